@@ -1,0 +1,256 @@
+"""Trains the bundled pipeline and writes it to pipelines/demo/model: `python -m pipelines.demo.train --help`.
+
+Three stages, each resumable from its checkpoint in the work directory: a small KL autoencoder on drawn
+pictures; the latents of every training scene; an SD3 transformer and two CLIP text encoders together, by
+rectified flow (Esser et al., Scaling Rectified Flow Transformers, arXiv 2403.03206, 2024). Pictures are drawn by
+code and every seed is fixed; nothing is downloaded.
+"""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from diffusers.models.attention_processor import JointAttnProcessor2_0
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
+
+from .scene import COLOURS, PLACES, RADII, SHAPES, Scene, split
+
+MODEL = Path(__file__).parent / "model"
+MAX_TOKENS = 20
+T5_TOKENS = 256  # what StableDiffusion3Pipeline appends as zeros when there is no T5 encoder
+
+
+def tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP BPE tokenizer in which every word of the language is one token and any other text still encodes."""
+    words = " ".join([*COLOURS, *RADII, *SHAPES, *PLACES, "a an on at in background"]).split()
+    alphabet = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
+    vocab = alphabet + [c + "</w>" for c in alphabet]
+    merges: list[tuple[str, str]] = []
+    for word in sorted(set(words)):
+        parts = [*word[:-1], word[-1] + "</w>"]
+        while len(parts) > 1:
+            pair = next((p for p in merges if p in zip(parts, parts[1:], strict=False)), (parts[0], parts[1]))
+            if pair not in merges:
+                merges.append(pair)
+                vocab.append("".join(pair))
+            at = next(i for i in range(len(parts) - 1) if (parts[i], parts[i + 1]) == pair)
+            parts[at : at + 2] = ["".join(pair)]
+    vocab = [*dict.fromkeys(vocab), "<|startoftext|>", "<|endoftext|>"]
+    made = CLIPTokenizer({t: i for i, t in enumerate(vocab)}, merges, model_max_length=MAX_TOKENS)
+    made.save_pretrained(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def text_encoder(tokens: CLIPTokenizer, width: int, projection: int) -> CLIPTextModelWithProjection:
+    return CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            vocab_size=len(tokens), hidden_size=width, intermediate_size=4 * width, projection_dim=projection,
+            num_hidden_layers=3, num_attention_heads=width // 32, max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokens.bos_token_id, eos_token_id=tokens.eos_token_id, pad_token_id=tokens.pad_token_id,
+        )
+    )  # fmt: skip
+
+
+def autoencoder() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=4, norm_num_groups=8, sample_size=64,
+        use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False,
+    )  # fmt: skip
+
+
+def transformer() -> SD3Transformer2DModel:
+    return SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=4, attention_head_dim=32,
+        num_attention_heads=5, joint_attention_dim=160, caption_projection_dim=160, pooled_projection_dim=128,
+        pos_embed_max_size=16, qk_norm="rms_norm",
+    )  # fmt: skip
+
+
+class CountedTokenProcessor(JointAttnProcessor2_0):
+    """Attention in which the last context token stands for T5_TOKENS equal ones.
+
+    n equal keys are one key whose logit is larger by log n, so training on one zero token gives exactly the
+    function that inference computes on all of them.
+    """
+
+    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        image = [heads(p(hidden_states)) for p in (attn.to_q, attn.to_k, attn.to_v)]
+        text = [heads(p(encoder_hidden_states)) for p in (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)]
+        image[:2] = attn.norm_q(image[0]), attn.norm_k(image[1])
+        text[:2] = attn.norm_added_q(text[0]), attn.norm_added_k(text[1])
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(image, text, strict=True))
+        bias = torch.zeros(1, 1, 1, k.shape[2])
+        bias[..., -1] = math.log(T5_TOKENS)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        tokens = hidden_states.shape[1]
+        context = out[:, tokens:]
+        return attn.to_out[0](out[:, :tokens]), context if attn.context_pre_only else attn.to_add_out(context)
+
+
+def drawn(scenes: list[Scene], seed: int) -> Tensor:
+    """Pictures of `scenes`, each moved and resized a little: (n, 3, 64, 64) in [-1, 1]."""
+    rng = np.random.default_rng(seed)
+    pictures = [s.draw(*rng.uniform(-1.0, 1.0, 2), rng.uniform(-0.4, 0.4)) for s in scenes]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def rate(step: int, steps: int, peak: float) -> float:
+    """Learning rate: linear warm-up over 200 steps, then a cosine to a hundredth of the peak."""
+    warm = min(1.0, (step + 1) / 200)
+    return peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+class Run:
+    """A training loop that shows progress, checkpoints every `every` steps and resumes from its checkpoint."""
+
+    def __init__(self, file: Path, modules: nn.ModuleDict, steps: int, peak: float, every: int = 500) -> None:
+        self.file, self.modules, self.steps, self.peak, self.every = file, modules, steps, peak, every
+        self.average = copy.deepcopy(modules).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(modules.parameters(), peak, betas=(0.9, 0.99), weight_decay=0.02, fused=True)
+        self.start = 0
+        if file.exists():
+            state = torch.load(file, weights_only=True)
+            modules.load_state_dict(state["modules"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.start = state["step"]
+
+    def __iter__(self) -> Iterator[tuple[int, torch.Generator]]:
+        began, done = time.monotonic(), self.start
+        for step in range(self.start, self.steps):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate(step, self.steps, self.peak)
+            yield step, torch.Generator().manual_seed(step)
+            if (step + 1) % self.every == 0 or step + 1 == self.steps:
+                self.save(step + 1)
+                left = (time.monotonic() - began) / (step + 1 - done) * (self.steps - step - 1)
+                print(f"{self.file.stem}: step {step + 1}/{self.steps}, loss {self.loss:.4f}, {left / 60:.0f} min left", flush=True)
+
+    def update(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        step = self.optimizer.state[next(iter(self.optimizer.state))]["step"].item()
+        decay = min(0.999, (1 + step) / (10 + step))
+        for mean, value in zip(self.average.parameters(), self.modules.parameters(), strict=True):
+            mean.lerp_(value.detach(), 1 - decay)
+        self.loss = 0.98 * getattr(self, "loss", loss.item()) + 0.02 * loss.item()
+
+    def save(self, step: int) -> None:
+        state = {"modules": self.modules.state_dict(), "average": self.average.state_dict(),
+                 "optimizer": self.optimizer.state_dict(), "step": step}  # fmt: skip
+        torch.save(state, self.file.with_suffix(".part"))
+        self.file.with_suffix(".part").replace(self.file)
+
+
+def train_autoencoder(work: Path, scenes: list[Scene], steps: int) -> AutoencoderKL:
+    run = Run(work / "vae.pt", nn.ModuleDict({"vae": autoencoder()}), steps, 2e-3, every=100)
+    vae = run.modules["vae"]
+    for step, rng in run:
+        chosen = torch.randint(len(scenes), (32,), generator=rng)
+        pictures = drawn([scenes[i] for i in chosen], seed=step)
+        posterior = vae.encode(pictures).latent_dist
+        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=rng)
+        error = vae.decode(latents).sample - pictures
+        run.update(error.abs().mean() + 2.0 * error.square().mean() + 1e-4 * posterior.kl().mean() / 64)
+    return run.average["vae"]
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, scenes: list[Scene], work: Path, copies: int) -> Tensor:
+    """Latents of every scene drawn `copies` times, normalised to zero mean and unit deviation: (copies, n, 4, 16, 16)."""
+    file = work / "latents.pt"
+    if not file.exists():
+        made = []
+        for copy_ in range(copies):
+            for at in range(0, len(scenes), 256):
+                batch = drawn(scenes[at : at + 256], seed=copy_ * 1_000_000 + at)
+                made.append(vae.encode(batch).latent_dist.mean)
+            print(f"latents: {copy_ + 1}/{copies}", flush=True)
+        torch.save(torch.cat(made).view(copies, len(scenes), 4, 16, 16), file)
+    latents = torch.load(file, weights_only=True)
+    vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
+    return (latents - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def text_states(ids: Tensor, modules: nn.ModuleDict) -> tuple[Tensor, Tensor]:
+    """What the pipeline gives the transformer for `ids`: states (n, 21, 160), one zero token last; pooled (n, 128)."""
+    encoded = [modules[name](ids, output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")]
+    states = torch.cat([e.hidden_states[-2] for e in encoded], dim=-1)
+    return F.pad(states, (0, 0, 0, 1)), torch.cat([e.text_embeds for e in encoded], dim=-1)
+
+
+def train_transformer(work: Path, scenes: list[Scene], latents: Tensor, tokens: CLIPTokenizer, steps: int) -> nn.ModuleDict:
+    modules = nn.ModuleDict({
+        "transformer": transformer(),
+        "text_encoder": text_encoder(tokens, 64, 48),
+        "text_encoder_2": text_encoder(tokens, 96, 80),
+    })  # fmt: skip
+    modules["transformer"].set_attn_processor(CountedTokenProcessor())
+    run = Run(work / "transformer.pt", modules, steps, 1e-3)
+    padded = dict(padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    ids = tokens([str(s) for s in scenes], **padded).input_ids
+    empty = tokens("", **padded).input_ids
+    for _, rng in run:
+        at = torch.randint(len(scenes), (64,), generator=rng)
+        clean = latents[torch.randint(len(latents), (64,), generator=rng), at]
+        said = torch.where(torch.rand(64, 1, generator=rng) < 0.1, empty, ids[at])
+        noise = torch.randn(clean.shape, generator=rng)
+        sigma = torch.sigmoid(torch.randn(64, generator=rng) + 0.3)
+        noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
+        states, pooled = text_states(said, modules)
+        velocity = modules["transformer"](
+            hidden_states=noisy, encoder_hidden_states=states, pooled_projections=pooled,
+            timestep=1000 * sigma, return_dict=False,
+        )[0]  # fmt: skip
+        run.update(F.mse_loss(velocity, noise - clean))
+    run.average["transformer"].set_attn_processor(JointAttnProcessor2_0())
+    return run.average
+
+
+def assemble(vae: AutoencoderKL, parts: nn.ModuleDict, tokens: CLIPTokenizer) -> StableDiffusion3Pipeline:
+    return StableDiffusion3Pipeline(
+        transformer=parts["transformer"], vae=vae, scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0),
+        text_encoder=parts["text_encoder"], tokenizer=tokens,
+        text_encoder_2=parts["text_encoder_2"], tokenizer_2=tokens,
+        text_encoder_3=None, tokenizer_3=None,
+    )  # fmt: skip
+
+
+@click.command()
+@click.option("--work", type=click.Path(path_type=Path), default=Path("build/demo"), help="Checkpoints; reused on the next start.")
+@click.option("--out", type=click.Path(path_type=Path), default=MODEL, help="Where the pipeline is written.")
+@click.option("--vae-steps", default=1000, show_default=True)
+@click.option("--steps", default=7000, show_default=True, help="Steps of the transformer, 64 pictures each.")
+@click.option("--copies", default=6, show_default=True, help="How often each training scene is drawn.")
+def main(work: Path, out: Path, vae_steps: int, steps: int, copies: int) -> None:
+    """Train the bundled text-to-image pipeline on the CPU (about 90 minutes on two cores)."""
+    torch.manual_seed(0)
+    work.mkdir(parents=True, exist_ok=True)
+    scenes, _ = split()
+    tokens = tokenizer(work / "tokenizer")
+    vae = train_autoencoder(work, scenes, vae_steps)
+    latents = encode(vae, scenes, work, copies)
+    parts = train_transformer(work, scenes, latents, tokens, steps)
+    assemble(vae, parts, tokens).to(torch.float16).save_pretrained(out)
+    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    print(json.dumps({"out": str(out), "bytes": size}))
+
+
+if __name__ == "__main__":
+    main()
