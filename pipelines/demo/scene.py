@@ -22,7 +22,7 @@ COLOURS = {
     "white": (245, 245, 245),
     "black": (22, 22, 22),
 }
-RADII = {"small": 6.0, "medium": 9.5, "large": 13.5}
+RADII = {"small": 7.0, "medium": 10.5, "large": 14.0}
 PLACES = {  # (row, column) of a 3x3 grid
     "at the top left": (0, 0),
     "at the top": (0, 1),

@@ -1,0 +1,51 @@
+"""Finds the modules of a pipeline that are called once or more a denoising step."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import nn
+
+from .errors import PipelineError
+
+_DENOISER = re.compile(r"Transformer|UNet|DiT|DiffNeXt|Prior$|Decoder3?DModel$")
+_OTHER = re.compile(r"ControlNet|Text|Autoencoder|VAE|VQ|Adapter|Vision|Encoder|Vocoder|Upsampl|Connector")
+
+
+def _parts(pipeline: Any, prefix: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
+    """Every module of a pipeline and of the pipelines inside it, with its dotted name."""
+    inner = {name: part for name, part in vars(pipeline).items() if isinstance(part, DiffusionPipeline)}
+    components = {name: getattr(pipeline, name, None) for name in pipeline.config if not name.startswith("_")}
+    for name, part in {**components, **inner}.items():
+        if isinstance(part, DiffusionPipeline):
+            if id(part) not in seen:
+                yield from _parts(part, f"{prefix}{name}.", seen | {id(pipeline)})
+        elif isinstance(part, nn.Module):
+            yield prefix + name, part
+
+
+def is_denoiser(module: nn.Module) -> bool:
+    """Whether a component is the kind of network that denoises: a diffusers transformer, UNet or prior."""
+    kind = type(getattr(module, "_orig_mod", module))  # torch.compile wraps the real module
+    return issubclass(kind, ModelMixin) and bool(_DENOISER.search(kind.__name__)) and not _OTHER.search(kind.__name__)
+
+
+def denoisers(pipeline: DiffusionPipeline, only: tuple[str, ...] = ()) -> dict[str, nn.Module]:
+    """The denoisers of `pipeline` by dotted name, each module once; `only` chooses some by name.
+
+    Raises PipelineError 2 when there is none, or none of a chosen name.
+    """
+    parts = list(_parts(pipeline))
+    found: dict[str, nn.Module] = {}
+    for name, module in sorted(parts, key=lambda part: part[0].count(".")):
+        if is_denoiser(module) and not any(module is other for other in found.values()):
+            found[name] = module
+    kind = type(pipeline).__name__
+    choices = ", ".join(sorted(name for name, _ in parts)) or "nothing"
+    if not found and not only:
+        raise PipelineError(f"{kind}: no transformer or UNet among its modules. Choose one of {choices} with --component.", 2)
+    for name in only:
+        if name not in dict(parts):
+            raise PipelineError(f"{kind}: no module '{name}'. Choose one of {choices}.", 2)
+    return {name: dict(parts)[name] for name in only} if only else found

@@ -1,0 +1,80 @@
+"""Looks at a model directory before anything of it is loaded or run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from .errors import PipelineError
+
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model directory; PipelineError 3 when it is not one."""
+    try:
+        value = json.loads(file.read_bytes())
+    except json.JSONDecodeError as error:
+        raise PipelineError(f"{file}: not valid JSON (line {error.lineno}). Download the file again.", 3) from None
+    except (UnicodeDecodeError, RecursionError):
+        raise PipelineError(f"{file}: not valid JSON. Download the file again.", 3) from None
+    if not isinstance(value, dict):
+        raise PipelineError(f"{file}: holds no JSON object. Download the file again.", 3)
+    return value
+
+
+def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str, Any]:
+    """The `model_index.json` of a diffusers directory whose files are safe to load.
+
+    Raises PipelineError: 2 no such directory; 3 not a pipeline, broken JSON, custom code, pickle weights only, a
+    truncated weights file.
+    """
+    if not directory.is_dir():
+        raise PipelineError(f"{directory}: no such model directory. Give a diffusers directory, or demo.", 2)
+    file = directory / "model_index.json"
+    if not file.is_file():
+        raise PipelineError(f"{directory}: no model_index.json. Give the directory of a whole diffusers pipeline.", 3)
+    index = read_json(file)
+    _refuse_code(directory, index, trust_remote_code)
+    for name, kind in index.items():
+        if not name.startswith("_") and isinstance(kind, list) and kind[-1] is not None:
+            if not (directory / name).is_dir():
+                raise PipelineError(f"{directory}: no folder {name}, which model_index.json names. Download it again.", 3)
+            _check_weights(directory / name)
+    return index
+
+
+def _refuse_code(directory: Path, index: dict[str, Any], trusted: bool) -> None:
+    own = [directory / f"{name}.py" for name in ("pipeline", index.get("_class_name")) if isinstance(name, str)]
+    if isinstance(index.get("_class_name"), list):
+        own.insert(0, directory / f"{index['_class_name'][0]}.py")
+    code = [f for f in own if f.is_file()] + [f for n in index if (directory / n).is_dir() for f in (directory / n).glob("*.py")]
+    if code and not trusted:
+        raise PipelineError(
+            f"{directory}: needs custom code ({code[0].relative_to(directory)}), which is not run. "
+            "Pass --trust-remote-code after reading it.", 3
+        )  # fmt: skip
+
+
+def _check_weights(folder: Path) -> None:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights and any(f.suffix in _PICKLES for f in folder.iterdir()):
+        raise PipelineError(f"{folder}: no safetensors weights; pickle weights are not loaded. Convert them first.", 3)
+    for file in weights:
+        try:
+            with safe_open(file, "pt", backend="pread"):
+                pass
+        except (SafetensorError, OSError) as error:
+            fact = str(error).removeprefix("Error while deserializing header: ")
+            raise PipelineError(f"{file}: truncated or damaged ({fact}). Download the file again.", 3) from None
+
+
+def stored_dtype(folder: Path) -> str | None:
+    """The floating dtype of a component's first stored weight ("float16", ...), or None."""
+    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt", backend="pread") as weights:
+            kinds = (weights.get_slice(key).get_dtype() for key in weights.keys())
+            return next((names[kind] for kind in kinds if kind in names), None)
+    return None

@@ -1,0 +1,147 @@
+"""Loads a diffusers pipeline from a directory, and refuses what would silently be another model."""
+
+import importlib
+import logging
+import warnings
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import nn
+
+from .denoisers import denoisers
+from .device import DTYPES
+from .errors import PipelineError
+from .inspection import inspect_model, stored_dtype
+
+log = logging.getLogger(__name__)
+DEMO = Path(__file__).parent / "demo" / "model"
+
+
+def model_directory(model: str) -> Path:
+    """The directory that a MODEL argument means: `demo` is the bundled pipeline."""
+    return DEMO if model == "demo" and not Path(model).exists() else Path(model)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the libraries' own progress bars and notes off the terminal; problems are errors here."""
+    levels = diffusers.logging.get_verbosity(), transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    diffusers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        diffusers.logging.set_verbosity(levels[0])
+        transformers.logging.set_verbosity(levels[1])
+        if bars:
+            transformers.logging.enable_progress_bar()
+            diffusers.logging.enable_progress_bar()
+
+
+def default_dtype(directory: Path, index: dict[str, Any], device: torch.device) -> torch.dtype:
+    """The dtype of the stored denoiser; on a CPU, where halves are slow, float32."""
+    names = [n for n, kind in index.items() if isinstance(kind, list) and kind[0] == "diffusers"]
+    stored = next((d for n in sorted(names, reverse=True) if (d := stored_dtype(directory / n))), "float32")
+    return torch.float32 if device.type == "cpu" else DTYPES[stored]
+
+
+def load_pipeline(
+    directory: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    offload: bool = False,
+    strict: bool = False,
+    trust_remote_code: bool = False,
+) -> Any:
+    """The pipeline of a diffusers directory, in evaluation mode, nothing downloaded, no pickle opened.
+
+    Raises PipelineError: what `inspect_model` refuses; 4 for missing or misshapen weights (and surplus ones when
+    `strict`); 6 for weights that are not finite.
+    """
+    index = inspect_model(directory, trust_remote_code)
+    device = device or torch.device("cpu")
+    dtype = dtype or default_dtype(directory, index, device)
+    common: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    with quiet():
+        kinds = {name: kind for name, kind in index.items() if isinstance(kind, list) and not name.startswith("_")}
+        # diffusers wants a component that was saved as absent to be passed as absent
+        parts: dict[str, Any] = {name: None for name, kind in kinds.items() if kind[-1] is None}
+        for name, kind in kinds.items():
+            if (model_class := _model_class(kind)) is not None:
+                parts[name] = _load_component(directory / name, model_class, common, strict)
+        try:
+            pipe = diffusers.DiffusionPipeline.from_pretrained(
+                directory, trust_remote_code=trust_remote_code, **common, **parts
+            )
+        except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise PipelineError(f"{directory}: {_one_line(error)}. Check the directory.", 3) from error
+    pipe.set_progress_bar_config(disable=True)
+    for name, module in denoisers(pipe).items():
+        check_finite(module, name)
+    if offload:
+        pipe.enable_model_cpu_offload(device=device)
+    return pipe if offload else pipe.to(device)
+
+
+def _model_class(kind: list[str | None]) -> Any:
+    """The model class that a model_index entry names, or None for what is not a model of the two libraries."""
+    library, name = kind
+    if library not in ("diffusers", "transformers") or name is None:
+        return None
+    found = getattr(importlib.import_module(library), name, None)
+    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+
+
+def _load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool) -> nn.Module:
+    files = list(folder.glob("*.safetensors"))
+    variants = {f.name.split(".")[1].split("-")[0] for f in files if f.name.count(".") == 2}
+    if variants and all(f.name.count(".") == 2 for f in files):
+        common = {**common, "variant": sorted(variants)[0]}
+    if issubclass(kind, transformers.PreTrainedModel):
+        common = {**common, "dtype": common["torch_dtype"]}
+        del common["torch_dtype"]
+    try:
+        module, info = kind.from_pretrained(folder, output_loading_info=True, **common)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        mismatch = "size mismatch" in str(error) or "shape" in str(error)
+        raise PipelineError(f"{folder}: {_one_line(error)}. Check the files.", 4 if mismatch else 3) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        count = f"{len(missing)} weight{'s' * (len(missing) > 1)} missing"
+        would = "they" if len(missing) > 1 else "it"
+        raise PipelineError(f"{folder}: {count} ({', '.join(missing[:5])}); {would} would be random. Download it again.", 4)
+    if info["mismatched_keys"]:
+        key = sorted(str(k[0] if isinstance(k, (tuple, list)) else k) for k in info["mismatched_keys"])[0]
+        raise PipelineError(f"{folder}: {key} has another shape than the model. Check config.json.", 4)
+    surplus = sorted(info["unexpected_keys"])
+    if surplus and strict:
+        raise PipelineError(f"{folder}: {len(surplus)} unknown weights ({', '.join(surplus[:5])}). Drop --strict to ignore them.", 4)
+    if surplus:
+        log.warning("%s: %d unknown weights are ignored (%s).", folder, len(surplus), ", ".join(surplus[:5]))
+    return module.eval()
+
+
+def check_finite(module: nn.Module, name: str) -> None:
+    """Raises PipelineError 6 when a floating weight of `module` holds NaN or infinity."""
+    for key, tensor in module.named_parameters():
+        if tensor.is_floating_point() and not tensor.is_meta and tensor.numel():
+            bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+            if bad:
+                fact = f"{bad} of {tensor.numel()} values not finite"
+                raise PipelineError(f"{name}.{key}: {fact}. Download the weights again or use another dtype.", 6)
+
+
+def _one_line(error: BaseException) -> str:
+    """The first sentence of a library's message."""
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".")[:300]

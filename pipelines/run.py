@@ -1,0 +1,90 @@
+"""Runs a pipeline on one prompt, whatever it calls its arguments."""
+
+import inspect
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from .errors import PipelineError
+from .family import Family
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run is asked for; None leaves the choice to the family, then to the pipeline."""
+
+    negative_prompt: str | None = None
+    steps: int | None = None
+    height: int | None = None
+    width: int | None = None
+    guidance_scale: float | None = None
+    seed: int = 0
+    arguments: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the pipeline's call
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able settings, without what was not asked for."""
+        known = {k: v for k, v in asdict(self).items() if v is not None and k != "arguments"}
+        return known | {f"arguments.{k}": repr(v) for k, v in self.arguments.items()}
+
+
+def prompt_seed(prompt: str, seed: int) -> int:
+    """The seed of a prompt's noise: it depends on the text, not on its place in the file."""
+    return (zlib.crc32(prompt.encode()) + seed) % 2**32
+
+
+def call_arguments(pipe: Any, family: Family, settings: RunSettings) -> dict[str, Any]:
+    """The keyword arguments of `pipe(...)` but for prompt and generator.
+
+    Raises PipelineError 2 when a setting was asked for that this pipeline does not take, or it needs more.
+    """
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    wanted = {
+        "negative_prompt": settings.negative_prompt,
+        "num_inference_steps": settings.steps,
+        "height": settings.height,
+        "width": settings.width,
+        "guidance_scale": settings.guidance_scale,
+        **settings.arguments,
+    }
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    kind = type(pipe).__name__
+    for name in wanted:
+        if name not in parameters:
+            raise PipelineError(f"{kind}: takes no argument {name}. Leave it out.", 2)
+    made = {name: value for name, value in family.defaults.items() if name in parameters} | wanted
+    given = {*made, "self", "prompt", "generator"}
+    for name, parameter in parameters.items():
+        free = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.default is parameter.empty and not free and name not in given:
+            raise PipelineError(f"{kind}: needs {name}. Give it with --arg {name}=VALUE.", 2)
+    return made
+
+
+def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
+    """The denoising steps one prompt takes, as far as the call's arguments and their defaults say; 0 if they do not."""
+    parameter = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
+    steps = arguments.get("num_inference_steps", parameter.default if parameter else 0)
+    return steps if isinstance(steps, int) else 0
+
+
+def run_prompt(
+    pipe: Any, prompt: str, arguments: Mapping[str, Any], seed: int, on_step: Callable[[int], None] = lambda step: None
+) -> Any:
+    """The output of `pipe` for `prompt`; `on_step(i)` is called when the pipeline says that its step i is done."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    extra: dict[str, Any] = dict(arguments)
+    if "prompt" in parameters:
+        extra["prompt"] = prompt
+    if "generator" in parameters:
+        extra["generator"] = torch.Generator("cpu").manual_seed(prompt_seed(prompt, seed))
+    if "callback_on_step_end" in parameters:
+
+        def done(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            on_step(step)
+            return {}
+
+        extra["callback_on_step_end"] = done
+    return pipe(**extra)
