@@ -1,0 +1,137 @@
+"""Tensors as bytes: which can be stored, what their bytes are called, and what numbers they hold.
+
+The key of a blob is sha256(dtype | shape | bytes): one mechanism tells what is stored already and what is damaged.
+"""
+
+import math
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import NamedTuple
+
+import torch
+
+from .errors import CaptureError
+
+# The names the safetensors format has for them.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+FLOAT16_MAX = torch.finfo(torch.float16).max
+MAX_ROWS = 64
+MIN_ROW_BYTES = 1024
+
+
+class Stats(NamedTuple):
+    """What a float tensor holds: extremes of its finite values (None without any), the count of values that are not
+    finite, and of float16 values that are as large as float16 goes (where pipelines clip)."""
+
+    minimum: float | None
+    maximum: float | None
+    nonfinite: int
+    saturated: int
+
+
+NO_STATS = Stats(None, None, 0, 0)
+
+
+def unsupported(tensor: torch.Tensor) -> str | None:
+    """Why `tensor` cannot be stored, or None when it can."""
+    if tensor.is_quantized:
+        return f"is a quantized tensor ({tensor.dtype})"
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return f"is a {str(tensor.layout).removeprefix('torch.')} tensor"
+    if tensor.is_meta:
+        return "is a meta tensor without values"
+    if tensor.dtype not in NAMES:
+        return f"is a tensor of {tensor.dtype}"
+    return None
+
+
+def settle(tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """`tensor` detached, contiguous and in CPU memory; True when that memory is a copy nobody else has."""
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    settled = plain.cpu().contiguous()
+    return settled, settled.data_ptr() != tensor.data_ptr()
+
+
+def rows_of(settled: torch.Tensor) -> Sequence[torch.Tensor] | None:
+    """The rows of dim 0 where storing them one by one can pay: both halves of classifier-free guidance are the same
+    latents. None where the tensor is stored as one blob."""
+    shape = settled.shape
+    if len(shape) < 2 or not 2 <= shape[0] <= MAX_ROWS or settled.nbytes // shape[0] < MIN_ROW_BYTES:
+        return None
+    return settled.unbind(0)
+
+
+def memory_of(settled: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, without a copy; writable where the tensor is."""
+    if settled.numel() == 0:
+        return memoryview(bytearray())
+    return settled.reshape(-1).view(torch.uint8).numpy().data
+
+
+def key_of(name: str, shape: Sequence[int], data: memoryview) -> str:
+    """The name of the blob with these bytes; `name` is the dtype's in the safetensors format."""
+    digest = sha256(f"{name}|{','.join(map(str, shape))}|".encode())
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def stats_of(settled: torch.Tensor) -> Stats | None:
+    """Stats of a float or complex tensor (of its real and imaginary parts); None for other dtypes."""
+    if settled.is_complex():
+        settled = torch.view_as_real(settled)
+    if not settled.is_floating_point():
+        return None
+    if settled.numel() == 0:
+        return NO_STATS
+    if settled.dtype.itemsize == 1:
+        settled = settled.float()
+    low, high = (value.item() for value in settled.aminmax())
+    if math.isfinite(low) and math.isfinite(high):
+        nonfinite, saturated = 0, 0
+        if settled.dtype == torch.float16 and max(high, -low) >= FLOAT16_MAX:
+            saturated = int((settled.abs() >= FLOAT16_MAX).sum())
+        return Stats(low + 0.0, high + 0.0, nonfinite, saturated)  # -0.0 or 0.0 would depend on the order of reading
+    finite = settled[settled.isfinite()]
+    inner = stats_of(finite) or NO_STATS
+    return inner._replace(nonfinite=settled.numel() - finite.numel())
+
+
+def join_stats(parts: Sequence[Stats | None]) -> Stats | None:
+    """The Stats of a tensor made of blobs with these."""
+    known = [part for part in parts if part is not None]
+    if not known:
+        return None
+    return Stats(
+        min((part.minimum for part in known if part.minimum is not None), default=None),
+        max((part.maximum for part in known if part.maximum is not None), default=None),
+        sum(part.nonfinite for part in known),
+        sum(part.saturated for part in known),
+    )
+
+
+def check_storable(tensor: torch.Tensor, path: str, owner: str = "") -> None:
+    """Raises CaptureError 3, naming the input, for a tensor that cannot be stored."""
+    fact = unsupported(tensor)
+    if fact is not None:
+        root = path.split(".")[0].split("[")[0]
+        raise CaptureError(f"{owner} '{path}': {fact}; exclude it with --drop-input {root}.".lstrip(), 3)

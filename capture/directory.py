@@ -1,0 +1,57 @@
+"""Whether a directory may become, or go on being, a capture."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import CaptureError
+from .files import LOCK_NAME, PARTIAL, Modes, make_directory, storage
+from .layout import CAPTURE, list_units, read_capture
+from .sealed import canonical
+
+
+def prepare(directory: Path, modes: Modes, resume: bool) -> None:
+    """Makes `directory` when it is absent; raises CaptureError 5 when a capture cannot be written there.
+
+    That is when it holds a capture and `resume` is False, when it holds anything else, or is no directory.
+    """
+    with storage(directory):
+        if not os.path.lexists(directory):
+            make_directory(directory, modes.directory)
+        names = [entry.name for entry in directory.iterdir()]
+    if CAPTURE not in names:
+        foreign = sorted(name for name in names if name != LOCK_NAME and not PARTIAL.fullmatch(name))
+        if foreign:
+            raise CaptureError(f"{directory}: not empty and not a capture (found {foreign[0]}).", 5)
+    elif not resume:
+        planned = read_capture(directory).get("prompts", "?")
+        stored = len(list_units(directory)) if "units" in names else 0
+        raise CaptureError(
+            f"{directory}: holds a capture ({stored} of {planned} prompts). Use --resume or another directory.", 5
+        )
+
+
+def check_same(directory: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises CaptureError 4 naming the first setting that differs; the prompts may."""
+    found = _difference(_settings(stored), _settings(json.loads(canonical(now))), "")
+    if found is not None:
+        name, before, after = found
+        raise CaptureError(
+            f"{directory}: captured with {name} {before}, now {after}. Use the same or another directory.", 4
+        )
+
+
+def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in manifest.items() if not name.startswith("prompt")}
+
+
+def _difference(before: Any, after: Any, name: str) -> tuple[str, Any, Any] | None:
+    """Dotted name and both values of the first difference, or None."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return None if canonical(before) == canonical(after) else (name, before, after)
+    for key in [*before, *(key for key in after if key not in before)]:
+        inner = _difference(before.get(key), after.get(key), f"{name}.{key}".lstrip("."))
+        if inner is not None:
+            return inner
+    return None

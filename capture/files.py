@@ -1,0 +1,359 @@
+"""Every write of Octavo: a file or directory is there whole, private and durable, or it is not there.
+
+A file is made under a name of its own, written, given its mode whatever the umask, and synced before it is renamed. A
+directory is filled in a staging directory beside its target and renamed. Every OSError becomes a CaptureError 5.
+"""
+
+# Descriptors, modes and O_NOFOLLOW are the point here, and pathlib has none of them.
+# ruff: noqa: PTH101, PTH102, PTH104, PTH105, PTH108, PTH116, PTH208
+
+import ctypes
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import UNSUPPORTED, CaptureError, storage_error
+from .sealed import digest_of, read_bytes, read_sealed, seal
+
+__all__ = [
+    "LOCK_NAME",
+    "Lock",
+    "Modes",
+    "SafeWriteUmask",
+    "Sink",
+    "clean",
+    "commit_directory",
+    "create",
+    "fsync_directory",
+    "lock",
+    "make_directory",
+    "read_bytes",
+    "read_sealed",
+    "remove",
+    "replace_directory",
+    "staging",
+    "storage",
+    "write_bytes",
+    "write_sealed",
+    "writing",
+]
+
+LOCK_NAME = ".lock"
+STAGING = re.compile(r"\.staging-[0-9a-f]{16}")
+PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")
+RENAME_EXCHANGE = 2
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Permissions: private, or readable for the group. Deployment tools refuse anything above 0640 and 0750."""
+
+    group_readable: bool = False
+
+    @property
+    def data(self) -> int:
+        return 0o440 if self.group_readable else 0o400
+
+    @property
+    def manifest(self) -> int:
+        return 0o640 if self.group_readable else 0o600
+
+    @property
+    def directory(self) -> int:
+        return 0o750 if self.group_readable else 0o700
+
+
+@contextmanager
+def storage(path: Path) -> Iterator[None]:
+    """Turns an OSError of the block into a CaptureError 5 about `path`; the OSError stays its __cause__."""
+    try:
+        yield
+    except OSError as exc:
+        raise storage_error(path, exc) from exc
+
+
+class Sink:
+    """A file being written; `write` takes all of any buffer. torch.save accepts it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.error: OSError | None = None  # torch.save turns it into a RuntimeError about positions
+
+    def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        size = rest = view.nbytes
+        try:
+            while rest:
+                rest -= os.write(self._descriptor, view[size - rest :])
+        except OSError as exc:
+            self.error = exc
+            raise
+        return size
+
+    def flush(self) -> None:
+        """Nothing is buffered here."""
+
+
+@contextmanager
+def create(path: Path, mode: int, shown: Path | None = None) -> Iterator[Sink]:
+    """A file that must not exist yet, for use inside a staging directory: written, given its mode, synced.
+
+    Errors are about `shown` where `path` is a name the user never sees.
+    """
+    shown = shown or path
+    with storage(shown):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o600)
+    sink = Sink(descriptor)
+    try:
+        yield sink
+        with storage(shown):
+            os.fchmod(descriptor, mode)
+            os.fsync(descriptor)
+    except Exception:
+        if sink.error is not None:
+            raise storage_error(shown, sink.error) from sink.error
+        raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(path: Path, mode: int) -> Iterator[Sink]:
+    """A file that replaces `path` in one step when the block ends well, and leaves no trace when it does not."""
+    temporary = path.with_name(f".partial-{secrets.token_hex(8)}")
+    try:
+        with create(temporary, mode, shown=path) as sink:
+            yield sink
+        with storage(path):
+            os.replace(temporary, path)
+        fsync_directory(path.parent)
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+
+
+def write_bytes(path: Path, data: bytes | memoryview, mode: int) -> None:
+    """`data` at `path`, replacing what is there in one step."""
+    with writing(path, mode) as sink:
+        sink.write(data)
+
+
+def write_sealed(path: Path, body: Any, mode: int) -> str:
+    """Writes `body` sealed (see sealed.py), replacing what is at `path`; returns the digest of the file."""
+    data = seal(body)
+    write_bytes(path, data, mode)
+    return digest_of(data)
+
+
+def fsync_directory(path: Path) -> None:
+    """Makes the names in a directory durable."""
+    with storage(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, durably; one that is not there is fine."""
+    with storage(path):
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+    fsync_directory(path.parent)
+
+
+def make_directory(path: Path, mode: int) -> None:
+    """Makes `path` and the parents it lacks, all with `mode` whatever the umask."""
+    with storage(path):
+        if not os.path.lexists(path.parent):
+            make_directory(path.parent, mode)
+        os.mkdir(path, 0o700)
+        os.chmod(path, mode)
+    fsync_directory(path.parent)
+
+
+@contextmanager
+def staging(parent: Path) -> Iterator[Path]:
+    """A directory in `parent` to fill and commit; what is still there when the block ends, however it ends, goes.
+
+    It is locked while this process lives: `clean` tells by that which ones are left of a dead process.
+    """
+    with storage(parent):
+        path, descriptor = _make_staging(parent)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _make_staging(parent: Path) -> tuple[Path, int]:
+    while True:
+        path = parent / f".staging-{secrets.token_hex(8)}"
+        os.mkdir(path, 0o700)
+        os.chmod(path, 0o700)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except BaseException:
+            os.close(descriptor)
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        if os.path.lexists(path):  # else a cleaner was here between mkdir and flock
+            return path, descriptor
+        os.close(descriptor)
+
+
+def clean(directory: Path) -> None:
+    """Removes what dead processes left: staging directories nobody holds, and partial files.
+
+    For a directory whose lock the caller holds; staging directories of living processes stay.
+    """
+    with storage(directory):
+        names = os.listdir(directory)
+    for name in names:
+        path = directory / name
+        if STAGING.fullmatch(name):
+            _remove_unlocked(path)
+        elif PARTIAL.fullmatch(name):
+            with suppress(OSError):
+                os.unlink(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(descriptor)
+
+
+def commit_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
+    """Renames a filled staging directory to `target`, durably. CaptureError 5 when anything is there already."""
+    with storage(target):
+        os.chmod(staged, mode)
+        fsync_directory(staged)
+        if os.path.lexists(target):
+            raise CaptureError(f"{target}: exists already. Choose another name or remove it.", 5)
+        os.rename(staged, target)
+    fsync_directory(target.parent)
+
+
+def replace_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
+    """Puts a filled staging directory in the place of `target`, if there is one: the old one or the staged one is
+    there at every instant, never a mixture. Where the system cannot exchange two names, there is an instant at which
+    the old one is only to be found as `.previous-NAME`; the next call puts it back."""
+    previous = target.with_name(f".previous-{target.name}"[:255])
+    with storage(target):
+        os.chmod(staged, mode)
+        fsync_directory(staged)
+        if os.path.lexists(previous) and not os.path.lexists(target):
+            os.rename(previous, target)
+        if not os.path.lexists(target):
+            os.rename(staged, target)
+        elif not _exchange(staged, target):
+            os.rename(target, previous)
+            os.rename(staged, target)
+    fsync_directory(target.parent)
+    for old in (staged, previous):
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps two names in one step (Linux renameat2); False where the kernel or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    here = -100  # AT_FDCWD
+    if renameat2(here, os.fsencode(one), here, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in UNSUPPORTED:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+class Lock:
+    """A directory held for this process until `release`; a killed process holds nothing."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor: int | None = descriptor
+
+    def release(self) -> None:
+        """Gives the directory free; a second call does nothing."""
+        if self._descriptor is not None:
+            with suppress(OSError):
+                os.unlink(self._path)  # while it is held: who opened it before finds another file there and retries
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def lock(directory: Path) -> Lock:
+    """Takes `directory` for this process, or raises CaptureError 5 at once, naming the process that has it."""
+    path = directory / LOCK_NAME
+    with storage(directory):
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+            try:
+                if _take(descriptor, path, directory):
+                    return Lock(path, descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+
+
+def _take(descriptor: int, path: Path, directory: Path) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        holder = re.fullmatch(r"(\d+) (\S+)\n", os.read(descriptor, 400).decode(errors="replace"))
+        who = f"pid {holder[1]} on host {holder[2]}" if holder else "another process"
+        raise CaptureError(f"{directory}: in use by {who}.", 5) from exc
+    held = os.fstat(descriptor)
+    try:
+        named = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    if (held.st_dev, held.st_ino) != (named.st_dev, named.st_ino):
+        return False
+    os.fchmod(descriptor, 0o600)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
+    return True
+
+
+class SafeWriteUmask:
+    """`with SafeWriteUmask():` files made inside get no more than 0400 (or what `umask` leaves); the umask comes back
+    whatever happens. The umask is the process's: one thread at a time is inside, and may enter again."""
+
+    _one_thread = threading.RLock()
+
+    def __init__(self, umask: int = 0o377) -> None:
+        self._umask = umask
+        self._before: list[int] = []
+
+    def __enter__(self) -> None:
+        self._one_thread.acquire()
+        self._before.append(os.umask(self._umask))
+
+    def __exit__(self, *_: object) -> None:
+        os.umask(self._before.pop())
+        self._one_thread.release()

@@ -1,0 +1,122 @@
+"""What lies where in a capture, and reading its sealed files."""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import CaptureError, damage
+from .files import storage
+from .parts import Part
+from .sealed import canonical, digest_of, open_regular, read_sealed
+from .tree import decode
+
+CAPTURE, UNITS, UNIT, COMPLETE = "capture.json", "units", "unit.json", "complete.json"
+SCHEMA = 1
+UNIT_NAME = re.compile(r"(\d{6,12})-([0-9a-f]{16})")
+DATA_NAME = re.compile(r"data-\d{3,9}\.safetensors")
+# what a body raises that is sealed well but is not one of ours
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
+
+
+class CallHeader(NamedTuple):
+    """A call without its arguments."""
+
+    component: str
+    index: int  # type: ignore[assignment]
+    step: int | None
+    timestep: float | None
+    context: str | None
+
+
+class Unit(NamedTuple):
+    """What a stored unit says of itself."""
+
+    index: int  # type: ignore[assignment]
+    key: str
+    info: dict[str, Any]
+    calls: list[CallHeader]
+    raw_bytes: int
+    stored_bytes: int
+    name: str  # of its directory
+    digest: str  # of its unit.json
+
+
+def unit_key(info: dict[str, Any]) -> str:
+    """The name of a unit with this info: 16 hexadecimal digits of the SHA-256 of its JSON."""
+    return digest_of(canonical(info))[:16]
+
+
+def remedy_for(directory: Path, name: str) -> str:
+    """What to do about a damaged unit."""
+    return f"Delete {directory / UNITS / name} and run capture --resume."
+
+
+def read_capture(directory: Path) -> dict[str, Any]:
+    """The manifest of the capture in `directory`. Raises CaptureError 3 when there is none, or none we know."""
+    path = directory / CAPTURE
+    if not path.is_symlink() and not path.exists():
+        fact = "not a capture (no capture.json)" if directory.is_dir() else "no such capture"
+        raise CaptureError(f"{directory}: {fact}. Make one with octavo capture.", 3)
+    body = read_sealed(path, "Capture again into another directory.").body
+    schema = body.get("schema") if isinstance(body, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        versions = f"1-{SCHEMA}" if SCHEMA > 1 else "1"
+        raise CaptureError(f"{directory}: written by format {schema}; this version reads {versions}. Upgrade.", 3)
+    if schema != SCHEMA or not isinstance(body.get("manifest"), dict):
+        raise damage(path, "not the manifest of a capture", "Capture again into another directory.")
+    return body["manifest"]
+
+
+def list_units(directory: Path) -> dict[int, str]:
+    """The directory names of the units that are there, by index, in the order of the indices."""
+    units = directory / UNITS
+    with storage(units):
+        if units.is_symlink():
+            raise damage(units, "symbolic link inside the capture", "Put the directory itself there.")
+        if not units.is_dir():
+            raise damage(units, "missing", "Run capture --resume.")
+        names = sorted(entry.name for entry in units.iterdir() if not entry.name.startswith("."))
+    found: dict[int, str] = {}
+    for name in names:
+        matched = UNIT_NAME.fullmatch(name)
+        path = units / name
+        if path.is_symlink():
+            raise damage(path, "symbolic link inside the capture", remedy_for(directory, name))
+        if matched is None or not path.is_dir():
+            raise damage(path, "not a unit of a capture", f"Delete {path}.")
+        index = int(matched[1])
+        if index in found:
+            raise damage(path, f"a second unit {index} beside {found[index]}", "Delete the one that is not yours.")
+        found[index] = name
+    return dict(sorted(found.items()))
+
+
+def read_unit(directory: Path, name: str) -> tuple[Unit, dict[str, Any]]:
+    """A unit and the body of its unit.json, which is as it was sealed; its data files are there in their sizes."""
+    remedy = remedy_for(directory, name)
+    path = directory / UNITS / name / UNIT
+    body, digest = read_sealed(path, remedy)
+    try:
+        calls = [_header(record) for record in body["calls"]]
+        sizes = (int(body["raw_bytes"]), int(body["stored_bytes"]))
+        unit = Unit(int(body["index"]), str(body["key"]), dict(body["info"]), calls, *sizes, name, digest)
+        parts = [Part(**part) for part in body["parts"]]
+        if name != f"{unit.index:06d}-{unit.key}" or unit.key != unit_key(unit.info):
+            raise ValueError("its name is not its content's")
+        if any(DATA_NAME.fullmatch(part.file) is None for part in parts):
+            raise ValueError("a data file elsewhere")
+    except MALFORMED as exc:
+        raise damage(path, f"not a unit of a capture ({exc})", remedy) from exc
+    for part in parts:
+        with open_regular(path.with_name(part.file), remedy) as (_, size):
+            if size != part.bytes:
+                raise damage(path.with_name(part.file), f"damaged (checksum: {size} bytes, not {part.bytes})", remedy)
+    return unit, body
+
+
+def _header(record: dict[str, Any]) -> CallHeader:
+    component, index, step, context = (record[field] for field in ("component", "index", "step", "context"))
+    timestep = decode(record["timestep"], lambda _: None)
+    if not isinstance(component, str) or type(index) is not int:
+        raise ValueError("a call without a name")
+    return CallHeader(component, index, step, timestep, context)

@@ -1,0 +1,212 @@
+"""Reading a capture: everything is checked against its digest before it is used."""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+
+from .blobs import DTYPES, Stats, join_stats
+from .errors import CaptureError, damage
+from .layout import (
+    COMPLETE,
+    MALFORMED,
+    UNITS,
+    CallHeader,
+    Unit,
+    list_units,
+    read_capture,
+    read_unit,
+    remedy_for,
+)
+from .parts import Blob, Part, matches, read_blob, read_header
+from .sealed import open_regular, read_sealed
+from .tree import decode
+from .unit import Call
+
+__all__ = ["Call", "CallHeader", "Capture", "TensorInfo", "Unit"]
+
+
+class TensorInfo(NamedTuple):
+    """A stored tensor without its values."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stats: Stats | None  # of float tensors
+
+
+class Capture:
+    """A finished capture; `open` it, then walk `calls` as often as needed.
+
+    `directory`, `manifest`, `units` (without arguments), and `planned`: how many units the capture was to have.
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any], units: list[Unit]) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.units = units
+        self.planned = manifest.get("prompts", len(units))
+
+    @classmethod
+    def open(cls, directory: str | Path, *, allow_incomplete: bool = False) -> Self:
+        """Reads the manifests of a capture. Raises CaptureError 3 when any of it is missing, damaged or not ours, 4
+        when it is not finished (unless allowed) or holds nothing."""
+        path = Path(directory)
+        manifest = read_capture(path)
+        names = list_units(path)
+        finished = path / COMPLETE
+        if finished.exists() or finished.is_symlink():
+            units = _listed(path, names)
+        elif allow_incomplete:
+            units = [read_unit(path, name)[0] for name in names.values()]
+        else:
+            raise CaptureError(
+                f"{path}: capture not finished ({len(names)} of {manifest.get('prompts', '?')}). "
+                "Finish with --resume or pass --allow-incomplete.",
+                4,
+            )
+        if not any(unit.calls for unit in units):
+            raise CaptureError(f"{path}: holds no samples. Capture again.", 4)
+        return cls(path, manifest, units)
+
+    def calls(
+        self,
+        component: str | None = None,
+        *,
+        units: Collection[int] | None = None,
+        where: Callable[[CallHeader], bool] | None = None,
+    ) -> Iterator[Call]:
+        """The calls in the order they were heard: of one component, of the units with these indices, those `where`
+        is true of. Needs the memory of one call; the tensors are the caller's to change."""
+        for unit in self._chosen(units):
+            with _opened(self.directory, unit) as source:
+                yield from source.calls(component, where, source.tensor)
+
+    def descriptions(
+        self,
+        component: str | None = None,
+        *,
+        units: Collection[int] | None = None,
+        where: Callable[[CallHeader], bool] | None = None,
+    ) -> Iterator[Call]:
+        """As `calls`, with a TensorInfo in the place of each tensor; reads no data."""
+        for unit in self._chosen(units):
+            with _opened(self.directory, unit) as source:
+                yield from source.calls(component, where, source.describe)
+
+    def verify(self) -> None:
+        """Reads every byte; raises CaptureError 3 on the first damage, naming the file and the remedy."""
+        for unit in self.units:
+            with _opened(self.directory, unit) as source:
+                source.verify()
+                for _ in source.calls(None, None, source.describe):
+                    pass
+
+    def _chosen(self, units: Collection[int] | None) -> list[Unit]:
+        return [unit for unit in self.units if units is None or unit.index in units]
+
+
+def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
+    """The units complete.json lists, which must be those that are there."""
+    path = directory / COMPLETE
+    remedy = f"Delete {path} and run capture --resume."
+    try:
+        digests = dict(read_sealed(path, remedy).body["units"])
+    except MALFORMED as exc:
+        raise damage(path, f"not the list of a capture ({exc})", remedy) from exc
+    for name in names.values():
+        if name not in digests:
+            raise damage(directory / UNITS / name, "not listed in complete.json", remedy_for(directory, name))
+    units = []
+    for name in sorted(digests):
+        if name not in names.values():
+            raise damage(directory / UNITS / name, "missing", "Run capture --resume.")
+        unit, _ = read_unit(directory, name)
+        if unit.digest != digests[name]:
+            fact = "not the unit complete.json lists (checksum)"
+            raise damage(directory / UNITS / name, fact, remedy_for(directory, name))
+        units.append(unit)
+    return units
+
+
+class _Source:
+    """The open data files of one unit, and which of its blobs were checked already."""
+
+    def __init__(self, folder: Path, remedy: str, body: dict[str, Any]) -> None:
+        self.folder, self.remedy, self.body = folder, remedy, body
+        self.paths = [folder / part["file"] for part in body["parts"]]
+        self.descriptors: list[int] = []
+        self.blobs: list[dict[str, Blob]] = []
+        self.checked: set[str] = set()
+
+    def open(self, stack: ExitStack) -> None:
+        for path, part in zip(self.paths, self.body["parts"], strict=True):
+            descriptor, size = stack.enter_context(open_regular(path, self.remedy))
+            self.blobs.append(read_header(descriptor, size, Part(**part), path, self.remedy))
+            self.descriptors.append(descriptor)
+
+    def calls(
+        self, component: str | None, where: Callable[[CallHeader], bool] | None, get: Callable[[Any], Any]
+    ) -> Iterator[Call]:
+        for record in self.body["calls"]:
+            header = CallHeader(*(record[name] for name in CallHeader._fields))
+            header = header._replace(timestep=decode(header.timestep, get))
+            if (component is not None and header.component != component) or (where and not where(header)):
+                continue
+            try:
+                args = tuple(decode(value, get) for value in record["args"])
+                kwargs = {name: decode(value, get) for name, value in record["kwargs"]}
+            except MALFORMED as exc:
+                raise damage(self.folder / "unit.json", f"not a unit of a capture ({exc})", self.remedy) from exc
+            yield Call(*header, args, kwargs)
+
+    def tensor(self, entry: int) -> torch.Tensor:
+        name, shape, keys = self.body["tensors"][entry]
+        found = [self._find(key) for key in keys]
+        expected = (tuple(shape),) if len(keys) == 1 else (tuple(shape[1:]),) * shape[0]
+        if tuple(blob.shape for _, blob in found) != expected:
+            raise ValueError("a tensor whose rows do not fit")
+        tensor = torch.empty(shape, dtype=DTYPES[name])
+        rows = [tensor] if len(keys) == 1 else list(tensor.unbind(0))
+        for key, row, (part, blob) in zip(keys, rows, found, strict=True):
+            if blob.dtype != tensor.dtype:
+                raise ValueError("a tensor of another dtype than its bytes")
+            self._read(key, part, blob, row)
+        return tensor
+
+    def describe(self, entry: int) -> TensorInfo:
+        name, shape, keys = self.body["tensors"][entry]
+        stats = [self.body["blobs"][key][1] for key in keys]
+        return TensorInfo(DTYPES[name], tuple(shape), join_stats([Stats(*found) if found else None for found in stats]))
+
+    def verify(self) -> None:
+        for part, blobs in enumerate(self.blobs):
+            for key, blob in blobs.items():
+                self._read(key, part, blob, torch.empty(blob.shape, dtype=blob.dtype))
+        for key in self.body["blobs"]:
+            self._find(key)
+
+    def _find(self, key: str) -> tuple[int, Blob]:
+        part = self.body["blobs"][key][0]
+        return part, self.blobs[part][key]
+
+    def _read(self, key: str, part: int, blob: Blob, into: torch.Tensor) -> None:
+        read_blob(self.descriptors[part], blob, into, self.paths[part], self.remedy)
+        if key not in self.checked:
+            if not matches(key, blob, into):
+                raise damage(self.paths[part], "damaged (checksum)", self.remedy)
+            self.checked.add(key)
+
+
+@contextmanager
+def _opened(directory: Path, unit: Unit) -> Iterator[_Source]:
+    remedy = remedy_for(directory, unit.name)
+    again, body = read_unit(directory, unit.name)
+    folder = directory / UNITS / unit.name
+    if again.digest != unit.digest:
+        raise damage(folder / "unit.json", "changed since it was opened", "Open the capture again.")
+    source = _Source(folder, remedy, body)
+    with ExitStack() as stack:
+        source.open(stack)
+        yield source

@@ -1,0 +1,107 @@
+"""Reading with limits, and sealed JSON: a file that says what its content must hash to."""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import CaptureError, damage, storage_error
+
+MANIFEST_LIMIT = 64 << 20
+HEAD = b'{"sha256": "'
+MIDDLE = b'", "body": '
+TAIL = b"}\n"
+
+
+@contextmanager
+def open_regular(path: Path, remedy: str = "") -> Iterator[tuple[int, int]]:
+    """Descriptor and size of a regular file; links, FIFOs, devices and directories are refused unread."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as exc:
+        raise _open_error(path, exc, remedy) from exc
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise damage(path, "not a regular file", remedy)
+        yield descriptor, status.st_size
+    finally:
+        os.close(descriptor)
+
+
+def _open_error(path: Path, exc: OSError, remedy: str) -> CaptureError:
+    if exc.errno in (errno.ENOENT, errno.ENOTDIR):
+        return damage(path, "missing", remedy)
+    if exc.errno == errno.ELOOP:
+        return damage(path, "symbolic link inside the capture", remedy)
+    if exc.errno in (errno.ENXIO, errno.ENODEV):
+        return damage(path, "not a regular file", remedy)
+    return storage_error(path, exc)
+
+
+def pread(descriptor: int, view: memoryview, offset: int, path: Path, remedy: str = "") -> None:
+    """Fills `view` from `offset` on; a file that ends before is damaged."""
+    done = 0
+    while done < view.nbytes:
+        try:
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+        except OSError as exc:
+            raise storage_error(path, exc) from exc
+        if count == 0:
+            raise damage(path, "damaged (truncated)", remedy)
+        done += count
+
+
+def read_bytes(path: Path, limit: int = MANIFEST_LIMIT, remedy: str = "") -> bytes:
+    """The content of a regular file of at most `limit` bytes."""
+    with open_regular(path, remedy) as (descriptor, size):
+        if size > limit:
+            raise damage(path, f"larger than {limit >> 20} MiB", remedy)
+        data = bytearray(size)
+        pread(descriptor, memoryview(data), 0, path, remedy)
+    return bytes(data)
+
+
+def digest_of(data: bytes) -> str:
+    """The hexadecimal SHA-256 of `data`."""
+    return sha256(data).hexdigest()
+
+
+def canonical(body: Any) -> bytes:
+    """JSON with one spelling: the same value is the same bytes."""
+    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+class Sealed(NamedTuple):
+    """A body that was what its seal says, and the digest of the whole file."""
+
+    body: Any
+    digest: str
+
+
+def seal(body: Any) -> bytes:
+    """The bytes of a sealed file. Raises CaptureError 5 when no reader would take them."""
+    content = canonical(body)
+    data = HEAD + digest_of(content).encode() + MIDDLE + content + TAIL
+    if len(data) > MANIFEST_LIMIT:
+        raise CaptureError(f"manifest: larger than {MANIFEST_LIMIT >> 20} MiB. Keep fewer steps a prompt (--keep).", 5)
+    return data
+
+
+def read_sealed(path: Path, remedy: str = "", limit: int = MANIFEST_LIMIT) -> Sealed:
+    """What `write_sealed` wrote; anything else, to the last bit, is a CaptureError 3."""
+    data = read_bytes(path, limit, remedy)
+    start = len(HEAD) + 64 + len(MIDDLE)
+    content = data[start : -len(TAIL)]
+    if data != HEAD + digest_of(content).encode() + MIDDLE + content + TAIL:
+        raise damage(path, "damaged (checksum)", remedy)
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError) as exc:
+        raise damage(path, "damaged (not JSON)", remedy) from exc
+    return Sealed(body, digest_of(data))

@@ -1,0 +1,146 @@
+"""The capture on disk while it is written.
+
+CAPTURE/capture.json                 sealed: the schema and the manifest; written first
+CAPTURE/units/000007-KEY/            the calls of one prompt: whole, or not there
+    data-000.safetensors             blobs under their content keys, parts of at most 256 MiB
+    unit.json                        sealed: parts, blobs, tensors, calls
+CAPTURE/complete.json                sealed: the units and the digests of their unit.json; absent = not finished
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from .directory import check_same, prepare
+from .errors import NO_SPACE, CaptureError
+from .files import Lock, Modes, clean, commit_directory, lock, make_directory, remove, staging, write_sealed
+from .layout import CAPTURE, COMPLETE, SCHEMA, UNITS, list_units, read_capture, read_unit, unit_key
+from .sealed import canonical
+from .unit import Call, UnitWriter
+
+__all__ = ["Call", "CaptureWriter", "UnitWriter", "unit_key"]
+
+
+class CaptureWriter:
+    """A capture being written by this process alone: `create` it, fill `unit`s, `complete` it, `close` it.
+
+    with CaptureWriter.create("capture", {"pipeline": "...", "steps": 28, "prompts": 50}) as writer:
+        with writer.unit(0, {"prompt": "an otter", "seed": 0}) as unit:
+            unit.add(call)
+        writer.complete()
+
+    `stored` maps the indices of the units that are there to their keys (see unit_key).
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any], modes: Modes, held: Lock) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.stored: dict[int, str] = {}
+        self.stored_bytes = 0
+        self._modes, self._held = modes, held
+
+    @classmethod
+    def create(
+        cls, directory: str | Path, manifest: dict[str, Any], *, resume: bool = False, group_readable: bool = False
+    ) -> Self:
+        """Takes `directory` (made when absent) for a capture with this manifest.
+
+        `manifest["prompts"]` is how many units are planned. With `resume`, a capture that is there goes on: its
+        manifest must be this one except for top-level keys that begin with "prompt". A symbolic link is resolved
+        once: `self.directory` tells where to. Raises CaptureError 4 when the manifests differ, 5 when the directory
+        cannot be had, 3 when what is there is damaged.
+        """
+        path, modes = Path(os.path.realpath(directory)), Modes(group_readable)
+        prepare(path, modes, resume)
+        held = lock(path)
+        try:
+            writer = cls(path, manifest, modes, held)
+            writer._start(resume)
+        except BaseException:
+            held.release()
+            raise
+        return writer
+
+    def _start(self, resume: bool) -> None:
+        clean(self.directory)
+        prepare(self.directory, self._modes, resume)  # again: now nobody else changes it
+        body = {"schema": SCHEMA, "manifest": self.manifest}
+        canonical(body)
+        path = self.directory / CAPTURE
+        if path.exists():
+            stored = read_capture(self.directory)
+            check_same(self.directory, stored, self.manifest)
+            if canonical(stored) != canonical(self.manifest):
+                write_sealed(path, body, self._modes.manifest)
+        else:
+            write_sealed(path, body, self._modes.manifest)
+        units = self.directory / UNITS
+        if not units.exists():
+            make_directory(units, self._modes.directory)
+        clean(units)
+        for index, name in list_units(self.directory).items():
+            unit, _ = read_unit(self.directory, name)
+            self.stored[index] = unit.key
+            self.stored_bytes += unit.stored_bytes
+
+    @contextmanager
+    def unit(self, index: int, info: dict[str, Any]) -> Iterator[UnitWriter]:
+        """A unit to fill: committed when the block ends well, dropped without a trace when anything is raised.
+
+        `info` is what the unit depends on (prompt, negative prompt, seed, size, steps, ...), as JSON.
+        """
+        key = unit_key(info)
+        if index in self.stored:
+            raise CaptureError(f"{self.directory}: unit {index} is stored already. Choose another index.", 4)
+        remove(self.directory / COMPLETE)
+        target = self.directory / UNITS / f"{index:06d}-{key}"
+        writer: UnitWriter | None = None
+        try:
+            with staging(self.directory / UNITS) as staged:
+                writer = UnitWriter(staged, self._modes, index, key, info)
+                yield writer
+                writer.finish()
+                commit_directory(staged, target, self._modes.directory)
+        except CaptureError as exc:
+            raise self._with_count(exc, writer) from exc.__cause__
+        finally:
+            if target.exists():
+                self.stored[index] = key
+        self.stored_bytes += writer.stored_bytes
+
+    def _with_count(self, exc: CaptureError, writer: UnitWriter | None) -> CaptureError:
+        """A full disk, told with what is stored and how much is missing; any other error as it is."""
+        if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno in NO_SPACE):
+            return exc
+        planned = max(int(self.manifest.get("prompts") or 0), len(self.stored) + 1)
+        unit = writer.stored_bytes if writer else 0
+        if self.stored:
+            unit = max(unit, self.stored_bytes // len(self.stored))
+        needs = max(1, -(-unit * (planned - len(self.stored)) >> 20))
+        return CaptureError(
+            f"{self.directory}: no space left (needs about {needs} MiB more). {len(self.stored)} of {planned} prompts "
+            "are stored; free space and run again with --resume.",
+            5,
+        )
+
+    def complete(self) -> None:
+        """Marks the capture as finished: lists the units and their digests."""
+        names = list_units(self.directory)
+        units = {name: read_unit(self.directory, name)[0].digest for name in names.values()}
+        try:
+            write_sealed(self.directory / COMPLETE, {"units": units}, self._modes.manifest)
+        except CaptureError as exc:
+            raise self._with_count(exc, None) from exc.__cause__
+
+    def close(self) -> None:
+        """Gives the directory free for other processes."""
+        self._held.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

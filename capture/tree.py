@@ -1,0 +1,144 @@
+"""Nested arguments as JSON and back, type by type.
+
+A value of JSON stands for itself when reading gives it back exactly: null, true, 7, 0.5, "text", [lists]. Everything
+else is an object with one key, its tag: {"tuple": [...]}, {"dict": [[key, value], ...]}, {"Size": [...]},
+{"dtype": "float16"}, {"device": "cuda:0"}, {"float": "inf"}, {"int": "0x..."}, {"str": hex}, {"bytes": hex},
+{"complex": [re, im]}, {"numpy": [dtype, hex]}, {"tensor": what put_tensor returned}.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from .errors import CaptureError
+
+MAX_DEPTH = 16
+MAX_VALUES = 100_000  # in one argument; lists that share their parts can stand for far more values than they hold
+TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+PutTensor = Callable[[torch.Tensor, str], Any]
+GetTensor = Callable[[Any], Any]
+
+
+def encode(value: object, put_tensor: PutTensor, path: str = "value", owner: str = "") -> Any:
+    """The JSON form of `value`. `put_tensor(tensor, path)` returns what stands for a tensor.
+
+    `path` names the value in errors ("added_cond_kwargs.time_ids"), `owner` whose it is ("transformer input").
+    Raises CaptureError 3 for a type that cannot be given back exactly, and for nesting deeper than MAX_DEPTH.
+    """
+    return _encode(value, put_tensor, path, f"{owner} ".lstrip(), 0, iter(range(MAX_VALUES)))
+
+
+def _encode(value: object, put: PutTensor, path: str, owner: str, depth: int, budget: Iterator[int]) -> Any:
+    if depth > MAX_DEPTH:
+        raise refusal(owner, path, f"nested deeper than {MAX_DEPTH} levels")
+    if next(budget, None) is None:
+        raise refusal(owner, path, f"holds more than {MAX_VALUES} values")
+
+    def inner(item: object, name: str) -> Any:
+        return _encode(item, put, name, owner, depth + 1, budget)
+
+    kind = type(value)
+    if kind in SCALARS:
+        return SCALARS[kind](value)
+    if isinstance(value, list | tuple) and kind in (list, tuple, torch.Size):
+        items = [inner(item, f"{path}[{number}]") for number, item in enumerate(value)]
+        return items if kind is list else {kind.__name__: items}
+    if isinstance(value, dict) and kind is dict:
+        return {"dict": [[inner(key, f"{path} key"), inner(item, f"{path}.{key}")] for key, item in value.items()]}
+    if isinstance(value, torch.Tensor) and kind in TENSOR_TYPES:
+        return {"tensor": put(value, path)}
+    if isinstance(value, np.generic) and value.dtype.kind in "biufc":
+        return {"numpy": [value.dtype.str, value.tobytes().hex()]}
+    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+    raise refusal(owner, path, f"cannot store a value of type {name}")
+
+
+def refusal(owner: str, path: str, fact: str) -> CaptureError:
+    """The error of an input that cannot be stored; `owner` ends with a space unless it is empty."""
+    root = path.split(".")[0].split("[")[0].split(" ")[0]
+    return CaptureError(f"{owner}'{path}': {fact}; exclude it with --drop-input {root}.", 3)
+
+
+def _encode_int(value: int) -> Any:
+    return value if -(2**63) <= value < 2**64 else {"int": hex(value)}
+
+
+def _encode_float(value: float) -> Any:
+    return value if math.isfinite(value) else {"float": repr(value)}
+
+
+def _encode_str(value: str) -> Any:
+    # JSON joins two neighbouring surrogates into one character
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        return {"str": value.encode("utf-8", "surrogatepass").hex()}
+    return value
+
+
+SCALARS: dict[type, Callable[[Any], Any]] = {
+    type(None): lambda value: value,
+    bool: lambda value: value,
+    int: _encode_int,
+    float: _encode_float,
+    str: _encode_str,
+    bytes: lambda value: {"bytes": value.hex()},
+    complex: lambda value: {"complex": [repr(value.real), repr(value.imag)]},
+    torch.dtype: lambda value: {"dtype": str(value).removeprefix("torch.")},
+    torch.device: lambda value: {"device": str(value)},
+}
+
+
+def decode(tree: Any, get_tensor: GetTensor) -> Any:
+    """The value of which `encode` made `tree`; `get_tensor` is given what put_tensor returned.
+
+    Raises ValueError, TypeError, KeyError or AttributeError when `tree` is none of encode's.
+    """
+    return _decode(tree, get_tensor, 0)
+
+
+def _decode(tree: Any, get: GetTensor, depth: int) -> Any:
+    if depth > MAX_DEPTH:
+        raise ValueError("nested too deep")
+    if tree is None or isinstance(tree, bool | int | float | str):
+        return tree
+    if isinstance(tree, list):
+        return [_decode(item, get, depth + 1) for item in tree]
+    ((tag, content),) = tree.items()
+    if tag == "tensor":
+        return get(content)
+    if tag == "dict":
+        return {_decode(key, get, depth + 1): _decode(item, get, depth + 1) for key, item in content}
+    if tag == "tuple":
+        return tuple(_decode(item, get, depth + 1) for item in content)
+    return TAGS[tag](content)
+
+
+def _decode_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{name} is not a dtype")
+    return dtype
+
+
+def _decode_numpy(content: list[str]) -> np.generic:
+    code, raw = content
+    dtype = np.dtype(code)
+    if dtype.kind not in "biufc":
+        raise ValueError(f"{code} is not a number")
+    return np.frombuffer(bytes.fromhex(raw), dtype=dtype, count=1)[0]
+
+
+TAGS: dict[str, Callable[[Any], Any]] = {
+    "Size": torch.Size,
+    "int": lambda content: int(content, 16),
+    "float": lambda content: {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[content],
+    "str": lambda content: bytes.fromhex(content).decode("utf-8", "surrogatepass"),
+    "bytes": bytes.fromhex,
+    "complex": lambda content: complex(float(content[0]), float(content[1])),
+    "dtype": _decode_dtype,
+    "device": torch.device,
+    "numpy": _decode_numpy,
+}

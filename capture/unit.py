@@ -1,0 +1,178 @@
+"""One unit of a capture while it is written: the calls of one prompt, in a staging directory."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from .blobs import NAMES, Stats, check_storable, join_stats, key_of, memory_of, rows_of, settle, stats_of
+from .errors import CaptureError
+from .files import Modes, create
+from .parts import PART_BYTES, Part, split_parts, write_part
+from .sealed import seal
+from .tree import encode
+
+
+class Call(NamedTuple):
+    """One call of a denoiser: what is heard, and what is read back."""
+
+    component: str
+    index: int  # type: ignore[assignment]  # of the calls of this component in this unit
+    step: int | None
+    timestep: float | None
+    context: str | None  # the pipeline's name for it, e.g. "cond"
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Heard(NamedTuple):
+    """A tensor as it was when it was stored: where it lay, and which entry of the unit's tensors it became."""
+
+    version: int
+    pointer: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+    entry: int
+
+
+class UnitWriter:
+    """Takes calls one by one, keeps what is new of them and writes it in parts; made by CaptureWriter.unit.
+
+    A tensor object not written to since it was last heard is known at once; otherwise its bytes are hashed. Of
+    several tensors or rows with the same bytes one is stored.
+    """
+
+    def __init__(self, staged: Path, modes: Modes, index: int, key: str, info: dict[str, Any]) -> None:
+        self.calls = 0
+        self.raw_bytes = 0
+        self.stored_bytes = 0
+        self.last: dict[str, Stats] = {}
+        self._staged, self._modes = staged, modes
+        self._head = {"index": index, "key": key, "info": info}
+        self._records: list[dict[str, Any]] = []
+        self._entries: dict[tuple[str, torch.Size, tuple[str, ...]], int] = {}
+        self._entry_stats: list[Stats | None] = []
+        self._stats: dict[str, Stats | None] = {}
+        self._pending: dict[str, torch.Tensor] = {}
+        self._pending_bytes = 0
+        self._part_of: dict[str, int] = {}
+        self._parts: list[Part] = []
+        self._heard = WeakTensorKeyDictionary()
+
+    def add(self, call: Call, accept: Callable[[dict[str, Stats]], bool] | None = None) -> dict[str, Stats]:
+        """Stores a call and returns the Stats of its float tensors by their path, e.g. "added_cond_kwargs.time_ids".
+
+        Nothing of the call's memory is referred to afterwards. The call is not stored when `accept(stats)` is False
+        or when anything is raised: CaptureError 3 for an input that cannot be stored, 5 when the disk is full.
+        """
+        mark = (len(self._entries), len(self._stats), self.raw_bytes, self.stored_bytes)
+        stats: dict[str, Stats] = {}
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                record = self._encode(call, stats)
+            accepted = accept is None or accept(stats)
+        except BaseException:
+            self._forget(*mark)
+            raise
+        self.last = stats
+        if accepted:
+            self._records.append(record)
+            self.calls += 1
+            if self._pending_bytes >= PART_BYTES:
+                self._flush(keep_last=True)
+        else:
+            self._forget(*mark)
+        return stats
+
+    def _encode(self, call: Call, stats: dict[str, Stats]) -> dict[str, Any]:
+        owner = f"{call.component} input"
+
+        def put(tensor: torch.Tensor, path: str) -> int:
+            check_storable(tensor, path, owner)
+            entry = self._put(tensor)
+            self.raw_bytes += tensor.nbytes
+            found = self._entry_stats[entry]
+            if found is not None:
+                stats[path] = found
+            return entry
+
+        return {
+            "component": call.component,
+            "index": call.index,
+            "step": call.step,
+            "timestep": encode(call.timestep, put, "timestep", owner),
+            "context": call.context,
+            "args": [encode(value, put, f"args[{number}]", owner) for number, value in enumerate(call.args)],
+            "kwargs": [[name, encode(value, put, name, owner)] for name, value in call.kwargs.items()],
+        }
+
+    def _put(self, tensor: torch.Tensor) -> int:
+        """The entry of a tensor, made when its content was not heard before."""
+        if tensor.is_inference():  # has no version counter
+            return self._put_content(tensor)
+        now = (tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride())
+        before = self._heard.get(tensor)
+        if before is not None and before[:4] == now:
+            return before.entry
+        entry = self._put_content(tensor)
+        self._heard[tensor] = Heard(*now, entry)
+        return entry
+
+    def _put_content(self, tensor: torch.Tensor) -> int:
+        settled, owned = settle(tensor)
+        name = NAMES[settled.dtype]
+        rows = rows_of(settled)
+        blobs = [settled] if rows is None else rows
+        keys = tuple(key_of(name, blob.shape, memory_of(blob)) for blob in blobs)
+        fresh = {key: blob for key, blob in zip(keys, blobs, strict=True) if key not in self._stats}
+        keep_view = owned and len(fresh) == len(blobs)  # a row alone would keep all of the copy alive
+        for key, blob in fresh.items():
+            self._stats[key] = stats_of(blob)
+            self._pending[key] = blob if keep_view else blob.clone()
+            self._pending_bytes += blob.nbytes
+            self.stored_bytes += blob.nbytes
+        entry = self._entries.setdefault((name, settled.shape, keys), len(self._entries))
+        if entry == len(self._entry_stats):
+            self._entry_stats.append(join_stats([self._stats[key] for key in keys]))
+        return entry
+
+    def _forget(self, entries: int, blobs: int, raw_bytes: int, stored_bytes: int) -> None:
+        """Takes back what the call being added brought: everything beyond these counts."""
+        for entry in list(self._entries)[entries:]:
+            del self._entries[entry]
+        for key in list(self._stats)[blobs:]:
+            del self._stats[key]
+            self._pending.pop(key, None)
+        del self._entry_stats[entries:]
+        self._pending_bytes = sum(tensor.nbytes for tensor in self._pending.values())
+        self.raw_bytes, self.stored_bytes = raw_bytes, stored_bytes
+        self._heard = WeakTensorKeyDictionary()
+
+    def _flush(self, keep_last: bool) -> None:
+        parts = list(split_parts(self._pending))
+        last = parts.pop() if keep_last else {}
+        for blobs in parts:
+            number = len(self._parts)
+            name = f"data-{number:03d}.safetensors"
+            self._parts.append(write_part(self._staged / name, blobs, self._modes.data))
+            self._part_of.update(dict.fromkeys(blobs, number))
+        self._pending = last
+        self._pending_bytes = sum(tensor.nbytes for tensor in last.values())
+
+    def finish(self) -> None:
+        """Writes what is pending and unit.json; the staging directory is then ready to be committed."""
+        if not self._records:
+            raise CaptureError(f"unit {self._head['index']}: holds no calls. Nothing was stored.", 4)
+        self._flush(keep_last=False)
+        body = self._head | {
+            "raw_bytes": self.raw_bytes,
+            "stored_bytes": self.stored_bytes,
+            "parts": [part._asdict() for part in self._parts],
+            "blobs": {key: [self._part_of[key], stats] for key, stats in self._stats.items()},
+            "tensors": [[name, list(shape), list(keys)] for name, shape, keys in self._entries],
+            "calls": self._records,
+        }
+        with create(self._staged / "unit.json", self._modes.manifest) as sink:
+            sink.write(seal(body))
