@@ -1,7 +1,7 @@
 """Reading a file of prompts, whoever wrote it.
 
-A line ends with LF, CRLF or CR and with nothing else: U+2028, U+0085, VT, FF and FS to RS stand inside prompts that were
-pasted from somewhere. Memory is bounded by the prompts kept and one line.
+A line ends with LF, CRLF or CR and with nothing else: U+2028, U+0085, VT, FF and FS to RS stand inside prompts that
+were pasted from somewhere. Memory is bounded by the prompts kept and one line.
 """
 
 import errno

@@ -1,0 +1,96 @@
+"""Files of torch.save: the list of samples that older tools gather, read without running anything in it."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import CaptureError
+from .files import Modes, writing
+from .pickles import NOT_LOADED, Claims, NotAllowed, foreign, inspect_legacy, inspect_zip, looks_like
+from .sealed import open_regular
+from .store import CaptureWriter
+from .unit import Call
+
+HEAD = 512
+
+
+def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
+    """What torch.save put into `path`, if it is data: tensors, numbers, strings and containers.
+
+    Never asks and never runs anything; TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD changes nothing. Raises CaptureError 3 when
+    the file needs more than data, claims more memory than it has bytes, or is not a file of torch.save.
+    """
+    path = Path(path)
+    with open_regular(Path(os.path.realpath(path))) as (descriptor, size), os.fdopen(os.dup(descriptor), "rb") as file:
+        head = file.read(HEAD)
+        try:
+            file.seek(0)
+            inspect = inspect_zip if head.startswith(b"PK\x03\x04") else inspect_legacy
+            if inspect is inspect_legacy and head[:1] != b"\x80":
+                raise foreign(path, looks_like(head))
+            inspect(file, Claims(path, size))
+            file.seek(0)
+            return torch.load(file, map_location=map_location, weights_only=True, mmap=False)
+        except CaptureError:
+            raise
+        except NotAllowed as exc:
+            raise CaptureError(f"{path}: needs {exc}, which a data file may not. {NOT_LOADED}", 3) from exc
+        except Exception as exc:  # torch and pickle raise anything on what is not theirs
+            raise foreign(path, looks_like(head)) from exc
+
+
+def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The samples of a file of torch.save as (args, kwargs): a dict is keyword arguments, a list or tuple positional
+    ones. Raises CaptureError 3 as `safe_torch_load` does, and for anything but a list of those."""
+    samples = safe_torch_load(path)
+    if isinstance(samples, dict):
+        samples = [samples]
+    if not isinstance(samples, list | tuple):
+        raise CaptureError(f"{path}: expected a list of samples, found {type(samples).__name__}.", 3)
+    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    for number, sample in enumerate(samples):
+        if isinstance(sample, dict) and all(isinstance(name, str) for name in sample):
+            found.append(((), dict(sample)))
+        elif isinstance(sample, list | tuple):
+            found.append((tuple(sample), {}))
+        else:
+            fact = f"sample {number} is a {type(sample).__name__}, not a dict, list or tuple of inputs"
+            raise CaptureError(f"{path}: {fact}.", 3)
+    if not found:
+        raise CaptureError(f"{path}: holds no samples.", 4)
+    return found
+
+
+def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
+    """Writes calls as the documented list of dicts of keyword arguments; positional-only calls become tuples.
+
+    The whole list is in memory while it is written. Raises CaptureError 5 when the disk is full.
+    """
+    samples: list[Any] = []
+    for call in calls:
+        if call.args and call.kwargs:
+            raise CaptureError(f"{path}: call {call.index} has positional and named inputs. Use the capture.", 4)
+        samples.append(call.args or call.kwargs)
+    with writing(Path(path), Modes().data) as sink:
+        torch.save(samples, sink)  # type: ignore[arg-type]
+
+
+def convert_pth(path: str | Path, directory: str | Path, component: str = "transformer") -> None:
+    """Makes a capture of one unit of a file of samples."""
+    samples = load_samples(path)
+    manifest = {"pipeline": None, "source": Path(path).name, "prompts": 1}
+    with CaptureWriter.create(directory, manifest) as writer:
+        with writer.unit(0, {"prompt": None, "source": Path(path).name}) as unit:
+            for index, (args, kwargs) in enumerate(samples):
+                unit.add(Call(component, index, None, _timestep(kwargs), None, args, kwargs))
+        writer.complete()
+
+
+def _timestep(kwargs: dict[str, Any]) -> float | None:
+    value = kwargs.get("timestep")
+    if isinstance(value, torch.Tensor) and value.numel() and not value.is_complex():
+        return float(value.max())
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,203 @@
+"""What a file of torch.save asks for, found out by unpickling it with stand-ins that neither call nor allocate.
+
+Each name the pickle needs is looked up in a short list; each tensor's claimed size is held against the bytes that
+are there. Only a file that passes is given to torch.load.
+"""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+
+from .errors import CaptureError
+
+PICKLE_LIMIT = 64 << 20
+VIEW_LIMIT = 1 << 30  # bytes; an expanded tensor of a small file may claim this much
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+NOT_LOADED = "Not loaded."
+
+
+class Storage(NamedTuple):
+    """A storage the pickle refers to."""
+
+    key: str
+    elements: int
+    itemsize: int
+
+    @property
+    def bytes(self) -> int:
+        return self.elements * self.itemsize
+
+
+class Tensor(NamedTuple):
+    """Stands in for a tensor."""
+
+    bytes: int
+
+
+class NotAllowed(Exception):
+    """The pickle needs this name."""
+
+
+@dataclass
+class Claims:
+    """What a pickle says is in its file."""
+
+    path: Path
+    size: int
+    storages: dict[str, Storage] = field(default_factory=dict)
+
+    def too_large(self, claimed: int) -> CaptureError:
+        return CaptureError(f"{self.path}: tensor of {human(claimed)} in a {human(self.size)} file. {NOT_LOADED}", 3)
+
+    def storage(self, identity: tuple[Any, ...]) -> Storage:
+        kind, storage_type, key, _, elements = identity[:5]
+        if kind != "storage" or type(elements) is not int or elements < 0:
+            raise ValueError("reference to something else than a storage")
+        storage = Storage(str(key), elements, ITEMSIZES[storage_type])
+        if storage.bytes > self.size:
+            raise self.too_large(storage.bytes)
+        return self.storages.setdefault(storage.key, storage)
+
+    def tensor(self, storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+        numbers = (offset, *shape, *stride)
+        if len(shape) != len(stride) or any(type(number) is not int or number < 0 for number in numbers):
+            raise ValueError("a tensor of impossible shape")
+        claimed = prod(shape) * storage.itemsize
+        last = offset + sum((extent - 1) * step for extent, step in zip(shape, stride, strict=True))
+        if claimed and (claimed > max(VIEW_LIMIT, self.size) or last >= max(storage.elements, 1)):
+            raise self.too_large(claimed)
+        return Tensor(claimed)
+
+    def tensor_v3(
+        self, storage: Storage, offset: int, shape: Any, stride: Any, grad: Any, hooks: Any, *rest: Any
+    ) -> Tensor:
+        return self.tensor(storage._replace(elements=storage.bytes // rest[0].itemsize), offset, shape, stride)
+
+
+def human(size: int) -> str:
+    """A size with its unit: 3.6 TiB."""
+    for power, unit in ((5, "PiB"), (4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size >= 1024**power:
+            return f"{size / 1024**power:.1f} {unit}"
+    return f"{size} bytes"
+
+
+ITEMSIZES = {
+    f"{kind}Storage": dtype.itemsize
+    for kind, dtype in {
+        "Float": torch.float32,
+        "Double": torch.float64,
+        "Half": torch.float16,
+        "BFloat16": torch.bfloat16,
+        "Long": torch.int64,
+        "Int": torch.int32,
+        "Short": torch.int16,
+        "Char": torch.int8,
+        "Byte": torch.uint8,
+        "Bool": torch.bool,
+        "ComplexFloat": torch.complex64,
+        "ComplexDouble": torch.complex128,
+        "Untyped": torch.uint8,
+    }.items()
+}
+
+
+class DryUnpickler(pickle._Unpickler):
+    """Unpickles to stand-ins. Written in Python: the memo of the C one takes as much memory as the file wishes."""
+
+    def __init__(self, file: IO[bytes], claims: Claims) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._claims = claims
+        self._names: dict[str, Callable[..., Any]] = {
+            "collections.OrderedDict": OrderedDict,
+            "torch._utils._rebuild_tensor_v2": claims.tensor,
+            "torch._utils._rebuild_tensor_v3": claims.tensor_v3,
+            "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+            "torch.Size": tuple,
+            "torch.device": lambda *_: None,
+            "_codecs.encode": lambda *_: b"",
+            "builtins.complex": lambda *_: 0j,
+        }
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}".replace("__builtin__.", "builtins.")
+        if full in self._names:
+            return self._names[full]
+        owner, _, last = full.rpartition(".")
+        if owner in ("torch", "torch.storage") and last in ITEMSIZES:
+            return last
+        if owner == "torch" and isinstance(getattr(torch, last, None), torch.dtype):
+            return getattr(torch, last)
+        raise NotAllowed(full)
+
+    def get_extension(self, code: int) -> None:
+        raise NotAllowed(f"copyreg extension {code}")
+
+    def persistent_load(self, pid: Any) -> Storage:
+        return self._claims.storage(pid)
+
+
+def inspect_zip(file: IO[bytes], claims: Claims) -> None:
+    """Refuses a zip archive of torch.save that asks for code or for more memory than it has bytes."""
+    with zipfile.ZipFile(file) as archive:
+        entries = {info.filename: info for info in archive.infolist()}
+        inflated = sum(info.file_size for info in entries.values())
+        if inflated > claims.size:
+            raise claims.too_large(inflated)
+        pickles = [name for name in entries if name.endswith("/data.pkl")]
+        if any(name.endswith("/constants.pkl") or "/code/" in name for name in entries):
+            raise foreign(claims.path, "a TorchScript program")
+        if len(pickles) != 1 or len(entries) != len(archive.infolist()):
+            raise foreign(claims.path, "some other zip archive")
+        if entries[pickles[0]].file_size > PICKLE_LIMIT:
+            raise CaptureError(f"{claims.path}: pickle larger than {human(PICKLE_LIMIT)}. {NOT_LOADED}", 3)
+        with archive.open(pickles[0]) as stream:
+            DryUnpickler(stream, claims).load()
+    folder = pickles[0].removesuffix("data.pkl")
+    for storage in claims.storages.values():
+        entry = entries.get(f"{folder}data/{storage.key}")
+        if entry is None or entry.file_size < storage.bytes:
+            raise ValueError(f"storage {storage.key} is missing or short")
+
+
+def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
+    """As `inspect_zip`, for the pickles in a row that torch.save wrote before 1.6."""
+    if DryUnpickler(file, claims).load() != LEGACY_MAGIC:
+        raise foreign(claims.path, "a plain pickle")
+    for _ in ("protocol", "system", "object", "storage keys"):
+        DryUnpickler(file, claims).load()
+    total = sum(storage.bytes for storage in claims.storages.values())
+    if total > claims.size:
+        raise claims.too_large(total)
+
+
+def foreign(path: Path, what: str) -> CaptureError:
+    """The error of a file torch.save did not write."""
+    return CaptureError(f"{path}: not a file of torch.save (looks like {what}). {NOT_LOADED}", 3)
+
+
+def looks_like(head: bytes) -> str:
+    """What a file that could not be read begins as."""
+    if not head:
+        return "an empty file"
+    if head.startswith(b"PK\x03\x04"):
+        return "a truncated or damaged one"
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 40:
+        return "safetensors"
+    if head[:1] == b"\x80" and head[1:2] <= b"\x05":
+        return "a plain or damaged pickle"
+    if head[257:262] == b"ustar":
+        return "a tar archive"
+    try:
+        text = head.decode("utf-8", "strict" if len(head) < 512 else "ignore")
+    except UnicodeDecodeError:
+        return "unknown data"
+    odd = sum(not (character.isprintable() or character.isspace()) for character in text)
+    return "text" if odd == 0 and len(text) > len(head) // 4 else "unknown data"
