@@ -1,0 +1,30 @@
+"""Octavo: diffusion pipelines from floating point to 8-bit integers.
+
+The public names load on first use, so that importing the package stays cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from calibrate.api import Calibrator, QuantConfig
+    from capture.files import SafeWriteUmask
+    from capture.legacy import safe_torch_load
+    from capture.listener import Listener
+
+__version__ = "0.1.0"
+__all__ = ["Calibrator", "Listener", "QuantConfig", "SafeWriteUmask", "safe_torch_load"]
+
+_HOMES = {
+    "Calibrator": "calibrate.api",
+    "Listener": "capture.listener",
+    "QuantConfig": "calibrate.api",
+    "SafeWriteUmask": "capture.files",
+    "safe_torch_load": "capture.legacy",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'octavo' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,52 @@
+"""Reads the name that a pipeline gives a denoiser call through diffusers' `cache_context` ("cond", "uncond", ...)."""
+
+from types import TracebackType
+from typing import Any, Self
+
+from diffusers.hooks.hooks import HookRegistry, StateManager
+from torch import nn
+
+_KEY = "octavo_context"
+
+
+class ContextEar:
+    """Takes part in a module's diffusers hook registry while the `with` block runs, without touching its forward.
+
+    diffusers tells the context to the stateful hooks of the registry; this is one more of them, and `name` is what
+    it was told last. A module that has no `cache_context` is left alone and `name` stays None.
+    """
+
+    _is_stateful = True
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._made = False
+        self.manager = StateManager(dict)
+
+    @property
+    def name(self) -> str | None:
+        told = getattr(self.manager, "_context", None) or getattr(self.manager, "_current_context", None)
+        return getattr(told, "name", told)
+
+    def _set_context(self, module: nn.Module, name: Any) -> None:  # how diffusers before 0.42 tells it
+        self.manager.set_context(name)
+
+    def reset_state(self, module: nn.Module) -> None:
+        """The context is the pipeline's, not ours to reset."""
+
+    def __enter__(self) -> Self:
+        if hasattr(self._module, "cache_context"):
+            self._made = "_diffusers_hook" not in self._module.__dict__
+            registry = HookRegistry.check_if_exists_or_initialize(self._module)
+            registry.hooks[_KEY] = self
+            registry._hook_order.append(_KEY)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        registry = self._module.__dict__.get("_diffusers_hook")
+        if registry is not None and registry.hooks.pop(_KEY, None) is not None:
+            registry._hook_order.remove(_KEY)
+            if self._made and not registry.hooks:
+                del self._module._diffusers_hook

@@ -1,0 +1,33 @@
+"""What makes two models the same one: their class, the names and shapes of their tensors, and the weights."""
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order, without a copy where it lies so on the CPU."""
+    flat = tensor.detach().cpu().contiguous().view(-1)
+    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+
+
+def fingerprint(module: nn.Module) -> dict[str, str]:
+    """`class`, `names` (digest of sorted names, shapes) and `weights` (digest of names, dtypes, bytes) of `module`.
+
+    Weights on the meta device have no bytes: `weights` is then "unknown", which fits any.
+    """
+    names, weights = hashlib.sha256(), hashlib.sha256()
+    known = True
+    for name, tensor in sorted(module.state_dict().items()):
+        names.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        if tensor.is_meta:
+            known = False
+        else:
+            weights.update(f"{name} {tensor.dtype}\n".encode())
+            weights.update(tensor_bytes(tensor))
+    return {
+        "class": type(module).__name__,
+        "names": names.hexdigest(),
+        "weights": weights.hexdigest() if known else "unknown",
+    }

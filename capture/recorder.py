@@ -1,0 +1,153 @@
+"""Records what a module is called with, through a forward pre-hook, while a `with` block runs."""
+
+import inspect
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from .context import ContextEar
+from .store import Call
+
+TIME_ARGUMENTS = ("timestep", "timesteps", "t", "time", "sigma", "timestep_ratio", "r")  # how denoisers name it
+
+
+class Sink(Protocol):
+    """Where calls go: a `UnitWriter`, or anything with `add`, which copies the tensors before it returns."""
+
+    def add(self, call: Call) -> Any: ...
+
+
+class Memory:
+    """A sink that keeps `calls` in order, their tensors cloned and their containers rebuilt."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+
+    def add(self, call: Call) -> None:
+        self.calls.append(call._replace(args=copied(call.args), kwargs=copied(call.kwargs)))
+
+
+def copied(value: Any) -> Any:
+    """`value` with every tensor cloned (outside inference mode) and every container rebuilt."""
+    if isinstance(value, Tensor):
+        with torch.inference_mode(False), torch.no_grad():
+            return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(copied, value))
+    if isinstance(value, list) or type(value) is tuple:
+        return type(value)(map(copied, value))
+    return value
+
+
+class Clock:
+    """The denoising step of a run, shared by the recorders of its denoisers.
+
+    By itself the step advances when the noise level of a call differs from the last one; `tick(i)` is the
+    pipeline's own word that step i is done (`callback_on_step_end`), and from then on the only one.
+    """
+
+    def __init__(self) -> None:
+        self.step = 0
+        self._level: float | None = None
+        self._told = False
+
+    def hear(self, level: float | None) -> int:
+        if not self._told and level is not None:
+            self.step += self._level is not None and level != self._level
+            self._level = level
+        return self.step
+
+    def tick(self, done: int) -> None:
+        self.step, self._told = done + 1, True
+
+
+def noise_level(arguments: Mapping[str, Any]) -> float | None:
+    """The time argument of a call as a number; the largest where rows or tokens have their own."""
+    for name in TIME_ARGUMENTS:
+        value = arguments.get(name)
+        if isinstance(value, Tensor) and value.numel() and not value.is_complex():
+            return float(value.max())
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+    return None
+
+
+def bind(
+    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) of the same call with every positional argument under its name, where a name exists.
+
+    Raises TypeError when the signature refuses the call.
+    """
+    named = dict(signature.bind(*args, **kwargs).arguments)
+    kinds = {parameter.kind: parameter.name for parameter in signature.parameters.values()}
+    if kinds.get(inspect.Parameter.VAR_POSITIONAL) in named or inspect.Parameter.POSITIONAL_ONLY in kinds:
+        return args, dict(kwargs)
+    named.update(named.pop(kinds.get(inspect.Parameter.VAR_KEYWORD, ""), {}))
+    return (), named
+
+
+class Recorder:
+    """Gives every call of `module` to `sink` while the `with` block runs; the module is unchanged afterwards.
+
+    A call carries the component's name, its index in this recording, the denoising step, the noise level and the
+    cache context. Calls are not steps: guidance takes one, two or three. `keep(step)` says which steps are stored;
+    `drop` names arguments to leave out. The block may be entered again inside itself.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        sink: Sink,
+        *,
+        name: str = "transformer",
+        clock: Clock | None = None,
+        keep: Callable[[int], bool] = lambda step: True,
+        drop: frozenset[str] = frozenset(),
+    ) -> None:
+        self.module, self.sink, self.name, self.clock = module, sink, name, clock or Clock()
+        self.keep, self.drop = keep, drop
+        self.heard = 0
+        self.seconds = 0.0  # spent in recording
+        self._signature = inspect.signature(module.forward)
+        self._ear = ContextEar(module)
+        self._stack: ExitStack | None = None
+        self._depth = 0
+
+    def __enter__(self) -> Self:
+        if self._depth == 0:
+            with ExitStack() as stack:
+                stack.enter_context(self._ear)
+                stack.callback(self.module.register_forward_pre_hook(self._hear, with_kwargs=True).remove)
+                self._stack = stack.pop_all()
+        self._depth += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self._stack is not None:
+            self._stack.close()
+            self._stack = None
+
+    def _hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        began = time.perf_counter()
+        try:
+            rest, named = bind(self._signature, args, kwargs)
+        except TypeError:
+            return  # the call itself is about to fail, with the better message
+        level = noise_level(named)
+        step = self.clock.hear(level)
+        if self.keep(step):
+            named = {key: value for key, value in named.items() if key not in self.drop}
+            self.sink.add(Call(self.name, self.heard, step, level, self._ear.name, rest, named))
+        self.heard += 1
+        self.seconds += time.perf_counter() - began

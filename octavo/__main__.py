@@ -1,0 +1,5 @@
+"""`python -m octavo`, as `accelerate launch` starts it."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,130 @@
+"""The commands. What they do is in the *_command modules, imported when one runs."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+
+DEVICES = "auto, cpu, cuda or npu, with an index where wanted (cuda:1)."
+debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
+device = click.option("--device", default="auto", show_default=True, help=DEVICES)
+dtype = click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Default: as stored; float32 on a CPU.")
+group_readable = click.option("--group-readable", is_flag=True, help="Modes 0440, 0640, 0750 instead of 0400, 0600, 0700.")
+trust = click.option("--trust-remote-code", is_flag=True, help="Run Python files of the model directory. Read them first.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__)
+def main() -> None:
+    """Take a diffusion pipeline from floating point to 8-bit integers (W8A8).
+
+    \b
+    octavo capture demo captured     run the pipeline over prompts, record what its transformer is called with
+    octavo calibrate captured w8a8   replay the calls, choose the integers, write a checkpoint that deploys
+    octavo inspect w8a8              what is in a capture or a checkpoint, whether it is sound, who can load it
+    """
+
+
+@main.command()
+@click.argument("model")
+@click.argument("capture", type=click.Path(path_type=Path))
+@click.option("--prompts", default="", help="A set (demo, demo-heldout, images, videos) or a text file, one a line.")
+@click.option("--limit", type=click.IntRange(1), help="Take the first prompts only.")
+@click.option("--negative-prompt", help="What guidance moves away from.")
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the family's; 28 for SD3].")
+@click.option("--height", type=click.IntRange(1), help="Pixels.")
+@click.option("--width", type=click.IntRange(1), help="Pixels.")
+@click.option("--guidance-scale", type=float, help="Strength of classifier-free guidance.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="More of the pipeline's call: JSON, or an image file.")
+@device
+@dtype
+@click.option("--offload", is_flag=True, help="Keep on the device only the component that runs.")
+@click.option("--keep", default="all", show_default=True, help="Denoising steps to store: all, every:N or spread:K.")
+@click.option("--component", "components", multiple=True, help="Record this module only [default: every denoiser].")
+@click.option("--drop-input", "dropped", multiple=True, help="Leave this argument out of the stored calls.")
+@click.option("--nonfinite", type=click.Choice(["error", "skip"]), default="error", show_default=True, help="What to do with NaN or Inf in a call.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted capture.")
+@click.option("--keep-removed", is_flag=True, help="With --resume: keep prompts that are no longer in the file.")
+@click.option("--keep-going", is_flag=True, help="Go on after a prompt that fails; exit 1 at the end.")
+@click.option("--strict", is_flag=True, help="Refuse weights that the model does not know.")
+@click.option("--pth", type=click.Path(path_type=Path), help="Also write the documented torch.save list of keyword arguments.")
+@group_readable
+@trust
+@as_json
+@debug
+def capture(debug: bool, as_json: bool, **options: Any) -> None:
+    """Run MODEL (a diffusers directory, or demo) over prompts and record its denoiser's calls in CAPTURE."""
+    from .terminal import Terminal, errors
+
+    with errors(debug):
+        from .capture_command import CaptureOptions, run
+
+        run(CaptureOptions(**options), Terminal(as_json))
+
+
+@main.command()
+@click.argument("capture", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--model", help="Another directory of the captured model [default: the one captured].")
+@click.option("--component", help="The denoiser to quantize, where several were captured.")
+@click.option("--observer", type=click.Choice(["minmax", "sigma", "percentile", "mse"]), default="sigma", show_default=True, help="How the range of an activation is found.")
+@click.option("--sigma", type=float, default=25.0, show_default=True, help="Of the sigma observer: mean +- this many deviations.")
+@click.option("--symmetric", is_flag=True, help="Activations without a zero point.")
+@click.option("--weight-only", is_flag=True, help="Quantize weights, leave activations float.")
+@click.option("--keep-float", multiple=True, metavar="PATTERN", help="Leave layers of this name float, as in 'proj_out' or '*.ff.*'.")
+@click.option("--quantize", "quantize_too", multiple=True, metavar="PATTERN", help="Quantize layers that stay float by default.")
+@click.option("--samples", type=click.IntRange(1), help="Replay this many calls, spread over all.")
+@click.option("--format", "formats", default="ascend", show_default=True, help="What to write.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.")
+@click.option("--allow-incomplete", is_flag=True, help="Use a capture that is not finished.")
+@click.option("--allow-revision", is_flag=True, help="Accept other weights of the same model class and shapes.")
+@click.option("--config", type=click.Path(path_type=Path), help="A TOML file with these options by name.")
+@device
+@dtype
+@group_readable
+@trust
+@as_json
+@debug
+@click.pass_context
+def calibrate(context: click.Context, debug: bool, as_json: bool, **options: Any) -> None:
+    """Replay CAPTURE through its model, choose the integers with little loss, and write a checkpoint to OUT."""
+    from .terminal import Terminal, errors
+
+    with errors(debug):
+        from .calibrate_command import CalibrateOptions, run
+
+        given = {n for n in options if context.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE}
+        run(CalibrateOptions(**options), given, Terminal(as_json))
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@as_json
+@debug
+def inspect(path: Path, as_json: bool, debug: bool) -> None:
+    """Show what is in PATH, a capture or a checkpoint, and check it; exit 0 only if it is sound."""
+    from .terminal import Terminal, errors
+
+    with errors(debug):
+        from .inspect_command import run
+
+        run(path, Terminal(as_json))
+
+
+@main.command(name="convert-pth")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("capture", type=click.Path(path_type=Path))
+@debug
+def convert_pth(file: Path, capture: Path, debug: bool) -> None:
+    """Turn FILE, a torch.save list of inputs, into the store CAPTURE."""
+    from .terminal import Terminal, errors
+
+    with errors(debug):
+        from capture.legacy import convert_pth as convert
+
+        convert(file, capture)
+        Terminal().say(f"{capture}: written.")
