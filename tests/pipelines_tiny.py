@@ -49,7 +49,7 @@ def _autoencoder(channels: int = 4, **config: Any) -> AutoencoderKL:
 def sd3() -> Made:
     transformer = SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
-        num_attention_heads=4, joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=16,
+        num_attention_heads=4, joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=16,
         pos_embed_max_size=8,
     )  # fmt: skip
     pipe = StableDiffusion3Pipeline(
@@ -57,7 +57,7 @@ def sd3() -> Made:
         text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, text_encoder_3=None, tokenizer_3=None,
     )  # fmt: skip
     embeds = dict(
-        prompt_embeds=_randn(1, 7, 32), negative_prompt_embeds=_randn(1, 7, 32) * 0.5,
+        prompt_embeds=_randn(1, 7, 64), negative_prompt_embeds=_randn(1, 7, 64) * 0.5,
         pooled_prompt_embeds=_randn(1, 16), negative_pooled_prompt_embeds=_randn(1, 16) * 0.5,
     )  # fmt: skip
     return _seeded(pipe), dict(**embeds, height=16, width=16, num_inference_steps=3)
