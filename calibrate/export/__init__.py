@@ -1,0 +1,68 @@
+"""Writing what was calibrated. One file here for each format; all hold the same integers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import nn
+
+from capture.files import Modes, create
+
+from ..errors import CalibrateError
+from ..layers import QuantizedLayer
+from .ascend import write_ascend
+from .target import check_target, write_directory
+
+if TYPE_CHECKING:
+    from ..run import Result
+
+__all__ = ["EXPORTS", "REPORT_FILE", "check_target", "export"]
+
+REPORT_FILE = "report.json"
+
+
+class Writer(Protocol):
+    """Writes the files of one format into an existing directory."""
+
+    def __call__(
+        self, layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, /
+    ) -> None: ...
+
+
+def export(
+    result: "Result",
+    model: nn.Module,
+    directory: Path | str,
+    formats: tuple[str, ...] = ("ascend",),
+    *,
+    overwrite: bool = False,
+    group_readable: bool = False,
+) -> Path:
+    """Writes a checkpoint and report.json to `directory`, as a whole or not at all; returns its real path.
+
+    `model` is the float one, or the one the layers are installed in. Raises CaptureError: 2 for an unknown format, 5
+    for a target that cannot be used (see check_target), 6 for numbers that are not finite.
+    """
+    for name in formats:
+        if name not in EXPORTS:
+            raise CalibrateError(f"format: no '{name}'. Choose one of {', '.join(EXPORTS)}.", 2)
+    target = check_target(directory, overwrite=overwrite)
+    modes = Modes(group_readable)
+
+    def fill(staged: Path) -> None:
+        for name in formats:
+            EXPORTS[name](result.layers, model, staged, modes)
+        with create(staged / REPORT_FILE, modes.manifest) as sink:
+            sink.write(report_bytes(result.report))
+
+    write_directory(target, fill, modes)
+    return target
+
+
+def report_bytes(report: Mapping[str, Any]) -> bytes:
+    """The report as a file holds it."""
+    return (json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+EXPORTS: dict[str, Writer] = {"ascend": write_ascend}

@@ -1,0 +1,63 @@
+"""The directory a checkpoint goes to: looked at before the first sample, replaced as a whole at the end."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from capture.files import Modes, make_directory, replace_directory, staging
+
+from ..errors import CalibrateError
+
+_OURS = re.compile(
+    r"(quant_model_(weight|description)_w8a\d+(_dynamic)?\.(safetensors|json)|report\.json|\.staging-[0-9a-f]{16})"
+)
+
+
+def check_target(directory: Path | str, *, overwrite: bool = False) -> Path:
+    """The real path of a directory that a checkpoint can be written to. Changes nothing that stays.
+
+    Raises CaptureError 5 for what stands in the way: a file, other files in it, an earlier checkpoint without
+    `overwrite`, no permission, a read-only file system, a name too long.
+    """
+    directory = Path(directory)
+    try:
+        target = directory.resolve()
+        exists, is_directory = target.exists(), target.is_dir()
+    except (OSError, RuntimeError) as error:
+        text = "name too long" if "too long" in str(error) else str(error)
+        raise CalibrateError(f"{directory}: {text}. Choose another directory.", 5) from error
+    if exists and not is_directory:
+        raise CalibrateError(f"{directory}: exists and is not a directory. Choose another name.", 5)
+    if exists:
+        _check_content(directory, target, overwrite)
+    with staging(_existing_parent(target)):
+        pass
+    return target
+
+
+def _check_content(shown: Path, target: Path, overwrite: bool) -> None:
+    try:
+        names = sorted(path.name for path in target.iterdir())
+    except PermissionError as error:
+        raise CalibrateError(f"{shown}: permission denied. Choose another directory.", 5) from error
+    foreign = [name for name in names if not _OURS.fullmatch(name)]
+    if foreign:
+        raise CalibrateError(f"{shown}: holds other files ({foreign[0]}). Choose another directory.", 5)
+    if names and not overwrite:
+        raise CalibrateError(f"{shown}: holds a checkpoint. Use --overwrite or another directory.", 5)
+
+
+def _existing_parent(target: Path) -> Path:
+    parent = target.parent
+    while not parent.exists():
+        parent = parent.parent
+    return parent
+
+
+def write_directory(target: Path, fill: Callable[[Path], None], modes: Modes) -> None:
+    """Fills a directory beside `target` and puts it in its place in one step."""
+    if not target.parent.exists():
+        make_directory(target.parent, modes.directory)
+    with staging(target.parent) as staged:
+        fill(staged)
+        replace_directory(staged, target, modes.directory)

@@ -1,0 +1,185 @@
+"""The plan: what becomes of every nn.Linear and nn.Conv2d of a model, and why.
+
+Nothing is left out of it: a layer that stays float says for which reason, and so do the kinds of layers that have no
+integer form here.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from .errors import CalibrateError
+from .scheme import STORABLE
+
+KINDS: dict[type[nn.Module], str] = {nn.Linear: "Linear", nn.Conv2d: "Conv2d"}
+FloatLayer = nn.Linear | nn.Conv2d
+_UNSUPPORTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d, nn.Embedding, nn.MultiheadAttention, nn.Bilinear)
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One layer: its scheme ("W8A8", "W8A16"), or None and the reason why it stays float.
+
+    `bytes` are those of its parameters. `unsupported`: its kind has no integer form. `forced`: it was to be quantized,
+    and its data or its weights do not let it.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    bytes: int
+    scheme: str | None
+    reason: str = ""
+    unsupported: bool = False
+    forced: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The entries in the order of the model's modules."""
+
+    entries: tuple[Entry, ...]
+
+    @property
+    def quantized(self) -> tuple[str, ...]:
+        """Names of the layers that become integers."""
+        return tuple(entry.name for entry in self.entries if entry.scheme)
+
+    def forced_float(self, reasons: Mapping[str, str]) -> "Plan":
+        """The plan in which the layers of `reasons` stay float too, though nobody asked for it."""
+        return Plan(
+            tuple(
+                replace(entry, scheme=None, reason=reasons[entry.name], forced=True) if entry.name in reasons else entry
+                for entry in self.entries
+            )
+        )
+
+
+def make_plan(
+    model: nn.Module,
+    *,
+    scheme: str = "W8A8",
+    keep_float: Sequence[str] = (),
+    defaults: Mapping[str, str] | None = None,
+    option: str = "keep_float",
+) -> Plan:
+    """The plan for `model`.
+
+    `keep_float` are patterns of layer names that the user wants float; each has to match. `defaults` maps patterns to
+    reasons, and need not match; None means the general rule (`general_reason`). A pattern is a name, a name with * and
+    ?, or what stands above layers: `transformer_blocks.0` is all of that block.
+
+    Raises CalibrateError: 2 for a pattern without a match or when nothing is left to quantize; 3 for a name that no
+    file should hold.
+    """
+    for name in model.state_dict():
+        if not _SAFE_NAME.fullmatch(name):
+            raise CalibrateError(f"{name!r}: not a name that a checkpoint can hold. Rename the module.", 3)
+    candidates = [_entry(name, module, scheme) for name, module in model.named_modules() if _listed(module)]
+    names = [entry.name for entry in candidates if entry.scheme]
+    _check_patterns(keep_float, [entry.name for entry in candidates], option)
+    blocks = block_names(model)
+    plan = Plan(
+        tuple(
+            replace(entry, scheme=None, reason=reason)
+            if entry.scheme and (reason := _reason(model, entry, keep_float, defaults, blocks))
+            else entry
+            for entry in candidates
+        )
+    )
+    if not names:
+        raise CalibrateError(f"{type(model).__name__}: no nn.Linear or nn.Conv2d to quantize. Choose another model.", 2)
+    if not plan.quantized:
+        raise CalibrateError(f"{option}: no layer is left to quantize. Keep fewer layers float.", 2)
+    return plan
+
+
+def _listed(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.Conv2d, *_UNSUPPORTED))
+
+
+def _entry(name: str, module: nn.Module, scheme: str) -> Entry:
+    """The entry before any wish: with a scheme where there is an integer form."""
+    weight = getattr(module, "weight", None)
+    shape = tuple(weight.shape) if weight is not None else ()
+    size = sum(parameter.nbytes for parameter in module.parameters(recurse=False))
+    reason = ""
+    if type(module) not in KINDS:  # a subclass may compute something else with its weight
+        reason = f"{type(module).__name__} has no integer form"
+    elif isinstance(module, nn.Conv2d) and module.groups != 1:
+        reason = "grouped Conv2d has no integer form"
+    elif module.weight.dtype not in STORABLE:
+        reason = f"{str(module.weight.dtype).removeprefix('torch.')} weight has no integer form"
+    kind = type(module).__name__
+    return Entry(name, kind, shape, size, None if reason else scheme, reason, unsupported=bool(reason))
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether `pattern` is the name of a layer, matches it, or is or matches what stands above it."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, pattern + ".*")
+
+
+def _check_patterns(patterns: Sequence[str], names: Sequence[str], option: str) -> None:
+    for pattern in patterns:
+        if not any(matches(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, 1, 0.0)
+            remedy = f"nearest: '{near[0]}'" if near else "the model has no such layers"
+            raise CalibrateError(f"{option}: '{pattern}' matches no layer; {remedy}.", 2)
+
+
+def _reason(
+    model: nn.Module,
+    entry: Entry,
+    keep_float: Sequence[str],
+    defaults: Mapping[str, str] | None,
+    blocks: Sequence[str],
+) -> str | None:
+    if any(matches(entry.name, pattern) for pattern in keep_float):
+        return "asked for"
+    if defaults is None:
+        return general_reason(model, entry, blocks)
+    return next((reason for pattern, reason in defaults.items() if matches(entry.name, pattern)), None)
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """The blocks a model is made of: members of the outermost nn.ModuleLists, where these have modules inside."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(block + ".") for block in found):
+            found += [f"{name}.{at}" for at, member in enumerate(module) if any(True for _ in member.children())]
+    return found
+
+
+def general_reason(model: nn.Module, entry: Entry, blocks: Sequence[str]) -> str | None:
+    """Why a layer of a model nobody knows stays float: None for linears inside repeated blocks, except those that
+    diffusers itself keeps in a wider dtype. A model without blocks has all its layers quantized."""
+    if blocks and not any(entry.name.startswith(block + ".") for block in blocks):
+        return "outside the repeated blocks"
+    if blocks and entry.kind != "Linear":
+        return "convolution inside a transformer: few operations"
+    for pattern in getattr(model, "_skip_layerwise_casting_patterns", None) or ():
+        if re.search(pattern, entry.name):
+            return f"its class keeps '{pattern}' out of 8-bit storage"
+    for part in getattr(model, "_keep_in_fp32_modules", None) or ():
+        if part in entry.name.split("."):
+            return f"its class keeps '{part}' in float32"
+    return None
+
+
+def layer_at(model: nn.Module, name: str) -> FloatLayer:
+    """The float layer of that name."""
+    module = model.get_submodule(name)
+    assert isinstance(module, (nn.Linear, nn.Conv2d))
+    return module
+
+
+def named(model: nn.Module, entries: Plan) -> Iterator[tuple[Entry, FloatLayer]]:
+    """The layers of the plan that become integers, with their modules."""
+    for entry in entries.entries:
+        if entry.scheme:
+            yield entry, layer_at(model, entry.name)

@@ -1,0 +1,92 @@
+"""Replay: the float model runs on the recorded calls, and observers hear what its layers are given.
+
+The hooks hear positional and keyword inputs of any rank; a layer may be called several times in a forward, or with no
+rows (an expert without tokens). They change nothing and are gone afterwards.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from .calls import Call, check_caches, evaluating, run
+from .errors import CalibrateError
+from .observers import Observer
+
+_REMEMBERED = 4  # tensors: to_q, to_k and to_v follow each other
+
+
+class Readings:
+    """Reads each tensor once, however many layers in a row are given it."""
+
+    def __init__(self, read: Callable[[Tensor], Any]) -> None:
+        self._read = read
+        self._known: list[tuple[weakref.ref[Tensor], int, Any]] = []
+
+    def of(self, x: Tensor) -> Any:
+        """What `read` says of `x` as it is now."""
+        if x.is_inference():  # has no version: a change in place would go unnoticed
+            return self._read(x)
+        version = x._version
+        for ref, known_version, reading in self._known:
+            if ref() is x and known_version == version:
+                return reading
+        reading = self._read(x)
+        self._known = [(weakref.ref(x), version, reading), *self._known[: _REMEMBERED - 1]]
+        return reading
+
+
+def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The input of a linear or convolution, however it was called."""
+    return args[0] if args else kwargs["input"]
+
+
+@contextmanager
+def listening(model: nn.Module, observers: Mapping[str, Observer]) -> Iterator[None]:
+    """Inside, each observer hears the inputs of the layer of `model` it is named after. They are of one class.
+
+    A forward inside raises CalibrateError 6 for an input that is not finite.
+    """
+    handles = []
+    readings = Readings(next(iter(observers.values())).read) if observers else None
+
+    def hook_for(name: str, observer: Observer) -> Callable[..., None]:
+        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = input_of(args, kwargs)
+            if x.numel() == 0:
+                return
+            try:
+                observer.add(readings.of(x))  # type: ignore[union-attr]
+            except ValueError as error:
+                raise CalibrateError(
+                    f"layer {name}: input with {error}. Check the capture and its dtype.", 6
+                ) from error
+
+        return hear
+
+    try:
+        for name, observer in observers.items():
+            module = model.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(hook_for(name, observer), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def observe(model: nn.Module, observers: Mapping[str, Observer], calls: Iterable[Call]) -> int:
+    """Runs the float `model` on `calls`, with `observers` by layer name; returns how many calls there were.
+
+    Raises CalibrateError: 4 for calls that do not fit the model, and without any call; 6 for an input that is not
+    finite, with layer and call; 7 when memory runs out.
+    """
+    check_caches(model)
+    count = 0
+    with evaluating(model), listening(model, observers):
+        for count, call in enumerate(calls, 1):
+            run(model, call, count - 1)
+    if count == 0:
+        raise CalibrateError("calls: there are none to replay. Capture some first.", 4)
+    return count

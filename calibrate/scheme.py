@@ -1,0 +1,134 @@
+"""The one formula of this package, and how a range becomes its parameters.
+
+    q = clamp(round(x / scale) + zero_point, qmin, qmax)          x ~ (q - zero_point) * scale
+
+round is to the nearest, ties to even. A scale is computed in float64, then rounded up to a value that the dtype it is
+stored in holds; everything else is derived from the stored one. Rounded up, because then no value inside the range is
+clamped away: the error inside it is at most scale / 2.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+STORABLE = (torch.float32, torch.float16, torch.bfloat16)
+_BITS = {2: torch.int16, 4: torch.int32}
+_MAX_INFLATION = 1.25  # a stored scale above this multiple of the exact one wastes too many of the 256 codes
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How a tensor becomes integers.
+
+    | field     | meaning                                                                            |
+    |-----------|------------------------------------------------------------------------------------|
+    | bits      | width of the integers                                                              |
+    | symmetric | zero_point is 0 and the scale follows the larger end of the range                  |
+    | axis      | None: one scale for the tensor; 0: one for each output channel                     |
+    | narrow    | qmin is -qmax, so that no code lacks its negative (weights)                        |
+    """
+
+    bits: int = 8
+    symmetric: bool = True
+    axis: int | None = None
+    narrow: bool = False
+
+    @property
+    def qmax(self) -> int:
+        return (1 << (self.bits - 1)) - 1
+
+    @property
+    def qmin(self) -> int:
+        return -self.qmax if self.narrow else -self.qmax - 1
+
+
+WEIGHT = Scheme(symmetric=True, axis=0, narrow=True)
+ACTIVATION = Scheme(symmetric=False)
+SYMMETRIC_ACTIVATION = Scheme(symmetric=True)
+
+
+class QParams(NamedTuple):
+    """Parameters of the formula: `scale` float32 and `zero_point` int32, both 0-d, or of shape (channels,)."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+
+class Range(NamedTuple):
+    """The smallest and the largest value to represent."""
+
+    low: float
+    high: float
+
+
+def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
+    """The integers of `x`, as int8. Computed in float32; a per-channel scale goes along `scheme.axis`."""
+    return codes(x, qparams, scheme).to(torch.int8)
+
+
+def codes(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
+    """The integers of `x`, held in float32."""
+    scale, zero_point = _along(qparams.scale, x, scheme), _along(qparams.zero_point, x, scheme)
+    q = x.to(torch.float32) / scale  # a tensor of its own: what follows may work in place
+    return q.round_().add_(zero_point).clamp_(scheme.qmin, scheme.qmax)
+
+
+def dequantize(q: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
+    """The float32 values that the integers stand for."""
+    scale, zero_point = _along(qparams.scale, q, scheme), _along(qparams.zero_point, q, scheme)
+    return (q.to(torch.float32) - zero_point) * scale
+
+
+def _along(parameter: Tensor, x: Tensor, scheme: Scheme) -> Tensor:
+    if scheme.axis is None or parameter.ndim == 0:
+        return parameter
+    return parameter.view([-1 if axis == scheme.axis else 1 for axis in range(x.ndim)])
+
+
+def exact_scale(extent: Range, scheme: Scheme) -> float:
+    """The scale that spreads a range with zero in it over the codes; 0.0 for the range of zeros alone."""
+    low, high = min(extent.low, 0.0), max(extent.high, 0.0)
+    if scheme.symmetric:
+        return max(-low, high) / scheme.qmax
+    return high / (scheme.qmax - scheme.qmin) - low / (scheme.qmax - scheme.qmin)  # high - low may overflow
+
+
+def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | None:
+    """The parameters for a range, which is widened to contain zero; None where `dtype` cannot hold the scale.
+
+    The scale is one that `dtype` holds. The range of zeros alone has scale 1. Raises ValueError for a range that is not
+    finite or upside down.
+    """
+    if not (math.isfinite(extent.low) and math.isfinite(extent.high) and extent.low <= extent.high):
+        raise ValueError(f"not a range: {extent.low} to {extent.high}")
+    scale = exact_scale(extent, scheme)
+    if scale == 0.0 and extent == (0.0, 0.0):
+        stored: float | None = 1.0
+    else:
+        stored = stored_scale(scale, dtype)
+    if stored is None:
+        return None
+    low = min(extent.low, 0.0)
+    zero_point = 0 if scheme.symmetric else scheme.qmin - round(low / stored)
+    zero_point = min(max(zero_point, scheme.qmin), scheme.qmax)
+    return QParams(torch.tensor(stored, dtype=torch.float32), torch.tensor(zero_point, dtype=torch.int32))
+
+
+def stored_scale(scale: float, dtype: torch.dtype) -> float | None:
+    """The smallest value of `dtype` that is not below `scale`; None where there is none near it.
+
+    float16 has nothing between 0 and 6e-8, and few values up to 6e-5: a scale there would be lost or grow by half.
+    """
+    stored = torch.tensor(scale, dtype=torch.float64).to(dtype)
+    if stored.double().item() < scale:
+        bits = stored.view(_BITS[dtype.itemsize])
+        stored = (bits + 1).view(dtype)  # positive floats are ordered as their bits are
+    value = stored.double().item()
+    if not 0.0 < value < math.inf or value > scale * _MAX_INFLATION:
+        return None
+    if value < torch.finfo(torch.float32).smallest_normal:
+        return None  # the formula divides in float32, where devices flush such a number to zero
+    return value

@@ -1,0 +1,83 @@
+"""Signal to quantization noise: how much of a layer's or a model's output is left of the float one.
+
+SQNR = 10 * log10(sum of y_float**2 / sum of (y_float - y_integer)**2)       in dB, over all values heard
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .calls import Call, evaluating, run
+from .layers import QuantizedLayer
+from .replay import input_of
+
+
+@dataclass
+class Power:
+    """Sums of squares of a float signal and of what an integer one differs by."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, exact: Tensor, other: Tensor) -> None:
+        """Takes in two tensors of the same shape."""
+        signal = exact.to(torch.float32)
+        noise = other.to(torch.float32).sub_(signal)
+        self.signal += float(torch.linalg.vector_norm(signal, dtype=torch.float64)) ** 2
+        self.noise += float(torch.linalg.vector_norm(noise, dtype=torch.float64)) ** 2
+
+    @property
+    def sqnr(self) -> float | None:
+        """In dB; None without signal or without noise."""
+        if not (self.signal > 0.0 and self.noise > 0.0):
+            return None
+        return 10.0 * math.log10(self.signal / self.noise)
+
+
+@contextmanager
+def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLayer]]) -> Iterator[dict[str, Power]]:
+    """Inside, each named layer of the float `model` is compared with its integer form on the very same inputs."""
+    powers = {name: Power() for name in layer_of}
+    handles = []
+
+    def hook_for(power: Power, make: Callable[[], QuantizedLayer]) -> Callable[..., None]:
+        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            if output.numel():
+                power.add(output, make()(input_of(args, kwargs)))
+
+        return hear
+
+    try:
+        for name, make in layer_of.items():
+            hook = hook_for(powers[name], make)
+            handles.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
+        yield powers
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The floating-point tensors of an output, in order: of a tensor, a container, or a diffusers output."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+def outputs(model: nn.Module, calls: Iterable[Call]) -> list[list[Tensor]]:
+    """What `model` returns for each of a few calls, on the CPU."""
+    with evaluating(model):
+        return [[each.cpu() for each in tensors_in(run(model, call, at))] for at, call in enumerate(calls)]
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """`wanted` of the positions 0 to `count` - 1, spread evenly; all where there are no more."""
+    if wanted >= count:
+        return list(range(count))
+    return [(2 * at + 1) * count // (2 * wanted) for at in range(wanted)]

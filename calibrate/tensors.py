@@ -1,0 +1,114 @@
+"""Safetensors files, written from the tensors' own memory one at a time, and read with bounds.
+
+A tensor is made when its turn to be written comes and let go afterwards, so that writing needs the memory of one.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from capture.blobs import DTYPES, NAMES, memory_of
+from capture.errors import damage
+from capture.files import create
+from capture.sealed import open_regular, pread
+
+HEADER_LIMIT = 16 << 20
+
+
+class Planned(NamedTuple):
+    """A tensor to write."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    make: Callable[[], Tensor]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Planned":
+        """A tensor that is there already."""
+        return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
+
+    @property
+    def bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class Stored(NamedTuple):
+    """Where a tensor lies in its file."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str], mode: int) -> None:
+    """Writes a file that does not exist yet, the same bytes for the same tensors in whatever order they are given."""
+    # the widest elements first, so that every tensor is aligned for its dtype
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    entries: dict[str, Any] = {"__metadata__": dict(sorted({"format": "pt", **metadata}.items()))}
+    offset = 0
+    for name in order:
+        planned = tensors[name]
+        place = [offset, offset + planned.bytes]
+        entries[name] = {"dtype": NAMES[planned.dtype], "shape": list(planned.shape), "data_offsets": place}
+        offset = place[1]
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with create(path, mode) as sink:
+        sink.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            tensor = tensors[name].make().detach()
+            if tensor.dtype != tensors[name].dtype or tuple(tensor.shape) != tensors[name].shape:
+                raise AssertionError(f"{name} is not what was planned")
+            sink.write(memory_of(tensor.cpu().contiguous()))
+
+
+def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The tensors of a file and its metadata; they must cover it without gap or overlap. CaptureError 3 otherwise."""
+    with open_regular(path) as (descriptor, size):
+        prefix = bytearray(min(8, size))
+        pread(descriptor, memoryview(prefix), 0, path)
+        length = int.from_bytes(prefix, "little")
+        if size < 8 or length > min(HEADER_LIMIT, size - 8):
+            raise damage(path, "truncated or not a safetensors file")
+        text = bytearray(length)
+        pread(descriptor, memoryview(text), 8, path)
+    try:
+        entries = json.loads(bytes(text))
+        metadata = entries.pop("__metadata__", {})
+        return _placed(entries, 8 + length, size), {str(key): str(value) for key, value in metadata.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise damage(path, f"damaged ({error})") from error
+
+
+def _placed(entries: dict[str, Any], start: int, size: int) -> dict[str, Stored]:
+    placed = {}
+    expected = start
+    for name, entry in sorted(entries.items(), key=lambda item: tuple(item[1]["data_offsets"])):
+        dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
+            raise ValueError("negative or fractional size")
+        count = dtype.itemsize
+        for extent in shape:
+            count *= extent
+        if start + begin != expected or end - begin != count:
+            raise ValueError("offsets that do not fit")
+        placed[name] = Stored(dtype, shape, expected, count)
+        expected += count
+    if expected != size:
+        raise ValueError("file not fully covered")
+    return placed
+
+
+def read_tensor(path: Path, stored: Stored) -> Tensor:
+    """One tensor of a file."""
+    tensor = torch.empty(stored.shape, dtype=stored.dtype)
+    if stored.bytes:
+        with open_regular(path) as (descriptor, _):
+            pread(descriptor, memory_of(tensor), stored.offset, path)
+    return tensor

@@ -1,0 +1,44 @@
+"""Weights to integers: one symmetric scale for each output channel."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import CalibrateError
+from .scheme import WEIGHT, QParams, quantize
+
+_SMALLEST = 2.0**-126  # of the normal float32
+
+
+class QuantizedWeight(NamedTuple):
+    """`weight` int8 of the shape of the float one; `scale` float32 (out,). A channel of zeros has scale 1."""
+
+    weight: Tensor
+    scale: Tensor
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raises CalibrateError 6 when a tensor holds NaN or infinities; `name` is the tensor's."""
+    bad = tensor.numel() - int(tensor.isfinite().sum())
+    if bad:
+        raise CalibrateError(f"{name}: {bad} of {tensor.numel()} values not finite. Check the model's files.", 6)
+
+
+def round_to_nearest(weight: Tensor) -> QuantizedWeight | None:
+    """Each channel's largest value becomes 127 (or -127), every other one the nearest whole number.
+
+    None where a channel is so small that float32 has no scale for it.
+    """
+    flat = weight.detach().reshape(weight.shape[0], -1)
+    largest = torch.maximum(flat.amax(1), flat.amin(1).neg()).to(torch.float64)
+    scale = (largest / WEIGHT.qmax).to(torch.float32)
+    zero = largest == 0
+    if bool(((scale < _SMALLEST) & ~zero).any()):
+        return None
+    scale[zero] = 1.0
+    return QuantizedWeight(quantize(weight.detach(), QParams(scale, torch.zeros_like(scale)), WEIGHT), scale)
+
+
+WEIGHT_METHODS: dict[str, Callable[[Tensor], QuantizedWeight | None]] = {"round-to-nearest": round_to_nearest}
