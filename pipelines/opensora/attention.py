@@ -1,0 +1,109 @@
+"""Attention over tokens of a frame, over frames of a place, and over the caption."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .embedders import Rotation
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm of the last axis, eps 1e-6: in fp32, cast back, then times the weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square() / x.shape[-1]
+        return (wide * torch.rsqrt(mean_square + 1e-6)).to(x.dtype).mul_(self.weight)
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """(..., frames, heads, d): turns every pair of channels (2j, 2j + 1) by the angle of its frame."""
+    pairs = x.unflatten(-1, (-1, 2))
+    if x.dtype == torch.float32:  # the same formula as below in one pass over memory
+        turn = torch.complex(rotation.cos.float(), rotation.sin.float())[:, None]
+        return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
+    cos, sin = rotation.cos[:, None].to(x.dtype), rotation.sin[:, None].to(x.dtype)
+    first, second = pairs.unbind(-1)
+    return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
+
+
+class SelfAttention(nn.Module):
+    """(batch, tokens, C) -> the same; with a rotation, tokens are frames and queries and keys are turned by it."""
+
+    def __init__(self, channels: int, heads: int, qk_norm: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.q_norm = RMSNorm(channels // heads) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(channels // heads) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # each (batch, tokens, heads, d)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Captions(NamedTuple):
+    """The caption tokens of all samples, one after the other without padding.
+
+    tokens (1, sum of lengths, C). keep (B, longest) says which places of the padded form are tokens; it is None
+    where all captions are equally long.
+    """
+
+    tokens: Tensor
+    keep: Tensor | None
+
+
+def captions_of_lengths(tokens: Tensor, lengths: Tensor) -> Captions:
+    """Captions of packed tokens (1, sum, C) and the (B,) numbers of tokens of the samples."""
+    longest = int(lengths.max())
+    if bool((lengths == longest).all()):
+        return Captions(tokens, None)
+    places = torch.arange(longest, device=tokens.device)
+    return Captions(tokens, places < lengths.to(tokens.device)[:, None])
+
+
+def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
+    """Takes the tokens whose mask is not zero, row after row. y (B, L, C); mask (B, L) or (n, L), B a multiple of n.
+
+    A mask of fewer rows is repeated as a block: the null rows of guidance get the mask of their prompt.
+    """
+    if mask is None:
+        return Captions(y.flatten(0, 1)[None], None)
+    chosen = mask.flatten(1).to(y.device) != 0
+    chosen = chosen.repeat(y.shape[0] // chosen.shape[0], 1)
+    return captions_of_lengths(y[chosen][None], chosen.sum(1))
+
+
+class CrossAttention(nn.Module):
+    """Image tokens (B, N, C) look at the caption tokens of their own sample."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_linear = nn.Linear(channels, channels)
+        self.kv_linear = nn.Linear(channels, 2 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, captions: Captions) -> Tensor:
+        q = self.q_linear(x).unflatten(-1, (self.heads, -1))  # (B, N, heads, d)
+        kv = self.kv_linear(captions.tokens)[0]  # (sum, 2C)
+        seen = None
+        if captions.keep is None:
+            kv = kv.unflatten(0, (x.shape[0], -1))
+        else:
+            kv = kv.new_zeros(*captions.keep.shape, kv.shape[-1]).index_put((captions.keep,), kv)
+            seen = captions.keep[:, None, None, :]
+        k, v = kv.unflatten(-1, (2, self.heads, -1)).unbind(2)  # (B, longest, heads, d)
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen)
+        return self.proj(out.transpose(1, 2).flatten(2))

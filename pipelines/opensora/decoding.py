@@ -1,0 +1,37 @@
+"""From latents to pictures, with the 2-D autoencoder of diffusers."""
+
+from typing import Any
+
+import torch
+from diffusers.video_processor import VideoProcessor
+from torch import Tensor
+
+from ..errors import PipelineError
+from .defaults import LATENT_SCALE, LATENT_SHIFT
+
+FORMS = ("latent", "pil", "np", "pt")
+_FRAMES_AT_ONCE = 4
+
+
+def check_form(output_type: str, vae: Any) -> None:
+    """Refuses a form that is unknown or that `vae` (or None) cannot make, before any time is spent."""
+    if output_type not in FORMS:
+        raise PipelineError(f"output_type: {output_type!r} is unknown. Use one of {', '.join(FORMS)}.", 2)
+    if output_type == "latent":
+        return
+    if vae is None:
+        raise PipelineError("vae: the pipeline has none. Load it with vae=, or ask for output_type='latent'.", 2)
+    if vae.config.latent_channels != len(LATENT_SHIFT):
+        channels = vae.config.latent_channels
+        raise PipelineError(f"vae: it has {channels} latent channels, not 4. Load the one the model is for.", 4)
+
+
+def decode(latents: Tensor, vae: Any, processor: VideoProcessor, output_type: str) -> Any:
+    """Pictures of the latents (n, 4, T, H, W), one a latent frame, in the forms of diffusers' VideoProcessor."""
+    shift = latents.new_tensor(LATENT_SHIFT)[:, None, None, None]
+    scale = latents.new_tensor(LATENT_SCALE)[:, None, None, None]
+    frames = (latents * scale + shift).transpose(1, 2)  # (n, T, 4, H, W)
+    flat = frames.flatten(0, 1).to(vae.dtype) / vae.config.scaling_factor
+    pictures = torch.cat([vae.decode(part).sample for part in flat.split(_FRAMES_AT_ONCE)])
+    video = pictures.float().unflatten(0, frames.shape[:2]).transpose(1, 2)  # (n, 3, T, height, width)
+    return processor.postprocess_video(video, output_type=output_type)

@@ -1,0 +1,113 @@
+"""What enters the transformer: patches, positions, times, captions."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def sinusoid(values: Tensor, width: int = 256) -> Tensor:
+    """(rows,) numbers -> (rows, width) fp32: cosines, then sines, of values * 10000^(-2k / width)."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
+    angles = values.float()[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=-1)
+
+
+def position_table(height: int, width: int, channels: int, scale: float, like: Tensor) -> Tensor:
+    """(1, height * width, channels) in the dtype of `like`: the first half of the channels tells the column, the
+    second the row, each as sines, then cosines.
+
+    `scale` stretches the grid to the resolution of training; the frequencies are rounded to the dtype of the model,
+    as its weights are, and multiplied in fp32.
+    """
+    base = round(math.sqrt(height * width))
+    exponents = torch.arange(channels // 4, dtype=torch.float32, device=like.device) / (channels // 4)
+    frequencies = (1.0 / 10000**exponents).to(like.dtype).float()
+
+    def axis(length: int) -> Tensor:
+        places = torch.arange(length, dtype=torch.float32, device=like.device) / scale * (base / length)
+        angles = places[:, None] * frequencies
+        return torch.cat((angles.sin(), angles.cos()), dim=-1)  # (length, channels / 2)
+
+    columns = axis(width).expand(height, -1, -1)
+    rows = axis(height)[:, None].expand(-1, width, -1)
+    return torch.cat((columns, rows), dim=-1).reshape(1, height * width, channels).to(like.dtype)
+
+
+class PatchEmbedder(nn.Module):
+    """(B, in, Tx, Hx, Wx) -> (B, C, T, H, W); every axis is padded with zeros at its end to whole patches."""
+
+    def __init__(self, in_channels: int, channels: int, patch: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(in_channels, channels, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patch = self.proj.kernel_size
+        time, height, width = (-size % step for size, step in zip(x.shape[2:], patch, strict=True))
+        if time or height or width:
+            x = F.pad(x, (0, width, 0, height, 0, time))
+        return self.proj(x)
+
+
+class ScalarEmbedder(nn.Module):
+    """(rows,) numbers -> (rows, C): the sinusoid through a two-layer perceptron in the dtype of its weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(256, channels), nn.SiLU(), nn.Linear(channels, channels))
+
+    def forward(self, values: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.mlp(sinusoid(values).to(dtype))
+
+
+class Mlp(nn.Module):
+    """fc1, GELU (tanh form), fc2 on the last axis."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.fc2 = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class CaptionEmbedder(nn.Module):
+    """Caption states (..., E) -> (..., C). `y_embedding` (L, E) holds the states of the null caption."""
+
+    y_embedding: Tensor
+
+    def __init__(self, caption_channels: int, channels: int, length: int) -> None:
+        super().__init__()
+        self.register_buffer("y_embedding", torch.randn(length, caption_channels) / caption_channels**0.5)
+        self.y_proj = Mlp(caption_channels, channels, channels)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.y_proj(y)
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of the rotary angles, each (frames, d / 2)."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class RotaryFrequencies(nn.Module):
+    """The rotary angles of the frame index; one set of frequencies serves all temporal blocks.
+
+    Position, frequency, product, cosine and sine are all in the dtype of the model: that rounding is part of it.
+    """
+
+    def __init__(self, head_width: int) -> None:
+        super().__init__()
+        exponents = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
+        self.freqs = nn.Parameter(1.0 / 10000**exponents, requires_grad=False)
+
+    def forward(self, frames: int) -> Rotation:
+        places = torch.arange(frames, device=self.freqs.device).to(self.freqs.dtype)
+        angles = places[:, None] * self.freqs
+        return Rotation(angles.cos(), angles.sin())

@@ -1,0 +1,94 @@
+"""What a caller of the pipeline may give, checked and brought into one form."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from ..errors import PipelineError
+from .defaults import IMAGE_FPS
+from .sampling import Generators
+from .sizes import frame_count, video_size
+
+
+def listed(text: str | Sequence[str] | None) -> list[str]:
+    """One text or several, as a list."""
+    return [] if text is None else [text] if isinstance(text, str) else list(text)
+
+
+def matched(name: str, text: str | Sequence[str] | None, count: int) -> list[str] | None:
+    """`count` texts: one is repeated; another number is refused; None stays None."""
+    if text is None:
+        return None
+    texts = listed(text)
+    if len(texts) == 1:
+        texts *= count
+    if len(texts) != count:
+        raise PipelineError(f"{name}: {len(texts)} are given for {count} prompts. Give one, or one a prompt.", 2)
+    return texts
+
+
+def given_embeds(
+    prompt: str | Sequence[str] | None, embeds: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """The caption states and mask that stand in for a prompt; exactly one of the two ways must be used."""
+    if (prompt is None) == (embeds is None):
+        raise PipelineError("prompt: exactly one of prompt and prompt_embeds is needed. Give one of them.", 2)
+    if embeds is None:
+        if not listed(prompt):
+            raise PipelineError("prompt: the list is empty. Give at least one text.", 2)
+        return None
+    if mask is None or embeds.ndim != 4 or tuple(mask.shape) != (embeds.shape[0], embeds.shape[2]):
+        raise PipelineError(
+            f"prompt_embeds: {tuple(embeds.shape)} with a mask of {None if mask is None else tuple(mask.shape)}. "
+            "Give states (n, 1, L, E) and prompt_attention_mask (n, L).",
+            2,
+        )
+    return embeds, mask
+
+
+def checked_pixels(resolution: str, aspect: str, height: int | None, width: int | None) -> tuple[int, int]:
+    """(height, width): the two given ones, or those of the table."""
+    if (height is None) != (width is None):
+        raise PipelineError("height, width: only one of them is given. Give both, or neither.", 2)
+    return video_size(resolution, aspect) if height is None or width is None else (height, width)
+
+
+def checked_frames(num_frames: int | str, transform: bool) -> int:
+    """The number of frames; between 2 and 16 the timestep transform divides zero by zero."""
+    frames = frame_count(num_frames)
+    if transform and 1 < frames < 17:
+        raise PipelineError(
+            f"frames: the timestep transform is undefined for {frames} frames. Use 1, or at least 17.", 2
+        )
+    return frames
+
+
+def size_arguments(
+    pixels: tuple[int, int], frames: int, fps: float, rows: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """height, width, num_frames, ar and fps, each (rows,), in the dtype of the model; a single frame has its own fps.
+
+    Half precision cannot hold height * width, which the timestep transform needs: there they are fp32.
+    """
+    values = {
+        "height": pixels[0],
+        "width": pixels[1],
+        "num_frames": frames,
+        "ar": pixels[0] / pixels[1],
+        "fps": fps if frames > 1 else IMAGE_FPS,
+    }
+    dtype = torch.float32 if dtype == torch.float16 else dtype
+    return {name: torch.full((rows,), value, dtype=dtype, device=device) for name, value in values.items()}
+
+
+def starting_noise(
+    latents: Tensor | None, shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Standard normal latents of `shape`, or the given ones, which must have it."""
+    if latents is None:
+        return randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
+    if tuple(latents.shape) != tuple(shape):
+        raise PipelineError(f"latents: shape {tuple(latents.shape)}, expected {tuple(shape)}. Give that shape.", 2)
+    return latents.to(device=device)

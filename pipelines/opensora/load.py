@@ -1,0 +1,125 @@
+"""Reading models from disk: a downloaded hpcai-tech/OpenSora-STDiT-v3 folder, and directories diffusers wrote."""
+
+import inspect
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoTokenizer, T5EncoderModel
+
+from ..errors import PipelineError
+from .pipeline import OpenSoraPipeline
+from .scheduler import RFlowScheduler
+from .transformer import STDiT3
+
+_WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+
+
+def transformer_config(directory: Path) -> dict[str, Any]:
+    """The fields of config.json that STDiT3 knows; the others belong to other libraries and are left out."""
+    path = directory / "config.json"
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: it does not exist. Give the folder that holds config.json.", 3) from None
+    except (OSError, ValueError) as error:
+        raise PipelineError(f"{path}: it cannot be read as JSON ({error}). Download it again.", 3) from None
+    if not isinstance(values, dict):
+        raise PipelineError(f"{path}: it holds no table. Download it again.", 3)
+    known = inspect.signature(STDiT3.__init__).parameters.keys() - {"self"}
+    return {name: value for name, value in values.items() if name in known}
+
+
+def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = None) -> STDiT3:
+    """The transformer of a folder with config.json and safetensors, in the dtype of the file or `torch_dtype`.
+
+    Raises PipelineError: 3 for a file that is missing or damaged, 4 for a tensor that is missing, surplus or
+    misshapen, named in the message.
+    """
+    directory = Path(directory)
+    config = transformer_config(directory)
+    try:
+        with torch.device("meta"):
+            model = STDiT3(**config)
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        reason = str(error).splitlines()[0]
+        raise PipelineError(f"{directory / 'config.json'}: no model can be built ({reason}). Mend it.", 4) from None
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    state = {}
+    for path in _weight_files(directory):
+        for name, tensor in _tensors(path, expected):
+            state[name] = tensor if torch_dtype is None else tensor.to(torch_dtype)
+    missing = [name for name in expected if name not in state]
+    if missing:
+        raise PipelineError(
+            f"{directory}: tensor {missing[0]} is missing ({len(missing)} of {len(expected)} are). "
+            "Give a whole checkpoint of the model that config.json describes.",
+            4,
+        )
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    for name in _WEIGHTS:
+        index = directory / f"{name}.index.json"
+        if (directory / name).is_file():
+            return [directory / name]
+        if index.is_file():
+            try:
+                shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise PipelineError(f"{index}: it is no index of shards. Download it again.", 3) from None
+            return [directory / Path(str(shard)).name for shard in shards]
+    raise PipelineError(f"{directory}: there is neither {' nor '.join(_WEIGHTS)}. Download the weights.", 3)
+
+
+def _tensors(path: Path, expected: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - a safetensors handle does not iterate
+                shape = tuple(file.get_slice(name).get_shape())
+                if name not in expected:
+                    raise PipelineError(f"{path}: tensor {name} has no place in the model. Check config.json.", 4)
+                if shape != expected[name]:
+                    raise PipelineError(
+                        f"{path}: tensor {name} has shape {shape}, the model {expected[name]}. Check config.json.", 4
+                    )
+                yield name, file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise PipelineError(f"{path}: it cannot be read ({error}). Download it again.", 3) from None
+
+
+def load_pipeline(
+    directory: str | Path,
+    *,
+    torch_dtype: torch.dtype | None = None,
+    text_encoder: str | Path | None = None,
+    text_encoder_dtype: torch.dtype = torch.float32,
+    vae: str | Path | None = None,
+) -> OpenSoraPipeline:
+    """A pipeline from a directory OpenSoraPipeline.save_pretrained wrote, or from a folder of the transformer alone.
+
+    text_encoder: folder of a T5 encoder and its tokenizer (DeepFloyd/t5-v1_1-xxl), in fp32 unless told otherwise, as
+    the model was sampled with. vae: folder of a 2-D AutoencoderKL. Without them the pipeline takes prompt_embeds and
+    gives latents. Nothing is downloaded.
+    """
+    directory = Path(directory)
+    parts: dict[str, Any] = {}
+    if text_encoder is not None:
+        parts["tokenizer"] = AutoTokenizer.from_pretrained(text_encoder, local_files_only=True)
+        encoder = T5EncoderModel.from_pretrained(text_encoder, dtype=text_encoder_dtype, local_files_only=True)
+        parts["text_encoder"] = encoder.eval()
+    if vae is not None:
+        from diffusers import AutoencoderKL
+
+        parts["vae"] = AutoencoderKL.from_pretrained(vae, torch_dtype=torch_dtype, local_files_only=True).eval()
+    if not (directory / "model_index.json").is_file():
+        return OpenSoraPipeline(load_transformer(directory, torch_dtype), RFlowScheduler(), **parts)
+    parts["transformer"] = load_transformer(directory / "transformer", torch_dtype)
+    dtypes = {"text_encoder": text_encoder_dtype, "default": torch_dtype or torch.float32}
+    return OpenSoraPipeline.from_pretrained(directory, torch_dtype=dtypes, local_files_only=True, **parts)

@@ -1,0 +1,212 @@
+"""Text to video with Open-Sora 1.2, in the manner of diffusers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.video_processor import VideoProcessor
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, T5EncoderModel
+
+from ..errors import PipelineError
+from .conditioning import place_references
+from .decoding import check_form, decode
+from .defaults import VAE_FACTOR
+from .inputs import checked_frames, checked_pixels, given_embeds, listed, matched, size_arguments, starting_noise
+from .sampling import Conditions, Generators, denoise_step
+from .scheduler import RFlowScheduler, VideoShape
+from .sizes import latent_size
+from .text import clean_caption as cleaned
+from .text import encode, with_scores
+from .transformer import STDiT3
+
+StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], Mapping[str, Tensor] | None]
+
+
+@dataclass
+class OpenSoraPipelineOutput(BaseOutput):
+    """frames: latents (n, C, T, H, W); or pictures (n, T, height, width, 3) in 0..1; or n lists of T pictures."""
+
+    frames: Tensor | np.ndarray | list[list[PIL.Image.Image]]
+
+
+class Text(NamedTuple):
+    """Caption states (rows, 1, L, E), null or negative rows after those of the prompts, and the mask of tokens."""
+
+    states: Tensor
+    mask: Tensor
+
+
+class OpenSoraPipeline(DiffusionPipeline):
+    """Videos from prompts. Without a VAE it gives latents; the 2-D VAE decodes latent frames one by one.
+
+    The temporal VAE of the family is not part of it: a decoded video has one picture a latent frame. Text encoder and
+    tokenizer may be missing too; prompt_embeds and prompt_attention_mask then take their place.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]
+    _optional_components = ["tokenizer", "text_encoder", "vae"]  # noqa: RUF012 - the form diffusers reads
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+
+    transformer: STDiT3
+    scheduler: RFlowScheduler
+    tokenizer: PreTrainedTokenizerBase | None
+    text_encoder: T5EncoderModel | None
+    vae: AutoencoderKL | None
+
+    def __init__(
+        self,
+        transformer: STDiT3,
+        scheduler: RFlowScheduler,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        text_encoder: T5EncoderModel | None = None,
+        vae: AutoencoderKL | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer, scheduler=scheduler, tokenizer=tokenizer, text_encoder=text_encoder, vae=vae
+        )
+        self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1) if vae is not None else VAE_FACTOR
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
+        self._guidance_scale = 7.0
+        self._interrupt = False
+        self._num_timesteps = 0
+        self._current_timestep: Tensor | None = None
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> Tensor | None:
+        return self._current_timestep
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt` in a callback to leave out the steps that remain."""
+        return self._interrupt
+
+    def encode_prompt(
+        self,
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str] | None = None,
+        *,
+        clean_caption: bool = True,
+        embeds: tuple[Tensor, Tensor] | None = None,
+    ) -> Text:
+        """The rows the transformer reads. Null rows get the mask of their prompt, negative prompts their own."""
+        states, mask = self._states(prompts, clean_caption) if embeds is None else embeds
+        states, mask = states.to(self._execution_device), mask.to(self._execution_device)
+        if not self.do_classifier_free_guidance:
+            return Text(states, mask)
+        if negative_prompts is None:
+            null = self.transformer.y_embedder.y_embedding.to(states.device)
+            return Text(torch.cat([states, null.expand(len(states), 1, -1, -1)]), mask)
+        other, other_mask = self._states(negative_prompts, clean_caption)
+        return Text(torch.cat([states, other.to(states.device)]), torch.cat([mask, other_mask.to(mask.device)]))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        resolution: str = "240p",
+        aspect: str = "9:16",
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | str = 51,
+        fps: float = 24,
+        num_inference_steps: int = 30,
+        guidance_scale: float = 7.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        prompt_attention_mask: Tensor | None = None,
+        references: Sequence[Sequence[Tensor]] = (),
+        mask_strategy: str | Sequence[str] = "",
+        aesthetic_score: float | None = 6.5,
+        motion_score: float | None = None,
+        camera_motion: str | None = None,
+        clean_caption: bool = True,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> OpenSoraPipelineOutput | tuple[Any]:
+        """One video a prompt.
+
+        height and width (both or none) take the place of resolution and aspect; num_frames is a number or a name
+        ("2s"). A guidance_scale of 1 or less switches guidance off. negative_prompt takes the place of the null
+        caption. prompt_embeds (n, 1, L, E) and prompt_attention_mask (n, L) take the place of prompt.
+        references and mask_strategy: see conditioning.py. output_type "latent", "pil", "np" or "pt"; all but the first
+        need a VAE. callback_on_step_end(pipe, step, timestep, {"latents"}) may return latents of its own.
+        """
+        check_form(output_type, self.vae)
+        if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise PipelineError("callback_on_step_end_tensor_inputs: only latents can be had. Leave out the rest.", 2)
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        embeds = given_embeds(prompt, prompt_embeds, prompt_attention_mask)
+        prompts = [with_scores(text, aesthetic_score, motion_score, camera_motion) for text in listed(prompt)]
+        rows = len(prompts) if embeds is None else len(embeds[0])
+        pixels = checked_pixels(resolution, aspect, height, width)
+        frames = checked_frames(num_frames, self.scheduler.config["use_timestep_transform"])
+        channels = self.transformer.config["in_channels"]
+        shape = (rows, channels, *latent_size(*pixels, frames, self.vae_scale_factor))
+        device, dtype = self._execution_device, self.transformer.dtype
+        negatives = matched("negative_prompt", negative_prompt, rows)
+        strategies = matched("mask_strategy", mask_strategy, rows) or []
+
+        text = self.encode_prompt(prompts, negatives, clean_caption=clean_caption, embeds=embeds)
+        latents = starting_noise(latents, shape, generator, device, dtype)
+        latents, frame_mask = place_references(latents, references, strategies)
+        sizes = size_arguments(pixels, frames, fps, rows, dtype, device)
+        self.scheduler.set_timesteps(
+            num_inference_steps, device, shape=VideoShape(sizes["height"], sizes["width"], sizes["num_frames"])
+        )
+        scale = guidance_scale if self.do_classifier_free_guidance else None
+        conditions = Conditions({"y": text.states, "mask": text.mask, **sizes}, scale, frame_mask)
+        latents = self._denoise(latents, conditions, generator, callback_on_step_end)
+        video = latents if output_type == "latent" else decode(latents, self.vae, self.video_processor, output_type)
+        self.maybe_free_model_hooks()
+        return OpenSoraPipelineOutput(frames=video) if return_dict else (video,)
+
+    def _states(self, prompts: Sequence[str], clean_caption: bool) -> tuple[Tensor, Tensor]:
+        if self.text_encoder is None or self.tokenizer is None:
+            raise PipelineError(
+                "prompt: the pipeline has no text encoder. Load it with text_encoder=, or pass prompt_embeds and "
+                "prompt_attention_mask.",
+                2,
+            )
+        texts = [cleaned(text) if clean_caption else text.lower().strip() for text in prompts]
+        return encode(texts, self.tokenizer, self.text_encoder, self.transformer.config["model_max_length"])
+
+    def _denoise(
+        self, latents: Tensor, conditions: Conditions, generator: Generators, callback: StepCallback | None
+    ) -> Tensor:
+        self._num_timesteps = len(self.scheduler.timesteps)
+        with self.progress_bar(total=self._num_timesteps) as bar:
+            for index, times in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    continue
+                self._current_timestep = times[0]
+                latents = denoise_step(self.transformer, self.scheduler, latents, index, conditions, generator)
+                if callback is not None:
+                    changed = callback(self, index, times[0], {"latents": latents})
+                    latents = (changed or {}).get("latents", latents)
+                bar.update()
+        self._current_timestep = None
+        return latents

@@ -1,0 +1,76 @@
+"""The loop: guidance rows, frames that are kept or edited, and one step of RFLOW after the other."""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from .scheduler import RFlowScheduler, VideoShape, per_frame
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class Conditions(NamedTuple):
+    """What steers a run of n samples.
+
+    arguments: what the transformer gets by keyword, the same in all steps. guidance_scale None: y has n rows, no
+    guidance; else y has 2n rows, those of the prompts first. frame_mask (n, T) fp32: 1 generate, 0 keep the frame of
+    the starting latents, between: edit it, from the time on that the value tells; None: no x_mask is passed.
+    """
+
+    arguments: Mapping[str, Tensor]
+    guidance_scale: float | None = 7.0
+    frame_mask: Tensor | None = None
+
+
+def denoise_step(
+    model: Callable[..., Tensor],
+    scheduler: RFlowScheduler,
+    latents: Tensor,
+    index: int,
+    conditions: Conditions,
+    generator: Generators = None,
+) -> Tensor:
+    """The latents (n, C, T, H, W) after step `index`. The dtype follows from promotion: fp32 after the first step."""
+    t = scheduler.timesteps[index]  # (n,)
+    arguments = dict(conditions.arguments)
+    rows = 1 if conditions.guidance_scale is None else 2
+    before, active = latents, None
+    if conditions.frame_mask is not None:
+        active = _active(scheduler, conditions.frame_mask, index)
+        fresh = active & ~_active(scheduler, conditions.frame_mask, index - 1)
+        noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+        latents = torch.where(per_frame(fresh), scheduler.add_noise(before, noise, t), before)
+        arguments["x_mask"] = active.repeat(rows, 1)
+    output = model(torch.cat([latents] * rows), torch.cat([t] * rows), **arguments)
+    velocity = output[:, : latents.shape[1]]
+    if conditions.guidance_scale is not None:
+        conditional, unconditional = velocity.chunk(2)
+        velocity = unconditional + conditions.guidance_scale * (conditional - unconditional)
+    moved = scheduler.step(velocity, t, latents, return_dict=False)[0]
+    return moved if active is None else torch.where(per_frame(active), moved, before)
+
+
+def _active(scheduler: RFlowScheduler, frame_mask: Tensor, index: int) -> Tensor:
+    """(n, T) bool: the frames that step `index` moves. Before the first step: those that start from noise."""
+    if index < 0:
+        return frame_mask == 1
+    return frame_mask * scheduler.config["num_timesteps"] >= scheduler.timesteps[index][:, None]
+
+
+def sample(
+    model: Callable[..., Tensor],
+    scheduler: RFlowScheduler,
+    latents: Tensor,
+    conditions: Conditions,
+    num_inference_steps: int = 30,
+    generator: Generators = None,
+) -> Tensor:
+    """Latents (n, C, T, H, W) from noise: the bare loop, for any callable of the transformer's form."""
+    shape = VideoShape(*(conditions.arguments[name] for name in VideoShape._fields))
+    scheduler.set_timesteps(num_inference_steps, latents.device, shape=shape)
+    for index in range(num_inference_steps):
+        latents = denoise_step(model, scheduler, latents, index, conditions, generator)
+    return latents

@@ -1,0 +1,119 @@
+"""RFLOW, the rectified-flow sampler of Open-Sora 1.2 (Liu et al., Flow Straight and Fast, 2022), as a scheduler."""
+
+from typing import NamedTuple
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
+from torch import Tensor
+
+from ..errors import PipelineError
+
+
+class VideoShape(NamedTuple):
+    """What the timestep transform looks at: pixels and frames, each (n,), in the dtype they are evaluated in."""
+
+    height: Tensor
+    width: Tensor
+    num_frames: Tensor
+
+
+def time_ratio(shape: VideoShape) -> Tensor:
+    """(n,) how much more noise a video of this shape needs than a 512 x 512 image.
+
+    Evaluated in the dtype of `shape`. Between 2 and 16 frames it is 0, as in the source.
+    """
+    space = (shape.height * shape.width / (512 * 512)).sqrt()
+    frames = shape.num_frames
+    frames = torch.ones_like(frames) if frames[0] == 1 else frames // 17 * 5
+    return space * frames.sqrt()
+
+
+def even_times(steps: int, num_timesteps: int, discrete: bool) -> list[float] | list[int]:
+    """The times of `steps` equal steps from `num_timesteps` (noise) towards 0."""
+    times = [(1.0 - i / steps) * num_timesteps for i in range(steps)]
+    return [round(t) for t in times] if discrete else times
+
+
+def per_frame(values: Tensor) -> Tensor:
+    """(n, T) or (n,) -> a shape that broadcasts over (n, channels, T, height, width)."""
+    return values[:, None, :, None, None] if values.ndim == 2 else values[:, None, None, None, None]
+
+
+class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both declare config_name
+    """Euler steps along the velocity, which points from noise to data. The times of a step are a row (n,)."""
+
+    order = 1
+
+    @register_to_config
+    def __init__(
+        self,
+        num_timesteps: int = 1000,
+        use_discrete_timesteps: bool = False,
+        use_timestep_transform: bool = True,
+        transform_scale: float = 1.0,
+    ) -> None:
+        self.init_noise_sigma = 1.0
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.empty(0, 1)  # (steps, n)
+        self._step_index = 0
+
+    @property
+    def step_index(self) -> int:
+        """Steps taken since set_timesteps."""
+        return self._step_index
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        device: torch.device | str | None = None,
+        *,
+        shape: VideoShape | None = None,
+        rows: int = 1,
+    ) -> None:
+        """Fixes the times of a run: `timesteps` is (steps, n), n from `shape`, or `rows` where there is none.
+
+        The transform, if it is on, needs `shape`.
+        """
+        if num_inference_steps < 1:
+            raise PipelineError(f"steps: {num_inference_steps} are no steps. Use at least 1.", 2)
+        total = self.config["num_timesteps"]
+        times = torch.tensor(
+            even_times(num_inference_steps, total, self.config["use_discrete_timesteps"]), device=device
+        )
+        times = times[:, None].repeat(1, rows if shape is None else shape.height.shape[0])
+        if self.config["use_timestep_transform"]:
+            if shape is None:
+                raise PipelineError(
+                    "shape: the timestep transform needs the video's shape. Pass shape=VideoShape().", 2
+                )
+            ratio = (time_ratio(shape) * self.config["transform_scale"]).to(times.device)
+            share = times / total
+            times = ratio * share / (1 + (ratio - 1) * share) * total
+        self.timesteps = times
+        self.num_inference_steps = num_inference_steps
+        self._step_index = 0
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | None = None) -> Tensor:
+        """The sample itself: this sampler scales nothing."""
+        return sample
+
+    def step(
+        self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True
+    ) -> SchedulerOutput | tuple[Tensor]:
+        """Moves `sample` along the velocity `model_output` to the next time; `timestep` must be the row that is due."""
+        if self._step_index >= len(self.timesteps):
+            raise PipelineError("step: all steps are taken. Call set_timesteps before the next run.", 2)
+        following = self._step_index + 1
+        span = timestep - self.timesteps[following] if following < len(self.timesteps) else timestep
+        moved = sample + model_output * per_frame((span / self.config["num_timesteps"]).reshape(-1))
+        self._step_index = following
+        return SchedulerOutput(prev_sample=moved) if return_dict else (moved,)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The point at `timesteps` (n,) of the straight line from the samples (0) to the noise (num_timesteps)."""
+        share = per_frame((timesteps / self.config["num_timesteps"]).reshape(-1))
+        return (1 - share) * original_samples + share * noise
+
+    def __len__(self) -> int:
+        return self.config["num_timesteps"]

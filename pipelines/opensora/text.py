@@ -1,0 +1,64 @@
+"""From a prompt to what the transformer reads: scores, cleaning, T5 states."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PipelineError
+
+
+def with_scores(
+    prompt: str,
+    aesthetic: float | None = 6.5,
+    motion: float | None = None,
+    camera_motion: str | None = None,
+) -> str:
+    """The prompt followed by the scores the model was trained to follow; those it has already stay as they are."""
+    scores = {
+        "aesthetic score": None if aesthetic is None else f"{aesthetic:.1f}",
+        "motion score": None if motion is None else f"{motion:.1f}",
+        "camera motion": camera_motion,
+    }
+    for name, value in scores.items():
+        # "aesthetic score:" ends on the same word as "motion score:" does, but contains no other name
+        if value is not None and f"{name}:" not in prompt:
+            prompt = f"{prompt} {name}: {value}."
+    return prompt
+
+
+def clean_caption(text: str) -> str:
+    """The caption cleaning of DeepFloyd IF, applied twice, as in training; it lower-cases.
+
+    Taken from diffusers, which carries it for PixArt. Needs ftfy and beautifulsoup4.
+    """
+    missing = [name for name, module in (("ftfy", "ftfy"), ("beautifulsoup4", "bs4")) if find_spec(module) is None]
+    if missing:
+        raise PipelineError(
+            f"prompt: cleaning needs {' and '.join(missing)}. Install octavo[opensora] or pass clean_caption=False.",
+            2,
+        )
+    from diffusers import PixArtAlphaPipeline
+
+    cleaner = PixArtAlphaPipeline.__new__(PixArtAlphaPipeline)  # its method reads nothing that __init__ sets
+    return cleaner._text_preprocessing(text, clean_caption=True)[0]  # type: ignore[attr-defined]  # a lazy import
+
+
+def encode(prompts: Sequence[str], tokenizer: Any, encoder: nn.Module, length: int) -> tuple[Tensor, Tensor]:
+    """T5 states (n, 1, length, E) and the token mask (n, length), int64. States of padding are kept, not zeroed."""
+    tokens = tokenizer(
+        list(prompts),
+        max_length=length,
+        padding="max_length",
+        truncation=True,
+        return_attention_mask=True,
+        add_special_tokens=True,
+        return_tensors="pt",
+    )
+    device = next(encoder.parameters()).device
+    mask = tokens.attention_mask.to(device)
+    with torch.no_grad():
+        states = encoder(input_ids=tokens.input_ids.to(device), attention_mask=mask).last_hidden_state
+    return states[:, None], mask
