@@ -1,0 +1,115 @@
+"""What capturing costs: the share of a run's time, the store's size and speed, memory against the number of prompts.
+
+    python -m bench.bench_capture [--rounds 7]
+"""
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from capture.reader import Capture
+from capture.recorder import Clock, Recorder
+from capture.store import Call, CaptureWriter
+from pipelines import family_of
+from pipelines.load import load_pipeline, model_directory
+from pipelines.run import RunSettings, call_arguments, run_prompt
+from prompts import read_prompts
+
+
+def overhead(rounds: int, folder: Path) -> tuple[float, float, float]:
+    """Median seconds of a run unheard, heard and stored, and the median of their ratios; the bundled pipeline, 28 steps."""
+    pipe = load_pipeline(model_directory("demo"))
+    texts = read_prompts("demo").texts
+    arguments = call_arguments(pipe, family_of(type(pipe).__name__), RunSettings())
+
+    def heard(number: int) -> None:
+        with CaptureWriter.create(folder / f"c{number}", {"prompts": 1}) as writer:
+            with writer.unit(0, {"prompt": texts[number]}) as unit, Recorder(pipe.transformer, unit, clock=Clock()):
+                run_prompt(pipe, texts[number], arguments, 0)
+            writer.complete()
+
+    run_prompt(pipe, texts[0], arguments, 0)
+    plain_times, heard_times = [], []
+    for number in range(rounds):
+        began = time.perf_counter()
+        run_prompt(pipe, texts[number], arguments, 0)
+        middle = time.perf_counter()
+        heard(number)
+        plain_times.append(middle - began)
+        heard_times.append(time.perf_counter() - middle)
+    ratios = [b / a for a, b in zip(plain_times, heard_times, strict=True)]
+    return statistics.median(plain_times), statistics.median(heard_times), statistics.median(ratios)
+
+
+def sd3_calls(prompts: int, steps: int) -> Any:
+    """(prompt, call) of the shapes of SD3 at 1024 px in float16 with guidance."""
+    for prompt in range(prompts):
+        text, pooled = torch.randn(2, 333, 4096).half(), torch.randn(2, 2048).half()
+        for step in range(steps):
+            latents = torch.randn(1, 16, 128, 128).half().repeat(2, 1, 1, 1)
+            kwargs = dict(hidden_states=latents, encoder_hidden_states=text, pooled_projections=pooled,
+                          timestep=torch.full((2,), 1000.0 - step), return_dict=False)  # fmt: skip
+            yield prompt, Call("transformer", step, step, 1000.0 - step, None, (), kwargs)
+
+
+def store(folder: Path) -> tuple[int, int, float, float]:
+    """Raw and stored bytes, seconds of writing and of reading, of 84 calls of SD3 at 1024 px."""
+    calls = list(sd3_calls(3, 28))
+    began = time.perf_counter()
+    with CaptureWriter.create(folder / "sd3", {"prompts": 3}) as writer, ExitStack() as stack:
+        for prompt in range(3):
+            with writer.unit(prompt, {"prompt": prompt}) as unit:
+                for owner, call in calls:
+                    if owner == prompt:
+                        unit.add(call)
+        writer.complete()
+        del stack
+    written = time.perf_counter()
+    capture = Capture.open(folder / "sd3")
+    count = sum(1 for _ in capture.calls())
+    assert count == len(calls)
+    read = time.perf_counter()
+    raw, stored = sum(u.raw_bytes for u in capture.units), sum(u.stored_bytes for u in capture.units)
+    return raw, stored, written - began, read - written
+
+
+def growth(folder: Path, prompts: int = 40) -> list[float]:
+    """Peak resident MiB after a tenth, half and all of the prompts: small units one after the other."""
+    peaks = []
+    with CaptureWriter.create(folder / "growth", {"prompts": prompts}) as writer:
+        for prompt in range(prompts):
+            with writer.unit(prompt, {"prompt": prompt}) as unit:
+                for _, call in sd3_calls(1, 4):
+                    unit.add(call)
+            if prompt + 1 in (prompts // 10, prompts // 2, prompts):
+                peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return peaks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        peaks = growth(folder)
+        plain, heard, ratio = overhead(rounds, folder)
+        raw, stored, write, read = store(folder)
+    mib = 2**20
+    print("| what | measured | bar |\n|---|---|---|")
+    print(f"| heard and stored : unheard run, bundled pipeline, 28 steps, median of {rounds} | {ratio:.3f} x ({heard:.2f} s : {plain:.2f} s) | < 1.03 x |")
+    print(f"| 84 calls of SD3 at 1024 px: heard, stored | {raw / mib:.0f} MiB, {stored / mib:.0f} MiB ({raw / stored:.1f} x less) | |")
+    print(f"| written, of heard bytes | {raw / mib / write:.0f} MiB/s | |")
+    print(f"| read, of heard bytes, every digest checked | {raw / mib / read:.0f} MiB/s | |")
+    print(f"| peak resident memory after 4, 20, 40 prompts | {', '.join(f'{p:.0f}' for p in peaks)} MiB | does not grow |")
+
+
+if __name__ == "__main__":
+    main()
