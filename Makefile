@@ -24,7 +24,11 @@ check: install
 	$(BIN)/mypy
 
 demo: install
-	$(BIN)/python -m bench.demo
+	rm -rf demo-out && mkdir demo-out
+	$(BIN)/octavo capture demo demo-out/captured --limit 8
+	$(BIN)/octavo calibrate demo-out/captured demo-out/w8a8
+	$(BIN)/octavo inspect demo-out/w8a8
+	$(BIN)/python -m bench.quality demo-out/w8a8 --pictures 24 --calls 2 --sheet demo-out/pictures.png
 
 clean:
 	rm -rf $(VENV) build demo-out

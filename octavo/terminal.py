@@ -84,15 +84,16 @@ class Terminal:
             click.echo(json.dumps({"event": kind, **values}, sort_keys=True, allow_nan=False))
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """A table for people; the first column reads left, the others right."""
-        if self.as_json:
+        """A table for people; columns of numbers stand right."""
+        if self.as_json or not rows:
             return
         from rich.console import Console
         from rich.table import Table
 
         made = Table(title=title, title_justify="left", header_style="bold")
-        for i, column in enumerate(columns):
-            made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+        for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
+            number = all(cell[:1].isdigit() or cell[:1] == "-" for cell in cells)
+            made.add_column(column, justify="right" if number else "left", overflow="fold")
         for row in rows:
             made.add_row(*row)
         Console(width=None if sys.stdout.isatty() else 120).print(made)

@@ -240,7 +240,7 @@ def assemble(vae: AutoencoderKL, parts: nn.ModuleDict, tokens: CLIPTokenizer) ->
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/demo"), help="Checkpoints; reused on the next start.")
 @click.option("--out", type=click.Path(path_type=Path), default=MODEL, help="Where the pipeline is written.")
 @click.option("--vae-steps", default=1200, show_default=True)
-@click.option("--steps", default=7000, show_default=True, help="Steps of the transformer, 64 pictures each.")
+@click.option("--steps", default=5000, show_default=True, help="Steps of the transformer, 64 pictures each.")
 @click.option("--copies", default=6, show_default=True, help="How often each training scene is drawn.")
 def main(work: Path, out: Path, vae_steps: int, steps: int, copies: int) -> None:
     """Train the bundled text-to-image pipeline on the CPU (about 90 minutes on two cores)."""

@@ -1,0 +1,112 @@
+"""What the integers cost in decibels and in pictures: the bundled pipeline, float against a checkpoint.
+
+    python -m bench.quality CHECKPOINT [--pictures 200] [--calls 8] [--sheet pictures.png]
+
+SQNR is that of the transformer's output over calls of held-out prompts: 10 log10(sum y^2 / sum (y - y_q)^2), float
+inputs in both. Pictures are drawn with the same prompts and noise by both and read by the judge.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from calibrate.layers import QuantizedLayer, quantized
+from calibrate.load import load_ascend
+from capture.recorder import Memory, Recorder
+from pipelines.demo.judge import score
+from pipelines.demo.scene import parse
+from pipelines.load import load_pipeline, model_directory
+from pipelines.run import prompt_seed
+from prompts import read_prompts
+
+
+def draw(pipe: Any, prompts: list[str], batch: int = 8) -> list[np.ndarray]:
+    """A (64, 64, 3) uint8 picture of each prompt, 28 steps, the noise of `octavo capture`."""
+    made: list[np.ndarray] = []
+    for at in range(0, len(prompts), batch):
+        some = prompts[at : at + batch]
+        noise = [torch.Generator().manual_seed(prompt_seed(text, 0)) for text in some]
+        images = pipe(some, generator=noise, num_inference_steps=28, output_type="np").images
+        made += list(np.rint(images * 255).astype(np.uint8))
+    return made
+
+
+def held_out_sqnr(pipe: Any, layers: dict[str, QuantizedLayer], prompts: list[str]) -> float:
+    """dB over every call of `prompts`."""
+    signal = noise = 0.0
+    for prompt in prompts:
+        memory = Memory()
+        with Recorder(pipe.transformer, memory):
+            generator = torch.Generator().manual_seed(prompt_seed(prompt, 0))
+            pipe(prompt, generator=generator, num_inference_steps=28, output_type="latent")
+        with torch.no_grad():
+            exact = [pipe.transformer(**call.kwargs)[0].double() for call in memory.calls]
+            with quantized(pipe.transformer, layers):
+                for y, call in zip(exact, memory.calls, strict=True):
+                    signal += float(y.square().sum())
+                    noise += float((pipe.transformer(**call.kwargs)[0].double() - y).square().sum())
+    return 10 * math.log10(signal / noise)
+
+
+def sheet(prompts: list[str], pairs: Iterator[tuple[np.ndarray, np.ndarray]], columns: int = 4) -> Image.Image:
+    """A contact sheet: of each prompt the float picture beside the quantized one."""
+    cell, text = 128, 34
+    rows = -(-len(prompts) // columns)
+    page = Image.new("RGB", (columns * (2 * cell + 24) + 8, rows * (cell + text + 14) + 8), "white")
+    pen = ImageDraw.Draw(page)
+    for number, (prompt, pair) in enumerate(zip(prompts, pairs, strict=True)):
+        x = 8 + number % columns * (2 * cell + 24)
+        y = 8 + number // columns * (cell + text + 14)
+        for side, picture in enumerate(pair):
+            page.paste(Image.fromarray(picture).resize((cell, cell), Image.Resampling.NEAREST), (x + side * (cell + 4), y))
+        words = prompt.split(" on a")
+        pen.text((x, y + cell + 3), f"float | int8: {words[0]}", fill="black")
+        pen.text((x, y + cell + 17), " on a".join(["", *words[1:]]).strip(), fill="black")
+    return page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--calls", type=int, default=8, help="held-out prompts whose calls are compared")
+    parser.add_argument("--sheet", type=Path)
+    options = parser.parse_args()
+    pipe = load_pipeline(model_directory("demo"))
+    layers = load_ascend(options.checkpoint)
+    prompts = list(read_prompts("demo-heldout").texts)
+    scenes = [parse(prompt) for prompt in prompts]
+    sqnr = held_out_sqnr(pipe, layers, prompts[-options.calls :])
+    count = options.pictures
+    drawn, seconds = {}, {}
+    for name, context in (("float", nullcontext()), ("int8", quantized(pipe.transformer, layers))):
+        began = time.perf_counter()
+        with context:
+            drawn[name] = draw(pipe, prompts[:count])
+        seconds[name] = (time.perf_counter() - began) / count
+    scores = {name: score(pictures, scenes[:count]) for name, pictures in drawn.items()}
+    print(f"SQNR of the transformer's output over {28 * options.calls} held-out calls: {sqnr:.1f} dB (bar: 25 dB)\n")
+    print(f"| {count} held-out prompts | all five | shape | colour | size | place | background |\n|---|---|---|---|---|---|---|")
+    for name, found in scores.items():
+        cells = (f"{found[key]:.1%}" for key in ("all", "shape", "colour", "size", "place", "background"))
+        print(f"| {name} | {' | '.join(cells)} |")
+    error = np.mean([np.square(a.astype(float) - b).mean() for a, b in zip(drawn["float"], drawn["int8"], strict=True)])
+    print(f"\nPSNR of the int8 pictures against the float ones: {10 * math.log10(255**2 / max(error, 1e-9)):.1f} dB")
+    print("seconds a picture, in batches of 8: " + ", ".join(f"{name} {value:.2f}" for name, value in seconds.items()))
+    if options.sheet:
+        shown = min(16, count)
+        pairs = zip(drawn["float"][:shown], drawn["int8"][:shown], strict=True)
+        sheet(prompts[:shown], pairs).save(options.sheet)
+        print(f"{options.sheet}: {shown} prompts, float beside int8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""`octavo calibrate`: replays a capture through its model, chooses the integers, writes a checkpoint."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calibrate.export import check_target, export
+from calibrate.report import worst
+from calibrate.run import Result, Settings
+from calibrate.run import calibrate as calibrate_model
+from calibrate.sqnr import spread
+from capture.errors import CaptureError
+from capture.fingerprint import fingerprint
+from capture.reader import Call, Capture
+from pipelines import FAMILIES, GENERIC
+from pipelines.denoisers import denoisers
+from pipelines.device import DTYPES, resolve_device
+from pipelines.load import load_pipeline, model_directory, quiet
+
+from .terminal import Terminal, duration, size
+
+
+@dataclass(frozen=True)
+class CalibrateOptions:
+    """The options of the command, by their names."""
+
+    capture: Path
+    out: Path
+    model: str | None = None
+    component: str | None = None
+    observer: str = "sigma"
+    sigma: float = 25.0
+    symmetric: bool = False
+    weight_only: bool = False
+    keep_float: tuple[str, ...] = ()
+    quantize_too: tuple[str, ...] = ()
+    samples: int | None = None
+    formats: str = "ascend"
+    overwrite: bool = False
+    allow_incomplete: bool = False
+    allow_revision: bool = False
+    config: Path | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    group_readable: bool = False
+    trust_remote_code: bool = False
+
+
+def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
+    """The command; `given` are the options of the command line, which win over those of the config file."""
+    began = time.monotonic()
+    options = _configured(options, given)
+    check_target(options.out, overwrite=options.overwrite)
+    capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
+    component = _component(capture, options.component)
+    family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
+    settings = _settings(options, family.keep_float)
+    model = _model(capture, component, options)
+    calls = _calls(capture, component, options.samples, _casting(capture, options.dtype))
+    result = calibrate_model(model, calls, settings, progress=terminal.progress)
+    for warning in result.warnings:
+        terminal.warn(warning)
+    names = tuple(name.strip() for name in options.formats.split(","))
+    export(result, model, options.out, names, overwrite=options.overwrite, group_readable=options.group_readable)
+    _show(result, options, terminal, time.monotonic() - began)
+
+
+def _configured(options: CalibrateOptions, given: set[str]) -> CalibrateOptions:
+    """The options with what the config file says, where the command line says nothing."""
+    if options.config is None:
+        return options
+    from calibrate.config import read_config
+
+    known = {field.name for field in fields(options)} - {"capture", "out", "config"}
+    read = read_config(options.config)
+    return replace(options, **{name: value for name, value in read.items() if name in known and name not in given})
+
+
+def _component(capture: Capture, wanted: str | None) -> str:
+    """The denoiser to quantize: the one captured, or the one wanted of several."""
+    there = list(capture.manifest.get("components", {}))
+    if wanted is None and len(there) == 1:
+        return there[0]
+    if wanted not in there:
+        fact = f"no calls of '{wanted}'" if wanted else f"holds calls of {len(there)} denoisers"
+        raise CaptureError(f"{capture.directory}: {fact}. Choose one of {', '.join(there)} with --component.", 2)
+    return wanted
+
+
+def _settings(options: CalibrateOptions, defaults: Any) -> Settings:
+    if options.quantize_too and defaults is not None:
+        unknown = [pattern for pattern in options.quantize_too if pattern not in defaults]
+        if unknown:
+            known = ", ".join(defaults)
+            raise CaptureError(f"--quantize: '{unknown[0]}' is not kept float by default. Choose of {known}.", 2)
+        defaults = {pattern: why for pattern, why in defaults.items() if pattern not in options.quantize_too}
+    return Settings(
+        observer=options.observer, sigma=options.sigma, symmetric=options.symmetric,
+        act_quant=not options.weight_only, keep_float=options.keep_float, defaults=defaults,
+        release=True, name="--keep-float",
+    )  # fmt: skip
+
+
+def _model(capture: Capture, component: str, options: CalibrateOptions) -> nn.Module:
+    """The denoiser that was captured, checked to be the one, in the dtype of the deployment."""
+    captured = capture.manifest
+    source = options.model or captured.get("model")
+    if source is None:
+        raise CaptureError(f"{capture.directory}: does not say which model it is of. Give it with --model.", 2)
+    pipe = load_pipeline(
+        model_directory(source), dtype=DTYPES.get(captured.get("dtype", "")), trust_remote_code=options.trust_remote_code
+    )
+    module = denoisers(pipe, (component,))[component]
+    del pipe
+    check_fingerprint(capture, component, module, source, options.allow_revision)
+    with quiet():
+        module = module.to(DTYPES[options.dtype]) if options.dtype else module
+    return module.to(resolve_device(options.device)).requires_grad_(False)
+
+
+def check_fingerprint(capture: Capture, component: str, module: nn.Module, source: str, allow_revision: bool) -> None:
+    """Raises CaptureError 4 when `module` is not the one whose calls were captured."""
+    was, now = capture.manifest["components"][component], fingerprint(module)
+    if was["class"] != now["class"]:
+        fact = f"was captured from {was['class']}; this model is {now['class']}"
+    elif was["names"] != now["names"]:
+        fact = f"was captured from a {was['class']} with other tensors than {source}"
+    elif was["weights"] != now["weights"] and not allow_revision:
+        revisions = f"rev {was['weights'][:8]}; this model is rev {now['weights'][:8]}"
+        fact = f"was captured from {was['class']} {revisions} (--allow-revision accepts it)"
+    else:
+        return
+    raise CaptureError(f"{capture.directory} {fact}. Give the captured model with --model.", 4)
+
+
+def _casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
+    """What brings the arguments of a call to the dtype of the deployment: those in the captured dtype change."""
+    before, after = DTYPES.get(capture.manifest.get("dtype", "")), DTYPES.get(dtype or "")
+    if after is None or before == after:
+        return lambda value: value
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(after) if value.dtype == before else value
+        if isinstance(value, dict):
+            return {key: cast(item) for key, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(map(cast, value))
+        return value
+
+    return cast
+
+
+def _calls(
+    capture: Capture, component: str, samples: int | None, cast: Callable[[Any], Any]
+) -> Callable[[], Iterator[Call]]:
+    """The calls of a component, or `samples` of them spread evenly over all; each time anew."""
+    headers = [(unit.index, h) for unit in capture.units for h in unit.calls if h.component == component]
+    chosen = set(spread(len(headers), samples)) if samples else None
+
+    def calls() -> Iterator[Call]:
+        at = -1
+
+        def wanted(header: Any) -> bool:
+            nonlocal at
+            at += header.component == component
+            return chosen is None or at in chosen
+
+        for call in capture.calls(component, where=wanted):
+            yield call._replace(args=cast(call.args), kwargs=cast(call.kwargs))
+
+    return calls
+
+
+def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float) -> None:
+    report = result.report
+    totals, layers = report["totals"], report["layers"]
+    reasons: dict[str, list[str]] = {}
+    for row in layers:
+        if row["scheme"] is None:
+            reasons.setdefault(row["reason"], []).append(row["name"])
+    terminal.table(
+        "Kept float", ["layers", "why"],
+        [[_some(names), why] for why, names in reasons.items()],
+    )  # fmt: skip
+    terminal.table(
+        "Worst by SQNR", ["layer", "SQNR", "range", "scale", "zero point"],
+        [
+            [row["name"], f"{row['sqnr']:.1f} dB", *([f"{row['range'][0]:.3g} .. {row['range'][1]:.3g}",
+             f"{row['scale']:.3g}", f"{row['zero_point']}"] if "range" in row else ["", "", ""])]
+            for row in worst(report)
+        ],
+    )  # fmt: skip
+    quality = "" if totals["output_sqnr"] is None else f", output SQNR {totals['output_sqnr']:.1f} dB on calls it has seen"
+    terminal.say(
+        f"{options.out}: {totals['quantized']} layers in 8-bit integers, {totals['kept_float']} float{quality}; "
+        f"{size(totals['bytes_before'])} of layers became {size(totals['bytes_after'])}; "
+        f"{totals['calls']} calls, {duration(seconds)}, peak memory {size(report['peak_memory'])}."
+    )
+    terminal.event("done", out=str(options.out), totals=totals, seconds=round(seconds, 3), peak_memory=report["peak_memory"])
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
