@@ -2,12 +2,13 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import CaptureError
 from .files import LOCK_NAME, PARTIAL, Modes, make_directory, storage
-from .layout import CAPTURE, list_units, read_capture
+from .layout import CAPTURE, UNITS, list_units, read_capture
 from .sealed import canonical
 
 
@@ -17,6 +18,10 @@ def prepare(directory: Path, modes: Modes, resume: bool) -> None:
     That is when it holds a capture and `resume` is False, when it holds anything else, or is no directory.
     """
     with storage(directory):
+        with suppress(
+            FileNotFoundError
+        ):  # the longest name there will be; too long shows here, before anything is made
+            (directory / UNITS / ("0" * 29) / "data-000.safetensors").lstat()
         if not os.path.lexists(directory):
             make_directory(directory, modes.directory)
         names = [entry.name for entry in directory.iterdir()]
@@ -26,7 +31,7 @@ def prepare(directory: Path, modes: Modes, resume: bool) -> None:
             raise CaptureError(f"{directory}: not empty and not a capture (found {foreign[0]}).", 5)
     elif not resume:
         planned = read_capture(directory).get("prompts", "?")
-        stored = len(list_units(directory)) if "units" in names else 0
+        stored = len(list_units(directory)) if UNITS in names else 0
         raise CaptureError(
             f"{directory}: holds a capture ({stored} of {planned} prompts). Use --resume or another directory.", 5
         )

@@ -124,7 +124,8 @@ def create(path: Path, mode: int, shown: Path | None = None) -> Iterator[Sink]:
             raise storage_error(shown, sink.error) from sink.error
         raise
     finally:
-        os.close(descriptor)
+        with storage(shown):
+            os.close(descriptor)
 
 
 @contextmanager
@@ -197,7 +198,8 @@ def staging(parent: Path) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        os.close(descriptor)
+        with suppress(OSError):
+            os.close(descriptor)
 
 
 def _make_staging(parent: Path) -> tuple[Path, int]:
@@ -256,22 +258,33 @@ def commit_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
 
 def replace_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
     """Puts a filled staging directory in the place of `target`, if there is one: the old one or the staged one is
-    there at every instant, never a mixture. Where the system cannot exchange two names, there is an instant at which
-    the old one is only to be found as `.previous-NAME`; the next call puts it back."""
-    previous = target.with_name(f".previous-{target.name}"[:255])
+    there at every instant, never a mixture. A symbolic link is replaced itself. Where the system cannot exchange two
+    names, there is an instant at which the old one is only to be found as `.previous-NAME`; the next call puts it back.
+    CaptureError 5 when `target` is a file.
+    """
+    previous = target.with_name(f".previous-{target.name}"[:250])
     with storage(target):
         os.chmod(staged, mode)
         fsync_directory(staged)
         if os.path.lexists(previous) and not os.path.lexists(target):
             os.rename(previous, target)
+        _discard(previous)
         if not os.path.lexists(target):
             os.rename(staged, target)
+        elif not (target.is_dir() or target.is_symlink()):
+            raise CaptureError(f"{target}: exists and is not a directory.", 5)
         elif not _exchange(staged, target):
             os.rename(target, previous)
             os.rename(staged, target)
     fsync_directory(target.parent)
-    for old in (staged, previous):
-        shutil.rmtree(old, ignore_errors=True)
+    _discard(staged)
+    _discard(previous)
+
+
+def _discard(old: Path) -> None:
+    if old.is_symlink():
+        remove(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
@@ -298,11 +311,16 @@ class Lock:
 
     def release(self) -> None:
         """Gives the directory free; a second call does nothing."""
-        if self._descriptor is not None:
+        if self._descriptor is None:
+            return
+        descriptor, self._descriptor = self._descriptor, None
+        try:
+            os.unlink(self._path)  # while it is held: who opened it before finds another file there and retries
+        except OSError:
+            pass  # the file may stay, for the lock is not the file
+        finally:
             with suppress(OSError):
-                os.unlink(self._path)  # while it is held: who opened it before finds another file there and retries
-            os.close(self._descriptor)
-            self._descriptor = None
+                os.close(descriptor)
 
 
 def lock(directory: Path) -> Lock:

@@ -155,6 +155,8 @@ class _Source:
             if (component is not None and header.component != component) or (where and not where(header)):
                 continue
             try:
+                if not isinstance(record["args"], list):
+                    raise TypeError("arguments that are no list")
                 args = tuple(decode(value, get) for value in record["args"])
                 kwargs = {name: decode(value, get) for name, value in record["kwargs"]}
             except MALFORMED as exc:
@@ -164,8 +166,8 @@ class _Source:
     def tensor(self, entry: int) -> torch.Tensor:
         name, shape, keys = self.body["tensors"][entry]
         found = [self._find(key) for key in keys]
-        expected = (tuple(shape),) if len(keys) == 1 else (tuple(shape[1:]),) * shape[0]
-        if tuple(blob.shape for _, blob in found) != expected:
+        expected = tuple(shape) if len(keys) == 1 else tuple(shape[1:])
+        if any(blob.shape != expected for _, blob in found) or not (len(keys) == 1 or len(keys) == shape[0]):
             raise ValueError("a tensor whose rows do not fit")
         tensor = torch.empty(shape, dtype=DTYPES[name])
         rows = [tensor] if len(keys) == 1 else list(tensor.unbind(0))

@@ -123,6 +123,13 @@ def _decode_dtype(name: str) -> torch.dtype:
     return dtype
 
 
+def _decode_device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as exc:
+        raise ValueError(f"{name} is not a device") from exc
+
+
 def _decode_numpy(content: list[str]) -> np.generic:
     code, raw = content
     dtype = np.dtype(code)
@@ -139,6 +146,6 @@ TAGS: dict[str, Callable[[Any], Any]] = {
     "bytes": bytes.fromhex,
     "complex": lambda content: complex(float(content[0]), float(content[1])),
     "dtype": _decode_dtype,
-    "device": torch.device,
+    "device": _decode_device,
     "numpy": _decode_numpy,
 }

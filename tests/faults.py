@@ -1,0 +1,83 @@
+"""Making the calls of os fail, or the process die, at a chosen one of them; and children to do it in."""
+
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from capture import files
+
+PURE = ("fsencode", "strerror", "getpid", "geteuid")  # ask nothing of a disk
+
+
+class CountingOs:
+    """`os` as files.py sees it: every call is named in `made`, and call number `at` meets `fault` first."""
+
+    def __init__(self, at: int | None = None, fault: Callable[[], None] = lambda: None) -> None:
+        self.made: list[str] = []
+        self._at, self._fault = at, fault
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(os, name)
+        if not callable(found) or name in PURE or isinstance(found, type):
+            return found
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            self.made.append(name)
+            if len(self.made) - 1 == self._at:
+                self._fault()
+            return found(*args, **kwargs)
+
+        return called
+
+
+@contextmanager
+def counting(at: int | None = None, fault: Callable[[], None] = lambda: None) -> Iterator[CountingOs]:
+    """files.py meets a CountingOs inside the block."""
+    with pytest.MonkeyPatch.context() as patch:
+        counter = CountingOs(at, fault)
+        patch.setattr(files, "os", counter)
+        yield counter
+
+
+@pytest.fixture
+def fast_path() -> Iterator[Path]:
+    """A directory in memory, where syncing costs nothing: what is tried here is the order of the calls."""
+    memory = Path("/dev/shm")
+    with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as directory:
+        yield Path(directory)
+
+
+def failing(number: int) -> Callable[[], None]:
+    """A fault: the OSError with this errno."""
+
+    def fault() -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fault
+
+
+def dying() -> None:
+    """A fault: the process is gone, as kill -9 leaves it."""
+    os._exit(9)
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Runs `work` in a forked process; its exit status: 0 when it returned, 1 when it raised, 130 when that was a
+    KeyboardInterrupt, 9 when it died."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except KeyboardInterrupt:
+            os._exit(130)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

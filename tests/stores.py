@@ -1,0 +1,89 @@
+"""Small captures for the tests of the store, and what they must read back as."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from capture.errors import CaptureError
+from capture.reader import Capture
+from capture.store import Call, CaptureWriter
+
+MANIFEST = {"pipeline": "StableDiffusion3Pipeline", "settings": {"steps": 2, "seed": 0}, "prompts": 3}
+
+
+PLANNED = MANIFEST | {"prompts": 50}
+
+
+def calls_of(unit: int, steps: int = 2, channels: int = 8) -> list[Call]:
+    """The calls of one prompt: both guidance halves of the latents alike, prompt states that do not change."""
+    generator = torch.Generator().manual_seed(unit)
+    states = torch.randn(2, 5, 128, generator=generator).half()
+    calls = []
+    for step in range(steps):
+        latents = torch.randn(1, channels, 8, 8, generator=generator)
+        kwargs: dict[str, Any] = {
+            "hidden_states": torch.cat([latents, latents]),
+            "encoder_hidden_states": states,
+            "timestep": torch.tensor([999.0 - step, 999.0 - step]),
+            "added": {"ids": torch.tensor([[1, 2], [3, 4]]), "none": None, "sizes": (1, 2.5, [True])},
+        }
+        calls.append(Call("transformer", step, step, 999.0 - step, None, (), kwargs))
+    return calls
+
+
+def info_of(unit: int) -> dict[str, Any]:
+    return {"prompt": f"prompt {unit}", "seed": 0}
+
+
+def fill(writer: CaptureWriter, units: range | list[int]) -> None:
+    """Adds the units that are not there yet."""
+    for index in units:
+        if index not in writer.stored:
+            with writer.unit(index, info_of(index)) as unit:
+                for call in calls_of(index):
+                    unit.add(call)
+
+
+def make_store(directory: Path, units: int = 3, **options: bool) -> Path:
+    """A finished capture of `units` prompts."""
+    with CaptureWriter.create(directory, MANIFEST | {"prompts": units}, **options) as writer:
+        fill(writer, range(units))
+        writer.complete()
+    return directory
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality of type, dtype and value, through containers."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and one.shape == other.shape and one.equal(other)
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def holds(directory: Path, units: int = 3) -> bool:
+    """Whether the finished capture is sound and reads back as `calls_of`."""
+    capture = Capture.open(directory)
+    capture.verify()
+    expected = [call for unit in range(units) for call in calls_of(unit)]
+    found = list(capture.calls())
+    return len(found) == len(expected) and all(map(same, found, expected))
+
+
+def files_of(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def refused(directory: Path, exit_code: int, manifest: dict[str, Any] = PLANNED, **options: Any) -> str:
+    """What CaptureWriter.create says, without the directory in front."""
+    with pytest.raises(CaptureError) as caught:
+        CaptureWriter.create(directory, manifest, **options)
+    assert caught.value.exit_code == exit_code
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix(f"{directory}")
