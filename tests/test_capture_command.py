@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from capture.reader import Capture
-from octavo.cli import main
 from pipelines.load import load_pipeline
+
+from .commands import capture, errors, octavo
 
 PROMPTS = ["a red circle", "a blue ring", "a white cross"]
 
@@ -23,19 +23,6 @@ def prompts(tmp_path: Path) -> Path:
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join(PROMPTS))
     return file
-
-
-def octavo(*arguments: object, code: int = 0) -> str:
-    """Runs a command in this process; returns what it printed, stdout and stderr."""
-    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    assert done.exit_code == code, done.output
-    assert "Traceback" not in done.output
-    return done.output
-
-
-def capture(model: Path, out: Path, prompts: Path, *more: object, code: int = 0) -> str:
-    small = ("--height", 16, "--width", 16, "--device", "cpu")
-    return octavo("capture", model, out, "--prompts", prompts, "--steps", 3, *small, *more, code=code)
 
 
 def units(out: Path) -> dict[str, str]:
@@ -146,9 +133,8 @@ def test_resume_with_other_settings_is_refused(tiny_model, tmp_path, prompts):
 )
 def test_what_cannot_be_done_is_said_in_one_line(tiny_model, tmp_path, prompts, more, code, words):
     said = capture(tiny_model, tmp_path / "a", prompts, *more, code=code)
-    lines = [line for line in said.splitlines() if line.startswith("Error")]
-    assert len(lines) == 1
-    assert words in lines[0]
+    assert len(errors(said)) == 1
+    assert words in errors(said)[0]
     assert not list((tmp_path / "a").glob("units/*"))
 
 
@@ -205,10 +191,10 @@ def test_i1_i2_i3_signals_end_within_a_step_and_leave_whole_prompts(tiny_model, 
             if json.loads(line)["event"] == "prompt":
                 break
         process.send_signal(number)
-        rest, errors = process.communicate()
-    assert process.returncode == code, errors
-    assert "prompts are stored. Run again with --resume." in errors
-    assert "Traceback" not in errors
+        rest, notes = process.communicate()
+    assert process.returncode == code, notes
+    assert "prompts are stored. Run again with --resume." in notes
+    assert "Traceback" not in notes
     for line in rest.splitlines():
         json.loads(line)
     stored = Capture.open(out, allow_incomplete=True)
