@@ -73,7 +73,8 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
     ) -> None:
         """Fixes the times of a run: `timesteps` is (steps, n), n from `shape`, or `rows` where there is none.
 
-        The transform, if it is on, needs `shape`.
+        The transform, if it is on, needs `shape`. Its rounding can put the first time just above num_timesteps
+        (144p images in fp32); a frame mask then leaves the first step out, as in the source.
         """
         if num_inference_steps < 1:
             raise PipelineError(f"steps: {num_inference_steps} are no steps. Use at least 1.", 2)
