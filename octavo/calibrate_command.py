@@ -113,8 +113,9 @@ def _model(capture: Capture, component: str, options: CalibrateOptions) -> nn.Mo
     if source is None:
         raise CaptureError(f"{capture.directory}: does not say which model it is of. Give it with --model.", 2)
     pipe = load_pipeline(
-        model_directory(source), dtype=DTYPES.get(captured.get("dtype", "")), trust_remote_code=options.trust_remote_code
-    )
+        model_directory(source), dtype=DTYPES.get(captured.get("dtype", "")), family=FAMILIES.get(captured.get("family", "")),
+        trust_remote_code=options.trust_remote_code,
+    )  # fmt: skip
     module = denoisers(pipe, (component,))[component]
     del pipe
     check_fingerprint(capture, component, module, source, options.allow_revision)

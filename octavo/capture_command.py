@@ -16,10 +16,9 @@ from capture.keep import keep_rule
 from capture.reader import Capture
 from capture.recorder import Clock, Recorder
 from capture.store import CaptureWriter, UnitWriter, unit_key
-from pipelines import family_of
 from pipelines.denoisers import denoisers
 from pipelines.device import DTYPES, resolve_device
-from pipelines.inspection import inspect_model
+from pipelines.inspection import family_at
 from pipelines.load import load_pipeline, model_directory
 from pipelines.run import RunSettings, call_arguments, prompt_seed, run_prompt, total_steps
 from prompts import Prompts, read_prompts
@@ -41,7 +40,13 @@ class CaptureOptions:
     height: int | None = None
     width: int | None = None
     guidance_scale: float | None = None
+    frames: int | None = None
+    fps: int | None = None
+    resolution: str | None = None
+    aspect: str | None = None
     seed: int = 0
+    pipeline: str | None = None
+    text_encoder: Path | None = None
     arguments: tuple[str, ...] = ()
     device: str = "auto"
     dtype: str | None = None
@@ -82,17 +87,17 @@ def run(options: CaptureOptions, terminal: Terminal) -> None:
     directory = model_directory(options.model)
     prepare(options.capture, Modes(options.group_readable), options.resume)
     lock(options.capture).release()  # writable and free, before a model is loaded
-    index = inspect_model(directory, options.trust_remote_code)
-    family = family_of(str(index.get("_class_name")))
+    family = family_at(directory, options.pipeline)
     device = resolve_device(options.device)
     pipe = load_pipeline(
-        directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, offload=options.offload,
-        strict=options.strict, trust_remote_code=options.trust_remote_code,
+        directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
+        text_encoder=options.text_encoder, offload=options.offload, strict=options.strict,
+        trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     modules = denoisers(pipe, options.components)
     settings = RunSettings(
         options.negative_prompt, options.steps, options.height, options.width, options.guidance_scale, options.seed,
-        dict(parse_argument(text) for text in options.arguments),
+        _further(options),
     )  # fmt: skip
     job = Job(pipe, modules, call_arguments(pipe, family, settings), settings, options, terminal)
     manifest = {
@@ -248,6 +253,15 @@ def _unstored(writer: CaptureWriter, infos: list[dict[str, Any]], options: Captu
             taken.add(index)
             todo.append((index, number))
     return todo
+
+
+def _further(options: CaptureOptions) -> dict[str, Any]:
+    """What the options say beyond RunSettings' own, by the names of the pipeline's call."""
+    named = {
+        "num_frames": options.frames, "fps": options.fps, "resolution": options.resolution, "aspect": options.aspect,
+    }  # fmt: skip
+    given = {name: value for name, value in named.items() if value is not None}
+    return given | dict(parse_argument(text) for text in options.arguments)
 
 
 def parse_argument(text: str) -> tuple[str, Any]:

@@ -39,6 +39,12 @@ def main() -> None:
 @click.option("--width", type=click.IntRange(1), help="Pixels.")
 @click.option("--guidance-scale", type=float, help="Strength of classifier-free guidance.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--frames", type=click.IntRange(1), help="Of a video.")
+@click.option("--fps", type=click.IntRange(1), help="Frames a second of a video.")
+@click.option("--resolution", help="Open-Sora: 144p, 240p, 360p, 480p or 720p.")
+@click.option("--aspect", help="Open-Sora: height to width, as in 9:16.")
+@click.option("--pipeline", type=click.Choice(["sd3", "opensora"]), help="The family of MODEL [default: what its files say].")
+@click.option("--text-encoder", type=click.Path(path_type=Path), help="Folder of the T5 encoder, where MODEL is the denoiser alone.")
 @click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="More of the pipeline's call: JSON, or an image file.")
 @device
 @dtype

@@ -1,10 +1,11 @@
 """Families of models: how to load one, run it, which modules denoise, what stays float."""
 
 from .family import Family
+from .opensora.family import OPENSORA
 from .sd3 import SD3
 
 GENERIC = Family("generic")
-FAMILIES = {"sd3": SD3}
+FAMILIES = {"sd3": SD3, "opensora": OPENSORA}
 
 
 def family_of(pipeline_class: str) -> Family:

@@ -6,7 +6,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from . import FAMILIES, family_of
 from .errors import PipelineError
+from .family import Family
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -43,6 +45,25 @@ def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str,
                 raise PipelineError(f"{directory}: no folder {name}, which model_index.json names. Download it again.", 3)
             _check_weights(directory / name)
     return index
+
+
+def family_at(directory: Path, name: str | None = None) -> Family:
+    """The family of the model in `directory`: the one called `name`, or what its files say.
+
+    Raises PipelineError 2 when there is no such directory or family, 3 when the files say nothing.
+    """
+    if not directory.is_dir():
+        raise PipelineError(f"{directory}: no such model directory. Give a diffusers directory, or demo.", 2)
+    if name is not None:
+        return FAMILIES[name]
+    config = directory / "config.json"
+    if not (directory / "model_index.json").is_file() and config.is_file():
+        words = read_json(config)
+        kinds = {words.get("model_type"), words.get("_class_name"), *(words.get("architectures") or [])}
+        for family in FAMILIES.values():
+            if kinds & set(family.models):
+                return family
+    return family_of(str(inspect_model(directory, trust_remote_code=True).get("_class_name")))
 
 
 def _refuse_code(directory: Path, index: dict[str, Any], trusted: bool) -> None:

@@ -16,7 +16,8 @@ from torch import nn
 from .denoisers import denoisers
 from .device import DTYPES
 from .errors import PipelineError
-from .inspection import inspect_model, stored_dtype
+from .family import Family
+from .inspection import family_at, inspect_model, stored_dtype
 
 log = logging.getLogger(__name__)
 DEMO = Path(__file__).parent / "demo" / "model"
@@ -48,10 +49,9 @@ def quiet() -> Iterator[None]:
             diffusers.logging.enable_progress_bar()
 
 
-def default_dtype(directory: Path, index: dict[str, Any], device: torch.device) -> torch.dtype:
-    """The dtype of the stored denoiser; on a CPU, where halves are slow, float32."""
-    names = [n for n, kind in index.items() if isinstance(kind, list) and kind[0] == "diffusers"]
-    stored = next((d for n in sorted(names, reverse=True) if (d := stored_dtype(directory / n))), "float32")
+def default_dtype(folders: list[Path], device: torch.device) -> torch.dtype:
+    """The dtype of the first stored weights; on a CPU, where halves are slow, float32."""
+    stored = next((d for folder in folders if (d := stored_dtype(folder))), "float32")
     return torch.float32 if device.type == "cpu" else DTYPES[stored]
 
 
@@ -60,21 +60,44 @@ def load_pipeline(
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | None = None,
+    family: Family | None = None,
+    text_encoder: Path | None = None,
     offload: bool = False,
     strict: bool = False,
     trust_remote_code: bool = False,
 ) -> Any:
-    """The pipeline of a diffusers directory, in evaluation mode, nothing downloaded, no pickle opened.
+    """The pipeline in a directory, in evaluation mode, nothing downloaded, no pickle opened.
 
-    Raises PipelineError: what `inspect_model` refuses; 4 for missing or misshapen weights (and surplus ones when
-    `strict`); 6 for weights that are not finite.
+    `family` (default: the one of the files) may load it in its own way; `text_encoder` is then the folder of what a
+    folder of the denoiser alone lacks. Raises PipelineError: what `inspect_model` refuses; 4 for missing or misshapen
+    weights (and surplus ones when `strict`); 6 for weights that are not finite.
     """
-    index = inspect_model(directory, trust_remote_code)
     device = device or torch.device("cpu")
-    dtype = dtype or default_dtype(directory, index, device)
+    family = family or family_at(directory)
+    if family.load is not None:
+        if (directory / "model_index.json").is_file():
+            inspect_model(directory, trust_remote_code)
+        stored = [directory, directory / "transformer"]
+        pipe = family.load(directory, dtype or default_dtype(stored, device), text_encoder)
+    else:
+        pipe = _load_diffusers(directory, dtype, device, strict, trust_remote_code)
+    pipe.set_progress_bar_config(disable=True)
+    for name, module in denoisers(pipe).items():
+        check_finite(module, name)
+    if offload:
+        pipe.enable_model_cpu_offload(device=device)
+    return pipe if offload else pipe.to(device)
+
+
+def _load_diffusers(
+    directory: Path, dtype: torch.dtype | None, device: torch.device, strict: bool, trust_remote_code: bool
+) -> Any:
+    index = inspect_model(directory, trust_remote_code)
+    kinds = {name: kind for name, kind in index.items() if isinstance(kind, list) and not name.startswith("_")}
+    ours = [directory / name for name in sorted(kinds, reverse=True) if kinds[name][0] == "diffusers"]
+    dtype = dtype or default_dtype(ours, device)
     common: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
     with quiet():
-        kinds = {name: kind for name, kind in index.items() if isinstance(kind, list) and not name.startswith("_")}
         # diffusers wants a component that was saved as absent to be passed as absent
         parts: dict[str, Any] = {name: None for name, kind in kinds.items() if kind[-1] is None}
         for name, kind in kinds.items():
@@ -86,12 +109,7 @@ def load_pipeline(
             )
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise PipelineError(f"{directory}: {_one_line(error)}. Check the directory.", 3) from error
-    pipe.set_progress_bar_config(disable=True)
-    for name, module in denoisers(pipe).items():
-        check_finite(module, name)
-    if offload:
-        pipe.enable_model_cpu_offload(device=device)
-    return pipe if offload else pipe.to(device)
+    return pipe
 
 
 def _model_class(kind: list[str | None]) -> Any:
