@@ -1,6 +1,6 @@
 """What capturing costs: the share of a run's time, the store's size and speed, memory against the number of prompts.
 
-    python -m bench.bench_capture [--rounds 7]
+python -m bench.bench_capture [--rounds 7]
 """
 
 import argparse
@@ -24,7 +24,7 @@ from prompts import read_prompts
 
 
 def overhead(rounds: int, folder: Path) -> tuple[float, float, float]:
-    """Median seconds of a run unheard, heard and stored, and the median of their ratios; the bundled pipeline, 28 steps."""
+    """Median seconds of a run unheard, of one heard and stored, and of their ratios: bundled pipeline, 28 steps."""
     pipe = load_pipeline(model_directory("demo"))
     texts = read_prompts("demo").texts
     arguments = call_arguments(pipe, family_of(type(pipe).__name__), RunSettings())
@@ -104,11 +104,15 @@ def main() -> None:
         raw, stored, write, read = store(folder)
     mib = 2**20
     print("| what | measured | bar |\n|---|---|---|")
-    print(f"| heard and stored : unheard run, bundled pipeline, 28 steps, median of {rounds} | {ratio:.3f} x ({heard:.2f} s : {plain:.2f} s) | < 1.03 x |")
-    print(f"| 84 calls of SD3 at 1024 px: heard, stored | {raw / mib:.0f} MiB, {stored / mib:.0f} MiB ({raw / stored:.1f} x less) | |")
+    what = f"heard and stored : unheard run, bundled pipeline, 28 steps, median of {rounds}"
+    print(f"| {what} | {ratio:.3f} x ({heard:.2f} s : {plain:.2f} s) | < 1.03 x |")
+    sizes = f"{raw / mib:.0f} MiB, {stored / mib:.0f} MiB ({raw / stored:.1f} x less)"
+    print(f"| 84 calls of SD3 at 1024 px: heard, stored | {sizes} | |")
     print(f"| written, of heard bytes | {raw / mib / write:.0f} MiB/s | |")
     print(f"| read, of heard bytes, every digest checked | {raw / mib / read:.0f} MiB/s | |")
-    print(f"| peak resident memory after 4, 20, 40 prompts | {', '.join(f'{p:.0f}' for p in peaks)} MiB | does not grow |")
+    print(
+        f"| peak resident memory after 4, 20, 40 prompts | {', '.join(f'{p:.0f}' for p in peaks)} MiB | does not grow |"
+    )
 
 
 if __name__ == "__main__":

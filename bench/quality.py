@@ -66,7 +66,9 @@ def sheet(prompts: list[str], pairs: Iterator[tuple[np.ndarray, np.ndarray]], co
         x = 8 + number % columns * (2 * cell + 24)
         y = 8 + number // columns * (cell + text + 14)
         for side, picture in enumerate(pair):
-            page.paste(Image.fromarray(picture).resize((cell, cell), Image.Resampling.NEAREST), (x + side * (cell + 4), y))
+            page.paste(
+                Image.fromarray(picture).resize((cell, cell), Image.Resampling.NEAREST), (x + side * (cell + 4), y)
+            )
         words = prompt.split(" on a")
         pen.text((x, y + cell + 3), f"float | int8: {words[0]}", fill="black")
         pen.text((x, y + cell + 17), " on a".join(["", *words[1:]]).strip(), fill="black")
@@ -94,7 +96,8 @@ def main() -> None:
         seconds[name] = (time.perf_counter() - began) / count
     scores = {name: score(pictures, scenes[:count]) for name, pictures in drawn.items()}
     print(f"SQNR of the transformer's output over {28 * options.calls} held-out calls: {sqnr:.1f} dB (bar: 25 dB)\n")
-    print(f"| {count} held-out prompts | all five | shape | colour | size | place | background |\n|---|---|---|---|---|---|---|")
+    print(f"| {count} held-out prompts | all five | shape | colour | size | place | background |")
+    print("|---|---|---|---|---|---|---|")
     for name, found in scores.items():
         cells = (f"{found[key]:.1%}" for key in ("all", "shape", "colour", "size", "place", "background"))
         print(f"| {name} | {' | '.join(cells)} |")

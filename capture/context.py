@@ -21,7 +21,7 @@ class ContextEar:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._made = False
-        self.manager = StateManager(dict)
+        self.manager = StateManager(dict)  # type: ignore[arg-type]
 
     @property
     def name(self) -> str | None:
@@ -38,7 +38,7 @@ class ContextEar:
         if hasattr(self._module, "cache_context"):
             self._made = "_diffusers_hook" not in self._module.__dict__
             registry = HookRegistry.check_if_exists_or_initialize(self._module)
-            registry.hooks[_KEY] = self
+            registry.hooks[_KEY] = self  # type: ignore[assignment]
             registry._hook_order.append(_KEY)
         return self
 

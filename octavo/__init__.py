@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calibrate.api import Calibrator, QuantConfig
+
     from capture.files import SafeWriteUmask
     from capture.legacy import safe_torch_load
     from capture.listener import Listener

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from calibrate.export import check_target, export
@@ -86,7 +85,7 @@ def _component(capture: Capture, wanted: str | None) -> str:
     there = list(capture.manifest.get("components", {}))
     if wanted is None and len(there) == 1:
         return there[0]
-    if wanted not in there:
+    if wanted is None or wanted not in there:
         fact = f"no calls of '{wanted}'" if wanted else f"holds calls of {len(there)} denoisers"
         raise CaptureError(f"{capture.directory}: {fact}. Choose one of {', '.join(there)} with --component.", 2)
     return wanted
@@ -113,8 +112,8 @@ def _model(capture: Capture, component: str, options: CalibrateOptions) -> nn.Mo
     if source is None:
         raise CaptureError(f"{capture.directory}: does not say which model it is of. Give it with --model.", 2)
     pipe = load_pipeline(
-        model_directory(source), dtype=DTYPES.get(captured.get("dtype", "")), family=FAMILIES.get(captured.get("family", "")),
-        trust_remote_code=options.trust_remote_code,
+        model_directory(source), dtype=DTYPES.get(captured.get("dtype", "")),
+        family=FAMILIES.get(captured.get("family", "")), trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     module = denoisers(pipe, (component,))[component]
     del pipe
@@ -197,13 +196,17 @@ def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds
             for row in worst(report)
         ],
     )  # fmt: skip
-    quality = "" if totals["output_sqnr"] is None else f", output SQNR {totals['output_sqnr']:.1f} dB on calls it has seen"
+    quality = (
+        "" if totals["output_sqnr"] is None else f", output SQNR {totals['output_sqnr']:.1f} dB on calls it has seen"
+    )
     terminal.say(
         f"{options.out}: {totals['quantized']} layers in 8-bit integers, {totals['kept_float']} float{quality}; "
         f"{size(totals['bytes_before'])} of layers became {size(totals['bytes_after'])}; "
         f"{totals['calls']} calls, {duration(seconds)}, peak memory {size(report['peak_memory'])}."
     )
-    terminal.event("done", out=str(options.out), totals=totals, seconds=round(seconds, 3), peak_memory=report["peak_memory"])
+    terminal.event(
+        "done", out=str(options.out), totals=totals, seconds=round(seconds, 3), peak_memory=report["peak_memory"]
+    )
 
 
 def _some(names: list[str], most: int = 4) -> str:

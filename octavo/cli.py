@@ -11,9 +11,15 @@ DEVICES = "auto, cpu, cuda or npu, with an index where wanted (cuda:1)."
 debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 device = click.option("--device", default="auto", show_default=True, help=DEVICES)
-dtype = click.option("--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Default: as stored; float32 on a CPU.")
-group_readable = click.option("--group-readable", is_flag=True, help="Modes 0440, 0640, 0750 instead of 0400, 0600, 0700.")
-trust = click.option("--trust-remote-code", is_flag=True, help="Run Python files of the model directory. Read them first.")
+dtype = click.option(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Default: as stored; float32 on a CPU."
+)
+group_readable = click.option(
+    "--group-readable", is_flag=True, help="Modes 0440, 0640, 0750 instead of 0400, 0600, 0700."
+)
+trust = click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python files of the model directory. Read them first."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -43,21 +49,41 @@ def main() -> None:
 @click.option("--fps", type=click.IntRange(1), help="Frames a second of a video.")
 @click.option("--resolution", help="Open-Sora: 144p, 240p, 360p, 480p or 720p.")
 @click.option("--aspect", help="Open-Sora: height to width, as in 9:16.")
-@click.option("--pipeline", type=click.Choice(["sd3", "opensora"]), help="The family of MODEL [default: what its files say].")
-@click.option("--text-encoder", type=click.Path(path_type=Path), help="Folder of the T5 encoder, where MODEL is the denoiser alone.")
-@click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="More of the pipeline's call: JSON, or an image file.")
+@click.option(
+    "--pipeline", type=click.Choice(["sd3", "opensora"]), help="The family of MODEL [default: what its files say]."
+)
+@click.option(
+    "--text-encoder",
+    type=click.Path(path_type=Path),
+    help="Folder of the T5 encoder, where MODEL is the denoiser alone.",
+)
+@click.option(
+    "--arg",
+    "arguments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="More of the pipeline's call: JSON, or an image file.",
+)
 @device
 @dtype
 @click.option("--offload", is_flag=True, help="Keep on the device only the component that runs.")
 @click.option("--keep", default="all", show_default=True, help="Denoising steps to store: all, every:N or spread:K.")
 @click.option("--component", "components", multiple=True, help="Record this module only [default: every denoiser].")
 @click.option("--drop-input", "dropped", multiple=True, help="Leave this argument out of the stored calls.")
-@click.option("--nonfinite", type=click.Choice(["error", "skip"]), default="error", show_default=True, help="What to do with NaN or Inf in a call.")
+@click.option(
+    "--nonfinite",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="What to do with NaN or Inf in a call.",
+)
 @click.option("--resume", is_flag=True, help="Go on with an interrupted capture.")
 @click.option("--keep-removed", is_flag=True, help="With --resume: keep prompts that are no longer in the file.")
 @click.option("--keep-going", is_flag=True, help="Go on after a prompt that fails; exit 1 at the end.")
 @click.option("--strict", is_flag=True, help="Refuse weights that the model does not know.")
-@click.option("--pth", type=click.Path(path_type=Path), help="Also write the documented torch.save list of keyword arguments.")
+@click.option(
+    "--pth", type=click.Path(path_type=Path), help="Also write the documented torch.save list of keyword arguments."
+)
 @group_readable
 @trust
 @as_json
@@ -67,7 +93,8 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
     from .terminal import Terminal, errors
 
     with errors(debug):
-        from .capture_command import CaptureOptions, run
+        from .capture_command import run
+        from .job import CaptureOptions
 
         run(CaptureOptions(**options), Terminal(as_json))
 
@@ -77,12 +104,27 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--model", help="Another directory of the captured model [default: the one captured].")
 @click.option("--component", help="The denoiser to quantize, where several were captured.")
-@click.option("--observer", type=click.Choice(["minmax", "sigma", "percentile", "mse"]), default="sigma", show_default=True, help="How the range of an activation is found.")
-@click.option("--sigma", type=float, default=25.0, show_default=True, help="Of the sigma observer: mean +- this many deviations.")
+@click.option(
+    "--observer",
+    type=click.Choice(["minmax", "sigma", "percentile", "mse"]),
+    default="sigma",
+    show_default=True,
+    help="How the range of an activation is found.",
+)
+@click.option(
+    "--sigma", type=float, default=25.0, show_default=True, help="Of the sigma observer: mean +- this many deviations."
+)
 @click.option("--symmetric", is_flag=True, help="Activations without a zero point.")
 @click.option("--weight-only", is_flag=True, help="Quantize weights, leave activations float.")
-@click.option("--keep-float", multiple=True, metavar="PATTERN", help="Leave layers of this name float, as in 'proj_out' or '*.ff.*'.")
-@click.option("--quantize", "quantize_too", multiple=True, metavar="PATTERN", help="Quantize layers that stay float by default.")
+@click.option(
+    "--keep-float",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave layers of this name float, as in 'proj_out' or '*.ff.*'.",
+)
+@click.option(
+    "--quantize", "quantize_too", multiple=True, metavar="PATTERN", help="Quantize layers that stay float by default."
+)
 @click.option("--samples", type=click.IntRange(1), help="Replay this many calls, spread over all.")
 @click.option("--format", "formats", default="ascend", show_default=True, help="What to write.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")

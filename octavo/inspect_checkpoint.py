@@ -28,10 +28,14 @@ def inspect_checkpoint(path: Path, terminal: Terminal) -> bool:
     if report.exists():
         totals = json.loads(read_bytes(report))["totals"]
         before, after = size(totals["bytes_before"]), size(totals["bytes_after"])
-        terminal.say(f"  layers    {totals['quantized']} quantized, {totals['kept_float']} float; {before} became {after}")
+        terminal.say(
+            f"  layers    {totals['quantized']} quantized, {totals['kept_float']} float; {before} became {after}"
+        )
     for verdict in verdicts:
         terminal.say(f"  {'yes' if verdict.ok else 'no ':<4}{verdict.consumer:<10} {verdict.subject}: {verdict.fact}")
-    needed = [v for v in verdicts if v.consumer == "octavo" or (v.consumer == "MindIE-SD" and v.subject != "in bfloat16")]
+    needed = [
+        v for v in verdicts if v.consumer == "octavo" or (v.consumer == "MindIE-SD" and v.subject != "in bfloat16")
+    ]
     sound = all(v.ok for v in needed)
     terminal.event("checkpoint", path=str(path), sound=sound, verdicts=[v._asdict() for v in verdicts])
     return sound

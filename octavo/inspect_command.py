@@ -38,12 +38,18 @@ def inspect_capture(path: Path, terminal: Terminal) -> None:
     terminal.say(f"{path}: a capture of {manifest.get('pipeline') or 'a module'}, {found['state']}")
     if manifest.get("model"):
         terminal.say(f"  model     {manifest['model']} ({manifest.get('dtype')})")
-    terminal.say(f"  prompts   {found['prompts']} of {capture.planned} ({manifest.get('prompts_source', 'given by hand')})")
-    settings = ", ".join(f"{name} {value}" for name, value in manifest.get("settings", {}).items() if value not in ([], ""))
+    terminal.say(
+        f"  prompts   {found['prompts']} of {capture.planned} ({manifest.get('prompts_source', 'given by hand')})"
+    )
+    settings = ", ".join(
+        f"{name} {value}" for name, value in manifest.get("settings", {}).items() if value not in ([], "")
+    )
     if settings:
         terminal.say(f"  settings  {settings}")
     raw, stored = found["raw_bytes"], found["stored_bytes"]
-    terminal.say(f"  size      {size(raw)} heard, {size(stored)} stored" + (f" ({raw / stored:.1f} x less)" if stored else ""))
+    terminal.say(
+        f"  size      {size(raw)} heard, {size(stored)} stored" + (f" ({raw / stored:.1f} x less)" if stored else "")
+    )
     for name, part in found["components"].items():
         terminal.say(f"  {name}: {part['class']}, {part['calls']} calls in {part['steps']} steps")
         terminal.say(f"    timesteps {part['histogram']}  {part['timesteps'][0]:g} to {part['timesteps'][1]:g}")

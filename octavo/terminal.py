@@ -21,6 +21,7 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
+        self.note = "Interrupted."
 
 
 @contextmanager
@@ -47,8 +48,7 @@ def errors(debug: bool) -> Iterator[None]:
         with interruptible():
             yield
     except Interrupted as stop:
-        note = getattr(stop, "note", "Interrupted.")
-        click.echo(note, err=True)
+        click.echo(stop.note, err=True)
         sys.exit(stop.exit_code)
     except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
         raise
@@ -109,10 +109,10 @@ class Terminal:
         yield from track(items, label, total, console=Console(stderr=True), transient=True)
 
     @contextmanager
-    def bars(self, label: str, total: int, steps: int) -> Iterator[Callable[[int, int, str], None]]:
-        """A pair of bars, over `total` prompts and the `steps` of one; what is yielded sets (prompt, step, note)."""
+    def bars(self, label: str, total: int, steps: int) -> Iterator[Callable[[int, int], None]]:
+        """A pair of bars, over `total` prompts and the `steps` of one; what is yielded sets (prompt, step)."""
         if self.as_json or not sys.stderr.isatty():
-            yield lambda prompt, step, note: None
+            yield lambda prompt, step: None
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -121,8 +121,8 @@ class Terminal:
         with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
             outer, inner = shown.add_task(label, total=total), shown.add_task("steps", total=steps or None)
 
-            def show(prompt: int, step: int, note: str) -> None:
-                shown.update(outer, completed=prompt, description=note or label)
+            def show(prompt: int, step: int) -> None:
+                shown.update(outer, completed=prompt)
                 shown.update(inner, completed=step)
 
             yield show

@@ -44,7 +44,9 @@ def denoisers(pipeline: DiffusionPipeline, only: tuple[str, ...] = ()) -> dict[s
     kind = type(pipeline).__name__
     choices = ", ".join(sorted(name for name, _ in parts)) or "nothing"
     if not found and not only:
-        raise PipelineError(f"{kind}: no transformer or UNet among its modules. Choose one of {choices} with --component.", 2)
+        raise PipelineError(
+            f"{kind}: no transformer or UNet among its modules. Choose one of {choices} with --component.", 2
+        )
     for name in only:
         if name not in dict(parts):
             raise PipelineError(f"{kind}: no module '{name}'. Choose one of {choices}.", 2)

@@ -42,7 +42,9 @@ def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str,
     for name, kind in index.items():
         if not name.startswith("_") and isinstance(kind, list) and kind[-1] is not None:
             if not (directory / name).is_dir():
-                raise PipelineError(f"{directory}: no folder {name}, which model_index.json names. Download it again.", 3)
+                raise PipelineError(
+                    f"{directory}: no folder {name}, which model_index.json names. Download it again.", 3
+                )
             _check_weights(directory / name)
     return index
 
@@ -70,7 +72,9 @@ def _refuse_code(directory: Path, index: dict[str, Any], trusted: bool) -> None:
     own = [directory / f"{name}.py" for name in ("pipeline", index.get("_class_name")) if isinstance(name, str)]
     if isinstance(index.get("_class_name"), list):
         own.insert(0, directory / f"{index['_class_name'][0]}.py")
-    code = [f for f in own if f.is_file()] + [f for n in index if (directory / n).is_dir() for f in (directory / n).glob("*.py")]
+    code = [f for f in own if f.is_file()] + [
+        f for n in index if (directory / n).is_dir() for f in (directory / n).glob("*.py")
+    ]
     if code and not trusted:
         raise PipelineError(
             f"{directory}: needs custom code ({code[0].relative_to(directory)}), which is not run. "
@@ -96,6 +100,6 @@ def stored_dtype(folder: Path) -> str | None:
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt", backend="pread") as weights:
-            kinds = (weights.get_slice(key).get_dtype() for key in weights.keys())
+            kinds = (weights.get_slice(key).get_dtype() for key in weights.keys())  # noqa: SIM118
             return next((names[kind] for kind in kinds if kind in names), None)
     return None

@@ -3,15 +3,17 @@
 import importlib
 import logging
 import warnings
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 import transformers
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from .denoisers import denoisers
 from .device import DTYPES
@@ -31,22 +33,22 @@ def model_directory(model: str) -> Path:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps the libraries' own progress bars and notes off the terminal; problems are errors here."""
-    levels = diffusers.logging.get_verbosity(), transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    diffusers.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    diffusers.logging.disable_progress_bar()
+    levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity_error()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        diffusers.logging.set_verbosity(levels[0])
-        transformers.logging.set_verbosity(levels[1])
+        diffusers_logging.set_verbosity(levels[0])
+        transformers_logging.set_verbosity(levels[1])
         if bars:
-            transformers.logging.enable_progress_bar()
-            diffusers.logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
+            diffusers_logging.enable_progress_bar()
 
 
 def default_dtype(folders: list[Path], device: torch.device) -> torch.dtype:
@@ -104,9 +106,7 @@ def _load_diffusers(
             if (model_class := _model_class(kind)) is not None:
                 parts[name] = _load_component(directory / name, model_class, common, strict)
         try:
-            pipe = diffusers.DiffusionPipeline.from_pretrained(
-                directory, trust_remote_code=trust_remote_code, **common, **parts
-            )
+            pipe = DiffusionPipeline.from_pretrained(directory, trust_remote_code=trust_remote_code, **common, **parts)
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise PipelineError(f"{directory}: {_one_line(error)}. Check the directory.", 3) from error
     return pipe
@@ -138,13 +138,17 @@ def _load_component(folder: Path, kind: Any, common: dict[str, Any], strict: boo
     if missing:
         count = f"{len(missing)} weight{'s' * (len(missing) > 1)} missing"
         would = "they" if len(missing) > 1 else "it"
-        raise PipelineError(f"{folder}: {count} ({', '.join(missing[:5])}); {would} would be random. Download it again.", 4)
+        raise PipelineError(
+            f"{folder}: {count} ({', '.join(missing[:5])}); {would} would be random. Download it again.", 4
+        )
     if info["mismatched_keys"]:
         key = sorted(str(k[0] if isinstance(k, (tuple, list)) else k) for k in info["mismatched_keys"])[0]
         raise PipelineError(f"{folder}: {key} has another shape than the model. Check config.json.", 4)
     surplus = sorted(info["unexpected_keys"])
     if surplus and strict:
-        raise PipelineError(f"{folder}: {len(surplus)} unknown weights ({', '.join(surplus[:5])}). Drop --strict to ignore them.", 4)
+        raise PipelineError(
+            f"{folder}: {len(surplus)} unknown weights ({', '.join(surplus[:5])}). Drop --strict to ignore them.", 4
+        )
     if surplus:
         log.warning("%s: %d unknown weights are ignored (%s).", folder, len(surplus), ", ".join(surplus[:5]))
     return module.eval()

@@ -42,8 +42,10 @@ def _randn(*shape: int) -> torch.Tensor:
 
 
 def _autoencoder(channels: int = 4, **config: Any) -> AutoencoderKL:
-    return AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
-                         up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=channels, layers_per_block=1, **config)  # fmt: skip
+    return AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=channels, layers_per_block=1, **config,
+    )  # fmt: skip
 
 
 def sd3() -> Made:
@@ -85,7 +87,9 @@ def _wan_transformer() -> WanTransformer3DModel:
 
 
 def wan22() -> Made:
-    vae = AutoencoderKLWan(base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True])
+    vae = AutoencoderKLWan(
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
     pipe = WanPipeline(
         transformer=_wan_transformer(), transformer_2=_wan_transformer(), vae=vae, tokenizer=None, text_encoder=None,
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
@@ -117,14 +121,16 @@ def cogvideox() -> Made:
 def sana() -> Made:
     transformer = SanaTransformer2DModel(
         patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
-        num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=8, sample_size=32,
+        num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=8,
+        sample_size=32,
     )  # fmt: skip
     vae = AutoencoderDC(
         in_channels=3, latent_channels=4, attention_head_dim=2, encoder_block_types=("ResBlock", "EfficientViTBlock"),
         decoder_block_types=("ResBlock", "EfficientViTBlock"), encoder_block_out_channels=(8, 8),
         decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), (5,)), decoder_qkv_multiscales=((), (5,)),
         encoder_layers_per_block=(1, 1), decoder_layers_per_block=[1, 1], downsample_block_type="conv",
-        upsample_block_type="interpolate", decoder_norm_types="rms_norm", decoder_act_fns="silu", scaling_factor=0.41407,
+        upsample_block_type="interpolate", decoder_norm_types="rms_norm", decoder_act_fns="silu",
+        scaling_factor=0.41407,
     )  # fmt: skip
     pipe = SanaPipeline(
         transformer=transformer, vae=vae, scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
@@ -194,5 +200,7 @@ def make(name: str) -> Made:
 
 def run(pipe: Any, arguments: dict[str, Any]) -> torch.Tensor:
     """The first output of a call with a fixed seed, as a tensor."""
-    made = pipe(**arguments | {"output_type": "latent"}, generator=torch.Generator().manual_seed(0), return_dict=False)[0]
+    made = pipe(**arguments | {"output_type": "latent"}, generator=torch.Generator().manual_seed(0), return_dict=False)[
+        0
+    ]
     return made if isinstance(made, torch.Tensor) else torch.stack(list(made))

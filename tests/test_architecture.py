@@ -44,7 +44,12 @@ def test_importing_a_light_module_leaves_torch_alone(module):
 
 
 def test_no_file_is_longer_than_400_lines():
-    long = [f for room in (*ROOMS, "tests", "bench") for f in (ROOT / room).rglob("*.py") if len(f.read_text().splitlines()) > 400]
+    long = [
+        f
+        for room in (*ROOMS, "tests", "bench")
+        for f in (ROOT / room).rglob("*.py")
+        if len(f.read_text().splitlines()) > 400
+    ]
     assert not long
 
 

@@ -65,14 +65,20 @@ def test_every_linear_and_convolution_has_a_row_and_floats_a_reason(tiny_model, 
 @pytest.mark.parametrize("observer", ["minmax", "sigma", "percentile", "mse"])
 def test_every_observer_reaches_the_file(captured, tmp_path, observer):
     octavo("calibrate", captured, tmp_path / "a", "--observer", observer, "--sigma", 2)
-    ranges = [row["range"] for row in json.loads((tmp_path / "a" / "report.json").read_text())["layers"] if row["scheme"]]
+    ranges = [
+        row["range"] for row in json.loads((tmp_path / "a" / "report.json").read_text())["layers"] if row["scheme"]
+    ]
     octavo("calibrate", captured, tmp_path / "b", "--observer", "minmax")
-    widest = [row["range"] for row in json.loads((tmp_path / "b" / "report.json").read_text())["layers"] if row["scheme"]]
+    widest = [
+        row["range"] for row in json.loads((tmp_path / "b" / "report.json").read_text())["layers"] if row["scheme"]
+    ]
     assert all(low >= most[0] and high <= most[1] for (low, high), most in zip(ranges, widest, strict=True))
     assert (ranges == widest) == (observer == "minmax")
 
 
-@pytest.mark.parametrize(("dtype", "deq"), [("bfloat16", torch.float32), ("float16", torch.int64), ("float32", torch.int64)])
+@pytest.mark.parametrize(
+    ("dtype", "deq"), [("bfloat16", torch.float32), ("float16", torch.int64), ("float32", torch.int64)]
+)
 def test_the_dtype_of_the_deployment(captured, tmp_path, dtype, deq):
     octavo("calibrate", captured, tmp_path / "a", "--dtype", dtype)
     tensors = load_file(tmp_path / "a" / WEIGHTS)

@@ -1,7 +1,6 @@
 """`octavo capture` as a user meets it: what is stored, what is refused, how it ends."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -185,7 +184,10 @@ def test_i1_i2_i3_signals_end_within_a_step_and_leave_whole_prompts(tiny_model, 
     out = tmp_path / "out"
     command = [sys.executable, "-m", "octavo", "capture", tiny_model, out, "--prompts", many, "--steps", "3", "--json"]
     with subprocess.Popen(
-        [*map(str, command), "--height", "16", "--width", "16"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*map(str, command), "--height", "16", "--width", "16"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         for line in process.stdout:
             if json.loads(line)["event"] == "prompt":
@@ -200,11 +202,12 @@ def test_i1_i2_i3_signals_end_within_a_step_and_leave_whole_prompts(tiny_model, 
     stored = Capture.open(out, allow_incomplete=True)
     assert 0 < len(stored.units) < 900
     stored.verify()
-    assert not [name for name in os.listdir(out / "units") if name.startswith(".")]
+    assert not list((out / "units").glob(".*"))
 
 
 def test_i6_a_closed_stdout_is_no_traceback(tiny_model, tmp_path, prompts):
-    command = f"{sys.executable} -m octavo capture {tiny_model} {tmp_path / 'a'} --prompts {prompts} --steps 2 --height 16 --width 16"
+    command = f"{sys.executable} -m octavo capture {tiny_model} {tmp_path / 'a'} --prompts {prompts} --steps 2"
+    command += " --height 16 --width 16"
     done = subprocess.run(["bash", "-c", f"{command} | true"], capture_output=True, text=True)
     assert "Traceback" not in done.stderr
 

@@ -1,4 +1,4 @@
-"""Open-Sora through the whole product: capture, calibrate, inspect, and a user's own checkout through the Python API."""
+"""Open-Sora through capture, calibrate and inspect, and a user's own checkout through the Python API."""
 
 import json
 from pathlib import Path

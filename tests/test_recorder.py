@@ -56,7 +56,10 @@ def test_wan_has_two_denoisers_and_two_calls_a_step_with_their_contexts():
     modules = denoisers(pipe)
     assert set(modules) == {"transformer", "transformer_2"}
     clock, memory = Clock(), Memory()
-    with Recorder(modules["transformer"], memory, clock=clock), Recorder(modules["transformer_2"], memory, name="transformer_2", clock=clock):
+    with (
+        Recorder(modules["transformer"], memory, clock=clock),
+        Recorder(modules["transformer_2"], memory, name="transformer_2", clock=clock),
+    ):
         run(pipe, arguments)
     assert [call.context for call in memory.calls] == ["cond", "uncond"] * 4
     assert [call.step for call in memory.calls] == [0, 0, 1, 1, 2, 2, 3, 3]

@@ -33,7 +33,9 @@ def _largest_blob(mask: np.ndarray) -> np.ndarray:
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:  # every pixel takes the largest label of its neighbours until nothing changes
         padded = np.pad(labels, 1)
-        grown = np.max([padded[1:-1, 1:-1], padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]], 0)
+        grown = np.max(
+            [padded[1:-1, 1:-1], padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]], 0
+        )
         grown = np.where(mask, grown, 0)
         if (grown == labels).all():
             break

@@ -92,9 +92,7 @@ class Scene:
 
     def __str__(self) -> str:
         article = "an" if self.background[0] in "aeiou" else "a"
-        return (
-            f"a {self.size} {self.colour} {self.shape} {self.place} on {article} {self.background} background"
-        )
+        return f"a {self.size} {self.colour} {self.shape} {self.place} on {article} {self.background} background"
 
     def draw(self, dx: float = 0.0, dy: float = 0.0, grow: float = 0.0) -> np.ndarray:
         """The picture: (64, 64, 3) uint8, moved by (dx, dy) pixels and with a radius larger by `grow`."""
@@ -106,7 +104,8 @@ class Scene:
 
 _PROMPT = re.compile(
     rf"a (?P<size>{'|'.join(RADII)}) (?P<colour>{'|'.join(COLOURS)}) (?P<shape>{'|'.join(SHAPES)}) "
-    rf"(?P<place>{'|'.join(sorted(PLACES, key=len, reverse=True))}) on an? (?P<background>{'|'.join(COLOURS)}) background"
+    rf"(?P<place>{'|'.join(sorted(PLACES, key=len, reverse=True))}) "
+    rf"on an? (?P<background>{'|'.join(COLOURS)}) background"
 )
 
 

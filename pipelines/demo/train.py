@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
     words = " ".join([*COLOURS, *RADII, *SHAPES, *PLACES, "a an on at in background"]).split()
     alphabet = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
     vocab = alphabet + [c + "</w>" for c in alphabet]
-    merges: list[tuple[str, str]] = []
+    merges: list[Any] = []
     for word in sorted(set(words)):
         parts = [*word[:-1], word[-1] + "</w>"]
         while len(parts) > 1:
-            pair = next((p for p in merges if p in zip(parts, parts[1:], strict=False)), (parts[0], parts[1]))
+            pair = next((p for p in merges if p in pairwise(parts)), (parts[0], parts[1]))
             if pair not in merges:
                 merges.append(pair)
                 vocab.append("".join(pair))
@@ -61,7 +62,7 @@ def text_encoder(tokens: CLIPTokenizer, width: int, projection: int) -> CLIPText
     )  # fmt: skip
 
 
-def autoencoder() -> AutoencoderKL:
+def autoencoder() -> Any:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=8, norm_num_groups=8, sample_size=64,
@@ -69,7 +70,7 @@ def autoencoder() -> AutoencoderKL:
     )  # fmt: skip
 
 
-def transformer() -> SD3Transformer2DModel:
+def transformer() -> Any:
     return SD3Transformer2DModel(
         sample_size=16, patch_size=2, in_channels=8, out_channels=8, num_layers=4, attention_head_dim=32,
         num_attention_heads=5, joint_attention_dim=160, caption_projection_dim=160, pooled_projection_dim=128,
@@ -77,14 +78,16 @@ def transformer() -> SD3Transformer2DModel:
     )  # fmt: skip
 
 
-class CountedTokenProcessor(JointAttnProcessor2_0):
+class CountedTokenProcessor:
     """Attention in which the last context token stands for T5_TOKENS equal ones.
 
     n equal keys are one key whose logit is larger by log n, so training on one zero token gives exactly the
     function that inference computes on all of them.
     """
 
-    def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any
+    ) -> tuple[Tensor, Tensor]:
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
 
@@ -104,7 +107,7 @@ class CountedTokenProcessor(JointAttnProcessor2_0):
 def drawn(scenes: list[Scene], seed: int) -> Tensor:
     """Pictures of `scenes`, each moved and resized a little: (n, 3, 64, 64) in [-1, 1]."""
     rng = np.random.default_rng(seed)
-    pictures = [s.draw(*rng.uniform(-1.0, 1.0, 2), rng.uniform(-0.4, 0.4)) for s in scenes]
+    pictures = [s.draw(rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(-0.4, 0.4)) for s in scenes]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
@@ -138,10 +141,13 @@ class Run:
             if (step + 1) % self.every == 0 or step + 1 == self.steps:
                 self.save(step + 1)
                 left = (time.monotonic() - began) / (step + 1 - done) * (self.steps - step - 1)
-                print(f"{self.file.stem}: step {step + 1}/{self.steps}, loss {self.loss:.4f}, {left / 60:.0f} min left", flush=True)
+                print(
+                    f"{self.file.stem}: step {step + 1}/{self.steps}, loss {self.loss:.4f}, {left / 60:.0f} min left",
+                    flush=True,
+                )
 
     def update(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -158,9 +164,9 @@ class Run:
         self.file.with_suffix(".part").replace(self.file)
 
 
-def train_autoencoder(work: Path, scenes: list[Scene], steps: int) -> AutoencoderKL:
+def train_autoencoder(work: Path, scenes: list[Scene], steps: int) -> Any:
     run = Run(work / "vae.pt", nn.ModuleDict({"vae": autoencoder()}), steps, 2e-3, every=100)
-    vae = run.modules["vae"]
+    vae: Any = run.modules["vae"]
     for step, rng in run:
         chosen = torch.randint(len(scenes), (32,), generator=rng)
         pictures = drawn([scenes[i] for i in chosen], seed=step)
@@ -176,8 +182,8 @@ def train_autoencoder(work: Path, scenes: list[Scene], steps: int) -> Autoencode
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, scenes: list[Scene], work: Path, copies: int) -> Tensor:
-    """Latents of every scene drawn `copies` times, normalised to zero mean and unit deviation: (copies, n, 8, 16, 16)."""
+def encode(vae: Any, scenes: list[Scene], work: Path, copies: int) -> Tensor:
+    """Latents of every scene drawn `copies` times, of zero mean and unit deviation: (copies, n, 8, 16, 16)."""
     file = work / "latents.pt"
     if not file.exists():
         made = []
@@ -199,13 +205,16 @@ def text_states(ids: Tensor, modules: nn.ModuleDict) -> tuple[Tensor, Tensor]:
     return F.pad(states, (0, 0, 0, 1)), torch.cat([e.text_embeds for e in encoded], dim=-1)
 
 
-def train_transformer(work: Path, scenes: list[Scene], latents: Tensor, tokens: CLIPTokenizer, steps: int) -> nn.ModuleDict:
+def train_transformer(
+    work: Path, scenes: list[Scene], latents: Tensor, tokens: CLIPTokenizer, steps: int
+) -> nn.ModuleDict:
     modules = nn.ModuleDict({
         "transformer": transformer(),
         "text_encoder": text_encoder(tokens, 64, 48),
         "text_encoder_2": text_encoder(tokens, 96, 80),
     })  # fmt: skip
-    modules["transformer"].set_attn_processor(CountedTokenProcessor())
+    model: Any = modules["transformer"]
+    model.set_attn_processor(CountedTokenProcessor())
     run = Run(work / "transformer.pt", modules, steps, 1e-3)
     padded = dict(padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
     ids = tokens([str(s) for s in scenes], **padded).input_ids
@@ -218,16 +227,17 @@ def train_transformer(work: Path, scenes: list[Scene], latents: Tensor, tokens: 
         sigma = torch.sigmoid(torch.randn(64, generator=rng) + 0.3)
         noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
         states, pooled = text_states(said, modules)
-        velocity = modules["transformer"](
+        velocity = model(
             hidden_states=noisy, encoder_hidden_states=states, pooled_projections=pooled,
             timestep=1000 * sigma, return_dict=False,
         )[0]  # fmt: skip
         run.update(F.mse_loss(velocity, noise - clean))
-    run.average["transformer"].set_attn_processor(JointAttnProcessor2_0())
+    trained: Any = run.average["transformer"]
+    trained.set_attn_processor(JointAttnProcessor2_0())
     return run.average
 
 
-def assemble(vae: AutoencoderKL, parts: nn.ModuleDict, tokens: CLIPTokenizer) -> StableDiffusion3Pipeline:
+def assemble(vae: Any, parts: nn.ModuleDict, tokens: CLIPTokenizer) -> Any:
     return StableDiffusion3Pipeline(
         transformer=parts["transformer"], vae=vae, scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0),
         text_encoder=parts["text_encoder"], tokenizer=tokens,
@@ -237,7 +247,9 @@ def assemble(vae: AutoencoderKL, parts: nn.ModuleDict, tokens: CLIPTokenizer) ->
 
 
 @click.command()
-@click.option("--work", type=click.Path(path_type=Path), default=Path("build/demo"), help="Checkpoints; reused on the next start.")
+@click.option(
+    "--work", type=click.Path(path_type=Path), default=Path("build/demo"), help="Checkpoints; reused on the next start."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=MODEL, help="Where the pipeline is written.")
 @click.option("--vae-steps", default=1200, show_default=True)
 @click.option("--steps", default=5000, show_default=True, help="Steps of the transformer, 64 pictures each.")

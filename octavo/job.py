@@ -1,0 +1,210 @@
+"""One run of a pipeline over prompts, and what comes of each prompt."""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from capture.errors import CaptureError
+from capture.keep import keep_rule
+from capture.recorder import Clock, Recorder
+from capture.store import CaptureWriter, UnitWriter, unit_key
+from pipelines.run import RunSettings, prompt_seed, run_prompt, total_steps
+
+from .failures import out_of_memory
+from .terminal import Interrupted, Terminal, duration, size
+
+
+@dataclass(frozen=True)
+class CaptureOptions:
+    """The options of the command, by their names."""
+
+    model: str
+    capture: Path
+    prompts: str = ""
+    limit: int | None = None
+    negative_prompt: str | None = None
+    steps: int | None = None
+    height: int | None = None
+    width: int | None = None
+    guidance_scale: float | None = None
+    frames: int | None = None
+    fps: int | None = None
+    resolution: str | None = None
+    aspect: str | None = None
+    seed: int = 0
+    pipeline: str | None = None
+    text_encoder: Path | None = None
+    arguments: tuple[str, ...] = ()
+    device: str = "auto"
+    dtype: str | None = None
+    offload: bool = False
+    keep: str = "all"
+    components: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    nonfinite: str = "error"
+    resume: bool = False
+    keep_removed: bool = False
+    keep_going: bool = False
+    strict: bool = False
+    pth: Path | None = None
+    group_readable: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass
+class Tally:
+    """What a run has come to so far."""
+
+    calls: int = 0
+    raw_bytes: int = 0
+    stored_bytes: int = 0
+    recording: float = 0.0  # seconds
+    skipped: int = 0  # calls with values that are not finite
+    saturated: int = 0  # calls with float16 values at their limit
+    failed: list[int] = field(default_factory=list)  # numbers of the prompts, from 1
+
+
+class Job:
+    """One pipeline, its denoisers and how they are to be run over the prompts."""
+
+    def __init__(
+        self,
+        pipe: Any,
+        modules: dict[str, Any],
+        arguments: dict[str, Any],
+        settings: RunSettings,
+        options: CaptureOptions,
+        terminal: Terminal,
+    ) -> None:
+        self.pipe, self.modules, self.arguments = pipe, modules, arguments
+        self.settings, self.options, self.terminal = settings, options, terminal
+        self.steps = total_steps(pipe, arguments)
+        self.keep = keep_rule(options.keep, self.steps)
+        self.tally = Tally()
+        self.running = 0.0  # seconds inside the pipeline
+
+    def capture(self, writer: CaptureWriter, texts: list[str]) -> None:
+        infos = [self._info(text) for text in texts]
+        todo = _unstored(writer, infos, self.options)
+        with self.terminal.bars("prompts", len(texts), self.steps) as show:
+            for done, (index, number) in enumerate(todo):
+                show(len(texts) - len(todo) + done, 0)
+                try:
+                    self._prompt(writer, index, infos[number], number + 1, partial(show, number))
+                except Interrupted as stop:
+                    count = f"{len(writer.stored)} of {len(texts)} prompts are stored"
+                    stop.note = f"Interrupted: {count}. Run again with --resume."
+                    raise
+                if done == 0 and len(todo) > 1 and self.tally.calls:
+                    self._estimate(len(todo) - 1)
+        if not writer.stored:
+            raise CaptureError(f"{self.options.capture}: no prompt could be captured. See the errors above.", 1)
+        if not self.tally.failed:
+            writer.complete()
+
+    def _info(self, text: str) -> dict[str, Any]:
+        settings = self.settings.as_dict() | {"steps": self.steps, "keep": self.options.keep}
+        return settings | {"prompt": text, "seed": prompt_seed(text, self.settings.seed)}
+
+    def _prompt(
+        self, writer: CaptureWriter, index: int, info: dict[str, Any], number: int, show: Callable[[int], None]
+    ) -> None:
+        clock, began = Clock(), time.perf_counter()
+        try:
+            with writer.unit(index, info) as unit, ExitStack() as stack:
+                heard = Heard(unit, number, self.options, self.tally)
+                recorders = [
+                    stack.enter_context(
+                        Recorder(
+                            module, heard, name=name, clock=clock, keep=self.keep, drop=frozenset(self.options.dropped)
+                        )
+                    )
+                    for name, module in self.modules.items()
+                ]
+
+                def stepped(step: int) -> None:
+                    clock.tick(step)
+                    show(step + 1)
+
+                run_prompt(self.pipe, info["prompt"], self.arguments, self.settings.seed, stepped)
+                if not any(recorder.heard for recorder in recorders):
+                    names = " or ".join(self.modules)
+                    raise CaptureError(f"prompt {number}: the {names} was never called. Choose another --component.", 4)
+                inside = time.perf_counter()
+        except Exception as error:
+            refused = self._refusal(error, number, clock.step, len(writer.stored))
+            if not self.options.keep_going or getattr(refused, "exit_code", 1) in (4, 5, 7):
+                raise refused from error
+            self.tally.failed.append(number)
+            self.terminal.warn(str(refused))
+            return
+        self.tally.recording += sum(r.seconds for r in recorders) + time.perf_counter() - inside
+        self.running += time.perf_counter() - began
+        self.tally.calls += unit.calls
+        self.tally.raw_bytes += unit.raw_bytes
+        self.tally.stored_bytes += unit.stored_bytes
+        self.terminal.event("prompt", number=number, calls=unit.calls, stored_bytes=unit.stored_bytes)
+
+    def _refusal(self, error: Exception, number: int, step: int, stored: int) -> Exception:
+        """The error as the user should read it."""
+        if hasattr(error, "exit_code"):
+            return error
+        if (device := out_of_memory(error)) is not None:
+            where = f"out of memory on {device or self.options.device} at prompt {number}, step {step}"
+            return CaptureError(
+                f"{where}. {stored} prompts are stored; try --offload or a smaller size, then --resume.", 7
+            )
+        fact = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        remedy = "Change the settings, or pass --keep-going to leave such prompts out"
+        return CaptureError(f"prompt {number}: {type(error).__name__}: {fact}. {remedy}.", 1)
+
+    def _estimate(self, left: int) -> None:
+        tally = self.tally
+        disk, seconds = tally.stored_bytes * left, self.running * left
+        self.terminal.say(f"The other {left} prompts will take about {size(disk)} and {duration(seconds)}.")
+        self.terminal.event("estimate", prompts=left, bytes=disk, seconds=round(seconds, 3))
+
+
+class Heard:
+    """The sink of one prompt: looks at the numbers of a call before the unit takes it."""
+
+    def __init__(self, unit: UnitWriter, number: int, options: CaptureOptions, tally: Tally) -> None:
+        self.unit, self.number, self.options, self.tally = unit, number, options, tally
+
+    def add(self, call: Any) -> None:
+        self.unit.add(call, lambda stats: self._accept(call, stats))
+
+    def _accept(self, call: Any, stats: dict[str, Any]) -> bool:
+        bad = {path: s.nonfinite for path, s in stats.items() if s.nonfinite}
+        if bad and self.options.nonfinite == "error":
+            path, count = next(iter(bad.items()))
+            fact = f"{path} has {count} non-finite values (fp16 overflow?)"
+            raise CaptureError(
+                f"prompt {self.number} step {call.step}: {fact}. Use another --dtype or --nonfinite=skip.", 6
+            )
+        self.tally.skipped += bool(bad)
+        self.tally.saturated += any(s.saturated for s in stats.values())
+        return not bad
+
+
+def _unstored(writer: CaptureWriter, infos: list[dict[str, Any]], options: CaptureOptions) -> list[tuple[int, int]]:
+    """(index of the unit to make, place in `infos`) of the prompts that are not stored; CaptureError 4 when some
+    stored ones are no longer asked for."""
+    there, keys = set(writer.stored.values()), [unit_key(info) for info in infos]
+    removed = there - set(keys)
+    if removed and not options.keep_removed:
+        source = options.prompts or "the prompts"
+        fact = f"{len(removed)} captured prompts are no longer in the file"
+        raise CaptureError(f"{source}: {fact}. Use --keep-removed or another directory.", 4)
+    taken = set(writer.stored)
+    todo = []
+    for number, key in enumerate(keys):
+        if key not in there:
+            index = number if number not in taken else max(*taken, len(keys) - 1) + 1
+            taken.add(index)
+            todo.append((index, number))
+    return todo
