@@ -45,4 +45,6 @@ class ExactSum:
 
     def value(self) -> Fraction:
         """The sum."""
-        return sum((Fraction(units) * Fraction(2) ** exponent for exponent, units in self._units.items()), Fraction(0))
+        lowest = min(self._units, default=0)
+        total = sum(units << (exponent - lowest) for exponent, units in self._units.items())
+        return Fraction(total) * Fraction(2) ** lowest

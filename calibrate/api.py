@@ -1,0 +1,270 @@
+"""The compatible API: the names, order, defaults and meanings that msModelSlim's ptq_tools documents.
+
+Its numbers are translated into this package's words here and nowhere else.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from capture.files import Modes
+
+from .calls import device_of
+from .devices import check_device
+from .errors import CalibrateError
+from .export.ascend import file_names, scheme_of, write_ascend
+from .export.pair import write_pair
+from .run import Result, Settings, calibrate
+
+logger = logging.getLogger(__name__)
+
+_KEEP_ACC = ("admm", "easy_quant", "round_opt")
+_DEVICES = ("cpu", "cuda", "npu")
+
+
+def _no_accuracy_methods() -> dict[str, Any]:
+    return {"admm": [False, 1000], "easy_quant": [False, 1000], "round_opt": False}
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """What to quantize and how.
+
+    | parameter     | meaning                                                                                      |
+    |---------------|----------------------------------------------------------------------------------------------|
+    | w_bit, a_bit  | width of weights and activations: 8                                                          |
+    | w_signed      | weights are signed: True                                                                     |
+    | a_signed      | either is accepted: codes of 0 to 255 are those of int8 moved by 128, and int8 is exported   |
+    | w_sym         | weights without zero point: True                                                             |
+    | a_sym         | activations without zero point                                                               |
+    | input_shape   | of the one input made up when there is no calib_data: uniform numbers of 0 to 1, seeded      |
+    | act_quant     | False: weights only (W8A16)                                                                  |
+    | act_method    | 0 data-free: min-max; 1 min-max, within mean +- sigma * std when sigma > 0; 2 histogram:     |
+    |               | the clip with the smallest squared error                                                     |
+    | quant_mode    | 0 data-free, 1 label-free: the data say what is known of the inputs; both use calib_data,    |
+    |               | and a made-up input of input_shape where there is none                                       |
+    | disable_names | layers that stay float, by name or pattern; all others are quantized. None or empty: the     |
+    |               | general rule, linears inside repeated blocks (plan.general_reason)                           |
+    | amp_num       | layers to fall back to float by sensitivity: 0                                               |
+    | keep_acc      | accuracy methods; none is built                                                              |
+    | sigma         | 0 to 100                                                                                     |
+    | device        | "cpu", "cuda" or "npu": where the model is                                                   |
+
+    Ranges from made-up inputs fit no real ones: data-free W8A8 is for trying things out.
+
+    Raises CalibrateError 2 for a value that has no meaning, NotImplementedError for one that is not built.
+    """
+
+    w_bit: int = 8
+    a_bit: int = 8
+    w_signed: bool = True
+    a_signed: bool = False
+    w_sym: bool = True
+    a_sym: bool = False
+    input_shape: list[int] | None = None
+    act_quant: bool = True
+    act_method: int = 0
+    quant_mode: int = 0
+    disable_names: list[str] | None = None
+    amp_num: int = 0
+    keep_acc: dict[str, Any] | None = field(default_factory=_no_accuracy_methods)
+    sigma: float = 25
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("w_bit", "a_bit"):
+            if type(getattr(self, name)) is not int or getattr(self, name) != 8:
+                raise CalibrateError(f"{name}: {getattr(self, name)!r} is not 8. Only 8 bits are known.", 2)
+        for name in ("w_signed", "a_signed", "w_sym", "a_sym", "act_quant"):
+            if type(getattr(self, name)) is not bool:
+                raise CalibrateError(f"{name}: {getattr(self, name)!r} is not True or False. Give one of them.", 2)
+        _check_number("act_method", self.act_method, (int,), 0, 2)
+        _check_number("quant_mode", self.quant_mode, (int,), 0, 1)
+        _check_number("amp_num", self.amp_num, (int,), 0, None)
+        _check_number("sigma", self.sigma, (int, float), 0, 100)
+        _check_list("disable_names", self.disable_names, str)
+        _check_list("input_shape", self.input_shape, int)
+        if self.device.split(":")[0] not in _DEVICES:
+            raise CalibrateError(f"device: no '{self.device}'. Choose one of {', '.join(_DEVICES)}.", 2)
+        _check_keep_acc(self.keep_acc)
+        self._check_built()
+
+    def _check_built(self) -> None:
+        if not self.w_signed or not self.w_sym:
+            raise NotImplementedError("w_signed=False and w_sym=False are not built: weights are symmetric int8.")
+        methods = self.keep_acc or {}
+        wanted = [name for name in _KEEP_ACC if (v := methods.get(name)) is True or (isinstance(v, list) and v[0])]
+        if wanted:
+            raise NotImplementedError(f"keep_acc '{wanted[0]}' is not built: weights are rounded to nearest.")
+
+    @property
+    def settings(self) -> Settings:
+        """The same in this package's words."""
+        observers = {0: "minmax", 1: "sigma" if self.sigma > 0 else "minmax", 2: "mse"}
+        return Settings(
+            observer=observers[self.act_method],
+            sigma=float(self.sigma),
+            symmetric=self.a_sym,
+            act_quant=self.act_quant,
+            keep_float=tuple(self.disable_names or ()),
+            defaults={} if self.disable_names else None,
+            name="disable_names",
+        )
+
+
+def _check_number(name: str, value: Any, kinds: tuple[type, ...], low: int, high: int | None) -> None:
+    if type(value) not in kinds:
+        kind = "a number" if float in kinds else "a whole number"
+        raise CalibrateError(f"{name}: {value!r} is not {kind}. Correct it.", 2)
+    if value < low or (high is not None and value > high):
+        extent = f"less than {low}" if high is None else f"outside {low} to {high}"
+        raise CalibrateError(f"{name}: {value} is {extent}. Correct it.", 2)
+
+
+def _check_list(name: str, value: Any, kind: type) -> None:
+    if value is not None and not (isinstance(value, (list, tuple)) and all(type(each) is kind for each in value)):
+        raise CalibrateError(f"{name}: {value!r} is not a list of {kind.__name__}. Correct it.", 2)
+
+
+def _check_keep_acc(methods: Any) -> None:
+    if methods is None:
+        return
+    if not isinstance(methods, Mapping) or set(methods) - set(_KEEP_ACC):
+        raise CalibrateError(f"keep_acc: {methods!r} is not a dict of {', '.join(_KEEP_ACC)}. Correct it.", 2)
+    for name, value in methods.items():
+        if name == "round_opt":
+            if type(value) is not bool:
+                raise CalibrateError(f"keep_acc: '{name}' is {value!r}, not True or False. Correct it.", 2)
+        elif not (isinstance(value, list) and [type(each) for each in value] == [bool, int]):
+            raise CalibrateError(f"keep_acc: '{name}' is {value!r}, not [switch, steps]. Correct it.", 2)
+
+
+class Sample(NamedTuple):
+    """A call: what the model is given."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def sample_of(value: Any, position: int) -> Any:
+    """A call from a dict of keyword arguments, or a list or tuple of positional ones."""
+    if hasattr(value, "args") and hasattr(value, "kwargs"):
+        return value
+    if isinstance(value, Mapping):
+        return Sample((), dict(value))
+    if isinstance(value, (list, tuple)):
+        return Sample(tuple(value), {})
+    if isinstance(value, Tensor):
+        return Sample((value,), {})
+    kind = type(value).__name__
+    raise CalibrateError(
+        f"calib_data[{position}]: expected a dict, list or tuple of inputs, found {kind}. Give one.", 3
+    )
+
+
+class Calibrator:
+    """Calibrates a model and writes the checkpoint. The model itself is not changed.
+
+        calibrator = Calibrator(model, QuantConfig(act_method=1, quant_mode=1), calib_data)
+        calibrator.run()
+        calibrator.export_quant_safetensor("output")
+
+    `calib_data` is a list of calls: dicts of keyword arguments, or lists or tuples of positional ones, with whatever
+    the model takes inside. `fuse_module_call_back(model)` is called first; what it does to the model is the caller's.
+
+    Raises CalibrateError: 2 for a configuration that does not fit the model, 3 for data of another form, 7 for a device
+    that is not there; NotImplementedError for amp_num > 0.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        cfg: QuantConfig,
+        calib_data: Iterable[Any] | None = None,
+        fuse_module_call_back: Callable[[nn.Module], Any] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise CalibrateError(f"model: expected an nn.Module, found {type(model).__name__}. Give the denoiser.", 2)
+        if not isinstance(cfg, QuantConfig):
+            raise CalibrateError(f"cfg: expected a QuantConfig, found {type(cfg).__name__}. Make one.", 2)
+        check_device(cfg.device)
+        _check_amp(model, cfg)
+        if fuse_module_call_back is not None:
+            fuse_module_call_back(model)
+        if cfg.device.split(":")[0] != device_of(model).type:
+            where = device_of(model).type
+            raise CalibrateError(f"device {cfg.device}: the model is on {where}. Move it or say device='{where}'.", 2)
+        self.model, self.cfg = model, cfg
+        self.calib_data = _samples(cfg, calib_data)
+        self._result: Result | None = None
+
+    def run(self) -> None:
+        """Replays the data and chooses the integers. Raises as `calibrate.run.calibrate` does."""
+        self._result = calibrate(self.model, lambda: self.calib_data, self.cfg.settings)
+
+    @property
+    def result(self) -> Result:
+        """What `run` made. Raises CalibrateError 2 before it."""
+        if self._result is None:
+            raise CalibrateError("Calibrator: nothing is calibrated. Call run() first.", 2)
+        return self._result
+
+    def export_quant_safetensor(
+        self, output_path: str | Path, safetensors_name: str | None = None, json_name: str | None = None
+    ) -> None:
+        """Writes weights and description into `output_path`, which is made if need be; other files there stay.
+
+        Raises CalibrateError: 2 before `run` and for a name that is none, 5 for a directory that cannot be written, 6
+        for numbers that are not finite.
+        """
+        layers = self.result.layers
+        weight_name, description_name = file_names(scheme_of(layers))
+        names = safetensors_name or weight_name, json_name or description_name
+        modes = Modes()
+        write_pair(
+            Path(output_path).resolve(),
+            names,
+            lambda staged: write_ascend(layers, self.model, staged, modes, names),
+            modes,
+        )
+
+    def get_quant_params(self) -> tuple[dict[str, Any], ...]:
+        """Five dicts by layer name: input_scale, input_offset, weight_scale, weight_offset, quant_weight (int8).
+
+        The first two are None for a layer whose weight alone is quantized.
+        """
+        layers = self.result.layers
+        return (
+            {name: None if layer.weight_only else layer.input_scale.view(1) for name, layer in layers.items()},
+            {name: None if layer.weight_only else layer.input_zero_point.view(1) for name, layer in layers.items()},
+            {name: layer.weight_scale.view(-1, 1) for name, layer in layers.items()},
+            {name: torch.zeros_like(layer.weight_scale).view(-1, 1) for name, layer in layers.items()},
+            {name: layer.weight.detach() for name, layer in layers.items()},
+        )
+
+
+def _check_amp(model: nn.Module, cfg: QuantConfig) -> None:
+    count = sum(1 for module in model.modules() if type(module) in (nn.Linear, nn.Conv2d))
+    if cfg.amp_num > count:
+        raise CalibrateError(f"amp_num {cfg.amp_num}: the model has {count} quantizable layers. Give fewer.", 2)
+    if cfg.amp_num:
+        raise NotImplementedError("amp_num > 0 is not built: name the layers in disable_names.")
+
+
+def _samples(cfg: QuantConfig, calib_data: Iterable[Any] | None) -> list[Any]:
+    if isinstance(calib_data, (Tensor, Mapping, str)) or not (calib_data is None or isinstance(calib_data, Iterable)):
+        kind = type(calib_data).__name__
+        raise CalibrateError(f"calib_data: expected a list of samples, found {kind}. Put the samples in a list.", 3)
+    samples = [sample_of(value, position) for position, value in enumerate(calib_data or ())]
+    if samples or not cfg.act_quant:
+        return samples
+    if not cfg.input_shape:
+        raise CalibrateError("calib_data: there is none. Give samples, or input_shape for a made-up one.", 2)
+    logger.warning("calib_data: there is none; the ranges come from made-up inputs and fit no real ones.")
+    generator = torch.Generator().manual_seed(0)
+    return [Sample((torch.rand(tuple(cfg.input_shape), generator=generator),), {})]

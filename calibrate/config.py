@@ -1,0 +1,104 @@
+"""Options from a TOML file: the same names as on the command line, checked here with the file's name in front."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from capture.sealed import read_bytes
+
+from .errors import CalibrateError
+from .export import EXPORTS
+from .observers import OBSERVERS
+from .weights import WEIGHT_METHODS
+
+_LIMIT = 1 << 20
+
+
+class Option(NamedTuple):
+    """What a value has to be: its type, and the numbers or words it may be."""
+
+    kind: type
+    within: tuple[float, float] | None = None
+    words: tuple[str, ...] = ()
+
+
+def read_config(path: Path | str, options: Mapping[str, Option] | None = None) -> dict[str, Any]:
+    """The options in a file, by name with underscores; lists as tuples. Hyphens in names are as good.
+
+    Raises CaptureError: 3 for a file that cannot be read, CalibrateError 2 for what is in it.
+    """
+    path, options = Path(path), OPTIONS if options is None else options
+    try:
+        found = tomllib.loads(read_bytes(path, _LIMIT).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise CalibrateError(f"{path}: not UTF-8. Save it as UTF-8.", 2) from error
+    except tomllib.TOMLDecodeError as error:
+        raise CalibrateError(f"{path}: not valid TOML: {error}. Correct it.", 2) from error
+    made: dict[str, Any] = {}
+    for key, value in found.items():
+        name = key.replace("-", "_")
+        if name not in options:
+            raise CalibrateError(f"{path}: unknown option '{key}'; {_near(name, options)}", 2)
+        if name in made:
+            raise CalibrateError(f"{path}: '{key}' is given twice. Give it once.", 2)
+        made[name] = checked(f"{path}: {key}", value, options[name])
+    return made
+
+
+def _near(name: str, options: Mapping[str, Option]) -> str:
+    near = difflib.get_close_matches(name, options, 1)
+    return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(options)}."
+
+
+def checked(place: str, value: Any, option: Option) -> Any:
+    """The value, if it is what the option wants; CalibrateError 2 naming `place` otherwise."""
+    if option.kind is tuple:
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+            raise _wrong(place, value, "a list of strings")
+        for each in values:
+            _check_word(place, each, option)
+        return tuple(values)
+    fitting = (int, float) if option.kind is float else (option.kind,)
+    if type(value) not in fitting:  # a bool is no number here
+        raise _wrong(
+            place, value, {int: "a whole number", float: "a number", bool: "true or false"}.get(option.kind, "")
+        )
+    if option.within and not option.within[0] <= value <= option.within[1]:
+        low, high = option.within
+        raise CalibrateError(f"{place}: {value} is outside {low:g} to {high:g}. Give a number in it.", 2)
+    if isinstance(value, str):
+        _check_word(place, value, option)
+    return option.kind(value)
+
+
+def _check_word(place: str, word: str, option: Option) -> None:
+    if option.words and word not in option.words:
+        raise CalibrateError(f"{place}: no '{word}'. Choose one of {', '.join(option.words)}.", 2)
+
+
+def _wrong(place: str, value: Any, wanted: str) -> CalibrateError:
+    return CalibrateError(f"{place}: {value!r} is not {wanted or 'a string'}. Correct it.", 2)
+
+
+OPTIONS: dict[str, Option] = {
+    "model": Option(str),
+    "component": Option(str),
+    "observer": Option(str, words=tuple(OBSERVERS)),
+    "sigma": Option(float, within=(0, 100)),
+    "percentile": Option(float, within=(50, 100)),
+    "symmetric": Option(bool),
+    "act_quant": Option(bool),
+    "weights": Option(str, words=tuple(WEIGHT_METHODS)),
+    "keep_float": Option(tuple),
+    "samples": Option(int, within=(1, 1 << 40)),
+    "sqnr_calls": Option(int, within=(0, 1 << 20)),
+    "strict": Option(bool),
+    "device": Option(str),
+    "dtype": Option(str, words=("float32", "float16", "bfloat16", "auto")),
+    "format": Option(tuple, words=tuple(EXPORTS)),
+    "overwrite": Option(bool),
+    "group_readable": Option(bool),
+}
