@@ -192,31 +192,27 @@ def staging(parent: Path) -> Iterator[Path]:
 
     It is locked while this process lives: `clean` tells by that which ones are left of a dead process.
     """
-    with storage(parent):
-        path, descriptor = _make_staging(parent)
+    path = parent / f".staging-{secrets.token_hex(8)}"
+    held: list[int] = []
     try:
+        with storage(parent):
+            while not _make_staging(path, held):
+                pass
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):
+        for descriptor in held:
             os.close(descriptor)
 
 
-def _make_staging(parent: Path) -> tuple[Path, int]:
-    while True:
-        path = parent / f".staging-{secrets.token_hex(8)}"
-        os.mkdir(path, 0o700)
-        os.chmod(path, 0o700)
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except BaseException:
-            os.close(descriptor)
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-        if os.path.lexists(path):  # else a cleaner was here between mkdir and flock
-            return path, descriptor
-        os.close(descriptor)
+def _make_staging(path: Path, held: list[int]) -> bool:
+    """Makes and locks a staging directory; False when a cleaner took it between mkdir and flock."""
+    os.mkdir(path, 0o700)
+    os.chmod(path, 0o700)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    held.append(descriptor)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return os.path.lexists(path)
 
 
 def clean(directory: Path) -> None:
