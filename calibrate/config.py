@@ -9,23 +9,22 @@ from typing import Any, NamedTuple
 from capture.sealed import read_bytes
 
 from .errors import CalibrateError
-from .export import EXPORTS
 from .observers import OBSERVERS
-from .weights import WEIGHT_METHODS
 
 _LIMIT = 1 << 20
 
 
 class Option(NamedTuple):
-    """What a value has to be: its type, and the numbers or words it may be."""
+    """What a value has to be: its type, and the numbers or words it may be; `argument` is what the program calls it."""
 
     kind: type
     within: tuple[float, float] | None = None
     words: tuple[str, ...] = ()
+    argument: str = ""
 
 
 def read_config(path: Path | str, options: Mapping[str, Option] | None = None) -> dict[str, Any]:
-    """The options in a file, by name with underscores; lists as tuples. Hyphens in names are as good.
+    """The options in a file, by argument; lists as tuples. Names may have hyphens, as on the command line.
 
     Raises CaptureError: 3 for a file that cannot be read, CalibrateError 2 for what is in it.
     """
@@ -41,9 +40,10 @@ def read_config(path: Path | str, options: Mapping[str, Option] | None = None) -
         name = key.replace("-", "_")
         if name not in options:
             raise CalibrateError(f"{path}: unknown option '{key}'; {_near(name, options)}", 2)
-        if name in made:
+        argument = options[name].argument or name
+        if argument in made:
             raise CalibrateError(f"{path}: '{key}' is given twice. Give it once.", 2)
-        made[name] = checked(f"{path}: {key}", value, options[name])
+        made[argument] = checked(f"{path}: {key}", value, options[name])
     return made
 
 
@@ -88,17 +88,17 @@ OPTIONS: dict[str, Option] = {
     "component": Option(str),
     "observer": Option(str, words=tuple(OBSERVERS)),
     "sigma": Option(float, within=(0, 100)),
-    "percentile": Option(float, within=(50, 100)),
     "symmetric": Option(bool),
-    "act_quant": Option(bool),
-    "weights": Option(str, words=tuple(WEIGHT_METHODS)),
+    "weight_only": Option(bool),
     "keep_float": Option(tuple),
+    "quantize": Option(tuple, argument="quantize_too"),
     "samples": Option(int, within=(1, 1 << 40)),
-    "sqnr_calls": Option(int, within=(0, 1 << 20)),
-    "strict": Option(bool),
-    "device": Option(str),
-    "dtype": Option(str, words=("float32", "float16", "bfloat16", "auto")),
-    "format": Option(tuple, words=tuple(EXPORTS)),
+    "format": Option(str, argument="formats"),
     "overwrite": Option(bool),
+    "allow_incomplete": Option(bool),
+    "allow_revision": Option(bool),
+    "device": Option(str),
+    "dtype": Option(str, words=("float32", "float16", "bfloat16")),
     "group_readable": Option(bool),
+    "trust_remote_code": Option(bool),
 }

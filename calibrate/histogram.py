@@ -6,6 +6,7 @@ alone.
 """
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class Histogram:
     def percentiles(self, percentile: float) -> Range:
         """The edges of the narrowest bins that leave out at most 100 - `percentile` per cent at each end."""
         counts, edges, width = self.bins()
-        cut = math.floor(int(counts.sum()) * (100.0 - percentile) / 100.0)
+        cut = math.floor(int(counts.sum()) * (100 - Fraction(repr(percentile))) / 100)
         low = edges[int(np.searchsorted(np.cumsum(counts), cut, side="right"))]
         high = edges[len(edges) - 1 - int(np.searchsorted(np.cumsum(counts[::-1]), cut, side="right"))] + width
         return Range(max(float(low), self.low), min(float(high), self.high))
@@ -100,14 +101,14 @@ def best_clip(histogram: Histogram, scheme: Scheme) -> Range:
     centres = np.clip(edges + width / 2, low, high)
     best = Range(low, high)
     error = squared_error(counts, centres, best, scheme)
-    steps = np.linspace(1.0 / _COARSE, 1.0, _COARSE)
+    steps = np.linspace(1.0 / _COARSE, 1.0, _COARSE).tolist()
     ranges = [Range(low * step, high * step) for step in steps]
     for sweep in range(2 * _FINE + 1):
         for each in ranges:
             tried = squared_error(counts, centres, each, scheme)
             if tried < error:
                 best, error = each, tried
-        around = 1.0 + np.linspace(-1.0, 1.0, 9) * 0.5 ** (sweep // 2 + 2)
+        around = [1.0 + part * 0.5 ** (sweep // 2 + 2) for part in np.linspace(-1.0, 1.0, 9).tolist()]
         if sweep % 2:
             ranges = [Range(best.low, min(best.high * step, high)) for step in around]
         else:

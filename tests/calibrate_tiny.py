@@ -1,0 +1,60 @@
+"""Small real modules and calls for the tests of calibration."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class Call(NamedTuple):
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    step: int | None = None
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, bias: bool = True) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 2 * width, bias)
+        self.down = nn.Linear(2 * width, width, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(input=nn.functional.silu(self.up(x)))  # one by keyword, as AnimateDiff calls them
+
+
+class Toy(nn.Module):
+    """A transformer in small: patch convolution, two blocks, an output layer, a layer that never runs."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList([Block(width), Block(width, bias=False)])
+        self.proj_out = nn.Linear(width, 4)
+        self.unused = nn.Linear(4, 4)
+        self.table = nn.Parameter(torch.randn(4, 6).t())
+
+    def forward(self, x: Tensor, scale: float = 1.0, extra: dict[str, Any] | None = None) -> Tensor:
+        y = self.patch(x).flatten(2).transpose(1, 2) * scale
+        for block in self.blocks:
+            y = block(y)
+        return self.proj_out(y)
+
+
+def toy(width: int = 16, dtype: torch.dtype = torch.float32, seed: int = 0) -> Toy:
+    torch.manual_seed(seed)
+    return Toy(width).to(dtype).eval()
+
+
+def calls(count: int = 3, dtype: torch.dtype = torch.float32, batch: int = 2) -> list[Call]:
+    generator = torch.Generator().manual_seed(7)
+    return [
+        Call((torch.randn(batch, 3, 4, 5, generator=generator).to(dtype),), {"scale": 1.0 + at, "extra": None}, at)
+        for at in range(count)
+    ]
+
+
+def given(samples: list[Call]) -> Callable[[], list[Call]]:
+    return lambda: samples
