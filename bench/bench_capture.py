@@ -29,11 +29,11 @@ def overhead(rounds: int, folder: Path) -> tuple[float, float, float]:
     texts = read_prompts("demo").texts
     arguments = call_arguments(pipe, family_of(type(pipe).__name__), RunSettings())
 
+    writer = CaptureWriter.create(folder / "overhead", {"prompts": rounds})
+
     def heard(number: int) -> None:
-        with CaptureWriter.create(folder / f"c{number}", {"prompts": 1}) as writer:
-            with writer.unit(0, {"prompt": texts[number]}) as unit, Recorder(pipe.transformer, unit, clock=Clock()):
-                run_prompt(pipe, texts[number], arguments, 0)
-            writer.complete()
+        with writer.unit(number, {"prompt": texts[number]}) as unit, Recorder(pipe.transformer, unit, clock=Clock()):
+            run_prompt(pipe, texts[number], arguments, 0)
 
     run_prompt(pipe, texts[0], arguments, 0)
     plain_times, heard_times = [], []
@@ -44,6 +44,7 @@ def overhead(rounds: int, folder: Path) -> tuple[float, float, float]:
         heard(number)
         plain_times.append(middle - began)
         heard_times.append(time.perf_counter() - middle)
+    writer.close()
     ratios = [b / a for a, b in zip(plain_times, heard_times, strict=True)]
     return statistics.median(plain_times), statistics.median(heard_times), statistics.median(ratios)
 

@@ -58,9 +58,11 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
     component = _component(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
-    settings = _settings(options, family.keep_float)
+    headers = [header for unit in capture.units for header in unit.calls if header.component == component]
+    chosen = set(spread(len(headers), options.samples or len(headers)))
+    settings = _settings(options, family.keep_float, len(chosen))
     model = _model(capture, component, options)
-    calls = _calls(capture, component, options.samples, _casting(capture, options.dtype))
+    calls = _calls(capture, component, chosen, _casting(capture, options.dtype))
     result = calibrate_model(model, calls, settings, progress=terminal.progress)
     for warning in result.warnings:
         terminal.warn(warning)
@@ -91,7 +93,7 @@ def _component(capture: Capture, wanted: str | None) -> str:
     return wanted
 
 
-def _settings(options: CalibrateOptions, defaults: Any) -> Settings:
+def _settings(options: CalibrateOptions, defaults: Any, samples: int) -> Settings:
     if options.quantize_too and defaults is not None:
         unknown = [pattern for pattern in options.quantize_too if pattern not in defaults]
         if unknown:
@@ -101,7 +103,7 @@ def _settings(options: CalibrateOptions, defaults: Any) -> Settings:
     return Settings(
         observer=options.observer, sigma=options.sigma, symmetric=options.symmetric,
         act_quant=not options.weight_only, keep_float=options.keep_float, defaults=defaults,
-        release=True, name="--keep-float",
+        samples=samples, release=True, name="--keep-float",
     )  # fmt: skip
 
 
@@ -157,11 +159,9 @@ def _casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
 
 
 def _calls(
-    capture: Capture, component: str, samples: int | None, cast: Callable[[Any], Any]
+    capture: Capture, component: str, chosen: set[int], cast: Callable[[Any], Any]
 ) -> Callable[[], Iterator[Call]]:
-    """The calls of a component, or `samples` of them spread evenly over all; each time anew."""
-    headers = [(unit.index, h) for unit in capture.units for h in unit.calls if h.component == component]
-    chosen = set(spread(len(headers), samples)) if samples else None
+    """The calls of a component at the places `chosen` among all of its calls; each time anew."""
 
     def calls() -> Iterator[Call]:
         at = -1
@@ -169,7 +169,7 @@ def _calls(
         def wanted(header: Any) -> bool:
             nonlocal at
             at += header.component == component
-            return chosen is None or at in chosen
+            return header.component == component and at in chosen
 
         for call in capture.calls(component, where=wanted):
             yield call._replace(args=cast(call.args), kwargs=cast(call.kwargs))

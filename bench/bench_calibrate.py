@@ -1,0 +1,169 @@
+"""What calibration costs: time of the observing replay against plain forwards, and peak memory against load and run.
+
+python bench/bench_calibrate.py            both tables
+python bench/bench_calibrate.py --time     the first alone
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import nn
+
+from calibrate.calls import evaluating, run
+from calibrate.export import export
+from calibrate.observers import OBSERVERS, Options
+from calibrate.plan import make_plan
+from calibrate.replay import observe
+from calibrate.run import Settings, calibrate
+
+MODELS = {"160 wide, 4 layers": (160, 4, 5), "768 wide, 6 layers": (768, 6, 12)}
+REPEATS = 9
+
+
+class Call(NamedTuple):
+    args: tuple
+    kwargs: dict
+
+
+def make_model(width: int, layers: int, heads: int) -> SD3Transformer2DModel:
+    torch.manual_seed(0)
+    return SD3Transformer2DModel(
+        sample_size=32,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=layers,
+        attention_head_dim=width // heads,
+        num_attention_heads=heads,
+        joint_attention_dim=192,
+        caption_projection_dim=width,
+        pooled_projection_dim=128,
+        pos_embed_max_size=16,
+        qk_norm="rms_norm",
+    ).eval()
+
+
+def make_calls(count: int) -> list[Call]:
+    """256 image and 64 text tokens, batch 2: classifier-free guidance at 32x32 latents."""
+    torch.manual_seed(1)
+    return [
+        Call(
+            (),
+            {
+                "hidden_states": torch.randn(2, 4, 32, 32),
+                "encoder_hidden_states": torch.randn(2, 64, 192),
+                "pooled_projections": torch.randn(2, 128),
+                "timestep": torch.full((2,), 1000.0 * (1 - at / count)),
+                "return_dict": False,
+            },
+        )
+        for at in range(count)
+    ]
+
+
+class Seconds(NamedTuple):
+    wall: float
+    processor: float
+
+
+def seconds(work: Callable[[], object]) -> Seconds:
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return Seconds(time.perf_counter() - wall, time.process_time() - processor)
+
+
+def plain(model: nn.Module, calls: list[Call]) -> None:
+    with evaluating(model):
+        for at, call in enumerate(calls):
+            run(model, call, at)
+
+
+def observed(model: nn.Module, calls: list[Call], names: tuple[str, ...], observer: str) -> None:
+    observers = {name: OBSERVERS[observer](Options()) for name in names}
+    observe(model, observers, calls)
+    for each in observers.values():
+        each.range()
+
+
+def time_table(repeats: int) -> None:
+    print(f"{'model':<22}{'observer':<12}{'plain':>10}{'observed':>11}{'ratio':>8}{'processor':>11}")
+    for name, shape in MODELS.items():
+        model, calls = make_model(*shape), make_calls(8)
+        names = make_plan(model, defaults={}).quantized
+        for observer in OBSERVERS:
+            one, other = partial(plain, model, calls), partial(observed, model, calls, names, observer)
+            one(), other()
+            pairs = [(seconds(one), seconds(other)) for _ in range(repeats)]
+            before, after = (statistics.median(each.wall for each in column) for column in zip(*pairs, strict=True))
+            wall = statistics.median(b.wall / a.wall for a, b in pairs)
+            processor = statistics.median(b.processor / a.processor for a, b in pairs)
+            times = f"{before * 125:>7.1f} ms{after * 125:>8.1f} ms"
+            print(f"{name:<22}{observer:<12}{times}{wall:>8.2f}{processor:>11.2f}", flush=True)
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def memory_child(directory: Path, dtype: str, work: str) -> None:
+    """Prints the peak memory of a process that loads the model and runs one call, or calibrates it and exports."""
+    kind = getattr(torch, dtype)
+    calls = [Call((), {k: v.to(kind) if torch.is_tensor(v) else v for k, v in c.kwargs.items()}) for c in make_calls(4)]
+    model = SD3Transformer2DModel.from_pretrained(directory, torch_dtype=kind)
+    if work == "plain":
+        with evaluating(model):
+            run(model, calls[0], 0)
+    else:
+        settings = Settings(observer=work, defaults={}, release=True, sqnr_calls=2)
+        result = calibrate(model, lambda: calls, settings)
+        export(result, model, directory / work, overwrite=True)
+    print(peak())
+
+
+def memory_table() -> None:
+    print(f"{'model':<22}{'dtype':<10}{'observer':<12}{'plain':>10}{'calibrate':>11}{'ratio':>8}")
+    for dtype in ("float32", "float16"):
+        with tempfile.TemporaryDirectory() as folder:
+            make_model(1024, 6, 16).to(getattr(torch, dtype)).save_pretrained(folder)
+            peaks = {}
+            for work in ("plain", "minmax", "sigma", "mse"):
+                command = [sys.executable, __file__, "--child", folder, dtype, work]
+                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                peaks[work] = int(done.stdout.split()[-1])
+                if work != "plain":
+                    columns = (
+                        f"{peaks['plain'] >> 20:>6} MiB{peaks[work] >> 20:>7} MiB{peaks[work] / peaks['plain']:>8.2f}"
+                    )
+                    print(f"{'1024 wide, 6 layers':<22}{dtype:<10}{work:<12}{columns}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", choices=["time", "memory"])
+    parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        memory_child(Path(options.child[0]), *options.child[1:])
+        return
+    if options.only != "memory":
+        time_table(options.repeats)
+    if options.only != "time":
+        memory_table()
+
+
+if __name__ == "__main__":
+    main()
