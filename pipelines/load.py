@@ -86,9 +86,10 @@ def load_pipeline(
     pipe.set_progress_bar_config(disable=True)
     for name, module in denoisers(pipe).items():
         check_finite(module, name)
-    if offload:
-        pipe.enable_model_cpu_offload(device=device)
-    return pipe if offload else pipe.to(device)
+    if not offload or device.type == "cpu":
+        return pipe.to(device)
+    pipe.enable_model_cpu_offload(device=device)
+    return pipe
 
 
 def _load_diffusers(

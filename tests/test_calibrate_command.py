@@ -173,6 +173,18 @@ def test_inspect_finds_a_damaged_checkpoint(captured, tmp_path):
     assert "quant_bias" in octavo("inspect", tmp_path / "a", code=3)
 
 
+def test_inspect_finds_integers_that_do_not_compute_the_layer(captured, tmp_path):
+    octavo("calibrate", captured, tmp_path / "a")
+    file = tmp_path / "a" / WEIGHTS
+    tensors = load_file(file)
+    tensors["transformer_blocks.0.attn.to_q.quant_bias"][3] += 3
+    file.chmod(0o600)
+    save_file(tensors, file)
+    said = octavo("inspect", tmp_path / "a", code=3)
+    assert "no  octavo     integers: as npu_quant_matmul computes them" in said
+    assert "(transformer_blocks.0.attn.to_q)" in said
+
+
 def test_the_documented_list_of_inputs_becomes_a_capture(tiny_model, captured, tmp_path):
     inputs = [call.kwargs for call in Capture.open(captured).calls()]
     torch.save(inputs, tmp_path / "calls.pth")

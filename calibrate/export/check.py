@@ -23,6 +23,7 @@ import torch
 from capture.errors import CaptureError
 
 from ..load import Checkpoint, find
+from .arithmetic import worst_share
 from .ascend import file_names
 
 _MOST_FILE, _MOST_DIRECTORY = 0o640, 0o750
@@ -59,9 +60,12 @@ def check(directory: Path | str) -> list[Verdict]:
 def _octavo(checkpoint: Checkpoint) -> Iterator[Verdict]:
     names = checkpoint.layer_names
     try:
-        for name in names:
-            checkpoint.layer(name)
+        shares = {name: worst_share(checkpoint.layer(name)) for name in names}
         yield Verdict("octavo", "numbers", True, f"{len(names)} layers within bounds")
+        worst = max(shares, key=shares.__getitem__, default="")
+        share = shares.get(worst, 0.0)
+        fact = f"as npu_quant_matmul computes them, off by at most {share:.2f} of what rounding explains"
+        yield Verdict("octavo", "integers", share <= 1.0, fact if share <= 1.0 else f"{fact} ({worst})")
     except CaptureError as error:
         yield Verdict("octavo", "numbers", False, str(error))
     described = set(checkpoint.description) - {"model_quant_type"}
