@@ -201,8 +201,9 @@ def staging(parent: Path) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        for descriptor in held:
-            os.close(descriptor)
+        with storage(parent):
+            for descriptor in held:
+                os.close(descriptor)
 
 
 def _make_staging(path: Path, held: list[int]) -> bool:

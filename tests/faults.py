@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+import torch
 
 from capture import files
 
@@ -73,6 +74,7 @@ def in_child(work: Callable[[], None]) -> int:
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # the threads of a parallel region do not survive the fork
             work()
             os._exit(0)
         except KeyboardInterrupt:
