@@ -16,7 +16,10 @@ def test_a_real_allocation_that_is_too_large():
     ("error", "device"),
     [
         (MemoryError(), "cpu"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 1 has a total capacity of"), "cuda:1"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 1 has a total capacity of"),
+            "cuda:1",
+        ),
         (RuntimeError("NPU out of memory. Tried to allocate 20.00 MiB (NPU 3; 29.50 GiB total capacity"), "npu:3"),
         (RuntimeError("shapes do not match"), None),
         (ValueError("memory"), None),
