@@ -30,6 +30,7 @@ from calibrate.replay import observe
 from calibrate.run import Settings, calibrate
 
 MODELS = {"160 wide, 4 layers": (160, 4, 5), "768 wide, 6 layers": (768, 6, 12)}
+CALLS = 16
 REPEATS = 9
 
 
@@ -101,7 +102,7 @@ def observed(model: nn.Module, calls: list[Call], names: tuple[str, ...], observ
 def time_table(repeats: int) -> None:
     print(f"{'model':<22}{'observer':<12}{'plain':>10}{'observed':>11}{'ratio':>8}{'processor':>11}")
     for name, shape in MODELS.items():
-        model, calls = make_model(*shape), make_calls(8)
+        model, calls = make_model(*shape), make_calls(CALLS)
         names = make_plan(model, defaults={}).quantized
         for observer in OBSERVERS:
             one, other = partial(plain, model, calls), partial(observed, model, calls, names, observer)
@@ -110,7 +111,7 @@ def time_table(repeats: int) -> None:
             before, after = (statistics.median(each.wall for each in column) for column in zip(*pairs, strict=True))
             wall = statistics.median(b.wall / a.wall for a, b in pairs)
             processor = statistics.median(b.processor / a.processor for a, b in pairs)
-            times = f"{before * 125:>7.1f} ms{after * 125:>8.1f} ms"
+            times = f"{before * 1000 / CALLS:>7.1f} ms{after * 1000 / CALLS:>8.1f} ms"
             print(f"{name:<22}{observer:<12}{times}{wall:>8.2f}{processor:>11.2f}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Sums of float64 numbers without any rounding: the order and the grouping of the numbers do not show in them.
+"""Sums of floating-point numbers without any rounding: the order and the grouping of the numbers do not show in them.
 
 The mantissas are summed as integers, one sum for each exponent: a superaccumulator (Kulisch, Computer Arithmetic and
 Validity, 2008). Two sums are merged by adding those integers.
@@ -6,37 +6,39 @@ Validity, 2008). Two sums are merged by adding those integers.
 
 from collections import Counter
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_MANTISSA = 53
 _SPLIT = 26
 _BATCH = 1 << 24  # numbers whose half mantissas, below 2**27, float64 sums without rounding
 
 
 class ExactSum:
-    """The sum of all finite float64 numbers given to `add`, as integers of units of 2**exponent."""
+    """The sum of all finite float32 and float64 numbers given to `add`, as integers of units of 2**exponent."""
 
     def __init__(self) -> None:
         self._units: Counter[int] = Counter()
 
-    def add(self, values: NDArray[np.float64]) -> None:
+    def add(self, values: NDArray[np.floating]) -> None:
         """Adds every number of a 1-d array."""
+        bits = np.finfo(values.dtype).nmant + 1
         for start in range(0, len(values), _BATCH):
-            self._add(values[start : start + _BATCH])
+            fraction, exponent = np.frexp(values[start : start + _BATCH])
+            mantissa = np.ldexp(fraction, bits)
+            if bits <= _SPLIT:
+                self._add(mantissa, exponent, -bits)
+            else:
+                whole = mantissa.astype(np.int64)
+                self._add(whole >> _SPLIT, exponent, _SPLIT - bits)  # rounds down: the low half is never negative
+                self._add(whole & ((1 << _SPLIT) - 1), exponent, -bits)
 
-    def _add(self, values: NDArray[np.float64]) -> None:
-        fraction, exponent = np.frexp(values)
-        mantissa = np.ldexp(fraction, _MANTISSA).astype(np.int64)
-        high = mantissa >> _SPLIT  # rounds down, so that the low half is never negative
-        low = mantissa & ((1 << _SPLIT) - 1)
+    def _add(self, mantissa: NDArray[Any], exponent: NDArray[np.intc], shift: int) -> None:
         lowest = int(exponent.min())
-        bins = exponent - lowest
-        for half, shift in ((high, _SPLIT), (low, 0)):
-            for at, total in enumerate(np.bincount(bins, weights=half.astype(np.float64))):
-                if total:
-                    self._units[lowest + at - _MANTISSA + shift] += int(total)
+        for at, total in enumerate(np.bincount(exponent - lowest, mantissa).tolist()):
+            if total:
+                self._units[lowest + at + shift] += int(total)
 
     def merge(self, other: "ExactSum") -> None:
         """Adds what `other` holds, which stays as it is."""

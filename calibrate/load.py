@@ -78,7 +78,7 @@ class Checkpoint:
         outputs = weight.shape[0]
         floats = (torch.float32, torch.float16, torch.bfloat16)
         scale = self._positive(name, "input_scale", floats, (1,))
-        offset = self.read(f"{name}.input_offset", (scale.dtype,), (1,)).double().item()
+        offset = float(self.read(f"{name}.input_offset", (scale.dtype,), (1,)))
         if not (-128 <= offset <= 127 and offset.is_integer()):
             raise self._wrong(name, "input_offset", f"is {offset}")
         key = f"{name}.deq_scale"
