@@ -1,0 +1,54 @@
+"""What observing costs on the bundled pipeline: the replay of one prompt's calls with observers against without.
+
+python -m bench.bench_replay [--rounds 7]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+from calibrate.calls import evaluating, run
+from calibrate.observers import OBSERVERS, Options
+from calibrate.plan import make_plan
+from calibrate.replay import observe
+from capture.recorder import Memory, Recorder
+from pipelines.load import load_pipeline, model_directory
+from pipelines.sd3 import SD3
+from prompts import read_prompts
+
+
+def seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=7)
+    rounds = parser.parse_args().rounds
+    pipe = load_pipeline(model_directory("demo"))
+    model, memory = pipe.transformer.requires_grad_(False), Memory()
+    with Recorder(model, memory):
+        pipe(read_prompts("demo").texts[0], num_inference_steps=28, output_type="latent")
+    plan = make_plan(model, defaults=SD3.keep_float)
+
+    def plain() -> None:
+        with evaluating(model):
+            for position, call in enumerate(memory.calls):
+                run(model, call, position)
+
+    plain()
+    print("| observer | observed : plain, bundled pipeline, 28 calls | of the rounds |\n|---|---|---|")
+    for name, observer in OBSERVERS.items():
+        ratios = []
+        for _ in range(rounds):
+            before = seconds(plain)
+            observers = {layer: observer(Options(25.0, 99.99)) for layer in plan.quantized}
+            ratios.append(seconds(lambda made=observers: observe(model, made, memory.calls)) / before)
+        print(f"| {name} | {statistics.median(ratios):.2f} x | {min(ratios):.2f} to {max(ratios):.2f} |")
+
+
+if __name__ == "__main__":
+    main()
