@@ -30,10 +30,10 @@ def run(options: CaptureOptions, terminal: Terminal) -> None:
     for warning in prompts.warnings:
         terminal.warn(warning)
     directory = model_directory(options.model)
-    prepare(options.capture, Modes(options.group_readable), options.resume)
-    lock(options.capture).release()  # writable and free, before a model is loaded
     family = family_at(directory, options.pipeline)
     device = resolve_device(options.device)
+    prepare(options.capture, Modes(options.group_readable), options.resume)
+    lock(options.capture).release()  # writable and free, before a model is loaded
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
         text_encoder=options.text_encoder, offload=options.offload, strict=options.strict,

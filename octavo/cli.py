@@ -14,6 +14,9 @@ device = click.option("--device", default="auto", show_default=True, help=DEVICE
 dtype = click.option(
     "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Default: as stored; float32 on a CPU."
 )
+deployed = click.option(
+    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Of the deployment [default: as captured]."
+)
 group_readable = click.option(
     "--group-readable", is_flag=True, help="Modes 0440, 0640, 0750 instead of 0400, 0600, 0700."
 )
@@ -132,7 +135,7 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 @click.option("--allow-revision", is_flag=True, help="Accept other weights of the same model class and shapes.")
 @click.option("--config", type=click.Path(path_type=Path), help="A TOML file with these options by name.")
 @device
-@dtype
+@deployed
 @group_readable
 @trust
 @as_json

@@ -9,8 +9,10 @@ from torch import nn
 
 from .errors import PipelineError
 
-_DENOISER = re.compile(r"Transformer|UNet|DiT|DiffNeXt|Prior$|Decoder3?DModel$")
-_OTHER = re.compile(r"ControlNet|Text|Autoencoder|VAE|VQ|Adapter|Vision|Encoder|Vocoder|Upsampl|Connector")
+_DENOISER = re.compile(r"Transformer|UNet|UVit|DiT|DiffNeXt|Prior$|UniDiffuserModel|FilmDecoder")
+_OTHER = re.compile(
+    r"ControlNet(?!XSModel)|Text|Autoencoder|V[Aa][Ee]|VQ|Adapter|Vision|Encoder|Vocoder|Upsampl|Connector"
+)
 
 
 def _parts(pipeline: Any, prefix: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:

@@ -153,3 +153,18 @@ def test_m16_a_component_that_is_not_there_and_the_choices():
 )
 def test_denoisers_are_found_and_nothing_else(name, found):
     assert sorted(denoisers(make(name)[0])) == found
+
+
+def test_the_kinds_of_networks_that_denoise_are_told_by_their_class():
+    import diffusers
+
+    from pipelines.denoisers import is_denoiser
+
+    def denoises(name: str) -> bool:
+        kind = getattr(diffusers, name)
+        return is_denoiser(kind.__new__(kind))
+
+    for name in ("UVit2DModel", "PriorTransformer", "UNetMotionModel", "StableAudioDiTModel", "UNetControlNetXSModel"):
+        assert denoises(name), name
+    for name in ("AutoencoderKL", "ControlNetModel", "SD3ControlNetModel", "VQModel", "MotionAdapter", "T2IAdapter"):
+        assert not denoises(name), name
