@@ -1,12 +1,13 @@
 """What observing costs on the bundled pipeline: the replay of one prompt's calls with observers against without.
 
-python -m bench.bench_replay [--rounds 7]
+python -m bench.bench_replay [--rounds 7] [--observer sigma]
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 from calibrate.calls import evaluating, run
 from calibrate.observers import OBSERVERS, Options
@@ -27,7 +28,8 @@ def seconds(work: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--observer", choices=list(OBSERVERS), action="append")
+    options = parser.parse_args()
     pipe = load_pipeline(model_directory("demo"))
     model, memory = pipe.transformer.requires_grad_(False), Memory()
     with Recorder(model, memory):
@@ -41,12 +43,12 @@ def main() -> None:
 
     plain()
     print("| observer | observed : plain, bundled pipeline, 28 calls | of the rounds |\n|---|---|---|")
-    for name, observer in OBSERVERS.items():
-        ratios = []
-        for _ in range(rounds):
+    for name in options.observer or OBSERVERS:
+        observer, ratios = OBSERVERS[name], []
+        for _ in range(options.rounds):
             before = seconds(plain)
             observers = {layer: observer(Options(25.0, 99.99)) for layer in plan.quantized}
-            ratios.append(seconds(lambda made=observers: observe(model, made, memory.calls)) / before)
+            ratios.append(seconds(partial(observe, model, observers, memory.calls)) / before)
         print(f"| {name} | {statistics.median(ratios):.2f} x | {min(ratios):.2f} to {max(ratios):.2f} |")
 
 
