@@ -14,6 +14,7 @@ from calibrate.exact import ExactSum
 from calibrate.histogram import Histogram, squared_error
 from calibrate.observers import OBSERVERS, MinMax, Options, Sigma
 from calibrate.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Range
+from calibrate.tokens import pieces_of
 
 from .calibrate_tiny import DTYPES
 
@@ -24,7 +25,7 @@ names = st.sampled_from(sorted(OBSERVERS))
 def observed(name: str, tensors: list[torch.Tensor], options: Options = Options()):  # noqa: B008
     observer = OBSERVERS[name](options)
     for x in tensors:
-        observer.add(*observer.read(x[None]))
+        observer.add(observer.read(x))
     return observer
 
 
@@ -80,7 +81,7 @@ def test_exact_sums_are_exact(values, cut):
 
 def sums_of(x: torch.Tensor) -> np.ndarray:
     """The sums and the sums of squares of rows and of their pieces, from small to large."""
-    pieces = Sigma.read(x[None])[0].rows.pieces
+    pieces = pieces_of([Sigma.read(x).rows])
     return np.sort(np.concatenate(pieces, 1, dtype=np.float64))
 
 
@@ -150,14 +151,14 @@ def test_values_that_are_not_finite_are_refused(name, bad):
     x = torch.zeros(4, 5)
     x[1, 2] = bad
     with pytest.raises(ValueError, match="1 of 20 values not finite"):
-        OBSERVERS[name](Options()).read(x[None])
+        OBSERVERS[name](Options()).read(x)
 
 
 @pytest.mark.parametrize("name", sorted(OBSERVERS))
 def test_no_values_and_no_tensors_are_refused(name):
     observer = OBSERVERS[name](Options())
     with pytest.raises(ValueError, match="no values"):
-        observer.read(torch.zeros(1, 0, 5))
+        observer.read(torch.zeros(0, 5))
     with pytest.raises(ValueError, match="no data"):
         observer.range()
 
@@ -207,11 +208,11 @@ def test_mse_cuts_off_an_outlier_that_costs_more_than_it_is():
 
 def test_bins_are_the_values_they_count():
     x = torch.tensor([[-3.0, -0.1, 0.0, 0.1, 4.0]])
-    counts, edges, width = Histogram.of(x[None])[0].bins()
+    counts, edges, width = Histogram.of(x).bins()
     assert counts.sum() == 5
     assert all(any(edge <= value < edge + width for edge in edges) for value in x[0].double().tolist())
 
 
 def test_the_extremes_have_no_negative_zero():
     assert math.copysign(1, observed("minmax", [torch.tensor([[-0.0, 1.0]])]).range().low) == 1
-    assert MinMax(Options()).read(torch.tensor([[-0.0]])) == [(0.0, 0.0)]
+    assert MinMax(Options()).read(torch.tensor([-0.0])) == (0.0, 0.0)
