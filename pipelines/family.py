@@ -2,7 +2,25 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Fold(NamedTuple):
+    """What makes the channels of an input: rows from `start` of a Linear or a norm, or of a parameter seen flat.
+
+    `plus_one`: it makes the scale of a modulation, which is applied as 1 + scale.
+    """
+
+    target: str
+    start: int = 0
+    plus_one: bool = False
+
+
+class Group(NamedTuple):
+    """Layers whose inputs are made by `folds` and by nothing else, and reach nothing but these layers."""
+
+    layers: tuple[str, ...]
+    folds: tuple[Fold, ...]
 
 
 @dataclass(frozen=True)
@@ -16,3 +34,4 @@ class Family:
     keep_float: Mapping[str, str] | None = None  # pattern of layer names -> why; None: the general rule
     # (directory, dtype or None, folder of the text encoder or None) -> pipeline; None: diffusers loads it
     load: Callable[[Any, Any, Any], Any] | None = None
+    groups: Callable[[Any], list[Group]] | None = None  # denoiser -> groups of layers whose input channels can be divided

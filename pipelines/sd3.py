@@ -1,6 +1,50 @@
 """Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206, 2024): SD3Transformer2DModel."""
 
-from .family import Family
+from typing import Any
+
+from .family import Family, Fold, Group
+
+_IN = ("to_q", "to_k", "to_v")
+_CONTEXT_IN = ("add_q_proj", "add_k_proj", "add_v_proj")
+
+
+def groups(model: Any) -> list[Group]:
+    """The groups of an SD3Transformer2DModel: before and after each attention, and before each feed-forward."""
+    found = []
+    for at, block in enumerate(model.transformer_blocks):
+        name = f"transformer_blocks.{at}"
+        width = block.norm2.normalized_shape[0]
+        found += _attention(block, name, width)
+        found.append(_modulated(f"{name}.norm1", width, 3, 4, [f"{name}.ff.net.0.proj"]))
+        if block.ff_context is not None:
+            found.append(_modulated(f"{name}.norm1_context", width, 3, 4, [f"{name}.ff_context.net.0.proj"]))
+    return found
+
+
+def _attention(block: Any, name: str, width: int) -> list[Group]:
+    context = [f"{name}.attn.{leaf}" for leaf in _CONTEXT_IN if getattr(block.attn, leaf, None) is not None]
+    # AdaLayerNormContinuous, of the last block, makes scale before shift; AdaLayerNormZero shift before scale
+    shift, scale = (1, 0) if block.context_pre_only else (0, 1)
+    outputs = [f"{name}.attn.to_out.0"]
+    if getattr(block.attn, "to_add_out", None) is not None:
+        outputs.append(f"{name}.attn.to_add_out")
+    values = tuple(Fold(f"{name}.attn.{leaf}") for leaf in ("to_v", "add_v_proj"))
+    found = [
+        _modulated(f"{name}.norm1", width, 0, 1, [f"{name}.attn.{leaf}" for leaf in _IN]),
+        _modulated(f"{name}.norm1_context", width, shift, scale, context),
+        Group(tuple(outputs), values),
+    ]
+    if getattr(block, "attn2", None) is not None:
+        found.append(_modulated(f"{name}.norm1", width, 6, 7, [f"{name}.attn2.{leaf}" for leaf in _IN]))
+        found.append(Group((f"{name}.attn2.to_out.0",), (Fold(f"{name}.attn2.to_v"),)))
+    return found
+
+
+def _modulated(norm: str, width: int, shift: int, scale: int, layers: list[str]) -> Group:
+    """Layers behind a norm whose modulation's chunks number `shift` and `scale` are theirs."""
+    target = f"{norm}.linear"
+    return Group(tuple(layers), (Fold(target, shift * width), Fold(target, scale * width, plus_one=True)))
+
 
 SD3 = Family(
     name="sd3",
@@ -13,4 +57,5 @@ SD3 = Family(
         "norm_out.*": "output modulation: one row per sample",
         "proj_out": "output projection: its error is the output's",
     },
+    groups=groups,
 )
