@@ -12,7 +12,7 @@ from capture.sealed import read_bytes
 
 from .errors import CalibrateError
 from .export.ascend import DESCRIPTION_FILE, GEOMETRY, MODEL_TYPE, WEIGHT_FILE, unpacked
-from .freeze import Activation, Numbers
+from .freeze import Numbers, Static
 from .layers import Geometry, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from .scheme import QParams
 from .tensors import Stored, read_header, read_tensor
@@ -74,7 +74,7 @@ class Checkpoint:
             return QuantizedLinear(numbers)
         return QuantizedConv2d(numbers, self._geometry(name))
 
-    def _activation(self, name: str, weight: Tensor) -> tuple[Activation, torch.dtype]:
+    def _activation(self, name: str, weight: Tensor) -> tuple[Static, torch.dtype]:
         outputs = weight.shape[0]
         floats = (torch.float32, torch.float16, torch.bfloat16)
         scale = self._positive(name, "input_scale", floats, (1,))
@@ -95,7 +95,7 @@ class Checkpoint:
         if int(quant_bias.long().abs().max()) + 128 * 127 * weight[0].numel() >= 2**31:
             raise self._wrong(name, "quant_bias", "could leave int32 in the accumulator")
         qparams = QParams(scale.float().view(()), torch.tensor(int(offset), dtype=torch.int32))
-        return Activation(qparams, deq, quant_bias), scale.dtype
+        return Static(qparams, deq, quant_bias), scale.dtype
 
     def _positive(self, name: str, key: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> Tensor:
         tensor = self.read(f"{name}.{key}", dtypes, shape)
