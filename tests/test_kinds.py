@@ -52,7 +52,7 @@ def test_a_layer_gives_back_the_numbers_it_was_made_of(make, kind):
     assert type(numbers.activation) is kinds[kind]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from(DTYPES), st.integers(-30, 30), st.booleans())
 def test_dynamic_is_the_float64_formula_within_one_rounding(seed, dtype, exponent, biased):
     torch.manual_seed(seed)
