@@ -236,12 +236,12 @@ class Calibrator:
     def get_quant_params(self) -> tuple[dict[str, Any], ...]:
         """Five dicts by layer name: input_scale, input_offset, weight_scale, weight_offset, quant_weight (int8).
 
-        The first two are None for a layer whose weight alone is quantized.
+        The first two are None for a layer whose input has no range beforehand: W8A16 and W8A8_DYNAMIC.
         """
         layers = self.result.layers
         return (
-            {name: None if layer.weight_only else layer.input_scale.view(1) for name, layer in layers.items()},
-            {name: None if layer.weight_only else layer.input_zero_point.view(1) for name, layer in layers.items()},
+            {name: layer.input_scale.view(-1) if layer.calibrated else None for name, layer in layers.items()},
+            {name: layer.input_zero_point.view(-1) if layer.calibrated else None for name, layer in layers.items()},
             {name: layer.weight_scale.view(-1, 1) for name, layer in layers.items()},
             {name: torch.zeros_like(layer.weight_scale).view(-1, 1) for name, layer in layers.items()},
             {name: layer.weight.detach() for name, layer in layers.items()},

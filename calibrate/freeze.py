@@ -1,12 +1,17 @@
-"""Freezing: a float layer and the parameters of its input become the integers that are evaluated and exported.
+"""Freezing: a float layer and what is known of its input become the integers that are evaluated and exported.
 
 accumulator[n] = sum over k of x_q[k] * weight[n, k]
-y[n]           = (accumulator[n] + quant_bias[n]) * deq[n]
-deq[n]         = input scale * weight scale[n], of which a dequantizer reads the upper 19 bits of the float32
-quant_bias[n]  = round(bias[n] / deq[n] - input zero_point * sum over k of weight[n, k])
+
+static, and static for each noise level (Timestep):
+    y[n]          = (accumulator[n] + quant_bias[n]) * deq[n]
+    deq[n]        = input scale * weight scale[n], of which a dequantizer reads the upper 19 bits of the float32
+    quant_bias[n] = round(bias[n] / deq[n] - input zero_point * sum over k of weight[n, k])
+dynamic, one scale for each token:
+    y[n]          = accumulator[n] * (max |x| / 127) * weight scale[n] + bias[n]
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +23,12 @@ _LIMIT = 2**31
 _KEPT_BITS = 0xFFFFE000
 _SMALLEST = 2.0**-126
 _MANTISSA = 24
+_GAIN = 2.0**-8  # the largest error of a weight scale in the model's dtype; bfloat16 rounds by 2**-9 at most
 
 
 @dataclass(frozen=True)
-class Activation:
-    """The integer side of a W8A8 layer's input and output: `qparams` of the input, per tensor; `deq` float32 (out,);
-    `quant_bias` int32 (out,)."""
+class Static:
+    """One range for all inputs: `qparams` per tensor; `deq` float32 (out,); `quant_bias` int32 (out,)."""
 
     qparams: QParams
     deq: Tensor
@@ -31,10 +36,39 @@ class Activation:
 
 
 @dataclass(frozen=True)
+class Timestep:
+    """One range for each bin of noise levels: `qparams` (bins,); `deq` float32 and `quant_bias` int32 (bins, out);
+    `edges` float32 (bins - 1,), ascending. The bin of a noise level is how many edges are not above it."""
+
+    qparams: QParams
+    deq: Tensor
+    quant_bias: Tensor
+    edges: Tensor
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """One symmetric range for each token, found when it comes."""
+
+
+class TimestepQParams(NamedTuple):
+    """Parameters of an input for each bin of noise levels: `qparams` (bins,) and `edges` (bins - 1,), ascending."""
+
+    qparams: QParams
+    edges: Tensor
+
+
+Activation = Static | Timestep | Dynamic
+InputSpec = QParams | TimestepQParams | Dynamic
+SCHEMES: dict[type, str] = {Static: "W8A8", Timestep: "W8A8_TIMESTEP", Dynamic: "W8A8_DYNAMIC", type(None): "W8A16"}
+
+
+@dataclass(frozen=True)
 class Numbers:
     """All numbers of one quantized layer; `activation` is None where only the weight is quantized.
 
-    `weight` int8 (out, in) or (out, in, height, width); `weight_scale` float32 (out,); `bias` as in the float layer.
+    `weight` int8 (out, in) or (out, in, height, width); `weight_scale` float32 (out,); `bias` as in the float layer;
+    `mul_scale` (in,) of dtype `dtype`: the input is multiplied by it first, and the weight carries its inverse.
     """
 
     weight: Tensor
@@ -42,40 +76,110 @@ class Numbers:
     bias: Tensor | None
     activation: Activation | None
     dtype: torch.dtype  # of the float layer
+    mul_scale: Tensor | None = None
+
+    @property
+    def scheme(self) -> str:
+        """The word for it: W8A8, W8A8_TIMESTEP, W8A8_DYNAMIC or W8A16."""
+        return SCHEMES[type(self.activation)]
 
 
-def freeze(weight: Tensor, bias: Tensor | None, qparams: QParams | None, method: str) -> Numbers | str:
+def freeze(
+    weight: Tensor,
+    bias: Tensor | None,
+    spec: InputSpec | None,
+    method: str,
+    *,
+    mul_scale: Tensor | None = None,
+    correction: Tensor | None = None,
+) -> Numbers | str:
     """The numbers of a layer with this float weight and bias, or the reason why it has to stay float.
 
-    `qparams` are those of its input; None quantizes the weight alone.
+    `spec` says how its input becomes integers; None quantizes the weight alone. The others are those of `numbers_of`.
     """
     quantized = WEIGHT_METHODS[method](weight)
     if quantized is None:
         return "a channel's weights are too small for a float32 scale"
+    return numbers_of(quantized, bias, spec, weight.dtype, mul_scale, correction)
+
+
+def numbers_of(
+    quantized: QuantizedWeight,
+    bias: Tensor | None,
+    spec: InputSpec | None,
+    dtype: torch.dtype,
+    mul_scale: Tensor | None = None,
+    correction: Tensor | None = None,
+) -> Numbers | str:
+    """The numbers of a layer with this integer weight, or the reason why it has to stay float.
+
+    `correction` (out,) is added to what the layer puts out: inside quant_bias where there is one, while the bias stays
+    the model's own; else inside the bias, which is made if there is none. With `mul_scale` (in,), finite and above 0,
+    `quantized` is the weight divided by it.
+    """
+    device = quantized.weight.device
     bias = None if bias is None else bias.detach()
-    activation = None
-    if qparams is not None:
-        made = _activation(quantized, bias, QParams(*(each.to(weight.device) for each in qparams)))
-        if isinstance(made, str):
-            return made
-        activation = made
-    return Numbers(quantized.weight, quantized.scale, bias, activation, weight.dtype)
+    if mul_scale is not None:
+        mul_scale = mul_scale.detach().to(device, dtype)
+        if not bool(((mul_scale > 0) & mul_scale.isfinite()).all()):
+            return f"{_word(dtype)} does not hold the multiplier of its input"
+    wanted = torch.zeros(len(quantized.scale), dtype=torch.float64, device=device)
+    for part in (bias, correction):
+        wanted = wanted if part is None else wanted + part.to(device, torch.float64)
+    if spec is None or isinstance(spec, Dynamic):
+        made = wanted.to(dtype if bias is None else bias.dtype) if correction is not None else bias
+        return _without_ranges(quantized, made, spec, dtype, mul_scale)
+    if isinstance(spec, TimestepQParams):
+        each = _integers(quantized, wanted, _on(spec.qparams, device))
+        edges = spec.edges.to(device, torch.float32)
+        activation: Activation | str = each if isinstance(each, str) else Timestep(*each, edges)
+    else:
+        each = _integers(quantized, wanted, _on(spec, device))
+        activation = each if isinstance(each, str) else Static(*each)
+    if isinstance(activation, str):
+        return activation
+    return Numbers(quantized.weight, quantized.scale, bias, activation, dtype, mul_scale)
 
 
-def _activation(quantized: QuantizedWeight, bias: Tensor | None, qparams: QParams) -> Activation | str:
-    deq = rounded_deq(qparams.scale * quantized.scale)
+def _without_ranges(
+    quantized: QuantizedWeight,
+    bias: Tensor | None,
+    activation: Dynamic | None,
+    dtype: torch.dtype,
+    mul_scale: Tensor | None,
+) -> Numbers | str:
+    """Numbers of a layer that multiplies with the weight scale itself, which the device takes in the model's dtype."""
+    scale = quantized.scale.to(dtype).to(torch.float32)
+    if not bool(((scale - quantized.scale).abs() <= _GAIN * quantized.scale).all()):
+        return f"{_word(dtype)} holds no scale for a channel's weights"
+    if bias is not None and not bool(bias.isfinite().all()):
+        return f"{_word(bias.dtype)} does not hold its corrected bias"
+    if activation is not None and not 127 * 127 * quantized.weight[0].numel() < _LIMIT:
+        return "its accumulator could leave int32"
+    return Numbers(quantized.weight, scale, bias, activation, dtype, mul_scale)
+
+
+def _integers(quantized: QuantizedWeight, wanted: Tensor, qparams: QParams) -> tuple[QParams, Tensor, Tensor] | str:
+    """`qparams`, deq and quant_bias, of shape (out,) or (bins, out), for an output moved by `wanted`."""
+    deq = rounded_deq(qparams.scale.unsqueeze(-1) * quantized.scale)
     if not bool(((deq >= _SMALLEST) & deq.isfinite()).all()):
         return "input scale times weight scale is outside float32"
-    rows = quantized.weight.reshape(len(deq), -1)
-    offset = qparams.zero_point.to(torch.int64) * rows.sum(1, dtype=torch.int64)
-    wanted = torch.zeros_like(deq, dtype=torch.float64) if bias is None else bias.to(torch.float64)
-    empty = (rows == 0).all(1)
-    deq = torch.where(empty, _dividing(wanted), deq)
+    rows = quantized.weight.flatten(1)
+    offset = qparams.zero_point.to(torch.int64).unsqueeze(-1) * rows.sum(1, dtype=torch.int64)
+    deq = torch.where((rows == 0).all(1), _dividing(wanted), deq)
     quant_bias = (wanted / deq.to(torch.float64) - offset.to(torch.float64)).round()
     widest = float(quant_bias.abs().max()) + 128 * 127 * rows.shape[1]
     if not widest < _LIMIT:
         return "its accumulator could leave int32"
-    return Activation(qparams, deq, quant_bias.to(torch.int32))
+    return qparams, deq, quant_bias.to(torch.int32)
+
+
+def _on(qparams: QParams, device: torch.device) -> QParams:
+    return QParams(qparams.scale.to(device), qparams.zero_point.to(device))
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def rounded_deq(deq: Tensor) -> Tensor:

@@ -1,10 +1,6 @@
-"""Integer layers: they compute on the CPU exactly what the device computes from an exported checkpoint.
+"""Integer layers: they compute on the CPU exactly what the device computes from an exported checkpoint."""
 
-Products of int8 numbers are summed in float32, which is exact while every partial sum is a whole number below 2**24:
-up to 1032 products. Longer sums are taken in pieces that are added as int32.
-"""
-
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -12,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .freeze import Activation, Numbers
+from .freeze import Activation, Dynamic, Numbers, Static, Timestep
+from .integers import dynamic_codes, integer_matmul
+from .noise import NoiseLevel, attach
 from .scheme import ACTIVATION, QParams, codes
-
-_PIECE = 1024  # 1024 * 128 * 127 < 2**24
 
 
 class Geometry(NamedTuple):
@@ -38,38 +34,75 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 class _Integer(nn.Module):
-    """Holds the numbers of a layer as parameters and buffers, so that they move and are counted as a layer's are."""
+    """Holds the numbers of a layer as parameters and buffers, so that they move and are counted as a layer's are.
+
+    `noise_level` is that of the denoiser a W8A8_TIMESTEP layer is part of; see `install`.
+    """
 
     input_scale: Tensor
     input_zero_point: Tensor
     deq: Tensor
     quant_bias: Tensor
+    edges: Tensor
+    mul_scale: Tensor | None
     weight_scale: Tensor
 
     def __init__(self, numbers: Numbers) -> None:
         super().__init__()
-        self.dtype = numbers.dtype
+        self.dtype, self.scheme = numbers.dtype, numbers.scheme
+        self.noise_level: NoiseLevel | None = None
         self.weight = nn.Parameter(numbers.weight, requires_grad=False)
         self.bias = None if numbers.bias is None else nn.Parameter(numbers.bias, requires_grad=False)
         self.register_buffer("weight_scale", numbers.weight_scale)
-        self.weight_only = numbers.activation is None
-        if numbers.activation is not None:
-            self.register_buffer("input_scale", numbers.activation.qparams.scale)
-            self.register_buffer("input_zero_point", numbers.activation.qparams.zero_point)
-            self.register_buffer("deq", numbers.activation.deq)
-            self.register_buffer("quant_bias", numbers.activation.quant_bias)
+        self.register_buffer("mul_scale", numbers.mul_scale)
+        activation = numbers.activation
+        if isinstance(activation, (Static, Timestep)):
+            self.register_buffer("input_scale", activation.qparams.scale)
+            self.register_buffer("input_zero_point", activation.qparams.zero_point)
+            self.register_buffer("deq", activation.deq)
+            self.register_buffer("quant_bias", activation.quant_bias)
+        if isinstance(activation, Timestep):
+            self.register_buffer("edges", activation.edges)
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether the input stays float."""
+        return self.scheme == "W8A16"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the ranges of the input are known before it comes: there is input_scale, and what goes with it."""
+        return self.scheme in ("W8A8", "W8A8_TIMESTEP")
 
     @property
     def numbers(self) -> Numbers:
         """The numbers this layer computes with."""
-        activation = None
-        if not self.weight_only:
-            activation = Activation(QParams(self.input_scale, self.input_zero_point), self.deq, self.quant_bias)
+        activation: Activation | None = None if self.weight_only else Dynamic()
+        if self.calibrated:
+            qparams = QParams(self.input_scale, self.input_zero_point)
+            activation = Static(qparams, self.deq, self.quant_bias)
+            if self.scheme == "W8A8_TIMESTEP":
+                activation = Timestep(qparams, self.deq, self.quant_bias, self.edges)
         bias = None if self.bias is None else self.bias.detach()
-        return Numbers(self.weight.detach(), self.weight_scale, bias, activation, self.dtype)
+        return Numbers(self.weight.detach(), self.weight_scale, bias, activation, self.dtype, self.mul_scale)
 
-    def _codes(self, x: Tensor) -> Tensor:
-        return codes(x, QParams(self.input_scale, self.input_zero_point), ACTIVATION)
+    def forward(self, input: Tensor) -> Tensor:
+        """The output, in the dtype of the input."""
+        raise NotImplementedError
+
+    def _static(self, rows: int | None) -> Static:
+        """The numbers for an input of `rows`: with a leading axis where each row has a noise level of its own."""
+        static = Static(QParams(self.input_scale, self.input_zero_point), self.deq, self.quant_bias)
+        if self.scheme != "W8A8_TIMESTEP":
+            return static
+        at = (self.noise_level or NoiseLevel()).bins(self.edges, rows)
+        return Static(QParams(self.input_scale[at], self.input_zero_point[at]), self.deq[at], self.quant_bias[at])
+
+    def _multiplied(self, x: Tensor, channels: int) -> Tensor:
+        """`x` times mul_scale along its axis `channels`, counted from the end, rounded to the dtype of `x`."""
+        if self.mul_scale is None:
+            return x
+        return x * self.mul_scale.to(x.dtype).view([-1] + [1] * (-1 - channels))
 
     def _float_weight(self, dtype: torch.dtype) -> Tensor:
         scale = self.weight_scale.view([-1] + [1] * (self.weight.ndim - 1))
@@ -84,24 +117,29 @@ class QuantizedLinear(_Integer):
         self.out_features, self.in_features = numbers.weight.shape
 
     def forward(self, input: Tensor) -> Tensor:
+        x = self._multiplied(input, -1)
         if self.weight_only:
-            return F.linear(input, self._float_weight(input.dtype), self.bias)
-        total = integer_matmul(self._codes(input), self.weight)
-        return (total.add_(self.quant_bias).to(torch.float32) * self.deq).to(input.dtype)
+            return F.linear(x, self._float_weight(x.dtype), self.bias)
+        if self.scheme == "W8A8_DYNAMIC":
+            q, scale = dynamic_codes(x, (-1,))
+            y = integer_matmul(q, self.weight).to(torch.float32) * (scale * self.weight_scale)
+            return (y if self.bias is None else y + self.bias).to(input.dtype)
+        static = _before_the_last(self._static(len(x) if x.ndim > 1 else None), x.ndim)
+        total = integer_matmul(codes(x, static.qparams, ACTIVATION), self.weight)
+        return (total.add_(static.quant_bias).to(torch.float32) * static.deq).to(input.dtype)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, weight_only={self.weight_only}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, scheme={self.scheme}"
 
 
-def integer_matmul(q: Tensor, weight: Tensor) -> Tensor:
-    """`q` (..., in), whole numbers of int8 in float32, times `weight` int8 (out, in), exactly: int32 (..., out)."""
-    total: Tensor | None = None
-    for start in range(0, weight.shape[1], _PIECE):
-        piece = weight[:, start : start + _PIECE].to(torch.float32)
-        part = F.linear(q[..., start : start + _PIECE], piece).to(torch.int32)
-        total = part if total is None else total.add_(part)
-    assert total is not None
-    return total
+def _before_the_last(static: Static, ndim: int) -> Static:
+    """Numbers with a leading axis, shaped for an input of `ndim` axes whose last one is summed over."""
+    (scale, zero_point), deq, quant_bias = static.qparams, static.deq, static.quant_bias
+    if scale.ndim == 0:
+        return static
+    rows, between = len(scale), [1] * (ndim - 2)
+    qparams = QParams(scale.view(rows, *between, 1), zero_point.view(rows, *between, 1))
+    return Static(qparams, deq.view(rows, *between, -1), quant_bias.view(rows, *between, -1))
 
 
 class QuantizedConv2d(_Integer):
@@ -118,15 +156,29 @@ class QuantizedConv2d(_Integer):
         self.groups = 1
 
     def forward(self, input: Tensor) -> Tensor:
+        x = self._multiplied(input, -3)
         if self.weight_only:
-            padded = self._padded(input, 0.0)
-            return F.conv2d(padded, self._float_weight(input.dtype), self.bias, self.stride, 0, self.dilation)
-        q = self._padded(self._codes(input), float(self.input_zero_point))
+            padded = self._padded(x, 0.0)
+            return F.conv2d(padded, self._float_weight(x.dtype), self.bias, self.stride, 0, self.dilation)
+        if self.scheme == "W8A8_DYNAMIC":
+            q, scale = dynamic_codes(x, (-3, -2, -1))
+            y = self._total(q, 0.0).to(torch.float32) * (scale * self.weight_scale.view(-1, 1, 1))
+            return (y if self.bias is None else y + self.bias.view(-1, 1, 1)).to(input.dtype)
+        static = self._static(len(x) if x.ndim == 4 else None)
+        if static.qparams.scale.ndim == 0:
+            return self._calibrated(x, static).to(input.dtype)
+        rows = zip(x, *static.qparams, static.deq, static.quant_bias, strict=True)
+        each = [self._calibrated(row, Static(QParams(s, z), deq, bias)) for row, s, z, deq, bias in rows]
+        return torch.stack(each).to(input.dtype)
+
+    def _calibrated(self, x: Tensor, static: Static) -> Tensor:
+        total = self._total(codes(x, static.qparams, ACTIVATION), float(static.qparams.zero_point))
+        return total.add_(static.quant_bias.view(-1, 1, 1)).to(torch.float32) * static.deq.view(-1, 1, 1)
+
+    def _total(self, q: Tensor, zero: float) -> Tensor:
         # float64 takes sums of any length, and no Winograd transform with its rounding
-        total = F.conv2d(q.double(), self.weight.double(), None, self.stride, 0, self.dilation).to(torch.int32)
-        shape = (-1, 1, 1)
-        y = total.add_(self.quant_bias.view(shape)).to(torch.float32) * self.deq.view(shape)
-        return y.to(input.dtype)
+        padded = self._padded(q, zero).double()
+        return F.conv2d(padded, self.weight.double(), None, self.stride, 0, self.dilation).to(torch.int32)
 
     def _padded(self, x: Tensor, value: float) -> Tensor:
         if not any(self.geometry.padding):
@@ -161,12 +213,22 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def install(model: nn.Module, layers: MutableMapping[str, QuantizedLayer] | Mapping[str, QuantizedLayer]) -> None:
-    """Replaces the layers of `model` for good; the float ones are let go."""
-    names = names_of(model)
+def install(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Callable[[], None]:
+    """Replaces the layers of `model`; the float ones are let go. Where a W8A8_TIMESTEP layer is among them, hooks hear
+    the noise level of each call of `model`: what is returned takes them off again."""
+    names, detach = names_of(model), _nothing
+    if any(layer.scheme == "W8A8_TIMESTEP" for layer in layers.values()):
+        noise, detach = attach(model)
+        for layer in layers.values():
+            layer.noise_level = noise
     for first, layer in layers.items():
         for name in names[first]:
             replace(model, name, layer)
+    return detach
+
+
+def _nothing() -> None:
+    """Takes off no hook."""
 
 
 @contextmanager
@@ -174,9 +236,13 @@ def quantized(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterato
     """Inside, `model` computes with the integer layers; afterwards, whatever happens, it is what it was."""
     names = names_of(model)
     before = {name: model.get_submodule(name) for first in layers for name in names[first]}
-    install(model, layers)
+    levels = {name: layer.noise_level for name, layer in layers.items()}
+    detach = install(model, layers)
     try:
         yield model
     finally:
+        detach()
         for name, module in before.items():
             replace(model, name, module)
+        for name, layer in layers.items():
+            layer.noise_level = levels[name]

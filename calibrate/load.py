@@ -11,14 +11,25 @@ from capture.errors import damage
 from capture.sealed import read_bytes
 
 from .errors import CalibrateError
-from .export.ascend import DESCRIPTION_FILE, GEOMETRY, MODEL_TYPE, WEIGHT_FILE, unpacked
-from .freeze import Activation, Numbers
-from .layers import Geometry, QuantizedConv2d, QuantizedLayer, QuantizedLinear
-from .scheme import QParams
+from .export.ascend import (
+    CORRECTED,
+    DESCRIPTION_FILE,
+    EDGES,
+    GEOMETRY,
+    INNER,
+    LEVELS,
+    MODEL_TYPE,
+    MUL_SCALE,
+    WEIGHT_FILE,
+)
+from .layers import Geometry, QuantizedLayer
+from .load_layer import read_layer
 from .tensors import Stored, read_header, read_tensor
 
-SCHEMES = ("W8A8", "W8A16")
+SCHEMES = ("W8A8", "W8A16", "W8A8_DYNAMIC", "W8A8_TIMESTEP")
 _DESCRIPTION_LIMIT = 64 << 20
+_WEIGHT = ".weight"
+_LARGEST = torch.finfo(torch.float32).max
 
 
 class Checkpoint:
@@ -36,12 +47,26 @@ class Checkpoint:
         self.scheme = self.description.get(MODEL_TYPE)
         if self.scheme not in SCHEMES:
             raise damage(self.description_path, f"{MODEL_TYPE} is {self.scheme!r}", f"Known are {', '.join(SCHEMES)}.")
+        self.schemes = self._schemes()
+
+    def _schemes(self) -> dict[str, str]:
+        """The scheme of each quantized layer. X.linear.weight is of the layer X where there is a multiplier of X."""
+        found = {}
+        for key, word in self.description.items():
+            if word in SCHEMES and key.endswith(_WEIGHT):
+                name = key.removesuffix(_WEIGHT)
+                outer = name.removesuffix("." + INNER[:-1])
+                found[outer if f"{outer}.{MUL_SCALE}" in self.tensors else name] = word
+        return found
 
     @property
     def layer_names(self) -> list[str]:
         """The quantized layers."""
-        ends = ".weight"
-        return [k[: -len(ends)] for k, word in self.description.items() if word in SCHEMES and k.endswith(ends)]
+        return list(self.schemes)
+
+    def prefix(self, name: str) -> str:
+        """What the names of a layer's tensors begin with."""
+        return f"{name}.{INNER}" if f"{name}.{MUL_SCALE}" in self.tensors else f"{name}."
 
     def read(self, key: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...] | None = None) -> Tensor:
         """One tensor, of one of these dtypes and of this shape."""
@@ -49,73 +74,58 @@ class Checkpoint:
         if stored is None:
             raise damage(self.weight_path, f"{key} is missing")
         if stored.dtype not in dtypes or (shape is not None and stored.shape != shape):
-            raise damage(self.weight_path, f"{key} is {_words(stored)}")
+            raise damage(self.weight_path, f"{key} is {words(stored)}")
         return read_tensor(self.weight_path, stored)
 
     def layer(self, name: str) -> QuantizedLayer:
         """One quantized layer."""
-        weight = self.read(f"{name}.weight", (torch.int8,))
-        if weight.ndim not in (2, 4) or not weight.numel():
-            raise self._wrong(name, "weight", f"has shape {tuple(weight.shape)}")
-        if int(weight.min()) < -127:
-            raise self._wrong(name, "weight", "holds -128")
-        outputs = weight.shape[0]
-        scale = self._positive(name, "weight_scale", (torch.float32,), (outputs, 1)).view(outputs)
-        bias = None
-        if f"{name}.bias" in self.tensors:
-            bias = self.read(f"{name}.bias", (torch.float32, torch.float16, torch.bfloat16), (outputs,))
-            if not bool(bias.isfinite().all()):
-                raise self._wrong(name, "bias", "is not finite")
-        activation, dtype = None, torch.float32 if bias is None else bias.dtype
-        if self.description[f"{name}.weight"] == "W8A8":
-            activation, dtype = self._activation(name, weight)
-        numbers = Numbers(weight, scale, bias, activation, dtype)
-        if weight.ndim == 2:
-            return QuantizedLinear(numbers)
-        return QuantizedConv2d(numbers, self._geometry(name))
+        return read_layer(self, name)
 
-    def _activation(self, name: str, weight: Tensor) -> tuple[Activation, torch.dtype]:
-        outputs = weight.shape[0]
-        floats = (torch.float32, torch.float16, torch.bfloat16)
-        scale = self._positive(name, "input_scale", floats, (1,))
-        offset = float(self.read(f"{name}.input_offset", (scale.dtype,), (1,)))
-        if not (-128 <= offset <= 127 and offset.is_integer()):
-            raise self._wrong(name, "input_offset", f"is {offset}")
-        key = f"{name}.deq_scale"
-        if scale.dtype == torch.bfloat16:
-            deq = self.read(key, (torch.float32,), (outputs,))
-        else:
-            bits = self.read(key, (torch.int64,), (outputs,))
-            if bool(((bits < 0) | (bits >> 31 != 0)).any()):
-                raise self._wrong(name, "deq_scale", "is not the bits of positive float32 numbers")
-            deq = unpacked(bits)
-        if not bool(((deq > 0) & deq.isfinite()).all()):
-            raise self._wrong(name, "deq_scale", "is not positive and finite")
-        quant_bias = self.read(f"{name}.quant_bias", (torch.int32,), (outputs,))
-        if int(quant_bias.long().abs().max()) + 128 * 127 * weight[0].numel() >= 2**31:
-            raise self._wrong(name, "quant_bias", "could leave int32 in the accumulator")
-        qparams = QParams(scale.float().view(()), torch.tensor(int(offset), dtype=torch.int32))
-        return Activation(qparams, deq, quant_bias), scale.dtype
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The noise level of each row of a W8A8_TIMESTEP layer: the denoising steps that the file was written for."""
+        found = self._metadata(LEVELS, [])
+        if not (isinstance(found, list) and all(_finite(level) for level in found)):
+            raise damage(self.weight_path, f"{LEVELS} in its metadata is not a list of numbers")
+        return tuple(map(float, found))
 
-    def _positive(self, name: str, key: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...]) -> Tensor:
-        tensor = self.read(f"{name}.{key}", dtypes, shape)
-        if not bool(((tensor > 0) & tensor.isfinite()).all()):
-            raise self._wrong(name, key, "is not positive and finite")
-        return tensor
+    def edges(self, name: str) -> Tensor:
+        """The edges between the bins of a W8A8_TIMESTEP layer."""
+        by_layer = self._metadata(EDGES, {})
+        found = by_layer.get(name) if isinstance(by_layer, dict) else None
+        if isinstance(found, list) and all(_finite(edge) for edge in found):
+            edges = torch.tensor(found, dtype=torch.float32)
+            if bool(edges.isfinite().all()) and bool((edges.diff() > 0).all()):
+                return edges
+        raise damage(self.weight_path, f"{name}: the noise levels of its rows are not known")
 
-    def _geometry(self, name: str) -> Geometry:
+    def corrected(self, name: str) -> bool:
+        """Whether the layer was written with a quant_bias that carries more than its bias."""
+        found = self._metadata(CORRECTED, [])
+        return isinstance(found, list) and name in found
+
+    def geometry(self, name: str) -> Geometry:
+        """How a convolution moves."""
         try:
-            found: dict[str, Any] = json.loads(self.metadata[GEOMETRY])[name]
+            found = self._metadata(GEOMETRY, {})[name]
             values = [found["stride"], found["padding"], found["dilation"]]
             stride, padding, dilation = (tuple(int(number) for number in value) for value in values)
             if (len(stride), len(padding), len(dilation)) != (2, 4, 2) or min(stride + dilation) < 1:
                 raise ValueError("sizes")
             return Geometry(stride, padding, dilation, str(found["padding_mode"]))  # type: ignore[arg-type]
         except (KeyError, ValueError, TypeError) as error:
-            raise self._wrong(name, "weight", "is a convolution of unknown stride and padding") from error
+            fact = f"{name}.weight is a convolution of unknown stride and padding"
+            raise damage(self.weight_path, fact) from error
 
-    def _wrong(self, name: str, key: str, fact: str) -> CalibrateError:
-        return CalibrateError(f"{self.weight_path}: {name}.{key} {fact}. Write the checkpoint anew.", 3)
+    def _metadata(self, key: str, default: Any) -> Any:
+        try:
+            return json.loads(self.metadata[key]) if key in self.metadata else default
+        except (ValueError, RecursionError) as error:
+            raise damage(self.weight_path, f"{key} in its metadata is not valid JSON") from error
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= _LARGEST  # False for NaN
 
 
 def find(directory: Path) -> tuple[str, str]:
@@ -139,7 +149,8 @@ def read_description(path: Path) -> dict[str, str]:
     return found
 
 
-def _words(stored: Stored) -> str:
+def words(stored: Stored) -> str:
+    """Dtype and shape of a stored tensor."""
     return f"{str(stored.dtype).removeprefix('torch.')} {list(stored.shape)}"
 
 

@@ -54,7 +54,7 @@ def report_of(
     |-------------|--------------------------------------------------------------------------------------------------|
     | layers      | of each plan entry: name, kind, shape, scheme (null: float), reason, bytes_before, bytes_after;  |
     |             | of a quantized one: weight_scale [smallest, largest], sqnr in dB (null: it has no error),        |
-    |             | and range, scale, zero_point of its input                                                        |
+    |             | and range, scale, zero_point of its input (scheme W8A8_TIMESTEP: a list, one for each bin)       |
     | totals      | quantized, kept_float, bytes_before, bytes_after, output_sqnr in dB, calls                       |
     | seconds     | by stage                                                                                         |
     | peak_memory | bytes, of the whole process                                                                      |
@@ -103,9 +103,11 @@ def _row(entry: Entry, layer: QuantizedLayer | None, extent: Range | None, sqnr:
     row["bytes_after"] = sum(tensor.nbytes for tensor in layer.state_dict().values())
     row["sqnr"] = None if sqnr is None else round(sqnr, 2)
     row["weight_scale"] = [layer.weight_scale.min().item(), layer.weight_scale.max().item()]
-    if not layer.weight_only and extent is not None:
+    row["scheme"] = layer.scheme
+    if extent is not None:
         row["range"] = [extent.low, extent.high]
-        row["scale"], row["zero_point"] = layer.input_scale.item(), int(layer.input_zero_point)
+    if layer.calibrated:
+        row["scale"], row["zero_point"] = layer.input_scale.tolist(), layer.input_zero_point.tolist()
     return row
 
 

@@ -57,11 +57,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Result:
-    """What a calibration made: the plan as it came out, the integer layers by name, and report.json's content."""
+    """What a calibration made: the plan as it came out, the integer layers by name, report.json's content, and what the
+    denoiser was called with, step by step, where that was asked for."""
 
     plan: Plan
     layers: dict[str, QuantizedLayer]
     report: dict[str, Any]
+    timesteps: tuple[float, ...] | None = None
 
     @property
     def warnings(self) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .calls import Call, evaluating, run
 from .layers import QuantizedLayer
+from .noise import NoiseLevel, attach
 from .replay import input_of
 
 
@@ -40,6 +41,16 @@ class Power:
 
 
 @contextmanager
+def told(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
+    """Inside, a layer that is part of no model knows this noise level."""
+    before, layer.noise_level = layer.noise_level, noise
+    try:
+        yield
+    finally:
+        layer.noise_level = before
+
+
+@contextmanager
 def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLayer]]) -> Iterator[dict[str, Power]]:
     """Inside, each named layer of the float `model` is compared with its integer form on the very same inputs."""
     powers = {name: Power() for name in layer_of}
@@ -48,16 +59,20 @@ def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLay
     def hook_for(power: Power, make: Callable[[], QuantizedLayer]) -> Callable[..., None]:
         def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             if output.numel():
-                power.add(output, make()(input_of(args, kwargs)))
+                layer = make()
+                with told(layer, noise):
+                    power.add(output, layer(input_of(args, kwargs)))
 
         return hear
 
+    noise, detach = attach(model)
     try:
         for name, make in layer_of.items():
             hook = hook_for(powers[name], make)
             handles.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
         yield powers
     finally:
+        detach()
         for handle in handles:
             handle.remove()
 

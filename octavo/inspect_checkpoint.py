@@ -24,6 +24,8 @@ def inspect_checkpoint(path: Path, terminal: Terminal) -> bool:
     stored = sum(file.stat().st_size for file in path.iterdir())
     terminal.say(f"{path}: an Ascend checkpoint, {checkpoint.scheme}, {size(stored)}")
     terminal.say("  weights   " + ", ".join(f"{count} {scheme}" for scheme, count in schemes.most_common()))
+    if levels := checkpoint.levels:
+        terminal.say(f"  steps     {len(levels)}, at noise levels {levels[0]:g} to {levels[-1]:g}")
     report = path / "report.json"
     if report.exists():
         totals = json.loads(read_bytes(report))["totals"]

@@ -1,7 +1,7 @@
 """Writing what was calibrated. One file here for each format; all hold the same integers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,7 +26,14 @@ class Writer(Protocol):
     """Writes the files of one format into an existing directory."""
 
     def __call__(
-        self, layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, /
+        self,
+        layers: Mapping[str, QuantizedLayer],
+        model: nn.Module,
+        directory: Path,
+        modes: Modes,
+        /,
+        *,
+        timesteps: Sequence[float] | None,
     ) -> None: ...
 
 
@@ -38,21 +45,26 @@ def export(
     *,
     overwrite: bool = False,
     group_readable: bool = False,
+    timesteps: Sequence[float] | None = None,
 ) -> Path:
     """Writes a checkpoint and report.json to `directory`, as a whole or not at all; returns its real path.
 
-    `model` is the float one, or the one the layers are installed in. Raises CaptureError: 2 for an unknown format, 5
-    for a target that cannot be used (see check_target), 6 for numbers that are not finite.
+    `model` is the float one, or the one the layers are installed in. `timesteps` are what the deployment calls it with,
+    one for each denoising step in its order: W8A8_TIMESTEP layers are written for these [default: those of `result`].
+
+    Raises CaptureError: 2 for an unknown format and for timesteps that are no numbers, 5 for a target that cannot be
+    used (see check_target), 6 for numbers that are not finite.
     """
     for name in formats:
         if name not in EXPORTS:
             raise CalibrateError(f"format: no '{name}'. Choose one of {', '.join(EXPORTS)}.", 2)
     target = check_target(directory, overwrite=overwrite)
     modes = Modes(group_readable)
+    steps = result.timesteps if timesteps is None else timesteps
 
     def fill(staged: Path) -> None:
         for name in formats:
-            EXPORTS[name](result.layers, model, staged, modes)
+            EXPORTS[name](result.layers, model, staged, modes, timesteps=steps)
         with create(staged / REPORT_FILE, modes.manifest) as sink:
             sink.write(report_bytes(result.report))
 

@@ -8,9 +8,8 @@ from capture.files import Modes, make_directory, replace_directory, staging
 
 from ..errors import CalibrateError
 
-_OURS = re.compile(
-    r"(quant_model_(weight|description)_w8a\d+(_dynamic)?\.(safetensors|json)|report\.json|\.staging-[0-9a-f]{16})"
-)
+_CHECKPOINT = r"quant_model_(weight|description)_w8a\d+(_dynamic|_timestep)?\.(safetensors|json)"
+_OURS = re.compile(_CHECKPOINT + r"|report\.json|\.staging-[0-9a-f]{16}")
 
 
 def check_target(directory: Path | str, *, overwrite: bool = False) -> Path:

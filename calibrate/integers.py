@@ -1,0 +1,36 @@
+"""What integer layers compute with: codes that are found when the input comes, and sums of products without rounding.
+
+Products of int8 numbers are summed in float32, which is exact while every partial sum is a whole number below 2**24:
+up to 1032 products. Longer sums are taken in pieces that are added as int32.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .scheme import WEIGHT
+
+_SMALLEST = 2.0**-126  # of the normal float32
+_PIECE = 1024  # 1024 * 128 * 127 < 2**24
+
+
+def dynamic_codes(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The integers of `x` in float32, and their scale, max |x| / 127 over `axes`, which it keeps with extent 1.
+
+    Where all is zero, or too small for a normal float32 scale, the integers are zeros and the scale is 1.
+    """
+    x = x.to(torch.float32)
+    scale = x.abs().amax(axes, keepdim=True) / WEIGHT.qmax
+    scale = torch.where(scale < _SMALLEST, 1.0, scale)
+    return (x / scale).round_().clamp_(WEIGHT.qmin, WEIGHT.qmax), scale
+
+
+def integer_matmul(q: Tensor, weight: Tensor) -> Tensor:
+    """`q` (..., in), whole numbers of int8 in float32, times `weight` int8 (out, in), exactly: int32 (..., out)."""
+    total: Tensor | None = None
+    for start in range(0, weight.shape[1], _PIECE):
+        piece = weight[:, start : start + _PIECE].to(torch.float32)
+        part = F.linear(q[..., start : start + _PIECE], piece).to(torch.int32)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total

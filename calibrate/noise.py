@@ -1,0 +1,90 @@
+"""The noise level of the running call of a denoiser, for layers that have one range for each bin of noise levels.
+
+A denoiser is told the noise level by its time argument (`timestep`, mostly): a monotone function of sigma, and the same
+one whatever the number of steps. So ranges of bins found in 28 steps serve 20 or 50 as well.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from capture.recorder import TIME_ARGUMENTS, bind
+
+from .errors import CalibrateError
+
+
+class NoiseLevel:
+    """Holds the noise level while a denoiser runs; its layers share one. Known between `hear` and `forget`.
+
+    Copies of a denoiser have one of their own: the hooks are methods of it, and are copied with the modules.
+    """
+
+    def __init__(self) -> None:
+        self._levels: Tensor | None = None  # float32, 0-d where all rows have the same, else (rows,)
+
+    def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of the denoiser."""
+        try:
+            args, named = bind(inspect.signature(module.forward), args, kwargs)
+        except TypeError:
+            return  # the forward itself says what is wrong
+        self._levels = levels_of(named)
+
+    def forget(self, *_: Any) -> None:
+        """A forward hook of the denoiser, called after an error too."""
+        self._levels = None
+
+    def bins(self, edges: Tensor, rows: int | None) -> Tensor:
+        """The bins of the running call: (rows,) where each of the `rows` has a noise level of its own, else 0-d.
+
+        Where there are other numbers of rows and of noise levels, the largest one counts. Raises CalibrateError 4
+        outside a call, or in one without a time argument.
+        """
+        levels = self._levels
+        if levels is None:
+            names = " or ".join(TIME_ARGUMENTS[:2])
+            raise CalibrateError(
+                f"noise level: not known here. Call the whole denoiser, with {names}; not a layer alone.", 4
+            )
+        if levels.ndim and len(levels) != rows:
+            levels = levels.max()
+        return bins_of(levels.to(edges.device), edges)
+
+
+def bins_of(levels: Tensor, edges: Tensor) -> Tensor:
+    """The bin of each noise level: how many edges are not above it."""
+    return torch.bucketize(levels.to(torch.float32), edges, right=True)
+
+
+def levels_of(arguments: Mapping[str, Any]) -> Tensor | None:
+    """The time argument of a call: float32, 0-d where all its numbers are the same, else 1-d; None without one."""
+    for name in TIME_ARGUMENTS:
+        value = arguments.get(name)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return torch.tensor(float(value))
+        if isinstance(value, Tensor) and value.numel() and not value.is_complex():
+            levels = value.detach().flatten().to(torch.float32)
+            return levels[0] if bool((levels == levels[0]).all()) else levels
+    return None
+
+
+def attach(model: nn.Module) -> tuple[NoiseLevel, Callable[[], None]]:
+    """The noise level that hears the calls of `model`, and what takes it off again: nothing where it was there."""
+    for hook in model._forward_pre_hooks.values():
+        owner = getattr(hook, "__self__", None)
+        if isinstance(owner, NoiseLevel):
+            return owner, lambda: None
+    noise = NoiseLevel()
+    handles = (
+        model.register_forward_pre_hook(noise.hear, with_kwargs=True),
+        model.register_forward_hook(noise.forget, always_call=True),
+    )
+
+    def detach() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return noise, detach
