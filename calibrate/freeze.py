@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .rounding import WEIGHT_METHODS, Inputs
 from .scheme import QParams
-from .weights import WEIGHT_METHODS, QuantizedWeight
+from .weights import QuantizedWeight
 
 _LIMIT = 2**31
 _KEPT_BITS = 0xFFFFE000
@@ -44,12 +45,21 @@ class Numbers:
     dtype: torch.dtype  # of the float layer
 
 
-def freeze(weight: Tensor, bias: Tensor | None, qparams: QParams | None, method: str) -> Numbers | str:
+def freeze(
+    weight: Tensor,
+    bias: Tensor | None,
+    qparams: QParams | None,
+    method: str,
+    inputs: Inputs | None = None,
+    iterations: int | None = None,
+) -> Numbers | str:
     """The numbers of a layer with this float weight and bias, or the reason why it has to stay float.
 
-    `qparams` are those of its input; None quantizes the weight alone.
+    `qparams` are those of its input; None quantizes the weight alone. `method` is a name of WEIGHT_METHODS, for which
+    `inputs` and `iterations` are: None is its own number of them.
     """
-    quantized = WEIGHT_METHODS[method](weight)
+    options = {} if iterations is None else {"iterations": iterations}
+    quantized = WEIGHT_METHODS[method](weight, inputs, **options)
     if quantized is None:
         return "a channel's weights are too small for a float32 scale"
     bias = None if bias is None else bias.detach()
