@@ -16,8 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .rounding import WEIGHT_METHODS, Inputs
 from .scheme import QParams
-from .weights import WEIGHT_METHODS, QuantizedWeight
+from .weights import QuantizedWeight
 
 _LIMIT = 2**31
 _KEPT_BITS = 0xFFFFE000
@@ -90,14 +91,18 @@ def freeze(
     spec: InputSpec | None,
     method: str,
     *,
+    inputs: Inputs | None = None,
+    iterations: int | None = None,
     mul_scale: Tensor | None = None,
     correction: Tensor | None = None,
 ) -> Numbers | str:
     """The numbers of a layer with this float weight and bias, or the reason why it has to stay float.
 
-    `spec` says how its input becomes integers; None quantizes the weight alone. The others are those of `numbers_of`.
+    `spec` says how its input becomes integers; None quantizes the weight alone. `method` is a name of WEIGHT_METHODS, for
+    which `inputs` and `iterations` are: None is its own number of them. The others are those of `numbers_of`.
     """
-    quantized = WEIGHT_METHODS[method](weight)
+    options = {} if iterations is None else {"iterations": iterations}
+    quantized = WEIGHT_METHODS[method](weight, inputs, **options)
     if quantized is None:
         return "a channel's weights are too small for a float32 scale"
     return numbers_of(quantized, bias, spec, weight.dtype, mul_scale, correction)

@@ -17,9 +17,10 @@ from .observers import OBSERVERS, Options
 from .plan import FloatLayer, Plan, layer_at, make_plan, named
 from .replay import observe
 from .report import NEVER_RAN, ZERO_INPUT, Stopwatch, report_of
+from .rounding import WEIGHT_METHODS
 from .scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Range, qparams_of
 from .sqnr import Power, comparing, outputs, spread
-from .weights import WEIGHT_METHODS, check_finite
+from .weights import check_finite
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,5 @@
 """Weights to integers: one symmetric scale for each output channel."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,10 +25,13 @@ def check_finite(name: str, tensor: Tensor) -> None:
         raise CalibrateError(f"{name}: {bad} of {tensor.numel()} values not finite. Check the model's files.", 6)
 
 
-def round_to_nearest(weight: Tensor) -> QuantizedWeight | None:
+def round_to_nearest(
+    weight: Tensor, inputs: object = None, *, iterations: int = 0, seed: int = 0
+) -> QuantizedWeight | None:
     """Each channel's largest value becomes 127 (or -127), every other one the nearest whole number.
 
-    None where a channel is so small that float32 has no scale for it.
+    Of what a method is given it uses the weight alone; it costs 4 out in flops. None where a channel is so small that
+    float32 has no scale for it.
     """
     flat = weight.detach().reshape(weight.shape[0], -1)
     largest = torch.maximum(flat.amax(1), flat.amin(1).neg()).to(torch.float64)
@@ -39,6 +41,3 @@ def round_to_nearest(weight: Tensor) -> QuantizedWeight | None:
         return None
     scale[zero] = 1.0
     return QuantizedWeight(quantize(weight.detach(), QParams(scale, torch.zeros_like(scale)), WEIGHT), scale)
-
-
-WEIGHT_METHODS: dict[str, Callable[[Tensor], QuantizedWeight | None]] = {"round-to-nearest": round_to_nearest}

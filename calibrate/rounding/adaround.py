@@ -1,0 +1,62 @@
+"""AdaRound: whether each weight is rounded down or up is learned."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..scheme import WEIGHT
+from ..weights import QuantizedWeight, round_to_nearest
+from .objective import Case, Inputs, better, case_of, descend, form
+
+_RATE = 0.03
+_WEIGHT = 1.0  # of the regulariser, against an error of 1/12 for each weight rounded to the nearest
+_WARM = 0.2  # share of the iterations without the regulariser
+_BETA = (20.0, 2.0)  # its exponent at the beginning and at the end
+_STRETCH, _SHIFT = 1.2, 0.1  # the sigmoid reaches beyond 0 and 1, where it is cut
+
+
+def adaround(weight: Tensor, inputs: Inputs | None, *, iterations: int = 1000, seed: int = 0) -> QuantizedWeight | None:
+    """Nagel et al., Up or down? Adaptive rounding for post-training quantization, 2020.
+
+    Adam on the exact error, not on samples of it; the scale is that of the largest value. What it commits to is then
+    descended column by column, still up or down only: of the choices that the regulariser forced many are not the best.
+    Nothing is drawn: `seed` is not used. Costs 2 out in^2 flops an iteration, in float32.
+    """
+    if inputs is None or round_to_nearest(weight) is None:
+        return round_to_nearest(weight)  # of up and down the nearer is the better where inputs are alike
+    case = case_of(weight, inputs)
+    low, start = case.target.floor().clamp(WEIGHT.qmin, WEIGHT.qmax - 1), case.target.round()
+    codes = descend(case, low + _learned(case, low, iterations), low, low + 1)
+    wins = form(codes - case.target, case.hessian) < form(start - case.target, case.hessian)
+    return better(weight, inputs, torch.where(wins[:, None], codes, start), case.scale)
+
+
+def _learned(case: Case, low: Tensor, iterations: int) -> Tensor:
+    """1 where a code of `low` (out, in) is to be rounded up, else 0."""
+    missing, hessian = (low - case.target).float(), (2 * case.hessian).float()
+    logits = ((_SHIFT - missing.clamp(-1, 0)) / _STRETCH).logit_()
+    optimizer = torch.optim.Adam([logits.requires_grad_()], lr=_RATE)
+    with torch.no_grad():
+        for iteration in range(iterations):
+            sigmoid = logits.sigmoid()
+            up = (sigmoid * _STRETCH - _SHIFT).clamp_(0, 1)
+            free = (up > 0) & (up < 1)
+            if iteration % 50 == 0 and not bool(free.any()):
+                break
+            slope = (missing + up) @ hessian
+            beta = _beta(iteration / iterations)
+            if beta is not None:
+                away = 2 * up - 1  # the regulariser is 1 - |away| ** beta
+                slope -= away.abs().pow_(beta - 1).mul_(away.sign_()).mul_(2 * beta * _WEIGHT)
+            logits.grad = slope.mul_(sigmoid).mul_(1 - sigmoid).mul_(free).mul_(_STRETCH)
+            optimizer.step()
+        return (logits > 0).to(low.dtype)
+
+
+def _beta(progress: float) -> float | None:
+    """The exponent of the regulariser after this share of the iterations; None while it is off."""
+    if progress < _WARM:
+        return None
+    first, last = _BETA
+    return last + (first - last) * (1 + math.cos(math.pi * (progress - _WARM) / (1 - _WARM))) / 2

@@ -1,0 +1,141 @@
+"""EasyQuant: the scale under which the layer's output points where the float one does."""
+
+import torch
+from torch import Tensor
+
+from ..scheme import WEIGHT, QParams, Scheme, dequantize, quantize, stored_scale
+from ..weights import QuantizedWeight, round_to_nearest
+from .objective import Inputs, better, inputs_of, precision, rows
+
+_RANGE = (0.5, 1.2)  # of the scale of the largest value
+_ACTIVATION_STEPS = 36
+
+
+def easy_quant(weight: Tensor, inputs: Inputs | None, *, iterations: int = 71, seed: int = 0) -> QuantizedWeight | None:
+    """Wu et al., EasyQuant: post-training quantization via scale optimization, 2020; the step of the weight.
+
+    Of `iterations` scales between 0.5 and 1.2 times absmax / 127 each channel takes the one whose codes make its output
+    the most similar, by cosine, to the float one. The cosine does not see lengths: the scale that is kept is the one
+    with which these codes also have the least squared error. Without inputs, as if they were alike and independent.
+    Nothing is drawn: `seed` is not used. Costs 2 out in^2 flops a scale.
+    """
+    nearest = round_to_nearest(weight)
+    if nearest is None:
+        return None
+    unit = rows(nearest.scale[:, None])
+    w = rows(weight) / unit
+    gram = torch.eye(w.shape[1], dtype=w.dtype, device=w.device) if inputs is None else rows(inputs.gram)
+    mean = gram.diagonal().mean()
+    mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+    pull = torch.zeros_like(w)
+    if inputs is not None and inputs.cross is not None:
+        pull = w @ ((rows(inputs.cross) - gram) / mean).T
+    dtype = precision(w.shape[1])
+    codes, multiple = _searched(w.to(dtype), (gram / mean).to(dtype), pull.to(dtype), iterations)
+    return better(weight, inputs, codes, unit[:, 0] * multiple)
+
+
+def _searched(w: Tensor, gram: Tensor, pull: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """The codes (out, in) of greatest cosine and the scales (out,) that suit them; `pull` (out, in) is (C - G) w.
+
+    With the best length of v the squared error is |y|^2 (1 - cos^2): it is least where the cosine is greatest, and
+    unlike the cosine it is not a difference of numbers that are nearly equal.
+    """
+    whole = w @ gram
+    best, scale = w.round(), torch.ones_like(w[:, 0])
+    lowest = torch.full_like(scale, torch.inf)
+    for factor in torch.linspace(*_RANGE, steps, dtype=torch.float64).tolist():
+        codes = (w / factor).round_().clamp_(WEIGHT.qmin, WEIGHT.qmax)
+        v = codes * factor
+        d = v - w
+        moved = d @ gram
+        energy = (v * (whole + moved)).sum(1)  # |yq|^2
+        along = (v * (pull - moved)).sum(1)  # <y - yq, yq>
+        longer = torch.where(energy > 0, along / energy, torch.zeros_like(along))
+        error = (d * (moved - 2 * pull)).sum(1) - along * longer
+        wins = error < lowest
+        lowest = torch.where(wins, error, lowest)
+        best = torch.where(wins[:, None], codes, best)
+        scale = torch.where(wins, factor * (1 + longer), scale)
+    return best, scale
+
+
+def activation_scale(
+    weight: Tensor, quantized: QuantizedWeight, samples: Tensor, qparams: QParams, scheme: Scheme, dtype: torch.dtype
+) -> QParams:
+    """EasyQuant's step of the activation: of scales 0.5 to 1.2 times the present one that of the most similar output.
+
+    `samples` (tokens, in) float32 are rows of the layer's input, `qparams` its present parameters; they are kept unless
+    another scale is better. The scale is one that `dtype` holds, and zero stays exact. Costs 74 tokens in out flops.
+    """
+    w = weight.detach().reshape(len(weight), -1).float()
+    v = quantized.weight.reshape(w.shape).float() * quantized.scale[:, None]
+    exact = samples @ w.T
+    best, lowest = qparams, _sine(exact, dequantize(quantize(samples, qparams, scheme), qparams, scheme) @ v.T)
+    for factor in torch.linspace(*_RANGE, _ACTIVATION_STEPS, dtype=torch.float64).tolist():
+        tried = _scaled(qparams, factor, scheme, dtype)
+        if tried is None:
+            continue
+        found = _sine(exact, dequantize(quantize(samples, tried, scheme), tried, scheme) @ v.T)
+        if found < lowest:
+            best, lowest = tried, found
+    return best
+
+
+def easy_quant_pair(
+    weight: Tensor,
+    samples: Tensor,
+    qparams: QParams,
+    scheme: Scheme,
+    dtype: torch.dtype,
+    *,
+    iterations: int = 4,
+    seed: int = 0,
+) -> tuple[QuantizedWeight, QParams] | None:
+    """EasyQuant whole: weight and activation scales in turn until neither changes, at most `iterations` times.
+
+    The arguments of `activation_scale`; None where `easy_quant` gives None. Costs those two a time.
+    """
+    made: QuantizedWeight | None = None
+    for _ in range(max(iterations, 1)):
+        before = made, qparams
+        made = easy_quant(weight, inputs_of(samples, qparams, scheme), seed=seed)
+        if made is None:
+            return None
+        qparams = activation_scale(weight, made, samples, qparams, scheme, dtype)
+        if before[0] is not None and _same(made, before[0]) and _same(qparams, before[1]):
+            break
+    assert made is not None
+    return made, qparams
+
+
+def _same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _scaled(qparams: QParams, factor: float, scheme: Scheme, dtype: torch.dtype) -> QParams | None:
+    """The parameters for `factor` times the present range; None where `dtype` holds no such scale."""
+    wanted = factor * float(qparams.scale)
+    stored = stored_scale(wanted, dtype)
+    if stored is None:
+        return None
+    zero_point = 0
+    if not scheme.symmetric:
+        low = (scheme.qmin - int(qparams.zero_point)) * wanted
+        zero_point = min(max(scheme.qmin - round(low / stored), scheme.qmin), scheme.qmax)
+    device = qparams.scale.device
+    return QParams(
+        torch.tensor(stored, dtype=torch.float32, device=device),
+        torch.tensor(zero_point, dtype=torch.int32, device=device),
+    )
+
+
+def _sine(exact: Tensor, found: Tensor) -> float:
+    """1 - cosine^2 of two outputs: from their difference, as the cosine itself is 1 but for the last digits."""
+    missed = (found - exact).double()
+    y, yq = exact.double().flatten(), found.double().flatten()
+    missed = missed.flatten()
+    energy = float(y @ y)
+    if energy == 0.0 or not float(yq @ yq):
+        return 1.0
+    return (float(missed @ missed) - float(missed @ y) ** 2 / energy) / float(yq @ yq)

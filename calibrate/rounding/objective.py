@@ -1,0 +1,182 @@
+"""What a rounding of weights is judged by: sums over the layer's input, no activation is kept.
+
+With w a row of the float weight, v = scale * codes what its integers stand for, x the layer's float input and xq the
+input as its own integers represent it, both summed over all tokens:
+
+    sum (w x - v xq)^2 = sum (w (x - xq))^2  +  d G d - 2 d (C - G) w        d = v - w, G = sum xq xq^T, C = sum xq x^T
+
+The first term is what the input's rounding costs whatever the integers are. The rest is `error`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..scheme import WEIGHT, QParams, Scheme, dequantize, quantize
+from ..weights import QuantizedWeight, round_to_nearest
+
+_ROUNDING = 0.01  # of the mean diagonal: Frantar et al., GPTQ, 2022
+_TARGET = 1.0  # of the mean diagonal: less fits the few prompts of a calibration better, and every other one worse
+_PRECISE = 2048  # columns up to which float64 is affordable
+_SMALLEST = 2.0**-126  # of the normal float32
+BLOCK = 64  # columns taken one by one before the rest learns of them, in one product
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What is known of a layer's input, of `tokens` rows; a convolution's are unfolded to in * height * width.
+
+    `gram` (in, in), float32 or float64: sum of xq xq^T; xq is x where only weights are quantized. `cross` (in, in): sum
+    of xq x^T; None means the same as `gram`. In float32 the two differ by less than their rounding: sum xq (x - xq)^T
+    on its own and add it to `gram`.
+    """
+
+    gram: Tensor
+    cross: Tensor | None
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """The least squares that every method solves: codes q of small d H d, where d = q - t, in units of `scale`.
+
+    `target` (out, in) within [-127, 127]; `scale` (out,), that of the target's largest value; `hessian` (in, in),
+    positive definite. On the CPU or CUDA, float64 up to 2048 columns, float32 above.
+    """
+
+    target: Tensor
+    scale: Tensor
+    hessian: Tensor
+
+
+def inputs_of(x: Tensor, qparams: QParams | None, scheme: Scheme) -> Inputs:
+    """The sums over the rows of `x` (tokens, in), in float64; without the `qparams` of the input it stays float."""
+    if qparams is None:
+        return Inputs(x.double().T @ x.double(), None, len(x))
+    xq = dequantize(quantize(x, qparams, scheme), qparams, scheme).double()
+    gram = xq.T @ xq
+    return Inputs(gram, gram + xq.T @ (x.double() - xq), len(x))
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """A weight as a matrix (out, in) of float64, where its device has such numbers; on the CPU otherwise."""
+    device = tensor.device if tensor.device.type in ("cpu", "cuda") else torch.device("cpu")
+    return tensor.detach().reshape(tensor.shape[0], -1).to(device).to(torch.float64)
+
+
+def precision(columns: int) -> torch.dtype:
+    """What a case of so many columns is computed in."""
+    return torch.float64 if columns <= _PRECISE else torch.float32
+
+
+def error(weight: Tensor, quantized: QuantizedWeight, inputs: Inputs | None) -> Tensor:
+    """What the integers add to the squared error of each output channel: float64 (out,), summed over tokens.
+
+    Negative where they make up for the rounding of the input. Without inputs, the squared error of the weight itself.
+    Costs 2 out in^2 flops.
+    """
+    w = rows(weight)
+    d = rows(quantized.weight) * rows(quantized.scale[:, None]) - w
+    if inputs is None:
+        return d.square().sum(1)
+    gram = rows(inputs.gram)
+    total = (d @ gram * d).sum(1)
+    return total if inputs.cross is None else total - 2 * (w @ (rows(inputs.cross) - gram).T * d).sum(1)
+
+
+def case_of(weight: Tensor, inputs: Inputs | None) -> Case:
+    """The weight that serves the quantized input best, and the metric to round it in.
+
+    It minimises sum (w x - v xq)^2 + lambda (v - w)^2, so v = w + w (C - G)^T (G + lambda I)^-1. lambda pulls it to the
+    float weight in directions of which the calibration saw little; those that it never saw, as with fewer tokens than
+    columns or dead columns, stay as they are. Costs in^3 / 3 + 4 out in^2 flops.
+    """
+    w = rows(weight)
+    dtype = precision(w.shape[1])
+    mean = 0.0 if inputs is None else float(inputs.gram.diagonal().double().mean())
+    if inputs is None or mean <= 0.0:
+        return _in_units(w.to(dtype), torch.eye(w.shape[1], dtype=dtype, device=w.device))
+    gram = rows(inputs.gram)
+    if inputs.cross is not None:
+        pull = ((rows(inputs.cross) - gram) / mean).to(dtype)
+    gram = (gram / mean).to(dtype)
+    if inputs.cross is not None:
+        factor = cholesky(damped(gram, _TARGET))
+        largest = w.abs().amax(1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)  # float32 may not hold the product
+        w = w + torch.cholesky_solve(pull @ (w / largest).to(dtype).T, factor).T * largest
+    return _in_units(w.to(dtype), damped(gram, _ROUNDING))
+
+
+def _in_units(target: Tensor, hessian: Tensor) -> Case:
+    largest = target.abs().amax(1)
+    scale = (largest / WEIGHT.qmax).clamp_min(_SMALLEST)
+    scale = torch.where(largest == 0, torch.ones_like(scale), scale).to(torch.float32).to(target.dtype)
+    return Case(target / scale[:, None], scale, hessian)
+
+
+def form(d: Tensor, hessian: Tensor) -> Tensor:
+    """d H d of each row of `d` (out, in): (out,)."""
+    return (d @ hessian).mul_(d).sum(1)
+
+
+def damped(matrix: Tensor, damping: float) -> Tensor:
+    """The matrix with `damping` added to its diagonal."""
+    return matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+
+
+def cholesky(matrix: Tensor) -> Tensor:
+    """The lower factor of a positive matrix; damped more where rounding left it without one. in^3 / 3 flops.
+
+    Raises ValueError for a matrix that is not finite.
+    """
+    damping = 0.0
+    while True:
+        factor, failed = torch.linalg.cholesky_ex(damped(matrix, damping))
+        if not int(failed) and bool(factor.isfinite().all()):
+            return factor
+        damping = max(10 * damping, 1e-3)
+        if damping > 1e6:
+            raise ValueError("the second-order statistics of a layer's input are not finite or not positive")
+
+
+def better(weight: Tensor, inputs: Inputs | None, codes: Tensor, scale: Tensor) -> QuantizedWeight | None:
+    """The channels of `codes` (out, in) and `scale` (out,) whose error is below that of rounding to the nearest.
+
+    The others are rounded to the nearest; so all are where that is None. Costs 6 out in^2 flops.
+    """
+    nearest = round_to_nearest(weight)
+    if nearest is None:
+        return None
+    kept = scale.to(torch.float32).to(nearest.scale.device)
+    usable = kept.isfinite() & (kept >= _SMALLEST)
+    made = QuantizedWeight(codes.to(nearest.weight.device, torch.int8).view_as(nearest.weight), kept)
+    wins = error(weight, made, inputs) < error(weight, nearest, inputs)
+    wins = wins.to(usable.device) & usable
+    shape = (-1, *[1] * (weight.ndim - 1))
+    return QuantizedWeight(
+        torch.where(wins.view(shape), made.weight, nearest.weight), torch.where(wins, made.scale, nearest.scale)
+    )
+
+
+def descend(case: Case, codes: Tensor, low: Tensor, high: Tensor, sweeps: int = 4) -> Tensor:
+    """`codes` (out, in) after sweeps that set one column after another to its best value within `low` and `high`.
+
+    Each step lowers d H d or leaves it. Costs 4 out in^2 flops a sweep.
+    """
+    codes, diagonal, columns = codes.clone(), case.hessian.diagonal(), codes.shape[1]
+    slope = (codes - case.target) @ case.hessian
+    for _ in range(sweeps):
+        before = codes.clone()
+        for start in range(0, columns, BLOCK):
+            stop = min(start + BLOCK, columns)
+            old, near = codes[:, start:stop].clone(), slope[:, start:stop].clone()
+            for at in range(start, stop):
+                best = (codes[:, at] - near[:, at - start] / diagonal[at]).round()
+                best = torch.minimum(torch.maximum(best, low[:, at]), high[:, at])
+                near += torch.outer(best - codes[:, at], case.hessian[at, start:stop])
+                codes[:, at] = best
+            slope += (codes[:, start:stop] - old) @ case.hessian[start:stop]
+        if torch.equal(before, codes):
+            break
+    return codes
