@@ -19,11 +19,12 @@ from .devices import check_device
 from .errors import CalibrateError
 from .export.ascend import file_names, scheme_of, write_ascend
 from .export.pair import write_pair
-from .run import Result, Settings, calibrate
+from .run import Result, calibrate
+from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
-_KEEP_ACC = ("admm", "easy_quant", "round_opt")
+_METHODS = {"admm": "admm", "easy_quant": "easy-quant", "round_opt": "adaround"}
 _DEVICES = ("cpu", "cuda", "npu")
 
 
@@ -50,8 +51,9 @@ class QuantConfig:
     |               | and a made-up input of input_shape where there is none                                       |
     | disable_names | layers that stay float, by name or pattern; all others are quantized. None or empty: the     |
     |               | general rule, linears inside repeated blocks (plan.general_reason)                           |
-    | amp_num       | layers to fall back to float by sensitivity: 0                                               |
-    | keep_acc      | accuracy methods; none is built                                                              |
+    | amp_num       | layers to fall back to float: those whose output has the largest mean squared error          |
+    | keep_acc      | 'admm' and 'easy_quant': [switch, limit of iterations], 'round_opt' (AdaRound): switch; of   |
+    |               | those switched on, each layer takes the best, or none where rounding to nearest is no worse  |
     | sigma         | 0 to 100                                                                                     |
     | device        | "cpu", "cuda" or "npu": where the model is                                                   |
 
@@ -97,10 +99,11 @@ class QuantConfig:
     def _check_built(self) -> None:
         if not self.w_signed or not self.w_sym:
             raise NotImplementedError("w_signed=False and w_sym=False are not built: weights are symmetric int8.")
+
+    def _methods(self) -> list[str]:
+        """The accuracy methods that are switched on."""
         methods = self.keep_acc or {}
-        wanted = [name for name in _KEEP_ACC if (v := methods.get(name)) is True or (isinstance(v, list) and v[0])]
-        if wanted:
-            raise NotImplementedError(f"keep_acc '{wanted[0]}' is not built: weights are rounded to nearest.")
+        return [name for name in _METHODS if (each := methods.get(name)) is True or (isinstance(each, list) and each[0])]
 
     @property
     def settings(self) -> Settings:
@@ -110,7 +113,10 @@ class QuantConfig:
             observer=observers[self.act_method],
             sigma=float(self.sigma),
             symmetric=self.a_sym,
-            act_quant=self.act_quant,
+            activations="static" if self.act_quant else "float",
+            weights=tuple(_METHODS[name] for name in self._methods()),
+            iterations={_METHODS[name]: each[1] for name, each in (self.keep_acc or {}).items() if name != "round_opt"},
+            fallback=self.amp_num,
             keep_float=tuple(self.disable_names or ()),
             defaults={} if self.disable_names else None,
             name="disable_names",
@@ -134,8 +140,8 @@ def _check_list(name: str, value: Any, kind: type) -> None:
 def _check_keep_acc(methods: Any) -> None:
     if methods is None:
         return
-    if not isinstance(methods, Mapping) or set(methods) - set(_KEEP_ACC):
-        raise CalibrateError(f"keep_acc: {methods!r} is not a dict of {', '.join(_KEEP_ACC)}. Correct it.", 2)
+    if not isinstance(methods, Mapping) or set(methods) - set(_METHODS):
+        raise CalibrateError(f"keep_acc: {methods!r} is not a dict of {', '.join(_METHODS)}. Correct it.", 2)
     for name, value in methods.items():
         if name == "round_opt":
             if type(value) is not bool:
@@ -178,7 +184,7 @@ class Calibrator:
     the model takes inside. `fuse_module_call_back(model)` is called first; what it does to the model is the caller's.
 
     Raises CalibrateError: 2 for a configuration that does not fit the model, 3 for data of another form, 7 for a device
-    that is not there; NotImplementedError for amp_num > 0.
+    that is not there.
     """
 
     def __init__(
@@ -252,8 +258,6 @@ def _check_amp(model: nn.Module, cfg: QuantConfig) -> None:
     count = sum(1 for module in model.modules() if type(module) in (nn.Linear, nn.Conv2d))
     if cfg.amp_num > count:
         raise CalibrateError(f"amp_num {cfg.amp_num}: the model has {count} quantizable layers. Give fewer.", 2)
-    if cfg.amp_num:
-        raise NotImplementedError("amp_num > 0 is not built: name the layers in disable_names.")
 
 
 def _samples(cfg: QuantConfig, calib_data: Iterable[Any] | None) -> list[Any]:

@@ -25,6 +25,13 @@ class NoiseLevel:
     def __init__(self) -> None:
         self._levels: Tensor | None = None  # float32, 0-d where all rows have the same, else (rows,)
 
+    @classmethod
+    def of(cls, levels: Tensor | None) -> "NoiseLevel":
+        """The noise level of rows that are given to a layer alone."""
+        noise = cls()
+        noise._levels = levels
+        return noise
+
     def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the denoiser."""
         try:

@@ -52,9 +52,18 @@ class Plan:
 
     def forced_float(self, reasons: Mapping[str, str]) -> "Plan":
         """The plan in which the layers of `reasons` stay float too, though nobody asked for it."""
+        return self._without(reasons, forced=True)
+
+    def kept_float(self, reasons: Mapping[str, str]) -> "Plan":
+        """The plan in which the layers of `reasons` stay float too, as was asked for."""
+        return self._without(reasons, forced=False)
+
+    def _without(self, reasons: Mapping[str, str], forced: bool) -> "Plan":
         return Plan(
             tuple(
-                replace(entry, scheme=None, reason=reasons[entry.name], forced=True) if entry.name in reasons else entry
+                replace(entry, scheme=None, reason=reasons[entry.name], forced=forced)
+                if entry.name in reasons
+                else entry
                 for entry in self.entries
             )
         )

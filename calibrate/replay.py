@@ -7,15 +7,25 @@ rows (an expert without tokens). They change nothing and are gone afterwards.
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from .calls import Call, check_caches, evaluating, run
 from .errors import CalibrateError
-from .observers import Observer
 
 _REMEMBERED = 4  # tensors: to_q, to_k and to_v follow each other
+
+
+class Hearer(Protocol):
+    """What hears the inputs of a layer: an observer (observers.py), a survey."""
+
+    @property
+    def read(self) -> Callable[[Tensor], Any]:
+        """What is kept of one tensor. Raises ValueError when it is empty or holds values that are not finite."""
+
+    def add(self, reading: Any) -> None:
+        """Takes in what `read` returned."""
 
 
 class Readings:
@@ -44,21 +54,25 @@ def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 @contextmanager
-def listening(model: nn.Module, observers: Mapping[str, Observer]) -> Iterator[None]:
-    """Inside, each observer hears the inputs of the layer of `model` it is named after. They are of one class.
+def listening(model: nn.Module, observers: Mapping[str, Hearer]) -> Iterator[None]:
+    """Inside, each observer hears the inputs of the layer of `model` it is named after.
+
+    What it reads of a tensor is shared with those that have the same `key`, by default its class.
 
     A forward inside raises CalibrateError 6 for an input that is not finite.
     """
     handles = []
-    readings = Readings(next(iter(observers.values())).read) if observers else None
+    shared: dict[Any, Readings] = {}
 
-    def hook_for(name: str, observer: Observer) -> Callable[..., None]:
+    def hook_for(name: str, observer: Hearer) -> Callable[..., None]:
+        readings = shared.setdefault(getattr(observer, "key", type(observer)), Readings(observer.read))
+
         def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = input_of(args, kwargs)
             if x.numel() == 0:
                 return
             try:
-                observer.add(readings.of(x))  # type: ignore[union-attr]
+                observer.add(readings.of(x))
             except ValueError as error:
                 raise CalibrateError(
                     f"layer {name}: input with {error}. Check the capture and its dtype.", 6
@@ -76,7 +90,7 @@ def listening(model: nn.Module, observers: Mapping[str, Observer]) -> Iterator[N
             handle.remove()
 
 
-def observe(model: nn.Module, observers: Mapping[str, Observer], calls: Iterable[Call]) -> int:
+def observe(model: nn.Module, observers: Mapping[str, Hearer], calls: Iterable[Call]) -> int:
     """Runs the float `model` on `calls`, with `observers` by layer name; returns how many calls there were.
 
     Raises CalibrateError: 4 for calls that do not fit the model, and without any call; 6 for an input that is not

@@ -7,9 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from .choice import NEAREST, Choice
 from .layers import QuantizedLayer
 from .plan import Entry, Plan
 from .scheme import Range
+from .settings import Settings
+from .sqnr import Power
 
 FORMAT = 1
 NEVER_RAN = "never ran on these calls"
@@ -41,9 +44,10 @@ def peak_memory() -> int:
 def report_of(
     plan: Plan,
     layers: Mapping[str, QuantizedLayer],
-    settings: Any,
-    ranges: Mapping[str, Range],
-    sqnr: Mapping[str, float | None],
+    choices: Mapping[str, Choice],
+    ranges: Mapping[str, list[Range]],
+    settings: Settings,
+    powers: Mapping[str, Power],
     output_sqnr: float | None,
     calls: int,
     watch: Stopwatch,
@@ -59,7 +63,10 @@ def report_of(
     | seconds     | by stage                                                                                         |
     | peak_memory | bytes, of the whole process                                                                      |
     """
-    rows = [_row(entry, layers.get(entry.name), ranges.get(entry.name), sqnr.get(entry.name)) for entry in plan.entries]
+    rows = [
+        _row(e, layers.get(e.name), choices.get(e.name), ranges.get(e.name), powers.get(e.name), settings)
+        for e in plan.entries
+    ]
     return {
         "format": FORMAT,
         "settings": {
@@ -67,8 +74,12 @@ def report_of(
             "sigma": settings.sigma,
             "percentile": settings.percentile,
             "symmetric": settings.symmetric,
-            "act_quant": settings.act_quant,
-            "weights": settings.weights,
+            "activations": settings.activations,
+            "smoothing": settings.smoothing,
+            "weights": list(settings.weights) or [NEAREST],
+            "iterations": dict(settings.iterations),
+            "bias_correction": settings.bias_correction,
+            "fallback": settings.fallback,
             "keep_float": list(settings.keep_float),
             "samples": settings.samples,
         },
@@ -87,7 +98,14 @@ def report_of(
     }
 
 
-def _row(entry: Entry, layer: QuantizedLayer | None, extent: Range | None, sqnr: float | None) -> dict[str, Any]:
+def _row(
+    entry: Entry,
+    layer: QuantizedLayer | None,
+    choice: Choice | None,
+    ranges: list[Range] | None,
+    power: Power | None,
+    settings: Settings,
+) -> dict[str, Any]:
     before = entry.bytes
     row: dict[str, Any] = {
         "name": entry.name,
@@ -98,14 +116,20 @@ def _row(entry: Entry, layer: QuantizedLayer | None, extent: Range | None, sqnr:
         "bytes_before": before,
         "bytes_after": before,
     }
-    if layer is None:
+    if power is not None and power.count:
+        row["mse"], row["sqnr"] = power.mean_square, None if power.sqnr is None else round(power.sqnr, 2)
+    if layer is None or choice is None:
         return row
     row["bytes_after"] = sum(tensor.nbytes for tensor in layer.state_dict().values())
-    row["sqnr"] = None if sqnr is None else round(sqnr, 2)
     row["weight_scale"] = [layer.weight_scale.min().item(), layer.weight_scale.max().item()]
     row["scheme"] = layer.scheme
-    if extent is not None:
-        row["range"] = [extent.low, extent.high]
+    row["weights"], row["corrected"] = choice.method, choice.correction is not None
+    if settings.weights and choice.method == NEAREST:
+        row["note"] = f"{', '.join(settings.weights)}: no better than rounding to the nearest on calls held out"
+    if choice.multiplier is not None:
+        row["multiplier"] = [choice.multiplier.min().item(), choice.multiplier.max().item()]
+    if ranges:
+        row["range"] = [min(each.low for each in ranges), max(each.high for each in ranges)]
     if layer.calibrated:
         row["scale"], row["zero_point"] = layer.input_scale.tolist(), layer.input_zero_point.tolist()
     return row

@@ -9,51 +9,18 @@ from typing import Any
 
 from torch import nn
 
-from .calls import Call, Calls, Progress, first, silent
+from .calls import Call, Calls, Progress, silent
+from .choice import Choice, layer_of
+from .choosing import Choosing
 from .errors import CalibrateError
-from .freeze import freeze
-from .layers import QuantizedLayer, build, install, quantized
-from .observers import OBSERVERS, Options
-from .plan import FloatLayer, Plan, layer_at, make_plan, named
-from .replay import observe
-from .report import NEVER_RAN, ZERO_INPUT, Stopwatch, report_of
-from .rounding import WEIGHT_METHODS
-from .scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Range, qparams_of
+from .layers import QuantizedLayer, install, quantized
+from .plan import Plan, layer_at, make_plan, named
+from .report import Stopwatch, report_of
+from .settings import SCHEMES, Settings
 from .sqnr import Power, comparing, outputs, spread
 from .weights import check_finite
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a calibration can be told."""
-
-    observer: str = "minmax"  # a name of OBSERVERS
-    sigma: float = 25.0  # of observer "sigma"; 0 means minimum and maximum
-    percentile: float = 99.99  # of observer "percentile"
-    symmetric: bool = False  # activations
-    act_quant: bool = True  # False: weights only
-    weights: str = "round-to-nearest"  # a name of WEIGHT_METHODS
-    keep_float: tuple[str, ...] = ()  # patterns; each has to match a layer
-    defaults: Mapping[str, str] | None = None  # patterns and reasons of a family of models; None: the general rule
-    samples: int | None = None  # calls to replay; None: all
-    sqnr_calls: int = 8  # calls to measure with, spread over those replayed; 0: none
-    strict: bool = False  # a layer that never ran is an error
-    release: bool = False  # the model is ours: its float layers are replaced one by one and let go
-    name: str = "keep_float"  # what the user calls `keep_float`, for messages
-
-    def __post_init__(self) -> None:
-        if self.observer not in OBSERVERS:
-            raise CalibrateError(f"observer: no '{self.observer}'. Choose one of {', '.join(OBSERVERS)}.", 2)
-        if self.weights not in WEIGHT_METHODS:
-            raise CalibrateError(f"weights: no '{self.weights}'. Choose one of {', '.join(WEIGHT_METHODS)}.", 2)
-        if not 0.0 <= self.sigma <= 100.0:
-            raise CalibrateError(f"sigma: {self.sigma} is outside 0 to 100. Give a number in it.", 2)
-        if not 50.0 < self.percentile <= 100.0:
-            raise CalibrateError(f"percentile: {self.percentile} is outside 50 to 100. Give a number in it.", 2)
-        if self.samples is not None and self.samples < 1:
-            raise CalibrateError(f"samples: {self.samples} is less than 1. Give a positive number.", 2)
 
 
 @dataclass(frozen=True)
@@ -85,14 +52,18 @@ def calibrate(
     watch = Stopwatch()
     with watch.stage("prepare"):
         plan = _prepared(model, settings)
-    with watch.stage("replay"):
-        ranges, count = _replay(model, calls, plan, settings, progress)
+    choosing = Choosing(model, calls, plan, settings, progress, watch)
+    choices, ranges, reasons = choosing.choices()
+    count = choosing.count
     with watch.stage("freeze"):
-        plan, layers = _frozen(model, plan, ranges, settings, progress)
-    chosen = partial(_chosen, calls, spread(count, settings.sqnr_calls))
-    makers = {name: partial(_maker, model, name, ranges, settings, layers) for name in plan.quantized}
+        plan, layers = _frozen(model, plan, choices, reasons, settings, progress)
+    makers = {name: partial(_maker, model, name, choices, layers) for name in plan.quantized}
+    measured = count if settings.fallback else settings.sqnr_calls
+    chosen = partial(_chosen, calls, spread(count, measured))
     with watch.stage("measure"), comparing(model, makers) as powers:
-        exact = outputs(model, progress("measure", chosen(), settings.sqnr_calls))
+        exact = outputs(model, progress("measure", chosen(), measured))
+    plan = _fallen_back(plan, powers, settings)
+    layers = {name: layer for name, layer in layers.items() if name in plan.quantized}
     if settings.release:
         with watch.stage("install"):
             for name in progress("install", plan.quantized, len(plan.quantized)):
@@ -103,16 +74,14 @@ def calibrate(
         for one, other in zip(exact, outputs(model, chosen()), strict=True):
             for exact_tensor, tensor in zip(one, other, strict=True):
                 output.add(exact_tensor, tensor)
-    report = report_of(
-        plan, layers, settings, ranges, {n: p.sqnr for n, p in powers.items()}, output.sqnr, count, watch
-    )
+    report = report_of(plan, layers, choices, ranges, settings, powers, output.sqnr, count, watch)
     for warning in report["warnings"]:
         logger.warning(warning)
     return Result(plan, layers, report)
 
 
 def _prepared(model: nn.Module, settings: Settings) -> Plan:
-    scheme = "W8A8" if settings.act_quant else "W8A16"
+    scheme = SCHEMES[settings.activations]
     plan = make_plan(
         model, scheme=scheme, keep_float=settings.keep_float, defaults=settings.defaults, option=settings.name
     )
@@ -123,71 +92,51 @@ def _prepared(model: nn.Module, settings: Settings) -> Plan:
     return plan
 
 
-def _replay(
-    model: nn.Module, calls: Calls, plan: Plan, settings: Settings, progress: Progress
-) -> tuple[dict[str, Range], int]:
-    """The range of every layer that ran, and how many calls there were."""
-    samples = progress("replay", first(calls, settings.samples), settings.samples)
-    if not settings.act_quant:
-        return {}, sum(1 for _ in samples)
-    scheme = SYMMETRIC_ACTIVATION if settings.symmetric else ACTIVATION
-    options = Options(settings.sigma, settings.percentile, scheme)
-    observers = {name: OBSERVERS[settings.observer](options) for name in plan.quantized}
-    count = observe(model, observers, samples)
-    ranges = {}
-    for name, observer in observers.items():
-        try:
-            ranges[name] = observer.range()
-        except ValueError:
-            if settings.strict:
-                raise CalibrateError(f"layer {name}: saw no data. Keep it float or capture more.", 6) from None
-    return ranges, count
-
-
 def _frozen(
-    model: nn.Module, plan: Plan, ranges: Mapping[str, Range], settings: Settings, progress: Progress
+    model: nn.Module,
+    plan: Plan,
+    choices: Mapping[str, Choice],
+    reasons: Mapping[str, str],
+    settings: Settings,
+    progress: Progress,
 ) -> tuple[Plan, dict[str, QuantizedLayer]]:
     """The plan without the layers that have to stay float, and the layers unless they are to be made one by one."""
-    reasons, layers = {}, {}
+    found, layers = dict(reasons), {}
     for entry, module in progress("freeze", named(model, plan), len(plan.quantized)):
-        made = _layer(module, ranges.get(entry.name), settings)
+        if entry.name in found:
+            continue
+        made = layer_of(module, choices[entry.name])
         if isinstance(made, str):
-            reasons[entry.name] = made
+            found[entry.name] = made
         elif not settings.release:
             layers[entry.name] = made
-    plan = plan.forced_float(reasons)
+    plan = plan.forced_float(found)
     if not plan.quantized:
-        name, reason = next(iter(reasons.items()))
+        name, reason = next(iter(found.items()))
         raise CalibrateError(f"{name}: {reason}; so it is with every layer. Capture more or choose another dtype.", 6)
     return plan, layers
 
 
-def _layer(module: FloatLayer, extent: Range | None, settings: Settings) -> QuantizedLayer | str:
-    """The integer form of a float layer, or why it has none."""
-    qparams = None
-    weight = module.weight
-    if settings.act_quant:
-        if extent is None:
-            return NEVER_RAN
-        if extent == (0.0, 0.0):
-            return ZERO_INPUT
-        scheme = SYMMETRIC_ACTIVATION if settings.symmetric else ACTIVATION
-        qparams = qparams_of(extent, scheme, weight.dtype)
-        if qparams is None:
-            return f"{str(weight.dtype).removeprefix('torch.')} holds no scale for its input range"
-    numbers = freeze(weight, module.bias, qparams, settings.weights)
-    return numbers if isinstance(numbers, str) else build(numbers, module)
-
-
 def _maker(
-    model: nn.Module, name: str, ranges: Mapping[str, Range], settings: Settings, layers: Mapping[str, QuantizedLayer]
+    model: nn.Module, name: str, choices: Mapping[str, Choice], layers: Mapping[str, QuantizedLayer]
 ) -> QuantizedLayer:
     """The integer layer of that name; made anew where layers are not held beside the float ones."""
     if name in layers:
         return layers[name]
-    made = _layer(layer_at(model, name), ranges.get(name), settings)
+    made = layer_of(layer_at(model, name), choices[name])
     assert not isinstance(made, str)
     return made
+
+
+def _fallen_back(plan: Plan, powers: Mapping[str, Power], settings: Settings) -> Plan:
+    """The plan without the layers whose output has the largest mean squared error."""
+    if not settings.fallback:
+        return plan
+    order = sorted(plan.quantized, key=lambda name: (-powers[name].mean_square, name))
+    found = order[: settings.fallback]
+    if len(found) == len(order):
+        raise CalibrateError(f"amp_num {settings.fallback}: no layer is left to quantize. Give fewer.", 2)
+    return plan.kept_float({name: f"among the {len(found)} layers with the largest output error" for name in found})
 
 
 def _chosen(calls: Calls, positions: list[int]) -> Iterator[Call]:

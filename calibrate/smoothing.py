@@ -3,85 +3,136 @@
 SmoothQuant (Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models,
 arXiv 2211.10438, 2022): y = W x = (W * s) (x / s) with s[k] = max|x[k]|**alpha / max|W[:, k]|**(1 - alpha).
 
-alpha is searched for each group of layers that share an input, by the error to expect. Rounding errors are uniform
-(Widrow, 1956), so with steps d of the input and d[n] of output channel n, the mean squared error of a token's output is
-
-    d**2 / 12 * sum over n, k of (W[n, k] * s[k])**2   +   sum over n of d[n]**2 / 12 * sum over k of E[x[k]**2] / s[k]**2
-
-which costs no forward pass.
+Layers that share an input share its factors. alpha is searched for each such group: ranges and factors from the calls
+that choices may look at, the error of the integer layers' outputs on rows of the others. So a division that only fits
+the calls it was made from is not chosen.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .calls import Progress
 from .channels import Channels
-from .scheme import ACTIVATION, WEIGHT, Scheme
+from .choice import Choice, error_of
+from .freeze import Dynamic, InputSpec
+from .plan import layer_at
+from .scheme import Scheme, qparams_of
+from .survey import Survey
 
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-WORTH = 0.9  # of the error expected without smoothing: a multiply that saves less is not put in
-MOST = 2.0**12  # between the largest factor and the middle one, and the smallest
+_WORTH = 0.9  # of the error without smoothing: a multiply that saves less is not put in
+_NEAR = 1.07  # of the smallest error: among those, the gentlest alpha is taken, which depends least on the calls
+_MOST = 2.0**12  # between the middle factor and the largest, and the smallest
+
+
+class Group(Protocol):
+    """Layers that are given the same input, or inputs whose channels are to be divided by the same factors."""
+
+    @property
+    def layers(self) -> Sequence[str]: ...
 
 
 class Smoothing(NamedTuple):
-    """`multiplier` (channels,) in the model's dtype is what the input is multiplied by; `gain` in dB is expected."""
+    """`multiplier` (channels,), 1 / s in the model's dtype, is what the input is multiplied by; `gain` is in dB."""
 
     multiplier: Tensor
     alpha: float
     gain: float
 
 
-def smoothing_of(
-    weights: Sequence[Tensor], inputs: Channels, dtype: torch.dtype, scheme: Scheme = ACTIVATION
-) -> Smoothing | None:
-    """The smoothing of layers with `weights` (out, in) that are all given the input of these statistics.
+def smooth(
+    model: nn.Module,
+    surveys: Mapping[str, Survey],
+    groups: Iterable[Group],
+    kind: str,
+    scheme: Scheme,
+    progress: Progress,
+) -> dict[str, Smoothing]:
+    """The smoothing of each layer that gains by it. `kind` says how inputs become integers, with `scheme`.
 
-    None where it is not expected to be worth a multiply.
+    Layers that see one row for each sample are left alone: their few rows say too little of other calls.
     """
-    wide = [weight.detach().to(torch.float32) for weight in weights]
-    ones = torch.ones_like(inputs.low)
-    before = expected_error(wide, inputs, ones, scheme)
-    found = [(alpha, stored_multiplier(factors(wide, inputs, alpha), dtype)) for alpha in ALPHAS]
-    errors = [expected_error(wide, inputs, multiplier.to(torch.float32), scheme) for _, multiplier in found]
-    best = min(range(len(found)), key=errors.__getitem__)
-    if before == 0.0 or not errors[best] < WORTH * before:
+    chosen = {}
+    found = list(grouped(surveys, groups))
+    for names in progress("smooth", found, len(found)):
+        smoothing = _searched(model, names, surveys, kind, scheme)
+        if smoothing is not None:
+            chosen.update(dict.fromkeys(names, smoothing))
+    return chosen
+
+
+def grouped(surveys: Mapping[str, Survey], groups: Iterable[Group]) -> Iterable[list[str]]:
+    """The names of `surveys` whose input holds tokens: by the groups, and the others by whose input they share."""
+    able = {name for name, survey in surveys.items() if survey.seen and survey.tokens}
+    for group in groups:
+        names = [name for name in group.layers if name in able]
+        able -= set(names)
+        if names:
+            yield names
+    shared: dict[int, list[str]] = {}
+    for name in surveys:
+        if name in able:
+            shared.setdefault(id(surveys[name].leader), []).append(name)
+    yield from shared.values()
+
+
+def _searched(
+    model: nn.Module, names: Sequence[str], surveys: Mapping[str, Survey], kind: str, scheme: Scheme
+) -> Smoothing | None:
+    weights = [layer_at(model, name).weight.detach() for name in names]
+    fitted = _merged(surveys[name].fitted for name in names)
+
+    def error(multiplier: Tensor | None) -> float:
+        total = 0.0
+        for name, weight in zip(names, weights, strict=True):
+            spec = spec_of(surveys[name].fitted, multiplier, kind, scheme, weight.dtype)
+            if isinstance(spec, str):
+                return float("inf")
+            total += error_of(layer_at(model, name), Choice(spec, multiplier), surveys[name].judged)
+        return total
+
+    before = error(None)
+    errors = [error(multiplier_of(weights, fitted, alpha)) for alpha in ALPHAS]
+    if not min(errors) < _WORTH * before:
         return None
-    alpha, multiplier = found[best]
-    gain = 10 * float(torch.tensor(before / errors[best]).log10())
-    return Smoothing(multiplier, alpha, gain)
+    alpha, after = next((a, e) for a, e in zip(ALPHAS, errors, strict=True) if e <= _NEAR * min(errors))
+    everything = _merged(surveys[name].all for name in names)
+    gain = 10 * float(torch.tensor(before / max(after, 1e-300)).log10())
+    return Smoothing(multiplier_of(weights, everything, alpha), alpha, gain)
 
 
-def factors(weights: Sequence[Tensor], inputs: Channels, alpha: float) -> Tensor:
-    """s (in,), float64, its median 1. Channels that are always zero, or have no weights, are 1."""
+def spec_of(
+    inputs: Channels, multiplier: Tensor | None, kind: str, scheme: Scheme, dtype: torch.dtype
+) -> InputSpec | None | str:
+    """How an input of these statistics becomes integers: one range, or none to be known; or why it cannot."""
+    if kind == "dynamic":
+        return Dynamic()
+    if kind == "float":
+        return None
+    qparams = qparams_of(inputs.range(multiplier), scheme, dtype)
+    return f"{str(dtype).removeprefix('torch.')} holds no scale for its input range" if qparams is None else qparams
+
+
+def _merged(statistics: Iterable[Channels]) -> Channels:
+    merged = Channels()
+    for each in statistics:
+        merged.merge(each)
+    return merged
+
+
+def multiplier_of(weights: Sequence[Tensor], inputs: Channels, alpha: float) -> Tensor:
+    """1 / s (in,) as the model's dtype holds it, the middle s being 1; so weights are divided by just that.
+
+    s is 1 for channels that are always zero or have no weights.
+    """
     largest = torch.maximum(inputs.high, inputs.low.neg()).to(torch.float64)
     weight = torch.stack([each.abs().amax(0) for each in weights]).amax(0).to(torch.float64)
     used = (largest > 0) & (weight > 0)
     if not bool(used.any()):
-        return torch.ones_like(largest)
+        return torch.ones_like(largest, dtype=weights[0].dtype)
     s = largest.clamp(min=1e-30) ** alpha / weight.clamp(min=1e-30) ** (1 - alpha)
-    s = (s / s[used].median()).clamp(1 / MOST, MOST)
-    return torch.where(used, s, torch.ones_like(s))
-
-
-def stored_multiplier(s: Tensor, dtype: torch.dtype) -> Tensor:
-    """1 / s as the model's dtype holds it: what the input is multiplied by, so that weights are divided by just that."""
-    return (1 / s).to(dtype)
-
-
-def expected_error(weights: Sequence[Tensor], inputs: Channels, multiplier: Tensor, scheme: Scheme) -> float:
-    """The expected squared error of a token's outputs, over their expected square, summed over the layers."""
-    low, high = inputs.range(multiplier)
-    low, high = min(low, 0.0), max(high, 0.0)
-    step = 2 * max(-low, high) / 255 if scheme.symmetric else (high - low) / 255
-    squares = inputs.mean_square
-    after = float((squares * multiplier.to(torch.float64).square()).sum())
-    total = 0.0
-    for weight in weights:
-        smoothed = weight / multiplier
-        signal = float((weight.square().sum(0, dtype=torch.float64) * squares).sum())
-        of_input = step**2 / 12 * float(smoothed.square().sum(dtype=torch.float64))
-        of_weight = float((smoothed.abs().amax(1) / WEIGHT.qmax).square().sum(dtype=torch.float64)) / 12 * after
-        total += (of_input + of_weight) / signal if signal else 0.0
-    return total
+    s = (s / s[used].median()).clamp(1 / _MOST, _MOST)
+    return torch.where(used, 1 / s, 1.0).to(weights[0].dtype)

@@ -24,13 +24,20 @@ class Power:
 
     signal: float = 0.0
     noise: float = 0.0
+    count: int = 0  # of values
 
     def add(self, exact: Tensor, other: Tensor) -> None:
         """Takes in two tensors of the same shape."""
+        self.count += exact.numel()
         signal = exact.to(torch.float32)
         noise = other.to(torch.float32).sub_(signal)
         self.signal += float(torch.linalg.vector_norm(signal, dtype=torch.float64)) ** 2
         self.noise += float(torch.linalg.vector_norm(noise, dtype=torch.float64)) ** 2
+
+    @property
+    def mean_square(self) -> float:
+        """Of the noise."""
+        return self.noise / self.count if self.count else 0.0
 
     @property
     def sqnr(self) -> float | None:

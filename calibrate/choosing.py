@@ -1,0 +1,124 @@
+"""From a float model and calls to a choice for each layer: survey, smoothing, ranges, weights."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import nn
+
+from .calls import Call, Calls, Progress, first
+from .choice import Choice
+from .compensate import CALLS, compensated
+from .errors import CalibrateError
+from .freeze import Dynamic
+from .plan import Plan, named
+from .ranges import edges_of, observed, spec_of
+from .replay import observe
+from .report import NEVER_RAN, ZERO_INPUT, Stopwatch
+from .scheme import Range
+from .settings import Settings
+from .smoothing import Smoothing, smooth
+from .sqnr import spread
+from .survey import Survey, Turn
+
+_WHOLE = torch.zeros(0)  # no edges: one bin
+
+
+class Choosing:
+    """Chooses for every layer of the plan; afterwards `count` is how many calls there were."""
+
+    def __init__(
+        self, model: nn.Module, calls: Calls, plan: Plan, settings: Settings, progress: Progress, watch: Stopwatch
+    ) -> None:
+        self._model, self._calls, self._plan = model, calls, plan
+        self._settings, self._progress, self._watch = settings, progress, watch
+        self.count = 0
+
+    def choices(self) -> tuple[dict[str, Choice], dict[str, list[Range]], dict[str, str]]:
+        """The choices, the ranges of inputs, and the layers that have to stay float with the reason."""
+        settings = self._settings
+        surveys, turn = self._surveyed()
+        smoothing: dict[str, Smoothing] = {}
+        if settings.smoothing and settings.activations != "float":
+            with self._watch.stage("smooth"):
+                kind = "dynamic" if settings.activations == "dynamic" else "static"
+                groups = settings.groups(self._model) if settings.groups else []
+                smoothing = smooth(self._model, surveys, groups, kind, settings.input_scheme, self._progress)
+        edges = edges_of(turn.levels) if settings.activations == "timestep" else _WHOLE
+        with self._watch.stage("replay"):
+            ranges = self._ranges(surveys, smoothing, edges)
+        choices, reasons = self._first(ranges, smoothing, edges)
+        if not settings.method.plain:
+            with self._watch.stage("weights"):
+                usable = {name: each for name, each in surveys.items() if name in choices}
+                choices |= compensated(
+                    self._model,
+                    {name: choices[name] for name in usable},
+                    usable,
+                    lambda: self._some(turn),
+                    settings.method,
+                    self._progress,
+                )
+        return choices, ranges, reasons
+
+    def _surveyed(self) -> tuple[dict[str, Survey], Turn]:
+        """The surveys of linears, if anything is to be chosen by them."""
+        turn = Turn(self._model)
+        if not self._settings.surveying:
+            return {}, turn
+        surveys = {e.name: Survey(turn) for e, module in named(self._model, self._plan) if isinstance(module, nn.Linear)}
+        with self._watch.stage("survey"):
+            samples = self._progress("survey", first(self._calls, self._settings.samples), self._settings.samples)
+            self.count = observe(self._model, surveys, turn.each(samples))
+        return surveys, turn
+
+    def _ranges(
+        self, surveys: Mapping[str, Survey], smoothing: Mapping[str, Smoothing], edges: torch.Tensor
+    ) -> dict[str, list[Range]]:
+        """The ranges of the inputs of layers that ran: from the surveys where they say it, else by another replay."""
+        settings, ranges = self._settings, {}
+        if settings.observer == "minmax" and not len(edges):
+            for name, survey in surveys.items():
+                if survey.seen:
+                    ranges[name] = [survey.all.range(smoothing[name].multiplier if name in smoothing else None)]
+        known = set(ranges) | {name for name, survey in surveys.items() if not survey.seen}
+        missing = [name for name in self._plan.quantized if name not in known]
+        needed = settings.activations in ("static", "timestep") or not surveys
+        if missing and needed:
+            samples = self._progress("replay", first(self._calls, settings.samples), settings.samples)
+            names = missing if settings.activations in ("static", "timestep") else []
+            found, turn = observed(self._model, names, samples, settings.observer, settings.options, smoothing, edges)
+            ranges |= found
+            self.count = turn.count
+        return ranges
+
+    def _first(
+        self, ranges: Mapping[str, list[Range]], smoothing: Mapping[str, Smoothing], edges: torch.Tensor
+    ) -> tuple[dict[str, Choice], dict[str, str]]:
+        """Choices with weights rounded to the nearest, and the layers that have none."""
+        settings = self._settings
+        choices, reasons = {}, {}
+        for entry, module in named(self._model, self._plan):
+            name, dtype = entry.name, module.weight.dtype
+            multiplier = smoothing[name].multiplier if name in smoothing else None
+            if settings.activations in ("dynamic", "float"):
+                choices[name] = Choice(Dynamic() if settings.activations == "dynamic" else None, multiplier)
+                continue
+            if name not in ranges:
+                if settings.strict:
+                    raise CalibrateError(f"layer {name}: saw no data. Keep it float or capture more.", 6)
+                reasons[name] = NEVER_RAN
+            elif all(each == (0.0, 0.0) for each in ranges[name]):
+                reasons[name] = ZERO_INPUT
+            else:
+                spec = spec_of(ranges[name], edges, settings.input_scheme, dtype)
+                if spec is None:
+                    reasons[name] = f"{str(dtype).removeprefix('torch.')} holds no scale for its input range"
+                else:
+                    choices[name] = Choice(spec, multiplier)
+        return choices, reasons
+
+    def _some(self, turn: Turn) -> Iterator[Call]:
+        """Some of the calls that choices may look at."""
+        positions = turn.training or list(range(turn.count))
+        wanted = {positions[at] for at in spread(len(positions), CALLS)}
+        return (call for at, call in enumerate(first(self._calls, self._settings.samples)) if at in wanted)

@@ -1,0 +1,188 @@
+"""Weights and biases that make up for what rounding costs the layer's output, judged on calls held out.
+
+One replay sums, for inputs x and what their integers stand for, xq: xq xq^T and xq (x - xq)^T, of as many layers as
+memory allows at once, and at least of one; the methods of rounding/ do the rest. The mean of W x - Wq xq over those
+calls is what the bias lacks (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction,
+arXiv 1906.04721, 2019). A layer where the outcome is no better than plain rounding keeps plain rounding.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .calls import Calls, Progress
+from .choice import Choice, divided, error_of
+from .freeze import Dynamic, InputSpec, TimestepQParams
+from .integers import dynamic_codes
+from .noise import bins_of
+from .plan import FloatLayer, layer_at
+from .replay import observe
+from .rounding import WEIGHT_METHODS, Inputs
+from .rounding.objective import precision
+from .scheme import ACTIVATION, QParams, codes, dequantize
+from .survey import Survey, Turn
+from .weights import round_to_nearest
+
+_MEMORY = 1 << 30  # bytes of sums held at once
+CALLS = 96  # enough to replay for the sums
+_ROWS_A_CHANNEL = 32  # more rows than this many times the channels change the sums little
+
+
+@dataclass(frozen=True)
+class Method:
+    """How weights are rounded (names of WEIGHT_METHODS, the best counts), and whether biases are corrected."""
+
+    weights: tuple[str, ...] = ()
+    iterations: Mapping[str, int] = field(default_factory=dict)
+    seed: int = 0
+    correct: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether there is nothing to find out."""
+        return not self.weights and not self.correct
+
+
+class Sums:
+    """Of the inputs of one layer, and of those that are given the same."""
+
+    def __init__(self, choice: Choice, turn: Turn, columns: int, stride: int, squares: bool) -> None:
+        self._choice, self._turn, self._stride = choice, turn, stride
+        self._seen = 0
+        kind = precision(columns)
+        self.rows = 0
+        self.exact, self.rounded = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64)
+        self.gram = torch.zeros(columns, columns, dtype=kind) if squares else None
+        self.residual = torch.zeros(columns, columns, dtype=kind) if squares else None
+        self.key = id(self)
+
+    def read(self, x: Tensor) -> Tensor:
+        """The rows to sum."""
+        rows = x.detach().reshape(-1, x.shape[-1])
+        first = -self._seen % self._stride
+        self._seen += len(rows)
+        return rows[first :: self._stride]
+
+    def add(self, rows: Tensor) -> None:
+        """Takes in rows (rows, in)."""
+        multiplier = self._choice.multiplier
+        x = (rows if multiplier is None else rows * multiplier.to(rows.dtype)).to(torch.float32)
+        xq = represented(x, self._choice.spec, self._turn.level)
+        lost = x - xq
+        self.rows += len(x)
+        self.exact += x.sum(0, dtype=torch.float64).cpu()
+        self.rounded += xq.sum(0, dtype=torch.float64).cpu()
+        if self.gram is not None and self.residual is not None:
+            self.gram += (xq.T @ xq).cpu()
+            self.residual += (xq.T @ lost).cpu()
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """What the methods of rounding want to know."""
+        if self.gram is None or self.residual is None:
+            return None
+        return Inputs(self.gram, self.gram + self.residual, self.rows)
+
+
+def represented(x: Tensor, spec: InputSpec | None, level: float | None) -> Tensor:
+    """What the integers of `x` (rows, in) float32 stand for, at this noise level."""
+    if spec is None:
+        return x
+    if isinstance(spec, Dynamic):
+        q, scale = dynamic_codes(x, (-1,))
+        return q.to(torch.float32) * scale
+    qparams = spec
+    if isinstance(spec, TimestepQParams):
+        at = bins_of(torch.tensor(0.0 if level is None else level), spec.edges)
+        qparams = QParams(spec.qparams.scale[at], spec.qparams.zero_point[at])
+    assert isinstance(qparams, QParams)
+    on = QParams(*(each.to(x.device) for each in qparams))
+    return dequantize(codes(x, on, ACTIVATION), on, ACTIVATION)
+
+
+def compensated(
+    model: nn.Module,
+    choices: Mapping[str, Choice],
+    surveys: Mapping[str, Survey],
+    calls: Calls,
+    method: Method,
+    progress: Progress,
+) -> dict[str, Choice]:
+    """The choices with weights and corrections by `method`, where these are better on rows of calls held out.
+
+    `calls`, replayed once for each GiB of sums, are some of those not held out. Deterministic.
+    """
+    made = dict(choices)
+    portions = list(_portions(model, choices, surveys, method))
+    count = sum(len(members) for portion in portions for members in portion)
+    each_layer = iter(progress("weights", range(count), count))
+    for portion in portions:
+        turn = Turn(model)
+        sums = {members[0]: _sums(choices[members[0]], surveys[members[0]], turn, method) for members in portion}
+        observe(model, sums, turn.each(calls()))
+        for members in portion:
+            for name in members:
+                next(each_layer, None)
+                module = layer_at(model, name)
+                options = candidates(module, choices[name], sums[members[0]], method)
+                made[name] = min(options, key=partial(error_of, module, inputs=surveys[name].judged))
+            del sums[members[0]]
+    next(each_layer, None)
+    return made
+
+
+def _sums(choice: Choice, survey: Survey, turn: Turn, method: Method) -> Sums:
+    columns = len(survey.all.low)
+    stride = max(1, survey.fitted.rows // (_ROWS_A_CHANNEL * columns))
+    return Sums(choice, turn, columns, stride, squares=bool(method.weights))
+
+
+def _portions(
+    model: nn.Module, choices: Mapping[str, Choice], surveys: Mapping[str, Survey], method: Method
+) -> Iterator[list[list[str]]]:
+    """Lists of layers with one input, whose sums fit in memory together."""
+    shared: dict[tuple[int, int], list[str]] = {}
+    for name, choice in choices.items():
+        if name in surveys and surveys[name].seen:
+            shared.setdefault((id(surveys[name].leader), id(choice.multiplier)), []).append(name)
+    portion: list[list[str]] = []
+    held = 0
+    for members in shared.values():
+        columns = len(surveys[members[0]].all.low)
+        size = 2 * columns**2 * precision(columns).itemsize if method.weights else 16 * columns
+        if portion and held + size > _MEMORY:
+            yield portion
+            portion, held = [], 0
+        portion.append(members)
+        held += size
+    if portion:
+        yield portion
+
+
+def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -> list[Choice]:
+    """The choice as it is, and with what the method finds."""
+    weight = divided(module, choice.multiplier)
+    found = [choice]
+    if method.correct:
+        found.append(corrected(weight, choice, sums))
+    for name in method.weights:
+        options = {"iterations": method.iterations[name]} if name in method.iterations else {}
+        rounded = WEIGHT_METHODS[name](weight, sums.inputs, seed=method.seed, **options)
+        if rounded is not None:
+            found.append(replace(choice, weight=rounded, method=name))
+            if method.correct:
+                found.append(corrected(weight, found[-1], sums))
+    return found
+
+
+def corrected(weight: Tensor, choice: Choice, sums: Sums) -> Choice:
+    """The choice with what its outputs lack on average."""
+    quantized = choice.weight or round_to_nearest(weight)
+    if quantized is None or sums.rows == 0:
+        return choice
+    integers = quantized.weight.to(torch.float64) * quantized.scale.to(torch.float64).unsqueeze(1)
+    lacking = weight.to(torch.float64).cpu() @ sums.exact - integers.cpu() @ sums.rounded
+    return replace(choice, correction=lacking / sums.rows)

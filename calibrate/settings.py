@@ -1,0 +1,88 @@
+"""What a calibration can be told, and the named recipes of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .choice import NEAREST
+from .compensate import Method
+from .errors import CalibrateError
+from .observers import OBSERVERS, Options
+from .rounding import WEIGHT_METHODS
+from .scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Scheme
+from .smoothing import Group
+
+SCHEMES = {"static": "W8A8", "timestep": "W8A8_TIMESTEP", "dynamic": "W8A8_DYNAMIC", "float": "W8A16"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a calibration can be told."""
+
+    observer: str = "minmax"  # a name of OBSERVERS
+    sigma: float = 25.0  # of observer "sigma"; 0 means minimum and maximum
+    percentile: float = 99.99  # of observer "percentile"
+    symmetric: bool = False  # activations
+    activations: str = "static"  # a name of SCHEMES
+    smoothing: bool = False
+    groups: Callable[[nn.Module], Sequence[Group]] | None = None  # layers that share factors of smoothing
+    weights: tuple[str, ...] = ()  # names of WEIGHT_METHODS, of which the best counts; none: round to the nearest
+    iterations: Mapping[str, int] = field(default_factory=dict)  # limits by method, where it is not its own
+    bias_correction: bool = False
+    seed: int = 0
+    fallback: int = 0  # layers to leave float: those with the largest output error
+    keep_float: tuple[str, ...] = ()  # patterns; each has to match a layer
+    defaults: Mapping[str, str] | None = None  # patterns and reasons of a family of models; None: the general rule
+    samples: int | None = None  # calls to replay; None: all
+    sqnr_calls: int = 8  # calls to measure with, spread over those replayed; 0: none
+    strict: bool = False  # a layer that never ran is an error
+    release: bool = False  # the model is ours: its float layers are replaced one by one and let go
+    name: str = "keep_float"  # what the user calls `keep_float`, for messages
+
+    def __post_init__(self) -> None:
+        _one_of("observer", self.observer, OBSERVERS)
+        for word in self.weights:
+            _one_of("weights", word, WEIGHT_METHODS)
+        _one_of("activations", self.activations, SCHEMES)
+        if not 0.0 <= self.sigma <= 100.0:
+            raise CalibrateError(f"sigma: {self.sigma} is outside 0 to 100. Give a number in it.", 2)
+        if not 50.0 < self.percentile <= 100.0:
+            raise CalibrateError(f"percentile: {self.percentile} is outside 50 to 100. Give a number in it.", 2)
+        if self.samples is not None and self.samples < 1:
+            raise CalibrateError(f"samples: {self.samples} is less than 1. Give a positive number.", 2)
+
+    @property
+    def input_scheme(self) -> Scheme:
+        """How inputs become integers."""
+        return SYMMETRIC_ACTIVATION if self.symmetric else ACTIVATION
+
+    @property
+    def options(self) -> Options:
+        """Those of the observers."""
+        return Options(self.sigma, self.percentile, self.input_scheme)
+
+    @property
+    def method(self) -> Method:
+        """That of weights and biases."""
+        return Method(tuple(word for word in self.weights if word != NEAREST), self.iterations, self.seed, self.bias_correction)
+
+    @property
+    def surveying(self) -> bool:
+        """Whether inputs are looked at more closely than an observer does."""
+        return self.smoothing or not self.method.plain or self.activations == "timestep"
+
+
+def _one_of(name: str, word: str, words: Mapping[str, Any]) -> None:
+    if word not in words:
+        raise CalibrateError(f"{name}: no '{word}'. Choose one of {', '.join(words)}.", 2)
+
+
+# what --accuracy says; docs/accuracy.md has what they cost and bring
+RECIPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "fast": {"smoothing": True},
+    "balanced": {"smoothing": True, "weights": ("gptq",), "bias_correction": True},
+    "best": {"smoothing": True, "weights": ("gptq", "adaround"), "bias_correction": True, "observer": "mse"},
+}
