@@ -10,7 +10,7 @@ dynamic, one scale for each token:
     y[n]          = accumulator[n] * (max |x| / 127) * weight scale[n] + bias[n]
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -78,6 +78,7 @@ class Numbers:
     activation: Activation | None
     dtype: torch.dtype  # of the float layer
     mul_scale: Tensor | None = None
+    made_bias: bool = False  # the float layer has none: it carries a correction
 
     @property
     def scheme(self) -> str:
@@ -132,8 +133,9 @@ def numbers_of(
     for part in (bias, correction):
         wanted = wanted if part is None else wanted + part.to(device, torch.float64)
     if spec is None or isinstance(spec, Dynamic):
-        made = wanted.to(dtype if bias is None else bias.dtype) if correction is not None else bias
-        return _without_ranges(quantized, made, spec, dtype, mul_scale)
+        moved = wanted.to(dtype if bias is None else bias.dtype) if correction is not None else bias
+        made = _without_ranges(quantized, moved, spec, dtype, mul_scale)
+        return made if isinstance(made, str) else replace(made, made_bias=bias is None and moved is not None)
     if isinstance(spec, TimestepQParams):
         each = _integers(quantized, wanted, _on(spec.qparams, device))
         edges = spec.edges.to(device, torch.float32)

@@ -49,7 +49,7 @@ class _Integer(nn.Module):
 
     def __init__(self, numbers: Numbers) -> None:
         super().__init__()
-        self.dtype, self.scheme = numbers.dtype, numbers.scheme
+        self.dtype, self.scheme, self.made_bias = numbers.dtype, numbers.scheme, numbers.made_bias
         self.noise_level: NoiseLevel | None = None
         self.weight = nn.Parameter(numbers.weight, requires_grad=False)
         self.bias = None if numbers.bias is None else nn.Parameter(numbers.bias, requires_grad=False)
@@ -84,7 +84,8 @@ class _Integer(nn.Module):
             if self.scheme == "W8A8_TIMESTEP":
                 activation = Timestep(qparams, self.deq, self.quant_bias, self.edges)
         bias = None if self.bias is None else self.bias.detach()
-        return Numbers(self.weight.detach(), self.weight_scale, bias, activation, self.dtype, self.mul_scale)
+        values = self.weight.detach(), self.weight_scale, bias, activation, self.dtype, self.mul_scale, self.made_bias
+        return Numbers(*values)
 
     def forward(self, input: Tensor) -> Tensor:
         """The output, in the dtype of the input."""

@@ -18,6 +18,7 @@ from .export.ascend import (
     GEOMETRY,
     INNER,
     LEVELS,
+    MADE_BIASES,
     MODEL_TYPE,
     MUL_SCALE,
     WEIGHT_FILE,
@@ -101,8 +102,11 @@ class Checkpoint:
 
     def corrected(self, name: str) -> bool:
         """Whether the layer was written with a quant_bias that carries more than its bias."""
-        found = self._metadata(CORRECTED, [])
-        return isinstance(found, list) and name in found
+        return self._listed(CORRECTED, name)
+
+    def made_bias(self, name: str) -> bool:
+        """Whether the layer has a bias that its float form has not."""
+        return self._listed(MADE_BIASES, name)
 
     def geometry(self, name: str) -> Geometry:
         """How a convolution moves."""
@@ -116,6 +120,10 @@ class Checkpoint:
         except (KeyError, ValueError, TypeError) as error:
             fact = f"{name}.weight is a convolution of unknown stride and padding"
             raise damage(self.weight_path, fact) from error
+
+    def _listed(self, key: str, name: str) -> bool:
+        found = self._metadata(key, [])
+        return isinstance(found, list) and name in found
 
     def _metadata(self, key: str, default: Any) -> Any:
         try:

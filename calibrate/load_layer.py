@@ -61,7 +61,7 @@ def read_layer(checkpoint: "Checkpoint", name: str) -> QuantizedLayer:
         activation, dtype = _ranges(place, weight, scheme)
         if multiplier is not None and multiplier.dtype != dtype:
             raise place.wrong(MUL_SCALE, f"is {multiplier.dtype}, input_scale {dtype}")
-    numbers = Numbers(weight, scale, bias, activation, dtype, multiplier)
+    numbers = Numbers(weight, scale, bias, activation, dtype, multiplier, checkpoint.made_bias(name))
     if weight.ndim == 2:
         return QuantizedLinear(numbers)
     return QuantizedConv2d(numbers, checkpoint.geometry(name))

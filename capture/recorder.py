@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -10,10 +10,9 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from .arguments import bind, noise_level
 from .context import ContextEar
 from .store import Call
-
-TIME_ARGUMENTS = ("timestep", "timesteps", "t", "time", "sigma", "timestep_ratio", "r")  # how denoisers name it
 
 
 class Sink(Protocol):
@@ -66,32 +65,6 @@ class Clock:
 
     def tick(self, done: int) -> None:
         self.step, self._told = done + 1, True
-
-
-def noise_level(arguments: Mapping[str, Any]) -> float | None:
-    """The time argument of a call as a number; the largest where rows or tokens have their own."""
-    for name in TIME_ARGUMENTS:
-        value = arguments.get(name)
-        if isinstance(value, Tensor) and value.numel() and not value.is_complex():
-            return float(value.max())
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-    return None
-
-
-def bind(
-    signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(args, kwargs) of the same call with every positional argument under its name, where a name exists.
-
-    Raises TypeError when the signature refuses the call.
-    """
-    named = dict(signature.bind(*args, **kwargs).arguments)
-    kinds = {parameter.kind: parameter.name for parameter in signature.parameters.values()}
-    if kinds.get(inspect.Parameter.VAR_POSITIONAL) in named or inspect.Parameter.POSITIONAL_ONLY in kinds:
-        return args, dict(kwargs)
-    named.update(named.pop(kinds.get(inspect.Parameter.VAR_KEYWORD, ""), {}))
-    return (), named
 
 
 class Recorder:

@@ -1,15 +1,23 @@
 """Layers of every kind, made by hand, and a small denoiser with a time argument."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from calibrate.export import export
 from calibrate.freeze import Dynamic, InputSpec, TimestepQParams, freeze
 from calibrate.layers import QuantizedLayer, build
+from calibrate.plan import Plan
+from calibrate.run import Result
 from calibrate.scheme import ACTIVATION, QParams, Range, qparams_of
 
 EDGES = (250.0, 500.0, 750.0)
+SCHEDULE = (1000.0, 800.0, 500.0, 499.5, 300.0, 20.0)  # of a deployment: two steps in one bin
 RANGES = (Range(-4.0, 4.0), Range(-2.0, 3.0), Range(0.0, 2.0), Range(-1.0, 0.5))
 
 
@@ -58,3 +66,31 @@ def static_of(module: nn.Module, at: int) -> QuantizedLayer:
     """The W8A8 layer with the range of one bin."""
     qparams = qparams_of(RANGES[at], ACTIVATION, module.weight.dtype)
     return build(freeze(module.weight, module.bias, qparams, "round-to-nearest"), module)
+
+
+def layers_of(model: nn.Module, kinds: dict[str, str], **options: Any) -> dict[str, QuantizedLayer]:
+    return {name: frozen(model.get_submodule(name), kind, **options) for name, kind in kinds.items()}
+
+
+def written(
+    folder: Path, model: nn.Module, layers: dict[str, QuantizedLayer], timesteps: tuple[float, ...] | None = SCHEDULE
+) -> Path:
+    return export(Result(Plan(()), layers, {}), model, folder, timesteps=timesteps)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def changed(
+    folder: Path, change: Callable[[dict[str, Tensor]], object], metadata: dict[str, str] | None = None
+) -> None:
+    """The weights with other tensors, or other metadata."""
+    path = next(folder.glob("*.safetensors"))
+    with safe_open(path, "pt") as opened:
+        before = opened.metadata()
+    tensors = load_file(path)
+    change(tensors)
+    path.unlink()
+    save_file({key: tensor for key, tensor in tensors.items() if tensor.numel()}, path, before | (metadata or {}))
+    path.chmod(0o400)

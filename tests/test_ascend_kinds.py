@@ -1,15 +1,12 @@
 """The ascend checkpoint of every scheme, of mixtures and of inputs with a multiplier: out, in, and damaged."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import nn
 
 from calibrate.errors import CalibrateError
 from calibrate.export import check_target, export
@@ -20,29 +17,13 @@ from calibrate.layers import QuantizedLayer, install, quantized
 from calibrate.load import Checkpoint, load_ascend
 from calibrate.plan import Plan
 from calibrate.run import Result
-from capture.errors import CaptureError
 
 from .calibrate_tiny import DTYPES
-from .kinds import EDGES, TimedToy, frozen
+from .kinds import EDGES, SCHEDULE, TimedToy, changed, content, frozen, layers_of, written
 
 NAMES = ("patch", "up", "down", "out")
 KINDS = ("W8A8", "W8A8_TIMESTEP", "W8A8_DYNAMIC", "W8A16")
-SCHEDULE = (1000.0, 800.0, 500.0, 499.5, 300.0, 20.0)  # of a deployment: two steps in one bin
 MIXTURE = {"patch": "W8A8", "up": "W8A8_TIMESTEP", "down": "W8A8_DYNAMIC", "out": "W8A16"}
-
-
-def layers_of(model: nn.Module, kinds: dict[str, str], **options: Any) -> dict[str, QuantizedLayer]:
-    return {name: frozen(model.get_submodule(name), kind, **options) for name, kind in kinds.items()}
-
-
-def written(
-    folder: Path, model: nn.Module, layers: dict[str, QuantizedLayer], timesteps: tuple[float, ...] | None = SCHEDULE
-) -> Path:
-    return export(Result(Plan(()), layers, {}), model, folder, timesteps=timesteps)
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def made(
@@ -203,6 +184,18 @@ def test_a_multiplier_that_the_consumer_ignores_is_told(tmp_path):
     assert lines == ["it ignores that of a W8A16 layer (down)"]
 
 
+@pytest.mark.parametrize("kind", ["W8A8_DYNAMIC", "W8A16"])
+def test_a_bias_that_was_made_for_a_correction_is_told_as_the_consumer_drops_it(kind, tmp_path):
+    model, correction = TimedToy(), torch.full((8,), 0.3, dtype=torch.float64)
+    layers = {"down": frozen(model.down, kind, correction=correction), "up": frozen(model.up, kind)}
+    folder = written(tmp_path / "out", model, layers)
+    loaded = load_ascend(folder)
+    assert torch.equal(loaded["down"].bias, correction.float())
+    facts = [v.fact for v in check(folder) if v.subject == "biases"]
+    assert facts == ["it drops that of a layer that has none in float (down)"]
+    assert content(written(tmp_path / "two", model, loaded)) == content(folder)
+
+
 def test_a_shared_layer_is_written_and_read_by_all_its_names(tmp_path):
     model = nn.ModuleDict({"a": nn.Linear(8, 8), "c": nn.Conv2d(2, 2, 3)})
     model["b"], model["d"] = model["a"], model["c"]
@@ -210,110 +203,3 @@ def test_a_shared_layer_is_written_and_read_by_all_its_names(tmp_path):
     loaded = load_ascend(written(tmp_path / "out", model, layers))
     assert set(loaded) == {"a", "b", "c", "d"}
     assert torch.equal(loaded["b"].edges, loaded["a"].edges)
-
-
-def changed(
-    folder: Path, change: Callable[[dict[str, Tensor]], object], metadata: dict[str, str] | None = None
-) -> None:
-    """The weights with other tensors, or other metadata."""
-    path = next(folder.glob("*.safetensors"))
-    with safe_open(path, "pt") as opened:
-        before = opened.metadata()
-    tensors = load_file(path)
-    change(tensors)
-    path.unlink()
-    save_file({key: tensor for key, tensor in tensors.items() if tensor.numel()}, path, before | (metadata or {}))
-    path.chmod(0o400)
-
-
-def put(key: str, at: int, value: float) -> Callable[[dict[str, Tensor]], object]:
-    def change(tensors: dict[str, Tensor]) -> None:
-        tensors[key].view(-1)[at] = value
-
-    return change
-
-
-def cut(key: str) -> Callable[[dict[str, Tensor]], object]:
-    def change(tensors: dict[str, Tensor]) -> None:
-        tensors[key] = tensors[key][:-1].clone()
-
-    return change
-
-
-def gone(key: str) -> Callable[[dict[str, Tensor]], object]:
-    return lambda tensors: tensors.pop(key)
-
-
-TIMED = ("input_scale", "input_offset", "deq_scale", "quant_bias", "weight_scale", "weight")
-DAMAGE = [
-    *((gone(f"up.{key}"), f"up.{key} is missing") for key in TIMED),
-    *((cut(f"up.{key}"), f"up.{key} is") for key in TIMED[:-1]),
-    *((gone(f"down.linear.{key}"), f"down.linear.{key} is missing") for key in ("weight", "weight_scale")),
-    (cut("down.div.mul_scale"), "down.div.mul_scale is"),
-    (put("down.div.mul_scale", 2, 0.0), "down.div.mul_scale is not positive"),
-    (put("down.div.mul_scale", 2, float("nan")), "down.div.mul_scale is not positive"),
-    (put("down.linear.weight_scale", 1, -1.0), "down.weight_scale is not positive"),
-    (put("down.linear.weight", 1, -128), "down.weight holds -128"),
-    (put("up.input_scale", 4, 0.0), "up.input_scale is not positive"),
-    (put("up.input_scale", 4, 9.0), "differ in one bin"),
-    (put("up.deq_scale", 3, -1), "is not the bits of positive float32"),
-    (put("up.deq_scale", 3, 0), "up.deq_scale is not positive"),
-    (put("up.deq_scale", 3, 1 << 40), "is not the bits of positive float32"),
-    (put("up.input_offset", 5, 0.5), "up.input_offset is 0.5"),
-    (put("up.input_offset", 5, 128.0), "up.input_offset is 128.0"),
-    (put("up.input_offset", 5, float("nan")), "up.input_offset is nan"),
-    (put("up.quant_bias", 7, -(2**31)), "could leave int32"),
-    (put("up.quant_bias", 7, 5), "differ in one bin"),
-]
-
-
-@pytest.mark.parametrize(("change", "fact"), DAMAGE, ids=[f"{at}-{fact}" for at, (_, fact) in enumerate(DAMAGE)])
-def test_what_no_export_writes_is_refused(change, fact, tmp_path):
-    folder = sound(tmp_path)
-    changed(folder, change)
-    refused(folder, fact)
-
-
-METADATA = [
-    ("octavo.timesteps", "[]", "noise levels that are not known"),
-    ("octavo.timesteps", "[1000, 800, 500, 499, 300]", "up.input_scale is"),
-    ("octavo.timesteps", "[1000, 800, 500, 499, 300, 280]", "no row for bin 0"),
-    ("octavo.timesteps", '["now"]', "not a list of numbers"),
-    ("octavo.timesteps", "[NaN]", "not a list of numbers"),
-    ("octavo.timesteps", "[1" + "0" * 400 + "]", "not a list of numbers"),
-    ("octavo.timesteps", "[true]", "not a list of numbers"),
-    ("octavo.timesteps", "7", "not a list of numbers"),
-    ("octavo.timesteps", "{", "not valid JSON"),
-    ("octavo.edges", "{", "not valid JSON"),
-    ("octavo.edges", "[]", "noise levels of its rows"),
-    ("octavo.edges", "{}", "noise levels of its rows"),
-    ("octavo.edges", '{"up": 5}', "noise levels of its rows"),
-    ("octavo.edges", '{"up": [500, 250, 750]}', "noise levels of its rows"),
-    ("octavo.edges", '{"up": [250, 500, 1e39]}', "noise levels of its rows"),
-    ("octavo.edges", '{"up": [250, 500, 750, 760]}', "no row for bin 3"),
-    ("octavo.edges", '{"up": [250, 500]}', "differ in one bin"),
-]
-
-
-@pytest.mark.parametrize(("key", "value", "fact"), METADATA, ids=[f"{key}-{value[:30]}" for key, value, _ in METADATA])
-def test_metadata_that_no_export_writes_are_refused(key, value, fact, tmp_path):
-    folder = sound(tmp_path)
-    changed(folder, lambda tensors: None, {key: value})
-    refused(folder, fact)
-
-
-def sound(folder: Path) -> Path:
-    """A checkpoint to damage."""
-    model = TimedToy()
-    layers = layers_of(model, {"up": "W8A8_TIMESTEP"})
-    layers["down"] = frozen(model.down, "W8A8_DYNAMIC", mul_scale=torch.full((16,), 0.5))
-    return written(folder / "out", model, layers)
-
-
-def refused(folder: Path, fact: str) -> None:
-    with pytest.raises(CaptureError) as caught:
-        load_ascend(folder)
-    assert caught.value.exit_code == 3
-    assert fact in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert any(not verdict.ok for verdict in check(folder) if verdict.consumer == "octavo")

@@ -1,21 +1,15 @@
 """The kinds of activations: what each computes, against the same in whole numbers and float64."""
 
-import copy
-import io
-import pickle
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from calibrate.errors import CalibrateError
 from calibrate.freeze import Dynamic, Static, Timestep, TimestepQParams, freeze, numbers_of
-from calibrate.layers import QuantizedLinear, build, install, quantized
-from calibrate.noise import NoiseLevel, levels_of
+from calibrate.layers import QuantizedLinear, build
+from calibrate.noise import NoiseLevel
 from calibrate.scheme import ACTIVATION, QParams, Range, qparams_of
-from calibrate.sqnr import comparing
 from calibrate.weights import round_to_nearest
 
 from .calibrate_tiny import DTYPES
@@ -128,108 +122,6 @@ def test_one_vector_is_no_batch():
     timed = frozen(nn.Linear(2, 3), "W8A8_TIMESTEP")
     timed.noise_level = noise_at(0.0, 1000.0)
     assert timed(torch.randn(2)).shape == (3,)
-
-
-@pytest.mark.parametrize("value", [500.0, 500, torch.tensor(500.0), torch.tensor([500]), torch.full((4,), 500.0)])
-@pytest.mark.parametrize("name", ["timestep", "t", "sigma"])
-def test_the_time_argument_in_all_its_forms(value, name):
-    levels = levels_of({"hidden": torch.ones(3), name: value})
-    assert (levels.ndim, levels.dtype, float(levels)) == (0, torch.float32, 500.0)
-
-
-@pytest.mark.parametrize("value", [None, True, "now", torch.zeros(0)])
-def test_what_is_no_noise_level(value):
-    assert levels_of({"timestep": value}) is None
-
-
-@pytest.mark.parametrize("by_name", [True, False])
-def test_a_model_tells_its_layers_and_forgets(by_name):
-    model = TimedToy()
-    layers = {"up": frozen(model.up, "W8A8_TIMESTEP"), "down": frozen(model.down, "W8A8_TIMESTEP")}
-    x, level = torch.randn(2, 5, 8), torch.tensor([600.0, 600.0])
-    with quantized(model, layers):
-        y = model(hidden=x, timestep=level) if by_name else model(x, level)
-        with pytest.raises(CalibrateError, match="noise level: not known here"):
-            model.up(x)
-        with pytest.raises(CalibrateError, match="noise level: not known here") as caught:
-            model(x, None)
-        assert caught.value.exit_code == 4
-        with pytest.raises(TypeError):
-            model(x)
-        with pytest.raises(RuntimeError):
-            model(torch.randn(2, 5, 9), level)
-        with pytest.raises(CalibrateError):  # forgotten after an error too
-            model.up(x)
-    with quantized(model, {name: static_of(model.get_submodule(name), 2) for name in layers}):
-        assert torch.equal(model(x, level), y)
-    assert not model._forward_pre_hooks
-    assert not model._forward_hooks
-    assert layers["up"].noise_level is None
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_hooks_are_there_for_noise_levels_alone(kind):
-    model = TimedToy()
-    with quantized(model, {"up": frozen(model.up, kind)}):
-        assert bool(model._forward_pre_hooks) == (kind == "W8A8_TIMESTEP")
-
-
-def test_layers_that_are_installed_one_by_one_share_the_noise_level():
-    model, x = TimedToy(), torch.randn(2, 5, 8)
-    layers = {name: frozen(model.get_submodule(name), "W8A8_TIMESTEP") for name in ("up", "down")}
-    with quantized(model, layers):
-        wanted = model(x, 300.0)
-    detach = install(model, {"up": layers["up"]})
-    install(model, {"down": layers["down"]})
-    assert len(model._forward_pre_hooks) == 1
-    assert torch.equal(model(x, 300.0), wanted)
-    detach()
-    assert not model._forward_pre_hooks
-
-
-def copied(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model)
-
-
-def pickled(model: nn.Module) -> nn.Module:
-    return pickle.loads(pickle.dumps(model))
-
-
-def saved(model: nn.Module) -> nn.Module:
-    sink = io.BytesIO()
-    torch.save(model, sink)
-    sink.seek(0)
-    return torch.load(sink, weights_only=False)
-
-
-@pytest.mark.parametrize("again", [copied, pickled, saved])
-def test_a_copy_of_a_model_hears_its_own_calls(again):
-    model, x = TimedToy(), torch.randn(2, 5, 8)
-    install(model, {"up": frozen(model.up, "W8A8_TIMESTEP"), "down": frozen(model.down, "W8A8_TIMESTEP")})
-    other = again(model)
-    assert torch.equal(other(x, 300.0), model(x, 300.0))
-    assert not torch.equal(other(x, 900.0), model(x, 300.0))
-    assert other.up.noise_level is other.down.noise_level is not model.up.noise_level
-
-
-def test_a_state_dict_carries_the_bins():
-    model, other, x = TimedToy(), TimedToy(seed=1), torch.randn(2, 5, 8)
-    for each in (model, other):
-        install(each, {"up": frozen(each.up, "W8A8_TIMESTEP")})
-    other.load_state_dict(model.state_dict())
-    assert torch.equal(other(x, 600.0), model(x, 600.0))
-
-
-def test_layers_are_compared_at_the_noise_level_of_the_call():
-    model, x = TimedToy(), torch.randn(2, 5, 8)
-    timed = frozen(model.up, "W8A8_TIMESTEP")
-    with comparing(model, {"up": lambda: timed}) as powers:
-        model(x, 300.0)
-    with comparing(model, {"up": lambda: static_of(model.up, 1)}) as wanted:
-        model(x, 300.0)
-    assert powers["up"].sqnr == wanted["up"].sqnr
-    assert timed.noise_level is None
-    assert not model._forward_pre_hooks
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -32,6 +32,7 @@ GEOMETRY = "octavo.geometry"  # of convolutions, in the metadata of the weight f
 LEVELS = "octavo.timesteps"  # the noise level of each row
 EDGES = "octavo.edges"  # by layer, between its bins
 CORRECTED = "octavo.corrected"  # layers whose quant_bias carries more than their bias
+MADE_BIASES = "octavo.made_biases"  # layers whose float form has no bias
 MUL_SCALE, INNER = "div.mul_scale", "linear."
 
 
@@ -144,5 +145,6 @@ def _metadata(layers: Mapping[str, QuantizedLayer], levels: Sequence[float]) -> 
             name: rows_of(x.edges, levels).edges.tolist() for name, x in layers.items() if x.scheme == "W8A8_TIMESTEP"
         },
         CORRECTED: sorted(name for name, x in layers.items() if corrected(x)),
+        MADE_BIASES: sorted(name for name, x in layers.items() if x.made_bias),
     }
     return {key: json.dumps(value, sort_keys=True) for key, value in found.items() if value}

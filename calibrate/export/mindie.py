@@ -57,6 +57,7 @@ def mindie(checkpoint: Checkpoint) -> Iterator[Verdict]:
     yield from _names(checkpoint)
     yield from _layers(checkpoint)
     yield from _schemes(checkpoint)
+    yield from _made_biases(checkpoint)
     yield from _dtypes(checkpoint)
 
 
@@ -132,6 +133,12 @@ def _schemes(checkpoint: Checkpoint) -> Iterator[Verdict]:
     ]  # fmt: skip
     if ignored:
         yield Verdict("MindIE-SD", "multipliers", False, f"it ignores that of a W8A16 layer ({ignored[0]})")
+
+
+def _made_biases(checkpoint: Checkpoint) -> Iterator[Verdict]:
+    dropped = [name for name in checkpoint.layer_names if checkpoint.made_bias(name)]
+    if dropped:
+        yield Verdict("MindIE-SD", "biases", False, f"it drops that of a layer that has none in float ({dropped[0]})")
 
 
 def _misfit(checkpoint: Checkpoint, name: str) -> str | None:
