@@ -27,7 +27,8 @@ from calibrate.export import export
 from calibrate.observers import OBSERVERS, Options
 from calibrate.plan import make_plan
 from calibrate.replay import observe
-from calibrate.run import Settings, calibrate
+from calibrate.run import calibrate
+from calibrate.settings import Settings
 
 MODELS = {"160 wide, 4 layers": (160, 4, 5), "768 wide, 6 layers": (768, 6, 12)}
 CALLS = 16

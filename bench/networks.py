@@ -1,4 +1,4 @@
-"""Networks that are hard to quantize, made by code: random SD3 transformers, and outliers put in function-preservingly."""
+"""Networks that are hard to quantize, made by code: random SD3 transformers, and outliers that change no output."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

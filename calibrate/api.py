@@ -103,7 +103,9 @@ class QuantConfig:
     def _methods(self) -> list[str]:
         """The accuracy methods that are switched on."""
         methods = self.keep_acc or {}
-        return [name for name in _METHODS if (each := methods.get(name)) is True or (isinstance(each, list) and each[0])]
+        return [
+            name for name in _METHODS if (each := methods.get(name)) is True or (isinstance(each, list) and each[0])
+        ]
 
     @property
     def settings(self) -> Settings:

@@ -53,9 +53,7 @@ def layer_of(module: FloatLayer, choice: Choice) -> QuantizedLayer | str:
     quantized = choice.weight or round_to_nearest(divided(module, choice.multiplier))
     if quantized is None:
         return "a channel's weights are too small for a float32 scale"
-    numbers = numbers_of(
-        quantized, module.bias, choice.spec, module.weight.dtype, choice.multiplier, choice.correction
-    )
+    numbers = numbers_of(quantized, module.bias, choice.spec, module.weight.dtype, choice.multiplier, choice.correction)
     return numbers if isinstance(numbers, str) else build(numbers, module)
 
 

@@ -24,7 +24,10 @@ _WHOLE = torch.zeros(0)  # no edges: one bin
 
 
 class Choosing:
-    """Chooses for every layer of the plan; afterwards `count` is how many calls there were."""
+    """Chooses for every layer of the plan; afterwards `count` is how many calls there were.
+
+    `timesteps`: the noise levels of the calls, descending, where ranges depend on them.
+    """
 
     def __init__(
         self, model: nn.Module, calls: Calls, plan: Plan, settings: Settings, progress: Progress, watch: Stopwatch
@@ -32,6 +35,7 @@ class Choosing:
         self._model, self._calls, self._plan = model, calls, plan
         self._settings, self._progress, self._watch = settings, progress, watch
         self.count = 0
+        self.timesteps: tuple[float, ...] | None = None
 
     def choices(self) -> tuple[dict[str, Choice], dict[str, list[Range]], dict[str, str]]:
         """The choices, the ranges of inputs, and the layers that have to stay float with the reason."""
@@ -44,6 +48,8 @@ class Choosing:
                 groups = settings.groups(self._model) if settings.groups else []
                 smoothing = smooth(self._model, surveys, groups, kind, settings.input_scheme, self._progress)
         edges = edges_of(turn.levels) if settings.activations == "timestep" else _WHOLE
+        if len(edges):
+            self.timesteps = tuple(sorted(set(turn.levels), reverse=True))
         with self._watch.stage("replay"):
             ranges = self._ranges(surveys, smoothing, edges)
         choices, reasons = self._first(ranges, smoothing, edges)
@@ -65,7 +71,9 @@ class Choosing:
         turn = Turn(self._model)
         if not self._settings.surveying:
             return {}, turn
-        surveys = {e.name: Survey(turn) for e, module in named(self._model, self._plan) if isinstance(module, nn.Linear)}
+        surveys = {
+            e.name: Survey(turn) for e, module in named(self._model, self._plan) if isinstance(module, nn.Linear)
+        }
         with self._watch.stage("survey"):
             samples = self._progress("survey", first(self._calls, self._settings.samples), self._settings.samples)
             self.count = observe(self._model, surveys, turn.each(samples))
@@ -75,18 +83,22 @@ class Choosing:
         self, surveys: Mapping[str, Survey], smoothing: Mapping[str, Smoothing], edges: torch.Tensor
     ) -> dict[str, list[Range]]:
         """The ranges of the inputs of layers that ran: from the surveys where they say it, else by another replay."""
-        settings, ranges = self._settings, {}
+        settings = self._settings
+        ranges: dict[str, list[Range]] = {}
+        if settings.activations in ("dynamic", "float"):
+            if not surveys:
+                self.count = sum(1 for _ in first(self._calls, settings.samples))
+            return ranges
         if settings.observer == "minmax" and not len(edges):
             for name, survey in surveys.items():
                 if survey.seen:
                     ranges[name] = [survey.all.range(smoothing[name].multiplier if name in smoothing else None)]
-        known = set(ranges) | {name for name, survey in surveys.items() if not survey.seen}
-        missing = [name for name in self._plan.quantized if name not in known]
-        needed = settings.activations in ("static", "timestep") or not surveys
-        if missing and needed:
+        silent = {name for name, survey in surveys.items() if not survey.seen}
+        missing = [name for name in self._plan.quantized if name not in ranges and name not in silent]
+        if missing:
             samples = self._progress("replay", first(self._calls, settings.samples), settings.samples)
-            names = missing if settings.activations in ("static", "timestep") else []
-            found, turn = observed(self._model, names, samples, settings.observer, settings.options, smoothing, edges)
+            options = settings.options
+            found, turn = observed(self._model, missing, samples, settings.observer, options, smoothing, edges)
             ranges |= found
             self.count = turn.count
         return ranges

@@ -10,6 +10,8 @@ from capture.sealed import read_bytes
 
 from .errors import CalibrateError
 from .observers import OBSERVERS
+from .rounding import WEIGHT_METHODS
+from .settings import RECIPES
 
 _LIMIT = 1 << 20
 
@@ -86,7 +88,12 @@ def _wrong(place: str, value: Any, wanted: str) -> CalibrateError:
 OPTIONS: dict[str, Option] = {
     "model": Option(str),
     "component": Option(str),
+    "accuracy": Option(str, words=tuple(RECIPES)),
     "observer": Option(str, words=tuple(OBSERVERS)),
+    "activations": Option(str, words=("static", "timestep", "dynamic")),
+    "smoothing": Option(bool),
+    "weights": Option(tuple, words=tuple(WEIGHT_METHODS)),
+    "bias_correction": Option(bool),
     "sigma": Option(float, within=(0, 100)),
     "symmetric": Option(bool),
     "weight_only": Option(bool),

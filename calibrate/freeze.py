@@ -99,8 +99,8 @@ def freeze(
 ) -> Numbers | str:
     """The numbers of a layer with this float weight and bias, or the reason why it has to stay float.
 
-    `spec` says how its input becomes integers; None quantizes the weight alone. `method` is a name of WEIGHT_METHODS, for
-    which `inputs` and `iterations` are: None is its own number of them. The others are those of `numbers_of`.
+    `spec` says how its input becomes integers; None quantizes the weight alone. `method` is a name of WEIGHT_METHODS,
+    for which `inputs` and `iterations` are: None is its own number of them. The others are those of `numbers_of`.
     """
     options = {} if iterations is None else {"iterations": iterations}
     quantized = WEIGHT_METHODS[method](weight, inputs, **options)

@@ -75,7 +75,7 @@ def observed(
     smoothing: Mapping[str, Smoothing],
     edges: Tensor,
 ) -> tuple[dict[str, list[Range]], Turn]:
-    """The ranges of the inputs of layers, of each bin of `edges`, and what the calls were; without those that never ran.
+    """The ranges of the inputs of the layers that ran, of each bin of `edges`, and what the calls were.
 
     Raises as `replay.observe` does.
     """

@@ -16,7 +16,7 @@ from .errors import CalibrateError
 from .layers import QuantizedLayer, install, quantized
 from .plan import Plan, layer_at, make_plan, named
 from .report import Stopwatch, report_of
-from .settings import SCHEMES, Settings
+from .settings import DEFAULTS, SCHEMES, Settings
 from .sqnr import Power, comparing, outputs, spread
 from .weights import check_finite
 
@@ -39,9 +39,7 @@ class Result:
         return list(self.report["warnings"])
 
 
-def calibrate(
-    model: nn.Module, calls: Calls, settings: Settings = Settings(), *, progress: Progress = silent
-) -> Result:
+def calibrate(model: nn.Module, calls: Calls, settings: Settings = DEFAULTS, *, progress: Progress = silent) -> Result:
     """Calibrates `model` on `calls`, a function that gives the calls anew each time.
 
     The model's weights stay as they are, unless `settings.release`: then its layers are replaced by integer ones.
@@ -77,7 +75,7 @@ def calibrate(
     report = report_of(plan, layers, choices, ranges, settings, powers, output.sqnr, count, watch)
     for warning in report["warnings"]:
         logger.warning(warning)
-    return Result(plan, layers, report)
+    return Result(plan, layers, report, choosing.timesteps)
 
 
 def _prepared(model: nn.Module, settings: Settings) -> Plan:

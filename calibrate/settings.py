@@ -66,7 +66,9 @@ class Settings:
     @property
     def method(self) -> Method:
         """That of weights and biases."""
-        return Method(tuple(word for word in self.weights if word != NEAREST), self.iterations, self.seed, self.bias_correction)
+        return Method(
+            tuple(word for word in self.weights if word != NEAREST), self.iterations, self.seed, self.bias_correction
+        )
 
     @property
     def surveying(self) -> bool:
@@ -78,6 +80,8 @@ def _one_of(name: str, word: str, words: Mapping[str, Any]) -> None:
     if word not in words:
         raise CalibrateError(f"{name}: no '{word}'. Choose one of {', '.join(words)}.", 2)
 
+
+DEFAULTS = Settings()
 
 # what --accuracy says; docs/accuracy.md has what they cost and bring
 RECIPES: dict[str, dict[str, Any]] = {

@@ -106,7 +106,7 @@ def _searched(
 
 def spec_of(
     inputs: Channels, multiplier: Tensor | None, kind: str, scheme: Scheme, dtype: torch.dtype
-) -> InputSpec | None | str:
+) -> InputSpec | str | None:
     """How an input of these statistics becomes integers: one range, or none to be known; or why it cannot."""
     if kind == "dynamic":
         return Dynamic()

@@ -1,7 +1,8 @@
 """The survey: what one replay learns of the input of each layer, and a sample of its rows from calls held out.
 
-What is chosen by looking at inputs is judged on the sample of others, so that nothing is chosen that only fits the calls
-it was chosen on. Held out is every fourth prompt; every fourth call, where calls do not say of which prompt they are.
+What is chosen by looking at inputs is judged on the sample of others, so that nothing is chosen that only fits the
+calls it was chosen on. Held out is every fourth prompt; every fourth call, where calls do not say which prompt they are
+of.
 """
 
 import inspect

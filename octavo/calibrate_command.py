@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from calibrate.export import check_target, export
 from calibrate.report import worst
-from calibrate.run import Result, Settings
+from calibrate.run import Result
 from calibrate.run import calibrate as calibrate_model
+from calibrate.settings import RECIPES, Settings
 from calibrate.sqnr import spread
 from capture.errors import CaptureError
 from capture.fingerprint import fingerprint
@@ -19,6 +20,7 @@ from capture.reader import Call, Capture
 from pipelines import FAMILIES, GENERIC
 from pipelines.denoisers import denoisers
 from pipelines.device import DTYPES, resolve_device
+from pipelines.family import Family
 from pipelines.load import load_pipeline, model_directory, quiet
 
 from .terminal import Terminal, duration, size
@@ -32,10 +34,15 @@ class CalibrateOptions:
     out: Path
     model: str | None = None
     component: str | None = None
-    observer: str = "sigma"
+    accuracy: str = "fast"
+    observer: str | None = None
     sigma: float = 25.0
     symmetric: bool = False
     weight_only: bool = False
+    activations: str | None = None
+    smoothing: bool | None = None
+    weights: tuple[str, ...] = ()
+    bias_correction: bool | None = None
     keep_float: tuple[str, ...] = ()
     quantize_too: tuple[str, ...] = ()
     samples: int | None = None
@@ -60,7 +67,7 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
     headers = [header for unit in capture.units for header in unit.calls if header.component == component]
     chosen = set(spread(len(headers), options.samples or len(headers)))
-    settings = _settings(options, family.keep_float, len(chosen))
+    settings = _settings(options, family, len(chosen))
     model = _model(capture, component, options)
     calls = _calls(capture, component, chosen, _casting(capture, options.dtype))
     result = calibrate_model(model, calls, settings, progress=terminal.progress)
@@ -93,17 +100,25 @@ def _component(capture: Capture, wanted: str | None) -> str:
     return wanted
 
 
-def _settings(options: CalibrateOptions, defaults: Any, samples: int) -> Settings:
+def _settings(options: CalibrateOptions, family: Family, samples: int) -> Settings:
+    """The recipe, and what the options say otherwise."""
+    defaults = family.keep_float
     if options.quantize_too and defaults is not None:
         unknown = [pattern for pattern in options.quantize_too if pattern not in defaults]
         if unknown:
             known = ", ".join(defaults)
             raise CaptureError(f"--quantize: '{unknown[0]}' is not kept float by default. Choose of {known}.", 2)
         defaults = {pattern: why for pattern, why in defaults.items() if pattern not in options.quantize_too}
+    if options.accuracy not in RECIPES:
+        raise CaptureError(f"--accuracy: no '{options.accuracy}'. Choose one of {', '.join(RECIPES)}.", 2)
+    said = {
+        "observer": options.observer, "activations": "float" if options.weight_only else options.activations,
+        "smoothing": options.smoothing, "weights": options.weights or None, "bias_correction": options.bias_correction,
+    }  # fmt: skip
+    chosen = RECIPES[options.accuracy] | {name: value for name, value in said.items() if value is not None}
     return Settings(
-        observer=options.observer, sigma=options.sigma, symmetric=options.symmetric,
-        act_quant=not options.weight_only, keep_float=options.keep_float, defaults=defaults,
-        samples=samples, release=True, name="--keep-float",
+        sigma=options.sigma, symmetric=options.symmetric, groups=family.groups, keep_float=options.keep_float,
+        defaults=defaults, samples=samples, release=True, name="--keep-float", **chosen,
     )  # fmt: skip
 
 

@@ -108,12 +108,30 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 @click.option("--model", help="Another directory of the captured model [default: the one captured].")
 @click.option("--component", help="The denoiser to quantize, where several were captured.")
 @click.option(
+    "--accuracy",
+    type=click.Choice(["plain", "fast", "balanced", "best"]),
+    default="fast",
+    show_default=True,
+    help="A recipe; the options below change parts of it.",
+)
+@click.option(
     "--observer",
     type=click.Choice(["minmax", "sigma", "percentile", "mse"]),
-    default="sigma",
-    show_default=True,
     help="How the range of an activation is found.",
 )
+@click.option(
+    "--activations",
+    type=click.Choice(["static", "timestep", "dynamic"]),
+    help="One range, one for each bin of noise levels, or one for each token as it comes.",
+)
+@click.option("--smoothing/--no-smoothing", default=None, help="Move outliers of activations into the weights.")
+@click.option(
+    "--weights",
+    multiple=True,
+    type=click.Choice(["round-to-nearest", "easy-quant", "admm", "adaround", "gptq"]),
+    help="How weights are rounded; of several, each layer takes the best.",
+)
+@click.option("--bias-correction/--no-bias-correction", default=None, help="Correct the mean error of each output.")
 @click.option(
     "--sigma", type=float, default=25.0, show_default=True, help="Of the sigma observer: mean +- this many deviations."
 )

@@ -34,4 +34,4 @@ class Family:
     keep_float: Mapping[str, str] | None = None  # pattern of layer names -> why; None: the general rule
     # (directory, dtype or None, folder of the text encoder or None) -> pipeline; None: diffusers loads it
     load: Callable[[Any, Any, Any], Any] | None = None
-    groups: Callable[[Any], list[Group]] | None = None  # denoiser -> groups of layers whose input channels can be divided
+    groups: Callable[[Any], list[Group]] | None = None  # denoiser -> layers whose input channels can be divided

@@ -30,9 +30,7 @@ def slices(model: nn.Module, fold: Fold, channels: int) -> Iterator[Slice]:
     if isinstance(found, nn.Parameter):
         yield Slice(found.detach().reshape(-1)[rows], fold.plus_one)
         return
-    if isinstance(found, nn.Linear):
-        yield Slice(found.weight.detach()[rows], False)
-    elif found.weight is not None:  # a norm
+    if isinstance(found, nn.Linear) or found.weight is not None:
         yield Slice(found.weight.detach()[rows], False)
     if found.bias is not None:
         yield Slice(found.bias.detach()[rows], fold.plus_one)
@@ -49,7 +47,7 @@ def fold(model: nn.Module, groups: Sequence[tuple[Group, Tensor]]) -> None:
                 for values, plus_one in slices(model, target, len(factors)):
                     divide(values, factors, plus_one)
             for name in group.layers:
-                weight = model.get_submodule(name).weight
+                weight = model.get_parameter(f"{name}.weight")
                 weight.copy_(weight * factors.to(torch.float64))
 
 

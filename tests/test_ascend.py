@@ -15,7 +15,8 @@ from calibrate.export import EXPORTS, check_target, export
 from calibrate.export.ascend import packed, unpacked
 from calibrate.layers import install, quantized
 from calibrate.load import load_ascend
-from calibrate.run import Result, Settings, calibrate
+from calibrate.run import Result, calibrate
+from calibrate.settings import Settings
 from capture.errors import CaptureError
 
 from .calibrate_tiny import DTYPES, Block, Call, Toy, calls, given, toy
@@ -78,7 +79,7 @@ def test_the_packing_of_the_dequantizer_is_the_bits_of_float32():
 
 
 def test_weight_only(tmp_path):
-    model, result = made(act_quant=False)
+    model, result = made(activations="float")
     folder = export(result, model, tmp_path / "out")
     tensors, description = load_file(folder / W8A16[0]), json.loads((folder / W8A16[1]).read_text())
     assert description["model_quant_type"] == description["proj_out.weight"] == "W8A16"
@@ -91,7 +92,7 @@ def test_weight_only(tmp_path):
         assert torch.equal(loaded["proj_out"](x), result.layers["proj_out"](x))
 
 
-@pytest.mark.parametrize("settings", [{}, {"symmetric": True}, {"observer": "mse"}, {"act_quant": False}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"symmetric": True}, {"observer": "mse"}, {"activations": "float"}], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_evaluated_exported_and_loaded_are_the_same_integers_and_the_same_bytes_again(dtype, settings, tmp_path):
     model, result = made(dtype, **settings)

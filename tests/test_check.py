@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from calibrate.export import export
 from calibrate.export.check import check
 from calibrate.load import load_ascend
-from calibrate.run import Settings, calibrate
+from calibrate.run import calibrate
+from calibrate.settings import Settings
 from capture.errors import CaptureError
 
 from .calibrate_tiny import calls, given, toy

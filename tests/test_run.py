@@ -10,7 +10,8 @@ from torch import nn
 from calibrate.errors import CalibrateError
 from calibrate.layers import QuantizedLinear, quantized
 from calibrate.report import peak_memory, worst
-from calibrate.run import Settings, calibrate
+from calibrate.run import calibrate
+from calibrate.settings import Settings
 from calibrate.sqnr import Power, spread, tensors_in
 
 from .calibrate_tiny import DTYPES, Call, calls, given, toy
