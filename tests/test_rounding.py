@@ -188,7 +188,7 @@ def test_making_up_for_the_input_pays_on_seen_rows_and_costs_nothing_on_others()
     d = case.target * case.scale[:, None] - weight.double()
     added = [(form(d, i.gram) - 2 * (weight.double() @ (i.cross - i.gram).T * d).sum(1)).sum() for i in (seen, unseen)]
     assert added[0] < 0
-    assert added[1] < 0.1 * error(weight, round_to_nearest(weight), unseen).sum()
+    assert added[1] < 0.25 * error(weight, round_to_nearest(weight), unseen).sum()
 
 
 def test_gptq_without_inputs_rounds_to_the_nearest():
