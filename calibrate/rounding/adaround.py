@@ -27,12 +27,12 @@ def adaround(weight: Tensor, inputs: Inputs | None, *, iterations: int = 1000, s
         return round_to_nearest(weight)  # of up and down the nearer is the better where inputs are alike
     case = case_of(weight, inputs)
     low, start = case.target.floor().clamp(WEIGHT.qmin, WEIGHT.qmax - 1), case.target.round()
-    codes = descend(case, low + _learned(case, low, iterations), low, low + 1)
+    codes = descend(case, low + learned(case, low, iterations), low, low + 1)
     wins = form(codes - case.target, case.hessian) < form(start - case.target, case.hessian)
     return better(weight, inputs, torch.where(wins[:, None], codes, start), case.scale)
 
 
-def _learned(case: Case, low: Tensor, iterations: int) -> Tensor:
+def learned(case: Case, low: Tensor, iterations: int) -> Tensor:
     """1 where a code of `low` (out, in) is to be rounded up, else 0."""
     missing, hessian = (low - case.target).float(), (2 * case.hessian).float()
     logits = ((_SHIFT - missing.clamp(-1, 0)) / _STRETCH).logit_()

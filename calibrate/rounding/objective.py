@@ -16,8 +16,9 @@ from torch import Tensor
 from ..scheme import WEIGHT, QParams, Scheme, dequantize, quantize
 from ..weights import QuantizedWeight, round_to_nearest
 
-_ROUNDING = 0.01  # of the mean diagonal: Frantar et al., GPTQ, 2022
+ROUNDING = 0.01  # of the mean diagonal: Frantar et al., GPTQ, 2022
 _TARGET = 1.0  # of the mean diagonal: less fits the few prompts of a calibration better, and every other one worse
+_SCARCE = 10.0  # as much more, times columns by tokens: the fewer they are the more they err by chance
 _PRECISE = 2048  # columns up to which float64 is affordable
 _SMALLEST = 2.0**-126  # of the normal float32
 BLOCK = 64  # columns taken one by one before the rest learns of them, in one product
@@ -102,10 +103,10 @@ def case_of(weight: Tensor, inputs: Inputs | None) -> Case:
         pull = ((rows(inputs.cross) - gram) / mean).to(dtype)
     gram = (gram / mean).to(dtype)
     if inputs.cross is not None:
-        factor = cholesky(damped(gram, _TARGET))
+        factor = cholesky(damped(gram, _TARGET + _SCARCE * w.shape[1] / max(inputs.tokens, 1)))
         largest = w.abs().amax(1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)  # float32 may not hold the product
         w = w + torch.cholesky_solve(pull @ (w / largest).to(dtype).T, factor).T * largest
-    return _in_units(w.to(dtype), damped(gram, _ROUNDING))
+    return _in_units(w.to(dtype), damped(gram, ROUNDING))
 
 
 def _in_units(target: Tensor, hessian: Tensor) -> Case:
