@@ -177,10 +177,6 @@ def test_values_without_meaning(config, fact):
     [
         {"w_sym": False},
         {"w_signed": False},
-        {"keep_acc": {"admm": [True, 1000], "easy_quant": [False, 1000], "round_opt": False}},
-        {"keep_acc": {"admm": [False, 1000], "easy_quant": [True, 1000], "round_opt": False}},
-        {"keep_acc": {"admm": [False, 1000], "easy_quant": [False, 1000], "round_opt": True}},
-        {"amp_num": 2},
     ],
 )
 def test_what_is_not_built_says_so(config):

@@ -80,7 +80,7 @@ def test_every_observer_reaches_the_file(captured, tmp_path, observer):
     ("dtype", "deq"), [("bfloat16", torch.float32), ("float16", torch.int64), ("float32", torch.int64)]
 )
 def test_the_dtype_of_the_deployment(captured, tmp_path, dtype, deq):
-    octavo("calibrate", captured, tmp_path / "a", "--dtype", dtype)
+    octavo("calibrate", captured, tmp_path / "a", "--accuracy", "plain", "--dtype", dtype)
     tensors = load_file(tmp_path / "a" / WEIGHTS)
     assert tensors["proj_out.weight"].dtype == getattr(torch, dtype)
     assert tensors["transformer_blocks.0.attn.to_q.deq_scale"].dtype == deq
@@ -162,7 +162,7 @@ def test_an_old_checkpoint_stays_until_it_is_to_be_replaced(captured, tmp_path):
 
 
 def test_inspect_finds_a_damaged_checkpoint(captured, tmp_path):
-    octavo("calibrate", captured, tmp_path / "a")
+    octavo("calibrate", captured, tmp_path / "a", "--accuracy", "plain")
     assert json.loads(octavo("inspect", tmp_path / "a", "--json"))["sound"] is True
     (tmp_path / "a" / WEIGHTS).chmod(0o644)
     said = octavo("inspect", tmp_path / "a", code=3)
@@ -174,7 +174,7 @@ def test_inspect_finds_a_damaged_checkpoint(captured, tmp_path):
 
 
 def test_inspect_finds_integers_that_do_not_compute_the_layer(captured, tmp_path):
-    octavo("calibrate", captured, tmp_path / "a")
+    octavo("calibrate", captured, tmp_path / "a", "--accuracy", "plain")
     file = tmp_path / "a" / WEIGHTS
     tensors = load_file(file)
     tensors["transformer_blocks.0.attn.to_q.quant_bias"][3] += 3

@@ -1,0 +1,120 @@
+"""What each method of calibration keeps of the accuracy: the bundled pipeline, and the same with outliers put in.
+
+    python -m bench.accuracy [--rows plain smoothing ...] [--outliers] [--pictures 200] [--prompts 16] [--held 4]
+
+The transformer's SQNR is over all calls of held-out prompts, float inputs in both; the layers' mean and worst are over
+eight calls that were replayed. Seconds are those of calibrate, of which a plain replay of the calls is a part, shown as
+the ratio; memory is the peak of the process, which runs one row at a time.
+"""
+
+import argparse
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from bench.networks import put_outliers
+from bench.quality import draw
+from calibrate.calls import evaluating, run
+from calibrate.layers import quantized
+from calibrate.report import peak_memory
+from calibrate.run import calibrate
+from calibrate.settings import RECIPES, Settings
+from calibrate.sqnr import Power, outputs
+from capture.recorder import Memory, Recorder
+from pipelines.demo.judge import score
+from pipelines.demo.scene import parse
+from pipelines.load import load_pipeline, model_directory
+from pipelines.run import prompt_seed
+from pipelines.sd3 import SD3
+from prompts import read_prompts
+
+ROWS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "sigma": {"observer": "sigma"},
+    "percentile": {"observer": "percentile"},
+    "mse": {"observer": "mse"},
+    "smoothing": {"smoothing": True},
+    "smoothing, mse": {"smoothing": True, "observer": "mse"},
+    "bias correction": {"bias_correction": True},
+    "easy-quant": {"weights": ("easy-quant",)},
+    "admm": {"weights": ("admm",)},
+    "adaround": {"weights": ("adaround",)},
+    "gptq": {"weights": ("gptq",)},
+    "dynamic": {"activations": "dynamic"},
+    "timestep": {"activations": "timestep"},
+    **{f"--accuracy {name}": recipe for name, recipe in RECIPES.items() if name != "plain"},
+}
+
+
+class Call(NamedTuple):
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    unit: int
+    step: int | None
+
+
+def recorded(pipe: Any, prompts: list[str]) -> list[Any]:
+    """Every call of the transformer over the prompts, with the prompt each is of."""
+    calls: list[Any] = []
+    for unit, prompt in enumerate(prompts):
+        memory = Memory()
+        with Recorder(pipe.transformer, memory):
+            generator = torch.Generator().manual_seed(prompt_seed(prompt, 0))
+            pipe(prompt, generator=generator, num_inference_steps=28, output_type="latent")
+        calls += [Call(call.args, call.kwargs, unit, call.step) for call in memory.calls]
+    return calls
+
+
+def sqnr(model: nn.Module, layers: Any, calls: list[Any]) -> float:
+    """dB of the model's output over the calls."""
+    power = Power()
+    exact = outputs(model, calls)
+    with quantized(model, layers):
+        for one, other in zip(exact, outputs(model, calls), strict=True):
+            power.add(one[0], other[0])
+    return power.sqnr or float("inf")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", nargs="*", default=list(ROWS))
+    parser.add_argument("--outliers", action="store_true")
+    parser.add_argument("--pictures", type=int, default=0)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--held", type=int, default=4)
+    options = parser.parse_args()
+    pipe = load_pipeline(model_directory("demo"))
+    model = pipe.transformer.requires_grad_(False)
+    if options.outliers:
+        put_outliers(model, seed=0)
+    held_out = list(read_prompts("demo-heldout").texts)
+    calls = recorded(pipe, list(read_prompts("demo").texts[: options.prompts]))
+    held = recorded(pipe, held_out[-options.held :])
+    scenes = [parse(prompt) for prompt in held_out[: options.pictures]]
+    began = time.perf_counter()
+    with evaluating(model):
+        for at, call in enumerate(calls):
+            run(model, call, at)
+    plain = time.perf_counter() - began
+    print(f"{len(calls)} calls, {len(held)} held out; plain forwards {plain:.1f} s")
+    print("| method | transformer SQNR | layers, mean | worst | seconds | of plain | peak memory | judged |")
+    print("|---|---|---|---|---|---|---|---|")
+    if options.pictures:
+        right = score(draw(pipe, held_out[: options.pictures]), scenes)["all"]
+        print(f"| float | | | | | | | {right:.1%} |", flush=True)
+    for name in options.rows:
+        began = time.perf_counter()
+        result = calibrate(model, lambda: calls, Settings(defaults=SD3.keep_float, groups=SD3.groups, **ROWS[name]))
+        seconds = time.perf_counter() - began
+        found = [row["sqnr"] for row in result.report["layers"] if row["scheme"] and row.get("sqnr") is not None]
+        cells = [f"{sqnr(model, result.layers, held):.2f} dB", f"{sum(found) / len(found):.1f}", f"{min(found):.1f}"]
+        cells += [f"{seconds:.1f}", f"{seconds / plain:.2f} x", f"{peak_memory() / 2**20:.0f} MiB"]
+        with quantized(model, result.layers):
+            right = score(draw(pipe, held_out[: options.pictures]), scenes)["all"] if scenes else 0.0
+        print(f"| {name} | {' | '.join(cells)} | {f'{right:.1%}' if scenes else ''} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
