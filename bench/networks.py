@@ -37,21 +37,29 @@ def random_sd3(seed: int, modulation: float = 1.0, heads: int = 8, head: int = 3
 
 
 def random_calls(count: int, seed: int, batch: int = 2, tokens: int = 77) -> list[Call]:
-    """Calls of `random_sd3` at 32x32 latents: noise of every level."""
+    """Calls of `random_sd3` at 32x32 latents, each of a prompt and a noise level of its own.
+
+    As in a rectified flow the latents are (1 - sigma) * clean + sigma * noise; what is clean, and the text, differ in
+    scale from prompt to prompt.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return [
-        Call(
-            (),
-            {
-                "hidden_states": torch.randn(batch, 16, 32, 32, generator=generator),
-                "encoder_hidden_states": torch.randn(batch, tokens, 256, generator=generator),
-                "pooled_projections": torch.randn(batch, 128, generator=generator),
-                "timestep": torch.full((batch,), 1000.0 * (1 - at / count)),
-                "return_dict": False,
-            },
-        )
-        for at in range(count)
-    ]
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    calls = []
+    for at in range(count):
+        sigma = 1 - at / count
+        clean, text = (float(torch.exp(0.5 * normal(1))) for _ in range(2))
+        kwargs = {
+            "hidden_states": (1 - sigma) * clean * normal(batch, 16, 32, 32) + sigma * normal(batch, 16, 32, 32),
+            "encoder_hidden_states": text * normal(batch, tokens, 256),
+            "pooled_projections": text * normal(batch, 128),
+            "timestep": torch.full((batch,), 1000.0 * sigma),
+            "return_dict": False,
+        }
+        calls.append(Call((), kwargs))
+    return calls
 
 
 def put_outliers(model: nn.Module, seed: int, channels: int = CHANNELS, factor: float = FACTOR) -> None:

@@ -84,9 +84,10 @@ def _one_of(name: str, word: str, words: Mapping[str, Any]) -> None:
 DEFAULTS = Settings()
 
 # what --accuracy says; docs/accuracy.md has what they cost and bring
+_BALANCED: dict[str, Any] = {"smoothing": True, "weights": ("gptq",), "bias_correction": True}
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},
     "fast": {"smoothing": True},
-    "balanced": {"smoothing": True, "weights": ("gptq",), "bias_correction": True},
-    "best": {"smoothing": True, "weights": ("gptq", "adaround"), "bias_correction": True, "observer": "mse"},
+    "balanced": _BALANCED,
+    "best": _BALANCED | {"activations": "dynamic"},
 }

@@ -1,0 +1,119 @@
+"""Random SD3 transformers, easy and hard: transformer output SQNR on calls held out, by method, and what it cost.
+
+    python -m bench.bench_networks [--seeds 0 1 2] [--calls 16]
+    python -m bench.bench_networks --msmodelslim       in an environment of its own, with msmodelslim installed
+
+Networks: r, default initialisation; a, the adaLN modulation times 8; o, eight channels times 50 put in front of each
+attention and feed-forward, function-preservingly. All methods quantize the same layers: those that Octavo quantizes of
+SD3 by default.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.networks import put_outliers, random_calls, random_sd3
+from pipelines.sd3 import SD3
+
+CELLS = {"r": (1.0, False), "r o": (1.0, True), "a": (8.0, False), "a o": (8.0, True)}
+
+
+def network(cell: str, seed: int) -> nn.Module:
+    modulation, outliers = CELLS[cell]
+    model = random_sd3(seed, modulation).requires_grad_(False)
+    if outliers:
+        put_outliers(model, seed + 100)
+    return model
+
+
+def decibels(exact: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    signal = sum(float(y.double().square().sum()) for y in exact)
+    noise = sum(float((z.double() - y).square().sum()) for y, z in zip(exact, other, strict=True))
+    return 10 * math.log10(signal / noise)
+
+
+def outputs(model: nn.Module, calls: list[Any]) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [model(**call.kwargs)[0] for call in calls]
+
+
+def octavo(settings: dict[str, Any]) -> Callable[[nn.Module, list[Any], list[Any]], list[torch.Tensor]]:
+    from calibrate.layers import quantized
+    from calibrate.run import calibrate
+    from calibrate.settings import Settings
+
+    def work(model: nn.Module, calls: list[Any], held: list[Any]) -> list[torch.Tensor]:
+        result = calibrate(model, lambda: calls, Settings(groups=SD3.groups, sqnr_calls=2, **settings))
+        work.done = time.perf_counter()  # type: ignore[attr-defined]
+        with quantized(model, result.layers):
+            return outputs(model, held)
+
+    return work
+
+
+def msmodelslim(model: nn.Module, calls: list[Any], held: list[Any]) -> list[torch.Tensor]:
+    from msmodelslim.pytorch.quant.ptq_tools import Calibrator, QuantConfig
+
+    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    kept = [name for name in names if any(fnmatch(name, pattern) for pattern in SD3.keep_float or ())]
+    config = QuantConfig(
+        w_bit=8, a_bit=8, w_signed=True, a_signed=True, w_sym=True, a_sym=False, act_quant=True, act_method=1,
+        quant_mode=1, disable_names=kept, amp_num=0, keep_acc=None, sigma=25, device="cpu",
+    )  # fmt: skip
+    calibrator = Calibrator(model, config, [dict(call.kwargs) for call in calls])
+    calibrator.run()
+    msmodelslim.done = time.perf_counter()  # type: ignore[attr-defined]
+    return outputs(calibrator.model, held)
+
+
+def methods(peer: bool) -> dict[str, Any]:
+    if peer:
+        return {"msModelSlim": msmodelslim}
+    from calibrate.settings import RECIPES
+
+    rows: dict[str, dict[str, Any]] = {
+        "static min-max": {},
+        "dynamic per token": {"activations": "dynamic"},
+        **{f"--accuracy {name}": recipe for name, recipe in RECIPES.items() if name != "plain"},
+    }
+    return {name: octavo({"defaults": SD3.keep_float, **settings}) for name, settings in rows.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="*")
+    parser.add_argument("--calls", type=int, default=16)
+    parser.add_argument("--msmodelslim", action="store_true")
+    options = parser.parse_args()
+    print(f"{options.calls} calls replayed, 12 held out, median of {len(options.seeds)} seeds\n")
+    print(f"| method | {' | '.join(CELLS)} | plain forwards a call |\n|---|{'---|' * (len(CELLS) + 1)}")
+    calls, held = random_calls(options.calls, 5), random_calls(12, 6)
+    for name, method in methods(options.msmodelslim).items():
+        if options.rows and name not in options.rows:
+            continue
+        cells, costs = [], []
+        for cell in CELLS:
+            found = []
+            for seed in options.seeds:
+                model = network(cell, seed)
+                began = time.perf_counter()
+                outputs(model, calls)
+                middle = time.perf_counter()
+                exact = outputs(model, held)
+                start = time.perf_counter()
+                found.append(decibels(exact, method(model, calls, held)))
+                costs.append((method.done - start) / (middle - began))
+            cells.append(f"{statistics.median(found):.1f}")
+        print(f"| {name} | {' | '.join(cells)} | {statistics.median(costs):.2f} x |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
