@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 STORABLE = (torch.float32, torch.float16, torch.bfloat16)
+_PIECE = 1 << 15  # values that are quantized at once
 _BITS = {2: torch.int16, 4: torch.int32}
 _MAX_INFLATION = 1.25  # a stored scale above this multiple of the exact one wastes too many of the 256 codes
 
@@ -65,13 +66,23 @@ class Range(NamedTuple):
 
 
 def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """The integers of `x`, as int8. Computed in float32; a per-channel scale goes along `scheme.axis`."""
-    return codes(x, qparams, scheme).to(torch.int8)
+    """The integers of `x` (one dimension or more), as int8. Computed in float32; a per-channel scale goes along
+    `scheme.axis`."""
+    scale, zero_point = (_along(parameter, x, scheme).expand(x.shape) for parameter in qparams)
+    q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    # in pieces: float32 of a whole weight leaves holes between the integers that stay, which malloc does not fill again
+    rows = max(1, _PIECE * len(x) // max(x.numel(), 1))
+    for out, *given in zip(*(each.split(rows) for each in (q, x, scale, zero_point)), strict=True):
+        out.copy_(_codes(given[0], given[1], given[2], scheme))
+    return q
 
 
 def codes(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
     """The integers of `x`, held in float32."""
-    scale, zero_point = _along(qparams.scale, x, scheme), _along(qparams.zero_point, x, scheme)
+    return _codes(x, _along(qparams.scale, x, scheme), _along(qparams.zero_point, x, scheme), scheme)
+
+
+def _codes(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
     q = x.to(torch.float32) / scale  # a tensor of its own: what follows may work in place
     return q.round_().add_(zero_point).clamp_(scheme.qmin, scheme.qmax)
 

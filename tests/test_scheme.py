@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from calibrate.scheme import (
     ACTIVATION,
     SYMMETRIC_ACTIVATION,
+    WEIGHT,
+    QParams,
     Range,
     codes,
     dequantize,
@@ -134,3 +136,10 @@ def test_a_stored_scale_is_the_next_one_up(scale, dtype):
 
 def test_widest_ranges_do_not_overflow():
     assert exact_scale(Range(-1.7e308, 1.7e308), ACTIVATION) < math.inf
+
+
+def test_a_large_weight_is_quantized_in_pieces_as_it_is_whole():
+    weight = torch.randn(70, 3, 40, 33, generator=torch.Generator().manual_seed(0))
+    qparams = QParams(weight.abs().amax((1, 2, 3)) / 127, torch.zeros(70, dtype=torch.int32))
+    assert torch.equal(quantize(weight, qparams, WEIGHT), codes(weight, qparams, WEIGHT).to(torch.int8))
+    assert quantize(weight[:0], QParams(torch.tensor(1.0), torch.tensor(0)), ACTIVATION).shape == (0, 3, 40, 33)
