@@ -24,6 +24,7 @@ _LIMIT = 2**31
 _KEPT_BITS = 0xFFFFE000
 _SMALLEST = 2.0**-126
 _MANTISSA = 24
+_AT_ONCE = 64  # rows: a sum of int8 in int64 first makes all of them eight times as large
 _GAIN = 2.0**-8  # the largest error of a weight scale in the model's dtype; bfloat16 rounds by 2**-9 at most
 
 
@@ -172,7 +173,8 @@ def _integers(quantized: QuantizedWeight, wanted: Tensor, qparams: QParams) -> t
     if not bool(((deq >= _SMALLEST) & deq.isfinite()).all()):
         return "input scale times weight scale is outside float32"
     rows = quantized.weight.flatten(1)
-    offset = qparams.zero_point.to(torch.int64).unsqueeze(-1) * rows.sum(1, dtype=torch.int64)
+    sums = torch.cat([some.sum(1, dtype=torch.int64) for some in rows.split(_AT_ONCE)])
+    offset = qparams.zero_point.to(torch.int64).unsqueeze(-1) * sums
     deq = torch.where((rows == 0).all(1), _dividing(wanted), deq)
     quant_bias = (wanted / deq.to(torch.float64) - offset.to(torch.float64)).round()
     widest = float(quant_bias.abs().max()) + 128 * 127 * rows.shape[1]
