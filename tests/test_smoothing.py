@@ -95,6 +95,7 @@ def large(count: int = 8) -> list[Call]:
     return [Call((torch.randn(2, 20, 8, generator=generator) * scale,), {}) for _ in range(count)]
 
 
+@pytest.mark.filterwarnings("error")  # as of a graph of gradients that nobody wants, of weights that have them
 def test_layers_that_see_one_row_for_each_sample_are_left_alone_whatever_they_see():
     surveys, _ = surveyed(Modulated(), large())
     chosen = smooth(Modulated(), surveys, [], "static", ACTIVATION, silent)
