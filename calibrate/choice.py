@@ -57,6 +57,7 @@ def layer_of(module: FloatLayer, choice: Choice) -> QuantizedLayer | str:
     return numbers if isinstance(numbers, str) else build(numbers, module)
 
 
+@torch.no_grad()  # models of users have gradients: a graph would hold every tensor of a judgement
 def error_of(module: FloatLayer, choice: Choice, inputs: Rows) -> float:
     """The squared error of the integer layer's output on rows, over the float one's square; infinite if it has none."""
     layer = layer_of(module, choice)

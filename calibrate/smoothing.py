@@ -25,6 +25,7 @@ from .survey import Survey
 ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _WORTH = 0.9  # of the error without smoothing: a multiply that saves less is not put in
 _NEAR = 1.07  # of the smallest error: among those, the gentlest alpha is taken, which depends least on the calls
+_APART = 0.8  # of the error with common factors: less is not worth a multiply that could be folded away
 _MOST = 2.0**12  # between the middle factor and the largest, and the smallest
 
 
@@ -53,14 +54,22 @@ def smooth(
 ) -> dict[str, Smoothing]:
     """The smoothing of each layer that gains by it. `kind` says how inputs become integers, with `scheme`.
 
-    Layers that see one row for each sample are left alone: their few rows say too little of other calls.
+    Layers that see one row for each sample are left alone: their few rows say too little of other calls. Layers of a
+    group that are given different inputs have factors of their own where that is much better: those of all blocks of a
+    network may have no channels in common that are large.
     """
     chosen = {}
     found = list(grouped(surveys, groups))
     for names in progress("smooth", found, len(found)):
-        smoothing = _searched(model, names, surveys, kind, scheme)
-        if smoothing is not None:
-            chosen.update(dict.fromkeys(names, smoothing))
+        together, error = _searched(model, names, surveys, kind, scheme)
+        made = {tuple(names): together}
+        if len(parts := list(_by_input(names, surveys))) > 1:
+            apart = {tuple(part): _searched(model, part, surveys, kind, scheme) for part in parts}
+            if sum(each for _, each in apart.values()) < _APART * error:
+                made = {part: smoothing for part, (smoothing, _) in apart.items()}
+        for part, smoothing in made.items():
+            if smoothing is not None:
+                chosen.update(dict.fromkeys(part, smoothing))
     return chosen
 
 
@@ -72,16 +81,20 @@ def grouped(surveys: Mapping[str, Survey], groups: Iterable[Group]) -> Iterable[
         able -= set(names)
         if names:
             yield names
+    yield from _by_input([name for name in surveys if name in able], surveys)
+
+
+def _by_input(names: Iterable[str], surveys: Mapping[str, Survey]) -> Iterable[list[str]]:
     shared: dict[int, list[str]] = {}
-    for name in surveys:
-        if name in able:
-            shared.setdefault(id(surveys[name].leader), []).append(name)
-    yield from shared.values()
+    for name in names:
+        shared.setdefault(id(surveys[name].leader), []).append(name)
+    return shared.values()
 
 
 def _searched(
     model: nn.Module, names: Sequence[str], surveys: Mapping[str, Survey], kind: str, scheme: Scheme
-) -> Smoothing | None:
+) -> tuple[Smoothing | None, float]:
+    """The best smoothing of these layers, if there is one that helps, and the sum of their errors with it."""
     weights = [layer_at(model, name).weight.detach() for name in names]
     fitted = _merged(surveys[name].fitted for name in names)
 
@@ -97,11 +110,11 @@ def _searched(
     before = error(None)
     errors = [error(multiplier_of(weights, fitted, alpha)) for alpha in ALPHAS]
     if not min(errors) < _WORTH * before:
-        return None
+        return None, before
     alpha, after = next((a, e) for a, e in zip(ALPHAS, errors, strict=True) if e <= _NEAR * min(errors))
     everything = _merged(surveys[name].all for name in names)
     gain = 10 * float(torch.tensor(before / max(after, 1e-300)).log10())
-    return Smoothing(multiplier_of(weights, everything, alpha), alpha, gain)
+    return Smoothing(multiplier_of(weights, everything, alpha), alpha, gain), after
 
 
 def spec_of(

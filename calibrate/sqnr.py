@@ -27,10 +27,10 @@ class Power:
     count: int = 0  # of values
 
     def add(self, exact: Tensor, other: Tensor) -> None:
-        """Takes in two tensors of the same shape."""
+        """Takes in two tensors of the same shape, which stay as they are."""
         self.count += exact.numel()
         signal = exact.to(torch.float32)
-        noise = other.to(torch.float32).sub_(signal)
+        noise = other - signal  # in float32, whatever the dtype of `other`
         self.signal += float(torch.linalg.vector_norm(signal, dtype=torch.float64)) ** 2
         self.noise += float(torch.linalg.vector_norm(noise, dtype=torch.float64)) ** 2
 

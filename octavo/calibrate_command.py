@@ -25,6 +25,8 @@ from pipelines.load import load_pipeline, model_directory, quiet
 
 from .terminal import Terminal, duration, size
 
+_COLUMNS = ("range", "scale", "zero_point")  # of the report, in the table of the worst layers
+
 
 @dataclass(frozen=True)
 class CalibrateOptions:
@@ -206,8 +208,7 @@ def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds
     terminal.table(
         "Worst by SQNR", ["layer", "SQNR", "range", "scale", "zero point"],
         [
-            [row["name"], f"{row['sqnr']:.1f} dB", *([f"{row['range'][0]:.3g} .. {row['range'][1]:.3g}",
-             f"{row['scale']:.3g}", f"{row['zero_point']}"] if "range" in row else ["", "", ""])]
+            [row["name"], f"{row['sqnr']:.1f} dB", *(_extent(row[key]) if key in row else "" for key in _COLUMNS)]
             for row in worst(report)
         ],
     )  # fmt: skip
@@ -222,6 +223,14 @@ def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds
     terminal.event(
         "done", out=str(options.out), totals=totals, seconds=round(seconds, 3), peak_memory=report["peak_memory"]
     )
+
+
+def _extent(value: Any) -> str:
+    """A number, or of several the smallest and the largest."""
+    if isinstance(value, list):
+        low, high = min(value), max(value)
+        return f"{low:.3g}" if low == high else f"{low:.3g} .. {high:.3g}"
+    return f"{value:.3g}"
 
 
 def _some(names: list[str], most: int = 4) -> str:

@@ -274,3 +274,28 @@ def test_the_public_names_are_these():
 
     assert octavo.Calibrator is Calibrator
     assert octavo.QuantConfig is QuantConfig
+
+
+def test_accuracy_methods_and_layers_that_fall_back_reach_the_checkpoint(tmp_path):
+    methods = {"admm": [True, 20], "easy_quant": [True, 20], "round_opt": True}
+    calibrator = calibrated(keep_acc=methods, amp_num=2)
+    calibrator.export_quant_safetensor(tmp_path)
+    report = calibrator.result.report
+    assert report["settings"]["weights"] == ["admm", "easy-quant", "adaround"]
+    assert report["settings"]["iterations"] == {"admm": 20, "easy-quant": 20}
+    assert {row["weights"] for row in report["layers"] if row["scheme"]} & {"admm", "easy-quant", "adaround"}
+    fallen = [row["name"] for row in report["layers"] if "largest output error" in (row["reason"] or "")]
+    assert len(fallen) == 2
+    description = json.loads((tmp_path / FILES[0]).read_text())
+    assert all(description[f"{name}.weight"] == "FLOAT" for name in fallen)
+    loaded = load_ascend(tmp_path)
+    weights = calibrator.get_quant_params()[-1]
+    assert set(loaded) == set(weights)
+    assert all(torch.equal(layer.weight, weights[name]) for name, layer in loaded.items())
+
+
+@pytest.mark.parametrize("method", ["admm", "easy_quant"])
+def test_a_method_that_is_switched_off_changes_nothing(method):
+    off = calibrated(keep_acc={method: [False, 20], "round_opt": False}).get_quant_params()[-1]
+    plain = calibrated(keep_acc=None).get_quant_params()[-1]
+    assert all(torch.equal(off[name], plain[name]) for name in plain)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from calibrate.layers import quantized
 from calibrate.load import load_ascend
+from calibrate.settings import RECIPES
 from capture.reader import Capture
 from pipelines.load import load_pipeline
 
@@ -192,3 +193,47 @@ def test_the_documented_list_of_inputs_becomes_a_capture(tiny_model, captured, t
     stored = list(Capture.open(tmp_path / "converted").calls())
     assert len(stored) == len(inputs)
     assert all(torch.equal(a["hidden_states"], b.kwargs["hidden_states"]) for a, b in zip(inputs, stored, strict=True))
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+@pytest.mark.parametrize("accuracy", ["plain", "fast", "balanced"])
+def test_recipes_of_accuracy(captured, tmp_path, accuracy):
+    octavo("calibrate", captured, tmp_path / "a", "--accuracy", accuracy)
+    settings, recipe = report_of(tmp_path / "a")["settings"], RECIPES[accuracy]
+    assert {name: settings[name] for name in recipe} == {
+        name: list(value) if isinstance(value, tuple) else value for name, value in recipe.items()
+    }
+    assert json.loads(octavo("inspect", tmp_path / "a", "--json"))["sound"] is True
+    smoothed = [name for name, layer in load_ascend(tmp_path / "a").items() if layer.mul_scale is not None]
+    assert bool(smoothed) == (accuracy != "plain")
+
+
+@pytest.mark.parametrize(("activations", "scheme"), [("timestep", "W8A8_TIMESTEP"), ("dynamic", "W8A8_DYNAMIC")])
+def test_kinds_of_activations(captured, tmp_path, activations, scheme):
+    octavo("calibrate", captured, tmp_path / "a", "--activations", activations)
+    layers = load_ascend(tmp_path / "a")
+    assert {layer.scheme for layer in layers.values()} == {scheme}
+    if activations == "timestep":
+        levels = {float(call.kwargs["timestep"].max()) for call in Capture.open(captured).calls()}
+        assert {len(layer.input_scale) for layer in layers.values()} == {len(levels)}
+    assert json.loads(octavo("inspect", tmp_path / "a", "--json"))["sound"] is True
+
+
+def test_options_win_over_the_recipe(captured, tmp_path):
+    more = ("--accuracy", "balanced", "--no-smoothing", "--weights", "admm", "--no-bias-correction")
+    octavo("calibrate", captured, tmp_path / "a", *more)
+    report = report_of(tmp_path / "a")
+    assert report["settings"]["weights"] == ["admm"]
+    assert not report["settings"]["smoothing"]
+    assert "admm" in {row["weights"] for row in report["layers"] if row["scheme"]}
+    assert not any(row["corrected"] or "multiplier" in row for row in report["layers"] if row["scheme"])
+    assert all(layer.mul_scale is None for layer in load_ascend(tmp_path / "a").values())
+
+
+@pytest.mark.parametrize("more", [("--accuracy", "most"), ("--activations", "none"), ("--weights", "floor")])
+def test_words_that_are_none_are_refused(captured, tmp_path, more):
+    octavo("calibrate", captured, tmp_path / "a", *more, code=2)
+    assert not list(tmp_path.iterdir())
