@@ -1,0 +1,147 @@
+"""A scheme for each layer under a budget, by what it does to the end of the trajectory."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from .budget import Budget, Cost, Search, size, summed
+from .calls import Progress
+from .choice import Choice
+from .errors import CalibrateError
+from .knapsack import Groups, choose, least, total
+from .plan import KINDS, Plan, block_names
+from .refine import refine
+from .sensitivity import Candidates, Group, Runs, Trajectory, cost_of, float_cost, grouped, measured
+
+_ADDING = 1.5  # measured over estimated, or the inverse: beyond it, errors do not add and exchanges are tried
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What was chosen: the plan and the choices with it, what report.json says of it, and the error of each scheme of
+    each layer's group."""
+
+    plan: Plan
+    choices: dict[str, Choice]
+    report: dict[str, Any]
+    errors: dict[str, dict[str, float]]
+
+
+def mixed(
+    model: nn.Module,
+    plan: Plan,
+    choices: Mapping[str, Choice],
+    budget: Budget,
+    search: Search,
+    trajectory: Trajectory,
+    progress: Progress,
+) -> Mixture:
+    """The mixture of schemes and float that keeps `budget` with little error of the trajectory.
+
+    Layers of the plan without a choice stay as they are. Raises CalibrateError 2 for a budget that nothing keeps, and
+    for one that all layers keep as floats; 4 and 6 as `Runs.begin` does.
+    """
+    runs, candidates = Runs(model, trajectory), Candidates(model, choices)
+    runs.begin([entry.name for entry in plan.entries if entry.kind in KINDS.values()])
+    before = float_cost(plan, runs.macs)
+    names = [name for name in plan.quantized if name in choices]
+    fixed = summed(cost for name, cost in before.items() if name not in names)
+    limit = _checked(budget, before, _smallest(candidates, names, search.schemes, before).plus(fixed))
+    division = grouped(names, block_names(model), search.runs // len(search.schemes))
+    groups = measured(candidates, division, search.schemes, before, runs, progress)
+    options, room = [group.options for group in groups], limit.minus(fixed)
+    chosen = choose(options, room)
+    if chosen is None:
+        raise _infeasible(budget, least(options).plus(fixed), summed(before.values()))
+
+    def run(each: Sequence[int]) -> float:
+        return runs.error(candidates.layers(_schemes(groups, each)))
+
+    first = run(chosen)
+    best, error, exchanges = tuple(chosen), first, 0
+    if not 1 / _ADDING <= first / (estimated_error(options, chosen) or first or 1.0) <= _ADDING:
+        best, error, exchanges = refine(options, chosen, first, room, run, search.refining, progress)
+    schemes, estimated = _schemes(groups, best), estimated_error(options, best)
+    report = {
+        **_spent(budget, limit, summed(before.values()), total(options, best).plus(fixed)),
+        "schemes": {word: sum(each == word for each in schemes.values()) for word in search.schemes},
+        "float": len(names) - len(schemes),
+        "error": {"relative": error / (runs.signal or 1.0), "measured": error, "estimated": estimated, "before": first},
+        "exchanges": exchanges,
+        "groups": len(groups),
+        "runs": runs.count,
+    }
+    made = {name: candidates.choice(name, scheme) for name, scheme in schemes.items()}
+    return Mixture(_planned(plan, names, schemes, budget), made, report, _errors(groups))
+
+
+def estimated_error(groups: Groups, chosen: Sequence[int]) -> float:
+    """The sum of the errors of the groups."""
+    return sum(options[at].error for options, at in zip(groups, chosen, strict=True))
+
+
+def _schemes(groups: Sequence[Group], chosen: Sequence[int]) -> dict[str, str]:
+    """The scheme of each layer that is not float."""
+    pairs = zip(groups, chosen, strict=True)
+    return {name: scheme for group, at in pairs for name, scheme in group.schemes[at].items()}
+
+
+def _planned(plan: Plan, names: Iterable[str], schemes: Mapping[str, str], budget: Budget) -> Plan:
+    """The plan with the schemes; layers of `names` without one stay float."""
+    plan = Plan(tuple(replace(entry, scheme=schemes.get(entry.name, entry.scheme)) for entry in plan.entries))
+    reason = f"matters most within the budget of {budget.text}"
+    return plan.kept_float({name: reason for name in names if name not in schemes})
+
+
+def _errors(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
+    """By layer, the error of each scheme of its group."""
+    return {
+        name: {option.scheme: option.error for option in group.options if option.scheme}
+        for group in groups
+        for name in group.names
+    }
+
+
+def _spent(budget: Budget, limit: Cost, whole: Cost, used: Cost) -> dict[str, Any]:
+    """The budget and what is used of it: bytes, and time relative to float."""
+    most = [None if part == float("inf") else part for part in (limit.bytes, limit.time / whole.time)]
+    return {
+        "budget": budget.text,
+        "bytes": {"float": int(whole.bytes), "limit": most[0], "used": int(used.bytes)},
+        "time": {"float": 1.0, "limit": most[1], "used": used.time / whole.time},
+    }
+
+
+def _smallest(candidates: Candidates, names: Iterable[str], schemes: Sequence[str], before: Mapping[str, Cost]) -> Cost:
+    """The smallest bytes and the smallest time that the layers can have, each on its own."""
+    found = Cost()
+    for name in names:
+        made = [candidates.layer(name, scheme) for scheme in schemes]
+        costs = [before[name], *(cost_of(layer, before[name]) for layer in made if not isinstance(layer, str))]
+        found = found.plus(Cost(min(cost.bytes for cost in costs), min(cost.time for cost in costs)))
+    return found
+
+
+def _checked(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -> Cost:
+    """The limit, if something but not everything keeps it: before the long measurement."""
+    whole = summed(before.values())
+    limit = budget.limit(whole)
+    if not smallest.within(limit):
+        raise _infeasible(budget, smallest, whole)
+    if whole.within(limit):
+        fact = f"all layers keep it as floats ({size(whole.bytes)})"
+        raise CalibrateError(f"budget '{budget.text}': {fact}. Give a smaller one.", 2)
+    return limit
+
+
+def _infeasible(budget: Budget, smallest: Cost, whole: Cost) -> CalibrateError:
+    found = []
+    if budget.bytes is not None or budget.share is not None:
+        found.append(f"{size(smallest.bytes)} ({math.ceil(1000 * smallest.bytes / whole.bytes) / 10:.1f}%)")
+    if budget.time is not None:
+        found.append(f"{math.ceil(1000 * smallest.time / whole.time) / 1000:.3f}x")
+    fact = f"the layers take at least {' and '.join(found)}"
+    return CalibrateError(f"budget '{budget.text}': {fact}. Give more, or keep fewer layers float.", 2)
