@@ -3,7 +3,7 @@
     python -m bench.bench_budget [--outliers] [--accuracy fast] [--limits 0.35 0.5 0.7] [--held 6] [--check 12]
 
 At each limit, a share of the float layers' bytes, layers are chosen
-  output MSE     static or float: float are those with the largest mean squared output error (as amp_num), as many as fit
+  output MSE     static or float: float are those with the largest mean squared output error (as amp_num) that fit
   latents        static or float, by the error of the final latents over 2 prompts of the calibration in 8 steps
   all            static, dynamic, weight-only or float, by the same
   all, 0.75x     the same, and at most 0.75 of the time as it is estimated
@@ -119,7 +119,7 @@ def main() -> None:
     print(f"{len(groups)} layers, {runs.count} runs of 2 prompts in 8 steps: {time.perf_counter() - began:.0f} s")
     if options.check:
         longer = Runs(model, partial(latents, pipe, some, 28))
-        longer.begin([])
+        longer.begin(names)
         check(candidates, groups, runs, longer, options.check)
     held = Runs(model, partial(latents, pipe, list(read_prompts("demo-heldout").texts[: options.held]), 28))
     held.begin([entry.name for entry in plan.entries])

@@ -70,7 +70,7 @@ class Search:
     """
 
     schemes: tuple[str, ...] = ("W8A8", "W8A8_DYNAMIC", "W8A16")
-    runs: int = 240
+    runs: int = 600
     refining: int = 16
 
 

@@ -2,10 +2,10 @@
 
 Solved by dynamic programming over the limit (Kellerer, Pferschy, Pisinger: Knapsack Problems, 2004, chapter 11). The
 costs above each group's cheapest are rounded up to cells, so a limit is kept whatever the rounding. A second limit gets
-a price that is added to the errors (Lagrange), the lowest at which it is kept.
+a price that is added to the errors (Lagrange), the lowest at which it is kept; what is left is spent greedily.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -63,10 +63,9 @@ def choose(groups: Groups, limit: Cost) -> list[int] | None:
     return _cheapest_price(groups, limit, priced)
 
 
-def _cheapest_price(groups: Groups, limit: Cost, priced: object) -> list[int] | None:
+def _cheapest_price(groups: Groups, limit: Cost, priced: Callable[[float], list[int] | None]) -> list[int] | None:
     """The choice of the lowest price of time at which both limits are kept."""
-    assert callable(priced)
-    found: list[int] | None = priced(0.0)
+    found = priced(0.0)
     if found is None or total(groups, found).within(limit):
         return found
     error = sum(max(option.error for option in options) for options in groups) or 1.0
@@ -80,7 +79,24 @@ def _cheapest_price(groups: Groups, limit: Cost, priced: object) -> list[int] | 
             best, high = found, price
         else:
             low = price
-    return best
+    return None if best is None else _filled(groups, best, limit)
+
+
+def _filled(groups: Groups, chosen: list[int], limit: Cost) -> list[int]:
+    """The choice with what a price leaves of the limits spent: one group after the other, the largest gain first."""
+    now = total(groups, chosen)
+    while True:
+        gains = [
+            (option.error - options[own].error, at, to)
+            for at, (options, own) in enumerate(zip(groups, chosen, strict=True))
+            for to, option in enumerate(options)
+            if option.error < options[own].error and now.plus(option.cost.minus(options[own].cost)).within(limit)
+        ]
+        if not gains:
+            return chosen
+        _, at, to = min(gains)
+        chosen = [*chosen[:at], to, *chosen[at + 1 :]]
+        now = total(groups, chosen)
 
 
 def _one(errors: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], limit: float) -> list[int] | None:

@@ -42,7 +42,7 @@ def mixed(
     """The mixture of schemes and float that keeps `budget` with little error of the trajectory.
 
     Layers of the plan without a choice stay as they are. Raises CalibrateError 2 for a budget that nothing keeps, and
-    for one that all layers keep as floats; 4 and 6 as `Runs.begin` does.
+    for one that all layers keep as floats; 6 where latents are not finite within it; 4 and 6 as `Runs.begin` does.
     """
     runs, candidates = Runs(model, trajectory), Candidates(model, choices)
     runs.begin([entry.name for entry in plan.entries if entry.kind in KINDS.values()])
@@ -61,6 +61,8 @@ def mixed(
         return runs.error(candidates.layers(_schemes(groups, each)))
 
     first = run(chosen)
+    if not first < float("inf"):
+        raise CalibrateError(f"budget '{budget.text}': the latents are not finite with it. Give more.", 6)
     best, error, exchanges = tuple(chosen), first, 0
     if not 1 / _ADDING <= first / (estimated_error(options, chosen) or first or 1.0) <= _ADDING:
         best, error, exchanges = refine(options, chosen, first, room, run, search.refining, progress)

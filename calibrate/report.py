@@ -130,7 +130,7 @@ def _row(
         row["note"] = f"{', '.join(settings.weights)}: no better than rounding to the nearest on calls held out"
     if choice.multiplier is not None:
         row["multiplier"] = [choice.multiplier.min().item(), choice.multiplier.max().item()]
-    if ranges:
+    if ranges and layer.calibrated:
         row["range"] = [min(each.low for each in ranges), max(each.high for each in ranges)]
     if layer.calibrated:
         row["scale"], row["zero_point"] = layer.input_scale.tolist(), layer.input_zero_point.tolist()

@@ -153,16 +153,18 @@ def measured(
     runs: Runs,
     progress: Progress,
 ) -> list[Group]:
-    """The groups with the error and the cost of each of their options: one run of the pipeline for each."""
+    """The groups with the error and the cost of each of their options: one run of the pipeline for each. A scheme that
+    makes latents infinite is no option."""
     schedule = [(group, scheme) for group in groups for scheme in schemes]
     found: dict[tuple[str, ...], list[tuple[Option, Assignment]]] = {}
     for group in groups:
         found[group] = [(Option(None, 0.0, summed(before[name] for name in group)), {})]
     for group, scheme in progress("trajectories", schedule, len(schedule)):
         layers = candidates.layers(dict.fromkeys(group, scheme))
-        if layers:
+        error = runs.error(layers) if layers else float("inf")
+        if error < float("inf"):
             cost = summed(cost_of(layers.get(name), before[name]) for name in group)
-            found[group].append((Option(scheme, runs.error(layers), cost), dict.fromkeys(layers, scheme)))
+            found[group].append((Option(scheme, error, cost), dict.fromkeys(layers, scheme)))
     return [Group(names, *map(tuple, zip(*pairs, strict=True))) for names, pairs in found.items()]
 
 

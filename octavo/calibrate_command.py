@@ -225,7 +225,7 @@ def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds
         "" if totals["output_sqnr"] is None else f", output SQNR {totals['output_sqnr']:.1f} dB on calls it has seen"
     )
     if "budget" in report:
-        show_budget(report["budget"], terminal)
+        show_budget(report, terminal)
     terminal.say(
         f"{options.out}: {totals['quantized']} layers in 8-bit integers, {totals['kept_float']} float{quality}; "
         f"{size(totals['bytes_before'])} of layers became {size(totals['bytes_after'])}; "

@@ -79,8 +79,22 @@ class Announced:
         return self._terminal.progress(label, items, total)
 
 
-def show_budget(spent: dict[str, Any], terminal: Terminal) -> None:
+def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
     """What was chosen under a budget, and how far it is to be trusted."""
+    spent, schemes = report["budget"], list(report["budget"]["schemes"])
+    rows = [row for row in report["layers"] if row.get("trajectory_error")]
+    terminal.table(
+        "Most sensitive: mean squared error of the final latents with nothing else quantized",
+        ["layer", "chosen", *schemes],
+        [
+            [
+                row["name"],
+                row["scheme"] or "float",
+                *(f"{_number(row['trajectory_error'].get(each))}" for each in schemes),
+            ]
+            for row in sorted(rows, key=lambda row: -max(row["trajectory_error"].values()))[:most]
+        ],
+    )
     count, time, error = spent["bytes"], spent["time"], spent["error"]
     mixed = [f"{layers} {scheme}" for scheme, layers in spent["schemes"].items()] + [f"{spent['float']} float"]
     share = count["used"] / count["float"]
@@ -90,6 +104,10 @@ def show_budget(spent: dict[str, Any], terminal: Terminal) -> None:
         f"({error['measured']:.3g}; the sum over layers is {error['estimated']:.3g}); {spent['runs']} runs."
     )
     terminal.event("budget", **spent)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2e}"
 
 
 def _settings(capture: Capture) -> RunSettings:
