@@ -27,6 +27,7 @@ from calibrate.budget import Cost, summed
 from calibrate.calls import silent
 from calibrate.choosing import Choosing
 from calibrate.knapsack import choose, total
+from calibrate.mixture import estimated_error
 from calibrate.plan import make_plan
 from calibrate.report import Stopwatch
 from calibrate.sensitivity import Candidates, Group, Runs, float_cost, measured
@@ -116,7 +117,10 @@ def main() -> None:
     runs.begin([entry.name for entry in plan.entries])
     before, began = float_cost(plan, runs.macs), time.perf_counter()
     groups = measured(candidates, [(name,) for name in names], SCHEMES, before, runs, silent)
-    print(f"{len(groups)} layers, {runs.count} runs of 2 prompts in 8 steps: {time.perf_counter() - began:.0f} s")
+    print(
+        f"{len(groups)} layers, {runs.count} runs of 2 prompts in 8 steps: {time.perf_counter() - began:.0f} s",
+        flush=True,
+    )
     if options.check:
         longer = Runs(model, partial(latents, pipe, some, 28))
         longer.begin(names)
@@ -143,34 +147,27 @@ def table(
     print("| limit | ranked by | bytes | time | W8A8, dynamic, W8A16, float | error | of output MSE | estimated |")
     print("|---|---|---|---|---|---|---|---|")
     for limit in limits:
-        room = Cost(limit * whole.bytes, float("inf")).minus(fixed)
-        both = Cost(limit * whole.bytes, 0.75 * whole.time).minus(fixed)
         rows = {
-            "output MSE": by_output(candidates, groups, calls, room), "latents": choose(static, room),
-            "all": choose(every, room), "all, 0.75x": choose(every, both),
-        }  # fmt: skip
-        base = None
+            "output MSE": by_output(candidates, groups, calls, _room(limit, None, whole).minus(fixed)),
+            "latents": choose(static, _room(limit, None, whole).minus(fixed)),
+            "all": choose(every, _room(limit, None, whole).minus(fixed)),
+            "all, 0.75x": choose(every, _room(limit, 0.75, whole).minus(fixed)),
+        }
+        base = 0.0
         for name, chosen in rows.items():
             if chosen is None:
                 print(f"| {limit:.0%} | {name} | nothing keeps it |")
                 continue
             error = held.error(candidates.layers(assignment(groups, chosen)))
-            base = error if base is None else base
+            base = base or error
             used = total(every, chosen).plus(fixed)
-            counts = ", ".join(str(chosen.count(at)) for at in (1, 2, 3, 0))
-            share, spent = f"{used.bytes / whole.bytes:.1%}", f"{used.time / whole.time:.2f}x"
-            estimate = sum(each[at].error for each, at in zip(every, chosen, strict=True))
-            cells = (
-                f"{limit:.0%}",
-                name,
-                share,
-                spent,
-                counts,
-                f"{error:.3g}",
-                f"{error / base:.2f}",
-                f"{estimate:.3g}",
-            )
-            print(f"| {' | '.join(cells)} |", flush=True)
+            cells = [f"{limit:.0%}", name, f"{used.bytes / whole.bytes:.1%}", f"{used.time / whole.time:.2f}x"]
+            cells += [", ".join(str(chosen.count(at)) for at in (1, 2, 3, 0)), f"{error:.3g}", f"{error / base:.2f}"]
+            print(f"| {' | '.join(cells)} | {estimated_error(every, chosen):.3g} |", flush=True)
+
+
+def _room(share: float, time: float | None, whole: Cost) -> Cost:
+    return Cost(share * whole.bytes, float("inf") if time is None else time * whole.time)
 
 
 if __name__ == "__main__":

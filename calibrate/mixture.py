@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -52,10 +52,44 @@ def mixed(
     limit = _checked(budget, before, _smallest(candidates, names, search.schemes, before).plus(fixed))
     division = grouped(names, block_names(model), search.runs // len(search.schemes))
     groups = measured(candidates, division, search.schemes, before, runs, progress)
-    options, room = [group.options for group in groups], limit.minus(fixed)
+    found = _found(budget, groups, candidates, limit.minus(fixed), runs, search, progress)
+    if found is None:
+        raise _infeasible(budget, least([group.options for group in groups]).plus(fixed), summed(before.values()))
+    schemes = _schemes(groups, found.chosen)
+    used = total([group.options for group in groups], found.chosen).plus(fixed)
+    report = {
+        **_spent(budget, limit, summed(before.values()), used),
+        "schemes": {word: sum(each == word for each in schemes.values()) for word in search.schemes},
+        "float": len(names) - len(schemes),
+        **_trust(groups, found, runs),
+    }
+    made = {name: candidates.choice(name, scheme) for name, scheme in schemes.items()}
+    return Mixture(_planned(plan, names, schemes, budget), made, report, _errors(groups))
+
+
+class _Found(NamedTuple):
+    """The option of each group, its error as it was measured, that before exchanges, and how many there were."""
+
+    chosen: tuple[int, ...]
+    error: float
+    before: float
+    exchanges: int
+
+
+def _found(
+    budget: Budget,
+    groups: Sequence[Group],
+    candidates: Candidates,
+    room: Cost,
+    runs: Runs,
+    search: Search,
+    progress: Progress,
+) -> _Found | None:
+    """What is chosen within `room` and run; exchanged where errors do not add. None where nothing is within it."""
+    options = [group.options for group in groups]
     chosen = choose(options, room)
     if chosen is None:
-        raise _infeasible(budget, least(options).plus(fixed), summed(before.values()))
+        return None
 
     def run(each: Sequence[int]) -> float:
         return runs.error(candidates.layers(_schemes(groups, each)))
@@ -63,21 +97,22 @@ def mixed(
     first = run(chosen)
     if not first < float("inf"):
         raise CalibrateError(f"budget '{budget.text}': the latents are not finite with it. Give more.", 6)
-    best, error, exchanges = tuple(chosen), first, 0
-    if not 1 / _ADDING <= first / (estimated_error(options, chosen) or first or 1.0) <= _ADDING:
-        best, error, exchanges = refine(options, chosen, first, room, run, search.refining, progress)
-    schemes, estimated = _schemes(groups, best), estimated_error(options, best)
-    report = {
-        **_spent(budget, limit, summed(before.values()), total(options, best).plus(fixed)),
-        "schemes": {word: sum(each == word for each in schemes.values()) for word in search.schemes},
-        "float": len(names) - len(schemes),
-        "error": {"relative": error / (runs.signal or 1.0), "measured": error, "estimated": estimated, "before": first},
-        "exchanges": exchanges,
+    if 1 / _ADDING <= first / (estimated_error(options, chosen) or first or 1.0) <= _ADDING:
+        return _Found(tuple(chosen), first, first, 0)
+    best, error, exchanges = refine(options, chosen, first, room, run, search.refining, progress)
+    return _Found(best, error, first, exchanges)
+
+
+def _trust(groups: Sequence[Group], found: _Found, runs: Runs) -> dict[str, Any]:
+    """The errors of the final latents, and what they were found with."""
+    estimated = estimated_error([group.options for group in groups], found.chosen)
+    relative = found.error / (runs.signal or 1.0)
+    return {
+        "error": {"relative": relative, "measured": found.error, "estimated": estimated, "before": found.before},
+        "exchanges": found.exchanges,
         "groups": len(groups),
         "runs": runs.count,
     }
-    made = {name: candidates.choice(name, scheme) for name, scheme in schemes.items()}
-    return Mixture(_planned(plan, names, schemes, budget), made, report, _errors(groups))
 
 
 def estimated_error(groups: Groups, chosen: Sequence[int]) -> float:
