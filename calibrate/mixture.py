@@ -16,7 +16,7 @@ from .plan import KINDS, Plan, block_names
 from .refine import refine
 from .sensitivity import Candidates, Group, Runs, Trajectory, cost_of, float_cost, grouped, measured
 
-_ADDING = 1.5  # measured over estimated, or the inverse: beyond it, errors do not add and exchanges are tried
+_ADDING = 1.5  # measured over estimated error: above it, errors do not add and exchanges are tried
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _found(
     search: Search,
     progress: Progress,
 ) -> _Found | None:
-    """What is chosen within `room` and run; exchanged where errors do not add. None where nothing is within it."""
+    """What is chosen within `room` and run; exchanged where errors more than add. None where nothing is within it."""
     options = [group.options for group in groups]
     chosen = choose(options, room)
     if chosen is None:
@@ -97,7 +97,7 @@ def _found(
     first = run(chosen)
     if not first < float("inf"):
         raise CalibrateError(f"budget '{budget.text}': the latents are not finite with it. Give more.", 6)
-    if 1 / _ADDING <= first / (estimated_error(options, chosen) or first or 1.0) <= _ADDING:
+    if first <= _ADDING * estimated_error(options, chosen):
         return _Found(tuple(chosen), first, first, 0)
     best, error, exchanges = refine(options, chosen, first, room, run, search.refining, progress)
     return _Found(best, error, first, exchanges)

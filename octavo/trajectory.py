@@ -100,7 +100,7 @@ def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> N
     share = count["used"] / count["float"]
     terminal.say(
         f"Budget {spent['budget']}: {', '.join(mixed)}; {size(count['used'])} ({share:.1%} of float), an estimated "
-        f"{time['used']:.2f}x of the time. Final latents differ by {error['relative']:.2%} of their power "
+        f"{time['used']:.2f}x of the time. Final latents differ by {error['relative']:.2g} of their power "
         f"({error['measured']:.3g}; the sum over layers is {error['estimated']:.3g}); {spent['runs']} runs."
     )
     terminal.event("budget", **spent)
