@@ -4,6 +4,8 @@
 
 At each limit, a share of the float layers' bytes, layers are chosen
   output MSE     static or float: float are those with the largest mean squared output error (as amp_num) that fit
+  MSE, knapsack  static or float: the least sum of mean squared output errors within the bytes
+  SQNR, knapsack the same with each divided by the power of the output
   latents        static or float, by the error of the final latents over 2 prompts of the calibration in 8 steps
   all            static, dynamic, weight-only or float, by the same
   all, 0.75x     the same, and at most 0.75 of the time as it is estimated
@@ -32,7 +34,7 @@ from calibrate.plan import make_plan
 from calibrate.report import Stopwatch
 from calibrate.sensitivity import Candidates, Group, Runs, float_cost, measured
 from calibrate.settings import RECIPES, Settings
-from calibrate.sqnr import comparing, outputs, spread
+from calibrate.sqnr import Power, comparing, outputs, spread
 from pipelines.load import load_pipeline, model_directory
 from pipelines.run import prompt_seed
 from pipelines.sd3 import SD3
@@ -47,13 +49,18 @@ def latents(pipe: Any, prompts: list[str], steps: int) -> list[Tensor]:
     return [pipe(prompts, generator=noise, num_inference_steps=steps, output_type="latent").images]
 
 
-def by_output(candidates: Candidates, groups: Sequence[Group], calls: list[Any], room: Cost) -> list[int]:
-    """The options, each a layer's: static, but for those with the largest output error that fit as floats."""
+def output_errors(candidates: Candidates, groups: Sequence[Group], calls: list[Any]) -> list[Power]:
+    """What each layer's output, static, differs by from the float one, over 32 calls."""
     makers = {group.names[0]: partial(_static, candidates, group.names[0]) for group in groups}
     with comparing(candidates.model, makers) as powers:
         outputs(candidates.model, [calls[at] for at in spread(len(calls), 32)])
+    return [powers[group.names[0]] for group in groups]
+
+
+def largest_float(groups: Sequence[Group], powers: Sequence[Power], room: Cost) -> list[int]:
+    """The options, each a layer's: static, but for those with the largest output error that fit as floats."""
     chosen = [1] * len(groups)
-    for at in sorted(range(len(groups)), key=lambda at: -powers[groups[at].names[0]].mean_square):
+    for at in sorted(range(len(groups)), key=lambda at: -powers[at].mean_square):
         other = [*chosen[:at], 0, *chosen[at + 1 :]]
         if total([group.options for group in groups], other).within(room):
             chosen = other
@@ -130,6 +137,21 @@ def main() -> None:
     table(candidates, groups, before, calls, held, options.limits)
 
 
+def rankings(groups: list[Group], powers: list[Power], room: Cost, both: Cost) -> dict[str, list[int] | None]:
+    """The options by what ranks them; `both` limits the time too."""
+    every = [group.options for group in groups]
+    by_mse = [(each[0], each[1]._replace(error=p.mean_square)) for each, p in zip(every, powers, strict=True)]
+    by_sqnr = [(each[0], each[1]._replace(error=p.noise / p.signal)) for each, p in zip(every, powers, strict=True)]
+    return {
+        "output MSE": largest_float(groups, powers, room),
+        "MSE, knapsack": choose(by_mse, room),
+        "SQNR, knapsack": choose(by_sqnr, room),
+        "latents": choose([each[:2] for each in every], room),
+        "all": choose(every, room),
+        "all, 0.75x": choose(every, both),
+    }
+
+
 def table(
     candidates: Candidates,
     groups: list[Group],
@@ -142,17 +164,13 @@ def table(
     whole = summed(before.values())
     fixed = whole.minus(summed(before[group.names[0]] for group in groups))
     every = [group.options for group in groups]
-    static = [each[:2] for each in every]
+    powers = output_errors(candidates, groups, calls)
     print(f"float latents: mean square {held.signal:.3f}; {whole.bytes} bytes of layers, {fixed.bytes} stay float")
     print("| limit | ranked by | bytes | time | W8A8, dynamic, W8A16, float | error | of output MSE | estimated |")
     print("|---|---|---|---|---|---|---|---|")
     for limit in limits:
-        rows = {
-            "output MSE": by_output(candidates, groups, calls, _room(limit, None, whole).minus(fixed)),
-            "latents": choose(static, _room(limit, None, whole).minus(fixed)),
-            "all": choose(every, _room(limit, None, whole).minus(fixed)),
-            "all, 0.75x": choose(every, _room(limit, 0.75, whole).minus(fixed)),
-        }
+        room, both = _room(limit, None, whole).minus(fixed), _room(limit, 0.75, whole).minus(fixed)
+        rows = rankings(groups, powers, room, both)
         base = 0.0
         for name, chosen in rows.items():
             if chosen is None:
