@@ -99,6 +99,7 @@ OPTIONS: dict[str, Option] = {
     "weight_only": Option(bool),
     "keep_float": Option(tuple),
     "quantize": Option(tuple, argument="quantize_too"),
+    "budget": Option(str),
     "samples": Option(int, within=(1, 1 << 40)),
     "format": Option(str, argument="formats"),
     "overwrite": Option(bool),

@@ -10,6 +10,7 @@ from typing import Any
 
 from .choice import NEAREST, Choice
 from .layers import QuantizedLayer
+from .mixture import Mixture
 from .plan import Entry, Plan
 from .scheme import Range
 from .settings import Settings
@@ -84,6 +85,7 @@ def report_of(
             "iterations": dict(settings.iterations),
             "bias_correction": settings.bias_correction,
             "fallback": settings.fallback,
+            "budget": settings.budget,
             "keep_float": list(settings.keep_float),
             "samples": settings.samples,
         },
@@ -132,11 +134,29 @@ def _row(
         row["note"] = f"{', '.join(settings.weights)}: no better than rounding to the nearest on calls held out"
     if choice.multiplier is not None:
         row["multiplier"] = [choice.multiplier.min().item(), choice.multiplier.max().item()]
-    if ranges:
+    if ranges and layer.calibrated:
         row["range"] = [min(each.low for each in ranges), max(each.high for each in ranges)]
     if layer.calibrated:
         row["scale"], row["zero_point"] = layer.input_scale.tolist(), layer.input_zero_point.tolist()
     return row
+
+
+def with_mixture(report: dict[str, Any], mixture: Mixture) -> dict[str, Any]:
+    """The report of a calibration under a budget:
+
+    | key    | content                                                                                               |
+    |--------|-------------------------------------------------------------------------------------------------------|
+    | layers | trajectory_error: of each scheme of the layer's group, the mean squared error of the final latents    |
+    |        | with only that group switched to it                                                                   |
+    | budget | budget as written; bytes and time (relative to float, estimated): float, limit, used; schemes: layers |
+    |        | of each; float: layers; error of the final latents: measured (mean square), relative to theirs,       |
+    |        | estimated as the sum of its groups', before exchanges; exchanges, groups; runs of the pipeline        |
+    """
+    errors = mixture.errors
+    rows = [
+        row | ({"trajectory_error": errors[row["name"]]} if row["name"] in errors else {}) for row in report["layers"]
+    ]
+    return report | {"layers": rows, "budget": mixture.report}
 
 
 def warnings_of(plan: Plan) -> list[str]:

@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,10 @@ from .choice import Choice, layer_of
 from .choosing import Choosing
 from .errors import CalibrateError
 from .layers import QuantizedLayer, install, quantized
+from .mixture import Mixture, mixed
 from .plan import Plan, layer_at, make_plan, named
-from .report import Stopwatch, report_of
+from .report import Stopwatch, report_of, with_mixture
+from .sensitivity import Trajectory
 from .settings import DEFAULTS, SCHEMES, Settings
 from .sqnr import Power, comparing, outputs, spread
 from .weights import check_finite
@@ -39,8 +41,17 @@ class Result:
         return list(self.report["warnings"])
 
 
-def calibrate(model: nn.Module, calls: Calls, settings: Settings = DEFAULTS, *, progress: Progress = silent) -> Result:
+def calibrate(
+    model: nn.Module,
+    calls: Calls,
+    settings: Settings = DEFAULTS,
+    *,
+    progress: Progress = silent,
+    trajectory: Trajectory | None = None,
+) -> Result:
     """Calibrates `model` on `calls`, a function that gives the calls anew each time.
+
+    `trajectory` runs the pipeline that `model` is part of, for `settings.budget`: see `mixture.mixed`.
 
     The model's weights stay as they are, unless `settings.release`: then its layers are replaced by integer ones.
 
@@ -53,6 +64,11 @@ def calibrate(model: nn.Module, calls: Calls, settings: Settings = DEFAULTS, *, 
     choosing = Choosing(model, calls, plan, settings, progress, watch)
     choices, ranges, reasons = choosing.choices()
     count = choosing.count
+    mixture = None
+    if settings.limits is not None:
+        with watch.stage("budget"):
+            mixture = _mixed(model, plan, choices, settings, trajectory, progress)
+        plan, choices = mixture.plan, mixture.choices
     with watch.stage("freeze"):
         plan, layers = _frozen(model, plan, choices, reasons, settings, progress)
     makers = {name: partial(_maker, model, name, choices, layers) for name in plan.quantized}
@@ -73,9 +89,28 @@ def calibrate(model: nn.Module, calls: Calls, settings: Settings = DEFAULTS, *, 
             for exact_tensor, tensor in zip(one, other, strict=True):
                 output.add(exact_tensor, tensor)
     report = report_of(plan, layers, choices, ranges, settings, powers, output.sqnr, count, watch)
+    if mixture is not None:
+        report = with_mixture(report, mixture)
     for warning in report["warnings"]:
         logger.warning(warning)
     return Result(plan, layers, report, choosing.timesteps)
+
+
+def _mixed(
+    model: nn.Module,
+    plan: Plan,
+    choices: Mapping[str, Choice],
+    settings: Settings,
+    trajectory: Trajectory | None,
+    progress: Progress,
+) -> Mixture:
+    assert settings.limits is not None
+    if trajectory is None:
+        raise CalibrateError("budget: needs runs of the pipeline to judge by. Pass trajectory.", 2)
+    first = SCHEMES[settings.activations]
+    schemes = tuple(first if scheme == "W8A8" else scheme for scheme in settings.search.schemes)
+    search = replace(settings.search, schemes=schemes)
+    return mixed(model, plan, choices, settings.limits, search, trajectory, progress)
 
 
 def _prepared(model: nn.Module, settings: Settings) -> Plan:

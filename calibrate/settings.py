@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from .budget import Budget, Search, budget_of
 from .choice import NEAREST
 from .compensate import Method
 from .errors import CalibrateError
@@ -33,6 +34,8 @@ class Settings:
     bias_correction: bool = False
     seed: int = 0
     fallback: int = 0  # layers to leave float: those with the largest output error
+    budget: str | None = None  # limits as `budget.budget_of` reads them: a scheme for each layer, by whole runs
+    search: Search = field(default_factory=Search)  # of budget
     keep_float: tuple[str, ...] = ()  # patterns; each has to match a layer
     defaults: Mapping[str, str] | None = None  # patterns and reasons of a family of models; None: the general rule
     samples: int | None = None  # calls to replay; None: all
@@ -52,6 +55,14 @@ class Settings:
             raise CalibrateError(f"percentile: {self.percentile} is outside 50 to 100. Give a number in it.", 2)
         if self.samples is not None and self.samples < 1:
             raise CalibrateError(f"samples: {self.samples} is less than 1. Give a positive number.", 2)
+        if self.budget is not None:
+            budget_of(self.budget)
+            if self.fallback:
+                raise CalibrateError("budget: chooses the layers that stay float. Leave amp_num 0.", 2)
+            if self.activations not in ("static", "timestep"):
+                raise CalibrateError(
+                    f"budget: mixes schemes with static; activations are {self.activations}. Drop one.", 2
+                )
 
     @property
     def input_scheme(self) -> Scheme:
@@ -69,6 +80,11 @@ class Settings:
         return Method(
             tuple(word for word in self.weights if word != NEAREST), self.iterations, self.seed, self.bias_correction
         )
+
+    @property
+    def limits(self) -> Budget | None:
+        """The budget as it was read."""
+        return None if self.budget is None else budget_of(self.budget)
 
     @property
     def surveying(self) -> bool:

@@ -24,6 +24,7 @@ from pipelines.family import Family
 from pipelines.load import load_pipeline, model_directory, quiet
 
 from .terminal import Terminal, duration, size
+from .trajectory import Announced, Rerun, show_budget
 
 _COLUMNS = ("range", "scale", "zero_point")  # of the report, in the table of the worst layers
 
@@ -47,6 +48,7 @@ class CalibrateOptions:
     bias_correction: bool | None = None
     keep_float: tuple[str, ...] = ()
     quantize_too: tuple[str, ...] = ()
+    budget: str | None = None
     samples: int | None = None
     formats: str = "ascend"
     overwrite: bool = False
@@ -70,9 +72,10 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     headers = [header for unit in capture.units for header in unit.calls if header.component == component]
     chosen = set(spread(len(headers), options.samples or len(headers)))
     settings = _settings(options, family, len(chosen))
-    model = _model(capture, component, options)
+    model, rerun = _model(capture, component, options, family)
     calls = _calls(capture, component, chosen, _casting(capture, options.dtype))
-    result = calibrate_model(model, calls, settings, progress=terminal.progress)
+    progress = terminal.progress if rerun is None else Announced(terminal, rerun)
+    result = calibrate_model(model, calls, settings, progress=progress, trajectory=rerun)
     for warning in result.warnings:
         terminal.warn(warning)
     names = tuple(name.strip() for name in options.formats.split(","))
@@ -120,12 +123,14 @@ def _settings(options: CalibrateOptions, family: Family, samples: int) -> Settin
     chosen = RECIPES[options.accuracy] | {name: value for name, value in said.items() if value is not None}
     return Settings(
         sigma=options.sigma, symmetric=options.symmetric, groups=family.groups, keep_float=options.keep_float,
-        defaults=defaults, samples=samples, release=True, name="--keep-float", **chosen,
+        defaults=defaults, samples=samples, budget=options.budget, release=True, name="--keep-float", **chosen,
     )  # fmt: skip
 
 
-def _model(capture: Capture, component: str, options: CalibrateOptions) -> nn.Module:
-    """The denoiser that was captured, checked to be the one, in the dtype of the deployment."""
+def _model(
+    capture: Capture, component: str, options: CalibrateOptions, family: Family
+) -> tuple[nn.Module, Rerun | None]:
+    """The denoiser that was captured, checked to be the one, in the dtype of the deployment; and runs for a budget."""
     captured = capture.manifest
     source = options.model or captured.get("model")
     if source is None:
@@ -135,11 +140,16 @@ def _model(capture: Capture, component: str, options: CalibrateOptions) -> nn.Mo
         family=FAMILIES.get(captured.get("family", "")), trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     module = denoisers(pipe, (component,))[component]
-    del pipe
     check_fingerprint(capture, component, module, source, options.allow_revision)
+    rerun = None
+    if options.budget is not None:
+        rerun = Rerun(pipe, capture, family)
+        with quiet():
+            pipe.to(resolve_device(options.device), DTYPES.get(options.dtype or ""))
+    del pipe
     with quiet():
         module = module.to(DTYPES[options.dtype]) if options.dtype else module
-    return module.to(resolve_device(options.device)).requires_grad_(False)
+    return module.to(resolve_device(options.device)).requires_grad_(False), rerun
 
 
 def check_fingerprint(capture: Capture, component: str, module: nn.Module, source: str, allow_revision: bool) -> None:
@@ -215,6 +225,8 @@ def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds
     quality = (
         "" if totals["output_sqnr"] is None else f", output SQNR {totals['output_sqnr']:.1f} dB on calls it has seen"
     )
+    if "budget" in report:
+        show_budget(report, terminal)
     terminal.say(
         f"{options.out}: {totals['quantized']} layers in 8-bit integers, {totals['kept_float']} float{quality}; "
         f"{size(totals['bytes_before'])} of layers became {size(totals['bytes_after'])}; "

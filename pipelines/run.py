@@ -88,3 +88,18 @@ def run_prompt(
 
         extra["callback_on_step_end"] = done
     return pipe(**extra)
+
+
+def final_latents(pipe: Any, prompt: str, arguments: Mapping[str, Any], seed: int) -> torch.Tensor:
+    """The end of the trajectory of `run_prompt`, before any decoding.
+
+    Raises PipelineError 2 for a pipeline that gives no tensor.
+    """
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    asked = {"output_type": "latent"} if "output_type" in parameters else {}
+    made = run_prompt(pipe, prompt, {**arguments, **asked}, seed)
+    first = made if isinstance(made, torch.Tensor) else made[0]
+    if not isinstance(first, torch.Tensor):
+        kind = type(first).__name__
+        raise PipelineError(f"{type(pipe).__name__}: gives a {kind}, not latents. Choose another pipeline.", 2)
+    return first

@@ -1,0 +1,192 @@
+"""What a budget brings: the error of the final latents of held-out prompts, by how the layers to keep float are ranked.
+
+    python -m bench.bench_budget [--outliers] [--accuracy fast] [--limits 0.35 0.5 0.7] [--held 6] [--check 12]
+
+At each limit, a share of the float layers' bytes, layers are chosen
+  output MSE     static or float: float are those with the largest mean squared output error (as amp_num) that fit
+  MSE, knapsack  static or float: the least sum of mean squared output errors within the bytes
+  SQNR, knapsack the same with each divided by the power of the output
+  latents        static or float, by the error of the final latents over 2 prompts of the calibration in 8 steps
+  all            static, dynamic, weight-only or float, by the same
+  all, 0.75x     the same, and at most 0.75 of the time as it is estimated
+and run over held-out prompts in 28 steps. `--check`: how well the sum of errors tells that of so many random mixtures,
+and how 8 steps rank layers as 28 do (Spearman).
+"""
+
+import argparse
+import random
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.accuracy import recorded
+from bench.networks import put_outliers
+from calibrate.budget import Cost, summed
+from calibrate.calls import silent
+from calibrate.choosing import Choosing
+from calibrate.knapsack import choose, total
+from calibrate.mixture import estimated_error
+from calibrate.plan import make_plan
+from calibrate.report import Stopwatch
+from calibrate.sensitivity import Candidates, Group, Runs, float_cost, measured
+from calibrate.settings import RECIPES, Settings
+from calibrate.sqnr import Power, comparing, outputs, spread
+from pipelines.load import load_pipeline, model_directory
+from pipelines.run import prompt_seed
+from pipelines.sd3 import SD3
+from prompts import read_prompts
+
+SCHEMES = ("W8A8", "W8A8_DYNAMIC", "W8A16")
+
+
+def latents(pipe: Any, prompts: list[str], steps: int) -> list[Tensor]:
+    """The final latents (prompts, C, H, W), guidance and noise as `octavo capture` has them."""
+    noise = [torch.Generator().manual_seed(prompt_seed(text, 0)) for text in prompts]
+    return [pipe(prompts, generator=noise, num_inference_steps=steps, output_type="latent").images]
+
+
+def output_errors(candidates: Candidates, groups: Sequence[Group], calls: list[Any]) -> list[Power]:
+    """What each layer's output, static, differs by from the float one, over 32 calls."""
+    makers = {group.names[0]: partial(_static, candidates, group.names[0]) for group in groups}
+    with comparing(candidates.model, makers) as powers:
+        outputs(candidates.model, [calls[at] for at in spread(len(calls), 32)])
+    return [powers[group.names[0]] for group in groups]
+
+
+def largest_float(groups: Sequence[Group], powers: Sequence[Power], room: Cost) -> list[int]:
+    """The options, each a layer's: static, but for those with the largest output error that fit as floats."""
+    chosen = [1] * len(groups)
+    for at in sorted(range(len(groups)), key=lambda at: -powers[at].mean_square):
+        other = [*chosen[:at], 0, *chosen[at + 1 :]]
+        if total([group.options for group in groups], other).within(room):
+            chosen = other
+    return chosen
+
+
+def _static(candidates: Candidates, name: str) -> Any:
+    return candidates.layer(name, "W8A8")
+
+
+def assignment(groups: Sequence[Group], chosen: Sequence[int]) -> dict[str, str]:
+    """Scheme by layer name."""
+    return {n: s for group, at in zip(groups, chosen, strict=True) for n, s in group.schemes[at].items()}
+
+
+def spearman(one: list[float], other: list[float]) -> float:
+    """The correlation of ranks."""
+    ranks = torch.stack([torch.tensor(each).argsort().argsort().double() for each in (one, other)])
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def check(candidates: Candidates, groups: list[Group], runs: Runs, longer: Runs, count: int) -> None:
+    """Prints how errors add over random mixtures, and how few steps rank as many."""
+    chance, pairs = random.Random(0), []
+    for _ in range(count):
+        share, able = chance.random(), chance.choice([(1,), (3,), (1, 2, 3)])
+        chosen = [chance.choice(able) if chance.random() < share else 0 for _ in groups]
+        estimate = sum(group.options[at].error for group, at in zip(groups, chosen, strict=True))
+        pairs.append((estimate, runs.error(candidates.layers(assignment(groups, chosen)))))
+    logs = torch.tensor(pairs).double().log().T
+    ratios = sorted(true / estimate for estimate, true in pairs)
+    print(
+        f"{count} mixtures: log correlation {float(torch.corrcoef(logs)[0, 1]):.4f}, measured over estimated", end=" "
+    )
+    print(f"{ratios[0]:.2f} .. {ratios[len(ratios) // 2]:.2f} .. {ratios[-1]:.2f}", flush=True)
+    many = [longer.error(candidates.layers(group.schemes[1])) for group in groups]
+    print(f"ranks of static layers, 8 steps and 28: {spearman([g.options[1].error for g in groups], many):.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--outliers", action="store_true")
+    parser.add_argument("--accuracy", default="fast", choices=list(RECIPES))
+    parser.add_argument("--limits", type=float, nargs="*", default=[0.35, 0.5, 0.7])
+    parser.add_argument("--held", type=int, default=6)
+    parser.add_argument("--check", type=int, default=0)
+    parser.add_argument("--prompts", type=int, default=8, help="to calibrate with")
+    options = parser.parse_args()
+    pipe = load_pipeline(model_directory("demo"))
+    model = pipe.transformer.requires_grad_(False).eval()
+    if options.outliers:
+        put_outliers(model, seed=0)
+    texts = list(read_prompts("demo").texts[: options.prompts])
+    calls = recorded(pipe, texts)
+    settings = Settings(defaults=SD3.keep_float, groups=SD3.groups, **RECIPES[options.accuracy])
+    plan = make_plan(model, defaults=SD3.keep_float)
+    choices = Choosing(model, lambda: calls, plan, settings, silent, Stopwatch()).choices()[0]
+    candidates, names = Candidates(model, choices), [name for name in plan.quantized if name in choices]
+    some = [texts[at] for at in spread(len(texts), 2)]
+    runs = Runs(model, partial(latents, pipe, some, 8))
+    runs.begin([entry.name for entry in plan.entries])
+    before, began = float_cost(plan, runs.macs), time.perf_counter()
+    groups = measured(candidates, [(name,) for name in names], SCHEMES, before, runs, silent)
+    print(
+        f"{len(groups)} layers, {runs.count} runs of 2 prompts in 8 steps: {time.perf_counter() - began:.0f} s",
+        flush=True,
+    )
+    if options.check:
+        longer = Runs(model, partial(latents, pipe, some, 28))
+        longer.begin(names)
+        check(candidates, groups, runs, longer, options.check)
+    held = Runs(model, partial(latents, pipe, list(read_prompts("demo-heldout").texts[: options.held]), 28))
+    held.begin([entry.name for entry in plan.entries])
+    table(candidates, groups, before, calls, held, options.limits)
+
+
+def rankings(groups: list[Group], powers: list[Power], room: Cost, both: Cost) -> dict[str, list[int] | None]:
+    """The options by what ranks them; `both` limits the time too."""
+    every = [group.options for group in groups]
+    by_mse = [(each[0], each[1]._replace(error=p.mean_square)) for each, p in zip(every, powers, strict=True)]
+    by_sqnr = [(each[0], each[1]._replace(error=p.noise / p.signal)) for each, p in zip(every, powers, strict=True)]
+    return {
+        "output MSE": largest_float(groups, powers, room),
+        "MSE, knapsack": choose(by_mse, room),
+        "SQNR, knapsack": choose(by_sqnr, room),
+        "latents": choose([each[:2] for each in every], room),
+        "all": choose(every, room),
+        "all, 0.75x": choose(every, both),
+    }
+
+
+def table(
+    candidates: Candidates,
+    groups: list[Group],
+    before: dict[str, Cost],
+    calls: list[Any],
+    held: Runs,
+    limits: list[float],
+) -> None:
+    """Prints the errors on held-out prompts."""
+    whole = summed(before.values())
+    fixed = whole.minus(summed(before[group.names[0]] for group in groups))
+    every = [group.options for group in groups]
+    powers = output_errors(candidates, groups, calls)
+    print(f"float latents: mean square {held.signal:.3f}; {whole.bytes} bytes of layers, {fixed.bytes} stay float")
+    print("| limit | ranked by | bytes | time | W8A8, dynamic, W8A16, float | error | of output MSE | estimated |")
+    print("|---|---|---|---|---|---|---|---|")
+    for limit in limits:
+        room, both = _room(limit, None, whole).minus(fixed), _room(limit, 0.75, whole).minus(fixed)
+        rows = rankings(groups, powers, room, both)
+        base = 0.0
+        for name, chosen in rows.items():
+            if chosen is None:
+                print(f"| {limit:.0%} | {name} | nothing keeps it |")
+                continue
+            error = held.error(candidates.layers(assignment(groups, chosen)))
+            base = base or error
+            used = total(every, chosen).plus(fixed)
+            cells = [f"{limit:.0%}", name, f"{used.bytes / whole.bytes:.1%}", f"{used.time / whole.time:.2f}x"]
+            cells += [", ".join(str(chosen.count(at)) for at in (1, 2, 3, 0)), f"{error:.3g}", f"{error / base:.2f}"]
+            print(f"| {' | '.join(cells)} | {estimated_error(every, chosen):.3g} |", flush=True)
+
+
+def _room(share: float, time: float | None, whole: Cost) -> Cost:
+    return Cost(share * whole.bytes, float("inf") if time is None else time * whole.time)
+
+
+if __name__ == "__main__":
+    main()

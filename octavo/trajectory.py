@@ -1,0 +1,134 @@
+"""A few of a capture's prompts, run again by its pipeline in few steps: what mixtures are judged by."""
+
+import ast
+import time
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from calibrate.calls import out_of_memory
+from calibrate.sqnr import spread
+from capture.errors import CaptureError
+from capture.reader import Capture
+from pipelines.family import Family
+from pipelines.run import RunSettings, call_arguments, final_latents
+
+from .terminal import Terminal, duration, size
+
+T = TypeVar("T")
+PROMPTS, STEPS = 2, 8  # bench/bench_budget.py measures that 8 steps rank layers as 28 do
+
+
+class Rerun:
+    """Calling it gives the final latents of each prompt, with the seed, size and guidance of the capture; the same at
+    every call. `seconds` is what the last call took.
+
+    Raises CaptureError 2 for a capture without prompts, or with arguments that it does not hold.
+    """
+
+    def __init__(self, pipe: Any, capture: Capture, family: Family, prompts: int = PROMPTS, steps: int = STEPS) -> None:
+        texts = [unit.info["prompt"] for unit in capture.units if isinstance(unit.info.get("prompt"), str)]
+        if not texts:
+            raise CaptureError(f"{capture.directory}: holds no prompts to run again. Capture with a pipeline.", 2)
+        self._prompts = [texts[at] for at in spread(len(texts), prompts)]
+        self._settings = settings = _settings(capture)
+        self._pipe = pipe
+        self._arguments = call_arguments(pipe, family, settings)
+        captured = capture.manifest.get("settings", {}).get("steps")
+        if captured:
+            self._arguments["num_inference_steps"] = min(steps, captured)
+        self.seconds = 0.0
+
+    def __call__(self) -> list[Tensor]:
+        began = time.perf_counter()
+        try:
+            made = [final_latents(self._pipe, text, self._arguments, self._settings.seed) for text in self._prompts]
+        except CaptureError:
+            raise
+        except Exception as error:
+            if hasattr(error, "exit_code"):
+                raise
+            raise _refusal(error) from error
+        self.seconds = time.perf_counter() - began
+        return made
+
+    @property
+    def words(self) -> str:
+        """What one call runs."""
+        steps = self._arguments.get("num_inference_steps")
+        count = f"{len(self._prompts)} prompt{'s' * (len(self._prompts) > 1)}"
+        return f"{count} in {steps} steps" if steps else count
+
+
+class Announced:
+    """The terminal's progress, which first says what runs of the pipeline are to come and how long they take."""
+
+    def __init__(self, terminal: Terminal, rerun: Rerun) -> None:
+        self._terminal, self._rerun = terminal, rerun
+
+    def __call__(self, label: str, items: Iterable[T], total: int | None = None) -> Iterable[T]:
+        if label == "trajectories" and total is not None:
+            seconds = total * self._rerun.seconds
+            self._terminal.say(
+                f"Measuring what layers do to the final latents: {total} runs of {self._rerun.words}, "
+                f"about {duration(seconds)}; then a few to check."
+            )
+            self._terminal.event("trajectories", runs=total, seconds=round(seconds, 3))
+        return self._terminal.progress(label, items, total)
+
+
+def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
+    """What was chosen under a budget, and how far it is to be trusted."""
+    spent, schemes = report["budget"], list(report["budget"]["schemes"])
+    rows = [row for row in report["layers"] if row.get("trajectory_error")]
+    terminal.table(
+        "Most sensitive: mean squared error of the final latents with nothing else quantized",
+        ["layer", "chosen", *schemes],
+        [
+            [
+                row["name"],
+                row["scheme"] or "float",
+                *(f"{_number(row['trajectory_error'].get(each))}" for each in schemes),
+            ]
+            for row in sorted(rows, key=lambda row: -max(row["trajectory_error"].values()))[:most]
+        ],
+    )
+    count, time, error = spent["bytes"], spent["time"], spent["error"]
+    mixed = [f"{layers} {scheme}" for scheme, layers in spent["schemes"].items()] + [f"{spent['float']} float"]
+    share = count["used"] / count["float"]
+    terminal.say(
+        f"Budget {spent['budget']}: {', '.join(mixed)}; {size(count['used'])} ({share:.1%} of float), an estimated "
+        f"{time['used']:.2f}x of the time. Final latents differ by {error['relative']:.2g} of their power "
+        f"({error['measured']:.3g}; the sum over layers is {error['estimated']:.3g}); {spent['runs']} runs."
+    )
+    terminal.event("budget", **spent)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2e}"
+
+
+def _settings(capture: Capture) -> RunSettings:
+    """What the captured runs were asked for."""
+    said = capture.manifest.get("settings", {})
+    known = {each.name for each in fields(RunSettings)} - {"arguments", "steps"}
+    arguments = {}
+    for key, text in said.items():
+        name = key.removeprefix("arguments.")
+        if name == key:
+            continue
+        try:
+            arguments[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError) as error:
+            fact = f"was made with {name}, which it does not hold"
+            raise CaptureError(f"{capture.directory}: {fact}. Calibrate without --budget.", 2) from error
+    return RunSettings(**{name: value for name, value in said.items() if name in known}, arguments=arguments)
+
+
+def _refusal(error: Exception) -> CaptureError:
+    if out_of_memory(error):
+        return CaptureError("out of memory in a run of the pipeline. Use a smaller size or another --device.", 7)
+    fact = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+    return CaptureError(f"the pipeline does not run: {type(error).__name__}: {fact}. Calibrate without --budget.", 4)
