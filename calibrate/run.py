@@ -12,6 +12,7 @@ from torch import nn
 from .calls import Call, Calls, Progress, silent
 from .choice import Choice, layer_of
 from .choosing import Choosing
+from .enough import curve, power_of
 from .errors import CalibrateError
 from .layers import QuantizedLayer, install, quantized
 from .plan import Plan, layer_at, make_plan, named
@@ -52,7 +53,7 @@ def calibrate(model: nn.Module, calls: Calls, settings: Settings = DEFAULTS, *, 
         plan = _prepared(model, settings)
     choosing = Choosing(model, calls, plan, settings, progress, watch)
     choices, ranges, reasons = choosing.choices()
-    count = choosing.count
+    count, earlier = choosing.count, choosing.earlier()
     with watch.stage("freeze"):
         plan, layers = _frozen(model, plan, choices, reasons, settings, progress)
     makers = {name: partial(_maker, model, name, choices, layers) for name in plan.quantized}
@@ -68,11 +69,11 @@ def calibrate(model: nn.Module, calls: Calls, settings: Settings = DEFAULTS, *, 
                 layers[name] = makers[name]()
                 install(model, {name: layers[name]})
     with watch.stage("measure"), quantized(model, {} if settings.release else layers):
-        output = Power()
-        for one, other in zip(exact, outputs(model, chosen()), strict=True):
-            for exact_tensor, tensor in zip(one, other, strict=True):
-                output.add(exact_tensor, tensor)
-    report = report_of(plan, layers, choices, ranges, settings, powers, output.sqnr, count, watch)
+        output = power_of(exact, outputs(model, chosen()))
+        enough = curve(model, layers, choices, earlier, chosen, exact, progress)
+    if enough and output.sqnr is not None:
+        enough.append({**choosing.last._asdict(), "output_sqnr": output.sqnr})
+    report = report_of(plan, layers, choices, ranges, settings, powers, output.sqnr, count, watch) | {"enough": enough}
     for warning in report["warnings"]:
         logger.warning(warning)
     return Result(plan, layers, report, choosing.timesteps)

@@ -4,19 +4,21 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from calibrate.enough import verdict
 from calibrate.export import check_target, export
 from calibrate.report import worst
 from calibrate.run import Result
 from calibrate.run import calibrate as calibrate_model
+from calibrate.samples import farthest
 from calibrate.settings import RECIPES, Settings
-from calibrate.sqnr import spread
+from calibrate.survey import held_out
 from capture.errors import CaptureError
 from capture.fingerprint import fingerprint
-from capture.reader import Call, Capture
+from capture.reader import Capture
 from pipelines import FAMILIES, GENERIC
 from pipelines.denoisers import denoisers
 from pipelines.device import DTYPES, resolve_device
@@ -65,8 +67,7 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
     component = _component(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
-    headers = [header for unit in capture.units for header in unit.calls if header.component == component]
-    chosen = set(spread(len(headers), options.samples or len(headers)))
+    chosen = _chosen(capture, component, options.samples, terminal)
     settings = _settings(options, family, len(chosen))
     model = _model(capture, component, options)
     calls = _calls(capture, component, chosen, _casting(capture, options.dtype))
@@ -173,12 +174,32 @@ def _casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
     return cast
 
 
+class Replayed(NamedTuple):
+    """A stored call; `unit`: the prompt it is of, None where there are too few to hold one out."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    unit: int | None
+    step: int | None
+    timestep: float | None
+
+
+def _chosen(capture: Capture, component: str, samples: int | None, terminal: Terminal) -> set[int]:
+    """The places of the calls to replay among all of a component: those that differ most, where not all."""
+    count = sum(header.component == component for unit in capture.units for header in unit.calls)
+    if samples is None or samples >= count:
+        return set(range(count))
+    stored = _calls(capture, component, set(range(count)), lambda value: value)()
+    return set(farthest(terminal.progress("choose", stored, count), samples))
+
+
 def _calls(
     capture: Capture, component: str, chosen: set[int], cast: Callable[[Any], Any]
-) -> Callable[[], Iterator[Call]]:
+) -> Callable[[], Iterator[Replayed]]:
     """The calls of a component at the places `chosen` among all of its calls; each time anew."""
+    split = any(held_out(unit.index) for unit in capture.units)
 
-    def calls() -> Iterator[Call]:
+    def calls() -> Iterator[Replayed]:
         at = -1
 
         def wanted(header: Any) -> bool:
@@ -186,8 +207,10 @@ def _calls(
             at += header.component == component
             return header.component == component and at in chosen
 
-        for call in capture.calls(component, where=wanted):
-            yield call._replace(args=cast(call.args), kwargs=cast(call.kwargs))
+        for unit in capture.units:
+            for call in capture.calls(component, units=(unit.index,), where=wanted):
+                number = unit.index if split else None
+                yield Replayed(cast(call.args), cast(call.kwargs), number, call.step, call.timestep)
 
     return calls
 
@@ -219,8 +242,15 @@ def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds
         f"{size(totals['bytes_before'])} of layers became {size(totals['bytes_after'])}; "
         f"{totals['calls']} calls, {duration(seconds)}, peak memory {size(report['peak_memory'])}."
     )
+    if enough := verdict(report["enough"]):
+        terminal.say(enough)
     terminal.event(
-        "done", out=str(options.out), totals=totals, seconds=round(seconds, 3), peak_memory=report["peak_memory"]
+        "done",
+        out=str(options.out),
+        totals=totals,
+        enough=report["enough"],
+        seconds=round(seconds, 3),
+        peak_memory=report["peak_memory"],
     )
 
 

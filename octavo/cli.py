@@ -146,7 +146,7 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 @click.option(
     "--quantize", "quantize_too", multiple=True, metavar="PATTERN", help="Quantize layers that stay float by default."
 )
-@click.option("--samples", type=click.IntRange(1), help="Replay this many calls, spread over all.")
+@click.option("--samples", type=click.IntRange(1), help="Replay this many calls, those that differ most.")
 @click.option("--format", "formats", default="ascend", show_default=True, help="What to write.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 @click.option("--allow-incomplete", is_flag=True, help="Use a capture that is not finished.")
