@@ -1,10 +1,10 @@
 """`octavo calibrate`: replays a capture through its model, chooses the integers, writes a checkpoint."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,9 +13,7 @@ from calibrate.export import check_target, export
 from calibrate.report import worst
 from calibrate.run import Result
 from calibrate.run import calibrate as calibrate_model
-from calibrate.samples import farthest
 from calibrate.settings import RECIPES, Settings
-from calibrate.survey import held_out
 from capture.errors import CaptureError
 from capture.fingerprint import fingerprint
 from capture.reader import Capture
@@ -25,6 +23,7 @@ from pipelines.device import DTYPES, resolve_device
 from pipelines.family import Family
 from pipelines.load import load_pipeline, model_directory, quiet
 
+from .replayed import chosen_calls, replayed_calls
 from .terminal import Terminal, duration, size
 
 
@@ -67,10 +66,10 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
     component = _component(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
-    chosen = _chosen(capture, component, options.samples, terminal)
+    chosen = chosen_calls(capture, component, options.samples, terminal)
     settings = _settings(options, family, len(chosen))
     model = _model(capture, component, options)
-    calls = _calls(capture, component, chosen, _casting(capture, options.dtype))
+    calls = replayed_calls(capture, component, chosen, _casting(capture, options.dtype))
     result = calibrate_model(model, calls, settings, progress=terminal.progress)
     for warning in result.warnings:
         terminal.warn(warning)
@@ -174,47 +173,6 @@ def _casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
     return cast
 
 
-class Replayed(NamedTuple):
-    """A stored call; `unit`: the prompt it is of, None where there are too few to hold one out."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    unit: int | None
-    step: int | None
-    timestep: float | None
-
-
-def _chosen(capture: Capture, component: str, samples: int | None, terminal: Terminal) -> set[int]:
-    """The places of the calls to replay among all of a component: those that differ most, where not all."""
-    count = sum(header.component == component for unit in capture.units for header in unit.calls)
-    if samples is None or samples >= count:
-        return set(range(count))
-    stored = _calls(capture, component, set(range(count)), lambda value: value)()
-    return set(farthest(terminal.progress("choose", stored, count), samples))
-
-
-def _calls(
-    capture: Capture, component: str, chosen: set[int], cast: Callable[[Any], Any]
-) -> Callable[[], Iterator[Replayed]]:
-    """The calls of a component at the places `chosen` among all of its calls; each time anew."""
-    split = any(held_out(unit.index) for unit in capture.units)
-
-    def calls() -> Iterator[Replayed]:
-        at = -1
-
-        def wanted(header: Any) -> bool:
-            nonlocal at
-            at += header.component == component
-            return header.component == component and at in chosen
-
-        for unit in capture.units:
-            for call in capture.calls(component, units=(unit.index,), where=wanted):
-                number = unit.index if split else None
-                yield Replayed(cast(call.args), cast(call.kwargs), number, call.step, call.timestep)
-
-    return calls
-
-
 def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float) -> None:
     report = result.report
     totals, layers = report["totals"], report["layers"]
@@ -245,13 +203,9 @@ def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds
     if enough := verdict(report["enough"]):
         terminal.say(enough)
     terminal.event(
-        "done",
-        out=str(options.out),
-        totals=totals,
-        enough=report["enough"],
-        seconds=round(seconds, 3),
+        "done", out=str(options.out), totals=totals, enough=report["enough"], seconds=round(seconds, 3),
         peak_memory=report["peak_memory"],
-    )
+    )  # fmt: skip
 
 
 def _some(names: list[str], most: int = 4) -> str:

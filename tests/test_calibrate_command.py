@@ -192,3 +192,13 @@ def test_the_documented_list_of_inputs_becomes_a_capture(tiny_model, captured, t
     stored = list(Capture.open(tmp_path / "converted").calls())
     assert len(stored) == len(inputs)
     assert all(torch.equal(a["hidden_states"], b.kwargs["hidden_states"]) for a, b in zip(inputs, stored, strict=True))
+
+
+def test_how_many_calls_were_enough_is_said_and_written(tiny_model, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"a red circle and {number} rings" for number in range(6)))
+    capture(tiny_model, tmp_path / "capture", prompts)
+    said = octavo("calibrate", tmp_path / "capture", tmp_path / "a")
+    rows = json.loads((tmp_path / "a" / "report.json").read_text())["enough"]
+    assert [(row["calls"], row["prompts"]) for row in rows] == [(12, 4), (18, 6)]
+    assert any(words in said for words in ("were enough", "More calls would gain", "still counted"))
