@@ -8,9 +8,10 @@ from torch import nn
 from .calls import Call, Calls, Progress, first
 from .choice import Choice
 from .compensate import CALLS, compensated
+from .enough import Mark, Marks, affordable
 from .errors import CalibrateError
-from .freeze import Dynamic
-from .plan import Plan, named
+from .freeze import Dynamic, InputSpec
+from .plan import Plan, layer_at, named
 from .ranges import edges_of, observed, spec_of
 from .replay import observe
 from .report import NEVER_RAN, ZERO_INPUT, Stopwatch
@@ -24,7 +25,7 @@ _WHOLE = torch.zeros(0)  # no edges: one bin
 
 
 class Choosing:
-    """Chooses for every layer of the plan; afterwards `count` is how many calls there were.
+    """Chooses for every layer of the plan; afterwards `count` is how many calls there were, `last` the end of them.
 
     `timesteps`: the noise levels of the calls, descending, where ranges depend on them.
     """
@@ -36,22 +37,25 @@ class Choosing:
         self._settings, self._progress, self._watch = settings, progress, watch
         self.count = 0
         self.timesteps: tuple[float, ...] | None = None
+        self.last = Mark(0, None)
+        self._earlier: dict[Mark, dict[str, list[Range]]] = {}  # ranges known on the way
+        self._edges = _WHOLE
 
     def choices(self) -> tuple[dict[str, Choice], dict[str, list[Range]], dict[str, str]]:
         """The choices, the ranges of inputs, and the layers that have to stay float with the reason."""
         settings = self._settings
-        surveys, turn = self._surveyed()
+        surveys, turn, marks = self._surveyed()
         smoothing: dict[str, Smoothing] = {}
         if settings.smoothing and settings.activations != "float":
             with self._watch.stage("smooth"):
                 kind = "dynamic" if settings.activations == "dynamic" else "static"
                 groups = settings.groups(self._model) if settings.groups else []
                 smoothing = smooth(self._model, surveys, groups, kind, settings.input_scheme, self._progress)
-        edges = edges_of(turn.levels) if settings.activations == "timestep" else _WHOLE
+        self._edges = edges = edges_of(turn.levels) if settings.activations == "timestep" else _WHOLE
         if len(edges):
             self.timesteps = tuple(sorted(set(turn.levels), reverse=True))
         with self._watch.stage("replay"):
-            ranges = self._ranges(surveys, smoothing, edges)
+            ranges = self._ranges(surveys, smoothing, edges, marks)
         choices, reasons = self._first(ranges, smoothing, edges)
         if not settings.method.plain:
             with self._watch.stage("weights"):
@@ -66,21 +70,35 @@ class Choosing:
                 )
         return choices, ranges, reasons
 
-    def _surveyed(self) -> tuple[dict[str, Survey], Turn]:
-        """The surveys of linears, if anything is to be chosen by them."""
-        turn = Turn(self._model)
+    def earlier(self) -> dict[Mark, dict[str, InputSpec]]:
+        """How inputs would become integers by the ranges known on the way, as far as it is worth measuring."""
+        settings, found = self._settings, {}
+        measured = 0 if settings.fallback else settings.sqnr_calls
+        for mark in affordable(self._earlier, self.count, measured):
+            specs = {
+                name: spec_of(ranges, self._edges, settings.input_scheme, layer_at(self._model, name).weight.dtype)
+                for name, ranges in self._earlier[mark].items()
+                if any(each != (0.0, 0.0) for each in ranges)
+            }
+            found[mark] = {name: spec for name, spec in specs.items() if spec is not None}
+        return found
+
+    def _surveyed(self) -> tuple[dict[str, Survey], Turn, Marks]:
+        """The surveys of linears, if anything is to be chosen by them; and what they knew on the way."""
+        turn, surveys = Turn(self._model), dict[str, Survey]()
+        marks = Marks(lambda: {name: survey.all for name, survey in surveys.items() if survey.seen})
         if not self._settings.surveying:
-            return {}, turn
-        surveys = {
+            return surveys, turn, marks
+        surveys |= {
             e.name: Survey(turn) for e, module in named(self._model, self._plan) if isinstance(module, nn.Linear)
         }
         with self._watch.stage("survey"):
             samples = self._progress("survey", first(self._calls, self._settings.samples), self._settings.samples)
-            self.count = observe(self._model, surveys, turn.each(samples))
-        return surveys, turn
+            self.count = observe(self._model, surveys, turn.each(marks.each(samples)))
+        return surveys, turn, marks
 
     def _ranges(
-        self, surveys: Mapping[str, Survey], smoothing: Mapping[str, Smoothing], edges: torch.Tensor
+        self, surveys: Mapping[str, Survey], smoothing: Mapping[str, Smoothing], edges: torch.Tensor, marks: Marks
     ) -> dict[str, list[Range]]:
         """The ranges of the inputs of layers that ran: from the surveys where they say it, else by another replay."""
         settings = self._settings
@@ -90,17 +108,23 @@ class Choosing:
                 self.count = sum(1 for _ in first(self._calls, settings.samples))
             return ranges
         if settings.observer == "minmax" and not len(edges):
+            multipliers = {name: smoothing[name].multiplier if name in smoothing else None for name in surveys}
             for name, survey in surveys.items():
                 if survey.seen:
-                    ranges[name] = [survey.all.range(smoothing[name].multiplier if name in smoothing else None)]
+                    ranges[name] = [survey.all.range(multipliers[name])]
+            for mark, known in marks.taken.items():
+                self._earlier[mark] = {name: [channels.range(multipliers[name])] for name, channels in known.items()}
+            self.last = marks.last
         silent = {name for name, survey in surveys.items() if not survey.seen}
         missing = [name for name in self._plan.quantized if name not in ranges and name not in silent]
         if missing:
             samples = self._progress("replay", first(self._calls, settings.samples), settings.samples)
             options = settings.options
-            found, turn = observed(self._model, missing, samples, settings.observer, options, smoothing, edges)
+            found, turn, marks = observed(self._model, missing, samples, settings.observer, options, smoothing, edges)
             ranges |= found
-            self.count = turn.count
+            self.count, self.last = turn.count, marks.last
+            for mark, known in marks.taken.items():
+                self._earlier.setdefault(mark, {}).update(known)
         return ranges
 
     def _first(

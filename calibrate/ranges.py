@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .calls import Call
+from .enough import Marks
 from .freeze import InputSpec, TimestepQParams
 from .noise import bins_of
 from .observers import OBSERVERS, Observer, Options
@@ -74,8 +75,9 @@ def observed(
     options: Options,
     smoothing: Mapping[str, Smoothing],
     edges: Tensor,
-) -> tuple[dict[str, list[Range]], Turn]:
-    """The ranges of the inputs of the layers that ran, of each bin of `edges`, and what the calls were.
+) -> tuple[dict[str, list[Range]], Turn, Marks]:
+    """The ranges of the inputs of the layers that ran, of each bin of `edges`, what the calls were, and the ranges
+    known on the way.
 
     Raises as `replay.observe` does.
     """
@@ -84,14 +86,19 @@ def observed(
         name: Binned(observer, options, turn, edges, smoothing[name].multiplier if name in smoothing else None)
         for name in names
     }
-    observe(model, binned, turn.each(calls))
+    marks = Marks(lambda: _known(binned))
+    observe(model, binned, turn.each(marks.each(calls)))
+    return _known(binned), turn, marks
+
+
+def _known(binned: Mapping[str, Binned]) -> dict[str, list[Range]]:
     ranges = {}
     for name, each in binned.items():
         try:
             ranges[name] = each.ranges()
         except ValueError:
             continue
-    return ranges, turn
+    return ranges
 
 
 def spec_of(ranges: list[Range], edges: Tensor, scheme: Scheme, dtype: torch.dtype) -> InputSpec | None:

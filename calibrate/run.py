@@ -12,6 +12,7 @@ from torch import nn
 from .calls import Call, Calls, Progress, silent
 from .choice import Choice, layer_of
 from .choosing import Choosing
+from .enough import curve, power_of
 from .errors import CalibrateError
 from .layers import QuantizedLayer, install, quantized
 from .mixture import Mixture, mixed
@@ -63,7 +64,7 @@ def calibrate(
         plan = _prepared(model, settings)
     choosing = Choosing(model, calls, plan, settings, progress, watch)
     choices, ranges, reasons = choosing.choices()
-    count = choosing.count
+    count, earlier = choosing.count, choosing.earlier()
     mixture = None
     if settings.limits is not None:
         with watch.stage("budget"):
@@ -84,11 +85,11 @@ def calibrate(
                 layers[name] = makers[name]()
                 install(model, {name: layers[name]})
     with watch.stage("measure"), quantized(model, {} if settings.release else layers):
-        output = Power()
-        for one, other in zip(exact, outputs(model, chosen()), strict=True):
-            for exact_tensor, tensor in zip(one, other, strict=True):
-                output.add(exact_tensor, tensor)
-    report = report_of(plan, layers, choices, ranges, settings, powers, output.sqnr, count, watch)
+        output = power_of(exact, outputs(model, chosen()))
+        enough = [] if mixture else curve(model, layers, choices, earlier, chosen, exact, progress)
+    if enough and output.sqnr is not None:
+        enough.append({**choosing.last._asdict(), "output_sqnr": output.sqnr})
+    report = report_of(plan, layers, choices, ranges, settings, powers, output.sqnr, count, watch) | {"enough": enough}
     if mixture is not None:
         report = with_mixture(report, mixture)
     for warning in report["warnings"]:

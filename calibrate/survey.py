@@ -24,6 +24,11 @@ _MOST = 512  # rows of a sample; it is halved when there are more
 _FEW = 8  # rows for each sample of a batch: fewer are one row of a modulation, not tokens
 
 
+def held_out(number: int) -> bool:
+    """Whether the prompt (or call) of this number is held out."""
+    return number % _FOLD == _FOLD - 1
+
+
 class Turn:
     """What is known of the call that is running, and of all calls so far.
 
@@ -43,7 +48,7 @@ class Turn:
         """The calls; while one is at work, this is about it."""
         for position, call in enumerate(calls):
             unit = getattr(call, "unit", None)
-            self.held = (position if unit is None else unit) % _FOLD == _FOLD - 1
+            self.held = held_out(position if unit is None else unit)
             named = self._named(call)
             levels = levels_of(named)
             self.level = None if levels is None else float(levels.max())

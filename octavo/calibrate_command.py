@@ -1,28 +1,29 @@
 """`octavo calibrate`: replays a capture through its model, chooses the integers, writes a checkpoint."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from calibrate.enough import verdict
 from calibrate.export import check_target, export
 from calibrate.report import worst
 from calibrate.run import Result
 from calibrate.run import calibrate as calibrate_model
 from calibrate.settings import RECIPES, Settings
-from calibrate.sqnr import spread
 from capture.errors import CaptureError
 from capture.fingerprint import fingerprint
-from capture.reader import Call, Capture
+from capture.reader import Capture
 from pipelines import FAMILIES, GENERIC
 from pipelines.denoisers import denoisers
 from pipelines.device import DTYPES, resolve_device
 from pipelines.family import Family
 from pipelines.load import load_pipeline, model_directory, quiet
 
+from .replayed import chosen_calls, replayed_calls
 from .terminal import Terminal, duration, size
 from .trajectory import Announced, Rerun, show_budget
 
@@ -69,11 +70,10 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
     component = _component(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
-    headers = [header for unit in capture.units for header in unit.calls if header.component == component]
-    chosen = set(spread(len(headers), options.samples or len(headers)))
+    chosen = chosen_calls(capture, component, options.samples, terminal)
     settings = _settings(options, family, len(chosen))
     model, rerun = _model(capture, component, options, family)
-    calls = _calls(capture, component, chosen, _casting(capture, options.dtype))
+    calls = replayed_calls(capture, component, chosen, _casting(capture, options.dtype))
     progress = terminal.progress if rerun is None else Announced(terminal, rerun)
     result = calibrate_model(model, calls, settings, progress=progress, trajectory=rerun)
     for warning in result.warnings:
@@ -185,25 +185,6 @@ def _casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
     return cast
 
 
-def _calls(
-    capture: Capture, component: str, chosen: set[int], cast: Callable[[Any], Any]
-) -> Callable[[], Iterator[Call]]:
-    """The calls of a component at the places `chosen` among all of its calls; each time anew."""
-
-    def calls() -> Iterator[Call]:
-        at = -1
-
-        def wanted(header: Any) -> bool:
-            nonlocal at
-            at += header.component == component
-            return header.component == component and at in chosen
-
-        for call in capture.calls(component, where=wanted):
-            yield call._replace(args=cast(call.args), kwargs=cast(call.kwargs))
-
-    return calls
-
-
 def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float) -> None:
     report = result.report
     totals, layers = report["totals"], report["layers"]
@@ -232,9 +213,12 @@ def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds
         f"{size(totals['bytes_before'])} of layers became {size(totals['bytes_after'])}; "
         f"{totals['calls']} calls, {duration(seconds)}, peak memory {size(report['peak_memory'])}."
     )
+    if enough := verdict(report["enough"]):
+        terminal.say(enough)
     terminal.event(
-        "done", out=str(options.out), totals=totals, seconds=round(seconds, 3), peak_memory=report["peak_memory"]
-    )
+        "done", out=str(options.out), totals=totals, enough=report["enough"], seconds=round(seconds, 3),
+        peak_memory=report["peak_memory"],
+    )  # fmt: skip
 
 
 def _extent(value: Any) -> str:

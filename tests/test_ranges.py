@@ -66,7 +66,7 @@ def test_bins_hold_about_as_many_levels_each(levels):
 def test_a_bin_s_range_is_that_of_its_calls_and_one_that_saw_nothing_has_that_of_all():
     model = Loud()
     edges = torch.tensor([250.0, 500.0, 2000.0])
-    ranges, turn = observed(model, ["up", "patch"], steps(8), "minmax", OPTIONS, {}, edges)
+    ranges, turn, _ = observed(model, ["up", "patch"], steps(8), "minmax", OPTIONS, {}, edges)
     assert turn.count == 8
     assert set(ranges) == {"up"}  # patch never ran
     for at, (low, high) in enumerate([(0, 250), (250, 500), (500, 2000)]):

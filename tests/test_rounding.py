@@ -281,7 +281,7 @@ def test_weights_and_activation_in_turn_are_no_worse_than_neither():
 
 def test_freezing_hands_on_what_is_known_of_the_input():
     weight, inputs = weight_of(1), known(rows(1), False)
-    made = freeze(weight, None, None, "adaround", inputs, 5)
+    made = freeze(weight, None, None, "adaround", inputs=inputs, iterations=5)
     wanted = WEIGHT_METHODS["adaround"](weight, inputs, iterations=5)
     assert isinstance(wanted, QuantizedWeight)
     assert torch.equal(made.weight, wanted.weight)

@@ -1,0 +1,56 @@
+"""How much of the accuracy a few calls keep, by how they are chosen: the bundled pipeline, 16 prompts of 28 steps.
+
+    python -m bench.samples [--counts 4 8 16 32 64 128] [--recipe plain] [--seeds 5] [--held 8]
+
+The numbers are the transformer's SQNR in dB over every fourth call of held-out prompts.
+"""
+
+import argparse
+import random
+from collections.abc import Callable
+
+from bench.accuracy import ROWS, recorded, sqnr
+from calibrate.run import calibrate
+from calibrate.samples import farthest
+from calibrate.settings import Settings
+from calibrate.sqnr import spread
+from pipelines.load import load_pipeline, model_directory
+from pipelines.sd3 import SD3
+from prompts import read_prompts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--counts", nargs="*", type=int, default=[4, 8, 16, 32, 64, 128])
+    parser.add_argument("--recipe", choices=list(ROWS), default="plain")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--held", type=int, default=8)
+    options = parser.parse_args()
+    pipe = load_pipeline(model_directory("demo"))
+    model = pipe.transformer.requires_grad_(False)
+    calls = recorded(pipe, list(read_prompts("demo").texts[:16]))
+    held = recorded(pipe, list(read_prompts("demo-heldout").texts[-options.held :]))[1::4]
+    settings = Settings(defaults=SD3.keep_float, groups=SD3.groups, sqnr_calls=0, **ROWS[options.recipe])
+
+    def kept(positions: list[int]) -> float:
+        some = [calls[at] for at in positions]
+        return sqnr(model, calibrate(model, lambda: some, settings).layers, held)
+
+    def by_seed(seed: int) -> Callable[[int], list[int]]:
+        return lambda count: sorted(random.Random(seed * 1000 + count).sample(range(len(calls)), count))
+
+    ways: dict[str, Callable[[int], list[int]]] = {
+        "farthest": lambda count: farthest(calls, count),
+        "spread": lambda count: spread(len(calls), count),
+        "first": lambda count: list(range(count)),
+        **{f"random {seed}": by_seed(seed) for seed in range(options.seeds)},
+    }
+    print(f"{options.recipe}, all {len(calls)}: {kept(list(range(len(calls)))):.2f} dB", flush=True)
+    print("| calls | " + " | ".join(str(count) for count in options.counts) + " |")
+    print("|---|" + "---|" * len(options.counts))
+    for name, way in ways.items():
+        print(f"| {name} | " + " | ".join(f"{kept(way(count)):.2f}" for count in options.counts) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

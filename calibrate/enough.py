@@ -1,0 +1,132 @@
+"""How many calls were enough: the model's output with the ranges known after 1, 2, 4, 8, ... prompts.
+
+Everything else (factors of smoothing, weights, corrections, bins) is that of all calls, so this is about the ranges
+alone. Prompts are counted in the order they came: it is what a shorter capture would have held.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from .calls import Call, Progress
+from .choice import Choice
+from .freeze import Dynamic, InputSpec, numbers_of
+from .layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, quantized
+from .sqnr import Power, outputs
+from .weights import QuantizedWeight
+
+NEAR = 0.1  # dB below the final SQNR: as good
+GROWING = 0.3  # dB gained by the last doubling: more calls would gain too
+_FEW = 16  # calls: fewer say nothing of how many would be enough
+_SHARE = 10  # of the replay's calls, one in so many is run again for this
+
+
+class Mark(NamedTuple):
+    """How far a replay was: after so many calls of so many prompts (None where calls do not say)."""
+
+    calls: int
+    prompts: int | None
+
+
+class Marks:
+    """Calls `take` after 1, 2, 4, 8, ... prompts of a replay, and holds what it returned; `last` is its end."""
+
+    def __init__(self, take: Callable[[], Any]) -> None:
+        self._take = take
+        self.taken: dict[Mark, Any] = {}
+        self.last = Mark(0, None)
+
+    def each(self, calls: Iterable[Call]) -> Iterator[Call]:
+        """The calls; when the next one is asked for, the one before was heard."""
+        units: set[int] = set()
+        for count, call in enumerate(calls):
+            unit = getattr(call, "unit", None)
+            done = count if unit is None else len(units)
+            if done and done & (done - 1) == 0 and (unit is None or unit not in units):
+                self.taken[self.last] = self._take()
+            units |= set() if unit is None else {unit}
+            self.last = Mark(count + 1, len(units) or None)
+            yield call
+
+
+def affordable(marks: Iterable[Mark], count: int, measured: int) -> list[Mark]:
+    """The latest of the marks that can be measured with `measured` calls each for about a tenth of a replay of `count`
+    calls, one at least; none for fewer than 16 calls."""
+    if count < _FEW or not measured:
+        return []
+    return sorted(marks)[-max(1, count // (_SHARE * measured)) :]
+
+
+def curve(
+    model: nn.Module,
+    layers: Mapping[str, QuantizedLayer],
+    choices: Mapping[str, Choice],
+    marked: Mapping[Mark, Mapping[str, InputSpec]],
+    calls: Callable[[], Iterable[Call]],
+    exact: Sequence[Sequence[Tensor]],
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Rows {calls, prompts, output_sqnr in dB}: of `model` with `layers`, each with the input of a mark where it has
+    one, on `calls`, for which the float model's outputs were `exact`."""
+    rows = []
+    for mark, specs in progress("enough", marked.items(), len(marked)) if marked else ():
+        earlier = {name: with_spec(layer, choices[name], specs.get(name)) for name, layer in layers.items()}
+        with quantized(model, earlier):
+            power = power_of(exact, outputs(model, calls()))
+        if power.sqnr is not None:
+            rows.append({**mark._asdict(), "output_sqnr": power.sqnr})
+    return rows
+
+
+def power_of(exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> Power:
+    """That of a model's outputs on the same calls."""
+    power = Power()
+    for one, two in zip(exact, other, strict=True):
+        for exact_tensor, tensor in zip(one, two, strict=True):
+            power.add(exact_tensor, tensor)
+    return power
+
+
+def with_spec(layer: QuantizedLayer, choice: Choice, spec: InputSpec | None) -> QuantizedLayer:
+    """The layer with its integer weight and another range of its input; itself, where there is none that fits."""
+    if spec is None or isinstance(spec, Dynamic) or not layer.calibrated:
+        return layer
+    known = layer.numbers
+    weight = QuantizedWeight(known.weight, known.weight_scale)
+    made = numbers_of(weight, known.bias, spec, known.dtype, known.mul_scale, choice.correction)
+    if isinstance(made, str):
+        return layer
+    return QuantizedConv2d(made, layer.geometry) if isinstance(layer, QuantizedConv2d) else QuantizedLinear(made)
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """One line on whether fewer calls would have done, or more would gain; None where it was not measured.
+
+    The last row is of all calls. A doubling is from the last row of at most half of them.
+    """
+    if len(rows) < 2:
+        return None
+    last = rows[-1]
+    half = next((row for row in reversed(rows) if 2 * _size(row) <= _size(last)), rows[0])
+    gained = last["output_sqnr"] - half["output_sqnr"]
+    if gained > GROWING:
+        return f"More calls would gain: {_of(last)} have {gained:.1f} dB more output SQNR than the first {_size(half)}."
+    enough = last
+    for row in reversed(rows):
+        if row["output_sqnr"] < last["output_sqnr"] - NEAR:
+            break
+        enough = row
+    if enough is last:
+        return f"The last calls still counted: {_of(last)} have {gained:.2f} dB more than the first {_size(half)}."
+    found = f"{_size(enough)} of {_of(last)} were enough"
+    calls = "" if last["prompts"] is None else f" ({enough['calls']} of {last['calls']} calls)"
+    return f"{found}{calls}: output SQNR within {NEAR} dB of that with all."
+
+
+def _size(row: Mapping[str, Any]) -> int:
+    return int(row["calls"] if row["prompts"] is None else row["prompts"])
+
+
+def _of(row: Mapping[str, Any]) -> str:
+    return f"{_size(row)} {'calls' if row['prompts'] is None else 'prompts'}"
