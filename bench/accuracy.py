@@ -3,11 +3,13 @@
     python -m bench.accuracy [--rows plain smoothing ...] [--outliers] [--pictures 200] [--prompts 16] [--held 4]
 
 The transformer's SQNR is over all calls of held-out prompts, float inputs in both; the layers' mean and worst are over
-eight calls that were replayed. Seconds are those of calibrate, of which a plain replay of the calls is a part, shown as
-the ratio; memory is the peak of the process, which runs one row at a time.
+eight calls that were replayed, and so is the median of each layer's squared error over that of the first row with
+inputs of the same kind, smoothed or not. Seconds are those of calibrate, of which a plain replay of the calls is a
+part, shown as the ratio; memory is the peak of the process, which runs one row at a time.
 """
 
 import argparse
+import statistics
 import time
 from typing import Any, NamedTuple
 
@@ -42,6 +44,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "admm": {"weights": ("admm",)},
     "adaround": {"weights": ("adaround",)},
     "gptq": {"weights": ("gptq",)},
+    "smoothing, gptq": {"smoothing": True, "weights": ("gptq",)},
+    "smoothing, admm": {"smoothing": True, "weights": ("admm",)},
+    "weights alone": {"activations": "float"},
+    "weights alone, easy-quant": {"activations": "float", "weights": ("easy-quant",)},
+    "weights alone, admm": {"activations": "float", "weights": ("admm",)},
+    "weights alone, gptq": {"activations": "float", "weights": ("gptq",)},
     "dynamic": {"activations": "dynamic"},
     "timestep": {"activations": "timestep"},
     **{f"--accuracy {name}": recipe for name, recipe in RECIPES.items() if name != "plain"},
@@ -55,14 +63,14 @@ class Call(NamedTuple):
     step: int | None
 
 
-def recorded(pipe: Any, prompts: list[str]) -> list[Any]:
+def recorded(pipe: Any, prompts: list[str], steps: int = 28) -> list[Any]:
     """Every call of the transformer over the prompts, with the prompt each is of."""
     calls: list[Any] = []
     for unit, prompt in enumerate(prompts):
         memory = Memory()
         with Recorder(pipe.transformer, memory):
             generator = torch.Generator().manual_seed(prompt_seed(prompt, 0))
-            pipe(prompt, generator=generator, num_inference_steps=28, output_type="latent")
+            pipe(prompt, generator=generator, num_inference_steps=steps, output_type="latent")
         calls += [Call(call.args, call.kwargs, unit, call.step) for call in memory.calls]
     return calls
 
@@ -99,18 +107,25 @@ def main() -> None:
             run(model, call, at)
     plain = time.perf_counter() - began
     print(f"{len(calls)} calls, {len(held)} held out; plain forwards {plain:.1f} s")
-    print("| method | transformer SQNR | layers, mean | worst | seconds | of plain | peak memory | judged |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| method | transformer SQNR | layers, mean | worst | median MSE | seconds | of plain | peak memory | judged |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    starts: dict[tuple[bool, str], dict[str, float]] = {}  # layer errors by whether inputs are smoothed, and their kind
     if options.pictures:
         right = score(draw(pipe, held_out[: options.pictures]), scenes)["all"]
-        print(f"| float | | | | | | | {right:.1%} |", flush=True)
+        print(f"| float | | | | | | | | {right:.1%} |", flush=True)
     for name in options.rows:
         began = time.perf_counter()
         result = calibrate(model, lambda: calls, Settings(defaults=SD3.keep_float, groups=SD3.groups, **ROWS[name]))
         seconds = time.perf_counter() - began
         found = [row["sqnr"] for row in result.report["layers"] if row["scheme"] and row.get("sqnr") is not None]
         cells = [f"{sqnr(model, result.layers, held):.2f} dB", f"{sum(found) / len(found):.1f}", f"{min(found):.1f}"]
-        cells += [f"{seconds:.1f}", f"{seconds / plain:.2f} x", f"{peak_memory() / 2**20:.0f} MiB"]
+        errors = {row["name"]: row["mse"] for row in result.report["layers"] if row["scheme"] and row.get("mse")}
+        kind = ROWS[name].get("smoothing", False), ROWS[name].get("activations", "static")
+        start = starts.setdefault(kind, errors)
+        ratio = statistics.median(errors[layer] / start[layer] for layer in errors if layer in start)
+        cells += [f"{ratio:.2f} x", f"{seconds:.1f}", f"{seconds / plain:.2f} x", f"{peak_memory() / 2**20:.0f} MiB"]
         with quantized(model, result.layers):
             right = score(draw(pipe, held_out[: options.pictures]), scenes)["all"] if scenes else 0.0
         print(f"| {name} | {' | '.join(cells)} | {f'{right:.1%}' if scenes else ''} |", flush=True)
