@@ -94,8 +94,15 @@ def test_a_sample_is_bounded_and_spread_over_all_it_was_given(tensors):
     assert kept[0] == 0
     assert kept[-1] >= 0.95 * (tensors - 1)
     assert float(kept.diff().max() if len(kept) > 1 else 0) <= tensors / 32 + 1
+
+
+def test_noise_levels_of_a_sample_are_known_where_all_calls_have_one():
+    sample = Sample()
+    assert not sample
+    sample.add(torch.ones(2, 3), 5.0)
+    assert torch.equal(sample.levels, torch.full((2,), 5.0))
     sample.add(torch.ones(1, 3), None)
-    assert (sample.levels is None) == (tensors < 64) or len(sample.rows) <= 512
+    assert sample.levels is None
 
 
 def test_what_is_not_finite_is_refused_and_an_empty_survey_says_so():
