@@ -166,14 +166,16 @@ def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -
     """The choice as it is, and with what the method finds."""
     weight = divided(module, choice.multiplier)
     found = [choice]
-    if method.correct:
+    # a consumer drops a bias that the float layer has not; quant_bias it always reads
+    correct = method.correct and (module.bias is not None or isinstance(choice.spec, (QParams, TimestepQParams)))
+    if correct:
         found.append(corrected(weight, choice, sums))
     for name in method.weights:
         options = {"iterations": method.iterations[name]} if name in method.iterations else {}
         rounded = WEIGHT_METHODS[name](weight, sums.inputs, seed=method.seed, **options)
         if rounded is not None:
             found.append(replace(choice, weight=rounded, method=name))
-            if method.correct:
+            if correct:
                 found.append(corrected(weight, found[-1], sums))
     return found
 
