@@ -71,9 +71,13 @@ class Choosing:
         return choices, ranges, reasons
 
     def earlier(self) -> dict[Mark, dict[str, InputSpec]]:
-        """How inputs would become integers by the ranges known on the way, as far as it is worth measuring."""
+        """How inputs would become integers by the ranges known on the way, as far as it is worth measuring.
+
+        Nothing where more than ranges is chosen by looking at calls: what fewer of them would have chosen is not known.
+        """
         settings, found = self._settings, {}
-        measured = 0 if settings.fallback else settings.sqnr_calls
+        only_ranges = settings.method.plain and not (settings.smoothing or settings.fallback)
+        measured = settings.sqnr_calls if only_ranges else 0
         for mark in affordable(self._earlier, self.count, measured):
             specs = {
                 name: spec_of(ranges, self._edges, settings.input_scheme, layer_at(self._model, name).weight.dtype)

@@ -1,7 +1,8 @@
 """How many calls were enough: the model's output with the ranges known after 1, 2, 4, 8, ... prompts.
 
-Everything else (factors of smoothing, weights, corrections, bins) is that of all calls, so this is about the ranges
-alone. Prompts are counted in the order they came: it is what a shorter capture would have held.
+Only ranges are those of the first calls, so it is measured only where nothing else is chosen by looking at calls. With
+the factors of smoothing of all calls it would flatter: 8 of 16 prompts of the demo seem to lose nothing, and lose
+1.8 dB. Prompts are counted in the order they came: it is what a shorter capture would have held.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

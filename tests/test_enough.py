@@ -8,9 +8,11 @@ import torch
 
 from calibrate.choice import Choice
 from calibrate.enough import Mark, Marks, affordable, verdict, with_spec
+from calibrate.layers import quantized
 from calibrate.run import calibrate
 from calibrate.scheme import QParams
 from calibrate.settings import Settings
+from calibrate.sqnr import Power
 
 from .calibrate_tiny import given, toy
 
@@ -55,7 +57,7 @@ def test_what_is_measured_again_is_about_a_tenth_of_the_replay():
 
 
 @pytest.mark.parametrize("release", [False, True])
-@pytest.mark.parametrize("more", [{}, {"smoothing": True}, {"observer": "mse"}, {"bias_correction": True}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"observer": "mse"}, {"observer": "sigma"}], ids=str)
 def test_the_curve_rises_to_the_final_value(more, release):
     settings = Settings(defaults={}, sqnr_calls=2, release=release, **more)
     report = calibrate(toy(), given(calls(40, growth=0.2)), settings).report
@@ -80,8 +82,33 @@ def test_looking_on_the_way_changes_nothing(observer):
     assert watched["totals"] == once["totals"]
 
 
-@pytest.mark.parametrize("more", [{"activations": "dynamic"}, {"activations": "float"}, {"sqnr_calls": 0}], ids=str)
-def test_without_ranges_or_measuring_there_is_no_curve(more):
+@pytest.mark.parametrize("units", [4, 8, 16])
+def test_a_point_of_the_curve_is_what_a_shorter_capture_would_have_given(units):
+    model, every = toy(), calls(20)
+    result = calibrate(model, given(every), Settings(defaults={}, sqnr_calls=1))
+    shorter = calibrate(model, given(every[: 2 * units]), Settings(defaults={}, sqnr_calls=0))
+    power = Power()
+    with torch.no_grad():
+        exact = model(*every[20].args)  # the call in the middle
+        with quantized(model, shorter.layers):
+            power.add(exact, model(*every[20].args))
+    assert {"calls": 2 * units, "prompts": units, "output_sqnr": power.sqnr} in result.report["enough"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"activations": "dynamic"},
+        {"activations": "float"},
+        {"sqnr_calls": 0},
+        {"smoothing": True},
+        {"bias_correction": True},
+        {"weights": ("gptq",)},
+        {"fallback": 1},
+    ],
+    ids=str,
+)
+def test_without_ranges_or_with_more_than_ranges_there_is_no_curve(more):
     assert calibrate(toy(), given(calls(12)), Settings(defaults={}, **more)).report["enough"] == []
 
 
