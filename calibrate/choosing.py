@@ -10,8 +10,8 @@ from .choice import Choice
 from .compensate import CALLS, compensated
 from .enough import Mark, Marks, affordable
 from .errors import CalibrateError
-from .freeze import Dynamic, InputSpec
-from .plan import Plan, layer_at, named
+from .freeze import Dynamic
+from .plan import Plan, named
 from .ranges import edges_of, observed, spec_of
 from .replay import observe
 from .report import NEVER_RAN, ZERO_INPUT, Stopwatch
@@ -22,6 +22,7 @@ from .sqnr import spread
 from .survey import Survey, Turn
 
 _WHOLE = torch.zeros(0)  # no edges: one bin
+_MARKS = 3  # at most, that are measured: each takes a search of its own
 
 
 class Choosing:
@@ -38,25 +39,25 @@ class Choosing:
         self.count = 0
         self.timesteps: tuple[float, ...] | None = None
         self.last = Mark(0, None)
-        self._earlier: dict[Mark, dict[str, list[Range]]] = {}  # ranges known on the way
-        self._edges = _WHOLE
+        self._surveys_at: dict[Mark, dict[str, Survey]] = {}  # what was known on the way
+        self._ranges_at: dict[Mark, dict[str, list[Range]]] = {}
+        self._first_choices: dict[str, Choice] = {}
 
     def choices(self) -> tuple[dict[str, Choice], dict[str, list[Range]], dict[str, str]]:
         """The choices, the ranges of inputs, and the layers that have to stay float with the reason."""
         settings = self._settings
-        surveys, turn, marks = self._surveyed()
+        surveys, turn = self._surveyed()
         smoothing: dict[str, Smoothing] = {}
         if settings.smoothing and settings.activations != "float":
             with self._watch.stage("smooth"):
-                kind = "dynamic" if settings.activations == "dynamic" else "static"
-                groups = settings.groups(self._model) if settings.groups else []
-                smoothing = smooth(self._model, surveys, groups, kind, settings.input_scheme, self._progress)
-        self._edges = edges = edges_of(turn.levels) if settings.activations == "timestep" else _WHOLE
+                smoothing = self._smoothed(surveys)
+        edges = edges_of(turn.levels) if settings.activations == "timestep" else _WHOLE
         if len(edges):
             self.timesteps = tuple(sorted(set(turn.levels), reverse=True))
         with self._watch.stage("replay"):
-            ranges = self._ranges(surveys, smoothing, edges, marks)
+            ranges = self._ranges(surveys, smoothing, edges)
         choices, reasons = self._first(ranges, smoothing, edges)
+        self._first_choices = dict(choices)
         if not settings.method.plain:
             with self._watch.stage("weights"):
                 usable = {name: each for name, each in surveys.items() if name in choices}
@@ -70,35 +71,54 @@ class Choosing:
                 )
         return choices, ranges, reasons
 
-    def earlier(self) -> dict[Mark, dict[str, InputSpec]]:
-        """How inputs would become integers by the ranges known on the way, as far as it is worth measuring."""
-        settings, found = self._settings, {}
-        measured = 0 if settings.fallback else settings.sqnr_calls
-        for mark in affordable(self._earlier, self.count, measured):
-            specs = {
-                name: spec_of(ranges, self._edges, settings.input_scheme, layer_at(self._model, name).weight.dtype)
-                for name, ranges in self._earlier[mark].items()
-                if any(each != (0.0, 0.0) for each in ranges)
-            }
-            found[mark] = {name: spec for name, spec in specs.items() if spec is not None}
-        return found
+    def earlier(self) -> dict[Mark, dict[str, Choice]]:
+        """What the calls up to a mark would have chosen, as far as it is worth measuring, and what all of them did.
 
-    def _surveyed(self) -> tuple[dict[str, Survey], Turn, Marks]:
-        """The surveys of linears, if anything is to be chosen by them; and what they knew on the way."""
+        Weights are rounded to the nearest in all of them. Nothing where later choices take another replay: what fewer
+        calls would have come to is not known then.
+        """
+        settings = self._settings
+        known = settings.activations != "float" and not settings.fallback and self.timesteps is None
+        if settings.surveying:
+            known = known and settings.observer == "minmax"
+        found = {}
+        for mark in affordable(self._surveys_at or self._ranges_at, self.count, settings.sqnr_calls if known else 0)[
+            -_MARKS:
+        ]:
+            found[mark] = self._chosen_by(mark)
+        return found | {self.last: self._first_choices} if found else {}
+
+    def _chosen_by(self, mark: Mark) -> dict[str, Choice]:
+        """The choices that follow from what was known at a mark."""
+        ranges, smoothing = self._ranges_at.get(mark, {}), {}
+        if surveys := self._surveys_at.get(mark):
+            smoothing = self._smoothed(surveys) if self._settings.smoothing else {}
+            ranges = ranges | _extremes(surveys, smoothing)
+        return self._first(ranges, smoothing, _WHOLE)[0]
+
+    def _smoothed(self, surveys: Mapping[str, Survey]) -> dict[str, Smoothing]:
+        settings = self._settings
+        kind = "dynamic" if settings.activations == "dynamic" else "static"
+        groups = settings.groups(self._model) if settings.groups else []
+        return smooth(self._model, surveys, groups, kind, settings.input_scheme, self._progress)
+
+    def _surveyed(self) -> tuple[dict[str, Survey], Turn]:
+        """The surveys of linears, if anything is to be chosen by them."""
         turn, surveys = Turn(self._model), dict[str, Survey]()
-        marks = Marks(lambda: {name: survey.all for name, survey in surveys.items() if survey.seen})
         if not self._settings.surveying:
-            return surveys, turn, marks
-        surveys |= {
-            e.name: Survey(turn) for e, module in named(self._model, self._plan) if isinstance(module, nn.Linear)
-        }
+            return surveys, turn
+        for entry, module in named(self._model, self._plan):
+            if isinstance(module, nn.Linear):
+                surveys[entry.name] = Survey(turn)
+        marks = Marks(lambda: {name: survey.copy() for name, survey in surveys.items()})
         with self._watch.stage("survey"):
             samples = self._progress("survey", first(self._calls, self._settings.samples), self._settings.samples)
             self.count = observe(self._model, surveys, turn.each(marks.each(samples)))
-        return surveys, turn, marks
+        self._surveys_at, self.last = marks.taken, marks.last
+        return surveys, turn
 
     def _ranges(
-        self, surveys: Mapping[str, Survey], smoothing: Mapping[str, Smoothing], edges: torch.Tensor, marks: Marks
+        self, surveys: Mapping[str, Survey], smoothing: Mapping[str, Smoothing], edges: torch.Tensor
     ) -> dict[str, list[Range]]:
         """The ranges of the inputs of layers that ran: from the surveys where they say it, else by another replay."""
         settings = self._settings
@@ -108,13 +128,7 @@ class Choosing:
                 self.count = sum(1 for _ in first(self._calls, settings.samples))
             return ranges
         if settings.observer == "minmax" and not len(edges):
-            multipliers = {name: smoothing[name].multiplier if name in smoothing else None for name in surveys}
-            for name, survey in surveys.items():
-                if survey.seen:
-                    ranges[name] = [survey.all.range(multipliers[name])]
-            for mark, known in marks.taken.items():
-                self._earlier[mark] = {name: [channels.range(multipliers[name])] for name, channels in known.items()}
-            self.last = marks.last
+            ranges = _extremes(surveys, smoothing)
         silent = {name for name, survey in surveys.items() if not survey.seen}
         missing = [name for name in self._plan.quantized if name not in ranges and name not in silent]
         if missing:
@@ -122,9 +136,7 @@ class Choosing:
             options = settings.options
             found, turn, marks = observed(self._model, missing, samples, settings.observer, options, smoothing, edges)
             ranges |= found
-            self.count, self.last = turn.count, marks.last
-            for mark, known in marks.taken.items():
-                self._earlier.setdefault(mark, {}).update(known)
+            self.count, self.last, self._ranges_at = turn.count, marks.last, marks.taken
         return ranges
 
     def _first(
@@ -158,3 +170,9 @@ class Choosing:
         positions = turn.training or list(range(turn.count))
         wanted = {positions[at] for at in spread(len(positions), CALLS)}
         return (call for at, call in enumerate(first(self._calls, self._settings.samples)) if at in wanted)
+
+
+def _extremes(surveys: Mapping[str, Survey], smoothing: Mapping[str, Smoothing]) -> dict[str, list[Range]]:
+    """The range of each input that was seen, smoothed."""
+    multipliers = {name: smoothing[name].multiplier if name in smoothing else None for name in surveys}
+    return {name: [survey.all.range(multipliers[name])] for name, survey in surveys.items() if survey.seen}

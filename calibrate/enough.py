@@ -1,20 +1,20 @@
-"""How many calls were enough: the model's output with the ranges known after 1, 2, 4, 8, ... prompts.
+"""How many calls were enough: the model's output with what the first 1, 2, 4, 8, ... prompts would have chosen.
 
-Everything else (factors of smoothing, weights, corrections, bins) is that of all calls, so this is about the ranges
-alone. Prompts are counted in the order they came: it is what a shorter capture would have held.
+Prompts are counted in the order they came: it is what a shorter capture would have held. Ranges and smoothing are
+chosen anew from those calls; weights are rounded to the nearest.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from .calls import Call, Progress
-from .choice import Choice
-from .freeze import Dynamic, InputSpec, numbers_of
-from .layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, quantized
+from .choice import Choice, layer_of
+from .layers import quantized
+from .plan import FloatLayer, layer_at
 from .sqnr import Power, outputs
-from .weights import QuantizedWeight
 
 NEAR = 0.1  # dB below the final SQNR: as good
 GROWING = 0.3  # dB gained by the last doubling: more calls would gain too
@@ -58,21 +58,34 @@ def affordable(marks: Iterable[Mark], count: int, measured: int) -> list[Mark]:
     return sorted(marks)[-max(1, count // (_SHARE * measured)) :]
 
 
+class Made(nn.Module):
+    """An integer layer that is made for each call and let go: many choices take the memory of one layer."""
+
+    def __init__(self, module: FloatLayer, choice: Choice) -> None:
+        super().__init__()
+        self.make = partial(layer_of, module, choice)
+        self.scheme, self.noise_level = "W8A8", None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """That of the integer layer; of the float one, where there is none."""
+        made = self.make()
+        return self.make.args[0](input) if isinstance(made, str) else made(input)
+
+
 def curve(
     model: nn.Module,
-    layers: Mapping[str, QuantizedLayer],
-    choices: Mapping[str, Choice],
-    marked: Mapping[Mark, Mapping[str, InputSpec]],
+    names: Iterable[str],
+    marked: Mapping[Mark, Mapping[str, Choice]],
     calls: Callable[[], Iterable[Call]],
     exact: Sequence[Sequence[Tensor]],
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Rows {calls, prompts, output_sqnr in dB}: of `model` with `layers`, each with the input of a mark where it has
-    one, on `calls`, for which the float model's outputs were `exact`."""
+    """Rows {calls, prompts, output_sqnr in dB} of the marks: of the float `model` with the layers `names` as chosen
+    there (float where nothing was), on `calls`, for which the float model's outputs were `exact`."""
     rows = []
-    for mark, specs in progress("enough", marked.items(), len(marked)) if marked else ():
-        earlier = {name: with_spec(layer, choices[name], specs.get(name)) for name, layer in layers.items()}
-        with quantized(model, earlier):
+    for mark, choices in progress("enough", marked.items(), len(marked)) if marked else ():
+        layers: dict[str, Any] = {n: Made(layer_at(model, n), choices[n]) for n in names if n in choices}
+        with quantized(model, layers):
             power = power_of(exact, outputs(model, calls()))
         if power.sqnr is not None:
             rows.append({**mark._asdict(), "output_sqnr": power.sqnr})
@@ -86,18 +99,6 @@ def power_of(exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]
         for exact_tensor, tensor in zip(one, two, strict=True):
             power.add(exact_tensor, tensor)
     return power
-
-
-def with_spec(layer: QuantizedLayer, choice: Choice, spec: InputSpec | None) -> QuantizedLayer:
-    """The layer with its integer weight and another range of its input; itself, where there is none that fits."""
-    if spec is None or isinstance(spec, Dynamic) or not layer.calibrated:
-        return layer
-    known = layer.numbers
-    weight = QuantizedWeight(known.weight, known.weight_scale)
-    made = numbers_of(weight, known.bias, spec, known.dtype, known.mul_scale, choice.correction)
-    if isinstance(made, str):
-        return layer
-    return QuantizedConv2d(made, layer.geometry) if isinstance(layer, QuantizedConv2d) else QuantizedLinear(made)
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> str | None:

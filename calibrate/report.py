@@ -65,7 +65,7 @@ def report_of(
     |             | of a quantized one: weight_scale [smallest, largest], sqnr in dB (null: it has no error),        |
     |             | and range, scale, zero_point of its input (scheme W8A8_TIMESTEP: a list, one for each bin)       |
     | totals      | quantized, kept_float, bytes_before, bytes_after, output_sqnr in dB, calls                       |
-    | enough      | the output_sqnr in dB with the ranges of the first calls and prompts: a list; [] if not measured |
+    | enough      | rows calls, prompts, output_sqnr in dB: with the ranges of the first ones; [] with smoothing ... |
     | seconds     | by stage                                                                                         |
     | peak_memory | bytes, of the whole process                                                                      |
     """

@@ -64,7 +64,7 @@ def calibrate(
         plan = _prepared(model, settings)
     choosing = Choosing(model, calls, plan, settings, progress, watch)
     choices, ranges, reasons = choosing.choices()
-    count, earlier = choosing.count, choosing.earlier()
+    count = choosing.count
     mixture = None
     if settings.limits is not None:
         with watch.stage("budget"):
@@ -79,6 +79,10 @@ def calibrate(
         exact = outputs(model, progress("measure", chosen(), measured))
     plan = _fallen_back(plan, powers, settings)
     layers = {name: layer for name, layer in layers.items() if name in plan.quantized}
+    enough: list[dict[str, Any]] = []
+    if mixture is None:
+        with watch.stage("enough"):
+            enough = curve(model, plan.quantized, choosing.earlier(), chosen, exact, progress)
     if settings.release:
         with watch.stage("install"):
             for name in progress("install", plan.quantized, len(plan.quantized)):
@@ -86,9 +90,6 @@ def calibrate(
                 install(model, {name: layers[name]})
     with watch.stage("measure"), quantized(model, {} if settings.release else layers):
         output = power_of(exact, outputs(model, chosen()))
-        enough = [] if mixture else curve(model, layers, choices, earlier, chosen, exact, progress)
-    if enough and output.sqnr is not None:
-        enough.append({**choosing.last._asdict(), "output_sqnr": output.sqnr})
     report = report_of(plan, layers, choices, ranges, settings, powers, output.sqnr, count, watch) | {"enough": enough}
     if mixture is not None:
         report = with_mixture(report, mixture)

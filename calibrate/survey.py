@@ -5,6 +5,7 @@ calls it was chosen on. Held out is every fourth prompt; every fourth call, wher
 of.
 """
 
+import copy
 import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -97,6 +98,12 @@ class Sample:
         if sum(len(rows) for rows, _ in self._kept) > _MOST and len(self._kept) > 1:
             self._kept, self._every = self._kept[::2], self._every * 2
 
+    def copy(self) -> "Sample":
+        """What it holds now."""
+        made = copy.copy(self)
+        made._kept = list(self._kept)
+        return made
+
     def __bool__(self) -> bool:
         return bool(self._kept)
 
@@ -132,6 +139,15 @@ class Survey:
         reading.heard.append(self)
         self._leader = reading.heard[0]
         self._leaders.add(id(self._leader))
+
+    def copy(self) -> "Survey":
+        """What it knows now; the tensors are shared, none is written to."""
+        made = copy.copy(self)
+        made._turn = copy.copy(self._turn)
+        made.train, made.held = copy.copy(self.train), copy.copy(self.held)
+        made._train_rows, made._held_rows = self._train_rows.copy(), self._held_rows.copy()
+        made._leaders = set(self._leaders)
+        return made
 
     @property
     def seen(self) -> bool:

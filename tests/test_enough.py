@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from calibrate.choice import Choice
-from calibrate.enough import Mark, Marks, affordable, verdict, with_spec
+from calibrate.enough import Mark, Marks, affordable, verdict
+from calibrate.layers import quantized
 from calibrate.run import calibrate
-from calibrate.scheme import QParams
 from calibrate.settings import Settings
+from calibrate.sqnr import Power
 
 from .calibrate_tiny import given, toy
 
@@ -55,18 +55,18 @@ def test_what_is_measured_again_is_about_a_tenth_of_the_replay():
 
 
 @pytest.mark.parametrize("release", [False, True])
-@pytest.mark.parametrize("more", [{}, {"smoothing": True}, {"observer": "mse"}, {"bias_correction": True}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"observer": "mse"}, {"observer": "sigma"}], ids=str)
 def test_the_curve_rises_to_the_final_value(more, release):
     settings = Settings(defaults={}, sqnr_calls=2, release=release, **more)
     report = calibrate(toy(), given(calls(40, growth=0.2)), settings).report
     found = json.loads(json.dumps(report, allow_nan=False))["enough"]
-    assert [row["prompts"] for row in found] == [4, 8, 16, 32, 40]
-    assert [row["calls"] for row in found] == [8, 16, 32, 64, 80]
+    assert [row["prompts"] for row in found] == [8, 16, 32, 40]
+    assert [row["calls"] for row in found] == [16, 32, 64, 80]
     values = [row["output_sqnr"] for row in found]
     assert values[-1] == report["totals"]["output_sqnr"]
     assert values[:-1] == sorted(values[:-1])
     assert values[-1] > values[-2] - 3  # ranges still widen after all that is measured fits in
-    assert values[0] < values[-1] - 20
+    assert values[0] < values[-1] - 10
 
 
 @pytest.mark.parametrize("observer", ["minmax", "sigma", "percentile", "mse"])
@@ -80,23 +80,47 @@ def test_looking_on_the_way_changes_nothing(observer):
     assert watched["totals"] == once["totals"]
 
 
-@pytest.mark.parametrize("more", [{"activations": "dynamic"}, {"activations": "float"}, {"sqnr_calls": 0}], ids=str)
-def test_without_ranges_or_measuring_there_is_no_curve(more):
+@pytest.mark.parametrize("units", [4, 8, 16])
+@pytest.mark.parametrize("smoothing", [False, True])
+def test_a_point_of_the_curve_is_what_a_shorter_capture_would_have_given(units, smoothing):
+    model, every = toy(), calls(20)
+    result = calibrate(model, given(every), Settings(defaults={}, smoothing=smoothing, sqnr_calls=1))
+    shorter = calibrate(model, given(every[: 2 * units]), Settings(defaults={}, smoothing=smoothing, sqnr_calls=0))
+    power = Power()
+    with torch.no_grad():
+        exact = model(*every[20].args)  # the call in the middle
+        with quantized(model, shorter.layers):
+            power.add(exact, model(*every[20].args))
+    assert {"calls": 2 * units, "prompts": units, "output_sqnr": power.sqnr} in result.report["enough"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"activations": "dynamic"},
+        {"activations": "float"},
+        {"sqnr_calls": 0},
+        {"smoothing": True, "observer": "mse"},
+        {"fallback": 1},
+    ],
+    ids=str,
+)
+def test_without_ranges_or_where_they_take_another_replay_there_is_no_curve(more):
     assert calibrate(toy(), given(calls(12)), Settings(defaults={}, **more)).report["enough"] == []
+
+
+def test_weights_by_a_method_are_compared_as_rounded_to_the_nearest():
+    model, every = toy(), calls(12)
+    plain = calibrate(model, given(every), Settings(defaults={}, smoothing=True)).report
+    method = calibrate(model, given(every), Settings(defaults={}, smoothing=True, weights=("gptq",))).report
+    assert plain["enough"]
+    assert plain["enough"] == method["enough"]
+    assert plain["enough"][-1]["output_sqnr"] == plain["totals"]["output_sqnr"]
 
 
 def test_few_calls_say_nothing():
     assert calibrate(toy(), given(calls(7)), Settings(defaults={})).report["enough"] == []
     assert verdict([]) is None
-
-
-def test_a_layer_with_the_range_it_has_is_the_same_layer():
-    result = calibrate(toy(), given(calls(4)), Settings(defaults={}))
-    for layer in result.layers.values():
-        same = with_spec(layer, Choice(None), QParams(layer.input_scale, layer.input_zero_point))
-        assert same.weight.data_ptr() == layer.weight.data_ptr()
-        assert torch.equal(same.quant_bias, layer.quant_bias)
-        assert torch.equal(same.deq, layer.deq)
 
 
 @pytest.mark.parametrize(
