@@ -50,7 +50,7 @@ def octavo(settings: dict[str, Any]) -> Callable[[nn.Module, list[Any], list[Any
     from calibrate.settings import Settings
 
     def work(model: nn.Module, calls: list[Any], held: list[Any]) -> list[torch.Tensor]:
-        result = calibrate(model, lambda: calls, Settings(groups=SD3.groups, sqnr_calls=2, **settings))
+        result = calibrate(model, lambda: calls, Settings(groups=SD3.groups, **settings))
         work.done = time.perf_counter()  # type: ignore[attr-defined]
         with quantized(model, result.layers):
             return outputs(model, held)

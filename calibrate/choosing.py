@@ -82,9 +82,9 @@ class Choosing:
         if settings.surveying:
             known = known and settings.observer == "minmax"
         found = {}
-        for mark in affordable(self._surveys_at or self._ranges_at, self.count, settings.sqnr_calls if known else 0)[
-            -_MARKS:
-        ]:
+        for mark in affordable(
+            self._surveys_at or self._ranges_at, self.count, settings.measured(self.count) if known else 0
+        )[-_MARKS:]:
             found[mark] = self._chosen_by(mark)
         return found | {self.last: self._first_choices} if found else {}
 

@@ -18,7 +18,6 @@ from .sqnr import Power, outputs
 
 NEAR = 0.1  # dB below the final SQNR: as good
 GROWING = 0.3  # dB gained by the last doubling: more calls would gain too
-_FEW = 16  # calls: fewer say nothing of how many would be enough
 _SHARE = 10  # of the replay's calls, one in so many is run again for this
 
 
@@ -51,11 +50,10 @@ class Marks:
 
 
 def affordable(marks: Iterable[Mark], count: int, measured: int) -> list[Mark]:
-    """The latest of the marks that can be measured with `measured` calls each for about a tenth of a replay of `count`
-    calls, one at least; none for fewer than 16 calls."""
-    if count < _FEW or not measured:
-        return []
-    return sorted(marks)[-max(1, count // (_SHARE * measured)) :]
+    """The latest of the marks that can be measured with `measured` calls each, and all calls once more, for about a
+    tenth of a replay of `count` calls; none where that is too little."""
+    able = count // (_SHARE * measured) - 1 if measured else 0
+    return sorted(marks)[-able:] if able > 0 else []
 
 
 class Made(nn.Module):

@@ -73,7 +73,7 @@ def calibrate(
     with watch.stage("freeze"):
         plan, layers = _frozen(model, plan, choices, reasons, settings, progress)
     makers = {name: partial(_maker, model, name, choices, layers) for name in plan.quantized}
-    measured = count if settings.fallback else settings.sqnr_calls
+    measured = settings.measured(count)
     chosen = partial(_chosen, calls, spread(count, measured))
     with watch.stage("measure"), comparing(model, makers) as powers:
         exact = outputs(model, progress("measure", chosen(), measured))

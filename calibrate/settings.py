@@ -39,7 +39,7 @@ class Settings:
     keep_float: tuple[str, ...] = ()  # patterns; each has to match a layer
     defaults: Mapping[str, str] | None = None  # patterns and reasons of a family of models; None: the general rule
     samples: int | None = None  # calls to replay; None: all
-    sqnr_calls: int = 8  # calls to measure with, spread over those replayed; 0: none
+    sqnr_calls: int | None = None  # calls to measure with, spread over those replayed; None: one of 16, at most 8
     strict: bool = False  # a layer that never ran is an error
     release: bool = False  # the model is ours: its float layers are replaced one by one and let go
     name: str = "keep_float"  # what the user calls `keep_float`, for messages
@@ -63,6 +63,12 @@ class Settings:
                 raise CalibrateError(
                     f"budget: mixes schemes with static; activations are {self.activations}. Drop one.", 2
                 )
+
+    def measured(self, count: int) -> int:
+        """How many of `count` calls to measure with; all where layers are to be left float by what is measured."""
+        if self.fallback:
+            return count
+        return min(8, max(1, count // 16)) if self.sqnr_calls is None else self.sqnr_calls
 
     @property
     def input_scheme(self) -> Scheme:

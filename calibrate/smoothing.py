@@ -22,7 +22,7 @@ from .plan import layer_at
 from .scheme import Scheme, qparams_of
 from .survey import Survey
 
-ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)
 _WORTH = 0.9  # of the error without smoothing: a multiply that saves less is not put in
 _NEAR = 1.07  # of the smallest error: among those, the gentlest alpha is taken, which depends least on the calls
 _APART = 0.8  # of the error with common factors: less is not worth a multiply that could be folded away

@@ -241,9 +241,9 @@ def test_words_that_are_none_are_refused(captured, tmp_path, more):
 
 def test_how_many_calls_were_enough_is_said_and_written(tiny_model, tmp_path):
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(f"a red circle and {number} rings" for number in range(6)))
+    prompts.write_text("\n".join(f"a red circle and {number} rings" for number in range(10)))
     capture(tiny_model, tmp_path / "capture", prompts)
     said = octavo("calibrate", tmp_path / "capture", tmp_path / "a", "--accuracy", "plain")
     rows = json.loads((tmp_path / "a" / "report.json").read_text())["enough"]
-    assert [(row["calls"], row["prompts"]) for row in rows] == [(12, 4), (18, 6)]
+    assert [(row["calls"], row["prompts"]) for row in rows] == [(12, 4), (24, 8), (30, 10)]
     assert any(words in said for words in ("were enough", "More calls would gain", "still counted"))

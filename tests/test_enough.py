@@ -49,9 +49,9 @@ def test_marks_are_after_1_2_4_8_prompts_or_calls():
 
 def test_what_is_measured_again_is_about_a_tenth_of_the_replay():
     marks = [Mark(2**n, None) for n in range(9)]
-    assert affordable(marks, 15, 8) == affordable(marks, 448, 0) == []
-    assert affordable(marks, 16, 8) == marks[-1:]
-    assert affordable(marks, 448, 8) == marks[-5:]
+    assert affordable(marks, 159, 8) == affordable(marks, 448, 0) == []
+    assert affordable(marks, 160, 8) == marks[-1:]
+    assert affordable(marks, 448, 8) == marks[-4:]
 
 
 @pytest.mark.parametrize("release", [False, True])
@@ -72,8 +72,8 @@ def test_the_curve_rises_to_the_final_value(more, release):
 @pytest.mark.parametrize("observer", ["minmax", "sigma", "percentile", "mse"])
 def test_looking_on_the_way_changes_nothing(observer):
     settings = Settings(defaults={}, observer=observer)
-    watched = calibrate(toy(), given(calls(8)), settings).report
-    once = calibrate(toy(), given([call._replace(unit=0) for call in calls(8)]), settings).report
+    watched = calibrate(toy(), given(calls(12)), settings).report
+    once = calibrate(toy(), given([call._replace(unit=0) for call in calls(12)]), settings).report
     assert watched["enough"]
     assert not once["enough"]
     assert watched["layers"] == once["layers"]

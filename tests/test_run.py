@@ -46,7 +46,7 @@ def test_the_report_has_every_layer_and_adds_up():
 
 def test_the_output_s_sqnr_is_that_of_the_layers_that_are_exported():
     model = toy()
-    result = calibrate(model, given(calls()), Settings(defaults={}))
+    result = calibrate(model, given(calls()), Settings(defaults={}, sqnr_calls=3))
     power = Power()
     with torch.no_grad():
         for call in calls():
