@@ -193,7 +193,7 @@ class Store(RuleBasedStateMachine):
             self.changed(self.complete_json)
             names = None if now is None else set(read_sealed(self.complete_json).body["units"])
             assert names is None or names == {NAMES[index] for index in there}
-            self.listed = None if names is None else there
+            self.listed = None if names is None else set(there)
 
     @rule(data=st.data(), bit=st.integers(0, 7))
     def corrupt(self, data: st.DataObject, bit: int) -> None:
