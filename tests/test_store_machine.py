@@ -215,6 +215,7 @@ class Store(RuleBasedStateMachine):
     def follow_the_remedy(self) -> None:
         """What a message says to delete is damaged; what is missing comes back with a session."""
         message = self.message(lambda: Capture.open(self.directory, allow_incomplete=True).verify())
+        assert message, self.flips
         if message.endswith("missing. Run capture --resume."):
             message = self.message(self.whole_session)
         if not message:
