@@ -337,10 +337,14 @@ BROKEN: dict[str, tuple[object, str, Callable[..., object]]] = {
 }
 
 
+@pytest.mark.slow  # examples are drawn: enough of them that one shows what is broken
 @pytest.mark.parametrize("protection", BROKEN)
 def test_control_without_a_protection_it_is_seen(protection: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*BROKEN[protection])
     with pytest.raises(AssertionError):
         run_state_machine_as_test(
-            Store, settings=settings(STEPS, phases=[Phase.generate], report_multiple_bugs=False, database=None)
+            Store,
+            settings=settings(
+                STEPS, max_examples=400, phases=[Phase.generate], report_multiple_bugs=False, database=None
+            ),
         )
