@@ -26,6 +26,7 @@ from calibrate.export import export
 from calibrate.observers import OBSERVERS, Options
 from calibrate.plan import make_plan
 from calibrate.replay import observe
+from calibrate.report import peak_memory
 from calibrate.run import calibrate
 from calibrate.settings import Settings
 
@@ -115,12 +116,6 @@ def time_table(repeats: int) -> None:
             print(f"{name:<22}{observer:<12}{times}{wall:>8.2f}{processor:>11.2f}", flush=True)
 
 
-def peak() -> int:
-    """Of this program alone: ru_maxrss is at least what the process that started it had reached."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
-
 def memory_child(directory: Path, dtype: str, work: str) -> None:
     """Prints the peak memory of a process that loads the model and runs one call, or calibrates it and exports."""
     kind = getattr(torch, dtype)
@@ -133,7 +128,7 @@ def memory_child(directory: Path, dtype: str, work: str) -> None:
         settings = Settings(observer=work, defaults={}, release=True, sqnr_calls=2)
         result = calibrate(model, lambda: calls, settings)
         export(result, model, directory / work, overwrite=True)
-    print(peak())
+    print(peak_memory())
 
 
 def memory_table(repeats: int) -> None:

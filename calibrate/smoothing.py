@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .calls import Progress
 from .channels import Channels
 from .choice import Choice, error_of
-from .freeze import Dynamic, InputSpec
+from .freeze import Dynamic
 from .plan import layer_at
 from .scheme import Scheme, qparams_of
 from .survey import Survey
@@ -101,8 +101,9 @@ def _searched(
     def error(multiplier: Tensor | None) -> float:
         total = 0.0
         for name, weight in zip(names, weights, strict=True):
-            spec = spec_of(surveys[name].fitted, multiplier, kind, scheme, weight.dtype)
-            if isinstance(spec, str):
+            extent = surveys[name].fitted.range(multiplier)
+            spec = Dynamic() if kind == "dynamic" else qparams_of(extent, scheme, weight.dtype)
+            if spec is None:
                 return float("inf")
             total += error_of(layer_at(model, name), Choice(spec, multiplier), surveys[name].judged)
         return total
@@ -115,18 +116,6 @@ def _searched(
     everything = _merged(surveys[name].all for name in names)
     gain = 10 * float(torch.tensor(before / max(after, 1e-300)).log10())
     return Smoothing(multiplier_of(weights, everything, alpha), alpha, gain), after
-
-
-def spec_of(
-    inputs: Channels, multiplier: Tensor | None, kind: str, scheme: Scheme, dtype: torch.dtype
-) -> InputSpec | str | None:
-    """How an input of these statistics becomes integers: one range, or none to be known; or why it cannot."""
-    if kind == "dynamic":
-        return Dynamic()
-    if kind == "float":
-        return None
-    qparams = qparams_of(inputs.range(multiplier), scheme, dtype)
-    return f"{str(dtype).removeprefix('torch.')} holds no scale for its input range" if qparams is None else qparams
 
 
 def _merged(statistics: Iterable[Channels]) -> Channels:

@@ -1,6 +1,6 @@
 """Integer layers whose multiplier goes into what makes their input: the same int8 codes, the same output."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from calibrate.run import calibrate
 from calibrate.settings import Settings
 from calibrate.sqnr import Power, outputs
 from calibrate.unsmoothed import Folded, folded, multiplied
+from pipelines.family import Fold, Group
 
 from .calibrate_tiny import Call
 from .kinds import frozen
@@ -19,17 +20,6 @@ from .test_folding import CASES, Made
 
 KINDS = ("W8A8", "W8A8_TIMESTEP", "W8A8_DYNAMIC", "W8A16")
 ACTIVATIONS = ("static", "timestep", "dynamic")
-
-
-class Fold(NamedTuple):
-    target: str
-    start: int = 0
-    plus_one: bool = False
-
-
-class Group(NamedTuple):
-    layers: tuple[str, ...]
-    folds: tuple[Fold, ...]
 
 
 def smoothed(case: str, **settings: Any) -> tuple[Made, list[Call], dict[str, QuantizedLayer]]:
