@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from capture.errors import CaptureError
 
 from .errors import CalibrateError
+from .failures import out_of_memory
 
 T = TypeVar("T")
 
@@ -116,20 +117,12 @@ def run(model: nn.Module, call: Call, position: int) -> Any:
 
 
 def _explained(model: nn.Module, where: str, device: torch.device, error: Exception) -> CalibrateError:
-    if out_of_memory(error):
+    if out_of_memory(error) is not None:
         return CalibrateError(f"out of memory on {device} at {where}. Use fewer layers, a smaller size or --device.", 7)
     layer = _layer_of(model, error)
     place = f"{where}, layer {layer}" if layer else where
     fact = " ".join(str(error).split()) or type(error).__name__
     return CalibrateError(f"{place}: {fact.rstrip('.')}. Capture with this model.", 4)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of any backend means that memory ran out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
 
 
 def _layer_of(model: nn.Module, error: Exception) -> str:

@@ -21,7 +21,7 @@ from .report import Stopwatch, report_of, with_mixture
 from .sensitivity import Trajectory
 from .settings import DEFAULTS, SCHEMES, Settings
 from .sqnr import Power, comparing, outputs, spread
-from .weights import check_finite
+from .weights import check_finite, page_out
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,10 @@ def calibrate(
     if settings.release:
         with watch.stage("install"):
             for name in progress("install", plan.quantized, len(plan.quantized)):
+                weight = layer_at(model, name).weight
                 layers[name] = makers[name]()
                 install(model, {name: layers[name]})
+                page_out(weight)
     with watch.stage("measure"), quantized(model, {} if settings.release else layers):
         output = power_of(exact, outputs(model, chosen()))
     report = report_of(plan, layers, choices, ranges, settings, powers, output.sqnr, count, watch) | {"enough": enough}

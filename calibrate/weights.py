@@ -1,5 +1,8 @@
 """Weights to integers: one symmetric scale for each output channel."""
 
+import ctypes
+import mmap
+import sys
 from typing import NamedTuple
 
 import torch
@@ -9,6 +12,7 @@ from .errors import CalibrateError
 from .scheme import WEIGHT, QParams, quantize
 
 _SMALLEST = 2.0**-126  # of the normal float32
+_PAGE_OUT = 21  # MADV_PAGEOUT of Linux 5.4: clean pages of a file leave memory, and come back when they are read
 
 
 class QuantizedWeight(NamedTuple):
@@ -41,3 +45,17 @@ def round_to_nearest(
         return None
     scale[zero] = 1.0
     return QuantizedWeight(quantize(weight.detach(), QParams(scale, torch.zeros_like(scale)), WEIGHT), scale)
+
+
+def page_out(weight: Tensor) -> None:
+    """Takes a weight that is read no more out of resident memory, where it is a part of a mapped file.
+
+    Such a file stays mapped as long as any of its tensors lives. The values stay: reading them reads the file again.
+    Elsewhere than on Linux, and for memory that torch holds itself, nothing happens.
+    """
+    if sys.platform != "linux" or weight.device.type != "cpu" or weight.untyped_storage().resizable():
+        return
+    first, end = weight.data_ptr(), weight.data_ptr() + weight.nbytes
+    first, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > first:  # an older kernel refuses, which is no harm
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), ctypes.c_int(_PAGE_OUT))

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from calibrate.failures import out_of_memory
 from capture.errors import CaptureError
 from capture.keep import keep_rule
 from capture.recorder import Clock, Recorder
 from capture.store import CaptureWriter, UnitWriter, unit_key
 from pipelines.run import RunSettings, prompt_seed, run_prompt, total_steps
 
-from .failures import out_of_memory
 from .terminal import Interrupted, Terminal, duration, size
 
 

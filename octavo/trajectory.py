@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from calibrate.calls import out_of_memory
+from calibrate.failures import out_of_memory
 from calibrate.sqnr import spread
 from capture.errors import CaptureError
 from capture.reader import Capture
@@ -128,7 +128,7 @@ def _settings(capture: Capture) -> RunSettings:
 
 
 def _refusal(error: Exception) -> CaptureError:
-    if out_of_memory(error):
+    if out_of_memory(error) is not None:
         return CaptureError("out of memory in a run of the pipeline. Use a smaller size or another --device.", 7)
     fact = " ".join(str(error).split()).split(". ")[0].rstrip(".")
     return CaptureError(f"the pipeline does not run: {type(error).__name__}: {fact}. Calibrate without --budget.", 4)

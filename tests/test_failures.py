@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from octavo.failures import out_of_memory
+from calibrate.failures import out_of_memory
 
 
 def test_a_real_allocation_that_is_too_large():
@@ -21,6 +21,7 @@ def test_a_real_allocation_that_is_too_large():
             "cuda:1",
         ),
         (RuntimeError("NPU out of memory. Tried to allocate 20.00 MiB (NPU 3; 29.50 GiB total capacity"), "npu:3"),
+        (RuntimeError("NPU out of memory. Tried to allocate"), "npu"),
         (RuntimeError("shapes do not match"), None),
         (ValueError("memory"), None),
     ],

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from calibrate.errors import CalibrateError
 from calibrate.scheme import WEIGHT, QParams, dequantize
-from calibrate.weights import check_finite, round_to_nearest
+from calibrate.weights import check_finite, page_out, round_to_nearest
 
 from .calibrate_tiny import DTYPES
 
@@ -87,3 +88,16 @@ def test_weights_that_are_not_finite_are_named(bad):
     with pytest.raises(CalibrateError, match=r"blocks.3.to_q.weight: 1 of 4096 values not finite") as caught:
         check_finite("blocks.3.to_q.weight", w)
     assert caught.value.exit_code == 6
+
+
+def test_a_weight_paged_out_of_its_file_reads_the_same(tmp_path):
+    torch.manual_seed(0)
+    saved = {"a": torch.randn(300, 1000), "b": torch.randn(7), "c": torch.randn(999, 3)}
+    save_file(saved, tmp_path / "weights.safetensors")
+    mapped = load_file(tmp_path / "weights.safetensors")
+    own = {name: tensor.clone() for name, tensor in saved.items()}
+    for tensor in (*mapped.values(), *own.values()):
+        page_out(tensor)
+    for name, tensor in saved.items():
+        assert torch.equal(mapped[name], tensor)
+        assert torch.equal(own[name], tensor)
