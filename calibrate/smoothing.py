@@ -12,15 +12,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .calls import Progress
 from .channels import Channels
-from .choice import Choice, error_of
+from .choice import divided, represented
 from .freeze import Dynamic
-from .plan import layer_at
+from .plan import FloatLayer, layer_at
 from .scheme import Scheme, qparams_of
 from .survey import Survey
+from .weights import round_to_nearest
 
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)
 _WORTH = 0.9  # of the error without smoothing: a multiply that saves less is not put in
@@ -91,22 +93,48 @@ def _by_input(names: Iterable[str], surveys: Mapping[str, Survey]) -> Iterable[l
     return shared.values()
 
 
+class _Judge:
+    """Judges factors for one layer, on rows that they were not made from: the error of its output, over its square.
+
+    Products of the numbers that integers stand for: those of the integers themselves but for float32 rounding.
+    """
+
+    def __init__(self, module: FloatLayer, survey: Survey, kind: str, scheme: Scheme) -> None:
+        self._module, self._survey, self._kind, self._scheme = module, survey, kind, scheme
+        self._rows = survey.judged.rows
+        self._product = F.linear(self._rows.to(torch.float32), module.weight.detach().to(torch.float32))
+        exact = self._product if module.bias is None else self._product + module.bias.detach()
+        self._signal = _square(exact)
+
+    def error(self, multiplier: Tensor | None) -> float:
+        """Infinite where there are no integers."""
+        weight = divided(self._module, multiplier)
+        extent = self._survey.fitted.range(multiplier)
+        spec = Dynamic() if self._kind == "dynamic" else qparams_of(extent, self._scheme, self._module.weight.dtype)
+        quantized = round_to_nearest(weight)
+        if spec is None or quantized is None:
+            return float("inf")
+        rows = self._rows if multiplier is None else self._rows * multiplier
+        x = represented(rows.to(torch.float32), spec, None)
+        w = quantized.weight.to(torch.float32) * quantized.scale.unsqueeze(1)
+        noise = _square(F.linear(x, w) - self._product)
+        return noise / self._signal if self._signal else noise
+
+
+def _square(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+
+
 def _searched(
     model: nn.Module, names: Sequence[str], surveys: Mapping[str, Survey], kind: str, scheme: Scheme
 ) -> tuple[Smoothing | None, float]:
     """The best smoothing of these layers, if there is one that helps, and the sum of their errors with it."""
     weights = [layer_at(model, name).weight.detach() for name in names]
     fitted = _merged(surveys[name].fitted for name in names)
+    judges = [_Judge(layer_at(model, name), surveys[name], kind, scheme) for name in names]
 
     def error(multiplier: Tensor | None) -> float:
-        total = 0.0
-        for name, weight in zip(names, weights, strict=True):
-            extent = surveys[name].fitted.range(multiplier)
-            spec = Dynamic() if kind == "dynamic" else qparams_of(extent, scheme, weight.dtype)
-            if spec is None:
-                return float("inf")
-            total += error_of(layer_at(model, name), Choice(spec, multiplier), surveys[name].judged)
-        return total
+        return sum(judge.error(multiplier) for judge in judges)
 
     before = error(None)
     errors = [error(multiplier_of(weights, fitted, alpha)) for alpha in ALPHAS]
