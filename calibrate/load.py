@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from capture.errors import damage
+from capture.parts import Stored
 from capture.sealed import read_bytes
 
 from .errors import CalibrateError
@@ -25,7 +26,7 @@ from .export.ascend import (
 )
 from .layers import Geometry, QuantizedLayer
 from .load_layer import read_layer
-from .tensors import Stored, read_header, read_tensor
+from .tensors import read_header, read_tensor
 
 SCHEMES = ("W8A8", "W8A16", "W8A8_DYNAMIC", "W8A8_TIMESTEP")
 _DESCRIPTION_LIMIT = 64 << 20

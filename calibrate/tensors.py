@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from capture.blobs import DTYPES, NAMES, memory_of
+from capture.blobs import NAMES, memory_of
 from capture.errors import damage
 from capture.files import create
+from capture.parts import HEADER_LIMIT, Stored, header_of, placed
 from capture.sealed import open_regular, pread
-
-HEADER_LIMIT = 16 << 20
 
 
 class Planned(NamedTuple):
@@ -36,15 +35,6 @@ class Planned(NamedTuple):
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-class Stored(NamedTuple):
-    """Where a tensor lies in its file."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-    bytes: int
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str], mode: int) -> None:
     """Writes a file that does not exist yet, the same bytes for the same tensors in whatever order they are given."""
     # the widest elements first, so that every tensor is aligned for its dtype
@@ -56,10 +46,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[
         place = [offset, offset + planned.bytes]
         entries[name] = {"dtype": NAMES[planned.dtype], "shape": list(planned.shape), "data_offsets": place}
         offset = place[1]
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
     with create(path, mode) as sink:
-        sink.write(len(text).to_bytes(8, "little") + text)
+        sink.write(header_of(entries))
         for name in order:
             tensor = tensors[name].make().detach()
             if tensor.dtype != tensors[name].dtype or tuple(tensor.shape) != tensors[name].shape:
@@ -80,29 +68,9 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     try:
         entries = json.loads(bytes(text))
         metadata = entries.pop("__metadata__", {})
-        return _placed(entries, 8 + length, size), {str(key): str(value) for key, value in metadata.items()}
+        return placed(entries, 8 + length, size), {str(key): str(value) for key, value in metadata.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise damage(path, f"damaged ({error})") from error
-
-
-def _placed(entries: dict[str, Any], start: int, size: int) -> dict[str, Stored]:
-    placed = {}
-    expected = start
-    for name, entry in sorted(entries.items(), key=lambda item: tuple(item[1]["data_offsets"])):
-        dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
-        if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
-            raise ValueError("negative or fractional size")
-        count = dtype.itemsize
-        for extent in shape:
-            count *= extent
-        if start + begin != expected or end - begin != count:
-            raise ValueError("offsets that do not fit")
-        placed[name] = Stored(dtype, shape, expected, count)
-        expected += count
-    if expected != size:
-        raise ValueError("file not fully covered")
-    return placed
 
 
 def read_tensor(path: Path, stored: Stored) -> Tensor:

@@ -28,8 +28,8 @@ class Part(NamedTuple):
     header: str  # digest of the length and the JSON in front of the data
 
 
-class Blob(NamedTuple):
-    """Where a blob lies in its file."""
+class Stored(NamedTuple):
+    """Where a tensor lies in its file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -47,9 +47,7 @@ def write_part(path: Path, blobs: dict[str, torch.Tensor], mode: int) -> Part:
         end = offset + tensor.nbytes
         entries[key] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    header = len(text).to_bytes(8, "little") + text
+    header = header_of(entries)
     with create(path, mode) as sink:
         sink.write(header)
         for _, tensor in ordered:
@@ -57,7 +55,7 @@ def write_part(path: Path, blobs: dict[str, torch.Tensor], mode: int) -> Part:
     return Part(path.name, len(header) + offset, digest_of(header))
 
 
-def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str) -> dict[str, Blob]:
+def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str) -> dict[str, Stored]:
     """The blobs of an open data file, whose size and header must be what unit.json says.
 
     Reads nothing but the header, and not even that when it claims more than HEADER_LIMIT.
@@ -74,17 +72,27 @@ def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str)
     if digest_of(bytes(prefix + text)) != part.header:
         raise damage(path, "damaged (checksum)", remedy)
     try:
-        return _parse(json.loads(bytes(text)), 8 + length, size)
+        return placed(json.loads(bytes(text)), 8 + length, size)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise damage(path, f"not a data file of a capture ({exc})", remedy) from exc
 
 
-def _parse(entries: dict[str, Any], start: int, size: int) -> dict[str, Blob]:
-    blobs = {}
-    expected = start  # the blobs cover the file without a gap or an overlap
-    for key, entry in entries.items():
-        if key == "__metadata__":
-            continue
+def header_of(entries: dict[str, Any]) -> bytes:
+    """The length and the JSON in front of the data of a safetensors file, which then begin at a multiple of 8."""
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def placed(entries: dict[str, Any], start: int, size: int) -> dict[str, Stored]:
+    """The tensors of a header in the order of their data, which must cover a file from `start` to `size`.
+
+    Raises ValueError, TypeError, KeyError or AttributeError for a header that says something else.
+    """
+    tensors = [(name, entry) for name, entry in entries.items() if name != "__metadata__"]
+    found = {}
+    expected = start  # without a gap or an overlap
+    for name, entry in sorted(tensors, key=lambda item: tuple(item[1]["data_offsets"])):
         dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
         if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
@@ -94,20 +102,20 @@ def _parse(entries: dict[str, Any], start: int, size: int) -> dict[str, Blob]:
             count *= extent
         if start + begin != expected or end - begin != count:
             raise ValueError("offsets that do not fit")
-        blobs[key] = Blob(dtype, shape, start + begin, count)
+        found[name] = Stored(dtype, shape, start + begin, count)
         expected = start + end
     if expected != size:
-        raise ValueError("bytes that belong to no tensor")
-    return blobs
+        raise ValueError("file not fully covered")
+    return found
 
 
-def read_blob(descriptor: int, blob: Blob, into: torch.Tensor, path: Path, remedy: str) -> None:
+def read_blob(descriptor: int, blob: Stored, into: torch.Tensor, path: Path, remedy: str) -> None:
     """Fills a contiguous tensor of the blob's dtype and size."""
     if blob.bytes:
         pread(descriptor, memory_of(into), blob.offset, path, remedy)
 
 
-def matches(key: str, blob: Blob, tensor: torch.Tensor) -> bool:
+def matches(key: str, blob: Stored, tensor: torch.Tensor) -> bool:
     """Whether the tensor holds what the key says."""
     return key_of(NAMES[blob.dtype], blob.shape, memory_of(tensor)) == key
 

@@ -20,7 +20,7 @@ from .layout import (
     read_unit,
     remedy_for,
 )
-from .parts import Blob, Part, matches, read_blob, read_header
+from .parts import Part, Stored, matches, read_blob, read_header
 from .sealed import open_regular, read_sealed
 from .tree import decode
 from .unit import Call
@@ -137,7 +137,7 @@ class _Source:
         self.folder, self.remedy, self.body = folder, remedy, body
         self.paths = [folder / part["file"] for part in body["parts"]]
         self.descriptors: list[int] = []
-        self.blobs: list[dict[str, Blob]] = []
+        self.blobs: list[dict[str, Stored]] = []
         self.checked: set[str] = set()
 
     def open(self, stack: ExitStack) -> None:
@@ -189,11 +189,11 @@ class _Source:
         for key in self.body["blobs"]:
             self._find(key)
 
-    def _find(self, key: str) -> tuple[int, Blob]:
+    def _find(self, key: str) -> tuple[int, Stored]:
         part = self.body["blobs"][key][0]
         return part, self.blobs[part][key]
 
-    def _read(self, key: str, part: int, blob: Blob, into: torch.Tensor) -> None:
+    def _read(self, key: str, part: int, blob: Stored, into: torch.Tensor) -> None:
         read_blob(self.descriptors[part], blob, into, self.paths[part], self.remedy)
         if key not in self.checked:
             if not matches(key, blob, into):
