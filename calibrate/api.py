@@ -19,7 +19,8 @@ from .devices import check_device
 from .errors import CalibrateError
 from .export.ascend import file_names, scheme_of, write_ascend
 from .export.pair import write_pair
-from .run import Result, calibrate
+from .fold import calibrate_folded
+from .run import Result
 from .settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -212,8 +213,11 @@ class Calibrator:
         self._result: Result | None = None
 
     def run(self) -> None:
-        """Replays the data and chooses the integers. Raises as `calibrate.run.calibrate` does."""
-        self._result = calibrate(self.model, lambda: self.calib_data, self.cfg.settings)
+        """Replays the data and chooses the integers. Raises as `calibrate.run.calibrate` does.
+
+        Afterwards `model` is what was calibrated: where batch norms were folded, a copy of the caller's.
+        """
+        self._result, self.model = calibrate_folded(self.model, lambda: self.calib_data, self.cfg.settings)
 
     @property
     def result(self) -> Result:
