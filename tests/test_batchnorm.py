@@ -30,16 +30,16 @@ def relative(one: Tensor, other: Tensor) -> float:
 @given(geometries(), geometries(), st.integers(0, 2**31))
 def test_every_geometry_folds_without_changing_the_output(first, second, seed):
     torch.manual_seed(seed)
-    model = with_statistics(nn.Sequential(Residual(first, second), nn.Sequential(Residual(second, first))), seed)
-    x = torch.randn(2, CHANNELS, 16, 15)
+    model = with_statistics(nn.Sequential(nn.Sequential(Residual(first, second))), seed)
+    x = torch.randn(2, CHANNELS, 20, 19)
     with torch.no_grad():
         before = model(x)
         made = folded(model, call_of(x))
-        assert len(made.pairs) == 4
+        assert len(made.pairs) == 2
         assert norms(made.model) == 0
         assert relative(made.model(x), before) < 1e-5
         assert torch.equal(model(x), before)
-    assert norms(model) == 4
+    assert norms(model) == 2
 
 
 def test_the_model_itself_changes_only_when_asked():

@@ -1,0 +1,110 @@
+"""Inputs for a calibration without data, distilled from what batch norms remember of the training data.
+
+Cai et al., ZeroQ: a novel zero shot quantization framework, arXiv 2001.00281, 2020: starting from normal noise, inputs
+are optimised until the input of each batch norm has the mean and the deviation that it has stored.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .batchnorm import has_norms, usable
+from .calls import Progress, device_of, evaluating, run, silent
+from .data import Sample
+from .errors import CalibrateError
+
+logger = logging.getLogger(__name__)
+
+_BUDGET = 6e12  # flops of all iterations: about two minutes of one core
+_LEAST = 30  # iterations of a batch
+_BATCHES = ((4, 32), (4, 16), (4, 8), (4, 4), (4, 2), (4, 1))  # how many, of how many inputs; the first affordable
+_RATE = 0.1
+_NARROW = 0.05  # of a layer's mean deviation: a channel narrower than this counts as that wide
+
+
+def made_up(
+    model: nn.Module, shape: Sequence[int], *, seed: int = 0, most: int = 200, progress: Progress = silent
+) -> list[Sample]:
+    """Calls of `model` with one input (batch, ...), `shape` but for the batch, which is at least that of `shape`.
+
+    Distilled where there are batch norms with statistics, else uniform numbers of 0 to 1, of which a warning is logged.
+    Deterministic; the number of iterations, at most `most`, follows from the model's flops.
+
+    Raises CalibrateError: 2 for a shape that is none, 4 for one that the model does not take, 7 without memory.
+    """
+    if not shape or min(shape) < 1:
+        raise CalibrateError(f"input_shape: {list(shape)} is no shape of inputs. Give sizes of 1 and more.", 2)
+    generator = torch.Generator().manual_seed(seed)
+    if not has_norms(model):
+        logger.warning(
+            "calib_data: there is none, and no batch norm that remembers any; the ranges come from uniform numbers."
+        )
+        return [Sample((torch.rand(tuple(shape), generator=generator),), {})]
+    count, batch, iterations = _plan(model, shape)
+    iterations = min(iterations, most)
+    steps = iter(progress("distil", range(count * iterations), count * iterations))
+    found = []
+    for _ in range(count):
+        x = torch.randn(batch, *shape[1:], generator=generator)
+        found.append(Sample((_distilled(model, x, iterations, steps),), {}))
+    next(steps, None)
+    return found
+
+
+def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
+    """How many batches, of how many inputs, in how many iterations."""
+    counter = FlopCounterMode(display=False)
+    with evaluating(model), counter:
+        run(model, Sample((torch.zeros(1, *shape[1:]),), {}), 0)
+    each = 3 * max(1, counter.get_total_flops())  # a pass back costs two passes forth
+    count, batch = next(
+        ((n, size) for n, size in _BATCHES if n * size * each * _LEAST <= _BUDGET or size <= shape[0]), _BATCHES[-1]
+    )
+    batch = max(batch, shape[0])
+    return count, batch, max(_LEAST, int(_BUDGET / (count * batch * each)))
+
+
+def _distilled(model: nn.Module, x: Tensor, iterations: int, steps: Iterator[int]) -> Tensor:
+    """`x` after so many iterations of Adam."""
+    x = x.to(device_of(model), next(model.parameters()).dtype).requires_grad_()
+    optimizer = torch.optim.Adam([x], _RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    with evaluating(model), torch.enable_grad(), missing(model) as losses:
+        for _ in range(iterations):
+            next(steps, None)
+            losses.clear()
+            run(model, Sample((x,), {}), 0)
+            x.grad = torch.autograd.grad(torch.stack(losses).mean(), x)[0]
+            optimizer.step()
+            schedule.step()
+    if not bool(x.isfinite().all()):
+        raise CalibrateError("batch norms: their statistics lead to inputs that are not finite. Give calib_data.", 6)
+    return x.detach()
+
+
+@contextmanager
+def missing(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, each call of a batch norm adds to the list how far its input is from its statistics, in deviations."""
+    losses: list[Tensor] = []
+
+    def hear(norm: nn.BatchNorm2d, args: tuple[Tensor, ...]) -> None:
+        x = args[0].float()
+        around = [axis for axis in range(x.ndim) if axis != 1]
+        var, mean = torch.var_mean(x, around, correction=0)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        wanted = (norm.running_var.float() + norm.eps).sqrt()
+        wide = torch.maximum(wanted, _NARROW * wanted.mean())
+        off = (mean - norm.running_mean) / wide
+        losses.append(off.square().mean() + (((var + norm.eps).sqrt() - wanted) / wide).square().mean())
+
+    handles = [module.register_forward_pre_hook(hear) for module in model.modules() if usable(module)]
+    try:
+        yield losses
+    finally:
+        for handle in handles:
+            handle.remove()
