@@ -21,13 +21,14 @@ def calibrate_folded(
     changing: bool = False,
 ) -> tuple[Result, nn.Module]:
     """As `run.calibrate`, and the model that the layers belong to: `model`, or a copy of it where batch norms were
-    folded; with `changing` that is `model` too. The report lists the pairs under `folded`.
+    folded; with `changing` that is `model` too. The report lists the pairs under `folded`; the result
+    has the first call.
 
     Raises what `run.calibrate` does.
     """
-    pairs = []
-    if has_norms(model) and (call := next(iter(calls()), None)) is not None:
+    pairs, call = [], next(iter(calls()), None)
+    if call is not None and has_norms(model):
         model, found = folded(model, call, changing=changing)
         pairs = [pair._asdict() for pair in found]
     result = calibrate(model, calls, settings, progress=progress, trajectory=trajectory)
-    return replace(result, report=result.report | {"folded": pairs}), model
+    return replace(result, report=result.report | {"folded": pairs}, example=call), model

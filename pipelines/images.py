@@ -5,7 +5,7 @@ which ResNet uses, CLIP and those like them).
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,11 @@ class Preprocessing:
     scale: float = 1 / 255
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+
+    @property
+    def fixed(self) -> bool:
+        """Whether all pictures come out in one size."""
+        return self.size is not None or self.crop is not None
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """(channels, height, width) float32."""
@@ -130,18 +135,14 @@ def image_files(directory: Path) -> list[Path]:
     return files
 
 
-def batches(files: list[Path], preprocessing: Preprocessing, batch: int) -> Iterator[Tensor]:
+def batches(files: Sequence[Path], preprocessing: Preprocessing, batch: int) -> Iterator[Tensor]:
     """The pictures (batch, channels, height, width), read as they are asked for; a last batch may be smaller.
 
-    Raises PipelineError 3 for a picture that cannot be read, and for pictures of different sizes in one batch.
+    Pictures that keep sizes of their own come one by one. Raises PipelineError 3 for one that cannot be read.
     """
+    batch = batch if preprocessing.fixed else 1
     for start in range(0, len(files), batch):
-        made = [picture_of(path, preprocessing) for path in files[start : start + batch]]
-        for path, each in zip(files[start:], made, strict=False):
-            if each.shape != made[0].shape:
-                sizes = f"{tuple(each.shape[1:])} after {tuple(made[0].shape[1:])}"
-                raise PipelineError(f"{path}: another size, {sizes}. Give pictures of one size.", 3)
-        yield torch.stack(made)
+        yield torch.stack([picture_of(path, preprocessing) for path in files[start : start + batch]])
 
 
 def picture_of(path: Path, preprocessing: Preprocessing) -> Tensor:
