@@ -19,9 +19,10 @@ from .errors import CalibrateError
 
 logger = logging.getLogger(__name__)
 
-_BUDGET = 6e12  # flops of all iterations: about two minutes of one core
+_BUDGET = 3e12  # flops of all iterations: about a minute of one core
 _LEAST = 30  # iterations of a batch
-_BATCHES = ((4, 32), (4, 16), (4, 8), (4, 4), (4, 2), (4, 1))  # how many, of how many inputs; the first affordable
+_BATCHES = ((4, 32), (4, 16), (2, 16), (1, 16), (1, 8), (1, 4), (1, 2), (1, 1))  # how many, of how many inputs
+_CALLS = 4  # at least, so that one can be held out
 _RATE = 0.1
 _NARROW = 0.05  # of a layer's mean deviation: a channel narrower than this counts as that wide
 
@@ -50,13 +51,14 @@ def made_up(
     found = []
     for _ in range(count):
         x = torch.randn(batch, *shape[1:], generator=generator)
-        found.append(Sample((_distilled(model, x, iterations, steps),), {}))
+        made = _distilled(model, x, iterations, steps)
+        found += [Sample((part,), {}) for part in made.split(max(shape[0], batch * count // _CALLS))]
     next(steps, None)
     return found
 
 
 def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
-    """How many batches, of how many inputs, in how many iterations."""
+    """How many batches, of how many inputs, in how many iterations: the first of the table that is affordable."""
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:
         run(model, Sample((torch.zeros(1, *shape[1:]),), {}), 0)
