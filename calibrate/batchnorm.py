@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .calls import Call, evaluating, run
+from .errors import CalibrateError
 from .layers import names_of, replace
 
 logger = logging.getLogger(__name__)
@@ -57,12 +58,13 @@ def folded(model: nn.Module, call: Call, *, changing: bool = False) -> Folded:
     """The model in evaluation with its batch norms folded into the convolutions before them, where that is the same.
 
     A copy, unless `changing`; the model itself where there is nothing to fold. `call` has to run all of it; where its
-    output would then differ nothing is folded. Raises CalibrateError 4 and 7 for the call as `calls.run` does.
+    output would then differ nothing is folded. Raises CalibrateError: 2 for a model that cannot be copied, 4 and 7 as
+    `calls.run` does.
     """
     pairs = pairs_of(model, call) if has_norms(model) else ()
     if not pairs:
         return Folded(model, ())
-    made = model if changing else copy.deepcopy(model)
+    made = model if changing else _copy(model)
     with evaluating(made):
         before = run(made, call, 0)
         undo = _fold(made, pairs)
@@ -76,6 +78,16 @@ def folded(model: nn.Module, call: Call, *, changing: bool = False) -> Folded:
         replace(made, name, module)
     logger.warning("batch norms: folding them would change the model's output; they stay.")
     return Folded(model, ())
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        fact = " ".join(str(error).split()).rstrip(".")
+        raise CalibrateError(
+            f"{type(model).__name__}: no copy to fold batch norms in can be made ({fact}). Fold them first.", 2
+        ) from error
 
 
 def pairs_of(model: nn.Module, call: Call) -> tuple[Pair, ...]:
@@ -182,7 +194,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _fold(model: nn.Module, pairs: tuple[Pair, ...]) -> list[tuple[str, nn.Module]]:

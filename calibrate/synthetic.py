@@ -44,7 +44,8 @@ def made_up(
         logger.warning(
             "calib_data: there is none, and no batch norm that remembers any; the ranges come from uniform numbers."
         )
-        return [Sample((torch.rand(tuple(shape), generator=generator),), {})]
+        x = torch.rand(tuple(shape), generator=generator)
+        return [Sample((x.to(_dtype_of(model)),), {})]
     count, batch, iterations = _plan(model, shape)
     iterations = min(iterations, most)
     steps = iter(progress("distil", range(count * iterations), count * iterations))
@@ -61,7 +62,7 @@ def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
     """How many batches, of how many inputs, in how many iterations: the first of the table that is affordable."""
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:
-        run(model, Sample((torch.zeros(1, *shape[1:]),), {}), 0)
+        run(model, Sample((torch.zeros(1, *shape[1:], dtype=_dtype_of(model)),), {}), 0)
     each = 3 * max(1, counter.get_total_flops())  # a pass back costs two passes forth
     count, batch = next(
         ((n, size) for n, size in _BATCHES if n * size * each * _LEAST <= _BUDGET or size <= shape[0]), _BATCHES[-1]
@@ -71,21 +72,25 @@ def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _distilled(model: nn.Module, x: Tensor, iterations: int, steps: Iterator[int]) -> Tensor:
-    """`x` after so many iterations of Adam."""
-    x = x.to(device_of(model), next(model.parameters()).dtype).requires_grad_()
+    """`x` after so many iterations of Adam, which are in float32; in the model's dtype."""
+    x, dtype = x.to(device_of(model), torch.float32).requires_grad_(), _dtype_of(model)
     optimizer = torch.optim.Adam([x], _RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
     with evaluating(model), torch.enable_grad(), missing(model) as losses:
         for _ in range(iterations):
             next(steps, None)
             losses.clear()
-            run(model, Sample((x,), {}), 0)
+            run(model, Sample((x.to(dtype),), {}), 0)
             x.grad = torch.autograd.grad(torch.stack(losses).mean(), x)[0]
             optimizer.step()
             schedule.step()
     if not bool(x.isfinite().all()):
         raise CalibrateError("batch norms: their statistics lead to inputs that are not finite. Give calib_data.", 6)
-    return x.detach()
+    return x.detach().to(dtype)
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    return next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
 
 
 @contextmanager

@@ -64,6 +64,8 @@ def _check(options: CalibrateOptions) -> None:
     if (options.images is None) == (options.input_shape is None):
         given = "neither" if options.images is None else "both"
         raise CaptureError(f"--pipeline cnn: wants --images or --input-shape, and got {given}. Give one.", 2)
+    if options.samples is not None and options.images is None:
+        raise CaptureError("--samples: is of --images alone. Leave it out.", 2)
 
 
 def shape_of(text: str) -> list[int]:

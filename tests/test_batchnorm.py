@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from calibrate.batchnorm import Pair, folded, merged, pairs_of
+from calibrate.errors import CalibrateError
 
 from .calibrate_tiny import Call
 from .cnn_tiny import CHANNELS, Residual, geometries, pictures, small, with_statistics
@@ -150,6 +151,9 @@ def test_hooks_and_subclasses_are_left_alone():
     model = with_statistics(Net(chained))
     model.conv.register_forward_hook(lambda module, args, output: output.abs())
     assert pairs_of(model, call_of(pictures()[0])) == ()
+    replaced = with_statistics(Net(chained))
+    replaced.conv.forward = replaced.other.forward
+    assert pairs_of(replaced, call_of(pictures()[0])) == ()
     other = with_statistics(nn.Sequential(Scaled(3, 4, 3), nn.BatchNorm2d(4)))
     assert pairs_of(other, call_of(pictures()[0])) == ()
 
@@ -180,6 +184,14 @@ def test_what_runs_otherwise_in_training_is_folded_as_it_evaluates():
     assert model.training
     assert made.model.training
     assert made.model.eval()(pictures()[1]).allclose(model.eval()(pictures()[1]), atol=1e-4)
+
+
+def test_a_model_that_cannot_be_copied_is_refused():
+    model = with_statistics(Net(chained))
+    model.cache = model.conv.weight * 2  # part of a graph
+    with pytest.raises(CalibrateError, match="no copy") as caught:
+        folded(model, call_of(pictures()[0]))
+    assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

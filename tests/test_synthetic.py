@@ -67,6 +67,15 @@ def test_the_batch_is_at_least_the_one_asked_for_and_progress_is_shown():
     assert len(seen) == seen[0][1] > 100
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_of_halves_gets_halves_distilled_in_float32(trained, dtype):
+    model = copy.deepcopy(trained).to(dtype)
+    x = made_up(model, [1, 3, 8, 8], most=10)[0].args[0]
+    assert x.dtype == dtype
+    assert x.isfinite().all()
+    assert made_up(toy(dtype=dtype), [2, 3, 4, 4])[0].args[0].dtype == dtype
+
+
 def test_without_batch_norms_uniform_numbers_and_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         x = made_up(toy(), [2, 3, 4, 4])[0].args[0]
