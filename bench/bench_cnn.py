@@ -101,6 +101,8 @@ def print_digits(pictures: int) -> None:
 
 def print_snippets(names: list[str]) -> None:
     """A row for each network of random weights."""
+    if not names:
+        return
     makers: dict[str, Callable[[], nn.Module]] = {"18": resnet18, "50": resnet50}
     columns = ("network", "layers", "float", "folding changes the output by", "its output SQNR", "seconds")
     print("\n|", " | ".join(columns), "|\n" + "|---" * len(columns) + "|")
