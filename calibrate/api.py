@@ -22,7 +22,7 @@ from .export.pair import write_pair
 from .fold import calibrate_folded
 from .run import Result
 from .settings import Settings
-from .synthetic import made_up
+from .synthetic import made_up, warnings_of
 
 _METHODS = {"admm": "admm", "easy_quant": "easy-quant", "round_opt": "adaround"}
 _DEVICES = ("cpu", "cuda", "npu")
@@ -198,11 +198,11 @@ class Calibrator:
 
         Afterwards `model` is what was calibrated: where batch norms were folded, a copy of the caller's.
         """
-        samples: list[Any] = []
+        samples, warnings = list[Any](), list[str]()
         if self._calls is None and self.cfg.input_shape:
-            samples += made_up(self.model, self.cfg.input_shape)
-        calls = self._calls or (lambda: samples)
-        self._result, self.model = calibrate_folded(self.model, calls, self.cfg.settings)
+            samples, warnings = list(made_up(self.model, self.cfg.input_shape)), warnings_of(self.model)
+        calls, settings = self._calls or (lambda: samples), self.cfg.settings
+        self._result, self.model = calibrate_folded(self.model, calls, settings, warnings=warnings)
 
     @property
     def result(self) -> Result:

@@ -8,7 +8,6 @@ watched, so how modules are nested or written does not matter.
 """
 
 import copy
-import logging
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -24,8 +23,6 @@ from .calls import Call, evaluating, run
 from .errors import CalibrateError
 from .layers import names_of, replace
 
-logger = logging.getLogger(__name__)
-
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # these types alone, not what others make of them
 _TOLERANCE = 1e-4  # relative, of outputs: float32 with other roundings; more is another function
 
@@ -38,10 +35,11 @@ class Pair(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """A model without the batch norms of `pairs`."""
+    """A model without the batch norms of `pairs`, and why it has more than that where they stay."""
 
     model: nn.Module
     pairs: tuple[Pair, ...]
+    warning: str = ""
 
 
 def has_norms(model: nn.Module) -> bool:
@@ -76,8 +74,7 @@ def folded(model: nn.Module, call: Call, *, changing: bool = False) -> Folded:
         return Folded(made, pairs)
     for name, module in undo:
         replace(made, name, module)
-    logger.warning("batch norms: folding them would change the model's output; they stay.")
-    return Folded(model, ())
+    return Folded(model, (), "batch norms: folding them would change the model's output; they stay.")
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -4,7 +4,6 @@ Cai et al., ZeroQ: a novel zero shot quantization framework, arXiv 2001.00281, 2
 are optimised until the input of each batch norm has the mean and the deviation that it has stored.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,8 +15,6 @@ from .batchnorm import has_norms, usable
 from .calls import Progress, device_of, evaluating, run, silent
 from .data import Sample
 from .errors import CalibrateError
-
-logger = logging.getLogger(__name__)
 
 _BUDGET = 3e12  # flops of all iterations: about a minute of one core
 _LEAST = 30  # iterations of a batch
@@ -32,7 +29,7 @@ def made_up(
 ) -> list[Sample]:
     """Calls of `model` with one input (batch, ...), `shape` but for the batch, which is at least that of `shape`.
 
-    Distilled where there are batch norms with statistics, else uniform numbers of 0 to 1, of which a warning is logged.
+    Distilled where there are batch norms with statistics, else uniform numbers of 0 to 1, of which `warnings_of` tells.
     Deterministic; the number of iterations, at most `most`, follows from the model's flops.
 
     Raises CalibrateError: 2 for a shape that is none, 4 for one that the model does not take, 7 without memory.
@@ -41,9 +38,6 @@ def made_up(
         raise CalibrateError(f"input_shape: {list(shape)} is no shape of inputs. Give sizes of 1 and more.", 2)
     generator = torch.Generator().manual_seed(seed)
     if not has_norms(model):
-        logger.warning(
-            "calib_data: there is none, and no batch norm that remembers any; the ranges come from uniform numbers."
-        )
         x = torch.rand(tuple(shape), generator=generator)
         return [Sample((x.to(_dtype_of(model)),), {})]
     count, batch, iterations = _plan(model, shape)
@@ -56,6 +50,13 @@ def made_up(
         found += [Sample((part,), {}) for part in made.split(max(shape[0], batch * count // _CALLS))]
     next(steps, None)
     return found
+
+
+def warnings_of(model: nn.Module) -> list[str]:
+    """What a user of `made_up` should know of this model."""
+    if has_norms(model):
+        return []
+    return ["calib_data: there is none, and no batch norm remembers any; the ranges are those of uniform numbers."]
 
 
 def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from calibrate.data import Sample
 from calibrate.export import check_target
 from calibrate.fold import calibrate_folded
 from calibrate.sqnr import spread
-from calibrate.synthetic import made_up
+from calibrate.synthetic import made_up, warnings_of
 from capture.errors import CaptureError
 from pipelines import GENERIC
 from pipelines.classifier import Classifier, classifier_directory, load_classifier
@@ -38,15 +38,18 @@ def run_cnn(options: CalibrateOptions, terminal: Terminal) -> None:
     classifier = load_classifier(classifier_directory(str(options.capture)), dtype)
     classifier.model.to(device).requires_grad_(False)
     calls: Callable[[], Iterator[Sample]]
+    warnings: list[str] = []
     if shape is None:
         batch = min(_BATCH, max(1, len(files) // _BATCHES))
         count = -(-len(files) // (batch if classifier.preprocessing.fixed else 1))
         calls = _calls(files, classifier, batch, dtype)
     else:
         made = made_up(classifier.model, shape, progress=terminal.progress)
-        count, calls = len(made), lambda: iter(made)
+        count, calls, warnings = len(made), lambda: iter(made), warnings_of(classifier.model)
     settings = settings_of(options, GENERIC, count)
-    result, model = calibrate_folded(classifier.model, calls, settings, progress=terminal.progress, changing=True)
+    result, model = calibrate_folded(
+        classifier.model, calls, settings, progress=terminal.progress, changing=True, warnings=warnings
+    )
     for warning in result.warnings:
         terminal.warn(warning)
     write(result, model, options)

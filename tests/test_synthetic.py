@@ -10,7 +10,7 @@ from torch import nn
 from calibrate.api import Calibrator, QuantConfig
 from calibrate.calls import evaluating
 from calibrate.errors import CalibrateError
-from calibrate.synthetic import made_up, missing
+from calibrate.synthetic import made_up, missing, warnings_of
 
 from .calibrate_tiny import toy
 from .cnn_tiny import Small, small, with_statistics
@@ -77,11 +77,15 @@ def test_a_model_of_halves_gets_halves_distilled_in_float32(trained, dtype):
 
 
 def test_without_batch_norms_uniform_numbers_and_a_warning(caplog):
-    with caplog.at_level(logging.WARNING):
-        x = made_up(toy(), [2, 3, 4, 4])[0].args[0]
-    assert "uniform numbers" in caplog.text
+    x = made_up(toy(), [2, 3, 4, 4])[0].args[0]
     assert x.shape == (2, 3, 4, 4)
     assert 0 <= float(x.min()) <= float(x.max()) <= 1
+    with caplog.at_level(logging.WARNING):
+        calibrator = Calibrator(toy(), QuantConfig(input_shape=[2, 3, 4, 4]))
+        calibrator.run()
+    assert "uniform numbers" in caplog.text
+    assert calibrator.result.warnings == warnings_of(toy())
+    assert warnings_of(small()) == []
 
 
 @pytest.mark.parametrize(("shape", "code"), [([], 2), ([1, 0, 12, 12], 2), ([1, 4, 12, 12], 4), ([1, 3], 4)])
