@@ -23,8 +23,12 @@ class Folder:
             yield x
 
 
-@pytest.mark.parametrize("form", [list, tuple, iter, lambda x: DataLoader(x, batch_size=None)], ids=str)
-@pytest.mark.parametrize("shape", [lambda x: x, lambda x: [x], lambda x: {"pixel_values": x}])
+@pytest.mark.parametrize(
+    "form", [list, tuple, iter, lambda x: DataLoader(x, batch_size=None)], ids=["list", "tuple", "iterator", "loader"]
+)
+@pytest.mark.parametrize(
+    "shape", [lambda x: x, lambda x: [x], lambda x: {"pixel_values": x}], ids=["bare", "list", "dict"]
+)
 def test_every_form_says_the_same(form, shape):
     calls = calls_of(form([shape(x) for x in pictures()]))
     for _ in range(2):
