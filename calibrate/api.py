@@ -3,26 +3,26 @@
 Its numbers are translated into this package's words here and nowhere else.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from capture.files import Modes
 
 from .calls import device_of
+from .data import calls_of
 from .devices import check_device
 from .errors import CalibrateError
 from .export.ascend import file_names, scheme_of, write_ascend
 from .export.pair import write_pair
-from .run import Result, calibrate
+from .fold import calibrate_folded
+from .run import Result
 from .settings import Settings
-
-logger = logging.getLogger(__name__)
+from .synthetic import made_up, warnings_of
 
 _METHODS = {"admm": "admm", "easy_quant": "easy-quant", "round_opt": "adaround"}
 _DEVICES = ("cpu", "cuda", "npu")
@@ -43,21 +43,22 @@ class QuantConfig:
     | a_signed      | either is accepted: codes of 0 to 255 are those of int8 moved by 128, and int8 is exported   |
     | w_sym         | weights without zero point: True                                                             |
     | a_sym         | activations without zero point                                                               |
-    | input_shape   | of the one input made up when there is no calib_data: uniform numbers of 0 to 1, seeded      |
+    | input_shape   | of the inputs made up when there is no calib_data: distilled from batch norms (synthetic.py) |
     | act_quant     | False: weights only (W8A16)                                                                  |
     | act_method    | 0 data-free: min-max; 1 min-max, within mean +- sigma * std when sigma > 0; 2 histogram:     |
     |               | the clip with the smallest squared error                                                     |
     | quant_mode    | 0 data-free, 1 label-free: the data say what is known of the inputs; both use calib_data,    |
     |               | and a made-up input of input_shape where there is none                                       |
     | disable_names | layers that stay float, by name or pattern; all others are quantized. None or empty: the     |
-    |               | general rule, linears inside repeated blocks (plan.general_reason)                           |
+    |               | general rule (plan.general_reason): linears inside repeated blocks, of a CNN every layer     |
     | amp_num       | layers to fall back to float: those whose output has the largest mean squared error          |
     | keep_acc      | 'admm' and 'easy_quant': [switch, limit of iterations], 'round_opt' (AdaRound): switch; of   |
     |               | those switched on, each layer takes the best, or none where rounding to nearest is no worse  |
     | sigma         | 0 to 100                                                                                     |
     | device        | "cpu", "cuda" or "npu": where the model is                                                   |
 
-    Ranges from made-up inputs fit no real ones: data-free W8A8 is for trying things out.
+    Without batch norms, made-up inputs are uniform numbers of 0 to 1, whose ranges fit no real ones: data-free W8A8 is
+    then for trying things out.
 
     Raises CalibrateError 2 for a value that has no meaning, NotImplementedError for one that is not built.
     """
@@ -152,29 +153,6 @@ def _check_keep_acc(methods: Any) -> None:
             raise CalibrateError(f"keep_acc: '{name}' is {value!r}, not [switch, steps]. Correct it.", 2)
 
 
-class Sample(NamedTuple):
-    """A call: what the model is given."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-def sample_of(value: Any, position: int) -> Any:
-    """A call from a dict of keyword arguments, or a list or tuple of positional ones."""
-    if hasattr(value, "args") and hasattr(value, "kwargs"):
-        return value
-    if isinstance(value, Mapping):
-        return Sample((), dict(value))
-    if isinstance(value, (list, tuple)):
-        return Sample(tuple(value), {})
-    if isinstance(value, Tensor):
-        return Sample((value,), {})
-    kind = type(value).__name__
-    raise CalibrateError(
-        f"calib_data[{position}]: expected a dict, list or tuple of inputs, found {kind}. Give one.", 3
-    )
-
-
 class Calibrator:
     """Calibrates a model and writes the checkpoint. The model itself is not changed.
 
@@ -183,7 +161,9 @@ class Calibrator:
         calibrator.export_quant_safetensor("output")
 
     `calib_data` is a list of calls: dicts of keyword arguments, or lists or tuples of positional ones, with whatever
-    the model takes inside. `fuse_module_call_back(model)` is called first; what it does to the model is the caller's.
+    the model takes inside; or something that gives them each time it is iterated, as a DataLoader does.
+    `fuse_module_call_back(model)` is called first; what it does to the model is the caller's. Batch norms left are
+    folded into the convolutions before them, in a copy.
 
     Raises CalibrateError: 2 for a configuration that does not fit the model, 3 for data of another form, 7 for a device
     that is not there.
@@ -208,12 +188,21 @@ class Calibrator:
             where = device_of(model).type
             raise CalibrateError(f"device {cfg.device}: the model is on {where}. Move it or say device='{where}'.", 2)
         self.model, self.cfg = model, cfg
-        self.calib_data = _samples(cfg, calib_data)
+        self._calls = calls_of(calib_data)
+        if self._calls is None and cfg.act_quant and not cfg.input_shape:
+            raise CalibrateError("calib_data: there is none. Give samples, or input_shape for made-up ones.", 2)
         self._result: Result | None = None
 
     def run(self) -> None:
-        """Replays the data and chooses the integers. Raises as `calibrate.run.calibrate` does."""
-        self._result = calibrate(self.model, lambda: self.calib_data, self.cfg.settings)
+        """Replays the data and chooses the integers. Raises as `calibrate.run.calibrate` does.
+
+        Afterwards `model` is what was calibrated: where batch norms were folded, a copy of the caller's.
+        """
+        samples, warnings = list[Any](), list[str]()
+        if self._calls is None and self.cfg.input_shape:
+            samples, warnings = list(made_up(self.model, self.cfg.input_shape)), warnings_of(self.model)
+        calls, settings = self._calls or (lambda: samples), self.cfg.settings
+        self._result, self.model = calibrate_folded(self.model, calls, settings, warnings=warnings)
 
     @property
     def result(self) -> Result:
@@ -260,17 +249,3 @@ def _check_amp(model: nn.Module, cfg: QuantConfig) -> None:
     count = sum(1 for module in model.modules() if type(module) in (nn.Linear, nn.Conv2d))
     if cfg.amp_num > count:
         raise CalibrateError(f"amp_num {cfg.amp_num}: the model has {count} quantizable layers. Give fewer.", 2)
-
-
-def _samples(cfg: QuantConfig, calib_data: Iterable[Any] | None) -> list[Any]:
-    if isinstance(calib_data, (Tensor, Mapping, str)) or not (calib_data is None or isinstance(calib_data, Iterable)):
-        kind = type(calib_data).__name__
-        raise CalibrateError(f"calib_data: expected a list of samples, found {kind}. Put the samples in a list.", 3)
-    samples = [sample_of(value, position) for position, value in enumerate(calib_data or ())]
-    if samples or not cfg.act_quant:
-        return samples
-    if not cfg.input_shape:
-        raise CalibrateError("calib_data: there is none. Give samples, or input_shape for a made-up one.", 2)
-    logger.warning("calib_data: there is none; the ranges come from made-up inputs and fit no real ones.")
-    generator = torch.Generator().manual_seed(0)
-    return [Sample((torch.rand(tuple(cfg.input_shape), generator=generator),), {})]

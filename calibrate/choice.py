@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .freeze import Dynamic, InputSpec, TimestepQParams, numbers_of
 from .integers import dynamic_codes
-from .layers import QuantizedLayer, build
+from .layers import QuantizedConv2d, QuantizedLayer, build
 from .noise import NoiseLevel, bins_of
+from .patches import on_patches
 from .plan import FloatLayer
 from .scheme import ACTIVATION, QParams, codes, dequantize
 from .weights import QuantizedWeight, round_to_nearest
@@ -77,13 +78,20 @@ def represented(x: Tensor, spec: InputSpec | None, level: float | None) -> Tenso
 
 @torch.no_grad()  # models of users have gradients: a graph would hold every tensor of a judgement
 def error_of(module: FloatLayer, choice: Choice, inputs: Rows) -> float:
-    """The squared error of the integer layer's output on rows, over the float one's square; infinite if it has none."""
+    """The squared error of the integer layer's output on rows, over the float one's square; infinite if it has none.
+
+    A convolution's rows are patches of its input (patches.py).
+    """
     layer = layer_of(module, choice)
     if isinstance(layer, str):
         return float("inf")
-    layer.noise_level = NoiseLevel.of(inputs.levels)
     x = inputs.rows
-    exact = F.linear(x, module.weight, module.bias).to(torch.float64)
+    if isinstance(layer, QuantizedConv2d):
+        layer, x = on_patches(layer), x.view(-1, layer.in_channels, *layer.kernel_size)
+        exact = F.conv2d(x, module.weight, module.bias, groups=layer.groups).to(torch.float64)
+    else:
+        exact = F.linear(x, module.weight, module.bias).to(torch.float64)
+    layer.noise_level = NoiseLevel.of(inputs.levels)
     signal = float(exact.square().sum())
     noise = float((layer(x).to(torch.float64) - exact).square().sum())
     return noise / signal if signal else noise

@@ -11,6 +11,7 @@ from .compensate import CALLS, compensated
 from .enough import Mark, Marks, affordable
 from .errors import CalibrateError
 from .freeze import Dynamic
+from .patches import PatchSurvey
 from .plan import Plan, named
 from .ranges import edges_of, observed, spec_of
 from .replay import observe
@@ -100,16 +101,18 @@ class Choosing:
         settings = self._settings
         kind = "dynamic" if settings.activations == "dynamic" else "static"
         groups = settings.groups(self._model) if settings.groups else []
-        return smooth(self._model, surveys, groups, kind, settings.input_scheme, self._progress)
+        return smooth(self._model, _linears(surveys), groups, kind, settings.input_scheme, self._progress)
 
     def _surveyed(self) -> tuple[dict[str, Survey], Turn]:
-        """The surveys of linears, if anything is to be chosen by them."""
+        """The surveys of layers, if anything is to be chosen by them; of convolutions, if weights are."""
         turn, surveys = Turn(self._model), dict[str, Survey]()
         if not self._settings.surveying:
             return surveys, turn
         for entry, module in named(self._model, self._plan):
             if isinstance(module, nn.Linear):
                 surveys[entry.name] = Survey(turn)
+            elif not self._settings.method.plain and self._settings.activations in ("static", "float"):
+                surveys[entry.name] = PatchSurvey(turn, module)
         marks = Marks(lambda: {name: survey.copy() for name, survey in surveys.items()})
         with self._watch.stage("survey"):
             samples = self._progress("survey", first(self._calls, self._settings.samples), self._settings.samples)
@@ -172,7 +175,15 @@ class Choosing:
         return (call for at, call in enumerate(first(self._calls, self._settings.samples)) if at in wanted)
 
 
+def _linears(surveys: Mapping[str, Survey]) -> dict[str, Survey]:
+    """Those of them that heard whole inputs."""
+    return {name: survey for name, survey in surveys.items() if not isinstance(survey, PatchSurvey)}
+
+
 def _extremes(surveys: Mapping[str, Survey], smoothing: Mapping[str, Smoothing]) -> dict[str, list[Range]]:
-    """The range of each input that was seen, smoothed."""
-    multipliers = {name: smoothing[name].multiplier if name in smoothing else None for name in surveys}
-    return {name: [survey.all.range(multipliers[name])] for name, survey in surveys.items() if survey.seen}
+    """The range of each linear's input that was seen, smoothed."""
+    found = {}
+    for name, survey in _linears(surveys).items():
+        if survey.seen:
+            found[name] = [survey.all.range(smoothing[name].multiplier if name in smoothing else None)]
+    return found

@@ -6,7 +6,7 @@ calls is what the bias lacks (Nagel et al., Data-Free Quantization Through Weigh
 arXiv 1906.04721, 2019). A layer where the outcome is no better than plain rounding keeps plain rounding.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .calls import Calls, Progress
 from .choice import Choice, divided, error_of, represented
 from .freeze import TimestepQParams
+from .patches import PatchSurvey
 from .plan import FloatLayer, layer_at
 from .replay import observe
 from .rounding import WEIGHT_METHODS, Inputs
@@ -27,6 +28,7 @@ from .weights import round_to_nearest
 _MEMORY = 1 << 30  # bytes of sums held at once
 CALLS = 96  # enough to replay for the sums
 _ROWS_A_CHANNEL = 32  # more rows than this many times the channels change the sums little
+_PATCHES = 1 << 16  # of a convolution, in all
 
 
 @dataclass(frozen=True)
@@ -44,25 +46,32 @@ class Method:
         return not self.weights and not self.correct
 
 
-class Sums:
-    """Of the inputs of one layer, and of those that are given the same."""
+class Strided:
+    """Takes one row in so many of all inputs (..., in)."""
 
-    def __init__(self, choice: Choice, turn: Turn, columns: int, stride: int, squares: bool) -> None:
-        self._choice, self._turn, self._stride = choice, turn, stride
-        self._seen = 0
+    def __init__(self, stride: int) -> None:
+        self._stride, self._seen = stride, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.detach().reshape(-1, x.shape[-1])
+        first = -self._seen % self._stride
+        self._seen += len(rows)
+        return rows[first :: self._stride]
+
+
+class Sums:
+    """Of the inputs of one layer, and of those that are given the same; `read` takes the rows to sum."""
+
+    def __init__(
+        self, choice: Choice, turn: Turn, columns: int, read: Callable[[Tensor], Tensor], squares: bool
+    ) -> None:
+        self._choice, self._turn, self.read = choice, turn, read
         kind = precision(columns)
         self.rows = 0
         self.exact, self.rounded = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64)
         self.gram = torch.zeros(columns, columns, dtype=kind) if squares else None
         self.residual = torch.zeros(columns, columns, dtype=kind) if squares else None
         self.key = id(self)
-
-    def read(self, x: Tensor) -> Tensor:
-        """The rows to sum."""
-        rows = x.detach().reshape(-1, x.shape[-1])
-        first = -self._seen % self._stride
-        self._seen += len(rows)
-        return rows[first :: self._stride]
 
     def add(self, rows: Tensor) -> None:
         """Takes in rows (rows, in)."""
@@ -118,8 +127,12 @@ def compensated(
 
 def _sums(choice: Choice, survey: Survey, turn: Turn, method: Method) -> Sums:
     columns = len(survey.all.low)
-    stride = max(1, survey.fitted.rows // (_ROWS_A_CHANNEL * columns))
-    return Sums(choice, turn, columns, stride, squares=bool(method.weights))
+    rows = _ROWS_A_CHANNEL * columns
+    if isinstance(survey, PatchSurvey):
+        squares = bool(method.weights) and survey.patches.geometry.groups == 1
+        return Sums(choice, turn, columns, survey.taking(min(rows, _PATCHES)), squares)
+    stride = max(1, survey.fitted.rows // rows)
+    return Sums(choice, turn, columns, Strided(stride), squares=bool(method.weights))
 
 
 def _portions(
@@ -145,14 +158,15 @@ def _portions(
 
 
 def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -> list[Choice]:
-    """The choice as it is, and with what the method finds."""
+    """The choice as it is, and with what the method finds. Convolutions in groups have their bias corrected alone: a
+    method would need the sums of each group."""
     weight = divided(module, choice.multiplier)
     found = [choice]
     # a consumer drops a bias that the float layer has not; quant_bias it always reads
     correct = method.correct and (module.bias is not None or isinstance(choice.spec, (QParams, TimestepQParams)))
     if correct:
-        found.append(corrected(weight, choice, sums))
-    for name in method.weights:
+        found.append(corrected(weight, choice, sums, groups_of(module)))
+    for name in method.weights if groups_of(module) == 1 else ():
         options = {"iterations": method.iterations[name]} if name in method.iterations else {}
         rounded = WEIGHT_METHODS[name](weight, sums.inputs, seed=method.seed, **options)
         if rounded is not None:
@@ -162,11 +176,24 @@ def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -
     return found
 
 
-def corrected(weight: Tensor, choice: Choice, sums: Sums) -> Choice:
+def groups_of(module: FloatLayer) -> int:
+    """1 but for convolutions in groups."""
+    return module.groups if isinstance(module, nn.Conv2d) else 1
+
+
+def corrected(weight: Tensor, choice: Choice, sums: Sums, groups: int = 1) -> Choice:
     """The choice with what its outputs lack on average."""
     quantized = choice.weight or round_to_nearest(weight)
     if quantized is None or sums.rows == 0:
         return choice
-    integers = quantized.weight.to(torch.float64) * quantized.scale.to(torch.float64).unsqueeze(1)
-    lacking = weight.to(torch.float64).cpu() @ sums.exact - integers.cpu() @ sums.rounded
+    integers = quantized.weight.flatten(1).to(torch.float64) * quantized.scale.to(torch.float64).unsqueeze(1)
+    exact = weight.flatten(1).to(torch.float64)
+    lacking = _summed(exact.cpu(), sums.exact, groups) - _summed(integers.cpu(), sums.rounded, groups)
     return replace(choice, correction=lacking / sums.rows)
+
+
+def _summed(weight: Tensor, inputs: Tensor, groups: int) -> Tensor:
+    """`weight` (out, in / groups) times `inputs` (in,), group by group: (out,)."""
+    if groups == 1:
+        return weight @ inputs
+    return (weight.view(groups, -1, weight.shape[1]) @ inputs.view(groups, -1, 1)).flatten()

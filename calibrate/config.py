@@ -86,6 +86,9 @@ def _wrong(place: str, value: Any, wanted: str) -> CalibrateError:
 
 
 OPTIONS: dict[str, Option] = {
+    "pipeline": Option(str, words=("cnn",)),
+    "images": Option(str),
+    "input_shape": Option(str),
     "model": Option(str),
     "component": Option(str),
     "accuracy": Option(str, words=tuple(RECIPES)),

@@ -69,8 +69,8 @@ SCHEMES: dict[type, str] = {Static: "W8A8", Timestep: "W8A8_TIMESTEP", Dynamic: 
 class Numbers:
     """All numbers of one quantized layer; `activation` is None where only the weight is quantized.
 
-    `weight` int8 (out, in) or (out, in, height, width); `weight_scale` float32 (out,); `bias` as in the float layer;
-    `mul_scale` (in,) of dtype `dtype`: the input is multiplied by it first, and the weight carries its inverse.
+    `weight` int8 (out, in) or (out, in / groups, height, width); `weight_scale` float32 (out,); `bias` as in the float
+    layer; `mul_scale` (in,) of dtype `dtype`: the input is multiplied by it first, and the weight carries its inverse.
     """
 
     weight: Tensor

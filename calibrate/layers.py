@@ -21,12 +21,22 @@ class Geometry(NamedTuple):
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
     padding_mode: str
+    groups: int = 1
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "Geometry":
         """The geometry of a float convolution."""
-        around = tuple(conv._reversed_padding_repeated_twice)
-        return cls(_pair(conv.stride), around, _pair(conv.dilation), conv.padding_mode)  # type: ignore[arg-type]
+        left, right, top, bottom = conv._reversed_padding_repeated_twice
+        around = left, right, top, bottom
+        return cls(_pair(conv.stride), around, _pair(conv.dilation), conv.padding_mode, conv.groups)
+
+    def padded(self, x: Tensor, value: float) -> Tensor:
+        """`x` (..., height, width) with its padding; `value` is what stands for 0.0."""
+        if not any(self.padding):
+            return x
+        if self.padding_mode == "zeros":
+            return F.pad(x, self.padding, value=value)
+        return F.pad(x, self.padding, mode=self.padding_mode)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -144,23 +154,23 @@ def _before_the_last(static: Static, ndim: int) -> Static:
 
 
 class QuantizedConv2d(_Integer):
-    """An nn.Conv2d of one group in integers: (batch, in, height, width) to (batch, out, ...), or without the batch.
+    """An nn.Conv2d in integers: (batch, in, height, width) to (batch, out, ...), or without the batch.
 
     Padding is done on the integers, with the zero point: it stands for 0.0.
     """
 
     def __init__(self, numbers: Numbers, geometry: Geometry) -> None:
         super().__init__(numbers)
-        self.out_channels, self.in_channels, *size = numbers.weight.shape
+        self.out_channels, channels, *size = numbers.weight.shape
         self.kernel_size, self.geometry = tuple(size), geometry
         self.stride, self.dilation, self.padding_mode = geometry.stride, geometry.dilation, geometry.padding_mode
-        self.groups = 1
+        self.groups = geometry.groups
+        self.in_channels = channels * self.groups
 
     def forward(self, input: Tensor) -> Tensor:
         x = self._multiplied(input, -3)
         if self.weight_only:
-            padded = self._padded(x, 0.0)
-            return F.conv2d(padded, self._float_weight(x.dtype), self.bias, self.stride, 0, self.dilation)
+            return self._convolved(x, 0.0, self._float_weight(x.dtype), self.bias)
         if self.scheme == "W8A8_DYNAMIC":
             q, scale = dynamic_codes(x, (-3, -2, -1))
             y = self._total(q, 0.0).to(torch.float32) * (scale * self.weight_scale.view(-1, 1, 1))
@@ -178,18 +188,16 @@ class QuantizedConv2d(_Integer):
 
     def _total(self, q: Tensor, zero: float) -> Tensor:
         # float64 takes sums of any length, and no Winograd transform with its rounding
-        padded = self._padded(q, zero).double()
-        return F.conv2d(padded, self.weight.double(), None, self.stride, 0, self.dilation).to(torch.int32)
+        return self._convolved(q.double(), zero, self.weight.double(), None).to(torch.int32)
 
-    def _padded(self, x: Tensor, value: float) -> Tensor:
-        if not any(self.geometry.padding):
-            return x
-        if self.padding_mode == "zeros":
-            return F.pad(x, self.geometry.padding, value=value)
-        return F.pad(x, self.geometry.padding, mode=self.padding_mode)
+    def _convolved(self, x: Tensor, zero: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(self.geometry.padded(x, zero), weight, bias, self.stride, 0, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
-        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"groups={self.groups}"
+        )
 
 
 QuantizedLayer = QuantizedLinear | QuantizedConv2d

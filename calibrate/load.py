@@ -115,9 +115,10 @@ class Checkpoint:
             found = self._metadata(GEOMETRY, {})[name]
             values = [found["stride"], found["padding"], found["dilation"]]
             stride, padding, dilation = (tuple(int(number) for number in value) for value in values)
-            if (len(stride), len(padding), len(dilation)) != (2, 4, 2) or min(stride + dilation) < 1:
+            groups = int(found.get("groups", 1))
+            if (len(stride), len(padding), len(dilation)) != (2, 4, 2) or min(*stride, *dilation, groups) < 1:
                 raise ValueError("sizes")
-            return Geometry(stride, padding, dilation, str(found["padding_mode"]))  # type: ignore[arg-type]
+            return Geometry(stride, padding, dilation, str(found["padding_mode"]), groups)  # type: ignore[arg-type]
         except (KeyError, ValueError, TypeError) as error:
             fact = f"{name}.weight is a convolution of unknown stride and padding"
             raise damage(self.weight_path, fact) from error

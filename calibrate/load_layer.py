@@ -50,7 +50,11 @@ def read_layer(checkpoint: "Checkpoint", name: str) -> QuantizedLayer:
     scale = place.read("weight_scale", (torch.float32,), (outputs, 1)).view(outputs)
     place.positive("weight_scale", scale)
     bias = _bias(place, outputs)
-    multiplier = _multiplier(place, weight)
+    geometry = checkpoint.geometry(name) if weight.ndim == 4 else None
+    groups = geometry.groups if geometry else 1
+    if outputs % groups:
+        raise place.wrong("weight", f"has {outputs} outputs in {groups} groups")
+    multiplier = _multiplier(place, weight.shape[1] * groups)
     known = [tensor.dtype for tensor in (multiplier, bias) if tensor is not None]
     activation: Activation | None = None
     dtype = known[0] if known else torch.float32
@@ -62,9 +66,7 @@ def read_layer(checkpoint: "Checkpoint", name: str) -> QuantizedLayer:
         if multiplier is not None and multiplier.dtype != dtype:
             raise place.wrong(MUL_SCALE, f"is {multiplier.dtype}, input_scale {dtype}")
     numbers = Numbers(weight, scale, bias, activation, dtype, multiplier, checkpoint.made_bias(name))
-    if weight.ndim == 2:
-        return QuantizedLinear(numbers)
-    return QuantizedConv2d(numbers, checkpoint.geometry(name))
+    return QuantizedLinear(numbers) if geometry is None else QuantizedConv2d(numbers, geometry)
 
 
 def _bias(place: Place, outputs: int) -> Tensor | None:
@@ -76,11 +78,11 @@ def _bias(place: Place, outputs: int) -> Tensor | None:
     return bias
 
 
-def _multiplier(place: Place, weight: Tensor) -> Tensor | None:
+def _multiplier(place: Place, inputs: int) -> Tensor | None:
     key = f"{place.name}.{MUL_SCALE}"
     if key not in place.checkpoint.tensors:
         return None
-    return place.positive(MUL_SCALE, place.checkpoint.read(key, STORABLE, (weight.shape[1],)))
+    return place.positive(MUL_SCALE, place.checkpoint.read(key, STORABLE, (inputs,)))
 
 
 def _ranges(place: Place, weight: Tensor, scheme: str) -> tuple[Static | Timestep, torch.dtype]:

@@ -120,8 +120,6 @@ def _entry(name: str, module: nn.Module, scheme: str) -> Entry:
     reason = ""
     if type(module) not in KINDS:  # a subclass may compute something else with its weight
         reason = f"{type(module).__name__} has no integer form"
-    elif isinstance(module, nn.Conv2d) and module.groups != 1:
-        reason = "grouped Conv2d has no integer form"
     elif module.weight.dtype not in STORABLE:
         reason = f"{str(module.weight.dtype).removeprefix('torch.')} weight has no integer form"
     kind = type(module).__name__
@@ -156,12 +154,16 @@ def _reason(
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """The blocks a model is made of: members of the outermost nn.ModuleLists, where these have modules inside."""
-    found: list[str] = []
+    """The blocks a model is made of: members of the outermost nn.ModuleLists, where these have modules inside.
+
+    None where no block has a linear: the stages of a convolutional network are no transformer's blocks.
+    """
+    found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(name.startswith(block + ".") for block in found):
-            found += [f"{name}.{at}" for at, member in enumerate(module) if any(True for _ in member.children())]
-    return found
+            found |= {f"{name}.{at}": each for at, each in enumerate(module) if any(True for _ in each.children())}
+    linear = any(isinstance(module, nn.Linear) for block in found.values() for module in block.modules())
+    return list(found) if linear else []
 
 
 def general_reason(model: nn.Module, entry: Entry, blocks: Sequence[str]) -> str | None:

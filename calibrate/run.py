@@ -28,13 +28,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """What a calibration made: the plan as it came out, the integer layers by name, report.json's content, and what the
-    denoiser was called with, step by step, where that was asked for."""
+    """What a calibration made: the plan as it came out, the integer layers by name, report.json's content, what the
+    denoiser was called with, step by step, where that was asked for, and a call of the model."""
 
     plan: Plan
     layers: dict[str, QuantizedLayer]
     report: dict[str, Any]
     timesteps: tuple[float, ...] | None = None
+    example: Call | None = None
 
     @property
     def warnings(self) -> list[str]:

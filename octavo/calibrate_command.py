@@ -32,10 +32,13 @@ _COLUMNS = ("range", "scale", "zero_point")  # of the report, in the table of th
 
 @dataclass(frozen=True)
 class CalibrateOptions:
-    """The options of the command, by their names."""
+    """The options of the command, by their names; `capture` is the model where `pipeline` is cnn."""
 
     capture: Path
     out: Path
+    pipeline: str | None = None
+    images: Path | None = None
+    input_shape: str | None = None
     model: str | None = None
     component: str | None = None
     accuracy: str = "fast"
@@ -66,21 +69,33 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     """The command; `given` are the options of the command line, which win over those of the config file."""
     began = time.monotonic()
     options = _configured(options, given)
+    if options.pipeline is not None:
+        from .cnn_command import run_cnn
+
+        return run_cnn(options, terminal)
+    for name in ("images", "input_shape"):
+        if getattr(options, name) is not None:
+            raise CaptureError(f"--{name.replace('_', '-')}: is of --pipeline cnn alone. Leave it out.", 2)
     check_target(options.out, overwrite=options.overwrite)
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
     component = _component(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
     chosen = chosen_calls(capture, component, options.samples, terminal)
-    settings = _settings(options, family, len(chosen))
+    settings = settings_of(options, family, len(chosen))
     model, rerun = _model(capture, component, options, family)
     calls = replayed_calls(capture, component, chosen, _casting(capture, options.dtype))
     progress = terminal.progress if rerun is None else Announced(terminal, rerun)
     result = calibrate_model(model, calls, settings, progress=progress, trajectory=rerun)
     for warning in result.warnings:
         terminal.warn(warning)
+    write(result, model, options)
+    show(result, options, terminal, time.monotonic() - began)
+
+
+def write(result: Result, model: nn.Module, options: CalibrateOptions) -> None:
+    """Writes the checkpoint in the formats wanted."""
     names = tuple(name.strip() for name in options.formats.split(","))
     export(result, model, options.out, names, overwrite=options.overwrite, group_readable=options.group_readable)
-    _show(result, options, terminal, time.monotonic() - began)
 
 
 def _configured(options: CalibrateOptions, given: set[str]) -> CalibrateOptions:
@@ -105,7 +120,7 @@ def _component(capture: Capture, wanted: str | None) -> str:
     return wanted
 
 
-def _settings(options: CalibrateOptions, family: Family, samples: int) -> Settings:
+def settings_of(options: CalibrateOptions, family: Family, samples: int) -> Settings:
     """The recipe, and what the options say otherwise."""
     defaults = family.keep_float
     if options.quantize_too and defaults is not None:
@@ -185,7 +200,8 @@ def _casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
     return cast
 
 
-def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float) -> None:
+def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float) -> None:
+    """The tables and lines for people, and the event for programs."""
     report = result.report
     totals, layers = report["totals"], report["layers"]
     reasons: dict[str, list[str]] = {}

@@ -105,6 +105,9 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 @main.command()
 @click.argument("capture", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option("--pipeline", type=click.Choice(["cnn"]), help="CAPTURE is the model: an image classifier, or digits.")
+@click.option("--images", type=click.Path(path_type=Path), help="cnn: a directory of pictures to calibrate with.")
+@click.option("--input-shape", metavar="1,3,224,224", help="cnn, without pictures: of an input.")
 @click.option("--model", help="Another directory of the captured model [default: the one captured].")
 @click.option("--component", help="The denoiser to quantize, where several were captured.")
 @click.option(
@@ -165,7 +168,10 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 @debug
 @click.pass_context
 def calibrate(context: click.Context, debug: bool, as_json: bool, **options: Any) -> None:
-    """Replay CAPTURE through its model, choose the integers with little loss, and write a checkpoint to OUT."""
+    """Replay CAPTURE through its model, choose the integers with little loss, and write a checkpoint to OUT.
+
+    With --pipeline cnn: calibrate the image classifier MODEL in the place of CAPTURE with --images, or without data.
+    """
     from .terminal import Terminal, errors
 
     with errors(debug):

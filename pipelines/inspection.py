@@ -45,7 +45,7 @@ def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str,
                 raise PipelineError(
                     f"{directory}: no folder {name}, which model_index.json names. Download it again.", 3
                 )
-            _check_weights(directory / name)
+            check_weights(directory / name)
     return index
 
 
@@ -82,7 +82,8 @@ def _refuse_code(directory: Path, index: dict[str, Any], trusted: bool) -> None:
         )  # fmt: skip
 
 
-def _check_weights(folder: Path) -> None:
+def check_weights(folder: Path) -> None:
+    """Raises PipelineError 3 for a folder with pickle weights alone, and for a damaged safetensors file."""
     weights = sorted(folder.glob("*.safetensors"))
     if not weights and any(f.suffix in _PICKLES for f in folder.iterdir()):
         raise PipelineError(f"{folder}: no safetensors weights; pickle weights are not loaded. Convert them first.", 3)

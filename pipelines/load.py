@@ -105,11 +105,11 @@ def _load_diffusers(
         parts: dict[str, Any] = {name: None for name, kind in kinds.items() if kind[-1] is None}
         for name, kind in kinds.items():
             if (model_class := _model_class(kind)) is not None:
-                parts[name] = _load_component(directory / name, model_class, common, strict)
+                parts[name] = load_component(directory / name, model_class, common, strict)
         try:
             pipe = DiffusionPipeline.from_pretrained(directory, trust_remote_code=trust_remote_code, **common, **parts)
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-            raise PipelineError(f"{directory}: {_one_line(error)}. Check the directory.", 3) from error
+            raise PipelineError(f"{directory}: {one_line(error)}. Check the directory.", 3) from error
     return pipe
 
 
@@ -122,7 +122,8 @@ def _model_class(kind: list[str | None]) -> Any:
     return found if isinstance(found, type) and issubclass(found, nn.Module) else None
 
 
-def _load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool) -> nn.Module:
+def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool) -> nn.Module:
+    """The model of class `kind` in a folder, with options `common`; PipelineError 3 and 4 as `load_pipeline` says."""
     files = list(folder.glob("*.safetensors"))
     variants = {f.name.split(".")[1].split("-")[0] for f in files if f.name.count(".") == 2}
     if variants and all(f.name.count(".") == 2 for f in files):
@@ -134,7 +135,7 @@ def _load_component(folder: Path, kind: Any, common: dict[str, Any], strict: boo
         module, info = kind.from_pretrained(folder, output_loading_info=True, **common)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         mismatch = "size mismatch" in str(error) or "shape" in str(error)
-        raise PipelineError(f"{folder}: {_one_line(error)}. Check the files.", 4 if mismatch else 3) from error
+        raise PipelineError(f"{folder}: {one_line(error)}. Check the files.", 4 if mismatch else 3) from error
     missing = sorted(info["missing_keys"])
     if missing:
         count = f"{len(missing)} weight{'s' * (len(missing) > 1)} missing"
@@ -165,6 +166,6 @@ def check_finite(module: nn.Module, name: str) -> None:
                 raise PipelineError(f"{name}.{key}: {fact}. Download the weights again or use another dtype.", 6)
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """The first sentence of a library's message."""
     return " ".join(str(error).split()).split(". ")[0].rstrip(".")[:300]

@@ -8,6 +8,7 @@ from calibrate.errors import CalibrateError
 from calibrate.plan import make_plan, matches
 
 from .calibrate_tiny import toy
+from .cnn_tiny import small
 
 
 class Many(nn.Module):
@@ -28,11 +29,11 @@ def test_every_layer_is_listed_once_and_unsupported_ones_with_a_reason():
     plan = make_plan(Many())
     rows = {entry.name: entry for entry in plan.entries}
     assert len(rows) == len(plan.entries)
-    assert plan.quantized == ("linear", "conv")
+    assert plan.quantized == ("linear", "conv", "grouped")
     assert set(rows) == {
         "linear", "conv", "grouped", "volume", "words", "double", "attention", "attention.out_proj"
     }  # fmt: skip
-    assert all(rows[name].unsupported and rows[name].reason for name in set(rows) - {"linear", "conv"})
+    assert all(rows[name].unsupported and rows[name].reason for name in set(rows) - set(plan.quantized))
 
 
 def test_a_subclass_of_linear_may_compute_something_else():
@@ -52,6 +53,12 @@ def test_the_general_rule_takes_linears_inside_blocks():
     plan = make_plan(model)
     assert plan.quantized == ("blocks.0.down",)
     assert all(entry.reason for entry in plan.entries if not entry.scheme)
+
+
+def test_the_stages_of_a_convolutional_network_are_no_blocks():
+    model = small()
+    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    assert list(make_plan(model).quantized) == names
 
 
 def test_the_lists_of_a_diffusers_class_are_heeded():

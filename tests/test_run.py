@@ -118,9 +118,9 @@ def test_layers_whose_numbers_do_not_fit_stay_float_with_a_warning():
 
 
 def test_unsupported_kinds_are_listed_once_and_stay_float():
-    model = nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.Conv2d(4, 4, 1, groups=4), nn.Flatten(), nn.Linear(4, 2))
-    result = calibrate(model, given([Call((torch.randn(2, 4, 1, 1),), {})]), Settings())
-    assert result.warnings == ["grouped Conv2d has no integer form: 2 stay float."]
+    model = nn.Sequential(nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 1), nn.Flatten(), nn.Linear(4, 2))
+    result = calibrate(model, given([Call((torch.randn(2, 4, 1),), {})]), Settings())
+    assert result.warnings == ["Conv1d has no integer form: 2 stay float."]
     assert list(result.layers) == ["3"]
 
 

@@ -1,0 +1,134 @@
+"""What a ResNet loses: the bundled one on digits held out, and the documented snippet on ResNet-18 and 50.
+
+    python -m bench.bench_cnn [--pictures 128] [--snippets 18 50]
+
+Pictures to calibrate with are of the training part; logits are compared on the 450 held out, inputs float in both.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bench.resnet import resnet18, resnet50
+from calibrate.batchnorm import folded
+from calibrate.data import Sample
+from calibrate.fold import calibrate_folded
+from calibrate.layers import quantized
+from calibrate.settings import RECIPES, Settings
+from calibrate.sqnr import Power
+from calibrate.synthetic import made_up
+from octavo import Calibrator, QuantConfig
+from pipelines.classifier import classifier_directory, load_classifier
+from pipelines.digits.data import Part, digits
+from pipelines.digits.train import inputs_of
+
+SHAPE = [1, 3, 32, 32]
+
+
+class Quality(NamedTuple):
+    """Of a quantized classifier: shares of right answers and of those like the float model's, SQNR of logits in dB."""
+
+    accuracy: float
+    agreement: float
+    sqnr: float
+
+
+def quality(exact: Tensor, found: Tensor, labels: Tensor) -> Quality:
+    """Of logits (n, classes), against the float ones."""
+    power = Power()
+    power.add(exact, found)
+    answers = found.argmax(1)
+    right, same = (answers == labels).float().mean(), (answers == exact.argmax(1)).float().mean()
+    return Quality(float(right), float(same), power.sqnr or float("inf"))
+
+
+class Digits(NamedTuple):
+    """The bundled model, pictures to calibrate with, those held out, what they show, and the float logits."""
+
+    model: nn.Module
+    training: Tensor
+    held: Tensor
+    labels: Tensor
+    exact: Tensor
+
+
+def bundled() -> Digits:
+    """All of it."""
+    model, preprocessing = load_classifier(classifier_directory("digits"))
+    parts: tuple[Part, Part] = digits()
+    training, held = (inputs_of(part, preprocessing) for part in parts)
+    with torch.no_grad():
+        exact = model(held).logits
+    return Digits(model.requires_grad_(False), training, held, torch.from_numpy(parts[1].labels), exact)
+
+
+def measured(data: Digits, calls: list[Sample], settings: Settings) -> Quality:
+    """What these calls lead to."""
+    result, model = calibrate_folded(data.model, lambda: calls, settings)
+    with torch.no_grad(), quantized(model, result.layers):
+        return quality(data.exact, model(data.held).logits, data.labels)
+
+
+def snippet(model: nn.Module) -> dict[str, Any]:
+    """The documented recipe without data."""
+    keep_acc = {"admm": [False, 1000], "easy_quant": [False, 1000], "round_opt": False}
+    config = QuantConfig(disable_names=[], amp_num=0, input_shape=[1, 3, 224, 224], keep_acc=keep_acc, sigma=25)
+    calibrator = Calibrator(model.eval(), config)
+    calibrator.run()
+    return calibrator.result.report
+
+
+def print_digits(pictures: int) -> None:
+    """A row for each way to calibrate."""
+    data = bundled()
+    free = made_up(data.model, SHAPE)
+    given = [Sample((x,), {}) for x in data.training[:pictures].split(16)]
+    noise = [Sample((torch.rand(32, *SHAPE[1:], generator=torch.Generator().manual_seed(0)),), {})]
+    exact = quality(data.exact, data.exact, data.labels)
+    print("| calibrated with | top-1 | arg-max as float | SQNR of logits |\n|---|---|---|---|")
+    print(f"| float | {exact.accuracy:.2%} | | |", flush=True)
+    rows = [(f"{pictures} pictures, --accuracy {name}", given, recipe) for name, recipe in RECIPES.items()]
+    rows += [(f"no data, --accuracy {name}", free, RECIPES[name]) for name in ("plain", "balanced")]
+    rows += [("no data, uniform numbers, as without batch norms", noise, {})]
+    for name, calls, recipe in rows:
+        found = measured(data, calls, Settings(**recipe))
+        print(f"| {name} | {found.accuracy:.2%} | {found.agreement:.2%} | {found.sqnr:.1f} dB |", flush=True)
+
+
+def print_snippets(names: list[str]) -> None:
+    """A row for each network of random weights."""
+    if not names:
+        return
+    makers: dict[str, Callable[[], nn.Module]] = {"18": resnet18, "50": resnet50}
+    columns = ("network", "layers", "float", "folding changes the output by", "its output SQNR", "seconds")
+    print("\n|", " | ".join(columns), "|\n" + "|---" * len(columns) + "|")
+    for name in names:
+        torch.manual_seed(0)
+        model = makers[name]().eval()
+        x = torch.randn(1, 3, 224, 224)
+        with torch.no_grad():
+            before = model(x)
+            change = float((folded(model, Sample((x,), {})).model(x) - before).norm() / before.norm())
+        began = time.monotonic()
+        totals = snippet(model)["totals"]
+        print(
+            f"| ResNet-{name} | {totals['quantized']} | {totals['kept_float']} | {change:.1e} | "
+            f"{totals['output_sqnr']:.1f} dB | {time.monotonic() - began:.0f} |", flush=True,
+        )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pictures", type=int, default=128)
+    parser.add_argument("--snippets", nargs="*", default=["18", "50"], choices=["18", "50"])
+    options = parser.parse_args()
+    print_digits(options.pictures)
+    print_snippets(options.snippets)
+
+
+if __name__ == "__main__":
+    main()

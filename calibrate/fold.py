@@ -1,0 +1,44 @@
+"""Calibration of a model whose batch norms are folded first."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from .batchnorm import Folded, folded
+from .calls import Calls, Progress, silent
+from .run import Result, calibrate
+from .sensitivity import Trajectory
+from .settings import DEFAULTS, Settings
+
+logger = logging.getLogger(__name__)
+
+
+def calibrate_folded(
+    model: nn.Module,
+    calls: Calls,
+    settings: Settings = DEFAULTS,
+    *,
+    progress: Progress = silent,
+    trajectory: Trajectory | None = None,
+    changing: bool = False,
+    warnings: Sequence[str] = (),
+) -> tuple[Result, nn.Module]:
+    """As `run.calibrate`, and the model that the layers belong to: `model`, or a copy of it where batch norms were
+    folded; with `changing` that is `model` too. The report lists the pairs under `folded`, and its warnings begin with
+    `warnings`; the result has the first call.
+
+    Raises what `run.calibrate` and `batchnorm.folded` do.
+    """
+    found, call = Folded(model, ()), next(iter(calls()), None)
+    if call is not None:
+        found = folded(model, call, changing=changing)
+        model = found.model
+    told = [*warnings, *filter(None, [found.warning])]
+    for warning in told:
+        logger.warning(warning)
+    result = calibrate(model, calls, settings, progress=progress, trajectory=trajectory)
+    pairs = [pair._asdict() for pair in found.pairs]
+    report = result.report | {"folded": pairs, "warnings": [*told, *result.warnings]}
+    return replace(result, report=report, example=call), model

@@ -1,0 +1,54 @@
+"""Loads an image classifier of transformers from a directory: the second kind of model, beside diffusion pipelines."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification
+
+from .errors import PipelineError
+from .images import Preprocessing, preprocessing_of
+from .inspection import check_weights, read_json
+from .load import check_finite, load_component, one_line, quiet
+
+BUNDLED = {"digits": Path(__file__).parent / "digits" / "model"}
+
+
+class Classifier(NamedTuple):
+    """A model in evaluation, and how pictures become its input."""
+
+    model: nn.Module
+    preprocessing: Preprocessing
+
+
+def classifier_directory(model: str) -> Path:
+    """The directory that a MODEL argument means: `digits` is the bundled one."""
+    return BUNDLED.get(model, Path(model)) if not Path(model).exists() else Path(model)
+
+
+def load_classifier(directory: Path, dtype: torch.dtype = torch.float32) -> Classifier:
+    """The model in a directory, nothing downloaded, no pickle opened, no code of the directory run.
+
+    Raises PipelineError: 2 where there is no such directory, 3 for one that holds no image classifier or a damaged
+    file, 4 for missing or misshapen weights, 6 for weights that are not finite.
+    """
+    if not directory.is_dir():
+        names = ", ".join(BUNDLED)
+        raise PipelineError(f"{directory}: no such model directory. Give a transformers directory, or {names}.", 2)
+    if not (directory / "config.json").is_file():
+        raise PipelineError(f"{directory}: no config.json. Give the directory of an image classifier.", 3)
+    words = read_json(directory / "config.json")
+    check_weights(directory)
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            kind = AutoModelForImageClassification._model_mapping[type(config)]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            found = words.get("model_type") or one_line(error)
+            raise PipelineError(f"{directory}: no image classifier ({found}). Give one of transformers.", 3) from error
+        options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True, "config": config}
+        model = load_component(directory, kind[0] if isinstance(kind, tuple) else kind, options, strict=False)
+    check_finite(model, directory.name)
+    channels, size = getattr(config, "num_channels", 3), getattr(config, "image_size", 224)
+    return Classifier(model, preprocessing_of(directory, channels, size if isinstance(size, int) else 224))
