@@ -4,7 +4,7 @@ from torch import nn
 
 from ..errors import CalibrateError
 from ..layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, names_of, replace
-from .modules import BACKENDS, Int8Conv2d, Int8Linear
+from .modules import BACKENDS, Int8Conv2d, Int8GELU, Int8Linear
 
 Int8Layer = Int8Linear | Int8Conv2d
 
@@ -30,3 +30,18 @@ def accelerate(model: nn.Module, backend: str | None = None) -> None:
             fast = optimized(layer, backend)
             for name in names if fast is not layer else ():
                 replace(model, name, fast)
+    for first, names in names_of(model).items():
+        module = model.get_submodule(first)
+        if _is_gelu(module):
+            fused = Int8GELU(module.proj, module.approximate).train(module.training)  # type: ignore[arg-type]
+            for name in names:
+                replace(model, name, fused)
+
+
+def _is_gelu(module: nn.Module) -> bool:
+    """Whether it is diffusers' linear layer with GELU behind it, and nothing listens between the two."""
+    kind = type(module)
+    if (kind.__module__, kind.__name__) != ("diffusers.models.activations", "GELU"):
+        return False
+    heard = [module, *module.children()]
+    return isinstance(module.proj, Int8Linear) and not any(m._forward_hooks or m._forward_pre_hooks for m in heard)

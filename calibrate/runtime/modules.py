@@ -11,10 +11,10 @@ from ..errors import CalibrateError
 from ..layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, _Integer
 from ..noise import NoiseLevel
 from ..scheme import QParams
-from . import cpu, reference
+from . import cpu, cuda, npu, reference
 from .packing import Packed, pack
 
-BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "reference": reference}
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "npu": npu, "reference": reference}
 
 
 class _Int8(_Integer):
@@ -103,4 +103,19 @@ class Int8Conv2d(_Int8, QuantizedConv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         y: Tensor = self._on(input).conv2d(self, input)
+        return y
+
+
+class Int8GELU(nn.Module):
+    """GELU of what an Int8Linear puts out, in the same pass. It takes the place of diffusers' module of that name.
+
+    The tensors keep their names.
+    """
+
+    def __init__(self, proj: Int8Linear, approximate: str) -> None:
+        super().__init__()
+        self.proj, self.approximate = proj, approximate
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        y: Tensor = self.proj(hidden_states, gelu=self.approximate)
         return y
