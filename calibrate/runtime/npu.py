@@ -30,7 +30,7 @@ def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
         return reference_linear(layer, x, gelu)
     if x.dtype not in _OUT:
         return activated(layer.computed(x, _matmul), gelu)
-    rows = layer._multiplied(x, -1).reshape(-1, x.shape[-1])
+    rows = layer._multiplied(x, -1).reshape(-1, x.shape[-1]).contiguous()
     if not layer.calibrated:
         return activated(_dynamic(layer, rows).view(*x.shape[:-1], -1), gelu)
     bins = layer.bins(len(x) if x.ndim > 1 else None)
@@ -64,7 +64,7 @@ def _product(
 
 
 def _matmul(q: Tensor, weight: Tensor) -> Tensor:
-    rows, ones = q.reshape(-1, q.shape[-1]).to(torch.int8), torch.ones(1, device=q.device)
+    rows, ones = q.reshape(-1, q.shape[-1]).to(torch.int8).contiguous(), torch.ones(1, device=q.device)
     total: Tensor = torch.ops.npu.npu_quant_matmul(rows, weight.t(), ones, output_dtype=torch.int32)
     return total.view(*q.shape[:-1], -1)
 

@@ -23,7 +23,9 @@ def convolution(layer: QuantizedConv2d, matmul: Matmul) -> Callable[[Tensor], Te
             )
         ]
         patches = F.unfold(images, layer.kernel_size, layer.dilation, 0, layer.stride)  # (batch, in * patch, places)
-        total = matmul(patches.transpose(1, 2), layer.weight.flatten(1)).transpose(1, 2).unflatten(2, heights)
+        total = (
+            matmul(patches.transpose(1, 2), layer.weight.flatten(1)).transpose(1, 2).contiguous().unflatten(2, heights)
+        )
         return total if padded.ndim == 4 else total[0]
 
     return convolve
