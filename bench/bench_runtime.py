@@ -1,6 +1,6 @@
 """How fast integers run: an SD3 transformer of random weights in float32, bfloat16 and int8, called in turns.
 
-OMP_NUM_THREADS=2 python -m bench.bench_runtime [--tokens 1024 4096] [--rounds 5] [--activations static|dynamic]
+OMP_NUM_THREADS=2 python -m bench.bench_runtime [--tokens 1024 4096] [--rounds 5] [--activations dynamic] [--memory]
 """
 
 import argparse
@@ -13,6 +13,7 @@ from diffusers import SD3Transformer2DModel
 from torch import nn
 
 from bench.networks import Call
+from bench.runtime_memory import memory_of
 from calibrate.layers import install
 from calibrate.run import calibrate
 from calibrate.runtime import accelerate
@@ -82,8 +83,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--activations", default="static")
     parser.add_argument("--profile", action="store_true", help="which operators the int8 model spends its time in")
+    parser.add_argument("--memory", action="store_true", help="memory and load time instead, at the first of --tokens")
     options = parser.parse_args()
     models = make_models(options.activations)
+    if options.memory:
+        print("| model | file | load | peak of a call |\n|---|---|---|---|")
+        for name, (model, dtype) in models.items():
+            found = memory_of(model, call_of(options.tokens[0], dtype).kwargs)
+            print(f"| {name} | {found['file']:.0f} MiB | {found['load']:.2f} s | {found['peak']:.0f} MiB |", flush=True)
+        return
     print("| tokens | float32 | bfloat16 | int8 | over float32 | over bfloat16 |\n|---|---|---|---|---|---|")
     for tokens in options.tokens:
         found = measure(models, tokens, options.rounds)
