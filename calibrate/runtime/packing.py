@@ -17,6 +17,7 @@ from torch import Tensor
 from ..layers import QuantizedConv2d, QuantizedLayer
 
 SHIFT = 128  # codes are uint8 here: those of int8 plus this
+_AT_ONCE = 64  # rows: a sum of int8 in int64 first makes all of them eight times as large
 
 
 class Output(NamedTuple):
@@ -55,7 +56,7 @@ def pack(layer: QuantizedLayer) -> Packed:
     if not layer.calibrated:
         return Packed(packed, zeros, (Output(SHIFT, layer.weight_scale, None),))
     zero_points, deq = layer.input_zero_point.reshape(-1), layer.deq.view(-1, len(weight))
-    sums = weight.flatten(1).sum(1, dtype=torch.int64)
+    sums = torch.cat([rows.sum(1, dtype=torch.int64) for rows in weight.flatten(1).split(_AT_ONCE)])
     moved = layer.quant_bias.view_as(deq) + zero_points.long().unsqueeze(1) * sums
     biases = (moved.double() * deq).float()
     outputs = zip((zero_points + SHIFT).tolist(), deq, biases, strict=True)
