@@ -1,0 +1,40 @@
+"""What a stored model takes to load and to be called once, in a process of its own: seconds, and MiB over the start."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+
+from calibrate.report import peak_memory
+
+
+def memory_of(model: nn.Module, kwargs: dict) -> dict[str, float]:
+    """Seconds to load `model` from a file, MiB of the file, and of the process at its peak, over what it began with."""
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "model.pt"
+        torch.save((model, kwargs), file)
+        command = [sys.executable, "-m", "bench.runtime_memory", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return {"file": file.stat().st_size / 2**20, **json.loads(done.stdout)}
+
+
+def main(file: str) -> None:
+    import diffusers  # noqa: F401  (its memory is not the model's)
+
+    before = psutil.Process().memory_info().rss
+    start = time.perf_counter()
+    model, kwargs = torch.load(file, weights_only=False)
+    seconds = time.perf_counter() - start
+    with torch.inference_mode():
+        model(**kwargs)
+    print(json.dumps({"load": seconds, "peak": (peak_memory() - before) / 2**20}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,83 @@
+"""torch_npu's operators on a machine that has no NPU: its schemas, and what its documentation says they compute.
+
+The schemas are those that torch_npu 2.14.0 registers (csrc/aten/npu_native_functions_by_codegen.yaml); the formulas
+and the dtypes that an operator takes are those of its docstrings, for Atlas A2.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+SCHEMAS = {
+    "npu_quantize": "npu_quantize(Tensor self, Tensor scales, Tensor? zero_points, int dtype, int axis=1, "
+    "bool div_mode=True) -> Tensor",
+    "npu_dynamic_quant": "npu_dynamic_quant(Tensor input, *, Tensor? smooth_scales=None, Tensor? group_index=None, "
+    'int? dst_type=None, str quant_mode="pertoken", float dst_type_max=0.0) -> (Tensor, Tensor)',
+    "npu_quant_matmul": "npu_quant_matmul(Tensor x1, Tensor x2, Tensor scale, *, Tensor? offset=None, "
+    "Tensor? pertoken_scale=None, Tensor? bias=None, int? output_dtype=None, int? x1_dtype=None, int? x2_dtype=None, "
+    "int? pertoken_scale_dtype=None, int? scale_dtype=None, int[]? group_sizes=None, Tensor? y_scale=None) -> Tensor",
+}
+NUMBERS = {torch.int32: 3, torch.float16: 5, torch.qint8: 12, torch.bfloat16: 15}  # a dtype where a schema says int
+TAKEN = {  # by output dtype: dtype of scale, of bias, and whether there is pertoken_scale
+    torch.float16: {(torch.int64, torch.int32, False), (torch.float32, torch.int32, False)}
+    | {(torch.float32, bias, True) for bias in (torch.int32, torch.float16, torch.float32, None)},
+    torch.bfloat16: {(torch.float32, bias, False) for bias in (torch.int32, torch.bfloat16, torch.float32, None)}
+    | {(torch.float32, bias, True) for bias in (torch.int32, torch.bfloat16, torch.float32, None)},
+    torch.int32: {(torch.float32, torch.int32, False), (torch.float32, None, False)},
+}
+
+
+def quantize(x: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: int, axis: int = 1, div_mode: bool = True):
+    assert div_mode
+    assert dtype == NUMBERS[torch.qint8]
+    assert x.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    assert scales.dtype in (torch.float32, torch.bfloat16)
+    assert scales.shape == (1,)
+    assert zero_points is not None
+    assert zero_points.dtype in (torch.int8, torch.uint8, torch.int32)
+    return ((x.float() / scales).round() + zero_points).clamp(-128, 127).to(torch.int8)
+
+
+def dynamic_quant(x: Tensor, *, smooth_scales=None, **_):
+    assert x.dtype in (torch.float16, torch.bfloat16)
+    assert x.ndim > 1
+    assert smooth_scales is None
+    scale = x.float().abs().amax(-1) / 127
+    return (x.float() / scale.unsqueeze(-1)).round().to(torch.int8), scale
+
+
+def quant_matmul(x1: Tensor, x2: Tensor, scale: Tensor, *, output_dtype=None, pertoken_scale=None, bias=None, **_):
+    assert (x1.dtype, x2.dtype) == (torch.int8, torch.int8)
+    assert x1.is_contiguous()
+    assert scale.shape in ((1,), (x2.shape[1],))
+    assert max(x1.shape[-1], x2.shape[-1]) <= 65535
+    out = {NUMBERS[dtype]: dtype for dtype in TAKEN}[output_dtype]
+    total = (x1.double() @ x2.double()).to(torch.int32)
+    kinds = scale.dtype, None if bias is None else bias.dtype, pertoken_scale is not None
+    assert kinds in TAKEN[out], f"{kinds} does not put out {out}"
+    if scale.dtype == torch.int64:
+        scale = scale.to(torch.int32).view(torch.float32)  # the low half
+    if pertoken_scale is None:
+        total = total if bias is None else total + bias
+        return total if out == torch.int32 else (total.float() * scale).to(out)
+    assert pertoken_scale.shape == (len(x1),)
+    y = total.float() * (scale * pertoken_scale.unsqueeze(1))
+    return (y if bias is None else y + bias).to(out)
+
+
+KERNELS = {"npu_quantize": quantize, "npu_dynamic_quant": dynamic_quant, "npu_quant_matmul": quant_matmul}
+
+
+@contextmanager
+def npu_operators() -> Iterator[None]:
+    """Inside, torch.ops.npu has the operators."""
+    library = torch.library.Library("npu", "FRAGMENT")
+    for name, kernel in KERNELS.items():
+        library.define(SCHEMAS[name])
+        library.impl(name, kernel, "CPU")
+    try:
+        yield
+    finally:
+        library._destroy()

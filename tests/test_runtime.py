@@ -1,0 +1,254 @@
+"""The CPU's integer layers put out what the reference puts out, and keep the tensors of the checkpoint."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from diffusers.models.attention import FeedForward
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from calibrate.errors import CalibrateError
+from calibrate.layers import QuantizedLinear, install
+from calibrate.noise import NoiseLevel
+from calibrate.runtime import BACKENDS, Int8Linear, accelerate, cpu, optimized
+from calibrate.scheme import Range
+
+from .runtime_tiny import SCHEMES, frozen, near
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("smoothed", [False, True], ids=["plain", "smoothed"])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_linear_layers_agree_with_the_reference(scheme, dtype, bias, smoothed):
+    torch.manual_seed(0)
+    layer = frozen(nn.Linear(70, 33, bias), scheme, smoothed)
+    fast = optimized(layer)
+    for shape in ((70,), (1, 70), (0, 70), (17, 70), (2, 3, 70), (2, 1, 0, 70), (1, 2, 2, 3, 70)):
+        x = 2 * torch.randn(shape).to(dtype)
+        assert near(layer, fast(x), layer(x))
+        assert near(layer, fast(input=x), layer(x))
+    across = torch.randn(70, 9).to(dtype).t()
+    assert not across.is_contiguous()
+    assert near(layer, fast(across), layer(across))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(SCHEMES),
+    st.integers(1, 40),
+    st.sampled_from([1, 2, 63, 64, 65, 1030]),
+    st.sampled_from([1, 3, 16, 97]),
+    st.sampled_from([0.0, 1e-30, 1.0, 1e4, 1e30]),
+    st.floats(-10, 0),
+    st.integers(0, 2**31),
+)
+def test_any_size_and_any_magnitude(scheme, rows, ins, outs, magnitude, low, seed):
+    torch.manual_seed(seed)
+    layer = frozen(nn.Linear(ins, outs), scheme, extents=[Range(low, 10.0 + low)] * 3)
+    x = magnitude * torch.randn(rows, ins)
+    assert near(layer, optimized(layer)(x), layer(x))
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+@pytest.mark.parametrize("scheme", ["W8A8", "W8A8_DYNAMIC"])
+def test_the_largest_sums_there_are_do_not_saturate(scheme, sign):
+    module = nn.Linear(5000, 4)
+    module.weight.data.fill_(sign)
+    layer = frozen(module, scheme)
+    x = torch.full((3, 5000), 1e9)
+    x[1] = -torch.inf if scheme == "W8A8" else -1e9
+    wanted = layer(x)
+    assert near(layer, optimized(layer)(x), wanted)
+    assert wanted.abs().max() > 9000
+
+
+@pytest.mark.parametrize("low", [-2.0, -1.0, -2.99, 0.0])
+def test_ties_round_to_even_whatever_the_zero_point(low):
+    layer = frozen(nn.Linear(1, 1, bias=False), "W8A8", extents=[Range(low, low + 3.0)])
+    x = ((torch.arange(-300, 300) + 0.5) * layer.input_scale).view(-1, 1)
+    codes = {int(z) for z in (layer.input_zero_point, optimized(layer).input_zero_point)}
+    assert len(codes) == 1
+    assert near(layer, optimized(layer)(x), layer(x))
+
+
+def test_rows_with_noise_levels_of_their_own():
+    layer = frozen(nn.Linear(6, 5), "W8A8_TIMESTEP")
+    fast = optimized(layer)
+    x = torch.randn(3, 4, 6)
+    for levels in (torch.tensor([100.0, 900.0, 500.0]), torch.tensor([0.0, 1000.0])):
+        layer.noise_level = fast.noise_level = NoiseLevel.of(levels)
+        assert near(layer, fast(x), layer(x))
+        assert near(layer, fast(x[:, 0]), layer(x[:, 0]))
+    layer.noise_level = fast.noise_level = NoiseLevel.of(torch.tensor([100.0, 900.0, 500.0]))
+    assert not torch.allclose(fast(x)[1], fast(x[[1, 1, 1]])[0])
+
+
+@pytest.mark.parametrize("options", [
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": (3, 2), "padding": (2, 0), "stride": (2, 1), "bias": False},
+    {"kernel_size": 2, "stride": 2},
+    {"kernel_size": 1},
+    {"kernel_size": 3, "padding": 2, "dilation": 2},
+    {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+    {"kernel_size": 3, "padding": 1, "groups": 5},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_convolutions_agree_with_the_reference(scheme, options, backend):
+    torch.manual_seed(0)
+    layer = frozen(nn.Conv2d(5, 10, **options), scheme, smoothed="groups" not in options)
+    fast = optimized(layer, backend)
+    for dtype in (torch.float32, torch.bfloat16):
+        for shape in ((2, 5, 9, 8), (5, 9, 8), (0, 5, 9, 8)):
+            x = torch.randn(shape).to(dtype)
+            if x.numel() or backend == "cpu":
+                assert near(layer, fast(x), layer(x))
+    assert fast(x.new_ones(1, 5, 9, 8)).is_contiguous()
+    layer.noise_level = fast.noise_level = NoiseLevel.of(torch.tensor([100.0, 900.0]))
+    x = torch.randn(2, 5, 9, 8)
+    assert near(layer, fast(x), layer(x))
+    fast.unpack()
+    assert torch.equal(fast.weight, layer.weight)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_matmul_of_cuda_fills_up_what_its_limits_ask_for(scheme):
+    for ins, outs in ((70, 33), (64, 8), (1, 1)):
+        layer = frozen(nn.Linear(ins, outs), scheme, smoothed=True)
+        fast = optimized(layer, "cuda")
+        for rows in (1, 16, 17, 40):
+            x = torch.randn(rows, ins)
+            assert near(layer, fast(x), layer(x))
+            assert torch.allclose(fast(x, gelu="tanh"), nn.functional.gelu(fast(x), approximate="tanh"))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_tensors_of_the_checkpoint_stay(scheme):
+    layer = frozen(nn.Linear(70, 33), scheme, smoothed=True)
+    before = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    fast, x = optimized(layer), torch.randn(4, 70)
+    wanted = fast(x)
+    after = fast.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert all(after[name].dtype == before[name].dtype for name in before)
+    fast(x)
+    assert fast.weight.shape == (33, 70)
+    assert (fast.in_features, fast.out_features, fast.scheme) == (70, 33, scheme)
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast)), saved(fast)):
+        assert torch.equal(other(x), wanted)
+        assert all(torch.equal(other.state_dict()[name], before[name]) for name in before)
+    moved = fast.to("meta")
+    assert moved.weight.device.type == "meta"
+
+
+def saved(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.skipif(not cpu.supported(), reason="this CPU computes with the reference")
+def test_there_is_one_copy_of_the_weight():
+    fast = optimized(frozen(nn.Linear(70, 33), "W8A8"))
+    assert [tuple(p.shape) for p in fast.parameters()] == [(33, 70), (33,)]
+    fast(torch.randn(4, 70))
+    assert [tuple(p.shape) for p in fast.parameters()] == [(33,)]
+    assert fast.numbers.weight.shape == (33, 70)
+    assert list(dict(fast.named_parameters())) == ["weight", "bias"]
+
+
+def test_what_is_loaded_is_what_computes():
+    first, second = (frozen(nn.Linear(8, 8), "W8A8") for _ in range(2))
+    fast, x = optimized(copy.deepcopy(first)), torch.randn(4, 8)
+    fast(x)
+    fast.load_state_dict(second.state_dict())
+    assert near(second, fast(x), second(x))
+    fast.load_state_dict(first.state_dict(), assign=True)
+    assert near(first, fast(x), first(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_its_scales_stay_float32(dtype):
+    fast = optimized(frozen(nn.Linear(8, 8), "W8A8"))
+    with pytest.raises(CalibrateError, match="float32") as refused:
+        fast.to(dtype)
+    assert refused.value.exit_code == 4
+    assert fast.deq.dtype == torch.float32
+    assert fast.to(torch.float32) is fast.to("cpu") is fast
+
+
+def test_a_cpu_whose_products_saturate_computes_with_the_reference(monkeypatch):
+    monkeypatch.setattr(cpu, "supported", lambda: False)
+    for module, x in ((nn.Linear(8, 8), torch.randn(4, 8)), (nn.Conv2d(3, 4, 2), torch.randn(2, 3, 4, 4))):
+        layer = frozen(module, "W8A8")
+        assert torch.equal(optimized(layer)(x), layer(x))
+
+
+def feed_forward(approximate, scheme="W8A8"):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"ff": FeedForward(16, activation_fn=f"gelu{approximate}"), "shared": nn.Linear(16, 16)})
+    model["again"] = model["shared"]
+    names = ("ff.net.0.proj", "ff.net.2", "shared")
+    install(model, {name: frozen(model.get_submodule(name), scheme) for name in names})
+    return model
+
+
+@pytest.mark.parametrize("backend", [None, "cuda", "reference"])
+@pytest.mark.parametrize("approximate", ["", "-approximate"])
+def test_a_model_is_accelerated_and_keeps_its_names(approximate, backend):
+    model = feed_forward(approximate)
+    before, x = copy.deepcopy(model), torch.randn(2, 5, 16)
+    accelerate(model, backend)
+    assert list(model.state_dict()) == list(before.state_dict())
+    assert isinstance(model["shared"], Int8Linear)
+    assert model["shared"] is model["again"]
+    proj, reference = model["ff"].net[0], before["ff"].net[0]
+    assert type(proj) is not type(reference)
+    assert torch.allclose(proj(x), reference(x), rtol=1e-5, atol=2e-6)
+    half = x.bfloat16()
+    assert torch.allclose(proj(half).float(), reference(half).float(), rtol=2**-6, atol=2**-8)
+    accelerate(model, "reference")
+    assert torch.equal(model["ff"](x), before["ff"](x))
+
+
+def test_what_listens_between_a_layer_and_its_gelu_goes_on_hearing_the_layer():
+    model = feed_forward("")
+    heard = []
+    model["ff"].net[0].register_forward_hook(lambda *_: heard.append(1))
+    accelerate(model)
+    model["ff"](torch.randn(1, 16))
+    assert heard == [1]
+
+
+def test_a_backend_that_does_not_exist_is_refused():
+    with pytest.raises(CalibrateError, match=r"'tpu'.*cpu, cuda, npu, reference") as refused:
+        accelerate(feed_forward(""), "tpu")
+    assert refused.value.exit_code == 2
+    assert set(BACKENDS) == {"cpu", "cuda", "npu", "reference"}
+
+
+def test_other_devices_have_the_reference():
+    fast = optimized(frozen(nn.Linear(8, 4), "W8A16")).to("meta")
+    assert isinstance(fast, QuantizedLinear)
+    assert fast(torch.zeros(2, 8, device="meta")).shape == (2, 4)
+
+
+def test_one_thread_computes_what_two_do():
+    fast, x = optimized(frozen(nn.Linear(64, 48), "W8A8")), torch.randn(100, 64)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        wanted = fast(x)
+        torch.set_num_threads(1)
+        assert torch.equal(fast(x), wanted)
+    finally:
+        torch.set_num_threads(threads)
