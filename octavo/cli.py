@@ -34,6 +34,7 @@ def main() -> None:
     octavo capture demo captured     run the pipeline over prompts, record what its transformer is called with
     octavo calibrate captured w8a8   replay the calls, choose the integers, write a checkpoint that deploys
     octavo inspect w8a8              what is in a capture or a checkpoint, whether it is sound, who can load it
+    octavo compare demo w8a8         draw with float and with integers: pictures and numbers on one page
     """
 
 
@@ -187,6 +188,41 @@ def inspect(path: Path, as_json: bool, debug: bool) -> None:
         from .inspect_command import run
 
         run(path, Terminal(as_json))
+
+
+@main.command()
+@click.argument("model")
+@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="OUT")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True, help="The page."
+)
+@click.option("--prompts", default="", help="A set (demo, demo-heldout, images, videos) or a text file, one a line.")
+@click.option("--limit", type=click.IntRange(1), default=8, show_default=True, help="Take the first prompts only.")
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the family's; 28 for SD3].")
+@click.option("--height", type=click.IntRange(1), help="Pixels.")
+@click.option("--width", type=click.IntRange(1), help="Pixels.")
+@click.option("--guidance-scale", type=float, help="Strength of classifier-free guidance.")
+@click.option("--frames", type=click.IntRange(1), help="Of a video.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="More of the pipeline's call.")
+@click.option("--component", help="The denoiser that OUT is of [default: the one that fits].")
+@click.option("--text-encoder", type=click.Path(path_type=Path), help="Where MODEL is the denoiser alone.")
+@click.option("--min-psnr", type=float, metavar="DB", help="Exit 1 when the pictures are further apart.")
+@click.option("--min-sqnr", type=float, metavar="DB", help="Exit 1 when the denoiser's output is less exact.")
+@device
+@dtype
+@group_readable
+@trust
+@as_json
+@debug
+def compare(debug: bool, as_json: bool, **options: Any) -> None:
+    """Draw the same prompts and noise with MODEL (float) and with OUT (its integers), and write one page about it."""
+    from .terminal import Terminal, errors
+
+    with errors(debug):
+        from .compare_command import CompareOptions, run
+
+        run(CompareOptions(**options), Terminal(as_json))
 
 
 @main.command(name="convert-pth")
