@@ -23,6 +23,7 @@ from pipelines.device import DTYPES, resolve_device
 from pipelines.family import Family
 from pipelines.load import load_pipeline, model_directory, quiet
 
+from .page import PAGE_FILE, page
 from .replayed import chosen_calls, replayed_calls
 from .terminal import Terminal, duration, size
 from .trajectory import Announced, Rerun, show_budget
@@ -79,7 +80,10 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     for warning in result.warnings:
         terminal.warn(warning)
     names = tuple(name.strip() for name in options.formats.split(","))
-    export(result, model, options.out, names, overwrite=options.overwrite, group_readable=options.group_readable)
+    export(
+        result, model, options.out, names, overwrite=options.overwrite, group_readable=options.group_readable,
+        files={PAGE_FILE: page({"report": result.report})},
+    )  # fmt: skip
     _show(result, options, terminal, time.monotonic() - began)
 
 

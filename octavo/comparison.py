@@ -21,7 +21,7 @@ from pipelines.run import prompt_seed, run_prompt
 from .deployed import Deployed
 from .meter import Taken, taken
 from .perceptual import Lpips
-from .pictures import as_pixels, mean_square, output_arguments, output_of, psnr, ssim
+from .likeness import as_pixels, mean_square, output_arguments, output_of, psnr, ssim
 from .probe import Probe
 
 
@@ -118,7 +118,8 @@ class Comparison:
         medians = {side: statistics.median(t.seconds for t in took) for side, took in self._takes.items()}
         pairs = zip(*(self._takes[side] for side in ("float", "int8")), strict=True)
         ratios = [exact.seconds / other.seconds for exact, other in pairs]
-        return medians | {"ratio": statistics.median(ratios), "ratios": [min(ratios), max(ratios)], "runs": len(ratios)}
+        ratio = medians["float"] / medians["int8"]
+        return medians | {"ratio": ratio, "ratios": [min(ratios), max(ratios)], "runs": len(ratios)}
 
     def _size(self) -> dict[str, int]:
         """Bytes of the denoiser's numbers in memory, float and with the integer layers in it."""

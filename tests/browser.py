@@ -1,4 +1,4 @@
-"""A headless Chromium as tests use it: the DevTools protocol over a pair of pipes, with nothing but the standard library."""
+"""A headless Chromium as tests use it: the DevTools protocol over two pipes, with the standard library alone."""
 
 import base64
 import json

@@ -46,8 +46,10 @@ def export(
     overwrite: bool = False,
     group_readable: bool = False,
     timesteps: Sequence[float] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Writes a checkpoint and report.json to `directory`, as a whole or not at all; returns its real path.
+    """Writes a checkpoint and report.json to `directory`, as a whole or not at all; returns its real path. `files` are
+    written beside them, by name.
 
     `model` is the float one, or the one the layers are installed in. `timesteps` are what the deployment calls it with,
     one for each denoising step in its order: W8A8_TIMESTEP layers are written for these [default: those of `result`].
@@ -67,6 +69,9 @@ def export(
             EXPORTS[name](result.layers, model, staged, modes, timesteps=steps)
         with create(staged / REPORT_FILE, modes.manifest) as sink:
             sink.write(report_bytes(result.report))
+        for name, data in (files or {}).items():
+            with create(staged / name, modes.manifest) as sink:
+                sink.write(data)
 
     write_directory(target, fill, modes)
     return target

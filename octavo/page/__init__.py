@@ -2,4 +2,6 @@
 
 from .page import page
 
-__all__ = ["page"]
+__all__ = ["PAGE_FILE", "page"]
+
+PAGE_FILE = "report.html"  # beside a checkpoint

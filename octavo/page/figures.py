@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 # what is drawn in the colours on the left has the page's on the right, light or dark
 INK, LINE, SERIES, MARK = "#010101", "#020202", "#030303", "#040404"
@@ -24,7 +24,7 @@ _STYLE: Any = {
     "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
     "axes.axisbelow": True, "lines.linewidth": 1.8, "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
-_WIDTH = 5.4  # inches: at the width of a phone, text of 10 points is still read
+_WIDTH = 4.5  # inches: at the width of a phone, text of 10 points is still read
 
 
 @contextmanager
@@ -49,17 +49,25 @@ def _svg(figure: Figure, name: str, words: str) -> str:
     return re.sub(r">\s+<", "><", text).strip()
 
 
+def _count(axes: Axes, last: int) -> None:
+    """Whole numbers from 1 along the horizontal axis."""
+    axes.set_xlim(0.5 if last < 10 else 0, last + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
 def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
     """The relative error of the latents after each step: the median over prompts, and from smallest to largest."""
-    with _drawing(2.9) as (figure, axes):
+    with _drawing(2.5) as (figure, axes):
         at = range(1, len(steps) + 1)
         low, mid, high = ([100 * step[key] for step in steps] for key in ("smallest", "median", "largest"))
         axes.fill_between(at, low, high, color=SERIES, alpha=0.2, linewidth=0)
         axes.plot(at, mid, color=SERIES, marker="o" if len(steps) < 3 else None)
-        if max(high) > 0:
+        if min(low) > 0:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _count(axes, len(steps))
         axes.set_xlabel("denoising step")
         axes.set_ylabel("error of the latents")
         return _svg(figure, "trajectory", f"Relative error of the latents over {len(steps)} denoising steps")
@@ -70,7 +78,7 @@ def by_step(values: Sequence[float | None]) -> str:
     with _drawing(2.5) as (figure, axes):
         known = [(at, value) for at, value in enumerate(values, 1) if value is not None]
         axes.plot(*zip(*known, strict=True), color=SERIES, marker="o", markersize=3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _count(axes, len(values))
         axes.set_xlabel("denoising step")
         axes.set_ylabel("output SQNR, dB")
         return _svg(figure, "steps", f"Output SQNR over {len(values)} denoising steps")
@@ -79,12 +87,12 @@ def by_step(values: Sequence[float | None]) -> str:
 def layers(rows: Sequence[Mapping[str, Any]]) -> str:
     """The SQNR of each quantized layer in the order of the network, the worst three named."""
     known = [row for row in rows if row.get("sqnr") is not None]
-    with _drawing(3.2) as (figure, axes):
+    with _drawing(2.6) as (figure, axes):
         heights = [row["sqnr"] for row in known]
         worst = sorted(range(len(known)), key=lambda at: (heights[at], at))[:3]
         axes.scatter(range(1, len(known) + 1), heights, s=16, color=SERIES, linewidths=0)
         axes.scatter([at + 1 for at in worst], [heights[at] for at in worst], s=26, color=MARK, linewidths=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _count(axes, len(known))
         axes.set_xlabel("quantized layer, from input to output")
         axes.set_ylabel("SQNR, dB")
         return _svg(figure, "layers", f"SQNR of {len(known)} layers, from {min(heights)} to {max(heights)} dB")
@@ -95,7 +103,7 @@ def heat(ranges: Mapping[str, Any]) -> str:
     values = np.array([[np.nan if v is None else v for v in row] for row in ranges["maximum"]], dtype=float)
     values[values <= 0] = np.nan
     names, count = ranges["layers"], len(ranges["layers"])
-    with _drawing(1.4 + min(6.5, 0.12 * max(count, 14))) as (figure, axes):
+    with _drawing(1.2 + min(6.0, 0.1 * max(count, 14))) as (figure, axes):
         axes.grid(False)
         low, high = float(np.nanmin(values)), float(np.nanmax(values))
         shown = axes.imshow(

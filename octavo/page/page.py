@@ -9,9 +9,11 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from ..pictures import png
+from calibrate.enough import verdict
+
+from ..likeness import png
 from . import figures
-from .words import FILTERS
+from .words import FILTERS, share
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -24,7 +26,8 @@ def page(content: Mapping[str, Any], pictures: Sequence[tuple[np.ndarray, np.nda
     """The page as a file: the same content gives the same bytes.
 
     `content` has `report`, and of a comparison what `compare_command.content_of` says; `pictures` are the pairs of its
-    prompts, uint8 (frames, height, width, 3), whose middle frames are shown.
+    prompts, uint8 (frames, height, width, 3), whose middle frames are shown. Of a report, what its calibration took is
+    left out: two calibrations of the same calls have the same page.
     """
     report = content["report"]
     rows = report.get("layers", [])
@@ -40,10 +43,24 @@ def page(content: Mapping[str, Any], pictures: Sequence[tuple[np.ndarray, np.nda
     made = {name: svg and Markup(svg) for name, svg in drawn.items()}
     text = _ENVIRONMENT.get_template("template.html.j2").render(
         content=content, report=report, rows=rows, totals=totals, prompts=content.get("prompts", []), pictures=shown,
-        figures=made, kept=_kept(rows), quantized=_worst_first(rows),
+        figures=made, notes=_notes(report), kept=_kept(rows), quantized=_worst_first(rows),
         pixelated=bool(pictures) and max(pictures[0][0].shape[1:3]) <= 256,
     )  # fmt: skip
     return text.encode()
+
+
+def _notes(report: Mapping[str, Any]) -> list[str]:
+    """What the calibration says about itself: its warnings, its budget, whether its calls were enough."""
+    lines = list(report.get("warnings", []))
+    if budget := report.get("budget"):
+        mixed = ", ".join(f"{layers} {scheme}" for scheme, layers in budget["schemes"].items())
+        error = share(budget["error"]["relative"])
+        lines.append(
+            f"Budget {budget['budget']}: {mixed}, {budget['float']} float; the final latents differ by {error} of "
+            "their power."
+        )
+    enough = verdict(report.get("enough", []))
+    return [*lines, enough] if enough else lines
 
 
 def _positive(heat: Mapping[str, Any]) -> bool:

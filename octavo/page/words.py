@@ -1,5 +1,7 @@
 """Numbers as people read them."""
 
+from markupsafe import Markup
+
 from ..terminal import size
 
 
@@ -37,7 +39,21 @@ def shape(value: list[int]) -> str:
     return " × ".join(map(str, value))
 
 
+def said(value: object) -> str:
+    """A setting."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {said(each)}" for name, each in value.items())
+    return ", ".join(map(said, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def breakable(name: str) -> Markup:
+    """A dotted name that a narrow page may break after its dots."""
+    return Markup(".<wbr>").join(name.split("."))
+
+
 FILTERS = {
     "decibels": decibels, "share": share, "factor": factor, "number": number, "extent": extent, "shape": shape,
-    "size": size,
+    "size": size, "said": said, "breakable": breakable,
 }  # fmt: skip
