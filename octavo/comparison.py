@@ -19,9 +19,9 @@ from pipelines.demo.scene import SIZE, parse
 from pipelines.run import prompt_seed, run_prompt
 
 from .deployed import Deployed
+from .likeness import as_pixels, mean_square, output_arguments, output_of, psnr, ssim
 from .meter import Taken, taken
 from .perceptual import Lpips
-from .likeness import as_pixels, mean_square, output_arguments, output_of, psnr, ssim
 from .probe import Probe
 
 
