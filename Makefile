@@ -28,7 +28,7 @@ demo: install
 	$(BIN)/octavo capture demo demo-out/captured --limit 8
 	$(BIN)/octavo calibrate demo-out/captured demo-out/w8a8
 	$(BIN)/octavo inspect demo-out/w8a8
-	$(BIN)/python -m bench.quality demo-out/w8a8 --pictures 24 --calls 2 --sheet demo-out/pictures.png
+	$(BIN)/octavo compare demo demo-out/w8a8 --limit 16 --output demo-out/report.html
 
 clean:
 	rm -rf $(VENV) build demo-out

@@ -209,6 +209,7 @@ def inspect(path: Path, as_json: bool, debug: bool) -> None:
 @click.option("--text-encoder", type=click.Path(path_type=Path), help="Where MODEL is the denoiser alone.")
 @click.option("--min-psnr", type=float, metavar="DB", help="Exit 1 when the pictures are further apart.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Exit 1 when the denoiser's output is less exact.")
+@click.option("--overwrite", is_flag=True, help="Replace the page that is there.")
 @device
 @dtype
 @group_readable

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,14 @@ class CompareOptions:
     guidance_scale: float | None = None
     frames: int | None = None
     seed: int = 0
-    arguments: tuple[str, ...] = field(default_factory=tuple)
+    arguments: tuple[str, ...] = ()
     component: str | None = None
     text_encoder: Path | None = None
     device: str = "auto"
     dtype: str | None = None
     min_psnr: float | None = None
     min_sqnr: float | None = None
+    overwrite: bool = False
     group_readable: bool = False
     trust_remote_code: bool = False
 
@@ -56,7 +57,7 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
     prompts = read_prompts(source)
     for warning in prompts.warnings:
         terminal.warn(warning)
-    check_output(options.output)
+    check_output(options.output, options.overwrite)
     check_deployed(options.checkpoint)
     directory = model_directory(options.model)
     family = family_at(directory)
@@ -72,12 +73,14 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
         raise CaptureError(f"{options.checkpoint}: {words}. Calibrate with --accuracy balanced or best.", 1)
 
 
-def check_output(path: Path) -> None:
+def check_output(path: Path, overwrite: bool) -> None:
     """Raises CaptureError 5 when a page cannot be written to `path`. Changes nothing that stays."""
     if path.is_dir():
         raise CaptureError(f"{path}: is a directory. Give the name of a file with -o.", 5)
     if not path.parent.is_dir():
         raise CaptureError(f"{path.parent}: no such directory. Make it or choose another with -o.", 5)
+    if path.exists() and not overwrite:
+        raise CaptureError(f"{path}: exists. Use --overwrite or another name with -o.", 5)
     with staging(path.parent):
         pass
 

@@ -1,5 +1,6 @@
 """LPIPS, where its weights are on the machine: nothing is downloaded for it."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 
 _ALEXNET = "alexnet-owt-7be5be79.pth"
+_SMALLEST = 31  # pixels: AlexNet's poolings leave nothing of less
 
 
 class Lpips:
@@ -26,11 +28,14 @@ class Lpips:
             import lpips
         except ImportError:
             return cls(None, "LPIPS was not measured: the package lpips is not installed.")
-        return cls(lpips.LPIPS(net="alex", verbose=False).eval())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about how it asks torchvision for the weights
+            return cls(lpips.LPIPS(net="alex", verbose=False).eval())
 
     def distance(self, exact: np.ndarray, other: np.ndarray) -> float | None:
-        """The mean over pictures, uint8 (pictures, height, width, 3); None: it is not to be had."""
-        if self._network is None:
+        """The mean over pictures, uint8 (pictures, height, width, 3); None: it is not to be had,
+        or they are too small for it."""
+        if self._network is None or min(exact.shape[1:3]) < _SMALLEST:
             return None
         a, b = (torch.from_numpy(each).permute(0, 3, 1, 2).float() / 127.5 - 1.0 for each in (exact, other))
         with torch.no_grad():

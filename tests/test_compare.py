@@ -127,6 +127,17 @@ def test_a_gate_that_is_missed_ends_with_one_line_and_the_page_is_there(tiny_mod
     assert ("below 99.0 dB" in said) == bool(code)
 
 
+def test_ranges_by_noise_level_and_a_checkpoint_without_its_report(tiny_model, prompts, tmp_path):
+    capture(tiny_model, tmp_path / "captured", prompts)
+    octavo("calibrate", tmp_path / "captured", tmp_path / "out", "--activations", "timestep")
+    (tmp_path / "out" / "report.json").unlink()
+    options = ("--prompts", prompts, *SMALL, "-o", tmp_path / "report.html")
+    found = lines(octavo("compare", tiny_model, tmp_path / "out", *options, "--json"))
+    assert found["done"]["totals"]["output_sqnr"] > 15
+    assert found["layers"]["layers"] == []
+    assert "exists. Use --overwrite" in octavo("compare", tiny_model, tmp_path / "out", *options, code=5)
+
+
 def broken(tiny_model: Path, tmp_path: Path) -> Path:
     """A model that is recognized and cannot be loaded: what is refused before, is refused before loading."""
     shutil.copytree(tiny_model, tmp_path / "broken")
