@@ -134,7 +134,8 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
             runs.append((block, at, at))
     if len(runs) > 30:
         runs = [run for run in runs if run[2] > run[1]] or runs[:: len(runs) // 30 + 1]
-    axes.set_yticks([(first + last) / 2 for _, first, last in runs], [run[0] for run in runs], fontsize=8)
+    apart = [run for at, run in enumerate(runs) if at == 0 or run[2] - runs[at - 1][2] > 1]  # else they overlap
+    axes.set_yticks([(first + last) / 2 for _, first, last in apart], [run[0] for run in apart], fontsize=8)
     axes.tick_params(axis="y", length=0)
     for _, first, _ in runs[1:]:
         axes.axhline(first - 0.5, color="#ffffff", linewidth=0.5, alpha=0.6)

@@ -19,6 +19,7 @@ for (const pair of pairs) {
       shown.alt = chosen.alt;
     }
     find("shown").textContent = pair.querySelector(".words").textContent;
+    find("numbers").textContent = pair.querySelector(".numbers").textContent;
     find("viewer").scrollIntoView({ block: "nearest" });
   });
 }
