@@ -34,7 +34,7 @@ class Drawn(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A prompt drawn by both. `exact` and `other` are uint8 (frames, height, width, 3); `row` is what is reported."""
+    """A prompt drawn by both: their middle frames, uint8 (1, height, width, 3), and what is reported of it."""
 
     exact: np.ndarray
     other: np.ndarray
@@ -55,9 +55,15 @@ class Comparison:
         self._takes: dict[str, list[Taken]] = {"float": [], "int8": []}
 
     def look_inside(self, prompt: str) -> None:
-        """Runs the float pipeline once with its denoiser probed; what is timed later is then warm."""
+        """Runs the float pipeline once with its denoiser probed; what is timed later is then warm.
+
+        Raises CaptureError 4 when the denoiser is not called.
+        """
         with self.probe.listening():
             run_prompt(self.pipe, prompt, self.arguments, self.seed, self.probe.clock.tick)
+        if not self.probe.power.count:
+            fact = f"the {self.deployed.component} was never called"
+            raise CaptureError(f"{prompt!r}: {fact}. Choose another --component or more --steps.", 4)
 
     def compare(self, prompt: str) -> Pair:
         """Draws `prompt` with the float denoiser, then with the integer layers in it."""
@@ -77,7 +83,7 @@ class Comparison:
             "middle_psnr": psnr(mean_square(a[middle], b[middle])), "latent_error": errors,
             "seconds": {"float": exact.taken.seconds, "int8": other.taken.seconds}, **_judged(prompt, a, b),
         }  # fmt: skip
-        self.pairs.append(Pair(a, b, row))
+        self.pairs.append(Pair(a[middle].copy(), b[middle].copy(), row))
         return self.pairs[-1]
 
     def totals(self) -> dict[str, Any]:
@@ -97,7 +103,7 @@ class Comparison:
             "output_same": power.noise == 0.0,
             "latent_sqnr": self._final.sqnr,
             "latent_error": [_spread(each) for each in steps],
-            "step_sqnr": [self.probe.powers[step].sqnr for step in sorted(self.probe.powers)],
+            "step_sqnr": [{"step": at + 1, "sqnr": each.sqnr} for at, each in sorted(self.probe.powers.items())],
             "speed": self._speed(),
             "memory": {side: max((t.peak for t in took if t.peak), default=None) for side, took in self._takes.items()},
             "size": self._size(),

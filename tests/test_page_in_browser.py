@@ -42,7 +42,8 @@ def content() -> dict:
         "totals": {
             "psnr": 33.3, "ssim": 0.98, "lpips": None, "lpips_note": "LPIPS was not measured.", "output_sqnr": 31.0,
             "judged": {"float": 3, "int8": 2, "of": 3}, "latent_sqnr": 25.0, "latent_error": steps,
-            "step_sqnr": [30.0] * 5, "speed": sides | {"ratio": 2.0, "ratios": [1.9, 2.1], "runs": 3},
+            "step_sqnr": [{"step": at, "sqnr": 30.0} for at in range(1, 6)],
+            "speed": sides | {"ratio": 2.0, "ratios": [1.9, 2.1], "runs": 3},
             "memory": {"float": 5e8, "int8": 4e8}, "size": {"float": 9e6, "int8": 3e6},
         },
         "prompts": [

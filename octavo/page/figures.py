@@ -73,12 +73,12 @@ def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
         return _svg(figure, "trajectory", f"Relative error of the latents over {len(steps)} denoising steps")
 
 
-def by_step(values: Sequence[float | None]) -> str:
+def by_step(values: Sequence[Mapping[str, Any]]) -> str:
     """The SQNR of the denoiser's output in each step, for the same inputs."""
     with _drawing(2.5) as (figure, axes):
-        known = [(at, value) for at, value in enumerate(values, 1) if value is not None]
-        axes.plot(*zip(*known, strict=True), color=SERIES, marker="o", markersize=3)
-        _count(axes, len(values))
+        steps = [each["step"] for each in values]
+        axes.plot(steps, [each["sqnr"] for each in values], color=SERIES, marker="o", markersize=3)
+        _count(axes, max(steps))
         axes.set_xlabel("denoising step")
         axes.set_ylabel("output SQNR, dB")
         return _svg(figure, "steps", f"Output SQNR over {len(values)} denoising steps")

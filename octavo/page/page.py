@@ -26,7 +26,7 @@ def page(content: Mapping[str, Any], pictures: Sequence[tuple[np.ndarray, np.nda
     """The page as a file: the same content gives the same bytes.
 
     `content` has `report`, and of a comparison what `compare_command.content_of` says; `pictures` are the pairs of its
-    prompts, uint8 (frames, height, width, 3), whose middle frames are shown. Of a report, what its calibration took is
+    prompts, uint8 (frames, height, width, 3), whose first frames are shown. Of a report, what its calibration took is
     left out: two calibrations of the same calls have the same page.
     """
     report = content["report"]
@@ -35,11 +35,11 @@ def page(content: Mapping[str, Any], pictures: Sequence[tuple[np.ndarray, np.nda
     heat, by_step = content.get("ranges", {}), totals.get("step_sqnr", [])
     drawn = {
         "trajectory": figures.drawn(figures.trajectory, totals.get("latent_error")),
-        "steps": figures.drawn(figures.by_step, by_step if any(by_step) else None),
+        "steps": figures.drawn(figures.by_step, [each for each in by_step if each["sqnr"] is not None]),
         "layers": figures.drawn(figures.layers, [row for row in rows if row.get("sqnr") is not None]),
         "heat": figures.drawn(figures.heat, heat if _positive(heat) else None),
     }
-    shown = [tuple(_data(video[len(video) // 2]) for video in pair) for pair in pictures]
+    shown = [tuple(_data(video[0]) for video in pair) for pair in pictures]
     made = {name: svg and Markup(svg) for name, svg in drawn.items()}
     text = _ENVIRONMENT.get_template("template.html.j2").render(
         content=content, report=report, rows=rows, totals=totals, prompts=content.get("prompts", []), pictures=shown,
