@@ -91,6 +91,16 @@ class _Integer(nn.Module):
         """The output, in the dtype of the input."""
         raise NotImplementedError
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Moves all tensors; a cast of the model reaches only those of its dtype, bias and mul_scale."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            follows = made.dtype == tensor.dtype or tensor is self.bias or tensor is self.mul_scale
+            return made if follows else tensor.to(made.device)
+
+        return super()._apply(moved, recurse)
+
     def _static(self, rows: int | None) -> Static:
         """The numbers for an input of `rows`: with a leading axis where each row has a noise level of its own."""
         static = Static(QParams(self.input_scale, self.input_zero_point), self.deq, self.quant_bias)

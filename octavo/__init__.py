@@ -1,10 +1,13 @@
 """Octavo: diffusion pipelines from floating point to 8-bit integers.
 
-The public names load on first use, so that importing the package stays cheap.
+The public names load on first use, so that importing the package stays cheap. With it imported, diffusers loads
+Octavo's checkpoints: `SD3Transformer2DModel.from_pretrained(OUT)`; see `registration`.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from .registration import register_with_diffusers
 
 if TYPE_CHECKING:
     from calibrate.api import Calibrator, QuantConfig
@@ -30,3 +33,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'octavo' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+register_with_diffusers()

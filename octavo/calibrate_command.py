@@ -79,7 +79,10 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     for warning in result.warnings:
         terminal.warn(warning)
     names = tuple(name.strip() for name in options.formats.split(","))
-    export(result, model, options.out, names, overwrite=options.overwrite, group_readable=options.group_readable)
+    export(
+        result, model, options.out, names, overwrite=options.overwrite, group_readable=options.group_readable,
+        groups=family.groups,
+    )  # fmt: skip
     _show(result, options, terminal, time.monotonic() - began)
 
 
