@@ -14,6 +14,7 @@ from ..layers import QuantizedLayer
 from .ascend import write_ascend
 from .diffusers import Groups, write_diffusers
 from .target import check_target, write_directory
+from .torchao import write_torchao
 
 if TYPE_CHECKING:
     from ..run import Result
@@ -36,6 +37,7 @@ class Writer(Protocol):
         *,
         timesteps: Sequence[float] | None,
         groups: Groups | None,
+        ranks: Mapping[str, int],
     ) -> None: ...
 
 
@@ -74,7 +76,7 @@ def export(
             folder = staged / place_of(name, formats)
             if folder != staged:
                 make_directory(folder, modes.directory)
-            EXPORTS[name](result.layers, model, folder, modes, timesteps=steps, groups=groups)
+            EXPORTS[name](result.layers, model, folder, modes, timesteps=steps, groups=groups, ranks=result.ranks)
         with create(staged / REPORT_FILE, modes.manifest) as sink:
             sink.write(report_bytes(result.report))
 
@@ -93,4 +95,4 @@ def report_bytes(report: Mapping[str, Any]) -> bytes:
     return (json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-EXPORTS: dict[str, Writer] = {"ascend": write_ascend, "diffusers": write_diffusers}
+EXPORTS: dict[str, Writer] = {"ascend": write_ascend, "diffusers": write_diffusers, "torchao": write_torchao}

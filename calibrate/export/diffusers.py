@@ -7,7 +7,7 @@ that input, it has: the int8 codes stay, scales and biases before it change.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,15 @@ def write_diffusers(
     directory: Path,
     modes: Modes,
     *,
-    timesteps: Sequence[float] | None = None,
     groups: Groups | None = None,
     shard: int = SHARD,
+    **others: object,
 ) -> None:
     """Writes config and weights into an existing directory; of more than `shard` bytes, several files and an index.
 
     `model` is the float one, or the one `layers` are installed in; `groups` gives its layers whose multipliers can go.
-    Layers keep their bins of noise levels: `timesteps` are not asked for. Raises CalibrateError: 2 for a model that is
-    not one of diffusers, 6 when a number that would be written is not finite.
+    Layers keep their bins of noise levels, whatever the steps of the deployment. Raises CalibrateError: 2 for a model
+    that is not one of diffusers, 6 when a number that would be written is not finite.
     """
     config = config_of(model)
     found = unmultiplied(model, layers, groups)
