@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +91,7 @@ class _Integer(nn.Module):
         """The output, in the dtype of the input."""
         raise NotImplementedError
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves all tensors; a cast of the model reaches only those of its dtype, bias and mul_scale."""
 
         def moved(tensor: Tensor) -> Tensor:

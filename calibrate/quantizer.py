@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .errors import CalibrateError
 from .layers import QuantizedLayer, install
+from .runtime import accelerate
 from .structure import QUANT_METHOD, Structure
 from .tensors import Stored, read_header
 
@@ -30,11 +31,15 @@ class Method(StrEnum):
 
 
 class OctavoConfig(QuantizationConfigMixin):
-    """`quantization_config` of config.json; see `structure` for its keys."""
+    """`quantization_config` of config.json; see `structure` for its keys.
+
+    One more may be put in by hand: "backend", a name of `runtime.BACKENDS`, which else goes by the device.
+    """
 
     def __init__(self, **content: Any) -> None:
         self.quant_method = Method.OCTAVO  # type: ignore[assignment]
         self.structure = Structure.read(content)
+        self.backend: str | None = content.get("backend")
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], *_: Any, **__: Any) -> "OctavoConfig":
@@ -42,7 +47,8 @@ class OctavoConfig(QuantizationConfigMixin):
         return cls(**config_dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return self.structure.as_dict()
+        more = {} if self.backend is None else {"backend": self.backend}
+        return self.structure.as_dict() | more
 
     to_diff_dict = to_dict
 
@@ -94,6 +100,7 @@ class OctavoQuantizer(DiffusersQuantizer):
             raise CalibrateError(f"{type(model).__name__}: {fact}. Load it into the class that config.json names.", 4)
         install(model, {name: structure.empty(name, modules[name]) for name in structure.kinds})
         check_stored(model, self._stored, structure)
+        accelerate(model, self.quantization_config.backend)
         model.register_to_config(quantization_config=self.quantization_config)  # type: ignore[operator]
 
     def check_if_quantized_param(self, *_: Any, **__: Any) -> bool:
@@ -152,6 +159,7 @@ def adopt(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
     It saves them, and refuses to be cast.
     """
     install(model, layers)
+    accelerate(model)
     config = OctavoConfig(**Structure.of(layers).as_dict())
     model.register_to_config(quantization_config=config)  # type: ignore[operator]
     model.is_quantized, model.quantization_method = True, config.quant_method  # type: ignore[assignment]

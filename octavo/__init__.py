@@ -11,19 +11,21 @@ from .registration import register_with_diffusers
 
 if TYPE_CHECKING:
     from calibrate.api import Calibrator, QuantConfig
+    from calibrate.runtime import accelerate
     from capture.files import SafeWriteUmask
     from capture.legacy import safe_torch_load
     from capture.listener import Listener
     from capture.reader import Capture
 
 __version__ = "0.1.0"
-__all__ = ["Calibrator", "Capture", "Listener", "QuantConfig", "SafeWriteUmask", "safe_torch_load"]
+__all__ = ["Calibrator", "Capture", "Listener", "QuantConfig", "SafeWriteUmask", "accelerate", "safe_torch_load"]
 
 _HOMES = {
     "Calibrator": "calibrate.api",
     "Capture": "capture.reader",
     "Listener": "capture.listener",
     "QuantConfig": "calibrate.api",
+    "accelerate": "calibrate.runtime",
     "SafeWriteUmask": "capture.files",
     "safe_torch_load": "capture.legacy",
 }
