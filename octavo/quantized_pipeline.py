@@ -1,17 +1,15 @@
 """Pipelines from what `octavo generate` is given: float ones, quantized ones, and checkpoints of a denoiser alone."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from calibrate.export.ascend import all_names
-from calibrate.export.diffusers import CONFIG_FILE
+from calibrate.export.check_model import method_at, read_json
 from calibrate.load import load_ascend
 from calibrate.structure import QUANT_METHOD
 from capture.errors import CaptureError
-from capture.sealed import read_bytes
 from pipelines.denoisers import denoisers
 from pipelines.load import load_denoiser, load_pipeline, model_directory
 
@@ -31,24 +29,16 @@ def is_checkpoint(directory: Path) -> bool:
         return False
     return (
         (directory / REPORT_FILE).is_file()
-        or quant_method(directory) is not None
+        or method_at(directory) is not None
         or any(directory.glob("quant_model_description_*.json"))
     )
-
-
-def quant_method(directory: Path) -> str | None:
-    """What config.json of a directory says of its quantization, if anything."""
-    if not (directory / CONFIG_FILE).is_file():
-        return None
-    found = _json(directory / CONFIG_FILE).get("quantization_config")
-    return str(found.get("quant_method")) if isinstance(found, dict) else None
 
 
 def origin(directory: Path) -> Origin:
     """What report.json says that the checkpoint is of."""
     if not (directory / REPORT_FILE).is_file():
         return Origin(None, None)
-    report = _json(directory / REPORT_FILE)
+    report = read_json(directory / REPORT_FILE)
     return Origin(report.get("model"), report.get("component"))
 
 
@@ -76,7 +66,7 @@ def open_pipeline(
     if model is None:
         raise CaptureError(f"{source}: does not say which model it is of. Give it with --model.", 2)
     name = component or said.component or "transformer"
-    method = quant_method(directory)
+    method = method_at(directory)
     if method is None:
         pipe = load_pipeline(model_directory(model), dtype=dtype, device=device, **options)
         _put_in(denoisers(pipe, (name,))[name], directory)
@@ -104,13 +94,3 @@ def _put_in(module: torch.nn.Module, directory: Path) -> None:
             raise CaptureError(f"{fact}. Give the model it was made of with --model.", 4)
     device = next(module.parameters()).device
     adopt(module, {name: layer.to(device) for name, layer in all_names(layers, module).items()})
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(read_bytes(path))
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise CaptureError(f"{path}: holds no JSON object. Export again.", 3)
-    return found
