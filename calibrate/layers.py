@@ -115,9 +115,10 @@ class _Integer(nn.Module):
             return x
         return x * self.mul_scale.to(x.dtype).view([-1] + [1] * (-1 - channels))
 
-    def _float_weight(self, dtype: torch.dtype) -> Tensor:
+    def _float(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as floats."""
         scale = self.weight_scale.view([-1] + [1] * (self.weight.ndim - 1))
-        return (self.weight * scale).to(dtype)
+        return (self.weight * scale).to(dtype), None if self.bias is None else self.bias.to(dtype)
 
 
 class QuantizedLinear(_Integer):
@@ -134,7 +135,7 @@ class QuantizedLinear(_Integer):
         """The output, with sums of products from `matmul`, which is given what integer_matmul is and gives the same."""
         x = self._multiplied(input, -1)
         if self.weight_only:
-            return F.linear(x, self._float_weight(x.dtype), self.bias)
+            return F.linear(x, *self._float(x.dtype))
         if self.scheme == "W8A8_DYNAMIC":
             q, scale = dynamic_codes(x, (-1,))
             y = matmul(q, self.weight).to(torch.float32) * (scale * self.weight_scale)
@@ -178,7 +179,7 @@ class QuantizedConv2d(_Integer):
         x = self._multiplied(input, -3)
         if self.weight_only:
             padded = self._padded(x, 0.0)
-            return F.conv2d(padded, self._float_weight(x.dtype), self.bias, self.stride, 0, self.dilation)
+            return F.conv2d(padded, *self._float(x.dtype), self.stride, 0, self.dilation)
         if self.scheme == "W8A8_DYNAMIC":
             q, scale = dynamic_codes(x, (-3, -2, -1))
             y = convolve(self._padded(q, 0.0)).to(torch.float32) * (scale * self.weight_scale.view(-1, 1, 1))

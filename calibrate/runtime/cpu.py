@@ -19,7 +19,8 @@ from .packing import SHIFT, Output, Packed
 if TYPE_CHECKING:
     from .modules import Int8Conv2d, Int8Linear
 
-_AT_ONCE = 1 << 18  # values that are quantized at once: they stay in the cache from one step of the formula to the next
+_AT_ONCE = 1 << 20  # values that are quantized at once: they stay in the cache from one step of the formula to the next
+_WHOLE = 1.5 * 2.0**23  # float32 of this size are whole numbers, whose lowest bits are those of int32
 _OUT = (torch.float32, torch.bfloat16)
 
 
@@ -69,8 +70,11 @@ def _pieces(out: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _store(out: Tensor, found: Tensor) -> Tensor:
-    """Whole numbers of int8 in float32, as uint8: by way of int32, since the CPU takes float32 to bytes one by one."""
-    return out.copy_(found.add_(SHIFT).to(torch.int32))
+    """Whole numbers of int8 in float32, as uint8; `found` is overwritten.
+
+    Read as int32 they are narrowed 16 at a time; from float32 the CPU would convert them one by one.
+    """
+    return out.copy_(found.add_(_WHOLE + SHIFT).view(torch.int32))
 
 
 def _product(packed: Packed, q: Tensor, output: Output, dtype: torch.dtype, gelu: str | None) -> Tensor:
