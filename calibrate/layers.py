@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +91,16 @@ class _Integer(nn.Module):
         """The output, in the dtype of the input."""
         raise NotImplementedError
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves all tensors; a cast of the model reaches only those of its dtype, bias and mul_scale."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            follows = made.dtype == tensor.dtype or tensor is self.bias or tensor is self.mul_scale
+            return made if follows else tensor.to(made.device)
+
+        return super()._apply(moved, recurse)
+
     def _static(self, rows: int | None) -> Static:
         """The numbers for an input of `rows`: with a leading axis where each row has a noise level of its own."""
         static = Static(QParams(self.input_scale, self.input_zero_point), self.deq, self.quant_bias)
@@ -105,9 +115,10 @@ class _Integer(nn.Module):
             return x
         return x * self.mul_scale.to(x.dtype).view([-1] + [1] * (-1 - channels))
 
-    def _float_weight(self, dtype: torch.dtype) -> Tensor:
+    def _float(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as floats."""
         scale = self.weight_scale.view([-1] + [1] * (self.weight.ndim - 1))
-        return (self.weight * scale).to(dtype)
+        return (self.weight * scale).to(dtype), None if self.bias is None else self.bias.to(dtype)
 
 
 class QuantizedLinear(_Integer):
@@ -118,15 +129,19 @@ class QuantizedLinear(_Integer):
         self.out_features, self.in_features = numbers.weight.shape
 
     def forward(self, input: Tensor) -> Tensor:
+        return self.computed(input, integer_matmul)
+
+    def computed(self, input: Tensor, matmul: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The output, with sums of products from `matmul`, which is given what integer_matmul is and gives the same."""
         x = self._multiplied(input, -1)
         if self.weight_only:
-            return F.linear(x, self._float_weight(x.dtype), self.bias)
+            return F.linear(x, *self._float(x.dtype))
         if self.scheme == "W8A8_DYNAMIC":
             q, scale = dynamic_codes(x, (-1,))
-            y = integer_matmul(q, self.weight).to(torch.float32) * (scale * self.weight_scale)
+            y = matmul(q, self.weight).to(torch.float32) * (scale * self.weight_scale)
             return (y if self.bias is None else y + self.bias).to(input.dtype)
         static = _before_the_last(self._static(len(x) if x.ndim > 1 else None), x.ndim)
-        total = integer_matmul(codes(x, static.qparams, ACTIVATION), self.weight)
+        total = matmul(codes(x, static.qparams, ACTIVATION), self.weight)
         return (total.add_(static.quant_bias).to(torch.float32) * static.deq).to(input.dtype)
 
     def extra_repr(self) -> str:
@@ -157,29 +172,32 @@ class QuantizedConv2d(_Integer):
         self.groups = 1
 
     def forward(self, input: Tensor) -> Tensor:
+        return self.computed(input, self._exact)
+
+    def computed(self, input: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        """The output, with sums of products from `convolve`, which is given padded integers in float32: int32."""
         x = self._multiplied(input, -3)
         if self.weight_only:
             padded = self._padded(x, 0.0)
-            return F.conv2d(padded, self._float_weight(x.dtype), self.bias, self.stride, 0, self.dilation)
+            return F.conv2d(padded, *self._float(x.dtype), self.stride, 0, self.dilation)
         if self.scheme == "W8A8_DYNAMIC":
             q, scale = dynamic_codes(x, (-3, -2, -1))
-            y = self._total(q, 0.0).to(torch.float32) * (scale * self.weight_scale.view(-1, 1, 1))
+            y = convolve(self._padded(q, 0.0)).to(torch.float32) * (scale * self.weight_scale.view(-1, 1, 1))
             return (y if self.bias is None else y + self.bias.view(-1, 1, 1)).to(input.dtype)
         static = self._static(len(x) if x.ndim == 4 else None)
         if static.qparams.scale.ndim == 0:
-            return self._calibrated(x, static).to(input.dtype)
+            return self._calibrated(x, static, convolve).to(input.dtype)
         rows = zip(x, *static.qparams, static.deq, static.quant_bias, strict=True)
-        each = [self._calibrated(row, Static(QParams(s, z), deq, bias)) for row, s, z, deq, bias in rows]
+        each = [self._calibrated(row, Static(QParams(s, z), deq, bias), convolve) for row, s, z, deq, bias in rows]
         return torch.stack(each).to(input.dtype)
 
-    def _calibrated(self, x: Tensor, static: Static) -> Tensor:
-        total = self._total(codes(x, static.qparams, ACTIVATION), float(static.qparams.zero_point))
+    def _calibrated(self, x: Tensor, static: Static, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        total = convolve(self._padded(codes(x, static.qparams, ACTIVATION), float(static.qparams.zero_point)))
         return total.add_(static.quant_bias.view(-1, 1, 1)).to(torch.float32) * static.deq.view(-1, 1, 1)
 
-    def _total(self, q: Tensor, zero: float) -> Tensor:
+    def _exact(self, padded: Tensor) -> Tensor:
         # float64 takes sums of any length, and no Winograd transform with its rounding
-        padded = self._padded(q, zero).double()
-        return F.conv2d(padded, self.weight.double(), None, self.stride, 0, self.dilation).to(torch.int32)
+        return F.conv2d(padded.double(), self.weight.double(), None, self.stride, 0, self.dilation).to(torch.int32)
 
     def _padded(self, x: Tensor, value: float) -> Tensor:
         if not any(self.geometry.padding):

@@ -17,6 +17,10 @@ from capture.files import create
 from capture.sealed import open_regular, pread
 
 HEADER_LIMIT = 16 << 20
+_ORDER = (
+    "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "I16", "U16", "F16", "BF16",
+    "I32", "U32", "F32", "C64", "F64", "I64", "U64",
+)  # fmt: skip
 
 
 class Planned(NamedTuple):
@@ -46,9 +50,12 @@ class Stored(NamedTuple):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str], mode: int) -> None:
-    """Writes a file that does not exist yet, the same bytes for the same tensors in whatever order they are given."""
+    """Writes a file that does not exist yet, the same bytes for the same tensors in whatever order they are given:
+
+    those of `safetensors.torch.save_file`, which keeps no order of several metadata.
+    """
     # the widest elements first, so that every tensor is aligned for its dtype
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    order = sorted(tensors, key=lambda name: (-_ORDER.index(NAMES[tensors[name].dtype]), name))
     entries: dict[str, Any] = {"__metadata__": dict(sorted({"format": "pt", **metadata}.items()))}
     offset = 0
     for name in order:

@@ -79,10 +79,14 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     result = calibrate_model(model, calls, settings, progress=progress, trajectory=rerun)
     for warning in result.warnings:
         terminal.warn(warning)
+    source = options.model or capture.manifest["model"]
+    told = {"model": source if source == "demo" else str(Path(source).resolve()), "component": component}
+    result = replace(result, report=result.report | told)
     names = tuple(name.strip() for name in options.formats.split(","))
     export(
         result, model, options.out, names, overwrite=options.overwrite, group_readable=options.group_readable,
         files={PAGE_FILE: page({"report": result.report})},
+        groups=family.groups,
     )  # fmt: skip
     _show(result, options, terminal, time.monotonic() - began)
 

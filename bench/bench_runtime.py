@@ -1,0 +1,100 @@
+"""How fast integers run: an SD3 transformer of random weights in float32, bfloat16 and int8, called in turns.
+
+OMP_NUM_THREADS=2 python -m bench.bench_runtime [--tokens 1024 4096] [--rounds 5] [--activations static|dynamic]
+"""
+
+import argparse
+import copy
+import statistics
+import time
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import nn
+
+from bench.networks import Call
+from calibrate.layers import install
+from calibrate.run import calibrate
+from calibrate.runtime import accelerate
+from calibrate.settings import Settings
+from pipelines.sd3 import SD3
+
+TEXT = 333  # tokens: 77 of CLIP and 256 of T5
+
+
+def make_model() -> SD3Transformer2DModel:
+    """Stable Diffusion 3's transformer with 4 layers of 24."""
+    torch.manual_seed(0)
+    return SD3Transformer2DModel(
+        sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=4, attention_head_dim=64,
+        num_attention_heads=24, joint_attention_dim=4096, caption_projection_dim=1536, pooled_projection_dim=2048,
+        pos_embed_max_size=192,
+    ).eval().requires_grad_(False)  # fmt: skip
+
+
+def call_of(tokens: int, dtype: torch.dtype = torch.float32, text: int = TEXT) -> Call:
+    """A call of one picture of that many tokens."""
+    generator, side = torch.Generator().manual_seed(tokens), 2 * int(tokens**0.5)
+    kwargs = {
+        "hidden_states": torch.randn(1, 16, side, side, generator=generator).to(dtype),
+        "encoder_hidden_states": torch.randn(1, text, 4096, generator=generator).to(dtype),
+        "pooled_projections": torch.randn(1, 2048, generator=generator).to(dtype),
+        "timestep": torch.full((1,), 500.0),
+        "return_dict": False,
+    }
+    return Call((), kwargs)
+
+
+def make_models(activations: str) -> dict[str, tuple[nn.Module, torch.dtype]]:
+    """The same model three times: what stays float in the int8 one is bfloat16."""
+    model = make_model()
+    settings = Settings(defaults=SD3.keep_float, activations=activations, sqnr_calls=0)
+    calls = [call_of(256, text=77)]
+    layers = calibrate(model, lambda: calls, settings).layers
+    half = copy.deepcopy(model).to(torch.bfloat16)
+    integer = copy.deepcopy(half)
+    install(integer, layers)
+    accelerate(integer)
+    return {
+        "float32": (model, torch.float32),
+        "bfloat16": (half, torch.bfloat16),
+        "int8": (integer, torch.bfloat16),
+    }
+
+
+@torch.inference_mode()
+def measure(models: dict[str, tuple[nn.Module, torch.dtype]], tokens: int, rounds: int) -> dict[str, float]:
+    """Seconds of a call of each, medians of calls in turns; one of each goes before."""
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for at in range(rounds + 1):
+        for name, (model, dtype) in models.items():
+            call = call_of(tokens, dtype)
+            start = time.perf_counter()
+            model(**call.kwargs)
+            if at:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--activations", default="static")
+    parser.add_argument("--profile", action="store_true", help="which operators the int8 model spends its time in")
+    options = parser.parse_args()
+    models = make_models(options.activations)
+    print("| tokens | float32 | bfloat16 | int8 | over float32 | over bfloat16 |\n|---|---|---|---|---|---|")
+    for tokens in options.tokens:
+        found = measure(models, tokens, options.rounds)
+        cells = " | ".join(f"{1000 * seconds:.0f} ms" for seconds in found.values())
+        ratios = " | ".join(f"{found[name] / found['int8']:.2f} x" for name in ("float32", "bfloat16"))
+        print(f"| {tokens} | {cells} | {ratios} |", flush=True)
+        if options.profile:
+            with torch.inference_mode(), torch.profiler.profile() as profile:
+                models["int8"][0](**call_of(tokens, torch.bfloat16).kwargs)
+            print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40))
+
+
+if __name__ == "__main__":
+    main()

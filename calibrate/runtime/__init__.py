@@ -1,0 +1,6 @@
+"""Integer layers that run fast: the same integers, and the same outputs up to one rounding."""
+
+from .models import accelerate, optimized
+from .modules import BACKENDS, Int8Conv2d, Int8Linear
+
+__all__ = ["BACKENDS", "Int8Conv2d", "Int8Linear", "accelerate", "optimized"]

@@ -1,0 +1,116 @@
+"""The CPU: oneDNN's kernels for uint8 x int8 on packed weights; scale, bias and GELU of the output in the same pass.
+
+The codes are uint8 because int8 with a zero point takes a path ten times slower. An output that nearly cancels its bias
+may differ from the reference by roundings of that bias in float32.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..integers import dynamic_codes
+from ..scheme import ACTIVATION, codes
+from . import reference
+from .packing import SHIFT, Output, Packed
+
+if TYPE_CHECKING:
+    from .modules import Int8Conv2d, Int8Linear
+
+_AT_ONCE = 1 << 20  # values that are quantized at once: they stay in the cache from one step of the formula to the next
+_WHOLE = 1.5 * 2.0**23  # float32 of this size are whole numbers, whose lowest bits are those of int32
+_OUT = (torch.float32, torch.bfloat16)
+
+
+@cache
+def supported() -> bool:
+    """Whether this CPU sums products of uint8 and int8 in int32: without VNNI, pairs of them saturate in int16."""
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+
+
+def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
+    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
+    if layer.weight_only or not supported() or not x.numel():
+        return reference.linear(layer, x, gelu)
+    rows = x.reshape(-1, x.shape[-1])
+    if not layer.calibrated:
+        return _dynamic(layer, rows, gelu).view(*x.shape[:-1], -1)
+    bins = layer.bins(len(x) if x.ndim > 1 else None)
+    if isinstance(bins, int):
+        return _static(layer, rows, bins, gelu).view(*x.shape[:-1], -1)
+    each = zip(x, bins, strict=True)
+    return torch.stack([_static(layer, one.reshape(-1, x.shape[-1]), at, gelu) for one, at in each]).view(
+        *x.shape[:-1], -1
+    )
+
+
+def _static(layer: "Int8Linear", rows: Tensor, at: int, gelu: str | None) -> Tensor:
+    q = torch.empty(rows.shape, dtype=torch.uint8)
+    for out, some in _pieces(q, rows):
+        _store(out, codes(layer._multiplied(some, -1), layer.qparams(at), ACTIVATION))
+    return _product(layer.packed, q, layer.packed.outputs[at], rows.dtype, gelu)
+
+
+def _dynamic(layer: "Int8Linear", rows: Tensor, gelu: str | None) -> Tensor:
+    packed = layer.packed
+    y = torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
+    for out, some in _pieces(y, rows):
+        found, scale = dynamic_codes(layer._multiplied(some, -1), (-1,))
+        q = _store(torch.empty(some.shape, dtype=torch.uint8), found)
+        product = _product(packed, q, packed.outputs[0], torch.float32, None).mul_(scale)
+        out.copy_(product if layer.bias is None else product.add_(layer.bias))
+    return reference.activated(y, gelu)
+
+
+def _pieces(out: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    rows = max(1, _AT_ONCE // x.shape[-1])
+    return zip(out.split(rows), x.split(rows), strict=True)
+
+
+def _store(out: Tensor, found: Tensor) -> Tensor:
+    """Whole numbers of int8 in float32, as uint8; `found` is overwritten.
+
+    Read as int32 they are narrowed 16 at a time; from float32 the CPU would convert them one by one.
+    """
+    return out.copy_(found.add_(_WHOLE + SHIFT).view(torch.int32))
+
+
+def _product(packed: Packed, q: Tensor, output: Output, dtype: torch.dtype, gelu: str | None) -> Tensor:
+    post: tuple[str, list, str] = ("none", [], "") if gelu is None else ("gelu", [], gelu)
+    weight = packed.weight, output.scale, packed.zero_points, output.bias
+    out = dtype if dtype in _OUT else torch.float32
+    y = torch.ops.onednn.qlinear_pointwise(q, 1.0, output.zero_point, *weight, 1.0, 0, out, *post)
+    return y.to(dtype)
+
+
+def conv2d(layer: "Int8Conv2d", x: Tensor) -> Tensor:
+    """The output of `layer`."""
+    if layer.weight_only or not supported() or not x.numel():
+        return reference.conv2d(layer, x)
+    images = x if x.ndim == 4 else x.unsqueeze(0)
+    bins = layer.bins(len(x) if x.ndim == 4 else None) if layer.calibrated else 0
+    each = [bins] * len(images) if isinstance(bins, int) else bins
+    y = torch.cat([_image(layer, image, at) for image, at in zip(images.split(1), each, strict=True)])
+    return y if x.ndim == 4 else y[0]
+
+
+def _image(layer: "Int8Conv2d", x: Tensor, at: int) -> Tensor:
+    output, multiplied = layer.packed.outputs[at], layer._multiplied(x, -3)
+    if layer.calibrated:
+        qparams = layer.qparams(at)
+        return _convolved(layer, codes(multiplied, qparams, ACTIVATION), float(qparams.zero_point), output, x.dtype)
+    found, scale = dynamic_codes(multiplied, (-3, -2, -1))
+    y = _convolved(layer, found, 0.0, output, torch.float32).mul_(scale)
+    return (y if layer.bias is None else y.add_(layer.bias.view(-1, 1, 1))).to(x.dtype)
+
+
+def _convolved(layer: "Int8Conv2d", found: Tensor, zero: float, output: Output, dtype: torch.dtype) -> Tensor:
+    padded = layer._padded(found, zero)
+    q = _store(torch.empty(padded.shape, dtype=torch.uint8), padded)
+    weight = layer.packed.weight, output.scale, layer.packed.zero_points, output.bias
+    moves = layer.stride, (0, 0), layer.dilation, 1
+    out = dtype if dtype in _OUT else torch.float32
+    y = torch.ops.onednn.qconv_pointwise(q, 1.0, output.zero_point, *weight, *moves, 1.0, 0, out, "none", [], "")
+    return y.to(dtype).contiguous()

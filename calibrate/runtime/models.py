@@ -1,0 +1,47 @@
+"""Models: their integer layers all at once."""
+
+from torch import nn
+
+from ..errors import CalibrateError
+from ..layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, names_of, replace
+from .modules import BACKENDS, Int8Conv2d, Int8GELU, Int8Linear
+
+Int8Layer = Int8Linear | Int8Conv2d
+
+
+def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
+    """The fast form of a layer, with the same tensors. `backend` is a name of BACKENDS; None goes by the device.
+
+    Raises CalibrateError 2 for another name.
+    """
+    if backend not in (None, *BACKENDS):
+        raise CalibrateError(f"backend {backend!r}: unknown. Known are {', '.join(BACKENDS)}.", 2)
+    if not isinstance(layer, Int8Layer):
+        layer = Int8Conv2d.of(layer) if isinstance(layer, QuantizedConv2d) else Int8Linear.of(layer)
+    layer.backend = backend
+    return layer
+
+
+def accelerate(model: nn.Module, backend: str | None = None) -> None:
+    """Makes all integer layers of `model` run on `backend`: names, tensors and hooks of the model stay as they are."""
+    for first, names in names_of(model).items():
+        layer = model.get_submodule(first)
+        if isinstance(layer, (QuantizedLinear, QuantizedConv2d)):
+            fast = optimized(layer, backend)
+            for name in names if fast is not layer else ():
+                replace(model, name, fast)
+    for first, names in names_of(model).items():
+        module = model.get_submodule(first)
+        if _is_gelu(module):
+            fused = Int8GELU(module.proj, module.approximate).train(module.training)  # type: ignore[arg-type]
+            for name in names:
+                replace(model, name, fused)
+
+
+def _is_gelu(module: nn.Module) -> bool:
+    """Whether it is diffusers' linear layer with GELU behind it, and nothing listens between the two."""
+    kind = type(module)
+    if (kind.__module__, kind.__name__) != ("diffusers.models.activations", "GELU"):
+        return False
+    heard = [module, *module.children()]
+    return isinstance(module.proj, Int8Linear) and not any(m._forward_hooks or m._forward_pre_hooks for m in heard)

@@ -1,0 +1,121 @@
+"""Layers that run the integers of a checkpoint as fast as the device of their input can."""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CalibrateError
+from ..layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, _Integer
+from ..noise import NoiseLevel
+from ..scheme import QParams
+from . import cpu, cuda, npu, reference
+from .packing import Packed, pack
+
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "npu": npu, "reference": reference}
+
+
+class _Int8(_Integer):
+    """Runs on `backend`, a name of BACKENDS; None takes that of the input's device, or the reference.
+
+    On the CPU the first forward packs the weight, and the plain one is let go: there is one copy in memory. It is there
+    again when asked for, and when the module is moved, copied, saved or loaded, until the next forward.
+    """
+
+    backend: str | None = None
+    _packed: Packed | None = None
+
+    @classmethod
+    def of(cls, layer: QuantizedLayer) -> Self:
+        """A layer that shares its numbers and its noise level with `layer`."""
+        more = (layer.geometry,) if isinstance(layer, QuantizedConv2d) else ()
+        made = cls(layer.numbers, *more)
+        made.noise_level = layer.noise_level
+        return made.train(layer.training)
+
+    @property
+    def packed(self) -> Packed:
+        """The numbers as the CPU takes them."""
+        packed = self._packed
+        if packed is None:
+            packed = self._packed = pack(self)  # type: ignore[arg-type]
+            self._parameters.pop("weight", None)
+        return packed
+
+    def unpack(self) -> None:
+        """Makes the weight a parameter again."""
+        if self._packed is not None:
+            weight = nn.Parameter(self._packed.plain(), requires_grad=False)
+            self._parameters = {"weight": weight, **self._parameters}
+            self._packed = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            self.unpack()
+        return super().__getattr__(name)
+
+    def bins(self, rows: int | None) -> int | list[int]:
+        """The bin of each of the `rows`, or of all of them; 0 for layers without."""
+        if self.scheme != "W8A8_TIMESTEP":
+            return 0
+        found: int | list[int] = (self.noise_level or NoiseLevel()).bins(self.edges, rows).tolist()
+        return found
+
+    def qparams(self, at: int) -> QParams:
+        """Those of the input in a bin."""
+        return QParams(self.input_scale.view(-1)[at], self.input_zero_point.view(-1)[at])
+
+    def _on(self, x: Tensor) -> ModuleType:
+        return BACKENDS.get(self.backend or x.device.type, reference)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if fn(torch.empty(0)).dtype != torch.float32:
+            raise CalibrateError("dtype of an 8-bit layer: its scales are float32. Load it in another dtype.", 4)
+        self.unpack()
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unpack()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unpack()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.unpack()
+        return self.__dict__.copy()
+
+
+class Int8Linear(_Int8, QuantizedLinear):
+    """A QuantizedLinear that runs as fast as it can."""
+
+    def forward(self, input: Tensor, gelu: str | None = None) -> Tensor:
+        """The output, in the dtype of the input; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
+        y: Tensor = self._on(input).linear(self, input, gelu)
+        return y
+
+
+class Int8Conv2d(_Int8, QuantizedConv2d):
+    """A QuantizedConv2d that runs as fast as it can."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        y: Tensor = self._on(input).conv2d(self, input)
+        return y
+
+
+class Int8GELU(nn.Module):
+    """GELU of what an Int8Linear puts out, in the same pass. It takes the place of diffusers' module of that name.
+
+    The tensors keep their names.
+    """
+
+    def __init__(self, proj: Int8Linear, approximate: str) -> None:
+        super().__init__()
+        self.proj, self.approximate = proj, approximate
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        y: Tensor = self.proj(hidden_states, gelu=self.approximate)
+        return y

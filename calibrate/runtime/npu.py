@@ -1,0 +1,74 @@
+"""Ascend NPUs, by the operators of torch_npu: called as MindIE-SD calls them, with the numbers of the checkpoint.
+
+npu_quantize(x, scales, zero_points, qint8)     round(x / scales) + zero_points
+npu_dynamic_quant(x)                            round(x / scale), and scale, which is max |x| / 127 of each row
+npu_quant_matmul(q, weight.T, scale, bias=b)    (q @ weight.T + b) * scale, where b is int32
+  with pertoken_scale=s                         q @ weight.T * scale * s + b, where b is float32
+
+They put out float16 and bfloat16. For a float32 input they put out the sums, int32.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..export.ascend import packed
+from .products import convolution
+from .reference import activated
+from .reference import linear as reference_linear
+
+if TYPE_CHECKING:
+    from .modules import Int8Conv2d, Int8Linear
+
+_OUT = (torch.float16, torch.bfloat16)
+
+
+def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
+    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
+    if layer.weight_only or not x.numel():
+        return reference_linear(layer, x, gelu)
+    if x.dtype not in _OUT:
+        return activated(layer.computed(x, _matmul), gelu)
+    rows = layer._multiplied(x, -1).reshape(-1, x.shape[-1])
+    if not layer.calibrated:
+        return activated(_dynamic(layer, rows).view(*x.shape[:-1], -1), gelu)
+    bins = layer.bins(len(x) if x.ndim > 1 else None)
+    if isinstance(bins, int):
+        y = _static(layer, rows, bins)
+    else:
+        y = torch.cat([_static(layer, some, at) for some, at in zip(rows.chunk(len(bins)), bins, strict=True)])
+    return activated(y.view(*x.shape[:-1], -1), gelu)
+
+
+def _static(layer: "Int8Linear", rows: Tensor, at: int) -> Tensor:
+    outs = layer.out_features
+    scale, zero_point = (parameter.view(1) for parameter in layer.qparams(at))
+    q = torch.ops.npu.npu_quantize(rows, scale, zero_point, torch.qint8)
+    deq, bias = layer.deq.view(-1, outs)[at], layer.quant_bias.view(-1, outs)[at]
+    deq = packed(deq) if rows.dtype == torch.float16 else deq  # as its dequantizer wants them for that dtype
+    return _product(layer, q, deq, rows.dtype, bias=bias)
+
+
+def _dynamic(layer: "Int8Linear", rows: Tensor) -> Tensor:
+    q, scale = torch.ops.npu.npu_dynamic_quant(rows)
+    bias = None if layer.bias is None else layer.bias.float()
+    return _product(layer, q, layer.weight_scale, rows.dtype, pertoken_scale=scale, bias=bias)
+
+
+def _product(
+    layer: "Int8Linear", q: Tensor, scale: Tensor, dtype: torch.dtype, *, bias: Tensor | None, **more: Tensor
+) -> Tensor:
+    y: Tensor = torch.ops.npu.npu_quant_matmul(q, layer.weight.t(), scale, bias=bias, output_dtype=dtype, **more)
+    return y
+
+
+def _matmul(q: Tensor, weight: Tensor) -> Tensor:
+    rows, ones = q.reshape(-1, q.shape[-1]).to(torch.int8), torch.ones(1, device=q.device)
+    total: Tensor = torch.ops.npu.npu_quant_matmul(rows, weight.t(), ones, output_dtype=torch.int32)
+    return total.view(*q.shape[:-1], -1)
+
+
+def conv2d(layer: "Int8Conv2d", x: Tensor) -> Tensor:
+    """The output of `layer`."""
+    return layer.computed(x, convolution(layer, _matmul))

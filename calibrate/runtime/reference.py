@@ -1,0 +1,26 @@
+"""The integers of the checkpoint on any device, as the definition of right computes them: slowly."""
+
+from typing import TYPE_CHECKING
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..layers import QuantizedConv2d, QuantizedLinear
+
+if TYPE_CHECKING:
+    from .modules import Int8Conv2d, Int8Linear
+
+
+def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
+    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
+    return activated(QuantizedLinear.forward(layer, x), gelu)
+
+
+def conv2d(layer: "Int8Conv2d", x: Tensor) -> Tensor:
+    """The output of `layer`."""
+    return QuantizedConv2d.forward(layer, x)
+
+
+def activated(y: Tensor, gelu: str | None) -> Tensor:
+    """GELU of `y`, when there is to be one."""
+    return y if gelu is None else F.gelu(y, approximate=gelu)
