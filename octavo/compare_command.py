@@ -58,10 +58,11 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
     for warning in prompts.warnings:
         terminal.warn(warning)
     check_output(options.output, options.overwrite)
-    check_deployed(options.checkpoint)
+    checkpoint = model_directory(str(options.checkpoint))
+    check_deployed(checkpoint)
     directory = model_directory(options.model)
     family = family_at(directory)
-    comparison = _comparison(options, directory, family)
+    comparison = _comparison(options, directory, checkpoint, family)
     _run(comparison, list(prompts.texts[: options.limit]), terminal)
     content = content_of(comparison, options, source)
     data = page(content, [(pair.exact, pair.other) for pair in comparison.pairs])
@@ -85,7 +86,7 @@ def check_output(path: Path, overwrite: bool) -> None:
         pass
 
 
-def _comparison(options: CompareOptions, directory: Path, family: Family) -> Comparison:
+def _comparison(options: CompareOptions, directory: Path, checkpoint: Path, family: Family) -> Comparison:
     from .capture_command import parse_argument
 
     device = resolve_device(options.device)
@@ -93,7 +94,7 @@ def _comparison(options: CompareOptions, directory: Path, family: Family) -> Com
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
         text_encoder=options.text_encoder, trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
-    deployed = load_deployed(pipe, options.checkpoint, options.component, device)
+    deployed = load_deployed(pipe, checkpoint, options.component, device)
     further = dict(parse_argument(text) for text in options.arguments)
     if options.frames is not None:
         further["num_frames"] = options.frames

@@ -8,17 +8,15 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from calibrate.layers import quantized
 from calibrate.sqnr import Power
 from capture.errors import CaptureError
 from pipelines.demo.judge import judge
 from pipelines.demo.scene import SIZE, parse
 from pipelines.run import prompt_seed, run_prompt
 
-from .deployed import Deployed
+from .deployed import Deployed, bytes_of
 from .likeness import as_pixels, mean_square, output_arguments, output_of, psnr, ssim
 from .meter import Taken, taken
 from .perceptual import Lpips
@@ -48,7 +46,8 @@ class Comparison:
         shown = output_arguments(inspect.signature(type(pipe).__call__).parameters, pipe)
         self.pipe, self.deployed, self.arguments, self.seed = pipe, deployed, {**arguments, **shown}, seed
         self.device = next(deployed.module.parameters()).device
-        self.probe = Probe(deployed.module, deployed.layers)
+        self._float_bytes = bytes_of(deployed.module)
+        self.probe = Probe(deployed)
         self.lpips = Lpips.find()
         self.pairs: list[Pair] = []
         self._final = Power()
@@ -106,12 +105,12 @@ class Comparison:
             "step_sqnr": [{"step": at + 1, "sqnr": each.sqnr} for at, each in sorted(self.probe.powers.items())],
             "speed": self._speed(),
             "memory": {side: max((t.peak for t in took if t.peak), default=None) for side, took in self._takes.items()},
-            "size": self._size(),
+            "size": {"float": self._float_bytes, "int8": self.deployed.bytes},
         }
 
     def _draw(self, prompt: str, side: str) -> Drawn:
         latents: list[Tensor] = []
-        inside = quantized(self.deployed.module, self.deployed.layers) if side == "int8" else nullcontext()
+        inside = self.deployed.installed() if side == "int8" else nullcontext()
         with inside, taken(self.device) as took:
             made = run_prompt(
                 self.pipe, prompt, self.arguments, self.seed,
@@ -126,16 +125,6 @@ class Comparison:
         ratios = [exact.seconds / other.seconds for exact, other in pairs]
         ratio = medians["float"] / medians["int8"]
         return medians | {"ratio": ratio, "ratios": [min(ratios), max(ratios)], "runs": len(ratios)}
-
-    def _size(self) -> dict[str, int]:
-        """Bytes of the denoiser's numbers in memory, float and with the integer layers in it."""
-        before = _bytes(self.deployed.module)
-        with quantized(self.deployed.module, self.deployed.layers):
-            return {"float": before, "int8": _bytes(self.deployed.module)}
-
-
-def _bytes(module: torch.nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _relative(exact: Tensor, other: Tensor) -> float:

@@ -1,18 +1,19 @@
 """Looks inside a float denoiser while its pipeline runs: ranges of inputs, and what integers do to its outputs."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from calibrate.layers import QuantizedLayer, quantized
 from calibrate.replay import input_of
 from calibrate.sqnr import Power, tensors_in
 from capture.arguments import bind, noise_level
 from capture.recorder import Clock
+
+from .deployed import Deployed
 
 
 class Probe:
@@ -22,12 +23,12 @@ class Probe:
     those of its integer form for the very same inputs.
     """
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
+    def __init__(self, deployed: Deployed) -> None:
         self.clock = Clock()
         self.maximum: dict[str, dict[int, float]] = {}
         self.powers: dict[int, Power] = {}
-        self._model, self._layers = model, layers
-        self._signature = inspect.signature(model.forward)
+        self._model, self._deployed = deployed.module, deployed
+        self._signature = inspect.signature(deployed.module.forward)
         self._busy = False  # with the integer form
 
     @contextmanager
@@ -76,8 +77,8 @@ class Probe:
             return
         self._busy = True
         try:
-            with torch.no_grad(), quantized(self._model, self._layers):
-                others: list[Tensor] = tensors_in(self._model(*args, **kwargs))
+            with torch.no_grad(), self._deployed.installed() as integers:
+                others: list[Tensor] = tensors_in(integers(*args, **kwargs))
         finally:
             self._busy = False
         power = self.powers.setdefault(self.clock.step, Power())

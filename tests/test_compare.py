@@ -11,7 +11,7 @@ from torch import nn
 
 from capture.recorder import Memory, Recorder
 from octavo.comparison import Comparison
-from octavo.deployed import load_deployed
+from octavo.deployed import Deployed, load_deployed
 from octavo.page import page
 from pipelines.load import load_pipeline
 from pipelines.run import RunSettings, call_arguments, run_prompt
@@ -42,8 +42,7 @@ def quantized(tiny_model: Path, prompts: Path, tmp_path_factory: pytest.TempPath
 def compared(tiny_model: Path, out: Path, layers: bool = True) -> Comparison:
     """One prompt through both, or with no layer taken through the float one twice."""
     pipe = load_pipeline(tiny_model)
-    deployed = load_deployed(pipe, out, None, CPU)
-    deployed = deployed if layers else deployed._replace(layers={})
+    deployed = load_deployed(pipe, out, None, CPU) if layers else Deployed.itself(pipe, "transformer")
     made = Comparison(pipe, deployed, call_arguments(pipe, SD3, RunSettings(None, 3, 16, 16)), 0)
     made.look_inside("a red circle")
     made.compare("a red circle")
@@ -136,6 +135,26 @@ def test_ranges_by_noise_level_and_a_checkpoint_without_its_report(tiny_model, p
     assert found["done"]["totals"]["output_sqnr"] > 15
     assert found["layers"]["layers"] == []
     assert "exists. Use --overwrite" in octavo("compare", tiny_model, tmp_path / "out", *options, code=5)
+
+
+def test_a_view_that_diffusers_loads_draws_as_the_layers_do(tiny_model, quantized, prompts, tmp_path):
+    octavo("calibrate", quantized.parent / "captured", tmp_path / "view", "--format", "diffusers")
+    options = ("--prompts", prompts, *SMALL, "--json")
+    by = {
+        out: lines(octavo("compare", tiny_model, out, *options, "-o", tmp_path / f"{out.name}.html"))["done"]["totals"]
+        for out in (quantized, tmp_path / "view")
+    }
+    layers, view = by[quantized], by[tmp_path / "view"]
+    assert view["output_sqnr"] == pytest.approx(layers["output_sqnr"], abs=1)
+    assert view["size"]["float"] == layers["size"]["float"]
+    assert view["size"]["int8"] < view["size"]["float"]
+    pipe = load_pipeline(tiny_model)
+    with torch.no_grad():
+        for parameter in pipe.transformer.parameters():
+            parameter.add_(1)
+    pipe.save_pretrained(tmp_path / "other")
+    said = octavo("compare", tmp_path / "other", tmp_path / "view", *options, "-o", tmp_path / "no.html", code=4)
+    assert "none of its float parameters" in said
 
 
 def broken(tiny_model: Path, tmp_path: Path) -> Path:
