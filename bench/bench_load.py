@@ -48,8 +48,8 @@ def made(layers: int, heads: int, folder: Path) -> None:
     """Writes `float` and `int8`; the float model is let go layer by layer."""
     torch.manual_seed(0)
     model = SD3Transformer2DModel(
-        sample_size=64, num_layers=layers, attention_head_dim=64, num_attention_heads=heads,
-        caption_projection_dim=64 * heads, pos_embed_max_size=96,
+        sample_size=32, num_layers=layers, attention_head_dim=64, num_attention_heads=heads,
+        caption_projection_dim=64 * heads, pos_embed_max_size=32,
     ).requires_grad_(False)  # fmt: skip
     model.save_pretrained(folder / "float")
     qparams = qparams_of(Range(-6.0, 6.0), ACTIVATION, torch.float32)
