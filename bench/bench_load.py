@@ -35,12 +35,12 @@ from calibrate.report import peak_memory
 before = peak_memory()
 began = time.perf_counter()
 model = Model.from_pretrained(sys.argv[1])
-seconds, loaded = time.perf_counter() - began, peak_memory()
+loading, loaded = time.perf_counter() - began, peak_memory()
 config = model.config
 with torch.no_grad():
     model(torch.randn(1, 16, 32, 32), torch.randn(1, 77, config.joint_attention_dim),
           torch.randn(1, config.pooled_projection_dim), torch.tensor([500.0]))
-print(json.dumps([seconds, loaded - before, peak_memory() - before]))
+print(json.dumps([loading, time.perf_counter() - began, loaded - before, peak_memory() - before]))
 """
 
 
@@ -64,7 +64,7 @@ def made(layers: int, heads: int, folder: Path) -> None:
 
 
 def loaded(folder: Path) -> list[float]:
-    """Seconds, and bytes after loading and after a forward, of a process that does nothing else."""
+    """Seconds to load and to the first output, and bytes after loading and after a forward, of a process that does nothing else."""
     done = subprocess.run([sys.executable, "-c", LOAD, str(folder)], capture_output=True, text=True, check=True)
     return list(json.loads(done.stdout.splitlines()[-1]))
 
@@ -82,12 +82,12 @@ def main(layers: int, heads: int, rounds: int) -> None:
         for _ in range(rounds):
             for name, found in runs.items():
                 found.append(loaded(folder / name))
-        print("| | file | load | memory after loading | after a forward |\n|---|---|---|---|---|")
+        print("| | file | load | first output | memory after loading | after a forward |\n|---|---|---|---|---|---|")
         for name, found in runs.items():
             size = sum(path.stat().st_size for path in (folder / name).glob("*.safetensors"))
-            seconds, after, ran = (median(column) for column in zip(*found, strict=True))
+            seconds, output, after, ran = (median(column) for column in zip(*found, strict=True))
             shares = f"{after / size:.2f} x the file | {ran / size:.2f} x"
-            print(f"| {name} | {size / 2**20:.0f} MiB | {seconds:.2f} s | {shares} |")
+            print(f"| {name} | {size / 2**20:.0f} MiB | {seconds:.2f} s | {output:.2f} s | {shares} |")
 
 
 if __name__ == "__main__":
