@@ -64,7 +64,7 @@ def made(layers: int, heads: int, folder: Path) -> None:
 
 
 def loaded(folder: Path) -> list[float]:
-    """Seconds to load and to the first output, and bytes after loading and after a forward, of a process that does nothing else."""
+    """Seconds to load and to the first output, bytes after each of the two; of a process that does nothing else."""
     done = subprocess.run([sys.executable, "-c", LOAD, str(folder)], capture_output=True, text=True, check=True)
     return list(json.loads(done.stdout.splitlines()[-1]))
 
