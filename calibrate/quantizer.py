@@ -19,7 +19,7 @@ from .errors import CalibrateError
 from .layers import QuantizedLayer, install
 from .runtime import accelerate
 from .structure import QUANT_METHOD, Structure
-from .tensors import Stored, read_header
+from .tensors import Stored, read_header, read_tensor
 
 _CAST = ("bias", "mul_scale")  # of an integer layer, what is in the model's dtype
 
@@ -66,7 +66,7 @@ class OctavoQuantizer(DiffusersQuantizer):
 
     def __init__(self, quantization_config: OctavoConfig, **options: Any) -> None:
         super().__init__(quantization_config, **options)
-        self._stored: dict[str, Stored] = {}
+        self._stored: dict[str, tuple[Path, Stored]] = {}
         self._dtype: torch.dtype | None = None
         self._keep: frozenset[str] = frozenset()
 
@@ -85,7 +85,8 @@ class OctavoQuantizer(DiffusersQuantizer):
         """Reads what is stored."""
         self._stored = {}
         for file in checkpoint_files:
-            self._stored |= read_header(Path(file).resolve())[0]  # what a hub has downloaded are links
+            path = Path(file).resolve()  # what a hub has downloaded are links
+            self._stored |= {name: (path, stored) for name, stored in read_header(path)[0].items()}
         return loaded_keys
 
     def _process_model_before_weight_loading(
@@ -99,7 +100,7 @@ class OctavoQuantizer(DiffusersQuantizer):
             fact = f"no layer {missing[0]}, which quantization_config names"
             raise CalibrateError(f"{type(model).__name__}: {fact}. Load it into the class that config.json names.", 4)
         install(model, {name: structure.empty(name, modules[name]) for name in structure.kinds})
-        check_stored(model, self._stored, structure)
+        check_stored(model, {name: stored for name, (_, stored) in self._stored.items()}, structure)
         accelerate(model, self.quantization_config.backend)
         model.register_to_config(quantization_config=self.quantization_config)  # type: ignore[operator]
 
@@ -112,15 +113,16 @@ class OctavoQuantizer(DiffusersQuantizer):
         raise _misfit(name, f"has shape {list(loaded.shape)}, the model {list(current.shape)}")
 
     def create_quantized_param(  # type: ignore[override]
-        self, model: nn.Module, value: Tensor, name: str, device: Any, state: Mapping[str, Tensor], *_: Any, **__: Any
+        self, model: nn.Module, value: Tensor, name: str, device: Any, *_: Any, **__: Any
     ) -> None:
-        """Puts one stored tensor in its place."""
-        value, parts = state[name], name.split(".")
+        """Puts one stored tensor in its place, read from the file: `value` is mapped, and what is packed for a device
+        would be in memory twice as long as any tensor of its file lives."""
+        value, parts = read_tensor(*self._stored[name]), name.split(".")
         owner, leaf = model.get_submodule(".".join(parts[:-1])), parts[-1]
         exact = ".".join(parts[:-1]) in self.quantization_config.structure.kinds and leaf not in _CAST
         if self._dtype is not None and value.is_floating_point() and not exact:
             value = value.to(torch.float32 if self._keep & set(parts) else self._dtype)
-        value = value.contiguous().to(device)
+        value = value.to(device)
         if leaf in owner._buffers:
             owner._buffers[leaf] = value
         else:

@@ -4,6 +4,7 @@ A tensor is made when its turn to be written comes and let go afterwards, so tha
 """
 
 import json
+import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from capture.files import create
 from capture.sealed import open_regular, pread
 
 HEADER_LIMIT = 16 << 20
+_LARGE = 1 << 18  # bytes
 _ORDER = (
     "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "I16", "U16", "F16", "BF16",
     "I32", "U32", "F32", "C64", "F64", "I64", "U64",
@@ -113,8 +115,12 @@ def _placed(entries: dict[str, Any], start: int, size: int) -> dict[str, Stored]
 
 
 def read_tensor(path: Path, stored: Stored) -> Tensor:
-    """One tensor of a file."""
-    tensor = torch.empty(stored.shape, dtype=stored.dtype)
+    """One tensor of a file. A large one has pages of its own, which go back to the system with it: in a heap of weights
+    that are packed one after the other, the holes fit nothing that comes later."""
+    if stored.bytes < _LARGE:
+        tensor = torch.empty(stored.shape, dtype=stored.dtype)
+    else:
+        tensor = torch.frombuffer(mmap.mmap(-1, stored.bytes), dtype=stored.dtype).view(stored.shape)
     if stored.bytes:
         with open_regular(path) as (descriptor, _):
             pread(descriptor, memory_of(tensor), stored.offset, path)
