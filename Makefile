@@ -35,7 +35,7 @@ demo-int8: install
 	rm -rf demo-out && mkdir demo-out
 	$(BIN)/octavo capture demo demo-out/captured --limit 16
 	$(BIN)/octavo calibrate demo-out/captured demo-out/int8 --accuracy balanced --dtype float16 --format diffusers
-	chmod u+w pipelines/demo/int8/* && cp demo-out/int8/* pipelines/demo/int8/ && chmod 644 pipelines/demo/int8/*
+	chmod u+w pipelines/demo/int8/* && cp demo-out/int8/*.json demo-out/int8/*.safetensors pipelines/demo/int8/ && chmod 644 pipelines/demo/int8/*
 
 clean:
 	rm -rf $(VENV) build demo-out
