@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install test test-all demo check clean
+.PHONY: install test test-all demo demo-int8 check clean
 
 install: $(VENV)/installed
 
@@ -28,7 +28,14 @@ demo: install
 	$(BIN)/octavo capture demo demo-out/captured --limit 8
 	$(BIN)/octavo calibrate demo-out/captured demo-out/w8a8
 	$(BIN)/octavo inspect demo-out/w8a8
-	$(BIN)/python -m bench.quality demo-out/w8a8 --pictures 24 --calls 2 --sheet demo-out/pictures.png
+	$(BIN)/octavo compare demo demo-out/w8a8 --limit 16 --output demo-out/report.html
+
+# the bundled integers: pipelines/demo/int8
+demo-int8: install
+	rm -rf demo-out && mkdir demo-out
+	$(BIN)/octavo capture demo demo-out/captured --limit 16
+	$(BIN)/octavo calibrate demo-out/captured demo-out/int8 --accuracy balanced --dtype float16 --format diffusers
+	chmod u+w pipelines/demo/int8/* && cp demo-out/int8/*.json demo-out/int8/*.safetensors pipelines/demo/int8/ && chmod 644 pipelines/demo/int8/*
 
 clean:
 	rm -rf $(VENV) build demo-out

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -100,6 +100,16 @@ class _Integer(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """The output, in the dtype of the input."""
         raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves all tensors; a cast of the model reaches only those of its dtype, bias and mul_scale."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            follows = made.dtype == tensor.dtype or tensor is self.bias or tensor is self.mul_scale
+            return made if follows else tensor.to(made.device)
+
+        return super()._apply(moved, recurse)
 
     def _static(self, rows: int | None) -> Static:
         """The numbers for an input of `rows`: with a leading axis where each row has a noise level of its own."""

@@ -54,6 +54,26 @@ def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 @contextmanager
+def ranks(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, int]]:
+    """Inside, the numbers of axes of the inputs of the named layers are noted; 0 where they change."""
+    found: dict[str, int] = {}
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            rank = input_of(args, kwargs).ndim
+            found[name] = rank if found.get(name, rank) == rank else 0
+
+        return hear
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook_for(name), with_kwargs=True) for name in names]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def listening(model: nn.Module, observers: Mapping[str, Hearer]) -> Iterator[None]:
     """Inside, each observer hears the inputs of the layer of `model` it is named after.
 

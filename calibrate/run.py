@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from .errors import CalibrateError
 from .layers import QuantizedLayer, install, quantized
 from .mixture import Mixture, mixed
 from .plan import Plan, layer_at, make_plan, named
+from .replay import ranks
 from .report import Stopwatch, report_of, with_mixture
 from .sensitivity import Trajectory
 from .settings import DEFAULTS, SCHEMES, Settings
@@ -29,13 +30,15 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Result:
     """What a calibration made: the plan as it came out, the integer layers by name, report.json's content, what the
-    denoiser was called with, step by step, where that was asked for, and a call of the model."""
+    denoiser was called with, step by step, where that was asked for, a call of the model, and how many axes the inputs
+    of its layers have."""
 
     plan: Plan
     layers: dict[str, QuantizedLayer]
     report: dict[str, Any]
     timesteps: tuple[float, ...] | None = None
     example: Call | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def warnings(self) -> list[str]:
@@ -76,7 +79,7 @@ def calibrate(
     makers = {name: partial(_maker, model, name, choices, layers) for name in plan.quantized}
     measured = settings.measured(count)
     chosen = partial(_chosen, calls, spread(count, measured))
-    with watch.stage("measure"), comparing(model, makers) as powers:
+    with watch.stage("measure"), comparing(model, makers) as powers, ranks(model, plan.quantized) as found:
         exact = outputs(model, progress("measure", chosen(), measured))
     plan = _fallen_back(plan, powers, settings)
     layers = {name: layer for name, layer in layers.items() if name in plan.quantized}
@@ -98,7 +101,7 @@ def calibrate(
         report = with_mixture(report, mixture)
     for warning in report["warnings"]:
         logger.warning(warning)
-    return Result(plan, layers, report, choosing.timesteps)
+    return Result(plan, layers, report, choosing.timesteps, ranks=found)
 
 
 def _mixed(

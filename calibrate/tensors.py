@@ -4,6 +4,7 @@ A tensor is made when its turn to be written comes and let go afterwards, so tha
 """
 
 import json
+import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,12 @@ from capture.errors import damage
 from capture.files import create
 from capture.parts import HEADER_LIMIT, Stored, header_of, placed
 from capture.sealed import open_regular, pread
+
+_LARGE = 1 << 18  # bytes
+_ORDER = (
+    "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "I16", "U16", "F16", "BF16",
+    "I32", "U32", "F32", "C64", "F64", "I64", "U64",
+)  # fmt: skip
 
 
 class Planned(NamedTuple):
@@ -36,9 +43,12 @@ class Planned(NamedTuple):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str], mode: int) -> None:
-    """Writes a file that does not exist yet, the same bytes for the same tensors in whatever order they are given."""
+    """Writes a file that does not exist yet, the same bytes for the same tensors in whatever order they are given:
+
+    those of `safetensors.torch.save_file`, which keeps no order of several metadata.
+    """
     # the widest elements first, so that every tensor is aligned for its dtype
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    order = sorted(tensors, key=lambda name: (-_ORDER.index(NAMES[tensors[name].dtype]), name))
     entries: dict[str, Any] = {"__metadata__": dict(sorted({"format": "pt", **metadata}.items()))}
     offset = 0
     for name in order:
@@ -74,8 +84,12 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 
 
 def read_tensor(path: Path, stored: Stored) -> Tensor:
-    """One tensor of a file."""
-    tensor = torch.empty(stored.shape, dtype=stored.dtype)
+    """One tensor of a file. A large one has pages of its own, which go back to the system with it: in a heap of weights
+    that are packed one after the other, the holes fit nothing that comes later."""
+    if stored.bytes < _LARGE:
+        tensor = torch.empty(stored.shape, dtype=stored.dtype)
+    else:
+        tensor = torch.frombuffer(mmap.mmap(-1, stored.bytes), dtype=stored.dtype).view(stored.shape)
     if stored.bytes:
         with open_regular(path) as (descriptor, _):
             pread(descriptor, memory_of(tensor), stored.offset, path)

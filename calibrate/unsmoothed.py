@@ -119,13 +119,13 @@ def multiplied(layer: QuantizedLayer, by: Tensor, plus: Tensor) -> Numbers | str
         bias = (numbers.bias.to(torch.float64) * by + plus).to(numbers.bias.dtype)
     correction = None
     if layer.calibrated:  # the exact sum, in place of the rounded bias
-        correction = _added(numbers) * by + plus - (0.0 if bias is None else bias.to(torch.float64))
+        correction = added(numbers) * by + plus - (0.0 if bias is None else bias.to(torch.float64))
     quantized = QuantizedWeight(numbers.weight, scale)
     made = numbers_of(quantized, bias, _spec(numbers), numbers.dtype, numbers.mul_scale, correction)
     return made if isinstance(made, str) else replace(made, made_bias=numbers.made_bias)
 
 
-def _added(numbers: Numbers) -> Tensor:
+def added(numbers: Numbers) -> Tensor:
     """What a layer with ranges adds to its output, float64 (out,): the bias, or what its quant_bias carries besides."""
     activation = numbers.activation
     assert isinstance(activation, (Static, Timestep))

@@ -23,6 +23,7 @@ from pipelines.device import DTYPES, resolve_device
 from pipelines.family import Family
 from pipelines.load import load_pipeline, model_directory, quiet
 
+from .page import PAGE_FILE, page
 from .replayed import chosen_calls, replayed_calls
 from .terminal import Terminal, duration, size
 from .trajectory import Announced, Rerun, show_budget
@@ -88,14 +89,21 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     result = calibrate_model(model, calls, settings, progress=progress, trajectory=rerun)
     for warning in result.warnings:
         terminal.warn(warning)
-    write(result, model, options)
+    source = options.model or capture.manifest["model"]
+    told = {"model": source if source == "demo" else str(Path(source).resolve()), "component": component}
+    result = replace(result, report=result.report | told)
+    write(result, model, options, family)
     show(result, options, terminal, time.monotonic() - began)
 
 
-def write(result: Result, model: nn.Module, options: CalibrateOptions) -> None:
-    """Writes the checkpoint in the formats wanted."""
+def write(result: Result, model: nn.Module, options: CalibrateOptions, family: Family = GENERIC) -> None:
+    """Writes the checkpoint in the formats wanted, and the page of its report."""
     names = tuple(name.strip() for name in options.formats.split(","))
-    export(result, model, options.out, names, overwrite=options.overwrite, group_readable=options.group_readable)
+    export(
+        result, model, options.out, names, overwrite=options.overwrite, group_readable=options.group_readable,
+        files={PAGE_FILE: page({"report": result.report})},
+        groups=family.groups,
+    )  # fmt: skip
 
 
 def _configured(options: CalibrateOptions, given: set[str]) -> CalibrateOptions:

@@ -42,7 +42,7 @@ def run(options: CaptureOptions, terminal: Terminal) -> None:
     modules = denoisers(pipe, options.components)
     settings = RunSettings(
         options.negative_prompt, options.steps, options.height, options.width, options.guidance_scale, options.seed,
-        _further(options),
+        further(options),
     )  # fmt: skip
     job = Job(pipe, modules, call_arguments(pipe, family, settings), settings, options, terminal)
     manifest = {
@@ -63,7 +63,7 @@ def run(options: CaptureOptions, terminal: Terminal) -> None:
     _finish(job, writer, options, terminal, time.monotonic() - began)
 
 
-def _further(options: CaptureOptions) -> dict[str, Any]:
+def further(options: Any) -> dict[str, Any]:
     """What the options say beyond RunSettings' own, by the names of the pipeline's call."""
     named = {
         "num_frames": options.frames, "fps": options.fps, "resolution": options.resolution, "aspect": options.aspect,

@@ -34,6 +34,8 @@ def main() -> None:
     octavo capture demo captured     run the pipeline over prompts, record what its transformer is called with
     octavo calibrate captured w8a8   replay the calls, choose the integers, write a checkpoint that deploys
     octavo inspect w8a8              what is in a capture or a checkpoint, whether it is sound, who can load it
+    octavo generate w8a8 "a red ring" -o ring.png      draw with either model
+    octavo compare demo w8a8         draw with float and with integers: pictures and numbers on one page
     """
 
 
@@ -155,7 +157,10 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
     help="A scheme for each layer, by final latents: 5MiB or 40% of the layers' bytes, 0.7x of their time, or both.",
 )
 @click.option("--samples", type=click.IntRange(1), help="Replay this many calls, those that differ most.")
-@click.option("--format", "formats", default="ascend", show_default=True, help="What to write.")
+@click.option(
+    "--format", "formats", default="ascend", show_default=True,
+    help="What to write: ascend, diffusers, torchao, or several with commas.",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 @click.option("--allow-incomplete", is_flag=True, help="Use a capture that is not finished.")
 @click.option("--allow-revision", is_flag=True, help="Accept other weights of the same model class and shapes.")
@@ -193,6 +198,95 @@ def inspect(path: Path, as_json: bool, debug: bool) -> None:
         from .inspect_command import run
 
         run(path, Terminal(as_json))
+
+
+@main.command()
+@click.argument("model")
+@click.argument("prompt")
+@click.option(
+    "-o",
+    "out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A picture (.png, .jpg, .webp), a video (.mp4), a directory of frames, or latents (.safetensors).",
+)
+@click.option(
+    "--model", "of", help="The float pipeline, where MODEL is a checkpoint [default: the one it was made of]."
+)
+@click.option("--component", help="The denoiser of the pipeline that the checkpoint is of.")
+@click.option("--negative-prompt", help="What guidance moves away from.")
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the family's; 28 for SD3].")
+@click.option("--height", type=click.IntRange(1), help="Pixels.")
+@click.option("--width", type=click.IntRange(1), help="Pixels.")
+@click.option("--guidance-scale", type=float, help="Strength of classifier-free guidance.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--frames", type=click.IntRange(1), help="Of a video.")
+@click.option("--fps", type=click.IntRange(1), help="Frames a second of a video.")
+@click.option("--resolution", help="Open-Sora: 144p, 240p, 360p, 480p or 720p.")
+@click.option("--aspect", help="Open-Sora: height to width, as in 9:16.")
+@click.option(
+    "--text-encoder",
+    type=click.Path(path_type=Path),
+    help="Folder of the T5 encoder, where MODEL is the denoiser alone.",
+)
+@click.option(
+    "--arg",
+    "arguments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="More of the pipeline's call: JSON, or an image file.",
+)
+@device
+@dtype
+@click.option("--offload", is_flag=True, help="Keep on the device only the component that runs.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@trust
+@as_json
+@debug
+def generate(debug: bool, as_json: bool, **options: Any) -> None:
+    """Make a picture or a video of PROMPT with MODEL: a diffusers directory, a checkpoint, demo, or demo-int8."""
+    from .terminal import Terminal, errors
+
+    with errors(debug):
+        from .generate_command import GenerateOptions, run
+
+        run(GenerateOptions(**options), Terminal(as_json))
+
+
+@main.command()
+@click.argument("model")
+@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="OUT")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True, help="The page."
+)
+@click.option("--prompts", default="", help="A set (demo, demo-heldout, images, videos) or a text file, one a line.")
+@click.option("--limit", type=click.IntRange(1), default=8, show_default=True, help="Take the first prompts only.")
+@click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the family's; 28 for SD3].")
+@click.option("--height", type=click.IntRange(1), help="Pixels.")
+@click.option("--width", type=click.IntRange(1), help="Pixels.")
+@click.option("--guidance-scale", type=float, help="Strength of classifier-free guidance.")
+@click.option("--frames", type=click.IntRange(1), help="Of a video.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="More of the pipeline's call.")
+@click.option("--component", help="The denoiser that OUT is of [default: the one that fits].")
+@click.option("--text-encoder", type=click.Path(path_type=Path), help="Where MODEL is the denoiser alone.")
+@click.option("--min-psnr", type=float, metavar="DB", help="Exit 1 when the pictures are further apart.")
+@click.option("--min-sqnr", type=float, metavar="DB", help="Exit 1 when the denoiser's output is less exact.")
+@click.option("--overwrite", is_flag=True, help="Replace the page that is there.")
+@device
+@dtype
+@group_readable
+@trust
+@as_json
+@debug
+def compare(debug: bool, as_json: bool, **options: Any) -> None:
+    """Draw the same prompts and noise with MODEL (float) and with OUT (its integers), and write one page about it."""
+    from .terminal import Terminal, errors
+
+    with errors(debug):
+        from .compare_command import CompareOptions, run
+
+        run(CompareOptions(**options), Terminal(as_json))
 
 
 @main.command(name="convert-pth")

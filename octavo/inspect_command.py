@@ -9,6 +9,7 @@ import torch
 
 from capture.errors import CaptureError
 from capture.reader import Capture, TensorInfo
+from pipelines.load import model_directory
 
 from .terminal import Terminal, size
 
@@ -17,12 +18,16 @@ BARS = " ▁▂▃▄▅▆▇█"
 
 def run(path: Path, terminal: Terminal) -> None:
     """The command. Exit code 0 only when what is at `path` is sound."""
+    path = model_directory(str(path))
     if (path / "capture.json").exists() or (path / "units").exists():
         inspect_capture(path, terminal)
     elif path.is_dir() and any(path.glob("*.json")):
-        from .inspect_checkpoint import inspect_checkpoint
+        from .inspect_checkpoint import inspect_checkpoint, quantized_parts
 
-        if not inspect_checkpoint(path, terminal):
+        parts = quantized_parts(path) if (path / "model_index.json").exists() else [path]
+        if not parts:
+            raise CaptureError(f"{path}: a pipeline with nothing quantized. Give a checkpoint, or a capture.", 3)
+        if not all([inspect_checkpoint(part, terminal) for part in parts]):
             sys.exit(3)
     elif path.exists():
         raise CaptureError(f"{path}: neither a capture nor a checkpoint. Give a directory that Octavo wrote.", 3)

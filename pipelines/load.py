@@ -3,7 +3,7 @@
 import importlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,17 @@ from .denoisers import denoisers
 from .device import DTYPES
 from .errors import PipelineError
 from .family import Family
-from .inspection import family_at, inspect_model, stored_dtype
+from .inspection import family_at, inspect_model, read_json, stored_dtype
 
 log = logging.getLogger(__name__)
 DEMO = Path(__file__).parent / "demo" / "model"
+DEMO_INT8 = Path(__file__).parent / "demo" / "int8"
 
 
 def model_directory(model: str) -> Path:
-    """The directory that a MODEL argument means: `demo` is the bundled pipeline."""
-    return DEMO if model == "demo" and not Path(model).exists() else Path(model)
+    """The directory that a MODEL argument means: `demo` is the bundled pipeline, `demo-int8` its quantized denoiser."""
+    bundled = {"demo": DEMO, "demo-int8": DEMO_INT8}
+    return bundled[model] if model in bundled and not Path(model).exists() else Path(model)
 
 
 @contextmanager
@@ -67,12 +69,14 @@ def load_pipeline(
     offload: bool = False,
     strict: bool = False,
     trust_remote_code: bool = False,
+    given: Mapping[str, nn.Module] | None = None,
 ) -> Any:
     """The pipeline in a directory, in evaluation mode, nothing downloaded, no pickle opened.
 
     `family` (default: the one of the files) may load it in its own way; `text_encoder` is then the folder of what a
-    folder of the denoiser alone lacks. Raises PipelineError: what `inspect_model` refuses; 4 for missing or misshapen
-    weights (and surplus ones when `strict`); 6 for weights that are not finite.
+    folder of the denoiser alone lacks. The components `given` take the place of those in the directory. Raises
+    PipelineError: what `inspect_model` refuses; 2 for a component that is none; 4 for missing or misshapen weights (and
+    surplus ones when `strict`); 6 for weights that are not finite.
     """
     device = device or torch.device("cpu")
     family = family or family_at(directory)
@@ -81,8 +85,9 @@ def load_pipeline(
             inspect_model(directory, trust_remote_code)
         stored = [directory, directory / "transformer"]
         pipe = family.load(directory, dtype or default_dtype(stored, device), text_encoder)
+        pipe.register_modules(**(given or {}))
     else:
-        pipe = _load_diffusers(directory, dtype, device, strict, trust_remote_code)
+        pipe = _load_diffusers(directory, dtype, device, strict, trust_remote_code, given or {})
     pipe.set_progress_bar_config(disable=True)
     for name, module in denoisers(pipe).items():
         check_finite(module, name)
@@ -93,9 +98,16 @@ def load_pipeline(
 
 
 def _load_diffusers(
-    directory: Path, dtype: torch.dtype | None, device: torch.device, strict: bool, trust_remote_code: bool
+    directory: Path,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    strict: bool,
+    trust_remote_code: bool,
+    given: Mapping[str, nn.Module],
 ) -> Any:
     index = inspect_model(directory, trust_remote_code)
+    if unknown := sorted(set(given) - set(index)):
+        raise PipelineError(f"{directory}: has no component {unknown[0]}. Choose one with --component.", 2)
     kinds = {name: kind for name, kind in index.items() if isinstance(kind, list) and not name.startswith("_")}
     ours = [directory / name for name in sorted(kinds, reverse=True) if kinds[name][0] == "diffusers"]
     dtype = dtype or default_dtype(ours, device)
@@ -103,14 +115,32 @@ def _load_diffusers(
     with quiet():
         # diffusers wants a component that was saved as absent to be passed as absent
         parts: dict[str, Any] = {name: None for name, kind in kinds.items() if kind[-1] is None}
+        parts |= given
         for name, kind in kinds.items():
-            if (model_class := _model_class(kind)) is not None:
+            if name not in given and (model_class := _model_class(kind)) is not None:
                 parts[name] = load_component(directory / name, model_class, common, strict)
         try:
             pipe = DiffusionPipeline.from_pretrained(directory, trust_remote_code=trust_remote_code, **common, **parts)
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise PipelineError(f"{directory}: {one_line(error)}. Check the directory.", 3) from error
     return pipe
+
+
+def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Module:
+    """The denoiser alone in a directory, of the class that its config.json names, in `dtype` or as it is stored.
+
+    Raises PipelineError 3 for files that do not load, 4 for weights of another model, and what a quantizer that is
+    registered with diffusers raises.
+    """
+    name = read_json(directory / "config.json").get("_class_name")
+    kind = getattr(importlib.import_module("diffusers"), str(name), None)
+    if name == "STDiT3":
+        from .opensora import STDiT3 as kind
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise PipelineError(f"{directory / 'config.json'}: no model class '{name}' is known. Upgrade diffusers.", 3)
+    with quiet():
+        common = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
+        return load_component(directory, kind, common, strict=True)
 
 
 def _model_class(kind: list[str | None]) -> Any:

@@ -71,9 +71,15 @@ def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
 
 
 def run_prompt(
-    pipe: Any, prompt: str, arguments: Mapping[str, Any], seed: int, on_step: Callable[[int], None] = lambda step: None
+    pipe: Any,
+    prompt: str,
+    arguments: Mapping[str, Any],
+    seed: int,
+    on_step: Callable[[int], None] = lambda step: None,
+    on_latents: Callable[[torch.Tensor], None] = lambda latents: None,
 ) -> Any:
-    """The output of `pipe` for `prompt`; `on_step(i)` is called when the pipeline says that its step i is done."""
+    """The output of `pipe` for `prompt`; `on_step(i)` is called when the pipeline says that its step i is done, and
+    `on_latents` with the latents after it, where it shows them."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     extra: dict[str, Any] = dict(arguments)
     if "prompt" in parameters:
@@ -84,6 +90,8 @@ def run_prompt(
 
         def done(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             on_step(step)
+            if isinstance(tensors.get("latents"), torch.Tensor):
+                on_latents(tensors["latents"])
             return {}
 
         extra["callback_on_step_end"] = done

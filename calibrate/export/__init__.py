@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
 
-from capture.files import Modes, create
+from capture.files import Modes, create, make_directory
 
 from ..errors import CalibrateError
 from ..layers import QuantizedLayer
 from .ascend import write_ascend
+from .diffusers import Groups, write_diffusers
 from .target import check_target, write_directory
+from .torchao import write_torchao
 
 if TYPE_CHECKING:
     from ..run import Result
@@ -34,6 +36,8 @@ class Writer(Protocol):
         /,
         *,
         timesteps: Sequence[float] | None,
+        groups: Groups | None,
+        ranks: Mapping[str, int],
     ) -> None: ...
 
 
@@ -46,11 +50,16 @@ def export(
     overwrite: bool = False,
     group_readable: bool = False,
     timesteps: Sequence[float] | None = None,
+    files: Mapping[str, bytes] | None = None,
+    groups: Groups | None = None,
 ) -> Path:
-    """Writes a checkpoint and report.json to `directory`, as a whole or not at all; returns its real path.
+    """Writes a checkpoint and report.json to `directory`, as a whole or not at all; returns its real path. `files` are
+    written beside them, by name.
 
     `model` is the float one, or the one the layers are installed in. `timesteps` are what the deployment calls it with,
     one for each denoising step in its order: W8A8_TIMESTEP layers are written for these [default: those of `result`].
+    `groups` gives the layers of `model` whose multipliers can go, for formats that carry the float part too. A format
+    with a file of a name that an earlier one has goes into a folder of its own name.
 
     Raises CaptureError: 2 for an unknown format and for timesteps that are no numbers, 5 for a target that cannot be
     used (see check_target), 6 for numbers that are not finite.
@@ -58,18 +67,32 @@ def export(
     for name in formats:
         if name not in EXPORTS:
             raise CalibrateError(f"format: no '{name}'. Choose one of {', '.join(EXPORTS)}.", 2)
+        if formats.count(name) > 1:
+            raise CalibrateError(f"format: '{name}' is asked for twice. Give it once.", 2)
     target = check_target(directory, overwrite=overwrite)
     modes = Modes(group_readable)
     steps = result.timesteps if timesteps is None else timesteps
 
     def fill(staged: Path) -> None:
         for name in formats:
-            EXPORTS[name](result.layers, model, staged, modes, timesteps=steps)
+            folder = staged / place_of(name, formats)
+            if folder != staged:
+                make_directory(folder, modes.directory)
+            EXPORTS[name](result.layers, model, folder, modes, timesteps=steps, groups=groups, ranks=result.ranks)
         with create(staged / REPORT_FILE, modes.manifest) as sink:
             sink.write(report_bytes(result.report))
+        for name, data in (files or {}).items():
+            with create(staged / name, modes.manifest) as sink:
+                sink.write(data)
 
     write_directory(target, fill, modes)
     return target
+
+
+def place_of(name: str, formats: Sequence[str]) -> str:
+    """Where in the directory a format goes: into a folder of its name if what comes before it has the same files."""
+    alike = [each for each in formats if each in ("diffusers", "torchao")]
+    return name if name in alike[1:] else "."
 
 
 def report_bytes(report: Mapping[str, Any]) -> bytes:
@@ -77,4 +100,4 @@ def report_bytes(report: Mapping[str, Any]) -> bytes:
     return (json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-EXPORTS: dict[str, Writer] = {"ascend": write_ascend}
+EXPORTS: dict[str, Writer] = {"ascend": write_ascend, "diffusers": write_diffusers, "torchao": write_torchao}

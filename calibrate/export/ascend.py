@@ -55,10 +55,12 @@ def write_ascend(
     names: tuple[str, str] | None = None,
     *,
     timesteps: Sequence[float] | None = None,
+    **others: object,
 ) -> None:
     """Writes both files into an existing directory. `model` is the float one, or the one `layers` are installed in.
 
     `timesteps` are what the deployment calls the denoiser with, step by step; None writes one row for each bin.
+    Multipliers stay, whatever groups there are: the consumer takes its float tensors from elsewhere.
 
     Raises CalibrateError: 6 when a number that would be written is not finite, 2 for timesteps that are not.
     """

@@ -6,25 +6,53 @@ from pathlib import Path
 from capture.errors import CaptureError
 
 from ..load import Checkpoint
+from ..structure import QUANT_METHOD
 from .arithmetic import correction_share, shares
+from .check_model import OCTAVO, TORCHAO, check_model, method_at
 from .mindie import Verdict, mindie, modes
 
-__all__ = ["Verdict", "check"]
+__all__ = ["Verdict", "check", "views"]
 
 
 def check(directory: Path | str) -> list[Verdict]:
-    """The verdicts on a checkpoint. A file that cannot be read is a verdict too; nothing is raised for it."""
+    """The verdicts on a checkpoint, view by view. A file that cannot be read is one too; nothing is raised for it."""
     directory = Path(directory)
+    there = views(directory)
+    verdicts = _ascend(directory) if "ascend" in there or not there else []
+    for view, place in there.items():
+        if view != "ascend":
+            verdicts += check_model(place)
+    absent = {"ascend": "MindIE-SD", "diffusers": OCTAVO, "torchao": TORCHAO}
+    return verdicts + [
+        Verdict(consumer, "files", False, f"none for it. Calibrate with --format {view}")
+        for view, consumer in absent.items()
+        if view not in there and there
+    ]
+
+
+def views(directory: Path) -> dict[str, Path]:
+    """The formats that are in a checkpoint, and where: in the directory itself, or in a folder of their name."""
+    found = {"ascend": directory} if any(directory.glob("quant_model_description_*.json")) else {}
+    for view, method in (("diffusers", QUANT_METHOD), ("torchao", "torchao")):
+        for place in (directory, directory / view):
+            if view not in found and _says(place, method):
+                found[view] = place
+    return found
+
+
+def _says(place: Path, method: str) -> bool:
+    try:
+        return method_at(place) == method
+    except CaptureError:
+        return False
+
+
+def _ascend(directory: Path) -> list[Verdict]:
     try:
         checkpoint = Checkpoint(directory)
     except CaptureError as error:
         return [Verdict("octavo", "files", False, str(error)), *modes(directory)]
-    return [
-        *_octavo(checkpoint),
-        *modes(directory),
-        *mindie(checkpoint),
-        Verdict("diffusers", "config.json", False, "this version writes no view that diffusers loads"),
-    ]
+    return [*_octavo(checkpoint), *modes(directory), *mindie(checkpoint)]
 
 
 def _octavo(checkpoint: Checkpoint) -> Iterator[Verdict]:

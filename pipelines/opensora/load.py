@@ -37,11 +37,14 @@ def transformer_config(directory: Path) -> dict[str, Any]:
 def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = None) -> STDiT3:
     """The transformer of a folder with config.json and safetensors, in the dtype of the file or `torch_dtype`.
 
+    A quantized one is loaded by its quantizer, which has to be registered with diffusers.
     Raises PipelineError: 3 for a file that is missing or damaged, 4 for a tensor that is missing, surplus or
     misshapen, named in the message.
     """
     directory = Path(directory)
     config = transformer_config(directory)
+    if "quantization_config" in json.loads((directory / "config.json").read_bytes()):
+        return STDiT3.from_pretrained(directory, torch_dtype=torch_dtype, local_files_only=True).eval()
     try:
         with torch.device("meta"):
             model = STDiT3(**config)

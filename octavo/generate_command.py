@@ -1,0 +1,101 @@
+"""`octavo generate`: a picture or a video from a prompt, by a float or a quantized model."""
+
+import inspect
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calibrate.report import peak_memory
+from capture.errors import CaptureError
+from pipelines import family_of
+from pipelines.device import DTYPES, resolve_device
+from pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
+
+from .capture_command import further
+from .failures import out_of_memory
+from .pictures import Target, save, target_of
+from .quantized_pipeline import open_pipeline
+from .terminal import Terminal, duration, size
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """The options of the command, by their names."""
+
+    model: str
+    prompt: str
+    out: Path
+    of: str | None = None
+    component: str | None = None
+    negative_prompt: str | None = None
+    steps: int | None = None
+    height: int | None = None
+    width: int | None = None
+    guidance_scale: float | None = None
+    frames: int | None = None
+    fps: int | None = None
+    resolution: str | None = None
+    aspect: str | None = None
+    seed: int = 0
+    arguments: tuple[str, ...] = ()
+    text_encoder: Path | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    offload: bool = False
+    overwrite: bool = False
+    trust_remote_code: bool = False
+
+
+def run(options: GenerateOptions, terminal: Terminal) -> None:
+    """The command."""
+    target = target_of(options.out, options.overwrite)
+    device = resolve_device(options.device)
+    pipe = open_pipeline(
+        options.model, options.of, options.component, dtype=DTYPES.get(options.dtype or ""), device=device,
+        text_encoder=options.text_encoder, offload=options.offload, trust_remote_code=options.trust_remote_code,
+    )  # fmt: skip
+    arguments = _arguments(pipe, options, target)
+    steps = total_steps(pipe, arguments)
+    began = time.monotonic()
+    with terminal.bars("generate", 1, steps) as show:
+        try:
+            made = run_prompt(pipe, options.prompt, arguments, options.seed, lambda step: show(0, step + 1))
+        except Exception as error:
+            raise _refusal(error) from error
+    seconds = time.monotonic() - began
+    words = save(made[0], target, options.fps or 8)
+    count = f"{steps} steps, " if steps else ""
+    terminal.say(
+        f"{options.out}: {words}, {count}{duration(seconds)}, peak memory {size(peak_memory())}. Seed {options.seed}."
+    )
+    terminal.event(
+        "done", out=str(options.out), made=words, steps=steps, seconds=round(seconds, 3), seed=options.seed,
+        peak_memory=peak_memory(),
+    )  # fmt: skip
+
+
+def _arguments(pipe: Any, options: GenerateOptions, target: Target) -> dict[str, Any]:
+    """Those of the pipeline's call."""
+    settings = RunSettings(
+        options.negative_prompt, options.steps, options.height, options.width, options.guidance_scale, options.seed,
+        further(options),
+    )  # fmt: skip
+    family = family_of(type(pipe).__name__)
+    arguments = call_arguments(pipe, family, settings)
+    if "output_type" in inspect.signature(type(pipe).__call__).parameters:
+        arguments["output_type"] = "latent" if target.latents else "pil"
+        if not target.latents and getattr(pipe, "vae", pipe) is None:
+            fact = f"{type(pipe).__name__} has no VAE here, and gives latents"
+            raise CaptureError(f"{options.out}: {fact}. Name a .safetensors file for them.", 2)
+    return arguments
+
+
+def _refusal(error: Exception) -> Exception:
+    """What a user is told of an error inside a pipeline."""
+    if hasattr(error, "exit_code"):
+        return error
+    if (where := out_of_memory(error)) is not None:
+        return CaptureError(f"out of memory on {where or 'the device'}. Try --offload or a smaller size.", 7)
+    fact = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+    return CaptureError(f"the pipeline does not run: {type(error).__name__}: {fact}. See --debug.", 4)

@@ -1,0 +1,114 @@
+"""Writing what a pipeline has made: a picture, the frames of a video, or latents."""
+
+import importlib.util
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from capture.errors import CaptureError
+from capture.files import replace_directory, staging, storage, write_bytes
+
+_MODE, _DIRECTORY_MODE = 0o644, 0o755
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_VIDEO, _LATENTS = ".mp4", ".safetensors"
+
+
+class Target(NamedTuple):
+    """Where a result goes, by what its name ends in: a picture, a video, latents, or frames in a directory."""
+
+    path: Path
+
+    @property
+    def latents(self) -> bool:
+        """Whether it is for latents, which are not decoded."""
+        return self.path.suffix.lower() == _LATENTS
+
+
+def target_of(path: Path, overwrite: bool) -> Target:
+    """The target of that name, before anything is loaded.
+
+    Raises CaptureError: 2 for an ending that means nothing, and for video where nothing writes it; 5 for what is there
+    already without `overwrite`, and a folder that is not there.
+    """
+    ending = path.suffix.lower()
+    if ending and ending not in (*_FORMATS, _VIDEO, _LATENTS):
+        choices = ", ".join((*_FORMATS, _VIDEO, _LATENTS))
+        raise CaptureError(f"{path}: '{ending}' is no format. Choose of {choices}, or a directory for frames.", 2)
+    if ending == _VIDEO and not all(importlib.util.find_spec(name) for name in ("imageio", "imageio_ffmpeg")):
+        raise CaptureError(
+            f"{path}: needs imageio and imageio-ffmpeg. Install them, or name a directory for frames.", 2
+        )
+    with storage(path):
+        if path.is_dir() and (ending or any(path.iterdir())) and not (overwrite and _frames_only(path)):
+            raise CaptureError(f"{path}: a directory that is not empty. Name another.", 5)
+        if path.exists() and not path.is_dir() and not overwrite:
+            raise CaptureError(f"{path}: exists. Use --overwrite or another name.", 5)
+        if not path.absolute().parent.is_dir():
+            raise CaptureError(f"{path}: there is no directory {path.parent}. Make it.", 5)
+    return Target(path)
+
+
+def _frames_only(path: Path) -> bool:
+    return not path.suffix and all(each.suffix == ".png" and each.stem.isdecimal() for each in path.iterdir())
+
+
+def save(made: Any, target: Target, fps: int) -> str:
+    """Writes the first of what a pipeline made; returns what that is, in words.
+
+    Raises CaptureError 2 where it is not what the target is for.
+    """
+    path = target.path
+    if target.latents:
+        return _save_latents(made, path)
+    first = made[0]
+    frames = list(first) if isinstance(first, Sequence) else [first]
+    if not all(hasattr(frame, "save") for frame in frames):
+        kind = type(first).__name__
+        raise CaptureError(f"{path}: the pipeline gives no pictures but {kind}. Name a .safetensors file.", 2)
+    words = f"{frames[0].width} x {frames[0].height}"
+    if not path.suffix:
+        _save_frames(frames, path)
+    elif path.suffix.lower() == _VIDEO:
+        _save_video(frames, path, fps)
+    elif len(frames) > 1:
+        raise CaptureError(f"{path}: the pipeline made {len(frames)} frames. Name a directory, or an .mp4 file.", 2)
+    else:
+        write_bytes(path, _encoded(frames[0], _FORMATS[path.suffix.lower()]), _MODE)
+    return words if len(frames) == 1 else f"{len(frames)} frames of {words}"
+
+
+def _encoded(picture: Any, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _save_frames(frames: Sequence[Any], path: Path) -> None:
+    with staging(path.absolute().parent) as staged:
+        for at, frame in enumerate(frames):
+            write_bytes(staged / f"{at:04d}.png", _encoded(frame, "PNG"), _MODE)
+        replace_directory(staged, path, _DIRECTORY_MODE)
+
+
+def _save_video(frames: Sequence[Any], path: Path, fps: int) -> None:
+    from diffusers.utils import export_to_video
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(export_to_video(list(frames), str(Path(folder) / "made.mp4"), fps=fps))
+        write_bytes(path, made.read_bytes(), _MODE)
+
+
+def _save_latents(made: Any, path: Path) -> str:
+    from torch import Tensor
+
+    from calibrate.tensors import Planned, write_tensors
+
+    if not isinstance(made, Tensor):
+        raise CaptureError(f"{path}: the pipeline gives no latents. Name a picture or a directory.", 2)
+    with staging(path.absolute().parent) as staged:
+        write_tensors(staged / path.name, {"latents": Planned.of(made)}, {}, _MODE)
+        with storage(path):
+            (staged / path.name).replace(path)
+    return f"latents {tuple(made.shape)}"

@@ -1,0 +1,86 @@
+"""Looks inside a float denoiser while its pipeline runs: ranges of inputs, and what integers do to its outputs."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calibrate.replay import input_of
+from calibrate.sqnr import Power, tensors_in
+from capture.arguments import bind, noise_level
+from capture.recorder import Clock
+
+from .deployed import Deployed
+
+
+class Probe:
+    """What was heard, by denoising step.
+
+    `maximum`: of each linear layer and convolution, max |x| of its inputs; `powers`: of the denoiser's outputs against
+    those of its integer form for the very same inputs.
+    """
+
+    def __init__(self, deployed: Deployed) -> None:
+        self.clock = Clock()
+        self.maximum: dict[str, dict[int, float]] = {}
+        self.powers: dict[int, Power] = {}
+        self._model, self._deployed = deployed.module, deployed
+        self._signature = inspect.signature(deployed.module.forward)
+        self._busy = False  # with the integer form
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, every call of the denoiser is looked at."""
+        handles = [
+            self._model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            self._model.register_forward_hook(self._compare, with_kwargs=True),
+        ]
+        for name, module in self._model.named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                handles.append(module.register_forward_pre_hook(self._range_of(name), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @property
+    def power(self) -> Power:
+        """Of all steps."""
+        steps = self.powers.values()
+        return Power(sum(p.signal for p in steps), sum(p.noise for p in steps), sum(p.count for p in steps))
+
+    def heat(self) -> dict[str, Any]:
+        """The ranges as a table: layers in the order in which they ran, a row each, a number or None for each step."""
+        steps = sorted({step for row in self.maximum.values() for step in row})
+        rows = [[row.get(step) for step in steps] for row in self.maximum.values()]
+        return {"layers": list(self.maximum), "steps": [step + 1 for step in steps], "maximum": rows}
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._busy:
+            self.clock.hear(noise_level(bind(self._signature, args, kwargs)[1]))
+
+    def _range_of(self, name: str) -> Any:
+        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not self._busy:
+                x, step = input_of(args, kwargs), self.clock.step
+                row = self.maximum.setdefault(name, {})
+                row[step] = max(row.get(step, 0.0), float(x.abs().amax()) if x.numel() else 0.0)
+
+        return hear
+
+    def _compare(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            with torch.no_grad(), self._deployed.installed() as integers:
+                others: list[Tensor] = tensors_in(integers(*args, **kwargs))
+        finally:
+            self._busy = False
+        power = self.powers.setdefault(self.clock.step, Power())
+        for exact, other in zip(tensors_in(output), others, strict=True):
+            power.add(exact, other)

@@ -1,0 +1,117 @@
+"""A headless Chromium as tests use it: the DevTools protocol over two pipes, with the standard library alone."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+
+
+def found() -> str | None:
+    """The path of a Chromium on this machine."""
+    return next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+class Page:
+    """One tab. `events` are those the browser has sent so far."""
+
+    def __init__(self, writing: int, reading: int) -> None:
+        self._writing, self._reading = writing, os.fdopen(reading, "rb")
+        self._count, self._session = 0, None
+        self.events: list[dict[str, Any]] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """The result of one command."""
+        self._count += 1
+        message: dict[str, Any] = {"id": self._count, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._writing, json.dumps(message).encode() + b"\0")
+        while (answer := self._next()).get("id") != self._count:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _next(self) -> dict[str, Any]:
+        data = bytearray()
+        while (byte := self._reading.read(1)) != b"\0":
+            assert byte, "the browser has ended"
+            data += byte
+        return json.loads(data)
+
+    def open(self, file: Path, width: int = 1200, dark: bool = False) -> None:
+        """Loads a file and waits for its load event. Earlier events are forgotten."""
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.call("Emulation.setEmulatedMedia", features=scheme)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=width < 600
+        )
+        self.events = []
+        self.call("Page.navigate", url=file.resolve().as_uri())
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._next())
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression, promises awaited."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def press(self, key: str, code: int) -> None:
+        """A key on what has the focus."""
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def complaints(self) -> list[dict[str, Any]]:
+        """Exceptions, console errors and warnings."""
+        heard = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
+        return [event for event in self.events if event["method"] in heard]
+
+    def requests(self) -> list[str]:
+        """The addresses of everything that was asked for."""
+        return [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
+
+    def screenshot(self, file: Path) -> None:
+        """The whole page as a PNG."""
+        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        made = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        file.write_bytes(base64.b64decode(made["data"]))
+
+
+@contextmanager
+def browser(profile: Path) -> Iterator[Page]:
+    """A running Chromium with a profile of its own."""
+    path = found()
+    assert path, "no Chromium"
+    to_browser, from_browser = os.pipe(), os.pipe()
+    options = (
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        "--disable-background-networking", f"--user-data-dir={profile}", "--remote-debugging-pipe",
+    )  # fmt: skip
+    # the browser reads descriptor 3 and writes descriptor 4
+    script = f'exec 3<&{to_browser[0]} 4>&{from_browser[1]}; exec "$@"'
+    running = subprocess.Popen(
+        ["bash", "-c", script, "bash", path, *options],
+        pass_fds=(to_browser[0], from_browser[1]),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    os.close(to_browser[0])
+    os.close(from_browser[1])
+    try:
+        yield Page(to_browser[1], from_browser[0])
+    finally:
+        os.close(to_browser[1])
+        running.terminate()
+        running.wait(20)
