@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibrate.failures import out_of_memory
 from capture.errors import CaptureError
 from capture.files import Modes, staging, write_bytes
 from pipelines.device import DTYPES, resolve_device
@@ -17,7 +18,6 @@ from prompts import read_prompts
 
 from .comparison import Comparison
 from .deployed import check_deployed, load_deployed
-from .failures import out_of_memory
 from .page import page
 from .page.words import decibels, factor, share
 from .terminal import Terminal, duration, size

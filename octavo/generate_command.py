@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calibrate.failures import out_of_memory
 from calibrate.report import peak_memory
 from capture.errors import CaptureError
 from pipelines import family_of
@@ -13,7 +14,6 @@ from pipelines.device import DTYPES, resolve_device
 from pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
 
 from .capture_command import further
-from .failures import out_of_memory
 from .pictures import Target, save, target_of
 from .quantized_pipeline import open_pipeline
 from .terminal import Terminal, duration, size
