@@ -4,6 +4,7 @@ python -m bench.bench_timesteps [--prompts 8] [--held 4]
 """
 
 import argparse
+import itertools
 
 from bench.accuracy import recorded, sqnr
 from calibrate.run import calibrate
@@ -22,23 +23,20 @@ def main() -> None:
     model = pipe.transformer.requires_grad_(False)
     prompts = list(read_prompts("demo").texts[: options.prompts])
     held_out = list(read_prompts("demo-heldout").texts[-options.held :])
-    found = {}
-    for activations in ("static", "timestep"):
+    by_steps = {steps: recorded(pipe, prompts, steps) for steps in (28, 20, 50)}
+    held = {steps: recorded(pipe, held_out, steps) for steps in (20, 50)}
+    print("| ranges | smoothing | run at | of 28 steps | of that number | error, of that |\n|---|---|---|---|---|---|")
+    for smoothing, activations in itertools.product((False, True), ("static", "timestep")):
         settings = Settings(
-            defaults=SD3.keep_float, groups=SD3.groups, smoothing=True, activations=activations, sqnr_calls=0
+            defaults=SD3.keep_float, groups=SD3.groups, smoothing=smoothing, activations=activations, sqnr_calls=0
         )
-        for steps in (28, 20, 50):
-            calls = recorded(pipe, prompts, steps)
-            found[activations, steps] = calibrate(model, lambda calls=calls: calls, settings).layers
-    print(
-        "| activations | run at | ranges of 28 steps | ranges of that number | error, of that |\n|---|---|---|---|---|"
-    )
-    for activations in ("static", "timestep"):
-        for steps in (20, 50):
-            held = recorded(pipe, held_out, steps)
-            here, there = (sqnr(model, found[activations, count], held) for count in (28, steps))
-            ratio = 10 ** ((there - here) / 10)
-            print(f"| {activations} | {steps} steps | {here:.2f} dB | {there:.2f} dB | {ratio:.3f} |", flush=True)
+        found = {
+            steps: calibrate(model, lambda calls=calls: calls, settings).layers for steps, calls in by_steps.items()
+        }
+        for steps, calls in held.items():
+            here, there = (sqnr(model, found[count], calls) for count in (28, steps))
+            columns = f"{activations} | {smoothing} | {steps} steps | {here:.2f} dB | {there:.2f} dB"
+            print(f"| {columns} | {10 ** ((there - here) / 10):.3f} |", flush=True)
 
 
 if __name__ == "__main__":
