@@ -16,6 +16,7 @@ from calibrate.run import calibrate as calibrate_model
 from calibrate.settings import RECIPES, Settings
 from capture.errors import CaptureError
 from capture.fingerprint import fingerprint
+from capture.ranks import Ranks
 from capture.reader import Capture
 from pipelines import FAMILIES, GENERIC
 from pipelines.denoisers import denoisers
@@ -62,24 +63,28 @@ class CalibrateOptions:
     trust_remote_code: bool = False
 
 
-def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
+def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: Ranks) -> None:
     """The command; `given` are the options of the command line, which win over those of the config file."""
     began = time.monotonic()
     options = _configured(options, given)
-    check_target(options.out, overwrite=options.overwrite)
+    options = replace(options, device=ranks.connect(options.device))
+    if ranks.rank == 0:
+        check_target(options.out, overwrite=options.overwrite)
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
     component = _component(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
-    chosen = chosen_calls(capture, component, options.samples, terminal)
+    chosen = chosen_calls(capture, component, options.samples, terminal, ranks)
     settings = _settings(options, family, len(chosen))
     model, rerun = _model(capture, component, options, family)
     calls = replayed_calls(capture, component, chosen, _casting(capture, options.dtype))
     progress = terminal.progress if rerun is None else Announced(terminal, rerun)
-    result = calibrate_model(model, calls, settings, progress=progress, trajectory=rerun)
+    result = calibrate_model(model, calls, settings, progress=progress, trajectory=rerun, ranks=ranks)
     for warning in result.warnings:
         terminal.warn(warning)
     names = tuple(name.strip() for name in options.formats.split(","))
-    export(result, model, options.out, names, overwrite=options.overwrite, group_readable=options.group_readable)
+    if ranks.rank == 0:
+        export(result, model, options.out, names, overwrite=options.overwrite, group_readable=options.group_readable)
+    ranks.wait()
     _show(result, options, terminal, time.monotonic() - began)
 
 

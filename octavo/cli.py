@@ -171,11 +171,12 @@ def calibrate(context: click.Context, debug: bool, as_json: bool, **options: Any
     """Replay CAPTURE through its model, choose the integers with little loss, and write a checkpoint to OUT."""
     from .terminal import Terminal, errors
 
-    with errors(debug):
+    ranks = ranks_of_environment()
+    with errors(debug, ranks):
         from .calibrate_command import CalibrateOptions, run
 
         given = {n for n in options if context.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE}
-        run(CalibrateOptions(**options), given, Terminal(as_json))
+        run(CalibrateOptions(**options), given, Terminal(as_json, quiet=ranks.rank > 0), ranks)
 
 
 @main.command()
