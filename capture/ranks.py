@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 BEAT = 2.0  # seconds between two signs of life
 PATIENCE = 60.0  # seconds without one: the process is taken for dead
+LINGER = 5.0  # seconds at most that the host of the store stays for others to read it
 _TIMEOUT = timedelta(minutes=5)  # of the rendezvous, and of a collective that everybody has come to
 _BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
 
@@ -153,6 +154,12 @@ class Group(Ranks):
 
         self._ended.set()
         self._heart.join(BEAT)
+        with suppress(Exception):
+            left, until = self._store.add("left", 1), time.monotonic() + LINGER
+            hosting = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+            while hosting and left < self.world and time.monotonic() < until:
+                time.sleep(0.02)
+                left = self._store.add("left", 0)
         with suppress(Exception):
             dist.destroy_process_group()
 

@@ -124,5 +124,6 @@ def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: 
         stored_bytes=tally.stored_bytes, seconds=round(seconds, 3), recording_share=round(share, 5),
         failed=tally.failed,
     )  # fmt: skip
+    job.ranks.wait()
     if tally.failed:
         raise CaptureError(f"{options.capture}: {len(tally.failed)} prompts failed. Run again with --resume.", 1)

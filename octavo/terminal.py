@@ -66,6 +66,7 @@ def errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
     except Interrupted as stop:
         _end(ranks, stop.exit_code, stop.note)
     except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+        ranks.failed(1)
         raise
     except Exception as error:
         if debug:
