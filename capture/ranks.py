@@ -35,12 +35,13 @@ class Ranks:
     """The processes of a run. This class is the run of one process, and imports nothing.
 
     Position i of any list that is shared out belongs to rank i % world. `local` counts the processes of this machine.
-    `gather`, `first` and `wait` are collective: every rank calls them in the same order.
+    `gather`, `first` and `wait` are collective: every rank calls them in the same order. `sent`: bytes so far.
     """
 
     rank, world, local = 0, 1, 0
 
     def __init__(self) -> None:
+        self.sent = 0
         self._counts: dict[str, int] = {}
 
     def connect(self, device: str) -> str:
@@ -120,8 +121,10 @@ class Group(Ranks):
 
         self._meet()
         found: list[Any] = [None] * self.world
+        packed = _packed(value)
+        self.sent += len(packed) * (self.world - 1)
         with _connected():
-            dist.all_gather_object(found, _packed(value))
+            dist.all_gather_object(found, packed)
         return [self._unpacked(each) for each in found]
 
     def first(self, value: T) -> T:
@@ -129,6 +132,7 @@ class Group(Ranks):
 
         self._meet()
         found = [_packed(value) if self.rank == 0 else b""]
+        self.sent += len(found[0]) * (self.world - 1)
         with _connected():
             dist.broadcast_object_list(found, 0)
         return value if self.rank == 0 else self._unpacked(found[0])

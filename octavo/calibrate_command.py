@@ -85,7 +85,7 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: R
     if ranks.rank == 0:
         export(result, model, options.out, names, overwrite=options.overwrite, group_readable=options.group_readable)
     ranks.wait()
-    _show(result, options, terminal, time.monotonic() - began)
+    _show(result, options, terminal, time.monotonic() - began, ranks)
 
 
 def _configured(options: CalibrateOptions, given: set[str]) -> CalibrateOptions:
@@ -190,7 +190,7 @@ def _casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
     return cast
 
 
-def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float) -> None:
+def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float, ranks: Ranks) -> None:
     report = result.report
     totals, layers = report["totals"], report["layers"]
     reasons: dict[str, list[str]] = {}
@@ -222,7 +222,7 @@ def _show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds
         terminal.say(enough)
     terminal.event(
         "done", out=str(options.out), totals=totals, enough=report["enough"], seconds=round(seconds, 3),
-        peak_memory=report["peak_memory"],
+        peak_memory=report["peak_memory"], ranks=ranks.world, sent=ranks.sent,
     )  # fmt: skip
 
 
