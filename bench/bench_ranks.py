@@ -13,9 +13,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from capture.ranks import ranks_of_environment
 
 ACCURACIES = ("plain", "fast", "balanced")
 
@@ -47,6 +52,26 @@ def measured(options: argparse.Namespace, folder: Path, world: int, at: int) -> 
     return found
 
 
+def gathering() -> None:
+    """As one of several ranks: prints how many MiB/s arrive in a gather of 64 MiB of each, packed and unpacked."""
+    ranks = ranks_of_environment()
+    ranks.connect("cpu")
+    mine = torch.rand(16 << 20)
+    ranks.gather(mine)
+    began = time.perf_counter()
+    ranks.gather(mine)
+    if ranks.rank == 0:
+        print(64 * (ranks.world - 1) / (time.perf_counter() - began))
+    ranks.close()
+
+
+def rate(world: int) -> float:
+    """What `gathering` prints."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    command += ["-m", "bench.bench_ranks", "--gathering"]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="demo")
@@ -55,7 +80,10 @@ def main() -> None:
     parser.add_argument("--world", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--accuracy", action="append", choices=ACCURACIES)
+    parser.add_argument("--gathering", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.gathering:
+        return gathering()
     found: dict[int, dict[tuple[str, str], list[float]]] = {n: defaultdict(list) for n in (1, options.world)}
     with tempfile.TemporaryDirectory() as name:
         for at in range(options.rounds):
@@ -71,6 +99,7 @@ def main() -> None:
             print(
                 f"| {command} | {stage or 'all'} | {one:.2f} s | {several:.2f} s | {one / max(several, 1e-9):.2f} x |"
             )
+    print(f"| a gather of 64 MiB of each | arriving | | {rate(options.world):.0f} MiB/s | |")
 
 
 if __name__ == "__main__":
