@@ -60,12 +60,15 @@ class CaptureWriter:
         once: `self.directory` tells where to. Raises CaptureError 4 when the manifests differ, 5 when the directory
         cannot be had, 3 when what is there is damaged.
 
-        Of several `ranks`, all of which call this, the first holds the directory and tidies it before others begin.
+        Collective: of several `ranks` the first holds the directory, and tidies it before the others begin.
         """
         path, modes = Path(os.path.realpath(directory)), Modes(group_readable)
         if ranks.rank:
             writer = cls(path, manifest, modes, None)
             writer.stored = ranks.first(writer.stored)
+            if not (path / CAPTURE).exists():
+                fact = "rank 0 has made a capture, which is not to be seen from here"
+                raise CaptureError(f"{path}: {fact}. Use a directory that all machines share.", 5)
             check_same(path, read_capture(path), manifest)
             return writer
         prepare(path, modes, resume)

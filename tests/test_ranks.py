@@ -21,7 +21,7 @@ from capture.reader import Capture
 
 from .calibrate_tiny import toy
 from .commands import capture, errors, octavo
-from .hard_tiny import bits, calibrated, hard, prompts
+from .hard_tiny import bits, calibrated, hard, prompts, same
 from .ranked import Ended, Started, printing, ranked
 
 PROMPTS = [f"a {colour} {shape}" for colour in ("red", "blue") for shape in ("circle", "ring", "cross", "square")]
@@ -99,43 +99,55 @@ def test_c13_several_ranks_store_and_write_what_one_process_does(tiny_model, tex
     assert not any(each.said for each in ended[1:])
 
 
-@pytest.mark.parametrize(("case", "world"), [(c, w) if (c, w) in QUICK else slow(c, w) for c in CASES for w in (2, 3)])
-def test_q22_every_calibration_is_the_same_bits(tmp_path, case, world):
-    model, calls = hard(), prompts(9, 5)
-    settings = {"sqnr_calls": 1, **CASES[case]}
+def each_rank(world: int, folder: Path, work: Callable[[Ranks], Any]) -> list[Any]:
+    """What `work` returns in each rank."""
 
-    def found(ranks: Ranks) -> tuple[Any, dict[str, torch.Tensor], int]:
-        runs = 0
-
-        def count(*_: object) -> None:
-            nonlocal runs
-            runs += 1
-
-        handle = model.register_forward_pre_hook(count)
-        result = calibrated(model, calls, ranks=ranks, **settings)
-        handle.remove()
-        report = {name: value for name, value in result.report.items() if name not in ("seconds", "peak_memory")}
-        return report, bits(result.layers), runs
-
-    def work(rank: int) -> None:
+    def connected(rank: int) -> None:
         ranks = ranks_of_environment()
         ranks.connect("cpu")
-        torch.save(found(ranks), tmp_path / f"rank-{rank}")
+        torch.save(work(ranks), folder / f"rank-{rank}")
         ranks.close()
 
-    ended = Started(world, tmp_path, work).end()
+    ended = Started(world, folder, connected).end()
     assert codes(ended) == [0] * world, ended
-    report, tensors, runs = found(ALONE)
+    return [torch.load(folder / f"rank-{rank}") for rank in range(world)]
+
+
+def outcome(calls: list[Any], settings: dict[str, Any], ranks: Ranks) -> tuple[Any, dict[str, torch.Tensor], int]:
+    """The report of a calibration, the tensors of its layers, and how often this process ran the model."""
+    model, runs = hard(), 0
+
+    def count(*_: object) -> None:
+        nonlocal runs
+        runs += 1
+
+    model.register_forward_pre_hook(count)
+    result = calibrated(model, calls, ranks=ranks, **settings)
+    report = {name: value for name, value in result.report.items() if name not in ("seconds", "peak_memory")}
+    return report, bits(result.layers), runs
+
+
+@pytest.mark.parametrize(("case", "world"), [(c, w) if (c, w) in QUICK else slow(c, w) for c in CASES for w in (2, 3)])
+def test_q22_every_calibration_is_the_same_bits(tmp_path, case, world):
+    calls, settings = prompts(9, 5), {"sqnr_calls": 1, **CASES[case]}
+    found = each_rank(world, tmp_path, lambda ranks: outcome(calls, settings, ranks))
+    report, tensors, runs = outcome(calls, settings, ALONE)
     assert bool(report["enough"]) == (case in ("plain", "fast", "balanced", "best", "percentile"))
-    shared = 0
-    for rank in range(world):
-        other, theirs, its = torch.load(tmp_path / f"rank-{rank}")
-        shared += its
+    for other, theirs, _ in found:
         assert other == report
-        assert theirs.keys() == tensors.keys()
-        assert all(torch.equal(theirs[name], tensors[name]) for name in tensors)
+        assert same(theirs, tensors)
     # each replays what the sums of its layers need; all else is done once
+    shared = sum(its for _, _, its in found)
     assert shared == runs if not settings.get("weights") else runs < shared < world * runs
+
+
+@pytest.mark.parametrize("case", ["balanced", slow("percentile"), slow("timestep")])
+def test_there_may_be_more_ranks_than_calls(tmp_path, case):
+    calls = prompts(1, 2)
+    report, tensors, _ = outcome(calls, CASES[case], ALONE)
+    for other, theirs, _ in each_rank(3, tmp_path, lambda ranks: outcome(calls, CASES[case], ranks)):
+        assert other == report
+        assert same(theirs, tensors)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -165,25 +177,44 @@ def test_a_survey_of_more_rows_than_it_keeps_is_the_same_however_calls_are_share
             for name, survey in made.items()
         }  # fmt: skip
 
-    def work(rank: int) -> None:
-        ranks = ranks_of_environment()
-        ranks.connect("cpu")
-        torch.save(surveyed(ranks), tmp_path / f"rank-{rank}")
-        ranks.close()
-
-    ended = Started(world, tmp_path, work).end()
-    assert codes(ended) == [0] * world, ended
     expected = surveyed(ALONE)
     assert all(256 <= len(rows) <= 512 for each in expected.values() for rows, _ in each[-2:])
     assert expected["all"][3] == "all"
     assert expected["like-all"][3] == "like-all"
-    for rank in range(world):
-        found = torch.load(tmp_path / f"rank-{rank}")
+    for found in each_rank(world, tmp_path, surveyed):
         assert str(found) == str(expected)
         for name, each in expected.items():
             for (rows, levels), (theirs, their_levels) in zip(each[-2:], found[name][-2:], strict=True):
                 assert torch.equal(rows, theirs)
                 assert torch.equal(levels, their_levels)
+
+
+@pytest.mark.parametrize(
+    ("device", "placed"),
+    [("cpu", "cpu"), ("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("npu", "npu:3"), ("nonsense", "nonsense")],
+)
+def test_the_number_of_a_rank_on_its_machine_picks_the_card_where_none_is_named(device, placed):
+    assert module._placed(device, 3)[0] == placed
+    assert ALONE.connect(device) == device
+
+
+@pytest.mark.parametrize(
+    ("variables", "known"),
+    [
+        ({}, (0, 1, 0)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, (0, 1, 0)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8, 1)),
+        ({"RANK": "x", "WORLD_SIZE": "8"}, (0, 1, 0)),
+    ],
+)
+def test_the_environment_says_which_rank_this_is(monkeypatch, variables, known):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = ranks_of_environment()
+    assert (found.rank, found.world, found.local) == known
+    assert found.share(list(range(20))) == [at for at in range(20) if found.owns(at)]
 
 
 def at_call(number: int, rank: int, what: Callable[[], None]) -> Callable[[int], Any]:
@@ -225,6 +256,32 @@ def test_an_error_of_one_rank_is_said_once_and_ends_all(tiny_model, texts, captu
     assert len(error_lines(ended)) == 1
     assert error_lines(ended)[0].startswith("Error: rank 2: prompt 2, step 2")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        (("--device", "npu"), 7, "torch_npu is not installed"),
+        (("--prompts", "nowhere.txt"), 2, "no such prompts file"),
+        (("--arg", "nonsense=1"), 2, "takes no argument nonsense"),
+    ],
+)
+def test_what_no_rank_can_do_is_said_once(tiny_model, texts, tmp_path, more, code, words):
+    ended = ranked(2, tmp_path, *asked(tiny_model, tmp_path / "capture", texts, *more))
+    assert codes(ended) == [code, code]
+    (line,) = error_lines(ended)
+    assert words in line
+
+
+def test_a_rank_that_does_not_see_the_directory_of_the_first_says_so(tiny_model, texts, tmp_path):
+    def elsewhere(rank: int) -> None:
+        (tmp_path / str(rank)).mkdir()
+        os.chdir(tmp_path / str(rank))
+
+    ended = ranked(2, tmp_path, *asked(tiny_model, Path("capture"), texts), before=elsewhere)
+    assert codes(ended) == [5, 5]
+    (line,) = error_lines(ended)
+    assert line.endswith("Use a directory that all machines share.")
 
 
 def test_prompts_that_fail_are_left_out_by_whichever_rank_has_them(tiny_model, texts, tmp_path):
