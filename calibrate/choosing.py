@@ -1,9 +1,12 @@
 """From a float model and calls to a choice for each layer: survey, smoothing, ranges, weights."""
 
+import copy
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
+
+from capture.ranks import ALONE, Ranks
 
 from .calls import Call, Calls, Progress, first
 from .choice import Choice
@@ -20,7 +23,7 @@ from .scheme import Range
 from .settings import Settings
 from .smoothing import Smoothing, smooth
 from .sqnr import spread
-from .survey import Survey, Turn
+from .survey import Survey, Turn, united
 
 _WHOLE = torch.zeros(0)  # no edges: one bin
 _MARKS = 3  # at most, that are measured: each takes a search of its own
@@ -33,14 +36,21 @@ class Choosing:
     """
 
     def __init__(
-        self, model: nn.Module, calls: Calls, plan: Plan, settings: Settings, progress: Progress, watch: Stopwatch
+        self,
+        model: nn.Module,
+        calls: Calls,
+        plan: Plan,
+        settings: Settings,
+        progress: Progress,
+        watch: Stopwatch,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._model, self._calls, self._plan = model, calls, plan
+        self._model, self._calls, self._plan, self._ranks = model, calls, plan, ranks
         self._settings, self._progress, self._watch = settings, progress, watch
         self.count = 0
         self.timesteps: tuple[float, ...] | None = None
         self.last = Mark(0, None)
-        self._surveys_at: dict[Mark, dict[str, Survey]] = {}  # what was known on the way
+        self._surveys_at: dict[Mark, tuple[Turn, dict[str, Survey]]] = {}  # what this rank knew on the way
         self._ranges_at: dict[Mark, dict[str, list[Range]]] = {}
         self._first_choices: dict[str, Choice] = {}
 
@@ -69,6 +79,7 @@ class Choosing:
                     lambda: self._some(turn),
                     settings.method,
                     self._progress,
+                    self._ranks,
                 )
         return choices, ranges, reasons
 
@@ -92,7 +103,8 @@ class Choosing:
     def _chosen_by(self, mark: Mark) -> dict[str, Choice]:
         """The choices that follow from what was known at a mark."""
         ranges, smoothing = self._ranges_at.get(mark, {}), {}
-        if surveys := self._surveys_at.get(mark):
+        if known := self._surveys_at.get(mark):
+            _, surveys = united(*known, self._ranks)
             smoothing = self._smoothed(surveys) if self._settings.smoothing else {}
             ranges = ranges | _extremes(surveys, smoothing)
         return self._first(ranges, smoothing, _WHOLE)[0]
@@ -101,22 +113,29 @@ class Choosing:
         settings = self._settings
         kind = "dynamic" if settings.activations == "dynamic" else "static"
         groups = settings.groups(self._model) if settings.groups else []
-        return smooth(self._model, _linears(surveys), groups, kind, settings.input_scheme, self._progress)
+        linears = _linears(surveys)
+        return smooth(self._model, linears, groups, kind, settings.input_scheme, self._progress, self._ranks)
 
     def _surveyed(self) -> tuple[dict[str, Survey], Turn]:
         """The surveys of layers, if anything is to be chosen by them; of convolutions, if weights are."""
-        turn, surveys = Turn(self._model), dict[str, Survey]()
+        turn, surveys = Turn(self._model, self._ranks), dict[str, Survey]()
         if not self._settings.surveying:
             return surveys, turn
         for entry, module in named(self._model, self._plan):
             if isinstance(module, nn.Linear):
-                surveys[entry.name] = Survey(turn)
+                surveys[entry.name] = Survey(turn, entry.name)
             elif not self._settings.method.plain and self._settings.activations in ("static", "float"):
-                surveys[entry.name] = PatchSurvey(turn, module)
-        marks = Marks(lambda: {name: survey.copy() for name, survey in surveys.items()})
+                surveys[entry.name] = PatchSurvey(turn, entry.name, module)
+
+        def known() -> tuple[Turn, dict[str, Survey]]:
+            now = copy.copy(turn)
+            return now, {name: survey.copy(now) for name, survey in surveys.items()}
+
+        marks = Marks(known)
         with self._watch.stage("survey"):
             samples = self._progress("survey", first(self._calls, self._settings.samples), self._settings.samples)
-            self.count = observe(self._model, surveys, turn.each(marks.each(samples)))
+            self.count = observe(self._model, surveys, turn.each(marks.each(samples)), self._ranks)
+            turn, surveys = united(turn, surveys, self._ranks)
         self._surveys_at, self.last = marks.taken, marks.last
         return surveys, turn
 
@@ -137,7 +156,9 @@ class Choosing:
         if missing:
             samples = self._progress("replay", first(self._calls, settings.samples), settings.samples)
             options = settings.options
-            found, turn, marks = observed(self._model, missing, samples, settings.observer, options, smoothing, edges)
+            found, turn, marks = observed(
+                self._model, missing, samples, settings.observer, options, smoothing, edges, self._ranks
+            )
             ranges |= found
             self.count, self.last, self._ranges_at = turn.count, marks.last, marks.taken
         return ranges

@@ -6,12 +6,14 @@ calls is what the bias lacks (Nagel et al., Data-Free Quantization Through Weigh
 arXiv 1906.04721, 2019). A layer where the outcome is no better than plain rounding keeps plain rounding.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from capture.ranks import ALONE, Ranks
 
 from .calls import Calls, Progress
 from .choice import Choice, divided, error_of, represented
@@ -101,13 +103,17 @@ def compensated(
     calls: Calls,
     method: Method,
     progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Choice]:
     """The choices with weights and corrections by `method`, where these are better on rows of calls held out.
 
     `calls`, replayed once for each GiB of sums, are some of those not held out. Deterministic.
+
+    Collective: `ranks` share the layers. Each replays all of the calls, so that sums are added in the same order
+    whichever rank has them.
     """
-    made = dict(choices)
-    portions = list(_portions(model, choices, surveys, method))
+    made: dict[str, Choice] = {}
+    portions = list(_portions(_shared(choices, surveys, ranks), surveys, method))
     count = sum(len(members) for portion in portions for members in portion)
     each_layer = iter(progress("weights", range(count), count))
     for portion in portions:
@@ -122,7 +128,7 @@ def compensated(
                 made[name] = min(options, key=partial(error_of, module, inputs=surveys[name].judged))
             del sums[members[0]]
     next(each_layer, None)
-    return made
+    return {**choices, **{name: choice for part in ranks.gather(made) for name, choice in part.items()}}
 
 
 def _sums(choice: Choice, survey: Survey, turn: Turn, method: Method) -> Sums:
@@ -135,17 +141,22 @@ def _sums(choice: Choice, survey: Survey, turn: Turn, method: Method) -> Sums:
     return Sums(choice, turn, columns, Strided(stride), squares=bool(method.weights))
 
 
-def _portions(
-    model: nn.Module, choices: Mapping[str, Choice], surveys: Mapping[str, Survey], method: Method
-) -> Iterator[list[list[str]]]:
-    """Lists of layers with one input, whose sums fit in memory together."""
-    shared: dict[tuple[int, int], list[str]] = {}
+def _shared(choices: Mapping[str, Choice], surveys: Mapping[str, Survey], ranks: Ranks) -> list[list[str]]:
+    """The layers of this rank, together those with one input: wide ones, which take the longest, are dealt first."""
+    shared: dict[tuple[str, int], list[str]] = {}
     for name, choice in choices.items():
         if name in surveys and surveys[name].seen:
-            shared.setdefault((id(surveys[name].leader), id(choice.multiplier)), []).append(name)
+            shared.setdefault((surveys[name].leader, id(choice.multiplier)), []).append(name)
+    if ranks.world == 1:
+        return list(shared.values())
+    return ranks.share(sorted(shared.values(), key=lambda members: -len(surveys[members[0]].all.low)))
+
+
+def _portions(shared: Iterable[list[str]], surveys: Mapping[str, Survey], method: Method) -> Iterator[list[list[str]]]:
+    """Lists of layers with one input, whose sums fit in memory together."""
     portion: list[list[str]] = []
     held = 0
-    for members in shared.values():
+    for members in shared:
         columns = len(surveys[members[0]].all.low)
         size = 2 * columns**2 * precision(columns).itemsize if method.weights else 16 * columns
         if portion and held + size > _MEMORY:

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from capture.ranks import ALONE, Ranks
+
 from .calls import Call, Progress
 from .choice import Choice, layer_of
 from .layers import quantized
 from .plan import FloatLayer, layer_at
-from .sqnr import Power, outputs
+from .sqnr import Power, joined, outputs
 
 NEAR = 0.1  # dB below the final SQNR: as good
 GROWING = 0.3  # dB gained by the last doubling: more calls would gain too
@@ -77,26 +79,28 @@ def curve(
     calls: Callable[[], Iterable[Call]],
     exact: Sequence[Sequence[Tensor]],
     progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, Any]]:
     """Rows {calls, prompts, output_sqnr in dB} of the marks: of the float `model` with the layers `names` as chosen
-    there (float where nothing was), on `calls`, for which the float model's outputs were `exact`."""
+    there (float where nothing was), on `calls`, for which the float model's outputs were `exact`. Collective: `ranks`
+    share the calls, and `exact` is of this one's."""
     rows = []
     for mark, choices in progress("enough", marked.items(), len(marked)) if marked else ():
         layers: dict[str, Any] = {n: Made(layer_at(model, n), choices[n]) for n in names if n in choices}
         with quantized(model, layers):
-            power = power_of(exact, outputs(model, calls()))
+            power = power_of(exact, outputs(model, calls(), ranks), ranks)
         if power.sqnr is not None:
             rows.append({**mark._asdict(), "output_sqnr": power.sqnr})
     return rows
 
 
-def power_of(exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]]) -> Power:
-    """That of a model's outputs on the same calls."""
+def power_of(exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]], ranks: Ranks = ALONE) -> Power:
+    """That of a model's outputs on the same calls, which `ranks` share. Collective."""
     power = Power()
     for one, two in zip(exact, other, strict=True):
         for exact_tensor, tensor in zip(one, two, strict=True):
             power.add(exact_tensor, tensor)
-    return power
+    return joined({"": power}, ranks)[""]
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> str | None:

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from capture.ranks import ALONE, Ranks
+
 from .budget import Budget, Cost, Search, size, summed
 from .calls import Progress
 from .choice import Choice
@@ -38,11 +40,13 @@ def mixed(
     search: Search,
     trajectory: Trajectory,
     progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> Mixture:
     """The mixture of schemes and float that keeps `budget` with little error of the trajectory.
 
     Layers of the plan without a choice stay as they are. Raises CalibrateError 2 for a budget that nothing keeps, and
     for one that all layers keep as floats; 6 where latents are not finite within it; 4 and 6 as `Runs.begin` does.
+    Collective: `ranks` share the runs for single groups.
     """
     runs, candidates = Runs(model, trajectory), Candidates(model, choices)
     runs.begin([entry.name for entry in plan.entries if entry.kind in KINDS.values()])
@@ -51,7 +55,7 @@ def mixed(
     fixed = summed(cost for name, cost in before.items() if name not in names)
     limit = _checked(budget, before, _smallest(candidates, names, search.schemes, before).plus(fixed))
     division = grouped(names, block_names(model), search.runs // len(search.schemes))
-    groups = measured(candidates, division, search.schemes, before, runs, progress)
+    groups = measured(candidates, division, search.schemes, before, runs, progress, ranks)
     found = _found(budget, groups, candidates, limit.minus(fixed), runs, search, progress)
     if found is None:
         raise _infeasible(budget, least([group.options for group in groups]).plus(fixed), summed(before.values()))
@@ -64,7 +68,7 @@ def mixed(
         **_trust(groups, found, runs),
     }
     made = {name: candidates.choice(name, scheme) for name, scheme in schemes.items()}
-    return Mixture(_planned(plan, names, schemes, budget), made, report, _errors(groups))
+    return ranks.first(Mixture(_planned(plan, names, schemes, budget), made, report, _errors(groups)))
 
 
 class _Found(NamedTuple):

@@ -49,8 +49,8 @@ class Patches:
 class PatchSurvey(Survey):
     """What is known of the patches of one convolution's input; its extremes are those of some, not of all."""
 
-    def __init__(self, turn: Turn, conv: nn.Conv2d) -> None:
-        super().__init__(turn)
+    def __init__(self, turn: Turn, name: str, conv: nn.Conv2d) -> None:
+        super().__init__(turn, name)
         self.patches = Patches.of(conv, _SURVEYED)
         self.key = self.patches
         self.tensors = 0
@@ -63,6 +63,11 @@ class PatchSurvey(Survey):
     def add(self, reading: SurveyReading) -> None:
         super().add(reading)
         self.tensors += 1
+
+    def merge(self, other: Survey) -> None:
+        super().merge(other)
+        assert isinstance(other, PatchSurvey)
+        self.tensors += other.tensors
 
     def taking(self, most: int) -> Patches:
         """Patches of the same convolution, `most` in all of about as many tensors as were seen."""

@@ -4,11 +4,13 @@ Bins divide the noise levels of the calls so that each has about as many calls; 
 not above it. A level is what the denoiser is told, so bins found in 28 steps serve 20 or 50.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from capture.ranks import ALONE, Ranks
 
 from .calls import Call
 from .enough import Marks
@@ -52,19 +54,25 @@ class Binned:
         at = 0 if level is None or not len(self._edges) else int(bins_of(torch.tensor(level), self._edges))
         self._observers[at].add(reading)
 
-    def ranges(self) -> list[Range]:
-        """Of each bin; where one saw nothing, that of all. Raises ValueError when none did."""
-        ranges: list[Range | None] = []
-        for observer in self._observers:
-            try:
-                ranges.append(observer.range())
-            except ValueError:
-                ranges.append(None)
-        seen = [each for each in ranges if each is not None]
-        if not seen:
-            raise ValueError("saw no data")
-        whole = Range(min(each.low for each in seen), max(each.high for each in seen))
-        return [each or whole for each in ranges]
+    @property
+    def observers(self) -> list[Observer]:
+        """Of each bin."""
+        return self._observers
+
+
+def ranges_of(observers: Sequence[Observer]) -> list[Range]:
+    """Of the bins of one layer; where one saw nothing, that of all. Raises ValueError when none did."""
+    ranges: list[Range | None] = []
+    for observer in observers:
+        try:
+            ranges.append(observer.range())
+        except ValueError:
+            ranges.append(None)
+    seen = [each for each in ranges if each is not None]
+    if not seen:
+        raise ValueError("saw no data")
+    whole = Range(min(each.low for each in seen), max(each.high for each in seen))
+    return [each or whole for each in ranges]
 
 
 def observed(
@@ -75,27 +83,32 @@ def observed(
     options: Options,
     smoothing: Mapping[str, Smoothing],
     edges: Tensor,
+    ranks: Ranks = ALONE,
 ) -> tuple[dict[str, list[Range]], Turn, Marks]:
     """The ranges of the inputs of the layers that ran, of each bin of `edges`, what the calls were, and the ranges
     known on the way.
 
-    Raises as `replay.observe` does.
+    Collective: `ranks` share the calls, and all know the same of all of them. Raises as `replay.observe` does.
     """
-    turn = Turn(model)
+    turn = Turn(model, ranks)
     binned = {
         name: Binned(observer, options, turn, edges, smoothing[name].multiplier if name in smoothing else None)
         for name in names
     }
-    marks = Marks(lambda: _known(binned))
-    observe(model, binned, turn.each(marks.each(calls)))
-    return _known(binned), turn, marks
+    marks = Marks(lambda: _known(binned, ranks))
+    observe(model, binned, turn.each(marks.each(calls)), ranks)
+    return _known(binned, ranks), turn, marks
 
 
-def _known(binned: Mapping[str, Binned]) -> dict[str, list[Range]]:
+def _known(binned: Mapping[str, Binned], ranks: Ranks) -> dict[str, list[Range]]:
+    first, *others = ranks.gather({name: each.observers for name, each in binned.items()})
     ranges = {}
-    for name, each in binned.items():
+    for name, observers in first.items():
+        for other in others:
+            for observer, its in zip(observers, other[name], strict=True):
+                observer.merge(its)
         try:
-            ranges[name] = each.ranges()
+            ranges[name] = ranges_of(observers)
         except ValueError:
             continue
     return ranges

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from capture.ranks import ALONE, Ranks
+
 from .calls import Call, check_caches, evaluating, run
 from .errors import CalibrateError
 
@@ -54,7 +56,7 @@ def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 @contextmanager
-def ranks(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, int]]:
+def axes(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, int]]:
     """Inside, the numbers of axes of the inputs of the named layers are noted; 0 where they change."""
     found: dict[str, int] = {}
 
@@ -110,8 +112,9 @@ def listening(model: nn.Module, observers: Mapping[str, Hearer]) -> Iterator[Non
             handle.remove()
 
 
-def observe(model: nn.Module, observers: Mapping[str, Hearer], calls: Iterable[Call]) -> int:
-    """Runs the float `model` on `calls`, with `observers` by layer name; returns how many calls there were.
+def observe(model: nn.Module, observers: Mapping[str, Hearer], calls: Iterable[Call], ranks: Ranks = ALONE) -> int:
+    """Runs the float `model` on those of the `calls` that `ranks` gives to this process, with `observers` by layer
+    name; returns how many calls there were in all.
 
     Raises CalibrateError: 4 for calls that do not fit the model, and without any call; 6 for an input that is not
     finite, with layer and call; 7 when memory runs out.
@@ -120,7 +123,8 @@ def observe(model: nn.Module, observers: Mapping[str, Hearer], calls: Iterable[C
     count = 0
     with evaluating(model), listening(model, observers):
         for count, call in enumerate(calls, 1):
-            run(model, call, count - 1)
+            if ranks.owns(count - 1):
+                run(model, call, count - 1)
     if count == 0:
         raise CalibrateError("calls: there are none to replay. Capture some first.", 4)
     return count

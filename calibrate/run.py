@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from capture.ranks import ALONE, Ranks
+
 from .calls import Call, Calls, Progress, silent
 from .choice import Choice, layer_of
 from .choosing import Choosing
@@ -17,11 +19,11 @@ from .errors import CalibrateError
 from .layers import QuantizedLayer, install, quantized
 from .mixture import Mixture, mixed
 from .plan import Plan, layer_at, make_plan, named
-from .replay import ranks
+from .replay import axes
 from .report import Stopwatch, report_of, with_mixture
 from .sensitivity import Trajectory
 from .settings import DEFAULTS, SCHEMES, Settings
-from .sqnr import Power, comparing, outputs, spread
+from .sqnr import Power, comparing, joined, outputs, spread
 from .weights import check_finite, page_out
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ class Result:
     report: dict[str, Any]
     timesteps: tuple[float, ...] | None = None
     example: Call | None = None
-    ranks: Mapping[str, int] = field(default_factory=dict)
+    axes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def warnings(self) -> list[str]:
@@ -53,10 +55,14 @@ def calibrate(
     *,
     progress: Progress = silent,
     trajectory: Trajectory | None = None,
+    ranks: Ranks = ALONE,
 ) -> Result:
     """Calibrates `model` on `calls`, a function that gives the calls anew each time.
 
     `trajectory` runs the pipeline that `model` is part of, for `settings.budget`: see `mixture.mixed`.
+
+    `ranks` are processes that call this alike, each with the model and all calls, and share the work: all of them
+    return what one process would, its seconds and memory apart.
 
     The model's weights stay as they are, unless `settings.release`: then its layers are replaced by integer ones.
 
@@ -66,27 +72,28 @@ def calibrate(
     watch = Stopwatch()
     with watch.stage("prepare"):
         plan = _prepared(model, settings)
-    choosing = Choosing(model, calls, plan, settings, progress, watch)
+    choosing = Choosing(model, calls, plan, settings, progress, watch, ranks)
     choices, ranges, reasons = choosing.choices()
     count = choosing.count
     mixture = None
     if settings.limits is not None:
         with watch.stage("budget"):
-            mixture = _mixed(model, plan, choices, settings, trajectory, progress)
+            mixture = _mixed(model, plan, choices, settings, trajectory, progress, ranks)
         plan, choices = mixture.plan, mixture.choices
     with watch.stage("freeze"):
         plan, layers = _frozen(model, plan, choices, reasons, settings, progress)
     makers = {name: partial(_maker, model, name, choices, layers) for name in plan.quantized}
     measured = settings.measured(count)
     chosen = partial(_chosen, calls, spread(count, measured))
-    with watch.stage("measure"), comparing(model, makers) as powers, ranks(model, plan.quantized) as found:
-        exact = outputs(model, progress("measure", chosen(), measured))
+    with watch.stage("measure"), comparing(model, makers) as powers, axes(model, plan.quantized) as found:
+        exact = outputs(model, progress("measure", chosen(), measured), ranks)
+    powers = joined(powers, ranks)
     plan = _fallen_back(plan, powers, settings)
     layers = {name: layer for name, layer in layers.items() if name in plan.quantized}
     enough: list[dict[str, Any]] = []
     if mixture is None:
         with watch.stage("enough"):
-            enough = curve(model, plan.quantized, choosing.earlier(), chosen, exact, progress)
+            enough = curve(model, plan.quantized, choosing.earlier(), chosen, exact, progress, ranks)
     if settings.release:
         with watch.stage("install"):
             for name in progress("install", plan.quantized, len(plan.quantized)):
@@ -95,13 +102,13 @@ def calibrate(
                 install(model, {name: layers[name]})
                 page_out(weight)
     with watch.stage("measure"), quantized(model, {} if settings.release else layers):
-        output = power_of(exact, outputs(model, chosen()))
+        output = power_of(exact, outputs(model, chosen(), ranks), ranks)
     report = report_of(plan, layers, choices, ranges, settings, powers, output.sqnr, count, watch) | {"enough": enough}
     if mixture is not None:
         report = with_mixture(report, mixture)
-    for warning in report["warnings"]:
+    for warning in report["warnings"] if ranks.rank == 0 else ():
         logger.warning(warning)
-    return Result(plan, layers, report, choosing.timesteps, ranks=found)
+    return Result(plan, layers, report, choosing.timesteps, axes=found)
 
 
 def _mixed(
@@ -111,6 +118,7 @@ def _mixed(
     settings: Settings,
     trajectory: Trajectory | None,
     progress: Progress,
+    ranks: Ranks,
 ) -> Mixture:
     assert settings.limits is not None
     if trajectory is None:
@@ -118,7 +126,7 @@ def _mixed(
     first = SCHEMES[settings.activations]
     schemes = tuple(first if scheme == "W8A8" else scheme for scheme in settings.search.schemes)
     search = replace(settings.search, schemes=schemes)
-    return mixed(model, plan, choices, settings.limits, search, trajectory, progress)
+    return mixed(model, plan, choices, settings.limits, search, trajectory, progress, ranks)
 
 
 def _prepared(model: nn.Module, settings: Settings) -> Plan:

@@ -5,13 +5,15 @@ is farthest from the mean, then again and again the one farthest from all that w
 farther from them than twice what the best k would. So the extremes that ranges come from are among the first.
 """
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from capture.arguments import TIME_ARGUMENTS, noise_level
+from capture.ranks import ALONE, Ranks
 
 from .calls import Call
 from .survey import held_out
@@ -61,12 +63,14 @@ def statistics_of(x: Tensor) -> Tensor:
     return torch.stack([low[groups].amin(1), high[groups].amax(1), square[groups].mean(1)]).to("cpu", torch.float64)
 
 
-def farthest(calls: Iterable[Call], wanted: int) -> list[int]:
+def farthest(calls: Iterable[Call], wanted: int, ranks: Ranks = ALONE) -> list[int]:
     """The positions of `wanted` calls, ascending; all where there are no more. Needs the memory of one call.
 
     Of calls that are held out (survey.py) it takes their share, one at least where both kinds are there and wanted.
+    Collective: `ranks` share the reading of the calls.
     """
-    descriptors = [descriptor_of(call) for call in calls]
+    parts = ranks.gather([descriptor_of(call) for at, call in enumerate(calls) if ranks.owns(at)])
+    descriptors = interleaved(parts)
     if wanted >= len(descriptors):
         return list(range(len(descriptors)))
     held = torch.tensor([each.held for each in descriptors])
@@ -76,7 +80,12 @@ def farthest(calls: Iterable[Call], wanted: int) -> list[int]:
     return sorted(_traversed(points_of(descriptors), held, {True: share, False: wanted - share}))
 
 
-def points_of(descriptors: list[Descriptor]) -> Tensor:
+def interleaved(parts: Sequence[Sequence[Descriptor]]) -> list[Descriptor]:
+    """What ranks share, in its order."""
+    return [each for row in itertools.zip_longest(*parts) for each in row if each is not None]
+
+
+def points_of(descriptors: Sequence[Descriptor]) -> Tensor:
     """(calls, coordinates) float64: the noise level and each tensor have the mean square 1, so that each counts the
     same however many channels it has."""
     levels = torch.tensor([[0.0 if each.level is None else each.level] for each in descriptors], dtype=torch.float64)

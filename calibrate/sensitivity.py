@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from capture.ranks import ALONE, Ranks
+
 from .budget import TIME, Cost, summed
 from .calls import Progress, evaluating
 from .choice import Choice, layer_of
@@ -152,19 +154,26 @@ def measured(
     before: Mapping[str, Cost],
     runs: Runs,
     progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> list[Group]:
     """The groups with the error and the cost of each of their options: one run of the pipeline for each. A scheme that
-    makes latents infinite is no option."""
-    schedule = [(group, scheme) for group in groups for scheme in schemes]
-    found: dict[tuple[str, ...], list[tuple[Option, Assignment]]] = {}
-    for group in groups:
-        found[group] = [(Option(None, 0.0, summed(before[name] for name in group)), {})]
+    makes latents infinite is no option. Collective: `ranks` share the runs."""
+    schedule = ranks.share([(group, scheme) for group in groups for scheme in schemes])
+    made: dict[tuple[tuple[str, ...], str], tuple[Option, Assignment]] = {}
+    began = runs.count
     for group, scheme in progress("trajectories", schedule, len(schedule)):
         layers = candidates.layers(dict.fromkeys(group, scheme))
         error = runs.error(layers) if layers else float("inf")
         if error < float("inf"):
             cost = summed(cost_of(layers.get(name), before[name]) for name in group)
-            found[group].append((Option(scheme, error, cost), dict.fromkeys(layers, scheme)))
+            made[group, scheme] = Option(scheme, error, cost), dict.fromkeys(layers, scheme)
+    parts = ranks.gather((runs.count - began, made))
+    runs.count = began + sum(count for count, _ in parts)
+    every = {key: pair for _, part in parts for key, pair in part.items()}
+    found: dict[tuple[str, ...], list[tuple[Option, Assignment]]] = {}
+    for group in groups:
+        found[group] = [(Option(None, 0.0, summed(before[name] for name in group)), {})]
+        found[group] += [every[group, scheme] for scheme in schemes if (group, scheme) in every]
     return [Group(names, *map(tuple, zip(*pairs, strict=True))) for names, pairs in found.items()]
 
 

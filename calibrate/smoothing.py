@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from capture.ranks import ALONE, Ranks
+
 from .calls import Progress
 from .channels import Channels
 from .choice import divided, represented
@@ -53,15 +55,16 @@ def smooth(
     kind: str,
     scheme: Scheme,
     progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Smoothing]:
     """The smoothing of each layer that gains by it. `kind` says how inputs become integers, with `scheme`.
 
     Layers that see one row for each sample are left alone: their few rows say too little of other calls. Layers of a
     group that are given different inputs have factors of their own where that is much better: those of all blocks of a
-    network may have no channels in common that are large.
+    network may have no channels in common that are large. Collective: `ranks` share the groups.
     """
-    chosen = {}
-    found = list(grouped(surveys, groups))
+    chosen: dict[str, Smoothing] = {}
+    found = ranks.share(list(grouped(surveys, groups)))
     for names in progress("smooth", found, len(found)):
         together, error = _searched(model, names, surveys, kind, scheme)
         made = {tuple(names): together}
@@ -72,7 +75,7 @@ def smooth(
         for part, smoothing in made.items():
             if smoothing is not None:
                 chosen.update(dict.fromkeys(part, smoothing))
-    return chosen
+    return {name: smoothing for part in ranks.gather(chosen) for name, smoothing in part.items()}
 
 
 def grouped(surveys: Mapping[str, Survey], groups: Iterable[Group]) -> Iterable[list[str]]:
@@ -87,9 +90,9 @@ def grouped(surveys: Mapping[str, Survey], groups: Iterable[Group]) -> Iterable[
 
 
 def _by_input(names: Iterable[str], surveys: Mapping[str, Survey]) -> Iterable[list[str]]:
-    shared: dict[int, list[str]] = {}
+    shared: dict[str, list[str]] = {}
     for name in names:
-        shared.setdefault(id(surveys[name].leader), []).append(name)
+        shared.setdefault(surveys[name].leader, []).append(name)
     return shared.values()
 
 

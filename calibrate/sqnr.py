@@ -6,11 +6,14 @@ SQNR = 10 * log10(sum of y_float**2 / sum of (y_float - y_integer)**2)       in 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from capture.ranks import ALONE, Ranks
 
 from .calls import Call, evaluating, run
 from .layers import QuantizedLayer
@@ -20,19 +23,36 @@ from .replay import input_of
 
 @dataclass
 class Power:
-    """Sums of squares of a float signal and of what an integer one differs by."""
+    """Sums of squares of a float signal and of what an integer one differs by: the same in whatever order tensors came.
 
-    signal: float = 0.0
-    noise: float = 0.0
-    count: int = 0  # of values
+    `count`: of values.
+    """
+
+    count: int = 0
+    _signals: list[float] = field(default_factory=list)  # of each tensor; they are added without rounding
+    _noises: list[float] = field(default_factory=list)
 
     def add(self, exact: Tensor, other: Tensor) -> None:
         """Takes in two tensors of the same shape, which stay as they are."""
         self.count += exact.numel()
         signal = exact.to(torch.float32)
         noise = other - signal  # in float32, whatever the dtype of `other`
-        self.signal += float(torch.linalg.vector_norm(signal, dtype=torch.float64)) ** 2
-        self.noise += float(torch.linalg.vector_norm(noise, dtype=torch.float64)) ** 2
+        self._signals.append(float(torch.linalg.vector_norm(signal, dtype=torch.float64)) ** 2)
+        self._noises.append(float(torch.linalg.vector_norm(noise, dtype=torch.float64)) ** 2)
+
+    def plus(self, other: "Power") -> "Power":
+        """That of the tensors of both."""
+        return Power(self.count + other.count, self._signals + other._signals, self._noises + other._noises)
+
+    @property
+    def signal(self) -> float:
+        """The sum of squares of the float signal."""
+        return math.fsum(self._signals)
+
+    @property
+    def noise(self) -> float:
+        """The sum of squares of what the integer signal differs by."""
+        return math.fsum(self._noises)
 
     @property
     def mean_square(self) -> float:
@@ -42,9 +62,10 @@ class Power:
     @property
     def sqnr(self) -> float | None:
         """In dB; None without signal or without noise."""
-        if not (self.signal > 0.0 and self.noise > 0.0):
+        signal, noise = self.signal, self.noise
+        if not (signal > 0.0 and noise > 0.0):
             return None
-        return 10.0 * math.log10(self.signal / self.noise)
+        return 10.0 * math.log10(signal / noise)
 
 
 @contextmanager
@@ -92,10 +113,18 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [tensor for part in parts for tensor in tensors_in(part)]
 
 
-def outputs(model: nn.Module, calls: Iterable[Call]) -> list[list[Tensor]]:
-    """What `model` returns for each of a few calls, on the CPU."""
+def outputs(model: nn.Module, calls: Iterable[Call], ranks: Ranks = ALONE) -> list[list[Tensor]]:
+    """What `model` returns for each of a few calls, on the CPU: those that `ranks` gives to this process."""
     with evaluating(model):
-        return [[each.cpu() for each in tensors_in(run(model, call, at))] for at, call in enumerate(calls)]
+        return [
+            [each.cpu() for each in tensors_in(run(model, call, at))] for at, call in enumerate(calls) if ranks.owns(at)
+        ]
+
+
+def joined(powers: Mapping[str, Power], ranks: Ranks) -> dict[str, Power]:
+    """The powers of all ranks. Collective."""
+    parts = ranks.gather(dict(powers))
+    return {name: reduce(Power.plus, (part[name] for part in parts)) for name in powers}
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -10,7 +10,7 @@ then keep 6 digits of its variance. Other tokens are summed in float64. Which of
 
 import weakref
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -137,6 +137,10 @@ class PendingMoments:
         """The moments of all that was added."""
         self._settle()
         return self._moments
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()  # rows that wait know each other
+        return self.__dict__
 
     def _settle(self) -> None:
         if self._rows:

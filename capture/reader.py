@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -79,6 +80,16 @@ class Capture:
     ) -> Iterator[Call]:
         """The calls in the order they were heard: of one component, of the units with these indices, those `where`
         is true of. Needs the memory of one call; the tensors are the caller's to change."""
+        yield from (load() for _, load in self.later(component, units=units, where=where))
+
+    def later(
+        self,
+        component: str | None = None,
+        *,
+        units: Collection[int] | None = None,
+        where: Callable[[CallHeader], bool] | None = None,
+    ) -> Iterator[tuple[CallHeader, Callable[[], Call]]]:
+        """As `calls`, each with what reads it, to be called before the next one is asked for."""
         for unit in self._chosen(units):
             with _opened(self.directory, unit) as source:
                 yield from source.calls(component, where, source.tensor)
@@ -93,15 +104,15 @@ class Capture:
         """As `calls`, with a TensorInfo in the place of each tensor; reads no data."""
         for unit in self._chosen(units):
             with _opened(self.directory, unit) as source:
-                yield from source.calls(component, where, source.describe)
+                yield from (load() for _, load in source.calls(component, where, source.describe))
 
     def verify(self) -> None:
         """Reads every byte; raises CaptureError 3 on the first damage, naming the file and the remedy."""
         for unit in self.units:
             with _opened(self.directory, unit) as source:
                 source.verify()
-                for _ in source.calls(None, None, source.describe):
-                    pass
+                for _, load in source.calls(None, None, source.describe):
+                    load()
 
     def _chosen(self, units: Collection[int] | None) -> list[Unit]:
         return [unit for unit in self.units if units is None or unit.index in units]
@@ -148,20 +159,23 @@ class _Source:
 
     def calls(
         self, component: str | None, where: Callable[[CallHeader], bool] | None, get: Callable[[Any], Any]
-    ) -> Iterator[Call]:
+    ) -> Iterator[tuple[CallHeader, Callable[[], Call]]]:
         for record in self.body["calls"]:
             header = CallHeader(*(record[name] for name in CallHeader._fields))
             header = header._replace(timestep=decode(header.timestep, get))
             if (component is not None and header.component != component) or (where and not where(header)):
                 continue
-            try:
-                if not isinstance(record["args"], list):
-                    raise TypeError("arguments that are no list")
-                args = tuple(decode(value, get) for value in record["args"])
-                kwargs = {name: decode(value, get) for name, value in record["kwargs"]}
-            except MALFORMED as exc:
-                raise damage(self.folder / "unit.json", f"not a unit of a capture ({exc})", self.remedy) from exc
-            yield Call(*header, args, kwargs)
+            yield header, partial(self.call, header, record, get)
+
+    def call(self, header: CallHeader, record: dict[str, Any], get: Callable[[Any], Any]) -> Call:
+        try:
+            if not isinstance(record["args"], list):
+                raise TypeError("arguments that are no list")
+            args = tuple(decode(value, get) for value in record["args"])
+            kwargs = {name: decode(value, get) for name, value in record["kwargs"]}
+        except MALFORMED as exc:
+            raise damage(self.folder / "unit.json", f"not a unit of a capture ({exc})", self.remedy) from exc
+        return Call(*header, args, kwargs)
 
     def tensor(self, entry: int) -> torch.Tensor:
         name, shape, keys = self.body["tensors"][entry]

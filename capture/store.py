@@ -18,6 +18,7 @@ from .directory import check_same, prepare
 from .errors import NO_SPACE, CaptureError
 from .files import Lock, Modes, clean, commit_directory, lock, make_directory, remove, staging, write_sealed
 from .layout import CAPTURE, COMPLETE, SCHEMA, UNITS, list_units, read_capture, read_unit, unit_key
+from .ranks import ALONE, Ranks
 from .sealed import canonical
 from .unit import Call, UnitWriter
 
@@ -25,7 +26,7 @@ __all__ = ["Call", "CaptureWriter", "UnitWriter", "unit_key"]
 
 
 class CaptureWriter:
-    """A capture being written by this process alone: `create` it, fill `unit`s, `complete` it, `close` it.
+    """A capture being written: `create` it, fill `unit`s, `complete` it, `close` it. Only several ranks share one.
 
     with CaptureWriter.create("capture", {"pipeline": "...", "steps": 28, "prompts": 50}) as writer:
         with writer.unit(0, {"prompt": "an otter", "seed": 0}) as unit:
@@ -35,7 +36,7 @@ class CaptureWriter:
     `stored` maps the indices of the units that are there to their keys (see unit_key).
     """
 
-    def __init__(self, directory: Path, manifest: dict[str, Any], modes: Modes, held: Lock) -> None:
+    def __init__(self, directory: Path, manifest: dict[str, Any], modes: Modes, held: Lock | None) -> None:
         self.directory = directory
         self.manifest = manifest
         self.stored: dict[int, str] = {}
@@ -44,7 +45,13 @@ class CaptureWriter:
 
     @classmethod
     def create(
-        cls, directory: str | Path, manifest: dict[str, Any], *, resume: bool = False, group_readable: bool = False
+        cls,
+        directory: str | Path,
+        manifest: dict[str, Any],
+        *,
+        resume: bool = False,
+        group_readable: bool = False,
+        ranks: Ranks = ALONE,
     ) -> Self:
         """Takes `directory` (made when absent) for a capture with this manifest.
 
@@ -52,13 +59,24 @@ class CaptureWriter:
         manifest must be this one except for top-level keys that begin with "prompt". A symbolic link is resolved
         once: `self.directory` tells where to. Raises CaptureError 4 when the manifests differ, 5 when the directory
         cannot be had, 3 when what is there is damaged.
+
+        Collective: of several `ranks` the first holds the directory, and tidies it before the others begin.
         """
         path, modes = Path(os.path.realpath(directory)), Modes(group_readable)
+        if ranks.rank:
+            writer = cls(path, manifest, modes, None)
+            writer.stored = ranks.first(writer.stored)
+            if not (path / CAPTURE).exists():
+                fact = "rank 0 has made a capture, which is not to be seen from here"
+                raise CaptureError(f"{path}: {fact}. Use a directory that all machines share.", 5)
+            check_same(path, read_capture(path), manifest)
+            return writer
         prepare(path, modes, resume)
         held = lock(path)
         try:
             writer = cls(path, manifest, modes, held)
             writer._start(resume)
+            ranks.first(writer.stored)
         except BaseException:
             held.release()
             raise
@@ -115,16 +133,21 @@ class CaptureWriter:
         """A full disk, told with what is stored and how much is missing; any other error as it is."""
         if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno in NO_SPACE):
             return exc
-        planned = max(int(self.manifest.get("prompts") or 0), len(self.stored) + 1)
+        stored = len(self.there())
+        planned = max(int(self.manifest.get("prompts") or 0), stored + 1)
         unit = writer.stored_bytes if writer else 0
         if self.stored:
             unit = max(unit, self.stored_bytes // len(self.stored))
-        needs = max(1, -(-unit * (planned - len(self.stored)) >> 20))
+        needs = max(1, -(-unit * (planned - stored) >> 20))
         return CaptureError(
-            f"{self.directory}: no space left (needs about {needs} MiB more). {len(self.stored)} of {planned} prompts "
+            f"{self.directory}: no space left (needs about {needs} MiB more). {stored} of {planned} prompts "
             "are stored; free space and run again with --resume.",
             5,
         )
+
+    def there(self) -> dict[int, str]:
+        """The names of the units that are there by their indices, whichever rank stored them."""
+        return list_units(self.directory)
 
     def complete(self) -> None:
         """Marks the capture as finished: lists the units and their digests."""
@@ -137,7 +160,8 @@ class CaptureWriter:
 
     def close(self) -> None:
         """Gives the directory free for other processes."""
-        self._held.release()
+        if self._held is not None:
+            self._held.release()
 
     def __enter__(self) -> Self:
         return self

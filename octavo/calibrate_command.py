@@ -16,6 +16,7 @@ from calibrate.run import calibrate as calibrate_model
 from calibrate.settings import RECIPES, Settings
 from capture.errors import CaptureError
 from capture.fingerprint import fingerprint
+from capture.ranks import ALONE, Ranks
 from capture.reader import Capture
 from pipelines import FAMILIES, GENERIC
 from pipelines.denoisers import denoisers
@@ -66,34 +67,40 @@ class CalibrateOptions:
     trust_remote_code: bool = False
 
 
-def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
+def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: Ranks) -> None:
     """The command; `given` are the options of the command line, which win over those of the config file."""
     began = time.monotonic()
     options = _configured(options, given)
     if options.pipeline is not None:
         from .cnn_command import run_cnn
 
+        if ranks.world > 1:
+            raise CaptureError(f"--pipeline {options.pipeline}: is the work of one process. Start one.", 2)
         return run_cnn(options, terminal)
+    options = replace(options, device=ranks.connect(options.device))
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
             raise CaptureError(f"--{name.replace('_', '-')}: is of --pipeline cnn alone. Leave it out.", 2)
-    check_target(options.out, overwrite=options.overwrite)
+    if ranks.rank == 0:
+        check_target(options.out, overwrite=options.overwrite)
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
     component = _component(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
-    chosen = chosen_calls(capture, component, options.samples, terminal)
+    chosen = chosen_calls(capture, component, options.samples, terminal, ranks)
     settings = settings_of(options, family, len(chosen))
     model, rerun = _model(capture, component, options, family)
     calls = replayed_calls(capture, component, chosen, _casting(capture, options.dtype))
     progress = terminal.progress if rerun is None else Announced(terminal, rerun)
-    result = calibrate_model(model, calls, settings, progress=progress, trajectory=rerun)
+    result = calibrate_model(model, calls, settings, progress=progress, trajectory=rerun, ranks=ranks)
     for warning in result.warnings:
         terminal.warn(warning)
     source = options.model or capture.manifest["model"]
     told = {"model": source if source == "demo" else str(Path(source).resolve()), "component": component}
     result = replace(result, report=result.report | told)
-    write(result, model, options, family)
-    show(result, options, terminal, time.monotonic() - began)
+    if ranks.rank == 0:
+        write(result, model, options, family)
+    ranks.wait()
+    show(result, options, terminal, time.monotonic() - began, ranks)
 
 
 def write(result: Result, model: nn.Module, options: CalibrateOptions, family: Family = GENERIC) -> None:
@@ -208,7 +215,7 @@ def _casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
     return cast
 
 
-def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float) -> None:
+def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float, ranks: Ranks = ALONE) -> None:
     """The tables and lines for people, and the event for programs."""
     report = result.report
     totals, layers = report["totals"], report["layers"]
@@ -241,7 +248,7 @@ def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds:
         terminal.say(enough)
     terminal.event(
         "done", out=str(options.out), totals=totals, enough=report["enough"], seconds=round(seconds, 3),
-        peak_memory=report["peak_memory"],
+        peak_memory=report["peak_memory"], ranks=ranks.world, sent=ranks.sent,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from capture.directory import prepare
 from capture.errors import CaptureError
 from capture.files import Modes, lock
 from capture.fingerprint import fingerprint
+from capture.ranks import Ranks
 from capture.reader import Capture
 from capture.store import CaptureWriter
 from pipelines.denoisers import denoisers
@@ -22,18 +23,19 @@ from .job import CaptureOptions, Job
 from .terminal import Terminal, duration, size
 
 
-def run(options: CaptureOptions, terminal: Terminal) -> None:
+def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
     """The command. Ends with exit code 1 when `keep_going` left prompts out."""
     began = time.monotonic()
+    device = resolve_device(ranks.connect(options.device))
     source = options.prompts or ("demo" if options.model == "demo" else "images")
     prompts = read_prompts(source)
     for warning in prompts.warnings:
         terminal.warn(warning)
     directory = model_directory(options.model)
     family = family_at(directory, options.pipeline)
-    device = resolve_device(options.device)
-    prepare(options.capture, Modes(options.group_readable), options.resume)
-    lock(options.capture).release()  # writable and free, before a model is loaded
+    if ranks.rank == 0:
+        prepare(options.capture, Modes(options.group_readable), options.resume)
+        lock(options.capture).release()  # writable and free, before a model is loaded
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
         text_encoder=options.text_encoder, offload=options.offload, strict=options.strict,
@@ -44,7 +46,7 @@ def run(options: CaptureOptions, terminal: Terminal) -> None:
         options.negative_prompt, options.steps, options.height, options.width, options.guidance_scale, options.seed,
         further(options),
     )  # fmt: skip
-    job = Job(pipe, modules, call_arguments(pipe, family, settings), settings, options, terminal)
+    job = Job(pipe, modules, call_arguments(pipe, family, settings), settings, options, terminal, ranks)
     manifest = {
         "model": str(directory.resolve()) if options.model != "demo" else "demo",
         "pipeline": type(pipe).__name__,
@@ -57,7 +59,7 @@ def run(options: CaptureOptions, terminal: Terminal) -> None:
     }
     _warn_long(pipe, prompts, terminal)
     with CaptureWriter.create(
-        options.capture, manifest, resume=options.resume, group_readable=options.group_readable
+        options.capture, manifest, resume=options.resume, group_readable=options.group_readable, ranks=ranks
     ) as writer:
         job.capture(writer, list(prompts.texts[: options.limit]))
     _finish(job, writer, options, terminal, time.monotonic() - began)
@@ -100,27 +102,28 @@ def _warn_long(pipe: Any, prompts: Prompts, terminal: Terminal) -> None:
 
 
 def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: Terminal, seconds: float) -> None:
-    tally = job.tally
+    tally, stored = job.tally, len(writer.there())
     if tally.skipped:
         terminal.warn(f"{tally.skipped} calls with non-finite values were left out.")
     if tally.saturated:
         terminal.warn(f"{tally.saturated} calls hold float16 values at the limit of 65504.")
-    if options.pth is not None:
+    if options.pth is not None and job.ranks.rank == 0:
         from capture.legacy import save_pth
 
         capture = Capture.open(writer.directory, allow_incomplete=bool(tally.failed))
         save_pth(options.pth, capture.calls())
         terminal.say(f"{options.pth}: the same calls as a list of keyword arguments.")
-    share = tally.recording / job.running if job.running else 0.0
+    share = tally.recording / tally.running if tally.running else 0.0
     ratio = f" ({tally.raw_bytes / tally.stored_bytes:.1f} x less)" if tally.stored_bytes else ""
     terminal.say(
-        f"{options.capture}: {len(writer.stored)} prompts, {tally.calls} calls; {size(tally.raw_bytes)} heard, "
+        f"{options.capture}: {stored} prompts, {tally.calls} calls; {size(tally.raw_bytes)} heard, "
         f"{size(tally.stored_bytes)} stored{ratio}; {duration(seconds)}, of which recording {share:.1%}."
     )
     terminal.event(
-        "done", prompts=len(writer.stored), calls=tally.calls, raw_bytes=tally.raw_bytes,
+        "done", prompts=stored, calls=tally.calls, raw_bytes=tally.raw_bytes,
         stored_bytes=tally.stored_bytes, seconds=round(seconds, 3), recording_share=round(share, 5),
         failed=tally.failed,
     )  # fmt: skip
+    job.ranks.wait()
     if tally.failed:
         raise CaptureError(f"{options.capture}: {len(tally.failed)} prompts failed. Run again with --resume.", 1)

@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from capture.ranks import ranks_of_environment
+
 from . import __version__
 
 DEVICES = "auto, cpu, cuda or npu, with an index where wanted (cuda:1)."
@@ -97,11 +99,12 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
     """Run MODEL (a diffusers directory, or demo) over prompts and record its denoiser's calls in CAPTURE."""
     from .terminal import Terminal, errors
 
-    with errors(debug):
+    ranks = ranks_of_environment()
+    with errors(debug, ranks):
         from .capture_command import run
         from .job import CaptureOptions
 
-        run(CaptureOptions(**options), Terminal(as_json))
+        run(CaptureOptions(**options), Terminal(as_json, quiet=ranks.rank > 0), ranks)
 
 
 @main.command()
@@ -179,11 +182,12 @@ def calibrate(context: click.Context, debug: bool, as_json: bool, **options: Any
     """
     from .terminal import Terminal, errors
 
-    with errors(debug):
+    ranks = ranks_of_environment()
+    with errors(debug, ranks):
         from .calibrate_command import CalibrateOptions, run
 
         given = {n for n in options if context.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE}
-        run(CalibrateOptions(**options), given, Terminal(as_json))
+        run(CalibrateOptions(**options), given, Terminal(as_json, quiet=ranks.rank > 0), ranks)
 
 
 @main.command()

@@ -3,14 +3,15 @@
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, fields
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 from calibrate.failures import out_of_memory
 from capture.errors import CaptureError
 from capture.keep import keep_rule
+from capture.ranks import ALONE, Ranks
 from capture.recorder import Clock, Recorder
 from capture.store import CaptureWriter, UnitWriter, unit_key
 from pipelines.run import RunSettings, prompt_seed, run_prompt, total_steps
@@ -66,6 +67,11 @@ class Tally:
     skipped: int = 0  # calls with values that are not finite
     saturated: int = 0  # calls with float16 values at their limit
     failed: list[int] = field(default_factory=list)  # numbers of the prompts, from 1
+    running: float = 0.0  # seconds inside the pipeline
+
+    def plus(self, other: "Tally") -> "Tally":
+        """What two runs have come to."""
+        return Tally(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
 
 
 class Job:
@@ -79,32 +85,40 @@ class Job:
         settings: RunSettings,
         options: CaptureOptions,
         terminal: Terminal,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.pipe, self.modules, self.arguments = pipe, modules, arguments
-        self.settings, self.options, self.terminal = settings, options, terminal
+        self.settings, self.options, self.terminal, self.ranks = settings, options, terminal, ranks
         self.steps = total_steps(pipe, arguments)
         self.keep = keep_rule(options.keep, self.steps)
         self.tally = Tally()
-        self.running = 0.0  # seconds inside the pipeline
 
     def capture(self, writer: CaptureWriter, texts: list[str]) -> None:
-        infos = [self._info(text) for text in texts]
-        todo = _unstored(writer, infos, self.options)
-        with self.terminal.bars("prompts", len(texts), self.steps) as show:
-            for done, (index, number) in enumerate(todo):
-                show(len(texts) - len(todo) + done, 0)
-                try:
-                    self._prompt(writer, index, infos[number], number + 1, partial(show, number))
-                except Interrupted as stop:
-                    count = f"{len(writer.stored)} of {len(texts)} prompts are stored"
-                    stop.note = f"Interrupted: {count}. Run again with --resume."
-                    raise
-                if done == 0 and len(todo) > 1 and self.tally.calls:
-                    self._estimate(len(todo) - 1)
-        if not writer.stored:
+        """Captures this rank's share of the prompts that are not stored; afterwards `tally` is of all ranks."""
+        try:
+            self._share(writer, [self._info(text) for text in texts])
+            tallies = self.ranks.gather(self.tally)
+        except Interrupted as stop:
+            count = f"{len(writer.there())} of {len(texts)} prompts are stored"
+            stop.note = f"Interrupted: {count}. Run again with --resume."
+            raise
+        self.tally = reduce(Tally.plus, tallies)
+        self.tally.failed.sort()
+        if not writer.there():
             raise CaptureError(f"{self.options.capture}: no prompt could be captured. See the errors above.", 1)
-        if not self.tally.failed:
+        if self.ranks.rank == 0 and not self.tally.failed:
             writer.complete()
+
+    def _share(self, writer: CaptureWriter, infos: list[dict[str, Any]]) -> None:
+        todo = _unstored(writer, infos, self.options)
+        with self.terminal.bars("prompts", len(infos), self.steps) as show:
+            for at, (index, number) in enumerate(self.ranks.share(todo)):
+                done = len(infos) - len(todo) + self.ranks.count("prompts")
+                show(done, 0)
+                self._prompt(writer, index, infos[number], number + 1, partial(show, done))
+                self.ranks.count("prompts", 1)
+                if at == 0 and len(todo) > self.ranks.world and self.tally.calls:
+                    self._estimate(len(todo) - self.ranks.world)
 
     def _info(self, text: str) -> dict[str, Any]:
         settings = self.settings.as_dict() | {"steps": self.steps, "keep": self.options.keep}
@@ -136,18 +150,18 @@ class Job:
                     raise CaptureError(f"prompt {number}: the {names} was never called. Choose another --component.", 4)
                 inside = time.perf_counter()
         except Exception as error:
-            refused = self._refusal(error, number, clock.step, len(writer.stored))
+            refused = self._refusal(error, number, clock.step, len(writer.there()))
             if not self.options.keep_going or getattr(refused, "exit_code", 1) in (4, 5, 7):
                 raise refused from error
             self.tally.failed.append(number)
-            self.terminal.warn(str(refused))
+            self.terminal.warn(str(refused), own=True)
             return
         self.tally.recording += sum(r.seconds for r in recorders) + time.perf_counter() - inside
-        self.running += time.perf_counter() - began
+        self.tally.running += time.perf_counter() - began
         self.tally.calls += unit.calls
         self.tally.raw_bytes += unit.raw_bytes
         self.tally.stored_bytes += unit.stored_bytes
-        self.terminal.event("prompt", number=number, calls=unit.calls, stored_bytes=unit.stored_bytes)
+        self.terminal.event("prompt", own=True, number=number, calls=unit.calls, stored_bytes=unit.stored_bytes)
 
     def _refusal(self, error: Exception, number: int, step: int, stored: int) -> Exception:
         """The error as the user should read it."""
@@ -164,7 +178,7 @@ class Job:
 
     def _estimate(self, left: int) -> None:
         tally = self.tally
-        disk, seconds = tally.stored_bytes * left, self.running * left
+        disk, seconds = tally.stored_bytes * left, tally.running * -(-left // self.ranks.world)
         self.terminal.say(f"The other {left} prompts will take about {size(disk)} and {duration(seconds)}.")
         self.terminal.event("estimate", prompts=left, bytes=disk, seconds=round(seconds, 3))
 

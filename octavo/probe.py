@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import torch
@@ -50,8 +51,7 @@ class Probe:
     @property
     def power(self) -> Power:
         """Of all steps."""
-        steps = self.powers.values()
-        return Power(sum(p.signal for p in steps), sum(p.noise for p in steps), sum(p.count for p in steps))
+        return reduce(Power.plus, self.powers.values(), Power())
 
     def heat(self) -> dict[str, Any]:
         """The ranges as a table: layers in the order in which they ran, a row each, a number or None for each step."""

@@ -1,32 +1,52 @@
 """The calls of a capture that a calibration replays."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 from calibrate.samples import farthest
 from calibrate.survey import held_out
-from capture.reader import Capture
+from capture.ranks import Ranks
+from capture.reader import Call, Capture
 
 from .terminal import Terminal
 
 
-class Replayed(NamedTuple):
-    """A stored call; `unit`: the prompt it is of, None where there are too few to hold one out."""
+class Replayed:
+    """A stored call, read when its arguments are asked for: other ranks may have it to do.
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    unit: int | None
-    step: int | None
-    timestep: float | None
+    `unit`: the prompt it is of, None where there are too few to hold one out.
+    """
+
+    def __init__(
+        self, load: Callable[[], Call], cast: Callable[[Any], Any], unit: int | None, step: Any, timestep: Any
+    ) -> None:
+        self._load, self._cast = load, cast
+        self.unit, self.step, self.timestep = unit, step, timestep
+
+    @cached_property
+    def _read(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        call = self._load()
+        return self._cast(call.args), self._cast(call.kwargs)
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional arguments."""
+        return self._read[0]
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The named arguments."""
+        return self._read[1]
 
 
-def chosen_calls(capture: Capture, component: str, samples: int | None, terminal: Terminal) -> set[int]:
+def chosen_calls(capture: Capture, component: str, samples: int | None, terminal: Terminal, ranks: Ranks) -> set[int]:
     """The places of the calls to replay among all of a component: those that differ most, where not all."""
     count = sum(header.component == component for unit in capture.units for header in unit.calls)
     if samples is None or samples >= count:
         return set(range(count))
     stored = replayed_calls(capture, component, set(range(count)), lambda value: value)()
-    return set(farthest(terminal.progress("choose", stored, count), samples))
+    return set(farthest(terminal.progress("choose", stored, count), samples, ranks))
 
 
 def replayed_calls(
@@ -44,8 +64,7 @@ def replayed_calls(
             return header.component == component and at in chosen
 
         for unit in capture.units:
-            for call in capture.calls(component, units=(unit.index,), where=wanted):
-                number = unit.index if split else None
-                yield Replayed(cast(call.args), cast(call.kwargs), number, call.step, call.timestep)
+            for header, load in capture.later(component, units=(unit.index,), where=wanted):
+                yield Replayed(load, cast, unit.index if split else None, header.step, header.timestep)
 
     return calls

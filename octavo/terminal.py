@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,8 +12,11 @@ from typing import Any, TypeVar
 
 import click
 
+from capture.ranks import ALONE, Ranks
+
 T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SAME = 1.0  # seconds: a launcher passes on the signal that the terminal has sent to all
 
 
 class Interrupted(BaseException):
@@ -25,12 +29,21 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Inside, the first SIGINT, SIGTERM or SIGHUP raises Interrupted; the second one ends the process at once."""
+def interruptible(launched: bool = False) -> Iterator[None]:
+    """Inside, the first SIGINT, SIGTERM or SIGHUP raises Interrupted; the second one ends the process at once.
+
+    Where a launcher may pass the first one on, `launched`, it comes twice.
+    """
 
     def heard(number: int, frame: FrameType | None) -> None:
+        until = time.monotonic() + _SAME if launched else 0.0
+
+        def again(number: int, frame: FrameType | None) -> None:
+            if time.monotonic() > until:
+                os._exit(128 + number)
+
         for each in _SIGNALS:
-            signal.signal(each, lambda again, _: os._exit(128 + again))
+            signal.signal(each, again)
         raise Interrupted(number)
 
     before = {number: signal.signal(number, heard) for number in _SIGNALS}
@@ -42,50 +55,70 @@ def interruptible() -> Iterator[None]:
 
 
 @contextmanager
-def errors(debug: bool) -> Iterator[None]:
-    """Ends the process with one line on stderr and the exit code of the error; a traceback only with `debug`."""
+def errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
+    """Ends the process with one line on stderr and the exit code of the error; a traceback only with `debug`.
+
+    Of several processes the first one that fails says so, and all end with its code.
+    """
     try:
-        with interruptible():
+        with interruptible(ranks.world > 1):
             yield
     except Interrupted as stop:
-        click.echo(stop.note, err=True)
-        sys.exit(stop.exit_code)
+        _end(ranks, stop.exit_code, stop.note)
     except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+        ranks.failed(1)
         raise
     except Exception as error:
         if debug:
+            ranks.failed(1)
             raise
         code = getattr(error, "exit_code", None)
         text = " ".join(str(error).split())
         if code is None:
             text = f"{type(error).__name__}: {text}. Run again with --debug and report it."
-        click.echo(f"Error: {text}", err=True)
-        sys.exit(code if code is not None else 1)
+        where = f"rank {ranks.rank}: " if ranks.world > 1 else ""
+        _end(ranks, code if code is not None else 1, f"Error: {where}{text}")
+    finally:
+        ranks.close()
+
+
+def _end(ranks: Ranks, code: int, line: str) -> None:
+    if ranks.world > 1:  # the launcher is about to end those that are left
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+    first = ranks.failed(code)
+    if first.rank == ranks.rank:
+        click.echo(line, err=True)
+    sys.exit(first.code)
 
 
 class Terminal:
-    """Lines for people, or with `as_json` one JSON object a line for programs; both on stdout."""
+    """Lines for people, or with `as_json` one JSON object a line for programs; both on stdout.
 
-    def __init__(self, as_json: bool = False) -> None:
-        self.as_json = as_json
+    One that is `quiet`, as those of all ranks but the first are, shows only what is its own to tell (`own`).
+    """
+
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json, self.quiet = as_json, quiet
 
     def say(self, text: str) -> None:
         """A line for people."""
-        if not self.as_json:
+        if not (self.as_json or self.quiet):
             click.echo(text)
 
-    def warn(self, text: str) -> None:
+    def warn(self, text: str, own: bool = False) -> None:
         """A warning: on stderr, in both forms."""
-        click.echo(f"Warning: {text}", err=True)
+        if own or not self.quiet:
+            click.echo(f"Warning: {text}", err=True)
 
-    def event(self, kind: str, **values: Any) -> None:
+    def event(self, kind: str, own: bool = False, **values: Any) -> None:
         """A line for programs."""
-        if self.as_json:
+        if self.as_json and (own or not self.quiet):
             click.echo(json.dumps({"event": kind, **values}, sort_keys=True, allow_nan=False))
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A table for people; columns of numbers stand right."""
-        if self.as_json or not rows:
+        if self.as_json or self.quiet or not rows:
             return
         from rich.console import Console
         from rich.table import Table
@@ -100,7 +133,7 @@ class Terminal:
 
     def progress(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
         """`items`, with a bar while they are taken: on a terminal a moving one, else nothing."""
-        if self.as_json or not sys.stderr.isatty():
+        if self.as_json or self.quiet or not sys.stderr.isatty():
             yield from items
             return
         from rich.console import Console
@@ -111,7 +144,7 @@ class Terminal:
     @contextmanager
     def bars(self, label: str, total: int, steps: int) -> Iterator[Callable[[int, int], None]]:
         """A pair of bars, over `total` prompts and the `steps` of one; what is yielded sets (prompt, step)."""
-        if self.as_json or not sys.stderr.isatty():
+        if self.as_json or self.quiet or not sys.stderr.isatty():
             yield lambda prompt, step: None
             return
         from rich.console import Console

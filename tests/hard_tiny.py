@@ -12,6 +12,7 @@ from calibrate.layers import QuantizedLayer, quantized
 from calibrate.run import Result, calibrate
 from calibrate.settings import Settings
 from calibrate.sqnr import Power, outputs
+from capture.ranks import ALONE, Ranks
 from pipelines.sd3 import SD3
 
 FEW = {"adaround": 10, "admm": 14, "easy-quant": 6}  # iterations of the weight methods
@@ -56,10 +57,10 @@ def prompts(
     return made
 
 
-def calibrated(model: nn.Module, calls: Sequence[Call], **settings: Any) -> Result:
+def calibrated(model: nn.Module, calls: Sequence[Call], ranks: Ranks = ALONE, **settings: Any) -> Result:
     """As the command would, with few iterations."""
     chosen = {"defaults": SD3.keep_float, "groups": SD3.groups, "iterations": FEW, "sqnr_calls": 2} | settings
-    return calibrate(model, lambda: calls, Settings(**chosen))
+    return calibrate(model, lambda: calls, Settings(**chosen), ranks=ranks)
 
 
 def sqnr(model: nn.Module, layers: Mapping[str, QuantizedLayer], calls: Sequence[Call]) -> float:

@@ -139,7 +139,7 @@ def test_a_model_that_is_none_of_diffusers_is_refused(tmp_path):
     layers = layers_of(model, {"proj_out": "W8A8"})
     for name in ("diffusers", "torchao"):
         with pytest.raises(CalibrateError, match="Toy is not a model of diffusers") as caught:
-            export(Result(Plan(()), layers, {}, ranks={"proj_out": 3}), model, tmp_path / "out", (name,))
+            export(Result(Plan(()), layers, {}, axes={"proj_out": 3}), model, tmp_path / "out", (name,))
         assert caught.value.exit_code == 2
         assert not (tmp_path / "out").exists()
 

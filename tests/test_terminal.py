@@ -11,7 +11,7 @@ import pytest
 from capture.errors import CaptureError
 from capture.reader import Capture
 from capture.store import CaptureWriter
-from octavo.terminal import interruptible
+from octavo.terminal import Interrupted, interruptible
 from tests.commands import capture
 from tests.faults import counting, fast_path, in_child
 from tests.stores import MANIFEST, fill, holds, info_of
@@ -54,6 +54,14 @@ def test_i4_a_second_interruption_ends_at_once_wherever_the_store_is(fast_path: 
         assert before == {path: path.joinpath("unit.json").read_bytes() for path in before}
         assert not list(store.rglob(".*"))
     assert left  # it did not stay to tidy
+
+
+def test_a_signal_that_a_launcher_passes_on_is_no_second_one() -> None:
+    def interrupted() -> None:
+        with pytest.raises(Interrupted), interruptible(launched=True):
+            told_twice()
+
+    assert in_child(interrupted) == 0
 
 
 def test_i8_a_worker_that_outlives_its_capture_is_reported_and_not_waited_for(tmp_path: Path) -> None:

@@ -105,9 +105,9 @@ def test_the_config_is_for_torchao_and_in_a_folder_of_its_own_beside_another(tmp
     assert methods == ["octavo", "torchao"]
 
 
-def refused(model: nn.Module, layers: dict[str, QuantizedLayer], folder: Path, ranks: dict[str, int]) -> str:
+def refused(model: nn.Module, layers: dict[str, QuantizedLayer], folder: Path, axes: dict[str, int]) -> str:
     with pytest.raises(CalibrateError) as caught:
-        export(Result(Plan(()), layers, {}, ranks=ranks), model, folder / "out", ("torchao",))
+        export(Result(Plan(()), layers, {}, axes=axes), model, folder / "out", ("torchao",))
     assert caught.value.exit_code == 2
     assert not (folder / "out").exists()
     return str(caught.value)
@@ -118,8 +118,8 @@ def test_what_torchao_has_no_form_for_is_refused_in_one_line(tmp_path):
     linear = model.get_submodule(TO_Q)
     assert "convolution" in refused(model, {"pos_embed.proj": frozen(model.pos_embed.proj, "W8A8")}, tmp_path, {})
     assert "each noise level" in refused(model, {TO_Q: frozen(linear, "W8A8_TIMESTEP")}, tmp_path, {TO_Q: 3})
-    for ranks in ({}, {TO_Q: 0}):
-        assert "unknown or changing rank" in refused(model, {TO_Q: frozen(linear, "W8A8")}, tmp_path, ranks)
+    for axes in ({}, {TO_Q: 0}):
+        assert "unknown or changing rank" in refused(model, {TO_Q: frozen(linear, "W8A8")}, tmp_path, axes)
     bare = freeze(linear.weight, None, None, "round-to-nearest", correction=torch.ones(len(linear.weight)))
     assert "no bias to carry" in refused(model, {TO_Q: build(bare, linear)}, tmp_path, {})
 

@@ -37,7 +37,7 @@ class Writer(Protocol):
         *,
         timesteps: Sequence[float] | None,
         groups: Groups | None,
-        ranks: Mapping[str, int],
+        axes: Mapping[str, int],
     ) -> None: ...
 
 
@@ -78,7 +78,7 @@ def export(
             folder = staged / place_of(name, formats)
             if folder != staged:
                 make_directory(folder, modes.directory)
-            EXPORTS[name](result.layers, model, folder, modes, timesteps=steps, groups=groups, ranks=result.ranks)
+            EXPORTS[name](result.layers, model, folder, modes, timesteps=steps, groups=groups, axes=result.axes)
         with create(staged / REPORT_FILE, modes.manifest) as sink:
             sink.write(report_bytes(result.report))
         for name, data in (files or {}).items():

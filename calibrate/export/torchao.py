@@ -67,21 +67,21 @@ def write_torchao(
     modes: Modes,
     *,
     groups: Groups | None = None,
-    ranks: Mapping[str, int] | None = None,
+    axes: Mapping[str, int] | None = None,
     shard: int = SHARD,
     **others: object,
 ) -> None:
-    """Writes config and weights into an existing directory. `ranks` are the numbers of axes of the layers' inputs.
+    """Writes config and weights into an existing directory. `axes` are the numbers of axes of the layers' inputs.
 
     Raises CalibrateError: 2 for layers that torchao has no form for, 6 when a number that would be written is not
     finite.
     """
     config = config_of(model)
-    found, ranks = unmultiplied(model, layers, groups), ranks or {}
+    found, axes = unmultiplied(model, layers, groups), axes or {}
     for name, layer in found.layers.items():
-        if refusal := unfit(layer, ranks.get(name)):
+        if refusal := unfit(layer, axes.get(name)):
             raise CalibrateError(f"format torchao: {name} {refusal}", 2)
-    forms = {name: Form(layer, ranks.get(name, 0)) for name, layer in found.layers.items()}
+    forms = {name: Form(layer, axes.get(name, 0)) for name, layer in found.layers.items()}
     named = {name: forms[each[0]] for each in names_of(model).values() if each[0] in forms for name in each}
     tensors: dict[str, Planned] = {}
     kinds: dict[str, str] = {}
