@@ -59,7 +59,7 @@ def test_some_patches_are_of_all_and_the_same_twice():
 def survey_of(conv, inputs):
     """A survey of these inputs, every fourth held out, and the sums of the others."""
     turn = Turn(conv)
-    survey = PatchSurvey(turn, conv)
+    survey = PatchSurvey(turn, "conv", conv)
     sums = Sums(Choice(SPEC), turn, conv.in_channels * 9, Patches.of(conv, 10**6), squares=conv.groups == 1)
     for call, x in zip(turn.each([Call((x,), {}) for x in inputs]), inputs, strict=True):
         del call
