@@ -9,7 +9,8 @@ from capture.files import Modes, make_directory, replace_directory, staging
 from ..errors import CalibrateError
 
 _CHECKPOINT = r"quant_model_(weight|description)_w8a\d+(_dynamic|_timestep)?\.(safetensors|json)"
-_OURS = re.compile(_CHECKPOINT + r"|report\.json|\.staging-[0-9a-f]{16}")
+_GRAPH = r"model_quant(_qdq)?\.onnx(\.data)?"
+_OURS = re.compile(_CHECKPOINT + "|" + _GRAPH + r"|report\.json|\.staging-[0-9a-f]{16}")
 
 
 def check_target(directory: Path | str, *, overwrite: bool = False) -> Path:
