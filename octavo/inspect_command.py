@@ -1,5 +1,6 @@
 """`octavo inspect`: what is in a capture or a checkpoint, and whether it is sound."""
 
+import os
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -23,6 +24,11 @@ def run(path: Path, terminal: Terminal) -> None:
         from .inspect_checkpoint import inspect_checkpoint
 
         if not inspect_checkpoint(path, terminal):
+            sys.exit(3)
+    elif path.suffix == ".onnx" and not path.is_dir() and os.path.lexists(path):
+        from .inspect_onnx import inspect_onnx
+
+        if not inspect_onnx(path, terminal):
             sys.exit(3)
     elif path.exists():
         raise CaptureError(f"{path}: neither a capture nor a checkpoint. Give a directory that Octavo wrote.", 3)

@@ -124,7 +124,9 @@ def _define_older_mark() -> None:
 
     @parse_args("v", "i", "i", "v")
     def symbolic(g: Any, x: Any, index: int, rank: int, shape: Any) -> Any:
-        return g.op(f"{DOMAIN}::{MARK}", x, index_i=index, rank_i=rank)
+        y = g.op(f"{DOMAIN}::{MARK}", x, index_i=index, rank_i=rank)
+        y.setType(x.type().with_sizes([None] * rank))
+        return y
 
     name = f"{DOMAIN}::mark"
     torch.library.define(name, "(Tensor x, int index, int rank, int[] shape) -> Tensor")
