@@ -36,20 +36,26 @@ class AscendGraph:
 
 
 def compiled(proto: "ModelProto") -> "ModelProto":
-    """The graph with its integer operators as the device has them: each knows the offset of its input."""
+    """The graph with its integer operators as the device has them: each knows the offset of its input, or
+    along which axis its channels are."""
     from onnx import ModelProto, helper
 
     made = ModelProto()
     made.CopyFrom(proto)
-    offsets = {node.output[0]: _attributes(node)["offset"] for node in made.graph.node if node.op_type == QUANT}
-    for node in made.graph.node:
-        given = [name for name in node.input if name in offsets]
-        if not given:
-            continue
-        if node.op_type not in _INTEGER or node.input[0] not in offsets:
-            raise CalibrateError(f"{node.name}: {node.op_type} on the codes of an AscendQuant. Export it anew.", 3)
-        node.attribute.append(helper.make_attribute("offset", offsets[node.input[0]]))
-        node.domain = _DEVICE
+    nodes = made.graph.node
+    offsets = {node.output[0]: _attributes(node)["offset"] for node in nodes if node.op_type == QUANT}
+    convolved = {name for node in nodes if node.op_type == "Conv" and node.input[0] in offsets for name in node.output}
+    for node in nodes:
+        if any(name in offsets for name in node.input):
+            if node.op_type not in _INTEGER or node.input[0] not in offsets:
+                raise CalibrateError(f"{node.name}: {node.op_type} on the codes of an AscendQuant. Export it anew.", 3)
+            node.attribute.append(helper.make_attribute("offset", offsets[node.input[0]]))
+            node.domain = _DEVICE
+        elif node.op_type == "Add" and node.input[0] in convolved:
+            convolved.add(node.output[0])
+        elif node.op_type == DEQUANT:
+            node.attribute.append(helper.make_attribute("axis", 1 if node.input[0] in convolved else -1))
+            node.domain = _DEVICE
     made.opset_import.append(helper.make_opsetid(_DEVICE, 1))
     return made
 
@@ -65,10 +71,9 @@ def _codes(x: "Array", scale: float, offset: float) -> "Array":
     return np.clip(codes, -128, 127).astype(np.int8)
 
 
-def _dequantized(total: "Array", deq_scale: "Array") -> "Array":
+def _dequantized(total: "Array", deq_scale: "Array", axis: int) -> "Array":
     scale = (deq_scale & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.float32)
-    if total.ndim == 4:
-        scale = scale.reshape(-1, 1, 1)
+    scale = scale.reshape(-1, 1, 1) if axis == 1 else scale
     return total.astype(np.float32) * scale
 
 
@@ -102,8 +107,10 @@ def _operators() -> list[Any]:
             return (_codes(x, scale, offset),)
 
     class Dequant(OpRun):
-        def _run(self, x: Any, deq_scale: Any) -> Any:
-            return (_dequantized(x, deq_scale),)
+        op_domain = _DEVICE
+
+        def _run(self, x: Any, deq_scale: Any, axis: Any = None) -> Any:
+            return (_dequantized(x, deq_scale, axis),)
 
     class Conv(OpRun):
         op_domain = _DEVICE

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DOMAIN, MARK = "octavo", "Layer"
 OPSET = 18
+_BAKED = r".*(NumPy|numpy|Python (list|float|number|integer)).*"  # what the older exporter makes a constant of
 _LOUD = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
@@ -140,11 +141,13 @@ def _older(model: nn.Module, args: Any, kwargs: Any, names: list[str]) -> "Model
     import onnx
 
     _define_older_mark()
+    domains = {DOMAIN: 1} if any(isinstance(module, Mark) for module in model.modules()) else {}
+    warnings.filterwarnings("error", _BAKED, torch.jit.TracerWarning)
     buffer = BytesIO()
     torch.onnx.export(
         model, (*args, kwargs) if kwargs else args, buffer, dynamo=False,  # type: ignore[arg-type]
         opset_version=OPSET, input_names=names, dynamic_axes={name: {0: "batch"} for name in names},
-        custom_opsets={DOMAIN: 1},
+        custom_opsets=domains,
     )  # fmt: skip
     return onnx.load_model_from_string(buffer.getvalue())
 
