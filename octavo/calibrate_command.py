@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from calibrate.enough import verdict
-from calibrate.export import check_target, export
+from calibrate.export import check_formats, check_target, export
 from calibrate.report import worst
 from calibrate.run import Result
 from calibrate.run import calibrate as calibrate_model
@@ -77,6 +77,7 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
         if getattr(options, name) is not None:
             raise CaptureError(f"--{name.replace('_', '-')}: is of --pipeline cnn alone. Leave it out.", 2)
     check_target(options.out, overwrite=options.overwrite)
+    formats_of(options)
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
     component = _component(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
@@ -92,10 +93,17 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     show(result, options, terminal, time.monotonic() - began)
 
 
+def formats_of(options: CalibrateOptions) -> tuple[str, ...]:
+    """The formats wanted. Raises CaptureError 2 for one that cannot be written."""
+    names = tuple(name.strip() for name in options.formats.split(","))
+    check_formats(names)
+    return names
+
+
 def write(result: Result, model: nn.Module, options: CalibrateOptions) -> None:
     """Writes the checkpoint in the formats wanted."""
-    names = tuple(name.strip() for name in options.formats.split(","))
-    export(result, model, options.out, names, overwrite=options.overwrite, group_readable=options.group_readable)
+    formats = formats_of(options)
+    export(result, model, options.out, formats, overwrite=options.overwrite, group_readable=options.group_readable)
 
 
 def _configured(options: CalibrateOptions, given: set[str]) -> CalibrateOptions:

@@ -1,6 +1,5 @@
 """`octavo inspect`: what is in a capture or a checkpoint, and whether it is sound."""
 
-import os
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -20,12 +19,10 @@ def run(path: Path, terminal: Terminal) -> None:
     """The command. Exit code 0 only when what is at `path` is sound."""
     if (path / "capture.json").exists() or (path / "units").exists():
         inspect_capture(path, terminal)
-    elif path.is_dir() and any(path.glob("*.json")):
-        from .inspect_checkpoint import inspect_checkpoint
-
-        if not inspect_checkpoint(path, terminal):
+    elif path.is_dir() and (any(path.glob("*.json")) or any(path.glob("*.onnx"))):
+        if not _inspect_directory(path, terminal):
             sys.exit(3)
-    elif path.suffix == ".onnx" and not path.is_dir() and os.path.lexists(path):
+    elif path.suffix == ".onnx" and path.exists():
         from .inspect_onnx import inspect_onnx
 
         if not inspect_onnx(path, terminal):
@@ -34,6 +31,20 @@ def run(path: Path, terminal: Terminal) -> None:
         raise CaptureError(f"{path}: neither a capture nor a checkpoint. Give a directory that Octavo wrote.", 3)
     else:
         raise CaptureError(f"{path}: no such directory.", 2)
+
+
+def _inspect_directory(path: Path, terminal: Terminal) -> bool:
+    """A checkpoint, ONNX graphs, or both; whether all of them are sound."""
+    sound, graphs = True, sorted(path.glob("*.onnx"))
+    if not graphs or any(path.glob("*.safetensors")):
+        from .inspect_checkpoint import inspect_checkpoint
+
+        sound = inspect_checkpoint(path, terminal)
+    for graph in graphs:
+        from .inspect_onnx import inspect_onnx
+
+        sound = inspect_onnx(graph, terminal) and sound
+    return sound
 
 
 def inspect_capture(path: Path, terminal: Terminal) -> None:

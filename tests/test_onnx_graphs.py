@@ -83,7 +83,7 @@ def test_every_integer_is_that_of_the_layers_and_of_the_safetensors(mixed, tmp_p
 
 
 def test_a_layer_used_twice_is_stored_once_for_each_form(mixed):
-    model, layers, traced = mixed
+    _, layers, traced = mixed
     arrays = stored(ascend(traced[0], layers))
     assert sum(name.startswith("twice.weight") for name in arrays) == 1
     assert sorted(name for name in arrays if name.startswith("again.weight")) == ["again.weight", "again.weight.T"]
@@ -140,7 +140,7 @@ def test_names_of_inputs():
     traced = trace(model, layers, call, ["pixels", "factor"])
     assert [each.name for each in traced.graph.input] == ["pixels", "factor"]
     for names in (["pixels"], ["a", "a"], ["a", "b", "c"]):
-        with pytest.raises(CalibrateError, match="^input_names: .* for 2 inputs") as caught:
+        with pytest.raises(CalibrateError, match=r"^input_names: .* for 2 inputs") as caught:
             trace(model, layers, call, names)
         assert caught.value.exit_code == 2
 
@@ -149,7 +149,7 @@ def test_a_layer_that_the_call_does_not_reach_is_named():
     model = Mixed()
     model.never = nn.Linear(3, 3)
     layers = {name: frozen(model.get_submodule(name), "W8A8") for name in ("bare", "never")}
-    with pytest.raises(CalibrateError, match="^never: not in the traced graph") as caught:
+    with pytest.raises(CalibrateError, match=r"^never: not in the traced graph") as caught:
         older(model, layers, pictures(1)[0])
     assert caught.value.exit_code == 4
 
@@ -159,7 +159,7 @@ def test_a_model_that_no_exporter_takes():
         def forward(self, x):
             return torch.from_numpy(np.linalg.pinv(x.numpy()))
 
-    with pytest.raises(CalibrateError, match="^Foreign: torch.onnx cannot export it") as caught:
+    with pytest.raises(CalibrateError, match=r"^Foreign: torch\.onnx cannot export it") as caught:
         trace(Foreign(), {}, Sample((torch.randn(3, 3),), {}))
     assert caught.value.exit_code == 4
     assert "\n" not in str(caught.value)
@@ -185,10 +185,10 @@ def test_transformers_resnet():
 
 
 def test_the_evaluator_refuses_what_the_compiler_would_not_take(mixed):
-    model, layers, traced = mixed
+    _, layers, traced = mixed
     proto = ascend(traced[1], layers)
     codes = next(node.output[0] for node in proto.graph.node if node.op_type == "AscendQuant")
     proto.graph.node.append(onnx.helper.make_node("Relu", [codes], ["other"], name="other"))
-    with pytest.raises(CalibrateError, match="^other: Relu on the codes") as caught:
+    with pytest.raises(CalibrateError, match=r"^other: Relu on the codes") as caught:
         on_ascend(proto, pictures(1)[0])
     assert caught.value.exit_code == 3

@@ -55,7 +55,7 @@ def write_all(
     Raises CalibrateError: 2 for a name that is none, for a call that is missing and where onnx is not installed, 5 for
     a directory that cannot be written, and what `trace`, `qdq` and `ascend` do.
     """
-    if Path(arch).name != arch or not arch.isprintable():
+    if not arch or Path(arch).name != arch or not arch.isprintable():
         raise CalibrateError(f"model_arch: {arch!r} cannot begin a file's name. Give one such as resnet50.", 2)
     _check_example(example, "export_quant_onnx")
     modes = Modes()
