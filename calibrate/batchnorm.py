@@ -121,7 +121,7 @@ class _Watch(TorchDispatchMode):
         self._outputs: list[_Output] = []
         self._live: dict[int, _Output] = {}
         self._reads: Counter[str] = Counter()  # of weights, by convolution
-        self._called: Counter[str] = Counter()
+        self._sources: dict[str, Counter[str | None]] = {name: Counter() for name in self._norms}  # by convolution
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -154,7 +154,6 @@ class _Watch(TorchDispatchMode):
 
     def _heard(self, name: str) -> Any:
         def heard(module: nn.Module, args: Any, output: Tensor) -> None:
-            self._called[name] += 1
             known = _Output(name, weakref.ref(output), [])
             self._outputs.append(known)
             self._live[id(output)] = known
@@ -165,7 +164,7 @@ class _Watch(TorchDispatchMode):
         def enters(module: nn.Module, args: Any, kwargs: Any) -> None:
             x = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
             output = None if x is None else self._of(x)
-            self._called[f"{name} {output.conv if output else ''}"] += 1
+            self._sources[name][None if output is None else output.conv] += 1
             self._inside.append(name)
 
         return enters
@@ -184,8 +183,7 @@ class _Watch(TorchDispatchMode):
             norm = next(iter(readers))
             if norm is None or self._reads[name] != len(outputs):
                 continue
-            calls = {key: count for key, count in self._called.items() if key.startswith(f"{norm} ")}
-            if calls == {f"{norm} {name}": len(outputs)}:
+            if self._sources[norm] == {name: len(outputs)}:
                 found.append(Pair(name, norm))
         return tuple(found)
 

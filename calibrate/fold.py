@@ -26,10 +26,10 @@ def calibrate_folded(
     warnings: Sequence[str] = (),
 ) -> tuple[Result, nn.Module]:
     """As `run.calibrate`, and the model that the layers belong to: `model`, or a copy of it where batch norms were
-    folded; with `changing` that is `model` too. The report lists the pairs under `folded` and begins
-    with `warnings`; the result has the first call.
+    folded; with `changing` that is `model` too. The report lists the pairs under `folded`, and its warnings begin with
+    `warnings`; the result has the first call.
 
-    Raises what `run.calibrate` does.
+    Raises what `run.calibrate` and `batchnorm.folded` do.
     """
     found, call = Folded(model, ()), next(iter(calls()), None)
     if call is not None:

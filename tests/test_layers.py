@@ -97,6 +97,24 @@ def test_the_offset_of_a_convolution_is_summed_over_all_of_a_kernel(options, see
     assert layer.deq.shape == layer.quant_bias.shape == (CHANNELS,)
 
 
+@settings(max_examples=30, deadline=None)
+@given(geometries(), st.integers(0, 2**31))
+def test_a_kernel_of_zeros_gives_the_bias_and_channels_permute(options, seed):
+    torch.manual_seed(seed)
+    module = nn.Conv2d(CHANNELS, CHANNELS, **options).requires_grad_(False)
+    module.weight[2] = 0
+    x = torch.randn(1, CHANNELS, 9, 9).clamp(-2, 3)
+    y = integer(module)(x)
+    assert bool((y[:, 2] == (0.0 if module.bias is None else module.bias[2])).all())
+    # outputs of one group trade places
+    order = torch.arange(CHANNELS).view(module.groups, -1).flip(1).flatten()
+    other = nn.Conv2d(CHANNELS, CHANNELS, **options).requires_grad_(False)
+    other.weight.copy_(module.weight[order])
+    if module.bias is not None:
+        other.bias.copy_(module.bias[order])
+    assert torch.equal(integer(other)(x), y[:, order])
+
+
 @pytest.mark.parametrize("kind", ["W8A8", "W8A8_DYNAMIC", "W8A16"])
 def test_groups_compute_as_convolutions_of_their_own(kind):
     torch.manual_seed(0)
