@@ -77,7 +77,8 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
         if getattr(options, name) is not None:
             raise CaptureError(f"--{name.replace('_', '-')}: is of --pipeline cnn alone. Leave it out.", 2)
     check_target(options.out, overwrite=options.overwrite)
-    formats_of(options)
+    if graphs := [name for name in formats_of(options) if name.endswith("onnx")]:
+        raise CaptureError(f"--format {graphs[0]}: is of --pipeline cnn alone. Choose ascend.", 2)
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
     component = _component(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)

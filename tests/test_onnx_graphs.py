@@ -137,8 +137,10 @@ def test_names_of_inputs():
     model = Two().eval()
     layers = {"linear": frozen(model.linear, "W8A8")}
     call = Sample((torch.randn(2, 4),), {"scale": torch.randn(2, 1)})
-    traced = trace(model, layers, call, ["pixels", "factor"])
-    assert [each.name for each in traced.graph.input] == ["pixels", "factor"]
+    for exporter in EXPORTERS:
+        traced = trace(model, layers, call, ["pixels", "factor"], exporters=[exporter])
+        assert [each.name for each in traced.graph.input] == ["pixels", "factor"]
+        assert all(each.type.tensor_type.shape.dim[0].dim_param for each in traced.graph.input)
     for names in (["pixels"], ["a", "a"], ["a", "b", "c"]):
         with pytest.raises(CalibrateError, match=r"^input_names: .* for 2 inputs") as caught:
             trace(model, layers, call, names)

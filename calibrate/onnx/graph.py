@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import CalibrateError
 from ..layers import QuantizedConv2d, QuantizedLayer
-from .trace import DOMAIN, attribute, bodies, is_mark
+from .marks import DOMAIN, attribute, bodies, is_mark
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
