@@ -20,6 +20,7 @@ from .errors import CalibrateError
 from .export.ascend import file_names, scheme_of, write_ascend
 from .export.pair import write_pair
 from .fold import calibrate_folded
+from .onnx.write import write_all
 from .run import Result
 from .settings import Settings
 from .synthetic import made_up, warnings_of
@@ -229,6 +230,29 @@ class Calibrator:
             lambda staged: write_ascend(layers, self.model, staged, modes, names),
             modes,
         )
+
+    def export_quant_onnx(
+        self,
+        model_arch: str,
+        save_path: str | Path,
+        input_names: list[str] | None = None,
+        fuse_add: bool = True,
+        save_fp: bool = False,
+    ) -> None:
+        """Writes `{model_arch}_quant.onnx`, which Ascend's compiler takes, and `{model_arch}_quant_qdq.onnx`, which
+        onnxruntime runs, into `save_path`; with `save_fp` also `{model_arch}_fp.onnx`, the float model as it was
+        calibrated. Other files there stay.
+
+        `input_names` are the names of the model's inputs, by default input.1, input.2, ... With `fuse_add` the integer
+        bias is an input of its Conv or Gemm, else an Add after it: the numbers are the same.
+
+        Raises CalibrateError: 2 before `run`, for names that do not fit and for layers that are not static W8A8, 4 for
+        a model that torch.onnx cannot export, 5 for a directory that cannot be written.
+        """
+        write_all(
+            self.result.layers, self.model, Path(save_path).resolve(), model_arch, self.result.example, input_names,
+            fuse_add=fuse_add, save_fp=save_fp,
+        )  # fmt: skip
 
     def get_quant_params(self) -> tuple[dict[str, Any], ...]:
         """Five dicts by layer name: input_scale, input_offset, weight_scale, weight_offset, quant_weight (int8).

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from calibrate.enough import verdict
-from calibrate.export import check_target, export
+from calibrate.export import check_formats, check_target, export
 from calibrate.report import worst
 from calibrate.run import Result
 from calibrate.run import calibrate as calibrate_model
@@ -83,6 +83,8 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: R
             raise CaptureError(f"--{name.replace('_', '-')}: is of --pipeline cnn alone. Leave it out.", 2)
     if ranks.rank == 0:
         check_target(options.out, overwrite=options.overwrite)
+    if graphs := [name for name in formats_of(options) if name.endswith("onnx")]:
+        raise CaptureError(f"--format {graphs[0]}: is of --pipeline cnn alone. Choose ascend.", 2)
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
     component = _component(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
@@ -103,12 +105,18 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: R
     show(result, options, terminal, time.monotonic() - began, ranks)
 
 
+def formats_of(options: CalibrateOptions) -> tuple[str, ...]:
+    """The formats wanted. Raises CaptureError 2 for one that cannot be written."""
+    names = tuple(name.strip() for name in options.formats.split(","))
+    check_formats(names)
+    return names
+
+
 def write(result: Result, model: nn.Module, options: CalibrateOptions, family: Family = GENERIC) -> None:
     """Writes the checkpoint in the formats wanted, and the page of its report."""
-    names = tuple(name.strip() for name in options.formats.split(","))
     export(
-        result, model, options.out, names, overwrite=options.overwrite, group_readable=options.group_readable,
-        files={PAGE_FILE: page({"report": result.report})},
+        result, model, options.out, formats_of(options), overwrite=options.overwrite,
+        group_readable=options.group_readable, files={PAGE_FILE: page({"report": result.report})},
         groups=family.groups,
     )  # fmt: skip
 

@@ -162,7 +162,7 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 @click.option("--samples", type=click.IntRange(1), help="Replay this many calls, those that differ most.")
 @click.option(
     "--format", "formats", default="ascend", show_default=True,
-    help="What to write: ascend, diffusers, torchao, or several with commas.",
+    help="What to write: ascend, diffusers, torchao, onnx, ascend-onnx, or several with commas.",
 )  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 @click.option("--allow-incomplete", is_flag=True, help="Use a capture that is not finished.")

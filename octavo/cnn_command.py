@@ -18,7 +18,7 @@ from pipelines.classifier import Classifier, classifier_directory, load_classifi
 from pipelines.device import DTYPES, resolve_device
 from pipelines.images import batches, image_files
 
-from .calibrate_command import CalibrateOptions, settings_of, show, write
+from .calibrate_command import CalibrateOptions, formats_of, settings_of, show, write
 from .terminal import Terminal
 
 _OTHERS = (
@@ -32,6 +32,7 @@ def run_cnn(options: CalibrateOptions, terminal: Terminal) -> None:
     began = time.monotonic()
     _check(options)
     check_target(options.out, overwrite=options.overwrite)
+    formats_of(options)
     files = [] if options.images is None else _chosen(image_files(Path(options.images)), options.samples)
     shape = None if options.input_shape is None else shape_of(options.input_shape)
     device, dtype = resolve_device(options.device), DTYPES[options.dtype or "float32"]

@@ -21,18 +21,35 @@ def run(path: Path, terminal: Terminal) -> None:
     path = model_directory(str(path))
     if (path / "capture.json").exists() or (path / "units").exists():
         inspect_capture(path, terminal)
-    elif path.is_dir() and any(path.glob("*.json")):
-        from .inspect_checkpoint import inspect_checkpoint, quantized_parts
+    elif path.is_dir() and (any(path.glob("*.json")) or any(path.glob("*.onnx"))):
+        if not _inspect_directory(path, terminal):
+            sys.exit(3)
+    elif path.suffix == ".onnx" and path.exists():
+        from .inspect_onnx import inspect_onnx
 
-        parts = quantized_parts(path) if (path / "model_index.json").exists() else [path]
-        if not parts:
-            raise CaptureError(f"{path}: a pipeline with nothing quantized. Give a checkpoint, or a capture.", 3)
-        if not all([inspect_checkpoint(part, terminal) for part in parts]):
+        if not inspect_onnx(path, terminal):
             sys.exit(3)
     elif path.exists():
         raise CaptureError(f"{path}: neither a capture nor a checkpoint. Give a directory that Octavo wrote.", 3)
     else:
         raise CaptureError(f"{path}: no such directory.", 2)
+
+
+def _inspect_directory(path: Path, terminal: Terminal) -> bool:
+    """A checkpoint, those in a pipeline, ONNX graphs, or both; whether all of them are sound."""
+    sound, graphs = True, sorted(path.glob("*.onnx"))
+    if not graphs or any(path.glob("*.safetensors")):
+        from .inspect_checkpoint import inspect_checkpoint, quantized_parts
+
+        parts = quantized_parts(path) if (path / "model_index.json").exists() else [path]
+        if not parts:
+            raise CaptureError(f"{path}: a pipeline with nothing quantized. Give a checkpoint, or a capture.", 3)
+        sound = all([inspect_checkpoint(part, terminal) for part in parts])
+    for graph in graphs:
+        from .inspect_onnx import inspect_onnx
+
+        sound = inspect_onnx(graph, terminal) and sound
+    return sound
 
 
 def inspect_capture(path: Path, terminal: Terminal) -> None:

@@ -201,7 +201,7 @@ def test_other_formats_are_named(tmp_path):
     with pytest.raises(CalibrateError, match="Choose one of ascend") as caught:
         export(result, model, tmp_path / "out", ("onyx",))
     assert caught.value.exit_code == 2
-    assert list(EXPORTS) == ["ascend", "diffusers", "torchao"]
+    assert list(EXPORTS) == ["ascend", "diffusers", "torchao", "onnx", "ascend-onnx"]
 
 
 def test_a_second_export_needs_overwrite_and_replaces_files_of_mode_0400(tmp_path):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import nn
 
@@ -11,6 +11,7 @@ from capture.files import Modes, create, make_directory
 
 from ..errors import CalibrateError
 from ..layers import QuantizedLayer
+from ..onnx.extra import check_extra
 from .ascend import write_ascend
 from .diffusers import Groups, write_diffusers
 from .target import check_target, write_directory
@@ -19,7 +20,7 @@ from .torchao import write_torchao
 if TYPE_CHECKING:
     from ..run import Result
 
-__all__ = ["EXPORTS", "REPORT_FILE", "check_target", "export"]
+__all__ = ["EXPORTS", "REPORT_FILE", "check_formats", "check_target", "export"]
 
 REPORT_FILE = "report.json"
 
@@ -33,12 +34,18 @@ class Writer(Protocol):
         model: nn.Module,
         directory: Path,
         modes: Modes,
-        /,
-        *,
-        timesteps: Sequence[float] | None,
-        groups: Groups | None,
-        axes: Mapping[str, int],
+        deployment: "Deployment",
     ) -> None: ...
+
+
+class Deployment(NamedTuple):
+    """What is known of the model and of where it goes: the noise level of each denoising step, a call of the model, the
+    layers whose multipliers can go, and how many axes the inputs of layers have."""
+
+    timesteps: Sequence[float] | None
+    example: Any
+    groups: Groups | None
+    axes: Mapping[str, int]
 
 
 def export(
@@ -64,21 +71,18 @@ def export(
     Raises CaptureError: 2 for an unknown format and for timesteps that are no numbers, 5 for a target that cannot be
     used (see check_target), 6 for numbers that are not finite.
     """
-    for name in formats:
-        if name not in EXPORTS:
-            raise CalibrateError(f"format: no '{name}'. Choose one of {', '.join(EXPORTS)}.", 2)
-        if formats.count(name) > 1:
-            raise CalibrateError(f"format: '{name}' is asked for twice. Give it once.", 2)
+    check_formats(formats)
     target = check_target(directory, overwrite=overwrite)
     modes = Modes(group_readable)
     steps = result.timesteps if timesteps is None else timesteps
+    deployment = Deployment(steps, result.example, groups, result.axes)
 
     def fill(staged: Path) -> None:
         for name in formats:
             folder = staged / place_of(name, formats)
             if folder != staged:
                 make_directory(folder, modes.directory)
-            EXPORTS[name](result.layers, model, folder, modes, timesteps=steps, groups=groups, axes=result.axes)
+            EXPORTS[name](result.layers, model, folder, modes, deployment)
         with create(staged / REPORT_FILE, modes.manifest) as sink:
             sink.write(report_bytes(result.report))
         for name, data in (files or {}).items():
@@ -95,9 +99,56 @@ def place_of(name: str, formats: Sequence[str]) -> str:
     return name if name in alike[1:] else "."
 
 
+def check_formats(formats: Sequence[str]) -> None:
+    """Raises CalibrateError 2 for a format that is unknown or asked for twice, or whose packages are not installed."""
+    for name in formats:
+        if name not in EXPORTS:
+            raise CalibrateError(f"format: no '{name}'. Choose one of {', '.join(EXPORTS)}.", 2)
+        if formats.count(name) > 1:
+            raise CalibrateError(f"format: '{name}' is asked for twice. Give it once.", 2)
+        if name.endswith("onnx"):
+            check_extra(f"format {name}")
+
+
 def report_bytes(report: Mapping[str, Any]) -> bytes:
     """The report as a file holds it."""
     return (json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-EXPORTS: dict[str, Writer] = {"ascend": write_ascend, "diffusers": write_diffusers, "torchao": write_torchao}
+def _ascend(
+    layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
+) -> None:
+    write_ascend(layers, model, directory, modes, timesteps=deployment.timesteps)
+
+
+def _diffusers(
+    layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
+) -> None:
+    write_diffusers(layers, model, directory, modes, groups=deployment.groups)
+
+
+def _torchao(
+    layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
+) -> None:
+    write_torchao(layers, model, directory, modes, groups=deployment.groups, axes=deployment.axes)
+
+
+def _onnx(
+    layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
+) -> None:
+    from ..onnx.write import write_qdq  # it imports from here
+
+    write_qdq(layers, model, directory, modes, deployment.example)
+
+
+def _ascend_onnx(
+    layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
+) -> None:
+    from ..onnx.write import write_ascend_onnx
+
+    write_ascend_onnx(layers, model, directory, modes, deployment.example)
+
+
+EXPORTS: dict[str, Writer] = {
+    "ascend": _ascend, "diffusers": _diffusers, "torchao": _torchao, "onnx": _onnx, "ascend-onnx": _ascend_onnx
+}  # fmt: skip

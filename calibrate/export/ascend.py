@@ -55,7 +55,6 @@ def write_ascend(
     names: tuple[str, str] | None = None,
     *,
     timesteps: Sequence[float] | None = None,
-    **others: object,
 ) -> None:
     """Writes both files into an existing directory. `model` is the float one, or the one `layers` are installed in.
 

@@ -40,7 +40,6 @@ def write_diffusers(
     *,
     groups: Groups | None = None,
     shard: int = SHARD,
-    **others: object,
 ) -> None:
     """Writes config and weights into an existing directory; of more than `shard` bytes, several files and an index.
 

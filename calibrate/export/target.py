@@ -10,7 +10,8 @@ from ..errors import CalibrateError
 
 _CHECKPOINT = r"quant_model_(weight|description)_w8a\d+(_dynamic|_timestep)?\.(safetensors|json)"
 _MODEL = r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|diffusers|torchao"
-_OURS = re.compile(rf"{_CHECKPOINT}|{_MODEL}" r"|report\.(json|html)|\.staging-[0-9a-f]{16}")
+_GRAPH = r"model_quant(_qdq)?\.onnx(\.data)?"
+_OURS = re.compile(rf"{_CHECKPOINT}|{_MODEL}|{_GRAPH}" r"|report\.(json|html)|\.staging-[0-9a-f]{16}")
 
 
 def check_target(directory: Path | str, *, overwrite: bool = False) -> Path:

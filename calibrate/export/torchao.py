@@ -69,7 +69,6 @@ def write_torchao(
     groups: Groups | None = None,
     axes: Mapping[str, int] | None = None,
     shard: int = SHARD,
-    **others: object,
 ) -> None:
     """Writes config and weights into an existing directory. `axes` are the numbers of axes of the layers' inputs.
 

@@ -1,0 +1,106 @@
+"""Small networks as ONNX graphs, run by onnxruntime and by the evaluator of Ascend's graph."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from calibrate.data import Sample
+from calibrate.layers import QuantizedLayer, quantized
+from calibrate.onnx.ascend import ascend
+from calibrate.onnx.device import AscendGraph
+from calibrate.onnx.operators import ascend_operators
+from calibrate.onnx.qdq import qdq
+from calibrate.onnx.trace import EXPORTERS, trace
+from calibrate.run import calibrate
+from calibrate.settings import Settings
+
+OLDER = EXPORTERS[-1:]  # some 50 times as fast for a layer
+NAME = "input.1"
+
+
+class Mixed(nn.Module):
+    """Pictures (batch, 3, 12, 12) to numbers (batch, 8): each kind of layer, some used twice, some in other ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.around = nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")
+        self.grouped = nn.Conv2d(8, 8, 3, 2, padding=2, dilation=2, groups=4, bias=False)
+        self.twice = nn.Conv2d(8, 8, (3, 1), padding="same")
+        self.bare = nn.Linear(8, 8, bias=False)
+        self.again = nn.Linear(8, 8)
+        self.up = nn.ConvTranspose2d(8, 8, 2, 2)
+        self.alias = self.bare
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.grouped(self.around(x).relu())
+        y = self.twice(y) + self.twice(y.relu())
+        y = self.up(y)
+        tokens = y.flatten(2).transpose(1, 2)
+        tokens = self.again(self.bare(tokens) + tokens) + self.alias(tokens.relu())
+        return self.again(tokens.mean(1))
+
+
+def mixed_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """The integer layers of a calibration."""
+    data = [Sample((x,), {}) for x in pictures(4)]
+    return calibrate(model, lambda: data, Settings(defaults={})).layers
+
+
+def pictures(count: int, seed: int = 0, size: int = 12) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(3, 3, size, size, generator=generator) for _ in range(count)]
+
+
+def integers(model: nn.Module, layers: Mapping[str, QuantizedLayer], x: Tensor) -> np.ndarray[Any, Any]:
+    """What the integer layers make of it."""
+    with torch.no_grad(), quantized(model, layers):
+        return model(x).numpy()
+
+
+def older(model: nn.Module, layers: Mapping[str, QuantizedLayer], x: Tensor) -> ModelProto:
+    return trace(model, layers, Sample((x,), {}), exporters=OLDER)
+
+
+def on_runtime(proto: ModelProto, x: Tensor) -> np.ndarray[Any, Any]:
+    """onnxruntime's output, of a graph that onnx accepts."""
+    onnx.checker.check_model(proto, full_check=True)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+
+
+def on_ascend(proto: ModelProto, x: Tensor, *, dividing: bool = False) -> np.ndarray[Any, Any]:
+    """The evaluator's output, of a graph that onnx accepts."""
+    with ascend_operators():
+        onnx.checker.check_model(proto)
+    return AscendGraph(proto, dividing=dividing)(**{proto.graph.input[0].name: x.numpy()})[0]
+
+
+def both(traced: ModelProto, layers: Mapping[str, QuantizedLayer], x: Tensor) -> list[np.ndarray[Any, Any]]:
+    return [on_runtime(qdq(traced, layers), x), on_ascend(ascend(traced, layers), x)]
+
+
+def step(y: np.ndarray[Any, Any]) -> float:
+    """One of 255 steps of the range of an output."""
+    return float(max(y.max(), 0.0) - min(y.min(), 0.0)) / 255
+
+
+def stored(proto: ModelProto) -> dict[str, np.ndarray[Any, Any]]:
+    return {each.name: numpy_helper.to_array(each) for each in proto.graph.initializer}
+
+
+def by_hand(opset: int = 18, ir_version: int = 10, size: int = 8) -> ModelProto:
+    """y = x + weight, weight of `size` float32."""
+    weight = numpy_helper.from_array(np.arange(size, dtype=np.float32), "weight")
+    around = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [size]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "weight"], ["y"])], "g", around[:1], around[1:], [weight])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
