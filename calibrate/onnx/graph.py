@@ -91,11 +91,11 @@ def expanded(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], expand:
             expand(builder, Use(name, layers[name], node.input[0], node.output[0], attribute(node, "rank")))
         else:
             builder.nodes.append(node)
-    initializers = sorted([*graph.initializer, *builder.initializers.values()], key=lambda tensor: tensor.name)
     nodes = list(builder.nodes)
-    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(initializers)
+    graph.initializer.extend(builder.initializers.values())
+    graph.initializer.sort(key=lambda tensor: tensor.name)  # in place: no message of more than 2 GiB can be made anew
     opset = next(each.version for each in proto.opset_import if each.domain == "")
     others = {each.domain for each in proto.opset_import} - {"", DOMAIN}
     used = {node.domain for node in nodes}
