@@ -54,18 +54,11 @@ def _expand(builder: Builder, use: Use) -> None:
 
 
 def _input(builder: Builder, use: Use) -> str:
-    """The input, quantized and dequantized; once for all layers that do it alike."""
+    """The input, quantized and dequantized: onnxruntime leaves layers in float that share this."""
     scale, zero_point = use.layer.input_scale.float(), use.layer.input_zero_point.to(torch.int8)
-
-    def make() -> str:
-        around = [
-            builder.tensor(f"{use.name}.input_scale", scale),
-            builder.tensor(f"{use.name}.zero_point", zero_point),
-        ]
-        codes = builder.node("QuantizeLinear", [use.x, *around], builder.free(f"{use.x}.codes"))
-        return builder.node("DequantizeLinear", [codes, *around], builder.free(f"{use.x}.dequantized"))
-
-    return builder.once((use.x, float(scale), int(zero_point)), make)
+    around = [builder.tensor(f"{use.name}.input_scale", scale), builder.tensor(f"{use.name}.zero_point", zero_point)]
+    codes = builder.node("QuantizeLinear", [use.x, *around], builder.free(f"{use.x}.codes"))
+    return builder.node("DequantizeLinear", [codes, *around], builder.free(f"{use.x}.dequantized"))
 
 
 def _weight_scale(use: Use) -> Tensor:
