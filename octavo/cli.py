@@ -195,7 +195,7 @@ def calibrate(context: click.Context, debug: bool, as_json: bool, **options: Any
 @as_json
 @debug
 def inspect(path: Path, as_json: bool, debug: bool) -> None:
-    """Show what is in PATH, a capture or a checkpoint, and check it; exit 0 only if it is sound."""
+    """Show what is in PATH, a capture, a checkpoint or an ONNX graph, and check it; exit 0 only if it is sound."""
     from .terminal import Terminal, errors
 
     with errors(debug):
