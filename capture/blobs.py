@@ -85,7 +85,8 @@ def memory_of(settled: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without a copy; writable where the tensor is."""
     if settled.numel() == 0:
         return memoryview(bytearray())
-    return settled.reshape(-1).view(torch.uint8).numpy().data
+    flat = settled.as_strided((settled.numel(),), (1,))  # a dimension of size 1 may have any stride
+    return flat.view(torch.uint8).numpy().data
 
 
 def key_of(name: str, shape: Sequence[int], data: memoryview) -> str:
