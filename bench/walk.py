@@ -1,4 +1,4 @@
-"""The whole way of a pipeline: run, capture, replay, calibrate, export, read back, run in integers; each step checked."""
+"""The whole way of a pipeline: run, capture, replay, calibrate, export, read back, run in integers; each is checked."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

@@ -18,6 +18,12 @@ from .scheme import STORABLE
 KINDS: dict[type[nn.Module], str] = {nn.Linear: "Linear", nn.Conv2d: "Conv2d"}
 FloatLayer = nn.Linear | nn.Conv2d
 _UNSUPPORTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d, nn.Embedding, nn.MultiheadAttention, nn.Bilinear)
+# Parts of names. modelopt's and deepcompressor's filters keep these float in diffusers' UNets; those that make the
+# modulation of norms run on one row for each sample.
+_SENSITIVE = {
+    r"(^|\.)(conv_shortcut|downsamplers|upsamplers)(\.|$)": "is given the residual stream itself",
+    r"(^|\.)(time_emb_proj|\w*_mod|\w*modulation\w*|(?i:adaln)\w*)(\.|$)": "modulation: one row per sample",
+}
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
 
 
@@ -167,19 +173,18 @@ def block_names(model: nn.Module) -> list[str]:
 
 
 def general_reason(model: nn.Module, entry: Entry, blocks: Sequence[str]) -> str | None:
-    """Why a layer of a model nobody knows stays float: None for linears inside repeated blocks, except those that
-    diffusers itself keeps in a wider dtype. A model without blocks has all its layers quantized."""
+    """Why a layer of a model nobody knows stays float: None for what is inside repeated blocks, except what diffusers
+    itself keeps in a wider dtype and what is known to be sensitive. A model without blocks has all quantized."""
     if blocks and not any(entry.name.startswith(block + ".") for block in blocks):
         return "outside the repeated blocks"
-    if blocks and entry.kind != "Linear":
-        return "convolution inside a transformer: few operations"
     for pattern in getattr(model, "_skip_layerwise_casting_patterns", None) or ():
         if re.search(pattern, entry.name):
             return f"its class keeps '{pattern}' out of 8-bit storage"
     for part in getattr(model, "_keep_in_fp32_modules", None) or ():
         if part in entry.name.split("."):
             return f"its class keeps '{part}' in float32"
-    return None
+    sensitive = _SENSITIVE.items() if blocks else ()
+    return next((reason for pattern, reason in sensitive if re.search(pattern, entry.name)), None)
 
 
 def layer_at(model: nn.Module, name: str) -> FloatLayer:
