@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from calibrate.export import export
 from calibrate.layers import QuantizedLayer, quantized
 from calibrate.load import load_ascend
+from calibrate.report import NEVER_RAN
 from calibrate.run import Result, calibrate
 from calibrate.settings import Settings
 from calibrate.sqnr import Power, tensors_in
@@ -123,7 +124,8 @@ def _row(
 ) -> Walked:
     totals = result.report["totals"]
     remarks = [] if exact else ["replay differs"]
-    never = sum("never" in entry.reason or "no data" in entry.reason for entry in result.plan.entries)
+    remarks += [f"{recorder.swapped} attention processors swapped"] if recorder.swapped else []
+    never = sum(entry.reason == NEVER_RAN for entry in result.plan.entries)
     remarks += [f"{never} layers never called"] if never else []
     return Walked(
         type(pipe).__name__, name, type(module).__name__, recorder.heard, exact, totals["quantized"],
