@@ -57,7 +57,8 @@ def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **sett
         heard = run(pipe, arguments)
     assert torch.equal(heard, expected), "hearing changed what the pipeline makes"
     capture = Capture.open(directory / "captured")
-    chosen = Settings(defaults=family.keep_float, groups=family.groups, sqnr_calls=4, **settings)
+    known = {"defaults": family.keep_float, "more_float": family.more_float, "groups": family.groups}
+    chosen = Settings(sqnr_calls=4, **known, **settings)
     rows, layers = [], {}
     for name, module in modules.items():
         calls = list(capture.calls(name))
