@@ -3,10 +3,11 @@
 from .families import TABLE
 from .family import Family
 from .opensora.family import OPENSORA
+from .opensora_plan import OPENSORA_PLAN
 from .sd3 import SD3
 
 GENERIC = Family("generic")
-FAMILIES = {family.name: family for family in (SD3, OPENSORA, *TABLE)}
+FAMILIES = {family.name: family for family in (SD3, OPENSORA, OPENSORA_PLAN, *TABLE)}
 
 
 def family_of(pipeline_class: str) -> Family:
