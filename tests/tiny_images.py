@@ -3,10 +3,17 @@
 from typing import Any
 
 import diffusers as d
+from PIL import Image
 
 from .tiny_parts import Made, autoencoder, built, flow, image, ones, prompts, randn
 
 SIZE = {"height": 16, "width": 16, "num_inference_steps": 2}
+
+
+def guider() -> Any:
+    from diffusers.guiders import ClassifierFreeGuidance
+
+    return ClassifierFreeGuidance(guidance_scale=3.0)
 
 
 def sd3_parts(channels: int = 4, **config: Any) -> dict[str, Any]:
@@ -90,6 +97,13 @@ def flux2() -> Made:
     )  # fmt: skip
     pipe = built("Flux2KleinPipeline", transformer=transformer, vae=vae, scheduler=flow(), is_distilled=False)
     return pipe, prompts(1, 6, 16) | SIZE
+
+
+def flux2_cached() -> Made:
+    pipe, _ = flux2()
+    parts = {name: pipe.components[name] for name in ("transformer", "vae", "scheduler")}
+    arguments = {"prompt_embeds": randn(1, 6, 16), **SIZE, "image": Image.new("RGB", (64, 64), "teal")}
+    return built("Flux2KleinKVPipeline", **parts), arguments
 
 
 def chroma() -> Made:
@@ -236,6 +250,54 @@ def krea2() -> Made:
     return pipe, prompts(1, 6, 2, 16) | masks | SIZE
 
 
+def hidream() -> Made:
+    transformer = d.HiDreamImageTransformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
+        num_attention_heads=4, caption_channels=[32, 16], text_emb_dim=64, num_routed_experts=4,
+        num_activated_experts=2, axes_dims_rope=(4, 2, 2), max_resolution=(32, 32), llama_layers=(0, 1),
+        force_inference_output=True,
+    )  # fmt: skip
+    pipe = built("HiDreamImagePipeline", transformer=transformer, vae=autoencoder(shift_factor=0.0), scheduler=flow())
+    pipe.default_sample_size = 8  # pictures are brought to its area
+    embeds = {"prompt_embeds_t5": randn(1, 6, 32), "prompt_embeds_llama3": randn(2, 1, 6, 16)}
+    negative = {f"negative_{name}": value * 0.5 for name, value in embeds.items()}
+    pooled = {"pooled_prompt_embeds": randn(1, 64), "negative_pooled_prompt_embeds": randn(1, 64) * 0.5}
+    return pipe, embeds | negative | pooled | SIZE
+
+
+def hunyuan_image() -> Made:
+    transformer = d.HunyuanImageTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, text_embed_dim=16, text_embed_2_dim=16, rope_axes_dim=(4, 4), guidance_embeds=False,
+    )  # fmt: skip
+    vae = d.AutoencoderKLHunyuanImage(
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(32, 64), layers_per_block=1,
+        spatial_compression_ratio=2, sample_size=16, downsample_match_channel=False, upsample_match_channel=False,
+    )  # fmt: skip
+    pipe = built("HunyuanImagePipeline", transformer=transformer, vae=vae, scheduler=flow(), guider=guider())
+    embeds = prompts(1, 6, 16) | {"prompt_embeds_mask": ones(1, 6), "negative_prompt_embeds_mask": ones(1, 6)}
+    return pipe, embeds | {f"{name}_2": value for name, value in embeds.items()} | SIZE
+
+
+def lumina() -> Made:
+    transformer = d.LuminaNextDiT2DModel(
+        sample_size=4, in_channels=4, hidden_size=24, num_layers=2, num_attention_heads=3, num_kv_heads=1,
+        multiple_of=16, ffn_dim_multiplier=None, cross_attention_dim=16, learn_sigma=True,
+    )  # fmt: skip
+    pipe = built("LuminaPipeline", transformer=transformer, vae=autoencoder(), scheduler=flow())
+    return pipe, prompts(1, 6, 16, masked=True) | SIZE | {"height": 32, "width": 32}
+
+
+def prx() -> Made:
+    transformer = d.PRXTransformer2DModel(
+        in_channels=4, patch_size=1, context_in_dim=8, hidden_size=16, mlp_ratio=2.0, num_heads=2, depth=2,
+        axes_dim=[4, 4],
+    )  # fmt: skip
+    pipe = built("PRXPipeline", transformer=transformer, vae=autoencoder(), scheduler=flow())
+    masks = {"prompt_attention_mask": ones(1, 6).bool(), "negative_prompt_attention_mask": ones(1, 6).bool()}
+    return pipe, prompts(1, 6, 8) | masks | SIZE | {"use_resolution_binning": False}
+
+
 def dit() -> Made:
     transformer = d.DiTTransformer2DModel(
         sample_size=8, num_layers=2, attention_head_dim=8, num_attention_heads=2, out_channels=8
@@ -244,6 +306,8 @@ def dit() -> Made:
     return pipe, {"class_labels": [1], "num_inference_steps": 2}
 
 
+LIVE = {"flux2-cached": flux2_cached}  # with arguments that no file can hold
+
 IMAGES = {
     "sd35": sd35, "sd3-image": sd3_image, "sd3-inpaint": sd3_inpaint, "sd3-pag": sd3_pag,
     "sd3-controlnet": sd3_controlnet, "flux-dev": flux_dev, "flux-image": flux_image,
@@ -251,4 +315,5 @@ IMAGES = {
     "pixart-alpha": pixart_alpha, "pixart-sigma": pixart_sigma, "pixart-pag": pixart_pag, "hunyuan-dit": hunyuan_dit,
     "qwen-image": qwen_image, "cogview4": cogview4, "cogview3": cogview3, "lumina2": lumina2, "z-image": z_image,
     "ovis": ovis, "bria": bria, "krea2": krea2, "dit": dit,
+    "hidream": hidream, "hunyuan-image": hunyuan_image, "lumina": lumina, "prx": prx,
 }  # fmt: skip

@@ -5,6 +5,7 @@ from typing import Any
 import diffusers as d
 import torch
 
+from .tiny_images import guider
 from .tiny_parts import Made, autoencoder, built, flow, image, ones, prompts, randn, wan_vae
 
 SIZE = {"height": 16, "width": 16, "num_frames": 5, "num_inference_steps": 2}
@@ -54,6 +55,23 @@ def hunyuan_video() -> Made:
     }
     pipe = built("HunyuanVideoPipeline", transformer=transformer, vae=vae, scheduler=flow(shift=7.0))
     return pipe, embeds | SIZE
+
+
+def hunyuan_video15() -> Made:
+    transformer = d.HunyuanVideo15Transformer3DModel(
+        in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2, num_refiner_layers=1,
+        patch_size=1, patch_size_t=1, text_embed_dim=16, text_embed_2_dim=8, image_embed_dim=12,
+        rope_axes_dim=(2, 2, 4), target_size=16, task_type="t2v",
+    )  # fmt: skip
+    vae = d.AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(16, 16), layers_per_block=1, spatial_compression_ratio=4,
+        temporal_compression_ratio=4, downsample_match_channel=False, upsample_match_channel=False,
+    )  # fmt: skip
+    pipe = built("HunyuanVideo15Pipeline", transformer=transformer, vae=vae, scheduler=flow(), guider=guider())
+    embeds = prompts(1, 6, 16) | {"prompt_embeds_mask": ones(1, 6), "negative_prompt_embeds_mask": ones(1, 6)}
+    second = {"prompt_embeds": randn(1, 4, 8), "negative_prompt_embeds": randn(1, 4, 8) * 0.5}
+    second |= {"prompt_embeds_mask": ones(1, 4), "negative_prompt_embeds_mask": ones(1, 4)}
+    return pipe, embeds | {f"{name}_2": value for name, value in second.items()} | SIZE
 
 
 def ltx() -> Made:
@@ -174,7 +192,7 @@ def kandinsky5() -> Made:
 
 VIDEOS = {
     "wan21": wan21, "wan-image": wan_image, "wan-vace": wan_vace, "skyreels": skyreels,
-    "hunyuan-video": hunyuan_video, "ltx": ltx, "mochi": mochi, "latte": latte, "allegro": allegro,
-    "cogvideox-image": cogvideox_image, "sana-video": sana_video, "easyanimate": easyanimate,
+    "hunyuan-video": hunyuan_video, "hunyuan-video15": hunyuan_video15, "ltx": ltx, "mochi": mochi, "latte": latte,
+    "allegro": allegro, "cogvideox-image": cogvideox_image, "sana-video": sana_video, "easyanimate": easyanimate,
     "kandinsky5": kandinsky5,
 }  # fmt: skip
