@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import NamedTuple
 
 from torch import nn
 
@@ -18,6 +20,12 @@ from .scheme import STORABLE
 KINDS: dict[type[nn.Module], str] = {nn.Linear: "Linear", nn.Conv2d: "Conv2d"}
 FloatLayer = nn.Linear | nn.Conv2d
 _UNSUPPORTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d, nn.Embedding, nn.MultiheadAttention, nn.Bilinear)
+# Parts of names. modelopt's and deepcompressor's filters keep these float in diffusers' UNets; those that make the
+# modulation of norms run on one row for each sample.
+_SENSITIVE = {
+    r"(^|\.)(conv_shortcut|shortcut_projection|downsamplers|upsamplers)(\.|$)": "is given the residual stream itself",
+    r"(^|\.)(time_emb_proj|\w*_mod|\w*modulation\w*|(?i:adaln)\w*)(\.|$)": "modulation: one row per sample",
+}
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
 
 
@@ -75,13 +83,16 @@ def make_plan(
     scheme: str = "W8A8",
     keep_float: Sequence[str] = (),
     defaults: Mapping[str, str] | None = None,
+    more: Mapping[str, str] = MappingProxyType({}),
+    quantize: Sequence[str] = (),
     option: str = "keep_float",
 ) -> Plan:
     """The plan for `model`.
 
-    `keep_float` are patterns of layer names that the user wants float; each has to match. `defaults` maps patterns to
-    reasons, and need not match; None means the general rule (`general_reason`). A pattern is a name, a name with * and
-    ?, or what stands above layers: `transformer_blocks.0` is all of that block.
+    `keep_float` are patterns of layer names that the user wants float, `quantize` those of layers that no default keeps
+    float; each has to match. `defaults` maps patterns to reasons, and need not match; None means the general rule
+    (`general_reason`), and `more` beside it. A pattern is a name, a name with * and ?, or what stands above layers:
+    `transformer_blocks.0` is all of that block.
 
     Raises CalibrateError: 2 for a pattern without a match or when nothing is left to quantize; 3 for a name that no
     file should hold.
@@ -92,11 +103,12 @@ def make_plan(
     candidates = [_entry(name, module, scheme) for name, module in model.named_modules() if _listed(module)]
     names = [entry.name for entry in candidates if entry.scheme]
     _check_patterns(keep_float, [entry.name for entry in candidates], option)
-    blocks = block_names(model)
+    _check_patterns(quantize, names, "quantize")
+    rules, blocks = Rules(keep_float, quantize, defaults, more), block_names(model)
     plan = Plan(
         tuple(
             replace(entry, scheme=None, reason=reason)
-            if entry.scheme and (reason := _reason(model, entry, keep_float, defaults, blocks))
+            if entry.scheme and (reason := _reason(model, entry, rules, blocks))
             else entry
             for entry in candidates
         )
@@ -139,18 +151,24 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str], option: str) 
             raise CalibrateError(f"{option}: '{pattern}' matches no layer; {remedy}.", 2)
 
 
-def _reason(
-    model: nn.Module,
-    entry: Entry,
-    keep_float: Sequence[str],
-    defaults: Mapping[str, str] | None,
-    blocks: Sequence[str],
-) -> str | None:
-    if any(matches(entry.name, pattern) for pattern in keep_float):
+class Rules(NamedTuple):
+    """What `make_plan` is told of layers that stay float."""
+
+    keep_float: Sequence[str]
+    quantize: Sequence[str]
+    defaults: Mapping[str, str] | None
+    more: Mapping[str, str]
+
+
+def _reason(model: nn.Module, entry: Entry, rules: Rules, blocks: Sequence[str]) -> str | None:
+    if any(matches(entry.name, pattern) for pattern in rules.keep_float):
         return "asked for"
-    if defaults is None:
-        return general_reason(model, entry, blocks)
-    return next((reason for pattern, reason in defaults.items() if matches(entry.name, pattern)), None)
+    if any(matches(entry.name, pattern) for pattern in rules.quantize):
+        return None
+    if rules.defaults is None and (reason := general_reason(model, entry, blocks)):
+        return reason
+    patterns = rules.more if rules.defaults is None else rules.defaults
+    return next((reason for pattern, reason in patterns.items() if matches(entry.name, pattern)), None)
 
 
 def block_names(model: nn.Module) -> list[str]:
@@ -167,19 +185,18 @@ def block_names(model: nn.Module) -> list[str]:
 
 
 def general_reason(model: nn.Module, entry: Entry, blocks: Sequence[str]) -> str | None:
-    """Why a layer of a model nobody knows stays float: None for linears inside repeated blocks, except those that
-    diffusers itself keeps in a wider dtype. A model without blocks has all its layers quantized."""
+    """Why a layer of a model nobody knows stays float: None for what is inside repeated blocks, except what diffusers
+    itself keeps in a wider dtype and what is known to be sensitive. A model without blocks has all quantized."""
     if blocks and not any(entry.name.startswith(block + ".") for block in blocks):
         return "outside the repeated blocks"
-    if blocks and entry.kind != "Linear":
-        return "convolution inside a transformer: few operations"
     for pattern in getattr(model, "_skip_layerwise_casting_patterns", None) or ():
         if re.search(pattern, entry.name):
             return f"its class keeps '{pattern}' out of 8-bit storage"
     for part in getattr(model, "_keep_in_fp32_modules", None) or ():
         if part in entry.name.split("."):
             return f"its class keeps '{part}' in float32"
-    return None
+    sensitive = _SENSITIVE.items() if blocks else ()
+    return next((reason for pattern, reason in sensitive if re.search(pattern, entry.name)), None)
 
 
 def layer_at(model: nn.Module, name: str) -> FloatLayer:

@@ -132,8 +132,9 @@ def _mixed(
 def _prepared(model: nn.Module, settings: Settings) -> Plan:
     scheme = SCHEMES[settings.activations]
     plan = make_plan(
-        model, scheme=scheme, keep_float=settings.keep_float, defaults=settings.defaults, option=settings.name
-    )
+        model, scheme=scheme, keep_float=settings.keep_float, defaults=settings.defaults, more=settings.more_float,
+        quantize=settings.quantize, option=settings.name,
+    )  # fmt: skip
     for entry, module in named(model, plan):
         check_finite(f"{entry.name}.weight", module.weight)
         if module.bias is not None:

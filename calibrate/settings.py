@@ -38,6 +38,8 @@ class Settings:
     search: Search = field(default_factory=Search)  # of budget
     keep_float: tuple[str, ...] = ()  # patterns; each has to match a layer
     defaults: Mapping[str, str] | None = None  # patterns and reasons of a family of models; None: the general rule
+    more_float: Mapping[str, str] = field(default_factory=dict)  # patterns and reasons beside the general rule
+    quantize: tuple[str, ...] = ()  # patterns of layers that no default keeps float; each has to match one
     samples: int | None = None  # calls to replay; None: all
     sqnr_calls: int | None = None  # calls to measure with, spread over those replayed; None: one of 16, at most 8
     strict: bool = False  # a layer that never ran is an error

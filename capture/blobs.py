@@ -72,6 +72,16 @@ def settle(tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
     return settled, settled.data_ptr() != tensor.data_ptr()
 
 
+def order_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
+    """Its dimensions from the outermost in memory to the innermost, where that is not their own order: a channels-last
+    input runs through other kernels than a contiguous one, which round differently. None for expanded tensors too."""
+    strides = [(stride, at) for at, stride in enumerate(tensor.stride()) if tensor.shape[at] > 1]
+    ordered = [at for _, at in sorted(strides, key=lambda each: -each[0])]
+    if ordered == sorted(ordered) or any(stride == 0 for stride, _ in strides):
+        return None
+    return (*(at for at in range(tensor.ndim) if tensor.shape[at] <= 1), *ordered)
+
+
 def rows_of(settled: torch.Tensor) -> Sequence[torch.Tensor] | None:
     """The rows of dim 0 where storing them one by one can pay: both halves of classifier-free guidance are the same
     latents. None where the tensor is stored as one blob."""
@@ -85,7 +95,8 @@ def memory_of(settled: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without a copy; writable where the tensor is."""
     if settled.numel() == 0:
         return memoryview(bytearray())
-    return settled.reshape(-1).view(torch.uint8).numpy().data
+    flat = settled.as_strided((settled.numel(),), (1,))  # a dimension of size 1 may have any stride
+    return flat.view(torch.uint8).numpy().data
 
 
 def key_of(name: str, shape: Sequence[int], data: memoryview) -> str:

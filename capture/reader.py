@@ -178,7 +178,7 @@ class _Source:
         return Call(*header, args, kwargs)
 
     def tensor(self, entry: int) -> torch.Tensor:
-        name, shape, keys = self.body["tensors"][entry]
+        name, shape, keys, *order = self.body["tensors"][entry]
         found = [self._find(key) for key in keys]
         expected = tuple(shape) if len(keys) == 1 else tuple(shape[1:])
         if any(blob.shape != expected for _, blob in found) or not (len(keys) == 1 or len(keys) == shape[0]):
@@ -189,10 +189,14 @@ class _Source:
             if blob.dtype != tensor.dtype:
                 raise ValueError("a tensor of another dtype than its bytes")
             self._read(key, part, blob, row)
-        return tensor
+        if not order:
+            return tensor
+        if sorted(order[0]) != list(range(len(shape))):
+            raise ValueError("a tensor whose dimensions have no order")
+        return torch.empty_permuted(shape, order[0], dtype=tensor.dtype).copy_(tensor)
 
     def describe(self, entry: int) -> TensorInfo:
-        name, shape, keys = self.body["tensors"][entry]
+        name, shape, keys, *_ = self.body["tensors"][entry]
         stats = [self.body["blobs"][key][1] for key in keys]
         return TensorInfo(DTYPES[name], tuple(shape), join_stats([Stats(*found) if found else None for found in stats]))
 

@@ -45,6 +45,12 @@ def copied(value: Any) -> Any:
     return value
 
 
+def processors_of(module: nn.Module) -> dict[str, Any]:
+    """The attention processors inside a diffusers model, by name; of other modules, none."""
+    found = getattr(module, "attn_processors", None)
+    return dict(found) if isinstance(found, dict) else {}
+
+
 class Clock:
     """The denoising step of a run, shared by the recorders of its denoisers.
 
@@ -73,6 +79,9 @@ class Recorder:
     A call carries the component's name, its index in this recording, the denoising step, the noise level and the
     cache context. Calls are not steps: guidance takes one, two or three. `keep(step)` says which steps are stored;
     `drop` names arguments to leave out. The block may be entered again inside itself.
+
+    `swapped` counts the attention processors that the first call ran with instead of the module's own: a replay runs
+    the module's own.
     """
 
     def __init__(
@@ -87,15 +96,17 @@ class Recorder:
     ) -> None:
         self.module, self.sink, self.name, self.clock = module, sink, name, clock or Clock()
         self.keep, self.drop = keep, drop
-        self.heard = 0
+        self.heard = self.swapped = 0
         self.seconds = 0.0  # spent in recording
         self._signature = inspect.signature(module.forward)
         self._ear = ContextEar(module)
         self._stack: ExitStack | None = None
         self._depth = 0
+        self._processors: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
         if self._depth == 0:
+            self._processors = processors_of(self.module)
             with ExitStack() as stack:
                 stack.enter_context(self._ear)
                 stack.callback(self.module.register_forward_pre_hook(self._hear, with_kwargs=True).remove)
@@ -117,6 +128,9 @@ class Recorder:
             rest, named = bind(self._signature, args, kwargs)
         except TypeError:
             return  # the call itself is about to fail, with the better message
+        if self.heard == 0:
+            now = processors_of(module)
+            self.swapped = sum(now.get(name) is not own for name, own in self._processors.items())
         level = noise_level(named)
         step = self.clock.hear(level)
         if self.keep(step):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .blobs import NAMES, Stats, check_storable, join_stats, key_of, memory_of, rows_of, settle, stats_of
+from .blobs import NAMES, Stats, check_storable, join_stats, key_of, memory_of, order_of, rows_of, settle, stats_of
 from .errors import CaptureError
 from .files import Modes, create
 from .parts import PART_BYTES, Part, split_parts, write_part
@@ -52,7 +52,7 @@ class UnitWriter:
         self._staged, self._modes = staged, modes
         self._head = {"index": index, "key": key, "info": info}
         self._records: list[dict[str, Any]] = []
-        self._entries: dict[tuple[str, torch.Size, tuple[str, ...]], int] = {}
+        self._entries: dict[tuple[str, torch.Size, tuple[str, ...], tuple[int, ...] | None], int] = {}
         self._entry_stats: list[Stats | None] = []
         self._stats: dict[str, Stats | None] = {}
         self._pending: dict[str, torch.Tensor] = {}
@@ -133,7 +133,7 @@ class UnitWriter:
             self._pending[key] = blob if keep_view else blob.clone()
             self._pending_bytes += blob.nbytes
             self.stored_bytes += blob.nbytes
-        entry = self._entries.setdefault((name, settled.shape, keys), len(self._entries))
+        entry = self._entries.setdefault((name, settled.shape, keys, order_of(tensor)), len(self._entries))
         if entry == len(self._entry_stats):
             self._entry_stats.append(join_stats([self._stats[key] for key in keys]))
         return entry
@@ -171,7 +171,10 @@ class UnitWriter:
             "stored_bytes": self.stored_bytes,
             "parts": [part._asdict() for part in self._parts],
             "blobs": {key: [self._part_of[key], stats] for key, stats in self._stats.items()},
-            "tensors": [[name, list(shape), list(keys)] for name, shape, keys in self._entries],
+            "tensors": [
+                [name, list(shape), list(keys), *([] if order is None else [list(order)])]
+                for name, shape, keys, order in self._entries
+            ],
             "calls": self._records,
         }
         with create(self._staged / "unit.json", self._modes.manifest) as sink:

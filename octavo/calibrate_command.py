@@ -152,6 +152,7 @@ def settings_of(options: CalibrateOptions, family: Family, samples: int) -> Sett
             known = ", ".join(defaults)
             raise CaptureError(f"--quantize: '{unknown[0]}' is not kept float by default. Choose of {known}.", 2)
         defaults = {pattern: why for pattern, why in defaults.items() if pattern not in options.quantize_too}
+    quantize = options.quantize_too if defaults is None else ()
     if options.accuracy not in RECIPES:
         raise CaptureError(f"--accuracy: no '{options.accuracy}'. Choose one of {', '.join(RECIPES)}.", 2)
     said = {
@@ -161,7 +162,8 @@ def settings_of(options: CalibrateOptions, family: Family, samples: int) -> Sett
     chosen = RECIPES[options.accuracy] | {name: value for name, value in said.items() if value is not None}
     return Settings(
         sigma=options.sigma, symmetric=options.symmetric, groups=family.groups, keep_float=options.keep_float,
-        defaults=defaults, samples=samples, budget=options.budget, release=True, name="--keep-float", **chosen,
+        defaults=defaults, more_float=family.more_float, quantize=quantize, samples=samples, budget=options.budget,
+        release=True, name="--keep-float", **chosen,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from capture.ranks import ranks_of_environment
+from pipelines import FAMILIES
 
 from . import __version__
 
@@ -57,7 +58,7 @@ def main() -> None:
 @click.option("--resolution", help="Open-Sora: 144p, 240p, 360p, 480p or 720p.")
 @click.option("--aspect", help="Open-Sora: height to width, as in 9:16.")
 @click.option(
-    "--pipeline", type=click.Choice(["sd3", "opensora"]), help="The family of MODEL [default: what its files say]."
+    "--pipeline", type=click.Choice(list(FAMILIES)), help="The family of MODEL [default: what its files say]."
 )
 @click.option(
     "--text-encoder",

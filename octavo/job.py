@@ -66,12 +66,18 @@ class Tally:
     recording: float = 0.0  # seconds
     skipped: int = 0  # calls with values that are not finite
     saturated: int = 0  # calls with float16 values at their limit
+    swapped: dict[str, int] = field(default_factory=dict)  # by denoiser: attention layers run in the pipeline's way
     failed: list[int] = field(default_factory=list)  # numbers of the prompts, from 1
     running: float = 0.0  # seconds inside the pipeline
 
     def plus(self, other: "Tally") -> "Tally":
         """What two runs have come to."""
-        return Tally(**{each.name: getattr(self, each.name) + getattr(other, each.name) for each in fields(self)})
+        added = {
+            each.name: getattr(self, each.name) + getattr(other, each.name)
+            for each in fields(self)
+            if each.name != "swapped"
+        }
+        return Tally(**added, swapped=self.swapped | other.swapped)
 
 
 class Job:
@@ -158,6 +164,7 @@ class Job:
             return
         self.tally.recording += sum(r.seconds for r in recorders) + time.perf_counter() - inside
         self.tally.running += time.perf_counter() - began
+        self.tally.swapped |= {recorder.name: recorder.swapped for recorder in recorders if recorder.swapped}
         self.tally.calls += unit.calls
         self.tally.raw_bytes += unit.raw_bytes
         self.tally.stored_bytes += unit.stored_bytes

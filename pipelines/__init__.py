@@ -1,13 +1,17 @@
 """Families of models: how to load one, run it, which modules denoise, what stays float."""
 
+from .families import TABLE
 from .family import Family
 from .opensora.family import OPENSORA
+from .opensora_plan import OPENSORA_PLAN
 from .sd3 import SD3
 
 GENERIC = Family("generic")
-FAMILIES = {"sd3": SD3, "opensora": OPENSORA}
+FAMILIES = {family.name: family for family in (SD3, OPENSORA, OPENSORA_PLAN, *TABLE)}
 
 
 def family_of(pipeline_class: str) -> Family:
-    """The family of a pipeline by its class name; GENERIC where none knows it."""
-    return next((f for f in FAMILIES.values() if pipeline_class.startswith(f.pipelines)), GENERIC)
+    """The family of a pipeline by its class name, the one that names the most of it; GENERIC where none knows it."""
+    prefixes = {prefix: family for family in FAMILIES.values() for prefix in family.pipelines}
+    known = [prefix for prefix in prefixes if pipeline_class.startswith(prefix)]
+    return prefixes[max(known, key=len)] if known else GENERIC

@@ -32,6 +32,7 @@ class Family:
     models: tuple[str, ...] = ()  # what config.json of a folder of the denoiser alone calls it
     defaults: Mapping[str, Any] = field(default_factory=dict)  # arguments of the pipeline's call
     keep_float: Mapping[str, str] | None = None  # pattern of layer names -> why; None: the general rule
+    more_float: Mapping[str, str] = field(default_factory=dict)  # beside the general rule, where keep_float is None
     # (directory, dtype or None, folder of the text encoder or None) -> pipeline; None: diffusers loads it
     load: Callable[[Any, Any, Any], Any] | None = None
     groups: Callable[[Any], list[Group]] | None = None  # denoiser -> layers whose input channels can be divided

@@ -54,6 +54,8 @@ def call_arguments(pipe: Any, family: Family, settings: RunSettings) -> dict[str
     for name in wanted:
         if name not in parameters:
             raise PipelineError(f"{kind}: takes no argument {name}. Leave it out.", 2)
+    if "prompt" in parameters and _deaf(pipe) and not any("prompt_embeds" in name for name in wanted):
+        raise PipelineError(f"{kind}: has no text encoder for its prompts. Give its folder with --text-encoder.", 2)
     made = {name: value for name, value in family.defaults.items() if name in parameters} | wanted
     given = {*made, "self", "prompt", "generator"}
     for name, parameter in parameters.items():
@@ -61,6 +63,12 @@ def call_arguments(pipe: Any, family: Family, settings: RunSettings) -> dict[str
         if parameter.default is parameter.empty and not free and name not in given:
             raise PipelineError(f"{kind}: needs {name}. Give it with --arg {name}=VALUE.", 2)
     return made
+
+
+def _deaf(pipe: Any) -> bool:
+    """Whether a pipeline has a place for text encoders, and none in it."""
+    places = [name for name in getattr(pipe, "config", {}) if name.startswith("text_encoder")]
+    return bool(places) and all(getattr(pipe, name, None) is None for name in places)
 
 
 def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:

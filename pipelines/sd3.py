@@ -9,40 +9,39 @@ _CONTEXT_IN = ("add_q_proj", "add_k_proj", "add_v_proj")
 
 
 def groups(model: Any) -> list[Group]:
-    """The groups of an SD3Transformer2DModel: before and after each attention, and before each feed-forward."""
+    """The groups of an SD3Transformer2DModel or its like: around each attention, before each feed-forward."""
     found = []
     for at, block in enumerate(model.transformer_blocks):
         name = f"transformer_blocks.{at}"
         width = block.norm2.normalized_shape[0]
         found += _attention(block, name, width)
-        found.append(_modulated(f"{name}.norm1", width, 3, 4, [f"{name}.ff.net.0.proj"]))
+        found.append(modulated(f"{name}.norm1.linear", width, 3, 4, [f"{name}.ff.net.0.proj"]))
         if block.ff_context is not None:
-            found.append(_modulated(f"{name}.norm1_context", width, 3, 4, [f"{name}.ff_context.net.0.proj"]))
+            found.append(modulated(f"{name}.norm1_context.linear", width, 3, 4, [f"{name}.ff_context.net.0.proj"]))
     return found
 
 
 def _attention(block: Any, name: str, width: int) -> list[Group]:
     context = [f"{name}.attn.{leaf}" for leaf in _CONTEXT_IN if getattr(block.attn, leaf, None) is not None]
     # AdaLayerNormContinuous, of the last block, makes scale before shift; AdaLayerNormZero shift before scale
-    shift, scale = (1, 0) if block.context_pre_only else (0, 1)
+    shift, scale = (1, 0) if getattr(block, "context_pre_only", False) else (0, 1)
     outputs = [f"{name}.attn.to_out.0"]
     if getattr(block.attn, "to_add_out", None) is not None:
         outputs.append(f"{name}.attn.to_add_out")
     values = tuple(Fold(f"{name}.attn.{leaf}") for leaf in ("to_v", "add_v_proj"))
     found = [
-        _modulated(f"{name}.norm1", width, 0, 1, [f"{name}.attn.{leaf}" for leaf in _IN]),
-        _modulated(f"{name}.norm1_context", width, shift, scale, context),
+        modulated(f"{name}.norm1.linear", width, 0, 1, [f"{name}.attn.{leaf}" for leaf in _IN]),
+        modulated(f"{name}.norm1_context.linear", width, shift, scale, context),
         Group(tuple(outputs), values),
     ]
     if getattr(block, "attn2", None) is not None:
-        found.append(_modulated(f"{name}.norm1", width, 6, 7, [f"{name}.attn2.{leaf}" for leaf in _IN]))
+        found.append(modulated(f"{name}.norm1.linear", width, 6, 7, [f"{name}.attn2.{leaf}" for leaf in _IN]))
         found.append(Group((f"{name}.attn2.to_out.0",), (Fold(f"{name}.attn2.to_v"),)))
     return found
 
 
-def _modulated(norm: str, width: int, shift: int, scale: int, layers: list[str]) -> Group:
-    """Layers behind a norm whose modulation's chunks number `shift` and `scale` are theirs."""
-    target = f"{norm}.linear"
+def modulated(target: str, width: int, shift: int, scale: int, layers: list[str]) -> Group:
+    """Layers behind a norm whose modulation's chunks number `shift` and `scale`, which `target` makes, are theirs."""
     return Group(tuple(layers), (Fold(target, shift * width), Fold(target, scale * width, plus_one=True)))
 
 

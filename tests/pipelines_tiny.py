@@ -3,8 +3,10 @@
 Text encoders are left out where the pipeline takes embeddings instead; nothing is downloaded.
 """
 
+import inspect
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderDC,
@@ -28,6 +30,10 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+
+from .tiny_images import IMAGES
+from .tiny_unets import UNETS
+from .tiny_videos import VIDEOS
 
 Made = tuple[Any, dict[str, Any]]
 
@@ -188,19 +194,31 @@ TINY = {
 }
 
 
+ZOO = TINY | IMAGES | UNETS | VIDEOS
+
+
 def make(name: str) -> Made:
-    """A tiny pipeline in evaluation mode; the same weights at every call."""
+    """A tiny pipeline in evaluation mode; the same weights at every call, none of them zero."""
     torch.manual_seed(0)
-    pipe, arguments = TINY[name]()
+    pipe, arguments = ZOO[name]()
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
+            for weight in part.parameters():
+                if weight.ndim > 1 and not weight.any():
+                    torch.nn.init.normal_(weight, std=0.1)
     return pipe, arguments
 
 
 def run(pipe: Any, arguments: dict[str, Any]) -> torch.Tensor:
-    """The first output of a call with a fixed seed, as a tensor."""
-    made = pipe(**arguments | {"output_type": "latent"}, generator=torch.Generator().manual_seed(0), return_dict=False)[
-        0
-    ]
-    return made if isinstance(made, torch.Tensor) else torch.stack(list(made))
+    """The first output of a call with a fixed seed, as a tensor: latents where the pipeline gives them."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    asked = {"output_type": "latent"} if "output_type" in parameters else {}
+    seed = {"generator": torch.Generator().manual_seed(0)}
+    torch.manual_seed(0)  # some draw from it too
+    made = pipe(**asked | arguments | seed, return_dict=False)[0]
+    while isinstance(made, (list, tuple)) and len(made) == 1:
+        made = made[0]
+    if isinstance(made, (list, tuple)):
+        return torch.stack([torch.as_tensor(np.asarray(each)) for each in made])
+    return torch.as_tensor(np.asarray(made) if not isinstance(made, torch.Tensor) else made)

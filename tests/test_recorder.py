@@ -69,6 +69,21 @@ def test_wan_has_two_denoisers_and_two_calls_a_step_with_their_contexts():
         assert not getattr(module, "_diffusers_hook", None) or not module._diffusers_hook.hooks
 
 
+def test_attention_processors_swapped_during_the_call_are_counted():
+    from diffusers.models.attention_processor import AttnProcessor
+
+    pipe, arguments = make("sdxl")
+    with Recorder(pipe.unet, Memory()) as recorder:
+        run(pipe, arguments)
+    assert recorder.swapped == 0
+    with Recorder(pipe.unet, Memory()) as recorder:
+        own = pipe.unet.attn_processors
+        name = next(iter(own))
+        pipe.unet.set_attn_processor(own | {name: AttnProcessor()})
+        run(pipe, arguments)
+    assert recorder.swapped == 1
+
+
 class Plain(nn.Module):
     def __init__(self):
         super().__init__()

@@ -41,6 +41,24 @@ def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
     assert read_sealed(store / "capture.json").body == {"schema": 1, "manifest": MANIFEST | {"prompts": 2}}
 
 
+def test_a_dimension_of_one_may_have_any_stride(tmp_path: Path) -> None:
+    expanded = torch.tensor(981.0).expand(1)  # a timestep as pipelines pass it: contiguous, with stride 0
+    assert expanded.stride() == (0,)
+    (back,) = stored_and_read(tmp_path, call(timestep=expanded))
+    assert torch.equal(back.kwargs["timestep"], expanded)
+
+
+def test_the_order_of_dimensions_in_memory_is_kept(tmp_path: Path) -> None:
+    plain = torch.arange(2 * 4 * 8 * 64.0).view(2, 4, 8, 64)
+    last = plain.contiguous(memory_format=torch.channels_last)
+    one = plain[:1, :1].contiguous(memory_format=torch.channels_last)
+    tensors = [plain, last, plain.mT, one, plain[:1].expand(3, 4, 8, 64)]
+    (back,) = stored_and_read(tmp_path, call(x=tensors))
+    for tensor, read in zip(tensors, back.kwargs["x"], strict=True):
+        assert torch.equal(read, tensor)
+    assert [read.stride() for read in back.kwargs["x"][:3]] == [tensor.stride() for tensor in tensors[:3]]
+
+
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 DTYPES += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64]
 DTYPES += [torch.bool, torch.complex64]

@@ -51,6 +51,15 @@ def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = No
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
         raise PipelineError(f"{directory / 'config.json'}: no model can be built ({reason}). Mend it.", 4) from None
+    filled: STDiT3 = fill(model, directory, torch_dtype)
+    return filled
+
+
+def fill(model: Any, directory: Path, torch_dtype: torch.dtype | None) -> Any:
+    """The `model` on the meta device, with the weights of a folder, in their dtype or `torch_dtype`.
+
+    Raises PipelineError as `load_transformer` does.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     state = {}
     for path in _weight_files(directory):

@@ -1,0 +1,68 @@
+"""Takes every tiny pipeline of the tests the whole way and writes what came out as a table.
+
+    python -m bench.models [NAME ...] [--write docs/models.md]
+
+Each has random weights and makes two steps or three; what counts is that every step of the way works, not its decibels.
+"""
+
+import argparse
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench.walk import Walked, walk
+from pipelines.load import quiet
+from tests.pipelines_tiny import ZOO, make, run
+
+HEAD = (
+    "| pipeline | denoiser | calls | replay exact | layers in integers / float | SQNR of the denoiser | "
+    "of the pipeline | remarks |\n|---|---|---|---|---|---|---|---|"
+)
+
+
+def rows(names: list[str]) -> Iterator[str]:
+    """The lines of the table."""
+    for name in names:
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as directory, quiet():
+            walked = walk(*make(name), run, Path(directory))
+        logging.info("%s: %.1f s", name, time.perf_counter() - began)
+        yield from map(line, walked)
+
+
+def line(row: Walked) -> str:
+    """One denoiser's line."""
+    kind = row.kind if row.component in ("transformer", "unet") else f"{row.kind} ({row.component})"
+    cells = (
+        row.pipeline, kind, row.calls, "yes" if row.exact else "no", f"{row.quantized} / {row.kept}",
+        decibels(row.sqnr), decibels(row.final), "; ".join(row.remarks),
+    )  # fmt: skip
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def decibels(value: float | None) -> str:
+    """A number of dB, or a dash."""
+    return "-" if value is None else f"{value:.1f} dB"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--write", type=Path, help="replace the table in this file")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("calibrate").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    table = "\n".join((HEAD, *sorted(rows(options.names or list(ZOO)))))
+    if options.write is None:
+        print(table)
+        return
+    before = options.write.read_text().partition("\n| pipeline |")[0]
+    options.write.write_text(f"{before}\n{table}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The whole way of a pipeline: run, capture, replay, calibrate, export, read back, run in integers; each is checked."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calibrate.export import export
+from calibrate.layers import QuantizedLayer, quantized
+from calibrate.load import load_ascend
+from calibrate.report import NEVER_RAN
+from calibrate.run import Result, calibrate
+from calibrate.settings import Settings
+from calibrate.sqnr import Power, tensors_in
+from capture.reader import Capture
+from capture.recorder import Clock, Recorder, copied
+from capture.store import CaptureWriter
+from pipelines import family_of
+from pipelines.denoisers import denoisers
+
+Run = Callable[[Any, dict[str, Any]], Tensor]
+
+
+@dataclass
+class Walked:
+    """What came of one denoiser. `exact`: its calls, read back and run, gave the recorded outputs bit for bit; `same`:
+    so did the integers that were read back. `sqnr` is that of its output in dB, of `final` that of the pipeline's."""
+
+    pipeline: str
+    component: str
+    kind: str
+    calls: int
+    exact: bool
+    quantized: int
+    kept: int
+    sqnr: float | None
+    same: bool
+    final: float | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **settings: Any) -> list[Walked]:
+    """Takes `pipe` the whole way; `run(pipe, arguments)` gives the end of its trajectory. One row for each denoiser.
+
+    Raises AssertionError when hearing changes what the pipeline makes, or reading back its integers.
+    """
+    family, modules = family_of(type(pipe).__name__), denoisers(pipe)
+    for module in modules.values():
+        module.requires_grad_(False)
+    expected = run(pipe, arguments)
+    assert bool(expected.isfinite().all()), "the pipeline makes values that are not finite"
+    with recording(modules, directory / "captured") as (recorders, outputs):
+        heard = run(pipe, arguments)
+    assert torch.equal(heard, expected), "hearing changed what the pipeline makes"
+    capture = Capture.open(directory / "captured")
+    known = {"defaults": family.keep_float, "more_float": family.more_float, "groups": family.groups}
+    chosen = Settings(sqnr_calls=4, **known, **settings)
+    rows, layers = [], {}
+    for name, module in modules.items():
+        calls = list(capture.calls(name))
+        assert len(calls) == len(outputs[name])
+        if not calls:
+            continue
+        exact = all(_same(_output(module, call), out) for call, out in zip(calls, outputs[name], strict=True))
+        result = calibrate(module, lambda calls=calls: calls, chosen)
+        export(result, module, directory / name)
+        layers[name] = load_ascend(directory / name)
+        same = _both(module, calls, result.layers, layers[name])
+        rows.append(_row(pipe, name, module, result, exact, same, recorders[name]))
+    with ExitStack() as stack:
+        for name, each in layers.items():
+            stack.enter_context(quantized(modules[name], each))
+        made = run(pipe, arguments)
+    assert bool(made.isfinite().all()), "the quantized pipeline makes values that are not finite"
+    power = Power()
+    power.add(expected, made)
+    for row in rows:
+        row.final = power.sqnr
+    return rows
+
+
+@contextmanager
+def recording(
+    modules: dict[str, nn.Module], directory: Path
+) -> Iterator[tuple[dict[str, Recorder], dict[str, list[Any]]]]:
+    """Inside, what `modules` are called with goes to a capture of one unit, and what they return to the lists."""
+    outputs: dict[str, list[Any]] = {name: [] for name in modules}
+    recorders, clock = {}, Clock()
+    with CaptureWriter.create(directory, {"prompts": 1}) as writer:
+        with writer.unit(0, {"prompt": ""}) as unit, ExitStack() as stack:
+            for name, module in modules.items():
+                recorders[name] = stack.enter_context(Recorder(module, unit, name=name, clock=clock))
+                keep = lambda module, args, out, kept=outputs[name]: kept.append(copied(tensors_in(out)))  # noqa: E731
+                stack.callback(module.register_forward_hook(keep).remove)
+            yield recorders, outputs
+        writer.complete()
+
+
+def _output(module: nn.Module, call: Any) -> list[Tensor]:
+    with torch.no_grad():
+        return tensors_in(module(*copied(call.args), **copied(call.kwargs)))
+
+
+def _same(one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _both(
+    module: nn.Module, calls: list[Any], made: dict[str, QuantizedLayer], read: dict[str, QuantizedLayer]
+) -> bool:
+    """Whether the layers that were made and those read back give the same outputs."""
+    outputs = []
+    for layers in (made, read):
+        with quantized(module, layers):
+            outputs.append([_output(module, call) for call in calls])
+    return all(map(_same, *outputs))
+
+
+def _row(
+    pipe: Any, name: str, module: nn.Module, result: Result, exact: bool, same: bool, recorder: Recorder
+) -> Walked:
+    totals = result.report["totals"]
+    remarks = [] if exact else ["replay differs"]
+    remarks += [f"{recorder.swapped} attention processors swapped"] if recorder.swapped else []
+    never = sum(entry.reason == NEVER_RAN for entry in result.plan.entries)
+    remarks += [f"{never} layers never called"] if never else []
+    return Walked(
+        type(pipe).__name__, name, type(module).__name__, recorder.heard, exact, totals["quantized"],
+        totals["kept_float"], totals["output_sqnr"], same, remarks=tuple(remarks),
+    )  # fmt: skip

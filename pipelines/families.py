@@ -1,0 +1,91 @@
+"""The families of diffusers' own pipelines, one entry each: what stays float beside the general rule, and whose inputs
+can be divided.
+
+The general rule of calibrate/plan.py heeds what each class lists itself. Here stands what a named tool keeps float in
+addition, or what was measured: python -m bench.models.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from .family import Family, Fold, Group
+from .sd3 import groups as joint_groups
+from .sd3 import modulated
+
+_DOWN = "msModelSlim keeps the second linear of feed-forwards float in static W8A8"
+_LATENT = {"output_type": "latent"}
+
+
+def single_groups(model: Any) -> list[Group]:
+    """The groups of a model of double and single blocks, as Flux and HunyuanVideo are."""
+    found = joint_groups(model)
+    for at, block in enumerate(model.single_transformer_blocks):
+        name, width = f"single_transformer_blocks.{at}", block.norm.norm.normalized_shape[0]
+        layers = [f"{name}.proj_mlp", *(f"{name}.attn.{leaf}" for leaf in ("to_q", "to_k", "to_v"))]
+        found.append(modulated(f"{name}.norm.linear", width, 0, 1, layers))
+    return found
+
+
+def qwen_groups(model: Any) -> list[Group]:
+    """The groups of a QwenImageTransformer2DModel."""
+    found = []
+    for at, block in enumerate(model.transformer_blocks):
+        name, width = f"transformer_blocks.{at}", block.img_norm1.normalized_shape[0]
+        for stream, leaves in (("img", ("to_q", "to_k", "to_v")), ("txt", ("add_q_proj", "add_k_proj", "add_v_proj"))):
+            target = f"{name}.{stream}_mod.1"
+            found.append(modulated(target, width, 0, 1, [f"{name}.attn.{leaf}" for leaf in leaves]))
+            found.append(modulated(target, width, 3, 4, [f"{name}.{stream}_mlp.net.0.proj"]))
+    return found + list(value_groups(model))
+
+
+def value_groups(model: Any) -> Iterator[Group]:
+    """Attention is linear in its values, channel by channel: what reads them can be divided through them.
+
+    Not where a processor has weights of its own: they may add to the values.
+    """
+    from torch import nn
+
+    for name, module in model.named_modules():
+        outputs, values = getattr(module, "to_out", None), getattr(module, "to_v", None)
+        own = isinstance(getattr(module, "processor", None), nn.Module)
+        if own or not isinstance(values, nn.Linear) or not isinstance(outputs, (nn.ModuleList, nn.Sequential)):
+            continue
+        if not isinstance(outputs[0], nn.Linear) or outputs[0].in_features != values.out_features:
+            continue
+        added = [leaf for leaf in ("to_add_out",) if isinstance(getattr(module, leaf, None), nn.Linear)]
+        folds = [leaf for leaf in ("to_v", "add_v_proj") if isinstance(getattr(module, leaf, None), nn.Linear)]
+        layers = tuple(f"{name}.{leaf}" for leaf in ("to_out.0", *added))
+        yield Group(layers, tuple(Fold(f"{name}.{leaf}") for leaf in folds))
+
+
+def _values(model: Any) -> list[Group]:
+    return list(value_groups(model))
+
+
+TABLE = (
+    Family(
+        "flux", ("Flux",), defaults=_LATENT, groups=single_groups,
+        more_float={"*.ff.net.2": _DOWN, "*.ff_context.net.2": _DOWN},
+    ),
+    Family("flux2", ("Flux2",), defaults=_LATENT),
+    Family(
+        "wan", ("Wan",), defaults=_LATENT, groups=_values,
+        # measured: the output of a tiny WanVACE has 23 dB of SQNR with them in integers, 59 dB without
+        more_float=dict.fromkeys(("vace_blocks.*.proj_in", "vace_blocks.*.proj_out"), "is given the residual stream"),
+    ),
+    Family(
+        "hunyuanvideo", ("HunyuanVideo",), defaults=_LATENT, groups=single_groups,
+        more_float={"*.ff.net.2": _DOWN, "*.ff_context.net.2": _DOWN},
+    ),
+    Family("hunyuanvideo15", ("HunyuanVideo15",), defaults=_LATENT),
+    Family(
+        "qwenimage", ("QwenImage",), defaults=_LATENT, groups=qwen_groups,
+        more_float={"*.txt_mlp.net.2": "msModelSlim keeps it float in Qwen-Image-Edit"},
+    ),
+    Family("pixart", ("PixArt",), defaults=_LATENT, groups=_values),
+    Family("sana", ("Sana",), defaults=_LATENT, groups=_values),
+    Family("cogvideox", ("CogVideoX",), defaults=_LATENT, groups=_values),
+    Family("ltx", ("LTX",), defaults=_LATENT, groups=_values),
+    Family("ltx2", ("LTX2",), defaults=_LATENT),
+    Family("sdxl", ("StableDiffusionXL",), defaults=_LATENT, groups=_values),
+)  # fmt: skip

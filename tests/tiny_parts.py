@@ -1,0 +1,57 @@
+"""What tiny pipelines are made of; see pipelines_tiny."""
+
+import inspect
+from typing import Any
+
+import diffusers
+import torch
+
+Made = tuple[Any, dict[str, Any]]
+
+
+def built(kind: str, **parts: Any) -> Any:
+    """A diffusers pipeline of these parts; what it asks for beyond them is None."""
+    made = getattr(diffusers, kind)
+    needed = inspect.signature(made.__init__).parameters.values()
+    absent = {p.name: None for p in needed if p.default is p.empty and p.name not in (*parts, "self")}
+    pipe = made(**absent, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape) + sum(shape)))
+
+
+def ones(*shape: int) -> torch.Tensor:
+    return torch.ones(*shape, dtype=torch.long)
+
+
+def prompts(*shape: int, masked: bool = False, length: int | None = None) -> dict[str, Any]:
+    """Embeddings of a prompt and of an empty one; `masked`: with attention masks."""
+    made: dict[str, Any] = {"prompt_embeds": randn(*shape), "negative_prompt_embeds": randn(*shape) * 0.5}
+    if masked:
+        made |= {"prompt_attention_mask": ones(*shape[:2]), "negative_prompt_attention_mask": ones(*shape[:2])}
+    return made if length is None else made | {"max_sequence_length": length}
+
+
+def flow(**config: Any) -> Any:
+    return diffusers.FlowMatchEulerDiscreteScheduler(**config)
+
+
+def autoencoder(channels: int = 4, **config: Any) -> Any:
+    return diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=channels, layers_per_block=1, **config,
+    )  # fmt: skip
+
+
+def wan_vae(**config: Any) -> Any:
+    return diffusers.AutoencoderKLWan(
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True], **config
+    )
+
+
+def image(size: int = 16) -> torch.Tensor:
+    """Pixels from 0 to 1."""
+    return randn(1, 3, size, size).sigmoid()
