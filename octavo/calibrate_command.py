@@ -54,6 +54,7 @@ class CalibrateOptions:
     quantize_too: tuple[str, ...] = ()
     budget: str | None = None
     samples: int | None = None
+    memory: str | None = None
     formats: str = "ascend"
     overwrite: bool = False
     allow_incomplete: bool = False
@@ -69,10 +70,12 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     """The command; `given` are the options of the command line, which win over those of the config file."""
     began = time.monotonic()
     options = _configured(options, given)
-    if options.pipeline is not None:
+    if options.pipeline is not None and options.memory is None:
         from .cnn_command import run_cnn
 
         return run_cnn(options, terminal)
+    if options.pipeline is not None:
+        raise CaptureError("--memory: is of denoisers. Leave it out with --pipeline cnn.", 2)
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
             raise CaptureError(f"--{name.replace('_', '-')}: is of --pipeline cnn alone. Leave it out.", 2)
@@ -82,12 +85,15 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
     chosen = chosen_calls(capture, component, options.samples, terminal)
     settings = settings_of(options, family, len(chosen))
+    calls = replayed_calls(capture, component, chosen, casting(capture, options.dtype))
+    if options.memory is not None:
+        from .big_command import run_big
+
+        result = run_big(options, capture, component, family, calls, settings, terminal)
+        return show(result, options, terminal, time.monotonic() - began)
     model, rerun = _model(capture, component, options, family)
-    calls = replayed_calls(capture, component, chosen, _casting(capture, options.dtype))
     progress = terminal.progress if rerun is None else Announced(terminal, rerun)
     result = calibrate_model(model, calls, settings, progress=progress, trajectory=rerun)
-    for warning in result.warnings:
-        terminal.warn(warning)
     write(result, model, options)
     show(result, options, terminal, time.monotonic() - began)
 
@@ -147,15 +153,13 @@ def _model(
 ) -> tuple[nn.Module, Rerun | None]:
     """The denoiser that was captured, checked to be the one, in the dtype of the deployment; and runs for a budget."""
     captured = capture.manifest
-    source = options.model or captured.get("model")
-    if source is None:
-        raise CaptureError(f"{capture.directory}: does not say which model it is of. Give it with --model.", 2)
+    source = source_of(capture, options)
     pipe = load_pipeline(
         model_directory(source), dtype=DTYPES.get(captured.get("dtype", "")),
         family=FAMILIES.get(captured.get("family", "")), trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     module = denoisers(pipe, (component,))[component]
-    check_fingerprint(capture, component, module, source, options.allow_revision)
+    check_fingerprint(capture, component, fingerprint(module), source, options.allow_revision)
     rerun = None
     if options.budget is not None:
         rerun = Rerun(pipe, capture, family)
@@ -167,9 +171,17 @@ def _model(
     return module.to(resolve_device(options.device)).requires_grad_(False), rerun
 
 
-def check_fingerprint(capture: Capture, component: str, module: nn.Module, source: str, allow_revision: bool) -> None:
-    """Raises CaptureError 4 when `module` is not the one whose calls were captured."""
-    was, now = capture.manifest["components"][component], fingerprint(module)
+def source_of(capture: Capture, options: CalibrateOptions) -> str:
+    """Where the captured model is."""
+    source = options.model or capture.manifest.get("model")
+    if source is None:
+        raise CaptureError(f"{capture.directory}: does not say which model it is of. Give it with --model.", 2)
+    return str(source)
+
+
+def check_fingerprint(capture: Capture, component: str, now: dict[str, str], source: str, allow_revision: bool) -> None:
+    """Raises CaptureError 4 when the model of the fingerprint `now` is not the one whose calls were captured."""
+    was = capture.manifest["components"][component]
     if was["class"] != now["class"]:
         fact = f"was captured from {was['class']}; this model is {now['class']}"
     elif was["names"] != now["names"]:
@@ -182,7 +194,7 @@ def check_fingerprint(capture: Capture, component: str, module: nn.Module, sourc
     raise CaptureError(f"{capture.directory} {fact}. Give the captured model with --model.", 4)
 
 
-def _casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
+def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
     """What brings the arguments of a call to the dtype of the deployment: those in the captured dtype change."""
     before, after = DTYPES.get(capture.manifest.get("dtype", "")), DTYPES.get(dtype or "")
     if after is None or before == after:
@@ -202,6 +214,8 @@ def _casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
 
 def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float) -> None:
     """The tables and lines for people, and the event for programs."""
+    for warning in result.warnings:
+        terminal.warn(warning)
     report = result.report
     totals, layers = report["totals"], report["layers"]
     reasons: dict[str, list[str]] = {}

@@ -92,6 +92,26 @@ def load_pipeline(
     return pipe
 
 
+def load_denoiser(directory: Path, component: str, family: Family, *, trust_remote_code: bool = False) -> nn.Module:
+    """One denoiser of a pipeline, in the dtype it is stored in: its weights are parts of the mapped files, which are
+    read when they are used. Nothing else of the pipeline is loaded.
+
+    Raises PipelineError: what `inspect_model` refuses; 2 for a component that no folder holds; as `load_component`.
+    """
+    if family.load is not None:
+        return denoisers(family.load(directory, None, None), (component,))[component]
+    index = inspect_model(directory, trust_remote_code)
+    kind = index.get(component)
+    model_class = _model_class(kind) if isinstance(kind, list) else None
+    if model_class is None:
+        fact = f"{component} is not a model of diffusers in a folder of its own"
+        raise PipelineError(f"{directory}: {fact}. Calibrate without --memory.", 2)
+    dtype = DTYPES[stored_dtype(directory / component) or "float32"]
+    common: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    with quiet():
+        return load_component(directory / component, model_class, common, strict=False)
+
+
 def _load_diffusers(
     directory: Path, dtype: torch.dtype | None, device: torch.device, strict: bool, trust_remote_code: bool
 ) -> Any:
