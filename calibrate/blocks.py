@@ -87,7 +87,7 @@ class Blocks:
                 block = self._real[name]
                 self._parking.fetch(name, block)
                 output = block(*inputs[0], **inputs[1])
-                self._parking.park(name, block)
+                self._parking.park(name)
                 shapes.setdefault(name, []).append(file.put(output))
                 return output
 
@@ -148,16 +148,20 @@ class Blocks:
                     self._complete()
                     if change is not None:
                         change()
-                (self._parking.park if change is None else self._parking.keep)(name, self._real[name])
-                self._forget(self.order[stage + 1 :])
+                if change is None:
+                    self._parking.park(name)
+                else:
+                    self._parking.keep(name, self._real[name])
+                self._forget([*self.order[stage + 1 :], END])
         return self._track
 
     @contextmanager
     def ended(self, calls: Calls, track: Track) -> Iterator[None]:
-        """Inside, the model computes all of `calls` from what its blocks returned in a sweep over them."""
+        """Inside, the model computes all of `calls` from what its blocks returned in a sweep over them, once."""
         self._source, self._track, self._frontier = calls, track, END
         with self._stubbed(self._answer), self._counting():
             yield
+        self._forget([])
 
     @contextmanager
     def _stubbed(self, answer: Callable[[str, Any], Any]) -> Iterator[None]:
@@ -232,8 +236,8 @@ class Blocks:
         return replaced(outputs[at], Place, lambda place: _blank(place, float("nan"), self._device))
 
     def _forget(self, ahead: list[str]) -> None:
-        """Deletes the files of outputs that no stage to come needs."""
-        needed = set().union(*(self._needs[stage] for stage in [*ahead, END]))
+        """Deletes the files of outputs that none of the stages `ahead` needs."""
+        needed = {name for stage in ahead for name in self._needs[stage]}
         for name in self._track.outputs.keys() - needed - self._track.gone:
             self._track.gone.add(name)
             places: list[Place] = []

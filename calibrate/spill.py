@@ -48,9 +48,10 @@ class Writing:
 
     def _put(self, tensor: Tensor) -> Place:
         plain = tensor.detach().cpu()
-        stride = torch.empty_like(plain, device="meta").stride()  # that of `plain`, or contiguous where it overlaps
+        whole = plain.contiguous()
+        stride = plain.stride() if 0 not in plain.stride() else whole.stride()  # one of 0 cannot be filled
         with storage(self.path):
-            self._sink.write(memory_of(plain.contiguous()))
+            self._sink.write(memory_of(whole))
         stored = Stored(plain.dtype, tuple(plain.shape), self._offset, plain.nbytes)
         self._offset += plain.nbytes
         return Place(self.path, stored, stride)
