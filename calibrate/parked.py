@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ class Parking:
     def bytes_of(self, module: nn.Module) -> int:
         """What a module takes once it is fetched."""
         tensors = {id(slot.tensor): slot.tensor for slot in _slots(module)}
-        return sum(self._cast(x.detach().view(-1)[:0]).itemsize * x.numel() for x in tensors.values())
+        return sum(self._cast(x.new_empty(0)).itemsize * x.numel() for x in tensors.values())
 
     def costs(self, model: nn.Module, plan: Plan) -> Plan:
         """The plan with the bytes that its layers take once they are fetched."""
@@ -114,7 +114,7 @@ def _mapped(path: Path, like: list[Tensor]) -> Iterator[Tensor]:
     """The tensors of a file that holds tensors like these, each at the next multiple of _ALIGNED."""
     if not like:
         return
-    whole = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    whole: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
     start = 0
     for tensor in like:
         flat = torch.empty(0, dtype=torch.uint8).set_(whole, start, (tensor.nbytes,), (1,))
