@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor, nn
 
 from calibrate.big import BigCalibration
@@ -39,8 +40,9 @@ def run_big(
     source = source_of(capture, options)
     directory = model_directory(source)
     family = family if family.load or family.pipelines else family_at(directory)
-    model = load_denoiser(directory, component, family, trust_remote_code=options.trust_remote_code)
-    cast = _casts(model, capture)
+    captured = DTYPES.get(capture.manifest.get("dtype", ""))
+    model = load_denoiser(directory, component, family, dtype=captured, trust_remote_code=options.trust_remote_code)
+    cast = _casts(model, captured)
     now = fingerprint_of(type(model).__name__, _looked_at(model, component, cast))
     check_fingerprint(capture, component, now, source, options.allow_revision)
     deployed = DTYPES.get(options.dtype or "")
@@ -59,11 +61,10 @@ def run_big(
     return result
 
 
-def _casts(model: nn.Module, capture: Capture) -> Callable[[Tensor], Tensor]:
-    """What gives a stored weight the dtype it was captured in; those of a wider one than the first keep theirs."""
+def _casts(model: nn.Module, captured: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+    """What gives a stored weight the dtype it was captured in; those of another one than the first keep theirs."""
     stored = next((x.dtype for x in model.parameters() if x.is_floating_point()), None)
-    captured = DTYPES.get(capture.manifest.get("dtype", ""), stored)
-    return lambda tensor: tensor.to(captured) if tensor.dtype == stored else tensor
+    return lambda tensor: tensor.to(captured or stored) if tensor.dtype == stored else tensor
 
 
 def _looked_at(model: nn.Module, component: str, cast: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
