@@ -86,9 +86,21 @@ def plain(folder: Path) -> None:
     print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak_memory()}))
 
 
-def process(*command: object) -> dict[str, float]:
-    """What a process prints last, as JSON."""
-    done = subprocess.run([sys.executable, *map(str, command)], stdout=subprocess.PIPE, text=True, check=True)
+def calibrate(folder: Path, memory: str, accuracy: str) -> None:
+    """The command, to the checkpoint."""
+    from octavo.cli import main as octavo
+
+    began = time.perf_counter()
+    arguments = [str(folder / "captured"), str(folder / "w8a8"), "--memory", memory, "--accuracy", accuracy]
+    octavo(["calibrate", *arguments], standalone_mode=False)
+    print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak_memory()}))
+
+
+def process(*arguments: object) -> dict[str, float]:
+    """What this file prints last when it is run with these arguments, as JSON."""
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True
+    )
     said: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return said
 
@@ -102,21 +114,24 @@ def main() -> None:
     parser.add_argument("--memory", default="8GiB")
     parser.add_argument("--accuracy", default="fast")
     parser.add_argument("--scratch", help="where the model and all else is made, 2.5 times the model's size")
-    parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=["plain", "calibrate"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.plain:
-        return plain(options.plain)
+    if options.child == "plain":
+        return plain(options.folder)
+    if options.child == "calibrate":
+        return calibrate(options.folder, options.memory, options.accuracy)
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         folder = Path(name)
         make(folder, options.layers, options.calls, options.batch, options.latents)
         weights = sum(file.stat().st_size for file in (folder / "model" / "transformer").iterdir())
         print(f"{options.layers} layers, {weights / 1e9:.2f} GB of weights, {options.calls} calls", flush=True)
-        forwards = process(__file__, "--plain", folder)
+        forwards = process("--child", "plain", "--folder", folder)
         print(f"plain forwards   {forwards['seconds']:>8.0f} s  {int(forwards['peak']) >> 20:>6} MiB", flush=True)
-        arguments = "--memory", options.memory, "--accuracy", options.accuracy, "--json"
-        made = process("-m", "octavo", "calibrate", folder / "captured", folder / "w8a8", *arguments)
+        told = "--memory", options.memory, "--accuracy", options.accuracy
+        made = process("--child", "calibrate", "--folder", folder, *told)
         ratio = made["seconds"] / forwards["seconds"]
-        print(f"calibrate        {made['seconds']:>8.0f} s  {int(made['peak_memory']) >> 20:>6} MiB  x {ratio:.2f}")
+        print(f"calibrate        {made['seconds']:>8.0f} s  {int(made['peak']) >> 20:>6} MiB  x {ratio:.2f}")
         print(json.loads((folder / "w8a8" / "report.json").read_text())["seconds"])
 
 
