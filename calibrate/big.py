@@ -110,10 +110,9 @@ class BigCalibration:
         return Result(self._plan, layers, report | {"enough": []}, self._timesteps)
 
     def _rehearse(self) -> None:
-        call = next(iter(self._calls()), None)
-        if call is None:
+        if next(iter(self._calls()), None) is None:
             raise CalibrateError("calls: there are none to replay. Capture some first.", 4)
-        self._blocks.rehearse(call)
+        self._blocks.rehearse(self._calls())
         self._check_peak("one call")
 
     def _block_of(self, layer: str) -> str | None:

@@ -78,10 +78,27 @@ class Blocks:
         self._at, self._fresh = 0, False  # of the running call
         self._runs: dict[str, int] = {}
 
-    def rehearse(self, call: Call) -> None:
-        """Runs one call, each block in memory in its turn, and finds out the order and what each stage needs."""
+    def rehearse(self, calls: Iterable[Call]) -> None:
+        """Runs one call of each kind, with each block in memory in its turn, and finds out the order and what each
+        stage needs. Kinds differ in arguments other than tensors and numbers, like a list of layers to skip."""
+        kinds: list[Any] = []
+        ran: list[str] = []
+        needs: dict[str, set[str]] = {}
+        with evaluating(self._model):
+            for call in calls:
+                kind = _kind_of(call)
+                if kind not in kinds:
+                    kinds.append(kind)
+                    shapes = self._shapes(call)
+                    ran = _merged(ran, list(shapes))
+                    self._find_needs(call, shapes, needs)
+        self.order = _merged(ran, list(self._real))
+        self._needs = {stage: needs.get(stage, set()) for stage in [*self.order, END]}
+
+    def _shapes(self, call: Call) -> dict[str, list[Any]]:
+        """What each block that runs returns, but for the values; in the order in which they run."""
         shapes: dict[str, list[Any]] = {}
-        with self._spill.writing() as file, evaluating(self._model):
+        with self._spill.writing() as file:
 
             def answer(name: str, inputs: Any) -> Any:
                 block = self._real[name]
@@ -93,36 +110,36 @@ class Blocks:
 
             with self._stubbed(answer):
                 run(self._model, call, 0)
-            self.order = _merged(list(shapes), list(self._real))
-            self._find_needs(call, shapes)
         file.path.unlink()
+        return shapes
 
-    def _find_needs(self, call: Call, shapes: dict[str, list[Any]]) -> None:
-        self._needs = {stage: set() for stage in [*self.order, END]}
+    def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
+        """Adds to `needs`, by stage, the blocks whose outputs reach it."""
+        found = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
         for poisoned, outputs in shapes.items():
             if not all(map(floating, outputs)):
-                for needs in self._needs.values():
-                    needs.add(poisoned)
+                for each in found.values():
+                    each.add(poisoned)
                 continue
             runs: dict[str, int] = {}
 
             def answer(name: str, inputs: Any, poisoned: str = poisoned, runs: dict[str, int] = runs) -> Any:
                 if has_nan(inputs):
-                    self._needs[name].add(poisoned)
+                    found[name].add(poisoned)
                 runs[name] = runs.get(name, 0) + 1
                 value = float("nan") if name == poisoned else 0.0
                 return replaced(shapes[name][runs[name] - 1], Place, lambda place: _blank(place, value, self._device))
 
             def watch(_: nn.Module, args: Any, kwargs: Any, poisoned: str = poisoned) -> None:
                 if has_nan(input_of(args, kwargs)):
-                    self._needs[END].add(poisoned)
+                    found[END].add(poisoned)
 
             with self._stubbed(answer):
                 layers = [self._model.get_submodule(name) for name in self._watched]
                 handles = [layer.register_forward_pre_hook(watch, with_kwargs=True) for layer in layers]
                 try:
                     if has_nan(run(self._model, call, 0)):
-                        self._needs[END].add(poisoned)
+                        found[END].add(poisoned)
                 finally:
                     for handle in handles:
                         handle.remove()
@@ -208,7 +225,7 @@ class Blocks:
 
     def _check(self, block: nn.Module, args: Any, kwargs: Any) -> None:
         if has_nan([args, kwargs]):
-            fact = f"block {self._frontier} is given NaN, or what blocks gave that were not in the first call's way"
+            fact = f"block {self._frontier} is given NaN, or outputs of other blocks than in the first call"
             raise CalibrateError(f"{fact}. Calibrate without --memory.", 4)
 
     def _keep(self, name: str, file: Writing, block: nn.Module, args: Any, output: Any) -> None:
@@ -252,6 +269,13 @@ class Blocks:
 
 def _blank(place: Place, value: float, device: torch.device) -> Tensor:
     return place.filled(value).to(device)
+
+
+def _kind_of(call: Call) -> Any:
+    """The arguments of a call without tensors, and without numbers that stand alone."""
+    named = [*enumerate(call.args), *call.kwargs.items()]
+    plain = {name: type(value) if type(value) in (int, float) else value for name, value in named}
+    return replaced(plain, Tensor, lambda tensor: Tensor)
 
 
 def _merged(ran: list[str], names: list[str]) -> list[str]:
