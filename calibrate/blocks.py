@@ -75,6 +75,7 @@ class Blocks:
         self._needs: dict[str, set[str]] = {}  # by stage: the blocks whose outputs it is made from
         self._track, self._frontier = Track(), END
         self._source: Calls = lambda: ()
+        self._count: int | None = None  # of the calls of the sweep, once they were given to the end
         self._at, self._fresh = 0, False  # of the running call
         self._runs: dict[str, int] = {}
 
@@ -146,9 +147,11 @@ class Blocks:
 
     def calls(self) -> Iterator[Call]:
         """The calls of the sweep; the one that was given last is the one that may run."""
+        at = -1
         for at, call in enumerate(self._source()):
             self._at = at
             yield call
+        self._count = at + 1
 
     def sweep(self, calls: Calls, visit: Visit = nothing) -> Track:
         """All blocks in their order, each given what the ones before returned for `calls`.
@@ -156,7 +159,7 @@ class Blocks:
         `visit` is told the block's name, and runs `self.calls()` or some of them on the model as it likes; what it
         returns changes the block. What the block returned before that is passed on. Weights are read once.
         """
-        self._source, self._track = calls, Track()
+        self._source, self._count, self._track = calls, None, Track()
         with self._stubbed(self._answer), self._counting():
             for stage, name in enumerate(self.order):
                 self._frontier, self._track.outputs[name] = name, {}
@@ -234,6 +237,8 @@ class Blocks:
 
     def _complete(self) -> None:
         """Runs the calls that the visit did not."""
+        if len(self._track.outputs[self._frontier]) == self._count:
+            return
         with evaluating(self._model):
             for call in self.calls():
                 if self._at not in self._track.outputs[self._frontier]:
