@@ -104,6 +104,14 @@ def _part(text: str, part: str) -> tuple[str, float]:
     return "bytes", number * UNITS[unit]
 
 
+def bytes_of(text: str, option: str) -> float:
+    """The bytes of a size like 16GiB; CalibrateError 2 about `option` for what is none."""
+    match = _FORM.fullmatch(text.strip())
+    if match is None or match[2] not in UNITS or not float(match[1]) > 0:
+        raise CalibrateError(f"{option} '{text}': not a size. Write 16GiB, with one of {', '.join(UNITS)}.", 2)
+    return float(match[1]) * UNITS[match[2]]
+
+
 def size(count: float) -> str:
     """Bytes as a limit that they keep: rounded up to a tenth of a unit."""
     unit = next((word for word in ("GiB", "MiB", "KiB") if count >= UNITS[word]), "B")

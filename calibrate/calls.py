@@ -54,17 +54,26 @@ def first(calls: Calls, samples: int | None) -> Iterator[Call]:
     return itertools.islice(iter(calls()), samples)
 
 
-def moved(value: Any, device: torch.device) -> Any:
-    """`value` with the tensors in it on `device`; containers that hold none of another device stay themselves."""
-    if isinstance(value, Tensor):
-        return value.to(device)
+class Stopped(Exception):
+    """Raised inside a forward of which the rest is not wanted."""
+
+
+def replaced(value: Any, kind: type[Any], change: Callable[[Any], Any]) -> Any:
+    """`value` with what is of `kind` inside its containers changed."""
+    if isinstance(value, kind):
+        return change(value)
     if isinstance(value, dict):
-        return {key: moved(item, device) for key, item in value.items()}
+        return {key: replaced(item, kind, change) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(moved(item, device) for item in value))
+        return type(value)(*(replaced(item, kind, change) for item in value))
     if isinstance(value, (list, tuple)):
-        return type(value)(moved(item, device) for item in value)
+        return type(value)(replaced(item, kind, change) for item in value)
     return value
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """`value` with the tensors in it on `device`."""
+    return replaced(value, Tensor, lambda tensor: tensor.to(device))
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -94,7 +103,7 @@ def check_caches(model: nn.Module) -> None:
 
 
 def run(model: nn.Module, call: Call, position: int) -> Any:
-    """The model's output for a call.
+    """The model's output for a call; None where a hook or a module of it raised Stopped.
 
     Raises CalibrateError: 4 for arguments that its forward does not take and for an error in it, with the layer it
     happened in; 7 when memory runs out. A CaptureError of a hook gets the call's name in front.
@@ -110,6 +119,8 @@ def run(model: nn.Module, call: Call, position: int) -> Any:
         ) from error
     try:
         return model(*args, **kwargs)
+    except Stopped:
+        return None
     except CaptureError as error:
         raise type(error)(f"{where}: {error}", error.exit_code) from error
     except Exception as error:

@@ -66,6 +66,11 @@ class Plan:
         """The plan in which the layers of `reasons` stay float too, as was asked for."""
         return self._without(reasons, forced=False)
 
+    def replaced(self, part: "Plan") -> "Plan":
+        """The plan with the entries of `part` in the places of those of the same names."""
+        known = {entry.name: entry for entry in part.entries}
+        return Plan(tuple(known.get(entry.name, entry) for entry in self.entries))
+
     def _without(self, reasons: Mapping[str, str], forced: bool) -> "Plan":
         return Plan(
             tuple(

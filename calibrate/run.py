@@ -71,7 +71,8 @@ def calibrate(
     """
     watch = Stopwatch()
     with watch.stage("prepare"):
-        plan = _prepared(model, settings)
+        plan = planned(model, settings)
+        check_weights(model, plan)
     choosing = Choosing(model, calls, plan, settings, progress, watch, ranks)
     choices, ranges, reasons = choosing.choices()
     count = choosing.count
@@ -81,10 +82,11 @@ def calibrate(
             mixture = _mixed(model, plan, choices, settings, trajectory, progress, ranks)
         plan, choices = mixture.plan, mixture.choices
     with watch.stage("freeze"):
-        plan, layers = _frozen(model, plan, choices, reasons, settings, progress)
+        plan, layers = frozen(model, plan, choices, reasons, progress, hold=not settings.release)
+    check_left(plan)
     makers = {name: partial(_maker, model, name, choices, layers) for name in plan.quantized}
     measured = settings.measured(count)
-    chosen = partial(_chosen, calls, spread(count, measured))
+    chosen = partial(taken, calls, spread(count, measured))
     with watch.stage("measure"), comparing(model, makers) as powers, axes(model, plan.quantized) as found:
         exact = outputs(model, progress("measure", chosen(), measured), ranks)
     powers = joined(powers, ranks)
@@ -129,28 +131,34 @@ def _mixed(
     return mixed(model, plan, choices, settings.limits, search, trajectory, progress, ranks)
 
 
-def _prepared(model: nn.Module, settings: Settings) -> Plan:
+def planned(model: nn.Module, settings: Settings) -> Plan:
+    """The plan that the settings ask for."""
     scheme = SCHEMES[settings.activations]
-    plan = make_plan(
+    return make_plan(
         model, scheme=scheme, keep_float=settings.keep_float, defaults=settings.defaults, more=settings.more_float,
         quantize=settings.quantize, option=settings.name,
     )  # fmt: skip
+
+
+def check_weights(model: nn.Module, plan: Plan) -> None:
+    """Raises CalibrateError 6 for a layer of the plan with numbers that are not finite."""
     for entry, module in named(model, plan):
         check_finite(f"{entry.name}.weight", module.weight)
         if module.bias is not None:
             check_finite(f"{entry.name}.bias", module.bias)
-    return plan
 
 
-def _frozen(
+def frozen(
     model: nn.Module,
     plan: Plan,
     choices: Mapping[str, Choice],
     reasons: Mapping[str, str],
-    settings: Settings,
     progress: Progress,
+    *,
+    hold: bool,
 ) -> tuple[Plan, dict[str, QuantizedLayer]]:
-    """The plan without the layers that have to stay float, and the layers unless they are to be made one by one."""
+    """The plan without the layers that have to stay float, and the layers; none where they are not to `hold`, but to be
+    made one by one."""
     found, layers = dict(reasons), {}
     for entry, module in progress("freeze", named(model, plan), len(plan.quantized)):
         if entry.name in found:
@@ -158,13 +166,17 @@ def _frozen(
         made = layer_of(module, choices[entry.name])
         if isinstance(made, str):
             found[entry.name] = made
-        elif not settings.release:
+        elif hold:
             layers[entry.name] = made
-    plan = plan.forced_float(found)
+    return plan.forced_float(found), layers
+
+
+def check_left(plan: Plan) -> None:
+    """Raises CalibrateError 6 for a plan of which nothing is left to quantize, with the reason of the first layer."""
     if not plan.quantized:
-        name, reason = next(iter(found.items()))
-        raise CalibrateError(f"{name}: {reason}; so it is with every layer. Capture more or choose another dtype.", 6)
-    return plan, layers
+        first = next(entry for entry in plan.entries if entry.forced)
+        fact = f"{first.name}: {first.reason}; so it is with every layer"
+        raise CalibrateError(f"{fact}. Capture more or choose another dtype.", 6)
 
 
 def _maker(
@@ -189,6 +201,7 @@ def _fallen_back(plan: Plan, powers: Mapping[str, Power], settings: Settings) ->
     return plan.kept_float({name: f"among the {len(found)} layers with the largest output error" for name in found})
 
 
-def _chosen(calls: Calls, positions: list[int]) -> Iterator[Call]:
+def taken(calls: Calls, positions: list[int]) -> Iterator[Call]:
+    """The calls at these positions."""
     wanted = set(positions)
     return (call for at, call in enumerate(itertools.islice(calls(), max(positions, default=-1) + 1)) if at in wanted)

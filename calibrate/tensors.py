@@ -1,6 +1,7 @@
 """Safetensors files, written from the tensors' own memory one at a time, and read with bounds.
 
-A tensor is made when its turn to be written comes and let go afterwards, so that writing needs the memory of one.
+A tensor is made when its turn to be written comes and let go afterwards, so that writing needs the memory of one; parts
+of mapped files leave memory too.
 """
 
 import json
@@ -17,6 +18,8 @@ from capture.errors import damage
 from capture.files import create
 from capture.parts import HEADER_LIMIT, Stored, header_of, placed
 from capture.sealed import open_regular, pread
+
+from .weights import page_out
 
 _LARGE = 1 << 18  # bytes
 _ORDER = (
@@ -63,6 +66,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[
             if tensor.dtype != tensors[name].dtype or tuple(tensor.shape) != tensors[name].shape:
                 raise AssertionError(f"{name} is not what was planned")
             sink.write(memory_of(tensor.cpu().contiguous()))
+            page_out(tensor)
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:

@@ -129,6 +129,17 @@ def create(path: Path, mode: int, shown: Path | None = None) -> Iterator[Sink]:
 
 
 @contextmanager
+def scratch(path: Path) -> Iterator[Sink]:
+    """A new file that only this process reads, while it lives: written without a sync."""
+    with storage(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        yield Sink(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def writing(path: Path, mode: int) -> Iterator[Sink]:
     """A file that replaces `path` in one step when the block ends well, and leaves no trace when it does not."""
     temporary = path.with_name(f".partial-{secrets.token_hex(8)}")

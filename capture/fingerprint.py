@@ -1,6 +1,7 @@
 """What makes two models the same one: their class, the names and shapes of their tensors, and the weights."""
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +18,18 @@ def fingerprint(module: nn.Module) -> dict[str, str]:
 
     Weights on the meta device have no bytes: `weights` is then "unknown", which fits any.
     """
+    return fingerprint_of(type(module).__name__, sorted(module.state_dict().items()))
+
+
+def fingerprint_of(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """The fingerprint of a module of class `kind` with these tensors, which come in the order of their names."""
     names, weights = hashlib.sha256(), hashlib.sha256()
     known = True
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in tensors:
         names.update(f"{name} {tuple(tensor.shape)}\n".encode())
         if tensor.is_meta:
             known = False
         else:
             weights.update(f"{name} {tensor.dtype}\n".encode())
             weights.update(tensor_bytes(tensor))
-    return {
-        "class": type(module).__name__,
-        "names": names.hexdigest(),
-        "weights": weights.hexdigest() if known else "unknown",
-    }
+    return {"class": kind, "names": names.hexdigest(), "weights": weights.hexdigest() if known else "unknown"}

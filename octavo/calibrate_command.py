@@ -56,6 +56,7 @@ class CalibrateOptions:
     quantize_too: tuple[str, ...] = ()
     budget: str | None = None
     samples: int | None = None
+    memory: str | None = None
     formats: str = "ascend"
     overwrite: bool = False
     allow_incomplete: bool = False
@@ -71,12 +72,16 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: R
     """The command; `given` are the options of the command line, which win over those of the config file."""
     began = time.monotonic()
     options = _configured(options, given)
-    if options.pipeline is not None:
+    if options.pipeline is not None and options.memory is None:
         from .cnn_command import run_cnn
 
         if ranks.world > 1:
             raise CaptureError(f"--pipeline {options.pipeline}: is the work of one process. Start one.", 2)
         return run_cnn(options, terminal)
+    if options.pipeline is not None:
+        raise CaptureError("--memory: is of denoisers. Leave it out with --pipeline cnn.", 2)
+    if options.memory is not None and ranks.world > 1:
+        raise CaptureError("--memory: is the work of one process. Start one.", 2)
     options = replace(options, device=ranks.connect(options.device))
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
@@ -90,19 +95,26 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: R
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
     chosen = chosen_calls(capture, component, options.samples, terminal, ranks)
     settings = settings_of(options, family, len(chosen))
+    calls = replayed_calls(capture, component, chosen, casting(capture, options.dtype))
+    if options.memory is not None:
+        from .big_command import run_big
+
+        result = run_big(options, capture, component, family, calls, settings, terminal)
+        return show(result, options, terminal, time.monotonic() - began)
     model, rerun = _model(capture, component, options, family)
-    calls = replayed_calls(capture, component, chosen, _casting(capture, options.dtype))
     progress = terminal.progress if rerun is None else Announced(terminal, rerun)
     result = calibrate_model(model, calls, settings, progress=progress, trajectory=rerun, ranks=ranks)
-    for warning in result.warnings:
-        terminal.warn(warning)
-    source = options.model or capture.manifest["model"]
-    told = {"model": source if source == "demo" else str(Path(source).resolve()), "component": component}
-    result = replace(result, report=result.report | told)
+    result = replace(result, report=result.report | told(options, capture, component))
     if ranks.rank == 0:
         write(result, model, options, family)
     ranks.wait()
     show(result, options, terminal, time.monotonic() - began, ranks)
+
+
+def told(options: CalibrateOptions, capture: Capture, component: str) -> dict[str, str]:
+    """What the report says of the model: where it is, and which of its denoisers this is."""
+    source = source_of(capture, options)
+    return {"model": source if source == "demo" else str(Path(source).resolve()), "component": component}
 
 
 def formats_of(options: CalibrateOptions) -> tuple[str, ...]:
@@ -172,15 +184,13 @@ def _model(
 ) -> tuple[nn.Module, Rerun | None]:
     """The denoiser that was captured, checked to be the one, in the dtype of the deployment; and runs for a budget."""
     captured = capture.manifest
-    source = options.model or captured.get("model")
-    if source is None:
-        raise CaptureError(f"{capture.directory}: does not say which model it is of. Give it with --model.", 2)
+    source = source_of(capture, options)
     pipe = load_pipeline(
         model_directory(source), dtype=DTYPES.get(captured.get("dtype", "")),
         family=FAMILIES.get(captured.get("family", "")), trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     module = denoisers(pipe, (component,))[component]
-    check_fingerprint(capture, component, module, source, options.allow_revision)
+    check_fingerprint(capture, component, fingerprint(module), source, options.allow_revision)
     rerun = None
     if options.budget is not None:
         rerun = Rerun(pipe, capture, family)
@@ -192,9 +202,17 @@ def _model(
     return module.to(resolve_device(options.device)).requires_grad_(False), rerun
 
 
-def check_fingerprint(capture: Capture, component: str, module: nn.Module, source: str, allow_revision: bool) -> None:
-    """Raises CaptureError 4 when `module` is not the one whose calls were captured."""
-    was, now = capture.manifest["components"][component], fingerprint(module)
+def source_of(capture: Capture, options: CalibrateOptions) -> str:
+    """Where the captured model is."""
+    source = options.model or capture.manifest.get("model")
+    if source is None:
+        raise CaptureError(f"{capture.directory}: does not say which model it is of. Give it with --model.", 2)
+    return str(source)
+
+
+def check_fingerprint(capture: Capture, component: str, now: dict[str, str], source: str, allow_revision: bool) -> None:
+    """Raises CaptureError 4 when the model of the fingerprint `now` is not the one whose calls were captured."""
+    was = capture.manifest["components"][component]
     if was["class"] != now["class"]:
         fact = f"was captured from {was['class']}; this model is {now['class']}"
     elif was["names"] != now["names"]:
@@ -207,7 +225,7 @@ def check_fingerprint(capture: Capture, component: str, module: nn.Module, sourc
     raise CaptureError(f"{capture.directory} {fact}. Give the captured model with --model.", 4)
 
 
-def _casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
+def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
     """What brings the arguments of a call to the dtype of the deployment: those in the captured dtype change."""
     before, after = DTYPES.get(capture.manifest.get("dtype", "")), DTYPES.get(dtype or "")
     if after is None or before == after:
@@ -227,6 +245,8 @@ def _casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
 
 def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float, ranks: Ranks = ALONE) -> None:
     """The tables and lines for people, and the event for programs."""
+    for warning in result.warnings:
+        terminal.warn(warning)
     report = result.report
     totals, layers = report["totals"], report["layers"]
     reasons: dict[str, list[str]] = {}

@@ -161,6 +161,7 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
     help="A scheme for each layer, by final latents: 5MiB or 40% of the layers' bytes, 0.7x of their time, or both.",
 )
 @click.option("--samples", type=click.IntRange(1), help="Replay this many calls, those that differ most.")
+@click.option("--memory", metavar="16GiB", help="Calibrate block by block in at most so much resident memory.")
 @click.option(
     "--format", "formats", default="ascend", show_default=True,
     help="What to write: ascend, diffusers, torchao, onnx, ascend-onnx, or several with commas.",

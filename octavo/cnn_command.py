@@ -51,8 +51,6 @@ def run_cnn(options: CalibrateOptions, terminal: Terminal) -> None:
     result, model = calibrate_folded(
         classifier.model, calls, settings, progress=terminal.progress, changing=True, warnings=warnings
     )
-    for warning in result.warnings:
-        terminal.warn(warning)
     write(result, model, options)
     show(result, options, terminal, time.monotonic() - began)
 

@@ -12,6 +12,7 @@ import torch
 import transformers
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from safetensors import safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -95,6 +96,47 @@ def load_pipeline(
         return pipe.to(device)
     pipe.enable_model_cpu_offload(device=device)
     return pipe
+
+
+def mapped_denoiser(
+    directory: Path,
+    component: str,
+    family: Family,
+    *,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """One denoiser of a pipeline, in the dtype it is stored in: its weights are parts of the mapped files, which are
+    read when they are used. What is stored in another dtype than the first weight is in `dtype`. Nothing else of the
+    pipeline is loaded.
+
+    Raises PipelineError: what `inspect_model` refuses; 2 for a component that no folder holds; as `load_component`.
+    """
+    if family.load is not None:
+        return denoisers(family.load(directory, None, None), (component,))[component]
+    index = inspect_model(directory, trust_remote_code)
+    kind = index.get(component)
+    model_class = _model_class(kind) if isinstance(kind, list) else None
+    if model_class is None:
+        fact = f"{component} is not a model of diffusers in a folder of its own"
+        raise PipelineError(f"{directory}: {fact}. Calibrate without --memory.", 2)
+    stored = DTYPES[stored_dtype(directory / component) or "float32"]
+    common: dict[str, Any] = {"torch_dtype": stored, "local_files_only": True, "use_safetensors": True}
+    with quiet():
+        module = load_component(directory / component, model_class, common, strict=False)
+    if dtype not in (None, stored):
+        _read_others(module, directory / component, stored, dtype)
+    return module
+
+
+def _read_others(module: nn.Module, folder: Path, stored: torch.dtype, dtype: torch.dtype | None) -> None:
+    """Gives `module` in `dtype` what the files have in another dtype than `stored`."""
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118
+                if key in tensors and tensors[key].dtype == stored != (read := weights.get_tensor(key)).dtype:
+                    tensors[key].data = read.to(dtype)
 
 
 def _load_diffusers(

@@ -22,6 +22,7 @@ from capture.files import Modes, create
 from ..errors import CalibrateError
 from ..layers import QuantizedConv2d, QuantizedLayer, names_of
 from ..tensors import Planned, write_tensors
+from ..weights import page_out
 from .arithmetic import corrected
 from .rows import deployed_levels, rows_of
 
@@ -94,6 +95,7 @@ def view(
     for name, tensor in model.state_dict().items():
         if name.rpartition(".")[0] not in layers and isinstance(tensor, Tensor):
             check_finite_tensor(name, tensor)
+            page_out(tensor)  # until it is written
             tensors[name] = Planned.of(tensor)
             description[name] = "FLOAT"
     return tensors, description

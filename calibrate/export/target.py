@@ -31,7 +31,7 @@ def check_target(directory: Path | str, *, overwrite: bool = False) -> Path:
         raise CalibrateError(f"{directory}: exists and is not a directory. Choose another name.", 5)
     if exists:
         _check_content(directory, target, overwrite)
-    with staging(_existing_parent(target)):
+    with staging(existing_parent(target)):
         pass
     return target
 
@@ -48,7 +48,8 @@ def _check_content(shown: Path, target: Path, overwrite: bool) -> None:
         raise CalibrateError(f"{shown}: holds a checkpoint. Use --overwrite or another directory.", 5)
 
 
-def _existing_parent(target: Path) -> Path:
+def existing_parent(target: Path) -> Path:
+    """The nearest directory above `target` that is there."""
     parent = target.parent
     while not parent.exists():
         parent = parent.parent

@@ -1,0 +1,139 @@
+"""A model under a limit of memory: `octavo calibrate --memory` on a Stable Diffusion 3 medium of random weights.
+
+python bench/bench_big.py              the whole configuration: 24 layers, 1536 wide, 2 B parameters, 4 GB in bfloat16
+python bench/bench_big.py --layers 3   less of it
+
+Makes the pipeline directory and the capture of 8 calls in a scratch directory, and runs in processes of their own:
+plain forwards of the calls with mapped weights, and the calibration. Prints time and peak resident memory of both.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from diffusers import SD3Transformer2DModel
+
+from calibrate.calls import evaluating, run
+from calibrate.parked import Parking
+from calibrate.plan import block_names
+from calibrate.report import peak_memory
+from capture.fingerprint import fingerprint
+from capture.reader import Capture
+from capture.store import Call, CaptureWriter
+from pipelines.load import load_denoiser
+from pipelines.sd3 import SD3
+
+WIDTH, HEADS = 1536, 24
+
+
+def make(folder: Path, layers: int, calls: int, batch: int, latents: int) -> None:
+    """The pipeline directory `model` and the capture `captured`."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    model = SD3Transformer2DModel(
+        sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=layers,
+        attention_head_dim=WIDTH // HEADS, num_attention_heads=HEADS, joint_attention_dim=4096,
+        caption_projection_dim=WIDTH, pooled_projection_dim=2048, pos_embed_max_size=192,
+    ).eval()  # fmt: skip
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder / "model" / "transformer", max_shard_size="1GB")
+    index = {"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", type(model).__name__]}
+    (folder / "model" / "model_index.json").write_text(json.dumps(index))
+    del model
+    write_capture(folder, fingerprint(load_denoiser(folder / "model", "transformer", SD3)), calls, batch, latents)
+
+
+def write_capture(folder: Path, captured: dict[str, str], calls: int, batch: int, latents: int) -> None:
+    """`calls` prompts of one call each: latents of 8 x `latents` pixels, 333 text tokens."""
+    manifest = {
+        "pipeline": "StableDiffusion3Pipeline", "family": "sd3", "model": str(folder / "model"), "dtype": "bfloat16",
+        "components": {"transformer": captured}, "settings": {}, "prompts": calls,
+    }  # fmt: skip
+    with CaptureWriter.create(folder / "captured", manifest) as writer:
+        for at in range(calls):
+            level = 1000.0 * (1 - at / calls)
+            kwargs = {
+                "hidden_states": torch.randn(batch, 16, latents, latents).bfloat16(),
+                "encoder_hidden_states": torch.randn(batch, 333, 4096).bfloat16(),
+                "pooled_projections": torch.randn(batch, 2048).bfloat16(),
+                "timestep": torch.full((batch,), level),
+                "return_dict": False,
+            }
+            with writer.unit(at, {"prompt": f"prompt {at}"}) as unit:
+                unit.add(Call("transformer", 0, 0, level, None, (), kwargs))
+        writer.complete()
+
+
+def plain(folder: Path) -> None:
+    """Forwards of all calls; a block's weights are let go once it has run, so that this too needs little memory."""
+    model = load_denoiser(folder / "model", "transformer", SD3)
+    parking = Parking(folder, torch.device("cpu"))
+    for name in block_names(model):
+        block = model.get_submodule(name)
+        block.register_forward_pre_hook(lambda block, _, name=name: parking.fetch(name, block))
+        block.register_forward_hook(lambda *_, name=name: parking.park(name))
+    began = time.perf_counter()
+    with evaluating(model):
+        for at, call in enumerate(Capture.open(folder / "captured").calls()):
+            run(model, call, at)
+    print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak_memory()}))
+
+
+def calibrate(folder: Path, memory: str, accuracy: str) -> None:
+    """The command, to the checkpoint."""
+    from octavo.cli import main as octavo
+
+    began = time.perf_counter()
+    arguments = [str(folder / "captured"), str(folder / "w8a8"), "--memory", memory, "--accuracy", accuracy]
+    octavo(["calibrate", *arguments], standalone_mode=False)
+    print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak_memory()}))
+
+
+def process(*arguments: object) -> dict[str, float]:
+    """What this file prints last when it is run with these arguments, as JSON."""
+    done = subprocess.run(
+        [sys.executable, __file__, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    said: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return said
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--calls", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--latents", type=int, default=64)
+    parser.add_argument("--memory", default="8GiB")
+    parser.add_argument("--accuracy", default="fast")
+    parser.add_argument("--scratch", help="where the model and all else is made, 2.5 times the model's size")
+    parser.add_argument("--child", choices=["plain", "calibrate"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child == "plain":
+        return plain(options.folder)
+    if options.child == "calibrate":
+        return calibrate(options.folder, options.memory, options.accuracy)
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
+        folder = Path(name)
+        make(folder, options.layers, options.calls, options.batch, options.latents)
+        weights = sum(file.stat().st_size for file in (folder / "model" / "transformer").iterdir())
+        print(f"{options.layers} layers, {weights / 1e9:.2f} GB of weights, {options.calls} calls", flush=True)
+        forwards = process("--child", "plain", "--folder", folder)
+        print(f"plain forwards   {forwards['seconds']:>8.0f} s  {int(forwards['peak']) >> 20:>6} MiB", flush=True)
+        told = "--memory", options.memory, "--accuracy", options.accuracy
+        made = process("--child", "calibrate", "--folder", folder, *told)
+        ratio = made["seconds"] / forwards["seconds"]
+        print(f"calibrate        {made['seconds']:>8.0f} s  {int(made['peak']) >> 20:>6} MiB  x {ratio:.2f}")
+        print(json.loads((folder / "w8a8" / "report.json").read_text())["seconds"])
+
+
+if __name__ == "__main__":
+    main()

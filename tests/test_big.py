@@ -1,0 +1,94 @@
+"""Calibration block by block gives what calibration of the whole model gives."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from calibrate.big import BigCalibration
+from calibrate.calls import moved
+from calibrate.layers import quantized
+from calibrate.run import Result, calibrate
+from calibrate.settings import RECIPES, Settings
+from pipelines import GENERIC
+from pipelines.denoisers import denoisers
+from pipelines.sd3 import SD3
+
+from .calibrate_tiny import Call, calls, given, toy
+from .pipelines_tiny import TINY, make, run
+
+ROOM = 1 << 40
+SAME = ("layers", "totals", "warnings", "settings")
+
+
+def block_by_block(model: nn.Module, samples: list[Call], settings: Settings, place: Path, **options) -> Result:
+    return BigCalibration(model, given(samples), settings, place=place, limit=ROOM, **options).run()
+
+
+def heard(pipe, model: nn.Module, arguments: dict) -> list[Call]:
+    """What the pipeline calls its denoiser with."""
+    samples: list[Call] = []
+
+    def hear(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        values = [moved(x.clone() if isinstance(x, Tensor) else x, torch.device("cpu")) for x in args]
+        named = {key: x.clone() if isinstance(x, Tensor) else x for key, x in kwargs.items()}
+        samples.append(Call(tuple(values), named, len(samples)))
+
+    handle = model.register_forward_pre_hook(hear, with_kwargs=True)
+    run(pipe, arguments)
+    handle.remove()
+    return samples
+
+
+def assert_same(one: Result, other: Result) -> None:
+    assert one.plan == other.plan
+    assert list(one.layers) == list(other.layers)
+    for name, layer in one.layers.items():
+        state, again = layer.state_dict(), other.layers[name].state_dict()
+        assert state.keys() == again.keys()
+        assert all(torch.equal(value, again[key]) for key, value in state.items()), name
+    assert {key: one.report[key] for key in SAME} == {key: other.report[key] for key in SAME}
+    assert one.timesteps == other.timesteps
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if name != "writes-into-its-input"])
+def test_every_pipeline_gets_the_same_integers(name, tmp_path):
+    pipe, arguments = make(name)
+    model = next(iter(denoisers(pipe).values()))
+    samples = heard(pipe, model, arguments)
+    family = SD3 if name == "sd3" else GENERIC
+    settings = Settings(defaults=family.keep_float, groups=family.groups, release=True, **RECIPES["fast"])
+    whole = calibrate(copy.deepcopy(model), given(samples), settings)
+    assert_same(whole, block_by_block(model, samples, settings, tmp_path))
+    assert not list(tmp_path.glob("spill-*"))  # what is of no more use is no longer there
+
+
+OTHERS = {
+    "plain": RECIPES["plain"],
+    "balanced": RECIPES["balanced"],
+    "best": RECIPES["best"],
+    "timestep": RECIPES["balanced"] | {"activations": "timestep"},
+    "weight-only": {"activations": "float"},
+    "mse": {"observer": "mse"},
+    "all layers": RECIPES["fast"] | {"defaults": {}},
+}
+
+
+@pytest.mark.parametrize("said", OTHERS)
+def test_every_recipe_gets_the_same_integers(said, tmp_path):
+    pipe, arguments = make("sd3")
+    samples = heard(pipe, pipe.transformer, arguments)
+    settings = Settings(**{"defaults": SD3.keep_float, "groups": SD3.groups, "release": True} | OTHERS[said])
+    whole = calibrate(copy.deepcopy(pipe.transformer), given(samples), settings)
+    assert_same(whole, block_by_block(pipe.transformer, samples, settings, tmp_path))
+
+
+def test_the_model_that_is_left_computes_with_the_integers(tmp_path):
+    model, before = toy(), toy()
+    result = block_by_block(model, calls(), Settings(defaults={}), tmp_path)
+    assert set(result.layers) >= {"patch", "blocks.0.up", "proj_out"}  # outside the blocks too
+    with torch.no_grad(), quantized(before, result.layers):
+        for call in calls():
+            assert torch.equal(model(*call.args, **call.kwargs), before(*call.args, **call.kwargs))
