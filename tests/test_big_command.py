@@ -12,7 +12,7 @@ from calibrate.big import BigCalibration
 from calibrate.settings import Settings
 from capture.fingerprint import fingerprint
 from pipelines import GENERIC
-from pipelines.load import load_denoiser, load_pipeline
+from pipelines.load import load_pipeline, mapped_denoiser
 from pipelines.sd3 import SD3
 
 from .calibrate_tiny import Call
@@ -87,13 +87,13 @@ def test_weights_of_several_dtypes_are_those_of_the_pipeline(dtype, tiny_model, 
     stored = {key: x if "pos_embed" in key else x.bfloat16() for key, x in load_file(file).items()}
     save_file(stored, file, {"format": "pt"})
     whole = load_pipeline(tmp_path, dtype=dtype).transformer
-    alone = load_denoiser(tmp_path, "transformer", GENERIC, dtype=dtype)
+    alone = mapped_denoiser(tmp_path, "transformer", GENERIC, dtype=dtype)
     brought = alone.to(dtype)  # what every block becomes when it is fetched
     assert fingerprint(brought) == fingerprint(whole)
 
 
 def test_one_block_at_a_time_is_in_memory(tiny_model, tmp_path):
-    model = load_denoiser(tiny_model, "transformer", SD3)
+    model = mapped_denoiser(tiny_model, "transformer", SD3)
     assert isinstance(model, SD3Transformer2DModel)
     blocks = list(model.transformer_blocks)
     torch.manual_seed(0)
