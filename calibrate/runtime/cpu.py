@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..integers import dynamic_codes
@@ -32,9 +33,11 @@ def supported() -> bool:
 
 def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
     """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
-    if layer.weight_only or not supported() or not x.numel():
+    if not x.numel() or not (layer.weight_only or supported()):
         return reference.linear(layer, x, gelu)
     rows = x.reshape(-1, x.shape[-1])
+    if layer.weight_only:
+        return reference.activated(_weight_only(layer, rows), gelu).view(*x.shape[:-1], -1)
     if not layer.calibrated:
         return _dynamic(layer, rows, gelu).view(*x.shape[:-1], -1)
     bins = layer.bins(len(x) if x.ndim > 1 else None)
@@ -44,6 +47,15 @@ def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
     return torch.stack([_static(layer, one.reshape(-1, x.shape[-1]), at, gelu) for one, at in each]).view(
         *x.shape[:-1], -1
     )
+
+
+def _weight_only(layer: "Int8Linear", rows: Tensor) -> Tensor:
+    """Products with the weight as the reference rounds it; only what the cache holds of it is float at once."""
+    x, y = layer._multiplied(rows, -1), torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
+    for start in range(0, layer.out_features, step := max(1, _AT_ONCE // layer.in_features)):
+        at = slice(start, start + step)
+        y[:, at] = F.linear(x, *layer._float(x.dtype, at))
+    return y
 
 
 def _static(layer: "Int8Linear", rows: Tensor, at: int, gelu: str | None) -> Tensor:
