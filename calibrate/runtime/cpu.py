@@ -1,5 +1,7 @@
 """The CPU: oneDNN's kernels for uint8 x int8 on packed weights; scale, bias and GELU of the output in the same pass.
 
+torch.compile compiles what is around these layers: inductor cannot take a packed weight apart.
+
 The codes are uint8 because int8 with a zero point takes a path ten times slower. An output that nearly cancels its bias
 may differ from the reference by roundings of that bias in float32.
 """
@@ -31,6 +33,7 @@ def supported() -> bool:
     return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
 
 
+@torch.compiler.disable
 def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
     """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
     if not x.numel() or not (layer.weight_only or supported()):
@@ -97,6 +100,7 @@ def _product(packed: Packed, q: Tensor, output: Output, dtype: torch.dtype, gelu
     return y.to(dtype)
 
 
+@torch.compiler.disable
 def conv2d(layer: "Int8Conv2d", x: Tensor) -> Tensor:
     """The output of `layer`."""
     if layer.weight_only or not supported() or not x.numel():
