@@ -23,11 +23,11 @@ from pipelines.sd3 import SD3
 TEXT = 333  # tokens: 77 of CLIP and 256 of T5
 
 
-def make_model() -> SD3Transformer2DModel:
+def make_model(layers: int = 4) -> SD3Transformer2DModel:
     """Stable Diffusion 3's transformer with 4 layers of 24."""
     torch.manual_seed(0)
     return SD3Transformer2DModel(
-        sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=4, attention_head_dim=64,
+        sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=layers, attention_head_dim=64,
         num_attention_heads=24, joint_attention_dim=4096, caption_projection_dim=1536, pooled_projection_dim=2048,
         pos_embed_max_size=192,
     ).eval().requires_grad_(False)  # fmt: skip
@@ -46,15 +46,15 @@ def call_of(tokens: int, dtype: torch.dtype = torch.float32, text: int = TEXT) -
     return Call((), kwargs)
 
 
-def make_models(activations: str) -> dict[str, tuple[nn.Module, torch.dtype]]:
+def make_models(activations: str, layers: int = 4) -> dict[str, tuple[nn.Module, torch.dtype]]:
     """The same model three times: what stays float in the int8 one is bfloat16."""
-    model = make_model()
+    model = make_model(layers)
     settings = Settings(defaults=SD3.keep_float, activations=activations, sqnr_calls=0)
     calls = [call_of(256, text=77)]
-    layers = calibrate(model, lambda: calls, settings).layers
+    found = calibrate(model, lambda: calls, settings).layers
     half = copy.deepcopy(model).to(torch.bfloat16)
     integer = copy.deepcopy(half)
-    install(integer, layers)
+    install(integer, found)
     accelerate(integer)
     return {
         "float32": (model, torch.float32),

@@ -115,9 +115,10 @@ class OctavoQuantizer(DiffusersQuantizer):
     def create_quantized_param(  # type: ignore[override]
         self, model: nn.Module, value: Tensor, name: str, device: Any, *_: Any, **__: Any
     ) -> None:
-        """Puts one stored tensor in its place, read from the file: `value` is mapped, and what is packed for a device
-        would be in memory twice as long as any tensor of its file lives."""
-        value, parts = read_tensor(*self._stored[name]), name.split(".")
+        """Puts one stored tensor in its place. `value` is mapped from the file where diffusers has not cast it, and
+        stays so: it is read when it is used, and leaves memory when it is packed."""
+        path, stored = self._stored[name]
+        value, parts = value if value.dtype == stored.dtype else read_tensor(path, stored), name.split(".")
         owner, leaf = model.get_submodule(".".join(parts[:-1])), parts[-1]
         exact = ".".join(parts[:-1]) in self.quantization_config.structure.kinds and leaf not in _CAST
         if self._dtype is not None and value.is_floating_point() and not exact:

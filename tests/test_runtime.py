@@ -10,6 +10,7 @@ from diffusers.models.attention import FeedForward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from calibrate.errors import CalibrateError
 from calibrate.layers import QuantizedLinear, install
@@ -76,6 +77,37 @@ def test_ties_round_to_even_whatever_the_zero_point(low):
     codes = {int(z) for z in (layer.input_zero_point, optimized(layer).input_zero_point)}
     assert len(codes) == 1
     assert near(layer, optimized(layer)(x), layer(x))
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor of floats that is made."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.is_floating_point():
+            self.values = max(self.values, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_weight_whose_input_stays_float_is_never_float_as_a_whole(dtype):
+    torch.manual_seed(0)
+    layer = frozen(nn.Linear(1200, 2000), "W8A16", smoothed=True)
+    fast = optimized(layer)
+    for rows in (1, 40):
+        x = torch.randn(rows, 1200).to(dtype)
+        wanted = layer(x)
+        with Largest() as largest:
+            y = fast(x)
+        sums = x.double().abs() @ layer._float(torch.float64)[0].abs().t()  # rounded as float32, in whatever order
+        allowed = torch.finfo(dtype).eps * wanted.double().abs() + 2.0**-20 * sums
+        assert ((y.double() - wanted.double()).abs() <= allowed).all()
+        assert y.dtype == dtype
+        assert largest.values < layer.weight.numel() / 2
+    assert fast.weight.dtype == torch.int8
+    assert torch.equal(fast.weight, layer.weight)
 
 
 def test_rows_with_noise_levels_of_their_own():

@@ -1,5 +1,7 @@
 """The CPU: oneDNN's kernels for uint8 x int8 on packed weights; scale, bias and GELU of the output in the same pass.
 
+torch.compile compiles what is around these layers: inductor cannot take a packed weight apart.
+
 The codes are uint8 because int8 with a zero point takes a path ten times slower. An output that nearly cancels its bias
 may differ from the reference by roundings of that bias in float32.
 """
@@ -9,6 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..integers import dynamic_codes
@@ -30,11 +33,14 @@ def supported() -> bool:
     return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
 
 
+@torch.compiler.disable
 def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
     """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
-    if layer.weight_only or not supported() or not x.numel():
+    if not x.numel() or not (layer.weight_only or supported()):
         return reference.linear(layer, x, gelu)
     rows = x.reshape(-1, x.shape[-1])
+    if layer.weight_only:
+        return reference.activated(_weight_only(layer, rows), gelu).view(*x.shape[:-1], -1)
     if not layer.calibrated:
         return _dynamic(layer, rows, gelu).view(*x.shape[:-1], -1)
     bins = layer.bins(len(x) if x.ndim > 1 else None)
@@ -44,6 +50,15 @@ def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
     return torch.stack([_static(layer, one.reshape(-1, x.shape[-1]), at, gelu) for one, at in each]).view(
         *x.shape[:-1], -1
     )
+
+
+def _weight_only(layer: "Int8Linear", rows: Tensor) -> Tensor:
+    """Products with the weight as the reference rounds it; only what the cache holds of it is float at once."""
+    x, y = layer._multiplied(rows, -1), torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
+    for start in range(0, layer.out_features, step := max(1, _AT_ONCE // layer.in_features)):
+        at = slice(start, start + step)
+        y[:, at] = F.linear(x, *layer._float(x.dtype, at))
+    return y
 
 
 def _static(layer: "Int8Linear", rows: Tensor, at: int, gelu: str | None) -> Tensor:
@@ -85,6 +100,7 @@ def _product(packed: Packed, q: Tensor, output: Output, dtype: torch.dtype, gelu
     return y.to(dtype)
 
 
+@torch.compiler.disable
 def conv2d(layer: "Int8Conv2d", x: Tensor) -> Tensor:
     """The output of `layer`."""
     if layer.weight_only or not supported() or not x.numel():

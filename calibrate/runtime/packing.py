@@ -46,7 +46,7 @@ def pack(layer: QuantizedLayer) -> Packed:
 
     A dynamic one's is for integers alone, with the weight scale: the scale of the token and the bias come after it.
     """
-    weight = layer.weight.detach()
+    weight = layer.weight.detach().contiguous()  # oneDNN looks at no strides
     zeros = torch.zeros(len(weight), dtype=torch.int64)
     if isinstance(layer, QuantizedConv2d):
         moves = layer.stride, (0, 0), layer.dilation, layer.groups

@@ -1,0 +1,96 @@
+"""ONNX graphs of an SD3 transformer in integers: onnxruntime's quantize_dynamic, and QDQ with Octavo's own numbers."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bench.bench_runtime import call_of
+from calibrate.layers import QuantizedLinear, names_of, replace
+
+_CODES = torch.ops.quantized_decomposed
+
+
+class Graph(nn.Module):
+    """The model with tensors in and one tensor out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, pooled_projections: Tensor, timestep: Tensor
+    ) -> Tensor:
+        given = hidden_states, encoder_hidden_states, pooled_projections, timestep
+        output: Tensor = self.model(*given, return_dict=False)[0]
+        return output
+
+
+class QDQ(nn.Module):
+    """A linear layer as QuantizeLinear and DequantizeLinear say it: float32, with integers of uint8 and int8."""
+
+    def __init__(self, layer: QuantizedLinear) -> None:
+        super().__init__()
+        self.scale, self.zero_point = float(layer.input_scale), int(layer.input_zero_point) + 128
+        self.register_buffer("codes", layer.weight.detach().t().contiguous())  # (in, out), as MatMul wants it
+        self.register_buffer("scales", layer.weight_scale.detach())
+        self.register_buffer("zeros", torch.zeros(layer.out_features, dtype=torch.int64))
+        self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().float(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        to = self.scale, self.zero_point, 0, 255, torch.uint8
+        q = _CODES.quantize_per_tensor(x, *to)
+        weight = _CODES.dequantize_per_channel(self.codes, self.scales, self.zeros, 1, -127, 127, torch.int8)
+        y = _CODES.dequantize_per_tensor(q, *to) @ weight
+        return y if self.bias is None else y + self.bias
+
+
+def inputs_of(tokens: int) -> dict[str, Tensor]:
+    """What a graph takes, by name."""
+    return {name: value for name, value in call_of(tokens).kwargs.items() if isinstance(value, Tensor)}
+
+
+def static_graph(folder: Path, model: nn.Module, integer: nn.Module, tokens: int) -> Path:
+    """QDQ: activations with the ranges that Octavo found."""
+    import torch.ao.quantization.fx._decomposed  # noqa: F401  (defines the operators)
+
+    file = folder / f"qdq{tokens}.onnx"
+    if not file.exists():
+        layers = {name: module for name, module in integer.named_modules() if isinstance(module, QuantizedLinear)}
+        for first, names in names_of(model).items():
+            for name in names if first in layers else ():
+                replace(model, name, QDQ(layers[first]))
+        _export(model, tokens, file)
+    return file
+
+
+def dynamic_graph(folder: Path, model: nn.Module, tokens: int, layers: set[str]) -> Path:
+    """Activations that onnxruntime quantizes as they come."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    file, plain = folder / f"dynamic{tokens}.onnx", folder / f"plain{tokens}.onnx"
+    if not file.exists():
+        _export(model, tokens, plain)
+        quantize_dynamic(
+            plain, file, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8,
+            nodes_to_exclude=_others(plain, layers), use_external_data_format=True,
+        )  # fmt: skip
+    return file
+
+
+def _others(file: Path, layers: set[str]) -> list[str]:
+    """The nodes that multiply matrices and are in none of the layers."""
+    import onnx
+
+    found = []
+    for node in onnx.load(file, load_external_data=False).graph.node:
+        scopes = next((each.value for each in node.metadata_props if each.key == "pkg.torch.onnx.name_scopes"), "")
+        if node.op_type in ("MatMul", "Gemm") and not any(f"'model.{name}'" in scopes for name in layers):
+            found += [node.name, node.name + "_MatMul"]  # the second is what quantize_dynamic makes of a Gemm
+    return found
+
+
+def _export(model: nn.Module, tokens: int, file: Path) -> None:
+    given = copy.deepcopy(inputs_of(tokens))
+    torch.onnx.export(Graph(model).eval(), (), file, kwargs=given, dynamo=True, external_data=True, verbose=False)

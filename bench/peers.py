@@ -1,0 +1,116 @@
+"""The same SD3 transformer in 8-bit integers by Octavo and by others, called in turns: milliseconds and errors.
+
+    python -m venv peers
+    peers/bin/pip install -e . psutil torchao optimum-quanto onnx onnxscript onnxruntime openvino
+    OMP_NUM_THREADS=2 peers/bin/python -m bench.peers [--tokens 1024 4096] [--rounds 3] [--only torchao ...]
+
+Each has a process of its own, in which it and Octavo's model take turns: ratios are of medians there. All quantize the
+linear layers that Octavo does. Errors are those of the output against float32, in dB of its energy.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.bench_runtime import call_of, make_models
+from bench.peer_models import PEERS, Model, Stored
+
+LIMIT = 300  # seconds for one of them
+
+
+def store(folder: Path, tokens: list[int], layers: int) -> None:
+    """Writes the float and the int8 model, and what the float one puts out."""
+    models = make_models("static", layers)
+    torch.save(models["float32"][0], folder / Stored.FLOAT)
+    torch.save(models["int8"][0], folder / Stored.INT8)
+    with torch.inference_mode():
+        outputs = {count: models["float32"][0](**call_of(count).kwargs)[0] for count in tokens}
+    torch.save(outputs, folder / Stored.OUTPUTS)
+
+
+def measure(models: dict[str, Model], rounds: int) -> dict[str, list[float]]:
+    """Seconds of calls in turns; one of each goes before."""
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for at in range(rounds + 1):
+        for name, model in models.items():
+            start = time.perf_counter()
+            model()
+            if at:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+@torch.inference_mode()
+def child(name: str, folder: Path, tokens: int, rounds: int) -> dict[str, float]:
+    """Medians in seconds and errors in dB, of the peer and of Octavo's model."""
+    models = {"peer": PEERS[name](folder, tokens), "octavo": PEERS["Octavo int8"](folder, tokens)}
+    wanted = torch.load(folder / Stored.OUTPUTS)[tokens]
+    found = {}
+    for key, model in models.items():
+        error = (model().float() - wanted).double()
+        found[f"{key} error"] = float(10 * torch.log10(error.square().sum() / wanted.double().square().sum()))
+    return found | {key: statistics.median(each) for key, each in measure(models, rounds).items()}
+
+
+def run(name: str, folder: Path, tokens: int, rounds: int) -> dict[str, float] | str:
+    """What the process of a peer measures, or why there is nothing to measure."""
+    command = [sys.executable, "-m", "bench.peers", "--child", name, str(folder), str(tokens), str(rounds)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=dict(os.environ))
+    except subprocess.TimeoutExpired:
+        return f"not done after {LIMIT} s"
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if "Error" in line.split(":")[0]]
+        return (errors or lines or [f"exit {done.returncode}"])[-1][:160]
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def row(name: str, found: dict[str, float] | str) -> str:
+    """A line of the table."""
+    if isinstance(found, str):
+        return f"| {name} | does not run: {found} | | |"
+    ratio = found["peer"] / found["octavo"]
+    return f"| {name} | {1000 * found['peer']:.0f} ms | {ratio:.2f} x | {found['peer error']:.1f} dB |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--only", nargs="+", default=list(PEERS), metavar="NAME", help="parts of names of peers")
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        name, folder, tokens, rounds = options.child
+        print(json.dumps(child(name, Path(folder), int(tokens), int(rounds))))
+        return
+    names = [name for name in PEERS if name != "Octavo int8" and any(part in name for part in options.only)]
+    with tempfile.TemporaryDirectory() as place:
+        store(Path(place), options.tokens, options.layers)
+        for tokens in options.tokens:
+            print(f"\n| {tokens} tokens | median | : Octavo's there | error |\n|---|---|---|---|")
+            octavo: list[dict[str, Any]] = []
+            for name in names:
+                found = run(name, Path(place), tokens, options.rounds)
+                print(row(name, found), flush=True)
+                octavo += [found] if isinstance(found, dict) else []
+            if octavo:
+                each = {"peer": statistics.median(found["octavo"] for found in octavo), "octavo": 1.0}
+                each["octavo"], each["peer error"] = each["peer"], octavo[0]["octavo error"]
+                print(row("Octavo int8", each), flush=True)
+
+
+if __name__ == "__main__":
+    main()
