@@ -4,10 +4,12 @@ Every method works within one layer or within layers of one input, so within one
 `run.calibrate` does, by calls of the whole model in which it alone is real (blocks.py). Two sweeps: over the float
 blocks, which become integers on the way, and over the integer ones with the few calls that are measured.
 
-Other than there: groups of smoothing that span blocks are one group in each of them, what fewer calls would have come
-to is not measured, and the model is left with its layers replaced, their numbers in files of `place`.
+Other than there: layers of a smoothing group that spans blocks have factors of each block, as a warning says; what
+fewer calls would have come to is not measured; the model is left with its layers replaced, their numbers in files of
+`place`.
 """
 
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -107,7 +109,15 @@ class BigCalibration:
             self._plan, layers, self._choices, self._ranges, self._settings, self._powers, output.sqnr, self._count,
             self._watch,
         )  # fmt: skip
-        return Result(self._plan, layers, report | {"enough": []}, self._timesteps)
+        told = {"enough": [], "warnings": [*report["warnings"], *self._divided()]}
+        return Result(self._plan, layers, report | told, self._timesteps)
+
+    def _divided(self) -> Iterator[str]:
+        """One line where layers that should share factors of smoothing do not."""
+        count = sum(len({self._block_of(layer) for layer in group.layers}) > 1 for group in self._groups)
+        if count and self._settings.smoothing:
+            fact = f"{count} groups of layers span blocks, which have factors of their own each with --memory"
+            yield f"smoothing: {fact}; these stay multipliers of inputs."
 
     def _rehearse(self) -> None:
         if next(iter(self._calls()), None) is None:
@@ -126,6 +136,7 @@ class BigCalibration:
         """Calibrates a block."""
         label = f"{name}, {self._blocks.order.index(name) + 1} of {len(self._blocks.order)}"
         layers = self._calibrated({e.name for e in self._plan.entries if e.name.startswith(name + ".")}, label)
+        gc.collect()  # a survey refers to itself, and the collector counts objects, not their bytes
         self._check_peak(name)
 
         def change() -> None:

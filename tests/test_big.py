@@ -14,9 +14,11 @@ from calibrate.run import Result, calibrate
 from calibrate.settings import RECIPES, Settings
 from pipelines import GENERIC
 from pipelines.denoisers import denoisers
+from pipelines.opensora.family import OPENSORA
 from pipelines.sd3 import SD3
 
 from .calibrate_tiny import Call, calls, given, toy
+from .opensora_tiny import SMALL, tiny_pipeline
 from .pipelines_tiny import TINY, make, run
 
 ROOM = 1 << 40
@@ -83,6 +85,21 @@ def test_every_recipe_gets_the_same_integers(said, tmp_path):
     settings = Settings(**{"defaults": SD3.keep_float, "groups": SD3.groups, "release": True} | OTHERS[said])
     whole = calibrate(copy.deepcopy(pipe.transformer), given(samples), settings)
     assert_same(whole, block_by_block(pipe.transformer, samples, settings, tmp_path))
+
+
+@pytest.mark.parametrize("recipe", ["plain", "fast"])
+def test_blocks_that_share_factors_have_their_own(recipe, tmp_path):
+    pipe = tiny_pipeline()
+    model = pipe.transformer
+    samples = heard(pipe, model, {"prompt": "a wave"} | SMALL)
+    settings = Settings(defaults=OPENSORA.keep_float, groups=OPENSORA.groups, release=True, **RECIPES[recipe])
+    whole = calibrate(copy.deepcopy(model), given(samples), settings)
+    made = block_by_block(model, samples, settings, tmp_path)
+    if recipe == "plain":
+        return assert_same(whole, made)
+    assert made.warnings == [*whole.warnings, *(line for line in made.warnings if "3 groups of layers span" in line)]
+    assert len(made.warnings) == len(whole.warnings) + 1
+    assert made.report["totals"]["output_sqnr"] > whole.report["totals"]["output_sqnr"] - 1
 
 
 def test_the_model_that_is_left_computes_with_the_integers(tmp_path):

@@ -1,0 +1,142 @@
+"""How time, memory and disk grow with prompts, steps, tokens and layers.
+
+python bench/growth.py --sheet docs/growth.png
+
+Each point is a process of its own; time is the processor's. The exponent is the slope of the last two points, doubled
+in between: 1 is linear.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from diffusers import SD3Transformer2DModel
+
+from bench.bench_calibrate import Call
+from calibrate.export import export
+from calibrate.report import peak_memory
+from calibrate.run import calibrate
+from calibrate.settings import RECIPES, Settings
+from octavo.cli import main as octavo
+
+POINTS = {
+    "prompts": (2, 4, 8, 16),
+    "steps": (8, 16, 32, 64),
+    "tokens": (128, 256, 512, 1024),
+    "layers": (2, 4, 8, 16),
+}
+MEASURES = {"seconds": "processor seconds", "peak": "peak memory, MiB", "disk": "disk, MiB"}
+
+
+def bundled(folder: Path, what: str, amount: int) -> dict[str, tuple[float, float]]:
+    """Captures the bundled pipeline and calibrates on it: what each took, in order, and left on disk."""
+    prompts, steps = (amount, 4) if what == "prompts" else (1, amount)
+    run = "--limit", str(prompts), "--steps", str(steps), "--device", "cpu"
+    parts = {
+        "capture": ["capture", "demo", str(folder / "captured"), *run],
+        "calibrate": ["calibrate", str(folder / "captured"), str(folder / "w8a8")],
+    }
+    found = {}
+    for part, (name, arguments) in zip(("captured", "w8a8"), parts.items(), strict=True):
+        began = time.process_time()
+        octavo([*arguments, "--json"], standalone_mode=False)
+        found[name] = (time.process_time() - began, _disk(folder / part))
+    return found
+
+
+def made(folder: Path, what: str, amount: int) -> dict[str, tuple[float, float]]:
+    """Calibrates a model made by code, 128 wide, on 8 calls."""
+    layers, tokens = (amount, 256) if what == "layers" else (4, amount)
+    torch.manual_seed(0)
+    model = SD3Transformer2DModel(
+        sample_size=64, patch_size=1, in_channels=4, out_channels=4, num_layers=layers, attention_head_dim=32,
+        num_attention_heads=4, joint_attention_dim=64, caption_projection_dim=128, pooled_projection_dim=64,
+        pos_embed_max_size=128,
+    ).eval()  # fmt: skip
+    calls = [
+        Call((), {
+            "hidden_states": torch.randn(1, 4, tokens // 8, 8), "encoder_hidden_states": torch.randn(1, 16, 64),
+            "pooled_projections": torch.randn(1, 64), "timestep": torch.tensor([100.0 * at]), "return_dict": False,
+        }) for at in range(8)
+    ]  # fmt: skip
+    began = time.process_time()
+    result = calibrate(model, lambda: calls, Settings(release=True, **RECIPES["fast"]))
+    export(result, model, folder / "w8a8")
+    return {"calibrate": (time.process_time() - began, _disk(folder / "w8a8"))}
+
+
+def _disk(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 2**20
+
+
+def child(what: str, amount: int) -> None:
+    """Prints one point: by part, its seconds, the peak of the process and the disk."""
+    with tempfile.TemporaryDirectory() as name:
+        work = bundled if what in ("prompts", "steps") else made
+        found = work(Path(name), what, amount)
+    peak = peak_memory() / 2**20
+    print(json.dumps({part: {"seconds": s, "peak": peak, "disk": disk} for part, (s, disk) in found.items()}))
+
+
+def exponent(points: list[tuple[int, float]]) -> float:
+    """The slope of the last two in the logarithms."""
+    (x, y), (x2, y2) = points[-2:]
+    return math.log(y2 / y) / math.log(x2 / x)
+
+
+def curves() -> dict[str, dict[str, dict[str, list[tuple[int, float]]]]]:
+    """(amount, value) by what grows, measure and part; printed on the way."""
+    found: dict[str, dict[str, dict[str, list[tuple[int, float]]]]] = {}
+    for what, amounts in POINTS.items():
+        found[what] = {measure: {} for measure in MEASURES}
+        for amount in amounts:
+            command = [sys.executable, __file__, "--child", what, str(amount)]
+            said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1]
+            for part, values in json.loads(said).items():
+                for measure, value in values.items():
+                    found[what][measure].setdefault(part, []).append((amount, value))
+        for measure, parts in found[what].items():
+            for part, points in parts.items():
+                values = "  ".join(f"{amount}: {value:.2f}" for amount, value in points)
+                print(f"{what:<8} {part:<10} {measure:<8} {values}  exponent {exponent(points):.2f}", flush=True)
+    return found
+
+
+def draw(found: dict[str, dict[str, dict[str, list[tuple[int, float]]]]], path: Path) -> None:
+    """One row for each measure, one column for each thing that grows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    grid = figure.subplots(len(MEASURES), len(POINTS), squeeze=False)
+    for column, (what, measures) in enumerate(found.items()):
+        for row, (measure, parts) in enumerate(measures.items()):
+            axes = grid[row][column]
+            for part, points in parts.items():
+                axes.plot(*zip(*points, strict=True), marker="o", label=f"{part}, exponent {exponent(points):.2f}")
+            axes.set(xlabel=what, ylabel=MEASURES[measure], xlim=(0, None), ylim=(0, None))
+            axes.legend(fontsize=7)
+    figure.savefig(path, dpi=80)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        return child(options.child[0], int(options.child[1]))
+    found = curves()
+    if options.sheet:
+        draw(found, options.sheet)
+
+
+if __name__ == "__main__":
+    main()
