@@ -81,6 +81,8 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal) -> None:
     component = _component(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
     chosen = chosen_calls(capture, component, options.samples, terminal)
+    if not chosen:
+        raise CaptureError(f"{capture.directory}: holds no calls of '{component}'. Capture with more --steps.", 4)
     settings = settings_of(options, family, len(chosen))
     model, rerun = _model(capture, component, options, family)
     calls = replayed_calls(capture, component, chosen, _casting(capture, options.dtype))

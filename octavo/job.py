@@ -65,6 +65,7 @@ class Tally:
     recording: float = 0.0  # seconds
     skipped: int = 0  # calls with values that are not finite
     saturated: int = 0  # calls with float16 values at their limit
+    heard: set[str] = field(default_factory=set)  # denoisers that were called
     swapped: dict[str, int] = field(default_factory=dict)  # by denoiser: attention layers run in the pipeline's way
     failed: list[int] = field(default_factory=list)  # numbers of the prompts, from 1
 
@@ -144,6 +145,7 @@ class Job:
             self.terminal.warn(str(refused))
             return
         self.tally.recording += sum(r.seconds for r in recorders) + time.perf_counter() - inside
+        self.tally.heard |= {recorder.name for recorder in recorders if recorder.heard}
         self.tally.swapped |= {recorder.name: recorder.swapped for recorder in recorders if recorder.swapped}
         self.running += time.perf_counter() - began
         self.tally.calls += unit.calls
