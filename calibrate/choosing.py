@@ -17,7 +17,7 @@ from .freeze import Dynamic
 from .patches import PatchSurvey
 from .plan import Plan, named
 from .ranges import edges_of, observed, spec_of
-from .replay import observe
+from .replay import heard, observe
 from .report import NEVER_RAN, ZERO_INPUT, Stopwatch
 from .scheme import Range
 from .settings import Settings
@@ -53,6 +53,7 @@ class Choosing:
         self._surveys_at: dict[Mark, tuple[Turn, dict[str, Survey]]] = {}  # what this rank knew on the way
         self._ranges_at: dict[Mark, dict[str, list[Range]]] = {}
         self._first_choices: dict[str, Choice] = {}
+        self._silent: set[str] = set()  # layers that never ran, where no range says so
 
     def choices(self) -> tuple[dict[str, Choice], dict[str, list[Range]], dict[str, str]]:
         """The choices, the ranges of inputs, and the layers that have to stay float with the reason."""
@@ -148,6 +149,9 @@ class Choosing:
         if settings.activations in ("dynamic", "float"):
             if not surveys:
                 self.count = sum(1 for _ in first(self._calls, settings.samples))
+            unknown = {n for n in self._plan.quantized if n not in surveys or not surveys[n].seen}
+            if self.count and unknown:
+                self._silent = unknown - heard(self._model, unknown, first(self._calls, settings.samples))
             return ranges
         if settings.observer == "minmax" and not len(edges):
             ranges = _extremes(surveys, smoothing)
@@ -172,10 +176,10 @@ class Choosing:
         for entry, module in named(self._model, self._plan):
             name, dtype = entry.name, module.weight.dtype
             multiplier = smoothing[name].multiplier if name in smoothing else None
-            if settings.activations in ("dynamic", "float"):
+            dynamic = settings.activations in ("dynamic", "float")
+            if dynamic and name not in self._silent:
                 choices[name] = Choice(Dynamic() if settings.activations == "dynamic" else None, multiplier)
-                continue
-            if name not in ranges:
+            elif name not in ranges:
                 if settings.strict:
                     raise CalibrateError(f"layer {name}: saw no data. Keep it float or capture more.", 6)
                 reasons[name] = NEVER_RAN

@@ -20,6 +20,8 @@ from .scheme import STORABLE
 KINDS: dict[type[nn.Module], str] = {nn.Linear: "Linear", nn.Conv2d: "Conv2d"}
 FloatLayer = nn.Linear | nn.Conv2d
 _UNSUPPORTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d, nn.Embedding, nn.MultiheadAttention, nn.Bilinear)
+# what diffusers keeps out of 8-bit storage in classes that list nothing themselves
+_SKIPPED = ("pos_embed", "patch_embed", "norm", "^proj_in$", "^proj_out$")
 # Parts of names. modelopt's and deepcompressor's filters keep these float in diffusers' UNets; those that make the
 # modulation of norms run on one row for each sample.
 _SENSITIVE = {
@@ -194,9 +196,11 @@ def general_reason(model: nn.Module, entry: Entry, blocks: Sequence[str]) -> str
     itself keeps in a wider dtype and what is known to be sensitive. A model without blocks has all quantized."""
     if blocks and not any(entry.name.startswith(block + ".") for block in blocks):
         return "outside the repeated blocks"
-    for pattern in getattr(model, "_skip_layerwise_casting_patterns", None) or ():
+    patterns = getattr(model, "_skip_layerwise_casting_patterns", None)
+    for pattern in patterns or (_SKIPPED if blocks else ()):
         if re.search(pattern, entry.name):
-            return f"its class keeps '{pattern}' out of 8-bit storage"
+            who = "its class" if patterns else "diffusers"
+            return f"{who} keeps '{pattern}' out of 8-bit storage"
     for part in getattr(model, "_keep_in_fp32_modules", None) or ():
         if part in entry.name.split("."):
             return f"its class keeps '{part}' in float32"

@@ -128,3 +128,28 @@ def observe(model: nn.Module, observers: Mapping[str, Hearer], calls: Iterable[C
     if count == 0:
         raise CalibrateError("calls: there are none to replay. Capture some first.", 4)
     return count
+
+
+def heard(model: nn.Module, names: Iterable[str], calls: Iterable[Call]) -> set[str]:
+    """Those of the named layers that the float `model` calls in `calls`; it runs until each of them was called.
+
+    The others never run, or a function reads their weight: they must stay as they are.
+    """
+    silent, handles = set(names), []
+    found: set[str] = set()
+
+    def hook_for(name: str) -> Callable[..., None]:
+        return lambda module, args: found.add(name)
+
+    try:
+        for name in silent:
+            handles.append(model.get_submodule(name).register_forward_pre_hook(hook_for(name)))
+        with evaluating(model):
+            for at, call in enumerate(calls):
+                if silent <= found:
+                    break
+                run(model, call, at)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found

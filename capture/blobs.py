@@ -84,11 +84,13 @@ def order_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
 
 def rows_of(settled: torch.Tensor) -> Sequence[torch.Tensor] | None:
     """The rows of dim 0 where storing them one by one can pay: both halves of classifier-free guidance are the same
-    latents. None where the tensor is stored as one blob."""
-    shape = settled.shape
-    if len(shape) < 2 or not 2 <= shape[0] <= MAX_ROWS or settled.nbytes // shape[0] < MIN_ROW_BYTES:
+    latents. Of one picture or video its channels: those of a condition are the same at every step. None where the
+    tensor is stored as one blob."""
+    found = settled[0] if settled.ndim > 3 and settled.shape[0] == 1 else settled
+    shape = found.shape
+    if len(shape) < 2 or not 2 <= shape[0] <= MAX_ROWS or found.nbytes // shape[0] < MIN_ROW_BYTES:
         return None
-    return settled.unbind(0)
+    return found.unbind(0)
 
 
 def memory_of(settled: torch.Tensor) -> memoryview:

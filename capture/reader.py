@@ -1,5 +1,6 @@
 """Reading a capture: everything is checked against its digest before it is used."""
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -180,11 +181,11 @@ class _Source:
     def tensor(self, entry: int) -> torch.Tensor:
         name, shape, keys, *order = self.body["tensors"][entry]
         found = [self._find(key) for key in keys]
-        expected = tuple(shape) if len(keys) == 1 else tuple(shape[1:])
-        if any(blob.shape != expected for _, blob in found) or not (len(keys) == 1 or len(keys) == shape[0]):
+        split = 0 if len(keys) == 1 else 1 if len(keys) == shape[0] else 2  # dimensions that its rows lack
+        if any(blob.shape != tuple(shape[split:]) for _, blob in found) or math.prod(shape[:split]) != len(keys):
             raise ValueError("a tensor whose rows do not fit")
         tensor = torch.empty(shape, dtype=DTYPES[name])
-        rows = [tensor] if len(keys) == 1 else list(tensor.unbind(0))
+        rows = [tensor] if split == 0 else list(tensor.flatten(0, split - 1).unbind(0))
         for key, row, (part, blob) in zip(keys, rows, found, strict=True):
             if blob.dtype != tensor.dtype:
                 raise ValueError("a tensor of another dtype than its bytes")

@@ -94,6 +94,8 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: R
     component = _component(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
     chosen = chosen_calls(capture, component, options.samples, terminal, ranks)
+    if not chosen:
+        raise CaptureError(f"{capture.directory}: holds no calls of '{component}'. Capture with more --steps.", 4)
     settings = settings_of(options, family, len(chosen))
     calls = replayed_calls(capture, component, chosen, casting(capture, options.dtype))
     if options.memory is not None:

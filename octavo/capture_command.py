@@ -107,6 +107,9 @@ def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: 
         terminal.warn(f"{tally.skipped} calls with non-finite values were left out.")
     if tally.saturated:
         terminal.warn(f"{tally.saturated} calls hold float16 values at the limit of 65504.")
+    for name in job.modules if tally.heard else ():
+        if name not in tally.heard:
+            terminal.warn(f"{name} was never called and cannot be calibrated from this. Take more --steps.")
     for name, count in tally.swapped.items():
         terminal.warn(f"{name}: the pipeline swaps {count} attention processors while it runs; a replay does not.")
     if options.pth is not None and job.ranks.rank == 0:

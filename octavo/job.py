@@ -66,18 +66,16 @@ class Tally:
     recording: float = 0.0  # seconds
     skipped: int = 0  # calls with values that are not finite
     saturated: int = 0  # calls with float16 values at their limit
+    heard: set[str] = field(default_factory=set)  # denoisers that were called
     swapped: dict[str, int] = field(default_factory=dict)  # by denoiser: attention layers run in the pipeline's way
     failed: list[int] = field(default_factory=list)  # numbers of the prompts, from 1
     running: float = 0.0  # seconds inside the pipeline
 
     def plus(self, other: "Tally") -> "Tally":
         """What two runs have come to."""
-        added = {
-            each.name: getattr(self, each.name) + getattr(other, each.name)
-            for each in fields(self)
-            if each.name != "swapped"
-        }
-        return Tally(**added, swapped=self.swapped | other.swapped)
+        pairs = {each.name: (getattr(self, each.name), getattr(other, each.name)) for each in fields(self)}
+        joined: dict[str, Any] = {n: a | b if isinstance(a, (set, dict)) else a + b for n, (a, b) in pairs.items()}
+        return Tally(**joined)
 
 
 class Job:
@@ -164,6 +162,7 @@ class Job:
             return
         self.tally.recording += sum(r.seconds for r in recorders) + time.perf_counter() - inside
         self.tally.running += time.perf_counter() - began
+        self.tally.heard |= {recorder.name for recorder in recorders if recorder.heard}
         self.tally.swapped |= {recorder.name: recorder.swapped for recorder in recorders if recorder.swapped}
         self.tally.calls += unit.calls
         self.tally.raw_bytes += unit.raw_bytes

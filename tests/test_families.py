@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import T5Config, T5EncoderModel
 
 from calibrate.plan import make_plan
 from calibrate.settings import Settings
@@ -10,6 +11,8 @@ from pipelines import FAMILIES, GENERIC, family_of
 from pipelines.denoisers import denoisers
 from pipelines.folding import fold
 
+from .commands import octavo
+from .opensora_tiny import tiny_tokenizer
 from .pipelines_tiny import make, run
 
 OF = {
@@ -77,3 +80,45 @@ def test_the_defaults_of_a_family_reach_the_settings_and_give_way():
     plan = make_plan(module, more=settings.more_float, quantize=settings.quantize)
     assert "transformer_blocks.0.ff.net.2" in plan.quantized
     assert "transformer_blocks.0.ff_context.net.2" not in plan.quantized
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory):
+    pipe = make("wan22")[0]
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    pipe.register_modules(text_encoder=T5EncoderModel(config).eval(), tokenizer=tiny_tokenizer())
+    folder = tmp_path_factory.mktemp("wan") / "model"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+WAN = (
+    "--height",
+    16,
+    "--width",
+    16,
+    "--frames",
+    5,
+    "--prompts",
+    "videos",
+    "--limit",
+    1,
+    "--arg",
+    "max_sequence_length=9",
+)
+
+
+def test_both_denoisers_of_wan_are_captured_and_calibrated_one_by_one(wan, tmp_path):
+    octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 4)
+    assert "holds calls of 2 denoisers" in octavo("calibrate", tmp_path / "captured", tmp_path / "o", code=2)
+    for name in ("transformer", "transformer_2"):
+        said = octavo("calibrate", tmp_path / "captured", tmp_path / name, "--component", name)
+        assert "20 layers in 8-bit integers" in said
+
+
+def test_a_denoiser_that_was_never_called_is_said_at_once(wan, tmp_path):
+    said = octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 1)
+    assert "transformer_2 was never called" in said
+    command = ("calibrate", tmp_path / "captured", tmp_path / "o", "--component", "transformer_2")
+    assert "holds no calls of 'transformer_2'. Capture with more --steps." in octavo(*command, code=4)

@@ -73,6 +73,15 @@ def test_the_lists_of_a_diffusers_class_are_heeded():
     assert not any("norm" in name or "embed" in name or name == "proj_out" for name in plan.quantized)
 
 
+def test_in_blocks_of_a_class_without_lists_modulations_and_raw_residuals_stay_float():
+    block = nn.ModuleDict(
+        {name: nn.Linear(4, 4) for name in ("to_q", "norm1", "img_mod", "adaLN_modulation", "time_emb_proj", "modular")}
+        | {name: nn.Conv2d(4, 4, 1) for name in ("conv1", "conv_shortcut", "downsamplers")}
+    )
+    plan = make_plan(nn.ModuleDict({"blocks": nn.ModuleList([block]), "out": nn.Linear(4, 4)}))
+    assert plan.quantized == ("blocks.0.to_q", "blocks.0.modular", "blocks.0.conv1")
+
+
 def test_a_model_without_blocks_has_all_its_layers_quantized():
     assert make_plan(nn.Sequential(nn.Linear(2, 2), nn.Conv2d(2, 2, 1))).quantized == ("0", "1")
 

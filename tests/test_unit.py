@@ -59,6 +59,15 @@ def test_the_order_of_dimensions_in_memory_is_kept(tmp_path: Path) -> None:
     assert [read.stride() for read in back.kwargs["x"][:3]] == [tensor.stride() for tensor in tensors[:3]]
 
 
+def test_channels_of_a_condition_are_stored_once(tmp_path: Path) -> None:
+    condition = torch.randn(1, 20, 2, 16, 16)
+    steps = [torch.cat([torch.randn(1, 16, 2, 16, 16), condition], 1) for _ in range(4)]  # as Wan's I2V is called
+    back = stored_and_read(tmp_path, *(call(hidden_states=step) for step in steps))
+    assert all(torch.equal(one.kwargs["hidden_states"], step) for one, step in zip(back, steps, strict=True))
+    (unit,) = Capture.open(tmp_path).units
+    assert unit.stored_bytes == condition.nbytes + 4 * steps[0][:, :16].nbytes
+
+
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 DTYPES += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64]
 DTYPES += [torch.bool, torch.complex64]
