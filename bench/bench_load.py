@@ -3,7 +3,8 @@
     python -m bench.bench_load [--layers 4] [--heads 24] [--rounds 5]
 
 An SD3 transformer with random weights is quantized and written; each load runs in a process of its own, whose files are
-in the page cache. Memory is VmHWM after loading, and after one forward of 256 tokens, less VmHWM after the imports.
+in the page cache. What is float in the int8 one is bfloat16. Memory is VmHWM after loading, and after one forward of
+256 tokens, less VmHWM after the imports.
 """
 
 import json
@@ -34,25 +35,27 @@ import diffusers.quantizers.auto, accelerate
 from calibrate.report import peak_memory
 before = peak_memory()
 began = time.perf_counter()
-model = Model.from_pretrained(sys.argv[1])
+dtype = getattr(torch, sys.argv[2])
+model = Model.from_pretrained(sys.argv[1], torch_dtype=dtype)
 loading, loaded = time.perf_counter() - began, peak_memory()
 config = model.config
 with torch.no_grad():
-    model(torch.randn(1, 16, 32, 32), torch.randn(1, 77, config.joint_attention_dim),
-          torch.randn(1, config.pooled_projection_dim), torch.tensor([500.0]))
+    model(torch.randn(1, 16, 32, 32).to(dtype), torch.randn(1, 77, config.joint_attention_dim).to(dtype),
+          torch.randn(1, config.pooled_projection_dim).to(dtype), torch.tensor([500.0]))
 print(json.dumps([loading, time.perf_counter() - began, loaded - before, peak_memory() - before]))
 """
 
 
 def made(layers: int, heads: int, folder: Path) -> None:
-    """Writes `float` and `int8`; the float model is let go layer by layer."""
+    """Writes `float32`, `bfloat16` and `int8`; the float model is let go layer by layer."""
     torch.manual_seed(0)
     model = SD3Transformer2DModel(
         sample_size=32, num_layers=layers, attention_head_dim=64, num_attention_heads=heads,
         caption_projection_dim=64 * heads, pos_embed_max_size=32,
     ).requires_grad_(False)  # fmt: skip
-    model.save_pretrained(folder / "float")
-    qparams = qparams_of(Range(-6.0, 6.0), ACTIVATION, torch.float32)
+    model.save_pretrained(folder / "float32")
+    model.to(torch.bfloat16).save_pretrained(folder / "bfloat16")
+    qparams = qparams_of(Range(-6.0, 6.0), ACTIVATION, torch.bfloat16)
     found = {}
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and "transformer_blocks" in name:
@@ -63,9 +66,9 @@ def made(layers: int, heads: int, folder: Path) -> None:
     export(Result(Plan(()), found, {}), model, folder / "int8", ("diffusers",))
 
 
-def loaded(folder: Path) -> list[float]:
+def loaded(folder: Path, dtype: str) -> list[float]:
     """Seconds to load and to the first output, bytes after each of the two; of a process that does nothing else."""
-    done = subprocess.run([sys.executable, "-c", LOAD, str(folder)], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", LOAD, str(folder), dtype], capture_output=True, text=True, check=True)
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -78,16 +81,16 @@ def main(layers: int, heads: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         made(layers, heads, folder)
-        runs: dict[str, Any] = {"float": [], "int8": []}
+        runs: dict[str, Any] = {"float32": [], "bfloat16": [], "int8": []}
         for _ in range(rounds):
             for name, found in runs.items():
-                found.append(loaded(folder / name))
+                found.append(loaded(folder / name, "bfloat16" if name == "int8" else name))
         print("| | file | load | first output | memory after loading | after a forward |\n|---|---|---|---|---|---|")
         for name, found in runs.items():
             size = sum(path.stat().st_size for path in (folder / name).glob("*.safetensors"))
             seconds, output, after, ran = (median(column) for column in zip(*found, strict=True))
-            shares = f"{after / size:.2f} x the file | {ran / size:.2f} x"
-            print(f"| {name} | {size / 2**20:.0f} MiB | {seconds:.2f} s | {output:.2f} s | {shares} |")
+            memory = " | ".join(f"{each / 2**20:.0f} MiB, {each / size:.2f} x the file" for each in (after, ran))
+            print(f"| {name} | {size / 2**20:.0f} MiB | {seconds:.2f} s | {output:.2f} s | {memory} |")
 
 
 if __name__ == "__main__":

@@ -77,6 +77,18 @@ def measure(models: dict[str, tuple[nn.Module, torch.dtype]], tokens: int, round
     return {name: statistics.median(each) for name, each in times.items()}
 
 
+def print_memory(models: dict[str, tuple[nn.Module, torch.dtype]], tokens: int) -> None:
+    """Prints memory and load time of each, and the ratios of int8 to bfloat16."""
+    print("| model | file | load | peak of a call | above the libraries' |\n|---|---|---|---|---|")
+    found = {}
+    for name, (model, dtype) in models.items():
+        found[name] = each = memory_of(model, call_of(tokens, dtype).kwargs)
+        cells = f"{each['file']:.0f} MiB | {each['load']:.2f} s | {each['raw']:.0f} MiB | {each['peak']:.0f} MiB"
+        print(f"| {name} | {cells} |", flush=True)
+    raw, above = (found["int8"][key] / found["bfloat16"][key] for key in ("raw", "peak"))
+    print(f"| int8 : bfloat16 | | | {raw:.2f} x | {above:.2f} x |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096])
@@ -87,10 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     models = make_models(options.activations)
     if options.memory:
-        print("| model | file | load | peak of a call |\n|---|---|---|---|")
-        for name, (model, dtype) in models.items():
-            found = memory_of(model, call_of(options.tokens[0], dtype).kwargs)
-            print(f"| {name} | {found['file']:.0f} MiB | {found['load']:.2f} s | {found['peak']:.0f} MiB |", flush=True)
+        print_memory(models, options.tokens[0])
         return
     print("| tokens | float32 | bfloat16 | int8 | over float32 | over bfloat16 |\n|---|---|---|---|---|---|")
     for tokens in options.tokens:
