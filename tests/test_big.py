@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from calibrate.big import BigCalibration
 from calibrate.calls import moved
+from calibrate.export import export
+from calibrate.export.arithmetic import corrected
 from calibrate.layers import quantized
 from calibrate.run import Result, calibrate
 from calibrate.settings import RECIPES, Settings
@@ -109,3 +111,31 @@ def test_the_model_that_is_left_computes_with_the_integers(tmp_path):
     with torch.no_grad(), quantized(before, result.layers):
         for call in calls():
             assert torch.equal(model(*call.args, **call.kwargs), before(*call.args, **call.kwargs))
+
+
+def resident(files: list[Path]) -> int:
+    """Bytes of mapped files that are in this process's memory."""
+    total, counted = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:  # the first line of a mapping
+            counted = any(line.endswith(str(file)) for file in files)
+        elif counted and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_what_the_blocks_became_stays_out_of_memory(tmp_path):
+    model = toy(width=1024)
+    place = tmp_path / "place"
+    place.mkdir()
+    result = block_by_block(model, calls(), Settings(observer="minmax", **RECIPES["fast"]), place)
+    written = sorted(place.iterdir())
+    size = sum(file.stat().st_size for file in written)
+    assert size > 8 << 20
+    little = size / 4  # neighbours of what is read come with it
+    assert resident(written) < little
+    assert not any(corrected(layer) for layer in result.layers.values())  # what an export looks at first
+    assert resident(written) < little
+    export(result, model, tmp_path / "out")
+    assert resident(written) < little

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..integers import dynamic_codes
 from ..layers import QuantizedLayer, QuantizedLinear
+from ..weights import page_out
 
 _ROWS = 4
 _DEQ_ERROR = 2.0**-11  # relative: the device reads 10 bits after the point of deq_scale
@@ -80,6 +81,7 @@ def correction_share(layer: QuantizedLayer) -> float:
 def _residue(layer: QuantizedLayer) -> float:
     """The largest difference of quant_bias from what the bias makes it, in steps of the accumulator."""
     sums = layer.weight.detach().flatten(1).sum(1, dtype=torch.int64).cpu()
+    page_out(layer.weight)
     bias = torch.zeros(len(sums)) if layer.bias is None else layer.bias.detach().cpu()
     return max(
         _largest((quant_bias.double() + zero_point.to(torch.int64) * sums - bias.double() / deq).abs())
