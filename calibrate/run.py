@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -98,11 +98,7 @@ def calibrate(
             enough = curve(model, plan.quantized, choosing.earlier(), chosen, exact, progress, ranks)
     if settings.release:
         with watch.stage("install"):
-            for name in progress("install", plan.quantized, len(plan.quantized)):
-                weight = layer_at(model, name).weight
-                layers[name] = makers[name]()
-                install(model, {name: layers[name]})
-                page_out(weight)
+            layers = _released(model, plan.quantized, makers, progress)
     with watch.stage("measure"), quantized(model, {} if settings.release else layers):
         output = power_of(exact, outputs(model, chosen(), ranks), ranks)
     report = report_of(plan, layers, choices, ranges, settings, powers, output.sqnr, count, watch) | {"enough": enough}
@@ -111,6 +107,19 @@ def calibrate(
     for warning in report["warnings"] if ranks.rank == 0 else ():
         logger.warning(warning)
     return Result(plan, layers, report, choosing.timesteps, axes=found)
+
+
+def _released(
+    model: nn.Module, names: Sequence[str], makers: Mapping[str, Callable[[], QuantizedLayer]], progress: Progress
+) -> dict[str, QuantizedLayer]:
+    """The integer layers, each put into the model before the next one is made, so that its float one can go."""
+    layers = {}
+    for name in progress("install", names, len(names)):
+        weight = layer_at(model, name).weight
+        layers[name] = makers[name]()
+        install(model, {name: layers[name]})
+        page_out(weight)
+    return layers
 
 
 def _mixed(
