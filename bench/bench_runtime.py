@@ -20,7 +20,7 @@ from calibrate.runtime import accelerate
 from calibrate.settings import Settings
 from pipelines.sd3 import SD3
 
-TEXT = 333  # tokens: 77 of CLIP and 256 of T5
+TEXT = 333  # tokens, beside those of the picture: 77 of CLIP and 256 of T5
 
 
 def make_model(layers: int = 4) -> SD3Transformer2DModel:
@@ -63,13 +63,15 @@ def make_models(activations: str, layers: int = 4) -> dict[str, tuple[nn.Module,
     }
 
 
-@torch.inference_mode()
-def measure(models: dict[str, tuple[nn.Module, torch.dtype]], tokens: int, rounds: int) -> dict[str, float]:
+@torch.no_grad()
+def measure(
+    models: dict[str, tuple[nn.Module, torch.dtype]], tokens: int, text: int, rounds: int
+) -> dict[str, float]:
     """Seconds of a call of each, medians of calls in turns; one of each goes before."""
     times: dict[str, list[float]] = {name: [] for name in models}
     for at in range(rounds + 1):
         for name, (model, dtype) in models.items():
-            call = call_of(tokens, dtype)
+            call = call_of(tokens, dtype, text)
             start = time.perf_counter()
             model(**call.kwargs)
             if at:
@@ -92,6 +94,7 @@ def print_memory(models: dict[str, tuple[nn.Module, torch.dtype]], tokens: int) 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--text", type=int, default=TEXT, help="77: without T5")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--activations", default="static")
     parser.add_argument("--profile", action="store_true", help="which operators the int8 model spends its time in")
@@ -103,13 +106,13 @@ def main() -> None:
         return
     print("| tokens | float32 | bfloat16 | int8 | over float32 | over bfloat16 |\n|---|---|---|---|---|---|")
     for tokens in options.tokens:
-        found = measure(models, tokens, options.rounds)
+        found = measure(models, tokens, options.text, options.rounds)
         cells = " | ".join(f"{1000 * seconds:.0f} ms" for seconds in found.values())
         ratios = " | ".join(f"{found[name] / found['int8']:.2f} x" for name in ("float32", "bfloat16"))
         print(f"| {tokens} | {cells} | {ratios} |", flush=True)
         if options.profile:
             with torch.inference_mode(), torch.profiler.profile() as profile:
-                models["int8"][0](**call_of(tokens, torch.bfloat16).kwargs)
+                models["int8"][0](**call_of(tokens, torch.bfloat16, options.text).kwargs)
             print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=20, max_name_column_width=40))
 
 

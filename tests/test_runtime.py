@@ -284,3 +284,27 @@ def test_one_thread_computes_what_two_do():
         assert torch.equal(fast(x), wanted)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_layers_with_one_input_share_its_integers_and_see_when_it_changes():
+    torch.manual_seed(0)
+    model = nn.ModuleList(frozen(nn.Linear(32, 16), "W8A8") for _ in range(2))
+    for layer in model:
+        layer.input_scale.copy_(model[0].input_scale)
+    accelerate(model)
+    x, exact = torch.randn(4, 32), []
+    with torch.no_grad():
+        for change in (0.0, 1.0):
+            x.add_(change)
+            for layer in model:
+                exact.append(near(layer, layer(x), QuantizedLinear(layer.numbers)(x)))
+        assert all(exact)
+        assert model[0].recent is model[1].recent
+        first = model[0].recent._last[3]
+        model[1](x)
+        assert model[0].recent._last[3] is first
+        model[1](x.clone())
+        assert model[0].recent._last[3] is not first
+    copied = copy.deepcopy(model)
+    assert copied[0].recent is copied[1].recent is not model[0].recent
+    assert torch.equal(copied[0](x), model[0](x))

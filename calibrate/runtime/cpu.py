@@ -18,6 +18,7 @@ from ..integers import dynamic_codes
 from ..scheme import ACTIVATION, codes
 from . import reference
 from .packing import SHIFT, Output, Packed
+from .recent import Quantization
 
 if TYPE_CHECKING:
     from .modules import Int8Conv2d, Int8Linear
@@ -45,11 +46,9 @@ def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
         return _dynamic(layer, rows, gelu).view(*x.shape[:-1], -1)
     bins = layer.bins(len(x) if x.ndim > 1 else None)
     if isinstance(bins, int):
-        return _static(layer, rows, bins, gelu).view(*x.shape[:-1], -1)
-    each = zip(x, bins, strict=True)
-    return torch.stack([_static(layer, one.reshape(-1, x.shape[-1]), at, gelu) for one, at in each]).view(
-        *x.shape[:-1], -1
-    )
+        return _static(layer, x, bins, gelu).view(*x.shape[:-1], -1)
+    each = [_static(layer, one, at, gelu) for one, at in zip(x, bins, strict=True)]
+    return torch.stack(each).view(*x.shape[:-1], -1)
 
 
 def _weight_only(layer: "Int8Linear", rows: Tensor) -> Tensor:
@@ -61,11 +60,26 @@ def _weight_only(layer: "Int8Linear", rows: Tensor) -> Tensor:
     return y
 
 
-def _static(layer: "Int8Linear", rows: Tensor, at: int, gelu: str | None) -> Tensor:
+def _static(layer: "Int8Linear", x: Tensor, at: int, gelu: str | None) -> Tensor:
+    q, output = _known(layer, x, at), layer.packed.outputs[at]
+    return _product(layer.packed, q, output, x.dtype, gelu)
+
+
+def _known(layer: "Int8Linear", x: Tensor, at: int) -> Tensor:
+    if layer.recent is None:
+        return _quantized(layer, x, at)
+    scale, zero_point = layer.qparams(at)
+    how = Quantization(float(scale), int(zero_point), layer.mul_scale)
+    return layer.recent.of(x, how, lambda: _quantized(layer, x, at))
+
+
+def _quantized(layer: "Int8Linear", x: Tensor, at: int) -> Tensor:
+    """The codes of `x` as uint8, (rows, in)."""
+    rows = x.reshape(-1, x.shape[-1])
     q = torch.empty(rows.shape, dtype=torch.uint8)
     for out, some in _pieces(q, rows):
         _store(out, codes(layer._multiplied(some, -1), layer.qparams(at), ACTIVATION))
-    return _product(layer.packed, q, layer.packed.outputs[at], rows.dtype, gelu)
+    return q
 
 
 def _dynamic(layer: "Int8Linear", rows: Tensor, gelu: str | None) -> Tensor:

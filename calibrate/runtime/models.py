@@ -5,6 +5,7 @@ from torch import nn
 from ..errors import CalibrateError
 from ..layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, names_of, replace
 from .modules import BACKENDS, Int8Conv2d, Int8GELU, Int8Linear
+from .recent import Recent
 
 Int8Layer = Int8Linear | Int8Conv2d
 
@@ -24,10 +25,12 @@ def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
 
 def accelerate(model: nn.Module, backend: str | None = None) -> None:
     """Makes all integer layers of `model` run on `backend`: names, tensors and hooks of the model stay as they are."""
+    recent = Recent()
     for first, names in names_of(model).items():
         layer = model.get_submodule(first)
         if isinstance(layer, (QuantizedLinear, QuantizedConv2d)):
             fast = optimized(layer, backend)
+            fast.recent = recent
             for name in names if fast is not layer else ():
                 replace(model, name, fast)
     for first, names in names_of(model).items():

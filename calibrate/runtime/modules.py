@@ -14,6 +14,7 @@ from ..scheme import QParams
 from ..weights import page_out
 from . import cpu, cuda, npu, reference
 from .packing import Packed, pack
+from .recent import Recent
 
 BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "npu": npu, "reference": reference}
 
@@ -26,6 +27,7 @@ class _Int8(_Integer):
     """
 
     backend: str | None = None
+    recent: Recent | None = None  # shared with other layers of its model
     _packed: Packed | None = None
 
     @classmethod
