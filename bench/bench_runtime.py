@@ -64,9 +64,7 @@ def make_models(activations: str, layers: int = 4) -> dict[str, tuple[nn.Module,
 
 
 @torch.no_grad()
-def measure(
-    models: dict[str, tuple[nn.Module, torch.dtype]], tokens: int, text: int, rounds: int
-) -> dict[str, float]:
+def measure(models: dict[str, tuple[nn.Module, torch.dtype]], tokens: int, text: int, rounds: int) -> dict[str, float]:
     """Seconds of a call of each, medians of calls in turns; one of each goes before."""
     times: dict[str, list[float]] = {name: [] for name in models}
     for at in range(rounds + 1):
