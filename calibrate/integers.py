@@ -1,8 +1,10 @@
 """What integer layers compute with: codes that are found when the input comes, and sums of products without rounding.
 
-Products of int8 numbers are summed in float32, which is exact while every partial sum is a whole number below 2**24:
-up to 1032 products. Longer sums are taken in pieces that are added as int32.
+A CPU with VNNI sums products of int8 numbers in int32. Elsewhere they are summed in float32, which is exact while every
+partial sum is a whole number below 2**24: up to 1032 products. Longer sums are taken in pieces that are added as int32.
 """
+
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +27,22 @@ def dynamic_codes(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return (x / scale).round_().clamp_(WEIGHT.qmin, WEIGHT.qmax), scale
 
 
+@cache
+def sums_in_int32() -> bool:
+    """Whether this CPU sums products of int8 numbers in int32: without VNNI, pairs of them saturate in int16."""
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+
+
 def integer_matmul(q: Tensor, weight: Tensor) -> Tensor:
     """`q` (..., in), whole numbers of int8 in float32, times `weight` int8 (out, in), exactly: int32 (..., out)."""
+    # torch 2.13 takes a transposed weight with one input for one that is not transposed
+    if q.device.type == "cpu" and q.numel() and weight.shape[1] > 1 and sums_in_int32():
+        rows = q.reshape(-1, q.shape[-1]).to(torch.int8)
+        return torch._int_mm(rows, weight.t()).view(*q.shape[:-1], -1)
+    return _in_float(q, weight)
+
+
+def _in_float(q: Tensor, weight: Tensor) -> Tensor:
     total: Tensor | None = None
     for start in range(0, weight.shape[1], _PIECE):
         piece = weight[:, start : start + _PIECE].to(torch.float32)

@@ -19,12 +19,13 @@ from capture.ranks import ALONE, Ranks
 
 from .calls import Progress
 from .channels import Channels
-from .choice import divided, represented
+from .choice import divided
 from .freeze import Dynamic
+from .integers import dynamic_codes, integer_matmul
 from .plan import FloatLayer, layer_at
-from .scheme import Scheme, qparams_of
+from .scheme import ACTIVATION, QParams, Scheme, codes, qparams_of
 from .survey import Survey
-from .weights import round_to_nearest
+from .weights import QuantizedWeight, round_to_nearest
 
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)
 _WORTH = 0.9  # of the error without smoothing: a multiply that saves less is not put in
@@ -99,7 +100,7 @@ def _by_input(names: Iterable[str], surveys: Mapping[str, Survey]) -> Iterable[l
 class _Judge:
     """Judges factors for one layer, on rows that they were not made from: the error of its output, over its square.
 
-    Products of the numbers that integers stand for: those of the integers themselves but for float32 rounding.
+    The products are those of the integer layer, but for how its scales are rounded.
     """
 
     def __init__(self, module: FloatLayer, survey: Survey, kind: str, scheme: Scheme) -> None:
@@ -117,11 +118,20 @@ class _Judge:
         quantized = round_to_nearest(weight)
         if spec is None or quantized is None:
             return float("inf")
-        rows = self._rows if multiplier is None else self._rows * multiplier
-        x = represented(rows.to(torch.float32), spec, None)
-        w = quantized.weight.to(torch.float32) * quantized.scale.unsqueeze(1)
-        noise = _square(F.linear(x, w) - self._product)
+        x = (self._rows if multiplier is None else self._rows * multiplier).to(torch.float32)
+        noise = _square(_product(x, quantized, spec) - self._product)
         return noise / self._signal if self._signal else noise
+
+
+def _product(x: Tensor, weight: QuantizedWeight, spec: QParams | Dynamic) -> Tensor:
+    """What the integers of `x` and of the weight make, without the bias."""
+    if isinstance(spec, Dynamic):
+        q, scale = dynamic_codes(x, (-1,))
+        return integer_matmul(q, weight.weight).to(torch.float32) * (scale * weight.scale)
+    spec = QParams(*(each.to(x.device) for each in spec))
+    total = integer_matmul(codes(x, spec, ACTIVATION), weight.weight)
+    total -= spec.zero_point * weight.weight.sum(1, dtype=torch.int32)
+    return total.to(torch.float32) * (spec.scale * weight.scale)
 
 
 def _square(x: Tensor) -> float:

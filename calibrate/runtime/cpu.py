@@ -7,14 +7,13 @@ may differ from the reference by roundings of that bias in float32.
 """
 
 from collections.abc import Iterator
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..integers import dynamic_codes
+from ..integers import dynamic_codes, sums_in_int32
 from ..scheme import ACTIVATION, codes
 from . import reference
 from .packing import SHIFT, Output, Packed
@@ -28,16 +27,10 @@ _WHOLE = 1.5 * 2.0**23  # float32 of this size are whole numbers, whose lowest b
 _OUT = (torch.float32, torch.bfloat16)
 
 
-@cache
-def supported() -> bool:
-    """Whether this CPU sums products of uint8 and int8 in int32: without VNNI, pairs of them saturate in int16."""
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
-
-
 @torch.compiler.disable
 def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
     """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
-    if not x.numel() or not (layer.weight_only or supported()):
+    if not x.numel() or not (layer.weight_only or sums_in_int32()):
         return reference.linear(layer, x, gelu)
     rows = x.reshape(-1, x.shape[-1])
     if layer.weight_only:
@@ -117,7 +110,7 @@ def _product(packed: Packed, q: Tensor, output: Output, dtype: torch.dtype, gelu
 @torch.compiler.disable
 def conv2d(layer: "Int8Conv2d", x: Tensor) -> Tensor:
     """The output of `layer`."""
-    if layer.weight_only or not supported() or not x.numel():
+    if layer.weight_only or not sums_in_int32() or not x.numel():
         return reference.conv2d(layer, x)
     images = x if x.ndim == 4 else x.unsqueeze(0)
     bins = layer.bins(len(x) if x.ndim == 4 else None) if layer.calibrated else 0
