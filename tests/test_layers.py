@@ -175,7 +175,7 @@ def test_a_model_has_its_layers_back_whatever_happens():
         assert model.proj_out is layers["proj_out"]
         assert not torch.equal(model(*calls(1)[0].args), exact)
     assert dict(model.named_modules()) == before
-    with pytest.raises(RuntimeError, match="shape|size"), quantized(model, layers):
+    with pytest.raises(RuntimeError, match=r"shape|size"), quantized(model, layers):
         model.proj_out(torch.zeros(3, 5))
     assert dict(model.named_modules()) == before
     assert torch.equal(model(*calls(1)[0].args), exact)
