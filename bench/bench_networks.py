@@ -1,6 +1,6 @@
 """Random SD3 transformers, easy and hard: transformer output SQNR on calls held out, by method, and what it cost.
 
-    python -m bench.bench_networks [--seeds 0 1 2] [--calls 16]
+    python -m bench.bench_networks [--seeds 0 1 2] [--calls 16] [--head 64]
     python -m bench.bench_networks --msmodelslim       in an environment of its own, with msmodelslim installed
 
 Networks: r, default initialisation; a, the adaLN modulation times 8; o, eight channels times 50 put in front of each
@@ -25,9 +25,9 @@ from pipelines.sd3 import SD3
 CELLS = {"r": (1.0, False), "r o": (1.0, True), "a": (8.0, False), "a o": (8.0, True)}
 
 
-def network(cell: str, seed: int) -> nn.Module:
+def network(cell: str, seed: int, head: int = 32) -> nn.Module:
     modulation, outliers = CELLS[cell]
-    model = random_sd3(seed, modulation).requires_grad_(False)
+    model = random_sd3(seed, modulation, head=head).requires_grad_(False)
     if outliers:
         put_outliers(model, seed + 100)
     return model
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--rows", nargs="*")
     parser.add_argument("--calls", type=int, default=16)
+    parser.add_argument("--head", type=int, default=32, help="of 8 heads: the network is 8 times as wide")
     parser.add_argument("--msmodelslim", action="store_true")
     options = parser.parse_args()
     print(f"{options.calls} calls replayed, 12 held out, median of {len(options.seeds)} seeds\n")
@@ -111,7 +112,7 @@ def main() -> None:
         for cell in CELLS:
             found = []
             for seed in options.seeds:
-                model = network(cell, seed)
+                model = network(cell, seed, options.head)
                 began = time.perf_counter()
                 outputs(model, calls)
                 middle = time.perf_counter()
