@@ -27,7 +27,7 @@ from calibrate.report import peak_memory
 from capture.fingerprint import fingerprint
 from capture.reader import Capture
 from capture.store import Call, CaptureWriter
-from pipelines.load import load_denoiser
+from pipelines.load import mapped_denoiser
 from pipelines.sd3 import SD3
 
 WIDTH, HEADS = 1536, 24
@@ -47,7 +47,7 @@ def make(folder: Path, layers: int, calls: int, batch: int, latents: int) -> Non
     index = {"_class_name": "StableDiffusion3Pipeline", "transformer": ["diffusers", type(model).__name__]}
     (folder / "model" / "model_index.json").write_text(json.dumps(index))
     del model
-    write_capture(folder, fingerprint(load_denoiser(folder / "model", "transformer", SD3)), calls, batch, latents)
+    write_capture(folder, fingerprint(mapped_denoiser(folder / "model", "transformer", SD3)), calls, batch, latents)
 
 
 def write_capture(folder: Path, captured: dict[str, str], calls: int, batch: int, latents: int) -> None:
@@ -73,7 +73,7 @@ def write_capture(folder: Path, captured: dict[str, str], calls: int, batch: int
 
 def plain(folder: Path) -> None:
     """Forwards of all calls; a block's weights are let go once it has run, so that this too needs little memory."""
-    model = load_denoiser(folder / "model", "transformer", SD3)
+    model = mapped_denoiser(folder / "model", "transformer", SD3)
     parking = Parking(folder, torch.device("cpu"))
     for name in block_names(model):
         block = model.get_submodule(name)
