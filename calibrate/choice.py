@@ -7,13 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .freeze import Dynamic, InputSpec, TimestepQParams, numbers_of
-from .integers import dynamic_codes
+from .freeze import InputSpec, numbers_of
 from .layers import QuantizedConv2d, QuantizedLayer, build
-from .noise import NoiseLevel, bins_of
+from .noise import NoiseLevel
 from .patches import on_patches
 from .plan import FloatLayer
-from .scheme import ACTIVATION, QParams, codes, dequantize
 from .weights import QuantizedWeight, round_to_nearest
 
 NEAREST = "round-to-nearest"
@@ -58,22 +56,6 @@ def layer_of(module: FloatLayer, choice: Choice) -> QuantizedLayer | str:
         return "a channel's weights are too small for a float32 scale"
     numbers = numbers_of(quantized, module.bias, choice.spec, module.weight.dtype, choice.multiplier, choice.correction)
     return numbers if isinstance(numbers, str) else build(numbers, module)
-
-
-def represented(x: Tensor, spec: InputSpec | None, level: float | None) -> Tensor:
-    """What the integers of `x` (rows, in) float32 stand for, at this noise level."""
-    if spec is None:
-        return x
-    if isinstance(spec, Dynamic):
-        q, scale = dynamic_codes(x, (-1,))
-        return q.to(torch.float32) * scale
-    qparams = spec
-    if isinstance(spec, TimestepQParams):
-        at = bins_of(torch.tensor(0.0 if level is None else level), spec.edges)
-        qparams = QParams(spec.qparams.scale[at], spec.qparams.zero_point[at])
-    assert isinstance(qparams, QParams)
-    on = QParams(*(each.to(x.device) for each in qparams))
-    return dequantize(codes(x, on, ACTIVATION), on, ACTIVATION)
 
 
 @torch.no_grad()  # models of users have gradients: a graph would hold every tensor of a judgement

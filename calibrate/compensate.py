@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from capture.ranks import ALONE, Ranks
 
 from .calls import Calls, Progress
-from .choice import Choice, divided, error_of, represented
-from .freeze import TimestepQParams
+from .choice import Choice, divided, error_of
+from .freeze import Dynamic, InputSpec, TimestepQParams
+from .integers import dynamic_codes
+from .noise import bins_of
 from .patches import PatchSurvey
 from .plan import FloatLayer, layer_at
 from .replay import observe
 from .rounding import WEIGHT_METHODS, Inputs
 from .rounding.objective import precision
-from .scheme import QParams
+from .scheme import ACTIVATION, QParams, codes, dequantize
 from .survey import Survey, Turn
 from .weights import round_to_nearest
 
@@ -94,6 +96,22 @@ class Sums:
         if self.gram is None or self.residual is None:
             return None
         return Inputs(self.gram, self.gram + self.residual, self.rows)
+
+
+def represented(x: Tensor, spec: InputSpec | None, level: float | None) -> Tensor:
+    """What the integers of `x` (rows, in) float32 stand for, at this noise level."""
+    if spec is None:
+        return x
+    if isinstance(spec, Dynamic):
+        q, scale = dynamic_codes(x, (-1,))
+        return q.to(torch.float32) * scale
+    qparams = spec
+    if isinstance(spec, TimestepQParams):
+        at = bins_of(torch.tensor(0.0 if level is None else level), spec.edges)
+        qparams = QParams(spec.qparams.scale[at], spec.qparams.zero_point[at])
+    assert isinstance(qparams, QParams)
+    on = QParams(*(each.to(x.device) for each in qparams))
+    return dequantize(codes(x, on, ACTIVATION), on, ACTIVATION)
 
 
 def compensated(

@@ -28,6 +28,20 @@ trust = click.option(
 )
 
 
+text_encoder = click.option(
+    "--text-encoder",
+    type=click.Path(path_type=Path),
+    help="Folder of the T5 encoder, where MODEL is the denoiser alone.",
+)
+arguments = click.option(
+    "--arg",
+    "arguments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="More of the pipeline's call: JSON, or an image file.",
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def main() -> None:
@@ -60,18 +74,8 @@ def main() -> None:
 @click.option(
     "--pipeline", type=click.Choice(list(FAMILIES)), help="The family of MODEL [default: what its files say]."
 )
-@click.option(
-    "--text-encoder",
-    type=click.Path(path_type=Path),
-    help="Folder of the T5 encoder, where MODEL is the denoiser alone.",
-)
-@click.option(
-    "--arg",
-    "arguments",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="More of the pipeline's call: JSON, or an image file.",
-)
+@text_encoder
+@arguments
 @device
 @dtype
 @click.option("--offload", is_flag=True, help="Keep on the device only the component that runs.")
@@ -230,18 +234,8 @@ def inspect(path: Path, as_json: bool, debug: bool) -> None:
 @click.option("--fps", type=click.IntRange(1), help="Frames a second of a video.")
 @click.option("--resolution", help="Open-Sora: 144p, 240p, 360p, 480p or 720p.")
 @click.option("--aspect", help="Open-Sora: height to width, as in 9:16.")
-@click.option(
-    "--text-encoder",
-    type=click.Path(path_type=Path),
-    help="Folder of the T5 encoder, where MODEL is the denoiser alone.",
-)
-@click.option(
-    "--arg",
-    "arguments",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="More of the pipeline's call: JSON, or an image file.",
-)
+@text_encoder
+@arguments
 @device
 @dtype
 @click.option("--offload", is_flag=True, help="Keep on the device only the component that runs.")

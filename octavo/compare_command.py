@@ -10,6 +10,7 @@ from calibrate.failures import out_of_memory
 from capture.errors import CaptureError
 from capture.files import Modes, staging, write_bytes
 from pipelines.device import DTYPES, resolve_device
+from pipelines.errors import first_sentence
 from pipelines.family import Family
 from pipelines.inspection import family_at
 from pipelines.load import load_pipeline, model_directory
@@ -118,7 +119,7 @@ def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:
             raise CaptureError(
                 f"{where}: out of memory on {device}. Use a smaller size or another --device.", 7
             ) from error
-        fact = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        fact = first_sentence(error)
         raise CaptureError(f"{where}: {type(error).__name__}: {fact}. Change the settings.", 1) from error
 
 

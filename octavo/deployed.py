@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from calibrate.export import REPORT_FILE
 from calibrate.export.check_model import method_at
 from calibrate.layers import QuantizedLayer, names_of, quantized, replace
 from calibrate.load import Checkpoint
@@ -84,7 +85,7 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
 
 def report_at(out: Path) -> dict[str, Any]:
     """The report of a calibration, {} where there is none."""
-    file = out / "report.json"
+    file = out / REPORT_FILE
     if not file.exists():
         return {}
     try:

@@ -11,6 +11,7 @@ from calibrate.report import peak_memory
 from capture.errors import CaptureError
 from pipelines import family_of
 from pipelines.device import DTYPES, resolve_device
+from pipelines.errors import first_sentence
 from pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
 
 from .capture_command import further
@@ -97,5 +98,5 @@ def _refusal(error: Exception) -> Exception:
         return error
     if (where := out_of_memory(error)) is not None:
         return CaptureError(f"out of memory on {where or 'the device'}. Try --offload or a smaller size.", 7)
-    fact = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+    fact = first_sentence(error)
     return CaptureError(f"the pipeline does not run: {type(error).__name__}: {fact}. See --debug.", 4)

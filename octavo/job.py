@@ -14,6 +14,7 @@ from capture.keep import keep_rule
 from capture.ranks import ALONE, Ranks
 from capture.recorder import Clock, Recorder
 from capture.store import CaptureWriter, UnitWriter, unit_key
+from pipelines.errors import first_sentence
 from pipelines.run import RunSettings, prompt_seed, run_prompt, total_steps
 
 from .terminal import Interrupted, Terminal, duration, size
@@ -178,7 +179,7 @@ class Job:
             return CaptureError(
                 f"{where}. {stored} prompts are stored; try --offload or a smaller size, then --resume.", 7
             )
-        fact = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        fact = first_sentence(error)
         remedy = "Change the settings, or pass --keep-going to leave such prompts out"
         return CaptureError(f"prompt {number}: {type(error).__name__}: {fact}. {remedy}.", 1)
 

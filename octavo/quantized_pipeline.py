@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from calibrate.export import REPORT_FILE
 from calibrate.export.ascend import all_names
 from calibrate.export.check_model import method_at, read_json
 from calibrate.load import load_ascend
@@ -12,8 +13,6 @@ from calibrate.structure import QUANT_METHOD
 from capture.errors import CaptureError
 from pipelines.denoisers import denoisers
 from pipelines.load import load_denoiser, load_pipeline, model_directory
-
-REPORT_FILE = "report.json"
 
 
 class Origin(NamedTuple):

@@ -12,6 +12,7 @@ from calibrate.failures import out_of_memory
 from calibrate.sqnr import spread
 from capture.errors import CaptureError
 from capture.reader import Capture
+from pipelines.errors import first_sentence
 from pipelines.family import Family
 from pipelines.run import RunSettings, call_arguments, final_latents
 
@@ -130,5 +131,5 @@ def _settings(capture: Capture) -> RunSettings:
 def _refusal(error: Exception) -> CaptureError:
     if out_of_memory(error) is not None:
         return CaptureError("out of memory in a run of the pipeline. Use a smaller size or another --device.", 7)
-    fact = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+    fact = first_sentence(error)
     return CaptureError(f"the pipeline does not run: {type(error).__name__}: {fact}. Calibrate without --budget.", 4)

@@ -7,3 +7,8 @@ class PipelineError(Exception):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def first_sentence(error: BaseException) -> str:
+    """What an error of a library says first, on one line and without its full stop."""
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".")

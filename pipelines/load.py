@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from .denoisers import denoisers
 from .device import DTYPES
-from .errors import PipelineError
+from .errors import PipelineError, first_sentence
 from .family import Family
 from .inspection import family_at, inspect_model, read_json, stored_dtype
 
@@ -240,4 +240,4 @@ def check_finite(module: nn.Module, name: str) -> None:
 
 def one_line(error: BaseException) -> str:
     """The first sentence of a library's message."""
-    return " ".join(str(error).split()).split(". ")[0].rstrip(".")[:300]
+    return first_sentence(error)[:300]
