@@ -1,5 +1,6 @@
 """Statistics of each channel of an input, from which the range of the input multiplied channel by channel follows."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ def channels_of(x: Tensor) -> ChannelReading:
     if rows.numel() == 0:
         raise ValueError("no values")
     low, high = rows.amin(0).to(torch.float32), rows.amax(0).to(torch.float32)
-    if not bool((low.isfinite() & high.isfinite()).all()):
+    if not (math.isfinite(low.amin()) and math.isfinite(high.amax())):
         raise ValueError(f"{rows.numel() - int(rows.isfinite().sum())} non-finite values")
     return ChannelReading(low, high, len(rows))
 

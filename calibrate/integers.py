@@ -34,7 +34,7 @@ def sums_in_int32() -> bool:
 
 
 def integer_matmul(q: Tensor, weight: Tensor) -> Tensor:
-    """`q` (..., in), whole numbers of int8 in float32, times `weight` int8 (out, in), exactly: int32 (..., out)."""
+    """`q` (..., in), int8 or as whole numbers in float32, times `weight` int8 (out, in), exactly: int32 (..., out)."""
     # torch 2.13 takes a transposed weight with one input for one that is not transposed
     if q.device.type == "cpu" and q.numel() and weight.shape[1] > 1 and sums_in_int32():
         rows = q.reshape(-1, q.shape[-1]).to(torch.int8)
@@ -46,7 +46,7 @@ def _in_float(q: Tensor, weight: Tensor) -> Tensor:
     total: Tensor | None = None
     for start in range(0, weight.shape[1], _PIECE):
         piece = weight[:, start : start + _PIECE].to(torch.float32)
-        part = F.linear(q[..., start : start + _PIECE], piece).to(torch.int32)
+        part = F.linear(q[..., start : start + _PIECE].to(torch.float32), piece).to(torch.int32)
         total = part if total is None else total.add_(part)
     assert total is not None
     return total

@@ -8,6 +8,7 @@ that choices may look at, the error of the integer layers' outputs on rows of th
 the calls it was made from is not chosen.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -20,12 +21,11 @@ from capture.ranks import ALONE, Ranks
 from .calls import Progress
 from .channels import Channels
 from .choice import divided
-from .freeze import Dynamic
 from .integers import dynamic_codes, integer_matmul
 from .plan import FloatLayer, layer_at
-from .scheme import ACTIVATION, QParams, Scheme, codes, qparams_of
+from .scheme import ACTIVATION, WEIGHT, QParams, Scheme, codes, qparams_of
 from .survey import Survey
-from .weights import QuantizedWeight, round_to_nearest
+from .weights import scales_of
 
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)
 _WORTH = 0.9  # of the error without smoothing: a multiply that saves less is not put in
@@ -97,41 +97,68 @@ def _by_input(names: Iterable[str], surveys: Mapping[str, Survey]) -> Iterable[l
     return shared.values()
 
 
-class _Judge:
-    """Judges factors for one layer, on rows that they were not made from: the error of its output, over its square.
+class _Input(NamedTuple):
+    """Integers of an input, as int8, and what they stand for: (q - zero_point) * scale."""
 
-    The products are those of the integer layer, but for how its scales are rounded.
+    q: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
+
+class _Judge:
+    """Judges factors for layers with one input, on rows that they were not made from: the errors of their outputs, over
+    their squares.
+
+    The products are those of the integer layers, but for how their scales are rounded.
     """
 
-    def __init__(self, module: FloatLayer, survey: Survey, kind: str, scheme: Scheme) -> None:
-        self._module, self._survey, self._kind, self._scheme = module, survey, kind, scheme
+    def __init__(self, modules: Sequence[FloatLayer], survey: Survey, kind: str, scheme: Scheme) -> None:
+        self._modules, self._survey, self._kind, self._scheme = modules, survey, kind, scheme
         self._rows = survey.judged.rows
-        self._product = F.linear(self._rows.to(torch.float32), module.weight.detach().to(torch.float32))
-        exact = self._product if module.bias is None else self._product + module.bias.detach()
-        self._signal = _square(exact)
+        rows = self._rows.to(torch.float32)
+        self._exact = [F.linear(rows, module.weight.detach().to(torch.float32)) for module in modules]
+        self._signals = [
+            _square(y if module.bias is None else y + module.bias.detach())
+            for module, y in zip(modules, self._exact, strict=True)
+        ]
 
     def error(self, multiplier: Tensor | None) -> float:
-        """Infinite where there are no integers."""
-        weight = divided(self._module, multiplier)
-        extent = self._survey.fitted.range(multiplier)
-        spec = Dynamic() if self._kind == "dynamic" else qparams_of(extent, self._scheme, self._module.weight.dtype)
-        quantized = round_to_nearest(weight)
-        if spec is None or quantized is None:
-            return float("inf")
+        """The sum over the layers; infinite where there are no integers."""
+        x = self._input(multiplier)
+        if x is None:
+            return math.inf
+        total = 0.0
+        for module, exact, signal in zip(self._modules, self._exact, self._signals, strict=True):
+            made = _product(x, divided(module, multiplier))
+            if made is None:
+                return math.inf
+            noise = _square(made.sub_(exact))
+            total += noise / signal if signal else noise
+        return total
+
+    def _input(self, multiplier: Tensor | None) -> _Input | None:
         x = (self._rows if multiplier is None else self._rows * multiplier).to(torch.float32)
-        noise = _square(_product(x, quantized, spec) - self._product)
-        return noise / self._signal if self._signal else noise
+        if self._kind == "dynamic":
+            q, scale = dynamic_codes(x, (-1,))
+            return _Input(q.to(torch.int8), scale, None)
+        extent = self._survey.fitted.range(multiplier)
+        spec = qparams_of(extent, self._scheme, self._modules[0].weight.dtype)
+        if spec is None:
+            return None
+        spec = QParams(*(each.to(x.device) for each in spec))
+        return _Input(codes(x, spec, ACTIVATION).to(torch.int8), *spec)
 
 
-def _product(x: Tensor, weight: QuantizedWeight, spec: QParams | Dynamic) -> Tensor:
-    """What the integers of `x` and of the weight make, without the bias."""
-    if isinstance(spec, Dynamic):
-        q, scale = dynamic_codes(x, (-1,))
-        return integer_matmul(q, weight.weight).to(torch.float32) * (scale * weight.scale)
-    spec = QParams(*(each.to(x.device) for each in spec))
-    total = integer_matmul(codes(x, spec, ACTIVATION), weight.weight)
-    total -= spec.zero_point * weight.weight.sum(1, dtype=torch.int32)
-    return total.to(torch.float32) * (spec.scale * weight.scale)
+def _product(x: _Input, weight: Tensor) -> Tensor | None:
+    """What the integers of `x` and of the weight make, without the bias; None where the weight has none."""
+    scale = scales_of(weight)
+    if scale is None:
+        return None
+    q = codes(weight, QParams(scale, torch.zeros_like(scale)), WEIGHT).to(torch.int8)
+    total = integer_matmul(x.q, q)
+    if x.zero_point is not None:
+        total -= x.zero_point * q.sum(1, dtype=torch.int32)
+    return total.to(torch.float32) * (x.scale * scale)
 
 
 def _square(x: Tensor) -> float:
@@ -142,9 +169,12 @@ def _searched(
     model: nn.Module, names: Sequence[str], surveys: Mapping[str, Survey], kind: str, scheme: Scheme
 ) -> tuple[Smoothing | None, float]:
     """The best smoothing of these layers, if there is one that helps, and the sum of their errors with it."""
-    weights = [layer_at(model, name).weight.detach() for name in names]
+    weights = largest_of([layer_at(model, name).weight.detach() for name in names])
     fitted = _merged(surveys[name].fitted for name in names)
-    judges = [_Judge(layer_at(model, name), surveys[name], kind, scheme) for name in names]
+    judges = [
+        _Judge([layer_at(model, name) for name in part], surveys[part[0]], kind, scheme)
+        for part in _by_input(names, surveys)
+    ]
 
     def error(multiplier: Tensor | None) -> float:
         return sum(judge.error(multiplier) for judge in judges)
@@ -166,16 +196,21 @@ def _merged(statistics: Iterable[Channels]) -> Channels:
     return merged
 
 
-def multiplier_of(weights: Sequence[Tensor], inputs: Channels, alpha: float) -> Tensor:
+def largest_of(weights: Sequence[Tensor]) -> Tensor:
+    """The largest |W| (in,) of each input channel over weights (out, in)."""
+    each = [torch.maximum(weight.amax(0), weight.amin(0).neg()) for weight in weights]
+    return torch.stack(each).amax(0)
+
+
+def multiplier_of(weight: Tensor, inputs: Channels, alpha: float) -> Tensor:
     """1 / s (in,) as the model's dtype holds it, the middle s being 1; so weights are divided by just that.
 
-    s is 1 for channels that are always zero or have no weights.
+    `weight` is what `largest_of` says. s is 1 for channels that are always zero or have no weights.
     """
-    largest = torch.maximum(inputs.high, inputs.low.neg()).to(torch.float64)
-    weight = torch.stack([each.abs().amax(0) for each in weights]).amax(0).to(torch.float64)
-    used = (largest > 0) & (weight > 0)
+    largest, weights = torch.maximum(inputs.high, inputs.low.neg()).to(torch.float64), weight.to(torch.float64)
+    used = (largest > 0) & (weights > 0)
     if not bool(used.any()):
-        return torch.ones_like(largest, dtype=weights[0].dtype)
-    s = largest.clamp(min=1e-30) ** alpha / weight.clamp(min=1e-30) ** (1 - alpha)
+        return torch.ones_like(largest, dtype=weight.dtype)
+    s = largest.clamp(min=1e-30) ** alpha / weights.clamp(min=1e-30) ** (1 - alpha)
     s = (s / s[used].median()).clamp(1 / _MOST, _MOST)
-    return torch.where(used, 1 / s, 1.0).to(weights[0].dtype)
+    return torch.where(used, 1 / s, 1.0).to(weight.dtype)

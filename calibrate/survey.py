@@ -9,6 +9,7 @@ import copy
 import inspect
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -93,9 +94,14 @@ class SurveyReading(NamedTuple):
 def survey_of(x: Tensor) -> SurveyReading:
     """Reads a tensor (..., channels). Raises ValueError when it is empty or holds values that are not finite."""
     rows = x.detach().reshape(-1, x.shape[-1])
-    taken = min(_ROWS, len(rows))
-    places = torch.arange(taken, device=x.device) * len(rows) // max(taken, 1)
-    return SurveyReading(channels_of(x), rows[places], [])
+    return SurveyReading(channels_of(x), rows[_places(len(rows), x.device)], [])
+
+
+@lru_cache(64)
+def _places(rows: int, device: torch.device) -> Tensor:
+    """Of the rows that are kept."""
+    taken = min(_ROWS, rows)
+    return torch.arange(taken, device=device) * rows // max(taken, 1)
 
 
 class Kept(NamedTuple):

@@ -1,6 +1,7 @@
 """Weights to integers: one symmetric scale for each output channel."""
 
 import ctypes
+import math
 import mmap
 import sys
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import CalibrateError
-from .scheme import WEIGHT, QParams, quantize
+from .scheme import STORABLE, WEIGHT, QParams, quantize
 
 _SMALLEST = 2.0**-126  # of the normal float32
 _PAGE_OUT = 21  # MADV_PAGEOUT of Linux 5.4: clean pages of a file leave memory, and come back when they are read
@@ -24,9 +25,17 @@ class QuantizedWeight(NamedTuple):
 
 def check_finite(name: str, tensor: Tensor) -> None:
     """Raises CalibrateError 6 when a tensor holds NaN or infinities; `name` is the tensor's."""
-    bad = tensor.numel() - int(tensor.isfinite().sum())
-    if bad:
+    if not finite(tensor):
+        bad = tensor.numel() - int(tensor.isfinite().sum())
         raise CalibrateError(f"{name}: {bad} of {tensor.numel()} values not finite. Check the model's files.", 6)
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether it holds neither NaN nor infinities."""
+    if tensor.dtype not in STORABLE or not tensor.numel():
+        return bool(tensor.isfinite().all())
+    low, high = torch.aminmax(tensor.detach())  # 15 to 60 times as fast, without a mask; both ends of NaN are NaN
+    return math.isfinite(low) and math.isfinite(high)
 
 
 def round_to_nearest(
@@ -37,6 +46,14 @@ def round_to_nearest(
     Of what a method is given it uses the weight alone; it costs 4 out in flops. None where a channel is so small that
     float32 has no scale for it.
     """
+    scale = scales_of(weight)
+    if scale is None:
+        return None
+    return QuantizedWeight(quantize(weight.detach(), QParams(scale, torch.zeros_like(scale)), WEIGHT), scale)
+
+
+def scales_of(weight: Tensor) -> Tensor | None:
+    """The scale (out,) of each channel, float32; None where float32 has none for one."""
     flat = weight.detach().reshape(weight.shape[0], -1)
     largest = torch.maximum(flat.amax(1), flat.amin(1).neg()).to(torch.float64)
     scale = (largest / WEIGHT.qmax).to(torch.float32)
@@ -44,7 +61,7 @@ def round_to_nearest(
     if bool(((scale < _SMALLEST) & ~zero).any()):
         return None
     scale[zero] = 1.0
-    return QuantizedWeight(quantize(weight.detach(), QParams(scale, torch.zeros_like(scale)), WEIGHT), scale)
+    return scale
 
 
 def page_out(weight: Tensor) -> None:

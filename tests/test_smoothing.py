@@ -8,7 +8,7 @@ from calibrate.calls import silent
 from calibrate.layers import QuantizedLinear
 from calibrate.run import Result
 from calibrate.scheme import ACTIVATION
-from calibrate.smoothing import grouped, multiplier_of, smooth
+from calibrate.smoothing import grouped, largest_of, multiplier_of, smooth
 from pipelines.opensora.family import OPENSORA, groups
 from pipelines.sd3 import SD3
 
@@ -160,12 +160,12 @@ def test_factors_are_positive_and_one_for_channels_that_say_nothing():
     weight[:, 5] = 0
     survey = surveyed(nn.Sequential(nn.Linear(6, 4)), [Call((x,), {})])[0]["0"]
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        made = multiplier_of([weight.to(dtype)], survey.all, 0.5)
+        made = multiplier_of(largest_of([weight.to(dtype)]), survey.all, 0.5)
         assert made.dtype == dtype
         assert bool((made > 0).all() and made.isfinite().all())
         assert made[2] == made[5] == 1
         assert made[1] < made[0]
-    assert torch.equal(multiplier_of([torch.zeros(4, 6)], survey.all, 0.5), torch.ones(6))
+    assert torch.equal(multiplier_of(torch.zeros(6), survey.all, 0.5), torch.ones(6))
 
 
 def test_the_groups_of_the_family_are_those_of_the_model_it_loads():

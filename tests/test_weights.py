@@ -81,9 +81,11 @@ def test_scales_of_float16_weights_are_float32():
     assert round_to_nearest(torch.randn(3, 4).half() * 1e-4).scale.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_weights_that_are_not_finite_are_named(bad):
-    w = torch.zeros(64, 64)
+def test_weights_that_are_not_finite_are_named(bad, dtype):
+    w = torch.full((64, 64), torch.finfo(dtype).max, dtype=dtype)
+    check_finite("blocks.3.to_q.weight", w)
     w[3, 4] = bad
     with pytest.raises(CalibrateError, match=r"blocks.3.to_q.weight: 1 of 4096 values not finite") as caught:
         check_finite("blocks.3.to_q.weight", w)

@@ -22,7 +22,7 @@ from capture.files import Modes, create
 from ..errors import CalibrateError
 from ..layers import QuantizedConv2d, QuantizedLayer, names_of
 from ..tensors import Planned, write_tensors
-from ..weights import page_out
+from ..weights import finite, page_out
 from .arithmetic import corrected
 from .rows import deployed_levels, rows_of
 
@@ -103,7 +103,7 @@ def view(
 
 def check_finite_tensor(name: str, tensor: Tensor) -> None:
     """Raises CalibrateError 6 for NaN and infinities."""
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+    if not finite(tensor):
         raise CalibrateError(f"{name}: holds values that are not finite; not written. Check the model's files.", 6)
 
 
