@@ -23,9 +23,9 @@ from .noise import bins_of
 from .patches import PatchSurvey
 from .plan import FloatLayer, layer_at
 from .replay import observe
-from .rounding import WEIGHT_METHODS, Inputs
+from .rounding import WEIGHT_METHODS, Inputs, easy_quant_pair
 from .rounding.objective import precision
-from .scheme import ACTIVATION, QParams, codes, dequantize
+from .scheme import ACTIVATION, QParams, Scheme, codes, dequantize
 from .survey import Survey, Turn
 from .weights import round_to_nearest
 
@@ -43,6 +43,7 @@ class Method:
     iterations: Mapping[str, int] = field(default_factory=dict)
     seed: int = 0
     correct: bool = False
+    scheme: Scheme = ACTIVATION  # of inputs
 
     @property
     def plain(self) -> bool:
@@ -143,6 +144,7 @@ def compensated(
                 next(each_layer, None)
                 module = layer_at(model, name)
                 options = candidates(module, choices[name], sums[members[0]], method)
+                options += paired(module, choices[name], surveys[name], method)
                 made[name] = min(options, key=partial(error_of, module, inputs=surveys[name].judged))
             del sums[members[0]]
     next(each_layer, None)
@@ -203,6 +205,22 @@ def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -
             if correct:
                 found.append(corrected(weight, found[-1], sums))
     return found
+
+
+def paired(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -> list[Choice]:
+    """The choice with scales of the weight and of its input by EasyQuant, in turns, if that is among the methods.
+
+    Not of a smoothed input: what clipping still saves a layer there, it costs the model, as it is the same few values
+    call after call.
+    """
+    spec = choice.spec
+    wanted = "easy-quant" in method.weights and choice.multiplier is None and groups_of(module) == 1
+    if not wanted or not isinstance(spec, QParams):
+        return []
+    rows, dtype = survey.fitting.rows.to(torch.float32), module.weight.dtype
+    options = {"iterations": method.iterations["easy-quant"]} if "easy-quant" in method.iterations else {}
+    found = easy_quant_pair(module.weight, rows, spec, method.scheme, dtype, seed=method.seed, **options)
+    return [] if found is None else [replace(choice, weight=found[0], spec=found[1], method="easy-quant")]
 
 
 def groups_of(module: FloatLayer) -> int:

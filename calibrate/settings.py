@@ -85,9 +85,8 @@ class Settings:
     @property
     def method(self) -> Method:
         """That of weights and biases."""
-        return Method(
-            tuple(word for word in self.weights if word != NEAREST), self.iterations, self.seed, self.bias_correction
-        )
+        weights = tuple(word for word in self.weights if word != NEAREST)
+        return Method(weights, self.iterations, self.seed, self.bias_correction, self.input_scheme)
 
     @property
     def limits(self) -> Budget | None:

@@ -248,6 +248,13 @@ class Survey:
         return self.train if self.split else self.all
 
     @property
+    def fitting(self) -> Sample:
+        """Rows of the calls that a choice may look at. Raises ValueError without an input."""
+        if not self.seen:
+            raise ValueError("saw no data")
+        return self._train_rows or self._held_rows
+
+    @property
     def judged(self) -> Sample:
         """Rows of the other calls, to judge a choice on. Raises ValueError without an input."""
         if not self.seen:

@@ -90,17 +90,19 @@ def easy_quant_pair(
     scheme: Scheme,
     dtype: torch.dtype,
     *,
-    iterations: int = 4,
+    turns: int = 4,
+    iterations: int = 71,
     seed: int = 0,
 ) -> tuple[QuantizedWeight, QParams] | None:
-    """EasyQuant whole: weight and activation scales in turn until neither changes, at most `iterations` times.
+    """EasyQuant whole: weight and activation scales in turn until neither changes, at most `turns` times.
 
-    The arguments of `activation_scale`; None where `easy_quant` gives None. Costs those two a time.
+    The arguments of `activation_scale`, and the scales of `easy_quant`; None where that gives None. Costs those two a
+    turn.
     """
     made: QuantizedWeight | None = None
-    for _ in range(max(iterations, 1)):
+    for _ in range(max(turns, 1)):
         before = made, qparams
-        made = easy_quant(weight, inputs_of(samples, qparams, scheme), seed=seed)
+        made = easy_quant(weight, inputs_of(samples, qparams, scheme), iterations=iterations, seed=seed)
         if made is None:
             return None
         qparams = activation_scale(weight, made, samples, qparams, scheme, dtype)
