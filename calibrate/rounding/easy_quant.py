@@ -8,16 +8,20 @@ from ..weights import QuantizedWeight, round_to_nearest
 from .objective import ROUNDING, Inputs, better, damped, inputs_of, precision, rows
 
 _RANGE = (0.5, 1.2)  # of the scale of the largest value
+_STEPS = 71  # a hundredth apart
 _ACTIVATION_STEPS = 36
 
 
-def easy_quant(weight: Tensor, inputs: Inputs | None, *, iterations: int = 71, seed: int = 0) -> QuantizedWeight | None:
+def easy_quant(
+    weight: Tensor, inputs: Inputs | None, *, iterations: int = _STEPS, seed: int = 0
+) -> QuantizedWeight | None:
     """Wu et al., EasyQuant: post-training quantization via scale optimization, 2020; the step of the weight.
 
-    Of `iterations` scales between 0.5 and 1.2 times absmax / 127 each channel takes the one whose codes make its output
-    the most similar, by cosine, to the float one. The cosine does not see lengths: the scale that is kept is the one
-    with which these codes also have the least squared error. The sums are damped as for the other methods: else to clip
-    a weight whose input the calibration hardly saw would be free. Unknown inputs count as alike and independent.
+    Of 71 scales between 0.5 and 1.2 times absmax / 127, or `iterations` if that is less, each channel takes the one
+    whose codes make its output the most similar, by cosine, to the float one. The cosine does not see lengths: the
+    scale that is kept is the one with which these codes also have the least squared error. The sums are damped as for
+    the other methods: else to clip a weight whose input the calibration hardly saw would be free. Unknown inputs count
+    as alike and independent.
     Nothing is drawn: `seed` is not used. Costs 2 out in^2 flops a scale.
     """
     nearest = round_to_nearest(weight)
@@ -32,7 +36,8 @@ def easy_quant(weight: Tensor, inputs: Inputs | None, *, iterations: int = 71, s
     if inputs is not None and inputs.cross is not None:
         pull = w @ ((rows(inputs.cross) - gram) / mean).T
     dtype = precision(w.shape[1])
-    codes, multiple = _searched(w.to(dtype), damped(gram / mean, ROUNDING).to(dtype), pull.to(dtype), iterations)
+    steps = min(iterations, _STEPS)
+    codes, multiple = _searched(w.to(dtype), damped(gram / mean, ROUNDING).to(dtype), pull.to(dtype), steps)
     return better(weight, inputs, codes, unit[:, 0] * multiple)
 
 
@@ -91,7 +96,7 @@ def easy_quant_pair(
     dtype: torch.dtype,
     *,
     turns: int = 4,
-    iterations: int = 71,
+    iterations: int = _STEPS,
     seed: int = 0,
 ) -> tuple[QuantizedWeight, QParams] | None:
     """EasyQuant whole: weight and activation scales in turn until neither changes, at most `turns` times.
