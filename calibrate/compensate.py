@@ -29,6 +29,9 @@ from .scheme import ACTIVATION, QParams, Scheme, codes, dequantize
 from .survey import Survey, Turn
 from .weights import round_to_nearest
 
+_CLIPPING = (
+    0.3  # of the error: a model loses by clipping what a layer gains a little by, as call after call clips the same
+)
 _MEMORY = 1 << 30  # bytes of sums held at once
 CALLS = 96  # enough to replay for the sums
 _ROWS_A_CHANNEL = 32  # more rows than this many times the channels change the sums little
@@ -144,8 +147,12 @@ def compensated(
                 next(each_layer, None)
                 module = layer_at(model, name)
                 options = candidates(module, choices[name], sums[members[0]], method)
-                options += paired(module, choices[name], surveys[name], method)
-                made[name] = min(options, key=partial(error_of, module, inputs=surveys[name].judged))
+                judged = partial(error_of, module, inputs=surveys[name].judged)
+                best = min(options, key=judged)
+                for pair in paired(module, choices[name], surveys[name], method):
+                    if judged(pair) < _CLIPPING * judged(best):
+                        best = pair
+                made[name] = best
             del sums[members[0]]
     next(each_layer, None)
     return {**choices, **{name: choice for part in ranks.gather(made) for name, choice in part.items()}}
@@ -210,8 +217,7 @@ def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -
 def paired(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -> list[Choice]:
     """The choice with scales of the weight and of its input by EasyQuant, in turns, if that is among the methods.
 
-    Not of a smoothed input: what clipping still saves a layer there, it costs the model, as it is the same few values
-    call after call.
+    Not of a smoothed input: what clipping saves a layer there, it costs the model.
     """
     spec = choice.spec
     wanted = "easy-quant" in method.weights and choice.multiplier is None and groups_of(module) == 1
