@@ -4,6 +4,7 @@ import ctypes
 import math
 import mmap
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,9 @@ from .errors import CalibrateError
 from .scheme import STORABLE, WEIGHT, QParams, quantize
 
 _SMALLEST = 2.0**-126  # of the normal float32
-_PAGE_OUT = 21  # MADV_PAGEOUT of Linux 5.4: clean pages of a file leave memory, and come back when they are read
+_PAGE_OUT = (
+    21  # MADV_PAGEOUT of Linux 5.4: swaps what is not in a file; the file leaves the page cache, for all processes
+)
 
 
 class QuantizedWeight(NamedTuple):
@@ -75,4 +78,21 @@ def page_out(weight: Tensor) -> None:
     first, end = weight.data_ptr(), weight.data_ptr() + weight.nbytes
     first, end = -(-first // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if end > first:  # an older kernel refuses, which is no harm
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), ctypes.c_int(_PAGE_OUT))
+        advice = mmap.MADV_DONTNEED if _as_the_file(first, end) else _PAGE_OUT
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), ctypes.c_int(advice))
+
+
+def _as_the_file(first: int, end: int) -> bool:
+    """Whether the pages from an address to another are those of their file: one that was written to may be a copy.
+
+    Bits 61 to 63 of an entry: of a file or shared, swapped, present (Linux, Documentation/admin-guide/mm/pagemap.rst).
+    """
+    try:
+        with Path("/proc/self/pagemap").open("rb", buffering=0) as pages:
+            pages.seek(first // mmap.PAGESIZE * 8)
+            read = bytearray(pages.read((end - first) // mmap.PAGESIZE * 8))
+    except OSError:
+        return False
+    kinds = (torch.frombuffer(read, dtype=torch.int64) >> 61) & 7
+    copies = (kinds > 1) & (kinds & 1 == 0)
+    return len(kinds) * mmap.PAGESIZE == end - first and not bool(copies.any())

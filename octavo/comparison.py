@@ -50,7 +50,7 @@ class Comparison:
         self.probe = Probe(deployed)
         self.lpips = Lpips.find()
         self.pairs: list[Pair] = []
-        self._final = Power()
+        self._final, self._outputs = Power(), Power()
         self._takes: dict[str, list[Taken]] = {"float": [], "int8": []}
 
     def look_inside(self, prompt: str) -> None:
@@ -60,13 +60,16 @@ class Comparison:
         """
         with self.probe.listening():
             run_prompt(self.pipe, prompt, self.arguments, self.seed, self.probe.clock.tick)
-        if not self.probe.power.count:
+        if not self.probe.powers:
             fact = f"the {self.deployed.component} was never called"
             raise CaptureError(f"{prompt!r}: {fact}. Choose another --component or more --steps.", 4)
 
     def compare(self, prompt: str) -> Pair:
-        """Draws `prompt` with the float denoiser, then with the integer layers in it."""
-        exact, other = self._draw(prompt, "float"), self._draw(prompt, "int8")
+        """Draws `prompt`, as long a run as the one looked at, with the float denoiser, then with the integers in it."""
+        with self.probe.sampling() as power:
+            exact = self._draw(prompt, "float")
+        other = self._draw(prompt, "int8")
+        self._outputs = self._outputs.plus(power)
         errors = [_relative(a, b) for a, b in zip(exact.latents, other.latents, strict=True)]
         if not all(map(math.isfinite, errors)) or not np.isfinite(other.output).all():
             raise CaptureError(f"{prompt!r}: gave values that are not finite. Use another --dtype.", 6)
@@ -80,7 +83,8 @@ class Comparison:
             "prompt": prompt, "seed": prompt_seed(prompt, self.seed), "mean_square": error, "psnr": psnr(error),
             "ssim": ssim(a, b), "lpips": self.lpips.distance(a[middle], b[middle]), "frames": len(a),
             "middle_psnr": psnr(mean_square(a[middle], b[middle])), "latent_error": errors,
-            "seconds": {"float": exact.taken.seconds, "int8": other.taken.seconds}, **_judged(prompt, a, b),
+            "output_sqnr": power.sqnr, "seconds": {"float": exact.taken.seconds, "int8": other.taken.seconds},
+            **_judged(prompt, a, b),
         }  # fmt: skip
         self.pairs.append(Pair(a[middle].copy(), b[middle].copy(), row))
         return self.pairs[-1]
@@ -89,7 +93,6 @@ class Comparison:
         """What all prompts come to. None stands for: no difference (psnr, sqnr), or not measured."""
         rows = [pair.row for pair in self.pairs]
         steps = list(zip(*(row["latent_error"] for row in rows), strict=True))
-        power = self.probe.power
         judged = [row["judged"] for row in rows if "judged" in row]
         right = {side: sum(each[side] for each in judged) for side in ("float", "int8")} | {"of": len(judged)}
         return {
@@ -98,8 +101,8 @@ class Comparison:
             "lpips": _mean([row["lpips"] for row in rows]),
             "lpips_note": self.lpips.note,
             "judged": right if judged else None,
-            "output_sqnr": power.sqnr,
-            "output_same": power.noise == 0.0,
+            "output_sqnr": self._outputs.sqnr,
+            "output_same": self._outputs.noise == 0.0,
             "latent_sqnr": self._final.sqnr,
             "latent_error": [_spread(each) for each in steps],
             "step_sqnr": [{"step": at + 1, "sqnr": each.sqnr} for at, each in sorted(self.probe.powers.items())],

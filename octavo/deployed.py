@@ -71,11 +71,11 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
     if method_at(out) is not None:
         return _load_model(pipe, out, choices, device)._replace(report=report, runs_on=runs_on)
     checkpoint = Checkpoint(out)
-    facts = {name: _difference(checkpoint, module) for name, module in choices.items()}
+    facts = {name: difference(checkpoint, module) for name, module in choices.items()}
     found = next((name for name, fact in facts.items() if fact is None), None)
     if found is None:
         name, fact = next(iter(facts.items()))
-        raise _other(out, f"{name}: {fact}")
+        raise of_another(out, f"{name}: {fact}")
     layers: dict[str, Any] = {name: optimized(checkpoint.layer(name)).to(device) for name in checkpoint.layer_names}
     module = choices[found]
     with _with_layers(module, layers):
@@ -128,7 +128,7 @@ def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: tor
     component = next((name for name, fact in facts.items() if fact is None), None)
     if component is None:
         name, fact = next(iter(facts.items()))
-        raise _other(out, f"{name}: {fact}")
+        raise of_another(out, f"{name}: {fact}")
     module = choices[component]
 
     @contextmanager
@@ -165,11 +165,12 @@ def _unlike(module: nn.Module, other: nn.Module) -> str | None:
     return None if same else "none of its float parameters has these values"
 
 
-def _other(out: Path, fact: str) -> CaptureError:
+def of_another(out: Path, fact: str) -> CaptureError:
+    """The refusal of a checkpoint that is not of the model that was given."""
     return CaptureError(f"{out}: of another model ({fact}). Give the MODEL that was captured.", 4)
 
 
-def _difference(checkpoint: Checkpoint, module: nn.Module) -> str | None:
+def difference(checkpoint: Checkpoint, module: nn.Module) -> str | None:
     """The first fact that tells a checkpoint from the float `module`; None: it was made of it."""
     modules = dict(module.named_modules(remove_duplicate=False))
     for name in checkpoint.layer_names:

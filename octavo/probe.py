@@ -1,20 +1,23 @@
 """Looks inside a float denoiser while its pipeline runs: ranges of inputs, and what integers do to its outputs."""
 
 import inspect
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from calibrate.calls import device_of, moved, replaced
 from calibrate.replay import input_of
-from calibrate.sqnr import Power, tensors_in
+from calibrate.sqnr import Power, spread, tensors_in
 from capture.arguments import bind, noise_level
 from capture.recorder import Clock
 
 from .deployed import Deployed
+
+SAMPLED = 8  # calls of a run
 
 
 class Probe:
@@ -31,10 +34,11 @@ class Probe:
         self._model, self._deployed = deployed.module, deployed
         self._signature = inspect.signature(deployed.module.forward)
         self._busy = False  # with the integer form
+        self._calls = 0  # of a run
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, every call of the denoiser is looked at."""
+        """Inside, every call of the denoiser is looked at, of one run."""
         handles = [
             self._model.register_forward_pre_hook(self._begin, with_kwargs=True),
             self._model.register_forward_hook(self._compare, with_kwargs=True),
@@ -48,10 +52,28 @@ class Probe:
             for handle in handles:
                 handle.remove()
 
-    @property
-    def power(self) -> Power:
-        """Of all steps."""
-        return reduce(Power.plus, self.powers.values(), Power())
+    @contextmanager
+    def sampling(self) -> Iterator[Power]:
+        """Inside, SAMPLED calls, spread over a run as long as the one listened to, are kept; the power is theirs.
+
+        The integer form is given them when the run has ended: what is timed inside has only copied them.
+        """
+        power, kept, chosen, count = Power(), [], set(spread(self._calls, SAMPLED)), itertools.count()
+
+        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if next(count) in chosen:
+                heard = (args, kwargs, tensors_in(output))
+                kept.append(replaced(heard, Tensor, lambda each: each.detach().to("cpu", copy=True)))
+
+        handle = self._model.register_forward_hook(hear, with_kwargs=True)
+        try:
+            yield power
+        finally:
+            handle.remove()
+        with torch.no_grad(), self._deployed.installed() as integers:
+            for heard in kept:
+                args, kwargs, exact = moved(heard, device_of(self._model))
+                _add(power, exact, integers(*args, **kwargs))
 
     def heat(self) -> dict[str, Any]:
         """The ranges as a table: layers in the order in which they ran, a row each, a number or None for each step."""
@@ -78,9 +100,13 @@ class Probe:
         self._busy = True
         try:
             with torch.no_grad(), self._deployed.installed() as integers:
-                others: list[Tensor] = tensors_in(integers(*args, **kwargs))
+                other = integers(*args, **kwargs)
         finally:
             self._busy = False
-        power = self.powers.setdefault(self.clock.step, Power())
-        for exact, other in zip(tensors_in(output), others, strict=True):
-            power.add(exact, other)
+        self._calls += 1
+        _add(self.powers.setdefault(self.clock.step, Power()), tensors_in(output), other)
+
+
+def _add(power: Power, exact: list[Tensor], output: Any) -> None:
+    for one, other in zip(exact, tensors_in(output), strict=True):
+        power.add(one, other)

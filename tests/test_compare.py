@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from calibrate.sqnr import Power, spread
 from capture.recorder import Memory, Recorder
 from octavo.comparison import Comparison
 from octavo.deployed import Deployed, load_deployed
 from octavo.page import page
+from octavo.probe import SAMPLED
 from pipelines.load import load_pipeline
 from pipelines.run import RunSettings, call_arguments, run_prompt
 from pipelines.sd3 import SD3
@@ -59,7 +61,7 @@ def test_the_page_and_the_lines_hold_every_prompt(tiny_model, quantized, prompts
     found, text = lines(said), file.read_text()
     rows = [json.loads(line) for line in said.splitlines() if '"event": "prompt"' in line]
     assert [row["prompt"] for row in rows] == ["a red circle", 'a <blue> "ring"']
-    assert all(len(row["latent_error"]) == 3 and 10 < row["psnr"] < 90 for row in rows)
+    assert all(len(row["latent_error"]) == 3 and 10 < row["psnr"] < 90 and row["output_sqnr"] > 15 for row in rows)
     assert text.count("data:image/png;base64,") == 2 + 2 * len(rows) + 2  # the viewer, the pairs, two in the heat map
     assert "a &lt;blue&gt; &#34;ring&#34;" in text
     assert "<blue>" not in text
@@ -112,6 +114,29 @@ def test_what_is_heard_inside_is_what_runs_and_nothing_stays(tiny_model, quantiz
     heat = made.probe.heat()
     assert len(heat["layers"]) == sum(isinstance(m, (nn.Linear, nn.Conv2d)) for m in model.modules())
     assert heat["maximum"][heat["layers"].index(name)] == [max(heard[step]) for step in range(3)]
+
+
+def test_the_output_sqnr_is_that_of_all_prompts(tiny_model, quantized):
+    prompts, power = ("a red circle", "a small blue ring", ""), Power()
+    pipe = load_pipeline(tiny_model)
+    deployed = load_deployed(pipe, quantized, None, CPU)
+    made = Comparison(pipe, deployed, call_arguments(pipe, SD3, RunSettings(None, SAMPLED + 2, 16, 16)), 0)
+    made.look_inside(prompts[0])
+    for prompt in prompts:
+        made.compare(prompt)
+        memory = Memory()
+        with Recorder(deployed.module, memory) as recorder:
+            run_prompt(pipe, prompt, made.arguments, 0, recorder.clock.tick)
+        for at in spread(SAMPLED + 2, SAMPLED):
+            call = memory.calls[at]
+            with torch.no_grad():
+                exact = deployed.module(**call.kwargs)[0]
+                with deployed.installed() as integers:
+                    power.add(exact, integers(**call.kwargs)[0])
+    rows = [pair.row["output_sqnr"] for pair in made.pairs]
+    assert len(set(rows)) == 3
+    assert made.totals()["output_sqnr"] == pytest.approx(power.sqnr, rel=1e-6)
+    assert min(rows) < made.totals()["output_sqnr"] < max(rows)
 
 
 @pytest.mark.parametrize(

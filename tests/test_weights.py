@@ -1,5 +1,6 @@
 """Weights to integers, channel by channel."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -103,3 +104,14 @@ def test_a_weight_paged_out_of_its_file_reads_the_same(tmp_path):
     for name, tensor in saved.items():
         assert torch.equal(mapped[name], tensor)
         assert torch.equal(own[name], tensor)
+
+
+def test_what_was_written_into_a_mapped_weight_stays(tmp_path):
+    save_file({"a": torch.zeros(300, 1000)}, tmp_path / "weights.safetensors")
+    mapped = load_file(tmp_path / "weights.safetensors")["a"]
+    mapped[150] = 1.0
+    borrowed = torch.from_numpy(np.ones((300, 1000)))
+    for tensor in (mapped, borrowed):
+        page_out(tensor)
+    assert float(mapped.sum()) == 1000.0
+    assert float(borrowed.sum()) == 300000.0

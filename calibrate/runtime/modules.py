@@ -43,7 +43,7 @@ class _Int8(_Integer):
         """The numbers as the CPU takes them."""
         packed = self._packed
         if packed is None:
-            packed = self._packed = pack(self)  # type: ignore[arg-type]
+            packed = self._packed = pack(self, (self.recent or Recent()).layouts)  # type: ignore[arg-type]
             if (weight := self._parameters.pop("weight", None)) is not None:
                 page_out(weight)
         return packed

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..integers import integer_matmul
 from ..layers import QuantizedConv2d, QuantizedLayer
+from .layouts import Layouts
 
 SHIFT = 128  # codes are uint8 here: those of int8 plus this
-_AT_ONCE = 64  # rows: a sum of int8 in int64 first makes all of them eight times as large
 
 
 class Output(NamedTuple):
@@ -41,22 +42,23 @@ class Packed(NamedTuple):
         return (dense.t() if dense.ndim == 2 else dense).contiguous()
 
 
-def pack(layer: QuantizedLayer) -> Packed:
+def pack(layer: QuantizedLayer, layouts: Layouts) -> Packed:
     """The numbers of a layer whose input becomes integers; those that have no bins have one Output.
 
     A dynamic one's is for integers alone, with the weight scale: the scale of the token and the bias come after it.
     """
     weight = layer.weight.detach().contiguous()  # oneDNN looks at no strides
     zeros = torch.zeros(len(weight), dtype=torch.int64)
+    rows = weight.flatten(1)
+    sums = integer_matmul(torch.ones(rows.shape[1]), rows)  # faster than a sum, which makes int64 of all of them first
     if isinstance(layer, QuantizedConv2d):
         moves = layer.stride, (0, 0), layer.dilation, layer.groups
         packed = torch.ops.onednn.qconv_prepack(weight, torch.ones(len(weight)), 1.0, 0, *moves)
     else:
-        packed = torch.ops.onednn.qlinear_prepack(weight, None)
+        packed = layouts.pack(weight, sums)
     if not layer.calibrated:
         return Packed(packed, zeros, (Output(SHIFT, layer.weight_scale, None),))
     zero_points, deq = layer.input_zero_point.reshape(-1), layer.deq.view(-1, len(weight))
-    sums = torch.cat([rows.sum(1, dtype=torch.int64) for rows in weight.flatten(1).split(_AT_ONCE)])
     moved = layer.quant_bias.view_as(deq) + zero_points.long().unsqueeze(1) * sums
     biases = (moved.double() * deq).float()
     outputs = zip((zero_points + SHIFT).tolist(), deq, biases, strict=True)

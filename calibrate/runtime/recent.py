@@ -1,4 +1,4 @@
-"""The integers of an input that several layers are given one after the other, as to_q, to_k and to_v are."""
+"""What the layers of a model share: the integers of an input that several are given, as to_q, to_k and to_v are."""
 
 import weakref
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from .layouts import Layouts
 
 
 class Quantization(NamedTuple):
@@ -23,9 +25,13 @@ class Quantization(NamedTuple):
 
 
 class Recent:
-    """Holds the integers of the last input of the layers that share this; copies begin empty."""
+    """Holds the integers of the last input of the layers that share this, and how their weights lie.
+
+    Copies begin empty.
+    """
 
     def __init__(self) -> None:
+        self.layouts = Layouts()
         self._last: tuple[weakref.ref[Tensor], int, Quantization, Tensor] | None = None
 
     def of(self, x: Tensor, how: Quantization, make: Callable[[], Tensor]) -> Tensor:
