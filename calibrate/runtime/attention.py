@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-_AT_ONCE = 1 << 19  # scores
+_AT_ONCE = 1 << 20  # scores
 _WORTH = 1 << 16  # scores of a head, below which torch is as quick
 _BOUND = 60.0  # of scores whose shift is known before them
 _SMALLEST = 2.0**-64  # sum of weights: what is a millionth of it, times a value, is a normal float32
@@ -147,7 +147,7 @@ class _Head:
             self.scaled, self.keys = query.to(self.dtype) * scale, key.to(self.dtype).contiguous()
             shift = bound + 3 - math.log(torch.finfo(self.dtype).eps)
             self.shift = torch.full((len(key),), -shift, dtype=self.dtype)
-            self.values = value.to(self.dtype).t()
+            self.values = value.to(self.dtype).contiguous().t()
 
     def of(self, some: slice, mask: Tensor | None) -> Tensor:
         """The output of some rows; `mask` is theirs, to base 2."""
@@ -156,13 +156,13 @@ class _Head:
             total = weights.sum(-1, keepdim=True, dtype=torch.float32)
             if total.amin() >= _SMALLEST:
                 return _product(weights, self.values) / total
-        scores = _product(self.query[some].float() * (self.scale * _LOG2E), self.key.float())
+        scores = _product(self.query[some].float() * (self.scale * _LOG2E), self.key.float().contiguous())
         if mask is not None:
             scores.add_(mask)
         largest = scores.amax(-1, keepdim=True)
         weights = scores.sub_(largest.masked_fill_(largest == -math.inf, 0.0)).exp2_()
         total = weights.sum(-1, keepdim=True)
-        return _product(weights, self.value.float().t()).div_(total.masked_fill_(total == 0, 1.0))
+        return _product(weights, self.value.float().contiguous().t()).div_(total.masked_fill_(total == 0, 1.0))
 
 
 def _in_base_2(mask: Tensor) -> Tensor:
