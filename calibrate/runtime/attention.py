@@ -44,21 +44,27 @@ class Attention(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is F.scaled_dot_product_attention and is_ours(*args, **(kwargs or {})):
-            return attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        return _attended(*args, **kwargs) if func is F.scaled_dot_product_attention else func(*args, **kwargs)
 
     def enter(self, model: nn.Module, *_: Any) -> None:
-        """Before a forward of `model`. What was left by an interruption serves again."""
+        """Before a forward of `model`, unless that is compiled. What was left by an interruption serves again."""
+        if torch.compiler.is_compiling():
+            return
         first = next(model.parameters(), None)
-        on_cpu = first is None or first.device.type == "cpu"
-        if on_cpu and not torch.compiler.is_compiling() and _get_current_function_mode() is not self:
+        if (first is None or first.device.type == "cpu") and _get_current_function_mode() is not self:
             self.__enter__()
 
     def leave(self, *_: Any) -> None:
         """After it, also when it failed."""
         if not torch.compiler.is_compiling() and _get_current_function_mode() is self:
             self.__exit__(None, None, None)
+
+
+@torch.compiler.disable
+def _attended(*args: Any, **kwargs: Any) -> Tensor:
+    y: Tensor = (attention if is_ours(*args, **kwargs) else F.scaled_dot_product_attention)(*args, **kwargs)
+    return y
 
 
 def attend(model: nn.Module, ours: bool) -> None:
@@ -99,7 +105,9 @@ def is_ours(
     if attn_mask is None:
         return True
     wanted = (*heads, rows, keys)[-attn_mask.ndim :]
-    spread = 2 <= attn_mask.ndim <= query.ndim and all(a in (1, b) for a, b in zip(attn_mask.shape, wanted, strict=True))
+    spread = 2 <= attn_mask.ndim <= query.ndim and all(
+        a in (1, b) for a, b in zip(attn_mask.shape, wanted, strict=True)
+    )
     return spread and attn_mask.dtype in (torch.bool, query.dtype)
 
 
