@@ -2,9 +2,11 @@
 
 torch takes MKL's products, which are slow on processors that are not Intel's. Here rows of weights exp(score - shift)
 are multiplied with the values, and the rows of that are divided by their sums (Rabe and Staats, "Self-attention Does
-Not Need O(n^2) Memory", 2021). Where Cauchy and Schwarz bound the scores, the shift is known before them, and the
-weights are what oneDNN's product puts out: it has no exponential behind it, but a sigmoid, which is that of numbers far
-below zero. Elsewhere the shift is the largest score of the row, and all is computed in float32.
+Not Need O(n^2) Memory", 2021). The shift is the largest score of the row, and all is computed in float32.
+
+In bfloat16, where Cauchy and Schwarz bound the scores, the shift is known before them, and the weights are what the
+product puts out, rounded once: no exponential can follow a product of oneDNN's, but a sigmoid, which is that of numbers
+far below zero.
 """
 
 import itertools
@@ -21,7 +23,8 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 _AT_ONCE = 1 << 20  # scores
 _WORTH = 1 << 16  # scores of a head, below which torch is as quick
 _BOUND = 60.0  # of scores whose shift is known before them
-_SMALLEST = 2.0**-64  # sum of weights: what is a millionth of it, times a value, is a normal float32
+_BELOW = 8.0  # the sigmoid of -8 is the exponential but for a thirtieth of a bfloat16's rounding
+_SMALLEST = 2.0**-80  # sum of weights: what is a millionth of it, times a value, is a normal float32
 _LOG2E = math.log2(math.e)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -149,20 +152,18 @@ class _Head:
 
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, scale: float, bound: float) -> None:
         self.query, self.key, self.value, self.scale = query, key, value, scale
-        self.dtype = query.dtype if query.dtype == torch.bfloat16 and _has_bfloat16() else torch.float32
-        self.scaled: Tensor | None = None
-        if bound <= _BOUND:
-            self.scaled, self.keys = query.to(self.dtype) * scale, key.to(self.dtype).contiguous()
-            shift = bound + 3 - math.log(torch.finfo(self.dtype).eps)
-            self.shift = torch.full((len(key),), -shift, dtype=self.dtype)
-            self.values = value.to(self.dtype).contiguous().t()
+        self.bounded = bound <= _BOUND and query.dtype == torch.bfloat16 and _has_bfloat16()
+        if self.bounded:
+            self.scaled, self.keys, self.values = query * scale, key.contiguous(), value.contiguous().t()
+            self.shift = torch.full((len(key),), -bound - _BELOW, dtype=query.dtype)
 
     def of(self, some: slice, mask: Tensor | None) -> Tensor:
         """The output of some rows; `mask` is theirs, to base 2."""
-        if self.scaled is not None:
+        if self.bounded:
             weights = _product(self.scaled[some], self.keys, self.shift, "sigmoid")
             total = weights.sum(-1, keepdim=True, dtype=torch.float32)
-            if total.amin() >= _SMALLEST:
+            self.bounded = bool(total.amin() >= _SMALLEST)
+            if self.bounded:
                 return _product(weights, self.values) / total
         scores = _product(self.query[some].float() * (self.scale * _LOG2E), self.key.float().contiguous())
         if mask is not None:
