@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from calibrate.runtime import accelerate
+from calibrate.runtime import attention as home
 from calibrate.runtime.attention import Attention, attend, attention, is_ours, is_quick
+from capture.recorder import Memory, Recorder, copied
 
 from .test_compiled import transformer
+from .test_families import OF, denoiser, run
 
 pytestmark = pytest.mark.skipif(not is_quick(), reason="this CPU has torch's attention")
 EPS = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
@@ -233,3 +236,24 @@ def test_a_transformer_puts_out_what_it_did():
     wanted = model(*inputs)[0]
     assert not torch.equal(y, wanted)
     assert torch.allclose(y, wanted, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", OF)
+def test_denoisers_of_all_families_put_out_what_they_did(name, monkeypatch):
+    pipe, arguments, module = denoiser(name)
+    memory, taken = Memory(), []
+    with Recorder(module, memory):
+        run(pipe, arguments)
+    call = memory.calls[0]
+
+    def output():
+        return module(*copied(call.args), **copied(call.kwargs) | {"return_dict": False})[0]
+
+    wanted = output()
+    monkeypatch.setattr(home, "_WORTH", 0)
+    monkeypatch.setattr(home, "attention", lambda *args, **options: taken.append(1) or attention(*args, **options))
+    attend(module, True)
+    y = output()
+    assert taken
+    assert torch.allclose(y, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
