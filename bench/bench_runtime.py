@@ -1,6 +1,7 @@
 """How fast integers run: an SD3 transformer of random weights in float32, bfloat16 and int8, called in turns.
 
-OMP_NUM_THREADS=2 python -m bench.bench_runtime [--tokens 1024 4096] [--rounds 5] [--activations dynamic] [--memory]
+OMP_NUM_THREADS=2 python -m bench.bench_runtime [--tokens 1024 4096] [--rounds 5] [--activations dynamic]
+    [--torch-attention] [--memory]
 """
 
 import argparse
@@ -16,7 +17,7 @@ from bench.networks import Call
 from bench.runtime_memory import memory_of
 from calibrate.layers import install
 from calibrate.run import calibrate
-from calibrate.runtime import accelerate
+from calibrate.runtime import accelerate, attend
 from calibrate.settings import Settings
 from pipelines.sd3 import SD3
 
@@ -95,10 +96,13 @@ def main() -> None:
     parser.add_argument("--text", type=int, default=TEXT, help="77: without T5")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--activations", default="static")
+    parser.add_argument("--torch-attention", action="store_true", help="in the int8 model, as the float ones have it")
     parser.add_argument("--profile", action="store_true", help="which operators the int8 model spends its time in")
     parser.add_argument("--memory", action="store_true", help="memory and load time instead, at the first of --tokens")
     options = parser.parse_args()
     models = make_models(options.activations)
+    if options.torch_attention:
+        attend(models["int8"][0], False)
     if options.memory:
         print_memory(models, options.tokens[0])
         return

@@ -83,7 +83,8 @@ def codes(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
 
 
 def _codes(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
-    q = x.to(torch.float32) / scale  # a tensor of its own: what follows may work in place
+    # a tensor of its own: what follows may work in place
+    q = x / scale if x.dtype == torch.float32 else x.to(torch.float32).div_(scale)
     return q.round_().add_(zero_point).clamp_(scheme.qmin, scheme.qmax)
 
 

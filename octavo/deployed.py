@@ -13,7 +13,7 @@ from calibrate.export import REPORT_FILE
 from calibrate.export.check_model import method_at
 from calibrate.layers import QuantizedLayer, names_of, quantized, replace
 from calibrate.load import Checkpoint
-from calibrate.runtime import accelerate, optimized
+from calibrate.runtime import accelerate, attend, optimized
 from calibrate.runtime.modules import Int8GELU
 from calibrate.structure import QUANT_METHOD
 from capture.errors import CaptureError, damage
@@ -114,6 +114,7 @@ def _with_layers(module: nn.Module, layers: dict[str, QuantizedLayer]) -> Iterat
         finally:
             for name in fused:
                 replace(module, name, before[name])
+            attend(module, False)
 
 
 def _is_fused(module: nn.Module, name: str) -> bool:

@@ -14,11 +14,11 @@ from calibrate.scheme import Range
 from .runtime_tiny import SCHEMES, frozen
 
 
-def transformer(scheme):
+def transformer(scheme, size=8):
     torch.manual_seed(0)
     model = SD3Transformer2DModel(
-        sample_size=8, num_layers=1, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=16,
-        caption_projection_dim=16, pooled_projection_dim=8, pos_embed_max_size=8,
+        sample_size=size, num_layers=1, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=16,
+        caption_projection_dim=16, pooled_projection_dim=8, pos_embed_max_size=size,
     ).eval()  # fmt: skip
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     names = [name for name in linears if name.startswith("transformer_blocks")]

@@ -4,6 +4,7 @@ from torch import nn
 
 from ..errors import CalibrateError
 from ..layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, names_of, replace
+from .attention import attend, is_quick
 from .modules import BACKENDS, Int8Conv2d, Int8GELU, Int8Linear
 from .recent import Recent
 
@@ -23,8 +24,11 @@ def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
     return layer
 
 
-def accelerate(model: nn.Module, backend: str | None = None) -> None:
-    """Makes all integer layers of `model` run on `backend`: names, tensors and hooks of the model stay as they are."""
+def accelerate(model: nn.Module, backend: str | None = None, attention: bool = True) -> None:
+    """Makes all integer layers of `model` run on `backend`: names, tensors and hooks of the model stay as they are.
+
+    With `attention`, and a backend other than the reference, its attention on a CPU is Octavo's in every forward.
+    """
     recent = Recent()
     for first, names in names_of(model).items():
         layer = model.get_submodule(first)
@@ -39,6 +43,7 @@ def accelerate(model: nn.Module, backend: str | None = None) -> None:
             fused = Int8GELU(module.proj, module.approximate).train(module.training)  # type: ignore[arg-type]
             for name in names:
                 replace(model, name, fused)
+    attend(model, attention and backend in (None, "cpu") and is_quick())
 
 
 def _is_gelu(module: nn.Module) -> bool:

@@ -1,0 +1,80 @@
+"""Attention by Octavo and by torch on a CPU, called in turns: milliseconds, and errors against float64.
+
+OMP_NUM_THREADS=2 python -m bench.bench_attention [--rounds 7] [--processor]
+
+Normal numbers; `queries` is their size, and so that of the scores. Errors are the norm of the difference over that of
+the output. With --processor times are the processor's, smallest of all rounds: for a machine that others use.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from calibrate.runtime.attention import attention
+
+CASES = [  # heads, rows, keys, width
+    (24, 1357, 1357, 64),
+    (24, 1101, 1101, 64),
+    (24, 4429, 4429, 64),
+    (24, 1357, 1357, 128),
+    (8, 4096, 77, 40),
+    (24, 256, 256, 64),
+]
+ERRORS_UP_TO = 2000  # rows; float64 takes long
+Function = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def make_inputs(case: tuple[int, int, int, int], queries: float, dtype: torch.dtype) -> list[Tensor]:
+    """Queries, keys and values as models have them: one token with all its heads after the other."""
+    heads, rows, keys, width = case
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(1, count, heads, width, generator=generator) for count in (rows, keys, keys)]
+    made[0] *= queries
+    return [each.to(dtype).transpose(1, 2) for each in made]
+
+
+def measure(functions: dict[str, Function], inputs: list[Tensor], rounds: int, processor: bool) -> list[float]:
+    """Milliseconds of each."""
+    clock = time.process_time if processor else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for at in range(rounds + 1):
+        for name, function in functions.items():
+            start = clock()
+            function(*inputs)
+            if at:
+                times[name].append(1000 * (clock() - start))
+    return [min(each) if processor else statistics.median(each) for each in times.values()]
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--processor", action="store_true")
+    options = parser.parse_args()
+    functions: dict[str, Function] = {"torch": F.scaled_dot_product_attention, "octavo": attention}
+    print(
+        "| heads, rows, keys, width | queries | dtype | torch | Octavo | | error: torch | Octavo |\n" + "|---" * 8 + "|"
+    )
+    for dtype in (torch.bfloat16, torch.float32):
+        for case in CASES:
+            for queries in (1.0, 3.0, 10.0) if case == CASES[0] else (1.0,):
+                inputs = make_inputs(case, queries, dtype)
+                old, new = measure(functions, inputs, options.rounds, options.processor)
+                cells = f"{old:.1f} ms | {new:.1f} ms | {old / new:.2f} x"
+                errors = ["", ""]
+                if case[1] <= ERRORS_UP_TO:
+                    exact = functions["torch"](*[x.double() for x in inputs])
+                    found = [(each(*inputs).double() - exact).norm() / exact.norm() for each in functions.values()]
+                    errors = [f"{float(error):.2g}" for error in found]
+                name = str(dtype).removeprefix("torch.")
+                print(f"| {case} | {queries:g} | {name} | {cells} | {' | '.join(errors)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
