@@ -30,6 +30,7 @@ from .layers import QuantizedLayer, install
 from .noise import attach
 from .parked import Cast, Parking, unchanged
 from .plan import Plan, block_names
+from .replay import axes
 from .report import Stopwatch, peak_memory, report_of, resident_memory
 from .run import Result, check_left, check_weights, frozen, planned, taken
 from .scheme import Range
@@ -38,6 +39,7 @@ from .spill import Spill
 from .sqnr import Power, comparing, outputs, spread
 
 _AT_WORK = 2  # times the bytes of a block: its floats, and its integers with what they are chosen from
+_FACTORS = 2  # times the bytes of all sums: these, and what a method makes of those of one layer
 
 
 class _Group(NamedTuple):
@@ -84,6 +86,7 @@ class BigCalibration:
         self._choices: dict[str, Choice] = {}
         self._ranges: dict[str, list[Range]] = {}
         self._powers: dict[str, Power] = {}
+        self._axes: dict[str, int] = {}
         self._layers: dict[str, QuantizedLayer] = {}
 
     _timesteps: tuple[float, ...] | None
@@ -110,7 +113,7 @@ class BigCalibration:
             self._watch,
         )  # fmt: skip
         told = {"enough": [], "warnings": [*report["warnings"], *self._divided()]}
-        return Result(self._plan, layers, report | told, self._timesteps)
+        return Result(self._plan, layers, report | told, self._timesteps, axes=self._axes)
 
     def _divided(self) -> Iterator[str]:
         """One line where layers that should share factors of smoothing do not."""
@@ -165,18 +168,22 @@ class BigCalibration:
         with self._watch.stage("prepare"):
             check_weights(self._model, plan)
         settings, progress = self._settings_for(names), self._labelled(label)
-        choosing = Choosing(self._model, self._blocks.calls, plan, settings, progress, self._watch)
+        choosing = Choosing(self._model, self._blocks.calls, plan, settings, progress, self._watch, room=self._room)
         choices, ranges, reasons = choosing.choices()
         self._count, self._timesteps = choosing.count, choosing.timesteps
         with self._watch.stage("freeze"):
             plan, layers = frozen(self._model, plan, choices, reasons, progress, hold=True)
         positions = spread(self._count, settings.measured(self._count))
         makers = {name: partial(_itself, layer) for name, layer in layers.items()}
-        with self._watch.stage("measure"), comparing(self._model, makers) as powers:
+        with (
+            self._watch.stage("measure"), comparing(self._model, makers) as powers,
+            axes(self._model, plan.quantized) as found,
+        ):  # fmt: skip
             outputs(self._model, taken(self._blocks.calls, positions))
         self._plan = self._plan.replaced(plan)
         self._ranges |= ranges
         self._powers |= powers
+        self._axes |= found
         # the integers are in the layers
         self._choices |= {name: replace(choice, weight=None, spec=None) for name, choice in choices.items()}
         self._layers |= layers
@@ -191,6 +198,10 @@ class BigCalibration:
             return self._progress(f"{where}: {label}", items, total)
 
         return shown
+
+    def _room(self) -> float:
+        """Bytes for the sums of GPTQ: a part of what is left, as it makes factors of the same size from them."""
+        return (self._limit - resident_memory()) / _FACTORS
 
     def _check_room(self) -> None:
         """What is there before the first call: the rest of the model, and a block with what is made from it."""

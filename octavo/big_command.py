@@ -59,7 +59,7 @@ def run_big(
         )  # fmt: skip
         result = work.run()
         result = replace(result, report=result.report | told(options, capture, component))
-        write(result, model, options)
+        write(result, model, options, family)
     return result
 
 

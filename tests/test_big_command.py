@@ -31,7 +31,8 @@ def captured(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "report.json"}
+    found = (file for file in folder.rglob("*") if file.is_file() and file.name != "report.json")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in found}
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,7 @@ def files(folder: Path) -> dict[str, bytes]:
         ("--accuracy", "plain", "--dtype", "bfloat16"),
         ("--accuracy", "balanced", "--samples", 4),
         ("--weight-only",),
+        ("--format", "diffusers,torchao"),
     ],
 )
 def test_the_checkpoint_is_the_same_to_the_last_byte(said, captured, tmp_path):

@@ -21,6 +21,7 @@ from ..layers import QuantizedLayer
 from ..structure import Structure
 from ..tensors import Planned, write_tensors
 from ..unsmoothed import Folded, Group, folded
+from ..weights import page_out
 from .ascend import all_names, check_finite_tensor
 
 CONFIG_FILE = "config.json"
@@ -75,18 +76,23 @@ def unmultiplied(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups:
 def state(
     model: nn.Module, layers: Mapping[str, QuantizedLayer], parameters: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, Planned]]:
-    """The tensors of `model` with `layers` in it, in the order of its state; `parameters` take the place of its own."""
+    """The tensors of `model` with `layers` in it, in the order of its state; `parameters` take the place of its own.
+
+    Those that are parts of mapped files are not in memory until they are written.
+    """
     done: set[str] = set()
     for name, tensor in model.state_dict().items():
         owner = name.rpartition(".")[0]
         if owner not in layers:
             value = parameters.get(name, tensor)
             check_finite_tensor(name, value)
+            page_out(value)
             yield name, Planned.of(value)
         elif owner not in done:
             done.add(owner)
             for key, value in layers[owner].state_dict().items():
                 check_finite_tensor(f"{owner}.{key}", value)
+                page_out(value)
                 yield f"{owner}.{key}", Planned.of(value)
 
 
