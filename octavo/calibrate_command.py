@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from calibrate.budget import bytes_of
 from calibrate.enough import verdict
 from calibrate.export import check_formats, check_target, export
 from calibrate.report import worst
@@ -58,6 +59,7 @@ class CalibrateOptions:
     samples: int | None = None
     memory: str | None = None
     formats: str = "ascend"
+    max_shard_size: str = "10GB"
     overwrite: bool = False
     allow_incomplete: bool = False
     allow_revision: bool = False
@@ -86,6 +88,7 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: R
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
             raise CaptureError(f"--{name.replace('_', '-')}: is of --pipeline cnn alone. Leave it out.", 2)
+    bytes_of(options.max_shard_size, "--max-shard-size")
     if ranks.rank == 0:
         check_target(options.out, overwrite=options.overwrite)
     if graphs := [name for name in formats_of(options) if name.endswith("onnx")]:
@@ -131,7 +134,7 @@ def write(result: Result, model: nn.Module, options: CalibrateOptions, family: F
     export(
         result, model, options.out, formats_of(options), overwrite=options.overwrite,
         group_readable=options.group_readable, files={PAGE_FILE: page({"report": result.report})},
-        groups=family.groups,
+        groups=family.groups, max_shard_size=options.max_shard_size,
     )  # fmt: skip
 
 
