@@ -19,6 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from capture.ranks import ALONE, Ranks
+
 from .blocks import Blocks, Track
 from .budget import size
 from .calls import Call, Calls, Progress, T, check_caches, first, silent
@@ -51,6 +53,8 @@ class _Group(NamedTuple):
 class BigCalibration:
     """Calibrates `model`, whose weights are parts of mapped files, in at most `limit` bytes of resident memory.
 
+    `ranks` share what is found out about each block; each of them runs all calls through it, for the next one.
+
     `place`: a directory for what is spilled, which has to stay until the result is exported. `cast` gives a weight in
     the dtype of the deployment.
     """
@@ -66,8 +70,10 @@ class BigCalibration:
         device: torch.device | None = None,
         cast: Cast = unchanged,
         progress: Progress = silent,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._model, self._settings, self._progress, self._limit = model.eval(), settings, progress, limit
+        self._ranks = ranks
         self._calls = lambda: first(calls, settings.samples)
         self._watch = Stopwatch()
         self._names = block_names(model)
@@ -168,7 +174,9 @@ class BigCalibration:
         with self._watch.stage("prepare"):
             check_weights(self._model, plan)
         settings, progress = self._settings_for(names), self._labelled(label)
-        choosing = Choosing(self._model, self._blocks.calls, plan, settings, progress, self._watch, room=self._room)
+        choosing = Choosing(
+            self._model, self._blocks.calls, plan, settings, progress, self._watch, self._ranks, self._room
+        )
         choices, ranges, reasons = choosing.choices()
         self._count, self._timesteps = choosing.count, choosing.timesteps
         with self._watch.stage("freeze"):

@@ -82,8 +82,6 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: R
         return run_cnn(options, terminal)
     if options.pipeline is not None:
         raise CaptureError("--memory: is of denoisers. Leave it out with --pipeline cnn.", 2)
-    if options.memory is not None and ranks.world > 1:
-        raise CaptureError("--memory: is the work of one process. Start one.", 2)
     options = replace(options, device=ranks.connect(options.device))
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
@@ -104,8 +102,9 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: R
     if options.memory is not None:
         from .big_command import run_big
 
-        result = run_big(options, capture, component, family, calls, settings, terminal)
-        return show(result, options, terminal, time.monotonic() - began)
+        result = run_big(options, capture, component, family, calls, settings, terminal, ranks)
+        ranks.wait()
+        return show(result, options, terminal, time.monotonic() - began, ranks)
     model, rerun = _model(capture, component, options, family)
     progress = terminal.progress if rerun is None else Announced(terminal, rerun)
     result = calibrate_model(model, calls, settings, progress=progress, trajectory=rerun, ranks=ranks)
