@@ -10,6 +10,7 @@ fewer calls would have come to is not measured; the model is left with its layer
 """
 
 import gc
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -26,6 +27,7 @@ from .budget import size
 from .calls import Call, Calls, Progress, T, check_caches, first, silent
 from .choice import Choice
 from .choosing import Choosing
+from .compensate import WORK, bytes_of_sums
 from .enough import power_of
 from .errors import CalibrateError
 from .layers import QuantizedLayer, install
@@ -41,7 +43,6 @@ from .spill import Spill
 from .sqnr import Power, comparing, outputs, spread
 
 _AT_WORK = 2  # times the bytes of a block: its floats, and its integers with what they are chosen from
-_FACTORS = 2  # times the bytes of all sums: these, and what a method makes of those of one layer
 
 
 class _Group(NamedTuple):
@@ -85,6 +86,9 @@ class BigCalibration:
         self._groups = list(settings.groups(model)) if settings.groups else []
         self._parking = Parking(place, device or torch.device("cpu"), cast)
         self._plan = self._parking.costs(model, planned(model, settings))
+        widest = max((math.prod(entry.shape[1:]) for entry in self._plan.entries if entry.scheme), default=0)
+        method = settings.method
+        self._sums = 0 if method.plain else bytes_of_sums(widest, method)
         outside = [entry.name for entry in self._plan.entries if entry.scheme and not self._block_of(entry.name)]
         self._blocks = Blocks(model, self._names, self._parking, Spill(place), outside)
         self._check_room()
@@ -208,8 +212,8 @@ class BigCalibration:
         return shown
 
     def _room(self) -> float:
-        """Bytes for the sums of GPTQ: a part of what is left, as it makes factors of the same size from them."""
-        return (self._limit - resident_memory()) / _FACTORS
+        """Bytes for the sums of GPTQ: what is left when it is at work on the widest layer."""
+        return self._limit - resident_memory() - WORK * self._sums
 
     def _check_room(self) -> None:
         """What is there before the first call: the rest of the model, and a block with what is made from it."""
@@ -217,10 +221,12 @@ class BigCalibration:
         blocks = [self._parking.bytes_of(self._model.get_submodule(name)) for name in self._names]
         outside = whole - sum(blocks)
         used = resident_memory()
-        needed = used + outside + _AT_WORK * max(blocks)
+        work = (1 + WORK) * self._sums
+        needed = used + outside + _AT_WORK * max(blocks) + work
         if needed > self._limit:
             fact = (
                 f"{size(used)} in use, {size(outside)} outside the blocks, {size(_AT_WORK * max(blocks))} for a block"
+                + (f", {size(work)} to round its widest layer" if work else "")
             )
             self._refuse(needed, fact)
 
