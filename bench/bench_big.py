@@ -4,10 +4,12 @@ python bench/bench_big.py              the whole configuration: 24 layers, 1536 
 python bench/bench_big.py --layers 3   less of it
 
 Makes the pipeline directory and the capture of 8 calls in a scratch directory, and runs in processes of their own:
-plain forwards of the calls with mapped weights, and the calibration. Prints time and peak resident memory of both.
+plain forwards of the calls with mapped weights; the calibration, with its export for Ascend and, in files of at most
+`--max-shard-size`, for diffusers; `from_pretrained` of these, and one call. Prints time and peak resident memory.
 """
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -86,14 +88,29 @@ def plain(folder: Path) -> None:
     print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak_memory()}))
 
 
-def calibrate(folder: Path, memory: str, accuracy: str) -> None:
+def calibrate(folder: Path, *said: str) -> None:
     """The command, to the checkpoint."""
     from octavo.cli import main as octavo
 
     began = time.perf_counter()
-    arguments = [str(folder / "captured"), str(folder / "w8a8"), "--memory", memory, "--accuracy", accuracy]
-    octavo(["calibrate", *arguments], standalone_mode=False)
+    octavo(
+        ["calibrate", str(folder / "captured"), str(folder / "w8a8"), "--format", "ascend,diffusers", *said],
+        standalone_mode=False,
+    )
     print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak_memory()}))
+
+
+def load(folder: Path) -> None:
+    """The checkpoint for diffusers, and one call of it."""
+    import octavo  # noqa: F401 - it registers
+
+    call = next(iter(Capture.open(folder / "captured").calls()))
+    importlib.import_module("accelerate"), importlib.import_module("diffusers.quantizers.auto")
+    before, began = peak_memory(), time.perf_counter()
+    model = SD3Transformer2DModel.from_pretrained(folder / "w8a8").eval()
+    found = {"before": before, "seconds": time.perf_counter() - began, "peak": peak_memory()}
+    run(model.requires_grad_(False), call, 0)
+    print(json.dumps(found | {"after": peak_memory()}))
 
 
 def process(*arguments: object) -> dict[str, float]:
@@ -113,14 +130,18 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=64)
     parser.add_argument("--memory", default="8GiB")
     parser.add_argument("--accuracy", default="fast")
+    parser.add_argument("--max-shard-size", default="500MB")
     parser.add_argument("--scratch", help="where the model and all else is made, 2.5 times the model's size")
-    parser.add_argument("--child", choices=["plain", "calibrate"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=["plain", "calibrate", "load"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child == "plain":
         return plain(options.folder)
+    told = "--memory", options.memory, "--accuracy", options.accuracy, "--max-shard-size", options.max_shard_size
     if options.child == "calibrate":
-        return calibrate(options.folder, options.memory, options.accuracy)
+        return calibrate(options.folder, *told)
+    if options.child == "load":
+        return load(options.folder)
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         folder = Path(name)
         make(folder, options.layers, options.calls, options.batch, options.latents)
@@ -128,11 +149,23 @@ def main() -> None:
         print(f"{options.layers} layers, {weights / 1e9:.2f} GB of weights, {options.calls} calls", flush=True)
         forwards = process("--child", "plain", "--folder", folder)
         print(f"plain forwards   {forwards['seconds']:>8.0f} s  {int(forwards['peak']) >> 20:>6} MiB", flush=True)
-        told = "--memory", options.memory, "--accuracy", options.accuracy
         made = process("--child", "calibrate", "--folder", folder, *told)
         ratio = made["seconds"] / forwards["seconds"]
         print(f"calibrate        {made['seconds']:>8.0f} s  {int(made['peak']) >> 20:>6} MiB  x {ratio:.2f}")
-        print(json.loads((folder / "w8a8" / "report.json").read_text())["seconds"])
+        print(json.loads((folder / "w8a8" / "report.json").read_text())["seconds"], flush=True)
+        print(line_of(process("--child", "load", "--folder", folder), folder / "w8a8"))
+
+
+def line_of(loaded: dict[str, float], folder: Path) -> str:
+    """What loading took, beside what there was to load."""
+    shards = [file.stat().st_size for file in folder.glob("diffusion_*.safetensors")]
+    before, taken, ran = (int(loaded[key]) >> 20 for key in ("before", "peak", "after"))
+    whole = sum(shards) >> 20
+    return (
+        f"from_pretrained  {loaded['seconds']:>8.1f} s  {taken:>6} MiB, {before} of them before: "
+        f"x {(taken - before) / whole:.2f} of the {whole} MiB in {len(shards)} files of at most {max(shards) >> 20}; "
+        f"x {(ran - before) / whole:.2f} after a call"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Loading a checkpoint with diffusers: seconds and memory beyond the libraries', int8 beside float.
 
     python -m bench.bench_load [--layers 4] [--heads 24] [--rounds 5]
+    python -m bench.bench_load --layers 24 --rounds 1 --max-shard-size 500MB int8   the whole of SD3-medium, in shards
 
 An SD3 transformer with random weights is quantized and written; each load runs in a process of its own, whose files are
 in the page cache. What is float in the int8 one is bfloat16. Memory is VmHWM after loading, and after one forward of
@@ -11,6 +12,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +29,7 @@ from calibrate.plan import Plan
 from calibrate.run import Result
 from calibrate.scheme import ACTIVATION, Range, qparams_of
 
+KINDS = ("float32", "bfloat16", "int8")
 LOAD = """
 import json, sys, time
 import torch, octavo
@@ -46,15 +49,20 @@ print(json.dumps([loading, time.perf_counter() - began, loaded - before, peak_me
 """
 
 
-def made(layers: int, heads: int, folder: Path) -> None:
-    """Writes `float32`, `bfloat16` and `int8`; the float model is let go layer by layer."""
+def made(kinds: Sequence[str], layers: int, heads: int, folder: Path, shard: str) -> None:
+    """Writes these of `float32`, `bfloat16` and `int8`; the float model is let go layer by layer."""
     torch.manual_seed(0)
+    torch.set_default_dtype(torch.float32 if "float32" in kinds else torch.bfloat16)
     model = SD3Transformer2DModel(
         sample_size=32, num_layers=layers, attention_head_dim=64, num_attention_heads=heads,
         caption_projection_dim=64 * heads, pos_embed_max_size=32,
     ).requires_grad_(False)  # fmt: skip
-    model.save_pretrained(folder / "float32")
-    model.to(torch.bfloat16).save_pretrained(folder / "bfloat16")
+    torch.set_default_dtype(torch.float32)
+    if "float32" in kinds:
+        model.save_pretrained(folder / "float32", max_shard_size=shard)
+    model.to(torch.bfloat16)
+    if "bfloat16" in kinds:
+        model.save_pretrained(folder / "bfloat16", max_shard_size=shard)
     qparams = qparams_of(Range(-6.0, 6.0), ACTIVATION, torch.bfloat16)
     found = {}
     for name, module in list(model.named_modules()):
@@ -63,7 +71,8 @@ def made(layers: int, heads: int, folder: Path) -> None:
             assert not isinstance(numbers, str)
             found[name] = build(numbers, module)
             install(model, {name: found[name]})
-    export(Result(Plan(()), found, {}), model, folder / "int8", ("diffusers",))
+    if "int8" in kinds:
+        export(Result(Plan(()), found, {}), model, folder / "int8", ("diffusers",), max_shard_size=shard)
 
 
 def loaded(folder: Path, dtype: str) -> list[float]:
@@ -76,12 +85,15 @@ def loaded(folder: Path, dtype: str) -> list[float]:
 @click.option("--layers", default=4)
 @click.option("--heads", default=24)
 @click.option("--rounds", default=5)
-def main(layers: int, heads: int, rounds: int) -> None:
+@click.option("--max-shard-size", default="10GB")
+@click.argument("kinds", nargs=-1, type=click.Choice(KINDS))
+def main(kinds: tuple[str, ...], layers: int, heads: int, rounds: int, max_shard_size: str) -> None:
     """Prints a table."""
+    kinds = kinds or KINDS
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        made(layers, heads, folder)
-        runs: dict[str, Any] = {"float32": [], "bfloat16": [], "int8": []}
+        made(kinds, layers, heads, folder, max_shard_size)
+        runs: dict[str, Any] = {kind: [] for kind in kinds}
         for _ in range(rounds):
             for name, found in runs.items():
                 found.append(loaded(folder / name, "bfloat16" if name == "int8" else name))

@@ -10,6 +10,7 @@ fewer calls would have come to is not measured; the model is left with its layer
 """
 
 import gc
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -19,17 +20,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from capture.ranks import ALONE, Ranks
+
 from .blocks import Blocks, Track
 from .budget import size
 from .calls import Call, Calls, Progress, T, check_caches, first, silent
 from .choice import Choice
 from .choosing import Choosing
+from .compensate import WORK, bytes_of_sums
 from .enough import power_of
 from .errors import CalibrateError
 from .layers import QuantizedLayer, install
 from .noise import attach
 from .parked import Cast, Parking, unchanged
 from .plan import Plan, block_names
+from .replay import axes
 from .report import Stopwatch, peak_memory, report_of, resident_memory
 from .run import Result, check_left, check_weights, frozen, planned, taken
 from .scheme import Range
@@ -49,6 +54,8 @@ class _Group(NamedTuple):
 class BigCalibration:
     """Calibrates `model`, whose weights are parts of mapped files, in at most `limit` bytes of resident memory.
 
+    `ranks` share what is found out about each block; each of them runs all calls through it, for the next one.
+
     `place`: a directory for what is spilled, which has to stay until the result is exported. `cast` gives a weight in
     the dtype of the deployment.
     """
@@ -64,8 +71,10 @@ class BigCalibration:
         device: torch.device | None = None,
         cast: Cast = unchanged,
         progress: Progress = silent,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._model, self._settings, self._progress, self._limit = model.eval(), settings, progress, limit
+        self._ranks = ranks
         self._calls = lambda: first(calls, settings.samples)
         self._watch = Stopwatch()
         self._names = block_names(model)
@@ -77,6 +86,9 @@ class BigCalibration:
         self._groups = list(settings.groups(model)) if settings.groups else []
         self._parking = Parking(place, device or torch.device("cpu"), cast)
         self._plan = self._parking.costs(model, planned(model, settings))
+        widest = max((math.prod(entry.shape[1:]) for entry in self._plan.entries if entry.scheme), default=0)
+        method = settings.method
+        self._sums = 0 if method.plain else bytes_of_sums(widest, method)
         outside = [entry.name for entry in self._plan.entries if entry.scheme and not self._block_of(entry.name)]
         self._blocks = Blocks(model, self._names, self._parking, Spill(place), outside)
         self._check_room()
@@ -84,6 +96,7 @@ class BigCalibration:
         self._choices: dict[str, Choice] = {}
         self._ranges: dict[str, list[Range]] = {}
         self._powers: dict[str, Power] = {}
+        self._axes: dict[str, int] = {}
         self._layers: dict[str, QuantizedLayer] = {}
 
     _timesteps: tuple[float, ...] | None
@@ -110,7 +123,7 @@ class BigCalibration:
             self._watch,
         )  # fmt: skip
         told = {"enough": [], "warnings": [*report["warnings"], *self._divided()]}
-        return Result(self._plan, layers, report | told, self._timesteps)
+        return Result(self._plan, layers, report | told, self._timesteps, axes=self._axes)
 
     def _divided(self) -> Iterator[str]:
         """One line where layers that should share factors of smoothing do not."""
@@ -165,18 +178,24 @@ class BigCalibration:
         with self._watch.stage("prepare"):
             check_weights(self._model, plan)
         settings, progress = self._settings_for(names), self._labelled(label)
-        choosing = Choosing(self._model, self._blocks.calls, plan, settings, progress, self._watch)
+        choosing = Choosing(
+            self._model, self._blocks.calls, plan, settings, progress, self._watch, self._ranks, self._room
+        )
         choices, ranges, reasons = choosing.choices()
         self._count, self._timesteps = choosing.count, choosing.timesteps
         with self._watch.stage("freeze"):
             plan, layers = frozen(self._model, plan, choices, reasons, progress, hold=True)
         positions = spread(self._count, settings.measured(self._count))
         makers = {name: partial(_itself, layer) for name, layer in layers.items()}
-        with self._watch.stage("measure"), comparing(self._model, makers) as powers:
+        with (
+            self._watch.stage("measure"), comparing(self._model, makers) as powers,
+            axes(self._model, plan.quantized) as found,
+        ):  # fmt: skip
             outputs(self._model, taken(self._blocks.calls, positions))
         self._plan = self._plan.replaced(plan)
         self._ranges |= ranges
         self._powers |= powers
+        self._axes |= found
         # the integers are in the layers
         self._choices |= {name: replace(choice, weight=None, spec=None) for name, choice in choices.items()}
         self._layers |= layers
@@ -192,16 +211,22 @@ class BigCalibration:
 
         return shown
 
+    def _room(self) -> float:
+        """Bytes for the sums of GPTQ: what is left when it is at work on the widest layer."""
+        return self._limit - resident_memory() - WORK * self._sums
+
     def _check_room(self) -> None:
         """What is there before the first call: the rest of the model, and a block with what is made from it."""
         whole = self._parking.bytes_of(self._model)
         blocks = [self._parking.bytes_of(self._model.get_submodule(name)) for name in self._names]
         outside = whole - sum(blocks)
         used = resident_memory()
-        needed = used + outside + _AT_WORK * max(blocks)
+        work = (1 + WORK) * self._sums
+        needed = used + outside + _AT_WORK * max(blocks) + work
         if needed > self._limit:
             fact = (
                 f"{size(used)} in use, {size(outside)} outside the blocks, {size(_AT_WORK * max(blocks))} for a block"
+                + (f", {size(work)} to round its widest layer" if work else "")
             )
             self._refuse(needed, fact)
 

@@ -1,7 +1,7 @@
 """From a float model and calls to a choice for each layer: survey, smoothing, ranges, weights."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from capture.ranks import ALONE, Ranks
 
 from .calls import Call, Calls, Progress, first
 from .choice import Choice
-from .compensate import CALLS, compensated
+from .compensate import CALLS, ROOM, compensated
 from .enough import Mark, Marks, affordable
 from .errors import CalibrateError
 from .freeze import Dynamic
@@ -32,6 +32,7 @@ _MARKS = 3  # at most, that are measured: each takes a search of its own
 class Choosing:
     """Chooses for every layer of the plan; afterwards `count` is how many calls there were, `last` the end of them.
 
+    `room` tells the bytes that sums for rounding may take, when it comes to that.
     `timesteps`: the noise levels of the calls, descending, where ranges depend on them.
     """
 
@@ -44,9 +45,10 @@ class Choosing:
         progress: Progress,
         watch: Stopwatch,
         ranks: Ranks = ALONE,
+        room: Callable[[], float] = lambda: ROOM,
     ) -> None:
         self._model, self._calls, self._plan, self._ranks = model, calls, plan, ranks
-        self._settings, self._progress, self._watch = settings, progress, watch
+        self._settings, self._progress, self._watch, self._room = settings, progress, watch, room
         self.count = 0
         self.timesteps: tuple[float, ...] | None = None
         self.last = Mark(0, None)
@@ -81,6 +83,7 @@ class Choosing:
                     settings.method,
                     self._progress,
                     self._ranks,
+                    self._room(),
                 )
         return choices, ranges, reasons
 

@@ -1,7 +1,7 @@
 """Weights and biases that make up for what rounding costs the layer's output, judged on calls held out.
 
 One replay sums, for inputs x and what their integers stand for, xq: xq xq^T and xq (x - xq)^T, of as many layers as
-memory allows at once, and at least of one; the methods of rounding/ do the rest. The mean of W x - Wq xq over those
+there is room for at once, and at least of one; the methods of rounding/ do the rest. The mean of W x - Wq xq over those
 calls is what the bias lacks (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction,
 arXiv 1906.04721, 2019). A layer where the outcome is no better than plain rounding keeps plain rounding.
 """
@@ -29,10 +29,9 @@ from .scheme import ACTIVATION, QParams, Scheme, codes, dequantize
 from .survey import Survey, Turn
 from .weights import round_to_nearest
 
-_CLIPPING = (
-    0.3  # of the error: a model loses by clipping what a layer gains a little by, as call after call clips the same
-)
-_MEMORY = 1 << 30  # bytes of sums held at once
+ROOM = float(1 << 30)  # bytes of sums held at once
+WORK = 6  # times the bytes of a layer's sums: what GPTQ makes of them (measured: 5.4)
+_CLIPPING = 0.3  # of the error: a model loses by clipping what a layer gains a little by
 CALLS = 96  # enough to replay for the sums
 _ROWS_A_CHANNEL = 32  # more rows than this many times the channels change the sums little
 _PATCHES = 1 << 16  # of a convolution, in all
@@ -126,16 +125,18 @@ def compensated(
     method: Method,
     progress: Progress,
     ranks: Ranks = ALONE,
+    room: float = ROOM,
 ) -> dict[str, Choice]:
     """The choices with weights and corrections by `method`, where these are better on rows of calls held out.
 
-    `calls`, replayed once for each GiB of sums, are some of those not held out. Deterministic.
+    `calls`, replayed once for each `room` bytes of sums, are some of those not held out. Deterministic; the
+    same for any `room`.
 
     Collective: `ranks` share the layers. Each replays all of the calls, so that sums are added in the same order
     whichever rank has them.
     """
     made: dict[str, Choice] = {}
-    portions = list(_portions(_shared(choices, surveys, ranks), surveys, method))
+    portions = list(_portions(_shared(choices, surveys, ranks), surveys, method, room))
     count = sum(len(members) for portion in portions for members in portion)
     each_layer = iter(progress("weights", range(count), count))
     for portion in portions:
@@ -179,20 +180,26 @@ def _shared(choices: Mapping[str, Choice], surveys: Mapping[str, Survey], ranks:
     return ranks.share(sorted(shared.values(), key=lambda members: -len(surveys[members[0]].all.low)))
 
 
-def _portions(shared: Iterable[list[str]], surveys: Mapping[str, Survey], method: Method) -> Iterator[list[list[str]]]:
-    """Lists of layers with one input, whose sums fit in memory together."""
+def _portions(
+    shared: Iterable[list[str]], surveys: Mapping[str, Survey], method: Method, room: float
+) -> Iterator[list[list[str]]]:
+    """Lists of layers with one input, whose sums fit in `room` bytes together, or of one alone."""
     portion: list[list[str]] = []
     held = 0
     for members in shared:
-        columns = len(surveys[members[0]].all.low)
-        size = 2 * columns**2 * precision(columns).itemsize if method.weights else 16 * columns
-        if portion and held + size > _MEMORY:
+        size = bytes_of_sums(len(surveys[members[0]].all.low), method)
+        if portion and held + size > room:
             yield portion
             portion, held = [], 0
         portion.append(members)
         held += size
     if portion:
         yield portion
+
+
+def bytes_of_sums(columns: int, method: Method) -> int:
+    """Those of a layer of so many columns."""
+    return 2 * columns**2 * precision(columns).itemsize if method.weights else 16 * columns
 
 
 def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -> list[Choice]:

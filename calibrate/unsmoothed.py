@@ -5,8 +5,9 @@ come from: into the weight scales and biases of integer layers, whose int8 codes
 model then computes the same with fewer operations, and any consumer can run it that knows no multiplier.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from .freeze import Dynamic, InputSpec, Numbers, Static, Timestep, TimestepQParams, numbers_of
 from .layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from .scheme import QParams
-from .weights import QuantizedWeight
+from .weights import QuantizedWeight, page_out
 
 _HALF = 0.51  # of a step: what rounding explains of the difference of quant_bias from the bias
 
@@ -47,13 +48,18 @@ class Group(Protocol):
 
 
 class Folded(NamedTuple):
-    """The integer layers, and new values for float parameters of the model, by their names.
+    """The integer layers, and what makes new values for float parameters of the model, by their names.
 
-    `model.load_state_dict(parameters, strict=False)` puts these in.
+    A value is made when it is asked for, so that those of a large model need not be in memory together;
+    `model.load_state_dict(values(), strict=False)` puts all in.
     """
 
     layers: dict[str, QuantizedLayer]
-    parameters: dict[str, Tensor]
+    parameters: dict[str, Callable[[], Tensor]]
+
+    def values(self) -> dict[str, Tensor]:
+        """All of the new values."""
+        return {name: make() for name, make in self.parameters.items()}
 
 
 def folded(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Iterable[Group]) -> Folded:
@@ -131,6 +137,7 @@ def added(numbers: Numbers) -> Tensor:
     assert isinstance(activation, (Static, Timestep))
     deq = activation.deq.to(torch.float64).view(-1, len(numbers.weight))  # (bins, out)
     sums = numbers.weight.flatten(1).sum(1, dtype=torch.int64)
+    page_out(numbers.weight)
     offset = activation.qparams.zero_point.to(torch.int64).view(-1, 1) * sums
     carried = (activation.quant_bias.view(deq.shape) + offset) * deq
     finest = deq.argmin(0, keepdim=True)  # whose rounding is the smallest
@@ -146,7 +153,7 @@ def _spec(numbers: Numbers) -> InputSpec | None:
     return activation.qparams if isinstance(activation, Static) else Dynamic() if activation else None
 
 
-def _float(model: nn.Module, parameters: dict[str, Tensor], fold: Fold, multiplier: Tensor) -> bool:
+def _float(model: nn.Module, parameters: dict[str, Callable[[], Tensor]], fold: Fold, multiplier: Tensor) -> bool:
     """Multiplies float parameters, those of `parameters` or copies of the model's."""
     parent, _, leaf = fold.target.rpartition(".")
     found = getattr(model.get_submodule(parent), leaf)
@@ -161,9 +168,21 @@ def _float(model: nn.Module, parameters: dict[str, Tensor], fold: Fold, multipli
     for name, value, plus_one in targets:
         if value is None:
             continue
-        ours = parameters.setdefault(name, value.detach().clone(memory_format=torch.contiguous_format))
-        rows = ours.view(-1) if name == fold.target else ours
-        part = rows[fold.start : fold.start + len(multiplier)]
-        by = multiplier.to(part.device, torch.float64).view([-1] + [1] * (part.ndim - 1))
-        part.copy_((1 + part.to(torch.float64)) * by - 1 if plus_one else part.to(torch.float64) * by)
+        before = parameters.get(name, partial(_copied, value.detach()))
+        parameters[name] = partial(_scaled, before, fold.start, multiplier, plus_one, flat=name == fold.target)
     return True
+
+
+def _copied(value: Tensor) -> Tensor:
+    copy = value.clone(memory_format=torch.contiguous_format)
+    page_out(value)
+    return copy
+
+
+def _scaled(make: Callable[[], Tensor], start: int, multiplier: Tensor, plus_one: bool, *, flat: bool) -> Tensor:
+    """What `make` makes, with rows from `start` multiplied; of a tensor seen `flat`, its numbers."""
+    made = make()
+    part = (made.view(-1) if flat else made)[start : start + len(multiplier)]
+    by = multiplier.to(part.device, torch.float64).view([-1] + [1] * (part.ndim - 1))
+    part.copy_((1 + part.to(torch.float64)) * by - 1 if plus_one else part.to(torch.float64) * by)
+    return made

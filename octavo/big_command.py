@@ -16,6 +16,7 @@ from calibrate.settings import Settings
 from calibrate.weights import check_finite, page_out
 from capture.files import staging
 from capture.fingerprint import fingerprint_of
+from capture.ranks import Ranks
 from capture.reader import Capture
 from pipelines.device import DTYPES, resolve_device
 from pipelines.family import Family
@@ -34,8 +35,12 @@ def run_big(
     calls: Calls,
     settings: Settings,
     terminal: Terminal,
+    ranks: Ranks,
 ) -> Result:
-    """Calibrates and writes OUT; beside it, meanwhile, lies what blocks were given and what they became."""
+    """Calibrates and writes OUT; beside it, meanwhile, lies what blocks were given and what they became.
+
+    Each of `ranks` has files of its own there; the first one writes OUT.
+    """
     assert options.memory is not None
     limit = bytes_of(options.memory, "--memory")
     source = source_of(capture, options)
@@ -56,10 +61,12 @@ def run_big(
         work = BigCalibration(
             model.requires_grad_(False), calls, settings, place=place, limit=limit,
             device=resolve_device(options.device), cast=in_deployment, progress=terminal.progress,
+            ranks=ranks,
         )  # fmt: skip
         result = work.run()
         result = replace(result, report=result.report | told(options, capture, component))
-        write(result, model, options)
+        if ranks.rank == 0:
+            write(result, model, options, family)
     return result
 
 

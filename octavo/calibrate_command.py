@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from calibrate.budget import bytes_of
 from calibrate.enough import verdict
 from calibrate.export import check_formats, check_target, export
 from calibrate.report import worst
@@ -58,6 +59,7 @@ class CalibrateOptions:
     samples: int | None = None
     memory: str | None = None
     formats: str = "ascend"
+    max_shard_size: str = "10GB"
     overwrite: bool = False
     allow_incomplete: bool = False
     allow_revision: bool = False
@@ -80,12 +82,11 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: R
         return run_cnn(options, terminal)
     if options.pipeline is not None:
         raise CaptureError("--memory: is of denoisers. Leave it out with --pipeline cnn.", 2)
-    if options.memory is not None and ranks.world > 1:
-        raise CaptureError("--memory: is the work of one process. Start one.", 2)
     options = replace(options, device=ranks.connect(options.device))
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
             raise CaptureError(f"--{name.replace('_', '-')}: is of --pipeline cnn alone. Leave it out.", 2)
+    bytes_of(options.max_shard_size, "--max-shard-size")
     if ranks.rank == 0:
         check_target(options.out, overwrite=options.overwrite)
     if graphs := [name for name in formats_of(options) if name.endswith("onnx")]:
@@ -101,8 +102,9 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: R
     if options.memory is not None:
         from .big_command import run_big
 
-        result = run_big(options, capture, component, family, calls, settings, terminal)
-        return show(result, options, terminal, time.monotonic() - began)
+        result = run_big(options, capture, component, family, calls, settings, terminal, ranks)
+        ranks.wait()
+        return show(result, options, terminal, time.monotonic() - began, ranks)
     model, rerun = _model(capture, component, options, family)
     progress = terminal.progress if rerun is None else Announced(terminal, rerun)
     result = calibrate_model(model, calls, settings, progress=progress, trajectory=rerun, ranks=ranks)
@@ -131,7 +133,7 @@ def write(result: Result, model: nn.Module, options: CalibrateOptions, family: F
     export(
         result, model, options.out, formats_of(options), overwrite=options.overwrite,
         group_readable=options.group_readable, files={PAGE_FILE: page({"report": result.report})},
-        groups=family.groups,
+        groups=family.groups, max_shard_size=options.max_shard_size,
     )  # fmt: skip
 
 

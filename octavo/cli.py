@@ -170,6 +170,10 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
     "--format", "formats", default="ascend", show_default=True,
     help="What to write: ascend, diffusers, torchao, onnx, ascend-onnx, or several with commas.",
 )  # fmt: skip
+@click.option(
+    "--max-shard-size", metavar="5GB", default="10GB", show_default=True,
+    help="Of one weight file of diffusers and torchao; more weights become several.",
+)  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 @click.option("--allow-incomplete", is_flag=True, help="Use a capture that is not finished.")
 @click.option("--allow-revision", is_flag=True, help="Accept other weights of the same model class and shapes.")

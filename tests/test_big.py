@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from calibrate.big import BigCalibration
 from calibrate.calls import moved
+from calibrate.errors import CalibrateError
 from calibrate.export import export
 from calibrate.export.arithmetic import corrected
 from calibrate.layers import quantized
+from calibrate.report import resident_memory
 from calibrate.run import Result, calibrate
 from calibrate.settings import RECIPES, Settings
 from pipelines import GENERIC
@@ -102,6 +104,20 @@ def test_blocks_that_share_factors_have_their_own(recipe, tmp_path):
     assert made.warnings == [*whole.warnings, *(line for line in made.warnings if "3 groups of layers span" in line)]
     assert len(made.warnings) == len(whole.warnings) + 1
     assert made.report["totals"]["output_sqnr"] > whole.report["totals"]["output_sqnr"] - 1
+
+
+def test_what_rounding_needs_is_said_before_the_first_call(tmp_path):
+    plain, balanced = (Settings(defaults={}, **RECIPES[name]) for name in ("fast", "balanced"))
+
+    def started(settings: Settings, limit: float) -> BigCalibration:
+        return BigCalibration(toy(width=1024), given(calls()), settings, place=tmp_path, limit=limit)
+
+    sums = 2 * 2048**2 * 8  # of the layer with the most inputs, down
+    limit = resident_memory() + 3 * sums
+    started(plain, limit)
+    with pytest.raises(CalibrateError, match="to round its widest layer") as caught:
+        started(balanced, limit)
+    assert caught.value.exit_code == 7
 
 
 def test_the_model_that_is_left_computes_with_the_integers(tmp_path):

@@ -31,7 +31,8 @@ def captured(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "report.json"}
+    found = (file for file in folder.rglob("*") if file.is_file() and file.name != "report.json")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in found}
 
 
 @pytest.mark.parametrize(
@@ -41,13 +42,20 @@ def files(folder: Path) -> dict[str, bytes]:
         ("--accuracy", "plain", "--dtype", "bfloat16"),
         ("--accuracy", "balanced", "--samples", 4),
         ("--weight-only",),
+        ("--format", "diffusers,torchao", "--max-shard-size", "40KB"),
     ],
 )
 def test_the_checkpoint_is_the_same_to_the_last_byte(said, captured, tmp_path):
     octavo("calibrate", captured, tmp_path / "a", *said)
     told = octavo("calibrate", captured, tmp_path / "b", *said, *ROOM)
     assert "layers in 8-bit integers" in told
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    made = files(tmp_path / "b")
+    assert files(tmp_path / "a") == made
+    if "--max-shard-size" in said:
+        shards = [name for name in made if re.fullmatch(r"(torchao/)?diffusion_.*-of-.*\.safetensors", name)]
+        assert len(shards) > 4
+        assert all(len(made[name]) < 80_000 for name in shards)
+        assert {"diffusion_pytorch_model.safetensors.index.json", "config.json"} < made.keys()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]  # nothing is left beside it
     octavo("inspect", tmp_path / "b")
 
@@ -58,6 +66,7 @@ def test_the_checkpoint_is_the_same_to_the_last_byte(said, captured, tmp_path):
         (("--memory", "1MiB"), 7, r"is needed \(.* in use, .* outside the blocks, .* for a block\)"),
         (("--memory", "much"), 2, "not a size. Write 16GiB"),
         (("--memory", "1024GiB", "--budget", "40%"), 2, "Leave out --budget"),
+        (("--max-shard-size", "large"), 2, "--max-shard-size 'large': not a size"),
         (("--memory", "1024GiB", "--pipeline", "cnn"), 2, "Leave it out with --pipeline cnn"),
     ],
 )

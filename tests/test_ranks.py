@@ -97,6 +97,13 @@ def test_c13_several_ranks_store_and_write_what_one_process_does(tiny_model, tex
     assert codes(ended) == [0] * world, ended
     assert contents(tmp_path / "several") == contents(tmp_path / "one")
     assert not any(each.said for each in ended[1:])
+    big = ("--memory", "1024GiB")
+    octavo("calibrate", captured, tmp_path / "big", *options, *big)
+    ended = ranked(world, tmp_path, "calibrate", captured, tmp_path / "bigs", *options, *big)
+    assert codes(ended) == [0] * world, ended
+    assert contents(tmp_path / "bigs") == contents(tmp_path / "big")
+    assert not any(each.said for each in ended[1:])
+    assert not list(tmp_path.glob(".*"))  # nor what each had beside it
 
 
 def each_rank(world: int, folder: Path, work: Callable[[Ranks], Any]) -> list[Any]:

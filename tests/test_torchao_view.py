@@ -35,8 +35,21 @@ def made(folder: Path, formats: tuple[str, ...] = ("torchao",), **settings: Any)
     return model, result
 
 
-def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(folder / WEIGHTS, "pt") as file:
+def test_several_files_hold_the_same_tensors_and_say_all_of_each(tmp_path):
+    model, result = made(tmp_path / "whole")
+    export(result, model, tmp_path / "split", ("torchao",), groups=SD3.groups, max_shard_size="60KB")
+    whole, described = read(tmp_path / "whole")
+    files = sorted((tmp_path / "split").glob("*.safetensors"))
+    parts = [read(file.parent, file.name) for file in files]
+    assert len(parts) > 2
+    assert all(metadata == described for _, metadata in parts)
+    joined = {name: tensor for tensors, _ in parts for name, tensor in tensors.items()}
+    assert joined.keys() == whole.keys()
+    assert all(torch.equal(joined[name], tensor) for name, tensor in whole.items())
+
+
+def read(folder: Path, name: str = WEIGHTS) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(folder / name, "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
 
 
@@ -141,6 +154,11 @@ def test_torchao_computes_what_octavo_does_and_writes_the_same_file(tmp_path, se
         apart.add(one[0], other[0])
         from_float.add(exact[0], one[0])
     assert (apart.sqnr or 0.0) > (from_float.sqnr or 0.0) - 1.0
+    result = calibrated(model, prompts(3, 2), **settings)
+    export(result, model, tmp_path / "split", ("torchao",), groups=SD3.groups, max_shard_size="60KB")
+    split = SD3Transformer2DModel.from_pretrained(tmp_path / "split", torch_dtype=torch.float32)
+    for one, other in zip(*(outputs(each, calls) for each in (theirs, split)), strict=True):
+        assert torch.equal(one[0], other[0])
     theirs.save_pretrained(tmp_path / "again")
     before, after = read(tmp_path / "out" / "torchao"), read(tmp_path / "again")
     assert before[1] == after[1]

@@ -41,7 +41,7 @@ def made_by(model: nn.Module, layers: dict[str, QuantizedLayer], found: Folded |
     before = {name: value.clone() for name, value in model.state_dict().items()}
     if found is not None:
         layers = found.layers
-        model.load_state_dict(found.parameters, strict=False)
+        model.load_state_dict(found.values(), strict=False)
     with quantized(model, layers):
         made = torch.cat([each.flatten() for call in outputs(model, samples) for each in call])
     model.load_state_dict(before)
@@ -181,5 +181,5 @@ def test_float_parameters_are_given_back(target):
     found = folded(model, layers, behind(target))
     x = torch.randn(5, 8)
     before = model.get_submodule(target)(x) * MULTIPLIER
-    model.load_state_dict(found.parameters, strict=False)
+    model.load_state_dict(found.values(), strict=False)
     torch.testing.assert_close(model.get_submodule(target)(x), before)

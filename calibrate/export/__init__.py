@@ -9,11 +9,12 @@ from torch import nn
 
 from capture.files import Modes, create, make_directory
 
+from ..budget import bytes_of
 from ..errors import CalibrateError
 from ..layers import QuantizedLayer
 from ..onnx.extra import check_extra
 from .ascend import write_ascend
-from .diffusers import Groups, write_diffusers
+from .diffusers import SHARD, Groups, write_diffusers
 from .target import check_target, write_directory
 from .torchao import write_torchao
 
@@ -40,12 +41,13 @@ class Writer(Protocol):
 
 class Deployment(NamedTuple):
     """What is known of the model and of where it goes: the noise level of each denoising step, a call of the model, the
-    layers whose multipliers can go, and how many axes the inputs of layers have."""
+    layers whose multipliers can go, how many axes the inputs of layers have, and the most bytes of a file."""
 
     timesteps: Sequence[float] | None
     example: Any
     groups: Groups | None
     axes: Mapping[str, int]
+    shard: int
 
 
 def export(
@@ -59,6 +61,7 @@ def export(
     timesteps: Sequence[float] | None = None,
     files: Mapping[str, bytes] | None = None,
     groups: Groups | None = None,
+    max_shard_size: int | str = SHARD,
 ) -> Path:
     """Writes a checkpoint and report.json to `directory`, as a whole or not at all; returns its real path. `files` are
     written beside them, by name.
@@ -66,16 +69,18 @@ def export(
     `model` is the float one, or the one the layers are installed in. `timesteps` are what the deployment calls it with,
     one for each denoising step in its order: W8A8_TIMESTEP layers are written for these [default: those of `result`].
     `groups` gives the layers of `model` whose multipliers can go, for formats that carry the float part too. A format
-    with a file of a name that an earlier one has goes into a folder of its own name.
+    with a file of a name that an earlier one has goes into a folder of its own name. Where weights are more than
+    `max_shard_size`, bytes or a word like "5GB", diffusers and torchao have several files of at most that and an index.
 
-    Raises CaptureError: 2 for an unknown format and for timesteps that are no numbers, 5 for a target that cannot be
-    used (see check_target), 6 for numbers that are not finite.
+    Raises CaptureError: 2 for an unknown format, for timesteps that are no numbers and for a size that is none, 5 for a
+    target that cannot be used (see check_target), 6 for numbers that are not finite.
     """
     check_formats(formats)
+    shard = max_shard_size if isinstance(max_shard_size, int) else int(bytes_of(max_shard_size, "max_shard_size"))
     target = check_target(directory, overwrite=overwrite)
     modes = Modes(group_readable)
     steps = result.timesteps if timesteps is None else timesteps
-    deployment = Deployment(steps, result.example, groups, result.axes)
+    deployment = Deployment(steps, result.example, groups, result.axes, shard)
 
     def fill(staged: Path) -> None:
         for name in formats:
@@ -124,13 +129,15 @@ def _ascend(
 def _diffusers(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
-    write_diffusers(layers, model, directory, modes, groups=deployment.groups)
+    write_diffusers(layers, model, directory, modes, groups=deployment.groups, shard=deployment.shard)
 
 
 def _torchao(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
-    write_torchao(layers, model, directory, modes, groups=deployment.groups, axes=deployment.axes)
+    write_torchao(
+        layers, model, directory, modes, groups=deployment.groups, axes=deployment.axes, shard=deployment.shard
+    )
 
 
 def _onnx(

@@ -8,6 +8,7 @@ that input, it has: the int8 codes stay, scales and biases before it change.
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..layers import QuantizedLayer
 from ..structure import Structure
 from ..tensors import Planned, write_tensors
 from ..unsmoothed import Folded, Group, folded
+from ..weights import page_out
 from .ascend import all_names, check_finite_tensor
 
 CONFIG_FILE = "config.json"
@@ -73,21 +75,29 @@ def unmultiplied(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups:
 
 
 def state(
-    model: nn.Module, layers: Mapping[str, QuantizedLayer], parameters: Mapping[str, Tensor]
+    model: nn.Module, layers: Mapping[str, QuantizedLayer], parameters: Mapping[str, Callable[[], Tensor]]
 ) -> Iterator[tuple[str, Planned]]:
-    """The tensors of `model` with `layers` in it, in the order of its state; `parameters` take the place of its own."""
+    """The tensors of `model` with `layers` in it, in the order of its state; `parameters` make what takes the place of
+    its own. Parts of mapped files, and what is made, are not in memory until they are written.
+    """
     done: set[str] = set()
     for name, tensor in model.state_dict().items():
         owner = name.rpartition(".")[0]
         if owner not in layers:
-            value = parameters.get(name, tensor)
-            check_finite_tensor(name, value)
-            yield name, Planned.of(value)
+            make = parameters.get(name, partial(_itself, tensor))
+            check_finite_tensor(name, make())
+            page_out(tensor)
+            yield name, Planned(tensor.dtype, tuple(tensor.shape), make)
         elif owner not in done:
             done.add(owner)
             for key, value in layers[owner].state_dict().items():
                 check_finite_tensor(f"{owner}.{key}", value)
+                page_out(value)
                 yield f"{owner}.{key}", Planned.of(value)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def write_config(directory: Path, config: Mapping[str, Any], modes: Modes) -> None:

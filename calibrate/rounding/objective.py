@@ -8,6 +8,7 @@ input as its own integers represent it, both summed over all tokens:
 The first term is what the input's rounding costs whatever the integers are. The rest is `error`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -77,13 +78,21 @@ def error(weight: Tensor, quantized: QuantizedWeight, inputs: Inputs | None) -> 
     Negative where they make up for the rounding of the input. Without inputs, the squared error of the weight itself.
     Costs 2 out in^2 flops.
     """
+    return _errors(weight, (quantized,), inputs)[0]
+
+
+def _errors(weight: Tensor, several: Sequence[QuantizedWeight], inputs: Inputs | None) -> list[Tensor]:
+    """`error` of each; the product that does not depend on the integers is made once."""
     w = rows(weight)
-    d = rows(quantized.weight) * rows(quantized.scale[:, None]) - w
+    apart = [rows(each.weight) * rows(each.scale[:, None]) - w for each in several]
     if inputs is None:
-        return d.square().sum(1)
+        return [d.square().sum(1) for d in apart]
     gram = rows(inputs.gram)
-    total = (d @ gram * d).sum(1)
-    return total if inputs.cross is None else total - 2 * (w @ (rows(inputs.cross) - gram).T * d).sum(1)
+    totals = [(d @ gram * d).sum(1) for d in apart]
+    if inputs.cross is None:
+        return totals
+    pulled = w @ (rows(inputs.cross) - gram).T
+    return [total - 2 * (pulled * d).sum(1) for total, d in zip(totals, apart, strict=True)]
 
 
 def case_of(weight: Tensor, inputs: Inputs | None) -> Case:
@@ -152,7 +161,8 @@ def better(weight: Tensor, inputs: Inputs | None, codes: Tensor, scale: Tensor) 
     kept = scale.to(torch.float32).to(nearest.scale.device)
     usable = kept.isfinite() & (kept >= _SMALLEST)
     made = QuantizedWeight(codes.to(nearest.weight.device, torch.int8).view_as(nearest.weight), kept)
-    wins = error(weight, made, inputs) < error(weight, nearest, inputs)
+    lost, plain = _errors(weight, (made, nearest), inputs)
+    wins = lost < plain
     wins = wins.to(usable.device) & usable
     shape = (-1, *[1] * (weight.ndim - 1))
     return QuantizedWeight(
