@@ -21,6 +21,7 @@ from .export.ascend import file_names, scheme_of, write_ascend
 from .export.pair import write_pair
 from .fold import calibrate_folded
 from .onnx.write import write_all
+from .plan import kind_of
 from .run import Result
 from .settings import Settings
 from .synthetic import made_up, warnings_of
@@ -270,6 +271,6 @@ class Calibrator:
 
 
 def _check_amp(model: nn.Module, cfg: QuantConfig) -> None:
-    count = sum(1 for module in model.modules() if type(module) in (nn.Linear, nn.Conv2d))
+    count = sum(1 for module in model.modules() if kind_of(module) is not None)
     if cfg.amp_num > count:
         raise CalibrateError(f"amp_num {cfg.amp_num}: the model has {count} quantizable layers. Give fewer.", 2)
