@@ -86,6 +86,7 @@ REFUSED = [
     (("--images", "{images}", "--activations", "timestep"), "no noise levels", 2),
     (("--images", "{images}", "--keep-float", "nope"), "'nope' matches no layer", 2),
     (("--images", "{images}", "--format", "nope"), "format: no 'nope'", 2),
+    (("--images", "{images}", "--format", "onnx,diffusers"), "--format diffusers: is of denoisers", 2),
 ]
 
 
@@ -99,6 +100,21 @@ def test_what_is_refused(model, images, tmp_path, options, fact, code):
     assert len(said) == 1
     assert fact in said[0]
     assert not (tmp_path / "out").exists()
+
+
+NO_FORM = [
+    (("--activations", "dynamic", "--format", "ascend,ascend-onnx"), "ascend-onnx: has no form for dynamic activations"),
+    (("--accuracy", "best", "--format", "onnx"), "format onnx: has no form for dynamic activations"),
+    (("--weight-only", "--format", "onnx,ascend-onnx"), "format ascend-onnx: has no form for weights alone"),
+]
+
+
+@pytest.mark.parametrize(("options", "fact"), NO_FORM, ids=lambda value: str(value)[:40])
+def test_what_a_format_has_no_form_for_is_refused_before_a_picture_is_read(tmp_path, options, fact):
+    said = errors(octavo(*CNN, tmp_path / "none", tmp_path / "out", "--images", tmp_path / "none", *options, code=2))
+    assert len(said) == 1
+    assert fact in said[0]
+    assert "Use --activations static." in said[0]
 
 
 def without_config(folder: Path) -> None:
