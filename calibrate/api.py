@@ -22,7 +22,7 @@ from .export.pair import write_pair
 from .fold import calibrate_folded
 from .onnx.write import write_all
 from .plan import kind_of
-from .run import Result
+from .run import Result, planned
 from .settings import Settings
 from .synthetic import made_up, warnings_of
 
@@ -200,10 +200,11 @@ class Calibrator:
 
         Afterwards `model` is what was calibrated: where batch norms were folded, a copy of the caller's.
         """
-        samples, warnings = list[Any](), list[str]()
+        settings, samples, warnings = self.cfg.settings, list[Any](), list[str]()
+        planned(self.model, settings)  # to refuse before inputs are made up, which takes a minute
         if self._calls is None and self.cfg.input_shape:
             samples, warnings = list(made_up(self.model, self.cfg.input_shape)), warnings_of(self.model)
-        calls, settings = self._calls or (lambda: samples), self.cfg.settings
+        calls = self._calls or (lambda: samples)
         self._result, self.model = calibrate_folded(self.model, calls, settings, warnings=warnings)
 
     @property

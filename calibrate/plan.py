@@ -141,7 +141,8 @@ def _entry(name: str, module: nn.Module, scheme: str) -> Entry:
     reason, found = "", kind_of(module)
     kind = type(module).__name__ if found is None else KINDS[found]
     if found is None:
-        reason = f"{kind} has no integer form"
+        known = f"{type(module).__module__}." if kind in KINDS.values() else ""
+        reason = f"{known}{kind} has no integer form"
     elif module.weight.dtype not in STORABLE:
         reason = f"{str(module.weight.dtype).removeprefix('torch.')} weight has no integer form"
     return Entry(name, kind, shape, size, None if reason else scheme, reason, unsupported=bool(reason))

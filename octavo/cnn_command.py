@@ -10,6 +10,7 @@ import torch
 from calibrate.data import Sample
 from calibrate.export import check_target
 from calibrate.fold import calibrate_folded
+from calibrate.run import planned
 from calibrate.sqnr import spread
 from calibrate.synthetic import made_up, warnings_of
 from capture.errors import CaptureError
@@ -39,6 +40,7 @@ def run_cnn(options: CalibrateOptions, terminal: Terminal) -> None:
     device, dtype = resolve_device(options.device), DTYPES[options.dtype or "float32"]
     classifier = load_classifier(classifier_directory(str(options.capture)), dtype)
     classifier.model.to(device).requires_grad_(False)
+    planned(classifier.model, settings)
     calls: Callable[[], Iterator[Sample]]
     warnings: list[str] = []
     if shape is None:

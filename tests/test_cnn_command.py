@@ -81,6 +81,7 @@ REFUSED = [
     (("--input-shape", "1,3,8"), "'1,3,8' is not batch,channels,height,width", 2),
     (("--input-shape", "1,3,0,8"), "'1,3,0,8' is not", 2),
     (("--input-shape", "1,1,8,8"), "call 1", 4),
+    (("--input-shape", "1,1,8,8", "--keep-float", "nope"), "'nope' matches no layer", 2),
     (("--input-shape", "1,3,8,8", "--samples", "3"), "--samples: is of --images alone", 2),
     (("--images", "{images}", "--budget", "40%"), "--budget: is not for --pipeline cnn", 2),
     (("--images", "{images}", "--activations", "timestep"), "no noise levels", 2),
@@ -103,7 +104,10 @@ def test_what_is_refused(model, images, tmp_path, options, fact, code):
 
 
 NO_FORM = [
-    (("--activations", "dynamic", "--format", "ascend,ascend-onnx"), "ascend-onnx: has no form for dynamic activations"),
+    (
+        ("--activations", "dynamic", "--format", "ascend,ascend-onnx"),
+        "ascend-onnx: has no form for dynamic activations",
+    ),
     (("--accuracy", "best", "--format", "onnx"), "format onnx: has no form for dynamic activations"),
     (("--weight-only", "--format", "onnx,ascend-onnx"), "format ascend-onnx: has no form for weights alone"),
 ]
