@@ -112,7 +112,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def check_activations(formats: Sequence[str], activations: str) -> None:
-    """Raises CalibrateError 2 for a format that has no form for layers with such `activations`, as settings name them."""
+    """Raises CalibrateError 2 for a format that has no form for layers with `activations`, a word of settings."""
     for name in formats:
         known = _ACTIVATIONS.get(name, (activations,))
         if activations not in known:
