@@ -5,8 +5,8 @@
 One thread; runs of both graphs alternate; medians. `fused` are the layers that onnxruntime computes in int8: it wants
 the output quantized too, so a layer whose output goes into a residual sum is dequantized and computed in float.
 Differences are the largest of an output, in 255ths of the outputs' range; `int8 off float` is what quantization itself
-costs in the same measure. `layers unequal`: those of Ascend's graph that do not give the bits of the integer layers for the
-same inputs; where there are none, what is left of a difference comes from the float operators between them.
+costs in the same measure. `layers unequal`: those of Ascend's graph that do not give the bits of the integer layers for
+the same inputs; where there are none, what is left of a difference comes from the float operators between them.
 """
 
 import argparse
