@@ -1,4 +1,4 @@
-"""Models that cast what they are given to the dtype of a layer's weight: where that is int8, little would be left of it."""
+"""Models that cast what they are given to the dtype of a weight: where that is int8, little would be left of it."""
 
 from collections.abc import Sequence
 from typing import Any
