@@ -1,12 +1,13 @@
 """Scales by which dividing and multiplying are the same: devices multiply by 1 / scale where others divide by it.
 
 For such a scale s, its reciprocal r rounded to float32, and every float32 x, x / s and x * r round to the same whole
-number wherever the results are below 255. They part only near x = (k + 1/2) s. Let s = m 2**e with 1 <= m < 2.
+number wherever the results are below 255. They could part only near x = h s, where h is a whole number and a half.
 
-1. m has 15 bits and k + 1/2 has 9, so float32 holds (k + 1/2) s: any other x is off by a step of float32, and x / s off
-   k + 1/2 by more than what rounding takes away, 2/m times as much at least.
-2. With |r s - 1| = d 2**-24, x * r is off by d times as much again, and up to twice that where (k + 1/2) s is past the
-   next power of two. So it is on the same side if d <= 1 - m/2, and a half stays a half if d <= 1/2.
+Let s = m 2**e and h = n 2**f with 1 <= m, n < 2, and u = 2**(f - 24), the most that rounding moves a result near h.
+1. m has 15 bits and h has 9, so float32 holds h s. Any other x is a step of float32 or more away, and x / s is off h by
+   2/m u at least, or by 4/m u where n m >= 2. Either is more than u, so no rounding takes it to h.
+2. Let |r s - 1| = d 2**-24. Then x * r is off x / s by n d u. That leaves more than u if n m < 2 and d <= 1 - m/2, and if
+   n m >= 2 and d <= 1/2; h itself, an even number of float32, stays h if n d <= 1, so if d <= 1/2.
 """
 
 import math
