@@ -6,8 +6,8 @@ number wherever the results are below 255. They could part only near x = h s, wh
 Let s = m 2**e and h = n 2**f with 1 <= m, n < 2, and u = 2**(f - 24), the most that rounding moves a result near h.
 1. m has 15 bits and h has 9, so float32 holds h s. Any other x is a step of float32 or more away, and x / s is off h by
    2/m u at least, or by 4/m u where n m >= 2. Either is more than u, so no rounding takes it to h.
-2. Let |r s - 1| = d 2**-24. Then x * r is off x / s by n d u. That leaves more than u if n m < 2 and d <= 1 - m/2, and if
-   n m >= 2 and d <= 1/2; h itself, an even number of float32, stays h if n d <= 1, so if d <= 1/2.
+2. Let |r s - 1| = d 2**-24. Then x * r is off x / s by n d u. That leaves more than u if n m < 2 and d <= 1 - m/2, and
+   if n m >= 2 and d <= 1/2; h itself, an even number of float32, stays h if n d <= 1, so if d <= 1/2.
 """
 
 import math
