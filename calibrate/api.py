@@ -21,7 +21,8 @@ from .export.ascend import file_names, scheme_of, write_ascend
 from .export.pair import write_pair
 from .fold import calibrate_folded
 from .onnx.write import write_all
-from .run import Result
+from .plan import kind_of
+from .run import Result, planned
 from .settings import Settings
 from .synthetic import made_up, warnings_of
 
@@ -199,10 +200,11 @@ class Calibrator:
 
         Afterwards `model` is what was calibrated: where batch norms were folded, a copy of the caller's.
         """
-        samples, warnings = list[Any](), list[str]()
+        settings, samples, warnings = self.cfg.settings, list[Any](), list[str]()
+        planned(self.model, settings)  # to refuse before inputs are made up, which takes a minute
         if self._calls is None and self.cfg.input_shape:
             samples, warnings = list(made_up(self.model, self.cfg.input_shape)), warnings_of(self.model)
-        calls, settings = self._calls or (lambda: samples), self.cfg.settings
+        calls = self._calls or (lambda: samples)
         self._result, self.model = calibrate_folded(self.model, calls, settings, warnings=warnings)
 
     @property
@@ -270,6 +272,6 @@ class Calibrator:
 
 
 def _check_amp(model: nn.Module, cfg: QuantConfig) -> None:
-    count = sum(1 for module in model.modules() if type(module) in (nn.Linear, nn.Conv2d))
+    count = sum(1 for module in model.modules() if kind_of(module) is not None)
     if cfg.amp_num > count:
         raise CalibrateError(f"amp_num {cfg.amp_num}: the model has {count} quantizable layers. Give fewer.", 2)

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from .calls import Call, evaluating, run
 from .errors import CalibrateError
 from .layers import names_of, replace
+from .plan import kind_of
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # these types alone, not what others make of them
 _TOLERANCE = 1e-4  # relative, of outputs: float32 with other roundings; more is another function
@@ -114,7 +115,7 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._convs = {n: m for n, m in model.named_modules() if type(m) is nn.Conv2d and not _hooked(m)}
+        self._convs = {n: m for n, m in model.named_modules() if kind_of(m) is nn.Conv2d and not _hooked(m)}
         self._norms = {n: m for n, m in model.named_modules() if usable(m) and not _hooked(m)}
         self._weights = {id(conv.weight): name for name, conv in self._convs.items()}
         self._inside: list[str] = []

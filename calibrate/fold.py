@@ -1,14 +1,15 @@
 """Calibration of a model whose batch norms are folded first."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
 
 from .batchnorm import Folded, folded
 from .calls import Calls, Progress, silent
-from .run import Result, calibrate
+from .casts import cast_to
+from .run import Result, calibrate, planned
 from .sensitivity import Trajectory
 from .settings import DEFAULTS, Settings
 
@@ -33,6 +34,7 @@ def calibrate_folded(
     """
     found, call = Folded(model, ()), next(iter(calls()), None)
     if call is not None:
+        settings = _kept(settings, cast_to(model, call, planned(model, settings).quantized))
         found = folded(model, call, changing=changing)
         model = found.model
     told = [*warnings, *filter(None, [found.warning])]
@@ -42,3 +44,10 @@ def calibrate_folded(
     pairs = [pair._asdict() for pair in found.pairs]
     report = result.report | {"folded": pairs, "warnings": [*told, *result.warnings]}
     return replace(result, report=report, example=call), model
+
+
+def _kept(settings: Settings, reasons: Mapping[str, str]) -> Settings:
+    """The settings by which the layers of `reasons` stay float too."""
+    if settings.defaults is None:
+        return replace(settings, more_float={**reasons, **settings.more_float})
+    return replace(settings, defaults={**reasons, **settings.defaults})

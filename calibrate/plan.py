@@ -13,11 +13,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from .errors import CalibrateError
 from .scheme import STORABLE
 
 KINDS: dict[type[nn.Module], str] = {nn.Linear: "Linear", nn.Conv2d: "Conv2d"}
+_COMPUTING = {nn.Linear: ("forward",), nn.Conv2d: ("forward", "_conv_forward")}  # the methods that say what a kind does
 FloatLayer = nn.Linear | nn.Conv2d
 _UNSUPPORTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d, nn.Embedding, nn.MultiheadAttention, nn.Bilinear)
 # what diffusers keeps out of 8-bit storage in classes that list nothing themselves
@@ -136,13 +138,29 @@ def _entry(name: str, module: nn.Module, scheme: str) -> Entry:
     weight = getattr(module, "weight", None)
     shape = tuple(weight.shape) if weight is not None else ()
     size = sum(parameter.nbytes for parameter in module.parameters(recurse=False))
-    reason = ""
-    if type(module) not in KINDS:  # a subclass may compute something else with its weight
-        reason = f"{type(module).__name__} has no integer form"
+    reason, found = "", kind_of(module)
+    kind = type(module).__name__ if found is None else KINDS[found]
+    if found is None:
+        known = f"{type(module).__module__}." if kind in KINDS.values() else ""
+        reason = f"{known}{kind} has no integer form"
     elif module.weight.dtype not in STORABLE:
         reason = f"{str(module.weight.dtype).removeprefix('torch.')} weight has no integer form"
-    kind = type(module).__name__
     return Entry(name, kind, shape, size, None if reason else scheme, reason, unsupported=bool(reason))
+
+
+def kind_of(module: nn.Module) -> type[nn.Module] | None:
+    """The kind of KINDS that computes what `module` does: its own, or that of a subclass which changes neither how it
+    computes nor where its weight is, as parametrizations do. nn.MultiheadAttention reads its layer's weight itself."""
+    if type(module) in KINDS:
+        return type(module)
+    if isinstance(module, NonDynamicallyQuantizableLinear) or "weight" not in module._parameters:
+        return None
+    same = (kind for kind, names in _COMPUTING.items() if all(_inherits(module, kind, name) for name in names))
+    return next(same, None)
+
+
+def _inherits(module: nn.Module, kind: type[nn.Module], name: str) -> bool:
+    return isinstance(module, kind) and getattr(type(module), name) is getattr(kind, name)
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -4,7 +4,8 @@
 
 round is to the nearest, ties to even. A scale is computed in float64, then rounded up to a value that the dtype it is
 stored in holds; everything else is derived from the stored one. Rounded up, because then no value inside the range is
-clamped away: the error inside it is at most scale / 2.
+clamped away: the error inside it is at most scale / 2. In float32 it is rounded up to one by which dividing and
+multiplying give the same codes (`reciprocals`).
 """
 
 import math
@@ -13,6 +14,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from .reciprocals import next_scale
 
 STORABLE = (torch.float32, torch.float16, torch.bfloat16)
 _PIECE = 1 << 15  # values that are quantized at once
@@ -130,11 +133,12 @@ def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | N
 
 
 def stored_scale(scale: float, dtype: torch.dtype) -> float | None:
-    """The smallest value of `dtype` that is not below `scale`; None where there is none near it.
+    """The smallest value of `dtype` that is not below `scale`, in float32 of `reciprocals`; None where none is near it.
 
     float16 has nothing between 0 and 6e-8, and few values up to 6e-5: a scale there would be lost or grow by half.
     """
-    stored = torch.tensor(scale, dtype=torch.float64).to(dtype)
+    wanted = next_scale(scale) if dtype == torch.float32 else scale
+    stored = torch.tensor(wanted, dtype=torch.float64).to(dtype)
     if stored.double().item() < scale:
         bits = stored.view(_BITS[dtype.itemsize])
         stored = (bits + 1).view(dtype)  # positive floats are ordered as their bits are

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from calibrate.budget import bytes_of
 from calibrate.enough import verdict
-from calibrate.export import check_formats, check_target, export
+from calibrate.export import check_activations, check_formats, check_target, export
 from calibrate.report import worst
 from calibrate.run import Result
 from calibrate.run import calibrate as calibrate_model
@@ -159,8 +159,8 @@ def _component(capture: Capture, wanted: str | None) -> str:
     return wanted
 
 
-def settings_of(options: CalibrateOptions, family: Family, samples: int) -> Settings:
-    """The recipe, and what the options say otherwise."""
+def settings_of(options: CalibrateOptions, family: Family, samples: int | None = None) -> Settings:
+    """The recipe, and what the options say otherwise. Raises CalibrateError 2 where a format has no form for it."""
     defaults = family.keep_float
     if options.quantize_too and defaults is not None:
         unknown = [pattern for pattern in options.quantize_too if pattern not in defaults]
@@ -176,11 +176,13 @@ def settings_of(options: CalibrateOptions, family: Family, samples: int) -> Sett
         "smoothing": options.smoothing, "weights": options.weights or None, "bias_correction": options.bias_correction,
     }  # fmt: skip
     chosen = RECIPES[options.accuracy] | {name: value for name, value in said.items() if value is not None}
-    return Settings(
+    made = Settings(
         sigma=options.sigma, symmetric=options.symmetric, groups=family.groups, keep_float=options.keep_float,
         defaults=defaults, more_float=family.more_float, quantize=quantize, samples=samples, budget=options.budget,
         release=True, name="--keep-float", **chosen,
     )  # fmt: skip
+    check_activations(formats_of(options), made.activations)
+    return made
 
 
 def _model(

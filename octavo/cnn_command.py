@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ import torch
 from calibrate.data import Sample
 from calibrate.export import check_target
 from calibrate.fold import calibrate_folded
+from calibrate.run import planned
 from calibrate.sqnr import spread
 from calibrate.synthetic import made_up, warnings_of
 from capture.errors import CaptureError
@@ -24,6 +25,7 @@ from .terminal import Terminal
 _OTHERS = (
     "model", "component", "budget", "quantize_too", "allow_incomplete", "allow_revision", "trust_remote_code",
 )  # fmt: skip
+_FORMATS = ("ascend", "onnx", "ascend-onnx")
 _BATCH, _BATCHES = 16, 8  # at most so many pictures in one, at least so many
 
 
@@ -32,12 +34,13 @@ def run_cnn(options: CalibrateOptions, terminal: Terminal) -> None:
     began = time.monotonic()
     _check(options)
     check_target(options.out, overwrite=options.overwrite)
-    formats_of(options)
+    settings = settings_of(options, GENERIC)
     files = [] if options.images is None else _chosen(image_files(Path(options.images)), options.samples)
     shape = None if options.input_shape is None else shape_of(options.input_shape)
     device, dtype = resolve_device(options.device), DTYPES[options.dtype or "float32"]
     classifier = load_classifier(classifier_directory(str(options.capture)), dtype)
     classifier.model.to(device).requires_grad_(False)
+    planned(classifier.model, settings)
     calls: Callable[[], Iterator[Sample]]
     warnings: list[str] = []
     if shape is None:
@@ -47,7 +50,7 @@ def run_cnn(options: CalibrateOptions, terminal: Terminal) -> None:
     else:
         made = made_up(classifier.model, shape, progress=terminal.progress)
         count, calls, warnings = len(made), lambda: iter(made), warnings_of(classifier.model)
-    settings = settings_of(options, GENERIC, count)
+    settings = replace(settings, samples=count)
     result, model = calibrate_folded(
         classifier.model, calls, settings, progress=terminal.progress, changing=True, warnings=warnings
     )
@@ -61,6 +64,8 @@ def _check(options: CalibrateOptions) -> None:
         if getattr(options, name) != defaults[name]:
             word = "quantize" if name == "quantize_too" else name.replace("_", "-")
             raise CaptureError(f"--{word}: is not for --pipeline cnn. Leave it out.", 2)
+    if others := [name for name in formats_of(options) if name not in _FORMATS]:
+        raise CaptureError(f"--format {others[0]}: is of denoisers. Choose of {', '.join(_FORMATS)}.", 2)
     if options.activations == "timestep":
         raise CaptureError("--activations timestep: an image classifier has no noise levels. Choose another.", 2)
     if (options.images is None) == (options.input_shape is None):

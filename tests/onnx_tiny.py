@@ -78,11 +78,11 @@ def on_runtime(proto: ModelProto, x: Tensor) -> np.ndarray[Any, Any]:
     return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
 
 
-def on_ascend(proto: ModelProto, x: Tensor, *, dividing: bool = False) -> np.ndarray[Any, Any]:
+def on_ascend(proto: ModelProto, x: Tensor) -> np.ndarray[Any, Any]:
     """The evaluator's output, of a graph that onnx accepts."""
     with ascend_operators():
         onnx.checker.check_model(proto)
-    return AscendGraph(proto, dividing=dividing)(**{proto.graph.input[0].name: x.numpy()})[0]
+    return AscendGraph(proto)(**{proto.graph.input[0].name: x.numpy()})[0]
 
 
 def both(traced: ModelProto, layers: Mapping[str, QuantizedLayer], x: Tensor) -> list[np.ndarray[Any, Any]]:

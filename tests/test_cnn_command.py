@@ -81,11 +81,13 @@ REFUSED = [
     (("--input-shape", "1,3,8"), "'1,3,8' is not batch,channels,height,width", 2),
     (("--input-shape", "1,3,0,8"), "'1,3,0,8' is not", 2),
     (("--input-shape", "1,1,8,8"), "call 1", 4),
+    (("--input-shape", "1,1,8,8", "--keep-float", "nope"), "'nope' matches no layer", 2),
     (("--input-shape", "1,3,8,8", "--samples", "3"), "--samples: is of --images alone", 2),
     (("--images", "{images}", "--budget", "40%"), "--budget: is not for --pipeline cnn", 2),
     (("--images", "{images}", "--activations", "timestep"), "no noise levels", 2),
     (("--images", "{images}", "--keep-float", "nope"), "'nope' matches no layer", 2),
     (("--images", "{images}", "--format", "nope"), "format: no 'nope'", 2),
+    (("--images", "{images}", "--format", "onnx,diffusers"), "--format diffusers: is of denoisers", 2),
 ]
 
 
@@ -99,6 +101,24 @@ def test_what_is_refused(model, images, tmp_path, options, fact, code):
     assert len(said) == 1
     assert fact in said[0]
     assert not (tmp_path / "out").exists()
+
+
+NO_FORM = [
+    (
+        ("--activations", "dynamic", "--format", "ascend,ascend-onnx"),
+        "ascend-onnx: has no form for dynamic activations",
+    ),
+    (("--accuracy", "best", "--format", "onnx"), "format onnx: has no form for dynamic activations"),
+    (("--weight-only", "--format", "onnx,ascend-onnx"), "format ascend-onnx: has no form for weights alone"),
+]
+
+
+@pytest.mark.parametrize(("options", "fact"), NO_FORM, ids=lambda value: str(value)[:40])
+def test_what_a_format_has_no_form_for_is_refused_before_a_picture_is_read(tmp_path, options, fact):
+    said = errors(octavo(*CNN, tmp_path / "none", tmp_path / "out", "--images", tmp_path / "none", *options, code=2))
+    assert len(said) == 1
+    assert fact in said[0]
+    assert "Use --activations static." in said[0]
 
 
 def without_config(folder: Path) -> None:

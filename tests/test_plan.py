@@ -36,13 +36,27 @@ def test_every_layer_is_listed_once_and_unsupported_ones_with_a_reason():
     assert all(rows[name].unsupported and rows[name].reason for name in set(rows) - set(plan.quantized))
 
 
-def test_a_subclass_of_linear_may_compute_something_else():
+def test_a_subclass_counts_where_it_computes_what_its_kind_does():
     class Scaled(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 2 * super().forward(x)
 
-    model = nn.Sequential(nn.Linear(2, 2), Scaled(2, 2))
-    assert make_plan(model).quantized == ("0",)
+    class Standardized(nn.Conv2d):
+        def _conv_forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+            return super()._conv_forward(x, weight - weight.mean(), bias)
+
+    class Depthwise(nn.Conv2d):
+        def __init__(self, channels: int) -> None:
+            super().__init__(channels, channels, 3, groups=channels)
+
+    moved = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    model = nn.Sequential(nn.Linear(2, 2), Scaled(2, 2), Standardized(2, 2, 3), Depthwise(2), moved)
+    plan = make_plan(model)
+    assert plan.quantized == ("0", "3")
+    assert [entry.kind for entry in plan.entries if entry.scheme] == ["Linear", "Conv2d"]
+    assert [entry.reason for entry in plan.entries if entry.unsupported] == [
+        f"{name} has no integer form" for name in ("Scaled", "Standardized", "ParametrizedLinear")
+    ]
 
 
 def test_the_general_rule_takes_linears_inside_blocks():

@@ -124,14 +124,23 @@ def test_float16_never_stores_a_scale_of_zero_nor_one_far_from_the_exact():
 
 
 @many
-@given(st.floats(1e-30, 1e30), dtypes)
+@given(st.floats(1e-30, 1e30), st.sampled_from([torch.float16, torch.bfloat16]))
 def test_a_stored_scale_is_the_next_one_up(scale, dtype):
     stored = stored_scale(scale, dtype)
     assume(stored is not None)
-    below = (torch.tensor(stored).to(dtype).view(torch.int32 if dtype == torch.float32 else torch.int16) - 1).view(
-        dtype
-    )
+    below = (torch.tensor(stored).to(dtype).view(torch.int16) - 1).view(dtype)
     assert below.double().item() < scale <= stored
+
+
+@many
+@given(ranges, schemes, st.lists(st.floats(-1, 1), min_size=1, max_size=8))
+def test_in_float32_multiplying_by_the_reciprocal_makes_the_same_codes(extent, scheme, parts):
+    made = qparams_of(extent, scheme, torch.float32)
+    assume(made is not None)
+    halves = (torch.arange(-255, 255) + 0.5) * made.scale
+    x = torch.cat([halves, torch.tensor(parts) * max(-extent.low, extent.high)])
+    q = ((x * (1 / made.scale)).round() + made.zero_point).clamp(-128, 127)
+    assert torch.equal(codes(x, made, scheme), q)
 
 
 def test_widest_ranges_do_not_overflow():

@@ -21,9 +21,10 @@ from .torchao import write_torchao
 if TYPE_CHECKING:
     from ..run import Result
 
-__all__ = ["EXPORTS", "REPORT_FILE", "check_formats", "check_target", "export"]
+__all__ = ["EXPORTS", "REPORT_FILE", "check_activations", "check_formats", "check_target", "export"]
 
 REPORT_FILE = "report.json"
+_ACTIVATIONS = {"torchao": ("static", "dynamic", "float"), "onnx": ("static", "float"), "ascend-onnx": ("static",)}
 
 
 class Writer(Protocol):
@@ -113,6 +114,15 @@ def check_formats(formats: Sequence[str]) -> None:
             raise CalibrateError(f"format: '{name}' is asked for twice. Give it once.", 2)
         if name.endswith("onnx"):
             check_extra(f"format {name}")
+
+
+def check_activations(formats: Sequence[str], activations: str) -> None:
+    """Raises CalibrateError 2 for a format that has no form for layers with `activations`, a word of settings."""
+    for name in formats:
+        known = _ACTIVATIONS.get(name, (activations,))
+        if activations not in known:
+            what = "weights alone" if activations == "float" else f"{activations} activations"
+            raise CalibrateError(f"format {name}: has no form for {what}. Use --activations {known[0]}.", 2)
 
 
 def report_bytes(report: Mapping[str, Any]) -> bytes:

@@ -5,7 +5,8 @@
     AscendDequant(deq_scale)   int32 -> float; deq_scale is uint64, the bits of a float32 in its low half
 
 The offset is in no bias: the compiler takes offset times the sum of the weights off, and pads with the offset, which
-stands for 0.0. So what the accumulator ends with is that of the layer which was evaluated.
+stands for 0.0. So what the accumulator ends with is that of the layer which was evaluated. AscendQuant multiplies where
+that layer divides: for scales of float32 the codes are the same (`reciprocals`).
 """
 
 from collections.abc import Mapping

@@ -23,17 +23,12 @@ _INTEGER = ("Conv", "Gemm", "MatMul")
 
 
 class AscendGraph:
-    """The graph, ready to run. Raises CalibrateError 3 for operators that the compiler would not take.
+    """The graph, ready to run. Raises CalibrateError 3 for operators that the compiler would not take."""
 
-    AscendQuant multiplies by its scale. The integer layers divide by theirs: halves between two codes, as pictures of
-    few levels have them everywhere, may go the other way. With `dividing` it divides by 1 / scale, as near as float32
-    has it.
-    """
-
-    def __init__(self, proto: "ModelProto", *, dividing: bool = False) -> None:
+    def __init__(self, proto: "ModelProto") -> None:
         from onnx.reference import ReferenceEvaluator
 
-        self._evaluator = ReferenceEvaluator(compiled(proto), new_ops=_operators(dividing))
+        self._evaluator = ReferenceEvaluator(compiled(proto), new_ops=_operators())
 
     def __call__(self, **inputs: "Array") -> list["Array"]:
         """The outputs for inputs by their names."""
@@ -71,10 +66,9 @@ def _attributes(node: "NodeProto") -> dict[str, Any]:
     return {each.name: helper.get_attribute_value(each) for each in node.attribute}
 
 
-def _codes(x: "Array", scale: float, offset: float, dividing: bool) -> "Array":
-    x = x.astype(np.float32)
-    codes = x / np.float32(1.0 / scale) if dividing else x * np.float32(scale)
-    return np.clip(np.rint(codes) + np.float32(offset), -128, 127).astype(np.int8)
+def _codes(x: "Array", scale: float, offset: float) -> "Array":
+    codes = np.rint(x.astype(np.float32) * np.float32(scale))
+    return np.clip(codes + np.float32(offset), -128, 127).astype(np.int8)
 
 
 def _dequantized(total: "Array", deq_scale: "Array", axis: int) -> "Array":
@@ -105,12 +99,12 @@ def _whole(total: torch.Tensor, bias: "Array | None") -> "Array":
     return found.astype(np.int32)
 
 
-def _operators(dividing: bool) -> list[Any]:
+def _operators() -> list[Any]:
     from onnx.reference.op_run import OpRun
 
     class Quant(OpRun):
         def _run(self, x: Any, scale: Any = None, offset: Any = None, quant_bit: Any = None) -> Any:
-            return (_codes(x, scale, offset, dividing),)
+            return (_codes(x, scale, offset),)
 
     class Dequant(OpRun):
         op_domain = _DEVICE

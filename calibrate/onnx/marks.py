@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 DOMAIN, MARK = "octavo", "Layer"
 OPSET = 18
+_SIZES = (  # that models look at, as to pad for a stride
+    "in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups",
+    "padding_mode",
+)  # fmt: skip
 
 
 class Mark(nn.Module):
@@ -26,6 +30,7 @@ class Mark(nn.Module):
         super().__init__()
         self.index, self.older = index, older
         self.outputs, *self.size = layer.weight.shape[0], *layer.weight.shape[2:]
+        vars(self).update({name: value for name, value in vars(layer).items() if name in _SIZES})
         self.geometry = layer.geometry if isinstance(layer, QuantizedConv2d) else None
         self.register_buffer("mul_scale", layer.mul_scale)
 

@@ -6,6 +6,7 @@ quantizes (smoothing, padding that is not zeros) is traced with it.
 
 import inspect
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -106,10 +107,18 @@ def trace(
         except Exception as error:  # each fails in ways of its own
             failures.append(error)
     else:
-        fact = " ".join(str(failures[0]).split())[:200]
+        fact = _cause(failures[0])
         raise CalibrateError(f"{type(model).__name__}: torch.onnx cannot export it ({fact}).", 4) from failures[0]
     _check_reached(proto, layers)
     return proto
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong first, in one line; exporters wrap it in advice, with colours of a terminal."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return " ".join(text.split())[:200] or type(error).__name__
 
 
 def _widened(call: Any) -> Any:
