@@ -118,6 +118,7 @@ class QuantConfig:
             observer=observers[self.act_method],
             sigma=float(self.sigma),
             symmetric=self.a_sym,
+            reciprocal=self.input_shape is not None,
             activations="static" if self.act_quant else "float",
             weights=tuple(_METHODS[name] for name in self._methods()),
             iterations={_METHODS[name]: each[1] for name, each in (self.keep_acc or {}).items() if name != "round_opt"},

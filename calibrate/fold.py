@@ -34,7 +34,10 @@ def calibrate_folded(
     """
     found, call = Folded(model, ()), next(iter(calls()), None)
     if call is not None:
-        settings = _kept(settings, cast_to(model, call, planned(model, settings).quantized))
+        names = planned(model, settings).quantized
+        settings = _kept(settings, cast_to(model, call, names))
+        if any(isinstance(model.get_submodule(name), nn.Conv2d) for name in names):  # what graphs are made of
+            settings = replace(settings, reciprocal=True)
         found = folded(model, call, changing=changing)
         model = found.model
     told = [*warnings, *filter(None, [found.warning])]

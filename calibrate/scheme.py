@@ -4,8 +4,7 @@
 
 round is to the nearest, ties to even. A scale is computed in float64, then rounded up to a value that the dtype it is
 stored in holds; everything else is derived from the stored one. Rounded up, because then no value inside the range is
-clamped away: the error inside it is at most scale / 2. In float32 it is rounded up to one by which dividing and
-multiplying give the same codes (`reciprocals`).
+clamped away: the error inside it is at most scale / 2.
 """
 
 import math
@@ -27,18 +26,21 @@ _MAX_INFLATION = 1.25  # a stored scale above this multiple of the exact one was
 class Scheme:
     """How a tensor becomes integers.
 
-    | field     | meaning                                                                            |
-    |-----------|------------------------------------------------------------------------------------|
-    | bits      | width of the integers                                                              |
-    | symmetric | zero_point is 0 and the scale follows the larger end of the range                  |
-    | axis      | None: one scale for the tensor; 0: one for each output channel                     |
-    | narrow    | qmin is -qmax, so that no code lacks its negative (weights)                        |
+    | field      | meaning                                                                           |
+    |------------|-----------------------------------------------------------------------------------|
+    | bits       | width of the integers                                                             |
+    | symmetric  | zero_point is 0 and the scale follows the larger end of the range                 |
+    | axis       | None: one scale for the tensor; 0: one for each output channel                    |
+    | narrow     | qmin is -qmax, so that no code lacks its negative (weights)                       |
+    | reciprocal | float32 scales are such that multiplying with 1 / scale makes the codes of        |
+    |            | dividing (`reciprocals`)                                                          |
     """
 
     bits: int = 8
     symmetric: bool = True
     axis: int | None = None
     narrow: bool = False
+    reciprocal: bool = False
 
     @property
     def qmax(self) -> int:
@@ -123,7 +125,7 @@ def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | N
     if scale == 0.0 and extent == (0.0, 0.0):
         stored: float | None = 1.0
     else:
-        stored = stored_scale(scale, dtype)
+        stored = stored_scale(scale, dtype, scheme)
     if stored is None:
         return None
     low = min(extent.low, 0.0)
@@ -132,12 +134,13 @@ def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | N
     return QParams(torch.tensor(stored, dtype=torch.float32), torch.tensor(zero_point, dtype=torch.int32))
 
 
-def stored_scale(scale: float, dtype: torch.dtype) -> float | None:
-    """The smallest value of `dtype` that is not below `scale`, in float32 of `reciprocals`; None where none is near it.
+def stored_scale(scale: float, dtype: torch.dtype, scheme: Scheme) -> float | None:
+    """The smallest value of `dtype` that is not below `scale`, for a scheme with reciprocals of those in `reciprocals`;
+    None where there is none near it.
 
     float16 has nothing between 0 and 6e-8, and few values up to 6e-5: a scale there would be lost or grow by half.
     """
-    wanted = next_scale(scale) if dtype == torch.float32 else scale
+    wanted = next_scale(scale) if scheme.reciprocal and dtype == torch.float32 else scale
     stored = torch.tensor(wanted, dtype=torch.float64).to(dtype)
     if stored.double().item() < scale:
         bits = stored.view(_BITS[dtype.itemsize])

@@ -1,7 +1,7 @@
 """What a calibration can be told, and the named recipes of it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -26,6 +26,7 @@ class Settings:
     sigma: float = 25.0  # of observer "sigma"; 0 means minimum and maximum
     percentile: float = 99.99  # of observer "percentile"
     symmetric: bool = False  # activations
+    reciprocal: bool = False  # scales of inputs are of those that Ascend's graph may multiply with
     activations: str = "static"  # a name of SCHEMES
     smoothing: bool = False
     groups: Callable[[nn.Module], Sequence[Group]] | None = None  # layers that share factors of smoothing
@@ -75,7 +76,7 @@ class Settings:
     @property
     def input_scheme(self) -> Scheme:
         """How inputs become integers."""
-        return SYMMETRIC_ACTIVATION if self.symmetric else ACTIVATION
+        return replace(SYMMETRIC_ACTIVATION if self.symmetric else ACTIVATION, reciprocal=self.reciprocal)
 
     @property
     def options(self) -> Options:

@@ -50,7 +50,7 @@ def run_cnn(options: CalibrateOptions, terminal: Terminal) -> None:
     else:
         made = made_up(classifier.model, shape, progress=terminal.progress)
         count, calls, warnings = len(made), lambda: iter(made), warnings_of(classifier.model)
-    settings = replace(settings, samples=count)
+    settings = replace(settings, samples=count, reciprocal=True)
     result, model = calibrate_folded(
         classifier.model, calls, settings, progress=terminal.progress, changing=True, warnings=warnings
     )

@@ -51,7 +51,7 @@ class Mixed(nn.Module):
 def mixed_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
     """The integer layers of a calibration."""
     data = [Sample((x,), {}) for x in pictures(4)]
-    return calibrate(model, lambda: data, Settings(defaults={})).layers
+    return calibrate(model, lambda: data, Settings(defaults={}, reciprocal=True)).layers
 
 
 def pictures(count: int, seed: int = 0, size: int = 12) -> list[Tensor]:

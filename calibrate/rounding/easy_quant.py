@@ -124,7 +124,7 @@ def _same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
 def _scaled(qparams: QParams, factor: float, scheme: Scheme, dtype: torch.dtype) -> QParams | None:
     """The parameters for `factor` times the present range; None where `dtype` holds no such scale."""
     wanted = factor * float(qparams.scale)
-    stored = stored_scale(wanted, dtype)
+    stored = stored_scale(wanted, dtype, scheme)
     if stored is None:
         return None
     zero_point = 0
