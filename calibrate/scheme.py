@@ -88,9 +88,12 @@ def codes(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
 
 
 def _codes(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
-    # a tensor of its own: what follows may work in place
-    q = x / scale if x.dtype == torch.float32 else x.to(torch.float32).div_(scale)
-    return q.round_().add_(zero_point).clamp_(scheme.qmin, scheme.qmax)
+    return divided(x, scale).round_().add_(zero_point).clamp_(scheme.qmin, scheme.qmax)
+
+
+def divided(x: Tensor, scale: Tensor) -> Tensor:
+    """x / scale in float32, a tensor of its own."""
+    return x / scale if x.dtype == torch.float32 else x.to(torch.float32).div_(scale)
 
 
 def dequantize(q: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:

@@ -17,7 +17,7 @@ from calibrate.integers import sums_in_int32
 from calibrate.layers import QuantizedLinear, install
 from calibrate.noise import NoiseLevel
 from calibrate.runtime import BACKENDS, Int8Linear, accelerate, cpu, optimized
-from calibrate.scheme import Range
+from calibrate.scheme import ACTIVATION, QParams, Range, codes
 
 from .runtime_tiny import SCHEMES, frozen, near
 
@@ -78,6 +78,19 @@ def test_ties_round_to_even_whatever_the_zero_point(low):
     codes = {int(z) for z in (layer.input_zero_point, optimized(layer).input_zero_point)}
     assert len(codes) == 1
     assert near(layer, optimized(layer)(x), layer(x))
+
+
+@pytest.mark.parametrize("zero_point", [-128, -127, -3, 0, 126, 127])
+@pytest.mark.parametrize("scale", [0.037, 2.0**-5, 201 * 2.0**-13, 1.0, 1e30])
+def test_codes_made_in_fewer_steps_are_those_of_the_scheme(scale, zero_point):
+    qparams = QParams(torch.tensor(scale), torch.tensor(zero_point, dtype=torch.int32))
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
+    ties = (torch.arange(-300, 300) + 0.5) * scale
+    for x in (every[~every.isnan()], ties, ties.nextafter(ties + scale), ties.nextafter(ties - scale)):
+        q, before = torch.empty(x.shape, dtype=torch.uint8), x.clone()
+        cpu._quantize(q, x, qparams)
+        assert torch.equal(q.int() - 128, codes(x, qparams, ACTIVATION).int())
+        assert torch.equal(x, before)
 
 
 class Largest(TorchDispatchMode):

@@ -6,7 +6,7 @@ Not Need O(n^2) Memory", 2021). The shift is the largest score of the row, and a
 
 In bfloat16, where Cauchy and Schwarz bound the scores, the shift is known before them, and the weights are what the
 product puts out, rounded once: no exponential can follow a product of oneDNN's, but a sigmoid, which is that of numbers
-far below zero.
+far below zero. Their sums are more columns of the product with the values.
 """
 
 import itertools
@@ -25,6 +25,7 @@ _WORTH = 1 << 16  # scores of a head, below which torch is as quick
 _BOUND = 60.0  # of scores whose shift is known before them
 _BELOW = 8.0  # the sigmoid of -8 is the exponential but for a thirtieth of a bfloat16's rounding
 _SMALLEST = 2.0**-80  # sum of weights: what is a millionth of it, times a value, is a normal float32
+_FACTORS = 16  # that sums of weights are found with: see _with_factors
 _LOG2E = math.log2(math.e)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -128,10 +129,12 @@ def attention(
     scale = width**-0.5 if scale is None else scale
     mask = None if attn_mask is None else _in_base_2(attn_mask).expand(*heads, rows, key.shape[-2])
     bounds = abs(scale) * _longest(query) * _longest(key) if mask is None else torch.full(heads, math.inf)
+    query, key = query.contiguous(), key.contiguous()
+    values = _with_factors(value) if mask is None and query.dtype == torch.bfloat16 else value
     # one row after the other with all its heads, as the models want to have it
     y = torch.empty((*heads[:-1], rows, heads[-1], value.shape[-1]), dtype=query.dtype).transpose(-2, -3)
     for at in itertools.product(*map(range, heads)):
-        head = _Head(query[at], key[at], value[at], scale, float(bounds[at]))
+        head = _Head(query[at], key[at], values[at], value.shape[-1], scale, float(bounds[at]))
         for some in _pieces(rows, key.shape[-2]):
             y[at][some] = head.of(some, None if mask is None else mask[at][some])
     return y
@@ -142,36 +145,47 @@ def _longest(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax(-1)
 
 
+def _with_factors(value: Tensor) -> Tensor:
+    """More columns, 1, 17/16, 18/16 to 31/16 in every row: weights times those are multiples of the sum of weights.
+
+    Each is rounded to bfloat16, but elsewhere, so that their mean is off by a quarter of one rounding.
+    """
+    factors = torch.arange(_FACTORS, 2 * _FACTORS, dtype=value.dtype) / _FACTORS
+    return torch.cat((value, factors.expand(*value.shape[:-1], -1)), -1)
+
+
 def _pieces(rows: int, keys: int) -> Iterator[slice]:
     step = max(64, _AT_ONCE // keys)
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
 class _Head:
-    """The attention of one head. `bound` is not below any |score|."""
+    """The attention of one head. `bound` is not below any |score|; `value` may have more than `width` columns."""
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, scale: float, bound: float) -> None:
-        self.query, self.key, self.value, self.scale = query, key, value, scale
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, width: int, scale: float, bound: float) -> None:
+        self.query, self.key, self.value, self.width, self.scale = query, key, value, width, scale
         self.bounded = bound <= _BOUND and query.dtype == torch.bfloat16 and _has_bfloat16()
         if self.bounded:
-            self.scaled, self.keys, self.values = query * scale, key.contiguous(), value.contiguous().t()
+            self.scaled = query * scale
             self.shift = torch.full((len(key),), -bound - _BELOW, dtype=query.dtype)
 
     def of(self, some: slice, mask: Tensor | None) -> Tensor:
         """The output of some rows; `mask` is theirs, to base 2."""
         if self.bounded:
-            weights = _product(self.scaled[some], self.keys, self.shift, "sigmoid")
-            total = weights.sum(-1, keepdim=True, dtype=torch.float32)
+            weights = _product(self.scaled[some], self.key, self.shift, "sigmoid")
+            y, sums = _product(weights, self.value.t()).tensor_split((self.width,), -1)
+            total = sums.sum(-1, keepdim=True, dtype=torch.float32).div_(1.5 * _FACTORS - 0.5)
             self.bounded = bool(total.amin() >= _SMALLEST)
             if self.bounded:
-                return _product(weights, self.values) / total
-        scores = _product(self.query[some].float() * (self.scale * _LOG2E), self.key.float().contiguous())
+                return y / total
+        scores = _product(self.query[some].float() * (self.scale * _LOG2E), self.key.float())
         if mask is not None:
             scores.add_(mask)
         largest = scores.amax(-1, keepdim=True)
         weights = scores.sub_(largest.masked_fill_(largest == -math.inf, 0.0)).exp2_()
         total = weights.sum(-1, keepdim=True)
-        return _product(weights, self.value.float().contiguous().t()).div_(total.masked_fill_(total == 0, 1.0))
+        value = self.value[:, : self.width].float().contiguous()
+        return _product(weights, value.t()).div_(total.masked_fill_(total == 0, 1.0))
 
 
 def _in_base_2(mask: Tensor) -> Tensor:

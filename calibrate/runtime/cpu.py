@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..integers import dynamic_codes, sums_in_int32
-from ..scheme import ACTIVATION, codes
+from ..scheme import ACTIVATION, QParams, codes, divided
 from . import reference
 from .packing import SHIFT, Output, Packed
 from .recent import Quantization
@@ -71,8 +71,21 @@ def _quantized(layer: "Int8Linear", x: Tensor, at: int) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     q = torch.empty(rows.shape, dtype=torch.uint8)
     for out, some in _pieces(q, rows):
-        _store(out, codes(layer._multiplied(some, -1), layer.qparams(at), ACTIVATION))
+        _quantize(out, layer._multiplied(some, -1), layer.qparams(at))
     return q
+
+
+def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
+    """Stores `codes` of `x` in `out` as `_store` does, in fewer passes.
+
+    What is added to x / scale rounds it, to the even ones of equally near because it is even itself.
+    """
+    zero_point = int(qparams.zero_point) + SHIFT
+    odd = zero_point % 2
+    q = divided(x, qparams.scale).add_(_WHOLE + zero_point - odd)
+    out.copy_(q.clamp_(_WHOLE - odd, _WHOLE + 255 - odd).view(torch.int32))
+    if odd:
+        out.add_(1)  # in uint8, where 255 becomes 0
 
 
 def _dynamic(layer: "Int8Linear", rows: Tensor, gelu: str | None) -> Tensor:
