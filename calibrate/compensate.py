@@ -32,6 +32,7 @@ from .weights import round_to_nearest
 ROOM = float(1 << 30)  # bytes of sums held at once
 WORK = 6  # times the bytes of a layer's sums: what GPTQ makes of them (measured: 5.4)
 _CLIPPING = 0.3  # of the error: a model loses by clipping what a layer gains a little by
+_SEEN = 0.5  # of the largest values: rows without such do not tell what clipping costs
 CALLS = 96  # enough to replay for the sums
 _ROWS_A_CHANNEL = 32  # more rows than this many times the channels change the sums little
 _PATCHES = 1 << 16  # of a convolution, in all
@@ -224,13 +225,17 @@ def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -
 def paired(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -> list[Choice]:
     """The choice with scales of the weight and of its input by EasyQuant, in turns, if that is among the methods.
 
-    Not of a smoothed input: what clipping saves a layer there, it costs the model.
+    Not of a smoothed input: what clipping saves a layer there, it costs the model. Nor without calls held out, and
+    where the rows it is found by do not show how large values are: what is large in few rows would be clipped unseen.
     """
     spec = choice.spec
     wanted = "easy-quant" in method.weights and choice.multiplier is None and groups_of(module) == 1
-    if not wanted or not isinstance(spec, QParams):
+    if not wanted or not survey.split or not isinstance(spec, QParams):
         return []
     rows, dtype = survey.fitting.rows.to(torch.float32), module.weight.dtype
+    extent = survey.all.range()
+    if not (rows.amin() <= _SEEN * extent.low and rows.amax() >= _SEEN * extent.high):
+        return []
     options = {"iterations": method.iterations["easy-quant"]} if "easy-quant" in method.iterations else {}
     found = easy_quant_pair(module.weight, rows, spec, method.scheme, dtype, seed=method.seed, **options)
     return [] if found is None else [replace(choice, weight=found[0], spec=found[1], method="easy-quant")]
