@@ -53,6 +53,10 @@ class Method:
         """Whether there is nothing to find out."""
         return not self.weights and not self.correct
 
+    def limits(self, name: str) -> dict[str, int]:
+        """The limit of iterations of a method of weights, as its argument; none where it has its own."""
+        return {"iterations": self.iterations[name]} if name in self.iterations else {}
+
 
 class Strided:
     """Takes one row in so many of all inputs (..., in)."""
@@ -150,10 +154,9 @@ def compensated(
                 module = layer_at(model, name)
                 options = candidates(module, choices[name], sums[members[0]], method)
                 judged = partial(error_of, module, inputs=surveys[name].judged)
-                best = min(options, key=judged)
-                for pair in paired(module, choices[name], surveys[name], method):
-                    if judged(pair) < _CLIPPING * judged(best):
-                        best = pair
+                best, pair = min(options, key=judged), paired(module, choices[name], surveys[name], method)
+                if pair is not None and judged(pair) < _CLIPPING * judged(best):
+                    best = pair
                 made[name] = best
             del sums[members[0]]
     next(each_layer, None)
@@ -213,8 +216,7 @@ def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -
     if correct:
         found.append(corrected(weight, choice, sums, groups_of(module)))
     for name in method.weights if groups_of(module) == 1 else ():
-        options = {"iterations": method.iterations[name]} if name in method.iterations else {}
-        rounded = WEIGHT_METHODS[name](weight, sums.inputs, seed=method.seed, **options)
+        rounded = WEIGHT_METHODS[name](weight, sums.inputs, seed=method.seed, **method.limits(name))
         if rounded is not None:
             found.append(replace(choice, weight=rounded, method=name))
             if correct:
@@ -222,7 +224,7 @@ def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -
     return found
 
 
-def paired(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -> list[Choice]:
+def paired(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -> Choice | None:
     """The choice with scales of the weight and of its input by EasyQuant, in turns, if that is among the methods.
 
     Not of a smoothed input: what clipping saves a layer there, it costs the model. Nor without calls held out, and
@@ -231,14 +233,14 @@ def paired(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -
     spec = choice.spec
     wanted = "easy-quant" in method.weights and choice.multiplier is None and groups_of(module) == 1
     if not wanted or not survey.split or not isinstance(spec, QParams):
-        return []
+        return None
     rows, dtype = survey.fitting.rows.to(torch.float32), module.weight.dtype
     extent = survey.all.range()
     if not (rows.amin() <= _SEEN * extent.low and rows.amax() >= _SEEN * extent.high):
-        return []
-    options = {"iterations": method.iterations["easy-quant"]} if "easy-quant" in method.iterations else {}
-    found = easy_quant_pair(module.weight, rows, spec, method.scheme, dtype, seed=method.seed, **options)
-    return [] if found is None else [replace(choice, weight=found[0], spec=found[1], method="easy-quant")]
+        return None
+    limits = method.limits("easy-quant")
+    found = easy_quant_pair(module.weight, rows, spec, method.scheme, dtype, seed=method.seed, **limits)
+    return None if found is None else replace(choice, weight=found[0], spec=found[1], method="easy-quant")
 
 
 def groups_of(module: FloatLayer) -> int:

@@ -14,9 +14,8 @@ from .errors import CalibrateError
 from .scheme import STORABLE, WEIGHT, QParams, quantize
 
 _SMALLEST = 2.0**-126  # of the normal float32
-_PAGE_OUT = (
-    21  # MADV_PAGEOUT of Linux 5.4: swaps what is not in a file; the file leaves the page cache, for all processes
-)
+# MADV_PAGEOUT of Linux 5.4: swaps what is not in a file; the file leaves the page cache, for all processes
+_PAGE_OUT = 21
 
 
 class QuantizedWeight(NamedTuple):

@@ -6,7 +6,7 @@
 
 The offset is in no bias: the compiler takes offset times the sum of the weights off, and pads with the offset, which
 stands for 0.0. So what the accumulator ends with is that of the layer which was evaluated. AscendQuant multiplies where
-that layer divides: for scales of float32 the codes are the same (`reciprocals`).
+that layer divides: for float32 scales made for it the codes are the same (`reciprocals`).
 """
 
 from collections.abc import Mapping

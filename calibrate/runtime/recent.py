@@ -19,9 +19,11 @@ class Quantization(NamedTuple):
 
     def same(self, other: "Quantization") -> bool:
         """Whether both make the same integers."""
-        if self[:2] != other[:2] or (self.multiplier is None) != (other.multiplier is None):
+        if self[:2] != other[:2]:
             return False
-        return self.multiplier is None or torch.equal(self.multiplier, other.multiplier)  # type: ignore[arg-type]
+        if self.multiplier is None or other.multiplier is None:
+            return self.multiplier is other.multiplier
+        return torch.equal(self.multiplier, other.multiplier)
 
 
 class Recent:
