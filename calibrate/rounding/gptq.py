@@ -13,7 +13,7 @@ def gptq(weight: Tensor, inputs: Inputs | None, *, iterations: int = 1, seed: in
 
     Columns in the order of falling energy of their inputs (act-order), the scale that of the largest value. Without
     inputs there is no error to share, and it rounds to the nearest. Nothing is drawn and nothing iterated: `seed` and
-    `iterations` are not used. Costs in^3 / 3 + in^3 / 3 for the factors and 2 out in^2 flops for the columns.
+    `iterations` are not used. Costs in^3 / 3 for the factor and out in^2 flops for the columns.
     """
     if inputs is None or round_to_nearest(weight) is None:
         return round_to_nearest(weight)
@@ -22,25 +22,23 @@ def gptq(weight: Tensor, inputs: Inputs | None, *, iterations: int = 1, seed: in
 
 
 def _codes(case: Case) -> Tensor:
-    """The codes (out, in) of a case."""
+    """The codes (out, in) of a case.
+
+    By the factor of the Hessian, not that of its inverse (Chen et al., The Geometry of LLM Quantization: GPTQ as
+    Babai's Nearest Plane Algorithm, 2025): with H = R R^T, R upper, d H d is a sum of squares, one for each column,
+    each of that column and those before it. So they are made small one by one.
+    """
     order = case.hessian.diagonal().argsort(descending=True, stable=True)
-    factor = _shares(case.hessian[order][:, order])
-    rest, codes = case.target[:, order], torch.empty_like(case.target)
-    columns = rest.shape[1]
+    factor = cholesky(case.hessian[order][:, order].flip(0, 1)).flip(0, 1)
+    shares = factor.div_(factor.diagonal().clone())
+    target, codes = case.target[:, order], torch.empty_like(case.target)
+    rest, columns = target.clone(), target.shape[1]
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        errors = torch.empty_like(rest[:, start:stop])
-        for at in range(start, stop):
-            codes[:, order[at]] = code = rest[:, at].round().clamp(WEIGHT.qmin, WEIGHT.qmax)
-            errors[:, at - start] = missed = (rest[:, at] - code) / factor[at, at]
-            rest[:, at:stop] -= torch.outer(missed, factor[at, at:stop])
-        rest[:, stop:] -= errors @ factor[start:stop, stop:]
+        near, missed = rest[:, start:stop].clone(), torch.empty_like(rest[:, start:stop])
+        for at in range(stop - start):
+            codes[:, order[start + at]] = code = near[:, at].round().clamp_(WEIGHT.qmin, WEIGHT.qmax)
+            missed[:, at] = code - target[:, start + at]
+            near -= torch.outer(missed[:, at], shares[start + at, start:stop])
+        rest[:, stop:] -= missed @ shares[start:stop, stop:]
     return codes
-
-
-def _shares(hessian: Tensor) -> Tensor:
-    """The upper triangular U with U^T U = hessian^-1, without the inverse: hessian = R R^T, R upper, U = R^-1."""
-    upper = cholesky(hessian.flip(0, 1)).flip(0, 1)
-    return torch.linalg.solve_triangular(
-        upper, torch.eye(len(upper), dtype=upper.dtype, device=upper.device), upper=True
-    )
