@@ -22,9 +22,9 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
+from calibrate.choice import Choice, layer_of
 from calibrate.export import export
-from calibrate.freeze import freeze
-from calibrate.layers import build, install
+from calibrate.layers import install
 from calibrate.plan import Plan
 from calibrate.run import Result
 from calibrate.scheme import ACTIVATION, Range, qparams_of
@@ -67,9 +67,9 @@ def made(kinds: Sequence[str], layers: int, heads: int, folder: Path, shard: str
     found = {}
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and "transformer_blocks" in name:
-            numbers = freeze(module.weight, module.bias, qparams, "round-to-nearest")
-            assert not isinstance(numbers, str)
-            found[name] = build(numbers, module)
+            made = layer_of(module, Choice(qparams))
+            assert not isinstance(made, str)
+            found[name] = made
             install(model, {name: found[name]})
     if "int8" in kinds:
         export(Result(Plan(()), found, {}), model, folder / "int8", ("diffusers",), max_shard_size=shard)

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .rounding import WEIGHT_METHODS, Inputs
 from .scheme import QParams
 from .weights import QuantizedWeight
 
@@ -85,29 +84,6 @@ class Numbers:
     def scheme(self) -> str:
         """The word for it: W8A8, W8A8_TIMESTEP, W8A8_DYNAMIC or W8A16."""
         return SCHEMES[type(self.activation)]
-
-
-def freeze(
-    weight: Tensor,
-    bias: Tensor | None,
-    spec: InputSpec | None,
-    method: str,
-    *,
-    inputs: Inputs | None = None,
-    iterations: int | None = None,
-    mul_scale: Tensor | None = None,
-    correction: Tensor | None = None,
-) -> Numbers | str:
-    """The numbers of a layer with this float weight and bias, or the reason why it has to stay float.
-
-    `spec` says how its input becomes integers; None quantizes the weight alone. `method` is a name of WEIGHT_METHODS,
-    for which `inputs` and `iterations` are: None is its own number of them. The others are those of `numbers_of`.
-    """
-    options = {} if iterations is None else {"iterations": iterations}
-    quantized = WEIGHT_METHODS[method](weight, inputs, **options)
-    if quantized is None:
-        return "a channel's weights are too small for a float32 scale"
-    return numbers_of(quantized, bias, spec, weight.dtype, mul_scale, correction)
 
 
 def numbers_of(

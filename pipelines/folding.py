@@ -56,13 +56,3 @@ def divide(values: Tensor, factors: Tensor, plus_one: bool) -> None:
     by = factors.to(torch.float64).view([-1] + [1] * (values.ndim - 1))
     wide = values.to(torch.float64)
     values.copy_((1 + wide) / by - 1 if plus_one else wide / by)
-
-
-def foldable(model: nn.Module, group: Group) -> bool:
-    """Whether every target takes the division: 1 + scale needs the modulation to have a bias."""
-    for target in group.folds:
-        parent, _, leaf = target.target.rpartition(".")
-        found = getattr(model.get_submodule(parent), leaf, None)
-        if found is None or (target.plus_one and not isinstance(found, nn.Parameter) and found.bias is None):
-            return False
-    return True

@@ -6,7 +6,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from calibrate.freeze import InputSpec, Numbers, numbers_of
+from calibrate.weights import round_to_nearest
+
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def nearest(weight: Tensor, bias: Tensor | None, spec: InputSpec | None, **more: Tensor | None) -> Numbers | str:
+    """The numbers of a layer whose weight is rounded to the nearest, or why there are none."""
+    rounded = round_to_nearest(weight)
+    assert rounded is not None
+    return numbers_of(rounded, bias, spec, weight.dtype, **more)
 
 
 class Call(NamedTuple):

@@ -10,11 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from calibrate.export import export
-from calibrate.freeze import Dynamic, InputSpec, TimestepQParams, freeze
+from calibrate.freeze import Dynamic, InputSpec, TimestepQParams
 from calibrate.layers import QuantizedLayer, build
 from calibrate.plan import Plan
 from calibrate.run import Result
 from calibrate.scheme import ACTIVATION, QParams, Range, qparams_of
+
+from .calibrate_tiny import nearest
 
 EDGES = (250.0, 500.0, 750.0)
 SCHEDULE = (1000.0, 800.0, 500.0, 499.5, 300.0, 20.0)  # of a deployment: two steps in one bin
@@ -46,7 +48,7 @@ def stacked(dtype: torch.dtype) -> QParams:
 
 
 def spec_of(kind: str, dtype: torch.dtype) -> InputSpec | None:
-    """What `freeze` is told for a layer of this scheme."""
+    """How the inputs of a layer of this scheme become integers."""
     specs: dict[str, InputSpec | None] = {
         "W8A8": qparams_of(RANGES[0], ACTIVATION, dtype),
         "W8A8_TIMESTEP": TimestepQParams(stacked(dtype), torch.tensor(EDGES)),
@@ -59,13 +61,13 @@ def spec_of(kind: str, dtype: torch.dtype) -> InputSpec | None:
 def frozen(module: nn.Module, kind: str, **options: Any) -> QuantizedLayer:
     """A layer of this scheme in the place of a float one."""
     spec = spec_of(kind, module.weight.dtype)
-    return build(freeze(module.weight, module.bias, spec, "round-to-nearest", **options), module)
+    return build(nearest(module.weight, module.bias, spec, **options), module)
 
 
 def static_of(module: nn.Module, at: int) -> QuantizedLayer:
     """The W8A8 layer with the range of one bin."""
     qparams = qparams_of(RANGES[at], ACTIVATION, module.weight.dtype)
-    return build(freeze(module.weight, module.bias, qparams, "round-to-nearest"), module)
+    return build(nearest(module.weight, module.bias, qparams), module)
 
 
 def layers_of(model: nn.Module, kinds: dict[str, str], **options: Any) -> dict[str, QuantizedLayer]:

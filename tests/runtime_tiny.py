@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from calibrate.freeze import Dynamic, TimestepQParams, freeze
+from calibrate.freeze import Dynamic, TimestepQParams
 from calibrate.layers import QuantizedConv2d, QuantizedLayer, build
 from calibrate.noise import NoiseLevel
 from calibrate.scheme import ACTIVATION, QParams, Range, qparams_of
+
+from .calibrate_tiny import nearest
 
 SCHEMES = ("W8A8", "W8A8_DYNAMIC", "W8A8_TIMESTEP", "W8A16")
 EXTENTS = (Range(-2.0, 3.0), Range(0.0, 1.0), Range(-5.0, 0.0))  # zero points between the ends, and at both of them
@@ -27,7 +29,7 @@ def frozen(module: nn.Module, scheme: str, smoothed: bool = False, extents=EXTEN
     """The reference layer of `module`; of W8A8_TIMESTEP at noise level 500."""
     scale = torch.rand(module.weight.shape[1]) + 0.5 if smoothed else None
     spec = spec_of(scheme, module.weight.dtype, extents)
-    layer = build(freeze(module.weight, module.bias, spec, "round-to-nearest", mul_scale=scale), module)
+    layer = build(nearest(module.weight, module.bias, spec, mul_scale=scale), module)
     layer.noise_level = NoiseLevel.of(torch.tensor(500.0))
     return layer
 

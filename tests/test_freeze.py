@@ -5,11 +5,12 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from calibrate.freeze import freeze, rounded_deq
+from calibrate.freeze import numbers_of, rounded_deq
 from calibrate.layers import QuantizedLinear
+from calibrate.rounding import WEIGHT_METHODS
 from calibrate.scheme import ACTIVATION, Range, dequantize, qparams_of, quantize
 
-from .calibrate_tiny import DTYPES
+from .calibrate_tiny import DTYPES, nearest
 
 many = settings(max_examples=1000, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -30,7 +31,7 @@ def layer(seed: int, dtype: torch.dtype, k: int = 24, n: int = 5):
 def frozen(weight, bias, x, method="round-to-nearest"):
     qparams = qparams_of(Range(float(x.min()), float(x.max())), ACTIVATION, weight.dtype)
     assume(qparams is not None)
-    return freeze(weight, bias, qparams, method)
+    return numbers_of(WEIGHT_METHODS[method](weight, None), bias, qparams, weight.dtype)
 
 
 @many
@@ -85,31 +86,31 @@ def test_a_bias_that_int32_cannot_hold_keeps_the_layer_float():
     weight = torch.full((2, 8), 1e-7)
     qparams = qparams_of(Range(0.0, 0.25), ACTIVATION, torch.float32)
     assert torch.tensor(1e11, dtype=torch.float64).to(torch.int32) == -(2**31)  # what a cast would make of it
-    assert freeze(weight, torch.ones(2), qparams, "round-to-nearest") == "its accumulator could leave int32"
+    assert nearest(weight, torch.ones(2), qparams) == "its accumulator could leave int32"
 
 
 def test_a_sum_that_int32_cannot_hold_keeps_the_layer_float():
     qparams = qparams_of(Range(-1.0, 1.0), ACTIVATION, torch.float32)
-    assert freeze(torch.ones(1, 132_200), None, qparams, "round-to-nearest") == "its accumulator could leave int32"
-    assert not isinstance(freeze(torch.ones(1, 131_000), None, qparams, "round-to-nearest"), str)
+    assert nearest(torch.ones(1, 132_200), None, qparams) == "its accumulator could leave int32"
+    assert not isinstance(nearest(torch.ones(1, 131_000), None, qparams), str)
 
 
 def test_scales_beyond_float32_keep_the_layer_float():
     qparams = qparams_of(Range(0.0, 1e-30), ACTIVATION, torch.float32)
-    assert "outside float32" in str(freeze(torch.full((1, 4), 1e-20), None, qparams, "round-to-nearest"))
+    assert "outside float32" in str(nearest(torch.full((1, 4), 1e-20), None, qparams))
 
 
 def test_the_correction_of_a_convolution_is_one_number_for_each_output():
     weight = torch.arange(3 * 2 * 3 * 3).reshape(3, 2, 3, 3).float()
     qparams = qparams_of(Range(-1.0, 3.0), ACTIVATION, torch.float32)
-    made = freeze(weight, torch.zeros(3), qparams, "round-to-nearest")
+    made = nearest(weight, torch.zeros(3), qparams)
     wanted = -int(qparams.zero_point) * made.weight.long().sum((1, 2, 3))
     assert torch.equal(made.activation.quant_bias.long(), wanted)
 
 
 def test_without_a_bias_there_is_still_the_correction():
     qparams = qparams_of(Range(0.0, 3.0), ACTIVATION, torch.float32)
-    made = freeze(torch.ones(2, 3), None, qparams, "round-to-nearest")
+    made = nearest(torch.ones(2, 3), None, qparams)
     assert made.bias is None
     assert made.activation.quant_bias.tolist() == [128 * 3 * 127] * 2
 
@@ -117,6 +118,6 @@ def test_without_a_bias_there_is_still_the_correction():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_only_the_weight_is_frozen_without_parameters_of_the_input(dtype):
     weight, bias, x = layer(1, dtype)
-    made = freeze(weight, bias, None, "round-to-nearest")
+    made = nearest(weight, bias, None)
     assert made.activation is None
     assert QuantizedLinear(made)(x).dtype == dtype

@@ -8,19 +8,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from calibrate import integers
-from calibrate.freeze import freeze
 from calibrate.integers import integer_matmul
 from calibrate.layers import QuantizedConv2d, QuantizedLinear, build, install, quantized
 from calibrate.scheme import ACTIVATION, Range, codes, qparams_of
 
-from .calibrate_tiny import Block, calls, toy
+from .calibrate_tiny import Block, calls, nearest, toy
 from .cnn_tiny import CHANNELS, geometries
 from .kinds import frozen
 
 
 def integer(module: nn.Module, low: float = -2.0, high: float = 3.0):
     qparams = qparams_of(Range(low, high), ACTIVATION, module.weight.dtype)
-    return build(freeze(module.weight, module.bias, qparams, "round-to-nearest"), module)
+    return build(nearest(module.weight, module.bias, qparams), module)
 
 
 @pytest.mark.parametrize("matmul", [integer_matmul, integers._in_float])
@@ -154,7 +153,7 @@ def test_an_image_without_batch():
 
 def test_weight_only_layers_compute_with_the_rounded_weight():
     for module, x in ((nn.Linear(6, 4), torch.randn(3, 6)), (nn.Conv2d(2, 3, 3, padding=1), torch.randn(1, 2, 4, 4))):
-        layer = build(freeze(module.weight, module.bias, None, "round-to-nearest"), module)
+        layer = build(nearest(module.weight, module.bias, None), module)
         assert layer.weight_only
         assert (layer(x) - module(x)).norm() < 0.02 * module(x).norm()
 

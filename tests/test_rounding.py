@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrate.freeze import freeze
 from calibrate.rounding import (
     WEIGHT_METHODS,
     Inputs,
@@ -277,12 +276,3 @@ def test_weights_and_activation_in_turn_are_no_worse_than_neither():
     nearest = round_to_nearest(weight)
     assert cosine(weight, made, x, found, ACTIVATION) > cosine(weight, nearest, x, present, ACTIVATION)
     assert easy_quant_pair(torch.full((1, 24), 1e-39), x, present, ACTIVATION, torch.float16) is None
-
-
-def test_freezing_hands_on_what_is_known_of_the_input():
-    weight, inputs = weight_of(1), known(rows(1), False)
-    made = freeze(weight, None, None, "adaround", inputs=inputs, iterations=5)
-    wanted = WEIGHT_METHODS["adaround"](weight, inputs, iterations=5)
-    assert isinstance(wanted, QuantizedWeight)
-    assert torch.equal(made.weight, wanted.weight)
-    assert not torch.equal(made.weight, round_to_nearest(weight).weight)

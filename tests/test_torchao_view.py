@@ -13,13 +13,13 @@ from torch import Tensor, nn
 import octavo  # noqa: F401 - it registers
 from calibrate.errors import CalibrateError
 from calibrate.export import export
-from calibrate.freeze import freeze
 from calibrate.layers import QuantizedLayer, build
 from calibrate.plan import Plan
 from calibrate.run import Result
 from calibrate.sqnr import Power, outputs
 from pipelines.sd3 import SD3
 
+from .calibrate_tiny import nearest
 from .hard_tiny import calibrated, hard, prompts
 from .kinds import frozen
 from .pipelines_tiny import sd3
@@ -133,7 +133,7 @@ def test_what_torchao_has_no_form_for_is_refused_in_one_line(tmp_path):
     assert "each noise level" in refused(model, {TO_Q: frozen(linear, "W8A8_TIMESTEP")}, tmp_path, {TO_Q: 3})
     for axes in ({}, {TO_Q: 0}):
         assert "unknown or changing rank" in refused(model, {TO_Q: frozen(linear, "W8A8")}, tmp_path, axes)
-    bare = freeze(linear.weight, None, None, "round-to-nearest", correction=torch.ones(len(linear.weight)))
+    bare = nearest(linear.weight, None, None, correction=torch.ones(len(linear.weight)))
     assert "no bias to carry" in refused(model, {TO_Q: build(bare, linear)}, tmp_path, {})
 
 
