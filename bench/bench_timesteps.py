@@ -1,6 +1,6 @@
 """Ranges by noise level from 28 steps, at other numbers of steps: the error over that of ranges found at that number.
 
-python -m bench.bench_timesteps [--prompts 8] [--held 4]
+python -m bench.bench_timesteps [--prompts 16] [--held 8]
 """
 
 import argparse
@@ -16,8 +16,8 @@ from prompts import read_prompts
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--held", type=int, default=4)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--held", type=int, default=8)
     options = parser.parse_args()
     pipe = load_pipeline(model_directory("demo"))
     model = pipe.transformer.requires_grad_(False)
