@@ -1,8 +1,6 @@
 """`octavo capture`: runs a pipeline over prompts and stores what its denoisers are called with."""
 
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 from capture.directory import prepare
@@ -16,7 +14,7 @@ from pipelines.denoisers import denoisers
 from pipelines.device import DTYPES, resolve_device
 from pipelines.inspection import family_at
 from pipelines.load import load_pipeline, model_directory
-from pipelines.run import RunSettings, call_arguments
+from pipelines.run import call_arguments
 from prompts import Prompts, read_prompts
 
 from .job import CaptureOptions, Job
@@ -42,10 +40,7 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
         trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     modules = denoisers(pipe, options.components)
-    settings = RunSettings(
-        options.negative_prompt, options.steps, options.height, options.width, options.guidance_scale, options.seed,
-        further(options),
-    )  # fmt: skip
+    settings = options.settings
     job = Job(pipe, modules, call_arguments(pipe, family, settings), settings, options, terminal, ranks)
     manifest = {
         "model": str(directory.resolve()) if options.model != "demo" else "demo",
@@ -63,30 +58,6 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
     ) as writer:
         job.capture(writer, list(prompts.texts[: options.limit]))
     _finish(job, writer, options, terminal, time.monotonic() - began)
-
-
-def further(options: Any) -> dict[str, Any]:
-    """What the options say beyond RunSettings' own, by the names of the pipeline's call."""
-    named = {
-        "num_frames": options.frames, "fps": options.fps, "resolution": options.resolution, "aspect": options.aspect,
-    }  # fmt: skip
-    given = {name: value for name, value in named.items() if value is not None}
-    return given | dict(parse_argument(text) for text in options.arguments)
-
-
-def parse_argument(text: str) -> tuple[str, Any]:
-    """NAME=VALUE of --arg: JSON, the path of a picture, or else the text itself."""
-    name, found, value = text.partition("=")
-    if not found or not name.isidentifier():
-        raise CaptureError(f"--arg {text}: not NAME=VALUE. Give the name of an argument of the pipeline's call.", 2)
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        if Path(value).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and Path(value).is_file():
-            from PIL import Image
-
-            return name, Image.open(value).convert("RGB")
-        return name, value
 
 
 def _warn_long(pipe: Any, prompts: Prompts, terminal: Terminal) -> None:

@@ -1,5 +1,7 @@
 """The commands. What they do is in the *_command modules, imported when one runs."""
 
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +28,34 @@ group_readable = click.option(
 trust = click.option(
     "--trust-remote-code", is_flag=True, help="Run Python files of the model directory. Read them first."
 )
+_RUNNING = (
+    click.option("--negative-prompt", help="What guidance moves away from."),
+    click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the family's; 28 for SD3]."),
+    click.option("--height", type=click.IntRange(1), help="Pixels."),
+    click.option("--width", type=click.IntRange(1), help="Pixels."),
+    click.option("--guidance-scale", type=float, help="Strength of classifier-free guidance."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+    click.option("--frames", type=click.IntRange(1), help="Of a video."),
+    click.option("--fps", type=click.IntRange(1), help="Frames a second of a video."),
+    click.option("--resolution", help="Open-Sora: 144p, 240p, 360p, 480p or 720p."),
+    click.option("--aspect", help="Open-Sora: height to width, as in 9:16."),
+    click.option(
+        "--arg", "arguments", multiple=True, metavar="NAME=VALUE",
+        help="More of the pipeline's call: JSON, or an image file.",
+    ),
+    click.option(
+        "--text-encoder", type=click.Path(path_type=Path),
+        help="Folder of the T5 encoder, where MODEL is the denoiser alone.",
+    ),
+    device,
+    dtype,
+    trust,
+)  # fmt: skip
 
 
-text_encoder = click.option(
-    "--text-encoder",
-    type=click.Path(path_type=Path),
-    help="Folder of the T5 encoder, where MODEL is the denoiser alone.",
-)
-arguments = click.option(
-    "--arg",
-    "arguments",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="More of the pipeline's call: JSON, or an image file.",
-)
+def runs(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a command the options of `run_options.RunOptions`."""
+    return reduce(lambda made, option: option(made), reversed(_RUNNING), command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -61,23 +77,10 @@ def main() -> None:
 @click.argument("capture", type=click.Path(path_type=Path))
 @click.option("--prompts", default="", help="A set (demo, demo-heldout, images, videos) or a text file, one a line.")
 @click.option("--limit", type=click.IntRange(1), help="Take the first prompts only.")
-@click.option("--negative-prompt", help="What guidance moves away from.")
-@click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the family's; 28 for SD3].")
-@click.option("--height", type=click.IntRange(1), help="Pixels.")
-@click.option("--width", type=click.IntRange(1), help="Pixels.")
-@click.option("--guidance-scale", type=float, help="Strength of classifier-free guidance.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--frames", type=click.IntRange(1), help="Of a video.")
-@click.option("--fps", type=click.IntRange(1), help="Frames a second of a video.")
-@click.option("--resolution", help="Open-Sora: 144p, 240p, 360p, 480p or 720p.")
-@click.option("--aspect", help="Open-Sora: height to width, as in 9:16.")
+@runs
 @click.option(
     "--pipeline", type=click.Choice(list(FAMILIES)), help="The family of MODEL [default: what its files say]."
 )
-@text_encoder
-@arguments
-@device
-@dtype
 @click.option("--offload", is_flag=True, help="Keep on the device only the component that runs.")
 @click.option("--keep", default="all", show_default=True, help="Denoising steps to store: all, every:N or spread:K.")
 @click.option("--component", "components", multiple=True, help="Record this module only [default: every denoiser].")
@@ -97,7 +100,6 @@ def main() -> None:
     "--pth", type=click.Path(path_type=Path), help="Also write the documented torch.save list of keyword arguments."
 )
 @group_readable
-@trust
 @as_json
 @debug
 def capture(debug: bool, as_json: bool, **options: Any) -> None:
@@ -228,23 +230,9 @@ def inspect(path: Path, as_json: bool, debug: bool) -> None:
     "--model", "of", help="The float pipeline, where MODEL is a checkpoint [default: the one it was made of]."
 )
 @click.option("--component", help="The denoiser of the pipeline that the checkpoint is of.")
-@click.option("--negative-prompt", help="What guidance moves away from.")
-@click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the family's; 28 for SD3].")
-@click.option("--height", type=click.IntRange(1), help="Pixels.")
-@click.option("--width", type=click.IntRange(1), help="Pixels.")
-@click.option("--guidance-scale", type=float, help="Strength of classifier-free guidance.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--frames", type=click.IntRange(1), help="Of a video.")
-@click.option("--fps", type=click.IntRange(1), help="Frames a second of a video.")
-@click.option("--resolution", help="Open-Sora: 144p, 240p, 360p, 480p or 720p.")
-@click.option("--aspect", help="Open-Sora: height to width, as in 9:16.")
-@text_encoder
-@arguments
-@device
-@dtype
+@runs
 @click.option("--offload", is_flag=True, help="Keep on the device only the component that runs.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
-@trust
 @as_json
 @debug
 def generate(debug: bool, as_json: bool, **options: Any) -> None:
@@ -265,22 +253,12 @@ def generate(debug: bool, as_json: bool, **options: Any) -> None:
 )
 @click.option("--prompts", default="", help="A set (demo, demo-heldout, images, videos) or a text file, one a line.")
 @click.option("--limit", type=click.IntRange(1), default=8, show_default=True, help="Take the first prompts only.")
-@click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the family's; 28 for SD3].")
-@click.option("--height", type=click.IntRange(1), help="Pixels.")
-@click.option("--width", type=click.IntRange(1), help="Pixels.")
-@click.option("--guidance-scale", type=float, help="Strength of classifier-free guidance.")
-@click.option("--frames", type=click.IntRange(1), help="Of a video.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="More of the pipeline's call.")
+@runs
 @click.option("--component", help="The denoiser that OUT is of [default: the one that fits].")
-@click.option("--text-encoder", type=click.Path(path_type=Path), help="Where MODEL is the denoiser alone.")
 @click.option("--min-psnr", type=float, metavar="DB", help="Exit 1 when the pictures are further apart.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Exit 1 when the denoiser's output is less exact.")
 @click.option("--overwrite", is_flag=True, help="Replace the page that is there.")
-@device
-@dtype
 @group_readable
-@trust
 @as_json
 @debug
 def compare(debug: bool, as_json: bool, **options: Any) -> None:

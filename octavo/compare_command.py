@@ -14,41 +14,31 @@ from pipelines.errors import first_sentence
 from pipelines.family import Family
 from pipelines.inspection import family_at
 from pipelines.load import load_pipeline, model_directory
-from pipelines.run import RunSettings, call_arguments
+from pipelines.run import call_arguments
 from prompts import read_prompts
 
 from .comparison import Comparison
 from .deployed import check_deployed, load_deployed
 from .page import page
 from .page.words import decibels, factor, share
+from .run_options import RunOptions
 from .terminal import Terminal, duration, size
 
 
-@dataclass(frozen=True)
-class CompareOptions:
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(RunOptions):
     """The options of the command, by their names."""
 
     model: str
     checkpoint: Path
-    output: Path = Path("report.html")
+    output: Path
     prompts: str = ""
     limit: int | None = None
-    steps: int | None = None
-    height: int | None = None
-    width: int | None = None
-    guidance_scale: float | None = None
-    frames: int | None = None
-    seed: int = 0
-    arguments: tuple[str, ...] = ()
     component: str | None = None
-    text_encoder: Path | None = None
-    device: str = "auto"
-    dtype: str | None = None
     min_psnr: float | None = None
     min_sqnr: float | None = None
     overwrite: bool = False
     group_readable: bool = False
-    trust_remote_code: bool = False
 
 
 def run(options: CompareOptions, terminal: Terminal) -> None:
@@ -88,21 +78,13 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 def _comparison(options: CompareOptions, directory: Path, checkpoint: Path, family: Family) -> Comparison:
-    from .capture_command import parse_argument
-
     device = resolve_device(options.device)
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
         text_encoder=options.text_encoder, trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     deployed = load_deployed(pipe, checkpoint, options.component, device)
-    further = dict(parse_argument(text) for text in options.arguments)
-    if options.frames is not None:
-        further["num_frames"] = options.frames
-    settings = RunSettings(
-        None, options.steps, options.height, options.width, options.guidance_scale, options.seed, further
-    )
-    return Comparison(pipe, deployed, call_arguments(pipe, family, settings), options.seed)
+    return Comparison(pipe, deployed, call_arguments(pipe, family, options.settings), options.seed)
 
 
 def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:

@@ -12,16 +12,16 @@ from capture.errors import CaptureError
 from pipelines import family_of
 from pipelines.device import DTYPES, resolve_device
 from pipelines.errors import first_sentence
-from pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
+from pipelines.run import call_arguments, run_prompt, total_steps
 
-from .capture_command import further
 from .pictures import Target, save, target_of
 from .quantized_pipeline import open_pipeline
+from .run_options import RunOptions
 from .terminal import Terminal, duration, size
 
 
-@dataclass(frozen=True)
-class GenerateOptions:
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(RunOptions):
     """The options of the command, by their names."""
 
     model: str
@@ -29,23 +29,8 @@ class GenerateOptions:
     out: Path
     of: str | None = None
     component: str | None = None
-    negative_prompt: str | None = None
-    steps: int | None = None
-    height: int | None = None
-    width: int | None = None
-    guidance_scale: float | None = None
-    frames: int | None = None
-    fps: int | None = None
-    resolution: str | None = None
-    aspect: str | None = None
-    seed: int = 0
-    arguments: tuple[str, ...] = ()
-    text_encoder: Path | None = None
-    device: str = "auto"
-    dtype: str | None = None
     offload: bool = False
     overwrite: bool = False
-    trust_remote_code: bool = False
 
 
 def run(options: GenerateOptions, terminal: Terminal) -> None:
@@ -78,12 +63,7 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
 
 def _arguments(pipe: Any, options: GenerateOptions, target: Target) -> dict[str, Any]:
     """Those of the pipeline's call."""
-    settings = RunSettings(
-        options.negative_prompt, options.steps, options.height, options.width, options.guidance_scale, options.seed,
-        further(options),
-    )  # fmt: skip
-    family = family_of(type(pipe).__name__)
-    arguments = call_arguments(pipe, family, settings)
+    arguments = call_arguments(pipe, family_of(type(pipe).__name__), options.settings)
     if "output_type" in inspect.signature(type(pipe).__call__).parameters:
         arguments["output_type"] = "latent" if target.latents else "pil"
         if not target.latents and getattr(pipe, "vae", pipe) is None:

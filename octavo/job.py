@@ -17,32 +17,19 @@ from capture.store import CaptureWriter, UnitWriter, unit_key
 from pipelines.errors import first_sentence
 from pipelines.run import RunSettings, prompt_seed, run_prompt, total_steps
 
+from .run_options import RunOptions
 from .terminal import Interrupted, Terminal, duration, size
 
 
-@dataclass(frozen=True)
-class CaptureOptions:
+@dataclass(frozen=True, kw_only=True)
+class CaptureOptions(RunOptions):
     """The options of the command, by their names."""
 
     model: str
     capture: Path
     prompts: str = ""
     limit: int | None = None
-    negative_prompt: str | None = None
-    steps: int | None = None
-    height: int | None = None
-    width: int | None = None
-    guidance_scale: float | None = None
-    frames: int | None = None
-    fps: int | None = None
-    resolution: str | None = None
-    aspect: str | None = None
-    seed: int = 0
     pipeline: str | None = None
-    text_encoder: Path | None = None
-    arguments: tuple[str, ...] = ()
-    device: str = "auto"
-    dtype: str | None = None
     offload: bool = False
     keep: str = "all"
     components: tuple[str, ...] = ()
@@ -54,7 +41,6 @@ class CaptureOptions:
     strict: bool = False
     pth: Path | None = None
     group_readable: bool = False
-    trust_remote_code: bool = False
 
 
 @dataclass

@@ -53,6 +53,11 @@ def test_capture_calibrate_inspect(model, prompts, tmp_path):
     assert report["totals"]["output_sqnr"] > 20
     octavo("inspect", tmp_path / "captured")
     octavo("inspect", tmp_path / "out")
+    page = tmp_path / "report.html"
+    said = octavo("compare", model, tmp_path / "out", "--prompts", prompts, "--limit", 1, *VIDEO, "-o", page, "--json")
+    done = json.loads(next(line for line in said.splitlines() if '"event": "done"' in line))
+    assert done["settings"]["fps"] == 24
+    assert page.is_file()
 
 
 def test_a_folder_of_the_transformer_alone_with_a_text_encoder_beside(prompts, tmp_path):
