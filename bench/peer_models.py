@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -101,10 +102,10 @@ def _onnxruntime(file: Path, tokens: int) -> Model:
     return lambda: torch.from_numpy(session.run(None, feed)[0])
 
 
-def _openvino(folder: Path, tokens: int) -> Model:
+def _openvino(folder: Path, tokens: int, **more: str) -> Model:
     import openvino
 
-    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY"}
+    options = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "PERFORMANCE_HINT": "LATENCY", **more}
     compiled = openvino.Core().compile_model(str(_static(folder, tokens)), "CPU", options)
     feed = {name: tensor.numpy() for name, tensor in inputs_of(tokens).items()}
     return lambda: torch.from_numpy(compiled(feed)[0])
@@ -119,5 +120,6 @@ PEERS: dict[str, Callable[[Path, int], Model]] = {
     "onnxruntime int8, quantize_dynamic": _onnxruntime_dynamic,
     "onnxruntime int8, static QDQ": _onnxruntime_static,
     "openvino int8, static QDQ": _openvino,
+    "openvino int8, static QDQ, float32 around it": partial(_openvino, INFERENCE_PRECISION_HINT="f32"),
     "Octavo int8": _octavo,
 }
