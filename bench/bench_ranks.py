@@ -1,6 +1,6 @@
 """What several ranks gain: seconds of capture and calibrate with one process and with several, stage by stage.
 
-python -m bench.bench_ranks [--model demo] [--prompts 8] [--world 2] [--rounds 3]
+python -m bench.bench_ranks [--model demo] [--prompts 8] [--world 2] [--rounds 3] [--memory 4GiB]
 
 Every process has one thread. Runs of one and of several processes alternate; the table has the medians. Starting Python
 and importing torch are not in them; loading the model and connecting are.
@@ -42,9 +42,10 @@ def measured(options: argparse.Namespace, folder: Path, world: int, at: int) -> 
     store = folder / f"captured-{world}-{at}"
     arguments = ("--limit", options.prompts, *(("--steps", options.steps) if options.steps else ()))
     found["capture", ""] = done(world, "capture", options.model, store, *arguments)["seconds"]
+    limit = ("--memory", options.memory) if options.memory else ()
     for accuracy in options.accuracy or ACCURACIES:
         out = folder / f"{accuracy}-{world}"
-        said = done(world, "calibrate", store, out, "--accuracy", accuracy, "--overwrite")
+        said = done(world, "calibrate", store, out, "--accuracy", accuracy, "--overwrite", *limit)
         name = f"calibrate {accuracy}"
         found[name, ""], found[name, "sent"] = said["seconds"], said["sent"] / 2**20
         for stage, seconds in json.loads((out / "report.json").read_text())["seconds"].items():
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--world", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--accuracy", action="append", choices=ACCURACIES)
+    parser.add_argument("--memory", help="calibrate block by block, under this limit")
     parser.add_argument("--gathering", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.gathering:
