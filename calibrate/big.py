@@ -40,7 +40,7 @@ from .run import Result, check_left, check_weights, frozen, planned, taken
 from .scheme import Range
 from .settings import Settings
 from .spill import Spill
-from .sqnr import Power, comparing, outputs, spread
+from .sqnr import Power, comparing, joined, outputs, spread
 
 _AT_WORK = 2  # times the bytes of a block: its floats, and its integers with what they are chosen from
 
@@ -54,7 +54,8 @@ class _Group(NamedTuple):
 class BigCalibration:
     """Calibrates `model`, whose weights are parts of mapped files, in at most `limit` bytes of resident memory.
 
-    `ranks` share what is found out about each block; each of them runs all calls through it, for the next one.
+    `ranks` share what is found out about each block; each of them runs those calls through it that it has a use for in
+    the next one: its share, and those that weights are rounded by.
 
     `place`: a directory for what is spilled, which has to stay until the result is exported. `cast` gives a weight in
     the dtype of the deployment.
@@ -93,6 +94,7 @@ class BigCalibration:
         self._blocks = Blocks(model, self._names, self._parking, Spill(place), outside)
         self._check_room()
         self._count, self._timesteps = 0, None
+        self._replayed: set[int] | None = None  # calls that this rank runs whoever owns them, once that is known
         self._choices: dict[str, Choice] = {}
         self._ranges: dict[str, list[Range]] = {}
         self._powers: dict[str, Power] = {}
@@ -106,7 +108,7 @@ class BigCalibration:
         with self._watch.stage("prepare"):
             self._parking.settle(self._model, self._names)
             self._rehearse()
-        track = self._blocks.sweep(self._calls, self._visited)
+        track = self._blocks.sweep(self._calls, self._visited, self._wanted)
         exact = self._finished(track)
         check_left(self._plan)
         with self._watch.stage("measure"):
@@ -115,7 +117,7 @@ class BigCalibration:
                 layer.noise_level = noise
             track = self._blocks.sweep(self._measured)
             with self._blocks.ended(self._measured, track):
-                output = power_of(exact, outputs(self._model, self._blocks.calls()))
+                output = power_of(exact, outputs(self._model, self._blocks.calls()), self._ranks)
         self._check_peak("measuring")
         layers = {name: self._layers[name] for name in self._plan.quantized}
         report = report_of(
@@ -141,9 +143,16 @@ class BigCalibration:
     def _block_of(self, layer: str) -> str | None:
         return next((name for name in self._names if layer.startswith(name + ".")), None)
 
+    def _positions(self) -> list[int]:
+        """Where the calls are that are measured."""
+        return spread(self._count, self._settings.measured(self._count))
+
     def _measured(self) -> Iterator[Call]:
-        """The calls to measure with."""
-        return taken(self._calls, spread(self._count, self._settings.measured(self._count)))
+        """Those of them that this rank measures."""
+        return taken(self._calls, self._ranks.share(self._positions()))
+
+    def _wanted(self, position: int) -> bool:
+        return self._replayed is None or position in self._replayed or self._ranks.owns(position)
 
     def _visited(self, name: str) -> Callable[[], None]:
         """Calibrates a block."""
@@ -158,15 +167,14 @@ class BigCalibration:
         return change
 
     def _finished(self, track: Track) -> list[list[Tensor]]:
-        """Calibrates what is outside the blocks; returns what the float model puts out for the measured calls."""
+        """Calibrates what is outside the blocks; returns what the float model puts out for the calls measured here."""
         outside = {entry.name for entry in self._plan.entries if not self._block_of(entry.name)}
         with self._blocks.ended(self._calls, track):
             layers = self._calibrated(outside, "outside the blocks")
             if not self._count:
                 self._count = sum(1 for _ in self._calls())
-            positions = spread(self._count, self._settings.measured(self._count))
             with self._watch.stage("measure"):
-                exact = outputs(self._model, taken(self._blocks.calls, positions))
+                exact = outputs(self._model, taken(self._blocks.calls, self._positions()), self._ranks)
         install(self._model, layers)
         return exact
 
@@ -185,16 +193,17 @@ class BigCalibration:
         self._count, self._timesteps = choosing.count, choosing.timesteps
         with self._watch.stage("freeze"):
             plan, layers = frozen(self._model, plan, choices, reasons, progress, hold=True)
-        positions = spread(self._count, settings.measured(self._count))
+        positions = self._positions()
+        self._replayed = choosing.summed.union(self._ranks.share(positions))
         makers = {name: partial(_itself, layer) for name, layer in layers.items()}
         with (
             self._watch.stage("measure"), comparing(self._model, makers) as powers,
             axes(self._model, plan.quantized) as found,
         ):  # fmt: skip
-            outputs(self._model, taken(self._blocks.calls, positions))
+            outputs(self._model, taken(self._blocks.calls, positions), self._ranks)
         self._plan = self._plan.replaced(plan)
         self._ranges |= ranges
-        self._powers |= powers
+        self._powers |= joined(powers, self._ranks)
         self._axes |= found
         # the integers are in the layers
         self._choices |= {name: replace(choice, weight=None, spec=None) for name, choice in choices.items()}

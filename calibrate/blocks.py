@@ -33,6 +33,11 @@ def nothing(name: str) -> None:
     """A visit that does nothing."""
 
 
+def always(position: int) -> bool:
+    """All calls are wanted."""
+    return True
+
+
 class Stub(nn.Module):
     """Stands for a block, and has its attributes: models ask for them."""
 
@@ -153,11 +158,12 @@ class Blocks:
             yield call
         self._count = at + 1
 
-    def sweep(self, calls: Calls, visit: Visit = nothing) -> Track:
+    def sweep(self, calls: Calls, visit: Visit = nothing, wanted: Callable[[int], bool] = always) -> Track:
         """All blocks in their order, each given what the ones before returned for `calls`.
 
         `visit` is told the block's name, and runs `self.calls()` or some of them on the model as it likes; what it
-        returns changes the block. What the block returned before that is passed on. Weights are read once.
+        returns changes the block. What the block returned before that is passed on: for the calls that a visit ran, and
+        those whose position is `wanted` after it. No later visit may run others. Weights are read once.
         """
         self._source, self._count, self._track = calls, None, Track()
         with self._stubbed(self._answer), self._counting():
@@ -165,7 +171,7 @@ class Blocks:
                 self._frontier, self._track.outputs[name] = name, {}
                 with self._spill.writing() as file, self._real_one(name, file):
                     change = visit(name)
-                    self._complete()
+                    self._complete(wanted)
                     if change is not None:
                         change()
                 if change is None:
@@ -235,13 +241,13 @@ class Blocks:
         if self._fresh:
             self._track.outputs[name][self._at].append(file.put(output))
 
-    def _complete(self) -> None:
-        """Runs the calls that the visit did not."""
+    def _complete(self, wanted: Callable[[int], bool]) -> None:
+        """Runs the calls that are wanted and the visit did not."""
         if len(self._track.outputs[self._frontier]) == self._count:
             return
         with evaluating(self._model):
             for call in self.calls():
-                if self._at not in self._track.outputs[self._frontier]:
+                if self._at not in self._track.outputs[self._frontier] and wanted(self._at):
                     run(self._model, call, self._at)
 
     def _answer(self, name: str, inputs: Any) -> Any:

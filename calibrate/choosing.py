@@ -30,7 +30,8 @@ _MARKS = 3  # at most, that are measured: each takes a search of its own
 
 
 class Choosing:
-    """Chooses for every layer of the plan; afterwards `count` is how many calls there were, `last` the end of them.
+    """Chooses for every layer of the plan; afterwards `count` is how many calls there were, `last` the end of them,
+    `summed` where those are that weights were rounded by.
 
     `room` tells the bytes that sums for rounding may take, when it comes to that.
     `timesteps`: the noise levels of the calls, descending, where ranges depend on them.
@@ -50,6 +51,7 @@ class Choosing:
         self._model, self._calls, self._plan, self._ranks = model, calls, plan, ranks
         self._settings, self._progress, self._watch, self._room = settings, progress, watch, room
         self.count = 0
+        self.summed: set[int] = set()
         self.timesteps: tuple[float, ...] | None = None
         self.last = Mark(0, None)
         self._surveys_at: dict[Mark, tuple[Turn, dict[str, Survey]]] = {}  # what this rank knew on the way
@@ -73,13 +75,15 @@ class Choosing:
         choices, reasons = self._first(ranges, smoothing, edges)
         self._first_choices = dict(choices)
         if not settings.method.plain:
+            positions = turn.training or list(range(turn.count))
+            self.summed = {positions[at] for at in spread(len(positions), CALLS)}
             with self._watch.stage("weights"):
                 usable = {name: each for name, each in surveys.items() if name in choices}
                 choices |= compensated(
                     self._model,
                     {name: choices[name] for name in usable},
                     usable,
-                    lambda: self._some(turn),
+                    self._some,
                     settings.method,
                     self._progress,
                     self._ranks,
@@ -154,7 +158,8 @@ class Choosing:
                 self.count = sum(1 for _ in first(self._calls, settings.samples))
             unknown = {n for n in self._plan.quantized if n not in surveys or not surveys[n].seen}
             if self.count and unknown:
-                self._silent = unknown - heard(self._model, unknown, first(self._calls, settings.samples))
+                some = first(self._calls, settings.samples)
+                self._silent = unknown - heard(self._model, unknown, some, self._ranks)
             return ranges
         if settings.observer == "minmax" and not len(edges):
             ranges = _extremes(surveys, smoothing)
@@ -196,11 +201,9 @@ class Choosing:
                     choices[name] = Choice(spec, multiplier)
         return choices, reasons
 
-    def _some(self, turn: Turn) -> Iterator[Call]:
+    def _some(self) -> Iterator[Call]:
         """Some of the calls that choices may look at."""
-        positions = turn.training or list(range(turn.count))
-        wanted = {positions[at] for at in spread(len(positions), CALLS)}
-        return (call for at, call in enumerate(first(self._calls, self._settings.samples)) if at in wanted)
+        return (call for at, call in enumerate(first(self._calls, self._settings.samples)) if at in self.summed)
 
 
 def _linears(surveys: Mapping[str, Survey]) -> dict[str, Survey]:

@@ -130,10 +130,11 @@ def observe(model: nn.Module, observers: Mapping[str, Hearer], calls: Iterable[C
     return count
 
 
-def heard(model: nn.Module, names: Iterable[str], calls: Iterable[Call]) -> set[str]:
+def heard(model: nn.Module, names: Iterable[str], calls: Iterable[Call], ranks: Ranks = ALONE) -> set[str]:
     """Those of the named layers that the float `model` calls in `calls`; it runs until each of them was called.
 
-    The others never run, or a function reads their weight: they must stay as they are.
+    The others never run, or a function reads their weight: they must stay as they are. Collective: `ranks` share the
+    calls.
     """
     silent, handles = set(names), []
     found: set[str] = set()
@@ -148,8 +149,9 @@ def heard(model: nn.Module, names: Iterable[str], calls: Iterable[Call]) -> set[
             for at, call in enumerate(calls):
                 if silent <= found:
                     break
-                run(model, call, at)
+                if ranks.owns(at):
+                    run(model, call, at)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return set().union(*ranks.gather(found))

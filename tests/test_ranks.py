@@ -97,11 +97,21 @@ def test_c13_several_ranks_store_and_write_what_one_process_does(tiny_model, tex
     assert codes(ended) == [0] * world, ended
     assert contents(tmp_path / "several") == contents(tmp_path / "one")
     assert not any(each.said for each in ended[1:])
-    big = ("--memory", "1024GiB")
-    octavo("calibrate", captured, tmp_path / "big", *options, *big)
-    ended = ranked(world, tmp_path, "calibrate", captured, tmp_path / "bigs", *options, *big)
+
+
+@pytest.mark.parametrize("world", [2, slow(3)])
+@pytest.mark.parametrize(
+    "options",
+    [("--samples", "11", "--accuracy", "balanced"), (), slow(("--activations", "timestep")),
+     slow(("--no-smoothing", "--activations", "dynamic")), slow(("--observer", "mse", "--weights", "gptq"))],
+    ids=" ".join,
+)  # fmt: skip
+def test_blocks_of_several_ranks_are_those_of_one(captured, tmp_path, world, options):
+    options = ("--device", "cpu", "--memory", "1024GiB", *options)
+    octavo("calibrate", captured, tmp_path / "one", *options)
+    ended = ranked(world, tmp_path, "calibrate", captured, tmp_path / "several", *options)
     assert codes(ended) == [0] * world, ended
-    assert contents(tmp_path / "bigs") == contents(tmp_path / "big")
+    assert contents(tmp_path / "several") == contents(tmp_path / "one")
     assert not any(each.said for each in ended[1:])
     assert not list(tmp_path.glob(".*"))  # nor what each had beside it
 
