@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from calibrate.freeze import Dynamic, Static, Timestep, TimestepQParams, freeze, numbers_of
+from calibrate.freeze import Dynamic, Static, Timestep, TimestepQParams, numbers_of
 from calibrate.layers import QuantizedLinear, build
 from calibrate.noise import NoiseLevel
 from calibrate.scheme import ACTIVATION, QParams, Range, qparams_of
 from calibrate.weights import round_to_nearest
 
-from .calibrate_tiny import DTYPES
+from .calibrate_tiny import DTYPES, nearest
 from .kinds import EDGES, RANGES, TimedToy, frozen, spec_of, static_of
 
 KINDS = ("W8A8", "W8A8_TIMESTEP", "W8A8_DYNAMIC", "W8A16")
@@ -143,7 +143,7 @@ def test_a_multiplier_is_the_plain_layer_fed_the_product(make, kind, dtype):
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e-9])
 def test_a_multiplier_that_the_dtype_does_not_hold_keeps_the_layer_float(value):
     weight = torch.ones(2, 3).half()
-    made = freeze(weight, None, Dynamic(), "round-to-nearest", mul_scale=torch.tensor([1.0, value, 1.0]))
+    made = nearest(weight, None, Dynamic(), mul_scale=torch.tensor([1.0, value, 1.0]))
     assert made == "float16 does not hold the multiplier of its input"
 
 
@@ -171,26 +171,24 @@ def test_a_correction_moves_the_output(kind, biased, dtype):
 def test_scales_that_the_device_rounds_are_rounded_before_they_are_evaluated():
     weight = torch.randn(6, 16).bfloat16()
     for spec in (Dynamic(), None):
-        made = freeze(weight, None, spec, "round-to-nearest")
+        made = nearest(weight, None, spec)
         assert torch.equal(made.weight_scale, made.weight_scale.bfloat16().float())
         assert not torch.equal(made.weight_scale, round_to_nearest(weight).scale)
-        lost = freeze((weight * 1e-5).half(), None, spec, "round-to-nearest")
+        lost = nearest((weight * 1e-5).half(), None, spec)
         assert lost == "float16 holds no scale for a channel's weights"
 
 
 @pytest.mark.parametrize("spec", [Dynamic(), spec_of("W8A8_TIMESTEP", torch.float32)], ids=["dynamic", "timestep"])
 def test_sums_that_int32_cannot_hold_keep_the_layer_float(spec):
     fact = "its accumulator could leave int32"
-    assert freeze(torch.ones(1, 133_200), None, spec, "round-to-nearest") == fact
-    assert not isinstance(freeze(torch.ones(1, 66_000), None, spec, "round-to-nearest"), str)
+    assert nearest(torch.ones(1, 133_200), None, spec) == fact
+    assert not isinstance(nearest(torch.ones(1, 66_000), None, spec), str)
 
 
 def test_one_bin_that_does_not_fit_keeps_the_layer_float():
     ranges = [qparams_of(Range(0.0, high), ACTIVATION, torch.float32) for high in (1.0, 1e-7)]
     spec = TimestepQParams(QParams(*(torch.stack(each) for each in zip(*ranges, strict=True))), torch.tensor([1.0]))
-    assert (
-        freeze(torch.ones(2, 8), torch.full((2,), 1e3), spec, "round-to-nearest") == "its accumulator could leave int32"
-    )
+    assert nearest(torch.ones(2, 8), torch.full((2,), 1e3), spec) == "its accumulator could leave int32"
 
 
 def test_bins_of_timestep_are_those_of_static():
@@ -207,6 +205,6 @@ def test_bins_of_timestep_are_those_of_static():
 def test_a_weight_from_elsewhere_is_taken_as_it_is():
     weight, bias = torch.randn(4, 8), torch.randn(4)
     one = numbers_of(round_to_nearest(weight), bias, Dynamic(), torch.float32)
-    other = freeze(weight, bias, Dynamic(), "round-to-nearest")
+    other = nearest(weight, bias, Dynamic())
     assert torch.equal(one.weight, other.weight)
     assert torch.equal(QuantizedLinear(one)(weight), QuantizedLinear(other)(weight))
