@@ -67,10 +67,10 @@ def made(kinds: Sequence[str], layers: int, heads: int, folder: Path, shard: str
     found = {}
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and "transformer_blocks" in name:
-            made = layer_of(module, Choice(qparams))
-            assert not isinstance(made, str)
-            found[name] = made
-            install(model, {name: found[name]})
+            integer = layer_of(module, Choice(qparams))
+            assert not isinstance(integer, str)
+            found[name] = integer
+            install(model, {name: integer})
     if "int8" in kinds:
         export(Result(Plan(()), found, {}), model, folder / "int8", ("diffusers",), max_shard_size=shard)
 

@@ -24,7 +24,7 @@ from capture.ranks import ALONE, Ranks
 
 from .blocks import Blocks, Track
 from .budget import size
-from .calls import Call, Calls, Progress, T, check_caches, first, silent
+from .calls import Call, Calls, Progress, T, check_caches, first, silent, taken
 from .choice import Choice
 from .choosing import Choosing
 from .compensate import WORK, bytes_of_sums
@@ -36,7 +36,7 @@ from .parked import Cast, Parking, unchanged
 from .plan import Plan, block_names
 from .replay import axes
 from .report import Stopwatch, peak_memory, report_of, resident_memory
-from .run import Result, check_left, check_weights, frozen, planned, taken
+from .run import Result, check_left, check_weights, frozen, planned
 from .scheme import Range
 from .settings import Settings
 from .spill import Spill

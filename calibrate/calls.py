@@ -3,7 +3,7 @@
 import inspect
 import itertools
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -52,6 +52,11 @@ def describe(call: Call, position: int) -> str:
 def first(calls: Calls, samples: int | None) -> Iterator[Call]:
     """The first `samples` calls, or all."""
     return itertools.islice(iter(calls()), samples)
+
+
+def taken(calls: Calls, positions: Collection[int]) -> Iterator[Call]:
+    """The calls at these positions."""
+    return (call for at, call in enumerate(first(calls, max(positions, default=-1) + 1)) if at in positions)
 
 
 class Stopped(Exception):

@@ -1,14 +1,14 @@
 """From a float model and calls to a choice for each layer: survey, smoothing, ranges, weights."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
 from capture.ranks import ALONE, Ranks
 
-from .calls import Call, Calls, Progress, first
+from .calls import Calls, Progress, first, taken
 from .choice import Choice
 from .compensate import CALLS, ROOM, compensated
 from .enough import Mark, Marks, affordable
@@ -83,7 +83,7 @@ class Choosing:
                     self._model,
                     {name: choices[name] for name in usable},
                     usable,
-                    self._some,
+                    lambda: taken(self._calls, self.summed),
                     settings.method,
                     self._progress,
                     self._ranks,
@@ -200,10 +200,6 @@ class Choosing:
                 else:
                     choices[name] = Choice(spec, multiplier)
         return choices, reasons
-
-    def _some(self) -> Iterator[Call]:
-        """Some of the calls that choices may look at."""
-        return (call for at, call in enumerate(first(self._calls, self._settings.samples)) if at in self.summed)
 
 
 def _linears(surveys: Mapping[str, Survey]) -> dict[str, Survey]:

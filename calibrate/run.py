@@ -1,8 +1,7 @@
 """Calibration from end to end: prepare, replay, freeze, measure."""
 
-import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,7 +10,7 @@ from torch import nn
 
 from capture.ranks import ALONE, Ranks
 
-from .calls import Call, Calls, Progress, silent
+from .calls import Call, Calls, Progress, silent, taken
 from .choice import Choice, layer_of
 from .choosing import Choosing
 from .enough import curve, power_of
@@ -208,9 +207,3 @@ def _fallen_back(plan: Plan, powers: Mapping[str, Power], settings: Settings) ->
     if len(found) == len(order):
         raise CalibrateError(f"amp_num {settings.fallback}: no layer is left to quantize. Give fewer.", 2)
     return plan.kept_float({name: f"among the {len(found)} layers with the largest output error" for name in found})
-
-
-def taken(calls: Calls, positions: list[int]) -> Iterator[Call]:
-    """The calls at these positions."""
-    wanted = set(positions)
-    return (call for at, call in enumerate(itertools.islice(calls(), max(positions, default=-1) + 1)) if at in wanted)

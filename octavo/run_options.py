@@ -35,8 +35,9 @@ class RunOptions:
         named = {"num_frames": self.frames, "fps": self.fps, "resolution": self.resolution, "aspect": self.aspect}
         further = {name: value for name, value in named.items() if value is not None}
         further |= dict(_parsed(text) for text in self.arguments)
-        size = self.height, self.width
-        return RunSettings(self.negative_prompt, self.steps, *size, self.guidance_scale, self.seed, further)
+        return RunSettings(
+            self.negative_prompt, self.steps, self.height, self.width, self.guidance_scale, self.seed, further
+        )
 
 
 def _parsed(text: str) -> tuple[str, Any]:
