@@ -24,7 +24,7 @@ from .terminal import Terminal, duration, size
 def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
     """The command. Ends with exit code 1 when `keep_going` left prompts out."""
     began = time.monotonic()
-    device = resolve_device(ranks.connect(options.device))
+    device, settings = resolve_device(ranks.connect(options.device)), options.settings
     source = options.prompts or ("demo" if options.model == "demo" else "images")
     prompts = read_prompts(source)
     for warning in prompts.warnings:
@@ -40,7 +40,6 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
         trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     modules = denoisers(pipe, options.components)
-    settings = options.settings
     job = Job(pipe, modules, call_arguments(pipe, family, settings), settings, options, terminal, ranks)
     manifest = {
         "model": str(directory.resolve()) if options.model != "demo" else "demo",

@@ -78,13 +78,13 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 def _comparison(options: CompareOptions, directory: Path, checkpoint: Path, family: Family) -> Comparison:
-    device = resolve_device(options.device)
+    device, settings = resolve_device(options.device), options.settings
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
         text_encoder=options.text_encoder, trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     deployed = load_deployed(pipe, checkpoint, options.component, device)
-    return Comparison(pipe, deployed, call_arguments(pipe, family, options.settings), options.seed)
+    return Comparison(pipe, deployed, call_arguments(pipe, family, settings), options.seed)
 
 
 def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:

@@ -12,7 +12,7 @@ from capture.errors import CaptureError
 from pipelines import family_of
 from pipelines.device import DTYPES, resolve_device
 from pipelines.errors import first_sentence
-from pipelines.run import call_arguments, run_prompt, total_steps
+from pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
 
 from .pictures import Target, save, target_of
 from .quantized_pipeline import open_pipeline
@@ -35,13 +35,13 @@ class GenerateOptions(RunOptions):
 
 def run(options: GenerateOptions, terminal: Terminal) -> None:
     """The command."""
-    target = target_of(options.out, options.overwrite)
+    target, settings = target_of(options.out, options.overwrite), options.settings
     device = resolve_device(options.device)
     pipe = open_pipeline(
         options.model, options.of, options.component, dtype=DTYPES.get(options.dtype or ""), device=device,
         text_encoder=options.text_encoder, offload=options.offload, trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
-    arguments = _arguments(pipe, options, target)
+    arguments = _arguments(pipe, settings, options.out, target)
     steps = total_steps(pipe, arguments)
     began = time.monotonic()
     with terminal.bars("generate", 1, steps) as show:
@@ -61,14 +61,14 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
     )  # fmt: skip
 
 
-def _arguments(pipe: Any, options: GenerateOptions, target: Target) -> dict[str, Any]:
+def _arguments(pipe: Any, settings: RunSettings, out: Path, target: Target) -> dict[str, Any]:
     """Those of the pipeline's call."""
-    arguments = call_arguments(pipe, family_of(type(pipe).__name__), options.settings)
+    arguments = call_arguments(pipe, family_of(type(pipe).__name__), settings)
     if "output_type" in inspect.signature(type(pipe).__call__).parameters:
         arguments["output_type"] = "latent" if target.latents else "pil"
         if not target.latents and getattr(pipe, "vae", pipe) is None:
             fact = f"{type(pipe).__name__} has no VAE here, and gives latents"
-            raise CaptureError(f"{options.out}: {fact}. Name a .safetensors file for them.", 2)
+            raise CaptureError(f"{out}: {fact}. Name a .safetensors file for them.", 2)
     return arguments
 
 
