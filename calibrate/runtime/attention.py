@@ -1,14 +1,11 @@
-"""Attention on a CPU by oneDNN's products, a few rows of scores at a time.
+"""Attention on a CPU by a kernel of ours in bfloat16, else by oneDNN's products, a few rows of scores at a time.
 
 torch takes MKL's products, which are slow on processors that are not Intel's. Here rows of weights exp(score - shift)
 are multiplied with the values, and the rows of that are divided by their sums (Rabe and Staats, "Self-attention Does
-Not Need O(n^2) Memory", 2021). The shift is the largest score of the row, and all is computed in float32.
-
-In bfloat16, where Cauchy and Schwarz bound the scores, the shift is known before them, and the weights are what the
-product puts out, rounded once: no exponential can follow a product of oneDNN's, but a sigmoid, which is that of numbers
-far below zero. Their sums are more columns of the product with the values.
+Not Need O(n^2) Memory", 2021). The shift is the largest score of the row. Scores and sums are float32.
 """
 
+import ctypes
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -20,12 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
+from . import kernels
+
 _AT_ONCE = 1 << 22  # scores: fewer rows make poor products, more leave the cache
-_WORTH = 1 << 16  # scores of a head, below which torch is as quick
-_BOUND = 60.0  # of scores whose shift is known before them
-_BELOW = 8.0  # the sigmoid of -8 is the exponential but for a thirtieth of a bfloat16's rounding
-_SMALLEST = 2.0**-80  # sum of weights: what is a millionth of it, times a value, is a normal float32
-_FACTORS = 16  # that sums of weights are found with: see _with_factors
+_WORTH = 1 << 18  # scores of a head, below which torch's attention is quicker than products of oneDNN's
+_KERNEL_WORTH = 1 << 11  # than our kernel
 _LOG2E = math.log2(math.e)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -35,11 +31,6 @@ def is_quick() -> bool:
     """Whether this CPU has AVX-512 and no AMX, for which torch has kernels of its own."""
     wide = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_supported()
     return wide and not torch.cpu._is_amx_tile_supported()
-
-
-@cache
-def _has_bfloat16() -> bool:
-    return torch.cpu._is_avx512_bf16_supported()
 
 
 class Attention(TorchFunctionMode):
@@ -104,7 +95,7 @@ def is_ours(
         return False
     heads, rows, keys = query.shape[:-2], query.shape[-2], key.shape[-2]
     fits = heads == key.shape[:-2] == value.shape[:-2] and keys == value.shape[-2] and query.shape[-1] == key.shape[-1]
-    if query.ndim < 3 or not fits or not (query.numel() and value.numel()) or rows * keys < _WORTH:
+    if query.ndim < 3 or not fits or not (query.numel() and value.numel()) or rows * keys < _worth(query.dtype):
         return False
     if attn_mask is None:
         return True
@@ -113,6 +104,14 @@ def is_ours(
         a in (1, b) for a, b in zip(attn_mask.shape, wanted, strict=True)
     )
     return spread and attn_mask.dtype in (torch.bool, query.dtype)
+
+
+def _kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
+    return kernels.library() if dtype == torch.bfloat16 else None
+
+
+def _worth(dtype: torch.dtype) -> int:
+    return _WORTH if _kernels(dtype) is None else _KERNEL_WORTH
 
 
 @torch.compiler.disable
@@ -126,32 +125,44 @@ def attention(
     become zeros, as torch's do.
     """
     *heads, rows, width = query.shape
-    scale = width**-0.5 if scale is None else scale
-    mask = None if attn_mask is None else _in_base_2(attn_mask).expand(*heads, rows, key.shape[-2])
-    bounds = abs(scale) * _longest(query) * _longest(key) if mask is None else torch.full(heads, math.inf)
-    query, key = query.contiguous(), key.contiguous()
-    values = _with_factors(value) if mask is None and query.dtype == torch.bfloat16 else value
+    scale = (width**-0.5 if scale is None else scale) * _LOG2E
+    if scale < 0:
+        query, scale = -query, -scale
+    mask = None if attn_mask is None else _in_base_2(attn_mask, key.shape[-2]).expand(*heads, rows, -1)
     # one row after the other with all its heads, as the models want to have it
     y = torch.empty((*heads[:-1], rows, heads[-1], value.shape[-1]), dtype=query.dtype).transpose(-2, -3)
-    for at in itertools.product(*map(range, heads)):
-        head = _Head(query[at], key[at], values[at], value.shape[-1], scale, float(bounds[at]))
-        for some in _pieces(rows, key.shape[-2]):
-            y[at][some] = head.of(some, None if mask is None else mask[at][some])
+    loaded = _kernels(query.dtype)
+    if loaded is not None and scale:
+        query, key, value = (_by_batch(_side_by_side(each)) for each in (query, key, value))
+        kernels.attention(loaded, query, key, value, None if mask is None else _by_batch(mask), _by_batch(y), scale)
+    else:
+        _by_products(query, key, value, mask, y, scale)
     return y
 
 
-def _longest(x: Tensor) -> Tensor:
-    """The largest length of a row of `x` (..., rows, d): (...)."""
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).amax(-1)
+def _side_by_side(x: Tensor) -> Tensor:
+    """`x`, whose values of a row lie side by side."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _with_factors(value: Tensor) -> Tensor:
-    """More columns, 1, 17/16, 18/16 to 31/16 in every row: weights times those are multiples of the sum of weights.
+def _by_batch(x: Tensor) -> Tensor:
+    """`x` of shape (..., heads, rows, columns) with one axis before the heads."""
+    return x.unsqueeze(0) if x.ndim == 3 else x.flatten(0, -4)
 
-    Each is rounded to bfloat16, but elsewhere, so that their mean is off by a quarter of one rounding.
-    """
-    factors = torch.arange(_FACTORS, 2 * _FACTORS, dtype=value.dtype) / _FACTORS
-    return torch.cat((value, factors.expand(*value.shape[:-1], -1)), -1)
+
+def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float) -> None:
+    """Stores the output in `y`. `mask` and `scale` are to base 2."""
+    rows, keys = y.shape[-2], key.shape[-2]
+    for at in itertools.product(*map(range, y.shape[:-2])):
+        head, values = key[at].float().contiguous(), value[at].float().contiguous()
+        for some in _pieces(rows, keys):
+            scores = _product(query[at][some].float() * scale, head)
+            if mask is not None:
+                scores.add_(mask[at][some])
+            largest = scores.amax(-1, keepdim=True)
+            weights = scores.sub_(largest.masked_fill_(largest == -math.inf, 0.0)).exp2_()
+            total = weights.sum(-1, keepdim=True)
+            y[at][some] = _product(weights, values.t()).div_(total.masked_fill_(total == 0, 1.0))
 
 
 def _pieces(rows: int, keys: int) -> Iterator[slice]:
@@ -159,44 +170,16 @@ def _pieces(rows: int, keys: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
-class _Head:
-    """The attention of one head. `bound` is not below any |score|; `value` may have more than `width` columns."""
-
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, width: int, scale: float, bound: float) -> None:
-        self.query, self.key, self.value, self.width, self.scale = query, key, value, width, scale
-        self.bounded = bound <= _BOUND and query.dtype == torch.bfloat16 and _has_bfloat16()
-        if self.bounded:
-            self.scaled = query * scale
-            self.shift = torch.full((len(key),), -bound - _BELOW, dtype=query.dtype)
-
-    def of(self, some: slice, mask: Tensor | None) -> Tensor:
-        """The output of some rows; `mask` is theirs, to base 2."""
-        if self.bounded:
-            weights = _product(self.scaled[some], self.key, self.shift, "sigmoid")
-            y, sums = _product(weights, self.value.t()).tensor_split((self.width,), -1)
-            total = sums.sum(-1, keepdim=True, dtype=torch.float32).div_(1.5 * _FACTORS - 0.5)
-            self.bounded = bool(total.amin() >= _SMALLEST)
-            if self.bounded:
-                return y / total
-        scores = _product(self.query[some].float() * (self.scale * _LOG2E), self.key.float())
-        if mask is not None:
-            scores.add_(mask)
-        largest = scores.amax(-1, keepdim=True)
-        weights = scores.sub_(largest.masked_fill_(largest == -math.inf, 0.0)).exp2_()
-        total = weights.sum(-1, keepdim=True)
-        value = self.value[:, : self.width].float().contiguous()
-        return _product(weights, value.t()).div_(total.masked_fill_(total == 0, 1.0))
-
-
-def _in_base_2(mask: Tensor) -> Tensor:
-    """What is added to the scores. The largest numbers stay finite: a row of them is a row of equals."""
+def _in_base_2(mask: Tensor, keys: int) -> Tensor:
+    """What is added to the scores, (..., keys). The largest numbers stay finite: a row of them is a row of equals."""
+    mask = mask.expand(*mask.shape[:-1], keys)
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape).masked_fill_(~mask, -math.inf)
     largest = torch.finfo(torch.float32).max
-    return torch.where(mask.isinf(), mask, (mask.float() * _LOG2E).clamp_(-largest, largest))
+    return torch.where(mask.isinf(), mask, (mask.float() * _LOG2E).clamp_(-largest, largest)).contiguous()
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None, then: str = "none") -> Tensor:
-    """x (rows, in) times weight (out, in), plus bias, `then` a function of it: (rows, out)."""
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, then, [], "")
+def _product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (rows, in) times weight (out, in): (rows, out)."""
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return y

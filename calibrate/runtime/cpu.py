@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..integers import dynamic_codes, sums_in_int32
 from ..scheme import ACTIVATION, QParams, codes, divided
-from . import reference
+from . import kernels, reference
 from .packing import SHIFT, Output, Packed
 from .recent import Quantization
 
@@ -30,6 +30,11 @@ _OUT = (torch.float32, torch.bfloat16)
 @torch.compiler.disable
 def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
     """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
+    with torch._C.DisableTorchFunction():  # modes, as attention's, would be asked about each of the small steps
+        return _linear(layer, x, gelu)
+
+
+def _linear(layer: "Int8Linear", x: Tensor, gelu: str | None) -> Tensor:
     if not x.numel() or not (layer.weight_only or sums_in_int32()):
         return reference.linear(layer, x, gelu)
     rows = x.reshape(-1, x.shape[-1])
@@ -76,11 +81,13 @@ def _quantized(layer: "Int8Linear", x: Tensor, at: int) -> Tensor:
 
 
 def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
-    """Stores `codes` of `x` in `out` as `_store` does, in fewer passes.
+    """Stores `codes` of `x` in `out` as `_store` does, in fewer passes: one of our own kernel's, or some of torch's.
 
     What is added to x / scale rounds it, to the even ones of equally near because it is even itself.
     """
-    zero_point = int(qparams.zero_point) + SHIFT
+    zero_point, loaded = int(qparams.zero_point) + SHIFT, kernels.library()
+    if loaded is not None and x.dtype in kernels.NARROW:
+        return kernels.quantize(loaded, x.contiguous(), out, float(qparams.scale), zero_point)
     odd = zero_point % 2
     q = divided(x, qparams.scale).add_(_WHOLE + zero_point - odd)
     out.copy_(q.clamp_(_WHOLE - odd, _WHOLE + 255 - odd).view(torch.int32))

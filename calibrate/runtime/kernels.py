@@ -1,0 +1,73 @@
+"""kernels.c as Python calls it. Compiled when Octavo is installed; where it is not there, torch computes."""
+
+import ctypes
+import hashlib
+import logging
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_suffix(".c")
+LIBRARY = SOURCE.with_name("libkernels.so")
+NARROW = {torch.float32: 0, torch.bfloat16: 1}  # dtypes of what becomes codes
+
+_TENSORS = ("query", "key", "value", "mask", "y")
+_log = logging.getLogger(__name__)
+
+
+class _Attention(ctypes.Structure):
+    """The struct of that name."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _TENSORS),
+        ("at", ctypes.c_int64 * 3 * 5),
+        *((name, ctypes.c_int64) for name in ("batch", "heads", "rows", "keys", "width", "out")),
+        ("scale", ctypes.c_float),
+    )
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where there are none, or they are not for this processor or not of this kernels.c."""
+    if not (torch.cpu._is_avx512_supported() and torch.cpu._is_avx512_bf16_supported() and LIBRARY.exists()):
+        return None
+    try:
+        loaded = ctypes.CDLL(str(LIBRARY))
+        made_of = ctypes.c_char_p.in_dll(loaded, "source").value
+    except (OSError, ValueError) as error:
+        _log.warning("%s: %s. Integers run without it, more slowly.", LIBRARY, error)
+        return None
+    if made_of != hashlib.sha256(SOURCE.read_bytes()).hexdigest().encode():
+        _log.warning("%s: not of this kernels.c. Integers run without it, more slowly: install Octavo again.", LIBRARY)
+        return None
+    loaded.attention_scratch.restype = ctypes.c_long
+    return loaded
+
+
+def attention(
+    loaded: ctypes.CDLL, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
+) -> None:
+    """y = softmax(query @ key.T * scale + mask) @ value.
+
+    All are (batch, heads, rows, columns), bfloat16 but for `mask`, which is float32; the values of a row lie side by
+    side. `mask` and `scale`, which is positive, are to base 2.
+    """
+    (batch, heads, rows, width), (keys, out) = query.shape, value.shape[2:]
+    call = _Attention(batch=batch, heads=heads, rows=rows, keys=keys, width=width, out=out, scale=scale)
+    for at, each in enumerate((query, key, value, mask, y)):
+        if each is not None:
+            setattr(call, _TENSORS[at], each.data_ptr())
+            call.at[at][:] = each.stride()[:3]
+    threads = torch.get_num_threads()
+    scratch = torch.empty(loaded.attention_scratch(ctypes.byref(call), threads), dtype=torch.uint8)
+    loaded.attention(ctypes.byref(call), ctypes.c_void_p(scratch.data_ptr()), threads)
+
+
+def quantize(loaded: ctypes.CDLL, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
+    """out = clamp(round(x / scale) + zero_point, 0, 255). Both are contiguous; `x` is of a dtype in NARROW."""
+    loaded.quantize(
+        ctypes.c_void_p(x.data_ptr()), NARROW[x.dtype], ctypes.c_void_p(out.data_ptr()), ctypes.c_int64(x.numel()),
+        ctypes.c_float(scale), zero_point, torch.get_num_threads(),
+    )  # fmt: skip

@@ -1,0 +1,152 @@
+"""The compiled kernels compute what torch does, and where they are not there, torch does it."""
+
+import math
+import shutil
+import subprocess
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hatch_build
+from calibrate.runtime import cpu, kernels
+from calibrate.runtime.attention import attention
+from calibrate.scheme import ACTIVATION, QParams, codes
+
+FITS = torch.cpu._is_avx512_supported() and torch.cpu._is_avx512_bf16_supported()
+pytestmark = pytest.mark.skipif(not FITS or shutil.which("cc") is None, reason="no such processor, or no compiler")
+
+
+@pytest.fixture
+def fresh():
+    kernels.library.cache_clear()
+    yield
+    kernels.library.cache_clear()
+
+
+def test_an_installation_has_them(fresh):
+    assert kernels.library() is not None
+
+
+def test_they_are_not_taken_where_they_are_of_another_source(fresh, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(kernels, "SOURCE", tmp_path / "kernels.c")
+    kernels.SOURCE.write_text("int other;")
+    assert kernels.library() is None
+    assert "install Octavo again" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"", b"not a library", None])
+def test_what_is_no_library_is_not_taken(fresh, tmp_path, monkeypatch, content):
+    monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "libkernels.so")
+    if content is not None:
+        kernels.LIBRARY.write_bytes(content)
+    assert kernels.library() is None
+
+
+def test_a_compiler_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    source, library = tmp_path / "kernels.c", tmp_path / "libkernels.so"
+    source.write_text("no C")
+    library.write_bytes(b"old")
+    with pytest.raises(subprocess.CalledProcessError):
+        hatch_build.compile_to(source, library)
+    monkeypatch.setenv("CC", "there-is-no-such-compiler")
+    with pytest.raises(OSError):
+        hatch_build.compile_to(source, library)
+    assert library.read_bytes() == b"old"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["kernels.c", "libkernels.so"]
+
+
+def quantized(x, scale, zero_point):
+    q = torch.full(x.shape, 77, dtype=torch.uint8)
+    kernels.quantize(kernels.library(), x, q, scale, zero_point)
+    return q
+
+
+def wanted(x, scale, zero_point):
+    qparams = QParams(torch.tensor(scale), torch.tensor(zero_point - 128))
+    return (codes(x, qparams, ACTIVATION) + 128).to(torch.uint8)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.0078125, 3e-5, 1e30])
+@pytest.mark.parametrize("zero_point", [0, 1, 128, 255])
+def test_all_numbers_of_bfloat16_become_the_codes_of_the_formula(scale, zero_point):
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    x = x[~x.isnan()]
+    assert torch.equal(quantized(x, scale, zero_point), wanted(x, scale, zero_point))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 100_000), st.floats(2.0**-20, 2.0**20, width=32), st.integers(0, 255), st.integers(0, 2**31))
+def test_any_number_of_floats_becomes_the_codes_of_the_formula(count, scale, zero_point, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(count) * scale * 100
+    halves = torch.randint(-300, 300, (count,)) + 0.5
+    x = torch.where(torch.rand(count) < 0.3, halves * scale, x)
+    x[torch.rand(count) < 0.01] = math.inf
+    assert torch.equal(quantized(x, scale, zero_point), wanted(x, scale, zero_point))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_torch_makes_the_same_codes(dtype, monkeypatch):
+    torch.manual_seed(0)
+    x, qparams = torch.randn(40, 33).to(dtype), QParams(torch.tensor(0.01), torch.tensor(-3))
+    ours, torchs = torch.empty(2, 40, 33, dtype=torch.uint8)
+    cpu._quantize(ours, x, qparams)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    cpu._quantize(torchs, x, qparams)
+    assert torch.equal(ours, torchs)
+
+
+def inputs(rows=300, keys=200):
+    torch.manual_seed(0)
+    return [torch.randn(2, count, 3, 24).bfloat16().transpose(1, 2) for count in (rows, keys, keys)]
+
+
+def test_attention_does_not_depend_on_how_tensors_lie_nor_on_threads():
+    q, k, v = inputs()
+    mask = torch.randn(2, 1, 1, 200).bfloat16()
+    whole = attention(q, k, v, mask)
+    assert torch.equal(attention(q.contiguous(), k.mT.contiguous().mT, v.flip(0).flip(0), mask), whole)
+    assert torch.equal(attention(q, k, v, mask.expand(2, 3, 300, 200).contiguous()), whole)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3, 7):
+            torch.set_num_threads(count)
+            assert torch.equal(attention(q, k, v, mask), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_row_that_is_not_a_number_spoils_no_other():
+    q, k, v = inputs()
+    whole = attention(q, k, v)
+    q = q.clone()
+    q[0, 1, 7, 5], q[1, 2, 299, 0] = math.nan, math.inf
+    y = attention(q, k, v)
+    lost = torch.zeros(2, 3, 300, dtype=torch.bool)
+    lost[0, 1, 7] = lost[1, 2, 299] = True
+    assert y[lost].isnan().all()
+    assert torch.equal(y[~lost], whole[~lost])
+    v = v.clone()
+    v[0, 0, 3, 2] = math.nan
+    assert torch.equal(attention(q, k, v)[0, 0, :, 2].isnan(), torch.ones(300, dtype=torch.bool))
+
+
+def test_keys_that_are_masked_do_not_count_across_pieces():
+    q, k, v = inputs(keys=2500)
+    mask = torch.rand(300, 2500) > 0.5
+    mask[5], mask[6, :2000], mask[7, 100:], mask[8, 1024:2048] = False, False, False, False
+    y = attention(q, k, v, mask)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask)
+    assert torch.equal(y[:, :, 5], torch.zeros(2, 3, 24).bfloat16())
+    assert (y.double() - exact).norm() < 0.004 * exact.norm()
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0])
+def test_its_error_is_that_of_torch(size):
+    q, k, v = inputs(500, 1500)
+    exact = F.scaled_dot_product_attention(size * q.double(), k.double(), v.double())
+    ours, torchs = (f(size * q, k, v).double() - exact for f in (attention, F.scaled_dot_product_attention))
+    assert ours.norm() < 1.1 * torchs.norm()
