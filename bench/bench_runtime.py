@@ -1,7 +1,7 @@
 """How fast integers run: an SD3 transformer of random weights in float32, bfloat16 and int8, called in turns.
 
 OMP_NUM_THREADS=2 python -m bench.bench_runtime [--tokens 1024 4096] [--rounds 5] [--activations dynamic]
-    [--torch-attention] [--memory]
+    [--torch-attention] [--compile] [--memory]
 """
 
 import argparse
@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--activations", default="static")
     parser.add_argument("--torch-attention", action="store_true", help="in the int8 model, as the float ones have it")
+    parser.add_argument("--compile", action="store_true", help="the int8 model by torch.compile too; ratios are its")
     parser.add_argument("--profile", action="store_true", help="which operators the int8 model spends its time in")
     parser.add_argument("--memory", action="store_true", help="memory and load time instead, at the first of --tokens")
     options = parser.parse_args()
@@ -106,11 +107,13 @@ def main() -> None:
     if options.memory:
         print_memory(models, options.tokens[0])
         return
-    print("| tokens | float32 | bfloat16 | int8 | over float32 | over bfloat16 |\n|---|---|---|---|---|---|")
+    if options.compile:
+        models["int8, torch.compile"] = (torch.compile(models["int8"][0]), torch.bfloat16)
+    print(f"| tokens | {' | '.join(models)} | over float32 | over bfloat16 |\n{'|---' * (len(models) + 3)}|")
     for tokens in options.tokens:
         found = measure(models, tokens, options.text, options.rounds)
         cells = " | ".join(f"{1000 * seconds:.0f} ms" for seconds in found.values())
-        ratios = " | ".join(f"{found[name] / found['int8']:.2f} x" for name in ("float32", "bfloat16"))
+        ratios = " | ".join(f"{found[name] / list(found.values())[-1]:.2f} x" for name in ("float32", "bfloat16"))
         print(f"| {tokens} | {cells} | {ratios} |", flush=True)
         if options.profile:
             with torch.inference_mode(), torch.profiler.profile() as profile:

@@ -51,6 +51,10 @@ def _octavo(folder: Path, tokens: int) -> Model:
     return _calling(_load(folder, Stored.INT8), tokens, torch.bfloat16)
 
 
+def _octavo_compiled(folder: Path, tokens: int) -> Model:
+    return _calling(torch.compile(_load(folder, Stored.INT8)), tokens, torch.bfloat16)
+
+
 def _torchao(folder: Path, tokens: int) -> Model:
     return _calling(_with_torchao(folder), tokens, torch.bfloat16)
 
@@ -121,5 +125,6 @@ PEERS: dict[str, Callable[[Path, int], Model]] = {
     "onnxruntime int8, static QDQ": _onnxruntime_static,
     "openvino int8, static QDQ": _openvino,
     "openvino int8, static QDQ, float32 around it": partial(_openvino, INFERENCE_PRECISION_HINT="f32"),
+    "Octavo int8, torch.compile": _octavo_compiled,
     "Octavo int8": _octavo,
 }

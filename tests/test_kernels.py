@@ -144,6 +144,19 @@ def test_keys_that_are_masked_do_not_count_across_pieces():
     assert (y.double() - exact).norm() < 0.004 * exact.norm()
 
 
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6])
+@pytest.mark.parametrize("large", [1.0, 1e37])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_largest_scores_may_come_late(size, large, masked):
+    q, k, v = inputs(keys=600)
+    k[:, :, 500:] *= size
+    v *= large
+    mask = (torch.arange(600) > 20).view(1, 1, 1, 600).expand(2, 3, 300, 600) if masked else None
+    y = attention(q, k, v, mask)
+    exact = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask)
+    assert (y.double() - exact).norm() < 0.01 * exact.norm()
+
+
 @pytest.mark.parametrize("size", [1.0, 30.0])
 def test_its_error_is_that_of_torch(size):
     q, k, v = inputs(500, 1500)

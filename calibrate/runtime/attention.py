@@ -40,11 +40,15 @@ class Attention(TorchFunctionMode):
         self, func: Callable, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        return _attended(*args, **kwargs) if func is F.scaled_dot_product_attention else func(*args, **kwargs)
+        if func is Tensor.unflatten:
+            func = torch.unflatten  # torch.compile does not follow the method through a mode
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        return (_in_graph if torch.compiler.is_compiling() else _attended)(*args, **kwargs)
 
     def enter(self, model: nn.Module, *_: Any) -> None:
         """Before a forward of `model`, unless that is compiled. What was left by an interruption serves again."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and torch.is_grad_enabled():
             return
         first = next(model.parameters(), None)
         if (first is None or first.device.type == "cpu") and _get_current_function_mode() is not self:
@@ -52,14 +56,35 @@ class Attention(TorchFunctionMode):
 
     def leave(self, *_: Any) -> None:
         """After it, also when it failed."""
-        if not torch.compiler.is_compiling() and _get_current_function_mode() is self:
+        if _get_current_function_mode() is self:
             self.__exit__(None, None, None)
 
 
-@torch.compiler.disable
 def _attended(*args: Any, **kwargs: Any) -> Tensor:
     y: Tensor = (attention if is_ours(*args, **kwargs) else F.scaled_dot_product_attention)(*args, **kwargs)
     return y
+
+
+@torch.library.custom_op("octavo::attention", mutates_args=())
+def _in_graph(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    found = _attended(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    y = _empty(query, value)
+    return found if found.stride() == y.stride() else y.copy_(found)
+
+
+@_in_graph.register_fake
+def _empty(query: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    y = query.new_empty((*query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1]))
+    return y.transpose(-2, -3)
 
 
 def attend(model: nn.Module, ours: bool) -> None:
@@ -81,11 +106,12 @@ def is_ours(
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
-    **options: Any,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> bool:
     """Whether `attention` takes this call of torch's function, and is quicker."""
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
-    if dropout_p or is_causal or options.get("enable_gqa") or not is_quick() or torch.is_autocast_enabled("cpu"):
+    if dropout_p or is_causal or enable_gqa or not is_quick() or torch.is_autocast_enabled("cpu"):
         return False
     if any(type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or x.is_nested for x in tensors):
         return False
@@ -117,12 +143,19 @@ def _worth(dtype: torch.dtype) -> int:
 @torch.compiler.disable
 @torch.no_grad()
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None, **_: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """softmax(query @ key.T * scale + mask) @ value, in the dtype of `query`; of a call that `is_ours`.
 
-    query (..., rows, d), key (..., keys, d), value (..., keys, e): (..., rows, e). Rows that may look at nothing
-    become zeros, as torch's do.
+    query (..., rows, d), key (..., keys, d), value (..., keys, e): (..., rows, e). Rows that may look at nothing become
+    zeros, as torch's do. Arguments are torch's.
     """
     *heads, rows, width = query.shape
     scale = (width**-0.5 if scale is None else scale) * _LOG2E

@@ -1,6 +1,7 @@
 """The CPU: oneDNN's kernels for uint8 x int8 on packed weights; scale, bias and GELU of the output in the same pass.
 
-torch.compile compiles what is around these layers: inductor cannot take a packed weight apart.
+Inductor cannot take a packed weight apart, so torch.compile is shown operators (`graphs`). Layers with a range for each
+bin of noise levels are outside of its graphs, as the noise level of a call is.
 
 The codes are uint8 because int8 with a zero point takes a path ten times slower. An output that nearly cancels its bias
 may differ from the reference by roundings of that bias in float32.
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..integers import dynamic_codes, sums_in_int32
 from ..scheme import ACTIVATION, QParams, codes, divided
-from . import kernels, reference
+from . import graphs, kernels, reference
 from .packing import SHIFT, Output, Packed
 from .recent import Quantization
 
@@ -27,11 +28,27 @@ _WHOLE = 1.5 * 2.0**23  # float32 of this size are whole numbers, whose lowest b
 _OUT = (torch.float32, torch.bfloat16)
 
 
-@torch.compiler.disable
 def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
     """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
+    if torch.compiler.is_compiling() and layer.scheme != "W8A8_TIMESTEP":
+        return graphs.linear(layer, x, gelu)
+    return _at_once(layer, x, gelu)
+
+
+@torch.compiler.disable
+def _at_once(layer: "Int8Linear", x: Tensor, gelu: str | None) -> Tensor:
     with torch._C.DisableTorchFunction():  # modes, as attention's, would be asked about each of the small steps
         return _linear(layer, x, gelu)
+
+
+def of_codes(layer: "Int8Linear", q: Tensor, dtype: torch.dtype, gelu: str | None) -> Tensor:
+    """The output of a static layer whose input has the codes `q`, uint8 (rows, in)."""
+    packed = layer.packed
+    return (
+        _product(packed, q, packed.outputs[0], dtype, gelu)
+        if len(q)
+        else q.new_empty(0, layer.out_features, dtype=dtype)
+    )
 
 
 def _linear(layer: "Int8Linear", x: Tensor, gelu: str | None) -> Tensor:
@@ -127,9 +144,15 @@ def _product(packed: Packed, q: Tensor, output: Output, dtype: torch.dtype, gelu
     return y.to(dtype)
 
 
-@torch.compiler.disable
 def conv2d(layer: "Int8Conv2d", x: Tensor) -> Tensor:
     """The output of `layer`."""
+    if torch.compiler.is_compiling() and layer.scheme != "W8A8_TIMESTEP":
+        return graphs.conv2d(layer, x)
+    return _convolution(layer, x)
+
+
+@torch.compiler.disable
+def _convolution(layer: "Int8Conv2d", x: Tensor) -> Tensor:
     if layer.weight_only or not sums_in_int32() or not x.numel():
         return reference.conv2d(layer, x)
     images = x if x.ndim == 4 else x.unsqueeze(0)

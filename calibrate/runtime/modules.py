@@ -13,6 +13,7 @@ from ..noise import NoiseLevel
 from ..scheme import QParams
 from ..weights import page_out
 from . import cpu, cuda, npu, reference
+from .graphs import number_of
 from .packing import Packed, pack
 from .recent import Recent
 
@@ -27,8 +28,13 @@ class _Int8(_Integer):
     """
 
     backend: str | None = None
+    number: Tensor  # that graphs find it by
     recent: Recent | None = None  # shared with other layers of its model
     _packed: Packed | None = None
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.number = number_of(self)  # type: ignore[arg-type]
 
     @classmethod
     def of(cls, layer: QuantizedLayer) -> Self:
@@ -90,7 +96,11 @@ class _Int8(_Integer):
 
     def __getstate__(self) -> dict[str, Any]:
         self.unpack()
-        return self.__dict__.copy()
+        return self.__dict__ | {"number": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.number = number_of(self)  # type: ignore[arg-type]
 
 
 class Int8Linear(_Int8, QuantizedLinear):
