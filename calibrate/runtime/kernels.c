@@ -28,9 +28,10 @@ INLINE __mmask16 first(long n) { return n < LANES ? (1u << n) - 1 : 0xffff; }
 /* --- products --------------------------------------------------------------------------------------------------- */
 
 /* y (HIGH, registers * LANES) = a (HIGH, 2 * pairs) @ b + (more ? y : 0).
-   Of b, two rows lie interleaved: (pairs, columns, 2). */
+   Of b, two rows lie interleaved: (pairs, columns, 2). `largest` (HIGH, LANES), if it is not NULL, follows the rows of y;
+   of the last register, `end` counts. */
 INLINE void sums(float *y, long y_row, const bfloat16 *a, long a_row, const bfloat16 *b, long b_pair, long pairs,
-                 const int registers, const int more) {
+                 const int registers, const int more, float *largest, __mmask16 end) {
     __m512 sum[HIGH][WIDE];
     for (int i = 0; i < HIGH; i++)
         for (int j = 0; j < registers; j++)
@@ -48,18 +49,27 @@ INLINE void sums(float *y, long y_row, const bfloat16 *a, long a_row, const bflo
     }
     for (int i = 0; i < HIGH; i++)
         for (int j = 0; j < registers; j++) _mm512_storeu_ps(y + i * y_row + j * LANES, sum[i][j]);
+    if (!largest) return;
+    for (int i = 0; i < HIGH; i++) {
+        __m512 found = _mm512_load_ps(largest + i * LANES);
+        for (int j = 0; j < registers - 1; j++) found = _mm512_max_ps(found, sum[i][j]);
+        _mm512_store_ps(largest + i * LANES, _mm512_mask_max_ps(found, end, found, sum[i][registers - 1]));
+    }
 }
 
 /* The same for many rows, and up to COLUMNS columns. */
 static void product(float *y, long y_row, const bfloat16 *a, long a_row, const bfloat16 *b, long b_pair, long pairs,
-                    long rows, long columns, const int more) {
-    for (long i = 0; i < rows; i += HIGH, y += HIGH * y_row, a += HIGH * a_row)
+                    long rows, long columns, const int more, float *largest) {
+    const __mmask16 end = first((columns - 1) % LANES + 1);
+    for (long i = 0; i < rows; i += HIGH, y += HIGH * y_row, a += HIGH * a_row) {
+        float *found = largest ? largest + i * LANES : NULL;
         switch ((columns + LANES - 1) / LANES) {
-        case 1: sums(y, y_row, a, a_row, b, b_pair, pairs, 1, more); break;
-        case 2: sums(y, y_row, a, a_row, b, b_pair, pairs, 2, more); break;
-        case 3: sums(y, y_row, a, a_row, b, b_pair, pairs, 3, more); break;
-        default: sums(y, y_row, a, a_row, b, b_pair, pairs, WIDE, more);
+        case 1: sums(y, y_row, a, a_row, b, b_pair, pairs, 1, more, found, end); break;
+        case 2: sums(y, y_row, a, a_row, b, b_pair, pairs, 2, more, found, end); break;
+        case 3: sums(y, y_row, a, a_row, b, b_pair, pairs, 3, more, found, end); break;
+        default: sums(y, y_row, a, a_row, b, b_pair, pairs, WIDE, more, found, end);
         }
+    }
 }
 
 /* --- attention -------------------------------------------------------------------------------------------------- */
@@ -126,17 +136,14 @@ INLINE __m512 power(__m512 x) {
     return _mm512_scalef_ps(y, x);
 }
 
-/* Completes the scores of one row to a multiple of two registers; returns the largest. With a mask they are scaled. */
-INLINE float finish(float *score, long count, const float *mask, float scale) {
+/* Scales and masks the scores of a row; returns the largest. */
+INLINE float masked(float *score, long count, const float *mask, float scale) {
     __m512 largest = _mm512_set1_ps(-INFINITY), by = _mm512_set1_ps(scale);
-    for (long j = count; j < up(count, 2 * LANES); j++) score[j] = -INFINITY;
     for (long j = 0; j < count; j += LANES) {
-        __m512 x = _mm512_loadu_ps(score + j);
-        if (mask) {
-            x = _mm512_fmadd_ps(x, by, _mm512_maskz_loadu_ps(first(count - j), mask + j));
-            _mm512_storeu_ps(score + j, x);
-        }
-        largest = _mm512_max_ps(largest, x);
+        const __mmask16 some = first(count - j);
+        __m512 x = _mm512_fmadd_ps(_mm512_loadu_ps(score + j), by, _mm512_maskz_loadu_ps(some, mask + j));
+        _mm512_storeu_ps(score + j, x);
+        largest = _mm512_mask_max_ps(largest, some, largest, x);
     }
     return _mm512_reduce_max_ps(largest);
 }
@@ -165,28 +172,30 @@ static void attend(const Attention *a, const bfloat16 *query, const bfloat16 *ke
                    const float *mask, bfloat16 *y, long rows, Work work) {
     const long width = up(a->width, 2), out = up(a->out, LANES), row = a->at[0][2];
     const float scale = mask ? 1 : a->scale;
-    float largest[ROWS], total[ROWS];
+    float largest[ROWS], total[ROWS], found[ROWS * LANES] __attribute__((aligned(64)));
     memset(work.query, 0, sizeof *work.query * ROWS * width);
     memset(work.y, 0, sizeof *work.y * ROWS * out);
     for (long i = 0; i < ROWS; i++) largest[i] = -INFINITY, total[i] = 0;
     for (long i = 0; i < rows; i++) memcpy(work.query + i * width, query + i * row, sizeof *query * a->width);
     for (long start = 0; start < a->keys; start += KEYS) {
         const long some = least(a->keys - start, KEYS);
+        for (long i = 0; i < ROWS * LANES; i++) found[i] = -INFINITY;
         for (long j = 0; j < some; j += COLUMNS)
             product(work.scores + j, KEYS, work.query, width, keys + (start + j) * width, 2 * COLUMNS, width / 2, rows,
-                    least(some - j, COLUMNS), 0);
+                    least(some - j, COLUMNS), 0, found);
         for (long i = 0; i < rows; i++) {
             float *score = work.scores + i * KEYS;
-            const float *masks = mask ? mask + i * a->at[3][2] + start : NULL;
-            float last = largest[i];
-            largest[i] = fmaxf(last, finish(score, some, masks, a->scale) * scale);
+            float last = largest[i], now = _mm512_reduce_max_ps(_mm512_load_ps(found + i * LANES)) * scale;
+            if (mask) now = masked(score, some, mask + i * a->at[3][2] + start, a->scale);
+            for (long j = some; j < up(some, 2 * LANES); j++) score[j] = -INFINITY;
+            largest[i] = fmaxf(last, now);
             float shift = largest[i] == -INFINITY ? 0 : largest[i], fade = exp2f(last - shift);
             total[i] = total[i] * fade + weigh(work.weights + i * KEYS, score, some, scale, shift);
             if (start && fade != 1) multiply(work.y + i * out, out, fade);
         }
         for (long j = 0; j < out; j += COLUMNS)
             product(work.y + j, out, work.weights, KEYS, values + start * out + 2 * j, 2 * out, (some + 1) / 2, rows,
-                    least(out - j, COLUMNS), 1);
+                    least(out - j, COLUMNS), 1, NULL);
     }
     for (long i = 0; i < rows; i++, y += a->at[4][2]) {
         multiply(work.y + i * out, out, total[i] == 0 ? 0 : 1 / total[i]);
