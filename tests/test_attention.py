@@ -17,7 +17,7 @@ from calibrate.runtime import attention as home
 from calibrate.runtime.attention import Attention, attend, attention, is_ours, is_quick
 from capture.recorder import Memory, Recorder, copied
 
-from .test_compiled import transformer
+from .test_compiled import compiled, transformer
 from .test_families import OF, denoiser, run
 
 pytestmark = pytest.mark.skipif(not is_quick(), reason="this CPU has torch's attention")
@@ -149,6 +149,19 @@ def test_what_is_not_ours_is_torchs_to_the_bit(name):
     with Attention():
         y = F.scaled_dot_product_attention(*args, **options)
     assert torch.equal(y, wanted)
+    assert y.requires_grad == wanted.requires_grad
+
+
+@pytest.mark.parametrize("name", NOT_OURS)
+def test_what_is_not_ours_is_torchs_in_a_graph_too(name):
+    args, options = NOT_OURS[name]
+    function = compiled(lambda: F.scaled_dot_product_attention(*args, **options), "eager")
+    torch.manual_seed(0)
+    wanted = F.scaled_dot_product_attention(*args, **options)
+    torch.manual_seed(0)
+    with Attention():
+        y = function()
+    torch.testing.assert_close(y, wanted)
     assert y.requires_grad == wanted.requires_grad
 
 

@@ -44,12 +44,12 @@ class Attention(TorchFunctionMode):
             func = torch.unflatten  # torch.compile does not follow the method through a mode
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        return (_in_graph if torch.compiler.is_compiling() else _attended)(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            return _attended(*args, **kwargs)
+        return (_in_graph if _may_be_in_graph(*args, **kwargs) else func)(*args, **kwargs)
 
     def enter(self, model: nn.Module, *_: Any) -> None:
-        """Before a forward of `model`, unless that is compiled. What was left by an interruption serves again."""
-        if torch.compiler.is_compiling() and torch.is_grad_enabled():
-            return
+        """Before a forward of `model`. What was left by an interruption serves again."""
         first = next(model.parameters(), None)
         if (first is None or first.device.type == "cpu") and _get_current_function_mode() is not self:
             self.__enter__()
@@ -63,6 +63,22 @@ class Attention(TorchFunctionMode):
 def _attended(*args: Any, **kwargs: Any) -> Tensor:
     y: Tensor = (attention if is_ours(*args, **kwargs) else F.scaled_dot_product_attention)(*args, **kwargs)
     return y
+
+
+def _have_the_same_heads(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    return query.ndim >= 3 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+
+
+def _learn(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+
+
+def _may_be_in_graph(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
+) -> bool:
+    """Whether the operator below knows the shape of the output, and need not know gradients."""
+    tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
+    return _have_the_same_heads(query, key, value) and not _learn(*tensors)
 
 
 @torch.library.custom_op("octavo::attention", mutates_args=())
@@ -115,13 +131,13 @@ def is_ours(
         return False
     if any(type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or x.is_nested for x in tensors):
         return False
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    if _learn(*tensors):
         return False
     if query.dtype not in _DTYPES or not query.dtype == key.dtype == value.dtype:
         return False
     heads, rows, keys = query.shape[:-2], query.shape[-2], key.shape[-2]
-    fits = heads == key.shape[:-2] == value.shape[:-2] and keys == value.shape[-2] and query.shape[-1] == key.shape[-1]
-    if query.ndim < 3 or not fits or not (query.numel() and value.numel()) or rows * keys < _worth(query.dtype):
+    fits = _have_the_same_heads(query, key, value) and keys == value.shape[-2] and query.shape[-1] == key.shape[-1]
+    if not fits or not (query.numel() and value.numel()) or rows * keys < _worth(query.dtype):
         return False
     if attn_mask is None:
         return True

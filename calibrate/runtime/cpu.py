@@ -32,23 +32,20 @@ def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
     """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
     if torch.compiler.is_compiling() and layer.scheme != "W8A8_TIMESTEP":
         return graphs.linear(layer, x, gelu)
-    return _at_once(layer, x, gelu)
+    return _eagerly(layer, x, gelu)
 
 
 @torch.compiler.disable
-def _at_once(layer: "Int8Linear", x: Tensor, gelu: str | None) -> Tensor:
+def _eagerly(layer: "Int8Linear", x: Tensor, gelu: str | None) -> Tensor:
     with torch._C.DisableTorchFunction():  # modes, as attention's, would be asked about each of the small steps
         return _linear(layer, x, gelu)
 
 
 def of_codes(layer: "Int8Linear", q: Tensor, dtype: torch.dtype, gelu: str | None) -> Tensor:
     """The output of a static layer whose input has the codes `q`, uint8 (rows, in)."""
-    packed = layer.packed
-    return (
-        _product(packed, q, packed.outputs[0], dtype, gelu)
-        if len(q)
-        else q.new_empty(0, layer.out_features, dtype=dtype)
-    )
+    if not len(q):
+        return q.new_empty(0, layer.out_features, dtype=dtype)
+    return _product(layer.packed, q, layer.packed.outputs[0], dtype, gelu)
 
 
 def _linear(layer: "Int8Linear", x: Tensor, gelu: str | None) -> Tensor:
