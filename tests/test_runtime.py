@@ -212,6 +212,22 @@ def test_there_is_one_copy_of_the_weight():
     assert list(dict(fast.named_parameters())) == ["weight", "bias"]
 
 
+@pytest.mark.skipif(not sums_in_int32(), reason="this CPU computes with the reference")
+@pytest.mark.parametrize("copied", [False, True])
+def test_the_first_forward_packs_all_that_will_be(copied):
+    schemes = ("W8A8", "W8A16", "W8A8_DYNAMIC", "W8A8")
+    model = nn.Sequential(*(frozen(nn.Linear(8, 8), scheme) for scheme in schemes))
+    accelerate(model)
+    model[3].to("meta")
+    model = copy.deepcopy(model) if copied else model
+    x = torch.randn(4, 8)
+    y = model[0](x)
+    assert [len(list(layer.parameters())) for layer in model] == [1, 2, 1, 2]
+    assert model[2].weight.shape == (8, 8)
+    assert torch.equal(model[0](x), y)
+    assert [len(list(layer.parameters())) for layer in model] == [1, 2, 2, 2]
+
+
 def test_what_is_loaded_is_what_computes():
     first, second = (frozen(nn.Linear(8, 8), "W8A8") for _ in range(2))
     fast, x = optimized(copy.deepcopy(first)), torch.randn(4, 8)

@@ -34,7 +34,7 @@ def accelerate(model: nn.Module, backend: str | None = None, attention: bool = T
         layer = model.get_submodule(first)
         if isinstance(layer, (QuantizedLinear, QuantizedConv2d)):
             fast = optimized(layer, backend)
-            fast.recent = recent
+            fast.share(recent)
             for name in names if fast is not layer else ():
                 replace(model, name, fast)
     for first, names in names_of(model).items():

@@ -23,8 +23,9 @@ BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "npu": npu, "refere
 class _Int8(_Integer):
     """Runs on `backend`, a name of BACKENDS; None takes that of the input's device, or the reference.
 
-    On the CPU the first forward packs the weight, and the plain one is let go: there is one copy in memory. It is there
-    again when asked for, and when the module is moved, copied, saved or loaded, until the next forward.
+    On the CPU the first forward of any packs the weights of its model, and lets the plain ones go: there is one copy in
+    memory. A plain one is there again when asked for, and when the module is moved, copied, saved or loaded, until the
+    next forward.
     """
 
     backend: str | None = None
@@ -47,12 +48,20 @@ class _Int8(_Integer):
     @property
     def packed(self) -> Packed:
         """The numbers as the CPU takes them."""
-        packed = self._packed
-        if packed is None:
-            packed = self._packed = pack(self, (self.recent or Recent()).layouts)  # type: ignore[arg-type]
-            if (weight := self._parameters.pop("weight", None)) is not None:
-                page_out(weight)
-        return packed
+        if self._packed is None:
+            self._pack()
+            # the others' too: packed between what calls allocate and free, weights would leave holes in memory
+            for layer in self.recent.layers if self.recent else ():
+                weight = layer._parameters.get("weight")
+                if not layer.weight_only and weight is not None and weight.device.type == "cpu":
+                    layer._pack()
+        assert self._packed is not None
+        return self._packed
+
+    def _pack(self) -> None:
+        self._packed = pack(self, (self.recent or Recent()).layouts)  # type: ignore[arg-type]
+        if (weight := self._parameters.pop("weight", None)) is not None:
+            page_out(weight)
 
     def unpack(self) -> None:
         """Makes the weight a parameter again."""
@@ -101,6 +110,13 @@ class _Int8(_Integer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.number = number_of(self)  # type: ignore[arg-type]
+        self.share(self.recent)
+
+    def share(self, recent: Recent | None) -> None:
+        """Makes `recent` what this layer shares with others."""
+        self.recent = recent
+        if recent is not None:
+            recent.layers.add(self)
 
 
 class Int8Linear(_Int8, QuantizedLinear):

@@ -27,13 +27,14 @@ class Quantization(NamedTuple):
 
 
 class Recent:
-    """Holds the integers of the last input of the layers that share this, and how their weights lie.
+    """Holds the layers that share this, the integers of their last input, and how their weights lie.
 
     Copies begin empty.
     """
 
     def __init__(self) -> None:
         self.layouts = Layouts()
+        self.layers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._last: tuple[weakref.ref[Tensor], int, Quantization, Tensor] | None = None
 
     def of(self, x: Tensor, how: Quantization, make: Callable[[], Tensor]) -> Tensor:
