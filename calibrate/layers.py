@@ -1,6 +1,6 @@
 """Integer layers: they compute on the CPU exactly what the device computes from an exported checkpoint."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
@@ -39,6 +39,11 @@ class Geometry(NamedTuple):
         if self.padding_mode == "zeros":
             return F.pad(x, self.padding, value=value)
         return F.pad(x, self.padding, mode=self.padding_mode)
+
+    def size(self, sides: Sequence[int], kernel: Sequence[int]) -> list[int]:
+        """Height and width of the output, for those of a padded input and of the kernel."""
+        each = zip(sides, kernel, self.stride, self.dilation, strict=True)
+        return [(side - dilation * (extent - 1) - 1) // stride + 1 for side, extent, stride, dilation in each]
 
 
 def _pair(value: Any) -> tuple[int, int]:

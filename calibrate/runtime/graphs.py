@@ -44,10 +44,7 @@ def linear(layer: "Int8Linear", x: Tensor, gelu: str | None) -> Tensor:
 def conv2d(layer: "Int8Conv2d", x: Tensor) -> Tensor:
     """The output of `layer` in a graph."""
     left, right, top, bottom = layer.geometry.padding
-    sides = zip(
-        x.shape[-2:], (top + bottom, left + right), layer.kernel_size, layer.stride, layer.dilation, strict=True
-    )
-    size = [(side + around - apart * (kernel - 1) - 1) // step + 1 for side, around, kernel, step, apart in sides]
+    size = layer.geometry.size((x.shape[-2] + top + bottom, x.shape[-1] + left + right), layer.kernel_size)
     return torch.ops.octavo.layer(x, layer.number, [*x.shape[:-3], layer.out_channels, *size], "")
 
 
