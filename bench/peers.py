@@ -2,7 +2,7 @@
 
     python -m venv peers
     peers/bin/pip install -e . psutil torchao optimum-quanto onnx onnxscript onnxruntime openvino
-    OMP_NUM_THREADS=2 peers/bin/python -m bench.peers [--tokens 1024 4096] [--rounds 3] [--only torchao ...]
+    OMP_NUM_THREADS=2 peers/bin/python -m bench.peers [--tokens 1024 4096] [--rounds 3] [--compile] [--only torchao ...]
 
 Each has a process of its own, in which it and Octavo's model take turns: ratios are of medians there. All quantize the
 linear layers that Octavo does. Errors are those of the output against float32, in dB of its energy.
@@ -50,9 +50,9 @@ def measure(models: dict[str, Model], rounds: int) -> dict[str, list[float]]:
 
 
 @torch.inference_mode()
-def child(name: str, folder: Path, tokens: int, rounds: int) -> dict[str, float]:
+def child(name: str, folder: Path, tokens: int, rounds: int, ours: str) -> dict[str, float]:
     """Medians in seconds and errors in dB, of the peer and of Octavo's model."""
-    models = {"peer": PEERS[name](folder, tokens), "octavo": PEERS["Octavo int8"](folder, tokens)}
+    models = {"peer": PEERS[name](folder, tokens), "octavo": PEERS[ours](folder, tokens)}
     wanted = torch.load(folder / Stored.OUTPUTS)[tokens]
     found = {}
     for key, model in models.items():
@@ -61,9 +61,9 @@ def child(name: str, folder: Path, tokens: int, rounds: int) -> dict[str, float]
     return found | {key: statistics.median(each) for key, each in measure(models, rounds).items()}
 
 
-def run(name: str, folder: Path, tokens: int, rounds: int) -> dict[str, float] | str:
+def run(name: str, folder: Path, tokens: int, rounds: int, ours: str) -> dict[str, float] | str:
     """What the process of a peer measures, or why there is nothing to measure."""
-    command = [sys.executable, "-m", "bench.peers", "--child", name, str(folder), str(tokens), str(rounds)]
+    command = [sys.executable, "-m", "bench.peers", "--child", name, str(folder), str(tokens), str(rounds), ours]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=dict(os.environ))
     except subprocess.TimeoutExpired:
@@ -90,26 +90,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--only", nargs="+", default=list(PEERS), metavar="NAME", help="parts of names of peers")
-    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--compile", action="store_true", help="Octavo's model by torch.compile")
+    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        name, folder, tokens, rounds = options.child
-        print(json.dumps(child(name, Path(folder), int(tokens), int(rounds))))
+        name, folder, tokens, rounds, ours = options.child
+        print(json.dumps(child(name, Path(folder), int(tokens), int(rounds), ours)))
         return
-    names = [name for name in PEERS if name != "Octavo int8" and any(part in name for part in options.only)]
+    ours = "Octavo int8, torch.compile" if options.compile else "Octavo int8"
+    names = [name for name in PEERS if name != ours and any(part in name for part in options.only)]
     with tempfile.TemporaryDirectory() as place:
         store(Path(place), options.tokens, options.layers)
         for tokens in options.tokens:
             print(f"\n| {tokens} tokens | median | : Octavo's there | error |\n|---|---|---|---|")
             octavo: list[dict[str, Any]] = []
             for name in names:
-                found = run(name, Path(place), tokens, options.rounds)
+                found = run(name, Path(place), tokens, options.rounds, ours)
                 print(row(name, found), flush=True)
                 octavo += [found] if isinstance(found, dict) else []
             if octavo:
                 each = {"peer": statistics.median(found["octavo"] for found in octavo), "octavo": 1.0}
                 each["octavo"], each["peer error"] = each["peer"], octavo[0]["octavo error"]
-                print(row("Octavo int8", each), flush=True)
+                print(row(ours, each), flush=True)
 
 
 if __name__ == "__main__":
