@@ -99,6 +99,7 @@ def _in_graph(
 
 @_in_graph.register_fake
 def _empty(query: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    # one row after the other with all its heads, as the models want to have it
     y = query.new_empty((*query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1]))
     return y.transpose(-2, -3)
 
@@ -178,8 +179,7 @@ def attention(
     if scale < 0:
         query, scale = -query, -scale
     mask = None if attn_mask is None else _in_base_2(attn_mask, key.shape[-2]).expand(*heads, rows, -1)
-    # one row after the other with all its heads, as the models want to have it
-    y = torch.empty((*heads[:-1], rows, heads[-1], value.shape[-1]), dtype=query.dtype).transpose(-2, -3)
+    y = _empty(query, value)
     loaded = _kernels(query.dtype)
     if loaded is not None and scale:
         query, key, value = (_by_batch(_side_by_side(each)) for each in (query, key, value))
