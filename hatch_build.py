@@ -16,7 +16,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE, LIBRARY = "calibrate/runtime/kernels.c", "libkernels.so"
+SOURCE, LIBRARY = "octavo/calibrate/runtime/kernels.c", "libkernels.so"
 FLAGS = "-O3 -fno-math-errno -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma -fopenmp -shared -fPIC"
 
 

@@ -18,19 +18,19 @@ from torch import nn
 
 from bench.networks import put_outliers
 from bench.quality import draw
-from calibrate.calls import evaluating, run
-from calibrate.layers import quantized
-from calibrate.report import peak_memory
-from calibrate.run import calibrate
-from calibrate.settings import RECIPES, Settings
-from calibrate.sqnr import Power, outputs
-from capture.recorder import Memory, Recorder
-from pipelines.demo.judge import score
-from pipelines.demo.scene import parse
-from pipelines.load import load_pipeline, model_directory
-from pipelines.run import prompt_seed
-from pipelines.sd3 import SD3
-from prompts import read_prompts
+from octavo.calibrate.calls import evaluating, run
+from octavo.calibrate.layers import quantized
+from octavo.calibrate.report import peak_memory
+from octavo.calibrate.run import calibrate
+from octavo.calibrate.settings import RECIPES, Settings
+from octavo.calibrate.sqnr import Power, outputs
+from octavo.capture.recorder import Memory, Recorder
+from octavo.pipelines.demo.judge import score
+from octavo.pipelines.demo.scene import parse
+from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.run import prompt_seed
+from octavo.pipelines.sd3 import SD3
+from octavo.prompts import read_prompts
 
 ROWS: dict[str, dict[str, Any]] = {
     "plain": {},

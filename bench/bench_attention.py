@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calibrate.runtime.attention import attention
+from octavo.calibrate.runtime.attention import attention
 
 CASES = [  # heads, rows, keys, width
     (24, 1357, 1357, 64),

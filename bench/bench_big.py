@@ -22,15 +22,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from diffusers import SD3Transformer2DModel
 
-from calibrate.calls import evaluating, run
-from calibrate.parked import Parking
-from calibrate.plan import block_names
-from calibrate.report import peak_memory
-from capture.fingerprint import fingerprint
-from capture.reader import Capture
-from capture.store import Call, CaptureWriter
-from pipelines.load import mapped_denoiser
-from pipelines.sd3 import SD3
+from octavo.calibrate.calls import evaluating, run
+from octavo.calibrate.parked import Parking
+from octavo.calibrate.plan import block_names
+from octavo.calibrate.report import peak_memory
+from octavo.capture.fingerprint import fingerprint
+from octavo.capture.reader import Capture
+from octavo.capture.store import Call, CaptureWriter
+from octavo.pipelines.load import mapped_denoiser
+from octavo.pipelines.sd3 import SD3
 
 WIDTH, HEADS = 1536, 24
 

@@ -25,20 +25,20 @@ from torch import Tensor
 
 from bench.accuracy import recorded
 from bench.networks import put_outliers
-from calibrate.budget import Cost, summed
-from calibrate.calls import silent
-from calibrate.choosing import Choosing
-from calibrate.knapsack import choose, total
-from calibrate.mixture import estimated_error
-from calibrate.plan import make_plan
-from calibrate.report import Stopwatch
-from calibrate.sensitivity import Candidates, Group, Runs, float_cost, measured
-from calibrate.settings import RECIPES, Settings
-from calibrate.sqnr import Power, comparing, outputs, spread
-from pipelines.load import load_pipeline, model_directory
-from pipelines.run import prompt_seed
-from pipelines.sd3 import SD3
-from prompts import read_prompts
+from octavo.calibrate.budget import Cost, summed
+from octavo.calibrate.calls import silent
+from octavo.calibrate.choosing import Choosing
+from octavo.calibrate.knapsack import choose, total
+from octavo.calibrate.mixture import estimated_error
+from octavo.calibrate.plan import make_plan
+from octavo.calibrate.report import Stopwatch
+from octavo.calibrate.sensitivity import Candidates, Group, Runs, float_cost, measured
+from octavo.calibrate.settings import RECIPES, Settings
+from octavo.calibrate.sqnr import Power, comparing, outputs, spread
+from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.run import prompt_seed
+from octavo.pipelines.sd3 import SD3
+from octavo.prompts import read_prompts
 
 SCHEMES = ("W8A8", "W8A8_DYNAMIC", "W8A16")
 

@@ -21,14 +21,14 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-from calibrate.calls import evaluating, run
-from calibrate.export import export
-from calibrate.observers import OBSERVERS, Options
-from calibrate.plan import make_plan
-from calibrate.replay import observe
-from calibrate.report import peak_memory
-from calibrate.run import calibrate
-from calibrate.settings import Settings
+from octavo.calibrate.calls import evaluating, run
+from octavo.calibrate.export import export
+from octavo.calibrate.observers import OBSERVERS, Options
+from octavo.calibrate.plan import make_plan
+from octavo.calibrate.replay import observe
+from octavo.calibrate.report import peak_memory
+from octavo.calibrate.run import calibrate
+from octavo.calibrate.settings import Settings
 
 MODELS = {"160 wide, 4 layers": (160, 4, 5), "768 wide, 6 layers": (768, 6, 12)}
 CALLS = 16

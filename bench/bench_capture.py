@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
-from capture.reader import Capture
-from capture.recorder import Clock, Recorder
-from capture.store import Call, CaptureWriter
-from pipelines import family_of
-from pipelines.load import load_pipeline, model_directory
-from pipelines.run import RunSettings, call_arguments, run_prompt
-from prompts import read_prompts
+from octavo.capture.reader import Capture
+from octavo.capture.recorder import Clock, Recorder
+from octavo.capture.store import Call, CaptureWriter
+from octavo.pipelines import family_of
+from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.run import RunSettings, call_arguments, run_prompt
+from octavo.prompts import read_prompts
 
 
 def overhead(rounds: int, folder: Path) -> tuple[float, float, float]:

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from bench.resnet import resnet18, resnet50
-from calibrate.batchnorm import folded
-from calibrate.data import Sample
-from calibrate.fold import calibrate_folded
-from calibrate.layers import quantized
-from calibrate.settings import RECIPES, Settings
-from calibrate.sqnr import Power
-from calibrate.synthetic import made_up
 from octavo import Calibrator, QuantConfig
-from pipelines.classifier import classifier_directory, load_classifier
-from pipelines.digits.data import Part, digits
-from pipelines.digits.train import inputs_of
+from octavo.calibrate.batchnorm import folded
+from octavo.calibrate.data import Sample
+from octavo.calibrate.fold import calibrate_folded
+from octavo.calibrate.layers import quantized
+from octavo.calibrate.settings import RECIPES, Settings
+from octavo.calibrate.sqnr import Power
+from octavo.calibrate.synthetic import made_up
+from octavo.pipelines.classifier import classifier_directory, load_classifier
+from octavo.pipelines.digits.data import Part, digits
+from octavo.pipelines.digits.train import inputs_of
 
 SHAPE = [1, 3, 32, 32]
 

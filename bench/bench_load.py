@@ -22,12 +22,12 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-from calibrate.choice import Choice, layer_of
-from calibrate.export import export
-from calibrate.layers import install
-from calibrate.plan import Plan
-from calibrate.run import Result
-from calibrate.scheme import ACTIVATION, Range, qparams_of
+from octavo.calibrate.choice import Choice, layer_of
+from octavo.calibrate.export import export
+from octavo.calibrate.layers import install
+from octavo.calibrate.plan import Plan
+from octavo.calibrate.run import Result
+from octavo.calibrate.scheme import ACTIVATION, Range, qparams_of
 
 KINDS = ("float32", "bfloat16", "int8")
 LOAD = """

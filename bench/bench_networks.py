@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from bench.networks import put_outliers, random_calls, random_sd3
-from pipelines.sd3 import SD3
+from octavo.pipelines.sd3 import SD3
 
 CELLS = {"r": (1.0, False), "r o": (1.0, True), "a": (8.0, False), "a o": (8.0, True)}
 
@@ -52,9 +52,9 @@ class Outcome(NamedTuple):
 
 
 def octavo(settings: dict[str, Any]) -> Callable[[nn.Module, list[Any], list[Any]], Outcome]:
-    from calibrate.layers import quantized
-    from calibrate.run import calibrate
-    from calibrate.settings import Settings
+    from octavo.calibrate.layers import quantized
+    from octavo.calibrate.run import calibrate
+    from octavo.calibrate.settings import Settings
 
     def work(model: nn.Module, calls: list[Any], held: list[Any]) -> Outcome:
         start = time.perf_counter()
@@ -84,7 +84,7 @@ def msmodelslim(model: nn.Module, calls: list[Any], held: list[Any]) -> Outcome:
 def methods(peer: bool) -> dict[str, Any]:
     if peer:
         return {"msModelSlim": msmodelslim}
-    from calibrate.settings import RECIPES
+    from octavo.calibrate.settings import RECIPES
 
     rows: dict[str, dict[str, Any]] = {
         "static min-max": {},

@@ -26,14 +26,14 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from bench.bench_cnn import bundled
 from bench.resnet import resnet18, resnet50
-from calibrate.data import Sample
-from calibrate.fold import calibrate_folded
-from calibrate.layers import QuantizedLayer, quantized
-from calibrate.onnx.ascend import DEQUANT, QUANT, ascend
-from calibrate.onnx.device import AscendGraph
-from calibrate.onnx.graph import floating
-from calibrate.onnx.qdq import qdq
-from calibrate.onnx.trace import trace
+from octavo.calibrate.data import Sample
+from octavo.calibrate.fold import calibrate_folded
+from octavo.calibrate.layers import QuantizedLayer, quantized
+from octavo.calibrate.onnx.ascend import DEQUANT, QUANT, ascend
+from octavo.calibrate.onnx.device import AscendGraph
+from octavo.calibrate.onnx.graph import floating
+from octavo.calibrate.onnx.qdq import qdq
+from octavo.calibrate.onnx.trace import trace
 
 Array = np.ndarray[Any, Any]
 _NAME = "input.1"

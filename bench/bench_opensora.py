@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from pipelines.opensora import STDiT3
+from octavo.pipelines.opensora import STDiT3
 
 LATENTS = (15, 30, 53)  # 51 frames of 240x426
 BAR = 1.3

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from capture.ranks import ranks_of_environment
+from octavo.capture.ranks import ranks_of_environment
 
 ACCURACIES = ("plain", "fast", "balanced")
 

@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from calibrate.calls import evaluating, run
-from calibrate.observers import OBSERVERS, Options
-from calibrate.plan import make_plan
-from calibrate.replay import observe
-from capture.recorder import Memory, Recorder
-from pipelines.load import load_pipeline, model_directory
-from pipelines.sd3 import SD3
-from prompts import read_prompts
+from octavo.calibrate.calls import evaluating, run
+from octavo.calibrate.observers import OBSERVERS, Options
+from octavo.calibrate.plan import make_plan
+from octavo.calibrate.replay import observe
+from octavo.capture.recorder import Memory, Recorder
+from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.sd3 import SD3
+from octavo.prompts import read_prompts
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -15,11 +15,11 @@ from torch import nn
 
 from bench.networks import Call
 from bench.runtime_memory import memory_of
-from calibrate.layers import install
-from calibrate.run import calibrate
-from calibrate.runtime import accelerate, attend
-from calibrate.settings import Settings
-from pipelines.sd3 import SD3
+from octavo.calibrate.layers import install
+from octavo.calibrate.run import calibrate
+from octavo.calibrate.runtime import accelerate, attend
+from octavo.calibrate.settings import Settings
+from octavo.pipelines.sd3 import SD3
 
 TEXT = 333  # tokens, beside those of the picture: 77 of CLIP and 256 of T5
 

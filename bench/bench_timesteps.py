@@ -7,11 +7,11 @@ import argparse
 import itertools
 
 from bench.accuracy import recorded, sqnr
-from calibrate.run import calibrate
-from calibrate.settings import Settings
-from pipelines.load import load_pipeline, model_directory
-from pipelines.sd3 import SD3
-from prompts import read_prompts
+from octavo.calibrate.run import calibrate
+from octavo.calibrate.settings import Settings
+from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.sd3 import SD3
+from octavo.prompts import read_prompts
 
 
 def main() -> None:

@@ -21,10 +21,10 @@ import torch
 from diffusers import SD3Transformer2DModel
 
 from bench.bench_calibrate import Call
-from calibrate.export import export
-from calibrate.report import peak_memory
-from calibrate.run import calibrate
-from calibrate.settings import RECIPES, Settings
+from octavo.calibrate.export import export
+from octavo.calibrate.report import peak_memory
+from octavo.calibrate.run import calibrate
+from octavo.calibrate.settings import RECIPES, Settings
 from octavo.cli import main as octavo
 
 POINTS = {

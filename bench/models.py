@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.walk import Walked, walk
-from pipelines.load import quiet
+from octavo.pipelines.load import quiet
 from tests.pipelines_tiny import ZOO, make, run
 
 HEAD = (

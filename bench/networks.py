@@ -7,9 +7,9 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-from pipelines.family import Group
-from pipelines.folding import fold
-from pipelines.sd3 import groups
+from octavo.pipelines.family import Group
+from octavo.pipelines.folding import fold
+from octavo.pipelines.sd3 import groups
 
 CHANNELS, FACTOR = 8, 50.0
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.bench_runtime import call_of
-from calibrate.layers import QuantizedLinear, names_of, replace
+from octavo.calibrate.layers import QuantizedLinear, names_of, replace
 
 _CODES = torch.ops.quantized_decomposed
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.bench_runtime import call_of
 from bench.peer_graphs import dynamic_graph, inputs_of, static_graph
-from calibrate.layers import QuantizedLinear
+from octavo.calibrate.layers import QuantizedLinear
 
 Model = Callable[[], Tensor]
 

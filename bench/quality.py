@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from calibrate.layers import QuantizedLayer, quantized
-from calibrate.load import load_ascend
-from capture.recorder import Memory, Recorder
-from pipelines.demo.judge import score
-from pipelines.demo.scene import parse
-from pipelines.load import load_pipeline, model_directory
-from pipelines.run import prompt_seed
-from prompts import read_prompts
+from octavo.calibrate.layers import QuantizedLayer, quantized
+from octavo.calibrate.load import load_ascend
+from octavo.capture.recorder import Memory, Recorder
+from octavo.pipelines.demo.judge import score
+from octavo.pipelines.demo.scene import parse
+from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.run import prompt_seed
+from octavo.prompts import read_prompts
 
 
 def draw(pipe: Any, prompts: list[str], batch: int = 8) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import nn
 
-from calibrate.report import peak_memory
+from octavo.calibrate.report import peak_memory
 
 
 def memory_of(model: nn.Module, kwargs: dict) -> dict[str, float]:
@@ -28,7 +28,7 @@ def memory_of(model: nn.Module, kwargs: dict) -> dict[str, float]:
 def main(file: str) -> None:
     from diffusers import SD3Transformer2DModel  # noqa: F401  (the memory of libraries is not the model's)
 
-    import calibrate.runtime  # noqa: F401
+    import octavo.calibrate.runtime  # noqa: F401
 
     before = psutil.Process().memory_info().rss
     start = time.perf_counter()

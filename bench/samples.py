@@ -10,13 +10,13 @@ import random
 from collections.abc import Callable
 
 from bench.accuracy import ROWS, recorded, sqnr
-from calibrate.run import calibrate
-from calibrate.samples import farthest
-from calibrate.settings import Settings
-from calibrate.sqnr import spread
-from pipelines.load import load_pipeline, model_directory
-from pipelines.sd3 import SD3
-from prompts import read_prompts
+from octavo.calibrate.run import calibrate
+from octavo.calibrate.samples import farthest
+from octavo.calibrate.settings import Settings
+from octavo.calibrate.sqnr import spread
+from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.sd3 import SD3
+from octavo.prompts import read_prompts
 
 
 def main() -> None:

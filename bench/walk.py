@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calibrate.export import export
-from calibrate.layers import QuantizedLayer, quantized
-from calibrate.load import load_ascend
-from calibrate.report import NEVER_RAN
-from calibrate.run import Result, calibrate
-from calibrate.settings import Settings
-from calibrate.sqnr import Power, tensors_in
-from capture.reader import Capture
-from capture.recorder import Clock, Recorder, copied
-from capture.store import CaptureWriter
-from pipelines import family_of
-from pipelines.denoisers import denoisers
+from octavo.calibrate.export import export
+from octavo.calibrate.layers import QuantizedLayer, quantized
+from octavo.calibrate.load import load_ascend
+from octavo.calibrate.report import NEVER_RAN
+from octavo.calibrate.run import Result, calibrate
+from octavo.calibrate.settings import Settings
+from octavo.calibrate.sqnr import Power, tensors_in
+from octavo.capture.reader import Capture
+from octavo.capture.recorder import Clock, Recorder, copied
+from octavo.capture.store import CaptureWriter
+from octavo.pipelines import family_of
+from octavo.pipelines.denoisers import denoisers
 
 Run = Callable[[Any, dict[str, Any]], Tensor]
 

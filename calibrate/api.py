@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from capture.files import Modes
+from octavo.capture.files import Modes
 
 from .calls import device_of
 from .data import calls_of

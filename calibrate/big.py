@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from capture.ranks import ALONE, Ranks
+from octavo.capture.ranks import ALONE, Ranks
 
 from .blocks import Blocks, Track
 from .budget import size

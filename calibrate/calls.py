@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from capture.errors import CaptureError
+from octavo.capture.errors import CaptureError
 
 from .errors import CalibrateError
 from .failures import out_of_memory

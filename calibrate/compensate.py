@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from capture.ranks import ALONE, Ranks
+from octavo.capture.ranks import ALONE, Ranks
 
 from .calls import Calls, Progress
 from .choice import Choice, divided, error_of

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from capture.sealed import read_bytes
+from octavo.capture.sealed import read_bytes
 
 from .errors import CalibrateError
 from .observers import OBSERVERS

@@ -1,6 +1,6 @@
 """What this package refuses, and how it says so."""
 
-from capture.errors import CaptureError
+from octavo.capture.errors import CaptureError
 
 
 class CalibrateError(CaptureError):

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capture.errors import damage
-from capture.parts import Stored
-from capture.sealed import read_bytes
+from octavo.capture.errors import damage
+from octavo.capture.parts import Stored
+from octavo.capture.sealed import read_bytes
 
 from .errors import CalibrateError
 from .export.ascend import (

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from capture.blobs import memory_of
-from capture.files import scratch, storage
+from octavo.capture.blobs import memory_of
+from octavo.capture.files import scratch, storage
 
 from .plan import Plan
 from .weights import page_out

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from capture.ranks import ALONE, Ranks
+from octavo.capture.ranks import ALONE, Ranks
 
 from .calls import Call, Calls, Progress, silent, taken
 from .choice import Choice, layer_of

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from capture.arguments import TIME_ARGUMENTS, noise_level
-from capture.ranks import ALONE, Ranks
+from octavo.capture.arguments import TIME_ARGUMENTS, noise_level
+from octavo.capture.ranks import ALONE, Ranks
 
 from .calls import Call
 from .survey import held_out

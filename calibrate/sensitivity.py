@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from capture.ranks import ALONE, Ranks
+from octavo.capture.ranks import ALONE, Ranks
 
 from .budget import TIME, Cost, summed
 from .calls import Progress, evaluating

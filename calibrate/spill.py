@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from capture.blobs import memory_of
-from capture.files import Sink, scratch, storage
-from capture.parts import Stored
+from octavo.capture.blobs import memory_of
+from octavo.capture.files import Sink, scratch, storage
+from octavo.capture.parts import Stored
 
 from .calls import replaced
 from .tensors import read_tensor

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capture.ranks import ALONE, Ranks
+from octavo.capture.ranks import ALONE, Ranks
 
 from .calls import Call, evaluating, run
 from .layers import QuantizedLayer

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from capture.ranks import ALONE, Ranks
-from capture.recorder import bind
+from octavo.capture.ranks import ALONE, Ranks
+from octavo.capture.recorder import bind
 
 from .calls import Call
 from .channels import ChannelReading, Channels, channels_of

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from capture.blobs import NAMES, memory_of
-from capture.errors import damage
-from capture.files import create
-from capture.parts import HEADER_LIMIT, Stored, header_of, placed
-from capture.sealed import open_regular, pread
+from octavo.capture.blobs import NAMES, memory_of
+from octavo.capture.errors import damage
+from octavo.capture.files import create
+from octavo.capture.parts import HEADER_LIMIT, Stored, header_of, placed
+from octavo.capture.sealed import open_regular, pread
 
 from .weights import page_out
 

@@ -1,0 +1,31 @@
+"""Recording what a denoiser is called with, and the files that the calls are kept in.
+
+Reading order:
+
+1. `listener`: the `with` block around a run of a pipeline; `recorder` observes one module for it
+2. `kept_steps`: which denoising steps are recorded; `call_arguments`: arguments by their names
+3. `store/`: a directory of sealed, deduplicated units, one for each prompt: `tree`, `blobs`, `unit`, `writer`, `reader`
+4. `files`, `sealed`: every write goes through these, and survives a kill at any instant
+5. `ranks`: the processes of a run that share its work
+6. `pth/`: the `torch.save` lists of msModelSlim, read as data only
+7. `errors`: the tree of what any package refuses
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .files import SafeWriteUmask
+    from .legacy import safe_torch_load
+    from .listener import Listener
+    from .reader import Capture
+
+__all__ = ["Capture", "Listener", "SafeWriteUmask", "safe_torch_load"]
+
+_HOMES = {"Capture": "reader", "Listener": "listener", "SafeWriteUmask": "files", "safe_torch_load": "legacy"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)

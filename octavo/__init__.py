@@ -10,31 +10,27 @@ from typing import TYPE_CHECKING, Any
 from .registration import register_with_diffusers
 
 if TYPE_CHECKING:
-    from calibrate.api import Calibrator, QuantConfig
-    from calibrate.runtime import accelerate
-    from capture.files import SafeWriteUmask
-    from capture.legacy import safe_torch_load
-    from capture.listener import Listener
-    from capture.reader import Capture
+    from octavo.calibrate import Calibrator, QuantConfig, accelerate
+    from octavo.capture import Capture, Listener, SafeWriteUmask, safe_torch_load
 
 __version__ = "0.1.0"
 __all__ = ["Calibrator", "Capture", "Listener", "QuantConfig", "SafeWriteUmask", "accelerate", "safe_torch_load"]
 
-_HOMES = {
-    "Calibrator": "calibrate.api",
-    "Capture": "capture.reader",
-    "Listener": "capture.listener",
-    "QuantConfig": "calibrate.api",
-    "accelerate": "calibrate.runtime",
-    "SafeWriteUmask": "capture.files",
-    "safe_torch_load": "capture.legacy",
+_ROOMS = {
+    "Calibrator": "calibrate",
+    "Capture": "capture",
+    "Listener": "capture",
+    "QuantConfig": "calibrate",
+    "accelerate": "calibrate",
+    "SafeWriteUmask": "capture",
+    "safe_torch_load": "capture",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _ROOMS:
         raise AttributeError(f"module 'octavo' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
 
 
 register_with_diffusers()

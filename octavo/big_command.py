@@ -6,22 +6,22 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from calibrate.big import BigCalibration
-from calibrate.budget import bytes_of
-from calibrate.calls import Calls
-from calibrate.export import check_target
-from calibrate.export.target import existing_parent
-from calibrate.run import Result
-from calibrate.settings import Settings
-from calibrate.weights import check_finite, page_out
-from capture.files import staging
-from capture.fingerprint import fingerprint_of
-from capture.ranks import Ranks
-from capture.reader import Capture
-from pipelines.device import DTYPES, resolve_device
-from pipelines.family import Family
-from pipelines.inspection import family_at
-from pipelines.load import mapped_denoiser, model_directory
+from octavo.calibrate.big import BigCalibration
+from octavo.calibrate.budget import bytes_of
+from octavo.calibrate.calls import Calls
+from octavo.calibrate.export import check_target
+from octavo.calibrate.export.target import existing_parent
+from octavo.calibrate.run import Result
+from octavo.calibrate.settings import Settings
+from octavo.calibrate.weights import check_finite, page_out
+from octavo.capture.files import staging
+from octavo.capture.fingerprint import fingerprint_of
+from octavo.capture.ranks import Ranks
+from octavo.capture.reader import Capture
+from octavo.pipelines.device import DTYPES, resolve_device
+from octavo.pipelines.family import Family
+from octavo.pipelines.inspection import family_at
+from octavo.pipelines.load import mapped_denoiser, model_directory
 
 from .calibrate_command import CalibrateOptions, check_fingerprint, source_of, told, write
 from .terminal import Terminal

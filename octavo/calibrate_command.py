@@ -8,22 +8,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from calibrate.budget import bytes_of
-from calibrate.enough import verdict
-from calibrate.export import check_activations, check_formats, check_target, export
-from calibrate.report import worst
-from calibrate.run import Result
-from calibrate.run import calibrate as calibrate_model
-from calibrate.settings import RECIPES, Settings
-from capture.errors import CaptureError
-from capture.fingerprint import fingerprint
-from capture.ranks import ALONE, Ranks
-from capture.reader import Capture
-from pipelines import FAMILIES, GENERIC
-from pipelines.denoisers import denoisers
-from pipelines.device import DTYPES, resolve_device
-from pipelines.family import Family
-from pipelines.load import load_pipeline, model_directory, quiet
+from octavo.calibrate.budget import bytes_of
+from octavo.calibrate.enough import verdict
+from octavo.calibrate.export import check_activations, check_formats, check_target, export
+from octavo.calibrate.report import worst
+from octavo.calibrate.run import Result
+from octavo.calibrate.run import calibrate as calibrate_model
+from octavo.calibrate.settings import RECIPES, Settings
+from octavo.capture.errors import CaptureError
+from octavo.capture.fingerprint import fingerprint
+from octavo.capture.ranks import ALONE, Ranks
+from octavo.capture.reader import Capture
+from octavo.pipelines import FAMILIES, GENERIC
+from octavo.pipelines.denoisers import denoisers
+from octavo.pipelines.device import DTYPES, resolve_device
+from octavo.pipelines.family import Family
+from octavo.pipelines.load import load_pipeline, model_directory, quiet
 
 from .page import PAGE_FILE, page
 from .replayed import chosen_calls, replayed_calls
@@ -141,7 +141,7 @@ def _configured(options: CalibrateOptions, given: set[str]) -> CalibrateOptions:
     """The options with what the config file says, where the command line says nothing."""
     if options.config is None:
         return options
-    from calibrate.config import read_config
+    from octavo.calibrate.config import read_config
 
     known = {field.name for field in fields(options)} - {"capture", "out", "config"}
     read = read_config(options.config)

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from capture.ranks import ranks_of_environment
-from pipelines import FAMILIES
+from octavo.capture.ranks import ranks_of_environment
+from octavo.pipelines import FAMILIES
 
 from . import __version__
 
@@ -59,7 +59,7 @@ def runs(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__)
+@click.version_option(__version__, prog_name="octavo")
 def main() -> None:
     """Take a diffusion pipeline from floating point to 8-bit integers (W8A8).
 
@@ -280,7 +280,7 @@ def convert_pth(file: Path, capture: Path, debug: bool) -> None:
     from .terminal import Terminal, errors
 
     with errors(debug):
-        from capture.legacy import convert_pth as convert
+        from octavo.capture.legacy import convert_pth as convert
 
         convert(file, capture)
         Terminal().say(f"{capture}: written.")

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import torch
 
-from calibrate.data import Sample
-from calibrate.export import check_target
-from calibrate.fold import calibrate_folded
-from calibrate.run import planned
-from calibrate.sqnr import spread
-from calibrate.synthetic import made_up, warnings_of
-from capture.errors import CaptureError
-from pipelines import GENERIC
-from pipelines.classifier import Classifier, classifier_directory, load_classifier
-from pipelines.device import DTYPES, resolve_device
-from pipelines.images import batches, image_files
+from octavo.calibrate.data import Sample
+from octavo.calibrate.export import check_target
+from octavo.calibrate.fold import calibrate_folded
+from octavo.calibrate.run import planned
+from octavo.calibrate.sqnr import spread
+from octavo.calibrate.synthetic import made_up, warnings_of
+from octavo.capture.errors import CaptureError
+from octavo.pipelines import GENERIC
+from octavo.pipelines.classifier import Classifier, classifier_directory, load_classifier
+from octavo.pipelines.device import DTYPES, resolve_device
+from octavo.pipelines.images import batches, image_files
 
 from .calibrate_command import CalibrateOptions, formats_of, settings_of, show, write
 from .terminal import Terminal

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibrate.failures import out_of_memory
-from capture.errors import CaptureError
-from capture.files import Modes, staging, write_bytes
-from pipelines.device import DTYPES, resolve_device
-from pipelines.errors import first_sentence
-from pipelines.family import Family
-from pipelines.inspection import family_at
-from pipelines.load import load_pipeline, model_directory
-from pipelines.run import call_arguments
-from prompts import read_prompts
+from octavo.calibrate.failures import out_of_memory
+from octavo.capture.errors import CaptureError
+from octavo.capture.files import Modes, staging, write_bytes
+from octavo.pipelines.device import DTYPES, resolve_device
+from octavo.pipelines.errors import first_sentence
+from octavo.pipelines.family import Family
+from octavo.pipelines.inspection import family_at
+from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.run import call_arguments
+from octavo.prompts import read_prompts
 
 from .comparison import Comparison
 from .deployed import check_deployed, load_deployed

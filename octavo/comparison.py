@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from calibrate.sqnr import Power
-from capture.errors import CaptureError
-from pipelines.demo.judge import judge
-from pipelines.demo.scene import SIZE, parse
-from pipelines.run import prompt_seed, run_prompt
+from octavo.calibrate.sqnr import Power
+from octavo.capture.errors import CaptureError
+from octavo.pipelines.demo.judge import judge
+from octavo.pipelines.demo.scene import SIZE, parse
+from octavo.pipelines.run import prompt_seed, run_prompt
 
 from .deployed import Deployed, bytes_of
 from .likeness import as_pixels, mean_square, output_arguments, output_of, psnr, ssim

@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from calibrate.export import REPORT_FILE
-from calibrate.export.check_model import method_at
-from calibrate.layers import QuantizedLayer, names_of, quantized, replace
-from calibrate.load import Checkpoint
-from calibrate.runtime import accelerate, attend, optimized
-from calibrate.runtime.modules import Int8GELU
-from calibrate.structure import QUANT_METHOD
-from capture.errors import CaptureError, damage
-from capture.sealed import read_bytes
-from pipelines.denoisers import denoisers
-from pipelines.load import load_denoiser
+from octavo.calibrate.export import REPORT_FILE
+from octavo.calibrate.export.check_model import method_at
+from octavo.calibrate.layers import QuantizedLayer, names_of, quantized, replace
+from octavo.calibrate.load import Checkpoint
+from octavo.calibrate.runtime import accelerate, attend, optimized
+from octavo.calibrate.runtime.modules import Int8GELU
+from octavo.calibrate.structure import QUANT_METHOD
+from octavo.capture.errors import CaptureError, damage
+from octavo.capture.sealed import read_bytes
+from octavo.pipelines.denoisers import denoisers
+from octavo.pipelines.load import load_denoiser
 
 _REPORT_LIMIT = 256 << 20
 _CLOSE = 0.01  # relative: a float tensor in another float dtype differs by less

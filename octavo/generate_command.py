@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibrate.failures import out_of_memory
-from calibrate.report import peak_memory
-from capture.errors import CaptureError
-from pipelines import family_of
-from pipelines.device import DTYPES, resolve_device
-from pipelines.errors import first_sentence
-from pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
+from octavo.calibrate.failures import out_of_memory
+from octavo.calibrate.report import peak_memory
+from octavo.capture.errors import CaptureError
+from octavo.pipelines import family_of
+from octavo.pipelines.device import DTYPES, resolve_device
+from octavo.pipelines.errors import first_sentence
+from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
 
 from .pictures import Target, save, target_of
 from .quantized_pipeline import open_pipeline

@@ -5,12 +5,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from calibrate.export.check import Verdict, check, views
-from calibrate.export.check_model import OCTAVO, TORCHAO, Model
-from calibrate.load import Checkpoint
-from calibrate.structure import Structure
-from capture.errors import CaptureError
-from capture.sealed import read_bytes
+from octavo.calibrate.export.check import Verdict, check, views
+from octavo.calibrate.export.check_model import OCTAVO, TORCHAO, Model
+from octavo.calibrate.load import Checkpoint
+from octavo.calibrate.structure import Structure
+from octavo.capture.errors import CaptureError
+from octavo.capture.sealed import read_bytes
 
 from .terminal import Terminal, size
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from capture.errors import CaptureError
-from capture.reader import Capture, TensorInfo
-from pipelines.load import model_directory
+from octavo.capture.errors import CaptureError
+from octavo.capture.reader import Capture, TensorInfo
+from octavo.pipelines.load import model_directory
 
 from .terminal import Terminal, size
 

@@ -3,10 +3,10 @@
 from collections import Counter
 from pathlib import Path
 
-from calibrate.onnx.check import layers_of, verdicts
-from calibrate.onnx.extra import check_extra
-from calibrate.onnx.read import opset_of, read_graph
-from capture.errors import CaptureError
+from octavo.calibrate.onnx.check import layers_of, verdicts
+from octavo.calibrate.onnx.extra import check_extra
+from octavo.calibrate.onnx.read import opset_of, read_graph
+from octavo.capture.errors import CaptureError
 
 from .terminal import Terminal, size
 

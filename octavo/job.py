@@ -8,14 +8,14 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
-from calibrate.failures import out_of_memory
-from capture.errors import CaptureError
-from capture.keep import keep_rule
-from capture.ranks import ALONE, Ranks
-from capture.recorder import Clock, Recorder
-from capture.store import CaptureWriter, UnitWriter, unit_key
-from pipelines.errors import first_sentence
-from pipelines.run import RunSettings, prompt_seed, run_prompt, total_steps
+from octavo.calibrate.failures import out_of_memory
+from octavo.capture.errors import CaptureError
+from octavo.capture.keep import keep_rule
+from octavo.capture.ranks import ALONE, Ranks
+from octavo.capture.recorder import Clock, Recorder
+from octavo.capture.store import CaptureWriter, UnitWriter, unit_key
+from octavo.pipelines.errors import first_sentence
+from octavo.pipelines.run import RunSettings, prompt_seed, run_prompt, total_steps
 
 from .run_options import RunOptions
 from .terminal import Interrupted, Terminal, duration, size

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from capture.errors import CaptureError
-from capture.files import replace_directory, staging, storage, write_bytes
+from octavo.capture.errors import CaptureError
+from octavo.capture.files import replace_directory, staging, storage, write_bytes
 
 _MODE, _DIRECTORY_MODE = 0o644, 0o755
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -103,7 +103,7 @@ def _save_video(frames: Sequence[Any], path: Path, fps: int) -> None:
 def _save_latents(made: Any, path: Path) -> str:
     from torch import Tensor
 
-    from calibrate.tensors import Planned, write_tensors
+    from octavo.calibrate.tensors import Planned, write_tensors
 
     if not isinstance(made, Tensor):
         raise CaptureError(f"{path}: the pipeline gives no latents. Name a picture or a directory.", 2)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calibrate.calls import device_of, moved, replaced
-from calibrate.replay import input_of
-from calibrate.sqnr import Power, spread, tensors_in
-from capture.arguments import bind, noise_level
-from capture.recorder import Clock
+from octavo.calibrate.calls import device_of, moved, replaced
+from octavo.calibrate.replay import input_of
+from octavo.calibrate.sqnr import Power, spread, tensors_in
+from octavo.capture.arguments import bind, noise_level
+from octavo.capture.recorder import Clock
 
 from .deployed import Deployed
 

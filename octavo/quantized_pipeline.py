@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from calibrate.export import REPORT_FILE
-from calibrate.export.ascend import all_names
-from calibrate.export.check_model import method_at
-from calibrate.load import Checkpoint
-from calibrate.structure import QUANT_METHOD
-from capture.errors import CaptureError
-from pipelines.denoisers import denoisers
-from pipelines.load import load_denoiser, load_pipeline, model_directory
+from octavo.calibrate.export import REPORT_FILE
+from octavo.calibrate.export.ascend import all_names
+from octavo.calibrate.export.check_model import method_at
+from octavo.calibrate.load import Checkpoint
+from octavo.calibrate.structure import QUANT_METHOD
+from octavo.capture.errors import CaptureError
+from octavo.pipelines.denoisers import denoisers
+from octavo.pipelines.load import load_denoiser, load_pipeline, model_directory
 
 from .deployed import difference, of_another, report_at
 
@@ -69,7 +69,7 @@ def open_pipeline(
 
 def _put_in(module: torch.nn.Module, directory: Path) -> None:
     """Puts the layers of an ascend checkpoint into the float denoiser that it is of."""
-    from calibrate.quantizer import adopt
+    from octavo.calibrate.quantizer import adopt
 
     checkpoint = Checkpoint(directory)
     fact = difference(checkpoint, module)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
-from calibrate.samples import farthest
-from calibrate.survey import held_out
-from capture.ranks import Ranks
-from capture.reader import Call, Capture
+from octavo.calibrate.samples import farthest
+from octavo.calibrate.survey import held_out
+from octavo.capture.ranks import Ranks
+from octavo.capture.reader import Call, Capture
 
 from .terminal import Terminal
 

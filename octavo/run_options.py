@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from capture.errors import CaptureError
-from pipelines.run import RunSettings
+from octavo.capture.errors import CaptureError
+from octavo.pipelines.run import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from calibrate.failures import out_of_memory
-from calibrate.sqnr import spread
-from capture.errors import CaptureError
-from capture.reader import Capture
-from pipelines.errors import first_sentence
-from pipelines.family import Family
-from pipelines.run import RunSettings, call_arguments, final_latents
+from octavo.calibrate.failures import out_of_memory
+from octavo.calibrate.sqnr import spread
+from octavo.capture.errors import CaptureError
+from octavo.capture.reader import Capture
+from octavo.pipelines.errors import first_sentence
+from octavo.pipelines.family import Family
+from octavo.pipelines.run import RunSettings, call_arguments, final_latents
 
 from .terminal import Terminal, duration, size
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from calibrate.freeze import InputSpec, Numbers, numbers_of
-from calibrate.weights import round_to_nearest
+from octavo.calibrate.freeze import InputSpec, Numbers, numbers_of
+from octavo.calibrate.weights import round_to_nearest
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -11,7 +11,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a whole SD3 pipeline of random weights, text encoders and tokenizers included. Read only."""
     from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 
-    from pipelines.demo.train import text_encoder, tokenizer
+    from octavo.pipelines.demo.train import text_encoder, tokenizer
 
     from .pipelines_tiny import make
 

@@ -10,11 +10,11 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 import octavo  # noqa: F401 - it registers
-from calibrate.export import export
-from calibrate.layers import QuantizedLayer
-from calibrate.run import Result
-from calibrate.sqnr import outputs
-from pipelines.sd3 import SD3
+from octavo.calibrate.export import export
+from octavo.calibrate.layers import QuantizedLayer
+from octavo.calibrate.run import Result
+from octavo.calibrate.sqnr import outputs
+from octavo.pipelines.sd3 import SD3
 
 from .hard_tiny import Call, calibrated, hard, prompts
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from capture import files
+from octavo.capture import files
 
 PURE = ("fsencode", "strerror", "getpid", "geteuid")  # ask nothing of a disk
 

@@ -8,12 +8,12 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from bench.networks import put_outliers
-from calibrate.layers import QuantizedLayer, quantized
-from calibrate.run import Result, calibrate
-from calibrate.settings import Settings
-from calibrate.sqnr import Power, outputs
-from capture.ranks import ALONE, Ranks
-from pipelines.sd3 import SD3
+from octavo.calibrate.layers import QuantizedLayer, quantized
+from octavo.calibrate.run import Result, calibrate
+from octavo.calibrate.settings import Settings
+from octavo.calibrate.sqnr import Power, outputs
+from octavo.capture.ranks import ALONE, Ranks
+from octavo.pipelines.sd3 import SD3
 
 FEW = {"adaround": 10, "admm": 14, "easy-quant": 6}  # iterations of the weight methods
 

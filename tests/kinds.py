@@ -9,12 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from calibrate.export import export
-from calibrate.freeze import Dynamic, InputSpec, TimestepQParams
-from calibrate.layers import QuantizedLayer, build
-from calibrate.plan import Plan
-from calibrate.run import Result
-from calibrate.scheme import ACTIVATION, QParams, Range, qparams_of
+from octavo.calibrate.export import export
+from octavo.calibrate.freeze import Dynamic, InputSpec, TimestepQParams
+from octavo.calibrate.layers import QuantizedLayer, build
+from octavo.calibrate.plan import Plan
+from octavo.calibrate.run import Result
+from octavo.calibrate.scheme import ACTIVATION, QParams, Range, qparams_of
 
 from .calibrate_tiny import nearest
 

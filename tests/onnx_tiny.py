@@ -10,15 +10,15 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from calibrate.data import Sample
-from calibrate.layers import QuantizedLayer, quantized
-from calibrate.onnx.ascend import ascend
-from calibrate.onnx.device import AscendGraph
-from calibrate.onnx.operators import ascend_operators
-from calibrate.onnx.qdq import qdq
-from calibrate.onnx.trace import EXPORTERS, trace
-from calibrate.run import calibrate
-from calibrate.settings import Settings
+from octavo.calibrate.data import Sample
+from octavo.calibrate.layers import QuantizedLayer, quantized
+from octavo.calibrate.onnx.ascend import ascend
+from octavo.calibrate.onnx.device import AscendGraph
+from octavo.calibrate.onnx.operators import ascend_operators
+from octavo.calibrate.onnx.qdq import qdq
+from octavo.calibrate.onnx.trace import EXPORTERS, trace
+from octavo.calibrate.run import calibrate
+from octavo.calibrate.settings import Settings
 
 OLDER = EXPORTERS[-1:]  # some 50 times as fast for a layer
 NAME = "input.1"

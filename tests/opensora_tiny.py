@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from pipelines.opensora import OpenSoraPipeline, RFlowScheduler, STDiT3
+from octavo.pipelines.opensora import OpenSoraPipeline, RFlowScheduler, STDiT3
 
 CAPTION_LENGTH = 20
 CAPTION_CHANNELS = 16

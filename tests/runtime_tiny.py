@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from calibrate.freeze import Dynamic, TimestepQParams
-from calibrate.layers import QuantizedConv2d, QuantizedLayer, build
-from calibrate.noise import NoiseLevel
-from calibrate.scheme import ACTIVATION, QParams, Range, qparams_of
+from octavo.calibrate.freeze import Dynamic, TimestepQParams
+from octavo.calibrate.layers import QuantizedConv2d, QuantizedLayer, build
+from octavo.calibrate.noise import NoiseLevel
+from octavo.calibrate.scheme import ACTIVATION, QParams, Range, qparams_of
 
 from .calibrate_tiny import nearest
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from capture.errors import CaptureError
-from capture.reader import Capture
-from capture.store import Call, CaptureWriter
+from octavo.capture.errors import CaptureError
+from octavo.capture.reader import Capture
+from octavo.capture.store import Call, CaptureWriter
 
 MANIFEST = {"pipeline": "StableDiffusion3Pipeline", "settings": {"steps": 2, "seed": 0}, "prompts": 3}
 

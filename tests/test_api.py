@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from calibrate.api import Calibrator, QuantConfig
-from calibrate.errors import CalibrateError
-from calibrate.load import Checkpoint, load_ascend
+from octavo.calibrate.api import Calibrator, QuantConfig
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.load import Checkpoint, load_ascend
 
 from .calibrate_tiny import calls, toy
 from .faults import counting, dying, fast_path, in_child

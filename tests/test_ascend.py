@@ -10,14 +10,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from calibrate.errors import CalibrateError
-from calibrate.export import EXPORTS, check_target, export
-from calibrate.export.ascend import packed, unpacked
-from calibrate.layers import install, quantized
-from calibrate.load import load_ascend
-from calibrate.run import Result, calibrate
-from calibrate.settings import Settings
-from capture.errors import CaptureError
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.export import EXPORTS, check_target, export
+from octavo.calibrate.export.ascend import packed, unpacked
+from octavo.calibrate.layers import install, quantized
+from octavo.calibrate.load import load_ascend
+from octavo.calibrate.run import Result, calibrate
+from octavo.calibrate.settings import Settings
+from octavo.capture.errors import CaptureError
 
 from .calibrate_tiny import DTYPES, Block, Call, Toy, calls, given, toy
 from .faults import counting, dying, failing, fast_path, in_child

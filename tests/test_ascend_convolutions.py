@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from calibrate.load import load_ascend
-from capture.errors import CaptureError
+from octavo.calibrate.load import load_ascend
+from octavo.capture.errors import CaptureError
 
 from .cnn_tiny import CHANNELS, geometries
 from .kinds import changed, content, frozen, layers_of, written

@@ -8,15 +8,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from calibrate.errors import CalibrateError
-from calibrate.export import check_target, export
-from calibrate.export.ascend import file_names
-from calibrate.export.check import check
-from calibrate.export.rows import rows_of
-from calibrate.layers import QuantizedLayer, install, quantized
-from calibrate.load import Checkpoint, load_ascend
-from calibrate.plan import Plan
-from calibrate.run import Result
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.export import check_target, export
+from octavo.calibrate.export.ascend import file_names
+from octavo.calibrate.export.check import check
+from octavo.calibrate.export.rows import rows_of
+from octavo.calibrate.layers import QuantizedLayer, install, quantized
+from octavo.calibrate.load import Checkpoint, load_ascend
+from octavo.calibrate.plan import Plan
+from octavo.calibrate.run import Result
 
 from .calibrate_tiny import DTYPES
 from .kinds import EDGES, SCHEDULE, TimedToy, changed, content, frozen, layers_of, written

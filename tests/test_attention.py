@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from calibrate.runtime import accelerate
-from calibrate.runtime import attention as home
-from calibrate.runtime.attention import Attention, attend, attention, is_ours, is_quick
-from capture.recorder import Memory, Recorder, copied
+from octavo.calibrate.runtime import accelerate
+from octavo.calibrate.runtime import attention as home
+from octavo.calibrate.runtime.attention import Attention, attend, attention, is_ours, is_quick
+from octavo.capture.recorder import Memory, Recorder, copied
 
 from .test_compiled import compiled, transformer
 from .test_families import OF, denoiser, run

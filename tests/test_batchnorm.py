@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from calibrate.batchnorm import Pair, folded, merged, pairs_of
-from calibrate.errors import CalibrateError
+from octavo.calibrate.batchnorm import Pair, folded, merged, pairs_of
+from octavo.calibrate.errors import CalibrateError
 
 from .calibrate_tiny import Call
 from .cnn_tiny import CHANNELS, Residual, geometries, pictures, small, with_statistics

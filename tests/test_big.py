@@ -7,19 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibrate.big import BigCalibration
-from calibrate.calls import moved
-from calibrate.errors import CalibrateError
-from calibrate.export import export
-from calibrate.export.arithmetic import corrected
-from calibrate.layers import quantized
-from calibrate.report import resident_memory
-from calibrate.run import Result, calibrate
-from calibrate.settings import RECIPES, Settings
-from pipelines import GENERIC
-from pipelines.denoisers import denoisers
-from pipelines.opensora.family import OPENSORA
-from pipelines.sd3 import SD3
+from octavo.calibrate.big import BigCalibration
+from octavo.calibrate.calls import moved
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.export import export
+from octavo.calibrate.export.arithmetic import corrected
+from octavo.calibrate.layers import quantized
+from octavo.calibrate.report import resident_memory
+from octavo.calibrate.run import Result, calibrate
+from octavo.calibrate.settings import RECIPES, Settings
+from octavo.pipelines import GENERIC
+from octavo.pipelines.denoisers import denoisers
+from octavo.pipelines.opensora.family import OPENSORA
+from octavo.pipelines.sd3 import SD3
 
 from .calibrate_tiny import Call, calls, given, toy
 from .opensora_tiny import SMALL, tiny_pipeline

@@ -8,12 +8,12 @@ import torch
 from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file, save_file
 
-from calibrate.big import BigCalibration
-from calibrate.settings import Settings
-from capture.fingerprint import fingerprint
-from pipelines import GENERIC
-from pipelines.load import load_pipeline, mapped_denoiser
-from pipelines.sd3 import SD3
+from octavo.calibrate.big import BigCalibration
+from octavo.calibrate.settings import Settings
+from octavo.capture.fingerprint import fingerprint
+from octavo.pipelines import GENERIC
+from octavo.pipelines.load import load_pipeline, mapped_denoiser
+from octavo.pipelines.sd3 import SD3
 
 from .calibrate_tiny import Call
 from .commands import capture, errors, octavo

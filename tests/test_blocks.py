@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibrate.blocks import Blocks
-from calibrate.calls import run
-from calibrate.errors import CalibrateError
-from calibrate.parked import Parking
-from calibrate.spill import Spill
-from calibrate.sqnr import outputs
+from octavo.calibrate.blocks import Blocks
+from octavo.calibrate.calls import run
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.parked import Parking
+from octavo.calibrate.spill import Spill
+from octavo.calibrate.sqnr import outputs
 
 from .calibrate_tiny import Block, Call
 

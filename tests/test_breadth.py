@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from calibrate.export import export
-from calibrate.layers import quantized
-from calibrate.load import load_ascend
-from calibrate.report import NEVER_RAN
-from calibrate.run import calibrate
-from calibrate.settings import RECIPES, Settings
-from capture.recorder import Memory, Recorder
+from octavo.calibrate.export import export
+from octavo.calibrate.layers import quantized
+from octavo.calibrate.load import load_ascend
+from octavo.calibrate.report import NEVER_RAN
+from octavo.calibrate.run import calibrate
+from octavo.calibrate.settings import RECIPES, Settings
+from octavo.capture.recorder import Memory, Recorder
 
 WIDTH = 16
 

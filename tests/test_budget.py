@@ -5,12 +5,12 @@ import random
 
 import pytest
 
-from calibrate.budget import Cost, budget_of, size
-from calibrate.config import read_config
-from calibrate.errors import CalibrateError
-from calibrate.knapsack import Option, choose, least, total
-from calibrate.refine import refine
-from calibrate.settings import Settings
+from octavo.calibrate.budget import Cost, budget_of, size
+from octavo.calibrate.config import read_config
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.knapsack import Option, choose, least, total
+from octavo.calibrate.refine import refine
+from octavo.calibrate.settings import Settings
 
 FREE = float("inf")
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from calibrate.layers import quantized
-from calibrate.load import load_ascend
-from calibrate.settings import RECIPES
-from capture.reader import Capture
-from pipelines.load import load_pipeline
+from octavo.calibrate.layers import quantized
+from octavo.calibrate.load import load_ascend
+from octavo.calibrate.settings import RECIPES
+from octavo.capture.reader import Capture
+from octavo.pipelines.load import load_pipeline
 
 from .commands import capture, errors, octavo
 

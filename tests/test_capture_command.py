@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from capture.reader import Capture
-from pipelines.load import load_pipeline
+from octavo.capture.reader import Capture
+from octavo.pipelines.load import load_pipeline
 
 from .commands import capture, errors, octavo
 

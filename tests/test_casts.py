@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from calibrate.casts import REASON, cast_to
-from calibrate.data import Sample
-from calibrate.fold import calibrate_folded
-from calibrate.settings import Settings
+from octavo.calibrate.casts import REASON, cast_to
+from octavo.calibrate.data import Sample
+from octavo.calibrate.fold import calibrate_folded
+from octavo.calibrate.settings import Settings
 
 NAMES = ("patches", "inner", "head")
 

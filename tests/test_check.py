@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from calibrate.export import export
-from calibrate.export.check import check
-from calibrate.load import load_ascend
-from calibrate.run import calibrate
-from calibrate.settings import Settings
-from capture.errors import CaptureError
+from octavo.calibrate.export import export
+from octavo.calibrate.export.check import check
+from octavo.calibrate.load import load_ascend
+from octavo.calibrate.run import calibrate
+from octavo.calibrate.settings import Settings
+from octavo.capture.errors import CaptureError
 
 from .calibrate_tiny import calls, given, toy
 

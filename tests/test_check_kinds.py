@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibrate.export.check import check
-from calibrate.load import load_ascend
-from capture.errors import CaptureError
+from octavo.calibrate.export.check import check
+from octavo.calibrate.load import load_ascend
+from octavo.capture.errors import CaptureError
 
 from .kinds import TimedToy, changed, frozen, layers_of, written
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from calibrate.export import export
-from calibrate.export.check import check, views
-from calibrate.export.diffusers import write_diffusers
-from capture.files import Modes
-from pipelines.sd3 import SD3
+from octavo.calibrate.export import export
+from octavo.calibrate.export.check import check, views
+from octavo.calibrate.export.diffusers import write_diffusers
+from octavo.capture.files import Modes
+from octavo.pipelines.sd3 import SD3
 
 from .commands import octavo
 from .diffusers_tiny import TO_Q, WEIGHTS, reconfigured

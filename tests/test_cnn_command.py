@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from calibrate.layers import QuantizedConv2d, QuantizedLinear
-from calibrate.load import load_ascend
-from pipelines.digits.data import digits, write_pictures
-from pipelines.digits.train import PREPROCESSING
+from octavo.calibrate.layers import QuantizedConv2d, QuantizedLinear
+from octavo.calibrate.load import load_ascend
+from octavo.pipelines.digits.data import digits, write_pictures
+from octavo.pipelines.digits.train import PREPROCESSING
 
 from .cnn_tiny import with_statistics
 from .commands import errors, octavo

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from calibrate.sqnr import Power, spread
-from capture.recorder import Memory, Recorder
+from octavo.calibrate.sqnr import Power, spread
+from octavo.capture.recorder import Memory, Recorder
 from octavo.comparison import Comparison
 from octavo.deployed import Deployed, load_deployed
 from octavo.page import page
+from octavo.pipelines.load import load_pipeline
+from octavo.pipelines.run import RunSettings, call_arguments, run_prompt
+from octavo.pipelines.sd3 import SD3
 from octavo.probe import SAMPLED
-from pipelines.load import load_pipeline
-from pipelines.run import RunSettings, call_arguments, run_prompt
-from pipelines.sd3 import SD3
 
 from .commands import capture, errors, octavo
 from .opensora_tiny import tiny_pipeline

@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from calibrate.calls import silent
-from calibrate.choice import NEAREST, Choice, error_of, layer_of
-from calibrate.compensate import Method, compensated
-from calibrate.export import export
-from calibrate.layers import quantized
-from calibrate.load import load_ascend
-from calibrate.plan import layer_at
-from calibrate.rounding import WEIGHT_METHODS
-from calibrate.scheme import ACTIVATION, qparams_of
-from calibrate.settings import RECIPES
-from calibrate.sqnr import Power, comparing, outputs
-from calibrate.survey import Survey
+from octavo.calibrate.calls import silent
+from octavo.calibrate.choice import NEAREST, Choice, error_of, layer_of
+from octavo.calibrate.compensate import Method, compensated
+from octavo.calibrate.export import export
+from octavo.calibrate.layers import quantized
+from octavo.calibrate.load import load_ascend
+from octavo.calibrate.plan import layer_at
+from octavo.calibrate.rounding import WEIGHT_METHODS
+from octavo.calibrate.scheme import ACTIVATION, qparams_of
+from octavo.calibrate.settings import RECIPES
+from octavo.calibrate.sqnr import Power, comparing, outputs
+from octavo.calibrate.survey import Survey
 
 from .hard_tiny import FEW, Call, bits, calibrated, hard, prompts, same, sqnr
 from .test_survey import surveyed

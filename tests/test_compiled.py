@@ -8,11 +8,11 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-from calibrate.layers import install
-from calibrate.runtime import accelerate, attend, optimized
-from calibrate.runtime.attention import is_quick
-from calibrate.scheme import Range
-from capture.recorder import Memory, Recorder, copied
+from octavo.calibrate.layers import install
+from octavo.calibrate.runtime import accelerate, attend, optimized
+from octavo.calibrate.runtime.attention import is_quick
+from octavo.calibrate.scheme import Range
+from octavo.capture.recorder import Memory, Recorder, copied
 
 from .runtime_tiny import SCHEMES, frozen
 from .test_families import OF, denoiser, run

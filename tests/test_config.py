@@ -2,8 +2,8 @@
 
 import pytest
 
-from calibrate.config import OPTIONS, read_config
-from capture.errors import CaptureError
+from octavo.calibrate.config import OPTIONS, read_config
+from octavo.capture.errors import CaptureError
 
 
 @pytest.fixture

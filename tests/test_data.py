@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from calibrate.api import Calibrator, QuantConfig
-from calibrate.data import calls_of
-from calibrate.errors import CalibrateError
+from octavo.calibrate.api import Calibrator, QuantConfig
+from octavo.calibrate.data import calls_of
+from octavo.calibrate.errors import CalibrateError
 
 from .cnn_tiny import pictures, small
 

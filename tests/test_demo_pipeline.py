@@ -3,12 +3,12 @@
 import pytest
 
 from bench.quality import draw, held_out_sqnr
-from calibrate.layers import quantized
-from calibrate.load import load_ascend
-from pipelines.demo.judge import judge, score
-from pipelines.demo.scene import parse
-from pipelines.load import DEMO, load_pipeline
-from prompts import read_prompts
+from octavo.calibrate.layers import quantized
+from octavo.calibrate.load import load_ascend
+from octavo.pipelines.demo.judge import judge, score
+from octavo.pipelines.demo.scene import parse
+from octavo.pipelines.load import DEMO, load_pipeline
+from octavo.prompts import read_prompts
 
 from .commands import octavo
 

@@ -11,12 +11,12 @@ import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from torch import nn
 
-from calibrate.errors import CalibrateError
-from calibrate.export import export
-from calibrate.plan import Plan
-from calibrate.run import Result
-from calibrate.structure import Structure
-from calibrate.tensors import Planned, write_tensors
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.export import export
+from octavo.calibrate.plan import Plan
+from octavo.calibrate.run import Result
+from octavo.calibrate.structure import Structure
+from octavo.calibrate.tensors import Planned, write_tensors
 
 from .calibrate_tiny import toy
 from .diffusers_tiny import TO_Q, WEIGHTS, Exported, exported, load, reconfigured

@@ -10,17 +10,17 @@ from diffusers import AutoModel, DiffusionPipeline
 from safetensors.torch import load_file
 
 import octavo
-from calibrate.export import export
-from calibrate.export.diffusers import write_diffusers
-from calibrate.layers import quantized
-from calibrate.load import load_ascend
-from calibrate.quantizer import adopt
-from calibrate.run import calibrate
-from calibrate.settings import Settings
-from capture.files import Modes
-from pipelines.load import load_denoiser, load_pipeline
-from pipelines.opensora import STDiT3
-from pipelines.opensora.family import OPENSORA
+from octavo.calibrate.export import export
+from octavo.calibrate.export.diffusers import write_diffusers
+from octavo.calibrate.layers import quantized
+from octavo.calibrate.load import load_ascend
+from octavo.calibrate.quantizer import adopt
+from octavo.calibrate.run import calibrate
+from octavo.calibrate.settings import Settings
+from octavo.capture.files import Modes
+from octavo.pipelines.load import load_denoiser, load_pipeline
+from octavo.pipelines.opensora import STDiT3
+from octavo.pipelines.opensora.family import OPENSORA
 
 from .calibrate_tiny import Call
 from .diffusers_tiny import TO_Q, WEIGHTS, Exported, exported, integer_layers, load, run

@@ -6,16 +6,16 @@ import torch
 
 from bench.bench_cnn import bundled, measured, quality
 from bench.resnet import resnet18, resnet50
-from calibrate.batchnorm import folded
-from calibrate.data import Sample
-from calibrate.layers import quantized
-from calibrate.settings import RECIPES, Settings
-from calibrate.synthetic import made_up
 from octavo import Calibrator, QuantConfig
-from pipelines.classifier import classifier_directory
-from pipelines.digits.data import digits
-from pipelines.digits.train import inputs_of, moved, train
-from pipelines.images import preprocessing_of
+from octavo.calibrate.batchnorm import folded
+from octavo.calibrate.data import Sample
+from octavo.calibrate.layers import quantized
+from octavo.calibrate.settings import RECIPES, Settings
+from octavo.calibrate.synthetic import made_up
+from octavo.pipelines.classifier import classifier_directory
+from octavo.pipelines.digits.data import digits
+from octavo.pipelines.digits.train import inputs_of, moved, train
+from octavo.pipelines.images import preprocessing_of
 
 from .cnn_tiny import with_statistics
 

@@ -13,9 +13,9 @@ from tempfile import mkdtemp
 
 import pytest
 
-from capture.errors import CaptureError
-from capture.reader import Capture
-from capture.store import CaptureWriter, unit_key
+from octavo.capture.errors import CaptureError
+from octavo.capture.reader import Capture
+from octavo.capture.store import CaptureWriter, unit_key
 from tests.faults import counting, failing, in_child
 from tests.stores import MANIFEST, PLANNED, calls_of, files_of, fill, holds, info_of, make_store, refused
 

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from calibrate.enough import Mark, Marks, affordable, verdict
-from calibrate.layers import quantized
-from calibrate.run import calibrate
-from calibrate.settings import Settings
-from calibrate.sqnr import Power
+from octavo.calibrate.enough import Mark, Marks, affordable, verdict
+from octavo.calibrate.layers import quantized
+from octavo.calibrate.run import calibrate
+from octavo.calibrate.settings import Settings
+from octavo.calibrate.sqnr import Power
 
 from .calibrate_tiny import given, toy
 

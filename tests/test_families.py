@@ -4,12 +4,12 @@ import pytest
 import torch
 from transformers import T5Config, T5EncoderModel
 
-from calibrate.plan import make_plan
-from calibrate.settings import Settings
-from capture.recorder import Memory, Recorder, copied
-from pipelines import FAMILIES, GENERIC, family_of
-from pipelines.denoisers import denoisers
-from pipelines.folding import fold
+from octavo.calibrate.plan import make_plan
+from octavo.calibrate.settings import Settings
+from octavo.capture.recorder import Memory, Recorder, copied
+from octavo.pipelines import FAMILIES, GENERIC, family_of
+from octavo.pipelines.denoisers import denoisers
+from octavo.pipelines.folding import fold
 
 from .commands import octavo
 from .opensora_tiny import tiny_tokenizer

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from capture import files
-from capture.errors import CaptureError
-from capture.files import (
+from octavo.capture import files
+from octavo.capture.errors import CaptureError
+from octavo.capture.files import (
     Modes,
     SafeWriteUmask,
     Sink,

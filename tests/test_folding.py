@@ -12,10 +12,10 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipelines.family import Fold, Group
-from pipelines.folding import fold
-from pipelines.opensora.family import groups as stdit3_groups
-from pipelines.sd3 import groups as sd3_groups
+from octavo.pipelines.family import Fold, Group
+from octavo.pipelines.folding import fold
+from octavo.pipelines.opensora.family import groups as stdit3_groups
+from octavo.pipelines.sd3 import groups as sd3_groups
 
 from .opensora_tiny import tiny_transformer
 from .test_opensora_transformer import FRAMES, call, prefix

@@ -10,12 +10,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from octavo.pictures import Target, save
+from octavo.pipelines.demo.judge import judge
+from octavo.pipelines.demo.scene import parse
+from octavo.pipelines.device import resolve_device
+from octavo.pipelines.load import DEMO_INT8
+from octavo.prompts import read_prompts
 from octavo.quantized_pipeline import open_pipeline
-from pipelines.demo.judge import judge
-from pipelines.demo.scene import parse
-from pipelines.device import resolve_device
-from pipelines.load import DEMO_INT8
-from prompts import read_prompts
 
 from .commands import capture, errors, octavo
 from .diffusers_tiny import WEIGHTS, integer_layers

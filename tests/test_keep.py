@@ -2,8 +2,8 @@
 
 import pytest
 
-from capture.errors import CaptureError
-from capture.keep import keep_rule
+from octavo.capture.errors import CaptureError
+from octavo.capture.keep import keep_rule
 
 
 @pytest.mark.parametrize(

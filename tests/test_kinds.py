@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from calibrate.freeze import Dynamic, Static, Timestep, TimestepQParams, numbers_of
-from calibrate.layers import QuantizedLinear, build
-from calibrate.noise import NoiseLevel
-from calibrate.scheme import ACTIVATION, QParams, Range, qparams_of
-from calibrate.weights import round_to_nearest
+from octavo.calibrate.freeze import Dynamic, Static, Timestep, TimestepQParams, numbers_of
+from octavo.calibrate.layers import QuantizedLinear, build
+from octavo.calibrate.noise import NoiseLevel
+from octavo.calibrate.scheme import ACTIVATION, QParams, Range, qparams_of
+from octavo.calibrate.weights import round_to_nearest
 
 from .calibrate_tiny import DTYPES, nearest
 from .kinds import EDGES, RANGES, TimedToy, frozen, spec_of, static_of

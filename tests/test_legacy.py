@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from capture.errors import CaptureError
-from capture.legacy import convert_pth, load_samples, safe_torch_load, save_pth
-from capture.reader import Capture
+from octavo.capture.errors import CaptureError
+from octavo.capture.legacy import convert_pth, load_samples, safe_torch_load, save_pth
+from octavo.capture.reader import Capture
 from tests.faults import counting, failing
 from tests.stores import calls_of, same
 

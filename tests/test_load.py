@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines.denoisers import denoisers
-from pipelines.device import resolve_device
-from pipelines.errors import PipelineError
-from pipelines.load import load_pipeline
+from octavo.pipelines.denoisers import denoisers
+from octavo.pipelines.device import resolve_device
+from octavo.pipelines.errors import PipelineError
+from octavo.pipelines.load import load_pipeline
 
 from .pipelines_tiny import make
 
@@ -158,7 +158,7 @@ def test_denoisers_are_found_and_nothing_else(name, found):
 def test_the_kinds_of_networks_that_denoise_are_told_by_their_class():
     import diffusers
 
-    from pipelines.denoisers import is_denoiser
+    from octavo.pipelines.denoisers import is_denoiser
 
     def denoises(name: str) -> bool:
         kind = getattr(diffusers, name)

@@ -5,17 +5,17 @@ import json
 import pytest
 import torch
 
-from calibrate.budget import Search
-from calibrate.errors import CalibrateError
-from calibrate.export import export
-from calibrate.layers import quantized
-from calibrate.load import load_ascend
-from calibrate.plan import make_plan
-from calibrate.run import Result, calibrate
-from calibrate.sensitivity import grouped
-from calibrate.settings import Settings
-from capture.recorder import Memory, Recorder
-from pipelines.sd3 import SD3
+from octavo.calibrate.budget import Search
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.export import export
+from octavo.calibrate.layers import quantized
+from octavo.calibrate.load import load_ascend
+from octavo.calibrate.plan import make_plan
+from octavo.calibrate.run import Result, calibrate
+from octavo.calibrate.sensitivity import grouped
+from octavo.calibrate.settings import Settings
+from octavo.capture.recorder import Memory, Recorder
+from octavo.pipelines.sd3 import SD3
 
 from .commands import capture, errors, octavo
 from .pipelines_tiny import make, run

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from bench.walk import walk
-from calibrate.run import calibrate
-from capture.errors import CaptureError
-from capture.recorder import Memory, Recorder
+from octavo.calibrate.run import calibrate
+from octavo.capture.errors import CaptureError
+from octavo.capture.recorder import Memory, Recorder
 
 from .pipelines_tiny import ZOO, make, run
 from .tiny_images import flux2_cached

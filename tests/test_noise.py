@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from calibrate.errors import CalibrateError
-from calibrate.layers import install, quantized
-from calibrate.noise import levels_of
-from calibrate.sqnr import comparing
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.layers import install, quantized
+from octavo.calibrate.noise import levels_of
+from octavo.calibrate.sqnr import comparing
 
 from .kinds import TimedToy, frozen, static_of
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from calibrate.data import Sample
-from calibrate.errors import CalibrateError
-from calibrate.export import check_formats, export
-from calibrate.fold import calibrate_folded
-from calibrate.settings import Settings
 from octavo import Calibrator, QuantConfig
-from pipelines.digits.data import digits, write_pictures
-from pipelines.digits.train import PREPROCESSING
+from octavo.calibrate.data import Sample
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.export import check_formats, export
+from octavo.calibrate.fold import calibrate_folded
+from octavo.calibrate.settings import Settings
+from octavo.pipelines.digits.data import digits, write_pictures
+from octavo.pipelines.digits.train import PREPROCESSING
 
 from .cnn_tiny import pictures, small, with_statistics
 from .commands import errors, octavo

@@ -8,10 +8,10 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from calibrate.onnx.files import DATA, write_among, write_model
-from calibrate.onnx.read import read_graph
-from capture.errors import CaptureError
-from capture.files import Modes
+from octavo.calibrate.onnx.files import DATA, write_among, write_model
+from octavo.calibrate.onnx.read import read_graph
+from octavo.capture.errors import CaptureError
+from octavo.capture.files import Modes
 
 from .onnx_tiny import by_hand
 

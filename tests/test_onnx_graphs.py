@@ -10,18 +10,18 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from calibrate.data import Sample
-from calibrate.errors import CalibrateError
-from calibrate.export.ascend import write_ascend
-from calibrate.fold import calibrate_folded
-from calibrate.layers import quantized
-from calibrate.onnx.ascend import ascend
-from calibrate.onnx.check import layers_of
-from calibrate.onnx.graph import floating
-from calibrate.onnx.qdq import qdq
-from calibrate.onnx.read import Graph
-from calibrate.onnx.trace import EXPORTERS, trace
-from capture.files import Modes
+from octavo.calibrate.data import Sample
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.export.ascend import write_ascend
+from octavo.calibrate.fold import calibrate_folded
+from octavo.calibrate.layers import quantized
+from octavo.calibrate.onnx.ascend import ascend
+from octavo.calibrate.onnx.check import layers_of
+from octavo.calibrate.onnx.graph import floating
+from octavo.calibrate.onnx.qdq import qdq
+from octavo.calibrate.onnx.read import Graph
+from octavo.calibrate.onnx.trace import EXPORTERS, trace
+from octavo.capture.files import Modes
 
 from .cnn_tiny import with_statistics
 from .kinds import frozen

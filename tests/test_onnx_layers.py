@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from calibrate.errors import CalibrateError
-from calibrate.onnx.ascend import ascend
-from calibrate.onnx.graph import floating
-from calibrate.onnx.qdq import qdq
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.onnx.ascend import ascend
+from octavo.calibrate.onnx.graph import floating
+from octavo.calibrate.onnx.qdq import qdq
 
 from .cnn_tiny import CHANNELS, geometries
 from .kinds import frozen

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from calibrate.load import load_ascend
-from capture.reader import Capture
 from octavo import Listener
-from pipelines.opensora import load_transformer
+from octavo.calibrate.load import load_ascend
+from octavo.capture.reader import Capture
+from octavo.pipelines.opensora import load_transformer
 
 from .commands import octavo
 from .opensora_tiny import SMALL, tiny_pipeline, tiny_text_encoder, tiny_tokenizer

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.opensora import Conditions, RFlowScheduler, STDiT3, sample
+from octavo.pipelines.opensora import Conditions, RFlowScheduler, STDiT3, sample
 
 DATA = Path(__file__).parent / "data" / "opensora12"
 

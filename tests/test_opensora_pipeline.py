@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.errors import PipelineError
-from pipelines.opensora import OpenSoraPipeline, OpenSoraPipelineOutput, RFlowScheduler
+from octavo.pipelines.errors import PipelineError
+from octavo.pipelines.opensora import OpenSoraPipeline, OpenSoraPipelineOutput, RFlowScheduler
 from tests.opensora_tiny import CAPTION_CHANNELS, CAPTION_LENGTH, SMALL, tiny_pipeline, tiny_transformer
 
 

@@ -8,10 +8,10 @@ from diffusers import AllegroTransformer3DModel
 from safetensors.torch import save_file
 from torch import nn
 
-from calibrate.load import load_ascend
-from capture.reader import Capture
-from pipelines.errors import PipelineError
-from pipelines.opensora_plan import load_pipeline, load_transformer, transformer_config
+from octavo.calibrate.load import load_ascend
+from octavo.capture.reader import Capture
+from octavo.pipelines.errors import PipelineError
+from octavo.pipelines.opensora_plan import load_pipeline, load_transformer, transformer_config
 
 from .commands import octavo
 from .opensora_tiny import CAPTION_CHANNELS, tiny_text_encoder, tiny_tokenizer

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.errors import PipelineError
-from pipelines.opensora import Conditions, RFlowScheduler, VideoShape, sample
-from pipelines.opensora.conditioning import parse_mask_strategy, place_references
-from pipelines.opensora.scheduler import time_ratio
+from octavo.pipelines.errors import PipelineError
+from octavo.pipelines.opensora import Conditions, RFlowScheduler, VideoShape, sample
+from octavo.pipelines.opensora.conditioning import parse_mask_strategy, place_references
+from octavo.pipelines.opensora.scheduler import time_ratio
 
 
 def shape(height: float, width: float, frames: float, dtype: torch.dtype = torch.float32, rows: int = 1) -> VideoShape:

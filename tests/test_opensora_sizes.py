@@ -5,8 +5,16 @@ import sys
 
 import pytest
 
-from pipelines.errors import PipelineError
-from pipelines.opensora import ASPECTS, RESOLUTIONS, VideoSettings, frame_count, latent_frames, latent_size, video_size
+from octavo.pipelines.errors import PipelineError
+from octavo.pipelines.opensora import (
+    ASPECTS,
+    RESOLUTIONS,
+    VideoSettings,
+    frame_count,
+    latent_frames,
+    latent_size,
+    video_size,
+)
 
 
 def test_the_tables_hold_seventeen_aspects_of_six_resolutions() -> None:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipelines.errors import PipelineError
-from pipelines.opensora import text
+from octavo.pipelines.errors import PipelineError
+from octavo.pipelines.opensora import text
 from tests.opensora_tiny import tiny_text_encoder, tiny_tokenizer
 
 

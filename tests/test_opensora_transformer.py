@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.errors import PipelineError
-from pipelines.opensora import KEEP_FLOAT, STDiT3
+from octavo.pipelines.errors import PipelineError
+from octavo.pipelines.opensora import KEEP_FLOAT, STDiT3
 from tests import opensora_oracle
 from tests.opensora_tiny import tiny_transformer
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from capture.files import write_sealed
-from capture.sealed import digest_of, read_sealed
+from octavo.capture.files import write_sealed
+from octavo.capture.sealed import digest_of, read_sealed
 from tests.faults import fast_path
 from tests.stores import make_store
 from tests.test_reader import refused, remedy, unit_of

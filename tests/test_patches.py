@@ -6,16 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from calibrate.choice import Choice, error_of, layer_of
-from calibrate.compensate import Method, Strided, Sums, candidates, corrected
-from calibrate.fold import calibrate_folded
-from calibrate.layers import quantized
-from calibrate.patches import Patches, PatchSurvey, on_patches
-from calibrate.rounding import WEIGHT_METHODS
-from calibrate.scheme import ACTIVATION, Range, qparams_of
-from calibrate.settings import Settings
-from calibrate.sqnr import Power
-from calibrate.survey import Turn
+from octavo.calibrate.choice import Choice, error_of, layer_of
+from octavo.calibrate.compensate import Method, Strided, Sums, candidates, corrected
+from octavo.calibrate.fold import calibrate_folded
+from octavo.calibrate.layers import quantized
+from octavo.calibrate.patches import Patches, PatchSurvey, on_patches
+from octavo.calibrate.rounding import WEIGHT_METHODS
+from octavo.calibrate.scheme import ACTIVATION, Range, qparams_of
+from octavo.calibrate.settings import Settings
+from octavo.calibrate.sqnr import Power
+from octavo.calibrate.survey import Turn
 
 from .calibrate_tiny import Call
 from .cnn_tiny import CHANNELS, geometries, pictures, small

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from calibrate.errors import CalibrateError
-from calibrate.plan import make_plan, matches
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.plan import make_plan, matches
 
 from .calibrate_tiny import toy
 from .cnn_tiny import small

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prompts import BUNDLED, Prompts, PromptsError, read_prompts
+from octavo.prompts import BUNDLED, Prompts, PromptsError, read_prompts
 
 
 def read(path: Path, data: bytes) -> Prompts:

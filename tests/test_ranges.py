@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from calibrate.export import export
-from calibrate.layers import quantized
-from calibrate.load import load_ascend
-from calibrate.observers import OBSERVERS
-from calibrate.ranges import BINS, edges_of, observed, spec_of
-from calibrate.run import Result, calibrate
-from calibrate.scheme import ACTIVATION
-from calibrate.settings import Settings
-from calibrate.smoothing import Smoothing
-from calibrate.sqnr import Power, outputs
+from octavo.calibrate.export import export
+from octavo.calibrate.layers import quantized
+from octavo.calibrate.load import load_ascend
+from octavo.calibrate.observers import OBSERVERS
+from octavo.calibrate.ranges import BINS, edges_of, observed, spec_of
+from octavo.calibrate.run import Result, calibrate
+from octavo.calibrate.scheme import ACTIVATION
+from octavo.calibrate.settings import Settings
+from octavo.calibrate.smoothing import Smoothing
+from octavo.calibrate.sqnr import Power, outputs
 
 from .calibrate_tiny import Call
 from .kinds import TimedToy

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from calibrate.settings import RECIPES
-from calibrate.survey import Survey, Turn, survey_of, united
-from capture import ranks as module
-from capture.ranks import ALONE, Ranks, ranks_of_environment
-from capture.reader import Capture
+from octavo.calibrate.settings import RECIPES
+from octavo.calibrate.survey import Survey, Turn, survey_of, united
+from octavo.capture import ranks as module
+from octavo.capture.ranks import ALONE, Ranks, ranks_of_environment
+from octavo.capture.reader import Capture
 
 from .calibrate_tiny import toy
 from .commands import capture, errors, octavo

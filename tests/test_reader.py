@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from capture import reader as reader_module
-from capture.errors import CaptureError
-from capture.files import write_sealed
-from capture.reader import Capture
-from capture.store import CaptureWriter
+from octavo.capture import reader as reader_module
+from octavo.capture.errors import CaptureError
+from octavo.capture.files import write_sealed
+from octavo.capture.reader import Capture
+from octavo.capture.store import CaptureWriter
 from tests.faults import fast_path
 from tests.stores import MANIFEST, PLANNED, calls_of, files_of, fill, make_store, same
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from capture.listener import Listener
-from capture.reader import Capture
-from capture.recorder import Clock, Memory, Recorder, bind, copied
-from pipelines.denoisers import denoisers
+from octavo.capture.listener import Listener
+from octavo.capture.reader import Capture
+from octavo.capture.recorder import Clock, Memory, Recorder, bind, copied
+from octavo.pipelines.denoisers import denoisers
 
 from .pipelines_tiny import TINY, make, run
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from calibrate import calls as calls_module
-from calibrate.errors import CalibrateError
-from calibrate.observers import MinMax, Options
-from calibrate.replay import Readings, observe
+from octavo.calibrate import calls as calls_module
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.observers import MinMax, Options
+from octavo.calibrate.replay import Readings, observe
 
 from .calibrate_tiny import Call, calls, toy
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrate.rounding import (
+from octavo.calibrate.rounding import (
     WEIGHT_METHODS,
     Inputs,
     activation_scale,
@@ -14,11 +14,11 @@ from calibrate.rounding import (
     gptq,
     inputs_of,
 )
-from calibrate.rounding.adaround import learned
-from calibrate.rounding.admm import alternated
-from calibrate.rounding.objective import case_of, cholesky, descend, form
-from calibrate.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Range, dequantize, qparams_of, quantize
-from calibrate.weights import QuantizedWeight, round_to_nearest
+from octavo.calibrate.rounding.adaround import learned
+from octavo.calibrate.rounding.admm import alternated
+from octavo.calibrate.rounding.objective import case_of, cholesky, descend, form
+from octavo.calibrate.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Range, dequantize, qparams_of, quantize
+from octavo.calibrate.weights import QuantizedWeight, round_to_nearest
 
 from .calibrate_tiny import DTYPES
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from calibrate.errors import CalibrateError
-from calibrate.layers import QuantizedLinear, quantized
-from calibrate.report import peak_memory, worst
-from calibrate.run import calibrate
-from calibrate.settings import Settings
-from calibrate.sqnr import Power, spread, tensors_in
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.layers import QuantizedLinear, quantized
+from octavo.calibrate.report import peak_memory, worst
+from octavo.calibrate.run import calibrate
+from octavo.calibrate.settings import Settings
+from octavo.calibrate.sqnr import Power, spread, tensors_in
 
 from .calibrate_tiny import DTYPES, Call, calls, given, toy
 

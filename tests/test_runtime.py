@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from calibrate.errors import CalibrateError
-from calibrate.integers import sums_in_int32
-from calibrate.layers import QuantizedLinear, install
-from calibrate.noise import NoiseLevel
-from calibrate.runtime import BACKENDS, Int8Linear, accelerate, cpu, optimized
-from calibrate.scheme import ACTIVATION, QParams, Range, codes
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.integers import sums_in_int32
+from octavo.calibrate.layers import QuantizedLinear, install
+from octavo.calibrate.noise import NoiseLevel
+from octavo.calibrate.runtime import BACKENDS, Int8Linear, accelerate, cpu, optimized
+from octavo.calibrate.scheme import ACTIVATION, QParams, Range, codes
 
 from .runtime_tiny import SCHEMES, frozen, near
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from calibrate.noise import NoiseLevel
-from calibrate.runtime import optimized
+from octavo.calibrate.noise import NoiseLevel
+from octavo.calibrate.runtime import optimized
 
 from .npu_standin import npu_operators
 from .runtime_tiny import SCHEMES, frozen, near

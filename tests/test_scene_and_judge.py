@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipelines.demo.judge import judge, score
-from pipelines.demo.scene import COLOURS, PLACES, RADII, SHAPES, Scene, parse, split
-from prompts import read_prompts
+from octavo.pipelines.demo.judge import judge, score
+from octavo.pipelines.demo.scene import COLOURS, PLACES, RADII, SHAPES, Scene, parse, split
+from octavo.prompts import read_prompts
 
 TRAIN, HELD_OUT = split()
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from calibrate.scheme import (
+from octavo.calibrate.scheme import (
     ACTIVATION,
     SYMMETRIC_ACTIVATION,
     WEIGHT,

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibrate.calls import silent
-from calibrate.layers import QuantizedLinear
-from calibrate.run import Result
-from calibrate.scheme import ACTIVATION
-from calibrate.smoothing import grouped, largest_of, multiplier_of, smooth
-from pipelines.opensora.family import OPENSORA, groups
-from pipelines.sd3 import SD3
+from octavo.calibrate.calls import silent
+from octavo.calibrate.layers import QuantizedLinear
+from octavo.calibrate.run import Result
+from octavo.calibrate.scheme import ACTIVATION
+from octavo.calibrate.smoothing import grouped, largest_of, multiplier_of, smooth
+from octavo.pipelines.opensora.family import OPENSORA, groups
+from octavo.pipelines.sd3 import SD3
 
 from .calibrate_tiny import Call
 from .hard_tiny import bits, calibrated, hard, prompts, same, sqnr

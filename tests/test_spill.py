@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from calibrate.calls import replaced
-from calibrate.spill import Place, Spill, Writing
-from capture.errors import CaptureError
-from capture.files import Sink
+from octavo.calibrate.calls import replaced
+from octavo.calibrate.spill import Place, Spill, Writing
+from octavo.capture.errors import CaptureError
+from octavo.capture.files import Sink
 
 from .calibrate_tiny import DTYPES
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from capture.errors import CaptureError
-from capture.reader import Capture
-from capture.store import CaptureWriter, UnitWriter, unit_key
+from octavo.capture.errors import CaptureError
+from octavo.capture.reader import Capture
+from octavo.capture.store import CaptureWriter, UnitWriter, unit_key
 from tests.faults import counting, dying, failing, fast_path, in_child
 from tests.stores import MANIFEST, calls_of, fill, holds, info_of, make_store, refused
 

@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from capture import reader, store
-from capture.errors import CaptureError
-from capture.layout import read_sealed
-from capture.reader import Call, Capture
-from capture.store import CaptureWriter, unit_key
+from octavo.capture import reader, store
+from octavo.capture.errors import CaptureError
+from octavo.capture.layout import read_sealed
+from octavo.capture.reader import Call, Capture
+from octavo.capture.store import CaptureWriter, unit_key
 from tests.faults import counting, dying, in_child
 from tests.stores import MANIFEST, calls_of, fill, holds, info_of, same
 

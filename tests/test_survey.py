@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from calibrate.replay import observe
-from calibrate.survey import Sample, Survey, Turn, survey_of
+from octavo.calibrate.replay import observe
+from octavo.calibrate.survey import Sample, Survey, Turn, survey_of
 
 from .calibrate_tiny import Call, calls, toy
 from .hard_tiny import hard, prompts

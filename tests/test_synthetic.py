@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from calibrate.api import Calibrator, QuantConfig
-from calibrate.calls import evaluating
-from calibrate.errors import CalibrateError
-from calibrate.synthetic import made_up, missing, warnings_of
+from octavo.calibrate.api import Calibrator, QuantConfig
+from octavo.calibrate.calls import evaluating
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.synthetic import made_up, missing, warnings_of
 
 from .calibrate_tiny import toy
 from .cnn_tiny import Small, small, with_statistics

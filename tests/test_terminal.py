@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from capture.errors import CaptureError
-from capture.reader import Capture
-from capture.store import CaptureWriter
+from octavo.capture.errors import CaptureError
+from octavo.capture.reader import Capture
+from octavo.capture.store import CaptureWriter
 from octavo.terminal import Interrupted, interruptible
 from tests.commands import capture
 from tests.faults import counting, fast_path, in_child

@@ -11,13 +11,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import octavo  # noqa: F401 - it registers
-from calibrate.errors import CalibrateError
-from calibrate.export import export
-from calibrate.layers import QuantizedLayer, build
-from calibrate.plan import Plan
-from calibrate.run import Result
-from calibrate.sqnr import Power, outputs
-from pipelines.sd3 import SD3
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.export import export
+from octavo.calibrate.layers import QuantizedLayer, build
+from octavo.calibrate.plan import Plan
+from octavo.calibrate.run import Result
+from octavo.calibrate.sqnr import Power, outputs
+from octavo.pipelines.sd3 import SD3
 
 from .calibrate_tiny import nearest
 from .hard_tiny import calibrated, hard, prompts

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from calibrate.layers import QuantizedLayer, quantized
-from calibrate.noise import NoiseLevel
-from calibrate.run import calibrate
-from calibrate.settings import Settings
-from calibrate.sqnr import Power, outputs
-from calibrate.unsmoothed import Folded, folded, multiplied
-from pipelines.family import Fold, Group
+from octavo.calibrate.layers import QuantizedLayer, quantized
+from octavo.calibrate.noise import NoiseLevel
+from octavo.calibrate.run import calibrate
+from octavo.calibrate.settings import Settings
+from octavo.calibrate.sqnr import Power, outputs
+from octavo.calibrate.unsmoothed import Folded, folded, multiplied
+from octavo.pipelines.family import Fold, Group
 
 from .calibrate_tiny import Call
 from .kinds import frozen

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from calibrate.errors import CalibrateError
-from calibrate.scheme import WEIGHT, QParams, dequantize
-from calibrate.weights import check_finite, page_out, round_to_nearest
+from octavo.calibrate.errors import CalibrateError
+from octavo.calibrate.scheme import WEIGHT, QParams, dequantize
+from octavo.calibrate.weights import check_finite, page_out, round_to_nearest
 
 from .calibrate_tiny import DTYPES
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import nn
 
-from capture.files import Modes, create, make_directory
+from octavo.capture.files import Modes, create, make_directory
 
 from ..budget import bytes_of
 from ..errors import CalibrateError

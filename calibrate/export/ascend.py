@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capture.files import Modes, create
+from octavo.capture.files import Modes, create
 
 from ..errors import CalibrateError
 from ..layers import QuantizedConv2d, QuantizedLayer, names_of

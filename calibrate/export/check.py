@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from capture.errors import CaptureError
+from octavo.capture.errors import CaptureError
 
 from ..load import Checkpoint
 from ..structure import QUANT_METHOD

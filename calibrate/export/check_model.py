@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from capture.errors import CaptureError, damage
-from capture.sealed import read_bytes
+from octavo.capture.errors import CaptureError, damage
+from octavo.capture.sealed import read_bytes
 
 from ..freeze import Activation, Dynamic, Numbers, Static, Timestep
 from ..layers import QuantizedLinear

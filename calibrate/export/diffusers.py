@@ -15,7 +15,7 @@ from typing import Any
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor, nn
 
-from capture.files import Modes, create
+from octavo.capture.files import Modes, create
 
 from ..errors import CalibrateError
 from ..layers import QuantizedLayer

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import torch
 
-from capture.errors import CaptureError
+from octavo.capture.errors import CaptureError
 
 from ..load import Checkpoint, find, words
 from .ascend import MUL_SCALE, file_names

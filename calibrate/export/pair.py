@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from capture.files import Modes, fsync_directory, staging, storage
+from octavo.capture.files import Modes, fsync_directory, staging, storage
 
 from ..errors import CalibrateError
 from .target import write_directory

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from capture.files import Modes, make_directory, replace_directory, staging
+from octavo.capture.files import Modes, make_directory, replace_directory, staging
 
 from ..errors import CalibrateError
 

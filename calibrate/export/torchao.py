@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from capture.files import Modes
+from octavo.capture.files import Modes
 
 from ..errors import CalibrateError
 from ..layers import QuantizedLayer, QuantizedLinear, names_of

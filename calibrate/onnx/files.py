@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from capture.files import Modes, Sink, create, fsync_directory, staging, storage
+from octavo.capture.files import Modes, Sink, create, fsync_directory, staging, storage
 
 from ..errors import CalibrateError
 from ..export.target import write_directory

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from capture.errors import damage
-from capture.sealed import digest_of, open_regular, read_bytes
+from octavo.capture.errors import damage
+from octavo.capture.sealed import digest_of, open_regular, read_bytes
 
 from .operators import ascend_operators
 

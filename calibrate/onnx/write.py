@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from capture.files import Modes
+from octavo.capture.files import Modes
 
 from ..errors import CalibrateError
 from ..layers import QuantizedLayer

@@ -1,4 +1,4 @@
-"""Trains the bundled pipeline and writes it to pipelines/demo/model: `python -m pipelines.demo.train --help`.
+"""Trains the bundled pipeline and writes it to pipelines/demo/model: `python -m octavo.pipelines.demo.train --help`.
 
 Three stages, each resumable from its checkpoint in the work directory: a small KL autoencoder on drawn
 pictures; the latents of every training scene; an SD3 transformer and two CLIP text encoders together, by

@@ -1,4 +1,4 @@
-"""Trains the bundled ResNet on digits: python -m pipelines.digits.train [FOLDER]. Two minutes on one core."""
+"""Trains the bundled ResNet on digits: python -m octavo.pipelines.digits.train [FOLDER]. Two minutes on one core."""
 
 import json
 import math
