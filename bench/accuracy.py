@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from bench.networks import put_outliers
-from bench.quality import draw
 from octavo.calibrate.calls import evaluating, run
 from octavo.calibrate.layers import quantized
 from octavo.calibrate.report import peak_memory
@@ -31,6 +29,9 @@ from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.run import prompt_seed
 from octavo.pipelines.sd3 import SD3
 from octavo.prompts import read_prompts
+
+from .networks import put_outliers
+from .quality import draw
 
 ROWS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -27,8 +27,8 @@ from octavo.calibrate.parked import Parking
 from octavo.calibrate.plan import block_names
 from octavo.calibrate.report import peak_memory
 from octavo.capture.fingerprint import fingerprint
-from octavo.capture.reader import Capture
-from octavo.capture.store import Call, CaptureWriter
+from octavo.capture.store.reader import Capture
+from octavo.capture.store.writer import Call, CaptureWriter
 from octavo.pipelines.load import mapped_denoiser
 from octavo.pipelines.sd3 import SD3
 

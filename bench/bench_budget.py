@@ -23,8 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.accuracy import recorded
-from bench.networks import put_outliers
 from octavo.calibrate.budget import Cost, summed
 from octavo.calibrate.calls import silent
 from octavo.calibrate.choosing import Choosing
@@ -39,6 +37,9 @@ from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.run import prompt_seed
 from octavo.pipelines.sd3 import SD3
 from octavo.prompts import read_prompts
+
+from .accuracy import recorded
+from .networks import put_outliers
 
 SCHEMES = ("W8A8", "W8A8_DYNAMIC", "W8A16")
 

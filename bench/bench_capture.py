@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from octavo.capture.reader import Capture
 from octavo.capture.recorder import Clock, Recorder
-from octavo.capture.store import Call, CaptureWriter
+from octavo.capture.store.reader import Capture
+from octavo.capture.store.writer import Call, CaptureWriter
 from octavo.pipelines import family_of
 from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.run import RunSettings, call_arguments, run_prompt

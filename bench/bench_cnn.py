@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.resnet import resnet18, resnet50
 from octavo import Calibrator, QuantConfig
 from octavo.calibrate.batchnorm import folded
 from octavo.calibrate.data import Sample
@@ -25,6 +24,8 @@ from octavo.calibrate.synthetic import made_up
 from octavo.pipelines.classifier import classifier_directory, load_classifier
 from octavo.pipelines.digits.data import Part, digits
 from octavo.pipelines.digits.train import inputs_of
+
+from .resnet import resnet18, resnet50
 
 SHAPE = [1, 3, 32, 32]
 

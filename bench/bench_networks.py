@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from bench.networks import put_outliers, random_calls, random_sd3
 from octavo.pipelines.sd3 import SD3
+
+from .networks import put_outliers, random_calls, random_sd3
 
 CELLS = {"r": (1.0, False), "r o": (1.0, True), "a": (8.0, False), "a o": (8.0, True)}
 

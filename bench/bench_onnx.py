@@ -24,8 +24,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from bench.bench_cnn import bundled
-from bench.resnet import resnet18, resnet50
 from octavo.calibrate.data import Sample
 from octavo.calibrate.fold import calibrate_folded
 from octavo.calibrate.layers import QuantizedLayer, quantized
@@ -34,6 +32,9 @@ from octavo.calibrate.onnx.device import AscendGraph
 from octavo.calibrate.onnx.graph import floating
 from octavo.calibrate.onnx.qdq import qdq
 from octavo.calibrate.onnx.trace import trace
+
+from .bench_cnn import bundled
+from .resnet import resnet18, resnet50
 
 Array = np.ndarray[Any, Any]
 _NAME = "input.1"

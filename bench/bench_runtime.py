@@ -13,13 +13,14 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-from bench.networks import Call
-from bench.runtime_memory import memory_of
 from octavo.calibrate.layers import install
 from octavo.calibrate.run import calibrate
 from octavo.calibrate.runtime import accelerate, attend
 from octavo.calibrate.settings import Settings
 from octavo.pipelines.sd3 import SD3
+
+from .networks import Call
+from .runtime_memory import memory_of
 
 TEXT = 333  # tokens, beside those of the picture: 77 of CLIP and 256 of T5
 

@@ -6,12 +6,13 @@ python -m bench.bench_timesteps [--prompts 16] [--held 8]
 import argparse
 import itertools
 
-from bench.accuracy import recorded, sqnr
 from octavo.calibrate.run import calibrate
 from octavo.calibrate.settings import Settings
 from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.sd3 import SD3
 from octavo.prompts import read_prompts
+
+from .accuracy import recorded, sqnr
 
 
 def main() -> None:

@@ -3,8 +3,8 @@
     python -m bench.digests > before.txt        # and at the other commit: diff before.txt after.txt
 
 The demo is captured, then calibrated with `fast` and `balanced` in the formats ascend, diffusers and torchao; the
-bundled ResNet is written as both ONNX graphs. Digests of report.json leave out `seconds` and `peak_memory`; report.html,
-which shows them, is left out. Digests are those of one machine: kernels differ between processors.
+bundled ResNet is written as both ONNX graphs. Digests of report.json leave out `seconds` and `peak_memory`; report.html
+shows them, and is left out. Digests are those of one machine: kernels differ between processors.
 """
 
 import hashlib

@@ -13,9 +13,10 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.walk import Walked, walk
 from octavo.pipelines.load import quiet
 from tests.pipelines_tiny import ZOO, make, run
+
+from .walk import Walked, walk
 
 HEAD = (
     "| pipeline | denoiser | calls | replay exact | layers in integers / float | SQNR of the denoiser | "

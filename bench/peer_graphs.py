@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.bench_runtime import call_of
 from octavo.calibrate.layers import QuantizedLinear, names_of, replace
+
+from .bench_runtime import call_of
 
 _CODES = torch.ops.quantized_decomposed
 

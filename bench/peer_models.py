@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from bench.bench_runtime import call_of
-from bench.peer_graphs import dynamic_graph, inputs_of, static_graph
 from octavo.calibrate.layers import QuantizedLinear
+
+from .bench_runtime import call_of
+from .peer_graphs import dynamic_graph, inputs_of, static_graph
 
 Model = Callable[[], Tensor]
 

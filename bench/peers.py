@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from bench.bench_runtime import call_of, make_models
-from bench.peer_models import PEERS, Model, Stored
+from .bench_runtime import call_of, make_models
+from .peer_models import PEERS, Model, Stored
 
 LIMIT = 300  # seconds for one of them
 

@@ -9,7 +9,6 @@ import argparse
 import random
 from collections.abc import Callable
 
-from bench.accuracy import ROWS, recorded, sqnr
 from octavo.calibrate.run import calibrate
 from octavo.calibrate.samples import farthest
 from octavo.calibrate.settings import Settings
@@ -17,6 +16,8 @@ from octavo.calibrate.sqnr import spread
 from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.sd3 import SD3
 from octavo.prompts import read_prompts
+
+from .accuracy import ROWS, recorded, sqnr
 
 
 def main() -> None:

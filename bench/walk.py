@@ -16,9 +16,9 @@ from octavo.calibrate.report import NEVER_RAN
 from octavo.calibrate.run import Result, calibrate
 from octavo.calibrate.settings import Settings
 from octavo.calibrate.sqnr import Power, tensors_in
-from octavo.capture.reader import Capture
 from octavo.capture.recorder import Clock, Recorder, copied
-from octavo.capture.store import CaptureWriter
+from octavo.capture.store.reader import Capture
+from octavo.capture.store.writer import CaptureWriter
 from octavo.pipelines import family_of
 from octavo.pipelines.denoisers import denoisers
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from octavo.capture.devices import resolve_device
 from octavo.capture.files import Modes
 
 from .calls import device_of
 from .data import calls_of
-from .devices import check_device
 from .errors import CalibrateError
 from .export.ascend import file_names, scheme_of, write_ascend
 from .export.pair import write_pair
@@ -183,7 +183,7 @@ class Calibrator:
             raise CalibrateError(f"model: expected an nn.Module, found {type(model).__name__}. Give the denoiser.", 2)
         if not isinstance(cfg, QuantConfig):
             raise CalibrateError(f"cfg: expected a QuantConfig, found {type(cfg).__name__}. Make one.", 2)
-        check_device(cfg.device)
+        resolve_device(cfg.device)
         _check_amp(model, cfg)
         if fuse_module_call_back is not None:
             fuse_module_call_back(model)

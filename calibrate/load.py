@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from octavo.capture.errors import damage
-from octavo.capture.parts import Stored
 from octavo.capture.sealed import read_bytes
+from octavo.capture.store.parts import Stored
+from octavo.capture.tensors import read_header, read_tensor
 
 from .errors import CalibrateError
 from .export.ascend import (
@@ -26,7 +27,6 @@ from .export.ascend import (
 )
 from .layers import Geometry, QuantizedLayer
 from .load_layer import read_layer
-from .tensors import read_header, read_tensor
 
 SCHEMES = ("W8A8", "W8A16", "W8A8_DYNAMIC", "W8A8_TIMESTEP")
 _DESCRIPTION_LIMIT = 64 << 20

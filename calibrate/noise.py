@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.capture.arguments import TIME_ARGUMENTS, bind
+from octavo.capture.call_arguments import TIME_ARGUMENTS, bind
 
 from .errors import CalibrateError
 

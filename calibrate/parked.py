@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from octavo.capture.blobs import memory_of
 from octavo.capture.files import scratch, storage
+from octavo.capture.paging import page_out
+from octavo.capture.store.blobs import memory_of
 
 from .plan import Plan
-from .weights import page_out
 
 _ALIGNED = 64  # bytes, as torch places its own tensors: products may be rounded otherwise elsewhere
 Cast = Callable[[Tensor], Tensor]

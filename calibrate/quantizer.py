@@ -15,11 +15,12 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
+from octavo.capture.tensors import Stored, read_header, read_tensor
+
 from .errors import CalibrateError
 from .layers import QuantizedLayer, install
 from .runtime import accelerate
 from .structure import QUANT_METHOD, Structure
-from .tensors import Stored, read_header, read_tensor
 
 _CAST = ("bias", "mul_scale")  # of an integer layer, what is in the model's dtype
 

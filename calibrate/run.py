@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from octavo.capture.paging import page_out
 from octavo.capture.ranks import ALONE, Ranks
 
 from .calls import Call, Calls, Progress, silent, taken
@@ -23,7 +24,7 @@ from .report import Stopwatch, report_of, with_mixture
 from .sensitivity import Trajectory
 from .settings import DEFAULTS, SCHEMES, Settings
 from .sqnr import Power, comparing, joined, outputs, spread
-from .weights import check_finite, page_out
+from .weights import check_finite
 
 logger = logging.getLogger(__name__)
 

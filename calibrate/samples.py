@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from octavo.capture.arguments import TIME_ARGUMENTS, noise_level
+from octavo.capture.call_arguments import TIME_ARGUMENTS, noise_level
 from octavo.capture.ranks import ALONE, Ranks
 
 from .calls import Call

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from octavo.capture.blobs import memory_of
 from octavo.capture.files import Sink, scratch, storage
-from octavo.capture.parts import Stored
+from octavo.capture.store.blobs import memory_of
+from octavo.capture.store.parts import Stored
+from octavo.capture.tensors import read_tensor
 
 from .calls import replaced
-from .tensors import read_tensor
 
 
 class Place(NamedTuple):

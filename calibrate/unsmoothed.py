@@ -13,10 +13,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from octavo.capture.paging import page_out
+
 from .freeze import Dynamic, InputSpec, Numbers, Static, Timestep, TimestepQParams, numbers_of
 from .layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from .scheme import QParams
-from .weights import QuantizedWeight, page_out
+from .weights import QuantizedWeight
 
 _HALF = 0.51  # of a step: what rounding explains of the difference of quant_bias from the bias
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .files import SafeWriteUmask
-    from .legacy import safe_torch_load
     from .listener import Listener
-    from .reader import Capture
+    from .pth.pth import safe_torch_load
+    from .store.store.reader import Capture
 
 __all__ = ["Capture", "Listener", "SafeWriteUmask", "safe_torch_load"]
 
-_HOMES = {"Capture": "reader", "Listener": "listener", "SafeWriteUmask": "files", "safe_torch_load": "legacy"}
+_HOMES = {"Capture": "store.reader", "Listener": "listener", "SafeWriteUmask": "files", "safe_torch_load": "pth.pth"}
 
 
 def __getattr__(name: str) -> Any:

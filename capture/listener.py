@@ -11,7 +11,7 @@ from torch import nn
 from .errors import CaptureError
 from .fingerprint import fingerprint
 from .recorder import Memory, Recorder, Sink
-from .store import CaptureWriter, UnitWriter
+from .store.writer import CaptureWriter, UnitWriter
 
 _OWN = frozenset({"module", "inputs", "forward"})
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from .arguments import bind, noise_level
-from .context import ContextEar
-from .store import Call
+from .cache_context import ContextEar
+from .call_arguments import bind, noise_level
+from .store.writer import Call
 
 
 class Sink(Protocol):

@@ -13,12 +13,13 @@ from octavo.calibrate.export import check_target
 from octavo.calibrate.export.target import existing_parent
 from octavo.calibrate.run import Result
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.weights import check_finite, page_out
+from octavo.calibrate.weights import check_finite
+from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.files import staging
 from octavo.capture.fingerprint import fingerprint_of
+from octavo.capture.paging import page_out
 from octavo.capture.ranks import Ranks
-from octavo.capture.reader import Capture
-from octavo.pipelines.device import DTYPES, resolve_device
+from octavo.capture.store.reader import Capture
 from octavo.pipelines.family import Family
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import mapped_denoiser, model_directory

@@ -15,13 +15,13 @@ from octavo.calibrate.report import worst
 from octavo.calibrate.run import Result
 from octavo.calibrate.run import calibrate as calibrate_model
 from octavo.calibrate.settings import RECIPES, Settings
+from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import CaptureError
 from octavo.capture.fingerprint import fingerprint
 from octavo.capture.ranks import ALONE, Ranks
-from octavo.capture.reader import Capture
+from octavo.capture.store.reader import Capture
 from octavo.pipelines import FAMILIES, GENERIC
 from octavo.pipelines.denoisers import denoisers
-from octavo.pipelines.device import DTYPES, resolve_device
 from octavo.pipelines.family import Family
 from octavo.pipelines.load import load_pipeline, model_directory, quiet
 

@@ -3,15 +3,15 @@
 import time
 from typing import Any
 
-from octavo.capture.directory import prepare
+from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import CaptureError
 from octavo.capture.files import Modes, lock
 from octavo.capture.fingerprint import fingerprint
 from octavo.capture.ranks import Ranks
-from octavo.capture.reader import Capture
-from octavo.capture.store import CaptureWriter
+from octavo.capture.store.directory import prepare
+from octavo.capture.store.reader import Capture
+from octavo.capture.store.writer import CaptureWriter
 from octavo.pipelines.denoisers import denoisers
-from octavo.pipelines.device import DTYPES, resolve_device
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.run import call_arguments
@@ -83,7 +83,7 @@ def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: 
     for name, count in tally.swapped.items():
         terminal.warn(f"{name}: the pipeline swaps {count} attention processors while it runs; a replay does not.")
     if options.pth is not None and job.ranks.rank == 0:
-        from octavo.capture.legacy import save_pth
+        from octavo.capture.pth.pth import save_pth
 
         capture = Capture.open(writer.directory, allow_incomplete=bool(tally.failed))
         save_pth(options.pth, capture.calls())

@@ -280,7 +280,7 @@ def convert_pth(file: Path, capture: Path, debug: bool) -> None:
     from .terminal import Terminal, errors
 
     with errors(debug):
-        from octavo.capture.legacy import convert_pth as convert
+        from octavo.capture.pth.pth import convert_pth as convert
 
         convert(file, capture)
         Terminal().say(f"{capture}: written.")

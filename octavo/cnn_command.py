@@ -13,10 +13,10 @@ from octavo.calibrate.fold import calibrate_folded
 from octavo.calibrate.run import planned
 from octavo.calibrate.sqnr import spread
 from octavo.calibrate.synthetic import made_up, warnings_of
+from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import CaptureError
 from octavo.pipelines import GENERIC
 from octavo.pipelines.classifier import Classifier, classifier_directory, load_classifier
-from octavo.pipelines.device import DTYPES, resolve_device
 from octavo.pipelines.images import batches, image_files
 
 from .calibrate_command import CalibrateOptions, formats_of, settings_of, show, write

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from octavo.calibrate.failures import out_of_memory
-from octavo.capture.errors import CaptureError
+from octavo.capture.devices import DTYPES, resolve_device
+from octavo.capture.errors import CaptureError, first_sentence
 from octavo.capture.files import Modes, staging, write_bytes
-from octavo.pipelines.device import DTYPES, resolve_device
-from octavo.pipelines.errors import first_sentence
 from octavo.pipelines.family import Family
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import load_pipeline, model_directory

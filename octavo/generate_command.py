@@ -8,10 +8,9 @@ from typing import Any
 
 from octavo.calibrate.failures import out_of_memory
 from octavo.calibrate.report import peak_memory
-from octavo.capture.errors import CaptureError
+from octavo.capture.devices import DTYPES, resolve_device
+from octavo.capture.errors import CaptureError, first_sentence
 from octavo.pipelines import family_of
-from octavo.pipelines.device import DTYPES, resolve_device
-from octavo.pipelines.errors import first_sentence
 from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
 
 from .pictures import Target, save, target_of

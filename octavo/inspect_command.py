@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from octavo.capture.errors import CaptureError
-from octavo.capture.reader import Capture, TensorInfo
+from octavo.capture.store.reader import Capture, TensorInfo
 from octavo.pipelines.load import model_directory
 
 from .terminal import Terminal, size

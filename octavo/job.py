@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from octavo.calibrate.failures import out_of_memory
-from octavo.capture.errors import CaptureError
-from octavo.capture.keep import keep_rule
+from octavo.capture.errors import CaptureError, first_sentence
+from octavo.capture.kept_steps import keep_rule
 from octavo.capture.ranks import ALONE, Ranks
 from octavo.capture.recorder import Clock, Recorder
-from octavo.capture.store import CaptureWriter, UnitWriter, unit_key
-from octavo.pipelines.errors import first_sentence
+from octavo.capture.store.writer import CaptureWriter, UnitWriter, unit_key
 from octavo.pipelines.run import RunSettings, prompt_seed, run_prompt, total_steps
 
 from .run_options import RunOptions

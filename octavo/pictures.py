@@ -103,7 +103,7 @@ def _save_video(frames: Sequence[Any], path: Path, fps: int) -> None:
 def _save_latents(made: Any, path: Path) -> str:
     from torch import Tensor
 
-    from octavo.calibrate.tensors import Planned, write_tensors
+    from octavo.capture.tensors import Planned, write_tensors
 
     if not isinstance(made, Tensor):
         raise CaptureError(f"{path}: the pipeline gives no latents. Name a picture or a directory.", 2)

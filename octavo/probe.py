@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from octavo.calibrate.calls import device_of, moved, replaced
 from octavo.calibrate.replay import input_of
 from octavo.calibrate.sqnr import Power, spread, tensors_in
-from octavo.capture.arguments import bind, noise_level
+from octavo.capture.call_arguments import bind, noise_level
 from octavo.capture.recorder import Clock
 
 from .deployed import Deployed

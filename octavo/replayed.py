@@ -7,7 +7,7 @@ from typing import Any
 from octavo.calibrate.samples import farthest
 from octavo.calibrate.survey import held_out
 from octavo.capture.ranks import Ranks
-from octavo.capture.reader import Call, Capture
+from octavo.capture.store.reader import Call, Capture
 
 from .terminal import Terminal
 

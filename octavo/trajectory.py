@@ -10,9 +10,8 @@ from torch import Tensor
 
 from octavo.calibrate.failures import out_of_memory
 from octavo.calibrate.sqnr import spread
-from octavo.capture.errors import CaptureError
-from octavo.capture.reader import Capture
-from octavo.pipelines.errors import first_sentence
+from octavo.capture.errors import CaptureError, first_sentence
+from octavo.capture.store.reader import Capture
 from octavo.pipelines.family import Family
 from octavo.pipelines.run import RunSettings, call_arguments, final_latents
 

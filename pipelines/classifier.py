@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from .errors import PipelineError
+from octavo.capture.errors import PipelineError
+
 from .images import Preprocessing, preprocessing_of
 from .inspection import check_weights, read_json
 from .load import check_finite, load_component, one_line, quiet

@@ -7,7 +7,7 @@ from typing import Any
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
-from .errors import PipelineError
+from octavo.capture.errors import PipelineError
 
 _DENOISER = re.compile(r"Transformer|UNet|UVit|DiT|DiffNeXt|Prior$|UniDiffuserModel|FilmDecoder")
 _OTHER = re.compile(

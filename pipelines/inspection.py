@@ -6,8 +6,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from octavo.capture.errors import PipelineError
+
 from . import FAMILIES, family_of
-from .errors import PipelineError
 from .family import Family
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

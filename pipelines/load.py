@@ -16,9 +16,10 @@ from safetensors import safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
+from octavo.capture.devices import DTYPES
+from octavo.capture.errors import PipelineError, first_sentence
+
 from .denoisers import denoisers
-from .device import DTYPES
-from .errors import PipelineError, first_sentence
 from .family import Family
 from .inspection import family_at, inspect_model, read_json, stored_dtype
 

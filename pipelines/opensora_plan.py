@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .errors import PipelineError
+from octavo.capture.errors import PipelineError
+
 from .families import value_groups
 from .family import Family
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from .errors import PipelineError
+from octavo.capture.errors import PipelineError
+
 from .family import Family
 
 

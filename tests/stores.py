@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from octavo.capture.errors import CaptureError
-from octavo.capture.reader import Capture
-from octavo.capture.store import Call, CaptureWriter
+from octavo.capture.store.reader import Capture
+from octavo.capture.store.writer import Call, CaptureWriter
 
 MANIFEST = {"pipeline": "StableDiffusion3Pipeline", "settings": {"steps": 2, "seed": 0}, "prompts": 3}
 

@@ -36,7 +36,9 @@ def test_rooms_import_one_way_and_relatively_inside(room):
                 assert name in MAY[room], f"{file.relative_to(ROOT)} imports {name}"
 
 
-@pytest.mark.parametrize("module", ["octavo", "octavo.cli", "octavo.prompts", "octavo.capture.files", "octavo.pipelines.demo.judge"])
+@pytest.mark.parametrize(
+    "module", ["octavo", "octavo.cli", "octavo.prompts", "octavo.capture.files", "octavo.pipelines.demo.judge"]
+)
 def test_importing_a_light_module_leaves_torch_alone(module):
     code = f"import sys, {module}; print(sorted({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from octavo.calibrate.layers import quantized
 from octavo.calibrate.load import load_ascend
 from octavo.calibrate.settings import RECIPES
-from octavo.capture.reader import Capture
+from octavo.capture.store.reader import Capture
 from octavo.pipelines.load import load_pipeline
 
 from .commands import capture, errors, octavo

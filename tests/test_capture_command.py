@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from octavo.capture.reader import Capture
+from octavo.capture.store.reader import Capture
 from octavo.pipelines.load import load_pipeline
 
 from .commands import capture, errors, octavo

@@ -16,7 +16,7 @@ from octavo.calibrate.export import export
 from octavo.calibrate.plan import Plan
 from octavo.calibrate.run import Result
 from octavo.calibrate.structure import Structure
-from octavo.calibrate.tensors import Planned, write_tensors
+from octavo.capture.tensors import Planned, write_tensors
 
 from .calibrate_tiny import toy
 from .diffusers_tiny import TO_Q, WEIGHTS, Exported, exported, load, reconfigured

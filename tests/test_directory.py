@@ -14,10 +14,11 @@ from tempfile import mkdtemp
 import pytest
 
 from octavo.capture.errors import CaptureError
-from octavo.capture.reader import Capture
-from octavo.capture.store import CaptureWriter, unit_key
-from tests.faults import counting, failing, in_child
-from tests.stores import MANIFEST, PLANNED, calls_of, files_of, fill, holds, info_of, make_store, refused
+from octavo.capture.store.reader import Capture
+from octavo.capture.store.writer import CaptureWriter, unit_key
+
+from .faults import counting, failing, in_child
+from .stores import MANIFEST, PLANNED, calls_of, files_of, fill, holds, info_of, make_store, refused
 
 
 def test_d1_absent_directory_is_made_with_its_parents(tmp_path: Path) -> None:

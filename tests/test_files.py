@@ -31,7 +31,8 @@ from octavo.capture.files import (
     write_sealed,
     writing,
 )
-from tests.faults import counting, dying, failing, fast_path, in_child
+
+from .faults import counting, dying, failing, fast_path, in_child
 
 __all__ = ["fast_path"]
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from octavo.capture.devices import resolve_device
 from octavo.pictures import Target, save
 from octavo.pipelines.demo.judge import judge
 from octavo.pipelines.demo.scene import parse
-from octavo.pipelines.device import resolve_device
 from octavo.pipelines.load import DEMO_INT8
 from octavo.prompts import read_prompts
 from octavo.quantized_pipeline import open_pipeline

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from octavo.pipelines.errors import PipelineError
+from octavo.capture.errors import PipelineError
 from octavo.pipelines.images import Preprocessing, preprocessing_of
 
 NORMAL = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}

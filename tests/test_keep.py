@@ -3,7 +3,7 @@
 import pytest
 
 from octavo.capture.errors import CaptureError
-from octavo.capture.keep import keep_rule
+from octavo.capture.kept_steps import keep_rule
 
 
 @pytest.mark.parametrize(

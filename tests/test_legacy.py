@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from octavo.capture.errors import CaptureError
-from octavo.capture.legacy import convert_pth, load_samples, safe_torch_load, save_pth
-from octavo.capture.reader import Capture
-from tests.faults import counting, failing
-from tests.stores import calls_of, same
+from octavo.capture.pth.pth import convert_pth, load_samples, safe_torch_load, save_pth
+from octavo.capture.store.reader import Capture
+
+from .faults import counting, failing
+from .stores import calls_of, same
 
 FORMATS = {"zip": True, "legacy": False}
 SAMPLE: dict[str, Any] = {

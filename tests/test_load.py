@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from octavo.capture.devices import resolve_device
+from octavo.capture.errors import PipelineError
 from octavo.pipelines.denoisers import denoisers
-from octavo.pipelines.device import resolve_device
-from octavo.pipelines.errors import PipelineError
 from octavo.pipelines.load import load_pipeline
 
 from .pipelines_tiny import make

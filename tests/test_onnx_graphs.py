@@ -25,19 +25,7 @@ from octavo.capture.files import Modes
 
 from .cnn_tiny import with_statistics
 from .kinds import frozen
-from .onnx_tiny import (
-    NAME,
-    Mixed,
-    both,
-    integers,
-    mixed_layers,
-    older,
-    on_ascend,
-    on_runtime,
-    pictures,
-    step,
-    stored,
-)
+from .onnx_tiny import NAME, Mixed, both, integers, mixed_layers, older, on_ascend, on_runtime, pictures, step, stored
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from torch import nn
 
 from octavo import Listener
 from octavo.calibrate.load import load_ascend
-from octavo.capture.reader import Capture
+from octavo.capture.store.reader import Capture
 from octavo.pipelines.opensora import load_transformer
 
 from .commands import octavo

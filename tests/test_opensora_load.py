@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from octavo.pipelines.errors import PipelineError
+from octavo.capture.errors import PipelineError
 from octavo.pipelines.opensora import OpenSoraPipeline, RFlowScheduler, STDiT3, load_pipeline, load_transformer
-from tests.opensora_tiny import SMALL, tiny_pipeline, tiny_transformer
+
+from .opensora_tiny import SMALL, tiny_pipeline, tiny_transformer
 
 FOREIGN = {"architectures": ["STDiT3"], "model_type": "STDiT3", "torch_dtype": "float32", "unheard_of": 3}
 

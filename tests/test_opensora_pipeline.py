@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.pipelines.errors import PipelineError
+from octavo.capture.errors import PipelineError
 from octavo.pipelines.opensora import OpenSoraPipeline, OpenSoraPipelineOutput, RFlowScheduler
-from tests.opensora_tiny import CAPTION_CHANNELS, CAPTION_LENGTH, SMALL, tiny_pipeline, tiny_transformer
+
+from .opensora_tiny import CAPTION_CHANNELS, CAPTION_LENGTH, SMALL, tiny_pipeline, tiny_transformer
 
 
 def run(pipe: OpenSoraPipeline, prompt: Any = "a cat", seed: int = 0, **changes: Any) -> Any:

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from octavo.calibrate.load import load_ascend
-from octavo.capture.reader import Capture
-from octavo.pipelines.errors import PipelineError
+from octavo.capture.errors import PipelineError
+from octavo.capture.store.reader import Capture
 from octavo.pipelines.opensora_plan import load_pipeline, load_transformer, transformer_config
 
 from .commands import octavo

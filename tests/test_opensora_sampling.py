@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.pipelines.errors import PipelineError
+from octavo.capture.errors import PipelineError
 from octavo.pipelines.opensora import Conditions, RFlowScheduler, VideoShape, sample
 from octavo.pipelines.opensora.conditioning import parse_mask_strategy, place_references
 from octavo.pipelines.opensora.scheduler import time_ratio

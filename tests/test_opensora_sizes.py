@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from octavo.pipelines.errors import PipelineError
+from octavo.capture.errors import PipelineError
 from octavo.pipelines.opensora import (
     ASPECTS,
     RESOLUTIONS,

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from octavo.pipelines.errors import PipelineError
+from octavo.capture.errors import PipelineError
 from octavo.pipelines.opensora import text
-from tests.opensora_tiny import tiny_text_encoder, tiny_tokenizer
+
+from .opensora_tiny import tiny_text_encoder, tiny_tokenizer
 
 
 def test_scores_are_added_once() -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.pipelines.errors import PipelineError
+from octavo.capture.errors import PipelineError
 from octavo.pipelines.opensora import KEEP_FLOAT, STDiT3
-from tests import opensora_oracle
-from tests.opensora_tiny import tiny_transformer
+
+from . import opensora_oracle
+from .opensora_tiny import tiny_transformer
 
 SIZES = {"fps": [24.0], "height": [240.0], "width": [426.0]}
 

@@ -66,6 +66,15 @@ def crowded(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def listed(archive: Path) -> list[str]:
+    """The paths in a wheel or an sdist."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as wheel:
+            return wheel.namelist()
+    with tarfile.open(archive) as sdist:
+        return sdist.getnames()
+
+
 def modules(names: list[str]) -> set[str]:
     """The Python files among the paths of an archive, from `octavo/` on."""
     return {name[name.index("octavo/") :] for name in names if name.endswith(".py") and "octavo/" in name}
@@ -73,10 +82,10 @@ def modules(names: list[str]) -> set[str]:
 
 def test_archives_hold_every_module_once_and_only_below_octavo(archives):
     (wheel,), (sdist,) = archives.glob("*.whl"), archives.glob("*.tar.gz")
-    names = zipfile.ZipFile(wheel).namelist()
+    names = listed(wheel)
     assert len(names) == len(set(names))
     assert {name.split("/")[0] for name in names} == {"octavo", wheel.name.split("-py3")[0] + ".dist-info"}
-    source = tarfile.open(sdist).getnames()
+    source = listed(sdist)
     assert len(source) == len(set(source))
     inside = [name.split("/", 1)[1] for name in source]
     assert not {"capture", "calibrate", "pipelines", "prompts"} & {name.split("/")[0] for name in inside}
@@ -92,11 +101,12 @@ def test_archives_hold_every_module_once_and_only_below_octavo(archives):
 
 def test_a_wheel_of_the_sdist_is_the_wheel_of_the_checkout(archives, tmp_path):
     (wheel,), (sdist,) = archives.glob("*.whl"), archives.glob("*.tar.gz")
-    tarfile.open(sdist).extractall(tmp_path, filter="data")
+    with tarfile.open(sdist) as packed:
+        packed.extractall(tmp_path, filter="data")
     (source,) = tmp_path.iterdir()
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path / "again", cwd=source)
     (again,) = (tmp_path / "again").glob("*.whl")
-    assert sorted(zipfile.ZipFile(again).namelist()) == sorted(zipfile.ZipFile(wheel).namelist())
+    assert sorted(listed(again)) == sorted(listed(wheel))
 
 
 def test_octavo_imports_where_nothing_else_is_installed(installed, tmp_path):

@@ -12,9 +12,10 @@ from safetensors import safe_open
 
 from octavo.capture.files import write_sealed
 from octavo.capture.sealed import digest_of, read_sealed
-from tests.faults import fast_path
-from tests.stores import make_store
-from tests.test_reader import refused, remedy, unit_of
+
+from .faults import fast_path
+from .stores import make_store
+from .test_reader import refused, remedy, unit_of
 
 __all__ = ["fast_path"]
 

@@ -17,7 +17,7 @@ from octavo.calibrate.settings import RECIPES
 from octavo.calibrate.survey import Survey, Turn, survey_of, united
 from octavo.capture import ranks as module
 from octavo.capture.ranks import ALONE, Ranks, ranks_of_environment
-from octavo.capture.reader import Capture
+from octavo.capture.store.reader import Capture
 
 from .calibrate_tiny import toy
 from .commands import capture, errors, octavo

@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from octavo.capture import reader as reader_module
 from octavo.capture.errors import CaptureError
 from octavo.capture.files import write_sealed
-from octavo.capture.reader import Capture
-from octavo.capture.store import CaptureWriter
-from tests.faults import fast_path
-from tests.stores import MANIFEST, PLANNED, calls_of, files_of, fill, make_store, same
+from octavo.capture.store import reader as reader_module
+from octavo.capture.store.reader import Capture
+from octavo.capture.store.writer import CaptureWriter
+
+from .faults import fast_path
+from .stores import MANIFEST, PLANNED, calls_of, files_of, fill, make_store, same
 
 __all__ = ["fast_path"]
 

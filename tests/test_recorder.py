@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from octavo.capture.listener import Listener
-from octavo.capture.reader import Capture
 from octavo.capture.recorder import Clock, Memory, Recorder, bind, copied
+from octavo.capture.store.reader import Capture
 from octavo.pipelines.denoisers import denoisers
 
 from .pipelines_tiny import TINY, make, run

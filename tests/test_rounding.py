@@ -5,15 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.calibrate.rounding import (
-    WEIGHT_METHODS,
-    Inputs,
-    activation_scale,
-    easy_quant_pair,
-    error,
-    gptq,
-    inputs_of,
-)
+from octavo.calibrate.rounding import WEIGHT_METHODS, Inputs, activation_scale, easy_quant_pair, error, gptq, inputs_of
 from octavo.calibrate.rounding.adaround import learned
 from octavo.calibrate.rounding.admm import alternated
 from octavo.calibrate.rounding.objective import case_of, cholesky, descend, form

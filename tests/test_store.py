@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from octavo.capture.errors import CaptureError
-from octavo.capture.reader import Capture
-from octavo.capture.store import CaptureWriter, UnitWriter, unit_key
-from tests.faults import counting, dying, failing, fast_path, in_child
-from tests.stores import MANIFEST, calls_of, fill, holds, info_of, make_store, refused
+from octavo.capture.store.reader import Capture
+from octavo.capture.store.writer import CaptureWriter, UnitWriter, unit_key
+
+from .faults import counting, dying, failing, fast_path, in_child
+from .stores import MANIFEST, calls_of, fill, holds, info_of, make_store, refused
 
 __all__ = ["fast_path"]
 

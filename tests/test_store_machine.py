@@ -13,13 +13,15 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from octavo.capture import reader, store
 from octavo.capture.errors import CaptureError
-from octavo.capture.layout import read_sealed
-from octavo.capture.reader import Call, Capture
-from octavo.capture.store import CaptureWriter, unit_key
-from tests.faults import counting, dying, in_child
-from tests.stores import MANIFEST, calls_of, fill, holds, info_of, same
+from octavo.capture.store import reader
+from octavo.capture.store import writer as store
+from octavo.capture.store.layout import read_sealed
+from octavo.capture.store.reader import Call, Capture
+from octavo.capture.store.writer import CaptureWriter, unit_key
+
+from .faults import counting, dying, in_child
+from .stores import MANIFEST, calls_of, fill, holds, info_of, same
 
 UNITS = 3
 NAMES = {index: f"{index:06d}-{unit_key(info_of(index))}" for index in range(UNITS)}

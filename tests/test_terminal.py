@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from octavo.capture.errors import CaptureError
-from octavo.capture.reader import Capture
-from octavo.capture.store import CaptureWriter
+from octavo.capture.store.reader import Capture
+from octavo.capture.store.writer import CaptureWriter
 from octavo.terminal import Interrupted, interruptible
-from tests.commands import capture
-from tests.faults import counting, fast_path, in_child
-from tests.stores import MANIFEST, fill, holds, info_of
+
+from .commands import capture
+from .faults import counting, fast_path, in_child
+from .stores import MANIFEST, fill, holds, info_of
 
 __all__ = ["fast_path"]
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from octavo.capture.errors import CaptureError
-from octavo.capture.tree import MAX_DEPTH, MAX_VALUES, decode, encode
+from octavo.capture.store.tree import MAX_DEPTH, MAX_VALUES, decode, encode
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64]
 SIZES = st.lists(st.integers(0, 2**40), max_size=4).map(torch.Size)

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.capture import unit as unit_module
-from octavo.capture.blobs import Stats
 from octavo.capture.errors import CaptureError
-from octavo.capture.reader import Capture
 from octavo.capture.sealed import read_sealed
-from octavo.capture.store import Call, CaptureWriter, unit_key
-from octavo.capture.tree import MAX_DEPTH
-from tests.faults import in_child
-from tests.stores import MANIFEST, files_of, info_of, make_store, same
+from octavo.capture.store import unit as unit_module
+from octavo.capture.store.blobs import Stats
+from octavo.capture.store.reader import Capture
+from octavo.capture.store.tree import MAX_DEPTH
+from octavo.capture.store.writer import Call, CaptureWriter, unit_key
+
+from .faults import in_child
+from .stores import MANIFEST, files_of, info_of, make_store, same
 
 
 def call(**kwargs: Any) -> Call:
@@ -259,7 +260,7 @@ def test_c2_c3_arguments_keep_order_and_types(tmp_path: Path) -> None:
 
 
 def test_parts_are_bounded_and_a_large_tensor_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("octavo.capture.parts.PART_BYTES", "octavo.capture.unit.PART_BYTES"):
+    for module in ("octavo.capture.store.parts.PART_BYTES", "octavo.capture.store.unit.PART_BYTES"):
         monkeypatch.setattr(module, 4096)
     sizes = [300, 300, 300, 2000, 10, 1020, 1, 5]
     tensors = [torch.randn(size) for size in sizes]

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.scheme import WEIGHT, QParams, dequantize
-from octavo.calibrate.weights import check_finite, page_out, round_to_nearest
+from octavo.calibrate.weights import check_finite, round_to_nearest
+from octavo.capture.paging import page_out
 
 from .calibrate_tiny import DTYPES
 

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from octavo.capture.paging import page_out
+
 from ..integers import dynamic_codes
 from ..layers import QuantizedLayer, QuantizedLinear
-from ..weights import page_out
 
 _ROWS = 4
 _DEQ_ERROR = 2.0**-11  # relative: the device reads 10 bits after the point of deq_scale

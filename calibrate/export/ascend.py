@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from octavo.capture.files import Modes, create
+from octavo.capture.paging import page_out
+from octavo.capture.tensors import Planned, write_tensors
 
 from ..errors import CalibrateError
 from ..layers import QuantizedConv2d, QuantizedLayer, names_of
-from ..tensors import Planned, write_tensors
-from ..weights import finite, page_out
+from ..weights import finite
 from .arithmetic import corrected
 from .rows import deployed_levels, rows_of
 

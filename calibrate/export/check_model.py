@@ -13,12 +13,12 @@ from torch import Tensor
 
 from octavo.capture.errors import CaptureError, damage
 from octavo.capture.sealed import read_bytes
+from octavo.capture.tensors import Stored, read_header, read_tensor
 
 from ..freeze import Activation, Dynamic, Numbers, Static, Timestep
 from ..layers import QuantizedLinear
 from ..scheme import QParams
 from ..structure import QUANT_METHOD, Kind, Structure
-from ..tensors import Stored, read_header, read_tensor
 from .arithmetic import correction_share, shares
 from .diffusers import CONFIG_FILE, INDEX_FILE, WEIGHT_FILE
 from .mindie import Verdict

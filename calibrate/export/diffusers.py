@@ -16,13 +16,13 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor, nn
 
 from octavo.capture.files import Modes, create
+from octavo.capture.paging import page_out
+from octavo.capture.tensors import Planned, write_tensors
 
 from ..errors import CalibrateError
 from ..layers import QuantizedLayer
 from ..structure import Structure
-from ..tensors import Planned, write_tensors
 from ..unsmoothed import Folded, Group, folded
-from ..weights import page_out
 from .ascend import all_names, check_finite_tensor
 
 CONFIG_FILE = "config.json"

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from octavo.capture.files import Modes
+from octavo.capture.tensors import Planned
 
 from ..errors import CalibrateError
 from ..layers import QuantizedLayer, QuantizedLinear, names_of
-from ..tensors import Planned
 from ..unsmoothed import added
 from .arithmetic import corrected
 from .ascend import check_finite_tensor

@@ -7,11 +7,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from octavo.capture.paging import page_out
+
 from ..errors import CalibrateError
 from ..layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, _Integer
 from ..noise import NoiseLevel
 from ..scheme import QParams
-from ..weights import page_out
 from . import cpu, cuda, npu, reference
 from .graphs import number_of
 from .packing import Packed, pack

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import PipelineError
+from octavo.capture.errors import PipelineError
+
 from .defaults import ALIGN
 
 _DEFAULTS = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0)

@@ -6,7 +6,8 @@ import torch
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
-from ..errors import PipelineError
+from octavo.capture.errors import PipelineError
+
 from .defaults import LATENT_SCALE, LATENT_SHIFT
 
 FORMS = ("latent", "pil", "np", "pt")

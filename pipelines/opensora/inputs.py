@@ -6,7 +6,8 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..errors import PipelineError
+from octavo.capture.errors import PipelineError
+
 from .defaults import IMAGE_FPS
 from .sampling import Generators
 from .sizes import frame_count, video_size

@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
-from ..errors import PipelineError
+from octavo.capture.errors import PipelineError
+
 from .pipeline import OpenSoraPipeline
 from .scheduler import RFlowScheduler
 from .transformer import STDiT3

@@ -14,7 +14,8 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from ..errors import PipelineError
+from octavo.capture.errors import PipelineError
+
 from .conditioning import place_references
 from .decoding import check_form, decode
 from .defaults import VAE_FACTOR

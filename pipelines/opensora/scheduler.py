@@ -7,7 +7,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from ..errors import PipelineError
+from octavo.capture.errors import PipelineError
 
 
 class VideoShape(NamedTuple):

@@ -5,7 +5,8 @@ Source: the tables of Open-Sora v1.2. An aspect is height:width, so "9:16" is la
 
 from dataclasses import dataclass
 
-from ..errors import PipelineError
+from octavo.capture.errors import PipelineError
+
 from .defaults import VAE_FACTOR
 
 RESOLUTIONS = ("144p", "240p", "360p", "480p", "720p", "1080p")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import PipelineError
+from octavo.capture.errors import PipelineError
 
 
 def with_scores(

@@ -9,7 +9,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ..errors import PipelineError
+from octavo.capture.errors import PipelineError
+
 from .attention import Captions, captions_of_lengths, pack_captions
 from .blocks import FinalLayer, STDiT3Block
 from .embedders import CaptionEmbedder, PatchEmbedder, RotaryFrequencies, ScalarEmbedder, position_table

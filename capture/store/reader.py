@@ -9,21 +9,11 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
+from ..errors import CaptureError, damage
+from ..sealed import open_regular, read_sealed
 from .blobs import DTYPES, Stats, join_stats
-from .errors import CaptureError, damage
-from .layout import (
-    COMPLETE,
-    MALFORMED,
-    UNITS,
-    CallHeader,
-    Unit,
-    list_units,
-    read_capture,
-    read_unit,
-    remedy_for,
-)
+from .layout import COMPLETE, MALFORMED, UNITS, CallHeader, Unit, list_units, read_capture, read_unit, remedy_for
 from .parts import Part, Stored, matches, read_blob, read_header
-from .sealed import open_regular, read_sealed
 from .tree import decode
 from .unit import Call
 

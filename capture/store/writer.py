@@ -14,12 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ..errors import NO_SPACE, CaptureError
+from ..files import Lock, Modes, clean, commit_directory, lock, make_directory, remove, staging, write_sealed
+from ..ranks import ALONE, Ranks
+from ..sealed import canonical
 from .directory import check_same, prepare
-from .errors import NO_SPACE, CaptureError
-from .files import Lock, Modes, clean, commit_directory, lock, make_directory, remove, staging, write_sealed
 from .layout import CAPTURE, COMPLETE, SCHEMA, UNITS, list_units, read_capture, read_unit, unit_key
-from .ranks import ALONE, Ranks
-from .sealed import canonical
 from .unit import Call, UnitWriter
 
 __all__ = ["Call", "CaptureWriter", "UnitWriter", "unit_key"]

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from .errors import CaptureError
+from ..errors import CaptureError
 
 PICKLE_LIMIT = 64 << 20
 VIEW_LIMIT = 1 << 30  # bytes; an expanded tensor of a small file may claim this much

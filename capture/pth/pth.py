@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from .errors import CaptureError
-from .files import Modes, writing
+from ..errors import CaptureError
+from ..files import Modes, writing
+from ..sealed import open_regular
+from ..store.unit import Call
+from ..store.writer import CaptureWriter
 from .pickles import NOT_LOADED, Claims, NotAllowed, foreign, inspect_legacy, inspect_zip, looks_like
-from .sealed import open_regular
-from .store import CaptureWriter
-from .unit import Call
 
 HEAD = 512
 

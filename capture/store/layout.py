@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import CaptureError, damage
-from .files import storage
+from ..errors import CaptureError, damage
+from ..files import storage
+from ..sealed import canonical, digest_of, open_regular, read_sealed
 from .parts import Part
-from .sealed import canonical, digest_of, open_regular, read_sealed
 from .tree import decode
 
 CAPTURE, UNITS, UNIT, COMPLETE = "capture.json", "units", "unit.json", "complete.json"

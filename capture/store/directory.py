@@ -6,10 +6,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import CaptureError
-from .files import LOCK_NAME, PARTIAL, Modes, make_directory, storage
+from ..errors import CaptureError
+from ..files import LOCK_NAME, PARTIAL, Modes, make_directory, storage
+from ..sealed import canonical
 from .layout import CAPTURE, UNITS, list_units, read_capture
-from .sealed import canonical
 
 
 def prepare(directory: Path, modes: Modes, resume: bool) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from .errors import CaptureError
+from ..errors import CaptureError
 
 # The names the safetensors format has for them.
 DTYPES = {

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..errors import CaptureError
+from ..files import Modes, create
+from ..sealed import seal
 from .blobs import NAMES, Stats, check_storable, join_stats, key_of, memory_of, order_of, rows_of, settle, stats_of
-from .errors import CaptureError
-from .files import Modes, create
 from .parts import PART_BYTES, Part, split_parts, write_part
-from .sealed import seal
 from .tree import encode
 
 

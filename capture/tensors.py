@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from octavo.capture.blobs import NAMES, memory_of
-from octavo.capture.errors import damage
-from octavo.capture.files import create
-from octavo.capture.parts import HEADER_LIMIT, Stored, header_of, placed
-from octavo.capture.sealed import open_regular, pread
-
-from .weights import page_out
+from .errors import damage
+from .files import create
+from .paging import page_out
+from .sealed import open_regular, pread
+from .store.blobs import NAMES, memory_of
+from .store.parts import HEADER_LIMIT, Stored, header_of, placed
 
 _LARGE = 1 << 18  # bytes
 _ORDER = (

@@ -25,11 +25,9 @@ def resolve_device(name: str) -> torch.device:
         try:
             importlib.import_module("torch_npu")
         except ImportError:
-            raise PipelineError(
-                "device npu: torch_npu is not installed. Install it or choose another device.", 7
-            ) from None
+            raise PipelineError("device npu: torch_npu is not installed. Install it or use cpu.", 7) from None
     elif not torch.backends.cuda.is_built():
-        raise PipelineError("device cuda: this torch has no CUDA. Install a CUDA build or choose --device cpu.", 7)
+        raise PipelineError("device cuda: this torch has no CUDA. Install a CUDA build or use cpu.", 7)
     count = getattr(torch, kind).device_count()
     if int(index or 0) >= count:
         raise PipelineError(f"device {name}: this machine has {count} of them. Choose another device.", 7)

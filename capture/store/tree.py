@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import CaptureError
+from ..errors import CaptureError
 
 MAX_DEPTH = 16
 MAX_VALUES = 100_000  # in one argument; lists that share their parts can stand for far more values than they hold

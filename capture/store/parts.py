@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..errors import damage
+from ..files import create
+from ..sealed import digest_of, pread
 from .blobs import DTYPES, NAMES, key_of, memory_of
-from .errors import damage
-from .files import create
-from .sealed import digest_of, pread
 
 HEADER_LIMIT = 16 << 20
 PART_BYTES = 256 << 20

@@ -1,0 +1,1 @@
+"""The `torch.save` lists of calls that msModelSlim documents: read as data, never as code, and written."""

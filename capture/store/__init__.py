@@ -1,0 +1,1 @@
+"""The store: a directory of sealed, deduplicated units, one for each prompt."""
