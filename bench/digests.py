@@ -46,7 +46,7 @@ def main() -> None:
         for accuracy in ("fast", "balanced"):
             octavo("calibrate", place / "captured", place / accuracy, "--accuracy", accuracy, "--format", _FORMATS)
             print_digests(place / accuracy)
-        graphs = ("--input-shape", "16,1,32,32", "--format", "ascend,onnx,ascend-onnx")
+        graphs = ("--input-shape", "8,3,32,32", "--format", "ascend,onnx,ascend-onnx")
         octavo("calibrate", "--pipeline", "cnn", "digits", place / "digits", *graphs)
         print_digests(place / "digits")
 

@@ -1,7 +1,18 @@
-"""What this package refuses, and how it says so."""
+"""Recognizes what the libraries raise when memory runs out."""
 
-from octavo.capture.errors import CaptureError
+import re
 
 
-class CalibrateError(CaptureError):
-    """A model, option, sample or checkpoint that cannot be used: one line naming where, what and the remedy."""
+def out_of_memory(error: BaseException) -> str | None:
+    """The device ("" when not told) if `error` says that memory ran out, else None.
+
+    A CPU allocator raises RuntimeError, CUDA torch.OutOfMemoryError, an NPU RuntimeError, Python MemoryError.
+    """
+    text = str(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return "cpu"
+    if type(error).__name__ == "OutOfMemoryError" or re.search(r"(CUDA|NPU) out of memory", text):
+        found = re.search(r"(GPU|NPU) (\d+)", text)
+        kind = "npu" if "NPU out of memory" in text else "cuda"
+        return f"{kind}:{found[2]}" if found else kind
+    return None

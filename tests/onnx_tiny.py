@@ -11,6 +11,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from octavo.calibrate.data import Sample
+from octavo.calibrate.integers import sums_in_int32
 from octavo.calibrate.layers import QuantizedLayer, quantized
 from octavo.calibrate.onnx.ascend import ascend
 from octavo.calibrate.onnx.device import AscendGraph
@@ -74,6 +75,8 @@ def on_runtime(proto: ModelProto, x: Tensor) -> np.ndarray[Any, Any]:
     onnx.checker.check_model(proto, full_check=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    if not sums_in_int32():  # its products of uint8 and int8 saturate in int16 then: it computes the graph in float
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
 
