@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from octavo.capture.devices import resolve_device
+from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes
 
 from .calls import device_of
 from .data import calls_of
-from .errors import CalibrateError
 from .export.ascend import file_names, scheme_of, write_ascend
 from .export.pair import write_pair
 from .fold import calibrate_folded
@@ -62,7 +62,7 @@ class QuantConfig:
     Without batch norms, made-up inputs are uniform numbers of 0 to 1, whose ranges fit no real ones: data-free W8A8 is
     then for trying things out.
 
-    Raises CalibrateError 2 for a value that has no meaning, NotImplementedError for one that is not built.
+    Raises UsageError for a value that has no meaning, NotImplementedError for one that is not built.
     """
 
     w_bit: int = 8
@@ -84,10 +84,10 @@ class QuantConfig:
     def __post_init__(self) -> None:
         for name in ("w_bit", "a_bit"):
             if type(getattr(self, name)) is not int or getattr(self, name) != 8:
-                raise CalibrateError(f"{name}: {getattr(self, name)!r} is not 8. Only 8 bits are known.", 2)
+                raise UsageError(f"{name}: {getattr(self, name)!r} is not 8. Only 8 bits are known.")
         for name in ("w_signed", "a_signed", "w_sym", "a_sym", "act_quant"):
             if type(getattr(self, name)) is not bool:
-                raise CalibrateError(f"{name}: {getattr(self, name)!r} is not True or False. Give one of them.", 2)
+                raise UsageError(f"{name}: {getattr(self, name)!r} is not True or False. Give one of them.")
         _check_number("act_method", self.act_method, (int,), 0, 2)
         _check_number("quant_mode", self.quant_mode, (int,), 0, 1)
         _check_number("amp_num", self.amp_num, (int,), 0, None)
@@ -95,7 +95,7 @@ class QuantConfig:
         _check_list("disable_names", self.disable_names, str)
         _check_list("input_shape", self.input_shape, int)
         if self.device.split(":")[0] not in _DEVICES:
-            raise CalibrateError(f"device: no '{self.device}'. Choose one of {', '.join(_DEVICES)}.", 2)
+            raise UsageError(f"device: no '{self.device}'. Choose one of {', '.join(_DEVICES)}.")
         _check_keep_acc(self.keep_acc)
         self._check_built()
 
@@ -132,28 +132,28 @@ class QuantConfig:
 def _check_number(name: str, value: Any, kinds: tuple[type, ...], low: int, high: int | None) -> None:
     if type(value) not in kinds:
         kind = "a number" if float in kinds else "a whole number"
-        raise CalibrateError(f"{name}: {value!r} is not {kind}. Correct it.", 2)
+        raise UsageError(f"{name}: {value!r} is not {kind}. Correct it.")
     if value < low or (high is not None and value > high):
         extent = f"less than {low}" if high is None else f"outside {low} to {high}"
-        raise CalibrateError(f"{name}: {value} is {extent}. Correct it.", 2)
+        raise UsageError(f"{name}: {value} is {extent}. Correct it.")
 
 
 def _check_list(name: str, value: Any, kind: type) -> None:
     if value is not None and not (isinstance(value, (list, tuple)) and all(type(each) is kind for each in value)):
-        raise CalibrateError(f"{name}: {value!r} is not a list of {kind.__name__}. Correct it.", 2)
+        raise UsageError(f"{name}: {value!r} is not a list of {kind.__name__}. Correct it.")
 
 
 def _check_keep_acc(methods: Any) -> None:
     if methods is None:
         return
     if not isinstance(methods, Mapping) or set(methods) - set(_METHODS):
-        raise CalibrateError(f"keep_acc: {methods!r} is not a dict of {', '.join(_METHODS)}. Correct it.", 2)
+        raise UsageError(f"keep_acc: {methods!r} is not a dict of {', '.join(_METHODS)}. Correct it.")
     for name, value in methods.items():
         if name == "round_opt":
             if type(value) is not bool:
-                raise CalibrateError(f"keep_acc: '{name}' is {value!r}, not True or False. Correct it.", 2)
+                raise UsageError(f"keep_acc: '{name}' is {value!r}, not True or False. Correct it.")
         elif not (isinstance(value, list) and [type(each) for each in value] == [bool, int]):
-            raise CalibrateError(f"keep_acc: '{name}' is {value!r}, not [switch, steps]. Correct it.", 2)
+            raise UsageError(f"keep_acc: '{name}' is {value!r}, not [switch, steps]. Correct it.")
 
 
 class Calibrator:
@@ -168,8 +168,8 @@ class Calibrator:
     `fuse_module_call_back(model)` is called first; what it does to the model is the caller's. Batch norms left are
     folded into the convolutions before them, in a copy.
 
-    Raises CalibrateError: 2 for a configuration that does not fit the model, 3 for data of another form, 7 for a device
-    that is not there.
+    Raises UsageError for a configuration that does not fit the model, FileError for data of another form, DeviceError
+    for a device that is not there.
     """
 
     def __init__(
@@ -180,20 +180,20 @@ class Calibrator:
         fuse_module_call_back: Callable[[nn.Module], Any] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise CalibrateError(f"model: expected an nn.Module, found {type(model).__name__}. Give the denoiser.", 2)
+            raise UsageError(f"model: expected an nn.Module, found {type(model).__name__}. Give the denoiser.")
         if not isinstance(cfg, QuantConfig):
-            raise CalibrateError(f"cfg: expected a QuantConfig, found {type(cfg).__name__}. Make one.", 2)
+            raise UsageError(f"cfg: expected a QuantConfig, found {type(cfg).__name__}. Make one.")
         resolve_device(cfg.device)
         _check_amp(model, cfg)
         if fuse_module_call_back is not None:
             fuse_module_call_back(model)
         if cfg.device.split(":")[0] != device_of(model).type:
             where = device_of(model).type
-            raise CalibrateError(f"device {cfg.device}: the model is on {where}. Move it or say device='{where}'.", 2)
+            raise UsageError(f"device {cfg.device}: the model is on {where}. Move it or say device='{where}'.")
         self.model, self.cfg = model, cfg
         self._calls = calls_of(calib_data)
         if self._calls is None and cfg.act_quant and not cfg.input_shape:
-            raise CalibrateError("calib_data: there is none. Give samples, or input_shape for made-up ones.", 2)
+            raise UsageError("calib_data: there is none. Give samples, or input_shape for made-up ones.")
         self._result: Result | None = None
 
     def run(self) -> None:
@@ -210,9 +210,9 @@ class Calibrator:
 
     @property
     def result(self) -> Result:
-        """What `run` made. Raises CalibrateError 2 before it."""
+        """What `run` made. Raises UsageError before it."""
         if self._result is None:
-            raise CalibrateError("Calibrator: nothing is calibrated. Call run() first.", 2)
+            raise UsageError("Calibrator: nothing is calibrated. Call run() first.")
         return self._result
 
     def export_quant_safetensor(
@@ -220,8 +220,8 @@ class Calibrator:
     ) -> None:
         """Writes weights and description into `output_path`, which is made if need be; other files there stay.
 
-        Raises CalibrateError: 2 before `run` and for a name that is none, 5 for a directory that cannot be written, 6
-        for numbers that are not finite.
+        Raises UsageError before `run` and for a name that is none, StorageError for a directory that cannot be written,
+        6 for numbers that are not finite.
         """
         layers = self.result.layers
         weight_name, description_name = file_names(scheme_of(layers))
@@ -249,8 +249,8 @@ class Calibrator:
         `input_names` are the names of the model's inputs, by default input.1, input.2, ... With `fuse_add` the integer
         bias is an input of its Conv or Gemm, else an Add after it: the numbers are the same.
 
-        Raises CalibrateError: 2 before `run`, for names that do not fit and for layers that are not static W8A8, 4 for
-        a model that torch.onnx cannot export, 5 for a directory that cannot be written.
+        Raises UsageError before `run`, for names that do not fit and for layers that are not static W8A8, MisfitError
+        for a model that torch.onnx cannot export, StorageError for a directory that cannot be written.
         """
         write_all(
             self.result.layers, self.model, Path(save_path).resolve(), model_arch, self.result.example, input_names,
@@ -275,4 +275,4 @@ class Calibrator:
 def _check_amp(model: nn.Module, cfg: QuantConfig) -> None:
     count = sum(1 for module in model.modules() if kind_of(module) is not None)
     if cfg.amp_num > count:
-        raise CalibrateError(f"amp_num {cfg.amp_num}: the model has {count} quantizable layers. Give fewer.", 2)
+        raise UsageError(f"amp_num {cfg.amp_num}: the model has {count} quantizable layers. Give fewer.")

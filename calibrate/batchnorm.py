@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from octavo.capture.errors import UsageError
+
 from .calls import Call, evaluating, run
-from .errors import CalibrateError
 from .layers import names_of, replace
 from .plan import kind_of
 
@@ -57,7 +58,7 @@ def folded(model: nn.Module, call: Call, *, changing: bool = False) -> Folded:
     """The model in evaluation with its batch norms folded into the convolutions before them, where that is the same.
 
     A copy, unless `changing`; the model itself where there is nothing to fold. `call` has to run all of it; where its
-    output would then differ nothing is folded. Raises CalibrateError: 2 for a model that cannot be copied, 4 and 7 as
+    output would then differ nothing is folded. Raises UsageError for a model that cannot be copied, 4 and 7 as
     `calls.run` does.
     """
     pairs = pairs_of(model, call) if has_norms(model) else ()
@@ -83,8 +84,8 @@ def _copy(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except (TypeError, RuntimeError, NotImplementedError) as error:
         fact = " ".join(str(error).split()).rstrip(".")
-        raise CalibrateError(
-            f"{type(model).__name__}: no copy to fold batch norms in can be made ({fact}). Fold them first.", 2
+        raise UsageError(
+            f"{type(model).__name__}: no copy to fold batch norms in can be made ({fact}). Fold them first."
         ) from error
 
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from octavo.capture.errors import DeviceError, MisfitError, UsageError
 from octavo.capture.ranks import ALONE, Ranks
 
 from .blocks import Blocks, Track
@@ -29,7 +30,6 @@ from .choice import Choice
 from .choosing import Choosing
 from .compensate import WORK, bytes_of_sums
 from .enough import power_of
-from .errors import CalibrateError
 from .layers import QuantizedLayer, install
 from .noise import attach
 from .parked import Cast, Parking, unchanged
@@ -80,9 +80,9 @@ class BigCalibration:
         self._watch = Stopwatch()
         self._names = block_names(model)
         if not self._names:
-            raise CalibrateError(f"{type(model).__name__}: has no repeated blocks. Calibrate without --memory.", 2)
+            raise UsageError(f"{type(model).__name__}: has no repeated blocks. Calibrate without --memory.")
         if settings.budget is not None or settings.fallback:
-            raise CalibrateError("--memory: layers are not compared across the model. Leave out --budget.", 2)
+            raise UsageError("--memory: layers are not compared across the model. Leave out --budget.")
         check_caches(model)
         self._groups = list(settings.groups(model)) if settings.groups else []
         self._parking = Parking(place, device or torch.device("cpu"), cast)
@@ -104,7 +104,7 @@ class BigCalibration:
     _timesteps: tuple[float, ...] | None
 
     def run(self) -> Result:
-        """Raises CalibrateError as `run.calibrate` does, and 7 where the limit is too small."""
+        """Raises OctavoError as `run.calibrate` does, and 7 where the limit is too small."""
         with self._watch.stage("prepare"):
             self._parking.settle(self._model, self._names)
             self._rehearse()
@@ -136,7 +136,7 @@ class BigCalibration:
 
     def _rehearse(self) -> None:
         if next(iter(self._calls()), None) is None:
-            raise CalibrateError("calls: there are none to replay. Capture some first.", 4)
+            raise MisfitError("calls: there are none to replay. Capture some first.")
         self._blocks.rehearse(self._calls())
         self._check_peak("one call")
 
@@ -244,8 +244,8 @@ class BigCalibration:
             self._refuse(peak, f"reached with {where}")
 
     def _refuse(self, needed: float, fact: str) -> None:
-        raise CalibrateError(
-            f"--memory {size(self._limit)}: {size(needed)} is needed ({fact}). Give more, or smaller calls.", 7
+        raise DeviceError(
+            f"--memory {size(self._limit)}: {size(needed)} is needed ({fact}). Give more, or smaller calls."
         )
 
 

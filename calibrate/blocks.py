@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.capture.errors import MisfitError
+
 from .calls import Call, Calls, Stopped, evaluating, replaced, run
-from .errors import CalibrateError
 from .layers import replace
 from .parked import Parking
 from .replay import input_of
@@ -235,7 +236,7 @@ class Blocks:
     def _check(self, block: nn.Module, args: Any, kwargs: Any) -> None:
         if has_nan([args, kwargs]):
             fact = f"block {self._frontier} is given NaN, or outputs of other blocks than in the first call"
-            raise CalibrateError(f"{fact}. Calibrate without --memory.", 4)
+            raise MisfitError(f"{fact}. Calibrate without --memory.")
 
     def _keep(self, name: str, file: Writing, block: nn.Module, args: Any, output: Any) -> None:
         if self._fresh:
@@ -258,7 +259,7 @@ class Blocks:
         self._runs[name] = at + 1
         if at >= len(outputs):
             fact = f"block {name} runs again after others"
-            raise CalibrateError(f"{fact}, or not in the order of the first call. Calibrate without --memory.", 4)
+            raise MisfitError(f"{fact}, or not in the order of the first call. Calibrate without --memory.")
         if name in self._needs[self._frontier]:
             return replaced(outputs[at], Place, lambda place: place.read().to(self._device))
         return replaced(outputs[at], Place, lambda place: _blank(place, float("nan"), self._device))

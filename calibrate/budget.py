@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .errors import CalibrateError
+from octavo.capture.errors import UsageError
 
 # Time of a multiply-accumulate, relative to one in half precision. An estimate, not a measurement: int8 units have
 # twice the peak of float16 ones (NVIDIA A100 Tensor Core GPU Architecture, 2020: 624 TOPS to 312 TFLOPS; Ascend 910,
@@ -75,14 +75,14 @@ class Search:
 
 
 def budget_of(text: str) -> Budget:
-    """What a user wrote. Raises CalibrateError 2 for what is no limit, and for two of a kind."""
+    """What a user wrote. Raises UsageError for what is no limit, and for two of a kind."""
     found: dict[str, float] = {}
     for part in text.split(","):
         kind, amount = _part(text, part.strip())
         same = {"bytes", "share"} if kind in ("bytes", "share") else {kind}
         if same & set(found):
             word = "times" if kind == "time" else "sizes"
-            raise CalibrateError(f"budget '{text}': limits two {word}. Give one.", 2)
+            raise UsageError(f"budget '{text}': limits two {word}. Give one.")
         found[kind] = amount
     return Budget(text, **found)
 
@@ -91,24 +91,24 @@ def _part(text: str, part: str) -> tuple[str, float]:
     match = _FORM.fullmatch(part)
     if match is None or not match[2]:
         fact = f"'{part}' has no unit" if match else f"'{part}' is no limit"
-        raise CalibrateError(f"budget '{text}': {fact}. {_REMEDY}.", 2)
+        raise UsageError(f"budget '{text}': {fact}. {_REMEDY}.")
     number, unit = float(match[1]), match[2]
     if not number > 0:
-        raise CalibrateError(f"budget '{text}': '{part}' is not above 0. {_REMEDY}.", 2)
+        raise UsageError(f"budget '{text}': '{part}' is not above 0. {_REMEDY}.")
     if unit == "%":
         return "share", number / 100
     if unit in ("x", "X"):
         return "time", number
     if unit not in UNITS:
-        raise CalibrateError(f"budget '{text}': no unit '{unit}'. Use one of {', '.join(UNITS)}, % or x.", 2)
+        raise UsageError(f"budget '{text}': no unit '{unit}'. Use one of {', '.join(UNITS)}, % or x.")
     return "bytes", number * UNITS[unit]
 
 
 def bytes_of(text: str, option: str) -> float:
-    """The bytes of a size like 16GiB; CalibrateError 2 about `option` for what is none."""
+    """The bytes of a size like 16GiB; UsageError about `option` for what is none."""
     match = _FORM.fullmatch(text.strip())
     if match is None or match[2] not in UNITS or not float(match[1]) > 0:
-        raise CalibrateError(f"{option} '{text}': not a size. Write 16GiB, with one of {', '.join(UNITS)}.", 2)
+        raise UsageError(f"{option} '{text}': not a size. Write 16GiB, with one of {', '.join(UNITS)}.")
     return float(match[1]) * UNITS[match[2]]
 
 

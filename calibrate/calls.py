@@ -10,10 +10,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import DeviceError, MisfitError, OctavoError
 
-from .errors import CalibrateError
-from .failures import out_of_memory
+from .errors import out_of_memory
 
 T = TypeVar("T")
 
@@ -100,18 +99,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_caches(model: nn.Module) -> None:
-    """Raises CalibrateError 4 when a diffusers cache would skip blocks, whose layers then see no data."""
+    """Raises MisfitError when a diffusers cache would skip blocks, whose layers then see no data."""
     if getattr(model, "is_cache_enabled", False):
-        raise CalibrateError(
-            f"{type(model).__name__}: a cache skips some of its blocks. Call disable_cache() first.", 4
-        )
+        raise MisfitError(f"{type(model).__name__}: a cache skips some of its blocks. Call disable_cache() first.")
 
 
 def run(model: nn.Module, call: Call, position: int) -> Any:
     """The model's output for a call; None where a hook or a module of it raised Stopped.
 
-    Raises CalibrateError: 4 for arguments that its forward does not take and for an error in it, with the layer it
-    happened in; 7 when memory runs out. A CaptureError of a hook gets the call's name in front.
+    Raises MisfitError for arguments that its forward does not take and for an error in it, with the layer it
+    happened in; DeviceError when memory runs out. An OctavoError of a hook gets the call's name in front.
     """
     where = describe(call, position)
     device = device_of(model)
@@ -119,26 +116,24 @@ def run(model: nn.Module, call: Call, position: int) -> Any:
     try:
         inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
-        raise CalibrateError(
-            f"{where}: {type(model).__name__}.forward: {error}. Capture with this model.", 4
-        ) from error
+        raise MisfitError(f"{where}: {type(model).__name__}.forward: {error}. Capture with this model.") from error
     try:
         return model(*args, **kwargs)
     except Stopped:
         return None
-    except CaptureError as error:
-        raise type(error)(f"{where}: {error}", error.exit_code) from error
+    except OctavoError as error:
+        raise type(error)(f"{where}: {error}") from error
     except Exception as error:
         raise _explained(model, where, device, error) from error
 
 
-def _explained(model: nn.Module, where: str, device: torch.device, error: Exception) -> CalibrateError:
+def _explained(model: nn.Module, where: str, device: torch.device, error: Exception) -> OctavoError:
     if out_of_memory(error) is not None:
-        return CalibrateError(f"out of memory on {device} at {where}. Use fewer layers, a smaller size or --device.", 7)
+        return DeviceError(f"out of memory on {device} at {where}. Use fewer layers, a smaller size or --device.")
     layer = _layer_of(model, error)
     place = f"{where}, layer {layer}" if layer else where
     fact = " ".join(str(error).split()) or type(error).__name__
-    return CalibrateError(f"{place}: {fact.rstrip('.')}. Capture with this model.", 4)
+    return MisfitError(f"{place}: {fact.rstrip('.')}. Capture with this model.")
 
 
 def _layer_of(model: nn.Module, error: Exception) -> str:

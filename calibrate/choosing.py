@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from octavo.capture.errors import NumbersError
 from octavo.capture.ranks import ALONE, Ranks
 
 from .calls import Calls, Progress, first, taken
 from .choice import Choice
 from .compensate import CALLS, ROOM, compensated
 from .enough import Mark, Marks, affordable
-from .errors import CalibrateError
 from .freeze import Dynamic
 from .patches import PatchSurvey
 from .plan import Plan, named
@@ -189,7 +189,7 @@ class Choosing:
                 choices[name] = Choice(Dynamic() if settings.activations == "dynamic" else None, multiplier)
             elif name not in ranges:
                 if settings.strict:
-                    raise CalibrateError(f"layer {name}: saw no data. Keep it float or capture more.", 6)
+                    raise NumbersError(f"layer {name}: saw no data. Keep it float or capture more.")
                 reasons[name] = NEVER_RAN
             elif all(each == (0.0, 0.0) for each in ranges[name]):
                 reasons[name] = ZERO_INPUT

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from octavo.capture.errors import OctavoError, UsageError
 from octavo.capture.sealed import read_bytes
 
-from .errors import CalibrateError
 from .observers import OBSERVERS
 from .rounding import WEIGHT_METHODS
 from .settings import RECIPES
@@ -28,23 +28,23 @@ class Option(NamedTuple):
 def read_config(path: Path | str, options: Mapping[str, Option] | None = None) -> dict[str, Any]:
     """The options in a file, by argument; lists as tuples. Names may have hyphens, as on the command line.
 
-    Raises CaptureError: 3 for a file that cannot be read, CalibrateError 2 for what is in it.
+    Raises FileError for a file that cannot be read, UsageError for what is in it.
     """
     path, options = Path(path), OPTIONS if options is None else options
     try:
         found = tomllib.loads(read_bytes(path, _LIMIT).decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise CalibrateError(f"{path}: not UTF-8. Save it as UTF-8.", 2) from error
+        raise UsageError(f"{path}: not UTF-8. Save it as UTF-8.") from error
     except tomllib.TOMLDecodeError as error:
-        raise CalibrateError(f"{path}: not valid TOML: {error}. Correct it.", 2) from error
+        raise UsageError(f"{path}: not valid TOML: {error}. Correct it.") from error
     made: dict[str, Any] = {}
     for key, value in found.items():
         name = key.replace("-", "_")
         if name not in options:
-            raise CalibrateError(f"{path}: unknown option '{key}'; {_near(name, options)}", 2)
+            raise UsageError(f"{path}: unknown option '{key}'; {_near(name, options)}")
         argument = options[name].argument or name
         if argument in made:
-            raise CalibrateError(f"{path}: '{key}' is given twice. Give it once.", 2)
+            raise UsageError(f"{path}: '{key}' is given twice. Give it once.")
         made[argument] = checked(f"{path}: {key}", value, options[name])
     return made
 
@@ -55,7 +55,7 @@ def _near(name: str, options: Mapping[str, Option]) -> str:
 
 
 def checked(place: str, value: Any, option: Option) -> Any:
-    """The value, if it is what the option wants; CalibrateError 2 naming `place` otherwise."""
+    """The value, if it is what the option wants; UsageError naming `place` otherwise."""
     if option.kind is tuple:
         values = [value] if isinstance(value, str) else value
         if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
@@ -70,7 +70,7 @@ def checked(place: str, value: Any, option: Option) -> Any:
         )
     if option.within and not option.within[0] <= value <= option.within[1]:
         low, high = option.within
-        raise CalibrateError(f"{place}: {value} is outside {low:g} to {high:g}. Give a number in it.", 2)
+        raise UsageError(f"{place}: {value} is outside {low:g} to {high:g}. Give a number in it.")
     if isinstance(value, str):
         _check_word(place, value, option)
     return option.kind(value)
@@ -78,11 +78,11 @@ def checked(place: str, value: Any, option: Option) -> Any:
 
 def _check_word(place: str, word: str, option: Option) -> None:
     if option.words and word not in option.words:
-        raise CalibrateError(f"{place}: no '{word}'. Choose one of {', '.join(option.words)}.", 2)
+        raise UsageError(f"{place}: no '{word}'. Choose one of {', '.join(option.words)}.")
 
 
-def _wrong(place: str, value: Any, wanted: str) -> CalibrateError:
-    return CalibrateError(f"{place}: {value!r} is not {wanted or 'a string'}. Correct it.", 2)
+def _wrong(place: str, value: Any, wanted: str) -> OctavoError:
+    return UsageError(f"{place}: {value!r} is not {wanted or 'a string'}. Correct it.")
 
 
 OPTIONS: dict[str, Option] = {

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .errors import CalibrateError
+from octavo.capture.errors import FileError
 
 
 class Sample(NamedTuple):
@@ -26,20 +26,18 @@ def sample_of(value: Any, position: int) -> Any:
     if isinstance(value, Tensor):
         return Sample((value,), {})
     kind = type(value).__name__
-    raise CalibrateError(
-        f"calib_data[{position}]: expected a dict, list or tuple of inputs, found {kind}. Give one.", 3
-    )
+    raise FileError(f"calib_data[{position}]: expected a dict, list or tuple of inputs, found {kind}. Give one.")
 
 
 def calls_of(data: Iterable[Any] | None) -> Callable[[], Iterable[Any]] | None:
     """The calls anew each time; None where there are none. What gives its samples again and again, as a DataLoader
     does, is streamed; an iterator is kept as a list.
 
-    Raises CalibrateError 3 for what is not an iterable of samples.
+    Raises FileError for what is not an iterable of samples.
     """
     if isinstance(data, (Tensor, Mapping, str)) or not (data is None or isinstance(data, Iterable)):
         kind = type(data).__name__
-        raise CalibrateError(f"calib_data: expected a list of samples, found {kind}. Put the samples in a list.", 3)
+        raise FileError(f"calib_data: expected a list of samples, found {kind}. Put the samples in a list.")
     if data is None or isinstance(data, (Sequence, Iterator)):
         samples = list(_samples(data or ()))
         return (lambda: samples) if samples else None

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.capture.errors import damage
+from octavo.capture.errors import FileError, damage
 from octavo.capture.sealed import read_bytes
 from octavo.capture.store.parts import Stored
 from octavo.capture.tensors import read_header, read_tensor
 
-from .errors import CalibrateError
 from .export.ascend import (
     CORRECTED,
     DESCRIPTION_FILE,
@@ -37,7 +36,7 @@ _LARGEST = torch.finfo(torch.float32).max
 class Checkpoint:
     """An ascend checkpoint that is open for reading: its description and where its tensors are.
 
-    Raises CaptureError 3 for files that are missing, damaged or not this format.
+    Raises FileError for files that are missing, damaged or not this format.
     """
 
     def __init__(self, directory: Path | str, names: tuple[str, str] | None = None) -> None:
@@ -145,7 +144,7 @@ def find(directory: Path) -> tuple[str, str]:
         if (directory / names[1]).is_file():
             return names
     wanted = DESCRIPTION_FILE.format("w8a8")
-    raise CalibrateError(f"{directory}: no ascend checkpoint (no {wanted}). Give the directory of one.", 3)
+    raise FileError(f"{directory}: no ascend checkpoint (no {wanted}). Give the directory of one.")
 
 
 def read_description(path: Path) -> dict[str, str]:
@@ -167,7 +166,7 @@ def words(stored: Stored) -> str:
 def load_ascend(directory: Path | str) -> dict[str, QuantizedLayer]:
     """The quantized layers of a checkpoint by name, with the very integers that were exported.
 
-    Raises CaptureError 3 for files that are missing, damaged, or hold numbers that no export writes.
+    Raises FileError for files that are missing, damaged, or hold numbers that no export writes.
     """
     checkpoint = Checkpoint(directory)
     return {name: checkpoint.layer(name) for name in checkpoint.layer_names}

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import CalibrateError
+from octavo.capture.errors import FileError, OctavoError
+
 from .export.ascend import MUL_SCALE, unpacked
 from .freeze import Activation, Dynamic, Numbers, Static, Timestep
 from .layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear
@@ -26,10 +27,10 @@ class Place(NamedTuple):
         """One tensor by its last name."""
         return self.checkpoint.read(self.checkpoint.prefix(self.name) + key, dtypes, shape)
 
-    def wrong(self, key: str, fact: str) -> CalibrateError:
+    def wrong(self, key: str, fact: str) -> OctavoError:
         """What is wrong with one of the tensors."""
         path = self.checkpoint.weight_path
-        return CalibrateError(f"{path}: {self.name}.{key} {fact}. Write the checkpoint anew.", 3)
+        return FileError(f"{path}: {self.name}.{key} {fact}. Write the checkpoint anew.")
 
     def positive(self, key: str, tensor: Tensor) -> Tensor:
         """The tensor, when all of it is finite and above zero."""
@@ -39,7 +40,7 @@ class Place(NamedTuple):
 
 
 def read_layer(checkpoint: "Checkpoint", name: str) -> QuantizedLayer:
-    """The layer of that name. Raises CaptureError 3 for numbers that no export writes."""
+    """The layer of that name. Raises FileError for numbers that no export writes."""
     place, scheme = Place(checkpoint, name), checkpoint.schemes[name]
     weight = place.read("weight", (torch.int8,))
     if weight.ndim not in (2, 4) or not weight.numel():

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from octavo.capture.errors import NumbersError, OctavoError, UsageError
 from octavo.capture.ranks import ALONE, Ranks
 
 from .budget import Budget, Cost, Search, size, summed
 from .calls import Progress
 from .choice import Choice
-from .errors import CalibrateError
 from .knapsack import Groups, choose, least, total
 from .plan import KINDS, Plan, block_names
 from .refine import refine
@@ -44,7 +44,7 @@ def mixed(
 ) -> Mixture:
     """The mixture of schemes and float that keeps `budget` with little error of the trajectory.
 
-    Layers of the plan without a choice stay as they are. Raises CalibrateError 2 for a budget that nothing keeps, and
+    Layers of the plan without a choice stay as they are. Raises UsageError for a budget that nothing keeps, and
     for one that all layers keep as floats; 6 where latents are not finite within it; 4 and 6 as `Runs.begin` does.
     Collective: `ranks` share the runs for single groups.
     """
@@ -100,7 +100,7 @@ def _found(
 
     first = run(chosen)
     if not first < float("inf"):
-        raise CalibrateError(f"budget '{budget.text}': the latents are not finite with it. Give more.", 6)
+        raise NumbersError(f"budget '{budget.text}': the latents are not finite with it. Give more.")
     if first <= _ADDING * estimated_error(options, chosen):
         return _Found(tuple(chosen), first, first, 0)
     best, error, exchanges = refine(options, chosen, first, room, run, search.refining, progress)
@@ -174,15 +174,15 @@ def _checked(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -> Cost
         raise _infeasible(budget, smallest, whole)
     if whole.within(limit):
         fact = f"all layers keep it as floats ({size(whole.bytes)})"
-        raise CalibrateError(f"budget '{budget.text}': {fact}. Give a smaller one.", 2)
+        raise UsageError(f"budget '{budget.text}': {fact}. Give a smaller one.")
     return limit
 
 
-def _infeasible(budget: Budget, smallest: Cost, whole: Cost) -> CalibrateError:
+def _infeasible(budget: Budget, smallest: Cost, whole: Cost) -> OctavoError:
     found = []
     if budget.bytes is not None or budget.share is not None:
         found.append(f"{size(smallest.bytes)} ({math.ceil(1000 * smallest.bytes / whole.bytes) / 10:.1f}%)")
     if budget.time is not None:
         found.append(f"{math.ceil(1000 * smallest.time / whole.time) / 1000:.3f}x")
     fact = f"the layers take at least {' and '.join(found)}"
-    return CalibrateError(f"budget '{budget.text}': {fact}. Give more, or keep fewer layers float.", 2)
+    return UsageError(f"budget '{budget.text}': {fact}. Give more, or keep fewer layers float.")

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.capture.call_arguments import TIME_ARGUMENTS, bind
-
-from .errors import CalibrateError
+from octavo.capture.errors import MisfitError
 
 
 class NoiseLevel:
@@ -47,15 +46,13 @@ class NoiseLevel:
     def bins(self, edges: Tensor, rows: int | None) -> Tensor:
         """The bins of the running call: (rows,) where each of the `rows` has a noise level of its own, else 0-d.
 
-        Where there are other numbers of rows and of noise levels, the largest one counts. Raises CalibrateError 4
+        Where there are other numbers of rows and of noise levels, the largest one counts. Raises MisfitError
         outside a call, or in one without a time argument.
         """
         levels = self._levels
         if levels is None:
             names = " or ".join(TIME_ARGUMENTS[:2])
-            raise CalibrateError(
-                f"noise level: not known here. Call the whole denoiser, with {names}; not a layer alone.", 4
-            )
+            raise MisfitError(f"noise level: not known here. Call the whole denoiser, with {names}; not a layer alone.")
         if levels.ndim and len(levels) != rows:
             levels = levels.max()
         return bins_of(levels.to(edges.device), edges)

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from .errors import CalibrateError
+from octavo.capture.errors import FileError, UsageError
+
 from .scheme import STORABLE
 
 KINDS: dict[type[nn.Module], str] = {nn.Linear: "Linear", nn.Conv2d: "Conv2d"}
@@ -103,12 +104,12 @@ def make_plan(
     (`general_reason`), and `more` beside it. A pattern is a name, a name with * and ?, or what stands above layers:
     `transformer_blocks.0` is all of that block.
 
-    Raises CalibrateError: 2 for a pattern without a match or when nothing is left to quantize; 3 for a name that no
+    Raises UsageError for a pattern without a match or when nothing is left to quantize; FileError for a name that no
     file should hold.
     """
     for name in model.state_dict():
         if not _SAFE_NAME.fullmatch(name):
-            raise CalibrateError(f"{name!r}: not a name that a checkpoint can hold. Rename the module.", 3)
+            raise FileError(f"{name!r}: not a name that a checkpoint can hold. Rename the module.")
     candidates = [_entry(name, module, scheme) for name, module in model.named_modules() if _listed(module)]
     names = [entry.name for entry in candidates if entry.scheme]
     _check_patterns(keep_float, [entry.name for entry in candidates], option)
@@ -123,9 +124,9 @@ def make_plan(
         )
     )
     if not names:
-        raise CalibrateError(f"{type(model).__name__}: no nn.Linear or nn.Conv2d to quantize. Choose another model.", 2)
+        raise UsageError(f"{type(model).__name__}: no nn.Linear or nn.Conv2d to quantize. Choose another model.")
     if not plan.quantized:
-        raise CalibrateError(f"{option}: no layer is left to quantize. Keep fewer layers float.", 2)
+        raise UsageError(f"{option}: no layer is left to quantize. Keep fewer layers float.")
     return plan
 
 
@@ -173,7 +174,7 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str], option: str) 
         if not any(matches(name, pattern) for name in names):
             near = difflib.get_close_matches(pattern, names, 1, 0.0)
             remedy = f"nearest: '{near[0]}'" if near else "the model has no such layers"
-            raise CalibrateError(f"{option}: '{pattern}' matches no layer; {remedy}.", 2)
+            raise UsageError(f"{option}: '{pattern}' matches no layer; {remedy}.")
 
 
 class Rules(NamedTuple):

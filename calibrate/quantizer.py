@@ -15,9 +15,9 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
+from octavo.capture.errors import MisfitError, OctavoError, UsageError
 from octavo.capture.tensors import Stored, read_header, read_tensor
 
-from .errors import CalibrateError
 from .layers import QuantizedLayer, install
 from .runtime import accelerate
 from .structure import QUANT_METHOD, Structure
@@ -44,7 +44,7 @@ class OctavoConfig(QuantizationConfigMixin):
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], *_: Any, **__: Any) -> "OctavoConfig":
-        """The config that `to_dict` made. Raises CalibrateError 3 for anything else."""
+        """The config that `to_dict` made. Raises FileError for anything else."""
         return cls(**config_dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,9 +72,9 @@ class OctavoQuantizer(DiffusersQuantizer):
         self._keep: frozenset[str] = frozenset()
 
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
-        """Raises CalibrateError 2 for layers on disk: what accelerate writes there is cast before."""
+        """Raises UsageError for layers on disk: what accelerate writes there is cast before."""
         if isinstance(device_map, dict) and "disk" in device_map.values():
-            raise CalibrateError("device_map: integer layers cannot be on disk. Use devices, or CPU offload.", 2)
+            raise UsageError("device_map: integer layers cannot be on disk. Use devices, or CPU offload.")
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
         """The dtype of float tensors; by default that of the checkpoint."""
@@ -99,7 +99,7 @@ class OctavoQuantizer(DiffusersQuantizer):
         missing = sorted(set(structure.kinds) - set(modules))
         if missing:
             fact = f"no layer {missing[0]}, which quantization_config names"
-            raise CalibrateError(f"{type(model).__name__}: {fact}. Load it into the class that config.json names.", 4)
+            raise MisfitError(f"{type(model).__name__}: {fact}. Load it into the class that config.json names.")
         install(model, {name: structure.empty(name, modules[name]) for name in structure.kinds})
         check_stored(model, {name: stored for name, (_, stored) in self._stored.items()}, structure)
         accelerate(model, self.quantization_config.backend)
@@ -110,7 +110,7 @@ class OctavoQuantizer(DiffusersQuantizer):
         return True
 
     def check_quantized_param_shape(self, name: str, current: Tensor, loaded: Tensor) -> bool:
-        """Raises CalibrateError 4; `check_stored` has compared the stored shapes already."""
+        """Raises MisfitError; `check_stored` has compared the stored shapes already."""
         raise _misfit(name, f"has shape {list(loaded.shape)}, the model {list(current.shape)}")
 
     def create_quantized_param(  # type: ignore[override]
@@ -131,14 +131,14 @@ class OctavoQuantizer(DiffusersQuantizer):
             owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
-        """Raises CalibrateError 4 for a tensor that has not come."""
+        """Raises MisfitError for a tensor that has not come."""
         for name, tensor in model.state_dict().items():
             if tensor.is_meta and not hasattr(model, "_hf_hook"):
                 raise _misfit(name, "was not loaded")
 
 
 def check_stored(model: nn.Module, stored: Mapping[str, Stored], structure: Structure) -> None:
-    """Raises CalibrateError 4 unless the stored tensors are those of `model`, of its shapes and kinds of dtypes."""
+    """Raises MisfitError unless the stored tensors are those of `model`, of its shapes and kinds of dtypes."""
     wanted = model.state_dict()
     missing, surplus = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
     if missing:
@@ -170,8 +170,8 @@ def adopt(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
     model.hf_quantizer = OctavoQuantizer(config)  # type: ignore[assignment]
 
 
-def _misfit(name: str, fact: str) -> CalibrateError:
-    return CalibrateError(f"{name}: {fact}. Export the checkpoint again, or load it into its own class.", 4)
+def _misfit(name: str, fact: str) -> OctavoError:
+    return MisfitError(f"{name}: {fact}. Export the checkpoint again, or load it into its own class.")
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from octavo.capture.errors import MisfitError, NumbersError
 from octavo.capture.ranks import ALONE, Ranks
 
 from .calls import Call, check_caches, evaluating, run
-from .errors import CalibrateError
 
 _REMEMBERED = 4  # tensors: to_q, to_k and to_v follow each other
 
@@ -81,7 +81,7 @@ def listening(model: nn.Module, observers: Mapping[str, Hearer]) -> Iterator[Non
 
     What it reads of a tensor is shared with those that have the same `key`, by default its class.
 
-    A forward inside raises CalibrateError 6 for an input that is not finite.
+    A forward inside raises NumbersError for an input that is not finite.
     """
     handles = []
     shared: dict[Any, Readings] = {}
@@ -96,9 +96,7 @@ def listening(model: nn.Module, observers: Mapping[str, Hearer]) -> Iterator[Non
             try:
                 observer.add(readings.of(x))
             except ValueError as error:
-                raise CalibrateError(
-                    f"layer {name}: input with {error}. Check the capture and its dtype.", 6
-                ) from error
+                raise NumbersError(f"layer {name}: input with {error}. Check the capture and its dtype.") from error
 
         return hear
 
@@ -116,8 +114,8 @@ def observe(model: nn.Module, observers: Mapping[str, Hearer], calls: Iterable[C
     """Runs the float `model` on those of the `calls` that `ranks` gives to this process, with `observers` by layer
     name; returns how many calls there were in all.
 
-    Raises CalibrateError: 4 for calls that do not fit the model, and without any call; 6 for an input that is not
-    finite, with layer and call; 7 when memory runs out.
+    Raises MisfitError for calls that do not fit the model, and without any call; NumbersError for an input that is not
+    finite, with layer and call; DeviceError when memory runs out.
     """
     check_caches(model)
     count = 0
@@ -126,7 +124,7 @@ def observe(model: nn.Module, observers: Mapping[str, Hearer], calls: Iterable[C
             if ranks.owns(count - 1):
                 run(model, call, count - 1)
     if count == 0:
-        raise CalibrateError("calls: there are none to replay. Capture some first.", 4)
+        raise MisfitError("calls: there are none to replay. Capture some first.")
     return count
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from octavo.capture.errors import NumbersError, UsageError
 from octavo.capture.paging import page_out
 from octavo.capture.ranks import ALONE, Ranks
 
@@ -15,7 +16,6 @@ from .calls import Call, Calls, Progress, silent, taken
 from .choice import Choice, layer_of
 from .choosing import Choosing
 from .enough import curve, power_of
-from .errors import CalibrateError
 from .layers import QuantizedLayer, install, quantized
 from .mixture import Mixture, mixed
 from .plan import Plan, layer_at, make_plan, named
@@ -66,7 +66,7 @@ def calibrate(
 
     The model's weights stay as they are, unless `settings.release`: then its layers are replaced by integer ones.
 
-    Raises CalibrateError with the exit codes of its stages: plan.make_plan, replay.observe, weights.check_finite; 6 for
+    Raises OctavoError with the exit codes of its stages: plan.make_plan, replay.observe, weights.check_finite; 6 for
     a layer that never ran when `settings.strict`.
     """
     watch = Stopwatch()
@@ -133,7 +133,7 @@ def _mixed(
 ) -> Mixture:
     assert settings.limits is not None
     if trajectory is None:
-        raise CalibrateError("budget: needs runs of the pipeline to judge by. Pass trajectory.", 2)
+        raise UsageError("budget: needs runs of the pipeline to judge by. Pass trajectory.")
     first = SCHEMES[settings.activations]
     schemes = tuple(first if scheme == "W8A8" else scheme for scheme in settings.search.schemes)
     search = replace(settings.search, schemes=schemes)
@@ -150,7 +150,7 @@ def planned(model: nn.Module, settings: Settings) -> Plan:
 
 
 def check_weights(model: nn.Module, plan: Plan) -> None:
-    """Raises CalibrateError 6 for a layer of the plan with numbers that are not finite."""
+    """Raises NumbersError for a layer of the plan with numbers that are not finite."""
     for entry, module in named(model, plan):
         check_finite(f"{entry.name}.weight", module.weight)
         if module.bias is not None:
@@ -181,11 +181,11 @@ def frozen(
 
 
 def check_left(plan: Plan) -> None:
-    """Raises CalibrateError 6 for a plan of which nothing is left to quantize, with the reason of the first layer."""
+    """Raises NumbersError for a plan of which nothing is left to quantize, with the reason of the first layer."""
     if not plan.quantized:
         first = next(entry for entry in plan.entries if entry.forced)
         fact = f"{first.name}: {first.reason}; so it is with every layer"
-        raise CalibrateError(f"{fact}. Capture more or choose another dtype.", 6)
+        raise NumbersError(f"{fact}. Capture more or choose another dtype.")
 
 
 def _maker(
@@ -206,5 +206,5 @@ def _fallen_back(plan: Plan, powers: Mapping[str, Power], settings: Settings) ->
     order = sorted(plan.quantized, key=lambda name: (-powers[name].mean_square, name))
     found = order[: settings.fallback]
     if len(found) == len(order):
-        raise CalibrateError(f"amp_num {settings.fallback}: no layer is left to quantize. Give fewer.", 2)
+        raise UsageError(f"amp_num {settings.fallback}: no layer is left to quantize. Give fewer.")
     return plan.kept_float({name: f"among the {len(found)} layers with the largest output error" for name in found})

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from octavo.capture.errors import MisfitError, NumbersError
 from octavo.capture.ranks import ALONE, Ranks
 
 from .budget import TIME, Cost, summed
 from .calls import Progress, evaluating
 from .choice import Choice, layer_of
-from .errors import CalibrateError
 from .freeze import Dynamic
 from .knapsack import Option
 from .layers import QuantizedLayer, quantized
@@ -67,14 +67,14 @@ class Runs:
     def begin(self, names: Sequence[str]) -> None:
         """The float run, which also counts what the named layers multiply.
 
-        Raises CalibrateError: 4 for a pipeline that never calls the model, 6 for latents that are not finite.
+        Raises MisfitError for a pipeline that never calls the model, NumbersError for latents that are not finite.
         """
         with _counting(self.model, names) as self.macs:
             self._exact = self._latents()
         if not self._exact or not all(bool(each.isfinite().all()) for each in self._exact):
-            raise CalibrateError("trajectory: the float model's latents are not finite. Use another dtype.", 6)
+            raise NumbersError("trajectory: the float model's latents are not finite. Use another dtype.")
         if not any(self.macs.values()):
-            raise CalibrateError("trajectory: it runs no layer of the model. Give the pipeline of this model.", 4)
+            raise MisfitError("trajectory: it runs no layer of the model. Give the pipeline of this model.")
 
     def error(self, layers: Mapping[str, QuantizedLayer]) -> float:
         """The mean squared error of the latents with these integer layers; infinite where one is not finite."""

@@ -6,10 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from octavo.capture.errors import UsageError
+
 from .budget import Budget, Search, budget_of
 from .choice import NEAREST
 from .compensate import Method
-from .errors import CalibrateError
 from .observers import OBSERVERS, Options
 from .rounding import WEIGHT_METHODS
 from .scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Scheme
@@ -53,19 +54,17 @@ class Settings:
             _one_of("weights", word, WEIGHT_METHODS)
         _one_of("activations", self.activations, SCHEMES)
         if not 0.0 <= self.sigma <= 100.0:
-            raise CalibrateError(f"sigma: {self.sigma} is outside 0 to 100. Give a number in it.", 2)
+            raise UsageError(f"sigma: {self.sigma} is outside 0 to 100. Give a number in it.")
         if not 50.0 < self.percentile <= 100.0:
-            raise CalibrateError(f"percentile: {self.percentile} is outside 50 to 100. Give a number in it.", 2)
+            raise UsageError(f"percentile: {self.percentile} is outside 50 to 100. Give a number in it.")
         if self.samples is not None and self.samples < 1:
-            raise CalibrateError(f"samples: {self.samples} is less than 1. Give a positive number.", 2)
+            raise UsageError(f"samples: {self.samples} is less than 1. Give a positive number.")
         if self.budget is not None:
             budget_of(self.budget)
             if self.fallback:
-                raise CalibrateError("budget: chooses the layers that stay float. Leave amp_num 0.", 2)
+                raise UsageError("budget: chooses the layers that stay float. Leave amp_num 0.")
             if self.activations not in ("static", "timestep"):
-                raise CalibrateError(
-                    f"budget: mixes schemes with static; activations are {self.activations}. Drop one.", 2
-                )
+                raise UsageError(f"budget: mixes schemes with static; activations are {self.activations}. Drop one.")
 
     def measured(self, count: int) -> int:
         """How many of `count` calls to measure with; all where layers are to be left float by what is measured."""
@@ -102,7 +101,7 @@ class Settings:
 
 def _one_of(name: str, word: str, words: Mapping[str, Any]) -> None:
     if word not in words:
-        raise CalibrateError(f"{name}: no '{word}'. Choose one of {', '.join(words)}.", 2)
+        raise UsageError(f"{name}: no '{word}'. Choose one of {', '.join(words)}.")
 
 
 DEFAULTS = Settings()

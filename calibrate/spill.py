@@ -43,7 +43,7 @@ class Writing:
         self.path, self._sink, self._offset = path, sink, 0
 
     def put(self, value: Any) -> Any:
-        """`value` with a Place for each tensor. Raises CaptureError 5 when the disk is full."""
+        """`value` with a Place for each tensor. Raises StorageError when the disk is full."""
         return replaced(value, Tensor, self._put)
 
     def _put(self, tensor: Tensor) -> Place:

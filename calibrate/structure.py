@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .errors import CalibrateError
+from octavo.capture.errors import FileError, MisfitError
+
 from .freeze import SCHEMES, Activation, Dynamic, Numbers, Static, Timestep
 from .layers import QuantizedLayer, build
 from .scheme import STORABLE, QParams
@@ -51,12 +52,10 @@ class Structure:
 
     @classmethod
     def read(cls, content: Mapping[str, Any], where: str = "quantization_config") -> "Structure":
-        """What `as_dict` made. Raises CalibrateError 3 for anything else."""
+        """What `as_dict` made. Raises FileError for anything else."""
         try:
             if content["format"] != FORMAT:
-                raise CalibrateError(
-                    f"{where}: of format {content['format']!r}; this version reads {FORMAT}. Upgrade.", 3
-                )
+                raise FileError(f"{where}: of format {content['format']!r}; this version reads {FORMAT}. Upgrade.")
             multiplied, made = set(content["multiplied"]), set(content["made_biases"])
             bins = {str(name): int(count) for name, count in content["bins"].items()}
             kinds = {
@@ -67,11 +66,11 @@ class Structure:
             found = cls(_DTYPES[content["dtype"]], kinds)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             fact = f"{type(error).__name__} {error}".replace("\n", " ")
-            raise CalibrateError(f"{where}: not what Octavo writes ({fact}). Export again.", 3) from None
+            raise FileError(f"{where}: not what Octavo writes ({fact}). Export again.") from None
         unknown = {kind.scheme for kind in kinds.values()} - set(SCHEMES.values())
         if unknown or not kinds:
             fact = f"unknown scheme {sorted(unknown)[0]}" if unknown else "names no layer"
-            raise CalibrateError(f"{where}: {fact}. Export again.", 3)
+            raise FileError(f"{where}: {fact}. Export again.")
         return found
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,12 +91,12 @@ class Structure:
     def empty(self, name: str, module: nn.Module) -> QuantizedLayer:
         """The integer layer of that name in the place of the float `module`, its tensors on the meta device.
 
-        Raises CalibrateError 4 where `module` is no layer that can be one.
+        Raises MisfitError where `module` is no layer that can be one.
         """
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         if not isinstance(module, (nn.Linear, nn.Conv2d)) or weight is None:
             fact = f"is a {type(module).__name__} in this model, no Linear or Conv2d"
-            raise CalibrateError(f"{name}: {fact}. Load it into the class that config.json names.", 4)
+            raise MisfitError(f"{name}: {fact}. Load it into the class that config.json names.")
         return build(_empty(self.kinds[name], tuple(weight.shape), bias is not None, self.dtype), module)
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from octavo.capture.errors import NumbersError, UsageError
+
 from .batchnorm import has_norms, usable
 from .calls import Progress, device_of, evaluating, run, silent
 from .data import Sample
-from .errors import CalibrateError
 
 _BUDGET = 3e12  # flops of all iterations: about a minute of one core
 _LEAST = 30  # iterations of a batch
@@ -32,10 +33,11 @@ def made_up(
     Distilled where there are batch norms with statistics, else uniform numbers of 0 to 1, of which `warnings_of` tells.
     Deterministic; the number of iterations, at most `most`, follows from the model's flops.
 
-    Raises CalibrateError: 2 for a shape that is none, 4 for one that the model does not take, 7 without memory.
+    Raises UsageError for a shape that is none, MisfitError for one that the model does not take, DeviceError without
+    memory.
     """
     if not shape or min(shape) < 1:
-        raise CalibrateError(f"input_shape: {list(shape)} is no shape of inputs. Give sizes of 1 and more.", 2)
+        raise UsageError(f"input_shape: {list(shape)} is no shape of inputs. Give sizes of 1 and more.")
     generator = torch.Generator().manual_seed(seed)
     if not has_norms(model):
         x = torch.rand(tuple(shape), generator=generator)
@@ -86,7 +88,7 @@ def _distilled(model: nn.Module, x: Tensor, iterations: int, steps: Iterator[int
             optimizer.step()
             schedule.step()
     if not bool(x.isfinite().all()):
-        raise CalibrateError("batch norms: their statistics lead to inputs that are not finite. Give calib_data.", 6)
+        raise NumbersError("batch norms: their statistics lead to inputs that are not finite. Give calib_data.")
     return x.detach().to(dtype)
 
 

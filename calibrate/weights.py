@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import CalibrateError
+from octavo.capture.errors import NumbersError
+
 from .scheme import STORABLE, WEIGHT, QParams, quantize
 
 _SMALLEST = 2.0**-126  # of the normal float32
@@ -20,10 +21,10 @@ class QuantizedWeight(NamedTuple):
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Raises CalibrateError 6 when a tensor holds NaN or infinities; `name` is the tensor's."""
+    """Raises NumbersError when a tensor holds NaN or infinities; `name` is the tensor's."""
     if not finite(tensor):
         bad = tensor.numel() - int(tensor.isfinite().sum())
-        raise CalibrateError(f"{name}: {bad} of {tensor.numel()} values not finite. Check the model's files.", 6)
+        raise NumbersError(f"{name}: {bad} of {tensor.numel()} values not finite. Check the model's files.")
 
 
 def finite(tensor: Tensor) -> bool:

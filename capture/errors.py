@@ -1,4 +1,15 @@
-"""What this package refuses, and how it says so."""
+"""Everything that Octavo refuses, and with which exit code a command then ends.
+
+    OctavoError          1  a run that could not do all it was asked for
+    ├── UsageError       2  an option, argument or setting that has no meaning here
+    ├── FileError        3  a file that is missing, damaged, unsafe or of another format
+    ├── MisfitError      4  a capture, checkpoint and model that do not belong together
+    ├── StorageError     5  a disk or directory that cannot be written
+    ├── NumbersError     6  values that are not finite, or that no scheme can hold
+    └── DeviceError      7  a device, its memory, or another process of the run that is not there
+
+A message is one line: where, what is wrong, what to do.
+"""
 
 import errno
 import os
@@ -8,21 +19,65 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
-class CaptureError(Exception):
-    """A capture or file that cannot be used: one line naming where, what and the remedy."""
+class OctavoError(Exception):
+    """The root: catch this to catch every refusal."""
 
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    exit_code = 1
 
 
-def damage(path: Path, fact: str, remedy: str = "") -> CaptureError:
+class UsageError(OctavoError):
+    """An option, argument or setting that has no meaning here."""
+
+    exit_code = 2
+
+
+class FileError(OctavoError):
+    """A file that is missing, damaged, unsafe or of another format."""
+
+    exit_code = 3
+
+
+class MisfitError(OctavoError):
+    """A capture, checkpoint and model that do not belong together."""
+
+    exit_code = 4
+
+
+class StorageError(OctavoError):
+    """A disk or directory that cannot be written."""
+
+    exit_code = 5
+
+
+class NumbersError(OctavoError):
+    """Values that are not finite, or that no scheme can hold."""
+
+    exit_code = 6
+
+
+class DeviceError(OctavoError):
+    """A device, its memory, or another process of the run that is not there."""
+
+    exit_code = 7
+
+
+def error_with(exit_code: int, message: str) -> OctavoError:
+    """The error of the kind that has this exit code; one of the root with the code of its own where none has."""
+    for kind in OctavoError.__subclasses__():
+        if kind.exit_code == exit_code:
+            return kind(message)
+    error = OctavoError(message)
+    error.exit_code = exit_code
+    return error
+
+
+def damage(path: Path, fact: str, remedy: str = "") -> FileError:
     """The error of a file that is not what was written."""
-    return CaptureError(f"{path}: {fact}. {remedy}".rstrip(), 3)
+    return FileError(f"{path}: {fact}. {remedy}".rstrip())
 
 
-def storage_error(path: Path, exc: OSError) -> CaptureError:
-    """What an OSError means to the one who reads it."""
+def storage_error(path: Path, exc: OSError) -> StorageError:
+    """An OSError in words that say what to do."""
     facts = {
         errno.ENOSPC: "no space left. Free space and run again.",
         errno.EDQUOT: "disk quota exceeded. Free space and run again.",
@@ -38,17 +93,9 @@ def storage_error(path: Path, exc: OSError) -> CaptureError:
         fact = f"the file system lacks rename, lock or sync ({exc.strerror}). Use another directory."
     else:
         fact = facts.get(exc.errno or 0, f"{(exc.strerror or str(exc)).lower()}. Check the disk and run again.")
-    return CaptureError(f"{path}: {fact}", 5)
-
-
-class PipelineError(Exception):
-    """A model directory, device or component that cannot be used: one line naming where, what and the remedy."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    return StorageError(f"{path}: {fact}")
 
 
 def first_sentence(error: BaseException) -> str:
-    """What an error of a library says first, on one line and without its full stop."""
+    """The first sentence of a library's error, on one line and without its full stop."""
     return " ".join(str(error).split()).split(". ")[0].rstrip(".")

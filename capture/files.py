@@ -1,12 +1,11 @@
 """Every write of Octavo: a file or directory is there whole, private and durable, or it is not there.
 
 A file is made under a name of its own, written, given its mode whatever the umask, and synced before it is renamed. A
-directory is filled in a staging directory beside its target and renamed. Every OSError becomes a CaptureError 5.
+directory is filled in a staging directory beside its target and renamed. Every OSError becomes a StorageError.
 """
 
 # Descriptors, modes and O_NOFOLLOW are the point here, and pathlib has none of them.
 # ruff: noqa: PTH101, PTH102, PTH104, PTH105, PTH108, PTH116, PTH208
-
 import ctypes
 import fcntl
 import os
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UNSUPPORTED, CaptureError, storage_error
+from .errors import UNSUPPORTED, StorageError, storage_error
 from .sealed import digest_of, read_bytes, read_sealed, seal
 
 __all__ = [
@@ -74,7 +73,7 @@ class Modes:
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Turns an OSError of the block into a CaptureError 5 about `path`; the OSError stays its __cause__."""
+    """Turns an OSError of the block into a StorageError about `path`; the OSError stays its __cause__."""
     try:
         yield
     except OSError as exc:
@@ -254,12 +253,12 @@ def _remove_unlocked(path: Path) -> None:
 
 
 def commit_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
-    """Renames a filled staging directory to `target`, durably. CaptureError 5 when anything is there already."""
+    """Renames a filled staging directory to `target`, durably. StorageError when anything is there already."""
     with storage(target):
         os.chmod(staged, mode)
         fsync_directory(staged)
         if os.path.lexists(target):
-            raise CaptureError(f"{target}: exists already. Choose another name or remove it.", 5)
+            raise StorageError(f"{target}: exists already. Choose another name or remove it.")
         os.rename(staged, target)
     fsync_directory(target.parent)
 
@@ -268,7 +267,7 @@ def replace_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
     """Puts a filled staging directory in the place of `target`, if there is one: the old one or the staged one is
     there at every instant, never a mixture. A symbolic link is replaced itself. Where the system cannot exchange two
     names, there is an instant at which the old one is only to be found as `.previous-NAME`; the next call puts it back.
-    CaptureError 5 when `target` is a file.
+    StorageError when `target` is a file.
     """
     previous = target.with_name(f".previous-{target.name}"[:250])
     with storage(target):
@@ -280,7 +279,7 @@ def replace_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
         if not os.path.lexists(target):
             os.rename(staged, target)
         elif not (target.is_dir() or target.is_symlink()):
-            raise CaptureError(f"{target}: exists and is not a directory.", 5)
+            raise StorageError(f"{target}: exists and is not a directory.")
         elif not _exchange(staged, target):
             os.rename(target, previous)
             os.rename(staged, target)
@@ -332,7 +331,7 @@ class Lock:
 
 
 def lock(directory: Path) -> Lock:
-    """Takes `directory` for this process, or raises CaptureError 5 at once, naming the process that has it."""
+    """Takes `directory` for this process, or raises StorageError at once, naming the process that has it."""
     path = directory / LOCK_NAME
     with storage(directory):
         while True:
@@ -352,7 +351,7 @@ def _take(descriptor: int, path: Path, directory: Path) -> bool:
     except BlockingIOError as exc:
         holder = re.fullmatch(r"(\d+) (\S+)\n", os.read(descriptor, 400).decode(errors="replace"))
         who = f"pid {holder[1]} on host {holder[2]}" if holder else "another process"
-        raise CaptureError(f"{directory}: in use by {who}.", 5) from exc
+        raise StorageError(f"{directory}: in use by {who}.") from exc
     held = os.fstat(descriptor)
     try:
         named = os.stat(path, follow_symlinks=False)

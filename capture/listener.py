@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from .errors import CaptureError
+from .errors import MisfitError
 from .fingerprint import fingerprint
 from .recorder import Memory, Recorder, Sink
 from .store.writer import CaptureWriter, UnitWriter
@@ -24,7 +24,7 @@ def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWri
         with writer.unit(0, {"prompt": None}) as unit:
             yield unit
             if unit.calls == 0:
-                raise CaptureError(f"{directory}: the {name} was never called. Run it inside the block.", 4)
+                raise MisfitError(f"{directory}: the {name} was never called. Run it inside the block.")
         writer.complete()
 
 
@@ -40,8 +40,8 @@ class Listener(nn.Module):
     As a module it stands in for `module`, whose every attribute it has, and hears its own calls, so that the
     documented form works: `pipe.transformer = Listener(pipe.transformer)`. Put `listener.module` back when done.
 
-    Raises CaptureError: 4 when a block that fills a directory heard no call; 3 for a value that cannot be stored;
-    5 when the directory cannot be written.
+    Raises MisfitError when a block that fills a directory heard no call; FileError for a value that cannot be stored;
+    StorageError when the directory cannot be written.
     """
 
     def __init__(self, module: nn.Module, store: str | Path | Sink | None = None, *, name: str = "transformer") -> None:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from io import BytesIO
 from typing import Any, NamedTuple, TypeVar
 
-from .errors import CaptureError
+from .errors import DeviceError, OctavoError, error_with
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Ranks:
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in the order of the ranks; tensors arrive on this process's device.
 
-        Raises CaptureError: 7 when a process is gone, the exit code of a rank that failed.
+        Raises DeviceError when a process is gone, the exit code of a rank that failed.
         """
         return [value]
 
@@ -96,7 +96,7 @@ class Group(Ranks):
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
     def connect(self, device: str) -> str:
-        """Raises CaptureError 7 when the others do not come."""
+        """Raises DeviceError when the others do not come."""
         import torch.distributed as dist
 
         device, backend = _placed(device, self.local)
@@ -106,7 +106,7 @@ class Group(Ranks):
         except Exception as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             fact = f"no rendezvous at {where} ({type(error).__name__})"
-            raise CaptureError(f"{fact}. Start all processes with torchrun or accelerate launch.", 7) from error
+            raise DeviceError(f"{fact}. Start all processes with torchrun or accelerate launch.") from error
         self._store = dist.PrefixStore("octavo", found)
         self._heart.start()
         self._meet()
@@ -189,7 +189,7 @@ class Group(Ranks):
             said = self._store.get("failed") if self._store.check(["failed"]) else None
         if said is not None:
             first = Failure(*map(int, said.split()))
-            raise CaptureError(f"rank {first.rank} ended the run.", first.code)
+            raise error_with(first.code, f"rank {first.rank} ended the run.")
 
     def _listen(self, beats: list[int], heard: list[float]) -> None:
         now = time.monotonic()
@@ -264,13 +264,13 @@ def _gathered(data: bytes, world: int) -> list[bytes]:
     return [each[: int(size)].numpy().tobytes() for each, size in zip(found, sizes, strict=True)]
 
 
-def _gone(who: str) -> CaptureError:
-    return CaptureError(f"{who} of this run is gone. Run again, a capture with --resume.", 7)
+def _gone(who: str) -> OctavoError:
+    return DeviceError(f"{who} of this run is gone. Run again, a capture with --resume.")
 
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """A connection that breaks inside, as it does when a process dies, is a CaptureError 7."""
+    """A connection that breaks inside, as it does when a process dies, is a DeviceError."""
     try:
         yield
     except RuntimeError as error:

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import CaptureError, damage, storage_error
+from .errors import OctavoError, StorageError, damage, storage_error
 
 MANIFEST_LIMIT = 64 << 20
 HEAD = b'{"sha256": "'
@@ -34,7 +34,7 @@ def open_regular(path: Path, remedy: str = "") -> Iterator[tuple[int, int]]:
         os.close(descriptor)
 
 
-def _open_error(path: Path, exc: OSError, remedy: str) -> CaptureError:
+def _open_error(path: Path, exc: OSError, remedy: str) -> OctavoError:
     if exc.errno in (errno.ENOENT, errno.ENOTDIR):
         return damage(path, "missing", remedy)
     if exc.errno == errno.ELOOP:
@@ -85,16 +85,16 @@ class Sealed(NamedTuple):
 
 
 def seal(body: Any) -> bytes:
-    """The bytes of a sealed file. Raises CaptureError 5 when no reader would take them."""
+    """The bytes of a sealed file. Raises StorageError when no reader would take them."""
     content = canonical(body)
     data = HEAD + digest_of(content).encode() + MIDDLE + content + TAIL
     if len(data) > MANIFEST_LIMIT:
-        raise CaptureError(f"manifest: larger than {MANIFEST_LIMIT >> 20} MiB. Keep fewer steps a prompt (--keep).", 5)
+        raise StorageError(f"manifest: larger than {MANIFEST_LIMIT >> 20} MiB. Keep fewer steps a prompt (--keep).")
     return data
 
 
 def read_sealed(path: Path, remedy: str = "", limit: int = MANIFEST_LIMIT) -> Sealed:
-    """What `write_sealed` wrote; anything else, to the last bit, is a CaptureError 3."""
+    """What `write_sealed` wrote; anything else, to the last bit, is a FileError."""
     data = read_bytes(path, limit, remedy)
     start = len(HEAD) + 64 + len(MIDDLE)
     content = data[start : -len(TAIL)]

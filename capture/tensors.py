@@ -69,7 +69,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """The tensors of a file and its metadata; they must cover it without gap or overlap. CaptureError 3 otherwise."""
+    """The tensors of a file and its metadata; they must cover it without gap or overlap. FileError otherwise."""
     with open_regular(path) as (descriptor, size):
         prefix = bytearray(min(8, size))
         pread(descriptor, memoryview(prefix), 0, path)

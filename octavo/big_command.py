@@ -78,7 +78,7 @@ def _casts(model: nn.Module, captured: torch.dtype | None) -> Callable[[Tensor],
 
 
 def _looked_at(model: nn.Module, component: str, cast: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors by name as they were captured, each let go when the next is asked for. CalibrateError 6 for NaN."""
+    """The tensors by name as they were captured, each let go when the next is asked for. NumbersError for NaN."""
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.is_floating_point():
             check_finite(f"{component}.{name}", tensor)

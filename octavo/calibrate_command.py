@@ -16,7 +16,7 @@ from octavo.calibrate.run import Result
 from octavo.calibrate.run import calibrate as calibrate_model
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.capture.devices import DTYPES, resolve_device
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import MisfitError, UsageError
 from octavo.capture.fingerprint import fingerprint
 from octavo.capture.ranks import ALONE, Ranks
 from octavo.capture.store.reader import Capture
@@ -78,25 +78,25 @@ def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: R
         from .cnn_command import run_cnn
 
         if ranks.world > 1:
-            raise CaptureError(f"--pipeline {options.pipeline}: is the work of one process. Start one.", 2)
+            raise UsageError(f"--pipeline {options.pipeline}: is the work of one process. Start one.")
         return run_cnn(options, terminal)
     if options.pipeline is not None:
-        raise CaptureError("--memory: is of denoisers. Leave it out with --pipeline cnn.", 2)
+        raise UsageError("--memory: is of denoisers. Leave it out with --pipeline cnn.")
     options = replace(options, device=ranks.connect(options.device))
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
-            raise CaptureError(f"--{name.replace('_', '-')}: is of --pipeline cnn alone. Leave it out.", 2)
+            raise UsageError(f"--{name.replace('_', '-')}: is of --pipeline cnn alone. Leave it out.")
     bytes_of(options.max_shard_size, "--max-shard-size")
     if ranks.rank == 0:
         check_target(options.out, overwrite=options.overwrite)
     if graphs := [name for name in formats_of(options) if name.endswith("onnx")]:
-        raise CaptureError(f"--format {graphs[0]}: is of --pipeline cnn alone. Choose ascend.", 2)
+        raise UsageError(f"--format {graphs[0]}: is of --pipeline cnn alone. Choose ascend.")
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
     component = _component(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
     chosen = chosen_calls(capture, component, options.samples, terminal, ranks)
     if not chosen:
-        raise CaptureError(f"{capture.directory}: holds no calls of '{component}'. Capture with more --steps.", 4)
+        raise MisfitError(f"{capture.directory}: holds no calls of '{component}'. Capture with more --steps.")
     settings = settings_of(options, family, len(chosen))
     calls = replayed_calls(capture, component, chosen, casting(capture, options.dtype))
     if options.memory is not None:
@@ -122,7 +122,7 @@ def told(options: CalibrateOptions, capture: Capture, component: str) -> dict[st
 
 
 def formats_of(options: CalibrateOptions) -> tuple[str, ...]:
-    """The formats wanted. Raises CaptureError 2 for one that cannot be written."""
+    """The formats wanted. Raises UsageError for one that cannot be written."""
     names = tuple(name.strip() for name in options.formats.split(","))
     check_formats(names)
     return names
@@ -155,22 +155,22 @@ def _component(capture: Capture, wanted: str | None) -> str:
         return there[0]
     if wanted is None or wanted not in there:
         fact = f"no calls of '{wanted}'" if wanted else f"holds calls of {len(there)} denoisers"
-        raise CaptureError(f"{capture.directory}: {fact}. Choose one of {', '.join(there)} with --component.", 2)
+        raise UsageError(f"{capture.directory}: {fact}. Choose one of {', '.join(there)} with --component.")
     return wanted
 
 
 def settings_of(options: CalibrateOptions, family: Family, samples: int | None = None) -> Settings:
-    """The recipe, and what the options say otherwise. Raises CalibrateError 2 where a format has no form for it."""
+    """The recipe, and what the options say otherwise. Raises UsageError where a format has no form for it."""
     defaults = family.keep_float
     if options.quantize_too and defaults is not None:
         unknown = [pattern for pattern in options.quantize_too if pattern not in defaults]
         if unknown:
             known = ", ".join(defaults)
-            raise CaptureError(f"--quantize: '{unknown[0]}' is not kept float by default. Choose of {known}.", 2)
+            raise UsageError(f"--quantize: '{unknown[0]}' is not kept float by default. Choose of {known}.")
         defaults = {pattern: why for pattern, why in defaults.items() if pattern not in options.quantize_too}
     quantize = options.quantize_too if defaults is None else ()
     if options.accuracy not in RECIPES:
-        raise CaptureError(f"--accuracy: no '{options.accuracy}'. Choose one of {', '.join(RECIPES)}.", 2)
+        raise UsageError(f"--accuracy: no '{options.accuracy}'. Choose one of {', '.join(RECIPES)}.")
     said = {
         "observer": options.observer, "activations": "float" if options.weight_only else options.activations,
         "smoothing": options.smoothing, "weights": options.weights or None, "bias_correction": options.bias_correction,
@@ -212,12 +212,12 @@ def source_of(capture: Capture, options: CalibrateOptions) -> str:
     """Where the captured model is."""
     source = options.model or capture.manifest.get("model")
     if source is None:
-        raise CaptureError(f"{capture.directory}: does not say which model it is of. Give it with --model.", 2)
+        raise UsageError(f"{capture.directory}: does not say which model it is of. Give it with --model.")
     return str(source)
 
 
 def check_fingerprint(capture: Capture, component: str, now: dict[str, str], source: str, allow_revision: bool) -> None:
-    """Raises CaptureError 4 when the model of the fingerprint `now` is not the one whose calls were captured."""
+    """Raises MisfitError when the model of the fingerprint `now` is not the one whose calls were captured."""
     was = capture.manifest["components"][component]
     if was["class"] != now["class"]:
         fact = f"was captured from {was['class']}; this model is {now['class']}"
@@ -228,7 +228,7 @@ def check_fingerprint(capture: Capture, component: str, now: dict[str, str], sou
         fact = f"was captured from {was['class']} {revisions} (--allow-revision accepts it)"
     else:
         return
-    raise CaptureError(f"{capture.directory} {fact}. Give the captured model with --model.", 4)
+    raise MisfitError(f"{capture.directory} {fact}. Give the captured model with --model.")
 
 
 def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from octavo.capture.devices import DTYPES, resolve_device
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.files import Modes, lock
 from octavo.capture.fingerprint import fingerprint
 from octavo.capture.ranks import Ranks
@@ -101,4 +101,4 @@ def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: 
     )  # fmt: skip
     job.ranks.wait()
     if tally.failed:
-        raise CaptureError(f"{options.capture}: {len(tally.failed)} prompts failed. Run again with --resume.", 1)
+        raise OctavoError(f"{options.capture}: {len(tally.failed)} prompts failed. Run again with --resume.")

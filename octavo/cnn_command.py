@@ -14,7 +14,7 @@ from octavo.calibrate.run import planned
 from octavo.calibrate.sqnr import spread
 from octavo.calibrate.synthetic import made_up, warnings_of
 from octavo.capture.devices import DTYPES, resolve_device
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import UsageError
 from octavo.pipelines import GENERIC
 from octavo.pipelines.classifier import Classifier, classifier_directory, load_classifier
 from octavo.pipelines.images import batches, image_files
@@ -63,23 +63,23 @@ def _check(options: CalibrateOptions) -> None:
     for name in _OTHERS:
         if getattr(options, name) != defaults[name]:
             word = "quantize" if name == "quantize_too" else name.replace("_", "-")
-            raise CaptureError(f"--{word}: is not for --pipeline cnn. Leave it out.", 2)
+            raise UsageError(f"--{word}: is not for --pipeline cnn. Leave it out.")
     if others := [name for name in formats_of(options) if name not in _FORMATS]:
-        raise CaptureError(f"--format {others[0]}: is of denoisers. Choose of {', '.join(_FORMATS)}.", 2)
+        raise UsageError(f"--format {others[0]}: is of denoisers. Choose of {', '.join(_FORMATS)}.")
     if options.activations == "timestep":
-        raise CaptureError("--activations timestep: an image classifier has no noise levels. Choose another.", 2)
+        raise UsageError("--activations timestep: an image classifier has no noise levels. Choose another.")
     if (options.images is None) == (options.input_shape is None):
         given = "neither" if options.images is None else "both"
-        raise CaptureError(f"--pipeline cnn: wants --images or --input-shape, and got {given}. Give one.", 2)
+        raise UsageError(f"--pipeline cnn: wants --images or --input-shape, and got {given}. Give one.")
     if options.samples is not None and options.images is None:
-        raise CaptureError("--samples: is of --images alone. Leave it out.", 2)
+        raise UsageError("--samples: is of --images alone. Leave it out.")
 
 
 def shape_of(text: str) -> list[int]:
-    """The sizes in "1,3,224,224". Raises CaptureError 2 for anything but four numbers above 0."""
+    """The sizes in "1,3,224,224". Raises UsageError for anything but four numbers above 0."""
     parts = text.split(",")
     if len(parts) != 4 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise CaptureError(f"--input-shape: '{text}' is not batch,channels,height,width. Give 1,3,224,224 or so.", 2)
+        raise UsageError(f"--input-shape: '{text}' is not batch,channels,height,width. Give 1,3,224,224 or so.")
     return [int(part) for part in parts]
 
 

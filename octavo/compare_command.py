@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from octavo.calibrate.failures import out_of_memory
+from octavo.calibrate.errors import out_of_memory
 from octavo.capture.devices import DTYPES, resolve_device
-from octavo.capture.errors import CaptureError, first_sentence
+from octavo.capture.errors import DeviceError, OctavoError, StorageError, first_sentence
 from octavo.capture.files import Modes, staging, write_bytes
 from octavo.pipelines.family import Family
 from octavo.pipelines.inspection import family_at
@@ -61,17 +61,17 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
     missed = [gate for gate in content["gates"] if not gate["passed"]]
     if missed:
         words = "; ".join(f"{g['name']} is {decibels(g['value'])}, below {decibels(g['bar'])}" for g in missed)
-        raise CaptureError(f"{options.checkpoint}: {words}. Calibrate with --accuracy balanced or best.", 1)
+        raise OctavoError(f"{options.checkpoint}: {words}. Calibrate with --accuracy balanced or best.")
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Raises CaptureError 5 when a page cannot be written to `path`. Changes nothing that stays."""
+    """Raises StorageError when a page cannot be written to `path`. Changes nothing that stays."""
     if path.is_dir():
-        raise CaptureError(f"{path}: is a directory. Give the name of a file with -o.", 5)
+        raise StorageError(f"{path}: is a directory. Give the name of a file with -o.")
     if not path.parent.is_dir():
-        raise CaptureError(f"{path.parent}: no such directory. Make it or choose another with -o.", 5)
+        raise StorageError(f"{path.parent}: no such directory. Make it or choose another with -o.")
     if path.exists() and not overwrite:
-        raise CaptureError(f"{path}: exists. Use --overwrite or another name with -o.", 5)
+        raise StorageError(f"{path}: exists. Use --overwrite or another name with -o.")
     with staging(path.parent):
         pass
 
@@ -92,16 +92,14 @@ def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:
         comparison.look_inside(texts[0])
         for number, text in enumerate(terminal.progress("prompts", texts, len(texts)), 1):
             terminal.event("prompt", number=number, **comparison.compare(text).row)
+    except OctavoError:
+        raise
     except Exception as error:
-        if hasattr(error, "exit_code"):
-            raise
         where = f"prompt {max(number, 1)}"
         if (device := out_of_memory(error)) is not None:
-            raise CaptureError(
-                f"{where}: out of memory on {device}. Use a smaller size or another --device.", 7
-            ) from error
+            raise DeviceError(f"{where}: out of memory on {device}. Use a smaller size or another --device.") from error
         fact = first_sentence(error)
-        raise CaptureError(f"{where}: {type(error).__name__}: {fact}. Change the settings.", 1) from error
+        raise OctavoError(f"{where}: {type(error).__name__}: {fact}. Change the settings.") from error
 
 
 def content_of(comparison: Comparison, options: CompareOptions, source: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from octavo.calibrate.sqnr import Power
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import MisfitError, NumbersError
 from octavo.pipelines.demo.judge import judge
 from octavo.pipelines.demo.scene import SIZE, parse
 from octavo.pipelines.run import prompt_seed, run_prompt
@@ -56,13 +56,13 @@ class Comparison:
     def look_inside(self, prompt: str) -> None:
         """Runs the float pipeline once with its denoiser probed; what is timed later is then warm.
 
-        Raises CaptureError 4 when the denoiser is not called.
+        Raises MisfitError when the denoiser is not called.
         """
         with self.probe.listening():
             run_prompt(self.pipe, prompt, self.arguments, self.seed, self.probe.clock.tick)
         if not self.probe.powers:
             fact = f"the {self.deployed.component} was never called"
-            raise CaptureError(f"{prompt!r}: {fact}. Choose another --component or more --steps.", 4)
+            raise MisfitError(f"{prompt!r}: {fact}. Choose another --component or more --steps.")
 
     def compare(self, prompt: str) -> Pair:
         """Draws `prompt`, as long a run as the one looked at, with the float denoiser, then with the integers in it."""
@@ -72,7 +72,7 @@ class Comparison:
         self._outputs = self._outputs.plus(power)
         errors = [_relative(a, b) for a, b in zip(exact.latents, other.latents, strict=True)]
         if not all(map(math.isfinite, errors)) or not np.isfinite(other.output).all():
-            raise CaptureError(f"{prompt!r}: gave values that are not finite. Use another --dtype.", 6)
+            raise NumbersError(f"{prompt!r}: gave values that are not finite. Use another --dtype.")
         if exact.latents:
             self._final.add(exact.latents[-1], other.latents[-1])
         decoded = self.arguments.get("output_type") != "latent"

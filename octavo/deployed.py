@@ -16,7 +16,7 @@ from octavo.calibrate.load import Checkpoint
 from octavo.calibrate.runtime import accelerate, attend, optimized
 from octavo.calibrate.runtime.modules import Int8GELU
 from octavo.calibrate.structure import QUANT_METHOD
-from octavo.capture.errors import CaptureError, damage
+from octavo.capture.errors import MisfitError, OctavoError, UsageError, damage
 from octavo.capture.sealed import read_bytes
 from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.load import load_denoiser
@@ -48,13 +48,13 @@ class Deployed(NamedTuple):
 
 
 def check_deployed(out: Path) -> None:
-    """Raises CaptureError when there is nothing at `out` that `load_deployed` could load: 2 no directory, or layers of
+    """Raises OctavoError when there is nothing at `out` that `load_deployed` could load: 2 no directory, or layers of
     another library; 3 no checkpoint in it."""
     if not out.is_dir():
-        raise CaptureError(f"{out}: no such directory. Give what octavo calibrate wrote.", 2)
+        raise UsageError(f"{out}: no such directory. Give what octavo calibrate wrote.")
     method = method_at(out)
     if method not in (None, QUANT_METHOD):
-        raise CaptureError(f"{out}: quantized by {method}. Give a checkpoint of the format ascend or diffusers.", 2)
+        raise UsageError(f"{out}: quantized by {method}. Give a checkpoint of the format ascend or diffusers.")
     if method is None:
         Checkpoint(out)
 
@@ -62,7 +62,7 @@ def check_deployed(out: Path) -> None:
 def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.device) -> Deployed:
     """The integers at `out` and the denoiser of `pipe` they are of, on `device`.
 
-    Raises CaptureError: 3 for damaged files, 4 when `out` is of another model.
+    Raises FileError for damaged files, MisfitError when `out` is of another model.
     """
     report = report_at(out)
     only = component or report.get("component")
@@ -166,9 +166,9 @@ def _unlike(module: nn.Module, other: nn.Module) -> str | None:
     return None if same else "none of its float parameters has these values"
 
 
-def of_another(out: Path, fact: str) -> CaptureError:
+def of_another(out: Path, fact: str) -> OctavoError:
     """The refusal of a checkpoint that is not of the model that was given."""
-    return CaptureError(f"{out}: of another model ({fact}). Give the MODEL that was captured.", 4)
+    return MisfitError(f"{out}: of another model ({fact}). Give the MODEL that was captured.")
 
 
 def difference(checkpoint: Checkpoint, module: nn.Module) -> str | None:

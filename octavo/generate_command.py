@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from octavo.calibrate.failures import out_of_memory
+from octavo.calibrate.errors import out_of_memory
 from octavo.calibrate.report import peak_memory
 from octavo.capture.devices import DTYPES, resolve_device
-from octavo.capture.errors import CaptureError, first_sentence
+from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageError, first_sentence
 from octavo.pipelines import family_of
 from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
 
@@ -67,15 +67,15 @@ def _arguments(pipe: Any, settings: RunSettings, out: Path, target: Target) -> d
         arguments["output_type"] = "latent" if target.latents else "pil"
         if not target.latents and getattr(pipe, "vae", pipe) is None:
             fact = f"{type(pipe).__name__} has no VAE here, and gives latents"
-            raise CaptureError(f"{out}: {fact}. Name a .safetensors file for them.", 2)
+            raise UsageError(f"{out}: {fact}. Name a .safetensors file for them.")
     return arguments
 
 
-def _refusal(error: Exception) -> Exception:
-    """What a user is told of an error inside a pipeline."""
-    if hasattr(error, "exit_code"):
+def _refusal(error: Exception) -> OctavoError:
+    """An error inside a pipeline as the user should read it."""
+    if isinstance(error, OctavoError):
         return error
     if (where := out_of_memory(error)) is not None:
-        return CaptureError(f"out of memory on {where or 'the device'}. Try --offload or a smaller size.", 7)
+        return DeviceError(f"out of memory on {where or 'the device'}. Try --offload or a smaller size.")
     fact = first_sentence(error)
-    return CaptureError(f"the pipeline does not run: {type(error).__name__}: {fact}. See --debug.", 4)
+    return MisfitError(f"the pipeline does not run: {type(error).__name__}: {fact}. See --debug.")

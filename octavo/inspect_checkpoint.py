@@ -9,7 +9,7 @@ from octavo.calibrate.export.check import Verdict, check, views
 from octavo.calibrate.export.check_model import OCTAVO, TORCHAO, Model
 from octavo.calibrate.load import Checkpoint
 from octavo.calibrate.structure import Structure
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.sealed import read_bytes
 
 from .terminal import Terminal, size
@@ -25,7 +25,7 @@ def inspect_checkpoint(path: Path, terminal: Terminal) -> bool:
     try:
         for view, place in there.items() if there else {"ascend": path}.items():
             layers[view] = _show(view, place, terminal)
-    except CaptureError:
+    except OctavoError:
         terminal.event("checkpoint", sound=False, layers=layers, **event)
         raise
     if (path / "report.json").exists():

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import FileError, MisfitError, UsageError
 from octavo.capture.store.reader import Capture, TensorInfo
 from octavo.pipelines.load import model_directory
 
@@ -30,9 +30,9 @@ def run(path: Path, terminal: Terminal) -> None:
         if not inspect_onnx(path, terminal):
             sys.exit(3)
     elif path.exists():
-        raise CaptureError(f"{path}: neither a capture nor a checkpoint. Give a directory that Octavo wrote.", 3)
+        raise FileError(f"{path}: neither a capture nor a checkpoint. Give a directory that Octavo wrote.")
     else:
-        raise CaptureError(f"{path}: no such directory.", 2)
+        raise UsageError(f"{path}: no such directory.")
 
 
 def _inspect_directory(path: Path, terminal: Terminal) -> bool:
@@ -43,7 +43,7 @@ def _inspect_directory(path: Path, terminal: Terminal) -> bool:
 
         parts = quantized_parts(path) if (path / "model_index.json").exists() else [path]
         if not parts:
-            raise CaptureError(f"{path}: a pipeline with nothing quantized. Give a checkpoint, or a capture.", 3)
+            raise FileError(f"{path}: a pipeline with nothing quantized. Give a checkpoint, or a capture.")
         sound = all([inspect_checkpoint(part, terminal) for part in parts])
     for graph in graphs:
         from .inspect_onnx import inspect_onnx
@@ -53,7 +53,7 @@ def _inspect_directory(path: Path, terminal: Terminal) -> bool:
 
 
 def inspect_capture(path: Path, terminal: Terminal) -> None:
-    """Prints what a capture holds, then reads every byte; CaptureError on the first damage."""
+    """Prints what a capture holds, then reads every byte; OctavoError on the first damage."""
     capture = Capture.open(path, allow_incomplete=True)
     found = describe_capture(capture)
     manifest = capture.manifest
@@ -81,7 +81,7 @@ def inspect_capture(path: Path, terminal: Terminal) -> None:
     terminal.say("  every digest holds")
     terminal.event("capture", path=str(path), sound=found["state"] == "finished", manifest=manifest, **found)
     if found["state"] != "finished":
-        raise CaptureError(f"{path}: {found['state']}. Finish it with capture --resume.", 4)
+        raise MisfitError(f"{path}: {found['state']}. Finish it with capture --resume.")
 
 
 def describe_capture(capture: Capture) -> dict[str, Any]:

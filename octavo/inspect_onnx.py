@@ -6,18 +6,18 @@ from pathlib import Path
 from octavo.calibrate.onnx.check import layers_of, verdicts
 from octavo.calibrate.onnx.extra import check_extra
 from octavo.calibrate.onnx.read import opset_of, read_graph
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 
 from .terminal import Terminal, size
 
 
 def inspect_onnx(path: Path, terminal: Terminal) -> bool:
     """Prints what is at `path` and returns whether it is sound: whole, with numbers that an export writes, and one that
-    onnxruntime or Ascend can load. Raises CaptureError 3 for a file that cannot be read safely."""
+    onnxruntime or Ascend can load. Raises FileError for a file that cannot be read safely."""
     check_extra(f"{path}")
     try:
         graph = read_graph(path)
-    except CaptureError:
+    except OctavoError:
         terminal.event("onnx", path=str(path), sound=False)
         raise
     proto, layers, found = graph.proto, layers_of(graph), verdicts(graph)

@@ -8,8 +8,8 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
-from octavo.calibrate.failures import out_of_memory
-from octavo.capture.errors import CaptureError, first_sentence
+from octavo.calibrate.errors import out_of_memory
+from octavo.capture.errors import DeviceError, MisfitError, NumbersError, OctavoError, StorageError, first_sentence
 from octavo.capture.kept_steps import keep_rule
 from octavo.capture.ranks import ALONE, Ranks
 from octavo.capture.recorder import Clock, Recorder
@@ -95,7 +95,7 @@ class Job:
         self.tally = reduce(Tally.plus, tallies)
         self.tally.failed.sort()
         if not writer.there():
-            raise CaptureError(f"{self.options.capture}: no prompt could be captured. See the errors above.", 1)
+            raise OctavoError(f"{self.options.capture}: no prompt could be captured. See the errors above.")
         if self.ranks.rank == 0 and not self.tally.failed:
             writer.complete()
 
@@ -137,11 +137,11 @@ class Job:
                 run_prompt(self.pipe, info["prompt"], self.arguments, self.settings.seed, stepped)
                 if not any(recorder.heard for recorder in recorders):
                     names = " or ".join(self.modules)
-                    raise CaptureError(f"prompt {number}: the {names} was never called. Choose another --component.", 4)
+                    raise MisfitError(f"prompt {number}: the {names} was never called. Choose another --component.")
                 inside = time.perf_counter()
         except Exception as error:
             refused = self._refusal(error, number, clock.step, len(writer.there()))
-            if not self.options.keep_going or getattr(refused, "exit_code", 1) in (4, 5, 7):
+            if not self.options.keep_going or isinstance(refused, MisfitError | StorageError | DeviceError):
                 raise refused from error
             self.tally.failed.append(number)
             self.terminal.warn(str(refused), own=True)
@@ -155,18 +155,16 @@ class Job:
         self.tally.stored_bytes += unit.stored_bytes
         self.terminal.event("prompt", own=True, number=number, calls=unit.calls, stored_bytes=unit.stored_bytes)
 
-    def _refusal(self, error: Exception, number: int, step: int, stored: int) -> Exception:
+    def _refusal(self, error: Exception, number: int, step: int, stored: int) -> OctavoError:
         """The error as the user should read it."""
-        if hasattr(error, "exit_code"):
+        if isinstance(error, OctavoError):
             return error
         if (device := out_of_memory(error)) is not None:
             where = f"out of memory on {device or self.options.device} at prompt {number}, step {step}"
-            return CaptureError(
-                f"{where}. {stored} prompts are stored; try --offload or a smaller size, then --resume.", 7
-            )
+            return DeviceError(f"{where}. {stored} prompts are stored; try --offload or a smaller size, then --resume.")
         fact = first_sentence(error)
         remedy = "Change the settings, or pass --keep-going to leave such prompts out"
-        return CaptureError(f"prompt {number}: {type(error).__name__}: {fact}. {remedy}.", 1)
+        return OctavoError(f"prompt {number}: {type(error).__name__}: {fact}. {remedy}.")
 
     def _estimate(self, left: int) -> None:
         tally = self.tally
@@ -189,8 +187,8 @@ class Heard:
         if bad and self.options.nonfinite == "error":
             path, count = next(iter(bad.items()))
             fact = f"{path} has {count} non-finite values (fp16 overflow?)"
-            raise CaptureError(
-                f"prompt {self.number} step {call.step}: {fact}. Use another --dtype or --nonfinite=skip.", 6
+            raise NumbersError(
+                f"prompt {self.number} step {call.step}: {fact}. Use another --dtype or --nonfinite=skip."
             )
         self.tally.skipped += bool(bad)
         self.tally.saturated += any(s.saturated for s in stats.values())
@@ -198,14 +196,14 @@ class Heard:
 
 
 def _unstored(writer: CaptureWriter, infos: list[dict[str, Any]], options: CaptureOptions) -> list[tuple[int, int]]:
-    """(index of the unit to make, place in `infos`) of the prompts that are not stored; CaptureError 4 when some
+    """(index of the unit to make, place in `infos`) of the prompts that are not stored; MisfitError when some
     stored ones are no longer asked for."""
     there, keys = set(writer.stored.values()), [unit_key(info) for info in infos]
     removed = there - set(keys)
     if removed and not options.keep_removed:
         source = options.prompts or "the prompts"
         fact = f"{len(removed)} captured prompts are no longer in the file"
-        raise CaptureError(f"{source}: {fact}. Use --keep-removed or another directory.", 4)
+        raise MisfitError(f"{source}: {fact}. Use --keep-removed or another directory.")
     taken = set(writer.stored)
     todo = []
     for number, key in enumerate(keys):

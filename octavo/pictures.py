@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import StorageError, UsageError
 from octavo.capture.files import replace_directory, staging, storage, write_bytes
 
 _MODE, _DIRECTORY_MODE = 0o644, 0o755
@@ -29,24 +29,22 @@ class Target(NamedTuple):
 def target_of(path: Path, overwrite: bool) -> Target:
     """The target of that name, before anything is loaded.
 
-    Raises CaptureError: 2 for an ending that means nothing, and for video where nothing writes it; 5 for what is there
-    already without `overwrite`, and a folder that is not there.
+    Raises UsageError for an ending that means nothing, and for video where nothing writes it; StorageError for what is
+    there already without `overwrite`, and a folder that is not there.
     """
     ending = path.suffix.lower()
     if ending and ending not in (*_FORMATS, _VIDEO, _LATENTS):
         choices = ", ".join((*_FORMATS, _VIDEO, _LATENTS))
-        raise CaptureError(f"{path}: '{ending}' is no format. Choose of {choices}, or a directory for frames.", 2)
+        raise UsageError(f"{path}: '{ending}' is no format. Choose of {choices}, or a directory for frames.")
     if ending == _VIDEO and not all(importlib.util.find_spec(name) for name in ("imageio", "imageio_ffmpeg")):
-        raise CaptureError(
-            f"{path}: needs imageio and imageio-ffmpeg. Install them, or name a directory for frames.", 2
-        )
+        raise UsageError(f"{path}: needs imageio and imageio-ffmpeg. Install them, or name a directory for frames.")
     with storage(path):
         if path.is_dir() and (ending or any(path.iterdir())) and not (overwrite and _frames_only(path)):
-            raise CaptureError(f"{path}: a directory that is not empty. Name another.", 5)
+            raise StorageError(f"{path}: a directory that is not empty. Name another.")
         if path.exists() and not path.is_dir() and not overwrite:
-            raise CaptureError(f"{path}: exists. Use --overwrite or another name.", 5)
+            raise StorageError(f"{path}: exists. Use --overwrite or another name.")
         if not path.absolute().parent.is_dir():
-            raise CaptureError(f"{path}: there is no directory {path.parent}. Make it.", 5)
+            raise StorageError(f"{path}: there is no directory {path.parent}. Make it.")
     return Target(path)
 
 
@@ -57,7 +55,7 @@ def _frames_only(path: Path) -> bool:
 def save(made: Any, target: Target, fps: int) -> str:
     """Writes the first of what a pipeline made; returns what that is, in words.
 
-    Raises CaptureError 2 where it is not what the target is for.
+    Raises UsageError where it is not what the target is for.
     """
     path = target.path
     if target.latents:
@@ -66,14 +64,14 @@ def save(made: Any, target: Target, fps: int) -> str:
     frames = list(first) if isinstance(first, Sequence) else [first]
     if not all(hasattr(frame, "save") for frame in frames):
         kind = type(first).__name__
-        raise CaptureError(f"{path}: the pipeline gives no pictures but {kind}. Name a .safetensors file.", 2)
+        raise UsageError(f"{path}: the pipeline gives no pictures but {kind}. Name a .safetensors file.")
     words = f"{frames[0].width} x {frames[0].height}"
     if not path.suffix:
         _save_frames(frames, path)
     elif path.suffix.lower() == _VIDEO:
         _save_video(frames, path, fps)
     elif len(frames) > 1:
-        raise CaptureError(f"{path}: the pipeline made {len(frames)} frames. Name a directory, or an .mp4 file.", 2)
+        raise UsageError(f"{path}: the pipeline made {len(frames)} frames. Name a directory, or an .mp4 file.")
     else:
         write_bytes(path, _encoded(frames[0], _FORMATS[path.suffix.lower()]), _MODE)
     return words if len(frames) == 1 else f"{len(frames)} frames of {words}"
@@ -106,7 +104,7 @@ def _save_latents(made: Any, path: Path) -> str:
     from octavo.capture.tensors import Planned, write_tensors
 
     if not isinstance(made, Tensor):
-        raise CaptureError(f"{path}: the pipeline gives no latents. Name a picture or a directory.", 2)
+        raise UsageError(f"{path}: the pipeline gives no latents. Name a picture or a directory.")
     with staging(path.absolute().parent) as staged:
         write_tensors(staged / path.name, {"latents": Planned.of(made)}, {}, _MODE)
         with storage(path):

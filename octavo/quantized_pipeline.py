@@ -10,7 +10,7 @@ from octavo.calibrate.export.ascend import all_names
 from octavo.calibrate.export.check_model import method_at
 from octavo.calibrate.load import Checkpoint
 from octavo.calibrate.structure import QUANT_METHOD
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import UsageError
 from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.load import load_denoiser, load_pipeline, model_directory
 
@@ -40,17 +40,17 @@ def open_pipeline(
     """The pipeline of a model directory, or that of a checkpoint with its denoiser in integers.
 
     `model` and `component` win over what the checkpoint says of its origin; `options` are those of `load_pipeline`.
-    Raises CaptureError 2 for a checkpoint that does not say what it is of, and what loading raises.
+    Raises UsageError for a checkpoint that does not say what it is of, and what loading raises.
     """
     directory = model_directory(source)
     if not is_checkpoint(directory):
         if model is not None or component is not None:
-            raise CaptureError(f"{source}: a pipeline, not a checkpoint. Leave --model and --component out.", 2)
+            raise UsageError(f"{source}: a pipeline, not a checkpoint. Leave --model and --component out.")
         return load_pipeline(directory, dtype=dtype, device=device, **options)
     said = report_at(directory)
     model = model or said.get("model")
     if model is None:
-        raise CaptureError(f"{source}: does not say which model it is of. Give it with --model.", 2)
+        raise UsageError(f"{source}: does not say which model it is of. Give it with --model.")
     name = component or said.get("component") or "transformer"
     method = method_at(directory)
     if method is None:
@@ -58,7 +58,7 @@ def open_pipeline(
         _put_in(denoisers(pipe, (name,))[name], directory)
         return pipe
     if method != QUANT_METHOD:
-        raise CaptureError(f"{source}: quantized by {method}. Load it with diffusers and {method}.", 2)
+        raise UsageError(f"{source}: quantized by {method}. Load it with diffusers and {method}.")
     if dtype is None and device.type == "cpu":
         dtype = torch.float32  # halves are slow there
     denoiser: Any = load_denoiser(directory, dtype)

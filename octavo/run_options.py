@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import UsageError
 from octavo.pipelines.run import RunSettings
 
 
@@ -31,7 +31,7 @@ class RunOptions:
 
     @property
     def settings(self) -> RunSettings:
-        """What the pipeline is asked for. Raises CaptureError 2 for an --arg that is not NAME=VALUE."""
+        """What the pipeline is asked for. Raises UsageError for an --arg that is not NAME=VALUE."""
         named = {"num_frames": self.frames, "fps": self.fps, "resolution": self.resolution, "aspect": self.aspect}
         further = {name: value for name, value in named.items() if value is not None}
         further |= dict(_parsed(text) for text in self.arguments)
@@ -44,7 +44,7 @@ def _parsed(text: str) -> tuple[str, Any]:
     """NAME=VALUE of --arg: JSON, the path of a picture, or else the text itself."""
     name, found, value = text.partition("=")
     if not found or not name.isidentifier():
-        raise CaptureError(f"--arg {text}: not NAME=VALUE. Give the name of an argument of the pipeline's call.", 2)
+        raise UsageError(f"--arg {text}: not NAME=VALUE. Give the name of an argument of the pipeline's call.")
     try:
         return name, json.loads(value)
     except json.JSONDecodeError:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from octavo.capture.errors import OctavoError
 from octavo.capture.ranks import ALONE, Ranks
 
 T = TypeVar("T")
@@ -72,12 +73,11 @@ def errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
         if debug:
             ranks.failed(1)
             raise
-        code = getattr(error, "exit_code", None)
         text = " ".join(str(error).split())
-        if code is None:
+        if not isinstance(error, OctavoError):
             text = f"{type(error).__name__}: {text}. Run again with --debug and report it."
         where = f"rank {ranks.rank}: " if ranks.world > 1 else ""
-        _end(ranks, code if code is not None else 1, f"Error: {where}{text}")
+        _end(ranks, error.exit_code if isinstance(error, OctavoError) else 1, f"Error: {where}{text}")
     finally:
         ranks.close()
 

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from octavo.calibrate.failures import out_of_memory
+from octavo.calibrate.errors import out_of_memory
 from octavo.calibrate.sqnr import spread
-from octavo.capture.errors import CaptureError, first_sentence
+from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageError, first_sentence
 from octavo.capture.store.reader import Capture
 from octavo.pipelines.family import Family
 from octavo.pipelines.run import RunSettings, call_arguments, final_latents
@@ -25,13 +25,13 @@ class Rerun:
     """Calling it gives the final latents of each prompt, with the seed, size and guidance of the capture; the same at
     every call. `seconds` is what the last call took.
 
-    Raises CaptureError 2 for a capture without prompts, or with arguments that it does not hold.
+    Raises UsageError for a capture without prompts, or with arguments that it does not hold.
     """
 
     def __init__(self, pipe: Any, capture: Capture, family: Family, prompts: int = PROMPTS, steps: int = STEPS) -> None:
         texts = [unit.info["prompt"] for unit in capture.units if isinstance(unit.info.get("prompt"), str)]
         if not texts:
-            raise CaptureError(f"{capture.directory}: holds no prompts to run again. Capture with a pipeline.", 2)
+            raise UsageError(f"{capture.directory}: holds no prompts to run again. Capture with a pipeline.")
         self._prompts = [texts[at] for at in spread(len(texts), prompts)]
         self._settings = settings = _settings(capture)
         self._pipe = pipe
@@ -45,11 +45,9 @@ class Rerun:
         began = time.perf_counter()
         try:
             made = [final_latents(self._pipe, text, self._arguments, self._settings.seed) for text in self._prompts]
-        except CaptureError:
+        except OctavoError:
             raise
         except Exception as error:
-            if hasattr(error, "exit_code"):
-                raise
             raise _refusal(error) from error
         self.seconds = time.perf_counter() - began
         return made
@@ -123,12 +121,12 @@ def _settings(capture: Capture) -> RunSettings:
             arguments[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError) as error:
             fact = f"was made with {name}, which it does not hold"
-            raise CaptureError(f"{capture.directory}: {fact}. Calibrate without --budget.", 2) from error
+            raise UsageError(f"{capture.directory}: {fact}. Calibrate without --budget.") from error
     return RunSettings(**{name: value for name, value in said.items() if name in known}, arguments=arguments)
 
 
-def _refusal(error: Exception) -> CaptureError:
+def _refusal(error: Exception) -> OctavoError:
     if out_of_memory(error) is not None:
-        return CaptureError("out of memory in a run of the pipeline. Use a smaller size or another --device.", 7)
+        return DeviceError("out of memory in a run of the pipeline. Use a smaller size or another --device.")
     fact = first_sentence(error)
-    return CaptureError(f"the pipeline does not run: {type(error).__name__}: {fact}. Calibrate without --budget.", 4)
+    return MisfitError(f"the pipeline does not run: {type(error).__name__}: {fact}. Calibrate without --budget.")

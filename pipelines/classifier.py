@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import FileError, UsageError
 
 from .images import Preprocessing, preprocessing_of
 from .inspection import check_weights, read_json
@@ -31,14 +31,14 @@ def classifier_directory(model: str) -> Path:
 def load_classifier(directory: Path, dtype: torch.dtype = torch.float32) -> Classifier:
     """The model in a directory, nothing downloaded, no pickle opened, no code of the directory run.
 
-    Raises PipelineError: 2 where there is no such directory, 3 for one that holds no image classifier or a damaged
-    file, 4 for missing or misshapen weights, 6 for weights that are not finite.
+    Raises UsageError where there is no such directory, FileError for one that holds no image classifier or a damaged
+    file, MisfitError for missing or misshapen weights, NumbersError for weights that are not finite.
     """
     if not directory.is_dir():
         names = ", ".join(BUNDLED)
-        raise PipelineError(f"{directory}: no such model directory. Give a transformers directory, or {names}.", 2)
+        raise UsageError(f"{directory}: no such model directory. Give a transformers directory, or {names}.")
     if not (directory / "config.json").is_file():
-        raise PipelineError(f"{directory}: no config.json. Give the directory of an image classifier.", 3)
+        raise FileError(f"{directory}: no config.json. Give the directory of an image classifier.")
     words = read_json(directory / "config.json")
     check_weights(directory)
     with quiet():
@@ -47,7 +47,7 @@ def load_classifier(directory: Path, dtype: torch.dtype = torch.float32) -> Clas
             kind = AutoModelForImageClassification._model_mapping[type(config)]
         except (OSError, ValueError, KeyError, TypeError) as error:
             found = words.get("model_type") or one_line(error)
-            raise PipelineError(f"{directory}: no image classifier ({found}). Give one of transformers.", 3) from error
+            raise FileError(f"{directory}: no image classifier ({found}). Give one of transformers.") from error
         options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True, "config": config}
         model = load_component(directory, kind[0] if isinstance(kind, tuple) else kind, options, strict=False)
     check_finite(model, directory.name)

@@ -7,7 +7,7 @@ from typing import Any
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import UsageError
 
 _DENOISER = re.compile(r"Transformer|UNet|UVit|DiT|DiffNeXt|Prior$|UniDiffuserModel|FilmDecoder")
 _OTHER = re.compile(
@@ -36,7 +36,7 @@ def is_denoiser(module: nn.Module) -> bool:
 def denoisers(pipeline: DiffusionPipeline, only: tuple[str, ...] = ()) -> dict[str, nn.Module]:
     """The denoisers of `pipeline` by dotted name, each module once; `only` chooses some by name.
 
-    Raises PipelineError 2 when there is none, or none of a chosen name.
+    Raises UsageError when there is none, or none of a chosen name.
     """
     parts = list(_parts(pipeline))
     found: dict[str, nn.Module] = {}
@@ -46,10 +46,8 @@ def denoisers(pipeline: DiffusionPipeline, only: tuple[str, ...] = ()) -> dict[s
     kind = type(pipeline).__name__
     choices = ", ".join(sorted(name for name, _ in parts)) or "nothing"
     if not found and not only:
-        raise PipelineError(
-            f"{kind}: no transformer or UNet among its modules. Choose one of {choices} with --component.", 2
-        )
+        raise UsageError(f"{kind}: no transformer or UNet among its modules. Choose one of {choices} with --component.")
     for name in only:
         if name not in dict(parts):
-            raise PipelineError(f"{kind}: no module '{name}'. Choose one of {choices}.", 2)
+            raise UsageError(f"{kind}: no module '{name}'. Choose one of {choices}.")
     return {name: dict(parts)[name] for name in only} if only else found

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import FileError, UsageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 CONFIG = "preprocessor_config.json"
@@ -74,7 +74,7 @@ def _cropped(values: np.ndarray, crop: tuple[int, int] | None) -> np.ndarray:
 def preprocessing_of(directory: Path, channels: int = 3, image_size: int = 224) -> Preprocessing:
     """What preprocessor_config.json in `directory` says; without one, `image_size` square and values of 0 to 1.
 
-    Raises PipelineError 3 for a file that is not one.
+    Raises FileError for a file that is not one.
     """
     path = directory / CONFIG
     if not path.is_file():
@@ -83,7 +83,7 @@ def preprocessing_of(directory: Path, channels: int = 3, image_size: int = 224) 
         found = json.loads(path.read_bytes()[:_LIMIT])
         return _read(found, channels)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise PipelineError(f"{path}: not a preprocessor's configuration ({error}). Correct it.", 3) from error
+        raise FileError(f"{path}: not a preprocessor's configuration ({error}). Correct it.") from error
 
 
 def _read(found: dict[str, Any], channels: int) -> Preprocessing:
@@ -123,22 +123,22 @@ def _sizes(value: Any) -> tuple[int | None, tuple[int, int] | None]:
 def image_files(directory: Path) -> list[Path]:
     """The pictures in a directory and below it, sorted by name.
 
-    Raises PipelineError: 2 where there is no such directory, 3 where it holds none.
+    Raises UsageError where there is no such directory, FileError where it holds none.
     """
     if not directory.exists():
-        raise PipelineError(f"{directory}: no such directory. Give one with pictures.", 2)
+        raise UsageError(f"{directory}: no such directory. Give one with pictures.")
     if not directory.is_dir():
-        raise PipelineError(f"{directory}: not a directory. Give one with pictures.", 3)
+        raise FileError(f"{directory}: not a directory. Give one with pictures.")
     files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not files:
-        raise PipelineError(f"{directory}: holds no pictures ({', '.join(sorted(SUFFIXES))}). Give others.", 3)
+        raise FileError(f"{directory}: holds no pictures ({', '.join(sorted(SUFFIXES))}). Give others.")
     return files
 
 
 def batches(files: Sequence[Path], preprocessing: Preprocessing, batch: int) -> Iterator[Tensor]:
     """The pictures (batch, channels, height, width), read as they are asked for; a last batch may be smaller.
 
-    Pictures that keep sizes of their own come one by one. Raises PipelineError 3 for one that cannot be read.
+    Pictures that keep sizes of their own come one by one. Raises FileError for one that cannot be read.
     """
     batch = batch if preprocessing.fixed else 1
     for start in range(0, len(files), batch):
@@ -146,9 +146,9 @@ def batches(files: Sequence[Path], preprocessing: Preprocessing, batch: int) -> 
 
 
 def picture_of(path: Path, preprocessing: Preprocessing) -> Tensor:
-    """One picture. Raises PipelineError 3 when it cannot be read."""
+    """One picture. Raises FileError when it cannot be read."""
     try:
         with Image.open(path) as opened:
             return preprocessing(opened)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise PipelineError(f"{path}: not a picture that can be read. Repair it or take it away.", 3) from error
+        raise FileError(f"{path}: not a picture that can be read. Repair it or take it away.") from error

@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import FileError, UsageError
 
 from . import FAMILIES, family_of
 from .family import Family
@@ -15,37 +15,35 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file of a model directory; PipelineError 3 when it is not one."""
+    """The object in a JSON file of a model directory; FileError when it is not one."""
     try:
         value = json.loads(file.read_bytes())
     except json.JSONDecodeError as error:
-        raise PipelineError(f"{file}: not valid JSON (line {error.lineno}). Download the file again.", 3) from None
+        raise FileError(f"{file}: not valid JSON (line {error.lineno}). Download the file again.") from None
     except (UnicodeDecodeError, RecursionError):
-        raise PipelineError(f"{file}: not valid JSON. Download the file again.", 3) from None
+        raise FileError(f"{file}: not valid JSON. Download the file again.") from None
     if not isinstance(value, dict):
-        raise PipelineError(f"{file}: holds no JSON object. Download the file again.", 3)
+        raise FileError(f"{file}: holds no JSON object. Download the file again.")
     return value
 
 
 def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str, Any]:
     """The `model_index.json` of a diffusers directory whose files are safe to load.
 
-    Raises PipelineError: 2 no such directory; 3 not a pipeline, broken JSON, custom code, pickle weights only, a
+    Raises 2 no such directory; 3 not a pipeline, broken JSON, custom code, pickle weights only, a
     truncated weights file.
     """
     if not directory.is_dir():
-        raise PipelineError(f"{directory}: no such model directory. Give a diffusers directory, or demo.", 2)
+        raise UsageError(f"{directory}: no such model directory. Give a diffusers directory, or demo.")
     file = directory / "model_index.json"
     if not file.is_file():
-        raise PipelineError(f"{directory}: no model_index.json. Give the directory of a whole diffusers pipeline.", 3)
+        raise FileError(f"{directory}: no model_index.json. Give the directory of a whole diffusers pipeline.")
     index = read_json(file)
     _refuse_code(directory, index, trust_remote_code)
     for name, kind in index.items():
         if not name.startswith("_") and isinstance(kind, list) and kind[-1] is not None:
             if not (directory / name).is_dir():
-                raise PipelineError(
-                    f"{directory}: no folder {name}, which model_index.json names. Download it again.", 3
-                )
+                raise FileError(f"{directory}: no folder {name}, which model_index.json names. Download it again.")
             check_weights(directory / name)
     return index
 
@@ -53,10 +51,10 @@ def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str,
 def family_at(directory: Path, name: str | None = None) -> Family:
     """The family of the model in `directory`: the one called `name`, or what its files say.
 
-    Raises PipelineError 2 when there is no such directory or family, 3 when the files say nothing.
+    Raises UsageError when there is no such directory or family, FileError when the files say nothing.
     """
     if not directory.is_dir():
-        raise PipelineError(f"{directory}: no such model directory. Give a diffusers directory, or demo.", 2)
+        raise UsageError(f"{directory}: no such model directory. Give a diffusers directory, or demo.")
     if name is not None:
         return FAMILIES[name]
     config = directory / "config.json"
@@ -77,24 +75,24 @@ def _refuse_code(directory: Path, index: dict[str, Any], trusted: bool) -> None:
         f for n in index if (directory / n).is_dir() for f in (directory / n).glob("*.py")
     ]
     if code and not trusted:
-        raise PipelineError(
+        raise FileError(
             f"{directory}: needs custom code ({code[0].relative_to(directory)}), which is not run. "
-            "Pass --trust-remote-code after reading it.", 3
+            "Pass --trust-remote-code after reading it."
         )  # fmt: skip
 
 
 def check_weights(folder: Path) -> None:
-    """Raises PipelineError 3 for a folder with pickle weights alone, and for a damaged safetensors file."""
+    """Raises FileError for a folder with pickle weights alone, and for a damaged safetensors file."""
     weights = sorted(folder.glob("*.safetensors"))
     if not weights and any(f.suffix in _PICKLES for f in folder.iterdir()):
-        raise PipelineError(f"{folder}: no safetensors weights; pickle weights are not loaded. Convert them first.", 3)
+        raise FileError(f"{folder}: no safetensors weights; pickle weights are not loaded. Convert them first.")
     for file in weights:
         try:
             with safe_open(file, "pt", backend="pread"):
                 pass
         except (SafetensorError, OSError) as error:
             fact = str(error).removeprefix("Error while deserializing header: ")
-            raise PipelineError(f"{file}: truncated or damaged ({fact}). Download the file again.", 3) from None
+            raise FileError(f"{file}: truncated or damaged ({fact}). Download the file again.") from None
 
 
 def stored_dtype(folder: Path) -> str | None:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from octavo.capture.devices import DTYPES
-from octavo.capture.errors import PipelineError, first_sentence
+from octavo.capture.errors import FileError, MisfitError, NumbersError, UsageError, first_sentence
 
 from .denoisers import denoisers
 from .family import Family
@@ -76,9 +76,9 @@ def load_pipeline(
     """The pipeline in a directory, in evaluation mode, nothing downloaded, no pickle opened.
 
     `family` (default: the one of the files) may load it in its own way; `text_encoder` is then the folder of what a
-    folder of the denoiser alone lacks. The components `given` take the place of those in the directory. Raises
-    PipelineError: what `inspect_model` refuses; 2 for a component that is none; 4 for missing or misshapen weights (and
-    surplus ones when `strict`); 6 for weights that are not finite.
+    folder of the denoiser alone lacks. The components `given` take the place of those in the directory. Raises what
+    `inspect_model` refuses; UsageError for a component that is none; MisfitError for missing or misshapen weights (and
+    surplus ones when `strict`); NumbersError for weights that are not finite.
     """
     device = device or torch.device("cpu")
     family = family or family_at(directory)
@@ -111,7 +111,7 @@ def mapped_denoiser(
     read when they are used. What is stored in another dtype than the first weight is in `dtype`. Nothing else of the
     pipeline is loaded.
 
-    Raises PipelineError: what `inspect_model` refuses; 2 for a component that no folder holds; as `load_component`.
+    Raises what `inspect_model` refuses; UsageError for a component that no folder holds; as `load_component`.
     """
     if family.load is not None:
         return denoisers(family.load(directory, None, None), (component,))[component]
@@ -120,7 +120,7 @@ def mapped_denoiser(
     model_class = _model_class(kind) if isinstance(kind, list) else None
     if model_class is None:
         fact = f"{component} is not a model of diffusers in a folder of its own"
-        raise PipelineError(f"{directory}: {fact}. Calibrate without --memory.", 2)
+        raise UsageError(f"{directory}: {fact}. Calibrate without --memory.")
     stored = DTYPES[stored_dtype(directory / component) or "float32"]
     common: dict[str, Any] = {"torch_dtype": stored, "local_files_only": True, "use_safetensors": True}
     with quiet():
@@ -150,7 +150,7 @@ def _load_diffusers(
 ) -> Any:
     index = inspect_model(directory, trust_remote_code)
     if unknown := sorted(set(given) - set(index)):
-        raise PipelineError(f"{directory}: has no component {unknown[0]}. Choose one with --component.", 2)
+        raise UsageError(f"{directory}: has no component {unknown[0]}. Choose one with --component.")
     kinds = {name: kind for name, kind in index.items() if isinstance(kind, list) and not name.startswith("_")}
     ours = [directory / name for name in sorted(kinds, reverse=True) if kinds[name][0] == "diffusers"]
     dtype = dtype or default_dtype(ours, device)
@@ -165,14 +165,14 @@ def _load_diffusers(
         try:
             pipe = DiffusionPipeline.from_pretrained(directory, trust_remote_code=trust_remote_code, **common, **parts)
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-            raise PipelineError(f"{directory}: {one_line(error)}. Check the directory.", 3) from error
+            raise FileError(f"{directory}: {one_line(error)}. Check the directory.") from error
     return pipe
 
 
 def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Module:
     """The denoiser alone in a directory, of the class that its config.json names, in `dtype` or as it is stored.
 
-    Raises PipelineError 3 for files that do not load, 4 for weights of another model, and what a quantizer that is
+    Raises FileError for files that do not load, MisfitError for weights of another model, and what a quantizer that is
     registered with diffusers raises.
     """
     name = read_json(directory / "config.json").get("_class_name")
@@ -180,7 +180,7 @@ def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Modul
     if name == "STDiT3":
         from .opensora import STDiT3 as kind
     if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise PipelineError(f"{directory / 'config.json'}: no model class '{name}' is known. Upgrade diffusers.", 3)
+        raise FileError(f"{directory / 'config.json'}: no model class '{name}' is known. Upgrade diffusers.")
     with quiet():
         common = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
         return load_component(directory, kind, common, strict=True)
@@ -196,7 +196,7 @@ def _model_class(kind: list[str | None]) -> Any:
 
 
 def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool) -> nn.Module:
-    """The model of class `kind` in a folder, with options `common`; PipelineError 3 and 4 as `load_pipeline` says."""
+    """The model of class `kind` in a folder, with options `common`; raises as `load_pipeline` does."""
     files = list(folder.glob("*.safetensors"))
     variants = {f.name.split(".")[1].split("-")[0] for f in files if f.name.count(".") == 2}
     if variants and all(f.name.count(".") == 2 for f in files):
@@ -208,21 +208,20 @@ def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool
         module, info = kind.from_pretrained(folder, output_loading_info=True, **common)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         mismatch = "size mismatch" in str(error) or "shape" in str(error)
-        raise PipelineError(f"{folder}: {one_line(error)}. Check the files.", 4 if mismatch else 3) from error
+        kind = MisfitError if mismatch else FileError
+        raise kind(f"{folder}: {one_line(error)}. Check the files.") from error
     missing = sorted(info["missing_keys"])
     if missing:
         count = f"{len(missing)} weight{'s' * (len(missing) > 1)} missing"
         would = "they" if len(missing) > 1 else "it"
-        raise PipelineError(
-            f"{folder}: {count} ({', '.join(missing[:5])}); {would} would be random. Download it again.", 4
-        )
+        raise MisfitError(f"{folder}: {count} ({', '.join(missing[:5])}); {would} would be random. Download it again.")
     if info["mismatched_keys"]:
         key = sorted(str(k[0] if isinstance(k, (tuple, list)) else k) for k in info["mismatched_keys"])[0]
-        raise PipelineError(f"{folder}: {key} has another shape than the model. Check config.json.", 4)
+        raise MisfitError(f"{folder}: {key} has another shape than the model. Check config.json.")
     surplus = sorted(info["unexpected_keys"])
     if surplus and strict:
-        raise PipelineError(
-            f"{folder}: {len(surplus)} unknown weights ({', '.join(surplus[:5])}). Drop --strict to ignore them.", 4
+        raise MisfitError(
+            f"{folder}: {len(surplus)} unknown weights ({', '.join(surplus[:5])}). Drop --strict to ignore them."
         )
     if surplus:
         log.warning("%s: %d unknown weights are ignored (%s).", folder, len(surplus), ", ".join(surplus[:5]))
@@ -230,12 +229,12 @@ def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool
 
 
 def check_finite(module: nn.Module, name: str) -> None:
-    """Raises PipelineError 6 when a floating weight of `module` holds NaN or infinity."""
+    """Raises NumbersError when a floating weight of `module` holds NaN or infinity."""
     for key, tensor in module.named_parameters():
         if tensor.is_floating_point() and not tensor.is_meta and tensor.numel() and not _finite(tensor):
             bad = tensor.numel() - int(torch.isfinite(tensor).sum())
             fact = f"{bad} of {tensor.numel()} values not finite"
-            raise PipelineError(f"{name}.{key}: {fact}. Download the weights again or use another dtype.", 6)
+            raise NumbersError(f"{name}.{key}: {fact}. Download the weights again or use another dtype.")
 
 
 def _finite(tensor: torch.Tensor) -> bool:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import FileError, MisfitError
 
 from .families import value_groups
 from .family import Family
@@ -37,14 +37,14 @@ _FIXED = {
 def transformer_config(words: dict[str, Any], path: Path) -> dict[str, Any]:
     """The arguments of AllegroTransformer3DModel for the config.json of an OpenSoraT2V, which lies at `path`.
 
-    Raises PipelineError 4 for a field that is missing, or that says it is another model.
+    Raises MisfitError for a field that is missing, or that says it is another model.
     """
     for name, value in _FIXED.items():
         if words.get(name, value) != value:
-            raise PipelineError(f"{path}: {name} is {words[name]!r}, not {value!r}. Give Open-Sora-Plan 1.2.", 4)
+            raise MisfitError(f"{path}: {name} is {words[name]!r}, not {value!r}. Give Open-Sora-Plan 1.2.")
     missing = [name for name in _NEEDED if words.get(name) is None]
     if missing:
-        raise PipelineError(f"{path}: {missing[0]} is missing. Give the config.json of an OpenSoraT2V.", 4)
+        raise MisfitError(f"{path}: {missing[0]} is missing. Give the config.json of an OpenSoraT2V.")
     size, frames = words["sample_size"], words["sample_size_t"]
     height, width = size if isinstance(size, list) else (size, size)
     # where the config says nothing, the model counts positions relative to 30 by 40 patches and 16 frames
@@ -62,7 +62,7 @@ def transformer_config(words: dict[str, Any], path: Path) -> dict[str, Any]:
 def load_transformer(directory: str | Path, torch_dtype: Any = None) -> Any:
     """The transformer of a folder with config.json and safetensors, in the dtype of the file or `torch_dtype`.
 
-    Raises PipelineError: 3 for a file that is missing or damaged, 4 for one that is of another model.
+    Raises FileError for a file that is missing or damaged, MisfitError for one that is of another model.
     """
     import torch
     from diffusers import AllegroTransformer3DModel
@@ -73,14 +73,14 @@ def load_transformer(directory: str | Path, torch_dtype: Any = None) -> Any:
     directory = Path(directory)
     path = directory / "config.json"
     if not path.is_file():
-        raise PipelineError(f"{path}: it does not exist. Give the folder that holds config.json.", 3)
+        raise FileError(f"{path}: it does not exist. Give the folder that holds config.json.")
     config = transformer_config(read_json(path), path)
     try:
         with torch.device("meta"):
             model = AllegroTransformer3DModel(**config)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
-        raise PipelineError(f"{path}: no model can be built ({reason}). Mend it.", 4) from None
+        raise MisfitError(f"{path}: no model can be built ({reason}). Mend it.") from None
     return fill(model, directory, torch_dtype)
 
 
@@ -109,7 +109,7 @@ def _text_parts(folder: Path, dtype: Any) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise PipelineError(f"{folder}: no text encoder ({reason}). Give the folder of google/mt5-xxl.", 3) from error
+        raise FileError(f"{folder}: no text encoder ({reason}). Give the folder of google/mt5-xxl.") from error
     return {"tokenizer": tokenizer, "text_encoder": encoder.eval()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import UsageError
 
 from .family import Family
 
@@ -39,7 +39,7 @@ def prompt_seed(prompt: str, seed: int) -> int:
 def call_arguments(pipe: Any, family: Family, settings: RunSettings) -> dict[str, Any]:
     """The keyword arguments of `pipe(...)` but for prompt and generator.
 
-    Raises PipelineError 2 when a setting was asked for that this pipeline does not take, or it needs more.
+    Raises UsageError when a setting was asked for that this pipeline does not take, or it needs more.
     """
     parameters = inspect.signature(type(pipe).__call__).parameters
     wanted = {
@@ -54,15 +54,15 @@ def call_arguments(pipe: Any, family: Family, settings: RunSettings) -> dict[str
     kind = type(pipe).__name__
     for name in wanted:
         if name not in parameters:
-            raise PipelineError(f"{kind}: takes no argument {name}. Leave it out.", 2)
+            raise UsageError(f"{kind}: takes no argument {name}. Leave it out.")
     if "prompt" in parameters and _deaf(pipe) and not any("prompt_embeds" in name for name in wanted):
-        raise PipelineError(f"{kind}: has no text encoder for its prompts. Give its folder with --text-encoder.", 2)
+        raise UsageError(f"{kind}: has no text encoder for its prompts. Give its folder with --text-encoder.")
     made = {name: value for name, value in family.defaults.items() if name in parameters} | wanted
     given = {*made, "self", "prompt", "generator"}
     for name, parameter in parameters.items():
         free = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if parameter.default is parameter.empty and not free and name not in given:
-            raise PipelineError(f"{kind}: needs {name}. Give it with --arg {name}=VALUE.", 2)
+            raise UsageError(f"{kind}: needs {name}. Give it with --arg {name}=VALUE.")
     return made
 
 
@@ -110,7 +110,7 @@ def run_prompt(
 def final_latents(pipe: Any, prompt: str, arguments: Mapping[str, Any], seed: int) -> torch.Tensor:
     """The end of the trajectory of `run_prompt`, before any decoding.
 
-    Raises PipelineError 2 for a pipeline that gives no tensor.
+    Raises UsageError for a pipeline that gives no tensor.
     """
     parameters = inspect.signature(type(pipe).__call__).parameters
     asked = {"output_type": "latent"} if "output_type" in parameters else {}
@@ -118,5 +118,5 @@ def final_latents(pipe: Any, prompt: str, arguments: Mapping[str, Any], seed: in
     first = made if isinstance(made, torch.Tensor) else made[0]
     if not isinstance(first, torch.Tensor):
         kind = type(first).__name__
-        raise PipelineError(f"{type(pipe).__name__}: gives a {kind}, not latents. Choose another pipeline.", 2)
+        raise UsageError(f"{type(pipe).__name__}: gives a {kind}, not latents. Choose another pipeline.")
     return first

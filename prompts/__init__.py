@@ -1,5 +1,5 @@
 """Prompt sets, one prompt a line: the bundled ones by name, the user's own by path."""
 
-from .reading import BUNDLED, Prompts, PromptsError, read_prompts
+from .reading import BUNDLED, Prompts, read_prompts
 
-__all__ = ["BUNDLED", "Prompts", "PromptsError", "read_prompts"]
+__all__ = ["BUNDLED", "Prompts", "read_prompts"]

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from octavo.capture.errors import FileError, OctavoError, UsageError
+
 BUNDLED = ("demo", "demo-heldout", "images", "videos")
 MAX_CHARACTERS = 65_536
 MAX_PROMPTS = 1_000_000
@@ -20,14 +22,6 @@ MAX_WARNINGS = 20
 BLOCK = 1 << 16
 CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x1f]")
 UTF16 = re.compile(b"\xff\xfe|\xfe\xff|[^\x00]\x00[^\x00]\x00|\x00[^\x00]\x00[^\x00]", re.DOTALL)
-
-
-class PromptsError(ValueError):
-    """A prompts file that cannot be used: one line naming where, what and the remedy."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,8 @@ class Prompts:
 
 
 def read_prompts(name_or_path: str) -> Prompts:
-    """The prompts of a bundled set or of a file. Raises PromptsError 2 when there is none, 3 when it is not usable."""
+    """The prompts of a bundled set or of a file. Raises UsageError when there is none, FileError when it is not usable.
+    """
     path = Path(__file__).with_name(f"{name_or_path}.txt") if name_or_path in BUNDLED else Path(name_or_path)
     first_line: dict[str, int] = {}
     warnings: list[str] = []
@@ -54,14 +49,14 @@ def read_prompts(name_or_path: str) -> Prompts:
             continue
         count += 1
         if count > MAX_PROMPTS:
-            raise PromptsError(f"{path}: more than {MAX_PROMPTS} prompts. Split the file.", 3)
+            raise FileError(f"{path}: more than {MAX_PROMPTS} prompts. Split the file.")
         first = first_line.setdefault(text, number)
         if first != number:
             repeated += 1
             if repeated <= MAX_WARNINGS:
                 warnings.append(f"{path}: line {number} repeats line {first}; captured once.")
     if not first_line:
-        raise PromptsError(f"{path}: holds no prompts. Write one a line.", 3)
+        raise FileError(f"{path}: holds no prompts. Write one a line.")
     if repeated > MAX_WARNINGS:
         warnings.append(f"{path}: {repeated - MAX_WARNINGS} more lines repeat earlier ones; captured once.")
     digest = sha256()
@@ -78,18 +73,18 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         except UnicodeDecodeError as exc:
             column = len(raw[: exc.start].decode("utf-8")) + 1
             fact = f"not UTF-8 (byte 0x{raw[exc.start]:02x} at column {column})"
-            raise PromptsError(f"{path}: line {number}: {fact}. Save it as UTF-8.", 3) from exc
+            raise FileError(f"{path}: line {number}: {fact}. Save it as UTF-8.") from exc
         if len(text) > MAX_CHARACTERS:
             raise _too_long(path, number)
         control = CONTROL.search(text)
         if control is not None:
             fact = f"control character U+{ord(control[0]):04X}"
-            raise PromptsError(f"{path}: line {number}: {fact}. Remove it.", 3)
+            raise FileError(f"{path}: line {number}: {fact}. Remove it.")
         yield number, text
 
 
-def _too_long(path: Path, number: int) -> PromptsError:
-    return PromptsError(f"{path}: line {number}: longer than {MAX_CHARACTERS} characters. Write one prompt a line.", 3)
+def _too_long(path: Path, number: int) -> OctavoError:
+    return FileError(f"{path}: line {number}: longer than {MAX_CHARACTERS} characters. Write one prompt a line.")
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
@@ -117,10 +112,10 @@ def _blocks(path: Path) -> Iterator[bytes]:
         raise _open_error(path, exc) from exc
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise PromptsError(f"{path}: not a regular file. Give a text file.", 3)
+            raise FileError(f"{path}: not a regular file. Give a text file.")
         block = os.read(descriptor, BLOCK)
         if UTF16.match(block):
-            raise PromptsError(f"{path}: looks like UTF-16; save it as UTF-8.", 3)
+            raise FileError(f"{path}: looks like UTF-16; save it as UTF-8.")
         block = block.removeprefix(b"\xef\xbb\xbf")
         while block:
             yield block
@@ -131,9 +126,9 @@ def _blocks(path: Path) -> Iterator[bytes]:
         os.close(descriptor)
 
 
-def _open_error(path: Path, exc: OSError | ValueError) -> PromptsError:
+def _open_error(path: Path, exc: OSError | ValueError) -> OctavoError:
     if not isinstance(exc, OSError) or exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-        return PromptsError(f"{path}: no such prompts file. Give a file or one of {', '.join(BUNDLED)}.", 2)
+        return UsageError(f"{path}: no such prompts file. Give a file or one of {', '.join(BUNDLED)}.")
     if exc.errno in (errno.ENXIO, errno.ENODEV, errno.EISDIR):
-        return PromptsError(f"{path}: not a regular file. Give a text file.", 3)
-    return PromptsError(f"{path}: {(exc.strerror or str(exc)).lower()}. Check its permissions.", 3)
+        return FileError(f"{path}: not a regular file. Give a text file.")
+    return FileError(f"{path}: {(exc.strerror or str(exc)).lower()}. Check its permissions.")

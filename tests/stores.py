@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import Call, CaptureWriter
 
@@ -82,7 +82,7 @@ def files_of(directory: Path) -> list[Path]:
 
 def refused(directory: Path, exit_code: int, manifest: dict[str, Any] = PLANNED, **options: Any) -> str:
     """What CaptureWriter.create says, without the directory in front."""
-    with pytest.raises(CaptureError) as caught:
+    with pytest.raises(OctavoError) as caught:
         CaptureWriter.create(directory, manifest, **options)
     assert caught.value.exit_code == exit_code
     assert "\n" not in str(caught.value)

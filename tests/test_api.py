@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from octavo.calibrate.api import Calibrator, QuantConfig
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.load import Checkpoint, load_ascend
+from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import calls, toy
 from .faults import counting, dying, fast_path, in_child
@@ -118,9 +118,9 @@ def test_quant_params_are_those_exported(tmp_path):
 def test_names_that_are_disabled_stay_float_and_all_others_do_not():
     calibrator = calibrated(disable_names=["blocks.0.up"])
     assert set(calibrator.result.layers) == {"patch", "blocks.0.down", "blocks.1.up", "blocks.1.down", "proj_out"}
-    with pytest.raises(CalibrateError, match=r"disable_names: 'norm_out' matches no layer; nearest: '\w+'"):
+    with pytest.raises(OctavoError, match=r"disable_names: 'norm_out' matches no layer; nearest: '\w+'"):
         calibrated(disable_names=["norm_out"])
-    with pytest.raises(CalibrateError, match="disable_names: no layer is left"):
+    with pytest.raises(OctavoError, match="disable_names: no layer is left"):
         calibrated(disable_names=["*"])
 
 
@@ -139,7 +139,7 @@ def test_data_free_makes_an_input_up_and_is_the_same_twice():
         calibrator.run()
         params.append(calibrator.get_quant_params()[0])
     assert params[0] == params[1]
-    with pytest.raises(CalibrateError, match="calib_data: there is none") as caught:
+    with pytest.raises(OctavoError, match="calib_data: there is none") as caught:
         Calibrator(toy(), QuantConfig())
     assert caught.value.exit_code == 2
 
@@ -166,7 +166,7 @@ def test_data_free_makes_an_input_up_and_is_the_same_twice():
     ],
 )
 def test_values_without_meaning(config, fact):
-    with pytest.raises(CalibrateError) as caught:
+    with pytest.raises(OctavoError) as caught:
         QuantConfig(**config)
     assert fact in str(caught.value)
     assert caught.value.exit_code == 2
@@ -186,7 +186,7 @@ def test_what_is_not_built_says_so(config):
 
 
 def test_more_fallbacks_than_layers():
-    with pytest.raises(CalibrateError, match="amp_num 100: the model has 7 quantizable layers"):
+    with pytest.raises(OctavoError, match="amp_num 100: the model has 7 quantizable layers"):
         Calibrator(toy(), QuantConfig(**LABEL_FREE, amp_num=100), data())
 
 
@@ -194,21 +194,21 @@ def test_more_fallbacks_than_layers():
     ("value", "kind"), [(torch.zeros(3), "Tensor"), ({"x": 1}, "dict"), ("a.pth", "str"), (7, "int")]
 )
 def test_data_that_are_no_list(value, kind):
-    with pytest.raises(CalibrateError, match=f"expected a list of samples, found {kind}") as caught:
+    with pytest.raises(OctavoError, match=f"expected a list of samples, found {kind}") as caught:
         Calibrator(toy(), QuantConfig(**LABEL_FREE), value)
     assert caught.value.exit_code == 3
 
 
 def test_devices_that_are_not_there():
     for device, fact in (("npu", "device npu: torch_npu is not installed"), ("cuda", "device cuda")):
-        with pytest.raises(CalibrateError, match=fact) as caught:
+        with pytest.raises(OctavoError, match=fact) as caught:
             Calibrator(toy(), QuantConfig(device=device), data())
         assert caught.value.exit_code == 7
 
 
 def test_exporting_before_calibrating(tmp_path):
     calibrator = Calibrator(toy(), QuantConfig(**LABEL_FREE), data())
-    with pytest.raises(CalibrateError, match=r"Call run\(\) first"):
+    with pytest.raises(OctavoError, match=r"Call run\(\) first"):
         calibrator.export_quant_safetensor(tmp_path)
 
 
@@ -222,11 +222,11 @@ def test_other_names_and_files_of_the_user_s(tmp_path):
     ]  # fmt: skip
     assert Checkpoint(tmp_path, ("weights_0.safetensors", "description_0.json")).layer_names
     for name in ("../x.safetensors", "x.bin", "a/b.safetensors"):
-        with pytest.raises(CalibrateError, match="not a file name") as caught:
+        with pytest.raises(OctavoError, match="not a file name") as caught:
             calibrator.export_quant_safetensor(tmp_path, name)
         assert caught.value.exit_code == 2
     (tmp_path / "file").write_text("")
-    with pytest.raises(CalibrateError, match="not a directory") as caught:
+    with pytest.raises(OctavoError, match="not a directory") as caught:
         calibrator.export_quant_safetensor(tmp_path / "file")
     assert caught.value.exit_code == 5
 

@@ -10,14 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.export import EXPORTS, check_target, export
 from octavo.calibrate.export.ascend import packed, unpacked
 from octavo.calibrate.layers import install, quantized
 from octavo.calibrate.load import load_ascend
 from octavo.calibrate.run import Result, calibrate
 from octavo.calibrate.settings import Settings
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import DTYPES, Block, Call, Toy, calls, given, toy
 from .faults import counting, dying, failing, fast_path, in_child
@@ -160,7 +159,7 @@ def test_tied_shared_and_strided_tensors(tmp_path):
 def test_numbers_that_are_not_finite_are_not_written(tmp_path):
     model, result = made()
     model.table.data[0, 0] = float("nan")
-    with pytest.raises(CalibrateError, match="table: holds values that are not finite") as caught:
+    with pytest.raises(OctavoError, match="table: holds values that are not finite") as caught:
         export(result, model, tmp_path / "out")
     assert caught.value.exit_code == 6
     assert not list(tmp_path.iterdir())
@@ -198,7 +197,7 @@ def test_the_description_is_sorted_ends_its_last_line_and_has_no_nan(tmp_path):
 
 def test_other_formats_are_named(tmp_path):
     model, result = made()
-    with pytest.raises(CalibrateError, match="Choose one of ascend") as caught:
+    with pytest.raises(OctavoError, match="Choose one of ascend") as caught:
         export(result, model, tmp_path / "out", ("onyx",))
     assert caught.value.exit_code == 2
     assert list(EXPORTS) == ["ascend", "diffusers", "torchao", "onnx", "ascend-onnx"]
@@ -207,7 +206,7 @@ def test_other_formats_are_named(tmp_path):
 def test_a_second_export_needs_overwrite_and_replaces_files_of_mode_0400(tmp_path):
     model, result = made()
     export(result, model, tmp_path / "out")
-    with pytest.raises(CaptureError, match="holds a checkpoint") as caught:
+    with pytest.raises(OctavoError, match="holds a checkpoint") as caught:
         export(result, model, tmp_path / "out")
     assert caught.value.exit_code == 5
     before = (tmp_path / "out" / W8A8[0]).stat().st_ino
@@ -245,7 +244,7 @@ def test_the_target_is_looked_at_before_anything_runs(tmp_path):
     (tmp_path / "photos" / "cat.png").write_text("x")
     for name, fact in (("file", "not a directory"), ("photos", r"other files \(cat.png\)"), ("n" * 300, "too long")):
         for overwrite in (False, True):
-            with pytest.raises(CaptureError, match=fact) as caught:
+            with pytest.raises(OctavoError, match=fact) as caught:
                 check_target(tmp_path / name, overwrite=overwrite)
             assert caught.value.exit_code == 5
     assert (tmp_path / "photos" / "cat.png").read_text() == "x"
@@ -269,7 +268,7 @@ def test_a_directory_that_cannot_be_written_is_refused_first(tmp_path):
             os.setgroups([])
             os.setresgid(65534, 65534, 65534)
             os.setresuid(65534, 65534, 65534)
-        with pytest.raises(CaptureError, match="permission denied for uid") as caught:
+        with pytest.raises(OctavoError, match="permission denied for uid") as caught:
             check_target(locked / "out")
         assert caught.value.exit_code == 5
 

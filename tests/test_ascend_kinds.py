@@ -8,7 +8,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.export import check_target, export
 from octavo.calibrate.export.ascend import file_names
 from octavo.calibrate.export.check import check
@@ -17,6 +16,7 @@ from octavo.calibrate.layers import QuantizedLayer, install, quantized
 from octavo.calibrate.load import Checkpoint, load_ascend
 from octavo.calibrate.plan import Plan
 from octavo.calibrate.run import Result
+from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import DTYPES
 from .kinds import EDGES, SCHEDULE, TimedToy, changed, content, frozen, layers_of, written
@@ -153,7 +153,7 @@ def test_bins_that_no_step_is_in_are_left_out_and_every_step_finds_its_own(sched
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
 def test_a_schedule_of_no_numbers(value, tmp_path):
     model, layers = made("W8A8_TIMESTEP", torch.float32, False)
-    with pytest.raises(CalibrateError, match="timesteps: not all are finite") as caught:
+    with pytest.raises(OctavoError, match="timesteps: not all are finite") as caught:
         written(tmp_path / "out", model, layers, (1.0, value))
     assert caught.value.exit_code == 2
     assert not (tmp_path / "out").exists()

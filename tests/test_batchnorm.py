@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from octavo.calibrate.batchnorm import Pair, folded, merged, pairs_of
-from octavo.calibrate.errors import CalibrateError
+from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import Call
 from .cnn_tiny import CHANNELS, Residual, geometries, pictures, small, with_statistics
@@ -191,7 +191,7 @@ def test_what_runs_otherwise_in_training_is_folded_as_it_evaluates():
 def test_a_model_that_cannot_be_copied_is_refused():
     model = with_statistics(Net(chained))
     model.cache = model.conv.weight * 2  # part of a graph
-    with pytest.raises(CalibrateError, match="no copy") as caught:
+    with pytest.raises(OctavoError, match="no copy") as caught:
         folded(model, call_of(pictures()[0]))
     assert caught.value.exit_code == 2
 

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from octavo.calibrate.big import BigCalibration
 from octavo.calibrate.calls import moved
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.export import export
 from octavo.calibrate.export.arithmetic import corrected
 from octavo.calibrate.layers import quantized
 from octavo.calibrate.report import resident_memory
 from octavo.calibrate.run import Result, calibrate
 from octavo.calibrate.settings import RECIPES, Settings
+from octavo.capture.errors import OctavoError
 from octavo.pipelines import GENERIC
 from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.opensora.family import OPENSORA
@@ -115,7 +115,7 @@ def test_what_rounding_needs_is_said_before_the_first_call(tmp_path):
     sums = 2 * 2048**2 * 8  # of the layer with the most inputs, down
     limit = resident_memory() + 3 * sums
     started(plain, limit)
-    with pytest.raises(CalibrateError, match="to round its widest layer") as caught:
+    with pytest.raises(OctavoError, match="to round its widest layer") as caught:
         started(balanced, limit)
     assert caught.value.exit_code == 7
 

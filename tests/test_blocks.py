@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from octavo.calibrate.blocks import Blocks
 from octavo.calibrate.calls import run
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.parked import Parking
 from octavo.calibrate.spill import Spill
 from octavo.calibrate.sqnr import outputs
+from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import Block, Call
 
@@ -104,13 +104,13 @@ def by_value(model: Chain, x: Tensor) -> Tensor:
 
 def test_ways_that_no_argument_tells_are_refused(tmp_path):
     calls = [Call((torch.full((4, 4, 8), sign),), {}) for sign in (-1.0, 1.0)]
-    with pytest.raises(CalibrateError, match=r"blocks.2.*than in the first call.*without --memory") as error:
+    with pytest.raises(OctavoError, match=r"blocks.2.*than in the first call.*without --memory") as error:
         passed_on(Chain(3, by_value), calls, tmp_path)
     assert error.value.exit_code == 4
 
 
 def test_blocks_that_run_again_after_others_are_refused(tmp_path):
-    with pytest.raises(CalibrateError, match=r"runs again after others.*without --memory") as error:
+    with pytest.raises(OctavoError, match=r"runs again after others.*without --memory") as error:
         passed_on(Chain(3, all_twice), samples(), tmp_path)
     assert error.value.exit_code == 4
 

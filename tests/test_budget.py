@@ -7,10 +7,10 @@ import pytest
 
 from octavo.calibrate.budget import Cost, budget_of, size
 from octavo.calibrate.config import read_config
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.knapsack import Option, choose, least, total
 from octavo.calibrate.refine import refine
 from octavo.calibrate.settings import Settings
+from octavo.capture.errors import OctavoError
 
 FREE = float("inf")
 
@@ -59,7 +59,7 @@ def test_a_budget_limits_bytes_a_share_of_them_the_time_or_two(text, before, lim
     ],
 )
 def test_what_is_no_budget_is_said_in_one_line(text, words):
-    with pytest.raises(CalibrateError, match=r"^budget '") as error:
+    with pytest.raises(OctavoError, match=r"^budget '") as error:
         Settings(budget=text)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
@@ -68,7 +68,7 @@ def test_what_is_no_budget_is_said_in_one_line(text, words):
 
 @pytest.mark.parametrize("other", [{"fallback": 2}, {"activations": "dynamic"}, {"activations": "float"}])
 def test_a_budget_chooses_schemes_itself(other):
-    with pytest.raises(CalibrateError, match=r"^budget: "):
+    with pytest.raises(OctavoError, match=r"^budget: "):
         Settings(budget="40%", **other)
 
 

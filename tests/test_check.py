@@ -13,7 +13,7 @@ from octavo.calibrate.export.check import check
 from octavo.calibrate.load import load_ascend
 from octavo.calibrate.run import calibrate
 from octavo.calibrate.settings import Settings
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import calls, given, toy
 
@@ -94,7 +94,7 @@ def test_what_no_export_writes_is_named(tensors, fact, tmp_path):
     changed(folder, **tensors)
     assert any(fact in line for line in refused(folder)), refused(folder)
     if "described" not in fact:
-        with pytest.raises(CaptureError) as caught:
+        with pytest.raises(OctavoError) as caught:
             load_ascend(folder)
         assert caught.value.exit_code == 3
 
@@ -116,7 +116,7 @@ def test_descriptions_that_are_none(text, tmp_path):
     folder = written(tmp_path)
     (folder / DESCRIPTION).unlink()
     (folder / DESCRIPTION).write_bytes(text.encode("latin-1"))
-    with pytest.raises(CaptureError) as caught:
+    with pytest.raises(OctavoError) as caught:
         load_ascend(folder)
     assert caught.value.exit_code == 3
     assert refused(folder)
@@ -157,7 +157,7 @@ def test_files_that_are_no_safetensors_are_refused_before_their_sizes_are_believ
     folder = written(tmp_path)
     (folder / WEIGHTS).unlink()
     (folder / WEIGHTS).write_bytes(content)
-    with pytest.raises(CaptureError) as caught:
+    with pytest.raises(OctavoError) as caught:
         load_ascend(folder)
     assert caught.value.exit_code == 3
     assert str(folder / WEIGHTS) in str(caught.value)
@@ -168,5 +168,5 @@ def test_an_unknown_geometry_is_refused(tmp_path):
     found = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     save_file(found, folder / WEIGHTS)
-    with pytest.raises(CaptureError, match="unknown stride and padding"):
+    with pytest.raises(OctavoError, match="unknown stride and padding"):
         load_ascend(folder)

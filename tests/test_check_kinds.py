@@ -9,7 +9,7 @@ from torch import Tensor
 
 from octavo.calibrate.export.check import check
 from octavo.calibrate.load import load_ascend
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 
 from .kinds import TimedToy, changed, frozen, layers_of, written
 
@@ -99,7 +99,7 @@ def sound(folder: Path) -> Path:
 
 
 def refused(folder: Path, fact: str) -> None:
-    with pytest.raises(CaptureError) as caught:
+    with pytest.raises(OctavoError) as caught:
         load_ascend(folder)
     assert caught.value.exit_code == 3
     assert fact in str(caught.value)

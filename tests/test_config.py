@@ -3,7 +3,7 @@
 import pytest
 
 from octavo.calibrate.config import OPTIONS, read_config
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def config(tmp_path):
 
 
 def refused(path) -> tuple[str, int]:
-    with pytest.raises(CaptureError) as caught:
+    with pytest.raises(OctavoError) as caught:
         read_config(path)
     assert "\n" not in str(caught.value)
     return str(caught.value), caught.value.exit_code

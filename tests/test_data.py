@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from octavo.calibrate.api import Calibrator, QuantConfig
 from octavo.calibrate.data import calls_of
-from octavo.calibrate.errors import CalibrateError
+from octavo.capture.errors import OctavoError
 
 from .cnn_tiny import pictures, small
 
@@ -54,8 +54,8 @@ def test_nothing_and_what_is_no_list():
     assert calls_of(None) is None
     assert calls_of([]) is None
     for value in (torch.zeros(3), {"x": 1}, "x", 3):
-        with pytest.raises(CalibrateError, match="calib_data: expected a list") as caught:
+        with pytest.raises(OctavoError, match="calib_data: expected a list") as caught:
             calls_of(value)
         assert caught.value.exit_code == 3
-    with pytest.raises(CalibrateError, match=r"calib_data\[1\]"):
+    with pytest.raises(OctavoError, match=r"calib_data\[1\]"):
         calls_of([torch.zeros(1), 3])

@@ -11,11 +11,11 @@ import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from torch import nn
 
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.export import export
 from octavo.calibrate.plan import Plan
 from octavo.calibrate.run import Result
 from octavo.calibrate.structure import Structure
+from octavo.capture.errors import OctavoError
 from octavo.capture.tensors import Planned, write_tensors
 
 from .calibrate_tiny import toy
@@ -35,7 +35,7 @@ def out(tmp_path: Path) -> Exported:
 
 
 def refused(folder: Path, kind: Any = SD3Transformer2DModel, **options: Any) -> str:
-    with pytest.raises(CalibrateError) as caught:
+    with pytest.raises(OctavoError) as caught:
         kind.from_pretrained(folder, **options)
     assert caught.value.exit_code in (2, 3, 4)
     assert "\n" not in str(caught.value)
@@ -98,7 +98,7 @@ def test_truncated_weights_are_refused(out):
     content = path.read_bytes()
     path.unlink()
     path.write_bytes(content[:-4])
-    with pytest.raises((OSError, CalibrateError)):
+    with pytest.raises((OSError, OctavoError)):
         load(out.folder)
 
 
@@ -138,7 +138,7 @@ def test_a_model_that_is_none_of_diffusers_is_refused(tmp_path):
     model = toy().requires_grad_(False)
     layers = layers_of(model, {"proj_out": "W8A8"})
     for name in ("diffusers", "torchao"):
-        with pytest.raises(CalibrateError, match="Toy is not a model of diffusers") as caught:
+        with pytest.raises(OctavoError, match="Toy is not a model of diffusers") as caught:
             export(Result(Plan(()), layers, {}, axes={"proj_out": 3}), model, tmp_path / "out", (name,))
         assert caught.value.exit_code == 2
         assert not (tmp_path / "out").exists()
@@ -147,7 +147,7 @@ def test_a_model_that_is_none_of_diffusers_is_refused(tmp_path):
 def test_a_value_that_is_not_finite_is_not_written(out, tmp_path):
     layers = {TO_Q: frozen(out.model.get_submodule(TO_Q), "W8A8")}
     layers[TO_Q].weight_scale[0] = float("nan")
-    with pytest.raises(CalibrateError, match="not finite"):
+    with pytest.raises(OctavoError, match="not finite"):
         export(Result(Plan(()), layers, {}), out.model, tmp_path / "bad", ("diffusers",))
     assert not (tmp_path / "bad").exists()
 

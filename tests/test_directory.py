@@ -1,7 +1,6 @@
 """Which directories become a capture, which are refused, and how."""
 
 # ruff: noqa: PTH208
-
 import errno
 import os
 import resource
@@ -13,7 +12,7 @@ from tempfile import mkdtemp
 
 import pytest
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import CaptureWriter, unit_key
 
@@ -64,7 +63,7 @@ def test_d6_symbolic_links(tmp_path: Path) -> None:
     unit.symlink_to(tmp_path / "elsewhere")
     message = f"/units/{unit.name}: symbolic link inside the capture. "
     assert refused(tmp_path / "real", 3, MANIFEST, resume=True).startswith(message)
-    with pytest.raises(CaptureError, match="symbolic link inside the capture"):
+    with pytest.raises(OctavoError, match="symbolic link inside the capture"):
         Capture.open(tmp_path / "real")
 
 
@@ -106,7 +105,7 @@ def test_d9_full_disk_tells_what_is_stored_and_resumes(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "units" / f"000004-{unit_key(info_of(4))}")
     for number in (errno.ENOSPC, errno.EDQUOT):
         with CaptureWriter.create(tmp_path, PLANNED, resume=True) as writer:
-            with pytest.raises(CaptureError) as caught, counting(at, failing(number)):
+            with pytest.raises(OctavoError) as caught, counting(at, failing(number)):
                 fill(writer, [4])
             assert str(caught.value) == (
                 f"{tmp_path}: no space left (needs about 1 MiB more). 4 of 50 prompts are stored; "
@@ -124,7 +123,7 @@ def test_d9_a_real_limit_on_file_size(tmp_path: Path) -> None:
         with CaptureWriter.create(tmp_path, MANIFEST) as writer:
             fill(writer, range(2))
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-            with pytest.raises(CaptureError, match="file too large for this file system or limit") as caught:
+            with pytest.raises(OctavoError, match="file too large for this file system or limit") as caught:
                 fill(writer, [2])
             assert caught.value.exit_code == 5
 

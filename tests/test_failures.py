@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from octavo.calibrate.failures import out_of_memory
+from octavo.calibrate.errors import out_of_memory
 
 
 def test_a_real_allocation_that_is_too_large():

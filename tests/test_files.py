@@ -1,7 +1,6 @@
 """Writing: whole or absent, private whatever the umask, durable, and refused in one line."""
 
 # ruff: noqa: PTH208
-
 import errno
 import json
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from octavo.capture import files
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.files import (
     Modes,
     SafeWriteUmask,
@@ -114,7 +113,7 @@ def test_commit_never_goes_over_anything(tmp_path: Path) -> None:
     (tmp_path / "full" / "f").write_text("old")
     (tmp_path / "dangling").symlink_to("nowhere")
     for target in ("empty", "full", "dangling"):
-        with pytest.raises(CaptureError, match="exists already") as caught, staging(tmp_path) as staged:
+        with pytest.raises(OctavoError, match="exists already") as caught, staging(tmp_path) as staged:
             commit_directory(staged, tmp_path / target)
         assert caught.value.exit_code == 5
     assert sorted(os.listdir(tmp_path)) == ["dangling", "empty", "full"]
@@ -138,7 +137,7 @@ def test_replace_takes_the_place_of_a_link_and_refuses_a_file(tmp_path: Path) ->
     (tmp_path / "file").write_text("x")
     with staging(tmp_path) as staged:
         replace_directory(staged, tmp_path / "link")
-    with pytest.raises(CaptureError, match="not a directory"), staging(tmp_path) as staged:
+    with pytest.raises(OctavoError, match="not a directory"), staging(tmp_path) as staged:
         replace_directory(staged, tmp_path / "file")
     assert sorted(os.listdir(tmp_path)) == ["file", "link", "precious"]
     assert not (tmp_path / "link").is_symlink()
@@ -192,7 +191,7 @@ def test_clean_spares_the_staging_of_the_living(tmp_path: Path) -> None:
 
 def test_lock_names_its_holder_at_once_and_ends_with_it(tmp_path: Path) -> None:
     held = lock(tmp_path)
-    with pytest.raises(CaptureError) as caught:
+    with pytest.raises(OctavoError) as caught:
         lock(tmp_path)
     assert str(caught.value) == f"{tmp_path}: in use by pid {os.getpid()} on host {os.uname().nodename}."
     assert caught.value.exit_code == 5
@@ -215,7 +214,7 @@ def test_lock_is_had_by_one_of_many(tmp_path: Path) -> None:
         for _ in range(50):
             try:
                 held = lock(tmp_path)
-            except CaptureError:
+            except OctavoError:
                 continue
             inside[0] += 1
             most[0] = max(most[0], inside[0])
@@ -247,7 +246,7 @@ def test_every_failing_call_is_one_line_and_leaves_the_old_file(tmp_path: Path, 
     write_bytes(path, b"old", 0o600)
     sites = 8  # as listed in test_everything_is_synced_before_its_name_appears; unlink of nothing is allowed to fail
     for at in range(sites):
-        with pytest.raises(CaptureError) as caught, counting(at, failing(number)) as calls:
+        with pytest.raises(OctavoError) as caught, counting(at, failing(number)) as calls:
             write_bytes(path, b"new", 0o600)
         shown = path if at < 6 else tmp_path
         assert str(caught.value) == f"{shown}: {ERRORS[number]}"
@@ -267,7 +266,7 @@ def test_sealed_json_comes_back_and_nothing_else_is_believed(tmp_path: Path) -> 
     for position in range(len(whole)):
         for damaged in (whole[:position], whole[:position] + b" " + whole[position:], _flip(whole, position)):
             path.write_bytes(damaged)
-            with pytest.raises(CaptureError, match=r"damaged \(checksum\)") as caught:
+            with pytest.raises(OctavoError, match=r"damaged \(checksum\)") as caught:
                 read_sealed(path)
             assert caught.value.exit_code == 3
     with pytest.raises(ValueError, match="not JSON compliant"):
@@ -286,7 +285,7 @@ def test_only_regular_files_of_a_limited_size_are_read(tmp_path: Path) -> None:
         file.truncate(1 << 30)
     facts = {"link": "symbolic link", "fifo": "not a regular", "large": "larger than 64 MiB", "none": "missing"}
     for name, fact in {**facts, ".": "not a regular"}.items():
-        with pytest.raises(CaptureError, match=fact) as caught:
+        with pytest.raises(OctavoError, match=fact) as caught:
             read_bytes(tmp_path / name)
         assert caught.value.exit_code == 3
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import OctavoError
 from octavo.pipelines.images import Preprocessing, preprocessing_of
 
 NORMAL = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
@@ -56,6 +56,6 @@ def test_a_crop_has_its_size_whatever_the_picture(height, width, rows, columns):
 def test_what_is_no_configuration(tmp_path):
     for words in ({"size": 0.5j}, {"image_mean": [1], "image_std": []}, {"size": {"height": 3}}, [1], {"resample": 99}):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(words, default=str))
-        with pytest.raises(PipelineError, match="preprocessor_config") as caught:
+        with pytest.raises(OctavoError, match="preprocessor_config") as caught:
             preprocessing_of(tmp_path)
         assert caught.value.exit_code == 3

@@ -2,7 +2,7 @@
 
 import pytest
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.kept_steps import keep_rule
 
 
@@ -23,11 +23,11 @@ def test_rules(text, steps, kept):
 
 @pytest.mark.parametrize("text", ["", "some", "every", "every:0", "every:-1", "every:x", "spread:", "all:2"])
 def test_other_texts_are_refused(text):
-    with pytest.raises(CaptureError, match="not a rule") as caught:
+    with pytest.raises(OctavoError, match="not a rule") as caught:
         keep_rule(text, 8)
     assert caught.value.exit_code == 2
 
 
 def test_spread_needs_the_number_of_steps():
-    with pytest.raises(CaptureError, match="does not say"):
+    with pytest.raises(OctavoError, match="does not say"):
         keep_rule("spread:4", 0)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.pth.pth import convert_pth, load_samples, safe_torch_load, save_pth
 from octavo.capture.store.reader import Capture
 
@@ -41,7 +41,7 @@ def refused(path: Path, load: Callable[[Path], Any] = safe_torch_load) -> str:
     """What loading says, without the path in front; standard input is not read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", None)
-        with pytest.raises(CaptureError) as caught:
+        with pytest.raises(OctavoError) as caught:
             load(path)
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
@@ -215,7 +215,7 @@ def test_mutations_load_equal_or_are_refused(tmp_path: Path) -> None:
             path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x15]) + whole[position + 1 :])
             try:
                 safe_torch_load(path)
-            except CaptureError as exc:
+            except OctavoError as exc:
                 code = exc.exit_code
             else:
                 code = 3
@@ -230,7 +230,7 @@ def test_save_pth_writes_the_documented_list(tmp_path: Path) -> None:
     assert same(torch.load(path, weights_only=True), [call.kwargs for call in calls_of(0)])
     save_pth(path, [calls_of(0)[0]._replace(args=(torch.ones(1),), kwargs={})])
     assert same(torch.load(path, weights_only=True), [(torch.ones(1),)])
-    with pytest.raises(CaptureError, match="positional and named inputs"):
+    with pytest.raises(OctavoError, match="positional and named inputs"):
         save_pth(path, [calls_of(0)[0]._replace(args=(1,))])
 
 
@@ -239,7 +239,7 @@ def test_save_pth_on_a_full_disk_is_a_storage_error(tmp_path: Path) -> None:
         save_pth(tmp_path / "f.pth", calls_of(0))
     last = len(calls.made) - 1 - calls.made[::-1].index("write")
     for at in (calls.made.index("write"), last):
-        with counting(at, failing(errno.ENOSPC)), pytest.raises(CaptureError, match="no space left") as caught:
+        with counting(at, failing(errno.ENOSPC)), pytest.raises(OctavoError, match="no space left") as caught:
             save_pth(tmp_path / "g.pth", calls_of(0))
         assert caught.value.exit_code == 5
         assert [path.name for path in tmp_path.iterdir()] == ["f.pth"]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from octavo.capture.devices import resolve_device
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import OctavoError
 from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.load import load_pipeline
 
@@ -32,7 +32,7 @@ def edit(file: Path, change) -> None:
 
 
 def refused(model: Path, code: int, *words: str, **options) -> None:
-    with pytest.raises(PipelineError) as caught:
+    with pytest.raises(OctavoError) as caught:
         load_pipeline(model, **options)
     message = str(caught.value)
     assert caught.value.exit_code == code, message
@@ -135,14 +135,14 @@ def test_a_folder_that_the_index_names_is_missing(model):
 def test_m12_m13_m14_devices(name, code, words):
     if name.startswith("cuda") and torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    with pytest.raises(PipelineError, match=words) as caught:
+    with pytest.raises(OctavoError, match=words) as caught:
         resolve_device(name)
     assert caught.value.exit_code == code
 
 
 def test_m16_a_component_that_is_not_there_and_the_choices():
     pipe, _ = make("sd3")
-    with pytest.raises(PipelineError, match=r"no module 'unet'\. Choose one of transformer, vae") as caught:
+    with pytest.raises(OctavoError, match=r"no module 'unet'\. Choose one of transformer, vae") as caught:
         denoisers(pipe, ("unet",))
     assert caught.value.exit_code == 2
     assert list(denoisers(pipe, ("vae",))) == ["vae"]

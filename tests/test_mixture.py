@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from octavo.calibrate.budget import Search
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.export import export
 from octavo.calibrate.layers import quantized
 from octavo.calibrate.load import load_ascend
@@ -14,6 +13,7 @@ from octavo.calibrate.plan import make_plan
 from octavo.calibrate.run import Result, calibrate
 from octavo.calibrate.sensitivity import grouped
 from octavo.calibrate.settings import Settings
+from octavo.capture.errors import OctavoError
 from octavo.capture.recorder import Memory, Recorder
 from octavo.pipelines.sd3 import SD3
 
@@ -93,27 +93,27 @@ def test_ranges_by_noise_level_may_be_mixed_too(tiny):
 
 
 def test_a_budget_that_cannot_be_kept_says_what_could_be(tiny):
-    with pytest.raises(CalibrateError, match=r"^budget '20%': the layers take at least .*KiB \((.*)%\)") as error:
+    with pytest.raises(OctavoError, match=r"^budget '20%': the layers take at least .*KiB \((.*)%\)") as error:
         result_of(tiny, "20%")
     assert error.value.exit_code == 2
     smallest = str(error.value).split("(")[1].split(")")[0]
     assert result_of(tiny, smallest).report["budget"]["float"] == 0
-    with pytest.raises(CalibrateError, match=r"^budget '0.1x': the layers take at least 0\.\d+x"):
+    with pytest.raises(OctavoError, match=r"^budget '0.1x': the layers take at least 0\.\d+x"):
         result_of(tiny, "0.1x")
 
 
 def test_a_budget_for_everything_in_float_is_refused(tiny):
-    with pytest.raises(CalibrateError, match="all layers keep it as floats"):
+    with pytest.raises(OctavoError, match="all layers keep it as floats"):
         result_of(tiny, "1GiB")
 
 
 def test_a_budget_needs_the_pipeline(tiny):
-    with pytest.raises(CalibrateError, match=r"^budget: needs runs of the pipeline"):
+    with pytest.raises(OctavoError, match=r"^budget: needs runs of the pipeline"):
         calibrate(tiny[0].transformer, lambda: tiny[2], Settings(budget="50%"))
 
 
 def test_a_pipeline_that_does_not_run_the_model_is_refused(tiny):
-    with pytest.raises(CalibrateError, match="runs no layer of the model"):
+    with pytest.raises(OctavoError, match="runs no layer of the model"):
         calibrate(tiny[0].transformer, lambda: tiny[2], Settings(budget="50%"), trajectory=lambda: [torch.zeros(3)])
 
 

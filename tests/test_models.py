@@ -5,7 +5,7 @@ import torch
 
 from bench.walk import walk
 from octavo.calibrate.run import calibrate
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.recorder import Memory, Recorder
 
 from .pipelines_tiny import ZOO, make, run
@@ -27,7 +27,7 @@ def test_the_whole_way(name, tmp_path):
 def test_a_live_cache_is_refused_by_its_name_and_the_rest_of_the_call_can_be_had(tmp_path):
     torch.manual_seed(0)
     pipe, arguments = flux2_cached()
-    with pytest.raises(CaptureError, match="'kv_cache': cannot store a value of type") as caught:
+    with pytest.raises(OctavoError, match="'kv_cache': cannot store a value of type") as caught:
         walk(pipe, arguments, run, tmp_path)
     assert caught.value.exit_code == 3
     memory = Memory()

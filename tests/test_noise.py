@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.layers import install, quantized
 from octavo.calibrate.noise import levels_of
 from octavo.calibrate.sqnr import comparing
+from octavo.capture.errors import OctavoError
 
 from .kinds import TimedToy, frozen, static_of
 
@@ -37,16 +37,16 @@ def test_a_model_tells_its_layers_and_forgets(by_name):
     x, level = torch.randn(2, 5, 8), torch.tensor([600.0, 600.0])
     with quantized(model, layers):
         y = model(hidden=x, timestep=level) if by_name else model(x, level)
-        with pytest.raises(CalibrateError, match="noise level: not known here"):
+        with pytest.raises(OctavoError, match="noise level: not known here"):
             model.up(x)
-        with pytest.raises(CalibrateError, match="noise level: not known here") as caught:
+        with pytest.raises(OctavoError, match="noise level: not known here") as caught:
             model(x, None)
         assert caught.value.exit_code == 4
         with pytest.raises(TypeError):
             model(x)
         with pytest.raises(RuntimeError):
             model(torch.randn(2, 5, 9), level)
-        with pytest.raises(CalibrateError):  # forgotten after an error too
+        with pytest.raises(OctavoError):  # forgotten after an error too
             model.up(x)
     with quantized(model, {name: static_of(model.get_submodule(name), 2) for name in layers}):
         assert torch.equal(model(x, level), y)

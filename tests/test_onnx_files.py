@@ -10,7 +10,7 @@ from onnx import helper
 
 from octavo.calibrate.onnx.files import DATA, write_among, write_model
 from octavo.calibrate.onnx.read import read_graph
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.files import Modes
 
 from .onnx_tiny import by_hand
@@ -41,7 +41,7 @@ def changed(path, **entries):
 
 
 def refused(path, word, named=None):
-    with pytest.raises(CaptureError, match=word) as caught:
+    with pytest.raises(OctavoError, match=word) as caught:
         read_graph(path)
     assert caught.value.exit_code == 3
     assert str(named or path) in str(caught.value)
@@ -207,7 +207,7 @@ def test_no_truncation_is_taken_for_a_graph(tmp_path):
     path = tmp_path / "cut.onnx"
     for length in range(len(data)):
         path.write_bytes(data[:length])
-        with pytest.raises(CaptureError) as caught:
+        with pytest.raises(OctavoError) as caught:
             read_graph(path)
         assert caught.value.exit_code == 3
     path.write_bytes(data)

@@ -11,7 +11,6 @@ from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from octavo.calibrate.data import Sample
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.export.ascend import write_ascend
 from octavo.calibrate.fold import calibrate_folded
 from octavo.calibrate.layers import quantized
@@ -21,6 +20,7 @@ from octavo.calibrate.onnx.graph import floating
 from octavo.calibrate.onnx.qdq import qdq
 from octavo.calibrate.onnx.read import Graph
 from octavo.calibrate.onnx.trace import EXPORTERS, trace
+from octavo.capture.errors import OctavoError
 from octavo.capture.files import Modes
 
 from .cnn_tiny import with_statistics
@@ -148,7 +148,7 @@ def test_names_of_inputs():
         assert [each.name for each in traced.graph.input] == ["pixels", "factor"]
         assert all(each.type.tensor_type.shape.dim[0].dim_param for each in traced.graph.input)
     for names in (["pixels"], ["a", "a"], ["a", "b", "c"]):
-        with pytest.raises(CalibrateError, match=r"^input_names: .* for 2 inputs") as caught:
+        with pytest.raises(OctavoError, match=r"^input_names: .* for 2 inputs") as caught:
             trace(model, layers, call, names)
         assert caught.value.exit_code == 2
 
@@ -157,7 +157,7 @@ def test_a_layer_that_the_call_does_not_reach_is_named():
     model = Mixed()
     model.never = nn.Linear(3, 3)
     layers = {name: frozen(model.get_submodule(name), "W8A8") for name in ("bare", "never")}
-    with pytest.raises(CalibrateError, match=r"^never: not in the traced graph") as caught:
+    with pytest.raises(OctavoError, match=r"^never: not in the traced graph") as caught:
         older(model, layers, pictures(1)[0])
     assert caught.value.exit_code == 4
 
@@ -187,7 +187,7 @@ def test_a_model_that_no_exporter_takes():
         def forward(self, x):
             return torch.from_numpy(np.linalg.pinv(x.numpy()))
 
-    with pytest.raises(CalibrateError, match=r"^Foreign: torch\.onnx cannot export it") as caught:
+    with pytest.raises(OctavoError, match=r"^Foreign: torch\.onnx cannot export it") as caught:
         trace(Foreign(), {}, Sample((torch.randn(3, 3),), {}))
     assert caught.value.exit_code == 4
     assert str(caught.value).isprintable()
@@ -218,6 +218,6 @@ def test_the_evaluator_refuses_what_the_compiler_would_not_take(mixed):
     proto = ascend(traced[1], layers)
     codes = next(node.output[0] for node in proto.graph.node if node.op_type == "AscendQuant")
     proto.graph.node.append(onnx.helper.make_node("Relu", [codes], ["other"], name="other"))
-    with pytest.raises(CalibrateError, match=r"^other: Relu on the codes") as caught:
+    with pytest.raises(OctavoError, match=r"^other: Relu on the codes") as caught:
         on_ascend(proto, pictures(1)[0])
     assert caught.value.exit_code == 3

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.onnx.ascend import ascend
 from octavo.calibrate.onnx.graph import floating
 from octavo.calibrate.onnx.qdq import qdq
+from octavo.capture.errors import OctavoError
 
 from .cnn_tiny import CHANNELS, geometries
 from .kinds import frozen
@@ -139,6 +139,6 @@ def test_schemes_that_a_graph_has_no_form_for_are_refused(make, kind):
     layers = {"0": frozen(model[0], kind)}
     if (make, kind) == (qdq, "W8A16"):
         return
-    with pytest.raises(CalibrateError, match=f"^0: {kind} has no form in .*onnx. ") as caught:
+    with pytest.raises(OctavoError, match=f"^0: {kind} has no form in .*onnx. ") as caught:
         make(floating(older(model, {}, torch.randn(3, 8))), layers)
     assert caught.value.exit_code == 2

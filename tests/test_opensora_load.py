@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import OctavoError
 from octavo.pipelines.opensora import OpenSoraPipeline, RFlowScheduler, STDiT3, load_pipeline, load_transformer
 
 from .opensora_tiny import SMALL, tiny_pipeline, tiny_transformer
@@ -95,7 +95,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
 def test_what_is_wrong_with_a_folder_is_named(tmp_path: Path, damage: Callable, code: int, message: str) -> None:
     folder = downloaded(tmp_path / "hub", tiny_transformer())
     damage(folder)
-    with pytest.raises(PipelineError, match=message) as caught:
+    with pytest.raises(OctavoError, match=message) as caught:
         load_transformer(folder)
     assert caught.value.exit_code == code
     assert "\n" not in str(caught.value)
@@ -126,7 +126,7 @@ def test_a_pipeline_directory_with_a_damaged_transformer_is_refused(tmp_path: Pa
     state = load_file(weights)
     del state["y_embedder.y_embedding"]
     save_file(state, weights)
-    with pytest.raises(PipelineError, match=r"y_embedder\.y_embedding is missing"):
+    with pytest.raises(OctavoError, match=r"y_embedder\.y_embedding is missing"):
         load_pipeline(tmp_path / "pipe")
 
 

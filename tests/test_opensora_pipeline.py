@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import OctavoError
 from octavo.pipelines.opensora import OpenSoraPipeline, OpenSoraPipelineOutput, RFlowScheduler
 
 from .opensora_tiny import CAPTION_CHANNELS, CAPTION_LENGTH, SMALL, tiny_pipeline, tiny_transformer
@@ -157,11 +157,11 @@ REFUSED: dict[str, tuple[dict, str]] = {
 
 @pytest.mark.parametrize(("changes", "message"), REFUSED.values(), ids=REFUSED.keys())
 def test_what_cannot_be_run_is_named(changes: dict, message: str) -> None:
-    with pytest.raises(PipelineError, match=f"^{message}") as caught:
+    with pytest.raises(OctavoError, match=f"^{message}") as caught:
         run(tiny_pipeline(), **{"prompt": "a cat", **changes})
     assert caught.value.exit_code == 2
 
 
 def test_without_text_encoder_a_prompt_is_refused() -> None:
-    with pytest.raises(PipelineError, match="text encoder"):
+    with pytest.raises(OctavoError, match="text encoder"):
         run(OpenSoraPipeline(tiny_transformer(), RFlowScheduler()))

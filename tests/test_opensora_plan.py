@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from octavo.calibrate.load import load_ascend
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import OctavoError
 from octavo.capture.store.reader import Capture
 from octavo.pipelines.opensora_plan import load_pipeline, load_transformer, transformer_config
 
@@ -72,7 +72,7 @@ def test_scales_that_are_not_said_follow_from_the_size(tmp_path):
 def test_another_model_is_refused(folder, change, fact):
     path, _ = folder
     (path / "config.json").write_text(json.dumps(WORDS | change))
-    with pytest.raises(PipelineError, match=fact) as caught:
+    with pytest.raises(OctavoError, match=fact) as caught:
         load_transformer(path)
     assert caught.value.exit_code == 4
 

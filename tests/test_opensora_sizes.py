@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import OctavoError
 from octavo.pipelines.opensora import (
     ASPECTS,
     RESOLUTIONS,
@@ -53,14 +53,14 @@ def test_durations_have_names() -> None:
 
 @pytest.mark.parametrize("call", [lambda: video_size("241p", "9:16"), lambda: video_size("240p", "16:10")])
 def test_unknown_sizes_are_usage_errors_that_list_the_known(call: object) -> None:
-    with pytest.raises(PipelineError, match="Use one of") as caught:
+    with pytest.raises(OctavoError, match="Use one of") as caught:
         call()  # type: ignore[operator]
     assert caught.value.exit_code == 2
 
 
 @pytest.mark.parametrize("frames", ["", "soon", 0, -3])
 def test_durations_that_are_none_are_refused(frames: int | str) -> None:
-    with pytest.raises(PipelineError, match="frames"):
+    with pytest.raises(OctavoError, match="frames"):
         frame_count(frames)
 
 

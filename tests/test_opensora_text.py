@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import OctavoError
 from octavo.pipelines.opensora import text
 
 from .opensora_tiny import tiny_text_encoder, tiny_tokenizer
@@ -34,7 +34,7 @@ def test_captions_are_cleaned_as_in_training(raw: str, clean: str) -> None:
 
 def test_missing_cleaners_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "find_spec", lambda name: None if name == "bs4" else object())
-    with pytest.raises(PipelineError, match=r"beautifulsoup4.*clean_caption=False"):
+    with pytest.raises(OctavoError, match=r"beautifulsoup4.*clean_caption=False"):
         text.clean_caption("a cat")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import OctavoError
 from octavo.pipelines.opensora import KEEP_FLOAT, STDiT3
 
 from . import opensora_oracle
@@ -171,12 +171,12 @@ def test_hooks_see_every_argument_and_bind_names_it() -> None:
 def test_sizes_left_out_are_named() -> None:
     model = tiny_transformer()
     args, kwargs = call(model, fps=None)
-    with pytest.raises(PipelineError, match="fps"):
+    with pytest.raises(OctavoError, match="fps"):
         model(*args, **kwargs)
 
 
 def test_heads_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(PipelineError, match="hidden_size: 36"):
+    with pytest.raises(OctavoError, match="hidden_size: 36"):
         STDiT3(hidden_size=36, num_heads=4, depth=1)
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.plan import make_plan, matches
+from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import toy
 from .cnn_tiny import small
@@ -115,14 +115,14 @@ def test_patterns(pattern):
 
 
 def test_a_pattern_without_match_names_the_nearest_layer():
-    with pytest.raises(CalibrateError) as caught:
+    with pytest.raises(OctavoError) as caught:
         make_plan(toy(), keep_float=["proj_out", "blocks.0.upp"], option="disable_names")
     assert str(caught.value) == "disable_names: 'blocks.0.upp' matches no layer; nearest: 'blocks.0.up'."
     assert caught.value.exit_code == 2
 
 
 def test_keeping_all_layers_float_is_refused():
-    with pytest.raises(CalibrateError, match="no layer is left") as caught:
+    with pytest.raises(OctavoError, match="no layer is left") as caught:
         make_plan(toy(), keep_float=["*"])
     assert caught.value.exit_code == 2
 
@@ -131,12 +131,12 @@ def test_keeping_all_layers_float_is_refused():
 def test_names_that_no_file_should_hold_are_refused(name):
     model = nn.Module()
     model._modules[name] = nn.Linear(2, 2)
-    with pytest.raises(CalibrateError, match="not a name") as caught:
+    with pytest.raises(OctavoError, match="not a name") as caught:
         make_plan(model)
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
 
 
 def test_a_model_without_layers_is_refused():
-    with pytest.raises(CalibrateError, match=r"no nn\.Linear"):
+    with pytest.raises(OctavoError, match=r"no nn\.Linear"):
         make_plan(nn.ReLU())

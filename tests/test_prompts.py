@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from octavo.prompts import BUNDLED, Prompts, PromptsError, read_prompts
+from octavo.capture.errors import OctavoError
+from octavo.prompts import BUNDLED, Prompts, read_prompts
 
 
 def read(path: Path, data: bytes) -> Prompts:
@@ -19,7 +20,7 @@ def refused(path: Path, data: bytes | None = None, exit_code: int = 3) -> str:
     """What reading says, without the path in front."""
     if data is not None:
         path.write_bytes(data)
-    with pytest.raises(PromptsError) as caught:
+    with pytest.raises(OctavoError) as caught:
         read_prompts(str(path))
     assert caught.value.exit_code == exit_code
     assert "\n" not in str(caught.value)

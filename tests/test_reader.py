@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.files import write_sealed
 from octavo.capture.store import reader as reader_module
 from octavo.capture.store.reader import Capture
@@ -25,7 +25,7 @@ __all__ = ["fast_path"]
 
 def refused(directory: Path, exit_code: int = 3, **options: bool) -> str:
     """What reading all of the capture says, without the directory in front."""
-    with pytest.raises(CaptureError) as caught:
+    with pytest.raises(OctavoError) as caught:
         list(Capture.open(directory, **options).calls())
     assert caught.value.exit_code == exit_code
     assert "\n" not in str(caught.value)
@@ -201,7 +201,7 @@ def survivors(store: Path, count: int) -> list[str]:
             capture = Capture.open(store)
             capture.verify() if number % 2 else list(capture.calls())
             silent.append(f"{number} {path.name}")
-        except CaptureError as exc:
+        except OctavoError as exc:
             if exc.exit_code != 3 or str(store) not in str(exc):
                 silent.append(f"{number} {path.name}: {exc}")
         path.write_bytes(files[path])
@@ -224,7 +224,7 @@ def test_s18_truncated_while_open(tmp_path: Path) -> None:
     path = unit_of(store) / "data-000.safetensors"
     path.chmod(0o600)
     os.truncate(path, 1024)
-    with pytest.raises(CaptureError, match=r"damaged \(truncated\)") as caught:
+    with pytest.raises(OctavoError, match=r"damaged \(truncated\)") as caught:
         list(calls)
     assert caught.value.exit_code == 3
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from octavo.calibrate import calls as calls_module
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.observers import MinMax, Options
 from octavo.calibrate.replay import Readings, observe
+from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import Call, calls, toy
 
@@ -77,11 +77,11 @@ def test_a_tensor_that_three_layers_share_is_read_once():
         assert readings.of(y) == 4.0
 
 
-def failing(sample: Call, model: nn.Module | None = None) -> CalibrateError:
+def failing(sample: Call, model: nn.Module | None = None) -> OctavoError:
     model = toy() if model is None else model
     good = calls(2)
     observers = minmax(model, *(name for name, m in model.named_modules() if isinstance(m, nn.Linear)))
-    with pytest.raises(CalibrateError) as caught:
+    with pytest.raises(OctavoError) as caught:
         observe(model, observers, [*good, sample])
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert "\n" not in str(caught.value)
@@ -118,13 +118,13 @@ def test_running_out_of_memory_is_told_apart():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.empty(1 << 60)
 
-    with pytest.raises(CalibrateError, match="out of memory on cpu at call 1") as caught:
+    with pytest.raises(OctavoError, match="out of memory on cpu at call 1") as caught:
         calls_module.run(Large(), Call((torch.zeros(1),), {}), 0)
     assert caught.value.exit_code == 7
 
 
 def test_no_calls_are_refused():
-    with pytest.raises(CalibrateError, match="none to replay") as caught:
+    with pytest.raises(OctavoError, match="none to replay") as caught:
         observe(toy(), {}, [])
     assert caught.value.exit_code == 4
 
@@ -132,7 +132,7 @@ def test_no_calls_are_refused():
 def test_a_model_whose_cache_skips_blocks_is_refused():
     model = toy()
     model.is_cache_enabled = True
-    with pytest.raises(CalibrateError, match="disable_cache"):
+    with pytest.raises(OctavoError, match="disable_cache"):
         observe(model, {}, calls())
 
 

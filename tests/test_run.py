@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.layers import QuantizedLinear, quantized
 from octavo.calibrate.report import peak_memory, worst
 from octavo.calibrate.run import calibrate
 from octavo.calibrate.settings import Settings
 from octavo.calibrate.sqnr import Power, spread, tensors_in
+from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import DTYPES, Call, calls, given, toy
 
@@ -88,7 +88,7 @@ def test_the_order_of_the_calls_and_their_batches_do_not_matter(order, observer)
 
 
 def test_a_layer_that_never_ran_is_an_error_when_asked_for():
-    with pytest.raises(CalibrateError, match="layer unused: saw no data") as caught:
+    with pytest.raises(OctavoError, match="layer unused: saw no data") as caught:
         calibrate(toy(), given(calls()), Settings(defaults={}, strict=True))
     assert caught.value.exit_code == 6
 
@@ -132,7 +132,7 @@ def test_weights_that_are_not_finite_are_refused_before_the_first_call(key):
     def never() -> list[Call]:
         raise AssertionError("replayed")
 
-    with pytest.raises(CalibrateError, match=f"{key}: 1 of .* values not finite") as caught:
+    with pytest.raises(OctavoError, match=f"{key}: 1 of .* values not finite") as caught:
         calibrate(model, never, Settings(defaults={}))
     assert caught.value.exit_code == 6
 
@@ -187,7 +187,7 @@ def test_progress_wraps_every_long_stage():
     ids=str,
 )
 def test_settings_without_meaning(settings):
-    with pytest.raises(CalibrateError, match=next(iter(settings))) as caught:
+    with pytest.raises(OctavoError, match=next(iter(settings))) as caught:
         Settings(**settings)
     assert caught.value.exit_code == 2
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from octavo.calibrate.calls import replaced
 from octavo.calibrate.spill import Place, Spill, Writing
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.files import Sink
 
 from .calibrate_tiny import DTYPES
@@ -54,7 +54,7 @@ def test_a_place_can_be_filled_with_a_value_in_its_layout(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
 def test_a_full_disk_is_named():
     descriptor = os.open("/dev/full", os.O_WRONLY)
-    with pytest.raises(CaptureError, match=r"spill-1: no space left\. Free space") as error:
+    with pytest.raises(OctavoError, match=r"spill-1: no space left\. Free space") as error:
         Writing(Path("spill-1"), Sink(descriptor)).put([torch.ones(3)])
     os.close(descriptor)
     assert error.value.exit_code == 5

@@ -1,7 +1,6 @@
 """A capture goes on after whatever happened to it, and ends up the same."""
 
 # ruff: noqa: PTH208
-
 import errno
 import os
 import shutil
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import CaptureWriter, UnitWriter, unit_key
 
@@ -31,7 +30,7 @@ def test_a_unit_is_dropped_when_its_block_raises(tmp_path: Path) -> None:
             with pytest.raises(error), writer.unit(0, info_of(0)) as unit:
                 failing_after(unit, error)
             assert (writer.stored, os.listdir(tmp_path / "units")) == ({}, [])
-        with pytest.raises(CaptureError, match="holds no calls") as caught, writer.unit(0, info_of(0)):
+        with pytest.raises(OctavoError, match="holds no calls") as caught, writer.unit(0, info_of(0)):
             pass
         assert caught.value.exit_code == 4
         fill(writer, range(3))
@@ -45,7 +44,7 @@ def test_resume_goes_on_and_an_index_is_used_once(tmp_path: Path) -> None:
         writer.complete()
     with CaptureWriter.create(tmp_path, MANIFEST | {"prompts": 4}, resume=True) as writer:
         assert writer.stored == {1: unit_key(info_of(1))}
-        with pytest.raises(CaptureError, match="unit 1 is stored already") as caught, writer.unit(1, {}):
+        with pytest.raises(OctavoError, match="unit 1 is stored already") as caught, writer.unit(1, {}):
             pass
         assert caught.value.exit_code == 4
         assert (tmp_path / "complete.json").exists()
@@ -136,11 +135,11 @@ def sites(directory: Path) -> int:
     return len(calls.made)
 
 
-def refusal(directory: Path) -> CaptureError | None:
-    """The CaptureError a session ends with; None when it went well, as it may when what failed was tidying."""
+def refusal(directory: Path) -> OctavoError | None:
+    """The OctavoError a session ends with; None when it went well, as it may when what failed was tidying."""
     try:
         session(directory)
-    except CaptureError as exc:
+    except OctavoError as exc:
         return exc
     return None
 

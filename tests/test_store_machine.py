@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.store import reader
 from octavo.capture.store import writer as store
 from octavo.capture.store.layout import read_sealed
@@ -75,7 +75,7 @@ class Store(RuleBasedStateMachine):
     def resume(self) -> None:
         """A new session knows every unit, tidies what the dead left, or names a unit.json that is damaged."""
         if self.unreadable():
-            with pytest.raises(CaptureError, match="damaged") as caught:
+            with pytest.raises(OctavoError, match="damaged") as caught:
                 self.session()
             assert caught.value.exit_code == 3
             return
@@ -86,7 +86,7 @@ class Store(RuleBasedStateMachine):
     @precondition(lambda self: self.writer is not None)
     @rule()
     def resume_while_it_is_written(self) -> None:
-        with pytest.raises(CaptureError, match=f"in use by pid {os.getpid()} ") as caught:
+        with pytest.raises(OctavoError, match=f"in use by pid {os.getpid()} ") as caught:
             self.session()
         assert caught.value.exit_code == 5
 
@@ -96,7 +96,7 @@ class Store(RuleBasedStateMachine):
         """A unit and its first call; complete.json goes before there is more than it lists."""
         block = ExitStack()
         if index in self.writer.stored:
-            with pytest.raises(CaptureError, match="stored already"):
+            with pytest.raises(OctavoError, match="stored already"):
                 block.enter_context(self.writer.unit(index, info_of(index)))
             return
         unit = block.enter_context(self.writer.unit(index, info_of(index)))
@@ -127,7 +127,7 @@ class Store(RuleBasedStateMachine):
     def complete(self) -> None:
         """The list is written, unless a unit cannot be read."""
         if self.unreadable():
-            with pytest.raises(CaptureError, match="damaged") as caught:
+            with pytest.raises(OctavoError, match="damaged") as caught:
                 self.writer.complete()
             assert caught.value.exit_code == 3
             return
@@ -161,7 +161,7 @@ class Store(RuleBasedStateMachine):
         def session() -> None:
             try:
                 work()
-            except CaptureError as exc:
+            except OctavoError as exc:
                 if exc.exit_code != 3 or not self.unreadable():
                     raise
 
@@ -246,7 +246,7 @@ class Store(RuleBasedStateMachine):
         """What `work` is refused with; "" when it comes to its end."""
         try:
             work()
-        except CaptureError as exc:
+        except OctavoError as exc:
             return str(exc)
         return ""
 
@@ -258,7 +258,7 @@ class Store(RuleBasedStateMachine):
         """A capture that is opened now and read again after each of the steps that follow."""
         try:
             self.held = (Capture.open(self.directory, allow_incomplete=True), set(self.sealed))
-        except CaptureError:
+        except OctavoError:
             self.held = None
 
     @invariant()
@@ -292,12 +292,12 @@ class Store(RuleBasedStateMachine):
 
     @staticmethod
     def read(opened: Callable[[], Capture]) -> tuple[list[Call], int]:
-        """The calls and 0, or none and the exit code; what is raised and no CaptureError is not caught."""
+        """The calls and 0, or none and the exit code; what is raised and no OctavoError is not caught."""
         try:
             capture = opened()
             capture.verify()
             return list(capture.calls()), 0
-        except CaptureError as exc:
+        except OctavoError as exc:
             return [], exc.exit_code if "\n" not in str(exc) else -1
 
     @staticmethod

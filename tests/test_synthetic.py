@@ -9,8 +9,8 @@ from torch import nn
 
 from octavo.calibrate.api import Calibrator, QuantConfig
 from octavo.calibrate.calls import evaluating
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.synthetic import made_up, missing, warnings_of
+from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import toy
 from .cnn_tiny import Small, small, with_statistics
@@ -90,7 +90,7 @@ def test_without_batch_norms_uniform_numbers_and_a_warning(caplog):
 
 @pytest.mark.parametrize(("shape", "code"), [([], 2), ([1, 0, 12, 12], 2), ([1, 4, 12, 12], 4), ([1, 3], 4)])
 def test_shapes_that_do_not_fit(shape, code):
-    with pytest.raises(CalibrateError) as caught:
+    with pytest.raises(OctavoError) as caught:
         made_up(small(), shape)
     assert caught.value.exit_code == code
 

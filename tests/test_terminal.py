@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import CaptureWriter
 from octavo.terminal import Interrupted, interruptible
@@ -80,7 +80,7 @@ def test_i8_a_worker_that_outlives_its_capture_is_reported_and_not_waited_for(tm
             os._exit(9)
 
     assert in_child(killed) == 9
-    with pytest.raises(CaptureError, match="in use by pid ") as caught:
+    with pytest.raises(OctavoError, match="in use by pid ") as caught:
         session(tmp_path)
     assert caught.value.exit_code == 5
     os.close(theirs)

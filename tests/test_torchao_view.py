@@ -11,12 +11,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import octavo  # noqa: F401 - it registers
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.export import export
 from octavo.calibrate.layers import QuantizedLayer, build
 from octavo.calibrate.plan import Plan
 from octavo.calibrate.run import Result
 from octavo.calibrate.sqnr import Power, outputs
+from octavo.capture.errors import OctavoError
 from octavo.pipelines.sd3 import SD3
 
 from .calibrate_tiny import nearest
@@ -119,7 +119,7 @@ def test_the_config_is_for_torchao_and_in_a_folder_of_its_own_beside_another(tmp
 
 
 def refused(model: nn.Module, layers: dict[str, QuantizedLayer], folder: Path, axes: dict[str, int]) -> str:
-    with pytest.raises(CalibrateError) as caught:
+    with pytest.raises(OctavoError) as caught:
         export(Result(Plan(()), layers, {}, axes=axes), model, folder / "out", ("torchao",))
     assert caught.value.exit_code == 2
     assert not (folder / "out").exists()

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.store.tree import MAX_DEPTH, MAX_VALUES, decode, encode
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64]
@@ -117,7 +117,7 @@ class Cache:
     ],
 )
 def test_unknown_types_name_the_input_and_the_remedy(value: Any, fact: str) -> None:
-    with pytest.raises(CaptureError) as caught:
+    with pytest.raises(OctavoError) as caught:
         encode(value, lambda *_: 0, "cache", "transformer input")
     assert str(caught.value) == f"transformer input {fact}; exclude it with --drop-input cache."
     assert caught.value.exit_code == 3
@@ -128,11 +128,11 @@ def test_depth_is_bounded() -> None:
     for _ in range(MAX_DEPTH):
         value = [value]
     assert through_json(value) == value
-    with pytest.raises(CaptureError, match=f"nested deeper than {MAX_DEPTH} levels"):
+    with pytest.raises(OctavoError, match=f"nested deeper than {MAX_DEPTH} levels"):
         through_json([value])
     endless: list[Any] = []
     endless.append(endless)
-    with pytest.raises(CaptureError, match="nested deeper"):
+    with pytest.raises(OctavoError, match="nested deeper"):
         through_json(endless)
 
 
@@ -140,7 +140,7 @@ def test_a_list_of_shared_lists_is_not_unfolded() -> None:
     value: Any = [0] * 10
     for _ in range(12):
         value = [value] * 10
-    with pytest.raises(CaptureError, match=f"holds more than {MAX_VALUES} values"):
+    with pytest.raises(OctavoError, match=f"holds more than {MAX_VALUES} values"):
         through_json(value)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 from octavo.capture.sealed import read_sealed
 from octavo.capture.store import unit as unit_module
 from octavo.capture.store.blobs import Stats
@@ -139,7 +139,7 @@ def test_c6_what_cannot_be_stored_is_named_and_leaves_no_trace(tmp_path: Path, n
     tensor = make()
     good = torch.randn(700)
     with CaptureWriter.create(tmp_path, MANIFEST | {"prompts": 1}) as writer, writer.unit(0, {}) as unit:
-        with pytest.raises(CaptureError) as caught:
+        with pytest.raises(OctavoError) as caught:
             unit.add(call(good=good, added={"ids": [tensor]}))
         assert str(caught.value).startswith(f"transformer input 'added.ids[0]': {fact}")
         assert str(caught.value).endswith("exclude it with --drop-input added.")
@@ -172,7 +172,7 @@ def test_c1_control_without_copies_the_first_sample_would_change(
 ) -> None:
     settle = unit_module.settle
     monkeypatch.setattr(unit_module, "settle", lambda tensor: (settle(tensor)[0], True))
-    with pytest.raises((AssertionError, CaptureError)):
+    with pytest.raises((AssertionError, OctavoError)):
         test_c1_tensors_are_copied_before_add_returns(tmp_path)
 
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from octavo.calibrate.errors import CalibrateError
 from octavo.calibrate.scheme import WEIGHT, QParams, dequantize
 from octavo.calibrate.weights import check_finite, round_to_nearest
+from octavo.capture.errors import OctavoError
 from octavo.capture.paging import page_out
 
 from .calibrate_tiny import DTYPES
@@ -89,7 +89,7 @@ def test_weights_that_are_not_finite_are_named(bad, dtype):
     w = torch.full((64, 64), torch.finfo(dtype).max, dtype=dtype)
     check_finite("blocks.3.to_q.weight", w)
     w[3, 4] = bad
-    with pytest.raises(CalibrateError, match=r"blocks.3.to_q.weight: 1 of 4096 values not finite") as caught:
+    with pytest.raises(OctavoError, match=r"blocks.3.to_q.weight: 1 of 4096 values not finite") as caught:
         check_finite("blocks.3.to_q.weight", w)
     assert caught.value.exit_code == 6
 

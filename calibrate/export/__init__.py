@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from torch import nn
 
+from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes, create, make_directory
 
 from ..budget import bytes_of
-from ..errors import CalibrateError
 from ..layers import QuantizedLayer
 from ..onnx.extra import check_extra
 from .ascend import write_ascend
@@ -73,8 +73,8 @@ def export(
     with a file of a name that an earlier one has goes into a folder of its own name. Where weights are more than
     `max_shard_size`, bytes or a word like "5GB", diffusers and torchao have several files of at most that and an index.
 
-    Raises CaptureError: 2 for an unknown format, for timesteps that are no numbers and for a size that is none, 5 for a
-    target that cannot be used (see check_target), 6 for numbers that are not finite.
+    Raises UsageError for an unknown format, for timesteps that are no numbers and for a size that is none, StorageError
+    for a target that cannot be used (see check_target), NumbersError for numbers that are not finite.
     """
     check_formats(formats)
     shard = max_shard_size if isinstance(max_shard_size, int) else int(bytes_of(max_shard_size, "max_shard_size"))
@@ -106,23 +106,23 @@ def place_of(name: str, formats: Sequence[str]) -> str:
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raises CalibrateError 2 for a format that is unknown or asked for twice, or whose packages are not installed."""
+    """Raises UsageError for a format that is unknown or asked for twice, or whose packages are not installed."""
     for name in formats:
         if name not in EXPORTS:
-            raise CalibrateError(f"format: no '{name}'. Choose one of {', '.join(EXPORTS)}.", 2)
+            raise UsageError(f"format: no '{name}'. Choose one of {', '.join(EXPORTS)}.")
         if formats.count(name) > 1:
-            raise CalibrateError(f"format: '{name}' is asked for twice. Give it once.", 2)
+            raise UsageError(f"format: '{name}' is asked for twice. Give it once.")
         if name.endswith("onnx"):
             check_extra(f"format {name}")
 
 
 def check_activations(formats: Sequence[str], activations: str) -> None:
-    """Raises CalibrateError 2 for a format that has no form for layers with `activations`, a word of settings."""
+    """Raises UsageError for a format that has no form for layers with `activations`, a word of settings."""
     for name in formats:
         known = _ACTIVATIONS.get(name, (activations,))
         if activations not in known:
             what = "weights alone" if activations == "float" else f"{activations} activations"
-            raise CalibrateError(f"format {name}: has no form for {what}. Use --activations {known[0]}.", 2)
+            raise UsageError(f"format {name}: has no form for {what}. Use --activations {known[0]}.")
 
 
 def report_bytes(report: Mapping[str, Any]) -> bytes:

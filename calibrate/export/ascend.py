@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.capture.errors import NumbersError
 from octavo.capture.files import Modes, create
 from octavo.capture.paging import page_out
 from octavo.capture.tensors import Planned, write_tensors
 
-from ..errors import CalibrateError
 from ..layers import QuantizedConv2d, QuantizedLayer, names_of
 from ..weights import finite
 from .arithmetic import corrected
@@ -63,7 +63,7 @@ def write_ascend(
     `timesteps` are what the deployment calls the denoiser with, step by step; None writes one row for each bin.
     Multipliers stay, whatever groups there are: the consumer takes its float tensors from elsewhere.
 
-    Raises CalibrateError: 6 when a number that would be written is not finite, 2 for timesteps that are not.
+    Raises NumbersError when a number that would be written is not finite, UsageError for timesteps that are not.
     """
     weight_name, description_name = names or file_names(scheme_of(layers))
     levels = deployed_levels(layers, timesteps)
@@ -103,9 +103,9 @@ def view(
 
 
 def check_finite_tensor(name: str, tensor: Tensor) -> None:
-    """Raises CalibrateError 6 for NaN and infinities."""
+    """Raises NumbersError for NaN and infinities."""
     if not finite(tensor):
-        raise CalibrateError(f"{name}: holds values that are not finite; not written. Check the model's files.", 6)
+        raise NumbersError(f"{name}: holds values that are not finite; not written. Check the model's files.")
 
 
 def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterator[tuple[str, Planned]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 
 from ..load import Checkpoint
 from ..structure import QUANT_METHOD
@@ -43,14 +43,14 @@ def views(directory: Path) -> dict[str, Path]:
 def _says(place: Path, method: str) -> bool:
     try:
         return method_at(place) == method
-    except CaptureError:
+    except OctavoError:
         return False
 
 
 def _ascend(directory: Path) -> list[Verdict]:
     try:
         checkpoint = Checkpoint(directory)
-    except CaptureError as error:
+    except OctavoError as error:
         return [Verdict("octavo", "files", False, str(error)), *modes(directory)]
     return [*_octavo(checkpoint), *modes(directory), *mindie(checkpoint)]
 
@@ -75,7 +75,7 @@ def _octavo(checkpoint: Checkpoint) -> Iterator[Verdict]:
             fact = f"{len(corrections)} layers, at most {corrections[worst]:.2%} of the largest sum there can be"
             sound = corrections[worst] <= 1.0
             yield Verdict("octavo", "bias corrections", sound, fact if sound else f"{fact} ({worst})")
-    except CaptureError as error:
+    except OctavoError as error:
         yield Verdict("octavo", "numbers", False, str(error))
     described = set(checkpoint.description) - {"model_quant_type"}
     lost, bare = sorted(described - set(checkpoint.tensors)), sorted(set(checkpoint.tensors) - described)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from octavo.capture.errors import CaptureError, damage
+from octavo.capture.errors import OctavoError, damage
 from octavo.capture.sealed import read_bytes
 from octavo.capture.tensors import Stored, read_header, read_tensor
 
@@ -53,7 +53,7 @@ class Model(NamedTuple):
 
     @classmethod
     def open(cls, directory: Path) -> "Model":
-        """Raises CaptureError 3 for files that are missing or damaged."""
+        """Raises FileError for files that are missing or damaged."""
         tensors: dict[str, Place] = {}
         metadata: dict[str, str] = {}
         for path in weight_files(directory):
@@ -64,7 +64,7 @@ class Model(NamedTuple):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; CaptureError 3 when there is none."""
+    """The object in a file; FileError when there is none."""
     try:
         found = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
@@ -100,14 +100,14 @@ def check_model(directory: Path) -> Iterator[Verdict]:
             yield from _octavo(model)
         else:
             yield _torchao(model)
-    except CaptureError as error:
+    except OctavoError as error:
         yield Verdict("octavo", "files", False, str(error))
 
 
 def _octavo(model: Model) -> Iterator[Verdict]:
     try:
         structure = Structure.read(model.quantization)
-    except CaptureError as error:
+    except OctavoError as error:
         yield Verdict(OCTAVO, CONFIG_FILE, False, str(error))
         return
     fact = f"{model.config.get('_class_name')}, {len(structure.kinds)} integer layers, tensors complete"

@@ -15,11 +15,11 @@ from typing import Any
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor, nn
 
+from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes, create
 from octavo.capture.paging import page_out
 from octavo.capture.tensors import Planned, write_tensors
 
-from ..errors import CalibrateError
 from ..layers import QuantizedLayer
 from ..structure import Structure
 from ..unsmoothed import Folded, Group, folded
@@ -46,8 +46,8 @@ def write_diffusers(
     """Writes config and weights into an existing directory; of more than `shard` bytes, several files and an index.
 
     `model` is the float one, or the one `layers` are installed in; `groups` gives its layers whose multipliers can go.
-    Layers keep their bins of noise levels, whatever the steps of the deployment. Raises CalibrateError: 2 for a model
-    that is not one of diffusers, 6 when a number that would be written is not finite.
+    Layers keep their bins of noise levels, whatever the steps of the deployment. Raises UsageError for a model
+    that is not one of diffusers, NumbersError when a number that would be written is not finite.
     """
     config = config_of(model)
     found = unmultiplied(model, layers, groups)
@@ -60,7 +60,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     """The config of a diffusers model, as its save_pretrained writes it, without where it was loaded from."""
     if not callable(getattr(model, "to_json_string", None)):
         fact = f"{type(model).__name__} is not a model of diffusers and has no config"
-        raise CalibrateError(f"format diffusers: {fact}. Use --format ascend.", 2)
+        raise UsageError(f"format diffusers: {fact}. Use --format ascend.")
     config: dict[str, Any] = json.loads(model.to_json_string())  # type: ignore[operator]
     config.pop("_name_or_path", None)
     config.pop("quantization_config", None)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import torch
 
-from octavo.capture.errors import CaptureError
+from octavo.capture.errors import OctavoError
 
 from ..load import Checkpoint, find, words
 from .ascend import MUL_SCALE, file_names
@@ -66,7 +66,7 @@ def modes(directory: Path) -> Iterator[Verdict]:
     yield _mode(directory, _MOST_DIRECTORY)
     try:
         names = find(directory)
-    except (CaptureError, OSError):
+    except (OctavoError, OSError):
         return
     for name in names:
         if os.path.lexists(directory / name):

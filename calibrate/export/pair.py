@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from octavo.capture.errors import StorageError, UsageError
 from octavo.capture.files import Modes, fsync_directory, staging, storage
 
-from ..errors import CalibrateError
 from .target import write_directory
 
 
@@ -17,9 +17,9 @@ def write_pair(target: Path, names: tuple[str, str], fill: Callable[[Path], None
     """
     for name, ending in zip(names, (".safetensors", ".json"), strict=True):
         if Path(name).name != name or not name.endswith(ending):
-            raise CalibrateError(f"{name!r}: not a file name that ends in {ending}. Give one.", 2)
+            raise UsageError(f"{name!r}: not a file name that ends in {ending}. Give one.")
     if target.exists() and not target.is_dir():
-        raise CalibrateError(f"{target}: exists and is not a directory. Choose another name.", 5)
+        raise StorageError(f"{target}: exists and is not a directory. Choose another name.")
     with storage(target):
         others = {path.name for path in target.iterdir()} - set(names) if target.exists() else set()
     if not others:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import CalibrateError
+from octavo.capture.errors import UsageError
+
 from ..layers import QuantizedLayer
 from ..noise import bins_of
 
@@ -28,7 +29,7 @@ def rows_of(edges: Tensor, levels: Sequence[float]) -> Rows:
 def deployed_levels(layers: Mapping[str, QuantizedLayer], timesteps: Iterable[float] | None) -> tuple[float, ...]:
     """The noise level of each row, as float32 holds it: `timesteps`, or one in each bin there is, from noise to none.
 
-    All layers have the same rows. Raises CalibrateError 2 for timesteps that are none.
+    All layers have the same rows. Raises UsageError for timesteps that are none.
     """
     timed = [layer.edges for layer in layers.values() if layer.scheme == "W8A8_TIMESTEP"]
     if not timed:
@@ -40,5 +41,5 @@ def deployed_levels(layers: Mapping[str, QuantizedLayer], timesteps: Iterable[fl
         levels = torch.cat([lowest, edges]).flip(0).tolist()
     found = torch.tensor(levels, dtype=torch.float32)
     if not bool(found.isfinite().all()):
-        raise CalibrateError("timesteps: not all are finite numbers. Give what the denoiser is called with.", 2)
+        raise UsageError("timesteps: not all are finite numbers. Give what the denoiser is called with.")
     return tuple(found.tolist())

@@ -4,9 +4,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from octavo.capture.errors import StorageError
 from octavo.capture.files import Modes, make_directory, replace_directory, staging
-
-from ..errors import CalibrateError
 
 _CHECKPOINT = r"quant_model_(weight|description)_w8a\d+(_dynamic|_timestep)?\.(safetensors|json)"
 _MODEL = r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|diffusers|torchao"
@@ -17,7 +16,7 @@ _OURS = re.compile(rf"{_CHECKPOINT}|{_MODEL}|{_GRAPH}" r"|report\.(json|html)|\.
 def check_target(directory: Path | str, *, overwrite: bool = False) -> Path:
     """The real path of a directory that a checkpoint can be written to. Changes nothing that stays.
 
-    Raises CaptureError 5 for what stands in the way: a file, other files in it, an earlier checkpoint without
+    Raises StorageError for what stands in the way: a file, other files in it, an earlier checkpoint without
     `overwrite`, no permission, a read-only file system, a name too long.
     """
     directory = Path(directory)
@@ -26,9 +25,9 @@ def check_target(directory: Path | str, *, overwrite: bool = False) -> Path:
         exists, is_directory = target.exists(), target.is_dir()
     except (OSError, RuntimeError) as error:
         text = "name too long" if "too long" in str(error) else str(error)
-        raise CalibrateError(f"{directory}: {text}. Choose another directory.", 5) from error
+        raise StorageError(f"{directory}: {text}. Choose another directory.") from error
     if exists and not is_directory:
-        raise CalibrateError(f"{directory}: exists and is not a directory. Choose another name.", 5)
+        raise StorageError(f"{directory}: exists and is not a directory. Choose another name.")
     if exists:
         _check_content(directory, target, overwrite)
     with staging(existing_parent(target)):
@@ -40,12 +39,12 @@ def _check_content(shown: Path, target: Path, overwrite: bool) -> None:
     try:
         names = sorted(path.name for path in target.iterdir())
     except PermissionError as error:
-        raise CalibrateError(f"{shown}: permission denied. Choose another directory.", 5) from error
+        raise StorageError(f"{shown}: permission denied. Choose another directory.") from error
     foreign = [name for name in names if not _OURS.fullmatch(name)]
     if foreign:
-        raise CalibrateError(f"{shown}: holds other files ({foreign[0]}). Choose another directory.", 5)
+        raise StorageError(f"{shown}: holds other files ({foreign[0]}). Choose another directory.")
     if names and not overwrite:
-        raise CalibrateError(f"{shown}: holds a checkpoint. Use --overwrite or another directory.", 5)
+        raise StorageError(f"{shown}: holds a checkpoint. Use --overwrite or another directory.")
 
 
 def existing_parent(target: Path) -> Path:

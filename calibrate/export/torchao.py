@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes
 from octavo.capture.tensors import Planned
 
-from ..errors import CalibrateError
 from ..layers import QuantizedLayer, QuantizedLinear, names_of
 from ..unsmoothed import added
 from .arithmetic import corrected
@@ -72,14 +72,14 @@ def write_torchao(
 ) -> None:
     """Writes config and weights into an existing directory. `axes` are the numbers of axes of the layers' inputs.
 
-    Raises CalibrateError: 2 for layers that torchao has no form for, 6 when a number that would be written is not
+    Raises UsageError for layers that torchao has no form for, NumbersError when a number that would be written is not
     finite.
     """
     config = config_of(model)
     found, axes = unmultiplied(model, layers, groups), axes or {}
     for name, layer in found.layers.items():
         if refusal := unfit(layer, axes.get(name)):
-            raise CalibrateError(f"format torchao: {name} {refusal}", 2)
+            raise UsageError(f"format torchao: {name} {refusal}")
     forms = {name: Form(layer, axes.get(name, 0)) for name, layer in found.layers.items()}
     named = {name: forms[each[0]] for each in names_of(model).values() if each[0] in forms for name in each}
     tensors: dict[str, Planned] = {}

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import CalibrateError
+from octavo.capture.errors import UsageError
+
 from ..export.ascend import packed
 from ..layers import QuantizedConv2d, QuantizedLayer
 from .graph import Builder, Use, convolving, expanded, int32_bias
@@ -29,11 +30,11 @@ def ascend(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], *, fuse_a
     """The graph. With `fuse_add` the bias of a Conv and a Gemm is their third input, else an Add on the accumulator,
     as it always is for a MatMul; the numbers are the same.
 
-    Raises CalibrateError 2 for a layer that is not static W8A8: the operators have no form for others.
+    Raises UsageError for a layer that is not static W8A8: the operators have no form for others.
     """
     for name, layer in layers.items():
         if layer.scheme != "W8A8":
-            raise CalibrateError(f"{name}: {layer.scheme} has no form in ascend-onnx. Use --activations static.", 2)
+            raise UsageError(f"{name}: {layer.scheme} has no form in ascend-onnx. Use --activations static.")
     return expanded(traced, layers, lambda builder, use: _expand(builder, use, fuse_add))
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..errors import CalibrateError
+from octavo.capture.errors import FileError
+
 from .ascend import DEQUANT, QUANT
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _INTEGER = ("Conv", "Gemm", "MatMul")
 
 
 class AscendGraph:
-    """The graph, ready to run. Raises CalibrateError 3 for operators that the compiler would not take."""
+    """The graph, ready to run. Raises FileError for operators that the compiler would not take."""
 
     def __init__(self, proto: "ModelProto") -> None:
         from onnx.reference import ReferenceEvaluator
@@ -48,7 +49,7 @@ def compiled(proto: "ModelProto") -> "ModelProto":
     for node in nodes:
         if any(name in offsets for name in node.input):
             if node.op_type not in _INTEGER or node.input[0] not in offsets:
-                raise CalibrateError(f"{node.name}: {node.op_type} on the codes of an AscendQuant. Export it anew.", 3)
+                raise FileError(f"{node.name}: {node.op_type} on the codes of an AscendQuant. Export it anew.")
             node.attribute.append(helper.make_attribute("offset", offsets[node.input[0]]))
             node.domain = _DEVICE
         elif node.op_type == "Add" and node.input[0] in convolved:

@@ -2,13 +2,13 @@
 
 from importlib.util import find_spec
 
-from ..errors import CalibrateError
+from octavo.capture.errors import UsageError
 
 _PACKAGES = ("onnx", "onnxscript")
 
 
 def check_extra(what: str) -> None:
-    """Raises CalibrateError 2 where `what` wants packages that are not installed."""
+    """Raises UsageError where `what` wants packages that are not installed."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
-        raise CalibrateError(f"{what}: {missing[0]} is not installed. Install octavo[onnx].", 2)
+        raise UsageError(f"{what}: {missing[0]} is not installed. Install octavo[onnx].")

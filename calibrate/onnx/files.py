@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from octavo.capture.errors import StorageError
 from octavo.capture.files import Modes, Sink, create, fsync_directory, staging, storage
 
-from ..errors import CalibrateError
 from ..export.target import write_directory
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def write_among(target: Path, fill: Callable[[Path], None], modes: Modes) -> Non
     with data is away while its data are replaced: nothing can load it with data of another.
     """
     if target.exists() and not target.is_dir():
-        raise CalibrateError(f"{target}: exists and is not a directory. Choose another name.", 5)
+        raise StorageError(f"{target}: exists and is not a directory. Choose another name.")
     if not target.exists():
         write_directory(target, fill, modes)
         return

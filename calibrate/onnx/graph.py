@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import CalibrateError
+from octavo.capture.errors import NumbersError
+
 from ..layers import QuantizedConv2d, QuantizedLayer
 from .marks import DOMAIN, attribute, bodies, is_mark
 
@@ -165,7 +166,7 @@ def int32_bias(use: Use) -> Tensor:
     sums = layer.weight.detach().flatten(1).sum(1, dtype=layer.quant_bias.long().dtype)
     bias = layer.quant_bias.long() + layer.input_zero_point.long() * sums
     if int(bias.abs().max()) >= 2**31:
-        raise CalibrateError(f"{use.name}: its bias is outside int32 in steps of its accumulator. Keep it float.", 6)
+        raise NumbersError(f"{use.name}: its bias is outside int32 in steps of its accumulator. Keep it float.")
     return bias.int()
 
 

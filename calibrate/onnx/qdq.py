@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CalibrateError
+from octavo.capture.errors import NumbersError, UsageError
+
 from ..layers import QuantizedConv2d, QuantizedLayer
 from .graph import Builder, Use, convolving, expanded, int32_bias
 
@@ -24,10 +25,12 @@ _SMALLEST = torch.finfo(torch.float32).smallest_normal
 
 
 def qdq(traced: "ModelProto", layers: Mapping[str, QuantizedLayer]) -> "ModelProto":
-    """The graph. Raises CalibrateError 2 for a layer whose scheme it has no form for, 6 for scales outside float32."""
+    """The graph. Raises UsageError for a layer whose scheme it has no form for, NumbersError for scales outside
+    float32.
+    """
     for name, layer in layers.items():
         if layer.scheme not in _SCHEMES:
-            raise CalibrateError(f"{name}: {layer.scheme} has no form in onnx. Use --activations static.", 2)
+            raise UsageError(f"{name}: {layer.scheme} has no form in onnx. Use --activations static.")
     return expanded(traced, layers, _expand)
 
 
@@ -64,7 +67,7 @@ def _input(builder: Builder, use: Use) -> str:
 def _weight_scale(use: Use) -> Tensor:
     scale = use.layer.deq.double() / use.layer.input_scale.double()
     if not bool(((scale >= _SMALLEST) & (scale <= torch.finfo(torch.float32).max)).all()):
-        raise CalibrateError(f"{use.name}: float32 does not hold the scale of its weight. Keep it float.", 6)
+        raise NumbersError(f"{use.name}: float32 does not hold the scale of its weight. Keep it float.")
     return scale.float()
 
 

@@ -43,7 +43,7 @@ class Graph(NamedTuple):
 def read_graph(path: Path) -> Graph:
     """The graph at `path`, whose own name may be a symbolic link.
 
-    Raises CaptureError 3, naming the file, for one that is no graph, is newer than the onnx that is installed, or whose
+    Raises FileError, naming the file, for one that is no graph, is newer than the onnx that is installed, or whose
     external data are not as they should be.
     """
     import onnx

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..errors import CalibrateError
+from octavo.capture.errors import MisfitError, UsageError
+
 from ..layers import QuantizedLayer
 from .marks import DOMAIN, OPSET, Mark, attribute, bodies, define_older_mark, is_mark, marked
 
@@ -89,15 +90,15 @@ def trace(
     """The graph of `model`; the layers are marks, numbered in their order. The first axis of the inputs stays open
     where the model lets it.
 
-    `example` is a call of the model (args, kwargs); its tensors are the inputs, by default input.1, input.2, ...
-    Raises CalibrateError: 2 for another number of names, 4 for a model that neither exporter takes and for a layer that
-    the call does not reach.
+    `example` is a call of the model (args, kwargs); its tensors are the inputs, by default input.1, input.2, ... Raises
+    UsageError for another number of names, MisfitError for a model that neither exporter takes and for a layer that the
+    call does not reach.
     """
     args, kwargs = _widened((tuple(example.args), dict(example.kwargs)))
     count = sum(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs)))
     names = list(input_names) if input_names else [f"input.{at + 1}" for at in range(count)]
     if len(names) != count or len(set(names)) != count:
-        raise CalibrateError(f"input_names: {names} for {count} inputs. Give one name for each.", 2)
+        raise UsageError(f"input_names: {names} for {count} inputs. Give one name for each.")
     failures = []
     for exporter in exporters:
         try:
@@ -108,7 +109,7 @@ def trace(
             failures.append(error)
     else:
         fact = _cause(failures[0])
-        raise CalibrateError(f"{type(model).__name__}: torch.onnx cannot export it ({fact}).", 4) from failures[0]
+        raise MisfitError(f"{type(model).__name__}: torch.onnx cannot export it ({fact}).") from failures[0]
     _check_reached(proto, layers)
     return proto
 
@@ -131,6 +132,6 @@ def _check_reached(proto: "ModelProto", layers: Mapping[str, QuantizedLayer]) ->
     inside = {attribute(node, "index") for body in bodies(proto) for node in body if is_mark(node)}
     for index, name in enumerate(layers):
         if index in inside:
-            raise CalibrateError(f"{name}: is in a branch or loop of the graph. Keep it float.", 4)
+            raise MisfitError(f"{name}: is in a branch or loop of the graph. Keep it float.")
         if index not in found:
-            raise CalibrateError(f"{name}: not in the traced graph. Keep it float, or give a call that reaches it.", 4)
+            raise MisfitError(f"{name}: not in the traced graph. Keep it float, or give a call that reaches it.")

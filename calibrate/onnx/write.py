@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes
 
-from ..errors import CalibrateError
 from ..layers import QuantizedLayer
 from .ascend import ascend
 from .extra import check_extra
@@ -52,11 +52,11 @@ def write_all(
     """Writes {arch}_quant.onnx, {arch}_quant_qdq.onnx and with `save_fp` {arch}_fp.onnx into `target`, which is made if
     need be; other files there stay. See `write_model` for `largest`.
 
-    Raises CalibrateError: 2 for a name that is none, for a call that is missing and where onnx is not installed, 5 for
-    a directory that cannot be written, and what `trace`, `qdq` and `ascend` do.
+    Raises UsageError for a name that is none, for a call that is missing and where onnx is not installed, StorageError
+    for a directory that cannot be written, and what `trace`, `qdq` and `ascend` do.
     """
     if not arch or Path(arch).name != arch or not arch.isprintable():
-        raise CalibrateError(f"model_arch: {arch!r} cannot begin a file's name. Give one such as resnet50.", 2)
+        raise UsageError(f"model_arch: {arch!r} cannot begin a file's name. Give one such as resnet50.")
     _check_example(example, "export_quant_onnx")
     modes = Modes()
 
@@ -74,4 +74,4 @@ def write_all(
 def _check_example(example: Any, what: str) -> None:
     check_extra(what)
     if example is None:
-        raise CalibrateError(f"{what}: there is no call to trace the model with. Give calib_data or input_shape.", 2)
+        raise UsageError(f"{what}: there is no call to trace the model with. Give calib_data or input_shape.")

@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from ..errors import CalibrateError
+from octavo.capture.errors import UsageError
+
 from ..layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, names_of, replace
 from .attention import attend, is_quick
 from .modules import BACKENDS, Int8Conv2d, Int8GELU, Int8Linear
@@ -14,10 +15,10 @@ Int8Layer = Int8Linear | Int8Conv2d
 def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
     """The fast form of a layer, with the same tensors. `backend` is a name of BACKENDS; None goes by the device.
 
-    Raises CalibrateError 2 for another name.
+    Raises UsageError for another name.
     """
     if backend not in (None, *BACKENDS):
-        raise CalibrateError(f"backend {backend!r}: unknown. Known are {', '.join(BACKENDS)}.", 2)
+        raise UsageError(f"backend {backend!r}: unknown. Known are {', '.join(BACKENDS)}.")
     if not isinstance(layer, Int8Layer):
         layer = Int8Conv2d.of(layer) if isinstance(layer, QuantizedConv2d) else Int8Linear.of(layer)
     layer.backend = backend

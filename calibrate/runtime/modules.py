@@ -7,9 +7,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from octavo.capture.errors import MisfitError
 from octavo.capture.paging import page_out
 
-from ..errors import CalibrateError
 from ..layers import QuantizedConv2d, QuantizedLayer, QuantizedLinear, _Integer
 from ..noise import NoiseLevel
 from ..scheme import QParams
@@ -92,7 +92,7 @@ class _Int8(_Integer):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if fn(torch.empty(0)).dtype != torch.float32:
-            raise CalibrateError("dtype of an 8-bit layer: its scales are float32. Load it in another dtype.", 4)
+            raise MisfitError("dtype of an 8-bit layer: its scales are float32. Load it in another dtype.")
         self.unpack()
         return super()._apply(fn, recurse)
 

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from ..errors import CaptureError
+from ..errors import FileError, OctavoError
 
 PICKLE_LIMIT = 64 << 20
 VIEW_LIMIT = 1 << 30  # bytes; an expanded tensor of a small file may claim this much
@@ -53,8 +53,8 @@ class Claims:
     size: int
     storages: dict[str, Storage] = field(default_factory=dict)
 
-    def too_large(self, claimed: int) -> CaptureError:
-        return CaptureError(f"{self.path}: tensor of {human(claimed)} in a {human(self.size)} file. {NOT_LOADED}", 3)
+    def too_large(self, claimed: int) -> OctavoError:
+        return FileError(f"{self.path}: tensor of {human(claimed)} in a {human(self.size)} file. {NOT_LOADED}")
 
     def storage(self, identity: tuple[Any, ...]) -> Storage:
         kind, storage_type, key, _, elements = identity[:5]
@@ -157,7 +157,7 @@ def inspect_zip(file: IO[bytes], claims: Claims) -> None:
         if len(pickles) != 1 or len(entries) != len(archive.infolist()):
             raise foreign(claims.path, "some other zip archive")
         if entries[pickles[0]].file_size > PICKLE_LIMIT:
-            raise CaptureError(f"{claims.path}: pickle larger than {human(PICKLE_LIMIT)}. {NOT_LOADED}", 3)
+            raise FileError(f"{claims.path}: pickle larger than {human(PICKLE_LIMIT)}. {NOT_LOADED}")
         with archive.open(pickles[0]) as stream:
             DryUnpickler(stream, claims).load()
     folder = pickles[0].removesuffix("data.pkl")
@@ -178,9 +178,9 @@ def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
         raise claims.too_large(total)
 
 
-def foreign(path: Path, what: str) -> CaptureError:
+def foreign(path: Path, what: str) -> OctavoError:
     """The error of a file torch.save did not write."""
-    return CaptureError(f"{path}: not a file of torch.save (looks like {what}). {NOT_LOADED}", 3)
+    return FileError(f"{path}: not a file of torch.save (looks like {what}). {NOT_LOADED}")
 
 
 def looks_like(head: bytes) -> str:

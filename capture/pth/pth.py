@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..errors import CaptureError
+from ..errors import FileError, MisfitError, OctavoError
 from ..files import Modes, writing
 from ..sealed import open_regular
 from ..store.unit import Call
@@ -20,7 +20,7 @@ HEAD = 512
 def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
     """What torch.save put into `path`, if it is data: tensors, numbers, strings and containers.
 
-    Never asks and never runs anything; TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD changes nothing. Raises CaptureError 3 when
+    Never asks and never runs anything; TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD changes nothing. Raises FileError when
     the file needs more than data, claims more memory than it has bytes, or is not a file of torch.save.
     """
     path = Path(path)
@@ -34,22 +34,22 @@ def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
             inspect(file, Claims(path, size))
             file.seek(0)
             return torch.load(file, map_location=map_location, weights_only=True, mmap=False)
-        except CaptureError:
+        except OctavoError:
             raise
         except NotAllowed as exc:
-            raise CaptureError(f"{path}: needs {exc}, which a data file may not. {NOT_LOADED}", 3) from exc
+            raise FileError(f"{path}: needs {exc}, which a data file may not. {NOT_LOADED}") from exc
         except Exception as exc:  # torch and pickle raise anything on what is not theirs
             raise foreign(path, looks_like(head)) from exc
 
 
 def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """The samples of a file of torch.save as (args, kwargs): a dict is keyword arguments, a list or tuple positional
-    ones. Raises CaptureError 3 as `safe_torch_load` does, and for anything but a list of those."""
+    ones. Raises FileError as `safe_torch_load` does, and for anything but a list of those."""
     samples = safe_torch_load(path)
     if isinstance(samples, dict):
         samples = [samples]
     if not isinstance(samples, list | tuple):
-        raise CaptureError(f"{path}: expected a list of samples, found {type(samples).__name__}.", 3)
+        raise FileError(f"{path}: expected a list of samples, found {type(samples).__name__}.")
     found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     for number, sample in enumerate(samples):
         if isinstance(sample, dict) and all(isinstance(name, str) for name in sample):
@@ -58,21 +58,21 @@ def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]
             found.append((tuple(sample), {}))
         else:
             fact = f"sample {number} is a {type(sample).__name__}, not a dict, list or tuple of inputs"
-            raise CaptureError(f"{path}: {fact}.", 3)
+            raise FileError(f"{path}: {fact}.")
     if not found:
-        raise CaptureError(f"{path}: holds no samples.", 4)
+        raise MisfitError(f"{path}: holds no samples.")
     return found
 
 
 def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
     """Writes calls as the documented list of dicts of keyword arguments; positional-only calls become tuples.
 
-    The whole list is in memory while it is written. Raises CaptureError 5 when the disk is full.
+    The whole list is in memory while it is written. Raises StorageError when the disk is full.
     """
     samples: list[Any] = []
     for call in calls:
         if call.args and call.kwargs:
-            raise CaptureError(f"{path}: call {call.index} has positional and named inputs. Use the capture.", 4)
+            raise MisfitError(f"{path}: call {call.index} has positional and named inputs. Use the capture.")
         samples.append(call.args or call.kwargs)
     with writing(Path(path), Modes().data) as sink:
         torch.save(samples, sink)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..errors import CaptureError
+from ..errors import FileError
 
 # The names the safetensors format has for them.
 DTYPES = {
@@ -143,8 +143,8 @@ def join_stats(parts: Sequence[Stats | None]) -> Stats | None:
 
 
 def check_storable(tensor: torch.Tensor, path: str, owner: str = "") -> None:
-    """Raises CaptureError 3, naming the input, for a tensor that cannot be stored."""
+    """Raises FileError, naming the input, for a tensor that cannot be stored."""
     fact = unsupported(tensor)
     if fact is not None:
         root = path.split(".")[0].split("[")[0]
-        raise CaptureError(f"{owner} '{path}': {fact}; exclude it with --drop-input {root}.".lstrip(), 3)
+        raise FileError(f"{owner} '{path}': {fact}; exclude it with --drop-input {root}.".lstrip())

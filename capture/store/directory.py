@@ -6,14 +6,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import CaptureError
+from ..errors import MisfitError, StorageError
 from ..files import LOCK_NAME, PARTIAL, Modes, make_directory, storage
 from ..sealed import canonical
 from .layout import CAPTURE, UNITS, list_units, read_capture
 
 
 def prepare(directory: Path, modes: Modes, resume: bool) -> None:
-    """Makes `directory` when it is absent; raises CaptureError 5 when a capture cannot be written there.
+    """Makes `directory` when it is absent; raises StorageError when a capture cannot be written there.
 
     That is when it holds a capture and `resume` is False, when it holds anything else, or is no directory.
     """
@@ -28,22 +28,22 @@ def prepare(directory: Path, modes: Modes, resume: bool) -> None:
     if CAPTURE not in names:
         foreign = sorted(name for name in names if name != LOCK_NAME and not PARTIAL.fullmatch(name))
         if foreign:
-            raise CaptureError(f"{directory}: not empty and not a capture (found {foreign[0]}).", 5)
+            raise StorageError(f"{directory}: not empty and not a capture (found {foreign[0]}).")
     elif not resume:
         planned = read_capture(directory).get("prompts", "?")
         stored = len(list_units(directory)) if UNITS in names else 0
-        raise CaptureError(
-            f"{directory}: holds a capture ({stored} of {planned} prompts). Use --resume or another directory.", 5
+        raise StorageError(
+            f"{directory}: holds a capture ({stored} of {planned} prompts). Use --resume or another directory."
         )
 
 
 def check_same(directory: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises CaptureError 4 naming the first setting that differs; the prompts may."""
+    """Raises MisfitError naming the first setting that differs; the prompts may."""
     found = _difference(_settings(stored), _settings(json.loads(canonical(now))), "")
     if found is not None:
         name, before, after = found
-        raise CaptureError(
-            f"{directory}: captured with {name} {before}, now {after}. Use the same or another directory.", 4
+        raise MisfitError(
+            f"{directory}: captured with {name} {before}, now {after}. Use the same or another directory."
         )
 
 

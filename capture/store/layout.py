@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import CaptureError, damage
+from ..errors import FileError, damage
 from ..files import storage
 from ..sealed import canonical, digest_of, open_regular, read_sealed
 from .parts import Part
@@ -52,16 +52,16 @@ def remedy_for(directory: Path, name: str) -> str:
 
 
 def read_capture(directory: Path) -> dict[str, Any]:
-    """The manifest of the capture in `directory`. Raises CaptureError 3 when there is none, or none we know."""
+    """The manifest of the capture in `directory`. Raises FileError when there is none, or none we know."""
     path = directory / CAPTURE
     if not path.is_symlink() and not path.exists():
         fact = "not a capture (no capture.json)" if directory.is_dir() else "no such capture"
-        raise CaptureError(f"{directory}: {fact}. Make one with octavo capture.", 3)
+        raise FileError(f"{directory}: {fact}. Make one with octavo capture.")
     body = read_sealed(path, "Capture again into another directory.").body
     schema = body.get("schema") if isinstance(body, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         versions = f"1-{SCHEMA}" if SCHEMA > 1 else "1"
-        raise CaptureError(f"{directory}: written by format {schema}; this version reads {versions}. Upgrade.", 3)
+        raise FileError(f"{directory}: written by format {schema}; this version reads {versions}. Upgrade.")
     if schema != SCHEMA or not isinstance(body.get("manifest"), dict):
         raise damage(path, "not the manifest of a capture", "Capture again into another directory.")
     return body["manifest"]

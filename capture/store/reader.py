@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
-from ..errors import CaptureError, damage
+from ..errors import MisfitError, damage
 from ..sealed import open_regular, read_sealed
 from .blobs import DTYPES, Stats, join_stats
 from .layout import COMPLETE, MALFORMED, UNITS, CallHeader, Unit, list_units, read_capture, read_unit, remedy_for
@@ -42,7 +42,7 @@ class Capture:
 
     @classmethod
     def open(cls, directory: str | Path, *, allow_incomplete: bool = False) -> Self:
-        """Reads the manifests of a capture. Raises CaptureError 3 when any of it is missing, damaged or not ours, 4
+        """Reads the manifests of a capture. Raises FileError when any of it is missing, damaged or not ours, 4
         when it is not finished (unless allowed) or holds nothing."""
         path = Path(directory)
         manifest = read_capture(path)
@@ -53,13 +53,12 @@ class Capture:
         elif allow_incomplete:
             units = [read_unit(path, name)[0] for name in names.values()]
         else:
-            raise CaptureError(
+            raise MisfitError(
                 f"{path}: capture not finished ({len(names)} of {manifest.get('prompts', '?')}). "
                 "Finish with --resume or pass --allow-incomplete.",
-                4,
             )
         if not any(unit.calls for unit in units):
-            raise CaptureError(f"{path}: holds no samples. Capture again.", 4)
+            raise MisfitError(f"{path}: holds no samples. Capture again.")
         return cls(path, manifest, units)
 
     def calls(
@@ -98,7 +97,7 @@ class Capture:
                 yield from (load() for _, load in source.calls(component, where, source.describe))
 
     def verify(self) -> None:
-        """Reads every byte; raises CaptureError 3 on the first damage, naming the file and the remedy."""
+        """Reads every byte; raises FileError on the first damage, naming the file and the remedy."""
         for unit in self.units:
             with _opened(self.directory, unit) as source:
                 source.verify()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..errors import CaptureError
+from ..errors import FileError, OctavoError
 
 MAX_DEPTH = 16
 MAX_VALUES = 100_000  # in one argument; lists that share their parts can stand for far more values than they hold
@@ -27,7 +27,7 @@ def encode(value: object, put_tensor: PutTensor, path: str = "value", owner: str
     """The JSON form of `value`. `put_tensor(tensor, path)` returns what stands for a tensor.
 
     `path` names the value in errors ("added_cond_kwargs.time_ids"), `owner` whose it is ("transformer input").
-    Raises CaptureError 3 for a type that cannot be given back exactly, and for nesting deeper than MAX_DEPTH.
+    Raises FileError for a type that cannot be given back exactly, and for nesting deeper than MAX_DEPTH.
     """
     return _encode(value, put_tensor, path, f"{owner} ".lstrip(), 0, iter(range(MAX_VALUES)))
 
@@ -57,10 +57,10 @@ def _encode(value: object, put: PutTensor, path: str, owner: str, depth: int, bu
     raise refusal(owner, path, f"cannot store a value of type {name}")
 
 
-def refusal(owner: str, path: str, fact: str) -> CaptureError:
+def refusal(owner: str, path: str, fact: str) -> OctavoError:
     """The error of an input that cannot be stored; `owner` ends with a space unless it is empty."""
     root = path.split(".")[0].split("[")[0].split(" ")[0]
-    return CaptureError(f"{owner}'{path}': {fact}; exclude it with --drop-input {root}.", 3)
+    return FileError(f"{owner}'{path}': {fact}; exclude it with --drop-input {root}.")
 
 
 def _encode_int(value: int) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..errors import CaptureError
+from ..errors import MisfitError
 from ..files import Modes, create
 from ..sealed import seal
 from .blobs import NAMES, Stats, check_storable, join_stats, key_of, memory_of, order_of, rows_of, settle, stats_of
@@ -65,7 +65,7 @@ class UnitWriter:
         """Stores a call and returns the Stats of its float tensors by their path, e.g. "added_cond_kwargs.time_ids".
 
         Nothing of the call's memory is referred to afterwards. The call is not stored when `accept(stats)` is False
-        or when anything is raised: CaptureError 3 for an input that cannot be stored, 5 when the disk is full.
+        or when anything is raised: FileError for an input that cannot be stored, StorageError when the disk is full.
         """
         mark = (len(self._entries), len(self._stats), self.raw_bytes, self.stored_bytes)
         stats: dict[str, Stats] = {}
@@ -164,7 +164,7 @@ class UnitWriter:
     def finish(self) -> None:
         """Writes what is pending and unit.json; the staging directory is then ready to be committed."""
         if not self._records:
-            raise CaptureError(f"unit {self._head['index']}: holds no calls. Nothing was stored.", 4)
+            raise MisfitError(f"unit {self._head['index']}: holds no calls. Nothing was stored.")
         self._flush(keep_last=False)
         body = self._head | {
             "raw_bytes": self.raw_bytes,

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ..errors import NO_SPACE, CaptureError
+from ..errors import NO_SPACE, MisfitError, OctavoError, StorageError
 from ..files import Lock, Modes, clean, commit_directory, lock, make_directory, remove, staging, write_sealed
 from ..ranks import ALONE, Ranks
 from ..sealed import canonical
@@ -56,8 +56,8 @@ class CaptureWriter:
         """Takes `directory` (made when absent) for a capture with this manifest.
 
         `manifest["prompts"]` is how many units are planned. With `resume`, a capture that is there goes on: its
-        manifest must be this one except for top-level keys that begin with "prompt". A symbolic link is resolved
-        once: `self.directory` tells where to. Raises CaptureError 4 when the manifests differ, 5 when the directory
+        manifest must be this one except for top-level keys that begin with "prompt". A symbolic link is resolved once:
+        `self.directory` tells where to. Raises MisfitError when the manifests differ, StorageError when the directory
         cannot be had, 3 when what is there is damaged.
 
         Collective: of several `ranks` the first holds the directory, and tidies it before the others begin.
@@ -68,7 +68,7 @@ class CaptureWriter:
             writer.stored = ranks.first(writer.stored)
             if not (path / CAPTURE).exists():
                 fact = "rank 0 has made a capture, which is not to be seen from here"
-                raise CaptureError(f"{path}: {fact}. Use a directory that all machines share.", 5)
+                raise StorageError(f"{path}: {fact}. Use a directory that all machines share.")
             check_same(path, read_capture(path), manifest)
             return writer
         prepare(path, modes, resume)
@@ -112,7 +112,7 @@ class CaptureWriter:
         """
         key = unit_key(info)
         if index in self.stored:
-            raise CaptureError(f"{self.directory}: unit {index} is stored already. Choose another index.", 4)
+            raise MisfitError(f"{self.directory}: unit {index} is stored already. Choose another index.")
         remove(self.directory / COMPLETE)
         target = self.directory / UNITS / f"{index:06d}-{key}"
         writer: UnitWriter | None = None
@@ -122,14 +122,14 @@ class CaptureWriter:
                 yield writer
                 writer.finish()
                 commit_directory(staged, target, self._modes.directory)
-        except CaptureError as exc:
+        except OctavoError as exc:
             raise self._with_count(exc, writer) from exc.__cause__
         finally:
             if target.exists():
                 self.stored[index] = key
         self.stored_bytes += writer.stored_bytes
 
-    def _with_count(self, exc: CaptureError, writer: UnitWriter | None) -> CaptureError:
+    def _with_count(self, exc: OctavoError, writer: UnitWriter | None) -> OctavoError:
         """A full disk, told with what is stored and how much is missing; any other error as it is."""
         if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno in NO_SPACE):
             return exc
@@ -139,10 +139,9 @@ class CaptureWriter:
         if self.stored:
             unit = max(unit, self.stored_bytes // len(self.stored))
         needs = max(1, -(-unit * (planned - stored) >> 20))
-        return CaptureError(
+        return StorageError(
             f"{self.directory}: no space left (needs about {needs} MiB more). {stored} of {planned} prompts "
             "are stored; free space and run again with --resume.",
-            5,
         )
 
     def there(self) -> dict[int, str]:
@@ -155,7 +154,7 @@ class CaptureWriter:
         units = {name: read_unit(self.directory, name)[0].digest for name in names.values()}
         try:
             write_sealed(self.directory / COMPLETE, {"units": units}, self._modes.manifest)
-        except CaptureError as exc:
+        except OctavoError as exc:
             raise self._with_count(exc, None) from exc.__cause__
 
     def close(self) -> None:

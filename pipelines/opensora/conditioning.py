@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import UsageError
 
 from .defaults import ALIGN
 
@@ -40,7 +40,7 @@ def parse_mask_strategy(text: str) -> list[ReferenceSpan]:
         except ValueError:
             values = []
         if not 1 <= len(values) <= 6:
-            raise PipelineError(f"mask_strategy: {group!r} is not one to six numbers. Separate them by commas.", 2)
+            raise UsageError(f"mask_strategy: {group!r} is not one to six numbers. Separate them by commas.")
         *places, ratio = (*values, *_DEFAULTS[len(values) :])
         loop, reference, reference_start, target_start, length = (int(place) for place in places)
         spans.append(ReferenceSpan(loop, reference, reference_start, target_start, length, ratio))
@@ -66,16 +66,14 @@ def place_references(
 
 def _place(target: Tensor, mask: Tensor, references: Sequence[Tensor], span: ReferenceSpan) -> None:
     if not 0 <= span.reference < len(references):
-        raise PipelineError(
+        raise UsageError(
             f"mask_strategy: reference {span.reference} of {len(references)} is named. Pass its latents in references.",
-            2,
         )
     source = references[span.reference]
     if source.shape[0] != target.shape[0] or source.shape[2:] != target.shape[2:]:
-        raise PipelineError(
+        raise UsageError(
             f"references: latents of shape {tuple(source.shape)} do not fit a video of {tuple(target.shape)}. "
             "Encode them at the size of the video.",
-            2,
         )
     begin = _snap(span.reference_start, source.shape[1])
     start = _snap(span.target_start, target.shape[1])

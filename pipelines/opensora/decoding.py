@@ -6,7 +6,7 @@ import torch
 from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import MisfitError, UsageError
 
 from .defaults import LATENT_SCALE, LATENT_SHIFT
 
@@ -17,14 +17,14 @@ _FRAMES_AT_ONCE = 4
 def check_form(output_type: str, vae: Any) -> None:
     """Refuses a form that is unknown or that `vae` (or None) cannot make, before any time is spent."""
     if output_type not in FORMS:
-        raise PipelineError(f"output_type: {output_type!r} is unknown. Use one of {', '.join(FORMS)}.", 2)
+        raise UsageError(f"output_type: {output_type!r} is unknown. Use one of {', '.join(FORMS)}.")
     if output_type == "latent":
         return
     if vae is None:
-        raise PipelineError("vae: the pipeline has none. Load it with vae=, or ask for output_type='latent'.", 2)
+        raise UsageError("vae: the pipeline has none. Load it with vae=, or ask for output_type='latent'.")
     if vae.config.latent_channels != len(LATENT_SHIFT):
         channels = vae.config.latent_channels
-        raise PipelineError(f"vae: it has {channels} latent channels, not 4. Load the one the model is for.", 4)
+        raise MisfitError(f"vae: it has {channels} latent channels, not 4. Load the one the model is for.")
 
 
 def decode(latents: Tensor, vae: Any, processor: VideoProcessor, output_type: str) -> Any:

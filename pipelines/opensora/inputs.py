@@ -6,7 +6,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import UsageError
 
 from .defaults import IMAGE_FPS
 from .sampling import Generators
@@ -26,7 +26,7 @@ def matched(name: str, text: str | Sequence[str] | None, count: int) -> list[str
     if len(texts) == 1:
         texts *= count
     if len(texts) != count:
-        raise PipelineError(f"{name}: {len(texts)} are given for {count} prompts. Give one, or one a prompt.", 2)
+        raise UsageError(f"{name}: {len(texts)} are given for {count} prompts. Give one, or one a prompt.")
     return texts
 
 
@@ -35,16 +35,15 @@ def given_embeds(
 ) -> tuple[Tensor, Tensor] | None:
     """The caption states and mask that stand in for a prompt; exactly one of the two ways must be used."""
     if (prompt is None) == (embeds is None):
-        raise PipelineError("prompt: exactly one of prompt and prompt_embeds is needed. Give one of them.", 2)
+        raise UsageError("prompt: exactly one of prompt and prompt_embeds is needed. Give one of them.")
     if embeds is None:
         if not listed(prompt):
-            raise PipelineError("prompt: the list is empty. Give at least one text.", 2)
+            raise UsageError("prompt: the list is empty. Give at least one text.")
         return None
     if mask is None or embeds.ndim != 4 or tuple(mask.shape) != (embeds.shape[0], embeds.shape[2]):
-        raise PipelineError(
+        raise UsageError(
             f"prompt_embeds: {tuple(embeds.shape)} with a mask of {None if mask is None else tuple(mask.shape)}. "
             "Give states (n, 1, L, E) and prompt_attention_mask (n, L).",
-            2,
         )
     return embeds, mask
 
@@ -52,7 +51,7 @@ def given_embeds(
 def checked_pixels(resolution: str, aspect: str, height: int | None, width: int | None) -> tuple[int, int]:
     """(height, width): the two given ones, or those of the table."""
     if (height is None) != (width is None):
-        raise PipelineError("height, width: only one of them is given. Give both, or neither.", 2)
+        raise UsageError("height, width: only one of them is given. Give both, or neither.")
     return video_size(resolution, aspect) if height is None or width is None else (height, width)
 
 
@@ -60,9 +59,7 @@ def checked_frames(num_frames: int | str, transform: bool) -> int:
     """The number of frames; between 2 and 16 the timestep transform divides zero by zero."""
     frames = frame_count(num_frames)
     if transform and 1 < frames < 17:
-        raise PipelineError(
-            f"frames: the timestep transform is undefined for {frames} frames. Use 1, or at least 17.", 2
-        )
+        raise UsageError(f"frames: the timestep transform is undefined for {frames} frames. Use 1, or at least 17.")
     return frames
 
 
@@ -91,5 +88,5 @@ def starting_noise(
     if latents is None:
         return randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
     if tuple(latents.shape) != tuple(shape):
-        raise PipelineError(f"latents: shape {tuple(latents.shape)}, expected {tuple(shape)}. Give that shape.", 2)
+        raise UsageError(f"latents: shape {tuple(latents.shape)}, expected {tuple(shape)}. Give that shape.")
     return latents.to(device=device)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, T5EncoderModel
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import FileError, MisfitError
 
 from .pipeline import OpenSoraPipeline
 from .scheduler import RFlowScheduler
@@ -26,11 +26,11 @@ def transformer_config(directory: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise PipelineError(f"{path}: it does not exist. Give the folder that holds config.json.", 3) from None
+        raise FileError(f"{path}: it does not exist. Give the folder that holds config.json.") from None
     except (OSError, ValueError) as error:
-        raise PipelineError(f"{path}: it cannot be read as JSON ({error}). Download it again.", 3) from None
+        raise FileError(f"{path}: it cannot be read as JSON ({error}). Download it again.") from None
     if not isinstance(values, dict):
-        raise PipelineError(f"{path}: it holds no table. Download it again.", 3)
+        raise FileError(f"{path}: it holds no table. Download it again.")
     known = inspect.signature(STDiT3.__init__).parameters.keys() - {"self"}
     return {name: value for name, value in values.items() if name in known}
 
@@ -39,7 +39,7 @@ def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = No
     """The transformer of a folder with config.json and safetensors, in the dtype of the file or `torch_dtype`.
 
     A quantized one is loaded by its quantizer, which has to be registered with diffusers.
-    Raises PipelineError: 3 for a file that is missing or damaged, 4 for a tensor that is missing, surplus or
+    Raises FileError for a file that is missing or damaged, MisfitError for a tensor that is missing, surplus or
     misshapen, named in the message.
     """
     directory = Path(directory)
@@ -51,7 +51,7 @@ def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = No
             model = STDiT3(**config)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
-        raise PipelineError(f"{directory / 'config.json'}: no model can be built ({reason}). Mend it.", 4) from None
+        raise MisfitError(f"{directory / 'config.json'}: no model can be built ({reason}). Mend it.") from None
     filled: STDiT3 = fill(model, directory, torch_dtype)
     return filled
 
@@ -59,7 +59,7 @@ def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = No
 def fill(model: Any, directory: Path, torch_dtype: torch.dtype | None) -> Any:
     """The `model` on the meta device, with the weights of a folder, in their dtype or `torch_dtype`.
 
-    Raises PipelineError as `load_transformer` does.
+    Raises OctavoError as `load_transformer` does.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     state = {}
@@ -68,10 +68,9 @@ def fill(model: Any, directory: Path, torch_dtype: torch.dtype | None) -> Any:
             state[name] = tensor if torch_dtype is None else tensor.to(torch_dtype)
     missing = [name for name in expected if name not in state]
     if missing:
-        raise PipelineError(
+        raise MisfitError(
             f"{directory}: tensor {missing[0]} is missing ({len(missing)} of {len(expected)} are). "
             "Give a whole checkpoint of the model that config.json describes.",
-            4,
         )
     model.load_state_dict(state, assign=True)
     return model.eval()
@@ -86,9 +85,9 @@ def _weight_files(directory: Path) -> list[Path]:
             try:
                 shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise PipelineError(f"{index}: it is no index of shards. Download it again.", 3) from None
+                raise FileError(f"{index}: it is no index of shards. Download it again.") from None
             return [directory / Path(str(shard)).name for shard in shards]
-    raise PipelineError(f"{directory}: there is neither {' nor '.join(_WEIGHTS)}. Download the weights.", 3)
+    raise FileError(f"{directory}: there is neither {' nor '.join(_WEIGHTS)}. Download the weights.")
 
 
 def _tensors(path: Path, expected: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
@@ -97,14 +96,14 @@ def _tensors(path: Path, expected: dict[str, tuple[int, ...]]) -> Iterator[tuple
             for name in file.keys():  # noqa: SIM118 - a safetensors handle does not iterate
                 shape = tuple(file.get_slice(name).get_shape())
                 if name not in expected:
-                    raise PipelineError(f"{path}: tensor {name} has no place in the model. Check config.json.", 4)
+                    raise MisfitError(f"{path}: tensor {name} has no place in the model. Check config.json.")
                 if shape != expected[name]:
-                    raise PipelineError(
-                        f"{path}: tensor {name} has shape {shape}, the model {expected[name]}. Check config.json.", 4
+                    raise MisfitError(
+                        f"{path}: tensor {name} has shape {shape}, the model {expected[name]}. Check config.json."
                     )
                 yield name, file.get_tensor(name)
     except (OSError, SafetensorError) as error:
-        raise PipelineError(f"{path}: it cannot be read ({error}). Download it again.", 3) from None
+        raise FileError(f"{path}: it cannot be read ({error}). Download it again.") from None
 
 
 def load_pipeline(

@@ -14,7 +14,7 @@ from diffusers.video_processor import VideoProcessor
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5EncoderModel
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import UsageError
 
 from .conditioning import place_references
 from .decoding import check_form, decode
@@ -158,7 +158,7 @@ class OpenSoraPipeline(DiffusionPipeline):
         """
         check_form(output_type, self.vae)
         if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise PipelineError("callback_on_step_end_tensor_inputs: only latents can be had. Leave out the rest.", 2)
+            raise UsageError("callback_on_step_end_tensor_inputs: only latents can be had. Leave out the rest.")
         self._guidance_scale, self._interrupt = guidance_scale, False
         embeds = given_embeds(prompt, prompt_embeds, prompt_attention_mask)
         prompts = [with_scores(text, aesthetic_score, motion_score, camera_motion) for text in listed(prompt)]
@@ -187,10 +187,9 @@ class OpenSoraPipeline(DiffusionPipeline):
 
     def _states(self, prompts: Sequence[str], clean_caption: bool) -> tuple[Tensor, Tensor]:
         if self.text_encoder is None or self.tokenizer is None:
-            raise PipelineError(
+            raise UsageError(
                 "prompt: the pipeline has no text encoder. Load it with text_encoder=, or pass prompt_embeds and "
                 "prompt_attention_mask.",
-                2,
             )
         texts = [cleaned(text) if clean_caption else text.lower().strip() for text in prompts]
         return encode(texts, self.tokenizer, self.text_encoder, self.transformer.config["model_max_length"])

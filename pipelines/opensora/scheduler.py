@@ -7,7 +7,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import UsageError
 
 
 class VideoShape(NamedTuple):
@@ -77,7 +77,7 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
         (144p images in fp32); a frame mask then leaves the first step out, as in the source.
         """
         if num_inference_steps < 1:
-            raise PipelineError(f"steps: {num_inference_steps} are no steps. Use at least 1.", 2)
+            raise UsageError(f"steps: {num_inference_steps} are no steps. Use at least 1.")
         total = self.config["num_timesteps"]
         times = torch.tensor(
             even_times(num_inference_steps, total, self.config["use_discrete_timesteps"]), device=device
@@ -85,9 +85,7 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
         times = times[:, None].repeat(1, rows if shape is None else shape.height.shape[0])
         if self.config["use_timestep_transform"]:
             if shape is None:
-                raise PipelineError(
-                    "shape: the timestep transform needs the video's shape. Pass shape=VideoShape().", 2
-                )
+                raise UsageError("shape: the timestep transform needs the video's shape. Pass shape=VideoShape().")
             ratio = (time_ratio(shape) * self.config["transform_scale"]).to(times.device)
             share = times / total
             times = ratio * share / (1 + (ratio - 1) * share) * total
@@ -104,7 +102,7 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
     ) -> SchedulerOutput | tuple[Tensor]:
         """Moves `sample` along the velocity `model_output` to the next time; `timestep` must be the row that is due."""
         if self._step_index >= len(self.timesteps):
-            raise PipelineError("step: all steps are taken. Call set_timesteps before the next run.", 2)
+            raise UsageError("step: all steps are taken. Call set_timesteps before the next run.")
         following = self._step_index + 1
         span = timestep - self.timesteps[following] if following < len(self.timesteps) else timestep
         moved = sample + model_output * per_frame((span / self.config["num_timesteps"]).reshape(-1))

@@ -5,7 +5,7 @@ Source: the tables of Open-Sora v1.2. An aspect is height:width, so "9:16" is la
 
 from dataclasses import dataclass
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import UsageError
 
 from .defaults import VAE_FACTOR
 
@@ -50,12 +50,12 @@ DURATIONS = {
 def video_size(resolution: str, aspect: str) -> tuple[int, int]:
     """(height, width) in pixels of a tabled resolution ("240p") at an aspect ("9:16", height first).
 
-    Raises PipelineError, exit code 2, for a name that is not in the table.
+    Raises OctavoError, exit code 2, for a name that is not in the table.
     """
     if aspect not in SIZES:
-        raise PipelineError(f"aspect: {aspect!r} is not tabled. Use one of {', '.join(ASPECTS)}.", 2)
+        raise UsageError(f"aspect: {aspect!r} is not tabled. Use one of {', '.join(ASPECTS)}.")
     if resolution not in SIZES[aspect]:
-        raise PipelineError(f"resolution: {resolution!r} is not tabled. Use one of {', '.join(RESOLUTIONS)}.", 2)
+        raise UsageError(f"resolution: {resolution!r} is not tabled. Use one of {', '.join(RESOLUTIONS)}.")
     return SIZES[aspect][resolution]
 
 
@@ -69,7 +69,7 @@ def frame_count(frames: int | str) -> int:
         count = 0
     if count < 1:
         names = ", ".join(DURATIONS)
-        raise PipelineError(f"frames: {frames!r} is no duration. Give a whole number from 1, or one of {names}.", 2)
+        raise UsageError(f"frames: {frames!r} is no duration. Give a whole number from 1, or one of {names}.")
     return count
 
 
@@ -82,7 +82,7 @@ def latent_frames(frames: int) -> int:
 def latent_size(height: int, width: int, frames: int, factor: int = VAE_FACTOR) -> tuple[int, int, int]:
     """(frames, height, width) of the latents of a video of that many pixels and frames."""
     if min(height, width) < factor:
-        raise PipelineError(f"size: {height}x{width} holds no latent. Use at least {factor}x{factor} pixels.", 2)
+        raise UsageError(f"size: {height}x{width} holds no latent. Use at least {factor}x{factor} pixels.")
     return latent_frames(frames), height // factor, width // factor
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import UsageError
 
 
 def with_scores(
@@ -36,9 +36,8 @@ def clean_caption(text: str) -> str:
     """
     missing = [name for name, module in (("ftfy", "ftfy"), ("beautifulsoup4", "bs4")) if find_spec(module) is None]
     if missing:
-        raise PipelineError(
+        raise UsageError(
             f"prompt: cleaning needs {' and '.join(missing)}. Install octavo[opensora] or pass clean_caption=False.",
-            2,
         )
     from diffusers import PixArtAlphaPipeline
 

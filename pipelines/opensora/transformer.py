@@ -9,7 +9,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from octavo.capture.errors import PipelineError
+from octavo.capture.errors import MisfitError, UsageError
 
 from .attention import Captions, captions_of_lengths, pack_captions
 from .blocks import FinalLayer, STDiT3Block
@@ -53,10 +53,9 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
     ) -> None:
         super().__init__()
         if hidden_size % 4 or hidden_size % (2 * num_heads):
-            raise PipelineError(
+            raise MisfitError(
                 f"hidden_size: {hidden_size} does not split into {num_heads} heads of an even width, or is no multiple "
                 "of 4. Change hidden_size or num_heads.",
-                4,
             )
         self.patch = (patch_size[0], patch_size[1], patch_size[2])
         self.out_channels = in_channels * 2 if pred_sigma else in_channels
@@ -92,7 +91,7 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
         second and pixels, B a multiple of m. num_frames and ar may be passed as well.
         """
         if fps is None or height is None or width is None:
-            raise PipelineError("forward: fps, height and width are missing. Pass all three as tensors.", 2)
+            raise UsageError("forward: fps, height and width are missing. Pass all three as tensors.")
         dtype = self.x_embedder.proj.weight.dtype
         size = x.shape[2:]
         t, t0 = self._times(timestep.to(dtype), fps, x_mask is not None)
@@ -124,7 +123,7 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
     def _captions(self, y: Tensor, mask: Tensor | None) -> Captions:
         if self.config["skip_y_embedder"]:
             if mask is None:
-                raise PipelineError("mask: with skip_y_embedder it carries the caption lengths. Pass them.", 2)
+                raise UsageError("mask: with skip_y_embedder it carries the caption lengths. Pass them.")
             return captions_of_lengths(y.reshape(1, -1, y.shape[-1]), torch.as_tensor(mask).flatten().long())
         return pack_captions(self.y_embedder(y).squeeze(1), mask)
 
