@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from octavo.calibrate.calls import evaluating, run
-from octavo.calibrate.layers import quantized
-from octavo.calibrate.report import peak_memory
-from octavo.calibrate.run import calibrate
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.replay.calls import evaluating, run
+from octavo.calibrate.replay.sqnr import Power, outputs
+from octavo.calibrate.resources import peak_memory
 from octavo.calibrate.settings import RECIPES, Settings
-from octavo.calibrate.sqnr import Power, outputs
 from octavo.capture.recorder import Memory, Recorder
 from octavo.pipelines.demo.judge import score
 from octavo.pipelines.demo.scene import parse

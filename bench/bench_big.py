@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from diffusers import SD3Transformer2DModel
 
-from octavo.calibrate.calls import evaluating, run
-from octavo.calibrate.parked import Parking
+from octavo.calibrate.blockwise.parking import Parking
 from octavo.calibrate.plan import block_names
-from octavo.calibrate.report import peak_memory
+from octavo.calibrate.replay.calls import evaluating, run
+from octavo.calibrate.resources import peak_memory
 from octavo.capture.fingerprint import fingerprint
 from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import Call, CaptureWriter

@@ -23,16 +23,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.calibrate.budget import Cost, summed
-from octavo.calibrate.calls import silent
-from octavo.calibrate.choosing import Choosing
-from octavo.calibrate.knapsack import choose, total
-from octavo.calibrate.mixture import estimated_error
+from octavo.calibrate.choose import Choosing
+from octavo.calibrate.mixed_precision.budget import Cost, summed
+from octavo.calibrate.mixed_precision.knapsack import choose, total
+from octavo.calibrate.mixed_precision.mix import estimated_error
+from octavo.calibrate.mixed_precision.sensitivity import Candidates, Group, Runs, float_cost, measured
 from octavo.calibrate.plan import make_plan
-from octavo.calibrate.report import Stopwatch
-from octavo.calibrate.sensitivity import Candidates, Group, Runs, float_cost, measured
+from octavo.calibrate.replay.calls import silent, spread
+from octavo.calibrate.replay.sqnr import Power, comparing, outputs
+from octavo.calibrate.resources import Stopwatch
 from octavo.calibrate.settings import RECIPES, Settings
-from octavo.calibrate.sqnr import Power, comparing, outputs, spread
 from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.run import prompt_seed
 from octavo.pipelines.sd3 import SD3

@@ -21,13 +21,13 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-from octavo.calibrate.calls import evaluating, run
-from octavo.calibrate.export import export
-from octavo.calibrate.observers import OBSERVERS, Options
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.observers.observers import OBSERVERS, Options
 from octavo.calibrate.plan import make_plan
-from octavo.calibrate.replay import observe
-from octavo.calibrate.report import peak_memory
-from octavo.calibrate.run import calibrate
+from octavo.calibrate.replay.calls import evaluating, run
+from octavo.calibrate.replay.hooks import observe
+from octavo.calibrate.resources import peak_memory
 from octavo.calibrate.settings import Settings
 
 MODELS = {"160 wide, 4 layers": (160, 4, 5), "768 wide, 6 layers": (768, 6, 12)}

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from octavo import Calibrator, QuantConfig
-from octavo.calibrate.batchnorm import folded
-from octavo.calibrate.data import Sample
-from octavo.calibrate.fold import calibrate_folded
-from octavo.calibrate.layers import quantized
+from octavo.calibrate.calibration import calibrate_folded
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.preparation.batch_norms import folded
+from octavo.calibrate.preparation.synthetic_inputs import made_up
+from octavo.calibrate.replay.sqnr import Power
+from octavo.calibrate.replay.user_data import Sample
 from octavo.calibrate.settings import RECIPES, Settings
-from octavo.calibrate.sqnr import Power
-from octavo.calibrate.synthetic import made_up
 from octavo.pipelines.classifier import classifier_directory, load_classifier
 from octavo.pipelines.digits.data import Part, digits
 from octavo.pipelines.digits.train import inputs_of

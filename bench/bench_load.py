@@ -23,11 +23,11 @@ from diffusers import SD3Transformer2DModel
 from torch import nn
 
 from octavo.calibrate.choice import Choice, layer_of
-from octavo.calibrate.export import export
-from octavo.calibrate.layers import install
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.install import install
+from octavo.calibrate.layers.scheme import ACTIVATION, Range, qparams_of
 from octavo.calibrate.plan import Plan
-from octavo.calibrate.run import Result
-from octavo.calibrate.scheme import ACTIVATION, Range, qparams_of
+from octavo.calibrate.result import Result
 
 KINDS = ("float32", "bfloat16", "int8")
 LOAD = """

@@ -53,8 +53,8 @@ class Outcome(NamedTuple):
 
 
 def octavo(settings: dict[str, Any]) -> Callable[[nn.Module, list[Any], list[Any]], Outcome]:
-    from octavo.calibrate.layers import quantized
-    from octavo.calibrate.run import calibrate
+    from octavo.calibrate.calibration import calibrate
+    from octavo.calibrate.layers.install import quantized
     from octavo.calibrate.settings import Settings
 
     def work(model: nn.Module, calls: list[Any], held: list[Any]) -> Outcome:

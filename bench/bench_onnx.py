@@ -24,14 +24,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageClassification
 
-from octavo.calibrate.data import Sample
-from octavo.calibrate.fold import calibrate_folded
-from octavo.calibrate.layers import QuantizedLayer, quantized
-from octavo.calibrate.onnx.ascend import DEQUANT, QUANT, ascend
-from octavo.calibrate.onnx.device import AscendGraph
-from octavo.calibrate.onnx.graph import floating
-from octavo.calibrate.onnx.qdq import qdq
-from octavo.calibrate.onnx.trace import trace
+from octavo.calibrate.calibration import calibrate_folded
+from octavo.calibrate.formats.onnx.ascend_evaluator import AscendGraph
+from octavo.calibrate.formats.onnx.ascend_graph import DEQUANT, QUANT, ascend
+from octavo.calibrate.formats.onnx.graph_builder import floating
+from octavo.calibrate.formats.onnx.qdq_graph import qdq
+from octavo.calibrate.formats.onnx.trace import trace
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.modules import QuantizedLayer
+from octavo.calibrate.replay.user_data import Sample
 
 from .bench_cnn import bundled
 from .resnet import resnet18, resnet50

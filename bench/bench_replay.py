@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from octavo.calibrate.calls import evaluating, run
-from octavo.calibrate.observers import OBSERVERS, Options
+from octavo.calibrate.observers.observers import OBSERVERS, Options
 from octavo.calibrate.plan import make_plan
-from octavo.calibrate.replay import observe
+from octavo.calibrate.replay.calls import evaluating, run
+from octavo.calibrate.replay.hooks import observe
 from octavo.capture.recorder import Memory, Recorder
 from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.sd3 import SD3

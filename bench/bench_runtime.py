@@ -13,8 +13,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-from octavo.calibrate.layers import install
-from octavo.calibrate.run import calibrate
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.layers.install import install
 from octavo.calibrate.runtime import accelerate, attend
 from octavo.calibrate.settings import Settings
 from octavo.pipelines.sd3 import SD3

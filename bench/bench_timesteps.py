@@ -6,7 +6,7 @@ python -m bench.bench_timesteps [--prompts 16] [--held 8]
 import argparse
 import itertools
 
-from octavo.calibrate.run import calibrate
+from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.settings import Settings
 from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.sd3 import SD3

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from diffusers import SD3Transformer2DModel
 
-from octavo.calibrate.export import export
-from octavo.calibrate.report import peak_memory
-from octavo.calibrate.run import calibrate
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.resources import peak_memory
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.cli import main as octavo
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.layers import QuantizedLinear, names_of, replace
+from octavo.calibrate.layers.install import names_of, replace
+from octavo.calibrate.layers.modules import QuantizedLinear
 
 from .bench_runtime import call_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.layers import QuantizedLinear
+from octavo.calibrate.layers.modules import QuantizedLinear
 
 from .bench_runtime import call_of
 from .peer_graphs import dynamic_graph, inputs_of, static_graph

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from octavo.calibrate.layers import QuantizedLayer, quantized
-from octavo.calibrate.load import load_ascend
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.modules import QuantizedLayer
 from octavo.capture.recorder import Memory, Recorder
 from octavo.pipelines.demo.judge import score
 from octavo.pipelines.demo.scene import parse

@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import nn
 
-from octavo.calibrate.report import peak_memory
+from octavo.calibrate.resources import peak_memory
 
 
 def memory_of(model: nn.Module, kwargs: dict) -> dict[str, float]:

@@ -9,10 +9,10 @@ import argparse
 import random
 from collections.abc import Callable
 
-from octavo.calibrate.run import calibrate
-from octavo.calibrate.samples import farthest
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.farthest_calls import farthest
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.sqnr import spread
 from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.sd3 import SD3
 from octavo.prompts import read_prompts

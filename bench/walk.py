@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.export import export
-from octavo.calibrate.layers import QuantizedLayer, quantized
-from octavo.calibrate.load import load_ascend
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.modules import QuantizedLayer
+from octavo.calibrate.replay.sqnr import Power, tensors_in
 from octavo.calibrate.report import NEVER_RAN
-from octavo.calibrate.run import Result, calibrate
+from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.sqnr import Power, tensors_in
 from octavo.capture.recorder import Clock, Recorder, copied
 from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import CaptureWriter

@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Calibrator, QuantConfig
+    from .msmodelslim_api import Calibrator, QuantConfig
     from .runtime import accelerate
 
 __all__ = ["Calibrator", "QuantConfig", "accelerate"]
 
-_HOMES = {"Calibrator": "api", "QuantConfig": "api", "accelerate": "runtime"}
+_HOMES = {"Calibrator": "msmodelslim_api", "QuantConfig": "msmodelslim_api", "accelerate": "runtime"}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from octavo.capture.errors import FileError, UsageError
 
-from .scheme import STORABLE
+from .layers.scheme import STORABLE
 
 KINDS: dict[type[nn.Module], str] = {nn.Linear: "Linear", nn.Conv2d: "Conv2d"}
 _COMPUTING = {nn.Linear: ("forward",), nn.Conv2d: ("forward", "_conv_forward")}  # the methods that say what a kind does

@@ -1,55 +1,20 @@
 """The report: everything known about every layer after a calibration, as plain JSON."""
 
-import resource
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from .choice import NEAREST, Choice
-from .layers import QuantizedLayer
-from .mixture import Mixture
+from .layers.modules import QuantizedLayer
+from .layers.scheme import Range
+from .mixed_precision.mix import Mixture
 from .plan import Entry, Plan
-from .scheme import Range
+from .replay.sqnr import Power
+from .resources import Stopwatch, peak_memory
 from .settings import Settings
-from .sqnr import Power
 
 FORMAT = 1
 NEVER_RAN = "never ran on these calls"
 ZERO_INPUT = "its input was zero in every call"
-
-
-class Stopwatch:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the time of the block to the stage `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
-def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss is at least what the process that started this one had reached
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def resident_memory() -> int:
-    """The resident size of this process in bytes; 0 where the system does not tell."""
-    status = Path("/proc/self/status")
-    return int(status.read_text().partition("VmRSS:")[2].split()[0]) * 1024 if status.exists() else 0
 
 
 def report_of(

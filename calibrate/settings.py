@@ -8,13 +8,12 @@ from torch import nn
 
 from octavo.capture.errors import UsageError
 
-from .budget import Budget, Search, budget_of
 from .choice import NEAREST
-from .compensate import Method
-from .observers import OBSERVERS, Options
-from .rounding import WEIGHT_METHODS
-from .scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Scheme
-from .smoothing import Group
+from .layers.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Scheme
+from .mixed_precision.budget import Budget, Search, budget_of
+from .observers.observers import OBSERVERS, Options
+from .rounding.methods import WEIGHT_METHODS, Method
+from .smoothing.search import Group
 
 SCHEMES = {"static": "W8A8", "timestep": "W8A8_TIMESTEP", "dynamic": "W8A8_DYNAMIC", "float": "W8A16"}
 

@@ -6,14 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.big import BigCalibration
-from octavo.calibrate.budget import bytes_of
-from octavo.calibrate.calls import Calls
-from octavo.calibrate.export import check_target
-from octavo.calibrate.export.target import existing_parent
-from octavo.calibrate.run import Result
+from octavo.calibrate.blockwise.calibration import BigCalibration
+from octavo.calibrate.byte_sizes import bytes_of
+from octavo.calibrate.formats.target import check_target, existing_parent
+from octavo.calibrate.layers.weights import check_finite
+from octavo.calibrate.replay.calls import Calls
+from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.weights import check_finite
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.files import staging
 from octavo.capture.fingerprint import fingerprint_of

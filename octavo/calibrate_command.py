@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octavo.calibrate.budget import bytes_of
-from octavo.calibrate.enough import verdict
-from octavo.calibrate.export import check_activations, check_formats, check_target, export
+from octavo.calibrate.byte_sizes import bytes_of
+from octavo.calibrate.calibration import calibrate as calibrate_model
+from octavo.calibrate.formats.export import check_activations, check_formats, export
+from octavo.calibrate.formats.target import check_target
+from octavo.calibrate.learning_curve import verdict
 from octavo.calibrate.report import worst
-from octavo.calibrate.run import Result
-from octavo.calibrate.run import calibrate as calibrate_model
+from octavo.calibrate.result import Result
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import MisfitError, UsageError
@@ -141,7 +142,7 @@ def _configured(options: CalibrateOptions, given: set[str]) -> CalibrateOptions:
     """The options with what the config file says, where the command line says nothing."""
     if options.config is None:
         return options
-    from octavo.calibrate.config import read_config
+    from .commands.config_file import read_config
 
     known = {field.name for field in fields(options)} - {"capture", "out", "config"}
     read = read_config(options.config)

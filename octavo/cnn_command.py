@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 
-from octavo.calibrate.data import Sample
-from octavo.calibrate.export import check_target
-from octavo.calibrate.fold import calibrate_folded
-from octavo.calibrate.run import planned
-from octavo.calibrate.sqnr import spread
-from octavo.calibrate.synthetic import made_up, warnings_of
+from octavo.calibrate.calibration import calibrate_folded, planned
+from octavo.calibrate.formats.target import check_target
+from octavo.calibrate.preparation.synthetic_inputs import made_up, warnings_of
+from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.user_data import Sample
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import UsageError
 from octavo.pipelines import GENERIC

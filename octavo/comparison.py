@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from octavo.calibrate.sqnr import Power
+from octavo.calibrate.replay.sqnr import Power
 from octavo.capture.errors import MisfitError, NumbersError
 from octavo.pipelines.demo.judge import judge
 from octavo.pipelines.demo.scene import SIZE, parse

@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from octavo.calibrate.export import REPORT_FILE
-from octavo.calibrate.export.check_model import method_at
-from octavo.calibrate.layers import QuantizedLayer, names_of, quantized, replace
-from octavo.calibrate.load import Checkpoint
+from octavo.calibrate.formats.ascend.checkpoint import Checkpoint
+from octavo.calibrate.formats.ascend.read import read_layer
+from octavo.calibrate.formats.diffusers.directory import method_at
+from octavo.calibrate.formats.diffusers.structure import QUANT_METHOD
+from octavo.calibrate.formats.export import REPORT_FILE
+from octavo.calibrate.layers.install import names_of, quantized, replace
+from octavo.calibrate.layers.modules import QuantizedLayer
 from octavo.calibrate.runtime import accelerate, attend, optimized
-from octavo.calibrate.runtime.modules import Int8GELU
-from octavo.calibrate.structure import QUANT_METHOD
+from octavo.calibrate.runtime.int8_modules import Int8GELU
 from octavo.capture.errors import MisfitError, OctavoError, UsageError, damage
 from octavo.capture.sealed import read_bytes
 from octavo.pipelines.denoisers import denoisers
@@ -76,7 +78,9 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
     if found is None:
         name, fact = next(iter(facts.items()))
         raise of_another(out, f"{name}: {fact}")
-    layers: dict[str, Any] = {name: optimized(checkpoint.layer(name)).to(device) for name in checkpoint.layer_names}
+    layers: dict[str, Any] = {
+        name: optimized(read_layer(checkpoint, name)).to(device) for name in checkpoint.layer_names
+    }
     module = choices[found]
     with _with_layers(module, layers):
         size = bytes_of(module)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from octavo.calibrate.errors import out_of_memory
-from octavo.calibrate.report import peak_memory
+from octavo.calibrate.resources import peak_memory
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageError, first_sentence
 from octavo.pipelines import family_of

@@ -5,10 +5,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from octavo.calibrate.export.check import Verdict, check, views
-from octavo.calibrate.export.check_model import OCTAVO, TORCHAO, Model
-from octavo.calibrate.load import Checkpoint
-from octavo.calibrate.structure import Structure
+from octavo.calibrate.formats.ascend.checkpoint import Checkpoint
+from octavo.calibrate.formats.diffusers.directory import Model
+from octavo.calibrate.formats.diffusers.structure import Structure
+from octavo.calibrate.formats.inspect import Verdict, check, views
+from octavo.calibrate.formats.verdict import OCTAVO, TORCHAO
 from octavo.capture.errors import OctavoError
 from octavo.capture.sealed import read_bytes
 

@@ -3,9 +3,9 @@
 from collections import Counter
 from pathlib import Path
 
-from octavo.calibrate.onnx.check import layers_of, verdicts
-from octavo.calibrate.onnx.extra import check_extra
-from octavo.calibrate.onnx.read import opset_of, read_graph
+from octavo.calibrate.formats.onnx.check import layers_of, verdicts
+from octavo.calibrate.formats.onnx.packages import check_extra
+from octavo.calibrate.formats.onnx.read import opset_of, read_graph
 from octavo.capture.errors import OctavoError
 
 from .terminal import Terminal, size

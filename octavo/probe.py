@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.calls import device_of, moved, replaced
-from octavo.calibrate.replay import input_of
-from octavo.calibrate.sqnr import Power, spread, tensors_in
+from octavo.calibrate.replay.calls import device_of, moved, replaced, spread
+from octavo.calibrate.replay.hooks import input_of
+from octavo.calibrate.replay.sqnr import Power, tensors_in
 from octavo.capture.call_arguments import bind, noise_level
 from octavo.capture.recorder import Clock
 

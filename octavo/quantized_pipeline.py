@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
-from octavo.calibrate.export import REPORT_FILE
-from octavo.calibrate.export.ascend import all_names
-from octavo.calibrate.export.check_model import method_at
-from octavo.calibrate.load import Checkpoint
-from octavo.calibrate.structure import QUANT_METHOD
+from octavo.calibrate.formats.ascend.checkpoint import Checkpoint
+from octavo.calibrate.formats.ascend.read import read_layer
+from octavo.calibrate.formats.diffusers.directory import method_at
+from octavo.calibrate.formats.diffusers.structure import QUANT_METHOD
+from octavo.calibrate.formats.export import REPORT_FILE
+from octavo.calibrate.layers.install import all_names
 from octavo.capture.errors import UsageError
 from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.load import load_denoiser, load_pipeline, model_directory
@@ -69,12 +70,12 @@ def open_pipeline(
 
 def _put_in(module: torch.nn.Module, directory: Path) -> None:
     """Puts the layers of an ascend checkpoint into the float denoiser that it is of."""
-    from octavo.calibrate.quantizer import adopt
+    from octavo.calibrate.formats.diffusers.quantizer import adopt
 
     checkpoint = Checkpoint(directory)
     fact = difference(checkpoint, module)
     if fact is not None:
         raise of_another(directory, fact)
     device = next(module.parameters()).device
-    layers = {name: checkpoint.layer(name).to(device) for name in checkpoint.layer_names}
+    layers = {name: read_layer(checkpoint, name).to(device) for name in checkpoint.layer_names}
     adopt(module, all_names(layers, module))

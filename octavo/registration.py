@@ -27,8 +27,8 @@ def register_with_diffusers() -> None:
 
 def enter(home: ModuleType) -> None:
     """Enters our quantizer into the tables of diffusers.quantizers.auto."""
-    from octavo.calibrate.quantizer import OctavoConfig, OctavoQuantizer
-    from octavo.calibrate.structure import QUANT_METHOD
+    from octavo.calibrate.formats.diffusers.quantizer import OctavoConfig, OctavoQuantizer
+    from octavo.calibrate.formats.diffusers.structure import QUANT_METHOD
 
     home.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = OctavoQuantizer
     home.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = OctavoConfig

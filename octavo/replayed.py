@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
-from octavo.calibrate.samples import farthest
-from octavo.calibrate.survey import held_out
+from octavo.calibrate.replay.current_call import held_out
+from octavo.calibrate.replay.farthest_calls import farthest
 from octavo.capture.ranks import Ranks
 from octavo.capture.store.reader import Call, Capture
 

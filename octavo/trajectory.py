@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from octavo.calibrate.errors import out_of_memory
-from octavo.calibrate.sqnr import spread
+from octavo.calibrate.replay.calls import spread
 from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageError, first_sentence
 from octavo.capture.store.reader import Capture
 from octavo.pipelines.family import Family

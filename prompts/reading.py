@@ -38,8 +38,7 @@ class Prompts:
 
 
 def read_prompts(name_or_path: str) -> Prompts:
-    """The prompts of a bundled set or of a file. Raises UsageError when there is none, FileError when it is not usable.
-    """
+    """The prompts of a bundled set or of a file. Raises UsageError without one, FileError when it is not usable."""
     path = Path(__file__).with_name(f"{name_or_path}.txt") if name_or_path in BUNDLED else Path(name_or_path)
     first_line: dict[str, int] = {}
     warnings: list[str] = []

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.freeze import InputSpec, Numbers, numbers_of
-from octavo.calibrate.weights import round_to_nearest
+from octavo.calibrate.layers.freeze import numbers_of
+from octavo.calibrate.layers.inputs import InputSpec
+from octavo.calibrate.layers.numbers import Numbers
+from octavo.calibrate.layers.weights import round_to_nearest
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -10,10 +10,10 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 import octavo  # noqa: F401 - it registers
-from octavo.calibrate.export import export
-from octavo.calibrate.layers import QuantizedLayer
-from octavo.calibrate.run import Result
-from octavo.calibrate.sqnr import outputs
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.modules import QuantizedLayer
+from octavo.calibrate.replay.sqnr import outputs
+from octavo.calibrate.result import Result
 from octavo.pipelines.sd3 import SD3
 
 from .hard_tiny import Call, calibrated, hard, prompts

@@ -8,10 +8,12 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 
 from bench.networks import put_outliers
-from octavo.calibrate.layers import QuantizedLayer, quantized
-from octavo.calibrate.run import Result, calibrate
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.modules import QuantizedLayer
+from octavo.calibrate.replay.sqnr import Power, outputs
+from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.sqnr import Power, outputs
 from octavo.capture.ranks import ALONE, Ranks
 from octavo.pipelines.sd3 import SD3
 

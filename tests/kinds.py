@@ -9,12 +9,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from octavo.calibrate.export import export
-from octavo.calibrate.freeze import Dynamic, InputSpec, TimestepQParams
-from octavo.calibrate.layers import QuantizedLayer, build
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.inputs import Dynamic, InputSpec, TimestepQParams
+from octavo.calibrate.layers.modules import QuantizedLayer, build
+from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_of
 from octavo.calibrate.plan import Plan
-from octavo.calibrate.run import Result
-from octavo.calibrate.scheme import ACTIVATION, QParams, Range, qparams_of
+from octavo.calibrate.result import Result
 
 from .calibrate_tiny import nearest
 

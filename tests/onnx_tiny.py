@@ -10,15 +10,16 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from octavo.calibrate.data import Sample
-from octavo.calibrate.integers import sums_in_int32
-from octavo.calibrate.layers import QuantizedLayer, quantized
-from octavo.calibrate.onnx.ascend import ascend
-from octavo.calibrate.onnx.device import AscendGraph
-from octavo.calibrate.onnx.operators import ascend_operators
-from octavo.calibrate.onnx.qdq import qdq
-from octavo.calibrate.onnx.trace import EXPORTERS, trace
-from octavo.calibrate.run import calibrate
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.onnx.ascend_evaluator import AscendGraph
+from octavo.calibrate.formats.onnx.ascend_graph import ascend
+from octavo.calibrate.formats.onnx.ascend_operators import ascend_operators
+from octavo.calibrate.formats.onnx.qdq_graph import qdq
+from octavo.calibrate.formats.onnx.trace import EXPORTERS, trace
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.modules import QuantizedLayer
+from octavo.calibrate.layers.products import sums_in_int32
+from octavo.calibrate.replay.user_data import Sample
 from octavo.calibrate.settings import Settings
 
 OLDER = EXPORTERS[-1:]  # some 50 times as fast for a layer

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.freeze import Dynamic, TimestepQParams
-from octavo.calibrate.layers import QuantizedConv2d, QuantizedLayer, build
-from octavo.calibrate.noise import NoiseLevel
-from octavo.calibrate.scheme import ACTIVATION, QParams, Range, qparams_of
+from octavo.calibrate.layers.inputs import Dynamic, TimestepQParams
+from octavo.calibrate.layers.modules import QuantizedConv2d, QuantizedLayer, build
+from octavo.calibrate.layers.noise_level import NoiseLevel
+from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_of
 
 from .calibrate_tiny import nearest
 

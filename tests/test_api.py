@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from octavo.calibrate.api import Calibrator, QuantConfig
-from octavo.calibrate.load import Checkpoint, load_ascend
+from octavo.calibrate.formats.ascend.checkpoint import Checkpoint
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.msmodelslim_api import Calibrator, QuantConfig
 from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import calls, toy

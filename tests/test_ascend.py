@@ -10,11 +10,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from octavo.calibrate.export import EXPORTS, check_target, export
-from octavo.calibrate.export.ascend import packed, unpacked
-from octavo.calibrate.layers import install, quantized
-from octavo.calibrate.load import load_ascend
-from octavo.calibrate.run import Result, calibrate
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.export import EXPORTS, export
+from octavo.calibrate.formats.target import check_target
+from octavo.calibrate.layers.freeze import packed, unpacked
+from octavo.calibrate.layers.install import install, quantized
+from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
 from octavo.capture.errors import OctavoError
 

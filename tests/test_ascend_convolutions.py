@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from octavo.calibrate.load import load_ascend
+from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.capture.errors import OctavoError
 
 from .cnn_tiny import CHANNELS, geometries

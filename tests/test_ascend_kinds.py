@@ -8,14 +8,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from octavo.calibrate.export import check_target, export
-from octavo.calibrate.export.ascend import file_names
-from octavo.calibrate.export.check import check
-from octavo.calibrate.export.rows import rows_of
-from octavo.calibrate.layers import QuantizedLayer, install, quantized
-from octavo.calibrate.load import Checkpoint, load_ascend
+from octavo.calibrate.formats.ascend.checkpoint import Checkpoint
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.ascend.step_rows import rows_of
+from octavo.calibrate.formats.ascend.write import file_names
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.formats.inspect import check
+from octavo.calibrate.formats.target import check_target
+from octavo.calibrate.layers.install import install, quantized
+from octavo.calibrate.layers.modules import QuantizedLayer
 from octavo.calibrate.plan import Plan
-from octavo.calibrate.run import Result
+from octavo.calibrate.result import Result
 from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import DTYPES

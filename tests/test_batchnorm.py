@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from octavo.calibrate.batchnorm import Pair, folded, merged, pairs_of
+from octavo.calibrate.preparation.batch_norms import Pair, folded, merged, pairs_of
 from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import Call

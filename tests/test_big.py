@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.big import BigCalibration
-from octavo.calibrate.calls import moved
-from octavo.calibrate.export import export
-from octavo.calibrate.export.arithmetic import corrected
-from octavo.calibrate.layers import quantized
-from octavo.calibrate.report import resident_memory
-from octavo.calibrate.run import Result, calibrate
+from octavo.calibrate.blockwise.calibration import BigCalibration
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.arithmetic import corrected
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.replay.calls import moved
+from octavo.calibrate.resources import resident_memory
+from octavo.calibrate.result import Result
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.capture.errors import OctavoError
 from octavo.pipelines import GENERIC

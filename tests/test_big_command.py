@@ -8,7 +8,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file, save_file
 
-from octavo.calibrate.big import BigCalibration
+from octavo.calibrate.blockwise.calibration import BigCalibration
 from octavo.calibrate.settings import Settings
 from octavo.capture.fingerprint import fingerprint
 from octavo.pipelines import GENERIC

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.blocks import Blocks
-from octavo.calibrate.calls import run
-from octavo.calibrate.parked import Parking
-from octavo.calibrate.spill import Spill
-from octavo.calibrate.sqnr import outputs
+from octavo.calibrate.blockwise.blocks import Blocks
+from octavo.calibrate.blockwise.parking import Parking
+from octavo.calibrate.blockwise.spill import Spill
+from octavo.calibrate.replay.calls import run
+from octavo.calibrate.replay.sqnr import outputs
 from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import Block, Call

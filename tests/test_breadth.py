@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from octavo.calibrate.export import export
-from octavo.calibrate.layers import quantized
-from octavo.calibrate.load import load_ascend
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.report import NEVER_RAN
-from octavo.calibrate.run import calibrate
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.capture.recorder import Memory, Recorder
 

@@ -5,12 +5,13 @@ import random
 
 import pytest
 
-from octavo.calibrate.budget import Cost, budget_of, size
-from octavo.calibrate.config import read_config
-from octavo.calibrate.knapsack import Option, choose, least, total
-from octavo.calibrate.refine import refine
+from octavo.calibrate.byte_sizes import size
+from octavo.calibrate.mixed_precision.budget import Cost, budget_of
+from octavo.calibrate.mixed_precision.exchange import refine
+from octavo.calibrate.mixed_precision.knapsack import Option, choose, least, total
 from octavo.calibrate.settings import Settings
 from octavo.capture.errors import OctavoError
+from octavo.commands.config_file import read_config
 
 FREE = float("inf")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from octavo.calibrate.layers import quantized
-from octavo.calibrate.load import load_ascend
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.settings import RECIPES
 from octavo.capture.store.reader import Capture
 from octavo.pipelines.load import load_pipeline

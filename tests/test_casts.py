@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.calibrate.casts import REASON, cast_to
-from octavo.calibrate.data import Sample
-from octavo.calibrate.fold import calibrate_folded
+from octavo.calibrate.calibration import calibrate_folded
+from octavo.calibrate.preparation.dtype_casts import REASON, cast_to
+from octavo.calibrate.replay.user_data import Sample
 from octavo.calibrate.settings import Settings
 
 NAMES = ("patches", "inner", "head")

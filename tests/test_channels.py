@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.calibrate.channels import Channels, channels_of
+from octavo.calibrate.observers.extremes import Channels, channels_of
 
 from .calibrate_tiny import DTYPES
 

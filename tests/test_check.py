@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from octavo.calibrate.export import export
-from octavo.calibrate.export.check import check
-from octavo.calibrate.load import load_ascend
-from octavo.calibrate.run import calibrate
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.formats.inspect import check
 from octavo.calibrate.settings import Settings
 from octavo.capture.errors import OctavoError
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.calibrate.export.check import check
-from octavo.calibrate.load import load_ascend
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.inspect import check
 from octavo.capture.errors import OctavoError
 
 from .kinds import TimedToy, changed, frozen, layers_of, written

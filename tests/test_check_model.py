@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from octavo.calibrate.export import export
-from octavo.calibrate.export.check import check, views
-from octavo.calibrate.export.diffusers import write_diffusers
+from octavo.calibrate.formats.diffusers.write import write_diffusers
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.formats.inspect import check, views
 from octavo.capture.files import Modes
 from octavo.pipelines.sd3 import SD3
 

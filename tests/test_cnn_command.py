@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from octavo.calibrate.layers import QuantizedConv2d, QuantizedLinear
-from octavo.calibrate.load import load_ascend
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.layers.modules import QuantizedConv2d, QuantizedLinear
 from octavo.pipelines.digits.data import digits, write_pictures
 from octavo.pipelines.digits.train import PREPROCESSING
 

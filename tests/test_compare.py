@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.calibrate.sqnr import Power, spread
+from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.sqnr import Power
 from octavo.capture.recorder import Memory, Recorder
 from octavo.comparison import Comparison
 from octavo.deployed import Deployed, load_deployed

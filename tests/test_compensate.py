@@ -8,18 +8,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from octavo.calibrate.calls import silent
-from octavo.calibrate.choice import NEAREST, Choice, error_of, layer_of
-from octavo.calibrate.compensate import Method, compensated
-from octavo.calibrate.export import export
-from octavo.calibrate.layers import quantized
-from octavo.calibrate.load import load_ascend
+from octavo.calibrate.choice import NEAREST, Choice, layer_of
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.scheme import ACTIVATION, qparams_of
+from octavo.calibrate.observers.survey import Survey
 from octavo.calibrate.plan import layer_at
-from octavo.calibrate.rounding import WEIGHT_METHODS
-from octavo.calibrate.scheme import ACTIVATION, qparams_of
+from octavo.calibrate.replay.calls import silent
+from octavo.calibrate.replay.sqnr import Power, comparing, outputs
+from octavo.calibrate.rounding.choose_weights import compensated
+from octavo.calibrate.rounding.judge import error_of
+from octavo.calibrate.rounding.methods import WEIGHT_METHODS, Method
 from octavo.calibrate.settings import RECIPES
-from octavo.calibrate.sqnr import Power, comparing, outputs
-from octavo.calibrate.survey import Survey
 
 from .hard_tiny import FEW, Call, bits, calibrated, hard, prompts, same, sqnr
 from .test_survey import surveyed

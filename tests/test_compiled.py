@@ -8,10 +8,10 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-from octavo.calibrate.layers import install
+from octavo.calibrate.layers.install import install
+from octavo.calibrate.layers.scheme import Range
 from octavo.calibrate.runtime import accelerate, attend, optimized
 from octavo.calibrate.runtime.attention import is_quick
-from octavo.calibrate.scheme import Range
 from octavo.capture.recorder import Memory, Recorder, copied
 
 from .runtime_tiny import SCHEMES, frozen

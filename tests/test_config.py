@@ -2,8 +2,8 @@
 
 import pytest
 
-from octavo.calibrate.config import OPTIONS, read_config
 from octavo.capture.errors import OctavoError
+from octavo.commands.config_file import OPTIONS, read_config
 
 
 @pytest.fixture

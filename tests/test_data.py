@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from octavo.calibrate.api import Calibrator, QuantConfig
-from octavo.calibrate.data import calls_of
+from octavo.calibrate.msmodelslim_api import Calibrator, QuantConfig
+from octavo.calibrate.replay.user_data import calls_of
 from octavo.capture.errors import OctavoError
 
 from .cnn_tiny import pictures, small

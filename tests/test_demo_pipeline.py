@@ -3,8 +3,8 @@
 import pytest
 
 from bench.quality import draw, held_out_sqnr
-from octavo.calibrate.layers import quantized
-from octavo.calibrate.load import load_ascend
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.layers.install import quantized
 from octavo.pipelines.demo.judge import judge, score
 from octavo.pipelines.demo.scene import parse
 from octavo.pipelines.load import DEMO, load_pipeline

@@ -11,10 +11,10 @@ import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from torch import nn
 
-from octavo.calibrate.export import export
+from octavo.calibrate.formats.diffusers.structure import Structure
+from octavo.calibrate.formats.export import export
 from octavo.calibrate.plan import Plan
-from octavo.calibrate.run import Result
-from octavo.calibrate.structure import Structure
+from octavo.calibrate.result import Result
 from octavo.capture.errors import OctavoError
 from octavo.capture.tensors import Planned, write_tensors
 

@@ -10,12 +10,12 @@ from diffusers import AutoModel, DiffusionPipeline
 from safetensors.torch import load_file
 
 import octavo
-from octavo.calibrate.export import export
-from octavo.calibrate.export.diffusers import write_diffusers
-from octavo.calibrate.layers import quantized
-from octavo.calibrate.load import load_ascend
-from octavo.calibrate.quantizer import adopt
-from octavo.calibrate.run import calibrate
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.diffusers.quantizer import adopt
+from octavo.calibrate.formats.diffusers.write import write_diffusers
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.settings import Settings
 from octavo.capture.files import Modes
 from octavo.pipelines.load import load_denoiser, load_pipeline

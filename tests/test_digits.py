@@ -7,11 +7,11 @@ import torch
 from bench.bench_cnn import bundled, measured, quality
 from bench.resnet import resnet18, resnet50
 from octavo import Calibrator, QuantConfig
-from octavo.calibrate.batchnorm import folded
-from octavo.calibrate.data import Sample
-from octavo.calibrate.layers import quantized
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.preparation.batch_norms import folded
+from octavo.calibrate.preparation.synthetic_inputs import made_up
+from octavo.calibrate.replay.user_data import Sample
 from octavo.calibrate.settings import RECIPES, Settings
-from octavo.calibrate.synthetic import made_up
 from octavo.pipelines.classifier import classifier_directory
 from octavo.pipelines.digits.data import digits
 from octavo.pipelines.digits.train import inputs_of, moved, train

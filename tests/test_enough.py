@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from octavo.calibrate.enough import Mark, Marks, affordable, verdict
-from octavo.calibrate.layers import quantized
-from octavo.calibrate.run import calibrate
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.learning_curve import verdict
+from octavo.calibrate.replay.marks import Mark, Marks, affordable
+from octavo.calibrate.replay.sqnr import Power
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.sqnr import Power
 
 from .calibrate_tiny import given, toy
 

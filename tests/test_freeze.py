@@ -5,10 +5,10 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from octavo.calibrate.freeze import numbers_of, rounded_deq
-from octavo.calibrate.layers import QuantizedLinear
-from octavo.calibrate.rounding import WEIGHT_METHODS
-from octavo.calibrate.scheme import ACTIVATION, Range, dequantize, qparams_of, quantize
+from octavo.calibrate.layers.freeze import numbers_of, rounded_deq
+from octavo.calibrate.layers.modules import QuantizedLinear
+from octavo.calibrate.layers.scheme import ACTIVATION, Range, dequantize, qparams_of, quantize
+from octavo.calibrate.rounding.methods import WEIGHT_METHODS
 
 from .calibrate_tiny import DTYPES, nearest
 

@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from octavo.calibrate.freeze import Dynamic, Static, Timestep, TimestepQParams, numbers_of
-from octavo.calibrate.layers import QuantizedLinear, build
-from octavo.calibrate.noise import NoiseLevel
-from octavo.calibrate.scheme import ACTIVATION, QParams, Range, qparams_of
-from octavo.calibrate.weights import round_to_nearest
+from octavo.calibrate.layers.freeze import numbers_of
+from octavo.calibrate.layers.inputs import Dynamic, Static, Timestep, TimestepQParams
+from octavo.calibrate.layers.modules import QuantizedLinear, build
+from octavo.calibrate.layers.noise_level import NoiseLevel
+from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_of
+from octavo.calibrate.layers.weights import round_to_nearest
 
 from .calibrate_tiny import DTYPES, nearest
 from .kinds import EDGES, RANGES, TimedToy, frozen, spec_of, static_of

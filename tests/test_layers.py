@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from octavo.calibrate import integers
-from octavo.calibrate.integers import integer_matmul
-from octavo.calibrate.layers import QuantizedConv2d, QuantizedLinear, build, install, quantized
-from octavo.calibrate.scheme import ACTIVATION, Range, codes, qparams_of
+from octavo.calibrate.layers import products as integers
+from octavo.calibrate.layers.install import install, quantized
+from octavo.calibrate.layers.modules import QuantizedConv2d, QuantizedLinear, build
+from octavo.calibrate.layers.products import integer_matmul
+from octavo.calibrate.layers.scheme import ACTIVATION, Range, codes, qparams_of
 
 from .calibrate_tiny import Block, calls, nearest, toy
 from .cnn_tiny import CHANNELS, geometries

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from octavo.calibrate.integers import sums_in_int32
+from octavo.calibrate.layers.products import sums_in_int32
 from octavo.calibrate.runtime import accelerate
-from octavo.calibrate.runtime.layouts import Layouts
+from octavo.calibrate.runtime.onednn_layout import Layouts
 
 from .runtime_tiny import frozen, near
 

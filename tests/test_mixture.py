@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 
-from octavo.calibrate.budget import Search
-from octavo.calibrate.export import export
-from octavo.calibrate.layers import quantized
-from octavo.calibrate.load import load_ascend
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.mixed_precision.budget import Search
+from octavo.calibrate.mixed_precision.sensitivity import grouped
 from octavo.calibrate.plan import make_plan
-from octavo.calibrate.run import Result, calibrate
-from octavo.calibrate.sensitivity import grouped
+from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
 from octavo.capture.errors import OctavoError
 from octavo.capture.recorder import Memory, Recorder

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench.walk import walk
-from octavo.calibrate.run import calibrate
+from octavo.calibrate.calibration import calibrate
 from octavo.capture.errors import OctavoError
 from octavo.capture.recorder import Memory, Recorder
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.calibrate.layers import install, quantized
-from octavo.calibrate.noise import levels_of
-from octavo.calibrate.sqnr import comparing
+from octavo.calibrate.layers.install import install, quantized
+from octavo.calibrate.layers.noise_level import levels_of
+from octavo.calibrate.replay.sqnr import comparing
 from octavo.capture.errors import OctavoError
 
 from .kinds import TimedToy, frozen, static_of

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.calibrate.exact import ExactSum
-from octavo.calibrate.histogram import Histogram, squared_error
-from octavo.calibrate.observers import OBSERVERS, MinMax, Options, Sigma
-from octavo.calibrate.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Range
-from octavo.calibrate.tokens import pieces_of
+from octavo.calibrate.layers.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Range
+from octavo.calibrate.observers.exact_sum import ExactSum
+from octavo.calibrate.observers.histogram import Histogram, squared_error
+from octavo.calibrate.observers.observers import OBSERVERS, MinMax, Options, Sigma
+from octavo.calibrate.observers.token_sums import pieces_of
 
 from .calibrate_tiny import DTYPES
 

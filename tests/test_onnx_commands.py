@@ -12,9 +12,9 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from octavo import Calibrator, QuantConfig
-from octavo.calibrate.data import Sample
-from octavo.calibrate.export import check_formats, export
-from octavo.calibrate.fold import calibrate_folded
+from octavo.calibrate.calibration import calibrate_folded
+from octavo.calibrate.formats.export import check_formats, export
+from octavo.calibrate.replay.user_data import Sample
 from octavo.calibrate.settings import Settings
 from octavo.capture.errors import OctavoError
 from octavo.pipelines.digits.data import digits, write_pictures

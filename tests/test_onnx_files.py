@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from octavo.calibrate.onnx.files import DATA, write_among, write_model
-from octavo.calibrate.onnx.read import read_graph
+from octavo.calibrate.formats.onnx.files import DATA, write_among, write_model
+from octavo.calibrate.formats.onnx.read import read_graph
 from octavo.capture.errors import OctavoError
 from octavo.capture.files import Modes
 

@@ -10,16 +10,16 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from octavo.calibrate.data import Sample
-from octavo.calibrate.export.ascend import write_ascend
-from octavo.calibrate.fold import calibrate_folded
-from octavo.calibrate.layers import quantized
-from octavo.calibrate.onnx.ascend import ascend
-from octavo.calibrate.onnx.check import layers_of
-from octavo.calibrate.onnx.graph import floating
-from octavo.calibrate.onnx.qdq import qdq
-from octavo.calibrate.onnx.read import Graph
-from octavo.calibrate.onnx.trace import EXPORTERS, trace
+from octavo.calibrate.calibration import calibrate_folded
+from octavo.calibrate.formats.ascend.write import write_ascend
+from octavo.calibrate.formats.onnx.ascend_graph import ascend
+from octavo.calibrate.formats.onnx.check import layers_of
+from octavo.calibrate.formats.onnx.graph_builder import floating
+from octavo.calibrate.formats.onnx.qdq_graph import qdq
+from octavo.calibrate.formats.onnx.read import Graph
+from octavo.calibrate.formats.onnx.trace import EXPORTERS, trace
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.replay.user_data import Sample
 from octavo.capture.errors import OctavoError
 from octavo.capture.files import Modes
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from octavo.calibrate.onnx.ascend import ascend
-from octavo.calibrate.onnx.graph import floating
-from octavo.calibrate.onnx.qdq import qdq
+from octavo.calibrate.formats.onnx.ascend_graph import ascend
+from octavo.calibrate.formats.onnx.graph_builder import floating
+from octavo.calibrate.formats.onnx.qdq_graph import qdq
 from octavo.capture.errors import OctavoError
 
 from .cnn_tiny import CHANNELS, geometries

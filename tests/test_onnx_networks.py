@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.data import Sample
-from octavo.calibrate.fold import calibrate_folded
-from octavo.calibrate.onnx.ascend import ascend
-from octavo.calibrate.onnx.qdq import qdq
-from octavo.calibrate.onnx.trace import EXPORTERS, trace
+from octavo.calibrate.calibration import calibrate_folded
+from octavo.calibrate.formats.onnx.ascend_graph import ascend
+from octavo.calibrate.formats.onnx.qdq_graph import qdq
+from octavo.calibrate.formats.onnx.trace import EXPORTERS, trace
+from octavo.calibrate.replay.user_data import Sample
 
 from .cnn_tiny import with_statistics
 from .onnx_tiny import integers, on_ascend, on_runtime, step

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from octavo import Listener
-from octavo.calibrate.load import load_ascend
+from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.capture.store.reader import Capture
 from octavo.pipelines.opensora import load_transformer
 

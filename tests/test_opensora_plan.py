@@ -8,7 +8,7 @@ from diffusers import AllegroTransformer3DModel
 from safetensors.torch import save_file
 from torch import nn
 
-from octavo.calibrate.load import load_ascend
+from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.capture.errors import OctavoError
 from octavo.capture.store.reader import Capture
 from octavo.pipelines.opensora_plan import load_pipeline, load_transformer, transformer_config

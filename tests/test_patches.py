@@ -6,16 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from octavo.calibrate.choice import Choice, error_of, layer_of
-from octavo.calibrate.compensate import Method, Strided, Sums, candidates, corrected
-from octavo.calibrate.fold import calibrate_folded
-from octavo.calibrate.layers import quantized
-from octavo.calibrate.patches import Patches, PatchSurvey, on_patches
-from octavo.calibrate.rounding import WEIGHT_METHODS
-from octavo.calibrate.scheme import ACTIVATION, Range, qparams_of
+from octavo.calibrate.calibration import calibrate_folded
+from octavo.calibrate.choice import Choice, layer_of
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.scheme import ACTIVATION, Range, qparams_of
+from octavo.calibrate.observers.patches import Patches, PatchSurvey
+from octavo.calibrate.replay.current_call import Turn
+from octavo.calibrate.replay.sqnr import Power
+from octavo.calibrate.rounding.choose_weights import candidates, corrected
+from octavo.calibrate.rounding.judge import error_of, on_patches
+from octavo.calibrate.rounding.methods import WEIGHT_METHODS, Method
+from octavo.calibrate.rounding.sums import Strided, Sums
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.sqnr import Power
-from octavo.calibrate.survey import Turn
 
 from .calibrate_tiny import Call
 from .cnn_tiny import CHANNELS, geometries, pictures, small

@@ -3,16 +3,17 @@
 import pytest
 import torch
 
-from octavo.calibrate.export import export
-from octavo.calibrate.layers import quantized
-from octavo.calibrate.load import load_ascend
-from octavo.calibrate.observers import OBSERVERS
-from octavo.calibrate.ranges import BINS, edges_of, observed, spec_of
-from octavo.calibrate.run import Result, calibrate
-from octavo.calibrate.scheme import ACTIVATION
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.scheme import ACTIVATION
+from octavo.calibrate.observers.observers import OBSERVERS
+from octavo.calibrate.observers.ranges import BINS, edges_of, observed, spec_of
+from octavo.calibrate.replay.sqnr import Power, outputs
+from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.smoothing import Smoothing
-from octavo.calibrate.sqnr import Power, outputs
+from octavo.calibrate.smoothing.search import Smoothing
 
 from .calibrate_tiny import Call
 from .kinds import TimedToy

@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from octavo.calibrate.observers.survey import Survey, survey_of
+from octavo.calibrate.observers.survey_replay import united
+from octavo.calibrate.replay.current_call import Turn
 from octavo.calibrate.settings import RECIPES
-from octavo.calibrate.survey import Survey, Turn, survey_of, united
 from octavo.capture import ranks as module
 from octavo.capture.ranks import ALONE, Ranks, ranks_of_environment
 from octavo.capture.store.reader import Capture

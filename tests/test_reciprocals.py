@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.calibrate.reciprocals import next_scale, significands
+from octavo.calibrate.layers.reciprocals import next_scale, significands
 
 HALVES = torch.arange(1, 510, 2, dtype=torch.float64) / 2  # between two codes, 254.5 the largest
 AROUND = torch.arange(-4, 5, dtype=torch.int32)  # steps of float32

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.calibrate import calls as calls_module
-from octavo.calibrate.observers import MinMax, Options
-from octavo.calibrate.replay import Readings, observe
+from octavo.calibrate.observers.observers import MinMax, Options
+from octavo.calibrate.replay import calls as calls_module
+from octavo.calibrate.replay.hooks import Readings, observe
 from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import Call, calls, toy

@@ -5,12 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.calibrate.rounding import WEIGHT_METHODS, Inputs, activation_scale, easy_quant_pair, error, gptq, inputs_of
+from octavo.calibrate.layers.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Range, dequantize, qparams_of, quantize
+from octavo.calibrate.layers.weights import QuantizedWeight, round_to_nearest
 from octavo.calibrate.rounding.adaround import learned
 from octavo.calibrate.rounding.admm import alternated
-from octavo.calibrate.rounding.objective import case_of, cholesky, descend, form
-from octavo.calibrate.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Range, dequantize, qparams_of, quantize
-from octavo.calibrate.weights import QuantizedWeight, round_to_nearest
+from octavo.calibrate.rounding.easy_quant import activation_scale, easy_quant_pair
+from octavo.calibrate.rounding.gptq import gptq
+from octavo.calibrate.rounding.methods import WEIGHT_METHODS
+from octavo.calibrate.rounding.objective import Inputs, case_of, cholesky, descend, error, form, inputs_of
 
 from .calibrate_tiny import DTYPES
 

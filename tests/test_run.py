@@ -7,11 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.calibrate.layers import QuantizedLinear, quantized
-from octavo.calibrate.report import peak_memory, worst
-from octavo.calibrate.run import calibrate
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.modules import QuantizedLinear
+from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.sqnr import Power, tensors_in
+from octavo.calibrate.report import worst
+from octavo.calibrate.resources import peak_memory
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.sqnr import Power, spread, tensors_in
 from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import DTYPES, Call, calls, given, toy

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from octavo.calibrate.integers import sums_in_int32
-from octavo.calibrate.layers import QuantizedLinear, install
-from octavo.calibrate.noise import NoiseLevel
+from octavo.calibrate.layers.install import install
+from octavo.calibrate.layers.modules import QuantizedLinear
+from octavo.calibrate.layers.noise_level import NoiseLevel
+from octavo.calibrate.layers.products import sums_in_int32
+from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, codes
 from octavo.calibrate.runtime import BACKENDS, Int8Linear, accelerate, cpu, optimized
-from octavo.calibrate.scheme import ACTIVATION, QParams, Range, codes
 from octavo.capture.errors import OctavoError
 
 from .runtime_tiny import SCHEMES, frozen, near

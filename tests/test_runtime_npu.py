@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.calibrate.noise import NoiseLevel
+from octavo.calibrate.layers.noise_level import NoiseLevel
 from octavo.calibrate.runtime import optimized
 
 from .npu_standin import npu_operators

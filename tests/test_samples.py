@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from octavo.calibrate.samples import descriptor_of, farthest, floats_in, points_of, statistics_of
+from octavo.calibrate.replay.farthest_calls import descriptor_of, farthest, floats_in, points_of, statistics_of
 
 
 class Call(NamedTuple):

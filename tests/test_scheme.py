@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from octavo.calibrate.scheme import (
+from octavo.calibrate.layers.scheme import (
     ACTIVATION,
     SYMMETRIC_ACTIVATION,
     WEIGHT,

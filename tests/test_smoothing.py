@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.calls import silent
-from octavo.calibrate.layers import QuantizedLinear
-from octavo.calibrate.run import Result
-from octavo.calibrate.scheme import ACTIVATION
-from octavo.calibrate.smoothing import grouped, largest_of, multiplier_of, smooth
+from octavo.calibrate.layers.modules import QuantizedLinear
+from octavo.calibrate.layers.scheme import ACTIVATION
+from octavo.calibrate.replay.calls import silent
+from octavo.calibrate.result import Result
+from octavo.calibrate.smoothing.search import grouped, largest_of, multiplier_of, smooth
 from octavo.pipelines.opensora.family import OPENSORA, groups
 from octavo.pipelines.sd3 import SD3
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.calibrate.calls import replaced
-from octavo.calibrate.spill import Place, Spill, Writing
+from octavo.calibrate.blockwise.spill import Place, Spill, Writing
+from octavo.calibrate.replay.calls import replaced
 from octavo.capture.errors import OctavoError
 from octavo.capture.files import Sink
 

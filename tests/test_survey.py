@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.calibrate.replay import observe
-from octavo.calibrate.survey import Sample, Survey, Turn, survey_of
+from octavo.calibrate.observers.row_sample import Sample
+from octavo.calibrate.observers.survey import Survey, survey_of
+from octavo.calibrate.replay.current_call import Turn
+from octavo.calibrate.replay.hooks import observe
 
 from .calibrate_tiny import Call, calls, toy
 from .hard_tiny import hard, prompts

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from octavo.calibrate.api import Calibrator, QuantConfig
-from octavo.calibrate.calls import evaluating
-from octavo.calibrate.synthetic import made_up, missing, warnings_of
+from octavo.calibrate.msmodelslim_api import Calibrator, QuantConfig
+from octavo.calibrate.preparation.synthetic_inputs import made_up, missing, warnings_of
+from octavo.calibrate.replay.calls import evaluating
 from octavo.capture.errors import OctavoError
 
 from .calibrate_tiny import toy

@@ -11,11 +11,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import octavo  # noqa: F401 - it registers
-from octavo.calibrate.export import export
-from octavo.calibrate.layers import QuantizedLayer, build
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.modules import QuantizedLayer, build
 from octavo.calibrate.plan import Plan
-from octavo.calibrate.run import Result
-from octavo.calibrate.sqnr import Power, outputs
+from octavo.calibrate.replay.sqnr import Power, outputs
+from octavo.calibrate.result import Result
 from octavo.capture.errors import OctavoError
 from octavo.pipelines.sd3 import SD3
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.layers import QuantizedLayer, quantized
-from octavo.calibrate.noise import NoiseLevel
-from octavo.calibrate.run import calibrate
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.modules import QuantizedLayer
+from octavo.calibrate.layers.noise_level import NoiseLevel
+from octavo.calibrate.replay.sqnr import Power, outputs
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.sqnr import Power, outputs
-from octavo.calibrate.unsmoothed import Folded, folded, multiplied
+from octavo.calibrate.smoothing.fold import Folded, folded, multiplied
 from octavo.pipelines.family import Fold, Group
 
 from .calibrate_tiny import Call

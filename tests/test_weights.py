@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from octavo.calibrate.scheme import WEIGHT, QParams, dequantize
-from octavo.calibrate.weights import check_finite, round_to_nearest
+from octavo.calibrate.layers.scheme import WEIGHT, QParams, dequantize
+from octavo.calibrate.layers.weights import check_finite, round_to_nearest
 from octavo.capture.errors import OctavoError
 from octavo.capture.paging import page_out
 

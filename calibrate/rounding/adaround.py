@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from ..scheme import WEIGHT
-from ..weights import QuantizedWeight, round_to_nearest
+from ..layers.scheme import WEIGHT
+from ..layers.weights import QuantizedWeight, round_to_nearest
 from .objective import Case, Inputs, better, case_of, descend, form
 
 _RATE = 0.03

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..scheme import WEIGHT
-from ..weights import QuantizedWeight, round_to_nearest
+from ..layers.scheme import WEIGHT
+from ..layers.weights import QuantizedWeight, round_to_nearest
 from .objective import Case, Inputs, better, case_of, cholesky, damped, descend, form
 
 # rho, of the mean diagonal. The best single one differs by layers from 0.1 to 10; these in turn end below any of them.

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..scheme import WEIGHT, QParams, Scheme, dequantize, quantize, stored_scale
-from ..weights import QuantizedWeight, round_to_nearest
+from ..layers.scheme import WEIGHT, QParams, Scheme, dequantize, quantize, stored_scale
+from ..layers.weights import QuantizedWeight, round_to_nearest
 from .objective import ROUNDING, Inputs, better, damped, inputs_of, precision, rows
 
 _RANGE = (0.5, 1.2)  # of the scale of the largest value

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..scheme import WEIGHT
-from ..weights import QuantizedWeight, round_to_nearest
+from ..layers.scheme import WEIGHT
+from ..layers.weights import QuantizedWeight, round_to_nearest
 from .objective import BLOCK, Case, Inputs, better, case_of, cholesky
 
 

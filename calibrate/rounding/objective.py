@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..scheme import WEIGHT, QParams, Scheme, dequantize, quantize
-from ..weights import QuantizedWeight, finite, round_to_nearest
+from ..layers.scheme import WEIGHT, QParams, Scheme, dequantize, quantize
+from ..layers.weights import QuantizedWeight, finite, round_to_nearest
 
 ROUNDING = 0.01  # of the mean diagonal: Frantar et al., GPTQ, 2022
 _TARGET = 1.0  # of the mean diagonal: less fits the few prompts of a calibration better, and every other one worse

@@ -1,7 +1,7 @@
 """Integer layers that run fast: the same integers, and the same outputs up to one rounding."""
 
+from .accelerate import accelerate, optimized
 from .attention import attend
-from .models import accelerate, optimized
-from .modules import BACKENDS, Int8Conv2d, Int8Linear
+from .int8_modules import BACKENDS, Int8Conv2d, Int8Linear
 
 __all__ = ["BACKENDS", "Int8Conv2d", "Int8Linear", "accelerate", "attend", "optimized"]

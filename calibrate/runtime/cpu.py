@@ -1,54 +1,45 @@
 """The CPU: oneDNN's kernels for uint8 x int8 on packed weights; scale, bias and GELU of the output in the same pass.
 
-Inductor cannot take a packed weight apart, so torch.compile is shown operators (`graphs`). Layers with a range for each
-bin of noise levels are outside of its graphs, as the noise level of a call is.
+Inductor cannot take a packed weight apart, so torch.compile is shown operators (`compiled`). Layers with a range for
+each bin of noise levels are outside of its graphs, as the noise level of a call is.
 
 The codes are uint8 because int8 with a zero point takes a path ten times slower. An output that nearly cancels its bias
 may differ from the reference by roundings of that bias in float32.
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..integers import dynamic_codes, sums_in_int32
-from ..scheme import ACTIVATION, QParams, codes, divided
-from . import graphs, kernels, reference
-from .packing import SHIFT, Output, Packed
-from .recent import Quantization
-
-if TYPE_CHECKING:
-    from .modules import Int8Conv2d, Int8Linear
+from ..layers.products import dynamic_codes, sums_in_int32
+from ..layers.scheme import ACTIVATION, QParams, codes, divided
+from . import kernels, reference
+from .int8_layer import Conv2dState, LinearState
+from .onednn_weights import SHIFT, Output, Packed
+from .shared_codes import Quantization
 
 _AT_ONCE = 1 << 20  # values that are quantized at once: they stay in the cache from one step of the formula to the next
 _WHOLE = 1.5 * 2.0**23  # float32 of this size are whole numbers, whose lowest bits are those of int32
 _OUT = (torch.float32, torch.bfloat16)
 
 
-def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
-    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
-    if torch.compiler.is_compiling() and layer.scheme != "W8A8_TIMESTEP":
-        return graphs.linear(layer, x, gelu)
-    return _eagerly(layer, x, gelu)
-
-
 @torch.compiler.disable
-def _eagerly(layer: "Int8Linear", x: Tensor, gelu: str | None) -> Tensor:
+def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
+    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
     with torch._C.DisableTorchFunction():  # modes, as attention's, would be asked about each of the small steps
         return _linear(layer, x, gelu)
 
 
-def of_codes(layer: "Int8Linear", q: Tensor, dtype: torch.dtype, gelu: str | None) -> Tensor:
+def of_codes(layer: LinearState, q: Tensor, dtype: torch.dtype, gelu: str | None) -> Tensor:
     """The output of a static layer whose input has the codes `q`, uint8 (rows, in)."""
     if not len(q):
         return q.new_empty(0, layer.out_features, dtype=dtype)
     return _product(layer.packed, q, layer.packed.outputs[0], dtype, gelu)
 
 
-def _linear(layer: "Int8Linear", x: Tensor, gelu: str | None) -> Tensor:
+def _linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
     if not x.numel() or not (layer.weight_only or sums_in_int32()):
         return reference.linear(layer, x, gelu)
     rows = x.reshape(-1, x.shape[-1])
@@ -63,7 +54,7 @@ def _linear(layer: "Int8Linear", x: Tensor, gelu: str | None) -> Tensor:
     return torch.stack(each).view(*x.shape[:-1], -1)
 
 
-def _weight_only(layer: "Int8Linear", rows: Tensor) -> Tensor:
+def _weight_only(layer: LinearState, rows: Tensor) -> Tensor:
     """Products with the weight as the reference rounds it; only what the cache holds of it is float at once."""
     x, y = layer._multiplied(rows, -1), torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
     for start in range(0, layer.out_features, step := max(1, _AT_ONCE // layer.in_features)):
@@ -72,12 +63,12 @@ def _weight_only(layer: "Int8Linear", rows: Tensor) -> Tensor:
     return y
 
 
-def _static(layer: "Int8Linear", x: Tensor, at: int, gelu: str | None) -> Tensor:
+def _static(layer: LinearState, x: Tensor, at: int, gelu: str | None) -> Tensor:
     q, output = _known(layer, x, at), layer.packed.outputs[at]
     return _product(layer.packed, q, output, x.dtype, gelu)
 
 
-def _known(layer: "Int8Linear", x: Tensor, at: int) -> Tensor:
+def _known(layer: LinearState, x: Tensor, at: int) -> Tensor:
     if layer.recent is None:
         return _quantized(layer, x, at)
     scale, zero_point = layer.qparams(at)
@@ -85,7 +76,7 @@ def _known(layer: "Int8Linear", x: Tensor, at: int) -> Tensor:
     return layer.recent.of(x, how, lambda: _quantized(layer, x, at))
 
 
-def _quantized(layer: "Int8Linear", x: Tensor, at: int) -> Tensor:
+def _quantized(layer: LinearState, x: Tensor, at: int) -> Tensor:
     """The codes of `x` as uint8, (rows, in)."""
     rows = x.reshape(-1, x.shape[-1])
     q = torch.empty(rows.shape, dtype=torch.uint8)
@@ -109,7 +100,7 @@ def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
         out.add_(1)  # in uint8, where 255 becomes 0
 
 
-def _dynamic(layer: "Int8Linear", rows: Tensor, gelu: str | None) -> Tensor:
+def _dynamic(layer: LinearState, rows: Tensor, gelu: str | None) -> Tensor:
     packed = layer.packed
     y = torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
     for out, some in _pieces(y, rows):
@@ -141,15 +132,9 @@ def _product(packed: Packed, q: Tensor, output: Output, dtype: torch.dtype, gelu
     return y.to(dtype)
 
 
-def conv2d(layer: "Int8Conv2d", x: Tensor) -> Tensor:
-    """The output of `layer`."""
-    if torch.compiler.is_compiling() and layer.scheme != "W8A8_TIMESTEP":
-        return graphs.conv2d(layer, x)
-    return _convolution(layer, x)
-
-
 @torch.compiler.disable
-def _convolution(layer: "Int8Conv2d", x: Tensor) -> Tensor:
+def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
+    """The output of `layer`."""
     if layer.weight_only or not sums_in_int32() or not x.numel():
         return reference.conv2d(layer, x)
     images = x if x.ndim == 4 else x.unsqueeze(0)
@@ -161,7 +146,7 @@ def _convolution(layer: "Int8Conv2d", x: Tensor) -> Tensor:
     return y if x.ndim == 4 else y[0]
 
 
-def _images(layer: "Int8Conv2d", x: Tensor, at: int) -> Tensor:
+def _images(layer: Conv2dState, x: Tensor, at: int) -> Tensor:
     output, multiplied = layer.packed.outputs[at], layer._multiplied(x, -3)
     if layer.calibrated:
         qparams = layer.qparams(at)
@@ -171,7 +156,7 @@ def _images(layer: "Int8Conv2d", x: Tensor, at: int) -> Tensor:
     return (y if layer.bias is None else y.add_(layer.bias.view(-1, 1, 1))).to(x.dtype)
 
 
-def _convolved(layer: "Int8Conv2d", found: Tensor, zero: float, output: Output, dtype: torch.dtype) -> Tensor:
+def _convolved(layer: Conv2dState, found: Tensor, zero: float, output: Output, dtype: torch.dtype) -> Tensor:
     padded = layer.geometry.padded(found, zero)
     q = _store(torch.empty(padded.shape, dtype=torch.uint8), padded)
     weight = layer.packed.weight, output.scale, layer.packed.zero_points, output.bias

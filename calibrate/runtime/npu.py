@@ -8,23 +8,19 @@ npu_quant_matmul(q, weight.T, scale, bias=b)    (q @ weight.T + b) * scale, wher
 They put out float16 and bfloat16. For a float32 input they put out the sums, int32.
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from ..export.ascend import packed
-from .products import convolution
+from ..layers.freeze import packed
+from .int8_layer import Conv2dState, LinearState
+from .int8_matmul import convolution
 from .reference import activated
 from .reference import linear as reference_linear
-
-if TYPE_CHECKING:
-    from .modules import Int8Conv2d, Int8Linear
 
 _OUT = (torch.float16, torch.bfloat16)
 
 
-def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
+def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
     """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
     if layer.weight_only or not x.numel():
         return reference_linear(layer, x, gelu)
@@ -41,7 +37,7 @@ def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
     return activated(y.view(*x.shape[:-1], -1), gelu)
 
 
-def _static(layer: "Int8Linear", rows: Tensor, at: int) -> Tensor:
+def _static(layer: LinearState, rows: Tensor, at: int) -> Tensor:
     outs = layer.out_features
     scale, zero_point = (parameter.view(1) for parameter in layer.qparams(at))
     q = torch.ops.npu.npu_quantize(rows, scale, zero_point, torch.qint8)
@@ -50,14 +46,14 @@ def _static(layer: "Int8Linear", rows: Tensor, at: int) -> Tensor:
     return _product(layer, q, deq, rows.dtype, bias=bias)
 
 
-def _dynamic(layer: "Int8Linear", rows: Tensor) -> Tensor:
+def _dynamic(layer: LinearState, rows: Tensor) -> Tensor:
     q, scale = torch.ops.npu.npu_dynamic_quant(rows)
     bias = None if layer.bias is None else layer.bias.float()
     return _product(layer, q, layer.weight_scale, rows.dtype, pertoken_scale=scale, bias=bias)
 
 
 def _product(
-    layer: "Int8Linear", q: Tensor, scale: Tensor, dtype: torch.dtype, *, bias: Tensor | None, **more: Tensor
+    layer: LinearState, q: Tensor, scale: Tensor, dtype: torch.dtype, *, bias: Tensor | None, **more: Tensor
 ) -> Tensor:
     y: Tensor = torch.ops.npu.npu_quant_matmul(q, layer.weight.t(), scale, bias=bias, output_dtype=dtype, **more)
     return y
@@ -69,6 +65,6 @@ def _matmul(q: Tensor, weight: Tensor) -> Tensor:
     return total.view(*q.shape[:-1], -1)
 
 
-def conv2d(layer: "Int8Conv2d", x: Tensor) -> Tensor:
+def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
     """The output of `layer`."""
     return layer.computed(x, convolution(layer, _matmul))

@@ -1,22 +1,18 @@
 """The integers of the checkpoint on any device, as the definition of right computes them: slowly."""
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..layers import QuantizedConv2d, QuantizedLinear
-
-if TYPE_CHECKING:
-    from .modules import Int8Conv2d, Int8Linear
+from ..layers.modules import QuantizedConv2d, QuantizedLinear
+from .int8_layer import Conv2dState, LinearState
 
 
-def linear(layer: "Int8Linear", x: Tensor, gelu: str | None = None) -> Tensor:
+def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
     """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
     return activated(QuantizedLinear.forward(layer, x), gelu)
 
 
-def conv2d(layer: "Int8Conv2d", x: Tensor) -> Tensor:
+def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
     """The output of `layer`."""
     return QuantizedConv2d.forward(layer, x)
 

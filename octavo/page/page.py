@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from octavo.calibrate.enough import verdict
+from octavo.calibrate.learning_curve import verdict
 
 from ..likeness import png
 from . import figures

@@ -1,0 +1,307 @@
+"""A model of repeated blocks, of which one at a time has weights in memory: what it is given is passed on on disk.
+
+The model's own forward runs as it is, with stubs in the place of its blocks. Stage by stage one block, the frontier, is
+real. Blocks before it return what they returned in their stage; the first block after it ends the forward. So whatever
+a model does between its blocks is done, each weight is read once in a sweep over the blocks, however many calls there
+are, and nothing has to be known of how blocks follow each other.
+
+What a stage reads from disk is what its block is made from, mostly the output of the block before. That is found out
+once, on zeros: each block's output in turn is NaN, and what it reaches is seen. Later, outputs that nothing needs any
+more are deleted, and NaN stands for them; a block of which an input is NaN then is an error, not a wrong number.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.capture.errors import MisfitError
+
+from ..layers.install import replace
+from ..replay.calls import Call, Calls, Stopped, evaluating, replaced, run
+from ..replay.hooks import input_of
+from .parking import Parking
+from .spill import Place, Spill, Writing, floating
+
+END = ""  # the stage after all blocks
+Visit = Callable[[str], Callable[[], None] | None]
+
+
+def nothing(name: str) -> None:
+    """A visit that does nothing."""
+
+
+def always(position: int) -> bool:
+    """All calls are wanted."""
+    return True
+
+
+class Stub(nn.Module):
+    """Stands for a block, and has its attributes: models ask for them."""
+
+    def __init__(self, block: nn.Module, answer: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.__dict__["_block"], self._answer = block, answer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_block"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the block returned, or the end of the forward."""
+        return self._answer([args, kwargs])
+
+
+class Track:
+    """What blocks returned, call by call: of a block that runs several times in a row, each time."""
+
+    def __init__(self) -> None:
+        self.outputs: dict[str, dict[int, list[Any]]] = {}
+        self.gone: set[str] = set()  # blocks whose outputs are no longer on disk
+
+
+class Blocks:
+    """The blocks `names` of `model`, calibrated or run one after the other. `order` is that in which they run.
+
+    `watched` are layers outside the blocks that have to be given what the whole model gives them at the stage END.
+    """
+
+    def __init__(
+        self, model: nn.Module, names: Iterable[str], parking: Parking, spill: Spill, watched: Iterable[str] = ()
+    ) -> None:
+        self._model, self._parking, self._spill = model, parking, spill
+        self._watched = tuple(watched)
+        self._real = {name: model.get_submodule(name) for name in names}
+        self.order: list[str] = []
+        self._needs: dict[str, set[str]] = {}  # by stage: the blocks whose outputs it is made from
+        self._track, self._frontier = Track(), END
+        self._source: Calls = lambda: ()
+        self._count: int | None = None  # of the calls of the sweep, once they were given to the end
+        self._at, self._fresh = 0, False  # of the running call
+        self._runs: dict[str, int] = {}
+
+    def rehearse(self, calls: Iterable[Call]) -> None:
+        """Runs one call of each kind, with each block in memory in its turn, and finds out the order and what each
+        stage needs. Kinds differ in arguments other than tensors and numbers, like a list of layers to skip."""
+        kinds: list[Any] = []
+        ran: list[str] = []
+        needs: dict[str, set[str]] = {}
+        with evaluating(self._model):
+            for call in calls:
+                kind = _kind_of(call)
+                if kind not in kinds:
+                    kinds.append(kind)
+                    shapes = self._shapes(call)
+                    ran = _merged(ran, list(shapes))
+                    self._find_needs(call, shapes, needs)
+        self.order = _merged(ran, list(self._real))
+        self._needs = {stage: needs.get(stage, set()) for stage in [*self.order, END]}
+
+    def _shapes(self, call: Call) -> dict[str, list[Any]]:
+        """What each block that runs returns, but for the values; in the order in which they run."""
+        shapes: dict[str, list[Any]] = {}
+        with self._spill.writing() as file:
+
+            def answer(name: str, inputs: Any) -> Any:
+                block = self._real[name]
+                self._parking.fetch(name, block)
+                output = block(*inputs[0], **inputs[1])
+                self._parking.park(name)
+                shapes.setdefault(name, []).append(file.put(output))
+                return output
+
+            with self._stubbed(answer):
+                run(self._model, call, 0)
+        file.path.unlink()
+        return shapes
+
+    def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
+        """Adds to `needs`, by stage, the blocks whose outputs reach it."""
+        found = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
+        for poisoned, outputs in shapes.items():
+            if not all(map(floating, outputs)):
+                for each in found.values():
+                    each.add(poisoned)
+                continue
+            runs: dict[str, int] = {}
+
+            def answer(name: str, inputs: Any, poisoned: str = poisoned, runs: dict[str, int] = runs) -> Any:
+                if has_nan(inputs):
+                    found[name].add(poisoned)
+                runs[name] = runs.get(name, 0) + 1
+                value = float("nan") if name == poisoned else 0.0
+                return replaced(shapes[name][runs[name] - 1], Place, lambda place: _blank(place, value, self._device))
+
+            def watch(_: nn.Module, args: Any, kwargs: Any, poisoned: str = poisoned) -> None:
+                if has_nan(input_of(args, kwargs)):
+                    found[END].add(poisoned)
+
+            with self._stubbed(answer):
+                layers = [self._model.get_submodule(name) for name in self._watched]
+                handles = [layer.register_forward_pre_hook(watch, with_kwargs=True) for layer in layers]
+                try:
+                    if has_nan(run(self._model, call, 0)):
+                        found[END].add(poisoned)
+                finally:
+                    for handle in handles:
+                        handle.remove()
+
+    def calls(self) -> Iterator[Call]:
+        """The calls of the sweep; the one that was given last is the one that may run."""
+        at = -1
+        for at, call in enumerate(self._source()):
+            self._at = at
+            yield call
+        self._count = at + 1
+
+    def sweep(self, calls: Calls, visit: Visit = nothing, wanted: Callable[[int], bool] = always) -> Track:
+        """All blocks in their order, each given what the ones before returned for `calls`.
+
+        `visit` is told the block's name, and runs `self.calls()` or some of them on the model as it likes; what it
+        returns changes the block. What the block returned before that is passed on: for the calls that a visit ran, and
+        those whose position is `wanted` after it. No later visit may run others. Weights are read once.
+        """
+        self._source, self._count, self._track = calls, None, Track()
+        with self._stubbed(self._answer), self._counting():
+            for stage, name in enumerate(self.order):
+                self._frontier, self._track.outputs[name] = name, {}
+                with self._spill.writing() as file, self._real_one(name, file):
+                    change = visit(name)
+                    self._complete(wanted)
+                    if change is not None:
+                        change()
+                if change is None:
+                    self._parking.park(name)
+                else:
+                    self._parking.keep(name, self._real[name])
+                self._forget([*self.order[stage + 1 :], END])
+        return self._track
+
+    @contextmanager
+    def ended(self, calls: Calls, track: Track) -> Iterator[None]:
+        """Inside, the model computes all of `calls` from what its blocks returned in a sweep over them, once."""
+        self._source, self._track, self._frontier = calls, track, END
+        with self._stubbed(self._answer), self._counting():
+            yield
+        self._forget([])
+
+    @contextmanager
+    def _stubbed(self, answer: Callable[[str, Any], Any]) -> Iterator[None]:
+        try:
+            for name, block in self._real.items():
+                replace(self._model, name, Stub(block, partial(answer, name)))
+            yield
+        finally:
+            for name, block in self._real.items():
+                replace(self._model, name, block)
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Inside, it is known where a forward begins."""
+
+        def begin(*_: Any) -> None:
+            self._runs = {}
+            heard = self._track.outputs.get(self._frontier, {})
+            self._fresh = self._at not in heard
+            heard.setdefault(self._at, [])
+
+        handle = self._model.register_forward_pre_hook(begin)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _real_one(self, name: str, file: Writing) -> Iterator[None]:
+        """Inside, the block is in memory and in its place, and what it returns for each call is kept once."""
+        block, stub = self._real[name], self._model.get_submodule(name)
+        self._parking.fetch(name, block)
+        handles = [
+            block.register_forward_pre_hook(self._check, with_kwargs=True),
+            block.register_forward_hook(partial(self._keep, name, file)),
+        ]
+        replace(self._model, name, block)
+        try:
+            yield
+        finally:
+            replace(self._model, name, stub)
+            for handle in handles:
+                handle.remove()
+
+    def _check(self, block: nn.Module, args: Any, kwargs: Any) -> None:
+        if has_nan([args, kwargs]):
+            fact = f"block {self._frontier} is given NaN, or outputs of other blocks than in the first call"
+            raise MisfitError(f"{fact}. Calibrate without --memory.")
+
+    def _keep(self, name: str, file: Writing, block: nn.Module, args: Any, output: Any) -> None:
+        if self._fresh:
+            self._track.outputs[name][self._at].append(file.put(output))
+
+    def _complete(self, wanted: Callable[[int], bool]) -> None:
+        """Runs the calls that are wanted and the visit did not."""
+        if len(self._track.outputs[self._frontier]) == self._count:
+            return
+        with evaluating(self._model):
+            for call in self.calls():
+                if self._at not in self._track.outputs[self._frontier] and wanted(self._at):
+                    run(self._model, call, self._at)
+
+    def _answer(self, name: str, inputs: Any) -> Any:
+        """What a block that is not at work returns."""
+        if name not in self._track.outputs:
+            raise Stopped
+        outputs, at = self._track.outputs[name].get(self._at, []), self._runs.get(name, 0)
+        self._runs[name] = at + 1
+        if at >= len(outputs):
+            fact = f"block {name} runs again after others"
+            raise MisfitError(f"{fact}, or not in the order of the first call. Calibrate without --memory.")
+        if name in self._needs[self._frontier]:
+            return replaced(outputs[at], Place, lambda place: place.read().to(self._device))
+        return replaced(outputs[at], Place, lambda place: _blank(place, float("nan"), self._device))
+
+    def _forget(self, ahead: list[str]) -> None:
+        """Deletes the files of outputs that none of the stages `ahead` needs."""
+        needed = {name for stage in ahead for name in self._needs[stage]}
+        for name in self._track.outputs.keys() - needed - self._track.gone:
+            self._track.gone.add(name)
+            places: list[Place] = []
+            replaced(list(self._track.outputs[name].values()), Place, places.append)
+            for path in {place.path for place in places}:
+                path.unlink()
+
+    @property
+    def _device(self) -> torch.device:
+        return self._parking.device
+
+
+def _blank(place: Place, value: float, device: torch.device) -> Tensor:
+    return place.filled(value).to(device)
+
+
+def _kind_of(call: Call) -> Any:
+    """The arguments of a call without tensors, and without numbers that stand alone."""
+    named = [*enumerate(call.args), *call.kwargs.items()]
+    plain = {name: type(value) if type(value) in (int, float) else value for name, value in named}
+    return replaced(plain, Tensor, lambda tensor: Tensor)
+
+
+def _merged(ran: list[str], names: list[str]) -> list[str]:
+    """`ran`, with the other `names` each after the one it is listed after."""
+    order = list(ran)
+    for at, name in enumerate(names):
+        if name not in order:
+            before = [order.index(other) for other in names[:at] if other in order]
+            order.insert(before[-1] + 1 if before else 0, name)
+    return order
+
+
+def has_nan(value: Any) -> bool:
+    """Whether a floating-point tensor inside containers holds NaN."""
+    found: list[bool] = []
+    replaced(value, Tensor, lambda x: found.append(x.is_floating_point() and bool(x.isnan().any())))
+    return any(found)

@@ -1,0 +1,255 @@
+"""Calibration of a model that does not fit in memory: block by block, with the same integers.
+
+Every method works within one layer or within layers of one input, so within one block: each block is calibrated as
+`calibration.calibrate` does, by calls of the whole model in which it alone is real (blocks.py). Two sweeps: over the
+float blocks, which become integers on the way, and over the integer ones with the few calls that are measured.
+
+Other than there: layers of a smoothing group that spans blocks have factors of each block, as a warning says; what
+fewer calls would have come to is not measured; the model is left with its layers replaced, their numbers in files of
+`place`.
+"""
+
+import gc
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from octavo.capture.errors import DeviceError, MisfitError, UsageError
+from octavo.capture.ranks import ALONE, Ranks
+
+from ..byte_sizes import size
+from ..calibration import check_left, check_weights, frozen, planned
+from ..choice import Choice
+from ..choose import Choosing
+from ..layers.install import install
+from ..layers.modules import QuantizedLayer
+from ..layers.noise_level import attach
+from ..layers.scheme import Range
+from ..plan import Plan, block_names
+from ..replay.calls import Call, Calls, Progress, T, check_caches, first, silent, spread, taken
+from ..replay.hooks import axes
+from ..replay.sqnr import Power, comparing, joined, outputs, power_of
+from ..report import report_of
+from ..resources import Stopwatch, peak_memory, resident_memory
+from ..result import Result
+from ..rounding.sums import WORK, bytes_of_sums
+from ..settings import Settings
+from .blocks import Blocks, Track
+from .parking import Cast, Parking, unchanged
+from .spill import Spill
+
+_AT_WORK = 2  # times the bytes of a block: its floats, and its integers with what they are chosen from
+
+
+class _Group(NamedTuple):
+    """The layers of a group that are in one block."""
+
+    layers: tuple[str, ...]
+
+
+class BigCalibration:
+    """Calibrates `model`, whose weights are parts of mapped files, in at most `limit` bytes of resident memory.
+
+    `ranks` share what is found out about each block; each of them runs those calls through it that it has a use for in
+    the next one: its share, and those that weights are rounded by.
+
+    `place`: a directory for what is spilled, which has to stay until the result is exported. `cast` gives a weight in
+    the dtype of the deployment.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        calls: Calls,
+        settings: Settings,
+        *,
+        place: Path,
+        limit: float,
+        device: torch.device | None = None,
+        cast: Cast = unchanged,
+        progress: Progress = silent,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self._model, self._settings, self._progress, self._limit = model.eval(), settings, progress, limit
+        self._ranks = ranks
+        self._calls = lambda: first(calls, settings.samples)
+        self._watch = Stopwatch()
+        self._names = block_names(model)
+        if not self._names:
+            raise UsageError(f"{type(model).__name__}: has no repeated blocks. Calibrate without --memory.")
+        if settings.budget is not None or settings.fallback:
+            raise UsageError("--memory: layers are not compared across the model. Leave out --budget.")
+        check_caches(model)
+        self._groups = list(settings.groups(model)) if settings.groups else []
+        self._parking = Parking(place, device or torch.device("cpu"), cast)
+        self._plan = self._parking.costs(model, planned(model, settings))
+        widest = max((math.prod(entry.shape[1:]) for entry in self._plan.entries if entry.scheme), default=0)
+        method = settings.method
+        self._sums = 0 if method.plain else bytes_of_sums(widest, method)
+        outside = [entry.name for entry in self._plan.entries if entry.scheme and not self._block_of(entry.name)]
+        self._blocks = Blocks(model, self._names, self._parking, Spill(place), outside)
+        self._check_room()
+        self._count, self._timesteps = 0, None
+        self._replayed: set[int] | None = None  # calls that this rank runs whoever owns them, once that is known
+        self._choices: dict[str, Choice] = {}
+        self._ranges: dict[str, list[Range]] = {}
+        self._powers: dict[str, Power] = {}
+        self._axes: dict[str, int] = {}
+        self._layers: dict[str, QuantizedLayer] = {}
+
+    _timesteps: tuple[float, ...] | None
+
+    def run(self) -> Result:
+        """Raises OctavoError as `calibration.calibrate` does, and DeviceError where the limit is too small."""
+        with self._watch.stage("prepare"):
+            self._parking.settle(self._model, self._names)
+            self._rehearse()
+        track = self._blocks.sweep(self._calls, self._visited, self._wanted)
+        exact = self._finished(track)
+        check_left(self._plan)
+        with self._watch.stage("measure"):
+            noise, _ = attach(self._model) if self._timesteps else (None, None)
+            for layer in self._layers.values():
+                layer.noise_level = noise
+            track = self._blocks.sweep(self._measured)
+            with self._blocks.ended(self._measured, track):
+                output = power_of(exact, outputs(self._model, self._blocks.calls()), self._ranks)
+        self._check_peak("measuring")
+        layers = {name: self._layers[name] for name in self._plan.quantized}
+        report = report_of(
+            self._plan, layers, self._choices, self._ranges, self._settings, self._powers, output.sqnr, self._count,
+            self._watch,
+        )  # fmt: skip
+        told = {"enough": [], "warnings": [*report["warnings"], *self._divided()]}
+        return Result(self._plan, layers, report | told, self._timesteps, axes=self._axes)
+
+    def _divided(self) -> Iterator[str]:
+        """One line where layers that should share factors of smoothing do not."""
+        count = sum(len({self._block_of(layer) for layer in group.layers}) > 1 for group in self._groups)
+        if count and self._settings.smoothing:
+            fact = f"{count} groups of layers span blocks, which have factors of their own each with --memory"
+            yield f"smoothing: {fact}; these stay multipliers of inputs."
+
+    def _rehearse(self) -> None:
+        if next(iter(self._calls()), None) is None:
+            raise MisfitError("calls: there are none to replay. Capture some first.")
+        self._blocks.rehearse(self._calls())
+        self._check_peak("one call")
+
+    def _block_of(self, layer: str) -> str | None:
+        return next((name for name in self._names if layer.startswith(name + ".")), None)
+
+    def _positions(self) -> list[int]:
+        """Where the calls are that are measured."""
+        return spread(self._count, self._settings.measured(self._count))
+
+    def _measured(self) -> Iterator[Call]:
+        """Those of them that this rank measures."""
+        return taken(self._calls, self._ranks.share(self._positions()))
+
+    def _wanted(self, position: int) -> bool:
+        return self._replayed is None or position in self._replayed or self._ranks.owns(position)
+
+    def _visited(self, name: str) -> Callable[[], None]:
+        """Calibrates a block."""
+        label = f"{name}, {self._blocks.order.index(name) + 1} of {len(self._blocks.order)}"
+        layers = self._calibrated({e.name for e in self._plan.entries if e.name.startswith(name + ".")}, label)
+        gc.collect()  # a survey refers to itself, and the collector counts objects, not their bytes
+        self._check_peak(name)
+
+        def change() -> None:
+            install(self._model, layers)
+
+        return change
+
+    def _finished(self, track: Track) -> list[list[Tensor]]:
+        """Calibrates what is outside the blocks; returns what the float model puts out for the calls measured here."""
+        outside = {entry.name for entry in self._plan.entries if not self._block_of(entry.name)}
+        with self._blocks.ended(self._calls, track):
+            layers = self._calibrated(outside, "outside the blocks")
+            if not self._count:
+                self._count = sum(1 for _ in self._calls())
+            with self._watch.stage("measure"):
+                exact = outputs(self._model, taken(self._blocks.calls, self._positions()), self._ranks)
+        install(self._model, layers)
+        return exact
+
+    def _calibrated(self, names: set[str], label: str) -> dict[str, QuantizedLayer]:
+        """The integer layers of those `names` that get some; the plan, and what the report says, follow."""
+        plan = Plan(tuple(entry for entry in self._plan.entries if entry.name in names))
+        if not plan.quantized:
+            return {}
+        with self._watch.stage("prepare"):
+            check_weights(self._model, plan)
+        settings, progress = self._settings_for(names), self._labelled(label)
+        choosing = Choosing(
+            self._model, self._blocks.calls, plan, settings, progress, self._watch, self._ranks, self._room
+        )
+        choices, ranges, reasons = choosing.choices()
+        self._count, self._timesteps = choosing.count, choosing.timesteps
+        with self._watch.stage("freeze"):
+            plan, layers = frozen(self._model, plan, choices, reasons, progress, hold=True)
+        positions = self._positions()
+        self._replayed = choosing.summed.union(self._ranks.share(positions))
+        makers = {name: partial(_itself, layer) for name, layer in layers.items()}
+        with (
+            self._watch.stage("measure"), comparing(self._model, makers) as powers,
+            axes(self._model, plan.quantized) as found,
+        ):  # fmt: skip
+            outputs(self._model, taken(self._blocks.calls, positions), self._ranks)
+        self._plan = self._plan.replaced(plan)
+        self._ranges |= ranges
+        self._powers |= joined(powers, self._ranks)
+        self._axes |= found
+        # the integers are in the layers
+        self._choices |= {name: replace(choice, weight=None, spec=None) for name, choice in choices.items()}
+        self._layers |= layers
+        return layers
+
+    def _settings_for(self, names: set[str]) -> Settings:
+        parts = [_Group(tuple(layer for layer in group.layers if layer in names)) for group in self._groups]
+        return replace(self._settings, groups=lambda _: [part for part in parts if part.layers])
+
+    def _labelled(self, where: str) -> Progress:
+        def shown(label: str, items: Iterable[T], total: int | None = None) -> Iterable[T]:
+            return self._progress(f"{where}: {label}", items, total)
+
+        return shown
+
+    def _room(self) -> float:
+        """Bytes for the sums of GPTQ: what is left when it is at work on the widest layer."""
+        return self._limit - resident_memory() - WORK * self._sums
+
+    def _check_room(self) -> None:
+        """What is there before the first call: the rest of the model, and a block with what is made from it."""
+        whole = self._parking.bytes_of(self._model)
+        blocks = [self._parking.bytes_of(self._model.get_submodule(name)) for name in self._names]
+        outside = whole - sum(blocks)
+        used = resident_memory()
+        work = (1 + WORK) * self._sums
+        needed = used + outside + _AT_WORK * max(blocks) + work
+        if needed > self._limit:
+            fact = (
+                f"{size(used)} in use, {size(outside)} outside the blocks, {size(_AT_WORK * max(blocks))} for a block"
+                + (f", {size(work)} to round its widest layer" if work else "")
+            )
+            self._refuse(needed, fact)
+
+    def _check_peak(self, where: str) -> None:
+        if (peak := peak_memory()) > self._limit:
+            self._refuse(peak, f"reached with {where}")
+
+    def _refuse(self, needed: float, fact: str) -> None:
+        raise DeviceError(
+            f"--memory {size(self._limit)}: {size(needed)} is needed ({fact}). Give more, or smaller calls."
+        )
+
+
+def _itself(layer: QuantizedLayer) -> QuantizedLayer:
+    return layer

@@ -1,0 +1,122 @@
+"""Weights that are in memory only while they are at work; otherwise they are parts of mapped files."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from octavo.capture.files import scratch, storage
+from octavo.capture.paging import page_out
+from octavo.capture.store.blobs import memory_of
+
+from ..plan import Plan
+
+_ALIGNED = 64  # bytes, as torch places its own tensors: products may be rounded otherwise elsewhere
+Cast = Callable[[Tensor], Tensor]
+
+
+def unchanged(tensor: Tensor) -> Tensor:
+    """No other dtype."""
+    return tensor
+
+
+class _Slot(NamedTuple):
+    """Where a module has a tensor: in its parameters or its buffers."""
+
+    table: dict[str, Tensor | None]
+    leaf: str
+    tensor: Tensor
+
+    def put(self, values: Tensor) -> None:
+        made = nn.Parameter(values, requires_grad=False) if isinstance(self.tensor, nn.Parameter) else values
+        self.table[self.leaf] = made
+
+
+class Parking:
+    """Brings modules to `device`, in the dtype that `cast` gives, and parks them again.
+
+    A module is written to `directory` once it has become another one; its tensors are then parts of that file.
+    """
+
+    def __init__(self, directory: Path, device: torch.device, cast: Cast = unchanged) -> None:
+        self._directory, self.device, self._cast = directory, device, cast
+        self._parked: dict[str, list[_Slot]] = {}  # by name of the module
+        self._written: set[str] = set()
+
+    def bytes_of(self, module: nn.Module) -> int:
+        """What a module takes once it is fetched."""
+        tensors = {id(slot.tensor): slot.tensor for slot in _slots(module)}
+        return sum(self._cast(x.new_empty(0)).itemsize * x.numel() for x in tensors.values())
+
+    def costs(self, model: nn.Module, plan: Plan) -> Plan:
+        """The plan with the bytes that its layers take once they are fetched."""
+        entries = (replace(entry, bytes=self.bytes_of(model.get_submodule(entry.name))) for entry in plan.entries)
+        return Plan(tuple(entries))
+
+    def settle(self, model: nn.Module, names: Iterable[str]) -> None:
+        """Brings what is in none of the modules `names` into memory for good."""
+        inside = {id(part) for name in names for part in model.get_submodule(name).modules()}
+        self._bring((slot for part in model.modules() if id(part) not in inside for slot in _own(part)), self._cast)
+
+    def fetch(self, name: str, module: nn.Module) -> None:
+        """Makes `module` ready to compute."""
+        self._parked[name] = list(_slots(module))
+        self._bring(self._parked[name], unchanged if name in self._written else self._cast)
+
+    def _bring(self, slots: Iterable[_Slot], cast: Cast) -> None:
+        made: dict[int, Tensor] = {}  # a tensor may have several places
+        for slot in slots:
+            values = made.setdefault(id(slot.tensor), cast(slot.tensor.detach()).to(self.device))
+            if values.data_ptr() != slot.tensor.data_ptr():
+                slot.put(values)
+
+    def park(self, name: str) -> None:
+        """Lets go what `fetch` made; the module has the tensors it had."""
+        for slot in self._parked.pop(name):
+            slot.table[slot.leaf] = slot.tensor
+            page_out(slot.tensor)
+
+    def keep(self, name: str, module: nn.Module) -> None:
+        """Parks a fetched module as it has become: what is new is written, the rest is where it was."""
+        before = self._parked.pop(name)
+        places = {slot.tensor.data_ptr() for slot in before}
+        made = [slot for slot in _slots(module) if slot.tensor.data_ptr() not in places and slot.tensor.numel()]
+        path = self._directory / f"weights-{len(self._written)}"
+        with scratch(path) as sink:
+            for slot in made:
+                with storage(path):
+                    sink.write(memory_of(slot.tensor.detach().cpu().contiguous()))
+                    sink.write(bytes(-slot.tensor.nbytes % _ALIGNED))
+        for slot, mapped in zip(made, _mapped(path, [slot.tensor for slot in made]), strict=True):
+            slot.put(mapped)
+        for slot in before:
+            page_out(slot.tensor)
+        self._written.add(name)
+
+
+def _slots(module: nn.Module) -> Iterator[_Slot]:
+    for part in module.modules():
+        yield from _own(part)
+
+
+def _own(part: nn.Module) -> Iterator[_Slot]:
+    tables: list[dict[str, Tensor | None]] = [part._parameters, part._buffers]  # type: ignore[list-item]
+    for table in tables:
+        for leaf, tensor in list(table.items()):
+            if tensor is not None:
+                yield _Slot(table, leaf, tensor)
+
+
+def _mapped(path: Path, like: list[Tensor]) -> Iterator[Tensor]:
+    """The tensors of a file that holds tensors like these, each at the next multiple of _ALIGNED."""
+    if not like:
+        return
+    whole: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
+    start = 0
+    for tensor in like:
+        flat = torch.empty(0, dtype=torch.uint8).set_(whole, start, (tensor.nbytes,), (1,))
+        yield flat.view(tensor.dtype).view(tensor.shape)
+        start += tensor.nbytes + -tensor.nbytes % _ALIGNED

@@ -1,0 +1,83 @@
+"""What blocks returned, on disk: a file for each block, which the system keeps in its page cache as far as there is
+room, and which counts for nobody's resident memory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from octavo.capture.files import Sink, scratch, storage
+from octavo.capture.store.blobs import memory_of
+from octavo.capture.store.parts import Stored
+from octavo.capture.tensors import read_tensor
+
+from ..replay.calls import replaced
+
+
+class Place(NamedTuple):
+    """Where a tensor lies: contiguous in the file, with `stride` in memory."""
+
+    path: Path
+    stored: Stored
+    stride: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        """The tensor, as it was to the last bit and laid out as it was: kernels may differ by that."""
+        tensor = read_tensor(self.path, self.stored)
+        if tensor.stride() == self.stride:
+            return tensor
+        return torch.empty_strided(self.stored.shape, self.stride, dtype=self.stored.dtype).copy_(tensor)
+
+    def filled(self, value: float) -> Tensor:
+        """A floating-point tensor of one value, laid out as this one."""
+        return torch.empty_strided(self.stored.shape, self.stride, dtype=self.stored.dtype).fill_(value)
+
+
+class Writing:
+    """Appends values to one file."""
+
+    def __init__(self, path: Path, sink: Sink) -> None:
+        self.path, self._sink, self._offset = path, sink, 0
+
+    def put(self, value: Any) -> Any:
+        """`value` with a Place for each tensor. Raises StorageError when the disk is full."""
+        return replaced(value, Tensor, self._put)
+
+    def _put(self, tensor: Tensor) -> Place:
+        plain = tensor.detach().cpu()
+        whole = plain.contiguous()
+        stride = plain.stride() if 0 not in plain.stride() else whole.stride()  # one of 0 cannot be filled
+        with storage(self.path):
+            self._sink.write(memory_of(whole))
+        stored = Stored(plain.dtype, tuple(plain.shape), self._offset, plain.nbytes)
+        self._offset += plain.nbytes
+        return Place(self.path, stored, stride)
+
+
+class Spill:
+    """Files in a directory that its owner removes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self._count = directory, 0
+
+    def path(self) -> Path:
+        """A name that is free."""
+        self._count += 1
+        return self.directory / f"spill-{self._count}"
+
+    @contextmanager
+    def writing(self) -> Iterator[Writing]:
+        """Inside, values can be put into a new file."""
+        path = self.path()
+        with scratch(path) as sink:
+            yield Writing(path, sink)
+
+
+def floating(value: Any) -> bool:
+    """Whether all tensors of what `put` returned are floating-point."""
+    kinds: list[bool] = []
+    replaced(value, Place, lambda place: kinds.append(place.stored.dtype.is_floating_point))
+    return all(kinds)

@@ -1,0 +1,28 @@
+"""Sizes in bytes, as a user writes them (16GiB) and as messages show them."""
+
+import math
+import re
+
+from octavo.capture.errors import UsageError
+
+UNITS = {
+    "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30,
+}  # fmt: skip
+
+
+SIZE_FORM = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z%]*)")
+
+
+def bytes_of(text: str, option: str) -> float:
+    """The bytes of a size like 16GiB; UsageError about `option` for what is none."""
+    match = SIZE_FORM.fullmatch(text.strip())
+    if match is None or match[2] not in UNITS or not float(match[1]) > 0:
+        raise UsageError(f"{option} '{text}': not a size. Write 16GiB, with one of {', '.join(UNITS)}.")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def size(count: float) -> str:
+    """Bytes as a limit that they keep: rounded up to a tenth of a unit."""
+    unit = next((word for word in ("GiB", "MiB", "KiB") if count >= UNITS[word]), "B")
+    amount = math.ceil(10 * count / UNITS[unit]) / 10
+    return f"{amount:g}{unit}"

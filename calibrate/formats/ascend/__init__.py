@@ -1,0 +1,1 @@
+"""Format `ascend`: the layout that msModelSlim writes and MindIE-SD loads."""

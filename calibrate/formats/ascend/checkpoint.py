@@ -1,0 +1,158 @@
+"""Reading an ascend checkpoint back into integer layers: the same integers, each checked before use."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from octavo.capture.errors import FileError, damage
+from octavo.capture.sealed import read_bytes
+from octavo.capture.store.parts import Stored
+from octavo.capture.tensors import read_header, read_tensor
+
+from ...layers.modules import Geometry
+from .write import (
+    CORRECTED,
+    DESCRIPTION_FILE,
+    EDGES,
+    GEOMETRY,
+    INNER,
+    LEVELS,
+    MADE_BIASES,
+    MODEL_TYPE,
+    MUL_SCALE,
+    WEIGHT_FILE,
+)
+
+SCHEMES = ("W8A8", "W8A16", "W8A8_DYNAMIC", "W8A8_TIMESTEP")
+_DESCRIPTION_LIMIT = 64 << 20
+_WEIGHT = ".weight"
+_LARGEST = torch.finfo(torch.float32).max
+
+
+class Checkpoint:
+    """An ascend checkpoint that is open for reading: its description and where its tensors are.
+
+    Raises FileError for files that are missing, damaged or not this format.
+    """
+
+    def __init__(self, directory: Path | str, names: tuple[str, str] | None = None) -> None:
+        self.directory = Path(directory)
+        weight_name, description_name = names or find(self.directory)
+        self.weight_path, self.description_path = self.directory / weight_name, self.directory / description_name
+        self.description = read_description(self.description_path)
+        self.tensors, self.metadata = read_header(self.weight_path)
+        self.scheme = self.description.get(MODEL_TYPE)
+        if self.scheme not in SCHEMES:
+            raise damage(self.description_path, f"{MODEL_TYPE} is {self.scheme!r}", f"Known are {', '.join(SCHEMES)}.")
+        self.schemes = self._schemes()
+
+    def _schemes(self) -> dict[str, str]:
+        """The scheme of each quantized layer. X.linear.weight is of the layer X where there is a multiplier of X."""
+        found = {}
+        for key, word in self.description.items():
+            if word in SCHEMES and key.endswith(_WEIGHT):
+                name = key.removesuffix(_WEIGHT)
+                outer = name.removesuffix("." + INNER[:-1])
+                found[outer if f"{outer}.{MUL_SCALE}" in self.tensors else name] = word
+        return found
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The quantized layers."""
+        return list(self.schemes)
+
+    def prefix(self, name: str) -> str:
+        """What the names of a layer's tensors begin with."""
+        return f"{name}.{INNER}" if f"{name}.{MUL_SCALE}" in self.tensors else f"{name}."
+
+    def read(self, key: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...] | None = None) -> Tensor:
+        """One tensor, of one of these dtypes and of this shape."""
+        stored = self.tensors.get(key)
+        if stored is None:
+            raise damage(self.weight_path, f"{key} is missing")
+        if stored.dtype not in dtypes or (shape is not None and stored.shape != shape):
+            raise damage(self.weight_path, f"{key} is {words(stored)}")
+        return read_tensor(self.weight_path, stored)
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The noise level of each row of a W8A8_TIMESTEP layer: the denoising steps that the file was written for."""
+        found = self._metadata(LEVELS, [])
+        if not (isinstance(found, list) and all(_finite(level) for level in found)):
+            raise damage(self.weight_path, f"{LEVELS} in its metadata is not a list of numbers")
+        return tuple(map(float, found))
+
+    def edges(self, name: str) -> Tensor:
+        """The edges between the bins of a W8A8_TIMESTEP layer."""
+        by_layer = self._metadata(EDGES, {})
+        found = by_layer.get(name) if isinstance(by_layer, dict) else None
+        if isinstance(found, list) and all(_finite(edge) for edge in found):
+            edges = torch.tensor(found, dtype=torch.float32)
+            if bool(edges.isfinite().all()) and bool((edges.diff() > 0).all()):
+                return edges
+        raise damage(self.weight_path, f"{name}: the noise levels of its rows are not known")
+
+    def corrected(self, name: str) -> bool:
+        """Whether the layer was written with a quant_bias that carries more than its bias."""
+        return self._listed(CORRECTED, name)
+
+    def made_bias(self, name: str) -> bool:
+        """Whether the layer has a bias that its float form has not."""
+        return self._listed(MADE_BIASES, name)
+
+    def geometry(self, name: str) -> Geometry:
+        """How a convolution moves."""
+        try:
+            found = self._metadata(GEOMETRY, {})[name]
+            values = [found["stride"], found["padding"], found["dilation"]]
+            stride, padding, dilation = (tuple(int(number) for number in value) for value in values)
+            groups = int(found.get("groups", 1))
+            if (len(stride), len(padding), len(dilation)) != (2, 4, 2) or min(*stride, *dilation, groups) < 1:
+                raise ValueError("sizes")
+            return Geometry(stride, padding, dilation, str(found["padding_mode"]), groups)  # type: ignore[arg-type]
+        except (KeyError, ValueError, TypeError) as error:
+            fact = f"{name}.weight is a convolution of unknown stride and padding"
+            raise damage(self.weight_path, fact) from error
+
+    def _listed(self, key: str, name: str) -> bool:
+        found = self._metadata(key, [])
+        return isinstance(found, list) and name in found
+
+    def _metadata(self, key: str, default: Any) -> Any:
+        try:
+            return json.loads(self.metadata[key]) if key in self.metadata else default
+        except (ValueError, RecursionError) as error:
+            raise damage(self.weight_path, f"{key} in its metadata is not valid JSON") from error
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= _LARGEST  # False for NaN
+
+
+def find(directory: Path) -> tuple[str, str]:
+    """The names of weights and description in a directory."""
+    for scheme in SCHEMES:
+        names = WEIGHT_FILE.format(scheme.lower()), DESCRIPTION_FILE.format(scheme.lower())
+        if (directory / names[1]).is_file():
+            return names
+    wanted = DESCRIPTION_FILE.format("w8a8")
+    raise FileError(f"{directory}: no ascend checkpoint (no {wanted}). Give the directory of one.")
+
+
+def read_description(path: Path) -> dict[str, str]:
+    """The description: names to words."""
+    try:
+        found = json.loads(read_bytes(path, _DESCRIPTION_LIMIT))
+    except (ValueError, RecursionError) as error:
+        raise damage(path, "not valid JSON") from error
+    if not isinstance(found, dict) or not all(isinstance(word, str) for word in found.values()):
+        raise damage(path, "not a description of tensors")
+    return found
+
+
+def words(stored: Stored) -> str:
+    """Dtype and shape of a stored tensor."""
+    return f"{str(stored.dtype).removeprefix('torch.')} {list(stored.shape)}"

@@ -1,0 +1,144 @@
+"""One layer of an ascend checkpoint: every number checked against what an export writes."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from octavo.capture.errors import FileError, OctavoError
+
+from ...layers.freeze import unpacked
+from ...layers.inputs import Activation, Dynamic, Static, Timestep
+from ...layers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from ...layers.noise_level import bins_of
+from ...layers.numbers import Numbers
+from ...layers.scheme import STORABLE, QParams
+from .checkpoint import Checkpoint
+from .write import MUL_SCALE
+
+
+class Place(NamedTuple):
+    """Where a layer's tensors are."""
+
+    checkpoint: Checkpoint
+    name: str
+
+    def read(self, key: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...] | None = None) -> Tensor:
+        """One tensor by its last name."""
+        return self.checkpoint.read(self.checkpoint.prefix(self.name) + key, dtypes, shape)
+
+    def wrong(self, key: str, fact: str) -> OctavoError:
+        """What is wrong with one of the tensors."""
+        path = self.checkpoint.weight_path
+        return FileError(f"{path}: {self.name}.{key} {fact}. Write the checkpoint anew.")
+
+    def positive(self, key: str, tensor: Tensor) -> Tensor:
+        """The tensor, when all of it is finite and above zero."""
+        if not bool(((tensor > 0) & tensor.isfinite()).all()):
+            raise self.wrong(key, "is not positive and finite")
+        return tensor
+
+
+def read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
+    """The layer of that name. Raises FileError for numbers that no export writes."""
+    place, scheme = Place(checkpoint, name), checkpoint.schemes[name]
+    weight = place.read("weight", (torch.int8,))
+    if weight.ndim not in (2, 4) or not weight.numel():
+        raise place.wrong("weight", f"has shape {tuple(weight.shape)}")
+    if int(weight.min()) < -127:
+        raise place.wrong("weight", "holds -128")
+    outputs = weight.shape[0]
+    scale = place.read("weight_scale", (torch.float32,), (outputs, 1)).view(outputs)
+    place.positive("weight_scale", scale)
+    bias = _bias(place, outputs)
+    geometry = checkpoint.geometry(name) if weight.ndim == 4 else None
+    groups = geometry.groups if geometry else 1
+    if outputs % groups:
+        raise place.wrong("weight", f"has {outputs} outputs in {groups} groups")
+    multiplier = _multiplier(place, weight.shape[1] * groups)
+    known = [tensor.dtype for tensor in (multiplier, bias) if tensor is not None]
+    activation: Activation | None = None
+    dtype = known[0] if known else torch.float32
+    if scheme == "W8A8_DYNAMIC":
+        activation = Dynamic()
+        _check_accumulator(place, "weight", torch.zeros(1), weight, 127)
+    elif scheme != "W8A16":
+        activation, dtype = _ranges(place, weight, scheme)
+        if multiplier is not None and multiplier.dtype != dtype:
+            raise place.wrong(MUL_SCALE, f"is {multiplier.dtype}, input_scale {dtype}")
+    numbers = Numbers(weight, scale, bias, activation, dtype, multiplier, checkpoint.made_bias(name))
+    return QuantizedLinear(numbers) if geometry is None else QuantizedConv2d(numbers, geometry)
+
+
+def _bias(place: Place, outputs: int) -> Tensor | None:
+    if place.checkpoint.prefix(place.name) + "bias" not in place.checkpoint.tensors:
+        return None
+    bias = place.read("bias", STORABLE, (outputs,))
+    if not bool(bias.isfinite().all()):
+        raise place.wrong("bias", "is not finite")
+    return bias
+
+
+def _multiplier(place: Place, inputs: int) -> Tensor | None:
+    key = f"{place.name}.{MUL_SCALE}"
+    if key not in place.checkpoint.tensors:
+        return None
+    return place.positive(MUL_SCALE, place.checkpoint.read(key, STORABLE, (inputs,)))
+
+
+def _ranges(place: Place, weight: Tensor, scheme: str) -> tuple[Static | Timestep, torch.dtype]:
+    """The activation of a layer whose ranges are stored, and the dtype of the float layer."""
+    timed, levels = scheme == "W8A8_TIMESTEP", place.checkpoint.levels
+    if timed and not levels:
+        raise place.wrong("input_scale", "has rows for noise levels that are not known")
+    leading = (len(levels),) if timed else ()
+    scale = place.positive("input_scale", place.read("input_scale", STORABLE, (*leading, 1)))
+    offset = place.read("input_offset", (scale.dtype,), (*leading, 1)).float()
+    whole = (offset >= -128) & (offset <= 127) & (offset == offset.round())
+    if not bool(whole.all()):
+        raise place.wrong("input_offset", f"is {float(offset[~whole][0])}")
+    deq = _deq(place, scale.dtype, (*leading, weight.shape[0]))
+    quant_bias = place.read("quant_bias", (torch.int32,), (*leading, weight.shape[0]))
+    _check_accumulator(place, "quant_bias", quant_bias, weight, 128)
+    found = Static(QParams(scale.float().squeeze(-1), offset.to(torch.int32).squeeze(-1)), deq, quant_bias)
+    return (_bins(place, found, levels) if timed else found), scale.dtype
+
+
+def _deq(place: Place, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    if dtype == torch.bfloat16:
+        return place.positive("deq_scale", place.read("deq_scale", (torch.float32,), shape))
+    bits = place.read("deq_scale", (torch.int64,), shape)
+    if bool(((bits < 0) | (bits >> 31 != 0)).any()):
+        raise place.wrong("deq_scale", "is not the bits of positive float32 numbers")
+    return place.positive("deq_scale", unpacked(bits))
+
+
+def _check_accumulator(place: Place, key: str, quant_bias: Tensor, weight: Tensor, largest: int) -> None:
+    if int(quant_bias.long().abs().max()) + largest * 127 * weight[0].numel() >= 2**31:
+        raise place.wrong(key, "could leave int32 in the accumulator")
+
+
+def _bins(place: Place, rows: Static, levels: tuple[float, ...]) -> Timestep:
+    """The numbers of each bin, from rows that are for noise levels in it: those of one bin have to be the same."""
+    edges = place.checkpoint.edges(place.name)
+    bins = bins_of(torch.tensor(levels), edges).tolist()
+    missing = set(range(len(edges) + 1)) - set(bins)
+    if missing:
+        raise place.wrong("input_scale", f"has no row for bin {min(missing)} of its noise levels")
+    first = torch.tensor([bins.index(at) for at in range(len(edges) + 1)])
+    tensors = (*rows.qparams, rows.deq, rows.quant_bias)
+    scale, zero_point, deq, quant_bias = (tensor[first] for tensor in tensors)
+    for kept, tensor in zip((scale, zero_point, deq, quant_bias), tensors, strict=True):
+        if not torch.equal(kept[bins], tensor):
+            raise place.wrong("input_scale", "and the like have rows that differ in one bin of noise levels")
+    return Timestep(QParams(scale, zero_point), deq, quant_bias, edges)
+
+
+def load_ascend(directory: Path | str) -> dict[str, QuantizedLayer]:
+    """The quantized layers of a checkpoint by name, with the very integers that were exported.
+
+    Raises FileError for files that are missing, damaged, or hold numbers that no export writes.
+    """
+    checkpoint = Checkpoint(directory)
+    return {name: read_layer(checkpoint, name) for name in checkpoint.layer_names}

@@ -1,0 +1,1 @@
+"""Format `diffusers`: a model directory that `from_pretrained` loads once octavo is imported."""

@@ -1,0 +1,117 @@
+"""Whether diffusers can load a directory, with Octavo or with torchao, line by line, and why not.
+
+Names, dtypes and shapes are read from the headers of the files; integers are computed with, as the ascend view's are.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from octavo.capture.errors import OctavoError
+
+from ...layers.inputs import Activation, Dynamic, Static, Timestep
+from ...layers.modules import QuantizedLinear
+from ...layers.numbers import Numbers
+from ...layers.scheme import QParams
+from ..arithmetic import correction_share, shares
+from ..torchao.check import check_torchao
+from ..verdict import OCTAVO, Verdict
+from .directory import Model, Place, method_at
+from .structure import QUANT_METHOD, Kind, Structure
+from .write import CONFIG_FILE
+
+
+def check_model(directory: Path) -> Iterator[Verdict]:
+    """The verdicts on a directory that has a quant_method of ours, or torchao's."""
+    try:
+        model = Model.open(directory)
+        if method_at(directory) == QUANT_METHOD:
+            yield from _octavo(model)
+        else:
+            yield check_torchao(model)
+    except OctavoError as error:
+        yield Verdict("octavo", "files", False, str(error))
+
+
+def _octavo(model: Model) -> Iterator[Verdict]:
+    try:
+        structure = Structure.read(model.quantization)
+    except OctavoError as error:
+        yield Verdict(OCTAVO, CONFIG_FILE, False, str(error))
+        return
+    fact = f"{model.config.get('_class_name')}, {len(structure.kinds)} integer layers, tensors complete"
+    misfit = _misfit(model, structure)
+    yield Verdict(OCTAVO, "tensors", misfit is None, misfit or fact)
+    if misfit is None:
+        yield _numbers(model, structure)
+
+
+def _misfit(model: Model, structure: Structure) -> str | None:
+    """The first tensor of an integer layer that is not as it has to be."""
+    for name, kind in structure.kinds.items():
+        weight = model.tensors.get(f"{name}.weight")
+        if weight is None:
+            return f"{name}.weight is missing"
+        wanted = _wanted(kind, weight.stored.shape)
+        there = {key.rpartition(".")[2]: place for key, place in _of(model, name).items()}
+        for leaf in sorted(set(wanted) - set(there)):
+            return f"{name}.{leaf} is missing"
+        for leaf in sorted(set(there) - set(wanted) - {"bias"}):
+            return f"{name}.{leaf} has no place in a {kind.scheme} layer"
+        for leaf, (dtype, shape) in wanted.items():
+            stored = there[leaf].stored
+            if stored.shape != shape or (dtype is not None and stored.dtype != dtype):
+                return f"{name}.{leaf} is {str(stored.dtype).removeprefix('torch.')} {list(stored.shape)}"
+    return None
+
+
+def _of(model: Model, name: str) -> dict[str, Place]:
+    return {key: place for key, place in model.tensors.items() if key.rpartition(".")[0] == name}
+
+
+def _wanted(kind: Kind, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype | None, tuple[int, ...]]]:
+    """Dtypes (None: of the model) and shapes of the tensors that a layer has; it may have a bias."""
+    outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
+    wanted: dict[str, tuple[torch.dtype | None, tuple[int, ...]]] = {
+        "weight": (torch.int8, shape),
+        "weight_scale": (torch.float32, (outputs,)),
+    }
+    if kind.multiplied:
+        wanted["mul_scale"] = (None, shape[1:2])
+    if kind.made_bias:
+        wanted["bias"] = (None, (outputs,))
+    if kind.scheme in ("W8A8", "W8A8_TIMESTEP"):
+        wanted["input_scale"] = (torch.float32, leading)
+        wanted["input_zero_point"] = (torch.int32, leading)
+        wanted["deq"] = (torch.float32, (*leading, outputs))
+        wanted["quant_bias"] = (torch.int32, (*leading, outputs))
+    if kind.bins:
+        wanted["edges"] = (torch.float32, (kind.bins - 1,))
+    return wanted
+
+
+def _numbers(model: Model, structure: Structure) -> Verdict:
+    """Whether the integers compute the layers, up to what rounding and corrections explain."""
+    share, where = 0.0, ""
+    for name, kind in structure.kinds.items():
+        layer = _layer(model, name, kind, structure.dtype)
+        scales, bias = shares(layer)
+        found = max(scales, min(bias, correction_share(layer)) if bias > 1.0 else bias)
+        if found > share or not where:
+            share, where = found, name
+    fact = f"off by at most {share:.2f} of what rounding and corrections explain"
+    return Verdict("octavo", "integers", share <= 1.0, fact if share <= 1.0 else f"{fact} ({where})")
+
+
+def _layer(model: Model, name: str, kind: Kind, dtype: torch.dtype) -> QuantizedLinear:
+    """The layer; a convolution as the linear layer of its patches."""
+    read = {key.rpartition(".")[2]: place.read() for key, place in _of(model, name).items()}
+    activation: Activation | None = None if kind.scheme == "W8A16" else Dynamic()
+    if "deq" in read:
+        qparams = QParams(read["input_scale"], read["input_zero_point"])
+        activation = Static(qparams, read["deq"], read["quant_bias"])
+        if kind.bins:
+            activation = Timestep(qparams, read["deq"], read["quant_bias"], read["edges"])
+    weight, bias = read["weight"].flatten(1), read.get("bias")
+    return QuantizedLinear(Numbers(weight, read["weight_scale"], bias, activation, dtype, None, kind.made_bias))

@@ -1,0 +1,78 @@
+"""A directory as diffusers lays it out: config.json, one weight file or several with an index."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from octavo.capture.errors import damage
+from octavo.capture.sealed import read_bytes
+from octavo.capture.tensors import Stored, read_header, read_tensor
+
+from .write import CONFIG_FILE, INDEX_FILE, WEIGHT_FILE
+
+
+class Place(NamedTuple):
+    """A tensor in one of the files."""
+
+    path: Path
+    stored: Stored
+
+    def read(self) -> Tensor:
+        """Its values."""
+        return read_tensor(self.path, self.stored)
+
+
+class Model(NamedTuple):
+    """A directory as diffusers reads it."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Place]
+    metadata: dict[str, str]
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        """What the config says of it; {} without."""
+        found = self.config.get("quantization_config")
+        return found if isinstance(found, dict) else {}
+
+    @classmethod
+    def open(cls, directory: Path) -> "Model":
+        """Raises FileError for files that are missing or damaged."""
+        tensors: dict[str, Place] = {}
+        metadata: dict[str, str] = {}
+        for path in weight_files(directory):
+            found, said = read_header(path)
+            tensors |= {name: Place(path, stored) for name, stored in found.items()}
+            metadata |= said
+        return cls(read_json(directory / CONFIG_FILE), tensors, metadata)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; FileError when there is none."""
+    try:
+        found = json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise damage(path, "not valid JSON") from error
+    if not isinstance(found, dict):
+        raise damage(path, "holds no JSON object")
+    return found
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The one file, or those that the index names."""
+    if not (directory / INDEX_FILE).is_file():
+        return [directory / WEIGHT_FILE]
+    names = read_json(directory / INDEX_FILE).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise damage(directory / INDEX_FILE, "not an index of weight files")
+    return [directory / Path(name).name for name in sorted(set(names.values()))]
+
+
+def method_at(directory: Path) -> str | None:
+    """The quant_method of a directory for diffusers, None where it is none."""
+    if not (directory / CONFIG_FILE).is_file():
+        return None
+    found = read_json(directory / CONFIG_FILE).get("quantization_config")
+    return str(found.get("quant_method")) if isinstance(found, dict) else None

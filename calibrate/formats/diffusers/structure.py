@@ -1,0 +1,125 @@
+"""What config.json of a diffusers directory says of its integer layers, and those layers before their tensors come.
+
+| key          | content                                                                        |
+|--------------|--------------------------------------------------------------------------------|
+| quant_method | "octavo"                                                                       |
+| format       | 1                                                                              |
+| dtype        | of the float tensors: "float32", "float16" or "bfloat16"                       |
+| schemes      | by scheme, the names of the layers; every other layer is float                 |
+| multiplied   | layers with a multiplier of their input                                        |
+| made_biases  | layers with a bias that their float form has not                               |
+| bins         | of W8A8_TIMESTEP layers, the number of bins of noise levels                    |
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from octavo.capture.errors import FileError, MisfitError
+
+from ...layers.inputs import SCHEMES, Activation, Dynamic, Static, Timestep
+from ...layers.modules import QuantizedLayer, build
+from ...layers.numbers import Numbers
+from ...layers.scheme import STORABLE, QParams
+
+QUANT_METHOD, FORMAT = "octavo", 1
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORABLE}
+
+
+class Kind(NamedTuple):
+    """What there is to know of an integer layer besides its float form."""
+
+    scheme: str
+    multiplied: bool = False
+    made_bias: bool = False
+    bins: int = 0
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The integer layers of a model by all their names, and the dtype of what is float."""
+
+    dtype: torch.dtype
+    kinds: Mapping[str, Kind]
+
+    @classmethod
+    def of(cls, layers: Mapping[str, QuantizedLayer]) -> "Structure":
+        """That of these layers."""
+        dtype = next((layer.dtype for layer in layers.values()), torch.float32)
+        return cls(dtype, {name: _kind(layer) for name, layer in layers.items()})
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any], where: str = "quantization_config") -> "Structure":
+        """What `as_dict` made. Raises FileError for anything else."""
+        try:
+            if content["format"] != FORMAT:
+                raise FileError(f"{where}: of format {content['format']!r}; this version reads {FORMAT}. Upgrade.")
+            multiplied, made = set(content["multiplied"]), set(content["made_biases"])
+            bins = {str(name): int(count) for name, count in content["bins"].items()}
+            kinds = {
+                str(name): Kind(scheme, name in multiplied, name in made, bins.get(name, 0))
+                for scheme, names in content["schemes"].items()
+                for name in names
+            }
+            found = cls(_DTYPES[content["dtype"]], kinds)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            fact = f"{type(error).__name__} {error}".replace("\n", " ")
+            raise FileError(f"{where}: not what Octavo writes ({fact}). Export again.") from None
+        unknown = {kind.scheme for kind in kinds.values()} - set(SCHEMES.values())
+        if unknown or not kinds:
+            fact = f"unknown scheme {sorted(unknown)[0]}" if unknown else "names no layer"
+            raise FileError(f"{where}: {fact}. Export again.")
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able, as in the table above."""
+        schemes: dict[str, list[str]] = {}
+        for name, kind in sorted(self.kinds.items()):
+            schemes.setdefault(kind.scheme, []).append(name)
+        return {
+            "quant_method": QUANT_METHOD,
+            "format": FORMAT,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "schemes": schemes,
+            "multiplied": sorted(name for name, kind in self.kinds.items() if kind.multiplied),
+            "made_biases": sorted(name for name, kind in self.kinds.items() if kind.made_bias),
+            "bins": {name: kind.bins for name, kind in sorted(self.kinds.items()) if kind.bins},
+        }
+
+    def empty(self, name: str, module: nn.Module) -> QuantizedLayer:
+        """The integer layer of that name in the place of the float `module`, its tensors on the meta device.
+
+        Raises MisfitError where `module` is no layer that can be one.
+        """
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if not isinstance(module, (nn.Linear, nn.Conv2d)) or weight is None:
+            fact = f"is a {type(module).__name__} in this model, no Linear or Conv2d"
+            raise MisfitError(f"{name}: {fact}. Load it into the class that config.json names.")
+        return build(_empty(self.kinds[name], tuple(weight.shape), bias is not None, self.dtype), module)
+
+
+def _kind(layer: QuantizedLayer) -> Kind:
+    bins = len(layer.input_scale) if layer.scheme == "W8A8_TIMESTEP" else 0
+    return Kind(layer.scheme, layer.mul_scale is not None, layer.made_bias, bins)
+
+
+def _empty(kind: Kind, shape: tuple[int, ...], biased: bool, dtype: torch.dtype) -> Numbers:
+    with torch.device("meta"):
+        outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
+        qparams = QParams(torch.empty(leading), torch.empty(leading, dtype=torch.int32))
+        deq, quant_bias = torch.empty(*leading, outputs), torch.empty(*leading, outputs, dtype=torch.int32)
+        activations: dict[str, Activation | None] = {
+            "W8A8": Static(qparams, deq, quant_bias),
+            "W8A8_TIMESTEP": Timestep(qparams, deq, quant_bias, torch.empty(max(kind.bins - 1, 0))),
+            "W8A8_DYNAMIC": Dynamic(),
+            "W8A16": None,
+        }
+        return Numbers(
+            torch.empty(shape, dtype=torch.int8), torch.empty(outputs),
+            torch.empty(outputs, dtype=dtype) if biased or kind.made_bias else None,
+            activations[kind.scheme], dtype, torch.empty(shape[1], dtype=dtype) if kind.multiplied else None,
+            kind.made_bias,
+        )  # fmt: skip

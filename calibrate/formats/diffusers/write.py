@@ -1,0 +1,122 @@
+"""Format `diffusers`: a directory that `from_pretrained` of the model's class loads, with `import octavo`.
+
+config.json is the model's own with a quantization_config (see `structure`), the weights are under diffusers' names.
+The tensors of an integer layer X are those of its state: X.weight int8, X.weight_scale, X.input_scale, X.deq,
+X.quant_bias and so on; all others are as in the float model. Where the multiplier of an input can go into what makes
+that input, it has: the int8 codes stay, scales and biases before it change.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import split_state_dict_into_shards_factory
+from torch import Tensor, nn
+
+from octavo.capture.errors import UsageError
+from octavo.capture.files import Modes, create
+from octavo.capture.paging import page_out
+from octavo.capture.tensors import Planned, write_tensors
+
+from ...layers.install import all_names
+from ...layers.modules import QuantizedLayer
+from ...layers.weights import check_finite_tensor
+from ...smoothing.fold import Folded, Group, folded
+from .structure import Structure
+
+CONFIG_FILE = "config.json"
+WEIGHT_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
+WEIGHT_FILE = WEIGHT_PATTERN.format(suffix="")
+INDEX_FILE = WEIGHT_FILE + ".index.json"
+SHARD = 10 * 10**9  # bytes; what diffusers writes into one file
+
+Groups = Callable[[Any], Iterable[Group]]
+
+
+def write_diffusers(
+    layers: Mapping[str, QuantizedLayer],
+    model: nn.Module,
+    directory: Path,
+    modes: Modes,
+    *,
+    groups: Groups | None = None,
+    shard: int = SHARD,
+) -> None:
+    """Writes config and weights into an existing directory; of more than `shard` bytes, several files and an index.
+
+    `model` is the float one, or the one `layers` are installed in; `groups` gives its layers whose multipliers can go.
+    Layers keep their bins of noise levels, whatever the steps of the deployment. Raises UsageError for a model
+    that is not one of diffusers, NumbersError when a number that would be written is not finite.
+    """
+    config = config_of(model)
+    found = unmultiplied(model, layers, groups)
+    named = all_names(found.layers, model)
+    write_config(directory, config | {"quantization_config": Structure.of(named).as_dict()}, modes)
+    write_weights(directory, dict(state(model, named, found.parameters)), {}, modes, shard)
+
+
+def config_of(model: nn.Module) -> dict[str, Any]:
+    """The config of a diffusers model, as its save_pretrained writes it, without where it was loaded from."""
+    if not callable(getattr(model, "to_json_string", None)):
+        fact = f"{type(model).__name__} is not a model of diffusers and has no config"
+        raise UsageError(f"format diffusers: {fact}. Use --format ascend.")
+    config: dict[str, Any] = json.loads(model.to_json_string())  # type: ignore[operator]
+    config.pop("_name_or_path", None)
+    config.pop("quantization_config", None)
+    return config
+
+
+def unmultiplied(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Groups | None) -> Folded:
+    """The layers without multipliers where that is possible."""
+    if groups is None or all(layer.mul_scale is None for layer in layers.values()):
+        return Folded(dict(layers), {})
+    return folded(model, layers, groups(model))
+
+
+def state(
+    model: nn.Module, layers: Mapping[str, QuantizedLayer], parameters: Mapping[str, Callable[[], Tensor]]
+) -> Iterator[tuple[str, Planned]]:
+    """The tensors of `model` with `layers` in it, in the order of its state; `parameters` make what takes the place of
+    its own. Parts of mapped files, and what is made, are not in memory until they are written.
+    """
+    done: set[str] = set()
+    for name, tensor in model.state_dict().items():
+        owner = name.rpartition(".")[0]
+        if owner not in layers:
+            make = parameters.get(name, partial(_itself, tensor))
+            check_finite_tensor(name, make())
+            page_out(tensor)
+            yield name, Planned(tensor.dtype, tuple(tensor.shape), make)
+        elif owner not in done:
+            done.add(owner)
+            for key, value in layers[owner].state_dict().items():
+                check_finite_tensor(f"{owner}.{key}", value)
+                page_out(value)
+                yield f"{owner}.{key}", Planned.of(value)
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def write_config(directory: Path, config: Mapping[str, Any], modes: Modes) -> None:
+    """config.json, spelled as diffusers spells it."""
+    with create(directory / CONFIG_FILE, modes.data) as sink:
+        sink.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+
+
+def write_weights(
+    directory: Path, tensors: dict[str, Planned], metadata: Mapping[str, str], modes: Modes, shard: int
+) -> None:
+    """The weight files, split as diffusers splits them."""
+    split = split_state_dict_into_shards_factory(
+        tensors, get_storage_size=lambda planned: planned.bytes, filename_pattern=WEIGHT_PATTERN, max_shard_size=shard
+    )
+    for name, keys in split.filename_to_tensors.items():
+        write_tensors(directory / name, {key: tensors[key] for key in keys}, metadata, modes.data)
+    if split.is_sharded:
+        index = {"metadata": {**split.metadata, **metadata}, "weight_map": split.tensor_to_filename}
+        with create(directory / INDEX_FILE, modes.data) as sink:
+            sink.write((json.dumps(index, indent=2, sort_keys=True) + "\n").encode())

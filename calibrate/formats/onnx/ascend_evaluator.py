@@ -1,0 +1,135 @@
+"""Runs a graph of Ascend's operators as its compiler has the device run it.
+
+onnx.reference executes the float operators. What lies between AscendQuant and AscendDequant is in whole numbers: the
+compiler takes the offset of the AscendQuant before to pad a Conv with, and takes its share out of the accumulator.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from octavo.capture.errors import FileError
+
+from .ascend_graph import DEQUANT, QUANT
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+    Array = np.ndarray[Any, Any]
+
+_DEVICE = "octavo.device"
+_INTEGER = ("Conv", "Gemm", "MatMul")
+
+
+class AscendGraph:
+    """The graph, ready to run. Raises FileError for operators that the compiler would not take."""
+
+    def __init__(self, proto: "ModelProto") -> None:
+        from onnx.reference import ReferenceEvaluator
+
+        self._evaluator = ReferenceEvaluator(compiled(proto), new_ops=_operators())
+
+    def __call__(self, **inputs: "Array") -> list["Array"]:
+        """The outputs for inputs by their names."""
+        return list(self._evaluator.run(None, inputs))
+
+
+def compiled(proto: "ModelProto") -> "ModelProto":
+    """The graph with its integer operators as the device has them: each knows the offset of its input, or
+    along which axis its channels are."""
+    from onnx import ModelProto, helper
+
+    made = ModelProto()
+    made.CopyFrom(proto)
+    nodes = made.graph.node
+    offsets = {node.output[0]: _attributes(node)["offset"] for node in nodes if node.op_type == QUANT}
+    convolved = {name for node in nodes if node.op_type == "Conv" and node.input[0] in offsets for name in node.output}
+    for node in nodes:
+        if any(name in offsets for name in node.input):
+            if node.op_type not in _INTEGER or node.input[0] not in offsets:
+                raise FileError(f"{node.name}: {node.op_type} on the codes of an AscendQuant. Export it anew.")
+            node.attribute.append(helper.make_attribute("offset", offsets[node.input[0]]))
+            node.domain = _DEVICE
+        elif node.op_type == "Add" and node.input[0] in convolved:
+            convolved.add(node.output[0])
+        elif node.op_type == DEQUANT:
+            node.attribute.append(helper.make_attribute("axis", 1 if node.input[0] in convolved else -1))
+            node.domain = _DEVICE
+    made.opset_import.append(helper.make_opsetid(_DEVICE, 1))
+    return made
+
+
+def _attributes(node: "NodeProto") -> dict[str, Any]:
+    from onnx import helper
+
+    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
+
+
+def _codes(x: "Array", scale: float, offset: float) -> "Array":
+    codes = np.rint(x.astype(np.float32) * np.float32(scale))
+    return np.clip(codes + np.float32(offset), -128, 127).astype(np.int8)
+
+
+def _dequantized(total: "Array", deq_scale: "Array", axis: int) -> "Array":
+    scale = (deq_scale & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.float32)
+    scale = scale.reshape(-1, 1, 1) if axis == 1 else scale
+    return total.astype(np.float32) * scale
+
+
+def _exact(codes: "Array", offset: float) -> torch.Tensor:
+    """The codes without their offset; sums of them are whole numbers in float64."""
+    return torch.from_numpy(codes.astype(np.float64) - offset)
+
+
+def _convolved(x: "Array", weight: "Array", bias: "Array | None", offset: float, moves: dict[str, Any]) -> "Array":
+    top, left, bottom, right = moves["pads"]
+    padded = F.pad(_exact(x, offset), (left, right, top, bottom))  # the offset less itself
+    kernel = torch.from_numpy(weight.astype(np.float64))
+    total = F.conv2d(padded, kernel, None, moves["strides"], 0, moves["dilations"], moves["group"])
+    return _whole(total, bias if bias is None else bias.reshape(-1, 1, 1))
+
+
+def _multiplied(x: "Array", weight: "Array", bias: "Array | None", offset: float) -> "Array":
+    return _whole(_exact(x, offset) @ torch.from_numpy(weight.astype(np.float64)), bias)
+
+
+def _whole(total: torch.Tensor, bias: "Array | None") -> "Array":
+    found: Array = total.numpy().astype(np.int64) + (0 if bias is None else bias.astype(np.int64))
+    return found.astype(np.int32)
+
+
+def _operators() -> list[Any]:
+    from onnx.reference.op_run import OpRun
+
+    class Quant(OpRun):
+        def _run(self, x: Any, scale: Any = None, offset: Any = None, quant_bit: Any = None) -> Any:
+            return (_codes(x, scale, offset),)
+
+    class Dequant(OpRun):
+        op_domain = _DEVICE
+
+        def _run(self, x: Any, deq_scale: Any, axis: Any = None) -> Any:
+            return (_dequantized(x, deq_scale, axis),)
+
+    class Conv(OpRun):
+        op_domain = _DEVICE
+
+        def _run(self, x: Any, weight: Any, bias: Any = None, offset: Any = None, **moves: Any) -> Any:
+            return (_convolved(x, weight, bias, offset, moves),)
+
+    class Gemm(OpRun):
+        op_domain = _DEVICE
+
+        def _run(self, x: Any, weight: Any, bias: Any = None, offset: Any = None, transB: Any = 0, **_: Any) -> Any:
+            return (_multiplied(x, weight.T if transB else weight, bias, offset),)
+
+    class MatMul(OpRun):
+        op_domain = _DEVICE
+
+        def _run(self, x: Any, weight: Any, offset: Any = None) -> Any:
+            return (_multiplied(x, weight, None, offset),)
+
+    Quant.__name__, Dequant.__name__ = QUANT, DEQUANT
+    return [Quant, Dequant, Conv, Gemm, MatMul]

@@ -1,0 +1,73 @@
+"""The graph that Ascend's compiler takes, `{arch}_quant.onnx`, in its words; operators in the default domain.
+
+    AscendQuant(scale = 1 / input_scale, offset, quant_bit = 8)   x -> int8
+    Conv, Gemm or MatMul    on int8 weights, with an int32 bias = round(bias / deq)
+    AscendDequant(deq_scale)   int32 -> float; deq_scale is uint64, the bits of a float32 in its low half
+
+The offset is in no bias: the compiler takes offset times the sum of the weights off, and pads with the offset, which
+stands for 0.0. So what the accumulator ends with is that of the layer which was evaluated. AscendQuant multiplies where
+that layer divides: for float32 scales made for it the codes are the same (`reciprocals`).
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from octavo.capture.errors import UsageError
+
+from ...layers.freeze import packed
+from ...layers.modules import QuantizedConv2d, QuantizedLayer
+from .graph_builder import Builder, Use, convolving, expanded, int32_bias
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+QUANT, DEQUANT = "AscendQuant", "AscendDequant"
+
+
+def ascend(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], *, fuse_add: bool = True) -> "ModelProto":
+    """The graph. With `fuse_add` the bias of a Conv and a Gemm is their third input, else an Add on the accumulator,
+    as it always is for a MatMul; the numbers are the same.
+
+    Raises UsageError for a layer that is not static W8A8: the operators have no form for others.
+    """
+    for name, layer in layers.items():
+        if layer.scheme != "W8A8":
+            raise UsageError(f"{name}: {layer.scheme} has no form in ascend-onnx. Use --activations static.")
+    return expanded(traced, layers, lambda builder, use: _expand(builder, use, fuse_add))
+
+
+def _expand(builder: Builder, use: Use, fuse_add: bool) -> None:
+    layer, name = use.layer, use.name
+    x, bias = _input(builder, use), int32_bias(use)
+    convolution = isinstance(layer, QuantizedConv2d)
+    fused = fuse_add and (convolution or use.rank == 2)
+    codes = layer.weight.detach()
+    transposed = not convolution and use.rank != 2
+    inputs = [x, builder.tensor(f"{name}.weight{'.T' if transposed else ''}", codes.t() if transposed else codes)]
+    total = builder.free(f"{use.y}.accumulator")
+    if fused and bool(bias.any()):
+        inputs.append(builder.tensor(f"{name}.bias", bias))
+    if isinstance(layer, QuantizedConv2d):
+        builder.node("Conv", inputs, total, **convolving(layer))
+    elif transposed:
+        builder.node("MatMul", inputs, total)
+    else:
+        builder.node("Gemm", inputs, total, transB=1)
+    if not fused and bool(bias.any()):
+        shape = (-1, 1, 1) if convolution else (-1,)
+        added = builder.tensor(f"{name}.bias.added", bias.view(shape))
+        total = builder.node("Add", [total, added], builder.free(f"{use.y}.biased"))
+    scales = builder.tensor(f"{name}.deq_scale", packed(layer.deq).cpu().numpy().astype(np.uint64))
+    builder.node(DEQUANT, [total, scales], use.y)
+
+
+def _input(builder: Builder, use: Use) -> str:
+    """The codes of the input; once for all layers that make the same."""
+    scale, offset = 1.0 / float(use.layer.input_scale), float(use.layer.input_zero_point)
+    output = f"{use.x}.codes"
+    return builder.once(
+        (use.x, scale, offset),
+        lambda: builder.node(QUANT, [use.x], builder.free(output), scale=scale, offset=offset, quant_bit=8),
+    )

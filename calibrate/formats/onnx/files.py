@@ -1,0 +1,75 @@
+"""Writing a graph: one file, and beside it `NAME.onnx.data` for tensors that do not fit into one protobuf."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from octavo.capture.errors import StorageError
+from octavo.capture.files import Modes, Sink, create, fsync_directory, staging, storage
+
+from ..target import write_directory
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+LARGEST = (2 << 30) - (64 << 20)  # bytes of tensors in one protobuf, which has 2 GiB for everything
+DATA = ".data"
+_ALIGNED = 4096  # readers map pages
+_SMALL = 1024  # bytes; tensors up to this stay in the graph
+
+
+def write_model(proto: "ModelProto", path: Path, mode: int, largest: int = LARGEST) -> None:
+    """Writes `proto` to `path`, which must not be there. Where its tensors are more than `largest` bytes, they go to
+    `path` + ".data", and `proto` loses them. The same graph is the same bytes."""
+    if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > largest:
+        with create(path.with_name(path.name + DATA), mode) as sink:
+            _move_tensors(proto, sink, path.name + DATA)
+    with create(path, mode) as sink:
+        sink.write(proto.SerializeToString(deterministic=True))
+
+
+def _move_tensors(proto: "ModelProto", sink: Sink, location: str) -> None:
+    from onnx import TensorProto
+
+    at = 0
+    for tensor in proto.graph.initializer:
+        length = len(tensor.raw_data)
+        if length <= _SMALL:
+            continue
+        at += sink.write(bytes(-at % _ALIGNED))
+        for key, value in (("location", location), ("offset", at), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+        at += sink.write(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+
+
+def write_among(target: Path, fill: Callable[[Path], None], modes: Modes) -> None:
+    """Lets `fill` write graphs and puts them into `target`, which is made if need be; other files stay.
+
+    Each graph is replaced in one step, never written into, and a symbolic link of its name is replaced itself. A graph
+    with data is away while its data are replaced: nothing can load it with data of another.
+    """
+    if target.exists() and not target.is_dir():
+        raise StorageError(f"{target}: exists and is not a directory. Choose another name.")
+    if not target.exists():
+        write_directory(target, fill, modes)
+        return
+    with staging(target) as staged:
+        fill(staged)
+        with storage(target):
+            for path in sorted(staged.glob("*.onnx")):
+                _put(path, target / path.name)
+        fsync_directory(target)
+
+
+def _put(staged: Path, there: Path) -> None:
+    data, old = (path.with_name(path.name + DATA) for path in (staged, there))
+    if data.exists() or old.is_symlink() or old.exists():
+        there.unlink(missing_ok=True)
+        fsync_directory(there.parent)
+    if data.exists():
+        data.replace(old)
+    else:
+        old.unlink(missing_ok=True)
+    staged.replace(there)

@@ -1,0 +1,77 @@
+"""The ONNX files of a calibration."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from octavo.capture.errors import UsageError
+from octavo.capture.files import Modes
+
+from ...layers.modules import QuantizedLayer
+from .ascend_graph import ascend
+from .files import LARGEST, write_among, write_model
+from .graph_builder import floating
+from .packages import check_extra
+from .qdq_graph import qdq
+from .trace import trace
+
+ASCEND_FILE, QDQ_FILE, FLOAT_FILE = "{}_quant.onnx", "{}_quant_qdq.onnx", "{}_fp.onnx"
+NAME = "model"  # of files whose name nobody gave
+
+
+def write_qdq(
+    layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, example: Any
+) -> None:
+    """Format `onnx`: model_quant_qdq.onnx. Raises as `trace` and `qdq` do."""
+    _check_example(example, "format onnx")
+    write_model(qdq(trace(model, layers, example), layers), directory / QDQ_FILE.format(NAME), modes.data)
+
+
+def write_ascend_onnx(
+    layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, example: Any
+) -> None:
+    """Format `ascend-onnx`: model_quant.onnx. Raises as `trace` and `ascend` do."""
+    _check_example(example, "format ascend-onnx")
+    write_model(ascend(trace(model, layers, example), layers), directory / ASCEND_FILE.format(NAME), modes.data)
+
+
+def write_all(
+    layers: Mapping[str, QuantizedLayer],
+    model: nn.Module,
+    target: Path,
+    arch: str,
+    example: Any,
+    input_names: Sequence[str] | None = None,
+    *,
+    fuse_add: bool = True,
+    save_fp: bool = False,
+    largest: int = LARGEST,
+) -> None:
+    """Writes {arch}_quant.onnx, {arch}_quant_qdq.onnx and with `save_fp` {arch}_fp.onnx into `target`, which is made if
+    need be; other files there stay. See `write_model` for `largest`.
+
+    Raises UsageError for a name that is none, for a call that is missing and where onnx is not installed, StorageError
+    for a directory that cannot be written, and what `trace`, `qdq` and `ascend` do.
+    """
+    if not arch or Path(arch).name != arch or not arch.isprintable():
+        raise UsageError(f"model_arch: {arch!r} cannot begin a file's name. Give one such as resnet50.")
+    _check_example(example, "export_quant_onnx")
+    modes = Modes()
+
+    def fill(staged: Path) -> None:
+        traced = trace(model, layers, example, input_names)
+        write_model(ascend(traced, layers, fuse_add=fuse_add), staged / ASCEND_FILE.format(arch), modes.data, largest)
+        write_model(qdq(traced, layers), staged / QDQ_FILE.format(arch), modes.data, largest)
+        if save_fp:
+            proto = floating(trace(model, {}, example, input_names))
+            write_model(proto, staged / FLOAT_FILE.format(arch), modes.data, largest)
+
+    write_among(target, fill, modes)
+
+
+def _check_example(example: Any, what: str) -> None:
+    check_extra(what)
+    if example is None:
+        raise UsageError(f"{what}: there is no call to trace the model with. Give calib_data or input_shape.")

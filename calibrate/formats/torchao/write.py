@@ -1,0 +1,158 @@
+"""Format `torchao`: a directory that diffusers loads with torchao 0.18 installed, and without Octavo.
+
+The layout is that of torchao's `flatten_tensor_state_dict` (torchao.prototype.safetensors) and `Int8Tensor`, which was
+read there: a weight X.weight becomes X._weight_qdata, X._weight_scale and so on, and the metadata of each file says by
+name what every tensor is. It is written here without torchao.
+
+y = (sum over k of x_q[k] * weight[n, k] - zero_point * sum over k of weight[n, k]) * input scale * weight scale + bias
+
+So the bias carries what a correction has put into quant_bias, and what of a multiplier cannot go into the layers before
+stands as act_pre_scale. Products are not rounded to deq: the outputs are those of Octavo within that rounding.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from octavo.capture.errors import UsageError
+from octavo.capture.files import Modes
+from octavo.capture.tensors import Planned
+
+from ...layers.install import names_of
+from ...layers.modules import QuantizedLayer, QuantizedLinear
+from ...layers.weights import check_finite_tensor
+from ...smoothing.fold import added
+from ..arithmetic import corrected
+from ..diffusers.write import SHARD, Groups, config_of, state, unmultiplied, write_config, write_weights
+
+WEIGHT = "._weight_"  # between the name of a layer and that of a part of its weight
+NAMES = "tensor_names"  # in the metadata
+_PLAIN = json.dumps({"_type": "Tensor"})
+_PER_ROW: dict[str, Any] = {"_type": "PerRow", "_data": {"dim": -1}}
+_PER_TENSOR: dict[str, Any] = {"_type": "PerTensor", "_data": {}}
+# diffusers wants a config to quantize with, which for loading is not used
+QUANTIZATION_CONFIG: dict[str, Any] = {
+    "quant_method": "torchao",
+    "quant_type": {
+        "default": {
+            "_type": "Int8DynamicActivationInt8WeightConfig",
+            "_version": 2,
+            "_data": {
+                "act_mapping_type": {"_type": "MappingType", "_data": "SYMMETRIC"},
+                "weight_only_decode": False,
+                "granularity": {"_type": "PerRow", "_version": 1, "_data": {"dim": -1}},
+                "set_inductor_config": True,
+                "reduce_range": False,
+            },
+        }
+    },
+    "modules_to_not_convert": None,
+}
+
+
+class Form(NamedTuple):
+    """A layer, and the number of axes of its input, which a scale for all of it has to have too."""
+
+    layer: QuantizedLayer
+    rank: int
+
+
+def write_torchao(
+    layers: Mapping[str, QuantizedLayer],
+    model: nn.Module,
+    directory: Path,
+    modes: Modes,
+    *,
+    groups: Groups | None = None,
+    axes: Mapping[str, int] | None = None,
+    shard: int = SHARD,
+) -> None:
+    """Writes config and weights into an existing directory. `axes` are the numbers of axes of the layers' inputs.
+
+    Raises UsageError for layers that torchao has no form for, NumbersError when a number that would be written is not
+    finite.
+    """
+    config = config_of(model)
+    found, axes = unmultiplied(model, layers, groups), axes or {}
+    for name, layer in found.layers.items():
+        if refusal := unfit(layer, axes.get(name)):
+            raise UsageError(f"format torchao: {name} {refusal}")
+    forms = {name: Form(layer, axes.get(name, 0)) for name, layer in found.layers.items()}
+    named = {name: forms[each[0]] for each in names_of(model).values() if each[0] in forms for name in each}
+    tensors: dict[str, Planned] = {}
+    kinds: dict[str, str] = {}
+    for name, tensor in state(model, {}, found.parameters):
+        owner, _, leaf = name.rpartition(".")
+        if owner not in named:
+            tensors[name], kinds[name] = tensor, _PLAIN
+        elif leaf == "weight":
+            form = named[owner]
+            tensors |= {f"{owner}{WEIGHT}{key}": Planned.of(value) for key, value in parts(form)}
+            kinds[name] = json.dumps(description(form.layer))
+            if form.layer.bias is not None:
+                key = f"{owner}.bias"
+                tensors[key], kinds[key] = Planned.of(bias_of(key, form.layer)), _PLAIN
+    write_config(directory, config | {"quantization_config": QUANTIZATION_CONFIG}, modes)
+    write_weights(directory, tensors, kinds | {NAMES: json.dumps(list(kinds))}, modes, shard)
+
+
+def unfit(layer: QuantizedLayer, rank: int | None) -> str | None:
+    """Why a layer has no form in torchao, and what to do about it, if it has none."""
+    if not isinstance(layer, QuantizedLinear):
+        return "is a convolution, which torchao does not quantize. Keep it float."
+    if layer.scheme == "W8A8_TIMESTEP":
+        return "has a range for each noise level, which torchao has not. Use --activations static or dynamic."
+    if layer.calibrated and not rank:
+        return "has inputs of unknown or changing rank, which torchao needs to know. Use --activations dynamic."
+    if layer.made_bias or (layer.bias is None and corrected(layer)):
+        return "has no bias to carry its correction. Use --no-bias-correction."
+    return None
+
+
+def parts(form: Form) -> Iterator[tuple[str, Tensor]]:
+    """What an Int8Tensor is made of."""
+    layer, axes = form.layer, [1] * form.rank
+    yield "qdata", layer.weight.detach()
+    yield "scale", layer.weight_scale.view(-1, 1)
+    yield "zero_point", torch.zeros(len(layer.weight), 1, dtype=torch.int8)
+    if layer.calibrated:
+        yield "act_quant_scale", layer.input_scale.view(axes)
+        yield "act_quant_zero_point", layer.input_zero_point.to(torch.int8).view(axes)
+    if layer.mul_scale is not None:
+        yield "act_pre_scale", layer.mul_scale
+
+
+def description(layer: QuantizedLayer) -> dict[str, Any]:
+    """What the metadata say of a weight, in torchao's own order."""
+    mapping = "ASYMMETRIC" if layer.calibrated else "SYMMETRIC"
+    kwargs: dict[str, Any] = {
+        "granularity": _PER_TENSOR if layer.calibrated else _PER_ROW,
+        "mapping_type": {"_type": "MappingType", "_data": mapping},
+        "reduce_range": False,
+    }
+    optional = ["zero_point"] + ["act_quant_scale", "act_quant_zero_point"] * layer.calibrated
+    optional += ["act_pre_scale"] * (layer.mul_scale is not None)
+    return {
+        "_type": "Int8Tensor",
+        "_data": {
+            "act_quant_kwargs": None if layer.weight_only else {"_type": "QuantizeTensorToInt8Kwargs", "_data": kwargs},
+            "reduce_range": False,
+            "block_size": [1, layer.weight.shape[1]],
+            "dtype": {"_type": "torch.dtype", "_data": str(layer.dtype).removeprefix("torch.")},
+        },
+        "_tensor_data_names": [*optional, "qdata", "scale"],
+    }
+
+
+def bias_of(name: str, layer: QuantizedLayer) -> Tensor:
+    """The bias with what quant_bias carries besides."""
+    assert layer.bias is not None
+    bias = layer.bias.detach()
+    if corrected(layer):
+        bias = added(layer.numbers).to(bias.dtype)
+    check_finite_tensor(name, bias)
+    return bias

@@ -1,0 +1,235 @@
+"""Integer layers: they compute on the CPU exactly what the device computes from an exported checkpoint."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .inputs import Activation, Dynamic, Static, Timestep
+from .noise_level import NoiseLevel
+from .numbers import Numbers
+from .products import dynamic_codes, integer_matmul
+from .scheme import ACTIVATION, QParams, codes
+
+_ALL = slice(None)
+
+
+class Geometry(NamedTuple):
+    """How a convolution moves over its input: `padding` is left, right, top, bottom."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    padding_mode: str
+    groups: int = 1
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> "Geometry":
+        """The geometry of a float convolution."""
+        left, right, top, bottom = conv._reversed_padding_repeated_twice
+        around = left, right, top, bottom
+        return cls(_pair(conv.stride), around, _pair(conv.dilation), conv.padding_mode, conv.groups)
+
+    def padded(self, x: Tensor, value: float) -> Tensor:
+        """`x` (..., height, width) with its padding; `value` is what stands for 0.0."""
+        if not any(self.padding):
+            return x
+        if self.padding_mode == "zeros":
+            return F.pad(x, self.padding, value=value)
+        return F.pad(x, self.padding, mode=self.padding_mode)
+
+    def size(self, sides: Sequence[int], kernel: Sequence[int]) -> list[int]:
+        """Height and width of the output, for those of a padded input and of the kernel."""
+        each = zip(sides, kernel, self.stride, self.dilation, strict=True)
+        return [(side - dilation * (extent - 1) - 1) // stride + 1 for side, extent, stride, dilation in each]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value[0]), int(value[1]))
+
+
+class IntegerLayer(nn.Module):
+    """Holds the numbers of a layer as parameters and buffers, so that they move and are counted as a layer's are.
+
+    `noise_level` is that of the denoiser a W8A8_TIMESTEP layer is part of; see `install`.
+    """
+
+    input_scale: Tensor
+    input_zero_point: Tensor
+    deq: Tensor
+    quant_bias: Tensor
+    edges: Tensor
+    mul_scale: Tensor | None
+    weight_scale: Tensor
+
+    def __init__(self, numbers: Numbers) -> None:
+        super().__init__()
+        self.dtype, self.scheme, self.made_bias = numbers.dtype, numbers.scheme, numbers.made_bias
+        self.noise_level: NoiseLevel | None = None
+        self.weight = nn.Parameter(numbers.weight, requires_grad=False)
+        self.bias = None if numbers.bias is None else nn.Parameter(numbers.bias, requires_grad=False)
+        self.register_buffer("weight_scale", numbers.weight_scale)
+        self.register_buffer("mul_scale", numbers.mul_scale)
+        activation = numbers.activation
+        if isinstance(activation, (Static, Timestep)):
+            self.register_buffer("input_scale", activation.qparams.scale)
+            self.register_buffer("input_zero_point", activation.qparams.zero_point)
+            self.register_buffer("deq", activation.deq)
+            self.register_buffer("quant_bias", activation.quant_bias)
+        if isinstance(activation, Timestep):
+            self.register_buffer("edges", activation.edges)
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether the input stays float."""
+        return self.scheme == "W8A16"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the ranges of the input are known before it comes: there is input_scale, and what goes with it."""
+        return self.scheme in ("W8A8", "W8A8_TIMESTEP")
+
+    @property
+    def numbers(self) -> Numbers:
+        """The numbers this layer computes with."""
+        activation: Activation | None = None if self.weight_only else Dynamic()
+        if self.calibrated:
+            qparams = QParams(self.input_scale, self.input_zero_point)
+            activation = Static(qparams, self.deq, self.quant_bias)
+            if self.scheme == "W8A8_TIMESTEP":
+                activation = Timestep(qparams, self.deq, self.quant_bias, self.edges)
+        bias = None if self.bias is None else self.bias.detach()
+        values = self.weight.detach(), self.weight_scale, bias, activation, self.dtype, self.mul_scale, self.made_bias
+        return Numbers(*values)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The output, in the dtype of the input."""
+        raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves all tensors; a cast of the model reaches only those of its dtype, bias and mul_scale."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            follows = made.dtype == tensor.dtype or tensor is self.bias or tensor is self.mul_scale
+            return made if follows else tensor.to(made.device)
+
+        return super()._apply(moved, recurse)
+
+    def _static(self, rows: int | None) -> Static:
+        """The numbers for an input of `rows`: with a leading axis where each row has a noise level of its own."""
+        static = Static(QParams(self.input_scale, self.input_zero_point), self.deq, self.quant_bias)
+        if self.scheme != "W8A8_TIMESTEP":
+            return static
+        at = (self.noise_level or NoiseLevel()).bins(self.edges, rows)
+        return Static(QParams(self.input_scale[at], self.input_zero_point[at]), self.deq[at], self.quant_bias[at])
+
+    def _multiplied(self, x: Tensor, channels: int) -> Tensor:
+        """`x` times mul_scale along its axis `channels`, counted from the end, rounded to the dtype of `x`."""
+        if self.mul_scale is None:
+            return x
+        return x * self.mul_scale.to(x.dtype).view([-1] + [1] * (-1 - channels))
+
+    def _float(self, dtype: torch.dtype, at: slice = _ALL) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as floats, of some outputs. In two steps: int8 times float32 is ten times slower."""
+        weight = self.weight[at].detach().to(torch.float32)
+        weight.mul_(self.weight_scale[at].view([-1] + [1] * (weight.ndim - 1)))
+        return weight.to(dtype), None if self.bias is None else self.bias[at].to(dtype)
+
+
+class QuantizedLinear(IntegerLayer):
+    """An nn.Linear in integers: input (..., in_features), output (..., out_features) in the input's dtype."""
+
+    def __init__(self, numbers: Numbers) -> None:
+        super().__init__(numbers)
+        self.out_features, self.in_features = numbers.weight.shape
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.computed(input, integer_matmul)
+
+    def computed(self, input: Tensor, matmul: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The output, with sums of products from `matmul`, which is given what integer_matmul is and gives the same."""
+        x = self._multiplied(input, -1)
+        if self.weight_only:
+            return F.linear(x, *self._float(x.dtype))
+        if self.scheme == "W8A8_DYNAMIC":
+            q, scale = dynamic_codes(x, (-1,))
+            y = matmul(q, self.weight).to(torch.float32) * (scale * self.weight_scale)
+            return (y if self.bias is None else y + self.bias).to(input.dtype)
+        static = _before_the_last(self._static(len(x) if x.ndim > 1 else None), x.ndim)
+        total = matmul(codes(x, static.qparams, ACTIVATION), self.weight)
+        return (total.add_(static.quant_bias).to(torch.float32) * static.deq).to(input.dtype)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, scheme={self.scheme}"
+
+
+def _before_the_last(static: Static, ndim: int) -> Static:
+    """Numbers with a leading axis, shaped for an input of `ndim` axes whose last one is summed over."""
+    (scale, zero_point), deq, quant_bias = static.qparams, static.deq, static.quant_bias
+    if scale.ndim == 0:
+        return static
+    rows, between = len(scale), [1] * (ndim - 2)
+    qparams = QParams(scale.view(rows, *between, 1), zero_point.view(rows, *between, 1))
+    return Static(qparams, deq.view(rows, *between, -1), quant_bias.view(rows, *between, -1))
+
+
+class QuantizedConv2d(IntegerLayer):
+    """An nn.Conv2d in integers: (batch, in, height, width) to (batch, out, ...), or without the batch.
+
+    Padding is done on the integers, with the zero point: it stands for 0.0.
+    """
+
+    def __init__(self, numbers: Numbers, geometry: Geometry) -> None:
+        super().__init__(numbers)
+        self.out_channels, channels, *size = numbers.weight.shape
+        self.kernel_size, self.geometry = tuple(size), geometry
+        self.stride, self.dilation, self.padding_mode = geometry.stride, geometry.dilation, geometry.padding_mode
+        self.groups = geometry.groups
+        self.in_channels = channels * self.groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.computed(input, self._exact)
+
+    def computed(self, input: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        """The output, with sums of products from `convolve`, which is given padded integers in float32: int32."""
+        x = self._multiplied(input, -3)
+        if self.weight_only:
+            return self._convolved(self.geometry.padded(x, 0.0), *self._float(x.dtype))
+        if self.scheme == "W8A8_DYNAMIC":
+            q, scale = dynamic_codes(x, (-3, -2, -1))
+            y = convolve(self.geometry.padded(q, 0.0)).to(torch.float32) * (scale * self.weight_scale.view(-1, 1, 1))
+            return (y if self.bias is None else y + self.bias.view(-1, 1, 1)).to(input.dtype)
+        static = self._static(len(x) if x.ndim == 4 else None)
+        if static.qparams.scale.ndim == 0:
+            return self._calibrated(x, static, convolve).to(input.dtype)
+        rows = zip(x, *static.qparams, static.deq, static.quant_bias, strict=True)
+        each = [self._calibrated(row, Static(QParams(s, z), deq, bias), convolve) for row, s, z, deq, bias in rows]
+        return torch.stack(each).to(input.dtype)
+
+    def _calibrated(self, x: Tensor, static: Static, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        total = convolve(self.geometry.padded(codes(x, static.qparams, ACTIVATION), float(static.qparams.zero_point)))
+        return total.add_(static.quant_bias.view(-1, 1, 1)).to(torch.float32) * static.deq.view(-1, 1, 1)
+
+    def _exact(self, padded: Tensor) -> Tensor:
+        # float64 takes sums of any length, and no Winograd transform with its rounding
+        return self._convolved(padded.double(), self.weight.double(), None).to(torch.int32)
+
+    def _convolved(self, padded: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"groups={self.groups}"
+        )
+
+
+QuantizedLayer = QuantizedLinear | QuantizedConv2d
+
+
+def build(numbers: Numbers, module: nn.Module) -> QuantizedLayer:
+    """The integer layer that takes the place of the float `module`."""
+    return QuantizedConv2d(numbers, Geometry.of(module)) if isinstance(module, nn.Conv2d) else QuantizedLinear(numbers)

@@ -1,0 +1,108 @@
+"""A budget: limits on what a model's layers cost, in bytes and in time, as a user writes them.
+
+5MiB          bytes of all layers that a plan lists; B, KB, MB, GB or KiB, MiB, GiB
+40%           the same, as a share of what the layers have as floats
+0.7x          the time of these layers' multiplications, relative to all of them as floats; an estimate, see TIME
+40%,0.7x      both
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from octavo.capture.errors import UsageError
+
+from ..byte_sizes import SIZE_FORM, UNITS
+
+# Time of a multiply-accumulate, relative to one in half precision. An estimate, not a measurement: int8 units have
+# twice the peak of float16 ones (NVIDIA A100 Tensor Core GPU Architecture, 2020: 624 TOPS to 312 TFLOPS; Ascend 910,
+# HC31, 2019: 512 to 256), and large layers are bound by it. W8A16 multiplies in half precision. That a dynamic scale
+# costs another tenth, for one more pass over the input, is our assumption.
+TIME: Mapping[str | None, float] = {
+    None: 1.0, "W8A16": 1.0, "W8A8_DYNAMIC": 0.55, "W8A8": 0.5, "W8A8_TIMESTEP": 0.5,
+}  # fmt: skip
+_REMEDY = "Write 5MiB, 40% (of the float bytes), 0.7x (of the time), or 40%,0.7x"
+
+
+class Cost(NamedTuple):
+    """Of layers: `bytes` of what they hold, `time` of their multiply-accumulates in those of half precision."""
+
+    bytes: float = 0.0
+    time: float = 0.0
+
+    def plus(self, other: "Cost") -> "Cost":
+        return Cost(self.bytes + other.bytes, self.time + other.time)
+
+    def minus(self, other: "Cost") -> "Cost":
+        return Cost(self.bytes - other.bytes, self.time - other.time)
+
+    def within(self, limit: "Cost") -> bool:
+        """Whether neither part is above the limit's, but for rounding."""
+        return all(own <= most * (1 + 1e-9) + 1e-9 for own, most in zip(self, limit, strict=True))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`bytes` and `share` (of the float bytes) limit the size, `time` the time relative to float; None: no limit."""
+
+    text: str
+    bytes: float | None = None
+    share: float | None = None
+    time: float | None = None
+
+    def limit(self, before: Cost) -> Cost:
+        """The most that layers may cost which cost `before` as floats; infinite where there is no limit."""
+        most = self.bytes if self.share is None else self.share * before.bytes
+        time = float("inf") if self.time is None else self.time * before.time
+        return Cost(float("inf") if most is None else most, time)
+
+
+@dataclass(frozen=True)
+class Search:
+    """What may be chosen of, and how many runs of the pipeline that may take.
+
+    `schemes` next to float. `runs` to measure with: layers are grouped to keep to it, down to blocks. `refining`: runs
+    to try exchanges with, where errors turn out not to add.
+    """
+
+    schemes: tuple[str, ...] = ("W8A8", "W8A8_DYNAMIC", "W8A16")
+    runs: int = 600
+    refining: int = 16
+
+
+def budget_of(text: str) -> Budget:
+    """What a user wrote. Raises UsageError for what is no limit, and for two of a kind."""
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        kind, amount = _part(text, part.strip())
+        same = {"bytes", "share"} if kind in ("bytes", "share") else {kind}
+        if same & set(found):
+            word = "times" if kind == "time" else "sizes"
+            raise UsageError(f"budget '{text}': limits two {word}. Give one.")
+        found[kind] = amount
+    return Budget(text, **found)
+
+
+def _part(text: str, part: str) -> tuple[str, float]:
+    match = SIZE_FORM.fullmatch(part)
+    if match is None or not match[2]:
+        fact = f"'{part}' has no unit" if match else f"'{part}' is no limit"
+        raise UsageError(f"budget '{text}': {fact}. {_REMEDY}.")
+    number, unit = float(match[1]), match[2]
+    if not number > 0:
+        raise UsageError(f"budget '{text}': '{part}' is not above 0. {_REMEDY}.")
+    if unit == "%":
+        return "share", number / 100
+    if unit in ("x", "X"):
+        return "time", number
+    if unit not in UNITS:
+        raise UsageError(f"budget '{text}': no unit '{unit}'. Use one of {', '.join(UNITS)}, % or x.")
+    return "bytes", number * UNITS[unit]
+
+
+def summed(costs: Iterable[Cost]) -> Cost:
+    """The cost of all."""
+    whole = Cost()
+    for cost in costs:
+        whole = whole.plus(cost)
+    return whole

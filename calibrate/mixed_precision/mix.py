@@ -1,0 +1,189 @@
+"""A scheme for each layer under a budget, by what it does to the end of the trajectory."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from octavo.capture.errors import NumbersError, OctavoError, UsageError
+from octavo.capture.ranks import ALONE, Ranks
+
+from ..byte_sizes import size
+from ..choice import Choice
+from ..plan import KINDS, Plan, block_names
+from ..replay.calls import Progress
+from .budget import Budget, Cost, Search, summed
+from .exchange import refine
+from .knapsack import Groups, choose, least, total
+from .sensitivity import Candidates, Group, Runs, Trajectory, cost_of, float_cost, grouped, measured
+
+_ADDING = 1.5  # measured over estimated error: above it, errors do not add and exchanges are tried
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What was chosen: the plan and the choices with it, what report.json says of it, and the error of each scheme of
+    each layer's group."""
+
+    plan: Plan
+    choices: dict[str, Choice]
+    report: dict[str, Any]
+    errors: dict[str, dict[str, float]]
+
+
+def mixed(
+    model: nn.Module,
+    plan: Plan,
+    choices: Mapping[str, Choice],
+    budget: Budget,
+    search: Search,
+    trajectory: Trajectory,
+    progress: Progress,
+    ranks: Ranks = ALONE,
+) -> Mixture:
+    """The mixture of schemes and float that keeps `budget` with little error of the trajectory.
+
+    Layers of the plan without a choice stay as they are. Raises UsageError for a budget that nothing keeps, and
+    for one that all layers keep as floats; 6 where latents are not finite within it; 4 and 6 as `Runs.begin` does.
+    Collective: `ranks` share the runs for single groups.
+    """
+    runs, candidates = Runs(model, trajectory), Candidates(model, choices)
+    runs.begin([entry.name for entry in plan.entries if entry.kind in KINDS.values()])
+    before = float_cost(plan, runs.macs)
+    names = [name for name in plan.quantized if name in choices]
+    fixed = summed(cost for name, cost in before.items() if name not in names)
+    limit = _checked(budget, before, _smallest(candidates, names, search.schemes, before).plus(fixed))
+    division = grouped(names, block_names(model), search.runs // len(search.schemes))
+    groups = measured(candidates, division, search.schemes, before, runs, progress, ranks)
+    found = _found(budget, groups, candidates, limit.minus(fixed), runs, search, progress)
+    if found is None:
+        raise _infeasible(budget, least([group.options for group in groups]).plus(fixed), summed(before.values()))
+    schemes = _schemes(groups, found.chosen)
+    used = total([group.options for group in groups], found.chosen).plus(fixed)
+    report = {
+        **_spent(budget, limit, summed(before.values()), used),
+        "schemes": {word: sum(each == word for each in schemes.values()) for word in search.schemes},
+        "float": len(names) - len(schemes),
+        **_trust(groups, found, runs),
+    }
+    made = {name: candidates.choice(name, scheme) for name, scheme in schemes.items()}
+    return ranks.first(Mixture(_planned(plan, names, schemes, budget), made, report, _errors(groups)))
+
+
+class _Found(NamedTuple):
+    """The option of each group, its error as it was measured, that before exchanges, and how many there were."""
+
+    chosen: tuple[int, ...]
+    error: float
+    before: float
+    exchanges: int
+
+
+def _found(
+    budget: Budget,
+    groups: Sequence[Group],
+    candidates: Candidates,
+    room: Cost,
+    runs: Runs,
+    search: Search,
+    progress: Progress,
+) -> _Found | None:
+    """What is chosen within `room` and run; exchanged where errors more than add. None where nothing is within it."""
+    options = [group.options for group in groups]
+    chosen = choose(options, room)
+    if chosen is None:
+        return None
+
+    def run(each: Sequence[int]) -> float:
+        return runs.error(candidates.layers(_schemes(groups, each)))
+
+    first = run(chosen)
+    if not first < float("inf"):
+        raise NumbersError(f"budget '{budget.text}': the latents are not finite with it. Give more.")
+    if first <= _ADDING * estimated_error(options, chosen):
+        return _Found(tuple(chosen), first, first, 0)
+    best, error, exchanges = refine(options, chosen, first, room, run, search.refining, progress)
+    return _Found(best, error, first, exchanges)
+
+
+def _trust(groups: Sequence[Group], found: _Found, runs: Runs) -> dict[str, Any]:
+    """The errors of the final latents, and what they were found with."""
+    estimated = estimated_error([group.options for group in groups], found.chosen)
+    relative = found.error / (runs.signal or 1.0)
+    return {
+        "error": {"relative": relative, "measured": found.error, "estimated": estimated, "before": found.before},
+        "exchanges": found.exchanges,
+        "groups": len(groups),
+        "runs": runs.count,
+    }
+
+
+def estimated_error(groups: Groups, chosen: Sequence[int]) -> float:
+    """The sum of the errors of the groups."""
+    return sum(options[at].error for options, at in zip(groups, chosen, strict=True))
+
+
+def _schemes(groups: Sequence[Group], chosen: Sequence[int]) -> dict[str, str]:
+    """The scheme of each layer that is not float."""
+    pairs = zip(groups, chosen, strict=True)
+    return {name: scheme for group, at in pairs for name, scheme in group.schemes[at].items()}
+
+
+def _planned(plan: Plan, names: Iterable[str], schemes: Mapping[str, str], budget: Budget) -> Plan:
+    """The plan with the schemes; layers of `names` without one stay float."""
+    plan = Plan(tuple(replace(entry, scheme=schemes.get(entry.name, entry.scheme)) for entry in plan.entries))
+    reason = f"matters most within the budget of {budget.text}"
+    return plan.kept_float({name: reason for name in names if name not in schemes})
+
+
+def _errors(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
+    """By layer, the error of each scheme of its group."""
+    return {
+        name: {option.scheme: option.error for option in group.options if option.scheme}
+        for group in groups
+        for name in group.names
+    }
+
+
+def _spent(budget: Budget, limit: Cost, whole: Cost, used: Cost) -> dict[str, Any]:
+    """The budget and what is used of it: bytes, and time relative to float."""
+    most = [None if part == float("inf") else part for part in (limit.bytes, limit.time / whole.time)]
+    return {
+        "budget": budget.text,
+        "bytes": {"float": int(whole.bytes), "limit": most[0], "used": int(used.bytes)},
+        "time": {"float": 1.0, "limit": most[1], "used": used.time / whole.time},
+    }
+
+
+def _smallest(candidates: Candidates, names: Iterable[str], schemes: Sequence[str], before: Mapping[str, Cost]) -> Cost:
+    """The smallest bytes and the smallest time that the layers can have, each on its own."""
+    found = Cost()
+    for name in names:
+        made = [candidates.layer(name, scheme) for scheme in schemes]
+        costs = [before[name], *(cost_of(layer, before[name]) for layer in made if not isinstance(layer, str))]
+        found = found.plus(Cost(min(cost.bytes for cost in costs), min(cost.time for cost in costs)))
+    return found
+
+
+def _checked(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -> Cost:
+    """The limit, if something but not everything keeps it: before the long measurement."""
+    whole = summed(before.values())
+    limit = budget.limit(whole)
+    if not smallest.within(limit):
+        raise _infeasible(budget, smallest, whole)
+    if whole.within(limit):
+        fact = f"all layers keep it as floats ({size(whole.bytes)})"
+        raise UsageError(f"budget '{budget.text}': {fact}. Give a smaller one.")
+    return limit
+
+
+def _infeasible(budget: Budget, smallest: Cost, whole: Cost) -> OctavoError:
+    found = []
+    if budget.bytes is not None or budget.share is not None:
+        found.append(f"{size(smallest.bytes)} ({math.ceil(1000 * smallest.bytes / whole.bytes) / 10:.1f}%)")
+    if budget.time is not None:
+        found.append(f"{math.ceil(1000 * smallest.time / whole.time) / 1000:.3f}x")
+    fact = f"the layers take at least {' and '.join(found)}"
+    return UsageError(f"budget '{budget.text}': {fact}. Give more, or keep fewer layers float.")

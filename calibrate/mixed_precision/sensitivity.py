@@ -1,0 +1,185 @@
+"""What each layer's scheme does to the end of the trajectory: the final latents of whole runs of the pipeline.
+
+The error of a model is the mean of (latents - float latents)**2 over all values of a few runs. Each group of layers is
+switched to each scheme with all others float; the errors of groups are taken to add, as those of independent roundings
+do. `mix` runs what is chosen by them and says how far that holds.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from octavo.capture.errors import MisfitError, NumbersError
+from octavo.capture.ranks import ALONE, Ranks
+
+from ..choice import Choice, layer_of
+from ..layers.inputs import Dynamic
+from ..layers.install import quantized
+from ..layers.modules import QuantizedLayer
+from ..plan import Plan, layer_at
+from ..replay.calls import Progress, evaluating
+from .budget import TIME, Cost, summed
+from .knapsack import Option
+
+Trajectory = Callable[[], Sequence[Tensor]]  # the final latents of the model as it is now, the same at every call
+Assignment = Mapping[str, str]  # scheme by layer name; layers that are not in it are float
+
+
+class Candidates:
+    """The integer forms of a float model's layers: one of each scheme, made from the choice for the first scheme.
+
+    A weight-only layer takes no multiplier, which MindIE-SD would ignore; nor does it, or a dynamic one, take a bias
+    correction, which was measured for the first scheme.
+    """
+
+    def __init__(self, model: nn.Module, choices: Mapping[str, Choice]) -> None:
+        self.model, self._choices = model, choices
+
+    def choice(self, name: str, scheme: str) -> Choice:
+        """What a layer's integers of that scheme follow from."""
+        first = self._choices[name]
+        if scheme == "W8A16":
+            return Choice(None) if first.multiplier is not None else replace(first, spec=None, correction=None)
+        return replace(first, spec=Dynamic(), correction=None) if scheme == "W8A8_DYNAMIC" else first
+
+    def layer(self, name: str, scheme: str) -> QuantizedLayer | str:
+        """The integer layer, or why there is none."""
+        return layer_of(layer_at(self.model, name), self.choice(name, scheme))
+
+    def layers(self, assignment: Assignment) -> dict[str, QuantizedLayer]:
+        """The integer layers of an assignment that has some."""
+        made = {name: self.layer(name, scheme) for name, scheme in assignment.items()}
+        return {name: layer for name, layer in made.items() if not isinstance(layer, str)}
+
+
+@dataclass
+class Runs:
+    """Runs of the pipeline against the float one; `count` is how many there were."""
+
+    model: nn.Module
+    trajectory: Trajectory
+    macs: dict[str, int] = field(default_factory=dict)  # by layer name, over the float run
+    count: int = 0
+    _exact: list[Tensor] = field(default_factory=list)
+
+    def begin(self, names: Sequence[str]) -> None:
+        """The float run, which also counts what the named layers multiply.
+
+        Raises MisfitError for a pipeline that never calls the model, NumbersError for latents that are not finite.
+        """
+        with _counting(self.model, names) as self.macs:
+            self._exact = self._latents()
+        if not self._exact or not all(bool(each.isfinite().all()) for each in self._exact):
+            raise NumbersError("trajectory: the float model's latents are not finite. Use another dtype.")
+        if not any(self.macs.values()):
+            raise MisfitError("trajectory: it runs no layer of the model. Give the pipeline of this model.")
+
+    def error(self, layers: Mapping[str, QuantizedLayer]) -> float:
+        """The mean squared error of the latents with these integer layers; infinite where one is not finite."""
+        with quantized(self.model, layers):
+            made = self._latents()
+        pairs = zip(made, self._exact, strict=True)
+        noise = sum(float((one - other).square().sum()) for one, other in pairs)
+        return noise / sum(each.numel() for each in self._exact) if noise == noise else float("inf")
+
+    @property
+    def signal(self) -> float:
+        """The mean square of the float latents."""
+        return sum(float(each.square().sum()) for each in self._exact) / sum(each.numel() for each in self._exact)
+
+    def _latents(self) -> list[Tensor]:
+        self.count += 1
+        with evaluating(self.model):
+            return [each.detach().to("cpu", torch.float64) for each in self.trajectory()]
+
+
+@contextmanager
+def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]]:
+    """Inside, multiply-accumulates are counted by layer name."""
+    counts = dict.fromkeys(names, 0)
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def count(module: nn.Module, args: object, output: Tensor) -> None:
+            counts[name] += output.numel() * module.weight[0].numel()  # type: ignore[index]
+
+        return count
+
+    handles = [model.get_submodule(name).register_forward_hook(hook_for(name)) for name in names]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def grouped(names: Sequence[str], blocks: Sequence[str], most: int) -> list[tuple[str, ...]]:
+    """The layers in at most `most` groups, if that can be: each alone, else those of one part (attn, ff) of a block,
+    else those of a block. Layers outside the blocks stay alone."""
+    above = {name: next((b for b in blocks if name.startswith(b + ".")), None) for name in names}
+    found: list[tuple[str, ...]] = []
+    for depth in (None, 1, 0):
+        groups: dict[str, list[str]] = {}
+        for name, block in above.items():
+            key = name
+            if block is not None and depth is not None:
+                key = ".".join([block, *name[len(block) + 1 :].split(".")[:depth]])
+            groups.setdefault(key, []).append(name)
+        found = [tuple(group) for group in groups.values()]
+        if len(found) <= most:
+            break
+    return found
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that are switched together. `options`: float first, then what there is of each scheme; `schemes` has the
+    assignment of each option: a layer without an integer form of its scheme stays float in it."""
+
+    names: tuple[str, ...]
+    options: tuple[Option, ...]
+    schemes: tuple[Assignment, ...]
+
+
+def float_cost(plan: Plan, macs: Mapping[str, int]) -> dict[str, Cost]:
+    """What each layer of a plan costs as a float, by name; what is no linear or convolution takes no time here."""
+    return {entry.name: Cost(entry.bytes, float(macs.get(entry.name, 0))) for entry in plan.entries}
+
+
+def measured(
+    candidates: Candidates,
+    groups: Sequence[tuple[str, ...]],
+    schemes: Sequence[str],
+    before: Mapping[str, Cost],
+    runs: Runs,
+    progress: Progress,
+    ranks: Ranks = ALONE,
+) -> list[Group]:
+    """The groups with the error and the cost of each of their options: one run of the pipeline for each. A scheme that
+    makes latents infinite is no option. Collective: `ranks` share the runs."""
+    schedule = ranks.share([(group, scheme) for group in groups for scheme in schemes])
+    made: dict[tuple[tuple[str, ...], str], tuple[Option, Assignment]] = {}
+    began = runs.count
+    for group, scheme in progress("trajectories", schedule, len(schedule)):
+        layers = candidates.layers(dict.fromkeys(group, scheme))
+        error = runs.error(layers) if layers else float("inf")
+        if error < float("inf"):
+            cost = summed(cost_of(layers.get(name), before[name]) for name in group)
+            made[group, scheme] = Option(scheme, error, cost), dict.fromkeys(layers, scheme)
+    parts = ranks.gather((runs.count - began, made))
+    runs.count = began + sum(count for count, _ in parts)
+    every = {key: pair for _, part in parts for key, pair in part.items()}
+    found: dict[tuple[str, ...], list[tuple[Option, Assignment]]] = {}
+    for group in groups:
+        found[group] = [(Option(None, 0.0, summed(before[name] for name in group)), {})]
+        found[group] += [every[group, scheme] for scheme in schemes if (group, scheme) in every]
+    return [Group(names, *map(tuple, zip(*pairs, strict=True))) for names, pairs in found.items()]
+
+
+def cost_of(layer: QuantizedLayer | None, before: Cost) -> Cost:
+    """What a layer costs that costs `before` as a float; None: it stays one."""
+    if layer is None:
+        return before
+    return Cost(sum(tensor.nbytes for tensor in layer.state_dict().values()), before.time * TIME[layer.scheme])

@@ -1,0 +1,278 @@
+"""The compatible API: the names, order, defaults and meanings that msModelSlim's ptq_tools documents.
+
+Its numbers are translated into this package's words here and nowhere else.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from octavo.capture.devices import resolve_device
+from octavo.capture.errors import UsageError
+from octavo.capture.files import Modes
+
+from .calibration import calibrate_folded, planned
+from .formats.ascend.pair import write_pair
+from .formats.ascend.write import file_names, scheme_of, write_ascend
+from .formats.onnx.write import write_all
+from .plan import kind_of
+from .preparation.synthetic_inputs import made_up, warnings_of
+from .replay.calls import device_of
+from .replay.user_data import calls_of
+from .result import Result
+from .settings import Settings
+
+_METHODS = {"admm": "admm", "easy_quant": "easy-quant", "round_opt": "adaround"}
+_DEVICES = ("cpu", "cuda", "npu")
+
+
+def _no_accuracy_methods() -> dict[str, Any]:
+    return {"admm": [False, 1000], "easy_quant": [False, 1000], "round_opt": False}
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """What to quantize and how.
+
+    | parameter     | meaning                                                                                      |
+    |---------------|----------------------------------------------------------------------------------------------|
+    | w_bit, a_bit  | width of weights and activations: 8                                                          |
+    | w_signed      | weights are signed: True                                                                     |
+    | a_signed      | either is accepted: codes of 0 to 255 are those of int8 moved by 128, and int8 is exported   |
+    | w_sym         | weights without zero point: True                                                             |
+    | a_sym         | activations without zero point                                                               |
+    | input_shape   | of the inputs made up when there is no calib_data: distilled from batch norms                  |
+    | act_quant     | False: weights only (W8A16)                                                                  |
+    | act_method    | 0 data-free: min-max; 1 min-max, within mean +- sigma * std when sigma > 0; 2 histogram:     |
+    |               | the clip with the smallest squared error                                                     |
+    | quant_mode    | 0 data-free, 1 label-free: the data say what is known of the inputs; both use calib_data,    |
+    |               | and a made-up input of input_shape where there is none                                       |
+    | disable_names | layers that stay float, by name or pattern; all others are quantized. None or empty: the     |
+    |               | general rule (plan.general_reason): linears inside repeated blocks, of a CNN every layer     |
+    | amp_num       | layers to fall back to float: those whose output has the largest mean squared error          |
+    | keep_acc      | 'admm' and 'easy_quant': [switch, limit of iterations], 'round_opt' (AdaRound): switch; of   |
+    |               | those switched on, each layer takes the best, or none where rounding to nearest is no worse  |
+    | sigma         | 0 to 100                                                                                     |
+    | device        | "cpu", "cuda" or "npu": where the model is                                                   |
+
+    Without batch norms, made-up inputs are uniform numbers of 0 to 1, whose ranges fit no real ones: data-free W8A8 is
+    then for trying things out.
+
+    Raises UsageError for a value that has no meaning, NotImplementedError for one that is not built.
+    """
+
+    w_bit: int = 8
+    a_bit: int = 8
+    w_signed: bool = True
+    a_signed: bool = False
+    w_sym: bool = True
+    a_sym: bool = False
+    input_shape: list[int] | None = None
+    act_quant: bool = True
+    act_method: int = 0
+    quant_mode: int = 0
+    disable_names: list[str] | None = None
+    amp_num: int = 0
+    keep_acc: dict[str, Any] | None = field(default_factory=_no_accuracy_methods)
+    sigma: float = 25
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("w_bit", "a_bit"):
+            if type(getattr(self, name)) is not int or getattr(self, name) != 8:
+                raise UsageError(f"{name}: {getattr(self, name)!r} is not 8. Only 8 bits are known.")
+        for name in ("w_signed", "a_signed", "w_sym", "a_sym", "act_quant"):
+            if type(getattr(self, name)) is not bool:
+                raise UsageError(f"{name}: {getattr(self, name)!r} is not True or False. Give one of them.")
+        _check_number("act_method", self.act_method, (int,), 0, 2)
+        _check_number("quant_mode", self.quant_mode, (int,), 0, 1)
+        _check_number("amp_num", self.amp_num, (int,), 0, None)
+        _check_number("sigma", self.sigma, (int, float), 0, 100)
+        _check_list("disable_names", self.disable_names, str)
+        _check_list("input_shape", self.input_shape, int)
+        if self.device.split(":")[0] not in _DEVICES:
+            raise UsageError(f"device: no '{self.device}'. Choose one of {', '.join(_DEVICES)}.")
+        _check_keep_acc(self.keep_acc)
+        self._check_built()
+
+    def _check_built(self) -> None:
+        if not self.w_signed or not self.w_sym:
+            raise NotImplementedError("w_signed=False and w_sym=False are not built: weights are symmetric int8.")
+
+    def _methods(self) -> list[str]:
+        """The accuracy methods that are switched on."""
+        methods = self.keep_acc or {}
+        return [
+            name for name in _METHODS if (each := methods.get(name)) is True or (isinstance(each, list) and each[0])
+        ]
+
+    @property
+    def settings(self) -> Settings:
+        """The same in this package's words."""
+        observers = {0: "minmax", 1: "sigma" if self.sigma > 0 else "minmax", 2: "mse"}
+        return Settings(
+            observer=observers[self.act_method],
+            sigma=float(self.sigma),
+            symmetric=self.a_sym,
+            reciprocal=self.input_shape is not None,
+            activations="static" if self.act_quant else "float",
+            weights=tuple(_METHODS[name] for name in self._methods()),
+            iterations={_METHODS[name]: each[1] for name, each in (self.keep_acc or {}).items() if name != "round_opt"},
+            fallback=self.amp_num,
+            keep_float=tuple(self.disable_names or ()),
+            defaults={} if self.disable_names else None,
+            name="disable_names",
+        )
+
+
+def _check_number(name: str, value: Any, kinds: tuple[type, ...], low: int, high: int | None) -> None:
+    if type(value) not in kinds:
+        kind = "a number" if float in kinds else "a whole number"
+        raise UsageError(f"{name}: {value!r} is not {kind}. Correct it.")
+    if value < low or (high is not None and value > high):
+        extent = f"less than {low}" if high is None else f"outside {low} to {high}"
+        raise UsageError(f"{name}: {value} is {extent}. Correct it.")
+
+
+def _check_list(name: str, value: Any, kind: type) -> None:
+    if value is not None and not (isinstance(value, (list, tuple)) and all(type(each) is kind for each in value)):
+        raise UsageError(f"{name}: {value!r} is not a list of {kind.__name__}. Correct it.")
+
+
+def _check_keep_acc(methods: Any) -> None:
+    if methods is None:
+        return
+    if not isinstance(methods, Mapping) or set(methods) - set(_METHODS):
+        raise UsageError(f"keep_acc: {methods!r} is not a dict of {', '.join(_METHODS)}. Correct it.")
+    for name, value in methods.items():
+        if name == "round_opt":
+            if type(value) is not bool:
+                raise UsageError(f"keep_acc: '{name}' is {value!r}, not True or False. Correct it.")
+        elif not (isinstance(value, list) and [type(each) for each in value] == [bool, int]):
+            raise UsageError(f"keep_acc: '{name}' is {value!r}, not [switch, steps]. Correct it.")
+
+
+class Calibrator:
+    """Calibrates a model and writes the checkpoint. The model itself is not changed.
+
+        calibrator = Calibrator(model, QuantConfig(act_method=1, quant_mode=1), calib_data)
+        calibrator.run()
+        calibrator.export_quant_safetensor("output")
+
+    `calib_data` is a list of calls: dicts of keyword arguments, or lists or tuples of positional ones, with whatever
+    the model takes inside; or something that gives them each time it is iterated, as a DataLoader does.
+    `fuse_module_call_back(model)` is called first; what it does to the model is the caller's. Batch norms left are
+    folded into the convolutions before them, in a copy.
+
+    Raises UsageError for a configuration that does not fit the model, FileError for data of another form, DeviceError
+    for a device that is not there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        cfg: QuantConfig,
+        calib_data: Iterable[Any] | None = None,
+        fuse_module_call_back: Callable[[nn.Module], Any] | None = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"model: expected an nn.Module, found {type(model).__name__}. Give the denoiser.")
+        if not isinstance(cfg, QuantConfig):
+            raise UsageError(f"cfg: expected a QuantConfig, found {type(cfg).__name__}. Make one.")
+        resolve_device(cfg.device)
+        _check_amp(model, cfg)
+        if fuse_module_call_back is not None:
+            fuse_module_call_back(model)
+        if cfg.device.split(":")[0] != device_of(model).type:
+            where = device_of(model).type
+            raise UsageError(f"device {cfg.device}: the model is on {where}. Move it or say device='{where}'.")
+        self.model, self.cfg = model, cfg
+        self._calls = calls_of(calib_data)
+        if self._calls is None and cfg.act_quant and not cfg.input_shape:
+            raise UsageError("calib_data: there is none. Give samples, or input_shape for made-up ones.")
+        self._result: Result | None = None
+
+    def run(self) -> None:
+        """Replays the data and chooses the integers. Raises as `calibrate.run.calibrate` does.
+
+        Afterwards `model` is what was calibrated: where batch norms were folded, a copy of the caller's.
+        """
+        settings, samples, warnings = self.cfg.settings, list[Any](), list[str]()
+        planned(self.model, settings)  # to refuse before inputs are made up, which takes a minute
+        if self._calls is None and self.cfg.input_shape:
+            samples, warnings = list(made_up(self.model, self.cfg.input_shape)), warnings_of(self.model)
+        calls = self._calls or (lambda: samples)
+        self._result, self.model = calibrate_folded(self.model, calls, settings, warnings=warnings)
+
+    @property
+    def result(self) -> Result:
+        """What `run` made. Raises UsageError before it."""
+        if self._result is None:
+            raise UsageError("Calibrator: nothing is calibrated. Call run() first.")
+        return self._result
+
+    def export_quant_safetensor(
+        self, output_path: str | Path, safetensors_name: str | None = None, json_name: str | None = None
+    ) -> None:
+        """Writes weights and description into `output_path`, which is made if need be; other files there stay.
+
+        Raises UsageError before `run` and for a name that is none, StorageError for a directory that cannot be written,
+        6 for numbers that are not finite.
+        """
+        layers = self.result.layers
+        weight_name, description_name = file_names(scheme_of(layers))
+        names = safetensors_name or weight_name, json_name or description_name
+        modes = Modes()
+        write_pair(
+            Path(output_path).resolve(),
+            names,
+            lambda staged: write_ascend(layers, self.model, staged, modes, names),
+            modes,
+        )
+
+    def export_quant_onnx(
+        self,
+        model_arch: str,
+        save_path: str | Path,
+        input_names: list[str] | None = None,
+        fuse_add: bool = True,
+        save_fp: bool = False,
+    ) -> None:
+        """Writes `{model_arch}_quant.onnx`, which Ascend's compiler takes, and `{model_arch}_quant_qdq.onnx`, which
+        onnxruntime runs, into `save_path`; with `save_fp` also `{model_arch}_fp.onnx`, the float model as it was
+        calibrated. Other files there stay.
+
+        `input_names` are the names of the model's inputs, by default input.1, input.2, ... With `fuse_add` the integer
+        bias is an input of its Conv or Gemm, else an Add after it: the numbers are the same.
+
+        Raises UsageError before `run`, for names that do not fit and for layers that are not static W8A8, MisfitError
+        for a model that torch.onnx cannot export, StorageError for a directory that cannot be written.
+        """
+        write_all(
+            self.result.layers, self.model, Path(save_path).resolve(), model_arch, self.result.example, input_names,
+            fuse_add=fuse_add, save_fp=save_fp,
+        )  # fmt: skip
+
+    def get_quant_params(self) -> tuple[dict[str, Any], ...]:
+        """Five dicts by layer name: input_scale, input_offset, weight_scale, weight_offset, quant_weight (int8).
+
+        The first two are None for a layer whose input has no range beforehand: W8A16 and W8A8_DYNAMIC.
+        """
+        layers = self.result.layers
+        return (
+            {name: layer.input_scale.view(-1) if layer.calibrated else None for name, layer in layers.items()},
+            {name: layer.input_zero_point.view(-1) if layer.calibrated else None for name, layer in layers.items()},
+            {name: layer.weight_scale.view(-1, 1) for name, layer in layers.items()},
+            {name: torch.zeros_like(layer.weight_scale).view(-1, 1) for name, layer in layers.items()},
+            {name: layer.weight.detach() for name, layer in layers.items()},
+        )
+
+
+def _check_amp(model: nn.Module, cfg: QuantConfig) -> None:
+    count = sum(1 for module in model.modules() if kind_of(module) is not None)
+    if cfg.amp_num > count:
+        raise UsageError(f"amp_num {cfg.amp_num}: the model has {count} quantizable layers. Give fewer.")

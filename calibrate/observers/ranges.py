@@ -1,0 +1,126 @@
+"""Ranges: a replay in which observers hear what layers are given after smoothing, one for each bin of noise levels.
+
+Bins divide the noise levels of the calls so that each has about as many calls; the bin of a level is how many edges are
+not above it. A level is what the denoiser is told, so bins found in 28 steps serve 20 or 50.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.capture.ranks import ALONE, Ranks
+
+from ..layers.inputs import InputSpec, TimestepQParams
+from ..layers.noise_level import bins_of
+from ..layers.scheme import QParams, Range, Scheme, qparams_of
+from ..replay.calls import Call
+from ..replay.current_call import Turn
+from ..replay.hooks import observe
+from ..replay.marks import Marks
+from ..smoothing.search import Smoothing
+from .observers import OBSERVERS, Observer, Options
+
+BINS = 8
+
+
+def edges_of(levels: Iterable[float], bins: int = BINS) -> Tensor:
+    """(bins - 1,) float32 ascending, fewer where there are fewer levels: halfway between neighbouring levels."""
+    different = sorted(set(levels))
+    count = min(bins, len(different))
+    starts = sorted({at * len(different) // count for at in range(1, count)})
+    return torch.tensor([(different[at - 1] + different[at]) / 2 for at in starts], dtype=torch.float32)
+
+
+class Binned:
+    """An observer of one layer's input times its multiplier, for each bin of noise levels."""
+
+    def __init__(self, observer: str, options: Options, turn: Turn, edges: Tensor, multiplier: Tensor | None) -> None:
+        kind = OBSERVERS[observer]
+        self._observers: list[Observer] = [kind(options) for _ in range(len(edges) + 1)]
+        self._turn, self._edges, self._multiplier = turn, edges, multiplier
+        self.key = (kind, None if multiplier is None else id(multiplier))
+
+    @property
+    def read(self) -> Callable[[Tensor], Any]:
+        """That of the observers, after the multiplication."""
+        read, multiplier = self._observers[0].read, self._multiplier
+        return read if multiplier is None else lambda x: read(x.detach() * multiplier.to(x.dtype))
+
+    def add(self, reading: Any) -> None:
+        """Takes in a reading at the noise level of the running call."""
+        level = self._turn.level
+        at = 0 if level is None or not len(self._edges) else int(bins_of(torch.tensor(level), self._edges))
+        self._observers[at].add(reading)
+
+    @property
+    def observers(self) -> list[Observer]:
+        """Of each bin."""
+        return self._observers
+
+
+def ranges_of(observers: Sequence[Observer]) -> list[Range]:
+    """Of the bins of one layer; where one saw nothing, that of all. Raises ValueError when none did."""
+    ranges: list[Range | None] = []
+    for observer in observers:
+        try:
+            ranges.append(observer.range())
+        except ValueError:
+            ranges.append(None)
+    seen = [each for each in ranges if each is not None]
+    if not seen:
+        raise ValueError("saw no data")
+    whole = Range(min(each.low for each in seen), max(each.high for each in seen))
+    return [each or whole for each in ranges]
+
+
+def observed(
+    model: nn.Module,
+    names: Iterable[str],
+    calls: Iterable[Call],
+    observer: str,
+    options: Options,
+    smoothing: Mapping[str, Smoothing],
+    edges: Tensor,
+    ranks: Ranks = ALONE,
+) -> tuple[dict[str, list[Range]], Turn, Marks]:
+    """The ranges of the inputs of the layers that ran, of each bin of `edges`, what the calls were, and the ranges
+    known on the way.
+
+    Collective: `ranks` share the calls, and all know the same of all of them. Raises as `replay.observe` does.
+    """
+    turn = Turn(model, ranks)
+    binned = {
+        name: Binned(observer, options, turn, edges, smoothing[name].multiplier if name in smoothing else None)
+        for name in names
+    }
+    marks = Marks(lambda: _known(binned, ranks))
+    observe(model, binned, turn.each(marks.each(calls)), ranks)
+    return _known(binned, ranks), turn, marks
+
+
+def _known(binned: Mapping[str, Binned], ranks: Ranks) -> dict[str, list[Range]]:
+    first, *others = ranks.gather({name: each.observers for name, each in binned.items()})
+    ranges = {}
+    for name, observers in first.items():
+        for other in others:
+            for observer, its in zip(observers, other[name], strict=True):
+                observer.merge(its)
+        try:
+            ranges[name] = ranges_of(observers)
+        except ValueError:
+            continue
+    return ranges
+
+
+def spec_of(ranges: list[Range], edges: Tensor, scheme: Scheme, dtype: torch.dtype) -> InputSpec | None:
+    """The parameters of an input with these ranges; None where `dtype` holds no scale for one."""
+    found = [qparams_of(each, scheme, dtype) for each in ranges]
+    qparams = [each for each in found if each is not None]
+    if len(qparams) < len(ranges):
+        return None
+    if not len(edges):
+        return qparams[0]
+    scale, zero_point = (torch.stack(list(column)) for column in zip(*qparams, strict=True))
+    return TimestepQParams(QParams(scale, zero_point), edges)

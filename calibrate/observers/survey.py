@@ -1,0 +1,132 @@
+"""The survey: what one replay learns of the input of each layer, and a sample of its rows from calls held out.
+
+What is chosen by looking at inputs is judged on the sample of others, so that nothing is chosen that only fits the
+calls it was chosen on. Held out is every fourth prompt; every fourth call, where calls do not say which prompt they are
+of.
+"""
+
+import copy
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..replay.current_call import Turn
+from .extremes import ChannelReading, Channels, channels_of
+from .row_sample import Sample
+
+_ROWS = 8  # of each tensor
+_FEW = 8  # rows for each sample of a batch: fewer are one row of a modulation, not tokens
+
+
+class SurveyReading(NamedTuple):
+    """What is kept of one tensor; `heard` lists the surveys that heard it."""
+
+    channels: ChannelReading
+    rows: Tensor  # (rows, channels), in the tensor's dtype
+    heard: list["Survey"]
+
+
+def survey_of(x: Tensor) -> SurveyReading:
+    """Reads a tensor (..., channels). Raises ValueError when it is empty or holds values that are not finite."""
+    rows = x.detach().reshape(-1, x.shape[-1])
+    return SurveyReading(channels_of(x), rows[_places(len(rows), x.device)], [])
+
+
+@lru_cache(64)
+def _places(rows: int, device: torch.device) -> Tensor:
+    """Of the rows that are kept."""
+    taken = min(_ROWS, rows)
+    return torch.arange(taken, device=device) * rows // max(taken, 1)
+
+
+class Survey:
+    """What is known of the input of the layer `name`; it hears as an observer (observers.py) does."""
+
+    read = staticmethod(survey_of)
+
+    def __init__(self, turn: Turn, name: str) -> None:
+        self._turn, self.name = turn, name
+        self.train, self.held = Channels(), Channels()
+        self._train_rows, self._held_rows = Sample(), Sample()
+        self._leaders: set[str] = set()
+        self._place = (-1, 0)
+
+    def add(self, reading: SurveyReading) -> None:
+        held, position = self._turn.held, self._turn.position
+        self._place = (position, self._place[1] + 1 if self._place[0] == position else 0)
+        (self.held if held else self.train).add(reading.channels)
+        (self._held_rows if held else self._train_rows).add(reading.rows, self._turn.level, self._place)
+        reading.heard.append(self)
+        self._leaders.add(reading.heard[0].name)
+
+    def copy(self, turn: Turn) -> "Survey":
+        """What it knows now, `turn` being a copy of its turn; the tensors are shared, none is written to."""
+        made = copy.copy(self)
+        made._turn = turn
+        made.train, made.held = copy.copy(self.train), copy.copy(self.held)
+        made._train_rows, made._held_rows = self._train_rows.copy(), self._held_rows.copy()
+        made._leaders = set(self._leaders)
+        return made
+
+    @property
+    def samples(self) -> tuple[Sample, Sample]:
+        """Of the calls that are not held out, and of those that are."""
+        return self._train_rows, self._held_rows
+
+    def merge(self, other: "Survey") -> None:
+        """Takes in all that `other` knows, their samples thinned together before."""
+        self.train.merge(other.train)
+        self.held.merge(other.held)
+        for mine, its in zip(self.samples, other.samples, strict=True):
+            mine.merge(its)
+        self._leaders |= other._leaders
+
+    @property
+    def seen(self) -> bool:
+        """Whether there was an input."""
+        return self.train.rows + self.held.rows > 0
+
+    @property
+    def split(self) -> bool:
+        """Whether there are calls of both kinds."""
+        return self.train.rows > 0 and self.held.rows > 0
+
+    @property
+    def all(self) -> Channels:
+        """The statistics of all calls."""
+        merged = Channels()
+        merged.merge(self.train)
+        merged.merge(self.held)
+        return merged
+
+    @property
+    def fitted(self) -> Channels:
+        """What a choice may look at: calls that are not held out; all, where there are none of one kind."""
+        return self.train if self.split else self.all
+
+    @property
+    def fitting(self) -> Sample:
+        """Rows of the calls that a choice may look at. Raises ValueError without an input."""
+        if not self.seen:
+            raise ValueError("saw no data")
+        return self._train_rows or self._held_rows
+
+    @property
+    def judged(self) -> Sample:
+        """Rows of the other calls, to judge a choice on. Raises ValueError without an input."""
+        if not self.seen:
+            raise ValueError("saw no data")
+        return self._held_rows or self._train_rows
+
+    @property
+    def leader(self) -> str:
+        """The name of the first layer that was always given the same tensors as this one; its own, where it alone was
+        given them."""
+        return next(iter(self._leaders)) if len(self._leaders) == 1 else self.name
+
+    @property
+    def tokens(self) -> bool:
+        """Whether the input holds tokens, and not one row for each sample."""
+        return self.train.rows + self.held.rows > _FEW * self._turn.samples

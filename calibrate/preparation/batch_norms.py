@@ -1,0 +1,241 @@
+"""Folding: a batch norm in evaluation multiplies each channel and adds to it; the convolution before can do both.
+
+    bn(conv(x)) = (w * x + b - mean) * s + beta        s = gamma / sqrt(var + eps)
+                = (s w) * x + (b - mean) * s + beta
+
+Which convolution feeds which batch norm, and nothing else, is seen by running the model once: every operation of it is
+watched, so how modules are nested or written does not matter.
+"""
+
+import copy
+import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from octavo.capture.errors import UsageError
+
+from ..layers.install import names_of, replace
+from ..plan import kind_of
+from ..replay.calls import Call, evaluating, run
+
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # these types alone, not what others make of them
+_TOLERANCE = 1e-4  # relative, of outputs: float32 with other roundings; more is another function
+
+
+class Pair(NamedTuple):
+    """Names of a convolution and of the batch norm that alone reads its output."""
+
+    conv: str
+    norm: str
+
+
+class Folded(NamedTuple):
+    """A model without the batch norms of `pairs`, and why it has more than that where they stay."""
+
+    model: nn.Module
+    pairs: tuple[Pair, ...]
+    warning: str = ""
+
+
+def has_norms(model: nn.Module) -> bool:
+    """Whether the model has batch norms with statistics of their own."""
+    return any(usable(module) for module in model.modules())
+
+
+def usable(module: nn.Module) -> bool:
+    """Whether it is a batch norm that in evaluation does the same to every input: it has running statistics."""
+    return isinstance(module, NORMS) and type(module) in NORMS and module.running_mean is not None
+
+
+def folded(model: nn.Module, call: Call, *, changing: bool = False) -> Folded:
+    """The model in evaluation with its batch norms folded into the convolutions before them, where that is the same.
+
+    A copy, unless `changing`; the model itself where there is nothing to fold. `call` has to run all of it; where its
+    output would then differ nothing is folded. Raises UsageError for a model that cannot be copied, 4 and 7 as
+    `calls.run` does.
+    """
+    pairs = pairs_of(model, call) if has_norms(model) else ()
+    if not pairs:
+        return Folded(model, ())
+    made = model if changing else _copy(model)
+    with evaluating(made):
+        before = run(made, call, 0)
+        undo = _fold(made, pairs)
+        try:
+            same = _close(before, run(made, call, 0))
+        except Exception:  # code that looks into its batch norms
+            same = False
+    if same:
+        return Folded(made, pairs)
+    for name, module in undo:
+        replace(made, name, module)
+    return Folded(model, (), "batch norms: folding them would change the model's output; they stay.")
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except (TypeError, RuntimeError, NotImplementedError) as error:
+        fact = " ".join(str(error).split()).rstrip(".")
+        raise UsageError(
+            f"{type(model).__name__}: no copy to fold batch norms in can be made ({fact}). Fold them first."
+        ) from error
+
+
+def pairs_of(model: nn.Module, call: Call) -> tuple[Pair, ...]:
+    """The convolutions and batch norms that can be one, in the order of the model's modules.
+
+    Such a convolution gives its outputs to that batch norm alone, which gets its inputs from it alone, in every one of
+    their calls; nothing else reads its weight, nor hooks either.
+    """
+    watch = _Watch(model)
+    with evaluating(model), watch.hooks(), watch:
+        kept = run(model, call, 0)
+    pairs = watch.pairs()
+    del kept  # an output that somebody holds is known by being alive
+    return pairs
+
+
+class _Output(NamedTuple):
+    """What is known of one output of a convolution."""
+
+    conv: str
+    alive: "weakref.ref[Tensor]"
+    readers: list[str | None]  # batch norms by name; None is anything else
+
+
+class _Watch(TorchDispatchMode):
+    """Sees who reads the outputs of convolutions and their weights."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._convs = {n: m for n, m in model.named_modules() if kind_of(m) is nn.Conv2d and not _hooked(m)}
+        self._norms = {n: m for n, m in model.named_modules() if usable(m) and not _hooked(m)}
+        self._weights = {id(conv.weight): name for name, conv in self._convs.items()}
+        self._inside: list[str] = []
+        self._outputs: list[_Output] = []
+        self._live: dict[int, _Output] = {}
+        self._reads: Counter[str] = Counter()  # of weights, by convolution
+        self._sources: dict[str, Counter[str | None]] = {name: Counter() for name in self._norms}  # by convolution
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for value in tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor):
+                if name := self._weights.get(id(value)):
+                    self._reads[name] += 1
+                if (output := self._of(value)) is not None:
+                    output.readers.append(self._inside[-1] if self._inside else None)
+        return func(*args, **kwargs)
+
+    def _of(self, value: Tensor) -> _Output | None:
+        found = self._live.get(id(value))
+        return found if found is not None and found.alive() is value else None
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Inside, calls of the convolutions and batch norms are heard."""
+        handles = []
+        for name, conv in self._convs.items():
+            handles.append(conv.register_forward_hook(self._heard(name)))
+        for name, norm in self._norms.items():
+            handles.append(norm.register_forward_pre_hook(self._enters(name), with_kwargs=True))
+            handles.append(norm.register_forward_hook(self._leaves, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _heard(self, name: str) -> Any:
+        def heard(module: nn.Module, args: Any, output: Tensor) -> None:
+            known = _Output(name, weakref.ref(output), [])
+            self._outputs.append(known)
+            self._live[id(output)] = known
+
+        return heard
+
+    def _enters(self, name: str) -> Any:
+        def enters(module: nn.Module, args: Any, kwargs: Any) -> None:
+            x = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
+            output = None if x is None else self._of(x)
+            self._sources[name][None if output is None else output.conv] += 1
+            self._inside.append(name)
+
+        return enters
+
+    def _leaves(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._inside.pop()
+
+    def pairs(self) -> tuple[Pair, ...]:
+        """Those for which all that was seen speaks."""
+        found = []
+        for name in self._convs:
+            outputs = [each for each in self._outputs if each.conv == name]
+            readers = {reader for each in outputs for reader in each.readers}
+            if len(readers) != 1 or any(len(each.readers) != 1 or each.alive() is not None for each in outputs):
+                continue
+            norm = next(iter(readers))
+            if norm is None or self._reads[name] != len(outputs):
+                continue
+            if self._sources[norm] == {name: len(outputs)}:
+                found.append(Pair(name, norm))
+        return tuple(found)
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+
+
+def _fold(model: nn.Module, pairs: tuple[Pair, ...]) -> list[tuple[str, nn.Module]]:
+    """Folds; returns what stood where before."""
+    names, before = names_of(model), []
+    for pair in pairs:
+        conv, norm = model.get_submodule(pair.conv), model.get_submodule(pair.norm)
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, NORMS)
+        for first, made in ((pair.conv, merged(conv, norm)), (pair.norm, nn.Identity())):
+            before += [(name, model.get_submodule(name)) for name in names[first]]
+            for name in names[first]:
+                replace(model, name, made.train(model.training))
+    return before
+
+
+def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Conv2d:
+    """A convolution with a bias that does what the two do in evaluation."""
+    made = copy.deepcopy(conv)
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        raise ValueError("a batch norm without statistics of its own")
+    scale = (var.double() + norm.eps).rsqrt()
+    bias = mean.double().neg()
+    if conv.bias is not None:
+        bias += conv.bias.detach().double()
+    if norm.affine:
+        scale = scale * norm.weight.detach().double()
+    bias = bias * scale
+    if norm.affine:
+        bias = bias + norm.bias.detach().double()
+    weight = conv.weight.detach().double() * scale.view(-1, 1, 1, 1)
+    trained = conv.weight.requires_grad
+    made.weight = nn.Parameter(weight.to(conv.weight.dtype), trained)
+    made.bias = nn.Parameter(bias.to(conv.weight.dtype), trained)
+    return made
+
+
+def _close(before: Any, after: Any) -> bool:
+    """Whether the outputs are the same but for rounding."""
+    pairs = list(zip(tree_leaves(before), tree_leaves(after), strict=True))
+    for old, new in pairs:
+        if isinstance(old, Tensor) and old.is_floating_point():
+            tolerance = max(_TOLERANCE, 64 * torch.finfo(old.dtype).eps)
+            if old.shape != new.shape or not float((new - old).norm()) <= tolerance * float(old.norm()):
+                return False
+    return True

@@ -1,0 +1,120 @@
+"""Inputs for a calibration without data, distilled from what batch norms remember of the training data.
+
+Cai et al., ZeroQ: a novel zero shot quantization framework, arXiv 2001.00281, 2020: starting from normal noise, inputs
+are optimised until the input of each batch norm has the mean and the deviation that it has stored.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from octavo.capture.errors import NumbersError, UsageError
+
+from ..replay.calls import Progress, device_of, evaluating, run, silent
+from ..replay.user_data import Sample
+from .batch_norms import has_norms, usable
+
+_BUDGET = 3e12  # flops of all iterations: about a minute of one core
+_LEAST = 30  # iterations of a batch
+_BATCHES = ((4, 32), (4, 16), (2, 16), (1, 16), (1, 8), (1, 4), (1, 2), (1, 1))  # how many, of how many inputs
+_CALLS = 4  # at least, so that one can be held out
+_RATE = 0.1
+_NARROW = 0.05  # of a layer's mean deviation: a channel narrower than this counts as that wide
+
+
+def made_up(
+    model: nn.Module, shape: Sequence[int], *, seed: int = 0, most: int = 200, progress: Progress = silent
+) -> list[Sample]:
+    """Calls of `model` with one input (batch, ...), `shape` but for the batch, which is at least that of `shape`.
+
+    Distilled where there are batch norms with statistics, else uniform numbers of 0 to 1, of which `warnings_of` tells.
+    Deterministic; the number of iterations, at most `most`, follows from the model's flops.
+
+    Raises UsageError for a shape that is none, MisfitError for one that the model does not take, DeviceError without
+    memory.
+    """
+    if not shape or min(shape) < 1:
+        raise UsageError(f"input_shape: {list(shape)} is no shape of inputs. Give sizes of 1 and more.")
+    generator = torch.Generator().manual_seed(seed)
+    if not has_norms(model):
+        x = torch.rand(tuple(shape), generator=generator)
+        return [Sample((x.to(_dtype_of(model)),), {})]
+    count, batch, iterations = _plan(model, shape)
+    iterations = min(iterations, most)
+    steps = iter(progress("distil", range(count * iterations), count * iterations))
+    found = []
+    for _ in range(count):
+        x = torch.randn(batch, *shape[1:], generator=generator)
+        made = _distilled(model, x, iterations, steps)
+        found += [Sample((part,), {}) for part in made.split(max(shape[0], batch * count // _CALLS))]
+    next(steps, None)
+    return found
+
+
+def warnings_of(model: nn.Module) -> list[str]:
+    """What a user of `made_up` should know of this model."""
+    if has_norms(model):
+        return []
+    return ["calib_data: there is none, and no batch norm remembers any; the ranges are those of uniform numbers."]
+
+
+def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
+    """How many batches, of how many inputs, in how many iterations: the first of the table that is affordable."""
+    counter = FlopCounterMode(display=False)
+    with evaluating(model), counter:
+        run(model, Sample((torch.zeros(1, *shape[1:], dtype=_dtype_of(model)),), {}), 0)
+    each = 3 * max(1, counter.get_total_flops())  # a pass back costs two passes forth
+    count, batch = next(
+        ((n, size) for n, size in _BATCHES if n * size * each * _LEAST <= _BUDGET or size <= shape[0]), _BATCHES[-1]
+    )
+    batch = max(batch, shape[0])
+    return count, batch, max(_LEAST, int(_BUDGET / (count * batch * each)))
+
+
+def _distilled(model: nn.Module, x: Tensor, iterations: int, steps: Iterator[int]) -> Tensor:
+    """`x` after so many iterations of Adam, which are in float32; in the model's dtype."""
+    x, dtype = x.to(device_of(model), torch.float32).requires_grad_(), _dtype_of(model)
+    optimizer = torch.optim.Adam([x], _RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    with evaluating(model), torch.enable_grad(), missing(model) as losses:
+        for _ in range(iterations):
+            next(steps, None)
+            losses.clear()
+            run(model, Sample((x.to(dtype),), {}), 0)
+            x.grad = torch.autograd.grad(torch.stack(losses).mean(), x)[0]
+            optimizer.step()
+            schedule.step()
+    if not bool(x.isfinite().all()):
+        raise NumbersError("batch norms: their statistics lead to inputs that are not finite. Give calib_data.")
+    return x.detach().to(dtype)
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    return next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+
+
+@contextmanager
+def missing(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, each call of a batch norm adds to the list how far its input is from its statistics, in deviations."""
+    losses: list[Tensor] = []
+
+    def hear(norm: nn.BatchNorm2d, args: tuple[Tensor, ...]) -> None:
+        x = args[0].float()
+        around = [axis for axis in range(x.ndim) if axis != 1]
+        var, mean = torch.var_mean(x, around, correction=0)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        wanted = (norm.running_var.float() + norm.eps).sqrt()
+        wide = torch.maximum(wanted, _NARROW * wanted.mean())
+        off = (mean - norm.running_mean) / wide
+        losses.append(off.square().mean() + (((var + norm.eps).sqrt() - wanted) / wide).square().mean())
+
+    handles = [module.register_forward_pre_hook(hear) for module in model.modules() if usable(module)]
+    try:
+        yield losses
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,1 @@
+"""Runs of the float model on recorded calls, and hooks on its layers meanwhile."""

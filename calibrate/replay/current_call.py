@@ -1,0 +1,71 @@
+"""The call that is being replayed: its position, whether it is held out for judging, its noise level."""
+
+import copy
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from octavo.capture.ranks import ALONE, Ranks
+from octavo.capture.recorder import bind
+
+from ..layers.noise_level import levels_of
+from .calls import Call
+
+_FOLD = 4  # prompts, of which the last is held out
+
+
+def held_out(number: int) -> bool:
+    """Whether the prompt (or call) of this number is held out."""
+    return number % _FOLD == _FOLD - 1
+
+
+class Turn:
+    """What is known of the call that is running, and of all calls so far.
+
+    `position`: of it. `held`: it is held out. `level`: its noise level, None without one. `training`: the positions of
+    calls that are not held out. Of the calls that `ranks` gives to this process alone: `levels`, and `samples` in all
+    batches.
+    """
+
+    def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
+        self._signature, self._ranks = inspect.signature(model.forward), ranks
+        self.position, self.held, self.level, self.count, self.samples = 0, False, None, 0, 0
+        self.levels: list[float] = []
+        self.training: list[int] = []
+
+    level: float | None
+
+    def each(self, calls: Iterable[Call]) -> Iterator[Call]:
+        """The calls, those of other ranks too, whose arguments are not looked at; while one is at work, this is about
+        it."""
+        for position, call in enumerate(calls):
+            unit = getattr(call, "unit", None)
+            self.position, self.held = position, held_out(position if unit is None else unit)
+            if not self.held:
+                self.training.append(position)
+            self.count += 1
+            if self._ranks.owns(position):
+                self._look(call)
+            yield call
+
+    def _look(self, call: Call) -> None:
+        named = self._named(call)
+        levels = levels_of(named)
+        self.level = None if levels is None else float(levels.max())
+        if self.level is not None:
+            self.levels.append(self.level)
+        self.samples += next((len(x) for x in named.values() if isinstance(x, Tensor) and x.ndim > 1), 1)
+
+    def joined(self, samples: int, levels: list[float]) -> "Turn":
+        """This with what all ranks know: `samples` in all, and the `levels` of all calls."""
+        made = copy.copy(self)
+        made.samples, made.levels = samples, levels
+        return made
+
+    def _named(self, call: Call) -> dict[str, Any]:
+        try:
+            return bind(self._signature, tuple(call.args), dict(call.kwargs))[1]
+        except TypeError:
+            return {}  # running it says what is wrong

@@ -1,0 +1,123 @@
+"""Which calls to replay, when not all: those that differ most, by what they carry. No model runs for it.
+
+Farthest-point traversal (Gonzalez, Clustering to minimize the maximum intercluster distance, 1985): first the call that
+is farthest from the mean, then again and again the one farthest from all that were taken. Its k calls leave no call
+farther from them than twice what the best k would. So the extremes that ranges come from are among the first.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from octavo.capture.call_arguments import TIME_ARGUMENTS, noise_level
+from octavo.capture.ranks import ALONE, Ranks
+
+from .calls import Call
+from .current_call import held_out
+
+_GROUPS = 64  # of neighbouring channels at most, so that a descriptor of wide prompts stays small
+_SAME = 1e-6  # of a number's size: deviations below it are rounding
+
+
+class Descriptor(NamedTuple):
+    """What is known of a call: its noise level (None without one), `statistics` (3, groups) float64 of its floating
+    tensors by their path, which are low, high and mean square of groups of channels, and whether it is held out."""
+
+    level: float | None
+    statistics: dict[str, Tensor]
+    held: bool
+
+
+def descriptor_of(call: Call) -> Descriptor:
+    """Describes a call. Its time argument is the level alone, where it is named as a time argument is."""
+    level, unit = getattr(call, "timestep", None), getattr(call, "unit", None)
+    kwargs = {name: value for name, value in call.kwargs.items() if name not in TIME_ARGUMENTS}
+    statistics = {path: statistics_of(x) for path, x in floats_in([list(call.args), kwargs]) if x.numel()}
+    level = noise_level(call.kwargs) if level is None else float(level)
+    return Descriptor(level, statistics, unit is not None and held_out(unit))
+
+
+def floats_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The real floating-point tensors inside containers, and the path of each."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield path, value
+        return
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else ()
+    for key, part in pairs:
+        yield from floats_in(part, f"{path}.{key}")
+
+
+def statistics_of(x: Tensor) -> Tensor:
+    """(3, groups): low, high and mean square. Channels are the last axis of up to three, else the second, as in images
+    and videos. Values that are not finite count as 0: what is wrong with them, the replay says."""
+    channels = x.ndim - 1 if x.ndim <= 3 else 1
+    rows = x.detach().to(torch.float32).nan_to_num(0.0, 0.0, 0.0).reshape(x.shape or (1,))
+    rows = rows.movedim(channels, -1).flatten(0, -2) if rows.ndim > 1 else rows[None]  # (rows, channels)
+    low, high, square = rows.amin(0), rows.amax(0), rows.square().mean(0)
+    size = -(-len(low) // _GROUPS)
+    groups = torch.arange(-(-len(low) // size) * size, device=x.device).clamp(max=len(low) - 1).view(-1, size)
+    return torch.stack([low[groups].amin(1), high[groups].amax(1), square[groups].mean(1)]).to("cpu", torch.float64)
+
+
+def farthest(calls: Iterable[Call], wanted: int, ranks: Ranks = ALONE) -> list[int]:
+    """The positions of `wanted` calls, ascending; all where there are no more. Needs the memory of one call.
+
+    Of calls that are held out (survey.py) it takes their share, one at least where both kinds are there and wanted.
+    Collective: `ranks` share the reading of the calls.
+    """
+    parts = ranks.gather([descriptor_of(call) for at, call in enumerate(calls) if ranks.owns(at)])
+    descriptors = interleaved(parts)
+    if wanted >= len(descriptors):
+        return list(range(len(descriptors)))
+    held = torch.tensor([each.held for each in descriptors])
+    share = round(wanted * int(held.sum()) / len(held))
+    if wanted > 1 and 0 < int(held.sum()) < len(held):
+        share = min(max(share, 1), wanted - 1)
+    return sorted(_traversed(points_of(descriptors), held, {True: share, False: wanted - share}))
+
+
+def interleaved(parts: Sequence[Sequence[Descriptor]]) -> list[Descriptor]:
+    """What ranks share, in its order."""
+    return [each for row in itertools.zip_longest(*parts) for each in row if each is not None]
+
+
+def points_of(descriptors: Sequence[Descriptor]) -> Tensor:
+    """(calls, coordinates) float64: the noise level and each tensor have the mean square 1, so that each counts the
+    same however many channels it has."""
+    levels = torch.tensor([[0.0 if each.level is None else each.level] for each in descriptors], dtype=torch.float64)
+    blocks = [levels]
+    for path in dict.fromkeys(path for each in descriptors for path in each.statistics):
+        found = [each.statistics.get(path) for each in descriptors]
+        if len({len(x[0]) for x in found if x is not None}) > 1:  # sizes differ: the whole tensor is one group
+            found = [None if x is None else torch.stack([x[0].amin(), x[1].amax(), x[2].mean()]) for x in found]
+        there = torch.tensor([x is not None for x in found])
+        rows = torch.stack([x.flatten() for x in found if x is not None])
+        block = rows.mean(0).repeat(len(found), 1)  # where there is none, it says nothing
+        block[there] = rows
+        blocks.append(block)
+    return torch.cat([_scaled(block) for block in blocks], 1)
+
+
+def _scaled(block: Tensor) -> Tensor:
+    """(calls, n) with mean 0, each column of the same deviation, without columns that do not vary."""
+    centred = block - block.mean(0)
+    deviation = centred.square().mean(0).sqrt()
+    varies = deviation > _SAME * block.abs().amax(0)
+    return centred[:, varies] / deviation[varies] / max(int(varies.sum()), 1) ** 0.5
+
+
+def _traversed(points: Tensor, held: Tensor, left: dict[bool, int]) -> Iterator[int]:
+    """Positions of points, farthest first, of equal ones the first; of each kind as many as are `left`."""
+    distance, near = points.square().sum(1), None
+    while any(left.values()):
+        open_ = torch.where(held, left[True] > 0, left[False] > 0)
+        at = int(torch.where(open_, distance, -2.0).argmax())
+        yield at
+        left[bool(held[at])] -= 1
+        from_it = (points - points[at]).square().sum(1)
+        distance = near = from_it if near is None else torch.minimum(near, from_it)
+        distance[at] = -1.0  # never again, even where all others are the same

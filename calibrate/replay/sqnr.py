@@ -1,0 +1,136 @@
+"""Signal to quantization noise: how much of a layer's or a model's output is left of the float one.
+
+SQNR = 10 * log10(sum of y_float**2 / sum of (y_float - y_integer)**2)       in dB, over all values heard
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.capture.ranks import ALONE, Ranks
+
+from ..layers.modules import QuantizedLayer
+from ..layers.noise_level import NoiseLevel, attach
+from .calls import Call, evaluating, run
+from .hooks import input_of
+
+
+@dataclass
+class Power:
+    """Sums of squares of a float signal and of what an integer one differs by: the same in whatever order tensors came.
+
+    `count`: of values.
+    """
+
+    count: int = 0
+    _signals: list[float] = field(default_factory=list)  # of each tensor; they are added without rounding
+    _noises: list[float] = field(default_factory=list)
+
+    def add(self, exact: Tensor, other: Tensor) -> None:
+        """Takes in two tensors of the same shape, which stay as they are."""
+        self.count += exact.numel()
+        signal = exact.to(torch.float32)
+        noise = other - signal  # in float32, whatever the dtype of `other`
+        self._signals.append(float(torch.linalg.vector_norm(signal, dtype=torch.float64)) ** 2)
+        self._noises.append(float(torch.linalg.vector_norm(noise, dtype=torch.float64)) ** 2)
+
+    def plus(self, other: "Power") -> "Power":
+        """That of the tensors of both."""
+        return Power(self.count + other.count, self._signals + other._signals, self._noises + other._noises)
+
+    @property
+    def signal(self) -> float:
+        """The sum of squares of the float signal."""
+        return math.fsum(self._signals)
+
+    @property
+    def noise(self) -> float:
+        """The sum of squares of what the integer signal differs by."""
+        return math.fsum(self._noises)
+
+    @property
+    def mean_square(self) -> float:
+        """Of the noise."""
+        return self.noise / self.count if self.count else 0.0
+
+    @property
+    def sqnr(self) -> float | None:
+        """In dB; None without signal or without noise."""
+        signal, noise = self.signal, self.noise
+        if not (signal > 0.0 and noise > 0.0):
+            return None
+        return 10.0 * math.log10(signal / noise)
+
+
+@contextmanager
+def told(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
+    """Inside, a layer that is part of no model knows this noise level."""
+    before, layer.noise_level = layer.noise_level, noise
+    try:
+        yield
+    finally:
+        layer.noise_level = before
+
+
+@contextmanager
+def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLayer]]) -> Iterator[dict[str, Power]]:
+    """Inside, each named layer of the float `model` is compared with its integer form on the very same inputs."""
+    powers = {name: Power() for name in layer_of}
+    handles = []
+
+    def hook_for(power: Power, make: Callable[[], QuantizedLayer]) -> Callable[..., None]:
+        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            if output.numel():
+                layer = make()
+                with told(layer, noise):
+                    power.add(output, layer(input_of(args, kwargs)))
+
+        return hear
+
+    noise, detach = attach(model)
+    try:
+        for name, make in layer_of.items():
+            hook = hook_for(powers[name], make)
+            handles.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
+        yield powers
+    finally:
+        detach()
+        for handle in handles:
+            handle.remove()
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The floating-point tensors of an output, in order: of a tensor, a container, or a diffusers output."""
+    if isinstance(value, Tensor):
+        return [value] if value.is_floating_point() else []
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+def outputs(model: nn.Module, calls: Iterable[Call], ranks: Ranks = ALONE) -> list[list[Tensor]]:
+    """What `model` returns for each of a few calls, on the CPU: those that `ranks` gives to this process."""
+    with evaluating(model):
+        return [
+            [each.cpu() for each in tensors_in(run(model, call, at))] for at, call in enumerate(calls) if ranks.owns(at)
+        ]
+
+
+def joined(powers: Mapping[str, Power], ranks: Ranks) -> dict[str, Power]:
+    """The powers of all ranks. Collective."""
+    parts = ranks.gather(dict(powers))
+    return {name: reduce(Power.plus, (part[name] for part in parts)) for name in powers}
+
+
+def power_of(exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]], ranks: Ranks = ALONE) -> Power:
+    """That of a model's outputs on the same calls, which `ranks` share. Collective."""
+    power = Power()
+    for one, two in zip(exact, other, strict=True):
+        for exact_tensor, tensor in zip(one, two, strict=True):
+            power.add(exact_tensor, tensor)
+    return joined({"": power}, ranks)[""]

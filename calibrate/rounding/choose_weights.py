@@ -1,0 +1,134 @@
+"""Weights and biases that make up for what rounding costs the layer's output, judged on calls held out.
+
+One replay sums, for inputs x and what their integers stand for, xq: xq xq^T and xq (x - xq)^T, of as many layers as
+there is room for at once, and at least of one; the methods of rounding/ do the rest. The mean of W x - Wq xq over those
+calls is what the bias lacks (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction,
+arXiv 1906.04721, 2019). A layer where the outcome is no better than plain rounding keeps plain rounding.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from octavo.capture.ranks import ALONE, Ranks
+
+from ..choice import Choice, divided
+from ..layers.inputs import TimestepQParams
+from ..layers.scheme import QParams
+from ..layers.weights import round_to_nearest
+from ..observers.survey import Survey
+from ..plan import FloatLayer, layer_at
+from ..replay.calls import Calls, Progress
+from ..replay.current_call import Turn
+from ..replay.hooks import observe
+from .easy_quant import easy_quant_pair
+from .judge import error_of
+from .methods import WEIGHT_METHODS, Method
+from .sums import ROOM, Sums, portions_of, sharing_inputs, sums_for
+
+_CLIPPING = 0.3  # of the error: a model loses by clipping what a layer gains a little by
+_SEEN = 0.5  # of the largest values: rows without such do not tell what clipping costs
+
+
+def compensated(
+    model: nn.Module,
+    choices: Mapping[str, Choice],
+    surveys: Mapping[str, Survey],
+    calls: Calls,
+    method: Method,
+    progress: Progress,
+    ranks: Ranks = ALONE,
+    room: float = ROOM,
+) -> dict[str, Choice]:
+    """The choices with weights and corrections by `method`, where these are better on rows of calls held out.
+
+    `calls`, replayed once for each `room` bytes of sums, are some of those not held out. Deterministic; the
+    same for any `room`.
+
+    Collective: `ranks` share the layers. Each replays all of the calls, so that sums are added in the same order
+    whichever rank has them.
+    """
+    made: dict[str, Choice] = {}
+    portions = list(portions_of(sharing_inputs(choices, surveys, ranks), surveys, method, room))
+    count = sum(len(members) for portion in portions for members in portion)
+    each_layer = iter(progress("weights", range(count), count))
+    for portion in portions:
+        turn = Turn(model)
+        sums = {members[0]: sums_for(choices[members[0]], surveys[members[0]], turn, method) for members in portion}
+        observe(model, sums, turn.each(calls()))
+        for members in portion:
+            for name in members:
+                next(each_layer, None)
+                module = layer_at(model, name)
+                options = candidates(module, choices[name], sums[members[0]], method)
+                judged = partial(error_of, module, inputs=surveys[name].judged)
+                best, pair = min(options, key=judged), paired(module, choices[name], surveys[name], method)
+                if pair is not None and judged(pair) < _CLIPPING * judged(best):
+                    best = pair
+                made[name] = best
+            del sums[members[0]]
+    next(each_layer, None)
+    return {**choices, **{name: choice for part in ranks.gather(made) for name, choice in part.items()}}
+
+
+def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -> list[Choice]:
+    """The choice as it is, and with what the method finds. Convolutions in groups have their bias corrected alone: a
+    method would need the sums of each group."""
+    weight = divided(module, choice.multiplier)
+    found = [choice]
+    # a consumer drops a bias that the float layer has not; quant_bias it always reads
+    correct = method.correct and (module.bias is not None or isinstance(choice.spec, (QParams, TimestepQParams)))
+    if correct:
+        found.append(corrected(weight, choice, sums, groups_of(module)))
+    for name in method.weights if groups_of(module) == 1 else ():
+        rounded = WEIGHT_METHODS[name](weight, sums.inputs, seed=method.seed, **method.limits(name))
+        if rounded is not None:
+            found.append(replace(choice, weight=rounded, method=name))
+            if correct:
+                found.append(corrected(weight, found[-1], sums))
+    return found
+
+
+def paired(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -> Choice | None:
+    """The choice with scales of the weight and of its input by EasyQuant, in turns, if that is among the methods.
+
+    Not of a smoothed input: what clipping saves a layer there, it costs the model. Nor without calls held out, and
+    where the rows it is found by do not show how large values are: what is large in few rows would be clipped unseen.
+    """
+    spec = choice.spec
+    wanted = "easy-quant" in method.weights and choice.multiplier is None and groups_of(module) == 1
+    if not wanted or not survey.split or not isinstance(spec, QParams):
+        return None
+    rows, dtype = survey.fitting.rows.to(torch.float32), module.weight.dtype
+    extent = survey.all.range()
+    if not (rows.amin() <= _SEEN * extent.low and rows.amax() >= _SEEN * extent.high):
+        return None
+    limits = method.limits("easy-quant")
+    found = easy_quant_pair(module.weight, rows, spec, method.scheme, dtype, seed=method.seed, **limits)
+    return None if found is None else replace(choice, weight=found[0], spec=found[1], method="easy-quant")
+
+
+def groups_of(module: FloatLayer) -> int:
+    """1 but for convolutions in groups."""
+    return module.groups if isinstance(module, nn.Conv2d) else 1
+
+
+def corrected(weight: Tensor, choice: Choice, sums: Sums, groups: int = 1) -> Choice:
+    """The choice with what its outputs lack on average."""
+    quantized = choice.weight or round_to_nearest(weight)
+    if quantized is None or sums.rows == 0:
+        return choice
+    integers = quantized.weight.flatten(1).to(torch.float64) * quantized.scale.to(torch.float64).unsqueeze(1)
+    exact = weight.flatten(1).to(torch.float64)
+    lacking = _summed(exact.cpu(), sums.exact, groups) - _summed(integers.cpu(), sums.rounded, groups)
+    return replace(choice, correction=lacking / sums.rows)
+
+
+def _summed(weight: Tensor, inputs: Tensor, groups: int) -> Tensor:
+    """`weight` (out, in / groups) times `inputs` (in,), group by group: (out,)."""
+    if groups == 1:
+        return weight @ inputs
+    return (weight.view(groups, -1, weight.shape[1]) @ inputs.view(groups, -1, 1)).flatten()

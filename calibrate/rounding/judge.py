@@ -1,0 +1,48 @@
+"""Judges a choice for one layer by the error of its integer form on rows of its input."""
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..choice import Choice, layer_of
+from ..layers.modules import Geometry, QuantizedConv2d
+from ..layers.noise_level import NoiseLevel
+from ..plan import FloatLayer
+
+
+class Rows(Protocol):
+    """Inputs to judge a choice on: `rows` (rows, in) and the noise level of each, `levels` (rows,) or None."""
+
+    @property
+    def rows(self) -> Tensor: ...
+
+    @property
+    def levels(self) -> Tensor | None: ...
+
+
+@torch.no_grad()  # models of users have gradients: a graph would hold every tensor of a judgement
+def error_of(module: FloatLayer, choice: Choice, inputs: Rows) -> float:
+    """The squared error of the integer layer's output on rows, over the float one's square; infinite if it has none.
+
+    A convolution's rows are patches of its input (patches.py).
+    """
+    layer = layer_of(module, choice)
+    if isinstance(layer, str):
+        return float("inf")
+    x = inputs.rows
+    if isinstance(layer, QuantizedConv2d):
+        layer, x = on_patches(layer), x.view(-1, layer.in_channels, *layer.kernel_size)
+        exact = F.conv2d(x, module.weight, module.bias, groups=layer.groups).to(torch.float64)
+    else:
+        exact = F.linear(x, module.weight, module.bias).to(torch.float64)
+    layer.noise_level = NoiseLevel.of(inputs.levels)
+    signal = float(exact.square().sum())
+    noise = float((layer(x).to(torch.float64) - exact).square().sum())
+    return noise / signal if signal else noise
+
+
+def on_patches(layer: QuantizedConv2d) -> QuantizedConv2d:
+    """The layer for inputs (patches, in, kernel height, kernel width): one place each."""
+    return QuantizedConv2d(layer.numbers, Geometry((1, 1), (0, 0, 0, 0), (1, 1), "zeros", layer.groups))

@@ -1,0 +1,141 @@
+"""Sums over the calibration calls that weight rounding and bias correction need, one for each input of layers."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from octavo.capture.ranks import Ranks
+
+from ..choice import Choice
+from ..layers.inputs import Dynamic, InputSpec, TimestepQParams
+from ..layers.noise_level import bins_of
+from ..layers.products import dynamic_codes
+from ..layers.scheme import ACTIVATION, QParams, codes, dequantize
+from ..observers.patches import PatchSurvey
+from ..observers.survey import Survey
+from ..replay.current_call import Turn
+from .methods import Method
+from .objective import Inputs, precision
+
+
+class Strided:
+    """Takes one row in so many of all inputs (..., in)."""
+
+    def __init__(self, stride: int) -> None:
+        self._stride, self._seen = stride, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        rows = x.detach().reshape(-1, x.shape[-1])
+        first = -self._seen % self._stride
+        self._seen += len(rows)
+        return rows[first :: self._stride]
+
+
+class Sums:
+    """Of the inputs of one layer, and of those that are given the same; `read` takes the rows to sum."""
+
+    def __init__(
+        self, choice: Choice, turn: Turn, columns: int, read: Callable[[Tensor], Tensor], squares: bool
+    ) -> None:
+        self._choice, self._turn, self.read = choice, turn, read
+        kind = precision(columns)
+        self.rows = 0
+        self.exact, self.rounded = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64)
+        self.gram = torch.zeros(columns, columns, dtype=kind) if squares else None
+        self.residual = torch.zeros(columns, columns, dtype=kind) if squares else None
+        self.key = id(self)
+
+    def add(self, rows: Tensor) -> None:
+        """Takes in rows (rows, in)."""
+        multiplier = self._choice.multiplier
+        x = (rows if multiplier is None else rows * multiplier.to(rows.dtype)).to(torch.float32)
+        xq = represented(x, self._choice.spec, self._turn.level)
+        lost = x - xq
+        self.rows += len(x)
+        self.exact += x.sum(0, dtype=torch.float64).cpu()
+        self.rounded += xq.sum(0, dtype=torch.float64).cpu()
+        if self.gram is not None and self.residual is not None:
+            self.gram += (xq.T @ xq).cpu()
+            self.residual += (xq.T @ lost).cpu()
+
+    @property
+    def inputs(self) -> Inputs | None:
+        """What the methods of rounding want to know."""
+        if self.gram is None or self.residual is None:
+            return None
+        return Inputs(self.gram, self.gram + self.residual, self.rows)
+
+
+def represented(x: Tensor, spec: InputSpec | None, level: float | None) -> Tensor:
+    """What the integers of `x` (rows, in) float32 stand for, at this noise level."""
+    if spec is None:
+        return x
+    if isinstance(spec, Dynamic):
+        q, scale = dynamic_codes(x, (-1,))
+        return q.to(torch.float32) * scale
+    qparams = spec
+    if isinstance(spec, TimestepQParams):
+        at = bins_of(torch.tensor(0.0 if level is None else level), spec.edges)
+        qparams = QParams(spec.qparams.scale[at], spec.qparams.zero_point[at])
+    assert isinstance(qparams, QParams)
+    on = QParams(*(each.to(x.device) for each in qparams))
+    return dequantize(codes(x, on, ACTIVATION), on, ACTIVATION)
+
+
+def sums_for(choice: Choice, survey: Survey, turn: Turn, method: Method) -> Sums:
+    columns = len(survey.all.low)
+    rows = _ROWS_A_CHANNEL * columns
+    if isinstance(survey, PatchSurvey):
+        squares = bool(method.weights) and survey.patches.geometry.groups == 1
+        return Sums(choice, turn, columns, survey.taking(min(rows, _PATCHES)), squares)
+    stride = max(1, survey.fitted.rows // rows)
+    return Sums(choice, turn, columns, Strided(stride), squares=bool(method.weights))
+
+
+def sharing_inputs(choices: Mapping[str, Choice], surveys: Mapping[str, Survey], ranks: Ranks) -> list[list[str]]:
+    """The layers of this rank, together those with one input: wide ones, which take the longest, are dealt first."""
+    shared: dict[tuple[str, int], list[str]] = {}
+    for name, choice in choices.items():
+        if name in surveys and surveys[name].seen:
+            shared.setdefault((surveys[name].leader, id(choice.multiplier)), []).append(name)
+    if ranks.world == 1:
+        return list(shared.values())
+    return ranks.share(sorted(shared.values(), key=lambda members: -len(surveys[members[0]].all.low)))
+
+
+def portions_of(
+    shared: Iterable[list[str]], surveys: Mapping[str, Survey], method: Method, room: float
+) -> Iterator[list[list[str]]]:
+    """Lists of layers with one input, whose sums fit in `room` bytes together, or of one alone."""
+    portion: list[list[str]] = []
+    held = 0
+    for members in shared:
+        size = bytes_of_sums(len(surveys[members[0]].all.low), method)
+        if portion and held + size > room:
+            yield portion
+            portion, held = [], 0
+        portion.append(members)
+        held += size
+    if portion:
+        yield portion
+
+
+def bytes_of_sums(columns: int, method: Method) -> int:
+    """Those of a layer of so many columns."""
+    return 2 * columns**2 * precision(columns).itemsize if method.weights else 16 * columns
+
+
+_ROWS_A_CHANNEL = 32  # more rows than this many times the channels change the sums little
+
+
+_PATCHES = 1 << 16  # of a convolution, in all
+
+
+ROOM = float(1 << 30)  # bytes of sums held at once
+
+
+WORK = 5  # times the bytes of a layer's sums: what GPTQ makes of them (measured: 4.0)
+
+
+CALLS = 96  # enough to replay for the sums

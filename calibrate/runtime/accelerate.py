@@ -1,0 +1,57 @@
+"""Models: their integer layers all at once."""
+
+from torch import nn
+
+from octavo.capture.errors import UsageError
+
+from ..layers.install import names_of, replace
+from ..layers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from .attention import attend, is_quick
+from .int8_modules import BACKENDS, Int8Conv2d, Int8GELU, Int8Linear
+from .shared_codes import Recent
+
+Int8Layer = Int8Linear | Int8Conv2d
+
+
+def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
+    """The fast form of a layer, with the same tensors. `backend` is a name of BACKENDS; None goes by the device.
+
+    Raises UsageError for another name.
+    """
+    if backend not in (None, *BACKENDS):
+        raise UsageError(f"backend {backend!r}: unknown. Known are {', '.join(BACKENDS)}.")
+    if not isinstance(layer, Int8Layer):
+        layer = Int8Conv2d.of(layer) if isinstance(layer, QuantizedConv2d) else Int8Linear.of(layer)
+    layer.backend = backend
+    return layer
+
+
+def accelerate(model: nn.Module, backend: str | None = None, attention: bool = True) -> None:
+    """Makes all integer layers of `model` run on `backend`: names, tensors and hooks of the model stay as they are.
+
+    With `attention`, and a backend other than the reference, its attention on a CPU is Octavo's in every forward.
+    """
+    recent = Recent()
+    for first, names in names_of(model).items():
+        layer = model.get_submodule(first)
+        if isinstance(layer, (QuantizedLinear, QuantizedConv2d)):
+            fast = optimized(layer, backend)
+            fast.share(recent)
+            for name in names if fast is not layer else ():
+                replace(model, name, fast)
+    for first, names in names_of(model).items():
+        module = model.get_submodule(first)
+        if _is_gelu(module):
+            fused = Int8GELU(module.proj, module.approximate).train(module.training)  # type: ignore[arg-type]
+            for name in names:
+                replace(model, name, fused)
+    attend(model, attention and backend in (None, "cpu") and is_quick())
+
+
+def _is_gelu(module: nn.Module) -> bool:
+    """Whether it is diffusers' linear layer with GELU behind it, and nothing listens between the two."""
+    kind = type(module)
+    if (kind.__module__, kind.__name__) != ("diffusers.models.activations", "GELU"):
+        return False
+    heard = [module, *module.children()]
+    return isinstance(module.proj, Int8Linear) and not any(m._forward_hooks or m._forward_pre_hooks for m in heard)

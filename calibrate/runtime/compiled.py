@@ -1,0 +1,60 @@
+"""What torch.compile sees of integer layers on a CPU: codes, which it fuses with what comes before, and operators.
+
+An operator is given tensors alone, so a layer is one of them: a number that it is found by as long as it lives.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..layers.products import sums_in_int32
+from ..layers.scheme import ACTIVATION, codes
+from . import cpu
+from .int8_layer import LAYERS, Conv2dState, Int8Layer, LinearState
+from .onednn_weights import SHIFT
+
+
+@torch.compiler.assume_constant_result
+def _sums_in_int32() -> bool:
+    return sums_in_int32()
+
+
+def takes(layer: Int8Layer) -> bool:
+    """Whether `layer` has a form in graphs: not with ranges by noise level, since that of a call is outside of them."""
+    return layer.scheme != "W8A8_TIMESTEP"
+
+
+def linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
+    """The output of `layer` in a graph."""
+    shape = *x.shape[:-1], layer.out_features
+    if layer.scheme != "W8A8" or not _sums_in_int32():
+        return torch.ops.octavo.layer(x, layer.number, shape, gelu or "")
+    found = codes(layer._multiplied(x, -1), layer.qparams(0), ACTIVATION)
+    return torch.ops.octavo.product((found + SHIFT).to(torch.uint8), layer.number, shape, x.dtype, gelu or "")
+
+
+def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
+    """The output of `layer` in a graph."""
+    left, right, top, bottom = layer.geometry.padding
+    size = layer.geometry.size((x.shape[-2] + top + bottom, x.shape[-1] + left + right), layer.kernel_size)
+    return torch.ops.octavo.layer(x, layer.number, [*x.shape[:-3], layer.out_channels, *size], "")
+
+
+def _computed_whole(x: Tensor, number: Tensor, shape: Sequence[int], gelu: str) -> Tensor:
+    layer = LAYERS[int(number)]
+    return layer.forward(x, **({"gelu": gelu} if gelu else {})).contiguous()
+
+
+def _computed_product(q: Tensor, number: Tensor, shape: Sequence[int], dtype: torch.dtype, gelu: str) -> Tensor:
+    layer: LinearState = LAYERS[int(number)]  # type: ignore[assignment]
+    return cpu.of_codes(layer, q.reshape(-1, q.shape[-1]), dtype, gelu or None).view(shape)
+
+
+_OPERATORS = torch.library.Library("octavo", "DEF")
+_OPERATORS.define("layer(Tensor x, Tensor number, SymInt[] shape, str gelu) -> Tensor")
+_OPERATORS.define("product(Tensor q, Tensor number, SymInt[] shape, ScalarType dtype, str gelu) -> Tensor")
+_OPERATORS.impl("layer", _computed_whole, "CPU")
+_OPERATORS.impl("product", _computed_product, "CPU")
+torch.library.register_fake("octavo::layer", lambda x, number, shape, gelu: x.new_empty(shape))
+torch.library.register_fake("octavo::product", lambda q, number, shape, dtype, gelu: q.new_empty(shape, dtype=dtype))

@@ -1,0 +1,132 @@
+"""The state of a fast integer layer: its numbers, packed for the CPU, and the number that graphs find it by.
+
+Backends are written against `LinearState` and `Conv2dState`; `int8_modules` gives these their forwards.
+"""
+
+import weakref
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from octavo.capture.errors import MisfitError
+from octavo.capture.paging import page_out
+
+from ..layers.modules import IntegerLayer, QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from ..layers.noise_level import NoiseLevel
+from ..layers.scheme import QParams
+from .onednn_weights import Packed, pack
+from .shared_codes import Recent
+
+LAYERS: "weakref.WeakValueDictionary[int, Int8Layer]" = weakref.WeakValueDictionary()  # by the number of each
+
+
+def number_of(layer: "Int8Layer") -> Tensor:
+    """A 0-d int64 tensor that stands for `layer` in graphs, whose operators take tensors alone."""
+    LAYERS[id(layer)] = layer
+    return torch.tensor(id(layer), device="cpu")
+
+
+class Int8Layer(IntegerLayer):
+    """Runs on `backend`, a name of BACKENDS; None takes that of the input's device, or the reference.
+
+    On the CPU the first forward of any packs the weights of its model, and lets the plain ones go: there is one copy in
+    memory. A plain one is there again when asked for, and when the module is moved, copied, saved or loaded, until the
+    next forward.
+    """
+
+    backend: str | None = None
+    number: Tensor  # that graphs find it by
+    recent: Recent | None = None  # shared with other layers of its model
+    _packed: Packed | None = None
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.number = number_of(self)
+
+    @classmethod
+    def of(cls, layer: QuantizedLayer) -> Self:
+        """A layer that shares its numbers and its noise level with `layer`."""
+        more = (layer.geometry,) if isinstance(layer, QuantizedConv2d) else ()
+        made = cls(layer.numbers, *more)
+        made.noise_level = layer.noise_level
+        return made.train(layer.training)
+
+    @property
+    def packed(self) -> Packed:
+        """The numbers as the CPU takes them."""
+        if self._packed is None:
+            self._pack()
+            # the others' too: packed between what calls allocate and free, weights would leave holes in memory
+            for layer in self.recent.layers if self.recent else ():
+                weight = layer._parameters.get("weight")
+                if not layer.weight_only and weight is not None and weight.device.type == "cpu":
+                    layer._pack()
+        assert self._packed is not None
+        return self._packed
+
+    def _pack(self) -> None:
+        self._packed = pack(self, (self.recent or Recent()).layouts)  # type: ignore[arg-type]
+        if (weight := self._parameters.pop("weight", None)) is not None:
+            page_out(weight)
+
+    def unpack(self) -> None:
+        """Makes the weight a parameter again."""
+        if self._packed is not None:
+            weight = nn.Parameter(self._packed.plain(), requires_grad=False)
+            self._parameters = {"weight": weight, **self._parameters}
+            self._packed = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            self.unpack()
+        return super().__getattr__(name)
+
+    def bins(self, rows: int | None) -> int | list[int]:
+        """The bin of each of the `rows`, or of all of them; 0 for layers without."""
+        if self.scheme != "W8A8_TIMESTEP":
+            return 0
+        found: int | list[int] = (self.noise_level or NoiseLevel()).bins(self.edges, rows).tolist()
+        return found
+
+    def qparams(self, at: int) -> QParams:
+        """Those of the input in a bin."""
+        return QParams(self.input_scale.view(-1)[at], self.input_zero_point.view(-1)[at])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        if fn(torch.empty(0)).dtype != torch.float32:
+            raise MisfitError("dtype of an 8-bit layer: its scales are float32. Load it in another dtype.")
+        self.unpack()
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unpack()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.unpack()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.unpack()
+        return self.__dict__ | {"number": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.number = number_of(self)
+        self.share(self.recent)
+
+    def share(self, recent: Recent | None) -> None:
+        """Makes `recent` what this layer shares with others."""
+        self.recent = recent
+        if recent is not None:
+            recent.layers.add(self)
+
+
+class LinearState(Int8Layer, QuantizedLinear):
+    """An integer linear layer as backends see it."""
+
+
+class Conv2dState(Int8Layer, QuantizedConv2d):
+    """An integer convolution as backends see it."""

@@ -1,0 +1,36 @@
+"""Sums of products on devices that multiply matrices of int8 and add nothing to them: CUDA, and the NPU in float32."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..layers.modules import QuantizedConv2d
+
+Matmul = Callable[[Tensor, Tensor], Tensor]  # whole numbers in float32 (..., in) and int8 (out, in): int32 (..., out)
+
+
+def convolution(layer: QuantizedConv2d, matmul: Matmul) -> Callable[[Tensor], Tensor]:
+    """What convolves padded integers of float32 with the weight of `layer`, patch by patch, by means of `matmul`."""
+
+    def convolve(padded: Tensor) -> Tensor:
+        images = padded if padded.ndim == 4 else padded.unsqueeze(0)
+        size = layer.geometry.size(images.shape[2:], layer.kernel_size)
+        patches = F.unfold(images, layer.kernel_size, layer.dilation, 0, layer.stride)  # (batch, in * patch, places)
+        parts = zip(patches.chunk(layer.groups, 1), layer.weight.flatten(1).chunk(layer.groups), strict=True)
+        each = [matmul(some.transpose(1, 2), weight).transpose(1, 2) for some, weight in parts]
+        total = torch.cat(each, 1).unflatten(2, size)
+        return total if padded.ndim == 4 else total[0]
+
+    return convolve
+
+
+def int_matmul(q: Tensor, weight: Tensor) -> Tensor:
+    """torch._int_mm, within its limits on CUDA: more than 16 rows, other extents multiples of 8. Zeros fill them up."""
+    rows = q.reshape(-1, q.shape[-1]).to(torch.int8)
+    outs, ins = weight.shape
+    more_rows, more_ins, more_outs = max(0, 17 - len(rows)), -ins % 8, -outs % 8
+    # columns of the second matrix are rows of the weight, and cuBLAS wants them one after another
+    total = torch._int_mm(F.pad(rows, (0, more_ins, 0, more_rows)), F.pad(weight, (0, more_ins, 0, more_outs)).t())
+    return total[: len(rows), :outs].reshape(*q.shape[:-1], outs)

@@ -1,0 +1,52 @@
+"""Layers that run the integers of a checkpoint as fast as the device of their input can."""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from . import compiled, cpu, cuda, npu, reference
+from .int8_layer import Conv2dState, Int8Layer, LinearState
+
+BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "npu": npu, "reference": reference}
+
+
+def backend_of(layer: Int8Layer, x: Tensor) -> ModuleType:
+    """The module that computes `layer` for the input `x`.
+
+    In a graph of torch.compile that is `compiled` where `cpu` would be it: Inductor cannot take a packed weight apart.
+    """
+    backend = BACKENDS.get(layer.backend or x.device.type, reference)
+    return compiled if backend is cpu and torch.compiler.is_compiling() and compiled.takes(layer) else backend
+
+
+class Int8Linear(LinearState):
+    """A QuantizedLinear that runs as fast as it can."""
+
+    def forward(self, input: Tensor, gelu: str | None = None) -> Tensor:
+        """The output, in the dtype of the input; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
+        y: Tensor = backend_of(self, input).linear(self, input, gelu)
+        return y
+
+
+class Int8Conv2d(Conv2dState):
+    """A QuantizedConv2d that runs as fast as it can."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        y: Tensor = backend_of(self, input).conv2d(self, input)
+        return y
+
+
+class Int8GELU(nn.Module):
+    """GELU of what an Int8Linear puts out, in the same pass. It takes the place of diffusers' module of that name.
+
+    The tensors keep their names.
+    """
+
+    def __init__(self, proj: Int8Linear, approximate: str) -> None:
+        super().__init__()
+        self.proj, self.approximate = proj, approximate
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        y: Tensor = self.proj(hidden_states, gelu=self.approximate)
+        return y

@@ -1,0 +1,52 @@
+"""What the layers of a model share: the integers of an input that several are given, as to_q, to_k and to_v are."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .onednn_layout import Layouts
+
+
+class Quantization(NamedTuple):
+    """What the integers of an input follow from, but for the input."""
+
+    scale: float
+    zero_point: int
+    multiplier: Tensor | None
+
+    def same(self, other: "Quantization") -> bool:
+        """Whether both make the same integers."""
+        if self[:2] != other[:2]:
+            return False
+        if self.multiplier is None or other.multiplier is None:
+            return self.multiplier is other.multiplier
+        return torch.equal(self.multiplier, other.multiplier)
+
+
+class Recent:
+    """Holds the layers that share this, the integers of their last input, and how their weights lie.
+
+    Copies begin empty.
+    """
+
+    def __init__(self) -> None:
+        self.layouts = Layouts()
+        self.layers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._last: tuple[weakref.ref[Tensor], int, Quantization, Tensor] | None = None
+
+    def of(self, x: Tensor, how: Quantization, make: Callable[[], Tensor]) -> Tensor:
+        """The integers of `x` as it is now, which nobody may change; from `make` unless they are known."""
+        if x.is_inference():  # has no version: a change in place would go unnoticed
+            return make()
+        last = self._last
+        if last is not None and last[0]() is x and last[1] == x._version and last[2].same(how):
+            return last[3]
+        q = make()
+        self._last = weakref.ref(x), x._version, how, q
+        return q
+
+    def __reduce__(self) -> Any:
+        return Recent, ()

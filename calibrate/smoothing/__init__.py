@@ -1,0 +1,1 @@
+"""Outliers of inputs moved into weights (SmoothQuant), and multipliers folded into what comes before."""

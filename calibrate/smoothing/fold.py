@@ -1,0 +1,192 @@
+"""Integer layers without the multiplier of their input: what makes the input is divided instead.
+
+Of a layer with mul_scale, the weight already carries the inverse. So the multiplier may go where the input's channels
+come from: into the weight scales and biases of integer layers, whose int8 codes stay, or into float parameters. The
+model then computes the same with fewer operations, and any consumer can run it that knows no multiplier.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from octavo.capture.paging import page_out
+
+from ..layers.freeze import numbers_of
+from ..layers.inputs import Dynamic, InputSpec, Static, Timestep, TimestepQParams
+from ..layers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear
+from ..layers.numbers import Numbers
+from ..layers.scheme import QParams
+from ..layers.weights import QuantizedWeight
+
+_HALF = 0.51  # of a step: what rounding explains of the difference of quant_bias from the bias
+
+
+class Fold(Protocol):
+    """What makes the channels of an input: rows from `start` of a layer, a norm, or of a parameter seen flat.
+
+    `plus_one`: it makes the scale of a modulation, which is applied as 1 + scale.
+    """
+
+    @property
+    def target(self) -> str: ...
+
+    @property
+    def start(self) -> int: ...
+
+    @property
+    def plus_one(self) -> bool: ...
+
+
+class Group(Protocol):
+    """Layers whose inputs are made by `folds` and by nothing else, and reach nothing but these layers."""
+
+    @property
+    def layers(self) -> Sequence[str]: ...
+
+    @property
+    def folds(self) -> Sequence[Fold]: ...
+
+
+class Folded(NamedTuple):
+    """The integer layers, and what makes new values for float parameters of the model, by their names.
+
+    A value is made when it is asked for, so that those of a large model need not be in memory together;
+    `model.load_state_dict(values(), strict=False)` puts all in.
+    """
+
+    layers: dict[str, QuantizedLayer]
+    parameters: dict[str, Callable[[], Tensor]]
+
+    def values(self) -> dict[str, Tensor]:
+        """All of the new values."""
+        return {name: make() for name, make in self.parameters.items()}
+
+
+def folded(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Iterable[Group]) -> Folded:
+    """The layers without mul_scale for each of the groups that can do without; the others are as they were.
+
+    A group can where all its layers are integer ones with the same mul_scale and all that makes their input takes the
+    multiplication. `model` is the float one, or the one `layers` are installed in; neither it nor `layers` are changed,
+    and layers that stay the same are the same objects.
+    """
+    made = Folded(dict(layers), {})
+    for group in groups:
+        multiplier = _common([made.layers.get(name) for name in group.layers])
+        if multiplier is None:
+            continue
+        tried = Folded(dict(made.layers), dict(made.parameters))
+        if all(_moved(model, tried, fold, multiplier) for fold in group.folds):
+            for name in group.layers:
+                tried.layers[name] = _with(tried.layers[name], replace(tried.layers[name].numbers, mul_scale=None))
+            made = tried
+    return made
+
+
+def _common(members: Sequence[QuantizedLayer | None]) -> Tensor | None:
+    """The multiplier that all of them have."""
+    found = [None if member is None else member.mul_scale for member in members]
+    known = [each for each in found if each is not None]
+    same = len(known) == len(found) > 0 and all(torch.equal(each, known[0]) for each in known)
+    return known[0] if same else None
+
+
+def _with(layer: QuantizedLayer, numbers: Numbers) -> QuantizedLayer:
+    """A layer of the same kind and place."""
+    made = QuantizedConv2d(numbers, layer.geometry) if isinstance(layer, QuantizedConv2d) else QuantizedLinear(numbers)
+    made.noise_level = layer.noise_level
+    return made
+
+
+def _moved(model: nn.Module, made: Folded, fold: Fold, multiplier: Tensor) -> bool:
+    """Multiplies what `fold` names; False where it does not take it."""
+    layer = made.layers.get(fold.target)
+    if layer is None:
+        return _float(model, made.parameters, fold, multiplier)
+    by = torch.ones(len(layer.weight), dtype=torch.float64, device=layer.weight.device)
+    by[fold.start : fold.start + len(multiplier)] = multiplier.to(by.device, torch.float64)
+    if fold.plus_one and layer.bias is None:
+        return False
+    numbers = multiplied(layer, by, by - 1 if fold.plus_one else torch.zeros_like(by))
+    if isinstance(numbers, str):
+        return False
+    made.layers[fold.target] = _with(layer, numbers)
+    return True
+
+
+def multiplied(layer: QuantizedLayer, by: Tensor, plus: Tensor) -> Numbers | str:
+    """The numbers of a layer with the same int8 codes whose output is that of `layer` times `by` plus `plus`.
+
+    Both (out,) float64. Or why there are none.
+    """
+    numbers = layer.numbers
+    scale = (numbers.weight_scale.to(torch.float64) * by).to(torch.float32)
+    bias = None
+    if numbers.bias is not None:
+        bias = (numbers.bias.to(torch.float64) * by + plus).to(numbers.bias.dtype)
+    correction = None
+    if layer.calibrated:  # the exact sum, in place of the rounded bias
+        correction = added(numbers) * by + plus - (0.0 if bias is None else bias.to(torch.float64))
+    quantized = QuantizedWeight(numbers.weight, scale)
+    made = numbers_of(quantized, bias, _spec(numbers), numbers.dtype, numbers.mul_scale, correction)
+    return made if isinstance(made, str) else replace(made, made_bias=numbers.made_bias)
+
+
+def added(numbers: Numbers) -> Tensor:
+    """What a layer with ranges adds to its output, float64 (out,): the bias, or what its quant_bias carries besides."""
+    activation = numbers.activation
+    assert isinstance(activation, (Static, Timestep))
+    deq = activation.deq.to(torch.float64).view(-1, len(numbers.weight))  # (bins, out)
+    sums = numbers.weight.flatten(1).sum(1, dtype=torch.int64)
+    page_out(numbers.weight)
+    offset = activation.qparams.zero_point.to(torch.int64).view(-1, 1) * sums
+    carried = (activation.quant_bias.view(deq.shape) + offset) * deq
+    finest = deq.argmin(0, keepdim=True)  # whose rounding is the smallest
+    added = carried.gather(0, finest)[0]
+    bias = torch.zeros_like(added) if numbers.bias is None else numbers.bias.to(torch.float64)
+    return torch.where((added - bias).abs() <= _HALF * deq.gather(0, finest)[0], bias, added)
+
+
+def _spec(numbers: Numbers) -> InputSpec | None:
+    activation = numbers.activation
+    if isinstance(activation, Timestep):
+        return TimestepQParams(QParams(*activation.qparams), activation.edges)
+    return activation.qparams if isinstance(activation, Static) else Dynamic() if activation else None
+
+
+def _float(model: nn.Module, parameters: dict[str, Callable[[], Tensor]], fold: Fold, multiplier: Tensor) -> bool:
+    """Multiplies float parameters, those of `parameters` or copies of the model's."""
+    parent, _, leaf = fold.target.rpartition(".")
+    found = getattr(model.get_submodule(parent), leaf)
+    weight, bias = getattr(found, "weight", None), getattr(found, "bias", None)
+    targets: list[tuple[str, Tensor | None, bool]]
+    if isinstance(found, nn.Parameter):
+        targets = [(fold.target, found, fold.plus_one)]
+    elif bias is None and (weight is None or fold.plus_one):
+        return False
+    else:
+        targets = [(f"{fold.target}.weight", weight, False), (f"{fold.target}.bias", bias, fold.plus_one)]
+    for name, value, plus_one in targets:
+        if value is None:
+            continue
+        before = parameters.get(name, partial(_copied, value.detach()))
+        parameters[name] = partial(_scaled, before, fold.start, multiplier, plus_one, flat=name == fold.target)
+    return True
+
+
+def _copied(value: Tensor) -> Tensor:
+    copy = value.clone(memory_format=torch.contiguous_format)
+    page_out(value)
+    return copy
+
+
+def _scaled(make: Callable[[], Tensor], start: int, multiplier: Tensor, plus_one: bool, *, flat: bool) -> Tensor:
+    """What `make` makes, with rows from `start` multiplied; of a tensor seen `flat`, its numbers."""
+    made = make()
+    part = (made.view(-1) if flat else made)[start : start + len(multiplier)]
+    by = multiplier.to(part.device, torch.float64).view([-1] + [1] * (part.ndim - 1))
+    part.copy_((1 + part.to(torch.float64)) * by - 1 if plus_one else part.to(torch.float64) * by)
+    return made
