@@ -29,9 +29,8 @@ from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.run import prompt_seed
 from octavo.pipelines.sd3 import SD3
 from octavo.prompts import read_prompts
-
-from .networks import put_outliers
-from .quality import draw
+from tests.zoo.drawing import draw
+from tests.zoo.random_sd3 import put_outliers
 
 ROWS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -37,9 +37,9 @@ from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.run import prompt_seed
 from octavo.pipelines.sd3 import SD3
 from octavo.prompts import read_prompts
+from tests.zoo.random_sd3 import put_outliers
 
 from .accuracy import recorded
-from .networks import put_outliers
 
 SCHEMES = ("W8A8", "W8A8_DYNAMIC", "W8A16")
 

@@ -20,8 +20,7 @@ import torch
 from torch import nn
 
 from octavo.pipelines.sd3 import SD3
-
-from .networks import put_outliers, random_calls, random_sd3
+from tests.zoo.random_sd3 import put_outliers, random_calls, random_sd3
 
 CELLS = {"r": (1.0, False), "r o": (1.0, True), "a": (8.0, False), "a o": (8.0, True)}
 

@@ -33,9 +33,8 @@ from octavo.calibrate.formats.onnx.trace import trace
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.layers.modules import QuantizedLayer
 from octavo.calibrate.replay.user_data import Sample
-
-from .bench_cnn import bundled
-from .resnet import resnet18, resnet50
+from tests.zoo.digits import bundled
+from tests.zoo.resnet import resnet18, resnet50
 
 Array = np.ndarray[Any, Any]
 _NAME = "input.1"

@@ -18,8 +18,8 @@ from octavo.calibrate.layers.install import install
 from octavo.calibrate.runtime import accelerate, attend
 from octavo.calibrate.settings import Settings
 from octavo.pipelines.sd3 import SD3
+from tests.zoo.random_sd3 import Call
 
-from .networks import Call
 from .runtime_memory import memory_of
 
 TEXT = 333  # tokens, beside those of the picture: 77 of CLIP and 256 of T5

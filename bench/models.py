@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from octavo.pipelines.load import quiet
-from tests.pipelines_tiny import ZOO, make, run
-
-from .walk import Walked, walk
+from tests.zoo.pipelines import ZOO, make, run
+from tests.zoo.walk import Walked, walk
 
 HEAD = (
     "| pipeline | denoiser | calls | replay exact | layers in integers / float | SQNR of the denoiser | "

@@ -84,6 +84,19 @@ class Sealed(NamedTuple):
     digest: str
 
 
+def json_object(content: bytes, path: Path, remedy: str = "") -> dict[str, Any]:
+    """The object in the `content` of the JSON file at `path`. Raises FileError for anything else."""
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise damage(path, f"not valid JSON (line {error.lineno})", remedy) from None
+    except (UnicodeDecodeError, RecursionError):
+        raise damage(path, "not valid JSON", remedy) from None
+    if not isinstance(value, dict):
+        raise damage(path, "holds no JSON object", remedy)
+    return value
+
+
 def seal(body: Any) -> bytes:
     """The bytes of a sealed file. Raises StorageError when no reader would take them."""
     content = canonical(body)

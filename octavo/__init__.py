@@ -7,7 +7,7 @@ Octavo's checkpoints: `SD3Transformer2DModel.from_pretrained(OUT)`; see `registr
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .registration import register_with_diffusers
+from .diffusers_registration import register_with_diffusers
 
 if TYPE_CHECKING:
     from octavo.calibrate import Calibrator, QuantConfig, accelerate

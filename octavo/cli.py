@@ -108,8 +108,8 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 
     ranks = ranks_of_environment()
     with errors(debug, ranks):
-        from .capture_command import run
-        from .job import CaptureOptions
+        from .commands.capture import run
+        from .commands.capture_job import CaptureOptions
 
         run(CaptureOptions(**options), Terminal(as_json, quiet=ranks.rank > 0), ranks)
 
@@ -196,7 +196,8 @@ def calibrate(context: click.Context, debug: bool, as_json: bool, **options: Any
 
     ranks = ranks_of_environment()
     with errors(debug, ranks):
-        from .calibrate_command import CalibrateOptions, run
+        from .commands.calibrate import run
+        from .commands.calibrate_options import CalibrateOptions
 
         given = {n for n in options if context.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE}
         run(CalibrateOptions(**options), given, Terminal(as_json, quiet=ranks.rank > 0), ranks)
@@ -211,7 +212,7 @@ def inspect(path: Path, as_json: bool, debug: bool) -> None:
     from .terminal import Terminal, errors
 
     with errors(debug):
-        from .inspect_command import run
+        from .commands.inspect import run
 
         run(path, Terminal(as_json))
 
@@ -240,7 +241,7 @@ def generate(debug: bool, as_json: bool, **options: Any) -> None:
     from .terminal import Terminal, errors
 
     with errors(debug):
-        from .generate_command import GenerateOptions, run
+        from .commands.generate import GenerateOptions, run
 
         run(GenerateOptions(**options), Terminal(as_json))
 
@@ -266,7 +267,7 @@ def compare(debug: bool, as_json: bool, **options: Any) -> None:
     from .terminal import Terminal, errors
 
     with errors(debug):
-        from .compare_command import CompareOptions, run
+        from .commands.compare import CompareOptions, run
 
         run(CompareOptions(**options), Terminal(as_json))
 

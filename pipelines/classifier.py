@@ -9,8 +9,9 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from octavo.capture.errors import FileError, UsageError
 
+from .files import read_json
 from .images import Preprocessing, preprocessing_of
-from .inspection import check_weights, read_json
+from .inspection import check_weights
 from .load import check_finite, load_component, one_line, quiet
 
 BUNDLED = {"digits": Path(__file__).parent / "digits" / "model"}

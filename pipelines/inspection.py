@@ -1,6 +1,5 @@
 """Looks at a model directory before anything of it is loaded or run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +9,9 @@ from octavo.capture.errors import FileError, UsageError
 
 from . import FAMILIES, family_of
 from .family import Family
+from .files import read_json
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file of a model directory; FileError when it is not one."""
-    try:
-        value = json.loads(file.read_bytes())
-    except json.JSONDecodeError as error:
-        raise FileError(f"{file}: not valid JSON (line {error.lineno}). Download the file again.") from None
-    except (UnicodeDecodeError, RecursionError):
-        raise FileError(f"{file}: not valid JSON. Download the file again.") from None
-    if not isinstance(value, dict):
-        raise FileError(f"{file}: holds no JSON object. Download the file again.")
-    return value
 
 
 def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from octavo.capture.errors import FileError, MisfitError, NumbersError, UsageErr
 
 from .denoisers import denoisers
 from .family import Family
-from .inspection import family_at, inspect_model, read_json, stored_dtype
+from .files import read_json
+from .inspection import family_at, inspect_model, stored_dtype
 
 log = logging.getLogger(__name__)
 DEMO = Path(__file__).parent / "demo" / "model"

@@ -5,7 +5,6 @@ loop is that of AllegroPipeline, with the Euler ancestral scheduler. Its CausalV
 gives latents. Never run with the published weights.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from octavo.capture.errors import FileError, MisfitError
 
 from .families import value_groups
 from .family import Family
+from .files import read_json
 
 _SAME = (
     "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers", "dropout",
@@ -67,7 +67,6 @@ def load_transformer(directory: str | Path, torch_dtype: Any = None) -> Any:
     import torch
     from diffusers import AllegroTransformer3DModel
 
-    from .inspection import read_json
     from .opensora.load import fill
 
     directory = Path(directory)
@@ -103,7 +102,7 @@ def _text_parts(folder: Path, dtype: Any) -> dict[str, Any]:
     from transformers import AutoTokenizer, MT5EncoderModel, T5EncoderModel
 
     try:
-        words = json.loads((folder / "config.json").read_bytes())["model_type"]
+        words = read_json(folder / "config.json")["model_type"]
         kind = MT5EncoderModel if words == "mt5" else T5EncoderModel
         encoder = kind.from_pretrained(folder, dtype=dtype, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

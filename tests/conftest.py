@@ -13,7 +13,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from octavo.pipelines.demo.train import text_encoder, tokenizer
 
-    from .pipelines_tiny import make
+    from .zoo.pipelines import make
 
     folder = tmp_path_factory.mktemp("tiny")
     tokens = tokenizer(folder / "tokenizer")

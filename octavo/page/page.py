@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from octavo.calibrate.learning_curve import verdict
 
-from ..likeness import png
+from ..comparing.image_metrics import png
 from . import figures
 from .words import FILTERS, share
 

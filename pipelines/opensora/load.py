@@ -1,7 +1,6 @@
 """Reading models from disk: a downloaded hpcai-tech/OpenSora-STDiT-v3 folder, and directories diffusers wrote."""
 
 import inspect
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from octavo.capture.errors import FileError, MisfitError
 
+from ..files import read_json
 from .pipeline import OpenSoraPipeline
 from .scheduler import RFlowScheduler
 from .transformer import STDiT3
@@ -23,14 +23,9 @@ _WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 def transformer_config(directory: Path) -> dict[str, Any]:
     """The fields of config.json that STDiT3 knows; the others belong to other libraries and are left out."""
     path = directory / "config.json"
-    try:
-        values = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise FileError(f"{path}: it does not exist. Give the folder that holds config.json.") from None
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: it cannot be read as JSON ({error}). Download it again.") from None
-    if not isinstance(values, dict):
-        raise FileError(f"{path}: it holds no table. Download it again.")
+    if not path.exists():
+        raise FileError(f"{path}: it does not exist. Give the folder that holds config.json.")
+    values = read_json(path)
     known = inspect.signature(STDiT3.__init__).parameters.keys() - {"self"}
     return {name: value for name, value in values.items() if name in known}
 
@@ -44,7 +39,7 @@ def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = No
     """
     directory = Path(directory)
     config = transformer_config(directory)
-    if "quantization_config" in json.loads((directory / "config.json").read_bytes()):
+    if "quantization_config" in read_json(directory / "config.json"):
         return STDiT3.from_pretrained(directory, torch_dtype=torch_dtype, local_files_only=True).eval()
     try:
         with torch.device("meta"):
@@ -83,8 +78,8 @@ def _weight_files(directory: Path) -> list[Path]:
             return [directory / name]
         if index.is_file():
             try:
-                shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-            except (ValueError, KeyError, TypeError, AttributeError):
+                shards = sorted(set(read_json(index)["weight_map"].values()))
+            except (KeyError, TypeError, AttributeError):
                 raise FileError(f"{index}: it is no index of shards. Download it again.") from None
             return [directory / Path(str(shard)).name for shard in shards]
     raise FileError(f"{directory}: there is neither {' nor '.join(_WEIGHTS)}. Download the weights.")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from octavo.capture.errors import FileError, damage
-from octavo.capture.sealed import read_bytes
+from octavo.capture.sealed import json_object, read_bytes
 from octavo.capture.store.parts import Stored
 from octavo.capture.tensors import read_header, read_tensor
 
@@ -144,11 +144,8 @@ def find(directory: Path) -> tuple[str, str]:
 
 def read_description(path: Path) -> dict[str, str]:
     """The description: names to words."""
-    try:
-        found = json.loads(read_bytes(path, _DESCRIPTION_LIMIT))
-    except (ValueError, RecursionError) as error:
-        raise damage(path, "not valid JSON") from error
-    if not isinstance(found, dict) or not all(isinstance(word, str) for word in found.values()):
+    found = json_object(read_bytes(path, _DESCRIPTION_LIMIT), path)
+    if not all(isinstance(word, str) for word in found.values()):
         raise damage(path, "not a description of tensors")
     return found
 

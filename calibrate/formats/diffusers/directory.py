@@ -1,13 +1,12 @@
 """A directory as diffusers lays it out: config.json, one weight file or several with an index."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from octavo.capture.errors import damage
-from octavo.capture.sealed import read_bytes
+from octavo.capture.sealed import json_object, read_bytes
 from octavo.capture.tensors import Stored, read_header, read_tensor
 
 from .write import CONFIG_FILE, INDEX_FILE, WEIGHT_FILE
@@ -51,13 +50,7 @@ class Model(NamedTuple):
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file; FileError when there is none."""
-    try:
-        found = json.loads(read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise damage(path, "not valid JSON") from error
-    if not isinstance(found, dict):
-        raise damage(path, "holds no JSON object")
-    return found
+    return json_object(read_bytes(path), path)
 
 
 def weight_files(directory: Path) -> list[Path]:

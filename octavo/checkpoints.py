@@ -1,0 +1,255 @@
+"""What was quantized, put beside the float pipeline it was made of."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from octavo.calibrate.formats.ascend.checkpoint import Checkpoint
+from octavo.calibrate.formats.ascend.read import read_layer
+from octavo.calibrate.formats.diffusers.directory import method_at
+from octavo.calibrate.formats.diffusers.quantizer import adopt
+from octavo.calibrate.formats.diffusers.structure import QUANT_METHOD
+from octavo.calibrate.formats.export import REPORT_FILE
+from octavo.calibrate.layers.install import all_names, names_of, quantized, replace
+from octavo.calibrate.layers.modules import QuantizedLayer
+from octavo.calibrate.runtime import accelerate, attend, optimized
+from octavo.calibrate.runtime.int8_modules import Int8GELU
+from octavo.capture.errors import MisfitError, OctavoError, UsageError, damage
+from octavo.capture.sealed import json_object, read_bytes
+from octavo.pipelines.denoisers import denoisers
+from octavo.pipelines.load import load_denoiser, load_pipeline, model_directory
+
+_REPORT_LIMIT = 256 << 20
+_CLOSE = 0.01  # relative: a float tensor in another float dtype differs by less
+KINDS = (nn.Linear, nn.Conv2d)
+
+
+class Deployed(NamedTuple):
+    """The float denoiser `module`, which is the pipeline's `component`, and its integers.
+
+    Inside `installed()` the pipeline runs with integers; what it gives is the denoiser that then runs. `bytes` are
+    those of its numbers, `report` is the calibration's, {} where it was not kept; `runs_on` says what computes.
+    """
+
+    component: str
+    module: nn.Module
+    installed: Callable[[], AbstractContextManager[nn.Module]]
+    bytes: int
+    report: dict[str, Any]
+    runs_on: str
+
+    @classmethod
+    def itself(cls, pipe: Any, component: str) -> "Deployed":
+        """The float denoiser in the place of integers: what a comparison must find no difference in."""
+        module = denoisers(pipe, (component,))[component]
+        return cls(component, module, lambda: nullcontext(module), bytes_of(module), {}, "float layers")
+
+
+def check_deployed(out: Path) -> None:
+    """Raises OctavoError when there is nothing at `out` that `load_deployed` could load: 2 no directory, or layers of
+    another library; 3 no checkpoint in it."""
+    if not out.is_dir():
+        raise UsageError(f"{out}: no such directory. Give what octavo calibrate wrote.")
+    method = method_at(out)
+    if method not in (None, QUANT_METHOD):
+        raise UsageError(f"{out}: quantized by {method}. Give a checkpoint of the format ascend or diffusers.")
+    if method is None:
+        Checkpoint(out)
+
+
+def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.device) -> Deployed:
+    """The integers at `out` and the denoiser of `pipe` they are of, on `device`.
+
+    Raises FileError for damaged files, MisfitError when `out` is of another model.
+    """
+    report = report_at(out)
+    only = component or report.get("component")
+    choices = denoisers(pipe, (only,) if only else ())
+    runs_on = f"octavo's int8 layers for {device.type}"
+    if method_at(out) is not None:
+        return _load_model(pipe, out, choices, device)._replace(report=report, runs_on=runs_on)
+    checkpoint = Checkpoint(out)
+    facts = {name: difference(checkpoint, module) for name, module in choices.items()}
+    found = next((name for name, fact in facts.items() if fact is None), None)
+    if found is None:
+        name, fact = next(iter(facts.items()))
+        raise of_another(out, f"{name}: {fact}")
+    layers: dict[str, Any] = {
+        name: optimized(read_layer(checkpoint, name)).to(device) for name in checkpoint.layer_names
+    }
+    module = choices[found]
+    with _with_layers(module, layers):
+        size = bytes_of(module)
+    return Deployed(found, module, lambda: _with_layers(module, layers), size, report, runs_on)
+
+
+def report_at(out: Path) -> dict[str, Any]:
+    """The report of a calibration, {} where there is none."""
+    file = out / REPORT_FILE
+    if not file.exists():
+        return {}
+    found = json_object(read_bytes(file, _REPORT_LIMIT), file)
+    if not {"layers", "totals"} <= found.keys():
+        raise damage(file, "not a report")
+    return found
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Of all parameters and buffers."""
+    return sum(tensor.nbytes for tensor in module.state_dict().values() if isinstance(tensor, torch.Tensor))
+
+
+@contextmanager
+def _with_layers(module: nn.Module, layers: dict[str, QuantizedLayer]) -> Iterator[nn.Module]:
+    """Inside, the float `module` has these layers, and they the GELU behind them where that is one operation."""
+    before = dict(module.named_modules(remove_duplicate=False))
+    with quantized(module, layers):
+        accelerate(module)
+        fused = [name for names in names_of(module).values() for name in names if _is_fused(module, name)]
+        try:
+            yield module
+        finally:
+            for name in fused:
+                replace(module, name, before[name])
+            attend(module, False)
+
+
+def _is_fused(module: nn.Module, name: str) -> bool:
+    return isinstance(module.get_submodule(name), Int8GELU)
+
+
+def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: torch.device) -> Deployed:
+    """A denoiser that diffusers loads, which takes the place of the float one in the pipeline."""
+    dtype = next(iter(choices.values())).dtype
+    other: Any = load_denoiser(out, dtype if isinstance(dtype, torch.dtype) else None).to(device)
+    facts = {name: _unlike(module, other) for name, module in choices.items()}
+    component = next((name for name, fact in facts.items() if fact is None), None)
+    if component is None:
+        name, fact = next(iter(facts.items()))
+        raise of_another(out, f"{name}: {fact}")
+    module = choices[component]
+
+    @contextmanager
+    def installed() -> Iterator[nn.Module]:
+        parent, _, leaf = component.rpartition(".")
+        owner = pipe
+        for part in parent.split(".") if parent else ():
+            owner = getattr(owner, part)
+        setattr(owner, leaf, other)
+        try:
+            yield other
+        finally:
+            setattr(owner, leaf, module)
+
+    return Deployed(component, module, installed, bytes_of(other), {}, "")
+
+
+def _unlike(module: nn.Module, other: nn.Module) -> str | None:
+    """The first fact that tells the integer form `other` from that of the float `module`; None: it is that.
+
+    What makes the input of a layer may be divided in it, so that float tensors may differ, but not all.
+    """
+    if type(module) is not type(other):
+        return f"it is a {type(module).__name__} and not a {type(other).__name__}"
+    there, same = other.state_dict(), False
+    for name, tensor in module.named_parameters():
+        found = there.get(name)
+        if found is None:
+            continue
+        if found.shape != tensor.shape:
+            return f"{name} is {list(tensor.shape)} and not {list(found.shape)}"
+        if found.is_floating_point() and tensor.any():
+            same = same or torch.allclose(found.float(), tensor.float(), rtol=_CLOSE, atol=1e-6)
+    return None if same else "none of its float parameters has these values"
+
+
+def of_another(out: Path, fact: str) -> OctavoError:
+    """The refusal of a checkpoint that is not of the model that was given."""
+    return MisfitError(f"{out}: of another model ({fact}). Give the MODEL that was captured.")
+
+
+def difference(checkpoint: Checkpoint, module: nn.Module) -> str | None:
+    """The first fact that tells a checkpoint from the float `module`; None: it was made of it."""
+    modules = dict(module.named_modules(remove_duplicate=False))
+    for name in checkpoint.layer_names:
+        layer = modules.get(name)
+        if not isinstance(layer, KINDS):
+            return f"it has no layer {name}"
+        stored = checkpoint.tensors[f"{checkpoint.prefix(name)}weight"].shape
+        if stored != tuple(layer.weight.shape):
+            return f"{name} is {list(layer.weight.shape)} and not {list(stored)}"
+    for name, tensor in module.state_dict().items():
+        if checkpoint.description.get(name) == "FLOAT" and tensor.is_floating_point():
+            stored_tensor = checkpoint.tensors.get(name)
+            if stored_tensor is None or stored_tensor.shape != tuple(tensor.shape):
+                return f"{name} has another shape"
+            read = checkpoint.read(name, (stored_tensor.dtype,)).float()
+            if not torch.allclose(read, tensor.float().cpu(), rtol=_CLOSE, atol=1e-6):
+                return f"{name} has other values"
+    return None
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether there is a denoiser that Octavo wrote, not a pipeline."""
+    if (directory / "model_index.json").is_file():
+        return False
+    return (
+        (directory / REPORT_FILE).is_file()
+        or method_at(directory) is not None
+        or any(directory.glob("quant_model_description_*.json"))
+    )
+
+
+def open_pipeline(
+    source: str,
+    model: str | None,
+    component: str | None,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    **options: Any,
+) -> Any:
+    """The pipeline of a model directory, or that of a checkpoint with its denoiser in integers.
+
+    `model` and `component` win over what the checkpoint says of its origin; `options` are those of `load_pipeline`.
+    Raises UsageError for a checkpoint that does not say what it is of, and what loading raises.
+    """
+    directory = model_directory(source)
+    if not is_checkpoint(directory):
+        if model is not None or component is not None:
+            raise UsageError(f"{source}: a pipeline, not a checkpoint. Leave --model and --component out.")
+        return load_pipeline(directory, dtype=dtype, device=device, **options)
+    said = report_at(directory)
+    model = model or said.get("model")
+    if model is None:
+        raise UsageError(f"{source}: does not say which model it is of. Give it with --model.")
+    name = component or said.get("component") or "transformer"
+    method = method_at(directory)
+    if method is None:
+        pipe = load_pipeline(model_directory(model), dtype=dtype, device=device, **options)
+        _put_in(denoisers(pipe, (name,))[name], directory)
+        return pipe
+    if method != QUANT_METHOD:
+        raise UsageError(f"{source}: quantized by {method}. Load it with diffusers and {method}.")
+    if dtype is None and device.type == "cpu":
+        dtype = torch.float32  # halves are slow there
+    denoiser: Any = load_denoiser(directory, dtype)
+    return load_pipeline(
+        model_directory(model), dtype=dtype or denoiser.dtype, device=device, given={name: denoiser}, **options
+    )
+
+
+def _put_in(module: torch.nn.Module, directory: Path) -> None:
+    """Puts the layers of an ascend checkpoint into the float denoiser that it is of."""
+
+    checkpoint = Checkpoint(directory)
+    fact = difference(checkpoint, module)
+    if fact is not None:
+        raise of_another(directory, fact)
+    device = next(module.parameters()).device
+    layers = {name: read_layer(checkpoint, name).to(device) for name in checkpoint.layer_names}
+    adopt(module, all_names(layers, module))

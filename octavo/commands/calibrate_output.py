@@ -1,0 +1,111 @@
+"""What `octavo calibrate` writes and prints when it has chosen the integers."""
+
+from typing import Any
+
+from torch import nn
+
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.learning_curve import verdict
+from octavo.calibrate.report import worst
+from octavo.calibrate.result import Result
+from octavo.capture.ranks import ALONE, Ranks
+from octavo.pipelines import GENERIC
+from octavo.pipelines.family import Family
+
+from ..page import PAGE_FILE, page
+from ..terminal import Terminal, duration, size
+from .calibrate_options import CalibrateOptions, formats_of
+
+
+def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
+    """What was chosen under a budget, and how far it is to be trusted."""
+    spent, schemes = report["budget"], list(report["budget"]["schemes"])
+    rows = [row for row in report["layers"] if row.get("trajectory_error")]
+    terminal.table(
+        "Most sensitive: mean squared error of the final latents with nothing else quantized",
+        ["layer", "chosen", *schemes],
+        [
+            [
+                row["name"],
+                row["scheme"] or "float",
+                *(f"{_number(row['trajectory_error'].get(each))}" for each in schemes),
+            ]
+            for row in sorted(rows, key=lambda row: -max(row["trajectory_error"].values()))[:most]
+        ],
+    )
+    count, time, error = spent["bytes"], spent["time"], spent["error"]
+    mixed = [f"{layers} {scheme}" for scheme, layers in spent["schemes"].items()] + [f"{spent['float']} float"]
+    share = count["used"] / count["float"]
+    terminal.say(
+        f"Budget {spent['budget']}: {', '.join(mixed)}; {size(count['used'])} ({share:.1%} of float), an estimated "
+        f"{time['used']:.2f}x of the time. Final latents differ by {error['relative']:.2g} of their power "
+        f"({error['measured']:.3g}; the sum over layers is {error['estimated']:.3g}); {spent['runs']} runs."
+    )
+    terminal.event("budget", **spent)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2e}"
+
+
+_COLUMNS = ("range", "scale", "zero_point")  # of the report, in the table of the worst layers
+
+
+def write(result: Result, model: nn.Module, options: CalibrateOptions, family: Family = GENERIC) -> None:
+    """Writes the checkpoint in the formats wanted, and the page of its report."""
+    export(
+        result, model, options.out, formats_of(options), overwrite=options.overwrite,
+        group_readable=options.group_readable, files={PAGE_FILE: page({"report": result.report})},
+        groups=family.groups, max_shard_size=options.max_shard_size,
+    )  # fmt: skip
+
+
+def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float, ranks: Ranks = ALONE) -> None:
+    """The tables and lines for people, and the event for programs."""
+    for warning in result.warnings:
+        terminal.warn(warning)
+    report = result.report
+    totals, layers = report["totals"], report["layers"]
+    reasons: dict[str, list[str]] = {}
+    for row in layers:
+        if row["scheme"] is None:
+            reasons.setdefault(row["reason"], []).append(row["name"])
+    terminal.table(
+        "Kept float", ["layers", "why"],
+        [[_some(names), why] for why, names in reasons.items()],
+    )  # fmt: skip
+    terminal.table(
+        "Worst by SQNR", ["layer", "SQNR", "range", "scale", "zero point"],
+        [
+            [row["name"], f"{row['sqnr']:.1f} dB", *(_extent(row[key]) if key in row else "" for key in _COLUMNS)]
+            for row in worst(report)
+        ],
+    )  # fmt: skip
+    quality = (
+        "" if totals["output_sqnr"] is None else f", output SQNR {totals['output_sqnr']:.1f} dB on calls it has seen"
+    )
+    if "budget" in report:
+        show_budget(report, terminal)
+    terminal.say(
+        f"{options.out}: {totals['quantized']} layers in 8-bit integers, {totals['kept_float']} float{quality}; "
+        f"{size(totals['bytes_before'])} of layers became {size(totals['bytes_after'])}; "
+        f"{totals['calls']} calls, {duration(seconds)}, peak memory {size(report['peak_memory'])}."
+    )
+    if enough := verdict(report["enough"]):
+        terminal.say(enough)
+    terminal.event(
+        "done", out=str(options.out), totals=totals, enough=report["enough"], seconds=round(seconds, 3),
+        peak_memory=report["peak_memory"], ranks=ranks.world, sent=ranks.sent,
+    )  # fmt: skip
+
+
+def _extent(value: Any) -> str:
+    """A number, or of several the smallest and the largest."""
+    if isinstance(value, list):
+        low, high = min(value), max(value)
+        return f"{low:.3g}" if low == high else f"{low:.3g} .. {high:.3g}"
+    return f"{value:.3g}"
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

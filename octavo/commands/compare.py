@@ -1,0 +1,163 @@
+"""`octavo compare`: the same prompts through the float and the quantized pipeline, numbers and pictures on one page."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from octavo.calibrate.errors import out_of_memory
+from octavo.capture.devices import DTYPES, resolve_device
+from octavo.capture.errors import DeviceError, OctavoError, StorageError, first_sentence
+from octavo.capture.files import Modes, staging, write_bytes
+from octavo.pipelines.family import Family
+from octavo.pipelines.inspection import family_at
+from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.run import call_arguments
+from octavo.prompts import read_prompts
+
+from ..checkpoints import check_deployed, load_deployed
+from ..comparing.comparison import Comparison
+from ..page import page
+from ..page.words import decibels, factor, share
+from ..terminal import Terminal, duration, size
+from .run_options import RunOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(RunOptions):
+    """The options of the command, by their names."""
+
+    model: str
+    checkpoint: Path
+    output: Path
+    prompts: str = ""
+    limit: int | None = None
+    component: str | None = None
+    min_psnr: float | None = None
+    min_sqnr: float | None = None
+    overwrite: bool = False
+    group_readable: bool = False
+
+
+def run(options: CompareOptions, terminal: Terminal) -> None:
+    """The command. Ends with exit code 1 when a gate is missed; the page is written before."""
+    began = time.monotonic()
+    source = options.prompts or ("demo-heldout" if options.model == "demo" else "images")
+    prompts = read_prompts(source)
+    for warning in prompts.warnings:
+        terminal.warn(warning)
+    check_output(options.output, options.overwrite)
+    checkpoint = model_directory(str(options.checkpoint))
+    check_deployed(checkpoint)
+    directory = model_directory(options.model)
+    family = family_at(directory)
+    comparison = _comparison(options, directory, checkpoint, family)
+    _run(comparison, list(prompts.texts[: options.limit]), terminal)
+    content = content_of(comparison, options, source)
+    data = page(content, [(pair.exact, pair.other) for pair in comparison.pairs])
+    write_bytes(options.output, data, Modes(options.group_readable).manifest)
+    _show(content, options, terminal, time.monotonic() - began)
+    missed = [gate for gate in content["gates"] if not gate["passed"]]
+    if missed:
+        words = "; ".join(f"{g['name']} is {decibels(g['value'])}, below {decibels(g['bar'])}" for g in missed)
+        raise OctavoError(f"{options.checkpoint}: {words}. Calibrate with --accuracy balanced or best.")
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Raises StorageError when a page cannot be written to `path`. Changes nothing that stays."""
+    if path.is_dir():
+        raise StorageError(f"{path}: is a directory. Give the name of a file with -o.")
+    if not path.parent.is_dir():
+        raise StorageError(f"{path.parent}: no such directory. Make it or choose another with -o.")
+    if path.exists() and not overwrite:
+        raise StorageError(f"{path}: exists. Use --overwrite or another name with -o.")
+    with staging(path.parent):
+        pass
+
+
+def _comparison(options: CompareOptions, directory: Path, checkpoint: Path, family: Family) -> Comparison:
+    device, settings = resolve_device(options.device), options.settings
+    pipe = load_pipeline(
+        directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
+        text_encoder=options.text_encoder, trust_remote_code=options.trust_remote_code,
+    )  # fmt: skip
+    deployed = load_deployed(pipe, checkpoint, options.component, device)
+    return Comparison(pipe, deployed, call_arguments(pipe, family, settings), options.seed)
+
+
+def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:
+    number = 0
+    try:
+        comparison.look_inside(texts[0])
+        for number, text in enumerate(terminal.progress("prompts", texts, len(texts)), 1):
+            terminal.event("prompt", number=number, **comparison.compare(text).row)
+    except OctavoError:
+        raise
+    except Exception as error:
+        where = f"prompt {max(number, 1)}"
+        if (device := out_of_memory(error)) is not None:
+            raise DeviceError(f"{where}: out of memory on {device}. Use a smaller size or another --device.") from error
+        fact = first_sentence(error)
+        raise OctavoError(f"{where}: {type(error).__name__}: {fact}. Change the settings.") from error
+
+
+def content_of(comparison: Comparison, options: CompareOptions, source: str) -> dict[str, Any]:
+    """What the page shows and --json prints."""
+    deployed, totals = comparison.deployed, comparison.totals()
+    same = {"PSNR": totals["psnr"] is None, "SQNR": totals["output_same"]}
+    found = {"PSNR": (totals["psnr"], options.min_psnr), "SQNR": (totals["output_sqnr"], options.min_sqnr)}
+    return {
+        "model": options.model,
+        "checkpoint": str(options.checkpoint),
+        "component": deployed.component,
+        "pipeline": type(comparison.pipe).__name__,
+        "runs_on": deployed.runs_on,
+        "prompts_source": source,
+        "settings": _settings(comparison.arguments) | {"seed": options.seed},
+        "decoded": comparison.arguments.get("output_type") != "latent",
+        "totals": totals,
+        "gates": [
+            {"name": name, "value": value, "bar": bar, "passed": same[name] or (value is not None and value >= bar)}
+            for name, (value, bar) in found.items()
+            if bar is not None
+        ],
+        "prompts": [pair.row for pair in comparison.pairs],
+        "ranges": comparison.probe.heat(),
+        "report": deployed.report,
+    }
+
+
+def _settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in arguments.items()
+        if isinstance(value, (str, int, float)) and name != "output_type"
+    }
+
+
+def _show(content: dict[str, Any], options: CompareOptions, terminal: Terminal, seconds: float) -> None:
+    totals = content["totals"]
+    speed, bytes_, judged = totals["speed"], totals["size"], totals["judged"]
+    rows = [["PSNR of the pictures", decibels(totals["psnr"])]]
+    if totals["ssim"] is not None:
+        rows.append(["SSIM of the pictures", f"{totals['ssim']:.4f}"])
+    if totals["lpips"] is not None:
+        rows.append(["LPIPS of the pictures", f"{totals['lpips']:.4f}"])
+    if judged:
+        rows += [[f"drawn right, {side}", f"{judged[side]} of {judged['of']}"] for side in ("float", "int8")]
+    rows.append(["SQNR of the denoiser's output", decibels(totals["output_sqnr"])])
+    if totals["latent_error"]:
+        rows.append(["error of the final latents", share(totals["latent_error"][-1]["median"])])
+    rows += [
+        ["denoiser", f"{size(bytes_['float'])} became {size(bytes_['int8'])}"],
+        ["seconds a picture", f"{speed['float']:.2f} float, {speed['int8']:.2f} int8 ({factor(speed['ratio'])})"],
+    ]
+    terminal.table(f"{len(content['prompts'])} prompts, float against int8", ["", ""], rows)
+    if totals["lpips_note"]:
+        terminal.say(totals["lpips_note"])
+    terminal.say(f"{options.output}: pictures and numbers of {len(content['prompts'])} prompts; {duration(seconds)}.")
+    terminal.event("layers", layers=content["report"].get("layers", []), totals=content["report"].get("totals"))
+    terminal.event("ranges", **content["ranges"])
+    left = {key: value for key, value in content.items() if key not in ("prompts", "ranges", "report")}
+    terminal.event("done", out=str(options.output), seconds=round(seconds, 3), **left)

@@ -1,0 +1,81 @@
+"""`octavo generate`: a picture or a video from a prompt, by a float or a quantized model."""
+
+import inspect
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from octavo.calibrate.errors import out_of_memory
+from octavo.calibrate.resources import peak_memory
+from octavo.capture.devices import DTYPES, resolve_device
+from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageError, first_sentence
+from octavo.pipelines import family_of
+from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
+
+from ..checkpoints import open_pipeline
+from ..terminal import Terminal, duration, size
+from .run_options import RunOptions
+from .save_output import Target, save, target_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(RunOptions):
+    """The options of the command, by their names."""
+
+    model: str
+    prompt: str
+    out: Path
+    of: str | None = None
+    component: str | None = None
+    offload: bool = False
+    overwrite: bool = False
+
+
+def run(options: GenerateOptions, terminal: Terminal) -> None:
+    """The command."""
+    target, settings = target_of(options.out, options.overwrite), options.settings
+    device = resolve_device(options.device)
+    pipe = open_pipeline(
+        options.model, options.of, options.component, dtype=DTYPES.get(options.dtype or ""), device=device,
+        text_encoder=options.text_encoder, offload=options.offload, trust_remote_code=options.trust_remote_code,
+    )  # fmt: skip
+    arguments = _arguments(pipe, settings, options.out, target)
+    steps = total_steps(pipe, arguments)
+    began = time.monotonic()
+    with terminal.bars("generate", 1, steps) as show:
+        try:
+            made = run_prompt(pipe, options.prompt, arguments, options.seed, lambda step: show(0, step + 1))
+        except Exception as error:
+            raise _refusal(error) from error
+    seconds = time.monotonic() - began
+    words = save(made[0], target, options.fps or 8)
+    count = f"{steps} steps, " if steps else ""
+    terminal.say(
+        f"{options.out}: {words}, {count}{duration(seconds)}, peak memory {size(peak_memory())}. Seed {options.seed}."
+    )
+    terminal.event(
+        "done", out=str(options.out), made=words, steps=steps, seconds=round(seconds, 3), seed=options.seed,
+        peak_memory=peak_memory(),
+    )  # fmt: skip
+
+
+def _arguments(pipe: Any, settings: RunSettings, out: Path, target: Target) -> dict[str, Any]:
+    """Those of the pipeline's call."""
+    arguments = call_arguments(pipe, family_of(type(pipe).__name__), settings)
+    if "output_type" in inspect.signature(type(pipe).__call__).parameters:
+        arguments["output_type"] = "latent" if target.latents else "pil"
+        if not target.latents and getattr(pipe, "vae", pipe) is None:
+            fact = f"{type(pipe).__name__} has no VAE here, and gives latents"
+            raise UsageError(f"{out}: {fact}. Name a .safetensors file for them.")
+    return arguments
+
+
+def _refusal(error: Exception) -> OctavoError:
+    """An error inside a pipeline as the user should read it."""
+    if isinstance(error, OctavoError):
+        return error
+    if (where := out_of_memory(error)) is not None:
+        return DeviceError(f"out of memory on {where or 'the device'}. Try --offload or a smaller size.")
+    fact = first_sentence(error)
+    return MisfitError(f"the pipeline does not run: {type(error).__name__}: {fact}. See --debug.")

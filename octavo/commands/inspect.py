@@ -1,0 +1,46 @@
+"""`octavo inspect`: what is in a capture or a checkpoint, and whether it is sound."""
+
+import sys
+from pathlib import Path
+
+from octavo.capture.errors import FileError, UsageError
+from octavo.pipelines.load import model_directory
+
+from ..terminal import Terminal
+from .inspect_capture import inspect_capture
+
+
+def run(path: Path, terminal: Terminal) -> None:
+    """The command. Exit code 0 only when what is at `path` is sound."""
+    path = model_directory(str(path))
+    if (path / "capture.json").exists() or (path / "units").exists():
+        inspect_capture(path, terminal)
+    elif path.is_dir() and (any(path.glob("*.json")) or any(path.glob("*.onnx"))):
+        if not _inspect_directory(path, terminal):
+            sys.exit(3)
+    elif path.suffix == ".onnx" and path.exists():
+        from .inspect_onnx import inspect_onnx
+
+        if not inspect_onnx(path, terminal):
+            sys.exit(3)
+    elif path.exists():
+        raise FileError(f"{path}: neither a capture nor a checkpoint. Give a directory that Octavo wrote.")
+    else:
+        raise UsageError(f"{path}: no such directory.")
+
+
+def _inspect_directory(path: Path, terminal: Terminal) -> bool:
+    """A checkpoint, those in a pipeline, ONNX graphs, or both; whether all of them are sound."""
+    sound, graphs = True, sorted(path.glob("*.onnx"))
+    if not graphs or any(path.glob("*.safetensors")):
+        from .inspect_checkpoint import inspect_checkpoint, quantized_parts
+
+        parts = quantized_parts(path) if (path / "model_index.json").exists() else [path]
+        if not parts:
+            raise FileError(f"{path}: a pipeline with nothing quantized. Give a checkpoint, or a capture.")
+        sound = all([inspect_checkpoint(part, terminal) for part in parts])
+    for graph in graphs:
+        from .inspect_onnx import inspect_onnx
+
+        sound = inspect_onnx(graph, terminal) and sound
+    return sound

@@ -1,0 +1,101 @@
+"""`octavo inspect` of a capture."""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from octavo.capture.errors import MisfitError
+from octavo.capture.store.reader import Capture, TensorInfo
+
+from ..terminal import Terminal, size
+
+BARS = " ▁▂▃▄▅▆▇█"
+
+
+def inspect_capture(path: Path, terminal: Terminal) -> None:
+    """Prints what a capture holds, then reads every byte; OctavoError on the first damage."""
+    capture = Capture.open(path, allow_incomplete=True)
+    found = describe_capture(capture)
+    manifest = capture.manifest
+    terminal.say(f"{path}: a capture of {manifest.get('pipeline') or 'a module'}, {found['state']}")
+    if manifest.get("model"):
+        terminal.say(f"  model     {manifest['model']} ({manifest.get('dtype')})")
+    terminal.say(
+        f"  prompts   {found['prompts']} of {capture.planned} ({manifest.get('prompts_source', 'given by hand')})"
+    )
+    settings = ", ".join(
+        f"{name} {value}" for name, value in manifest.get("settings", {}).items() if value not in ([], "")
+    )
+    if settings:
+        terminal.say(f"  settings  {settings}")
+    raw, stored = found["raw_bytes"], found["stored_bytes"]
+    terminal.say(
+        f"  size      {size(raw)} heard, {size(stored)} stored" + (f" ({raw / stored:.1f} x less)" if stored else "")
+    )
+    for name, part in found["components"].items():
+        terminal.say(f"  {name}: {part['class']}, {part['calls']} calls in {part['steps']} steps")
+        terminal.say(f"    timesteps {part['histogram']}  {part['timesteps'][0]:g} to {part['timesteps'][1]:g}")
+        for argument, kinds in part["arguments"].items():
+            terminal.say(f"    {argument:<24} {', '.join(kinds)}")
+    capture.verify()
+    terminal.say("  every digest holds")
+    terminal.event("capture", path=str(path), sound=found["state"] == "finished", manifest=manifest, **found)
+    if found["state"] != "finished":
+        raise MisfitError(f"{path}: {found['state']}. Finish it with capture --resume.")
+
+
+def describe_capture(capture: Capture) -> dict[str, Any]:
+    """JSON-able contents of a capture: sizes, and per denoiser its calls, steps, timesteps and arguments."""
+    done = (capture.directory / "complete.json").exists()
+    arguments: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
+    for call in capture.descriptions():
+        for name, value in {**{f"#{i}": v for i, v in enumerate(call.args)}, **call.kwargs}.items():
+            arguments[call.component][name][_kind(value)] += 1
+    headers = [header for unit in capture.units for header in unit.calls]
+    return {
+        "state": "finished" if done else f"not finished ({len(capture.units)} of {capture.planned})",
+        "prompts": len(capture.units),
+        "raw_bytes": sum(unit.raw_bytes for unit in capture.units),
+        "stored_bytes": sum(unit.stored_bytes for unit in capture.units),
+        "components": {
+            name: _component(capture, name, [h for h in headers if h.component == name], arguments[name])
+            for name in dict.fromkeys(h.component for h in headers)
+        },
+    }
+
+
+def _component(capture: Capture, name: str, headers: list[Any], arguments: dict[str, Counter[str]]) -> dict[str, Any]:
+    levels = [h.timestep for h in headers if h.timestep is not None] or [0.0]
+    print_of = capture.manifest.get("components", {}).get(name, {})
+    return {
+        "class": print_of.get("class", "?"),
+        "calls": len(headers),
+        "steps": len({h.step for h in headers}),
+        "contexts": sorted({h.context for h in headers if h.context}),
+        "timesteps": [min(levels), max(levels)],
+        "histogram": histogram(levels),
+        "arguments": {name: [kind for kind, _ in kinds.most_common(4)] for name, kinds in sorted(arguments.items())},
+    }
+
+
+def _kind(value: Any) -> str:
+    """An argument in a few words: float16 (2, 16, 64, 64), or what it is made of."""
+    if isinstance(value, TensorInfo):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_kind(v)}" for k, v in list(value.items())[:4]) + "}"
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return f"{type(value).__name__} of {len(value)}" + (f": {_kind(value[0])}" if value else "")
+    return repr(value)[:40]
+
+
+def histogram(values: list[float], bins: int = 24) -> str:
+    """Counts of `values` over their range as a row of block characters."""
+    low, high = min(values), max(values)
+    counts = [0] * bins
+    for value in values:
+        counts[min(bins - 1, int((value - low) / (high - low or 1.0) * bins))] += 1
+    most = max(counts)
+    return "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in counts)

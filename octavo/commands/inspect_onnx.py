@@ -1,0 +1,51 @@
+"""Shows an ONNX file: its layers, schemes and sizes, and line by line who can load it."""
+
+from collections import Counter
+from pathlib import Path
+
+from octavo.calibrate.formats.onnx.check import layers_of, verdicts
+from octavo.calibrate.formats.onnx.packages import check_extra
+from octavo.calibrate.formats.onnx.read import opset_of, read_graph
+from octavo.capture.errors import OctavoError
+
+from ..terminal import Terminal, size
+
+
+def inspect_onnx(path: Path, terminal: Terminal) -> bool:
+    """Prints what is at `path` and returns whether it is sound: whole, with numbers that an export writes, and one that
+    onnxruntime or Ascend can load. Raises FileError for a file that cannot be read safely."""
+    check_extra(f"{path}")
+    try:
+        graph = read_graph(path)
+    except OctavoError:
+        terminal.event("onnx", path=str(path), sound=False)
+        raise
+    proto, layers, found = graph.proto, layers_of(graph), verdicts(graph)
+    schemes = Counter(layer.scheme for layer in layers)
+    beside = f", {size(graph.external)} beside it" if graph.external else ""
+    terminal.say(f"{path}: an ONNX graph, {size(graph.size)}{beside}")
+    terminal.say(f"  opset     {opset_of(proto)}, ir_version {proto.ir_version}, {len(proto.graph.node)} nodes")
+    terminal.say(f"  sha256    {graph.digest}")
+    for word, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
+        terminal.say(f"  {word:<9} {', '.join(_shown(value) for value in values)}")
+    terminal.say("  layers    " + ", ".join(f"{count} {scheme}" for scheme, count in schemes.most_common()))
+    rows = [[x.name, x.operator, x.scheme, " x ".join(map(str, x.shape)), size(x.bytes)] for x in layers]
+    terminal.table("", ["layer", "operator", "scheme", "weight", "size"], rows)
+    for verdict in found:
+        terminal.say(f"  {'yes' if verdict.ok else 'no ':<4}{verdict.consumer:<12} {verdict.subject}: {verdict.fact}")
+    loads = {verdict.consumer: verdict.ok for verdict in found}
+    sound = loads["octavo"] and (loads["onnxruntime"] or loads["Ascend"])
+    terminal.event(
+        "onnx", path=str(path), sound=sound, sha256=graph.digest, opset=opset_of(proto), ir_version=proto.ir_version,
+        bytes=graph.size, external_bytes=graph.external, schemes=schemes, layers=[x._asdict() for x in layers],
+        inputs=[_shown(x) for x in proto.graph.input], outputs=[_shown(x) for x in proto.graph.output],
+        verdicts=[verdict._asdict() for verdict in found],
+    )  # fmt: skip
+    return sound
+
+
+def _shown(value: object) -> str:
+    """A name and its shape: input.1 (batch, 3, 224, 224)."""
+    dims = value.type.tensor_type.shape.dim  # type: ignore[attr-defined]
+    lengths = ", ".join(each.dim_param or str(each.dim_value) for each in dims)
+    return f"{value.name} ({lengths})"  # type: ignore[attr-defined]

@@ -1,0 +1,70 @@
+"""The calls of a capture that a calibration replays."""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any
+
+from octavo.calibrate.replay.current_call import held_out
+from octavo.calibrate.replay.farthest_calls import farthest
+from octavo.capture.ranks import Ranks
+from octavo.capture.store.reader import Call, Capture
+
+from ..terminal import Terminal
+
+
+class Replayed:
+    """A stored call, read when its arguments are asked for: other ranks may have it to do.
+
+    `unit`: the prompt it is of, None where there are too few to hold one out.
+    """
+
+    def __init__(
+        self, load: Callable[[], Call], cast: Callable[[Any], Any], unit: int | None, step: Any, timestep: Any
+    ) -> None:
+        self._load, self._cast = load, cast
+        self.unit, self.step, self.timestep = unit, step, timestep
+
+    @cached_property
+    def _read(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        call = self._load()
+        return self._cast(call.args), self._cast(call.kwargs)
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional arguments."""
+        return self._read[0]
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The named arguments."""
+        return self._read[1]
+
+
+def chosen_calls(capture: Capture, component: str, samples: int | None, terminal: Terminal, ranks: Ranks) -> set[int]:
+    """The places of the calls to replay among all of a component: those that differ most, where not all."""
+    count = sum(header.component == component for unit in capture.units for header in unit.calls)
+    if samples is None or samples >= count:
+        return set(range(count))
+    stored = replayed_calls(capture, component, set(range(count)), lambda value: value)()
+    return set(farthest(terminal.progress("choose", stored, count), samples, ranks))
+
+
+def replayed_calls(
+    capture: Capture, component: str, chosen: set[int], cast: Callable[[Any], Any]
+) -> Callable[[], Iterator[Replayed]]:
+    """The calls of a component at the places `chosen` among all of its calls; each time anew."""
+    split = any(held_out(unit.index) for unit in capture.units)
+
+    def calls() -> Iterator[Replayed]:
+        at = -1
+
+        def wanted(header: Any) -> bool:
+            nonlocal at
+            at += header.component == component
+            return header.component == component and at in chosen
+
+        for unit in capture.units:
+            for header, load in capture.later(component, units=(unit.index,), where=wanted):
+                yield Replayed(load, cast, unit.index if split else None, header.step, header.timestep)
+
+    return calls

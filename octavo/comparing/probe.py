@@ -1,0 +1,112 @@
+"""Looks inside a float denoiser while its pipeline runs: ranges of inputs, and what integers do to its outputs."""
+
+import inspect
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from octavo.calibrate.replay.calls import device_of, moved, replaced, spread
+from octavo.calibrate.replay.hooks import input_of
+from octavo.calibrate.replay.sqnr import Power, tensors_in
+from octavo.capture.call_arguments import bind, noise_level
+from octavo.capture.recorder import Clock
+
+from ..checkpoints import Deployed
+
+SAMPLED = 8  # calls of a run
+
+
+class Probe:
+    """What was heard, by denoising step.
+
+    `maximum`: of each linear layer and convolution, max |x| of its inputs; `powers`: of the denoiser's outputs against
+    those of its integer form for the very same inputs.
+    """
+
+    def __init__(self, deployed: Deployed) -> None:
+        self.clock = Clock()
+        self.maximum: dict[str, dict[int, float]] = {}
+        self.powers: dict[int, Power] = {}
+        self._model, self._deployed = deployed.module, deployed
+        self._signature = inspect.signature(deployed.module.forward)
+        self._busy = False  # with the integer form
+        self._calls = 0  # of a run
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside, every call of the denoiser is looked at, of one run."""
+        handles = [
+            self._model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            self._model.register_forward_hook(self._compare, with_kwargs=True),
+        ]
+        for name, module in self._model.named_modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                handles.append(module.register_forward_pre_hook(self._range_of(name), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def sampling(self) -> Iterator[Power]:
+        """Inside, SAMPLED calls, spread over a run as long as the one listened to, are kept; the power is theirs.
+
+        The integer form is given them when the run has ended: what is timed inside has only copied them.
+        """
+        power, kept, chosen, count = Power(), [], set(spread(self._calls, SAMPLED)), itertools.count()
+
+        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if next(count) in chosen:
+                heard = (args, kwargs, tensors_in(output))
+                kept.append(replaced(heard, Tensor, lambda each: each.detach().to("cpu", copy=True)))
+
+        handle = self._model.register_forward_hook(hear, with_kwargs=True)
+        try:
+            yield power
+        finally:
+            handle.remove()
+        with torch.no_grad(), self._deployed.installed() as integers:
+            for heard in kept:
+                args, kwargs, exact = moved(heard, device_of(self._model))
+                _add(power, exact, integers(*args, **kwargs))
+
+    def heat(self) -> dict[str, Any]:
+        """The ranges as a table: layers in the order in which they ran, a row each, a number or None for each step."""
+        steps = sorted({step for row in self.maximum.values() for step in row})
+        rows = [[row.get(step) for step in steps] for row in self.maximum.values()]
+        return {"layers": list(self.maximum), "steps": [step + 1 for step in steps], "maximum": rows}
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._busy:
+            self.clock.hear(noise_level(bind(self._signature, args, kwargs)[1]))
+
+    def _range_of(self, name: str) -> Any:
+        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not self._busy:
+                x, step = input_of(args, kwargs), self.clock.step
+                row = self.maximum.setdefault(name, {})
+                row[step] = max(row.get(step, 0.0), float(x.abs().amax()) if x.numel() else 0.0)
+
+        return hear
+
+    def _compare(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            with torch.no_grad(), self._deployed.installed() as integers:
+                other = integers(*args, **kwargs)
+        finally:
+            self._busy = False
+        self._calls += 1
+        _add(self.powers.setdefault(self.clock.step, Power()), tensors_in(output), other)
+
+
+def _add(power: Power, exact: list[Tensor], output: Any) -> None:
+    for one, other in zip(exact, tensors_in(output), strict=True):
+        power.add(one, other)

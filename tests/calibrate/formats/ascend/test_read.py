@@ -1,0 +1,107 @@
+"""Damaged checkpoints of the schemes beyond static: each is refused by the name of what is wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.inspect import check
+from octavo.capture.errors import OctavoError
+
+from ....zoo.layer_kinds import TimedToy, changed, frozen, layers_of, written
+
+
+def put(key: str, at: int, value: float) -> Callable[[dict[str, Tensor]], object]:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors[key].view(-1)[at] = value
+
+    return change
+
+
+def cut(key: str) -> Callable[[dict[str, Tensor]], object]:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors[key] = tensors[key][:-1].clone()
+
+    return change
+
+
+def gone(key: str) -> Callable[[dict[str, Tensor]], object]:
+    return lambda tensors: tensors.pop(key)
+
+
+TIMED = ("input_scale", "input_offset", "deq_scale", "quant_bias", "weight_scale", "weight")
+DAMAGE = [
+    *((gone(f"up.{key}"), f"up.{key} is missing") for key in TIMED),
+    *((cut(f"up.{key}"), f"up.{key} is") for key in TIMED[:-1]),
+    *((gone(f"down.linear.{key}"), f"down.linear.{key} is missing") for key in ("weight", "weight_scale")),
+    (cut("down.div.mul_scale"), "down.div.mul_scale is"),
+    (put("down.div.mul_scale", 2, 0.0), "down.div.mul_scale is not positive"),
+    (put("down.div.mul_scale", 2, float("nan")), "down.div.mul_scale is not positive"),
+    (put("down.linear.weight_scale", 1, -1.0), "down.weight_scale is not positive"),
+    (put("down.linear.weight", 1, -128), "down.weight holds -128"),
+    (put("up.input_scale", 4, 0.0), "up.input_scale is not positive"),
+    (put("up.input_scale", 4, 9.0), "differ in one bin"),
+    (put("up.deq_scale", 3, -1), "is not the bits of positive float32"),
+    (put("up.deq_scale", 3, 0), "up.deq_scale is not positive"),
+    (put("up.deq_scale", 3, 1 << 40), "is not the bits of positive float32"),
+    (put("up.input_offset", 5, 0.5), "up.input_offset is 0.5"),
+    (put("up.input_offset", 5, 128.0), "up.input_offset is 128.0"),
+    (put("up.input_offset", 5, float("nan")), "up.input_offset is nan"),
+    (put("up.quant_bias", 7, -(2**31)), "could leave int32"),
+    (put("up.quant_bias", 7, 5), "differ in one bin"),
+]
+
+
+@pytest.mark.parametrize(("change", "fact"), DAMAGE, ids=[f"{at}-{fact}" for at, (_, fact) in enumerate(DAMAGE)])
+def test_what_no_export_writes_is_refused(change, fact, tmp_path):
+    folder = sound(tmp_path)
+    changed(folder, change)
+    refused(folder, fact)
+
+
+METADATA = [
+    ("octavo.timesteps", "[]", "noise levels that are not known"),
+    ("octavo.timesteps", "[1000, 800, 500, 499, 300]", "up.input_scale is"),
+    ("octavo.timesteps", "[1000, 800, 500, 499, 300, 280]", "no row for bin 0"),
+    ("octavo.timesteps", '["now"]', "not a list of numbers"),
+    ("octavo.timesteps", "[NaN]", "not a list of numbers"),
+    ("octavo.timesteps", "[1" + "0" * 400 + "]", "not a list of numbers"),
+    ("octavo.timesteps", "[true]", "not a list of numbers"),
+    ("octavo.timesteps", "7", "not a list of numbers"),
+    ("octavo.timesteps", "{", "not valid JSON"),
+    ("octavo.edges", "{", "not valid JSON"),
+    ("octavo.edges", "[]", "noise levels of its rows"),
+    ("octavo.edges", "{}", "noise levels of its rows"),
+    ("octavo.edges", '{"up": 5}', "noise levels of its rows"),
+    ("octavo.edges", '{"up": [500, 250, 750]}', "noise levels of its rows"),
+    ("octavo.edges", '{"up": [250, 500, 1e39]}', "noise levels of its rows"),
+    ("octavo.edges", '{"up": [250, 500, 750, 760]}', "no row for bin 3"),
+    ("octavo.edges", '{"up": [250, 500]}', "differ in one bin"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "fact"), METADATA, ids=[f"{key}-{value[:30]}" for key, value, _ in METADATA])
+def test_metadata_that_no_export_writes_are_refused(key, value, fact, tmp_path):
+    folder = sound(tmp_path)
+    changed(folder, lambda tensors: None, {key: value})
+    refused(folder, fact)
+
+
+def sound(folder: Path) -> Path:
+    """A checkpoint to damage."""
+    model = TimedToy()
+    layers = layers_of(model, {"up": "W8A8_TIMESTEP"})
+    layers["down"] = frozen(model.down, "W8A8_DYNAMIC", mul_scale=torch.full((16,), 0.5))
+    return written(folder / "out", model, layers)
+
+
+def refused(folder: Path, fact: str) -> None:
+    with pytest.raises(OctavoError) as caught:
+        load_ascend(folder)
+    assert caught.value.exit_code == 3
+    assert fact in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert any(not verdict.ok for verdict in check(folder) if verdict.consumer == "octavo")

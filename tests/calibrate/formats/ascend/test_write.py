@@ -1,0 +1,285 @@
+"""The ascend checkpoint: its layout, its bytes, its way in and out."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.export import EXPORTS, export
+from octavo.calibrate.formats.target import check_target
+from octavo.calibrate.layers.freeze import packed, unpacked
+from octavo.calibrate.layers.install import install, quantized
+from octavo.calibrate.result import Result
+from octavo.calibrate.settings import Settings
+from octavo.capture.errors import OctavoError
+
+from ....helpers.faults import counting, dying, failing, fast_path, in_child
+from ....zoo.toy import DTYPES, Block, Call, Toy, calls, given, toy
+
+__all__ = ["fast_path"]
+
+W8A8 = ("quant_model_weight_w8a8.safetensors", "quant_model_description_w8a8.json")
+W8A16 = ("quant_model_weight_w8a16.safetensors", "quant_model_description_w8a16.json")
+
+
+def made(dtype: torch.dtype = torch.float32, **settings) -> tuple[Toy, Result]:
+    model = toy(dtype=dtype)
+    return model, calibrate(model, given(calls(dtype=dtype)), Settings(defaults={}, **settings))
+
+
+def checkpoint(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "report.json"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_layout(dtype, tmp_path):
+    model, result = made(dtype)
+    folder = export(result, model, tmp_path / "out")
+    tensors, description = load_file(folder / W8A8[0]), json.loads((folder / W8A8[1]).read_text())
+    assert description.pop("model_quant_type") == "W8A8"
+    assert set(tensors) == set(description)
+    for name, layer in result.layers.items():
+        n, k = layer.weight.shape[0], layer.weight[0].numel()
+        of = {key: tensors[f"{name}.{key}"] for key in ("input_scale", "input_offset", "deq_scale", "quant_bias")}
+        weight = tensors[f"{name}.weight"]
+        assert (weight.dtype, weight.shape) == (torch.int8, model.get_submodule(name).weight.shape)
+        assert (of["input_scale"].dtype, of["input_scale"].shape) == (dtype, (1,))
+        assert (of["input_offset"].dtype, of["input_offset"].shape) == (dtype, (1,))
+        assert of["input_offset"] == of["input_offset"].round()
+        assert (of["quant_bias"].dtype, of["quant_bias"].shape) == (torch.int32, (n,))
+        assert tensors[f"{name}.weight_scale"].shape == tensors[f"{name}.weight_offset"].shape == (n, 1)
+        assert not tensors[f"{name}.weight_offset"].any()
+        deq = of["deq_scale"]
+        assert (deq.dtype, deq.shape) == (torch.float32 if dtype == torch.bfloat16 else torch.int64, (n,))
+        deq = deq if dtype == torch.bfloat16 else deq.to(torch.int32).view(torch.float32)
+        bias = model.get_submodule(name).bias
+        assert (f"{name}.bias" in tensors) == (bias is not None)
+        exact = torch.zeros(n).double() if bias is None else bias.double()
+        sums = weight.reshape(n, k).long().sum(1) * int(of["input_offset"].item())
+        assert torch.equal(of["quant_bias"].double(), (exact / deq.double() - sums.double()).round())
+        assert all(description[f"{name}.{key}"] == "W8A8" for key in (*of, "weight", "weight_scale", "weight_offset"))
+    floats = {key for key, word in description.items() if word == "FLOAT"}
+    assert {"table", "patch.bias"} <= floats
+    for key in floats:
+        assert torch.equal(tensors[key], model.state_dict()[key])
+
+
+def test_the_packing_of_the_dequantizer_is_the_bits_of_float32():
+    deq = torch.tensor([2.0**-126, 1.0, 3.0e38])
+    assert packed(deq).dtype == torch.int64
+    assert bool((packed(deq) >= 0).all())
+    assert packed(deq)[1] == 0x3F800000
+    assert torch.equal(unpacked(packed(deq)), deq)
+
+
+def test_weight_only(tmp_path):
+    model, result = made(activations="float")
+    folder = export(result, model, tmp_path / "out")
+    tensors, description = load_file(folder / W8A16[0]), json.loads((folder / W8A16[1]).read_text())
+    assert description["model_quant_type"] == description["proj_out.weight"] == "W8A16"
+    assert {key.rpartition(".")[2] for key in tensors if key.startswith("proj_out.")} == {
+        "weight", "weight_scale", "weight_offset", "bias"
+    }  # fmt: skip
+    loaded = load_ascend(folder)
+    with torch.no_grad():
+        x = torch.randn(3, 16)
+        assert torch.equal(loaded["proj_out"](x), result.layers["proj_out"](x))
+
+
+@pytest.mark.parametrize("settings", [{}, {"symmetric": True}, {"observer": "mse"}, {"activations": "float"}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_evaluated_exported_and_loaded_are_the_same_integers_and_the_same_bytes_again(dtype, settings, tmp_path):
+    model, result = made(dtype, **settings)
+    one = export(result, model, tmp_path / "one")
+    loaded = load_ascend(one)
+    assert set(loaded) == set(result.layers)
+    for name, layer in result.layers.items():
+        wanted, found = layer.state_dict(), loaded[name].state_dict()
+        assert set(wanted) == set(found)
+        assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+    with torch.no_grad():
+        x = calls(1, dtype)[0]
+        with quantized(model, result.layers):
+            evaluated = model(*x.args, **x.kwargs)
+        with quantized(model, loaded):
+            assert torch.equal(model(*x.args, **x.kwargs), evaluated)
+    other = export(Result(result.plan, loaded, result.report), model, tmp_path / "two")
+    assert checkpoint(one) == checkpoint(other)
+    install(model, loaded)  # and from the model that the layers are part of
+    third = export(Result(result.plan, loaded, result.report), model, tmp_path / "three")
+    assert checkpoint(one) == checkpoint(third)
+
+
+def test_calibrating_twice_gives_the_same_bytes_and_so_does_letting_the_weights_go(tmp_path):
+    folders = []
+    for name, settings in (("a", {}), ("b", {}), ("c", {"release": True})):
+        model, result = made(**settings)
+        folders.append(export(result, model, tmp_path / name))
+        assert (type(model.proj_out) is nn.Linear) == (name != "c")
+    assert checkpoint(folders[0]) == checkpoint(folders[1]) == checkpoint(folders[2])
+
+
+def test_the_caller_s_model_is_unchanged(tmp_path):
+    model, _ = made()
+    untouched = toy()
+    export(calibrate(model, given(calls()), Settings(defaults={})), model, tmp_path / "out")
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), untouched.state_dict().values(), strict=True)
+    )
+    assert [type(m) for m in model.modules()] == [type(m) for m in untouched.modules()]
+
+
+def test_tied_shared_and_strided_tensors(tmp_path):
+    model = nn.ModuleDict({"blocks": nn.ModuleList([Block(4), Block(4)]), "head": nn.Linear(4, 8)})
+    model["blocks"][1].up = model["blocks"][0].up  # a shared layer
+    model["head"].weight = model["blocks"][0].up.weight  # a tied weight
+    model["head"].bias.data = torch.randn(8, 2)[:, 0]
+    model.register_buffer("strided", torch.randn(3, 4).t())
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        for block in model["blocks"]:
+            x = block(x)
+        return model["head"](x)
+
+    model.forward = forward
+    result = calibrate(model, given([Call((torch.randn(3, 4),), {})]), Settings())
+    tensors = load_file(export(result, model, tmp_path / "out") / W8A8[0])
+    assert torch.equal(tensors["blocks.0.up.weight"], tensors["blocks.1.up.weight"])
+    assert tensors["blocks.1.up.weight"].dtype == torch.int8
+    assert torch.equal(tensors["head.weight"], model["head"].weight)
+    assert torch.equal(tensors["head.bias"], model["head"].bias)
+    assert torch.equal(tensors["strided"], model.strided)
+
+
+def test_numbers_that_are_not_finite_are_not_written(tmp_path):
+    model, result = made()
+    model.table.data[0, 0] = float("nan")
+    with pytest.raises(OctavoError, match="table: holds values that are not finite") as caught:
+        export(result, model, tmp_path / "out")
+    assert caught.value.exit_code == 6
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("group", [False, True])
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_modes_whatever_the_umask(group, umask, tmp_path):
+    model, result = made()
+
+    def work() -> None:
+        import os
+
+        os.umask(umask)
+        export(result, model, tmp_path / "deep" / "out", group_readable=group)
+
+    assert in_child(work) == 0
+    folder = tmp_path / "deep" / "out"
+    wanted = (0o750, 0o440, 0o640) if group else (0o700, 0o400, 0o600)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / W8A8[0], folder / "report.json")]
+    assert tuple(modes) == wanted
+    assert stat.S_IMODE((folder / W8A8[1]).stat().st_mode) == wanted[1]
+
+
+def test_the_description_is_sorted_ends_its_last_line_and_has_no_nan(tmp_path):
+    model, result = made()
+    folder = export(result, model, tmp_path / "out")
+    text = (folder / W8A8[1]).read_text()
+    assert text.endswith("}\n")
+    assert list(json.loads(text)) == sorted(json.loads(text))
+    assert "NaN" not in text + (folder / "report.json").read_text()
+    with safe_open(folder / W8A8[0], "pt") as opened:
+        assert opened.metadata()["format"] == "pt"
+
+
+def test_other_formats_are_named(tmp_path):
+    model, result = made()
+    with pytest.raises(OctavoError, match="Choose one of ascend") as caught:
+        export(result, model, tmp_path / "out", ("onyx",))
+    assert caught.value.exit_code == 2
+    assert list(EXPORTS) == ["ascend", "diffusers", "torchao", "onnx", "ascend-onnx"]
+
+
+def test_a_second_export_needs_overwrite_and_replaces_files_of_mode_0400(tmp_path):
+    model, result = made()
+    export(result, model, tmp_path / "out")
+    with pytest.raises(OctavoError, match="holds a checkpoint") as caught:
+        export(result, model, tmp_path / "out")
+    assert caught.value.exit_code == 5
+    before = (tmp_path / "out" / W8A8[0]).stat().st_ino
+    export(result, model, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / W8A8[0]).stat().st_ino != before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("fault", ["kill", "full disk"])
+def test_at_every_call_of_the_system_a_fault_leaves_the_old_checkpoint_or_the_new_one(fault, fast_path):
+    model, result = made()
+    other = calibrate(model, given(calls()), Settings(defaults={}, symmetric=True))
+    new, folder = checkpoint(export(other, model, fast_path / "new")), fast_path / "out"
+    old = checkpoint(export(result, model, folder))
+    with counting() as counter:
+        export(other, model, folder, overwrite=True)
+    seen = []
+    for at in range(0, len(counter.made), 2):
+        export(result, model, folder, overwrite=True)
+
+        def work(at: int = at) -> None:
+            with counting(at, dying if fault == "kill" else failing(28)):
+                export(other, model, folder, overwrite=True)
+
+        assert in_child(work) == (9 if fault == "kill" else 1)
+        assert checkpoint(folder) in (old, new)
+        seen.append(checkpoint(folder) == new)
+    assert {True, False} == set(seen)
+    assert old != new
+
+
+def test_the_target_is_looked_at_before_anything_runs(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").write_text("x")
+    for name, fact in (("file", "not a directory"), ("photos", r"other files \(cat.png\)"), ("n" * 300, "too long")):
+        for overwrite in (False, True):
+            with pytest.raises(OctavoError, match=fact) as caught:
+                check_target(tmp_path / name, overwrite=overwrite)
+            assert caught.value.exit_code == 5
+    assert (tmp_path / "photos" / "cat.png").read_text() == "x"
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert check_target(tmp_path / "link") == tmp_path / "empty"
+    assert check_target(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "file", "link", "photos"]
+
+
+def test_a_directory_that_cannot_be_written_is_refused_first(tmp_path):
+    import os
+
+    locked = tmp_path / "locked"
+    locked.mkdir()
+    locked.chmod(0o555)
+    tmp_path.chmod(0o755)
+
+    def work() -> None:
+        if os.geteuid() == 0:  # root may write anywhere while it has CAP_DAC_OVERRIDE; another user has not
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+        with pytest.raises(OctavoError, match="permission denied for uid") as caught:
+            check_target(locked / "out")
+        assert caught.value.exit_code == 5
+
+    parents = [tmp_path, *tmp_path.parents]
+    before = {path: path.stat().st_mode for path in parents if "pytest" in str(path)}
+    for path in before:
+        path.chmod(0o755)
+    try:
+        assert in_child(work) == 0
+    finally:
+        for path, mode in before.items():
+            path.chmod(stat.S_IMODE(mode))

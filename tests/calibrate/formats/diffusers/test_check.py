@@ -1,0 +1,105 @@
+"""The verdicts on directories for diffusers, with Octavo and with torchao."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from octavo.calibrate.formats.diffusers.write import write_diffusers
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.formats.inspect import check, views
+from octavo.capture.files import Modes
+from octavo.pipelines.sd3 import SD3
+
+from ....helpers.commands import octavo
+from ....zoo.exported_sd3 import TO_Q, WEIGHTS, reconfigured
+from ....zoo.hard_sd3 import calibrated, hard, prompts
+from ....zoo.layer_kinds import changed
+
+ALL = ("ascend", "diffusers", "torchao")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "out"
+    model = hard()
+    result = calibrated(model, prompts(3, 2), smoothing=True, weights=("gptq",), bias_correction=True)
+    return export(result, model, folder, ALL, groups=SD3.groups)
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "copied")
+
+
+def refused(folder: Path) -> list[str]:
+    return [f"{v.consumer} {v.subject}: {v.fact}" for v in check(folder) if not v.ok and v.subject != "in bfloat16"]
+
+
+def test_all_views_of_one_calibration_are_sound(made):
+    assert views(made) == {"ascend": made, "diffusers": made, "torchao": made / "torchao"}
+    assert refused(made) == []
+    found = json.loads(octavo("inspect", made, "--json"))
+    assert found["sound"] is True
+    assert found["views"] == sorted(ALL)
+    assert found["layers"]["diffusers"]["W8A8"] == found["layers"]["torchao"]["Int8Tensor"]
+    assert {verdict["consumer"] for verdict in found["verdicts"]} == {"octavo", "MindIE-SD", "diffusers", "torchao"}
+
+
+@pytest.mark.parametrize("activations", ["static", "timestep", "dynamic", "float"])
+def test_a_view_alone_is_sound_and_the_others_are_named(tmp_path, activations):
+    model = hard()
+    result = calibrated(model, prompts(3, 2), activations=activations)
+    export(result, model, tmp_path / "out", ("diffusers",))
+    assert refused(tmp_path / "out") == [
+        "MindIE-SD files: none for it. Calibrate with --format ascend",
+        "torchao files: none for it. Calibrate with --format torchao",
+    ]
+    assert "for diffusers with octavo" in octavo("inspect", tmp_path / "out")
+
+
+def test_several_files_are_one_model(tmp_path, made):
+    model = hard()
+    (tmp_path / "out").mkdir()
+    write_diffusers(calibrated(model, prompts(3, 2)).layers, model, tmp_path / "out", Modes(), shard=60_000)
+    assert "diffusers" not in " ".join(refused(tmp_path / "out"))
+    next(tmp_path.glob("out/*-00002-of-*")).unlink()
+    assert any("missing" in line for line in refused(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop(f"{TO_Q}.deq"), f"{TO_Q}.deq is missing"),
+        (lambda t: t.update({f"{TO_Q}.deq": t[f"{TO_Q}.deq"].half()}), f"{TO_Q}.deq is float16 [32]"),
+        (lambda t: t.update({f"{TO_Q}.edges": torch.ones(2)}), f"{TO_Q}.edges has no place in a W8A8 layer"),
+        (lambda t: t[f"{TO_Q}.deq"].mul_(1.1), f"({TO_Q})"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_found(copied, change, words):
+    for path in copied.glob("quant_model_*"):
+        path.unlink()
+    changed(copied, change)
+    assert words in " ".join(refused(copied))
+    octavo("inspect", copied, code=3)
+
+
+def test_a_config_that_is_not_ours_is_found(copied):
+    reconfigured(copied, lambda config: config["quantization_config"].update(format=9))
+    assert "of format 9" in " ".join(refused(copied))
+    octavo("inspect", copied, code=3)
+
+
+@pytest.mark.parametrize("name", ["proj_out.bias", f"{TO_Q}._weight_scale"])
+def test_torchao_misses_what_is_described(copied, name):
+    changed(copied / "torchao", lambda tensors: tensors.pop(name))
+    assert f"torchao tensors: {name} is described and missing" in refused(copied)
+    octavo("inspect", copied, code=3)
+
+
+def test_the_weights_of_a_view_are_looked_for(copied):
+    (copied / WEIGHTS).unlink()
+    assert any("missing" in line for line in refused(copied))
+    assert WEIGHTS in octavo("inspect", copied, code=3)

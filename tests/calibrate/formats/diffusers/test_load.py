@@ -1,0 +1,205 @@
+"""What diffusers makes of an exported directory: the same integers, the same outputs, the same bytes again."""
+
+import copy
+import json
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from diffusers import AutoModel, DiffusionPipeline
+from safetensors.torch import load_file
+
+import octavo
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.diffusers.quantizer import adopt
+from octavo.calibrate.formats.diffusers.write import write_diffusers
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.settings import Settings
+from octavo.capture.files import Modes
+from octavo.pipelines.load import load_denoiser, load_pipeline
+from octavo.pipelines.opensora import STDiT3
+from octavo.pipelines.opensora.family import OPENSORA
+
+from ....pipelines.opensora.test_transformer import call
+from ....zoo.exported_sd3 import TO_Q, WEIGHTS, Exported, exported, integer_layers, load, run
+from ....zoo.hard_sd3 import bits
+from ....zoo.opensora import tiny_transformer
+from ....zoo.toy import Call
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+INDEX = WEIGHTS + ".index.json"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return exported(tmp_path_factory.mktemp("plain") / "out")
+
+
+@pytest.mark.parametrize("activations", ["static", "timestep", "dynamic", "float"])
+def test_the_integers_are_those_that_were_evaluated_and_those_for_ascend(tmp_path, activations):
+    folder, model, result, calls = exported(tmp_path / "out", activations=activations)
+    loaded = load(folder)
+    here, there = bits(integer_layers(loaded)), bits(result.layers)
+    assert {name: tensor.tolist() for name, tensor in here.items()} == {n: t.tolist() for n, t in there.items()}
+    ascend = bits(load_ascend(folder))
+    assert all(torch.equal(here[name], ascend[name]) for name in here if name.endswith((".weight", ".quant_bias")))
+    with quantized(model, result.layers):
+        wanted = run(model, calls)
+    torch.testing.assert_close(run(loaded, calls), wanted, atol=1e-4, rtol=1e-4)
+    octavo.accelerate(loaded, "reference")
+    torch.testing.assert_close(run(loaded, calls), wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_saving_what_was_loaded_and_ran_gives_the_same_bytes(tmp_path, dtype):
+    folder, _, _, calls = exported(tmp_path / "out", dtype, smoothing=True)
+    loaded = load(folder)
+    assert loaded.dtype == dtype
+    run(loaded, calls)
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+    before, after = (json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "again"))
+    assert after.pop("_name_or_path") == str(folder)  # diffusers adds it to whatever it loads
+    assert after == before
+
+
+def test_smoothing_is_in_the_layers_before_where_that_is_possible(tmp_path):
+    folder, _, result, calls = exported(tmp_path / "out", smoothing=True)
+    loaded = load(folder)
+    multiplied = {name for name, layer in result.layers.items() if layer.mul_scale is not None}
+    left = {name for name, layer in integer_layers(loaded).items() if layer.mul_scale is not None}
+    assert left < multiplied
+    there = load_ascend(folder)
+    assert all(torch.equal(layer.weight, there[name].weight) for name, layer in integer_layers(loaded).items())
+    torch.testing.assert_close(run(loaded, calls), run(_adopted(there), calls), atol=0.05, rtol=0.05)
+
+
+def _adopted(layers):
+    from ....zoo.hard_sd3 import hard
+
+    model = hard()
+    adopt(model, layers)
+    return model
+
+
+@pytest.mark.parametrize("stored", FLOATS)
+@pytest.mark.parametrize("asked", FLOATS)
+def test_scales_and_integers_are_exact_whatever_the_dtype_of_the_rest(tmp_path, stored, asked):
+    folder = exported(tmp_path / "out", stored).folder
+    loaded, tensors = load(folder, torch_dtype=asked), load_file(folder / WEIGHTS)
+    layers = integer_layers(loaded)
+    for name, value in loaded.state_dict().items():
+        owner, _, leaf = name.rpartition(".")
+        exact = owner in layers and leaf != "bias"
+        assert value.dtype == (tensors[name].dtype if exact or not value.is_floating_point() else asked), name
+        assert torch.equal(value, tensors[name].to(value.dtype)), name
+
+
+def test_several_files_load_and_are_split_the_same_again(tmp_path, plain):
+    (tmp_path / "out").mkdir()
+    write_diffusers(plain.result.layers, plain.model, tmp_path / "out", Modes(), shard=60_000)
+    files = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert files.count(WEIGHTS) == 0
+    assert len(files) > 3
+    loaded = load(tmp_path / "out")
+    assert torch.equal(run(loaded, plain.calls), run(load(plain.folder), plain.calls))
+    loaded.save_pretrained(tmp_path / "again", max_shard_size=60_000)
+    for name in files:
+        if name != "config.json":
+            assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("placed", ["auto", "cpu", {"": "cpu"}])
+def test_device_maps(plain, placed):
+    loaded = load(plain.folder, device_map=placed)
+    torch.testing.assert_close(run(loaded, plain.calls), run(load(plain.folder), plain.calls))
+
+
+def test_moves_copies_and_offloading_change_no_output(plain):
+    loaded = load(plain.folder)
+    wanted = run(loaded, plain.calls)
+    assert torch.equal(run(loaded.to("cpu"), plain.calls), wanted)
+    torch.testing.assert_close(run(copy.deepcopy(loaded), plain.calls), wanted)
+    cpu_offload(loaded, execution_device=torch.device("cpu"))
+    with torch.no_grad():
+        for _ in range(2):
+            made = torch.cat([loaded(**each.kwargs)[0].flatten() for each in plain.calls])
+            torch.testing.assert_close(made, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activations", ["static", "timestep", "dynamic"])
+def test_compiled_models_compute_the_same(tmp_path, activations):
+    folder, _, _, calls = exported(tmp_path / "out", activations=activations)
+    wanted = run(load(folder), calls)
+    compiled = load(folder)
+    compiled.compile(backend="eager")
+    torch.testing.assert_close(run(compiled, calls), wanted)
+
+
+def test_the_class_can_be_left_to_diffusers(plain):
+    loaded = AutoModel.from_pretrained(str(plain.folder))
+    assert torch.equal(run(loaded, plain.calls), run(load(plain.folder), plain.calls))
+
+
+def test_a_model_that_is_quantized_in_memory_is_as_one_that_was_loaded(tmp_path, plain):
+    model = _adopted(plain.result.layers)
+    for cast in (
+        lambda: model.to(torch.float16),
+        model.half,
+        model.float,
+        lambda: model.to("cpu", dtype=torch.bfloat16),
+    ):
+        with pytest.raises(ValueError, match="quantized"):
+            cast()
+    model.save_pretrained(tmp_path / "again")
+    for name in (WEIGHTS, "config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (plain.folder / name).read_bytes()
+
+
+def test_loaded_models_refuse_to_be_cast(plain):
+    loaded = load(plain.folder)
+    with pytest.raises(ValueError, match="quantized"):
+        loaded.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="quantized"):
+        loaded.half()
+
+
+def test_a_whole_pipeline_is_saved_and_loaded(tiny_model, tmp_path):
+    pipe = load_pipeline(tiny_model)
+    arguments = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "latent"}
+    heard = []
+    with pipe.transformer.register_forward_pre_hook(lambda m, a, k: heard.append(Call(a, k)), with_kwargs=True):
+        pipe("a red circle", **arguments)
+    export(calibrate(pipe.transformer, lambda: heard), pipe.transformer, tmp_path / "out", ("diffusers",))
+    given = DiffusionPipeline.from_pretrained(
+        tiny_model, transformer=load_denoiser(tmp_path / "out"), text_encoder_3=None, tokenizer_3=None
+    )
+    given.set_progress_bar_config(disable=True)
+    given.save_pretrained(tmp_path / "pipe")
+    assert (tmp_path / "pipe" / "transformer" / WEIGHTS).read_bytes() == (tmp_path / "out" / WEIGHTS).read_bytes()
+    again = DiffusionPipeline.from_pretrained(tmp_path / "pipe", text_encoder_3=None, tokenizer_3=None)
+    again.set_progress_bar_config(disable=True)
+    assert integer_layers(again.transformer)
+    pictures = [p("a red circle", generator=torch.manual_seed(0), **arguments)[0] for p in (given, again)]
+    torch.testing.assert_close(*pictures, atol=1e-3, rtol=1e-3)
+    with pytest.raises(ValueError, match="quantized"):
+        again.to(torch.float16)
+
+
+@pytest.mark.parametrize("activations", ["static", "timestep"])
+def test_open_sora_goes_the_same_way(tmp_path, activations):
+    model = tiny_transformer().requires_grad_(False)
+    calls = [Call(*call(model)), Call(*call(model, (2, 4, 6)))]
+    settings = Settings(smoothing=True, activations=activations, groups=OPENSORA.groups, defaults=OPENSORA.keep_float)
+    result = calibrate(model, lambda: calls, settings)
+    export(result, model, tmp_path / "out", ("diffusers",), groups=OPENSORA.groups)
+    one, other = STDiT3.from_pretrained(tmp_path / "out"), load_denoiser(tmp_path / "out")
+    assert len(integer_layers(one)) == len(result.layers)
+    assert torch.equal(run(one, calls), run(other, calls))
+    one.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / "out" / WEIGHTS).read_bytes()
+    assert one.get_submodule("spatial_blocks.0.attn.qkv").weight.dtype == torch.int8
+    assert TO_Q not in dict(one.named_modules())

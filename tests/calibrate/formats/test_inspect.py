@@ -1,0 +1,172 @@
+"""The verdicts on a checkpoint, and reading only what an export writes."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.formats.inspect import check
+from octavo.calibrate.settings import Settings
+from octavo.capture.errors import OctavoError
+
+from ...zoo.toy import calls, given, toy
+
+WEIGHTS, DESCRIPTION = "quant_model_weight_w8a8.safetensors", "quant_model_description_w8a8.json"
+
+
+def written(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    model = toy(dtype=dtype)
+    result = calibrate(model, given(calls(dtype=dtype)), Settings(defaults={}, sqnr_calls=0))
+    return export(result, model, folder / "out")
+
+
+def refused(folder: Path) -> list[str]:
+    return [f"{v.consumer} {v.subject}: {v.fact}" for v in check(folder) if not v.ok]
+
+
+def changed(folder: Path, **tensors: torch.Tensor | None) -> None:
+    path = folder / WEIGHTS
+    found = load_file(path)
+    with_metadata = {"octavo.geometry": json.dumps({"patch": GEOMETRY})}
+    found.update({name.replace("__", "."): tensor for name, tensor in tensors.items()})
+    path.unlink()
+    save_file({name: tensor for name, tensor in found.items() if tensor is not None}, path, with_metadata)
+    path.chmod(0o400)
+
+
+GEOMETRY = {"stride": [1, 1], "padding": [1, 1, 1, 1], "dilation": [1, 1], "padding_mode": "zeros"}
+
+
+def test_a_fresh_checkpoint_loads_wherever_its_dtype_does(tmp_path):
+    assert refused(written(tmp_path / "a", torch.bfloat16)) == NO_OTHERS
+    assert refused(written(tmp_path / "b", torch.float16)) == [
+        "MindIE-SD in bfloat16: deq_scale is int64: export the model in bfloat16 for that",
+        *NO_OTHERS,
+    ]
+
+
+NO_OTHERS = [f"{name} files: none for it. Calibrate with --format {name}" for name in ("diffusers", "torchao")]
+
+
+def test_convolutions_are_told_to_stay_float(tmp_path):
+    facts = [v.fact for v in check(written(tmp_path)) if v.subject == "Conv2d"]
+    assert facts == ["1 stay float there: it quantizes linears only"]
+
+
+def test_modes_and_links(tmp_path):
+    folder = written(tmp_path)
+    (folder / WEIGHTS).chmod(0o644)
+    folder.chmod(0o755)
+    assert any("mode 0644 is above 0640" in line for line in refused(folder))
+    assert any("mode 0755 is above 0750" in line for line in refused(folder))
+    (folder / WEIGHTS).rename(tmp_path / "elsewhere")
+    (folder / WEIGHTS).symlink_to(tmp_path / "elsewhere")
+    assert any("is a symbolic link" in line for line in refused(folder))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "fact"),
+    [
+        ({"proj_out__quant_bias": None}, "proj_out.quant_bias is missing"),
+        ({"proj_out__quant_bias": torch.zeros(3, dtype=torch.int32)}, "proj_out.quant_bias is int32 [3]"),
+        ({"proj_out__deq_scale": torch.full((4,), -1)}, "is not the bits of positive float32"),
+        ({"proj_out__deq_scale": torch.zeros(4, dtype=torch.int64)}, "deq_scale is not positive"),
+        ({"proj_out__input_scale": torch.zeros(1)}, "input_scale is not positive"),
+        ({"proj_out__input_scale": torch.full((1,), float("nan"))}, "input_scale is not positive"),
+        ({"proj_out__input_offset": torch.full((1,), 0.5)}, "input_offset is 0.5"),
+        ({"proj_out__input_offset": torch.full((1,), -129.0)}, "input_offset is -129.0"),
+        ({"proj_out__input_offset": torch.full((1,), float("nan"))}, "input_offset is nan"),
+        ({"proj_out__weight": torch.full((4, 16), -128, dtype=torch.int8)}, "weight holds -128"),
+        ({"proj_out__quant_bias": torch.full((4,), -(2**31), dtype=torch.int32)}, "could leave int32"),
+        ({"proj_out__weight_scale": torch.full((4, 1), float("inf"))}, "weight_scale is not positive"),
+        ({"stranger": torch.zeros(1)}, "stranger is not described"),
+        ({"table": None}, "table is described and missing"),
+    ],
+)
+def test_what_no_export_writes_is_named(tensors, fact, tmp_path):
+    folder = written(tmp_path)
+    changed(folder, **tensors)
+    assert any(fact in line for line in refused(folder)), refused(folder)
+    if "described" not in fact:
+        with pytest.raises(OctavoError) as caught:
+            load_ascend(folder)
+        assert caught.value.exit_code == 3
+
+
+def test_names_that_the_consumer_would_not_find(tmp_path):
+    folder = written(tmp_path)
+    (folder / DESCRIPTION).rename(folder / "quant_model_description_w8a16.json")
+    (folder / WEIGHTS).rename(folder / "quant_model_weight_w8a16.safetensors")
+    assert any("it wants quant_model_weight_w8a8.safetensors" in line for line in refused(folder))
+
+
+def test_no_checkpoint_is_a_verdict(tmp_path):
+    assert "no ascend checkpoint" in refused(tmp_path)[0]
+    assert "no ascend checkpoint" in refused(tmp_path / "nowhere")[0]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', '{"model_quant_type": "W4A4"}', "\xff"])
+def test_descriptions_that_are_none(text, tmp_path):
+    folder = written(tmp_path)
+    (folder / DESCRIPTION).unlink()
+    (folder / DESCRIPTION).write_bytes(text.encode("latin-1"))
+    with pytest.raises(OctavoError) as caught:
+        load_ascend(folder)
+    assert caught.value.exit_code == 3
+    assert refused(folder)
+
+
+def header(entries: object, data: bytes = b"", length: int | None = None) -> bytes:
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text) if length is None else length) + text + data
+
+
+def entry(dtype: str = "I8", shape: tuple = (4,), offsets: tuple = (0, 4)) -> dict:
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"short",
+        header({}, length=2**63),
+        header({}, length=100 << 20),
+        header({"a": entry()}, b"123"),
+        header({"a": entry()}, b"12345"),
+        header({"a": entry(shape=(5,))}, b"1234"),
+        header({"a": entry(shape=(-4,))}, b"1234"),
+        header({"a": entry(dtype="I9")}, b"1234"),
+        header({"a": entry(offsets=(1, 5))}, b"12345"),
+        header({"a": entry(), "b": entry()}, b"1234"),
+        header({"a": entry(), "b": entry(offsets=(2, 6))}, b"123456"),
+        header({"a": entry(offsets=(4, 0))}, b"1234"),
+        header({"a": entry(shape=(True, 4))}, b"1234"),
+        header([1]),
+        header({"a": 5}),
+        header({"a": entry(), "__metadata__": 7}, b"1234"),
+    ],
+)
+def test_files_that_are_no_safetensors_are_refused_before_their_sizes_are_believed(content, tmp_path):
+    folder = written(tmp_path)
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).write_bytes(content)
+    with pytest.raises(OctavoError) as caught:
+        load_ascend(folder)
+    assert caught.value.exit_code == 3
+    assert str(folder / WEIGHTS) in str(caught.value)
+
+
+def test_an_unknown_geometry_is_refused(tmp_path):
+    folder = written(tmp_path)
+    found = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    save_file(found, folder / WEIGHTS)
+    with pytest.raises(OctavoError, match="unknown stride and padding"):
+        load_ascend(folder)

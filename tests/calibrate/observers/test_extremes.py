@@ -1,0 +1,55 @@
+"""Statistics of channels: the same bits however calls are split and merged."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from octavo.calibrate.observers.extremes import Channels, channels_of
+
+from ...zoo.toy import DTYPES
+
+
+def taken(parts: list[torch.Tensor]) -> Channels:
+    channels = Channels()
+    for part in parts:
+        channels.add(channels_of(part))
+    return channels
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 39), max_size=4), st.sampled_from(DTYPES))
+def test_any_split_in_any_order_gives_the_same_bits(seed, cuts, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    rows = (torch.randn(40, 5, generator=generator) * 100).to(dtype)
+    whole = taken([rows])
+    order = torch.randperm(40, generator=generator)
+    parts = [part for part in rows[order].tensor_split(sorted(cuts)) if len(part)]
+    merged = Channels()
+    for part in parts:
+        merged.merge(taken([part.view(1, -1, 5)]))
+    multiplier = torch.rand(5, generator=generator) + 0.1
+    for other in (taken(parts), merged):
+        assert torch.equal(other.low, whole.low)
+        assert torch.equal(other.high, whole.high)
+        assert other.rows == whole.rows == 40
+        assert other.range() == whole.range() == (float(rows.min()), float(rows.max()))
+        assert other.range(multiplier) == whole.range(multiplier)
+
+
+def test_the_range_is_that_of_the_multiplied_input():
+    x, multiplier = torch.randn(30, 4), torch.tensor([0.01, 1.0, 5.0, 0.3])
+    assert taken([x]).range(multiplier) == (float((x * multiplier).min()), float((x * multiplier).max()))
+
+
+def test_nothing_and_what_is_not_finite():
+    with pytest.raises(ValueError, match="no values"):
+        channels_of(torch.zeros(0, 4))
+    for value in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(ValueError, match="1 non-finite values"):
+            channels_of(torch.tensor([[1.0, value], [2.0, 3.0]]))
+    empty = Channels()
+    empty.merge(Channels())
+    assert empty.rows == 0
+    with pytest.raises(ValueError, match="no data"):
+        empty.range()

@@ -1,0 +1,151 @@
+"""Ranges by noise level: bins of levels, found at some steps and good for others."""
+
+import pytest
+import torch
+
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.scheme import ACTIVATION
+from octavo.calibrate.observers.observers import OBSERVERS
+from octavo.calibrate.observers.ranges import BINS, edges_of, observed, spec_of
+from octavo.calibrate.replay.sqnr import Power, outputs
+from octavo.calibrate.result import Result
+from octavo.calibrate.settings import Settings
+from octavo.calibrate.smoothing.search import Smoothing
+
+from ...zoo.layer_kinds import TimedToy
+from ...zoo.toy import Call
+
+OPTIONS = Settings().options
+
+
+class Loud(TimedToy):
+    """Its layers' inputs grow with the noise level."""
+
+    def forward(self, hidden, timestep, extra=None):
+        level = timestep.view(-1, 1, 1) / 1000
+        x = hidden * level**2
+        return self.out(torch.nn.functional.silu(self.up(x)) @ torch.ones(16, 8) * 0.1 + x)
+
+
+def steps(count: int, seed: int = 0) -> list[Call]:
+    """One call for each of `count` noise levels, as a schedule of so many steps has them."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Call((torch.randn(2, 20, 8, generator=generator), torch.full((2,), 1000.0 * (1 - at / count))), {}, at)
+        for at in range(count)
+    ]
+
+
+def timed(count: int = 28, **settings) -> tuple[Loud, Result]:
+    model = Loud()
+    chosen = {"defaults": {}, "activations": "timestep"} | settings
+    return model, calibrate(model, lambda: steps(count) + steps(count, 1), Settings(**chosen))
+
+
+def sqnr(model: torch.nn.Module, result: Result, samples: list[Call]) -> float:
+    power = Power()
+    exact = outputs(model, samples)
+    with quantized(model, result.layers):
+        for one, other in zip(exact, outputs(model, samples), strict=True):
+            power.add(one[0] / one[0].abs().max(), other[0] / one[0].abs().max())  # every level counts as much
+    return power.sqnr or 0.0
+
+
+@pytest.mark.parametrize("levels", [1, 2, 7, 8, 9, 28, 1000])
+def test_bins_hold_about_as_many_levels_each(levels):
+    edges = edges_of([float(at) for at in range(levels)] * 3)
+    assert len(edges) == min(levels, BINS) - 1
+    assert bool((edges.diff() > 0).all())
+    counts = torch.bucketize(torch.arange(levels).float(), edges, right=True).bincount()
+    assert len(counts) == min(levels, BINS)
+    assert int(counts.max() - counts.min()) <= 1
+
+
+def test_a_bin_s_range_is_that_of_its_calls_and_one_that_saw_nothing_has_that_of_all():
+    model = Loud()
+    edges = torch.tensor([250.0, 500.0, 2000.0])
+    ranges, turn, _ = observed(model, ["up", "patch"], steps(8), "minmax", OPTIONS, {}, edges)
+    assert turn.count == 8
+    assert set(ranges) == {"up"}  # patch never ran
+    for at, (low, high) in enumerate([(0, 250), (250, 500), (500, 2000)]):
+        inside = [x * (t.view(-1, 1, 1) / 1000) ** 2 for (x, t), *_ in steps(8) if low <= float(t[0]) < high]
+        assert ranges["up"][at] == pytest.approx(
+            (min(float(x.min()) for x in inside), max(float(x.max()) for x in inside))
+        )
+    assert ranges["up"][3].low == min(each.low for each in ranges["up"][:3])
+    assert ranges["up"][3].high == max(each.high for each in ranges["up"][:3])
+
+
+@pytest.mark.parametrize("observer", OBSERVERS)
+def test_every_observer_hears_what_is_multiplied(observer):
+    model, none = Loud(), torch.zeros(0)
+    smoothing = {"up": Smoothing(torch.full((8,), 0.5), 0.5, 0.0)}
+    plain = observed(model, ["up"], steps(8), observer, OPTIONS, {}, none)[0]["up"]
+    halved = observed(model, ["up"], steps(8), observer, OPTIONS, smoothing, none)[0]["up"]
+    assert halved[0] == pytest.approx((plain[0].low / 2, plain[0].high / 2))
+
+
+def test_bins_found_in_28_steps_serve_20_and_50():
+    model, result = timed()
+    assert len(result.timesteps) == 28
+    scales = result.layers["up"].input_scale
+    assert len(scales) == BINS
+    assert bool((scales.diff() > 0).all())  # the higher the level the wider the range
+    static = timed(activations="static")[1]
+    for count in (28, 20, 50):
+        fresh = steps(count, seed=2)
+        assert sqnr(model, result, fresh) > 25
+        assert sqnr(model, result, fresh) > sqnr(model, static, fresh) + 5
+
+
+def test_rows_with_noise_levels_of_their_own_are_each_in_their_bin():
+    model, result = timed()
+    (x, _), *_ = steps(1)[0]
+    with torch.no_grad(), quantized(model, result.layers):
+        both = model(x, torch.tensor([900.0, 100.0]))
+        each = [model(x[at : at + 1], torch.tensor([level])) for at, level in ((0, 900.0), (1, 100.0))]
+    assert torch.equal(both, torch.cat(each))
+
+
+def test_a_level_on_an_edge_and_levels_beyond_all_have_a_bin():
+    model, result = timed()
+    (x, _), *_ = steps(1)[0]
+    levels = [-5.0, 0.0, *result.layers["up"].edges.tolist(), 1000.0, 2000.0]
+    with torch.no_grad(), quantized(model, result.layers):
+        assert all(bool(model(x, torch.tensor([level])).isfinite().all()) for level in levels)
+
+
+@pytest.mark.parametrize("settings", [{}, {"smoothing": True}, {"symmetric": True, "observer": "mse"}], ids=str)
+def test_what_is_exported_for_a_schedule_computes_that_schedule(tmp_path, settings):
+    model, result = timed(**settings)
+    assert any(layer.mul_scale is not None for layer in result.layers.values()) <= bool(settings.get("smoothing"))
+    for count in (20, 50):
+        schedule = tuple(float(call.args[1][0]) for call in steps(count))
+        folder = export(result, model, tmp_path / str(count), timesteps=schedule)
+        loaded = load_ascend(folder)
+        with quantized(model, result.layers):
+            wanted = outputs(model, steps(count, 3))
+        with quantized(model, loaded):
+            assert all(torch.equal(a[0], b[0]) for a, b in zip(wanted, outputs(model, steps(count, 3)), strict=True))
+
+
+def test_calls_without_a_noise_level_have_one_bin():
+    class Timeless(Loud):
+        def forward(self, hidden):
+            return super().forward(hidden, torch.full((2,), 500.0))
+
+    samples = [Call(call.args[:1], {}) for call in steps(6)]
+    result = calibrate(Timeless(), lambda: samples, Settings(defaults={}, activations="timestep"))
+    assert result.timesteps is None
+    assert {layer.scheme for layer in result.layers.values()} == {"W8A8"}
+
+
+def test_a_range_too_small_for_the_dtype_has_no_parameters():
+    model = Loud()
+    ranges = observed(model, ["up"], steps(8), "minmax", OPTIONS, {}, edges_of([0.0, 500.0]))[0]["up"]
+    assert spec_of(ranges, edges_of([0.0, 500.0]), ACTIVATION, torch.float32) is not None
+    tiny = [each._replace(low=each.low * 1e-8, high=each.high * 1e-8) for each in ranges]
+    assert spec_of([ranges[0], tiny[0]], edges_of([0.0, 500.0]), ACTIVATION, torch.float16) is None

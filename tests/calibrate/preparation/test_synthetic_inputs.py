@@ -1,0 +1,112 @@
+"""Without data: inputs that carry what batch norms remember."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from octavo.calibrate.msmodelslim_api import Calibrator, QuantConfig
+from octavo.calibrate.preparation.synthetic_inputs import made_up, missing, warnings_of
+from octavo.calibrate.replay.calls import evaluating
+from octavo.capture.errors import OctavoError
+
+from ...zoo.convolutions import Small, small, with_statistics
+from ...zoo.toy import toy
+
+SHAPE = [1, 3, 12, 12]
+
+
+def lacking(model: nn.Module, x: torch.Tensor) -> float:
+    with evaluating(model), missing(model) as losses:
+        model(x)
+    return float(torch.stack(losses).mean())
+
+
+@pytest.fixture(scope="module")
+def trained() -> nn.Module:
+    """A network whose statistics are those of inputs that are no noise: large, off centre, smooth."""
+    torch.manual_seed(0)
+    model, generator = Small(), torch.Generator().manual_seed(1)
+    for _ in range(40):
+        rough = torch.randn(16, 3, 3, 3, generator=generator)
+        model(3 + 2 * nn.functional.interpolate(rough, size=(12, 12), mode="bilinear"))
+    return model.eval()
+
+
+def test_distilled_inputs_have_the_statistics_that_noise_has_not(trained):
+    calls = made_up(trained, SHAPE, most=60)
+    x = calls[0].args[0]
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    assert lacking(trained, x) < 0.15 * lacking(trained, noise)
+    assert x.mean() > 1  # it is 3 in training, and nobody told it
+
+
+def test_the_same_twice_and_nothing_of_the_model_changes(trained):
+    state = copy.deepcopy(trained.state_dict())
+    one, two = (made_up(trained, SHAPE, most=10) for _ in range(2))
+    assert all(torch.equal(a.args[0], b.args[0]) for a, b in zip(one, two, strict=True))
+    assert not torch.equal(one[0].args[0], one[1].args[0])
+    assert all(torch.equal(state[key], value) for key, value in trained.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in trained.modules())
+    assert all(parameter.grad is None for parameter in trained.parameters())
+
+
+def test_the_batch_is_at_least_the_one_asked_for_and_progress_is_shown():
+    seen = []
+
+    def progress(label, items, total=None):
+        for item in items:
+            seen.append((label, total))
+            yield item
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    calls = made_up(model, [40, 3, 6, 6], progress=progress)
+    assert {tuple(call.args[0].shape) for call in calls} == {(40, 3, 6, 6)}
+    assert len(seen) == seen[0][1] > 100
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_of_halves_gets_halves_distilled_in_float32(trained, dtype):
+    model = copy.deepcopy(trained).to(dtype)
+    x = made_up(model, [1, 3, 8, 8], most=10)[0].args[0]
+    assert x.dtype == dtype
+    assert x.isfinite().all()
+    assert made_up(toy(dtype=dtype), [2, 3, 4, 4])[0].args[0].dtype == dtype
+
+
+def test_without_batch_norms_uniform_numbers_and_a_warning(caplog):
+    x = made_up(toy(), [2, 3, 4, 4])[0].args[0]
+    assert x.shape == (2, 3, 4, 4)
+    assert 0 <= float(x.min()) <= float(x.max()) <= 1
+    with caplog.at_level(logging.WARNING):
+        calibrator = Calibrator(toy(), QuantConfig(input_shape=[2, 3, 4, 4]))
+        calibrator.run()
+    assert "uniform numbers" in caplog.text
+    assert calibrator.result.warnings == warnings_of(toy())
+    assert warnings_of(small()) == []
+
+
+@pytest.mark.parametrize(("shape", "code"), [([], 2), ([1, 0, 12, 12], 2), ([1, 4, 12, 12], 4), ([1, 3], 4)])
+def test_shapes_that_do_not_fit(shape, code):
+    with pytest.raises(OctavoError) as caught:
+        made_up(small(), shape)
+    assert caught.value.exit_code == code
+
+
+def test_the_documented_snippet_without_data():
+    layers = [nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(400, 4)]
+    model = with_statistics(nn.Sequential(*layers))
+    before = copy.deepcopy(model)
+    config = QuantConfig(
+        disable_names=[], amp_num=0, input_shape=SHAPE,
+        keep_acc={"admm": [False, 1000], "easy_quant": [False, 1000], "round_opt": False}, sigma=25,
+    )  # fmt: skip
+    calibrator = Calibrator(model, config)
+    calibrator.run()
+    report = calibrator.result.report
+    assert report["folded"] == [{"conv": "0", "norm": "1"}]
+    assert all(row["scheme"] == "W8A8" for row in report["layers"])
+    assert repr(model) == repr(before)
+    assert all(torch.equal(value, before.state_dict()[key]) for key, value in model.state_dict().items())

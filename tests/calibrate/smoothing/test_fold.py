@@ -1,0 +1,186 @@
+"""Integer layers whose multiplier goes into what makes their input: the same int8 codes, the same output."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.modules import QuantizedLayer
+from octavo.calibrate.layers.noise_level import NoiseLevel
+from octavo.calibrate.replay.sqnr import Power, outputs
+from octavo.calibrate.settings import Settings
+from octavo.calibrate.smoothing.fold import Folded, folded, multiplied
+from octavo.pipelines.family import Fold, Group
+
+from ...pipelines.test_groups import CASES, Made
+from ...zoo.layer_kinds import frozen
+from ...zoo.toy import Call
+
+KINDS = ("W8A8", "W8A8_TIMESTEP", "W8A8_DYNAMIC", "W8A16")
+ACTIVATIONS = ("static", "timestep", "dynamic")
+
+
+def smoothed(case: str, **settings: Any) -> tuple[Made, list[Call], dict[str, QuantizedLayer]]:
+    """A model whose first linears have a channel that is large, and its integer layers, with multipliers."""
+    model, groups, args, arguments = CASES[case]()
+    model.requires_grad_(False)
+    samples = [
+        Call((args[0] * at, *args[1:]), arguments)
+        if args
+        else Call((), arguments | {"timestep": torch.tensor([at] * 2)})
+        for at in (1.0, 0.9, 0.8, 1.1)
+    ]
+    found = calibrate(model, lambda: samples, Settings(smoothing=True, groups=groups, sqnr_calls=0, **settings))
+    return (model, groups, args, arguments), samples, found.layers
+
+
+def made_by(model: nn.Module, layers: dict[str, QuantizedLayer], found: Folded | None, samples: list[Call]) -> Tensor:
+    """The output of the integer model, of all calls."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    if found is not None:
+        layers = found.layers
+        model.load_state_dict(found.values(), strict=False)
+    with quantized(model, layers):
+        made = torch.cat([each.flatten() for call in outputs(model, samples) for each in call])
+    model.load_state_dict(before)
+    return made
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    power = Power()
+    power.add(one, other)
+    return power.sqnr or float("inf")
+
+
+def multipliers(layers: dict[str, QuantizedLayer]) -> set[str]:
+    return {name for name, layer in layers.items() if layer.mul_scale is not None}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("activations", ACTIVATIONS)
+def test_fewer_multiplies_the_same_codes_and_the_same_output_within_its_rounding(case, activations):
+    """deq has 11 significant bits and quant_bias is whole: that moves a value by a part of a step of the next integers.
+
+    So the outputs differ by less than quantization itself costs, and the folded model is as near the float one.
+    """
+    (model, groups, *_), samples, layers = smoothed(case, activations=activations)
+    found = folded(model, layers, groups(model))
+    gone = multipliers(layers) - multipliers(found.layers)
+    assert len(gone) > 4
+    assert set(layers) == set(found.layers)
+    assert all(torch.equal(layers[name].weight, found.layers[name].weight) for name in layers)
+    exact = torch.cat([each.flatten() for call in outputs(model, samples) for each in call])
+    before, after = made_by(model, layers, None, samples), made_by(model, layers, found, samples)
+    assert difference(before, after) > difference(exact, before)
+    assert difference(exact, after) > difference(exact, before) - 1.0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_powers_of_two_change_no_bit_but_those_of_a_modulation(case):
+    """(1 + scale) / s - 1 is rounded anew; nothing else is where factors only move an exponent."""
+    (model, groups, *_), samples, layers = smoothed(case)
+    for layer in layers.values():
+        if layer.mul_scale is not None:
+            layer.mul_scale.copy_(torch.exp2(layer.mul_scale.log2().round()))
+    plain = [group for group in groups(model) if not any(each.plus_one for each in group.folds)]
+    found = folded(model, layers, plain)
+    assert multipliers(found.layers) < multipliers(layers)
+    assert torch.equal(made_by(model, layers, None, samples), made_by(model, layers, found, samples))
+
+
+def test_what_it_is_given_stays_as_it_was():
+    (model, groups, *_), samples, layers = smoothed("stdit3")
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    numbers = {name: {key: value.clone() for key, value in layers[name].state_dict().items()} for name in layers}
+    before = made_by(model, layers, None, samples)
+    found = folded(model, layers, groups(model))
+    assert found.parameters.keys() <= state.keys()
+    assert found.parameters
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, numbers[name][key]) for name in layers for key, value in layers[name].state_dict().items()
+    )
+    assert torch.equal(made_by(model, layers, None, samples), before)
+
+
+class Chain(nn.Module):
+    """Two layers behind one."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Linear(8, 8, bias=bias), nn.LayerNorm(8)
+        self.left, self.right = nn.Linear(8, 3), nn.Linear(8, 2)
+
+
+MULTIPLIER = torch.exp2(torch.linspace(-3, 3, 8))
+
+
+def behind(first: str = "first", plus_one: bool = False) -> list[Group]:
+    return [Group(("left", "right"), (Fold(first, 0, plus_one),))]
+
+
+def chain(model: nn.Module, kind: str = "W8A8", right: Tensor | None = MULTIPLIER) -> dict[str, QuantizedLayer]:
+    return {
+        "first": frozen(model.first, kind),
+        "left": frozen(model.left, kind, mul_scale=MULTIPLIER),
+        "right": frozen(model.right, kind, mul_scale=right),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("corrected", [False, True])
+def test_an_integer_layer_puts_out_the_multiple_and_as_much_more(kind, corrected):
+    model = Chain()
+    layer = frozen(model.first, kind, correction=torch.linspace(-1, 1, 8) if corrected else None)
+    by, plus = MULTIPLIER.double(), torch.linspace(-2, 2, 8).double()
+    other = type(layer)(multiplied(layer, by, plus))
+    assert torch.equal(other.weight, layer.weight)
+    assert other.made_bias == layer.made_bias
+    if kind == "W8A8_TIMESTEP":
+        layer.noise_level = other.noise_level = NoiseLevel.of(torch.tensor(600.0))
+    x = torch.randn(20, 8)
+    wanted = layer(x).double() * by + plus
+    # both round deq to 11 bits; quant_bias rounds the bias to half a step, before and after
+    step = other.deq.view(-1, 8).amax(0) if layer.calibrated else 1e-6
+    sums = (wanted.abs() + plus.abs() + 2 * by) * 2.0**-10
+    assert bool(((other(x) - wanted).abs() <= sums + 1.02 * step).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_layers_of_a_group_have_to_agree(kind):
+    model = Chain()
+    layers = chain(model, kind)
+    assert multipliers(folded(model, layers, behind()).layers) == set()
+    for other in (None, MULTIPLIER * 2):
+        found = folded(model, layers | {"right": frozen(model.right, kind, mul_scale=other)}, behind())
+        assert found.layers["left"] is layers["left"]
+        assert found.layers["first"] is layers["first"]
+        assert not found.parameters
+    only = folded(model, {name: layers[name] for name in ("first", "left")}, behind())
+    assert multipliers(only.layers) == {"left"}  # the right one is float, and given the same input
+
+
+def test_what_takes_no_multiplication_leaves_its_group_as_it_was():
+    model = Chain(bias=False)
+    layers = chain(model)
+    for made in (layers, {name: layers[name] for name in ("left", "right")}):  # integer, float
+        found = folded(model, made, behind(plus_one=True))
+        assert found.layers == made
+        assert not found.parameters
+    model.norm = nn.LayerNorm(8, elementwise_affine=False)
+    assert folded(model, layers, behind("norm")).layers == layers
+
+
+@pytest.mark.parametrize("target", ["first", "norm"])
+def test_float_parameters_are_given_back(target):
+    model = Chain()
+    layers = {name: layer for name, layer in chain(model).items() if name != "first"}
+    found = folded(model, layers, behind(target))
+    x = torch.randn(5, 8)
+    before = model.get_submodule(target)(x) * MULTIPLIER
+    model.load_state_dict(found.values(), strict=False)
+    torch.testing.assert_close(model.get_submodule(target)(x), before)

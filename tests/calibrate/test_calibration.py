@@ -1,0 +1,216 @@
+"""Calibration from end to end, and the report of it."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.modules import QuantizedLinear
+from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.sqnr import Power, tensors_in
+from octavo.calibrate.report import worst
+from octavo.calibrate.resources import peak_memory
+from octavo.calibrate.settings import Settings
+from octavo.capture.errors import OctavoError
+
+from ..zoo.toy import DTYPES, Call, calls, given, toy
+
+
+def test_the_report_has_every_layer_and_adds_up():
+    model = toy()
+    result = calibrate(model, given(calls()), Settings(observer="sigma", defaults={"proj_out": "why"}))
+    report = json.loads(json.dumps(result.report, allow_nan=False))
+    rows = {row["name"]: row for row in report["layers"]}
+    assert set(rows) == {name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    assert rows["proj_out"]["reason"] == "why"
+    assert rows["unused"]["reason"] == "never ran on these calls"
+    totals = report["totals"]
+    assert totals["quantized"] == len(result.layers) == len(result.plan.quantized) == 5
+    assert totals["kept_float"] == 2
+    assert totals["calls"] == 3
+    assert totals["bytes_before"] == sum(
+        p.nbytes for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) for p in m.parameters()
+    )
+    for name, layer in result.layers.items():
+        row = rows[name]
+        assert row["scale"] == layer.input_scale.item()
+        assert row["zero_point"] == int(layer.input_zero_point)
+        assert row["range"][0] <= row["range"][1]
+        assert row["sqnr"] > 20
+        assert row["bytes_after"] < row["bytes_before"]
+    assert worst(report, 2) == sorted((rows[name] for name in result.layers), key=lambda row: row["sqnr"])[:2]
+    assert set(report["seconds"]) == {"prepare", "replay", "freeze", "measure", "enough"}
+    assert report["peak_memory"] > 1 << 20
+
+
+def test_the_output_s_sqnr_is_that_of_the_layers_that_are_exported():
+    model = toy()
+    result = calibrate(model, given(calls()), Settings(defaults={}, sqnr_calls=3))
+    power = Power()
+    with torch.no_grad():
+        for call in calls():
+            exact = model(*call.args, **call.kwargs)
+            with quantized(model, result.layers):
+                power.add(exact, model(*call.args, **call.kwargs))
+    assert result.report["totals"]["output_sqnr"] == power.sqnr
+    assert power.sqnr > 25
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("observer", ["minmax", "sigma", "percentile", "mse"])
+def test_every_observer_in_every_dtype(dtype, observer):
+    settings = Settings(observer=observer, defaults={}, symmetric=observer == "mse")
+    result = calibrate(toy(dtype=dtype), given(calls(dtype=dtype)), settings)
+    assert result.report["totals"]["output_sqnr"] > 20
+
+
+def test_letting_the_float_layers_go_gives_the_same_report_and_layers():
+    one, other = toy(), toy()
+    kept = calibrate(one, given(calls()), Settings(defaults={}))
+    released = calibrate(other, given(calls()), Settings(defaults={}, release=True))
+    assert isinstance(other.proj_out, QuantizedLinear)
+    assert other.proj_out is released.layers["proj_out"]
+    assert kept.report["layers"] == released.report["layers"]
+    assert kept.report["totals"] == released.report["totals"]
+    assert list(kept.layers) == list(released.layers)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("observer", ["minmax", "sigma", "mse"])
+def test_the_order_of_the_calls_and_their_batches_do_not_matter(order, observer):
+    settings = Settings(observer=observer, sigma=2.0, defaults={}, sqnr_calls=0)
+    # one layer: batched matmuls before it would round differently themselves
+    model, samples = nn.Sequential(nn.Linear(6, 3)), [Call((torch.randn(4, 5, 6) * 10.0**k,), {}) for k in range(3)]
+    parts = [Call((row[None],), {}) for call in samples for row in call.args[0]][::order]
+    one = calibrate(model, given(samples), settings).report["layers"]
+    assert one == calibrate(model, given(parts), settings).report["layers"]
+
+
+def test_a_layer_that_never_ran_is_an_error_when_asked_for():
+    with pytest.raises(OctavoError, match="layer unused: saw no data") as caught:
+        calibrate(toy(), given(calls()), Settings(defaults={}, strict=True))
+    assert caught.value.exit_code == 6
+
+
+def test_an_input_of_zeros_keeps_its_layer_float_with_a_warning_so_that_its_bias_is_exact():
+    model = toy()
+    model.blocks[0].down.weight.data.zero_()
+    model.blocks[0].up.weight.data.zero_()
+    model.blocks[0].up.bias.data.zero_()
+    result = calibrate(model, given(calls()), Settings(defaults={}))
+    assert "blocks.0.down" not in result.layers
+    assert "blocks.0.down: its input was zero in every call; it stays float." in result.warnings
+    with torch.no_grad(), quantized(model, result.layers):
+        assert bool((model.blocks[0].down(torch.zeros(2, 32)) == model.blocks[0].down.bias).all())
+
+
+def test_layers_whose_numbers_do_not_fit_stay_float_with_a_warning():
+    model = toy()
+    model.blocks[0].up.weight.data.mul_(1e-9)
+    model.blocks[0].up.bias.data.add_(100.0)
+    result = calibrate(model, given(calls()), Settings(defaults={}))
+    assert "blocks.0.up: its accumulator could leave int32; it stays float." in result.warnings
+    half = toy(dtype=torch.float16)
+    tiny = [Call((call.args[0] * 1e-6,), {}) for call in calls(dtype=torch.float16)]
+    result = calibrate(half, given(tiny), Settings(defaults={}))
+    assert "patch: float16 holds no scale for its input range; it stays float." in result.warnings
+
+
+def test_unsupported_kinds_are_listed_once_and_stay_float():
+    model = nn.Sequential(nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 1), nn.Flatten(), nn.Linear(4, 2))
+    result = calibrate(model, given([Call((torch.randn(2, 4, 1),), {})]), Settings())
+    assert result.warnings == ["Conv1d has no integer form: 2 stay float."]
+    assert list(result.layers) == ["3"]
+
+
+@pytest.mark.parametrize("key", ["blocks.0.up.weight", "proj_out.bias"])
+def test_weights_that_are_not_finite_are_refused_before_the_first_call(key):
+    model = toy()
+    model.state_dict()[key].view(-1)[1] = math.inf
+
+    def never() -> list[Call]:
+        raise AssertionError("replayed")
+
+    with pytest.raises(OctavoError, match=f"{key}: 1 of .* values not finite") as caught:
+        calibrate(model, never, Settings(defaults={}))
+    assert caught.value.exit_code == 6
+
+
+def test_samples_limit_the_calls():
+    assert calibrate(toy(), given(calls()), Settings(defaults={}, samples=2)).report["totals"]["calls"] == 2
+
+
+def test_the_calls_are_never_all_held():
+    alive, most = 0, 0
+
+    class Counted(dict):
+        def __init__(self, *args) -> None:
+            nonlocal alive, most
+            super().__init__(*args)
+            alive += 1
+            most = max(most, alive)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    def samples():
+        for call in calls(12):
+            yield Call(call.args, Counted(call.kwargs))
+
+    calibrate(toy(), samples, Settings(defaults={}))
+    assert most <= 3
+
+
+def test_progress_wraps_every_long_stage():
+    stages = []
+
+    def progress(label, items, total=None):
+        stages.append(label)
+        return items
+
+    calibrate(toy(), given(calls()), Settings(defaults={}, release=True), progress=progress)
+    assert stages == ["replay", "freeze", "measure", "install"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"observer": "best"},
+        {"weights": "floor"},
+        {"sigma": 100.5},
+        {"sigma": math.nan},
+        {"percentile": 5.0},
+        {"samples": 0},
+    ],
+    ids=str,
+)
+def test_settings_without_meaning(settings):
+    with pytest.raises(OctavoError, match=next(iter(settings))) as caught:
+        Settings(**settings)
+    assert caught.value.exit_code == 2
+
+
+def test_measuring_is_spread_over_the_calls():
+    assert spread(84, 4) == [10, 31, 52, 73]
+    assert spread(3, 8) == [0, 1, 2]
+    assert spread(0, 8) == spread(5, 0) == []
+
+
+def test_outputs_of_any_form_are_compared():
+    x, y = torch.ones(1), torch.zeros(2, dtype=torch.long)
+    assert [t is x for t in tensors_in(({"a": x, "b": [x, None, y]}, 3))] == [True, True]
+
+
+def test_sqnr_in_decibels():
+    power = Power()
+    assert power.sqnr is None
+    other = torch.full((4,), 11.0)
+    power.add(torch.full((4,), 10.0), other)
+    assert bool((other == 11.0).all())
+    assert power.sqnr == pytest.approx(20.0)
+    assert peak_memory() > 0

@@ -1,0 +1,138 @@
+"""How many calls were enough."""
+
+import json
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.learning_curve import verdict
+from octavo.calibrate.replay.marks import Mark, Marks, affordable
+from octavo.calibrate.replay.sqnr import Power
+from octavo.calibrate.settings import Settings
+
+from ..zoo.toy import given, toy
+
+
+class Call(NamedTuple):
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    unit: int | None
+
+
+def calls(units: int, each: int = 2, growth: float = 0.0) -> list[Call]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = [torch.randn(2, 3, 4, 5, generator=generator) for _ in range(each * units)]
+    return [Call((x * (1 + growth * at),), {}, at // each) for at, x in enumerate(inputs)]
+
+
+def rows(*values: float, prompts: bool = True) -> list[dict[str, Any]]:
+    return [
+        {"calls": 28 * 2**at, "prompts": 2**at if prompts else None, "output_sqnr": value}
+        for at, value in enumerate(values)
+    ]
+
+
+def test_marks_are_after_1_2_4_8_prompts_or_calls():
+    heard: list[Call] = []
+    marks = Marks(lambda: len(heard))
+    for call in marks.each(calls(9, 3)):
+        heard.append(call)
+    assert marks.taken == {Mark(3 * n, n): 3 * n for n in (1, 2, 4, 8)}
+    assert marks.last == Mark(27, 9)
+    marks = Marks(lambda: None)
+    list(marks.each(call._replace(unit=None) for call in calls(4)))
+    assert list(marks.taken) == [Mark(n, None) for n in (1, 2, 4)]
+    assert marks.last == Mark(8, None)
+
+
+def test_what_is_measured_again_is_about_a_tenth_of_the_replay():
+    marks = [Mark(2**n, None) for n in range(9)]
+    assert affordable(marks, 159, 8) == affordable(marks, 448, 0) == []
+    assert affordable(marks, 160, 8) == marks[-1:]
+    assert affordable(marks, 448, 8) == marks[-4:]
+
+
+@pytest.mark.parametrize("release", [False, True])
+@pytest.mark.parametrize("more", [{}, {"observer": "mse"}, {"observer": "sigma"}], ids=str)
+def test_the_curve_rises_to_the_final_value(more, release):
+    settings = Settings(defaults={}, sqnr_calls=2, release=release, **more)
+    report = calibrate(toy(), given(calls(40, growth=0.2)), settings).report
+    found = json.loads(json.dumps(report, allow_nan=False))["enough"]
+    assert [row["prompts"] for row in found] == [8, 16, 32, 40]
+    assert [row["calls"] for row in found] == [16, 32, 64, 80]
+    values = [row["output_sqnr"] for row in found]
+    assert values[-1] == report["totals"]["output_sqnr"]
+    assert values[:-1] == sorted(values[:-1])
+    assert values[-1] > values[-2] - 3  # ranges still widen after all that is measured fits in
+    assert values[0] < values[-1] - 10
+
+
+@pytest.mark.parametrize("observer", ["minmax", "sigma", "percentile", "mse"])
+def test_looking_on_the_way_changes_nothing(observer):
+    settings = Settings(defaults={}, observer=observer)
+    watched = calibrate(toy(), given(calls(12)), settings).report
+    once = calibrate(toy(), given([call._replace(unit=0) for call in calls(12)]), settings).report
+    assert watched["enough"]
+    assert not once["enough"]
+    assert watched["layers"] == once["layers"]
+    assert watched["totals"] == once["totals"]
+
+
+@pytest.mark.parametrize("units", [4, 8, 16])
+@pytest.mark.parametrize("smoothing", [False, True])
+def test_a_point_of_the_curve_is_what_a_shorter_capture_would_have_given(units, smoothing):
+    model, every = toy(), calls(20)
+    result = calibrate(model, given(every), Settings(defaults={}, smoothing=smoothing, sqnr_calls=1))
+    shorter = calibrate(model, given(every[: 2 * units]), Settings(defaults={}, smoothing=smoothing, sqnr_calls=0))
+    power = Power()
+    with torch.no_grad():
+        exact = model(*every[20].args)  # the call in the middle
+        with quantized(model, shorter.layers):
+            power.add(exact, model(*every[20].args))
+    assert {"calls": 2 * units, "prompts": units, "output_sqnr": power.sqnr} in result.report["enough"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"activations": "dynamic"},
+        {"activations": "float"},
+        {"sqnr_calls": 0},
+        {"smoothing": True, "observer": "mse"},
+        {"fallback": 1},
+    ],
+    ids=str,
+)
+def test_without_ranges_or_where_they_take_another_replay_there_is_no_curve(more):
+    assert calibrate(toy(), given(calls(12)), Settings(defaults={}, **more)).report["enough"] == []
+
+
+def test_weights_by_a_method_are_compared_as_rounded_to_the_nearest():
+    model, every = toy(), calls(12)
+    plain = calibrate(model, given(every), Settings(defaults={}, smoothing=True)).report
+    method = calibrate(model, given(every), Settings(defaults={}, smoothing=True, weights=("gptq",))).report
+    assert plain["enough"]
+    assert plain["enough"] == method["enough"]
+    assert plain["enough"][-1]["output_sqnr"] == plain["totals"]["output_sqnr"]
+
+
+def test_few_calls_say_nothing():
+    assert calibrate(toy(), given(calls(7)), Settings(defaults={})).report["enough"] == []
+    assert verdict([]) is None
+
+
+@pytest.mark.parametrize(
+    ("curve", "words"),
+    [
+        (rows(20.0, 29.95, 30.1, 30.0), "2 of 8 prompts were enough (56 of 224 calls): output SQNR within 0.1 dB"),
+        (rows(30.0, 20.0, 30.0, 30.0), "4 of 8 prompts were enough"),
+        (rows(20.0, 29.5, 30.0), "More calls would gain: 4 prompts have 0.5 dB more output SQNR than the first 2."),
+        (rows(29.8, 30.0), "The last calls still counted: 2 prompts have 0.20 dB more than the first 1."),
+        (rows(30.0, 30.0, prompts=False), "28 of 56 calls were enough: output SQNR"),
+    ],
+)
+def test_the_verdict(curve, words):
+    assert str(verdict(curve)).startswith(words)

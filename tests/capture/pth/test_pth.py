@@ -1,0 +1,254 @@
+"""Files of torch.save: data is loaded, anything else is named and not."""
+
+import errno
+import functools
+import importlib
+import io
+import os
+import pickle
+import stat
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from octavo.capture.errors import OctavoError
+from octavo.capture.pth.pth import convert_pth, load_samples, safe_torch_load, save_pth
+from octavo.capture.store.reader import Capture
+
+from ...helpers.faults import counting, failing
+from ...helpers.stores import calls_of, same
+
+FORMATS = {"zip": True, "legacy": False}
+SAMPLE: dict[str, Any] = {
+    "hidden_states": torch.arange(6.0).half().reshape(2, 3),
+    "timestep": torch.tensor([7.0]),
+    "expanded": torch.ones(3).expand(4, 3),
+    "empty": torch.empty(0, 3),
+    "bf16": torch.ones(2).bfloat16(),
+    "nested": {"list": [torch.ones(1), (1, 2.5, None, True)], "dtype": torch.float16, "size": torch.Size([1, 2])},
+    "bytes": b"ab",
+    "text": "текст",
+    "large": 2**80,
+}
+
+
+def refused(path: Path, load: Callable[[Path], Any] = safe_torch_load) -> str:
+    """What loading says, without the path in front; standard input is not read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", None)
+        with pytest.raises(OctavoError) as caught:
+            load(path)
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix(str(path))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_l1_l11_samples_load(tmp_path: Path, form: str) -> None:
+    torch.save([SAMPLE, SAMPLE], tmp_path / "f.pth", _use_new_zipfile_serialization=FORMATS[form])
+    assert same(safe_torch_load(tmp_path / "f.pth"), [SAMPLE, SAMPLE])
+    (tmp_path / "link.pth").symlink_to("f.pth")
+    assert same(load_samples(tmp_path / "link.pth"), [((), SAMPLE)] * 2)
+
+
+def test_parameters_and_rarer_dtypes_load(tmp_path: Path) -> None:
+    values = [torch.nn.Parameter(torch.ones(2)), torch.ones(2).to(torch.float8_e4m3fn), torch.tensor([1 + 2j])]
+    values += [torch.tensor([3], dtype=torch.uint16), torch.tensor(True), torch.ones(3, dtype=torch.int8)]
+    torch.save(values, tmp_path / "f.pth")
+    assert all(one.equal(other) for one, other in zip(safe_torch_load(tmp_path / "f.pth"), values, strict=True))
+
+
+class Runs:
+    """Pickles to a call."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.call = (function, args)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+MARK = "open('marker', 'w')"
+QINT8 = torch.qint8
+EVIL: dict[str, tuple[Callable[[], Any], str]] = {
+    "L2": (lambda: Runs(os.system, "touch marker"), "posix.system"),
+    "L3": (lambda: Runs(exec, MARK), "builtins.exec"),
+    "L4": (lambda: Runs(eval, MARK), "builtins.eval"),
+    "L5": (lambda: Runs(importlib.import_module, "antigravity"), "importlib.import_module"),
+    "L6": (lambda: Runs(functools.partial, os.system, "touch marker"), "functools.partial"),
+    "L7": (lambda: Runs(torch.hub.load, "a/b", "c"), "torch.hub.load"),
+    "L8": (lambda: Runs(torch.jit.load, "marker"), "torch.jit._serialization.load"),
+    "L9": (lambda: torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
+    "allowed by torch alone": (lambda: Runs(bytearray, 1 << 40), "builtins.bytearray"),
+    "quantized": (
+        lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        "torch._utils._rebuild_qtensor",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", EVIL)
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_l2_to_l9_code_is_named_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, form: str, protocol: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    make, needs = EVIL[name]
+    path = tmp_path / "f.pth"
+    torch.save([{"x": make()}], path, _use_new_zipfile_serialization=FORMATS[form], pickle_protocol=protocol)
+    assert refused(path) == f": needs {needs}, which a data file may not. Not loaded."
+    assert not (tmp_path / "marker").exists()
+
+
+def test_control_torch_load_would_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save([EVIL["L2"][0]()], tmp_path / "f.pth")
+    torch.load(tmp_path / "f.pth", weights_only=False)
+    assert (tmp_path / "marker").exists()
+
+
+def saved(value: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer, **options)
+    return buffer.getvalue()
+
+
+def zipped(entries: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+SCRIPT = {f"m/{name}": b"" for name in ("data.pkl", "code/__torch__/torch/nn.py", "constants.pkl", "version")}
+WHOLE = saved([SAMPLE])
+LEGACY = saved([SAMPLE], _use_new_zipfile_serialization=False)
+FOREIGN: dict[str, tuple[Callable[[], bytes], str]] = {
+    "truncated": (lambda: WHOLE[:-100], "a truncated or damaged one"),
+    "half": (lambda: WHOLE[: len(WHOLE) // 2], "a truncated or damaged one"),
+    "legacy truncated": (lambda: LEGACY[:-20], "a plain or damaged pickle"),
+    "legacy half": (lambda: LEGACY[: len(LEGACY) // 2], "a plain or damaged pickle"),
+    "empty": (lambda: b"", "an empty file"),
+    "text": (lambda: b"epoch,loss\n1,0.5\n", "text"),
+    "random": (lambda: bytes(range(255, 0, -1)) * 4, "unknown data"),
+    "TorchScript": (lambda: zipped(SCRIPT), "a TorchScript program"),
+    "safetensors": (lambda: b"\x02\0\0\0\0\0\0\0{}", "safetensors"),
+    "raw pickle": (lambda: pickle.dumps({"a": 1}), "a plain pickle"),
+    "zip": (lambda: zipped({"a.txt": b"x"}), "some other zip archive"),
+    "numpy": (lambda: b"\x93NUMPY\x01\0" + bytes(range(120)), "unknown data"),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FOREIGN)
+def test_l10_other_files_are_called_what_they_look_like(tmp_path: Path, name: str) -> None:
+    make, what = FOREIGN[name]
+    (tmp_path / "f.pth").write_bytes(make())
+    assert refused(tmp_path / "f.pth") == f": not a file of torch.save (looks like {what}). Not loaded."
+
+
+def test_l10_missing_and_special_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert refused(tmp_path / "none") == ": missing."
+    assert refused(tmp_path / "fifo") == ": not a regular file."
+    assert refused(tmp_path) == ": not a regular file."
+
+
+def test_l12_claims_of_memory_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "f.pth"
+    for form in FORMATS.values():
+        torch.save([torch.zeros(1).expand(10**12)], path, _use_new_zipfile_serialization=form)
+        assert refused(path).startswith(": tensor of 3.6 TiB in a ")
+
+    # a storage that claims more than is there
+    with zipfile.ZipFile(io.BytesIO(saved([torch.zeros(5)]))) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in entries if name.endswith("data.pkl"))
+    entries[name] = entries[name].replace(b"K\x05tq", b"\x8a\x05\0\0\0\0\x01tq", 1)
+    path.write_bytes(zipped(entries))
+    assert "tensor of 16.0 GiB in a " in refused(path)
+
+
+def test_l13_a_deflate_bomb_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(saved([torch.zeros(1 << 20)]))) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    path = tmp_path / "f.pth"
+    path.write_bytes(zipped(entries, zipfile.ZIP_DEFLATED))
+    assert path.stat().st_size < 1 << 14
+    assert refused(path).startswith(": tensor of 4.0 MiB in a ")
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (torch.ones(2), "expected a list of samples, found Tensor."),
+        (3, "expected a list of samples, found int."),
+        ([SAMPLE, 3], "sample 1 is a int, not a dict, list or tuple of inputs."),
+        ([{1: torch.ones(1)}], "sample 0 is a dict, not a dict, list or tuple of inputs."),
+    ],
+)
+def test_l14_what_is_not_a_list_of_samples(tmp_path: Path, value: Any, found: str) -> None:
+    torch.save(value, tmp_path / "f.pth")
+    assert refused(tmp_path / "f.pth", load_samples) == f": {found}"
+
+
+def test_l14_one_sample_and_positional_samples(tmp_path: Path) -> None:
+    torch.save(SAMPLE, tmp_path / "one.pth")
+    assert same(load_samples(tmp_path / "one.pth"), [((), SAMPLE)])
+    torch.save([[torch.ones(1), None], (torch.ones(2),)], tmp_path / "two.pth")
+    assert same(load_samples(tmp_path / "two.pth"), [((torch.ones(1), None), {}), ((torch.ones(2),), {})])
+
+
+def test_mutations_load_equal_or_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "f.pth"
+    for whole in (saved([{"x": torch.ones(2)}]), saved([{"x": torch.ones(2)}], _use_new_zipfile_serialization=False)):
+        for position in range(0, len(whole), 7):
+            path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x15]) + whole[position + 1 :])
+            try:
+                safe_torch_load(path)
+            except OctavoError as exc:
+                code = exc.exit_code
+            else:
+                code = 3
+            assert code == 3
+
+
+def test_save_pth_writes_the_documented_list(tmp_path: Path) -> None:
+    path = tmp_path / "f.pth"
+    for _ in range(2):
+        save_pth(path, calls_of(0))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o400
+    assert same(torch.load(path, weights_only=True), [call.kwargs for call in calls_of(0)])
+    save_pth(path, [calls_of(0)[0]._replace(args=(torch.ones(1),), kwargs={})])
+    assert same(torch.load(path, weights_only=True), [(torch.ones(1),)])
+    with pytest.raises(OctavoError, match="positional and named inputs"):
+        save_pth(path, [calls_of(0)[0]._replace(args=(1,))])
+
+
+def test_save_pth_on_a_full_disk_is_a_storage_error(tmp_path: Path) -> None:
+    with counting() as calls:
+        save_pth(tmp_path / "f.pth", calls_of(0))
+    last = len(calls.made) - 1 - calls.made[::-1].index("write")
+    for at in (calls.made.index("write"), last):
+        with counting(at, failing(errno.ENOSPC)), pytest.raises(OctavoError, match="no space left") as caught:
+            save_pth(tmp_path / "g.pth", calls_of(0))
+        assert caught.value.exit_code == 5
+        assert [path.name for path in tmp_path.iterdir()] == ["f.pth"]
+
+
+def test_convert_pth_makes_a_capture(tmp_path: Path) -> None:
+    torch.save([SAMPLE, (torch.ones(2), 3)], tmp_path / "f.pth")
+    convert_pth(tmp_path / "f.pth", tmp_path / "capture")
+    first, second = Capture.open(tmp_path / "capture").calls()
+    assert (first.component, first.index, first.timestep) == ("transformer", 0, 7.0)
+    assert same(first.kwargs, SAMPLE)
+    assert same(second.args, (torch.ones(2), 3))

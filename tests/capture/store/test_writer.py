@@ -1,0 +1,182 @@
+"""A capture goes on after whatever happened to it, and ends up the same."""
+
+# ruff: noqa: PTH208
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from octavo.capture.errors import OctavoError
+from octavo.capture.store.reader import Capture
+from octavo.capture.store.writer import CaptureWriter, UnitWriter, unit_key
+
+from ...helpers.faults import counting, dying, failing, fast_path, in_child
+from ...helpers.stores import MANIFEST, calls_of, fill, holds, info_of, make_store, refused
+
+__all__ = ["fast_path"]
+
+
+def failing_after(unit: UnitWriter, error: type[BaseException]) -> None:
+    unit.add(calls_of(0)[0])
+    raise error
+
+
+def test_a_unit_is_dropped_when_its_block_raises(tmp_path: Path) -> None:
+    with CaptureWriter.create(tmp_path, MANIFEST) as writer:
+        for error in (KeyboardInterrupt, RuntimeError, SystemExit):
+            with pytest.raises(error), writer.unit(0, info_of(0)) as unit:
+                failing_after(unit, error)
+            assert (writer.stored, os.listdir(tmp_path / "units")) == ({}, [])
+        with pytest.raises(OctavoError, match="holds no calls") as caught, writer.unit(0, info_of(0)):
+            pass
+        assert caught.value.exit_code == 4
+        fill(writer, range(3))
+        writer.complete()
+    assert holds(tmp_path)
+
+
+def test_resume_goes_on_and_an_index_is_used_once(tmp_path: Path) -> None:
+    with CaptureWriter.create(tmp_path, MANIFEST) as writer:
+        fill(writer, [1])
+        writer.complete()
+    with CaptureWriter.create(tmp_path, MANIFEST | {"prompts": 4}, resume=True) as writer:
+        assert writer.stored == {1: unit_key(info_of(1))}
+        with pytest.raises(OctavoError, match="unit 1 is stored already") as caught, writer.unit(1, {}):
+            pass
+        assert caught.value.exit_code == 4
+        assert (tmp_path / "complete.json").exists()
+        fill(writer, [0])
+        assert not (tmp_path / "complete.json").exists()
+        fill(writer, range(4))
+        writer.complete()
+    assert holds(tmp_path, 4)
+    assert Capture.open(tmp_path).manifest["prompts"] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"settings": {"steps": 4, "seed": 0}}, "settings.steps 2, now 4"),
+        ({"settings": {"steps": 2}}, "settings.seed 0, now None"),
+        ({"pipeline": "FluxPipeline"}, "pipeline StableDiffusion3Pipeline, now FluxPipeline"),
+        ({"extra": True}, "extra None, now True"),
+    ],
+)
+def test_resume_with_other_settings_names_the_first(tmp_path: Path, change: dict[str, Any], fact: str) -> None:
+    make_store(tmp_path)
+    expected = f": captured with {fact}. Use the same or another directory."
+    assert refused(tmp_path, 4, MANIFEST | change, resume=True) == expected
+
+
+def test_resume_refuses_a_damaged_unit_until_it_is_deleted(tmp_path: Path) -> None:
+    make_store(tmp_path)
+    data = sorted(tmp_path.rglob("*.safetensors"))[1]
+    data.chmod(0o600)
+    data.write_bytes(data.read_bytes()[:-1])
+    message = refused(tmp_path, 3, MANIFEST, resume=True)
+    assert message.endswith(f"Delete {data.parent} and run capture --resume.")
+    shutil.rmtree(data.parent)
+    with CaptureWriter.create(tmp_path, MANIFEST, resume=True) as writer:
+        fill(writer, range(3))
+        writer.complete()
+    assert holds(tmp_path)
+
+
+def test_c13_the_same_calls_give_the_same_digests(tmp_path: Path) -> None:
+    def digests(name: str) -> list[str]:
+        return [unit.digest for unit in Capture.open(tmp_path / name).units]
+
+    make_store(tmp_path / "once")
+    with CaptureWriter.create(tmp_path / "resumed", MANIFEST) as writer:
+        fill(writer, [2, 0])
+    with CaptureWriter.create(tmp_path / "resumed", MANIFEST, resume=True, group_readable=True) as writer:
+        fill(writer, range(3))
+        writer.complete()
+    assert digests("once") == digests("resumed")
+    for name in ("000000", "000002"):
+        files = [next((tmp_path / run / "units").glob(f"{name}-*")) for run in ("once", "resumed")]
+        assert (files[0] / "unit.json").read_bytes() == (files[1] / "unit.json").read_bytes()
+
+
+# Faults at every call
+
+FEW = 2
+
+
+def session(directory: Path) -> None:
+    """A capture of FEW prompts from wherever it stands."""
+    with CaptureWriter.create(directory, MANIFEST | {"prompts": FEW}, resume=True) as writer:
+        fill(writer, range(FEW))
+        writer.complete()
+
+
+def committed(directory: Path) -> dict[str, bytes]:
+    units = directory / "units"
+    return {path.name: (path / "unit.json").read_bytes() for path in units.glob("0*")} if units.exists() else {}
+
+
+def check_after_fault(directory: Path, at: int) -> None:
+    """What is committed is whole; a second session finishes the rest and leaves nothing else."""
+    before = committed(directory)
+    session(directory)
+    assert holds(directory, FEW), at
+    assert before.items() <= committed(directory).items(), at
+    left = [path.name for path in directory.rglob(".*")]
+    assert not left, (at, left)
+    shutil.rmtree(directory)
+
+
+def sites(directory: Path) -> int:
+    with counting() as calls:
+        session(directory)
+    return len(calls.made)
+
+
+def refusal(directory: Path) -> OctavoError | None:
+    """The OctavoError a session ends with; None when it went well, as it may when what failed was tidying."""
+    try:
+        session(directory)
+    except OctavoError as exc:
+        return exc
+    return None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+def test_any_failing_call_is_a_storage_error_and_resumable(fast_path: Path, number: int) -> None:
+    refusals = 0
+    for at in range(sites(fast_path / "whole")):
+        with counting(at, failing(number)):
+            error = refusal(fast_path / "capture")
+        if error is not None:
+            refusals += 1
+            assert (error.exit_code, str(error).count("\n")) == (5, 0)
+        check_after_fault(fast_path / "capture", at)
+    assert refusals > at * 0.7
+
+
+def test_killed_at_any_call_it_is_resumable(fast_path: Path) -> None:
+    for at in range(sites(fast_path / "whole")):
+
+        def killed(at: int = at) -> None:
+            with counting(at, dying):
+                session(fast_path / "capture")
+
+        assert in_child(killed) == 9
+        check_after_fault(fast_path / "capture", at)
+
+
+def test_i5_interrupted_at_any_call_a_unit_is_whole_or_absent(fast_path: Path) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    for at in range(sites(fast_path / "whole")):
+
+        def interrupted(at: int = at) -> None:
+            with counting(at, interrupt):
+                session(fast_path / "capture")
+
+        assert in_child(interrupted) == 130
+        check_after_fault(fast_path / "capture", at)

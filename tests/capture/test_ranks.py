@@ -1,0 +1,395 @@
+"""Several ranks do what one process does, and end as one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from octavo.calibrate.observers.survey import Survey, survey_of
+from octavo.calibrate.observers.survey_replay import united
+from octavo.calibrate.replay.current_call import Turn
+from octavo.calibrate.settings import RECIPES
+from octavo.capture import ranks as module
+from octavo.capture.ranks import ALONE, Ranks, ranks_of_environment
+from octavo.capture.store.reader import Capture
+
+from ..helpers.commands import capture, errors, octavo
+from ..helpers.ranked import Ended, Started, printing, ranked
+from ..zoo.hard_sd3 import bits, calibrated, hard, prompts, same
+from ..zoo.toy import toy
+
+PROMPTS = [f"a {colour} {shape}" for colour in ("red", "blue") for shape in ("circle", "ring", "cross", "square")]
+CASES: dict[str, dict[str, Any]] = {
+    **RECIPES,
+    "sigma": {"observer": "sigma", "sqnr_calls": 5},
+    "percentile": {"observer": "percentile"},
+    "mse": {"observer": "mse", "smoothing": True},
+    "timestep": {"activations": "timestep", "smoothing": True},
+    "fallback": {"fallback": 3},
+    "weight-only": {"activations": "float", "weights": ("adaround",)},
+}
+
+QUICK = (("plain", 3), ("balanced", 2), ("sigma", 2), ("percentile", 3))
+
+
+def slow(*values: object) -> Any:
+    """A case for `make test-all`."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("texts") / "prompts.txt"
+    file.write_text("\n".join(PROMPTS))
+    return file
+
+
+@pytest.fixture(scope="module")
+def captured(tiny_model: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("captured")
+    capture(tiny_model, folder / "capture", texts)
+    return folder / "capture"
+
+
+def asked(model: Path, out: Path, texts: Path, *more: object) -> list[object]:
+    """The arguments of a capture in three steps of 16 x 16 pixels."""
+    small = ("--steps", 3, "--height", 16, "--width", 16, "--device", "cpu")
+    return ["capture", model, out, "--prompts", texts, *small, *more]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file, but for what a report says of time and memory."""
+    found = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    if "report.json" in found:
+        report = json.loads(found["report.json"])
+        del report["seconds"], report["peak_memory"]
+        found["report.json"] = json.dumps(report).encode()
+    return found
+
+
+def codes(ended: list[Ended]) -> list[int]:
+    return [each.code for each in ended]
+
+
+def error_lines(ended: list[Ended]) -> list[str]:
+    """The lines on errors and interruptions, of all ranks."""
+    lines = [line for each in ended for line in each.said.splitlines()]
+    assert not [line for line in lines if "Traceback" in line], lines
+    return [line for line in lines if line.startswith(("Error", "Interrupted"))]
+
+
+@pytest.mark.parametrize("world", [2, slow(3)])
+def test_c13_several_ranks_store_and_write_what_one_process_does(tiny_model, texts, captured, tmp_path, world):
+    ended = ranked(world, tmp_path, *asked(tiny_model, tmp_path / "capture", texts, "--pth", tmp_path / "calls.pth"))
+    assert codes(ended) == [0] * world, ended
+    assert contents(tmp_path / "capture") == contents(captured)
+    assert "8 prompts, 24 calls" in ended[0].said
+    assert not any(each.said for each in ended[1:])
+    options = ("--samples", 11, "--device", "cpu", "--accuracy", "balanced")
+    octavo("calibrate", captured, tmp_path / "one", *options)
+    ended = ranked(world, tmp_path, "calibrate", captured, tmp_path / "several", *options)
+    assert codes(ended) == [0] * world, ended
+    assert contents(tmp_path / "several") == contents(tmp_path / "one")
+    assert not any(each.said for each in ended[1:])
+
+
+@pytest.mark.parametrize("world", [2, slow(3)])
+@pytest.mark.parametrize(
+    "options",
+    [("--samples", "11", "--accuracy", "balanced"), (), slow(("--activations", "timestep")),
+     slow(("--no-smoothing", "--activations", "dynamic")), slow(("--observer", "mse", "--weights", "gptq"))],
+    ids=" ".join,
+)  # fmt: skip
+def test_blocks_of_several_ranks_are_those_of_one(captured, tmp_path, world, options):
+    options = ("--device", "cpu", "--memory", "1024GiB", *options)
+    octavo("calibrate", captured, tmp_path / "one", *options)
+    ended = ranked(world, tmp_path, "calibrate", captured, tmp_path / "several", *options)
+    assert codes(ended) == [0] * world, ended
+    assert contents(tmp_path / "several") == contents(tmp_path / "one")
+    assert not any(each.said for each in ended[1:])
+    assert not list(tmp_path.glob(".*"))  # nor what each had beside it
+
+
+def each_rank(world: int, folder: Path, work: Callable[[Ranks], Any]) -> list[Any]:
+    """What `work` returns in each rank."""
+
+    def connected(rank: int) -> None:
+        ranks = ranks_of_environment()
+        ranks.connect("cpu")
+        torch.save(work(ranks), folder / f"rank-{rank}")
+        ranks.close()
+
+    ended = Started(world, folder, connected).end()
+    assert codes(ended) == [0] * world, ended
+    return [torch.load(folder / f"rank-{rank}") for rank in range(world)]
+
+
+def outcome(calls: list[Any], settings: dict[str, Any], ranks: Ranks) -> tuple[Any, dict[str, torch.Tensor], int]:
+    """The report of a calibration, the tensors of its layers, and how often this process ran the model."""
+    model, runs = hard(), 0
+
+    def count(*_: object) -> None:
+        nonlocal runs
+        runs += 1
+
+    model.register_forward_pre_hook(count)
+    result = calibrated(model, calls, ranks=ranks, **settings)
+    report = {name: value for name, value in result.report.items() if name not in ("seconds", "peak_memory")}
+    return report, bits(result.layers), runs
+
+
+@pytest.mark.parametrize(("case", "world"), [(c, w) if (c, w) in QUICK else slow(c, w) for c in CASES for w in (2, 3)])
+def test_q22_every_calibration_is_the_same_bits(tmp_path, case, world):
+    calls, settings = prompts(9, 5), {"sqnr_calls": 1, **CASES[case]}
+    found = each_rank(world, tmp_path, lambda ranks: outcome(calls, settings, ranks))
+    report, tensors, runs = outcome(calls, settings, ALONE)
+    assert bool(report["enough"]) == (case in ("plain", "fast", "balanced", "best", "percentile"))
+    for other, theirs, _ in found:
+        assert other == report
+        assert same(theirs, tensors)
+    # each replays what the sums of its layers need; all else is done once
+    shared = sum(its for _, _, its in found)
+    assert shared == runs if not settings.get("weights") else runs < shared < world * runs
+
+
+@pytest.mark.parametrize("case", ["balanced", slow("percentile"), slow("timestep")])
+def test_there_may_be_more_ranks_than_calls(tmp_path, case):
+    calls = prompts(1, 2)
+    report, tensors, _ = outcome(calls, CASES[case], ALONE)
+    for other, theirs, _ in each_rank(3, tmp_path, lambda ranks: outcome(calls, CASES[case], ranks)):
+        assert other == report
+        assert same(theirs, tensors)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_survey_of_more_rows_than_it_keeps_is_the_same_however_calls_are_shared(tmp_path, world):
+    """Layers that run in every call, in some, several times in a call, and with what another is given."""
+
+    def surveyed(ranks: Ranks) -> dict[str, Any]:
+        turn = Turn(toy(), ranks)
+        surveys = {name: Survey(turn, name) for name in ("all", "odd", "often", "like-all")}
+        for at in range(ranks.rank, 600, ranks.world):
+            turn.position, turn.held, turn.level = at, at % 4 == 3, float(at)
+            turn.samples += 1
+            x = torch.randn(9, 5, generator=torch.Generator().manual_seed(at))
+            reading = survey_of(x)
+            surveys["all"].add(reading)
+            surveys["like-all"].add(reading if at != 77 else survey_of(x + 1))
+            if at % 2:
+                surveys["odd"].add(survey_of(-x))
+            for again in range(at % 5):
+                surveys["often"].add(survey_of(x * again))
+        _, made = united(turn, surveys, ranks)
+        return {
+            name: (
+                survey.train.rows, survey.all.low, survey.all.high, survey.leader, survey.tokens,
+                *((sample.rows, sample.levels) for sample in survey.samples),
+            )
+            for name, survey in made.items()
+        }  # fmt: skip
+
+    expected = surveyed(ALONE)
+    assert all(256 <= len(rows) <= 512 for each in expected.values() for rows, _ in each[-2:])
+    assert expected["all"][3] == "all"
+    assert expected["like-all"][3] == "like-all"
+    for found in each_rank(world, tmp_path, surveyed):
+        assert str(found) == str(expected)
+        for name, each in expected.items():
+            for (rows, levels), (theirs, their_levels) in zip(each[-2:], found[name][-2:], strict=True):
+                assert torch.equal(rows, theirs)
+                assert torch.equal(levels, their_levels)
+
+
+@pytest.mark.parametrize(
+    ("device", "placed"),
+    [("cpu", "cpu"), ("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("npu", "npu:3"), ("nonsense", "nonsense")],
+)
+def test_the_number_of_a_rank_on_its_machine_picks_the_card_where_none_is_named(device, placed):
+    assert module._placed(device, 3)[0] == placed
+    assert ALONE.connect(device) == device
+
+
+@pytest.mark.parametrize(
+    ("variables", "known"),
+    [
+        ({}, (0, 1, 0)),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, (0, 1, 0)),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (5, 8, 1)),
+        ({"RANK": "x", "WORLD_SIZE": "8"}, (0, 1, 0)),
+    ],
+)
+def test_the_environment_says_which_rank_this_is(monkeypatch, variables, known):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = ranks_of_environment()
+    assert (found.rank, found.world, found.local) == known
+    assert found.share(list(range(20))) == [at for at in range(20) if found.owns(at)]
+
+
+def at_call(number: int, rank: int, what: Callable[[], None]) -> Callable[[int], Any]:
+    """Does `what` in a rank when a transformer is called for this time (from 1)."""
+    from diffusers import SD3Transformer2DModel
+
+    def before(mine: int) -> None:
+        module.BEAT, module.PATIENCE, module.LINGER = 0.1, 3.0, 0.5
+        seen = 0
+
+        def hear(called: torch.nn.Module, args: object) -> None:
+            nonlocal seen
+            seen += isinstance(called, SD3Transformer2DModel)
+            if seen == number and isinstance(called, SD3Transformer2DModel) and mine == rank:
+                what()
+
+        register_module_forward_pre_hook(hear)
+
+    return before
+
+
+def broken() -> None:
+    raise RuntimeError("broken. Really")
+
+
+def test_an_error_of_one_rank_is_said_once_and_ends_all(tiny_model, texts, captured, tmp_path):
+    ended = ranked(
+        2, tmp_path, *asked(tiny_model, tmp_path / "capture", texts), before=at_call(5, 1, broken)
+    )  # of prompts 2 and 4, the second one
+    assert codes(ended) == [1, 1]
+    (line,) = error_lines(ended)
+    assert line.startswith("Error: rank 1: prompt 4: RuntimeError: broken. Change the settings")
+    there = Capture.open(tmp_path / "capture", allow_incomplete=True).units
+    assert "a blue circle" not in [unit.info["prompt"] for unit in there if unit.index == 3]
+    octavo(*asked(tiny_model, tmp_path / "capture", texts, "--resume"))
+    assert contents(tmp_path / "capture") == contents(captured)
+    ended = ranked(3, tmp_path, "calibrate", captured, tmp_path / "out", before=at_call(2, 2, broken))
+    assert codes(ended) == [4, 4, 4]
+    assert len(error_lines(ended)) == 1
+    assert error_lines(ended)[0].startswith("Error: rank 2: prompt 2, step 2")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        (("--device", "npu"), 7, "torch_npu is not installed"),
+        (("--prompts", "nowhere.txt"), 2, "no such prompts file"),
+        (("--arg", "nonsense=1"), 2, "takes no argument nonsense"),
+    ],
+)
+def test_what_no_rank_can_do_is_said_once(tiny_model, texts, tmp_path, more, code, words):
+    ended = ranked(2, tmp_path, *asked(tiny_model, tmp_path / "capture", texts, *more))
+    assert codes(ended) == [code, code]
+    (line,) = error_lines(ended)
+    assert words in line
+
+
+def test_a_rank_that_does_not_see_the_directory_of_the_first_says_so(tiny_model, texts, tmp_path):
+    def elsewhere(rank: int) -> None:
+        (tmp_path / str(rank)).mkdir()
+        os.chdir(tmp_path / str(rank))
+
+    ended = ranked(2, tmp_path, *asked(tiny_model, Path("capture"), texts), before=elsewhere)
+    assert codes(ended) == [5, 5]
+    (line,) = error_lines(ended)
+    assert line.endswith("Use a directory that all machines share.")
+
+
+def test_prompts_that_fail_are_left_out_by_whichever_rank_has_them(tiny_model, texts, tmp_path):
+    asked_for = asked(tiny_model, tmp_path / "capture", texts, "--keep-going")
+    ended = ranked(2, tmp_path, *asked_for, before=at_call(4, 1, broken))
+    assert codes(ended) == [1, 1]
+    assert "Warning: prompt 4: RuntimeError: broken" in ended[1].said
+    assert "1 prompts failed" in error_lines(ended)[0]
+    assert len(Capture.open(tmp_path / "capture", allow_incomplete=True).units) == 7
+
+
+@pytest.mark.parametrize("dead", [slow(0), 1])
+def test_i8_a_rank_that_dies_ends_the_others_and_leaves_what_resumes(tiny_model, texts, captured, tmp_path, dead):
+    asked_for = asked(tiny_model, tmp_path / "capture", texts)
+    ended = ranked(2, tmp_path, *asked_for, before=at_call(5, dead, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    assert codes(ended) == ([-9, 7] if dead == 0 else [7, -9])
+    assert len(error_lines(ended)) == 1
+    assert "of this run is gone. Run again, a capture with --resume." in error_lines(ended)[0]
+    units = Capture.open(tmp_path / "capture", allow_incomplete=True).units
+    assert 1 <= len(units) < 8
+    ended = ranked(3, tmp_path, *asked_for, "--resume")
+    assert codes(ended) == [0, 0, 0], ended
+    assert contents(tmp_path / "capture") == contents(captured)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_ends_a_calibration(captured, tmp_path):
+    asked_for = ("calibrate", captured, tmp_path / "out")
+    ended = ranked(2, tmp_path, *asked_for, before=at_call(5, 1, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    assert codes(ended) == [7, -9]
+    assert error_lines(ended) == ["Error: rank 0: rank 1 of this run is gone. Run again, a capture with --resume."]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])
+def test_a_signal_to_all_ranks_is_said_once_and_a_launcher_may_pass_it_on(
+    tiny_model, texts, captured, tmp_path, number
+):
+    many = tmp_path / "many.txt"
+    many.write_text("\n".join(f"{text} {at}" for at in range(100) for text in PROMPTS))
+    out = tmp_path / "capture"
+    run = Started(2, tmp_path, lambda rank: printing(*asked(tiny_model, out, many, "--json")))
+    while not all('"event": "prompt"' in file.read_text() for file in run.files if file.exists()) or not out.exists():
+        if any(os.waitpid(pid, os.WNOHANG)[0] for pid in run.pids):
+            pytest.fail(str([file.read_text() for file in run.files]))
+    for _ in range(2):
+        for pid in run.pids:
+            os.kill(pid, number)
+    ended = run.end()
+    assert codes(ended) == [128 + number] * 2
+    (line,) = error_lines(ended)
+    stored, words = int(line.split()[1]), line.split(maxsplit=2)[2]
+    assert words == "of 800 prompts are stored. Run again with --resume."
+    assert 0 <= len(list((out / "units").glob("0*"))) - stored <= 1  # the other rank may have been in its last rename
+    assert not list(out.rglob(".*"))
+
+
+@pytest.mark.slow
+def test_runs_under_a_budget_are_shared(tiny_model, captured, tmp_path):
+    options = ("calibrate", captured, "--budget", "60%", "--device", "cpu")
+    octavo(*options, tmp_path / "one")
+    ended = ranked(2, tmp_path, *options, tmp_path / "several")
+    assert codes(ended) == [0, 0], ended
+    assert contents(tmp_path / "several") == contents(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"),
+    ],
+    ids=("torchrun", "accelerate"),
+)
+def test_torchrun_and_accelerate_start_the_ranks(tiny_model, texts, captured, tmp_path, launcher):
+    command = [sys.executable, "-m", *launcher, "-m", "octavo"]
+
+    def launched(*arguments: object, code: int = 0) -> str:
+        done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    said = launched(*asked(tiny_model, tmp_path / "capture", texts))
+    assert said.count("8 prompts, 24 calls") == 1
+    assert contents(tmp_path / "capture") == contents(captured)
+    said = launched("calibrate", captured, tmp_path / "several")
+    assert said.count("layers in 8-bit integers") == 1
+    octavo("calibrate", captured, tmp_path / "one")
+    assert contents(tmp_path / "several") == contents(tmp_path / "one")
+    said = launched("calibrate", captured, tmp_path / "out", "--keep-float", "nothing", code=1)
+    assert len(errors(said)) == 1
+    assert "nothing" in errors(said)[0]

@@ -1,0 +1,127 @@
+"""`octavo calibrate --memory`: the same checkpoint, of a denoiser that is read from its files block by block."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import SD3Transformer2DModel
+from safetensors.torch import load_file, save_file
+
+from octavo.calibrate.blockwise.calibration import BigCalibration
+from octavo.calibrate.settings import Settings
+from octavo.capture.fingerprint import fingerprint
+from octavo.pipelines import GENERIC
+from octavo.pipelines.load import load_pipeline, mapped_denoiser
+from octavo.pipelines.sd3 import SD3
+
+from ...helpers.commands import capture, errors, octavo
+from ...zoo.toy import Call
+
+ROOM = ("--memory", "1024GiB")
+
+
+@pytest.fixture(scope="module")
+def captured(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("captured")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("a red circle\na blue ring")
+    capture(tiny_model, folder / "capture", prompts)
+    return folder / "capture"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    found = (file for file in folder.rglob("*") if file.is_file() and file.name != "report.json")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in found}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        (),
+        ("--accuracy", "plain", "--dtype", "bfloat16"),
+        ("--accuracy", "balanced", "--samples", 4),
+        ("--weight-only",),
+        ("--format", "diffusers,torchao", "--max-shard-size", "40KB"),
+    ],
+)
+def test_the_checkpoint_is_the_same_to_the_last_byte(said, captured, tmp_path):
+    octavo("calibrate", captured, tmp_path / "a", *said)
+    told = octavo("calibrate", captured, tmp_path / "b", *said, *ROOM)
+    assert "layers in 8-bit integers" in told
+    made = files(tmp_path / "b")
+    assert files(tmp_path / "a") == made
+    if "--max-shard-size" in said:
+        shards = [name for name in made if re.fullmatch(r"(torchao/)?diffusion_.*-of-.*\.safetensors", name)]
+        assert len(shards) > 4
+        assert all(len(made[name]) < 80_000 for name in shards)
+        assert {"diffusion_pytorch_model.safetensors.index.json", "config.json"} < made.keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]  # nothing is left beside it
+    octavo("inspect", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "fact"),
+    [
+        (("--memory", "1MiB"), 7, r"is needed \(.* in use, .* outside the blocks, .* for a block\)"),
+        (("--memory", "much"), 2, "not a size. Write 16GiB"),
+        (("--memory", "1024GiB", "--budget", "40%"), 2, "Leave out --budget"),
+        (("--max-shard-size", "large"), 2, "--max-shard-size 'large': not a size"),
+        (("--memory", "1024GiB", "--pipeline", "cnn"), 2, "Leave it out with --pipeline cnn"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(said, code, fact, captured, tmp_path):
+    lines = octavo("calibrate", captured, tmp_path / "a", *said, code=code).splitlines()
+    assert len(lines) == len(errors("\n".join(lines))) == 1
+    assert re.search(fact, lines[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_model_than_the_captured_one_is_refused(captured, tiny_model, tmp_path):
+    other = tmp_path / "model"
+    pipe = load_pipeline(tiny_model)
+    with torch.no_grad():
+        pipe.transformer.proj_out.bias += 1
+    pipe.save_pretrained(other)
+    said = octavo("calibrate", captured, tmp_path / "a", "--model", other, *ROOM, code=4)
+    assert "rev" in errors(said)[0]
+    octavo("calibrate", captured, tmp_path / "a", "--model", other, "--allow-revision", *ROOM)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_of_several_dtypes_are_those_of_the_pipeline(dtype, tiny_model, tmp_path):
+    pipe = load_pipeline(tiny_model)
+    pipe.save_pretrained(tmp_path)
+    file = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
+    stored = {key: x if "pos_embed" in key else x.bfloat16() for key, x in load_file(file).items()}
+    save_file(stored, file, {"format": "pt"})
+    whole = load_pipeline(tmp_path, dtype=dtype).transformer
+    alone = mapped_denoiser(tmp_path, "transformer", GENERIC, dtype=dtype)
+    brought = alone.to(dtype)  # what every block becomes when it is fetched
+    assert fingerprint(brought) == fingerprint(whole)
+
+
+def test_one_block_at_a_time_is_in_memory(tiny_model, tmp_path):
+    model = mapped_denoiser(tiny_model, "transformer", SD3)
+    assert isinstance(model, SD3Transformer2DModel)
+    blocks = list(model.transformer_blocks)
+    torch.manual_seed(0)
+    inputs = {
+        "hidden_states": torch.randn(1, 4, 8, 8), "encoder_hidden_states": torch.randn(1, 7, 64),
+        "pooled_projections": torch.randn(1, 16), "timestep": torch.tensor([500.0]),
+    }  # fmt: skip
+    held: list[list[bool]] = []
+
+    def in_memory(block: torch.nn.Module) -> bool:
+        return any(x.untyped_storage().resizable() for x in block.parameters())
+
+    for block in blocks:
+        block.register_forward_hook(lambda *_: held.append([in_memory(each) for each in blocks]))
+    samples = [Call((), {key: x.double() for key, x in inputs.items()})]
+    settings = Settings(defaults=SD3.keep_float, release=True)
+    work = BigCalibration(
+        model, lambda: samples, settings, place=tmp_path, limit=1 << 40, cast=lambda x: x.to(torch.float64)
+    )
+    work.run()
+    assert {tuple(each) for each in held[:-2]} == {(True, False), (False, True)}
+    assert not any(map(in_memory, blocks))  # what they have become is in files too

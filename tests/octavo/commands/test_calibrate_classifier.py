@@ -1,0 +1,170 @@
+"""`octavo calibrate --pipeline cnn`: a directory of transformers, pictures or none, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.layers.modules import QuantizedConv2d, QuantizedLinear
+from octavo.pipelines.digits.data import digits, write_pictures
+from octavo.pipelines.digits.train import PREPROCESSING
+
+from ...helpers.commands import errors, octavo
+from ...zoo.convolutions import with_statistics
+
+CNN = ("calibrate", "--pipeline", "cnn")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet of random weights, with statistics."""
+    folder = tmp_path_factory.mktemp("resnet")
+    torch.manual_seed(0)
+    config = ResNetConfig(num_channels=3, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    with_statistics(ResNetForImageClassification(config)).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(digits()[0].pictures[:20], tmp_path_factory.mktemp("pictures"))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "report.json"}
+
+
+def test_pictures_lead_to_a_checkpoint_the_same_twice(model, images, tmp_path):
+    said = octavo(*CNN, model, tmp_path / "a", "--images", images)
+    assert "7 layers in 8-bit integers, 0 float" in said
+    octavo(*CNN, model, tmp_path / "b", "--images", images)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert report["totals"]["calls"] == 10
+    assert len(report["folded"]) == 6
+    layers = load_ascend(tmp_path / "a")
+    assert {type(layer) for layer in layers.values()} == {QuantizedConv2d, QuantizedLinear}
+    assert set(layers) == {row["name"] for row in report["layers"]}
+
+
+def test_no_data_leads_to_a_checkpoint(model, tmp_path):
+    said = octavo(*CNN, model, tmp_path / "a", "--input-shape", "1,3,8,8", "--keep-float", "classifier*")
+    assert "6 layers in 8-bit integers, 1 float" in said
+
+
+def test_a_configuration_file_says_the_same(model, images, tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text(f'pipeline = "cnn"\nimages = "{images}"\nsamples = 4\n')
+    said = octavo("calibrate", model, tmp_path / "a", "--config", config, "--dtype", "float16")
+    assert "4 calls" in said
+
+
+def broken(images: Path, folder: Path) -> Path:
+    shutil.copytree(images, folder)
+    (folder / "0003.png").write_bytes((images / "0003.png").read_bytes()[:60])
+    return folder
+
+
+REFUSED = [
+    (("--images", "{tmp}/none"), "none: no such directory", 2),
+    (("--images", "{tmp}/file"), "file: not a directory", 3),
+    (("--images", "{tmp}/empty"), "empty: holds no pictures", 3),
+    (("--images", "{tmp}/broken"), "0003.png: not a picture that can be read", 3),
+    ((), "wants --images or --input-shape, and got neither", 2),
+    (("--images", "{images}", "--input-shape", "1,3,8,8"), "got both", 2),
+    (("--input-shape", "1,3,8"), "'1,3,8' is not batch,channels,height,width", 2),
+    (("--input-shape", "1,3,0,8"), "'1,3,0,8' is not", 2),
+    (("--input-shape", "1,1,8,8"), "call 1", 4),
+    (("--input-shape", "1,1,8,8", "--keep-float", "nope"), "'nope' matches no layer", 2),
+    (("--input-shape", "1,3,8,8", "--samples", "3"), "--samples: is of --images alone", 2),
+    (("--images", "{images}", "--budget", "40%"), "--budget: is not for --pipeline cnn", 2),
+    (("--images", "{images}", "--activations", "timestep"), "no noise levels", 2),
+    (("--images", "{images}", "--keep-float", "nope"), "'nope' matches no layer", 2),
+    (("--images", "{images}", "--format", "nope"), "format: no 'nope'", 2),
+    (("--images", "{images}", "--format", "onnx,diffusers"), "--format diffusers: is of denoisers", 2),
+]
+
+
+@pytest.mark.parametrize(("options", "fact", "code"), REFUSED, ids=lambda value: str(value)[:40])
+def test_what_is_refused(model, images, tmp_path, options, fact, code):
+    (tmp_path / "file").write_text("no directory")
+    (tmp_path / "empty").mkdir()
+    broken(images, tmp_path / "broken")
+    given = [each.format(tmp=tmp_path, images=images) for each in options]
+    said = errors(octavo(*CNN, model, tmp_path / "out", *given, code=code))
+    assert len(said) == 1
+    assert fact in said[0]
+    assert not (tmp_path / "out").exists()
+
+
+NO_FORM = [
+    (
+        ("--activations", "dynamic", "--format", "ascend,ascend-onnx"),
+        "ascend-onnx: has no form for dynamic activations",
+    ),
+    (("--accuracy", "best", "--format", "onnx"), "format onnx: has no form for dynamic activations"),
+    (("--weight-only", "--format", "onnx,ascend-onnx"), "format ascend-onnx: has no form for weights alone"),
+]
+
+
+@pytest.mark.parametrize(("options", "fact"), NO_FORM, ids=lambda value: str(value)[:40])
+def test_what_a_format_has_no_form_for_is_refused_before_a_picture_is_read(tmp_path, options, fact):
+    said = errors(octavo(*CNN, tmp_path / "none", tmp_path / "out", "--images", tmp_path / "none", *options, code=2))
+    assert len(said) == 1
+    assert fact in said[0]
+    assert "Use --activations static." in said[0]
+
+
+def without_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def no_classifier(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "t5"}')
+
+
+def not_json(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def truncated(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def bad_preprocessing(folder: Path) -> None:
+    (folder / "preprocessor_config.json").write_text('{"size": {"width": "wide"}}')
+
+
+DAMAGES = [without_config, no_classifier, not_json, truncated, bad_preprocessing]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_damaged_models_are_refused(model, images, tmp_path, damage):
+    shutil.copytree(model, tmp_path / "model")
+    damage(tmp_path / "model")
+    said = errors(octavo(*CNN, tmp_path / "model", tmp_path / "out", "--images", images, code=3))
+    assert len(said) == 1
+    assert str(tmp_path / "model") in said[0]
+
+
+def test_no_such_model_and_pictures_without_the_pipeline(images, tmp_path):
+    said = errors(octavo(*CNN, tmp_path / "none", tmp_path / "out", "--images", images, code=2))
+    assert "no such model directory" in said[0]
+    said = errors(octavo("calibrate", tmp_path / "none", tmp_path / "out", "--images", images, code=2))
+    assert "--images: is of --pipeline cnn alone" in said[0]
+
+
+def test_pictures_in_folders_and_of_other_formats_are_found(model, tmp_path):
+    for at, name in enumerate(["b/x.jpg", "a/y.bmp", "z.png", "c.txt"]):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new(["RGB", "L", "RGBA", "L"][at], (9 + at, 7), 90).save(
+            tmp_path / "images" / name, ["JPEG", "BMP", "PNG", "PNG"][at]
+        )
+    assert "3 calls" in octavo(*CNN, model, tmp_path / "out", "--images", tmp_path / "images")

@@ -1,0 +1,229 @@
+"""`octavo capture` as a user meets it: what is stored, what is refused, how it ends."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from octavo.capture.store.reader import Capture
+from octavo.pipelines.load import load_pipeline
+
+from ...helpers.commands import capture, errors, octavo
+
+PROMPTS = ["a red circle", "a blue ring", "a white cross"]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(PROMPTS))
+    return file
+
+
+def units(out: Path) -> dict[str, str]:
+    return {unit.name: unit.digest for unit in Capture.open(out, allow_incomplete=True).units}
+
+
+def test_two_runs_store_the_same_calls_and_every_step_of_every_prompt(tiny_model, tmp_path, prompts):
+    said = capture(tiny_model, tmp_path / "a", prompts)
+    assert "3 prompts, 9 calls" in said
+    assert "The other 2 prompts will take about" in said
+    capture(tiny_model, tmp_path / "b", prompts)
+    assert units(tmp_path / "a") == units(tmp_path / "b")
+    stored = Capture.open(tmp_path / "a")
+    assert [unit.info["prompt"] for unit in stored.units] == PROMPTS
+    assert [(call.index, call.step) for call in stored.calls()] == [(0, 0), (1, 1), (2, 2)] * 3
+
+
+def test_the_stored_calls_are_those_of_the_pipeline(tiny_model, tmp_path, prompts):
+    capture(tiny_model, tmp_path / "a", prompts, "--limit", 1)
+    pipe = load_pipeline(tiny_model)
+    heard = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda m, a, kwargs: heard.append(kwargs["hidden_states"].clone()), with_kwargs=True
+    )
+    seed = Capture.open(tmp_path / "a").units[0].info["seed"]
+    pipe(PROMPTS[0], height=16, width=16, num_inference_steps=3, generator=torch.Generator().manual_seed(seed))
+    stored = [call.kwargs["hidden_states"] for call in Capture.open(tmp_path / "a").calls()]
+    assert all(torch.equal(a, b) for a, b in zip(heard, stored, strict=True))
+
+
+def test_c13_an_interrupted_and_resumed_capture_is_the_same(tiny_model, tmp_path, prompts):
+    capture(tiny_model, tmp_path / "whole", prompts)
+    capture(tiny_model, tmp_path / "parts", prompts, "--limit", 1)
+    capture(tiny_model, tmp_path / "parts", prompts, "--resume")
+    assert units(tmp_path / "whole") == units(tmp_path / "parts")
+
+
+def test_keep_drop_and_pth(tiny_model, tmp_path, prompts):
+    pth = tmp_path / "calls.pth"
+    capture(tiny_model, tmp_path / "a", prompts, "--keep", "spread:2", "--drop-input", "return_dict", "--pth", pth)
+    calls = list(Capture.open(tmp_path / "a").calls())
+    assert [call.step for call in calls] == [0, 2] * 3
+    assert not any("return_dict" in call.kwargs for call in calls)
+    from octavo import safe_torch_load
+
+    listed = safe_torch_load(pth, map_location="cpu")
+    assert all(torch.equal(a["hidden_states"], b.kwargs["hidden_states"]) for a, b in zip(listed, calls, strict=True))
+
+
+def test_json_is_one_object_a_line_and_ends_with_done(tiny_model, tmp_path, prompts):
+    said = capture(tiny_model, tmp_path / "a", prompts, "--json")
+    events = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [event["event"] for event in events] == ["prompt", "estimate", "prompt", "prompt", "done"]
+    assert events[-1]["calls"] == 9
+    assert events[-1]["raw_bytes"] > events[-1]["stored_bytes"] > 0
+
+
+def test_d3_a_capture_is_not_overwritten(tiny_model, tmp_path, prompts):
+    capture(tiny_model, tmp_path / "a", prompts)
+    before = units(tmp_path / "a")
+    assert "holds a capture (3 of 3 prompts). Use --resume" in capture(tiny_model, tmp_path / "a", prompts, code=5)
+    assert units(tmp_path / "a") == before
+
+
+def test_d4_d5_other_things_are_not_touched(tiny_model, tmp_path, prompts):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    assert "found x" in capture(tiny_model, tmp_path / "full", prompts, code=5)
+    (tmp_path / "file").touch()
+    assert "not a directory" in capture(tiny_model, tmp_path / "file", prompts, code=5)
+
+
+def test_p1_p16_prompts(tiny_model, tmp_path, prompts):
+    assert "no such prompts file" in capture(tiny_model, tmp_path / "a", tmp_path / "none.txt", code=2)
+    capture(tiny_model, tmp_path / "a", prompts)
+    prompts.write_text("\n".join([PROMPTS[0], "a green square", PROMPTS[2]]))
+    said = capture(tiny_model, tmp_path / "a", prompts, "--resume", code=4)
+    assert "1 captured prompts are no longer in the file. Use --keep-removed" in said
+    capture(tiny_model, tmp_path / "a", prompts, "--resume", "--keep-removed")
+    stored = [unit.info["prompt"] for unit in Capture.open(tmp_path / "a").units]
+    assert sorted(stored) == sorted([*PROMPTS, "a green square"])
+
+
+def test_p8_p15_warnings(tiny_model, tmp_path, prompts):
+    prompts.write_text(f"{PROMPTS[0]}\n{PROMPTS[0]}\n{'red ' * 40}")
+    said = capture(tiny_model, tmp_path / "a", prompts)
+    assert "line 2 repeats line 1; captured once" in said
+    assert "1 of 2 prompts are longer than the 20 tokens" in said
+
+
+def test_resume_with_other_settings_is_refused(tiny_model, tmp_path, prompts):
+    capture(tiny_model, tmp_path / "a", prompts, "--limit", 1)
+    said = capture(tiny_model, tmp_path / "a", prompts, "--resume", "--guidance-scale", 3, code=4)
+    assert "guidance_scale" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        (("--arg", "nonsense=1"), 2, "takes no argument nonsense"),
+        (("--arg", "nonsense"), 2, "not NAME=VALUE"),
+        (("--component", "unet"), 2, "no module 'unet'"),
+        (("--component", "vae", "--arg", 'output_type="latent"'), 4, "prompt 1: the vae was never called"),
+        (("--keep", "some"), 2, "not a rule"),
+        (("--device", "npu"), 7, "torch_npu is not installed"),
+        (("--height", 3), 1, "prompt 1: ValueError"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(tiny_model, tmp_path, prompts, more, code, words):
+    said = capture(tiny_model, tmp_path / "a", prompts, *more, code=code)
+    assert len(errors(said)) == 1
+    assert words in errors(said)[0]
+    assert not list((tmp_path / "a").glob("units/*"))
+
+
+def test_c7_numbers_that_are_not_finite_are_refused_or_skipped(tiny_model, tmp_path, prompts):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    file = model / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    weights["text_projection.weight"].fill_(float("inf"))
+    file.unlink()
+    save_file(weights, file, metadata={"format": "pt"})
+    said = capture(model, tmp_path / "a", prompts, code=6)
+    assert "prompt 1 step 0: pooled_projections has" in said
+    assert "non-finite values (fp16 overflow?)" in said
+    assert "unit 0: holds no calls" in capture(model, tmp_path / "b", prompts, "--nonfinite", "skip", code=4)
+
+
+def test_c11_a_prompt_that_fails_is_dropped_and_the_others_go_on(tiny_model, tmp_path, prompts):
+    from torch.nn.modules.module import register_module_forward_pre_hook
+    from transformers import CLIPTextModelWithProjection
+
+    seen = []
+
+    def fail(module, args):
+        seen.append(isinstance(module, CLIPTextModelWithProjection))
+        if sum(seen) == 9 and seen[-1]:  # two encoders, two prompts: the first encoder of the third prompt
+            raise RuntimeError("broken. Really")
+
+    handle = register_module_forward_pre_hook(fail)
+    try:
+        said = capture(tiny_model, tmp_path / "a", prompts, "--keep-going", code=1)
+    finally:
+        handle.remove()
+    assert "prompt 3: RuntimeError: broken" in said
+    assert "1 prompts failed" in said
+    assert [u.info["prompt"] for u in Capture.open(tmp_path / "a", allow_incomplete=True).units] == PROMPTS[:2]
+    capture(tiny_model, tmp_path / "a", prompts, "--resume")
+    assert len(Capture.open(tmp_path / "a").units) == 3
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_i1_i2_i3_signals_end_within_a_step_and_leave_whole_prompts(tiny_model, tmp_path, number, code):
+    many = tmp_path / "many.txt"
+    many.write_text("\n".join(f"{p} {i}" for i in range(300) for p in PROMPTS))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "octavo", "capture", tiny_model, out, "--prompts", many, "--steps", "3", "--json"]
+    with subprocess.Popen(
+        [*map(str, command), "--height", "16", "--width", "16"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for line in process.stdout:
+            if json.loads(line)["event"] == "prompt":
+                break
+        process.send_signal(number)
+        rest, notes = process.communicate()
+    assert process.returncode == code, notes
+    assert "prompts are stored. Run again with --resume." in notes
+    assert "Traceback" not in notes
+    for line in rest.splitlines():
+        json.loads(line)
+    stored = Capture.open(out, allow_incomplete=True)
+    assert 0 < len(stored.units) < 900
+    stored.verify()
+    assert not list((out / "units").glob(".*"))
+
+
+def test_i6_a_closed_stdout_is_no_traceback(tiny_model, tmp_path, prompts):
+    command = f"{sys.executable} -m octavo capture {tiny_model} {tmp_path / 'a'} --prompts {prompts} --steps 2"
+    command += " --height 16 --width 16"
+    done = subprocess.run(["bash", "-c", f"{command} | true"], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+
+
+def test_inspect_shows_a_capture_and_finds_damage(tiny_model, tmp_path, prompts):
+    capture(tiny_model, tmp_path / "a", prompts)
+    said = octavo("inspect", tmp_path / "a")
+    for words in ("StableDiffusion3Pipeline", "3 of 3", "hidden_states", "float32 (2, 4, 8, 8)", "every digest holds"):
+        assert words in said
+    found = json.loads(octavo("inspect", tmp_path / "a", "--json"))
+    assert found["sound"] is True
+    assert found["components"]["transformer"]["calls"] == 9
+    data = next((tmp_path / "a" / "units").glob("*/data-000.safetensors"))
+    damaged = bytearray(data.read_bytes())
+    damaged[-5] ^= 1
+    data.chmod(0o600)
+    data.write_bytes(damaged)
+    assert "damaged (checksum)" in octavo("inspect", tmp_path / "a", code=3)
+    assert "no such directory" in octavo("inspect", tmp_path / "none", code=2)

@@ -1,0 +1,245 @@
+"""`octavo compare`: its numbers, gates and refusals, on a tiny pipeline."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.sqnr import Power
+from octavo.capture.recorder import Memory, Recorder
+from octavo.checkpoints import Deployed, load_deployed
+from octavo.comparing.comparison import Comparison
+from octavo.comparing.probe import SAMPLED
+from octavo.page import page
+from octavo.pipelines.load import load_pipeline
+from octavo.pipelines.run import RunSettings, call_arguments, run_prompt
+from octavo.pipelines.sd3 import SD3
+
+from ...helpers.commands import capture, errors, octavo
+from ...zoo.opensora import tiny_pipeline
+
+CPU = torch.device("cpu")
+SMALL = ("--steps", 3, "--height", 16, "--width", 16, "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    file.write_text('a red circle\na <blue> "ring"')
+    return file
+
+
+@pytest.fixture(scope="module")
+def quantized(tiny_model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quantized")
+    capture(tiny_model, folder / "captured", prompts)
+    octavo("calibrate", folder / "captured", folder / "w8a8")
+    return folder / "w8a8"
+
+
+def compared(tiny_model: Path, out: Path, layers: bool = True) -> Comparison:
+    """One prompt through both, or with no layer taken through the float one twice."""
+    pipe = load_pipeline(tiny_model)
+    deployed = load_deployed(pipe, out, None, CPU) if layers else Deployed.itself(pipe, "transformer")
+    made = Comparison(pipe, deployed, call_arguments(pipe, SD3, RunSettings(None, 3, 16, 16)), 0)
+    made.look_inside("a red circle")
+    made.compare("a red circle")
+    return made
+
+
+def lines(said: str) -> dict[str, dict[str, Any]]:
+    return {line["event"]: line for line in map(json.loads, said.splitlines()) if line["event"] != "prompt"}
+
+
+def test_the_page_and_the_lines_hold_every_prompt(tiny_model, quantized, prompts, tmp_path):
+    file = tmp_path / "report.html"
+    said = octavo("compare", tiny_model, quantized, "--prompts", prompts, *SMALL, "-o", file, "--json")
+    found, text = lines(said), file.read_text()
+    rows = [json.loads(line) for line in said.splitlines() if '"event": "prompt"' in line]
+    assert [row["prompt"] for row in rows] == ["a red circle", 'a <blue> "ring"']
+    assert all(len(row["latent_error"]) == 3 and 10 < row["psnr"] < 90 and row["output_sqnr"] > 15 for row in rows)
+    assert text.count("data:image/png;base64,") == 2 + 2 * len(rows) + 2  # the viewer, the pairs, two in the heat map
+    assert "a &lt;blue&gt; &#34;ring&#34;" in text
+    assert "<blue>" not in text
+    done, report = found["done"], json.loads((quantized / "report.json").read_text())
+    assert done["totals"]["output_sqnr"] == pytest.approx(report["totals"]["output_sqnr"], abs=5)
+    assert done["totals"]["size"]["int8"] < done["totals"]["size"]["float"]
+    assert found["layers"]["layers"] == report["layers"]
+    assert all(row["name"].replace(".", ".<wbr>") in text for row in report["layers"] if row["scheme"] is None)
+    assert found["ranges"]["steps"] == [1, 2, 3]
+    assert "://" not in text.replace("http://www.w3.org/", "")
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_model_does_not_differ_from_itself(tiny_model, quantized):
+    made = compared(tiny_model, quantized, layers=False)
+    totals, row = made.totals(), made.pairs[0].row
+    assert (totals["psnr"], totals["output_sqnr"], totals["output_same"]) == (None, None, True)
+    assert row["latent_error"] == [0.0] * 3
+    assert row["mean_square"] == 0.0
+    assert totals["size"]["int8"] == totals["size"]["float"]
+
+
+def test_the_same_content_makes_the_same_page(tiny_model, quantized):
+    made = compared(tiny_model, quantized)
+    pictures = [(pair.exact, pair.other) for pair in made.pairs]
+    content = {
+        "model": "m", "checkpoint": "c", "component": "transformer", "pipeline": "P", "runs_on": "cpu",
+        "prompts_source": "s", "settings": {}, "decoded": True, "totals": made.totals(), "gates": [],
+        "prompts": [pair.row for pair in made.pairs], "ranges": made.probe.heat(), "report": made.deployed.report,
+    }  # fmt: skip
+    assert page(content, pictures) == page(json.loads(json.dumps(content)), pictures)
+
+
+def test_what_is_heard_inside_is_what_runs_and_nothing_stays(tiny_model, quantized):
+    made = compared(tiny_model, quantized)
+    model = made.deployed.module
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    memory, heard = Memory(), {}
+    with Recorder(model, memory, clock=made.probe.clock.__class__()) as recorder:
+        run_prompt(made.pipe, "a red circle", made.arguments, 0, recorder.clock.tick)
+    name = "transformer_blocks.1.ff.net.0.proj"
+    layer = model.get_submodule(name)
+    with torch.no_grad():
+        for call in memory.calls:
+            hook = layer.register_forward_pre_hook(
+                lambda _, args, step=call.step: heard.setdefault(step, []).append(float(args[0].abs().max()))
+            )
+            model(**call.kwargs)
+            hook.remove()
+    heat = made.probe.heat()
+    assert len(heat["layers"]) == sum(isinstance(m, (nn.Linear, nn.Conv2d)) for m in model.modules())
+    assert heat["maximum"][heat["layers"].index(name)] == [max(heard[step]) for step in range(3)]
+
+
+def test_the_output_sqnr_is_that_of_all_prompts(tiny_model, quantized):
+    prompts, power = ("a red circle", "a small blue ring", ""), Power()
+    pipe = load_pipeline(tiny_model)
+    deployed = load_deployed(pipe, quantized, None, CPU)
+    made = Comparison(pipe, deployed, call_arguments(pipe, SD3, RunSettings(None, SAMPLED + 2, 16, 16)), 0)
+    made.look_inside(prompts[0])
+    for prompt in prompts:
+        made.compare(prompt)
+        memory = Memory()
+        with Recorder(deployed.module, memory) as recorder:
+            run_prompt(pipe, prompt, made.arguments, 0, recorder.clock.tick)
+        for at in spread(SAMPLED + 2, SAMPLED):
+            call = memory.calls[at]
+            with torch.no_grad():
+                exact = deployed.module(**call.kwargs)[0]
+                with deployed.installed() as integers:
+                    power.add(exact, integers(**call.kwargs)[0])
+    rows = [pair.row["output_sqnr"] for pair in made.pairs]
+    assert len(set(rows)) == 3
+    assert made.totals()["output_sqnr"] == pytest.approx(power.sqnr, rel=1e-6)
+    assert min(rows) < made.totals()["output_sqnr"] < max(rows)
+
+
+@pytest.mark.parametrize(
+    ("gate", "code"), [(("--min-psnr", 5), 0), (("--min-psnr", 99), 1), (("--min-sqnr", 5), 0), (("--min-sqnr", 99), 1)]
+)
+def test_a_gate_that_is_missed_ends_with_one_line_and_the_page_is_there(tiny_model, quantized, tmp_path, gate, code):
+    file = tmp_path / "report.html"
+    options = ("--prompts", "demo", "--limit", 1, *SMALL, "-o", file)
+    said = octavo("compare", tiny_model, quantized, *options, *gate, code=code)
+    assert len(errors(said)) == code
+    assert ("Missed: " in file.read_text()) == bool(code)
+    assert ("below 99.0 dB" in said) == bool(code)
+
+
+def test_ranges_by_noise_level_and_a_checkpoint_without_its_report(tiny_model, prompts, tmp_path):
+    capture(tiny_model, tmp_path / "captured", prompts)
+    octavo("calibrate", tmp_path / "captured", tmp_path / "out", "--activations", "timestep")
+    (tmp_path / "out" / "report.json").unlink()
+    options = ("--prompts", prompts, *SMALL, "-o", tmp_path / "report.html")
+    found = lines(octavo("compare", tiny_model, tmp_path / "out", *options, "--json"))
+    assert found["done"]["totals"]["output_sqnr"] > 15
+    assert found["layers"]["layers"] == []
+    assert "exists. Use --overwrite" in octavo("compare", tiny_model, tmp_path / "out", *options, code=5)
+
+
+def test_a_view_that_diffusers_loads_draws_as_the_layers_do(tiny_model, quantized, prompts, tmp_path):
+    octavo("calibrate", quantized.parent / "captured", tmp_path / "view", "--format", "diffusers")
+    options = ("--prompts", prompts, *SMALL, "--json")
+    by = {
+        out: lines(octavo("compare", tiny_model, out, *options, "-o", tmp_path / f"{out.name}.html"))["done"]["totals"]
+        for out in (quantized, tmp_path / "view")
+    }
+    layers, view = by[quantized], by[tmp_path / "view"]
+    assert view["output_sqnr"] == pytest.approx(layers["output_sqnr"], abs=1)
+    assert view["size"]["float"] == layers["size"]["float"]
+    assert view["size"]["int8"] < view["size"]["float"]
+    pipe = load_pipeline(tiny_model)
+    with torch.no_grad():
+        for parameter in pipe.transformer.parameters():
+            parameter.add_(1)
+    pipe.save_pretrained(tmp_path / "other")
+    said = octavo("compare", tmp_path / "other", tmp_path / "view", *options, "-o", tmp_path / "no.html", code=4)
+    assert "none of its float parameters" in said
+
+
+def broken(tiny_model: Path, tmp_path: Path) -> Path:
+    """A model that is recognized and cannot be loaded: what is refused before, is refused before loading."""
+    shutil.copytree(tiny_model, tmp_path / "broken")
+    for file in (tmp_path / "broken" / "transformer").glob("*.safetensors"):
+        file.unlink()
+    return tmp_path / "broken"
+
+
+def test_what_cannot_be_done_is_said_before_the_model_is_loaded(tiny_model, quantized, prompts, tmp_path):
+    model, common = broken(tiny_model, tmp_path), ("--prompts", prompts, *SMALL)
+    for out, file, code, words in (
+        (quantized, tmp_path / "nowhere" / "report.html", 5, "no such directory"),
+        (quantized, tmp_path, 5, "is a directory"),
+        (tmp_path / "missing", tmp_path / "report.html", 2, "no such directory"),
+        (prompts.parent, tmp_path / "report.html", 3, "no ascend checkpoint"),
+    ):
+        said = octavo("compare", model, out, *common, "-o", file, code=code)
+        assert words in said
+        assert len(errors(said)) == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_model, quantized, prompts, tmp_path):
+    common = ("--prompts", prompts, "-o", tmp_path / "report.html")
+    assert "of another model (transformer: " in octavo("compare", "demo", quantized, *common, code=4)
+    pipe = load_pipeline(tiny_model)
+    with torch.no_grad():
+        pipe.transformer.proj_out.weight.mul_(2)
+    pipe.save_pretrained(tmp_path / "other")
+    said = octavo("compare", tmp_path / "other", quantized, *common, code=4)
+    assert "proj_out.weight has other values" in said
+    assert len(errors(said)) == 1
+
+
+def test_latents_of_a_video_without_a_decoder(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("a wave rolls in")
+    video = ("--prompts", tmp_path / "prompts.txt", "--height", 40, "--width", 50, "--frames", 17, "--steps", 2)
+    octavo("capture", tmp_path / "model", tmp_path / "captured", *video)
+    octavo("calibrate", tmp_path / "captured", tmp_path / "out", "--accuracy", "plain")
+    octavo("compare", tmp_path / "model", tmp_path / "out", *video, "-o", tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "no decoder" in text
+    assert "Middle frame of" in text
+
+
+def test_the_bundled_model_is_judged(tmp_path):
+    said = octavo("compare", "demo", "demo-int8", "--limit", 2, "--steps", 6, "-o", tmp_path / "r.html", "--json")
+    judged = lines(said)["done"]["totals"]["judged"]
+    assert judged["of"] == 2
+    assert 0 <= judged["int8"] <= 2
+    assert f"{judged['int8']} of 2" in (tmp_path / "r.html").read_text()
+
+
+def test_the_page_of_a_calibration_has_no_pictures_and_no_times(quantized):
+    text = (quantized / "report.html").read_text()
+    assert "<img" not in text
+    assert 'aria-label="SQNR of' in text
+    report = json.loads((quantized / "report.json").read_text())
+    assert page({"report": report | {"seconds": {}, "peak_memory": 1}}).decode() == text

@@ -1,0 +1,141 @@
+"""`octavo generate` with float models, checkpoints of every format, and quantized pipelines; and what it refuses."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from octavo.capture.devices import resolve_device
+from octavo.checkpoints import open_pipeline
+from octavo.commands.save_output import Target, save
+from octavo.pipelines.demo.judge import judge
+from octavo.pipelines.demo.scene import parse
+from octavo.pipelines.load import DEMO_INT8
+from octavo.prompts import read_prompts
+
+from ...helpers.commands import capture, errors, octavo
+from ...zoo.exported_sd3 import WEIGHTS, integer_layers
+
+SMALL = ("--steps", 2, "--height", 16, "--width", 16, "--device", "cpu")
+PROMPT = read_prompts("demo-heldout").texts[0]
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of one capture: `ascend`, `diffusers` and `both`."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "prompts.txt").write_text("a red circle\na blue ring")
+    capture(tiny_model, folder / "capture", folder / "prompts.txt")
+    for name, formats in (("ascend", "ascend"), ("diffusers", "diffusers"), ("both", "ascend,diffusers,torchao")):
+        octavo("calibrate", folder / "capture", folder / name, "--format", formats, "--accuracy", "plain")
+    return folder
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as picture:
+        return picture.convert("RGB").tobytes()
+
+
+def test_every_format_draws_the_same_picture_and_the_float_model_another(tiny_model, made, tmp_path):
+    for name in ("ascend", "diffusers", "both"):
+        said = octavo("generate", made / name, "a red circle", "-o", tmp_path / f"{name}.png", *SMALL)
+        assert "16 x 16, 2 steps" in said
+    octavo("generate", tiny_model, "a red circle", "-o", tmp_path / "float.png", *SMALL)
+    drawn = {path.stem: pixels(path) for path in tmp_path.glob("*.png")}
+    assert drawn["diffusers"] == drawn["both"]
+    near = [abs(a - b) for a, b in zip(drawn["ascend"], drawn["diffusers"], strict=True)]
+    assert max(near) <= 2
+    assert drawn["float"] != drawn["diffusers"]
+
+
+def test_the_seed_decides_and_the_place_of_the_model_can_be_told(tiny_model, made, tmp_path):
+    for name, more in (("a", ()), ("b", ("--model", tiny_model)), ("c", ("--seed", 1))):
+        octavo("generate", made / "diffusers", "a ring", "-o", tmp_path / f"{name}.png", *SMALL, *more)
+    drawn = {path.stem: pixels(path) for path in tmp_path.glob("*.png")}
+    assert drawn["a"] == drawn["b"] != drawn["c"]
+
+
+def test_a_directory_takes_frames_and_safetensors_latents(tiny_model, tmp_path):
+    octavo("generate", tiny_model, "a ring", "-o", tmp_path / "frames", *SMALL)
+    assert [path.name for path in (tmp_path / "frames").iterdir()] == ["0000.png"]
+    octavo("generate", tiny_model, "a ring", "-o", tmp_path / "frames", "--overwrite", *SMALL)
+    octavo("generate", tiny_model, "a ring", "-o", tmp_path / "made.safetensors", *SMALL)
+    assert load_file(tmp_path / "made.safetensors")["latents"].shape[0] == 1
+    said = json.loads(octavo("generate", tiny_model, "x", "-o", tmp_path / "x.jpg", "--json", *SMALL))
+    assert said["made"] == "16 x 16"
+
+
+def test_the_bundled_integers_draw_what_the_prompt_says(tmp_path):
+    octavo("generate", "demo-int8", PROMPT, "-o", tmp_path / "a.png", "--device", "cpu")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert judge(np.asarray(picture.convert("RGB"))) == parse(PROMPT)
+
+
+def test_the_bundled_integers_are_small_sound_and_loaded_as_integers():
+    assert sum(file.stat().st_size for file in DEMO_INT8.iterdir()) < 4 * 2**20
+    pipe: Any = open_pipeline("demo-int8", None, None, dtype=None, device=resolve_device("cpu"))
+    assert len(integer_layers(pipe.transformer)) > 50
+    assert json.loads(octavo("inspect", "demo-int8", "--json"))["sound"] is True
+
+
+def test_a_quantized_pipeline_is_one_directory(tiny_model, made, tmp_path):
+    device = resolve_device("cpu")
+    pipe: Any = open_pipeline(str(made / "diffusers"), None, None, dtype=None, device=device)
+    pipe.save_pretrained(tmp_path / "pipe")
+    assert (tmp_path / "pipe" / "transformer" / WEIGHTS).read_bytes() == (made / "diffusers" / WEIGHTS).read_bytes()
+    octavo("generate", tmp_path / "pipe", "a ring", "-o", tmp_path / "a.png", *SMALL)
+    octavo("generate", made / "diffusers", "a ring", "-o", tmp_path / "b.png", *SMALL)
+    assert max(abs(a - b) for a, b in zip(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"), strict=True)) <= 2
+    assert "for diffusers with octavo" in octavo("inspect", tmp_path / "pipe")
+    octavo("inspect", tiny_model, code=3)
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "words"),
+    [
+        (("-o", "a.gif"), 2, "'.gif' is no format"),
+        (("-o", "no/a.png"), 5, "there is no directory"),
+        (("-o", "there.png"), 5, "Use --overwrite"),
+        (("-o", "full"), 5, "not empty"),
+        (("-o", "a.png", "--frames", 3), 2, "takes no argument num_frames"),
+        (("-o", "a.png", "--arg", "strength"), 2, "not NAME=VALUE"),
+        (("-o", "a.png", "--component", "transformer"), 2, "Leave --model and --component out"),
+        (("-o", "a.png", "--device", "npu"), 7, "torch_npu is not installed"),
+        (("-o", "a.png", "--height", 17), 4, "the pipeline does not run"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(tiny_model, tmp_path, monkeypatch, more, code, words):
+    monkeypatch.chdir(tmp_path)
+    Path("there.png").write_bytes(b"mine")
+    Path("full").mkdir()
+    Path("full/mine").touch()
+    before = sorted(tmp_path.rglob("*"))
+    said = octavo("generate", tiny_model, "a ring", *more, code=code)
+    assert len(errors(said)) == 1
+    assert words in errors(said)[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_checkpoints_that_do_not_fit_are_refused(made, tmp_path, tiny_model):
+    out = ("-o", tmp_path / "a.png")
+    assert "no such model directory" in octavo("generate", tmp_path / "nothing", "x", *out, code=2)
+    assert "has no component unet" in octavo("generate", made / "diffusers", "x", *out, "--component", "unet", code=2)
+    assert "quantized by torchao" in octavo(
+        "generate", made / "both" / "torchao", "x", *out, "--model", tiny_model, code=2
+    )
+    assert "of another model" in octavo("generate", made / "ascend", "x", *out, "--model", "demo", code=4)
+    (made / "diffusers" / "report.json").rename(tmp_path / "report.json")
+    assert "Give it with --model" in octavo("generate", made / "diffusers", "x", *out, code=2)
+    (tmp_path / "report.json").rename(made / "diffusers" / "report.json")
+
+
+def test_a_video_is_not_a_picture(tmp_path):
+    frames = [[Image.new("RGB", (4, 2), (at, 0, 0)) for at in range(3)]]
+    with pytest.raises(Exception, match="3 frames"):
+        save(frames, Target(tmp_path / "a.png"), 8)
+    assert save(frames, Target(tmp_path / "a"), 8) == "3 frames of 4 x 2"
+    assert [pixels(path)[0] for path in sorted((tmp_path / "a").iterdir())] == [0, 1, 2]

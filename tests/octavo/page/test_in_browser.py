@@ -1,0 +1,147 @@
+"""The page in a headless Chromium."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from octavo.page import page
+
+from ...helpers import browser
+
+pytestmark = pytest.mark.skipif(browser.found() is None, reason="no Chromium on this machine (apt install chromium)")
+COUNT = 3
+
+
+def content() -> dict:
+    """A comparison of three prompts, five steps and sixty layers with long names."""
+    names = [f"transformer_blocks.{at // 6}.a_rather_long_name_of_a_part.to_{at % 6}" for at in range(60)]
+    layers = [
+        {
+            "name": name, "scheme": None if at % 9 == 0 else "W8A8", "reason": "why not" if at % 9 == 0 else None,
+            "shape": [1536, 1536], "bytes_before": 4000, "bytes_after": 1000, "sqnr": 20.0 + at % 7,
+            "range": [-1.5, 2.25], "scale": 0.01, "zero_point": 3,
+        }
+        for at, name in enumerate(names)
+    ]  # fmt: skip
+    totals = {
+        "quantized": 53,
+        "kept_float": 7,
+        "bytes_before": 9e6,
+        "bytes_after": 3e6,
+        "output_sqnr": 30.0,
+        "calls": 9,
+    }
+    steps = [{"smallest": 0.01 * at, "median": 0.02 * at, "largest": 0.03 * at} for at in range(1, 6)]
+    sides = {"float": 2.0, "int8": 1.0}
+    return {
+        "model": "/models/" + "a-very-long-name" * 6, "checkpoint": "out", "component": "transformer",
+        "pipeline": "StableDiffusion3Pipeline", "runs_on": "layers", "prompts_source": "images", "decoded": True,
+        "settings": {"num_inference_steps": 5, "seed": 0}, "gates": [],
+        "totals": {
+            "psnr": 33.3, "ssim": 0.98, "lpips": None, "lpips_note": "LPIPS was not measured.", "output_sqnr": 31.0,
+            "judged": {"float": 3, "int8": 2, "of": 3}, "latent_sqnr": 25.0, "latent_error": steps,
+            "step_sqnr": [{"step": at, "sqnr": 30.0} for at in range(1, 6)],
+            "speed": sides | {"ratio": 2.0, "ratios": [1.9, 2.1], "runs": 3},
+            "memory": {"float": 5e8, "int8": 4e8}, "size": {"float": 9e6, "int8": 3e6},
+        },
+        "prompts": [
+            {"prompt": f"prompt {at}", "psnr": 30.0, "ssim": 0.9, "frames": 1, "judged": {"float": True, "int8": False}}
+            for at in range(COUNT)
+        ],
+        "ranges": {"layers": names, "steps": [1, 2, 3, 4, 5], "maximum": [[1.0 + at] * 5 for at in range(60)]},
+        "report": {"layers": layers, "totals": totals, "settings": {"sigma": 25.0}},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pictures = np.random.default_rng(0).integers(0, 256, (COUNT, 2, 1, 64, 64, 3), dtype=np.uint8)
+    made = tmp_path_factory.mktemp("page") / "report.html"
+    made.write_bytes(page(content(), [tuple(pair) for pair in pictures]))
+    return made
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory):
+    with browser.browser(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [375, 1200])
+def test_it_loads_whole_without_a_complaint_or_a_request_and_fits(tab, file, width, dark):
+    tab.open(file, width, dark)
+    assert tab.complaints() == []
+    assert [url for url in tab.requests() if not url.startswith("data:")] == [file.resolve().as_uri()]
+    assert tab.evaluate("[...document.images].map((i) => i.naturalWidth)") == [64] * (2 * COUNT + 2)
+    assert tab.evaluate("[...document.images].every((i) => i.alt)")
+    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert tab.evaluate("document.querySelectorAll('svg').length") == 4
+    assert tab.evaluate("[...document.querySelectorAll('svg')].every((s) => s.getBoundingClientRect().width > 200)")
+    ids = json.loads(tab.evaluate("JSON.stringify([...document.querySelectorAll('[id]')].map((e) => e.id))"))
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_of_page_and_figures_stands_out(tab, file, dark):
+    tab.open(file, 1200, dark)
+    colours = tab.evaluate(
+        "[document.body, ...document.querySelectorAll('h1, .note, dt, td, svg text, figcaption')].map((e) => "
+        "getComputedStyle(e)[e.tagName === 'text' ? 'fill' : 'color'])"
+    )
+    paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert min(contrast(colour, paper) for colour in set(colours)) >= 4.5
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colours (Web Content Accessibility Guidelines 2.1, 2018)."""
+
+    def luminance(colour: str) -> float:
+        values = [int(v) / 255 for v in colour[colour.index("(") + 1 : -1].split(",")[:3]]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def clip(tab: browser.Page) -> str:
+    return tab.evaluate("getComputedStyle(document.getElementById('above')).clipPath")
+
+
+def test_the_slider_moves_by_keys_and_moves_the_border(tab, file):
+    tab.open(file)
+    assert tab.evaluate("document.getElementById('slider').labels.length") == 1
+    assert clip(tab) == "inset(0px 0px 0px 50%)"
+    tab.evaluate("document.getElementById('slider').focus()")
+    tab.press("ArrowRight", 39)
+    assert clip(tab) == "inset(0px 0px 0px 51%)"
+    tab.press("Home", 36)
+    assert clip(tab) == "inset(0px 0px 0px 0%)"
+    tab.press("End", 35)
+    assert clip(tab) == "inset(0px 0px 0px 100%)"
+    assert tab.complaints() == []
+
+
+def test_a_pair_is_chosen_and_its_difference_shown(tab, file):
+    tab.open(file)
+    tab.evaluate("document.querySelectorAll('.pair')[2].click()")
+    assert tab.evaluate("document.getElementById('shown').textContent") == "prompt 2"
+    assert tab.evaluate(
+        "document.getElementById('above').src === document.querySelectorAll('.pair')[2].children[1].src"
+    )
+    assert tab.evaluate("document.getElementById('below').alt") == "Float: prompt 2"
+    assert tab.evaluate("document.querySelectorAll('[aria-pressed=true]').length") == 1
+    tab.evaluate("document.getElementById('difference').click()")
+    assert clip(tab) == "none"
+    assert tab.complaints() == []
+
+
+def test_the_page_of_a_calibration_loads_too(tab, tmp_path):
+    (tmp_path / "report.html").write_bytes(page({"report": content()["report"]}))
+    tab.open(tmp_path / "report.html", 375)
+    assert tab.complaints() == []
+    assert tab.evaluate("document.images.length") == 0
+    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

@@ -1,0 +1,124 @@
+"""The table of families: which one a pipeline is of, what stays float, and inputs that are divided without a trace."""
+
+import pytest
+import torch
+from transformers import T5Config, T5EncoderModel
+
+from octavo.calibrate.plan import make_plan
+from octavo.calibrate.settings import Settings
+from octavo.capture.recorder import Memory, Recorder, copied
+from octavo.pipelines import FAMILIES, GENERIC, family_of
+from octavo.pipelines.denoisers import denoisers
+
+from ..helpers.commands import octavo
+from ..zoo.folding import fold
+from ..zoo.opensora import tiny_tokenizer
+from ..zoo.pipelines import make, run
+
+OF = {
+    "flux-dev": "flux", "flux2": "flux2", "wan21": "wan", "wan-vace": "wan", "hunyuan-video": "hunyuanvideo",
+    "qwen-image": "qwenimage", "pixart-sigma": "pixart", "sana": "sana", "cogvideox": "cogvideox", "ltx": "ltx",
+    "sdxl": "sdxl", "sd35": "sd3", "sd15": "generic",
+}  # fmt: skip
+DIVIDED = [name for name, family in OF.items() if (FAMILIES | {"generic": GENERIC})[family].groups]
+
+
+def denoiser(name):
+    pipe, arguments = make(name)
+    return pipe, arguments, next(iter(denoisers(pipe).values())).requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", OF)
+def test_each_pipeline_has_its_family_and_quantizes_more_than_half_of_the_blocks(name):
+    pipe, _, module = denoiser(name)
+    family = family_of(type(pipe).__name__)
+    assert family.name == OF[name]
+    plan = make_plan(module, defaults=family.keep_float, more=family.more_float)
+    inside = [entry for entry in plan.entries if "blocks" in entry.name and "norm" not in entry.name]
+    assert len(plan.quantized) > len(inside) / 2
+    for pattern in family.more_float:
+        assert not any(pattern.removeprefix("*.") in entry for entry in plan.quantized)
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_what_a_family_says_can_be_divided_is_divided_without_a_trace(name):
+    pipe, arguments, module = denoiser(name)
+    found = family_of(type(pipe).__name__).groups(module)
+    assert found
+    memory = Memory()
+    with Recorder(module, memory):
+        run(pipe, arguments)
+    call = memory.calls[0]
+    before = output(module.double(), call)
+    generator = torch.Generator().manual_seed(0)
+    widths = [module.get_submodule(group.layers[0]).in_features for group in found]
+    factors = [torch.exp2(4 * torch.rand(width, generator=generator) - 2) for width in widths]
+    fold(module, list(zip(found, factors, strict=True)))
+    after = output(module, call)
+    assert torch.allclose(after, before, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
+
+
+def output(module, call):
+    def double(value):
+        if isinstance(value, torch.Tensor):
+            return value.double() if value.is_floating_point() else value
+        if isinstance(value, dict):
+            return {key: double(each) for key, each in value.items()}
+        return type(value)(map(double, value)) if type(value) in (list, tuple) else value
+
+    with torch.no_grad():
+        return module(*double(copied(call.args)), **double(copied(call.kwargs)) | {"return_dict": False})[0]
+
+
+def test_the_defaults_of_a_family_reach_the_settings_and_give_way():
+    from octavo.commands.calibrate_options import CalibrateOptions, settings_of
+
+    options = CalibrateOptions(capture="c", out="o", quantize_too=("*.ff.net.2",))
+    settings = settings_of(options, FAMILIES["flux"], 1)
+    assert isinstance(settings, Settings)
+    module = denoiser("flux-dev")[2]
+    plan = make_plan(module, more=settings.more_float, quantize=settings.quantize)
+    assert "transformer_blocks.0.ff.net.2" in plan.quantized
+    assert "transformer_blocks.0.ff_context.net.2" not in plan.quantized
+
+
+@pytest.fixture(scope="module")
+def wan(tmp_path_factory):
+    pipe = make("wan22")[0]
+    torch.manual_seed(0)
+    config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    pipe.register_modules(text_encoder=T5EncoderModel(config).eval(), tokenizer=tiny_tokenizer())
+    folder = tmp_path_factory.mktemp("wan") / "model"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+WAN = (
+    "--height",
+    16,
+    "--width",
+    16,
+    "--frames",
+    5,
+    "--prompts",
+    "videos",
+    "--limit",
+    1,
+    "--arg",
+    "max_sequence_length=9",
+)
+
+
+def test_both_denoisers_of_wan_are_captured_and_calibrated_one_by_one(wan, tmp_path):
+    octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 4)
+    assert "holds calls of 2 denoisers" in octavo("calibrate", tmp_path / "captured", tmp_path / "o", code=2)
+    for name in ("transformer", "transformer_2"):
+        said = octavo("calibrate", tmp_path / "captured", tmp_path / name, "--component", name)
+        assert "20 layers in 8-bit integers" in said
+
+
+def test_a_denoiser_that_was_never_called_is_said_at_once(wan, tmp_path):
+    said = octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 1)
+    assert "transformer_2 was never called" in said
+    command = ("calibrate", tmp_path / "captured", tmp_path / "o", "--component", "transformer_2")
+    assert "holds no calls of 'transformer_2'. Capture with more --steps." in octavo(*command, code=4)

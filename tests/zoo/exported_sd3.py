@@ -1,0 +1,59 @@
+"""Tiny SD3 transformers, calibrated and exported for diffusers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import SD3Transformer2DModel
+from torch import Tensor, nn
+
+import octavo  # noqa: F401 - it registers
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.modules import QuantizedLayer
+from octavo.calibrate.replay.sqnr import outputs
+from octavo.calibrate.result import Result
+from octavo.pipelines.sd3 import SD3
+
+from .hard_sd3 import Call, calibrated, hard, prompts
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+TO_Q = "transformer_blocks.0.attn.to_q"
+
+
+class Exported(NamedTuple):
+    folder: Path
+    model: nn.Module
+    result: Result
+    calls: list[Call]
+
+
+def exported(folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Exported:
+    """As ascend and for diffusers."""
+    model, calls = hard(dtype=dtype), prompts(3, 2, dtype=dtype)
+    result = calibrated(model, calls, **settings)
+    export(result, model, folder, ("ascend", "diffusers"), groups=SD3.groups)
+    return Exported(folder, model, result, calls)
+
+
+def load(folder: Path, **options: Any) -> SD3Transformer2DModel:
+    return SD3Transformer2DModel.from_pretrained(folder, **options)
+
+
+def integer_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+
+
+def run(model: nn.Module, calls: list[Call]) -> Tensor:
+    """The output of all calls, flat."""
+    return torch.cat([each[0].flatten() for each in outputs(model, calls)])
+
+
+def reconfigured(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """config.json with another content."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.unlink()
+    path.write_text(json.dumps(config))

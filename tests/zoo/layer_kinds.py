@@ -1,0 +1,98 @@
+"""Layers of every kind, made by hand, and a small denoiser with a time argument."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.inputs import Dynamic, InputSpec, TimestepQParams
+from octavo.calibrate.layers.modules import QuantizedLayer, build
+from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_of
+from octavo.calibrate.plan import Plan
+from octavo.calibrate.result import Result
+
+from .toy import nearest
+
+EDGES = (250.0, 500.0, 750.0)
+SCHEDULE = (1000.0, 800.0, 500.0, 499.5, 300.0, 20.0)  # of a deployment: two steps in one bin
+RANGES = (Range(-4.0, 4.0), Range(-2.0, 3.0), Range(0.0, 2.0), Range(-1.0, 0.5))
+
+
+class TimedToy(nn.Module):
+    """A denoiser: what it does with the noise level is to add it, small."""
+
+    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.patch = nn.Conv2d(1, 2, 3, padding=1)
+        self.up = nn.Linear(8, 16)
+        self.down = nn.Linear(16, 8, bias=False)
+        self.out = nn.Linear(8, 4)
+        self.norm = nn.LayerNorm(8)
+        self.to(dtype).eval().requires_grad_(False)
+
+    def forward(self, hidden: Tensor, timestep: Any, extra: Any = None) -> Tensor:
+        x = self.patch(hidden.unsqueeze(1)).mean(1) + hidden
+        x = x + self.down(nn.functional.silu(self.up(self.norm(x))))
+        return self.out(x)
+
+
+def stacked(dtype: torch.dtype) -> QParams:
+    each = [qparams_of(extent, ACTIVATION, dtype) for extent in RANGES]
+    return QParams(torch.stack([q.scale for q in each]), torch.stack([q.zero_point for q in each]))
+
+
+def spec_of(kind: str, dtype: torch.dtype) -> InputSpec | None:
+    """How the inputs of a layer of this scheme become integers."""
+    specs: dict[str, InputSpec | None] = {
+        "W8A8": qparams_of(RANGES[0], ACTIVATION, dtype),
+        "W8A8_TIMESTEP": TimestepQParams(stacked(dtype), torch.tensor(EDGES)),
+        "W8A8_DYNAMIC": Dynamic(),
+        "W8A16": None,
+    }
+    return specs[kind]
+
+
+def frozen(module: nn.Module, kind: str, **options: Any) -> QuantizedLayer:
+    """A layer of this scheme in the place of a float one."""
+    spec = spec_of(kind, module.weight.dtype)
+    return build(nearest(module.weight, module.bias, spec, **options), module)
+
+
+def static_of(module: nn.Module, at: int) -> QuantizedLayer:
+    """The W8A8 layer with the range of one bin."""
+    qparams = qparams_of(RANGES[at], ACTIVATION, module.weight.dtype)
+    return build(nearest(module.weight, module.bias, qparams), module)
+
+
+def layers_of(model: nn.Module, kinds: dict[str, str], **options: Any) -> dict[str, QuantizedLayer]:
+    return {name: frozen(model.get_submodule(name), kind, **options) for name, kind in kinds.items()}
+
+
+def written(
+    folder: Path, model: nn.Module, layers: dict[str, QuantizedLayer], timesteps: tuple[float, ...] | None = SCHEDULE
+) -> Path:
+    return export(Result(Plan(()), layers, {}), model, folder, timesteps=timesteps)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def changed(
+    folder: Path, change: Callable[[dict[str, Tensor]], object], metadata: dict[str, str] | None = None
+) -> None:
+    """The weights with other tensors, or other metadata."""
+    path = next(folder.glob("*.safetensors"))
+    with safe_open(path, "pt") as opened:
+        before = opened.metadata()
+    tensors = load_file(path)
+    change(tensors)
+    path.unlink()
+    save_file({key: tensor for key, tensor in tensors.items() if tensor.numel()}, path, before | (metadata or {}))
+    path.chmod(0o400)

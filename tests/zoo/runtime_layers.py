@@ -1,0 +1,48 @@
+"""Integer layers of all schemes, and how near an output has to be to that of the reference."""
+
+import torch
+from torch import Tensor, nn
+
+from octavo.calibrate.layers.inputs import Dynamic, TimestepQParams
+from octavo.calibrate.layers.modules import QuantizedConv2d, QuantizedLayer, build
+from octavo.calibrate.layers.noise_level import NoiseLevel
+from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_of
+
+from .toy import nearest
+
+SCHEMES = ("W8A8", "W8A8_DYNAMIC", "W8A8_TIMESTEP", "W8A16")
+EXTENTS = (Range(-2.0, 3.0), Range(0.0, 1.0), Range(-5.0, 0.0))  # zero points between the ends, and at both of them
+
+
+def spec_of(scheme: str, dtype: torch.dtype = torch.float32, extents=EXTENTS):
+    if scheme == "W8A16":
+        return None
+    if scheme == "W8A8_DYNAMIC":
+        return Dynamic()
+    found = [qparams_of(extent, ACTIVATION, dtype) for extent in extents]
+    if scheme == "W8A8":
+        return found[0]
+    return TimestepQParams(QParams(*map(torch.stack, zip(*found, strict=True))), torch.tensor([300.0, 700.0]))
+
+
+def frozen(module: nn.Module, scheme: str, smoothed: bool = False, extents=EXTENTS) -> QuantizedLayer:
+    """The reference layer of `module`; of W8A8_TIMESTEP at noise level 500."""
+    scale = torch.rand(module.weight.shape[1]) + 0.5 if smoothed else None
+    spec = spec_of(scheme, module.weight.dtype, extents)
+    layer = build(nearest(module.weight, module.bias, spec, mul_scale=scale), module)
+    layer.noise_level = NoiseLevel.of(torch.tensor(500.0))
+    return layer
+
+
+def near(layer: QuantizedLayer, y: Tensor, wanted: Tensor) -> bool:
+    """Whether each output is the reference's up to one rounding of its dtype.
+
+    Where the output is near zero because its sum nearly cancels the bias, the rounding is that of float32 at the bias.
+    """
+    assert (y.dtype, y.shape) == (wanted.dtype, wanted.shape)
+    bias = torch.zeros(1) if layer.bias is None else layer.bias.detach()
+    if isinstance(layer, QuantizedConv2d):
+        bias = bias.view(-1, 1, 1)
+    eps = torch.finfo(wanted.dtype).eps  # one rounding, from one neighbour to the next
+    allowed = eps * (1 + (wanted.dtype == torch.float32)) * wanted.double().abs() + 2.0**-22 * bias.double().abs()
+    return bool(((y.double() - wanted.double()).abs() <= allowed + torch.finfo(wanted.dtype).tiny).all())
