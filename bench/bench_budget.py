@@ -23,15 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from octavo.calibrate.choose import Choosing
-from octavo.calibrate.mixed_precision.budget import Cost, summed
-from octavo.calibrate.mixed_precision.knapsack import choose, total
+from octavo.calibrate import choose
+from octavo.calibrate.layers.inputs import Input, StaticInput
+from octavo.calibrate.mixed_precision import knapsack
+from octavo.calibrate.mixed_precision.budget import SEARCH, Cost, summed
+from octavo.calibrate.mixed_precision.knapsack import total
 from octavo.calibrate.mixed_precision.mix import estimated_error
 from octavo.calibrate.mixed_precision.sensitivity import Candidates, Group, Runs, float_cost, measured
 from octavo.calibrate.plan import make_plan
-from octavo.calibrate.replay.calls import silent, spread
+from octavo.calibrate.replay.calls import spread
 from octavo.calibrate.replay.sqnr import Power, comparing, outputs
-from octavo.calibrate.resources import Stopwatch
+from octavo.calibrate.replay.work import Work
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.run import prompt_seed
@@ -41,7 +43,7 @@ from tests.zoo.random_sd3 import put_outliers
 
 from .accuracy import recorded
 
-SCHEMES = ("W8A8", "W8A8_DYNAMIC", "W8A16")
+INPUTS = SEARCH.inputs
 
 
 def latents(pipe: Any, prompts: list[str], steps: int) -> list[Tensor]:
@@ -69,12 +71,12 @@ def largest_float(groups: Sequence[Group], powers: Sequence[Power], room: Cost) 
 
 
 def _static(candidates: Candidates, name: str) -> Any:
-    return candidates.layer(name, "W8A8")
+    return candidates.layer(name, StaticInput)
 
 
-def assignment(groups: Sequence[Group], chosen: Sequence[int]) -> dict[str, str]:
-    """Scheme by layer name."""
-    return {n: s for group, at in zip(groups, chosen, strict=True) for n, s in group.schemes[at].items()}
+def assignment(groups: Sequence[Group], chosen: Sequence[int]) -> dict[str, type[Input]]:
+    """How inputs become codes, by layer name."""
+    return {n: s for group, at in zip(groups, chosen, strict=True) for n, s in group.kinds[at].items()}
 
 
 def spearman(one: list[float], other: list[float]) -> float:
@@ -97,7 +99,7 @@ def check(candidates: Candidates, groups: list[Group], runs: Runs, longer: Runs,
         f"{count} mixtures: log correlation {float(torch.corrcoef(logs)[0, 1]):.4f}, measured over estimated", end=" "
     )
     print(f"{ratios[0]:.2f} .. {ratios[len(ratios) // 2]:.2f} .. {ratios[-1]:.2f}", flush=True)
-    many = [longer.error(candidates.layers(group.schemes[1])) for group in groups]
+    many = [longer.error(candidates.layers(group.kinds[1])) for group in groups]
     print(f"ranks of static layers, 8 steps and 28: {spearman([g.options[1].error for g in groups], many):.3f}")
 
 
@@ -118,13 +120,13 @@ def main() -> None:
     calls = recorded(pipe, texts)
     settings = Settings(defaults=SD3.keep_float, groups=SD3.groups, **RECIPES[options.accuracy])
     plan = make_plan(model, defaults=SD3.keep_float)
-    choices = Choosing(model, lambda: calls, plan, settings, silent, Stopwatch()).choices()[0]
+    choices = choose.choose(model, lambda: calls, plan, settings, Work()).choices
     candidates, names = Candidates(model, choices), [name for name in plan.quantized if name in choices]
     some = [texts[at] for at in spread(len(texts), 2)]
     runs = Runs(model, partial(latents, pipe, some, 8))
     runs.begin([entry.name for entry in plan.entries])
     before, began = float_cost(plan, runs.macs), time.perf_counter()
-    groups = measured(candidates, [(name,) for name in names], SCHEMES, before, runs, silent)
+    groups = measured(candidates, [(name,) for name in names], INPUTS, before, runs, Work())
     print(
         f"{len(groups)} layers, {runs.count} runs of 2 prompts in 8 steps: {time.perf_counter() - began:.0f} s",
         flush=True,
@@ -145,11 +147,11 @@ def rankings(groups: list[Group], powers: list[Power], room: Cost, both: Cost) -
     by_sqnr = [(each[0], each[1]._replace(error=p.noise / p.signal)) for each, p in zip(every, powers, strict=True)]
     return {
         "output MSE": largest_float(groups, powers, room),
-        "MSE, knapsack": choose(by_mse, room),
-        "SQNR, knapsack": choose(by_sqnr, room),
-        "latents": choose([each[:2] for each in every], room),
-        "all": choose(every, room),
-        "all, 0.75x": choose(every, both),
+        "MSE, knapsack": knapsack.choose(by_mse, room),
+        "SQNR, knapsack": knapsack.choose(by_sqnr, room),
+        "latents": knapsack.choose([each[:2] for each in every], room),
+        "all": knapsack.choose(every, room),
+        "all, 0.75x": knapsack.choose(every, both),
     }
 
 

@@ -24,6 +24,7 @@ from torch import nn
 
 from octavo.calibrate.choice import Choice, layer_of
 from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.inputs import StaticInput
 from octavo.calibrate.layers.install import install
 from octavo.calibrate.layers.scheme import ACTIVATION, Range, qparams_of
 from octavo.calibrate.plan import Plan
@@ -67,7 +68,7 @@ def made(kinds: Sequence[str], layers: int, heads: int, folder: Path, shard: str
     found = {}
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and "transformer_blocks" in name:
-            integer = layer_of(module, Choice(qparams))
+            integer = layer_of(module, Choice(StaticInput(qparams)))
             assert not isinstance(integer, str)
             found[name] = integer
             install(model, {name: integer})

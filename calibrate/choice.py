@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .layers.freeze import numbers_of
-from .layers.inputs import InputSpec
+from .layers.inputs import Input
 from .layers.modules import QuantizedLayer, build
+from .layers.transforms import Transform, weight_for
 from .layers.weights import QuantizedWeight, round_to_nearest
 from .plan import FloatLayer
 
@@ -18,28 +18,22 @@ NEAREST = "round-to-nearest"
 class Choice:
     """Everything that the integers of a layer follow from.
 
-    `spec`: how its input becomes integers (None: it stays float). `multiplier` (in,): of its input, by smoothing.
-    `weight`: the integers, by `method`; None: the weight is rounded to the nearest. `correction` (out,) float64: what
-    its outputs lack on average.
+    `input`: how its input becomes codes. `transform`: what happens to the input first. `weight`: the integers, by
+    `method`; None: the weight is rounded to the nearest. `correction` (out,) float64: what its outputs lack on average.
     """
 
-    spec: InputSpec | None
-    multiplier: Tensor | None = None
+    input: Input
+    transform: Transform | None = None
     weight: QuantizedWeight | None = None
     correction: Tensor | None = None
     method: str = NEAREST
 
 
-def divided(module: FloatLayer, multiplier: Tensor | None) -> Tensor:
-    """The float weight that goes with an input multiplied by `multiplier`."""
-    weight = module.weight.detach()
-    return weight if multiplier is None else weight.to(torch.float32) / multiplier.to(torch.float32)
-
-
 def layer_of(module: FloatLayer, choice: Choice) -> QuantizedLayer | str:
     """The integer form of a float layer, or why it has none."""
-    quantized = choice.weight or round_to_nearest(divided(module, choice.multiplier))
+    weight, scheme = weight_for(choice.transform, module.weight), choice.input.weights
+    quantized = choice.weight or round_to_nearest(weight, scheme=scheme)
     if quantized is None:
         return "a channel's weights are too small for a float32 scale"
-    numbers = numbers_of(quantized, module.bias, choice.spec, module.weight.dtype, choice.multiplier, choice.correction)
+    numbers = numbers_of(quantized, module.bias, choice.input, module.weight.dtype, choice.transform, choice.correction)
     return numbers if isinstance(numbers, str) else build(numbers, module)

@@ -10,53 +10,95 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from octavo.capture.ranks import ALONE, Ranks
-
 from .choice import Choice, layer_of
+from .choose import Chosen, extremes, nearest_choices, smoothed
+from .layers.inputs import StaticInput
 from .layers.install import quantized
-from .plan import FloatLayer, layer_at
-from .replay.calls import Call, Progress
-from .replay.marks import Mark
+from .layers.transforms import Multiply
+from .observers.survey_replay import united
+from .plan import FloatLayer, Plan, layer_at
+from .replay.calls import Call
+from .replay.marks import Mark, affordable
 from .replay.sqnr import outputs, power_of
+from .replay.work import Work
+from .settings import Settings
 
 NEAR = 0.1  # dB below the final SQNR: as good
 GROWING = 0.3  # dB gained by the last doubling: more calls would gain too
+MOST_MARKS = 3  # that are measured: each takes a search for smoothing of its own
 
 
-class Made(nn.Module):
+class LayerOnDemand(nn.Module):
     """An integer layer that is made for each call and let go: many choices take the memory of one layer."""
 
     def __init__(self, module: FloatLayer, choice: Choice) -> None:
         super().__init__()
         self.make = partial(layer_of, module, choice)
-        self.scheme, self.noise_level = "W8A8", None
+        self.input_type, self.noise_level = StaticInput, None
 
     def forward(self, input: Tensor) -> Tensor:
-        """That of the integer layer; of the float one, where there is none."""
-        made = self.make()
-        return self.make.args[0](input) if isinstance(made, str) else made(input)
+        """The output of the integer layer; of the float one, where there is none."""
+        layer = self.make()
+        return self.make.args[0](input) if isinstance(layer, str) else layer(input)
 
 
-def curve(
+def learning_curve(
     model: nn.Module,
-    names: Iterable[str],
-    marked: Mapping[Mark, Mapping[str, Choice]],
+    plan: Plan,
+    settings: Settings,
+    chosen: Chosen,
     calls: Callable[[], Iterable[Call]],
     exact: Sequence[Sequence[Tensor]],
-    progress: Progress,
-    ranks: Ranks = ALONE,
+    work: Work,
 ) -> list[dict[str, Any]]:
-    """Rows {calls, prompts, output_sqnr in dB} of the marks: of the float `model` with the layers `names` as chosen
-    there (float where nothing was), on `calls`, for which the float model's outputs were `exact`. Collective: `ranks`
-    share the calls, and `exact` is of this one's."""
+    """Rows {calls, prompts, output_sqnr in dB}, one for each mark: the float `model` with the layers of `plan` as the
+    calls up to that mark would have chosen them.
+
+    Measured on `calls`, for which the float model's outputs were `exact`. [] where it was not worth measuring, or where
+    fewer calls cannot be told. Collective: the ranks of `work` share the calls, and `exact` is of this one's.
+    """
     rows = []
-    for mark, choices in progress("enough", marked.items(), len(marked)) if marked else ():
-        layers: dict[str, Any] = {n: Made(layer_at(model, n), choices[n]) for n in names if n in choices}
+    marked = earlier_choices(model, chosen, plan, settings, work)
+    for mark, choices in work.progress("enough", marked.items(), len(marked)) if marked else ():
+        names = [name for name in plan.quantized if name in choices]
+        layers: dict[str, Any] = {name: LayerOnDemand(layer_at(model, name), choices[name]) for name in names}
         with quantized(model, layers):
-            power = power_of(exact, outputs(model, calls(), ranks), ranks)
+            power = power_of(exact, outputs(model, calls(), work.ranks), work.ranks)
         if power.sqnr is not None:
             rows.append({**mark._asdict(), "output_sqnr": power.sqnr})
     return rows
+
+
+def earlier_choices(
+    model: nn.Module, chosen: Chosen, plan: Plan, settings: Settings, work: Work
+) -> dict[Mark, dict[str, Choice]]:
+    """The choices that the calls up to a mark would have led to, where that is worth measuring, and those of all calls.
+
+    Weights are rounded to the nearest in all of them. Empty where later choices take another replay: what fewer calls
+    would have come to is not known then.
+    """
+    known = settings.input_type.rounded and not settings.fallback and chosen.timesteps is None
+    if chosen.survey is not None:
+        known = known and settings.observer == "minmax"
+    marks = chosen.survey.at_marks if chosen.survey and chosen.survey.at_marks else chosen.seen.at_marks
+    measured = settings.measured(chosen.seen.calls) if known else 0
+    found = {
+        mark: _choices_at(mark, model, chosen, plan, settings, work)
+        for mark in affordable(marks, chosen.seen.calls, measured)[-MOST_MARKS:]
+    }
+    return found | {chosen.seen.last: chosen.nearest} if found else {}
+
+
+def _choices_at(
+    mark: Mark, model: nn.Module, chosen: Chosen, plan: Plan, settings: Settings, work: Work
+) -> dict[str, Choice]:
+    """The choices that follow from what was known at a mark."""
+    ranges, transforms = dict(chosen.seen.at_marks.get(mark, {})), dict[str, Multiply]()
+    if chosen.survey is not None and mark in chosen.survey.at_marks:
+        surveys = united(chosen.survey.at_marks[mark], work.ranks).surveys
+        transforms = smoothed(model, surveys, settings, work) if settings.smoothing else {}
+        ranges |= extremes(surveys, transforms)
+    return nearest_choices(model, plan, settings, chosen.seen._replace(ranges=ranges), transforms)[0]
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> str | None:

@@ -118,7 +118,6 @@ class QuantConfig:
             observer=observers[self.act_method],
             sigma=float(self.sigma),
             symmetric=self.a_sym,
-            reciprocal=self.input_shape is not None,
             activations="static" if self.act_quant else "float",
             weights=tuple(_METHODS[name] for name in self._methods()),
             iterations={_METHODS[name]: each[1] for name, each in (self.keep_acc or {}).items() if name != "round_opt"},
@@ -206,7 +205,9 @@ class Calibrator:
         if self._calls is None and self.cfg.input_shape:
             samples, warnings = list(made_up(self.model, self.cfg.input_shape)), warnings_of(self.model)
         calls = self._calls or (lambda: samples)
-        self._result, self.model = calibrate_folded(self.model, calls, settings, warnings=warnings)
+        self._result, self.model = calibrate_folded(
+            self.model, calls, settings, graphs=self.cfg.input_shape is not None, warnings=warnings
+        )
 
     @property
     def result(self) -> Result:

@@ -1,7 +1,7 @@
 """The report: everything known about every layer after a calibration, as plain JSON."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from .choice import NEAREST, Choice
 from .layers.modules import QuantizedLayer
@@ -17,16 +17,20 @@ NEVER_RAN = "never ran on these calls"
 ZERO_INPUT = "its input was zero in every call"
 
 
+class Findings(NamedTuple):
+    """What a calibration found: `choices`, `ranges` of inputs and `powers` of outputs by layer; the number of calls,
+    and the SQNR of the model's output in dB.
+    """
+
+    choices: Mapping[str, Choice]
+    ranges: Mapping[str, list[Range]]
+    powers: Mapping[str, Power]
+    calls: int
+    output_sqnr: float | None
+
+
 def report_of(
-    plan: Plan,
-    layers: Mapping[str, QuantizedLayer],
-    choices: Mapping[str, Choice],
-    ranges: Mapping[str, list[Range]],
-    settings: Settings,
-    powers: Mapping[str, Power],
-    output_sqnr: float | None,
-    calls: int,
-    watch: Stopwatch,
+    plan: Plan, layers: Mapping[str, QuantizedLayer], findings: Findings, settings: Settings, watch: Stopwatch
 ) -> dict[str, Any]:
     """The content of report.json.
 
@@ -40,35 +44,18 @@ def report_of(
     | seconds     | by stage                                                                                         |
     | peak_memory | bytes, of the whole process                                                                      |
     """
-    rows = [
-        _row(e, layers.get(e.name), choices.get(e.name), ranges.get(e.name), powers.get(e.name), settings)
-        for e in plan.entries
-    ]
+    rows = [_row(entry, layers.get(entry.name), findings, settings) for entry in plan.entries]
     return {
         "format": FORMAT,
-        "settings": {
-            "observer": settings.observer,
-            "sigma": settings.sigma,
-            "percentile": settings.percentile,
-            "symmetric": settings.symmetric,
-            "activations": settings.activations,
-            "smoothing": settings.smoothing,
-            "weights": list(settings.weights) or [NEAREST],
-            "iterations": dict(settings.iterations),
-            "bias_correction": settings.bias_correction,
-            "fallback": settings.fallback,
-            "budget": settings.budget,
-            "keep_float": list(settings.keep_float),
-            "samples": settings.samples,
-        },
+        "settings": _settings(settings),
         "layers": rows,
         "totals": {
             "quantized": len(layers),
             "kept_float": len(rows) - len(layers),
             "bytes_before": sum(row["bytes_before"] for row in rows),
             "bytes_after": sum(row["bytes_after"] for row in rows),
-            "output_sqnr": output_sqnr,
-            "calls": calls,
+            "output_sqnr": findings.output_sqnr,
+            "calls": findings.calls,
         },
         "warnings": warnings_of(plan),
         "seconds": {name: round(seconds, 3) for name, seconds in watch.seconds.items()},
@@ -76,14 +63,27 @@ def report_of(
     }
 
 
-def _row(
-    entry: Entry,
-    layer: QuantizedLayer | None,
-    choice: Choice | None,
-    ranges: list[Range] | None,
-    power: Power | None,
-    settings: Settings,
-) -> dict[str, Any]:
+def _settings(settings: Settings) -> dict[str, Any]:
+    return {
+        "observer": settings.observer,
+        "sigma": settings.sigma,
+        "percentile": settings.options.percentile,
+        "symmetric": settings.symmetric,
+        "activations": settings.activations,
+        "smoothing": settings.smoothing,
+        "weights": list(settings.weights) or [NEAREST],
+        "iterations": dict(settings.iterations),
+        "bias_correction": settings.bias_correction,
+        "fallback": settings.fallback,
+        "budget": settings.budget,
+        "keep_float": list(settings.keep_float),
+        "samples": settings.samples,
+    }
+
+
+def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, settings: Settings) -> dict[str, Any]:
+    choice, power = findings.choices.get(entry.name), findings.powers.get(entry.name)
+    ranges = findings.ranges.get(entry.name)
     before = entry.bytes
     row: dict[str, Any] = {
         "name": entry.name,
@@ -104,8 +104,8 @@ def _row(
     row["weights"], row["corrected"] = choice.method, choice.correction is not None
     if settings.weights and choice.method == NEAREST:
         row["note"] = f"{', '.join(settings.weights)}: no better than rounding to the nearest on calls held out"
-    if choice.multiplier is not None:
-        row["multiplier"] = [choice.multiplier.min().item(), choice.multiplier.max().item()]
+    for tensor in [] if choice.transform is None else choice.transform.tensors.values():
+        row["multiplier"] = [tensor.min().item(), tensor.max().item()]
     if ranges and layer.calibrated:
         row["range"] = [min(each.low for each in ranges), max(each.high for each in ranges)]
     if layer.calibrated:

@@ -9,13 +9,12 @@ from torch import nn
 from octavo.capture.errors import UsageError
 
 from .choice import NEAREST
+from .layers.inputs import ACTIVATIONS, Input
 from .layers.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Scheme
-from .mixed_precision.budget import Budget, Search, budget_of
+from .mixed_precision.budget import Budget, budget_of
 from .observers.observers import OBSERVERS, Options
 from .rounding.methods import WEIGHT_METHODS, Method
 from .smoothing.search import Group
-
-SCHEMES = {"static": "W8A8", "timestep": "W8A8_TIMESTEP", "dynamic": "W8A8_DYNAMIC", "float": "W8A16"}
 
 
 @dataclass(frozen=True)
@@ -24,19 +23,16 @@ class Settings:
 
     observer: str = "minmax"  # a name of OBSERVERS
     sigma: float = 25.0  # of observer "sigma"; 0 means minimum and maximum
-    percentile: float = 99.99  # of observer "percentile"
     symmetric: bool = False  # activations
     reciprocal: bool = False  # scales of inputs are of those that Ascend's graph may multiply with
-    activations: str = "static"  # a name of SCHEMES
+    activations: str = "static"  # a name of ACTIVATIONS
     smoothing: bool = False
     groups: Callable[[nn.Module], Sequence[Group]] | None = None  # layers that share factors of smoothing
     weights: tuple[str, ...] = ()  # names of WEIGHT_METHODS, of which the best counts; none: round to the nearest
     iterations: Mapping[str, int] = field(default_factory=dict)  # limits by method, where it is not its own
     bias_correction: bool = False
-    seed: int = 0
     fallback: int = 0  # layers to leave float: those with the largest output error
     budget: str | None = None  # limits as `budget.budget_of` reads them: a scheme for each layer, by whole runs
-    search: Search = field(default_factory=Search)  # of budget
     keep_float: tuple[str, ...] = ()  # patterns; each has to match a layer
     defaults: Mapping[str, str] | None = None  # patterns and reasons of a family of models; None: the general rule
     more_float: Mapping[str, str] = field(default_factory=dict)  # patterns and reasons beside the general rule
@@ -51,18 +47,16 @@ class Settings:
         _one_of("observer", self.observer, OBSERVERS)
         for word in self.weights:
             _one_of("weights", word, WEIGHT_METHODS)
-        _one_of("activations", self.activations, SCHEMES)
+        _one_of("activations", self.activations, ACTIVATIONS)
         if not 0.0 <= self.sigma <= 100.0:
             raise UsageError(f"sigma: {self.sigma} is outside 0 to 100. Give a number in it.")
-        if not 50.0 < self.percentile <= 100.0:
-            raise UsageError(f"percentile: {self.percentile} is outside 50 to 100. Give a number in it.")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"samples: {self.samples} is less than 1. Give a positive number.")
         if self.budget is not None:
             budget_of(self.budget)
             if self.fallback:
                 raise UsageError("budget: chooses the layers that stay float. Leave amp_num 0.")
-            if self.activations not in ("static", "timestep"):
+            if not self.input_type.ranged:
                 raise UsageError(f"budget: mixes schemes with static; activations are {self.activations}. Drop one.")
 
     def measured(self, count: int) -> int:
@@ -72,20 +66,25 @@ class Settings:
         return min(8, max(1, count // 16)) if self.sqnr_calls is None else self.sqnr_calls
 
     @property
+    def input_type(self) -> type[Input]:
+        """How inputs become codes."""
+        return ACTIVATIONS[self.activations]
+
+    @property
     def input_scheme(self) -> Scheme:
-        """How inputs become integers."""
+        """The scheme of the codes of inputs."""
         return replace(SYMMETRIC_ACTIVATION if self.symmetric else ACTIVATION, reciprocal=self.reciprocal)
 
     @property
     def options(self) -> Options:
         """Those of the observers."""
-        return Options(self.sigma, self.percentile, self.input_scheme)
+        return Options(self.sigma, scheme=self.input_scheme)
 
     @property
     def method(self) -> Method:
         """That of weights and biases."""
         weights = tuple(word for word in self.weights if word != NEAREST)
-        return Method(weights, self.iterations, self.seed, self.bias_correction, self.input_scheme)
+        return Method(weights, self.iterations, self.bias_correction)
 
     @property
     def limits(self) -> Budget | None:
@@ -95,7 +94,7 @@ class Settings:
     @property
     def surveying(self) -> bool:
         """Whether inputs are looked at more closely than an observer does."""
-        return self.smoothing or not self.method.plain or self.activations == "timestep"
+        return self.smoothing or not self.method.plain or self.input_type.by_level
 
 
 def _one_of(name: str, word: str, words: Mapping[str, Any]) -> None:

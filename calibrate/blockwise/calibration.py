@@ -11,9 +11,8 @@ fewer calls would have come to is not measured; the model is left with its layer
 
 import gc
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,21 +23,20 @@ from octavo.capture.errors import DeviceError, MisfitError, UsageError
 from octavo.capture.ranks import ALONE, Ranks
 
 from ..byte_sizes import size
-from ..calibration import check_left, check_weights, frozen, planned
 from ..choice import Choice
-from ..choose import Choosing
 from ..layers.install import install
 from ..layers.modules import QuantizedLayer
 from ..layers.noise_level import attach
 from ..layers.scheme import Range
+from ..part import calibrate_part, check_left, planned
 from ..plan import Plan, block_names
-from ..replay.calls import Call, Calls, Progress, T, check_caches, first, silent, spread, taken
-from ..replay.hooks import axes
-from ..replay.sqnr import Power, comparing, joined, outputs, power_of
-from ..report import report_of
-from ..resources import Stopwatch, peak_memory, resident_memory
+from ..replay.calls import Call, Calls, Progress, check_caches, first, silent, spread, taken
+from ..replay.sqnr import Power, outputs, power_of
+from ..replay.work import Work
+from ..report import Findings, report_of
+from ..resources import peak_memory, resident_memory
 from ..result import Result
-from ..rounding.sums import WORK, bytes_of_sums
+from ..rounding.sums import SUMS_AT_WORK, bytes_of_sums
 from ..settings import Settings
 from .blocks import Blocks, Track
 from .parking import Cast, Parking, unchanged
@@ -76,10 +74,9 @@ class BigCalibration:
         progress: Progress = silent,
         ranks: Ranks = ALONE,
     ) -> None:
-        self._model, self._settings, self._progress, self._limit = model.eval(), settings, progress, limit
-        self._ranks = ranks
+        self._model, self._settings, self._limit = model.eval(), settings, limit
+        self._work = Work(progress, ranks)
         self._calls = lambda: first(calls, settings.samples)
-        self._watch = Stopwatch()
         self._names = block_names(model)
         if not self._names:
             raise UsageError(f"{type(model).__name__}: has no repeated blocks. Calibrate without --memory.")
@@ -96,7 +93,7 @@ class BigCalibration:
         self._blocks = Blocks(model, self._names, self._parking, Spill(place), outside)
         self._check_room()
         self._count, self._timesteps = 0, None
-        self._replayed: set[int] | None = None  # calls that this rank runs whoever owns them, once that is known
+        self._replayed: frozenset[int] | None = None  # calls that this rank runs whoever owns them, once that is known
         self._choices: dict[str, Choice] = {}
         self._ranges: dict[str, list[Range]] = {}
         self._powers: dict[str, Power] = {}
@@ -107,25 +104,23 @@ class BigCalibration:
 
     def run(self) -> Result:
         """Raises OctavoError as `calibration.calibrate` does, and DeviceError where the limit is too small."""
-        with self._watch.stage("prepare"):
+        with self._work.watch.stage("prepare"):
             self._parking.settle(self._model, self._names)
             self._rehearse()
         track = self._blocks.sweep(self._calls, self._visited, self._wanted)
         exact = self._finished(track)
         check_left(self._plan)
-        with self._watch.stage("measure"):
+        with self._work.watch.stage("measure"):
             noise, _ = attach(self._model) if self._timesteps else (None, None)
             for layer in self._layers.values():
                 layer.noise_level = noise
             track = self._blocks.sweep(self._measured)
             with self._blocks.ended(self._measured, track):
-                output = power_of(exact, outputs(self._model, self._blocks.calls()), self._ranks)
+                output = power_of(exact, outputs(self._model, self._blocks.calls()), self._work.ranks)
         self._check_peak("measuring")
         layers = {name: self._layers[name] for name in self._plan.quantized}
-        report = report_of(
-            self._plan, layers, self._choices, self._ranges, self._settings, self._powers, output.sqnr, self._count,
-            self._watch,
-        )  # fmt: skip
+        findings = Findings(self._choices, self._ranges, self._powers, self._count, output.sqnr)
+        report = report_of(self._plan, layers, findings, self._settings, self._work.watch)
         told = {"enough": [], "warnings": [*report["warnings"], *self._divided()]}
         return Result(self._plan, layers, report | told, self._timesteps, axes=self._axes)
 
@@ -151,10 +146,10 @@ class BigCalibration:
 
     def _measured(self) -> Iterator[Call]:
         """Those of them that this rank measures."""
-        return taken(self._calls, self._ranks.share(self._positions()))
+        return taken(self._calls, self._work.ranks.share(self._positions()))
 
     def _wanted(self, position: int) -> bool:
-        return self._replayed is None or position in self._replayed or self._ranks.owns(position)
+        return self._replayed is None or position in self._replayed or self._work.ranks.owns(position)
 
     def _visited(self, name: str) -> Callable[[], None]:
         """Calibrates a block."""
@@ -175,8 +170,8 @@ class BigCalibration:
             layers = self._calibrated(outside, "outside the blocks")
             if not self._count:
                 self._count = sum(1 for _ in self._calls())
-            with self._watch.stage("measure"):
-                exact = outputs(self._model, taken(self._blocks.calls, self._positions()), self._ranks)
+            with self._work.watch.stage("measure"):
+                exact = outputs(self._model, taken(self._blocks.calls, self._positions()), self._work.ranks)
         install(self._model, layers)
         return exact
 
@@ -185,46 +180,30 @@ class BigCalibration:
         plan = Plan(tuple(entry for entry in self._plan.entries if entry.name in names))
         if not plan.quantized:
             return {}
-        with self._watch.stage("prepare"):
-            check_weights(self._model, plan)
-        settings, progress = self._settings_for(names), self._labelled(label)
-        choosing = Choosing(
-            self._model, self._blocks.calls, plan, settings, progress, self._watch, self._ranks, self._room
-        )
-        choices, ranges, reasons = choosing.choices()
-        self._count, self._timesteps = choosing.count, choosing.timesteps
-        with self._watch.stage("freeze"):
-            plan, layers = frozen(self._model, plan, choices, reasons, progress, hold=True)
-        positions = self._positions()
-        self._replayed = choosing.summed.union(self._ranks.share(positions))
-        makers = {name: partial(_itself, layer) for name, layer in layers.items()}
-        with (
-            self._watch.stage("measure"), comparing(self._model, makers) as powers,
-            axes(self._model, plan.quantized) as found,
-        ):  # fmt: skip
-            outputs(self._model, taken(self._blocks.calls, positions), self._ranks)
-        self._plan = self._plan.replaced(plan)
-        self._ranges |= ranges
-        self._powers |= joined(powers, self._ranks)
-        self._axes |= found
+        part = calibrate_part(
+            self._model, self._blocks.calls, plan, self._settings_for(names), self._work.labelled(label), hold=True,
+            room=self._room, announce=self._replay,
+        )  # fmt: skip
+        self._count, self._timesteps = part.chosen.seen.calls, part.chosen.timesteps
+        self._plan = self._plan.replaced(part.plan)
+        self._ranges |= part.chosen.seen.ranges
+        self._powers |= part.powers
+        self._axes |= part.axes
         # the integers are in the layers
-        self._choices |= {name: replace(choice, weight=None, spec=None) for name, choice in choices.items()}
-        self._layers |= layers
-        return layers
+        self._choices |= {name: replace(choice, weight=None) for name, choice in part.choices.items()}
+        self._layers |= part.layers
+        return part.layers
+
+    def _replay(self, positions: frozenset[int]) -> None:
+        self._replayed = positions
 
     def _settings_for(self, names: set[str]) -> Settings:
         parts = [_Group(tuple(layer for layer in group.layers if layer in names)) for group in self._groups]
         return replace(self._settings, groups=lambda _: [part for part in parts if part.layers])
 
-    def _labelled(self, where: str) -> Progress:
-        def shown(label: str, items: Iterable[T], total: int | None = None) -> Iterable[T]:
-            return self._progress(f"{where}: {label}", items, total)
-
-        return shown
-
     def _room(self) -> float:
         """Bytes for the sums of GPTQ: what is left when it is at work on the widest layer."""
-        return self._limit - resident_memory() - WORK * self._sums
+        return self._limit - resident_memory() - SUMS_AT_WORK * self._sums
 
     def _check_room(self) -> None:
         """What is there before the first call: the rest of the model, and a block with what is made from it."""
@@ -232,7 +211,7 @@ class BigCalibration:
         blocks = [self._parking.bytes_of(self._model.get_submodule(name)) for name in self._names]
         outside = whole - sum(blocks)
         used = resident_memory()
-        work = (1 + WORK) * self._sums
+        work = (1 + SUMS_AT_WORK) * self._sums
         needed = used + outside + _AT_WORK * max(blocks) + work
         if needed > self._limit:
             fact = (
@@ -249,7 +228,3 @@ class BigCalibration:
         raise DeviceError(
             f"--memory {size(self._limit)}: {size(needed)} is needed ({fact}). Give more, or smaller calls."
         )
-
-
-def _itself(layer: QuantizedLayer) -> QuantizedLayer:
-    return layer

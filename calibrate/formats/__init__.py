@@ -1,1 +1,39 @@
-"""Formats of checkpoints: a folder each, whose record says how it is written, read, checked and described."""
+"""Formats of checkpoints: a folder each, whose record says how it is written, found, checked, described and read.
+
+TABLE is light, so that a command line can list formats before torch is loaded; `record` loads what is behind a name.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from .record import Format
+
+
+class Listed(NamedTuple):
+    """The folder that holds the record of a format, and the kinds of models that it is for."""
+
+    folder: str
+    models: tuple[str, ...]
+
+
+DENOISER, CLASSIFIER = "denoiser", "classifier"
+TABLE: dict[str, Listed] = {
+    "ascend": Listed("ascend", (DENOISER, CLASSIFIER)),
+    "diffusers": Listed("diffusers", (DENOISER,)),
+    "torchao": Listed("torchao", (DENOISER,)),
+    "onnx": Listed("onnx", (CLASSIFIER,)),
+    "ascend-onnx": Listed("onnx", (CLASSIFIER,)),
+}
+
+
+def names_for(model: str) -> tuple[str, ...]:
+    """The formats for a kind of model."""
+    return tuple(name for name, listed in TABLE.items() if model in listed.models)
+
+
+def record(name: str) -> "Format":
+    """The record of the format of that name."""
+    module = import_module(f".{TABLE[name].folder}.format", __name__)
+    found: Format = next(each for each in module.FORMATS if each.name == name)
+    return found

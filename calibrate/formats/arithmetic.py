@@ -95,7 +95,7 @@ def _dynamic_share(layer: QuantizedLayer) -> float:
     weight = numbers.weight.flatten(1).cpu()
     bias = None if numbers.bias is None else numbers.bias.cpu()
     scale = numbers.weight_scale.cpu()
-    linear = QuantizedLinear(replace(numbers, weight=weight, weight_scale=scale, bias=bias, mul_scale=None))
+    linear = QuantizedLinear(replace(numbers, weight=weight, weight_scale=scale, bias=bias, transform=None))
     x = torch.randn(_ROWS, weight.shape[1], generator=torch.Generator().manual_seed(0))
     q, token = dynamic_codes(x, (-1,))
     exact = (q.to(torch.int64) @ weight.to(torch.int64).T).double() * token.double() * scale.double()

@@ -7,10 +7,15 @@ from pathlib import Path
 from octavo.capture.errors import StorageError
 from octavo.capture.files import Modes, make_directory, replace_directory, staging
 
-_CHECKPOINT = r"quant_model_(weight|description)_w8a\d+(_dynamic|_timestep)?\.(safetensors|json)"
-_MODEL = r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|diffusers|torchao"
-_GRAPH = r"model_quant(_qdq)?\.onnx(\.data)?"
-_OURS = re.compile(rf"{_CHECKPOINT}|{_MODEL}|{_GRAPH}" r"|report\.(json|html)|\.staging-[0-9a-f]{16}")
+from . import TABLE, record
+
+_COMMON = r"report\.(json|html)|\.staging-[0-9a-f]{16}"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file or folder of a checkpoint's directory is one that an export writes."""
+    patterns = [_COMMON, *(record(each).files for each in TABLE), *map(re.escape, TABLE)]
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def check_target(directory: Path | str, *, overwrite: bool = False) -> Path:
@@ -40,7 +45,7 @@ def _check_content(shown: Path, target: Path, overwrite: bool) -> None:
         names = sorted(path.name for path in target.iterdir())
     except PermissionError as error:
         raise StorageError(f"{shown}: permission denied. Choose another directory.") from error
-    foreign = [name for name in names if not _OURS.fullmatch(name)]
+    foreign = [name for name in names if not is_ours(name)]
     if foreign:
         raise StorageError(f"{shown}: holds other files ({foreign[0]}). Choose another directory.")
     if names and not overwrite:

@@ -2,7 +2,7 @@
 
 accumulator[n] = sum over k of x_q[k] * weight[n, k]
 
-static, and static for each noise level (Timestep):
+static, and static for each noise level (TimestepInput):
     y[n]          = (accumulator[n] + quant_bias[n]) * deq[n]
     deq[n]        = input scale * weight scale[n], of which a dequantizer reads the upper 19 bits of the float32
     quant_bias[n] = round(bias[n] / deq[n] - input zero_point * sum over k of weight[n, k])
@@ -15,9 +15,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .inputs import Activation, Dynamic, InputSpec, Static, Timestep, TimestepQParams
+from .inputs import Input
 from .numbers import Numbers
-from .scheme import QParams
+from .transforms import Transform
 from .weights import QuantizedWeight
 
 _LIMIT = 2**31
@@ -31,48 +31,39 @@ _GAIN = 2.0**-8  # the largest error of a weight scale in the model's dtype; bfl
 def numbers_of(
     quantized: QuantizedWeight,
     bias: Tensor | None,
-    spec: InputSpec | None,
+    input: Input,
     dtype: torch.dtype,
-    mul_scale: Tensor | None = None,
+    transform: Transform | None = None,
     correction: Tensor | None = None,
 ) -> Numbers | str:
     """The numbers of a layer with this integer weight, or the reason why it has to stay float.
 
     `correction` (out,) is added to what the layer puts out: inside quant_bias where there is one, while the bias stays
-    the model's own; else inside the bias, which is made if there is none. With `mul_scale` (in,), finite and above 0,
-    `quantized` is the weight divided by it.
+    the model's own; else inside the bias, which is made if there is none. With a `transform`, `quantized` is the weight
+    that goes with the transformed input.
     """
     device = quantized.weight.device
     bias = None if bias is None else bias.detach()
-    if mul_scale is not None:
-        mul_scale = mul_scale.detach().to(device, dtype)
-        if not bool(((mul_scale > 0) & mul_scale.isfinite()).all()):
-            return f"{_word(dtype)} does not hold the multiplier of its input"
+    if transform is not None:
+        transform = transform.to(device, dtype)
+        if fault := transform.fault():
+            return f"{_word(dtype)} {fault}"
     wanted = torch.zeros(len(quantized.scale), dtype=torch.float64, device=device)
     for part in (bias, correction):
         wanted = wanted if part is None else wanted + part.to(device, torch.float64)
-    if spec is None or isinstance(spec, Dynamic):
+    if not input.ranged:
         moved = wanted.to(dtype if bias is None else bias.dtype) if correction is not None else bias
-        made = _without_ranges(quantized, moved, spec, dtype, mul_scale)
-        return made if isinstance(made, str) else replace(made, made_bias=bias is None and moved is not None)
-    if isinstance(spec, TimestepQParams):
-        each = _integers(quantized, wanted, _on(spec.qparams, device))
-        edges = spec.edges.to(device, torch.float32)
-        activation: Activation | str = each if isinstance(each, str) else Timestep(*each, edges)
-    else:
-        each = _integers(quantized, wanted, _on(spec, device))
-        activation = each if isinstance(each, str) else Static(*each)
-    if isinstance(activation, str):
-        return activation
-    return Numbers(quantized.weight, quantized.scale, bias, activation, dtype, mul_scale)
+        numbers = _without_ranges(quantized, moved, input, dtype, transform)
+        return numbers if isinstance(numbers, str) else replace(numbers, made_bias=bias is None and moved is not None)
+    input = input.of({name: tensor.to(device) for name, tensor in input.tensors.items()}, input.scheme)
+    output = _output(quantized, wanted, input)
+    if isinstance(output, str):
+        return output
+    return Numbers(quantized.weight, quantized.scale, bias, input, dtype, transform, *output)
 
 
 def _without_ranges(
-    quantized: QuantizedWeight,
-    bias: Tensor | None,
-    activation: Dynamic | None,
-    dtype: torch.dtype,
-    mul_scale: Tensor | None,
+    quantized: QuantizedWeight, bias: Tensor | None, input: Input, dtype: torch.dtype, transform: Transform | None
 ) -> Numbers | str:
     """Numbers of a layer that multiplies with the weight scale itself, which the device takes in the model's dtype."""
     scale = quantized.scale.to(dtype).to(torch.float32)
@@ -80,29 +71,27 @@ def _without_ranges(
         return f"{_word(dtype)} holds no scale for a channel's weights"
     if bias is not None and not bool(bias.isfinite().all()):
         return f"{_word(bias.dtype)} does not hold its corrected bias"
-    if activation is not None and not 127 * 127 * quantized.weight[0].numel() < _LIMIT:
+    largest = input.weights.qmax**2  # codes found on the spot are as narrow as those of weights
+    if input.rounded and not largest * quantized.weight[0].numel() < _LIMIT:
         return "its accumulator could leave int32"
-    return Numbers(quantized.weight, scale, bias, activation, dtype, mul_scale)
+    return Numbers(quantized.weight, scale, bias, input, dtype, transform)
 
 
-def _integers(quantized: QuantizedWeight, wanted: Tensor, qparams: QParams) -> tuple[QParams, Tensor, Tensor] | str:
-    """`qparams`, deq and quant_bias, of shape (out,) or (bins, out), for an output moved by `wanted`."""
-    deq = rounded_deq(qparams.scale.unsqueeze(-1) * quantized.scale)
+def _output(quantized: QuantizedWeight, wanted: Tensor, input: Input) -> tuple[Tensor, Tensor] | str:
+    """deq and quant_bias, (out,) or (bins, out), for an input with ranges and an output moved by `wanted`."""
+    input_scale, zero_point = input.tensors["input_scale"], input.tensors["input_zero_point"]
+    deq = rounded_deq(input_scale.unsqueeze(-1) * quantized.scale)
     if not bool(((deq >= _SMALLEST) & deq.isfinite()).all()):
         return "input scale times weight scale is outside float32"
     rows = quantized.weight.flatten(1)
     sums = torch.cat([some.sum(1, dtype=torch.int64) for some in rows.split(_AT_ONCE)])
-    offset = qparams.zero_point.to(torch.int64).unsqueeze(-1) * sums
+    offset = zero_point.to(torch.int64).unsqueeze(-1) * sums
     deq = torch.where((rows == 0).all(1), _dividing(wanted), deq)
     quant_bias = (wanted / deq.to(torch.float64) - offset.to(torch.float64)).round()
-    widest = float(quant_bias.abs().max()) + 128 * 127 * rows.shape[1]
+    widest = float(quant_bias.abs().max()) - input.scheme.qmin * input.weights.qmax * rows.shape[1]
     if not widest < _LIMIT:
         return "its accumulator could leave int32"
-    return qparams, deq, quant_bias.to(torch.int32)
-
-
-def _on(qparams: QParams, device: torch.device) -> QParams:
-    return QParams(qparams.scale.to(device), qparams.zero_point.to(device))
+    return deq, quant_bias.to(torch.int32)
 
 
 def _word(dtype: torch.dtype) -> str:

@@ -1,49 +1,171 @@
-"""How the input of an integer layer becomes integers: one type for each scheme."""
+"""How the input of an integer layer becomes codes: one type for each way, and all that other files ask of it."""
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
-from .scheme import QParams
+from .noise_level import bins_of
+from .products import dynamic_codes
+from .scheme import ACTIVATION, WEIGHT, QParams, Scheme, codes, dequantize
+
+
+class Codes(NamedTuple):
+    """Codes in float32 and what they stand for: (q - zero_point) * scale; `zero_point` None stands for 0."""
+
+    q: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+
+
+def weights_for(scheme: Scheme) -> Scheme:
+    """The scheme of weights that are multiplied with codes of `scheme`: both have the same elements."""
+    return WEIGHT if scheme.element == WEIGHT.element else replace(WEIGHT, element=scheme.element)
 
 
 @dataclass(frozen=True)
-class Static:
-    """One range for all inputs: `qparams` per tensor; `deq` float32 (out,); `quant_bias` int32 (out,)."""
+class Input:
+    """How the input of a layer becomes codes.
 
-    qparams: QParams
-    deq: Tensor
-    quant_bias: Tensor
+    |           | StaticInput | TimestepInput           | DynamicInput  | FloatInput  | meaning                        |
+    |-----------|-------------|-------------------------|---------------|-------------|--------------------------------|
+    | word      | W8A8        | W8A8_TIMESTEP           | W8A8_DYNAMIC  | W8A16       | in reports and files (WORDS)   |
+    | rounded   | yes         | yes                     | yes           | no          | there are codes                |
+    | ranged    | yes         | yes                     | no            | no          | ranges are known beforehand    |
+    | by_level  | no          | yes                     | no            | no          | they depend on the noise level |
+    | by_patch  | yes         | no                      | no            | yes         | a patch of an image alone has  |
+    |           |             |                         |               |             | the codes it has in the image  |
+
+    `scheme`: of the codes. TENSORS: the names of its tensors in the state of a layer.
+    """
+
+    rounded: ClassVar[bool] = True
+    ranged: ClassVar[bool] = False
+    by_level: ClassVar[bool] = False
+    by_patch: ClassVar[bool] = False
+    TENSORS: ClassVar[tuple[str, ...]] = ()
+    scheme: Scheme = field(default=ACTIVATION, kw_only=True)
+
+    @property
+    def weights(self) -> Scheme:
+        """The scheme of the weights that are multiplied with these codes."""
+        return weights_for(self.scheme)
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor | None], scheme: Scheme) -> Self:
+        """The input whose `tensors` are these, by the names in TENSORS."""
+        return cls(scheme=scheme)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by the names in TENSORS."""
+        return {}
+
+    def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
+        """The codes of `x` at a noise level; `axes` are those that a scale found on the spot spans."""
+        raise NotImplementedError
+
+    def represented(self, x: Tensor, level: float | None = None) -> Tensor:
+        """The float32 values that the codes of `x` (rows, in) float32 stand for, at a noise level."""
+        found = self.codes(x, level)
+        q = found.q if found.zero_point is None else found.q - found.zero_point
+        return q * found.scale
 
 
 @dataclass(frozen=True)
-class Timestep:
-    """One range for each bin of noise levels: `qparams` (bins,); `deq` float32 and `quant_bias` int32 (bins, out);
-    `edges` float32 (bins - 1,), ascending. The bin of a noise level is how many edges are not above it."""
+class StaticInput(Input):
+    """One range for all inputs: `qparams` 0-d, or with a leading axis that broadcasts against the input."""
 
+    ranged = by_patch = True
+    TENSORS = ("input_scale", "input_zero_point")
     qparams: QParams
-    deq: Tensor
-    quant_bias: Tensor
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor | None], scheme: Scheme) -> Self:
+        return cls(_qparams(tensors), scheme=scheme)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(zip(self.TENSORS, self.qparams, strict=True))
+
+    def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
+        qparams = QParams(*(each.to(x.device) for each in self.qparams))
+        return Codes(codes(x, qparams, self.scheme), *qparams)
+
+    def represented(self, x: Tensor, level: float | None = None) -> Tensor:
+        found = self.codes(x)
+        assert found.zero_point is not None
+        return dequantize(found.q, QParams(found.scale, found.zero_point), self.scheme)
+
+
+@dataclass(frozen=True)
+class TimestepInput(Input):
+    """One range for each bin of noise levels: `qparams` (bins,); `edges` float32 (bins - 1,), ascending.
+
+    The bin of a noise level is how many edges are not above it.
+    """
+
+    ranged = by_level = True
+    TENSORS = ("input_scale", "input_zero_point", "edges")
+    qparams: QParams
     edges: Tensor
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor | None], scheme: Scheme) -> Self:
+        edges = tensors["edges"]
+        assert edges is not None
+        return cls(_qparams(tensors), edges, scheme=scheme)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return dict(zip(self.TENSORS, (*self.qparams, self.edges), strict=True))
+
+    def at(self, bins: Tensor) -> StaticInput:
+        """The input in one bin (0-d), or with a leading axis for the bins of several rows."""
+        scale, zero_point = self.qparams
+        return StaticInput(QParams(scale[bins], zero_point[bins]), scheme=self.scheme)
+
+    def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
+        return self.at(bins_of(torch.tensor(0.0 if level is None else level), self.edges)).codes(x)
+
+    def represented(self, x: Tensor, level: float | None = None) -> Tensor:
+        return self.at(bins_of(torch.tensor(0.0 if level is None else level), self.edges)).represented(x)
+
 
 @dataclass(frozen=True)
-class Dynamic:
+class DynamicInput(Input):
     """One symmetric range for each token, found when it comes."""
 
-
-class TimestepQParams(NamedTuple):
-    """Parameters of an input for each bin of noise levels: `qparams` (bins,) and `edges` (bins - 1,), ascending."""
-
-    qparams: QParams
-    edges: Tensor
+    def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
+        return Codes(*dynamic_codes(x, axes, self.weights), None)
 
 
-Activation = Static | Timestep | Dynamic
+@dataclass(frozen=True)
+class FloatInput(Input):
+    """The input stays float: only the weight is quantized."""
+
+    rounded = False
+    by_patch = True
+
+    def represented(self, x: Tensor, level: float | None = None) -> Tensor:
+        return x
 
 
-InputSpec = QParams | TimestepQParams | Dynamic
+def _qparams(tensors: Mapping[str, Tensor | None]) -> QParams:
+    scale, zero_point = tensors["input_scale"], tensors["input_zero_point"]
+    assert scale is not None
+    assert zero_point is not None
+    return QParams(scale, zero_point)
 
 
-SCHEMES: dict[type, str] = {Static: "W8A8", Timestep: "W8A8_TIMESTEP", Dynamic: "W8A8_DYNAMIC", type(None): "W8A16"}
+# the word of each way in descriptions, reports and tables, which is msModelSlim's
+WORDS: dict[type[Input], str] = {
+    StaticInput: "W8A8", TimestepInput: "W8A8_TIMESTEP", DynamicInput: "W8A8_DYNAMIC", FloatInput: "W8A16"
+}  # fmt: skip
+INPUTS: dict[str, type[Input]] = {word: kind for kind, word in WORDS.items()}
+# the word of each way on the command line
+ACTIVATIONS: dict[str, type[Input]] = {
+    "static": StaticInput, "timestep": TimestepInput, "dynamic": DynamicInput, "float": FloatInput
+}  # fmt: skip

@@ -24,10 +24,10 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def install(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Callable[[], None]:
-    """Replaces the layers of `model`; the float ones are let go. Where a W8A8_TIMESTEP layer is among them, hooks hear
-    the noise level of each call of `model`: what is returned takes them off again."""
+    """Replaces the layers of `model`; the float ones are let go. Where ranges of one of them depend on the noise
+    level, hooks observe that of each call of `model`: what is returned takes them off again."""
     names, detach = names_of(model), _nothing
-    if any(layer.scheme == "W8A8_TIMESTEP" for layer in layers.values()):
+    if any(layer.input_type.by_level for layer in layers.values()):
         noise, detach = attach(model)
         for layer in layers.values():
             layer.noise_level = noise

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .inputs import Activation, Dynamic, Static, Timestep
+from .inputs import Input, StaticInput, TimestepInput
 from .noise_level import NoiseLevel
 from .numbers import Numbers
-from .products import dynamic_codes, integer_matmul
-from .scheme import ACTIVATION, QParams, codes
+from .products import integer_matmul
+from .scheme import QParams
+from .transforms import TRANSFORMS, Transform, transformed
 
 _ALL = slice(None)
 
@@ -50,10 +51,19 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1]))
 
 
+class Ranged(NamedTuple):
+    """The numbers of a layer whose input has ranges, at one noise level or with a leading axis for several rows."""
+
+    input: StaticInput
+    deq: Tensor
+    quant_bias: Tensor
+
+
 class IntegerLayer(nn.Module):
     """Holds the numbers of a layer as parameters and buffers, so that they move and are counted as a layer's are.
 
-    `noise_level` is that of the denoiser a W8A8_TIMESTEP layer is part of; see `install`.
+    `input_type` says how its input becomes codes. `noise_level` is that of the denoiser the layer is part of, where
+    ranges depend on it; see `install`.
     """
 
     input_scale: Tensor
@@ -67,70 +77,79 @@ class IntegerLayer(nn.Module):
     def __init__(self, numbers: Numbers) -> None:
         super().__init__()
         self.dtype, self.scheme, self.made_bias = numbers.dtype, numbers.scheme, numbers.made_bias
+        self.input_type, self.input_scheme = type(numbers.input), numbers.input.scheme
         self.noise_level: NoiseLevel | None = None
         self.weight = nn.Parameter(numbers.weight, requires_grad=False)
         self.bias = None if numbers.bias is None else nn.Parameter(numbers.bias, requires_grad=False)
         self.register_buffer("weight_scale", numbers.weight_scale)
-        self.register_buffer("mul_scale", numbers.mul_scale)
-        activation = numbers.activation
-        if isinstance(activation, (Static, Timestep)):
-            self.register_buffer("input_scale", activation.qparams.scale)
-            self.register_buffer("input_zero_point", activation.qparams.zero_point)
-            self.register_buffer("deq", activation.deq)
-            self.register_buffer("quant_bias", activation.quant_bias)
-        if isinstance(activation, Timestep):
-            self.register_buffer("edges", activation.edges)
+        held = {} if numbers.transform is None else numbers.transform.tensors
+        for name in (name for kind in TRANSFORMS for name in kind.TENSORS):
+            self.register_buffer(name, held.get(name))
+        for name, tensor in numbers.input.tensors.items():
+            self.register_buffer(name, tensor)
+        if numbers.input.ranged:
+            self.register_buffer("deq", numbers.deq)
+            self.register_buffer("quant_bias", numbers.quant_bias)
 
     @property
     def weight_only(self) -> bool:
         """Whether the input stays float."""
-        return self.scheme == "W8A16"
+        return not self.input_type.rounded
 
     @property
     def calibrated(self) -> bool:
         """Whether the ranges of the input are known before it comes: there is input_scale, and what goes with it."""
-        return self.scheme in ("W8A8", "W8A8_TIMESTEP")
+        return self.input_type.ranged
+
+    @property
+    def input(self) -> Input:
+        """How the input becomes codes."""
+        return self.input_type.of(self._buffers, self.input_scheme)
+
+    @property
+    def transform(self) -> Transform | None:
+        """What happens to the input first."""
+        held = (kind for kind in TRANSFORMS if all(self._buffers[name] is not None for name in kind.TENSORS))
+        kind = next(held, None)
+        return None if kind is None else kind.of(self._buffers)
 
     @property
     def numbers(self) -> Numbers:
         """The numbers this layer computes with."""
-        activation: Activation | None = None if self.weight_only else Dynamic()
-        if self.calibrated:
-            qparams = QParams(self.input_scale, self.input_zero_point)
-            activation = Static(qparams, self.deq, self.quant_bias)
-            if self.scheme == "W8A8_TIMESTEP":
-                activation = Timestep(qparams, self.deq, self.quant_bias, self.edges)
         bias = None if self.bias is None else self.bias.detach()
-        values = self.weight.detach(), self.weight_scale, bias, activation, self.dtype, self.mul_scale, self.made_bias
-        return Numbers(*values)
+        deq, quant_bias = (self.deq, self.quant_bias) if self.calibrated else (None, None)
+        return Numbers(
+            self.weight.detach(), self.weight_scale, bias, self.input, self.dtype, self.transform, deq, quant_bias,
+            self.made_bias,
+        )  # fmt: skip
 
     def forward(self, input: Tensor) -> Tensor:
         """The output, in the dtype of the input."""
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves all tensors; a cast of the model reaches only those of its dtype, bias and mul_scale."""
+        """Moves all tensors; a cast of the model reaches only those of its dtype, bias and the transform's."""
+        following = [self.bias, *(self._buffers[name] for kind in TRANSFORMS for name in kind.TENSORS)]
 
         def moved(tensor: Tensor) -> Tensor:
-            made = fn(tensor)
-            follows = made.dtype == tensor.dtype or tensor is self.bias or tensor is self.mul_scale
-            return made if follows else tensor.to(made.device)
+            result = fn(tensor)
+            follows = result.dtype == tensor.dtype or any(tensor is each for each in following)
+            return result if follows else tensor.to(result.device)
 
         return super()._apply(moved, recurse)
 
-    def _static(self, rows: int | None) -> Static:
+    def _ranged(self, rows: int | None) -> Ranged:
         """The numbers for an input of `rows`: with a leading axis where each row has a noise level of its own."""
-        static = Static(QParams(self.input_scale, self.input_zero_point), self.deq, self.quant_bias)
-        if self.scheme != "W8A8_TIMESTEP":
-            return static
-        at = (self.noise_level or NoiseLevel()).bins(self.edges, rows)
-        return Static(QParams(self.input_scale[at], self.input_zero_point[at]), self.deq[at], self.quant_bias[at])
+        input, deq, quant_bias = self.input, self.deq, self.quant_bias
+        if isinstance(input, TimestepInput):
+            bins = (self.noise_level or NoiseLevel()).bins(input.edges, rows)
+            input, deq, quant_bias = input.at(bins), deq[bins], quant_bias[bins]
+        assert isinstance(input, StaticInput)
+        return Ranged(input, deq, quant_bias)
 
-    def _multiplied(self, x: Tensor, channels: int) -> Tensor:
-        """`x` times mul_scale along its axis `channels`, counted from the end, rounded to the dtype of `x`."""
-        if self.mul_scale is None:
-            return x
-        return x * self.mul_scale.to(x.dtype).view([-1] + [1] * (-1 - channels))
+    def transformed(self, x: Tensor, axis: int) -> Tensor:
+        """`x` after the transform of the input, whose channels are the `axis` counted from the end."""
+        return transformed(self.transform, x, axis)
 
     def _float(self, dtype: torch.dtype, at: slice = _ALL) -> tuple[Tensor, Tensor | None]:
         """Weight and bias as floats, of some outputs. In two steps: int8 times float32 is ten times slower."""
@@ -151,29 +170,30 @@ class QuantizedLinear(IntegerLayer):
 
     def computed(self, input: Tensor, matmul: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """The output, with sums of products from `matmul`, which is given what integer_matmul is and gives the same."""
-        x = self._multiplied(input, -1)
+        x = self.transformed(input, -1)
         if self.weight_only:
             return F.linear(x, *self._float(x.dtype))
-        if self.scheme == "W8A8_DYNAMIC":
-            q, scale = dynamic_codes(x, (-1,))
-            y = matmul(q, self.weight).to(torch.float32) * (scale * self.weight_scale)
+        if not self.calibrated:
+            codes = self.input.codes(x)
+            y = matmul(codes.q, self.weight).to(torch.float32) * (codes.scale * self.weight_scale)
             return (y if self.bias is None else y + self.bias).to(input.dtype)
-        static = _before_the_last(self._static(len(x) if x.ndim > 1 else None), x.ndim)
-        total = matmul(codes(x, static.qparams, ACTIVATION), self.weight)
-        return (total.add_(static.quant_bias).to(torch.float32) * static.deq).to(input.dtype)
+        here = _before_the_last(self._ranged(len(x) if x.ndim > 1 else None), x.ndim)
+        total = matmul(here.input.codes(x).q, self.weight)
+        return (total.add_(here.quant_bias).to(torch.float32) * here.deq).to(input.dtype)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, scheme={self.scheme}"
 
 
-def _before_the_last(static: Static, ndim: int) -> Static:
+def _before_the_last(here: Ranged, ndim: int) -> Ranged:
     """Numbers with a leading axis, shaped for an input of `ndim` axes whose last one is summed over."""
-    (scale, zero_point), deq, quant_bias = static.qparams, static.deq, static.quant_bias
+    (scale, zero_point), deq, quant_bias = here.input.qparams, here.deq, here.quant_bias
     if scale.ndim == 0:
-        return static
+        return here
     rows, between = len(scale), [1] * (ndim - 2)
     qparams = QParams(scale.view(rows, *between, 1), zero_point.view(rows, *between, 1))
-    return Static(qparams, deq.view(rows, *between, -1), quant_bias.view(rows, *between, -1))
+    input = StaticInput(qparams, scheme=here.input.scheme)
+    return Ranged(input, deq.view(rows, *between, -1), quant_bias.view(rows, *between, -1))
 
 
 class QuantizedConv2d(IntegerLayer):
@@ -195,23 +215,27 @@ class QuantizedConv2d(IntegerLayer):
 
     def computed(self, input: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
         """The output, with sums of products from `convolve`, which is given padded integers in float32: int32."""
-        x = self._multiplied(input, -3)
+        x = self.transformed(input, -3)
         if self.weight_only:
             return self._convolved(self.geometry.padded(x, 0.0), *self._float(x.dtype))
-        if self.scheme == "W8A8_DYNAMIC":
-            q, scale = dynamic_codes(x, (-3, -2, -1))
-            y = convolve(self.geometry.padded(q, 0.0)).to(torch.float32) * (scale * self.weight_scale.view(-1, 1, 1))
+        if not self.calibrated:
+            codes = self.input.codes(x, axes=(-3, -2, -1))
+            y = convolve(self.geometry.padded(codes.q, 0.0)).to(torch.float32)
+            y = y * (codes.scale * self.weight_scale.view(-1, 1, 1))
             return (y if self.bias is None else y + self.bias.view(-1, 1, 1)).to(input.dtype)
-        static = self._static(len(x) if x.ndim == 4 else None)
-        if static.qparams.scale.ndim == 0:
-            return self._calibrated(x, static, convolve).to(input.dtype)
-        rows = zip(x, *static.qparams, static.deq, static.quant_bias, strict=True)
-        each = [self._calibrated(row, Static(QParams(s, z), deq, bias), convolve) for row, s, z, deq, bias in rows]
+        here = self._ranged(len(x) if x.ndim == 4 else None)
+        if here.input.qparams.scale.ndim == 0:
+            return self._calibrated(x, here, convolve).to(input.dtype)
+        rows = zip(x, *here.input.qparams, here.deq, here.quant_bias, strict=True)
+        each = [
+            self._calibrated(row, Ranged(StaticInput(QParams(s, z), scheme=here.input.scheme), deq, bias), convolve)
+            for row, s, z, deq, bias in rows
+        ]
         return torch.stack(each).to(input.dtype)
 
-    def _calibrated(self, x: Tensor, static: Static, convolve: Callable[[Tensor], Tensor]) -> Tensor:
-        total = convolve(self.geometry.padded(codes(x, static.qparams, ACTIVATION), float(static.qparams.zero_point)))
-        return total.add_(static.quant_bias.view(-1, 1, 1)).to(torch.float32) * static.deq.view(-1, 1, 1)
+    def _calibrated(self, x: Tensor, here: Ranged, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        total = convolve(self.geometry.padded(here.input.codes(x).q, float(here.input.qparams.zero_point)))
+        return total.add_(here.quant_bias.view(-1, 1, 1)).to(torch.float32) * here.deq.view(-1, 1, 1)
 
     def _exact(self, padded: Tensor) -> Tensor:
         # float64 takes sums of any length, and no Winograd transform with its rounding

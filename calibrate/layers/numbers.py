@@ -5,26 +5,38 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .inputs import SCHEMES, Activation
+from .inputs import WORDS, Input
+from .transforms import Transform
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """All numbers of one quantized layer; `activation` is None where only the weight is quantized.
+    """All numbers of one integer layer.
 
-    `weight` int8 (out, in) or (out, in / groups, height, width); `weight_scale` float32 (out,); `bias` as in the float
-    layer; `mul_scale` (in,) of dtype `dtype`: the input is multiplied by it first, and the weight carries its inverse.
+    | field        | meaning                                                                                        |
+    |--------------|------------------------------------------------------------------------------------------------|
+    | weight       | int8 (out, in) or (out, in / groups, height, width)                                            |
+    | weight_scale | float32 (out,)                                                                                 |
+    | bias         | as in the float layer                                                                          |
+    | input        | how the input becomes codes                                                                    |
+    | dtype        | of the float layer                                                                             |
+    | transform    | what happens to the input first, in `dtype`; the weight carries its inverse                    |
+    | deq          | of an input with ranges: float32 (out,), or (bins, out); see `freeze`                          |
+    | quant_bias   | of an input with ranges: int32 (out,), or (bins, out)                                          |
+    | made_bias    | the float layer has no bias: it carries a correction                                           |
     """
 
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
-    activation: Activation | None
-    dtype: torch.dtype  # of the float layer
-    mul_scale: Tensor | None = None
-    made_bias: bool = False  # the float layer has none: it carries a correction
+    input: Input
+    dtype: torch.dtype
+    transform: Transform | None = None
+    deq: Tensor | None = None
+    quant_bias: Tensor | None = None
+    made_bias: bool = False
 
     @property
     def scheme(self) -> str:
         """The word for it: W8A8, W8A8_TIMESTEP, W8A8_DYNAMIC or W8A16."""
-        return SCHEMES[type(self.activation)]
+        return WORDS[type(self.input)]

@@ -10,21 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .scheme import WEIGHT
+from .scheme import WEIGHT, Scheme
 
 _SMALLEST = 2.0**-126  # of the normal float32
 _PIECE = 1024  # 1024 * 128 * 127 < 2**24
 
 
-def dynamic_codes(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """The integers of `x` in float32, and their scale, max |x| / 127 over `axes`, which it keeps with extent 1.
+def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> tuple[Tensor, Tensor]:
+    """The codes of `x` in float32, and their scale, max |x| / qmax over `axes`, which it keeps with extent 1.
 
-    Where all is zero, or too small for a normal float32 scale, the integers are zeros and the scale is 1.
+    Where all is zero, or too small for a normal float32 scale, the codes are zeros and the scale is 1.
     """
     x = x.to(torch.float32)
-    scale = x.abs().amax(axes, keepdim=True) / WEIGHT.qmax
+    scale = x.abs().amax(axes, keepdim=True) / scheme.qmax
     scale = torch.where(scale < _SMALLEST, 1.0, scale)
-    return (x / scale).round_().clamp_(WEIGHT.qmin, WEIGHT.qmax), scale
+    return scheme.nearest_(x / scale), scale
 
 
 @cache

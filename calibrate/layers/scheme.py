@@ -23,12 +23,28 @@ _MAX_INFLATION = 1.25  # a stored scale above this multiple of the exact one was
 
 
 @dataclass(frozen=True)
+class Element:
+    """The numbers that codes are: `dtype` holds them, `lowest` and `highest` bound them."""
+
+    dtype: torch.dtype
+    lowest: int
+    highest: int
+
+    def round_(self, x: Tensor) -> Tensor:
+        """Brings float32 values to the nearest of these numbers, ties to even, in place; bounds are not looked at."""
+        return x.round_()
+
+
+INT8 = Element(torch.int8, -128, 127)
+
+
+@dataclass(frozen=True)
 class Scheme:
-    """How a tensor becomes integers.
+    """How a tensor becomes codes.
 
     | field      | meaning                                                                           |
     |------------|-----------------------------------------------------------------------------------|
-    | bits       | width of the integers                                                             |
+    | element    | the numbers that codes are                                                        |
     | symmetric  | zero_point is 0 and the scale follows the larger end of the range                 |
     | axis       | None: one scale for the tensor; 0: one for each output channel                    |
     | narrow     | qmin is -qmax, so that no code lacks its negative (weights)                       |
@@ -36,7 +52,7 @@ class Scheme:
     |            | dividing (`reciprocals`)                                                          |
     """
 
-    bits: int = 8
+    element: Element = INT8
     symmetric: bool = True
     axis: int | None = None
     narrow: bool = False
@@ -44,11 +60,15 @@ class Scheme:
 
     @property
     def qmax(self) -> int:
-        return (1 << (self.bits - 1)) - 1
+        return self.element.highest
 
     @property
     def qmin(self) -> int:
-        return -self.qmax if self.narrow else -self.qmax - 1
+        return -self.qmax if self.narrow else self.element.lowest
+
+    def nearest_(self, x: Tensor) -> Tensor:
+        """Brings values in units of the scale to the nearest codes, in place; the zero point is 0."""
+        return self.element.round_(x).clamp_(self.qmin, self.qmax)
 
 
 WEIGHT = Scheme(symmetric=True, axis=0, narrow=True)
@@ -71,10 +91,11 @@ class Range(NamedTuple):
 
 
 def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """The integers of `x` (one dimension or more), as int8. Computed in float32; a per-channel scale goes along
-    `scheme.axis`."""
+    """The codes of `x` (one dimension or more), in the dtype of their element. Computed in float32; a per-channel scale
+    goes along `scheme.axis`.
+    """
     scale, zero_point = (_along(parameter, x, scheme).expand(x.shape) for parameter in qparams)
-    q = torch.empty(x.shape, dtype=torch.int8, device=x.device)
+    q = torch.empty(x.shape, dtype=scheme.element.dtype, device=x.device)
     # in pieces: float32 of a whole weight leaves holes between the integers that stay, which malloc does not fill again
     rows = max(1, _PIECE * len(x) // max(x.numel(), 1))
     for out, *given in zip(*(each.split(rows) for each in (q, x, scale, zero_point)), strict=True):
@@ -88,7 +109,7 @@ def codes(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
 
 
 def _codes(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
-    return divided(x, scale).round_().add_(zero_point).clamp_(scheme.qmin, scheme.qmax)
+    return scheme.element.round_(divided(x, scale)).add_(zero_point).clamp_(scheme.qmin, scheme.qmax)
 
 
 def divided(x: Tensor, scale: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from octavo.capture.errors import NumbersError
 
-from .scheme import STORABLE, WEIGHT, QParams, quantize
+from .scheme import STORABLE, WEIGHT, QParams, Scheme, quantize
 
 _SMALLEST = 2.0**-126  # of the normal float32
 
@@ -36,24 +36,24 @@ def finite(tensor: Tensor) -> bool:
 
 
 def round_to_nearest(
-    weight: Tensor, inputs: object = None, *, iterations: int = 0, seed: int = 0
+    weight: Tensor, inputs: object = None, *, scheme: Scheme = WEIGHT, iterations: int = 0
 ) -> QuantizedWeight | None:
-    """Each channel's largest value becomes 127 (or -127), every other one the nearest whole number.
+    """Rounds each channel so that its largest value becomes 127 (or -127), every other one the nearest whole number.
 
     Of what a method is given it uses the weight alone; it costs 4 out in flops. None where a channel is so small that
     float32 has no scale for it.
     """
-    scale = scales_of(weight)
+    scale = scales_of(weight, scheme)
     if scale is None:
         return None
-    return QuantizedWeight(quantize(weight.detach(), QParams(scale, torch.zeros_like(scale)), WEIGHT), scale)
+    return QuantizedWeight(quantize(weight.detach(), QParams(scale, torch.zeros_like(scale)), scheme), scale)
 
 
-def scales_of(weight: Tensor) -> Tensor | None:
+def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
     """The scale (out,) of each channel, float32; None where float32 has none for one."""
     flat = weight.detach().reshape(weight.shape[0], -1)
     largest = torch.maximum(flat.amax(1), flat.amin(1).neg()).to(torch.float64)
-    scale = (largest / WEIGHT.qmax).to(torch.float32)
+    scale = (largest / scheme.qmax).to(torch.float32)
     zero = largest == 0
     if bool(((scale < _SMALLEST) & ~zero).any()):
         return None

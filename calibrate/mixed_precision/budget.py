@@ -13,14 +13,13 @@ from typing import NamedTuple
 from octavo.capture.errors import UsageError
 
 from ..byte_sizes import SIZE_FORM, UNITS
+from ..layers.inputs import DynamicInput, FloatInput, Input, StaticInput, TimestepInput
 
 # Time of a multiply-accumulate, relative to one in half precision. An estimate, not a measurement: int8 units have
 # twice the peak of float16 ones (NVIDIA A100 Tensor Core GPU Architecture, 2020: 624 TOPS to 312 TFLOPS; Ascend 910,
 # HC31, 2019: 512 to 256), and large layers are bound by it. W8A16 multiplies in half precision. That a dynamic scale
 # costs another tenth, for one more pass over the input, is our assumption.
-TIME: Mapping[str | None, float] = {
-    None: 1.0, "W8A16": 1.0, "W8A8_DYNAMIC": 0.55, "W8A8": 0.5, "W8A8_TIMESTEP": 0.5,
-}  # fmt: skip
+TIME: Mapping[type[Input], float] = {FloatInput: 1.0, DynamicInput: 0.55, StaticInput: 0.5, TimestepInput: 0.5}
 _REMEDY = "Write 5MiB, 40% (of the float bytes), 0.7x (of the time), or 40%,0.7x"
 
 
@@ -61,13 +60,16 @@ class Budget:
 class Search:
     """What may be chosen of, and how many runs of the pipeline that may take.
 
-    `schemes` next to float. `runs` to measure with: layers are grouped to keep to it, down to blocks. `refining`: runs
-    to try exchanges with, where errors turn out not to add.
+    `inputs`: how inputs may become codes, next to float layers. `runs` to measure with: layers are grouped to keep to
+    it, down to blocks. `refining`: runs to try exchanges with, where errors turn out not to add.
     """
 
-    schemes: tuple[str, ...] = ("W8A8", "W8A8_DYNAMIC", "W8A16")
+    inputs: tuple[type[Input], ...] = (StaticInput, DynamicInput, FloatInput)
     runs: int = 600
     refining: int = 16
+
+
+SEARCH = Search()
 
 
 def budget_of(text: str) -> Budget:

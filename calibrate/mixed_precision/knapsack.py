@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..layers.inputs import Input
 from .budget import Cost
 
 CELLS = 1 << 15
@@ -19,9 +20,9 @@ _TINY = 1e-9  # of a cell: what float sums differ by
 
 
 class Option(NamedTuple):
-    """What may become of a group: `scheme` (None: float), the `error` it brings, what it costs."""
+    """One way to treat a group: how inputs become codes (`kind`, None: float), the error it brings, what it costs."""
 
-    scheme: str | None
+    kind: type[Input] | None
     error: float
     cost: Cost
 

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from octavo.capture.errors import NumbersError, OctavoError, UsageError
-from octavo.capture.ranks import ALONE, Ranks
 
 from ..byte_sizes import size
 from ..choice import Choice
+from ..layers.inputs import WORDS, Input
 from ..plan import KINDS, Plan, block_names
 from ..replay.calls import Progress
+from ..replay.work import Work
 from .budget import Budget, Cost, Search, summed
 from .exchange import refine
 from .knapsack import Groups, choose, least, total
@@ -40,36 +41,35 @@ def mixed(
     budget: Budget,
     search: Search,
     trajectory: Trajectory,
-    progress: Progress,
-    ranks: Ranks = ALONE,
+    work: Work,
 ) -> Mixture:
     """The mixture of schemes and float that keeps `budget` with little error of the trajectory.
 
     Layers of the plan without a choice stay as they are. Raises UsageError for a budget that nothing keeps, and
     for one that all layers keep as floats; 6 where latents are not finite within it; 4 and 6 as `Runs.begin` does.
-    Collective: `ranks` share the runs for single groups.
+    Collective: the ranks of `work` share the runs for single groups.
     """
     runs, candidates = Runs(model, trajectory), Candidates(model, choices)
     runs.begin([entry.name for entry in plan.entries if entry.kind in KINDS.values()])
     before = float_cost(plan, runs.macs)
     names = [name for name in plan.quantized if name in choices]
     fixed = summed(cost for name, cost in before.items() if name not in names)
-    limit = _checked(budget, before, _smallest(candidates, names, search.schemes, before).plus(fixed))
-    division = grouped(names, block_names(model), search.runs // len(search.schemes))
-    groups = measured(candidates, division, search.schemes, before, runs, progress, ranks)
-    found = _found(budget, groups, candidates, limit.minus(fixed), runs, search, progress)
+    limit = _checked(budget, before, _smallest(candidates, names, search.inputs, before).plus(fixed))
+    division = grouped(names, block_names(model), search.runs // len(search.inputs))
+    groups = measured(candidates, division, search.inputs, before, runs, work)
+    found = _found(budget, groups, candidates, limit.minus(fixed), runs, search, work.progress)
     if found is None:
         raise _infeasible(budget, least([group.options for group in groups]).plus(fixed), summed(before.values()))
-    schemes = _schemes(groups, found.chosen)
+    kinds = _kinds(groups, found.chosen)
     used = total([group.options for group in groups], found.chosen).plus(fixed)
     report = {
         **_spent(budget, limit, summed(before.values()), used),
-        "schemes": {word: sum(each == word for each in schemes.values()) for word in search.schemes},
-        "float": len(names) - len(schemes),
+        "schemes": {WORDS[kind]: sum(each is kind for each in kinds.values()) for kind in search.inputs},
+        "float": len(names) - len(kinds),
         **_trust(groups, found, runs),
     }
-    made = {name: candidates.choice(name, scheme) for name, scheme in schemes.items()}
-    return ranks.first(Mixture(_planned(plan, names, schemes, budget), made, report, _errors(groups)))
+    made = {name: candidates.choice(name, kind) for name, kind in kinds.items()}
+    return work.ranks.first(Mixture(_planned(plan, names, kinds, budget), made, report, _errors(groups)))
 
 
 class _Found(NamedTuple):
@@ -97,7 +97,7 @@ def _found(
         return None
 
     def run(each: Sequence[int]) -> float:
-        return runs.error(candidates.layers(_schemes(groups, each)))
+        return runs.error(candidates.layers(_kinds(groups, each)))
 
     first = run(chosen)
     if not first < float("inf"):
@@ -125,23 +125,24 @@ def estimated_error(groups: Groups, chosen: Sequence[int]) -> float:
     return sum(options[at].error for options, at in zip(groups, chosen, strict=True))
 
 
-def _schemes(groups: Sequence[Group], chosen: Sequence[int]) -> dict[str, str]:
-    """The scheme of each layer that is not float."""
+def _kinds(groups: Sequence[Group], chosen: Sequence[int]) -> dict[str, type[Input]]:
+    """How the input of each layer that is not float becomes codes."""
     pairs = zip(groups, chosen, strict=True)
-    return {name: scheme for group, at in pairs for name, scheme in group.schemes[at].items()}
+    return {name: kind for group, option in pairs for name, kind in group.kinds[option].items()}
 
 
-def _planned(plan: Plan, names: Iterable[str], schemes: Mapping[str, str], budget: Budget) -> Plan:
-    """The plan with the schemes; layers of `names` without one stay float."""
-    plan = Plan(tuple(replace(entry, scheme=schemes.get(entry.name, entry.scheme)) for entry in plan.entries))
+def _planned(plan: Plan, names: Iterable[str], kinds: Mapping[str, type[Input]], budget: Budget) -> Plan:
+    """The plan with the schemes of `kinds`; layers of `names` that are not in it stay float."""
+    words = {name: WORDS[kind] for name, kind in kinds.items()}
+    plan = Plan(tuple(replace(entry, scheme=words.get(entry.name, entry.scheme)) for entry in plan.entries))
     reason = f"matters most within the budget of {budget.text}"
-    return plan.kept_float({name: reason for name in names if name not in schemes})
+    return plan.kept_float({name: reason for name in names if name not in kinds})
 
 
 def _errors(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
     """By layer, the error of each scheme of its group."""
     return {
-        name: {option.scheme: option.error for option in group.options if option.scheme}
+        name: {WORDS[option.kind]: option.error for option in group.options if option.kind}
         for group in groups
         for name in group.names
     }
@@ -157,11 +158,13 @@ def _spent(budget: Budget, limit: Cost, whole: Cost, used: Cost) -> dict[str, An
     }
 
 
-def _smallest(candidates: Candidates, names: Iterable[str], schemes: Sequence[str], before: Mapping[str, Cost]) -> Cost:
+def _smallest(
+    candidates: Candidates, names: Iterable[str], kinds: Sequence[type[Input]], before: Mapping[str, Cost]
+) -> Cost:
     """The smallest bytes and the smallest time that the layers can have, each on its own."""
     found = Cost()
     for name in names:
-        made = [candidates.layer(name, scheme) for scheme in schemes]
+        made = [candidates.layer(name, kind) for kind in kinds]
         costs = [before[name], *(cost_of(layer, before[name]) for layer in made if not isinstance(layer, str))]
         found = found.plus(Cost(min(cost.bytes for cost in costs), min(cost.time for cost in costs)))
     return found

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from octavo.capture.errors import MisfitError, NumbersError
-from octavo.capture.ranks import ALONE, Ranks
 
 from ..choice import Choice, layer_of
-from ..layers.inputs import Dynamic
+from ..layers.inputs import Input
 from ..layers.install import quantized
 from ..layers.modules import QuantizedLayer
 from ..plan import Plan, layer_at
-from ..replay.calls import Progress, evaluating
+from ..replay.calls import evaluating
+from ..replay.work import Work
 from .budget import TIME, Cost, summed
 from .knapsack import Option
 
 Trajectory = Callable[[], Sequence[Tensor]]  # the final latents of the model as it is now, the same at every call
-Assignment = Mapping[str, str]  # scheme by layer name; layers that are not in it are float
+Assignment = Mapping[str, type[Input]]  # by layer name; layers that are not in it are float
 
 
 class Candidates:
@@ -38,20 +38,23 @@ class Candidates:
     def __init__(self, model: nn.Module, choices: Mapping[str, Choice]) -> None:
         self.model, self._choices = model, choices
 
-    def choice(self, name: str, scheme: str) -> Choice:
-        """What a layer's integers of that scheme follow from."""
+    def choice(self, name: str, kind: type[Input]) -> Choice:
+        """What a layer's integers follow from when its input becomes codes in that way."""
         first = self._choices[name]
-        if scheme == "W8A16":
-            return Choice(None) if first.multiplier is not None else replace(first, spec=None, correction=None)
-        return replace(first, spec=Dynamic(), correction=None) if scheme == "W8A8_DYNAMIC" else first
+        if kind.ranged:
+            return first
+        input = kind(scheme=first.input.scheme)
+        if not kind.rounded and first.transform is not None:
+            return Choice(input)
+        return replace(first, input=input, correction=None)
 
-    def layer(self, name: str, scheme: str) -> QuantizedLayer | str:
+    def layer(self, name: str, kind: type[Input]) -> QuantizedLayer | str:
         """The integer layer, or why there is none."""
-        return layer_of(layer_at(self.model, name), self.choice(name, scheme))
+        return layer_of(layer_at(self.model, name), self.choice(name, kind))
 
     def layers(self, assignment: Assignment) -> dict[str, QuantizedLayer]:
         """The integer layers of an assignment that has some."""
-        made = {name: self.layer(name, scheme) for name, scheme in assignment.items()}
+        made = {name: self.layer(name, kind) for name, kind in assignment.items()}
         return {name: layer for name, layer in made.items() if not isinstance(layer, str)}
 
 
@@ -140,7 +143,7 @@ class Group:
 
     names: tuple[str, ...]
     options: tuple[Option, ...]
-    schemes: tuple[Assignment, ...]
+    kinds: tuple[Assignment, ...]
 
 
 def float_cost(plan: Plan, macs: Mapping[str, int]) -> dict[str, Cost]:
@@ -151,30 +154,29 @@ def float_cost(plan: Plan, macs: Mapping[str, int]) -> dict[str, Cost]:
 def measured(
     candidates: Candidates,
     groups: Sequence[tuple[str, ...]],
-    schemes: Sequence[str],
+    kinds: Sequence[type[Input]],
     before: Mapping[str, Cost],
     runs: Runs,
-    progress: Progress,
-    ranks: Ranks = ALONE,
+    work: Work,
 ) -> list[Group]:
     """The groups with the error and the cost of each of their options: one run of the pipeline for each. A scheme that
-    makes latents infinite is no option. Collective: `ranks` share the runs."""
-    schedule = ranks.share([(group, scheme) for group in groups for scheme in schemes])
-    made: dict[tuple[tuple[str, ...], str], tuple[Option, Assignment]] = {}
+    makes latents infinite is no option. Collective: the ranks of `work` share the runs."""
+    schedule = work.ranks.share([(group, kind) for group in groups for kind in kinds])
+    made: dict[tuple[tuple[str, ...], type[Input]], tuple[Option, Assignment]] = {}
     began = runs.count
-    for group, scheme in progress("trajectories", schedule, len(schedule)):
-        layers = candidates.layers(dict.fromkeys(group, scheme))
+    for group, kind in work.progress("trajectories", schedule, len(schedule)):
+        layers = candidates.layers(dict.fromkeys(group, kind))
         error = runs.error(layers) if layers else float("inf")
         if error < float("inf"):
             cost = summed(cost_of(layers.get(name), before[name]) for name in group)
-            made[group, scheme] = Option(scheme, error, cost), dict.fromkeys(layers, scheme)
-    parts = ranks.gather((runs.count - began, made))
+            made[group, kind] = Option(kind, error, cost), dict.fromkeys(layers, kind)
+    parts = work.ranks.gather((runs.count - began, made))
     runs.count = began + sum(count for count, _ in parts)
     every = {key: pair for _, part in parts for key, pair in part.items()}
     found: dict[tuple[str, ...], list[tuple[Option, Assignment]]] = {}
     for group in groups:
         found[group] = [(Option(None, 0.0, summed(before[name] for name in group)), {})]
-        found[group] += [every[group, scheme] for scheme in schemes if (group, scheme) in every]
+        found[group] += [every[group, kind] for kind in kinds if (group, kind) in every]
     return [Group(names, *map(tuple, zip(*pairs, strict=True))) for names, pairs in found.items()]
 
 
@@ -182,4 +184,4 @@ def cost_of(layer: QuantizedLayer | None, before: Cost) -> Cost:
     """What a layer costs that costs `before` as a float; None: it stays one."""
     if layer is None:
         return before
-    return Cost(sum(tensor.nbytes for tensor in layer.state_dict().values()), before.time * TIME[layer.scheme])
+    return Cost(sum(tensor.nbytes for tensor in layer.state_dict().values()), before.time * TIME[layer.input_type])

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..layers.scheme import Range
+from ..layers.transforms import Multiply, transformed
 
 
 class ChannelReading(NamedTuple):
@@ -60,11 +61,9 @@ class Channels:
         """(channels,) float32."""
         return self._seen().high
 
-    def range(self, multiplier: Tensor | None = None) -> Range:
-        """The range of all values, each channel multiplied by its `multiplier` (channels,), positive."""
-        low, high = self.low, self.high
-        if multiplier is not None:
-            low, high = low * multiplier.to(torch.float32), high * multiplier.to(torch.float32)
+    def range(self, transform: Multiply | None = None) -> Range:
+        """The range of all values, after a transform that takes each channel by itself."""
+        low, high = transformed(transform, self.low), transformed(transform, self.high)
         return Range(float(low.min()), float(high.max()))
 
     def _seen(self) -> ChannelReading:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from octavo.capture.ranks import ALONE, Ranks
 
-from ..layers.inputs import InputSpec, TimestepQParams
+from ..layers.inputs import StaticInput, TimestepInput
 from ..layers.noise_level import bins_of
 from ..layers.scheme import QParams, Range, Scheme, qparams_of
+from ..layers.transforms import Transform
 from ..replay.calls import Call
 from ..replay.current_call import Turn
 from ..replay.hooks import observe
 from ..replay.marks import Marks
-from ..smoothing.search import Smoothing
 from .observers import OBSERVERS, Observer, Options
 
 BINS = 8
@@ -34,19 +34,19 @@ def edges_of(levels: Iterable[float], bins: int = BINS) -> Tensor:
 
 
 class Binned:
-    """An observer of one layer's input times its multiplier, for each bin of noise levels."""
+    """Observers of one layer's transformed input, one for each bin of noise levels."""
 
-    def __init__(self, observer: str, options: Options, turn: Turn, edges: Tensor, multiplier: Tensor | None) -> None:
+    def __init__(self, observer: str, options: Options, turn: Turn, edges: Tensor, transform: Transform | None) -> None:
         kind = OBSERVERS[observer]
         self._observers: list[Observer] = [kind(options) for _ in range(len(edges) + 1)]
-        self._turn, self._edges, self._multiplier = turn, edges, multiplier
-        self.key = (kind, None if multiplier is None else id(multiplier))
+        self._turn, self._edges, self._transform = turn, edges, transform
+        self.key = (kind, None if transform is None else id(transform))
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """That of the observers, after the multiplication."""
-        read, multiplier = self._observers[0].read, self._multiplier
-        return read if multiplier is None else lambda x: read(x.detach() * multiplier.to(x.dtype))
+        """What the observers read of an input after its transform."""
+        read, transform = self._observers[0].read, self._transform
+        return read if transform is None else lambda x: read(transform.input(x.detach()))
 
     def add(self, reading: Any) -> None:
         """Takes in a reading at the noise level of the running call."""
@@ -81,7 +81,7 @@ def observed(
     calls: Iterable[Call],
     observer: str,
     options: Options,
-    smoothing: Mapping[str, Smoothing],
+    transforms: Mapping[str, Transform],
     edges: Tensor,
     ranks: Ranks = ALONE,
 ) -> tuple[dict[str, list[Range]], Turn, Marks]:
@@ -91,10 +91,7 @@ def observed(
     Collective: `ranks` share the calls, and all know the same of all of them. Raises as `replay.observe` does.
     """
     turn = Turn(model, ranks)
-    binned = {
-        name: Binned(observer, options, turn, edges, smoothing[name].multiplier if name in smoothing else None)
-        for name in names
-    }
+    binned = {name: Binned(observer, options, turn, edges, transforms.get(name)) for name in names}
     marks = Marks(lambda: _known(binned, ranks))
     observe(model, binned, turn.each(marks.each(calls)), ranks)
     return _known(binned, ranks), turn, marks
@@ -114,13 +111,15 @@ def _known(binned: Mapping[str, Binned], ranks: Ranks) -> dict[str, list[Range]]
     return ranges
 
 
-def spec_of(ranges: list[Range], edges: Tensor, scheme: Scheme, dtype: torch.dtype) -> InputSpec | None:
-    """The parameters of an input with these ranges; None where `dtype` holds no scale for one."""
+def input_with(
+    ranges: list[Range], edges: Tensor, scheme: Scheme, dtype: torch.dtype
+) -> StaticInput | TimestepInput | None:
+    """The input that has these ranges, one for each bin of `edges`; None where `dtype` holds no scale for one."""
     found = [qparams_of(each, scheme, dtype) for each in ranges]
     qparams = [each for each in found if each is not None]
     if len(qparams) < len(ranges):
         return None
     if not len(edges):
-        return qparams[0]
+        return StaticInput(qparams[0], scheme=scheme)
     scale, zero_point = (torch.stack(list(column)) for column in zip(*qparams, strict=True))
-    return TimestepQParams(QParams(scale, zero_point), edges)
+    return TimestepInput(QParams(scale, zero_point), edges, scheme=scheme)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..layers.scheme import INT8
 from ..plan import layer_at
 from ..replay.calls import Call, device_of, evaluating, moved
 
@@ -50,7 +51,7 @@ class _Int8(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if args and id(args[0]) in self._ids:
             if getattr(func, "__self__", None) is torch.Tensor.dtype:
-                return torch.int8
+                return INT8.dtype
             if func in (torch.Tensor.is_floating_point, torch.is_floating_point):
                 return False
         return func(*args, **(kwargs or {}))

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..layers.scheme import WEIGHT
+from ..layers.scheme import WEIGHT, Scheme
 from ..layers.weights import QuantizedWeight, round_to_nearest
 from .objective import Case, Inputs, better, case_of, descend, form
 
@@ -16,20 +16,22 @@ _BETA = (20.0, 2.0)  # its exponent at the beginning and at the end
 _STRETCH, _SHIFT = 1.2, 0.1  # the sigmoid reaches beyond 0 and 1, where it is cut
 
 
-def adaround(weight: Tensor, inputs: Inputs | None, *, iterations: int = 1000, seed: int = 0) -> QuantizedWeight | None:
+def adaround(
+    weight: Tensor, inputs: Inputs | None, *, scheme: Scheme = WEIGHT, iterations: int = 1000
+) -> QuantizedWeight | None:
     """Nagel et al., Up or down? Adaptive rounding for post-training quantization, 2020.
 
     Adam on the exact error, not on samples of it; the scale is that of the largest value. What it commits to is then
     descended column by column, still up or down only: of the choices that the regulariser forced many are not the best.
-    Nothing is drawn: `seed` is not used. Costs 2 out in^2 flops an iteration, in float32.
+    Nothing is drawn. Costs 2 out in^2 flops an iteration, in float32.
     """
-    if inputs is None or round_to_nearest(weight) is None:
-        return round_to_nearest(weight)  # of up and down the nearer is the better where inputs are alike
-    case = case_of(weight, inputs)
-    low, start = case.target.floor().clamp(WEIGHT.qmin, WEIGHT.qmax - 1), case.target.round()
+    if inputs is None or round_to_nearest(weight, scheme=scheme) is None:
+        return round_to_nearest(weight, scheme=scheme)  # of up and down the nearer is the better where inputs are alike
+    case = case_of(weight, inputs, scheme)
+    low, start = case.target.floor().clamp(scheme.qmin, scheme.qmax - 1), case.target.round()
     codes = descend(case, low + learned(case, low, iterations), low, low + 1)
     wins = form(codes - case.target, case.hessian) < form(start - case.target, case.hessian)
-    return better(weight, inputs, torch.where(wins[:, None], codes, start), case.scale)
+    return better(weight, inputs, torch.where(wins[:, None], codes, start), case.scale, scheme)
 
 
 def learned(case: Case, low: Tensor, iterations: int) -> Tensor:

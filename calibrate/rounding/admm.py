@@ -1,11 +1,12 @@
 """ADMM: the weight that fits best and the one on the grid are drawn towards each other."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..layers.scheme import WEIGHT
+from ..layers.scheme import WEIGHT, Scheme
 from ..layers.weights import QuantizedWeight, round_to_nearest
 from .objective import Case, Inputs, better, case_of, cholesky, damped, descend, form
 
@@ -25,21 +26,23 @@ class _Grid(NamedTuple):
         return self.codes * self.multiple[:, None]
 
 
-def admm(weight: Tensor, inputs: Inputs | None, *, iterations: int = 1000, seed: int = 0) -> QuantizedWeight | None:
+def admm(
+    weight: Tensor, inputs: Inputs | None, *, scheme: Scheme = WEIGHT, iterations: int = 1000
+) -> QuantizedWeight | None:
     """Leng et al., Extremely low bit neural network: squeeze the last bit out with ADMM, AAAI 2018.
 
     The error's quadratic form stands in place of the training loss, so that the step of the float weight has a closed
     form; codes and scale are projected on in turn. The best of each channel is then descended column by column. Without
-    inputs the form is the squared error of the weight. Nothing is drawn: `seed` is not used. Costs 7 in^3 for the
+    inputs the form is the squared error of the weight. Nothing is drawn. Costs 7 in^3 for the
     factors and 2.5 out in^2 flops an iteration, in float32; a stage ends early when its codes stand still.
     """
-    if round_to_nearest(weight) is None:
+    if round_to_nearest(weight, scheme=scheme) is None:
         return None
-    case = case_of(weight, inputs)
+    case = case_of(weight, inputs, scheme)
     best = alternated(case, iterations)
-    case = Case(case.target / best.multiple[:, None], case.scale * best.multiple, case.hessian)
-    most = torch.full_like(best.codes, WEIGHT.qmax)
-    return better(weight, inputs, descend(case, best.codes, -most, most), case.scale)
+    case = replace(case, target=case.target / best.multiple[:, None], scale=case.scale * best.multiple)
+    most = torch.full_like(best.codes, scheme.qmax)
+    return better(weight, inputs, descend(case, best.codes, -most, most), case.scale, scheme)
 
 
 def alternated(case: Case, iterations: int) -> _Grid:
@@ -56,7 +59,7 @@ def alternated(case: Case, iterations: int) -> _Grid:
         seen = grid.codes
         for iteration in range(1, last + 1):
             aim = pulled + (grid.values - dual) @ back + dual
-            grid = _projected(aim, grid.multiple)
+            grid = _projected(aim, grid.multiple, case.scheme)
             dual = aim - grid.values
             if iteration % _LOOK and iteration < last:
                 continue
@@ -72,8 +75,8 @@ def alternated(case: Case, iterations: int) -> _Grid:
     return _Grid(*(each.to(case.target.dtype) for each in best))
 
 
-def _projected(aim: Tensor, multiple: Tensor) -> _Grid:
+def _projected(aim: Tensor, multiple: Tensor, scheme: Scheme) -> _Grid:
     """The codes nearest to `aim` (out, in) at this scale, then the scale that suits them; zeros keep theirs."""
-    codes = (aim / multiple[:, None]).round_().clamp_(WEIGHT.qmin, WEIGHT.qmax)
+    codes = scheme.nearest_(aim / multiple[:, None])
     energy = codes.square().sum(1)
     return _Grid(codes, torch.where(energy > 0, (aim * codes).sum(1) / energy.clamp_min(1), multiple))

@@ -13,17 +13,16 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from octavo.capture.ranks import ALONE, Ranks
-
-from ..choice import Choice, divided
-from ..layers.inputs import TimestepQParams
-from ..layers.scheme import QParams
+from ..choice import Choice
+from ..layers.inputs import StaticInput
+from ..layers.transforms import weight_for
 from ..layers.weights import round_to_nearest
 from ..observers.survey import Survey
 from ..plan import FloatLayer, layer_at
-from ..replay.calls import Calls, Progress
+from ..replay.calls import Calls
 from ..replay.current_call import Turn
 from ..replay.hooks import observe
+from ..replay.work import Work
 from .easy_quant import easy_quant_pair
 from .judge import error_of
 from .methods import WEIGHT_METHODS, Method
@@ -39,8 +38,7 @@ def compensated(
     surveys: Mapping[str, Survey],
     calls: Calls,
     method: Method,
-    progress: Progress,
-    ranks: Ranks = ALONE,
+    work: Work,
     room: float = ROOM,
 ) -> dict[str, Choice]:
     """The choices with weights and corrections by `method`, where these are better on rows of calls held out.
@@ -48,13 +46,13 @@ def compensated(
     `calls`, replayed once for each `room` bytes of sums, are some of those not held out. Deterministic; the
     same for any `room`.
 
-    Collective: `ranks` share the layers. Each replays all of the calls, so that sums are added in the same order
-    whichever rank has them.
+    Collective: the ranks of `work` share the layers. Each replays all of the calls, so that sums are added in the same
+    order whichever rank has them.
     """
     made: dict[str, Choice] = {}
-    portions = list(portions_of(sharing_inputs(choices, surveys, ranks), surveys, method, room))
+    portions = list(portions_of(sharing_inputs(choices, surveys, work.ranks), surveys, method, room))
     count = sum(len(members) for portion in portions for members in portion)
-    each_layer = iter(progress("weights", range(count), count))
+    each_layer = iter(work.progress("weights", range(count), count))
     for portion in portions:
         turn = Turn(model)
         sums = {members[0]: sums_for(choices[members[0]], surveys[members[0]], turn, method) for members in portion}
@@ -71,20 +69,20 @@ def compensated(
                 made[name] = best
             del sums[members[0]]
     next(each_layer, None)
-    return {**choices, **{name: choice for part in ranks.gather(made) for name, choice in part.items()}}
+    return {**choices, **{name: choice for part in work.ranks.gather(made) for name, choice in part.items()}}
 
 
 def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -> list[Choice]:
     """The choice as it is, and with what the method finds. Convolutions in groups have their bias corrected alone: a
     method would need the sums of each group."""
-    weight = divided(module, choice.multiplier)
+    weight = weight_for(choice.transform, module.weight)
     found = [choice]
     # a consumer drops a bias that the float layer has not; quant_bias it always reads
-    correct = method.correct and (module.bias is not None or isinstance(choice.spec, (QParams, TimestepQParams)))
+    correct = method.correct and (module.bias is not None or choice.input.ranged)
     if correct:
         found.append(corrected(weight, choice, sums, groups_of(module)))
     for name in method.weights if groups_of(module) == 1 else ():
-        rounded = WEIGHT_METHODS[name](weight, sums.inputs, seed=method.seed, **method.limits(name))
+        rounded = WEIGHT_METHODS[name](weight, sums.inputs, scheme=choice.input.weights, **method.limits(name))
         if rounded is not None:
             found.append(replace(choice, weight=rounded, method=name))
             if correct:
@@ -98,17 +96,20 @@ def paired(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -
     Not of a smoothed input: what clipping saves a layer there, it costs the model. Nor without calls held out, and
     where the rows it is found by do not show how large values are: what is large in few rows would be clipped unseen.
     """
-    spec = choice.spec
-    wanted = "easy-quant" in method.weights and choice.multiplier is None and groups_of(module) == 1
-    if not wanted or not survey.split or not isinstance(spec, QParams):
+    wanted = "easy-quant" in method.weights and choice.transform is None and groups_of(module) == 1
+    if not wanted or not survey.split or not isinstance(choice.input, StaticInput):
         return None
     rows, dtype = survey.fitting.rows.to(torch.float32), module.weight.dtype
     extent = survey.all.range()
     if not (rows.amin() <= _SEEN * extent.low and rows.amax() >= _SEEN * extent.high):
         return None
     limits = method.limits("easy-quant")
-    found = easy_quant_pair(module.weight, rows, spec, method.scheme, dtype, seed=method.seed, **limits)
-    return None if found is None else replace(choice, weight=found[0], spec=found[1], method="easy-quant")
+    found = easy_quant_pair(module.weight, rows, choice.input.qparams, choice.input.scheme, dtype, **limits)
+    return (
+        None
+        if found is None
+        else replace(choice, weight=found[0], input=replace(choice.input, qparams=found[1]), method="easy-quant")
+    )
 
 
 def groups_of(module: FloatLayer) -> int:
@@ -118,7 +119,7 @@ def groups_of(module: FloatLayer) -> int:
 
 def corrected(weight: Tensor, choice: Choice, sums: Sums, groups: int = 1) -> Choice:
     """The choice with what its outputs lack on average."""
-    quantized = choice.weight or round_to_nearest(weight)
+    quantized = choice.weight or round_to_nearest(weight, scheme=choice.input.weights)
     if quantized is None or sums.rows == 0:
         return choice
     integers = quantized.weight.flatten(1).to(torch.float64) * quantized.scale.to(torch.float64).unsqueeze(1)

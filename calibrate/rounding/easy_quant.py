@@ -13,7 +13,7 @@ _ACTIVATION_STEPS = 36
 
 
 def easy_quant(
-    weight: Tensor, inputs: Inputs | None, *, iterations: int = _STEPS, seed: int = 0
+    weight: Tensor, inputs: Inputs | None, *, scheme: Scheme = WEIGHT, iterations: int = _STEPS
 ) -> QuantizedWeight | None:
     """Wu et al., EasyQuant: post-training quantization via scale optimization, 2020; the step of the weight.
 
@@ -22,9 +22,9 @@ def easy_quant(
     scale that is kept is the one with which these codes also have the least squared error. The sums are damped as for
     the other methods: else to clip a weight whose input the calibration hardly saw would be free. Unknown inputs count
     as alike and independent.
-    Nothing is drawn: `seed` is not used. Costs 2 out in^2 flops a scale.
+    Nothing is drawn. Costs 2 out in^2 flops a scale.
     """
-    nearest = round_to_nearest(weight)
+    nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None:
         return None
     unit = rows(nearest.scale[:, None])
@@ -37,11 +37,11 @@ def easy_quant(
         pull = w @ ((rows(inputs.cross) - gram) / mean).T
     dtype = precision(w.shape[1])
     steps = min(iterations, _STEPS)
-    codes, multiple = _searched(w.to(dtype), damped(gram / mean, ROUNDING).to(dtype), pull.to(dtype), steps)
-    return better(weight, inputs, codes, unit[:, 0] * multiple)
+    codes, multiple = _searched(w.to(dtype), damped(gram / mean, ROUNDING).to(dtype), pull.to(dtype), steps, scheme)
+    return better(weight, inputs, codes, unit[:, 0] * multiple, scheme)
 
 
-def _searched(w: Tensor, gram: Tensor, pull: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def _searched(w: Tensor, gram: Tensor, pull: Tensor, steps: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """The codes (out, in) of greatest cosine and the scales (out,) that suit them; `pull` (out, in) is (C - G) w.
 
     With the best length of v the squared error is |y|^2 (1 - cos^2): it is least where the cosine is greatest, and
@@ -51,7 +51,7 @@ def _searched(w: Tensor, gram: Tensor, pull: Tensor, steps: int) -> tuple[Tensor
     best, scale = w.round(), torch.ones_like(w[:, 0])
     lowest = torch.full_like(scale, torch.inf)
     for factor in torch.linspace(*_RANGE, steps, dtype=torch.float64).tolist():
-        codes = (w / factor).round_().clamp_(WEIGHT.qmin, WEIGHT.qmax)
+        codes = scheme.nearest_(w / factor)
         v = codes * factor
         d = v - w
         moved = d @ gram
@@ -97,7 +97,6 @@ def easy_quant_pair(
     *,
     turns: int = 4,
     iterations: int = _STEPS,
-    seed: int = 0,
 ) -> tuple[QuantizedWeight, QParams] | None:
     """EasyQuant whole: weight and activation scales in turn until neither changes, at most `turns` times.
 
@@ -107,7 +106,7 @@ def easy_quant_pair(
     made: QuantizedWeight | None = None
     for _ in range(max(turns, 1)):
         before = made, qparams
-        made = easy_quant(weight, inputs_of(samples, qparams, scheme), iterations=iterations, seed=seed)
+        made = easy_quant(weight, inputs_of(samples, qparams, scheme), iterations=iterations)
         if made is None:
             return None
         qparams = activation_scale(weight, made, samples, qparams, scheme, dtype)

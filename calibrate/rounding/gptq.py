@@ -3,22 +3,24 @@
 import torch
 from torch import Tensor
 
-from ..layers.scheme import WEIGHT
+from ..layers.scheme import WEIGHT, Scheme
 from ..layers.weights import QuantizedWeight, round_to_nearest
 from .objective import BLOCK, Case, Inputs, better, case_of, cholesky
 
 
-def gptq(weight: Tensor, inputs: Inputs | None, *, iterations: int = 1, seed: int = 0) -> QuantizedWeight | None:
+def gptq(
+    weight: Tensor, inputs: Inputs | None, *, scheme: Scheme = WEIGHT, iterations: int = 1
+) -> QuantizedWeight | None:
     """Frantar et al., GPTQ: accurate post-training quantization for generative pre-trained transformers, 2022.
 
     Columns in the order of falling energy of their inputs (act-order), the scale that of the largest value. Without
-    inputs there is no error to share, and it rounds to the nearest. Nothing is drawn and nothing iterated: `seed` and
-    `iterations` are not used. Costs in^3 / 3 for the factor and out in^2 flops for the columns.
+    inputs there is no error to share, and it rounds to the nearest. Nothing is drawn and nothing iterated:
+    `iterations` is not used. Costs in^3 / 3 for the factor and out in^2 flops for the columns.
     """
-    if inputs is None or round_to_nearest(weight) is None:
-        return round_to_nearest(weight)
-    case = case_of(weight, inputs)
-    return better(weight, inputs, _codes(case), case.scale)
+    if inputs is None or round_to_nearest(weight, scheme=scheme) is None:
+        return round_to_nearest(weight, scheme=scheme)
+    case = case_of(weight, inputs, scheme)
+    return better(weight, inputs, _codes(case), case.scale, scheme)
 
 
 def _codes(case: Case) -> Tensor:
@@ -37,7 +39,7 @@ def _codes(case: Case) -> Tensor:
         stop = min(start + BLOCK, columns)
         near, missed = rest[:, start:stop].clone(), torch.empty_like(rest[:, start:stop])
         for at in range(stop - start):
-            codes[:, order[start + at]] = code = near[:, at].round().clamp_(WEIGHT.qmin, WEIGHT.qmax)
+            codes[:, order[start + at]] = code = case.scheme.nearest_(near[:, at].clone())
             missed[:, at] = code - target[:, start + at]
             near -= torch.outer(missed[:, at], shares[start + at, start:stop])
         rest[:, stop:] -= missed @ shares[start:stop, stop:]

@@ -9,14 +9,13 @@ arguments give the same bits.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from ..layers.scheme import ACTIVATION, Scheme
 from ..layers.weights import QuantizedWeight, round_to_nearest
 from .adaround import adaround
 from .admm import admm
 from .easy_quant import easy_quant
 from .gptq import gptq
 
-# (weight, inputs, *, iterations=..., seed=0)
+# (weight, inputs, *, scheme=WEIGHT, iterations=...)
 WEIGHT_METHODS: dict[str, Callable[..., QuantizedWeight | None]] = {
     "round-to-nearest": round_to_nearest,
     "easy-quant": easy_quant,
@@ -32,9 +31,7 @@ class Method:
 
     weights: tuple[str, ...] = ()
     iterations: Mapping[str, int] = field(default_factory=dict)
-    seed: int = 0
     correct: bool = False
-    scheme: Scheme = ACTIVATION  # of inputs
 
     @property
     def plain(self) -> bool:

@@ -42,13 +42,14 @@ class Inputs:
 class Case:
     """The least squares that every method solves: codes q of small d H d, where d = q - t, in units of `scale`.
 
-    `target` (out, in) within [-127, 127]; `scale` (out,), that of the target's largest value; `hessian` (in, in),
-    positive definite. On the CPU or CUDA, float64 up to 2048 columns, float32 above.
+    `target` (out, in) within the codes of `scheme`; `scale` (out,), that of the target's largest value; `hessian` (in,
+    in), positive definite. On the CPU or CUDA, float64 up to 2048 columns, float32 above.
     """
 
     target: Tensor
     scale: Tensor
     hessian: Tensor
+    scheme: Scheme = WEIGHT
 
 
 def inputs_of(x: Tensor, qparams: QParams | None, scheme: Scheme) -> Inputs:
@@ -95,7 +96,7 @@ def _above(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None) -> Tensor
     return (apart * slope).sum(1)
 
 
-def case_of(weight: Tensor, inputs: Inputs | None) -> Case:
+def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> Case:
     """The weight that serves the quantized input best, and the metric to round it in.
 
     It minimises sum (w x - v xq)^2 + lambda (v - w)^2, so v = w + w (C - G)^T (G + lambda I)^-1. lambda pulls it to the
@@ -106,7 +107,7 @@ def case_of(weight: Tensor, inputs: Inputs | None) -> Case:
     dtype = precision(w.shape[1])
     mean = 0.0 if inputs is None else float(inputs.gram.diagonal().double().mean())
     if inputs is None or mean <= 0.0:
-        return _in_units(w.to(dtype), torch.eye(w.shape[1], dtype=dtype, device=w.device))
+        return _in_units(w.to(dtype), torch.eye(w.shape[1], dtype=dtype, device=w.device), scheme)
     gram = rows(inputs.gram)
     if inputs.cross is not None:
         pull = ((rows(inputs.cross) - gram) / mean).to(dtype)
@@ -115,14 +116,14 @@ def case_of(weight: Tensor, inputs: Inputs | None) -> Case:
         factor = cholesky(damped(gram, _TARGET + _SCARCE * w.shape[1] / max(inputs.tokens, 1)))
         largest = w.abs().amax(1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)  # float32 may not hold the product
         w = w + torch.cholesky_solve(pull @ (w / largest).to(dtype).T, factor).T * largest
-    return _in_units(w.to(dtype), damped(gram, ROUNDING))
+    return _in_units(w.to(dtype), damped(gram, ROUNDING), scheme)
 
 
-def _in_units(target: Tensor, hessian: Tensor) -> Case:
+def _in_units(target: Tensor, hessian: Tensor, scheme: Scheme) -> Case:
     largest = target.abs().amax(1)
-    scale = (largest / WEIGHT.qmax).clamp_min(_SMALLEST)
+    scale = (largest / scheme.qmax).clamp_min(_SMALLEST)
     scale = torch.where(largest == 0, torch.ones_like(scale), scale).to(torch.float32).to(target.dtype)
-    return Case(target / scale[:, None], scale, hessian)
+    return Case(target / scale[:, None], scale, hessian, scheme)
 
 
 def form(d: Tensor, hessian: Tensor) -> Tensor:
@@ -152,17 +153,19 @@ def cholesky(matrix: Tensor) -> Tensor:
             raise ValueError("the second-order statistics of a layer's input are not finite or not positive")
 
 
-def better(weight: Tensor, inputs: Inputs | None, codes: Tensor, scale: Tensor) -> QuantizedWeight | None:
+def better(
+    weight: Tensor, inputs: Inputs | None, codes: Tensor, scale: Tensor, scheme: Scheme = WEIGHT
+) -> QuantizedWeight | None:
     """The channels of `codes` (out, in) and `scale` (out,) whose error is below that of rounding to the nearest.
 
     The others are rounded to the nearest; so all are where that is None. Costs 4 out in^2 flops.
     """
-    nearest = round_to_nearest(weight)
+    nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None:
         return None
     kept = scale.to(torch.float32).to(nearest.scale.device)
     usable = kept.isfinite() & (kept >= _SMALLEST)
-    made = QuantizedWeight(codes.to(nearest.weight.device, torch.int8).view_as(nearest.weight), kept)
+    made = QuantizedWeight(codes.to(nearest.weight.device, nearest.weight.dtype).view_as(nearest.weight), kept)
     above = _above(_values(made), _values(nearest), rows(weight), inputs)
     wins = (above < 0).to(usable.device) & usable
     shape = (-1, *[1] * (weight.ndim - 1))

@@ -8,10 +8,7 @@ from torch import Tensor
 from octavo.capture.ranks import Ranks
 
 from ..choice import Choice
-from ..layers.inputs import Dynamic, InputSpec, TimestepQParams
-from ..layers.noise_level import bins_of
-from ..layers.products import dynamic_codes
-from ..layers.scheme import ACTIVATION, QParams, codes, dequantize
+from ..layers.transforms import transformed
 from ..observers.patches import PatchSurvey
 from ..observers.survey import Survey
 from ..replay.current_call import Turn
@@ -48,9 +45,8 @@ class Sums:
 
     def add(self, rows: Tensor) -> None:
         """Takes in rows (rows, in)."""
-        multiplier = self._choice.multiplier
-        x = (rows if multiplier is None else rows * multiplier.to(rows.dtype)).to(torch.float32)
-        xq = represented(x, self._choice.spec, self._turn.level)
+        x = transformed(self._choice.transform, rows).to(torch.float32)
+        xq = self._choice.input.represented(x, self._turn.level)
         lost = x - xq
         self.rows += len(x)
         self.exact += x.sum(0, dtype=torch.float64).cpu()
@@ -65,22 +61,6 @@ class Sums:
         if self.gram is None or self.residual is None:
             return None
         return Inputs(self.gram, self.gram + self.residual, self.rows)
-
-
-def represented(x: Tensor, spec: InputSpec | None, level: float | None) -> Tensor:
-    """What the integers of `x` (rows, in) float32 stand for, at this noise level."""
-    if spec is None:
-        return x
-    if isinstance(spec, Dynamic):
-        q, scale = dynamic_codes(x, (-1,))
-        return q.to(torch.float32) * scale
-    qparams = spec
-    if isinstance(spec, TimestepQParams):
-        at = bins_of(torch.tensor(0.0 if level is None else level), spec.edges)
-        qparams = QParams(spec.qparams.scale[at], spec.qparams.zero_point[at])
-    assert isinstance(qparams, QParams)
-    on = QParams(*(each.to(x.device) for each in qparams))
-    return dequantize(codes(x, on, ACTIVATION), on, ACTIVATION)
 
 
 def sums_for(choice: Choice, survey: Survey, turn: Turn, method: Method) -> Sums:
@@ -98,7 +78,7 @@ def sharing_inputs(choices: Mapping[str, Choice], surveys: Mapping[str, Survey],
     shared: dict[tuple[str, int], list[str]] = {}
     for name, choice in choices.items():
         if name in surveys and surveys[name].seen:
-            shared.setdefault((surveys[name].leader, id(choice.multiplier)), []).append(name)
+            shared.setdefault((surveys[name].leader, id(choice.transform)), []).append(name)
     if ranks.world == 1:
         return list(shared.values())
     return ranks.share(sorted(shared.values(), key=lambda members: -len(surveys[members[0]].all.low)))
@@ -135,7 +115,7 @@ _PATCHES = 1 << 16  # of a convolution, in all
 ROOM = float(1 << 30)  # bytes of sums held at once
 
 
-WORK = 5  # times the bytes of a layer's sums: what GPTQ makes of them (measured: 4.0)
+SUMS_AT_WORK = 5  # times the bytes of a layer's sums: what GPTQ makes of them (measured: 4.0)
 
 
 CALLS = 96  # enough to replay for the sums

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..layers.products import sums_in_int32
-from ..layers.scheme import ACTIVATION, codes
+from ..layers.scheme import codes
 from . import cpu
 from .int8_layer import LAYERS, Conv2dState, Int8Layer, LinearState
 from .onednn_weights import SHIFT
@@ -22,15 +22,15 @@ def _sums_in_int32() -> bool:
 
 def takes(layer: Int8Layer) -> bool:
     """Whether `layer` has a form in graphs: not with ranges by noise level, since that of a call is outside of them."""
-    return layer.scheme != "W8A8_TIMESTEP"
+    return not layer.input_type.by_level
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
     """The output of `layer` in a graph."""
     shape = *x.shape[:-1], layer.out_features
-    if layer.scheme != "W8A8" or not _sums_in_int32():
+    if not layer.calibrated or not _sums_in_int32():
         return torch.ops.octavo.layer(x, layer.number, shape, gelu or "")
-    found = codes(layer._multiplied(x, -1), layer.qparams(0), ACTIVATION)
+    found = codes(layer.transformed(x, -1), layer.qparams(0), layer.input_scheme)
     return torch.ops.octavo.product((found + SHIFT).to(torch.uint8), layer.number, shape, x.dtype, gelu or "")
 
 

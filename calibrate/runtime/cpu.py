@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers.products import dynamic_codes, sums_in_int32
-from ..layers.scheme import ACTIVATION, QParams, codes, divided
+from ..layers.scheme import QParams, codes, divided
 from . import kernels, reference
 from .int8_layer import Conv2dState, LinearState
 from .onednn_weights import SHIFT, Output, Packed
@@ -56,7 +56,7 @@ def _linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
 
 def _weight_only(layer: LinearState, rows: Tensor) -> Tensor:
     """Products with the weight as the reference rounds it; only what the cache holds of it is float at once."""
-    x, y = layer._multiplied(rows, -1), torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
+    x, y = layer.transformed(rows, -1), torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
     for start in range(0, layer.out_features, step := max(1, _AT_ONCE // layer.in_features)):
         at = slice(start, start + step)
         y[:, at] = F.linear(x, *layer._float(x.dtype, at))
@@ -72,7 +72,7 @@ def _known(layer: LinearState, x: Tensor, at: int) -> Tensor:
     if layer.recent is None:
         return _quantized(layer, x, at)
     scale, zero_point = layer.qparams(at)
-    how = Quantization(float(scale), int(zero_point), layer.mul_scale)
+    how = Quantization(float(scale), int(zero_point), layer.transform)
     return layer.recent.of(x, how, lambda: _quantized(layer, x, at))
 
 
@@ -81,7 +81,7 @@ def _quantized(layer: LinearState, x: Tensor, at: int) -> Tensor:
     rows = x.reshape(-1, x.shape[-1])
     q = torch.empty(rows.shape, dtype=torch.uint8)
     for out, some in _pieces(q, rows):
-        _quantize(out, layer._multiplied(some, -1), layer.qparams(at))
+        _quantize(out, layer.transformed(some, -1), layer.qparams(at))
     return q
 
 
@@ -104,7 +104,7 @@ def _dynamic(layer: LinearState, rows: Tensor, gelu: str | None) -> Tensor:
     packed = layer.packed
     y = torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
     for out, some in _pieces(y, rows):
-        found, scale = dynamic_codes(layer._multiplied(some, -1), (-1,))
+        found, scale = dynamic_codes(layer.transformed(some, -1), (-1,))
         q = _store(torch.empty(some.shape, dtype=torch.uint8), found)
         product = _product(packed, q, packed.outputs[0], torch.float32, None).mul_(scale)
         out.copy_(product if layer.bias is None else product.add_(layer.bias))
@@ -147,10 +147,12 @@ def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
 
 
 def _images(layer: Conv2dState, x: Tensor, at: int) -> Tensor:
-    output, multiplied = layer.packed.outputs[at], layer._multiplied(x, -3)
+    output, multiplied = layer.packed.outputs[at], layer.transformed(x, -3)
     if layer.calibrated:
         qparams = layer.qparams(at)
-        return _convolved(layer, codes(multiplied, qparams, ACTIVATION), float(qparams.zero_point), output, x.dtype)
+        return _convolved(
+            layer, codes(multiplied, qparams, layer.input_scheme), float(qparams.zero_point), output, x.dtype
+        )
     found, scale = dynamic_codes(multiplied, (-3, -2, -1))
     y = _convolved(layer, found, 0.0, output, torch.float32).mul_(scale)
     return (y if layer.bias is None else y.add_(layer.bias.view(-1, 1, 1))).to(x.dtype)

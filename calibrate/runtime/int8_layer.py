@@ -85,7 +85,7 @@ class Int8Layer(IntegerLayer):
 
     def bins(self, rows: int | None) -> int | list[int]:
         """The bin of each of the `rows`, or of all of them; 0 for layers without."""
-        if self.scheme != "W8A8_TIMESTEP":
+        if not self.input_type.by_level:
             return 0
         found: int | list[int] = (self.noise_level or NoiseLevel()).bins(self.edges, rows).tolist()
         return found

@@ -26,7 +26,7 @@ def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
         return reference_linear(layer, x, gelu)
     if x.dtype not in _OUT:
         return activated(layer.computed(x, _matmul), gelu)
-    rows = layer._multiplied(x, -1).reshape(-1, x.shape[-1]).contiguous()
+    rows = layer.transformed(x, -1).reshape(-1, x.shape[-1]).contiguous()
     if not layer.calibrated:
         return activated(_dynamic(layer, rows).view(*x.shape[:-1], -1), gelu)
     bins = layer.bins(len(x) if x.ndim > 1 else None)

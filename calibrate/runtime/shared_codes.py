@@ -4,9 +4,9 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from ..layers.transforms import Transform, same_transform
 from .onednn_layout import Layouts
 
 
@@ -15,15 +15,11 @@ class Quantization(NamedTuple):
 
     scale: float
     zero_point: int
-    multiplier: Tensor | None
+    transform: Transform | None
 
     def same(self, other: "Quantization") -> bool:
         """Whether both make the same integers."""
-        if self[:2] != other[:2]:
-            return False
-        if self.multiplier is None or other.multiplier is None:
-            return self.multiplier is other.multiplier
-        return torch.equal(self.multiplier, other.multiplier)
+        return self[:2] == other[:2] and same_transform(self.transform, other.transform)
 
 
 class Recent:

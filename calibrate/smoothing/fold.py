@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from octavo.capture.paging import page_out
 
 from ..layers.freeze import numbers_of
-from ..layers.inputs import Dynamic, InputSpec, Static, Timestep, TimestepQParams
 from ..layers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ..layers.numbers import Numbers
-from ..layers.scheme import QParams
 from ..layers.weights import QuantizedWeight
 
 _HALF = 0.51  # of a step: what rounding explains of the difference of quant_bias from the bias
@@ -81,7 +79,7 @@ def folded(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Itera
         tried = Folded(dict(made.layers), dict(made.parameters))
         if all(_moved(model, tried, fold, multiplier) for fold in group.folds):
             for name in group.layers:
-                tried.layers[name] = _with(tried.layers[name], replace(tried.layers[name].numbers, mul_scale=None))
+                tried.layers[name] = _with(tried.layers[name], replace(tried.layers[name].numbers, transform=None))
             made = tried
     return made
 
@@ -131,30 +129,23 @@ def multiplied(layer: QuantizedLayer, by: Tensor, plus: Tensor) -> Numbers | str
     if layer.calibrated:  # the exact sum, in place of the rounded bias
         correction = added(numbers) * by + plus - (0.0 if bias is None else bias.to(torch.float64))
     quantized = QuantizedWeight(numbers.weight, scale)
-    made = numbers_of(quantized, bias, _spec(numbers), numbers.dtype, numbers.mul_scale, correction)
+    made = numbers_of(quantized, bias, numbers.input, numbers.dtype, numbers.transform, correction)
     return made if isinstance(made, str) else replace(made, made_bias=numbers.made_bias)
 
 
 def added(numbers: Numbers) -> Tensor:
     """What a layer with ranges adds to its output, float64 (out,): the bias, or what its quant_bias carries besides."""
-    activation = numbers.activation
-    assert isinstance(activation, (Static, Timestep))
-    deq = activation.deq.to(torch.float64).view(-1, len(numbers.weight))  # (bins, out)
+    assert numbers.deq is not None
+    assert numbers.quant_bias is not None
+    deq = numbers.deq.to(torch.float64).view(-1, len(numbers.weight))  # (bins, out)
     sums = numbers.weight.flatten(1).sum(1, dtype=torch.int64)
     page_out(numbers.weight)
-    offset = activation.qparams.zero_point.to(torch.int64).view(-1, 1) * sums
-    carried = (activation.quant_bias.view(deq.shape) + offset) * deq
+    offset = numbers.input.tensors["input_zero_point"].to(torch.int64).view(-1, 1) * sums
+    carried = (numbers.quant_bias.view(deq.shape) + offset) * deq
     finest = deq.argmin(0, keepdim=True)  # whose rounding is the smallest
     added = carried.gather(0, finest)[0]
     bias = torch.zeros_like(added) if numbers.bias is None else numbers.bias.to(torch.float64)
     return torch.where((added - bias).abs() <= _HALF * deq.gather(0, finest)[0], bias, added)
-
-
-def _spec(numbers: Numbers) -> InputSpec | None:
-    activation = numbers.activation
-    if isinstance(activation, Timestep):
-        return TimestepQParams(QParams(*activation.qparams), activation.edges)
-    return activation.qparams if isinstance(activation, Static) else Dynamic() if activation else None
 
 
 def _float(model: nn.Module, parameters: dict[str, Callable[[], Tensor]], fold: Fold, multiplier: Tensor) -> bool:

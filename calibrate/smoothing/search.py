@@ -16,16 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from octavo.capture.ranks import ALONE, Ranks
-
-from ..choice import divided
-from ..layers.products import dynamic_codes, integer_matmul
-from ..layers.scheme import ACTIVATION, WEIGHT, QParams, Scheme, codes, qparams_of
+from ..layers.inputs import Codes, Input, StaticInput, weights_for
+from ..layers.products import integer_matmul
+from ..layers.scheme import QParams, Scheme, codes, qparams_of
+from ..layers.transforms import Multiply, transformed, weight_for
 from ..layers.weights import scales_of
 from ..observers.extremes import Channels
 from ..observers.survey import Survey
 from ..plan import FloatLayer, layer_at
-from ..replay.calls import Progress
+from ..replay.work import Work
 
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)
 _WORTH = 0.9  # of the error without smoothing: a multiply that saves less is not put in
@@ -42,9 +41,9 @@ class Group(Protocol):
 
 
 class Smoothing(NamedTuple):
-    """`multiplier` (channels,), 1 / s in the model's dtype, is what the input is multiplied by; `gain` is in dB."""
+    """`transform` multiplies each channel of the input by 1 / s, held in the model's dtype; `gain` is in dB."""
 
-    multiplier: Tensor
+    transform: Multiply
     alpha: float
     gain: float
 
@@ -53,20 +52,19 @@ def smooth(
     model: nn.Module,
     surveys: Mapping[str, Survey],
     groups: Iterable[Group],
-    kind: str,
+    kind: type[Input],
     scheme: Scheme,
-    progress: Progress,
-    ranks: Ranks = ALONE,
+    work: Work,
 ) -> dict[str, Smoothing]:
-    """The smoothing of each layer that gains by it. `kind` says how inputs become integers, with `scheme`.
+    """The smoothing of each layer that gains by it. `kind` says how inputs become codes, of `scheme`.
 
     Layers that see one row for each sample are left alone: their few rows say too little of other calls. Layers of a
     group that are given different inputs have factors of their own where that is much better: those of all blocks of a
-    network may have no channels in common that are large. Collective: `ranks` share the groups.
+    network may have no channels in common that are large. Collective: the ranks of `work` share the groups.
     """
     chosen: dict[str, Smoothing] = {}
-    found = ranks.share(list(grouped(surveys, groups)))
-    for names in progress("smooth", found, len(found)):
+    found = work.ranks.share(list(grouped(surveys, groups)))
+    for names in work.progress("smooth", found, len(found)):
         together, error = _searched(model, names, surveys, kind, scheme)
         made = {tuple(names): together}
         if len(parts := list(_by_input(names, surveys))) > 1:
@@ -76,7 +74,7 @@ def smooth(
         for part, smoothing in made.items():
             if smoothing is not None:
                 chosen.update(dict.fromkeys(part, smoothing))
-    return {name: smoothing for part in ranks.gather(chosen) for name, smoothing in part.items()}
+    return {name: smoothing for part in work.ranks.gather(chosen) for name, smoothing in part.items()}
 
 
 def grouped(surveys: Mapping[str, Survey], groups: Iterable[Group]) -> Iterable[list[str]]:
@@ -97,14 +95,6 @@ def _by_input(names: Iterable[str], surveys: Mapping[str, Survey]) -> Iterable[l
     return shared.values()
 
 
-class _Input(NamedTuple):
-    """Integers of an input, as int8, and what they stand for: (q - zero_point) * scale."""
-
-    q: Tensor
-    scale: Tensor
-    zero_point: Tensor | None
-
-
 class _Judge:
     """Judges factors for layers with one input, on rows that they were not made from: the errors of their outputs, over
     their squares.
@@ -112,7 +102,7 @@ class _Judge:
     The products are those of the integer layers, but for how their scales are rounded.
     """
 
-    def __init__(self, modules: Sequence[FloatLayer], survey: Survey, kind: str, scheme: Scheme) -> None:
+    def __init__(self, modules: Sequence[FloatLayer], survey: Survey, kind: type[Input], scheme: Scheme) -> None:
         self._modules, self._survey, self._kind, self._scheme = modules, survey, kind, scheme
         self._rows = survey.judged.rows
         rows = self._rows.to(torch.float32)
@@ -122,40 +112,36 @@ class _Judge:
             for module, y in zip(modules, self._exact, strict=True)
         ]
 
-    def error(self, multiplier: Tensor | None) -> float:
+    def error(self, transform: Multiply | None) -> float:
         """The sum over the layers; infinite where there are no integers."""
-        x = self._input(multiplier)
+        x = self._codes(transform)
         if x is None:
             return math.inf
         total = 0.0
         for module, exact, signal in zip(self._modules, self._exact, self._signals, strict=True):
-            made = _product(x, divided(module, multiplier))
+            made = _product(x, weight_for(transform, module.weight), weights_for(self._scheme))
             if made is None:
                 return math.inf
             noise = _square(made.sub_(exact))
             total += noise / signal if signal else noise
         return total
 
-    def _input(self, multiplier: Tensor | None) -> _Input | None:
-        x = (self._rows if multiplier is None else self._rows * multiplier).to(torch.float32)
-        if self._kind == "dynamic":
-            q, scale = dynamic_codes(x, (-1,))
-            return _Input(q.to(torch.int8), scale, None)
-        extent = self._survey.fitted.range(multiplier)
-        spec = qparams_of(extent, self._scheme, self._modules[0].weight.dtype)
-        if spec is None:
-            return None
-        spec = QParams(*(each.to(x.device) for each in spec))
-        return _Input(codes(x, spec, ACTIVATION).to(torch.int8), *spec)
+    def _codes(self, transform: Multiply | None) -> Codes | None:
+        x = transformed(transform, self._rows).to(torch.float32)
+        if not self._kind.ranged:
+            return self._kind(scheme=self._scheme).codes(x)
+        extent = self._survey.fitted.range(transform)
+        qparams = qparams_of(extent, self._scheme, self._modules[0].weight.dtype)
+        return None if qparams is None else StaticInput(qparams, scheme=self._scheme).codes(x)
 
 
-def _product(x: _Input, weight: Tensor) -> Tensor | None:
-    """What the integers of `x` and of the weight make, without the bias; None where the weight has none."""
-    scale = scales_of(weight)
+def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
+    """What the codes of `x` and of the weight make, without the bias; None where the weight has none."""
+    scale = scales_of(weight, scheme)
     if scale is None:
         return None
-    q = codes(weight, QParams(scale, torch.zeros_like(scale)), WEIGHT).to(torch.int8)
-    total = integer_matmul(x.q, q)
+    q = codes(weight, QParams(scale, torch.zeros_like(scale)), scheme).to(scheme.element.dtype)
+    total = integer_matmul(x.q.to(scheme.element.dtype), q)
     if x.zero_point is not None:
         total -= x.zero_point * q.sum(1, dtype=torch.int32)
     return total.to(torch.float32) * (x.scale * scale)
@@ -166,7 +152,7 @@ def _square(x: Tensor) -> float:
 
 
 def _searched(
-    model: nn.Module, names: Sequence[str], surveys: Mapping[str, Survey], kind: str, scheme: Scheme
+    model: nn.Module, names: Sequence[str], surveys: Mapping[str, Survey], kind: type[Input], scheme: Scheme
 ) -> tuple[Smoothing | None, float]:
     """The best smoothing of these layers, if there is one that helps, and the sum of their errors with it."""
     weights = largest_of([layer_at(model, name).weight.detach() for name in names])
@@ -176,17 +162,17 @@ def _searched(
         for part in _by_input(names, surveys)
     ]
 
-    def error(multiplier: Tensor | None) -> float:
-        return sum(judge.error(multiplier) for judge in judges)
+    def error(transform: Multiply | None) -> float:
+        return sum(judge.error(transform) for judge in judges)
 
     before = error(None)
-    errors = [error(multiplier_of(weights, fitted, alpha)) for alpha in ALPHAS]
+    errors = [error(Multiply(multiplier_of(weights, fitted, alpha))) for alpha in ALPHAS]
     if not min(errors) < _WORTH * before:
         return None, before
     alpha, after = next((a, e) for a, e in zip(ALPHAS, errors, strict=True) if e <= _NEAR * min(errors))
     everything = _merged(surveys[name].all for name in names)
     gain = 10 * float(torch.tensor(before / max(after, 1e-300)).log10())
-    return Smoothing(multiplier_of(weights, everything, alpha), alpha, gain), after
+    return Smoothing(Multiply(multiplier_of(weights, everything, alpha)), alpha, gain), after
 
 
 def _merged(statistics: Iterable[Channels]) -> Channels:

@@ -50,9 +50,9 @@ def run_cnn(options: CalibrateOptions, terminal: Terminal) -> None:
     else:
         made = made_up(classifier.model, shape, progress=terminal.progress)
         count, calls, warnings = len(made), lambda: iter(made), warnings_of(classifier.model)
-    settings = replace(settings, samples=count, reciprocal=True)
+    settings = replace(settings, samples=count)
     result, model = calibrate_folded(
-        classifier.model, calls, settings, progress=terminal.progress, changing=True, warnings=warnings
+        classifier.model, calls, settings, progress=terminal.progress, changing=True, graphs=True, warnings=warnings
     )
     write(result, model, options)
     show(result, options, terminal, time.monotonic() - began)

@@ -184,7 +184,6 @@ def test_progress_wraps_every_long_stage():
         {"weights": "floor"},
         {"sigma": 100.5},
         {"sigma": math.nan},
-        {"percentile": 5.0},
         {"samples": 0},
     ],
     ids=str,

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from octavo.calibrate.formats.export import export
-from octavo.calibrate.layers.inputs import Dynamic, InputSpec, TimestepQParams
+from octavo.calibrate.layers.inputs import DynamicInput, FloatInput, Input, StaticInput, TimestepInput
 from octavo.calibrate.layers.modules import QuantizedLayer, build
 from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_of
 from octavo.calibrate.plan import Plan
@@ -47,27 +47,31 @@ def stacked(dtype: torch.dtype) -> QParams:
     return QParams(torch.stack([q.scale for q in each]), torch.stack([q.zero_point for q in each]))
 
 
-def spec_of(kind: str, dtype: torch.dtype) -> InputSpec | None:
+def static(extent: Range, dtype: torch.dtype) -> StaticInput:
+    qparams = qparams_of(extent, ACTIVATION, dtype)
+    assert qparams is not None
+    return StaticInput(qparams)
+
+
+def input_of(kind: str, dtype: torch.dtype) -> Input:
     """How the inputs of a layer of this scheme become integers."""
-    specs: dict[str, InputSpec | None] = {
-        "W8A8": qparams_of(RANGES[0], ACTIVATION, dtype),
-        "W8A8_TIMESTEP": TimestepQParams(stacked(dtype), torch.tensor(EDGES)),
-        "W8A8_DYNAMIC": Dynamic(),
-        "W8A16": None,
+    inputs: dict[str, Input] = {
+        "W8A8": static(RANGES[0], dtype),
+        "W8A8_TIMESTEP": TimestepInput(stacked(dtype), torch.tensor(EDGES)),
+        "W8A8_DYNAMIC": DynamicInput(),
+        "W8A16": FloatInput(),
     }
-    return specs[kind]
+    return inputs[kind]
 
 
 def frozen(module: nn.Module, kind: str, **options: Any) -> QuantizedLayer:
     """A layer of this scheme in the place of a float one."""
-    spec = spec_of(kind, module.weight.dtype)
-    return build(nearest(module.weight, module.bias, spec, **options), module)
+    return build(nearest(module.weight, module.bias, input_of(kind, module.weight.dtype), **options), module)
 
 
 def static_of(module: nn.Module, at: int) -> QuantizedLayer:
     """The W8A8 layer with the range of one bin."""
-    qparams = qparams_of(RANGES[at], ACTIVATION, module.weight.dtype)
-    return build(nearest(module.weight, module.bias, qparams), module)
+    return build(nearest(module.weight, module.bias, static(RANGES[at], module.weight.dtype)), module)
 
 
 def layers_of(model: nn.Module, kinds: dict[str, str], **options: Any) -> dict[str, QuantizedLayer]:
@@ -77,7 +81,7 @@ def layers_of(model: nn.Module, kinds: dict[str, str], **options: Any) -> dict[s
 def written(
     folder: Path, model: nn.Module, layers: dict[str, QuantizedLayer], timesteps: tuple[float, ...] | None = SCHEDULE
 ) -> Path:
-    return export(Result(Plan(()), layers, {}), model, folder, timesteps=timesteps)
+    return export(Result(Plan(()), layers, {}, timesteps), model, folder)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.layers.inputs import Dynamic, TimestepQParams
+from octavo.calibrate.layers.inputs import INPUTS, Input, StaticInput, TimestepInput
 from octavo.calibrate.layers.modules import QuantizedConv2d, QuantizedLayer, build
 from octavo.calibrate.layers.noise_level import NoiseLevel
 from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_of
@@ -14,22 +14,20 @@ SCHEMES = ("W8A8", "W8A8_DYNAMIC", "W8A8_TIMESTEP", "W8A16")
 EXTENTS = (Range(-2.0, 3.0), Range(0.0, 1.0), Range(-5.0, 0.0))  # zero points between the ends, and at both of them
 
 
-def spec_of(scheme: str, dtype: torch.dtype = torch.float32, extents=EXTENTS):
-    if scheme == "W8A16":
-        return None
-    if scheme == "W8A8_DYNAMIC":
-        return Dynamic()
+def input_of(scheme: str, dtype: torch.dtype = torch.float32, extents=EXTENTS) -> Input:
+    if not INPUTS[scheme].ranged:
+        return INPUTS[scheme]()
     found = [qparams_of(extent, ACTIVATION, dtype) for extent in extents]
     if scheme == "W8A8":
-        return found[0]
-    return TimestepQParams(QParams(*map(torch.stack, zip(*found, strict=True))), torch.tensor([300.0, 700.0]))
+        return StaticInput(found[0])
+    return TimestepInput(QParams(*map(torch.stack, zip(*found, strict=True))), torch.tensor([300.0, 700.0]))
 
 
 def frozen(module: nn.Module, scheme: str, smoothed: bool = False, extents=EXTENTS) -> QuantizedLayer:
     """The reference layer of `module`; of W8A8_TIMESTEP at noise level 500."""
     scale = torch.rand(module.weight.shape[1]) + 0.5 if smoothed else None
-    spec = spec_of(scheme, module.weight.dtype, extents)
-    layer = build(nearest(module.weight, module.bias, spec, mul_scale=scale), module)
+    input = input_of(scheme, module.weight.dtype, extents)
+    layer = build(nearest(module.weight, module.bias, input, multiplier=scale), module)
     layer.noise_level = NoiseLevel.of(torch.tensor(500.0))
     return layer
 

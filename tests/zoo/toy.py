@@ -7,18 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from octavo.calibrate.layers.freeze import numbers_of
-from octavo.calibrate.layers.inputs import InputSpec
+from octavo.calibrate.layers.inputs import Input
 from octavo.calibrate.layers.numbers import Numbers
+from octavo.calibrate.layers.transforms import Multiply
 from octavo.calibrate.layers.weights import round_to_nearest
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def nearest(weight: Tensor, bias: Tensor | None, spec: InputSpec | None, **more: Tensor | None) -> Numbers | str:
+def nearest(
+    weight: Tensor, bias: Tensor | None, input: Input, *, multiplier: Tensor | None = None, **more: Tensor | None
+) -> Numbers | str:
     """The numbers of a layer whose weight is rounded to the nearest, or why there are none."""
     rounded = round_to_nearest(weight)
     assert rounded is not None
-    return numbers_of(rounded, bias, spec, weight.dtype, **more)
+    return numbers_of(rounded, bias, input, weight.dtype, None if multiplier is None else Multiply(multiplier), **more)
 
 
 class Call(NamedTuple):

@@ -26,7 +26,7 @@ from .write import (
     WEIGHT_FILE,
 )
 
-SCHEMES = ("W8A8", "W8A16", "W8A8_DYNAMIC", "W8A8_TIMESTEP")
+SCHEMES = ("W8A8", "W8A16", "W8A8_DYNAMIC", "W8A8_TIMESTEP")  # as files are looked for
 _DESCRIPTION_LIMIT = 64 << 20
 _WEIGHT = ".weight"
 _LARGEST = torch.finfo(torch.float32).max

@@ -1,5 +1,6 @@
 """One layer of an ascend checkpoint: every number checked against what an export writes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,11 +10,12 @@ from torch import Tensor
 from octavo.capture.errors import FileError, OctavoError
 
 from ...layers.freeze import unpacked
-from ...layers.inputs import Activation, Dynamic, Static, Timestep
+from ...layers.inputs import INPUTS, FloatInput, Input, StaticInput, TimestepInput
 from ...layers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ...layers.noise_level import bins_of
 from ...layers.numbers import Numbers
 from ...layers.scheme import STORABLE, QParams
+from ...layers.transforms import Multiply
 from .checkpoint import Checkpoint
 from .write import MUL_SCALE
 
@@ -42,7 +44,7 @@ class Place(NamedTuple):
 
 def read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
     """The layer of that name. Raises FileError for numbers that no export writes."""
-    place, scheme = Place(checkpoint, name), checkpoint.schemes[name]
+    place, kind = Place(checkpoint, name), INPUTS[checkpoint.schemes[name]]
     weight = place.read("weight", (torch.int8,))
     if weight.ndim not in (2, 4) or not weight.numel():
         raise place.wrong("weight", f"has shape {tuple(weight.shape)}")
@@ -58,16 +60,17 @@ def read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
         raise place.wrong("weight", f"has {outputs} outputs in {groups} groups")
     multiplier = _multiplier(place, weight.shape[1] * groups)
     known = [tensor.dtype for tensor in (multiplier, bias) if tensor is not None]
-    activation: Activation | None = None
     dtype = known[0] if known else torch.float32
-    if scheme == "W8A8_DYNAMIC":
-        activation = Dynamic()
+    transform = None if multiplier is None else Multiply(multiplier)
+    numbers = Numbers(weight, scale, bias, FloatInput(), dtype, transform, made_bias=checkpoint.made_bias(name))
+    if kind.ranged:
+        ranged = _ranges(place, weight, kind)
+        numbers = replace(numbers, input=ranged.input, deq=ranged.deq, quant_bias=ranged.quant_bias, dtype=ranged.dtype)
+        if multiplier is not None and multiplier.dtype != ranged.dtype:
+            raise place.wrong(MUL_SCALE, f"is {multiplier.dtype}, input_scale {ranged.dtype}")
+    elif kind.rounded:
+        numbers = replace(numbers, input=kind())
         _check_accumulator(place, "weight", torch.zeros(1), weight, 127)
-    elif scheme != "W8A16":
-        activation, dtype = _ranges(place, weight, scheme)
-        if multiplier is not None and multiplier.dtype != dtype:
-            raise place.wrong(MUL_SCALE, f"is {multiplier.dtype}, input_scale {dtype}")
-    numbers = Numbers(weight, scale, bias, activation, dtype, multiplier, checkpoint.made_bias(name))
     return QuantizedLinear(numbers) if geometry is None else QuantizedConv2d(numbers, geometry)
 
 
@@ -87,12 +90,20 @@ def _multiplier(place: Place, inputs: int) -> Tensor | None:
     return place.positive(MUL_SCALE, place.checkpoint.read(key, STORABLE, (inputs,)))
 
 
-def _ranges(place: Place, weight: Tensor, scheme: str) -> tuple[Static | Timestep, torch.dtype]:
-    """The activation of a layer whose ranges are stored, and the dtype of the float layer."""
-    timed, levels = scheme == "W8A8_TIMESTEP", place.checkpoint.levels
-    if timed and not levels:
+class Ranges(NamedTuple):
+    """The numbers of a layer whose ranges are stored, and the dtype of its float form."""
+
+    input: StaticInput | TimestepInput
+    deq: Tensor
+    quant_bias: Tensor
+    dtype: torch.dtype
+
+
+def _ranges(place: Place, weight: Tensor, kind: type[Input]) -> Ranges:
+    levels = place.checkpoint.levels
+    if kind.by_level and not levels:
         raise place.wrong("input_scale", "has rows for noise levels that are not known")
-    leading = (len(levels),) if timed else ()
+    leading = (len(levels),) if kind.by_level else ()
     scale = place.positive("input_scale", place.read("input_scale", STORABLE, (*leading, 1)))
     offset = place.read("input_offset", (scale.dtype,), (*leading, 1)).float()
     whole = (offset >= -128) & (offset <= 127) & (offset == offset.round())
@@ -101,8 +112,9 @@ def _ranges(place: Place, weight: Tensor, scheme: str) -> tuple[Static | Timeste
     deq = _deq(place, scale.dtype, (*leading, weight.shape[0]))
     quant_bias = place.read("quant_bias", (torch.int32,), (*leading, weight.shape[0]))
     _check_accumulator(place, "quant_bias", quant_bias, weight, 128)
-    found = Static(QParams(scale.float().squeeze(-1), offset.to(torch.int32).squeeze(-1)), deq, quant_bias)
-    return (_bins(place, found, levels) if timed else found), scale.dtype
+    qparams = QParams(scale.float().squeeze(-1), offset.to(torch.int32).squeeze(-1))
+    found = Ranges(StaticInput(qparams), deq, quant_bias, scale.dtype)
+    return _bins(place, found, qparams, levels) if kind.by_level else found
 
 
 def _deq(place: Place, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -119,20 +131,20 @@ def _check_accumulator(place: Place, key: str, quant_bias: Tensor, weight: Tenso
         raise place.wrong(key, "could leave int32 in the accumulator")
 
 
-def _bins(place: Place, rows: Static, levels: tuple[float, ...]) -> Timestep:
+def _bins(place: Place, rows: Ranges, qparams: QParams, levels: tuple[float, ...]) -> Ranges:
     """The numbers of each bin, from rows that are for noise levels in it: those of one bin have to be the same."""
     edges = place.checkpoint.edges(place.name)
     bins = bins_of(torch.tensor(levels), edges).tolist()
     missing = set(range(len(edges) + 1)) - set(bins)
     if missing:
         raise place.wrong("input_scale", f"has no row for bin {min(missing)} of its noise levels")
-    first = torch.tensor([bins.index(at) for at in range(len(edges) + 1)])
-    tensors = (*rows.qparams, rows.deq, rows.quant_bias)
+    first = torch.tensor([bins.index(number) for number in range(len(edges) + 1)])
+    tensors = (*qparams, rows.deq, rows.quant_bias)
     scale, zero_point, deq, quant_bias = (tensor[first] for tensor in tensors)
     for kept, tensor in zip((scale, zero_point, deq, quant_bias), tensors, strict=True):
         if not torch.equal(kept[bins], tensor):
             raise place.wrong("input_scale", "and the like have rows that differ in one bin of noise levels")
-    return Timestep(QParams(scale, zero_point), deq, quant_bias, edges)
+    return Ranges(TimestepInput(QParams(scale, zero_point), edges), deq, quant_bias, rows.dtype)
 
 
 def load_ascend(directory: Path | str) -> dict[str, QuantizedLayer]:

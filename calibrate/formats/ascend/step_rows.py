@@ -31,7 +31,7 @@ def deployed_levels(layers: Mapping[str, QuantizedLayer], timesteps: Iterable[fl
 
     All layers have the same rows. Raises UsageError for timesteps that are none.
     """
-    timed = [layer.edges for layer in layers.values() if layer.scheme == "W8A8_TIMESTEP"]
+    timed = [layer.edges for layer in layers.values() if layer.input_type.by_level]
     if not timed:
         return ()
     levels = [] if timesteps is None else [float(level) for level in timesteps]

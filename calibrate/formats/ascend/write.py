@@ -111,7 +111,7 @@ def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterat
         return
     scale, offset = layer.input_scale.view(-1), layer.input_zero_point.view(-1)
     deq, quant_bias = layer.deq, layer.quant_bias
-    if layer.scheme == "W8A8_TIMESTEP":
+    if layer.input_type.by_level:
         at = rows_of(layer.edges, levels).bins
         scale, offset, deq, quant_bias = scale[at].view(-1, 1), offset[at].view(-1, 1), deq[at], quant_bias[at]
     yield "input_scale", Planned.of(scale.to(layer.dtype))
@@ -124,9 +124,7 @@ def _metadata(layers: Mapping[str, QuantizedLayer], levels: Sequence[float]) -> 
     found: dict[str, Any] = {
         GEOMETRY: {name: x.geometry._asdict() for name, x in layers.items() if isinstance(x, QuantizedConv2d)},
         LEVELS: levels,
-        EDGES: {
-            name: rows_of(x.edges, levels).edges.tolist() for name, x in layers.items() if x.scheme == "W8A8_TIMESTEP"
-        },
+        EDGES: {name: rows_of(x.edges, levels).edges.tolist() for name, x in layers.items() if x.input_type.by_level},
         CORRECTED: sorted(name for name, x in layers.items() if corrected(x)),
         MADE_BIASES: sorted(name for name, x in layers.items() if x.made_bias),
     }

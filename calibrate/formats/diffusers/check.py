@@ -1,4 +1,4 @@
-"""Whether diffusers can load a directory, with Octavo or with torchao, line by line, and why not.
+"""Checks whether diffusers with Octavo can load a directory, line by line, and why not.
 
 Names, dtypes and shapes are read from the headers of the files; integers are computed with, as the ascend view's are.
 """
@@ -10,28 +10,23 @@ import torch
 
 from octavo.capture.errors import OctavoError
 
-from ...layers.inputs import Activation, Dynamic, Static, Timestep
+from ...layers.inputs import INPUTS
 from ...layers.modules import QuantizedLinear
 from ...layers.numbers import Numbers
-from ...layers.scheme import QParams
+from ...layers.scheme import ACTIVATION
 from ..arithmetic import correction_share, shares
-from ..torchao.check import check_torchao
 from ..verdict import OCTAVO, Verdict
-from .directory import Model, Place, method_at
-from .structure import QUANT_METHOD, Kind, Structure
+from .directory import Model, Place
+from .structure import Kind, Structure
 from .write import CONFIG_FILE
 
 
-def check_model(directory: Path) -> Iterator[Verdict]:
-    """The verdicts on a directory that has a quant_method of ours, or torchao's."""
+def check(directory: Path) -> list[Verdict]:
+    """The verdicts on a directory with our quant_method."""
     try:
-        model = Model.open(directory)
-        if method_at(directory) == QUANT_METHOD:
-            yield from _octavo(model)
-        else:
-            yield check_torchao(model)
+        return list(_octavo(Model.open(directory)))
     except OctavoError as error:
-        yield Verdict("octavo", "files", False, str(error))
+        return [Verdict("octavo", "files", False, str(error))]
 
 
 def _octavo(model: Model) -> Iterator[Verdict]:
@@ -81,7 +76,7 @@ def _wanted(kind: Kind, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype |
         wanted["mul_scale"] = (None, shape[1:2])
     if kind.made_bias:
         wanted["bias"] = (None, (outputs,))
-    if kind.scheme in ("W8A8", "W8A8_TIMESTEP"):
+    if INPUTS[kind.scheme].ranged:
         wanted["input_scale"] = (torch.float32, leading)
         wanted["input_zero_point"] = (torch.int32, leading)
         wanted["deq"] = (torch.float32, (*leading, outputs))
@@ -107,11 +102,7 @@ def _numbers(model: Model, structure: Structure) -> Verdict:
 def _layer(model: Model, name: str, kind: Kind, dtype: torch.dtype) -> QuantizedLinear:
     """The layer; a convolution as the linear layer of its patches."""
     read = {key.rpartition(".")[2]: place.read() for key, place in _of(model, name).items()}
-    activation: Activation | None = None if kind.scheme == "W8A16" else Dynamic()
-    if "deq" in read:
-        qparams = QParams(read["input_scale"], read["input_zero_point"])
-        activation = Static(qparams, read["deq"], read["quant_bias"])
-        if kind.bins:
-            activation = Timestep(qparams, read["deq"], read["quant_bias"], read["edges"])
+    input = INPUTS[kind.scheme].of(read, ACTIVATION)
     weight, bias = read["weight"].flatten(1), read.get("bias")
-    return QuantizedLinear(Numbers(weight, read["weight_scale"], bias, activation, dtype, None, kind.made_bias))
+    output = read.get("deq"), read.get("quant_bias")
+    return QuantizedLinear(Numbers(weight, read["weight_scale"], bias, input, dtype, None, *output, kind.made_bias))

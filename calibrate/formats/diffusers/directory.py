@@ -1,15 +1,19 @@
 """A directory as diffusers lays it out: config.json, one weight file or several with an index."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from octavo.capture.errors import damage
+from octavo.capture.errors import OctavoError, damage
 from octavo.capture.sealed import json_object, read_bytes
 from octavo.capture.tensors import Stored, read_header, read_tensor
 
 from .write import CONFIG_FILE, INDEX_FILE, WEIGHT_FILE
+
+# names of files in it, as a regular expression
+MODEL_FILES = r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 
 
 class Place(NamedTuple):
@@ -61,6 +65,15 @@ def weight_files(directory: Path) -> list[Path]:
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise damage(directory / INDEX_FILE, "not an index of weight files")
     return [directory / Path(name).name for name in sorted(set(names.values()))]
+
+
+def find_method(directory: Path, method: str, folder: str) -> Path | None:
+    """The directory itself or its `folder`, where one of them says that it was quantized by `method`."""
+    for place in (directory, directory / folder):
+        with suppress(OctavoError):
+            if method_at(place) == method:
+                return place
+    return None
 
 
 def method_at(directory: Path) -> str | None:

@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.capture.errors import FileError, MisfitError
 
-from ...layers.inputs import SCHEMES, Activation, Dynamic, Static, Timestep
+from ...layers.inputs import INPUTS
 from ...layers.modules import QuantizedLayer, build
 from ...layers.numbers import Numbers
-from ...layers.scheme import STORABLE, QParams
+from ...layers.scheme import ACTIVATION, STORABLE
+from ...layers.transforms import Multiply
 
 QUANT_METHOD, FORMAT = "octavo", 1
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORABLE}
@@ -68,7 +69,7 @@ class Structure:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             fact = f"{type(error).__name__} {error}".replace("\n", " ")
             raise FileError(f"{where}: not what Octavo writes ({fact}). Export again.") from None
-        unknown = {kind.scheme for kind in kinds.values()} - set(SCHEMES.values())
+        unknown = {kind.scheme for kind in kinds.values()} - set(INPUTS)
         if unknown or not kinds:
             fact = f"unknown scheme {sorted(unknown)[0]}" if unknown else "names no layer"
             raise FileError(f"{where}: {fact}. Export again.")
@@ -102,24 +103,22 @@ class Structure:
 
 
 def _kind(layer: QuantizedLayer) -> Kind:
-    bins = len(layer.input_scale) if layer.scheme == "W8A8_TIMESTEP" else 0
-    return Kind(layer.scheme, layer.mul_scale is not None, layer.made_bias, bins)
+    bins = len(layer.input_scale) if layer.input_type.by_level else 0
+    return Kind(layer.scheme, layer.transform is not None, layer.made_bias, bins)
 
 
 def _empty(kind: Kind, shape: tuple[int, ...], biased: bool, dtype: torch.dtype) -> Numbers:
     with torch.device("meta"):
         outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
-        qparams = QParams(torch.empty(leading), torch.empty(leading, dtype=torch.int32))
-        deq, quant_bias = torch.empty(*leading, outputs), torch.empty(*leading, outputs, dtype=torch.int32)
-        activations: dict[str, Activation | None] = {
-            "W8A8": Static(qparams, deq, quant_bias),
-            "W8A8_TIMESTEP": Timestep(qparams, deq, quant_bias, torch.empty(max(kind.bins - 1, 0))),
-            "W8A8_DYNAMIC": Dynamic(),
-            "W8A16": None,
-        }
+        tensors: dict[str, Tensor | None] = {
+            "input_scale": torch.empty(leading), "input_zero_point": torch.empty(leading, dtype=torch.int32),
+            "edges": torch.empty(max(kind.bins - 1, 0)),
+        }  # fmt: skip
+        input = INPUTS[kind.scheme].of(tensors, ACTIVATION)
         return Numbers(
-            torch.empty(shape, dtype=torch.int8), torch.empty(outputs),
+            torch.empty(shape, dtype=input.weights.element.dtype), torch.empty(outputs),
             torch.empty(outputs, dtype=dtype) if biased or kind.made_bias else None,
-            activations[kind.scheme], dtype, torch.empty(shape[1], dtype=dtype) if kind.multiplied else None,
-            kind.made_bias,
+            input, dtype, Multiply(torch.empty(shape[1], dtype=dtype)) if kind.multiplied else None,
+            torch.empty(*leading, outputs) if input.ranged else None,
+            torch.empty(*leading, outputs, dtype=torch.int32) if input.ranged else None, kind.made_bias,
         )  # fmt: skip

@@ -7,7 +7,7 @@ that input, it has: the int8 codes stay, scales and biases before it change.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from octavo.capture.tensors import Planned, write_tensors
 from ...layers.install import all_names
 from ...layers.modules import QuantizedLayer
 from ...layers.weights import check_finite_tensor
-from ...smoothing.fold import Folded, Group, folded
+from ...smoothing.fold import Folded, folded
+from ..record import Groups
 from .structure import Structure
 
 CONFIG_FILE = "config.json"
@@ -31,8 +32,6 @@ WEIGHT_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 WEIGHT_FILE = WEIGHT_PATTERN.format(suffix="")
 INDEX_FILE = WEIGHT_FILE + ".index.json"
 SHARD = 10 * 10**9  # bytes; what diffusers writes into one file
-
-Groups = Callable[[Any], Iterable[Group]]
 
 
 def write_diffusers(

@@ -1,14 +1,10 @@
 """The packages of the extra `onnx`, which are not there unless asked for."""
 
-from importlib.util import find_spec
+from ..packages import check_packages
 
-from octavo.capture.errors import UsageError
-
-_PACKAGES = ("onnx", "onnxscript")
+PACKAGES, EXTRA = ("onnx", "onnxscript"), "onnx"
 
 
 def check_extra(what: str) -> None:
     """Raises UsageError where `what` wants packages that are not installed."""
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise UsageError(f"{what}: {missing[0]} is not installed. Install octavo[onnx].")
+    check_packages(what, PACKAGES, EXTRA)

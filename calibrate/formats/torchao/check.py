@@ -1,13 +1,24 @@
 """Checks whether diffusers with torchao can load a directory: every tensor is described, and there."""
 
 import json
+from pathlib import Path
+
+from octavo.capture.errors import OctavoError
 
 from ..diffusers.directory import Model
 from ..verdict import TORCHAO, Verdict
 from .write import NAMES, WEIGHT
 
 
-def check_torchao(model: Model) -> Verdict:
+def check(directory: Path) -> list[Verdict]:
+    """The verdict on a directory with torchao's quant_method."""
+    try:
+        return [_described(Model.open(directory))]
+    except OctavoError as error:
+        return [Verdict("octavo", "files", False, str(error))]
+
+
+def _described(model: Model) -> Verdict:
     """Whether every tensor is described, and what is described is there."""
     try:
         names = json.loads(model.metadata[NAMES])

@@ -27,7 +27,8 @@ from ...layers.modules import QuantizedLayer, QuantizedLinear
 from ...layers.weights import check_finite_tensor
 from ...smoothing.fold import added
 from ..arithmetic import corrected
-from ..diffusers.write import SHARD, Groups, config_of, state, unmultiplied, write_config, write_weights
+from ..diffusers.write import SHARD, config_of, state, unmultiplied, write_config, write_weights
+from ..record import Groups
 
 WEIGHT = "._weight_"  # between the name of a layer and that of a part of its weight
 NAMES = "tensor_names"  # in the metadata
@@ -104,7 +105,7 @@ def unfit(layer: QuantizedLayer, rank: int | None) -> str | None:
     """Why a layer has no form in torchao, and what to do about it, if it has none."""
     if not isinstance(layer, QuantizedLinear):
         return "is a convolution, which torchao does not quantize. Keep it float."
-    if layer.scheme == "W8A8_TIMESTEP":
+    if layer.input_type.by_level:
         return "has a range for each noise level, which torchao has not. Use --activations static or dynamic."
     if layer.calibrated and not rank:
         return "has inputs of unknown or changing rank, which torchao needs to know. Use --activations dynamic."

@@ -6,6 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from octavo.calibrate.layers.freeze import numbers_of, rounded_deq
+from octavo.calibrate.layers.inputs import FloatInput, StaticInput
 from octavo.calibrate.layers.modules import QuantizedLinear
 from octavo.calibrate.layers.scheme import ACTIVATION, Range, dequantize, qparams_of, quantize
 from octavo.calibrate.rounding.methods import WEIGHT_METHODS
@@ -31,7 +32,7 @@ def layer(seed: int, dtype: torch.dtype, k: int = 24, n: int = 5):
 def frozen(weight, bias, x, method="round-to-nearest"):
     qparams = qparams_of(Range(float(x.min()), float(x.max())), ACTIVATION, weight.dtype)
     assume(qparams is not None)
-    return numbers_of(WEIGHT_METHODS[method](weight, None), bias, qparams, weight.dtype)
+    return numbers_of(WEIGHT_METHODS[method](weight, None), bias, StaticInput(qparams), weight.dtype)
 
 
 @many
@@ -39,8 +40,8 @@ def frozen(weight, bias, x, method="round-to-nearest"):
 def test_deq_is_the_stored_scale_times_the_weights_on_19_bits(seed, dtype):
     weight, bias, x = layer(seed, dtype)
     made = frozen(weight, bias, x)
-    a = made.activation
-    stored = a.qparams.scale.to(dtype).float()  # what a consumer reads
+    a, qparams = made, made.input.qparams
+    stored = qparams.scale.to(dtype).float()  # what a consumer reads
     filled = (made.weight != 0).any(1)
     assert torch.equal(a.deq[filled], rounded_deq(stored * made.weight_scale)[filled])
     assert int((a.deq.view(torch.int32) & 0x1FFF).sum()) == 0
@@ -65,9 +66,9 @@ def test_rounding_to_19_bits_is_to_the_nearest(value):
 def test_the_integers_compute_what_their_float_values_do(seed, dtype):
     weight, bias, x = layer(seed, dtype)
     made = frozen(weight, bias, x)
-    a = made.activation
+    a, qparams = made, made.input.qparams
     y = QuantizedLinear(made)(x.float()).double()
-    x_q = dequantize(quantize(x, a.qparams, ACTIVATION), a.qparams, ACTIVATION).double() / a.qparams.scale.double()
+    x_q = dequantize(quantize(x, qparams, ACTIVATION), qparams, ACTIVATION).double() / qparams.scale.double()
     wanted = x_q @ made.weight.double().T * a.deq.double() + bias.double()
     assert bool(((y - wanted).abs() <= 0.51 * a.deq.double() + 1e-6 * wanted.abs()).all())
 
@@ -86,38 +87,38 @@ def test_a_bias_that_int32_cannot_hold_keeps_the_layer_float():
     weight = torch.full((2, 8), 1e-7)
     qparams = qparams_of(Range(0.0, 0.25), ACTIVATION, torch.float32)
     assert torch.tensor(1e11, dtype=torch.float64).to(torch.int32) == -(2**31)  # what a cast would make of it
-    assert nearest(weight, torch.ones(2), qparams) == "its accumulator could leave int32"
+    assert nearest(weight, torch.ones(2), StaticInput(qparams)) == "its accumulator could leave int32"
 
 
 def test_a_sum_that_int32_cannot_hold_keeps_the_layer_float():
     qparams = qparams_of(Range(-1.0, 1.0), ACTIVATION, torch.float32)
-    assert nearest(torch.ones(1, 132_200), None, qparams) == "its accumulator could leave int32"
-    assert not isinstance(nearest(torch.ones(1, 131_000), None, qparams), str)
+    assert nearest(torch.ones(1, 132_200), None, StaticInput(qparams)) == "its accumulator could leave int32"
+    assert not isinstance(nearest(torch.ones(1, 131_000), None, StaticInput(qparams)), str)
 
 
 def test_scales_beyond_float32_keep_the_layer_float():
     qparams = qparams_of(Range(0.0, 1e-30), ACTIVATION, torch.float32)
-    assert "outside float32" in str(nearest(torch.full((1, 4), 1e-20), None, qparams))
+    assert "outside float32" in str(nearest(torch.full((1, 4), 1e-20), None, StaticInput(qparams)))
 
 
 def test_the_correction_of_a_convolution_is_one_number_for_each_output():
     weight = torch.arange(3 * 2 * 3 * 3).reshape(3, 2, 3, 3).float()
     qparams = qparams_of(Range(-1.0, 3.0), ACTIVATION, torch.float32)
-    made = nearest(weight, torch.zeros(3), qparams)
+    made = nearest(weight, torch.zeros(3), StaticInput(qparams))
     wanted = -int(qparams.zero_point) * made.weight.long().sum((1, 2, 3))
-    assert torch.equal(made.activation.quant_bias.long(), wanted)
+    assert torch.equal(made.quant_bias.long(), wanted)
 
 
 def test_without_a_bias_there_is_still_the_correction():
     qparams = qparams_of(Range(0.0, 3.0), ACTIVATION, torch.float32)
-    made = nearest(torch.ones(2, 3), None, qparams)
+    made = nearest(torch.ones(2, 3), None, StaticInput(qparams))
     assert made.bias is None
-    assert made.activation.quant_bias.tolist() == [128 * 3 * 127] * 2
+    assert made.quant_bias.tolist() == [128 * 3 * 127] * 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_only_the_weight_is_frozen_without_parameters_of_the_input(dtype):
     weight, bias, x = layer(1, dtype)
-    made = nearest(weight, bias, None)
-    assert made.activation is None
+    made = nearest(weight, bias, FloatInput())
+    assert isinstance(made.input, FloatInput)
     assert QuantizedLinear(made)(x).dtype == dtype

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from octavo.calibrate.layers.freeze import numbers_of
-from octavo.calibrate.layers.inputs import Dynamic, Static, Timestep, TimestepQParams
+from octavo.calibrate.layers.inputs import INPUTS, DynamicInput, FloatInput, TimestepInput
 from octavo.calibrate.layers.modules import QuantizedLinear, build
 from octavo.calibrate.layers.noise_level import NoiseLevel
 from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_of
 from octavo.calibrate.layers.weights import round_to_nearest
 
-from ...zoo.layer_kinds import EDGES, RANGES, TimedToy, frozen, spec_of, static_of
+from ...zoo.layer_kinds import EDGES, RANGES, TimedToy, frozen, input_of, static_of
 from ...zoo.toy import DTYPES, nearest
 
 KINDS = ("W8A8", "W8A8_TIMESTEP", "W8A8_DYNAMIC", "W8A16")
@@ -43,8 +43,7 @@ def test_a_layer_gives_back_the_numbers_it_was_made_of(make, kind):
     again = build(numbers, module)
     assert again.state_dict().keys() == layer.state_dict().keys()
     assert all(torch.equal(again.state_dict()[key], value) for key, value in layer.state_dict().items())
-    kinds = {"W8A8": Static, "W8A8_TIMESTEP": Timestep, "W8A8_DYNAMIC": Dynamic, "W8A16": type(None)}
-    assert type(numbers.activation) is kinds[kind]
+    assert type(numbers.input) is INPUTS[kind]
 
 
 @settings(max_examples=300, deadline=None)
@@ -132,19 +131,19 @@ def test_a_multiplier_is_the_plain_layer_fed_the_product(make, kind, dtype):
     torch.manual_seed(3)
     module = make().to(dtype)
     multiplier = (torch.rand(module.weight.shape[1]) * 3 + 0.1).to(dtype)
-    plain, smooth = frozen(module, kind), frozen(module, kind, mul_scale=multiplier)
+    plain, smooth = frozen(module, kind), frozen(module, kind, multiplier=multiplier)
     x = input_for(module, dtype=dtype)
     along = multiplier if x.ndim == 3 else multiplier.view(-1, 1, 1)
     for layer in (plain, smooth):
         layer.noise_level = noise_at(300.0)
     assert torch.equal(smooth(x), plain(x * along))
-    assert smooth.numbers.mul_scale.dtype == dtype
+    assert smooth.numbers.transform.factors.dtype == dtype
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e-9])
 def test_a_multiplier_that_the_dtype_does_not_hold_keeps_the_layer_float(value):
     weight = torch.ones(2, 3).half()
-    made = nearest(weight, None, Dynamic(), mul_scale=torch.tensor([1.0, value, 1.0]))
+    made = nearest(weight, None, DynamicInput(), multiplier=torch.tensor([1.0, value, 1.0]))
     assert made == "float16 does not hold the multiplier of its input"
 
 
@@ -171,7 +170,7 @@ def test_a_correction_moves_the_output(kind, biased, dtype):
 
 def test_scales_that_the_device_rounds_are_rounded_before_they_are_evaluated():
     weight = torch.randn(6, 16).bfloat16()
-    for spec in (Dynamic(), None):
+    for spec in (DynamicInput(), FloatInput()):
         made = nearest(weight, None, spec)
         assert torch.equal(made.weight_scale, made.weight_scale.bfloat16().float())
         assert not torch.equal(made.weight_scale, round_to_nearest(weight).scale)
@@ -179,7 +178,9 @@ def test_scales_that_the_device_rounds_are_rounded_before_they_are_evaluated():
         assert lost == "float16 holds no scale for a channel's weights"
 
 
-@pytest.mark.parametrize("spec", [Dynamic(), spec_of("W8A8_TIMESTEP", torch.float32)], ids=["dynamic", "timestep"])
+@pytest.mark.parametrize(
+    "spec", [DynamicInput(), input_of("W8A8_TIMESTEP", torch.float32)], ids=["dynamic", "timestep"]
+)
 def test_sums_that_int32_cannot_hold_keep_the_layer_float(spec):
     fact = "its accumulator could leave int32"
     assert nearest(torch.ones(1, 133_200), None, spec) == fact
@@ -188,24 +189,24 @@ def test_sums_that_int32_cannot_hold_keep_the_layer_float(spec):
 
 def test_one_bin_that_does_not_fit_keeps_the_layer_float():
     ranges = [qparams_of(Range(0.0, high), ACTIVATION, torch.float32) for high in (1.0, 1e-7)]
-    spec = TimestepQParams(QParams(*(torch.stack(each) for each in zip(*ranges, strict=True))), torch.tensor([1.0]))
+    spec = TimestepInput(QParams(*(torch.stack(each) for each in zip(*ranges, strict=True))), torch.tensor([1.0]))
     assert nearest(torch.ones(2, 8), torch.full((2,), 1e3), spec) == "its accumulator could leave int32"
 
 
 def test_bins_of_timestep_are_those_of_static():
     module = nn.Linear(24, 5)
     module.weight.data[2] = 0.0
-    timed = frozen(module, "W8A8_TIMESTEP").numbers.activation
+    timed = frozen(module, "W8A8_TIMESTEP").numbers
     for at in range(len(RANGES)):
-        alone = static_of(module, at).numbers.activation
+        alone = static_of(module, at).numbers
         assert torch.equal(timed.deq[at], alone.deq)
         assert torch.equal(timed.quant_bias[at], alone.quant_bias)
-        assert timed.qparams.scale[at] == alone.qparams.scale
+        assert timed.input.qparams.scale[at] == alone.input.qparams.scale
 
 
 def test_a_weight_from_elsewhere_is_taken_as_it_is():
     weight, bias = torch.randn(4, 8), torch.randn(4)
-    one = numbers_of(round_to_nearest(weight), bias, Dynamic(), torch.float32)
-    other = nearest(weight, bias, Dynamic())
+    one = numbers_of(round_to_nearest(weight), bias, DynamicInput(), torch.float32)
+    other = nearest(weight, bias, DynamicInput())
     assert torch.equal(one.weight, other.weight)
     assert torch.equal(QuantizedLinear(one)(weight), QuantizedLinear(other)(weight))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from octavo.calibrate.layers import products as integers
+from octavo.calibrate.layers.inputs import FloatInput, StaticInput
 from octavo.calibrate.layers.install import install, quantized
 from octavo.calibrate.layers.modules import QuantizedConv2d, QuantizedLinear, build
 from octavo.calibrate.layers.products import integer_matmul
@@ -20,7 +21,7 @@ from ...zoo.toy import Block, calls, nearest, toy
 
 def integer(module: nn.Module, low: float = -2.0, high: float = 3.0):
     qparams = qparams_of(Range(low, high), ACTIVATION, module.weight.dtype)
-    return build(nearest(module.weight, module.bias, qparams), module)
+    return build(nearest(module.weight, module.bias, StaticInput(qparams)), module)
 
 
 @pytest.mark.parametrize("matmul", [integer_matmul, integers._in_float])
@@ -139,7 +140,7 @@ def test_padding_with_the_code_zero_would_be_wrong_at_the_borders():
     x = torch.rand(1, 2, 5, 5)
     zero_point = float(layer.input_zero_point)
     assert zero_point == -128
-    naive = F.conv2d(codes(x, layer.numbers.activation.qparams, ACTIVATION), layer.weight.float(), None, padding=1)
+    naive = F.conv2d(codes(x, layer.numbers.input.qparams, ACTIVATION), layer.weight.float(), None, padding=1)
     naive = (naive + layer.quant_bias.view(-1, 1, 1)) * layer.deq.view(-1, 1, 1)
     difference = (naive - layer(x)).abs()[0, 0]
     assert difference[0].max() > 0.1
@@ -154,7 +155,7 @@ def test_an_image_without_batch():
 
 def test_weight_only_layers_compute_with_the_rounded_weight():
     for module, x in ((nn.Linear(6, 4), torch.randn(3, 6)), (nn.Conv2d(2, 3, 3, padding=1), torch.randn(1, 2, 4, 4))):
-        layer = build(nearest(module.weight, module.bias, None), module)
+        layer = build(nearest(module.weight, module.bias, FloatInput()), module)
         assert layer.weight_only
         assert (layer(x) - module(x)).norm() < 0.02 * module(x).norm()
 

@@ -130,7 +130,7 @@ def test_what_has_no_error_is_quantized_first():
         chosen = choose(found, Cost(share * total(found, [0] * 12).bytes, FREE))
         for options, at in zip(found, chosen, strict=True):
             if any(option.error == 0 for option in options[1:]):
-                assert options[at].scheme is not None
+                assert options[at].kind is not None
                 assert options[at].error == 0
 
 

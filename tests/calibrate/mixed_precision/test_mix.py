@@ -8,6 +8,7 @@ import torch
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.inputs import WORDS, DynamicInput, StaticInput
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.mixed_precision.budget import Search
 from octavo.calibrate.mixed_precision.sensitivity import grouped
@@ -35,8 +36,9 @@ def tiny():
 
 def result_of(tiny, budget: str, search: Search = BLOCKS, **settings) -> Result:
     pipe, arguments, calls = tiny
-    chosen = Settings(defaults=SD3.keep_float, budget=budget, search=search, sqnr_calls=1, **settings)
-    return calibrate(pipe.transformer, lambda: calls, chosen, trajectory=lambda: [run(pipe, arguments)])
+    chosen = Settings(defaults=SD3.keep_float, budget=budget, sqnr_calls=1, **settings)
+    model = pipe.transformer
+    return calibrate(model, lambda: calls, chosen, trajectory=lambda: [run(pipe, arguments)], search=search)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,11 @@ def test_the_limit_is_kept_and_the_report_says_what_was_used(tiny, mixture):
     counts = [row["scheme"] for row in rows if "trajectory_error" in row]
     assert {word: counts.count(word) for word in spent["schemes"]} == spent["schemes"]
     assert counts.count(None) == spent["float"] > 0
-    assert all(set(row["trajectory_error"]) == set(BLOCKS.schemes) for row in rows if "trajectory_error" in row)
+    assert all(
+        set(row["trajectory_error"]) == {WORDS[kind] for kind in BLOCKS.inputs}
+        for row in rows
+        if "trajectory_error" in row
+    )
     assert all("budget of 60%,0.9x" in row["reason"] for row in rows if "trajectory_error" in row and not row["scheme"])
 
 
@@ -87,7 +93,7 @@ def test_a_mixture_is_written_and_read_with_the_same_integers(tiny, tmp_path):
 
 
 def test_ranges_by_noise_level_may_be_mixed_too(tiny):
-    mixed = result_of(tiny, "0.8x", Search(schemes=("W8A8", "W8A8_DYNAMIC"), runs=4), activations="timestep")
+    mixed = result_of(tiny, "0.8x", Search(inputs=(StaticInput, DynamicInput), runs=4), activations="timestep")
     assert set(mixed.report["budget"]["schemes"]) == {"W8A8_TIMESTEP", "W8A8_DYNAMIC"}
     assert mixed.report["budget"]["time"]["used"] <= 0.8
     assert "W8A8_TIMESTEP" in {layer.scheme for layer in mixed.layers.values()}

@@ -8,6 +8,7 @@ from torch import nn
 
 from octavo.calibrate.calibration import calibrate_folded
 from octavo.calibrate.choice import Choice, layer_of
+from octavo.calibrate.layers.inputs import StaticInput
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.layers.scheme import ACTIVATION, Range, qparams_of
 from octavo.calibrate.observers.patches import Patches, PatchSurvey
@@ -22,7 +23,7 @@ from octavo.calibrate.settings import Settings
 from ...zoo.convolutions import CHANNELS, geometries, pictures, small
 from ...zoo.toy import Call
 
-SPEC = qparams_of(Range(-3.0, 3.0), ACTIVATION, torch.float32)
+INPUT = StaticInput(qparams_of(Range(-3.0, 3.0), ACTIVATION, torch.float32))
 
 
 def conv_of(options, seed=0):
@@ -41,7 +42,7 @@ def test_a_convolution_is_a_linear_on_all_of_its_patches(options, seed):
     y = nn.functional.conv2d(shaped, conv.weight, conv.bias, groups=conv.groups).flatten(1)
     wanted = conv(x)
     assert torch.allclose(y, wanted.permute(0, 2, 3, 1).reshape(-1, CHANNELS), atol=1e-5)
-    layer = layer_of(conv, Choice(SPEC))
+    layer = layer_of(conv, Choice(INPUT))
     whole = layer(x).permute(0, 2, 3, 1).reshape(-1, CHANNELS)
     assert torch.equal(on_patches(layer)(shaped).flatten(1), whole)
 
@@ -62,7 +63,7 @@ def survey_of(conv, inputs):
     """A survey of these inputs, every fourth held out, and the sums of the others."""
     turn = Turn(conv)
     survey = PatchSurvey(turn, "conv", conv)
-    sums = Sums(Choice(SPEC), turn, conv.in_channels * 9, Patches.of(conv, 10**6), squares=conv.groups == 1)
+    sums = Sums(Choice(INPUT), turn, conv.in_channels * 9, Patches.of(conv, 10**6), squares=conv.groups == 1)
     for call, x in zip(turn.each([Call((x,), {}) for x in inputs]), inputs, strict=True):
         del call
         survey.add(survey.read(x))
@@ -76,13 +77,13 @@ def test_a_corrected_bias_leaves_no_mean_error(groups):
     conv = conv_of({"kernel_size": 3, "padding": 1, "groups": groups})
     inputs = [torch.rand(3, CHANNELS, 8, 8) * 2 for _ in range(3)]
     _, sums = survey_of(conv, inputs)
-    choice = corrected(conv.weight, Choice(SPEC), sums, groups)
+    choice = corrected(conv.weight, Choice(INPUT), sums, groups)
 
     def off(choice):
         return float((layer_of(conv, choice)(x) - conv(x)).mean((0, 2, 3)).abs().max())
 
     x = torch.cat(inputs)
-    assert off(choice) < 0.1 * off(Choice(SPEC))  # what stays is the rounding of deq to 19 bits
+    assert off(choice) < 0.1 * off(Choice(INPUT))  # what stays is the rounding of deq to 19 bits
 
 
 def smooth(count):
@@ -95,7 +96,7 @@ def smooth(count):
 def test_no_method_is_worse_than_rounding_on_patches_held_out(name):
     conv = conv_of({"kernel_size": 3, "padding": 1})
     survey, sums = survey_of(conv, [smooth(48)[at : at + 2] for at in range(0, 48, 2)])
-    found = candidates(conv, Choice(SPEC), sums, Method((name,), {}, 0, True))
+    found = candidates(conv, Choice(INPUT), sums, Method((name,), {}, True))
     assert len(found) == 4
     errors = {(c.method, c.correction is not None): error_of(conv, c, survey.judged) for c in found}
     assert min(errors.values()) < errors["round-to-nearest", False]
@@ -104,7 +105,7 @@ def test_no_method_is_worse_than_rounding_on_patches_held_out(name):
 def test_convolutions_in_groups_have_their_bias_corrected_alone():
     conv = conv_of({"kernel_size": 3, "padding": 1, "groups": 2})
     _, sums = survey_of(conv, [torch.randn(2, CHANNELS, 8, 8)])
-    found = candidates(conv, Choice(SPEC), sums, Method(("gptq", "admm"), {}, 0, True))
+    found = candidates(conv, Choice(INPUT), sums, Method(("gptq", "admm"), {}, True))
     assert [(c.method, c.correction is not None) for c in found] == [
         ("round-to-nearest", False), ("round-to-nearest", True),
     ]  # fmt: skip

@@ -1,5 +1,7 @@
 """Ranges by noise level: bins of levels, found at some steps and good for others."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,12 +10,12 @@ from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.layers.scheme import ACTIVATION
+from octavo.calibrate.layers.transforms import Multiply
 from octavo.calibrate.observers.observers import OBSERVERS
-from octavo.calibrate.observers.ranges import BINS, edges_of, observed, spec_of
+from octavo.calibrate.observers.ranges import BINS, edges_of, input_with, observed
 from octavo.calibrate.replay.sqnr import Power, outputs
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.smoothing.search import Smoothing
 
 from ...zoo.layer_kinds import TimedToy
 from ...zoo.toy import Call
@@ -82,9 +84,9 @@ def test_a_bin_s_range_is_that_of_its_calls_and_one_that_saw_nothing_has_that_of
 @pytest.mark.parametrize("observer", OBSERVERS)
 def test_every_observer_hears_what_is_multiplied(observer):
     model, none = Loud(), torch.zeros(0)
-    smoothing = {"up": Smoothing(torch.full((8,), 0.5), 0.5, 0.0)}
+    halving = {"up": Multiply(torch.full((8,), 0.5))}
     plain = observed(model, ["up"], steps(8), observer, OPTIONS, {}, none)[0]["up"]
-    halved = observed(model, ["up"], steps(8), observer, OPTIONS, smoothing, none)[0]["up"]
+    halved = observed(model, ["up"], steps(8), observer, OPTIONS, halving, none)[0]["up"]
     assert halved[0] == pytest.approx((plain[0].low / 2, plain[0].high / 2))
 
 
@@ -124,7 +126,7 @@ def test_what_is_exported_for_a_schedule_computes_that_schedule(tmp_path, settin
     assert any(layer.mul_scale is not None for layer in result.layers.values()) <= bool(settings.get("smoothing"))
     for count in (20, 50):
         schedule = tuple(float(call.args[1][0]) for call in steps(count))
-        folder = export(result, model, tmp_path / str(count), timesteps=schedule)
+        folder = export(replace(result, timesteps=schedule), model, tmp_path / str(count))
         loaded = load_ascend(folder)
         with quantized(model, result.layers):
             wanted = outputs(model, steps(count, 3))
@@ -146,6 +148,6 @@ def test_calls_without_a_noise_level_have_one_bin():
 def test_a_range_too_small_for_the_dtype_has_no_parameters():
     model = Loud()
     ranges = observed(model, ["up"], steps(8), "minmax", OPTIONS, {}, edges_of([0.0, 500.0]))[0]["up"]
-    assert spec_of(ranges, edges_of([0.0, 500.0]), ACTIVATION, torch.float32) is not None
+    assert input_with(ranges, edges_of([0.0, 500.0]), ACTIVATION, torch.float32) is not None
     tiny = [each._replace(low=each.low * 1e-8, high=each.high * 1e-8) for each in ranges]
-    assert spec_of([ranges[0], tiny[0]], edges_of([0.0, 500.0]), ACTIVATION, torch.float16) is None
+    assert input_with([ranges[0], tiny[0]], edges_of([0.0, 500.0]), ACTIVATION, torch.float16) is None

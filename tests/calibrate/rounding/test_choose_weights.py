@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from octavo.calibrate.choice import NEAREST, Choice, layer_of
 from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.inputs import StaticInput
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.layers.scheme import ACTIVATION, qparams_of
 from octavo.calibrate.observers.survey import Survey
 from octavo.calibrate.plan import layer_at
-from octavo.calibrate.replay.calls import silent
 from octavo.calibrate.replay.sqnr import Power, comparing, outputs
+from octavo.calibrate.replay.work import Work
 from octavo.calibrate.rounding.choose_weights import compensated
 from octavo.calibrate.rounding.judge import error_of
 from octavo.calibrate.rounding.methods import WEIGHT_METHODS, Method
@@ -34,15 +35,20 @@ def known() -> tuple[torch.nn.Module, list[Call], dict[str, Survey], dict[str, C
     model, samples = hard(outliers=0), prompts(8, 2)
     surveys, turn = surveyed(model, samples)
     surveys = {name: each for name, each in surveys.items() if each.seen and "blocks.0" in name}
-    specs = {name: qparams_of(each.all.range(), ACTIVATION, torch.float32) for name, each in surveys.items()}
+    extents = {name: each.all.range() for name, each in surveys.items()}
     training = [samples[at] for at in turn.training]
-    return model, training, surveys, {name: Choice(spec) for name, spec in specs.items()}
+    choices = {}
+    for name, extent in extents.items():
+        qparams = qparams_of(extent, ACTIVATION, torch.float32)
+        assert qparams is not None
+        choices[name] = Choice(StaticInput(qparams))
+    return model, training, surveys, choices
 
 
 @cache
 def found(*weights: str, correct: bool = False) -> dict[str, Choice]:
     model, training, surveys, choices = known()
-    return compensated(model, choices, surveys, lambda: training, Method(weights, FEW, 0, correct), silent)
+    return compensated(model, choices, surveys, lambda: training, Method(weights, FEW, correct), Work())
 
 
 @pytest.mark.parametrize("correct", [False, True])
@@ -55,7 +61,7 @@ def test_no_layer_is_worse_on_rows_held_out_and_its_choice_says_by_which_method(
         module, rows = layer_at(model, name), surveys[name].judged
         assert error_of(module, choice, rows) <= error_of(module, choices[name], rows)
         assert choice.method == (NEAREST if choice.weight is None else method)
-        assert choice.spec is choices[name].spec or method == "easy-quant"
+        assert choice.input is choices[name].input or method == "easy-quant"
     assert any(choice.weight is not None for choice in made.values())
 
 
@@ -131,10 +137,10 @@ def test_the_sums_of_one_layer_at_a_time_give_the_same_bits():
         replays += 1
         return training[:4]
 
-    method = Method(("gptq",), {}, 0, True)
-    whole = compensated(model, choices, surveys, calls, method, silent)
+    method = Method(("gptq",), {}, True)
+    whole = compensated(model, choices, surveys, calls, method, Work())
     assert replays == 1
-    apart = compensated(model, choices, surveys, calls, method, silent, room=1)
+    apart = compensated(model, choices, surveys, calls, method, Work(), room=1)
     assert replays > 5
     for name, choice in whole.items():
         assert choice.method == apart[name].method

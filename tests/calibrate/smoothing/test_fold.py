@@ -126,8 +126,8 @@ def behind(first: str = "first", plus_one: bool = False) -> list[Group]:
 def chain(model: nn.Module, kind: str = "W8A8", right: Tensor | None = MULTIPLIER) -> dict[str, QuantizedLayer]:
     return {
         "first": frozen(model.first, kind),
-        "left": frozen(model.left, kind, mul_scale=MULTIPLIER),
-        "right": frozen(model.right, kind, mul_scale=right),
+        "left": frozen(model.left, kind, multiplier=MULTIPLIER),
+        "right": frozen(model.right, kind, multiplier=right),
     }
 
 
@@ -156,7 +156,7 @@ def test_all_layers_of_a_group_have_to_agree(kind):
     layers = chain(model, kind)
     assert multipliers(folded(model, layers, behind()).layers) == set()
     for other in (None, MULTIPLIER * 2):
-        found = folded(model, layers | {"right": frozen(model.right, kind, mul_scale=other)}, behind())
+        found = folded(model, layers | {"right": frozen(model.right, kind, multiplier=other)}, behind())
         assert found.layers["left"] is layers["left"]
         assert found.layers["first"] is layers["first"]
         assert not found.parameters

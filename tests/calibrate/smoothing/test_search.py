@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from octavo.calibrate.layers.inputs import StaticInput
 from octavo.calibrate.layers.modules import QuantizedLinear
 from octavo.calibrate.layers.scheme import ACTIVATION
-from octavo.calibrate.replay.calls import silent
+from octavo.calibrate.replay.work import Work
 from octavo.calibrate.result import Result
 from octavo.calibrate.smoothing.search import grouped, largest_of, multiplier_of, smooth
 from octavo.pipelines.opensora.family import OPENSORA, groups
@@ -98,7 +99,7 @@ def large(count: int = 8) -> list[Call]:
 @pytest.mark.filterwarnings("error")  # as of a graph of gradients that nobody wants, of weights that have them
 def test_layers_that_see_one_row_for_each_sample_are_left_alone_whatever_they_see():
     surveys, _ = surveyed(Modulated(), large())
-    chosen = smooth(Modulated(), surveys, [], "static", ACTIVATION, silent)
+    chosen = smooth(Modulated(), surveys, [], StaticInput, ACTIVATION, Work())
     assert set(chosen) == {"tokens"}
     assert chosen["tokens"].gain > 6
 
@@ -110,8 +111,8 @@ def test_what_is_large_in_calls_of_the_one_kind_alone_is_not_smoothed_for_it():
         if at % 4 == 3:
             samples[at] = Call((each.args[0].roll(4, -1),), {})
     model = Modulated()
-    alone = smooth(model, surveyed(model, large(16))[0], [], "static", ACTIVATION, silent)
-    mixed = smooth(model, surveyed(model, samples)[0], [], "static", ACTIVATION, silent)
+    alone = smooth(model, surveyed(model, large(16))[0], [], StaticInput, ACTIVATION, Work())
+    mixed = smooth(model, surveyed(model, samples)[0], [], StaticInput, ACTIVATION, Work())
     assert alone["tokens"].gain > 6
     assert "tokens" not in mixed or mixed["tokens"].gain < alone["tokens"].gain / 2
 

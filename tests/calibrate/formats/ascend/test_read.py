@@ -94,7 +94,7 @@ def sound(folder: Path) -> Path:
     """A checkpoint to damage."""
     model = TimedToy()
     layers = layers_of(model, {"up": "W8A8_TIMESTEP"})
-    layers["down"] = frozen(model.down, "W8A8_DYNAMIC", mul_scale=torch.full((16,), 0.5))
+    layers["down"] = frozen(model.down, "W8A8_DYNAMIC", multiplier=torch.full((16,), 0.5))
     return written(folder / "out", model, layers)
 
 

@@ -39,7 +39,7 @@ def made(
             module = model.get_submodule(name)
             generator = torch.Generator().manual_seed(5)
             multiplier = torch.rand(module.weight.shape[1], generator=generator) + 0.5
-            layers[name] = frozen(module, layers[name].scheme, mul_scale=multiplier)
+            layers[name] = frozen(module, layers[name].scheme, multiplier=multiplier)
     return model, layers
 
 

@@ -154,7 +154,7 @@ def test_a_value_that_is_not_finite_is_not_written(out, tmp_path):
 
 def test_a_cast_of_a_part_leaves_scales_as_they_are():
     linear = nn.Linear(8, 4).requires_grad_(False)
-    layer = frozen(linear, "W8A8", mul_scale=torch.ones(8))
+    layer = frozen(linear, "W8A8", multiplier=torch.ones(8))
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     layer.half()
     for name, value in layer.state_dict().items():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import octavo  # noqa: F401 - it registers
 from octavo.calibrate.formats.export import export
+from octavo.calibrate.layers.inputs import FloatInput
 from octavo.calibrate.layers.modules import QuantizedLayer, build
 from octavo.calibrate.plan import Plan
 from octavo.calibrate.replay.sqnr import Power, outputs
@@ -133,7 +134,7 @@ def test_what_torchao_has_no_form_for_is_refused_in_one_line(tmp_path):
     assert "each noise level" in refused(model, {TO_Q: frozen(linear, "W8A8_TIMESTEP")}, tmp_path, {TO_Q: 3})
     for axes in ({}, {TO_Q: 0}):
         assert "unknown or changing rank" in refused(model, {TO_Q: frozen(linear, "W8A8")}, tmp_path, axes)
-    bare = nearest(linear.weight, None, None, correction=torch.ones(len(linear.weight)))
+    bare = nearest(linear.weight, None, FloatInput(), correction=torch.ones(len(linear.weight)))
     assert "no bias to carry" in refused(model, {TO_Q: build(bare, linear)}, tmp_path, {})
 
 

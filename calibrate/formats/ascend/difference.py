@@ -1,0 +1,29 @@
+"""Whether an ascend checkpoint was made of a float model."""
+
+import torch
+from torch import nn
+
+from .checkpoint import Checkpoint
+
+CLOSE = 0.01  # relative: a float tensor in another float dtype differs by less
+
+
+def difference(checkpoint: Checkpoint, model: nn.Module) -> str | None:
+    """The first fact that tells a checkpoint from the float `model`; None: it was made of it."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in checkpoint.layer_names:
+        layer = modules.get(name)
+        if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+            return f"it has no layer {name}"
+        stored = checkpoint.tensors[f"{checkpoint.prefix(name)}weight"].shape
+        if stored != tuple(layer.weight.shape):
+            return f"{name} is {list(layer.weight.shape)} and not {list(stored)}"
+    for name, tensor in model.state_dict().items():
+        if checkpoint.description.get(name) == "FLOAT" and tensor.is_floating_point():
+            stored_tensor = checkpoint.tensors.get(name)
+            if stored_tensor is None or stored_tensor.shape != tuple(tensor.shape):
+                return f"{name} has another shape"
+            read = checkpoint.read(name, (stored_tensor.dtype,)).float()
+            if not torch.allclose(read, tensor.float().cpu(), rtol=CLOSE, atol=1e-6):
+                return f"{name} has other values"
+    return None

@@ -1,0 +1,48 @@
+"""The record of the format `diffusers`."""
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from octavo.capture.files import Modes
+
+from ...layers.modules import QuantizedLayer
+from ..record import Deployment, Description, Format
+from ..verdict import OCTAVO
+from .check import check
+from .directory import MODEL_FILES, Model, find_method
+from .structure import QUANT_METHOD, Structure
+from .write import write_diffusers
+
+
+def write(
+    layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
+) -> None:
+    """Writes config and weights."""
+    write_diffusers(layers, model, directory, modes, groups=deployment.groups, shard=deployment.shard)
+
+
+def describe(place: Path) -> Description:
+    """The class of the model, and how many layers have which scheme. Raises FileError."""
+    model = Model.open(place)
+    schemes = Counter(kind.scheme for kind in Structure.read(model.quantization).kinds.values())
+    line = ", ".join(f"{count} {scheme}" for scheme, count in schemes.most_common())
+    title = f"a {model.config.get('_class_name')} for diffusers with octavo"
+    return Description(title, (("layers", line),), dict(schemes))
+
+
+FORMATS = (
+    Format(
+        name="diffusers",
+        files=MODEL_FILES,
+        write=write,
+        consumer=OCTAVO,
+        find=partial(find_method, method=QUANT_METHOD, folder="diffusers"),
+        check=check,
+        describe=describe,
+        is_model=True,
+    ),
+)

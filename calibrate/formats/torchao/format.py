@@ -1,0 +1,48 @@
+"""The record of the format `torchao`."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from octavo.capture.files import Modes
+
+from ...layers.inputs import DynamicInput, FloatInput, StaticInput
+from ...layers.modules import QuantizedLayer
+from ..diffusers.directory import MODEL_FILES, Model, find_method
+from ..record import Deployment, Description, Format
+from ..verdict import TORCHAO
+from .check import check
+from .write import WEIGHT, write_torchao
+
+
+def write(
+    layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
+) -> None:
+    """Writes config and weights."""
+    write_torchao(
+        layers, model, directory, modes, groups=deployment.groups, axes=deployment.axes, shard=deployment.shard
+    )
+
+
+def describe(place: Path) -> Description:
+    """The class of the model, and how many of its weights are integers. Raises FileError."""
+    model = Model.open(place)
+    count = sum(key.endswith(f"{WEIGHT}qdata") for key in model.tensors)
+    title = f"a {model.config.get('_class_name')} for diffusers with torchao"
+    return Description(title, (("layers", f"{count} Int8Tensor"),), {"Int8Tensor": count})
+
+
+FORMATS = (
+    Format(
+        name="torchao",
+        files=MODEL_FILES,
+        write=write,
+        inputs=(StaticInput, DynamicInput, FloatInput),
+        consumer=TORCHAO,
+        find=partial(find_method, method="torchao", folder="torchao"),
+        check=check,
+        describe=describe,
+    ),
+)

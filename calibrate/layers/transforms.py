@@ -1,0 +1,88 @@
+"""What happens to the input of a layer before it becomes codes, while the weight carries the inverse.
+
+A transform is a frozen value of a type in TRANSFORMS; None is no transform.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
+
+import torch
+from torch import Tensor
+
+
+class Transform(Protocol):
+    """A linear map T of the channels of an input, held by `tensors`: W x = (W T^-1) (T x)."""
+
+    TENSORS: ClassVar[tuple[str, ...]]  # the names of its tensors in the state of a layer
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor | None]) -> Self:
+        """The transform whose tensors are these, by the names in TENSORS."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors by the names in TENSORS."""
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """The transform as a layer of that dtype holds it, on a device."""
+
+    def fault(self) -> str | None:
+        """Why the transform cannot be inverted in the dtype it is in, if it cannot."""
+
+    def input(self, x: Tensor, axis: int = -1) -> Tensor:
+        """T x, rounded to the dtype of `x`, whose channels are the `axis` counted from the end."""
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """W T^-1 in float32, of a float weight (out, in)."""
+
+
+@dataclass(frozen=True)
+class Multiply:
+    """Each channel times a positive factor (SmoothQuant: 1 / s): `factors` (in,)."""
+
+    TENSORS: ClassVar[tuple[str, ...]] = ("mul_scale",)
+    factors: Tensor
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor | None]) -> Self:
+        factors = tensors["mul_scale"]
+        assert factors is not None
+        return cls(factors)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"mul_scale": self.factors}
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        return type(self)(self.factors.detach().to(device, dtype))
+
+    def fault(self) -> str | None:
+        sound = bool(((self.factors > 0) & self.factors.isfinite()).all())
+        return None if sound else "does not hold the multiplier of its input"
+
+    def input(self, x: Tensor, axis: int = -1) -> Tensor:
+        return x * self.factors.to(x.dtype).view([-1] + [1] * (-1 - axis))
+
+    def weight(self, weight: Tensor) -> Tensor:
+        return weight.to(torch.float32) / self.factors.to(torch.float32)
+
+
+TRANSFORMS: tuple[type[Multiply], ...] = (Multiply,)
+
+
+def transformed(transform: Transform | None, x: Tensor, axis: int = -1) -> Tensor:
+    """The input that becomes codes."""
+    return x if transform is None else transform.input(x, axis)
+
+
+def same_transform(one: Transform | None, other: Transform | None) -> bool:
+    """Whether both do the same to an input."""
+    if one is None or other is None or type(one) is not type(other):
+        return one is other
+    return all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+
+
+def weight_for(transform: Transform | None, weight: Tensor) -> Tensor:
+    """The float weight that goes with a transformed input."""
+    return weight.detach() if transform is None else transform.weight(weight.detach())

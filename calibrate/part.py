@@ -1,0 +1,138 @@
+"""A part of a model from calls to integers: all of it, or one block."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor, nn
+
+from octavo.capture.errors import NumbersError
+
+from .choice import Choice, layer_of
+from .choose import Chosen, choose
+from .layers.inputs import WORDS
+from .layers.modules import QuantizedLayer
+from .layers.weights import check_finite
+from .plan import Plan, layer_at, make_plan, named
+from .replay.calls import Call, Calls, Progress, spread, taken
+from .replay.hooks import axes
+from .replay.sqnr import Power, comparing, joined, outputs
+from .replay.work import Work
+from .rounding.sums import ROOM
+from .settings import Settings
+
+
+@dataclass(frozen=True)
+class Part:
+    """A plan whose layers became integers, and what was measured of them.
+
+    `makers` give the integer layers by name, made anew each time where `layers` does not hold them. `exact`: what the
+    float model put out for the calls of `measured`. `axes`: of the inputs of layers, 0 where their number changes.
+    """
+
+    plan: Plan
+    chosen: Chosen
+    choices: dict[str, Choice]
+    layers: dict[str, QuantizedLayer]
+    makers: Mapping[str, Callable[[], QuantizedLayer]]
+    measured: Callable[[], Iterator[Call]]
+    powers: dict[str, Power]
+    axes: dict[str, int]
+    exact: list[list[Tensor]]
+
+
+def calibrate_part(
+    model: nn.Module,
+    calls: Calls,
+    plan: Plan,
+    settings: Settings,
+    work: Work,
+    *,
+    hold: bool,
+    room: Callable[[], float] = lambda: ROOM,
+    mix: Callable[[Plan, dict[str, Choice]], tuple[Plan, dict[str, Choice]]] | None = None,
+    announce: Callable[[frozenset[int]], None] = lambda positions: None,
+) -> Part:
+    """Chooses the integers of the layers of a plan, and measures each layer beside its float form.
+
+    `mix` may change plan and choices before layers are made. Layers are held where they are to `hold`; else they are
+    made when they are asked for. `announce` is told the positions of all calls that were or will be run.
+    """
+    with work.watch.stage("prepare"):
+        check_weights(model, plan)
+    chosen = choose(model, calls, plan, settings, work, room)
+    choices = chosen.choices
+    if mix is not None:
+        plan, choices = mix(plan, choices)
+    with work.watch.stage("freeze"):
+        plan, layers = frozen(model, plan, choices, chosen.reasons, work.progress, hold=hold)
+    positions = spread(chosen.seen.calls, settings.measured(chosen.seen.calls))
+    announce(chosen.summed.union(work.ranks.share(positions)))
+    makers = {name: partial(_made, model, name, choices, layers) for name in plan.quantized}
+    measured = partial(taken, calls, positions)
+    with (
+        work.watch.stage("measure"),
+        comparing(model, makers) as powers,
+        axes(model, plan.quantized) as counts,
+    ):
+        exact = outputs(model, work.progress("measure", measured(), len(positions)), work.ranks)
+    return Part(plan, chosen, choices, layers, makers, measured, joined(powers, work.ranks), counts, exact)
+
+
+def planned(model: nn.Module, settings: Settings) -> Plan:
+    """The plan that the settings ask for."""
+    scheme = WORDS[settings.input_type]
+    return make_plan(
+        model, scheme=scheme, keep_float=settings.keep_float, defaults=settings.defaults, more=settings.more_float,
+        quantize=settings.quantize, option=settings.name,
+    )  # fmt: skip
+
+
+def check_weights(model: nn.Module, plan: Plan) -> None:
+    """Raises NumbersError for a layer of the plan with numbers that are not finite."""
+    for entry, module in named(model, plan):
+        check_finite(f"{entry.name}.weight", module.weight)
+        if module.bias is not None:
+            check_finite(f"{entry.name}.bias", module.bias)
+
+
+def frozen(
+    model: nn.Module,
+    plan: Plan,
+    choices: Mapping[str, Choice],
+    reasons: Mapping[str, str],
+    progress: Progress,
+    *,
+    hold: bool,
+) -> tuple[Plan, dict[str, QuantizedLayer]]:
+    """The plan without the layers that have to stay float, and the layers; none where they are not to `hold`, but to be
+    made one by one."""
+    found, layers = dict(reasons), {}
+    for entry, module in progress("freeze", named(model, plan), len(plan.quantized)):
+        if entry.name in found:
+            continue
+        made = layer_of(module, choices[entry.name])
+        if isinstance(made, str):
+            found[entry.name] = made
+        elif hold:
+            layers[entry.name] = made
+    return plan.forced_float(found), layers
+
+
+def check_left(plan: Plan) -> None:
+    """Raises NumbersError for a plan of which nothing is left to quantize, with the reason of the first layer."""
+    if not plan.quantized:
+        first = next(entry for entry in plan.entries if entry.forced)
+        fact = f"{first.name}: {first.reason}; so it is with every layer"
+        raise NumbersError(f"{fact}. Capture more or choose another dtype.")
+
+
+def _made(
+    model: nn.Module, name: str, choices: Mapping[str, Choice], layers: Mapping[str, QuantizedLayer]
+) -> QuantizedLayer:
+    """The integer layer of that name; made anew where layers are not held beside the float ones."""
+    if name in layers:
+        return layers[name]
+    made = layer_of(layer_at(model, name), choices[name])
+    assert not isinstance(made, str)
+    return made
