@@ -1,6 +1,7 @@
 """Formats of checkpoints: a folder each, whose record says how it is written, found, checked, described and read.
 
-TABLE is light, so that a command line can list formats before torch is loaded; `record` loads what is behind a name.
+TABLE is light, so that a command line can list formats before torch is loaded; `format_named` loads what is behind a
+name.
 """
 
 from importlib import import_module
@@ -32,7 +33,7 @@ def names_for(model: str) -> tuple[str, ...]:
     return tuple(name for name, listed in TABLE.items() if model in listed.models)
 
 
-def record(name: str) -> "Format":
+def format_named(name: str) -> "Format":
     """The record of the format of that name."""
     module = import_module(f".{TABLE[name].folder}.format", __name__)
     found: Format = next(each for each in module.FORMATS if each.name == name)

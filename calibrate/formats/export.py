@@ -13,7 +13,7 @@ from octavo.capture.files import Modes, create, make_directory
 from ..byte_sizes import bytes_of
 from ..layers.inputs import ACTIVATIONS
 from ..result import Result
-from . import TABLE, record
+from . import TABLE, format_named
 from .diffusers.write import SHARD
 from .packages import check_packages
 from .record import Deployment, Groups
@@ -57,7 +57,7 @@ def export(
             folder = staged / place_of(name, formats)
             if folder != staged:
                 make_directory(folder, modes.directory)
-            record(name).write(result.layers, model, folder, modes, deployment)
+            format_named(name).write(result.layers, model, folder, modes, deployment)
         with create(staged / REPORT_FILE, modes.manifest) as sink:
             sink.write(report_bytes(result.report))
         for name, data in (files or {}).items():
@@ -71,7 +71,7 @@ def export(
 def place_of(name: str, formats: Sequence[str]) -> str:
     """Where in the directory a format goes: into a folder of its name if one before it has the same files."""
     before = formats[: list(formats).index(name)]
-    return name if record(name).files in {record(other).files for other in before} else "."
+    return name if format_named(name).files in {format_named(other).files for other in before} else "."
 
 
 def check_formats(formats: Sequence[str]) -> None:
@@ -81,13 +81,13 @@ def check_formats(formats: Sequence[str]) -> None:
             raise UsageError(f"format: no '{name}'. Choose one of {', '.join(TABLE)}.")
         if formats.count(name) > 1:
             raise UsageError(f"format: '{name}' is asked for twice. Give it once.")
-        check_packages(f"format {name}", record(name).packages, record(name).extra)
+        check_packages(f"format {name}", format_named(name).packages, format_named(name).extra)
 
 
 def check_activations(formats: Sequence[str], activations: str) -> None:
     """Raises UsageError for a format that has no form for layers with `activations`, a word of settings."""
     for name in formats:
-        known = record(name).inputs
+        known = format_named(name).inputs
         if ACTIVATIONS[activations] not in known:
             what = "weights alone" if activations == "float" else f"{activations} activations"
             instead = next(word for word, kind in ACTIVATIONS.items() if kind is known[0])

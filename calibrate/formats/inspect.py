@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from . import TABLE, record
+from . import TABLE, format_named
 from .record import Format
 from .verdict import Verdict
 
@@ -11,7 +11,7 @@ DEFAULT = "ascend"  # what a directory without any format is taken for
 
 def shown_formats() -> list[Format]:
     """The formats that are looked for in a checkpoint."""
-    return [each for name in TABLE if (each := record(name)).shown]
+    return [each for name in TABLE if (each := format_named(name)).shown]
 
 
 def views(directory: Path) -> dict[str, Path]:
@@ -25,7 +25,9 @@ def check(directory: Path | str) -> list[Verdict]:
     directory = Path(directory)
     there = views(directory)
     verdicts = [
-        verdict for name, place in (there or {DEFAULT: directory}).items() for verdict in record(name).check(place)
+        verdict
+        for name, place in (there or {DEFAULT: directory}).items()
+        for verdict in format_named(name).check(place)
     ]
     return verdicts + [
         Verdict(each.consumer, "files", False, f"none for it. Calibrate with --format {each.name}")
@@ -36,7 +38,7 @@ def check(directory: Path | str) -> list[Verdict]:
 
 def sound(verdicts: list[Verdict], names: set[str]) -> bool:
     """Whether all is well that the consumers of these formats need; of no format: those of DEFAULT."""
-    needed = [record(name) for name in names or {DEFAULT}]
+    needed = [format_named(name) for name in names or {DEFAULT}]
     consumers = {"octavo", *(each.consumer for each in needed)}
     optional = {(each.consumer, subject) for each in needed for subject in each.optional}
     return all(v.ok for v in verdicts if v.consumer in consumers and (v.consumer, v.subject) not in optional)

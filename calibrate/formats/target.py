@@ -7,14 +7,14 @@ from pathlib import Path
 from octavo.capture.errors import StorageError
 from octavo.capture.files import Modes, make_directory, replace_directory, staging
 
-from . import TABLE, record
+from . import TABLE, format_named
 
 _COMMON = r"report\.(json|html)|\.staging-[0-9a-f]{16}"
 
 
 def is_ours(name: str) -> bool:
     """Whether a file or folder of a checkpoint's directory is one that an export writes."""
-    patterns = [_COMMON, *(record(each).files for each in TABLE), *map(re.escape, TABLE)]
+    patterns = [_COMMON, *(format_named(each).files for each in TABLE), *map(re.escape, TABLE)]
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from octavo.calibrate.calibration import calibrate
-from octavo.calibrate.formats import TABLE, record
+from octavo.calibrate.formats import TABLE, format_named
 from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.formats.target import check_target
@@ -204,7 +204,7 @@ def test_other_formats_are_named(tmp_path):
         export(result, model, tmp_path / "out", ("onyx",))
     assert caught.value.exit_code == 2
     assert list(TABLE) == ["ascend", "diffusers", "torchao", "onnx", "ascend-onnx"]
-    assert [record(name).name for name in TABLE] == list(TABLE)
+    assert [format_named(name).name for name in TABLE] == list(TABLE)
 
 
 def test_a_second_export_needs_overwrite_and_replaces_files_of_mode_0400(tmp_path):
