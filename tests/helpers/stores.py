@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-from octavo.capture.errors import OctavoError
 from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import Call, CaptureWriter
+
+from .refusals import refused
 
 MANIFEST = {"pipeline": "StableDiffusion3Pipeline", "settings": {"steps": 2, "seed": 0}, "prompts": 3}
 
@@ -80,10 +80,7 @@ def files_of(directory: Path) -> list[Path]:
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
-def refused(directory: Path, exit_code: int, manifest: dict[str, Any] = PLANNED, **options: Any) -> str:
+def refused_create(directory: Path, exit_code: int, manifest: dict[str, Any] = PLANNED, **options: Any) -> str:
     """What CaptureWriter.create says, without the directory in front."""
-    with pytest.raises(OctavoError) as caught:
-        CaptureWriter.create(directory, manifest, **options)
-    assert caught.value.exit_code == exit_code
-    assert "\n" not in str(caught.value)
-    return str(caught.value).removeprefix(f"{directory}")
+    message = refused(lambda: CaptureWriter.create(directory, manifest, **options), exit_code)
+    return message.removeprefix(f"{directory}")
