@@ -87,7 +87,7 @@ def error_lines(ended: list[Ended]) -> list[str]:
 
 
 @pytest.mark.parametrize("world", [2, slow(3)])
-def test_c13_several_ranks_store_and_write_what_one_process_does(tiny_model, texts, captured, tmp_path, world):
+def test_several_ranks_store_and_write_what_one_process_does(tiny_model, texts, captured, tmp_path, world):
     ended = ranked(world, tmp_path, *asked(tiny_model, tmp_path / "capture", texts, "--pth", tmp_path / "calls.pth"))
     assert codes(ended) == [0] * world, ended
     assert contents(tmp_path / "capture") == contents(captured)
@@ -147,7 +147,7 @@ def outcome(calls: list[Any], settings: dict[str, Any], ranks: Ranks) -> tuple[A
 
 
 @pytest.mark.parametrize(("case", "world"), [(c, w) if (c, w) in QUICK else slow(c, w) for c in CASES for w in (2, 3)])
-def test_q22_every_calibration_is_the_same_bits(tmp_path, case, world):
+def test_every_calibration_of_several_ranks_is_the_same_bits(tmp_path, case, world):
     calls, settings = prompts(9, 5), {"sqnr_calls": 1, **CASES[case]}
     found = each_rank(world, tmp_path, lambda ranks: outcome(calls, settings, ranks))
     report, tensors, runs = outcome(calls, settings, ALONE)
@@ -313,7 +313,7 @@ def test_prompts_that_fail_are_left_out_by_whichever_rank_has_them(tiny_model, t
 
 
 @pytest.mark.parametrize("dead", [slow(0), 1])
-def test_i8_a_rank_that_dies_ends_the_others_and_leaves_what_resumes(tiny_model, texts, captured, tmp_path, dead):
+def test_a_rank_that_dies_ends_the_others_and_leaves_what_resumes(tiny_model, texts, captured, tmp_path, dead):
     asked_for = asked(tiny_model, tmp_path / "capture", texts)
     ended = ranked(2, tmp_path, *asked_for, before=at_call(5, dead, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     assert codes(ended) == ([-9, 7] if dead == 0 else [7, -9])

@@ -98,17 +98,17 @@ def test_other_tools_can_read_the_data(tmp_path: Path) -> None:
 # The state of the capture
 
 
-def test_s1_no_capture(tmp_path: Path) -> None:
+def test_a_directory_without_a_capture_is_refused(tmp_path: Path) -> None:
     assert refused_read(tmp_path) == ": not a capture (no capture.json). Make one with octavo capture."
     assert refused_read(tmp_path / "no") == ": no such capture. Make one with octavo capture."
 
 
-def test_s2_newer_schema(tmp_path: Path) -> None:
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     write_sealed(tmp_path / "capture.json", {"schema": 3, "anything": []}, 0o600)
     assert refused_read(tmp_path) == ": written by format 3; this version reads 1. Upgrade."
 
 
-def test_s3_unfinished(tmp_path: Path) -> None:
+def test_an_unfinished_capture_is_read_only_when_allowed(tmp_path: Path) -> None:
     with CaptureWriter.create(tmp_path, PLANNED) as writer:
         fill(writer, range(2))
     expected = ": capture not finished (2 of 50). Finish with --resume or pass --allow-incomplete."
@@ -116,7 +116,7 @@ def test_s3_unfinished(tmp_path: Path) -> None:
     assert len(list(Capture.open(tmp_path, allow_incomplete=True).calls())) == 4
 
 
-def test_s4_empty(tmp_path: Path) -> None:
+def test_a_capture_without_samples_is_refused(tmp_path: Path) -> None:
     with CaptureWriter.create(tmp_path, PLANNED) as writer:
         writer.complete()
     assert refused_read(tmp_path, 4) == ": holds no samples. Capture again."
@@ -133,7 +133,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("name", MISSING)
-def test_s5_to_s10_each_kind_of_file_missing(tmp_path: Path, name: str) -> None:
+def test_each_kind_of_missing_file_is_named(tmp_path: Path, name: str) -> None:
     store = make_store(tmp_path)
     path = unit_of(store, 1) if name == "unit" else next(store.rglob(name))
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -141,18 +141,18 @@ def test_s5_to_s10_each_kind_of_file_missing(tmp_path: Path, name: str) -> None:
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "s11-truncated": lambda data: data[:-1],
-    "s12-appended": lambda data: data + b"\0",
-    "s13-zeroed": lambda data: bytes(len(data)),
-    "s14-flipped": lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:],
-    "s17-pickle": lambda data: b"\x80\x04cposix\nsystem\n.".ljust(len(data), b"."),
+    "truncated": lambda data: data[:-1],
+    "appended": lambda data: data + b"\0",
+    "zeroed": lambda data: bytes(len(data)),
+    "flipped": lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:],
+    "pickle": lambda data: b"\x80\x04cposix\nsystem\n.".ljust(len(data), b"."),
     "emptied": lambda data: b"",
 }
 
 
 @pytest.mark.parametrize("name", ["data-000.safetensors", "unit.json"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_s11_to_s17_damage_names_the_unit_to_delete(tmp_path: Path, damage: str, name: str) -> None:
+def test_damage_names_the_unit_to_delete(tmp_path: Path, damage: str, name: str) -> None:
     store = make_store(tmp_path)
     path = unit_of(store, 1) / name
     path.chmod(0o600)
@@ -215,7 +215,7 @@ def test_control_without_digests_mutations_are_silent(fast_path: Path, monkeypat
     assert len(survivors(make_store(fast_path / "c", 1), 200)) > 5
 
 
-def test_s18_truncated_while_open(tmp_path: Path) -> None:
+def test_a_file_truncated_while_open_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path, 1)
     calls = Capture.open(store).calls()
     next(calls)
@@ -234,7 +234,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("name", ["unit.json", "data-000.safetensors", "capture.json", "complete.json"])
 @pytest.mark.parametrize("fact", KINDS)
-def test_s19_links_fifos_and_directories_are_refused(tmp_path: Path, name: str, fact: str) -> None:
+def test_links_fifos_and_directories_are_refused(tmp_path: Path, name: str, fact: str) -> None:
     store = make_store(tmp_path, 1)
     path = next(store.rglob(name))
     path.unlink()
@@ -243,13 +243,13 @@ def test_s19_links_fifos_and_directories_are_refused(tmp_path: Path, name: str, 
 
 
 @pytest.mark.parametrize("name", ["unit.json", "capture.json", "complete.json"])
-def test_s19_a_huge_manifest_is_not_read(tmp_path: Path, name: str) -> None:
+def test_a_huge_manifest_is_not_read(tmp_path: Path, name: str) -> None:
     store = make_store(tmp_path, 1)
     os.truncate(next(store.rglob(name)), 1 << 30)
     assert f"/{name}: larger than 64 MiB" in refused_read(store)
 
 
-def test_s20_units_of_another_capture(tmp_path: Path) -> None:
+def test_units_of_another_capture_are_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "mine", 2)
     other = make_store(tmp_path / "other", 3)
     shutil.copytree(unit_of(other, 2), store / "units" / unit_of(other, 2).name)

@@ -82,7 +82,7 @@ def test_resume_refuses_a_damaged_unit_until_it_is_deleted(tmp_path: Path) -> No
     assert holds(tmp_path)
 
 
-def test_c13_the_same_calls_give_the_same_digests(tmp_path: Path) -> None:
+def test_the_same_calls_give_the_same_digests(tmp_path: Path) -> None:
     def digests(name: str) -> list[str]:
         return [unit.digest for unit in Capture.open(tmp_path / name).units]
 
@@ -165,7 +165,7 @@ def test_killed_at_any_call_it_is_resumable(fast_path: Path) -> None:
         check_after_fault(fast_path / "capture", at)
 
 
-def test_i5_interrupted_at_any_call_a_unit_is_whole_or_absent(fast_path: Path) -> None:
+def test_interrupted_at_any_call_a_unit_is_whole_or_absent(fast_path: Path) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
