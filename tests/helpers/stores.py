@@ -84,3 +84,17 @@ def refused_create(directory: Path, exit_code: int, manifest: dict[str, Any] = P
     """What CaptureWriter.create says, without the directory in front."""
     message = refused(lambda: CaptureWriter.create(directory, manifest, **options), exit_code)
     return message.removeprefix(f"{directory}")
+
+
+def refused_read(directory: Path, exit_code: int = 3, **options: bool) -> str:
+    """What reading all of the capture says, without the directory in front."""
+    message = refused(lambda: list(Capture.open(directory, **options).calls()), exit_code)
+    return message.removeprefix(str(directory))
+
+
+def unit_of(store: Path, index: int = 0) -> Path:
+    return next((store / "units").glob(f"{index:06d}-*"))
+
+
+def remedy(unit: Path) -> str:
+    return f"Delete {unit} and run capture --resume."

@@ -8,12 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from octavo.capture.devices import resolve_device
-from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.load import load_pipeline
 
 from ..helpers.refusals import refused
-from ..zoo.pipelines import make
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -120,41 +117,3 @@ def test_weights_that_are_not_finite_are_refused(model, value):
 def test_a_folder_that_the_index_names_is_missing(model):
     shutil.rmtree(model / "vae")
     refused_load(model, 3, "no folder vae")
-
-
-@pytest.mark.parametrize(
-    ("name", "code", "words"),
-    [("npu", 7, "torch_npu is not installed"), ("cuda", 7, "cuda"), ("cuda:99", 7, "cuda"), ("tpu", 2, "not a device")],
-)
-def test_devices_that_do_not_exist_are_refused(name, code, words):
-    if name.startswith("cuda") and torch.cuda.is_available():
-        pytest.skip("this machine has CUDA")
-    refused(lambda: resolve_device(name), code, words)
-
-
-def test_an_absent_component_is_refused_with_the_choices():
-    pipe, _ = make("sd3")
-    refused(lambda: denoisers(pipe, ("unet",)), 2, "no module 'unet'. Choose one of transformer, vae")
-    assert list(denoisers(pipe, ("vae",))) == ["vae"]
-
-
-@pytest.mark.parametrize(
-    ("name", "found"), [("sd3", ["transformer"]), ("sdxl", ["unet"]), ("wan22", ["transformer", "transformer_2"])]
-)
-def test_denoisers_are_found_and_nothing_else(name, found):
-    assert sorted(denoisers(make(name)[0])) == found
-
-
-def test_the_kinds_of_networks_that_denoise_are_told_by_their_class():
-    import diffusers
-
-    from octavo.pipelines.denoisers import is_denoiser
-
-    def denoises(name: str) -> bool:
-        kind = getattr(diffusers, name)
-        return is_denoiser(kind.__new__(kind))
-
-    for name in ("UVit2DModel", "PriorTransformer", "UNetMotionModel", "StableAudioDiTModel", "UNetControlNetXSModel"):
-        assert denoises(name), name
-    for name in ("AutoencoderKL", "ControlNetModel", "SD3ControlNetModel", "VQModel", "MotionAdapter", "T2IAdapter"):
-        assert not denoises(name), name

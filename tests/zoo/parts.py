@@ -1,4 +1,4 @@
-"""What tiny pipelines are made of; see pipelines_tiny."""
+"""What tiny pipelines are made of;"""
 
 import inspect
 from typing import Any

@@ -19,23 +19,20 @@ from octavo.capture.store.writer import CaptureWriter
 
 from ...helpers.faults import fast_path
 from ...helpers.refusals import refused
-from ...helpers.stores import MANIFEST, PLANNED, calls_of, files_of, fill, make_store, same
+from ...helpers.stores import (
+    MANIFEST,
+    PLANNED,
+    calls_of,
+    files_of,
+    fill,
+    make_store,
+    refused_read,
+    remedy,
+    same,
+    unit_of,
+)
 
 __all__ = ["fast_path"]
-
-
-def refused_read(directory: Path, exit_code: int = 3, **options: bool) -> str:
-    """What reading all of the capture says, without the directory in front."""
-    message = refused(lambda: list(Capture.open(directory, **options).calls()), exit_code)
-    return message.removeprefix(str(directory))
-
-
-def unit_of(store: Path, index: int = 0) -> Path:
-    return next((store / "units").glob(f"{index:06d}-*"))
-
-
-def remedy(unit: Path) -> str:
-    return f"Delete {unit} and run capture --resume."
 
 
 # What is read

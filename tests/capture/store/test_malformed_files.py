@@ -14,8 +14,7 @@ from octavo.capture.files import write_sealed
 from octavo.capture.sealed import digest_of, read_sealed
 
 from ...helpers.faults import fast_path
-from ...helpers.stores import make_store
-from .test_reader import refused_read, remedy, unit_of
+from ...helpers.stores import make_store, refused_read, remedy, unit_of
 
 __all__ = ["fast_path"]
 
