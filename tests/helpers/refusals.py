@@ -1,4 +1,4 @@
-"""Refusals as tests check them."""
+"""Checks of refusals: an OctavoError with the right exit code, whose message is one line."""
 
 import re
 from collections.abc import Callable

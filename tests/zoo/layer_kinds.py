@@ -1,4 +1,4 @@
-"""Layers of every kind, made by hand, and a small denoiser with a time argument."""
+"""Integer layers of every scheme, made by hand, and a small denoiser with a time argument."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ RANGES = (Range(-4.0, 4.0), Range(-2.0, 3.0), Range(0.0, 2.0), Range(-1.0, 0.5))
 
 
 class TimedToy(nn.Module):
-    """A denoiser: what it does with the noise level is to add it, small."""
+    """A denoiser that is given the noise level and makes nothing of it."""
 
     def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -43,12 +43,13 @@ class TimedToy(nn.Module):
 
 
 def stacked(dtype: torch.dtype) -> QParams:
+    """The parameters of RANGES, stacked as one W8A8_TIMESTEP layer has them."""
     each = [qparams_of(extent, ACTIVATION, dtype) for extent in RANGES]
     return QParams(torch.stack([q.scale for q in each]), torch.stack([q.zero_point for q in each]))
 
 
 def spec_of(kind: str, dtype: torch.dtype) -> InputSpec | None:
-    """How the inputs of a layer of this scheme become integers."""
+    """The quantization of a layer's inputs under this scheme."""
     specs: dict[str, InputSpec | None] = {
         "W8A8": qparams_of(RANGES[0], ACTIVATION, dtype),
         "W8A8_TIMESTEP": TimestepQParams(stacked(dtype), torch.tensor(EDGES)),
@@ -59,7 +60,7 @@ def spec_of(kind: str, dtype: torch.dtype) -> InputSpec | None:
 
 
 def frozen(module: nn.Module, kind: str, **options: Any) -> QuantizedLayer:
-    """A layer of this scheme in the place of a float one."""
+    """The integer layer of this scheme for a float one."""
     spec = spec_of(kind, module.weight.dtype)
     return build(nearest(module.weight, module.bias, spec, **options), module)
 
@@ -71,23 +72,26 @@ def static_of(module: nn.Module, at: int) -> QuantizedLayer:
 
 
 def layers_of(model: nn.Module, kinds: dict[str, str], **options: Any) -> dict[str, QuantizedLayer]:
+    """The integer layers of a model for these schemes, by name."""
     return {name: frozen(model.get_submodule(name), kind, **options) for name, kind in kinds.items()}
 
 
 def written(
     folder: Path, model: nn.Module, layers: dict[str, QuantizedLayer], timesteps: tuple[float, ...] | None = SCHEDULE
 ) -> Path:
+    """Exports these layers in the format ascend."""
     return export(Result(Plan(()), layers, {}), model, folder, timesteps=timesteps)
 
 
 def content(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file of a folder, by name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def changed(
     folder: Path, change: Callable[[dict[str, Tensor]], object], metadata: dict[str, str] | None = None
 ) -> None:
-    """The weights with other tensors, or other metadata."""
+    """Rewrites the weights file with other tensors, or with more metadata."""
     path = next(folder.glob("*.safetensors"))
     with safe_open(path, "pt") as opened:
         before = opened.metadata()
