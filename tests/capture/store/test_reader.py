@@ -105,7 +105,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     assert refused_read(tmp_path) == ": written by format 3; this version reads 1. Upgrade."
 
 
-def test_an_unfinished_capture_is_read_only_when_allowed(tmp_path: Path) -> None:
+def test_an_unfinished_capture_is_refused_unless_allowed(tmp_path: Path) -> None:
     with CaptureWriter.create(tmp_path, PLANNED) as writer:
         fill(writer, range(2))
     expected = ": capture not finished (2 of 50). Finish with --resume or pass --allow-incomplete."
