@@ -111,8 +111,8 @@ class Cache:
 @pytest.mark.parametrize(
     ("value", "fact"),
     [
-        (Cache(), "'cache': cannot store a value of type tests.test_tree.Cache"),
-        ({"inner": [1, Cache()]}, "'cache.inner[1]': cannot store a value of type tests.test_tree.Cache"),
+        (Cache(), f"'cache': cannot store a value of type {__name__}.Cache"),
+        ({"inner": [1, Cache()]}, f"'cache.inner[1]': cannot store a value of type {__name__}.Cache"),
         ({1, 2}, "'cache': cannot store a value of type set"),
         (torch.nn.Linear(1, 1), "'cache': cannot store a value of type torch.nn.modules.linear.Linear"),
     ],
