@@ -26,3 +26,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     pipe.save_pretrained(folder / "model")
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def captured(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A capture of `tiny_model`: three prompts in three steps of 16 x 16 pixels, 9 calls. Read only."""
+    from .helpers.commands import capture
+
+    folder = tmp_path_factory.mktemp("captured")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("a red circle\na blue ring\na white cross")
+    capture(tiny_model, folder / "capture", prompts)
+    return folder / "capture"

@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ from octavo.capture.files import (
 )
 
 from ..helpers.faults import counting, dying, failing, fast_path, in_child
+from ..helpers.refusals import refused
 
 __all__ = ["fast_path"]
 
@@ -112,10 +114,13 @@ def test_commit_never_goes_over_anything(tmp_path: Path) -> None:
         (tmp_path / target).mkdir()
     (tmp_path / "full" / "f").write_text("old")
     (tmp_path / "dangling").symlink_to("nowhere")
-    for target in ("empty", "full", "dangling"):
-        with pytest.raises(OctavoError, match="exists already") as caught, staging(tmp_path) as staged:
+
+    def commit(target: str) -> None:
+        with staging(tmp_path) as staged:
             commit_directory(staged, tmp_path / target)
-        assert caught.value.exit_code == 5
+
+    for target in ("empty", "full", "dangling"):
+        refused(partial(commit, target), 5, "exists already")
     assert sorted(os.listdir(tmp_path)) == ["dangling", "empty", "full"]
 
 
@@ -135,10 +140,13 @@ def test_replace_takes_the_place_of_a_link_and_refuses_a_file(tmp_path: Path) ->
     (tmp_path / "precious").mkdir()
     (tmp_path / "link").symlink_to("precious")
     (tmp_path / "file").write_text("x")
-    with staging(tmp_path) as staged:
-        replace_directory(staged, tmp_path / "link")
-    with pytest.raises(OctavoError, match="not a directory"), staging(tmp_path) as staged:
-        replace_directory(staged, tmp_path / "file")
+
+    def replace(target: str) -> None:
+        with staging(tmp_path) as staged:
+            replace_directory(staged, tmp_path / target)
+
+    replace("link")
+    refused(lambda: replace("file"), 5, "not a directory")
     assert sorted(os.listdir(tmp_path)) == ["file", "link", "precious"]
     assert not (tmp_path / "link").is_symlink()
 
@@ -191,10 +199,8 @@ def test_clean_spares_the_staging_of_the_living(tmp_path: Path) -> None:
 
 def test_lock_names_its_holder_at_once_and_ends_with_it(tmp_path: Path) -> None:
     held = lock(tmp_path)
-    with pytest.raises(OctavoError) as caught:
-        lock(tmp_path)
-    assert str(caught.value) == f"{tmp_path}: in use by pid {os.getpid()} on host {os.uname().nodename}."
-    assert caught.value.exit_code == 5
+    message = refused(lambda: lock(tmp_path), 5)
+    assert message == f"{tmp_path}: in use by pid {os.getpid()} on host {os.uname().nodename}."
     held.release()
     held.release()
     assert os.listdir(tmp_path) == []
@@ -246,11 +252,10 @@ def test_every_failing_call_is_one_line_and_leaves_the_old_file(tmp_path: Path, 
     write_bytes(path, b"old", 0o600)
     sites = 8  # as listed in test_everything_is_synced_before_its_name_appears; unlink of nothing is allowed to fail
     for at in range(sites):
-        with pytest.raises(OctavoError) as caught, counting(at, failing(number)) as calls:
-            write_bytes(path, b"new", 0o600)
+        with counting(at, failing(number)) as calls:
+            message = refused(lambda: write_bytes(path, b"new", 0o600), 5)
         shown = path if at < 6 else tmp_path
-        assert str(caught.value) == f"{shown}: {ERRORS[number]}"
-        assert caught.value.exit_code == 5
+        assert message == f"{shown}: {ERRORS[number]}"
         assert path.read_bytes() == (b"old" if "replace" not in calls.made[:at] else b"new")
         assert os.listdir(tmp_path) == ["f"]
         write_bytes(path, b"old", 0o600)
@@ -266,9 +271,7 @@ def test_sealed_json_comes_back_and_nothing_else_is_believed(tmp_path: Path) -> 
     for position in range(len(whole)):
         for damaged in (whole[:position], whole[:position] + b" " + whole[position:], _flip(whole, position)):
             path.write_bytes(damaged)
-            with pytest.raises(OctavoError, match=r"damaged \(checksum\)") as caught:
-                read_sealed(path)
-            assert caught.value.exit_code == 3
+            refused(partial(read_sealed, path), 3, "damaged (checksum)")
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_sealed(path, {"a": float("nan")}, 0o600)
 
@@ -285,9 +288,7 @@ def test_only_regular_files_of_a_limited_size_are_read(tmp_path: Path) -> None:
         file.truncate(1 << 30)
     facts = {"link": "symbolic link", "fifo": "not a regular", "large": "larger than 64 MiB", "none": "missing"}
     for name, fact in {**facts, ".": "not a regular"}.items():
-        with pytest.raises(OctavoError, match=fact) as caught:
-            read_bytes(tmp_path / name)
-        assert caught.value.exit_code == 3
+        refused(partial(read_bytes, tmp_path / name), 3, fact)
 
 
 def test_safe_write_umask_is_reentrant_and_always_restored(tmp_path: Path) -> None:

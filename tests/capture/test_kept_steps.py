@@ -2,8 +2,9 @@
 
 import pytest
 
-from octavo.capture.errors import OctavoError
 from octavo.capture.kept_steps import keep_rule
+
+from ..helpers.refusals import refused
 
 
 @pytest.mark.parametrize(
@@ -23,11 +24,8 @@ def test_rules(text, steps, kept):
 
 @pytest.mark.parametrize("text", ["", "some", "every", "every:0", "every:-1", "every:x", "spread:", "all:2"])
 def test_other_texts_are_refused(text):
-    with pytest.raises(OctavoError, match="not a rule") as caught:
-        keep_rule(text, 8)
-    assert caught.value.exit_code == 2
+    refused(lambda: keep_rule(text, 8), 2, "not a rule")
 
 
 def test_spread_needs_the_number_of_steps():
-    with pytest.raises(OctavoError, match="does not say"):
-        keep_rule("spread:4", 0)
+    refused(lambda: keep_rule("spread:4", 0), 2, "does not say")

@@ -53,7 +53,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def captured(tiny_model: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def captured_alone(tiny_model: Path, texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("captured")
     capture(tiny_model, folder / "capture", texts)
     return folder / "capture"
@@ -87,15 +87,15 @@ def error_lines(ended: list[Ended]) -> list[str]:
 
 
 @pytest.mark.parametrize("world", [2, slow(3)])
-def test_c13_several_ranks_store_and_write_what_one_process_does(tiny_model, texts, captured, tmp_path, world):
+def test_several_ranks_store_and_write_what_one_process_does(tiny_model, texts, captured_alone, tmp_path, world):
     ended = ranked(world, tmp_path, *asked(tiny_model, tmp_path / "capture", texts, "--pth", tmp_path / "calls.pth"))
     assert codes(ended) == [0] * world, ended
-    assert contents(tmp_path / "capture") == contents(captured)
+    assert contents(tmp_path / "capture") == contents(captured_alone)
     assert "8 prompts, 24 calls" in ended[0].said
     assert not any(each.said for each in ended[1:])
     options = ("--samples", 11, "--device", "cpu", "--accuracy", "balanced")
-    octavo("calibrate", captured, tmp_path / "one", *options)
-    ended = ranked(world, tmp_path, "calibrate", captured, tmp_path / "several", *options)
+    octavo("calibrate", captured_alone, tmp_path / "one", *options)
+    ended = ranked(world, tmp_path, "calibrate", captured_alone, tmp_path / "several", *options)
     assert codes(ended) == [0] * world, ended
     assert contents(tmp_path / "several") == contents(tmp_path / "one")
     assert not any(each.said for each in ended[1:])
@@ -108,10 +108,10 @@ def test_c13_several_ranks_store_and_write_what_one_process_does(tiny_model, tex
      slow(("--no-smoothing", "--activations", "dynamic")), slow(("--observer", "mse", "--weights", "gptq"))],
     ids=" ".join,
 )  # fmt: skip
-def test_blocks_of_several_ranks_are_those_of_one(captured, tmp_path, world, options):
+def test_blocks_of_several_ranks_are_those_of_one(captured_alone, tmp_path, world, options):
     options = ("--device", "cpu", "--memory", "1024GiB", *options)
-    octavo("calibrate", captured, tmp_path / "one", *options)
-    ended = ranked(world, tmp_path, "calibrate", captured, tmp_path / "several", *options)
+    octavo("calibrate", captured_alone, tmp_path / "one", *options)
+    ended = ranked(world, tmp_path, "calibrate", captured_alone, tmp_path / "several", *options)
     assert codes(ended) == [0] * world, ended
     assert contents(tmp_path / "several") == contents(tmp_path / "one")
     assert not any(each.said for each in ended[1:])
@@ -147,7 +147,7 @@ def outcome(calls: list[Any], settings: dict[str, Any], ranks: Ranks) -> tuple[A
 
 
 @pytest.mark.parametrize(("case", "world"), [(c, w) if (c, w) in QUICK else slow(c, w) for c in CASES for w in (2, 3)])
-def test_q22_every_calibration_is_the_same_bits(tmp_path, case, world):
+def test_every_calibration_of_several_ranks_is_the_same_bits(tmp_path, case, world):
     calls, settings = prompts(9, 5), {"sqnr_calls": 1, **CASES[case]}
     found = each_rank(world, tmp_path, lambda ranks: outcome(calls, settings, ranks))
     report, tensors, runs = outcome(calls, settings, ALONE)
@@ -259,7 +259,7 @@ def broken() -> None:
     raise RuntimeError("broken. Really")
 
 
-def test_an_error_of_one_rank_is_said_once_and_ends_all(tiny_model, texts, captured, tmp_path):
+def test_an_error_of_one_rank_is_said_once_and_ends_all(tiny_model, texts, captured_alone, tmp_path):
     ended = ranked(
         2, tmp_path, *asked(tiny_model, tmp_path / "capture", texts), before=at_call(5, 1, broken)
     )  # of prompts 2 and 4, the second one
@@ -269,8 +269,8 @@ def test_an_error_of_one_rank_is_said_once_and_ends_all(tiny_model, texts, captu
     there = Capture.open(tmp_path / "capture", allow_incomplete=True).units
     assert "a blue circle" not in [unit.info["prompt"] for unit in there if unit.index == 3]
     octavo(*asked(tiny_model, tmp_path / "capture", texts, "--resume"))
-    assert contents(tmp_path / "capture") == contents(captured)
-    ended = ranked(3, tmp_path, "calibrate", captured, tmp_path / "out", before=at_call(2, 2, broken))
+    assert contents(tmp_path / "capture") == contents(captured_alone)
+    ended = ranked(3, tmp_path, "calibrate", captured_alone, tmp_path / "out", before=at_call(2, 2, broken))
     assert codes(ended) == [4, 4, 4]
     assert len(error_lines(ended)) == 1
     assert error_lines(ended)[0].startswith("Error: rank 2: prompt 2, step 2")
@@ -313,7 +313,7 @@ def test_prompts_that_fail_are_left_out_by_whichever_rank_has_them(tiny_model, t
 
 
 @pytest.mark.parametrize("dead", [slow(0), 1])
-def test_i8_a_rank_that_dies_ends_the_others_and_leaves_what_resumes(tiny_model, texts, captured, tmp_path, dead):
+def test_a_rank_that_dies_ends_the_others_and_leaves_what_resumes(tiny_model, texts, captured_alone, tmp_path, dead):
     asked_for = asked(tiny_model, tmp_path / "capture", texts)
     ended = ranked(2, tmp_path, *asked_for, before=at_call(5, dead, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     assert codes(ended) == ([-9, 7] if dead == 0 else [7, -9])
@@ -323,12 +323,12 @@ def test_i8_a_rank_that_dies_ends_the_others_and_leaves_what_resumes(tiny_model,
     assert 1 <= len(units) < 8
     ended = ranked(3, tmp_path, *asked_for, "--resume")
     assert codes(ended) == [0, 0, 0], ended
-    assert contents(tmp_path / "capture") == contents(captured)
+    assert contents(tmp_path / "capture") == contents(captured_alone)
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_ends_a_calibration(captured, tmp_path):
-    asked_for = ("calibrate", captured, tmp_path / "out")
+def test_a_rank_that_dies_ends_a_calibration(captured_alone, tmp_path):
+    asked_for = ("calibrate", captured_alone, tmp_path / "out")
     ended = ranked(2, tmp_path, *asked_for, before=at_call(5, 1, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     assert codes(ended) == [7, -9]
     assert error_lines(ended) == ["Error: rank 0: rank 1 of this run is gone. Run again, a capture with --resume."]
@@ -336,7 +336,7 @@ def test_a_rank_that_dies_ends_a_calibration(captured, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])
 def test_a_signal_to_all_ranks_is_said_once_and_a_launcher_may_pass_it_on(
-    tiny_model, texts, captured, tmp_path, number
+    tiny_model, texts, captured_alone, tmp_path, number
 ):
     many = tmp_path / "many.txt"
     many.write_text("\n".join(f"{text} {at}" for at in range(100) for text in PROMPTS))
@@ -358,8 +358,8 @@ def test_a_signal_to_all_ranks_is_said_once_and_a_launcher_may_pass_it_on(
 
 
 @pytest.mark.slow
-def test_runs_under_a_budget_are_shared(tiny_model, captured, tmp_path):
-    options = ("calibrate", captured, "--budget", "60%", "--device", "cpu")
+def test_runs_under_a_budget_are_shared(tiny_model, captured_alone, tmp_path):
+    options = ("calibrate", captured_alone, "--budget", "60%", "--device", "cpu")
     octavo(*options, tmp_path / "one")
     ended = ranked(2, tmp_path, *options, tmp_path / "several")
     assert codes(ended) == [0, 0], ended
@@ -375,7 +375,7 @@ def test_runs_under_a_budget_are_shared(tiny_model, captured, tmp_path):
     ],
     ids=("torchrun", "accelerate"),
 )
-def test_torchrun_and_accelerate_start_the_ranks(tiny_model, texts, captured, tmp_path, launcher):
+def test_torchrun_and_accelerate_start_the_ranks(tiny_model, texts, captured_alone, tmp_path, launcher):
     command = [sys.executable, "-m", *launcher, "-m", "octavo"]
 
     def launched(*arguments: object, code: int = 0) -> str:
@@ -385,11 +385,11 @@ def test_torchrun_and_accelerate_start_the_ranks(tiny_model, texts, captured, tm
 
     said = launched(*asked(tiny_model, tmp_path / "capture", texts))
     assert said.count("8 prompts, 24 calls") == 1
-    assert contents(tmp_path / "capture") == contents(captured)
-    said = launched("calibrate", captured, tmp_path / "several")
+    assert contents(tmp_path / "capture") == contents(captured_alone)
+    said = launched("calibrate", captured_alone, tmp_path / "several")
     assert said.count("layers in 8-bit integers") == 1
-    octavo("calibrate", captured, tmp_path / "one")
+    octavo("calibrate", captured_alone, tmp_path / "one")
     assert contents(tmp_path / "several") == contents(tmp_path / "one")
-    said = launched("calibrate", captured, tmp_path / "out", "--keep-float", "nothing", code=1)
+    said = launched("calibrate", captured_alone, tmp_path / "out", "--keep-float", "nothing", code=1)
     assert len(errors(said)) == 1
     assert "nothing" in errors(said)[0]

@@ -9,6 +9,7 @@ from octavo.capture.recorder import Clock, Memory, Recorder, bind, copied
 from octavo.capture.store.reader import Capture
 from octavo.pipelines.denoisers import denoisers
 
+from ..helpers.refusals import enter_and_leave, refused
 from ..zoo.pipelines import TINY, make, run
 
 
@@ -176,9 +177,7 @@ def test_a_listener_with_a_directory_writes_a_finished_capture(tmp_path):
 
 
 def test_a_listener_that_heard_nothing_says_so(tmp_path):
-    with pytest.raises(Exception, match="never called") as caught, Listener(Plain(), tmp_path / "captured"):
-        pass
-    assert caught.value.exit_code == 4
+    refused(lambda: enter_and_leave(Listener(Plain(), tmp_path / "captured")), 4, "never called")
     assert not list((tmp_path / "captured" / "units").iterdir())
 
 

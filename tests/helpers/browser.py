@@ -1,4 +1,4 @@
-"""A headless Chromium as tests use it: the DevTools protocol over two pipes, with the standard library alone."""
+"""A headless Chromium, driven by the DevTools protocol over two pipes with the standard library alone."""
 
 import base64
 import json
@@ -19,7 +19,7 @@ def found() -> str | None:
 
 
 class Page:
-    """One tab. `events` are those the browser has sent so far."""
+    """One tab. `events` holds what the browser has sent since the last `open`."""
 
     def __init__(self, writing: int, reading: int) -> None:
         self._writing, self._reading = writing, os.fdopen(reading, "rb")
@@ -31,7 +31,7 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The result of one command."""
+        """Runs a command of the protocol and returns its result."""
         self._count += 1
         message: dict[str, Any] = {"id": self._count, "method": method, "params": parameters}
         if self._session:
@@ -68,21 +68,21 @@ class Page:
         return answer["result"].get("value")
 
     def press(self, key: str, code: int) -> None:
-        """A key on what has the focus."""
+        """Presses a key on the element that has the focus."""
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
     def complaints(self) -> list[dict[str, Any]]:
-        """Exceptions, console errors and warnings."""
+        """The exceptions, console messages and log entries so far."""
         heard = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
         return [event for event in self.events if event["method"] in heard]
 
     def requests(self) -> list[str]:
-        """The addresses of everything that was asked for."""
+        """The addresses of all requests so far."""
         return [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
 
     def screenshot(self, file: Path) -> None:
-        """The whole page as a PNG."""
+        """Saves the whole page as a PNG."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         made = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
@@ -91,7 +91,7 @@ class Page:
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
-    """A running Chromium with a profile of its own."""
+    """Runs a Chromium with this profile directory and yields its one tab."""
     path = found()
     assert path, "no Chromium"
     to_browser, from_browser = os.pipe(), os.pipe()

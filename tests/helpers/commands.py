@@ -1,4 +1,4 @@
-"""Commands as tests run them."""
+"""Octavo's commands, run in this process."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from octavo.cli import main
 
 
 def octavo(*arguments: object, code: int = 0) -> str:
-    """Runs a command in this process; returns what it printed, stdout and stderr."""
+    """Runs a command, checks its exit code, and returns what it printed to stdout and stderr."""
     done = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert done.exit_code == code, done.output
     assert "Traceback" not in done.output
@@ -16,11 +16,11 @@ def octavo(*arguments: object, code: int = 0) -> str:
 
 
 def capture(model: Path, out: Path, prompts: Path, *more: object, code: int = 0) -> str:
-    """`octavo capture` in three steps of 16 x 16 pixels."""
+    """Runs `octavo capture` in three steps of 16 x 16 pixels."""
     small = ("--height", 16, "--width", 16, "--device", "cpu")
     return octavo("capture", model, out, "--prompts", prompts, "--steps", 3, *small, *more, code=code)
 
 
 def errors(said: str) -> list[str]:
-    """The error lines of what a command printed."""
+    """The error lines of a command's output."""
     return [line for line in said.splitlines() if line.startswith("Error")]

@@ -1,4 +1,4 @@
-"""Making the calls of os fail, or the process die, at a chosen one of them; and children to do it in."""
+"""Faults at a chosen call of os: the call fails, or the process dies. And children to run such work in."""
 
 import os
 import traceback
@@ -17,7 +17,7 @@ PURE = ("fsencode", "strerror", "getpid", "geteuid")  # ask nothing of a disk
 
 
 class CountingOs:
-    """`os` as files.py sees it: every call is named in `made`, and call number `at` meets `fault` first."""
+    """Stands in for `os` in files.py: lists its calls in `made`, and runs `fault` before call number `at`."""
 
     def __init__(self, at: int | None = None, fault: Callable[[], None] = lambda: None) -> None:
         self.made: list[str] = []
@@ -39,7 +39,7 @@ class CountingOs:
 
 @contextmanager
 def counting(at: int | None = None, fault: Callable[[], None] = lambda: None) -> Iterator[CountingOs]:
-    """files.py meets a CountingOs inside the block."""
+    """Gives files.py a CountingOs inside the block."""
     with pytest.MonkeyPatch.context() as patch:
         counter = CountingOs(at, fault)
         patch.setattr(files, "os", counter)
@@ -48,14 +48,14 @@ def counting(at: int | None = None, fault: Callable[[], None] = lambda: None) ->
 
 @pytest.fixture
 def fast_path() -> Iterator[Path]:
-    """A directory in memory, where syncing costs nothing: what is tried here is the order of the calls."""
+    """A directory in memory, where syncing costs nothing: its tests are about the order of the calls."""
     memory = Path("/dev/shm")
     with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as directory:
         yield Path(directory)
 
 
 def failing(number: int) -> Callable[[], None]:
-    """A fault: the OSError with this errno."""
+    """A fault that raises the OSError of this errno."""
 
     def fault() -> None:
         raise OSError(number, os.strerror(number))
@@ -64,13 +64,13 @@ def failing(number: int) -> Callable[[], None]:
 
 
 def dying() -> None:
-    """A fault: the process is gone, as kill -9 leaves it."""
+    """A fault that ends the process at once, as kill -9 does."""
     os._exit(9)
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Runs `work` in a forked process; its exit status: 0 when it returned, 1 when it raised, 130 when that was a
-    KeyboardInterrupt, 9 when it died."""
+    """Runs `work` in a forked process and returns its exit status: 0 when it returned, 1 when it raised, 130 when that
+    was a KeyboardInterrupt, 9 when it died."""
     child = os.fork()
     if child == 0:
         try:

@@ -1,4 +1,4 @@
-"""torch_npu's operators on a machine that has no NPU: its schemas, and what its documentation says they compute.
+"""Operators of torch_npu for a machine without an NPU: their schemas, and the results its documentation gives.
 
 The schemas are those that torch_npu 2.14.0 registers (csrc/aten/npu_native_functions_by_codegen.yaml); the formulas
 and the dtypes that an operator takes are those of its docstrings, for Atlas A2.
@@ -30,6 +30,7 @@ TAKEN = {  # by output dtype: dtype of scale, of bias, and whether there is pert
 
 
 def quantize(x: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: int, axis: int = 1, div_mode: bool = True):
+    """npu_quantize: floats to int8 with one scale and zero point."""
     assert div_mode
     assert dtype == NUMBERS[torch.qint8]
     assert x.dtype in (torch.float32, torch.float16, torch.bfloat16)
@@ -41,6 +42,7 @@ def quantize(x: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: int, 
 
 
 def dynamic_quant(x: Tensor, *, smooth_scales=None, **_):
+    """npu_dynamic_quant: floats to int8 with a scale for each row, and these scales."""
     assert x.dtype in (torch.float16, torch.bfloat16)
     assert x.ndim > 1
     assert smooth_scales is None
@@ -49,6 +51,7 @@ def dynamic_quant(x: Tensor, *, smooth_scales=None, **_):
 
 
 def quant_matmul(x1: Tensor, x2: Tensor, scale: Tensor, *, output_dtype=None, pertoken_scale=None, bias=None, **_):
+    """npu_quant_matmul: the product of int8 matrices, scaled, with its bias."""
     assert (x1.dtype, x2.dtype) == (torch.int8, torch.int8)
     assert x1.is_contiguous()
     assert scale.shape in ((1,), (x2.shape[1],))
@@ -72,7 +75,7 @@ KERNELS = {"npu_quantize": quantize, "npu_dynamic_quant": dynamic_quant, "npu_qu
 
 @contextmanager
 def npu_operators() -> Iterator[None]:
-    """Inside, torch.ops.npu has the operators."""
+    """Registers the operators as torch.ops.npu inside the block."""
     library = torch.library.Library("npu", "FRAGMENT")
     for name, kernel in KERNELS.items():
         library.define(SCHEMAS[name])

@@ -1,4 +1,4 @@
-"""Runs of several ranks: real processes, forked from that of the tests, connected by gloo."""
+"""Runs of several ranks: real processes, forked from the one that runs the tests and connected by gloo."""
 
 import os
 import socket
@@ -13,14 +13,14 @@ from octavo.cli import main
 
 
 class Ended(NamedTuple):
-    """How a rank ended: its exit code (negative: the signal that killed it), and what it printed."""
+    """The end of a rank: its exit code (negative: the signal that killed it) and its output."""
 
     code: int
     said: str
 
 
 class Started:
-    """The ranks of a run; `pids` in their order."""
+    """The running ranks of a run; `pids` is in their order."""
 
     def __init__(self, world: int, folder: Path, work: Callable[[int], Any]) -> None:
         with socket.socket() as free:
@@ -52,13 +52,13 @@ class Started:
             os._exit(code)
 
     def end(self) -> list[Ended]:
-        """Waits for all."""
+        """Waits for all ranks."""
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
         return [Ended(code, file.read_text()) for code, file in zip(codes, self.files, strict=True)]
 
 
 def printing(*arguments: object) -> None:
-    """Runs a command in this process, whose output it writes through: a child has the buffers of the tests' process."""
+    """Runs a command in this process and flushes its output, because a child starts with the parent's buffers."""
     import sys
 
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
@@ -72,7 +72,7 @@ def printing(*arguments: object) -> None:
 def ranked(
     world: int, folder: Path, *arguments: object, before: Callable[[int], Any] = lambda rank: None
 ) -> list[Ended]:
-    """Runs an octavo command as `world` ranks; `before` is called in each first."""
+    """Runs an octavo command as `world` ranks; each calls `before` first."""
 
     def work(rank: int) -> None:
         before(rank)

@@ -1,14 +1,14 @@
-"""Small captures for the tests of the store, and what they must read back as."""
+"""Small captures for the tests of the store, made without a model, and checks of what is read back."""
 
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-from octavo.capture.errors import OctavoError
 from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import Call, CaptureWriter
+
+from .refusals import refused
 
 MANIFEST = {"pipeline": "StableDiffusion3Pipeline", "settings": {"steps": 2, "seed": 0}, "prompts": 3}
 
@@ -34,11 +34,12 @@ def calls_of(unit: int, steps: int = 2, channels: int = 8) -> list[Call]:
 
 
 def info_of(unit: int) -> dict[str, Any]:
+    """The prompt and seed of a unit."""
     return {"prompt": f"prompt {unit}", "seed": 0}
 
 
 def fill(writer: CaptureWriter, units: range | list[int]) -> None:
-    """Adds the units that are not there yet."""
+    """Writes the units that the capture does not have yet."""
     for index in units:
         if index not in writer.stored:
             with writer.unit(index, info_of(index)) as unit:
@@ -47,7 +48,7 @@ def fill(writer: CaptureWriter, units: range | list[int]) -> None:
 
 
 def make_store(directory: Path, units: int = 3, **options: bool) -> Path:
-    """A finished capture of `units` prompts."""
+    """Writes a finished capture of `units` prompts."""
     with CaptureWriter.create(directory, MANIFEST | {"prompts": units}, **options) as writer:
         fill(writer, range(units))
         writer.complete()
@@ -55,7 +56,7 @@ def make_store(directory: Path, units: int = 3, **options: bool) -> Path:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equality of type, dtype and value, through containers."""
+    """Whether two values are equal in type, dtype and content, through containers."""
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
@@ -68,7 +69,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def holds(directory: Path, units: int = 3) -> bool:
-    """Whether the finished capture is sound and reads back as `calls_of`."""
+    """Whether a finished capture is sound and reads back as `calls_of`."""
     capture = Capture.open(directory)
     capture.verify()
     expected = [call for unit in range(units) for call in calls_of(unit)]
@@ -77,13 +78,27 @@ def holds(directory: Path, units: int = 3) -> bool:
 
 
 def files_of(directory: Path) -> list[Path]:
+    """All files below a directory, sorted."""
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
-def refused(directory: Path, exit_code: int, manifest: dict[str, Any] = PLANNED, **options: Any) -> str:
-    """What CaptureWriter.create says, without the directory in front."""
-    with pytest.raises(OctavoError) as caught:
-        CaptureWriter.create(directory, manifest, **options)
-    assert caught.value.exit_code == exit_code
-    assert "\n" not in str(caught.value)
-    return str(caught.value).removeprefix(f"{directory}")
+def refused_create(directory: Path, exit_code: int, manifest: dict[str, Any] = PLANNED, **options: Any) -> str:
+    """Checks that CaptureWriter.create refuses the directory; returns its message without the directory in front."""
+    message = refused(lambda: CaptureWriter.create(directory, manifest, **options), exit_code)
+    return message.removeprefix(f"{directory}")
+
+
+def refused_read(directory: Path, exit_code: int = 3, **options: bool) -> str:
+    """Checks that reading all of the capture is refused; returns the message without the directory in front."""
+    message = refused(lambda: list(Capture.open(directory, **options).calls()), exit_code)
+    return message.removeprefix(str(directory))
+
+
+def unit_of(store: Path, index: int = 0) -> Path:
+    """The directory of a unit."""
+    return next((store / "units").glob(f"{index:06d}-*"))
+
+
+def remedy(unit: Path) -> str:
+    """The advice that ends a message about a damaged unit."""
+    return f"Delete {unit} and run capture --resume."

@@ -1,6 +1,7 @@
 """Pictures become what the image processors of transformers make of them."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from octavo.capture.errors import OctavoError
 from octavo.pipelines.images import Preprocessing, preprocessing_of
+
+from ..helpers.refusals import refused
 
 NORMAL = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
 PROCESSORS = {
@@ -56,6 +58,4 @@ def test_a_crop_has_its_size_whatever_the_picture(height, width, rows, columns):
 def test_what_is_no_configuration(tmp_path):
     for words in ({"size": 0.5j}, {"image_mean": [1], "image_std": []}, {"size": {"height": 3}}, [1], {"resample": 99}):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(words, default=str))
-        with pytest.raises(OctavoError, match="preprocessor_config") as caught:
-            preprocessing_of(tmp_path)
-        assert caught.value.exit_code == 3
+        refused(partial(preprocessing_of, tmp_path), 3, "preprocessor_config")

@@ -1,4 +1,4 @@
-"""Small convolutional networks with batch norms that have statistics, and geometries of convolutions."""
+"""Small convolutional networks whose batch norms have statistics, and random geometries of convolutions."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def geometries(draw: Any) -> dict[str, Any]:
 
 
 def with_statistics(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model in evaluation, its batch norms as training might leave them."""
+    """Puts a model in evaluation mode and gives its batch norms statistics such as training might leave."""
     generator = torch.Generator().manual_seed(seed)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
@@ -38,7 +38,7 @@ def with_statistics(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 class Residual(nn.Module):
-    """conv, bn, relu, conv, bn, and the input added."""
+    """A residual block: conv, bn, relu, conv, bn, and the input added."""
 
     def __init__(self, first: dict[str, Any], second: dict[str, Any]) -> None:
         super().__init__()
@@ -72,10 +72,12 @@ class Small(nn.Module):
 
 
 def small(seed: int = 0) -> Small:
+    """A Small with frozen random weights."""
     torch.manual_seed(seed)
     return with_statistics(Small(), seed).requires_grad_(False)
 
 
 def pictures(count: int = 6, batch: int = 4, seed: int = 3) -> list[Tensor]:
+    """Random batches of pictures for Small."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(batch, 3, 12, 12, generator=generator) for _ in range(count)]

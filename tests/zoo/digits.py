@@ -1,4 +1,4 @@
-"""The bundled ResNet on digits: its calls, and what its integers make of pictures held out."""
+"""The bundled ResNet on digits: its calls, and the quality of its integers on held-out pictures."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,8 @@ from octavo.pipelines.digits.train import inputs_of
 
 
 class Quality(NamedTuple):
-    """Of a quantized classifier: shares of right answers and of those like the float model's, SQNR of logits in dB."""
+    """Quality of a quantized classifier: share of right answers, share of answers like the float model's, SQNR of the
+    logits in dB."""
 
     accuracy: float
     agreement: float
@@ -24,7 +25,7 @@ class Quality(NamedTuple):
 
 
 def quality(exact: Tensor, found: Tensor, labels: Tensor) -> Quality:
-    """Of logits (n, classes), against the float ones."""
+    """Compares logits (n, classes) with the float ones and with the labels."""
     power = Power()
     power.add(exact, found)
     answers = found.argmax(1)
@@ -33,7 +34,7 @@ def quality(exact: Tensor, found: Tensor, labels: Tensor) -> Quality:
 
 
 class Digits(NamedTuple):
-    """The bundled model, pictures to calibrate with, those held out, what they show, and the float logits."""
+    """The bundled model, its calibration pictures, and the held-out pictures with their labels and float logits."""
 
     model: nn.Module
     training: Tensor
@@ -43,7 +44,7 @@ class Digits(NamedTuple):
 
 
 def bundled() -> Digits:
-    """All of it."""
+    """Loads the bundled model and its pictures, and computes the float logits."""
     model, preprocessing = load_classifier(classifier_directory("digits"))
     parts: tuple[Part, Part] = digits()
     training, held = (inputs_of(part, preprocessing) for part in parts)
@@ -53,7 +54,7 @@ def bundled() -> Digits:
 
 
 def measured(data: Digits, calls: list[Sample], settings: Settings) -> Quality:
-    """What these calls lead to."""
+    """Calibrates on these calls and measures the quality of the result."""
     result, model = calibrate_folded(data.model, lambda: calls, settings)
     with torch.no_grad(), quantized(model, result.layers):
         return quality(data.exact, model(data.held).logits, data.labels)

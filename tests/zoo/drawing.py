@@ -1,4 +1,4 @@
-"""Pictures of the bundled pipeline, and the SQNR of its denoiser on prompts held out."""
+"""Pictures drawn by the bundled pipeline, and the SQNR of its denoiser on held-out prompts."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from octavo.pipelines.run import prompt_seed
 
 
 def draw(pipe: Any, prompts: list[str], batch: int = 8) -> list[np.ndarray]:
-    """A (64, 64, 3) uint8 picture of each prompt, 28 steps, the noise of `octavo capture`."""
+    """Draws a (64, 64, 3) uint8 picture of each prompt in 28 steps, from the noise of `octavo capture`."""
     made: list[np.ndarray] = []
     for at in range(0, len(prompts), batch):
         some = prompts[at : at + batch]
@@ -24,7 +24,7 @@ def draw(pipe: Any, prompts: list[str], batch: int = 8) -> list[np.ndarray]:
 
 
 def held_out_sqnr(pipe: Any, layers: dict[str, QuantizedLayer], prompts: list[str]) -> float:
-    """dB over every call of `prompts`."""
+    """SQNR in dB of the quantized denoiser over every call of `prompts`."""
     signal = noise = 0.0
     for prompt in prompts:
         memory = Memory()

@@ -23,6 +23,8 @@ TO_Q = "transformer_blocks.0.attn.to_q"
 
 
 class Exported(NamedTuple):
+    """An exported checkpoint with the model, the result and the calls it came from."""
+
     folder: Path
     model: nn.Module
     result: Result
@@ -30,7 +32,7 @@ class Exported(NamedTuple):
 
 
 def exported(folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Exported:
-    """As ascend and for diffusers."""
+    """Calibrates a tiny SD3 transformer and exports it in the formats ascend and diffusers."""
     model, calls = hard(dtype=dtype), prompts(3, 2, dtype=dtype)
     result = calibrated(model, calls, **settings)
     export(result, model, folder, ("ascend", "diffusers"), groups=SD3.groups)
@@ -38,20 +40,22 @@ def exported(folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) 
 
 
 def load(folder: Path, **options: Any) -> SD3Transformer2DModel:
+    """Loads the checkpoint as diffusers does."""
     return SD3Transformer2DModel.from_pretrained(folder, **options)
 
 
 def integer_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """The integer layers of a model, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
 
 
 def run(model: nn.Module, calls: list[Call]) -> Tensor:
-    """The output of all calls, flat."""
+    """The outputs of all calls, flattened into one tensor."""
     return torch.cat([each[0].flatten() for each in outputs(model, calls)])
 
 
 def reconfigured(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """config.json with another content."""
+    """Changes the content of config.json."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
     change(config)

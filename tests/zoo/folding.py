@@ -1,4 +1,4 @@
-"""Dividing the channels of a layer's input without an operation: whatever made them is divided instead.
+"""Divides the channels of a layer's input without an operation: whatever produces the input is divided instead.
 
     y = W x = (W * s) (x / s)            x / s is had by dividing rows of the weights and biases that make x
 
@@ -23,7 +23,7 @@ class Slice(NamedTuple):
 
 
 def slices(model: nn.Module, fold: Fold, channels: int) -> Iterator[Slice]:
-    """The parts of parameters that a fold divides, as views of (channels, ...)."""
+    """Yields the parts of parameters that a fold divides, as views of (channels, ...)."""
     rows = slice(fold.start, fold.start + channels)
     parent, _, leaf = fold.target.rpartition(".")
     found = getattr(model.get_submodule(parent), leaf)
@@ -52,7 +52,7 @@ def fold(model: nn.Module, groups: Sequence[tuple[Group, Tensor]]) -> None:
 
 
 def divide(values: Tensor, factors: Tensor, plus_one: bool) -> None:
-    """values / factors in place, or (1 + values) / factors - 1; computed in float64."""
+    """Computes values / factors in place, or (1 + values) / factors - 1; in float64."""
     by = factors.to(torch.float64).view([-1] + [1] * (values.ndim - 1))
     wide = values.to(torch.float64)
     values.copy_((1 + wide) / by - 1 if plus_one else wide / by)

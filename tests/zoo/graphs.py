@@ -27,7 +27,10 @@ NAME = "input.1"
 
 
 class Mixed(nn.Module):
-    """Pictures (batch, 3, 12, 12) to numbers (batch, 8): each kind of layer, some used twice, some in other ranks."""
+    """A network from pictures (batch, 3, 12, 12) to numbers (batch, 8) with each kind of layer.
+
+    Some layers are used twice, some on inputs of another rank.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,28 +54,30 @@ class Mixed(nn.Module):
 
 
 def mixed_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
-    """The integer layers of a calibration."""
+    """Calibrates a Mixed and returns its integer layers."""
     data = [Sample((x,), {}) for x in pictures(4)]
     return calibrate(model, lambda: data, Settings(defaults={}, reciprocal=True)).layers
 
 
 def pictures(count: int, seed: int = 0, size: int = 12) -> list[Tensor]:
+    """Random batches of three pictures."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(3, 3, size, size, generator=generator) for _ in range(count)]
 
 
 def integers(model: nn.Module, layers: Mapping[str, QuantizedLayer], x: Tensor) -> np.ndarray[Any, Any]:
-    """What the integer layers make of it."""
+    """The output of the model with these integer layers."""
     with torch.no_grad(), quantized(model, layers):
         return model(x).numpy()
 
 
 def older(model: nn.Module, layers: Mapping[str, QuantizedLayer], x: Tensor) -> ModelProto:
+    """Traces a model with torch's older exporter, which is some 50 times as fast for a layer."""
     return trace(model, layers, Sample((x,), {}), exporters=OLDER)
 
 
 def on_runtime(proto: ModelProto, x: Tensor) -> np.ndarray[Any, Any]:
-    """onnxruntime's output, of a graph that onnx accepts."""
+    """The output of onnxruntime for a graph that onnx accepts."""
     onnx.checker.check_model(proto, full_check=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -83,27 +88,29 @@ def on_runtime(proto: ModelProto, x: Tensor) -> np.ndarray[Any, Any]:
 
 
 def on_ascend(proto: ModelProto, x: Tensor) -> np.ndarray[Any, Any]:
-    """The evaluator's output, of a graph that onnx accepts."""
+    """The output of the evaluator for a graph that onnx accepts."""
     with ascend_operators():
         onnx.checker.check_model(proto)
     return AscendGraph(proto)(**{proto.graph.input[0].name: x.numpy()})[0]
 
 
 def both(traced: ModelProto, layers: Mapping[str, QuantizedLayer], x: Tensor) -> list[np.ndarray[Any, Any]]:
+    """The outputs of the QDQ graph on onnxruntime and of Ascend's graph on the evaluator."""
     return [on_runtime(qdq(traced, layers), x), on_ascend(ascend(traced, layers), x)]
 
 
 def step(y: np.ndarray[Any, Any]) -> float:
-    """One of 255 steps of the range of an output."""
+    """The size of one of the 255 steps of an output's range."""
     return float(max(y.max(), 0.0) - min(y.min(), 0.0)) / 255
 
 
 def stored(proto: ModelProto) -> dict[str, np.ndarray[Any, Any]]:
+    """The initializers of a graph, by name."""
     return {each.name: numpy_helper.to_array(each) for each in proto.graph.initializer}
 
 
 def by_hand(opset: int = 18, ir_version: int = 10, size: int = 8) -> ModelProto:
-    """y = x + weight, weight of `size` float32."""
+    """A graph of y = x + weight, with `size` float32 weights."""
     weight = numpy_helper.from_array(np.arange(size, dtype=np.float32), "weight")
     around = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [size]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Add", ["x", "weight"], ["y"])], "g", around[:1], around[1:], [weight])

@@ -1,4 +1,4 @@
-"""A small SD3 transformer of several prompts and noise levels, hard to quantize where outliers are put in."""
+"""A small SD3 transformer and its calls; outliers make it hard to quantize."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +22,8 @@ FEW = {"adaround": 10, "admm": 14, "easy-quant": 6}  # iterations of the weight 
 
 
 class Call(NamedTuple):
+    """One call of the transformer, of prompt `unit` at `step`."""
+
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     unit: int
@@ -45,7 +47,7 @@ def hard(seed: int = 0, outliers: int = 2, dtype: torch.dtype = torch.float32) -
 def prompts(
     units: int = 8, steps: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32, first: int = 0
 ) -> list[Call]:
-    """Calls of each prompt at each of the steps' noise levels; `first` is the number of the first prompt."""
+    """Calls of several prompts, each at the noise levels of `steps` steps; `first` numbers the first prompt."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for unit in range(first, first + units):
@@ -61,13 +63,13 @@ def prompts(
 
 
 def calibrated(model: nn.Module, calls: Sequence[Call], ranks: Ranks = ALONE, **settings: Any) -> Result:
-    """As the command would, with few iterations."""
+    """Calibrates with the command's settings, but few iterations."""
     chosen = {"defaults": SD3.keep_float, "groups": SD3.groups, "iterations": FEW, "sqnr_calls": 2} | settings
     return calibrate(model, lambda: calls, Settings(**chosen), ranks=ranks)
 
 
 def sqnr(model: nn.Module, layers: Mapping[str, QuantizedLayer], calls: Sequence[Call]) -> float:
-    """dB of the model's output over the calls."""
+    """SQNR in dB of the quantized model's output over the calls."""
     power = Power()
     exact = outputs(model, calls)
     with quantized(model, layers):
@@ -78,9 +80,10 @@ def sqnr(model: nn.Module, layers: Mapping[str, QuantizedLayer], calls: Sequence
 
 
 def bits(layers: Mapping[str, QuantizedLayer]) -> dict[str, Tensor]:
-    """Every tensor of the layers."""
+    """Every tensor of the layers, by name."""
     return {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()}
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two sets of tensors are equal to the bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -11,6 +11,7 @@ SIZE = {"height": 16, "width": 16, "num_inference_steps": 2}
 
 
 def guider() -> Any:
+    """Classifier-free guidance, as some pipelines take it as a part."""
     from diffusers.guiders import ClassifierFreeGuidance
 
     return ClassifierFreeGuidance(guidance_scale=3.0)
@@ -100,6 +101,7 @@ def flux2() -> Made:
 
 
 def flux2_cached() -> Made:
+    """A pipeline that calls its transformer with a live cache, which no file can hold."""
     pipe, _ = flux2()
     parts = {name: pipe.components[name] for name in ("transformer", "vae", "scheduler")}
     arguments = {"prompt_embeds": randn(1, 6, 16), **SIZE, "image": Image.new("RGB", (64, 64), "teal")}
@@ -305,8 +307,6 @@ def dit() -> Made:
     pipe = built("DiTPipeline", transformer=transformer, vae=autoencoder(), scheduler=d.DDIMScheduler())
     return pipe, {"class_labels": [1], "num_inference_steps": 2}
 
-
-LIVE = {"flux2-cached": flux2_cached}  # with arguments that no file can hold
 
 IMAGES = {
     "sd35": sd35, "sd3-image": sd3_image, "sd3-inpaint": sd3_inpaint, "sd3-pag": sd3_pag,

@@ -1,4 +1,4 @@
-"""Layers of every kind, made by hand, and a small denoiser with a time argument."""
+"""Integer layers of every scheme, made by hand, and a small denoiser with a time argument."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ RANGES = (Range(-4.0, 4.0), Range(-2.0, 3.0), Range(0.0, 2.0), Range(-1.0, 0.5))
 
 
 class TimedToy(nn.Module):
-    """A denoiser: what it does with the noise level is to add it, small."""
+    """A denoiser that is given the noise level and makes nothing of it."""
 
     def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -43,11 +43,13 @@ class TimedToy(nn.Module):
 
 
 def stacked(dtype: torch.dtype) -> QParams:
+    """The parameters of RANGES, stacked as one W8A8_TIMESTEP layer has them."""
     each = [qparams_of(extent, ACTIVATION, dtype) for extent in RANGES]
     return QParams(torch.stack([q.scale for q in each]), torch.stack([q.zero_point for q in each]))
 
 
 def static(extent: Range, dtype: torch.dtype) -> StaticInput:
+    """The static input of a range."""
     qparams = qparams_of(extent, ACTIVATION, dtype)
     assert qparams is not None
     return StaticInput(qparams)
@@ -75,23 +77,26 @@ def static_of(module: nn.Module, at: int) -> QuantizedLayer:
 
 
 def layers_of(model: nn.Module, kinds: dict[str, str], **options: Any) -> dict[str, QuantizedLayer]:
+    """The integer layers of a model for these schemes, by name."""
     return {name: frozen(model.get_submodule(name), kind, **options) for name, kind in kinds.items()}
 
 
 def written(
     folder: Path, model: nn.Module, layers: dict[str, QuantizedLayer], timesteps: tuple[float, ...] | None = SCHEDULE
 ) -> Path:
+    """Exports these layers in the format ascend."""
     return export(Result(Plan(()), layers, {}, timesteps), model, folder)
 
 
 def content(folder: Path) -> dict[str, bytes]:
+    """The bytes of every file of a folder, by name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def changed(
     folder: Path, change: Callable[[dict[str, Tensor]], object], metadata: dict[str, str] | None = None
 ) -> None:
-    """The weights with other tensors, or other metadata."""
+    """Rewrites the weights file with other tensors, or with more metadata."""
     path = next(folder.glob("*.safetensors"))
     with safe_open(path, "pt") as opened:
         before = opened.metadata()

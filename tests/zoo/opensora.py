@@ -1,4 +1,4 @@
-"""A tiny Open-Sora pipeline with random weights, made by code on the spot; nothing is downloaded."""
+"""A tiny Open-Sora pipeline with random weights. Nothing is downloaded."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ def tiny_transformer(seed: int = 0, **config: Any) -> STDiT3:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Letters and common signs as words, "</s>" at the end, as T5's tokenizer ends a text."""
+    """A tokenizer of letters and common signs that ends a text with "</s>", as T5's does."""
     signs = ["<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz0123456789.,:;-' "]
     tokenizer = Tokenizer(models.WordLevel({sign: i for i, sign in enumerate(signs)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -42,6 +42,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_text_encoder(seed: int = 1) -> T5EncoderModel:
+    """A T5 encoder of one layer, for tokens of `tiny_tokenizer`."""
     torch.manual_seed(seed)
     config = T5Config(
         vocab_size=64,

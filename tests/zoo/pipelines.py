@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderDC,
-    AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLWan,
     CogVideoXDDIMScheduler,
@@ -32,26 +31,14 @@ from diffusers import (
 )
 
 from .image_pipelines import IMAGES
+from .parts import Made, autoencoder, randn
 from .unet_pipelines import UNETS
 from .video_pipelines import VIDEOS
-
-Made = tuple[Any, dict[str, Any]]
 
 
 def _seeded(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def _randn(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape) + sum(shape)))
-
-
-def _autoencoder(channels: int = 4, **config: Any) -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2, norm_num_groups=4,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=channels, layers_per_block=1, **config,
-    )  # fmt: skip
 
 
 def sd3() -> Made:
@@ -61,12 +48,12 @@ def sd3() -> Made:
         pos_embed_max_size=8,
     )  # fmt: skip
     pipe = StableDiffusion3Pipeline(
-        transformer=transformer, vae=_autoencoder(shift_factor=0.0), scheduler=FlowMatchEulerDiscreteScheduler(),
+        transformer=transformer, vae=autoencoder(shift_factor=0.0), scheduler=FlowMatchEulerDiscreteScheduler(),
         text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, text_encoder_3=None, tokenizer_3=None,
     )  # fmt: skip
     embeds = dict(
-        prompt_embeds=_randn(1, 7, 64), negative_prompt_embeds=_randn(1, 7, 64) * 0.5,
-        pooled_prompt_embeds=_randn(1, 16), negative_pooled_prompt_embeds=_randn(1, 16) * 0.5,
+        prompt_embeds=randn(1, 7, 64), negative_prompt_embeds=randn(1, 7, 64) * 0.5,
+        pooled_prompt_embeds=randn(1, 16), negative_pooled_prompt_embeds=randn(1, 16) * 0.5,
     )  # fmt: skip
     return _seeded(pipe), dict(**embeds, height=16, width=16, num_inference_steps=3)
 
@@ -77,10 +64,10 @@ def flux() -> Made:
         num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8),
     )  # fmt: skip
     pipe = FluxPipeline(
-        transformer=transformer, vae=_autoencoder(1, shift_factor=0.0), scheduler=FlowMatchEulerDiscreteScheduler(),
+        transformer=transformer, vae=autoencoder(1, shift_factor=0.0), scheduler=FlowMatchEulerDiscreteScheduler(),
         text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None,
     )  # fmt: skip
-    embeds = dict(prompt_embeds=_randn(1, 6, 32), pooled_prompt_embeds=_randn(1, 16))
+    embeds = dict(prompt_embeds=randn(1, 6, 32), pooled_prompt_embeds=randn(1, 16))
     return _seeded(pipe), dict(**embeds, height=16, width=16, num_inference_steps=3, max_sequence_length=6)
 
 
@@ -101,7 +88,7 @@ def wan22() -> Made:
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         boundary_ratio=0.875,
     )  # fmt: skip
-    embeds = dict(prompt_embeds=_randn(1, 8, 32), negative_prompt_embeds=_randn(1, 8, 32) * 0.5)
+    embeds = dict(prompt_embeds=randn(1, 8, 32), negative_prompt_embeds=randn(1, 8, 32) * 0.5)
     return _seeded(pipe), dict(**embeds, height=16, width=16, num_frames=5, num_inference_steps=4, output_type="latent")
 
 
@@ -119,7 +106,7 @@ def cogvideox() -> Made:
     pipe = CogVideoXPipeline(
         transformer=transformer, vae=vae, scheduler=CogVideoXDDIMScheduler(), text_encoder=None, tokenizer=None
     )
-    embeds = dict(prompt_embeds=_randn(1, 16, 32), negative_prompt_embeds=_randn(1, 16, 32) * 0.5)
+    embeds = dict(prompt_embeds=randn(1, 16, 32), negative_prompt_embeds=randn(1, 16, 32) * 0.5)
     size = dict(height=16, width=16, num_frames=8, max_sequence_length=16)
     return _seeded(pipe), dict(**embeds, **size, num_inference_steps=2, output_type="latent")
 
@@ -143,8 +130,8 @@ def sana() -> Made:
         text_encoder=None, tokenizer=None,
     )  # fmt: skip
     mask = torch.ones(1, 16, dtype=torch.long)
-    embeds = dict(prompt_embeds=_randn(1, 16, 8), prompt_attention_mask=mask, negative_prompt=None,
-                  negative_prompt_embeds=_randn(1, 16, 8) * 0.5, negative_prompt_attention_mask=mask)  # fmt: skip
+    embeds = dict(prompt_embeds=randn(1, 16, 8), prompt_attention_mask=mask, negative_prompt=None,
+                  negative_prompt_embeds=randn(1, 16, 8) * 0.5, negative_prompt_attention_mask=mask)  # fmt: skip
     size = dict(height=32, width=32, use_resolution_binning=False)
     return _seeded(pipe), dict(**embeds, **size, num_inference_steps=2, output_type="latent")
 
@@ -158,17 +145,19 @@ def sdxl() -> Made:
         cross_attention_dim=16,
     )  # fmt: skip
     pipe = StableDiffusionXLPipeline(
-        unet=unet, vae=_autoencoder(), scheduler=EulerDiscreteScheduler(), text_encoder=None, tokenizer=None,
+        unet=unet, vae=autoencoder(), scheduler=EulerDiscreteScheduler(), text_encoder=None, tokenizer=None,
         text_encoder_2=None, tokenizer_2=None, add_watermarker=False,
     )  # fmt: skip
     embeds = dict(
-        prompt_embeds=_randn(1, 7, 16), negative_prompt_embeds=_randn(1, 7, 16) * 0.5,
-        pooled_prompt_embeds=_randn(1, 32), negative_pooled_prompt_embeds=_randn(1, 32) * 0.5,
+        prompt_embeds=randn(1, 7, 16), negative_prompt_embeds=randn(1, 7, 16) * 0.5,
+        pooled_prompt_embeds=randn(1, 32), negative_pooled_prompt_embeds=randn(1, 32) * 0.5,
     )  # fmt: skip
     return _seeded(pipe), dict(**embeds, height=16, width=16, num_inference_steps=2, output_type="latent")
 
 
 class InPlaceScheduler(FlowMatchEulerDiscreteScheduler):
+    """A scheduler that writes the next latents into the latents it was given."""
+
     def step(self, model_output: Any, timestep: Any, sample: torch.Tensor, **kwargs: Any) -> Any:
         made = super().step(model_output, timestep, sample, **kwargs)
         sample.copy_(made[0])
@@ -198,7 +187,10 @@ ZOO = TINY | IMAGES | UNETS | VIDEOS
 
 
 def make(name: str) -> Made:
-    """A tiny pipeline in evaluation mode; the same weights at every call, none of them zero."""
+    """Makes a tiny pipeline in evaluation mode, and the arguments of a call.
+
+    The weights are the same each time, and no matrix is all zeros.
+    """
     torch.manual_seed(0)
     pipe, arguments = ZOO[name]()
     for part in pipe.components.values():
@@ -211,7 +203,7 @@ def make(name: str) -> Made:
 
 
 def run(pipe: Any, arguments: dict[str, Any]) -> torch.Tensor:
-    """The first output of a call with a fixed seed, as a tensor: latents where the pipeline gives them."""
+    """Calls a pipeline with a fixed seed and returns its first output as a tensor, latents where it gives them."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     asked = {"output_type": "latent"} if "output_type" in parameters else {}
     seed = {"generator": torch.Generator().manual_seed(0)}

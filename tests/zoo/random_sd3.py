@@ -1,4 +1,4 @@
-"""Networks that are hard to quantize, made by code: random SD3 transformers, and outliers that change no output."""
+"""Random SD3 transformers, and outliers that make a model hard to quantize without changing its output."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,12 +16,14 @@ CHANNELS, FACTOR = 8, 50.0
 
 
 class Call(NamedTuple):
+    """One call of a transformer."""
+
     args: tuple
     kwargs: dict
 
 
 def random_sd3(seed: int, modulation: float = 1.0, heads: int = 8, head: int = 32) -> SD3Transformer2DModel:
-    """Four layers of default initialisation, the adaLN modulation's weights and biases times `modulation`."""
+    """Four layers of default initialisation; `modulation` multiplies the adaLN modulation's weights and biases."""
     torch.manual_seed(seed)
     width = heads * head
     model = SD3Transformer2DModel(

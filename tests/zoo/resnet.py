@@ -13,7 +13,7 @@ def conv_norm(inputs: int, outputs: int, size: int, stride: int = 1) -> list[nn.
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions, or as a bottleneck 1 x 1, 3 x 3, 1 x 1, and what came in added."""
+    """Two 3 x 3 convolutions, or a bottleneck of 1 x 1, 3 x 3 and 1 x 1, and the input added."""
 
     def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Pictures (batch, 3, height, width) to logits (batch, classes)."""
+    """A classifier of pictures (batch, 3, height, width); returns logits (batch, classes)."""
 
     def __init__(self, depths: tuple[int, ...], bottleneck: bool, width: int = 64, classes: int = 1000) -> None:
         super().__init__()
@@ -49,10 +49,10 @@ class ResNet(nn.Module):
 
 
 def resnet18(**options: int) -> ResNet:
-    """11.7 million parameters."""
+    """ResNet-18, 11.7 million parameters."""
     return ResNet((2, 2, 2, 2), False, **options)
 
 
 def resnet50(**options: int) -> ResNet:
-    """25.6 million parameters."""
+    """ResNet-50, 25.6 million parameters."""
     return ResNet((3, 4, 6, 3), True, **options)

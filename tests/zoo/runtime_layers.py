@@ -1,4 +1,4 @@
-"""Integer layers of all schemes, and how near an output has to be to that of the reference."""
+"""Reference layers of every scheme for the tests of the runtime, and how close an output has to be to theirs."""
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ EXTENTS = (Range(-2.0, 3.0), Range(0.0, 1.0), Range(-5.0, 0.0))  # zero points b
 
 
 def input_of(scheme: str, dtype: torch.dtype = torch.float32, extents=EXTENTS) -> Input:
+    """How the inputs of a layer of this scheme become codes."""
     if not INPUTS[scheme].ranged:
         return INPUTS[scheme]()
     found = [qparams_of(extent, ACTIVATION, dtype) for extent in extents]
@@ -24,7 +25,7 @@ def input_of(scheme: str, dtype: torch.dtype = torch.float32, extents=EXTENTS) -
 
 
 def frozen(module: nn.Module, scheme: str, smoothed: bool = False, extents=EXTENTS) -> QuantizedLayer:
-    """The reference layer of `module`; of W8A8_TIMESTEP at noise level 500."""
+    """The reference layer of `module`; for W8A8_TIMESTEP it is set to noise level 500."""
     scale = torch.rand(module.weight.shape[1]) + 0.5 if smoothed else None
     input = input_of(scheme, module.weight.dtype, extents)
     layer = build(nearest(module.weight, module.bias, input, multiplier=scale), module)

@@ -1,4 +1,4 @@
-"""Small real modules and calls for the tests of calibration."""
+"""A small network and its calls, for the tests of calibration."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,19 +18,23 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def nearest(
     weight: Tensor, bias: Tensor | None, input: Input, *, multiplier: Tensor | None = None, **more: Tensor | None
 ) -> Numbers | str:
-    """The numbers of a layer whose weight is rounded to the nearest, or why there are none."""
+    """The numbers of a layer whose weight is rounded to the nearest, or the reason why there are none."""
     rounded = round_to_nearest(weight)
     assert rounded is not None
     return numbers_of(rounded, bias, input, weight.dtype, None if multiplier is None else Multiply(multiplier), **more)
 
 
 class Call(NamedTuple):
+    """One call of a network at `step`."""
+
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     step: int | None = None
 
 
 class Block(nn.Module):
+    """Two linears around a SiLU, and the input added."""
+
     def __init__(self, width: int, bias: bool = True) -> None:
         super().__init__()
         self.up = nn.Linear(width, 2 * width, bias)
@@ -41,7 +45,7 @@ class Block(nn.Module):
 
 
 class Toy(nn.Module):
-    """A transformer in small: patch convolution, two blocks, an output layer, a layer that never runs."""
+    """A transformer in small: a patch convolution, two blocks, an output layer, and a layer that never runs."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -59,11 +63,13 @@ class Toy(nn.Module):
 
 
 def toy(width: int = 16, dtype: torch.dtype = torch.float32, seed: int = 0) -> Toy:
+    """A Toy with random weights."""
     torch.manual_seed(seed)
     return Toy(width).to(dtype).eval()
 
 
 def calls(count: int = 3, dtype: torch.dtype = torch.float32, batch: int = 2) -> list[Call]:
+    """Random calls of a Toy, one a step."""
     generator = torch.Generator().manual_seed(7)
     return [
         Call((torch.randn(batch, 3, 4, 5, generator=generator).to(dtype),), {"scale": 1.0 + at, "extra": None}, at)
@@ -72,4 +78,5 @@ def calls(count: int = 3, dtype: torch.dtype = torch.float32, batch: int = 2) ->
 
 
 def given(samples: list[Call]) -> Callable[[], list[Call]]:
+    """A source of calls, as calibrate wants it."""
     return lambda: samples

@@ -1,4 +1,4 @@
-"""The whole way of a pipeline: run, capture, replay, calibrate, export, read back, run in integers; each is checked."""
+"""Takes a pipeline the whole way: run, capture, replay, calibrate, export, read back, run in integers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,8 +29,11 @@ Run = Callable[[Any, dict[str, Any]], Tensor]
 
 @dataclass
 class Walked:
-    """What came of one denoiser. `exact`: its calls, read back and run, gave the recorded outputs bit for bit; `same`:
-    so did the integers that were read back. `sqnr` is that of its output in dB, of `final` that of the pipeline's."""
+    """Results for one denoiser.
+
+    `exact`: replaying its stored calls gave the recorded outputs bit for bit; `same`: the integers that were read back
+    gave the outputs of those that were written. `sqnr` is that of its output in dB, `final` that of the pipeline's.
+    """
 
     pipeline: str
     component: str
@@ -46,9 +49,9 @@ class Walked:
 
 
 def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **settings: Any) -> list[Walked]:
-    """Takes `pipe` the whole way; `run(pipe, arguments)` gives the end of its trajectory. One row for each denoiser.
+    """Takes `pipe` the whole way; `run(pipe, arguments)` gives the end of its trajectory. Returns a row a denoiser.
 
-    Raises AssertionError when hearing changes what the pipeline makes, or reading back its integers.
+    Raises AssertionError when capturing changes what the pipeline makes, or reading back changes its integers.
     """
     family, modules = family_of(type(pipe).__name__), denoisers(pipe)
     for module in modules.values():
@@ -89,7 +92,7 @@ def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **sett
 def recording(
     modules: dict[str, nn.Module], directory: Path
 ) -> Iterator[tuple[dict[str, Recorder], dict[str, list[Any]]]]:
-    """Inside, what `modules` are called with goes to a capture of one unit, and what they return to the lists."""
+    """Inside, the calls of `modules` go to a capture of one unit, and their outputs to the lists."""
     outputs: dict[str, list[Any]] = {name: [] for name in modules}
     recorders, clock = {}, Clock()
     with CaptureWriter.create(directory, {"prompts": 1}) as writer:
@@ -114,7 +117,7 @@ def _same(one: list[Tensor], other: list[Tensor]) -> bool:
 def _both(
     module: nn.Module, calls: list[Any], made: dict[str, QuantizedLayer], read: dict[str, QuantizedLayer]
 ) -> bool:
-    """Whether the layers that were made and those read back give the same outputs."""
+    """Whether the layers that were made and those that were read back give the same outputs."""
     outputs = []
     for layers in (made, read):
         with quantized(module, layers):

@@ -1,5 +1,6 @@
 """Blocks that run one after the other, given what the ones before returned."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from octavo.calibrate.blockwise.parking import Parking
 from octavo.calibrate.blockwise.spill import Spill
 from octavo.calibrate.replay.calls import run
 from octavo.calibrate.replay.sqnr import outputs
-from octavo.capture.errors import OctavoError
 
+from ...helpers.refusals import refused
 from ...zoo.toy import Block, Call
 
 
@@ -104,15 +105,19 @@ def by_value(model: Chain, x: Tensor) -> Tensor:
 
 def test_ways_that_no_argument_tells_are_refused(tmp_path):
     calls = [Call((torch.full((4, 4, 8), sign),), {}) for sign in (-1.0, 1.0)]
-    with pytest.raises(OctavoError, match=r"blocks.2.*than in the first call.*without --memory") as error:
-        passed_on(Chain(3, by_value), calls, tmp_path)
-    assert error.value.exit_code == 4
+    refused(
+        lambda: passed_on(Chain(3, by_value), calls, tmp_path),
+        4,
+        re.compile(r"blocks.2.*than in the first call.*without --memory"),
+    )
 
 
 def test_blocks_that_run_again_after_others_are_refused(tmp_path):
-    with pytest.raises(OctavoError, match=r"runs again after others.*without --memory") as error:
-        passed_on(Chain(3, all_twice), samples(), tmp_path)
-    assert error.value.exit_code == 4
+    refused(
+        lambda: passed_on(Chain(3, all_twice), samples(), tmp_path),
+        4,
+        re.compile(r"runs again after others.*without --memory"),
+    )
 
 
 @pytest.mark.parametrize(("way", "most"), [(in_a_row, 2), (with_a_long_way, 3)])

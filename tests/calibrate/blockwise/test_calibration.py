@@ -16,12 +16,12 @@ from octavo.calibrate.replay.calls import moved
 from octavo.calibrate.resources import resident_memory
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import RECIPES, Settings
-from octavo.capture.errors import OctavoError
 from octavo.pipelines import GENERIC
 from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.opensora.family import OPENSORA
 from octavo.pipelines.sd3 import SD3
 
+from ...helpers.refusals import refused
 from ...zoo.opensora import SMALL, tiny_pipeline
 from ...zoo.pipelines import TINY, make, run
 from ...zoo.toy import Call, calls, given, toy
@@ -116,9 +116,7 @@ def test_what_rounding_needs_is_said_before_the_first_call(tmp_path):
     sums = 2 * 2048**2 * 8  # of the layer with the most inputs, down
     limit = resident_memory() + 3 * sums
     started(plain, limit)
-    with pytest.raises(OctavoError, match="to round its widest layer") as caught:
-        started(balanced, limit)
-    assert caught.value.exit_code == 7
+    refused(lambda: started(balanced, limit), 7, "to round its widest layer")
 
 
 def test_the_model_that_is_left_computes_with_the_integers(tmp_path):

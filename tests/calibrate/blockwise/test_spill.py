@@ -9,9 +9,9 @@ from torch import Tensor
 
 from octavo.calibrate.blockwise.spill import Place, Spill, Writing
 from octavo.calibrate.replay.calls import replaced
-from octavo.capture.errors import OctavoError
 from octavo.capture.files import Sink
 
+from ...helpers.refusals import refused
 from ...zoo.toy import DTYPES
 
 LAYOUTS = {
@@ -54,7 +54,7 @@ def test_a_place_can_be_filled_with_a_value_in_its_layout(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
 def test_a_full_disk_is_named():
     descriptor = os.open("/dev/full", os.O_WRONLY)
-    with pytest.raises(OctavoError, match=r"spill-1: no space left\. Free space") as error:
-        Writing(Path("spill-1"), Sink(descriptor)).put([torch.ones(3)])
+    refused(
+        lambda: Writing(Path("spill-1"), Sink(descriptor)).put([torch.ones(3)]), 5, "spill-1: no space left. Free space"
+    )
     os.close(descriptor)
-    assert error.value.exit_code == 5

@@ -1,13 +1,15 @@
 """Calibration data in the forms that users have it in."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from octavo.calibrate.msmodelslim_api import Calibrator, QuantConfig
 from octavo.calibrate.replay.user_data import calls_of
-from octavo.capture.errors import OctavoError
 
+from ...helpers.refusals import refused
 from ...zoo.convolutions import pictures, small
 
 
@@ -54,8 +56,5 @@ def test_nothing_and_what_is_no_list():
     assert calls_of(None) is None
     assert calls_of([]) is None
     for value in (torch.zeros(3), {"x": 1}, "x", 3):
-        with pytest.raises(OctavoError, match="calib_data: expected a list") as caught:
-            calls_of(value)
-        assert caught.value.exit_code == 3
-    with pytest.raises(OctavoError, match=r"calib_data\[1\]"):
-        calls_of([torch.zeros(1), 3])
+        refused(partial(calls_of, value), 3, "calib_data: expected a list")
+    refused(lambda: calls_of([torch.zeros(1), 3]), 3, "calib_data[1]")

@@ -15,7 +15,7 @@ from octavo.calibrate.settings import Settings
 from octavo.calibrate.smoothing.fold import Folded, folded, multiplied
 from octavo.pipelines.family import Fold, Group
 
-from ...pipelines.test_groups import CASES, Made
+from ...pipelines.test_fold_groups import CASES, Made
 from ...zoo.layer_kinds import frozen
 from ...zoo.toy import Call
 

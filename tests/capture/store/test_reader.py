@@ -18,26 +18,21 @@ from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import CaptureWriter
 
 from ...helpers.faults import fast_path
-from ...helpers.stores import MANIFEST, PLANNED, calls_of, files_of, fill, make_store, same
+from ...helpers.refusals import refused
+from ...helpers.stores import (
+    MANIFEST,
+    PLANNED,
+    calls_of,
+    files_of,
+    fill,
+    make_store,
+    refused_read,
+    remedy,
+    same,
+    unit_of,
+)
 
 __all__ = ["fast_path"]
-
-
-def refused(directory: Path, exit_code: int = 3, **options: bool) -> str:
-    """What reading all of the capture says, without the directory in front."""
-    with pytest.raises(OctavoError) as caught:
-        list(Capture.open(directory, **options).calls())
-    assert caught.value.exit_code == exit_code
-    assert "\n" not in str(caught.value)
-    return str(caught.value).removeprefix(str(directory))
-
-
-def unit_of(store: Path, index: int = 0) -> Path:
-    return next((store / "units").glob(f"{index:06d}-*"))
-
-
-def remedy(unit: Path) -> str:
-    return f"Delete {unit} and run capture --resume."
 
 
 # What is read
@@ -100,28 +95,28 @@ def test_other_tools_can_read_the_data(tmp_path: Path) -> None:
 # The state of the capture
 
 
-def test_s1_no_capture(tmp_path: Path) -> None:
-    assert refused(tmp_path) == ": not a capture (no capture.json). Make one with octavo capture."
-    assert refused(tmp_path / "no") == ": no such capture. Make one with octavo capture."
+def test_a_directory_without_a_capture_is_refused(tmp_path: Path) -> None:
+    assert refused_read(tmp_path) == ": not a capture (no capture.json). Make one with octavo capture."
+    assert refused_read(tmp_path / "no") == ": no such capture. Make one with octavo capture."
 
 
-def test_s2_newer_schema(tmp_path: Path) -> None:
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     write_sealed(tmp_path / "capture.json", {"schema": 3, "anything": []}, 0o600)
-    assert refused(tmp_path) == ": written by format 3; this version reads 1. Upgrade."
+    assert refused_read(tmp_path) == ": written by format 3; this version reads 1. Upgrade."
 
 
-def test_s3_unfinished(tmp_path: Path) -> None:
+def test_an_unfinished_capture_is_refused_unless_allowed(tmp_path: Path) -> None:
     with CaptureWriter.create(tmp_path, PLANNED) as writer:
         fill(writer, range(2))
     expected = ": capture not finished (2 of 50). Finish with --resume or pass --allow-incomplete."
-    assert refused(tmp_path, 4) == expected
+    assert refused_read(tmp_path, 4) == expected
     assert len(list(Capture.open(tmp_path, allow_incomplete=True).calls())) == 4
 
 
-def test_s4_empty(tmp_path: Path) -> None:
+def test_a_capture_without_samples_is_refused(tmp_path: Path) -> None:
     with CaptureWriter.create(tmp_path, PLANNED) as writer:
         writer.complete()
-    assert refused(tmp_path, 4) == ": holds no samples. Capture again."
+    assert refused_read(tmp_path, 4) == ": holds no samples. Capture again."
 
 
 MISSING = {
@@ -135,31 +130,31 @@ MISSING = {
 
 
 @pytest.mark.parametrize("name", MISSING)
-def test_s5_to_s10_each_kind_of_file_missing(tmp_path: Path, name: str) -> None:
+def test_each_kind_of_missing_file_is_named(tmp_path: Path, name: str) -> None:
     store = make_store(tmp_path)
     path = unit_of(store, 1) if name == "unit" else next(store.rglob(name))
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert MISSING[name] in refused(store, 4 if name == "complete.json" else 3)
+    assert MISSING[name] in refused_read(store, 4 if name == "complete.json" else 3)
 
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "s11-truncated": lambda data: data[:-1],
-    "s12-appended": lambda data: data + b"\0",
-    "s13-zeroed": lambda data: bytes(len(data)),
-    "s14-flipped": lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:],
-    "s17-pickle": lambda data: b"\x80\x04cposix\nsystem\n.".ljust(len(data), b"."),
+    "truncated": lambda data: data[:-1],
+    "appended": lambda data: data + b"\0",
+    "zeroed": lambda data: bytes(len(data)),
+    "flipped": lambda data: data[:-9] + bytes([data[-9] ^ 4]) + data[-8:],
+    "pickle": lambda data: b"\x80\x04cposix\nsystem\n.".ljust(len(data), b"."),
     "emptied": lambda data: b"",
 }
 
 
 @pytest.mark.parametrize("name", ["data-000.safetensors", "unit.json"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_s11_to_s17_damage_names_the_unit_to_delete(tmp_path: Path, damage: str, name: str) -> None:
+def test_damage_names_the_unit_to_delete(tmp_path: Path, damage: str, name: str) -> None:
     store = make_store(tmp_path)
     path = unit_of(store, 1) / name
     path.chmod(0o600)
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    message = refused(store)
+    message = refused_read(store)
     assert message.startswith(f"/units/{path.parent.name}/{name}: damaged (checksum")
     assert message.endswith(remedy(path.parent))
 
@@ -217,16 +212,14 @@ def test_control_without_digests_mutations_are_silent(fast_path: Path, monkeypat
     assert len(survivors(make_store(fast_path / "c", 1), 200)) > 5
 
 
-def test_s18_truncated_while_open(tmp_path: Path) -> None:
+def test_a_file_truncated_while_open_is_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path, 1)
     calls = Capture.open(store).calls()
     next(calls)
     path = unit_of(store) / "data-000.safetensors"
     path.chmod(0o600)
     os.truncate(path, 1024)
-    with pytest.raises(OctavoError, match=r"damaged \(truncated\)") as caught:
-        list(calls)
-    assert caught.value.exit_code == 3
+    refused(lambda: list(calls), 3, "damaged (truncated)")
 
 
 KINDS: dict[str, Callable[[Path], None]] = {
@@ -238,27 +231,27 @@ KINDS: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("name", ["unit.json", "data-000.safetensors", "capture.json", "complete.json"])
 @pytest.mark.parametrize("fact", KINDS)
-def test_s19_links_fifos_and_directories_are_refused(tmp_path: Path, name: str, fact: str) -> None:
+def test_links_fifos_and_directories_are_refused(tmp_path: Path, name: str, fact: str) -> None:
     store = make_store(tmp_path, 1)
     path = next(store.rglob(name))
     path.unlink()
     KINDS[fact](path)
-    assert f"/{name}: {fact}" in refused(store)
+    assert f"/{name}: {fact}" in refused_read(store)
 
 
 @pytest.mark.parametrize("name", ["unit.json", "capture.json", "complete.json"])
-def test_s19_a_huge_manifest_is_not_read(tmp_path: Path, name: str) -> None:
+def test_a_huge_manifest_is_not_read(tmp_path: Path, name: str) -> None:
     store = make_store(tmp_path, 1)
     os.truncate(next(store.rglob(name)), 1 << 30)
-    assert f"/{name}: larger than 64 MiB" in refused(store)
+    assert f"/{name}: larger than 64 MiB" in refused_read(store)
 
 
-def test_s20_units_of_another_capture(tmp_path: Path) -> None:
+def test_units_of_another_capture_are_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "mine", 2)
     other = make_store(tmp_path / "other", 3)
     shutil.copytree(unit_of(other, 2), store / "units" / unit_of(other, 2).name)
     name = unit_of(other, 2).name
-    assert refused(store).startswith(f"/units/{name}: not listed in complete.json. Delete ")
+    assert refused_read(store).startswith(f"/units/{name}: not listed in complete.json. Delete ")
     shutil.rmtree(store / "units" / name)
 
     # the same prompt, captured otherwise
@@ -269,7 +262,7 @@ def test_s20_units_of_another_capture(tmp_path: Path) -> None:
         unit.add(calls_of(7)[0])
     shutil.rmtree(unit_of(store))
     shutil.copytree(unit_of(tmp_path / "third"), store / "units" / unit_of(tmp_path / "third").name)
-    assert "not the unit complete.json lists (checksum)" in refused(store)
+    assert "not the unit complete.json lists (checksum)" in refused_read(store)
 
 
 def test_a_unit_under_another_name_is_refused(tmp_path: Path) -> None:
@@ -277,6 +270,6 @@ def test_a_unit_under_another_name_is_refused(tmp_path: Path) -> None:
         fill(writer, [0])
     unit = unit_of(tmp_path)
     unit.rename(unit.with_name(unit.name.replace("000000", "000005")))
-    assert "its name is not its content's" in refused(tmp_path, allow_incomplete=True)
+    assert "its name is not its content's" in refused_read(tmp_path, allow_incomplete=True)
     (tmp_path / "units" / "notes").mkdir()
-    assert "/units/notes: not a unit of a capture" in refused(tmp_path, allow_incomplete=True)
+    assert "/units/notes: not a unit of a capture" in refused_read(tmp_path, allow_incomplete=True)

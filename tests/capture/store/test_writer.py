@@ -14,7 +14,8 @@ from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import CaptureWriter, UnitWriter, unit_key
 
 from ...helpers.faults import counting, dying, failing, fast_path, in_child
-from ...helpers.stores import MANIFEST, calls_of, fill, holds, info_of, make_store, refused
+from ...helpers.refusals import enter_and_leave, refused
+from ...helpers.stores import MANIFEST, calls_of, fill, holds, info_of, make_store, refused_create
 
 __all__ = ["fast_path"]
 
@@ -30,9 +31,7 @@ def test_a_unit_is_dropped_when_its_block_raises(tmp_path: Path) -> None:
             with pytest.raises(error), writer.unit(0, info_of(0)) as unit:
                 failing_after(unit, error)
             assert (writer.stored, os.listdir(tmp_path / "units")) == ({}, [])
-        with pytest.raises(OctavoError, match="holds no calls") as caught, writer.unit(0, info_of(0)):
-            pass
-        assert caught.value.exit_code == 4
+        refused(lambda: enter_and_leave(writer.unit(0, info_of(0))), 4, "holds no calls")
         fill(writer, range(3))
         writer.complete()
     assert holds(tmp_path)
@@ -44,9 +43,7 @@ def test_resume_goes_on_and_an_index_is_used_once(tmp_path: Path) -> None:
         writer.complete()
     with CaptureWriter.create(tmp_path, MANIFEST | {"prompts": 4}, resume=True) as writer:
         assert writer.stored == {1: unit_key(info_of(1))}
-        with pytest.raises(OctavoError, match="unit 1 is stored already") as caught, writer.unit(1, {}):
-            pass
-        assert caught.value.exit_code == 4
+        refused(lambda: enter_and_leave(writer.unit(1, {})), 4, "unit 1 is stored already")
         assert (tmp_path / "complete.json").exists()
         fill(writer, [0])
         assert not (tmp_path / "complete.json").exists()
@@ -68,7 +65,7 @@ def test_resume_goes_on_and_an_index_is_used_once(tmp_path: Path) -> None:
 def test_resume_with_other_settings_names_the_first(tmp_path: Path, change: dict[str, Any], fact: str) -> None:
     make_store(tmp_path)
     expected = f": captured with {fact}. Use the same or another directory."
-    assert refused(tmp_path, 4, MANIFEST | change, resume=True) == expected
+    assert refused_create(tmp_path, 4, MANIFEST | change, resume=True) == expected
 
 
 def test_resume_refuses_a_damaged_unit_until_it_is_deleted(tmp_path: Path) -> None:
@@ -76,7 +73,7 @@ def test_resume_refuses_a_damaged_unit_until_it_is_deleted(tmp_path: Path) -> No
     data = sorted(tmp_path.rglob("*.safetensors"))[1]
     data.chmod(0o600)
     data.write_bytes(data.read_bytes()[:-1])
-    message = refused(tmp_path, 3, MANIFEST, resume=True)
+    message = refused_create(tmp_path, 3, MANIFEST, resume=True)
     assert message.endswith(f"Delete {data.parent} and run capture --resume.")
     shutil.rmtree(data.parent)
     with CaptureWriter.create(tmp_path, MANIFEST, resume=True) as writer:
@@ -85,7 +82,7 @@ def test_resume_refuses_a_damaged_unit_until_it_is_deleted(tmp_path: Path) -> No
     assert holds(tmp_path)
 
 
-def test_c13_the_same_calls_give_the_same_digests(tmp_path: Path) -> None:
+def test_the_same_calls_give_the_same_digests(tmp_path: Path) -> None:
     def digests(name: str) -> list[str]:
         return [unit.digest for unit in Capture.open(tmp_path / name).units]
 
@@ -168,7 +165,7 @@ def test_killed_at_any_call_it_is_resumable(fast_path: Path) -> None:
         check_after_fault(fast_path / "capture", at)
 
 
-def test_i5_interrupted_at_any_call_a_unit_is_whole_or_absent(fast_path: Path) -> None:
+def test_interrupted_at_any_call_a_unit_is_whole_or_absent(fast_path: Path) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 

@@ -19,15 +19,6 @@ from ...helpers.commands import capture, errors, octavo
 WEIGHTS = "quant_model_weight_w8a8.safetensors"
 
 
-@pytest.fixture(scope="module")
-def captured(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("captured")
-    prompts = folder / "prompts.txt"
-    prompts.write_text("a red circle\na blue ring\na white cross")
-    capture(tiny_model, folder / "capture", prompts)
-    return folder / "capture"
-
-
 def files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "report.json"}
 

@@ -15,19 +15,10 @@ from octavo.pipelines import GENERIC
 from octavo.pipelines.load import load_pipeline, mapped_denoiser
 from octavo.pipelines.sd3 import SD3
 
-from ...helpers.commands import capture, errors, octavo
+from ...helpers.commands import errors, octavo
 from ...zoo.toy import Call
 
 ROOM = ("--memory", "1024GiB")
-
-
-@pytest.fixture(scope="module")
-def captured(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("captured")
-    prompts = folder / "prompts.txt"
-    prompts.write_text("a red circle\na blue ring")
-    capture(tiny_model, folder / "capture", prompts)
-    return folder / "capture"
 
 
 def files(folder: Path) -> dict[str, bytes]:

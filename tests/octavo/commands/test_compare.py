@@ -20,7 +20,7 @@ from octavo.pipelines.load import load_pipeline
 from octavo.pipelines.run import RunSettings, call_arguments, run_prompt
 from octavo.pipelines.sd3 import SD3
 
-from ...helpers.commands import capture, errors, octavo
+from ...helpers.commands import errors, octavo
 from ...zoo.opensora import tiny_pipeline
 
 CPU = torch.device("cpu")
@@ -35,10 +35,9 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quantized(tiny_model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quantized(captured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("quantized")
-    capture(tiny_model, folder / "captured", prompts)
-    octavo("calibrate", folder / "captured", folder / "w8a8")
+    octavo("calibrate", captured, folder / "w8a8")
     return folder / "w8a8"
 
 
@@ -152,9 +151,8 @@ def test_a_gate_that_is_missed_ends_with_one_line_and_the_page_is_there(tiny_mod
     assert ("below 99.0 dB" in said) == bool(code)
 
 
-def test_ranges_by_noise_level_and_a_checkpoint_without_its_report(tiny_model, prompts, tmp_path):
-    capture(tiny_model, tmp_path / "captured", prompts)
-    octavo("calibrate", tmp_path / "captured", tmp_path / "out", "--activations", "timestep")
+def test_ranges_by_noise_level_and_a_checkpoint_without_its_report(tiny_model, captured, prompts, tmp_path):
+    octavo("calibrate", captured, tmp_path / "out", "--activations", "timestep")
     (tmp_path / "out" / "report.json").unlink()
     options = ("--prompts", prompts, *SMALL, "-o", tmp_path / "report.html")
     found = lines(octavo("compare", tiny_model, tmp_path / "out", *options, "--json"))
@@ -163,8 +161,8 @@ def test_ranges_by_noise_level_and_a_checkpoint_without_its_report(tiny_model, p
     assert "exists. Use --overwrite" in octavo("compare", tiny_model, tmp_path / "out", *options, code=5)
 
 
-def test_a_view_that_diffusers_loads_draws_as_the_layers_do(tiny_model, quantized, prompts, tmp_path):
-    octavo("calibrate", quantized.parent / "captured", tmp_path / "view", "--format", "diffusers")
+def test_a_view_that_diffusers_loads_draws_as_the_layers_do(tiny_model, captured, quantized, prompts, tmp_path):
+    octavo("calibrate", captured, tmp_path / "view", "--format", "diffusers")
     options = ("--prompts", prompts, *SMALL, "--json")
     by = {
         out: lines(octavo("compare", tiny_model, out, *options, "-o", tmp_path / f"{out.name}.html"))["done"]["totals"]

@@ -17,7 +17,7 @@ from octavo.pipelines.demo.scene import parse
 from octavo.pipelines.load import DEMO_INT8
 from octavo.prompts import read_prompts
 
-from ...helpers.commands import capture, errors, octavo
+from ...helpers.commands import errors, octavo
 from ...zoo.exported_sd3 import WEIGHTS, integer_layers
 
 SMALL = ("--steps", 2, "--height", 16, "--width", 16, "--device", "cpu")
@@ -25,13 +25,11 @@ PROMPT = read_prompts("demo-heldout").texts[0]
 
 
 @pytest.fixture(scope="module")
-def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(captured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoints of one capture: `ascend`, `diffusers` and `both`."""
     folder = tmp_path_factory.mktemp("made")
-    (folder / "prompts.txt").write_text("a red circle\na blue ring")
-    capture(tiny_model, folder / "capture", folder / "prompts.txt")
     for name, formats in (("ascend", "ascend"), ("diffusers", "diffusers"), ("both", "ascend,diffusers,torchao")):
-        octavo("calibrate", folder / "capture", folder / name, "--format", formats, "--accuracy", "plain")
+        octavo("calibrate", captured, folder / name, "--format", formats, "--accuracy", "plain")
     return folder
 
 

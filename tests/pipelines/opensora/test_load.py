@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from octavo.capture.errors import OctavoError
 from octavo.pipelines.opensora import OpenSoraPipeline, RFlowScheduler, STDiT3, load_pipeline, load_transformer
 
+from ...helpers.refusals import refused
 from ...zoo.opensora import SMALL, tiny_pipeline, tiny_transformer
 
 FOREIGN = {"architectures": ["STDiT3"], "model_type": "STDiT3", "torch_dtype": "float32", "unheard_of": 3}
@@ -79,13 +79,13 @@ def _cut(folder: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
-    "tensor missing": (_drop, 4, r"temporal_blocks\.1\.mlp\.fc1\.weight is missing"),
-    "tensor misshapen": (_shrink, 4, r"final_layer\.linear\.bias has shape \(31,\), the model \(32,\)"),
-    "tensor too many": (_add, 4, r"spatial_blocks\.9\.attn\.qkv\.bias has no place"),
+    "tensor missing": (_drop, 4, "temporal_blocks.1.mlp.fc1.weight is missing"),
+    "tensor misshapen": (_shrink, 4, "final_layer.linear.bias has shape (31,), the model (32,)"),
+    "tensor too many": (_add, 4, "spatial_blocks.9.attn.qkv.bias has no place"),
     "file cut off": (_cut, 3, "cannot be read"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), 3, "Download the weights"),
-    "no config": (lambda f: (f / "config.json").unlink(), 3, r"config\.json: it does not exist"),
-    "config cut off": (lambda f: (f / "config.json").write_text('{"depth": 2,'), 3, "cannot be read as JSON"),
+    "no config": (lambda f: (f / "config.json").unlink(), 3, "config.json: it does not exist"),
+    "config cut off": (lambda f: (f / "config.json").write_text('{"depth": 2,'), 3, "not valid JSON"),
     "config no table": (lambda f: (f / "config.json").write_text("[]"), 3, "holds no JSON object"),
     "impossible config": (lambda f: (f / "config.json").write_text('{"depth": "many"}'), 4, "no model can be built"),
 }
@@ -95,10 +95,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
 def test_what_is_wrong_with_a_folder_is_named(tmp_path: Path, damage: Callable, code: int, message: str) -> None:
     folder = downloaded(tmp_path / "hub", tiny_transformer())
     damage(folder)
-    with pytest.raises(OctavoError, match=message) as caught:
-        load_transformer(folder)
-    assert caught.value.exit_code == code
-    assert "\n" not in str(caught.value)
+    refused(lambda: load_transformer(folder), code, message)
 
 
 def test_a_pipeline_survives_its_directory(tmp_path: Path) -> None:
@@ -126,8 +123,7 @@ def test_a_pipeline_directory_with_a_damaged_transformer_is_refused(tmp_path: Pa
     state = load_file(weights)
     del state["y_embedder.y_embedding"]
     save_file(state, weights)
-    with pytest.raises(OctavoError, match=r"y_embedder\.y_embedding is missing"):
-        load_pipeline(tmp_path / "pipe")
+    refused(lambda: load_pipeline(tmp_path / "pipe"), 4, "y_embedder.y_embedding is missing")
 
 
 def test_a_downloaded_folder_takes_text_encoder_and_vae_from_elsewhere(tmp_path: Path) -> None:

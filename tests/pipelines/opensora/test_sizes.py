@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from octavo.capture.errors import OctavoError
 from octavo.pipelines.opensora import (
     ASPECTS,
     RESOLUTIONS,
@@ -15,6 +14,8 @@ from octavo.pipelines.opensora import (
     latent_size,
     video_size,
 )
+
+from ...helpers.refusals import refused
 
 
 def test_the_tables_hold_seventeen_aspects_of_six_resolutions() -> None:
@@ -53,15 +54,12 @@ def test_durations_have_names() -> None:
 
 @pytest.mark.parametrize("call", [lambda: video_size("241p", "9:16"), lambda: video_size("240p", "16:10")])
 def test_unknown_sizes_are_usage_errors_that_list_the_known(call: object) -> None:
-    with pytest.raises(OctavoError, match="Use one of") as caught:
-        call()  # type: ignore[operator]
-    assert caught.value.exit_code == 2
+    refused(call, 2, "Use one of")
 
 
 @pytest.mark.parametrize("frames", ["", "soon", 0, -3])
 def test_durations_that_are_none_are_refused(frames: int | str) -> None:
-    with pytest.raises(OctavoError, match="frames"):
-        frame_count(frames)
+    refused(lambda: frame_count(frames), 2, "frames")
 
 
 def test_sizes_and_defaults_need_no_torch() -> None:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.formats.inspect import check
-from octavo.capture.errors import OctavoError
 
+from ....helpers.refusals import refused
 from ....zoo.layer_kinds import TimedToy, changed, frozen, layers_of, written
 
 
@@ -59,7 +59,7 @@ DAMAGE = [
 def test_what_no_export_writes_is_refused(change, fact, tmp_path):
     folder = sound(tmp_path)
     changed(folder, change)
-    refused(folder, fact)
+    refused_read(folder, fact)
 
 
 METADATA = [
@@ -87,7 +87,7 @@ METADATA = [
 def test_metadata_that_no_export_writes_are_refused(key, value, fact, tmp_path):
     folder = sound(tmp_path)
     changed(folder, lambda tensors: None, {key: value})
-    refused(folder, fact)
+    refused_read(folder, fact)
 
 
 def sound(folder: Path) -> Path:
@@ -98,10 +98,6 @@ def sound(folder: Path) -> Path:
     return written(folder / "out", model, layers)
 
 
-def refused(folder: Path, fact: str) -> None:
-    with pytest.raises(OctavoError) as caught:
-        load_ascend(folder)
-    assert caught.value.exit_code == 3
-    assert fact in str(caught.value)
-    assert "\n" not in str(caught.value)
+def refused_read(folder: Path, fact: str) -> None:
+    refused(lambda: load_ascend(folder), 3, fact)
     assert any(not verdict.ok for verdict in check(folder) if verdict.consumer == "octavo")

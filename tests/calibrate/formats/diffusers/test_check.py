@@ -34,13 +34,13 @@ def copied(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "copied")
 
 
-def refused(folder: Path) -> list[str]:
+def failed(folder: Path) -> list[str]:
     return [f"{v.consumer} {v.subject}: {v.fact}" for v in check(folder) if not v.ok and v.subject != "in bfloat16"]
 
 
 def test_all_views_of_one_calibration_are_sound(made):
     assert views(made) == {"ascend": made, "diffusers": made, "torchao": made / "torchao"}
-    assert refused(made) == []
+    assert failed(made) == []
     found = json.loads(octavo("inspect", made, "--json"))
     assert found["sound"] is True
     assert found["views"] == sorted(ALL)
@@ -53,7 +53,7 @@ def test_a_view_alone_is_sound_and_the_others_are_named(tmp_path, activations):
     model = hard()
     result = calibrated(model, prompts(3, 2), activations=activations)
     export(result, model, tmp_path / "out", ("diffusers",))
-    assert refused(tmp_path / "out") == [
+    assert failed(tmp_path / "out") == [
         "MindIE-SD files: none for it. Calibrate with --format ascend",
         "torchao files: none for it. Calibrate with --format torchao",
     ]
@@ -64,9 +64,9 @@ def test_several_files_are_one_model(tmp_path, made):
     model = hard()
     (tmp_path / "out").mkdir()
     write_diffusers(calibrated(model, prompts(3, 2)).layers, model, tmp_path / "out", Modes(), shard=60_000)
-    assert "diffusers" not in " ".join(refused(tmp_path / "out"))
+    assert "diffusers" not in " ".join(failed(tmp_path / "out"))
     next(tmp_path.glob("out/*-00002-of-*")).unlink()
-    assert any("missing" in line for line in refused(tmp_path / "out"))
+    assert any("missing" in line for line in failed(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
@@ -82,24 +82,24 @@ def test_a_tensor_that_does_not_fit_is_found(copied, change, words):
     for path in copied.glob("quant_model_*"):
         path.unlink()
     changed(copied, change)
-    assert words in " ".join(refused(copied))
+    assert words in " ".join(failed(copied))
     octavo("inspect", copied, code=3)
 
 
 def test_a_config_that_is_not_ours_is_found(copied):
     reconfigured(copied, lambda config: config["quantization_config"].update(format=9))
-    assert "of format 9" in " ".join(refused(copied))
+    assert "of format 9" in " ".join(failed(copied))
     octavo("inspect", copied, code=3)
 
 
 @pytest.mark.parametrize("name", ["proj_out.bias", f"{TO_Q}._weight_scale"])
 def test_torchao_misses_what_is_described(copied, name):
     changed(copied / "torchao", lambda tensors: tensors.pop(name))
-    assert f"torchao tensors: {name} is described and missing" in refused(copied)
+    assert f"torchao tensors: {name} is described and missing" in failed(copied)
     octavo("inspect", copied, code=3)
 
 
 def test_the_weights_of_a_view_are_looked_for(copied):
     (copied / WEIGHTS).unlink()
-    assert any("missing" in line for line in refused(copied))
+    assert any("missing" in line for line in failed(copied))
     assert WEIGHTS in octavo("inspect", copied, code=3)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import sys
 
 import numpy as np
@@ -16,11 +17,11 @@ from octavo.calibrate.calibration import calibrate_folded
 from octavo.calibrate.formats.export import check_formats, export
 from octavo.calibrate.replay.user_data import Sample
 from octavo.calibrate.settings import Settings
-from octavo.capture.errors import OctavoError
 from octavo.pipelines.digits.data import digits, write_pictures
 from octavo.pipelines.digits.train import PREPROCESSING
 
 from ....helpers.commands import errors, octavo
+from ....helpers.refusals import refused
 from ....zoo.convolutions import pictures, small, with_statistics
 from ....zoo.graphs import by_hand, on_ascend, step
 
@@ -79,25 +80,19 @@ def test_a_second_export_is_the_same_bytes_among_other_files(calibrated, exporte
 
 @pytest.mark.parametrize("arch", ["../up", "a/b", "", "a\nb"])
 def test_names_that_are_none(calibrated, tmp_path, arch):
-    with pytest.raises(OctavoError, match=r"^model_arch: ") as caught:
-        calibrated.export_quant_onnx(arch, tmp_path)
-    assert caught.value.exit_code == 2
+    refused(lambda: calibrated.export_quant_onnx(arch, tmp_path), 2, re.compile(r"^model_arch: "))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_path_that_is_a_file(calibrated, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OctavoError, match="not a directory") as caught:
-        calibrated.export_quant_onnx("tiny", tmp_path / "file")
-    assert caught.value.exit_code == 5
+    refused(lambda: calibrated.export_quant_onnx("tiny", tmp_path / "file"), 5, "not a directory")
 
 
 def test_without_the_extra(calibrated, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     for call in (lambda: calibrated.export_quant_onnx("tiny", tmp_path), lambda: check_formats(["ascend", "onnx"])):
-        with pytest.raises(OctavoError, match=r"onnx is not installed. Install octavo\[onnx\]") as caught:
-            call()
-        assert caught.value.exit_code == 2
+        refused(call, 2, "onnx is not installed. Install octavo[onnx]")
     check_formats(["ascend"])
 
 
@@ -189,7 +184,9 @@ def test_a_format_that_has_no_form_for_a_layer(tmp_path):
     result, folded = calibrate_folded(
         small(), lambda: [Sample((x,), {}) for x in pictures(2)], Settings(activations="dynamic")
     )
-    with pytest.raises(OctavoError, match="W8A8_DYNAMIC has no form in ascend-onnx") as caught:
-        export(result, folded, tmp_path / "out", ("ascend", "ascend-onnx"))
-    assert caught.value.exit_code == 2
+    refused(
+        lambda: export(result, folded, tmp_path / "out", ("ascend", "ascend-onnx")),
+        2,
+        "W8A8_DYNAMIC has no form in ascend-onnx",
+    )
     assert not (tmp_path / "out").exists()

@@ -17,9 +17,9 @@ from octavo.calibrate.layers.modules import QuantizedLayer, build
 from octavo.calibrate.plan import Plan
 from octavo.calibrate.replay.sqnr import Power, outputs
 from octavo.calibrate.result import Result
-from octavo.capture.errors import OctavoError
 from octavo.pipelines.sd3 import SD3
 
+from ....helpers.refusals import refused
 from ....zoo.hard_sd3 import calibrated, hard, prompts
 from ....zoo.layer_kinds import frozen
 from ....zoo.pipelines import sd3
@@ -119,23 +119,23 @@ def test_the_config_is_for_torchao_and_in_a_folder_of_its_own_beside_another(tmp
     assert methods == ["octavo", "torchao"]
 
 
-def refused(model: nn.Module, layers: dict[str, QuantizedLayer], folder: Path, axes: dict[str, int]) -> str:
-    with pytest.raises(OctavoError) as caught:
-        export(Result(Plan(()), layers, {}, axes=axes), model, folder / "out", ("torchao",))
-    assert caught.value.exit_code == 2
+def refused_export(model: nn.Module, layers: dict[str, QuantizedLayer], folder: Path, axes: dict[str, int]) -> str:
+    message = refused(lambda: export(Result(Plan(()), layers, {}, axes=axes), model, folder / "out", ("torchao",)), 2)
     assert not (folder / "out").exists()
-    return str(caught.value)
+    return message
 
 
 def test_what_torchao_has_no_form_for_is_refused_in_one_line(tmp_path):
     model = sd3()[0].transformer.requires_grad_(False)
     linear = model.get_submodule(TO_Q)
-    assert "convolution" in refused(model, {"pos_embed.proj": frozen(model.pos_embed.proj, "W8A8")}, tmp_path, {})
-    assert "each noise level" in refused(model, {TO_Q: frozen(linear, "W8A8_TIMESTEP")}, tmp_path, {TO_Q: 3})
+    assert "convolution" in refused_export(
+        model, {"pos_embed.proj": frozen(model.pos_embed.proj, "W8A8")}, tmp_path, {}
+    )
+    assert "each noise level" in refused_export(model, {TO_Q: frozen(linear, "W8A8_TIMESTEP")}, tmp_path, {TO_Q: 3})
     for axes in ({}, {TO_Q: 0}):
-        assert "unknown or changing rank" in refused(model, {TO_Q: frozen(linear, "W8A8")}, tmp_path, axes)
+        assert "unknown or changing rank" in refused_export(model, {TO_Q: frozen(linear, "W8A8")}, tmp_path, axes)
     bare = nearest(linear.weight, None, FloatInput(), correction=torch.ones(len(linear.weight)))
-    assert "no bias to carry" in refused(model, {TO_Q: build(bare, linear)}, tmp_path, {})
+    assert "no bias to carry" in refused_export(model, {TO_Q: build(bare, linear)}, tmp_path, {})
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from octavo.capture.store.reader import Call, Capture
 from octavo.capture.store.writer import CaptureWriter, unit_key
 
 from ...helpers.faults import counting, dying, in_child
+from ...helpers.refusals import refused
 from ...helpers.stores import MANIFEST, calls_of, fill, holds, info_of, same
 
 UNITS = 3
@@ -75,9 +76,7 @@ class Store(RuleBasedStateMachine):
     def resume(self) -> None:
         """A new session knows every unit, tidies what the dead left, or names a unit.json that is damaged."""
         if self.unreadable():
-            with pytest.raises(OctavoError, match="damaged") as caught:
-                self.session()
-            assert caught.value.exit_code == 3
+            refused(self.session, 3, "damaged")
             return
         self.writer = self.session()
         assert set(self.writer.stored) == self.sealed
@@ -86,9 +85,7 @@ class Store(RuleBasedStateMachine):
     @precondition(lambda self: self.writer is not None)
     @rule()
     def resume_while_it_is_written(self) -> None:
-        with pytest.raises(OctavoError, match=f"in use by pid {os.getpid()} ") as caught:
-            self.session()
-        assert caught.value.exit_code == 5
+        refused(self.session, 5, f"in use by pid {os.getpid()} ")
 
     @precondition(lambda self: self.writer is not None and self.writing is None)
     @rule(index=INDICES)
@@ -96,8 +93,7 @@ class Store(RuleBasedStateMachine):
         """A unit and its first call; complete.json goes before there is more than it lists."""
         block = ExitStack()
         if index in self.writer.stored:
-            with pytest.raises(OctavoError, match="stored already"):
-                block.enter_context(self.writer.unit(index, info_of(index)))
+            refused(lambda: block.enter_context(self.writer.unit(index, info_of(index))), 4, "stored already")
             return
         unit = block.enter_context(self.writer.unit(index, info_of(index)))
         self.listed = None
@@ -127,9 +123,7 @@ class Store(RuleBasedStateMachine):
     def complete(self) -> None:
         """The list is written, unless a unit cannot be read."""
         if self.unreadable():
-            with pytest.raises(OctavoError, match="damaged") as caught:
-                self.writer.complete()
-            assert caught.value.exit_code == 3
+            refused(self.writer.complete, 3, "damaged")
             return
         self.writer.complete()
         self.listed = set(self.sealed)

@@ -14,8 +14,7 @@ from octavo.capture.files import write_sealed
 from octavo.capture.sealed import digest_of, read_sealed
 
 from ...helpers.faults import fast_path
-from ...helpers.stores import make_store
-from .test_reader import refused, remedy, unit_of
+from ...helpers.stores import make_store, refused_read, remedy, unit_of
 
 __all__ = ["fast_path"]
 
@@ -92,27 +91,27 @@ HEADERS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_s15_s16_malformed_data_files_are_refused(tmp_path: Path, name: str) -> None:
+def test_malformed_data_files_are_refused(tmp_path: Path, name: str) -> None:
     store = make_store(tmp_path, 1)
     replace_data(store, HEADERS[name])
     tracemalloc.start()
     try:
-        message = refused(store)
+        message = refused_read(store)
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:
         tracemalloc.stop()
     assert message.endswith(remedy(unit_of(store)))
 
 
-def test_s15_a_header_above_16_mib_is_not_read(tmp_path: Path) -> None:
+def test_a_header_above_16_mib_is_not_read(tmp_path: Path) -> None:
     store = make_store(tmp_path, 1)
     length = (16 << 20) + 1
     header = struct.pack("<Q", length) + b" " * length
     replace_data(store, header, header)
-    assert f"damaged (checksum: header of {length} bytes)" in refused(store)
+    assert f"damaged (checksum: header of {length} bytes)" in refused_read(store)
 
 
-def test_s16_control_the_library_takes_some_of_them(tmp_path: Path) -> None:
+def test_control_the_library_takes_some_malformed_files(tmp_path: Path) -> None:
     taken = []
     for name, data in HEADERS.items():
         path = tmp_path / "f.safetensors"
@@ -161,4 +160,4 @@ BODIES: dict[str, list[Any]] = {
 def test_a_resealed_unit_that_makes_no_sense_is_refused(tmp_path: Path, path: str, value: Any) -> None:
     store = make_store(tmp_path, 1)
     reseal(store, set_at(path, value))
-    assert refused(store).startswith("/units/")
+    assert refused_read(store).startswith("/units/")

@@ -1,0 +1,33 @@
+"""The denoisers of a pipeline: which of its networks they are."""
+
+import diffusers
+import pytest
+
+from octavo.pipelines.denoisers import denoisers, is_denoiser
+
+from ..helpers.refusals import refused
+from ..zoo.pipelines import make
+
+
+def test_an_absent_component_is_refused_with_the_choices():
+    pipe, _ = make("sd3")
+    refused(lambda: denoisers(pipe, ("unet",)), 2, "no module 'unet'. Choose one of transformer, vae")
+    assert list(denoisers(pipe, ("vae",))) == ["vae"]
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("sd3", ["transformer"]), ("sdxl", ["unet"]), ("wan22", ["transformer", "transformer_2"])]
+)
+def test_denoisers_are_found_and_nothing_else(name, found):
+    assert sorted(denoisers(make(name)[0])) == found
+
+
+def test_the_kinds_of_networks_that_denoise_are_told_by_their_class():
+    def denoises(name: str) -> bool:
+        kind = getattr(diffusers, name)
+        return is_denoiser(kind.__new__(kind))
+
+    for name in ("UVit2DModel", "PriorTransformer", "UNetMotionModel", "StableAudioDiTModel", "UNetControlNetXSModel"):
+        assert denoises(name), name
+    for name in ("AutoencoderKL", "ControlNetModel", "SD3ControlNetModel", "VQModel", "MotionAdapter", "T2IAdapter"):
+        assert not denoises(name), name
