@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from octavo.calibrate.layers.transforms import Multiply
 from octavo.calibrate.observers.extremes import Channels, channels_of
 
 from ...zoo.toy import DTYPES
@@ -34,12 +35,12 @@ def test_any_split_in_any_order_gives_the_same_bits(seed, cuts, dtype):
         assert torch.equal(other.high, whole.high)
         assert other.rows == whole.rows == 40
         assert other.range() == whole.range() == (float(rows.min()), float(rows.max()))
-        assert other.range(multiplier) == whole.range(multiplier)
+        assert other.range(Multiply(multiplier)) == whole.range(multiplier)
 
 
 def test_the_range_is_that_of_the_multiplied_input():
     x, multiplier = torch.randn(30, 4), torch.tensor([0.01, 1.0, 5.0, 0.3])
-    assert taken([x]).range(multiplier) == (float((x * multiplier).min()), float((x * multiplier).max()))
+    assert taken([x]).range(Multiply(multiplier)) == (float((x * multiplier).min()), float((x * multiplier).max()))
 
 
 def test_nothing_and_what_is_not_finite():
