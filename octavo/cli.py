@@ -8,20 +8,16 @@ from typing import Any
 import click
 
 from octavo.capture.ranks import ranks_of_environment
-from octavo.pipelines import FAMILIES
 
-from . import __version__
+from . import __version__, words
 
+PROMPTS = f"A set ({', '.join(words.PROMPT_SETS)}) or a text file, one a line."
 DEVICES = "auto, cpu, cuda or npu, with an index where wanted (cuda:1)."
 debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
 device = click.option("--device", default="auto", show_default=True, help=DEVICES)
-dtype = click.option(
-    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Default: as stored; float32 on a CPU."
-)
-deployed = click.option(
-    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Of the deployment [default: as captured]."
-)
+dtype = click.option("--dtype", type=click.Choice(words.DTYPES), help="Default: as stored; float32 on a CPU.")
+deployed = click.option("--dtype", type=click.Choice(words.DTYPES), help="Of the deployment [default: as captured].")
 group_readable = click.option(
     "--group-readable", is_flag=True, help="Modes 0440, 0640, 0750 instead of 0400, 0600, 0700."
 )
@@ -75,11 +71,11 @@ def main() -> None:
 @main.command()
 @click.argument("model")
 @click.argument("capture", type=click.Path(path_type=Path))
-@click.option("--prompts", default="", help="A set (demo, demo-heldout, images, videos) or a text file, one a line.")
+@click.option("--prompts", default="", help=PROMPTS)
 @click.option("--limit", type=click.IntRange(1), help="Take the first prompts only.")
 @runs
 @click.option(
-    "--pipeline", type=click.Choice(list(FAMILIES)), help="The family of MODEL [default: what its files say]."
+    "--pipeline", type=click.Choice(words.FAMILIES), help="The family of MODEL [default: what its files say]."
 )
 @click.option("--offload", is_flag=True, help="Keep on the device only the component that runs.")
 @click.option("--keep", default="all", show_default=True, help="Denoising steps to store: all, every:N or spread:K.")
@@ -124,26 +120,26 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 @click.option("--component", help="The denoiser to quantize, where several were captured.")
 @click.option(
     "--accuracy",
-    type=click.Choice(["plain", "fast", "balanced", "best"]),
+    type=click.Choice(words.RECIPES),
     default="fast",
     show_default=True,
     help="A recipe; the options below change parts of it.",
 )
 @click.option(
     "--observer",
-    type=click.Choice(["minmax", "sigma", "percentile", "mse"]),
+    type=click.Choice(words.OBSERVERS),
     help="How the range of an activation is found.",
 )
 @click.option(
     "--activations",
-    type=click.Choice(["static", "timestep", "dynamic"]),
+    type=click.Choice(words.ACTIVATIONS),
     help="One range, one for each bin of noise levels, or one for each token as it comes.",
 )
 @click.option("--smoothing/--no-smoothing", default=None, help="Move outliers of activations into the weights.")
 @click.option(
     "--weights",
     multiple=True,
-    type=click.Choice(["round-to-nearest", "easy-quant", "admm", "adaround", "gptq"]),
+    type=click.Choice(words.WEIGHT_METHODS),
     help="How weights are rounded; of several, each layer takes the best.",
 )
 @click.option("--bias-correction/--no-bias-correction", default=None, help="Correct the mean error of each output.")
@@ -170,7 +166,7 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 @click.option("--memory", metavar="16GiB", help="Calibrate block by block in at most so much resident memory.")
 @click.option(
     "--format", "formats", default="ascend", show_default=True,
-    help="What to write: ascend, diffusers, torchao, onnx, ascend-onnx, or several with commas.",
+    help=f"What to write: {', '.join(words.FORMATS)}, or several with commas.",
 )  # fmt: skip
 @click.option(
     "--max-shard-size", metavar="5GB", default="10GB", show_default=True,
@@ -252,7 +248,7 @@ def generate(debug: bool, as_json: bool, **options: Any) -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True, help="The page."
 )
-@click.option("--prompts", default="", help="A set (demo, demo-heldout, images, videos) or a text file, one a line.")
+@click.option("--prompts", default="", help=PROMPTS)
 @click.option("--limit", type=click.IntRange(1), default=8, show_default=True, help="Take the first prompts only.")
 @runs
 @click.option("--component", help="The denoiser that OUT is of [default: the one that fits].")

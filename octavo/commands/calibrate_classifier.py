@@ -19,13 +19,13 @@ from octavo.pipelines.classifier import Classifier, classifier_directory, load_c
 from octavo.pipelines.images import batches, image_files
 
 from ..terminal import Terminal
+from ..words import CLASSIFIER_FORMATS
 from .calibrate_options import CalibrateOptions, formats_of, settings_of
 from .calibrate_output import show, write
 
 _OTHERS = (
     "model", "component", "budget", "quantize_too", "allow_incomplete", "allow_revision", "trust_remote_code",
 )  # fmt: skip
-_FORMATS = ("ascend", "onnx", "ascend-onnx")
 _BATCH, _BATCHES = 16, 8  # at most so many pictures in one, at least so many
 
 
@@ -64,8 +64,8 @@ def _check(options: CalibrateOptions) -> None:
         if getattr(options, name) != defaults[name]:
             word = "quantize" if name == "quantize_too" else name.replace("_", "-")
             raise UsageError(f"--{word}: is not for --pipeline cnn. Leave it out.")
-    if others := [name for name in formats_of(options) if name not in _FORMATS]:
-        raise UsageError(f"--format {others[0]}: is of denoisers. Choose of {', '.join(_FORMATS)}.")
+    if others := [name for name in formats_of(options) if name not in CLASSIFIER_FORMATS]:
+        raise UsageError(f"--format {others[0]}: is of denoisers. Choose of {', '.join(CLASSIFIER_FORMATS)}.")
     if options.activations == "timestep":
         raise UsageError("--activations timestep: an image classifier has no noise levels. Choose another.")
     if (options.images is None) == (options.input_shape is None):

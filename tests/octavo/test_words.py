@@ -1,0 +1,43 @@
+"""The words that options accept are the keys of the tables that the commands look them up in."""
+
+import subprocess
+import sys
+
+import pytest
+
+from octavo import words
+from octavo.calibrate.formats.export import EXPORTS as FORMATS
+from octavo.calibrate.observers.observers import OBSERVERS
+from octavo.calibrate.rounding.methods import WEIGHT_METHODS
+from octavo.calibrate.settings import RECIPES, SCHEMES
+from octavo.capture.devices import DTYPES
+from octavo.pipelines import FAMILIES
+from octavo.prompts import BUNDLED
+
+
+@pytest.mark.parametrize(
+    ("repeated", "table"),
+    [
+        (words.OBSERVERS, OBSERVERS),
+        (words.WEIGHT_METHODS, WEIGHT_METHODS),
+        (words.RECIPES, RECIPES),
+        ((*words.ACTIVATIONS, "float"), SCHEMES),
+        (words.FORMATS, FORMATS),
+        (words.DTYPES, DTYPES),
+        (words.PROMPT_SETS, BUNDLED),
+        (words.FAMILIES, FAMILIES),
+    ],
+    ids=["observers", "weights", "recipes", "activations", "formats", "dtypes", "prompts", "families"],
+)
+def test_words_are_the_keys_of_their_table(repeated, table):
+    assert list(repeated) == list(table)
+
+
+def test_a_classifier_has_some_of_the_formats():
+    assert set(words.CLASSIFIER_FORMATS) < set(words.FORMATS)
+
+
+def test_words_import_neither_torch_nor_a_room():
+    code = "import sys, octavo.words; print([name for name in sys.modules if name == 'torch' or '.calibrate' in name])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
