@@ -19,17 +19,16 @@ from octavo.pipelines.family import Family
 from octavo.pipelines.load import load_pipeline, model_directory, quiet
 
 from ..terminal import Terminal
-from .calibrate_options import CalibrateOptions, formats_of, settings_of, with_config
+from .calibrate_options import CalibrateOptions, formats_of, settings_of
 from .calibrate_output import show, write
 from .captured_model import casting, check_fingerprint, component_of, source_of, told
 from .replayed_calls import chosen_calls, replayed_calls
 from .rerun import Announced, Rerun
 
 
-def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: Ranks) -> None:
-    """The command; `given` are the options of the command line, which win over those of the config file."""
+def run(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
+    """Runs the command: as one process or as one of several `ranks`."""
     began = time.monotonic()
-    options = with_config(options, given)
     if options.pipeline is not None and options.memory is None:
         from .calibrate_classifier import run_cnn
 

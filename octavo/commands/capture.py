@@ -18,7 +18,8 @@ from octavo.pipelines.run import call_arguments
 from octavo.prompts import Prompts, read_prompts
 
 from ..terminal import Terminal, duration, size
-from .capture_job import CaptureOptions, Job
+from .capture_job import Job
+from .capture_options import CaptureOptions
 
 
 def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:

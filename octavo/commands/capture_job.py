@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from functools import partial, reduce
-from pathlib import Path
 from typing import Any
 
 from octavo.calibrate.errors import out_of_memory
@@ -17,29 +16,7 @@ from octavo.capture.store.writer import CaptureWriter, UnitWriter, unit_key
 from octavo.pipelines.run import RunSettings, prompt_seed, run_prompt, total_steps
 
 from ..terminal import Interrupted, Terminal, duration, size
-from .run_options import RunOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptureOptions(RunOptions):
-    """The options of the command, by their names."""
-
-    model: str
-    capture: Path
-    prompts: str = ""
-    limit: int | None = None
-    pipeline: str | None = None
-    offload: bool = False
-    keep: str = "all"
-    components: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    nonfinite: str = "error"
-    resume: bool = False
-    keep_removed: bool = False
-    keep_going: bool = False
-    strict: bool = False
-    pth: Path | None = None
-    group_readable: bool = False
+from .capture_options import CaptureOptions
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +20,7 @@ from ..comparing.comparison import Comparison
 from ..page import page
 from ..page.words import decibels, factor, share
 from ..terminal import Terminal, duration, size
-from .run_options import RunOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareOptions(RunOptions):
-    """The options of the command, by their names."""
-
-    model: str
-    checkpoint: Path
-    output: Path
-    prompts: str = ""
-    limit: int | None = None
-    component: str | None = None
-    min_psnr: float | None = None
-    min_sqnr: float | None = None
-    overwrite: bool = False
-    group_readable: bool = False
+from .compare_options import CompareOptions
 
 
 def run(options: CompareOptions, terminal: Terminal) -> None:

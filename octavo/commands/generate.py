@@ -2,7 +2,6 @@
 
 import inspect
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,8 @@ from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_
 
 from ..checkpoints import open_pipeline
 from ..terminal import Terminal, duration, size
-from .run_options import RunOptions
+from .generate_options import GenerateOptions
 from .save_output import Target, save, target_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions(RunOptions):
-    """The options of the command, by their names."""
-
-    model: str
-    prompt: str
-    out: Path
-    of: str | None = None
-    component: str | None = None
-    offload: bool = False
-    overwrite: bool = False
 
 
 def run(options: GenerateOptions, terminal: Terminal) -> None:
