@@ -10,7 +10,7 @@ import click
 from octavo.capture.ranks import Ranks, ranks_of_environment
 
 from . import __version__
-from .commands.calibrate_options import CalibrateOptions
+from .commands.calibrate_options import NOT_FOR_CLASSIFIERS, CalibrateOptions, ClassifierOptions
 from .commands.capture_options import CaptureOptions
 from .commands.compare_options import CompareOptions
 from .commands.generate_options import GenerateOptions
@@ -87,15 +87,25 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 
 @main.command(params=[*configurable(parameters_of(CalibrateOptions)), *printing()])
 def calibrate(debug: bool, as_json: bool, **options: Any) -> None:
-    """Replay CAPTURE through its model, choose the integers with little loss, and write a checkpoint to OUT.
-
-    With --pipeline cnn: calibrate the image classifier MODEL in the place of CAPTURE with --images, or without data.
-    """
+    """Replay CAPTURE through its model, choose the integers with little loss, and write a checkpoint to OUT."""
     with ranked(debug) as ranks:
         from .commands.calibrate import run
         from .terminal import Terminal
 
         run(CalibrateOptions(**options), Terminal(as_json, quiet=ranks.rank > 0), ranks)
+
+
+@main.command(
+    name="calibrate-cnn",
+    params=[*configurable(parameters_of(ClassifierOptions, without=NOT_FOR_CLASSIFIERS)), *printing()],
+)
+def calibrate_cnn(debug: bool, as_json: bool, **options: Any) -> None:
+    """Choose the integers of MODEL, an image classifier of transformers or digits, and write a checkpoint to OUT."""
+    with ranked(debug) as ranks:
+        from .commands.calibrate_classifier import run_classifier
+        from .terminal import Terminal
+
+        run_classifier(ClassifierOptions(**options), Terminal(as_json, quiet=ranks.rank > 0), ranks)
 
 
 @main.command(params=printing(heading=""))

@@ -29,23 +29,19 @@ from .rerun import Announced, Rerun
 def run(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
     """Runs the command: as one process or as one of several `ranks`."""
     began = time.monotonic()
-    if options.pipeline is not None and options.memory is None:
-        from .calibrate_classifier import run_cnn
-
-        if ranks.world > 1:
-            raise UsageError(f"--pipeline {options.pipeline}: is the work of one process. Start one.")
-        return run_cnn(options, terminal)
     if options.pipeline is not None:
-        raise UsageError("--memory: is of denoisers. Leave it out with --pipeline cnn.")
+        from .calibrate_classifier import run_classifier
+
+        return run_classifier(options, terminal, ranks)
     options = replace(options, device=ranks.connect(options.device))
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')}: is of --pipeline cnn alone. Leave it out.")
+            raise UsageError(f"--{name.replace('_', '-')} only works with --pipeline cnn. Leave it out.")
     bytes_of(options.max_shard_size, "--max-shard-size")
     if ranks.rank == 0:
         check_target(options.out, overwrite=options.overwrite)
     if graphs := [name for name in formats_of(options) if name.endswith("onnx")]:
-        raise UsageError(f"--format {graphs[0]}: is of --pipeline cnn alone. Choose ascend.")
+        raise UsageError(f"--format {graphs[0]} only works with --pipeline cnn. Choose ascend.")
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
     component = component_of(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)

@@ -9,7 +9,7 @@ import click
 from octavo.capture.errors import UsageError
 
 from ..declarations import Within, argument, flag, option, several
-from ..words import ACTIVATIONS, DTYPES, FORMATS, OBSERVERS, RECIPES, WEIGHT_METHODS
+from ..words import ACTIVATIONS, CLASSIFIER_FORMATS, DTYPES, FORMATS, OBSERVERS, RECIPES, WEIGHT_METHODS
 from .run_options import DEVICES, FILES, PLACE, READABLE, TRUST
 
 if TYPE_CHECKING:
@@ -101,6 +101,35 @@ class CalibrateOptions:
     input_shape: str | None = option(
         "Calibrate without pictures, with inputs of this shape.", heading=CLASSIFIERS, metavar="1,3,224,224"
     )
+
+
+# options of calibrate that `octavo calibrate-cnn` does not have
+NOT_FOR_CLASSIFIERS = (
+    "pipeline", "model", "component", "budget", "quantize_too", "memory", "allow_incomplete", "allow_revision",
+    "trust_remote_code", "max_shard_size",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions(CalibrateOptions):
+    """The options of `octavo calibrate-cnn`, as `octavo calibrate --pipeline cnn` would take them."""
+
+    pipeline: str | None = "cnn"
+    capture: Path = argument(metavar="MODEL")
+    images: Path | None = option("Calibrate with the pictures in this directory.", metavar="DIR")
+    input_shape: str | None = option(
+        "Calibrate without pictures, with made-up inputs of this shape.", metavar="1,3,224,224"
+    )
+    samples: int | None = option(
+        "Take only N of the pictures, spread evenly over them.", type=click.IntRange(1), metavar="N"
+    )
+    activations: str | None = option(
+        "One range for each layer, or one for each token at run time.", type=click.Choice(["static", "dynamic"])
+    )
+    formats: str = option(
+        f"What to write: {', '.join(CLASSIFIER_FORMATS)}; several with commas.", "--format", default="ascend"
+    )
+    dtype: str | None = option("Dtype of the deployment  [default: float32]", type=click.Choice(DTYPES))
 
 
 def settings_of(options: CalibrateOptions, family: "Family", samples: int | None = None) -> "Settings":
