@@ -16,6 +16,7 @@ from .commands.compare_options import CompareOptions
 from .commands.generate_options import GenerateOptions
 from .commands.run_options import FILES, PRINTED
 from .declarations import Option, parameters_of
+from .help_pages import Command
 
 
 def printing(heading: str = PRINTED) -> list[click.Parameter]:
@@ -75,7 +76,11 @@ def main() -> None:
     """
 
 
-@main.command(params=[*parameters_of(CaptureOptions), *printing()])
+@main.command(
+    cls=Command,
+    short_help="Run a pipeline and record the calls of its denoiser.",
+    params=[*parameters_of(CaptureOptions), *printing()],
+)
 def capture(debug: bool, as_json: bool, **options: Any) -> None:
     """Run MODEL (a diffusers directory, or demo) over prompts and record its denoiser's calls in CAPTURE."""
     with ranked(debug) as ranks:
@@ -85,7 +90,11 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
         run(CaptureOptions(**options), Terminal(as_json, quiet=ranks.rank > 0), ranks)
 
 
-@main.command(params=[*configurable(parameters_of(CalibrateOptions)), *printing()])
+@main.command(
+    cls=Command,
+    short_help="Choose the integers of a captured denoiser.",
+    params=[*configurable(parameters_of(CalibrateOptions)), *printing()],
+)
 def calibrate(debug: bool, as_json: bool, **options: Any) -> None:
     """Replay CAPTURE through its model, choose the integers with little loss, and write a checkpoint to OUT."""
     with ranked(debug) as ranks:
@@ -97,6 +106,8 @@ def calibrate(debug: bool, as_json: bool, **options: Any) -> None:
 
 @main.command(
     name="calibrate-cnn",
+    cls=Command,
+    short_help="Choose the integers of an image classifier.",
     params=[*configurable(parameters_of(ClassifierOptions, without=NOT_FOR_CLASSIFIERS)), *printing()],
 )
 def calibrate_cnn(debug: bool, as_json: bool, **options: Any) -> None:
@@ -108,7 +119,9 @@ def calibrate_cnn(debug: bool, as_json: bool, **options: Any) -> None:
         run_classifier(ClassifierOptions(**options), Terminal(as_json, quiet=ranks.rank > 0), ranks)
 
 
-@main.command(params=printing(heading=""))
+@main.command(
+    cls=Command, short_help="Show and check a capture, a checkpoint or an ONNX graph.", params=printing(heading="")
+)
 @click.argument("path", type=click.Path(path_type=Path))
 def inspect(path: Path, as_json: bool, debug: bool) -> None:
     """Show what is in PATH, a capture, a checkpoint or an ONNX graph, and check it; exit 0 only if it is sound."""
@@ -120,7 +133,11 @@ def inspect(path: Path, as_json: bool, debug: bool) -> None:
         run(path, Terminal(as_json))
 
 
-@main.command(params=[*parameters_of(GenerateOptions), *printing()])
+@main.command(
+    cls=Command,
+    short_help="Draw a picture or a video with a float or a quantized model.",
+    params=[*parameters_of(GenerateOptions), *printing()],
+)
 def generate(debug: bool, as_json: bool, **options: Any) -> None:
     """Make a picture or a video of PROMPT with MODEL: a diffusers directory, a checkpoint, demo, or demo-int8."""
     from .terminal import Terminal, errors
@@ -131,7 +148,11 @@ def generate(debug: bool, as_json: bool, **options: Any) -> None:
         run(GenerateOptions(**options), Terminal(as_json))
 
 
-@main.command(params=[*parameters_of(CompareOptions), *printing()])
+@main.command(
+    cls=Command,
+    short_help="Draw with float and with integers; write one page about it.",
+    params=[*parameters_of(CompareOptions), *printing()],
+)
 def compare(debug: bool, as_json: bool, **options: Any) -> None:
     """Draw the same prompts and noise with MODEL (float) and with OUT (its integers), and write one page about it."""
     from .terminal import Terminal, errors
@@ -142,7 +163,12 @@ def compare(debug: bool, as_json: bool, **options: Any) -> None:
         run(CompareOptions(**options), Terminal(as_json))
 
 
-@main.command(name="convert-pth", params=[debugging(heading="")])
+@main.command(
+    name="convert-pth",
+    cls=Command,
+    short_help="Turn an old .pth list of inputs into a capture.",
+    params=[debugging(heading="")],
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("capture", type=click.Path(path_type=Path))
 def convert_pth(file: Path, capture: Path, debug: bool) -> None:

@@ -8,6 +8,7 @@ WEIGHT_METHODS = ("round-to-nearest", "easy-quant", "admm", "adaround", "gptq")
 RECIPES = ("plain", "fast", "balanced", "best")
 ACTIVATIONS = ("static", "timestep", "dynamic")  # SCHEMES without "float", which is --weight-only
 FORMATS = ("ascend", "diffusers", "torchao", "onnx", "ascend-onnx")
+DENOISER_FORMATS = ("ascend", "diffusers", "torchao")
 CLASSIFIER_FORMATS = ("ascend", "onnx", "ascend-onnx")
 DTYPES = ("float32", "float16", "bfloat16")
 PROMPT_SETS = ("demo", "demo-heldout", "images", "videos")

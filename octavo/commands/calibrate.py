@@ -19,6 +19,7 @@ from octavo.pipelines.family import Family
 from octavo.pipelines.load import load_pipeline, model_directory, quiet
 
 from ..terminal import Terminal
+from ..words import DENOISER_FORMATS
 from .calibrate_options import CalibrateOptions, formats_of, settings_of
 from .calibrate_output import show, write
 from .captured_model import casting, check_fingerprint, component_of, source_of, told
@@ -40,8 +41,8 @@ def run(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
     bytes_of(options.max_shard_size, "--max-shard-size")
     if ranks.rank == 0:
         check_target(options.out, overwrite=options.overwrite)
-    if graphs := [name for name in formats_of(options) if name.endswith("onnx")]:
-        raise UsageError(f"--format {graphs[0]} only works with --pipeline cnn. Choose ascend.")
+    if others := [name for name in formats_of(options) if name not in DENOISER_FORMATS]:
+        raise UsageError(f"--format {others[0]} only works with --pipeline cnn. Choose ascend.")
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
     component = component_of(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)

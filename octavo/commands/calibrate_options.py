@@ -9,7 +9,7 @@ import click
 from octavo.capture.errors import UsageError
 
 from ..declarations import Within, argument, flag, option, several
-from ..words import ACTIVATIONS, CLASSIFIER_FORMATS, DTYPES, FORMATS, OBSERVERS, RECIPES, WEIGHT_METHODS
+from ..words import ACTIVATIONS, CLASSIFIER_FORMATS, DENOISER_FORMATS, DTYPES, OBSERVERS, RECIPES, WEIGHT_METHODS
 from .run_options import DEVICES, FILES, PLACE, READABLE, TRUST
 
 if TYPE_CHECKING:
@@ -48,10 +48,11 @@ class CalibrateOptions:
         "Replay only N calls, those that differ most.", type=click.IntRange(1), metavar="N"
     )  # fmt: skip
     memory: str | None = option("Calibrate block by block within this much memory.", metavar="16GiB")
-    device: str = option(DEVICES, default="auto")
+    device: str = option(DEVICES, default="auto", metavar="NAME")
     dtype: str | None = option("Dtype of the deployment  [default: as captured]", type=click.Choice(DTYPES))
     formats: str = option(
-        f"What to write: {', '.join(FORMATS)}; several with commas.", "--format", default="ascend"
+        f"Formats to write: {', '.join(DENOISER_FORMATS)}; several with commas.", "--format",
+        default="ascend", metavar="NAMES",
     )  # fmt: skip
     overwrite: bool = flag("Replace OUT.")
 
@@ -127,7 +128,10 @@ class ClassifierOptions(CalibrateOptions):
         "One range for each layer, or one for each token at run time.", type=click.Choice(["static", "dynamic"])
     )
     formats: str = option(
-        f"What to write: {', '.join(CLASSIFIER_FORMATS)}; several with commas.", "--format", default="ascend"
+        f"Formats to write: {', '.join(CLASSIFIER_FORMATS)}; several with commas.",
+        "--format",
+        default="ascend",
+        metavar="NAMES",
     )
     dtype: str | None = option("Dtype of the deployment  [default: float32]", type=click.Choice(DTYPES))
 

@@ -19,15 +19,20 @@ class CaptureOptions(RunOptions):
 
     model: str = argument()
     capture: Path = argument()
-    prompts: str = option(PROMPTS, default="")
+    prompts: str = option(PROMPTS, default="", metavar="NAME|FILE")
     limit: int | None = option("Take only the first N prompts.", type=click.IntRange(1), metavar="N")
     resume: bool = flag("Go on with an interrupted capture.")
-    keep: str = option("Denoising steps to store: all, every:N or spread:K.", default="all", heading=STORED)
+    keep: str = option(
+        "Denoising steps to store: all, every:N or spread:K.", default="all", heading=STORED, metavar="RULE"
+    )
     components: tuple[str, ...] = several(
-        "Record only this module; may be repeated  [default: every denoiser]", "--component", heading=STORED
+        "Record only this module; may be repeated  [default: every denoiser]",
+        "--component",
+        heading=STORED,
+        metavar="NAME",
     )
     dropped: tuple[str, ...] = several(
-        "Do not store this argument of the calls; may be repeated.", "--drop-input", heading=STORED
+        "Do not store this argument of the calls; may be repeated.", "--drop-input", heading=STORED, metavar="NAME"
     )
     nonfinite: str = option(
         "Refuse or leave out a call that holds NaN or Inf.",
@@ -37,8 +42,9 @@ class CaptureOptions(RunOptions):
     keep_removed: bool = flag("With --resume, keep prompts that are no longer in the file.", heading=FAILURE)
     strict: bool = flag("Refuse weights that the model does not know.", heading=FAILURE)
     pipeline: str | None = option(
-        "Family of MODEL  [default: what its files say]", heading=PLACE, type=click.Choice(FAMILIES)
-    )
+        f"Family of MODEL: {', '.join(FAMILIES)}  [default: what its files say]",
+        heading=PLACE, type=click.Choice(FAMILIES), metavar="NAME",
+    )  # fmt: skip
     offload: bool = flag(OFFLOAD, heading=PLACE)
     pth: Path | None = option(
         "Write the calls to FILE as well, as the torch.save list that msModelSlim documents.",

@@ -17,9 +17,11 @@ class CompareOptions(RunOptions):
     checkpoint: Path = argument(metavar="OUT")
     output: Path = option("The page to write.", "-o", "--output", default=Path("report.html"), metavar="FILE")
     overwrite: bool = flag("Replace a page that is there.")
-    prompts: str = option(PROMPTS, default="")
+    prompts: str = option(PROMPTS, default="", metavar="NAME|FILE")
     limit: int | None = option("Take only the first N prompts.", default=8, type=click.IntRange(1), metavar="N")
     min_psnr: float | None = option("Exit with 1 if the PSNR of the pictures is lower.", metavar="DB")
     min_sqnr: float | None = option("Exit with 1 if the SQNR of the denoiser's output is lower.", metavar="DB")
-    component: str | None = option("The denoiser that OUT replaces  [default: the one that fits]", heading=PLACE)
+    component: str | None = option(
+        "The denoiser that OUT replaces  [default: the one that fits]", heading=PLACE, metavar="NAME"
+    )
     group_readable: bool = flag(READABLE, heading=FILES)

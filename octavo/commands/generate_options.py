@@ -22,5 +22,5 @@ class GenerateOptions(RunOptions):
         "The float pipeline, where MODEL is a checkpoint  [default: the pipeline that was calibrated]", "--model",
         heading=PLACE, metavar="DIR",
     )  # fmt: skip
-    component: str | None = option("The denoiser that the checkpoint replaces.", heading=PLACE)
+    component: str | None = option("The denoiser that the checkpoint replaces.", heading=PLACE, metavar="NAME")
     offload: bool = flag(OFFLOAD, heading=PLACE)

@@ -20,7 +20,7 @@ PLACE = "Where and in what it runs"
 FILES = "Files"
 PRINTED = "What is printed"
 PROMPTS = f"A set ({', '.join(PROMPT_SETS)}) or a text file with one prompt a line."
-DEVICES = "auto, cpu, cuda or npu, with an index if needed, as in cuda:1."
+DEVICES = "Device: auto, cpu, cuda or npu, with an index if needed, as in cuda:1."
 TRUST = "Run the Python files of the model directory. Read them first."
 READABLE = "Let the group read the files: modes 0440, 0640 and 0750 instead of 0400, 0600 and 0700."
 OFFLOAD = "Keep only the component that runs on the device."
@@ -31,27 +31,27 @@ class RunOptions:
     """How a pipeline is called, and where it runs."""
 
     steps: int | None = option(
-        "Denoising steps  [default: those of the model family; 28 for SD3]", type=click.IntRange(1), metavar="N"
+        "Denoising steps  [default: as the model family has it]", type=click.IntRange(1), metavar="N"
     )
     height: int | None = option("Height of the picture in pixels.", type=click.IntRange(1), metavar="N")
     width: int | None = option("Width of the picture in pixels.", type=click.IntRange(1), metavar="N")
-    guidance_scale: float | None = option("Strength of classifier-free guidance.")
+    guidance_scale: float | None = option("Strength of classifier-free guidance.", metavar="NUMBER")
     seed: int = option("Seed of the noise.", default=0, type=click.IntRange(0), metavar="N")
-    negative_prompt: str | None = option("What classifier-free guidance moves away from.", heading=CALL)
+    negative_prompt: str | None = option(
+        "Text that classifier-free guidance moves away from.", heading=CALL, metavar="TEXT"
+    )
     frames: int | None = option("Frames of a video.", heading=CALL, type=click.IntRange(1), metavar="N")
     fps: int | None = option("Frames per second of a video.", heading=CALL, type=click.IntRange(1), metavar="N")
-    resolution: str | None = option("Open-Sora only: 144p, 240p, 360p, 480p or 720p.", heading=CALL)
-    aspect: str | None = option("Open-Sora only: height to width, as in 9:16.", heading=CALL)
+    resolution: str | None = option("Open-Sora only: 144p, 240p, 360p, 480p or 720p.", heading=CALL, metavar="NAME")
+    aspect: str | None = option("Open-Sora only: height to width, as in 9:16.", heading=CALL, metavar="H:W")
     arguments: tuple[str, ...] = several(
         "Another argument of the pipeline's call. VALUE is JSON or the path of a picture.", "--arg",
         heading=CALL, metavar="NAME=VALUE",
     )  # fmt: skip
-    device: str = option(DEVICES, default="auto")
-    dtype: str | None = option(
-        "Dtype of the float layers  [default: as stored; float32 on a CPU]", type=click.Choice(DTYPES)
-    )
+    device: str = option(DEVICES, default="auto", metavar="NAME")
+    dtype: str | None = option("Dtype of the model  [default: as stored; float32 on a CPU]", type=click.Choice(DTYPES))
     text_encoder: Path | None = option(
-        "Folder of the T5 encoder, where MODEL is the denoiser alone.", heading=PLACE
+        "Folder of the T5 encoder, where MODEL is the denoiser alone.", heading=PLACE, metavar="DIR"
     )  # fmt: skip
     trust_remote_code: bool = flag(TRUST, heading=PLACE)
 

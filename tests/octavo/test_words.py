@@ -33,8 +33,8 @@ def test_words_are_the_keys_of_their_table(repeated, table):
     assert list(repeated) == list(table)
 
 
-def test_a_classifier_has_some_of_the_formats():
-    assert set(words.CLASSIFIER_FORMATS) < set(words.FORMATS)
+def test_every_format_is_for_denoisers_or_for_classifiers():
+    assert set(words.DENOISER_FORMATS) | set(words.CLASSIFIER_FORMATS) == set(words.FORMATS)
 
 
 def test_words_import_neither_torch_nor_a_room():
