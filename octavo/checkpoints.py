@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import diffusers.quantizers.auto  # noqa: F401  # first: it imports our quantizer, which cannot be half imported then
 import torch
 from torch import nn
 
