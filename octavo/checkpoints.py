@@ -1,4 +1,4 @@
-"""What was quantized, put beside the float pipeline it was made of."""
+"""Loads quantized denoisers and puts them into the float pipeline that they were calibrated in."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -75,17 +75,17 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
         return _load_model(pipe, out, choices, device)._replace(report=report, runs_on=runs_on)
     checkpoint = Checkpoint(out)
     facts = {name: difference(checkpoint, module) for name, module in choices.items()}
-    found = next((name for name, fact in facts.items() if fact is None), None)
-    if found is None:
+    fitting = next((name for name, fact in facts.items() if fact is None), None)
+    if fitting is None:
         name, fact = next(iter(facts.items()))
         raise of_another(out, f"{name}: {fact}")
     layers: dict[str, Any] = {
         name: optimized(read_layer(checkpoint, name)).to(device) for name in checkpoint.layer_names
     }
-    module = choices[found]
+    module = choices[fitting]
     with _with_layers(module, layers):
         size = bytes_of(module)
-    return Deployed(found, module, lambda: _with_layers(module, layers), size, report, runs_on)
+    return Deployed(fitting, module, lambda: _with_layers(module, layers), size, report, runs_on)
 
 
 def report_at(out: Path) -> dict[str, Any]:
@@ -93,14 +93,14 @@ def report_at(out: Path) -> dict[str, Any]:
     file = out / REPORT_FILE
     if not file.exists():
         return {}
-    found = json_object(read_bytes(file, _REPORT_LIMIT), file)
-    if not {"layers", "totals"} <= found.keys():
+    report = json_object(read_bytes(file, _REPORT_LIMIT), file)
+    if not {"layers", "totals"} <= report.keys():
         raise damage(file, "not a report")
-    return found
+    return report
 
 
 def bytes_of(module: nn.Module) -> int:
-    """Of all parameters and buffers."""
+    """The size of all parameters and buffers of a module, in bytes."""
     return sum(tensor.nbytes for tensor in module.state_dict().values() if isinstance(tensor, torch.Tensor))
 
 
@@ -158,13 +158,13 @@ def _unlike(module: nn.Module, other: nn.Module) -> str | None:
         return f"it is a {type(module).__name__} and not a {type(other).__name__}"
     there, same = other.state_dict(), False
     for name, tensor in module.named_parameters():
-        found = there.get(name)
-        if found is None:
+        counterpart = there.get(name)
+        if counterpart is None:
             continue
-        if found.shape != tensor.shape:
-            return f"{name} is {list(tensor.shape)} and not {list(found.shape)}"
-        if found.is_floating_point() and tensor.any():
-            same = same or torch.allclose(found.float(), tensor.float(), rtol=_CLOSE, atol=1e-6)
+        if counterpart.shape != tensor.shape:
+            return f"{name} is {list(tensor.shape)} and not {list(counterpart.shape)}"
+        if counterpart.is_floating_point() and tensor.any():
+            same = same or torch.allclose(counterpart.float(), tensor.float(), rtol=_CLOSE, atol=1e-6)
     return None if same else "none of its float parameters has these values"
 
 

@@ -52,8 +52,8 @@ def run_classifier(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) 
         count = -(-len(files) // (batch if classifier.preprocessing.fixed else 1))
         calls = _calls(files, classifier, batch, dtype)
     else:
-        made = made_up(classifier.model, shape, progress=terminal.progress)
-        count, calls, warnings = len(made), lambda: iter(made), warnings_of(classifier.model)
+        inputs = made_up(classifier.model, shape, progress=terminal.progress)
+        count, calls, warnings = len(inputs), lambda: iter(inputs), warnings_of(classifier.model)
     settings = replace(settings, samples=count, reciprocal=True)
     result, model = calibrate_folded(
         classifier.model, calls, settings, progress=terminal.progress, changing=True, warnings=warnings
@@ -88,8 +88,8 @@ def shape_of(text: str) -> list[int]:
 
 
 def _chosen(files: list[Path], samples: int | None) -> list[Path]:
-    """So many of the pictures, spread evenly over them; all without a number."""
-    return files if samples is None else [files[at] for at in spread(len(files), min(samples, len(files)))]
+    """`samples` of the pictures, spread evenly over them, or all of them."""
+    return files if samples is None else [files[index] for index in spread(len(files), min(samples, len(files)))]
 
 
 def _calls(files: list[Path], classifier: Classifier, batch: int, dtype: torch.dtype) -> Callable[[], Iterator[Sample]]:

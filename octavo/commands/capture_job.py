@@ -21,7 +21,7 @@ from .capture_options import CaptureOptions
 
 @dataclass
 class Tally:
-    """What a run has come to so far."""
+    """Counts of a run so far."""
 
     calls: int = 0
     raw_bytes: int = 0
@@ -35,8 +35,8 @@ class Tally:
     running: float = 0.0  # seconds inside the pipeline
 
     def plus(self, other: "Tally") -> "Tally":
-        """What two runs have come to."""
-        pairs = {each.name: (getattr(self, each.name), getattr(other, each.name)) for each in fields(self)}
+        """The counts of two runs together."""
+        pairs = {item.name: (getattr(self, item.name), getattr(other, item.name)) for item in fields(self)}
         joined: dict[str, Any] = {n: a | b if isinstance(a, (set, dict)) else a + b for n, (a, b) in pairs.items()}
         return Tally(**joined)
 

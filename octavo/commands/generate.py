@@ -19,7 +19,7 @@ from .save_output import Target, save, target_of
 
 
 def run(options: GenerateOptions, terminal: Terminal) -> None:
-    """The command."""
+    """Runs the command."""
     target, settings = target_of(options.out, options.overwrite), options.settings
     device = resolve_device(options.device)
     pipe = open_pipeline(
@@ -31,11 +31,11 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
     began = time.monotonic()
     with terminal.bars("generate", 1, steps) as show:
         try:
-            made = run_prompt(pipe, options.prompt, arguments, options.seed, lambda step: show(0, step + 1))
+            results = run_prompt(pipe, options.prompt, arguments, options.seed, lambda step: show(0, step + 1))
         except Exception as error:
             raise _refusal(error) from error
     seconds = time.monotonic() - began
-    words = save(made[0], target, options.fps or 8)
+    words = save(results[0], target, options.fps or 8)
     count = f"{steps} steps, " if steps else ""
     terminal.say(
         f"{options.out}: {words}, {count}{duration(seconds)}, peak memory {size(peak_memory())}. Seed {options.seed}."
@@ -47,7 +47,7 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
 
 
 def _arguments(pipe: Any, settings: RunSettings, out: Path, target: Target) -> dict[str, Any]:
-    """Those of the pipeline's call."""
+    """The arguments of the pipeline's call."""
     arguments = call_arguments(pipe, family_of(type(pipe).__name__), settings)
     if "output_type" in inspect.signature(type(pipe).__call__).parameters:
         arguments["output_type"] = "latent" if target.latents else "pil"
