@@ -1,19 +1,20 @@
-"""What was quantized, put beside the float pipeline it was made of."""
+"""Loads quantized denoisers and puts them into the float pipeline that they were calibrated in."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import diffusers.quantizers.auto  # noqa: F401  # first: it imports our quantizer, which cannot be half imported then
 import torch
 from torch import nn
 
-from octavo.calibrate.formats.ascend.checkpoint import Checkpoint
-from octavo.calibrate.formats.ascend.read import read_layer
+from octavo.calibrate.formats import TABLE, format_named
 from octavo.calibrate.formats.diffusers.directory import method_at
 from octavo.calibrate.formats.diffusers.quantizer import adopt
-from octavo.calibrate.formats.diffusers.structure import QUANT_METHOD
 from octavo.calibrate.formats.export import REPORT_FILE
+from octavo.calibrate.formats.inspect import DEFAULT, views
+from octavo.calibrate.formats.record import Format, Readable
 from octavo.calibrate.layers.install import all_names, names_of, quantized, replace
 from octavo.calibrate.layers.modules import QuantizedLayer
 from octavo.calibrate.runtime import accelerate, attend, optimized
@@ -25,7 +26,6 @@ from octavo.pipelines.load import load_denoiser, load_pipeline, model_directory
 
 _REPORT_LIMIT = 256 << 20
 _CLOSE = 0.01  # relative: a float tensor in another float dtype differs by less
-KINDS = (nn.Linear, nn.Conv2d)
 
 
 class Deployed(NamedTuple):
@@ -49,16 +49,32 @@ class Deployed(NamedTuple):
         return cls(component, module, lambda: nullcontext(module), bytes_of(module), {}, "float layers")
 
 
+def format_at(out: Path, remedy: str = "") -> Format:
+    """The format that the checkpoint at `out` is loaded from: a model of diffusers before layers for a float one.
+
+    Raises UsageError for a model that another library quantized, with a `remedy` of the caller's.
+    """
+    here = [format_named(name) for name, place in views(out).items() if place == out]
+    model = next((each for each in here if each.is_model), None)
+    if model is not None:
+        return model
+    method = method_at(out)
+    if method is not None:
+        loadable = " or ".join(each.name for name in TABLE if (each := format_named(name)).is_model or each.read)
+        raise UsageError(f"{out}: quantized by {method}. {remedy or f'Give a checkpoint of the format {loadable}'}.")
+    return next((each for each in here if each.read), format_named(DEFAULT))
+
+
 def check_deployed(out: Path) -> None:
-    """Raises OctavoError when there is nothing at `out` that `load_deployed` could load: 2 no directory, or layers of
-    another library; 3 no checkpoint in it."""
+    """Raises OctavoError when there is nothing at `out` that `load_deployed` could load.
+
+    UsageError without a directory or for layers of another library, FileError without a checkpoint in it.
+    """
     if not out.is_dir():
         raise UsageError(f"{out}: no such directory. Give what octavo calibrate wrote.")
-    method = method_at(out)
-    if method not in (None, QUANT_METHOD):
-        raise UsageError(f"{out}: quantized by {method}. Give a checkpoint of the format ascend or diffusers.")
-    if method is None:
-        Checkpoint(out)
+    record = format_at(out)
+    if record.read is not None:
+        record.read(out)
 
 
 def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.device) -> Deployed:
@@ -70,21 +86,20 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
     only = component or report.get("component")
     choices = denoisers(pipe, (only,) if only else ())
     runs_on = f"octavo's int8 layers for {device.type}"
-    if method_at(out) is not None:
+    record = format_at(out)
+    if record.read is None:
         return _load_model(pipe, out, choices, device)._replace(report=report, runs_on=runs_on)
-    checkpoint = Checkpoint(out)
-    facts = {name: difference(checkpoint, module) for name, module in choices.items()}
-    found = next((name for name, fact in facts.items() if fact is None), None)
-    if found is None:
+    checkpoint = record.read(out)
+    facts = {name: checkpoint.difference(module) for name, module in choices.items()}
+    fitting = next((name for name, fact in facts.items() if fact is None), None)
+    if fitting is None:
         name, fact = next(iter(facts.items()))
         raise of_another(out, f"{name}: {fact}")
-    layers: dict[str, Any] = {
-        name: optimized(read_layer(checkpoint, name)).to(device) for name in checkpoint.layer_names
-    }
-    module = choices[found]
+    layers: dict[str, Any] = {name: optimized(checkpoint.layer(name)).to(device) for name in checkpoint.layer_names}
+    module = choices[fitting]
     with _with_layers(module, layers):
         size = bytes_of(module)
-    return Deployed(found, module, lambda: _with_layers(module, layers), size, report, runs_on)
+    return Deployed(fitting, module, lambda: _with_layers(module, layers), size, report, runs_on)
 
 
 def report_at(out: Path) -> dict[str, Any]:
@@ -92,14 +107,14 @@ def report_at(out: Path) -> dict[str, Any]:
     file = out / REPORT_FILE
     if not file.exists():
         return {}
-    found = json_object(read_bytes(file, _REPORT_LIMIT), file)
-    if not {"layers", "totals"} <= found.keys():
+    report = json_object(read_bytes(file, _REPORT_LIMIT), file)
+    if not {"layers", "totals"} <= report.keys():
         raise damage(file, "not a report")
-    return found
+    return report
 
 
 def bytes_of(module: nn.Module) -> int:
-    """Of all parameters and buffers."""
+    """The size of all parameters and buffers of a module, in bytes."""
     return sum(tensor.nbytes for tensor in module.state_dict().values() if isinstance(tensor, torch.Tensor))
 
 
@@ -157,13 +172,13 @@ def _unlike(module: nn.Module, other: nn.Module) -> str | None:
         return f"it is a {type(module).__name__} and not a {type(other).__name__}"
     there, same = other.state_dict(), False
     for name, tensor in module.named_parameters():
-        found = there.get(name)
-        if found is None:
+        counterpart = there.get(name)
+        if counterpart is None:
             continue
-        if found.shape != tensor.shape:
-            return f"{name} is {list(tensor.shape)} and not {list(found.shape)}"
-        if found.is_floating_point() and tensor.any():
-            same = same or torch.allclose(found.float(), tensor.float(), rtol=_CLOSE, atol=1e-6)
+        if counterpart.shape != tensor.shape:
+            return f"{name} is {list(tensor.shape)} and not {list(counterpart.shape)}"
+        if counterpart.is_floating_point() and tensor.any():
+            same = same or torch.allclose(counterpart.float(), tensor.float(), rtol=_CLOSE, atol=1e-6)
     return None if same else "none of its float parameters has these values"
 
 
@@ -172,36 +187,11 @@ def of_another(out: Path, fact: str) -> OctavoError:
     return MisfitError(f"{out}: of another model ({fact}). Give the MODEL that was captured.")
 
 
-def difference(checkpoint: Checkpoint, module: nn.Module) -> str | None:
-    """The first fact that tells a checkpoint from the float `module`; None: it was made of it."""
-    modules = dict(module.named_modules(remove_duplicate=False))
-    for name in checkpoint.layer_names:
-        layer = modules.get(name)
-        if not isinstance(layer, KINDS):
-            return f"it has no layer {name}"
-        stored = checkpoint.tensors[f"{checkpoint.prefix(name)}weight"].shape
-        if stored != tuple(layer.weight.shape):
-            return f"{name} is {list(layer.weight.shape)} and not {list(stored)}"
-    for name, tensor in module.state_dict().items():
-        if checkpoint.description.get(name) == "FLOAT" and tensor.is_floating_point():
-            stored_tensor = checkpoint.tensors.get(name)
-            if stored_tensor is None or stored_tensor.shape != tuple(tensor.shape):
-                return f"{name} has another shape"
-            read = checkpoint.read(name, (stored_tensor.dtype,)).float()
-            if not torch.allclose(read, tensor.float().cpu(), rtol=_CLOSE, atol=1e-6):
-                return f"{name} has other values"
-    return None
-
-
 def is_checkpoint(directory: Path) -> bool:
     """Whether there is a denoiser that Octavo wrote, not a pipeline."""
     if (directory / "model_index.json").is_file():
         return False
-    return (
-        (directory / REPORT_FILE).is_file()
-        or method_at(directory) is not None
-        or any(directory.glob("quant_model_description_*.json"))
-    )
+    return (directory / REPORT_FILE).is_file() or method_at(directory) is not None or bool(views(directory))
 
 
 def open_pipeline(
@@ -228,13 +218,11 @@ def open_pipeline(
     if model is None:
         raise UsageError(f"{source}: does not say which model it is of. Give it with --model.")
     name = component or said.get("component") or "transformer"
-    method = method_at(directory)
-    if method is None:
+    record = format_at(directory, f"Load it with diffusers and {method_at(directory)}")
+    if record.read is not None:
         pipe = load_pipeline(model_directory(model), dtype=dtype, device=device, **options)
-        _put_in(denoisers(pipe, (name,))[name], directory)
+        _put_in(denoisers(pipe, (name,))[name], directory, record.read(directory))
         return pipe
-    if method != QUANT_METHOD:
-        raise UsageError(f"{source}: quantized by {method}. Load it with diffusers and {method}.")
     if dtype is None and device.type == "cpu":
         dtype = torch.float32  # halves are slow there
     denoiser: Any = load_denoiser(directory, dtype)
@@ -243,13 +231,11 @@ def open_pipeline(
     )
 
 
-def _put_in(module: torch.nn.Module, directory: Path) -> None:
-    """Puts the layers of an ascend checkpoint into the float denoiser that it is of."""
-
-    checkpoint = Checkpoint(directory)
-    fact = difference(checkpoint, module)
+def _put_in(module: torch.nn.Module, directory: Path, checkpoint: Readable) -> None:
+    """Puts the layers of a checkpoint into the float denoiser that it is of."""
+    fact = checkpoint.difference(module)
     if fact is not None:
         raise of_another(directory, fact)
     device = next(module.parameters()).device
-    layers = {name: read_layer(checkpoint, name).to(device) for name in checkpoint.layer_names}
+    layers = {name: checkpoint.layer(name).to(device) for name in checkpoint.layer_names}
     adopt(module, all_names(layers, module))

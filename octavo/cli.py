@@ -1,61 +1,65 @@
-"""The commands. What they do is in the *_command modules, imported when one runs."""
+"""The commands. Each imports what it does when it runs, so that help and mistakes are answered at once."""
 
-from collections.abc import Callable
-from functools import reduce
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from octavo.capture.ranks import ranks_of_environment
-from octavo.pipelines import FAMILIES
+from octavo.capture.ranks import Ranks, ranks_of_environment
 
 from . import __version__
-
-DEVICES = "auto, cpu, cuda or npu, with an index where wanted (cuda:1)."
-debug = click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")
-device = click.option("--device", default="auto", show_default=True, help=DEVICES)
-dtype = click.option(
-    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Default: as stored; float32 on a CPU."
-)
-deployed = click.option(
-    "--dtype", type=click.Choice(["float32", "float16", "bfloat16"]), help="Of the deployment [default: as captured]."
-)
-group_readable = click.option(
-    "--group-readable", is_flag=True, help="Modes 0440, 0640, 0750 instead of 0400, 0600, 0700."
-)
-trust = click.option(
-    "--trust-remote-code", is_flag=True, help="Run Python files of the model directory. Read them first."
-)
-_RUNNING = (
-    click.option("--negative-prompt", help="What guidance moves away from."),
-    click.option("--steps", type=click.IntRange(1), help="Denoising steps [default: the family's; 28 for SD3]."),
-    click.option("--height", type=click.IntRange(1), help="Pixels."),
-    click.option("--width", type=click.IntRange(1), help="Pixels."),
-    click.option("--guidance-scale", type=float, help="Strength of classifier-free guidance."),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
-    click.option("--frames", type=click.IntRange(1), help="Of a video."),
-    click.option("--fps", type=click.IntRange(1), help="Frames a second of a video."),
-    click.option("--resolution", help="Open-Sora: 144p, 240p, 360p, 480p or 720p."),
-    click.option("--aspect", help="Open-Sora: height to width, as in 9:16."),
-    click.option(
-        "--arg", "arguments", multiple=True, metavar="NAME=VALUE",
-        help="More of the pipeline's call: JSON, or an image file.",
-    ),
-    click.option(
-        "--text-encoder", type=click.Path(path_type=Path),
-        help="Folder of the T5 encoder, where MODEL is the denoiser alone.",
-    ),
-    device,
-    dtype,
-    trust,
-)  # fmt: skip
+from .commands.calibrate_options import NOT_FOR_CLASSIFIERS, CalibrateOptions, ClassifierOptions
+from .commands.capture_options import CaptureOptions
+from .commands.compare_options import CompareOptions
+from .commands.generate_options import GenerateOptions
+from .commands.run_options import FILES, PRINTED
+from .declarations import Option, parameters_of
+from .help_pages import Command
 
 
-def runs(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command the options of `run_options.RunOptions`."""
-    return reduce(lambda made, option: option(made), reversed(_RUNNING), command)
+def printing(heading: str = PRINTED) -> list[click.Parameter]:
+    """The options of every command that say what is printed."""
+    return [
+        Option(["--json", "as_json"], is_flag=True, heading=heading, help="Print JSON, one object a line."),
+        debugging(heading),
+    ]
+
+
+def debugging(heading: str = PRINTED) -> Option:
+    """The option --debug, which is read before a config file is."""
+    return Option(["--debug"], is_flag=True, is_eager=True, heading=heading, help="Show the traceback of an error.")
+
+
+def configurable(parameters: list[click.Parameter]) -> list[click.Parameter]:
+    """The parameters and --config, whose file gives the defaults of the options among them."""
+
+    def set_defaults(context: click.Context, option: click.Parameter, path: Path | None) -> None:
+        if path is None:
+            return
+        from .terminal import errors
+
+        with errors(context.params.get("debug", False), ranks_of_environment()):
+            from .commands.config_file import read_config
+
+            context.default_map = read_config(path, parameters)
+
+    config = Option(
+        ["--config"], type=click.Path(path_type=Path), metavar="FILE", callback=set_defaults, is_eager=True,
+        expose_value=False, heading=FILES, help="Take options from a TOML file; the command line wins over it.",
+    )  # fmt: skip
+    return [*parameters, config]
+
+
+@contextmanager
+def ranked(debug: bool) -> Iterator[Ranks]:
+    """The ranks of this run; an error inside ends all of them with its line and exit code."""
+    from .terminal import errors
+
+    ranks = ranks_of_environment()
+    with errors(debug, ranks):
+        yield ranks
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -72,141 +76,53 @@ def main() -> None:
     """
 
 
-@main.command()
-@click.argument("model")
-@click.argument("capture", type=click.Path(path_type=Path))
-@click.option("--prompts", default="", help="A set (demo, demo-heldout, images, videos) or a text file, one a line.")
-@click.option("--limit", type=click.IntRange(1), help="Take the first prompts only.")
-@runs
-@click.option(
-    "--pipeline", type=click.Choice(list(FAMILIES)), help="The family of MODEL [default: what its files say]."
+@main.command(
+    cls=Command,
+    short_help="Run a pipeline and record the calls of its denoiser.",
+    params=[*parameters_of(CaptureOptions), *printing()],
 )
-@click.option("--offload", is_flag=True, help="Keep on the device only the component that runs.")
-@click.option("--keep", default="all", show_default=True, help="Denoising steps to store: all, every:N or spread:K.")
-@click.option("--component", "components", multiple=True, help="Record this module only [default: every denoiser].")
-@click.option("--drop-input", "dropped", multiple=True, help="Leave this argument out of the stored calls.")
-@click.option(
-    "--nonfinite",
-    type=click.Choice(["error", "skip"]),
-    default="error",
-    show_default=True,
-    help="What to do with NaN or Inf in a call.",
-)
-@click.option("--resume", is_flag=True, help="Go on with an interrupted capture.")
-@click.option("--keep-removed", is_flag=True, help="With --resume: keep prompts that are no longer in the file.")
-@click.option("--keep-going", is_flag=True, help="Go on after a prompt that fails; exit 1 at the end.")
-@click.option("--strict", is_flag=True, help="Refuse weights that the model does not know.")
-@click.option(
-    "--pth", type=click.Path(path_type=Path), help="Also write the documented torch.save list of keyword arguments."
-)
-@group_readable
-@as_json
-@debug
 def capture(debug: bool, as_json: bool, **options: Any) -> None:
     """Run MODEL (a diffusers directory, or demo) over prompts and record its denoiser's calls in CAPTURE."""
-    from .terminal import Terminal, errors
-
-    ranks = ranks_of_environment()
-    with errors(debug, ranks):
+    with ranked(debug) as ranks:
         from .commands.capture import run
-        from .commands.capture_job import CaptureOptions
+        from .terminal import Terminal
 
         run(CaptureOptions(**options), Terminal(as_json, quiet=ranks.rank > 0), ranks)
 
 
-@main.command()
-@click.argument("capture", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--pipeline", type=click.Choice(["cnn"]), help="CAPTURE is the model: an image classifier, or digits.")
-@click.option("--images", type=click.Path(path_type=Path), help="cnn: a directory of pictures to calibrate with.")
-@click.option("--input-shape", metavar="1,3,224,224", help="cnn, without pictures: of an input.")
-@click.option("--model", help="Another directory of the captured model [default: the one captured].")
-@click.option("--component", help="The denoiser to quantize, where several were captured.")
-@click.option(
-    "--accuracy",
-    type=click.Choice(["plain", "fast", "balanced", "best"]),
-    default="fast",
-    show_default=True,
-    help="A recipe; the options below change parts of it.",
+@main.command(
+    cls=Command,
+    short_help="Choose the integers of a captured denoiser.",
+    params=[*configurable(parameters_of(CalibrateOptions)), *printing()],
 )
-@click.option(
-    "--observer",
-    type=click.Choice(["minmax", "sigma", "percentile", "mse"]),
-    help="How the range of an activation is found.",
-)
-@click.option(
-    "--activations",
-    type=click.Choice(["static", "timestep", "dynamic"]),
-    help="One range, one for each bin of noise levels, or one for each token as it comes.",
-)
-@click.option("--smoothing/--no-smoothing", default=None, help="Move outliers of activations into the weights.")
-@click.option(
-    "--weights",
-    multiple=True,
-    type=click.Choice(["round-to-nearest", "easy-quant", "admm", "adaround", "gptq"]),
-    help="How weights are rounded; of several, each layer takes the best.",
-)
-@click.option("--bias-correction/--no-bias-correction", default=None, help="Correct the mean error of each output.")
-@click.option(
-    "--sigma", type=float, default=25.0, show_default=True, help="Of the sigma observer: mean +- this many deviations."
-)
-@click.option("--symmetric", is_flag=True, help="Activations without a zero point.")
-@click.option("--weight-only", is_flag=True, help="Quantize weights, leave activations float.")
-@click.option(
-    "--keep-float",
-    multiple=True,
-    metavar="PATTERN",
-    help="Leave layers of this name float, as in 'proj_out' or '*.ff.*'.",
-)
-@click.option(
-    "--quantize", "quantize_too", multiple=True, metavar="PATTERN", help="Quantize layers that stay float by default."
-)
-@click.option(
-    "--budget",
-    metavar="LIMIT",
-    help="A scheme for each layer, by final latents: 5MiB or 40% of the layers' bytes, 0.7x of their time, or both.",
-)
-@click.option("--samples", type=click.IntRange(1), help="Replay this many calls, those that differ most.")
-@click.option("--memory", metavar="16GiB", help="Calibrate block by block in at most so much resident memory.")
-@click.option(
-    "--format", "formats", default="ascend", show_default=True,
-    help="What to write: ascend, diffusers, torchao, onnx, ascend-onnx, or several with commas.",
-)  # fmt: skip
-@click.option(
-    "--max-shard-size", metavar="5GB", default="10GB", show_default=True,
-    help="Of one weight file of diffusers and torchao; more weights become several.",
-)  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace OUT.")
-@click.option("--allow-incomplete", is_flag=True, help="Use a capture that is not finished.")
-@click.option("--allow-revision", is_flag=True, help="Accept other weights of the same model class and shapes.")
-@click.option("--config", type=click.Path(path_type=Path), help="A TOML file with these options by name.")
-@device
-@deployed
-@group_readable
-@trust
-@as_json
-@debug
-@click.pass_context
-def calibrate(context: click.Context, debug: bool, as_json: bool, **options: Any) -> None:
-    """Replay CAPTURE through its model, choose the integers with little loss, and write a checkpoint to OUT.
-
-    With --pipeline cnn: calibrate the image classifier MODEL in the place of CAPTURE with --images, or without data.
-    """
-    from .terminal import Terminal, errors
-
-    ranks = ranks_of_environment()
-    with errors(debug, ranks):
+def calibrate(debug: bool, as_json: bool, **options: Any) -> None:
+    """Replay CAPTURE through its model, choose the integers with little loss, and write a checkpoint to OUT."""
+    with ranked(debug) as ranks:
         from .commands.calibrate import run
-        from .commands.calibrate_options import CalibrateOptions
+        from .terminal import Terminal
 
-        given = {n for n in options if context.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE}
-        run(CalibrateOptions(**options), given, Terminal(as_json, quiet=ranks.rank > 0), ranks)
+        run(CalibrateOptions(**options), Terminal(as_json, quiet=ranks.rank > 0), ranks)
 
 
-@main.command()
+@main.command(
+    name="calibrate-cnn",
+    cls=Command,
+    short_help="Choose the integers of an image classifier.",
+    params=[*configurable(parameters_of(ClassifierOptions, without=NOT_FOR_CLASSIFIERS)), *printing()],
+)
+def calibrate_cnn(debug: bool, as_json: bool, **options: Any) -> None:
+    """Choose the integers of MODEL, an image classifier of transformers or digits, and write a checkpoint to OUT."""
+    with ranked(debug) as ranks:
+        from .commands.calibrate_classifier import run_classifier
+        from .terminal import Terminal
+
+        run_classifier(ClassifierOptions(**options), Terminal(as_json, quiet=ranks.rank > 0), ranks)
+
+
+@main.command(
+    cls=Command, short_help="Show and check a capture, a checkpoint or an ONNX graph.", params=printing(heading="")
+)
 @click.argument("path", type=click.Path(path_type=Path))
-@as_json
-@debug
 def inspect(path: Path, as_json: bool, debug: bool) -> None:
     """Show what is in PATH, a capture, a checkpoint or an ONNX graph, and check it; exit 0 only if it is sound."""
     from .terminal import Terminal, errors
@@ -217,65 +133,44 @@ def inspect(path: Path, as_json: bool, debug: bool) -> None:
         run(path, Terminal(as_json))
 
 
-@main.command()
-@click.argument("model")
-@click.argument("prompt")
-@click.option(
-    "-o",
-    "out",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="A picture (.png, .jpg, .webp), a video (.mp4), a directory of frames, or latents (.safetensors).",
+@main.command(
+    cls=Command,
+    short_help="Draw a picture or a video with a float or a quantized model.",
+    params=[*parameters_of(GenerateOptions), *printing()],
 )
-@click.option(
-    "--model", "of", help="The float pipeline, where MODEL is a checkpoint [default: the one it was made of]."
-)
-@click.option("--component", help="The denoiser of the pipeline that the checkpoint is of.")
-@runs
-@click.option("--offload", is_flag=True, help="Keep on the device only the component that runs.")
-@click.option("--overwrite", is_flag=True, help="Replace what is there.")
-@as_json
-@debug
 def generate(debug: bool, as_json: bool, **options: Any) -> None:
     """Make a picture or a video of PROMPT with MODEL: a diffusers directory, a checkpoint, demo, or demo-int8."""
     from .terminal import Terminal, errors
 
     with errors(debug):
-        from .commands.generate import GenerateOptions, run
+        from .commands.generate import run
 
         run(GenerateOptions(**options), Terminal(as_json))
 
 
-@main.command()
-@click.argument("model")
-@click.argument("checkpoint", type=click.Path(path_type=Path), metavar="OUT")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default="report.html", show_default=True, help="The page."
+@main.command(
+    cls=Command,
+    short_help="Draw with float and with integers; write one page about it.",
+    params=[*parameters_of(CompareOptions), *printing()],
 )
-@click.option("--prompts", default="", help="A set (demo, demo-heldout, images, videos) or a text file, one a line.")
-@click.option("--limit", type=click.IntRange(1), default=8, show_default=True, help="Take the first prompts only.")
-@runs
-@click.option("--component", help="The denoiser that OUT is of [default: the one that fits].")
-@click.option("--min-psnr", type=float, metavar="DB", help="Exit 1 when the pictures are further apart.")
-@click.option("--min-sqnr", type=float, metavar="DB", help="Exit 1 when the denoiser's output is less exact.")
-@click.option("--overwrite", is_flag=True, help="Replace the page that is there.")
-@group_readable
-@as_json
-@debug
 def compare(debug: bool, as_json: bool, **options: Any) -> None:
     """Draw the same prompts and noise with MODEL (float) and with OUT (its integers), and write one page about it."""
     from .terminal import Terminal, errors
 
     with errors(debug):
-        from .commands.compare import CompareOptions, run
+        from .commands.compare import run
 
         run(CompareOptions(**options), Terminal(as_json))
 
 
-@main.command(name="convert-pth")
+@main.command(
+    name="convert-pth",
+    cls=Command,
+    short_help="Turn an old .pth list of inputs into a capture.",
+    params=[debugging(heading="")],
+)
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("capture", type=click.Path(path_type=Path))
-@debug
 def convert_pth(file: Path, capture: Path, debug: bool) -> None:
     """Turn FILE, a torch.save list of inputs, into the store CAPTURE."""
     from .terminal import Terminal, errors

@@ -1,4 +1,4 @@
-"""What a user sees: progress, one-line errors, interruptions. Only this package prints."""
+"""Prints what a user sees: progress, one-line errors, interruptions. Only this package prints."""
 
 import json
 import os
@@ -43,8 +43,8 @@ def interruptible(launched: bool = False) -> Iterator[None]:
             if time.monotonic() > until:
                 os._exit(128 + number)
 
-        for each in _SIGNALS:
-            signal.signal(each, again)
+        for name in _SIGNALS:
+            signal.signal(name, again)
         raise Interrupted(number)
 
     before = {number: signal.signal(number, heard) for number in _SIGNALS}
@@ -84,8 +84,8 @@ def errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
 
 def _end(ranks: Ranks, code: int, line: str) -> None:
     if ranks.world > 1:  # the launcher is about to end those that are left
-        for each in _SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
+        for name in _SIGNALS:
+            signal.signal(name, signal.SIG_IGN)
     first = ranks.failed(code)
     if first.rank == ranks.rank:
         click.echo(line, err=True)
@@ -123,13 +123,13 @@ class Terminal:
         from rich.console import Console
         from rich.table import Table
 
-        made = Table(title=title, title_justify="left", header_style="bold")
+        table = Table(title=title, title_justify="left", header_style="bold")
         for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
             number = all(cell[:1].isdigit() or cell[:1] == "-" for cell in cells)
-            made.add_column(column, justify="right" if number else "left", overflow="fold")
+            table.add_column(column, justify="right" if number else "left", overflow="fold")
         for row in rows:
-            made.add_row(*row)
-        Console(width=None if sys.stdout.isatty() else 120).print(made)
+            table.add_row(*row)
+        Console(width=None if sys.stdout.isatty() else 120).print(table)
 
     def progress(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
         """`items`, with a bar while they are taken: on a terminal a moving one, else nothing."""

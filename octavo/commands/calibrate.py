@@ -8,6 +8,8 @@ from torch import nn
 from octavo.calibrate.byte_sizes import bytes_of
 from octavo.calibrate.calibration import calibrate as calibrate_model
 from octavo.calibrate.formats.target import check_target
+from octavo.calibrate.result import Result
+from octavo.calibrate.settings import Settings
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import MisfitError, UsageError
 from octavo.capture.fingerprint import fingerprint
@@ -15,77 +17,92 @@ from octavo.capture.ranks import Ranks
 from octavo.capture.store.reader import Capture
 from octavo.pipelines import FAMILIES, GENERIC
 from octavo.pipelines.denoisers import denoisers
-from octavo.pipelines.family import Family
 from octavo.pipelines.load import load_pipeline, model_directory, quiet
 
 from ..terminal import Terminal
-from .calibrate_options import CalibrateOptions, formats_of, settings_of, with_config
+from ..words import DENOISER_FORMATS
+from .calibrate_options import CalibrateOptions, formats_of, settings_of
 from .calibrate_output import show, write
-from .captured_model import casting, check_fingerprint, component_of, source_of, told
+from .captured_model import Captured, casting, check_fingerprint, component_of, origin_of, source_of
 from .replayed_calls import chosen_calls, replayed_calls
 from .rerun import Announced, Rerun
 
 
-def run(options: CalibrateOptions, given: set[str], terminal: Terminal, ranks: Ranks) -> None:
-    """The command; `given` are the options of the command line, which win over those of the config file."""
-    began = time.monotonic()
-    options = with_config(options, given)
-    if options.pipeline is not None and options.memory is None:
-        from .calibrate_classifier import run_cnn
-
-        if ranks.world > 1:
-            raise UsageError(f"--pipeline {options.pipeline}: is the work of one process. Start one.")
-        return run_cnn(options, terminal)
+def run(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
+    """Runs the command: as one process or as one of several `ranks`."""
     if options.pipeline is not None:
-        raise UsageError("--memory: is of denoisers. Leave it out with --pipeline cnn.")
+        from .calibrate_classifier import run_classifier
+
+        return run_classifier(options, terminal, ranks)
+    began = time.monotonic()
     options = replace(options, device=ranks.connect(options.device))
+    _check(options, ranks)
+    captured = _opened(options, terminal, ranks)
+    settings = settings_of(options, captured.family, captured.count)
+    if options.memory is not None:
+        from .calibrate_blockwise import calibrate_blockwise
+
+        result = calibrate_blockwise(options, captured, settings, terminal, ranks)
+    else:
+        result = _calibrate_whole(options, captured, settings, terminal, ranks)
+    ranks.wait()
+    show(result, options, terminal, time.monotonic() - began, ranks)
+
+
+def _check(options: CalibrateOptions, ranks: Ranks) -> None:
+    """Refuses options that do not go together and a target that cannot be written, before anything is read."""
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')}: is of --pipeline cnn alone. Leave it out.")
+            raise UsageError(f"--{name.replace('_', '-')} only works with --pipeline cnn. Leave it out.")
     bytes_of(options.max_shard_size, "--max-shard-size")
     if ranks.rank == 0:
         check_target(options.out, overwrite=options.overwrite)
-    if graphs := [name for name in formats_of(options) if name.endswith("onnx")]:
-        raise UsageError(f"--format {graphs[0]}: is of --pipeline cnn alone. Choose ascend.")
+    if others := [name for name in formats_of(options) if name not in DENOISER_FORMATS]:
+        raise UsageError(f"--format {others[0]} only works with --pipeline cnn. Choose ascend.")
+
+
+def _opened(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Captured:
+    """The denoiser to quantize, as its capture has it, and the calls to replay."""
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
     component = component_of(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
     chosen = chosen_calls(capture, component, options.samples, terminal, ranks)
     if not chosen:
         raise MisfitError(f"{capture.directory}: holds no calls of '{component}'. Capture with more --steps.")
-    settings = settings_of(options, family, len(chosen))
     calls = replayed_calls(capture, component, chosen, casting(capture, options.dtype))
-    if options.memory is not None:
-        from .calibrate_blockwise import run_big
+    return Captured(capture, component, family, calls, len(chosen))
 
-        result = run_big(options, capture, component, family, calls, settings, terminal, ranks)
-        ranks.wait()
-        return show(result, options, terminal, time.monotonic() - began, ranks)
-    model, rerun = _model(capture, component, options, family)
+
+def _calibrate_whole(
+    options: CalibrateOptions, captured: Captured, settings: Settings, terminal: Terminal, ranks: Ranks
+) -> Result:
+    """Calibrates a model that fits into memory, and writes OUT on the first of `ranks`."""
+    model, rerun = _model(captured, options)
     progress = terminal.progress if rerun is None else Announced(terminal, rerun)
-    result = calibrate_model(model, calls, settings, progress=progress, trajectory=rerun, ranks=ranks)
-    result = replace(result, report=result.report | told(options, capture, component))
+    result = calibrate_model(model, captured.calls, settings, progress=progress, trajectory=rerun, ranks=ranks)
+    result = replace(result, report=result.report | origin_of(captured, options))
     if ranks.rank == 0:
-        write(result, model, options, family)
-    ranks.wait()
-    show(result, options, terminal, time.monotonic() - began, ranks)
+        write(result, model, options, captured.family)
+    return result
 
 
-def _model(
-    capture: Capture, component: str, options: CalibrateOptions, family: Family
-) -> tuple[nn.Module, Rerun | None]:
-    """The denoiser that was captured, checked to be the one, in the dtype of the deployment; and runs for a budget."""
-    captured = capture.manifest
+def _model(captured: Captured, options: CalibrateOptions) -> tuple[nn.Module, Rerun | None]:
+    """The captured denoiser in the dtype of the deployment, and with a budget the runs that judge it.
+
+    Raises MisfitError when the model is not the one that was captured.
+    """
+    capture, component = captured.capture, captured.component
+    manifest = capture.manifest
     source = source_of(capture, options)
     pipe = load_pipeline(
-        model_directory(source), dtype=DTYPES.get(captured.get("dtype", "")),
-        family=FAMILIES.get(captured.get("family", "")), trust_remote_code=options.trust_remote_code,
+        model_directory(source), dtype=DTYPES.get(manifest.get("dtype", "")),
+        family=FAMILIES.get(manifest.get("family", "")), trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     module = denoisers(pipe, (component,))[component]
     check_fingerprint(capture, component, fingerprint(module), source, options.allow_revision)
     rerun = None
     if options.budget is not None:
-        rerun = Rerun(pipe, capture, family)
+        rerun = Rerun(pipe, capture, captured.family)
         with quiet():
             pipe.to(resolve_device(options.device), DTYPES.get(options.dtype or ""))
     del pipe

@@ -1,4 +1,4 @@
-"""`octavo calibrate --pipeline cnn`: an image classifier, calibrated with pictures or without data."""
+"""`octavo calibrate-cnn`: calibrates an image classifier with pictures or without data."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,24 +14,28 @@ from octavo.calibrate.replay.calls import spread
 from octavo.calibrate.replay.user_data import Sample
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import UsageError
+from octavo.capture.ranks import Ranks
 from octavo.pipelines import GENERIC
 from octavo.pipelines.classifier import Classifier, classifier_directory, load_classifier
 from octavo.pipelines.images import batches, image_files
 
 from ..terminal import Terminal
-from .calibrate_options import CalibrateOptions, formats_of, settings_of
+from ..words import CLASSIFIER_FORMATS
+from .calibrate_options import NOT_FOR_CLASSIFIERS, CalibrateOptions, formats_of, settings_of
 from .calibrate_output import show, write
 
-_OTHERS = (
-    "model", "component", "budget", "quantize_too", "allow_incomplete", "allow_revision", "trust_remote_code",
-)  # fmt: skip
-_FORMATS = ("ascend", "onnx", "ascend-onnx")
-_BATCH, _BATCHES = 16, 8  # at most so many pictures in one, at least so many
+_ACCEPTED = ("pipeline", "max_shard_size")  # --pipeline cnn takes these of NOT_FOR_CLASSIFIERS; the size has no effect
+_BATCH = 16  # pictures in a batch, at most
+_BATCHES = (
+    8  # batches of the pictures, at least, where there are so many: the calls that are judged are spread over them
+)
 
 
-def run_cnn(options: CalibrateOptions, terminal: Terminal) -> None:
-    """The command. What can be refused is refused before the model is loaded."""
+def run_classifier(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
+    """Runs the command. Whatever can be refused is refused before the model is loaded."""
     began = time.monotonic()
+    if ranks.world > 1:
+        raise UsageError("An image classifier is calibrated by one process. Start only one.")
     _check(options)
     check_target(options.out, overwrite=options.overwrite)
     settings = settings_of(options, GENERIC)
@@ -48,8 +52,8 @@ def run_cnn(options: CalibrateOptions, terminal: Terminal) -> None:
         count = -(-len(files) // (batch if classifier.preprocessing.fixed else 1))
         calls = _calls(files, classifier, batch, dtype)
     else:
-        made = made_up(classifier.model, shape, progress=terminal.progress)
-        count, calls, warnings = len(made), lambda: iter(made), warnings_of(classifier.model)
+        inputs = made_up(classifier.model, shape, progress=terminal.progress)
+        count, calls, warnings = len(inputs), lambda: iter(inputs), warnings_of(classifier.model)
     settings = replace(settings, samples=count)
     result, model = calibrate_folded(
         classifier.model, calls, settings, progress=terminal.progress, changing=True, graphs=True, warnings=warnings
@@ -60,19 +64,19 @@ def run_cnn(options: CalibrateOptions, terminal: Terminal) -> None:
 
 def _check(options: CalibrateOptions) -> None:
     defaults = {field.name: field.default for field in fields(options)}
-    for name in _OTHERS:
-        if getattr(options, name) != defaults[name]:
+    for name in NOT_FOR_CLASSIFIERS:
+        if name not in _ACCEPTED and getattr(options, name) != defaults[name]:
             word = "quantize" if name == "quantize_too" else name.replace("_", "-")
-            raise UsageError(f"--{word}: is not for --pipeline cnn. Leave it out.")
-    if others := [name for name in formats_of(options) if name not in _FORMATS]:
-        raise UsageError(f"--format {others[0]}: is of denoisers. Choose of {', '.join(_FORMATS)}.")
+            raise UsageError(f"--{word} does not work with --pipeline cnn. Leave it out.")
+    if others := [name for name in formats_of(options) if name not in CLASSIFIER_FORMATS]:
+        raise UsageError(f"--format {others[0]} only works with denoisers. Choose of {', '.join(CLASSIFIER_FORMATS)}.")
     if options.activations == "timestep":
         raise UsageError("--activations timestep: an image classifier has no noise levels. Choose another.")
     if (options.images is None) == (options.input_shape is None):
-        given = "neither" if options.images is None else "both"
-        raise UsageError(f"--pipeline cnn: wants --images or --input-shape, and got {given}. Give one.")
+        count = "neither" if options.images is None else "both"
+        raise UsageError(f"An image classifier needs --images or --input-shape, and got {count}. Give one.")
     if options.samples is not None and options.images is None:
-        raise UsageError("--samples: is of --images alone. Leave it out.")
+        raise UsageError("--samples only works with --images. Leave it out.")
 
 
 def shape_of(text: str) -> list[int]:
@@ -84,8 +88,8 @@ def shape_of(text: str) -> list[int]:
 
 
 def _chosen(files: list[Path], samples: int | None) -> list[Path]:
-    """So many of the pictures, spread evenly over them; all without a number."""
-    return files if samples is None else [files[at] for at in spread(len(files), min(samples, len(files)))]
+    """`samples` of the pictures, spread evenly over them, or all of them."""
+    return files if samples is None else [files[index] for index in spread(len(files), min(samples, len(files)))]
 
 
 def _calls(files: list[Path], classifier: Classifier, batch: int, dtype: torch.dtype) -> Callable[[], Iterator[Sample]]:

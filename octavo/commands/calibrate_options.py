@@ -1,53 +1,149 @@
 """The options of `octavo calibrate`, and the settings of a calibration that follow from them."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from octavo.calibrate.formats.export import check_activations, check_formats
-from octavo.calibrate.settings import RECIPES, Settings
+import click
+
 from octavo.capture.errors import UsageError
-from octavo.pipelines.family import Family
+
+from ..declarations import Within, argument, flag, option, several
+from ..words import ACTIVATIONS, CLASSIFIER_FORMATS, DENOISER_FORMATS, DTYPES, OBSERVERS, RECIPES, WEIGHT_METHODS
+from .run_options import DEVICES, FILES, PLACE, READABLE, TRUST
+
+if TYPE_CHECKING:
+    from octavo.calibrate.settings import Settings
+    from octavo.pipelines.family import Family
+
+INPUTS = "How inputs are rounded"
+WEIGHTS = "How weights are rounded"
+FLOAT = "What stays float"
+CAPTURED = "The capture and its model"
+CLASSIFIERS = "Image classifiers, which octavo calibrate-cnn calibrates too"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
-    """The options of the command, by their names; `capture` is the model where `pipeline` is cnn."""
+    """The capture, how its model is quantized, and what is written. Where `pipeline` is cnn, `capture` is the model."""
 
-    capture: Path
-    out: Path
-    pipeline: str | None = None
-    images: Path | None = None
-    input_shape: str | None = None
-    model: str | None = None
-    component: str | None = None
-    accuracy: str = "fast"
-    observer: str | None = None
-    sigma: float = 25.0
-    symmetric: bool = False
-    weight_only: bool = False
-    activations: str | None = None
-    smoothing: bool | None = None
-    weights: tuple[str, ...] = ()
-    bias_correction: bool | None = None
-    keep_float: tuple[str, ...] = ()
-    quantize_too: tuple[str, ...] = ()
-    budget: str | None = None
-    samples: int | None = None
-    memory: str | None = None
-    formats: str = "ascend"
-    max_shard_size: str = "10GB"
-    overwrite: bool = False
-    allow_incomplete: bool = False
-    allow_revision: bool = False
-    config: Path | None = None
-    device: str = "auto"
-    dtype: str | None = None
-    group_readable: bool = False
-    trust_remote_code: bool = False
+    capture: Path = argument()
+    out: Path = argument()
+    accuracy: str = option(
+        "A recipe, from fast to accurate; the options below change parts of it.",
+        default="fast", type=click.Choice(RECIPES),
+    )  # fmt: skip
+    activations: str | None = option(
+        "One range for each layer, one for each bin of noise levels, or one for each token at run time.",
+        type=click.Choice(ACTIVATIONS),
+    )  # fmt: skip
+    keep_float: tuple[str, ...] = several(
+        "Leave layers with such a name float, as in 'proj_out' or '*.ff.*'; may be repeated.", metavar="PATTERN"
+    )
+    budget: str | None = option(
+        "Choose a scheme for each layer within 5MiB, 40% of the bytes, 0.7x of the time, or both: 40%,0.7x.",
+        metavar="LIMIT",
+    )  # fmt: skip
+    samples: int | None = option(
+        "Replay only N calls, those that differ most.", type=click.IntRange(1), metavar="N"
+    )  # fmt: skip
+    memory: str | None = option("Calibrate block by block within this much memory.", metavar="16GiB")
+    device: str = option(DEVICES, default="auto", metavar="NAME")
+    dtype: str | None = option("Dtype of the deployment  [default: as captured]", type=click.Choice(DTYPES))
+    formats: str = option(
+        f"Formats to write: {', '.join(DENOISER_FORMATS)}; several with commas.", "--format",
+        default="ascend", metavar="NAMES",
+    )  # fmt: skip
+    overwrite: bool = flag("Replace OUT.")
+
+    observer: str | None = option(
+        "How the range of an input is chosen  [default: minmax]", heading=INPUTS, type=click.Choice(OBSERVERS)
+    )
+    sigma: float = option(
+        "Half width of the range of --observer sigma, in standard deviations.",
+        default=25.0, heading=INPUTS, type=Within(0, 100), metavar="NUMBER",
+    )  # fmt: skip
+    symmetric: bool = flag("Round inputs without a zero point.", heading=INPUTS)
+    smoothing: bool | None = option(
+        "Move outliers of the inputs into the weights.", "--smoothing/--no-smoothing", heading=INPUTS
+    )
+    weights: tuple[str, ...] = several(
+        "Rounding method; when repeated, each layer takes the method with the least error.",
+        heading=WEIGHTS, type=click.Choice(WEIGHT_METHODS),
+    )  # fmt: skip
+    bias_correction: bool | None = option(
+        "Correct the mean error of each output in the bias.", "--bias-correction/--no-bias-correction", heading=WEIGHTS
+    )
+    weight_only: bool = flag("Round weights alone and leave inputs float.", heading=FLOAT)
+    quantize_too: tuple[str, ...] = several(
+        "Quantize layers with such a name that stay float by default; may be repeated.", "--quantize",
+        heading=FLOAT, metavar="PATTERN",
+    )  # fmt: skip
+    model: str | None = option(
+        "The captured model, where it is in another directory now.", heading=CAPTURED, metavar="DIR"
+    )
+    component: str | None = option(
+        "The denoiser to quantize, where several were captured.", heading=CAPTURED, metavar="NAME"
+    )
+    allow_incomplete: bool = flag("Use a capture that is not finished.", heading=CAPTURED)
+    allow_revision: bool = flag("Accept other weights of the same class and shapes.", heading=CAPTURED)
+    trust_remote_code: bool = flag(TRUST, heading=PLACE)
+    max_shard_size: str = option(
+        "Largest weight file of diffusers and torchao; more weights are split into several files.",
+        default="10GB", heading=FILES, metavar="5GB",
+    )  # fmt: skip
+    group_readable: bool = flag(READABLE, heading=FILES)
+
+    pipeline: str | None = option(
+        "CAPTURE is no capture but a model: an image classifier, or digits.",
+        heading=CLASSIFIERS, type=click.Choice(["cnn"]),
+    )  # fmt: skip
+    images: Path | None = option("Calibrate with the pictures in this directory.", heading=CLASSIFIERS, metavar="DIR")
+    input_shape: str | None = option(
+        "Calibrate without pictures, with inputs of this shape.", heading=CLASSIFIERS, metavar="1,3,224,224"
+    )
 
 
-def settings_of(options: CalibrateOptions, family: Family, samples: int | None = None) -> Settings:
-    """The recipe, and what the options say otherwise. Raises UsageError where a format has no form for it."""
+# options of calibrate that `octavo calibrate-cnn` does not have
+NOT_FOR_CLASSIFIERS = (
+    "pipeline", "model", "component", "budget", "quantize_too", "memory", "allow_incomplete", "allow_revision",
+    "trust_remote_code", "max_shard_size",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierOptions(CalibrateOptions):
+    """The options of `octavo calibrate-cnn`, as `octavo calibrate --pipeline cnn` would take them."""
+
+    pipeline: str | None = "cnn"
+    capture: Path = argument(metavar="MODEL")
+    images: Path | None = option("Calibrate with the pictures in this directory.", metavar="DIR")
+    input_shape: str | None = option(
+        "Calibrate without pictures, with made-up inputs of this shape.", metavar="1,3,224,224"
+    )
+    samples: int | None = option(
+        "Take only N of the pictures, spread evenly over them.", type=click.IntRange(1), metavar="N"
+    )
+    activations: str | None = option(
+        "One range for each layer, or one for each token at run time.", type=click.Choice(["static", "dynamic"])
+    )
+    formats: str = option(
+        f"Formats to write: {', '.join(CLASSIFIER_FORMATS)}; several with commas.",
+        "--format",
+        default="ascend",
+        metavar="NAMES",
+    )
+    dtype: str | None = option("Dtype of the deployment  [default: float32]", type=click.Choice(DTYPES))
+
+
+def settings_of(options: CalibrateOptions, family: "Family", samples: int | None = None) -> "Settings":
+    """The settings of the recipe and of the options that change it.
+
+    Raises UsageError where a format cannot hold the result.
+    """
+    from octavo.calibrate.formats.export import check_activations
+    from octavo.calibrate.settings import RECIPES, Settings
+
     defaults = family.keep_float
     if options.quantize_too and defaults is not None:
         unknown = [pattern for pattern in options.quantize_too if pattern not in defaults]
@@ -55,36 +151,24 @@ def settings_of(options: CalibrateOptions, family: Family, samples: int | None =
             known = ", ".join(defaults)
             raise UsageError(f"--quantize: '{unknown[0]}' is not kept float by default. Choose of {known}.")
         defaults = {pattern: why for pattern, why in defaults.items() if pattern not in options.quantize_too}
-    quantize = options.quantize_too if defaults is None else ()
-    if options.accuracy not in RECIPES:
-        raise UsageError(f"--accuracy: no '{options.accuracy}'. Choose one of {', '.join(RECIPES)}.")
-    said = {
+    changes = {
         "observer": options.observer, "activations": "float" if options.weight_only else options.activations,
         "smoothing": options.smoothing, "weights": options.weights or None, "bias_correction": options.bias_correction,
     }  # fmt: skip
-    chosen = RECIPES[options.accuracy] | {name: value for name, value in said.items() if value is not None}
-    made = Settings(
+    recipe = RECIPES[options.accuracy] | {name: value for name, value in changes.items() if value is not None}
+    settings = Settings(
         sigma=options.sigma, symmetric=options.symmetric, groups=family.groups, keep_float=options.keep_float,
-        defaults=defaults, more_float=family.more_float, quantize=quantize, samples=samples, budget=options.budget,
-        release=True, name="--keep-float", **chosen,
+        defaults=defaults, more_float=family.more_float, quantize=options.quantize_too if defaults is None else (),
+        samples=samples, budget=options.budget, release=True, name="--keep-float", **recipe,
     )  # fmt: skip
-    check_activations(formats_of(options), made.activations)
-    return made
+    check_activations(formats_of(options), settings.activations)
+    return settings
 
 
 def formats_of(options: CalibrateOptions) -> tuple[str, ...]:
-    """The formats wanted. Raises UsageError for one that cannot be written."""
+    """The formats to write. Raises UsageError for one that cannot be written."""
+    from octavo.calibrate.formats.export import check_formats
+
     names = tuple(name.strip() for name in options.formats.split(","))
     check_formats(names)
     return names
-
-
-def with_config(options: CalibrateOptions, given: set[str]) -> CalibrateOptions:
-    """The options with what the config file says, where the command line says nothing."""
-    if options.config is None:
-        return options
-    from .commands.config_file import read_config
-
-    known = {field.name for field in fields(options)} - {"capture", "out", "config"}
-    read = read_config(options.config)
-    return replace(options, **{name: value for name, value in read.items() if name in known and name not in given})

@@ -1,4 +1,4 @@
-"""What `octavo calibrate` writes and prints when it has chosen the integers."""
+"""Writes and prints the result of `octavo calibrate`."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ from .calibrate_options import CalibrateOptions, formats_of
 
 
 def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
-    """What was chosen under a budget, and how far it is to be trusted."""
+    """Prints the schemes chosen under a budget, and how far the estimate of their error was off."""
     spent, schemes = report["budget"], list(report["budget"]["schemes"])
     rows = [row for row in report["layers"] if row.get("trajectory_error")]
     terminal.table(
@@ -28,7 +28,7 @@ def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> N
             [
                 row["name"],
                 row["scheme"] or "float",
-                *(f"{_number(row['trajectory_error'].get(each))}" for each in schemes),
+                *(f"{_number(row['trajectory_error'].get(scheme))}" for scheme in schemes),
             ]
             for row in sorted(rows, key=lambda row: -max(row["trajectory_error"].values()))[:most]
         ],
@@ -48,7 +48,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2e}"
 
 
-_COLUMNS = ("range", "scale", "zero_point")  # of the report, in the table of the worst layers
+_COLUMNS = ("range", "scale", "zero_point")  # entries of the report that the table of the worst layers shows
 
 
 def write(result: Result, model: nn.Module, options: CalibrateOptions, family: Family = GENERIC) -> None:
@@ -100,7 +100,7 @@ def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds:
 
 
 def _extent(value: Any) -> str:
-    """A number, or of several the smallest and the largest."""
+    """One number, or the smallest and the largest of several."""
     if isinstance(value, list):
         low, high = min(value), max(value)
         return f"{low:.3g}" if low == high else f"{low:.3g} .. {high:.3g}"

@@ -18,11 +18,12 @@ from octavo.pipelines.run import call_arguments
 from octavo.prompts import Prompts, read_prompts
 
 from ..terminal import Terminal, duration, size
-from .capture_job import CaptureOptions, Job
+from .capture_job import Job
+from .capture_options import CaptureOptions
 
 
 def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
-    """The command. Ends with exit code 1 when `keep_going` left prompts out."""
+    """Runs the command. Raises OctavoError, exit code 1, when `keep_going` left prompts out."""
     began = time.monotonic()
     device, settings = resolve_device(ranks.connect(options.device)), options.settings
     source = options.prompts or ("demo" if options.model == "demo" else "images")
@@ -89,10 +90,10 @@ def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: 
         save_pth(options.pth, capture.calls())
         terminal.say(f"{options.pth}: the same calls as a list of keyword arguments.")
     share = tally.recording / tally.running if tally.running else 0.0
-    ratio = f" ({tally.raw_bytes / tally.stored_bytes:.1f} x less)" if tally.stored_bytes else ""
+    ratio = f" ({tally.raw_bytes / tally.stored_bytes:.1f}x smaller)" if tally.stored_bytes else ""
     terminal.say(
-        f"{options.capture}: {stored} prompts, {tally.calls} calls; {size(tally.raw_bytes)} heard, "
-        f"{size(tally.stored_bytes)} stored{ratio}; {duration(seconds)}, of which recording {share:.1%}."
+        f"{options.capture}: {stored} prompts, {tally.calls} calls; {size(tally.raw_bytes)} of inputs, "
+        f"{size(tally.stored_bytes)} on disk{ratio}; {duration(seconds)}, of which recording {share:.1%}."
     )
     terminal.event(
         "done", prompts=stored, calls=tally.calls, raw_bytes=tally.raw_bytes,

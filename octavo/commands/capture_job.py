@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from functools import partial, reduce
-from pathlib import Path
 from typing import Any
 
 from octavo.calibrate.errors import out_of_memory
@@ -17,34 +16,12 @@ from octavo.capture.store.writer import CaptureWriter, UnitWriter, unit_key
 from octavo.pipelines.run import RunSettings, prompt_seed, run_prompt, total_steps
 
 from ..terminal import Interrupted, Terminal, duration, size
-from .run_options import RunOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptureOptions(RunOptions):
-    """The options of the command, by their names."""
-
-    model: str
-    capture: Path
-    prompts: str = ""
-    limit: int | None = None
-    pipeline: str | None = None
-    offload: bool = False
-    keep: str = "all"
-    components: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    nonfinite: str = "error"
-    resume: bool = False
-    keep_removed: bool = False
-    keep_going: bool = False
-    strict: bool = False
-    pth: Path | None = None
-    group_readable: bool = False
+from .capture_options import CaptureOptions
 
 
 @dataclass
 class Tally:
-    """What a run has come to so far."""
+    """Counts of a run so far."""
 
     calls: int = 0
     raw_bytes: int = 0
@@ -58,8 +35,8 @@ class Tally:
     running: float = 0.0  # seconds inside the pipeline
 
     def plus(self, other: "Tally") -> "Tally":
-        """What two runs have come to."""
-        pairs = {each.name: (getattr(self, each.name), getattr(other, each.name)) for each in fields(self)}
+        """The counts of two runs together."""
+        pairs = {item.name: (getattr(self, item.name), getattr(other, item.name)) for item in fields(self)}
         joined: dict[str, Any] = {n: a | b if isinstance(a, (set, dict)) else a + b for n, (a, b) in pairs.items()}
         return Tally(**joined)
 

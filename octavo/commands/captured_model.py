@@ -1,26 +1,40 @@
-"""The model that a capture is of: where it is, whether it is the same, and in which dtype it is replayed."""
+"""The captured model: where it is, whether it is the same, and in which dtype it is replayed."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from octavo.calibrate.replay.calls import Calls
 from octavo.capture.devices import DTYPES
 from octavo.capture.errors import MisfitError, UsageError
 from octavo.capture.store.reader import Capture
+from octavo.pipelines.family import Family
 
 from .calibrate_options import CalibrateOptions
 
 
-def told(options: CalibrateOptions, capture: Capture, component: str) -> dict[str, str]:
-    """What the report says of the model: where it is, and which of its denoisers this is."""
-    source = source_of(capture, options)
-    return {"model": source if source == "demo" else str(Path(source).resolve()), "component": component}
+@dataclass(frozen=True)
+class Captured:
+    """A denoiser as a capture has it: its name there, its family, and the calls to replay, `count` of them."""
+
+    capture: Capture
+    component: str
+    family: Family
+    calls: Calls
+    count: int
+
+
+def origin_of(captured: Captured, options: CalibrateOptions) -> dict[str, str]:
+    """The entries of the report that say where the model is, and which of its denoisers was quantized."""
+    source = source_of(captured.capture, options)
+    return {"model": source if source == "demo" else str(Path(source).resolve()), "component": captured.component}
 
 
 def source_of(capture: Capture, options: CalibrateOptions) -> str:
-    """Where the captured model is."""
+    """The directory of the captured model, or demo. Raises UsageError where neither options nor capture name it."""
     source = options.model or capture.manifest.get("model")
     if source is None:
         raise UsageError(f"{capture.directory}: does not say which model it is of. Give it with --model.")
@@ -43,7 +57,7 @@ def check_fingerprint(capture: Capture, component: str, now: dict[str, str], sou
 
 
 def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
-    """What brings the arguments of a call to the dtype of the deployment: those in the captured dtype change."""
+    """A function that casts the arguments of a call to the dtype of the deployment, if they are in the captured one."""
     before, after = DTYPES.get(capture.manifest.get("dtype", "")), DTYPES.get(dtype or "")
     if after is None or before == after:
         return lambda value: value
@@ -61,11 +75,11 @@ def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
 
 
 def component_of(capture: Capture, wanted: str | None) -> str:
-    """The denoiser to quantize: the one captured, or the one wanted of several."""
-    there = list(capture.manifest.get("components", {}))
-    if wanted is None and len(there) == 1:
-        return there[0]
-    if wanted is None or wanted not in there:
-        fact = f"no calls of '{wanted}'" if wanted else f"holds calls of {len(there)} denoisers"
-        raise UsageError(f"{capture.directory}: {fact}. Choose one of {', '.join(there)} with --component.")
+    """The denoiser to quantize, by name: the only one captured, or the one `wanted`. Raises UsageError otherwise."""
+    names = list(capture.manifest.get("components", {}))
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted is None or wanted not in names:
+        fact = f"no calls of '{wanted}'" if wanted else f"holds calls of {len(names)} denoisers"
+        raise UsageError(f"{capture.directory}: {fact}. Choose one of {', '.join(names)} with --component.")
     return wanted

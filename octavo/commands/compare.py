@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +20,11 @@ from ..comparing.comparison import Comparison
 from ..page import page
 from ..page.words import decibels, factor, share
 from ..terminal import Terminal, duration, size
-from .run_options import RunOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareOptions(RunOptions):
-    """The options of the command, by their names."""
-
-    model: str
-    checkpoint: Path
-    output: Path
-    prompts: str = ""
-    limit: int | None = None
-    component: str | None = None
-    min_psnr: float | None = None
-    min_sqnr: float | None = None
-    overwrite: bool = False
-    group_readable: bool = False
+from .compare_options import CompareOptions
 
 
 def run(options: CompareOptions, terminal: Terminal) -> None:
-    """The command. Ends with exit code 1 when a gate is missed; the page is written before."""
+    """Runs the command. Raises OctavoError, exit code 1, when a limit is missed; the page is written before."""
     began = time.monotonic()
     source = options.prompts or ("demo-heldout" if options.model == "demo" else "images")
     prompts = read_prompts(source)
@@ -103,10 +86,10 @@ def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:
 
 
 def content_of(comparison: Comparison, options: CompareOptions, source: str) -> dict[str, Any]:
-    """What the page shows and --json prints."""
+    """The content of the page, which --json prints too."""
     deployed, totals = comparison.deployed, comparison.totals()
     same = {"PSNR": totals["psnr"] is None, "SQNR": totals["output_same"]}
-    found = {"PSNR": (totals["psnr"], options.min_psnr), "SQNR": (totals["output_sqnr"], options.min_sqnr)}
+    limits = {"PSNR": (totals["psnr"], options.min_psnr), "SQNR": (totals["output_sqnr"], options.min_sqnr)}
     return {
         "model": options.model,
         "checkpoint": str(options.checkpoint),
@@ -119,7 +102,7 @@ def content_of(comparison: Comparison, options: CompareOptions, source: str) -> 
         "totals": totals,
         "gates": [
             {"name": name, "value": value, "bar": bar, "passed": same[name] or (value is not None and value >= bar)}
-            for name, (value, bar) in found.items()
+            for name, (value, bar) in limits.items()
             if bar is not None
         ],
         "prompts": [pair.row for pair in comparison.pairs],

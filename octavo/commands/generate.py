@@ -2,7 +2,6 @@
 
 import inspect
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,12 @@ from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_
 
 from ..checkpoints import open_pipeline
 from ..terminal import Terminal, duration, size
-from .run_options import RunOptions
+from .generate_options import GenerateOptions
 from .save_output import Target, save, target_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions(RunOptions):
-    """The options of the command, by their names."""
-
-    model: str
-    prompt: str
-    out: Path
-    of: str | None = None
-    component: str | None = None
-    offload: bool = False
-    overwrite: bool = False
-
-
 def run(options: GenerateOptions, terminal: Terminal) -> None:
-    """The command."""
+    """Runs the command."""
     target, settings = target_of(options.out, options.overwrite), options.settings
     device = resolve_device(options.device)
     pipe = open_pipeline(
@@ -45,11 +31,11 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
     began = time.monotonic()
     with terminal.bars("generate", 1, steps) as show:
         try:
-            made = run_prompt(pipe, options.prompt, arguments, options.seed, lambda step: show(0, step + 1))
+            results = run_prompt(pipe, options.prompt, arguments, options.seed, lambda step: show(0, step + 1))
         except Exception as error:
             raise _refusal(error) from error
     seconds = time.monotonic() - began
-    words = save(made[0], target, options.fps or 8)
+    words = save(results[0], target, options.fps or 8)
     count = f"{steps} steps, " if steps else ""
     terminal.say(
         f"{options.out}: {words}, {count}{duration(seconds)}, peak memory {size(peak_memory())}. Seed {options.seed}."
@@ -61,7 +47,7 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
 
 
 def _arguments(pipe: Any, settings: RunSettings, out: Path, target: Target) -> dict[str, Any]:
-    """Those of the pipeline's call."""
+    """The arguments of the pipeline's call."""
     arguments = call_arguments(pipe, family_of(type(pipe).__name__), settings)
     if "output_type" in inspect.signature(type(pipe).__call__).parameters:
         arguments["output_type"] = "latent" if target.latents else "pil"

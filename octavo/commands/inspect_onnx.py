@@ -47,5 +47,5 @@ def inspect_onnx(path: Path, terminal: Terminal) -> bool:
 def _shown(value: object) -> str:
     """A name and its shape: input.1 (batch, 3, 224, 224)."""
     dims = value.type.tensor_type.shape.dim  # type: ignore[attr-defined]
-    lengths = ", ".join(each.dim_param or str(each.dim_value) for each in dims)
+    lengths = ", ".join(dim.dim_param or str(dim.dim_value) for dim in dims)
     return f"{value.name} ({lengths})"  # type: ignore[attr-defined]

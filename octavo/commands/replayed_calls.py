@@ -13,9 +13,9 @@ from ..terminal import Terminal
 
 
 class Replayed:
-    """A stored call, read when its arguments are asked for: other ranks may have it to do.
+    """A stored call, which is read when its arguments are asked for: another rank may replay it.
 
-    `unit`: the prompt it is of, None where there are too few to hold one out.
+    `unit`: the number of its prompt, None where there are too few prompts to hold one out.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Replayed:
 
 
 def chosen_calls(capture: Capture, component: str, samples: int | None, terminal: Terminal, ranks: Ranks) -> set[int]:
-    """The places of the calls to replay among all of a component: those that differ most, where not all."""
+    """The positions of the calls to replay among all calls of a component: the `samples` that differ most, or all."""
     count = sum(header.component == component for unit in capture.units for header in unit.calls)
     if samples is None or samples >= count:
         return set(range(count))
@@ -52,16 +52,16 @@ def chosen_calls(capture: Capture, component: str, samples: int | None, terminal
 def replayed_calls(
     capture: Capture, component: str, chosen: set[int], cast: Callable[[Any], Any]
 ) -> Callable[[], Iterator[Replayed]]:
-    """The calls of a component at the places `chosen` among all of its calls; each time anew."""
+    """A function that reads the calls at the positions `chosen` among all calls of a component, anew at every call."""
     split = any(held_out(unit.index) for unit in capture.units)
 
     def calls() -> Iterator[Replayed]:
-        at = -1
+        index = -1
 
         def wanted(header: Any) -> bool:
-            nonlocal at
-            at += header.component == component
-            return header.component == component and at in chosen
+            nonlocal index
+            index += header.component == component
+            return header.component == component and index in chosen
 
         for unit in capture.units:
             for header, load in capture.later(component, units=(unit.index,), where=wanted):

@@ -1,4 +1,4 @@
-"""A few of a capture's prompts, run again by its pipeline in few steps: what mixtures are judged by."""
+"""Runs a few prompts of a capture again in few steps, to judge mixtures of schemes by the final latents."""
 
 import ast
 import time
@@ -32,7 +32,7 @@ class Rerun:
         texts = [unit.info["prompt"] for unit in capture.units if isinstance(unit.info.get("prompt"), str)]
         if not texts:
             raise UsageError(f"{capture.directory}: holds no prompts to run again. Capture with a pipeline.")
-        self._prompts = [texts[at] for at in spread(len(texts), prompts)]
+        self._prompts = [texts[index] for index in spread(len(texts), prompts)]
         self._settings = settings = _settings(capture)
         self._pipe = pipe
         self._arguments = call_arguments(pipe, family, settings)
@@ -44,17 +44,17 @@ class Rerun:
     def __call__(self) -> list[Tensor]:
         began = time.perf_counter()
         try:
-            made = [final_latents(self._pipe, text, self._arguments, self._settings.seed) for text in self._prompts]
+            latents = [final_latents(self._pipe, text, self._arguments, self._settings.seed) for text in self._prompts]
         except OctavoError:
             raise
         except Exception as error:
             raise _refusal(error) from error
         self.seconds = time.perf_counter() - began
-        return made
+        return latents
 
     @property
     def words(self) -> str:
-        """What one call runs."""
+        """One call in words: 2 prompts in 8 steps."""
         steps = self._arguments.get("num_inference_steps")
         count = f"{len(self._prompts)} prompt{'s' * (len(self._prompts) > 1)}"
         return f"{count} in {steps} steps" if steps else count
@@ -78,9 +78,9 @@ class Announced:
 
 
 def _settings(capture: Capture) -> RunSettings:
-    """What the captured runs were asked for."""
+    """The settings of the captured runs. Raises UsageError for an argument that the capture does not hold."""
     said = capture.manifest.get("settings", {})
-    known = {each.name for each in fields(RunSettings)} - {"arguments", "steps"}
+    known = {item.name for item in fields(RunSettings)} - {"arguments", "steps"}
     arguments = {}
     for key, text in said.items():
         name = key.removeprefix("arguments.")

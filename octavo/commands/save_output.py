@@ -16,7 +16,7 @@ _VIDEO, _LATENTS = ".mp4", ".safetensors"
 
 
 class Target(NamedTuple):
-    """Where a result goes, by what its name ends in: a picture, a video, latents, or frames in a directory."""
+    """The file or directory of a result; its ending says picture, video or latents, none says frames."""
 
     path: Path
 
@@ -49,7 +49,7 @@ def target_of(path: Path, overwrite: bool) -> Target:
 
 
 def _frames_only(path: Path) -> bool:
-    return not path.suffix and all(each.suffix == ".png" and each.stem.isdecimal() for each in path.iterdir())
+    return not path.suffix and all(file.suffix == ".png" and file.stem.isdecimal() for file in path.iterdir())
 
 
 def save(made: Any, target: Target, fps: int) -> str:
@@ -85,8 +85,8 @@ def _encoded(picture: Any, kind: str) -> bytes:
 
 def _save_frames(frames: Sequence[Any], path: Path) -> None:
     with staging(path.absolute().parent) as staged:
-        for at, frame in enumerate(frames):
-            write_bytes(staged / f"{at:04d}.png", _encoded(frame, "PNG"), _MODE)
+        for index, frame in enumerate(frames):
+            write_bytes(staged / f"{index:04d}.png", _encoded(frame, "PNG"), _MODE)
         replace_directory(staged, path, _DIRECTORY_MODE)
 
 
@@ -94,8 +94,8 @@ def _save_video(frames: Sequence[Any], path: Path, fps: int) -> None:
     from diffusers.utils import export_to_video
 
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(export_to_video(list(frames), str(Path(folder) / "made.mp4"), fps=fps))
-        write_bytes(path, made.read_bytes(), _MODE)
+        video = Path(export_to_video(list(frames), str(Path(folder) / "made.mp4"), fps=fps))
+        write_bytes(path, video.read_bytes(), _MODE)
 
 
 def _save_latents(made: Any, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The same prompts and noise through a float pipeline and a quantized one: what differs, and what each takes."""
+"""Runs the same prompts and noise through a float pipeline and a quantized one, and measures both."""
 
 import inspect
 import math
@@ -90,11 +90,11 @@ class Comparison:
         return self.pairs[-1]
 
     def totals(self) -> dict[str, Any]:
-        """What all prompts come to. None stands for: no difference (psnr, sqnr), or not measured."""
+        """Numbers over all prompts. None stands for no difference (psnr, sqnr) or for not measured."""
         rows = [pair.row for pair in self.pairs]
         steps = list(zip(*(row["latent_error"] for row in rows), strict=True))
         judged = [row["judged"] for row in rows if "judged" in row]
-        right = {side: sum(each[side] for each in judged) for side in ("float", "int8")} | {"of": len(judged)}
+        right = {side: sum(row[side] for row in judged) for side in ("float", "int8")} | {"of": len(judged)}
         return {
             "psnr": psnr(statistics.fmean(row["mean_square"] for row in rows)),
             "ssim": _mean([row["ssim"] for row in rows]),
@@ -104,8 +104,8 @@ class Comparison:
             "output_sqnr": self._outputs.sqnr,
             "output_same": self._outputs.noise == 0.0,
             "latent_sqnr": self._final.sqnr,
-            "latent_error": [_spread(each) for each in steps],
-            "step_sqnr": [{"step": at + 1, "sqnr": each.sqnr} for at, each in sorted(self.probe.powers.items())],
+            "latent_error": [_spread(step) for step in steps],
+            "step_sqnr": [{"step": step + 1, "sqnr": power.sqnr} for step, power in sorted(self.probe.powers.items())],
             "speed": self._speed(),
             "memory": {side: max((t.peak for t in took if t.peak), default=None) for side, took in self._takes.items()},
             "size": {"float": self._float_bytes, "int8": self.deployed.bytes},

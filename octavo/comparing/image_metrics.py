@@ -15,7 +15,7 @@ _WINDOW, _SIGMA = 11, 1.5
 
 
 def output_arguments(parameters: Any, pipe: Any) -> dict[str, Any]:
-    """What makes a pipeline whose call takes `parameters` give pictures, or latents where it cannot decode them."""
+    """The arguments that make a pipeline, called with `parameters`, give pictures, or latents if it cannot decode."""
     if "output_type" not in parameters:
         return {}
     decodes = any(getattr(pipe, name, None) is not None for name in _DECODERS)
@@ -57,7 +57,7 @@ def as_pixels(exact: np.ndarray, other: np.ndarray, decoded: bool) -> tuple[np.n
 
 
 def mean_square(a: np.ndarray, b: np.ndarray) -> float:
-    """Of the difference of two uint8 pictures or videos."""
+    """The mean squared difference of two uint8 pictures or videos."""
     return float(np.square(a.astype(np.float64) - b).mean())
 
 
@@ -82,14 +82,14 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float | None:
     def local(x: Tensor) -> Tensor:  # (images, 1, height, width): means over windows
         return F.conv2d(F.conv2d(x, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
 
-    found = []
+    values = []
     for frame, other in zip(a, b, strict=True):
         x, y = (torch.from_numpy(each).permute(2, 0, 1)[:, None].double() for each in (frame, other))
         mx, my = local(x), local(y)
         vx, vy, both = local(x * x) - mx * mx, local(y * y) - my * my, local(x * y) - mx * my
         c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-        found.append(((2 * mx * my + c1) * (2 * both + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean())
-    return float(torch.stack(found).mean())
+        values.append(((2 * mx * my + c1) * (2 * both + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean())
+    return float(torch.stack(values).mean())
 
 
 def png(picture: np.ndarray) -> bytes:

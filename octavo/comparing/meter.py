@@ -1,4 +1,4 @@
-"""What a run takes: seconds and memory."""
+"""Measures the seconds and the memory of a run."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,10 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass
 class Taken:
-    """`peak`: the most memory in bytes while it ran, of the device, or on a CPU of the whole process; None: unknown."""
+    """The cost of a run.
+
+    `peak`: the most memory in bytes while it ran, of the device, or on a CPU of the whole process; None: unknown.
+    """
 
     seconds: float = 0.0
     peak: int | None = None
@@ -22,22 +25,22 @@ class Taken:
 
 @contextmanager
 def taken(device: torch.device) -> Iterator[Taken]:
-    """What the block takes is known when it has ended."""
-    found = Taken()
+    """Measures a block; the values are set when the block has ended."""
+    cost = Taken()
     accelerator: Any = None if device.type == "cpu" else torch.get_device_module(device)
     known = _forget_peak() if accelerator is None else True
     if accelerator is not None:
         accelerator.synchronize(device)
         accelerator.reset_peak_memory_stats(device)
     began = time.perf_counter()
-    yield found
+    yield cost
     if accelerator is not None:
         accelerator.synchronize(device)
-    found.seconds = time.perf_counter() - began
+    cost.seconds = time.perf_counter() - began
     if accelerator is not None:
-        found.peak = int(accelerator.max_memory_allocated(device))
+        cost.peak = int(accelerator.max_memory_allocated(device))
     elif known:
-        found.peak = int(_STATUS.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+        cost.peak = int(_STATUS.read_text().partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def _forget_peak() -> bool:

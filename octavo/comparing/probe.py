@@ -21,7 +21,7 @@ SAMPLED = 8  # calls of a run
 
 
 class Probe:
-    """What was heard, by denoising step.
+    """Statistics that hooks record, by denoising step.
 
     `maximum`: of each linear layer and convolution, max |x| of its inputs; `powers`: of the denoiser's outputs against
     those of its integer form for the very same inputs.

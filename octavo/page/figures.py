@@ -76,8 +76,8 @@ def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
 def by_step(values: Sequence[Mapping[str, Any]]) -> str:
     """The SQNR of the denoiser's output in each step, for the same inputs."""
     with _drawing(2.5) as (figure, axes):
-        steps = [each["step"] for each in values]
-        axes.plot(steps, [each["sqnr"] for each in values], color=SERIES, marker="o", markersize=3)
+        steps = [row["step"] for row in values]
+        axes.plot(steps, [row["sqnr"] for row in values], color=SERIES, marker="o", markersize=3)
         _count(axes, max(steps))
         axes.set_xlabel("denoising step")
         axes.set_ylabel("output SQNR, dB")
@@ -142,9 +142,9 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _block(name: str) -> str:
-    """transformer_blocks.3.attn.to_q is of transformer_blocks.3, proj_out of proj_out."""
-    found = re.match(r"(.*?\.\d+)\.", name)
-    return found[1] if found else name.partition(".")[0]
+    """The block of a layer: transformer_blocks.3 for transformer_blocks.3.attn.to_q, proj_out for proj_out."""
+    match = re.match(r"(.*?\.\d+)\.", name)
+    return match[1] if match else name.partition(".")[0]
 
 
 def drawn(draw: Callable[..., str], *content: Any) -> str | None:

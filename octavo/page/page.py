@@ -35,22 +35,22 @@ def page(content: Mapping[str, Any], pictures: Sequence[tuple[np.ndarray, np.nda
     heat, by_step = content.get("ranges", {}), totals.get("step_sqnr", [])
     drawn = {
         "trajectory": figures.drawn(figures.trajectory, totals.get("latent_error")),
-        "steps": figures.drawn(figures.by_step, [each for each in by_step if each["sqnr"] is not None]),
+        "steps": figures.drawn(figures.by_step, [row for row in by_step if row["sqnr"] is not None]),
         "layers": figures.drawn(figures.layers, [row for row in rows if row.get("sqnr") is not None]),
         "heat": figures.drawn(figures.heat, heat if _positive(heat) else None),
     }
     shown = [tuple(_data(video[0]) for video in pair) for pair in pictures]
-    made = {name: svg and Markup(svg) for name, svg in drawn.items()}
+    embedded = {name: svg and Markup(svg) for name, svg in drawn.items()}
     text = _ENVIRONMENT.get_template("template.html.j2").render(
         content=content, report=report, rows=rows, totals=totals, prompts=content.get("prompts", []), pictures=shown,
-        figures=made, notes=_notes(report), kept=_kept(rows), quantized=_worst_first(rows),
+        figures=embedded, notes=_notes(report), kept=_kept(rows), quantized=_worst_first(rows),
         pixelated=bool(pictures) and max(pictures[0][0].shape[1:3]) <= 256,
     )  # fmt: skip
     return text.encode()
 
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
-    """What the calibration says about itself: its warnings, its budget, whether its calls were enough."""
+    """Notes of the calibration: its warnings, its budget, whether its calls were enough."""
     lines = list(report.get("warnings", []))
     if budget := report.get("budget"):
         mixed = ", ".join(f"{layers} {scheme}" for scheme, layers in budget["schemes"].items())

@@ -35,7 +35,7 @@ def test_any_split_in_any_order_gives_the_same_bits(seed, cuts, dtype):
         assert torch.equal(other.high, whole.high)
         assert other.rows == whole.rows == 40
         assert other.range() == whole.range() == (float(rows.min()), float(rows.max()))
-        assert other.range(Multiply(multiplier)) == whole.range(multiplier)
+        assert other.range(Multiply(multiplier)) == whole.range(Multiply(multiplier))
 
 
 def test_the_range_is_that_of_the_multiplied_input():

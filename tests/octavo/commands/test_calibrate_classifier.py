@@ -1,4 +1,4 @@
-"""`octavo calibrate --pipeline cnn`: a directory of transformers, pictures or none, and what is refused."""
+"""`octavo calibrate-cnn`, and its old spelling: a directory of transformers, pictures or none, and what is refused."""
 
 import json
 import shutil
@@ -17,7 +17,8 @@ from octavo.pipelines.digits.train import PREPROCESSING
 from ...helpers.commands import errors, octavo
 from ...zoo.convolutions import with_statistics
 
-CNN = ("calibrate", "--pipeline", "cnn")
+CNN = ("calibrate-cnn",)
+OLD = ("calibrate", "--pipeline", "cnn")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_pictures_lead_to_a_checkpoint_the_same_twice(model, images, tmp_path):
     said = octavo(*CNN, model, tmp_path / "a", "--images", images)
     assert "7 layers in 8-bit integers, 0 float" in said
-    octavo(*CNN, model, tmp_path / "b", "--images", images)
+    octavo(*OLD, model, tmp_path / "b", "--images", images)
     assert content(tmp_path / "a") == content(tmp_path / "b")
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     assert report["totals"]["calls"] == 10
@@ -63,6 +64,10 @@ def test_a_configuration_file_says_the_same(model, images, tmp_path):
     config.write_text(f'pipeline = "cnn"\nimages = "{images}"\nsamples = 4\n')
     said = octavo("calibrate", model, tmp_path / "a", "--config", config, "--dtype", "float16")
     assert "4 calls" in said
+    assert "unknown option 'pipeline'" in octavo(*CNN, model, tmp_path / "b", "--config", config, code=2)
+    config.write_text(f'images = "{images}"\nsamples = 4\n')
+    octavo(*CNN, model, tmp_path / "b", "--config", config, "--dtype", "float16")
+    assert content(tmp_path / "a") == content(tmp_path / "b")
 
 
 def broken(images: Path, folder: Path) -> Path:
@@ -76,31 +81,53 @@ REFUSED = [
     (("--images", "{tmp}/file"), "file: not a directory", 3),
     (("--images", "{tmp}/empty"), "empty: holds no pictures", 3),
     (("--images", "{tmp}/broken"), "0003.png: not a picture that can be read", 3),
-    ((), "wants --images or --input-shape, and got neither", 2),
+    ((), "needs --images or --input-shape, and got neither", 2),
     (("--images", "{images}", "--input-shape", "1,3,8,8"), "got both", 2),
     (("--input-shape", "1,3,8"), "'1,3,8' is not batch,channels,height,width", 2),
     (("--input-shape", "1,3,0,8"), "'1,3,0,8' is not", 2),
     (("--input-shape", "1,1,8,8"), "call 1", 4),
     (("--input-shape", "1,1,8,8", "--keep-float", "nope"), "'nope' matches no layer", 2),
-    (("--input-shape", "1,3,8,8", "--samples", "3"), "--samples: is of --images alone", 2),
-    (("--images", "{images}", "--budget", "40%"), "--budget: is not for --pipeline cnn", 2),
-    (("--images", "{images}", "--activations", "timestep"), "no noise levels", 2),
+    (("--input-shape", "1,3,8,8", "--samples", "3"), "--samples only works with --images", 2),
     (("--images", "{images}", "--keep-float", "nope"), "'nope' matches no layer", 2),
     (("--images", "{images}", "--format", "nope"), "format: no 'nope'", 2),
-    (("--images", "{images}", "--format", "onnx,diffusers"), "--format diffusers: is of denoisers", 2),
+    (("--images", "{images}", "--format", "onnx,diffusers"), "--format diffusers only works with denoisers", 2),
 ]
 
 
+@pytest.mark.parametrize("spelling", [CNN, OLD], ids=["new", "old"])
 @pytest.mark.parametrize(("options", "fact", "code"), REFUSED, ids=lambda value: str(value)[:40])
-def test_what_is_refused(model, images, tmp_path, options, fact, code):
+def test_what_is_refused(model, images, tmp_path, options, fact, code, spelling):
     (tmp_path / "file").write_text("no directory")
     (tmp_path / "empty").mkdir()
     broken(images, tmp_path / "broken")
     given = [each.format(tmp=tmp_path, images=images) for each in options]
-    said = errors(octavo(*CNN, model, tmp_path / "out", *given, code=code))
+    said = errors(octavo(*spelling, model, tmp_path / "out", *given, code=code))
     assert len(said) == 1
     assert fact in said[0]
     assert not (tmp_path / "out").exists()
+
+
+OTHERS = [
+    ("--budget", "40%"), ("--model", "m"), ("--component", "c"), ("--quantize", "q"), ("--memory", "1GiB"),
+    ("--allow-incomplete",), ("--allow-revision",), ("--trust-remote-code",),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", OTHERS, ids=lambda option: option[0])
+def test_options_of_denoisers_are_refused_in_the_old_spelling_and_unknown_in_the_new(images, tmp_path, option):
+    asked = (tmp_path / "none", tmp_path / "out", "--images", images, *option)
+    assert f"{option[0]} does not work with --pipeline cnn." in errors(octavo(*OLD, *asked, code=2))[0]
+    assert f"No such option '{option[0]}'" in errors(octavo(*CNN, *asked, code=2))[0]
+
+
+def test_a_classifier_has_no_noise_levels(images, tmp_path):
+    asked = (tmp_path / "none", tmp_path / "out", "--images", images, "--activations", "timestep")
+    assert "no noise levels" in errors(octavo(*OLD, *asked, code=2))[0]
+    assert "'timestep' is not one of 'static', 'dynamic'" in errors(octavo(*CNN, *asked, code=2))[0]
+
+
+def test_a_size_of_files_is_taken_in_the_old_spelling_though_no_format_splits_them(model, tmp_path):
+    octavo(*OLD, model, tmp_path / "out", "--input-shape", "1,3,8,8", "--max-shard-size", "1GB")
 
 
 NO_FORM = [
@@ -158,7 +185,7 @@ def test_no_such_model_and_pictures_without_the_pipeline(images, tmp_path):
     said = errors(octavo(*CNN, tmp_path / "none", tmp_path / "out", "--images", images, code=2))
     assert "no such model directory" in said[0]
     said = errors(octavo("calibrate", tmp_path / "none", tmp_path / "out", "--images", images, code=2))
-    assert "--images: is of --pipeline cnn alone" in said[0]
+    assert "--images only works with --pipeline cnn" in said[0]
 
 
 def test_pictures_in_folders_and_of_other_formats_are_found(model, tmp_path):

@@ -1,9 +1,18 @@
 """Options from a TOML file."""
 
+from pathlib import Path
+
+import click
 import pytest
+from click.testing import CliRunner
 
 from octavo.capture.errors import OctavoError
-from octavo.commands.config_file import OPTIONS, read_config
+from octavo.cli import configurable
+from octavo.commands.calibrate_options import CalibrateOptions
+from octavo.commands.config_file import options_by_name, read_config
+from octavo.declarations import parameters_of
+
+from ...helpers.commands import octavo
 
 
 @pytest.fixture
@@ -36,7 +45,7 @@ def test_an_unknown_option_names_the_nearest(config):
     path = config("keep_flot = ['a']")
     assert refused(path) == (f"{path}: unknown option 'keep_flot'; did you mean 'keep_float'?", 2)
     text, _ = refused(config("zzz = 1"))
-    assert all(name in text for name in OPTIONS)
+    assert all(name in text for name in options_by_name(parameters_of(CalibrateOptions)))
 
 
 def test_an_option_given_twice_has_its_line(config):
@@ -54,12 +63,12 @@ def test_an_option_given_twice_has_its_line(config):
         ("sigma = 101", "sigma: 101 is outside 0 to 100"),
         ("sigma = -0.5", "sigma: -0.5 is outside 0 to 100"),
         ("sigma = nan", "sigma: nan is outside 0 to 100"),
-        ("samples = 0", "samples: 0 is outside 1"),
+        ("samples = 0", "samples: 0 is not in the range x>=1"),
         ("samples = 1.5", "samples: 1.5 is not a whole number"),
         ("overwrite = 1", "overwrite: 1 is not true or false"),
         ("keep_float = [1]", "keep_float: [1] is not a list of strings"),
-        ("observer = 'minmx'", "observer: no 'minmx'. Choose one of minmax, sigma, percentile, mse"),
-        ("dtype = 'int8'", "dtype: no 'int8'"),
+        ("observer = 'minmx'", "observer: 'minmx' is not one of 'minmax', 'sigma', 'percentile', 'mse'"),
+        ("dtype = 'int8'", "dtype: 'int8' is not one of 'float32', 'float16', 'bfloat16'"),
         ("device = 3", "device: 3 is not a string"),
         ("[table]\na = 1", "unknown option 'table'"),
         ("observer = minmax", "not valid TOML"),
@@ -77,3 +86,31 @@ def test_files_that_are_no_text(config, tmp_path):
     assert "not UTF-8" in refused(config(b"\xff\xfe"))[0]
     assert refused(tmp_path / "missing.toml")[1] == 3
     assert refused(tmp_path)[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "fact"),
+    [
+        ("observers = 1", 2, "unknown option 'observers'; did you mean 'observer'?"),
+        ("sigma = nan", 2, "sigma: nan is outside 0 to 100"),
+        (None, 3, ": missing"),
+    ],
+)
+def test_a_command_ends_with_the_line_and_the_code_of_its_file(config, tmp_path, text, code, fact):
+    path = tmp_path / "missing.toml" if text is None else config(text)
+    lines = octavo("calibrate", "captured", "out", "--config", path, code=code).splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith(f"Error: {path}: ")
+    assert fact in lines[0]
+
+
+def test_the_command_line_wins_over_the_file(config):
+    given = {}
+    parameters = configurable(parameters_of(CalibrateOptions))
+    command = click.Command("calibrate", params=parameters, callback=lambda **options: given.update(options))
+    path = config('weights = "gptq"\nsmoothing = false\nsamples = 3\noverwrite = true\nimages = "pictures"')
+    words = ["captured", "out", "--samples", "5", "--smoothing", "--config", str(path)]
+    assert CliRunner().invoke(command, words).exit_code == 0
+    options = CalibrateOptions(**given)
+    assert (options.samples, options.smoothing) == (5, True)
+    assert (options.weights, options.overwrite, options.images) == (("gptq",), True, Path("pictures"))

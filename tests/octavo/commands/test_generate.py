@@ -1,6 +1,8 @@
 """`octavo generate` with float models, checkpoints of every format, and quantized pipelines; and what it refuses."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +139,8 @@ def test_a_video_is_not_a_picture(tmp_path):
         save(frames, Target(tmp_path / "a.png"), 8)
     assert save(frames, Target(tmp_path / "a"), 8) == "3 frames of 4 x 2"
     assert [pixels(path)[0] for path in sorted((tmp_path / "a").iterdir())] == [0, 1, 2]
+
+
+def test_the_command_is_the_first_to_import_what_it_needs():
+    done = subprocess.run([sys.executable, "-c", "import octavo.commands.generate"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

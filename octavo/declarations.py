@@ -1,0 +1,97 @@
+"""Declares the options of a command once: as fields of a dataclass, from which click's parameters are made.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        path: Path = argument()
+        samples: int | None = option("Replay this many calls.", type=click.IntRange(1))  # --samples
+        overwrite: bool = flag("Replace what is there.", heading="Files")  # --overwrite
+
+The field gives the name and the default, its annotation gives click's type where `type` does not.
+"""
+
+from collections.abc import Collection
+from dataclasses import MISSING, field, fields
+from inspect import get_annotations
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+import click
+
+_TYPES = {Path: click.Path(path_type=Path), str: click.STRING, int: click.INT, float: click.FLOAT}
+
+
+class Option(click.Option):
+    """An option that stands under a heading of the full help; without a heading it is on the short help too."""
+
+    def __init__(self, *args: Any, heading: str = "", **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.heading = heading
+
+
+class Within(click.FloatRange):
+    """A number between two others. Unlike click's range it refuses NaN, which no comparison rules out."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__(low, high)
+        self.low, self.high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = click.FLOAT.convert(value, param, ctx)
+        if not self.low <= number <= self.high:
+            self.fail(f"{number:g} is outside {self.low:g} to {self.high:g}.", param, ctx)
+        return number
+
+
+def argument(**attributes: Any) -> Any:
+    """Declares a field as an argument of the command line; `attributes` are those of `click.Argument`."""
+    return field(metadata={"argument": attributes})
+
+
+def option(help: str, *names: str, default: Any = None, **attributes: Any) -> Any:
+    """Declares a field as an option, --like-the-field unless `names` says otherwise.
+
+    `attributes` are those of `Option`. With `required=True` the field has no default.
+    """
+    metadata = {"option": (names, {"help": help, **attributes})}
+    return field(default=MISSING if attributes.get("required") else default, metadata=metadata)
+
+
+def flag(help: str, *names: str, **attributes: Any) -> Any:
+    """Declares a field of the type bool, which is False unless the option is there."""
+    return option(help, *names, default=False, is_flag=True, **attributes)
+
+
+def several(help: str, *names: str, **attributes: Any) -> Any:
+    """Declares a field of the type tuple[str, ...], whose option may be repeated."""
+    return option(help, *names, default=(), multiple=True, **attributes)
+
+
+def parameters_of(options: type, without: Collection[str] = ()) -> list[click.Parameter]:
+    """The parameters that the fields of a dataclass declare, those of the class itself before those of its bases.
+
+    Fields `without` a parameter keep their defaults.
+    """
+    declared = {item.name: item for item in fields(options)}
+    names = dict.fromkeys(name for kind in options.__mro__ for name in get_annotations(kind))
+    hints = get_type_hints(options)
+    return [
+        parameter
+        for name in names
+        if name in declared and name not in without
+        for parameter in _parameter(name, declared[name].metadata, declared[name].default, hints[name])
+    ]
+
+
+def _parameter(name: str, metadata: Any, default: Any, hint: Any) -> list[click.Parameter]:
+    """The parameter of one field, in a list that is empty where the field declares none."""
+    kind = next(kind for kind in get_args(hint) or (hint,) if kind is not NoneType)
+    if "argument" in metadata:
+        return [click.Argument([name], **{"type": _TYPES.get(kind)} | metadata["argument"])]
+    if "option" not in metadata:
+        return []
+    names, attributes = metadata["option"]
+    known: dict[str, Any] = {"type": _TYPES.get(kind)}
+    if default is not MISSING:
+        known |= {"default": default, "show_default": type(default) is not bool and default not in (None, "", ())}
+    return [Option([name, *(names or ("--" + name.replace("_", "-"),))], **known | attributes)]

@@ -1,0 +1,43 @@
+"""Two pages of help: --help has the options that people need first, --help-all has all of them under headings."""
+
+from typing import Any
+
+import click
+
+_ALL = "octavo.help_all"  # the key of `click.Context.meta` that asks for the full page
+_WIDE = 90  # columns: from here on the column of names may be wider, which saves lines
+_NAMES, _NAMES_WIDE = 30, 38  # columns: longer names of options stand on a line of their own
+
+
+def _show_all(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        context.meta[_ALL] = True
+        click.echo(context.get_help(), color=context.color)
+        context.exit()
+
+
+class Command(click.Command):
+    """A command that has --help-all if an option of it stands under a heading, see `declarations.Option`."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        options = [item for item in self.params if isinstance(item, click.Option) and not item.hidden]
+        if any(getattr(option, "heading", "") for option in options):
+            count = len(options) + 2  # with those that show help
+            show = click.Option(
+                ["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_show_all,
+                help=f"Show all {count} options.",
+            )  # fmt: skip
+            self.params.append(show)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options without a heading, and on the full page the others too."""
+        sections: dict[str, list[tuple[str, str]]] = {"": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(getattr(parameter, "heading", ""), []).append(record)
+        for heading, records in sections.items():
+            if not heading or ctx.meta.get(_ALL):
+                with formatter.section(heading or "Options"):
+                    formatter.write_dl(records, col_max=_NAMES_WIDE if formatter.width >= _WIDE else _NAMES)
