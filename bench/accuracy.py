@@ -85,14 +85,24 @@ def sqnr(model: nn.Module, layers: Any, calls: list[Any]) -> float:
     return power.sqnr or float("inf")
 
 
-def main() -> None:
+HEAD = """\
+| method | transformer SQNR | layers, mean | worst | median MSE | seconds | of plain | peak memory | judged |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+def arguments() -> argparse.Namespace:
+    """The options of the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
     parser.add_argument("--outliers", action="store_true")
     parser.add_argument("--pictures", type=int, default=0)
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--held", type=int, default=4)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
     pipe = load_pipeline(model_directory("demo"))
     model = pipe.transformer.requires_grad_(False)
     if options.outliers:
@@ -109,11 +119,7 @@ def main() -> None:
                 run(model, call, at)
         return time.perf_counter() - began
 
-    print(f"{len(calls)} calls, {len(held)} held out")
-    print(
-        "| method | transformer SQNR | layers, mean | worst | median MSE | seconds | of plain | peak memory | judged |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print(f"{len(calls)} calls, {len(held)} held out", HEAD, sep="\n")
     starts: dict[tuple[bool, str], dict[str, float]] = {}  # layer errors by whether inputs are smoothed, and their kind
     if options.pictures:
         right = score(draw(pipe, held_out[: options.pictures]), scenes)["all"]

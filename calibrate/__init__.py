@@ -2,7 +2,14 @@
 
 Reading order:
 
-1. `layers/`: what an integer layer is
+1. `layers/`: the formula (`scheme`), how an input becomes codes (`inputs`), the numbers of a layer, exact modules
+2. `plan`: which layers become integers, and why the others stay float
+3. `replay/`: the float model on recorded calls; `observers/`: what is learned of the inputs of its layers
+4. `smoothing/`, `rounding/`: transforms of inputs, and weights by what the layer's output loses
+5. `choose`: all of these together, a choice for each layer; `part`, `calibration`: choose, measure, report
+6. `mixed_precision/`: a scheme for each layer under a budget; `blockwise/`: models that do not fit in memory
+7. `formats/`: a folder and a record for each format of a checkpoint; `runtime/`: the same integers, fast
+8. `preparation/`: batch norms, inputs without data; `msmodelslim_api`: the names of ptq_tools
 """
 
 from importlib import import_module

@@ -18,7 +18,7 @@ from .learning_curve import learning_curve
 from .mixed_precision.budget import SEARCH, Search
 from .mixed_precision.mix import Mixture, mixed
 from .mixed_precision.sensitivity import Trajectory
-from .part import calibrate_part, check_left, planned
+from .part import Part, calibrate_part, check_left, planned
 from .plan import Plan, layer_at
 from .preparation.batch_norms import Folded, folded
 from .preparation.dtype_casts import cast_to
@@ -45,10 +45,8 @@ def calibrate(
     """Calibrates `model` on `calls`, a function that gives the calls anew each time.
 
     `trajectory` runs the pipeline that `model` is part of, for `settings.budget`, within the limits of `search`: see
-    `mixed_precision.mix`.
-
-    `ranks` are processes that call this alike, each with the model and all calls, and share the work: all of them
-    return what one process would, its seconds and memory apart.
+    `mixed_precision.mix`. `ranks` are processes that call this alike, each with the model and all calls, and share the
+    work: all of them return what one process would, its seconds and memory apart.
 
     The model's weights stay as they are, unless `settings.release`: then its layers are replaced by integer ones.
 
@@ -68,6 +66,11 @@ def calibrate(
     limited = settings.limits is not None
     part = calibrate_part(model, calls, plan, settings, work, mix=mix if limited else None, hold=not settings.release)
     check_left(part.plan)
+    return _finished(model, part, settings, mixtures, work)
+
+
+def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequence[Mixture], work: Work) -> Result:
+    """Measures the model with the integer layers and reports; a mixture of schemes has no learning curve."""
     plan = _fallen_back(part.plan, part.powers, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []
@@ -76,14 +79,14 @@ def calibrate(
             curve = learning_curve(model, plan, settings, part.chosen, part.measured, part.exact, work)
     if settings.release:
         with work.watch.stage("install"):
-            layers = _released(model, plan.quantized, part.makers, progress)
+            layers = _released(model, plan.quantized, part.makers, work.progress)
     with work.watch.stage("measure"), quantized(model, {} if settings.release else layers):
-        output = power_of(part.exact, outputs(model, part.measured(), ranks), ranks)
+        output = power_of(part.exact, outputs(model, part.measured(), work.ranks), work.ranks)
     findings = Findings(part.choices, part.chosen.seen.ranges, part.powers, part.chosen.seen.calls, output.sqnr)
     report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve}
     for mixture in mixtures:
         report = with_mixture(report, mixture)
-    for warning in report["warnings"] if ranks.rank == 0 else ():
+    for warning in report["warnings"] if work.ranks.rank == 0 else ():
         logger.warning(warning)
     return Result(plan, layers, report, part.chosen.timesteps, axes=part.axes)
 

@@ -115,19 +115,18 @@ def make_plan(
     _check_patterns(keep_float, [entry.name for entry in candidates], option)
     _check_patterns(quantize, names, "quantize")
     rules, blocks = Rules(keep_float, quantize, defaults, more), block_names(model)
-    plan = Plan(
-        tuple(
-            replace(entry, scheme=None, reason=reason)
-            if entry.scheme and (reason := _reason(model, entry, rules, blocks))
-            else entry
-            for entry in candidates
-        )
-    )
+    plan = Plan(tuple(_ruled(model, entry, rules, blocks) for entry in candidates))
     if not names:
         raise UsageError(f"{type(model).__name__}: no nn.Linear or nn.Conv2d to quantize. Choose another model.")
     if not plan.quantized:
         raise UsageError(f"{option}: no layer is left to quantize. Keep fewer layers float.")
     return plan
+
+
+def _ruled(model: nn.Module, entry: Entry, rules: "Rules", blocks: Sequence[str]) -> Entry:
+    """The entry as the rules leave it: float with a reason, or as it was."""
+    reason = _reason(model, entry, rules, blocks) if entry.scheme else None
+    return replace(entry, scheme=None, reason=reason) if reason else entry
 
 
 def _listed(module: nn.Module) -> bool:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from octavo.capture.errors import MisfitError
 
-from ..layers.install import replace
+from ..layers.install import swapped
 from ..replay.calls import Call, Calls, Stopped, evaluating, replaced, run
-from ..replay.hooks import input_of
+from ..replay.hooks import hooked, input_of
 from .parking import Parking
 from .spill import Place, Spill, Writing, floating
 
@@ -141,15 +141,9 @@ class Blocks:
                 if has_nan(input_of(args, kwargs)):
                     found[END].add(poisoned)
 
-            with self._stubbed(answer):
-                layers = [self._model.get_submodule(name) for name in self._watched]
-                handles = [layer.register_forward_pre_hook(watch, with_kwargs=True) for layer in layers]
-                try:
-                    if has_nan(run(self._model, call, 0)):
-                        found[END].add(poisoned)
-                finally:
-                    for handle in handles:
-                        handle.remove()
+            with self._stubbed(answer), hooked(self._model, dict.fromkeys(self._watched, watch)):
+                if has_nan(run(self._model, call, 0)):
+                    found[END].add(poisoned)
 
     def calls(self) -> Iterator[Call]:
         """The calls of the sweep; the one that was given last is the one that may run."""
@@ -192,13 +186,8 @@ class Blocks:
 
     @contextmanager
     def _stubbed(self, answer: Callable[[str, Any], Any]) -> Iterator[None]:
-        try:
-            for name, block in self._real.items():
-                replace(self._model, name, Stub(block, partial(answer, name)))
+        with swapped(self._model, {name: Stub(block, partial(answer, name)) for name, block in self._real.items()}):
             yield
-        finally:
-            for name, block in self._real.items():
-                replace(self._model, name, block)
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
@@ -210,35 +199,24 @@ class Blocks:
             self._fresh = self._at not in heard
             heard.setdefault(self._at, [])
 
-        handle = self._model.register_forward_pre_hook(begin)
-        try:
+        with hooked(self._model, {"": begin}):
             yield
-        finally:
-            handle.remove()
 
     @contextmanager
     def _real_one(self, name: str, file: Writing) -> Iterator[None]:
         """Inside, the block is in memory and in its place, and what it returns for each call is kept once."""
-        block, stub = self._real[name], self._model.get_submodule(name)
+        block = self._real[name]
         self._parking.fetch(name, block)
-        handles = [
-            block.register_forward_pre_hook(self._check, with_kwargs=True),
-            block.register_forward_hook(partial(self._keep, name, file)),
-        ]
-        replace(self._model, name, block)
-        try:
+        hooks = {"": self._check}, {"": partial(self._keep, name, file)}
+        with hooked(block, *hooks), swapped(self._model, {name: block}):
             yield
-        finally:
-            replace(self._model, name, stub)
-            for handle in handles:
-                handle.remove()
 
     def _check(self, block: nn.Module, args: Any, kwargs: Any) -> None:
         if has_nan([args, kwargs]):
             fact = f"block {self._frontier} is given NaN, or outputs of other blocks than in the first call"
             raise MisfitError(f"{fact}. Calibrate without --memory.")
 
-    def _keep(self, name: str, file: Writing, block: nn.Module, args: Any, output: Any) -> None:
+    def _keep(self, name: str, file: Writing, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._fresh:
             self._track.outputs[name][self._at].append(file.put(output))
 

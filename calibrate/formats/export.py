@@ -34,17 +34,15 @@ def export(
     groups: Groups | None = None,
     max_shard_size: int | str = SHARD,
 ) -> Path:
-    """Writes a checkpoint and report.json to `directory`, as a whole or not at all; returns its real path. `files` are
-    written beside them, by name.
+    """Writes a checkpoint and report.json to `directory`, as a whole or not at all; returns its real path.
 
-    `model` is the float one, or the one the layers are installed in. Layers with ranges
-    by noise level are written for the timesteps of `result`, one for each denoising step of the deployment.
-    `groups` gives the layers of `model` whose multipliers can go, for formats that carry the float part too. A format
-    with a file of a name that an earlier one has goes into a folder of its own name. Where weights are more than
-    `max_shard_size`, bytes or a word like "5GB", diffusers and torchao have several files of at most that and an index.
+    `model` is the float one, or the one the layers are installed in. Layers with ranges by noise level are written for
+    the timesteps of `result`. `groups` gives the layers of `model` whose multipliers can go. A format goes into a
+    folder of its name where an earlier one has the same files. More weights than `max_shard_size`, in bytes or as
+    "5GB", become several files. `files` are written beside the checkpoint, by name.
 
-    Raises UsageError for an unknown format and for a size that is none, StorageError
-    for a target that cannot be used (see check_target), NumbersError for numbers that are not finite.
+    Raises UsageError for an unknown format or size, StorageError for a target that cannot be used (see check_target),
+    NumbersError for numbers that are not finite.
     """
     check_formats(formats)
     shard = max_shard_size if isinstance(max_shard_size, int) else int(bytes_of(max_shard_size, "max_shard_size"))
@@ -58,9 +56,7 @@ def export(
             if folder != staged:
                 make_directory(folder, modes.directory)
             format_named(name).write(result.layers, model, folder, modes, deployment)
-        with create(staged / REPORT_FILE, modes.manifest) as sink:
-            sink.write(report_bytes(result.report))
-        for name, data in (files or {}).items():
+        for name, data in {REPORT_FILE: report_bytes(result.report), **(files or {})}.items():
             with create(staged / name, modes.manifest) as sink:
                 sink.write(data)
 

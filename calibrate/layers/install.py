@@ -23,17 +23,36 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
+@contextmanager
+def swapped(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Inside, `modules` stand in `model` under their names; afterwards, whatever happens, the modules of before do."""
+    before = {name: model.get_submodule(name) for name in modules}
+    try:
+        for name, module in modules.items():
+            replace(model, name, module)
+        yield
+    finally:
+        for name, module in before.items():
+            replace(model, name, module)
+
+
 def install(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Callable[[], None]:
-    """Replaces the layers of `model`; the float ones are let go. Where ranges of one of them depend on the noise
-    level, hooks observe that of each call of `model`: what is returned takes them off again."""
-    names, detach = names_of(model), _nothing
-    if any(layer.input_type.by_level for layer in layers.values()):
-        noise, detach = attach(model)
-        for layer in layers.values():
-            layer.noise_level = noise
-    for first, layer in layers.items():
-        for name in names[first]:
-            replace(model, name, layer)
+    """Replaces the layers of `model`; the float ones are let go. Where ranges of one of them depend on the noise level,
+    hooks observe that of each call of `model`: the function returned takes the hooks off again."""
+    places = all_names(layers, model)
+    detach = _share_noise_level(model, layers)
+    for name, layer in places.items():
+        replace(model, name, layer)
+    return detach
+
+
+def _share_noise_level(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Callable[[], None]:
+    """Lets the layers know the noise level of each call of `model`, where one of them needs it."""
+    if not any(layer.input_type.by_level for layer in layers.values()):
+        return _nothing
+    noise, detach = attach(model)
+    for layer in layers.values():
+        layer.noise_level = noise
     return detach
 
 
@@ -44,18 +63,15 @@ def _nothing() -> None:
 @contextmanager
 def quantized(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[nn.Module]:
     """Inside, `model` computes with the integer layers; afterwards, whatever happens, it is what it was."""
-    names = names_of(model)
-    before = {name: model.get_submodule(name) for first in layers for name in names[first]}
     levels = {name: layer.noise_level for name, layer in layers.items()}
-    detach = install(model, layers)
-    try:
-        yield model
-    finally:
-        detach()
-        for name, module in before.items():
-            replace(model, name, module)
-        for name, layer in layers.items():
-            layer.noise_level = levels[name]
+    with swapped(model, all_names(layers, model)):
+        detach = _share_noise_level(model, layers)
+        try:
+            yield model
+        finally:
+            detach()
+            for name, layer in layers.items():
+                layer.noise_level = levels[name]
 
 
 def all_names(layers: Mapping[str, QuantizedLayer], model: nn.Module) -> dict[str, QuantizedLayer]:

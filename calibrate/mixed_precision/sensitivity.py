@@ -20,6 +20,7 @@ from ..layers.install import quantized
 from ..layers.modules import QuantizedLayer
 from ..plan import Plan, layer_at
 from ..replay.calls import evaluating
+from ..replay.hooks import hooked
 from ..replay.work import Work
 from .budget import TIME, Cost, summed
 from .knapsack import Option
@@ -105,17 +106,13 @@ def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]
     counts = dict.fromkeys(names, 0)
 
     def hook_for(name: str) -> Callable[..., None]:
-        def count(module: nn.Module, args: object, output: Tensor) -> None:
+        def count(module: nn.Module, args: object, kwargs: object, output: Tensor) -> None:
             counts[name] += output.numel() * module.weight[0].numel()  # type: ignore[index]
 
         return count
 
-    handles = [model.get_submodule(name).register_forward_hook(hook_for(name)) for name in names]
-    try:
+    with hooked(model, after={name: hook_for(name) for name in names}):
         yield counts
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def grouped(names: Sequence[str], blocks: Sequence[str], most: int) -> list[tuple[str, ...]]:

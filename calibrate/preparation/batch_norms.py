@@ -24,6 +24,7 @@ from octavo.capture.errors import UsageError
 from ..layers.install import names_of, replace
 from ..plan import kind_of
 from ..replay.calls import Call, evaluating, run
+from ..replay.hooks import hooked
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # these types alone, not what others make of them
 _TOLERANCE = 1e-4  # relative, of outputs: float32 with other roundings; more is another function
@@ -116,6 +117,7 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self._model = model
         self._convs = {n: m for n, m in model.named_modules() if kind_of(m) is nn.Conv2d and not _hooked(m)}
         self._norms = {n: m for n, m in model.named_modules() if usable(m) and not _hooked(m)}
         self._weights = {id(conv.weight): name for name, conv in self._convs.items()}
@@ -141,26 +143,20 @@ class _Watch(TorchDispatchMode):
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
-        """Inside, calls of the convolutions and batch norms are heard."""
-        handles = []
-        for name, conv in self._convs.items():
-            handles.append(conv.register_forward_hook(self._heard(name)))
-        for name, norm in self._norms.items():
-            handles.append(norm.register_forward_pre_hook(self._enters(name), with_kwargs=True))
-            handles.append(norm.register_forward_hook(self._leaves, always_call=True))
-        try:
+        """Inside, calls of the convolutions and batch norms are observed."""
+        made = {name: self._made_by(name) for name in self._convs}
+        entered = {name: self._enters(name) for name in self._norms}
+        left = dict.fromkeys(self._norms, self._leaves)
+        with hooked(self._model, after=made), hooked(self._model, entered, left, always=True):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _heard(self, name: str) -> Any:
-        def heard(module: nn.Module, args: Any, output: Tensor) -> None:
+    def _made_by(self, name: str) -> Any:
+        def made(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             known = _Output(name, weakref.ref(output), [])
             self._outputs.append(known)
             self._live[id(output)] = known
 
-        return heard
+        return made
 
     def _enters(self, name: str) -> Any:
         def enters(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -171,7 +167,7 @@ class _Watch(TorchDispatchMode):
 
         return enters
 
-    def _leaves(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leaves(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._inside.pop()
 
     def pairs(self) -> tuple[Pair, ...]:

@@ -1,6 +1,10 @@
-"""Models that cast what they are given to the dtype of a weight: where that is int8, little would be left of it."""
+"""Finds layers whose input the model itself casts to `layer.weight.dtype`.
+
+With an int8 weight that cast would destroy the activations, so these layers stay float.
+"""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,34 +14,33 @@ from torch.overrides import TorchFunctionMode
 from ..layers.scheme import INT8
 from ..plan import layer_at
 from ..replay.calls import Call, device_of, evaluating, moved
+from ..replay.hooks import hooked
 
 REASON = "the model casts its inputs to the dtype of this weight"
 
 
 def cast_to(model: nn.Module, call: Call, names: Sequence[str]) -> dict[str, str]:
-    """Those of the layers that would be given integers if the weights of all of them were int8, with the reason to
-    leave them float. The call is made with such answers about the weights; how it ends does not matter."""
+    """The layers that would be given integers if all their weights were int8, with the reason to leave them float.
+
+    The call is made with such answers about the weights; how the call ends does not matter.
+    """
     found: dict[str, str] = {}
 
-    def heard(name: str, dtype: torch.dtype) -> Any:
-        def hear(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    def hook_for(name: str, dtype: torch.dtype) -> Any:
+        def restore(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args and isinstance(args[0], Tensor) and not args[0].is_floating_point():
                 found[name] = REASON
-                return (args[0].to(dtype), *args[1:])
+                return (args[0].to(dtype), *args[1:]), kwargs
             return None
 
-        return hear
+        return restore
 
     layers = {name: layer_at(model, name) for name in names}
-    handles = [each.register_forward_pre_hook(heard(name, each.weight.dtype)) for name, each in layers.items()]
-    try:
-        with evaluating(model), _Int8({id(layer.weight) for layer in layers.values()}):
-            model(*moved(call.args, device_of(model)), **moved(call.kwargs, device_of(model)))
-    except Exception:  # whatever integers lead to; as it is, the call is made later
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    hooks = {name: hook_for(name, layer.weight.dtype) for name, layer in layers.items()}
+    integers = _Int8({id(layer.weight) for layer in layers.values()})
+    # whatever integers lead to does not matter: as it is, the call is made later
+    with suppress(Exception), hooked(model, hooks), evaluating(model), integers:
+        model(*moved(call.args, device_of(model)), **moved(call.kwargs, device_of(model)))
     return found
 
 

@@ -6,6 +6,7 @@ are optimised until the input of each batch norm has the mean and the deviation 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from octavo.capture.errors import NumbersError, UsageError
 
 from ..replay.calls import Progress, device_of, evaluating, run, silent
+from ..replay.hooks import hooked, input_of
 from ..replay.user_data import Sample
 from .batch_norms import has_norms, usable
 
@@ -101,8 +103,8 @@ def missing(model: nn.Module) -> Iterator[list[Tensor]]:
     """Inside, each call of a batch norm adds to the list how far its input is from its statistics, in deviations."""
     losses: list[Tensor] = []
 
-    def hear(norm: nn.BatchNorm2d, args: tuple[Tensor, ...]) -> None:
-        x = args[0].float()
+    def measure(norm: nn.BatchNorm2d, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
+        x = input_of(args, kwargs).float()
         around = [axis for axis in range(x.ndim) if axis != 1]
         var, mean = torch.var_mean(x, around, correction=0)
         assert norm.running_mean is not None
@@ -112,9 +114,6 @@ def missing(model: nn.Module) -> Iterator[list[Tensor]]:
         off = (mean - norm.running_mean) / wide
         losses.append(off.square().mean() + (((var + norm.eps).sqrt() - wanted) / wide).square().mean())
 
-    handles = [module.register_forward_pre_hook(hear) for module in model.modules() if usable(module)]
-    try:
+    norms = [name for name, module in model.named_modules() if usable(module)]
+    with hooked(model, dict.fromkeys(norms, measure)):
         yield losses
-    finally:
-        for handle in handles:
-            handle.remove()

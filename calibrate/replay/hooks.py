@@ -7,6 +7,7 @@ rows (an expert without tokens). They change nothing and are gone afterwards.
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from octavo.capture.ranks import ALONE, Ranks
 from .calls import Call, check_caches, evaluating, run
 
 _REMEMBERED = 4  # tensors: to_q, to_k and to_v follow each other
+NO_HOOKS: Mapping[str, Callable[..., Any]] = MappingProxyType({})
 
 
 class Hearer(Protocol):
@@ -56,6 +58,32 @@ def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 @contextmanager
+def hooked(
+    model: nn.Module,
+    before: Mapping[str, Callable[..., Any]] = NO_HOOKS,
+    after: Mapping[str, Callable[..., Any]] = NO_HOOKS,
+    *,
+    always: bool = False,
+) -> Iterator[None]:
+    """Inside, hooks run before and after the forwards of the named modules; "" is `model` itself.
+
+    A hook is called with the module, its positional and its keyword arguments, and after a forward with the output;
+    with `always` also after one that failed, whose output is None.
+    """
+    handles = []
+    try:
+        for name, hook in before.items():
+            handles.append(model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True))
+        for name, hook in after.items():
+            module = model.get_submodule(name)
+            handles.append(module.register_forward_hook(hook, with_kwargs=True, always_call=always))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def axes(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, int]]:
     """Inside, the numbers of axes of the inputs of the named layers are noted; 0 where they change."""
     found: dict[str, int] = {}
@@ -67,23 +95,18 @@ def axes(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, int]]:
 
         return hear
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(hook_for(name), with_kwargs=True) for name in names]
-    try:
+    with hooked(model, {name: hook_for(name) for name in names}):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
 def listening(model: nn.Module, observers: Mapping[str, Hearer]) -> Iterator[None]:
-    """Inside, each observer hears the inputs of the layer of `model` it is named after.
+    """Inside, each observer observes the inputs of the layer of `model` it is named after.
 
     What it reads of a tensor is shared with those that have the same `key`, by default its class.
 
     A forward inside raises NumbersError for an input that is not finite.
     """
-    handles = []
     shared: dict[Any, Readings] = {}
 
     def hook_for(name: str, observer: Hearer) -> Callable[..., None]:
@@ -100,14 +123,8 @@ def listening(model: nn.Module, observers: Mapping[str, Hearer]) -> Iterator[Non
 
         return hear
 
-    try:
-        for name, observer in observers.items():
-            module = model.get_submodule(name)
-            handles.append(module.register_forward_pre_hook(hook_for(name, observer), with_kwargs=True))
+    with hooked(model, {name: hook_for(name, observer) for name, observer in observers.items()}):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def observe(model: nn.Module, observers: Mapping[str, Hearer], calls: Iterable[Call], ranks: Ranks = ALONE) -> int:
@@ -129,27 +146,20 @@ def observe(model: nn.Module, observers: Mapping[str, Hearer], calls: Iterable[C
 
 
 def heard(model: nn.Module, names: Iterable[str], calls: Iterable[Call], ranks: Ranks = ALONE) -> set[str]:
-    """Those of the named layers that the float `model` calls in `calls`; it runs until each of them was called.
+    """The named layers that the float `model` calls when it runs `calls`; it stops when each of them was called.
 
     The others never run, or a function reads their weight: they must stay as they are. Collective: `ranks` share the
     calls.
     """
-    silent, handles = set(names), []
-    found: set[str] = set()
+    silent, found = set(names), set[str]()
 
     def hook_for(name: str) -> Callable[..., None]:
-        return lambda module, args: found.add(name)
+        return lambda module, args, kwargs: found.add(name)
 
-    try:
-        for name in silent:
-            handles.append(model.get_submodule(name).register_forward_pre_hook(hook_for(name)))
-        with evaluating(model):
-            for at, call in enumerate(calls):
-                if silent <= found:
-                    break
-                if ranks.owns(at):
-                    run(model, call, at)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(model, {name: hook_for(name) for name in silent}), evaluating(model):
+        for position, call in enumerate(calls):
+            if silent <= found:
+                break
+            if ranks.owns(position):
+                run(model, call, position)
     return set().union(*ranks.gather(found))

@@ -18,7 +18,7 @@ from octavo.capture.ranks import ALONE, Ranks
 from ..layers.modules import QuantizedLayer
 from ..layers.noise_level import NoiseLevel, attach
 from .calls import Call, evaluating, run
-from .hooks import input_of
+from .hooks import hooked, input_of
 
 
 @dataclass
@@ -82,7 +82,6 @@ def told(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
 def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLayer]]) -> Iterator[dict[str, Power]]:
     """Inside, each named layer of the float `model` is compared with its integer form on the very same inputs."""
     powers = {name: Power() for name in layer_of}
-    handles = []
 
     def hook_for(power: Power, make: Callable[[], QuantizedLayer]) -> Callable[..., None]:
         def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
@@ -95,14 +94,10 @@ def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLay
 
     noise, detach = attach(model)
     try:
-        for name, make in layer_of.items():
-            hook = hook_for(powers[name], make)
-            handles.append(model.get_submodule(name).register_forward_hook(hook, with_kwargs=True))
-        yield powers
+        with hooked(model, after={name: hook_for(powers[name], make) for name, make in layer_of.items()}):
+            yield powers
     finally:
         detach()
-        for handle in handles:
-            handle.remove()
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from octavo.calibrate.replay.calls import device_of, moved, replaced, spread
-from octavo.calibrate.replay.hooks import input_of
+from octavo.calibrate.replay.hooks import hooked, input_of
 from octavo.calibrate.replay.sqnr import Power, tensors_in
 from octavo.capture.call_arguments import bind, noise_level
 from octavo.capture.recorder import Clock
@@ -39,18 +39,11 @@ class Probe:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Inside, every call of the denoiser is looked at, of one run."""
-        handles = [
-            self._model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            self._model.register_forward_hook(self._compare, with_kwargs=True),
-        ]
-        for name, module in self._model.named_modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                handles.append(module.register_forward_pre_hook(self._range_of(name), with_kwargs=True))
-        try:
+        kinds = (nn.Linear, nn.Conv2d)
+        layers = [name for name, module in self._model.named_modules() if isinstance(module, kinds)]
+        before = {"": self._begin, **{name: self._range_of(name) for name in layers}}
+        with hooked(self._model, before, {"": self._compare}):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @contextmanager
     def sampling(self) -> Iterator[Power]:
@@ -65,11 +58,8 @@ class Probe:
                 heard = (args, kwargs, tensors_in(output))
                 kept.append(replaced(heard, Tensor, lambda each: each.detach().to("cpu", copy=True)))
 
-        handle = self._model.register_forward_hook(hear, with_kwargs=True)
-        try:
+        with hooked(self._model, after={"": hear}):
             yield power
-        finally:
-            handle.remove()
         with torch.no_grad(), self._deployed.installed() as integers:
             for heard in kept:
                 args, kwargs, exact = moved(heard, device_of(self._model))
