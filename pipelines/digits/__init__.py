@@ -1,1 +1,1 @@
-
+"""The bundled classifier: a small ResNet on handwritten digits, its trainer and its data."""
