@@ -2,9 +2,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: install test test-all demo demo-int8 check clean
+.PHONY: help install test test-all demo demo-int8 check clean
 
-install: $(VENV)/installed
+# the text after ## in the line of a target
+help:  ## list the targets
+	@sed -n 's/^\([a-z][a-z0-9-]*\):.*  ## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+install: $(VENV)/installed  ## set up .venv, with Octavo and its tools, and compile calibrate/runtime/kernels.c
 
 $(VENV)/installed: pyproject.toml constraints.txt hatch_build.py calibrate/runtime/kernels.c
 	$(PYTHON) -m venv $(VENV)
@@ -12,30 +16,29 @@ $(VENV)/installed: pyproject.toml constraints.txt hatch_build.py calibrate/runti
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-test: install
+test: install  ## run the tests but the slow ones
 	$(BIN)/python -m pytest
 
-test-all: install
+test-all: install  ## run the slow tests too
 	$(BIN)/python -m pytest -m 'not gpu and not npu'
 
-check: install
+check: install  ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-demo: install
+demo: install  ## capture, calibrate, inspect and compare the bundled pipeline; writes demo-out/
 	rm -rf demo-out && mkdir demo-out
 	$(BIN)/octavo capture demo demo-out/captured --limit 8
 	$(BIN)/octavo calibrate demo-out/captured demo-out/w8a8
 	$(BIN)/octavo inspect demo-out/w8a8
 	$(BIN)/octavo compare demo demo-out/w8a8 --limit 16 --output demo-out/report.html
 
-# the bundled integers: pipelines/demo/int8
-demo-int8: install
+demo-int8: install  ## make the bundled integers again: pipelines/demo/int8
 	rm -rf demo-out && mkdir demo-out
 	$(BIN)/octavo capture demo demo-out/captured --limit 16
 	$(BIN)/octavo calibrate demo-out/captured demo-out/int8 --accuracy balanced --dtype float16 --format diffusers
 	chmod u+w pipelines/demo/int8/* && cp demo-out/int8/*.json demo-out/int8/*.safetensors pipelines/demo/int8/ && chmod 644 pipelines/demo/int8/*
 
-clean:
+clean:  ## delete .venv, build/ and demo-out/
 	rm -rf $(VENV) build demo-out

@@ -1,11 +1,12 @@
-"""What each method of calibration keeps of the accuracy: the bundled pipeline, and the same with outliers put in.
+"""Measures the accuracy of each calibration method on the bundled pipeline, with and without added outliers.
 
     python -m bench.accuracy [--rows plain smoothing ...] [--outliers] [--pictures 200] [--prompts 16] [--held 4]
 
-The transformer's SQNR is over all calls of held-out prompts, float inputs in both; the layers' mean and worst are over
-eight calls that were replayed, and so is the median of each layer's squared error over that of the first row with
-inputs of the same kind, smoothed or not. Seconds are those of calibrate, of which a plain replay of the calls is a
-part; the ratio is to plain forwards just before. Memory is the peak of the process, which runs one row at a time.
+The transformer's SQNR is measured over all calls of held-out prompts, with float inputs for both models; the layers'
+mean and worst SQNR over eight calls that were replayed. `median MSE` is the median over layers of the squared error,
+relative to the first row with the same kind of inputs, smoothed or not. `seconds` is the time of calibrate, which
+includes a plain replay of the calls; `of plain` is its ratio to plain forwards just before. `peak memory` is the peak
+of the process, which runs one row after the other.
 """
 
 import argparse
@@ -64,7 +65,7 @@ class Call(NamedTuple):
 
 
 def recorded(pipe: Any, prompts: list[str], steps: int = 28) -> list[Any]:
-    """Every call of the transformer over the prompts, with the prompt each is of."""
+    """The calls of the transformer for the prompts, each with the index of its prompt as its unit."""
     calls: list[Any] = []
     for unit, prompt in enumerate(prompts):
         memory = Memory()
@@ -76,7 +77,7 @@ def recorded(pipe: Any, prompts: list[str], steps: int = 28) -> list[Any]:
 
 
 def sqnr(model: nn.Module, layers: Any, calls: list[Any]) -> float:
-    """dB of the model's output over the calls."""
+    """The SQNR of the model's output over the calls, in dB."""
     power = Power()
     exact = outputs(model, calls)
     with quantized(model, layers):

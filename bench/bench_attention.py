@@ -1,9 +1,10 @@
-"""Attention by Octavo and by torch on a CPU, called in turns: milliseconds, and errors against float64.
+"""Compares Octavo's attention with torch's on a CPU: milliseconds of alternating calls, and errors against float64.
 
 OMP_NUM_THREADS=2 python -m bench.bench_attention [--rounds 7] [--processor]
 
-Normal numbers; `queries` is their size, and so that of the scores. Errors are the norm of the difference over that of
-the output. With --processor times are the processor's, smallest of all rounds: for a machine that others use.
+Inputs are normal random numbers, queries times the column `queries`. An error is the norm of the difference divided by
+the norm of the output. --processor takes the processor's time and the smallest of all rounds, for a machine that others
+use.
 """
 
 import argparse
@@ -30,7 +31,7 @@ Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def make_inputs(case: tuple[int, int, int, int], queries: float, dtype: torch.dtype) -> list[Tensor]:
-    """Queries, keys and values as models have them: one token with all its heads after the other."""
+    """Queries, keys and values in the memory layout of models: token after token, each with all its heads."""
     heads, rows, keys, width = case
     generator = torch.Generator().manual_seed(0)
     made = [torch.randn(1, count, heads, width, generator=generator) for count in (rows, keys, keys)]
@@ -39,7 +40,7 @@ def make_inputs(case: tuple[int, int, int, int], queries: float, dtype: torch.dt
 
 
 def measure(functions: dict[str, Function], inputs: list[Tensor], rounds: int, processor: bool) -> list[float]:
-    """Milliseconds of each."""
+    """The milliseconds of each function."""
     clock = time.process_time if processor else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in functions}
     for at in range(rounds + 1):

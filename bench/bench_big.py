@@ -1,11 +1,11 @@
-"""A model under a limit of memory: `octavo calibrate --memory` on a Stable Diffusion 3 medium of random weights.
+"""Measures `octavo calibrate --memory` on a Stable Diffusion 3 medium with random weights.
 
 python bench/bench_big.py              the whole configuration: 24 layers, 1536 wide, 2 B parameters, 4 GB in bfloat16
-python bench/bench_big.py --layers 3   less of it
+python bench/bench_big.py --layers 3   a smaller model
 
-Makes the pipeline directory and the capture of 8 calls in a scratch directory, and runs in processes of their own:
-plain forwards of the calls with mapped weights; the calibration, with its export for Ascend and, in files of at most
-`--max-shard-size`, for diffusers; `from_pretrained` of these, and one call. Prints time and peak resident memory.
+Makes the pipeline directory and a capture of 8 calls in a scratch directory. Three processes measure plain forwards of
+the calls with mapped weights; the calibration with its export for Ascend and, in files of at most `--max-shard-size`,
+for diffusers; `from_pretrained` of the diffusers files and one call. Prints time and peak resident memory.
 """
 
 import argparse
@@ -36,7 +36,7 @@ WIDTH, HEADS = 1536, 24
 
 
 def make(folder: Path, layers: int, calls: int, batch: int, latents: int) -> None:
-    """The pipeline directory `model` and the capture `captured`."""
+    """Writes the pipeline directory `model` and the capture `captured`."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     model = SD3Transformer2DModel(
@@ -53,7 +53,7 @@ def make(folder: Path, layers: int, calls: int, batch: int, latents: int) -> Non
 
 
 def write_capture(folder: Path, captured: dict[str, str], calls: int, batch: int, latents: int) -> None:
-    """`calls` prompts of one call each: latents of 8 x `latents` pixels, 333 text tokens."""
+    """Writes a capture of `calls` prompts with one call each: latents of 8 x `latents` pixels, 333 text tokens."""
     manifest = {
         "pipeline": "StableDiffusion3Pipeline", "family": "sd3", "model": str(folder / "model"), "dtype": "bfloat16",
         "components": {"transformer": captured}, "settings": {}, "prompts": calls,
@@ -74,7 +74,7 @@ def write_capture(folder: Path, captured: dict[str, str], calls: int, batch: int
 
 
 def plain(folder: Path) -> None:
-    """Forwards of all calls; a block's weights are let go once it has run, so that this too needs little memory."""
+    """Runs all calls, releases the weights of each block after it ran, so that little memory is needed, and prints."""
     model = mapped_denoiser(folder / "model", "transformer", SD3)
     parking = Parking(folder, torch.device("cpu"))
     for name in block_names(model):
@@ -89,7 +89,7 @@ def plain(folder: Path) -> None:
 
 
 def calibrate(folder: Path, *said: str) -> None:
-    """The command, to the checkpoint."""
+    """Runs the command up to the checkpoint and prints its time and peak."""
     from octavo.cli import main as octavo
 
     began = time.perf_counter()
@@ -101,7 +101,7 @@ def calibrate(folder: Path, *said: str) -> None:
 
 
 def load(folder: Path) -> None:
-    """The checkpoint for diffusers, and one call of it."""
+    """Loads the checkpoint with diffusers, runs one call and prints."""
     import octavo  # noqa: F401 - it registers
 
     call = next(iter(Capture.open(folder / "captured").calls()))
@@ -114,7 +114,7 @@ def load(folder: Path) -> None:
 
 
 def process(*arguments: object) -> dict[str, float]:
-    """What this file prints last when it is run with these arguments, as JSON."""
+    """The last line that this file prints when run with these arguments, read as JSON."""
     done = subprocess.run(
         [sys.executable, __file__, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True
     )
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--memory", default="8GiB")
     parser.add_argument("--accuracy", default="fast")
     parser.add_argument("--max-shard-size", default="500MB")
-    parser.add_argument("--scratch", help="where the model and all else is made, 2.5 times the model's size")
+    parser.add_argument("--scratch", help="directory for all files, 2.5 times the model's size")
     parser.add_argument("--child", choices=["plain", "calibrate", "load"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -157,7 +157,7 @@ def main() -> None:
 
 
 def line_of(loaded: dict[str, float], folder: Path) -> str:
-    """What loading took, beside what there was to load."""
+    """The time and memory of loading, beside the size of the files."""
     shards = [file.stat().st_size for file in folder.glob("diffusion_*.safetensors")]
     before, taken, ran = (int(loaded[key]) >> 20 for key in ("before", "peak", "after"))
     whole = sum(shards) >> 20

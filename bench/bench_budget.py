@@ -1,16 +1,17 @@
-"""What a budget brings: the error of the final latents of held-out prompts, by how the layers to keep float are ranked.
+"""Compares ways to choose schemes under a budget, by the error of the final latents of held-out prompts.
 
     python -m bench.bench_budget [--outliers] [--accuracy fast] [--limits 0.35 0.5 0.7] [--held 6] [--check 12]
 
-At each limit, a share of the float layers' bytes, layers are chosen
-  output MSE     static or float: float are those with the largest mean squared output error (as amp_num) that fit
+A limit is a share of the float layers' bytes. At each limit these ways choose a scheme for every layer, and the model
+runs over held-out prompts in 28 steps:
+  output MSE     static or float: layers with the largest mean squared output error stay float (as amp_num) if they fit
   MSE, knapsack  static or float: the least sum of mean squared output errors within the bytes
-  SQNR, knapsack the same with each divided by the power of the output
+  SQNR, knapsack as before, with each error divided by the power of the output
   latents        static or float, by the error of the final latents over 2 prompts of the calibration in 8 steps
-  all            static, dynamic, weight-only or float, by the same
-  all, 0.75x     the same, and at most 0.75 of the time as it is estimated
-and run over held-out prompts in 28 steps. `--check`: how well the sum of errors tells that of so many random mixtures,
-and how 8 steps rank layers as 28 do (Spearman).
+  all            static, dynamic, weight-only or float, by the same error
+  all, 0.75x     as before, with at most 0.75 of the estimated time
+`--check N` prints how well the sum of errors predicts the error of N random mixtures, and the rank correlation
+(Spearman) of layers between 8 and 28 steps.
 """
 
 import argparse
@@ -47,13 +48,13 @@ INPUTS = SEARCH.inputs
 
 
 def latents(pipe: Any, prompts: list[str], steps: int) -> list[Tensor]:
-    """The final latents (prompts, C, H, W), guidance and noise as `octavo capture` has them."""
+    """The final latents (prompts, C, H, W), with guidance and noise as in `octavo capture`."""
     noise = [torch.Generator().manual_seed(prompt_seed(text, 0)) for text in prompts]
     return [pipe(prompts, generator=noise, num_inference_steps=steps, output_type="latent").images]
 
 
 def output_errors(candidates: Candidates, groups: Sequence[Group], calls: list[Any]) -> list[Power]:
-    """What each layer's output, static, differs by from the float one, over 32 calls."""
+    """The error of each static layer's output against the float output, over 32 calls."""
     makers = {group.names[0]: partial(_static, candidates, group.names[0]) for group in groups}
     with comparing(candidates.model, makers) as powers:
         outputs(candidates.model, [calls[at] for at in spread(len(calls), 32)])
@@ -61,7 +62,7 @@ def output_errors(candidates: Candidates, groups: Sequence[Group], calls: list[A
 
 
 def largest_float(groups: Sequence[Group], powers: Sequence[Power], room: Cost) -> list[int]:
-    """The options, each a layer's: static, but for those with the largest output error that fit as floats."""
+    """An option for each layer: static, or float for the layers with the largest output error that fit."""
     chosen = [1] * len(groups)
     for at in sorted(range(len(groups)), key=lambda at: -powers[at].mean_square):
         other = [*chosen[:at], 0, *chosen[at + 1 :]]
@@ -75,18 +76,18 @@ def _static(candidates: Candidates, name: str) -> Any:
 
 
 def assignment(groups: Sequence[Group], chosen: Sequence[int]) -> dict[str, type[Input]]:
-    """How inputs become codes, by layer name."""
+    """The type of each layer's input, by layer name."""
     return {n: s for group, at in zip(groups, chosen, strict=True) for n, s in group.kinds[at].items()}
 
 
 def spearman(one: list[float], other: list[float]) -> float:
-    """The correlation of ranks."""
+    """The rank correlation of two lists."""
     ranks = torch.stack([torch.tensor(each).argsort().argsort().double() for each in (one, other)])
     return float(torch.corrcoef(ranks)[0, 1])
 
 
 def check(candidates: Candidates, groups: list[Group], runs: Runs, longer: Runs, count: int) -> None:
-    """Prints how errors add over random mixtures, and how few steps rank as many."""
+    """Prints how well errors add over random mixtures, and whether 8 steps rank layers as 28 steps do."""
     chance, pairs = random.Random(0), []
     for _ in range(count):
         share, able = chance.random(), chance.choice([(1,), (3,), (1, 2, 3)])
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--limits", type=float, nargs="*", default=[0.35, 0.5, 0.7])
     parser.add_argument("--held", type=int, default=6)
     parser.add_argument("--check", type=int, default=0)
-    parser.add_argument("--prompts", type=int, default=8, help="to calibrate with")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts to calibrate with")
     options = parser.parse_args()
     pipe = load_pipeline(model_directory("demo"))
     model = pipe.transformer.requires_grad_(False).eval()
@@ -141,7 +142,7 @@ def main() -> None:
 
 
 def rankings(groups: list[Group], powers: list[Power], room: Cost, both: Cost) -> dict[str, list[int] | None]:
-    """The options by what ranks them; `both` limits the time too."""
+    """The options that each way chooses; `both` limits the time too."""
     every = [group.options for group in groups]
     by_mse = [(each[0], each[1]._replace(error=p.mean_square)) for each, p in zip(every, powers, strict=True)]
     by_sqnr = [(each[0], each[1]._replace(error=p.noise / p.signal)) for each, p in zip(every, powers, strict=True)]
@@ -163,7 +164,7 @@ def table(
     held: Runs,
     limits: list[float],
 ) -> None:
-    """Prints the errors on held-out prompts."""
+    """Prints a row for each limit and way, with the error on held-out prompts."""
     whole = summed(before.values())
     fixed = whole.minus(summed(before[group.names[0]] for group in groups))
     every = [group.options for group in groups]

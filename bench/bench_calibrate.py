@@ -1,7 +1,7 @@
-"""What calibration costs: time of the observing replay against plain forwards, and peak memory against load and run.
+"""Measures the cost of calibration: a replay with observers against plain forwards, and peak memory.
 
 python bench/bench_calibrate.py                both tables
-python bench/bench_calibrate.py --only time    the first alone
+python bench/bench_calibrate.py --only time    the first table alone
 """
 
 import argparse
@@ -59,7 +59,7 @@ def make_model(width: int, layers: int, heads: int) -> SD3Transformer2DModel:
 
 
 def make_calls(count: int) -> list[Call]:
-    """256 image and 64 text tokens, batch 2: classifier-free guidance at 32x32 latents."""
+    """Calls of 256 image and 64 text tokens, batch 2, as for classifier-free guidance at 32x32 latents."""
     torch.manual_seed(1)
     return [
         Call(
@@ -132,7 +132,7 @@ def memory_child(directory: Path, dtype: str, work: str) -> None:
 
 
 def memory_table(repeats: int) -> None:
-    """Peaks differ from run to run, as malloc finds its holes: the median and the largest of several runs of each."""
+    """Prints the median and the largest peak of several runs; peaks differ with how malloc fills its holes."""
     print(f"{'model':<22}{'dtype':<10}{'work':<12}{'median':>10}{'largest':>11}{'ratio':>8}{'of largest':>12}")
     for dtype in ("float32", "float16"):
         with tempfile.TemporaryDirectory() as folder:

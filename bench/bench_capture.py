@@ -1,4 +1,4 @@
-"""What capturing costs: the share of a run's time, the store's size and speed, memory against the number of prompts.
+"""Measures the cost of capturing: slowdown of a run, size and speed of the store, memory against the number of prompts.
 
 python -m bench.bench_capture [--rounds 7]
 """
@@ -24,7 +24,7 @@ from octavo.prompts import read_prompts
 
 
 def overhead(rounds: int, folder: Path) -> tuple[float, float, float]:
-    """Median seconds of a run unheard, of one heard and stored, and of their ratios: bundled pipeline, 28 steps."""
+    """Medians over runs of the bundled pipeline in 28 steps: seconds alone, seconds with recording, and their ratio."""
     pipe = load_pipeline(model_directory("demo"))
     texts = read_prompts("demo").texts
     arguments = call_arguments(pipe, family_of(type(pipe).__name__), RunSettings())
@@ -50,7 +50,7 @@ def overhead(rounds: int, folder: Path) -> tuple[float, float, float]:
 
 
 def sd3_calls(prompts: int, steps: int) -> Any:
-    """(prompt, call) of the shapes of SD3 at 1024 px in float16 with guidance."""
+    """Pairs (prompt, call) with the shapes of SD3 at 1024 px in float16 with guidance."""
     for prompt in range(prompts):
         text, pooled = torch.randn(2, 333, 4096).half(), torch.randn(2, 2048).half()
         for step in range(steps):
@@ -82,7 +82,7 @@ def store(folder: Path) -> tuple[int, int, float, float]:
 
 
 def growth(folder: Path, prompts: int = 40) -> list[float]:
-    """Peak resident MiB after a tenth, half and all of the prompts: small units one after the other."""
+    """Peak resident MiB after a tenth, half and all of the prompts, written as small units one after the other."""
     peaks = []
     with CaptureWriter.create(folder / "growth", {"prompts": prompts}) as writer:
         for prompt in range(prompts):
@@ -105,12 +105,12 @@ def main() -> None:
         raw, stored, write, read = store(folder)
     mib = 2**20
     print("| what | measured | bar |\n|---|---|---|")
-    what = f"heard and stored : unheard run, bundled pipeline, 28 steps, median of {rounds}"
+    what = f"run with recording : run alone, bundled pipeline, 28 steps, median of {rounds}"
     print(f"| {what} | {ratio:.3f} x ({heard:.2f} s : {plain:.2f} s) | < 1.03 x |")
-    sizes = f"{raw / mib:.0f} MiB, {stored / mib:.0f} MiB ({raw / stored:.1f} x less)"
-    print(f"| 84 calls of SD3 at 1024 px: heard, stored | {sizes} | |")
-    print(f"| written, of heard bytes | {raw / mib / write:.0f} MiB/s | |")
-    print(f"| read, of heard bytes, every digest checked | {raw / mib / read:.0f} MiB/s | |")
+    sizes = f"{raw / mib:.0f} MiB, {stored / mib:.0f} MiB ({raw / stored:.1f}x smaller)"
+    print(f"| 84 calls of SD3 at 1024 px: inputs, on disk | {sizes} | |")
+    print(f"| writing, bytes of inputs | {raw / mib / write:.0f} MiB/s | |")
+    print(f"| reading, bytes of inputs, every digest checked | {raw / mib / read:.0f} MiB/s | |")
     print(
         f"| peak resident memory after 4, 20, 40 prompts | {', '.join(f'{p:.0f}' for p in peaks)} MiB | does not grow |"
     )

@@ -1,8 +1,9 @@
-"""What a ResNet loses: the bundled one on digits held out, and the documented snippet on ResNet-18 and 50.
+"""Measures integer ResNets: the bundled one on held-out digits, ResNet-18 and 50 by the documented snippet.
 
     python -m bench.bench_cnn [--pictures 128] [--snippets 18 50]
 
-Pictures to calibrate with are of the training part; logits are compared on the 450 held out, inputs float in both.
+Calibration pictures come from the training part; logits are compared on the 450 held-out digits, with float inputs for
+both models.
 """
 
 import argparse
@@ -25,7 +26,7 @@ SHAPE = [1, 3, 32, 32]
 
 
 def snippet(model: nn.Module) -> dict[str, Any]:
-    """The documented recipe without data."""
+    """The report of the documented recipe without data."""
     keep_acc = {"admm": [False, 1000], "easy_quant": [False, 1000], "round_opt": False}
     config = QuantConfig(disable_names=[], amp_num=0, input_shape=[1, 3, 224, 224], keep_acc=keep_acc, sigma=25)
     calibrator = Calibrator(model.eval(), config)
@@ -34,7 +35,7 @@ def snippet(model: nn.Module) -> dict[str, Any]:
 
 
 def print_digits(pictures: int) -> None:
-    """A row for each way to calibrate."""
+    """Prints a row for each way to calibrate."""
     data = bundled()
     free = made_up(data.model, SHAPE)
     given = [Sample((x,), {}) for x in data.training[:pictures].split(16)]
@@ -51,11 +52,11 @@ def print_digits(pictures: int) -> None:
 
 
 def print_snippets(names: list[str]) -> None:
-    """A row for each network of random weights."""
+    """Prints a row for each network with random weights."""
     if not names:
         return
     makers: dict[str, Callable[[], nn.Module]] = {"18": resnet18, "50": resnet50}
-    columns = ("network", "layers", "float", "folding changes the output by", "its output SQNR", "seconds")
+    columns = ("network", "layers", "float", "folding changes the output by", "output SQNR", "seconds")
     print("\n|", " | ".join(columns), "|\n" + "|---" * len(columns) + "|")
     for name in names:
         torch.manual_seed(0)

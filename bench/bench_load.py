@@ -1,10 +1,10 @@
-"""Loading a checkpoint with diffusers: seconds and memory beyond the libraries', int8 beside float.
+"""Measures loading a checkpoint with diffusers: seconds, and memory above the libraries', int8 beside float.
 
     python -m bench.bench_load [--layers 4] [--heads 24] [--rounds 5]
     python -m bench.bench_load --layers 24 --rounds 1 --max-shard-size 500MB int8   the whole of SD3-medium, in shards
 
-An SD3 transformer with random weights is quantized and written; each load runs in a process of its own, whose files are
-in the page cache. What is float in the int8 one is bfloat16. Memory is VmHWM after loading, and after one forward of
+An SD3 transformer with random weights is quantized and written. Each load runs in a process of its own, with the files
+in the page cache. Float tensors of the int8 model are bfloat16. Memory is VmHWM after loading, and after one forward of
 256 tokens, less VmHWM after the imports.
 """
 
@@ -51,7 +51,7 @@ print(json.dumps([loading, time.perf_counter() - began, loaded - before, peak_me
 
 
 def made(kinds: Sequence[str], layers: int, heads: int, folder: Path, shard: str) -> None:
-    """Writes these of `float32`, `bfloat16` and `int8`; the float model is let go layer by layer."""
+    """Writes the models named in `kinds`; float layers are replaced by integer ones one at a time."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32 if "float32" in kinds else torch.bfloat16)
     model = SD3Transformer2DModel(
@@ -77,7 +77,7 @@ def made(kinds: Sequence[str], layers: int, heads: int, folder: Path, shard: str
 
 
 def loaded(folder: Path, dtype: str) -> list[float]:
-    """Seconds to load and to the first output, bytes after each of the two; of a process that does nothing else."""
+    """Seconds to load, seconds to the first output, bytes after each of the two, from a process of its own."""
     done = subprocess.run([sys.executable, "-c", LOAD, str(folder), dtype], capture_output=True, text=True, check=True)
     return list(json.loads(done.stdout.splitlines()[-1]))
 

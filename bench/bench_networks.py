@@ -1,11 +1,11 @@
-"""Random SD3 transformers, easy and hard: transformer output SQNR on calls held out, by method, and what it cost.
+"""Compares methods on random SD3 transformers, easy and hard: output SQNR on held-out calls, and cost.
 
     python -m bench.bench_networks [--seeds 0 1 2] [--calls 16] [--head 64]
     python -m bench.bench_networks --msmodelslim       in an environment of its own, with msmodelslim installed
 
-Networks: r, default initialisation; a, the adaLN modulation times 8; o, eight channels times 50 put in front of each
-attention and feed-forward, function-preservingly. All methods quantize the same layers: those that Octavo quantizes of
-SD3 by default.
+Networks: r has the default initialisation; a has the adaLN modulation times 8; o has eight channels times 50 in front
+of each attention and feed-forward, without a change of the float output. All methods quantize the layers that Octavo
+quantizes in SD3 by default.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def outputs(model: nn.Module, calls: list[Any]) -> list[torch.Tensor]:
 
 
 class Outcome(NamedTuple):
-    """The seconds that quantizing took, and what the model puts out on the calls held out."""
+    """The seconds of quantizing, and the model's outputs on the held-out calls."""
 
     seconds: float
     outputs: list[torch.Tensor]

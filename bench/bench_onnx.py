@@ -1,12 +1,13 @@
-"""Both graphs against the integers that were evaluated, and onnxruntime's speed with the QDQ graph and the float one.
+"""Compares both ONNX graphs with the integer layers, and onnxruntime's speed with the QDQ graph and the float graph.
 
     python -m bench.bench_onnx [--rounds 9] [--networks digits 18 50 mobilenet regnet convnext vit]
 
-One thread; runs of both graphs alternate; medians. `fused` are the layers that onnxruntime computes in int8: it wants
-the output quantized too, so a layer whose output goes into a residual sum is dequantized and computed in float.
-Differences are the largest of an output, in 255ths of the outputs' range; `int8 off float` is what quantization itself
-costs in the same measure. `layers unequal`: those of Ascend's graph that do not give the bits of the integer layers for
-the same inputs; where there are none, what is left of a difference comes from the float operators between them.
+Times are medians of alternating runs of both graphs with one thread. `fused` counts the layers that onnxruntime
+computes in int8: it needs the output quantized too, so a layer whose output goes into a residual sum is dequantized and
+computed in float. `off by` is the largest difference of an output, in 255ths of the outputs' range; `int8 off float` is
+the error of quantization itself in the same measure. `layers unequal` counts the layers of Ascend's graph that do not
+give the bits of the integer layers for the same inputs; if there are none, a difference comes from the float operators
+between the layers.
 """
 
 import argparse
@@ -43,7 +44,7 @@ _INT8 = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
 
 
 def session(proto: onnx.ModelProto, optimized: Path) -> onnxruntime.InferenceSession:
-    """One of one thread; the graph as it was optimized goes to `optimized`."""
+    """A session with one thread, which writes the optimized graph to `optimized`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     options.optimized_model_filepath = str(optimized)
@@ -68,7 +69,7 @@ def subject(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def seconds(sessions: list[onnxruntime.InferenceSession], x: np.ndarray[Any, Any], rounds: int) -> list[float]:
-    """The median of each, in turns."""
+    """The median seconds of each session, run alternately."""
     taken: list[list[float]] = [[] for _ in sessions]
     for _ in range(rounds + 1):  # the first is to warm up
         for each, times in zip(sessions, taken, strict=True):
@@ -81,7 +82,7 @@ def seconds(sessions: list[onnxruntime.InferenceSession], x: np.ndarray[Any, Any
 def heard(
     model: nn.Module, layers: dict[str, QuantizedLayer], x: Tensor
 ) -> tuple[Array, dict[str, tuple[Array, Array]]]:
-    """What the model puts out with these layers, and what each of them is given and puts out."""
+    """The model's output with these layers, and the input and output of each layer."""
     found: dict[str, tuple[Array, Array]] = {}
 
     def listener(name: str) -> Any:
@@ -99,7 +100,7 @@ def heard(
 
 
 def differing(proto: onnx.ModelProto, calls: dict[str, tuple[Array, Array]]) -> int:
-    """How many layers of Ascend's graph make anything else, to the bit, of the inputs they were given in torch."""
+    """The number of layers of Ascend's graph whose output differs by a bit from torch's for the same input."""
     part, ways = onnx.ModelProto(), dict[str, str]()  # ways: from what is between the two operators to a layer's input
     part.CopyFrom(proto)
     del part.graph.node[:], part.graph.input[:], part.graph.output[:]
@@ -122,7 +123,7 @@ def differing(proto: onnx.ModelProto, calls: dict[str, tuple[Array, Array]]) -> 
 
 
 def row(name: str, rounds: int) -> list[str]:
-    """What is measured of one network."""
+    """The cells of one network's row."""
     model, x = subject(name)
     result, model = calibrate_folded(model, lambda: [Sample((x,), {})])
     began = time.perf_counter()

@@ -1,10 +1,10 @@
-"""Forward of a small STDiT3 against its own Linears and attentions timed alone: what the rest of the model costs.
+"""Compares the forward of a small STDiT3 with its linears and attentions timed alone.
 
-    python bench/bench_opensora.py [--rounds 9] [--heads 4] [--dtype float32] [--threads N] [--clock wall|cpu]
+    python -m bench.bench_opensora [--rounds 9] [--heads 4] [--dtype float32] [--threads N] [--clock wall|cpu]
 
-Every Linear and attention call of one forward is recorded and run again by itself, on inputs of the same shape and
-layout. Rounds alternate forward, Linears, attentions, so that a busy machine slows all three; read the ratio.
-Where other work takes the cores, --threads 1 --clock cpu counts only the time this process ran.
+Every linear and attention call of one forward is recorded and run again by itself, on inputs of the same shape and
+layout. Rounds alternate forward, linears and attentions, so that a busy machine slows all three: the ratio counts. On
+shared cores, --threads 1 --clock cpu counts only the time that this process ran.
 """
 
 import argparse
@@ -25,7 +25,7 @@ BAR = 1.3
 
 
 class Recorder(TorchFunctionMode):
-    """Keeps every F.linear and attention call below it; calls of one shape share the tensors of the first."""
+    """Records every F.linear and attention call inside it; calls of one shape share the tensors of the first call."""
 
     def __init__(self) -> None:
         super().__init__()

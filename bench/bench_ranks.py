@@ -1,9 +1,9 @@
-"""What several ranks gain: seconds of capture and calibrate with one process and with several, stage by stage.
+"""Measures the speed-up by several ranks: seconds of capture and calibrate with one process and several, by stage.
 
 python -m bench.bench_ranks [--model demo] [--prompts 8] [--world 2] [--rounds 3] [--memory 4GiB]
 
-Every process has one thread. Runs of one and of several processes alternate; the table has the medians. Starting Python
-and importing torch are not in them; loading the model and connecting are.
+Every process has one thread. Runs of one and of several processes alternate; the table has the medians. Times include
+loading the model and connecting, but not starting Python and importing torch.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def done(world: int, *arguments: object) -> dict[str, Any]:
 
 
 def measured(options: argparse.Namespace, folder: Path, world: int, at: int) -> dict[tuple[str, str], float]:
-    """Seconds by (command, stage) of one round; stage "" is the whole command, "sent" MiB of the first rank."""
+    """Seconds of one round by (command, stage); stage "" is the whole command, "sent" holds the MiB of rank 0."""
     found: dict[tuple[str, str], float] = {}
     store = folder / f"captured-{world}-{at}"
     arguments = ("--limit", options.prompts, *(("--steps", options.steps) if options.steps else ()))
@@ -54,7 +54,7 @@ def measured(options: argparse.Namespace, folder: Path, world: int, at: int) -> 
 
 
 def gathering() -> None:
-    """As one of several ranks: prints how many MiB/s arrive in a gather of 64 MiB of each, packed and unpacked."""
+    """Prints, as one of several ranks, the MiB/s of a gather of 64 MiB from each rank, with packing and unpacking."""
     ranks = ranks_of_environment()
     ranks.connect("cpu")
     mine = torch.rand(16 << 20)
@@ -67,7 +67,7 @@ def gathering() -> None:
 
 
 def rate(world: int) -> float:
-    """What `gathering` prints."""
+    """The MiB/s that `gathering` prints."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     command += ["-m", "bench.bench_ranks", "--gathering"]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
@@ -101,7 +101,7 @@ def main() -> None:
             print(
                 f"| {command} | {stage or 'all'} | {one:.2f} s | {several:.2f} s | {one / max(several, 1e-9):.2f} x |"
             )
-    print(f"| a gather of 64 MiB of each | arriving | | {rate(options.world):.0f} MiB/s | |")
+    print(f"| a gather of 64 MiB from each | arriving | | {rate(options.world):.0f} MiB/s | |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What observing costs on the bundled pipeline: the replay of one prompt's calls with observers against without.
+"""Measures the cost of observers on the bundled pipeline: the replay of one prompt's calls with and without them.
 
 python -m bench.bench_replay [--rounds 7] [--observer sigma]
 """

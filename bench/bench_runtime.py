@@ -1,4 +1,4 @@
-"""How fast integers run: an SD3 transformer of random weights in float32, bfloat16 and int8, called in turns.
+"""Measures the speed of integer layers: an SD3 transformer with random weights in float32, bfloat16 and int8.
 
 OMP_NUM_THREADS=2 python -m bench.bench_runtime [--tokens 1024 4096] [--rounds 5] [--activations dynamic]
     [--torch-attention] [--compile] [--memory]
@@ -26,7 +26,7 @@ TEXT = 333  # tokens, beside those of the picture: 77 of CLIP and 256 of T5
 
 
 def make_model(layers: int = 4) -> SD3Transformer2DModel:
-    """Stable Diffusion 3's transformer with 4 layers of 24."""
+    """The transformer of Stable Diffusion 3 with 4 of its 24 layers."""
     torch.manual_seed(0)
     return SD3Transformer2DModel(
         sample_size=128, patch_size=2, in_channels=16, out_channels=16, num_layers=layers, attention_head_dim=64,
@@ -36,7 +36,7 @@ def make_model(layers: int = 4) -> SD3Transformer2DModel:
 
 
 def call_of(tokens: int, dtype: torch.dtype = torch.float32, text: int = TEXT) -> Call:
-    """A call of one picture of that many tokens."""
+    """A call for one picture with this number of tokens."""
     generator, side = torch.Generator().manual_seed(tokens), 2 * int(tokens**0.5)
     kwargs = {
         "hidden_states": torch.randn(1, 16, side, side, generator=generator).to(dtype),
@@ -49,7 +49,7 @@ def call_of(tokens: int, dtype: torch.dtype = torch.float32, text: int = TEXT) -
 
 
 def make_models(activations: str, layers: int = 4) -> dict[str, tuple[nn.Module, torch.dtype]]:
-    """The same model three times: what stays float in the int8 one is bfloat16."""
+    """One model in three forms; float layers of the int8 form are bfloat16."""
     model = make_model(layers)
     settings = Settings(defaults=SD3.keep_float, activations=activations, sqnr_calls=0)
     calls = [call_of(256, text=77)]
@@ -67,7 +67,7 @@ def make_models(activations: str, layers: int = 4) -> dict[str, tuple[nn.Module,
 
 @torch.no_grad()
 def measure(models: dict[str, tuple[nn.Module, torch.dtype]], tokens: int, text: int, rounds: int) -> dict[str, float]:
-    """Seconds of a call of each, medians of calls in turns; one of each goes before."""
+    """Median seconds of a call of each model, called alternately after a warm-up call."""
     times: dict[str, list[float]] = {name: [] for name in models}
     for at in range(rounds + 1):
         for name, (model, dtype) in models.items():
@@ -80,7 +80,7 @@ def measure(models: dict[str, tuple[nn.Module, torch.dtype]], tokens: int, text:
 
 
 def print_memory(models: dict[str, tuple[nn.Module, torch.dtype]], tokens: int) -> None:
-    """Prints memory and load time of each, and the ratios of int8 to bfloat16."""
+    """Prints memory and load time of each model, and the ratios of int8 to bfloat16."""
     print("| model | file | load | peak of a call | above the libraries' |\n|---|---|---|---|---|")
     found = {}
     for name, (model, dtype) in models.items():
@@ -94,13 +94,13 @@ def print_memory(models: dict[str, tuple[nn.Module, torch.dtype]], tokens: int) 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096])
-    parser.add_argument("--text", type=int, default=TEXT, help="77: without T5")
+    parser.add_argument("--text", type=int, default=TEXT, help="text tokens; 77 is without T5")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--activations", default="static")
-    parser.add_argument("--torch-attention", action="store_true", help="in the int8 model, as the float ones have it")
-    parser.add_argument("--compile", action="store_true", help="the int8 model by torch.compile too; ratios are its")
-    parser.add_argument("--profile", action="store_true", help="which operators the int8 model spends its time in")
-    parser.add_argument("--memory", action="store_true", help="memory and load time instead, at the first of --tokens")
+    parser.add_argument("--torch-attention", action="store_true", help="use torch's attention in the int8 model too")
+    parser.add_argument("--compile", action="store_true", help="add the int8 model by torch.compile, and its ratios")
+    parser.add_argument("--profile", action="store_true", help="print the slowest operators of the int8 model")
+    parser.add_argument("--memory", action="store_true", help="print memory and load time only, at the first --tokens")
     options = parser.parse_args()
     models = make_models(options.activations)
     if options.torch_attention:

@@ -1,4 +1,4 @@
-"""Ranges by noise level from 28 steps, at other numbers of steps: the error over that of ranges found at that number.
+"""Measures ranges found in 28 steps at other numbers of steps: the error relative to ranges found at that number.
 
 python -m bench.bench_timesteps [--prompts 16] [--held 8]
 """

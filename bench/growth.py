@@ -1,9 +1,9 @@
-"""How time, memory and disk grow with prompts, steps, tokens and layers.
+"""Measures how time, memory and disk grow with prompts, steps, tokens and layers.
 
 python bench/growth.py --sheet docs/growth.png
 
-Each point is a process of its own; time is the processor's. The exponent is the slope of the last two points, doubled
-in between: 1 is linear.
+Each point is a process of its own; time is the processor's. The exponent is the slope of the last doubling in a
+logarithmic plot: 1 is linear.
 """
 
 import argparse
@@ -38,7 +38,7 @@ MEASURES = {"seconds": "processor seconds", "peak": "peak memory, MiB", "disk": 
 
 
 def bundled(folder: Path, what: str, amount: int) -> dict[str, tuple[float, float]]:
-    """Captures the bundled pipeline and calibrates on it: what each took, in order, and left on disk."""
+    """Captures the bundled pipeline and calibrates it: seconds and MiB on disk of each command."""
     prompts, steps = (amount, 4) if what == "prompts" else (1, amount)
     run = "--limit", str(prompts), "--steps", str(steps), "--device", "cpu"
     parts = {
@@ -79,7 +79,7 @@ def _disk(folder: Path) -> float:
 
 
 def child(what: str, amount: int) -> None:
-    """Prints one point: by part, its seconds, the peak of the process and the disk."""
+    """Prints one point: for each command its seconds, the peak of the process and the MiB on disk."""
     with tempfile.TemporaryDirectory() as name:
         work = bundled if what in ("prompts", "steps") else made
         found = work(Path(name), what, amount)
@@ -88,13 +88,13 @@ def child(what: str, amount: int) -> None:
 
 
 def exponent(points: list[tuple[int, float]]) -> float:
-    """The slope of the last two in the logarithms."""
+    """The slope of the last two points in a logarithmic plot."""
     (x, y), (x2, y2) = points[-2:]
     return math.log(y2 / y) / math.log(x2 / x)
 
 
 def curves() -> dict[str, dict[str, dict[str, list[tuple[int, float]]]]]:
-    """(amount, value) by what grows, measure and part; printed on the way."""
+    """Pairs (amount, value) by what grows, measure and command; prints each curve when it is measured."""
     found: dict[str, dict[str, dict[str, list[tuple[int, float]]]]] = {}
     for what, amounts in POINTS.items():
         found[what] = {measure: {} for measure in MEASURES}
@@ -112,7 +112,7 @@ def curves() -> dict[str, dict[str, dict[str, list[tuple[int, float]]]]]:
 
 
 def draw(found: dict[str, dict[str, dict[str, list[tuple[int, float]]]]], path: Path) -> None:
-    """One row for each measure, one column for each thing that grows."""
+    """Draws one row for each measure, one column for each thing that grows."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), layout="constrained")

@@ -1,8 +1,9 @@
-"""Takes every tiny pipeline of the tests the whole way and writes what came out as a table.
+"""Captures, calibrates, exports and runs every tiny pipeline of tests/zoo and writes the results as a table.
 
     python -m bench.models [NAME ...] [--write docs/models.md]
 
-Each has random weights and makes two steps or three; what counts is that every step of the way works, not its decibels.
+Each pipeline has random weights and makes two or three denoising steps. The table shows whether everything works; its
+decibels say little.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def rows(names: list[str]) -> Iterator[str]:
 
 
 def line(row: Walked) -> str:
-    """One denoiser's line."""
+    """The line of one denoiser."""
     kind = row.kind if row.component in ("transformer", "unet") else f"{row.kind} ({row.component})"
     cells = (
         row.pipeline, kind, row.calls, "yes" if row.exact else "no", f"{row.quantized} / {row.kept}",

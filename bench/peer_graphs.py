@@ -1,4 +1,4 @@
-"""ONNX graphs of an SD3 transformer in integers: onnxruntime's quantize_dynamic, and QDQ with Octavo's own numbers."""
+"""ONNX graphs of an SD3 transformer in integers: by onnxruntime's quantize_dynamic, and QDQ with Octavo's numbers."""
 
 import copy
 from pathlib import Path
@@ -15,7 +15,7 @@ _CODES = torch.ops.quantized_decomposed
 
 
 class Graph(nn.Module):
-    """The model with tensors in and one tensor out."""
+    """The model as a function from tensors to one tensor."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Graph(nn.Module):
 
 
 class QDQ(nn.Module):
-    """A linear layer as QuantizeLinear and DequantizeLinear say it: float32, with integers of uint8 and int8."""
+    """A linear layer as QuantizeLinear and DequantizeLinear around a float32 product, with uint8 and int8 integers."""
 
     def __init__(self, layer: QuantizedLinear) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class QDQ(nn.Module):
 
 
 def inputs_of(tokens: int) -> dict[str, Tensor]:
-    """What a graph takes, by name."""
+    """The inputs of a graph, by name."""
     return {name: value for name, value in call_of(tokens).kwargs.items() if isinstance(value, Tensor)}
 
 
 def static_graph(folder: Path, model: nn.Module, integer: nn.Module, tokens: int) -> Path:
-    """QDQ: activations with the ranges that Octavo found."""
+    """Writes a QDQ graph with the ranges that Octavo found."""
     import torch.ao.quantization.fx._decomposed  # noqa: F401  (defines the operators)
 
     file = folder / f"qdq{tokens}.onnx"
@@ -68,7 +68,7 @@ def static_graph(folder: Path, model: nn.Module, integer: nn.Module, tokens: int
 
 
 def dynamic_graph(folder: Path, model: nn.Module, tokens: int, layers: set[str]) -> Path:
-    """Activations that onnxruntime quantizes as they come."""
+    """Writes a graph whose activations onnxruntime quantizes at run time."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     file, plain = folder / f"dynamic{tokens}.onnx", folder / f"plain{tokens}.onnx"
@@ -82,7 +82,7 @@ def dynamic_graph(folder: Path, model: nn.Module, tokens: int, layers: set[str])
 
 
 def _others(file: Path, layers: set[str]) -> list[str]:
-    """The nodes that multiply matrices and are in none of the layers."""
+    """The nodes that multiply matrices but belong to none of the layers."""
     import onnx
 
     found = []

@@ -1,4 +1,4 @@
-"""The models that bench.peers compares, each made from what it has stored: a function that makes one call."""
+"""The models that bench.peers compares: each is made from the stored models, as a function that makes one call."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -17,7 +17,7 @@ Model = Callable[[], Tensor]
 
 
 class Stored(StrEnum):
-    """Names of files."""
+    """Names of the stored files."""
 
     FLOAT = "float.pt"
     INT8 = "int8.pt"
@@ -30,7 +30,7 @@ def _load(folder: Path, name: Stored) -> nn.Module:
 
 
 def _names(folder: Path) -> set[str]:
-    """The layers that Octavo makes integers."""
+    """The names of the layers that Octavo quantizes."""
     model = _load(folder, Stored.INT8)
     return {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
 

@@ -1,11 +1,12 @@
-"""The same SD3 transformer in 8-bit integers by Octavo and by others, called in turns: milliseconds and errors.
+"""Compares an SD3 transformer in 8-bit integers by Octavo with other libraries': milliseconds and errors.
 
     python -m venv peers
     peers/bin/pip install -e . psutil torchao optimum-quanto onnx onnxscript onnxruntime openvino
     OMP_NUM_THREADS=2 peers/bin/python -m bench.peers [--tokens 1024 4096] [--rounds 3] [--compile] [--only torchao ...]
 
-Each has a process of its own, in which it and Octavo's model take turns: ratios are of medians there. All quantize the
-linear layers that Octavo does. Errors are those of the output against float32, in dB of its energy.
+Each library runs in a process of its own, where calls of its model and of Octavo's alternate; a ratio is that of the
+medians there. All quantize the linear layers that Octavo quantizes. Errors are those of the output against float32,
+relative to its energy, in dB.
 """
 
 import argparse
@@ -28,7 +29,7 @@ LIMIT = 300  # seconds for one of them
 
 
 def store(folder: Path, tokens: list[int], layers: int) -> None:
-    """Writes the float and the int8 model, and what the float one puts out."""
+    """Writes the float model, the int8 model and the float model's outputs."""
     models = make_models("static", layers)
     torch.save(models["float32"][0], folder / Stored.FLOAT)
     torch.save(models["int8"][0], folder / Stored.INT8)
@@ -38,7 +39,7 @@ def store(folder: Path, tokens: list[int], layers: int) -> None:
 
 
 def measure(models: dict[str, Model], rounds: int) -> dict[str, list[float]]:
-    """Seconds of calls in turns; one of each goes before."""
+    """Seconds of alternating calls, after a warm-up call of each model."""
     times: dict[str, list[float]] = {name: [] for name in models}
     for at in range(rounds + 1):
         for name, model in models.items():
@@ -51,7 +52,7 @@ def measure(models: dict[str, Model], rounds: int) -> dict[str, list[float]]:
 
 @torch.inference_mode()
 def child(name: str, folder: Path, tokens: int, rounds: int, ours: str) -> dict[str, float]:
-    """Medians in seconds and errors in dB, of the peer and of Octavo's model."""
+    """Median seconds and errors in dB of the peer and of Octavo's model."""
     models = {"peer": PEERS[name](folder, tokens), "octavo": PEERS[ours](folder, tokens)}
     wanted = torch.load(folder / Stored.OUTPUTS)[tokens]
     found = {}
@@ -62,7 +63,7 @@ def child(name: str, folder: Path, tokens: int, rounds: int, ours: str) -> dict[
 
 
 def run(name: str, folder: Path, tokens: int, rounds: int, ours: str) -> dict[str, float] | str:
-    """What the process of a peer measures, or why there is nothing to measure."""
+    """The measurements of a peer's process, or the reason why there are none."""
     command = [sys.executable, "-m", "bench.peers", "--child", name, str(folder), str(tokens), str(rounds), ours]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, env=dict(os.environ))
@@ -89,8 +90,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--only", nargs="+", default=list(PEERS), metavar="NAME", help="parts of names of peers")
-    parser.add_argument("--compile", action="store_true", help="Octavo's model by torch.compile")
+    parser.add_argument("--only", nargs="+", default=list(PEERS), metavar="NAME", help="peers whose names contain this")
+    parser.add_argument("--compile", action="store_true", help="compare with Octavo's model by torch.compile")
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

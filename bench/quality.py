@@ -1,9 +1,9 @@
-"""What the integers cost in decibels and in pictures: the bundled pipeline, float against a checkpoint.
+"""Compares a checkpoint of the bundled pipeline with the float model, in decibels and in pictures.
 
     python -m bench.quality CHECKPOINT [--pictures 200] [--calls 8] [--sheet pictures.png]
 
-SQNR is that of the transformer's output over calls of held-out prompts: 10 log10(sum y^2 / sum (y - y_q)^2), float
-inputs in both. Pictures are drawn with the same prompts and noise by both and read by the judge.
+SQNR is that of the transformer's output over calls of held-out prompts, 10 log10(sum y^2 / sum (y - y_q)^2), with float
+inputs for both models. Both draw the same prompts with the same noise, and the judge reads the pictures.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tests.zoo.drawing import draw, held_out_sqnr
 
 
 def sheet(prompts: list[str], pairs: Iterator[tuple[np.ndarray, np.ndarray]], columns: int = 4) -> Image.Image:
-    """A contact sheet: of each prompt the float picture beside the quantized one."""
+    """A contact sheet with the float and the quantized picture of each prompt side by side."""
     cell, text = 128, 34
     rows = -(-len(prompts) // columns)
     page = Image.new("RGB", (columns * (2 * cell + 24) + 8, rows * (cell + text + 14) + 8), "white")

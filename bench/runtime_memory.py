@@ -1,4 +1,4 @@
-"""What a stored model takes to load and to be called once, in a process of its own: seconds, and MiB over the start."""
+"""Measures loading and one call of a stored model in a process of its own: seconds, and MiB above the start."""
 
 import json
 import subprocess
@@ -15,8 +15,8 @@ from octavo.calibrate.resources import peak_memory
 
 
 def memory_of(model: nn.Module, kwargs: dict) -> dict[str, float]:
-    """Seconds to load `model` from a file, MiB of the file, and of the process at its peak: `raw`, and over what
-    libraries take."""
+    """Seconds to load `model` from a file (`load`), MiB of the file (`file`), and the peak of the process in MiB, whole
+    (`raw`) and above the libraries (`peak`)."""
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "model.pt"
         torch.save((model, kwargs), file)

@@ -1,4 +1,4 @@
-"""How much of the accuracy a few calls keep, by how they are chosen: the bundled pipeline, 16 prompts of 28 steps.
+"""Compares ways to choose a few calibration calls, on the bundled pipeline with 16 prompts of 28 steps.
 
     python -m bench.samples [--counts 4 8 16 32 64 128] [--recipe plain] [--seeds 5] [--held 8]
 
