@@ -36,7 +36,7 @@ import json, sys, time
 import torch, octavo
 from diffusers import SD3Transformer2DModel as Model
 import diffusers.quantizers.auto, accelerate
-from calibrate.report import peak_memory
+from octavo.calibrate.resources import peak_memory
 before = peak_memory()
 began = time.perf_counter()
 dtype = getattr(torch, sys.argv[2])

@@ -20,13 +20,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from diffusers import SD3Transformer2DModel
 
+from bench.bench_calibrate import Call
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.resources import peak_memory
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.cli import main as octavo
-
-from .bench_calibrate import Call
 
 POINTS = {
     "prompts": (2, 4, 8, 16),

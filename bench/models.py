@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="replace the table in this file")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("calibrate").setLevel(logging.ERROR)
+    logging.getLogger("octavo.calibrate").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     table = "\n".join((HEAD, *sorted(rows(options.names or list(ZOO)))))
     if options.write is None:

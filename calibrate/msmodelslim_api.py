@@ -196,7 +196,7 @@ class Calibrator:
         self._result: Result | None = None
 
     def run(self) -> None:
-        """Replays the data and chooses the integers. Raises as `calibrate.run.calibrate` does.
+        """Replays the data and chooses the integers. Raises as `calibration.calibrate` does.
 
         Afterwards `model` is what was calibrated: where batch norms were folded, a copy of the caller's.
         """
@@ -222,7 +222,7 @@ class Calibrator:
         """Writes weights and description into `output_path`, which is made if need be; other files there stay.
 
         Raises UsageError before `run` and for a name that is none, StorageError for a directory that cannot be written,
-        6 for numbers that are not finite.
+        NumbersError for numbers that are not finite.
         """
         layers = self.result.layers
         weight_name, description_name = file_names(scheme_of(layers))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .files import SafeWriteUmask
     from .listener import Listener
     from .pth.pth import safe_torch_load
-    from .store.store.reader import Capture
+    from .store.reader import Capture
 
 __all__ = ["Capture", "Listener", "SafeWriteUmask", "safe_torch_load"]
 

@@ -1,7 +1,7 @@
 """Octavo: diffusion pipelines from floating point to 8-bit integers.
 
 The public names load on first use, so that importing the package stays cheap. With it imported, diffusers loads
-Octavo's checkpoints: `SD3Transformer2DModel.from_pretrained(OUT)`; see `registration`.
+Octavo's checkpoints: `SD3Transformer2DModel.from_pretrained(OUT)`; see `diffusers_registration`.
 """
 
 from importlib import import_module

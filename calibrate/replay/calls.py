@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Call(Protocol):
-    """What a model is called with; `capture.store.Call` is one. It may have `unit`, `step` and `index`."""
+    """What a model is called with; `capture.store.unit.Call` is one. It may have `unit`, `step` and `index`."""
 
     @property
     def args(self) -> tuple[Any, ...]: ...

@@ -53,12 +53,12 @@ def _check(options: CalibrateOptions, ranks: Ranks) -> None:
     """Refuses options that do not go together and a target that cannot be written, before anything is read."""
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} only works with --pipeline cnn. Leave it out.")
+            raise UsageError(f"--{name.replace('_', '-')} only works with octavo calibrate-cnn. Leave it out.")
     bytes_of(options.max_shard_size, "--max-shard-size")
     if ranks.rank == 0:
         check_target(options.out, overwrite=options.overwrite)
     if others := [name for name in formats_of(options) if name not in DENOISER_FORMATS]:
-        raise UsageError(f"--format {others[0]} only works with --pipeline cnn. Choose ascend.")
+        raise UsageError(f"--format {others[0]} only works with octavo calibrate-cnn. Choose ascend.")
 
 
 def _opened(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Captured:

@@ -32,7 +32,8 @@ def inspect_capture(path: Path, terminal: Terminal) -> None:
         terminal.say(f"  settings  {settings}")
     raw, stored = found["raw_bytes"], found["stored_bytes"]
     terminal.say(
-        f"  size      {size(raw)} heard, {size(stored)} stored" + (f" ({raw / stored:.1f} x less)" if stored else "")
+        f"  size      {size(raw)} of inputs, {size(stored)} on disk"
+        + (f" ({raw / stored:.1f}x smaller)" if stored else "")
     )
     for name, part in found["components"].items():
         terminal.say(f"  {name}: {part['class']}, {part['calls']} calls in {part['steps']} steps")

@@ -185,7 +185,7 @@ def test_no_such_model_and_pictures_without_the_pipeline(images, tmp_path):
     said = errors(octavo(*CNN, tmp_path / "none", tmp_path / "out", "--images", images, code=2))
     assert "no such model directory" in said[0]
     said = errors(octavo("calibrate", tmp_path / "none", tmp_path / "out", "--images", images, code=2))
-    assert "--images only works with --pipeline cnn" in said[0]
+    assert "--images only works with octavo calibrate-cnn" in said[0]
 
 
 def test_pictures_in_folders_and_of_other_formats_are_found(model, tmp_path):
