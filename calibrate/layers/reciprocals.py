@@ -16,12 +16,12 @@ from functools import cache
 
 import torch
 
-_BITS = 15
+_BITS = 15  # bits of the significand of such a scale: h has 9, and float32 holds products of 24
 
 
 @cache
 def significands() -> list[float]:
-    """Those of such scales between 1/2 and 1, ascending: 2**-15 times whole numbers, 1 among them."""
+    """The significands of such scales, from 1/2 to 1, ascending: whole numbers times 2**-15, 1 among them."""
     half = torch.arange(2 ** (_BITS - 1), 2**_BITS + 1, dtype=torch.float64) / 2**_BITS  # m/2
     reciprocal = (1 / half).to(torch.float32).to(torch.float64)
     off = (reciprocal * half - 1).abs() * 2**24
