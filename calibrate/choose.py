@@ -29,7 +29,7 @@ from .settings import Settings
 from .smoothing.search import smooth
 
 WHOLE = torch.zeros(0)  # no edges between bins of noise levels: one bin
-Ranges = dict[str, list[Range]]  # of the input of each layer, one for each bin of noise levels
+Ranges = dict[str, list[Range]]  # ranges of each layer's input by layer name, one for each bin of noise levels
 
 
 class Seen(NamedTuple):

@@ -201,7 +201,7 @@ class Calibrator:
         Afterwards `model` is the calibrated model: a copy of the caller's where batch norms were folded.
         """
         settings, samples, warnings = self.cfg.settings, list[Any](), list[str]()
-        planned(self.model, settings)  # to refuse before inputs are made up, which takes a minute
+        planned(self.model, settings)  # raises its errors before synthetic inputs are made, which takes a minute
         if self._calls is None and self.cfg.input_shape:
             samples, warnings = list(made_up(self.model, self.cfg.input_shape)), warnings_of(self.model)
         calls = self._calls or (lambda: samples)

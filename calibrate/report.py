@@ -12,7 +12,7 @@ from .replay.sqnr import Power
 from .resources import Stopwatch, peak_memory
 from .settings import Settings
 
-FORMAT = 1
+FORMAT = 1  # version of report.json
 NEVER_RAN = "never ran on these calls"
 ZERO_INPUT = "its input was zero in every call"
 

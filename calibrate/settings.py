@@ -41,7 +41,7 @@ class Settings:
     sqnr_calls: int | None = None  # calls to measure with, spaced evenly; None: one of 16, at most 8
     strict: bool = False  # whether a layer that never ran is an error
     release: bool = False  # whether float layers of the model may be replaced one by one and freed
-    name: str = "keep_float"  # what the user calls `keep_float`, for messages
+    name: str = "keep_float"  # the user's name of `keep_float`, for messages
 
     def __post_init__(self) -> None:
         _one_of("observer", self.observer, OBSERVERS)
@@ -60,7 +60,7 @@ class Settings:
                 raise UsageError(f"budget: mixes schemes with static; activations are {self.activations}. Drop one.")
 
     def measured(self, count: int) -> int:
-        """How many of `count` calls to measure with; all where `fallback` picks layers by what is measured."""
+        """The number of calls to measure with, out of `count`; all where `fallback` picks layers by their errors."""
         if self.fallback:
             return count
         return min(8, max(1, count // 16)) if self.sqnr_calls is None else self.sqnr_calls

@@ -24,7 +24,7 @@ def unchanged(tensor: Tensor) -> Tensor:
 
 
 class _Slot(NamedTuple):
-    """Where a module has a tensor: in its parameters or its buffers."""
+    """A tensor's slot in a module: its name `leaf` in the `table` of the module's parameters or buffers."""
 
     table: dict[str, Tensor | None]
     leaf: str
@@ -38,7 +38,7 @@ class _Slot(NamedTuple):
 class Parking:
     """Brings modules to `device`, in the dtype that `cast` gives, and parks them again.
 
-    A module is written to `directory` once it has become another one; its tensors are then parts of that file.
+    A module that has changed is written to a file in `directory`; the module's tensors are then parts of that file.
     """
 
     def __init__(self, directory: Path, device: torch.device, cast: Cast = unchanged) -> None:

@@ -64,7 +64,7 @@ class Readable(Protocol):
         """Reads the layer `name`. Raises FileError for numbers that no export writes."""
 
     def difference(self, model: nn.Module) -> str | None:
-        """The first difference between the checkpoint and the float `model`; None where it was made from the model."""
+        """The first sign that the checkpoint was not made from the float `model`; None where there is none."""
 
 
 def nowhere(directory: Path) -> Path | None:

@@ -76,8 +76,8 @@ def levels_of(arguments: Mapping[str, Any]) -> Tensor | None:
 
 
 def attach(model: nn.Module) -> tuple[NoiseLevel, Callable[[], None]]:
-    """Attaches a NoiseLevel to `model`; returns it and a function that detaches it. A model that has one already keeps
-    it, and the function does nothing."""
+    """Attaches a NoiseLevel to `model`; returns it and a function that detaches it. For a model with a NoiseLevel,
+    returns that one, and a function that does nothing."""
     for hook in model._forward_pre_hooks.values():
         owner = getattr(hook, "__self__", None)
         if isinstance(owner, NoiseLevel):

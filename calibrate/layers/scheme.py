@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .reciprocals import next_scale
 
-STORABLE = (torch.float32, torch.float16, torch.bfloat16)
+STORABLE = (torch.float32, torch.float16, torch.bfloat16)  # dtypes of models, in which scales may be stored
 _PIECE = 1 << 15  # values that are quantized at once
 _BITS = {2: torch.int16, 4: torch.int32}  # the integer dtype with a float's bits, by bytes of an element
 _MAX_INFLATION = 1.25  # a stored scale above this multiple of the exact one wastes too many of the 256 codes

@@ -15,9 +15,9 @@ from torch import Tensor
 from ..layers.inputs import Input
 from .budget import Cost
 
-CELLS = 1 << 15  # most cells that the spread of costs is divided into: memory and time of the dynamic programme
+CELLS = 1 << 15  # most cells that the range of costs is divided into: they bound memory and time of the search
 _PRICES = 40  # steps of bisection for the price, over a ratio of 1e18
-_TINY = 1e-9  # of a cell: tolerance for the rounding of float sums
+_TINY = 1e-9  # tolerance for the rounding of float sums, as a share of a cell or of the costs
 
 
 class Option(NamedTuple):

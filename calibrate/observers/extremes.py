@@ -49,7 +49,7 @@ class Channels:
 
     @property
     def rows(self) -> int:
-        """How many rows were read."""
+        """The number of rows read."""
         return 0 if self._known is None else self._known.rows
 
     @property

@@ -109,7 +109,7 @@ def run(model: nn.Module, call: Call, position: int) -> Any:
     """The model's output for a call; None where a hook or module raised Stopped.
 
     Raises MisfitError for arguments that the forward does not take and for an error inside the forward, with the layer
-    that raised; DeviceError when memory runs out. An OctavoError of a hook gets the call's name in front.
+    that raised; DeviceError when memory runs out. An OctavoError of a hook is raised again with the call's name first.
     """
     where = describe(call, position)
     device = device_of(model)

@@ -11,8 +11,8 @@ from .calls import Progress, T, silent
 
 @dataclass(frozen=True)
 class Work:
-    """The context of a calibration: `progress` shows how far it is, `ranks` share the work, `watch` sums the seconds by
-    stage."""
+    """The context of a calibration: `progress` shows the items done, `ranks` share the work, `watch` sums the seconds
+    by stage."""
 
     progress: Progress = silent
     ranks: Ranks = ALONE

@@ -140,7 +140,7 @@ def damped(matrix: Tensor, damping: float) -> Tensor:
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """The lower factor of a positive matrix, with more damping where rounding made it indefinite. in^3 / 3 flops.
+    """The lower factor of a positive matrix, damped more where rounding made the matrix indefinite. in^3 / 3 flops.
 
     Raises ValueError for a matrix that is not finite.
     """

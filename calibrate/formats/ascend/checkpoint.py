@@ -133,7 +133,7 @@ def _finite(value: Any) -> bool:
 
 
 def find(directory: Path) -> tuple[str, str]:
-    """The file names of weights and description in a directory. Raises FileError where it has none."""
+    """The file names of weights and description in a directory. Raises FileError without a description."""
     for scheme in SCHEMES:
         names = WEIGHT_FILE.format(scheme.lower()), DESCRIPTION_FILE.format(scheme.lower())
         if (directory / names[1]).is_file():

@@ -9,7 +9,7 @@ CLOSE = 0.01  # relative tolerance of float tensors: rounding to bfloat16 change
 
 
 def difference(checkpoint: Checkpoint, model: nn.Module) -> str | None:
-    """The first difference between a checkpoint and the float `model`; None where the checkpoint was made from it."""
+    """The first sign that a checkpoint was not made from the float `model`; None where there is none."""
     modules = dict(model.named_modules(remove_duplicate=False))
     for name in checkpoint.layer_names:
         layer = modules.get(name)

@@ -34,7 +34,7 @@ class Opened:
         return read_layer(self._checkpoint, name)
 
     def difference(self, model: nn.Module) -> str | None:
-        """The first difference between the checkpoint and the float `model`; None where it was made from the model."""
+        """The first sign that the checkpoint was not made from the float `model`; None where there is none."""
         return difference(self._checkpoint, model)
 
 

@@ -1,4 +1,4 @@
-"""Turns bins of noise levels into what a consumer reads: one row of numbers for each denoising step of a deployment."""
+"""Converts bins of noise levels to the rows that a consumer reads: one for each denoising step of a deployment."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple

@@ -31,12 +31,12 @@ from .step_rows import deployed_levels, rows_of
 WEIGHT_FILE = "quant_model_weight_{}.safetensors"
 DESCRIPTION_FILE = "quant_model_description_{}.json"
 MODEL_TYPE = "model_quant_type"
-GEOMETRY = "octavo.geometry"  # of convolutions, in the metadata of the weight file; so are:
+GEOMETRY = "octavo.geometry"  # metadata key: the geometry of convolutions by name; further metadata keys:
 LEVELS = "octavo.timesteps"  # the noise level of each row
-EDGES = "octavo.edges"  # by layer, between its bins
+EDGES = "octavo.edges"  # the edges between the bins of each layer, by name
 CORRECTED = "octavo.corrected"  # layers whose quant_bias carries more than their bias
 MADE_BIASES = "octavo.made_biases"  # layers whose float form has no bias
-MUL_SCALE, INNER = "div.mul_scale", "linear."
+MUL_SCALE, INNER = "div.mul_scale", "linear."  # parts of names in a layer with a multiplier, as MindIE-SD reads them
 
 
 def scheme_of(layers: Mapping[str, QuantizedLayer]) -> str:

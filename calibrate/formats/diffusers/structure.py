@@ -26,7 +26,7 @@ from ...layers.numbers import Numbers
 from ...layers.scheme import ACTIVATION, STORABLE
 from ...layers.transforms import Multiply
 
-QUANT_METHOD, FORMAT = "octavo", 1
+QUANT_METHOD, FORMAT = "octavo", 1  # the name registered with diffusers, and the version of the config
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORABLE}
 
 

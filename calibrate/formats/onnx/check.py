@@ -96,7 +96,7 @@ def _onnxruntime(graph: Graph) -> Verdict:
     options.log_severity_level, options.intra_op_num_threads = 4, 1
     try:
         onnxruntime.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common class
+    except Exception as error:  # onnxruntime's errors have no common class
         return Verdict("onnxruntime", "graph", False, " ".join(str(error).split())[:300])
     return Verdict("onnxruntime", "graph", True, f"version {onnxruntime.__version__} loads it")
 

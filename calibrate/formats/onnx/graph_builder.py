@@ -15,8 +15,8 @@ from .placeholders import DOMAIN, attribute, bodies, is_mark
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-IR_VERSION = 10
-_SYMBOL = "batch"
+IR_VERSION = 10  # version of the file format that is written into the graph, whatever the exporter's
+_SYMBOL = "batch"  # name of the open first axis
 
 
 class Builder:

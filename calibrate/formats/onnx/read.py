@@ -109,7 +109,7 @@ def _external(proto: "ModelProto") -> Iterator["TensorProto"]:
 
 
 def _checked(path: Path, tensor: "TensorProto") -> int:
-    """The bytes of an external tensor. Raises FileError where it must not be read."""
+    """The bytes of an external tensor. Raises FileError for data that must not be read."""
     entries = {each.key: each.value for each in tensor.external_data}
     location = entries.get("location", "")
     if not location or location in (".", "..") or "/" in location or "\\" in location or "\0" in location:
