@@ -16,11 +16,11 @@ import os
 from pathlib import Path
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # the file system lacks an operation
 
 
 class OctavoError(Exception):
-    """The root of all errors that Octavo raises on purpose: catch this to catch each of them."""
+    """The root of all errors that Octavo raises on purpose: catching OctavoError catches every one."""
 
     exit_code = 1
 

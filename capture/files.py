@@ -49,7 +49,7 @@ __all__ = [
 LOCK_NAME = ".lock"
 STAGING = re.compile(r"\.staging-[0-9a-f]{16}")
 PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")
-RENAME_EXCHANGE = 2
+RENAME_EXCHANGE = 2  # flag of Linux renameat2 (linux/fs.h)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ ITEMSIZES = {
 
 
 class DryUnpickler(pickle._Unpickler):
-    """Unpickles to stand-ins. Uses Python's unpickler: the memo of the C unpickler takes as much memory as a file asks."""
+    """Unpickles to stand-ins, by Python's unpickler: the memo of the C one takes as much memory as a file asks for."""
 
     def __init__(self, file: IO[bytes], claims: Claims) -> None:
         super().__init__(file, encoding="utf-8")
