@@ -20,6 +20,7 @@ MAX_CHARACTERS = 65_536  # most characters of a prompt
 MAX_PROMPTS = 1_000_000  # most prompts of a file, repeated ones included
 MAX_WARNINGS = 20  # most repeated lines that are reported one by one
 BLOCK = 1 << 16  # bytes read at once
+# control characters that no prompt may hold: all but tab, line ends, VT, FF and FS to RS
 CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x1f]")
 UTF16 = re.compile(b"\xff\xfe|\xfe\xff|[^\x00]\x00[^\x00]\x00|\x00[^\x00]\x00[^\x00]", re.DOTALL)
 

@@ -1,7 +1,7 @@
 """The scenes of the bundled pipeline: the prompts that describe them, and the pictures they mean.
 
 A scene is one shape on a plain background. Pictures are 64x64 RGB; coordinates are pixels, origin top left.
-Nothing here needs torch: the judge and the tests use it as the ground truth.
+This module needs no torch; the judge and the tests take it as the ground truth.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SIZE = 64
+SIZE = 64  # pixels of a side
 COLOURS = {
     "red": (214, 40, 40),
     "orange": (247, 140, 20),

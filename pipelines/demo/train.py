@@ -27,7 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from .scene import COLOURS, PLACES, RADII, SHAPES, Scene, split
 
 MODEL = Path(__file__).parent / "model"
-MAX_TOKENS = 20
+MAX_TOKENS = 20  # tokens of a padded prompt
 T5_TOKENS = 256  # zero tokens that StableDiffusion3Pipeline appends when there is no T5 encoder
 
 

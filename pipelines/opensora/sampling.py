@@ -34,7 +34,7 @@ def denoise_step(
     conditions: Conditions,
     generator: Generators = None,
 ) -> Tensor:
-    """Makes step `index`; returns the latents (n, C, T, H, W), whose dtype follows from promotion: fp32 from then on."""
+    """Makes step `index`; returns the latents (n, C, T, H, W), in the dtype of promotion: fp32 after the first step."""
     t = scheduler.timesteps[index]  # (n,)
     arguments = dict(conditions.arguments)
     rows = 1 if conditions.guidance_scale is None else 2

@@ -21,7 +21,7 @@ class VideoShape(NamedTuple):
 def time_ratio(shape: VideoShape) -> Tensor:
     """The ratio (n,) by which a video of this shape needs more noise than a 512 x 512 image.
 
-    Evaluated in the dtype of `shape`. Between 2 and 16 frames it is 0, as in the source.
+    Evaluated in the dtype of `shape`. From 2 to 16 frames the ratio is 0, as in the source.
     """
     space = (shape.height * shape.width / (512 * 512)).sqrt()
     frames = shape.num_frames
