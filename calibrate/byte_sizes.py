@@ -14,7 +14,7 @@ SIZE_FORM = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z%]*)")
 
 
 def bytes_of(text: str, option: str) -> float:
-    """The bytes of a size like 16GiB; UsageError about `option` for what is none."""
+    """The bytes of a size such as 16GiB. Raises UsageError, naming `option`, for other text."""
     match = SIZE_FORM.fullmatch(text.strip())
     if match is None or match[2] not in UNITS or not float(match[1]) > 0:
         raise UsageError(f"{option} '{text}': not a size. Write 16GiB, with one of {', '.join(UNITS)}.")
@@ -22,7 +22,7 @@ def bytes_of(text: str, option: str) -> float:
 
 
 def size(count: float) -> str:
-    """Bytes as a limit that they keep: rounded up to a tenth of a unit."""
+    """Bytes as text, rounded up to a tenth of a unit, so that the text given as a limit suffices."""
     unit = next((word for word in ("GiB", "MiB", "KiB") if count >= UNITS[word]), "B")
     amount = math.ceil(10 * count / UNITS[unit]) / 10
     return f"{amount:g}{unit}"

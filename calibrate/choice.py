@@ -1,4 +1,4 @@
-"""What is chosen for a layer, and the integer layer that follows from it."""
+"""The choice for one layer (input, transform, weight, correction), and the integer layer that follows from it."""
 
 from dataclasses import dataclass
 
@@ -18,8 +18,9 @@ NEAREST = "round-to-nearest"
 class Choice:
     """Everything that the integers of a layer follow from.
 
-    `input`: how its input becomes codes. `transform`: what happens to the input first. `weight`: the integers, by
-    `method`; None: the weight is rounded to the nearest. `correction` (out,) float64: what its outputs lack on average.
+    `input`: how the layer's input becomes codes. `transform`: applied to the input before that. `weight`: the integers,
+    by `method`; None: the weight is rounded to the nearest. `correction` (out,) float64: the mean of the float output
+    less that of the integers.
     """
 
     input: Input

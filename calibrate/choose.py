@@ -1,4 +1,4 @@
-"""From a float model and calls to a choice for each layer: survey, smoothing, ranges, weights."""
+"""Finds a choice for each layer of a float model from calls: survey, smoothing, ranges, weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ from .rounding.sums import CALLS, ROOM
 from .settings import Settings
 from .smoothing.search import smooth
 
-WHOLE = torch.zeros(0)  # no edges: one bin
-Ranges = dict[str, list[Range]]  # of the input of each layer, one for each bin of noise levels
+WHOLE = torch.zeros(0)  # no edges between bins of noise levels: one bin
+Ranges = dict[str, list[Range]]  # ranges of each layer's input by layer name, one for each bin of noise levels
 
 
 class Seen(NamedTuple):
-    """What replays found out about the inputs of layers that have to become codes.
+    """The findings of the replays: the ranges of layer inputs, and how many calls there were.
 
     `silent`: layers that never ran, where no range says so. `last`: the end of the calls.
     """
@@ -47,7 +47,7 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Chosen:
-    """What is chosen for the layers of a plan, and what it was chosen by.
+    """The choices for the layers of a plan, and the observations behind them.
 
     | field     | meaning                                                                                   |
     |-----------|-------------------------------------------------------------------------------------------|
@@ -77,8 +77,8 @@ def choose(
     work: Work,
     room: Callable[[], float] = lambda: ROOM,
 ) -> Chosen:
-    """Chooses for every layer of the plan. `room` tells how many bytes sums for rounding may take, when it comes to
-    that.
+    """Makes the choice for every layer of the plan. `room` is asked, before weights are rounded, for the bytes that the
+    sums may take.
 
     Collective: the ranks of `work` share the calls and the layers. Raises NumbersError for a layer that never ran, when
     `settings.strict`, and what the stages raise.
@@ -110,7 +110,7 @@ def choose(
 
 
 def smoothed(model: nn.Module, surveys: Mapping[str, Survey], settings: Settings, work: Work) -> dict[str, Multiply]:
-    """The transforms that smoothing gives to layers which gain by it."""
+    """The transforms of the layers that gain by smoothing, by name."""
     groups = settings.groups(model) if settings.groups else []
     found = smooth(model, _of_linears(surveys), groups, settings.input_type, settings.input_scheme, work)
     return {name: smoothing.transform for name, smoothing in found.items()}
@@ -137,7 +137,7 @@ def _seen(
     transforms: Mapping[str, Multiply],
     edges: Tensor,
 ) -> Seen:
-    """The ranges of the inputs of layers that ran: from the surveys where they say it, else by another replay."""
+    """The ranges of the inputs of layers that ran: from the surveys where these suffice, else by another replay."""
     surveys = survey.known.surveys if survey else {}
     count, last = (survey.calls, survey.last) if survey else (0, Mark(0, None))
     if not settings.input_type.ranged:
@@ -167,7 +167,7 @@ def nearest_choices(
     transforms: Mapping[str, Transform],
     edges: Tensor = WHOLE,
 ) -> tuple[dict[str, Choice], dict[str, str]]:
-    """Choices with weights rounded to the nearest, and the layers that have none, with the reason."""
+    """Choices with weights rounded to the nearest, and the reasons of the layers without a choice."""
     choices, reasons = {}, {}
     for entry, module in named(model, plan):
         name, dtype = entry.name, module.weight.dtype

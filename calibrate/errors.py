@@ -4,7 +4,7 @@ import re
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """The device ("" when not told) if `error` says that memory ran out, else None.
+    """The device if `error` says that memory ran out, else None.
 
     A CPU allocator raises RuntimeError, CUDA torch.OutOfMemoryError, an NPU RuntimeError, Python MemoryError.
     """

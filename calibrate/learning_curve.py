@@ -1,7 +1,8 @@
-"""How many calls were enough: the model's output with what the first 1, 2, 4, 8, ... prompts would have chosen.
+"""The learning curve, which shows how many calls were enough: the output SQNR of the model with the choices that the
+first 1, 2, 4, 8, ... prompts would have led to.
 
-Prompts are counted in the order they came: it is what a shorter capture would have held. Ranges and smoothing are
-chosen anew from those calls; weights are rounded to the nearest.
+Prompts are counted in the order of the capture, as a shorter capture would have held them. Ranges and smoothing are
+chosen anew from these calls; weights are rounded to the nearest.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,13 +24,13 @@ from .replay.sqnr import outputs, power_of
 from .replay.work import Work
 from .settings import Settings
 
-NEAR = 0.1  # dB below the final SQNR: as good
-GROWING = 0.3  # dB gained by the last doubling: more calls would gain too
-MOST_MARKS = 3  # that are measured: each takes a search for smoothing of its own
+NEAR = 0.1  # dB: an SQNR at most this far below the final one counts as equal
+GROWING = 0.3  # dB: if the last doubling of calls gained more, further calls are expected to gain too
+MOST_MARKS = 3  # snapshots that are measured: each takes its own search for smoothing
 
 
 class LayerOnDemand(nn.Module):
-    """An integer layer that is made for each call and let go: many choices take the memory of one layer."""
+    """An integer layer that is made for each call and freed afterwards: many choices take the memory of one layer."""
 
     def __init__(self, module: FloatLayer, choice: Choice) -> None:
         super().__init__()
@@ -37,7 +38,7 @@ class LayerOnDemand(nn.Module):
         self.input_type, self.noise_level = StaticInput, None
 
     def forward(self, input: Tensor) -> Tensor:
-        """The output of the integer layer; of the float one, where there is none."""
+        """The output of the integer layer, or of the float layer where no integer layer can be made."""
         layer = self.make()
         return self.make.args[0](input) if isinstance(layer, str) else layer(input)
 
@@ -51,11 +52,12 @@ def learning_curve(
     exact: Sequence[Sequence[Tensor]],
     work: Work,
 ) -> list[dict[str, Any]]:
-    """Rows {calls, prompts, output_sqnr in dB}, one for each mark: the float `model` with the layers of `plan` as the
-    calls up to that mark would have chosen them.
+    """Measures rows {calls, prompts, output_sqnr in dB}, one for each snapshot: the float `model` with the layers of
+    `plan` as the calls up to that snapshot would have chosen them.
 
-    Measured on `calls`, for which the float model's outputs were `exact`. [] where it was not worth measuring, or where
-    fewer calls cannot be told. Collective: the ranks of `work` share the calls, and `exact` is of this one's.
+    Measured on `calls`, for which the float model's outputs were `exact`. [] where measuring would cost too much, or
+    where the choices for fewer calls are not known. Collective: the ranks of `work` share the calls, and `exact` holds
+    this rank's outputs.
     """
     rows = []
     marked = earlier_choices(model, chosen, plan, settings, work)
@@ -72,10 +74,10 @@ def learning_curve(
 def earlier_choices(
     model: nn.Module, chosen: Chosen, plan: Plan, settings: Settings, work: Work
 ) -> dict[Mark, dict[str, Choice]]:
-    """The choices that the calls up to a mark would have led to, where that is worth measuring, and those of all calls.
+    """The choices that the calls up to each snapshot worth measuring would have led to, and the choices of all calls.
 
-    Weights are rounded to the nearest in all of them. Empty where later choices take another replay: what fewer calls
-    would have come to is not known then.
+    All choices have weights rounded to the nearest. Empty where choices need another replay: the result of fewer calls
+    is not known then.
     """
     known = settings.input_type.rounded and not settings.fallback and chosen.timesteps is None
     if chosen.survey is not None:
@@ -92,7 +94,7 @@ def earlier_choices(
 def _choices_at(
     mark: Mark, model: nn.Module, chosen: Chosen, plan: Plan, settings: Settings, work: Work
 ) -> dict[str, Choice]:
-    """The choices that follow from what was known at a mark."""
+    """The choices that follow from the observations at a snapshot."""
     ranges, transforms = dict(chosen.seen.at_marks.get(mark, {})), dict[str, Multiply]()
     if chosen.survey is not None and mark in chosen.survey.at_marks:
         surveys = united(chosen.survey.at_marks[mark], work.ranks).surveys
@@ -102,9 +104,9 @@ def _choices_at(
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """One line on whether fewer calls would have done, or more would gain; None where it was not measured.
+    """One line on whether fewer calls would have sufficed, or more would gain; None where that was not measured.
 
-    The last row is of all calls. A doubling is from the last row of at most half of them.
+    The last row is for all calls. The last doubling starts at the last row with at most half of these calls.
     """
     if len(rows) < 2:
         return None

@@ -1,6 +1,6 @@
-"""The compatible API: the names, order, defaults and meanings that msModelSlim's ptq_tools documents.
+"""The API compatible with msModelSlim: the names, order, defaults and meanings that its ptq_tools document.
 
-Its numbers are translated into this package's words here and nowhere else.
+This module alone translates msModelSlim's parameters into settings of this package.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -36,31 +36,31 @@ def _no_accuracy_methods() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """What to quantize and how.
+    """The configuration of a quantization, with msModelSlim's parameters.
 
     | parameter     | meaning                                                                                      |
     |---------------|----------------------------------------------------------------------------------------------|
     | w_bit, a_bit  | width of weights and activations: 8                                                          |
     | w_signed      | weights are signed: True                                                                     |
-    | a_signed      | either is accepted: codes of 0 to 255 are those of int8 moved by 128, and int8 is exported   |
+    | a_signed      | either is accepted: codes 0 to 255 are int8 codes plus 128, and int8 is exported             |
     | w_sym         | weights without zero point: True                                                             |
     | a_sym         | activations without zero point                                                               |
-    | input_shape   | of the inputs made up when there is no calib_data: distilled from batch norms                  |
+    | input_shape   | shape of the synthetic inputs used without calib_data, which are distilled from batch norms  |
     | act_quant     | False: weights only (W8A16)                                                                  |
     | act_method    | 0 data-free: min-max; 1 min-max, within mean +- sigma * std when sigma > 0; 2 histogram:     |
     |               | the clip with the smallest squared error                                                     |
-    | quant_mode    | 0 data-free, 1 label-free: the data say what is known of the inputs; both use calib_data,    |
-    |               | and a made-up input of input_shape where there is none                                       |
+    | quant_mode    | 0 data-free, 1 label-free: both use calib_data, and synthetic inputs of input_shape where    |
+    |               | there are none                                                                               |
     | disable_names | layers that stay float, by name or pattern; all others are quantized. None or empty: the     |
     |               | general rule (plan.general_reason): linears inside repeated blocks, of a CNN every layer     |
     | amp_num       | layers to fall back to float: those whose output has the largest mean squared error          |
-    | keep_acc      | 'admm' and 'easy_quant': [switch, limit of iterations], 'round_opt' (AdaRound): switch; of   |
-    |               | those switched on, each layer takes the best, or none where rounding to nearest is no worse  |
-    | sigma         | 0 to 100                                                                                     |
+    | keep_acc      | 'admm' and 'easy_quant': [switch, limit of iterations], 'round_opt' (AdaRound): switch; each |
+    |               | layer takes the best method that is on, or none where rounding to nearest is no worse        |
+    | sigma         | half width of the range in standard deviations, 0 to 100                                     |
     | device        | "cpu", "cuda" or "npu": where the model is                                                   |
 
-    Without batch norms, made-up inputs are uniform numbers of 0 to 1, whose ranges fit no real ones: data-free W8A8 is
-    then for trying things out.
+    Without batch norms, synthetic inputs are uniform numbers from 0 to 1, whose ranges fit no real inputs: data-free
+    W8A8 is then only for trials.
 
     Raises UsageError for a value that has no meaning, NotImplementedError for one that is not built.
     """
@@ -112,7 +112,7 @@ class QuantConfig:
 
     @property
     def settings(self) -> Settings:
-        """The same in this package's words."""
+        """The configuration as settings of this package."""
         observers = {0: "minmax", 1: "sigma" if self.sigma > 0 else "minmax", 2: "mse"}
         return Settings(
             observer=observers[self.act_method],
@@ -162,13 +162,13 @@ class Calibrator:
         calibrator.run()
         calibrator.export_quant_safetensor("output")
 
-    `calib_data` is a list of calls: dicts of keyword arguments, or lists or tuples of positional ones, with whatever
-    the model takes inside; or something that gives them each time it is iterated, as a DataLoader does.
-    `fuse_module_call_back(model)` is called first; what it does to the model is the caller's. Batch norms left are
-    folded into the convolutions before them, in a copy.
+    `calib_data` is a list of calls: dicts of keyword arguments, or lists or tuples of positional ones, with any values
+    that the model takes; or an iterable that gives the calls anew each time, as a DataLoader does.
+    `fuse_module_call_back(model)` is called first, and may change the model. Batch norms that remain are folded into
+    the convolutions before them, in a copy.
 
     Raises UsageError for a configuration that does not fit the model, FileError for data of another form, DeviceError
-    for a device that is not there.
+    for a device that is missing.
     """
 
     def __init__(
@@ -198,10 +198,10 @@ class Calibrator:
     def run(self) -> None:
         """Replays the data and chooses the integers. Raises as `calibration.calibrate` does.
 
-        Afterwards `model` is what was calibrated: where batch norms were folded, a copy of the caller's.
+        Afterwards `model` is the calibrated model: a copy of the caller's where batch norms were folded.
         """
         settings, samples, warnings = self.cfg.settings, list[Any](), list[str]()
-        planned(self.model, settings)  # to refuse before inputs are made up, which takes a minute
+        planned(self.model, settings)  # raises its errors before synthetic inputs are made, which takes a minute
         if self._calls is None and self.cfg.input_shape:
             samples, warnings = list(made_up(self.model, self.cfg.input_shape)), warnings_of(self.model)
         calls = self._calls or (lambda: samples)
@@ -211,7 +211,7 @@ class Calibrator:
 
     @property
     def result(self) -> Result:
-        """What `run` made. Raises UsageError before it."""
+        """The result of `run`. Raises UsageError before `run`."""
         if self._result is None:
             raise UsageError("Calibrator: nothing is calibrated. Call run() first.")
         return self._result
@@ -221,7 +221,7 @@ class Calibrator:
     ) -> None:
         """Writes weights and description into `output_path`, which is made if need be; other files there stay.
 
-        Raises UsageError before `run` and for a name that is none, StorageError for a directory that cannot be written,
+        Raises UsageError before `run` and for an invalid name, StorageError for a directory that cannot be written,
         NumbersError for numbers that are not finite.
         """
         layers = self.result.layers
@@ -261,7 +261,7 @@ class Calibrator:
     def get_quant_params(self) -> tuple[dict[str, Any], ...]:
         """Five dicts by layer name: input_scale, input_offset, weight_scale, weight_offset, quant_weight (int8).
 
-        The first two are None for a layer whose input has no range beforehand: W8A16 and W8A8_DYNAMIC.
+        The first two have None for a layer whose input has no stored range: W8A16 and W8A8_DYNAMIC.
         """
         layers = self.result.layers
         return (

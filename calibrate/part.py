@@ -1,4 +1,4 @@
-"""A part of a model from calls to integers: all of it, or one block."""
+"""Calibrates a part of a model, all layers or one block, from calls to integers."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ from .settings import Settings
 
 @dataclass(frozen=True)
 class Part:
-    """A plan whose layers became integers, and what was measured of them.
+    """A plan whose layers became integers, and their measurements.
 
-    `makers` give the integer layers by name, made anew each time where `layers` does not hold them. `exact`: what the
-    float model put out for the calls of `measured`. `axes`: of the inputs of layers, 0 where their number changes.
+    `makers` give the integer layers by name, made anew each time where `layers` does not hold them. `exact`: the float
+    model's outputs for the calls of `measured`. `axes`: the number of axes of each layer's input, 0 where it changes.
     """
 
     plan: Plan
@@ -55,8 +55,8 @@ def calibrate_part(
 ) -> Part:
     """Chooses the integers of the layers of a plan, and measures each layer beside its float form.
 
-    `mix` may change plan and choices before layers are made. Layers are held where they are to `hold`; else they are
-    made when they are asked for. `announce` is told the positions of all calls that were or will be run.
+    `mix` may change plan and choices before layers are made. With `hold` all integer layers stay in memory; else each
+    is made when asked for. `announce` receives the positions of all calls that were or will be run.
     """
     with work.watch.stage("prepare"):
         check_weights(model, plan)
@@ -105,7 +105,7 @@ def frozen(
     *,
     hold: bool,
 ) -> tuple[Plan, dict[str, QuantizedLayer]]:
-    """The plan without the layers that have to stay float, and the layers; none where they are not to `hold`, but to be
+    """The plan without the layers that have to stay float, and the integer layers; without `hold` none, since they are
     made one by one."""
     found, layers = dict(reasons), {}
     for entry, module in progress("freeze", named(model, plan), len(plan.quantized)):
@@ -120,7 +120,7 @@ def frozen(
 
 
 def check_left(plan: Plan) -> None:
-    """Raises NumbersError for a plan of which nothing is left to quantize, with the reason of the first layer."""
+    """Raises NumbersError for a plan with no layer left to quantize, with the reason of the first layer."""
     if not plan.quantized:
         first = next(entry for entry in plan.entries if entry.forced)
         fact = f"{first.name}: {first.reason}; so it is with every layer"
@@ -130,7 +130,7 @@ def check_left(plan: Plan) -> None:
 def _made(
     model: nn.Module, name: str, choices: Mapping[str, Choice], layers: Mapping[str, QuantizedLayer]
 ) -> QuantizedLayer:
-    """The integer layer of that name; made anew where layers are not held beside the float ones."""
+    """The integer layer `name`, from `layers` or made anew."""
     if name in layers:
         return layers[name]
     made = layer_of(layer_at(model, name), choices[name])

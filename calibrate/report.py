@@ -1,4 +1,4 @@
-"""The report: everything known about every layer after a calibration, as plain JSON."""
+"""The report of a calibration: ranges, scales, errors and bytes of every layer, as plain JSON."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -12,14 +12,14 @@ from .replay.sqnr import Power
 from .resources import Stopwatch, peak_memory
 from .settings import Settings
 
-FORMAT = 1
+FORMAT = 1  # version of report.json
 NEVER_RAN = "never ran on these calls"
 ZERO_INPUT = "its input was zero in every call"
 
 
 class Findings(NamedTuple):
-    """What a calibration found: `choices`, `ranges` of inputs and `powers` of outputs by layer; the number of calls,
-    and the SQNR of the model's output in dB.
+    """The findings of a calibration: `choices`, `ranges` of inputs and `powers` of outputs by layer; the number of
+    calls, and the SQNR of the model's output in dB.
     """
 
     choices: Mapping[str, Choice]
@@ -36,13 +36,13 @@ def report_of(
 
     | key         | content                                                                                          |
     |-------------|--------------------------------------------------------------------------------------------------|
-    | layers      | of each plan entry: name, kind, shape, scheme (null: float), reason, bytes_before, bytes_after;  |
-    |             | of a quantized one: weight_scale [smallest, largest], sqnr in dB (null: it has no error),        |
+    | layers      | for each plan entry: name, kind, shape, scheme (null: float), reason, bytes_before, bytes_after; |
+    |             | for a quantized layer: weight_scale [smallest, largest], sqnr in dB (null: no error),            |
     |             | and range, scale, zero_point of its input (scheme W8A8_TIMESTEP: a list, one for each bin)       |
     | totals      | quantized, kept_float, bytes_before, bytes_after, output_sqnr in dB, calls                       |
-    | enough      | rows calls, prompts, output_sqnr in dB: with the ranges of the first ones; [] with smoothing ... |
-    | seconds     | by stage                                                                                         |
-    | peak_memory | bytes, of the whole process                                                                      |
+    | enough      | learning curve: rows calls, prompts, output_sqnr in dB; [] where it was not measured             |
+    | seconds     | seconds by stage                                                                                 |
+    | peak_memory | bytes of the whole process                                                                       |
     """
     rows = [_row(entry, layers.get(entry.name), findings, settings) for entry in plan.entries]
     return {
@@ -114,15 +114,15 @@ def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, setting
 
 
 def with_mixture(report: dict[str, Any], mixture: Mixture) -> dict[str, Any]:
-    """The report of a calibration under a budget:
+    """The report of a calibration under a budget, with these additions:
 
     | key    | content                                                                                               |
     |--------|-------------------------------------------------------------------------------------------------------|
-    | layers | trajectory_error: of each scheme of the layer's group, the mean squared error of the final latents    |
-    |        | with only that group switched to it                                                                   |
-    | budget | budget as written; bytes and time (relative to float, estimated): float, limit, used; schemes: layers |
-    |        | of each; float: layers; error of the final latents: measured (mean square), relative to theirs,       |
-    |        | estimated as the sum of its groups', before exchanges; exchanges, groups; runs of the pipeline        |
+    | layers | trajectory_error: for each scheme of the layer's group, the mean squared error of the final latents   |
+    |        | with only that group switched to the scheme                                                           |
+    | budget | budget as written; bytes and time (relative to float, estimated): float, limit, used; schemes: number |
+    |        | of layers each; float: number of layers; error of the final latents: measured (mean square), relative |
+    |        | to the float latents, estimated as the sum over groups, before exchanges; exchanges, groups; runs     |
     """
     errors = mixture.errors
     rows = [
@@ -132,7 +132,7 @@ def with_mixture(report: dict[str, Any], mixture: Mixture) -> dict[str, Any]:
 
 
 def warnings_of(plan: Plan) -> list[str]:
-    """One line for each layer that had to stay float though nobody asked for it, and one for each unsupported kind."""
+    """One line for each layer that had to stay float without being asked to, and one for each unsupported kind."""
     lines = []
     for entry in plan.entries:
         if entry.forced:

@@ -1,4 +1,4 @@
-"""Seconds by stage and memory of this process."""
+"""Measures seconds by stage, and the memory of this process."""
 
 import resource
 import sys
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 class Stopwatch:
-    """Seconds by stage."""
+    """Sums seconds by stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the time of the block to the stage `name`."""
+        """Adds the time of the `with` block to the stage `name`."""
         start = time.perf_counter()
         try:
             yield
@@ -27,13 +27,13 @@ class Stopwatch:
 def peak_memory() -> int:
     """The largest resident size of this process so far, in bytes."""
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss is at least what the process that started this one had reached
+    if status.exists():  # ru_maxrss includes the peak of the process that started this one
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def resident_memory() -> int:
-    """The resident size of this process in bytes; 0 where the system does not tell."""
+    """The resident size of this process in bytes; 0 where the system has no /proc."""
     status = Path("/proc/self/status")
     return int(status.read_text().partition("VmRSS:")[2].split()[0]) * 1024 if status.exists() else 0

@@ -11,9 +11,9 @@ from .replay.calls import Call
 
 @dataclass(frozen=True)
 class Result:
-    """What a calibration made: the plan as it came out, the integer layers by name, report.json's content, what the
-    denoiser was called with, step by step, where that was asked for, a call of the model, and how many axes the inputs
-    of its layers have."""
+    """The result of a calibration: the final plan, the integer layers by name, the content of report.json, the noise
+    levels of the calls (descending, where ranges depend on them), a call of the model, and the number of axes of each
+    layer's input."""
 
     plan: Plan
     layers: dict[str, QuantizedLayer]
@@ -24,5 +24,5 @@ class Result:
 
     @property
     def warnings(self) -> list[str]:
-        """What the user should know, one line each."""
+        """The warnings for the user, one line each."""
         return list(self.report["warnings"])

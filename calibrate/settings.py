@@ -1,4 +1,4 @@
-"""What a calibration can be told, and the named recipes of it."""
+"""The settings of a calibration, and its named recipes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,17 +19,17 @@ from .smoothing.search import Group
 
 @dataclass(frozen=True)
 class Settings:
-    """What a calibration can be told."""
+    """The settings of a calibration."""
 
     observer: str = "minmax"  # a name of OBSERVERS
-    sigma: float = 25.0  # of observer "sigma"; 0 means minimum and maximum
-    symmetric: bool = False  # activations
-    reciprocal: bool = False  # scales of inputs are of those that Ascend's graph may multiply with
+    sigma: float = 25.0  # of observer "sigma": half width of the range in standard deviations; 0: minimum and maximum
+    symmetric: bool = False  # whether activations have zero point 0
+    reciprocal: bool = False  # whether input scales are ones that Ascend's graph may multiply with (reciprocals.py)
     activations: str = "static"  # a name of ACTIVATIONS
     smoothing: bool = False
-    groups: Callable[[nn.Module], Sequence[Group]] | None = None  # layers that share factors of smoothing
-    weights: tuple[str, ...] = ()  # names of WEIGHT_METHODS, of which the best counts; none: round to the nearest
-    iterations: Mapping[str, int] = field(default_factory=dict)  # limits by method, where it is not its own
+    groups: Callable[[nn.Module], Sequence[Group]] | None = None  # layers that share smoothing factors
+    weights: tuple[str, ...] = ()  # names of WEIGHT_METHODS, of which the best is kept; empty: round to the nearest
+    iterations: Mapping[str, int] = field(default_factory=dict)  # limits by method, in place of the method's own
     bias_correction: bool = False
     fallback: int = 0  # layers to leave float: those with the largest output error
     budget: str | None = None  # limits as `budget.budget_of` reads them: a scheme for each layer, by whole runs
@@ -38,10 +38,10 @@ class Settings:
     more_float: Mapping[str, str] = field(default_factory=dict)  # patterns and reasons beside the general rule
     quantize: tuple[str, ...] = ()  # patterns of layers that no default keeps float; each has to match one
     samples: int | None = None  # calls to replay; None: all
-    sqnr_calls: int | None = None  # calls to measure with, spread over those replayed; None: one of 16, at most 8
-    strict: bool = False  # a layer that never ran is an error
-    release: bool = False  # the model is ours: its float layers are replaced one by one and let go
-    name: str = "keep_float"  # what the user calls `keep_float`, for messages
+    sqnr_calls: int | None = None  # calls to measure with, spaced evenly; None: one of 16, at most 8
+    strict: bool = False  # whether a layer that never ran is an error
+    release: bool = False  # whether float layers of the model may be replaced one by one and freed
+    name: str = "keep_float"  # the user's name of `keep_float`, for messages
 
     def __post_init__(self) -> None:
         _one_of("observer", self.observer, OBSERVERS)
@@ -60,14 +60,14 @@ class Settings:
                 raise UsageError(f"budget: mixes schemes with static; activations are {self.activations}. Drop one.")
 
     def measured(self, count: int) -> int:
-        """How many of `count` calls to measure with; all where layers are to be left float by what is measured."""
+        """The number of calls to measure with, out of `count`; all where `fallback` picks layers by their errors."""
         if self.fallback:
             return count
         return min(8, max(1, count // 16)) if self.sqnr_calls is None else self.sqnr_calls
 
     @property
     def input_type(self) -> type[Input]:
-        """How inputs become codes."""
+        """The type of inputs: the way in which they become codes."""
         return ACTIVATIONS[self.activations]
 
     @property
@@ -77,23 +77,23 @@ class Settings:
 
     @property
     def options(self) -> Options:
-        """Those of the observers."""
+        """The options of the observers."""
         return Options(self.sigma, scheme=self.input_scheme)
 
     @property
     def method(self) -> Method:
-        """That of weights and biases."""
+        """The method for weights and biases."""
         weights = tuple(word for word in self.weights if word != NEAREST)
         return Method(weights, self.iterations, self.bias_correction)
 
     @property
     def limits(self) -> Budget | None:
-        """The budget as it was read."""
+        """The budget as limits; None without one."""
         return None if self.budget is None else budget_of(self.budget)
 
     @property
     def surveying(self) -> bool:
-        """Whether inputs are looked at more closely than an observer does."""
+        """Whether a survey of the inputs is needed: for smoothing, rounding methods, or bins of noise levels."""
         return self.smoothing or not self.method.plain or self.input_type.by_level
 
 
@@ -104,7 +104,7 @@ def _one_of(name: str, word: str, words: Mapping[str, Any]) -> None:
 
 DEFAULTS = Settings()
 
-# what --accuracy says; docs/accuracy.md has what they cost and bring
+# settings by the names of --accuracy; docs/accuracy.md has their costs and gains
 _BALANCED: dict[str, Any] = {"smoothing": True, "weights": ("gptq",), "bias_correction": True}
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},

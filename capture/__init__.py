@@ -1,14 +1,14 @@
-"""Recording what a denoiser is called with, and the files that the calls are kept in.
+"""Records the calls of a denoiser, and stores them in files.
 
 Reading order:
 
-1. `listener`: the `with` block around a run of a pipeline; `recorder` observes one module for it
+1. `listener`: the `with` block around a run of a pipeline; `recorder` records one module for the block
 2. `kept_steps`: which denoising steps are recorded; `call_arguments`: arguments by their names
 3. `store/`: a directory of sealed, deduplicated units, one for each prompt: `tree`, `blobs`, `unit`, `writer`, `reader`
 4. `files`, `sealed`: every write goes through these, and survives a kill at any instant
 5. `ranks`: the processes of a run that share its work
 6. `pth/`: the `torch.save` lists of msModelSlim, read as data only
-7. `errors`: the tree of what any package refuses
+7. `errors`: the tree of errors that any package raises
 """
 
 from importlib import import_module

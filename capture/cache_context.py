@@ -10,10 +10,10 @@ _KEY = "octavo_context"
 
 
 class ContextEar:
-    """Takes part in a module's diffusers hook registry while the `with` block runs, without touching its forward.
+    """Joins a module's diffusers hook registry while the `with` block runs, without changing the module's forward.
 
-    diffusers tells the context to the stateful hooks of the registry; this is one more of them, and `name` is what
-    it was told last. A module that has no `cache_context` is left alone and `name` stays None.
+    diffusers passes the context to the stateful hooks of the registry, of which this is one; `name` is the last context
+    passed. A module without `cache_context` is left alone, and `name` stays None.
     """
 
     _is_stateful = True
@@ -28,11 +28,11 @@ class ContextEar:
         told = getattr(self.manager, "_context", None) or getattr(self.manager, "_current_context", None)
         return getattr(told, "name", told)
 
-    def _set_context(self, module: nn.Module, name: Any) -> None:  # how diffusers before 0.42 tells it
+    def _set_context(self, module: nn.Module, name: Any) -> None:  # diffusers before 0.42 passes the context here
         self.manager.set_context(name)
 
     def reset_state(self, module: nn.Module) -> None:
-        """The context is the pipeline's, not ours to reset."""
+        """Does nothing: the pipeline alone sets and resets the context."""
 
     def __enter__(self) -> Self:
         if hasattr(self._module, "cache_context"):

@@ -1,4 +1,4 @@
-"""The arguments of a call: by their names, and which one is the noise level."""
+"""Binds the arguments of a call to their names, and finds the noise level among them."""
 
 import inspect
 from collections.abc import Mapping
@@ -6,11 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-TIME_ARGUMENTS = ("timestep", "timesteps", "t", "time", "sigma", "timestep_ratio", "r")  # how denoisers name it
+# the names that denoisers give the noise level, the most common first
+TIME_ARGUMENTS = ("timestep", "timesteps", "t", "time", "sigma", "timestep_ratio", "r")
 
 
 def noise_level(arguments: Mapping[str, Any]) -> float | None:
-    """The time argument of a call as a number; the largest where rows or tokens have their own."""
+    """The time argument of a call as a number, the largest where rows or tokens have their own; None without one."""
     for name in TIME_ARGUMENTS:
         value = arguments.get(name)
         if isinstance(value, Tensor) and value.numel() and not value.is_complex():
@@ -23,7 +24,7 @@ def noise_level(arguments: Mapping[str, Any]) -> float | None:
 def bind(
     signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """(args, kwargs) of the same call with every positional argument under its name, where a name exists.
+    """Binds a call: returns (args, kwargs) with every positional argument under its name, where a name exists.
 
     Raises TypeError when the signature refuses the call.
     """

@@ -1,4 +1,4 @@
-"""Names of devices and dtypes, and what a machine lacks of them."""
+"""Resolves names of devices and dtypes, and refuses devices that the machine lacks."""
 
 import importlib
 

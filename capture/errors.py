@@ -1,12 +1,12 @@
-"""Everything that Octavo refuses, and with which exit code a command then ends.
+"""The errors that Octavo raises, each with the exit code of a command that ends with it.
 
     OctavoError          1  a run that could not do all it was asked for
-    ├── UsageError       2  an option, argument or setting that has no meaning here
+    ├── UsageError       2  an option, argument or setting that has no meaning
     ├── FileError        3  a file that is missing, damaged, unsafe or of another format
     ├── MisfitError      4  a capture, checkpoint and model that do not belong together
     ├── StorageError     5  a disk or directory that cannot be written
     ├── NumbersError     6  values that are not finite, or that no scheme can hold
-    └── DeviceError      7  a device, its memory, or another process of the run that is not there
+    └── DeviceError      7  a device, memory, or another process of the run that is missing
 
 A message is one line: where, what is wrong, what to do.
 """
@@ -16,17 +16,17 @@ import os
 from pathlib import Path
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # the file system lacks an operation
 
 
 class OctavoError(Exception):
-    """The root: catch this to catch every refusal."""
+    """The root of all errors that Octavo raises on purpose: catching OctavoError catches every one."""
 
     exit_code = 1
 
 
 class UsageError(OctavoError):
-    """An option, argument or setting that has no meaning here."""
+    """An option, argument or setting that has no meaning."""
 
     exit_code = 2
 
@@ -56,13 +56,13 @@ class NumbersError(OctavoError):
 
 
 class DeviceError(OctavoError):
-    """A device, its memory, or another process of the run that is not there."""
+    """A device, memory, or another process of the run that is missing."""
 
     exit_code = 7
 
 
 def error_with(exit_code: int, message: str) -> OctavoError:
-    """The error of the kind that has this exit code; one of the root with the code of its own where none has."""
+    """The error of the class with this exit code; where no class has it, an OctavoError with that code."""
     for kind in OctavoError.__subclasses__():
         if kind.exit_code == exit_code:
             return kind(message)
@@ -72,12 +72,12 @@ def error_with(exit_code: int, message: str) -> OctavoError:
 
 
 def damage(path: Path, fact: str, remedy: str = "") -> FileError:
-    """The error of a file that is not what was written."""
+    """The FileError for a file that is damaged or of another format."""
     return FileError(f"{path}: {fact}. {remedy}".rstrip())
 
 
 def storage_error(path: Path, exc: OSError) -> StorageError:
-    """An OSError in words that say what to do."""
+    """The StorageError for an OSError, with a message that says what to do."""
     facts = {
         errno.ENOSPC: "no space left. Free space and run again.",
         errno.EDQUOT: "disk quota exceeded. Free space and run again.",

@@ -1,10 +1,10 @@
-"""Every write of Octavo: a file or directory is there whole, private and durable, or it is not there.
+"""Writes files and directories so that each exists whole, private and durable, or does not exist.
 
-A file is made under a name of its own, written, given its mode whatever the umask, and synced before it is renamed. A
+A file is made under a temporary name, written, given its mode whatever the umask, and synced before it is renamed. A
 directory is filled in a staging directory beside its target and renamed. Every OSError becomes a StorageError.
 """
 
-# Descriptors, modes and O_NOFOLLOW are the point here, and pathlib has none of them.
+# This module needs descriptors, modes and O_NOFOLLOW, which pathlib does not offer.
 # ruff: noqa: PTH101, PTH102, PTH104, PTH105, PTH108, PTH116, PTH208
 import ctypes
 import fcntl
@@ -49,12 +49,12 @@ __all__ = [
 LOCK_NAME = ".lock"
 STAGING = re.compile(r"\.staging-[0-9a-f]{16}")
 PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")
-RENAME_EXCHANGE = 2
+RENAME_EXCHANGE = 2  # flag of Linux renameat2 (linux/fs.h)
 
 
 @dataclass(frozen=True)
 class Modes:
-    """Permissions: private, or readable for the group. Deployment tools refuse anything above 0640 and 0750."""
+    """File modes: private, or readable for the group. Deployment tools refuse modes wider than 0640 and 0750."""
 
     group_readable: bool = False
 
@@ -81,11 +81,11 @@ def storage(path: Path) -> Iterator[None]:
 
 
 class Sink:
-    """A file being written; `write` takes all of any buffer. torch.save accepts it."""
+    """A file being written, which torch.save accepts; `write` always writes the whole buffer."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self.error: OSError | None = None  # torch.save turns it into a RuntimeError about positions
+        self.error: OSError | None = None  # kept because torch.save hides it behind a RuntimeError about positions
 
     def write(self, data: bytes | memoryview) -> int:
         view = memoryview(data).cast("B")
@@ -99,14 +99,14 @@ class Sink:
         return size
 
     def flush(self) -> None:
-        """Nothing is buffered here."""
+        """Does nothing, for nothing is buffered."""
 
 
 @contextmanager
 def create(path: Path, mode: int, shown: Path | None = None) -> Iterator[Sink]:
-    """A file that must not exist yet, for use inside a staging directory: written, given its mode, synced.
+    """Makes a file that must not exist yet, inside a staging directory: writes it, sets its mode, syncs it.
 
-    Errors are about `shown` where `path` is a name the user never sees.
+    Errors name `shown` where `path` is a name that the user never sees.
     """
     shown = shown or path
     with storage(shown):
@@ -129,7 +129,7 @@ def create(path: Path, mode: int, shown: Path | None = None) -> Iterator[Sink]:
 
 @contextmanager
 def scratch(path: Path) -> Iterator[Sink]:
-    """A new file that only this process reads, while it lives: written without a sync."""
+    """Makes a file that only this process reads during its own life: written without a sync."""
     with storage(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -140,7 +140,7 @@ def scratch(path: Path) -> Iterator[Sink]:
 
 @contextmanager
 def writing(path: Path, mode: int) -> Iterator[Sink]:
-    """A file that replaces `path` in one step when the block ends well, and leaves no trace when it does not."""
+    """Writes a file that replaces `path` in one step when the block ends well, and leaves no trace otherwise."""
     temporary = path.with_name(f".partial-{secrets.token_hex(8)}")
     try:
         with create(temporary, mode, shown=path) as sink:
@@ -154,13 +154,13 @@ def writing(path: Path, mode: int) -> Iterator[Sink]:
 
 
 def write_bytes(path: Path, data: bytes | memoryview, mode: int) -> None:
-    """`data` at `path`, replacing what is there in one step."""
+    """Writes `data` to `path`, replacing any file there in one step."""
     with writing(path, mode) as sink:
         sink.write(data)
 
 
 def write_sealed(path: Path, body: Any, mode: int) -> str:
-    """Writes `body` sealed (see sealed.py), replacing what is at `path`; returns the digest of the file."""
+    """Writes `body` sealed (see sealed.py), replacing any file at `path`; returns the digest of the file."""
     data = seal(body)
     write_bytes(path, data, mode)
     return digest_of(data)
@@ -177,7 +177,7 @@ def fsync_directory(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, durably; one that is not there is fine."""
+    """Removes a file, durably; does nothing where there is none."""
     with storage(path):
         try:
             os.unlink(path)
@@ -187,7 +187,7 @@ def remove(path: Path) -> None:
 
 
 def make_directory(path: Path, mode: int) -> None:
-    """Makes `path` and the parents it lacks, all with `mode` whatever the umask."""
+    """Makes `path` and its missing parents, all with `mode` whatever the umask."""
     with storage(path):
         if not os.path.lexists(path.parent):
             make_directory(path.parent, mode)
@@ -198,9 +198,9 @@ def make_directory(path: Path, mode: int) -> None:
 
 @contextmanager
 def staging(parent: Path) -> Iterator[Path]:
-    """A directory in `parent` to fill and commit; what is still there when the block ends, however it ends, goes.
+    """Makes a directory in `parent` to fill and commit; removes whatever is left of it when the block ends.
 
-    It is locked while this process lives: `clean` tells by that which ones are left of a dead process.
+    The directory is locked while this process lives: by the lock `clean` tells directories of dead processes.
     """
     path = parent / f".staging-{secrets.token_hex(8)}"
     held: list[int] = []
@@ -217,7 +217,7 @@ def staging(parent: Path) -> Iterator[Path]:
 
 
 def _make_staging(path: Path, held: list[int]) -> bool:
-    """Makes and locks a staging directory; False when a cleaner took it between mkdir and flock."""
+    """Makes and locks a staging directory; False when `clean` removed the directory between mkdir and flock."""
     os.mkdir(path, 0o700)
     os.chmod(path, 0o700)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -227,9 +227,9 @@ def _make_staging(path: Path, held: list[int]) -> bool:
 
 
 def clean(directory: Path) -> None:
-    """Removes what dead processes left: staging directories nobody holds, and partial files.
+    """Removes the leftovers of dead processes: unlocked staging directories, and partial files.
 
-    For a directory whose lock the caller holds; staging directories of living processes stay.
+    The caller has to hold the lock of `directory`; staging directories of living processes stay.
     """
     with storage(directory):
         names = os.listdir(directory)
@@ -253,7 +253,7 @@ def _remove_unlocked(path: Path) -> None:
 
 
 def commit_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
-    """Renames a filled staging directory to `target`, durably. StorageError when anything is there already."""
+    """Renames a filled staging directory to `target`, durably. Raises StorageError when `target` exists."""
     with storage(target):
         os.chmod(staged, mode)
         fsync_directory(staged)
@@ -264,9 +264,9 @@ def commit_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
 
 
 def replace_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
-    """Puts a filled staging directory in the place of `target`, if there is one: the old one or the staged one is
-    there at every instant, never a mixture. A symbolic link is replaced itself. Where the system cannot exchange two
-    names, there is an instant at which the old one is only to be found as `.previous-NAME`; the next call puts it back.
+    """Puts a filled staging directory in the place of `target`: at every instant the old or the staged directory is
+    there, never a mixture. A symbolic link is replaced itself. Where the system cannot exchange two names, there is an
+    instant at which the old directory is only found as `.previous-NAME`; the next call puts it back. Raises
     StorageError when `target` is a file.
     """
     previous = target.with_name(f".previous-{target.name}"[:250])
@@ -310,28 +310,28 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 class Lock:
-    """A directory held for this process until `release`; a killed process holds nothing."""
+    """The lock of a directory, held by this process until `release`; a killed process holds none."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
         self._descriptor: int | None = descriptor
 
     def release(self) -> None:
-        """Gives the directory free; a second call does nothing."""
+        """Releases the directory; a second call does nothing."""
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
         try:
-            os.unlink(self._path)  # while it is held: who opened it before finds another file there and retries
+            os.unlink(self._path)  # while locked: a process that opened the file before finds another one and retries
         except OSError:
-            pass  # the file may stay, for the lock is not the file
+            pass  # the file may stay: the lock is on the descriptor
         finally:
             with suppress(OSError):
                 os.close(descriptor)
 
 
 def lock(directory: Path) -> Lock:
-    """Takes `directory` for this process, or raises StorageError at once, naming the process that has it."""
+    """Locks `directory` for this process, or raises StorageError at once, naming the process that holds the lock."""
     path = directory / LOCK_NAME
     with storage(directory):
         while True:
@@ -366,8 +366,8 @@ def _take(descriptor: int, path: Path, directory: Path) -> bool:
 
 
 class SafeWriteUmask:
-    """`with SafeWriteUmask():` files made inside get no more than 0400 (or what `umask` leaves); the umask comes back
-    whatever happens. The umask is the process's: one thread at a time is inside, and may enter again."""
+    """Sets the umask while inside: files made there get at most mode 0400 (or what `umask` leaves); the old umask is
+    always restored. The umask belongs to the process: one thread at a time is inside, and may enter again."""
 
     _one_thread = threading.RLock()
 

@@ -1,4 +1,4 @@
-"""What makes two models the same one: their class, the names and shapes of their tensors, and the weights."""
+"""Fingerprints that tell whether two models are the same: class, names and shapes of tensors, and weights."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order, without a copy where it lies so on the CPU."""
+    """The bytes of a tensor in row-major order, without a copy for a contiguous tensor on the CPU."""
     flat = tensor.detach().cpu().contiguous().view(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def fingerprint(module: nn.Module) -> dict[str, str]:
-    """`class`, `names` (digest of sorted names, shapes) and `weights` (digest of names, dtypes, bytes) of `module`.
+    """The fingerprint of `module`: its `class`, `names` (digest of sorted names, shapes) and `weights` (digest of
+    names, dtypes, bytes).
 
     Weights on the meta device have no bytes: `weights` is then "unknown", which fits any.
     """
@@ -22,7 +23,7 @@ def fingerprint(module: nn.Module) -> dict[str, str]:
 
 
 def fingerprint_of(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """The fingerprint of a module of class `kind` with these tensors, which come in the order of their names."""
+    """The fingerprint of a module of class `kind` with these tensors, given in the order of their names."""
     names, weights = hashlib.sha256(), hashlib.sha256()
     known = True
     for name, tensor in tensors:

@@ -1,4 +1,4 @@
-"""Which denoising steps of a run are stored."""
+"""Chooses the denoising steps of a run that are stored."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,8 @@ from .errors import UsageError
 
 
 def keep_rule(text: str, steps: int) -> Callable[[int], bool]:
-    """The steps that `text` keeps of a run of `steps` (0: not known): `all`, `every:N` (0, N, 2N, ...), or `spread:K`
-    (K of them from the first to the last, evenly).
+    """The rule by which `text` keeps steps of a run of `steps` (0: not known): `all`, `every:N` (0, N, 2N, ...), or
+    `spread:K` (K steps from the first to the last, spaced evenly).
 
     Raises UsageError for any other text, and for `spread` where the number of steps is not known.
     """

@@ -1,4 +1,4 @@
-"""The documented way to gather calibration data: a module that stands in for another and hears its calls."""
+"""The documented way to gather calibration data: a module that stands in for another and records its calls."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +18,7 @@ _OWN = frozenset({"module", "inputs", "forward"})
 
 @contextmanager
 def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWriter]:
-    """A finished capture of one unit when the block ends well; no unit when it does not."""
+    """Makes a finished capture of one unit when the block ends well, and no unit otherwise."""
     manifest = {"pipeline": None, "components": {name: fingerprint(module)}, "prompts": 1, "settings": {}}
     with CaptureWriter.create(directory, manifest) as writer:
         with writer.unit(0, {"prompt": None}) as unit:
@@ -37,15 +37,15 @@ class Listener(nn.Module):
     `store` is a directory to make, a sink (`UnitWriter`), or None: then the calls stay in memory and `inputs` lists
     them as dicts of keyword arguments, positional ones under their names.
 
-    As a module it stands in for `module`, whose every attribute it has, and hears its own calls, so that the
+    As a module, a Listener stands in for `module`, has all its attributes, and records its own calls, so that the
     documented form works: `pipe.transformer = Listener(pipe.transformer)`. Put `listener.module` back when done.
 
-    Raises MisfitError when a block that fills a directory heard no call; FileError for a value that cannot be stored;
-    StorageError when the directory cannot be written.
+    Raises MisfitError when a block that fills a directory recorded no call; FileError for a value that cannot be
+    stored; StorageError when the directory cannot be written.
     """
 
     def __init__(self, module: nn.Module, store: str | Path | Sink | None = None, *, name: str = "transformer") -> None:
-        state = self.__dict__  # plain entries: nothing here is a submodule, nothing reaches `module` by accident
+        state = self.__dict__  # plain entries: none becomes a submodule, none reaches `module` by accident
         state["module"] = module
         super().__init__()
         directory = Path(store) if isinstance(store, (str, Path)) else None
@@ -77,7 +77,7 @@ class Listener(nn.Module):
         stack = self.__dict__["_stack"]
         stack.__exit__(kind, error, trace)
 
-    # Every attribute that is not this class's own is the module's.
+    # Every attribute outside _OWN is read from and written to the module.
 
     def __getattribute__(self, name: str) -> Any:
         state = super().__getattribute__("__dict__")

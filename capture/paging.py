@@ -1,4 +1,4 @@
-"""Resident memory: lets the kernel drop pages of mapped weight files that are read no more."""
+"""Frees resident memory: lets the kernel drop pages of mapped weight files that are no longer read."""
 
 import ctypes
 import mmap
@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# MADV_PAGEOUT of Linux 5.4: swaps what is not in a file; the file leaves the page cache, for all processes
+# MADV_PAGEOUT of Linux 5.4: swaps out pages without a file; file pages leave the page cache, for all processes
 _PAGE_OUT = 21
 
 
 def page_out(weight: Tensor) -> None:
-    """Takes a weight that is read no more out of resident memory, where it is a part of a mapped file.
+    """Drops a weight that is part of a mapped file from resident memory.
 
-    Such a file stays mapped as long as any of its tensors lives. The values stay: reading them reads the file again.
-    Elsewhere than on Linux, and for memory that torch holds itself, nothing happens.
+    The file stays mapped as long as any of its tensors lives, and the values stay: reading them reads the file again.
+    Does nothing outside Linux, and for memory that torch allocated itself.
     """
     if sys.platform != "linux" or weight.device.type != "cpu" or weight.untyped_storage().resizable():
         return
@@ -28,9 +28,10 @@ def page_out(weight: Tensor) -> None:
 
 
 def _as_the_file(first: int, end: int) -> bool:
-    """Whether the pages from an address to another are those of their file: one that was written to may be a copy.
+    """Whether all pages between two addresses are pages of their file: a page that was written to may be a copy.
 
-    Bits 61 to 63 of an entry: of a file or shared, swapped, present (Linux, Documentation/admin-guide/mm/pagemap.rst).
+    Bits 61 to 63 of an entry mean: of a file or shared, swapped, present (Linux,
+    Documentation/admin-guide/mm/pagemap.rst).
     """
     try:
         with Path("/proc/self/pagemap").open("rb", buffering=0) as pages:

@@ -1,7 +1,7 @@
-"""Processes that share a run, as torchrun and `accelerate launch` start them; torch.distributed alone connects them.
+"""Ranks: processes that share a run, started by torchrun or `accelerate launch`, connected by torch.distributed alone.
 
-Before a collective the processes meet in the store of the rendezvous. Who waits there hears signals, the errors of
-others and the silence of a dead one, which a collective hears only when its time is over.
+Before a collective the processes meet in the store of the rendezvous. A process that waits there still reacts to
+signals, to errors of other ranks, and to the silence of a dead one; a collective would notice only at its timeout.
 """
 
 import os
@@ -18,24 +18,24 @@ from .errors import DeviceError, OctavoError, error_with
 T = TypeVar("T")
 
 BEAT = 2.0  # seconds between two signs of life
-PATIENCE = 60.0  # seconds without one: the process is taken for dead
-LINGER = 5.0  # seconds at most that the host of the store stays for others to read it
-_TIMEOUT = timedelta(minutes=5)  # of the rendezvous, and of a collective that everybody has come to
+PATIENCE = 60.0  # seconds without a sign of life after which a process is taken for dead
+LINGER = 5.0  # most seconds that the process with the store stays for others to read it
+_TIMEOUT = timedelta(minutes=5)  # for the rendezvous, and for a collective after all processes have met
 _BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
 
 
 class Failure(NamedTuple):
-    """Which rank ended the run, and with which exit code."""
+    """The rank that ended the run, and its exit code."""
 
     rank: int
     code: int
 
 
 class Ranks:
-    """The processes of a run. This class is the run of one process, and imports nothing.
+    """The processes of a run. This class is a run of one process, and needs no torch.
 
-    Position i of any list that is shared out belongs to rank i % world. `local` counts the processes of this machine.
-    `gather`, `first` and `wait` are collective: every rank calls them in the same order. `sent`: bytes so far.
+    Position i of any shared list belongs to rank i % world. `local` is this process's number on its machine. `gather`,
+    `first` and `wait` are collective: every rank calls them in the same order. `sent`: bytes sent so far.
     """
 
     rank, world, local = 0, 1, 0
@@ -45,21 +45,22 @@ class Ranks:
         self._counts: dict[str, int] = {}
 
     def connect(self, device: str) -> str:
-        """Connects the processes; returns the device of this one, where `device` (auto, cuda, ...) leaves it open."""
+        """Connects the processes; returns the device of this process, filling in what `device` (auto, cuda, ...) leaves
+        open."""
         return device
 
     def owns(self, position: int) -> bool:
-        """Whether what is at this position is for this process to do."""
+        """Whether the item at this position belongs to this process."""
         return position % self.world == self.rank
 
     def share(self, items: list[T]) -> list[T]:
-        """The items that are for this process."""
+        """The items that belong to this process."""
         return items[self.rank :: self.world]
 
     def gather(self, value: T) -> list[T]:
         """The values of all ranks, in the order of the ranks; tensors arrive on this process's device.
 
-        Raises DeviceError when a process is gone, the exit code of a rank that failed.
+        Raises DeviceError when a process is gone, and the error with the exit code of a rank that failed.
         """
         return [value]
 
@@ -68,23 +69,23 @@ class Ranks:
         return value
 
     def wait(self) -> None:
-        """Returns when all ranks are here. Raises as `gather` does."""
+        """Returns when all ranks have called this. Raises as `gather` does."""
 
     def count(self, name: str, by: int = 0) -> int:
-        """Adds to a counter that all ranks share, and reads it; not collective. Raises as `gather` does."""
+        """Adds to a counter that all ranks share, and returns its value; not collective. Raises as `gather` does."""
         self._counts[name] = self._counts.get(name, 0) + by
         return self._counts[name]
 
     def failed(self, code: int) -> Failure:
-        """Says that this process ends with this exit code; returns who was the first to say so."""
+        """Announces that this process ends with this exit code; returns the first such announcement of any rank."""
         return Failure(self.rank, code)
 
     def close(self) -> None:
-        """Disconnects."""
+        """Disconnects from the other processes."""
 
 
 class Group(Ranks):
-    """Several processes, described by the environment variables of torchrun."""
+    """A run of several processes, described by the environment variables of torchrun."""
 
     def __init__(self, rank: int, world: int, local: int) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class Group(Ranks):
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
     def connect(self, device: str) -> str:
-        """Raises DeviceError when the others do not come."""
+        """Connects the processes. Raises DeviceError when the others do not come to the rendezvous."""
         import torch.distributed as dist
 
         device, backend = _placed(device, self.local)
@@ -143,7 +144,7 @@ class Group(Ranks):
             return int(self._store.add(f"count/{name}", by))
 
     def failed(self, code: int) -> Failure:
-        with suppress(Exception):  # where the store is gone, nobody else can say anything
+        with suppress(Exception):  # without the store no other rank can announce anything
             said = self._store.compare_set("failed", "", f"{self.rank} {code}")
             return Failure(*map(int, said.split()))
         return Failure(self.rank, code)
@@ -170,7 +171,7 @@ class Group(Ranks):
                 self._store.add(f"beat/{self.rank}", 1)
 
     def _meet(self) -> None:
-        """Returns when all are here."""
+        """Waits in the store until all ranks have come."""
         self._met += 1
         name, pause = f"met/{self._met}", 0.001
         beats, heard = [-1] * self.world, [0.0] * self.world
@@ -210,7 +211,7 @@ class Group(Ranks):
         def place(storage: Any, location: str) -> Any:
             return default_restore_location(storage, "cpu" if location == "cpu" else self._device)
 
-        # what is read here was written by the other processes of this very run
+        # safe: the data come from the other processes of this very run
         return torch.load(BytesIO(data), map_location=place, weights_only=False)
 
 
@@ -218,7 +219,7 @@ ALONE = Ranks()
 
 
 def ranks_of_environment() -> Ranks:
-    """The processes that the environment tells of (RANK, WORLD_SIZE, LOCAL_RANK); without them, one that is alone."""
+    """The ranks that the environment describes (RANK, WORLD_SIZE, LOCAL_RANK); without these variables, one process."""
     try:
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         return Group(rank, world, int(os.environ.get("LOCAL_RANK", rank))) if world > 1 else Ranks()
@@ -227,7 +228,7 @@ def ranks_of_environment() -> Ranks:
 
 
 def _placed(device: str, local: int) -> tuple[str, str]:
-    """The device of the process that is number `local` of its machine, and the backend that goes with it."""
+    """The device of process number `local` of a machine, and the backend of torch.distributed for that device."""
     import torch
 
     kind, _, index = device.partition(":")
@@ -251,7 +252,7 @@ def _packed(value: Any) -> bytes:
 
 
 def _gathered(data: bytes, world: int) -> list[bytes]:
-    """The bytes of all ranks; all_gather_object would copy them twice more."""
+    """Gathers the bytes of all ranks; all_gather_object would copy them twice more."""
     import torch
     import torch.distributed as dist
 
@@ -270,7 +271,7 @@ def _gone(who: str) -> OctavoError:
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """A connection that breaks inside, as it does when a process dies, is a DeviceError."""
+    """Turns an error of the connection inside, as when a process dies, into a DeviceError."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Records what a module is called with, through a forward pre-hook, while a `with` block runs."""
+"""Records the arguments of a module's calls, through a forward pre-hook, while a `with` block runs."""
 
 import inspect
 import time
@@ -16,7 +16,7 @@ from .store.writer import Call
 
 
 class Sink(Protocol):
-    """Where calls go: a `UnitWriter`, or anything with `add`, which copies the tensors before it returns."""
+    """A destination of calls: a `UnitWriter`, or any object whose `add` copies the tensors before returning."""
 
     def add(self, call: Call) -> Any: ...
 
@@ -32,7 +32,7 @@ class Memory:
 
 
 def copied(value: Any) -> Any:
-    """`value` with every tensor cloned (outside inference mode) and every container rebuilt."""
+    """Copies `value`: clones every tensor (outside inference mode) and rebuilds every container."""
     if isinstance(value, Tensor):
         with torch.inference_mode(False), torch.no_grad():
             return value.detach().clone()
@@ -46,7 +46,7 @@ def copied(value: Any) -> Any:
 
 
 def processors_of(module: nn.Module) -> dict[str, Any]:
-    """The attention processors inside a diffusers model, by name; of other modules, none."""
+    """The attention processors inside a diffusers model, by name; {} for other modules."""
     found = getattr(module, "attn_processors", None)
     return dict(found) if isinstance(found, dict) else {}
 
@@ -54,8 +54,8 @@ def processors_of(module: nn.Module) -> dict[str, Any]:
 class Clock:
     """The denoising step of a run, shared by the recorders of its denoisers.
 
-    By itself the step advances when the noise level of a call differs from the last one; `tick(i)` is the
-    pipeline's own word that step i is done (`callback_on_step_end`), and from then on the only one.
+    The step advances when the noise level of a call differs from the last one, until the first `tick(i)`: the
+    pipeline's own report that step i is done (`callback_on_step_end`). From then on only `tick` advances the step.
     """
 
     def __init__(self) -> None:
@@ -74,14 +74,14 @@ class Clock:
 
 
 class Recorder:
-    """Gives every call of `module` to `sink` while the `with` block runs; the module is unchanged afterwards.
+    """Passes every call of `module` to `sink` while the `with` block runs; the module is unchanged afterwards.
 
     A call carries the component's name, its index in this recording, the denoising step, the noise level and the
-    cache context. Calls are not steps: guidance takes one, two or three. `keep(step)` says which steps are stored;
-    `drop` names arguments to leave out. The block may be entered again inside itself.
+    cache context. Calls are not steps: with guidance a step takes one, two or three calls. `keep(step)` says which
+    steps are stored; `drop` names arguments to leave out. The block may be entered again inside itself.
 
-    `swapped` counts the attention processors that the first call ran with instead of the module's own: a replay runs
-    the module's own.
+    `heard` counts the calls. `swapped` counts the attention processors with which the first call ran in place of the
+    module's own: a replay runs the module's own.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Recorder:
         self.module, self.sink, self.name, self.clock = module, sink, name, clock or Clock()
         self.keep, self.drop = keep, drop
         self.heard = self.swapped = 0
-        self.seconds = 0.0  # spent in recording
+        self.seconds = 0.0  # time spent in recording
         self._signature = inspect.signature(module.forward)
         self._ear = ContextEar(module)
         self._stack: ExitStack | None = None
@@ -127,7 +127,7 @@ class Recorder:
         try:
             rest, named = bind(self._signature, args, kwargs)
         except TypeError:
-            return  # the call itself is about to fail, with the better message
+            return  # the call itself is about to fail, with a better message
         if self.heard == 0:
             now = processors_of(module)
             self.swapped = sum(now.get(name) is not own for name, own in self._processors.items())

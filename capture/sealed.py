@@ -1,4 +1,4 @@
-"""Reading with limits, and sealed JSON: a file that says what its content must hash to."""
+"""Reads files with limits, and sealed JSON: a file that contains the SHA-256 of its body."""
 
 import errno
 import json
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from .errors import OctavoError, StorageError, damage, storage_error
 
-MANIFEST_LIMIT = 64 << 20
+MANIFEST_LIMIT = 64 << 20  # bytes; the largest sealed file that is written or read
 HEAD = b'{"sha256": "'
 MIDDLE = b'", "body": '
 TAIL = b"}\n"
@@ -20,7 +20,7 @@ TAIL = b"}\n"
 
 @contextmanager
 def open_regular(path: Path, remedy: str = "") -> Iterator[tuple[int, int]]:
-    """Descriptor and size of a regular file; links, FIFOs, devices and directories are refused unread."""
+    """Opens a regular file and yields its descriptor and size; refuses links, FIFOs, devices and directories unread."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
@@ -45,7 +45,7 @@ def _open_error(path: Path, exc: OSError, remedy: str) -> OctavoError:
 
 
 def pread(descriptor: int, view: memoryview, offset: int, path: Path, remedy: str = "") -> None:
-    """Fills `view` from `offset` on; a file that ends before is damaged."""
+    """Fills `view` from `offset` on. Raises FileError for a file that ends before."""
     done = 0
     while done < view.nbytes:
         try:
@@ -58,7 +58,7 @@ def pread(descriptor: int, view: memoryview, offset: int, path: Path, remedy: st
 
 
 def read_bytes(path: Path, limit: int = MANIFEST_LIMIT, remedy: str = "") -> bytes:
-    """The content of a regular file of at most `limit` bytes."""
+    """Reads a regular file of at most `limit` bytes."""
     with open_regular(path, remedy) as (descriptor, size):
         if size > limit:
             raise damage(path, f"larger than {limit >> 20} MiB", remedy)
@@ -73,19 +73,19 @@ def digest_of(data: bytes) -> str:
 
 
 def canonical(body: Any) -> bytes:
-    """JSON with one spelling: the same value is the same bytes."""
+    """Canonical JSON: the same value always gives the same bytes."""
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 class Sealed(NamedTuple):
-    """A body that was what its seal says, and the digest of the whole file."""
+    """A body that matched its seal, and the digest of the whole file."""
 
     body: Any
     digest: str
 
 
 def json_object(content: bytes, path: Path, remedy: str = "") -> dict[str, Any]:
-    """The object in the `content` of the JSON file at `path`. Raises FileError for anything else."""
+    """Parses the `content` of the JSON file at `path` to an object. Raises FileError for anything else."""
     try:
         value = json.loads(content)
     except json.JSONDecodeError as error:
@@ -98,7 +98,7 @@ def json_object(content: bytes, path: Path, remedy: str = "") -> dict[str, Any]:
 
 
 def seal(body: Any) -> bytes:
-    """The bytes of a sealed file. Raises StorageError when no reader would take them."""
+    """The bytes of a sealed file with this body. Raises StorageError for more bytes than a reader takes."""
     content = canonical(body)
     data = HEAD + digest_of(content).encode() + MIDDLE + content + TAIL
     if len(data) > MANIFEST_LIMIT:
@@ -107,7 +107,7 @@ def seal(body: Any) -> bytes:
 
 
 def read_sealed(path: Path, remedy: str = "", limit: int = MANIFEST_LIMIT) -> Sealed:
-    """What `write_sealed` wrote; anything else, to the last bit, is a FileError."""
+    """Reads a file that `write_sealed` wrote. Raises FileError for any difference, to the last bit."""
     data = read_bytes(path, limit, remedy)
     start = len(HEAD) + 64 + len(MIDDLE)
     content = data[start : -len(TAIL)]

@@ -1,7 +1,7 @@
-"""Safetensors files, written from the tensors' own memory one at a time, and read with bounds.
+"""Writes safetensors files from the tensors' own memory, one tensor at a time, and reads them with limits.
 
-A tensor is made when its turn to be written comes and let go afterwards, so that writing needs the memory of one; parts
-of mapped files leave memory too.
+A tensor is made just before it is written and freed afterwards, so that writing needs the memory of one; mapped tensors
+leave memory too.
 """
 
 import json
@@ -20,15 +20,15 @@ from .sealed import open_regular, pread
 from .store.blobs import NAMES, memory_of
 from .store.parts import HEADER_LIMIT, Stored, header_of, placed
 
-_LARGE = 1 << 18  # bytes
-_ORDER = (
+_LARGE = 1 << 18  # bytes; a tensor from this size on is read into memory pages of its own
+_ORDER = (  # dtypes in the order in which safetensors itself sorts tensors, from the last to the first
     "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "I16", "U16", "F16", "BF16",
     "I32", "U32", "F32", "C64", "F64", "I64", "U64",
 )  # fmt: skip
 
 
 class Planned(NamedTuple):
-    """A tensor to write."""
+    """A tensor to write: its dtype, its shape, and a function that makes it."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Planned(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Planned":
-        """A tensor that is there already."""
+        """Plans to write a tensor that exists already."""
         return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
     @property
@@ -45,9 +45,9 @@ class Planned(NamedTuple):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str], mode: int) -> None:
-    """Writes a file that does not exist yet, the same bytes for the same tensors in whatever order they are given:
+    """Writes a file that does not exist yet, with the same bytes for any order of the same tensors.
 
-    those of `safetensors.torch.save_file`, which keeps no order of several metadata.
+    The bytes are those of `safetensors.torch.save_file`, which keeps no order of several metadata.
     """
     # the widest elements first, so that every tensor is aligned for its dtype
     order = sorted(tensors, key=lambda name: (-_ORDER.index(NAMES[tensors[name].dtype]), name))
@@ -69,7 +69,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """The tensors of a file and its metadata; they must cover it without gap or overlap. FileError otherwise."""
+    """Reads the tensors' places and the metadata of a file. Raises FileError unless the tensors cover the file without
+    gap or overlap."""
     with open_regular(path) as (descriptor, size):
         prefix = bytearray(min(8, size))
         pread(descriptor, memoryview(prefix), 0, path)
@@ -87,8 +88,8 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 
 
 def read_tensor(path: Path, stored: Stored) -> Tensor:
-    """One tensor of a file. A large one has pages of its own, which go back to the system with it: in a heap of weights
-    that are packed one after the other, the holes fit nothing that comes later."""
+    """Reads one tensor of a file. A large tensor gets memory pages of its own, which return to the system with it: on
+    the heap, where weights are packed one after the other, its hole would fit nothing that comes later."""
     if stored.bytes < _LARGE:
         tensor = torch.empty(stored.shape, dtype=stored.dtype)
     else:

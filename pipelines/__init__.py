@@ -1,4 +1,4 @@
-"""Families of models: how to load one, run it, which modules denoise, what stays float."""
+"""Families of models: how to load and run a model, which modules denoise, which layers stay float."""
 
 from .families import TABLE
 from .family import Family
@@ -11,7 +11,7 @@ FAMILIES = {family.name: family for family in (SD3, OPENSORA, OPENSORA_PLAN, *TA
 
 
 def family_of(pipeline_class: str) -> Family:
-    """The family of a pipeline by its class name, the one that names the most of it; GENERIC where none knows it."""
+    """The family of a pipeline by its class name: the one with the longest matching prefix; GENERIC without a match."""
     prefixes = {prefix: family for family in FAMILIES.values() for prefix in family.pipelines}
     known = [prefix for prefix in prefixes if pipeline_class.startswith(prefix)]
     return prefixes[max(known, key=len)] if known else GENERIC

@@ -18,7 +18,7 @@ BUNDLED = {"digits": Path(__file__).parent / "digits" / "model"}
 
 
 class Classifier(NamedTuple):
-    """A model in evaluation, and how pictures become its input."""
+    """A model in eval mode, and the preprocessing of its pictures."""
 
     model: nn.Module
     preprocessing: Preprocessing
@@ -30,10 +30,10 @@ def classifier_directory(model: str) -> Path:
 
 
 def load_classifier(directory: Path, dtype: torch.dtype = torch.float32) -> Classifier:
-    """The model in a directory, nothing downloaded, no pickle opened, no code of the directory run.
+    """Loads the model in a directory; downloads nothing, opens no pickle, runs no code of the directory.
 
-    Raises UsageError where there is no such directory, FileError for one that holds no image classifier or a damaged
-    file, MisfitError for missing or misshapen weights, NumbersError for weights that are not finite.
+    Raises UsageError where there is no such directory, FileError for a directory without an image classifier or with a
+    damaged file, MisfitError for missing or misshapen weights, NumbersError for weights that are not finite.
     """
     if not directory.is_dir():
         names = ", ".join(BUNDLED)

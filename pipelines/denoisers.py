@@ -1,4 +1,4 @@
-"""Finds the modules of a pipeline that are called once or more a denoising step."""
+"""Finds the denoisers of a pipeline: the modules that are called once or more in each denoising step."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _OTHER = re.compile(
 
 
 def _parts(pipeline: Any, prefix: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
-    """Every module of a pipeline and of the pipelines inside it, with its dotted name."""
+    """Yields every module of a pipeline and of the pipelines inside it, with the module's dotted name."""
     inner = {name: part for name, part in vars(pipeline).items() if isinstance(part, DiffusionPipeline)}
     components = {name: getattr(pipeline, name, None) for name in pipeline.config if not name.startswith("_")}
     for name, part in {**components, **inner}.items():

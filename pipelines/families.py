@@ -1,8 +1,8 @@
-"""The families of diffusers' own pipelines, one entry each: what stays float beside the general rule, and whose inputs
-can be divided.
+"""The families of diffusers' own pipelines, one entry each: layers that stay float beside the general rule, and layers
+whose inputs can be divided.
 
-The general rule of calibrate/plan.py heeds what each class lists itself. Here stands what a named tool keeps float in
-addition, or what was measured: python -m bench.models.
+The general rule of calibrate/plan.py follows the lists in each model class. An entry adds layers that a named tool
+keeps float, or that measurements (python -m bench.models) advise against.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _LATENT = {"output_type": "latent"}
 
 
 def single_groups(model: Any) -> list[Group]:
-    """The groups of a model of double and single blocks, as Flux and HunyuanVideo are."""
+    """The groups of a model with double and single blocks, such as Flux and HunyuanVideo."""
     found = joint_groups(model)
     for at, block in enumerate(model.single_transformer_blocks):
         name, width = f"single_transformer_blocks.{at}", block.norm.norm.normalized_shape[0]
@@ -39,9 +39,9 @@ def qwen_groups(model: Any) -> list[Group]:
 
 
 def value_groups(model: Any) -> Iterator[Group]:
-    """Attention is linear in its values, channel by channel: what reads them can be divided through them.
+    """Yields groups of attention outputs, whose input can be divided through the values, in which attention is linear.
 
-    Not where a processor has weights of its own: they may add to the values.
+    Leaves out processors with weights of their own, which may add to the values.
     """
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""What Octavo knows about a family of models."""
+"""The record of a family of models: defaults, layers that stay float, groups of layers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 
 class Fold(NamedTuple):
-    """What makes the channels of an input: rows from `start` of a Linear or a norm, or of a parameter seen flat.
+    """The source of the channels of an input: rows from `start` of a Linear or a norm, or of a flattened parameter.
 
-    `plus_one`: it makes the scale of a modulation, which is applied as 1 + scale.
+    `plus_one`: the source gives the scale of a modulation, which is applied as 1 + scale.
     """
 
     target: str
@@ -17,7 +17,7 @@ class Fold(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Layers whose inputs are made by `folds` and by nothing else, and reach nothing but these layers."""
+    """Layers whose inputs come from `folds` alone, where the outputs of `folds` reach these layers alone."""
 
     layers: tuple[str, ...]
     folds: tuple[Fold, ...]
@@ -25,11 +25,11 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """Defaults of one family; everything a family does not say is the pipeline's own default."""
+    """The record of one family; for anything not given here the pipeline's own default holds."""
 
     name: str
     pipelines: tuple[str, ...] = ()  # prefixes of the pipeline class names
-    models: tuple[str, ...] = ()  # what config.json of a folder of the denoiser alone calls it
+    models: tuple[str, ...] = ()  # names of the model in config.json of a folder of the denoiser alone
     defaults: Mapping[str, Any] = field(default_factory=dict)  # arguments of the pipeline's call
     keep_float: Mapping[str, str] | None = None  # pattern of layer names -> why; None: the general rule
     more_float: Mapping[str, str] = field(default_factory=dict)  # beside the general rule, where keep_float is None

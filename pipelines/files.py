@@ -1,4 +1,4 @@
-"""Files of a model directory, which may be links, as those that a hub has downloaded are."""
+"""Reads files of a model directory, which may be links, as in the cache of a hub."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ _AGAIN = "Download it again."
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises FileError when there is none."""
+    """Reads the object in a JSON file. Raises FileError when there is none."""
     try:
         return json_object(file.read_bytes(), file, _AGAIN)
     except OSError as error:

@@ -1,7 +1,7 @@
-"""Pictures of a directory as a model takes them: its preprocessor_config.json says how.
+"""Reads the pictures of a directory and preprocesses them as the model's preprocessor_config.json says.
 
-Resizing, cropping, rescaling and normalising as the image processors of transformers do with pillow (ViT, ConvNext,
-which ResNet uses, CLIP and those like them).
+Resizes, crops, rescales and normalises as the image processors of transformers do with pillow (ViT, CLIP, ConvNext,
+which ResNet uses too, and similar ones).
 """
 
 import json
@@ -19,13 +19,14 @@ from octavo.capture.errors import FileError, UsageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 CONFIG = "preprocessor_config.json"
-_LIMIT = 1 << 20
-_CROP = 384  # ConvNext: pictures this large are squeezed, not cropped
+_LIMIT = 1 << 20  # bytes; the most that is read of preprocessor_config.json
+_CROP = 384  # pixels; from this size on, ConvNext squeezes pictures and does not crop them
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to a picture: to `size` or its `shortest` edge, the middle `crop` cut out, scaled, normalised."""
+    """The preprocessing of a picture: resized to `size` or to the `shortest` edge, cropped to the middle `crop`,
+    scaled, normalised."""
 
     channels: int = 3
     size: tuple[int, int] | None = None  # height, width
@@ -38,11 +39,11 @@ class Preprocessing:
 
     @property
     def fixed(self) -> bool:
-        """Whether all pictures come out in one size."""
+        """Whether all preprocessed pictures have one size."""
         return self.size is not None or self.crop is not None
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        """(channels, height, width) float32."""
+        """The preprocessed picture, (channels, height, width) float32."""
         picture = picture.convert("RGB" if self.channels == 3 else "L")
         if size := self._size(picture):
             picture = picture.resize((size[1], size[0]), Image.Resampling(self.resample))
@@ -60,7 +61,7 @@ class Preprocessing:
 
 
 def _cropped(values: np.ndarray, crop: tuple[int, int] | None) -> np.ndarray:
-    """The middle; zeros around a picture that is smaller."""
+    """The middle `crop` of a picture, with zeros around a smaller picture."""
     if crop is None:
         return values
     missing = [max(0, want - have) for want, have in zip(crop, values.shape, strict=False)]
@@ -72,9 +73,9 @@ def _cropped(values: np.ndarray, crop: tuple[int, int] | None) -> np.ndarray:
 
 
 def preprocessing_of(directory: Path, channels: int = 3, image_size: int = 224) -> Preprocessing:
-    """What preprocessor_config.json in `directory` says; without one, `image_size` square and values of 0 to 1.
+    """Reads preprocessor_config.json in `directory`; without one, pictures are `image_size` square, values 0 to 1.
 
-    Raises FileError for a file that is not one.
+    Raises FileError for a file that is no such configuration.
     """
     path = directory / CONFIG
     if not path.is_file():
@@ -136,9 +137,9 @@ def image_files(directory: Path) -> list[Path]:
 
 
 def batches(files: Sequence[Path], preprocessing: Preprocessing, batch: int) -> Iterator[Tensor]:
-    """The pictures (batch, channels, height, width), read as they are asked for; a last batch may be smaller.
+    """Yields batches of pictures (batch, channels, height, width), read as they are asked for; the last may be smaller.
 
-    Pictures that keep sizes of their own come one by one. Raises FileError for one that cannot be read.
+    Pictures that keep their own sizes come one by one. Raises FileError for a picture that cannot be read.
     """
     batch = batch if preprocessing.fixed else 1
     for start in range(0, len(files), batch):
@@ -146,7 +147,7 @@ def batches(files: Sequence[Path], preprocessing: Preprocessing, batch: int) -> 
 
 
 def picture_of(path: Path, preprocessing: Preprocessing) -> Tensor:
-    """One picture. Raises FileError when it cannot be read."""
+    """Reads and preprocesses one picture. Raises FileError for a file that cannot be read."""
     try:
         with Image.open(path) as opened:
             return preprocessing(opened)

@@ -1,4 +1,4 @@
-"""Looks at a model directory before anything of it is loaded or run."""
+"""Inspects a model directory before anything in it is loaded or run."""
 
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str, Any]:
-    """The `model_index.json` of a diffusers directory whose files are safe to load.
+    """The content of `model_index.json` of a diffusers directory whose files are safe to load.
 
-    Raises 2 no such directory; 3 not a pipeline, broken JSON, custom code, pickle weights only, a
-    truncated weights file.
+    Raises UsageError where there is no such directory; FileError for a directory that is no pipeline, broken JSON,
+    custom code, pickle weights only, or a truncated weights file.
     """
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such model directory. Give a diffusers directory, or demo.")
@@ -36,9 +36,9 @@ def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str,
 
 
 def family_at(directory: Path, name: str | None = None) -> Family:
-    """The family of the model in `directory`: the one called `name`, or what its files say.
+    """The family of the model in `directory`: the one called `name`, or the one that the files name.
 
-    Raises UsageError when there is no such directory or family, FileError when the files say nothing.
+    Raises UsageError when there is no such directory, FileError as `inspect_model` does.
     """
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such model directory. Give a diffusers directory, or demo.")
@@ -83,7 +83,7 @@ def check_weights(folder: Path) -> None:
 
 
 def stored_dtype(folder: Path) -> str | None:
-    """The floating dtype of a component's first stored weight ("float16", ...), or None."""
+    """The floating dtype of a component's first stored weight ("float16", ...); None without one."""
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "pt", backend="pread") as weights:

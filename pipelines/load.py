@@ -1,4 +1,4 @@
-"""Loads a diffusers pipeline from a directory, and refuses what would silently be another model."""
+"""Loads a diffusers pipeline from a directory, and refuses files that would silently give another model."""
 
 import importlib
 import logging
@@ -37,7 +37,7 @@ def model_directory(model: str) -> Path:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the libraries' own progress bars and notes off the terminal; problems are errors here."""
+    """Keeps the libraries' progress bars and notes off the terminal while inside; their errors still come through."""
     levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     diffusers_logging.set_verbosity_error()
@@ -74,12 +74,12 @@ def load_pipeline(
     trust_remote_code: bool = False,
     given: Mapping[str, nn.Module] | None = None,
 ) -> Any:
-    """The pipeline in a directory, in evaluation mode, nothing downloaded, no pickle opened.
+    """Loads the pipeline in a directory, in eval mode; downloads nothing, opens no pickle.
 
-    `family` (default: the one of the files) may load it in its own way; `text_encoder` is then the folder of what a
-    folder of the denoiser alone lacks. The components `given` take the place of those in the directory. Raises what
-    `inspect_model` refuses; UsageError for a component that is none; MisfitError for missing or misshapen weights (and
-    surplus ones when `strict`); NumbersError for weights that are not finite.
+    `family` (default: the one that the files name) may load the pipeline in its own way; `text_encoder` is then the
+    folder of the text encoder, which a folder of the denoiser alone lacks. The components `given` replace those in the
+    directory. Raises as `inspect_model` does; UsageError for an unknown component; MisfitError for missing or misshapen
+    weights (and surplus ones when `strict`); NumbersError for weights that are not finite.
     """
     device = device or torch.device("cpu")
     family = family or family_at(directory)
@@ -108,11 +108,11 @@ def mapped_denoiser(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """One denoiser of a pipeline, in the dtype it is stored in: its weights are parts of the mapped files, which are
-    read when they are used. What is stored in another dtype than the first weight is in `dtype`. Nothing else of the
+    """Loads one denoiser of a pipeline in its stored dtype: the weights are parts of the mapped files, which are read
+    when the weights are used. Tensors stored in another dtype than the first weight are in `dtype`. Nothing else of the
     pipeline is loaded.
 
-    Raises what `inspect_model` refuses; UsageError for a component that no folder holds; as `load_component`.
+    Raises as `inspect_model` and `load_component` do; UsageError for a component that no folder holds.
     """
     if family.load is not None:
         return denoisers(family.load(directory, None, None), (component,))[component]
@@ -132,7 +132,7 @@ def mapped_denoiser(
 
 
 def _read_others(module: nn.Module, folder: Path, stored: torch.dtype, dtype: torch.dtype | None) -> None:
-    """Gives `module` in `dtype` what the files have in another dtype than `stored`."""
+    """Reads into `module`, in `dtype`, the tensors that the files have in another dtype than `stored`."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as weights:
@@ -157,7 +157,7 @@ def _load_diffusers(
     dtype = dtype or default_dtype(ours, device)
     common: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
     with quiet():
-        # diffusers wants a component that was saved as absent to be passed as absent
+        # diffusers demands that a component saved as absent be passed as None
         parts: dict[str, Any] = {name: None for name, kind in kinds.items() if kind[-1] is None}
         parts |= given
         for name, kind in kinds.items():
@@ -171,10 +171,10 @@ def _load_diffusers(
 
 
 def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Module:
-    """The denoiser alone in a directory, of the class that its config.json names, in `dtype` or as it is stored.
+    """Loads a denoiser from its own directory: of the class that config.json names, in `dtype` or the stored dtype.
 
-    Raises FileError for files that do not load, MisfitError for weights of another model, and what a quantizer that is
-    registered with diffusers raises.
+    Raises FileError for files that do not load, MisfitError for weights of another model, and the errors of a quantizer
+    that is registered with diffusers.
     """
     name = read_json(directory / "config.json").get("_class_name")
     kind = getattr(importlib.import_module("diffusers"), str(name), None)
@@ -188,7 +188,7 @@ def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Modul
 
 
 def _model_class(kind: list[str | None]) -> Any:
-    """The model class that a model_index entry names, or None for what is not a model of the two libraries."""
+    """The model class that a model_index entry names; None for anything but a model of diffusers or transformers."""
     library, name = kind
     if library not in ("diffusers", "transformers") or name is None:
         return None
@@ -197,7 +197,7 @@ def _model_class(kind: list[str | None]) -> Any:
 
 
 def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool) -> nn.Module:
-    """The model of class `kind` in a folder, with options `common`; raises as `load_pipeline` does."""
+    """Loads the model of class `kind` in a folder, with options `common`. Raises as `load_pipeline` does."""
     files = list(folder.glob("*.safetensors"))
     variants = {f.name.split(".")[1].split("-")[0] for f in files if f.name.count(".") == 2}
     if variants and all(f.name.count(".") == 2 for f in files):
@@ -246,5 +246,5 @@ def _finite(tensor: torch.Tensor) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The first sentence of a library's message."""
+    """The first sentence of a library's error message, at most 300 characters."""
     return first_sentence(error)[:300]

@@ -1,8 +1,8 @@
 """Open-Sora-Plan 1.2 (Lin et al., arXiv 2412.00131, 2024): its OpenSoraT2V is diffusers' AllegroTransformer3DModel.
 
-A checkpoint has the same names and shapes of tensors; the fields of its config.json are called otherwise. Its denoising
-loop is that of AllegroPipeline, with the Euler ancestral scheduler. Its CausalVAE is no part of diffusers: the pipeline
-gives latents. Never run with the published weights.
+A checkpoint has the same names and shapes of tensors; the fields of config.json have other names. The denoising loop is
+that of AllegroPipeline, with the Euler ancestral scheduler. The CausalVAE is not in diffusers: the pipeline gives
+latents. Never run with the published weights.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ _NEEDED = (
     "sample_size",
     "sample_size_t",
 )
-# what the transformer of diffusers computes; a checkpoint of another value is another model
+# values of config.json that the transformer of diffusers has built in; other values mean another model
 _FIXED = {
     "norm_type": "ada_norm_single", "patch_size_t": 1, "use_rope": True, "only_cross_attention": False,
     "double_self_attention": False, "downsampler": None, "sparse1d": False, "sparse2d": False,
@@ -35,9 +35,9 @@ _FIXED = {
 
 
 def transformer_config(words: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The arguments of AllegroTransformer3DModel for the config.json of an OpenSoraT2V, which lies at `path`.
+    """The arguments of AllegroTransformer3DModel for `words`, the config.json of an OpenSoraT2V at `path`.
 
-    Raises MisfitError for a field that is missing, or that says it is another model.
+    Raises MisfitError for a field that is missing, or has the value of another model.
     """
     for name, value in _FIXED.items():
         if words.get(name, value) != value:
@@ -47,7 +47,7 @@ def transformer_config(words: dict[str, Any], path: Path) -> dict[str, Any]:
         raise MisfitError(f"{path}: {missing[0]} is missing. Give the config.json of an OpenSoraT2V.")
     size, frames = words["sample_size"], words["sample_size_t"]
     height, width = size if isinstance(size, list) else (size, size)
-    # where the config says nothing, the model counts positions relative to 30 by 40 patches and 16 frames
+    # without these fields in the config, positions are relative to 30 by 40 patches and 16 frames
     scales = {
         "interpolation_scale_h": height / 30, "interpolation_scale_w": width / 40,
         "interpolation_scale_t": (frames - 1) // 16 + 1 if frames % 2 else frames / 16,
@@ -60,9 +60,9 @@ def transformer_config(words: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def load_transformer(directory: str | Path, torch_dtype: Any = None) -> Any:
-    """The transformer of a folder with config.json and safetensors, in the dtype of the file or `torch_dtype`.
+    """Loads the transformer of a folder with config.json and safetensors, in the dtype of the file or `torch_dtype`.
 
-    Raises FileError for a file that is missing or damaged, MisfitError for one that is of another model.
+    Raises FileError for a file that is missing or damaged, MisfitError for a file of another model.
     """
     import torch
     from diffusers import AllegroTransformer3DModel
@@ -84,10 +84,10 @@ def load_transformer(directory: str | Path, torch_dtype: Any = None) -> Any:
 
 
 def load_pipeline(directory: str | Path, *, torch_dtype: Any = None, text_encoder: str | Path | None = None) -> Any:
-    """An AllegroPipeline around the transformer in `directory`.
+    """Makes an AllegroPipeline around the transformer in `directory`.
 
-    text_encoder: folder of a T5 or mT5 encoder and its tokenizer (google/mt5-xxl). Without one the pipeline takes
-    prompt_embeds. Nothing is downloaded.
+    text_encoder: folder of a T5 or mT5 encoder and its tokenizer (google/mt5-xxl). Without this folder the pipeline
+    takes prompt_embeds. Nothing is downloaded.
     """
     from diffusers import AllegroPipeline, EulerAncestralDiscreteScheduler
 

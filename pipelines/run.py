@@ -1,4 +1,4 @@
-"""Runs a pipeline on one prompt, whatever it calls its arguments."""
+"""Runs a pipeline on one prompt, and maps settings to the arguments that the pipeline takes."""
 
 import inspect
 import zlib
@@ -15,7 +15,7 @@ from .family import Family
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What a run is asked for; None leaves the choice to the family, then to the pipeline."""
+    """The settings of a run; None leaves the choice to the family, then to the pipeline."""
 
     negative_prompt: str | None = None
     steps: int | None = None
@@ -26,20 +26,20 @@ class RunSettings:
     arguments: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the pipeline's call
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able settings, without what was not asked for."""
+        """The settings as JSON values, without those that are None."""
         known = {k: v for k, v in asdict(self).items() if v is not None and k != "arguments"}
         return known | {f"arguments.{k}": repr(v) for k, v in self.arguments.items()}
 
 
 def prompt_seed(prompt: str, seed: int) -> int:
-    """The seed of a prompt's noise: it depends on the text, not on its place in the file."""
+    """The seed of a prompt's noise, which depends on the text, not on the prompt's position in the file."""
     return (zlib.crc32(prompt.encode()) + seed) % 2**32
 
 
 def call_arguments(pipe: Any, family: Family, settings: RunSettings) -> dict[str, Any]:
-    """The keyword arguments of `pipe(...)` but for prompt and generator.
+    """The keyword arguments of `pipe(...)`, except for prompt and generator.
 
-    Raises UsageError when a setting was asked for that this pipeline does not take, or it needs more.
+    Raises UsageError for a setting that this pipeline does not take, and when the pipeline needs more arguments.
     """
     parameters = inspect.signature(type(pipe).__call__).parameters
     wanted = {
@@ -67,13 +67,13 @@ def call_arguments(pipe: Any, family: Family, settings: RunSettings) -> dict[str
 
 
 def _deaf(pipe: Any) -> bool:
-    """Whether a pipeline has a place for text encoders, and none in it."""
+    """Whether a pipeline has components for text encoders, all of them empty."""
     places = [name for name in getattr(pipe, "config", {}) if name.startswith("text_encoder")]
     return bool(places) and all(getattr(pipe, name, None) is None for name in places)
 
 
 def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
-    """The denoising steps one prompt takes, as far as the call's arguments and their defaults say; 0 if they do not."""
+    """The number of denoising steps for a prompt, from the call's arguments and their defaults; 0 where not known."""
     parameter = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
     steps = arguments.get("num_inference_steps", parameter.default if parameter else 0)
     return steps if isinstance(steps, int) else 0
@@ -87,8 +87,8 @@ def run_prompt(
     on_step: Callable[[int], None] = lambda step: None,
     on_latents: Callable[[torch.Tensor], None] = lambda latents: None,
 ) -> Any:
-    """The output of `pipe` for `prompt`; `on_step(i)` is called when the pipeline says that its step i is done, and
-    `on_latents` with the latents after it, where it shows them."""
+    """Runs `pipe` on `prompt` and returns the output. `on_step(i)` is called when the pipeline reports that step i is
+    done, and `on_latents` with the latents after that step, where the pipeline passes them."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     extra: dict[str, Any] = dict(arguments)
     if "prompt" in parameters:
@@ -108,7 +108,7 @@ def run_prompt(
 
 
 def final_latents(pipe: Any, prompt: str, arguments: Mapping[str, Any], seed: int) -> torch.Tensor:
-    """The end of the trajectory of `run_prompt`, before any decoding.
+    """Runs `pipe` on `prompt` and returns the final latents, without decoding.
 
     Raises UsageError for a pipeline that gives no tensor.
     """

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206, 2024): SD3Transformer2DModel."""
+"""The family Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206, 2024): SD3Transformer2DModel."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ _CONTEXT_IN = ("add_q_proj", "add_k_proj", "add_v_proj")
 
 
 def groups(model: Any) -> list[Group]:
-    """The groups of an SD3Transformer2DModel or its like: around each attention, before each feed-forward."""
+    """The groups of an SD3Transformer2DModel or a similar one: around each attention, before each feed-forward."""
     found = []
     for at, block in enumerate(model.transformer_blocks):
         name = f"transformer_blocks.{at}"
@@ -41,7 +41,8 @@ def _attention(block: Any, name: str, width: int) -> list[Group]:
 
 
 def modulated(target: str, width: int, shift: int, scale: int, layers: list[str]) -> Group:
-    """Layers behind a norm whose modulation's chunks number `shift` and `scale`, which `target` makes, are theirs."""
+    """The group of `layers` behind a modulated norm: chunks number `shift` and `scale` of `target`'s output, each
+    `width` wide, modulate their input."""
     return Group(tuple(layers), (Fold(target, shift * width), Fold(target, scale * width, plus_one=True)))
 
 

@@ -1,7 +1,7 @@
-"""Reading a file of prompts, whoever wrote it.
+"""Reads a file of prompts from any source.
 
-A line ends with LF, CRLF or CR and with nothing else: U+2028, U+0085, VT, FF and FS to RS stand inside prompts that
-were pasted from somewhere. Memory is bounded by the prompts kept and one line.
+A line ends with LF, CRLF or CR only: U+2028, U+0085, VT, FF and FS to RS occur inside prompts that were pasted from
+other programs. Needs the memory of the prompts kept and of one line.
 """
 
 import errno
@@ -16,19 +16,20 @@ from pathlib import Path
 from octavo.capture.errors import FileError, OctavoError, UsageError
 
 BUNDLED = ("demo", "demo-heldout", "images", "videos")
-MAX_CHARACTERS = 65_536
-MAX_PROMPTS = 1_000_000
-MAX_WARNINGS = 20
-BLOCK = 1 << 16
+MAX_CHARACTERS = 65_536  # most characters of a prompt
+MAX_PROMPTS = 1_000_000  # most prompts of a file, repeated ones included
+MAX_WARNINGS = 20  # most repeated lines that are reported one by one
+BLOCK = 1 << 16  # bytes read at once
+# control characters that no prompt may hold: all but tab, line ends, VT, FF and FS to RS
 CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x1f]")
 UTF16 = re.compile(b"\xff\xfe|\xfe\xff|[^\x00]\x00[^\x00]\x00|\x00[^\x00]\x00[^\x00]", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The distinct prompts of a file in its order, the line each stands on, and what is worth telling the user.
+    """The distinct prompts of a file in the file's order, the line number of each, and warnings for the user.
 
-    `digest` is of the texts alone: files that differ in line ends or blank lines have the same.
+    `digest` covers the texts alone: files that differ only in line ends or blank lines have the same digest.
     """
 
     texts: tuple[str, ...]
@@ -38,7 +39,7 @@ class Prompts:
 
 
 def read_prompts(name_or_path: str) -> Prompts:
-    """The prompts of a bundled set or of a file. Raises UsageError without one, FileError when it is not usable."""
+    """Reads a bundled set of prompts or a file. Raises UsageError for a missing file, FileError for an unusable one."""
     path = Path(__file__).with_name(f"{name_or_path}.txt") if name_or_path in BUNDLED else Path(name_or_path)
     first_line: dict[str, int] = {}
     warnings: list[str] = []
@@ -65,7 +66,7 @@ def read_prompts(name_or_path: str) -> Prompts:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line, checked."""
+    """Yields the number and the checked text of each line."""
     for number, raw in enumerate(_raw_lines(path), 1):
         try:
             text = raw.decode("utf-8")
@@ -87,7 +88,7 @@ def _too_long(path: Path, number: int) -> OctavoError:
 
 
 def _raw_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file without their ends and without a byte order mark, holding one block and one line."""
+    """Yields the lines of a file without line ends and byte order mark; holds one block and one line in memory."""
     rest, number = b"", 0
     for block in _blocks(path):
         # a CR that ends a block may be the first half of a CRLF: it stays in the rest
@@ -104,7 +105,7 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """The content of a regular file in blocks."""
+    """Yields the content of a regular file in blocks. Refuses UTF-16."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as exc:

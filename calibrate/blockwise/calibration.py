@@ -1,12 +1,11 @@
 """Calibration of a model that does not fit in memory: block by block, with the same integers.
 
 Every method works within one layer or within layers of one input, so within one block: each block is calibrated as
-`calibration.calibrate` does, by calls of the whole model in which it alone is real (blocks.py). Two sweeps: over the
-float blocks, which become integers on the way, and over the integer ones with the few calls that are measured.
+`calibration.calibrate` does, by calls of the whole model in which only that block has weights (blocks.py). Two sweeps:
+over the float blocks, which become integers on the way, and over the integer blocks with the few calls measured.
 
-Other than there: layers of a smoothing group that spans blocks have factors of each block, as a warning says; what
-fewer calls would have come to is not measured; the model is left with its layers replaced, their numbers in files of
-`place`.
+Differences from `calibrate`: layers of a smoothing group that spans blocks have factors for each block, as a warning
+says; there is no learning curve; the model is left with its layers replaced, their numbers in files of `place`.
 """
 
 import gc
@@ -42,7 +41,7 @@ from .blocks import Blocks, Track
 from .parking import Cast, Parking, unchanged
 from .spill import Spill
 
-_AT_WORK = 2  # times the bytes of a block: its floats, and its integers with what they are chosen from
+_AT_WORK = 2  # memory for one block, in multiples of its bytes: its float weights, and its integers with their choices
 
 
 class _Group(NamedTuple):
@@ -54,11 +53,11 @@ class _Group(NamedTuple):
 class BigCalibration:
     """Calibrates `model`, whose weights are parts of mapped files, in at most `limit` bytes of resident memory.
 
-    `ranks` share what is found out about each block; each of them runs those calls through it that it has a use for in
-    the next one: its share, and those that weights are rounded by.
+    `ranks` share the observations of each block; each rank runs only the calls through a block that it needs in the
+    next block: its own share, and the calls that weights are rounded by.
 
-    `place`: a directory for what is spilled, which has to stay until the result is exported. `cast` gives a weight in
-    the dtype of the deployment.
+    `place`: a directory for spilled files, which has to stay until the result is exported. `cast` gives a weight in the
+    dtype of the deployment.
     """
 
     def __init__(
@@ -93,7 +92,8 @@ class BigCalibration:
         self._blocks = Blocks(model, self._names, self._parking, Spill(place), outside)
         self._check_room()
         self._count, self._timesteps = 0, None
-        self._replayed: frozenset[int] | None = None  # calls that this rank runs whoever owns them, once that is known
+        # positions of calls that this rank runs even where another rank owns them; None until known
+        self._replayed: frozenset[int] | None = None
         self._choices: dict[str, Choice] = {}
         self._ranges: dict[str, list[Range]] = {}
         self._powers: dict[str, Power] = {}
@@ -103,7 +103,10 @@ class BigCalibration:
     _timesteps: tuple[float, ...] | None
 
     def run(self) -> Result:
-        """Raises OctavoError as `calibration.calibrate` does, and DeviceError where the limit is too small."""
+        """Calibrates all blocks and measures the integer model.
+
+        Raises OctavoError as `calibration.calibrate` does, and DeviceError where the limit is too small.
+        """
         with self._work.watch.stage("prepare"):
             self._parking.settle(self._model, self._names)
             self._rehearse()
@@ -125,7 +128,7 @@ class BigCalibration:
         return Result(self._plan, layers, report | told, self._timesteps, axes=self._axes)
 
     def _divided(self) -> Iterator[str]:
-        """One line where layers that should share factors of smoothing do not."""
+        """Yields one line where layers that should share smoothing factors do not."""
         count = sum(len({self._block_of(layer) for layer in group.layers}) > 1 for group in self._groups)
         if count and self._settings.smoothing:
             fact = f"{count} groups of layers span blocks, which have factors of their own each with --memory"
@@ -141,11 +144,11 @@ class BigCalibration:
         return next((name for name in self._names if layer.startswith(name + ".")), None)
 
     def _positions(self) -> list[int]:
-        """Where the calls are that are measured."""
+        """The positions of the calls that the SQNR is measured on."""
         return spread(self._count, self._settings.measured(self._count))
 
     def _measured(self) -> Iterator[Call]:
-        """Those of them that this rank measures."""
+        """The measured calls that belong to this rank."""
         return taken(self._calls, self._work.ranks.share(self._positions()))
 
     def _wanted(self, position: int) -> bool:
@@ -164,7 +167,7 @@ class BigCalibration:
         return change
 
     def _finished(self, track: Track) -> list[list[Tensor]]:
-        """Calibrates what is outside the blocks; returns what the float model puts out for the calls measured here."""
+        """Calibrates the layers outside the blocks; returns the float model's outputs for the calls measured here."""
         outside = {entry.name for entry in self._plan.entries if not self._block_of(entry.name)}
         with self._blocks.ended(self._calls, track):
             layers = self._calibrated(outside, "outside the blocks")
@@ -176,7 +179,7 @@ class BigCalibration:
         return exact
 
     def _calibrated(self, names: set[str], label: str) -> dict[str, QuantizedLayer]:
-        """The integer layers of those `names` that get some; the plan, and what the report says, follow."""
+        """Calibrates the layers of `names` and returns their integer layers; updates the plan and the findings."""
         plan = Plan(tuple(entry for entry in self._plan.entries if entry.name in names))
         if not plan.quantized:
             return {}
@@ -202,11 +205,11 @@ class BigCalibration:
         return replace(self._settings, groups=lambda _: [part for part in parts if part.layers])
 
     def _room(self) -> float:
-        """Bytes for the sums of GPTQ: what is left when it is at work on the widest layer."""
+        """Bytes left for the sums of GPTQ while GPTQ works on the widest layer."""
         return self._limit - resident_memory() - SUMS_AT_WORK * self._sums
 
     def _check_room(self) -> None:
-        """What is there before the first call: the rest of the model, and a block with what is made from it."""
+        """Refuses a limit too small for the layers outside the blocks plus one block at work, before the first call."""
         whole = self._parking.bytes_of(self._model)
         blocks = [self._parking.bytes_of(self._model.get_submodule(name)) for name in self._names]
         outside = whole - sum(blocks)

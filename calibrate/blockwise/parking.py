@@ -1,4 +1,4 @@
-"""Weights that are in memory only while they are at work; otherwise they are parts of mapped files."""
+"""Keeps weights in memory only while they are used; otherwise they are parts of mapped files."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -14,17 +14,17 @@ from octavo.capture.store.blobs import memory_of
 
 from ..plan import Plan
 
-_ALIGNED = 64  # bytes, as torch places its own tensors: products may be rounded otherwise elsewhere
+_ALIGNED = 64  # bytes; alignment of stored tensors. torch allocates with it, and products may round otherwise without
 Cast = Callable[[Tensor], Tensor]
 
 
 def unchanged(tensor: Tensor) -> Tensor:
-    """No other dtype."""
+    """Returns the tensor in its own dtype: the cast of a deployment that keeps the model's."""
     return tensor
 
 
 class _Slot(NamedTuple):
-    """Where a module has a tensor: in its parameters or its buffers."""
+    """A tensor's slot in a module: its name `leaf` in the `table` of the module's parameters or buffers."""
 
     table: dict[str, Tensor | None]
     leaf: str
@@ -38,7 +38,7 @@ class _Slot(NamedTuple):
 class Parking:
     """Brings modules to `device`, in the dtype that `cast` gives, and parks them again.
 
-    A module is written to `directory` once it has become another one; its tensors are then parts of that file.
+    A module that has changed is written to a file in `directory`; the module's tensors are then parts of that file.
     """
 
     def __init__(self, directory: Path, device: torch.device, cast: Cast = unchanged) -> None:
@@ -47,40 +47,40 @@ class Parking:
         self._written: set[str] = set()
 
     def bytes_of(self, module: nn.Module) -> int:
-        """What a module takes once it is fetched."""
+        """The bytes that a module takes in memory once fetched."""
         tensors = {id(slot.tensor): slot.tensor for slot in _slots(module)}
         return sum(self._cast(x.new_empty(0)).itemsize * x.numel() for x in tensors.values())
 
     def costs(self, model: nn.Module, plan: Plan) -> Plan:
-        """The plan with the bytes that its layers take once they are fetched."""
+        """The plan with the bytes that each layer takes once fetched."""
         entries = (replace(entry, bytes=self.bytes_of(model.get_submodule(entry.name))) for entry in plan.entries)
         return Plan(tuple(entries))
 
     def settle(self, model: nn.Module, names: Iterable[str]) -> None:
-        """Brings what is in none of the modules `names` into memory for good."""
+        """Brings every tensor outside the modules `names` into memory for good."""
         inside = {id(part) for name in names for part in model.get_submodule(name).modules()}
         self._bring((slot for part in model.modules() if id(part) not in inside for slot in _own(part)), self._cast)
 
     def fetch(self, name: str, module: nn.Module) -> None:
-        """Makes `module` ready to compute."""
+        """Brings the tensors of `module` into memory, so that it can compute."""
         self._parked[name] = list(_slots(module))
         self._bring(self._parked[name], unchanged if name in self._written else self._cast)
 
     def _bring(self, slots: Iterable[_Slot], cast: Cast) -> None:
-        made: dict[int, Tensor] = {}  # a tensor may have several places
+        made: dict[int, Tensor] = {}  # by id: several modules may share a tensor
         for slot in slots:
             values = made.setdefault(id(slot.tensor), cast(slot.tensor.detach()).to(self.device))
             if values.data_ptr() != slot.tensor.data_ptr():
                 slot.put(values)
 
     def park(self, name: str) -> None:
-        """Lets go what `fetch` made; the module has the tensors it had."""
+        """Frees the tensors that `fetch` made; the module has its earlier tensors again."""
         for slot in self._parked.pop(name):
             slot.table[slot.leaf] = slot.tensor
             page_out(slot.tensor)
 
     def keep(self, name: str, module: nn.Module) -> None:
-        """Parks a fetched module as it has become: what is new is written, the rest is where it was."""
+        """Parks a fetched module that has changed: writes new tensors to a file, leaves the others where they were."""
         before = self._parked.pop(name)
         places = {slot.tensor.data_ptr() for slot in before}
         made = [slot for slot in _slots(module) if slot.tensor.data_ptr() not in places and slot.tensor.numel()]
@@ -111,7 +111,7 @@ def _own(part: nn.Module) -> Iterator[_Slot]:
 
 
 def _mapped(path: Path, like: list[Tensor]) -> Iterator[Tensor]:
-    """The tensors of a file that holds tensors like these, each at the next multiple of _ALIGNED."""
+    """Yields the tensors of a file, of the dtypes and shapes of `like`, each at the next multiple of _ALIGNED."""
     if not like:
         return
     whole: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)

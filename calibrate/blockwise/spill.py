@@ -1,5 +1,5 @@
-"""What blocks returned, on disk: a file for each block, which the system keeps in its page cache as far as there is
-room, and which counts for nobody's resident memory."""
+"""Stores the outputs of blocks on disk, a file for each block. The system keeps the files in its page cache as far as
+memory allows, and they count for no process's resident memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,21 +18,21 @@ from ..replay.calls import replaced
 
 
 class Place(NamedTuple):
-    """Where a tensor lies: contiguous in the file, with `stride` in memory."""
+    """A tensor in a file: contiguous there, with `stride` in memory."""
 
     path: Path
     stored: Stored
     stride: tuple[int, ...]
 
     def read(self) -> Tensor:
-        """The tensor, as it was to the last bit and laid out as it was: kernels may differ by that."""
+        """Reads the tensor, bit for bit and with its strides: kernels may round differently for other strides."""
         tensor = read_tensor(self.path, self.stored)
         if tensor.stride() == self.stride:
             return tensor
         return torch.empty_strided(self.stored.shape, self.stride, dtype=self.stored.dtype).copy_(tensor)
 
     def filled(self, value: float) -> Tensor:
-        """A floating-point tensor of one value, laid out as this one."""
+        """A floating-point tensor of one value, with the strides of this one."""
         return torch.empty_strided(self.stored.shape, self.stride, dtype=self.stored.dtype).fill_(value)
 
 
@@ -49,7 +49,7 @@ class Writing:
     def _put(self, tensor: Tensor) -> Place:
         plain = tensor.detach().cpu()
         whole = plain.contiguous()
-        stride = plain.stride() if 0 not in plain.stride() else whole.stride()  # one of 0 cannot be filled
+        stride = plain.stride() if 0 not in plain.stride() else whole.stride()  # a tensor of stride 0 cannot be filled
         with storage(self.path):
             self._sink.write(memory_of(whole))
         stored = Stored(plain.dtype, tuple(plain.shape), self._offset, plain.nbytes)
@@ -58,26 +58,26 @@ class Writing:
 
 
 class Spill:
-    """Files in a directory that its owner removes."""
+    """Numbered spill files in `directory`, which the caller removes."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self._count = directory, 0
 
     def path(self) -> Path:
-        """A name that is free."""
+        """A path that no other file of this Spill has."""
         self._count += 1
         return self.directory / f"spill-{self._count}"
 
     @contextmanager
     def writing(self) -> Iterator[Writing]:
-        """Inside, values can be put into a new file."""
+        """Opens a new file for values to be put into."""
         path = self.path()
         with scratch(path) as sink:
             yield Writing(path, sink)
 
 
 def floating(value: Any) -> bool:
-    """Whether all tensors of what `put` returned are floating-point."""
+    """Whether all tensors in a value that `put` returned are floating-point."""
     kinds: list[bool] = []
     replaced(value, Place, lambda place: kinds.append(place.stored.dtype.is_floating_point))
     return all(kinds)

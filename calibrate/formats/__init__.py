@@ -1,7 +1,7 @@
-"""Formats of checkpoints: a folder each, whose record says how it is written, found, checked, described and read.
+"""Formats of checkpoints: a folder each, with a record of how the format is written, found, checked, described and
+read.
 
-TABLE is light, so that a command line can list formats before torch is loaded; `format_named` loads what is behind a
-name.
+TABLE is light, so that a command line can list formats before torch is loaded; `format_named` loads the record.
 """
 
 from importlib import import_module
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Listed(NamedTuple):
-    """The folder that holds the record of a format, and the kinds of models that it is for."""
+    """The folder that holds the record of a format, and the kinds of models that the format is for."""
 
     folder: str
     models: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Computes a checkpoint's layers as the device does, in whole numbers, and holds the result against floating point."""
+"""Computes a checkpoint's layers as the device does, in whole numbers, and compares the result with floating point."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,17 +11,17 @@ from octavo.capture.paging import page_out
 from ..layers.modules import QuantizedLayer, QuantizedLinear
 from ..layers.products import dynamic_codes
 
-_ROWS = 4
-_DEQ_ERROR = 2.0**-11  # relative: the device reads 10 bits after the point of deq_scale
-_FLOAT_ERROR = 2.0**-22  # of a few float32 operations
-_HALF = 0.51  # of a step: quant_bias is rounded
+_ROWS = 4  # rows of seeded input that each layer is computed on
+_DEQ_ERROR = 2.0**-11  # largest relative rounding of deq_scale: the device reads 10 bits of its mantissa
+_FLOAT_ERROR = 2.0**-22  # relative error of a few float32 operations, of 2**-24 each
+_HALF = 0.51  # largest rounding of quant_bias, in steps of the accumulator: half, and 2 % for float arithmetic
 
 
 class Shares(NamedTuple):
-    """How far the integers are from floating point, as shares of what rounding explains: 1.0 and less is sound.
+    """The distance of the integers from floating point, in shares of what rounding explains: up to 1.0 is sound.
 
-    `scales`: deq from the product of the scales, or the output of W8A8_DYNAMIC from float64. `bias`: quant_bias from
-    the bias. 0.0 where a layer has no such numbers.
+    `scales`: of deq from the product of the scales, or of a W8A8_DYNAMIC output from float64. `bias`: of quant_bias
+    from the bias. 0.0 where a layer has no such numbers.
     """
 
     scales: float
@@ -29,10 +29,10 @@ class Shares(NamedTuple):
 
 
 def shares(layer: QuantizedLayer) -> Shares:
-    """How far the output of the integers is from that of the dequantized weights and inputs.
+    """Compares the output of the integers with that of the dequantized weights and inputs.
 
     npu_quantize gives codes q of int8, npu_quant_matmul (sum_k q[k] * weight[n, k] + quant_bias[n]) * deq[n]; here on
-    seeded codes, in int64 and float64, for each bin of noise levels. A convolution is taken at one position.
+    seeded codes, in int64 and float64, for each bin of noise levels. A convolution is computed at one position.
     """
     if layer.weight_only:
         return Shares(0.0, 0.0)
@@ -60,7 +60,7 @@ def _largest(values: Tensor) -> float:
 
 
 def _bins(layer: QuantizedLayer) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Input scale, zero point, deq in float64 and quant_bias of each bin; of the only one."""
+    """Input scale, zero point, deq in float64 and quant_bias of each bin of noise levels; a static layer has one."""
     outputs = layer.weight.shape[0]
     tensors = (
         layer.input_scale.view(-1), layer.input_zero_point.view(-1),
@@ -80,7 +80,7 @@ def correction_share(layer: QuantizedLayer) -> float:
 
 
 def _residue(layer: QuantizedLayer) -> float:
-    """The largest difference of quant_bias from what the bias makes it, in steps of the accumulator."""
+    """The largest difference of quant_bias from the quant_bias of the layer's own bias, in steps of the accumulator."""
     sums = layer.weight.detach().flatten(1).sum(1, dtype=torch.int64).cpu()
     page_out(layer.weight)
     bias = torch.zeros(len(sums)) if layer.bias is None else layer.bias.detach().cpu()

@@ -1,4 +1,4 @@
-"""Which formats are in a checkpoint, and who can load it, line by line, and why not."""
+"""Finds the formats in a checkpoint, and checks line by line who can load it, and why not."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from . import TABLE, format_named
 from .record import Format
 from .verdict import Verdict
 
-DEFAULT = "ascend"  # what a directory without any format is taken for
+DEFAULT = "ascend"  # the format that a directory without any known files is checked as
 
 
 def shown_formats() -> list[Format]:
@@ -15,13 +15,13 @@ def shown_formats() -> list[Format]:
 
 
 def views(directory: Path) -> dict[str, Path]:
-    """The formats that are in a checkpoint, and where: in the directory itself, or in a folder of their name."""
+    """The formats in a checkpoint and the path of each: the directory itself, or a folder named after the format."""
     places = {each.name: each.find(directory) for each in shown_formats()}
     return {name: place for name, place in places.items() if place is not None}
 
 
 def check(directory: Path | str) -> list[Verdict]:
-    """The verdicts on a checkpoint, format by format; a file that cannot be read is one too. Raises nothing for it."""
+    """The verdicts on a checkpoint, format by format; a file that cannot be read gives a verdict, not an error."""
     directory = Path(directory)
     there = views(directory)
     verdicts = [
@@ -37,7 +37,7 @@ def check(directory: Path | str) -> list[Verdict]:
 
 
 def sound(verdicts: list[Verdict], names: set[str]) -> bool:
-    """Whether all is well that the consumers of these formats need; of no format: those of DEFAULT."""
+    """Whether every verdict that the consumers of the formats `names` need is positive; without names, of DEFAULT."""
     needed = [format_named(name) for name in names or {DEFAULT}]
     consumers = {"octavo", *(each.consumer for each in needed)}
     optional = {(each.consumer, subject) for each in needed for subject in each.optional}

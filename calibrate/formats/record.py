@@ -1,4 +1,4 @@
-"""The record of a format: everything that export, inspect, compare and generate know of it."""
+"""The record of a format: everything that export, inspect, compare and generate know about a format."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +20,9 @@ Groups = Callable[[Any], Iterable[Group]]
 
 
 class Deployment(NamedTuple):
-    """What is known of the model and of where it goes: the noise level of each denoising step, a call of the model, the
-    layers whose multipliers can go, how many axes the inputs of layers have, and the most bytes of a file."""
+    """The facts about a model and its deployment that writers need: the noise level of each denoising step, a call of
+    the model, the layers whose multipliers can be folded, the number of axes of each layer's input, and the most bytes
+    of a file."""
 
     timesteps: Sequence[float] | None
     example: Any
@@ -31,8 +32,8 @@ class Deployment(NamedTuple):
 
 
 class Writer(Protocol):
-    """Writes the files of one format into an existing directory. Raises UsageError for layers it has no form for, and
-    NumbersError for numbers that are not finite."""
+    """Writes the files of one format into an existing directory. Raises UsageError for layers without a form in the
+    format, and NumbersError for numbers that are not finite."""
 
     def __call__(
         self,
@@ -45,7 +46,7 @@ class Writer(Protocol):
 
 
 class Description(NamedTuple):
-    """A checkpoint in one format in a few words: what it is, more lines of (subject, fact), layers of each scheme."""
+    """A short description of a checkpoint in one format: a title, lines of (subject, fact), layers of each scheme."""
 
     title: str
     lines: tuple[tuple[str, str], ...]
@@ -53,48 +54,48 @@ class Description(NamedTuple):
 
 
 class Readable(Protocol):
-    """The integer layers of a checkpoint, for a float model that they are put into."""
+    """The integer layers of a checkpoint, to be put into a float model."""
 
     @property
     def layer_names(self) -> Sequence[str]:
-        """The layers that are in the checkpoint."""
+        """The names of the layers in the checkpoint."""
 
     def layer(self, name: str) -> QuantizedLayer:
-        """One of them. Raises FileError for numbers that no export writes."""
+        """Reads the layer `name`. Raises FileError for numbers that no export writes."""
 
     def difference(self, model: nn.Module) -> str | None:
-        """The first fact that tells the checkpoint from the float `model`; None: it was made of it."""
+        """The first sign that the checkpoint was not made from the float `model`; None where there is none."""
 
 
 def nowhere(directory: Path) -> Path | None:
-    """Files that are not looked for in a checkpoint's directory."""
+    """The `find` of a format whose files are not looked for in a checkpoint's directory: None."""
     return None
 
 
 def unchecked(place: Path) -> list[Verdict]:
-    """No verdicts."""
+    """The `check` of a format whose files are not checked: no verdicts."""
     return []
 
 
 @dataclass(frozen=True)
 class Format:
-    """One format.
+    """The record of one format of checkpoints.
 
     | field    | meaning                                                                                               |
     |----------|-------------------------------------------------------------------------------------------------------|
-    | name     | on the command line; of its folder, where another format has files of the same names                  |
-    | files    | a regular expression of the names of its files                                                        |
-    | write    | writes them                                                                                           |
-    | inputs   | how inputs may become codes for it to have a form; the first is recommended                           |
-    | dtypes   | those that the deployment may be in                                                                   |
-    | packages | what has to be installed to write it, and the extra of Octavo that has it                             |
-    | consumer | who loads it, in the words of verdicts                                                                |
-    | find     | where its files are in a checkpoint's directory; None where they are not                              |
-    | check    | the verdicts on the files at a place; nothing is raised for what cannot be read                       |
+    | name     | name on the command line; also of the folder, where another format has files of the same names        |
+    | files    | a regular expression of the format's file names                                                       |
+    | write    | writes the files                                                                                      |
+    | inputs   | how inputs may become codes in this format; the first is recommended                                  |
+    | dtypes   | dtypes that the deployment may be in                                                                  |
+    | packages | packages needed to write the format; `extra` of Octavo installs them                                  |
+    | consumer | who loads the format, in the words of verdicts                                                        |
+    | find     | path of the files in a checkpoint's directory; None where there are none                              |
+    | check    | verdicts on the files at a path; raises nothing for files that cannot be read                         |
     | optional | subjects of verdicts that a sound checkpoint may fail                                                 |
-    | describe | a few words on the files at a place; raises FileError                                                 |
-    | read     | opens its layers to be put into a float model, where that is how it is run                            |
-    | is_model | diffusers loads the directory as a model, with octavo imported                                        |
+    | describe | short description of the files at a path; raises FileError                                            |
+    | read     | opens the layers to be put into a float model, for formats that run so                                |
+    | is_model | whether diffusers loads the directory as a model, with octavo imported                                |
     """
 
     name: str
@@ -114,5 +115,5 @@ class Format:
 
     @property
     def shown(self) -> bool:
-        """Whether `octavo inspect` looks for it in a checkpoint."""
+        """Whether `octavo inspect` looks for the format in a checkpoint."""
         return self.describe is not None

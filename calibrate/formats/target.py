@@ -1,4 +1,4 @@
-"""The directory a checkpoint goes to: looked at before the first sample, replaced as a whole at the end."""
+"""The target directory of a checkpoint: checked before the first sample, replaced as a whole at the end."""
 
 import re
 from collections.abc import Callable
@@ -13,16 +13,16 @@ _COMMON = r"report\.(json|html)|\.staging-[0-9a-f]{16}"
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file or folder of a checkpoint's directory is one that an export writes."""
+    """Whether an export writes files or folders of this name."""
     patterns = [_COMMON, *(format_named(each).files for each in TABLE), *map(re.escape, TABLE)]
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def check_target(directory: Path | str, *, overwrite: bool = False) -> Path:
-    """The real path of a directory that a checkpoint can be written to. Changes nothing that stays.
+    """The real path of a directory that a checkpoint can be written to. Leaves no change on disk.
 
-    Raises StorageError for what stands in the way: a file, other files in it, an earlier checkpoint without
-    `overwrite`, no permission, a read-only file system, a name too long.
+    Raises StorageError for any obstacle: a file of that name, foreign files in the directory, an earlier checkpoint
+    without `overwrite`, no permission, a read-only file system, a name too long.
     """
     directory = Path(directory)
     try:
@@ -53,7 +53,7 @@ def _check_content(shown: Path, target: Path, overwrite: bool) -> None:
 
 
 def existing_parent(target: Path) -> Path:
-    """The nearest directory above `target` that is there."""
+    """The nearest existing directory above `target`."""
     parent = target.parent
     while not parent.exists():
         parent = parent.parent
@@ -61,7 +61,7 @@ def existing_parent(target: Path) -> Path:
 
 
 def write_directory(target: Path, fill: Callable[[Path], None], modes: Modes) -> None:
-    """Fills a directory beside `target` and puts it in its place in one step."""
+    """Fills a staging directory beside `target`, then replaces `target` by it in one step."""
     if not target.parent.exists():
         make_directory(target.parent, modes.directory)
     with staging(target.parent) as staged:

@@ -1,4 +1,4 @@
-"""One line of a check: who reads a checkpoint, what they look at, and whether it is as they need it."""
+"""One line of a check of a checkpoint: the consumer, the subject, whether the subject is fit, and the fact."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ OCTAVO, TORCHAO = "diffusers", "torchao"  # consumers: with Octavo imported, and
 
 
 class Verdict(NamedTuple):
-    """One line: a consumer, what it looks at, whether that is as it needs it, and the fact."""
+    """One line of a check: a consumer, the subject looked at, whether the subject fits the consumer, and the fact."""
 
     consumer: str
     subject: str

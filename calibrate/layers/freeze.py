@@ -1,4 +1,4 @@
-"""Freezing: a float layer and what is known of its input become the integers that are evaluated and exported.
+"""Freezes a float layer: its weight, bias and the choice for its input become the integers evaluated and exported.
 
 accumulator[n] = sum over k of x_q[k] * weight[n, k]
 
@@ -20,11 +20,11 @@ from .numbers import Numbers
 from .transforms import Transform
 from .weights import QuantizedWeight
 
-_LIMIT = 2**31
-_KEPT_BITS = 0xFFFFE000
-_SMALLEST = 2.0**-126
-_MANTISSA = 24
-_AT_ONCE = 64  # rows: a sum of int8 in int64 first makes all of them eight times as large
+_LIMIT = 2**31  # the accumulator is int32
+_KEPT_BITS = 0xFFFFE000  # the upper 19 bits of a float32, which the device's dequantizer reads
+_SMALLEST = 2.0**-126  # the smallest normal float32
+_MANTISSA = 24  # bits of a float32 significand
+_AT_ONCE = 64  # rows of a weight summed together: an int64 sum of int8 first makes a copy eight times as large
 _GAIN = 2.0**-8  # the largest error of a weight scale in the model's dtype; bfloat16 rounds by 2**-9 at most
 
 
@@ -38,9 +38,9 @@ def numbers_of(
 ) -> Numbers | str:
     """The numbers of a layer with this integer weight, or the reason why it has to stay float.
 
-    `correction` (out,) is added to what the layer puts out: inside quant_bias where there is one, while the bias stays
-    the model's own; else inside the bias, which is made if there is none. With a `transform`, `quantized` is the weight
-    that goes with the transformed input.
+    `correction` (out,) is added to the layer's output: inside quant_bias where there is one, while the bias stays the
+    model's own; else inside the bias, which is made if there is none. With a `transform`, `quantized` is the weight for
+    the transformed input.
     """
     device = quantized.weight.device
     bias = None if bias is None else bias.detach()
@@ -78,7 +78,7 @@ def _without_ranges(
 
 
 def _output(quantized: QuantizedWeight, wanted: Tensor, input: Input) -> tuple[Tensor, Tensor] | str:
-    """deq and quant_bias, (out,) or (bins, out), for an input with ranges and an output moved by `wanted`."""
+    """deq and quant_bias, (out,) or (bins, out), for an input with ranges; `wanted` (out,) is added to the output."""
     input_scale, zero_point = input.tensors["input_scale"], input.tensors["input_zero_point"]
     deq = rounded_deq(input_scale.unsqueeze(-1) * quantized.scale)
     if not bool(((deq >= _SMALLEST) & deq.isfinite()).all()):
@@ -99,17 +99,17 @@ def _word(dtype: torch.dtype) -> str:
 
 
 def rounded_deq(deq: Tensor) -> Tensor:
-    """float32 numbers rounded to the nearest ones whose lower 13 bits are zero."""
+    """Rounds float32 numbers to the nearest ones whose lower 13 bits are zero."""
     bits = deq.to(torch.float32).view(torch.int32).to(torch.int64)
     return ((bits + 0x1000) & _KEPT_BITS).to(torch.int32).view(torch.float32)
 
 
 def _dividing(bias: Tensor) -> Tensor:
-    """For channels without weights: powers of two of which the bias is a whole multiple, so that y is the bias exactly.
+    """The deq of channels without weights: powers of two that divide the bias, so that y is the bias exactly.
 
-    Such a channel's deq scales nothing but its bias.
+    The deq of such a channel scales nothing but its bias.
     """
-    exponent = torch.frexp(bias).exponent - _MANTISSA  # a float32 bias is a whole number below 2**24 times 2**this
+    exponent = torch.frexp(bias).exponent - _MANTISSA  # a float32 bias is 2**exponent times a whole number below 2**24
     powers = torch.ldexp(torch.ones_like(bias), exponent.clamp(-126, 100))
     return torch.where(bias == 0, torch.ones_like(bias), powers).to(torch.float32)
 
@@ -120,5 +120,5 @@ def packed(deq: Tensor) -> Tensor:
 
 
 def unpacked(deq_scale: Tensor) -> Tensor:
-    """The float32 numbers of `packed`."""
+    """The float32 numbers that `packed` stored."""
     return deq_scale.to(torch.int32).view(torch.float32)

@@ -1,4 +1,5 @@
-"""How the input of an integer layer becomes codes: one type for each way, and all that other files ask of it."""
+"""The ways in which the input of an integer layer becomes codes: one type for each way, with everything that depends on
+it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,7 @@ from .scheme import ACTIVATION, WEIGHT, QParams, Scheme, codes, dequantize
 
 
 class Codes(NamedTuple):
-    """Codes in float32 and what they stand for: (q - zero_point) * scale; `zero_point` None stands for 0."""
+    """Codes `q` in float32, which stand for (q - zero_point) * scale; a `zero_point` of None means 0."""
 
     q: Tensor
     scale: Tensor
@@ -21,24 +22,24 @@ class Codes(NamedTuple):
 
 
 def weights_for(scheme: Scheme) -> Scheme:
-    """The scheme of weights that are multiplied with codes of `scheme`: both have the same elements."""
+    """The scheme of weights that are multiplied with codes of `scheme`: weights and codes have the same elements."""
     return WEIGHT if scheme.element == WEIGHT.element else replace(WEIGHT, element=scheme.element)
 
 
 @dataclass(frozen=True)
 class Input:
-    """How the input of a layer becomes codes.
+    """The way in which the input of a layer becomes codes.
 
     |           | StaticInput | TimestepInput           | DynamicInput  | FloatInput  | meaning                        |
     |-----------|-------------|-------------------------|---------------|-------------|--------------------------------|
     | word      | W8A8        | W8A8_TIMESTEP           | W8A8_DYNAMIC  | W8A16       | in reports and files (WORDS)   |
     | rounded   | yes         | yes                     | yes           | no          | there are codes                |
     | ranged    | yes         | yes                     | no            | no          | ranges are known beforehand    |
-    | by_level  | no          | yes                     | no            | no          | they depend on the noise level |
+    | by_level  | no          | yes                     | no            | no          | ranges depend on noise level   |
     | by_patch  | yes         | no                      | no            | yes         | a patch of an image alone has  |
     |           |             |                         |               |             | the codes it has in the image  |
 
-    `scheme`: of the codes. TENSORS: the names of its tensors in the state of a layer.
+    `scheme`: the scheme of the codes. TENSORS: the names of the input's tensors in the state of a layer.
     """
 
     rounded: ClassVar[bool] = True
@@ -64,7 +65,7 @@ class Input:
         return {}
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
-        """The codes of `x` at a noise level; `axes` are those that a scale found on the spot spans."""
+        """The codes of `x` at a noise level; a scale found from `x` itself spans `axes`."""
         raise NotImplementedError
 
     def represented(self, x: Tensor, level: float | None = None) -> Tensor:
@@ -136,7 +137,7 @@ class TimestepInput(Input):
 
 @dataclass(frozen=True)
 class DynamicInput(Input):
-    """One symmetric range for each token, found when it comes."""
+    """One symmetric range for each token, found from the token itself."""
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
         return Codes(*dynamic_codes(x, axes, self.weights), None)
@@ -160,12 +161,12 @@ def _qparams(tensors: Mapping[str, Tensor | None]) -> QParams:
     return QParams(scale, zero_point)
 
 
-# the word of each way in descriptions, reports and tables, which is msModelSlim's
+# msModelSlim's name of each way, in descriptions, reports and tables
 WORDS: dict[type[Input], str] = {
     StaticInput: "W8A8", TimestepInput: "W8A8_TIMESTEP", DynamicInput: "W8A8_DYNAMIC", FloatInput: "W8A16"
 }  # fmt: skip
 INPUTS: dict[str, type[Input]] = {word: kind for kind, word in WORDS.items()}
-# the word of each way on the command line
+# the name of each way on the command line
 ACTIVATIONS: dict[str, type[Input]] = {
     "static": StaticInput, "timestep": TimestepInput, "dynamic": DynamicInput, "float": FloatInput
 }  # fmt: skip

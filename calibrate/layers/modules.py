@@ -1,4 +1,4 @@
-"""Integer layers: they compute on the CPU exactly what the device computes from an exported checkpoint."""
+"""Integer layers as modules, which compute on the CPU exactly what the device computes from an exported checkpoint."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
@@ -18,7 +18,7 @@ _ALL = slice(None)
 
 
 class Geometry(NamedTuple):
-    """How a convolution moves over its input: `padding` is left, right, top, bottom."""
+    """The geometry of a convolution: stride, padding (left, right, top, bottom), dilation, padding mode, groups."""
 
     stride: tuple[int, int]
     padding: tuple[int, int, int, int]
@@ -34,7 +34,7 @@ class Geometry(NamedTuple):
         return cls(_pair(conv.stride), around, _pair(conv.dilation), conv.padding_mode, conv.groups)
 
     def padded(self, x: Tensor, value: float) -> Tensor:
-        """`x` (..., height, width) with its padding; `value` is what stands for 0.0."""
+        """Pads `x` (..., height, width); `value` stands for 0.0."""
         if not any(self.padding):
             return x
         if self.padding_mode == "zeros":
@@ -42,7 +42,7 @@ class Geometry(NamedTuple):
         return F.pad(x, self.padding, mode=self.padding_mode)
 
     def size(self, sides: Sequence[int], kernel: Sequence[int]) -> list[int]:
-        """Height and width of the output, for those of a padded input and of the kernel."""
+        """Height and width of the output, from the `sides` of a padded input and the kernel's."""
         each = zip(sides, kernel, self.stride, self.dilation, strict=True)
         return [(side - dilation * (extent - 1) - 1) // stride + 1 for side, extent, stride, dilation in each]
 
@@ -60,10 +60,10 @@ class Ranged(NamedTuple):
 
 
 class IntegerLayer(nn.Module):
-    """Holds the numbers of a layer as parameters and buffers, so that they move and are counted as a layer's are.
+    """Holds the numbers of a layer as parameters and buffers, so that the layer moves and is counted as any other.
 
-    `input_type` says how its input becomes codes. `noise_level` is that of the denoiser the layer is part of, where
-    ranges depend on it; see `install`.
+    `input_type` says how the input becomes codes. `noise_level` belongs to the denoiser that the layer is part of,
+    where ranges depend on the noise level; see `install`.
     """
 
     input_scale: Tensor
@@ -98,24 +98,24 @@ class IntegerLayer(nn.Module):
 
     @property
     def calibrated(self) -> bool:
-        """Whether the ranges of the input are known before it comes: there is input_scale, and what goes with it."""
+        """Whether the ranges of the input are known beforehand: then input_scale, deq and quant_bias exist."""
         return self.input_type.ranged
 
     @property
     def input(self) -> Input:
-        """How the input becomes codes."""
+        """The way in which the input becomes codes, with its tensors."""
         return self.input_type.of(self._buffers, self.input_scheme)
 
     @property
     def transform(self) -> Transform | None:
-        """What happens to the input first."""
+        """The transform of the input before it becomes codes; None without one."""
         held = (kind for kind in TRANSFORMS if all(self._buffers[name] is not None for name in kind.TENSORS))
         kind = next(held, None)
         return None if kind is None else kind.of(self._buffers)
 
     @property
     def numbers(self) -> Numbers:
-        """The numbers this layer computes with."""
+        """The numbers of this layer."""
         bias = None if self.bias is None else self.bias.detach()
         deq, quant_bias = (self.deq, self.quant_bias) if self.calibrated else (None, None)
         return Numbers(
@@ -128,7 +128,8 @@ class IntegerLayer(nn.Module):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves all tensors; a cast of the model reaches only those of its dtype, bias and the transform's."""
+        """Moves all tensors; a cast of the model reaches only the bias and the transform's tensors, which follow its
+        dtype."""
         following = [self.bias, *(self._buffers[name] for kind in TRANSFORMS for name in kind.TENSORS)]
 
         def moved(tensor: Tensor) -> Tensor:
@@ -139,7 +140,7 @@ class IntegerLayer(nn.Module):
         return super()._apply(moved, recurse)
 
     def _ranged(self, rows: int | None) -> Ranged:
-        """The numbers for an input of `rows`: with a leading axis where each row has a noise level of its own."""
+        """The numbers for an input of `rows` rows: with a leading axis where each row has its own noise level."""
         input, deq, quant_bias = self.input, self.deq, self.quant_bias
         if isinstance(input, TimestepInput):
             bins = (self.noise_level or NoiseLevel()).bins(input.edges, rows)
@@ -152,7 +153,7 @@ class IntegerLayer(nn.Module):
         return transformed(self.transform, x, axis)
 
     def _float(self, dtype: torch.dtype, at: slice = _ALL) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias as floats, of some outputs. In two steps: int8 times float32 is ten times slower."""
+        """Weight and bias of the outputs `at` as floats. In two steps: int8 times float32 is ten times slower."""
         weight = self.weight[at].detach().to(torch.float32)
         weight.mul_(self.weight_scale[at].view([-1] + [1] * (weight.ndim - 1)))
         return weight.to(dtype), None if self.bias is None else self.bias[at].to(dtype)
@@ -169,7 +170,7 @@ class QuantizedLinear(IntegerLayer):
         return self.computed(input, integer_matmul)
 
     def computed(self, input: Tensor, matmul: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """The output, with sums of products from `matmul`, which is given what integer_matmul is and gives the same."""
+        """The output, with sums of products from `matmul`, which takes and returns what `integer_matmul` does."""
         x = self.transformed(input, -1)
         if self.weight_only:
             return F.linear(x, *self._float(x.dtype))
@@ -186,7 +187,7 @@ class QuantizedLinear(IntegerLayer):
 
 
 def _before_the_last(here: Ranged, ndim: int) -> Ranged:
-    """Numbers with a leading axis, shaped for an input of `ndim` axes whose last one is summed over."""
+    """Reshapes numbers with a leading axis for an input of `ndim` axes, whose last axis is summed over."""
     (scale, zero_point), deq, quant_bias = here.input.qparams, here.deq, here.quant_bias
     if scale.ndim == 0:
         return here
@@ -199,7 +200,7 @@ def _before_the_last(here: Ranged, ndim: int) -> Ranged:
 class QuantizedConv2d(IntegerLayer):
     """An nn.Conv2d in integers: (batch, in, height, width) to (batch, out, ...), or without the batch.
 
-    Padding is done on the integers, with the zero point: it stands for 0.0.
+    The codes are padded, with the zero point, which stands for 0.0.
     """
 
     def __init__(self, numbers: Numbers, geometry: Geometry) -> None:
@@ -214,7 +215,7 @@ class QuantizedConv2d(IntegerLayer):
         return self.computed(input, self._exact)
 
     def computed(self, input: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
-        """The output, with sums of products from `convolve`, which is given padded integers in float32: int32."""
+        """The output, with sums of products from `convolve`, which takes padded codes in float32 and returns int32."""
         x = self.transformed(input, -3)
         if self.weight_only:
             return self._convolved(self.geometry.padded(x, 0.0), *self._float(x.dtype))

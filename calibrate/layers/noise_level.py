@@ -1,7 +1,7 @@
-"""The noise level of the running call of a denoiser, for layers that have one range for each bin of noise levels.
+"""The noise level of the current call of a denoiser, for layers that have one range for each bin of noise levels.
 
-A denoiser is told the noise level by its time argument (`timestep`, mostly): a monotone function of sigma, and the same
-one whatever the number of steps. So ranges of bins found in 28 steps serve 20 or 50 as well.
+A denoiser receives the noise level as its time argument (`timestep`, mostly): a monotone function of sigma, the same
+function for any number of steps. So ranges of bins found in 28 steps serve 20 or 50 as well.
 """
 
 import inspect
@@ -16,9 +16,9 @@ from octavo.capture.errors import MisfitError
 
 
 class NoiseLevel:
-    """Holds the noise level while a denoiser runs; its layers share one. Known between `hear` and `forget`.
+    """Holds the noise level while a denoiser runs, from `hear` to `forget`; the denoiser's layers share one object.
 
-    Copies of a denoiser have one of their own: the hooks are methods of it, and are copied with the modules.
+    A copy of a denoiser has its own: the hooks are methods of this object, which is copied with the modules.
     """
 
     def __init__(self) -> None:
@@ -26,28 +26,28 @@ class NoiseLevel:
 
     @classmethod
     def of(cls, levels: Tensor | None) -> "NoiseLevel":
-        """The noise level of rows that are given to a layer alone."""
+        """Holds fixed noise levels, for rows given to a single layer outside its denoiser."""
         noise = cls()
         noise._levels = levels
         return noise
 
     def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pre-hook of the denoiser."""
+        """Records the noise level of a call, as a forward pre-hook of the denoiser."""
         try:
             args, named = bind(inspect.signature(module.forward), args, kwargs)
         except TypeError:
-            return  # the forward itself says what is wrong
+            return  # the forward itself raises the error
         self._levels = levels_of(named)
 
     def forget(self, *_: Any) -> None:
-        """A forward hook of the denoiser, called after an error too."""
+        """Clears the noise level after a call, as a forward hook of the denoiser that also runs after an error."""
         self._levels = None
 
     def bins(self, edges: Tensor, rows: int | None) -> Tensor:
-        """The bins of the running call: (rows,) where each of the `rows` has a noise level of its own, else 0-d.
+        """The bins of the current call: (rows,) where each of the `rows` rows has its own noise level, else 0-d.
 
-        Where there are other numbers of rows and of noise levels, the largest one counts. Raises MisfitError
-        outside a call, or in one without a time argument.
+        Where the numbers of rows and of noise levels differ, the largest level counts. Raises MisfitError outside a
+        call, or in a call without a time argument.
         """
         levels = self._levels
         if levels is None:
@@ -59,7 +59,7 @@ class NoiseLevel:
 
 
 def bins_of(levels: Tensor, edges: Tensor) -> Tensor:
-    """The bin of each noise level: how many edges are not above it."""
+    """The bin of each noise level: the number of edges not above the level."""
     return torch.bucketize(levels.to(torch.float32), edges, right=True)
 
 
@@ -76,7 +76,8 @@ def levels_of(arguments: Mapping[str, Any]) -> Tensor | None:
 
 
 def attach(model: nn.Module) -> tuple[NoiseLevel, Callable[[], None]]:
-    """The noise level that hears the calls of `model`, and what takes it off again: nothing where it was there."""
+    """Attaches a NoiseLevel to `model`; returns it and a function that detaches it. For a model with a NoiseLevel,
+    returns that one, and a function that does nothing."""
     for hook in model._forward_pre_hooks.values():
         owner = getattr(hook, "__self__", None)
         if isinstance(owner, NoiseLevel):

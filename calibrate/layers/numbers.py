@@ -18,12 +18,12 @@ class Numbers:
     | weight       | int8 (out, in) or (out, in / groups, height, width)                                            |
     | weight_scale | float32 (out,)                                                                                 |
     | bias         | as in the float layer                                                                          |
-    | input        | how the input becomes codes                                                                    |
-    | dtype        | of the float layer                                                                             |
-    | transform    | what happens to the input first, in `dtype`; the weight carries its inverse                    |
-    | deq          | of an input with ranges: float32 (out,), or (bins, out); see `freeze`                          |
-    | quant_bias   | of an input with ranges: int32 (out,), or (bins, out)                                          |
-    | made_bias    | the float layer has no bias: it carries a correction                                           |
+    | input        | the way in which the input becomes codes                                                       |
+    | dtype        | dtype of the float layer                                                                       |
+    | transform    | applied to the input before that, in `dtype`; the weight carries the inverse                   |
+    | deq          | for an input with ranges: float32 (out,), or (bins, out); see `freeze`                         |
+    | quant_bias   | for an input with ranges: int32 (out,), or (bins, out)                                         |
+    | made_bias    | whether the float layer has no bias, and `bias` only carries a correction                      |
     """
 
     weight: Tensor
@@ -38,5 +38,5 @@ class Numbers:
 
     @property
     def scheme(self) -> str:
-        """The word for it: W8A8, W8A8_TIMESTEP, W8A8_DYNAMIC or W8A16."""
+        """The name of the scheme: W8A8, W8A8_TIMESTEP, W8A8_DYNAMIC or W8A16."""
         return WORDS[type(self.input)]

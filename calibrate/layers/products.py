@@ -1,7 +1,7 @@
-"""What integer layers compute with: codes that are found when the input comes, and sums of products without rounding.
+"""Arithmetic of integer layers: dynamic codes, found from the input itself, and exact sums of products.
 
-A CPU with VNNI sums products of int8 numbers in int32. Elsewhere they are summed in float32, which is exact while every
-partial sum is a whole number below 2**24: up to 1032 products. Longer sums are taken in pieces that are added as int32.
+A CPU with VNNI sums products of int8 numbers in int32. Elsewhere products are summed in float32, which is exact while
+every partial sum is a whole number below 2**24: up to 1032 products. Longer sums are split into pieces added as int32.
 """
 
 from functools import cache
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from .scheme import WEIGHT, Scheme
 
-_SMALLEST = 2.0**-126  # of the normal float32
-_PIECE = 1024  # 1024 * 128 * 127 < 2**24
+_SMALLEST = 2.0**-126  # the smallest normal float32
+_PIECE = 1024  # products summed in float32 at once: 1024 * 128 * 127 < 2**24
 
 
 def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> tuple[Tensor, Tensor]:
-    """The codes of `x` in float32, and their scale, max |x| / qmax over `axes`, which it keeps with extent 1.
+    """The codes of `x` in float32, and their scale: max |x| / qmax over `axes`, kept with extent 1.
 
-    Where all is zero, or too small for a normal float32 scale, the codes are zeros and the scale is 1.
+    Where all values are zero, or too small for a normal float32 scale, the codes are zeros and the scale is 1.
     """
     x = x.to(torch.float32)
     scale = x.abs().amax(axes, keepdim=True) / scheme.qmax
@@ -29,12 +29,13 @@ def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> 
 
 @cache
 def sums_in_int32() -> bool:
-    """Whether this CPU sums products of int8 numbers in int32: without VNNI, pairs of them saturate in int16."""
+    """Whether this CPU sums products of int8 numbers in int32: without VNNI, pairs of products saturate in int16."""
     return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
 
 
 def integer_matmul(q: Tensor, weight: Tensor) -> Tensor:
-    """`q` (..., in), int8 or as whole numbers in float32, times `weight` int8 (out, in), exactly: int32 (..., out)."""
+    """The exact product, int32 (..., out), of `q` (..., in), int8 or whole numbers in float32, and an int8 weight (out,
+    in)."""
     # torch 2.13 takes a transposed weight with one input for one that is not transposed
     if q.device.type == "cpu" and q.numel() and weight.shape[1] > 1 and sums_in_int32():
         rows = q.reshape(-1, q.shape[-1]).to(torch.int8)

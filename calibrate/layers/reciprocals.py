@@ -1,7 +1,7 @@
 """Scales by which dividing and multiplying are the same: devices multiply by 1 / scale where others divide by it.
 
 For such a scale s, its reciprocal r rounded to float32, and every float32 x, x / s and x * r round to the same whole
-number wherever the results are below 255. They could part only near x = h s, where h is a whole number and a half.
+number wherever the results are below 255. The two could differ only near x = h s, where h is a whole number and a half.
 
 Let s = m 2**e and h = n 2**f with 1 <= m, n < 2, and u = 2**(f - 24), the most that rounding moves a result near h.
 1. m has 15 bits and h has 9, so float32 holds h s. Any other x is a step of float32 or more away, and x / s is off h by
@@ -16,12 +16,12 @@ from functools import cache
 
 import torch
 
-_BITS = 15
+_BITS = 15  # bits of the significand of such a scale: h has 9, and float32 holds products of 24
 
 
 @cache
 def significands() -> list[float]:
-    """Those of such scales between 1/2 and 1, ascending: 2**-15 times whole numbers, 1 among them."""
+    """The significands of such scales, from 1/2 to 1, ascending: whole numbers times 2**-15, 1 among them."""
     half = torch.arange(2 ** (_BITS - 1), 2**_BITS + 1, dtype=torch.float64) / 2**_BITS  # m/2
     reciprocal = (1 / half).to(torch.float32).to(torch.float64)
     off = (reciprocal * half - 1).abs() * 2**24

@@ -1,10 +1,10 @@
-"""The one formula of this package, and how a range becomes its parameters.
+"""The quantization formula of this package, and its parameters for a range.
 
     q = clamp(round(x / scale) + zero_point, qmin, qmax)          x ~ (q - zero_point) * scale
 
-round is to the nearest, ties to even. A scale is computed in float64, then rounded up to a value that the dtype it is
-stored in holds; everything else is derived from the stored one. Rounded up, because then no value inside the range is
-clamped away: the error inside it is at most scale / 2.
+round is to the nearest, ties to even. A scale is computed in float64, then rounded up to a value of the dtype it is
+stored in; everything else is derived from the stored scale. Rounding up clamps no value inside the range: the error
+there is at most scale / 2.
 """
 
 import math
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from .reciprocals import next_scale
 
-STORABLE = (torch.float32, torch.float16, torch.bfloat16)
+STORABLE = (torch.float32, torch.float16, torch.bfloat16)  # dtypes of models, in which scales may be stored
 _PIECE = 1 << 15  # values that are quantized at once
-_BITS = {2: torch.int16, 4: torch.int32}
+_BITS = {2: torch.int16, 4: torch.int32}  # the integer dtype with a float's bits, by bytes of an element
 _MAX_INFLATION = 1.25  # a stored scale above this multiple of the exact one wastes too many of the 256 codes
 
 
@@ -31,7 +31,7 @@ class Element:
     highest: int
 
     def round_(self, x: Tensor) -> Tensor:
-        """Brings float32 values to the nearest of these numbers, ties to even, in place; bounds are not looked at."""
+        """Rounds float32 values to the nearest of these numbers, ties to even, in place; bounds are ignored."""
         return x.round_()
 
 
@@ -40,11 +40,11 @@ INT8 = Element(torch.int8, -128, 127)
 
 @dataclass(frozen=True)
 class Scheme:
-    """How a tensor becomes codes.
+    """The rule by which a tensor becomes codes.
 
     | field      | meaning                                                                           |
     |------------|-----------------------------------------------------------------------------------|
-    | element    | the numbers that codes are                                                        |
+    | element    | the set of numbers that codes are taken from                                      |
     | symmetric  | zero_point is 0 and the scale follows the larger end of the range                 |
     | axis       | None: one scale for the tensor; 0: one for each output channel                    |
     | narrow     | qmin is -qmax, so that no code lacks its negative (weights)                       |
@@ -67,7 +67,7 @@ class Scheme:
         return -self.qmax if self.narrow else self.element.lowest
 
     def nearest_(self, x: Tensor) -> Tensor:
-        """Brings values in units of the scale to the nearest codes, in place; the zero point is 0."""
+        """Rounds values in units of the scale to the nearest codes, in place; the zero point is 0."""
         return self.element.round_(x).clamp_(self.qmin, self.qmax)
 
 
@@ -84,15 +84,15 @@ class QParams(NamedTuple):
 
 
 class Range(NamedTuple):
-    """The smallest and the largest value to represent."""
+    """A range: the smallest and the largest value to represent."""
 
     low: float
     high: float
 
 
 def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """The codes of `x` (one dimension or more), in the dtype of their element. Computed in float32; a per-channel scale
-    goes along `scheme.axis`.
+    """The codes of `x` (one dimension or more), in the dtype of the scheme's element. Computed in float32; a
+    per-channel scale goes along `scheme.axis`.
     """
     scale, zero_point = (_along(parameter, x, scheme).expand(x.shape) for parameter in qparams)
     q = torch.empty(x.shape, dtype=scheme.element.dtype, device=x.device)
@@ -113,7 +113,7 @@ def _codes(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tens
 
 
 def divided(x: Tensor, scale: Tensor) -> Tensor:
-    """x / scale in float32, a tensor of its own."""
+    """x / scale in float32, as a new tensor."""
     return x / scale if x.dtype == torch.float32 else x.to(torch.float32).div_(scale)
 
 
@@ -130,7 +130,7 @@ def _along(parameter: Tensor, x: Tensor, scheme: Scheme) -> Tensor:
 
 
 def exact_scale(extent: Range, scheme: Scheme) -> float:
-    """The scale that spreads a range with zero in it over the codes; 0.0 for the range of zeros alone."""
+    """The scale at which a range, widened to contain zero, fills all codes; 0.0 for the range 0.0 to 0.0."""
     low, high = min(extent.low, 0.0), max(extent.high, 0.0)
     if scheme.symmetric:
         return max(-low, high) / scheme.qmax
@@ -140,8 +140,8 @@ def exact_scale(extent: Range, scheme: Scheme) -> float:
 def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | None:
     """The parameters for a range, which is widened to contain zero; None where `dtype` cannot hold the scale.
 
-    The scale is one that `dtype` holds. The range of zeros alone has scale 1. Raises ValueError for a range that is not
-    finite or upside down.
+    The scale is a value of `dtype`. The range 0.0 to 0.0 has scale 1. Raises ValueError for a range that is not finite
+    or upside down.
     """
     if not (math.isfinite(extent.low) and math.isfinite(extent.high) and extent.low <= extent.high):
         raise ValueError(f"not a range: {extent.low} to {extent.high}")
@@ -159,8 +159,8 @@ def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | N
 
 
 def stored_scale(scale: float, dtype: torch.dtype, scheme: Scheme) -> float | None:
-    """The smallest value of `dtype` that is not below `scale`, for a scheme with reciprocals of those in `reciprocals`;
-    None where there is none near it.
+    """The smallest value of `dtype` that is not below `scale`; for a `reciprocal` scheme and float32, the smallest that
+    `reciprocals` admits. None where there is no such value near `scale`.
 
     float16 has nothing between 0 and 6e-8, and few values up to 6e-5: a scale there would be lost or grow by half.
     """

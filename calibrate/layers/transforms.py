@@ -1,4 +1,4 @@
-"""What happens to the input of a layer before it becomes codes, while the weight carries the inverse.
+"""Transforms of the input of a layer before it becomes codes, while the weight carries the inverse.
 
 A transform is a frozen value of a type in TRANSFORMS; None is no transform.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 class Transform(Protocol):
     """A linear map T of the channels of an input, held by `tensors`: W x = (W T^-1) (T x)."""
 
-    TENSORS: ClassVar[tuple[str, ...]]  # the names of its tensors in the state of a layer
+    TENSORS: ClassVar[tuple[str, ...]]  # the names of the transform's tensors in the state of a layer
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor | None]) -> Self:
@@ -25,13 +25,13 @@ class Transform(Protocol):
         """The tensors by the names in TENSORS."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
-        """The transform as a layer of that dtype holds it, on a device."""
+        """The transform on a device, in the dtype of its layer."""
 
     def fault(self) -> str | None:
-        """Why the transform cannot be inverted in the dtype it is in, if it cannot."""
+        """The reason why the transform cannot be inverted in its dtype; None where it can."""
 
     def input(self, x: Tensor, axis: int = -1) -> Tensor:
-        """T x, rounded to the dtype of `x`, whose channels are the `axis` counted from the end."""
+        """T x, rounded to the dtype of `x`; the channels of `x` are along `axis`, counted from the end."""
 
     def weight(self, weight: Tensor) -> Tensor:
         """W T^-1 in float32, of a float weight (out, in)."""
@@ -39,7 +39,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Multiply:
-    """Each channel times a positive factor (SmoothQuant: 1 / s): `factors` (in,)."""
+    """Multiplies each channel by a positive factor (SmoothQuant: 1 / s): `factors` (in,)."""
 
     TENSORS: ClassVar[tuple[str, ...]] = ("mul_scale",)
     factors: Tensor
@@ -72,17 +72,17 @@ TRANSFORMS: tuple[type[Multiply], ...] = (Multiply,)
 
 
 def transformed(transform: Transform | None, x: Tensor, axis: int = -1) -> Tensor:
-    """The input that becomes codes."""
+    """The input after `transform`, if there is one."""
     return x if transform is None else transform.input(x, axis)
 
 
 def same_transform(one: Transform | None, other: Transform | None) -> bool:
-    """Whether both do the same to an input."""
+    """Whether both transforms map an input to the same values."""
     if one is None or other is None or type(one) is not type(other):
         return one is other
     return all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
 
 
 def weight_for(transform: Transform | None, weight: Tensor) -> Tensor:
-    """The float weight that goes with a transformed input."""
+    """The float weight for the transformed input."""
     return weight.detach() if transform is None else transform.weight(weight.detach())

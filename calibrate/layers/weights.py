@@ -1,4 +1,4 @@
-"""Weights to integers: one symmetric scale for each output channel."""
+"""Rounds weights to integers, with one symmetric scale for each output channel."""
 
 import math
 from typing import NamedTuple
@@ -10,25 +10,26 @@ from octavo.capture.errors import NumbersError
 
 from .scheme import STORABLE, WEIGHT, QParams, Scheme, quantize
 
-_SMALLEST = 2.0**-126  # of the normal float32
+_SMALLEST = 2.0**-126  # the smallest normal float32
 
 
 class QuantizedWeight(NamedTuple):
-    """`weight` int8 of the shape of the float one; `scale` float32 (out,). A channel of zeros has scale 1."""
+    """An integer weight: `weight` int8 in the shape of the float weight, `scale` float32 (out,), 1 for a channel of
+    zeros."""
 
     weight: Tensor
     scale: Tensor
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Raises NumbersError when a tensor holds NaN or infinities; `name` is the tensor's."""
+    """Raises NumbersError when the tensor `name` holds NaN or infinities; the message counts them."""
     if not finite(tensor):
         bad = tensor.numel() - int(tensor.isfinite().sum())
         raise NumbersError(f"{name}: {bad} of {tensor.numel()} values not finite. Check the model's files.")
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether it holds neither NaN nor infinities."""
+    """Whether the tensor holds neither NaN nor infinities."""
     if tensor.dtype not in STORABLE or not tensor.numel():
         return bool(tensor.isfinite().all())
     low, high = torch.aminmax(tensor.detach())  # 15 to 60 times as fast, without a mask; both ends of NaN are NaN
@@ -40,8 +41,8 @@ def round_to_nearest(
 ) -> QuantizedWeight | None:
     """Rounds each channel so that its largest value becomes 127 (or -127), every other one the nearest whole number.
 
-    Of what a method is given it uses the weight alone; it costs 4 out in flops. None where a channel is so small that
-    float32 has no scale for it.
+    Of a method's arguments this method uses the weight and the scheme. Costs 4 out in flops. None where a channel is so
+    small that float32 has no scale for it.
     """
     scale = scales_of(weight, scheme)
     if scale is None:
@@ -50,7 +51,7 @@ def round_to_nearest(
 
 
 def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
-    """The scale (out,) of each channel, float32; None where float32 has none for one."""
+    """The scale (out,) of each channel, float32; None where a channel is too small for a float32 scale."""
     flat = weight.detach().reshape(weight.shape[0], -1)
     largest = torch.maximum(flat.amax(1), flat.amin(1).neg()).to(torch.float64)
     scale = (largest / scheme.qmax).to(torch.float32)
@@ -62,6 +63,6 @@ def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
 
 
 def check_finite_tensor(name: str, tensor: Tensor) -> None:
-    """Raises NumbersError for NaN and infinities."""
+    """Raises NumbersError when the tensor `name`, about to be written, holds NaN or infinities."""
     if not finite(tensor):
         raise NumbersError(f"{name}: holds values that are not finite; not written. Check the model's files.")

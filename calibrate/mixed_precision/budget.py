@@ -1,7 +1,7 @@
-"""A budget: limits on what a model's layers cost, in bytes and in time, as a user writes them.
+"""Budgets: limits on the bytes and the time of a model's layers, as a user writes them.
 
 5MiB          bytes of all layers that a plan lists; B, KB, MB, GB or KiB, MiB, GiB
-40%           the same, as a share of what the layers have as floats
+40%           the same, as a share of the layers' bytes as floats
 0.7x          the time of these layers' multiplications, relative to all of them as floats; an estimate, see TIME
 40%,0.7x      both
 """
@@ -16,15 +16,15 @@ from ..byte_sizes import SIZE_FORM, UNITS
 from ..layers.inputs import DynamicInput, FloatInput, Input, StaticInput, TimestepInput
 
 # Time of a multiply-accumulate, relative to one in half precision. An estimate, not a measurement: int8 units have
-# twice the peak of float16 ones (NVIDIA A100 Tensor Core GPU Architecture, 2020: 624 TOPS to 312 TFLOPS; Ascend 910,
-# HC31, 2019: 512 to 256), and large layers are bound by it. W8A16 multiplies in half precision. That a dynamic scale
-# costs another tenth, for one more pass over the input, is our assumption.
+# twice the peak of float16 units (NVIDIA A100 Tensor Core GPU Architecture, 2020: 624 TOPS to 312 TFLOPS; Ascend 910,
+# HC31, 2019: 512 to 256), and the peak bounds large layers. W8A16 multiplies in half precision. Another tenth for a
+# dynamic scale, which needs one more pass over the input, is our assumption.
 TIME: Mapping[type[Input], float] = {FloatInput: 1.0, DynamicInput: 0.55, StaticInput: 0.5, TimestepInput: 0.5}
 _REMEDY = "Write 5MiB, 40% (of the float bytes), 0.7x (of the time), or 40%,0.7x"
 
 
 class Cost(NamedTuple):
-    """Of layers: `bytes` of what they hold, `time` of their multiply-accumulates in those of half precision."""
+    """The cost of layers: `bytes` of their tensors, `time` in multiply-accumulates of half precision."""
 
     bytes: float = 0.0
     time: float = 0.0
@@ -36,13 +36,14 @@ class Cost(NamedTuple):
         return Cost(self.bytes - other.bytes, self.time - other.time)
 
     def within(self, limit: "Cost") -> bool:
-        """Whether neither part is above the limit's, but for rounding."""
+        """Whether bytes and time keep the limit, up to float rounding (1e-9)."""
         return all(own <= most * (1 + 1e-9) + 1e-9 for own, most in zip(self, limit, strict=True))
 
 
 @dataclass(frozen=True)
 class Budget:
-    """`bytes` and `share` (of the float bytes) limit the size, `time` the time relative to float; None: no limit."""
+    """A budget: `bytes` or `share` (of the float bytes) limits the size, `time` the time relative to float; None: no
+    limit."""
 
     text: str
     bytes: float | None = None
@@ -50,7 +51,7 @@ class Budget:
     time: float | None = None
 
     def limit(self, before: Cost) -> Cost:
-        """The most that layers may cost which cost `before` as floats; infinite where there is no limit."""
+        """The most that layers may cost, given their cost `before` as floats; infinite where there is no limit."""
         most = self.bytes if self.share is None else self.share * before.bytes
         time = float("inf") if self.time is None else self.time * before.time
         return Cost(float("inf") if most is None else most, time)
@@ -58,10 +59,10 @@ class Budget:
 
 @dataclass(frozen=True)
 class Search:
-    """What may be chosen of, and how many runs of the pipeline that may take.
+    """The options to choose from, and how many runs of the pipeline the search may take.
 
-    `inputs`: how inputs may become codes, next to float layers. `runs` to measure with: layers are grouped to keep to
-    it, down to blocks. `refining`: runs to try exchanges with, where errors turn out not to add.
+    `inputs`: how inputs may become codes, next to float layers. `runs`: the runs to measure with; layers are grouped to
+    keep this number, down to blocks. `refining`: runs to try exchanges with, where errors turn out not to add.
     """
 
     inputs: tuple[type[Input], ...] = (StaticInput, DynamicInput, FloatInput)
@@ -73,7 +74,7 @@ SEARCH = Search()
 
 
 def budget_of(text: str) -> Budget:
-    """What a user wrote. Raises UsageError for what is no limit, and for two of a kind."""
+    """Reads a budget from a user's text. Raises UsageError for text that is no limit, and for two limits of a kind."""
     found: dict[str, float] = {}
     for part in text.split(","):
         kind, amount = _part(text, part.strip())
@@ -103,7 +104,7 @@ def _part(text: str, part: str) -> tuple[str, float]:
 
 
 def summed(costs: Iterable[Cost]) -> Cost:
-    """The cost of all."""
+    """The sum of costs."""
     whole = Cost()
     for cost in costs:
         whole = whole.plus(cost)

@@ -1,4 +1,4 @@
-"""Exchanges that whole runs find better than the sum of errors says: groups swap options within the limit."""
+"""Tries exchanges of options between groups within the limit, and keeps those that whole runs find better."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -6,9 +6,9 @@ from ..replay.calls import Progress
 from .budget import Cost
 from .knapsack import Groups, total
 
-_WORTH = 0.98  # of the error: an exchange that saves less is not told from chance
+_WORTH = 0.98  # ratio of errors after and before: an exchange must lower the error by 2 %, less may be chance
 
-Chosen = tuple[int, ...]  # the place of the option of each group
+Chosen = tuple[int, ...]  # the index of the option of each group
 
 
 def refine(
@@ -20,8 +20,8 @@ def refine(
     most: int,
     progress: Progress,
 ) -> tuple[Chosen, float, int]:
-    """A choice within `limit` whose error, as `run` measures it, is at most `error`, that of `chosen`; its error, and
-    how many exchanges led to it. Tries the exchanges that cost the least by the sum of errors, `most` of them."""
+    """Improves `chosen`, whose measured error is `error`, within `limit`; returns the choice, its error as measured by
+    `run`, and how many exchanges led there. Tries `most` exchanges, in the order of their sums of errors."""
     best, kept = tuple(chosen), 0
     tried = {best}
     moves = _moves(groups, best, limit)
@@ -38,7 +38,7 @@ def refine(
 
 
 def _moves(groups: Groups, chosen: Chosen, limit: Cost) -> Iterator[Chosen]:
-    """What one or two groups can change to within the limit, the least sum of errors first."""
+    """Yields the choices in which one or two groups change within the limit, the least sum of errors first."""
     now = total(groups, chosen)
     steps = []
     for at, options in enumerate(groups):

@@ -1,8 +1,9 @@
-"""One option for each group, with the least error under a limit: the multiple-choice knapsack problem.
+"""Chooses one option for each group with the least error under a limit: the multiple-choice knapsack problem.
 
 Solved by dynamic programming over the limit (Kellerer, Pferschy, Pisinger: Knapsack Problems, 2004, chapter 11). The
-costs above each group's cheapest are rounded up to cells, so a limit is kept whatever the rounding. A second limit gets
-a price that is added to the errors (Lagrange), the lowest at which it is kept; what is left is spent greedily.
+costs above each group's cheapest option are rounded up to cells, so the limit is kept whatever the rounding. A second
+limit becomes a price that is added to the errors (Lagrange): the lowest price that keeps it. The rest of both limits is
+spent greedily.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +15,13 @@ from torch import Tensor
 from ..layers.inputs import Input
 from .budget import Cost
 
-CELLS = 1 << 15
-_PRICES = 40  # steps of bisection
-_TINY = 1e-9  # of a cell: what float sums differ by
+CELLS = 1 << 15  # most cells that the range of costs is divided into: they bound memory and time of the search
+_PRICES = 40  # steps of bisection for the price, over a ratio of 1e18
+_TINY = 1e-9  # tolerance for the rounding of float sums, as a share of a cell or of the costs
 
 
 class Option(NamedTuple):
-    """One way to treat a group: how inputs become codes (`kind`, None: float), the error it brings, what it costs."""
+    """One way to treat a group: how inputs become codes (`kind`, None: float), the error and the cost of that."""
 
     kind: type[Input] | None
     error: float
@@ -39,7 +40,7 @@ def total(groups: Groups, chosen: Sequence[int]) -> Cost:
 
 
 def least(groups: Groups) -> Cost:
-    """The smallest bytes and the smallest time there can be; not always of one choice."""
+    """The smallest possible bytes and the smallest possible time; no single choice need have both."""
     return Cost(
         sum(min(option.cost.bytes for option in options) for options in groups),
         sum(min(option.cost.time for option in options) for options in groups),
@@ -47,8 +48,8 @@ def least(groups: Groups) -> Cost:
 
 
 def choose(groups: Groups, limit: Cost) -> list[int] | None:
-    """The place of the option of each group: the least sum of errors within `limit`, as near as the cells tell; of
-    equal ones the cheaper. None where nothing is within it."""
+    """The index of each group's option: the least sum of errors within `limit`, up to the size of a cell; of equal
+    choices the cheaper. None where no choice keeps the limit."""
     limited = [at for at, most in enumerate(limit) if most != float("inf")]
     axis = limited[0] if limited else 0
     errors = [[option.error for option in options] for options in groups]
@@ -65,7 +66,7 @@ def choose(groups: Groups, limit: Cost) -> list[int] | None:
 
 
 def _cheapest_price(groups: Groups, limit: Cost, priced: Callable[[float], list[int] | None]) -> list[int] | None:
-    """The choice of the lowest price of time at which both limits are kept."""
+    """The choice at the lowest price of time that keeps both limits."""
     found = priced(0.0)
     if found is None or total(groups, found).within(limit):
         return found
@@ -84,7 +85,7 @@ def _cheapest_price(groups: Groups, limit: Cost, priced: Callable[[float], list[
 
 
 def _filled(groups: Groups, chosen: list[int], limit: Cost) -> list[int]:
-    """The choice with what a price leaves of the limits spent: one group after the other, the largest gain first."""
+    """Spends the rest of the limits on better options: one group after the other, the largest gain first."""
     now = total(groups, chosen)
     while True:
         gains = [
@@ -101,7 +102,7 @@ def _filled(groups: Groups, chosen: list[int], limit: Cost) -> list[int]:
 
 
 def _one(errors: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], limit: float) -> list[int] | None:
-    """The choice under one limit."""
+    """The choice with the least sum of errors under one limit."""
     lowest = [min(each) for each in costs]
     room, span = limit - sum(lowest), sum(map(max, costs)) - sum(lowest)
     slack = _TINY * max(span, sum(lowest), 1.0)
@@ -112,7 +113,7 @@ def _one(errors: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], li
         return [min(order, key=own.__getitem__) for order, own in zip(orders, errors, strict=True)]
     cell = span / CELLS if span > CELLS or span != int(span) else 1.0
     capacity = int(room / cell + _TINY)
-    best = torch.zeros(capacity + 1, dtype=torch.float64)  # of the groups so far, by the cells that may be used
+    best = torch.zeros(capacity + 1, dtype=torch.float64)  # least error of the groups so far, by cells available
     taken = []
     for order, own, cost, low in zip(orders, errors, costs, lowest, strict=True):
         cells = [-int(-((cost[at] - low) / cell - _TINY) // 1) for at in order]
@@ -127,7 +128,8 @@ def _one(errors: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], li
 
 
 def _added(best: Tensor, errors: Sequence[float], cells: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The least errors with one group more, and which of its options that takes; the first of equal ones."""
+    """The least errors with one more group, by cells, and the option of that group which gives them; the first of
+    equal ones."""
     made = torch.full_like(best, float("inf"))
     which = torch.zeros(len(best), dtype=torch.uint8)
     for at, (error, count) in enumerate(zip(errors, cells, strict=True)):

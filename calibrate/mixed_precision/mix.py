@@ -1,4 +1,4 @@
-"""A scheme for each layer under a budget, by what it does to the end of the trajectory."""
+"""Chooses a scheme for each layer under a budget, by the error of the pipeline's final latents."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,13 +20,13 @@ from .exchange import refine
 from .knapsack import Groups, choose, least, total
 from .sensitivity import Candidates, Group, Runs, Trajectory, cost_of, float_cost, grouped, measured
 
-_ADDING = 1.5  # measured over estimated error: above it, errors do not add and exchanges are tried
+_ADDING = 1.5  # ratio of measured to estimated error: above it errors do not add up, and exchanges are tried
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What was chosen: the plan and the choices with it, what report.json says of it, and the error of each scheme of
-    each layer's group."""
+    """The outcome of a budget: the plan, the choices for its layers, the entry in report.json, and by layer the error
+    of each scheme of its group."""
 
     plan: Plan
     choices: dict[str, Choice]
@@ -43,11 +43,11 @@ def mixed(
     trajectory: Trajectory,
     work: Work,
 ) -> Mixture:
-    """The mixture of schemes and float that keeps `budget` with little error of the trajectory.
+    """Finds a mixture of schemes and float layers that keeps `budget` with a small error of the final latents.
 
-    Layers of the plan without a choice stay as they are. Raises UsageError for a budget that nothing keeps, and
-    for one that all layers keep as floats; 6 where latents are not finite within it; 4 and 6 as `Runs.begin` does.
-    Collective: the ranks of `work` share the runs for single groups.
+    Layers of the plan without a choice stay as they are. Raises UsageError for a budget that no mixture keeps, and for
+    one that the float model keeps; NumbersError where the latents of the mixture are not finite; MisfitError and
+    NumbersError as `Runs.begin` does. Collective: the ranks of `work` share the runs for single groups.
     """
     runs, candidates = Runs(model, trajectory), Candidates(model, choices)
     runs.begin([entry.name for entry in plan.entries if entry.kind in KINDS.values()])
@@ -73,7 +73,7 @@ def mixed(
 
 
 class _Found(NamedTuple):
-    """The option of each group, its error as it was measured, that before exchanges, and how many there were."""
+    """The option of each group, the measured error, the error before exchanges, and the number of exchanges."""
 
     chosen: tuple[int, ...]
     error: float
@@ -90,7 +90,8 @@ def _found(
     search: Search,
     progress: Progress,
 ) -> _Found | None:
-    """What is chosen within `room` and run; exchanged where errors more than add. None where nothing is within it."""
+    """Chooses within the limit `room`, measures the choice, and tries exchanges where errors do not add up. None where
+    no choice keeps the limit."""
     options = [group.options for group in groups]
     chosen = choose(options, room)
     if chosen is None:
@@ -109,7 +110,7 @@ def _found(
 
 
 def _trust(groups: Sequence[Group], found: _Found, runs: Runs) -> dict[str, Any]:
-    """The errors of the final latents, and what they were found with."""
+    """The errors of the final latents for report.json, with the numbers of exchanges, groups and runs."""
     estimated = estimated_error([group.options for group in groups], found.chosen)
     relative = found.error / (runs.signal or 1.0)
     return {
@@ -126,13 +127,13 @@ def estimated_error(groups: Groups, chosen: Sequence[int]) -> float:
 
 
 def _kinds(groups: Sequence[Group], chosen: Sequence[int]) -> dict[str, type[Input]]:
-    """How the input of each layer that is not float becomes codes."""
+    """The way in which the input of each integer layer becomes codes, by name."""
     pairs = zip(groups, chosen, strict=True)
     return {name: kind for group, option in pairs for name, kind in group.kinds[option].items()}
 
 
 def _planned(plan: Plan, names: Iterable[str], kinds: Mapping[str, type[Input]], budget: Budget) -> Plan:
-    """The plan with the schemes of `kinds`; layers of `names` that are not in it stay float."""
+    """The plan with the schemes of `kinds`; layers of `names` without an entry in `kinds` stay float."""
     words = {name: WORDS[kind] for name, kind in kinds.items()}
     plan = Plan(tuple(replace(entry, scheme=words.get(entry.name, entry.scheme)) for entry in plan.entries))
     reason = f"matters most within the budget of {budget.text}"
@@ -140,7 +141,7 @@ def _planned(plan: Plan, names: Iterable[str], kinds: Mapping[str, type[Input]],
 
 
 def _errors(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
-    """By layer, the error of each scheme of its group."""
+    """The error of each scheme of a layer's group, by layer and scheme."""
     return {
         name: {WORDS[option.kind]: option.error for option in group.options if option.kind}
         for group in groups
@@ -149,7 +150,7 @@ def _errors(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
 
 
 def _spent(budget: Budget, limit: Cost, whole: Cost, used: Cost) -> dict[str, Any]:
-    """The budget and what is used of it: bytes, and time relative to float."""
+    """The budget and the used part of it for report.json: bytes, and time relative to float."""
     most = [None if part == float("inf") else part for part in (limit.bytes, limit.time / whole.time)]
     return {
         "budget": budget.text,
@@ -161,7 +162,7 @@ def _spent(budget: Budget, limit: Cost, whole: Cost, used: Cost) -> dict[str, An
 def _smallest(
     candidates: Candidates, names: Iterable[str], kinds: Sequence[type[Input]], before: Mapping[str, Cost]
 ) -> Cost:
-    """The smallest bytes and the smallest time that the layers can have, each on its own."""
+    """The smallest possible bytes and the smallest possible time of the layers, each minimised on its own."""
     found = Cost()
     for name in names:
         made = [candidates.layer(name, kind) for kind in kinds]
@@ -171,7 +172,8 @@ def _smallest(
 
 
 def _checked(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -> Cost:
-    """The limit, if something but not everything keeps it: before the long measurement."""
+    """The limit of the budget, checked before the long measurement: raises UsageError where no mixture keeps the limit,
+    and where the float model does."""
     whole = summed(before.values())
     limit = budget.limit(whole)
     if not smallest.within(limit):

@@ -1,8 +1,8 @@
-"""What each layer's scheme does to the end of the trajectory: the final latents of whole runs of the pipeline.
+"""Measures the effect of each layer's scheme on the final latents of whole runs of the pipeline.
 
 The error of a model is the mean of (latents - float latents)**2 over all values of a few runs. Each group of layers is
-switched to each scheme with all others float; the errors of groups are taken to add, as those of independent roundings
-do. `mix` runs what is chosen by them and says how far that holds.
+switched to each scheme with all other layers float; the errors of groups are assumed to add up, as the errors of
+independent roundings do. `mix` runs the mixture chosen on this assumption and reports how far it holds.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,14 +25,14 @@ from ..replay.work import Work
 from .budget import TIME, Cost, summed
 from .knapsack import Option
 
-Trajectory = Callable[[], Sequence[Tensor]]  # the final latents of the model as it is now, the same at every call
-Assignment = Mapping[str, type[Input]]  # by layer name; layers that are not in it are float
+Trajectory = Callable[[], Sequence[Tensor]]  # runs the pipeline; the same final latents at every call of one model
+Assignment = Mapping[str, type[Input]]  # the scheme's input type by layer name; other layers are float
 
 
 class Candidates:
-    """The integer forms of a float model's layers: one of each scheme, made from the choice for the first scheme.
+    """The integer forms of a float model's layers: one for each scheme, made from the choice for the first scheme.
 
-    A weight-only layer takes no multiplier, which MindIE-SD would ignore; nor does it, or a dynamic one, take a bias
+    A weight-only layer gets no multiplier, which MindIE-SD would ignore. Weight-only and dynamic layers get no bias
     correction, which was measured for the first scheme.
     """
 
@@ -40,7 +40,7 @@ class Candidates:
         self.model, self._choices = model, choices
 
     def choice(self, name: str, kind: type[Input]) -> Choice:
-        """What a layer's integers follow from when its input becomes codes in that way."""
+        """The choice for a layer whose input becomes codes in the way `kind`."""
         first = self._choices[name]
         if kind.ranged:
             return first
@@ -50,27 +50,27 @@ class Candidates:
         return replace(first, input=input, correction=None)
 
     def layer(self, name: str, kind: type[Input]) -> QuantizedLayer | str:
-        """The integer layer, or why there is none."""
+        """Makes the integer layer; returns the reason where there is none."""
         return layer_of(layer_at(self.model, name), self.choice(name, kind))
 
     def layers(self, assignment: Assignment) -> dict[str, QuantizedLayer]:
-        """The integer layers of an assignment that has some."""
+        """Makes the integer layers of an assignment, without the layers that have no integer form."""
         made = {name: self.layer(name, kind) for name, kind in assignment.items()}
         return {name: layer for name, layer in made.items() if not isinstance(layer, str)}
 
 
 @dataclass
 class Runs:
-    """Runs of the pipeline against the float one; `count` is how many there were."""
+    """Runs the pipeline with integer layers and compares the latents with the float run; `count` counts the runs."""
 
     model: nn.Module
     trajectory: Trajectory
-    macs: dict[str, int] = field(default_factory=dict)  # by layer name, over the float run
+    macs: dict[str, int] = field(default_factory=dict)  # multiply-accumulates by layer name, over the float run
     count: int = 0
     _exact: list[Tensor] = field(default_factory=list)
 
     def begin(self, names: Sequence[str]) -> None:
-        """The float run, which also counts what the named layers multiply.
+        """Makes the float run, and counts the multiply-accumulates of the named layers in it.
 
         Raises MisfitError for a pipeline that never calls the model, NumbersError for latents that are not finite.
         """
@@ -82,7 +82,7 @@ class Runs:
             raise MisfitError("trajectory: it runs no layer of the model. Give the pipeline of this model.")
 
     def error(self, layers: Mapping[str, QuantizedLayer]) -> float:
-        """The mean squared error of the latents with these integer layers; infinite where one is not finite."""
+        """The mean squared error of the latents with these integer layers; infinite where a latent is not finite."""
         with quantized(self.model, layers):
             made = self._latents()
         pairs = zip(made, self._exact, strict=True)
@@ -102,7 +102,7 @@ class Runs:
 
 @contextmanager
 def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]]:
-    """Inside, multiply-accumulates are counted by layer name."""
+    """Counts multiply-accumulates by layer name while inside."""
     counts = dict.fromkeys(names, 0)
 
     def hook_for(name: str) -> Callable[..., None]:
@@ -116,8 +116,8 @@ def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]
 
 
 def grouped(names: Sequence[str], blocks: Sequence[str], most: int) -> list[tuple[str, ...]]:
-    """The layers in at most `most` groups, if that can be: each alone, else those of one part (attn, ff) of a block,
-    else those of a block. Layers outside the blocks stay alone."""
+    """Divides the layers into at most `most` groups, if possible: each layer alone, else the layers of one part (attn,
+    ff) of a block together, else the layers of a block. Layers outside the blocks stay alone."""
     above = {name: next((b for b in blocks if name.startswith(b + ".")), None) for name in names}
     found: list[tuple[str, ...]] = []
     for depth in (None, 1, 0):
@@ -135,8 +135,8 @@ def grouped(names: Sequence[str], blocks: Sequence[str], most: int) -> list[tupl
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that are switched together. `options`: float first, then what there is of each scheme; `schemes` has the
-    assignment of each option: a layer without an integer form of its scheme stays float in it."""
+    """Layers that are switched together. `options`: float first, then each scheme that the layers can have; `kinds`:
+    the assignment of each option, in which a layer without an integer form of the scheme stays float."""
 
     names: tuple[str, ...]
     options: tuple[Option, ...]
@@ -144,7 +144,7 @@ class Group:
 
 
 def float_cost(plan: Plan, macs: Mapping[str, int]) -> dict[str, Cost]:
-    """What each layer of a plan costs as a float, by name; what is no linear or convolution takes no time here."""
+    """The cost of each layer of a plan as a float, by name; only linears and convolutions take time."""
     return {entry.name: Cost(entry.bytes, float(macs.get(entry.name, 0))) for entry in plan.entries}
 
 
@@ -156,8 +156,8 @@ def measured(
     runs: Runs,
     work: Work,
 ) -> list[Group]:
-    """The groups with the error and the cost of each of their options: one run of the pipeline for each. A scheme that
-    makes latents infinite is no option. Collective: the ranks of `work` share the runs."""
+    """Measures the error and the cost of each option of each group, with one run of the pipeline for each. A scheme
+    whose latents are not finite is no option. Collective: the ranks of `work` share the runs."""
     schedule = work.ranks.share([(group, kind) for group in groups for kind in kinds])
     made: dict[tuple[tuple[str, ...], type[Input]], tuple[Option, Assignment]] = {}
     began = runs.count
@@ -178,7 +178,7 @@ def measured(
 
 
 def cost_of(layer: QuantizedLayer | None, before: Cost) -> Cost:
-    """What a layer costs that costs `before` as a float; None: it stays one."""
+    """The cost of an integer layer, given its cost `before` as a float; None: the layer stays float."""
     if layer is None:
         return before
     return Cost(sum(tensor.nbytes for tensor in layer.state_dict().values()), before.time * TIME[layer.input_type])

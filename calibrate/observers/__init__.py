@@ -1,1 +1,1 @@
-"""What is learned of the inputs of layers while calls are replayed: ranges, surveys, samples of rows."""
+"""Observations of the inputs of layers while calls are replayed: ranges, surveys, samples of rows."""

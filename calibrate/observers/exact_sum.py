@@ -1,7 +1,7 @@
-"""Sums of floating-point numbers without any rounding: the order and the grouping of the numbers do not show in them.
+"""Sums of floating-point numbers without any rounding, which do not depend on the order or grouping of the numbers.
 
 The mantissas are summed as integers, one sum for each exponent: a superaccumulator (Kulisch, Computer Arithmetic and
-Validity, 2008). Two sums are merged by adding those integers.
+Validity, 2008). Merging two sums adds these integers.
 """
 
 from collections import Counter
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_SPLIT = 26
-_BATCH = 1 << 24  # numbers whose half mantissas, below 2**27, float64 sums without rounding
+_SPLIT = 26  # bits of the low half of a float64 mantissa, which is summed apart from the high half
+_BATCH = 1 << 24  # numbers summed at once: float64 holds sums of so many half mantissas, below 2**27, exactly
 
 
 class ExactSum:
@@ -41,12 +41,12 @@ class ExactSum:
                 self._units[lowest + at + shift] += int(total)
 
     def merge(self, other: "ExactSum") -> None:
-        """Adds what `other` holds, which stays as it is."""
+        """Adds the sum of `other`, which is not changed."""
         for exponent, units in other._units.items():
             self._units[exponent] += units
 
     def value(self) -> Fraction:
-        """The sum."""
+        """The sum as an exact fraction."""
         lowest = min(self._units, default=0)
         total = sum(units << (exponent - lowest) for exponent, units in self._units.items())
         return Fraction(total) * Fraction(2) ** lowest

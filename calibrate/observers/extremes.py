@@ -1,4 +1,5 @@
-"""Statistics of each channel of an input, from which the range of the input multiplied channel by channel follows."""
+"""Extremes of inputs, as a whole and of each channel. The range of an input multiplied channel by channel follows from
+the latter."""
 
 import math
 from typing import NamedTuple
@@ -19,7 +20,7 @@ class ChannelReading(NamedTuple):
 
 
 def channels_of(x: Tensor) -> ChannelReading:
-    """Reads a tensor. Raises ValueError when it is empty or holds values that are not finite."""
+    """Reads the extremes of each channel of `x`. Raises ValueError when `x` is empty or holds values not finite."""
     rows = x.detach().reshape(-1, x.shape[-1])
     if rows.numel() == 0:
         raise ValueError("no values")
@@ -30,39 +31,40 @@ def channels_of(x: Tensor) -> ChannelReading:
 
 
 class Channels:
-    """The extremes of each channel: the same bits however calls are split and in whatever order they come."""
+    """The extremes of each channel over many tensors: the same bits for any split and any order of the calls."""
 
     def __init__(self) -> None:
         self._known: ChannelReading | None = None
 
     def add(self, reading: ChannelReading) -> None:
-        """Takes in a reading."""
+        """Adds a reading."""
         known = self._known or reading
         low, high = torch.minimum(known.low, reading.low), torch.maximum(known.high, reading.high)
         self._known = ChannelReading(low, high, reading.rows + (0 if self._known is None else known.rows))
 
     def merge(self, other: "Channels") -> None:
-        """Takes in all that `other` took in."""
+        """Adds all readings of `other`."""
         if other._known is not None:
             self.add(other._known)
 
     @property
     def rows(self) -> int:
-        """How many rows were read."""
+        """The number of rows read."""
         return 0 if self._known is None else self._known.rows
 
     @property
     def low(self) -> Tensor:
-        """(channels,) float32. Raises ValueError when nothing was taken in, as `high` and `range` do."""
+        """The smallest value of each channel, (channels,) float32. Raises ValueError without readings, as `high` and
+        `range` do."""
         return self._seen().low
 
     @property
     def high(self) -> Tensor:
-        """(channels,) float32."""
+        """The largest value of each channel, (channels,) float32."""
         return self._seen().high
 
     def range(self, transform: Multiply | None = None) -> Range:
-        """The range of all values, after a transform that takes each channel by itself."""
+        """The range of all values after a transform of each channel by itself."""
         low, high = transformed(transform, self.low), transformed(transform, self.high)
         return Range(float(low.min()), float(high.max()))
 
@@ -80,7 +82,7 @@ class Extremes(NamedTuple):
 
 
 def extremes(x: Tensor) -> Extremes:
-    """Smallest and largest value of `x`. Raises ValueError when it is empty or holds values that are not finite."""
+    """Smallest and largest value of `x`. Raises ValueError when `x` is empty or holds values that are not finite."""
     if x.numel() == 0:
         raise ValueError("no values")
     x = x.detach()

@@ -1,7 +1,7 @@
 """A histogram that grows with its range, and the ranges read from it.
 
-The bins are [k * 2**e, (k + 1) * 2**e) for whole k: anchored at zero and as wide as a power of two. Twice the width is
-two bins made one, so counts stay exact when the range grows or histograms are merged; e follows from the largest value
+The bins are [k * 2**e, (k + 1) * 2**e) for whole k: anchored at zero and as wide as a power of two. Doubling the width
+joins two bins, so counts stay exact when the range grows or histograms are merged; e follows from the largest value
 alone.
 """
 
@@ -16,13 +16,13 @@ from torch import Tensor
 from ..layers.scheme import Range, Scheme, exact_scale
 from .extremes import extremes
 
-_SIDE = 8192  # bins on each side of zero: values have at least 1/4096 of the largest one's resolution
-_CHUNK = 1 << 19
-_COARSE, _FINE = 64, 3  # candidates of a sweep, and sweeps
+_SIDE = 8192  # bins on each side of zero: the largest value falls in the upper 4096, so a bin is at most 1/4096 of it
+_CHUNK = 1 << 19  # values counted at once, in float64
+_COARSE, _FINE = 64, 3  # candidates for the clip that shrink both ends, and finer sweeps of each end after them
 
 
 class Histogram:
-    """Counts of all values merged into it, and their extremes."""
+    """Counts of values in bins, and the extremes of the values."""
 
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
@@ -31,7 +31,7 @@ class Histogram:
 
     @classmethod
     def of(cls, x: Tensor) -> "Histogram":
-        """The histogram of one tensor. Raises ValueError when it is empty or holds values that are not finite."""
+        """The histogram of `x`. Raises ValueError when `x` is empty or holds values that are not finite."""
         made = cls()
         made.low, made.high = extremes(x)
         made._exponent = _exponent(max(-made.low, made.high))
@@ -44,7 +44,7 @@ class Histogram:
         return made
 
     def merge(self, other: "Histogram") -> None:
-        """Adds the counts of `other`, which stays as it is."""
+        """Adds the counts of `other`, which is not changed."""
         exponent = max(self._exponent, other._exponent)
         self._counts = _widened(self._counts, exponent - self._exponent) + _widened(
             other._counts, exponent - other._exponent
@@ -53,7 +53,7 @@ class Histogram:
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     def bins(self) -> tuple[NDArray[np.int64], NDArray[np.float64], float]:
-        """Counts and left edges of the bins that are not empty, from low to high, and the width of all."""
+        """Counts and left edges of the bins that are not empty, from low to high, and the width of a bin."""
         if self.low > self.high:
             raise ValueError("saw no data")
         filled = np.nonzero(self._counts)[0]
@@ -70,7 +70,7 @@ class Histogram:
 
 
 def _exponent(largest: float) -> int:
-    """The smallest e with `largest` < _SIDE * 2**e; never below what float64 holds."""
+    """The smallest e with `largest` < _SIDE * 2**e, at least -1000, so that float64 holds the width."""
     if largest == 0.0:
         return -1000
     return max(math.frexp(largest)[1] - (_SIDE.bit_length() - 1), -1000)
@@ -94,7 +94,7 @@ def _widened(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
 def best_clip(histogram: Histogram, scheme: Scheme) -> Range:
     """The range with the smallest squared error over the histogram's bin centres.
 
-    Both ends are tried shrunk alike, then each alone around the best; the extremes themselves are among the candidates.
+    Candidates shrink both ends alike, then each end alone around the best; the extremes themselves are among them.
     """
     counts, edges, width = histogram.bins()
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
@@ -117,7 +117,7 @@ def best_clip(histogram: Histogram, scheme: Scheme) -> Range:
 
 
 def squared_error(counts: NDArray[np.int64], values: NDArray[np.float64], extent: Range, scheme: Scheme) -> float:
-    """The squared error of the formula over `values`, each met `counts` times."""
+    """The squared error of quantizing `values`, each taken `counts` times, with the range `extent`."""
     scale = exact_scale(extent, scheme)
     if scale == 0.0:
         return float((counts * values**2).sum())

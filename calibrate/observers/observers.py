@@ -1,8 +1,8 @@
-"""Observers: which range of a layer's input the integers have to represent.
+"""Observers, which find the range of a layer's input that the integers have to represent.
 
-An observer reads tensors (`read`, once for all layers that are given the same tensor), takes the readings in (`add`)
-and answers with a range. What it holds does not depend on the order of the tensors, on how samples are batched, or on
-how many observers shared the work and were merged afterwards: any of these gives the same bits.
+An observer reads tensors (`read`, once for all layers that receive the same tensor), adds up the readings (`add`) and
+returns a range. The result does not depend on the order of the tensors, on how samples are batched, or on how many
+observers shared the work and were merged afterwards: any of these gives the same bits.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from .token_sums import PendingMoments, Rows
 
 @dataclass(frozen=True)
 class Options:
-    """What observers can be told."""
+    """The options of observers."""
 
     sigma: float = 25.0  # half width of the range in standard deviations; 0: minimum and maximum
     percentile: float = 99.99  # per cent of the values that lie at or below the top of the range, and above its bottom
@@ -33,20 +33,21 @@ class Observer(Protocol):
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """Statistics of one tensor. Raises ValueError when it is empty or holds values that are not finite."""
+        """A function that reads the statistics of one tensor. It raises ValueError when the tensor is empty or holds
+        values that are not finite."""
 
     def add(self, reading: Any) -> None:
-        """Takes in what `read` returned."""
+        """Adds a reading that `read` returned."""
 
     def merge(self, other: Any) -> None:
-        """Takes in all that `other` took in."""
+        """Adds all readings of `other`."""
 
     def range(self) -> Range:
-        """The range to represent. Raises ValueError when nothing was taken in."""
+        """The range to represent. Raises ValueError without readings."""
 
 
 class MinMax:
-    """The smallest and the largest value."""
+    """Observer of the smallest and the largest value."""
 
     read = staticmethod(extremes)
 
@@ -68,14 +69,14 @@ class MinMax:
 
 
 class SigmaReading(NamedTuple):
-    """What Sigma keeps of a tensor."""
+    """A tensor's statistics for `Sigma`: extremes, and sums of rows."""
 
     extent: Extremes
     rows: Rows
 
 
 class Sigma:
-    """mean - sigma * std to mean + sigma * std of all values, and no further than the extremes."""
+    """Observer of the range mean - sigma * std to mean + sigma * std of all values, cut at the extremes."""
 
     def __init__(self, options: Options) -> None:
         self._sigma = options.sigma
@@ -103,12 +104,12 @@ class Sigma:
         if self._sigma == 0:
             return Range(low, high)
         mean, std = self.moments()
-        mean = min(max(mean, low), high)  # rounding must not push it out
+        mean = min(max(mean, low), high)  # rounding must not push the mean out of the extremes
         return Range(max(low, mean - self._sigma * std), min(high, mean + self._sigma * std))
 
 
 class Percentile:
-    """The values between two percentiles: `options.percentile` and its counterpart at the other end."""
+    """Observer of the range between two percentiles: `options.percentile` and its counterpart at the other end."""
 
     read = staticmethod(Histogram.of)
 
@@ -127,7 +128,7 @@ class Percentile:
 
 
 class MSE:
-    """The range whose integers have the smallest squared error."""
+    """Observer of the range whose integers have the smallest squared error."""
 
     read = staticmethod(Histogram.of)
 

@@ -1,6 +1,6 @@
-"""A convolution is a linear layer on patches of its padded input: rows (patches, in * kernel height * kernel width).
+"""Takes patches of a convolution's padded input as rows (patches, in * kernel height * kernel width) of a linear layer.
 
-All that is found out about linears by their rows holds for convolutions by their patches, of which some are taken.
+Everything observed of linears by their rows is observed of convolutions by their patches, of which a sample is taken.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from ..replay.current_call import Turn
 from .extremes import channels_of
 from .survey import Survey, SurveyReading
 
-_SURVEYED = 64  # of each tensor
+_SURVEYED = 64  # patches that a survey takes of each tensor
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Patches:
 
     @classmethod
     def of(cls, conv: nn.Conv2d, most: int) -> "Patches":
-        """Those that a convolution sees."""
+        """The patches that the convolution `conv` is applied to."""
         return cls((conv.kernel_size[0], conv.kernel_size[1]), Geometry.of(conv), most)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(patches, in * kernel height * kernel width), channels first as in a flattened weight."""
+        """The patches of `x`, (patches, in * kernel height * kernel width), channels first as in a flattened weight."""
         padded = self.geometry.padded(x.detach() if x.ndim == 4 else x.detach()[None], 0.0)
         for axis, size, step, apart in zip(
             (2, 3), self.kernel, self.geometry.stride, self.geometry.dilation, strict=True
@@ -48,7 +48,7 @@ class Patches:
 
 
 class PatchSurvey(Survey):
-    """What is known of the patches of one convolution's input; its extremes are those of some, not of all."""
+    """The survey of one convolution's input by a sample of its patches, whose extremes are not those of all patches."""
 
     def __init__(self, turn: Turn, name: str, conv: nn.Conv2d) -> None:
         super().__init__(turn, name)
@@ -57,7 +57,7 @@ class PatchSurvey(Survey):
         self.tensors = 0
 
     def read(self, x: Tensor) -> SurveyReading:
-        """Reads an input; what `survey.survey_of` reads of rows, of patches."""
+        """Reads of an input's patches what `survey.survey_of` reads of rows."""
         rows = self.patches(x)
         return SurveyReading(channels_of(rows), rows, [])
 
@@ -71,5 +71,5 @@ class PatchSurvey(Survey):
         self.tensors += other.tensors
 
     def taking(self, most: int) -> Patches:
-        """Patches of the same convolution, `most` in all of about as many tensors as were seen."""
+        """Patches of the same convolution, `most` in all over about as many tensors as this survey observed."""
         return replace(self.patches, most=max(_SURVEYED, -(-most // max(1, self.tensors))))

@@ -1,7 +1,7 @@
-"""Ranges: a replay in which observers hear what layers are given after smoothing, one for each bin of noise levels.
+"""Finds ranges by a replay in which observers record layer inputs after smoothing, one for each bin of noise levels.
 
-Bins divide the noise levels of the calls so that each has about as many calls; the bin of a level is how many edges are
-not above it. A level is what the denoiser is told, so bins found in 28 steps serve 20 or 50.
+Bins divide the noise levels of the calls so that each bin has about as many calls; the bin of a level is the number of
+edges not above the level. A level is the denoiser's time argument, so bins found in 28 steps serve 20 or 50.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,11 +22,12 @@ from ..replay.hooks import observe
 from ..replay.marks import Marks
 from .observers import OBSERVERS, Observer, Options
 
-BINS = 8
+BINS = 8  # bins of noise levels, each with its own range (W8A8_TIMESTEP)
 
 
 def edges_of(levels: Iterable[float], bins: int = BINS) -> Tensor:
-    """(bins - 1,) float32 ascending, fewer where there are fewer levels: halfway between neighbouring levels."""
+    """The edges between bins, (bins - 1,) float32 ascending, halfway between neighbouring levels; fewer where there are
+    fewer levels."""
     different = sorted(set(levels))
     count = min(bins, len(different))
     starts = sorted({at * len(different) // count for at in range(1, count)})
@@ -44,24 +45,25 @@ class Binned:
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """What the observers read of an input after its transform."""
+        """A function that reads the observers' statistics of an input after its transform."""
         read, transform = self._observers[0].read, self._transform
         return read if transform is None else lambda x: read(transform.input(x.detach()))
 
     def add(self, reading: Any) -> None:
-        """Takes in a reading at the noise level of the running call."""
+        """Adds a reading at the noise level of the current call."""
         level = self._turn.level
         at = 0 if level is None or not len(self._edges) else int(bins_of(torch.tensor(level), self._edges))
         self._observers[at].add(reading)
 
     @property
     def observers(self) -> list[Observer]:
-        """Of each bin."""
+        """The observer of each bin."""
         return self._observers
 
 
 def ranges_of(observers: Sequence[Observer]) -> list[Range]:
-    """Of the bins of one layer; where one saw nothing, that of all. Raises ValueError when none did."""
+    """The range of each bin of one layer; a bin without data gets the range of all. Raises ValueError when no bin has
+    data."""
     ranges: list[Range | None] = []
     for observer in observers:
         try:
@@ -85,10 +87,10 @@ def observed(
     edges: Tensor,
     ranks: Ranks = ALONE,
 ) -> tuple[dict[str, list[Range]], Turn, Marks]:
-    """The ranges of the inputs of the layers that ran, of each bin of `edges`, what the calls were, and the ranges
-    known on the way.
+    """Replays the calls; returns the ranges of the inputs of the layers that ran, one for each bin of `edges`, the
+    state of the calls, and snapshots of the ranges on the way.
 
-    Collective: `ranks` share the calls, and all know the same of all of them. Raises as `replay.observe` does.
+    Collective: `ranks` share the calls, and all return the same ranges. Raises as `replay.hooks.observe` does.
     """
     turn = Turn(model, ranks)
     binned = {name: Binned(observer, options, turn, edges, transforms.get(name)) for name in names}
@@ -114,7 +116,7 @@ def _known(binned: Mapping[str, Binned], ranks: Ranks) -> dict[str, list[Range]]
 def input_with(
     ranges: list[Range], edges: Tensor, scheme: Scheme, dtype: torch.dtype
 ) -> StaticInput | TimestepInput | None:
-    """The input that has these ranges, one for each bin of `edges`; None where `dtype` holds no scale for one."""
+    """The input with these ranges, one for each bin of `edges`; None where `dtype` holds no scale for a range."""
     found = [qparams_of(each, scheme, dtype) for each in ranges]
     qparams = [each for each in found if each is not None]
     if len(qparams) < len(ranges):

@@ -1,4 +1,4 @@
-"""A sample of the rows of a layer's input that does not depend on the order in which they come."""
+"""A sample of the rows of a layer's input that does not depend on the order of the rows."""
 
 import copy
 from collections import Counter
@@ -8,11 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_MOST = 512  # rows of a sample; it is halved when there are more
+_MOST = 512  # rows of a sample; with more, the sample is halved
 
 
 class Kept(NamedTuple):
-    """Rows of one tensor. `place`: the position of the call, and of the tensor among those it gave the layer."""
+    """Sampled rows of one tensor. `place`: the position of the call, and of the tensor among the layer's inputs in that
+    call."""
 
     place: tuple[int, int]
     depth: int
@@ -21,7 +22,7 @@ class Kept(NamedTuple):
 
 
 def depth_of(place: tuple[int, int]) -> int:
-    """0 for half of all places, 1 for a quarter, ... in any regular sequence of them, each spread evenly over it.
+    """The depth of a place: 0 for half of all places, 1 for a quarter, ..., spaced evenly over any regular sequence.
 
     Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3, 1973, section 6.4) of the position; the tensors
     of a call are as far apart as multiples of the square root of 2.
@@ -30,10 +31,10 @@ def depth_of(place: tuple[int, int]) -> int:
 
 
 class Sample:
-    """Rows spread over what it was given, at most `_MOST` of them, and their noise levels.
+    """At most `_MOST` rows, spaced evenly over all added rows, and their noise levels.
 
-    When there are more, the places of the smallest depth go. So what it holds follows from what there was, and not from
-    the order it came in or which rank heard it.
+    With more rows, the places of the smallest depth are dropped. So the sample follows from the rows alone, and not
+    from their order or from which rank observed them.
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class Sample:
         self._depth = 0
 
     def add(self, rows: Tensor, level: float | None, place: tuple[int, int]) -> None:
-        """Takes in rows (rows, channels)."""
+        """Adds rows (rows, channels) of the tensor at `place`."""
         depth = depth_of(place)
         if depth >= self._depth:
             self._kept.append(Kept(place, depth, rows, level))
@@ -49,26 +50,26 @@ class Sample:
                 self.thin([self.sizes()])
 
     def sizes(self) -> Counter[int]:
-        """How many rows it holds of each depth."""
+        """The number of rows of each depth in the sample."""
         sizes: Counter[int] = Counter()
         for each in self._kept:
             sizes[each.depth] += len(each.rows)
         return sizes
 
     def thin(self, sizes: Iterable[Counter[int]]) -> None:
-        """Lets go what would be too much with what there is elsewhere: `sizes` of all samples to be merged."""
+        """Drops the rows that would be too many after a merge; `sizes` are those of all samples to be merged."""
         total = sum(sizes, Counter[int]())
         while sum(count for depth, count in total.items() if depth >= self._depth) > _MOST:
             self._depth += 1
         self._kept = [each for each in self._kept if each.depth >= self._depth]
 
     def merge(self, other: "Sample") -> None:
-        """Takes in all that `other` holds, both thinned together before."""
+        """Adds all rows of `other`; both were thinned together before."""
         self._depth = max(self._depth, other._depth)
         self._kept = sorted(self._kept + other._kept, key=lambda each: each.place)
 
     def copy(self) -> "Sample":
-        """What it holds now."""
+        """A copy of the sample as it is now; the rows are shared."""
         made = copy.copy(self)
         made._kept = list(self._kept)
         return made
@@ -78,12 +79,12 @@ class Sample:
 
     @property
     def rows(self) -> Tensor:
-        """(rows, channels)."""
+        """The sampled rows, (rows, channels)."""
         return torch.cat([each.rows for each in self._kept])
 
     @property
     def levels(self) -> Tensor | None:
-        """(rows,) float32; None where a call has no noise level."""
+        """The noise level of each row, (rows,) float32; None where a call has no noise level."""
         if any(each.level is None for each in self._kept):
             return None
         return torch.cat([torch.full((len(each.rows),), float(each.level or 0.0)) for each in self._kept])

@@ -1,8 +1,7 @@
-"""The survey: what one replay learns of the input of each layer, and a sample of its rows from calls held out.
+"""The survey of a layer's input during one replay: statistics of channels, and samples of rows, with a held-out split.
 
-What is chosen by looking at inputs is judged on the sample of others, so that nothing is chosen that only fits the
-calls it was chosen on. Held out is every fourth prompt; every fourth call, where calls do not say which prompt they are
-of.
+A choice made by looking at inputs is judged on the rows of other, held-out calls, so that no choice wins which only
+fits the calls it was made on. Every fourth prompt is held out; every fourth call, where calls do not name their prompt.
 """
 
 import copy
@@ -16,12 +15,12 @@ from ..replay.current_call import Turn
 from .extremes import ChannelReading, Channels, channels_of
 from .row_sample import Sample
 
-_ROWS = 8  # of each tensor
-_FEW = 8  # rows for each sample of a batch: fewer are one row of a modulation, not tokens
+_ROWS = 8  # rows that a survey keeps of each tensor
+_FEW = 8  # rows for each sample of a batch: up to so many are rows of a modulation, not tokens
 
 
 class SurveyReading(NamedTuple):
-    """What is kept of one tensor; `heard` lists the surveys that heard it."""
+    """A survey's statistics and rows of one tensor; `heard` lists the surveys that observed the tensor."""
 
     channels: ChannelReading
     rows: Tensor  # (rows, channels), in the tensor's dtype
@@ -29,20 +28,20 @@ class SurveyReading(NamedTuple):
 
 
 def survey_of(x: Tensor) -> SurveyReading:
-    """Reads a tensor (..., channels). Raises ValueError when it is empty or holds values that are not finite."""
+    """Reads a tensor (..., channels). Raises ValueError when `x` is empty or holds values that are not finite."""
     rows = x.detach().reshape(-1, x.shape[-1])
     return SurveyReading(channels_of(x), rows[_places(len(rows), x.device)], [])
 
 
 @lru_cache(64)
 def _places(rows: int, device: torch.device) -> Tensor:
-    """Of the rows that are kept."""
+    """The indices of the kept rows, spaced evenly."""
     taken = min(_ROWS, rows)
     return torch.arange(taken, device=device) * rows // max(taken, 1)
 
 
 class Survey:
-    """What is known of the input of the layer `name`; it hears as an observer (observers.py) does."""
+    """The survey of the input of the layer `name`, which records inputs as an observer (observers.py) does."""
 
     read = staticmethod(survey_of)
 
@@ -62,7 +61,8 @@ class Survey:
         self._leaders.add(reading.heard[0].name)
 
     def copy(self, turn: Turn) -> "Survey":
-        """What it knows now, `turn` being a copy of its turn; the tensors are shared, none is written to."""
+        """A copy of the survey as it is now, with `turn`, a copy of its current call; the tensors are shared, and never
+        written to."""
         made = copy.copy(self)
         made._turn = turn
         made.train, made.held = copy.copy(self.train), copy.copy(self.held)
@@ -72,11 +72,11 @@ class Survey:
 
     @property
     def samples(self) -> tuple[Sample, Sample]:
-        """Of the calls that are not held out, and of those that are."""
+        """The samples of rows of the calls that are not held out, and of the held-out calls."""
         return self._train_rows, self._held_rows
 
     def merge(self, other: "Survey") -> None:
-        """Takes in all that `other` knows, their samples thinned together before."""
+        """Adds all observations of `other`; the samples of both were thinned together before."""
         self.train.merge(other.train)
         self.held.merge(other.held)
         for mine, its in zip(self.samples, other.samples, strict=True):
@@ -85,12 +85,12 @@ class Survey:
 
     @property
     def seen(self) -> bool:
-        """Whether there was an input."""
+        """Whether the layer had any input."""
         return self.train.rows + self.held.rows > 0
 
     @property
     def split(self) -> bool:
-        """Whether there are calls of both kinds."""
+        """Whether there are both held-out calls and others."""
         return self.train.rows > 0 and self.held.rows > 0
 
     @property
@@ -103,27 +103,27 @@ class Survey:
 
     @property
     def fitted(self) -> Channels:
-        """What a choice may look at: calls that are not held out; all, where there are none of one kind."""
+        """The statistics that a choice may look at: of the calls not held out, or of all where one kind is missing."""
         return self.train if self.split else self.all
 
     @property
     def fitting(self) -> Sample:
-        """Rows of the calls that a choice may look at. Raises ValueError without an input."""
+        """Rows of the calls that a choice may look at. Raises ValueError where the layer had no input."""
         if not self.seen:
             raise ValueError("saw no data")
         return self._train_rows or self._held_rows
 
     @property
     def judged(self) -> Sample:
-        """Rows of the other calls, to judge a choice on. Raises ValueError without an input."""
+        """Rows of the held-out calls, to judge a choice on. Raises ValueError where the layer had no input."""
         if not self.seen:
             raise ValueError("saw no data")
         return self._held_rows or self._train_rows
 
     @property
     def leader(self) -> str:
-        """The name of the first layer that was always given the same tensors as this one; its own, where it alone was
-        given them."""
+        """The name of the first layer that always received the same tensors as this layer; this layer's own name where
+        no other did."""
         return next(iter(self._leaders)) if len(self._leaders) == 1 else self.name
 
     @property

@@ -1,4 +1,4 @@
-"""A replay in which surveys observe the inputs of layers, and the surveys of several processes become one."""
+"""Replays calls with surveys of the inputs of layers, and merges the surveys of several processes."""
 
 import copy
 from collections.abc import Mapping
@@ -19,14 +19,15 @@ from .survey import Survey
 
 
 class Known(NamedTuple):
-    """The surveys by layer name, and the calls they observed."""
+    """The surveys by layer name, and the state `turn` of the calls that the surveys observed."""
 
     turn: Turn
     surveys: dict[str, Survey]
 
 
 class Surveyed(NamedTuple):
-    """What one replay found out: `known` of all calls, and of this process at each mark; `last` is the end."""
+    """The observations of one replay: `known` of all calls, `at_marks` of this process at each snapshot; `last` is the
+    end of the calls."""
 
     known: Known
     calls: int
@@ -37,7 +38,7 @@ class Surveyed(NamedTuple):
 def surveyed(
     model: nn.Module, calls: Calls, samples: int | None, plan: Plan, work: Work, *, convolutions: bool
 ) -> Surveyed:
-    """Replays the first `samples` calls with a survey of each linear of the plan, and of `convolutions` if wanted.
+    """Replays the first `samples` calls with a survey of each linear of the plan, and with `convolutions` of these too.
 
     Collective: the ranks share the calls. Raises as `replay.hooks.observe` does.
     """
@@ -59,9 +60,9 @@ def surveyed(
 
 
 def united(known: Known, ranks: Ranks) -> Known:
-    """All that the ranks know of calls that they shared: as one process knows it that observed all of them. Collective.
+    """Merges the observations of ranks that shared the calls; equal to those of one process over all calls. Collective.
 
-    No more rows are moved than are kept of all.
+    Moves no more rows than the merged samples keep.
     """
     turn, surveys = known
     sizes = ranks.gather({name: [sample.sizes() for sample in survey.samples] for name, survey in surveys.items()})

@@ -1,11 +1,11 @@
-"""Sum and sum of squares of every token, such that they depend on the token alone.
+"""Sum and sum of squares of every token, computed so that both depend on the token alone.
 
-A sum over the last axis of a contiguous tensor is taken row by row, each in an order that its length alone decides; so
-it is the same however tokens lie in batches, and on however many threads. What is summed over tokens is then summed
-exactly (exact_sum.py).
+torch sums the last axis of a contiguous tensor row by row, each row in an order that its length alone decides; so the
+sum is the same for any batching of tokens and any number of threads. The sums of tokens are then added exactly
+(exact_sum.py).
 
-Within a token float32 is enough, and a third of the time, where the token's values spread around its mean: the two sums
-then keep 6 digits of its variance. Other tokens are summed in float64. Which of the two it is, the token alone decides.
+Within a token float32 suffices, and takes a third of the time, where the token's values vary enough around their mean:
+the two sums then keep 6 digits of the variance. Other tokens are summed in float64. The token alone decides which.
 """
 
 import weakref
@@ -19,25 +19,25 @@ from torch import Tensor
 
 from .exact_sum import ExactSum
 
-_SPREAD = 0.05  # of the mean square, that the variance of a token has to be for float32
+_SPREAD = 0.05  # ratio of a token's variance to its mean square from which float32 is used
 _SMALLEST, _LARGEST = 1e-12, 1e17  # norms in float32 whose squared terms neither vanish nor overflow
 _ROW = 4096  # longer tokens are summed piece by piece: torch splits very long rows over threads
 _SMALL = 1 << 13  # elements of a tensor that is summed together with others
-_PENDING = 1 << 13  # rows that wait to be added exactly
-_HELD = 1 << 16  # elements that wait to be summed
+_PENDING = 1 << 13  # most rows that wait to be added exactly
+_HELD = 1 << 16  # most elements of small tensors that wait to be summed
 
 Numbers = NDArray[np.floating]
 
 
 class Piece(NamedTuple):
-    """Sums and sums of squares of rows: of some in float32, of the others in float64."""
+    """Sums and sums of squares of rows, all in float32 or all in float64."""
 
     sums: Numbers
     squares: Numbers
 
 
 class Rows:
-    """Per-row sums of one tensor; several layers that were given the same tensor share it.
+    """Per-row sums of one tensor, shared by the layers that received the tensor.
 
     A small tensor is copied and summed later, with others: one row of a modulation takes as long as a hundred.
     """
@@ -45,7 +45,7 @@ class Rows:
     __slots__ = ("__weakref__", "count", "folded", "held", "pieces", "rows")
 
     def __init__(self, x: Tensor) -> None:
-        """`x` of any rank, not empty; its values are read now."""
+        """Reads the values of `x`, a tensor of any rank that is not empty."""
         self.count = x.numel()
         x = x.reshape(-1, x.shape[-1])
         self.rows = x.shape[0] * -(-x.shape[1] // _ROW)
@@ -59,7 +59,7 @@ def _pieces(x: Tensor) -> list[Piece]:
 
 
 def pieces_of(rows: list[Rows]) -> list[Piece]:
-    """The sums of all rows; which of them are together, and in which order, does not show in their sum."""
+    """The sums of all rows; their grouping and order do not change an exact sum over them."""
     held: dict[tuple[int, torch.dtype], list[Tensor]] = {}
     for each in rows:
         if each.held is not None:
@@ -84,7 +84,7 @@ def _summed(x: Tensor) -> list[Piece]:
 
 
 class Moments:
-    """Count, sum and sum of squares of everything added, exact."""
+    """The exact count, sum and sum of squares of all added values."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -101,7 +101,7 @@ class Moments:
                 self._squares.add(np.concatenate([piece.squares for piece in same]))
 
     def merge(self, other: "Moments") -> None:
-        """Adds what `other` holds."""
+        """Adds the values of `other`."""
         self.count += other.count
         self._sum.merge(other._sum)
         self._squares.merge(other._squares)
@@ -114,7 +114,7 @@ class Moments:
 
 
 class PendingMoments:
-    """Moments that take rows in cheaply: they wait until there are enough to add at once."""
+    """Moments to which rows are added cheaply: rows wait until there are enough to add at once."""
 
     def __init__(self) -> None:
         self._moments = Moments()
@@ -122,7 +122,7 @@ class PendingMoments:
         self._waiting = self._held = 0
 
     def add(self, rows: Rows) -> None:
-        """Takes the rows of one tensor."""
+        """Adds the rows of one tensor."""
         self._rows.append(rows)
         self._waiting += rows.rows
         self._held += rows.count if rows.held is not None else 0
@@ -130,16 +130,16 @@ class PendingMoments:
             self._settle()
 
     def merge(self, other: "PendingMoments") -> None:
-        """Adds what `other` holds."""
+        """Adds the rows of `other`."""
         self._moments.merge(other.settled())
 
     def settled(self) -> Moments:
-        """The moments of all that was added."""
+        """The moments of all added rows."""
         self._settle()
         return self._moments
 
     def __getstate__(self) -> dict[str, Any]:
-        self._settle()  # rows that wait know each other
+        self._settle()  # waiting rows hold weak references to each other, which cannot be pickled
         return self.__dict__
 
     def _settle(self) -> None:
@@ -149,8 +149,8 @@ class PendingMoments:
 
 
 def _folded(rows: list[Rows]) -> Moments:
-    """The moments of `rows`. Layers that share their inputs ask for the same rows one after the other: the last of the
-    rows remembers the answer."""
+    """The moments of `rows`. Layers that share their inputs ask for the same rows one after the other, so the last of
+    the rows keeps the answer."""
     known = rows[-1].folded
     if known is not None and [ref() for ref in known[0]] == rows:  # Rows are equal when they are the same
         return known[1]

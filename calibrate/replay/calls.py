@@ -1,4 +1,4 @@
-"""Running a model on recorded calls, with errors that name the call."""
+"""Runs a model on recorded calls, with errors that name the call."""
 
 import inspect
 import itertools
@@ -18,7 +18,8 @@ T = TypeVar("T")
 
 
 class Call(Protocol):
-    """What a model is called with; `capture.store.unit.Call` is one. It may have `unit`, `step` and `index`."""
+    """The arguments of one call of a model, such as a `capture.store.unit.Call`; `unit`, `step` and `index` are
+    optional."""
 
     @property
     def args(self) -> tuple[Any, ...]: ...
@@ -31,18 +32,18 @@ Calls = Callable[[], Iterable[Call]]
 
 
 class Progress(Protocol):
-    """Wraps an iterable to show how far it is."""
+    """Wraps an iterable to show the progress through its items."""
 
     def __call__(self, label: str, items: Iterable[T], total: int | None = None, /) -> Iterable[T]: ...
 
 
 def silent(label: str, items: Iterable[T], total: int | None = None) -> Iterable[T]:
-    """No progress shown."""
+    """A Progress that shows nothing."""
     return items
 
 
 def describe(call: Call, position: int) -> str:
-    """Which call it is, in the words of a capture: prompt 3, step 5; or by its position, from 1."""
+    """Names a call as a capture does (prompt 3, step 5), or by its position, counted from 1."""
     unit, step = getattr(call, "unit", None), getattr(call, "step", None)
     where = f"call {position + 1}" if unit is None else f"prompt {unit + 1}"
     return where if step is None else f"{where}, step {step}"
@@ -59,11 +60,11 @@ def taken(calls: Calls, positions: Collection[int]) -> Iterator[Call]:
 
 
 class Stopped(Exception):
-    """Raised inside a forward of which the rest is not wanted."""
+    """Raised inside a forward to skip the rest of it."""
 
 
 def replaced(value: Any, kind: type[Any], change: Callable[[Any], Any]) -> Any:
-    """`value` with what is of `kind` inside its containers changed."""
+    """Returns `value` with `change` applied to every object of type `kind` in its containers."""
     if isinstance(value, kind):
         return change(value)
     if isinstance(value, dict):
@@ -76,18 +77,18 @@ def replaced(value: Any, kind: type[Any], change: Callable[[Any], Any]) -> Any:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """`value` with the tensors in it on `device`."""
+    """Returns `value` with its tensors on `device`."""
     return replaced(value, Tensor, lambda tensor: tensor.to(device))
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter is."""
+    """The device of the model's first parameter; the CPU without parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, all modules are in eval mode and no gradients are kept; afterwards each is in the mode it was in."""
+    """Puts all modules in eval mode without gradients while inside; afterwards each module is in its earlier mode."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -99,16 +100,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_caches(model: nn.Module) -> None:
-    """Raises MisfitError when a diffusers cache would skip blocks, whose layers then see no data."""
+    """Raises MisfitError when a diffusers cache would skip blocks, whose layers then receive no data."""
     if getattr(model, "is_cache_enabled", False):
         raise MisfitError(f"{type(model).__name__}: a cache skips some of its blocks. Call disable_cache() first.")
 
 
 def run(model: nn.Module, call: Call, position: int) -> Any:
-    """The model's output for a call; None where a hook or a module of it raised Stopped.
+    """The model's output for a call; None where a hook or module raised Stopped.
 
-    Raises MisfitError for arguments that its forward does not take and for an error in it, with the layer it
-    happened in; DeviceError when memory runs out. An OctavoError of a hook gets the call's name in front.
+    Raises MisfitError for arguments that the forward does not take and for an error inside the forward, with the layer
+    that raised; DeviceError when memory runs out. An OctavoError of a hook is raised again with the call's name first.
     """
     where = describe(call, position)
     device = device_of(model)
@@ -146,7 +147,7 @@ def _layer_of(model: nn.Module, error: Exception) -> str:
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """`wanted` of the positions 0 to `count` - 1, spread evenly; all where there are no more."""
+    """Picks `wanted` of the positions 0 to `count` - 1, spaced evenly; all where there are no more."""
     if wanted >= count:
         return list(range(count))
     return [(2 * at + 1) * count // (2 * wanted) for at in range(wanted)]

@@ -13,7 +13,7 @@ from octavo.capture.recorder import bind
 from ..layers.noise_level import levels_of
 from .calls import Call
 
-_FOLD = 4  # prompts, of which the last is held out
+_FOLD = 4  # of so many prompts in a row, the last one is held out
 
 
 def held_out(number: int) -> bool:
@@ -22,11 +22,10 @@ def held_out(number: int) -> bool:
 
 
 class Turn:
-    """What is known of the call that is running, and of all calls so far.
+    """The current call of a replay: its `position`, whether it is `held` out, its noise `level` (None without one).
 
-    `position`: of it. `held`: it is held out. `level`: its noise level, None without one. `training`: the positions of
-    calls that are not held out. Of the calls that `ranks` gives to this process alone: `levels`, and `samples` in all
-    batches.
+    Over all calls so far: their `count`, and `training`, the positions of calls not held out. Over the calls that
+    `ranks` gives to this process: their noise `levels`, and the number of `samples` in all batches.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
@@ -38,8 +37,8 @@ class Turn:
     level: float | None
 
     def each(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """The calls, those of other ranks too, whose arguments are not looked at; while one is at work, this is about
-        it."""
+        """Yields the calls and describes each while it runs. Calls of other ranks come too, but their arguments are not
+        read."""
         for position, call in enumerate(calls):
             unit = getattr(call, "unit", None)
             self.position, self.held = position, held_out(position if unit is None else unit)
@@ -59,7 +58,7 @@ class Turn:
         self.samples += next((len(x) for x in named.values() if isinstance(x, Tensor) and x.ndim > 1), 1)
 
     def joined(self, samples: int, levels: list[float]) -> "Turn":
-        """This with what all ranks know: `samples` in all, and the `levels` of all calls."""
+        """A copy with the totals of all ranks: their `samples`, and the `levels` of all calls."""
         made = copy.copy(self)
         made.samples, made.levels = samples, levels
         return made
@@ -68,4 +67,4 @@ class Turn:
         try:
             return bind(self._signature, tuple(call.args), dict(call.kwargs))[1]
         except TypeError:
-            return {}  # running it says what is wrong
+            return {}  # running the call raises the error

@@ -1,8 +1,8 @@
-"""Which calls to replay, when not all: those that differ most, by what they carry. No model runs for it.
+"""Picks the calls to replay, when not all are replayed: those whose arguments differ most. No model runs for this.
 
-Farthest-point traversal (Gonzalez, Clustering to minimize the maximum intercluster distance, 1985): first the call that
-is farthest from the mean, then again and again the one farthest from all that were taken. Its k calls leave no call
-farther from them than twice what the best k would. So the extremes that ranges come from are among the first.
+Farthest-point traversal (Gonzalez, Clustering to minimize the maximum intercluster distance, 1985): first the call
+farthest from the mean, then again and again the call farthest from all calls taken. With k calls taken, no call is
+farther from them than twice the distance for the best k. So the extremes that decide ranges are among the first.
 """
 
 import itertools
@@ -18,13 +18,13 @@ from octavo.capture.ranks import ALONE, Ranks
 from .calls import Call
 from .current_call import held_out
 
-_GROUPS = 64  # of neighbouring channels at most, so that a descriptor of wide prompts stays small
-_SAME = 1e-6  # of a number's size: deviations below it are rounding
+_GROUPS = 64  # most groups of neighbouring channels in a descriptor, which stays small for wide prompts
+_SAME = 1e-6  # deviation over the largest magnitude of a column: below it a column does not vary
 
 
 class Descriptor(NamedTuple):
-    """What is known of a call: its noise level (None without one), `statistics` (3, groups) float64 of its floating
-    tensors by their path, which are low, high and mean square of groups of channels, and whether it is held out."""
+    """The description of a call: its noise `level` (None without one), `statistics` (3, groups) float64 of its floating
+    tensors by path (low, high and mean square of groups of channels), and whether the call is `held` out."""
 
     level: float | None
     statistics: dict[str, Tensor]
@@ -32,7 +32,7 @@ class Descriptor(NamedTuple):
 
 
 def descriptor_of(call: Call) -> Descriptor:
-    """Describes a call. Its time argument is the level alone, where it is named as a time argument is."""
+    """Describes a call. A time argument, known by its name, counts as the level alone."""
     level, unit = getattr(call, "timestep", None), getattr(call, "unit", None)
     kwargs = {name: value for name, value in call.kwargs.items() if name not in TIME_ARGUMENTS}
     statistics = {path: statistics_of(x) for path, x in floats_in([list(call.args), kwargs]) if x.numel()}
@@ -41,7 +41,7 @@ def descriptor_of(call: Call) -> Descriptor:
 
 
 def floats_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The real floating-point tensors inside containers, and the path of each."""
+    """Yields the real floating-point tensors inside containers, with the path of each."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield path, value
@@ -52,8 +52,8 @@ def floats_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def statistics_of(x: Tensor) -> Tensor:
-    """(3, groups): low, high and mean square. Channels are the last axis of up to three, else the second, as in images
-    and videos. Values that are not finite count as 0: what is wrong with them, the replay says."""
+    """Low, high and mean square of groups of channels, (3, groups). Channels are the last axis of up to three, else the
+    second, as in images and videos. Values that are not finite count as 0: the replay reports them."""
     channels = x.ndim - 1 if x.ndim <= 3 else 1
     rows = x.detach().to(torch.float32).nan_to_num(0.0, 0.0, 0.0).reshape(x.shape or (1,))
     rows = rows.movedim(channels, -1).flatten(0, -2) if rows.ndim > 1 else rows[None]  # (rows, channels)
@@ -64,10 +64,10 @@ def statistics_of(x: Tensor) -> Tensor:
 
 
 def farthest(calls: Iterable[Call], wanted: int, ranks: Ranks = ALONE) -> list[int]:
-    """The positions of `wanted` calls, ascending; all where there are no more. Needs the memory of one call.
+    """The positions of the `wanted` farthest calls, ascending; all where there are no more. Needs one call's memory.
 
-    Of calls that are held out (survey.py) it takes their share, one at least where both kinds are there and wanted.
-    Collective: `ranks` share the reading of the calls.
+    Held-out calls (survey.py) get their share of the positions, at least one where there are both kinds and more than
+    one is wanted. Collective: `ranks` share the reading of the calls.
     """
     parts = ranks.gather([descriptor_of(call) for at, call in enumerate(calls) if ranks.owns(at)])
     descriptors = interleaved(parts)
@@ -81,29 +81,29 @@ def farthest(calls: Iterable[Call], wanted: int, ranks: Ranks = ALONE) -> list[i
 
 
 def interleaved(parts: Sequence[Sequence[Descriptor]]) -> list[Descriptor]:
-    """What ranks share, in its order."""
+    """The descriptors of all ranks' `parts`, in the order of the calls."""
     return [each for row in itertools.zip_longest(*parts) for each in row if each is not None]
 
 
 def points_of(descriptors: Sequence[Descriptor]) -> Tensor:
-    """(calls, coordinates) float64: the noise level and each tensor have the mean square 1, so that each counts the
-    same however many channels it has."""
+    """The calls as points, (calls, coordinates) float64. The noise level and each tensor have the mean square 1, so
+    that each counts the same for any number of channels."""
     levels = torch.tensor([[0.0 if each.level is None else each.level] for each in descriptors], dtype=torch.float64)
     blocks = [levels]
     for path in dict.fromkeys(path for each in descriptors for path in each.statistics):
         found = [each.statistics.get(path) for each in descriptors]
-        if len({len(x[0]) for x in found if x is not None}) > 1:  # sizes differ: the whole tensor is one group
+        if len({len(x[0]) for x in found if x is not None}) > 1:  # numbers of groups differ: make the tensor one group
             found = [None if x is None else torch.stack([x[0].amin(), x[1].amax(), x[2].mean()]) for x in found]
         there = torch.tensor([x is not None for x in found])
         rows = torch.stack([x.flatten() for x in found if x is not None])
-        block = rows.mean(0).repeat(len(found), 1)  # where there is none, it says nothing
+        block = rows.mean(0).repeat(len(found), 1)  # a call without the tensor is at the mean
         block[there] = rows
         blocks.append(block)
     return torch.cat([_scaled(block) for block in blocks], 1)
 
 
 def _scaled(block: Tensor) -> Tensor:
-    """(calls, n) with mean 0, each column of the same deviation, without columns that do not vary."""
+    """Scales a block (calls, n) to mean 0 and the same deviation of each column, without columns that do not vary."""
     centred = block - block.mean(0)
     deviation = centred.square().mean(0).sqrt()
     varies = deviation > _SAME * block.abs().amax(0)
@@ -111,7 +111,7 @@ def _scaled(block: Tensor) -> Tensor:
 
 
 def _traversed(points: Tensor, held: Tensor, left: dict[bool, int]) -> Iterator[int]:
-    """Positions of points, farthest first, of equal ones the first; of each kind as many as are `left`."""
+    """Yields positions of points, farthest first, the first of equal ones; of each kind as many as are `left`."""
     distance, near = points.square().sum(1), None
     while any(left.values()):
         open_ = torch.where(held, left[True] > 0, left[False] > 0)

@@ -1,22 +1,22 @@
-"""Snapshots of what a replay knows after 1, 2, 4, 8, ... prompts, for the learning curve."""
+"""Snapshots of a replay's observations after 1, 2, 4, 8, ... prompts, for the learning curve."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from .calls import Call
 
-_SHARE = 10  # of the replay's calls, one in so many is run again for this
+_SHARE = 10  # the learning curve may run one call for so many of the replay: a tenth of its time
 
 
 class Mark(NamedTuple):
-    """How far a replay was: after so many calls of so many prompts (None where calls do not say)."""
+    """The progress of a replay: the number of calls and of prompts so far (None where calls do not name prompts)."""
 
     calls: int
     prompts: int | None
 
 
 class Marks:
-    """Calls `take` after 1, 2, 4, 8, ... prompts of a replay, and holds what it returned; `last` is its end."""
+    """Calls `take` after 1, 2, 4, 8, ... prompts of a replay, and keeps the results; `last` is the replay's end."""
 
     def __init__(self, take: Callable[[], Any]) -> None:
         self._take = take
@@ -24,7 +24,7 @@ class Marks:
         self.last = Mark(0, None)
 
     def each(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """The calls; when the next one is asked for, the one before was heard."""
+        """Yields the calls; asking for the next call means that the one before has run."""
         units: set[int] = set()
         for count, call in enumerate(calls):
             unit = getattr(call, "unit", None)
@@ -37,7 +37,7 @@ class Marks:
 
 
 def affordable(marks: Iterable[Mark], count: int, measured: int) -> list[Mark]:
-    """The latest of the marks that can be measured with `measured` calls each, and all calls once more, for about a
-    tenth of a replay of `count` calls; none where that is too little."""
+    """The latest snapshots that can be measured in about a tenth of the time of a replay of `count` calls, with
+    `measured` calls for each snapshot and for the end; none where a tenth is too little."""
     able = count // (_SHARE * measured) - 1 if measured else 0
     return sorted(marks)[-able:] if able > 0 else []

@@ -1,6 +1,6 @@
-"""Signal to quantization noise: how much of a layer's or a model's output is left of the float one.
+"""Signal-to-quantization-noise ratio of a layer's or a model's output against the float output.
 
-SQNR = 10 * log10(sum of y_float**2 / sum of (y_float - y_integer)**2)       in dB, over all values heard
+SQNR = 10 * log10(sum of y_float**2 / sum of (y_float - y_integer)**2)       in dB, over all values observed
 """
 
 import math
@@ -23,17 +23,17 @@ from .hooks import hooked, input_of
 
 @dataclass
 class Power:
-    """Sums of squares of a float signal and of what an integer one differs by: the same in whatever order tensors came.
+    """Sums of squares of a float signal and of the integer signal's error, the same for any order of the tensors.
 
-    `count`: of values.
+    `count`: the number of values.
     """
 
     count: int = 0
-    _signals: list[float] = field(default_factory=list)  # of each tensor; they are added without rounding
+    _signals: list[float] = field(default_factory=list)  # sums of squares of each tensor, added later without rounding
     _noises: list[float] = field(default_factory=list)
 
     def add(self, exact: Tensor, other: Tensor) -> None:
-        """Takes in two tensors of the same shape, which stay as they are."""
+        """Adds the float tensor `exact` and the integer model's tensor `other`, of the same shape; changes neither."""
         self.count += exact.numel()
         signal = exact.to(torch.float32)
         noise = other - signal  # in float32, whatever the dtype of `other`
@@ -41,7 +41,7 @@ class Power:
         self._noises.append(float(torch.linalg.vector_norm(noise, dtype=torch.float64)) ** 2)
 
     def plus(self, other: "Power") -> "Power":
-        """That of the tensors of both."""
+        """The power of the tensors of both."""
         return Power(self.count + other.count, self._signals + other._signals, self._noises + other._noises)
 
     @property
@@ -51,17 +51,17 @@ class Power:
 
     @property
     def noise(self) -> float:
-        """The sum of squares of what the integer signal differs by."""
+        """The sum of squares of the integer signal's error."""
         return math.fsum(self._noises)
 
     @property
     def mean_square(self) -> float:
-        """Of the noise."""
+        """The mean square of the error."""
         return self.noise / self.count if self.count else 0.0
 
     @property
     def sqnr(self) -> float | None:
-        """In dB; None without signal or without noise."""
+        """The SQNR in dB; None without signal or without noise."""
         signal, noise = self.signal, self.noise
         if not (signal > 0.0 and noise > 0.0):
             return None
@@ -70,7 +70,7 @@ class Power:
 
 @contextmanager
 def told(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
-    """Inside, a layer that is part of no model knows this noise level."""
+    """Gives a layer outside any model this noise level while inside."""
     before, layer.noise_level = layer.noise_level, noise
     try:
         yield
@@ -80,7 +80,7 @@ def told(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
 
 @contextmanager
 def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLayer]]) -> Iterator[dict[str, Power]]:
-    """Inside, each named layer of the float `model` is compared with its integer form on the very same inputs."""
+    """Compares each named layer of the float `model` with its integer form on the very same inputs while inside."""
     powers = {name: Power() for name in layer_of}
 
     def hook_for(power: Power, make: Callable[[], QuantizedLayer]) -> Callable[..., None]:
@@ -101,7 +101,7 @@ def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLay
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The floating-point tensors of an output, in order: of a tensor, a container, or a diffusers output."""
+    """The floating-point tensors in an output (a tensor, a container, or a diffusers output), in order."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
@@ -109,7 +109,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def outputs(model: nn.Module, calls: Iterable[Call], ranks: Ranks = ALONE) -> list[list[Tensor]]:
-    """What `model` returns for each of a few calls, on the CPU: those that `ranks` gives to this process."""
+    """The outputs of `model`, on the CPU, for each of the `calls` that `ranks` gives to this process."""
     with evaluating(model):
         return [
             [each.cpu() for each in tensors_in(run(model, call, at))] for at, call in enumerate(calls) if ranks.owns(at)
@@ -117,13 +117,13 @@ def outputs(model: nn.Module, calls: Iterable[Call], ranks: Ranks = ALONE) -> li
 
 
 def joined(powers: Mapping[str, Power], ranks: Ranks) -> dict[str, Power]:
-    """The powers of all ranks. Collective."""
+    """The powers summed over all ranks. Collective."""
     parts = ranks.gather(dict(powers))
     return {name: reduce(Power.plus, (part[name] for part in parts)) for name in powers}
 
 
 def power_of(exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]], ranks: Ranks = ALONE) -> Power:
-    """That of a model's outputs on the same calls, which `ranks` share. Collective."""
+    """The power of a model's outputs on the same calls, which `ranks` share. Collective."""
     power = Power()
     for one, two in zip(exact, other, strict=True):
         for exact_tensor, tensor in zip(one, two, strict=True):

@@ -1,4 +1,4 @@
-"""What a user calls calibration data, as calls of the model."""
+"""Converts a user's calibration data to calls of the model."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,14 +9,14 @@ from octavo.capture.errors import FileError
 
 
 class Sample(NamedTuple):
-    """A call: what the model is given."""
+    """A call: the arguments for the model."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
 def sample_of(value: Any, position: int) -> Any:
-    """A call from a dict of keyword arguments, a list or tuple of positional ones, or the only one."""
+    """A call from a dict of keyword arguments, a list or tuple of positional arguments, or a single tensor."""
     if hasattr(value, "args") and hasattr(value, "kwargs"):
         return value
     if isinstance(value, Mapping):
@@ -30,10 +30,10 @@ def sample_of(value: Any, position: int) -> Any:
 
 
 def calls_of(data: Iterable[Any] | None) -> Callable[[], Iterable[Any]] | None:
-    """The calls anew each time; None where there are none. What gives its samples again and again, as a DataLoader
-    does, is streamed; an iterator is kept as a list.
+    """A function that gives the calls anew each time; None where there are none. Data that can be iterated again and
+    again, as a DataLoader can, are streamed; an iterator is kept as a list.
 
-    Raises FileError for what is not an iterable of samples.
+    Raises FileError for data that are not an iterable of samples.
     """
     if isinstance(data, (Tensor, Mapping, str)) or not (data is None or isinstance(data, Iterable)):
         kind = type(data).__name__

@@ -1,4 +1,4 @@
-"""What a calibration works with, from the first replay to the report."""
+"""Progress, ranks and stopwatch of a calibration, passed through all its stages."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -11,14 +11,15 @@ from .calls import Progress, T, silent
 
 @dataclass(frozen=True)
 class Work:
-    """`progress` shows how far it is, `ranks` are the processes that share it, `watch` sums its seconds by stage."""
+    """The context of a calibration: `progress` shows the items done, `ranks` share the work, `watch` sums the seconds
+    by stage."""
 
     progress: Progress = silent
     ranks: Ranks = ALONE
     watch: Stopwatch = field(default_factory=Stopwatch)
 
     def labelled(self, where: str) -> "Work":
-        """The same work, whose progress says `where` first."""
+        """A copy whose progress labels begin with `where`."""
 
         def shown(label: str, items: Iterable[T], total: int | None = None) -> Iterable[T]:
             return self.progress(f"{where}: {label}", items, total)

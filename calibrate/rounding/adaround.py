@@ -1,4 +1,4 @@
-"""AdaRound: whether each weight is rounded down or up is learned."""
+"""AdaRound: learns whether each weight is rounded down or up."""
 
 import math
 
@@ -9,24 +9,24 @@ from ..layers.scheme import WEIGHT, Scheme
 from ..layers.weights import QuantizedWeight, round_to_nearest
 from .objective import Case, Inputs, better, case_of, descend, form
 
-_RATE = 0.03
-_WEIGHT = 1.0  # of the regulariser, against an error of 1/12 for each weight rounded to the nearest
+_RATE = 0.03  # Adam's learning rate
+_WEIGHT = 1.0  # weight of the regulariser; the error is 1/12 on average for a weight rounded to the nearest
 _WARM = 0.2  # share of the iterations without the regulariser
-_BETA = (20.0, 2.0)  # its exponent at the beginning and at the end
-_STRETCH, _SHIFT = 1.2, 0.1  # the sigmoid reaches beyond 0 and 1, where it is cut
+_BETA = (20.0, 2.0)  # exponent of the regulariser at the beginning and at the end
+_STRETCH, _SHIFT = 1.2, 0.1  # the sigmoid is stretched to -0.1 .. 1.1 and cut at 0 and 1
 
 
 def adaround(
     weight: Tensor, inputs: Inputs | None, *, scheme: Scheme = WEIGHT, iterations: int = 1000
 ) -> QuantizedWeight | None:
-    """Nagel et al., Up or down? Adaptive rounding for post-training quantization, 2020.
+    """Rounds by AdaRound (Nagel et al., Up or down? Adaptive rounding for post-training quantization, 2020).
 
-    Adam on the exact error, not on samples of it; the scale is that of the largest value. What it commits to is then
-    descended column by column, still up or down only: of the choices that the regulariser forced many are not the best.
-    Nothing is drawn. Costs 2 out in^2 flops an iteration, in float32.
+    Adam minimises the exact error, not samples of it; the scale is that of the largest value. The learned codes are
+    then improved column by column, still up or down only: many choices that the regulariser forced are not the best.
+    Nothing is random. Costs 2 out in^2 flops an iteration, in float32.
     """
     if inputs is None or round_to_nearest(weight, scheme=scheme) is None:
-        return round_to_nearest(weight, scheme=scheme)  # of up and down the nearer is the better where inputs are alike
+        return round_to_nearest(weight, scheme=scheme)  # the nearer of up and down is better where inputs are alike
     case = case_of(weight, inputs, scheme)
     low, start = case.target.floor().clamp(scheme.qmin, scheme.qmax - 1), case.target.round()
     codes = descend(case, low + learned(case, low, iterations), low, low + 1)
@@ -35,7 +35,7 @@ def adaround(
 
 
 def learned(case: Case, low: Tensor, iterations: int) -> Tensor:
-    """1 where a code of `low` (out, in) is to be rounded up, else 0."""
+    """Learns where to round up: 1 where a code of `low` (out, in) is to be rounded up, else 0."""
     missing, hessian = (low - case.target).float(), (2 * case.hessian).float()
     logits = ((_SHIFT - missing.clamp(-1, 0)) / _STRETCH).logit_()
     optimizer = torch.optim.Adam([logits.requires_grad_()], lr=_RATE)
@@ -57,7 +57,7 @@ def learned(case: Case, low: Tensor, iterations: int) -> Tensor:
 
 
 def _beta(progress: float) -> float | None:
-    """The exponent of the regulariser after this share of the iterations; None while it is off."""
+    """The exponent of the regulariser after this share of the iterations; None while the regulariser is off."""
     if progress < _WARM:
         return None
     first, last = _BETA

@@ -1,4 +1,4 @@
-"""ADMM: the weight that fits best and the one on the grid are drawn towards each other."""
+"""ADMM: draws the float weight that fits best and the weight on the grid towards each other."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -10,9 +10,10 @@ from ..layers.scheme import WEIGHT, Scheme
 from ..layers.weights import QuantizedWeight, round_to_nearest
 from .objective import Case, Inputs, better, case_of, cholesky, damped, descend, form
 
-# rho, of the mean diagonal. The best single one differs by layers from 0.1 to 10; these in turn end below any of them.
+# rho of each stage, relative to the mean diagonal of the Hessian. The best single rho lies between 0.1 and 10, by
+# layer; the stages one after another end with a lower error than any single rho.
 _STAGES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
-_LOOK = 4  # iterations between two looks at the error, which costs as much as one of them
+_LOOK = 4  # iterations between two computations of the error, each of which costs as much as an iteration
 
 
 class _Grid(NamedTuple):
@@ -29,12 +30,12 @@ class _Grid(NamedTuple):
 def admm(
     weight: Tensor, inputs: Inputs | None, *, scheme: Scheme = WEIGHT, iterations: int = 1000
 ) -> QuantizedWeight | None:
-    """Leng et al., Extremely low bit neural network: squeeze the last bit out with ADMM, AAAI 2018.
+    """Rounds by ADMM (Leng et al., Extremely low bit neural network: squeeze the last bit out with ADMM, AAAI 2018).
 
-    The error's quadratic form stands in place of the training loss, so that the step of the float weight has a closed
-    form; codes and scale are projected on in turn. The best of each channel is then descended column by column. Without
-    inputs the form is the squared error of the weight. Nothing is drawn. Costs 7 in^3 for the
-    factors and 2.5 out in^2 flops an iteration, in float32; a stage ends early when its codes stand still.
+    The error's quadratic form replaces the training loss, so that the step of the float weight has a closed form; codes
+    and scale are projected alternately. The best codes of each channel are then improved column by column. Without
+    inputs the form is the squared error of the weight. Nothing is random. Costs 7 in^3 for the factors and 2.5 out in^2
+    flops an iteration, in float32; a stage ends early when its codes no longer change.
     """
     if round_to_nearest(weight, scheme=scheme) is None:
         return None
@@ -46,11 +47,11 @@ def admm(
 
 
 def alternated(case: Case, iterations: int) -> _Grid:
-    """The best of all stages for each channel."""
+    """Runs all stages; returns the best codes and multiple of each channel."""
     target, hessian, slope = case.target.float(), case.hessian.float(), case.target @ case.hessian
     best = grid = _Grid(target.round(), torch.ones_like(target[:, 0]))
     lowest = torch.full_like(grid.multiple, torch.inf)
-    dual = torch.zeros_like(target)  # of a Lagrangian that is divided by rho: it shrinks as rho rises
+    dual = torch.zeros_like(target)  # the dual variable over rho: it shrinks as rho rises
     last = -(-iterations // len(_STAGES))
     for rho in _STAGES:
         inverse = torch.cholesky_inverse(cholesky(damped(case.hessian, rho)))
@@ -76,7 +77,8 @@ def alternated(case: Case, iterations: int) -> _Grid:
 
 
 def _projected(aim: Tensor, multiple: Tensor, scheme: Scheme) -> _Grid:
-    """The codes nearest to `aim` (out, in) at this scale, then the scale that suits them; zeros keep theirs."""
+    """The codes nearest to `aim` (out, in) at this scale, then the best scale for these codes; a channel of zero codes
+    keeps its scale."""
     codes = scheme.nearest_(aim / multiple[:, None])
     energy = codes.square().sum(1)
     return _Grid(codes, torch.where(energy > 0, (aim * codes).sum(1) / energy.clamp_min(1), multiple))

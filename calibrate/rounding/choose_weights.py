@@ -1,9 +1,9 @@
-"""Weights and biases that make up for what rounding costs the layer's output, judged on calls held out.
+"""Chooses weights and biases that make up for the error of rounding in the layer's output, judged on held-out calls.
 
-One replay sums, for inputs x and what their integers stand for, xq: xq xq^T and xq (x - xq)^T, of as many layers as
-there is room for at once, and at least of one; the methods of rounding/ do the rest. The mean of W x - Wq xq over those
-calls is what the bias lacks (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction,
-arXiv 1906.04721, 2019). A layer where the outcome is no better than plain rounding keeps plain rounding.
+One replay sums xq xq^T and xq (x - xq)^T, for inputs x and the values xq of their codes, of as many layers at once as
+memory allows, and at least of one; the methods of rounding/ do the rest. The mean of W x - Wq xq over those calls is
+the correction of the bias (Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, arXiv
+1906.04721, 2019). A layer where the outcome is no better than plain rounding keeps plain rounding.
 """
 
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ from .judge import error_of
 from .methods import WEIGHT_METHODS, Method
 from .sums import ROOM, Sums, portions_of, sharing_inputs, sums_for
 
-_CLIPPING = 0.3  # of the error: a model loses by clipping what a layer gains a little by
-_SEEN = 0.5  # of the largest values: rows without such do not tell what clipping costs
+_CLIPPING = 0.3  # ratio of errors: a clipped pair has to lower the layer's error by 70 %, for clipping harms the model
+_SEEN = 0.5  # share of the extremes that the sampled rows have to reach: smaller rows do not show the cost of clipping
 
 
 def compensated(
@@ -41,13 +41,13 @@ def compensated(
     work: Work,
     room: float = ROOM,
 ) -> dict[str, Choice]:
-    """The choices with weights and corrections by `method`, where these are better on rows of calls held out.
+    """The choices with weights and corrections by `method`, where these are better on rows of held-out calls.
 
-    `calls`, replayed once for each `room` bytes of sums, are some of those not held out. Deterministic; the
-    same for any `room`.
+    `calls`, replayed once for each `room` bytes of sums, are calls that are not held out. Deterministic; the result is
+    the same for any `room`.
 
-    Collective: the ranks of `work` share the layers. Each replays all of the calls, so that sums are added in the same
-    order whichever rank has them.
+    Collective: the ranks of `work` share the layers. Each rank replays all of the calls, so that sums are added in the
+    same order on any rank.
     """
     made: dict[str, Choice] = {}
     portions = list(portions_of(sharing_inputs(choices, surveys, work.ranks), surveys, method, room))
@@ -73,11 +73,11 @@ def compensated(
 
 
 def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -> list[Choice]:
-    """The choice as it is, and with what the method finds. Convolutions in groups have their bias corrected alone: a
-    method would need the sums of each group."""
+    """The choice as it is, and the choices that the method finds. Convolutions in groups only have their bias
+    corrected: a method would need the sums of each group."""
     weight = weight_for(choice.transform, module.weight)
     found = [choice]
-    # a consumer drops a bias that the float layer has not; quant_bias it always reads
+    # a consumer drops a bias where the float layer has none, and always reads quant_bias
     correct = method.correct and (module.bias is not None or choice.input.ranged)
     if correct:
         found.append(corrected(weight, choice, sums, groups_of(module)))
@@ -91,10 +91,10 @@ def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -
 
 
 def paired(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -> Choice | None:
-    """The choice with scales of the weight and of its input by EasyQuant, in turns, if that is among the methods.
+    """The choice with scales of weight and input by EasyQuant, alternately, if EasyQuant is among the methods.
 
-    Not of a smoothed input: what clipping saves a layer there, it costs the model. Nor without calls held out, and
-    where the rows it is found by do not show how large values are: what is large in few rows would be clipped unseen.
+    None for a smoothed input, where clipping lowers the layer's error and raises the model's; without held-out calls;
+    and where the sampled rows stay far below the extremes: a value large in few rows would be clipped unnoticed.
     """
     wanted = "easy-quant" in method.weights and choice.transform is None and groups_of(module) == 1
     if not wanted or not survey.split or not isinstance(choice.input, StaticInput):
@@ -113,12 +113,12 @@ def paired(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -
 
 
 def groups_of(module: FloatLayer) -> int:
-    """1 but for convolutions in groups."""
+    """The number of groups of a convolution; 1 for other layers."""
     return module.groups if isinstance(module, nn.Conv2d) else 1
 
 
 def corrected(weight: Tensor, choice: Choice, sums: Sums, groups: int = 1) -> Choice:
-    """The choice with what its outputs lack on average."""
+    """The choice with a correction: the mean difference of the float output from the integers' over the sums."""
     quantized = choice.weight or round_to_nearest(weight, scheme=choice.input.weights)
     if quantized is None or sums.rows == 0:
         return choice

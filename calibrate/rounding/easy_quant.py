@@ -1,4 +1,4 @@
-"""EasyQuant: the scale under which the layer's output points where the float one does."""
+"""EasyQuant: finds the scale at which the layer's output is most similar, by cosine, to the float output."""
 
 import torch
 from torch import Tensor
@@ -7,22 +7,23 @@ from ..layers.scheme import WEIGHT, QParams, Scheme, dequantize, quantize, store
 from ..layers.weights import QuantizedWeight, round_to_nearest
 from .objective import ROUNDING, Inputs, better, damped, inputs_of, precision, rows
 
-_RANGE = (0.5, 1.2)  # of the scale of the largest value
-_STEPS = 71  # a hundredth apart
-_ACTIVATION_STEPS = 36
+_RANGE = (0.5, 1.2)  # the scales tried, relative to absmax / 127
+_STEPS = 71  # scales tried for a weight: a hundredth apart
+_ACTIVATION_STEPS = 36  # scales tried for an activation: two hundredths apart
 
 
 def easy_quant(
     weight: Tensor, inputs: Inputs | None, *, scheme: Scheme = WEIGHT, iterations: int = _STEPS
 ) -> QuantizedWeight | None:
-    """Wu et al., EasyQuant: post-training quantization via scale optimization, 2020; the step of the weight.
+    """Rounds by EasyQuant's step of the weight.
 
-    Of 71 scales between 0.5 and 1.2 times absmax / 127, or `iterations` if that is less, each channel takes the one
-    whose codes make its output the most similar, by cosine, to the float one. The cosine does not see lengths: the
-    scale that is kept is the one with which these codes also have the least squared error. The sums are damped as for
-    the other methods: else to clip a weight whose input the calibration hardly saw would be free. Unknown inputs count
-    as alike and independent.
-    Nothing is drawn. Costs 2 out in^2 flops a scale.
+    Wu et al., EasyQuant: post-training quantization via scale optimization, 2020.
+
+    Of 71 scales between 0.5 and 1.2 times absmax / 127, or `iterations` if that is less, each channel takes the scale
+    whose codes make its output the most similar, by cosine, to the float output. The cosine ignores lengths, so the
+    scale is then replaced by the one at which these codes have the least squared error. The sums are damped as for the
+    other methods: else clipping a weight whose input was near zero in the calibration would cost nothing. Unknown
+    inputs count as alike and independent. Nothing is random. Costs 2 out in^2 flops a scale.
     """
     nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None:
@@ -42,10 +43,10 @@ def easy_quant(
 
 
 def _searched(w: Tensor, gram: Tensor, pull: Tensor, steps: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """The codes (out, in) of greatest cosine and the scales (out,) that suit them; `pull` (out, in) is (C - G) w.
+    """The codes (out, in) of greatest cosine and the best scales (out,) for them; `pull` (out, in) is (C - G) w.
 
-    With the best length of v the squared error is |y|^2 (1 - cos^2): it is least where the cosine is greatest, and
-    unlike the cosine it is not a difference of numbers that are nearly equal.
+    With the best length of v the squared error is |y|^2 (1 - cos^2): least where the cosine is greatest, and computed
+    without the cosine's difference of nearly equal numbers.
     """
     whole = w @ gram
     best, scale = w.round(), torch.ones_like(w[:, 0])
@@ -69,10 +70,10 @@ def _searched(w: Tensor, gram: Tensor, pull: Tensor, steps: int, scheme: Scheme)
 def activation_scale(
     weight: Tensor, quantized: QuantizedWeight, samples: Tensor, qparams: QParams, scheme: Scheme, dtype: torch.dtype
 ) -> QParams:
-    """EasyQuant's step of the activation: of scales 0.5 to 1.2 times the present one that of the most similar output.
+    """The activation step of EasyQuant: picks the scale, 0.5 to 1.2 times the present one, of the most similar output.
 
-    `samples` (tokens, in) float32 are rows of the layer's input, `qparams` its present parameters; they are kept unless
-    another scale is better. The scale is one that `dtype` holds, and zero stays exact. Costs 74 tokens in out flops.
+    `samples` (tokens, in) float32 are rows of the layer's input; `qparams`, the present parameters, are kept unless
+    another scale is better. The scale is a value of `dtype`, and zero stays exact. Costs 74 tokens in out flops.
     """
     w = weight.detach().reshape(len(weight), -1).float()
     v = quantized.weight.reshape(w.shape).float() * quantized.scale[:, None]
@@ -98,10 +99,10 @@ def easy_quant_pair(
     turns: int = 4,
     iterations: int = _STEPS,
 ) -> tuple[QuantizedWeight, QParams] | None:
-    """EasyQuant whole: weight and activation scales in turn until neither changes, at most `turns` times.
+    """The whole of EasyQuant: weight and activation scales alternately until neither changes, at most `turns` times.
 
-    The arguments of `activation_scale`, and the scales of `easy_quant`; None where that gives None. Costs those two a
-    turn.
+    Takes the arguments of `activation_scale`, and `iterations` of `easy_quant`; None where `easy_quant` gives None.
+    Costs both functions each time.
     """
     made: QuantizedWeight | None = None
     for _ in range(max(turns, 1)):
@@ -138,7 +139,7 @@ def _scaled(qparams: QParams, factor: float, scheme: Scheme, dtype: torch.dtype)
 
 
 def _sine(exact: Tensor, found: Tensor) -> float:
-    """1 - cosine^2 of two outputs: from their difference, as the cosine itself is 1 but for the last digits."""
+    """1 - cosine^2 of two outputs, computed from their difference, since the cosine is 1 up to the last digits."""
     missed = (found - exact).double()
     y, yq = exact.double().flatten(), found.double().flatten()
     missed = missed.flatten()

@@ -1,4 +1,4 @@
-"""GPTQ: columns are rounded one after another, and those to come make up for each one's error."""
+"""GPTQ: rounds columns one after another, and lets the remaining columns make up for the error of each."""
 
 import torch
 from torch import Tensor
@@ -11,11 +11,13 @@ from .objective import BLOCK, Case, Inputs, better, case_of, cholesky
 def gptq(
     weight: Tensor, inputs: Inputs | None, *, scheme: Scheme = WEIGHT, iterations: int = 1
 ) -> QuantizedWeight | None:
-    """Frantar et al., GPTQ: accurate post-training quantization for generative pre-trained transformers, 2022.
+    """Rounds by GPTQ.
 
-    Columns in the order of falling energy of their inputs (act-order), the scale that of the largest value. Without
-    inputs there is no error to share, and it rounds to the nearest. Nothing is drawn and nothing iterated:
-    `iterations` is not used. Costs in^3 / 3 for the factor and out in^2 flops for the columns.
+    Frantar et al., GPTQ: accurate post-training quantization for generative pre-trained transformers, 2022.
+
+    Takes columns in the order of falling energy of their inputs (act-order), at the scale of the largest value. Without
+    inputs there is no error to share, and GPTQ rounds to the nearest. Nothing is random or iterated: `iterations` is
+    not used. Costs in^3 / 3 for the factor and out in^2 flops for the columns.
     """
     if inputs is None or round_to_nearest(weight, scheme=scheme) is None:
         return round_to_nearest(weight, scheme=scheme)
@@ -26,9 +28,9 @@ def gptq(
 def _codes(case: Case) -> Tensor:
     """The codes (out, in) of a case.
 
-    By the factor of the Hessian, not that of its inverse (Chen et al., The Geometry of LLM Quantization: GPTQ as
-    Babai's Nearest Plane Algorithm, 2025): with H = R R^T, R upper, d H d is a sum of squares, one for each column,
-    each of that column and those before it. So they are made small one by one.
+    Uses the factor of the Hessian, not of its inverse (Chen et al., The Geometry of LLM Quantization: GPTQ as Babai's
+    Nearest Plane Algorithm, 2025): with H = R R^T, R upper, d H d is a sum of squares, one for each column, of that
+    column and the columns before it. So the squares are made small one by one.
     """
     order = case.hessian.diagonal().argsort(descending=True, stable=True)
     factor = cholesky(case.hessian[order][:, order].flip(0, 1)).flip(0, 1)

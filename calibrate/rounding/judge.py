@@ -13,7 +13,7 @@ from ..plan import FloatLayer
 
 
 class Rows(Protocol):
-    """Inputs to judge a choice on: `rows` (rows, in) and the noise level of each, `levels` (rows,) or None."""
+    """Inputs to judge a choice on: `rows` (rows, in), and the noise level of each row, `levels` (rows,) or None."""
 
     @property
     def rows(self) -> Tensor: ...
@@ -22,9 +22,10 @@ class Rows(Protocol):
     def levels(self) -> Tensor | None: ...
 
 
-@torch.no_grad()  # models of users have gradients: a graph would hold every tensor of a judgement
+@torch.no_grad()  # users' models may require gradients: a graph would keep every tensor of a judgement in memory
 def error_of(module: FloatLayer, choice: Choice, inputs: Rows) -> float:
-    """The squared error of the integer layer's output on rows, over the float one's square; infinite if it has none.
+    """The squared error of the integer layer's output on rows over the square of the float output; infinite where the
+    choice has no integer layer.
 
     A convolution's rows are patches of its input (patches.py).
     """
@@ -44,5 +45,5 @@ def error_of(module: FloatLayer, choice: Choice, inputs: Rows) -> float:
 
 
 def on_patches(layer: QuantizedConv2d) -> QuantizedConv2d:
-    """The layer for inputs (patches, in, kernel height, kernel width): one place each."""
+    """The layer for inputs (patches, in, kernel height, kernel width), each of which gives one output position."""
     return QuantizedConv2d(layer.numbers, Geometry((1, 1), (0, 0, 0, 0), (1, 1), "zeros", layer.groups))

@@ -1,9 +1,9 @@
-"""Weights to integers by what the layer's output loses, not by what the weights do.
+"""The table of methods that round weights by the error of the layer's output, not by the error of the weights.
 
 Every method is a function of the weight (out, in) or (out, in, height, width) and of second-order statistics of the
-layer's input (`Inputs`; None: it is not known). It gives int8 codes within 127 and a float32 scale for each channel, or
-None where rounding to the nearest does. No channel's `error` is above that of rounding to the nearest, and the same
-arguments give the same bits.
+layer's input (`Inputs`; None: unknown). A method gives int8 codes within 127 and a float32 scale for each channel, or
+None where rounding to the nearest gives None. No channel's `error` is above that of rounding to the nearest, and the
+same arguments give the same bits.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from .admm import admm
 from .easy_quant import easy_quant
 from .gptq import gptq
 
-# (weight, inputs, *, scheme=WEIGHT, iterations=...)
+# each called as method(weight, inputs, *, scheme=WEIGHT, iterations=...)
 WEIGHT_METHODS: dict[str, Callable[..., QuantizedWeight | None]] = {
     "round-to-nearest": round_to_nearest,
     "easy-quant": easy_quant,
@@ -27,7 +27,7 @@ WEIGHT_METHODS: dict[str, Callable[..., QuantizedWeight | None]] = {
 
 @dataclass(frozen=True)
 class Method:
-    """How weights are rounded (names of WEIGHT_METHODS, the best counts), and whether biases are corrected."""
+    """The methods to round weights with (names of WEIGHT_METHODS; the best is kept), and whether to correct biases."""
 
     weights: tuple[str, ...] = ()
     iterations: Mapping[str, int] = field(default_factory=dict)
@@ -35,9 +35,9 @@ class Method:
 
     @property
     def plain(self) -> bool:
-        """Whether there is nothing to find out."""
+        """Whether weights are rounded to the nearest and biases stay, so that no sums are needed."""
         return not self.weights and not self.correct
 
     def limits(self, name: str) -> dict[str, int]:
-        """The limit of iterations of a method of weights, as its argument; none where it has its own."""
+        """The keyword argument `iterations` of a weight method; empty where the method's own default holds."""
         return {"iterations": self.iterations[name]} if name in self.iterations else {}

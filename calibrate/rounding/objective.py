@@ -1,11 +1,11 @@
-"""What a rounding of weights is judged by: sums over the layer's input, no activation is kept.
+"""The objective of rounding weights: the error of the layer's output, from sums over its input; no activation is kept.
 
-With w a row of the float weight, v = scale * codes what its integers stand for, x the layer's float input and xq the
-input as its own integers represent it, both summed over all tokens:
+With w a row of the float weight, v = scale * codes the values of its integers, x the layer's float input and xq the
+values of the input's own codes, both summed over all tokens:
 
     sum (w x - v xq)^2 = sum (w (x - xq))^2  +  d G d - 2 d (C - G) w        d = v - w, G = sum xq xq^T, C = sum xq x^T
 
-The first term is what the input's rounding costs whatever the integers are. The rest is `error`.
+The first term is the cost of rounding the input, for any integers. The rest is `error`.
 """
 
 from dataclasses import dataclass
@@ -16,21 +16,22 @@ from torch import Tensor
 from ..layers.scheme import WEIGHT, QParams, Scheme, dequantize, quantize
 from ..layers.weights import QuantizedWeight, finite, round_to_nearest
 
-ROUNDING = 0.01  # of the mean diagonal: Frantar et al., GPTQ, 2022
-_TARGET = 1.0  # of the mean diagonal: less fits the few prompts of a calibration better, and every other one worse
-_SCARCE = 10.0  # as much more, times columns by tokens: the fewer they are the more they err by chance
-_PRECISE = 2048  # columns up to which float64 is affordable
-_SMALLEST = 2.0**-126  # of the normal float32
-BLOCK = 64  # columns taken one by one before the rest learns of them, in one product
+ROUNDING = 0.01  # damping of the Hessian, relative to its mean diagonal: Frantar et al., GPTQ, 2022
+_TARGET = 1.0  # damping of the target weight, relative to the mean diagonal: less overfits a calibration's few prompts
+_SCARCE = 10.0  # further damping of the target, times columns / tokens: sums over few tokens err by chance
+_PRECISE = 2048  # most columns for which float64 is affordable
+_SMALLEST = 2.0**-126  # the smallest normal float32
+BLOCK = 64  # columns rounded one by one before the other columns are updated, in one product
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is known of a layer's input, of `tokens` rows; a convolution's are unfolded to in * height * width.
+    """Second-order statistics of a layer's input over `tokens` rows; a convolution's rows are unfolded patches, in *
+    height * width.
 
     `gram` (in, in), float32 or float64: sum of xq xq^T; xq is x where only weights are quantized. `cross` (in, in): sum
-    of xq x^T; None means the same as `gram`. In float32 the two differ by less than their rounding: sum xq (x - xq)^T
-    on its own and add it to `gram`.
+    of xq x^T; None means equal to `gram`. In float32 `gram` and `cross` differ by less than their rounding: sum xq (x -
+    xq)^T on its own and add that to `gram`.
     """
 
     gram: Tensor
@@ -40,9 +41,9 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Case:
-    """The least squares that every method solves: codes q of small d H d, where d = q - t, in units of `scale`.
+    """The least squares that every method solves: find codes q with small d H d, where d = q - t, in units of `scale`.
 
-    `target` (out, in) within the codes of `scheme`; `scale` (out,), that of the target's largest value; `hessian` (in,
+    `target` t (out, in) within the codes of `scheme`; `scale` (out,), from the target's largest value; `hessian` H (in,
     in), positive definite. On the CPU or CUDA, float64 up to 2048 columns, float32 above.
     """
 
@@ -53,7 +54,7 @@ class Case:
 
 
 def inputs_of(x: Tensor, qparams: QParams | None, scheme: Scheme) -> Inputs:
-    """The sums over the rows of `x` (tokens, in), in float64; without the `qparams` of the input it stays float."""
+    """The sums over the rows of `x` (tokens, in), in float64; without `qparams` the input stays float."""
     if qparams is None:
         return Inputs(x.double().T @ x.double(), None, len(x))
     xq = dequantize(quantize(x, qparams, scheme), qparams, scheme).double()
@@ -62,21 +63,21 @@ def inputs_of(x: Tensor, qparams: QParams | None, scheme: Scheme) -> Inputs:
 
 
 def rows(tensor: Tensor) -> Tensor:
-    """A weight as a matrix (out, in) of float64, where its device has such numbers; on the CPU otherwise."""
+    """A weight as a matrix (out, in) of float64, on its own device if that is the CPU or CUDA, else on the CPU."""
     device = tensor.device if tensor.device.type in ("cpu", "cuda") else torch.device("cpu")
     return tensor.detach().reshape(tensor.shape[0], -1).to(device).to(torch.float64)
 
 
 def precision(columns: int) -> torch.dtype:
-    """What a case of so many columns is computed in."""
+    """The dtype for computing a case of so many columns."""
     return torch.float64 if columns <= _PRECISE else torch.float32
 
 
 def error(weight: Tensor, quantized: QuantizedWeight, inputs: Inputs | None) -> Tensor:
-    """What the integers add to the squared error of each output channel: float64 (out,), summed over tokens.
+    """The integers' share of the squared error of each output channel: float64 (out,), summed over tokens.
 
-    Negative where they make up for the rounding of the input. Without inputs, the squared error of the weight itself.
-    Costs 4 out in^2 flops.
+    Negative where the integers make up for the rounding of the input. Without inputs, the squared error of the weight
+    itself. Costs 4 out in^2 flops.
     """
     w = rows(weight)
     return _above(_values(quantized), w, w, inputs)
@@ -87,7 +88,7 @@ def _values(quantized: QuantizedWeight) -> Tensor:
 
 
 def _above(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None) -> Tensor:
-    """The `error` of values `v` (out, in) less that of `other`: a difference of squares."""
+    """The `error` of values `v` (out, in) less the `error` of `other`, as a difference of squares."""
     apart, both = v - other, v + other
     if inputs is None:
         return (apart * (both - 2 * w)).sum(1)
@@ -97,11 +98,11 @@ def _above(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None) -> Tensor
 
 
 def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> Case:
-    """The weight that serves the quantized input best, and the metric to round it in.
+    """The case of a weight: as target the best float weight for the quantized input, and the metric to round it in.
 
-    It minimises sum (w x - v xq)^2 + lambda (v - w)^2, so v = w + w (C - G)^T (G + lambda I)^-1. lambda pulls it to the
-    float weight in directions of which the calibration saw little; those that it never saw, as with fewer tokens than
-    columns or dead columns, stay as they are. Costs in^3 / 3 + 4 out in^2 flops.
+    The target v minimises sum (w x - v xq)^2 + lambda (v - w)^2, so v = w + w (C - G)^T (G + lambda I)^-1. lambda pulls
+    v to the float weight in directions with little input; in directions without any, as with fewer tokens than columns
+    or dead columns, v equals the float weight. Costs in^3 / 3 + 4 out in^2 flops.
     """
     w = rows(weight)
     dtype = precision(w.shape[1])
@@ -127,7 +128,7 @@ def _in_units(target: Tensor, hessian: Tensor, scheme: Scheme) -> Case:
 
 
 def form(d: Tensor, hessian: Tensor) -> Tensor:
-    """d H d of each row of `d` (out, in): (out,)."""
+    """The quadratic form d H d of each row of `d` (out, in): (out,)."""
     return (d @ hessian).mul_(d).sum(1)
 
 
@@ -139,7 +140,7 @@ def damped(matrix: Tensor, damping: float) -> Tensor:
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """The lower factor of a positive matrix; damped more where rounding left it without one. in^3 / 3 flops.
+    """The lower factor of a positive matrix, damped more where rounding made the matrix indefinite. in^3 / 3 flops.
 
     Raises ValueError for a matrix that is not finite.
     """
@@ -158,7 +159,8 @@ def better(
 ) -> QuantizedWeight | None:
     """The channels of `codes` (out, in) and `scale` (out,) whose error is below that of rounding to the nearest.
 
-    The others are rounded to the nearest; so all are where that is None. Costs 4 out in^2 flops.
+    All other channels are rounded to the nearest. None where rounding to the nearest gives None. Costs 4 out in^2
+    flops.
     """
     nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None:
@@ -175,9 +177,9 @@ def better(
 
 
 def descend(case: Case, codes: Tensor, low: Tensor, high: Tensor, sweeps: int = 4) -> Tensor:
-    """`codes` (out, in) after sweeps that set one column after another to its best value within `low` and `high`.
+    """Improves `codes` (out, in) in sweeps that set one column after another to its best value within `low` and `high`.
 
-    Each step lowers d H d or leaves it. Costs 4 out in^2 flops a sweep.
+    No step raises d H d. Costs 4 out in^2 flops a sweep.
     """
     codes, diagonal, columns = codes.clone(), case.hessian.diagonal(), codes.shape[1]
     slope = (codes - case.target) @ case.hessian

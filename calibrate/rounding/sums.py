@@ -17,7 +17,7 @@ from .objective import Inputs, precision
 
 
 class Strided:
-    """Takes one row in so many of all inputs (..., in)."""
+    """Takes every `stride`-th row of all inputs (..., in)."""
 
     def __init__(self, stride: int) -> None:
         self._stride, self._seen = stride, 0
@@ -30,7 +30,8 @@ class Strided:
 
 
 class Sums:
-    """Of the inputs of one layer, and of those that are given the same; `read` takes the rows to sum."""
+    """Sums over the calibration calls that weight rounding and bias correction need for one layer; layers that receive
+    the same tensor share one `Sums`. `read` takes the rows to sum from an input."""
 
     def __init__(
         self, choice: Choice, turn: Turn, columns: int, read: Callable[[Tensor], Tensor], squares: bool
@@ -44,7 +45,7 @@ class Sums:
         self.key = id(self)
 
     def add(self, rows: Tensor) -> None:
-        """Takes in rows (rows, in)."""
+        """Adds rows (rows, in)."""
         x = transformed(self._choice.transform, rows).to(torch.float32)
         xq = self._choice.input.represented(x, self._turn.level)
         lost = x - xq
@@ -57,7 +58,7 @@ class Sums:
 
     @property
     def inputs(self) -> Inputs | None:
-        """What the methods of rounding want to know."""
+        """The statistics that the rounding methods take; None where only biases are corrected."""
         if self.gram is None or self.residual is None:
             return None
         return Inputs(self.gram, self.gram + self.residual, self.rows)
@@ -74,7 +75,7 @@ def sums_for(choice: Choice, survey: Survey, turn: Turn, method: Method) -> Sums
 
 
 def sharing_inputs(choices: Mapping[str, Choice], surveys: Mapping[str, Survey], ranks: Ranks) -> list[list[str]]:
-    """The layers of this rank, together those with one input: wide ones, which take the longest, are dealt first."""
+    """The layers of this rank, in lists that share one input. Wide layers, which take longest, are shared out first."""
     shared: dict[tuple[str, int], list[str]] = {}
     for name, choice in choices.items():
         if name in surveys and surveys[name].seen:
@@ -87,7 +88,8 @@ def sharing_inputs(choices: Mapping[str, Choice], surveys: Mapping[str, Survey],
 def portions_of(
     shared: Iterable[list[str]], surveys: Mapping[str, Survey], method: Method, room: float
 ) -> Iterator[list[list[str]]]:
-    """Lists of layers with one input, whose sums fit in `room` bytes together, or of one alone."""
+    """Yields batches of such lists whose sums fit in `room` bytes together; a list too large for that is a batch
+    alone."""
     portion: list[list[str]] = []
     held = 0
     for members in shared:
@@ -102,20 +104,20 @@ def portions_of(
 
 
 def bytes_of_sums(columns: int, method: Method) -> int:
-    """Those of a layer of so many columns."""
+    """The bytes of the sums of a layer with so many columns."""
     return 2 * columns**2 * precision(columns).itemsize if method.weights else 16 * columns
 
 
-_ROWS_A_CHANNEL = 32  # more rows than this many times the channels change the sums little
+_ROWS_A_CHANNEL = 32  # rows to sum for each channel: more rows change the sums little
 
 
-_PATCHES = 1 << 16  # of a convolution, in all
+_PATCHES = 1 << 16  # most patches of a convolution to sum, over all calls
 
 
-ROOM = float(1 << 30)  # bytes of sums held at once
+ROOM = float(1 << 30)  # most bytes of sums held at once, unless one list of layers needs more
 
 
-SUMS_AT_WORK = 5  # times the bytes of a layer's sums: what GPTQ makes of them (measured: 4.0)
+SUMS_AT_WORK = 5  # memory of GPTQ at work, in multiples of the bytes of the layer's sums (measured: 4.0)
 
 
-CALLS = 96  # enough to replay for the sums
+CALLS = 96  # most calls replayed for the sums

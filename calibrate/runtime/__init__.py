@@ -1,4 +1,4 @@
-"""Integer layers that run fast: the same integers, and the same outputs up to one rounding."""
+"""Fast forms of integer layers: the same integers, and the same outputs up to one rounding."""
 
 from .accelerate import accelerate, optimized
 from .attention import attend

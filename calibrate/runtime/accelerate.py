@@ -1,4 +1,4 @@
-"""Models: their integer layers all at once."""
+"""Makes all integer layers of a model run on a fast backend."""
 
 from torch import nn
 
@@ -14,7 +14,7 @@ Int8Layer = Int8Linear | Int8Conv2d
 
 
 def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
-    """The fast form of a layer, with the same tensors. `backend` is a name of BACKENDS; None goes by the device.
+    """The fast form of a layer, with the same tensors. `backend` is a name of BACKENDS; with None the device decides.
 
     Raises UsageError for another name.
     """
@@ -29,7 +29,7 @@ def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
 def accelerate(model: nn.Module, backend: str | None = None, attention: bool = True) -> None:
     """Makes all integer layers of `model` run on `backend`: names, tensors and hooks of the model stay as they are.
 
-    With `attention`, and a backend other than the reference, its attention on a CPU is Octavo's in every forward.
+    With `attention`, and backend "cpu" or None, every forward on a CPU also uses Octavo's attention.
     """
     recent = Recent()
     for first, names in names_of(model).items():
@@ -49,7 +49,7 @@ def accelerate(model: nn.Module, backend: str | None = None, attention: bool = T
 
 
 def _is_gelu(module: nn.Module) -> bool:
-    """Whether it is diffusers' linear layer with GELU behind it, and nothing listens between the two."""
+    """Whether `module` is diffusers' linear layer followed by GELU, without hooks on or between the two."""
     kind = type(module)
     if (kind.__module__, kind.__name__) != ("diffusers.models.activations", "GELU"):
         return False

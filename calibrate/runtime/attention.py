@@ -1,8 +1,8 @@
-"""Attention on a CPU by a kernel of ours in bfloat16, else by oneDNN's products, a few rows of scores at a time.
+"""Attention on a CPU by Octavo's own kernel in bfloat16, else by oneDNN's products, a few rows of scores at a time.
 
-torch takes MKL's products, which are slow on processors that are not Intel's. Here rows of weights exp(score - shift)
-are multiplied with the values, and the rows of that are divided by their sums (Rabe and Staats, "Self-attention Does
-Not Need O(n^2) Memory", 2021). The shift is the largest score of the row. Scores and sums are float32.
+torch uses MKL's products, which are slow on processors that are not Intel's. Here rows of weights exp(score - shift)
+are multiplied with the values, and the product is divided by the rows' sums (Rabe and Staats, "Self-attention Does Not
+Need O(n^2) Memory", 2021). The shift is the largest score of the row. Scores and sums are float32.
 """
 
 import ctypes
@@ -19,22 +19,22 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from . import kernels
 
-_AT_ONCE = 1 << 22  # scores: fewer rows make poor products, more leave the cache
-_WORTH = 1 << 18  # scores of a head, below which torch's attention is quicker than products of oneDNN's
-_KERNEL_WORTH = 1 << 11  # than our kernel
+_AT_ONCE = 1 << 22  # scores computed at once: fewer rows make slow products, more leave the cache
+_WORTH = 1 << 18  # scores of a head below which torch's attention is quicker than oneDNN's products
+_KERNEL_WORTH = 1 << 11  # scores of a head below which torch's attention is quicker than Octavo's kernel
 _LOG2E = math.log2(math.e)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @cache
 def is_quick() -> bool:
-    """Whether this CPU has AVX-512 and no AMX, for which torch has kernels of its own."""
+    """Whether Octavo's attention is fast on this CPU: with AVX-512, and without AMX, for which torch has kernels."""
     wide = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_supported()
     return wide and not torch.cpu._is_amx_tile_supported()
 
 
 class Attention(TorchFunctionMode):
-    """Inside it `F.scaled_dot_product_attention` is that of this file where it can be, and torch's elsewhere."""
+    """Replaces `F.scaled_dot_product_attention` while inside, for calls that the attention of this file takes."""
 
     def __torch_function__(
         self, func: Callable, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -49,13 +49,13 @@ class Attention(TorchFunctionMode):
         return (_in_graph if _may_be_in_graph(*args, **kwargs) else func)(*args, **kwargs)
 
     def enter(self, model: nn.Module, *_: Any) -> None:
-        """Before a forward of `model`. What was left by an interruption serves again."""
+        """Enters the mode, as a pre-hook of a forward of `model`. A mode still active after an interruption stays."""
         first = next(model.parameters(), None)
         if (first is None or first.device.type == "cpu") and _get_current_function_mode() is not self:
             self.__enter__()
 
     def leave(self, *_: Any) -> None:
-        """After it, also when it failed."""
+        """Leaves the mode, as a hook after a forward, also after a failed one."""
         if _get_current_function_mode() is self:
             self.__exit__(None, None, None)
 
@@ -76,7 +76,7 @@ def _learn(*tensors: Tensor) -> bool:
 def _may_be_in_graph(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
 ) -> bool:
-    """Whether the operator below knows the shape of the output, and need not know gradients."""
+    """Whether the operator below can stand in a graph: it knows the output's shape, and no gradients are needed."""
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     return _have_the_same_heads(query, key, value) and not _learn(*tensors)
 
@@ -99,7 +99,7 @@ def _in_graph(
 
 @_in_graph.register_fake
 def _empty(query: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-    # one row after the other with all its heads, as the models want to have it
+    # one row after the other with all its heads, the layout that the models read next
     y = query.new_empty((*query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1]))
     return y.transpose(-2, -3)
 
@@ -169,10 +169,10 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """softmax(query @ key.T * scale + mask) @ value, in the dtype of `query`; of a call that `is_ours`.
+    """Computes softmax(query @ key.T * scale + mask) @ value, in the dtype of `query`, for a call that `is_ours`.
 
-    query (..., rows, d), key (..., keys, d), value (..., keys, e): (..., rows, e). Rows that may look at nothing become
-    zeros, as torch's do. Arguments are torch's.
+    query (..., rows, d), key (..., keys, d), value (..., keys, e): (..., rows, e). Rows whose keys are all masked
+    become zeros, as in torch. Arguments are torch's.
     """
     *heads, rows, width = query.shape
     scale = (width**-0.5 if scale is None else scale) * _LOG2E
@@ -190,17 +190,17 @@ def attention(
 
 
 def _side_by_side(x: Tensor) -> Tensor:
-    """`x`, whose values of a row lie side by side."""
+    """Returns `x` with contiguous rows, a copy where need be."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def _by_batch(x: Tensor) -> Tensor:
-    """`x` of shape (..., heads, rows, columns) with one axis before the heads."""
+    """Reshapes `x` (..., heads, rows, columns) to have exactly one axis before the heads."""
     return x.unsqueeze(0) if x.ndim == 3 else x.flatten(0, -4)
 
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float) -> None:
-    """Stores the output in `y`. `mask` and `scale` are to base 2."""
+    """Computes attention by oneDNN's products and stores it in `y`. `mask` and `scale` are to base 2."""
     rows, keys = y.shape[-2], key.shape[-2]
     for at in itertools.product(*map(range, y.shape[:-2])):
         head, values = key[at].float().contiguous(), value[at].float().contiguous()
@@ -220,7 +220,8 @@ def _pieces(rows: int, keys: int) -> Iterator[slice]:
 
 
 def _in_base_2(mask: Tensor, keys: int) -> Tensor:
-    """What is added to the scores, (..., keys). The largest numbers stay finite: a row of them is a row of equals."""
+    """The mask to add to scores to base 2, (..., keys). The largest finite numbers stay finite, so that a row of them
+    is a row of equal scores."""
     mask = mask.expand(*mask.shape[:-1], keys)
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape).masked_fill_(~mask, -math.inf)
@@ -229,6 +230,6 @@ def _in_base_2(mask: Tensor, keys: int) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """x (rows, in) times weight (out, in): (rows, out)."""
+    """The product of x (rows, in) and weight (out, in): (rows, out)."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return y

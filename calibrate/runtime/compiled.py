@@ -1,6 +1,6 @@
-"""What torch.compile sees of integer layers on a CPU: codes, which it fuses with what comes before, and operators.
+"""The form of integer layers on a CPU in torch.compile: codes, which fuse with the operations before, and operators.
 
-An operator is given tensors alone, so a layer is one of them: a number that it is found by as long as it lives.
+An operator takes tensors alone, so a layer is passed as one: a number under which the layer is found while it lives.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def _sums_in_int32() -> bool:
 
 
 def takes(layer: Int8Layer) -> bool:
-    """Whether `layer` has a form in graphs: not with ranges by noise level, since that of a call is outside of them."""
+    """Whether `layer` has a form in graphs: not with ranges by noise level, which is known only outside a graph."""
     return not layer.input_type.by_level
 
 

@@ -1,7 +1,7 @@
-"""The CPU: oneDNN's kernels for uint8 x int8 on packed weights; scale, bias and GELU of the output in the same pass.
+"""The CPU backend: oneDNN's kernels for uint8 x int8 on packed weights; scale, bias and GELU in the same pass.
 
-Inductor cannot take a packed weight apart, so torch.compile is shown operators (`compiled`). Layers with a range for
-each bin of noise levels are outside of its graphs, as the noise level of a call is.
+Inductor cannot trace a packed weight, so torch.compile gets operators instead (`compiled`). Layers with a range for
+each bin of noise levels run outside of its graphs, where the noise level of a call is known.
 
 The codes are uint8 because int8 with a zero point takes a path ten times slower. An output that nearly cancels its bias
 may differ from the reference by roundings of that bias in float32.
@@ -20,15 +20,15 @@ from .int8_layer import Conv2dState, LinearState
 from .onednn_weights import SHIFT, Output, Packed
 from .shared_codes import Quantization
 
-_AT_ONCE = 1 << 20  # values that are quantized at once: they stay in the cache from one step of the formula to the next
-_WHOLE = 1.5 * 2.0**23  # float32 of this size are whole numbers, whose lowest bits are those of int32
-_OUT = (torch.float32, torch.bfloat16)
+_AT_ONCE = 1 << 20  # values quantized at once: they stay in the cache from one step of the formula to the next
+_WHOLE = 1.5 * 2.0**23  # a float32 near this is a whole number, whose low bits are those of the number added to this
+_OUT = (torch.float32, torch.bfloat16)  # dtypes that oneDNN's kernels write
 
 
 @torch.compiler.disable
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
-    with torch._C.DisableTorchFunction():  # modes, as attention's, would be asked about each of the small steps
+    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
+    with torch._C.DisableTorchFunction():  # a mode, as attention's, would be called for each of the small steps
         return _linear(layer, x, gelu)
 
 
@@ -55,7 +55,7 @@ def _linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
 
 
 def _weight_only(layer: LinearState, rows: Tensor) -> Tensor:
-    """Products with the weight as the reference rounds it; only what the cache holds of it is float at once."""
+    """Products with the float weight, rounded as in the reference; only as much as the cache holds is float at once."""
     x, y = layer.transformed(rows, -1), torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
     for start in range(0, layer.out_features, step := max(1, _AT_ONCE // layer.in_features)):
         at = slice(start, start + step)
@@ -86,9 +86,9 @@ def _quantized(layer: LinearState, x: Tensor, at: int) -> Tensor:
 
 
 def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
-    """Stores `codes` of `x` in `out` as `_store` does, in fewer passes: one of our own kernel's, or some of torch's.
+    """Stores `codes` of `x` in `out` as `_store` does, in fewer passes: one of Octavo's kernel, or a few of torch's.
 
-    What is added to x / scale rounds it, to the even ones of equally near because it is even itself.
+    The number added to x / scale rounds the sum to a whole number; being even, it resolves ties to even.
     """
     zero_point, loaded = int(qparams.zero_point) + SHIFT, kernels.library()
     if loaded is not None and x.dtype in kernels.NARROW:
@@ -117,9 +117,9 @@ def _pieces(out: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _store(out: Tensor, found: Tensor) -> Tensor:
-    """Whole numbers of int8 in float32, as uint8; `found` is overwritten.
+    """Stores int8 codes held in float32 as uint8; `found` is overwritten.
 
-    Read as int32 they are narrowed 16 at a time; from float32 the CPU would convert them one by one.
+    Read as int32, codes are narrowed 16 at a time; from float32 the CPU would convert one by one.
     """
     return out.copy_(found.add_(_WHOLE + SHIFT).view(torch.int32))
 

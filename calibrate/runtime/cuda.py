@@ -1,4 +1,4 @@
-"""CUDA: cuBLAS multiplies the integers; the rest is plain torch, which torch.compile makes one kernel of."""
+"""The CUDA backend: cuBLAS multiplies the integers; the rest is plain torch, one kernel after torch.compile."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from .reference import activated
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
+    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
     return activated(layer.computed(x, int_matmul), gelu)
 
 

@@ -1,4 +1,4 @@
-"""The state of a fast integer layer: its numbers, packed for the CPU, and the number that graphs find it by.
+"""The state of a fast integer layer: its numbers, packed for the CPU, and the number under which graphs find the layer.
 
 Backends are written against `LinearState` and `Conv2dState`; `int8_modules` gives these their forwards.
 """
@@ -19,7 +19,7 @@ from ..layers.scheme import QParams
 from .onednn_weights import Packed, pack
 from .shared_codes import Recent
 
-LAYERS: "weakref.WeakValueDictionary[int, Int8Layer]" = weakref.WeakValueDictionary()  # by the number of each
+LAYERS: "weakref.WeakValueDictionary[int, Int8Layer]" = weakref.WeakValueDictionary()  # all layers, by number
 
 
 def number_of(layer: "Int8Layer") -> Tensor:
@@ -29,16 +29,17 @@ def number_of(layer: "Int8Layer") -> Tensor:
 
 
 class Int8Layer(IntegerLayer):
-    """Runs on `backend`, a name of BACKENDS; None takes that of the input's device, or the reference.
+    """An integer layer that runs on `backend`, a name of BACKENDS; None: the backend of the input's device, or the
+    reference.
 
-    On the CPU the first forward of any packs the weights of its model, and lets the plain ones go: there is one copy in
-    memory. A plain one is there again when asked for, and when the module is moved, copied, saved or loaded, until the
-    next forward.
+    On the CPU the first forward of any layer packs the weights of its model and frees the plain weights: there is one
+    copy in memory. A plain weight exists again when asked for, and when the module is moved, copied, saved or loaded,
+    until the next forward.
     """
 
     backend: str | None = None
-    number: Tensor  # that graphs find it by
-    recent: Recent | None = None  # shared with other layers of its model
+    number: Tensor  # 0-d int64, under which graphs find the layer
+    recent: Recent | None = None  # shared with the other layers of the model
     _packed: Packed | None = None
 
     def __init__(self, *args: Any) -> None:
@@ -58,7 +59,7 @@ class Int8Layer(IntegerLayer):
         """The numbers as the CPU takes them."""
         if self._packed is None:
             self._pack()
-            # the others' too: packed between what calls allocate and free, weights would leave holes in memory
+            # all layers at once: weights packed later, between tensors of calls, would leave holes in memory
             for layer in self.recent.layers if self.recent else ():
                 weight = layer._parameters.get("weight")
                 if not layer.weight_only and weight is not None and weight.device.type == "cpu":
@@ -84,14 +85,14 @@ class Int8Layer(IntegerLayer):
         return super().__getattr__(name)
 
     def bins(self, rows: int | None) -> int | list[int]:
-        """The bin of each of the `rows`, or of all of them; 0 for layers without."""
+        """The bin of each of the `rows` rows, or one bin for all; 0 for layers without bins."""
         if not self.input_type.by_level:
             return 0
         found: int | list[int] = (self.noise_level or NoiseLevel()).bins(self.edges, rows).tolist()
         return found
 
     def qparams(self, at: int) -> QParams:
-        """Those of the input in a bin."""
+        """The parameters of the input in bin `at`."""
         return QParams(self.input_scale.view(-1)[at], self.input_zero_point.view(-1)[at])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -118,7 +119,7 @@ class Int8Layer(IntegerLayer):
         self.share(self.recent)
 
     def share(self, recent: Recent | None) -> None:
-        """Makes `recent` what this layer shares with others."""
+        """Sets the `recent` that this layer shares with others."""
         self.recent = recent
         if recent is not None:
             recent.layers.add(self)

@@ -1,4 +1,4 @@
-"""Sums of products on devices that multiply matrices of int8 and add nothing to them: CUDA, and the NPU in float32."""
+"""Sums of products on devices with a plain product of int8 matrices: CUDA, and the NPU for float32 inputs."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ Matmul = Callable[[Tensor, Tensor], Tensor]  # whole numbers in float32 (..., in
 
 
 def convolution(layer: QuantizedConv2d, matmul: Matmul) -> Callable[[Tensor], Tensor]:
-    """What convolves padded integers of float32 with the weight of `layer`, patch by patch, by means of `matmul`."""
+    """A function that convolves padded codes in float32 with the weight of `layer`, patch by patch, with `matmul`."""
 
     def convolve(padded: Tensor) -> Tensor:
         images = padded if padded.ndim == 4 else padded.unsqueeze(0)
@@ -27,10 +27,10 @@ def convolution(layer: QuantizedConv2d, matmul: Matmul) -> Callable[[Tensor], Te
 
 
 def int_matmul(q: Tensor, weight: Tensor) -> Tensor:
-    """torch._int_mm, within its limits on CUDA: more than 16 rows, other extents multiples of 8. Zeros fill them up."""
+    """The product by torch._int_mm, padded with zeros to CUDA's limits: more than 16 rows, multiples of 8 otherwise."""
     rows = q.reshape(-1, q.shape[-1]).to(torch.int8)
     outs, ins = weight.shape
     more_rows, more_ins, more_outs = max(0, 17 - len(rows)), -ins % 8, -outs % 8
-    # columns of the second matrix are rows of the weight, and cuBLAS wants them one after another
+    # cuBLAS needs the second matrix column by column: these are the rows of the weight
     total = torch._int_mm(F.pad(rows, (0, more_ins, 0, more_rows)), F.pad(weight, (0, more_ins, 0, more_outs)).t())
     return total[: len(rows), :outs].reshape(*q.shape[:-1], outs)

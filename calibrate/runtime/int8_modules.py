@@ -14,23 +14,23 @@ BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "npu": npu, "refere
 def backend_of(layer: Int8Layer, x: Tensor) -> ModuleType:
     """The module that computes `layer` for the input `x`.
 
-    In a graph of torch.compile that is `compiled` where `cpu` would be it: Inductor cannot take a packed weight apart.
+    In a graph of torch.compile, `compiled` replaces `cpu`: Inductor cannot trace a packed weight.
     """
     backend = BACKENDS.get(layer.backend or x.device.type, reference)
     return compiled if backend is cpu and torch.compiler.is_compiling() and compiled.takes(layer) else backend
 
 
 class Int8Linear(LinearState):
-    """A QuantizedLinear that runs as fast as it can."""
+    """A QuantizedLinear on the fastest backend of its input's device."""
 
     def forward(self, input: Tensor, gelu: str | None = None) -> Tensor:
-        """The output, in the dtype of the input; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
+        """The output, in the dtype of the input; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
         y: Tensor = backend_of(self, input).linear(self, input, gelu)
         return y
 
 
 class Int8Conv2d(Conv2dState):
-    """A QuantizedConv2d that runs as fast as it can."""
+    """A QuantizedConv2d on the fastest backend of its input's device."""
 
     def forward(self, input: Tensor) -> Tensor:
         y: Tensor = backend_of(self, input).conv2d(self, input)
@@ -38,7 +38,7 @@ class Int8Conv2d(Conv2dState):
 
 
 class Int8GELU(nn.Module):
-    """GELU of what an Int8Linear puts out, in the same pass. It takes the place of diffusers' module of that name.
+    """An Int8Linear and GELU of its output in one pass, in the place of diffusers' module GELU.
 
     The tensors keep their names.
     """

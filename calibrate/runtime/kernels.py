@@ -1,4 +1,4 @@
-"""kernels.c as Python calls it. Compiled when Octavo is installed; where it is not there, torch computes."""
+"""Python bindings of kernels.c, which is compiled when Octavo is installed; without the library torch computes."""
 
 import ctypes
 import hashlib
@@ -11,14 +11,14 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_suffix(".c")
 LIBRARY = SOURCE.with_name("libkernels.so")
-NARROW = {torch.float32: 0, torch.bfloat16: 1}  # dtypes of what becomes codes
+NARROW = {torch.float32: 0, torch.bfloat16: 1}  # dtypes that the kernel quantizes, and its argument `narrow` for each
 
 _TENSORS = ("query", "key", "value", "mask", "y")
 _log = logging.getLogger(__name__)
 
 
 class _Attention(ctypes.Structure):
-    """The struct of that name."""
+    """The arguments of the attention kernel, laid out as the struct in kernels.c."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _TENSORS),
@@ -30,7 +30,7 @@ class _Attention(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where there are none, or they are not for this processor or not of this kernels.c."""
+    """The compiled kernels; None where there are none, or where they do not fit this processor or this kernels.c."""
     if not (torch.cpu._is_avx512_supported() and torch.cpu._is_avx512_bf16_supported() and LIBRARY.exists()):
         return None
     try:
@@ -49,10 +49,10 @@ def library() -> ctypes.CDLL | None:
 def attention(
     loaded: ctypes.CDLL, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
 ) -> None:
-    """y = softmax(query @ key.T * scale + mask) @ value.
+    """Computes y = softmax(query @ key.T * scale + mask) @ value.
 
-    All are (batch, heads, rows, columns), bfloat16 but for `mask`, which is float32; the values of a row lie side by
-    side. `mask` and `scale`, which is positive, are to base 2.
+    All tensors are (batch, heads, rows, columns) with contiguous rows, in bfloat16 but for `mask`, which is float32.
+    `mask` and the positive `scale` are to base 2.
     """
     (batch, heads, rows, width), (keys, out) = query.shape, value.shape[2:]
     call = _Attention(batch=batch, heads=heads, rows=rows, keys=keys, width=width, out=out, scale=scale)
@@ -66,7 +66,7 @@ def attention(
 
 
 def quantize(loaded: ctypes.CDLL, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
-    """out = clamp(round(x / scale) + zero_point, 0, 255). Both are contiguous; `x` is of a dtype in NARROW."""
+    """Computes out = clamp(round(x / scale) + zero_point, 0, 255) for contiguous tensors, `x` of a dtype in NARROW."""
     loaded.quantize(
         ctypes.c_void_p(x.data_ptr()), NARROW[x.dtype], ctypes.c_void_p(out.data_ptr()), ctypes.c_int64(x.numel()),
         ctypes.c_float(scale), zero_point, torch.get_num_threads(),

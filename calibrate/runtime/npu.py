@@ -1,11 +1,11 @@
-"""Ascend NPUs, by the operators of torch_npu: called as MindIE-SD calls them, with the numbers of the checkpoint.
+"""The NPU backend: operators of torch_npu, called as MindIE-SD calls them, with the numbers of the checkpoint.
 
 npu_quantize(x, scales, zero_points, qint8)     round(x / scales) + zero_points
 npu_dynamic_quant(x)                            round(x / scale), and scale, which is max |x| / 127 of each row
 npu_quant_matmul(q, weight.T, scale, bias=b)    (q @ weight.T + b) * scale, where b is int32
   with pertoken_scale=s                         q @ weight.T * scale * s + b, where b is float32
 
-They put out float16 and bfloat16. For a float32 input they put out the sums, int32.
+The operators return float16 and bfloat16. For a float32 input, npu_quant_matmul returns the sums as int32 instead.
 """
 
 import torch
@@ -17,11 +17,11 @@ from .int8_matmul import convolution
 from .reference import activated
 from .reference import linear as reference_linear
 
-_OUT = (torch.float16, torch.bfloat16)
+_OUT = (torch.float16, torch.bfloat16)  # dtypes that npu_quant_matmul can return
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
+    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
     if layer.weight_only or not x.numel():
         return reference_linear(layer, x, gelu)
     if x.dtype not in _OUT:
@@ -42,7 +42,7 @@ def _static(layer: LinearState, rows: Tensor, at: int) -> Tensor:
     scale, zero_point = (parameter.view(1) for parameter in layer.qparams(at))
     q = torch.ops.npu.npu_quantize(rows, scale, zero_point, torch.qint8)
     deq, bias = layer.deq.view(-1, outs)[at], layer.quant_bias.view(-1, outs)[at]
-    deq = packed(deq) if rows.dtype == torch.float16 else deq  # as its dequantizer wants them for that dtype
+    deq = packed(deq) if rows.dtype == torch.float16 else deq  # for float16 the dequantizer takes int64
     return _product(layer, q, deq, rows.dtype, bias=bias)
 
 

@@ -1,7 +1,7 @@
-"""Weights of linear layers in the layout of oneDNN's products of uint8 and int8, written ten times as fast as there.
+"""Packs weights of linear layers in oneDNN's layout for products of uint8 and int8, ten times as fast as oneDNN does.
 
-A weight (out, in), padded with zeros to multiples of 64, lies there as words of 4 inputs, (out / 64, in / 64, 16, 64);
-minus the sum of each row comes behind them in int32. oneDNN calls it BA16a64b4a, and goes there byte by byte.
+In this layout a weight (out, in), padded with zeros to multiples of 64, lies as words of 4 inputs, (out / 64, in / 64,
+16, 64), followed by minus the sum of each row in int32. oneDNN calls the layout BA16a64b4a, and writes byte by byte.
 """
 
 import ctypes
@@ -11,22 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ROWS = 64
-_SAMPLED = 256  # words of a weight
+_ROWS = 64  # rows and columns of a block of the layout
+_SAMPLED = 256  # words of a weight that are compared to tell layouts apart
 
 
 class Layouts:
     """Packs the weights of one model.
 
-    Which layout it is goes by the CPU, the shape and the version: oneDNN packs the first weight of a shape, and only
-    where that is what would be written here, bit for bit, are those that follow written into a copy of it.
+    oneDNN's layout depends on the CPU, the shape and the version. So oneDNN packs the first weight of a shape; only if
+    the result is what this class would write, bit for bit, this class packs later weights of the shape, into a copy.
     """
 
     def __init__(self) -> None:
         self._same: WeakValueDictionary[torch.Size, Tensor] = WeakValueDictionary()
 
     def pack(self, weight: Tensor, sums: Tensor) -> Tensor:
-        """What `qlinear_prepack` makes of a contiguous int8 weight (out, in), opaque; `sums`, int32, of its rows."""
+        """Packs a contiguous int8 weight (out, in) to the opaque tensor that `qlinear_prepack` gives; `sums`, int32,
+        are those of the rows."""
         words = _words(weight)
         behind = F.pad(sums, (0, len(words) - len(sums))).neg()
         like = self._same.get(weight.shape)
@@ -42,7 +43,7 @@ class Layouts:
 
 
 def _words(weight: Tensor) -> Tensor:
-    """A weight as int32 (rows, words), padded."""
+    """A weight, padded, as int32 words (rows, words)."""
     more = [-side % _ROWS for side in weight.shape]
     if any(more) or weight.storage_offset() % 4:
         weight = F.pad(weight, (0, more[1], 0, more[0]))
@@ -54,7 +55,7 @@ def _blocks(words: Tensor) -> Tensor:
 
 
 def _memory(packed: Tensor) -> Tensor:
-    """The bytes of an opaque tensor as int32, whole words of them, for as long as that lives."""
+    """The memory of an opaque tensor as int32 words, valid while the tensor lives."""
     size = torch.ops.mkldnn._nbytes(packed) // 4
     return torch.frombuffer((ctypes.c_int32 * size).from_address(torch.ops.mkldnn.data_ptr(packed)), dtype=torch.int32)
 
@@ -72,7 +73,7 @@ def _is(memory: Tensor, words: Tensor, behind: Tensor) -> bool:
 
 
 def _tells(words: Tensor) -> bool:
-    """Whether most words, of those all over the weight, differ: zeros look the same in any layout."""
-    step = words.numel() // _SAMPLED | 1  # odd: not one column over and over
+    """Whether most of the sampled words of a weight differ, so that they tell layouts apart, as zeros would not."""
+    step = words.numel() // _SAMPLED | 1  # odd, so that samples do not all come from one column
     sampled = words.flatten()[::step].tolist()
     return 2 * len(set(sampled)) > len(sampled)

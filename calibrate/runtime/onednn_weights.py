@@ -1,4 +1,4 @@
-"""The numbers of a layer as oneDNN takes them on the CPU: derived from the checkpoint's, which can be had back.
+"""The numbers of a layer as oneDNN takes them on the CPU, derived from the checkpoint's, which can be restored.
 
 oneDNN computes in float32
 
@@ -18,11 +18,11 @@ from ..layers.modules import QuantizedConv2d, QuantizedLayer
 from ..layers.products import integer_matmul
 from .onednn_layout import Layouts
 
-SHIFT = 128  # codes are uint8 here: those of int8 plus this
+SHIFT = 128  # added to int8 codes, which are uint8 here
 
 
 class Output(NamedTuple):
-    """What an output is made with: `zero_point` a uint8 code; `scale` and `bias`, float32 (out,)."""
+    """The numbers behind an output in one bin: `zero_point`, a uint8 code; `scale` and `bias`, float32 (out,)."""
 
     zero_point: int
     scale: Tensor
@@ -37,20 +37,20 @@ class Packed(NamedTuple):
     outputs: tuple[Output, ...]
 
     def plain(self) -> Tensor:
-        """The weight as it was before."""
+        """The int8 weight in its own layout."""
         dense = self.weight.to_dense()
         return (dense.t() if dense.ndim == 2 else dense).contiguous()
 
 
 def pack(layer: QuantizedLayer, layouts: Layouts) -> Packed:
-    """The numbers of a layer whose input becomes integers; those that have no bins have one Output.
+    """Packs the numbers of a layer whose input becomes integers; a layer without bins has one Output.
 
-    A dynamic one's is for integers alone, with the weight scale: the scale of the token and the bias come after it.
+    The Output of a dynamic layer has the weight scale alone: the scale of the token and the bias are applied later.
     """
-    weight = layer.weight.detach().contiguous()  # oneDNN looks at no strides
+    weight = layer.weight.detach().contiguous()  # oneDNN ignores strides
     zeros = torch.zeros(len(weight), dtype=torch.int64)
     rows = weight.flatten(1)
-    sums = integer_matmul(torch.ones(rows.shape[1]), rows)  # faster than a sum, which makes int64 of all of them first
+    sums = integer_matmul(torch.ones(rows.shape[1]), rows)  # faster than a sum, which copies all to int64 first
     if isinstance(layer, QuantizedConv2d):
         moves = layer.stride, (0, 0), layer.dilation, layer.groups
         packed = torch.ops.onednn.qconv_prepack(weight, torch.ones(len(weight)), 1.0, 0, *moves)

@@ -1,4 +1,4 @@
-"""The integers of the checkpoint on any device, as the definition of right computes them: slowly."""
+"""The reference backend: computes the integers of the checkpoint exactly on any device, slowly."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,7 +8,7 @@ from .int8_layer import Conv2dState, LinearState
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
+    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
     return activated(QuantizedLinear.forward(layer, x), gelu)
 
 
@@ -18,5 +18,5 @@ def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
 
 
 def activated(y: Tensor, gelu: str | None) -> Tensor:
-    """GELU of `y`, when there is to be one."""
+    """GELU of `y`, or `y` itself where `gelu` is None."""
     return y if gelu is None else F.gelu(y, approximate=gelu)

@@ -1,4 +1,4 @@
-"""What the layers of a model share: the integers of an input that several are given, as to_q, to_k and to_v are."""
+"""Shares the codes of an input between the layers that receive the same tensor, such as to_q, to_k and to_v."""
 
 import weakref
 from collections.abc import Callable
@@ -11,19 +11,19 @@ from .onednn_layout import Layouts
 
 
 class Quantization(NamedTuple):
-    """What the integers of an input follow from, but for the input."""
+    """The parameters by which an input becomes integers."""
 
     scale: float
     zero_point: int
     transform: Transform | None
 
     def same(self, other: "Quantization") -> bool:
-        """Whether both make the same integers."""
+        """Whether both give the same integers."""
         return self[:2] == other[:2] and same_transform(self.transform, other.transform)
 
 
 class Recent:
-    """Holds the layers that share this, the integers of their last input, and how their weights lie.
+    """Holds the layers of a model, the integers of their last input, and the layouts of their weights.
 
     Copies begin empty.
     """
@@ -34,7 +34,7 @@ class Recent:
         self._last: tuple[weakref.ref[Tensor], int, Quantization, Tensor] | None = None
 
     def of(self, x: Tensor, how: Quantization, make: Callable[[], Tensor]) -> Tensor:
-        """The integers of `x` as it is now, which nobody may change; from `make` unless they are known."""
+        """The integers of `x` as it is now, from `make` unless they are known already; callers must not change them."""
         if x.is_inference():  # has no version: a change in place would go unnoticed
             return make()
         last = self._last

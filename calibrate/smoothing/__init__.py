@@ -1,1 +1,1 @@
-"""Outliers of inputs moved into weights (SmoothQuant), and multipliers folded into what comes before."""
+"""Moves outliers of inputs into weights (SmoothQuant), and folds the multipliers into the layers before."""

@@ -1,8 +1,8 @@
-"""Integer layers without the multiplier of their input: what makes the input is divided instead.
+"""Folds the smoothing factor of a layer into whatever produces its input: a linear, a norm, a modulation.
 
-Of a layer with mul_scale, the weight already carries the inverse. So the multiplier may go where the input's channels
-come from: into the weight scales and biases of integer layers, whose int8 codes stay, or into float parameters. The
-model then computes the same with fewer operations, and any consumer can run it that knows no multiplier.
+The weight of a layer with mul_scale already carries the inverse. So the multiplier may move to where the input's
+channels come from: into the weight scales and biases of integer layers, whose int8 codes stay, or into float
+parameters. The model then computes the same with fewer operations, also in a consumer that knows no multiplier.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,13 +20,13 @@ from ..layers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ..layers.numbers import Numbers
 from ..layers.weights import QuantizedWeight
 
-_HALF = 0.51  # of a step: what rounding explains of the difference of quant_bias from the bias
+_HALF = 0.51  # largest rounding of quant_bias, in steps of the accumulator: a larger difference is a correction
 
 
 class Fold(Protocol):
-    """What makes the channels of an input: rows from `start` of a layer, a norm, or of a parameter seen flat.
+    """The source of the channels of an input: rows from `start` of a layer, a norm, or a flattened parameter.
 
-    `plus_one`: it makes the scale of a modulation, which is applied as 1 + scale.
+    `plus_one`: the source gives the scale of a modulation, which is applied as 1 + scale.
     """
 
     @property
@@ -40,7 +40,7 @@ class Fold(Protocol):
 
 
 class Group(Protocol):
-    """Layers whose inputs are made by `folds` and by nothing else, and reach nothing but these layers."""
+    """Layers whose inputs come from `folds` alone, where the outputs of `folds` reach these layers alone."""
 
     @property
     def layers(self) -> Sequence[str]: ...
@@ -50,26 +50,26 @@ class Group(Protocol):
 
 
 class Folded(NamedTuple):
-    """The integer layers, and what makes new values for float parameters of the model, by their names.
+    """The integer layers, and functions that make new values for float parameters of the model, by name.
 
-    A value is made when it is asked for, so that those of a large model need not be in memory together;
-    `model.load_state_dict(values(), strict=False)` puts all in.
+    A value is made when asked for, so that the values of a large model need not be in memory together;
+    `model.load_state_dict(values(), strict=False)` loads all.
     """
 
     layers: dict[str, QuantizedLayer]
     parameters: dict[str, Callable[[], Tensor]]
 
     def values(self) -> dict[str, Tensor]:
-        """All of the new values."""
+        """All new values by name."""
         return {name: make() for name, make in self.parameters.items()}
 
 
 def folded(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Iterable[Group]) -> Folded:
-    """The layers without mul_scale for each of the groups that can do without; the others are as they were.
+    """Folds mul_scale away in each group that allows it; the other layers stay as they were.
 
-    A group can where all its layers are integer ones with the same mul_scale and all that makes their input takes the
-    multiplication. `model` is the float one, or the one `layers` are installed in; neither it nor `layers` are changed,
-    and layers that stay the same are the same objects.
+    A group allows it where all its layers are integer layers with the same mul_scale and every source of their input
+    takes the multiplication. `model` is the float model, or has `layers` installed; neither `model` nor `layers` are
+    changed, and layers that stay the same are the same objects.
     """
     made = Folded(dict(layers), {})
     for group in groups:
@@ -85,7 +85,7 @@ def folded(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Itera
 
 
 def _common(members: Sequence[QuantizedLayer | None]) -> Tensor | None:
-    """The multiplier that all of them have."""
+    """The multiplier that all members have; None where one has none or another."""
     found = [None if member is None else member.mul_scale for member in members]
     known = [each for each in found if each is not None]
     same = len(known) == len(found) > 0 and all(torch.equal(each, known[0]) for each in known)
@@ -93,14 +93,14 @@ def _common(members: Sequence[QuantizedLayer | None]) -> Tensor | None:
 
 
 def _with(layer: QuantizedLayer, numbers: Numbers) -> QuantizedLayer:
-    """A layer of the same kind and place."""
+    """A layer of the same kind with other numbers."""
     made = QuantizedConv2d(numbers, layer.geometry) if isinstance(layer, QuantizedConv2d) else QuantizedLinear(numbers)
     made.noise_level = layer.noise_level
     return made
 
 
 def _moved(model: nn.Module, made: Folded, fold: Fold, multiplier: Tensor) -> bool:
-    """Multiplies what `fold` names; False where it does not take it."""
+    """Multiplies the source that `fold` names; False where the source cannot take the multiplication."""
     layer = made.layers.get(fold.target)
     if layer is None:
         return _float(model, made.parameters, fold, multiplier)
@@ -116,9 +116,8 @@ def _moved(model: nn.Module, made: Folded, fold: Fold, multiplier: Tensor) -> bo
 
 
 def multiplied(layer: QuantizedLayer, by: Tensor, plus: Tensor) -> Numbers | str:
-    """The numbers of a layer with the same int8 codes whose output is that of `layer` times `by` plus `plus`.
-
-    Both (out,) float64. Or why there are none.
+    """The numbers of a layer with the same int8 codes and the output of `layer` times `by` plus `plus`, both (out,)
+    float64; or the reason why there are none.
     """
     numbers = layer.numbers
     scale = (numbers.weight_scale.to(torch.float64) * by).to(torch.float32)
@@ -134,7 +133,8 @@ def multiplied(layer: QuantizedLayer, by: Tensor, plus: Tensor) -> Numbers | str
 
 
 def added(numbers: Numbers) -> Tensor:
-    """What a layer with ranges adds to its output, float64 (out,): the bias, or what its quant_bias carries besides."""
+    """The offset that a layer with ranges adds to its output, float64 (out,): the bias, or, with a correction, the
+    value of quant_bias."""
     assert numbers.deq is not None
     assert numbers.quant_bias is not None
     deq = numbers.deq.to(torch.float64).view(-1, len(numbers.weight))  # (bins, out)
@@ -142,14 +142,14 @@ def added(numbers: Numbers) -> Tensor:
     page_out(numbers.weight)
     offset = numbers.input.tensors["input_zero_point"].to(torch.int64).view(-1, 1) * sums
     carried = (numbers.quant_bias.view(deq.shape) + offset) * deq
-    finest = deq.argmin(0, keepdim=True)  # whose rounding is the smallest
+    finest = deq.argmin(0, keepdim=True)  # the bin with the smallest rounding error
     added = carried.gather(0, finest)[0]
     bias = torch.zeros_like(added) if numbers.bias is None else numbers.bias.to(torch.float64)
     return torch.where((added - bias).abs() <= _HALF * deq.gather(0, finest)[0], bias, added)
 
 
 def _float(model: nn.Module, parameters: dict[str, Callable[[], Tensor]], fold: Fold, multiplier: Tensor) -> bool:
-    """Multiplies float parameters, those of `parameters` or copies of the model's."""
+    """Multiplies float parameters: those in `parameters`, or copies of the model's."""
     parent, _, leaf = fold.target.rpartition(".")
     found = getattr(model.get_submodule(parent), leaf)
     weight, bias = getattr(found, "weight", None), getattr(found, "bias", None)
@@ -175,7 +175,8 @@ def _copied(value: Tensor) -> Tensor:
 
 
 def _scaled(make: Callable[[], Tensor], start: int, multiplier: Tensor, plus_one: bool, *, flat: bool) -> Tensor:
-    """What `make` makes, with rows from `start` multiplied; of a tensor seen `flat`, its numbers."""
+    """The tensor that `make` gives, with the rows from `start` multiplied; with `flat`, the numbers of the flattened
+    tensor."""
     made = make()
     part = (made.view(-1) if flat else made)[start : start + len(multiplier)]
     by = multiplier.to(part.device, torch.float64).view([-1] + [1] * (part.ndim - 1))

@@ -1,11 +1,11 @@
-"""Smoothing: channels whose values are large are divided before they are rounded, and their weights multiplied.
+"""Searches smoothing factors: channels with large values are divided before rounding, and their weights multiplied.
 
 SmoothQuant (Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models,
 arXiv 2211.10438, 2022): y = W x = (W * s) (x / s) with s[k] = max|x[k]|**alpha / max|W[:, k]|**(1 - alpha).
 
-Layers that share an input share its factors. alpha is searched for each such group: ranges and factors from the calls
-that choices may look at, the error of the integer layers' outputs on rows of the others. So a division that only fits
-the calls it was made from is not chosen.
+Layers that share an input share its factors. alpha is searched for each such group: ranges and factors come from the
+calls that are not held out, the error of the integer layers' outputs from rows of held-out calls. So factors that only
+fit the calls they were made from are not chosen.
 """
 
 import math
@@ -26,22 +26,23 @@ from ..observers.survey import Survey
 from ..plan import FloatLayer, layer_at
 from ..replay.work import Work
 
-ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)
-_WORTH = 0.9  # of the error without smoothing: a multiply that saves less is not put in
-_NEAR = 1.07  # of the smallest error: among those, the gentlest alpha is taken, which depends least on the calls
-_APART = 0.8  # of the error with common factors: less is not worth a multiply that could be folded away
-_MOST = 2.0**12  # between the middle factor and the largest, and the smallest
+ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)  # values of alpha that are tried
+_WORTH = 0.9  # keep smoothing only if it lowers the output error by at least 10 %: it may cost a multiplication
+_NEAR = 1.07  # the smallest alpha whose error is within 7 % of the best is taken: it depends least on the calls
+_APART = 0.8  # separate factors have to lower the error by 20 % against common ones, which could be folded away
+_MOST = 2.0**12  # largest ratio between the median factor and any other factor
 
 
 class Group(Protocol):
-    """Layers that are given the same input, or inputs whose channels are to be divided by the same factors."""
+    """Layers that receive the same input, or inputs whose channels are to be divided by the same factors."""
 
     @property
     def layers(self) -> Sequence[str]: ...
 
 
 class Smoothing(NamedTuple):
-    """`transform` multiplies each channel of the input by 1 / s, held in the model's dtype; `gain` is in dB."""
+    """The smoothing of a layer: `transform` multiplies each channel of the input by 1 / s, held in the model's dtype;
+    `gain` is the improvement in dB."""
 
     transform: Multiply
     alpha: float
@@ -56,11 +57,11 @@ def smooth(
     scheme: Scheme,
     work: Work,
 ) -> dict[str, Smoothing]:
-    """The smoothing of each layer that gains by it. `kind` says how inputs become codes, of `scheme`.
+    """Finds the smoothing of each layer that gains by smoothing. Inputs become codes of `scheme` in the way `kind`.
 
-    Layers that see one row for each sample are left alone: their few rows say too little of other calls. Layers of a
-    group that are given different inputs have factors of their own where that is much better: those of all blocks of a
-    network may have no channels in common that are large. Collective: the ranks of `work` share the groups.
+    Layers with one row for each sample are left alone: their few rows say too little about other calls. Layers of a
+    group with different inputs get their own factors where these are much better: the blocks of a network may have no
+    large channels in common. Collective: the ranks of `work` share the groups.
     """
     chosen: dict[str, Smoothing] = {}
     found = work.ranks.share(list(grouped(surveys, groups)))
@@ -78,7 +79,7 @@ def smooth(
 
 
 def grouped(surveys: Mapping[str, Survey], groups: Iterable[Group]) -> Iterable[list[str]]:
-    """The names of `surveys` whose input holds tokens: by the groups, and the others by whose input they share."""
+    """Yields the names of `surveys` whose input holds tokens: by groups, and the other layers by shared inputs."""
     able = {name for name, survey in surveys.items() if survey.seen and survey.tokens}
     for group in groups:
         names = [name for name in group.layers if name in able]
@@ -96,10 +97,10 @@ def _by_input(names: Iterable[str], surveys: Mapping[str, Survey]) -> Iterable[l
 
 
 class _Judge:
-    """Judges factors for layers with one input, on rows that they were not made from: the errors of their outputs, over
-    their squares.
+    """Judges factors for layers with one input, on rows of held-out calls, by the squared errors of the outputs over
+    the squares of the float outputs.
 
-    The products are those of the integer layers, but for how their scales are rounded.
+    The products are those of the integer layers, up to the rounding of scales.
     """
 
     def __init__(self, modules: Sequence[FloatLayer], survey: Survey, kind: type[Input], scheme: Scheme) -> None:
@@ -113,7 +114,7 @@ class _Judge:
         ]
 
     def error(self, transform: Multiply | None) -> float:
-        """The sum over the layers; infinite where there are no integers."""
+        """The sum of the layers' errors; infinite where a layer has no integer form."""
         x = self._codes(transform)
         if x is None:
             return math.inf
@@ -136,7 +137,7 @@ class _Judge:
 
 
 def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
-    """What the codes of `x` and of the weight make, without the bias; None where the weight has none."""
+    """The product of the codes of `x` and of the weight, without the bias; None where the weight has no codes."""
     scale = scales_of(weight, scheme)
     if scale is None:
         return None
@@ -154,7 +155,7 @@ def _square(x: Tensor) -> float:
 def _searched(
     model: nn.Module, names: Sequence[str], surveys: Mapping[str, Survey], kind: type[Input], scheme: Scheme
 ) -> tuple[Smoothing | None, float]:
-    """The best smoothing of these layers, if there is one that helps, and the sum of their errors with it."""
+    """Searches the best smoothing of these layers, None where none helps enough; returns it with the sum of errors."""
     weights = largest_of([layer_at(model, name).weight.detach() for name in names])
     fitted = _merged(surveys[name].fitted for name in names)
     judges = [
@@ -183,15 +184,16 @@ def _merged(statistics: Iterable[Channels]) -> Channels:
 
 
 def largest_of(weights: Sequence[Tensor]) -> Tensor:
-    """The largest |W| (in,) of each input channel over weights (out, in)."""
+    """The largest |W| of each input channel, (in,), over weights (out, in)."""
     each = [torch.maximum(weight.amax(0), weight.amin(0).neg()) for weight in weights]
     return torch.stack(each).amax(0)
 
 
 def multiplier_of(weight: Tensor, inputs: Channels, alpha: float) -> Tensor:
-    """1 / s (in,) as the model's dtype holds it, the middle s being 1; so weights are divided by just that.
+    """The multiplier 1 / s (in,), rounded to the model's dtype, so that weights are divided by the same numbers.
 
-    `weight` is what `largest_of` says. s is 1 for channels that are always zero or have no weights.
+    `weight` is the result of `largest_of`. The median s is 1; so is s for channels that are always zero or have no
+    weights.
     """
     largest, weights = torch.maximum(inputs.high, inputs.low.neg()).to(torch.float64), weight.to(torch.float64)
     used = (largest > 0) & (weights > 0)

@@ -1,7 +1,7 @@
-"""What a file of torch.save asks for, found out by unpickling it with stand-ins that neither call nor allocate.
+"""Inspects a file of torch.save by unpickling it with stand-ins that neither call nor allocate.
 
-Each name the pickle needs is looked up in a short list; each tensor's claimed size is held against the bytes that
-are there. Only a file that passes is given to torch.load.
+Each name that the pickle needs is looked up in a short list; each tensor's claimed size is compared with the bytes in
+the file. Only a file that passes is given to torch.load.
 """
 
 import pickle
@@ -17,14 +17,14 @@ import torch
 
 from ..errors import FileError, OctavoError
 
-PICKLE_LIMIT = 64 << 20
+PICKLE_LIMIT = 64 << 20  # bytes; the largest pickle inside a zip archive that is read
 VIEW_LIMIT = 1 << 30  # bytes; an expanded tensor of a small file may claim this much
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER: the first pickle of a file before torch 1.6
 NOT_LOADED = "Not loaded."
 
 
 class Storage(NamedTuple):
-    """A storage the pickle refers to."""
+    """A storage that the pickle refers to."""
 
     key: str
     elements: int
@@ -36,18 +36,18 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """Stands in for a tensor."""
+    """Stand-in for a tensor: its claimed size."""
 
     bytes: int
 
 
 class NotAllowed(Exception):
-    """The pickle needs this name."""
+    """Raised for a name outside the short list that the pickle needs."""
 
 
 @dataclass
 class Claims:
-    """What a pickle says is in its file."""
+    """The claims of a pickle about its file: storages and tensors, each checked against the size of the file."""
 
     path: Path
     size: int
@@ -82,7 +82,7 @@ class Claims:
 
 
 def human(size: int) -> str:
-    """A size with its unit: 3.6 TiB."""
+    """Formats a size in bytes with its unit, such as 3.6 TiB."""
     for power, unit in ((5, "PiB"), (4, "TiB"), (3, "GiB"), (2, "MiB"), (1, "KiB")):
         if size >= 1024**power:
             return f"{size / 1024**power:.1f} {unit}"
@@ -110,7 +110,7 @@ ITEMSIZES = {
 
 
 class DryUnpickler(pickle._Unpickler):
-    """Unpickles to stand-ins. Written in Python: the memo of the C one takes as much memory as the file wishes."""
+    """Unpickles to stand-ins, by Python's unpickler: the memo of the C one takes as much memory as a file asks for."""
 
     def __init__(self, file: IO[bytes], claims: Claims) -> None:
         super().__init__(file, encoding="utf-8")
@@ -168,7 +168,7 @@ def inspect_zip(file: IO[bytes], claims: Claims) -> None:
 
 
 def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
-    """As `inspect_zip`, for the pickles in a row that torch.save wrote before 1.6."""
+    """Refuses a file as `inspect_zip` does, for the sequence of pickles that torch.save wrote before 1.6."""
     if DryUnpickler(file, claims).load() != LEGACY_MAGIC:
         raise foreign(claims.path, "a plain pickle")
     for _ in ("protocol", "system", "object", "storage keys"):
@@ -179,12 +179,12 @@ def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
 
 
 def foreign(path: Path, what: str) -> OctavoError:
-    """The error of a file torch.save did not write."""
+    """The error for a file that torch.save did not write."""
     return FileError(f"{path}: not a file of torch.save (looks like {what}). {NOT_LOADED}")
 
 
 def looks_like(head: bytes) -> str:
-    """What a file that could not be read begins as."""
+    """Guesses from its first bytes what a file is that could not be read."""
     if not head:
         return "an empty file"
     if head.startswith(b"PK\x03\x04"):

@@ -1,4 +1,4 @@
-"""Files of torch.save: the list of samples that older tools gather, read without running anything in it."""
+"""Reads and writes files of torch.save with the list of samples that older tools gather, without running their code."""
 
 import os
 from collections.abc import Iterable
@@ -14,13 +14,13 @@ from ..store.unit import Call
 from ..store.writer import CaptureWriter
 from .pickles import NOT_LOADED, Claims, NotAllowed, foreign, inspect_legacy, inspect_zip, looks_like
 
-HEAD = 512
+HEAD = 512  # bytes read first, to tell the kind of file
 
 
 def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
-    """What torch.save put into `path`, if it is data: tensors, numbers, strings and containers.
+    """Loads a file of torch.save that holds data only: tensors, numbers, strings and containers.
 
-    Never asks and never runs anything; TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD changes nothing. Raises FileError when
+    Never asks and never runs code from the file; TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD has no effect. Raises FileError when
     the file needs more than data, claims more memory than it has bytes, or is not a file of torch.save.
     """
     path = Path(path)
@@ -38,13 +38,13 @@ def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
             raise
         except NotAllowed as exc:
             raise FileError(f"{path}: needs {exc}, which a data file may not. {NOT_LOADED}") from exc
-        except Exception as exc:  # torch and pickle raise anything on what is not theirs
+        except Exception as exc:  # torch and pickle raise all kinds of errors on other files
             raise foreign(path, looks_like(head)) from exc
 
 
 def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The samples of a file of torch.save as (args, kwargs): a dict is keyword arguments, a list or tuple positional
-    ones. Raises FileError as `safe_torch_load` does, and for anything but a list of those."""
+    """Loads the samples of a file of torch.save as (args, kwargs): a dict is keyword arguments, a list or tuple
+    positional ones. Raises FileError as `safe_torch_load` does, and for anything but a list of samples."""
     samples = safe_torch_load(path)
     if isinstance(samples, dict):
         samples = [samples]
@@ -79,7 +79,7 @@ def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
 
 
 def convert_pth(path: str | Path, directory: str | Path, component: str = "transformer") -> None:
-    """Makes a capture of one unit of a file of samples."""
+    """Converts a file of samples to a capture with one unit."""
     samples = load_samples(path)
     manifest = {"pipeline": None, "source": Path(path).name, "prompts": 1}
     with CaptureWriter.create(directory, manifest) as writer:

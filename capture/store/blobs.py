@@ -1,6 +1,7 @@
-"""Tensors as bytes: which can be stored, what their bytes are called, and what numbers they hold.
+"""Tensors as blobs of bytes: which tensors can be stored, the keys of their bytes, and statistics of their numbers.
 
-The key of a blob is sha256(dtype | shape | bytes): one mechanism tells what is stored already and what is damaged.
+The key of a blob is sha256(dtype | shape | bytes), which shows both that a blob is stored already and that it is
+undamaged.
 """
 
 import math
@@ -12,7 +13,7 @@ import torch
 
 from ..errors import FileError
 
-# The names the safetensors format has for them.
+# dtypes that can be stored, by their names in the safetensors format
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -35,13 +36,13 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOAT16_MAX = torch.finfo(torch.float16).max
-MAX_ROWS = 64
-MIN_ROW_BYTES = 1024
+MAX_ROWS = 64  # a tensor with more rows is stored as one blob
+MIN_ROW_BYTES = 1024  # a tensor with smaller rows is stored as one blob: each row's key and entry take space
 
 
 class Stats(NamedTuple):
-    """What a float tensor holds: extremes of its finite values (None without any), the count of values that are not
-    finite, and of float16 values that are as large as float16 goes (where pipelines clip)."""
+    """Statistics of a float tensor: extremes of its finite values (None without any), the count of values that are not
+    finite, and the count of float16 values at float16's largest magnitude (where pipelines clip)."""
 
     minimum: float | None
     maximum: float | None
@@ -53,7 +54,7 @@ NO_STATS = Stats(None, None, 0, 0)
 
 
 def unsupported(tensor: torch.Tensor) -> str | None:
-    """Why `tensor` cannot be stored, or None when it can."""
+    """The reason why `tensor` cannot be stored; None when it can."""
     if tensor.is_quantized:
         return f"is a quantized tensor ({tensor.dtype})"
     if tensor.layout is not torch.strided or tensor.is_nested:
@@ -66,15 +67,16 @@ def unsupported(tensor: torch.Tensor) -> str | None:
 
 
 def settle(tensor: torch.Tensor) -> tuple[torch.Tensor, bool]:
-    """`tensor` detached, contiguous and in CPU memory; True when that memory is a copy nobody else has."""
+    """Returns `tensor` detached, contiguous and in CPU memory, and True when that memory is a copy of its own."""
     plain = tensor.detach().resolve_conj().resolve_neg()
     settled = plain.cpu().contiguous()
     return settled, settled.data_ptr() != tensor.data_ptr()
 
 
 def order_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
-    """Its dimensions from the outermost in memory to the innermost, where that is not their own order: a channels-last
-    input runs through other kernels than a contiguous one, which round differently. None for expanded tensors too."""
+    """The dimensions of a tensor from the outermost in memory to the innermost; None for the usual order and for
+    expanded tensors. A channels-last input runs through other kernels than a contiguous one, which round differently.
+    """
     strides = [(stride, at) for at, stride in enumerate(tensor.stride()) if tensor.shape[at] > 1]
     ordered = [at for _, at in sorted(strides, key=lambda each: -each[0])]
     if ordered == sorted(ordered) or any(stride == 0 for stride, _ in strides):
@@ -83,9 +85,9 @@ def order_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
 
 
 def rows_of(settled: torch.Tensor) -> Sequence[torch.Tensor] | None:
-    """The rows of dim 0 where storing them one by one can pay: both halves of classifier-free guidance are the same
-    latents. Of one picture or video its channels: those of a condition are the same at every step. None where the
-    tensor is stored as one blob."""
+    """The rows of dim 0, where storing rows one by one can pay: both halves of classifier-free guidance are the same
+    latents. For a single picture or video its channels: the channels of a condition are the same at every step. None
+    where the tensor is stored as one blob."""
     found = settled[0] if settled.ndim > 3 and settled.shape[0] == 1 else settled
     shape = found.shape
     if len(shape) < 2 or not 2 <= shape[0] <= MAX_ROWS or found.nbytes // shape[0] < MIN_ROW_BYTES:
@@ -94,7 +96,7 @@ def rows_of(settled: torch.Tensor) -> Sequence[torch.Tensor] | None:
 
 
 def memory_of(settled: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, without a copy; writable where the tensor is."""
+    """The memory of a contiguous CPU tensor, without a copy; writable where the tensor is."""
     if settled.numel() == 0:
         return memoryview(bytearray())
     flat = settled.as_strided((settled.numel(),), (1,))  # a dimension of size 1 may have any stride
@@ -102,14 +104,14 @@ def memory_of(settled: torch.Tensor) -> memoryview:
 
 
 def key_of(name: str, shape: Sequence[int], data: memoryview) -> str:
-    """The name of the blob with these bytes; `name` is the dtype's in the safetensors format."""
+    """The key of the blob with these bytes; `name` is the dtype's name in the safetensors format."""
     digest = sha256(f"{name}|{','.join(map(str, shape))}|".encode())
     digest.update(data)
     return digest.hexdigest()
 
 
 def stats_of(settled: torch.Tensor) -> Stats | None:
-    """Stats of a float or complex tensor (of its real and imaginary parts); None for other dtypes."""
+    """The Stats of a float tensor, or of the real and imaginary parts of a complex one; None for other dtypes."""
     if settled.is_complex():
         settled = torch.view_as_real(settled)
     if not settled.is_floating_point():
@@ -123,14 +125,14 @@ def stats_of(settled: torch.Tensor) -> Stats | None:
         nonfinite, saturated = 0, 0
         if settled.dtype == torch.float16 and max(high, -low) >= FLOAT16_MAX:
             saturated = int((settled.abs() >= FLOAT16_MAX).sum())
-        return Stats(low + 0.0, high + 0.0, nonfinite, saturated)  # -0.0 or 0.0 would depend on the order of reading
+        return Stats(low + 0.0, high + 0.0, nonfinite, saturated)  # never -0.0, which would depend on the order
     finite = settled[settled.isfinite()]
     inner = stats_of(finite) or NO_STATS
     return inner._replace(nonfinite=settled.numel() - finite.numel())
 
 
 def join_stats(parts: Sequence[Stats | None]) -> Stats | None:
-    """The Stats of a tensor made of blobs with these."""
+    """The Stats of a tensor whose blobs have the Stats `parts`."""
     known = [part for part in parts if part is not None]
     if not known:
         return None

@@ -1,4 +1,4 @@
-"""Whether a directory may become, or go on being, a capture."""
+"""Checks whether a directory may become a capture, or be continued as one."""
 
 import json
 import os
@@ -15,12 +15,12 @@ from .layout import CAPTURE, UNITS, list_units, read_capture
 def prepare(directory: Path, modes: Modes, resume: bool) -> None:
     """Makes `directory` when it is absent; raises StorageError when a capture cannot be written there.
 
-    That is when it holds a capture and `resume` is False, when it holds anything else, or is no directory.
+    A capture cannot be written where one exists and `resume` is False, where other files are, or to a file.
     """
     with storage(directory):
         with suppress(
             FileNotFoundError
-        ):  # the longest name there will be; too long shows here, before anything is made
+        ):  # the longest path that will be written: a name too long fails here, before anything is made
             (directory / UNITS / ("0" * 29) / "data-000.safetensors").lstat()
         if not os.path.lexists(directory):
             make_directory(directory, modes.directory)
@@ -38,7 +38,7 @@ def prepare(directory: Path, modes: Modes, resume: bool) -> None:
 
 
 def check_same(directory: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises MisfitError naming the first setting that differs; the prompts may."""
+    """Raises MisfitError, naming the first setting that differs between two manifests; prompts may differ."""
     found = _difference(_settings(stored), _settings(json.loads(canonical(now))), "")
     if found is not None:
         name, before, after = found
@@ -52,7 +52,7 @@ def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _difference(before: Any, after: Any, name: str) -> tuple[str, Any, Any] | None:
-    """Dotted name and both values of the first difference, or None."""
+    """The dotted name and both values of the first difference; None where there is none."""
     if not (isinstance(before, dict) and isinstance(after, dict)):
         return None if canonical(before) == canonical(after) else (name, before, after)
     for key in [*before, *(key for key in after if key not in before)]:

@@ -1,4 +1,4 @@
-"""What lies where in a capture, and reading its sealed files."""
+"""The layout of a capture on disk, and reading its sealed files."""
 
 import re
 from pathlib import Path
@@ -11,10 +11,10 @@ from .parts import Part
 from .tree import decode
 
 CAPTURE, UNITS, UNIT, COMPLETE = "capture.json", "units", "unit.json", "complete.json"
-SCHEMA = 1
+SCHEMA = 1  # version of the layout, written into capture.json
 UNIT_NAME = re.compile(r"(\d{6,12})-([0-9a-f]{16})")
 DATA_NAME = re.compile(r"data-\d{3,9}\.safetensors")
-# what a body raises that is sealed well but is not one of ours
+# errors raised while reading a body that matches its seal but was not written by Octavo
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 
 
@@ -29,7 +29,7 @@ class CallHeader(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """What a stored unit says of itself."""
+    """The contents of a unit.json: a stored unit without its tensors."""
 
     index: int  # type: ignore[assignment]
     key: str
@@ -37,22 +37,22 @@ class Unit(NamedTuple):
     calls: list[CallHeader]
     raw_bytes: int
     stored_bytes: int
-    name: str  # of its directory
-    digest: str  # of its unit.json
+    name: str  # name of the unit's directory
+    digest: str  # digest of its unit.json
 
 
 def unit_key(info: dict[str, Any]) -> str:
-    """The name of a unit with this info: 16 hexadecimal digits of the SHA-256 of its JSON."""
+    """The key of a unit with this info: 16 hexadecimal digits of the SHA-256 of the info's JSON."""
     return digest_of(canonical(info))[:16]
 
 
 def remedy_for(directory: Path, name: str) -> str:
-    """What to do about a damaged unit."""
+    """The remedy that messages give for a damaged unit."""
     return f"Delete {directory / UNITS / name} and run capture --resume."
 
 
 def read_capture(directory: Path) -> dict[str, Any]:
-    """The manifest of the capture in `directory`. Raises FileError when there is none, or none we know."""
+    """Reads the manifest of the capture in `directory`. Raises FileError without one, and for another schema."""
     path = directory / CAPTURE
     if not path.is_symlink() and not path.exists():
         fact = "not a capture (no capture.json)" if directory.is_dir() else "no such capture"
@@ -68,7 +68,7 @@ def read_capture(directory: Path) -> dict[str, Any]:
 
 
 def list_units(directory: Path) -> dict[int, str]:
-    """The directory names of the units that are there, by index, in the order of the indices."""
+    """The directory names of the stored units, by index, in the order of the indices."""
     units = directory / UNITS
     with storage(units):
         if units.is_symlink():
@@ -92,7 +92,8 @@ def list_units(directory: Path) -> dict[int, str]:
 
 
 def read_unit(directory: Path, name: str) -> tuple[Unit, dict[str, Any]]:
-    """A unit and the body of its unit.json, which is as it was sealed; its data files are there in their sizes."""
+    """Reads a unit and the body of its unit.json. Raises FileError for a broken seal, and for data files that are
+    missing or of another size."""
     remedy = remedy_for(directory, name)
     path = directory / UNITS / name / UNIT
     body, digest = read_sealed(path, remedy)

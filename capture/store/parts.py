@@ -1,6 +1,6 @@
 """The data files of a unit: safetensors, written from tensors' own memory, read with pread and checked before use.
 
-A file that is mapped and then truncated kills the process; one that is read gives an error.
+Truncating a mapped file kills the process; reading a truncated file gives an error.
 """
 
 import json
@@ -15,9 +15,9 @@ from ..files import create
 from ..sealed import digest_of, pread
 from .blobs import DTYPES, NAMES, key_of, memory_of
 
-HEADER_LIMIT = 16 << 20
-PART_BYTES = 256 << 20
-PART_BLOBS = 1 << 15  # keeps headers far below HEADER_LIMIT
+HEADER_LIMIT = 16 << 20  # bytes; the largest header that is read
+PART_BYTES = 256 << 20  # most bytes of a data file, unless one blob is larger
+PART_BLOBS = 1 << 15  # most blobs of a data file: keeps headers far below HEADER_LIMIT
 
 
 class Part(NamedTuple):
@@ -29,7 +29,7 @@ class Part(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """Where a tensor lies in its file."""
+    """The place of a tensor in its file: dtype, shape, offset and bytes."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -56,9 +56,9 @@ def write_part(path: Path, blobs: dict[str, torch.Tensor], mode: int) -> Part:
 
 
 def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str) -> dict[str, Stored]:
-    """The blobs of an open data file, whose size and header must be what unit.json says.
+    """Reads the header of an open data file, whose size and header must match unit.json; returns the blobs.
 
-    Reads nothing but the header, and not even that when it claims more than HEADER_LIMIT.
+    Reads nothing but the header, and does not read a header that claims more than HEADER_LIMIT bytes.
     """
     if size != part.bytes:
         raise damage(path, f"damaged (checksum: {size} bytes, not {part.bytes})", remedy)
@@ -78,7 +78,7 @@ def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str)
 
 
 def header_of(entries: dict[str, Any]) -> bytes:
-    """The length and the JSON in front of the data of a safetensors file, which then begin at a multiple of 8."""
+    """The header of a safetensors file: length and JSON, padded so that the data begin at a multiple of 8."""
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -87,7 +87,7 @@ def header_of(entries: dict[str, Any]) -> bytes:
 def placed(entries: dict[str, Any], start: int, size: int) -> dict[str, Stored]:
     """The tensors of a header in the order of their data, which must cover a file from `start` to `size`.
 
-    Raises ValueError, TypeError, KeyError or AttributeError for a header that says something else.
+    Raises ValueError, TypeError, KeyError or AttributeError for any other header.
     """
     tensors = [(name, entry) for name, entry in entries.items() if name != "__metadata__"]
     found = {}
@@ -110,18 +110,18 @@ def placed(entries: dict[str, Any], start: int, size: int) -> dict[str, Stored]:
 
 
 def read_blob(descriptor: int, blob: Stored, into: torch.Tensor, path: Path, remedy: str) -> None:
-    """Fills a contiguous tensor of the blob's dtype and size."""
+    """Reads a blob into a contiguous tensor of its dtype and size."""
     if blob.bytes:
         pread(descriptor, memory_of(into), blob.offset, path, remedy)
 
 
 def matches(key: str, blob: Stored, tensor: torch.Tensor) -> bool:
-    """Whether the tensor holds what the key says."""
+    """Whether the key is that of the tensor's bytes."""
     return key_of(NAMES[blob.dtype], blob.shape, memory_of(tensor)) == key
 
 
 def split_parts(blobs: dict[str, torch.Tensor]) -> Sequence[dict[str, torch.Tensor]]:
-    """`blobs` in order, cut into files of at most PART_BYTES and PART_BLOBS; a larger blob is a file alone."""
+    """Divides `blobs`, in order, into files of at most PART_BYTES and PART_BLOBS; a larger blob is a file alone."""
     parts: list[dict[str, torch.Tensor]] = []
     filled = 0
     for key, tensor in blobs.items():

@@ -1,4 +1,4 @@
-"""Reading a capture: everything is checked against its digest before it is used."""
+"""Reads a capture, and checks everything against its digest before use."""
 
 import math
 from collections.abc import Callable, Collection, Iterator
@@ -25,13 +25,14 @@ class TensorInfo(NamedTuple):
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    stats: Stats | None  # of float tensors
+    stats: Stats | None  # for float tensors only
 
 
 class Capture:
-    """A finished capture; `open` it, then walk `calls` as often as needed.
+    """A finished capture: `open` one, then walk `calls` as often as needed.
 
-    `directory`, `manifest`, `units` (without arguments), and `planned`: how many units the capture was to have.
+    Has `directory`, `manifest`, `units` (without arguments), and `planned`, the number of units that the capture was to
+    have.
     """
 
     def __init__(self, directory: Path, manifest: dict[str, Any], units: list[Unit]) -> None:
@@ -42,8 +43,8 @@ class Capture:
 
     @classmethod
     def open(cls, directory: str | Path, *, allow_incomplete: bool = False) -> Self:
-        """Reads the manifests of a capture. Raises FileError when any of it is missing, damaged or not ours, 4
-        when it is not finished (unless allowed) or holds nothing."""
+        """Reads the manifests of a capture. Raises FileError when a file is missing, damaged or foreign, MisfitError
+        when the capture is not finished (unless allowed) or holds no calls."""
         path = Path(directory)
         manifest = read_capture(path)
         names = list_units(path)
@@ -68,8 +69,8 @@ class Capture:
         units: Collection[int] | None = None,
         where: Callable[[CallHeader], bool] | None = None,
     ) -> Iterator[Call]:
-        """The calls in the order they were heard: of one component, of the units with these indices, those `where`
-        is true of. Needs the memory of one call; the tensors are the caller's to change."""
+        """Yields the calls in the order of recording: of one component, of the units with these indices, for which
+        `where` is true. Needs the memory of one call; the caller may change the tensors."""
         yield from (load() for _, load in self.later(component, units=units, where=where))
 
     def later(
@@ -79,7 +80,8 @@ class Capture:
         units: Collection[int] | None = None,
         where: Callable[[CallHeader], bool] | None = None,
     ) -> Iterator[tuple[CallHeader, Callable[[], Call]]]:
-        """As `calls`, each with what reads it, to be called before the next one is asked for."""
+        """Yields headers in the order of `calls`, each with a function that reads the call. The function must be called
+        before asking for the next header."""
         for unit in self._chosen(units):
             with _opened(self.directory, unit) as source:
                 yield from source.calls(component, where, source.tensor)
@@ -91,7 +93,7 @@ class Capture:
         units: Collection[int] | None = None,
         where: Callable[[CallHeader], bool] | None = None,
     ) -> Iterator[Call]:
-        """As `calls`, with a TensorInfo in the place of each tensor; reads no data."""
+        """Yields the calls as `calls` does, with a TensorInfo in the place of each tensor; reads no data."""
         for unit in self._chosen(units):
             with _opened(self.directory, unit) as source:
                 yield from (load() for _, load in source.calls(component, where, source.describe))
@@ -109,7 +111,7 @@ class Capture:
 
 
 def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
-    """The units complete.json lists, which must be those that are there."""
+    """The units that complete.json lists, which must be the stored units."""
     path = directory / COMPLETE
     remedy = f"Delete {path} and run capture --resume."
     try:
@@ -132,7 +134,7 @@ def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
 
 
 class _Source:
-    """The open data files of one unit, and which of its blobs were checked already."""
+    """The open data files of one unit, and the keys of its blobs that were checked already."""
 
     def __init__(self, folder: Path, remedy: str, body: dict[str, Any]) -> None:
         self.folder, self.remedy, self.body = folder, remedy, body
@@ -170,7 +172,7 @@ class _Source:
     def tensor(self, entry: int) -> torch.Tensor:
         name, shape, keys, *order = self.body["tensors"][entry]
         found = [self._find(key) for key in keys]
-        split = 0 if len(keys) == 1 else 1 if len(keys) == shape[0] else 2  # dimensions that its rows lack
+        split = 0 if len(keys) == 1 else 1 if len(keys) == shape[0] else 2  # leading dimensions that the rows lack
         if any(blob.shape != tuple(shape[split:]) for _, blob in found) or math.prod(shape[:split]) != len(keys):
             raise ValueError("a tensor whose rows do not fit")
         tensor = torch.empty(shape, dtype=DTYPES[name])

@@ -1,4 +1,4 @@
-"""Nested arguments as JSON and back, type by type.
+"""Converts nested arguments to JSON and back, type by type.
 
 A value of JSON stands for itself when reading gives it back exactly: null, true, 7, 0.5, "text", [lists]. Everything
 else is an object with one key, its tag: {"tuple": [...]}, {"dict": [[key, value], ...]}, {"Size": [...]},
@@ -15,8 +15,8 @@ import torch
 
 from ..errors import FileError, OctavoError
 
-MAX_DEPTH = 16
-MAX_VALUES = 100_000  # in one argument; lists that share their parts can stand for far more values than they hold
+MAX_DEPTH = 16  # most levels of nesting in one argument
+MAX_VALUES = 100_000  # most values in one argument; lists that share parts can expand to far more than they hold
 TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 PutTensor = Callable[[torch.Tensor, str], Any]
@@ -24,10 +24,11 @@ GetTensor = Callable[[Any], Any]
 
 
 def encode(value: object, put_tensor: PutTensor, path: str = "value", owner: str = "") -> Any:
-    """The JSON form of `value`. `put_tensor(tensor, path)` returns what stands for a tensor.
+    """The JSON form of `value`. `put_tensor(tensor, path)` returns the JSON value that stands for a tensor.
 
-    `path` names the value in errors ("added_cond_kwargs.time_ids"), `owner` whose it is ("transformer input").
-    Raises FileError for a type that cannot be given back exactly, and for nesting deeper than MAX_DEPTH.
+    In errors, `path` names the value ("added_cond_kwargs.time_ids") and `owner` its owner ("transformer input").
+    Raises FileError for a type that cannot be restored exactly, for nesting deeper than MAX_DEPTH and for more than
+    MAX_VALUES values.
     """
     return _encode(value, put_tensor, path, f"{owner} ".lstrip(), 0, iter(range(MAX_VALUES)))
 
@@ -58,7 +59,7 @@ def _encode(value: object, put: PutTensor, path: str, owner: str, depth: int, bu
 
 
 def refusal(owner: str, path: str, fact: str) -> OctavoError:
-    """The error of an input that cannot be stored; `owner` ends with a space unless it is empty."""
+    """The error for an input that cannot be stored; `owner` ends with a space unless it is empty."""
     root = path.split(".")[0].split("[")[0].split(" ")[0]
     return FileError(f"{owner}'{path}': {fact}; exclude it with --drop-input {root}.")
 
@@ -92,9 +93,9 @@ SCALARS: dict[type, Callable[[Any], Any]] = {
 
 
 def decode(tree: Any, get_tensor: GetTensor) -> Any:
-    """The value of which `encode` made `tree`; `get_tensor` is given what put_tensor returned.
+    """Restores the value from which `encode` made `tree`; `get_tensor` receives what `put_tensor` returned.
 
-    Raises ValueError, TypeError, KeyError or AttributeError when `tree` is none of encode's.
+    Raises ValueError, TypeError, KeyError or AttributeError for a `tree` that `encode` did not make.
     """
     return _decode(tree, get_tensor, 0)
 

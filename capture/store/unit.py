@@ -1,4 +1,4 @@
-"""One unit of a capture while it is written: the calls of one prompt, in a staging directory."""
+"""Writes one unit of a capture: the calls of one prompt, in a staging directory."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,19 +16,19 @@ from .tree import encode
 
 
 class Call(NamedTuple):
-    """One call of a denoiser: what is heard, and what is read back."""
+    """One call of a denoiser, as it is recorded and read back."""
 
     component: str
-    index: int  # type: ignore[assignment]  # of the calls of this component in this unit
+    index: int  # type: ignore[assignment]  # number of the call among this component's calls in the unit
     step: int | None
     timestep: float | None
-    context: str | None  # the pipeline's name for it, e.g. "cond"
+    context: str | None  # the pipeline's name for the call, e.g. "cond"
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
 class Heard(NamedTuple):
-    """A tensor as it was when it was stored: where it lay, and which entry of the unit's tensors it became."""
+    """The state of a tensor object when it was stored: version, memory, shape, and its entry in the unit's tensors."""
 
     version: int
     pointer: int
@@ -38,9 +38,9 @@ class Heard(NamedTuple):
 
 
 class UnitWriter:
-    """Takes calls one by one, keeps what is new of them and writes it in parts; made by CaptureWriter.unit.
+    """Takes calls one by one and writes their new tensors in parts; made by CaptureWriter.unit.
 
-    A tensor object not written to since it was last heard is known at once; otherwise its bytes are hashed. Of
+    A tensor object not written to since it was last recorded is recognised at once; otherwise its bytes are hashed. Of
     several tensors or rows with the same bytes one is stored.
     """
 
@@ -64,8 +64,8 @@ class UnitWriter:
     def add(self, call: Call, accept: Callable[[dict[str, Stats]], bool] | None = None) -> dict[str, Stats]:
         """Stores a call and returns the Stats of its float tensors by their path, e.g. "added_cond_kwargs.time_ids".
 
-        Nothing of the call's memory is referred to afterwards. The call is not stored when `accept(stats)` is False
-        or when anything is raised: FileError for an input that cannot be stored, StorageError when the disk is full.
+        Keeps no reference to the call's memory. The call is not stored when `accept(stats)` is False or when an error
+        is raised: FileError for an input that cannot be stored, StorageError when the disk is full.
         """
         mark = (len(self._entries), len(self._stats), self.raw_bytes, self.stored_bytes)
         stats: dict[str, Stats] = {}
@@ -109,7 +109,7 @@ class UnitWriter:
         }
 
     def _put(self, tensor: torch.Tensor) -> int:
-        """The entry of a tensor, made when its content was not heard before."""
+        """The entry of a tensor, made when its content was not recorded before."""
         if tensor.is_inference():  # has no version counter
             return self._put_content(tensor)
         now = (tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride())
@@ -127,7 +127,7 @@ class UnitWriter:
         blobs = [settled] if rows is None else rows
         keys = tuple(key_of(name, blob.shape, memory_of(blob)) for blob in blobs)
         fresh = {key: blob for key, blob in zip(keys, blobs, strict=True) if key not in self._stats}
-        keep_view = owned and len(fresh) == len(blobs)  # a row alone would keep all of the copy alive
+        keep_view = owned and len(fresh) == len(blobs)  # a view of one row would keep the whole copy alive
         for key, blob in fresh.items():
             self._stats[key] = stats_of(blob)
             self._pending[key] = blob if keep_view else blob.clone()
@@ -139,7 +139,7 @@ class UnitWriter:
         return entry
 
     def _forget(self, entries: int, blobs: int, raw_bytes: int, stored_bytes: int) -> None:
-        """Takes back what the call being added brought: everything beyond these counts."""
+        """Undoes the call being added: drops entries and blobs beyond these counts, and restores the byte totals."""
         for entry in list(self._entries)[entries:]:
             del self._entries[entry]
         for key in list(self._stats)[blobs:]:
@@ -162,7 +162,7 @@ class UnitWriter:
         self._pending_bytes = sum(tensor.nbytes for tensor in last.values())
 
     def finish(self) -> None:
-        """Writes what is pending and unit.json; the staging directory is then ready to be committed."""
+        """Writes the pending tensors and unit.json; the staging directory is then ready to be committed."""
         if not self._records:
             raise MisfitError(f"unit {self._head['index']}: holds no calls. Nothing was stored.")
         self._flush(keep_last=False)

@@ -1,7 +1,7 @@
-"""The capture on disk while it is written.
+"""Writes a capture to disk.
 
 CAPTURE/capture.json                 sealed: the schema and the manifest; written first
-CAPTURE/units/000007-KEY/            the calls of one prompt: whole, or not there
+CAPTURE/units/000007-KEY/            the calls of one prompt: whole, or absent
     data-000.safetensors             blobs under their content keys, parts of at most 256 MiB
     unit.json                        sealed: parts, blobs, tensors, calls
 CAPTURE/complete.json                sealed: the units and the digests of their unit.json; absent = not finished
@@ -26,14 +26,15 @@ __all__ = ["Call", "CaptureWriter", "UnitWriter", "unit_key"]
 
 
 class CaptureWriter:
-    """A capture being written: `create` it, fill `unit`s, `complete` it, `close` it. Only several ranks share one.
+    """A capture being written: `create` one, fill `unit`s, then `complete` and `close` it. One writer holds the
+    directory, but ranks of one run share it.
 
     with CaptureWriter.create("capture", {"pipeline": "...", "steps": 28, "prompts": 50}) as writer:
         with writer.unit(0, {"prompt": "an otter", "seed": 0}) as unit:
             unit.add(call)
         writer.complete()
 
-    `stored` maps the indices of the units that are there to their keys (see unit_key).
+    `stored` maps the indices of the stored units to their keys (see unit_key).
     """
 
     def __init__(self, directory: Path, manifest: dict[str, Any], modes: Modes, held: Lock | None) -> None:
@@ -53,14 +54,14 @@ class CaptureWriter:
         group_readable: bool = False,
         ranks: Ranks = ALONE,
     ) -> Self:
-        """Takes `directory` (made when absent) for a capture with this manifest.
+        """Locks `directory` (made when absent) for a capture with this manifest.
 
-        `manifest["prompts"]` is how many units are planned. With `resume`, a capture that is there goes on: its
-        manifest must be this one except for top-level keys that begin with "prompt". A symbolic link is resolved once:
-        `self.directory` tells where to. Raises MisfitError when the manifests differ, StorageError when the directory
-        cannot be had, 3 when what is there is damaged.
+        `manifest["prompts"]` is the number of planned units. With `resume`, an existing capture is continued: its
+        manifest must equal this one except for top-level keys that begin with "prompt". A symbolic link is resolved
+        once, to `self.directory`. Raises MisfitError when the manifests differ, StorageError when the directory cannot
+        be written or is in use, FileError when an existing capture is damaged.
 
-        Collective: of several `ranks` the first holds the directory, and tidies it before the others begin.
+        Collective: of several `ranks` the first holds the lock, and cleans the directory before the others begin.
         """
         path, modes = Path(os.path.realpath(directory)), Modes(group_readable)
         if ranks.rank:
@@ -84,7 +85,7 @@ class CaptureWriter:
 
     def _start(self, resume: bool) -> None:
         clean(self.directory)
-        prepare(self.directory, self._modes, resume)  # again: now nobody else changes it
+        prepare(self.directory, self._modes, resume)  # again: under the lock no other process changes the directory
         body = {"schema": SCHEMA, "manifest": self.manifest}
         canonical(body)
         path = self.directory / CAPTURE
@@ -106,9 +107,9 @@ class CaptureWriter:
 
     @contextmanager
     def unit(self, index: int, info: dict[str, Any]) -> Iterator[UnitWriter]:
-        """A unit to fill: committed when the block ends well, dropped without a trace when anything is raised.
+        """Opens a unit to fill: committed when the block ends well, dropped without a trace after an error.
 
-        `info` is what the unit depends on (prompt, negative prompt, seed, size, steps, ...), as JSON.
+        `info` has everything the unit depends on (prompt, negative prompt, seed, size, steps, ...), as JSON.
         """
         key = unit_key(info)
         if index in self.stored:
@@ -130,7 +131,7 @@ class CaptureWriter:
         self.stored_bytes += writer.stored_bytes
 
     def _with_count(self, exc: OctavoError, writer: UnitWriter | None) -> OctavoError:
-        """A full disk, told with what is stored and how much is missing; any other error as it is."""
+        """Adds to an error of a full disk how much is stored and how much is missing; returns other errors as is."""
         if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno in NO_SPACE):
             return exc
         stored = len(self.there())
@@ -145,7 +146,7 @@ class CaptureWriter:
         )
 
     def there(self) -> dict[int, str]:
-        """The names of the units that are there by their indices, whichever rank stored them."""
+        """The names of all stored units by index, whichever rank stored them."""
         return list_units(self.directory)
 
     def complete(self) -> None:
@@ -158,7 +159,7 @@ class CaptureWriter:
             raise self._with_count(exc, None) from exc.__cause__
 
     def close(self) -> None:
-        """Gives the directory free for other processes."""
+        """Releases the directory for other processes."""
         if self._held is not None:
             self._held.release()
 

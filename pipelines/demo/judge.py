@@ -1,7 +1,7 @@
 """Reads a 64x64 picture of the bundled pipeline: which shape, colour, size, place and background it shows.
 
-Pixels and geometry only. The background is the colour of the border, the shape is what differs from it; the
-shape's template with the same area and centroid that overlaps best names it.
+Uses pixels and geometry only. The background is the colour of the border, the shape is the region that differs from the
+background; the shape is named by the template that overlaps best at the same area and centroid.
 """
 
 from collections.abc import Iterable
@@ -84,7 +84,7 @@ def judge(picture: np.ndarray) -> Scene | None:
 
 
 def score(pictures: Iterable[np.ndarray], wanted: Iterable[Scene]) -> dict[str, float]:
-    """Share of pictures that show what was wanted, per attribute and (`all`) in all five."""
+    """The share of pictures that show the wanted scene, per attribute and (`all`) in all five attributes."""
     pairs = [(judge(picture), scene) for picture, scene in zip(pictures, wanted, strict=True)]
     names = ("shape", "colour", "size", "place", "background")
     right = {n: [seen is not None and getattr(seen, n) == getattr(scene, n) for seen, scene in pairs] for n in names}

@@ -1,7 +1,7 @@
-"""The world of the bundled pipeline: what a prompt can say, and the picture it means.
+"""The scenes of the bundled pipeline: the prompts that describe them, and the pictures they mean.
 
 A scene is one shape on a plain background. Pictures are 64x64 RGB; coordinates are pixels, origin top left.
-Nothing here needs torch: the judge and the tests use it as the ground truth.
+This module needs no torch; the judge and the tests take it as the ground truth.
 """
 
 import itertools
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SIZE = 64
+SIZE = 64  # pixels of a side
 COLOURS = {
     "red": (214, 40, 40),
     "orange": (247, 140, 20),
@@ -22,7 +22,7 @@ COLOURS = {
     "white": (245, 245, 245),
     "black": (22, 22, 22),
 }
-RADII = {"small": 7.0, "medium": 10.5, "large": 14.0}
+RADII = {"small": 7.0, "medium": 10.5, "large": 14.0}  # pixels
 PLACES = {  # (row, column) of a 3x3 grid
     "at the top left": (0, 0),
     "at the top": (0, 1),
@@ -34,7 +34,7 @@ PLACES = {  # (row, column) of a 3x3 grid
     "at the bottom": (2, 1),
     "at the bottom right": (2, 2),
 }
-CENTRES = (17.0, 32.0, 47.0)
+CENTRES = (17.0, 32.0, 47.0)  # pixels; the middle of each row and column of the grid
 
 
 def _circle(x: np.ndarray, y: np.ndarray, r: float) -> np.ndarray:
@@ -74,7 +74,7 @@ SHAPES = {  # signed distance to the outline, negative inside
 
 
 def coverage(shape: str, cx: float, cy: float, radius: float) -> np.ndarray:
-    """How much of each pixel the shape covers: (64, 64) in [0, 1], anti-aliased."""
+    """The share of each pixel that the shape covers: (64, 64) in [0, 1], anti-aliased."""
     y, x = np.mgrid[:SIZE, :SIZE] + 0.5
     distance: np.ndarray = SHAPES[shape](x - cx, y - cy, radius)
     return np.clip(0.5 - distance, 0.0, 1.0)
@@ -82,7 +82,7 @@ def coverage(shape: str, cx: float, cy: float, radius: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows; `str(scene)` is its prompt."""
+    """The content of a picture; `str(scene)` is the prompt for it."""
 
     size: str
     colour: str
@@ -95,7 +95,7 @@ class Scene:
         return f"a {self.size} {self.colour} {self.shape} {self.place} on {article} {self.background} background"
 
     def draw(self, dx: float = 0.0, dy: float = 0.0, grow: float = 0.0) -> np.ndarray:
-        """The picture: (64, 64, 3) uint8, moved by (dx, dy) pixels and with a radius larger by `grow`."""
+        """Draws the scene: (64, 64, 3) uint8, moved by (dx, dy) pixels and with a radius larger by `grow`."""
         row, column = PLACES[self.place]
         mask = coverage(self.shape, CENTRES[column] + dx, CENTRES[row] + dy, RADII[self.size] + grow)
         back, front = np.array(COLOURS[self.background]), np.array(COLOURS[self.colour])
@@ -110,7 +110,7 @@ _PROMPT = re.compile(
 
 
 def parse(prompt: str) -> Scene:
-    """The scene a prompt asks for; ValueError if it is not of the language of `Scene.__str__`."""
+    """The scene that a prompt describes. Raises ValueError for text that `Scene.__str__` cannot give."""
     match = _PROMPT.fullmatch(prompt.strip())
     if match is None:
         raise ValueError(f"prompt {prompt!r}: not a scene of the bundled pipeline, such as {Scene(*_EXAMPLE)}")
@@ -121,7 +121,7 @@ _EXAMPLE = ("small", "red", "triangle", "at the top left", "yellow")
 
 
 def split() -> tuple[list[Scene], list[Scene]]:
-    """Every scene, as (train, held out): 600 combinations, fixed by a seed, are kept out of training."""
+    """Splits all scenes into (train, held out): 600 scenes, fixed by a seed, are kept out of training."""
     scenes = [
         Scene(size, colour, shape, place, background)
         for size, colour, shape, place, background in itertools.product(RADII, COLOURS, SHAPES, PLACES, COLOURS)

@@ -27,8 +27,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from .scene import COLOURS, PLACES, RADII, SHAPES, Scene, split
 
 MODEL = Path(__file__).parent / "model"
-MAX_TOKENS = 20
-T5_TOKENS = 256  # what StableDiffusion3Pipeline appends as zeros when there is no T5 encoder
+MAX_TOKENS = 20  # tokens of a padded prompt
+T5_TOKENS = 256  # zero tokens that StableDiffusion3Pipeline appends when there is no T5 encoder
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
@@ -81,8 +81,8 @@ def transformer() -> Any:
 class CountedTokenProcessor:
     """Attention in which the last context token stands for T5_TOKENS equal ones.
 
-    n equal keys are one key whose logit is larger by log n, so training on one zero token gives exactly the
-    function that inference computes on all of them.
+    n equal keys act as one key whose logit is larger by log n, so training on one zero token gives exactly the
+    function that inference computes on all T5_TOKENS.
     """
 
     def __call__(
@@ -105,14 +105,14 @@ class CountedTokenProcessor:
 
 
 def drawn(scenes: list[Scene], seed: int) -> Tensor:
-    """Pictures of `scenes`, each moved and resized a little: (n, 3, 64, 64) in [-1, 1]."""
+    """Draws pictures of `scenes`, each moved and resized a little: (n, 3, 64, 64) in [-1, 1]."""
     rng = np.random.default_rng(seed)
     pictures = [s.draw(rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(-0.4, 0.4)) for s in scenes]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def rate(step: int, steps: int, peak: float) -> float:
-    """Learning rate: linear warm-up over 200 steps, then a cosine to a hundredth of the peak."""
+    """The learning rate: linear warm-up over 200 steps, then a cosine to a hundredth of the peak."""
     warm = min(1.0, (step + 1) / 200)
     return peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
@@ -183,7 +183,7 @@ def train_autoencoder(work: Path, scenes: list[Scene], steps: int) -> Any:
 
 @torch.no_grad()
 def encode(vae: Any, scenes: list[Scene], work: Path, copies: int) -> Tensor:
-    """Latents of every scene drawn `copies` times, of zero mean and unit deviation: (copies, n, 8, 16, 16)."""
+    """The latents of every scene drawn `copies` times, with zero mean and unit deviation: (copies, n, 8, 16, 16)."""
     file = work / "latents.pt"
     if not file.exists():
         made = []
@@ -199,7 +199,7 @@ def encode(vae: Any, scenes: list[Scene], work: Path, copies: int) -> Tensor:
 
 
 def text_states(ids: Tensor, modules: nn.ModuleDict) -> tuple[Tensor, Tensor]:
-    """What the pipeline gives the transformer for `ids`: states (n, 21, 160), one zero token last; pooled (n, 128)."""
+    """The transformer's text inputs for `ids`: states (n, 21, 160), with one zero token last, and pooled (n, 128)."""
     encoded = [modules[name](ids, output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")]
     states = torch.cat([e.hidden_states[-2] for e in encoded], dim=-1)
     return F.pad(states, (0, 0, 0, 1)), torch.cat([e.text_embeds for e in encoded], dim=-1)

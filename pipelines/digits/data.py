@@ -1,4 +1,4 @@
-"""Handwritten digits that ship with scikit-learn: 1797 pictures of 8 x 8, by 43 people (Alpaydin, Kaynak, 1998)."""
+"""Handwritten digits that come with scikit-learn: 1797 pictures of 8 x 8, by 43 people (Alpaydin, Kaynak, 1998)."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,18 +6,18 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-HELD_OUT = 450
+HELD_OUT = 450  # pictures, a quarter
 
 
 class Part(NamedTuple):
-    """Pictures (n, 8, 8) uint8, white on black, and what they show (n,)."""
+    """Pictures (n, 8, 8) uint8, white on black, and their digits as `labels` (n,)."""
 
     pictures: np.ndarray
     labels: np.ndarray
 
 
 def digits() -> tuple[Part, Part]:
-    """Those to train on and those held out; the division is always the same."""
+    """The pictures to train on and the held-out pictures; the split is always the same."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -28,7 +28,7 @@ def digits() -> tuple[Part, Part]:
 
 
 def write_pictures(pictures: np.ndarray, folder: Path) -> Path:
-    """PNG files 0000.png and so on in `folder`, which is made."""
+    """Writes pictures as 0000.png and so on into `folder`, which is made; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for at, values in enumerate(pictures):
         Image.fromarray(values).save(folder / f"{at:04d}.png")

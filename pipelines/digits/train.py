@@ -16,8 +16,8 @@ from ..images import CONFIG, Preprocessing, preprocessing_of
 from .data import Part, digits
 
 MODEL = Path(__file__).parent / "model"
-SIZE = 32
-EPOCHS, BATCH, PEAK = 60, 64, 4e-3
+SIZE = 32  # pixels of a side after preprocessing
+EPOCHS, BATCH, PEAK = 60, 64, 4e-3  # epochs, pictures of a batch, largest learning rate
 PREPROCESSING = {
     "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": SIZE, "width": SIZE},
     "resample": 2, "do_rescale": True, "rescale_factor": 1 / 255,
@@ -26,7 +26,7 @@ PREPROCESSING = {
 
 
 def resnet() -> ResNetForImageClassification:
-    """180 thousand parameters, not trained."""
+    """Makes the untrained model, of 180 thousand parameters."""
     return ResNetForImageClassification(
         ResNetConfig(
             num_channels=3, embedding_size=16, hidden_sizes=[16, 32, 64], depths=[2, 2, 2], layer_type="basic",
@@ -36,30 +36,30 @@ def resnet() -> ResNetForImageClassification:
 
 
 def inputs_of(part: Part, preprocessing: Preprocessing) -> Tensor:
-    """(n, 3, 32, 32)."""
+    """The preprocessed pictures, (n, 3, 32, 32)."""
     return torch.stack([preprocessing(Image.fromarray(values)) for values in part.pictures])
 
 
 def moved(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures turned up to 15 degrees, up to 15 % larger or smaller, moved up to 3 pixels."""
+    """Augments pictures: turns up to 15 degrees, scales up to 15 % larger or smaller, moves up to 3 pixels."""
     turn, grow, right, down = (torch.rand(4, len(x), generator=generator) * 2 - 1).unbind()
     angle, size = turn * math.radians(15), 1 + 0.15 * grow
     across, along = size * angle.cos(), size * angle.sin()
     shift = 6 / SIZE
     rows = torch.stack([across, -along, shift * right, along, across, shift * down], 1).view(-1, 2, 3)
-    background = float(x.min())  # what lies outside is black
+    background = float(x.min())  # black, also outside the picture
     return F.grid_sample(x - background, F.affine_grid(rows, list(x.shape), False), align_corners=False) + background
 
 
 def accuracy(model: ResNetForImageClassification, x: Tensor, labels: Tensor) -> float:
-    """The share of pictures whose largest logit is theirs."""
+    """The share of pictures whose largest logit is that of their label."""
     model.eval()
     with torch.no_grad():
         return float((model(x).logits.argmax(1) == labels).float().mean())
 
 
 def train(x: Tensor, labels: Tensor) -> ResNetForImageClassification:
-    """AdamW, the rate rising for two epochs and falling as a cosine."""
+    """Trains the model with AdamW, at a rate that rises for two epochs and falls as a cosine."""
     torch.manual_seed(0)
     model, generator = resnet(), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
@@ -83,7 +83,7 @@ def train(x: Tensor, labels: Tensor) -> ResNetForImageClassification:
 
 
 def main(folder: Path) -> None:
-    """Trains, writes the directory, says how good it is on pictures held out."""
+    """Trains the model, writes it to `folder`, and prints its accuracy on held-out pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(PREPROCESSING, indent=2) + "\n")
     training, held = digits()

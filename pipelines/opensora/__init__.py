@@ -1,6 +1,6 @@
 """Open-Sora 1.2: its transformer STDiT3, its sampler RFLOW, and the pipeline around them.
 
-The names of models load torch and diffusers when they are first asked for; sizes and defaults need neither.
+The classes and functions of models import torch and diffusers on first access; sizes and defaults need neither.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Attention over tokens of a frame, over frames of a place, and over the caption."""
+"""Attention layers: over the tokens of a frame, over the frames of one position, and over the caption."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from .embedders import Rotation
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm of the last axis, eps 1e-6: in fp32, cast back, then times the weight."""
+    """Root-mean-square norm of the last axis, eps 1e-6: computed in fp32, cast back, then times the weight."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """(..., frames, heads, d): turns every pair of channels (2j, 2j + 1) by the angle of its frame."""
+    """Rotates every pair of channels (2j, 2j + 1) of `x` (..., frames, heads, d) by the angle of its frame."""
     pairs = x.unflatten(-1, (-1, 2))
     if x.dtype == torch.float32:  # the same formula as below in one pass over memory
         turn = torch.complex(rotation.cos.float(), rotation.sin.float())[:, None]
@@ -34,7 +34,8 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """(batch, tokens, C) -> the same; with a rotation, tokens are frames and queries and keys are turned by it."""
+    """Self-attention, (batch, tokens, C) to the same shape; with a rotation, tokens are frames, and queries and keys
+    are rotated."""
 
     def __init__(self, channels: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -56,8 +57,8 @@ class SelfAttention(nn.Module):
 class Captions(NamedTuple):
     """The caption tokens of all samples, one after the other without padding.
 
-    tokens (1, sum of lengths, C). keep (B, longest) says which places of the padded form are tokens; it is None
-    where all captions are equally long.
+    tokens (1, sum of lengths, C). keep (B, longest) says which positions of the padded form are tokens; None where all
+    captions are equally long.
     """
 
     tokens: Tensor
@@ -65,7 +66,7 @@ class Captions(NamedTuple):
 
 
 def captions_of_lengths(tokens: Tensor, lengths: Tensor) -> Captions:
-    """Captions of packed tokens (1, sum, C) and the (B,) numbers of tokens of the samples."""
+    """Captions from packed tokens (1, sum, C) and the number of tokens of each sample, `lengths` (B,)."""
     longest = int(lengths.max())
     if bool((lengths == longest).all()):
         return Captions(tokens, None)
@@ -74,7 +75,7 @@ def captions_of_lengths(tokens: Tensor, lengths: Tensor) -> Captions:
 
 
 def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
-    """Takes the tokens whose mask is not zero, row after row. y (B, L, C); mask (B, L) or (n, L), B a multiple of n.
+    """Packs the tokens whose mask is not zero, row after row. y (B, L, C); mask (B, L) or (n, L), B a multiple of n.
 
     A mask of fewer rows is repeated as a block: the null rows of guidance get the mask of their prompt.
     """
@@ -86,7 +87,7 @@ def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
 
 
 class CrossAttention(nn.Module):
-    """Image tokens (B, N, C) look at the caption tokens of their own sample."""
+    """Cross-attention from image tokens (B, N, C) to the caption tokens of their own sample."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()

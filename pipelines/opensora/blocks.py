@@ -1,4 +1,4 @@
-"""The block of the transformer, spatial or temporal, and its last layer."""
+"""The spatial or temporal block of the transformer, and the transformer's last layer."""
 
 import torch
 import torch.nn.functional as F
@@ -9,21 +9,21 @@ from .embedders import Mlp, Rotation
 
 
 def multiply_add(base: Tensor, x: Tensor, factor: Tensor) -> Tensor:
-    """base + x * factor; in half precision the product is rounded before the sum, as two operations would."""
+    """Computes base + x * factor; in half precision the product is rounded before the sum, as by two operations."""
     if base.dtype == x.dtype == torch.float32:
         return torch.addcmul(base, x, factor)
     return base + x * factor
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without weights (eps 1e-6, inside in fp32), then scaled by 1 + scale and shifted."""
+    """Applies LayerNorm without weights (eps 1e-6, in fp32 inside), then scales by 1 + scale and shifts."""
     return multiply_add(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
 
 class STDiT3Block(nn.Module):
-    """Self-attention over a frame (spatial) or over time (temporal), cross-attention to the caption, perceptron.
+    """A block: self-attention over a frame (spatial) or over time (temporal), cross-attention to the caption, MLP.
 
-    x (B, T, S, C); modulation (B, T or 1, 6, C), one row a frame or one for all of them; rotation for temporal blocks.
+    x (B, T, S, C); modulation (B, T or 1, 6, C), one row for each frame or one for all; rotation for temporal blocks.
     """
 
     def __init__(self, channels: int, heads: int, mlp_ratio: float, qk_norm: bool, temporal: bool) -> None:
@@ -49,10 +49,10 @@ class STDiT3Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """(B, T, S, C) -> (B, T, S, values of a patch), modulated by the time embedding t (B, C) itself.
+    """The last layer, (B, T, S, C) to (B, T, S, values of a patch), modulated by the time embedding t (B, C) itself.
 
-    Frames that x_mask (B, T) marks False are taken as clean: they are modulated a second time, with t0. That the
-    second norm sees the modulated values is how the model was trained.
+    Frames that are False in x_mask (B, T) are taken as clean: they are modulated a second time, with t0. The second
+    norm takes the modulated values because the model was trained so.
     """
 
     def __init__(self, channels: int, outputs: int) -> None:

@@ -1,4 +1,4 @@
-"""Frames that are given: where reference latents go in a video, and how much of them may change."""
+"""Conditioning frames: where reference latents go in a video, and how much of them may change."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,14 +10,15 @@ from octavo.capture.errors import UsageError
 
 from .defaults import ALIGN
 
-_DEFAULTS = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+_DEFAULTS = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # the values of a span whose text stops early
 
 
 class ReferenceSpan(NamedTuple):
-    """`length` latent frames of reference `reference`, from `reference_start`, put at `target_start` of clip `loop`.
+    """A span of `length` latent frames of reference `reference`, from `reference_start`, to put at `target_start` of
+    clip `loop`.
 
-    Negative starts count from the end. edit_ratio 0 keeps the frames; between 0 and 1 they are redrawn from the
-    time of that share on.
+    Negative starts count from the end. edit_ratio 0 keeps the frames; between 0 and 1 the frames are redrawn from that
+    share of the time on.
     """
 
     loop: int
@@ -50,10 +51,10 @@ def parse_mask_strategy(text: str) -> list[ReferenceSpan]:
 def place_references(
     latents: Tensor, references: Sequence[Sequence[Tensor]], strategies: Sequence[str], loop: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The latents (n, C, T, H, W) with the reference frames in place, and the frame mask (n, T) of the sampler.
+    """Places reference frames; returns the latents (n, C, T, H, W) and the sampler's frame mask (n, T).
 
     references: for each sample its latents (C, T', H, W); strategies: for each sample its spans. The mask is 1 where
-    nothing was placed.
+    no frame was placed.
     """
     latents = latents.clone()
     mask = torch.ones(latents.shape[0], latents.shape[2], device=latents.device)
@@ -83,7 +84,7 @@ def _place(target: Tensor, mask: Tensor, references: Sequence[Tensor], span: Ref
 
 
 def _snap(place: int, frames: int) -> int:
-    """The nearest multiple of ALIGN inside the clip; negative places count from its end."""
+    """The multiple of ALIGN inside the clip nearest to a frame; negative frames count from the clip's end."""
     place = max(0, place + frames if place < 0 else place)
     clip, rest = divmod(place, ALIGN)
     if rest > ALIGN / 2 and clip < frames // ALIGN - 1:

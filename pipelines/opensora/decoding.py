@@ -1,4 +1,4 @@
-"""From latents to pictures, with the 2-D autoencoder of diffusers."""
+"""Decodes latents to pictures, with the 2-D autoencoder of diffusers."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from octavo.capture.errors import MisfitError, UsageError
 from .defaults import LATENT_SCALE, LATENT_SHIFT
 
 FORMS = ("latent", "pil", "np", "pt")
-_FRAMES_AT_ONCE = 4
+_FRAMES_AT_ONCE = 4  # frames decoded together, to bound memory
 
 
 def check_form(output_type: str, vae: Any) -> None:
-    """Refuses a form that is unknown or that `vae` (or None) cannot make, before any time is spent."""
+    """Refuses, before the run, an output_type that is unknown or that `vae` (or None) cannot make."""
     if output_type not in FORMS:
         raise UsageError(f"output_type: {output_type!r} is unknown. Use one of {', '.join(FORMS)}.")
     if output_type == "latent":
@@ -28,7 +28,7 @@ def check_form(output_type: str, vae: Any) -> None:
 
 
 def decode(latents: Tensor, vae: Any, processor: VideoProcessor, output_type: str) -> Any:
-    """Pictures of the latents (n, 4, T, H, W), one a latent frame, in the forms of diffusers' VideoProcessor."""
+    """Decodes latents (n, 4, T, H, W) to a picture for each latent frame, in the forms of diffusers' VideoProcessor."""
     shift = latents.new_tensor(LATENT_SHIFT)[:, None, None, None]
     scale = latents.new_tensor(LATENT_SCALE)[:, None, None, None]
     frames = (latents * scale + shift).transpose(1, 2)  # (n, T, 4, H, W)

@@ -1,4 +1,4 @@
-"""What enters the transformer: patches, positions, times, captions."""
+"""Embedders of the transformer's inputs: patches, positions, times, captions."""
 
 import math
 from typing import NamedTuple
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 
 def sinusoid(values: Tensor, width: int = 256) -> Tensor:
-    """(rows,) numbers -> (rows, width) fp32: cosines, then sines, of values * 10000^(-2k / width)."""
+    """The sinusoidal embedding of `values` (rows,), (rows, width) fp32: cosines, then sines, of values * 10000^(-2k /
+    width)."""
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
     angles = values.float()[:, None] * frequencies
@@ -17,8 +18,8 @@ def sinusoid(values: Tensor, width: int = 256) -> Tensor:
 
 
 def position_table(height: int, width: int, channels: int, scale: float, like: Tensor) -> Tensor:
-    """(1, height * width, channels) in the dtype of `like`: the first half of the channels tells the column, the
-    second the row, each as sines, then cosines.
+    """The position embedding, (1, height * width, channels) in the dtype of `like`: the first half of the channels
+    encodes the column, the second the row, each as sines, then cosines.
 
     `scale` stretches the grid to the resolution of training; the frequencies are rounded to the dtype of the model,
     as its weights are, and multiplied in fp32.
@@ -38,7 +39,7 @@ def position_table(height: int, width: int, channels: int, scale: float, like: T
 
 
 class PatchEmbedder(nn.Module):
-    """(B, in, Tx, Hx, Wx) -> (B, C, T, H, W); every axis is padded with zeros at its end to whole patches."""
+    """Embeds patches, (B, in, Tx, Hx, Wx) to (B, C, T, H, W); pads axes with zeros at their ends to whole patches."""
 
     def __init__(self, in_channels: int, channels: int, patch: tuple[int, int, int]) -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class PatchEmbedder(nn.Module):
 
 
 class ScalarEmbedder(nn.Module):
-    """(rows,) numbers -> (rows, C): the sinusoid through a two-layer perceptron in the dtype of its weights."""
+    """Embeds numbers, (rows,) to (rows, C): the sinusoid through a two-layer MLP in the dtype of its weights."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class ScalarEmbedder(nn.Module):
 
 
 class Mlp(nn.Module):
-    """fc1, GELU (tanh form), fc2 on the last axis."""
+    """A two-layer MLP on the last axis: fc1, GELU (tanh form), fc2."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class Mlp(nn.Module):
 
 
 class CaptionEmbedder(nn.Module):
-    """Caption states (..., E) -> (..., C). `y_embedding` (L, E) holds the states of the null caption."""
+    """Embeds caption states, (..., E) to (..., C). `y_embedding` (L, E) holds the states of the null caption."""
 
     y_embedding: Tensor
 
@@ -99,7 +100,8 @@ class Rotation(NamedTuple):
 class RotaryFrequencies(nn.Module):
     """The rotary angles of the frame index; one set of frequencies serves all temporal blocks.
 
-    Position, frequency, product, cosine and sine are all in the dtype of the model: that rounding is part of it.
+    Position, frequency, product, cosine and sine are all in the dtype of the model, whose training included that
+    rounding.
     """
 
     def __init__(self, head_width: int) -> None:

@@ -1,4 +1,4 @@
-"""Open-Sora 1.2 among the families: how Octavo loads it, what stays float, and whose inputs can be divided."""
+"""The record of the family Open-Sora 1.2: loading, layers that stay float, and layers whose inputs can be divided."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +11,11 @@ _SHIFT, _SCALE, _MLP_SHIFT, _MLP_SCALE = 0, 1, 3, 4  # rows of a table, chunks o
 
 
 def groups(model: Any) -> list[Group]:
-    """The groups of an STDiT3: before each output projection, and those that all blocks share.
+    """The groups of an STDiT3: one before each output projection, and groups across all blocks.
 
-    All blocks take their modulation from one t_block, and their captions from one embedder: what comes of these can
-    only be divided by the same factors everywhere. cross_attn.q_linear is given the residual stream, which nothing can
-    divide for it alone.
+    All blocks take their modulation from one t_block, and their captions from one embedder, whose outputs can only be
+    divided by the same factors for all blocks. cross_attn.q_linear is in no group: its input, the residual stream,
+    cannot be divided for one layer alone.
     """
     width = model.config["hidden_size"]
     blocks = list(_blocks(model))
@@ -37,7 +37,8 @@ def _blocks(model: Any) -> Iterator[str]:
 
 
 def _modulated(blocks: list[str], layer: str, width: int, shift: int, scale: int) -> Group:
-    """The layers of that name. 1 + table + t is divided as (1 + table) / s + t / s: the table alone carries the 1."""
+    """The group of `layer` in all blocks. 1 + table + t is divided as (1 + table) / s + t / s: the table alone has the
+    1."""
     folds = [Fold("t_block.1", shift * width), Fold("t_block.1", scale * width)]
     for name in blocks:
         table = f"{name}.scale_shift_table"

@@ -1,4 +1,4 @@
-"""What a caller of the pipeline may give, checked and brought into one form."""
+"""Checks the arguments of a pipeline's call and brings them into one form."""
 
 from collections.abc import Sequence
 
@@ -14,12 +14,12 @@ from .sizes import frame_count, video_size
 
 
 def listed(text: str | Sequence[str] | None) -> list[str]:
-    """One text or several, as a list."""
+    """Makes a list of one text or several; [] for None."""
     return [] if text is None else [text] if isinstance(text, str) else list(text)
 
 
 def matched(name: str, text: str | Sequence[str] | None, count: int) -> list[str] | None:
-    """`count` texts: one is repeated; another number is refused; None stays None."""
+    """Matches texts to `count` prompts: repeats a single text, refuses another number; None stays None."""
     if text is None:
         return None
     texts = listed(text)
@@ -33,7 +33,7 @@ def matched(name: str, text: str | Sequence[str] | None, count: int) -> list[str
 def given_embeds(
     prompt: str | Sequence[str] | None, embeds: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    """The caption states and mask that stand in for a prompt; exactly one of the two ways must be used."""
+    """The caption states and mask that replace a prompt, or None with a prompt; exactly one of both must be given."""
     if (prompt is None) == (embeds is None):
         raise UsageError("prompt: exactly one of prompt and prompt_embeds is needed. Give one of them.")
     if embeds is None:
@@ -49,14 +49,14 @@ def given_embeds(
 
 
 def checked_pixels(resolution: str, aspect: str, height: int | None, width: int | None) -> tuple[int, int]:
-    """(height, width): the two given ones, or those of the table."""
+    """The size (height, width) in pixels: as given, or of the table of resolutions and aspects."""
     if (height is None) != (width is None):
         raise UsageError("height, width: only one of them is given. Give both, or neither.")
     return video_size(resolution, aspect) if height is None or width is None else (height, width)
 
 
 def checked_frames(num_frames: int | str, transform: bool) -> int:
-    """The number of frames; between 2 and 16 the timestep transform divides zero by zero."""
+    """The number of frames. With `transform` refuses 2 to 16, where the timestep transform divides zero by zero."""
     frames = frame_count(num_frames)
     if transform and 1 < frames < 17:
         raise UsageError(f"frames: the timestep transform is undefined for {frames} frames. Use 1, or at least 17.")
@@ -66,9 +66,10 @@ def checked_frames(num_frames: int | str, transform: bool) -> int:
 def size_arguments(
     pixels: tuple[int, int], frames: int, fps: float, rows: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
-    """height, width, num_frames, ar and fps, each (rows,), in the dtype of the model; a single frame has its own fps.
+    """The arguments height, width, num_frames, ar and fps, each (rows,), in the dtype of the model; a single frame has
+    its own fps.
 
-    Half precision cannot hold height * width, which the timestep transform needs: there they are fp32.
+    float16 cannot hold height * width, which the timestep transform needs: the arguments are then fp32.
     """
     values = {
         "height": pixels[0],
@@ -84,7 +85,7 @@ def size_arguments(
 def starting_noise(
     latents: Tensor | None, shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Standard normal latents of `shape`, or the given ones, which must have it."""
+    """Draws standard normal latents of `shape`, or returns the given latents, which must have that shape."""
     if latents is None:
         return randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
     if tuple(latents.shape) != tuple(shape):

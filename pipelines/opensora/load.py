@@ -1,4 +1,4 @@
-"""Reading models from disk: a downloaded hpcai-tech/OpenSora-STDiT-v3 folder, and directories diffusers wrote."""
+"""Loads models from disk: a downloaded hpcai-tech/OpenSora-STDiT-v3 folder, and directories that diffusers wrote."""
 
 import inspect
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
 
 def transformer_config(directory: Path) -> dict[str, Any]:
-    """The fields of config.json that STDiT3 knows; the others belong to other libraries and are left out."""
+    """The fields of config.json that STDiT3 knows; fields of other libraries are left out."""
     path = directory / "config.json"
     if not path.exists():
         raise FileError(f"{path}: it does not exist. Give the folder that holds config.json.")
@@ -31,11 +31,11 @@ def transformer_config(directory: Path) -> dict[str, Any]:
 
 
 def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = None) -> STDiT3:
-    """The transformer of a folder with config.json and safetensors, in the dtype of the file or `torch_dtype`.
+    """Loads the transformer of a folder with config.json and safetensors, in the dtype of the file or `torch_dtype`.
 
-    A quantized one is loaded by its quantizer, which has to be registered with diffusers.
-    Raises FileError for a file that is missing or damaged, MisfitError for a tensor that is missing, surplus or
-    misshapen, named in the message.
+    A quantized transformer is loaded by its quantizer, which has to be registered with diffusers. Raises FileError for
+    a file that is missing or damaged, MisfitError for a tensor that is missing, surplus or misshapen, named in the
+    message.
     """
     directory = Path(directory)
     config = transformer_config(directory)
@@ -52,7 +52,7 @@ def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = No
 
 
 def fill(model: Any, directory: Path, torch_dtype: torch.dtype | None) -> Any:
-    """The `model` on the meta device, with the weights of a folder, in their dtype or `torch_dtype`.
+    """Fills a `model` on the meta device with the weights of a folder, in the stored dtype or `torch_dtype`.
 
     Raises OctavoError as `load_transformer` does.
     """
@@ -109,11 +109,11 @@ def load_pipeline(
     text_encoder_dtype: torch.dtype = torch.float32,
     vae: str | Path | None = None,
 ) -> OpenSoraPipeline:
-    """A pipeline from a directory OpenSoraPipeline.save_pretrained wrote, or from a folder of the transformer alone.
+    """Loads a pipeline that OpenSoraPipeline.save_pretrained wrote, or makes one from a folder of only the transformer.
 
-    text_encoder: folder of a T5 encoder and its tokenizer (DeepFloyd/t5-v1_1-xxl), in fp32 unless told otherwise, as
-    the model was sampled with. vae: folder of a 2-D AutoencoderKL. Without them the pipeline takes prompt_embeds and
-    gives latents. Nothing is downloaded.
+    text_encoder: folder of a T5 encoder and its tokenizer (DeepFloyd/t5-v1_1-xxl), in fp32 by default, as the model was
+    sampled with. vae: folder of a 2-D AutoencoderKL. Without these folders the pipeline takes prompt_embeds and gives
+    latents. Nothing is downloaded.
     """
     directory = Path(directory)
     parts: dict[str, Any] = {}

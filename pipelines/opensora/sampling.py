@@ -1,4 +1,4 @@
-"""The loop: guidance rows, frames that are kept or edited, and one step of RFLOW after the other."""
+"""The sampling loop: guidance rows, frames that are kept or edited, and one step of RFLOW after the other."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -13,11 +13,12 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 class Conditions(NamedTuple):
-    """What steers a run of n samples.
+    """The conditions of a run of n samples.
 
-    arguments: what the transformer gets by keyword, the same in all steps. guidance_scale None: y has n rows, no
-    guidance; else y has 2n rows, those of the prompts first. frame_mask (n, T) fp32: 1 generate, 0 keep the frame of
-    the starting latents, between: edit it, from the time on that the value tells; None: no x_mask is passed.
+    arguments: keyword arguments of the transformer, the same in all steps. guidance_scale None: y has n rows, no
+    guidance; else y has 2n rows, the prompts' rows first. frame_mask (n, T) fp32: 1 generates a frame, 0 keeps the
+    frame of the starting latents, a value between edits the frame from that share of the time on; None: no x_mask is
+    passed.
     """
 
     arguments: Mapping[str, Tensor]
@@ -33,7 +34,7 @@ def denoise_step(
     conditions: Conditions,
     generator: Generators = None,
 ) -> Tensor:
-    """The latents (n, C, T, H, W) after step `index`. The dtype follows from promotion: fp32 after the first step."""
+    """Makes step `index`; returns the latents (n, C, T, H, W), in the dtype of promotion: fp32 after the first step."""
     t = scheduler.timesteps[index]  # (n,)
     arguments = dict(conditions.arguments)
     rows = 1 if conditions.guidance_scale is None else 2
@@ -54,7 +55,7 @@ def denoise_step(
 
 
 def _active(scheduler: RFlowScheduler, frame_mask: Tensor, index: int) -> Tensor:
-    """(n, T) bool: the frames that step `index` moves. Before the first step: those that start from noise."""
+    """The frames that step `index` moves, (n, T) bool; for a negative index the frames that start from noise."""
     if index < 0:
         return frame_mask == 1
     return frame_mask * scheduler.config["num_timesteps"] >= scheduler.timesteps[index][:, None]
@@ -68,7 +69,7 @@ def sample(
     num_inference_steps: int = 30,
     generator: Generators = None,
 ) -> Tensor:
-    """Latents (n, C, T, H, W) from noise: the bare loop, for any callable of the transformer's form."""
+    """Samples latents (n, C, T, H, W) from noise: the bare loop, for any callable with the transformer's arguments."""
     shape = VideoShape(*(conditions.arguments[name] for name in VideoShape._fields))
     scheduler.set_timesteps(num_inference_steps, latents.device, shape=shape)
     for index in range(num_inference_steps):

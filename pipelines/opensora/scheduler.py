@@ -11,7 +11,7 @@ from octavo.capture.errors import UsageError
 
 
 class VideoShape(NamedTuple):
-    """What the timestep transform looks at: pixels and frames, each (n,), in the dtype they are evaluated in."""
+    """The size of n videos for the timestep transform: pixels and frames, each (n,), in the dtype of the evaluation."""
 
     height: Tensor
     width: Tensor
@@ -19,9 +19,9 @@ class VideoShape(NamedTuple):
 
 
 def time_ratio(shape: VideoShape) -> Tensor:
-    """(n,) how much more noise a video of this shape needs than a 512 x 512 image.
+    """The ratio (n,) by which a video of this shape needs more noise than a 512 x 512 image.
 
-    Evaluated in the dtype of `shape`. Between 2 and 16 frames it is 0, as in the source.
+    Evaluated in the dtype of `shape`. From 2 to 16 frames the ratio is 0, as in the source.
     """
     space = (shape.height * shape.width / (512 * 512)).sqrt()
     frames = shape.num_frames
@@ -36,12 +36,12 @@ def even_times(steps: int, num_timesteps: int, discrete: bool) -> list[float] | 
 
 
 def per_frame(values: Tensor) -> Tensor:
-    """(n, T) or (n,) -> a shape that broadcasts over (n, channels, T, height, width)."""
+    """Reshapes `values` (n, T) or (n,) to broadcast over (n, channels, T, height, width)."""
     return values[:, None, :, None, None] if values.ndim == 2 else values[:, None, None, None, None]
 
 
 class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both declare config_name
-    """Euler steps along the velocity, which points from noise to data. The times of a step are a row (n,)."""
+    """A scheduler of Euler steps along the velocity, which points from noise to data. A step's times are a row (n,)."""
 
     order = 1
 
@@ -60,7 +60,7 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
 
     @property
     def step_index(self) -> int:
-        """Steps taken since set_timesteps."""
+        """The number of steps taken since set_timesteps."""
         return self._step_index
 
     def set_timesteps(
@@ -71,10 +71,10 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
         shape: VideoShape | None = None,
         rows: int = 1,
     ) -> None:
-        """Fixes the times of a run: `timesteps` is (steps, n), n from `shape`, or `rows` where there is none.
+        """Sets the times of a run: `timesteps` is (steps, n), n from `shape`, or `rows` without a shape.
 
-        The transform, if it is on, needs `shape`. Its rounding can put the first time just above num_timesteps
-        (144p images in fp32); a frame mask then leaves the first step out, as in the source.
+        The timestep transform, if on, needs `shape`. Its rounding can put the first time just above num_timesteps
+        (144p images in fp32); a frame mask then skips the first step, as in the source.
         """
         if num_inference_steps < 1:
             raise UsageError(f"steps: {num_inference_steps} are no steps. Use at least 1.")
@@ -94,13 +94,13 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
         self._step_index = 0
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | None = None) -> Tensor:
-        """The sample itself: this sampler scales nothing."""
+        """Returns the sample unchanged: this sampler scales no input."""
         return sample
 
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor]:
-        """Moves `sample` along the velocity `model_output` to the next time; `timestep` must be the row that is due."""
+        """Moves `sample` along the velocity `model_output` to the next time; `timestep` must be this step's row."""
         if self._step_index >= len(self.timesteps):
             raise UsageError("step: all steps are taken. Call set_timesteps before the next run.")
         following = self._step_index + 1

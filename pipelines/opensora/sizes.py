@@ -1,6 +1,6 @@
-"""Resolutions, aspects and durations the model was trained on, and the latent sizes they mean.
+"""The resolutions, aspects and durations that the model was trained on, and the latent sizes for them.
 
-Source: the tables of Open-Sora v1.2. An aspect is height:width, so "9:16" is landscape. Nothing here needs torch.
+Source: the tables of Open-Sora v1.2. An aspect is height:width, so "9:16" is landscape. This module needs no torch.
 """
 
 from dataclasses import dataclass
@@ -48,9 +48,9 @@ DURATIONS = {
 
 
 def video_size(resolution: str, aspect: str) -> tuple[int, int]:
-    """(height, width) in pixels of a tabled resolution ("240p") at an aspect ("9:16", height first).
+    """The size (height, width) in pixels of a tabled resolution ("240p") at an aspect ("9:16", height first).
 
-    Raises OctavoError, exit code 2, for a name that is not in the table.
+    Raises UsageError for a name that is not in the table.
     """
     if aspect not in SIZES:
         raise UsageError(f"aspect: {aspect!r} is not tabled. Use one of {', '.join(ASPECTS)}.")
@@ -60,7 +60,7 @@ def video_size(resolution: str, aspect: str) -> tuple[int, int]:
 
 
 def frame_count(frames: int | str) -> int:
-    """Frames of a duration: a whole number, its text, or a name ("2s", "1x", "image")."""
+    """The number of frames of a duration: a whole number, its text, or a name ("2s", "1x", "image")."""
     if isinstance(frames, str) and frames in DURATIONS:
         return DURATIONS[frames]
     try:
@@ -74,13 +74,13 @@ def frame_count(frames: int | str) -> int:
 
 
 def latent_frames(frames: int) -> int:
-    """Latent frames of `frames` frames: 5 for every 17, and one for every 4 begun of the rest."""
+    """The number of latent frames for `frames` frames: 5 for every 17, and one for every 4 of the rest, rounded up."""
     clips, rest = divmod(frames, 17)
     return clips * 5 + -(-rest // 4)
 
 
 def latent_size(height: int, width: int, frames: int, factor: int = VAE_FACTOR) -> tuple[int, int, int]:
-    """(frames, height, width) of the latents of a video of that many pixels and frames."""
+    """The latent size (frames, height, width) of a video of that many pixels and frames."""
     if min(height, width) < factor:
         raise UsageError(f"size: {height}x{width} holds no latent. Use at least {factor}x{factor} pixels.")
     return latent_frames(frames), height // factor, width // factor
@@ -88,7 +88,7 @@ def latent_size(height: int, width: int, frames: int, factor: int = VAE_FACTOR) 
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """What one run is asked for. `aspect` is height:width; `frames` a number or a name of DURATIONS."""
+    """The settings of one run. `aspect` is height:width; `frames` a number or a name of DURATIONS."""
 
     resolution: str = "240p"
     aspect: str = "9:16"
@@ -98,10 +98,10 @@ class VideoSettings:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """The size (height, width) in pixels."""
         return video_size(self.resolution, self.aspect)
 
     @property
     def latents(self) -> tuple[int, int, int]:
-        """(frames, height, width) of the latents."""
+        """The size (frames, height, width) of the latents."""
         return latent_size(*self.size, frame_count(self.frames))

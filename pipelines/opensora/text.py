@@ -1,4 +1,4 @@
-"""From a prompt to what the transformer reads: scores, cleaning, T5 states."""
+"""Prepares prompts for the transformer: scores, cleaning, T5 states."""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ def with_scores(
     motion: float | None = None,
     camera_motion: str | None = None,
 ) -> str:
-    """The prompt followed by the scores the model was trained to follow; those it has already stay as they are."""
+    """Appends to a prompt the scores that the model was trained with; scores already in the prompt stay as they are."""
     scores = {
         "aesthetic score": None if aesthetic is None else f"{aesthetic:.1f}",
         "motion score": None if motion is None else f"{motion:.1f}",
@@ -30,9 +30,9 @@ def with_scores(
 
 
 def clean_caption(text: str) -> str:
-    """The caption cleaning of DeepFloyd IF, applied twice, as in training; it lower-cases.
+    """Cleans a caption as DeepFloyd IF does, twice, as in training; the result is lower case.
 
-    Taken from diffusers, which carries it for PixArt. Needs ftfy and beautifulsoup4.
+    Uses diffusers' implementation for PixArt. Needs ftfy and beautifulsoup4.
     """
     missing = [name for name, module in (("ftfy", "ftfy"), ("beautifulsoup4", "bs4")) if find_spec(module) is None]
     if missing:
@@ -41,12 +41,12 @@ def clean_caption(text: str) -> str:
         )
     from diffusers import PixArtAlphaPipeline
 
-    cleaner = PixArtAlphaPipeline.__new__(PixArtAlphaPipeline)  # its method reads nothing that __init__ sets
+    cleaner = PixArtAlphaPipeline.__new__(PixArtAlphaPipeline)  # the method needs no attribute that __init__ sets
     return cleaner._text_preprocessing(text, clean_caption=True)[0]  # type: ignore[attr-defined]  # a lazy import
 
 
 def encode(prompts: Sequence[str], tokenizer: Any, encoder: nn.Module, length: int) -> tuple[Tensor, Tensor]:
-    """T5 states (n, 1, length, E) and the token mask (n, length), int64. States of padding are kept, not zeroed."""
+    """Encodes prompts to T5 states (n, 1, length, E) and the token mask (n, length), int64. Keeps states of padding."""
     tokens = tokenizer(
         list(prompts),
         max_length=length,

@@ -1,4 +1,4 @@
-"""Checks an ascend checkpoint: Octavo reads it and computes with its integers (for MindIE-SD see `mindie`)."""
+"""Checks an ascend checkpoint: Octavo reads the files and computes with the integers (for MindIE-SD see `mindie`)."""
 
 from collections.abc import Iterator
 from pathlib import Path

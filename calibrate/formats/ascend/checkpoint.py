@@ -1,4 +1,4 @@
-"""Reading an ascend checkpoint back into integer layers: the same integers, each checked before use."""
+"""Reads the files of an ascend checkpoint: description, tensors and metadata, each checked before use."""
 
 import json
 from pathlib import Path
@@ -26,14 +26,14 @@ from .write import (
     WEIGHT_FILE,
 )
 
-SCHEMES = ("W8A8", "W8A16", "W8A8_DYNAMIC", "W8A8_TIMESTEP")  # as files are looked for
-_DESCRIPTION_LIMIT = 64 << 20
+SCHEMES = ("W8A8", "W8A16", "W8A8_DYNAMIC", "W8A8_TIMESTEP")  # in the order in which their files are looked for
+_DESCRIPTION_LIMIT = 64 << 20  # bytes; the largest description that is read, far above any that is written
 _WEIGHT = ".weight"
 _LARGEST = torch.finfo(torch.float32).max
 
 
 class Checkpoint:
-    """An ascend checkpoint that is open for reading: its description and where its tensors are.
+    """An ascend checkpoint open for reading: its description, and the place of each tensor in the weight file.
 
     Raises FileError for files that are missing, damaged or not this format.
     """
@@ -50,7 +50,7 @@ class Checkpoint:
         self.schemes = self._schemes()
 
     def _schemes(self) -> dict[str, str]:
-        """The scheme of each quantized layer. X.linear.weight is of the layer X where there is a multiplier of X."""
+        """The scheme of each quantized layer by name. X.linear.weight belongs to X where X has a multiplier."""
         found = {}
         for key, word in self.description.items():
             if word in SCHEMES and key.endswith(_WEIGHT):
@@ -61,15 +61,15 @@ class Checkpoint:
 
     @property
     def layer_names(self) -> list[str]:
-        """The quantized layers."""
+        """The names of the quantized layers."""
         return list(self.schemes)
 
     def prefix(self, name: str) -> str:
-        """What the names of a layer's tensors begin with."""
+        """The prefix of the names of a layer's tensors."""
         return f"{name}.{INNER}" if f"{name}.{MUL_SCALE}" in self.tensors else f"{name}."
 
     def read(self, key: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...] | None = None) -> Tensor:
-        """One tensor, of one of these dtypes and of this shape."""
+        """Reads one tensor. Raises FileError for a dtype outside `dtypes` or another shape."""
         stored = self.tensors.get(key)
         if stored is None:
             raise damage(self.weight_path, f"{key} is missing")
@@ -104,7 +104,7 @@ class Checkpoint:
         return self._listed(MADE_BIASES, name)
 
     def geometry(self, name: str) -> Geometry:
-        """How a convolution moves."""
+        """The stride, padding, dilation and groups of a convolution. Raises FileError where the metadata lack them."""
         try:
             found = self._metadata(GEOMETRY, {})[name]
             values = [found["stride"], found["padding"], found["dilation"]]
@@ -133,7 +133,7 @@ def _finite(value: Any) -> bool:
 
 
 def find(directory: Path) -> tuple[str, str]:
-    """The names of weights and description in a directory."""
+    """The file names of weights and description in a directory. Raises FileError without a description."""
     for scheme in SCHEMES:
         names = WEIGHT_FILE.format(scheme.lower()), DESCRIPTION_FILE.format(scheme.lower())
         if (directory / names[1]).is_file():
@@ -143,7 +143,7 @@ def find(directory: Path) -> tuple[str, str]:
 
 
 def read_description(path: Path) -> dict[str, str]:
-    """The description: names to words."""
+    """Reads the description: the scheme, or FLOAT, of each tensor by name."""
     found = json_object(read_bytes(path, _DESCRIPTION_LIMIT), path)
     if not all(isinstance(word, str) for word in found.values()):
         raise damage(path, "not a description of tensors")

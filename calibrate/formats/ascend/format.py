@@ -19,22 +19,22 @@ from .write import DESCRIPTION_FILE, write_ascend
 
 
 class Opened:
-    """An ascend checkpoint, whose layers are put into the float model they are of."""
+    """An ascend checkpoint whose integer layers can be put into the float model it was made from."""
 
     def __init__(self, directory: Path) -> None:
         self._checkpoint = Checkpoint(directory)
 
     @property
     def layer_names(self) -> list[str]:
-        """The quantized layers."""
+        """The names of the quantized layers."""
         return self._checkpoint.layer_names
 
     def layer(self, name: str) -> QuantizedLayer:
-        """One quantized layer."""
+        """Reads one quantized layer."""
         return read_layer(self._checkpoint, name)
 
     def difference(self, model: nn.Module) -> str | None:
-        """The first fact that tells the checkpoint from the float `model`; None: it was made of it."""
+        """The first sign that the checkpoint was not made from the float `model`; None where there is none."""
         return difference(self._checkpoint, model)
 
 
@@ -51,7 +51,7 @@ def find(directory: Path) -> Path | None:
 
 
 def describe(place: Path) -> Description:
-    """Schemes, and the noise levels that rows are for. Raises FileError."""
+    """Describes a checkpoint: its schemes, and the noise levels that its rows are for. Raises FileError."""
     checkpoint = Checkpoint(place)
     schemes = Counter(word for key, word in checkpoint.description.items() if key.endswith(".weight"))
     lines = [("weights", ", ".join(f"{count} {scheme}" for scheme, count in schemes.most_common()))]

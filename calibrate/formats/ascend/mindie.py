@@ -1,18 +1,18 @@
-"""What MindIE-SD says to a checkpoint. What it demands was read in its 3.1.0 (`mindiesd.quantization`: `quantize`,
-`layer`, `utils`, `config`; `utils.file_utils`):
+"""Checks whether MindIE-SD can load a checkpoint. The demands were read in MindIE-SD 3.1.0 (`mindiesd.quantization`:
+`quantize`, `layer`, `utils`, `config`; `utils.file_utils`):
 
 - the description is a regular file, no link, at most 0640; its JSON has "model_quant_type", one of its algorithms;
 - the weights lie beside it in quant_model_weight_{type in lower case}.safetensors, no link, at most 0640 and 100 GiB;
 - a stem of the description that ends in _<digits> means a rank of a distributed run;
-- a layer is taken when its name, its .weight or its .linear.weight is described by an algorithm, and is an nn.Linear;
-  each by its own algorithm, whatever the type of the model;
+- a layer is quantized when its name, its .weight or its .linear.weight is described by an algorithm, and it is an
+  nn.Linear; each layer by its own algorithm, whatever the type of the model;
 - X.div.mul_scale multiplies the input, and the layer's tensors are X.linear.*; W8A16 layers ignore the multiplier;
-- bias is read where the layer of the float model has one, and not else;
+- bias is read only where the layer of the float model has one;
 - W8A8 adds quant_bias and no bias; W8A8_DYNAMIC and W8A16 take weight_scale in the dtype of the deployment;
 - W8A8_TIMESTEP reads the keys of both. Row i is for TimestepManager.set_timestep_idx(i), where the timestep_config
   given to `quantize` says "static" for step i; without one every step is computed dynamically. The last layer's rows
   count for all;
-- it runs in float16 or bfloat16, and the device's matmul takes int64 deq_scale for float16 only.
+- MindIE-SD runs in float16 or bfloat16, and the device's matmul takes int64 deq_scale for float16 only.
 """
 
 import os
@@ -30,8 +30,8 @@ from ..verdict import Verdict
 from .checkpoint import Checkpoint, find, words
 from .write import MUL_SCALE, file_names
 
-_MOST_FILE, _MOST_DIRECTORY = 0o640, 0o750
-_MOST_BYTES = 100 << 30
+_MOST_FILE, _MOST_DIRECTORY = 0o640, 0o750  # the widest modes that MindIE-SD accepts
+_MOST_BYTES = 100 << 30  # bytes; the largest weight file that MindIE-SD accepts
 _RANK = re.compile(r"_\d+$")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _STATIC = ("weight", "quant_bias", "deq_scale", "input_scale", "input_offset")
@@ -44,7 +44,7 @@ _KEYS = {
 
 
 def mindie(checkpoint: Checkpoint) -> Iterator[Verdict]:
-    """The verdicts on names, layers and dtypes."""
+    """Yields MindIE-SD's verdicts on names, layers and dtypes."""
     yield from _names(checkpoint)
     yield from _layers(checkpoint)
     yield from _schemes(checkpoint)
@@ -53,7 +53,7 @@ def mindie(checkpoint: Checkpoint) -> Iterator[Verdict]:
 
 
 def check_modes(directory: Path) -> Iterator[Verdict]:
-    """MindIE-SD refuses wide permissions and links."""
+    """Yields verdicts on file modes and links: MindIE-SD refuses wide permissions and symbolic links."""
     yield _mode(directory, _MOST_DIRECTORY)
     try:
         names = find(directory)
@@ -110,7 +110,7 @@ def _counted(checkpoint: Checkpoint) -> str:
 
 
 def _schemes(checkpoint: Checkpoint) -> Iterator[Verdict]:
-    """What its user has to know of the schemes there are."""
+    """Yields what a user of MindIE-SD has to know about the schemes in the checkpoint."""
     timed = [name for name, scheme in checkpoint.schemes.items() if scheme == "W8A8_TIMESTEP"]
     if timed:
         stored = [checkpoint.tensors.get(checkpoint.prefix(name) + "input_scale") for name in timed]
@@ -133,11 +133,11 @@ def _made_biases(checkpoint: Checkpoint) -> Iterator[Verdict]:
 
 
 def _misfit(checkpoint: Checkpoint, name: str) -> str | None:
-    """What about the tensors of a layer does not fit, if anything."""
+    """The first tensor of a layer with a dtype or shape that MindIE-SD does not take; None where all fit."""
     tensors, prefix = checkpoint.tensors, checkpoint.prefix(name)
     weight = tensors.get(prefix + "weight")
     if weight is None:
-        return None  # said already
+        return None  # already reported under "keys"
     outputs, inputs = (*weight.shape, 0, 0)[:2]
     rows: tuple[int, ...] = ()
     if checkpoint.schemes[name] == "W8A8_TIMESTEP" and (first := tensors.get(prefix + "input_scale")):

@@ -1,4 +1,4 @@
-"""Writing a checkpoint's two files into a directory of the user's, among whatever else is there."""
+"""Writes a checkpoint's two files into a user's directory, which may hold other files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +10,11 @@ from ..target import write_directory
 
 
 def write_pair(target: Path, names: tuple[str, str], fill: Callable[[Path], None], modes: Modes) -> None:
-    """Lets `fill` write weights and description, of these names, and puts them into `target`; other files stay.
+    """Puts weights and description, which `fill` writes under these names, into `target`; other files stay.
 
-    Where there are none, the directory is replaced as a whole. Else the description goes first and comes last: at every
-    instant there are the old files, the new ones, or no description, without which nothing loads the weights.
+    Where `target` has no other files, the directory is replaced as a whole. Else the old description is removed first
+    and the new one comes last: at every instant `target` has the old files, the new ones, or no description, without
+    which nothing loads the weights.
     """
     for name, ending in zip(names, (".safetensors", ".json"), strict=True):
         if Path(name).name != name or not name.endswith(ending):

@@ -1,4 +1,4 @@
-"""One layer of an ascend checkpoint: every number checked against what an export writes."""
+"""Reads the layers of an ascend checkpoint, and checks every number against what an export writes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,29 +21,29 @@ from .write import MUL_SCALE
 
 
 class Place(NamedTuple):
-    """Where a layer's tensors are."""
+    """A layer's place in a checkpoint."""
 
     checkpoint: Checkpoint
     name: str
 
     def read(self, key: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...] | None = None) -> Tensor:
-        """One tensor by its last name."""
+        """Reads one tensor of the layer by the last part of its name."""
         return self.checkpoint.read(self.checkpoint.prefix(self.name) + key, dtypes, shape)
 
     def wrong(self, key: str, fact: str) -> OctavoError:
-        """What is wrong with one of the tensors."""
+        """The error to raise for a fault of one of the layer's tensors."""
         path = self.checkpoint.weight_path
         return FileError(f"{path}: {self.name}.{key} {fact}. Write the checkpoint anew.")
 
     def positive(self, key: str, tensor: Tensor) -> Tensor:
-        """The tensor, when all of it is finite and above zero."""
+        """Returns the tensor. Raises FileError unless all its values are finite and above zero."""
         if not bool(((tensor > 0) & tensor.isfinite()).all()):
             raise self.wrong(key, "is not positive and finite")
         return tensor
 
 
 def read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
-    """The layer of that name. Raises FileError for numbers that no export writes."""
+    """Reads the layer `name`. Raises FileError for numbers that no export writes."""
     place, kind = Place(checkpoint, name), INPUTS[checkpoint.schemes[name]]
     weight = place.read("weight", (torch.int8,))
     if weight.ndim not in (2, 4) or not weight.numel():
@@ -132,7 +132,7 @@ def _check_accumulator(place: Place, key: str, quant_bias: Tensor, weight: Tenso
 
 
 def _bins(place: Place, rows: Ranges, qparams: QParams, levels: tuple[float, ...]) -> Ranges:
-    """The numbers of each bin, from rows that are for noise levels in it: those of one bin have to be the same."""
+    """The numbers of each bin, from the rows of the denoising steps, which have to agree within a bin."""
     edges = place.checkpoint.edges(place.name)
     bins = bins_of(torch.tensor(levels), edges).tolist()
     missing = set(range(len(edges) + 1)) - set(bins)
@@ -148,7 +148,7 @@ def _bins(place: Place, rows: Ranges, qparams: QParams, levels: tuple[float, ...
 
 
 def load_ascend(directory: Path | str) -> dict[str, QuantizedLayer]:
-    """The quantized layers of a checkpoint by name, with the very integers that were exported.
+    """Reads the quantized layers of a checkpoint by name, with the very integers that were exported.
 
     Raises FileError for files that are missing, damaged, or hold numbers that no export writes.
     """

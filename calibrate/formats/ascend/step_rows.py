@@ -1,4 +1,4 @@
-"""Bins of noise levels as a consumer knows them: one row of numbers for each denoising step of a deployment."""
+"""Converts bins of noise levels to the rows that a consumer reads: one for each denoising step of a deployment."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from ...layers.noise_level import bins_of
 
 
 class Rows(NamedTuple):
-    """`bins` (steps,): the layer's bin at each step; `edges`: those between the bins that some step is in."""
+    """The rows of a layer: `bins` (steps,) is its bin at each step, `edges` lie between the bins that steps fall in."""
 
     bins: Tensor
     edges: Tensor
@@ -27,9 +27,9 @@ def rows_of(edges: Tensor, levels: Sequence[float]) -> Rows:
 
 
 def deployed_levels(layers: Mapping[str, QuantizedLayer], timesteps: Iterable[float] | None) -> tuple[float, ...]:
-    """The noise level of each row, as float32 holds it: `timesteps`, or one in each bin there is, from noise to none.
+    """The noise level of each row, as float32 holds it: `timesteps`, or one level in each bin, from noise to none.
 
-    All layers have the same rows. Raises UsageError for timesteps that are none.
+    All layers have the same rows. Raises UsageError for timesteps that are not finite.
     """
     timed = [layer.edges for layer in layers.values() if layer.input_type.by_level]
     if not timed:

@@ -1,4 +1,4 @@
-"""Format `ascend`: what msModelSlim writes and MindIE-SD reads, in Ascend's words (see `check` for what reads it).
+"""Writes the format `ascend`, the layout that msModelSlim writes and MindIE-SD reads, in Ascend's names.
 
 One safetensors file and a JSON description that maps every tensor's name to its scheme. The numbers are those of the
 layers, renamed; nothing is computed here. Layers of several schemes may be in one file.
@@ -31,16 +31,16 @@ from .step_rows import deployed_levels, rows_of
 WEIGHT_FILE = "quant_model_weight_{}.safetensors"
 DESCRIPTION_FILE = "quant_model_description_{}.json"
 MODEL_TYPE = "model_quant_type"
-GEOMETRY = "octavo.geometry"  # of convolutions, in the metadata of the weight file; so are:
+GEOMETRY = "octavo.geometry"  # metadata key: the geometry of convolutions by name; further metadata keys:
 LEVELS = "octavo.timesteps"  # the noise level of each row
-EDGES = "octavo.edges"  # by layer, between its bins
+EDGES = "octavo.edges"  # the edges between the bins of each layer, by name
 CORRECTED = "octavo.corrected"  # layers whose quant_bias carries more than their bias
 MADE_BIASES = "octavo.made_biases"  # layers whose float form has no bias
-MUL_SCALE, INNER = "div.mul_scale", "linear."
+MUL_SCALE, INNER = "div.mul_scale", "linear."  # parts of names in a layer with a multiplier, as MindIE-SD reads them
 
 
 def scheme_of(layers: Mapping[str, QuantizedLayer]) -> str:
-    """The word for the whole: that of all layers, or W8A8 for a mixture; a consumer has no word for that."""
+    """The scheme of the checkpoint: the one that all layers have, or W8A8 for a mixture, which has no name."""
     schemes = {layer.scheme for layer in layers.values()}
     return schemes.pop() if len(schemes) == 1 else "W8A8"
 
@@ -59,10 +59,10 @@ def write_ascend(
     *,
     timesteps: Sequence[float] | None = None,
 ) -> None:
-    """Writes both files into an existing directory. `model` is the float one, or the one `layers` are installed in.
+    """Writes weights and description into an existing directory. `model` is the float model, or has `layers` installed.
 
-    `timesteps` are what the deployment calls the denoiser with, step by step; None writes one row for each bin.
-    Multipliers stay, whatever groups there are: the consumer takes its float tensors from elsewhere.
+    `timesteps` are the deployment's time arguments of the denoiser, step by step; None writes one row for each bin.
+    Multipliers are never folded: the consumer takes its float tensors from the float model.
 
     Raises NumbersError when a number that would be written is not finite, UsageError for timesteps that are not.
     """
@@ -79,7 +79,8 @@ def write_ascend(
 def view(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, levels: Sequence[float] = ()
 ) -> tuple[dict[str, Planned], dict[str, str]]:
-    """Every tensor of the checkpoint and the description, by name; `layers` by all names, `levels` of the rows."""
+    """The tensors of the checkpoint and its description, by name. `layers` are by all their names; `levels` has the
+    noise level of each row."""
     tensors: dict[str, Planned] = {}
     description = {MODEL_TYPE: scheme_of(layers)}
     for name, layer in layers.items():
@@ -98,7 +99,7 @@ def view(
 
 
 def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterator[tuple[str, Planned]]:
-    """The tensors of one layer in Ascend's words, by their last name; of W8A8_TIMESTEP a row for each of `levels`."""
+    """Yields the tensors of one layer under Ascend's names; of a W8A8_TIMESTEP layer a row for each of `levels`."""
     outputs = layer.weight.shape[0]
     if layer.mul_scale is not None:
         yield MUL_SCALE, Planned.of(layer.mul_scale)

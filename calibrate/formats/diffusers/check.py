@@ -1,6 +1,6 @@
 """Checks whether diffusers with Octavo can load a directory, line by line, and why not.
 
-Names, dtypes and shapes are read from the headers of the files; integers are computed with, as the ascend view's are.
+Names, dtypes and shapes are read from the headers of the files; the integers are computed as in an ascend checkpoint.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from .write import CONFIG_FILE
 
 
 def check(directory: Path) -> list[Verdict]:
-    """The verdicts on a directory with our quant_method."""
+    """The verdicts on a directory with Octavo's quant_method."""
     try:
         return list(_octavo(Model.open(directory)))
     except OctavoError as error:
@@ -43,7 +43,7 @@ def _octavo(model: Model) -> Iterator[Verdict]:
 
 
 def _misfit(model: Model, structure: Structure) -> str | None:
-    """The first tensor of an integer layer that is not as it has to be."""
+    """The first tensor of an integer layer that is missing, superfluous, or has another dtype or shape."""
     for name, kind in structure.kinds.items():
         weight = model.tensors.get(f"{name}.weight")
         if weight is None:
@@ -66,7 +66,7 @@ def _of(model: Model, name: str) -> dict[str, Place]:
 
 
 def _wanted(kind: Kind, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype | None, tuple[int, ...]]]:
-    """Dtypes (None: of the model) and shapes of the tensors that a layer has; it may have a bias."""
+    """Dtypes (None: the model's) and shapes of the tensors that a layer has; a bias may come on top."""
     outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
     wanted: dict[str, tuple[torch.dtype | None, tuple[int, ...]]] = {
         "weight": (torch.int8, shape),
@@ -87,7 +87,7 @@ def _wanted(kind: Kind, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype |
 
 
 def _numbers(model: Model, structure: Structure) -> Verdict:
-    """Whether the integers compute the layers, up to what rounding and corrections explain."""
+    """The verdict on whether the integers compute the layers, up to what rounding and corrections explain."""
     share, where = 0.0, ""
     for name, kind in structure.kinds.items():
         layer = _layer(model, name, kind, structure.dtype)
@@ -100,7 +100,7 @@ def _numbers(model: Model, structure: Structure) -> Verdict:
 
 
 def _layer(model: Model, name: str, kind: Kind, dtype: torch.dtype) -> QuantizedLinear:
-    """The layer; a convolution as the linear layer of its patches."""
+    """Reads an integer layer; a convolution as the linear layer of its patches."""
     read = {key.rpartition(".")[2]: place.read() for key, place in _of(model, name).items()}
     input = INPUTS[kind.scheme].of(read, ACTIVATION)
     weight, bias = read["weight"].flatten(1), read.get("bias")

@@ -12,7 +12,7 @@ from octavo.capture.tensors import Stored, read_header, read_tensor
 
 from .write import CONFIG_FILE, INDEX_FILE, WEIGHT_FILE
 
-# names of files in it, as a regular expression
+# the names of the files of such a directory, as a regular expression
 MODEL_FILES = r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 
 
@@ -23,12 +23,12 @@ class Place(NamedTuple):
     stored: Stored
 
     def read(self) -> Tensor:
-        """Its values."""
+        """Reads the tensor's values."""
         return read_tensor(self.path, self.stored)
 
 
 class Model(NamedTuple):
-    """A directory as diffusers reads it."""
+    """A directory as diffusers reads it: config, tensors by name, and the metadata of the weight files."""
 
     config: dict[str, Any]
     tensors: dict[str, Place]
@@ -36,13 +36,13 @@ class Model(NamedTuple):
 
     @property
     def quantization(self) -> dict[str, Any]:
-        """What the config says of it; {} without."""
+        """The quantization_config of the config; {} without one."""
         found = self.config.get("quantization_config")
         return found if isinstance(found, dict) else {}
 
     @classmethod
     def open(cls, directory: Path) -> "Model":
-        """Raises FileError for files that are missing or damaged."""
+        """Opens a directory. Raises FileError for files that are missing or damaged."""
         tensors: dict[str, Place] = {}
         metadata: dict[str, str] = {}
         for path in weight_files(directory):
@@ -53,12 +53,12 @@ class Model(NamedTuple):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; FileError when there is none."""
+    """Reads the JSON object in a file. Raises FileError when there is none."""
     return json_object(read_bytes(path), path)
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The one file, or those that the index names."""
+    """The weight files of a directory: the only one, or all that the index names."""
     if not (directory / INDEX_FILE).is_file():
         return [directory / WEIGHT_FILE]
     names = read_json(directory / INDEX_FILE).get("weight_map")
@@ -68,7 +68,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def find_method(directory: Path, method: str, folder: str) -> Path | None:
-    """The directory itself or its `folder`, where one of them says that it was quantized by `method`."""
+    """The directory itself or its `folder`, whichever has `method` as quant_method; None where neither has."""
     for place in (directory, directory / folder):
         with suppress(OctavoError):
             if method_at(place) == method:
@@ -77,7 +77,7 @@ def find_method(directory: Path, method: str, folder: str) -> Path | None:
 
 
 def method_at(directory: Path) -> str | None:
-    """The quant_method of a directory for diffusers, None where it is none."""
+    """The quant_method of a directory for diffusers; None for any other directory."""
     if not (directory / CONFIG_FILE).is_file():
         return None
     found = read_json(directory / CONFIG_FILE).get("quantization_config")

@@ -26,7 +26,7 @@ def write(
 
 
 def describe(place: Path) -> Description:
-    """The class of the model, and how many layers have which scheme. Raises FileError."""
+    """Describes a directory: the class of the model, and how many layers have which scheme. Raises FileError."""
     model = Model.open(place)
     schemes = Counter(kind.scheme for kind in Structure.read(model.quantization).kinds.values())
     line = ", ".join(f"{count} {scheme}" for scheme, count in schemes.most_common())

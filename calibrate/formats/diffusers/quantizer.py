@@ -1,8 +1,8 @@
-"""How diffusers loads and saves integer layers: the quantizer and the config behind `quant_method` "octavo".
+"""Loads and saves integer layers through diffusers: the quantizer and the config behind `quant_method` "octavo".
 
-diffusers builds the model on the meta device, lets the quantizer put integer layers in, and hands it one stored tensor
-after the other. Before the first one, names, dtypes and shapes of all are held against the model: nothing stays random
-or float that should not. The tensors of integer layers are taken as they are stored, whatever `torch_dtype`.
+diffusers builds the model on the meta device, lets the quantizer put integer layers in, and hands over one stored
+tensor after the other. Before the first tensor, names, dtypes and shapes of all are compared with the model: nothing
+stays random or float that should not. The tensors of integer layers keep the stored dtype, whatever `torch_dtype`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,19 +23,19 @@ from ...layers.modules import QuantizedLayer
 from ...runtime import accelerate
 from .structure import QUANT_METHOD, Structure
 
-_CAST = ("bias", "mul_scale")  # of an integer layer, what is in the model's dtype
+_CAST = ("bias", "mul_scale")  # the tensors of an integer layer that are in the model's dtype
 
 
 class Method(StrEnum):
-    """diffusers asks a method for its value."""
+    """The quant_method as an enum, since diffusers reads its `value`."""
 
     OCTAVO = QUANT_METHOD
 
 
 class OctavoConfig(QuantizationConfigMixin):
-    """`quantization_config` of config.json; see `structure` for its keys.
+    """The `quantization_config` of config.json; see `structure` for its keys.
 
-    One more may be put in by hand: "backend", a name of `runtime.BACKENDS`, which else goes by the device.
+    One more key may be added by hand: "backend", a name of `runtime.BACKENDS`; without it the device decides.
     """
 
     def __init__(self, **content: Any) -> None:
@@ -45,7 +45,7 @@ class OctavoConfig(QuantizationConfigMixin):
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], *_: Any, **__: Any) -> "OctavoConfig":
-        """The config that `to_dict` made. Raises FileError for anything else."""
+        """Reads a config that `to_dict` made. Raises FileError for anything else."""
         return cls(**config_dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class OctavoConfig(QuantizationConfigMixin):
 
 
 class OctavoQuantizer(DiffusersQuantizer):
-    """Loads what `export.diffusers` writes, and nothing else: integers come of a calibration."""
+    """Loads the directories that format `diffusers` writes, and quantizes nothing: the integers need a calibration."""
 
     requires_calibration = True
     use_keep_in_fp32_modules = True
@@ -73,21 +73,21 @@ class OctavoQuantizer(DiffusersQuantizer):
         self._keep: frozenset[str] = frozenset()
 
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
-        """Raises UsageError for layers on disk: what accelerate writes there is cast before."""
+        """Raises UsageError for layers on disk: accelerate casts them before it writes them there."""
         if isinstance(device_map, dict) and "disk" in device_map.values():
             raise UsageError("device_map: integer layers cannot be on disk. Use devices, or CPU offload.")
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
-        """The dtype of float tensors; by default that of the checkpoint."""
+        """The dtype of float tensors: `torch_dtype`, by default the checkpoint's."""
         stored = self.quantization_config.structure.dtype
         self._dtype = None if torch_dtype == stored else torch_dtype
         return stored if torch_dtype is None else torch_dtype
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
-        """Reads what is stored."""
+        """Reads the headers of the checkpoint's files; returns the keys unchanged."""
         self._stored = {}
         for file in checkpoint_files:
-            path = Path(file).resolve()  # what a hub has downloaded are links
+            path = Path(file).resolve()  # files that a hub has downloaded are links
             self._stored |= {name: (path, stored) for name, stored in read_header(path)[0].items()}
         return loaded_keys
 
@@ -107,18 +107,18 @@ class OctavoQuantizer(DiffusersQuantizer):
         model.register_to_config(quantization_config=self.quantization_config)  # type: ignore[operator]
 
     def check_if_quantized_param(self, *_: Any, **__: Any) -> bool:
-        """Every tensor is taken by `create_quantized_param`."""
+        """Always True: every tensor goes through `create_quantized_param`."""
         return True
 
     def check_quantized_param_shape(self, name: str, current: Tensor, loaded: Tensor) -> bool:
-        """Raises MisfitError; `check_stored` has compared the stored shapes already."""
+        """Raises MisfitError: diffusers asks only where shapes differ, which `check_stored` has refused already."""
         raise _misfit(name, f"has shape {list(loaded.shape)}, the model {list(current.shape)}")
 
     def create_quantized_param(  # type: ignore[override]
         self, model: nn.Module, value: Tensor, name: str, device: Any, *_: Any, **__: Any
     ) -> None:
-        """Puts one stored tensor in its place. `value` is mapped from the file where diffusers has not cast it, and
-        stays so: it is read when it is used, and leaves memory when it is packed."""
+        """Puts one stored tensor in its place. A `value` that diffusers has not cast is mapped from the file and stays
+        mapped: its pages are read when the layer runs, and leave memory when the weight is packed."""
         path, stored = self._stored[name]
         value, parts = value if value.dtype == stored.dtype else read_tensor(path, stored), name.split(".")
         owner, leaf = model.get_submodule(".".join(parts[:-1])), parts[-1]
@@ -132,14 +132,14 @@ class OctavoQuantizer(DiffusersQuantizer):
             owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
-        """Raises MisfitError for a tensor that has not come."""
+        """Raises MisfitError for a tensor that was not loaded."""
         for name, tensor in model.state_dict().items():
             if tensor.is_meta and not hasattr(model, "_hf_hook"):
                 raise _misfit(name, "was not loaded")
 
 
 def check_stored(model: nn.Module, stored: Mapping[str, Stored], structure: Structure) -> None:
-    """Raises MisfitError unless the stored tensors are those of `model`, of its shapes and kinds of dtypes."""
+    """Raises MisfitError unless names, shapes and kinds of dtypes of the stored tensors match those of `model`."""
     wanted = model.state_dict()
     missing, surplus = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
     if missing:
@@ -159,9 +159,9 @@ def check_stored(model: nn.Module, stored: Mapping[str, Stored], structure: Stru
 
 
 def adopt(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
-    """Puts integer layers, by all their names, into a diffusers model, which is then as one that was loaded.
+    """Puts integer layers, by all their names, into a diffusers model, which then behaves as a loaded one.
 
-    It saves them, and refuses to be cast.
+    The model saves these layers, and refuses to be cast.
     """
     install(model, layers)
     accelerate(model)

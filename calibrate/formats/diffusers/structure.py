@@ -1,14 +1,14 @@
-"""What config.json of a diffusers directory says of its integer layers, and those layers before their tensors come.
+"""The quantization_config of a diffusers directory, and its integer layers before their tensors are loaded.
 
 | key          | content                                                                        |
 |--------------|--------------------------------------------------------------------------------|
 | quant_method | "octavo"                                                                       |
 | format       | 1                                                                              |
-| dtype        | of the float tensors: "float32", "float16" or "bfloat16"                       |
-| schemes      | by scheme, the names of the layers; every other layer is float                 |
+| dtype        | dtype of the float tensors: "float32", "float16" or "bfloat16"                 |
+| schemes      | names of the layers by scheme; every other layer is float                      |
 | multiplied   | layers with a multiplier of their input                                        |
-| made_biases  | layers with a bias that their float form has not                               |
-| bins         | of W8A8_TIMESTEP layers, the number of bins of noise levels                    |
+| made_biases  | layers with a bias whose float form has none                                   |
+| bins         | number of bins of noise levels of each W8A8_TIMESTEP layer                     |
 """
 
 from collections.abc import Mapping
@@ -26,12 +26,12 @@ from ...layers.numbers import Numbers
 from ...layers.scheme import ACTIVATION, STORABLE
 from ...layers.transforms import Multiply
 
-QUANT_METHOD, FORMAT = "octavo", 1
+QUANT_METHOD, FORMAT = "octavo", 1  # the name registered with diffusers, and the version of the config
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORABLE}
 
 
 class Kind(NamedTuple):
-    """What there is to know of an integer layer besides its float form."""
+    """The form of an integer layer: its scheme, whether it has a multiplier or an added bias, its number of bins."""
 
     scheme: str
     multiplied: bool = False
@@ -41,20 +41,20 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Structure:
-    """The integer layers of a model by all their names, and the dtype of what is float."""
+    """The integer layers of a model by all their names, and the dtype of its float tensors."""
 
     dtype: torch.dtype
     kinds: Mapping[str, Kind]
 
     @classmethod
     def of(cls, layers: Mapping[str, QuantizedLayer]) -> "Structure":
-        """That of these layers."""
+        """The structure of these layers."""
         dtype = next((layer.dtype for layer in layers.values()), torch.float32)
         return cls(dtype, {name: _kind(layer) for name, layer in layers.items()})
 
     @classmethod
     def read(cls, content: Mapping[str, Any], where: str = "quantization_config") -> "Structure":
-        """What `as_dict` made. Raises FileError for anything else."""
+        """Reads a dict that `as_dict` made. Raises FileError for anything else."""
         try:
             if content["format"] != FORMAT:
                 raise FileError(f"{where}: of format {content['format']!r}; this version reads {FORMAT}. Upgrade.")
@@ -76,7 +76,7 @@ class Structure:
         return found
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able, as in the table above."""
+        """The quantization_config, ready for JSON, with the keys of the table above."""
         schemes: dict[str, list[str]] = {}
         for name, kind in sorted(self.kinds.items()):
             schemes.setdefault(kind.scheme, []).append(name)
@@ -91,9 +91,9 @@ class Structure:
         }
 
     def empty(self, name: str, module: nn.Module) -> QuantizedLayer:
-        """The integer layer of that name in the place of the float `module`, its tensors on the meta device.
+        """The integer layer `name` in the place of the float `module`, its tensors on the meta device.
 
-        Raises MisfitError where `module` is no layer that can be one.
+        Raises MisfitError where `module` is not an nn.Linear or nn.Conv2d.
         """
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         if not isinstance(module, (nn.Linear, nn.Conv2d)) or weight is None:

@@ -1,9 +1,9 @@
-"""Format `diffusers`: a directory that `from_pretrained` of the model's class loads, with `import octavo`.
+"""Writes the format `diffusers`: a directory that `from_pretrained` of the model's class loads, with `import octavo`.
 
 config.json is the model's own with a quantization_config (see `structure`), the weights are under diffusers' names.
 The tensors of an integer layer X are those of its state: X.weight int8, X.weight_scale, X.input_scale, X.deq,
-X.quant_bias and so on; all others are as in the float model. Where the multiplier of an input can go into what makes
-that input, it has: the int8 codes stay, scales and biases before it change.
+X.quant_bias and so on; all others are as in the float model. The multiplier of an input is folded into the layers
+that produce the input, where they allow it: their int8 codes stay, their scales and biases change.
 """
 
 import json
@@ -31,7 +31,7 @@ CONFIG_FILE = "config.json"
 WEIGHT_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 WEIGHT_FILE = WEIGHT_PATTERN.format(suffix="")
 INDEX_FILE = WEIGHT_FILE + ".index.json"
-SHARD = 10 * 10**9  # bytes; what diffusers writes into one file
+SHARD = 10 * 10**9  # bytes; the largest weight file, diffusers' own default
 
 
 def write_diffusers(
@@ -43,11 +43,11 @@ def write_diffusers(
     groups: Groups | None = None,
     shard: int = SHARD,
 ) -> None:
-    """Writes config and weights into an existing directory; of more than `shard` bytes, several files and an index.
+    """Writes config and weights into an existing directory: several files and an index for more than `shard` bytes.
 
-    `model` is the float one, or the one `layers` are installed in; `groups` gives its layers whose multipliers can go.
-    Layers keep their bins of noise levels, whatever the steps of the deployment. Raises UsageError for a model
-    that is not one of diffusers, NumbersError when a number that would be written is not finite.
+    `model` is the float model, or has `layers` installed; `groups` gives its layers whose multipliers can be folded.
+    Layers keep their bins of noise levels, whatever the steps of the deployment. Raises UsageError for a model that is
+    not one of diffusers, NumbersError when a number that would be written is not finite.
     """
     config = config_of(model)
     found = unmultiplied(model, layers, groups)
@@ -57,7 +57,7 @@ def write_diffusers(
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
-    """The config of a diffusers model, as its save_pretrained writes it, without where it was loaded from."""
+    """The config of a diffusers model as save_pretrained writes it, without the path the model was loaded from."""
     if not callable(getattr(model, "to_json_string", None)):
         fact = f"{type(model).__name__} is not a model of diffusers and has no config"
         raise UsageError(f"format diffusers: {fact}. Use --format ascend.")
@@ -68,7 +68,7 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 
 
 def unmultiplied(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Groups | None) -> Folded:
-    """The layers without multipliers where that is possible."""
+    """The layers, with multipliers folded away where `groups` allow it."""
     if groups is None or all(layer.mul_scale is None for layer in layers.values()):
         return Folded(dict(layers), {})
     return folded(model, layers, groups(model))
@@ -77,8 +77,8 @@ def unmultiplied(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups:
 def state(
     model: nn.Module, layers: Mapping[str, QuantizedLayer], parameters: Mapping[str, Callable[[], Tensor]]
 ) -> Iterator[tuple[str, Planned]]:
-    """The tensors of `model` with `layers` in it, in the order of its state; `parameters` make what takes the place of
-    its own. Parts of mapped files, and what is made, are not in memory until they are written.
+    """Yields the tensors of `model` with `layers` in it, in the order of its state. `parameters` make the new values of
+    float parameters. Mapped tensors and new values are not in memory until they are written.
     """
     done: set[str] = set()
     for name, tensor in model.state_dict().items():
@@ -101,7 +101,7 @@ def _itself(tensor: Tensor) -> Tensor:
 
 
 def write_config(directory: Path, config: Mapping[str, Any], modes: Modes) -> None:
-    """config.json, spelled as diffusers spells it."""
+    """Writes config.json in diffusers' spelling."""
     with create(directory / CONFIG_FILE, modes.data) as sink:
         sink.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
@@ -109,7 +109,7 @@ def write_config(directory: Path, config: Mapping[str, Any], modes: Modes) -> No
 def write_weights(
     directory: Path, tensors: dict[str, Planned], metadata: Mapping[str, str], modes: Modes, shard: int
 ) -> None:
-    """The weight files, split as diffusers splits them."""
+    """Writes the weight files, split as diffusers splits them."""
     split = split_state_dict_into_shards_factory(
         tensors, get_storage_size=lambda planned: planned.bytes, filename_pattern=WEIGHT_PATTERN, max_shard_size=shard
     )

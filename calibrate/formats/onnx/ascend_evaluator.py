@@ -1,7 +1,7 @@
 """Runs a graph of Ascend's operators as its compiler has the device run it.
 
-onnx.reference executes the float operators. What lies between AscendQuant and AscendDequant is in whole numbers: the
-compiler takes the offset of the AscendQuant before to pad a Conv with, and takes its share out of the accumulator.
+onnx.reference executes the float operators. Between AscendQuant and AscendDequant all is in whole numbers: the compiler
+pads a Conv with the offset of the AscendQuant before it, and subtracts the offset's share from the accumulator.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ _INTEGER = ("Conv", "Gemm", "MatMul")
 
 
 class AscendGraph:
-    """The graph, ready to run. Raises FileError for operators that the compiler would not take."""
+    """A graph ready to run. Raises FileError for operators that the compiler would not take."""
 
     def __init__(self, proto: "ModelProto") -> None:
         from onnx.reference import ReferenceEvaluator
@@ -32,13 +32,13 @@ class AscendGraph:
         self._evaluator = ReferenceEvaluator(compiled(proto), new_ops=_operators())
 
     def __call__(self, **inputs: "Array") -> list["Array"]:
-        """The outputs for inputs by their names."""
+        """Computes the outputs; `inputs` are by name."""
         return list(self._evaluator.run(None, inputs))
 
 
 def compiled(proto: "ModelProto") -> "ModelProto":
-    """The graph with its integer operators as the device has them: each knows the offset of its input, or
-    along which axis its channels are."""
+    """The graph with its integer operators as the device has them: with the offset of the input, or the axis of the
+    channels, as an attribute."""
     from onnx import ModelProto, helper
 
     made = ModelProto()

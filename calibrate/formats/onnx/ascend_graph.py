@@ -1,12 +1,12 @@
-"""The graph that Ascend's compiler takes, `{arch}_quant.onnx`, in its words; operators in the default domain.
+"""The graph that Ascend's compiler takes, `{arch}_quant.onnx`, with Ascend's operators in the default domain.
 
     AscendQuant(scale = 1 / input_scale, offset, quant_bit = 8)   x -> int8
     Conv, Gemm or MatMul    on int8 weights, with an int32 bias = round(bias / deq)
     AscendDequant(deq_scale)   int32 -> float; deq_scale is uint64, the bits of a float32 in its low half
 
-The offset is in no bias: the compiler takes offset times the sum of the weights off, and pads with the offset, which
-stands for 0.0. So what the accumulator ends with is that of the layer which was evaluated. AscendQuant multiplies where
-that layer divides: for float32 scales made for it the codes are the same (`reciprocals`).
+No bias contains the offset: the compiler subtracts offset times the sum of the weights, and pads with the offset, which
+stands for 0.0. So the accumulator ends with the same number as in the layer that was evaluated. AscendQuant multiplies
+where that layer divides: with float32 scales made for this the codes are the same (`reciprocals`).
 """
 
 from collections.abc import Mapping
@@ -27,10 +27,10 @@ QUANT, DEQUANT = "AscendQuant", "AscendDequant"
 
 
 def ascend(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], *, fuse_add: bool = True) -> "ModelProto":
-    """The graph. With `fuse_add` the bias of a Conv and a Gemm is their third input, else an Add on the accumulator,
-    as it always is for a MatMul; the numbers are the same.
+    """Makes the graph. With `fuse_add` the bias of a Conv or Gemm is its third input, else an Add on the accumulator,
+    as the bias of a MatMul always is; the numbers are the same.
 
-    Raises UsageError for a layer that is not static W8A8: the operators have no form for others.
+    Raises UsageError for a layer that is not static W8A8: Ascend's operators have no form for others.
     """
     for name, layer in layers.items():
         if layer.scheme != "W8A8":
@@ -64,7 +64,7 @@ def _expand(builder: Builder, use: Use, fuse_add: bool) -> None:
 
 
 def _input(builder: Builder, use: Use) -> str:
-    """The codes of the input; once for all layers that make the same."""
+    """The name of the input's codes; layers with the same input, scale and offset share one node."""
     scale, offset = 1.0 / float(use.layer.input_scale), float(use.layer.input_zero_point)
     output = f"{use.x}.codes"
     return builder.once(

@@ -1,4 +1,4 @@
-"""Ascend's two operators as onnx wants to be told of them, to check a graph that has them."""
+"""The schemas of Ascend's two operators, which onnx needs to check a graph that has them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,12 +6,12 @@ from typing import Any
 
 from .ascend_graph import DEQUANT, QUANT
 
-_SINCE = 1  # opset of the default domain
+_SINCE = 1  # the opset of the default domain from which the two schemas hold: any
 
 
 @contextmanager
 def ascend_operators() -> Iterator[None]:
-    """Inside, onnx.checker knows AscendQuant and AscendDequant."""
+    """Registers AscendQuant and AscendDequant with onnx.checker while inside."""
     from onnx import defs
 
     schemas = [schema for schema in _schemas() if not defs.has(schema.name, "")]

@@ -1,4 +1,4 @@
-"""What is in a graph, whether its numbers can be right, and who can load it."""
+"""Checks a graph: the layers in it, whether its numbers can be right, and who can load it."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +32,7 @@ class Layer(NamedTuple):
 
 
 class _Found:
-    """A graph by what makes and what uses each name."""
+    """A graph with its initializers, and the node that makes each tensor, by name."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph, proto = graph, graph.proto
@@ -40,17 +40,17 @@ class _Found:
         self.makers = {name: node for node in proto.graph.node for name in node.output}
 
     def kind(self, name: str) -> str:
-        """The operator that makes it; "" for an input or an initializer."""
+        """The operator that makes the tensor `name`; "" for an input or an initializer."""
         node = self.makers.get(name)
         return node.op_type if node is not None else ""
 
     def values(self, name: str) -> "Array":
-        """Those of an initializer."""
+        """The values of the initializer `name`."""
         return self.graph.array(self.initializers[name])
 
 
 def layers_of(graph: Graph) -> list[Layer]:
-    """The nodes with weights, in the order of the graph; float ones too."""
+    """The nodes with weights, float ones too, in the order of the graph."""
     found, layers = _Found(graph), []
     for node in graph.proto.graph.node:
         if node.op_type not in _WEIGHTED or len(node.input) < 2:
@@ -64,7 +64,7 @@ def layers_of(graph: Graph) -> list[Layer]:
             scheme = "W8A8"
         tensor = found.initializers.get(weight)
         if tensor is None:
-            continue  # two activations: attention
+            continue  # a product of two activations, as in attention
         name = next((weight.removesuffix(end) for end in _ENDS if weight.endswith(end)), node.name or node.output[0])
         shape = tuple(tensor.dims)
         layers.append(Layer(name, node.op_type, scheme, shape, _bytes(found, tensor)))
@@ -78,7 +78,7 @@ def _bytes(found: _Found, tensor: Any) -> int:
 
 
 def verdicts(graph: Graph) -> list[Verdict]:
-    """Who can load it, and whether the numbers are ones that an export writes."""
+    """The verdicts on a graph: who can load it, and whether its numbers are ones that an export writes."""
     wrong = next(_wrong(graph), None)
     layers = [layer for layer in layers_of(graph) if layer.scheme in _SCHEMES]
     numbers = Verdict("octavo", "numbers", wrong is None, wrong or f"{len(layers)} integer layers within bounds")
@@ -96,7 +96,7 @@ def _onnxruntime(graph: Graph) -> Verdict:
     options.log_severity_level, options.intra_op_num_threads = 4, 1
     try:
         onnxruntime.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common class
+    except Exception as error:  # onnxruntime's errors have no common class
         return Verdict("onnxruntime", "graph", False, " ".join(str(error).split())[:300])
     return Verdict("onnxruntime", "graph", True, f"version {onnxruntime.__version__} loads it")
 
@@ -116,7 +116,7 @@ def _ascend(graph: Graph, layers: list[Layer]) -> Verdict:
 
 
 def _wrong(graph: Graph) -> Iterator[str]:
-    """What is wrong with the numbers."""
+    """Yields each fault of the numbers in a graph."""
     found = _Found(graph)
     for node in graph.proto.graph.node:
         if node.op_type == QUANT:
@@ -146,7 +146,8 @@ def _wrong_quant(node: "NodeProto") -> Iterator[str]:
 
 
 def _wrong_dequant(found: _Found, node: "NodeProto") -> Iterator[str]:
-    """A dequantizer wants an integer layer before it, with as many outputs as it has scales and a sum within int32."""
+    """Yields a fault of a dequantizer, which needs an integer layer before it with one output for each scale, and a sum
+    within int32."""
     made, bias = found.makers.get(node.input[0]), ""
     if made is not None and made.op_type == "Add":
         bias = next((name for name in made.input if name in found.initializers), "")
@@ -173,7 +174,7 @@ def _wrong_dequant(found: _Found, node: "NodeProto") -> Iterator[str]:
 
 
 def _widest(weight: "Array", bias: "Array", offset: int) -> int:
-    """The largest sum there can be, the offset's share taken out as the compiler does."""
+    """The largest possible magnitude of the accumulator, less the offset's share as the compiler subtracts it."""
     rows = weight.reshape(len(weight), -1).astype(np.int64)
     start = bias.reshape(-1).astype(np.int64) - offset * rows.sum(1)
     return int((np.abs(start) + 128 * np.abs(rows).sum(1)).max())

@@ -1,4 +1,4 @@
-"""Writing a graph: one file, and beside it `NAME.onnx.data` for tensors that do not fit into one protobuf."""
+"""Writes a graph: one file, and beside it `NAME.onnx.data` for tensors that do not fit into one protobuf."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,15 +12,15 @@ from ..target import write_directory
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-LARGEST = (2 << 30) - (64 << 20)  # bytes of tensors in one protobuf, which has 2 GiB for everything
+LARGEST = (2 << 30) - (64 << 20)  # most bytes of tensors inside the graph's file: protobuf's 2 GiB, 64 MiB for nodes
 DATA = ".data"
-_ALIGNED = 4096  # readers map pages
-_SMALL = 1024  # bytes; tensors up to this stay in the graph
+_ALIGNED = 4096  # bytes; external tensors begin at multiples of a page, since readers map pages
+_SMALL = 1024  # bytes; tensors up to this size stay in the graph
 
 
 def write_model(proto: "ModelProto", path: Path, mode: int, largest: int = LARGEST) -> None:
-    """Writes `proto` to `path`, which must not be there. Where its tensors are more than `largest` bytes, they go to
-    `path` + ".data", and `proto` loses them. The same graph is the same bytes."""
+    """Writes `proto` to `path`, which must not exist. Tensors of more than `largest` bytes in all go to `path` +
+    ".data", and `proto` loses them. The same graph gives the same bytes."""
     if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > largest:
         with create(path.with_name(path.name + DATA), mode) as sink:
             _move_tensors(proto, sink, path.name + DATA)
@@ -45,10 +45,10 @@ def _move_tensors(proto: "ModelProto", sink: Sink, location: str) -> None:
 
 
 def write_among(target: Path, fill: Callable[[Path], None], modes: Modes) -> None:
-    """Lets `fill` write graphs and puts them into `target`, which is made if need be; other files stay.
+    """Puts the graphs that `fill` writes into `target`, which is made if need be; other files stay.
 
     Each graph is replaced in one step, never written into, and a symbolic link of its name is replaced itself. A graph
-    with data is away while its data are replaced: nothing can load it with data of another.
+    with a data file is absent while the data are replaced: nothing can load a graph with the data of another.
     """
     if target.exists() and not target.is_dir():
         raise StorageError(f"{target}: exists and is not a directory. Choose another name.")

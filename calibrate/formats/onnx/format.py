@@ -1,4 +1,4 @@
-"""The records of the formats `onnx` and `ascend-onnx`. Importing this does not need onnx."""
+"""The records of the formats `onnx` and `ascend-onnx`. Importing this module does not need onnx."""
 
 from collections.abc import Mapping
 from pathlib import Path

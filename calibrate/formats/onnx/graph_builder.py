@@ -1,4 +1,4 @@
-"""Turning a traced graph into one without marks: nodes and initializers of the layers, names that are free."""
+"""Replaces the placeholders of a traced graph by the nodes and initializers of their layers, under free names."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from .placeholders import DOMAIN, attribute, bodies, is_mark
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-IR_VERSION = 10
-_SYMBOL = "batch"
+IR_VERSION = 10  # version of the file format that is written into the graph, whatever the exporter's
+_SYMBOL = "batch"  # name of the open first axis
 
 
 class Builder:
-    """Nodes and initializers being made; what is asked for twice under one key is made once."""
+    """Collects the nodes and initializers of a graph; something asked for twice under one key is made once."""
 
     def __init__(self, taken: set[str]) -> None:
         self.nodes: list[NodeProto] = []
@@ -29,7 +29,7 @@ class Builder:
         self._made: dict[Any, str] = {}
 
     def free(self, name: str) -> str:
-        """`name`, with a number where it is taken."""
+        """Takes a free name: `name`, with a number behind where that is in use."""
         found, count = name, 1
         while found in self._taken:
             count += 1
@@ -38,7 +38,7 @@ class Builder:
         return found
 
     def tensor(self, name: str, values: Tensor | np.ndarray) -> str:
-        """The name of an initializer; one for each `name`."""
+        """Adds an initializer, one for each `name`, and returns the name it has in the graph."""
         from onnx import numpy_helper
 
         key = ("tensor", name)
@@ -49,14 +49,14 @@ class Builder:
         return self._made[key]
 
     def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Adds a node with this output, and returns its name."""
+        """Adds a node with this output, and returns the output's name."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=f"{output}/{kind}", **attributes))
         return output
 
     def once(self, key: Any, make: Callable[[], str]) -> str:
-        """What `make` made for `key` the first time."""
+        """Returns the name that `make` gave for `key` the first time."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -64,7 +64,7 @@ class Builder:
 
 @dataclass(frozen=True)
 class Use:
-    """A layer where it is used: its name, the names of its input and output, and how many axes the input has."""
+    """One use of a layer: its name, the names `x` of its input and `y` of its output, and the `rank` of the input."""
 
     name: str
     layer: QuantizedLayer
@@ -77,8 +77,8 @@ Expand = Callable[[Builder, Use], None]
 
 
 def expanded(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], expand: Expand) -> "ModelProto":
-    """A graph in which each mark of `traced` is the nodes that `expand` adds for it. Nothing in it tells of the machine
-    or of the time it was made."""
+    """A graph in which the nodes that `expand` adds replace each placeholder of `traced`. The graph contains nothing
+    about the machine or the time of the export."""
     from onnx import ModelProto, helper
 
     proto = ModelProto()
@@ -96,7 +96,7 @@ def expanded(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], expand:
     del graph.node[:], graph.value_info[:]
     graph.node.extend(nodes)
     graph.initializer.extend(builder.initializers.values())
-    graph.initializer.sort(key=lambda tensor: tensor.name)  # in place: no message of more than 2 GiB can be made anew
+    graph.initializer.sort(key=lambda tensor: tensor.name)  # in place: a message of more than 2 GiB cannot be copied
     opset = next(each.version for each in proto.opset_import if each.domain == "")
     others = {each.domain for each in proto.opset_import} - {"", DOMAIN}
     used = {node.domain for node in nodes}
@@ -109,12 +109,12 @@ def expanded(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], expand:
 
 
 def floating(traced: "ModelProto") -> "ModelProto":
-    """The graph of a model that was traced without marks."""
+    """The graph of a float model, which was traced without placeholders."""
     return expanded(traced, {}, lambda builder, use: None)
 
 
 def _name_outputs(proto: "ModelProto", order: list[str], builder: Builder) -> None:
-    """Gives what a mark puts out the name of its layer, everywhere; the exporter numbers them."""
+    """Renames the output of each placeholder to its layer's name, everywhere; the exporter numbers outputs."""
     graph = proto.graph
     new = {node.output[0]: builder.free(order[attribute(node, "index")]) for node in graph.node if is_mark(node)}
     for node in (*graph.node, *(node for body in bodies(proto) for node in body)):
@@ -130,7 +130,7 @@ def _names(graph: Any) -> set[str]:
 
 
 def _anonymous(proto: "ModelProto") -> None:
-    """Takes out what exporters note about where a node comes from, and says who made the file."""
+    """Removes the exporter's notes on the origin of nodes, and names Octavo as the producer."""
     proto.producer_name, proto.producer_version, proto.doc_string = "octavo", "", ""
     proto.ir_version = IR_VERSION
     graph = proto.graph
@@ -152,7 +152,7 @@ def _anonymous(proto: "ModelProto") -> None:
 
 
 def _name_the_batch(graph: Any) -> None:
-    """The exporter's word for the open first axis becomes `batch`."""
+    """Renames the open first axis, which the exporter numbers, to `batch`."""
     symbol = next((d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim[:1] if d.dim_param), None)
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
@@ -161,7 +161,7 @@ def _name_the_batch(graph: Any) -> None:
 
 
 def int32_bias(use: Use) -> Tensor:
-    """round(bias / deq), corrections of the output included: quant_bias without the zero point's share of it."""
+    """The int32 bias, round(bias / deq) with the correction: quant_bias without the zero point's share."""
     layer = use.layer
     sums = layer.weight.detach().flatten(1).sum(1, dtype=layer.quant_bias.long().dtype)
     bias = layer.quant_bias.long() + layer.input_zero_point.long() * sums
@@ -171,7 +171,7 @@ def int32_bias(use: Use) -> Tensor:
 
 
 def convolving(layer: QuantizedConv2d) -> dict[str, Any]:
-    """The attributes of a Conv. Padding that is not zeros has a Pad of its own before."""
+    """The attributes of a Conv. Padding other than zeros has its own Pad before the Conv."""
     geometry = layer.geometry
     left, right, top, bottom = geometry.padding if geometry.padding_mode == "zeros" else (0, 0, 0, 0)
     return {

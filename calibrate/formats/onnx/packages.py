@@ -1,4 +1,4 @@
-"""The packages of the extra `onnx`, which are not there unless asked for."""
+"""The packages of the extra `onnx`, which a plain installation does not have."""
 
 from ..packages import check_packages
 
@@ -6,5 +6,5 @@ PACKAGES, EXTRA = ("onnx", "onnxscript"), "onnx"
 
 
 def check_extra(what: str) -> None:
-    """Raises UsageError where `what` wants packages that are not installed."""
+    """Raises UsageError where packages that `what` needs are not installed."""
     check_packages(what, PACKAGES, EXTRA)

@@ -1,4 +1,4 @@
-"""Marks: what stands for an integer layer while a model is traced, in torch and in the graph."""
+"""Placeholders (class `Mark`) for the integer layers while a model is traced, in torch and in the graph."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
 DOMAIN, MARK = "octavo", "Layer"
-OPSET = 18
-_SIZES = (  # that models look at, as to pad for a stride
+OPSET = 18  # version of the ONNX operators that the exporters write
+_SIZES = (  # attributes of layers that models read, for example to pad for a stride
     "in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups",
     "padding_mode",
 )  # fmt: skip
 
 
 class Mark(nn.Module):
-    """Stands for layer number `index`; puts out a tensor of the shape, dtype and device that the layer would."""
+    """Placeholder of layer number `index`: its output has the shape, dtype and device of the layer's output."""
 
     mul_scale: Tensor | None
 
@@ -53,7 +53,7 @@ class Mark(nn.Module):
         return y if y.dtype == input.dtype else y.to(input.dtype)
 
     def shape_of(self, x: Tensor) -> tuple[Any, ...]:
-        """The shape of what the layer puts out for `x`, which has the padding that is not zeros."""
+        """The shape of the layer's output for `x`, which already has any padding other than zeros."""
         if self.geometry is None:
             return (*x.shape[:-1], self.outputs)
         left, right, top, bottom = self.geometry.padding if self.geometry.padding_mode == "zeros" else (0, 0, 0, 0)
@@ -65,7 +65,7 @@ class Mark(nn.Module):
 
 @contextmanager
 def marked(model: nn.Module, layers: Mapping[str, QuantizedLayer], older: bool) -> Iterator[None]:
-    """Inside, `model` is in evaluation and has marks for the layers; afterwards it is what it was."""
+    """Puts `model` in eval mode with placeholders for the layers while inside; afterwards the model is as before."""
     names = names_of(model)
     before = {name: model.get_submodule(name) for first in layers for name in names[first]}
     training = [module for module in model.modules() if module.training]
@@ -85,7 +85,7 @@ def marked(model: nn.Module, layers: Mapping[str, QuantizedLayer], older: bool) 
 
 @cache
 def define_older_mark() -> None:
-    """The mark as an operator of torch, which the older exporter knows how to write."""
+    """Registers the placeholder as an operator of torch that the older exporter can write."""
     from torch.onnx.symbolic_helper import parse_args
 
     @parse_args("v", "i", "i", "v")
@@ -101,17 +101,17 @@ def define_older_mark() -> None:
 
 
 def is_mark(node: "NodeProto") -> bool:
-    """Whether the node stands for a layer."""
+    """Whether the node is the placeholder of a layer."""
     return bool((node.domain, node.op_type) == (DOMAIN, MARK))
 
 
 def attribute(node: "NodeProto", name: str) -> int:
-    """A number that a mark carries."""
+    """The integer attribute `name` of a placeholder's node."""
     return next(each.i for each in node.attribute if each.name == name)
 
 
 def bodies(proto: "ModelProto") -> Iterator[Any]:
-    """The nodes of each branch, loop and function."""
+    """Yields the nodes of each branch, loop and function."""
     waiting = [*(function.node for function in proto.functions), *_inner(proto.graph.node)]
     while waiting:
         nodes = waiting.pop()

@@ -1,8 +1,8 @@
 """The graph for onnxruntime and OpenVINO: QuantizeLinear and DequantizeLinear around the operators of the float model.
 
 Activations are int8 with a zero point, weights int8 with a scale for each output channel, biases int32. The scale of a
-weight is deq / input_scale, so that its product with that of the input is the deq which was evaluated. Zeros that a
-Conv pads with are the zero point. A W8A16 layer has its weight dequantized, and a float bias.
+weight is deq / input_scale, so that its product with the input scale is the deq that was evaluated. A Conv pads with
+the zero point, which stands for 0.0. A W8A16 layer has its weight dequantized, and a float bias.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _SMALLEST = torch.finfo(torch.float32).smallest_normal
 
 
 def qdq(traced: "ModelProto", layers: Mapping[str, QuantizedLayer]) -> "ModelProto":
-    """The graph. Raises UsageError for a layer whose scheme it has no form for, NumbersError for scales outside
+    """Makes the graph. Raises UsageError for a layer whose scheme has no form in it, NumbersError for scales outside
     float32.
     """
     for name, layer in layers.items():
@@ -57,7 +57,8 @@ def _expand(builder: Builder, use: Use) -> None:
 
 
 def _input(builder: Builder, use: Use) -> str:
-    """The input, quantized and dequantized: onnxruntime leaves layers in float that share this."""
+    """The input, quantized and dequantized by nodes of this layer alone: onnxruntime leaves layers that share such
+    nodes in float."""
     scale, zero_point = use.layer.input_scale.float(), use.layer.input_zero_point.to(torch.int8)
     around = [builder.tensor(f"{use.name}.input_scale", scale), builder.tensor(f"{use.name}.zero_point", zero_point)]
     codes = builder.node("QuantizeLinear", [use.x, *around], builder.free(f"{use.x}.codes"))
@@ -72,7 +73,7 @@ def _weight_scale(use: Use) -> Tensor:
 
 
 def _weight(builder: Builder, use: Use, scale: Tensor, axis: int) -> str:
-    """The dequantized weight: (out, in, ...), or (in, out) where its channels are along axis 1."""
+    """The name of the dequantized weight: (out, in, ...), or (in, out) where its channels are along axis 1."""
 
     def make() -> str:
         codes = use.layer.weight.detach()
@@ -86,7 +87,7 @@ def _weight(builder: Builder, use: Use, scale: Tensor, axis: int) -> str:
 
 
 def _bias(builder: Builder, use: Use) -> str | None:
-    """The dequantized bias; None where it is all zeros."""
+    """The name of the dequantized bias; None where the bias is all zeros."""
     bias = int32_bias(use)
     if not bool(bias.any()):
         return None

@@ -1,7 +1,7 @@
-"""Reading a graph that may come from anywhere: nothing outside its directory is opened, nothing is taken at its word.
+"""Reads a graph from an untrusted source: nothing outside its directory is opened, every claim is checked.
 
-External data have to be a file of their own beside the graph: a path that leads elsewhere, a symbolic link, a file that
-has other names, an extent outside the file or of another length than the tensor has are refused.
+External data have to be a file of their own beside the graph: a path that leads elsewhere, a symbolic link, a file with
+other names (hard links), an extent outside the file or of another length than the tensor are refused.
 """
 
 import math
@@ -20,12 +20,12 @@ from .ascend_operators import ascend_operators
 if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
-_LIMIT = (2 << 30) - 1  # bytes of a protobuf
+_LIMIT = (2 << 30) - 1  # bytes; the largest message that protobuf can hold
 _AGAIN = "Export it anew."
 
 
 class Graph(NamedTuple):
-    """A graph that was read: its file, its SHA-256, and the bytes of its tensors that are beside it."""
+    """A graph that was read: its file, its SHA-256, its `size`, and the bytes of tensors in `external` files."""
 
     path: Path
     proto: "ModelProto"
@@ -34,17 +34,17 @@ class Graph(NamedTuple):
     external: int
 
     def array(self, tensor: "TensorProto") -> np.ndarray[Any, Any]:
-        """The values of one of its tensors."""
+        """The values of one of the graph's tensors."""
         from onnx import numpy_helper
 
         return numpy_helper.to_array(tensor, str(self.path.parent))
 
 
 def read_graph(path: Path) -> Graph:
-    """The graph at `path`, whose own name may be a symbolic link.
+    """Reads the graph at `path`, which may itself be a symbolic link.
 
-    Raises FileError, naming the file, for one that is no graph, is newer than the onnx that is installed, or whose
-    external data are not as they should be.
+    Raises FileError, naming the file, for a file that is no graph, is newer than the installed onnx, or whose external
+    data are refused.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -85,12 +85,12 @@ def _check_versions(path: Path, proto: "ModelProto") -> None:
 
 
 def opset_of(proto: "ModelProto") -> int | None:
-    """The version of the default domain; None where the graph has none."""
+    """The opset of the default domain; None where the graph names none."""
     return next((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), None)
 
 
 def _tensors(message: Any) -> Iterator["TensorProto"]:
-    """Every tensor anywhere in a message: of graphs, branches, attributes, functions."""
+    """Yields every tensor anywhere in a message: in graphs, branches, attributes, functions."""
     from onnx import TensorProto
 
     for field, value in message.ListFields():
@@ -109,7 +109,7 @@ def _external(proto: "ModelProto") -> Iterator["TensorProto"]:
 
 
 def _checked(path: Path, tensor: "TensorProto") -> int:
-    """The bytes of an external tensor, when it may be read."""
+    """The bytes of an external tensor. Raises FileError for data that must not be read."""
     entries = {each.key: each.value for each in tensor.external_data}
     location = entries.get("location", "")
     if not location or location in (".", "..") or "/" in location or "\\" in location or "\0" in location:

@@ -1,7 +1,7 @@
-"""A model as an ONNX graph in which each integer layer is one node, a mark that says which layer it is.
+"""Traces a model to an ONNX graph in which each integer layer is one node, a placeholder with the layer's number.
 
-torch.onnx's exporter traces the model while marks stand in the places of the layers. What a layer does before it
-quantizes (smoothing, padding that is not zeros) is traced with it.
+torch.onnx's exporter traces the model while placeholders stand in the places of the layers. The steps of a layer before
+its quantization (smoothing, padding other than zeros) are traced with the placeholder.
 """
 
 import inspect
@@ -24,13 +24,14 @@ from .placeholders import DOMAIN, OPSET, Mark, attribute, bodies, define_older_m
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-_BAKED = r".*(NumPy|numpy|Python (list|float|number|integer)).*"  # what the older exporter makes a constant of
+# warnings of the older exporter that it made a constant of a value which depends on the input
+_BAKED = r".*(NumPy|numpy|Python (list|float|number|integer)).*"
 _LOUD = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporters tell."""
+    """Silences the exporters' logs and warnings while inside."""
     levels = {name: logging.getLogger(name).level for name in _LOUD}
     try:
         for name in _LOUD:
@@ -87,8 +88,8 @@ def trace(
     input_names: Sequence[str] | None = None,
     exporters: Sequence[Exporter] = EXPORTERS,
 ) -> "ModelProto":
-    """The graph of `model`; the layers are marks, numbered in their order. The first axis of the inputs stays open
-    where the model lets it.
+    """Traces `model` to a graph; the layers are placeholders, numbered in their order. The first axis of the inputs
+    stays open where the model allows it.
 
     `example` is a call of the model (args, kwargs); its tensors are the inputs, by default input.1, input.2, ... Raises
     UsageError for another number of names, MisfitError for a model that neither exporter takes and for a layer that the
@@ -105,7 +106,7 @@ def trace(
             with torch.no_grad(), _quiet(), marked(model, layers, older=exporter is _older):
                 proto = exporter(model, args, kwargs, names)
             break
-        except Exception as error:  # each fails in ways of its own
+        except Exception as error:  # the exporters' errors have no common class
             failures.append(error)
     else:
         fact = _cause(failures[0])
@@ -115,7 +116,7 @@ def trace(
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong first, in one line; exporters wrap it in advice, with colours of a terminal."""
+    """The first cause of an error, in one line: exporters wrap the cause in advice and terminal colours."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
@@ -123,7 +124,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _widened(call: Any) -> Any:
-    """The call with two rows in the place of one: exporters take an axis of length 1 for a constant."""
+    """The call with two rows in place of one: exporters take an axis of length 1 for a constant."""
     return tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim and len(x) == 1 else x, call)
 
 

@@ -1,4 +1,4 @@
-"""The ONNX files of a calibration."""
+"""Writes the ONNX files of a calibration."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,13 +18,13 @@ from .qdq_graph import qdq
 from .trace import trace
 
 ASCEND_FILE, QDQ_FILE, FLOAT_FILE = "{}_quant.onnx", "{}_quant_qdq.onnx", "{}_fp.onnx"
-NAME = "model"  # of files whose name nobody gave
+NAME = "model"  # the stem of files that the caller did not name
 
 
 def write_qdq(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, example: Any
 ) -> None:
-    """Format `onnx`: model_quant_qdq.onnx. Raises as `trace` and `qdq` do."""
+    """Writes format `onnx`: model_quant_qdq.onnx. Raises as `trace` and `qdq` do."""
     _check_example(example, "format onnx")
     write_model(qdq(trace(model, layers, example), layers), directory / QDQ_FILE.format(NAME), modes.data)
 
@@ -32,7 +32,7 @@ def write_qdq(
 def write_ascend_onnx(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, example: Any
 ) -> None:
-    """Format `ascend-onnx`: model_quant.onnx. Raises as `trace` and `ascend` do."""
+    """Writes format `ascend-onnx`: model_quant.onnx. Raises as `trace` and `ascend` do."""
     _check_example(example, "format ascend-onnx")
     write_model(ascend(trace(model, layers, example), layers), directory / ASCEND_FILE.format(NAME), modes.data)
 
@@ -52,8 +52,8 @@ def write_all(
     """Writes {arch}_quant.onnx, {arch}_quant_qdq.onnx and with `save_fp` {arch}_fp.onnx into `target`, which is made if
     need be; other files there stay. See `write_model` for `largest`.
 
-    Raises UsageError for a name that is none, for a call that is missing and where onnx is not installed, StorageError
-    for a directory that cannot be written, and what `trace`, `qdq` and `ascend` do.
+    Raises UsageError for an invalid name, for a missing call and where onnx is not installed, StorageError for a
+    directory that cannot be written, and what `trace`, `qdq` and `ascend` do.
     """
     if not arch or Path(arch).name != arch or not arch.isprintable():
         raise UsageError(f"model_arch: {arch!r} cannot begin a file's name. Give one such as resnet50.")

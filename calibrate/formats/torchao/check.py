@@ -1,4 +1,4 @@
-"""Checks whether diffusers with torchao can load a directory: every tensor is described, and there."""
+"""Checks whether diffusers with torchao can load a directory: every tensor is described and present."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ def check(directory: Path) -> list[Verdict]:
 
 
 def _described(model: Model) -> Verdict:
-    """Whether every tensor is described, and what is described is there."""
+    """The verdict on whether every tensor is described, and every described tensor present."""
     try:
         names = json.loads(model.metadata[NAMES])
         described, integers = set(), 0

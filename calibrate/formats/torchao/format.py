@@ -27,7 +27,7 @@ def write(
 
 
 def describe(place: Path) -> Description:
-    """The class of the model, and how many of its weights are integers. Raises FileError."""
+    """Describes a directory: the class of the model, and how many weights are integers. Raises FileError."""
     model = Model.open(place)
     count = sum(key.endswith(f"{WEIGHT}qdata") for key in model.tensors)
     title = f"a {model.config.get('_class_name')} for diffusers with torchao"

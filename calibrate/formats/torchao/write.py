@@ -1,13 +1,13 @@
-"""Format `torchao`: a directory that diffusers loads with torchao 0.18 installed, and without Octavo.
+"""Writes the format `torchao`: a directory that diffusers loads with torchao 0.18 installed, and without Octavo.
 
-The layout is that of torchao's `flatten_tensor_state_dict` (torchao.prototype.safetensors) and `Int8Tensor`, which was
-read there: a weight X.weight becomes X._weight_qdata, X._weight_scale and so on, and the metadata of each file says by
-name what every tensor is. It is written here without torchao.
+The layout was read from torchao's `flatten_tensor_state_dict` (torchao.prototype.safetensors) and `Int8Tensor`: a
+weight X.weight becomes X._weight_qdata, X._weight_scale and so on, and the metadata of each file describe every tensor
+by name. Writing needs no torchao.
 
 y = (sum over k of x_q[k] * weight[n, k] - zero_point * sum over k of weight[n, k]) * input scale * weight scale + bias
 
-So the bias carries what a correction has put into quant_bias, and what of a multiplier cannot go into the layers before
-stands as act_pre_scale. Products are not rounded to deq: the outputs are those of Octavo within that rounding.
+So the bias includes the correction that is in quant_bias, and a multiplier that cannot be folded into the layers before
+becomes act_pre_scale. Products are not rounded to deq: the outputs equal Octavo's within that rounding.
 """
 
 import json
@@ -30,12 +30,12 @@ from ..arithmetic import corrected
 from ..diffusers.write import SHARD, config_of, state, unmultiplied, write_config, write_weights
 from ..record import Groups
 
-WEIGHT = "._weight_"  # between the name of a layer and that of a part of its weight
-NAMES = "tensor_names"  # in the metadata
+WEIGHT = "._weight_"  # between the name of a layer and the name of a part of its weight, as torchao writes it
+NAMES = "tensor_names"  # torchao's key in the metadata of a weight file
 _PLAIN = json.dumps({"_type": "Tensor"})
 _PER_ROW: dict[str, Any] = {"_type": "PerRow", "_data": {"dim": -1}}
 _PER_TENSOR: dict[str, Any] = {"_type": "PerTensor", "_data": {}}
-# diffusers wants a config to quantize with, which for loading is not used
+# diffusers demands a config to quantize with, and does not use it for loading
 QUANTIZATION_CONFIG: dict[str, Any] = {
     "quant_method": "torchao",
     "quant_type": {
@@ -56,7 +56,7 @@ QUANTIZATION_CONFIG: dict[str, Any] = {
 
 
 class Form(NamedTuple):
-    """A layer, and the number of axes of its input, which a scale for all of it has to have too."""
+    """A layer, and the number of axes of its input, which torchao demands of a static input scale too."""
 
     layer: QuantizedLayer
     rank: int
@@ -72,9 +72,9 @@ def write_torchao(
     axes: Mapping[str, int] | None = None,
     shard: int = SHARD,
 ) -> None:
-    """Writes config and weights into an existing directory. `axes` are the numbers of axes of the layers' inputs.
+    """Writes config and weights into an existing directory. `axes`: the number of axes of each layer's input.
 
-    Raises UsageError for layers that torchao has no form for, NumbersError when a number that would be written is not
+    Raises UsageError for layers without a form in torchao, NumbersError when a number that would be written is not
     finite.
     """
     config = config_of(model)
@@ -102,7 +102,7 @@ def write_torchao(
 
 
 def unfit(layer: QuantizedLayer, rank: int | None) -> str | None:
-    """Why a layer has no form in torchao, and what to do about it, if it has none."""
+    """The reason why a layer has no form in torchao, and what to do; None for a layer that has one."""
     if not isinstance(layer, QuantizedLinear):
         return "is a convolution, which torchao does not quantize. Keep it float."
     if layer.input_type.by_level:
@@ -115,7 +115,7 @@ def unfit(layer: QuantizedLayer, rank: int | None) -> str | None:
 
 
 def parts(form: Form) -> Iterator[tuple[str, Tensor]]:
-    """What an Int8Tensor is made of."""
+    """Yields the tensors of an Int8Tensor by torchao's names."""
     layer, axes = form.layer, [1] * form.rank
     yield "qdata", layer.weight.detach()
     yield "scale", layer.weight_scale.view(-1, 1)
@@ -128,7 +128,7 @@ def parts(form: Form) -> Iterator[tuple[str, Tensor]]:
 
 
 def description(layer: QuantizedLayer) -> dict[str, Any]:
-    """What the metadata say of a weight, in torchao's own order."""
+    """The metadata of a weight, in torchao's own order."""
     mapping = "ASYMMETRIC" if layer.calibrated else "SYMMETRIC"
     kwargs: dict[str, Any] = {
         "granularity": _PER_TENSOR if layer.calibrated else _PER_ROW,
@@ -150,7 +150,7 @@ def description(layer: QuantizedLayer) -> dict[str, Any]:
 
 
 def bias_of(name: str, layer: QuantizedLayer) -> Tensor:
-    """The bias with what quant_bias carries besides."""
+    """The bias, with the correction that quant_bias carries."""
     assert layer.bias is not None
     bias = layer.bias.detach()
     if corrected(layer):
