@@ -14,7 +14,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from octavo.calibrate.observers.survey import Survey, survey_of
-from octavo.calibrate.observers.survey_replay import united
+from octavo.calibrate.observers.survey_replay import Known, united
 from octavo.calibrate.replay.current_call import Turn
 from octavo.calibrate.settings import RECIPES
 from octavo.capture import ranks as module
@@ -187,7 +187,7 @@ def test_a_survey_of_more_rows_than_it_keeps_is_the_same_however_calls_are_share
                 surveys["odd"].add(survey_of(-x))
             for again in range(at % 5):
                 surveys["often"].add(survey_of(x * again))
-        _, made = united(turn, surveys, ranks)
+        made = united(Known(turn, surveys), ranks).surveys
         return {
             name: (
                 survey.train.rows, survey.all.low, survey.all.high, survey.leader, survey.tokens,
