@@ -177,7 +177,7 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str], option: str) 
 
 
 class Rules(NamedTuple):
-    """What `make_plan` is told of layers that stay float."""
+    """The wishes and defaults by which `make_plan` leaves layers float."""
 
     keep_float: Sequence[str]
     quantize: Sequence[str]

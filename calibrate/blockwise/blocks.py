@@ -53,12 +53,12 @@ class Stub(nn.Module):
             return getattr(self.__dict__["_block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the block returned, or the end of the forward."""
+        """The output that the block had before; raises Stopped where the forward ends."""
         return self._answer([args, kwargs])
 
 
 class Track:
-    """What blocks returned, call by call: of a block that runs several times in a row, each time."""
+    """Outputs of blocks by call; a block that runs several times in a row has one for each run."""
 
     def __init__(self) -> None:
         self.outputs: dict[str, dict[int, list[Any]]] = {}
@@ -103,7 +103,7 @@ class Blocks:
         self._needs = {stage: needs.get(stage, set()) for stage in [*self.order, END]}
 
     def _shapes(self, call: Call) -> dict[str, list[Any]]:
-        """What each block that runs returns, but for the values; in the order in which they run."""
+        """Outputs of each block that runs, without their values, in the order in which the blocks run."""
         shapes: dict[str, list[Any]] = {}
         with self._spill.writing() as file:
 
@@ -230,7 +230,7 @@ class Blocks:
                     run(self._model, call, self._at)
 
     def _answer(self, name: str, inputs: Any) -> Any:
-        """What a block that is not at work returns."""
+        """The output of a block that is not being calibrated."""
         if name not in self._track.outputs:
             raise Stopped
         outputs, at = self._track.outputs[name].get(self._at, []), self._runs.get(name, 0)

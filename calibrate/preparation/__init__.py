@@ -1,1 +1,1 @@
-"""What happens to a model before the first replay: folded batch norms, casts found, inputs made up."""
+"""Steps before the first replay of a model: folded batch norms, casts found, inputs made up."""

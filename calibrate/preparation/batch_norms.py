@@ -105,7 +105,7 @@ def pairs_of(model: nn.Module, call: Call) -> tuple[Pair, ...]:
 
 
 class _Output(NamedTuple):
-    """What is known of one output of a convolution."""
+    """One output of a convolution, and which modules read it."""
 
     conv: str
     alive: "weakref.ref[Tensor]"
@@ -171,7 +171,7 @@ class _Watch(TorchDispatchMode):
         self._inside.pop()
 
     def pairs(self) -> tuple[Pair, ...]:
-        """Those for which all that was seen speaks."""
+        """The pairs that every observed call allows."""
         found = []
         for name in self._convs:
             outputs = [each for each in self._outputs if each.conv == name]

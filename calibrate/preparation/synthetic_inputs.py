@@ -57,7 +57,7 @@ def made_up(
 
 
 def warnings_of(model: nn.Module) -> list[str]:
-    """What a user of `made_up` should know of this model."""
+    """Warnings about inputs made up for this model, one line each."""
     if has_norms(model):
         return []
     return ["calib_data: there is none, and no batch norm remembers any; the ranges are those of uniform numbers."]

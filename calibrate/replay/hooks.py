@@ -22,11 +22,11 @@ NO_HOOKS: Mapping[str, Callable[..., Any]] = MappingProxyType({})
 
 
 class Hearer(Protocol):
-    """What hears the inputs of a layer: an observer (observers.py), a survey."""
+    """Observes the inputs of a layer, as observers (observers.py) and surveys do."""
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """What is kept of one tensor. Raises ValueError when it is empty or holds values that are not finite."""
+        """Reads what is kept of one tensor. Raises ValueError when it is empty or holds values that are not finite."""
 
     def add(self, reading: Any) -> None:
         """Takes in what `read` returned."""
@@ -40,7 +40,7 @@ class Readings:
         self._known: list[tuple[weakref.ref[Tensor], int, Any]] = []
 
     def of(self, x: Tensor) -> Any:
-        """What `read` says of `x` as it is now."""
+        """The reading of `x` as it is now."""
         if x.is_inference():  # has no version: a change in place would go unnoticed
             return self._read(x)
         version = x._version
