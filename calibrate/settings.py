@@ -92,6 +92,11 @@ class Settings:
         return None if self.budget is None else budget_of(self.budget)
 
     @property
+    def transforming(self) -> bool:
+        """Whether something may happen to inputs before they become codes."""
+        return self.smoothing and self.input_type.rounded
+
+    @property
     def surveying(self) -> bool:
         """Whether inputs are looked at more closely than an observer does."""
         return self.smoothing or not self.method.plain or self.input_type.by_level
