@@ -28,7 +28,7 @@ def test_a_transform_by_channel_keeps_the_order_of_each_channel(kind):
 
 @every
 def test_a_layer_holds_its_transform_and_gives_it_back(kind):
-    transform, module, x = EXAMPLES[kind], nn.Linear(COLUMNS, 8), torch.randn(3, COLUMNS)
+    transform, module, x = EXAMPLES[kind], nn.Linear(COLUMNS, 8).requires_grad_(False), torch.randn(3, COLUMNS)
     layer = layer_of(module, Choice(DynamicInput(), transform))
     assert not isinstance(layer, str)
     assert same_transform(layer.transform, transform)
