@@ -11,7 +11,7 @@ from octavo.capture.errors import NumbersError
 
 from .choice import Choice
 from .layers.scheme import Range
-from .layers.transforms import Multiply, Transform
+from .layers.transforms import Transform
 from .observers.patches import PatchSurvey
 from .observers.ranges import edges_of, input_with, observed
 from .observers.survey import Survey
@@ -89,10 +89,10 @@ def choose(
             convolutions = not settings.method.plain and settings.input_type.by_patch
             survey = surveyed(model, calls, settings.samples, plan, work, convolutions=convolutions)
     known = survey.known if survey else Known(Turn(model, work.ranks), {})
-    transforms: dict[str, Multiply] = {}
-    if settings.smoothing and settings.input_type.rounded:
+    transforms: dict[str, Transform] = {}
+    if settings.transforming:
         with work.watch.stage("smooth"):
-            transforms = smoothed(model, known.surveys, settings, work)
+            transforms = transforms_of(model, known.surveys, settings, work)
     edges = edges_of(known.turn.levels) if settings.input_type.by_level else WHOLE
     with work.watch.stage("replay"):
         seen = _seen(model, calls, plan, settings, work, survey, transforms, edges)
@@ -109,17 +109,24 @@ def choose(
     return Chosen(choices, reasons, nearest, seen, survey, summed, levels)
 
 
-def smoothed(model: nn.Module, surveys: Mapping[str, Survey], settings: Settings, work: Work) -> dict[str, Multiply]:
-    """The transforms of the layers that gain by smoothing, by name."""
+def transforms_of(
+    model: nn.Module, surveys: Mapping[str, Survey], settings: Settings, work: Work
+) -> dict[str, Transform]:
+    """The transforms of the inputs of surveyed layers: those of smoothing, for layers that gain by it."""
+    if not settings.transforming:
+        return {}
     groups = settings.groups(model) if settings.groups else []
     found = smooth(model, _of_linears(surveys), groups, settings.input_type, settings.input_scheme, work)
     return {name: smoothing.transform for name, smoothing in found.items()}
 
 
-def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Multiply]) -> Ranges:
-    """The range of each linear's input that was seen, after its transform."""
-    linears = _of_linears(surveys).items()
-    return {name: [survey.all.range(transforms.get(name))] for name, survey in linears if survey.seen}
+def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform]) -> Ranges:
+    """The range of each linear's input that was seen, after its transform, where the survey can tell that range."""
+    return {
+        name: [survey.all.range(transform)]
+        for name, survey in _of_linears(surveys).items()
+        if survey.seen and ((transform := transforms.get(name)) is None or transform.by_channel)
+    }
 
 
 def _of_linears(surveys: Mapping[str, Survey]) -> dict[str, Survey]:
@@ -134,7 +141,7 @@ def _seen(
     settings: Settings,
     work: Work,
     survey: Surveyed | None,
-    transforms: Mapping[str, Multiply],
+    transforms: Mapping[str, Transform],
     edges: Tensor,
 ) -> Seen:
     """The ranges of the inputs of layers that ran: from the surveys where these suffice, else by another replay."""

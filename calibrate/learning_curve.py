@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from .choice import Choice, layer_of
-from .choose import Chosen, extremes, nearest_choices, smoothed
+from .choose import Chosen, extremes, nearest_choices, transforms_of
 from .layers.inputs import StaticInput
 from .layers.install import quantized
-from .layers.transforms import Multiply
+from .observers.survey import Survey
 from .observers.survey_replay import united
 from .plan import FloatLayer, Plan, layer_at
 from .replay.calls import Call
@@ -95,11 +95,11 @@ def _choices_at(
     mark: Mark, model: nn.Module, chosen: Chosen, plan: Plan, settings: Settings, work: Work
 ) -> dict[str, Choice]:
     """The choices that follow from the observations at a snapshot."""
-    ranges, transforms = dict(chosen.seen.at_marks.get(mark, {})), dict[str, Multiply]()
+    surveys = dict[str, Survey]()
     if chosen.survey is not None and mark in chosen.survey.at_marks:
         surveys = united(chosen.survey.at_marks[mark], work.ranks).surveys
-        transforms = smoothed(model, surveys, settings, work) if settings.smoothing else {}
-        ranges |= extremes(surveys, transforms)
+    transforms = transforms_of(model, surveys, settings, work)
+    ranges = chosen.seen.at_marks.get(mark, {}) | extremes(surveys, transforms)
     return nearest_choices(model, plan, settings, chosen.seen._replace(ranges=ranges), transforms)[0]
 
 

@@ -47,7 +47,7 @@ def report_of(
     rows = [_row(entry, layers.get(entry.name), findings, settings) for entry in plan.entries]
     return {
         "format": FORMAT,
-        "settings": _settings(settings),
+        "settings": settings.reported,
         "layers": rows,
         "totals": {
             "quantized": len(layers),
@@ -60,24 +60,6 @@ def report_of(
         "warnings": warnings_of(plan),
         "seconds": {name: round(seconds, 3) for name, seconds in watch.seconds.items()},
         "peak_memory": peak_memory(),
-    }
-
-
-def _settings(settings: Settings) -> dict[str, Any]:
-    return {
-        "observer": settings.observer,
-        "sigma": settings.sigma,
-        "percentile": settings.options.percentile,
-        "symmetric": settings.symmetric,
-        "activations": settings.activations,
-        "smoothing": settings.smoothing,
-        "weights": list(settings.weights) or [NEAREST],
-        "iterations": dict(settings.iterations),
-        "bias_correction": settings.bias_correction,
-        "fallback": settings.fallback,
-        "budget": settings.budget,
-        "keep_float": list(settings.keep_float),
-        "samples": settings.samples,
     }
 
 

@@ -87,9 +87,33 @@ class Settings:
         return Method(weights, self.iterations, self.bias_correction)
 
     @property
+    def reported(self) -> dict[str, Any]:
+        """What report.json says of the settings."""
+        return {
+            "observer": self.observer,
+            "sigma": self.sigma,
+            "percentile": self.options.percentile,
+            "symmetric": self.symmetric,
+            "activations": self.activations,
+            "smoothing": self.smoothing,
+            "weights": list(self.weights) or [NEAREST],
+            "iterations": dict(self.iterations),
+            "bias_correction": self.bias_correction,
+            "fallback": self.fallback,
+            "budget": self.budget,
+            "keep_float": list(self.keep_float),
+            "samples": self.samples,
+        }
+
+    @property
     def limits(self) -> Budget | None:
         """The budget as limits; None without one."""
         return None if self.budget is None else budget_of(self.budget)
+
+    @property
+    def transforming(self) -> bool:
+        """Whether something may happen to inputs before they become codes."""
+        return self.smoothing and self.input_type.rounded
 
     @property
     def surveying(self) -> bool:

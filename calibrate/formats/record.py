@@ -8,11 +8,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes
 
 from ..layers.inputs import WORDS, Input
 from ..layers.modules import QuantizedLayer
-from ..layers.scheme import STORABLE
+from ..layers.scheme import INT8, STORABLE, Element
+from ..layers.transforms import Multiply, Transform
 from ..smoothing.fold import Group
 from .verdict import Verdict
 
@@ -85,8 +87,10 @@ class Format:
     |----------|-------------------------------------------------------------------------------------------------------|
     | name     | name on the command line; also of the folder, where another format has files of the same names        |
     | files    | a regular expression of the format's file names                                                       |
-    | write    | writes the files                                                                                      |
+    | writer   | writes the files                                                                                      |
     | inputs   | how inputs may become codes in this format; the first is recommended                                  |
+    | elements | the numbers that codes may be                                                                         |
+    | transforms | what may happen to inputs before they become codes                                                  |
     | dtypes   | dtypes that the deployment may be in                                                                  |
     | packages | packages needed to write the format; `extra` of Octavo installs them                                  |
     | consumer | who loads the format, in the words of verdicts                                                        |
@@ -100,8 +104,10 @@ class Format:
 
     name: str
     files: str
-    write: Writer
+    writer: Writer
     inputs: tuple[type[Input], ...] = tuple(WORDS)
+    elements: tuple[Element, ...] = (INT8,)
+    transforms: tuple[type[Transform], ...] = (Multiply,)
     dtypes: tuple[torch.dtype, ...] = STORABLE
     packages: tuple[str, ...] = ()
     extra: str = ""
@@ -112,6 +118,26 @@ class Format:
     describe: Callable[[Path], Description] | None = None
     read: Callable[[Path], Readable] | None = None
     is_model: bool = False
+
+    def write(
+        self,
+        layers: Mapping[str, QuantizedLayer],
+        model: nn.Module,
+        directory: Path,
+        modes: Modes,
+        deployment: Deployment,
+    ) -> None:
+        """Writes the files as `writer` does. Raises UsageError for a layer that the format has no form for."""
+        for name, layer in layers.items():
+            element, transform = layer.input_scheme.element, layer.transform
+            if element not in self.elements:
+                raise UsageError(
+                    f"format {self.name}: has no form for {name} in {element.dtype}. Choose another format."
+                )
+            if transform is not None and type(transform) not in self.transforms:
+                kind = type(transform).__name__
+                raise UsageError(f"format {self.name}: has no form for {name} with {kind}. Choose another format.")
+        self.writer(layers, model, directory, modes, deployment)
 
     @property
     def shown(self) -> bool:

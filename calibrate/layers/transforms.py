@@ -15,6 +15,7 @@ class Transform(Protocol):
     """A linear map T of the channels of an input, held by `tensors`: W x = (W T^-1) (T x)."""
 
     TENSORS: ClassVar[tuple[str, ...]]  # the names of the transform's tensors in the state of a layer
+    by_channel: ClassVar[bool]  # whether channel i of T x follows from channel i of x alone, and keeps its order
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor | None]) -> Self:
@@ -42,6 +43,7 @@ class Multiply:
     """Multiplies each channel by a positive factor (SmoothQuant: 1 / s): `factors` (in,)."""
 
     TENSORS: ClassVar[tuple[str, ...]] = ("mul_scale",)
+    by_channel: ClassVar[bool] = True
     factors: Tensor
 
     @classmethod
@@ -68,7 +70,7 @@ class Multiply:
         return weight.to(torch.float32) / self.factors.to(torch.float32)
 
 
-TRANSFORMS: tuple[type[Multiply], ...] = (Multiply,)
+TRANSFORMS: tuple[type[Transform], ...] = (Multiply,)
 
 
 def transformed(transform: Transform | None, x: Tensor, axis: int = -1) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..layers.scheme import Range
-from ..layers.transforms import Multiply, transformed
+from ..layers.transforms import Transform, transformed
 
 
 class ChannelReading(NamedTuple):
@@ -63,7 +63,7 @@ class Channels:
         """The largest value of each channel, (channels,) float32."""
         return self._seen().high
 
-    def range(self, transform: Multiply | None = None) -> Range:
+    def range(self, transform: Transform | None = None) -> Range:
         """The range of all values after a transform of each channel by itself."""
         low, high = transformed(transform, self.low), transformed(transform, self.high)
         return Range(float(low.min()), float(high.max()))

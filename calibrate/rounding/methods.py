@@ -8,20 +8,14 @@ same arguments give the same bits.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 
-from ..layers.weights import QuantizedWeight, round_to_nearest
-from .adaround import adaround
-from .admm import admm
-from .easy_quant import easy_quant
-from .gptq import gptq
+from ..layers.weights import QuantizedWeight
+from . import TABLE
 
 # each called as method(weight, inputs, *, scheme=WEIGHT, iterations=...)
 WEIGHT_METHODS: dict[str, Callable[..., QuantizedWeight | None]] = {
-    "round-to-nearest": round_to_nearest,
-    "easy-quant": easy_quant,
-    "admm": admm,
-    "adaround": adaround,
-    "gptq": gptq,
+    name: resolve_name(place) for name, place in TABLE.items()
 }
 
 

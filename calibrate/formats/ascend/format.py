@@ -64,7 +64,7 @@ FORMATS = (
     Format(
         name="ascend",
         files=r"quant_model_(weight|description)_w8a\d+(_dynamic|_timestep)?\.(safetensors|json)",
-        write=write,
+        writer=write,
         dtypes=(torch.float16, torch.bfloat16, torch.float32),
         consumer="MindIE-SD",
         find=find,

@@ -38,7 +38,7 @@ FORMATS = (
     Format(
         name="diffusers",
         files=MODEL_FILES,
-        write=write,
+        writer=write,
         consumer=OCTAVO,
         find=partial(find_method, method=QUANT_METHOD, folder="diffusers"),
         check=check,

@@ -35,7 +35,7 @@ FORMATS = (
     Format(
         name="onnx",
         files=r"model_quant_qdq\.onnx(\.data)?",
-        write=write_onnx,
+        writer=write_onnx,
         inputs=(StaticInput, FloatInput),
         packages=PACKAGES,
         extra=EXTRA,
@@ -43,7 +43,7 @@ FORMATS = (
     Format(
         name="ascend-onnx",
         files=r"model_quant\.onnx(\.data)?",
-        write=write_ascend_onnx,
+        writer=write_ascend_onnx,
         inputs=(StaticInput,),
         packages=PACKAGES,
         extra=EXTRA,

@@ -38,7 +38,7 @@ FORMATS = (
     Format(
         name="torchao",
         files=MODEL_FILES,
-        write=write,
+        writer=write,
         inputs=(StaticInput, DynamicInput, FloatInput),
         consumer=TORCHAO,
         find=partial(find_method, method="torchao", folder="torchao"),

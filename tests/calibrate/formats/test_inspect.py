@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.formats.export import export
-from octavo.calibrate.formats.inspect import check
+from octavo.calibrate.formats.inspect import check, shown_formats
 from octavo.calibrate.settings import Settings
 
 from ...helpers.refusals import refused
@@ -51,7 +51,11 @@ def test_a_fresh_checkpoint_loads_wherever_its_dtype_does(tmp_path):
     ]
 
 
-NO_OTHERS = [f"{name} files: none for it. Calibrate with --format {name}" for name in ("diffusers", "torchao")]
+NO_OTHERS = [
+    f"{each.consumer} files: none for it. Calibrate with --format {each.name}"
+    for each in shown_formats()
+    if each.name != "ascend"
+]
 
 
 def test_convolutions_are_told_to_stay_float(tmp_path):

@@ -1,0 +1,34 @@
+"""A format writes no layer that it has no form for."""
+
+from dataclasses import replace
+
+import pytest
+
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats import TABLE, format_named
+from octavo.calibrate.formats.record import Deployment
+from octavo.calibrate.layers.modules import build
+from octavo.calibrate.layers.transforms import Multiply
+from octavo.calibrate.settings import Settings
+from octavo.capture.files import Modes
+
+from ...helpers.refusals import refused
+from ...zoo.toy import calls, given, toy
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_layers_without_a_form_are_refused_before_a_file_is_written(name, tmp_path):
+    model, record = toy(), format_named(name)
+    result = calibrate(model, given(calls()), Settings(defaults={}, sqnr_calls=0))
+    layer = next(iter(result.layers))
+    deployment = Deployment(None, None, None, {}, 1)
+
+    def write(**changes):
+        replace(record, **changes).write(result.layers, model, tmp_path, Modes(), deployment)
+
+    refused(lambda: write(elements=()), 2, f"format {name}: has no form for {layer} in torch.int8")
+    numbers = result.layers[layer].numbers
+    multiply = Multiply(numbers.weight_scale.new_ones(numbers.weight.shape[1]))
+    result.layers[layer] = build(replace(numbers, transform=multiply), model.get_submodule(layer))
+    refused(lambda: write(transforms=()), 2, f"format {name}: has no form for {layer} with Multiply")
+    assert not list(tmp_path.iterdir())
