@@ -30,7 +30,7 @@ from octavo.calibrate.mixed_precision import knapsack
 from octavo.calibrate.mixed_precision.budget import SEARCH, Cost, summed
 from octavo.calibrate.mixed_precision.knapsack import total
 from octavo.calibrate.mixed_precision.mix import estimated_error
-from octavo.calibrate.mixed_precision.sensitivity import Candidates, Group, Runs, float_cost, measured
+from octavo.calibrate.mixed_precision.sensitivity import Candidates, LayerGroup, Runs, float_cost, measured
 from octavo.calibrate.plan import make_plan
 from octavo.calibrate.replay.calls import spread
 from octavo.calibrate.replay.sqnr import Power, comparing, outputs
@@ -53,7 +53,7 @@ def latents(pipe: Any, prompts: list[str], steps: int) -> list[Tensor]:
     return [pipe(prompts, generator=noise, num_inference_steps=steps, output_type="latent").images]
 
 
-def output_errors(candidates: Candidates, groups: Sequence[Group], calls: list[Any]) -> list[Power]:
+def output_errors(candidates: Candidates, groups: Sequence[LayerGroup], calls: list[Any]) -> list[Power]:
     """The error of each static layer's output against the float output, over 32 calls."""
     makers = {group.names[0]: partial(_static, candidates, group.names[0]) for group in groups}
     with comparing(candidates.model, makers) as powers:
@@ -61,7 +61,7 @@ def output_errors(candidates: Candidates, groups: Sequence[Group], calls: list[A
     return [powers[group.names[0]] for group in groups]
 
 
-def largest_float(groups: Sequence[Group], powers: Sequence[Power], room: Cost) -> list[int]:
+def largest_float(groups: Sequence[LayerGroup], powers: Sequence[Power], room: Cost) -> list[int]:
     """An option for each layer: static, or float for the layers with the largest output error that fit."""
     chosen = [1] * len(groups)
     for at in sorted(range(len(groups)), key=lambda at: -powers[at].mean_square):
@@ -75,7 +75,7 @@ def _static(candidates: Candidates, name: str) -> Any:
     return candidates.layer(name, StaticInput)
 
 
-def assignment(groups: Sequence[Group], chosen: Sequence[int]) -> dict[str, type[Input]]:
+def assignment(groups: Sequence[LayerGroup], chosen: Sequence[int]) -> dict[str, type[Input]]:
     """The type of each layer's input, by layer name."""
     return {n: s for group, at in zip(groups, chosen, strict=True) for n, s in group.kinds[at].items()}
 
@@ -86,7 +86,7 @@ def spearman(one: list[float], other: list[float]) -> float:
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-def check(candidates: Candidates, groups: list[Group], runs: Runs, longer: Runs, count: int) -> None:
+def check(candidates: Candidates, groups: list[LayerGroup], runs: Runs, longer: Runs, count: int) -> None:
     """Prints how well errors add over random mixtures, and whether 8 steps rank layers as 28 steps do."""
     chance, pairs = random.Random(0), []
     for _ in range(count):
@@ -141,7 +141,7 @@ def main() -> None:
     table(candidates, groups, before, calls, held, options.limits)
 
 
-def rankings(groups: list[Group], powers: list[Power], room: Cost, both: Cost) -> dict[str, list[int] | None]:
+def rankings(groups: list[LayerGroup], powers: list[Power], room: Cost, both: Cost) -> dict[str, list[int] | None]:
     """The options that each way chooses; `both` limits the time too."""
     every = [group.options for group in groups]
     by_mse = [(each[0], each[1]._replace(error=p.mean_square)) for each, p in zip(every, powers, strict=True)]
@@ -158,7 +158,7 @@ def rankings(groups: list[Group], powers: list[Power], room: Cost, both: Cost) -
 
 def table(
     candidates: Candidates,
-    groups: list[Group],
+    groups: list[LayerGroup],
     before: dict[str, Cost],
     calls: list[Any],
     held: Runs,

@@ -13,7 +13,7 @@ UNITS = {
 SIZE_FORM = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z%]*)")
 
 
-def bytes_of(text: str, option: str) -> float:
+def parse_size(text: str, option: str) -> float:
     """The bytes of a size such as 16GiB. Raises UsageError, naming `option`, for other text."""
     match = SIZE_FORM.fullmatch(text.strip())
     if match is None or match[2] not in UNITS or not float(match[1]) > 0:

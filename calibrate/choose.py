@@ -13,17 +13,17 @@ from .choice import Choice
 from .layers.scheme import Range
 from .layers.transforms import Transform
 from .observers.patches import PatchSurvey
-from .observers.ranges import edges_of, input_with, observed
+from .observers.ranges import edges_of, input_with, observe_ranges
 from .observers.survey import Survey
 from .observers.survey_replay import Known, Surveyed, surveyed
 from .plan import Plan, named
 from .replay.calls import Calls, first, spread, taken
-from .replay.current_call import Turn
-from .replay.hooks import heard
+from .replay.current_call import CurrentCall
+from .replay.hooks import layers_called
 from .replay.marks import Mark
 from .replay.work import Work
 from .report import NEVER_RAN, ZERO_INPUT
-from .rounding.choose_weights import compensated
+from .rounding.choose_weights import choose_weights
 from .rounding.sums import CALLS, ROOM
 from .settings import Settings
 from .smoothing.search import smooth
@@ -88,24 +88,26 @@ def choose(
         with work.watch.stage("survey"):
             convolutions = not settings.method.plain and settings.input_type.by_patch
             survey = surveyed(model, calls, settings.samples, plan, work, convolutions=convolutions)
-    known = survey.known if survey else Known(Turn(model, work.ranks), {})
+    known = survey.known if survey else Known(CurrentCall(model, work.ranks), {})
     transforms: dict[str, Transform] = {}
     if settings.transforming:
         with work.watch.stage("smooth"):
             transforms = transforms_of(model, known.surveys, settings, work)
-    edges = edges_of(known.turn.levels) if settings.input_type.by_level else WHOLE
+    edges = edges_of(known.current.levels) if settings.input_type.by_level else WHOLE
     with work.watch.stage("replay"):
         seen = _seen(model, calls, plan, settings, work, survey, transforms, edges)
     nearest, reasons = nearest_choices(model, plan, settings, seen, transforms, edges)
     choices, summed = dict(nearest), frozenset[int]()
     if not settings.method.plain:
-        positions = known.turn.training or list(range(known.turn.count))
+        positions = known.current.training or list(range(known.current.count))
         summed = frozenset(positions[index] for index in spread(len(positions), CALLS))
         with work.watch.stage("weights"):
             surveys = {name: each for name, each in known.surveys.items() if name in choices}
             usable = {name: choices[name] for name in surveys}
-            choices |= compensated(model, usable, surveys, lambda: taken(calls, summed), settings.method, work, room())
-    levels = tuple(sorted(set(known.turn.levels), reverse=True)) if len(edges) else None
+            choices |= choose_weights(
+                model, usable, surveys, lambda: taken(calls, summed), settings.method, work, room()
+            )
+    levels = tuple(sorted(set(known.current.levels), reverse=True)) if len(edges) else None
     return Chosen(choices, reasons, nearest, seen, survey, summed, levels)
 
 
@@ -152,7 +154,7 @@ def _seen(
             count = sum(1 for _ in first(calls, settings.samples))
         silent = {name for name in plan.quantized if name not in surveys or not surveys[name].seen}
         if count and silent:
-            silent -= heard(model, silent, first(calls, settings.samples), work.ranks)
+            silent -= layers_called(model, silent, first(calls, settings.samples), work.ranks)
         return Seen({}, frozenset(silent) if count else frozenset(), count, last, {})
     ranges = extremes(surveys, transforms) if settings.observer == "minmax" and not len(edges) else {}
     never = {name for name, each in surveys.items() if not each.seen}
@@ -160,10 +162,10 @@ def _seen(
     if not missing:
         return Seen(ranges, frozenset(), count, last, {})
     shown = work.progress("replay", first(calls, settings.samples), settings.samples)
-    found, turn, marks = observed(
+    found, current, marks = observe_ranges(
         model, missing, shown, settings.observer, settings.options, transforms, edges, work.ranks
     )
-    return Seen(ranges | found, frozenset(), turn.count, marks.last, marks.taken)
+    return Seen(ranges | found, frozenset(), current.count, marks.last, marks.taken)
 
 
 def nearest_choices(

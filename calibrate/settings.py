@@ -14,7 +14,7 @@ from .layers.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Scheme
 from .mixed_precision.budget import Budget, budget_of
 from .observers.observers import OBSERVERS, Options
 from .rounding.methods import WEIGHT_METHODS, Method
-from .smoothing.search import Group
+from .smoothing.search import SmoothingGroup
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Settings:
     reciprocal: bool = False  # whether input scales are ones that Ascend's graph may multiply with (reciprocals.py)
     activations: str = "static"  # a name of ACTIVATIONS
     smoothing: bool = False
-    groups: Callable[[nn.Module], Sequence[Group]] | None = None  # layers that share smoothing factors
+    groups: Callable[[nn.Module], Sequence[SmoothingGroup]] | None = None  # layers that share smoothing factors
     weights: tuple[str, ...] = ()  # names of WEIGHT_METHODS, of which the best is kept; empty: round to the nearest
     iterations: Mapping[str, int] = field(default_factory=dict)  # limits by method, in place of the method's own
     bias_correction: bool = False
@@ -88,7 +88,7 @@ class Settings:
 
     @property
     def reported(self) -> dict[str, Any]:
-        """What report.json says of the settings."""
+        """The settings as report.json shows them."""
         return {
             "observer": self.observer,
             "sigma": self.sigma,

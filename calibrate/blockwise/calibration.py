@@ -50,7 +50,7 @@ class _Group(NamedTuple):
     layers: tuple[str, ...]
 
 
-class BigCalibration:
+class BlockwiseCalibration:
     """Calibrates `model`, whose weights are parts of mapped files, in at most `limit` bytes of resident memory.
 
     `ranks` share the observations of each block; each rank runs only the calls through a block that it needs in the

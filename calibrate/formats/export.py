@@ -10,7 +10,7 @@ from torch import nn
 from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes, create, make_directory
 
-from ..byte_sizes import bytes_of
+from ..byte_sizes import parse_size
 from ..layers.inputs import ACTIVATIONS
 from ..result import Result
 from . import TABLE, format_named
@@ -45,7 +45,7 @@ def export(
     NumbersError for numbers that are not finite.
     """
     check_formats(formats)
-    shard = max_shard_size if isinstance(max_shard_size, int) else int(bytes_of(max_shard_size, "max_shard_size"))
+    shard = max_shard_size if isinstance(max_shard_size, int) else int(parse_size(max_shard_size, "max_shard_size"))
     target = check_target(directory, overwrite=overwrite)
     modes = Modes(group_readable)
     deployment = Deployment(result.timesteps, result.example, groups, result.axes, shard)

@@ -15,10 +15,10 @@ from ..layers.inputs import WORDS, Input
 from ..layers.modules import QuantizedLayer
 from ..layers.scheme import INT8, STORABLE, Element
 from ..layers.transforms import Multiply, Transform
-from ..smoothing.fold import Group
+from ..smoothing.fold import FoldGroup
 from .verdict import Verdict
 
-Groups = Callable[[Any], Iterable[Group]]
+Groups = Callable[[Any], Iterable[FoldGroup]]
 
 
 class Deployment(NamedTuple):

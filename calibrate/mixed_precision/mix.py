@@ -18,7 +18,7 @@ from ..replay.work import Work
 from .budget import Budget, Cost, Search, summed
 from .exchange import refine
 from .knapsack import Groups, choose, least, total
-from .sensitivity import Candidates, Group, Runs, Trajectory, cost_of, float_cost, grouped, measured
+from .sensitivity import Candidates, LayerGroup, Runs, Trajectory, cost_of, float_cost, grouped, measured
 
 _ADDING = 1.5  # ratio of measured to estimated error: above it errors do not add up, and exchanges are tried
 
@@ -83,7 +83,7 @@ class _Found(NamedTuple):
 
 def _found(
     budget: Budget,
-    groups: Sequence[Group],
+    groups: Sequence[LayerGroup],
     candidates: Candidates,
     room: Cost,
     runs: Runs,
@@ -109,7 +109,7 @@ def _found(
     return _Found(best, error, first, exchanges)
 
 
-def _trust(groups: Sequence[Group], found: _Found, runs: Runs) -> dict[str, Any]:
+def _trust(groups: Sequence[LayerGroup], found: _Found, runs: Runs) -> dict[str, Any]:
     """The errors of the final latents for report.json, with the numbers of exchanges, groups and runs."""
     estimated = estimated_error([group.options for group in groups], found.chosen)
     relative = found.error / (runs.signal or 1.0)
@@ -126,7 +126,7 @@ def estimated_error(groups: Groups, chosen: Sequence[int]) -> float:
     return sum(options[at].error for options, at in zip(groups, chosen, strict=True))
 
 
-def _kinds(groups: Sequence[Group], chosen: Sequence[int]) -> dict[str, type[Input]]:
+def _kinds(groups: Sequence[LayerGroup], chosen: Sequence[int]) -> dict[str, type[Input]]:
     """The way in which the input of each integer layer becomes codes, by name."""
     pairs = zip(groups, chosen, strict=True)
     return {name: kind for group, option in pairs for name, kind in group.kinds[option].items()}
@@ -140,7 +140,7 @@ def _planned(plan: Plan, names: Iterable[str], kinds: Mapping[str, type[Input]],
     return plan.kept_float({name: reason for name in names if name not in kinds})
 
 
-def _errors(groups: Iterable[Group]) -> dict[str, dict[str, float]]:
+def _errors(groups: Iterable[LayerGroup]) -> dict[str, dict[str, float]]:
     """The error of each scheme of a layer's group, by layer and scheme."""
     return {
         name: {WORDS[option.kind]: option.error for option in group.options if option.kind}

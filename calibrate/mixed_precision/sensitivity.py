@@ -134,7 +134,7 @@ def grouped(names: Sequence[str], blocks: Sequence[str], most: int) -> list[tupl
 
 
 @dataclass(frozen=True)
-class Group:
+class LayerGroup:
     """Layers that are switched together. `options`: float first, then each scheme that the layers can have; `kinds`:
     the assignment of each option, in which a layer without an integer form of the scheme stays float."""
 
@@ -155,7 +155,7 @@ def measured(
     before: Mapping[str, Cost],
     runs: Runs,
     work: Work,
-) -> list[Group]:
+) -> list[LayerGroup]:
     """Measures the error and the cost of each option of each group, with one run of the pipeline for each. A scheme
     whose latents are not finite is no option. Collective: the ranks of `work` share the runs."""
     schedule = work.ranks.share([(group, kind) for group in groups for kind in kinds])
@@ -174,7 +174,7 @@ def measured(
     for group in groups:
         found[group] = [(Option(None, 0.0, summed(before[name] for name in group)), {})]
         found[group] += [every[group, kind] for kind in kinds if (group, kind) in every]
-    return [Group(names, *map(tuple, zip(*pairs, strict=True))) for names, pairs in found.items()]
+    return [LayerGroup(names, *map(tuple, zip(*pairs, strict=True))) for names, pairs in found.items()]
 
 
 def cost_of(layer: QuantizedLayer | None, before: Cost) -> Cost:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.modules import Geometry
-from ..replay.current_call import Turn
+from ..replay.current_call import CurrentCall
 from .extremes import channels_of
 from .survey import Survey, SurveyReading
 
@@ -50,8 +50,8 @@ class Patches:
 class PatchSurvey(Survey):
     """The survey of one convolution's input by a sample of its patches, whose extremes are not those of all patches."""
 
-    def __init__(self, turn: Turn, name: str, conv: nn.Conv2d) -> None:
-        super().__init__(turn, name)
+    def __init__(self, current: CurrentCall, name: str, conv: nn.Conv2d) -> None:
+        super().__init__(current, name)
         self.patches = Patches.of(conv, _SURVEYED)
         self.key = self.patches
         self.tensors = 0

@@ -17,7 +17,7 @@ from ..layers.noise_level import bins_of
 from ..layers.scheme import QParams, Range, Scheme, qparams_of
 from ..layers.transforms import Transform
 from ..replay.calls import Call
-from ..replay.current_call import Turn
+from ..replay.current_call import CurrentCall
 from ..replay.hooks import observe
 from ..replay.marks import Marks
 from .observers import OBSERVERS, Observer, Options
@@ -37,10 +37,12 @@ def edges_of(levels: Iterable[float], bins: int = BINS) -> Tensor:
 class Binned:
     """Observers of one layer's transformed input, one for each bin of noise levels."""
 
-    def __init__(self, observer: str, options: Options, turn: Turn, edges: Tensor, transform: Transform | None) -> None:
+    def __init__(
+        self, observer: str, options: Options, current: CurrentCall, edges: Tensor, transform: Transform | None
+    ) -> None:
         kind = OBSERVERS[observer]
         self._observers: list[Observer] = [kind(options) for _ in range(len(edges) + 1)]
-        self._turn, self._edges, self._transform = turn, edges, transform
+        self._current, self._edges, self._transform = current, edges, transform
         self.key = (kind, None if transform is None else id(transform))
 
     @property
@@ -51,7 +53,7 @@ class Binned:
 
     def add(self, reading: Any) -> None:
         """Adds a reading at the noise level of the current call."""
-        level = self._turn.level
+        level = self._current.level
         at = 0 if level is None or not len(self._edges) else int(bins_of(torch.tensor(level), self._edges))
         self._observers[at].add(reading)
 
@@ -77,7 +79,7 @@ def ranges_of(observers: Sequence[Observer]) -> list[Range]:
     return [each or whole for each in ranges]
 
 
-def observed(
+def observe_ranges(
     model: nn.Module,
     names: Iterable[str],
     calls: Iterable[Call],
@@ -86,17 +88,17 @@ def observed(
     transforms: Mapping[str, Transform],
     edges: Tensor,
     ranks: Ranks = ALONE,
-) -> tuple[dict[str, list[Range]], Turn, Marks]:
+) -> tuple[dict[str, list[Range]], CurrentCall, Marks]:
     """Replays the calls; returns the ranges of the inputs of the layers that ran, one for each bin of `edges`, the
     state of the calls, and snapshots of the ranges on the way.
 
     Collective: `ranks` share the calls, and all return the same ranges. Raises as `replay.hooks.observe` does.
     """
-    turn = Turn(model, ranks)
-    binned = {name: Binned(observer, options, turn, edges, transforms.get(name)) for name in names}
+    current = CurrentCall(model, ranks)
+    binned = {name: Binned(observer, options, current, edges, transforms.get(name)) for name in names}
     marks = Marks(lambda: _known(binned, ranks))
-    observe(model, binned, turn.each(marks.each(calls)), ranks)
-    return _known(binned, ranks), turn, marks
+    observe(model, binned, current.each(marks.each(calls)), ranks)
+    return _known(binned, ranks), current, marks
 
 
 def _known(binned: Mapping[str, Binned], ranks: Ranks) -> dict[str, list[Range]]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..replay.current_call import Turn
+from ..replay.current_call import CurrentCall
 from .extremes import ChannelReading, Channels, channels_of
 from .row_sample import Sample
 
@@ -45,26 +45,26 @@ class Survey:
 
     read = staticmethod(survey_of)
 
-    def __init__(self, turn: Turn, name: str) -> None:
-        self._turn, self.name = turn, name
+    def __init__(self, current: CurrentCall, name: str) -> None:
+        self._current, self.name = current, name
         self.train, self.held = Channels(), Channels()
         self._train_rows, self._held_rows = Sample(), Sample()
         self._leaders: set[str] = set()
         self._place = (-1, 0)
 
     def add(self, reading: SurveyReading) -> None:
-        held, position = self._turn.held, self._turn.position
+        held, position = self._current.held, self._current.position
         self._place = (position, self._place[1] + 1 if self._place[0] == position else 0)
         (self.held if held else self.train).add(reading.channels)
-        (self._held_rows if held else self._train_rows).add(reading.rows, self._turn.level, self._place)
+        (self._held_rows if held else self._train_rows).add(reading.rows, self._current.level, self._place)
         reading.heard.append(self)
         self._leaders.add(reading.heard[0].name)
 
-    def copy(self, turn: Turn) -> "Survey":
+    def copy(self, current: CurrentCall) -> "Survey":
         """A copy of the survey as it is now, with `turn`, a copy of its current call; the tensors are shared, and never
         written to."""
         made = copy.copy(self)
-        made._turn = turn
+        made._current = current
         made.train, made.held = copy.copy(self.train), copy.copy(self.held)
         made._train_rows, made._held_rows = self._train_rows.copy(), self._held_rows.copy()
         made._leaders = set(self._leaders)
@@ -129,4 +129,4 @@ class Survey:
     @property
     def tokens(self) -> bool:
         """Whether the input holds tokens, and not one row for each sample."""
-        return self.train.rows + self.held.rows > _FEW * self._turn.samples
+        return self.train.rows + self.held.rows > _FEW * self._current.samples

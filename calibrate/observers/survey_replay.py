@@ -10,7 +10,7 @@ from octavo.capture.ranks import Ranks
 
 from ..plan import Plan, named
 from ..replay.calls import Calls, first
-from ..replay.current_call import Turn
+from ..replay.current_call import CurrentCall
 from ..replay.hooks import observe
 from ..replay.marks import Mark, Marks
 from ..replay.work import Work
@@ -21,7 +21,7 @@ from .survey import Survey
 class Known(NamedTuple):
     """The surveys by layer name, and the state `turn` of the calls that the surveys observed."""
 
-    turn: Turn
+    current: CurrentCall
     surveys: dict[str, Survey]
 
 
@@ -42,21 +42,21 @@ def surveyed(
 
     Collective: the ranks share the calls. Raises as `replay.hooks.observe` does.
     """
-    turn, surveys = Turn(model, work.ranks), dict[str, Survey]()
+    current, surveys = CurrentCall(model, work.ranks), dict[str, Survey]()
     for entry, module in named(model, plan):
         if isinstance(module, nn.Linear):
-            surveys[entry.name] = Survey(turn, entry.name)
+            surveys[entry.name] = Survey(current, entry.name)
         elif convolutions:
-            surveys[entry.name] = PatchSurvey(turn, entry.name, module)
+            surveys[entry.name] = PatchSurvey(current, entry.name, module)
 
     def known() -> Known:
-        now = copy.copy(turn)
+        now = copy.copy(current)
         return Known(now, {name: survey.copy(now) for name, survey in surveys.items()})
 
     marks = Marks(known)
     shown = work.progress("survey", first(calls, samples), samples)
-    count = observe(model, surveys, turn.each(marks.each(shown)), work.ranks)
-    return Surveyed(united(Known(turn, surveys), work.ranks), count, marks.last, marks.taken)
+    count = observe(model, surveys, current.each(marks.each(shown)), work.ranks)
+    return Surveyed(united(Known(current, surveys), work.ranks), count, marks.last, marks.taken)
 
 
 def united(known: Known, ranks: Ranks) -> Known:
@@ -64,14 +64,14 @@ def united(known: Known, ranks: Ranks) -> Known:
 
     Moves no more rows than the merged samples keep.
     """
-    turn, surveys = known
+    current, surveys = known
     sizes = ranks.gather({name: [sample.sizes() for sample in survey.samples] for name, survey in surveys.items()})
     for name, survey in surveys.items():
         for index, sample in enumerate(survey.samples):
             sample.thin([each[name][index] for each in sizes])
     bare = {name: survey.copy(None) for name, survey in surveys.items()}  # type: ignore[arg-type]
-    parts = ranks.gather((turn.samples, turn.levels, bare))
-    joined = turn.joined(sum(part[0] for part in parts), [level for part in parts for level in part[1]])
+    parts = ranks.gather((current.samples, current.levels, bare))
+    joined = current.joined(sum(part[0] for part in parts), [level for part in parts for level in part[1]])
     merged = {name: survey.copy(joined) for name, survey in parts[0][2].items()}
     for _, _, others in parts[1:]:
         for name, survey in merged.items():

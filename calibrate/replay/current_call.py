@@ -21,7 +21,7 @@ def held_out(number: int) -> bool:
     return number % _FOLD == _FOLD - 1
 
 
-class Turn:
+class CurrentCall:
     """The current call of a replay: its `position`, whether it is `held` out, its noise `level` (None without one).
 
     Over all calls so far: their `count`, and `training`, the positions of calls not held out. Over the calls that
@@ -57,7 +57,7 @@ class Turn:
             self.levels.append(self.level)
         self.samples += next((len(x) for x in named.values() if isinstance(x, Tensor) and x.ndim > 1), 1)
 
-    def joined(self, samples: int, levels: list[float]) -> "Turn":
+    def joined(self, samples: int, levels: list[float]) -> "CurrentCall":
         """A copy with the totals of all ranks: their `samples`, and the `levels` of all calls."""
         made = copy.copy(self)
         made.samples, made.levels = samples, levels

@@ -21,7 +21,7 @@ _REMEMBERED = 4  # tensors: to_q, to_k and to_v follow each other
 NO_HOOKS: Mapping[str, Callable[..., Any]] = MappingProxyType({})
 
 
-class Hearer(Protocol):
+class InputObserver(Protocol):
     """Observes the inputs of a layer, as observers (observers.py) and surveys do."""
 
     @property
@@ -100,7 +100,7 @@ def axes(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, int]]:
 
 
 @contextmanager
-def listening(model: nn.Module, observers: Mapping[str, Hearer]) -> Iterator[None]:
+def observing(model: nn.Module, observers: Mapping[str, InputObserver]) -> Iterator[None]:
     """Inside, each observer observes the inputs of the layer of `model` it is named after.
 
     What it reads of a tensor is shared with those that have the same `key`, by default its class.
@@ -109,7 +109,7 @@ def listening(model: nn.Module, observers: Mapping[str, Hearer]) -> Iterator[Non
     """
     shared: dict[Any, Readings] = {}
 
-    def hook_for(name: str, observer: Hearer) -> Callable[..., None]:
+    def hook_for(name: str, observer: InputObserver) -> Callable[..., None]:
         readings = shared.setdefault(getattr(observer, "key", type(observer)), Readings(observer.read))
 
         def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -127,7 +127,9 @@ def listening(model: nn.Module, observers: Mapping[str, Hearer]) -> Iterator[Non
         yield
 
 
-def observe(model: nn.Module, observers: Mapping[str, Hearer], calls: Iterable[Call], ranks: Ranks = ALONE) -> int:
+def observe(
+    model: nn.Module, observers: Mapping[str, InputObserver], calls: Iterable[Call], ranks: Ranks = ALONE
+) -> int:
     """Runs the float `model` on those of the `calls` that `ranks` gives to this process, with `observers` by layer
     name; returns how many calls there were in all.
 
@@ -136,7 +138,7 @@ def observe(model: nn.Module, observers: Mapping[str, Hearer], calls: Iterable[C
     """
     check_caches(model)
     count = 0
-    with evaluating(model), listening(model, observers):
+    with evaluating(model), observing(model, observers):
         for count, call in enumerate(calls, 1):
             if ranks.owns(count - 1):
                 run(model, call, count - 1)
@@ -145,7 +147,7 @@ def observe(model: nn.Module, observers: Mapping[str, Hearer], calls: Iterable[C
     return count
 
 
-def heard(model: nn.Module, names: Iterable[str], calls: Iterable[Call], ranks: Ranks = ALONE) -> set[str]:
+def layers_called(model: nn.Module, names: Iterable[str], calls: Iterable[Call], ranks: Ranks = ALONE) -> set[str]:
     """The named layers that the float `model` calls when it runs `calls`; it stops when each of them was called.
 
     The others never run, or a function reads their weight: they must stay as they are. Collective: `ranks` share the

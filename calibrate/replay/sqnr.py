@@ -69,7 +69,7 @@ class Power:
 
 
 @contextmanager
-def told(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
+def at_noise_level(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
     """Gives a layer outside any model this noise level while inside."""
     before, layer.noise_level = layer.noise_level, noise
     try:
@@ -87,7 +87,7 @@ def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLay
         def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             if output.numel():
                 layer = make()
-                with told(layer, noise):
+                with at_noise_level(layer, noise):
                     power.add(output, layer(input_of(args, kwargs)))
 
         return hear

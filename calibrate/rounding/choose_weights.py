@@ -20,7 +20,7 @@ from ..layers.weights import round_to_nearest
 from ..observers.survey import Survey
 from ..plan import FloatLayer, layer_at
 from ..replay.calls import Calls
-from ..replay.current_call import Turn
+from ..replay.current_call import CurrentCall
 from ..replay.hooks import observe
 from ..replay.work import Work
 from .easy_quant import easy_quant_pair
@@ -32,7 +32,7 @@ _CLIPPING = 0.3  # ratio of errors: a clipped pair has to lower the layer's erro
 _SEEN = 0.5  # share of the extremes that the sampled rows have to reach: smaller rows do not show the cost of clipping
 
 
-def compensated(
+def choose_weights(
     model: nn.Module,
     choices: Mapping[str, Choice],
     surveys: Mapping[str, Survey],
@@ -54,9 +54,9 @@ def compensated(
     count = sum(len(members) for portion in portions for members in portion)
     each_layer = iter(work.progress("weights", range(count), count))
     for portion in portions:
-        turn = Turn(model)
-        sums = {members[0]: sums_for(choices[members[0]], surveys[members[0]], turn, method) for members in portion}
-        observe(model, sums, turn.each(calls()))
+        current = CurrentCall(model)
+        sums = {members[0]: sums_for(choices[members[0]], surveys[members[0]], current, method) for members in portion}
+        observe(model, sums, current.each(calls()))
         for members in portion:
             for name in members:
                 next(each_layer, None)

@@ -12,7 +12,7 @@ from ..layers.noise_level import NoiseLevel
 from ..plan import FloatLayer
 
 
-class Rows(Protocol):
+class JudgedRows(Protocol):
     """Inputs to judge a choice on: `rows` (rows, in), and the noise level of each row, `levels` (rows,) or None."""
 
     @property
@@ -23,7 +23,7 @@ class Rows(Protocol):
 
 
 @torch.no_grad()  # users' models may require gradients: a graph would keep every tensor of a judgement in memory
-def error_of(module: FloatLayer, choice: Choice, inputs: Rows) -> float:
+def error_of(module: FloatLayer, choice: Choice, inputs: JudgedRows) -> float:
     """The squared error of the integer layer's output on rows over the square of the float output; infinite where the
     choice has no integer layer.
 

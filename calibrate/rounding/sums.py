@@ -11,7 +11,7 @@ from ..choice import Choice
 from ..layers.transforms import transformed
 from ..observers.patches import PatchSurvey
 from ..observers.survey import Survey
-from ..replay.current_call import Turn
+from ..replay.current_call import CurrentCall
 from .methods import Method
 from .objective import Inputs, precision
 
@@ -34,9 +34,9 @@ class Sums:
     the same tensor share one `Sums`. `read` takes the rows to sum from an input."""
 
     def __init__(
-        self, choice: Choice, turn: Turn, columns: int, read: Callable[[Tensor], Tensor], squares: bool
+        self, choice: Choice, current: CurrentCall, columns: int, read: Callable[[Tensor], Tensor], squares: bool
     ) -> None:
-        self._choice, self._turn, self.read = choice, turn, read
+        self._choice, self._current, self.read = choice, current, read
         kind = precision(columns)
         self.rows = 0
         self.exact, self.rounded = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64)
@@ -47,7 +47,7 @@ class Sums:
     def add(self, rows: Tensor) -> None:
         """Adds rows (rows, in)."""
         x = transformed(self._choice.transform, rows).to(torch.float32)
-        xq = self._choice.input.represented(x, self._turn.level)
+        xq = self._choice.input.represented(x, self._current.level)
         lost = x - xq
         self.rows += len(x)
         self.exact += x.sum(0, dtype=torch.float64).cpu()
@@ -64,14 +64,14 @@ class Sums:
         return Inputs(self.gram, self.gram + self.residual, self.rows)
 
 
-def sums_for(choice: Choice, survey: Survey, turn: Turn, method: Method) -> Sums:
+def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Method) -> Sums:
     columns = len(survey.all.low)
     rows = _ROWS_A_CHANNEL * columns
     if isinstance(survey, PatchSurvey):
         squares = bool(method.weights) and survey.patches.geometry.groups == 1
-        return Sums(choice, turn, columns, survey.taking(min(rows, _PATCHES)), squares)
+        return Sums(choice, current, columns, survey.taking(min(rows, _PATCHES)), squares)
     stride = max(1, survey.fitted.rows // rows)
-    return Sums(choice, turn, columns, Strided(stride), squares=bool(method.weights))
+    return Sums(choice, current, columns, Strided(stride), squares=bool(method.weights))
 
 
 def sharing_inputs(choices: Mapping[str, Choice], surveys: Mapping[str, Survey], ranks: Ranks) -> list[list[str]]:

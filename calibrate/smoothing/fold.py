@@ -39,7 +39,7 @@ class Fold(Protocol):
     def plus_one(self) -> bool: ...
 
 
-class Group(Protocol):
+class FoldGroup(Protocol):
     """Layers whose inputs come from `folds` alone, where the outputs of `folds` reach these layers alone."""
 
     @property
@@ -64,7 +64,7 @@ class Folded(NamedTuple):
         return {name: make() for name, make in self.parameters.items()}
 
 
-def folded(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Iterable[Group]) -> Folded:
+def folded(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Iterable[FoldGroup]) -> Folded:
     """Folds mul_scale away in each group that allows it; the other layers stay as they were.
 
     A group allows it where all its layers are integer layers with the same mul_scale and every source of their input

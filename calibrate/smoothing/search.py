@@ -33,7 +33,7 @@ _APART = 0.8  # separate factors have to lower the error by 20 % against common 
 _MOST = 2.0**12  # largest ratio between the median factor and any other factor
 
 
-class Group(Protocol):
+class SmoothingGroup(Protocol):
     """Layers that receive the same input, or inputs whose channels are to be divided by the same factors."""
 
     @property
@@ -52,7 +52,7 @@ class Smoothing(NamedTuple):
 def smooth(
     model: nn.Module,
     surveys: Mapping[str, Survey],
-    groups: Iterable[Group],
+    groups: Iterable[SmoothingGroup],
     kind: type[Input],
     scheme: Scheme,
     work: Work,
@@ -78,7 +78,7 @@ def smooth(
     return {name: smoothing for part in work.ranks.gather(chosen) for name, smoothing in part.items()}
 
 
-def grouped(surveys: Mapping[str, Survey], groups: Iterable[Group]) -> Iterable[list[str]]:
+def grouped(surveys: Mapping[str, Survey], groups: Iterable[SmoothingGroup]) -> Iterable[list[str]]:
     """Yields the names of `surveys` whose input holds tokens: by groups, and the other layers by shared inputs."""
     able = {name for name, survey in surveys.items() if survey.seen and survey.tokens}
     for group in groups:

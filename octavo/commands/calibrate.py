@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from octavo.calibrate.byte_sizes import bytes_of
+from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.calibration import calibrate as calibrate_model
 from octavo.calibrate.formats.target import check_target
 from octavo.calibrate.result import Result
@@ -54,7 +54,7 @@ def _check(options: CalibrateOptions, ranks: Ranks) -> None:
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} only works with octavo calibrate-cnn. Leave it out.")
-    bytes_of(options.max_shard_size, "--max-shard-size")
+    parse_size(options.max_shard_size, "--max-shard-size")
     if ranks.rank == 0:
         check_target(options.out, overwrite=options.overwrite)
     if others := [name for name in formats_of(options) if name not in DENOISER_FORMATS]:

@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.blockwise.calibration import BigCalibration
-from octavo.calibrate.byte_sizes import bytes_of
+from octavo.calibrate.blockwise.calibration import BlockwiseCalibration
+from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.formats.target import check_target, existing_parent
 from octavo.calibrate.layers.weights import check_finite
 from octavo.calibrate.result import Result
@@ -35,7 +35,7 @@ def calibrate_blockwise(
     Meanwhile each of `ranks` keeps files beside OUT: the inputs of blocks, and the integer layers.
     """
     assert options.memory is not None
-    limit = bytes_of(options.memory, "--memory")
+    limit = parse_size(options.memory, "--memory")
     model, family, cast = _mapped(options, captured)
     deployed = DTYPES.get(options.dtype or "")
 
@@ -44,7 +44,7 @@ def calibrate_blockwise(
         return tensor.to(deployed) if deployed and tensor.is_floating_point() else tensor
 
     with staging(existing_parent(check_target(options.out, overwrite=options.overwrite))) as place:
-        work = BigCalibration(
+        work = BlockwiseCalibration(
             model.requires_grad_(False), captured.calls, settings, place=place, limit=limit,
             device=resolve_device(options.device), cast=in_deployment, progress=terminal.progress,
             ranks=ranks,

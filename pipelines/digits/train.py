@@ -42,8 +42,8 @@ def inputs_of(part: Part, preprocessing: Preprocessing) -> Tensor:
 
 def moved(x: Tensor, generator: torch.Generator) -> Tensor:
     """Augments pictures: turns up to 15 degrees, scales up to 15 % larger or smaller, moves up to 3 pixels."""
-    turn, grow, right, down = (torch.rand(4, len(x), generator=generator) * 2 - 1).unbind()
-    angle, size = turn * math.radians(15), 1 + 0.15 * grow
+    current, grow, right, down = (torch.rand(4, len(x), generator=generator) * 2 - 1).unbind()
+    angle, size = current * math.radians(15), 1 + 0.15 * grow
     across, along = size * angle.cos(), size * angle.sin()
     shift = 6 / SIZE
     rows = torch.stack([across, -along, shift * right, along, across, shift * down], 1).view(-1, 2, 3)

@@ -26,8 +26,8 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Rotates every pair of channels (2j, 2j + 1) of `x` (..., frames, heads, d) by the angle of its frame."""
     pairs = x.unflatten(-1, (-1, 2))
     if x.dtype == torch.float32:  # the same formula as below in one pass over memory
-        turn = torch.complex(rotation.cos.float(), rotation.sin.float())[:, None]
-        return torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2)
+        current = torch.complex(rotation.cos.float(), rotation.sin.float())[:, None]
+        return torch.view_as_real(torch.view_as_complex(pairs) * current).flatten(-2)
     cos, sin = rotation.cos[:, None].to(x.dtype), rotation.sin[:, None].to(x.dtype)
     first, second = pairs.unbind(-1)
     return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)

@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from octavo.calibrate.observers.survey import Survey, survey_of
 from octavo.calibrate.observers.survey_replay import Known, united
-from octavo.calibrate.replay.current_call import Turn
+from octavo.calibrate.replay.current_call import CurrentCall
 from octavo.calibrate.settings import RECIPES
 from octavo.capture import ranks as module
 from octavo.capture.ranks import ALONE, Ranks, ranks_of_environment
@@ -174,11 +174,11 @@ def test_a_survey_of_more_rows_than_it_keeps_is_the_same_however_calls_are_share
     """Layers that run in every call, in some, several times in a call, and with what another is given."""
 
     def surveyed(ranks: Ranks) -> dict[str, Any]:
-        turn = Turn(toy(), ranks)
-        surveys = {name: Survey(turn, name) for name in ("all", "odd", "often", "like-all")}
+        current = CurrentCall(toy(), ranks)
+        surveys = {name: Survey(current, name) for name in ("all", "odd", "often", "like-all")}
         for at in range(ranks.rank, 600, ranks.world):
-            turn.position, turn.held, turn.level = at, at % 4 == 3, float(at)
-            turn.samples += 1
+            current.position, current.held, current.level = at, at % 4 == 3, float(at)
+            current.samples += 1
             x = torch.randn(9, 5, generator=torch.Generator().manual_seed(at))
             reading = survey_of(x)
             surveys["all"].add(reading)
@@ -187,7 +187,7 @@ def test_a_survey_of_more_rows_than_it_keeps_is_the_same_however_calls_are_share
                 surveys["odd"].add(survey_of(-x))
             for again in range(at % 5):
                 surveys["often"].add(survey_of(x * again))
-        made = united(Known(turn, surveys), ranks).surveys
+        made = united(Known(current, surveys), ranks).surveys
         return {
             name: (
                 survey.train.rows, survey.all.low, survey.all.high, survey.leader, survey.tokens,

@@ -20,7 +20,7 @@ from .checkpoint import Checkpoint
 from .write import MUL_SCALE
 
 
-class Place(NamedTuple):
+class LayerPlace(NamedTuple):
     """A layer's place in a checkpoint."""
 
     checkpoint: Checkpoint
@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 def read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
     """Reads the layer `name`. Raises FileError for numbers that no export writes."""
-    place, kind = Place(checkpoint, name), INPUTS[checkpoint.schemes[name]]
+    place, kind = LayerPlace(checkpoint, name), INPUTS[checkpoint.schemes[name]]
     weight = place.read("weight", (torch.int8,))
     if weight.ndim not in (2, 4) or not weight.numel():
         raise place.wrong("weight", f"has shape {tuple(weight.shape)}")
@@ -74,7 +74,7 @@ def read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
     return QuantizedLinear(numbers) if geometry is None else QuantizedConv2d(numbers, geometry)
 
 
-def _bias(place: Place, outputs: int) -> Tensor | None:
+def _bias(place: LayerPlace, outputs: int) -> Tensor | None:
     if place.checkpoint.prefix(place.name) + "bias" not in place.checkpoint.tensors:
         return None
     bias = place.read("bias", STORABLE, (outputs,))
@@ -83,7 +83,7 @@ def _bias(place: Place, outputs: int) -> Tensor | None:
     return bias
 
 
-def _multiplier(place: Place, inputs: int) -> Tensor | None:
+def _multiplier(place: LayerPlace, inputs: int) -> Tensor | None:
     key = f"{place.name}.{MUL_SCALE}"
     if key not in place.checkpoint.tensors:
         return None
@@ -99,7 +99,7 @@ class Ranges(NamedTuple):
     dtype: torch.dtype
 
 
-def _ranges(place: Place, weight: Tensor, kind: type[Input]) -> Ranges:
+def _ranges(place: LayerPlace, weight: Tensor, kind: type[Input]) -> Ranges:
     levels = place.checkpoint.levels
     if kind.by_level and not levels:
         raise place.wrong("input_scale", "has rows for noise levels that are not known")
@@ -117,7 +117,7 @@ def _ranges(place: Place, weight: Tensor, kind: type[Input]) -> Ranges:
     return _bins(place, found, qparams, levels) if kind.by_level else found
 
 
-def _deq(place: Place, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+def _deq(place: LayerPlace, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     if dtype == torch.bfloat16:
         return place.positive("deq_scale", place.read("deq_scale", (torch.float32,), shape))
     bits = place.read("deq_scale", (torch.int64,), shape)
@@ -126,12 +126,12 @@ def _deq(place: Place, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     return place.positive("deq_scale", unpacked(bits))
 
 
-def _check_accumulator(place: Place, key: str, quant_bias: Tensor, weight: Tensor, largest: int) -> None:
+def _check_accumulator(place: LayerPlace, key: str, quant_bias: Tensor, weight: Tensor, largest: int) -> None:
     if int(quant_bias.long().abs().max()) + largest * 127 * weight[0].numel() >= 2**31:
         raise place.wrong(key, "could leave int32 in the accumulator")
 
 
-def _bins(place: Place, rows: Ranges, qparams: QParams, levels: tuple[float, ...]) -> Ranges:
+def _bins(place: LayerPlace, rows: Ranges, qparams: QParams, levels: tuple[float, ...]) -> Ranges:
     """The numbers of each bin, from the rows of the denoising steps, which have to agree within a bin."""
     edges = place.checkpoint.edges(place.name)
     bins = bins_of(torch.tensor(levels), edges).tolist()

@@ -12,18 +12,18 @@ from ...layers.modules import QuantizedLayer
 from ...layers.noise_level import bins_of
 
 
-class Rows(NamedTuple):
+class StepRows(NamedTuple):
     """The rows of a layer: `bins` (steps,) is its bin at each step, `edges` lie between the bins that steps fall in."""
 
     bins: Tensor
     edges: Tensor
 
 
-def rows_of(edges: Tensor, levels: Sequence[float]) -> Rows:
+def rows_of(edges: Tensor, levels: Sequence[float]) -> StepRows:
     """The rows of a layer with these `edges` for a deployment that calls it at these noise levels, in this order."""
     bins = bins_of(torch.tensor(levels, dtype=torch.float32, device=edges.device), edges)
     used = bins.unique()
-    return Rows(bins, edges[(used[:-1] + used[1:] - 1) // 2])  # an edge above one bin and not above the next
+    return StepRows(bins, edges[(used[:-1] + used[1:] - 1) // 2])  # an edge above one bin and not above the next
 
 
 def deployed_levels(layers: Mapping[str, QuantizedLayer], timesteps: Iterable[float] | None) -> tuple[float, ...]:

@@ -16,7 +16,7 @@ from ...layers.numbers import Numbers
 from ...layers.scheme import ACTIVATION
 from ..arithmetic import correction_share, shares
 from ..verdict import OCTAVO, Verdict
-from .directory import Model, Place
+from .directory import Model, StoredTensor
 from .structure import Kind, Structure
 from .write import CONFIG_FILE
 
@@ -61,7 +61,7 @@ def _misfit(model: Model, structure: Structure) -> str | None:
     return None
 
 
-def _of(model: Model, name: str) -> dict[str, Place]:
+def _of(model: Model, name: str) -> dict[str, StoredTensor]:
     return {key: place for key, place in model.tensors.items() if key.rpartition(".")[0] == name}
 
 

@@ -16,7 +16,7 @@ from .write import CONFIG_FILE, INDEX_FILE, WEIGHT_FILE
 MODEL_FILES = r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 
 
-class Place(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor in one of the files."""
 
     path: Path
@@ -31,7 +31,7 @@ class Model(NamedTuple):
     """A directory as diffusers reads it: config, tensors by name, and the metadata of the weight files."""
 
     config: dict[str, Any]
-    tensors: dict[str, Place]
+    tensors: dict[str, StoredTensor]
     metadata: dict[str, str]
 
     @property
@@ -43,11 +43,11 @@ class Model(NamedTuple):
     @classmethod
     def open(cls, directory: Path) -> "Model":
         """Opens a directory. Raises FileError for files that are missing or damaged."""
-        tensors: dict[str, Place] = {}
+        tensors: dict[str, StoredTensor] = {}
         metadata: dict[str, str] = {}
         for path in weight_files(directory):
             found, said = read_header(path)
-            tensors |= {name: Place(path, stored) for name, stored in found.items()}
+            tensors |= {name: StoredTensor(path, stored) for name, stored in found.items()}
             metadata |= said
         return cls(read_json(directory / CONFIG_FILE), tensors, metadata)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.blockwise.calibration import BigCalibration
+from octavo.calibrate.blockwise.calibration import BlockwiseCalibration
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.formats.arithmetic import corrected
 from octavo.calibrate.formats.export import export
@@ -31,7 +31,7 @@ SAME = ("layers", "totals", "warnings", "settings")
 
 
 def block_by_block(model: nn.Module, samples: list[Call], settings: Settings, place: Path, **options) -> Result:
-    return BigCalibration(model, given(samples), settings, place=place, limit=ROOM, **options).run()
+    return BlockwiseCalibration(model, given(samples), settings, place=place, limit=ROOM, **options).run()
 
 
 def heard(pipe, model: nn.Module, arguments: dict) -> list[Call]:
@@ -110,8 +110,8 @@ def test_blocks_that_share_factors_have_their_own(recipe, tmp_path):
 def test_what_rounding_needs_is_said_before_the_first_call(tmp_path):
     plain, balanced = (Settings(defaults={}, **RECIPES[name]) for name in ("fast", "balanced"))
 
-    def started(settings: Settings, limit: float) -> BigCalibration:
-        return BigCalibration(toy(width=1024), given(calls()), settings, place=tmp_path, limit=limit)
+    def started(settings: Settings, limit: float) -> BlockwiseCalibration:
+        return BlockwiseCalibration(toy(width=1024), given(calls()), settings, place=tmp_path, limit=limit)
 
     sums = 2 * 2048**2 * 8  # of the layer with the most inputs, down
     limit = resident_memory() + 3 * sums

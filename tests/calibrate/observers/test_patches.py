@@ -12,7 +12,7 @@ from octavo.calibrate.layers.inputs import StaticInput
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.layers.scheme import ACTIVATION, Range, qparams_of
 from octavo.calibrate.observers.patches import Patches, PatchSurvey
-from octavo.calibrate.replay.current_call import Turn
+from octavo.calibrate.replay.current_call import CurrentCall
 from octavo.calibrate.replay.sqnr import Power
 from octavo.calibrate.rounding.choose_weights import candidates, corrected
 from octavo.calibrate.rounding.judge import error_of, on_patches
@@ -61,13 +61,13 @@ def test_some_patches_are_of_all_and_the_same_twice():
 
 def survey_of(conv, inputs):
     """A survey of these inputs, every fourth held out, and the sums of the others."""
-    turn = Turn(conv)
-    survey = PatchSurvey(turn, "conv", conv)
-    sums = Sums(Choice(INPUT), turn, conv.in_channels * 9, Patches.of(conv, 10**6), squares=conv.groups == 1)
-    for call, x in zip(turn.each([Call((x,), {}) for x in inputs]), inputs, strict=True):
+    current = CurrentCall(conv)
+    survey = PatchSurvey(current, "conv", conv)
+    sums = Sums(Choice(INPUT), current, conv.in_channels * 9, Patches.of(conv, 10**6), squares=conv.groups == 1)
+    for call, x in zip(current.each([Call((x,), {}) for x in inputs]), inputs, strict=True):
         del call
         survey.add(survey.read(x))
-        if not turn.held:
+        if not current.held:
             sums.add(sums.read(x))
     return survey, sums
 

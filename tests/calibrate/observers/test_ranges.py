@@ -12,7 +12,7 @@ from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.layers.scheme import ACTIVATION
 from octavo.calibrate.layers.transforms import Multiply
 from octavo.calibrate.observers.observers import OBSERVERS
-from octavo.calibrate.observers.ranges import BINS, edges_of, input_with, observed
+from octavo.calibrate.observers.ranges import BINS, edges_of, input_with, observe_ranges
 from octavo.calibrate.replay.sqnr import Power, outputs
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
@@ -69,8 +69,8 @@ def test_bins_hold_about_as_many_levels_each(levels):
 def test_a_bin_s_range_is_that_of_its_calls_and_one_that_saw_nothing_has_that_of_all():
     model = Loud()
     edges = torch.tensor([250.0, 500.0, 2000.0])
-    ranges, turn, _ = observed(model, ["up", "patch"], steps(8), "minmax", OPTIONS, {}, edges)
-    assert turn.count == 8
+    ranges, current, _ = observe_ranges(model, ["up", "patch"], steps(8), "minmax", OPTIONS, {}, edges)
+    assert current.count == 8
     assert set(ranges) == {"up"}  # patch never ran
     for at, (low, high) in enumerate([(0, 250), (250, 500), (500, 2000)]):
         inside = [x * (t.view(-1, 1, 1) / 1000) ** 2 for (x, t), *_ in steps(8) if low <= float(t[0]) < high]
@@ -85,8 +85,8 @@ def test_a_bin_s_range_is_that_of_its_calls_and_one_that_saw_nothing_has_that_of
 def test_every_observer_hears_what_is_multiplied(observer):
     model, none = Loud(), torch.zeros(0)
     halving = {"up": Multiply(torch.full((8,), 0.5))}
-    plain = observed(model, ["up"], steps(8), observer, OPTIONS, {}, none)[0]["up"]
-    halved = observed(model, ["up"], steps(8), observer, OPTIONS, halving, none)[0]["up"]
+    plain = observe_ranges(model, ["up"], steps(8), observer, OPTIONS, {}, none)[0]["up"]
+    halved = observe_ranges(model, ["up"], steps(8), observer, OPTIONS, halving, none)[0]["up"]
     assert halved[0] == pytest.approx((plain[0].low / 2, plain[0].high / 2))
 
 
@@ -147,7 +147,7 @@ def test_calls_without_a_noise_level_have_one_bin():
 
 def test_a_range_too_small_for_the_dtype_has_no_parameters():
     model = Loud()
-    ranges = observed(model, ["up"], steps(8), "minmax", OPTIONS, {}, edges_of([0.0, 500.0]))[0]["up"]
+    ranges = observe_ranges(model, ["up"], steps(8), "minmax", OPTIONS, {}, edges_of([0.0, 500.0]))[0]["up"]
     assert input_with(ranges, edges_of([0.0, 500.0]), ACTIVATION, torch.float32) is not None
     tiny = [each._replace(low=each.low * 1e-8, high=each.high * 1e-8) for each in ranges]
     assert input_with([ranges[0], tiny[0]], edges_of([0.0, 500.0]), ACTIVATION, torch.float16) is None

@@ -6,36 +6,36 @@ from torch import nn
 
 from octavo.calibrate.observers.row_sample import Sample
 from octavo.calibrate.observers.survey import Survey, survey_of
-from octavo.calibrate.replay.current_call import Turn
+from octavo.calibrate.replay.current_call import CurrentCall
 from octavo.calibrate.replay.hooks import observe
 
 from ...zoo.hard_sd3 import hard, prompts
 from ...zoo.toy import Call, calls, toy
 
 
-def surveyed(model: nn.Module, samples: list) -> tuple[dict[str, Survey], Turn]:
+def surveyed(model: nn.Module, samples: list) -> tuple[dict[str, Survey], CurrentCall]:
     """The surveys of all linears of a model."""
-    turn = Turn(model)
-    surveys = {name: Survey(turn, name) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    observe(model, surveys, turn.each(samples))
-    return surveys, turn
+    current = CurrentCall(model)
+    surveys = {name: Survey(current, name) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    observe(model, surveys, current.each(samples))
+    return surveys, current
 
 
 def test_every_fourth_prompt_is_held_out_whole():
     samples = prompts(units=9, steps=3)
     model = hard(outliers=0)
-    turn = Turn(model)
-    held = {(call.unit, turn.held) for call in turn.each(samples)}
+    current = CurrentCall(model)
+    held = {(call.unit, current.held) for call in current.each(samples)}
     assert held == {(unit, unit in (3, 7)) for unit in range(9)}
-    assert turn.training == [at for at, call in enumerate(samples) if call.unit not in (3, 7)]
-    assert turn.levels == [float(call.kwargs["timestep"][0]) for call in samples]
-    assert turn.samples == 2 * turn.count == 2 * len(samples)
+    assert current.training == [at for at, call in enumerate(samples) if call.unit not in (3, 7)]
+    assert current.levels == [float(call.kwargs["timestep"][0]) for call in samples]
+    assert current.samples == 2 * current.count == 2 * len(samples)
 
 
 def test_calls_of_no_prompt_are_held_out_by_their_place_and_few_calls_not_at_all():
     model = toy()
-    turn = Turn(model)
-    assert [turn.held for _ in turn.each(calls(9))] == [at % 4 == 3 for at in range(9)]
+    current = CurrentCall(model)
+    assert [current.held for _ in current.each(calls(9))] == [at % 4 == 3 for at in range(9)]
     survey = surveyed(model, calls(3))[0]["blocks.0.up"]
     assert not survey.split
     assert torch.equal(survey.fitted.high, survey.all.high)
@@ -111,7 +111,7 @@ def test_what_is_not_finite_is_refused_and_an_empty_survey_says_so():
     for x in (torch.zeros(0, 3), torch.tensor([[float("nan"), 1.0]])):
         with pytest.raises(ValueError):
             survey_of(x)
-    survey = Survey(Turn(toy()), "x")
+    survey = Survey(CurrentCall(toy()), "x")
     assert not survey.seen
     with pytest.raises(ValueError, match="no data"):
         survey.judged  # noqa: B018

@@ -18,7 +18,7 @@ from octavo.calibrate.observers.survey import Survey
 from octavo.calibrate.plan import layer_at
 from octavo.calibrate.replay.sqnr import Power, comparing, outputs
 from octavo.calibrate.replay.work import Work
-from octavo.calibrate.rounding.choose_weights import compensated
+from octavo.calibrate.rounding.choose_weights import choose_weights
 from octavo.calibrate.rounding.judge import error_of
 from octavo.calibrate.rounding.methods import WEIGHT_METHODS, Method
 from octavo.calibrate.settings import RECIPES
@@ -33,10 +33,10 @@ METHODS = [name for name in WEIGHT_METHODS if name != NEAREST]
 def known() -> tuple[torch.nn.Module, list[Call], dict[str, Survey], dict[str, Choice]]:
     """A model, calls of which none is held out, what is known of the inputs, and choices that round to the nearest."""
     model, samples = hard(outliers=0), prompts(8, 2)
-    surveys, turn = surveyed(model, samples)
+    surveys, current = surveyed(model, samples)
     surveys = {name: each for name, each in surveys.items() if each.seen and "blocks.0" in name}
     extents = {name: each.all.range() for name, each in surveys.items()}
-    training = [samples[at] for at in turn.training]
+    training = [samples[at] for at in current.training]
     choices = {}
     for name, extent in extents.items():
         qparams = qparams_of(extent, ACTIVATION, torch.float32)
@@ -48,7 +48,7 @@ def known() -> tuple[torch.nn.Module, list[Call], dict[str, Survey], dict[str, C
 @cache
 def found(*weights: str, correct: bool = False) -> dict[str, Choice]:
     model, training, surveys, choices = known()
-    return compensated(model, choices, surveys, lambda: training, Method(weights, FEW, correct), Work())
+    return choose_weights(model, choices, surveys, lambda: training, Method(weights, FEW, correct), Work())
 
 
 @pytest.mark.parametrize("correct", [False, True])
@@ -138,9 +138,9 @@ def test_the_sums_of_one_layer_at_a_time_give_the_same_bits():
         return training[:4]
 
     method = Method(("gptq",), {}, True)
-    whole = compensated(model, choices, surveys, calls, method, Work())
+    whole = choose_weights(model, choices, surveys, calls, method, Work())
     assert replays == 1
-    apart = compensated(model, choices, surveys, calls, method, Work(), room=1)
+    apart = choose_weights(model, choices, surveys, calls, method, Work(), room=1)
     assert replays > 5
     for name, choice in whole.items():
         assert choice.method == apart[name].method

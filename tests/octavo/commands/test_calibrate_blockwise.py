@@ -8,7 +8,7 @@ import torch
 from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file, save_file
 
-from octavo.calibrate.blockwise.calibration import BigCalibration
+from octavo.calibrate.blockwise.calibration import BlockwiseCalibration
 from octavo.calibrate.settings import Settings
 from octavo.capture.fingerprint import fingerprint
 from octavo.pipelines import GENERIC
@@ -110,7 +110,7 @@ def test_one_block_at_a_time_is_in_memory(tiny_model, tmp_path):
         block.register_forward_hook(lambda *_: held.append([in_memory(each) for each in blocks]))
     samples = [Call((), {key: x.double() for key, x in inputs.items()})]
     settings = Settings(defaults=SD3.keep_float, release=True)
-    work = BigCalibration(
+    work = BlockwiseCalibration(
         model, lambda: samples, settings, place=tmp_path, limit=1 << 40, cast=lambda x: x.to(torch.float64)
     )
     work.run()
