@@ -14,7 +14,7 @@ from octavo.capture.files import Modes
 from ..layers.inputs import WORDS, Input
 from ..layers.modules import QuantizedLayer
 from ..layers.scheme import INT8, STORABLE, Element
-from ..layers.transforms import Multiply, Transform
+from ..layers.transforms import Transform
 from ..smoothing.fold import FoldGroup
 from .verdict import Verdict
 
@@ -107,7 +107,7 @@ class Format:
     writer: Writer
     inputs: tuple[type[Input], ...] = tuple(WORDS)
     elements: tuple[Element, ...] = (INT8,)
-    transforms: tuple[type[Transform], ...] = (Multiply,)
+    transforms: tuple[type[Transform], ...] = ()
     dtypes: tuple[torch.dtype, ...] = STORABLE
     packages: tuple[str, ...] = ()
     extra: str = ""

@@ -10,6 +10,7 @@ from torch import nn
 from octavo.capture.files import Modes
 
 from ...layers.modules import QuantizedLayer
+from ...layers.transforms import Multiply
 from ..record import Deployment, Description, Format
 from .check import check
 from .checkpoint import Checkpoint
@@ -65,6 +66,7 @@ FORMATS = (
         name="ascend",
         files=r"quant_model_(weight|description)_w8a\d+(_dynamic|_timestep)?\.(safetensors|json)",
         writer=write,
+        transforms=(Multiply,),
         dtypes=(torch.float16, torch.bfloat16, torch.float32),
         consumer="MindIE-SD",
         find=find,

@@ -10,6 +10,7 @@ from torch import nn
 from octavo.capture.files import Modes
 
 from ...layers.modules import QuantizedLayer
+from ...layers.transforms import Multiply
 from ..record import Deployment, Description, Format
 from ..verdict import OCTAVO
 from .check import check
@@ -39,6 +40,7 @@ FORMATS = (
         name="diffusers",
         files=MODEL_FILES,
         writer=write,
+        transforms=(Multiply,),
         consumer=OCTAVO,
         find=partial(find_method, method=QUANT_METHOD, folder="diffusers"),
         check=check,

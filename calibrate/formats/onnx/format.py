@@ -9,6 +9,7 @@ from octavo.capture.files import Modes
 
 from ...layers.inputs import FloatInput, StaticInput
 from ...layers.modules import QuantizedLayer
+from ...layers.transforms import Multiply
 from ..record import Deployment, Format
 from .packages import EXTRA, PACKAGES
 
@@ -36,6 +37,7 @@ FORMATS = (
         name="onnx",
         files=r"model_quant_qdq\.onnx(\.data)?",
         writer=write_onnx,
+        transforms=(Multiply,),
         inputs=(StaticInput, FloatInput),
         packages=PACKAGES,
         extra=EXTRA,
@@ -44,6 +46,7 @@ FORMATS = (
         name="ascend-onnx",
         files=r"model_quant\.onnx(\.data)?",
         writer=write_ascend_onnx,
+        transforms=(Multiply,),
         inputs=(StaticInput,),
         packages=PACKAGES,
         extra=EXTRA,

@@ -10,6 +10,7 @@ from octavo.capture.files import Modes
 
 from ...layers.inputs import DynamicInput, FloatInput, StaticInput
 from ...layers.modules import QuantizedLayer
+from ...layers.transforms import Multiply
 from ..diffusers.directory import MODEL_FILES, Model, find_method
 from ..record import Deployment, Description, Format
 from ..verdict import TORCHAO
@@ -39,6 +40,7 @@ FORMATS = (
         name="torchao",
         files=MODEL_FILES,
         writer=write,
+        transforms=(Multiply,),
         inputs=(StaticInput, DynamicInput, FloatInput),
         consumer=TORCHAO,
         find=partial(find_method, method="torchao", folder="torchao"),
