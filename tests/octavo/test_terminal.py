@@ -36,7 +36,7 @@ def told_twice() -> None:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_i4_a_second_interruption_ends_at_once_wherever_the_store_is(fast_path: Path) -> None:
+def test_a_second_interruption_ends_at_once_wherever_the_store_is(fast_path: Path) -> None:
     with counting() as calls:
         session(fast_path / "whole")
     left = 0
@@ -65,7 +65,7 @@ def test_a_signal_that_a_launcher_passes_on_is_no_second_one() -> None:
     assert in_child(interrupted) == 0
 
 
-def test_i8_a_worker_that_outlives_its_capture_is_reported_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_worker_that_outlives_its_capture_is_reported_and_not_waited_for(tmp_path: Path) -> None:
     ours, theirs = os.pipe()
     gone, alive = os.pipe()
 
@@ -114,7 +114,7 @@ main(sys.argv[1:])
 """
 
 
-def test_i9_a_clock_that_goes_back_has_no_effect(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_clock_that_goes_back_has_no_effect(tiny_model: Path, tmp_path: Path) -> None:
     """The clock is a year behind what was stored before and goes back an hour whenever it is asked."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\na blue ring")

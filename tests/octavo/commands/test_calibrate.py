@@ -124,7 +124,7 @@ def test_what_cannot_be_done_is_said_in_one_line_and_leaves_nothing(captured, tm
     assert not list(tmp_path.iterdir())
 
 
-def test_q11_q12_q13_another_model_is_refused(tiny_model, captured, tmp_path):
+def test_another_model_is_refused(tiny_model, captured, tmp_path):
     other = shutil.copytree(tiny_model, tmp_path / "other")
     file = other / "transformer" / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)

@@ -52,7 +52,7 @@ def test_the_stored_calls_are_those_of_the_pipeline(tiny_model, tmp_path, prompt
     assert all(torch.equal(a, b) for a, b in zip(heard, stored, strict=True))
 
 
-def test_c13_an_interrupted_and_resumed_capture_is_the_same(tiny_model, tmp_path, prompts):
+def test_an_interrupted_and_resumed_capture_is_the_same(tiny_model, tmp_path, prompts):
     capture(tiny_model, tmp_path / "whole", prompts)
     capture(tiny_model, tmp_path / "parts", prompts, "--limit", 1)
     capture(tiny_model, tmp_path / "parts", prompts, "--resume")
@@ -79,14 +79,14 @@ def test_json_is_one_object_a_line_and_ends_with_done(tiny_model, tmp_path, prom
     assert events[-1]["raw_bytes"] > events[-1]["stored_bytes"] > 0
 
 
-def test_d3_a_capture_is_not_overwritten(tiny_model, tmp_path, prompts):
+def test_a_capture_is_not_overwritten(tiny_model, tmp_path, prompts):
     capture(tiny_model, tmp_path / "a", prompts)
     before = units(tmp_path / "a")
     assert "holds a capture (3 of 3 prompts). Use --resume" in capture(tiny_model, tmp_path / "a", prompts, code=5)
     assert units(tmp_path / "a") == before
 
 
-def test_d4_d5_other_things_are_not_touched(tiny_model, tmp_path, prompts):
+def test_other_things_are_not_touched(tiny_model, tmp_path, prompts):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     assert "found x" in capture(tiny_model, tmp_path / "full", prompts, code=5)
@@ -94,7 +94,7 @@ def test_d4_d5_other_things_are_not_touched(tiny_model, tmp_path, prompts):
     assert "not a directory" in capture(tiny_model, tmp_path / "file", prompts, code=5)
 
 
-def test_p1_p16_prompts(tiny_model, tmp_path, prompts):
+def test_prompts_may_be_added_on_resuming_and_removed_ones_kept(tiny_model, tmp_path, prompts):
     assert "no such prompts file" in capture(tiny_model, tmp_path / "a", tmp_path / "none.txt", code=2)
     capture(tiny_model, tmp_path / "a", prompts)
     prompts.write_text("\n".join([PROMPTS[0], "a green square", PROMPTS[2]]))
@@ -105,7 +105,7 @@ def test_p1_p16_prompts(tiny_model, tmp_path, prompts):
     assert sorted(stored) == sorted([*PROMPTS, "a green square"])
 
 
-def test_p8_p15_warnings(tiny_model, tmp_path, prompts):
+def test_repeated_and_long_prompts_are_warned_of(tiny_model, tmp_path, prompts):
     prompts.write_text(f"{PROMPTS[0]}\n{PROMPTS[0]}\n{'red ' * 40}")
     said = capture(tiny_model, tmp_path / "a", prompts)
     assert "line 2 repeats line 1; captured once" in said
@@ -137,7 +137,7 @@ def test_what_cannot_be_done_is_said_in_one_line(tiny_model, tmp_path, prompts, 
     assert not list((tmp_path / "a").glob("units/*"))
 
 
-def test_c7_numbers_that_are_not_finite_are_refused_or_skipped(tiny_model, tmp_path, prompts):
+def test_numbers_that_are_not_finite_are_refused_or_skipped(tiny_model, tmp_path, prompts):
     import shutil
 
     from safetensors.torch import load_file, save_file
@@ -154,7 +154,7 @@ def test_c7_numbers_that_are_not_finite_are_refused_or_skipped(tiny_model, tmp_p
     assert "unit 0: holds no calls" in capture(model, tmp_path / "b", prompts, "--nonfinite", "skip", code=4)
 
 
-def test_c11_a_prompt_that_fails_is_dropped_and_the_others_go_on(tiny_model, tmp_path, prompts):
+def test_a_prompt_that_fails_is_dropped_and_the_others_go_on(tiny_model, tmp_path, prompts):
     from torch.nn.modules.module import register_module_forward_pre_hook
     from transformers import CLIPTextModelWithProjection
 
@@ -178,7 +178,7 @@ def test_c11_a_prompt_that_fails_is_dropped_and_the_others_go_on(tiny_model, tmp
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_i1_i2_i3_signals_end_within_a_step_and_leave_whole_prompts(tiny_model, tmp_path, number, code):
+def test_signals_end_within_a_step_and_leave_whole_prompts(tiny_model, tmp_path, number, code):
     many = tmp_path / "many.txt"
     many.write_text("\n".join(f"{p} {i}" for i in range(300) for p in PROMPTS))
     out = tmp_path / "out"
@@ -205,7 +205,7 @@ def test_i1_i2_i3_signals_end_within_a_step_and_leave_whole_prompts(tiny_model, 
     assert not list((out / "units").glob(".*"))
 
 
-def test_i6_a_closed_stdout_is_no_traceback(tiny_model, tmp_path, prompts):
+def test_a_closed_stdout_is_no_traceback(tiny_model, tmp_path, prompts):
     command = f"{sys.executable} -m octavo capture {tiny_model} {tmp_path / 'a'} --prompts {prompts} --steps 2"
     command += " --height 16 --width 16"
     done = subprocess.run(["bash", "-c", f"{command} | true"], capture_output=True, text=True)
