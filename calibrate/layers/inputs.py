@@ -70,9 +70,9 @@ class Input:
 
     def represented(self, x: Tensor, level: float | None = None) -> Tensor:
         """The float32 values that the codes of `x` (rows, in) float32 stand for, at a noise level."""
-        found = self.codes(x, level)
-        q = found.q if found.zero_point is None else found.q - found.zero_point
-        return q * found.scale
+        q, scale, zero_point = self.codes(x, level)
+        zero_point = torch.zeros_like(scale) if zero_point is None else zero_point
+        return dequantize(q, QParams(scale, zero_point), self.scheme)
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,6 @@ class StaticInput(Input):
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
         qparams = QParams(*(each.to(x.device) for each in self.qparams))
         return Codes(codes(x, qparams, self.scheme), *qparams)
-
-    def represented(self, x: Tensor, level: float | None = None) -> Tensor:
-        found = self.codes(x)
-        assert found.zero_point is not None
-        return dequantize(found.q, QParams(found.scale, found.zero_point), self.scheme)
 
 
 @dataclass(frozen=True)
@@ -130,9 +125,6 @@ class TimestepInput(Input):
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
         return self.at(bins_of(torch.tensor(0.0 if level is None else level), self.edges)).codes(x)
-
-    def represented(self, x: Tensor, level: float | None = None) -> Tensor:
-        return self.at(bins_of(torch.tensor(0.0 if level is None else level), self.edges)).represented(x)
 
 
 @dataclass(frozen=True)
