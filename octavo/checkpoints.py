@@ -31,14 +31,13 @@ _CLOSE = 0.01  # relative: a float tensor in another float dtype differs by less
 class Deployed(NamedTuple):
     """The float denoiser `module`, which is the pipeline's `component`, and its integers.
 
-    Inside `installed()` the pipeline runs with integers; what it gives is the denoiser that then runs. `bytes` are
-    those of its numbers, `report` is the calibration's, {} where it was not kept; `runs_on` says what computes.
+    Inside `installed()` the pipeline runs with integers; what it gives is the denoiser that then runs. `report` is the
+    calibration's, {} where it was not kept; `runs_on` says what computes.
     """
 
     component: str
     module: nn.Module
     installed: Callable[[], AbstractContextManager[nn.Module]]
-    bytes: int
     report: dict[str, Any]
     runs_on: str
 
@@ -46,7 +45,7 @@ class Deployed(NamedTuple):
     def itself(cls, pipe: Any, component: str) -> "Deployed":
         """The float denoiser in the place of integers: what a comparison must find no difference in."""
         module = denoisers(pipe, (component,))[component]
-        return cls(component, module, lambda: nullcontext(module), bytes_of(module), {}, "float layers")
+        return cls(component, module, lambda: nullcontext(module), {}, "float layers")
 
 
 def format_at(out: Path, remedy: str = "") -> Format:
@@ -97,9 +96,7 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
         raise of_another(out, f"{name}: {fact}")
     layers: dict[str, Any] = {name: optimized(checkpoint.layer(name)).to(device) for name in checkpoint.layer_names}
     module = choices[fitting]
-    with _with_layers(module, layers):
-        size = bytes_of(module)
-    return Deployed(fitting, module, lambda: _with_layers(module, layers), size, report, runs_on)
+    return Deployed(fitting, module, lambda: _with_layers(module, layers), report, runs_on)
 
 
 def report_at(out: Path) -> dict[str, Any]:
@@ -111,11 +108,6 @@ def report_at(out: Path) -> dict[str, Any]:
     if not {"layers", "totals"} <= report.keys():
         raise damage(file, "not a report")
     return report
-
-
-def bytes_of(module: nn.Module) -> int:
-    """The size of all parameters and buffers of a module, in bytes."""
-    return sum(tensor.nbytes for tensor in module.state_dict().values() if isinstance(tensor, torch.Tensor))
 
 
 @contextmanager
@@ -160,7 +152,7 @@ def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: tor
         finally:
             setattr(owner, leaf, module)
 
-    return Deployed(component, module, installed, bytes_of(other), {}, "")
+    return Deployed(component, module, installed, {}, "")
 
 
 def _unlike(module: nn.Module, other: nn.Module) -> str | None:

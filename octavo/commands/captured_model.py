@@ -30,7 +30,8 @@ class Captured:
 def origin_of(captured: Captured, options: CalibrateOptions) -> dict[str, str]:
     """The entries of the report that say where the model is, and which of its denoisers was quantized."""
     source = source_of(captured.capture, options)
-    return {"model": source if source == "demo" else str(Path(source).resolve()), "component": captured.component}
+    origin = {"model": source if source == "demo" else str(Path(source).resolve()), "component": captured.component}
+    return origin | ({"dtype": options.dtype} if options.dtype else {})
 
 
 def source_of(capture: Capture, options: CalibrateOptions) -> str:

@@ -10,15 +10,16 @@ from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import DeviceError, OctavoError, StorageError, first_sentence
 from octavo.capture.files import Modes, staging, write_bytes
 from octavo.pipelines.family import Family
-from octavo.pipelines.inspection import family_at
+from octavo.pipelines.inspection import family_at, stored_dtype
 from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.run import call_arguments
 from octavo.prompts import read_prompts
 
 from ..checkpoints import check_deployed, load_deployed
 from ..comparing.comparison import Comparison
+from ..comparing.machine import surroundings
 from ..page import page
-from ..page.words import decibels, factor, share
+from ..page.words import decibels, quicker, share, verdict
 from ..terminal import Terminal, duration, size
 from .compare_options import CompareOptions
 
@@ -66,7 +67,8 @@ def _comparison(options: CompareOptions, directory: Path, checkpoint: Path, fami
         text_encoder=options.text_encoder, trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     deployed = load_deployed(pipe, checkpoint, options.component, device)
-    return Comparison(pipe, deployed, call_arguments(pipe, family, settings), options.seed)
+    stored = deployed.report.get("dtype") or stored_dtype(directory / deployed.component.replace(".", "/"))
+    return Comparison(pipe, deployed, call_arguments(pipe, family, settings), options.seed, DTYPES.get(stored or ""))
 
 
 def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:
@@ -96,6 +98,7 @@ def content_of(comparison: Comparison, options: CompareOptions, source: str) -> 
         "component": deployed.component,
         "pipeline": type(comparison.pipe).__name__,
         "runs_on": deployed.runs_on,
+        "surroundings": {"dtype": str(comparison.dtype).removeprefix("torch."), **surroundings(comparison.device)},
         "prompts_source": source,
         "settings": _settings(comparison.arguments) | {"seed": options.seed},
         "decoded": comparison.arguments.get("output_type") != "latent",
@@ -133,12 +136,13 @@ def _show(content: dict[str, Any], options: CompareOptions, terminal: Terminal, 
     if totals["latent_error"]:
         rows.append(["error of the final latents", share(totals["latent_error"][-1]["median"])])
     rows += [
-        ["denoiser", f"{size(bytes_['float'])} became {size(bytes_['int8'])}"],
-        ["seconds a picture", f"{speed['float']:.2f} float, {speed['int8']:.2f} int8 ({factor(speed['ratio'])})"],
+        [f"denoiser in {bytes_['dtype']}", f"{size(bytes_['float'])} became {size(bytes_['int8'])}"],
+        ["seconds a picture", f"{speed['float']:.2f} float, {speed['int8']:.2f} int8 ({quicker(speed['ratio'])})"],
     ]
     terminal.table(f"{len(content['prompts'])} prompts, float against int8", ["", ""], rows)
     if totals["lpips_note"]:
         terminal.say(totals["lpips_note"])
+    terminal.say(verdict(content))
     terminal.say(f"{options.output}: pictures and numbers of {len(content['prompts'])} prompts; {duration(seconds)}.")
     terminal.event("layers", layers=content["report"].get("layers", []), totals=content["report"].get("totals"))
     terminal.event("ranges", **content["ranges"])

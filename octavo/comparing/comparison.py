@@ -8,7 +8,8 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from octavo.calibrate.replay.sqnr import Power
 from octavo.capture.errors import MisfitError, NumbersError
@@ -16,7 +17,7 @@ from octavo.pipelines.demo.judge import judge
 from octavo.pipelines.demo.scene import SIZE, parse
 from octavo.pipelines.run import prompt_seed, run_prompt
 
-from ..checkpoints import Deployed, bytes_of
+from ..checkpoints import Deployed
 from .image_metrics import as_pixels, mean_square, output_arguments, output_of, psnr, ssim
 from .lpips import Lpips
 from .meter import Taken, taken
@@ -42,11 +43,20 @@ class Pair(NamedTuple):
 class Comparison:
     """A float pipeline and its quantized form; `pairs` grows with every prompt that is compared."""
 
-    def __init__(self, pipe: Any, deployed: Deployed, arguments: Mapping[str, Any], seed: int) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        deployed: Deployed,
+        arguments: Mapping[str, Any],
+        seed: int,
+        stored: torch.dtype | None = None,
+    ) -> None:
+        """Prepares a comparison; sizes are counted with float numbers in the dtype `stored`, or in that loaded."""
         shown = output_arguments(inspect.signature(type(pipe).__call__).parameters, pipe)
         self.pipe, self.deployed, self.arguments, self.seed = pipe, deployed, {**arguments, **shown}, seed
         self.device = next(deployed.module.parameters()).device
-        self._float_bytes = bytes_of(deployed.module)
+        self.dtype = next(each.dtype for each in deployed.module.parameters() if each.is_floating_point())
+        self.sizes = _sizes(deployed, stored or self.dtype)
         self.probe = Probe(deployed)
         self.lpips = Lpips.find()
         self.pairs: list[Pair] = []
@@ -108,7 +118,7 @@ class Comparison:
             "step_sqnr": [{"step": step + 1, "sqnr": power.sqnr} for step, power in sorted(self.probe.powers.items())],
             "speed": self._speed(),
             "memory": {side: max((t.peak for t in took if t.peak), default=None) for side, took in self._takes.items()},
-            "size": {"float": self._float_bytes, "int8": self.deployed.bytes},
+            "size": self.sizes,
         }
 
     def _draw(self, prompt: str, side: str) -> Drawn:
@@ -128,6 +138,22 @@ class Comparison:
         ratios = [exact.seconds / other.seconds for exact, other in pairs]
         ratio = medians["float"] / medians["int8"]
         return medians | {"ratio": ratio, "ratios": [min(ratios), max(ratios)], "runs": len(ratios)}
+
+
+def _sizes(deployed: Deployed, dtype: torch.dtype) -> dict[str, Any]:
+    """The bytes of both denoisers' numbers, those that both have as floats counted in `dtype`, as files have them."""
+    floats = {name for name, tensor in deployed.module.state_dict().items() if tensor.is_floating_point()}
+
+    def counted(module: nn.Module) -> int:
+        tensors = {name: each for name, each in module.state_dict().items() if isinstance(each, Tensor)}
+        return sum(
+            each.numel() * (dtype if name in floats and each.is_floating_point() else each.dtype).itemsize
+            for name, each in tensors.items()
+        )
+
+    with deployed.installed() as integers:
+        other = counted(integers)
+    return {"float": counted(deployed.module), "int8": other, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def _relative(exact: Tensor, other: Tensor) -> float:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
 # what is drawn in the colours on the left has the page's on the right, light or dark
 INK, LINE, SERIES, MARK = "#010101", "#020202", "#030303", "#040404"
@@ -55,6 +55,13 @@ def _count(axes: Axes, last: int) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
+def _locator(low: float, high: float) -> Locator:
+    """Ticks of a logarithmic axis: 1, 2 and 5 times powers of ten, or where fewer than two of those fit, any number."""
+    locator = LogLocator(subs=(1.0, 2.0, 5.0), numticks=12)
+    fitting = [value for value in locator.tick_values(low, max(high, low * 1.01)) if low <= value <= high]
+    return locator if len(fitting) > 1 else MaxNLocator(4)
+
+
 def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
     """The relative error of the latents after each step: the median over prompts, and from smallest to largest."""
     with _drawing(2.5) as (figure, axes):
@@ -64,7 +71,7 @@ def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
         axes.plot(at, mid, color=SERIES, marker="o" if len(steps) < 3 else None)
         if min(low) > 0:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+            axes.yaxis.set_major_locator(_locator(min(low), max(high)))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
         _count(axes, len(steps))
@@ -111,7 +118,9 @@ def heat(ranges: Mapping[str, Any]) -> str:
         )
         bar = figure.colorbar(shown, ax=axes, location="top", aspect=40, pad=0.02)
         bar.set_label("largest |input|")
-        bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        bar.ax.xaxis.set_major_locator(_locator(low, high))
+        bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+        bar.ax.xaxis.set_minor_formatter(NullFormatter())
         if bar.solids is not None:
             bar.solids.set_rasterized(True)  # 256 shapes else
         bar.outline.set_visible(False)

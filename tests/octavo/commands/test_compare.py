@@ -14,6 +14,7 @@ from octavo.calibrate.replay.sqnr import Power
 from octavo.capture.recorder import Memory, Recorder
 from octavo.checkpoints import Deployed, load_deployed
 from octavo.comparing.comparison import Comparison
+from octavo.comparing.machine import surroundings
 from octavo.comparing.probe import SAMPLED
 from octavo.page import page
 from octavo.pipelines.load import load_pipeline
@@ -73,6 +74,19 @@ def test_the_page_and_the_lines_hold_every_prompt(tiny_model, quantized, prompts
     assert found["ranges"]["steps"] == [1, 2, 3]
     assert "://" not in text.replace("http://www.w3.org/", "")
     assert file.stat().st_mode & 0o777 == 0o600
+    assert f"torch {torch.__version__}" in text
+    assert f"{torch.get_num_threads()} threads" in text
+    assert text.count(">float</span>") == text.count(">int8</span>") == len(rows) + 1  # each thumbnail, and the viewer
+
+
+def test_sizes_are_those_of_the_dtype_in_which_the_model_is_stored(tiny_model, quantized):
+    pipe = load_pipeline(tiny_model)
+    deployed, run = load_deployed(pipe, quantized, None, CPU), call_arguments(pipe, SD3, RunSettings(None, 3, 16, 16))
+    whole, half = (Comparison(pipe, deployed, run, 0, dtype).sizes for dtype in (None, torch.float16))
+    assert (
+        whole["float"] == 2 * half["float"] == sum(4 * each.numel() for each in pipe.transformer.state_dict().values())
+    )
+    assert half["int8"] < whole["int8"] < whole["float"]
 
 
 def test_a_model_does_not_differ_from_itself(tiny_model, quantized):
@@ -91,6 +105,7 @@ def test_the_same_content_makes_the_same_page(tiny_model, quantized):
         "model": "m", "checkpoint": "c", "component": "transformer", "pipeline": "P", "runs_on": "cpu",
         "prompts_source": "s", "settings": {}, "decoded": True, "totals": made.totals(), "gates": [],
         "prompts": [pair.row for pair in made.pairs], "ranges": made.probe.heat(), "report": made.deployed.report,
+        "surroundings": surroundings(CPU),
     }  # fmt: skip
     assert page(content, pictures) == page(json.loads(json.dumps(content)), pictures)
 

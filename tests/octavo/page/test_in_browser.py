@@ -38,13 +38,14 @@ def content() -> dict:
     return {
         "model": "/models/" + "a-very-long-name" * 6, "checkpoint": "out", "component": "transformer",
         "pipeline": "StableDiffusion3Pipeline", "runs_on": "layers", "prompts_source": "images", "decoded": True,
+        "surroundings": {"processor": "P, 2 threads"},
         "settings": {"num_inference_steps": 5, "seed": 0}, "gates": [],
         "totals": {
             "psnr": 33.3, "ssim": 0.98, "lpips": None, "lpips_note": "LPIPS was not measured.", "output_sqnr": 31.0,
             "judged": {"float": 3, "int8": 2, "of": 3}, "latent_sqnr": 25.0, "latent_error": steps,
             "step_sqnr": [{"step": at, "sqnr": 30.0} for at in range(1, 6)],
             "speed": sides | {"ratio": 2.0, "ratios": [1.9, 2.1], "runs": 3},
-            "memory": {"float": 5e8, "int8": 4e8}, "size": {"float": 9e6, "int8": 3e6},
+            "memory": {"float": 5e8, "int8": 4e8}, "size": {"float": 9e6, "int8": 3e6, "dtype": "float16"},
         },
         "prompts": [
             {"prompt": f"prompt {at}", "psnr": 30.0, "ssim": 0.9, "frames": 1, "judged": {"float": True, "int8": False}}
@@ -130,7 +131,7 @@ def test_a_pair_is_chosen_and_its_difference_shown(tab, file):
     tab.evaluate("document.querySelectorAll('.pair')[2].click()")
     assert tab.evaluate("document.getElementById('shown').textContent") == "prompt 2"
     assert tab.evaluate(
-        "document.getElementById('above').src === document.querySelectorAll('.pair')[2].children[1].src"
+        "document.getElementById('above').src === document.querySelectorAll('.pair')[2].querySelectorAll('img')[1].src"
     )
     assert tab.evaluate("document.getElementById('below').alt") == "Float: prompt 2"
     assert tab.evaluate("document.querySelectorAll('[aria-pressed=true]').length") == 1

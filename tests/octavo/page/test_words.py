@@ -1,0 +1,38 @@
+"""The words of the page: ratios and the verdict of a comparison."""
+
+import pytest
+
+from octavo.page.words import quicker, smaller, verdict
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (0.58, "1.7\u00a0× slower"),
+        (3.2, "3.2\u00a0× faster"),
+        (0.98, "as fast"),
+        (1.04, "as fast"),
+        (12.3, "12\u00a0× faster"),
+    ],
+)
+def test_a_ratio_is_said_as_what_it_means(ratio, words):
+    assert quicker(ratio) == words
+    assert smaller(ratio) == words.replace("faster", "smaller").replace("slower", "larger").replace("fast", "large")
+
+
+def content(psnr: float | None, passed: list[bool]) -> dict:
+    totals = {
+        "psnr": psnr, "judged": {"float": 3, "int8": 2, "of": 4}, "speed": {"ratio": 0.5},
+        "size": {"float": 4, "int8": 2},
+    }  # fmt: skip
+    gates = [{"name": name, "passed": each} for name, each in zip(("PSNR", "SQNR"), passed, strict=False)]
+    return {"totals": totals, "decoded": True, "gates": gates}
+
+
+def test_a_verdict_says_whether_a_limit_was_missed_and_what_was_found():
+    said = [verdict(content(psnr, [])) for psnr in (None, 45.0, 35.0, 25.0, 15.0)]
+    assert len({text.partition("(")[0] for text in said}) == 5
+    assert all("2 of 4 show" in text and "2.0\u00a0× smaller and 2.0\u00a0× slower" in text for text in said)
+    assert all("No limit was set" in text for text in said)
+    assert verdict(content(35.0, [True])).startswith("Passed. ")
+    assert verdict(content(35.0, [True, False])).startswith("Missed: SQNR. ")
