@@ -4,16 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from octavo.capture.errors import NumbersError
 
 from .choice import Choice
-from .layers.scheme import Range
 from .layers.transforms import Transform
 from .observers.patches import PatchSurvey
-from .observers.ranges import edges_of, input_with, observe_ranges
+from .observers.ranges import WHOLE, Ranges, edges_of, input_with, observe_ranges
 from .observers.survey import Survey
 from .observers.survey_replay import Known, Surveyed, surveyed
 from .plan import Plan, named
@@ -27,9 +25,6 @@ from .rounding.choose_weights import choose_weights
 from .rounding.sums import CALLS, ROOM
 from .settings import Settings
 from .smoothing.search import smooth
-
-WHOLE = torch.zeros(0)  # no edges between bins of noise levels: one bin
-Ranges = dict[str, list[Range]]  # ranges of each layer's input by layer name, one for each bin of noise levels
 
 
 class Seen(NamedTuple):
@@ -86,8 +81,7 @@ def choose(
     survey = None
     if settings.surveying:
         with work.watch.stage("survey"):
-            convolutions = not settings.method.plain and settings.input_type.by_patch
-            survey = surveyed(model, calls, settings.samples, plan, work, convolutions=convolutions)
+            survey = _survey(model, calls, plan, settings, work)
     known = survey.known if survey else Known(CurrentCall(model, work.ranks), {})
     transforms: dict[str, Transform] = {}
     if settings.transforming:
@@ -109,6 +103,13 @@ def choose(
             )
     levels = tuple(sorted(set(known.current.levels), reverse=True)) if len(edges) else None
     return Chosen(choices, reasons, nearest, seen, survey, summed, levels)
+
+
+def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work: Work) -> Surveyed:
+    convolutions = not settings.method.plain and settings.input_type.by_patch
+    ends = settings.observer == "minmax" and settings.input_type.ranged and not settings.input_type.by_level
+    options = settings.options if ends else None
+    return surveyed(model, calls, settings.samples, plan, work, convolutions=convolutions, options=options)
 
 
 def transforms_of(
@@ -158,9 +159,11 @@ def _seen(
         return Seen({}, frozenset(silent) if count else frozenset(), count, last, {})
     ranges = extremes(surveys, transforms) if settings.observer == "minmax" and not len(edges) else {}
     never = {name for name, each in surveys.items() if not each.seen}
+    if survey is not None:
+        ranges, never = ranges | survey.ranges, never | survey.silent
     missing = [name for name in plan.quantized if name not in ranges and name not in never]
     if not missing:
-        return Seen(ranges, frozenset(), count, last, {})
+        return Seen(ranges, frozenset(), count, last, survey.ranges_at_marks if survey else {})
     shown = work.progress("replay", first(calls, settings.samples), settings.samples)
     found, current, marks = observe_ranges(
         model, missing, shown, settings.observer, settings.options, transforms, edges, work.ranks

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .inputs import Input, StaticInput, TimestepInput
 from .noise_level import NoiseLevel
 from .numbers import Numbers
-from .products import integer_matmul
+from .products import integer_convolution, integer_matmul
 from .scheme import QParams
 from .transforms import TRANSFORMS, Transform, transformed
 
@@ -239,8 +239,9 @@ class QuantizedConv2d(IntegerLayer):
         return total.add_(here.quant_bias.view(-1, 1, 1)).to(torch.float32) * here.deq.view(-1, 1, 1)
 
     def _exact(self, padded: Tensor) -> Tensor:
-        # float64 takes sums of any length, and no Winograd transform with its rounding
-        return self._convolved(padded.double(), self.weight.double(), None).to(torch.int32)
+        images = padded if padded.ndim == 4 else padded.unsqueeze(0)
+        total = integer_convolution(images, self.weight.detach(), self.stride, self.dilation, self.groups)
+        return total if padded.ndim == 4 else total[0]
 
     def _convolved(self, padded: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)

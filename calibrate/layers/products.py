@@ -2,6 +2,8 @@
 
 A CPU with VNNI sums products of int8 numbers in int32. Elsewhere products are summed in float32, which is exact while
 every partial sum is a whole number below 2**24: up to 1032 products. Longer sums are split into pieces added as int32.
+Convolutions are summed so on every CPU with oneDNN, whose direct algorithm adds products; a Winograd transform, as
+other libraries choose it, would round.
 """
 
 from functools import cache
@@ -48,6 +50,25 @@ def _in_float(q: Tensor, weight: Tensor) -> Tensor:
     for start in range(0, weight.shape[1], _PIECE):
         piece = weight[:, start : start + _PIECE].to(torch.float32)
         part = F.linear(q[..., start : start + _PIECE].to(torch.float32), piece).to(torch.int32)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+def integer_convolution(
+    q: Tensor, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int], groups: int
+) -> Tensor:
+    """The exact convolution, int32 (batch, out, ...), of padded codes `q` (batch, in, height, width), whole numbers in
+    float32, and an int8 weight (out, in / groups, height, width)."""
+    channels, taps = weight.shape[1], weight[0, 0].numel()
+    if not (q.device.type == "cpu" and torch.backends.mkldnn.is_available() and q.numel() and taps <= _PIECE):
+        return F.conv2d(q.double(), weight.double(), None, stride, 0, dilation, groups).to(torch.int32)
+    total: Tensor | None = None
+    for start in range(0, channels, step := _PIECE // taps):
+        piece, some = weight[:, start : start + step].to(torch.float32), q
+        if step < channels:
+            some = q.unflatten(1, (groups, channels))[:, :, start : start + step].flatten(1, 2)
+        part = torch.mkldnn_convolution(some, piece, None, (0, 0), stride, dilation, groups).to(torch.int32)
         total = part if total is None else total.add_(part)
     assert total is not None
     return total

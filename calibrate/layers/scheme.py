@@ -1,10 +1,13 @@
 """The quantization formula of this package, and its parameters for a range.
 
-    q = clamp(round(x / scale) + zero_point, qmin, qmax)          x ~ (q - zero_point) * scale
+    q = clamp(round(x / scale + zero_point), qmin, qmax)          x ~ (q - zero_point) * scale
 
-round is to the nearest, ties to even. A scale is computed in float64, then rounded up to a value of the dtype it is
-stored in; everything else is derived from the stored scale. Rounding up clamps no value inside the range: the error
-there is at most scale / 2.
+Quotient and sum are float32 numbers, each rounded by itself; round is to the nearest whole number, ties to even. The
+order is that of Ascend's operators (npu_quantize, AscendQuant). To round before the zero point is added gives another
+code where x / scale is a whole number and a half and zero_point is odd, or where the sum rounds to a half.
+
+A scale is computed in float64, then rounded up to a value of the dtype it is stored in; everything else is derived from
+the stored scale. Rounding up clamps no value inside the range: the error there is at most scale / 2.
 """
 
 import math
@@ -48,7 +51,7 @@ class Scheme:
     | symmetric  | zero_point is 0 and the scale follows the larger end of the range                 |
     | axis       | None: one scale for the tensor; 0: one for each output channel                    |
     | narrow     | qmin is -qmax, so that no code lacks its negative (weights)                       |
-    | reciprocal | float32 scales are such that multiplying with 1 / scale makes the codes of        |
+    | reciprocal | float32 scales are such that multiplying by 1 / scale makes the codes of          |
     |            | dividing (`reciprocals`)                                                          |
     """
 
@@ -67,7 +70,7 @@ class Scheme:
         return -self.qmax if self.narrow else self.element.lowest
 
     def nearest_(self, x: Tensor) -> Tensor:
-        """Rounds values in units of the scale to the nearest codes, in place; the zero point is 0."""
+        """Rounds x / scale + zero_point to the nearest codes, in place."""
         return self.element.round_(x).clamp_(self.qmin, self.qmax)
 
 
@@ -109,7 +112,7 @@ def codes(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
 
 
 def _codes(x: Tensor, scale: Tensor, zero_point: Tensor, scheme: Scheme) -> Tensor:
-    return scheme.element.round_(divided(x, scale)).add_(zero_point).clamp_(scheme.qmin, scheme.qmax)
+    return scheme.nearest_(divided(x, scale).add_(zero_point))
 
 
 def divided(x: Tensor, scale: Tensor) -> Tensor:
@@ -145,27 +148,33 @@ def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | N
     """
     if not (math.isfinite(extent.low) and math.isfinite(extent.high) and extent.low <= extent.high):
         raise ValueError(f"not a range: {extent.low} to {extent.high}")
-    scale = exact_scale(extent, scheme)
-    if scale == 0.0 and extent == (0.0, 0.0):
-        stored: float | None = 1.0
-    else:
-        stored = stored_scale(scale, dtype, scheme)
+    scale = 1.0 if extent == (0.0, 0.0) else exact_scale(extent, scheme)
+    return stored_qparams(scale, min(extent.low, 0.0), dtype, scheme)
+
+
+def stored_qparams(scale: float, low: float, dtype: torch.dtype, scheme: Scheme) -> QParams | None:
+    """The parameters with the next scale of `dtype` that is not below `scale`, which represent values from `low` on;
+    None where `dtype` cannot hold such a scale. For a `reciprocal` scheme and float32, `reciprocals` chooses the scale.
+    """
+
+    def zero_point(stored: float) -> int:
+        wanted = 0 if scheme.symmetric else scheme.qmin - round(low / stored)
+        return min(max(wanted, scheme.qmin), scheme.qmax)
+
+    stored = stored_scale(scale, dtype)
+    if stored is not None and scheme.reciprocal and dtype == torch.float32:
+        stored = next_scale(stored, zero_point)
     if stored is None:
         return None
-    low = min(extent.low, 0.0)
-    zero_point = 0 if scheme.symmetric else scheme.qmin - round(low / stored)
-    zero_point = min(max(zero_point, scheme.qmin), scheme.qmax)
-    return QParams(torch.tensor(stored, dtype=torch.float32), torch.tensor(zero_point, dtype=torch.int32))
+    return QParams(torch.tensor(stored, dtype=torch.float32), torch.tensor(zero_point(stored), dtype=torch.int32))
 
 
-def stored_scale(scale: float, dtype: torch.dtype, scheme: Scheme) -> float | None:
-    """The smallest value of `dtype` that is not below `scale`; for a `reciprocal` scheme and float32, the smallest that
-    `reciprocals` admits. None where there is no such value near `scale`.
+def stored_scale(scale: float, dtype: torch.dtype) -> float | None:
+    """The smallest value of `dtype` that is not below `scale`; None where there is no such value near `scale`.
 
     float16 has nothing between 0 and 6e-8, and few values up to 6e-5: a scale there would be lost or grow by half.
     """
-    wanted = next_scale(scale) if scheme.reciprocal and dtype == torch.float32 else scale
-    stored = torch.tensor(wanted, dtype=torch.float64).to(dtype)
+    stored = torch.tensor(scale, dtype=torch.float64).to(dtype)
     if stored.double().item() < scale:
         bits = stored.view(_BITS[dtype.itemsize])
         stored = (bits + 1).view(dtype)  # positive floats are ordered as their bits are

@@ -122,5 +122,5 @@ def squared_error(counts: NDArray[np.int64], values: NDArray[np.float64], extent
     if scale == 0.0:
         return float((counts * values**2).sum())
     zero_point = 0 if scheme.symmetric else scheme.qmin - round(extent.low / scale)
-    q = np.clip(scheme.element.round_(torch.from_numpy(values / scale)).numpy() + zero_point, scheme.qmin, scheme.qmax)
+    q = scheme.nearest_(torch.from_numpy(values / scale + zero_point)).numpy()
     return float((counts * ((q - zero_point) * scale - values) ** 2).sum())

@@ -23,6 +23,8 @@ from ..replay.marks import Marks
 from .observers import OBSERVERS, Observer, Options
 
 BINS = 8  # bins of noise levels, each with its own range (W8A8_TIMESTEP)
+WHOLE = torch.zeros(0)  # no edges between bins of noise levels: one bin
+Ranges = dict[str, list[Range]]  # ranges of each layer's input by layer name, one for each bin of noise levels
 
 
 def edges_of(levels: Iterable[float], bins: int = BINS) -> Tensor:
@@ -88,7 +90,7 @@ def observe_ranges(
     transforms: Mapping[str, Transform],
     edges: Tensor,
     ranks: Ranks = ALONE,
-) -> tuple[dict[str, list[Range]], CurrentCall, Marks]:
+) -> tuple[Ranges, CurrentCall, Marks]:
     """Replays the calls; returns the ranges of the inputs of the layers that ran, one for each bin of `edges`, the
     state of the calls, and snapshots of the ranges on the way.
 
@@ -96,12 +98,13 @@ def observe_ranges(
     """
     current = CurrentCall(model, ranks)
     binned = {name: Binned(observer, options, current, edges, transforms.get(name)) for name in names}
-    marks = Marks(lambda: _known(binned, ranks))
+    marks = Marks(lambda: observed(binned, ranks))
     observe(model, binned, current.each(marks.each(calls)), ranks)
-    return _known(binned, ranks), current, marks
+    return observed(binned, ranks), current, marks
 
 
-def _known(binned: Mapping[str, Binned], ranks: Ranks) -> dict[str, list[Range]]:
+def observed(binned: Mapping[str, Binned], ranks: Ranks) -> Ranges:
+    """The ranges that the observers of all ranks found so far, of the layers that ran. Collective."""
     first, *others = ranks.gather({name: each.observers for name, each in binned.items()})
     ranges = {}
     for name, observers in first.items():

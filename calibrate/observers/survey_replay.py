@@ -11,10 +11,12 @@ from octavo.capture.ranks import Ranks
 from ..plan import Plan, named
 from ..replay.calls import Calls, first
 from ..replay.current_call import CurrentCall
-from ..replay.hooks import observe
+from ..replay.hooks import observe, observing
 from ..replay.marks import Mark, Marks
 from ..replay.work import Work
+from .observers import Options
 from .patches import PatchSurvey
+from .ranges import WHOLE, Binned, Ranges, observed
 from .survey import Survey
 
 
@@ -27,36 +29,59 @@ class Known(NamedTuple):
 
 class Surveyed(NamedTuple):
     """The observations of one replay: `known` of all calls, `at_marks` of this process at each snapshot; `last` is the
-    end of the calls."""
+    end of the calls.
+
+    `ranges`, and `ranges_at_marks` at each snapshot, are those of the convolutions' inputs, where the smallest and the
+    largest value are the range; `silent` are the convolutions without input.
+    """
 
     known: Known
     calls: int
     last: Mark
     at_marks: Mapping[Mark, Known]
+    ranges: Ranges
+    ranges_at_marks: Mapping[Mark, Ranges]
+    silent: frozenset[str]
 
 
 def surveyed(
-    model: nn.Module, calls: Calls, samples: int | None, plan: Plan, work: Work, *, convolutions: bool
+    model: nn.Module,
+    calls: Calls,
+    samples: int | None,
+    plan: Plan,
+    work: Work,
+    *,
+    convolutions: bool,
+    options: Options | None,
 ) -> Surveyed:
     """Replays the first `samples` calls with a survey of each linear of the plan, and with `convolutions` of these too.
+    With `options` of observers, the ranges of all convolutions' inputs are observed beside it, without bins.
 
     Collective: the ranks share the calls. Raises as `replay.hooks.observe` does.
     """
-    current, surveys = CurrentCall(model, work.ranks), dict[str, Survey]()
-    for entry, module in named(model, plan):
-        if isinstance(module, nn.Linear):
-            surveys[entry.name] = Survey(current, entry.name)
-        elif convolutions:
-            surveys[entry.name] = PatchSurvey(current, entry.name, module)
+    current = CurrentCall(model, work.ranks)
+    modules = {entry.name: module for entry, module in named(model, plan)}
+    linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+    others = {name: module for name, module in modules.items() if isinstance(module, nn.Conv2d)}
+    surveys: dict[str, Survey] = {name: Survey(current, name) for name in linears}
+    if convolutions:
+        surveys |= {name: PatchSurvey(current, name, module) for name, module in others.items()}
+    binned = {} if options is None else {name: Binned("minmax", options, current, WHOLE, None) for name in others}
 
     def known() -> Known:
         now = copy.copy(current)
         return Known(now, {name: survey.copy(now) for name, survey in surveys.items()})
 
-    marks = Marks(known)
+    marks = Marks(lambda: (known(), observed(binned, work.ranks)))
     shown = work.progress("survey", first(calls, samples), samples)
-    count = observe(model, surveys, current.each(marks.each(shown)), work.ranks)
-    return Surveyed(united(Known(current, surveys), work.ranks), count, marks.last, marks.taken)
+    with observing(model, binned):
+        count = observe(model, surveys, current.each(marks.each(shown)), work.ranks)
+    ranges = observed(binned, work.ranks)
+    return Surveyed(
+        united(Known(current, surveys), work.ranks), count, marks.last,
+        {mark: taken[0] for mark, taken in marks.taken.items()}, ranges,
+        {mark: taken[1] for mark, taken in marks.taken.items()}, frozenset(binned) - set(ranges),
+    )  # fmt: skip
 
 
 def united(known: Known, ranks: Ranks) -> Known:

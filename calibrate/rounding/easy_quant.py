@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..layers.scheme import WEIGHT, QParams, Scheme, dequantize, quantize, stored_scale
+from ..layers.scheme import WEIGHT, QParams, Scheme, dequantize, quantize, stored_qparams
 from ..layers.weights import QuantizedWeight, round_to_nearest
 from .objective import ROUNDING, Inputs, better, damped, inputs_of, precision, rows
 
@@ -124,18 +124,8 @@ def _same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
 def _scaled(qparams: QParams, factor: float, scheme: Scheme, dtype: torch.dtype) -> QParams | None:
     """The parameters for `factor` times the present range; None where `dtype` holds no such scale."""
     wanted = factor * float(qparams.scale)
-    stored = stored_scale(wanted, dtype, scheme)
-    if stored is None:
-        return None
-    zero_point = 0
-    if not scheme.symmetric:
-        low = (scheme.qmin - int(qparams.zero_point)) * wanted
-        zero_point = min(max(scheme.qmin - round(low / stored), scheme.qmin), scheme.qmax)
-    device = qparams.scale.device
-    return QParams(
-        torch.tensor(stored, dtype=torch.float32, device=device),
-        torch.tensor(zero_point, dtype=torch.int32, device=device),
-    )
+    found = stored_qparams(wanted, (scheme.qmin - int(qparams.zero_point)) * wanted, dtype, scheme)
+    return None if found is None else QParams(*(each.to(qparams.scale.device) for each in found))
 
 
 def _sine(exact: Tensor, found: Tensor) -> float:

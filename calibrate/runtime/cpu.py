@@ -88,16 +88,14 @@ def _quantized(layer: LinearState, x: Tensor, at: int) -> Tensor:
 def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
     """Stores `codes` of `x` in `out` as `_store` does, in fewer passes: one of Octavo's kernel, or a few of torch's.
 
-    The number added to x / scale rounds the sum to a whole number; being even, it resolves ties to even.
+    Adding _WHOLE + SHIFT rounds the sum to a whole number; both are even, so ties go to even. They are added after the
+    zero point: one sum with all three would round x / scale + zero_point differently.
     """
-    zero_point, loaded = int(qparams.zero_point) + SHIFT, kernels.library()
+    loaded = kernels.library()
     if loaded is not None and x.dtype in kernels.NARROW:
-        return kernels.quantize(loaded, x.contiguous(), out, float(qparams.scale), zero_point)
-    odd = zero_point % 2
-    q = divided(x, qparams.scale).add_(_WHOLE + zero_point - odd)
-    out.copy_(q.clamp_(_WHOLE - odd, _WHOLE + 255 - odd).view(torch.int32))
-    if odd:
-        out.add_(1)  # in uint8, where 255 becomes 0
+        return kernels.quantize(loaded, x.contiguous(), out, float(qparams.scale), int(qparams.zero_point))
+    q = divided(x, qparams.scale).add_(qparams.zero_point).add_(_WHOLE + SHIFT)
+    out.copy_(q.clamp_(_WHOLE, _WHOLE + 255).view(torch.int32))
 
 
 def _dynamic(layer: LinearState, rows: Tensor, gelu: str | None) -> Tensor:

@@ -236,18 +236,21 @@ void attention(const Attention *a, void *scratch, int threads) {
 
 /* --- codes ------------------------------------------------------------------------------------------------------ */
 
-/* q = clamp(round(x / scale) + zero_point, 0, 255); x is float32, or bfloat16 if it is `narrow`. */
+/* q = clamp(round(x / scale + zero_point) + 128, 0, 255); x is float32, or bfloat16 if it is `narrow`.
+
+   Quotient and sum are rounded to float32 one after the other, as the reference rounds them. The 128 that make the code
+   unsigned are added to the whole number: added before, they would be part of the sum that is rounded. */
 void quantize(const void *x, int narrow, uint8_t *q, int64_t count, float scale, int zero_point, int threads) {
-    const __m512 far = _mm512_set1_ps(1024.f); /* beyond all codes, whatever the zero point is */
+    const __m512 far = _mm512_set1_ps(1024.f); /* beyond all codes */
 #pragma omp parallel for num_threads(threads) if (count > 1 << 15)
     for (int64_t i = 0; i < count; i += LANES) {
         const __mmask16 some = first(count - i);
         __m512 value = narrow ? (__m512)_mm512_slli_epi32(
                                     _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, (const bfloat16 *)x + i)), 16)
                               : _mm512_maskz_loadu_ps(some, (const float *)x + i);
-        value = _mm512_div_ps(value, _mm512_set1_ps(scale));
+        value = _mm512_add_ps(_mm512_div_ps(value, _mm512_set1_ps(scale)), _mm512_set1_ps((float)zero_point));
         value = _mm512_max_ps(_mm512_min_ps(value, far), _mm512_sub_ps(_mm512_setzero_ps(), far));
-        __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(value), _mm512_set1_epi32(zero_point));
+        __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(value), _mm512_set1_epi32(128));
         _mm_mask_storeu_epi8(q + i, some, _mm512_cvtusepi32_epi8(_mm512_max_epi32(code, _mm512_setzero_si512())));
     }
 }

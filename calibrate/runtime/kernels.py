@@ -66,7 +66,8 @@ def attention(
 
 
 def quantize(loaded: ctypes.CDLL, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
-    """Computes out = clamp(round(x / scale) + zero_point, 0, 255) for contiguous tensors, `x` of a dtype in NARROW."""
+    """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255) for contiguous tensors, `x` of a dtype in
+    NARROW."""
     loaded.quantize(
         ctypes.c_void_p(x.data_ptr()), NARROW[x.dtype], ctypes.c_void_p(out.data_ptr()), ctypes.c_int64(x.numel()),
         ctypes.c_float(scale), zero_point, torch.get_num_threads(),

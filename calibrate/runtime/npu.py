@@ -1,6 +1,6 @@
 """The NPU backend: operators of torch_npu, called as MindIE-SD calls them, with the numbers of the checkpoint.
 
-npu_quantize(x, scales, zero_points, qint8)     round(x / scales) + zero_points
+npu_quantize(x, scales, zero_points, qint8)     round(x / scales + zero_points)
 npu_dynamic_quant(x)                            round(x / scale), and scale, which is max |x| / 127 of each row
 npu_quant_matmul(q, weight.T, scale, bias=b)    (q @ weight.T + b) * scale, where b is int32
   with pertoken_scale=s                         q @ weight.T * scale * s + b, where b is float32

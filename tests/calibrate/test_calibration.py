@@ -11,7 +11,9 @@ from torch import nn
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.layers.modules import QuantizedLinear
+from octavo.calibrate.observers.extremes import extremes
 from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.hooks import hooked
 from octavo.calibrate.replay.sqnr import Power, tensors_in
 from octavo.calibrate.report import worst
 from octavo.calibrate.resources import peak_memory
@@ -163,6 +165,18 @@ def test_the_calls_are_never_all_held():
 
     calibrate(toy(), samples, Settings(defaults={}))
     assert most <= 3
+
+
+@pytest.mark.parametrize("smoothing", [False, True], ids=["plain", "fast"])
+def test_static_ranges_take_one_replay_of_convolutions_too(smoothing):
+    model, runs = toy(), []
+    given_calls = calls(40)
+    with hooked(model, {"": lambda *_: runs.append(1)}):
+        result = calibrate(model, given(given_calls), Settings(defaults={}, smoothing=smoothing, sqnr_calls=0))
+    assert len(runs) == len(given_calls)
+    assert "patch" in result.layers
+    ends = extremes(torch.cat([call.args[0] for call in given_calls]))
+    assert next(row for row in result.report["layers"] if row["name"] == "patch")["range"] == list(ends)
 
 
 def test_progress_wraps_every_long_stage():

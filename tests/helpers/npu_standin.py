@@ -1,12 +1,15 @@
 """Operators of torch_npu for a machine without an NPU: their schemas, and the results its documentation gives.
 
-The schemas are those that torch_npu 2.14.0 registers (csrc/aten/npu_native_functions_by_codegen.yaml); the formulas
-and the dtypes that an operator takes are those of its docstrings, for Atlas A2.
+The schemas are those that torch_npu 2.14.0 registers (csrc/aten/npu_native_functions_by_codegen.yaml), and the dtypes
+that an operator takes are those of its docstrings, for Atlas A2. The formulas are those of the operators' library
+(hicann/ops-nn: quant/quantize, quant/dynamic_quant, matmul/quant_batch_matmul_v3), written in numpy, apart from the
+package that is tested.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,15 +33,25 @@ TAKEN = {  # by output dtype: dtype of scale, of bias, and whether there is pert
 
 
 def quantize(x: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: int, axis: int = 1, div_mode: bool = True):
-    """npu_quantize: floats to int8 with one scale and zero point."""
+    """npu_quantize: floats to int8, out = round(x / scales + zero_points), with one scale or one for each index of
+    `axis`. Quotient and sum are float32; rounding is half to even; int8 saturates."""
     assert div_mode
     assert dtype == NUMBERS[torch.qint8]
     assert x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    assert scales.dtype in (torch.float32, torch.bfloat16)
-    assert scales.shape == (1,)
     assert zero_points is not None
-    assert zero_points.dtype in (torch.int8, torch.uint8, torch.int32)
-    return ((x.float() / scales).round() + zero_points).clamp(-128, 127).to(torch.int8)
+    kinds = {x.dtype, scales.dtype, zero_points.dtype}
+    if torch.bfloat16 in (scales.dtype, zero_points.dtype):
+        assert kinds == {torch.bfloat16}
+    else:
+        assert scales.dtype == torch.float32
+        assert zero_points.dtype in (torch.int8, torch.uint8, torch.int32)
+    assert scales.shape == zero_points.shape
+    assert scales.shape in ((1,), (x.shape[axis],))
+    around = [-1 if at == axis % x.ndim else 1 for at in range(x.ndim)]
+    scale, zero_point = (each.float().numpy().reshape(around) for each in (scales, zero_points))
+    quotient = np.divide(x.float().numpy(), scale, dtype=np.float32)
+    total = np.add(quotient, zero_point, dtype=np.float32)
+    return torch.from_numpy(np.clip(np.rint(total), -128, 127).astype(np.int8))
 
 
 def dynamic_quant(x: Tensor, *, smooth_scales=None, **_):
@@ -61,7 +74,7 @@ def quant_matmul(x1: Tensor, x2: Tensor, scale: Tensor, *, output_dtype=None, pe
     kinds = scale.dtype, None if bias is None else bias.dtype, pertoken_scale is not None
     assert kinds in TAKEN[out], f"{kinds} does not put out {out}"
     if scale.dtype == torch.int64:
-        scale = scale.to(torch.int32).view(torch.float32)  # the low half
+        scale = (scale & 0xFFFFE000).to(torch.int32).view(torch.float32)  # 19 bits of the low half
     if pertoken_scale is None:
         total = total if bias is None else total + bias
         return total if out == torch.int32 else (total.float() * scale).to(out)

@@ -68,8 +68,8 @@ def _attributes(node: "NodeProto") -> dict[str, Any]:
 
 
 def _codes(x: "Array", scale: float, offset: float) -> "Array":
-    codes = np.rint(x.astype(np.float32) * np.float32(scale))
-    return np.clip(codes + np.float32(offset), -128, 127).astype(np.int8)
+    codes = np.rint(x.astype(np.float32) * np.float32(scale) + np.float32(offset))
+    return np.clip(codes, -128, 127).astype(np.int8)
 
 
 def _dequantized(total: "Array", deq_scale: "Array", axis: int) -> "Array":

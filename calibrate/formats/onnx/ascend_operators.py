@@ -35,7 +35,7 @@ def _schemas() -> list[Any]:
 
     numbers = OpSchema.AttrType
     quant = OpSchema(
-        QUANT, "", _SINCE, "clamp(round(x * scale) + offset, -128, 127)",
+        QUANT, "", _SINCE, "clamp(round(x * scale + offset), -128, 127)",
         inputs=[parameter("x", "float")], outputs=[parameter("y", "int8")],
         attributes=[
             attribute("scale", numbers.FLOAT), attribute("offset", numbers.FLOAT), attribute("quant_bit", numbers.INT),

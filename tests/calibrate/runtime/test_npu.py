@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from octavo.calibrate.layers.noise_level import NoiseLevel
+from octavo.calibrate.layers.scheme import Range
 from octavo.calibrate.runtime import optimized
 
-from ...helpers.npu_standin import npu_operators
+from ...helpers.npu_standin import NUMBERS, npu_operators
 from ...zoo.runtime_layers import SCHEMES, frozen, near
 
 
@@ -33,6 +34,20 @@ def test_linear_layers_agree_with_the_reference(scheme, dtype, bias, smoothed):
     assert near(layer, fast(across), layer(across))
     gelu = nn.functional.gelu(layer(across), approximate="tanh")
     assert torch.allclose(fast(across, gelu="tanh"), gelu, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scheme", ["W8A8", "W8A8_TIMESTEP"])
+@pytest.mark.parametrize("low", [-1.0, -1.5, -2.99, 0.0])
+def test_values_between_two_codes_are_rounded_with_the_zero_point_as_on_the_device(low, scheme, dtype):
+    layer = frozen(nn.Linear(4, 3).to(dtype), scheme, extents=[Range(low, low + 3.0)] * 3)
+    scale, zero_point = (parameter.view(-1)[:1] for parameter in (layer.input_scale, layer.input_zero_point))
+    x = ((torch.arange(-300, 300) + 0.5) * scale).to(dtype).view(-1, 4)
+    assert torch.equal(optimized(layer, "npu")(x), layer(x))
+    q = torch.ops.npu.npu_quantize(x, scale, zero_point, NUMBERS[torch.qint8])
+    assert torch.equal(layer.input.codes(x, 500.0).q, q.float())
+    rounded_first = ((x.float() / scale).round() + zero_point).clamp(-128, 127)
+    assert torch.equal(q.float(), rounded_first) == (int(zero_point) % 2 == 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
