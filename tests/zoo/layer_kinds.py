@@ -90,8 +90,8 @@ def written(
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """The bytes of every file of a folder, by name."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """The bytes of every file of a folder but the manifest, by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != MANIFEST}
 
 
 def unlisted(folder: Path) -> None:
