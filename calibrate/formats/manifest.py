@@ -89,6 +89,14 @@ def write_manifests(directory: Path, modes: Modes, origin: Origin | None) -> Non
     write_manifest(directory, names, modes, origin, MANIFEST)
 
 
+def leave_out(directory: Path | str, name: str) -> None:
+    """Removes the file `name` from an export that has a directory to itself, and from its manifest."""
+    (manifest,) = manifests_of(Path(directory))
+    (manifest.path.parent / name).unlink()
+    manifest.path.unlink()
+    write_manifest(manifest.path.parent, set(manifest.files) - {name}, Modes(), manifest.origin, manifest.path.name)
+
+
 def forget(directory: Path, names: Collection[str]) -> None:
     """Removes the manifests in `directory` that list one of `names`, files that are about to be replaced."""
     for path in directory.glob(PATTERN):
