@@ -6,6 +6,7 @@ leave memory too.
 
 import json
 import mmap
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -104,7 +105,14 @@ def check_depth(config: Mapping[str, Any], count: int, path: Path) -> None:
 
 def read_tensor(path: Path, stored: Stored) -> Tensor:
     """Reads one tensor of a file. A large tensor gets memory pages of its own, which return to the system with it: on
-    the heap, where weights are packed one after the other, its hole would fit nothing that comes later."""
+    the heap, where weights are packed one after the other, its hole would fit nothing that comes later.
+
+    Raises FileError for a tensor larger than the memory of this machine.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if stored.bytes > memory:
+        fact = f"a tensor of {stored.bytes >> 30} GiB, more than this machine's memory of {memory >> 30} GiB"
+        raise damage(path, fact, "Copy it anew or use a larger machine.")
     if stored.bytes < _LARGE:
         tensor = torch.empty(stored.shape, dtype=stored.dtype)
     else:
