@@ -38,7 +38,8 @@ demo-int8: install  ## make the bundled integers again: pipelines/demo/int8
 	rm -rf demo-out && mkdir demo-out
 	$(BIN)/octavo capture demo demo-out/captured --limit 16
 	$(BIN)/octavo calibrate demo-out/captured demo-out/int8 --accuracy balanced --dtype float16 --format diffusers
-	chmod u+w pipelines/demo/int8/* && cp demo-out/int8/*.json demo-out/int8/*.safetensors pipelines/demo/int8/ && chmod 644 pipelines/demo/int8/*
+	$(BIN)/python -c "from octavo.calibrate.formats.manifest import leave_out; leave_out('demo-out/int8', 'report.html')"
+	chmod u+w pipelines/demo/int8/* && cp demo-out/int8/* pipelines/demo/int8/ && chmod 644 pipelines/demo/int8/*
 
 clean:  ## delete .venv, build/ and demo-out/
 	rm -rf $(VENV) build demo-out

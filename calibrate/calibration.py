@@ -81,7 +81,7 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)
     with work.watch.stage("measure"), quantized(model, {} if settings.release else layers):
-        output = power_of(part.exact, outputs(model, part.measured(), work.ranks), work.ranks)
+        output = power_of(part.exact, outputs(model, part.measured(), work.ranks), work.ranks).checked()
     findings = Findings(part.choices, part.chosen.seen.ranges, part.powers, part.chosen.seen.calls, output.sqnr)
     report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve}
     for mixture in mixtures:

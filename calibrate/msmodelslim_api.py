@@ -18,6 +18,7 @@ from octavo.capture.files import Modes
 from .calibration import calibrate_folded, planned
 from .formats.ascend.pair import write_pair
 from .formats.ascend.write import file_names, scheme_of, write_ascend
+from .formats.manifest import origin_of
 from .formats.onnx.write import write_all
 from .plan import kind_of
 from .preparation.synthetic_inputs import made_up, warnings_of
@@ -219,7 +220,7 @@ class Calibrator:
     def export_quant_safetensor(
         self, output_path: str | Path, safetensors_name: str | None = None, json_name: str | None = None
     ) -> None:
-        """Writes weights and description into `output_path`, which is made if need be; other files there stay.
+        """Writes weights, description and manifest into `output_path`, made if need be; other files there stay.
 
         Raises UsageError before `run` and for an invalid name, StorageError for a directory that cannot be written,
         NumbersError for numbers that are not finite.
@@ -233,6 +234,7 @@ class Calibrator:
             names,
             lambda staged: write_ascend(layers, self.model, staged, modes, names),
             modes,
+            origin_of(self.model),
         )
 
     def export_quant_onnx(

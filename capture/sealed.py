@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import OctavoError, StorageError, damage, storage_error
+from .json_kinds import parse_json
 
 MANIFEST_LIMIT = 64 << 20  # bytes; the largest sealed file that is written or read
+_PIECE = 1 << 20  # bytes of a file that are hashed at once: they stay in the processor's cache
 HEAD = b'{"sha256": "'
 MIDDLE = b'", "body": '
 TAIL = b"}\n"
@@ -67,6 +69,17 @@ def read_bytes(path: Path, limit: int = MANIFEST_LIMIT, remedy: str = "") -> byt
     return bytes(data)
 
 
+def digest_of_file(path: Path, remedy: str = "") -> str:
+    """The hexadecimal SHA-256 of a regular file, read in pieces."""
+    found, piece = sha256(), memoryview(bytearray(_PIECE))
+    with open_regular(path, remedy) as (descriptor, size):
+        for offset in range(0, size, _PIECE):
+            part = piece[: min(_PIECE, size - offset)]
+            pread(descriptor, part, offset, path, remedy)
+            found.update(part)
+    return found.hexdigest()
+
+
 def digest_of(data: bytes) -> str:
     """The hexadecimal SHA-256 of `data`."""
     return sha256(data).hexdigest()
@@ -84,14 +97,17 @@ class Sealed(NamedTuple):
     digest: str
 
 
-def json_object(content: bytes, path: Path, remedy: str = "") -> dict[str, Any]:
-    """Parses the `content` of the JSON file at `path` to an object. Raises FileError for anything else."""
+def json_object(content: bytes, path: Path, remedy: str = "", *, finite: bool = True) -> dict[str, Any]:
+    """Parses the `content` of the JSON file at `path` to an object. Raises FileError for anything else, and for numbers
+    that are not finite unless they may be."""
     try:
-        value = json.loads(content)
+        value = parse_json(content, finite=finite)
     except json.JSONDecodeError as error:
         raise damage(path, f"not valid JSON (line {error.lineno})", remedy) from None
-    except (UnicodeDecodeError, RecursionError):
-        raise damage(path, "not valid JSON", remedy) from None
+    except UnicodeError:
+        raise damage(path, "not valid JSON (not UTF-8)", remedy) from None
+    except ValueError as error:
+        raise damage(path, f"not valid JSON ({error})", remedy) from None
     if not isinstance(value, dict):
         raise damage(path, "holds no JSON object", remedy)
     return value

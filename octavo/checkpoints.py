@@ -12,19 +12,20 @@ from torch import nn
 from octavo.calibrate.formats import TABLE, format_named
 from octavo.calibrate.formats.diffusers.directory import method_at
 from octavo.calibrate.formats.diffusers.quantizer import adopt
-from octavo.calibrate.formats.export import REPORT_FILE
-from octavo.calibrate.formats.inspect import DEFAULT, views
+from octavo.calibrate.formats.inspect import DEFAULT, quantized_parts, views
+from octavo.calibrate.formats.manifest import NOT_VERIFIABLE, PATTERN, manifests_of, verify
 from octavo.calibrate.formats.record import Format, Readable
 from octavo.calibrate.layers.install import all_names, names_of, quantized, replace
 from octavo.calibrate.layers.modules import QuantizedLayer
+from octavo.calibrate.report_file import REPORT_FILE, read_report
 from octavo.calibrate.runtime import accelerate, attend, optimized
 from octavo.calibrate.runtime.int8_modules import Int8GELU
-from octavo.capture.errors import MisfitError, OctavoError, UsageError, damage
-from octavo.capture.sealed import json_object, read_bytes
+from octavo.capture.errors import MisfitError, OctavoError, UsageError
+from octavo.capture.fingerprint import Origin
 from octavo.pipelines.denoisers import denoisers
-from octavo.pipelines.load import load_denoiser, load_pipeline, model_directory
+from octavo.pipelines.inspection import family_at
+from octavo.pipelines.load import load_denoiser, load_pipeline, mapped_denoiser, model_directory
 
-_REPORT_LIMIT = 256 << 20
 _CLOSE = 0.01  # relative: a float tensor in another float dtype differs by less
 
 
@@ -64,16 +65,19 @@ def format_at(out: Path, remedy: str = "") -> Format:
     return next((each for each in here if each.read), format_named(DEFAULT))
 
 
-def check_deployed(out: Path) -> None:
-    """Raises OctavoError when there is nothing at `out` that `load_deployed` could load.
+def check_deployed(out: Path) -> list[str]:
+    """Checks that there is something at `out` that `load_deployed` can load; returns the lines of `check_files`.
 
-    UsageError without a directory or for layers of another library, FileError without a checkpoint in it.
+    Raises UsageError without a directory or for layers of another library, FileError without a checkpoint in it or for
+    files that are missing or damaged.
     """
     if not out.is_dir():
         raise UsageError(f"{out}: no such directory. Give what octavo calibrate wrote.")
+    notes = check_files(out)
     record = format_at(out)
     if record.read is not None:
         record.read(out)
+    return notes
 
 
 def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.device) -> Deployed:
@@ -81,9 +85,9 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
 
     Raises FileError for damaged files, MisfitError when `out` is of another model.
     """
-    report = report_at(out)
+    report = read_report(out)
     only = component or report.get("component")
-    choices = denoisers(pipe, (only,) if only else ())
+    choices = of_origin(out, denoisers(pipe, (only,) if only else ()))
     runs_on = f"octavo's int8 layers for {device.type}"
     record = format_at(out)
     if record.read is None:
@@ -97,17 +101,6 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
     layers: dict[str, Any] = {name: optimized(checkpoint.layer(name)).to(device) for name in checkpoint.layer_names}
     module = choices[fitting]
     return Deployed(fitting, module, lambda: _with_layers(module, layers), report, runs_on)
-
-
-def report_at(out: Path) -> dict[str, Any]:
-    """The report of a calibration, {} where there is none."""
-    file = out / REPORT_FILE
-    if not file.exists():
-        return {}
-    report = json_object(read_bytes(file, _REPORT_LIMIT), file)
-    if not {"layers", "totals"} <= report.keys():
-        raise damage(file, "not a report")
-    return report
 
 
 @contextmanager
@@ -179,11 +172,68 @@ def of_another(out: Path, fact: str) -> OctavoError:
     return MisfitError(f"{out}: of another model ({fact}). Give the MODEL that was captured.")
 
 
+def of_origin(out: Path, choices: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Those of the float denoisers `choices` that the manifest at `out` may mean; all of them where it names none.
+
+    Raises MisfitError for other weights or another model. Hashes every weight: 0.4 s for each 1e9 bytes and processor.
+    """
+    origin = _origin_at(out)
+    if origin is None:
+        return choices
+    facts = {name: origin.other_structure(module) for name, module in choices.items()}
+    alike = {name: module for name, module in choices.items() if facts[name] is None}
+    if not alike:
+        name, fact = next(iter(facts.items()))
+        raise of_another(out, f"{name}: {fact}")
+    weights = {name: origin.other_weights(module) for name, module in alike.items()}
+    fitting = {name: module for name, module in alike.items() if weights[name] is None}
+    if not fitting:
+        found = f"fingerprint {next(iter(weights.values()))}"
+        raise MisfitError(f"{out}: made of other weights of this model ({found}). Give the MODEL that was captured.")
+    return fitting
+
+
+def _origin_at(out: Path) -> Origin | None:
+    return next((each.origin for each in manifests_of(out) if each.origin is not None), None)
+
+
+def _check_stored_origin(out: Path, model: Path, component: str, *, trust_remote_code: bool = False, **_: Any) -> None:
+    """Raises as `of_origin` does for the weights of the float model on disk, which are not loaded."""
+    if _origin_at(out) is None:
+        return
+    try:
+        module = mapped_denoiser(model, component, family_at(model), trust_remote_code=trust_remote_code)
+    except UsageError:  # the denoiser has no folder of its own
+        return
+    of_origin(out, {component: module})
+
+
+def check_files(directory: Path) -> list[str]:
+    """Compares the files of the checkpoint at `directory`, or of those in a pipeline there, with their manifests, to
+    the last bit. Returns a line for each that has none, and for each file that no manifest lists.
+
+    Raises FileError for a file that is missing or damaged.
+    """
+    notes = []
+    places = [directory] if is_checkpoint(directory) else []
+    for place in quantized_parts(directory) if _is_pipeline(directory) else places:
+        found = verify(place)
+        notes += [f"{place / name}: not in the manifest of its directory." for name in found.extra]
+        notes += [] if found.manifests else [f"{place}: {NOT_VERIFIABLE}."]
+    return notes
+
+
+def _is_pipeline(directory: Path) -> bool:
+    return (directory / "model_index.json").is_file()
+
+
 def is_checkpoint(directory: Path) -> bool:
     """Whether there is a denoiser that Octavo wrote, not a pipeline."""
-    if (directory / "model_index.json").is_file():
+    if _is_pipeline(directory):
         return False
-    return (directory / REPORT_FILE).is_file() or method_at(directory) is not None or bool(views(directory))
+    if (directory / REPORT_FILE).is_file() or any(directory.glob(PATTERN)):
+        return True
+    return method_at(directory) is not None or bool(views(directory))
 
 
 def open_pipeline(
@@ -205,7 +255,7 @@ def open_pipeline(
         if model is not None or component is not None:
             raise UsageError(f"{source}: a pipeline, not a checkpoint. Leave --model and --component out.")
         return load_pipeline(directory, dtype=dtype, device=device, **options)
-    said = report_at(directory)
+    said = read_report(directory)
     model = model or said.get("model")
     if model is None:
         raise UsageError(f"{source}: does not say which model it is of. Give it with --model.")
@@ -213,8 +263,10 @@ def open_pipeline(
     record = format_at(directory, f"Load it with diffusers and {method_at(directory)}")
     if record.read is not None:
         pipe = load_pipeline(model_directory(model), dtype=dtype, device=device, **options)
-        _put_in(denoisers(pipe, (name,))[name], directory, record.read(directory))
+        module = of_origin(directory, denoisers(pipe, (name,)))[name]
+        _put_in(module, directory, record.read(directory))
         return pipe
+    _check_stored_origin(directory, model_directory(model), name, **options)
     if dtype is None and device.type == "cpu":
         dtype = torch.float32  # halves are slow there
     denoiser: Any = load_denoiser(directory, dtype)

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from octavo.capture.errors import FileError, UsageError
 
 from . import FAMILIES, family_of
 from .family import Family
-from .files import read_json
+from .files import count_tensors, read_json
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -47,9 +47,10 @@ def family_at(directory: Path, name: str | None = None) -> Family:
     config = directory / "config.json"
     if not (directory / "model_index.json").is_file() and config.is_file():
         words = read_json(config)
-        kinds = {words.get("model_type"), words.get("_class_name"), *(words.get("architectures") or [])}
+        more = words.get("architectures")
+        kinds = [words.get("model_type"), words.get("_class_name"), *(more if isinstance(more, list) else [])]
         for family in FAMILIES.values():
-            if kinds & set(family.models):
+            if any(kind in family.models for kind in kinds):
                 return family
     return family_of(str(inspect_model(directory, trust_remote_code=True).get("_class_name")))
 
@@ -73,13 +74,7 @@ def check_weights(folder: Path) -> None:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights and any(f.suffix in _PICKLES for f in folder.iterdir()):
         raise FileError(f"{folder}: no safetensors weights; pickle weights are not loaded. Convert them first.")
-    for file in weights:
-        try:
-            with safe_open(file, "pt", backend="pread"):
-                pass
-        except (SafetensorError, OSError) as error:
-            fact = str(error).removeprefix("Error while deserializing header: ")
-            raise FileError(f"{file}: truncated or damaged ({fact}). Download the file again.") from None
+    count_tensors(weights)
 
 
 def stored_dtype(folder: Path) -> str | None:

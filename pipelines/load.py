@@ -21,7 +21,7 @@ from octavo.capture.errors import FileError, MisfitError, NumbersError, UsageErr
 
 from .denoisers import denoisers
 from .family import Family
-from .files import read_json
+from .files import read_config, read_json
 from .inspection import family_at, inspect_model, stored_dtype
 
 log = logging.getLogger(__name__)
@@ -199,6 +199,8 @@ def _model_class(kind: list[str | None]) -> Any:
 def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool) -> nn.Module:
     """Loads the model of class `kind` in a folder, with options `common`. Raises as `load_pipeline` does."""
     files = list(folder.glob("*.safetensors"))
+    if (folder / "config.json").is_file():
+        read_config(folder)
     variants = {f.name.split(".")[1].split("-")[0] for f in files if f.name.count(".") == 2}
     if variants and all(f.name.count(".") == 2 for f in files):
         common = {**common, "variant": sorted(variants)[0]}
@@ -207,7 +209,7 @@ def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool
         del common["torch_dtype"]
     try:
         module, info = kind.from_pretrained(folder, output_loading_info=True, **common)
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+    except (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError) as error:
         mismatch = "size mismatch" in str(error) or "shape" in str(error)
         kind = MisfitError if mismatch else FileError
         raise kind(f"{folder}: {one_line(error)}. Check the files.") from error

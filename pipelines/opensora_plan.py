@@ -12,7 +12,7 @@ from octavo.capture.errors import FileError, MisfitError
 
 from .families import value_groups
 from .family import Family
-from .files import read_json
+from .files import read_config, read_json
 
 _SAME = (
     "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "num_layers", "dropout",
@@ -73,7 +73,7 @@ def load_transformer(directory: str | Path, torch_dtype: Any = None) -> Any:
     path = directory / "config.json"
     if not path.is_file():
         raise FileError(f"{path}: it does not exist. Give the folder that holds config.json.")
-    config = transformer_config(read_json(path), path)
+    config = transformer_config(read_config(directory), path)
     try:
         with torch.device("meta"):
             model = AllegroTransformer3DModel(**config)

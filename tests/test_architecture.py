@@ -27,7 +27,7 @@ MAY = {
 
 # the rooms of calibrate: each may import those of the lines above its own
 ORDER = (
-    {"errors", "byte_sizes", "resources"},
+    {"errors", "byte_sizes", "resources", "report_file"},
     {"layers"},
     {"replay", "plan", "runtime"},
     {"observers", "choice", "preparation", "result"},

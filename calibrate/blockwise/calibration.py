@@ -119,7 +119,7 @@ class BlockwiseCalibration:
                 layer.noise_level = noise
             track = self._blocks.sweep(self._measured)
             with self._blocks.ended(self._measured, track):
-                output = power_of(exact, outputs(self._model, self._blocks.calls()), self._work.ranks)
+                output = power_of(exact, outputs(self._model, self._blocks.calls()), self._work.ranks).checked()
         self._check_peak("measuring")
         layers = {name: self._layers[name] for name in self._plan.quantized}
         findings = Findings(self._choices, self._ranges, self._powers, self._count, output.sqnr)

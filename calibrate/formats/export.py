@@ -1,25 +1,24 @@
 """Writing what was calibrated, in one or several formats: all hold the same integers."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes, create, make_directory
+from octavo.capture.fingerprint import Origin
 
 from ..byte_sizes import parse_size
 from ..layers.inputs import ACTIVATIONS
+from ..report_file import REPORT_FILE, report_bytes
 from ..result import Result
 from . import TABLE, format_named
 from .diffusers.write import SHARD
+from .manifest import origin_of, write_manifests
 from .packages import check_packages
 from .record import Deployment, Groups
 from .target import check_target, write_directory
-
-REPORT_FILE = "report.json"
 
 
 def export(
@@ -33,13 +32,15 @@ def export(
     files: Mapping[str, bytes] | None = None,
     groups: Groups | None = None,
     max_shard_size: int | str = SHARD,
+    origin: Origin | None = None,
 ) -> Path:
-    """Writes a checkpoint and report.json to `directory`, as a whole or not at all; returns its real path.
+    """Writes a checkpoint, report and manifest to `directory`, as a whole or not at all; returns its real path.
 
     `model` is the float one, or the one the layers are installed in. Layers with ranges by noise level are written for
     the timesteps of `result`. `groups` gives the layers of `model` whose multipliers can go. A format goes into a
     folder of its name where an earlier one has the same files. More weights than `max_shard_size`, in bytes or as
-    "5GB", become several files. `files` are written beside the checkpoint, by name.
+    "5GB", become several files. `files` are written beside the checkpoint, by name. The manifest names `origin` as the
+    float model, by default `model`.
 
     Raises UsageError for an unknown format or size, StorageError for a target that cannot be used (see check_target),
     NumbersError for numbers that are not finite.
@@ -59,6 +60,7 @@ def export(
         for name, data in {REPORT_FILE: report_bytes(result.report), **(files or {})}.items():
             with create(staged / name, modes.manifest) as sink:
                 sink.write(data)
+        write_manifests(staged, modes, origin or origin_of(model))
 
     write_directory(target, fill, modes)
     return target
@@ -88,8 +90,3 @@ def check_activations(formats: Sequence[str], activations: str) -> None:
             what = "weights alone" if activations == "float" else f"{activations} activations"
             instead = next(word for word, kind in ACTIVATIONS.items() if kind is known[0])
             raise UsageError(f"format {name}: has no form for {what}. Use --activations {instead}.")
-
-
-def report_bytes(report: Mapping[str, Any]) -> bytes:
-    """The report as a file holds it."""
-    return (json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()

@@ -20,6 +20,12 @@ def views(directory: Path) -> dict[str, Path]:
     return {name: place for name, place in places.items() if place is not None}
 
 
+def quantized_parts(pipeline: Path) -> list[Path]:
+    """The components of a pipeline's directory that diffusers loads as quantized models."""
+    folders = [place for place in sorted(pipeline.iterdir()) if place.is_dir()]
+    return [place for place in folders if any(format_named(name).read is None for name in views(place))]
+
+
 def check(directory: Path | str) -> list[Verdict]:
     """The verdicts on a checkpoint, format by format; a file that cannot be read gives a verdict, not an error."""
     directory = Path(directory)

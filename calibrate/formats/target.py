@@ -8,8 +8,9 @@ from octavo.capture.errors import StorageError
 from octavo.capture.files import Modes, make_directory, replace_directory, staging
 
 from . import TABLE, format_named
+from .manifest import MANIFEST
 
-_COMMON = r"report\.(json|html)|\.staging-[0-9a-f]{16}"
+_COMMON = rf"report\.(json|html)|{re.escape(MANIFEST)}|\.staging-[0-9a-f]{{16}}"
 
 
 def is_ours(name: str) -> bool:

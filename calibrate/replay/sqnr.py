@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from octavo.capture.errors import NumbersError
 from octavo.capture.ranks import ALONE, Ranks
 
 from ..layers.modules import QuantizedLayer
@@ -53,6 +54,14 @@ class Power:
     def noise(self) -> float:
         """The sum of squares of the integer signal's error."""
         return math.fsum(self._noises)
+
+    def checked(self) -> "Power":
+        """Returns this power of a model's output. Raises NumbersError where the output was not finite everywhere."""
+        if math.isfinite(self.signal) and math.isfinite(self.noise):
+            return self
+        side = "integer" if math.isfinite(self.signal) else "float"
+        remedy = "Use --dtype bfloat16 or float32, or keep more layers float with --keep-float."
+        raise NumbersError(f"the output of the {side} model has values that are not finite. {remedy}")
 
     @property
     def mean_square(self) -> float:

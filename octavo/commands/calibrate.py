@@ -12,7 +12,7 @@ from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import MisfitError, UsageError
-from octavo.capture.fingerprint import fingerprint
+from octavo.capture.fingerprint import Origin, fingerprint
 from octavo.capture.ranks import Ranks
 from octavo.capture.store.reader import Capture
 from octavo.pipelines import FAMILIES, GENERIC
@@ -77,17 +77,20 @@ def _calibrate_whole(
     options: CalibrateOptions, captured: Captured, settings: Settings, terminal: Terminal, ranks: Ranks
 ) -> Result:
     """Calibrates a model that fits into memory, and writes OUT on the first of `ranks`."""
-    model, rerun = _model(captured, options)
+    model, rerun, origin = _model(captured, options, ranks)
     progress = terminal.progress if rerun is None else Announced(terminal, rerun)
     result = calibrate_model(model, captured.calls, settings, progress=progress, trajectory=rerun, ranks=ranks)
     result = replace(result, report=result.report | origin_of(captured, options))
     if ranks.rank == 0:
-        write(result, model, options, captured.family)
+        write(result, model, options, captured.family, origin)
     return result
 
 
-def _model(captured: Captured, options: CalibrateOptions) -> tuple[nn.Module, Rerun | None]:
-    """The captured denoiser in the dtype of the deployment, and with a budget the runs that judge it.
+def _model(
+    captured: Captured, options: CalibrateOptions, ranks: Ranks
+) -> tuple[nn.Module, Rerun | None, Origin | None]:
+    """The captured denoiser in the dtype of the deployment, with a budget the runs that judge it, and on the first of
+    `ranks` the denoiser's fingerprint in the captured dtype.
 
     Raises MisfitError when the model is not the one that was captured.
     """
@@ -100,6 +103,7 @@ def _model(captured: Captured, options: CalibrateOptions) -> tuple[nn.Module, Re
     )  # fmt: skip
     module = denoisers(pipe, (component,))[component]
     check_fingerprint(capture, component, fingerprint(module), source, options.allow_revision)
+    origin = Origin.of(module) if ranks.rank == 0 else None
     rerun = None
     if options.budget is not None:
         rerun = Rerun(pipe, capture, captured.family)
@@ -108,4 +112,4 @@ def _model(captured: Captured, options: CalibrateOptions) -> tuple[nn.Module, Re
     del pipe
     with quiet():
         module = module.to(DTYPES[options.dtype]) if options.dtype else module
-    return module.to(resolve_device(options.device)).requires_grad_(False), rerun
+    return module.to(resolve_device(options.device)).requires_grad_(False), rerun, origin

@@ -14,7 +14,7 @@ from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.files import staging
-from octavo.capture.fingerprint import fingerprint_of
+from octavo.capture.fingerprint import Origin, fingerprint_of
 from octavo.capture.paging import page_out
 from octavo.capture.ranks import Ranks
 from octavo.pipelines.family import Family
@@ -36,7 +36,7 @@ def calibrate_blockwise(
     """
     assert options.memory is not None
     limit = parse_size(options.memory, "--memory")
-    model, family, cast = _mapped(options, captured)
+    model, family, cast, origin = _mapped(options, captured)
     deployed = DTYPES.get(options.dtype or "")
 
     def in_deployment(tensor: Tensor) -> Tensor:
@@ -52,12 +52,15 @@ def calibrate_blockwise(
         result = work.run()
         result = replace(result, report=result.report | origin_of(captured, options))
         if ranks.rank == 0:
-            write(result, model, options, family)
+            write(result, model, options, family, origin)
     return result
 
 
-def _mapped(options: CalibrateOptions, captured: Captured) -> tuple[nn.Module, Family, Callable[[Tensor], Tensor]]:
-    """The captured denoiser with its weights left in their files, its family, and the cast that a read weight needs.
+def _mapped(
+    options: CalibrateOptions, captured: Captured
+) -> tuple[nn.Module, Family, Callable[[Tensor], Tensor], Origin | None]:
+    """The captured denoiser with its weights left in their files, its family, the cast that a read weight needs, and
+    the denoiser's fingerprint in the captured dtype.
 
     Raises MisfitError when the model is not the one that was captured.
     """
@@ -70,7 +73,8 @@ def _mapped(options: CalibrateOptions, captured: Captured) -> tuple[nn.Module, F
     cast = _casts(model, dtype)
     now = fingerprint_of(type(model).__name__, _as_captured(model, component, cast))
     check_fingerprint(capture, component, now, source, options.allow_revision)
-    return model, family, cast
+    origin = Origin.of_tensors(type(model).__name__, _as_captured(model, component, cast))
+    return model, family, cast, origin
 
 
 def _casts(model: nn.Module, captured: torch.dtype | None) -> Callable[[Tensor], Tensor]:

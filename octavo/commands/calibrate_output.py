@@ -8,6 +8,7 @@ from octavo.calibrate.formats.export import export
 from octavo.calibrate.learning_curve import verdict
 from octavo.calibrate.report import worst
 from octavo.calibrate.result import Result
+from octavo.capture.fingerprint import Origin
 from octavo.capture.ranks import ALONE, Ranks
 from octavo.pipelines import GENERIC
 from octavo.pipelines.family import Family
@@ -51,12 +52,18 @@ def _number(value: float | None) -> str:
 _COLUMNS = ("range", "scale", "zero_point")  # entries of the report that the table of the worst layers shows
 
 
-def write(result: Result, model: nn.Module, options: CalibrateOptions, family: Family = GENERIC) -> None:
-    """Writes the checkpoint in the formats wanted, and the page of its report."""
+def write(
+    result: Result,
+    model: nn.Module,
+    options: CalibrateOptions,
+    family: Family = GENERIC,
+    origin: Origin | None = None,
+) -> None:
+    """Writes the checkpoint in the formats wanted, and the page of its report; `origin` is the model as captured."""
     export(
         result, model, options.out, formats_of(options), overwrite=options.overwrite,
         group_readable=options.group_readable, files={PAGE_FILE: page({"report": result.report})},
-        groups=family.groups, max_shard_size=options.max_shard_size,
+        groups=family.groups, max_shard_size=options.max_shard_size, origin=origin,
     )  # fmt: skip
 
 

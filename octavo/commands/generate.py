@@ -10,9 +10,11 @@ from octavo.calibrate.resources import peak_memory
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageError, first_sentence
 from octavo.pipelines import family_of
+from octavo.pipelines.finite import finite_outputs
+from octavo.pipelines.load import model_directory
 from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
 
-from ..checkpoints import open_pipeline
+from ..checkpoints import check_files, open_pipeline
 from ..terminal import Terminal, duration, size
 from .generate_options import GenerateOptions
 from .save_output import Target, save, target_of
@@ -21,7 +23,9 @@ from .save_output import Target, save, target_of
 def run(options: GenerateOptions, terminal: Terminal) -> None:
     """Runs the command."""
     target, settings = target_of(options.out, options.overwrite), options.settings
-    device = resolve_device(options.device)
+    device, directory = resolve_device(options.device), model_directory(options.model)
+    for note in check_files(directory):
+        terminal.warn(note)
     pipe = open_pipeline(
         options.model, options.of, options.component, dtype=DTYPES.get(options.dtype or ""), device=device,
         text_encoder=options.text_encoder, offload=options.offload, trust_remote_code=options.trust_remote_code,
@@ -31,7 +35,8 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
     began = time.monotonic()
     with terminal.bars("generate", 1, steps) as show:
         try:
-            results = run_prompt(pipe, options.prompt, arguments, options.seed, lambda step: show(0, step + 1))
+            with finite_outputs(pipe):
+                results = run_prompt(pipe, options.prompt, arguments, options.seed, lambda s: show(0, s + 1))
         except Exception as error:
             raise _refusal(error) from error
     seconds = time.monotonic() - began

@@ -33,12 +33,18 @@ def _inspect_directory(path: Path, terminal: Terminal) -> bool:
     """A checkpoint, those in a pipeline, ONNX graphs, or both; whether all of them are sound."""
     sound, graphs = True, sorted(path.glob("*.onnx"))
     if not graphs or any(path.glob("*.safetensors")):
-        from .inspect_checkpoint import inspect_checkpoint, quantized_parts
+        from octavo.calibrate.formats.inspect import quantized_parts
+
+        from .inspect_checkpoint import inspect_checkpoint
 
         parts = quantized_parts(path) if (path / "model_index.json").exists() else [path]
         if not parts:
             raise FileError(f"{path}: a pipeline with nothing quantized. Give a checkpoint, or a capture.")
         sound = all([inspect_checkpoint(part, terminal) for part in parts])
+    else:
+        from .inspect_checkpoint import verified
+
+        verified(path, terminal)
     for graph in graphs:
         from .inspect_onnx import inspect_onnx
 

@@ -1,21 +1,28 @@
 """Shows an ONNX file: its layers, schemes and sizes, and line by line who can load it."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
+from octavo.calibrate.formats.manifest import manifests_of, verify
 from octavo.calibrate.formats.onnx.check import layers_of, verdicts
+from octavo.calibrate.formats.onnx.files import DATA
 from octavo.calibrate.formats.onnx.packages import check_extra
 from octavo.calibrate.formats.onnx.read import opset_of, read_graph
 from octavo.capture.errors import OctavoError
 
 from ..terminal import Terminal, size
+from .inspect_checkpoint import said_of
 
 
 def inspect_onnx(path: Path, terminal: Terminal) -> bool:
     """Prints what is at `path` and returns whether it is sound: whole, with numbers that an export writes, and one that
     onnxruntime or Ascend can load. Raises FileError for a file that cannot be read safely."""
     check_extra(f"{path}")
+    place = Path(os.path.realpath(path))
     try:
+        verify(place.parent, {place.name, place.name + DATA})
+        manifests = manifests_of(place.parent, place.name)
         graph = read_graph(path)
     except OctavoError:
         terminal.event("onnx", path=str(path), sound=False)
@@ -26,6 +33,7 @@ def inspect_onnx(path: Path, terminal: Terminal) -> bool:
     terminal.say(f"{path}: an ONNX graph, {size(graph.size)}{beside}")
     terminal.say(f"  opset     {opset_of(proto)}, ir_version {proto.ir_version}, {len(proto.graph.node)} nodes")
     terminal.say(f"  sha256    {graph.digest}")
+    terminal.say(f"  files     {said_of(manifests)}")
     for word, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
         terminal.say(f"  {word:<9} {', '.join(_shown(value) for value in values)}")
     terminal.say("  layers    " + ", ".join(f"{count} {scheme}" for scheme, count in schemes.most_common()))
@@ -39,7 +47,7 @@ def inspect_onnx(path: Path, terminal: Terminal) -> bool:
         "onnx", path=str(path), sound=sound, sha256=graph.digest, opset=opset_of(proto), ir_version=proto.ir_version,
         bytes=graph.size, external_bytes=graph.external, schemes=schemes, layers=[x._asdict() for x in layers],
         inputs=[_shown(x) for x in proto.graph.input], outputs=[_shown(x) for x in proto.graph.output],
-        verdicts=[verdict._asdict() for verdict in found],
+        verdicts=[verdict._asdict() for verdict in found], verified=bool(manifests),
     )  # fmt: skip
     return sound
 

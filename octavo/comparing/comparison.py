@@ -15,6 +15,7 @@ from octavo.calibrate.replay.sqnr import Power
 from octavo.capture.errors import MisfitError, NumbersError
 from octavo.pipelines.demo.judge import judge
 from octavo.pipelines.demo.scene import SIZE, parse
+from octavo.pipelines.finite import finite_outputs
 from octavo.pipelines.run import prompt_seed, run_prompt
 
 from ..checkpoints import Deployed
@@ -124,7 +125,7 @@ class Comparison:
     def _draw(self, prompt: str, side: str) -> Drawn:
         latents: list[Tensor] = []
         inside = self.deployed.installed() if side == "int8" else nullcontext()
-        with inside, taken(self.device) as took:
+        with inside, finite_outputs(self.pipe), taken(self.device) as took:
             made = run_prompt(
                 self.pipe, prompt, self.arguments, self.seed,
                 on_latents=lambda each: latents.append(each.detach().float().cpu().clone()),

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, T5EncoderModel
 
 from octavo.capture.errors import FileError, MisfitError
 
-from ..files import read_json
+from ..files import read_config, read_json
 from .pipeline import OpenSoraPipeline
 from .scheduler import RFlowScheduler
 from .transformer import STDiT3
@@ -25,7 +25,7 @@ def transformer_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.exists():
         raise FileError(f"{path}: it does not exist. Give the folder that holds config.json.")
-    values = read_json(path)
+    values = read_config(directory)
     known = inspect.signature(STDiT3.__init__).parameters.keys() - {"self"}
     return {name: value for name, value in values.items() if name in known}
 

@@ -29,3 +29,12 @@ def enter_and_leave(context: AbstractContextManager[Any]) -> None:
     """Runs a `with` block that does nothing, for contexts that refuse on the way in or out."""
     with context:
         pass
+
+
+def error_of(call: Callable[[], Any], code: int) -> str | None:
+    """The message of the OctavoError that `call` raises, which must be of this exit code; None where it returns."""
+    try:
+        call()
+    except OctavoError:
+        return refused(call, code)
+    return None

@@ -17,6 +17,7 @@ from octavo.calibrate.result import Result
 from octavo.pipelines.sd3 import SD3
 
 from .hard_sd3 import Call, calibrated, hard, prompts
+from .layer_kinds import unlisted
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 TO_Q = "transformer_blocks.0.attn.to_q"
@@ -55,7 +56,8 @@ def run(model: nn.Module, calls: list[Call]) -> Tensor:
 
 
 def reconfigured(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the content of config.json."""
+    """Changes the content of config.json, and drops the manifest."""
+    unlisted(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text())
     change(config)

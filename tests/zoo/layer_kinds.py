@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from octavo.calibrate.formats.export import export
+from octavo.calibrate.formats.manifest import MANIFEST
 from octavo.calibrate.layers.inputs import DynamicInput, FloatInput, Input, StaticInput, TimestepInput
 from octavo.calibrate.layers.modules import QuantizedLayer, build
 from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_of
@@ -89,14 +90,20 @@ def written(
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """The bytes of every file of a folder, by name."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """The bytes of every file of a folder but the manifest, by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+
+
+def unlisted(folder: Path) -> None:
+    """Drops the manifest, so that what is behind it can be tried."""
+    (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def changed(
     folder: Path, change: Callable[[dict[str, Tensor]], object], metadata: dict[str, str] | None = None
 ) -> None:
-    """Rewrites the weights file with other tensors, or with more metadata."""
+    """Rewrites the weights file with other tensors, or with more metadata, and drops the manifest."""
+    unlisted(folder)
     path = next(folder.glob("*.safetensors"))
     with safe_open(path, "pt") as opened:
         before = opened.metadata()

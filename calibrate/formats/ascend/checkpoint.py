@@ -1,6 +1,7 @@
 """Reads the files of an ascend checkpoint: description, tensors and metadata, each checked before use."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -133,13 +134,21 @@ def _finite(value: Any) -> bool:
 
 
 def find(directory: Path) -> tuple[str, str]:
-    """The file names of weights and description in a directory. Raises FileError without a description."""
+    """The file names of weights and description in a directory: those of one process, or of the first rank of several.
+    Raises FileError without a description."""
     for scheme in SCHEMES:
-        names = WEIGHT_FILE.format(scheme.lower()), DESCRIPTION_FILE.format(scheme.lower())
-        if (directory / names[1]).is_file():
-            return names
+        name = DESCRIPTION_FILE.format(scheme.lower())
+        ranks = sorted(path.name for path in directory.glob(name.replace(".json", "_*.json")) if rank_of(path.stem))
+        for found in [name] * (directory / name).is_file() + ranks:
+            return WEIGHT_FILE.format(scheme.lower() + rank_of(Path(found).stem)), found
     wanted = DESCRIPTION_FILE.format("w8a8")
     raise FileError(f"{directory}: no ascend checkpoint (no {wanted}). Give the directory of one.")
+
+
+def rank_of(stem: str) -> str:
+    """The end of a file's stem that stands for a rank, such as _0, as MindIE-SD reads it; "" without one."""
+    found = re.search(r"_\d+$", stem)
+    return found[0] if found else ""
 
 
 def read_description(path: Path) -> dict[str, str]:

@@ -64,7 +64,7 @@ def describe(place: Path) -> Description:
 FORMATS = (
     Format(
         name="ascend",
-        files=r"quant_model_(weight|description)_w8a\d+(_dynamic|_timestep)?\.(safetensors|json)",
+        files=r"quant_model_(weight|description)_w8a\d+(_dynamic|_timestep)?(_\d+)?\.(safetensors|json)",
         writer=write,
         transforms=(Multiply,),
         dtypes=(torch.float16, torch.bfloat16, torch.float32),

@@ -16,7 +16,6 @@
 """
 
 import os
-import re
 import stat
 from collections import Counter
 from collections.abc import Iterator
@@ -27,12 +26,11 @@ import torch
 from octavo.capture.errors import OctavoError
 
 from ..verdict import Verdict
-from .checkpoint import Checkpoint, find, words
+from .checkpoint import Checkpoint, find, rank_of, words
 from .write import MUL_SCALE, file_names
 
 _MOST_FILE, _MOST_DIRECTORY = 0o640, 0o750  # the widest modes that MindIE-SD accepts
 _MOST_BYTES = 100 << 30  # bytes; the largest weight file that MindIE-SD accepts
-_RANK = re.compile(r"_\d+$")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _STATIC = ("weight", "quant_bias", "deq_scale", "input_scale", "input_offset")
 _KEYS = {
@@ -78,9 +76,9 @@ def _mode(path: Path, most: int) -> Verdict:
 
 def _names(checkpoint: Checkpoint) -> Iterator[Verdict]:
     stem = checkpoint.description_path.stem
-    ranked = bool(_RANK.search(stem))
-    yield Verdict("MindIE-SD", stem, not ranked, "is read as one of several ranks" if ranked else "one process")
-    wanted = file_names(str(checkpoint.scheme))[0]
+    rank = rank_of(stem)
+    yield Verdict("MindIE-SD", stem, True, f"read by rank {rank[1:]} of several" if rank else "one process")
+    wanted = file_names(str(checkpoint.scheme))[0].replace(".", f"{rank}.")
     same = checkpoint.weight_path.name == wanted
     yield Verdict("MindIE-SD", checkpoint.weight_path.name, same, "found beside" if same else f"it wants {wanted}")
     size = checkpoint.weight_path.stat().st_size

@@ -1,14 +1,15 @@
 """A directory as diffusers lays it out: config.json, one weight file or several with an index."""
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from octavo.capture.errors import OctavoError, damage
+from octavo.capture.json_kinds import checked, fields, object_of, text
 from octavo.capture.sealed import json_object, read_bytes
-from octavo.capture.tensors import Stored, read_header, read_tensor
+from octavo.capture.tensors import Stored, check_depth, read_header, read_tensor
 
 from .write import CONFIG_FILE, INDEX_FILE, WEIGHT_FILE
 
@@ -49,36 +50,51 @@ class Model(NamedTuple):
             found, said = read_header(path)
             tensors |= {name: StoredTensor(path, stored) for name, stored in found.items()}
             metadata |= said
-        return cls(read_json(directory / CONFIG_FILE), tensors, metadata)
+        config = read_json(directory / CONFIG_FILE)
+        check_depth(config, len(tensors), directory / CONFIG_FILE)
+        return cls(config, tensors, metadata)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads the JSON object in a file. Raises FileError when there is none."""
-    return json_object(read_bytes(path), path)
+    return json_object(read_bytes(path), path, finite=False)
 
 
 def weight_files(directory: Path) -> list[Path]:
     """The weight files of a directory: the only one, or all that the index names."""
     if not (directory / INDEX_FILE).is_file():
         return [directory / WEIGHT_FILE]
-    names = read_json(directory / INDEX_FILE).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise damage(directory / INDEX_FILE, "not an index of weight files")
+    index = checked(read_json(directory / INDEX_FILE), fields({"weight_map": object_of(text)}), directory / INDEX_FILE)
+    names = index["weight_map"]
     return [directory / Path(name).name for name in sorted(set(names.values()))]
 
 
 def find_method(directory: Path, method: str, folder: str) -> Path | None:
-    """The directory itself or its `folder`, whichever has `method` as quant_method; None where neither has."""
+    """The directory itself or its `folder`, whichever has `method` as quant_method, or has no method that can be read;
+    None where neither has."""
     for place in (directory, directory / folder):
-        with suppress(OctavoError):
+        try:
             if method_at(place) == method:
                 return place
+        except OctavoError:
+            return place
     return None
 
 
 def method_at(directory: Path) -> str | None:
-    """The quant_method of a directory for diffusers; None for any other directory."""
-    if not (directory / CONFIG_FILE).is_file():
+    """The quant_method of a directory for diffusers; None for a float model, and for any other directory.
+
+    Raises FileError for weights whose config.json is missing or damaged, and for integers without a method.
+    """
+    path = directory / CONFIG_FILE
+    weights = [name for name in (WEIGHT_FILE, INDEX_FILE) if (directory / name).is_file()]
+    if not path.is_file():
+        if weights:
+            raise damage(path, "missing", f"Copy it to {weights[0]}, or calibrate again.")
         return None
-    found = read_json(directory / CONFIG_FILE).get("quantization_config")
-    return str(found.get("quant_method")) if isinstance(found, dict) else None
+    found = read_json(path).get("quantization_config")
+    if isinstance(found, dict):
+        return str(found.get("quant_method"))
+    if weights and any(place.stored.dtype == torch.int8 for place in Model.open(directory).tensors.values()):
+        raise damage(path, "has no quantization_config for the integers beside it", "Copy it anew or calibrate again.")
+    return None

@@ -21,6 +21,7 @@ from octavo.capture.tensors import Stored, read_header, read_tensor
 from ...layers.install import install
 from ...layers.modules import QuantizedLayer
 from ...runtime import accelerate
+from ..manifest import verify
 from .structure import QUANT_METHOD, Structure
 
 _CAST = ("bias", "mul_scale")  # the tensors of an integer layer that are in the model's dtype
@@ -84,8 +85,11 @@ class OctavoQuantizer(DiffusersQuantizer):
         return stored if torch_dtype is None else torch_dtype
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
-        """Reads the headers of the checkpoint's files; returns the keys unchanged."""
+        """Compares the sizes of the checkpoint's files with the manifest beside them, and reads their headers; returns
+        the keys unchanged. Raises FileError for a file of another size or with a damaged header."""
         self._stored = {}
+        for folder in {Path(file).parent for file in checkpoint_files}:
+            verify(folder, {Path(file).name for file in checkpoint_files}, digests=False)
         for file in checkpoint_files:
             path = Path(file).resolve()  # files that a hub has downloaded are links
             self._stored |= {name: (path, stored) for name, stored in read_header(path)[0].items()}

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 from octavo.capture.errors import StorageError
 from octavo.capture.files import Modes, Sink, create, fsync_directory, staging, storage
+from octavo.capture.fingerprint import Origin
 
+from ..manifest import forget, manifest_for, write_manifest
 from ..target import write_directory
 
 if TYPE_CHECKING:
@@ -44,20 +46,32 @@ def _move_tensors(proto: "ModelProto", sink: Sink, location: str) -> None:
         tensor.data_location = TensorProto.EXTERNAL
 
 
-def write_among(target: Path, fill: Callable[[Path], None], modes: Modes) -> None:
-    """Puts the graphs that `fill` writes into `target`, which is made if need be; other files stay.
+def write_among(
+    target: Path, fill: Callable[[Path], None], modes: Modes, name: str, origin: Origin | None = None
+) -> None:
+    """Puts the graphs that `fill` writes and their manifest into `target`, which is made if need be; other files stay.
+    The manifest is named after `name` and names `origin` as the float model.
 
     Each graph is replaced in one step, never written into, and a symbolic link of its name is replaced itself. A graph
-    with a data file is absent while the data are replaced: nothing can load a graph with the data of another.
+    with a data file is absent while the data are replaced: nothing can load a graph with the data of another. The
+    manifest comes before the graphs: until the last of them is there, it does not fit.
     """
+    manifest = manifest_for(name)
+
+    def fill_all(staged: Path) -> None:
+        fill(staged)
+        write_manifest(staged, [path.name for path in staged.iterdir()], modes, origin, manifest)
+
     if target.exists() and not target.is_dir():
         raise StorageError(f"{target}: exists and is not a directory. Choose another name.")
     if not target.exists():
-        write_directory(target, fill, modes)
+        write_directory(target, fill_all, modes)
         return
     with staging(target) as staged:
-        fill(staged)
+        fill_all(staged)
         with storage(target):
+            forget(target, [path.name for path in staged.iterdir()])
+            (staged / manifest).replace(target / manifest)
             for path in sorted(staged.glob("*.onnx")):
                 _put(path, target / path.name)
         fsync_directory(target)

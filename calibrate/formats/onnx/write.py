@@ -10,6 +10,7 @@ from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes
 
 from ...layers.modules import QuantizedLayer
+from ..manifest import origin_of
 from .ascend_graph import ascend
 from .files import LARGEST, write_among, write_model
 from .graph_builder import floating
@@ -68,7 +69,7 @@ def write_all(
             proto = floating(trace(model, {}, example, input_names))
             write_model(proto, staged / FLOAT_FILE.format(arch), modes.data, largest)
 
-    write_among(target, fill, modes)
+    write_among(target, fill, modes, arch, origin_of(model))
 
 
 def _check_example(example: Any, what: str) -> None:

@@ -9,6 +9,7 @@ from diffusers import SD3Transformer2DModel
 from safetensors.torch import load_file, save_file
 
 from octavo.calibrate.blockwise.calibration import BlockwiseCalibration
+from octavo.calibrate.formats.manifest import MANIFEST
 from octavo.calibrate.settings import Settings
 from octavo.capture.fingerprint import fingerprint
 from octavo.pipelines import GENERIC
@@ -22,7 +23,7 @@ ROOM = ("--memory", "1024GiB")
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    found = (file for file in folder.rglob("*") if file.is_file() and file.name != "report.json")
+    found = (file for file in folder.rglob("*") if file.is_file() and file.name not in ("report.json", MANIFEST))
     return {str(file.relative_to(folder)): file.read_bytes() for file in found}
 
 

@@ -15,6 +15,7 @@ from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.formats import TABLE, format_named
 from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.formats.export import export
+from octavo.calibrate.formats.manifest import MANIFEST
 from octavo.calibrate.formats.target import check_target
 from octavo.calibrate.layers.freeze import packed, unpacked
 from octavo.calibrate.layers.install import install, quantized
@@ -37,7 +38,11 @@ def made(dtype: torch.dtype = torch.float32, **settings) -> tuple[Toy, Result]:
 
 
 def checkpoint(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != "report.json"}
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.suffix != ".json" or "quant" in path.name
+    }
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -180,8 +185,11 @@ def test_modes_whatever_the_umask(group, umask, tmp_path):
 
     assert in_child(work) == 0
     folder = tmp_path / "deep" / "out"
-    wanted = (0o750, 0o440, 0o640) if group else (0o700, 0o400, 0o600)
-    modes = [stat.S_IMODE(path.stat().st_mode) for path in (folder, folder / W8A8[0], folder / "report.json")]
+    wanted = (0o750, 0o440, 0o640, 0o440) if group else (0o700, 0o400, 0o600, 0o400)
+    modes = [
+        stat.S_IMODE(path.stat().st_mode)
+        for path in (folder, folder / W8A8[0], folder / "report.json", folder / MANIFEST)
+    ]
     assert tuple(modes) == wanted
     assert stat.S_IMODE((folder / W8A8[1]).stat().st_mode) == wanted[1]
 

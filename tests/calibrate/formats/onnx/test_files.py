@@ -25,6 +25,9 @@ def written(folder, **options):
     return path
 
 
+LISTED = "octavo_manifest-model.json"
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -67,14 +70,14 @@ def test_data_are_replaced_and_never_appended_to(tmp_path):
     out = tmp_path / "out"
     sizes = []
     for _ in range(3):
-        write_among(out, fill, Modes())
+        write_among(out, fill, Modes(), "model")
         sizes.append({path.name: path.stat().st_size for path in out.iterdir()})
     assert sizes[0] == sizes[1] == sizes[2]
     assert sizes[0]["model.onnx.data"] == 4 * SIZE
     assert out.stat().st_mode & 0o777 == 0o700
     (out / "notes.txt").write_text("mine")
-    write_among(out, lambda staged: written(staged) and None, Modes())
-    assert names(out) == ["model.onnx", "notes.txt"]  # data of the earlier graph are gone
+    write_among(out, lambda staged: written(staged) and None, Modes(), "model")
+    assert names(out) == ["model.onnx", "notes.txt", LISTED]  # data of the earlier graph are gone
 
 
 def test_links_at_the_target_are_replaced_and_not_followed(tmp_path):
@@ -83,14 +86,14 @@ def test_links_at_the_target_are_replaced_and_not_followed(tmp_path):
     out.mkdir()
     for name in ("model.onnx", "model.onnx" + DATA):
         (out / name).symlink_to(elsewhere)
-    write_among(out, lambda staged: written(staged, largest=2000) and None, Modes())
+    write_among(out, lambda staged: written(staged, largest=2000) and None, Modes(), "model")
     assert elsewhere.read_text() == "untouched"
     assert not any(path.is_symlink() for path in out.iterdir())
     assert read_graph(out / "model.onnx").external == 4 * SIZE
 
 
 def test_a_failure_leaves_what_was_there(tmp_path):
-    write_among(tmp_path / "out", lambda staged: written(staged) and None, Modes())
+    write_among(tmp_path / "out", lambda staged: written(staged) and None, Modes(), "model")
     before = (tmp_path / "out" / "model.onnx").read_bytes()
 
     def fails(staged):
@@ -98,9 +101,9 @@ def test_a_failure_leaves_what_was_there(tmp_path):
         raise RuntimeError("half way")
 
     with pytest.raises(RuntimeError):
-        write_among(tmp_path / "out", fails, Modes())
+        write_among(tmp_path / "out", fails, Modes(), "model")
     assert (tmp_path / "out" / "model.onnx").read_bytes() == before
-    assert names(tmp_path / "out") == ["model.onnx"]
+    assert names(tmp_path / "out") == ["model.onnx", LISTED]
 
 
 @pytest.mark.parametrize(

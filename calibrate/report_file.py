@@ -1,0 +1,66 @@
+"""Writes and reads report.json, whose content `report.report_of` describes."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from octavo.capture.json_kinds import (
+    Kind,
+    checked,
+    count,
+    either,
+    fields,
+    list_of,
+    maybe,
+    number,
+    object_of,
+    text,
+)
+from octavo.capture.sealed import json_object, read_bytes
+
+REPORT_FILE = "report.json"
+_LIMIT = 256 << 20  # bytes; the largest report that is read, far above any that is written
+_NUMBERS = either(number, list_of(number))
+_LAYER: Kind = fields(
+    {"name": text, "scheme": maybe(text), "reason": maybe(text), "shape": list_of(count), "bytes_after": count},
+    {"sqnr": maybe(number), "range": list_of(number, 2), "scale": _NUMBERS, "zero_point": _NUMBERS},
+)
+_BUDGET: Kind = fields(
+    {"budget": text, "schemes": object_of(count), "float": count, "error": fields({"relative": number})}
+)
+_REPORT: Kind = fields(
+    {
+        "layers": list_of(_LAYER),
+        "totals": fields(
+            {"quantized": count, "kept_float": count, "bytes_before": count, "bytes_after": count, "calls": count},
+            {"output_sqnr": maybe(number)},
+        ),
+    },
+    {
+        "model": text,
+        "component": text,
+        "warnings": list_of(text),
+        "budget": maybe(_BUDGET),
+        "enough": list_of(fields({"calls": count, "output_sqnr": number}, {"prompts": maybe(count)})),
+        "settings": object_of(lambda value, where: None),
+    },
+)
+
+
+def report_bytes(report: Mapping[str, Any]) -> bytes:
+    """The report as a file holds it."""
+    return (json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def read_report(directory: Path) -> dict[str, Any]:
+    """Reads the report of a checkpoint, {} where there is none. Raises FileError for a damaged one.
+
+    What a command or a page shows of it has the kinds that a calibration writes; the rest is any JSON.
+    """
+    file = directory / REPORT_FILE
+    if not file.exists():
+        return {}
+    remedy = "Copy it anew, or delete it: the checkpoint loads without."
+    report: dict[str, Any] = checked(json_object(read_bytes(file, _LIMIT, remedy), file, remedy), _REPORT, file, remedy)
+    return report
