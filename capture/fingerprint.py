@@ -6,6 +6,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .wrappers import inside
+
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor in row-major order, without a copy for a contiguous tensor on the CPU."""
@@ -14,11 +16,12 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def fingerprint(module: nn.Module) -> dict[str, str]:
-    """The fingerprint of `module`: its `class`, `names` (digest of sorted names, shapes) and `weights` (digest of
-    names, dtypes, bytes).
+    """The fingerprint of `module`, or of the module inside it: its `class`, `names` (digest of sorted names, shapes)
+    and `weights` (digest of names, dtypes, bytes).
 
     Weights on the meta device have no bytes: `weights` is then "unknown", which fits any.
     """
+    module = inside(module)
     return fingerprint_of(type(module).__name__, sorted(module.state_dict().items()))
 
 
