@@ -28,7 +28,7 @@ from .rounding.sums import CALLS, ROOM
 from .settings import Settings
 from .smoothing.search import smooth
 
-WHOLE = torch.zeros(0)  # no edges between bins of noise levels: one bin
+WHOLE = torch.zeros(0, dtype=torch.float32, device="cpu")  # no edges between bins of noise levels: one bin
 Ranges = dict[str, list[Range]]  # ranges of each layer's input by layer name, one for each bin of noise levels
 
 
