@@ -14,12 +14,14 @@ from torch import nn
 from octavo.capture.devices import resolve_device
 from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes
+from octavo.capture.wrappers import inside
 
 from .calibration import calibrate_folded, planned
 from .formats.ascend.pair import write_pair
 from .formats.ascend.write import file_names, scheme_of, write_ascend
 from .formats.manifest import origin_of
 from .formats.onnx.write import write_all
+from .given_model import opened
 from .plan import kind_of
 from .preparation.synthetic_inputs import made_up, warnings_of
 from .replay.calls import device_of
@@ -168,6 +170,10 @@ class Calibrator:
     `fuse_module_call_back(model)` is called first, and may change the model. Batch norms that remain are folded into
     the convolutions before them, in a copy.
 
+    The model may be in DataParallel, a Listener or another of the wrappers of capture/wrappers.py: layers are named as
+    in the model inside. A compiled model runs uncompiled; one that accelerate offloads is in memory meanwhile. torch's
+    defaults, autocast, inference mode and precision of products do not change the integers.
+
     Raises UsageError for a configuration that does not fit the model, FileError for data of another form, DeviceError
     for a device that is missing.
     """
@@ -183,12 +189,14 @@ class Calibrator:
             raise UsageError(f"model: expected an nn.Module, found {type(model).__name__}. Give the denoiser.")
         if not isinstance(cfg, QuantConfig):
             raise UsageError(f"cfg: expected a QuantConfig, found {type(cfg).__name__}. Make one.")
+        model = inside(model)
         resolve_device(cfg.device)
         _check_amp(model, cfg)
         if fuse_module_call_back is not None:
             fuse_module_call_back(model)
-        if cfg.device.split(":")[0] != device_of(model).type:
+        with opened(model):
             where = device_of(model).type
+        if cfg.device.split(":")[0] != where:
             raise UsageError(f"device {cfg.device}: the model is on {where}. Move it or say device='{where}'.")
         self.model, self.cfg = model, cfg
         self._calls = calls_of(calib_data)
@@ -202,13 +210,15 @@ class Calibrator:
         Afterwards `model` is the calibrated model: a copy of the caller's where batch norms were folded.
         """
         settings, samples, warnings = self.cfg.settings, list[Any](), list[str]()
-        planned(self.model, settings)  # raises its errors before synthetic inputs are made, which takes a minute
-        if self._calls is None and self.cfg.input_shape:
-            samples, warnings = list(made_up(self.model, self.cfg.input_shape)), warnings_of(self.model)
-        calls = self._calls or (lambda: samples)
-        self._result, self.model = calibrate_folded(
-            self.model, calls, settings, graphs=self.cfg.input_shape is not None, warnings=warnings
-        )
+        with opened(self.model):
+            planned(self.model, settings)  # raises its errors before synthetic inputs are made, which takes a minute
+            if self._calls is None and self.cfg.input_shape:
+                samples, warnings = list(made_up(self.model, self.cfg.input_shape)), warnings_of(self.model)
+            calls = self._calls or (lambda: samples)
+            result, model = calibrate_folded(
+                self.model, calls, settings, graphs=self.cfg.input_shape is not None, warnings=warnings
+            )
+        self._result, self.model = result, model
 
     @property
     def result(self) -> Result:
@@ -229,13 +239,14 @@ class Calibrator:
         weight_name, description_name = file_names(scheme_of(layers))
         names = safetensors_name or weight_name, json_name or description_name
         modes = Modes()
-        write_pair(
-            Path(output_path).resolve(),
-            names,
-            lambda staged: write_ascend(layers, self.model, staged, modes, names),
-            modes,
-            origin_of(self.model),
-        )
+        with opened(self.model):
+            write_pair(
+                Path(output_path).resolve(),
+                names,
+                lambda staged: write_ascend(layers, self.model, staged, modes, names),
+                modes,
+                origin_of(self.model),
+            )
 
     def export_quant_onnx(
         self,
@@ -255,10 +266,12 @@ class Calibrator:
         Raises UsageError before `run`, for names that do not fit and for layers that are not static W8A8, MisfitError
         for a model that torch.onnx cannot export, StorageError for a directory that cannot be written.
         """
-        write_all(
-            self.result.layers, self.model, Path(save_path).resolve(), model_arch, self.result.example, input_names,
-            fuse_add=fuse_add, save_fp=save_fp,
-        )  # fmt: skip
+        result = self.result
+        with opened(self.model):
+            write_all(
+                result.layers, self.model, Path(save_path).resolve(), model_arch, result.example, input_names,
+                fuse_add=fuse_add, save_fp=save_fp,
+            )  # fmt: skip
 
     def get_quant_params(self) -> tuple[dict[str, Any], ...]:
         """Five dicts by layer name: input_scale, input_offset, weight_scale, weight_offset, quant_weight (int8).

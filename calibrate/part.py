@@ -13,7 +13,7 @@ from .choose import Chosen, choose
 from .layers.inputs import WORDS
 from .layers.modules import QuantizedLayer
 from .layers.weights import check_finite
-from .plan import Plan, layer_at, make_plan, named
+from .plan import Plan, layer_at, make_plan, named, reasons_of
 from .replay.calls import Call, Calls, Progress, spread, taken
 from .replay.hooks import axes
 from .replay.sqnr import Power, comparing, joined, outputs
@@ -120,11 +120,10 @@ def frozen(
 
 
 def check_left(plan: Plan) -> None:
-    """Raises NumbersError for a plan with no layer left to quantize, with the reason of the first layer."""
+    """Raises NumbersError for a plan with no layer left to quantize, with the reasons of its layers."""
     if not plan.quantized:
-        first = next(entry for entry in plan.entries if entry.forced)
-        fact = f"{first.name}: {first.reason}; so it is with every layer"
-        raise NumbersError(f"{fact}. Capture more or choose another dtype.")
+        why = reasons_of(entry for entry in plan.entries if entry.forced)
+        raise NumbersError(f"no layer can become integers ({why}). Capture more or choose another dtype.")
 
 
 def _made(

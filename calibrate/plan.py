@@ -6,7 +6,8 @@ integer form here.
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from octavo.capture.errors import FileError, UsageError
 
+from .given_model import check_model
 from .layers.scheme import STORABLE
 
 KINDS: dict[type[nn.Module], str] = {nn.Linear: "Linear", nn.Conv2d: "Conv2d"}
@@ -31,6 +33,7 @@ _SENSITIVE = {
     r"(^|\.)(conv_shortcut|shortcut_projection|downsamplers|upsamplers)(\.|$)": "is given the residual stream itself",
     r"(^|\.)(time_emb_proj|\w*_mod|\w*modulation\w*|(?i:adaln)\w*)(\.|$)": "modulation: one row per sample",
 }
+_ASKED = "asked for"  # the reason of a layer that the user keeps float
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
 
 
@@ -104,9 +107,12 @@ def make_plan(
     (`general_reason`), and `more` beside it. A pattern is a name, a name with * and ?, or what stands above layers:
     `transformer_blocks.0` is all of that block.
 
-    Raises UsageError for a pattern without a match or when nothing is left to quantize; FileError for a name that no
-    file should hold.
+    Raises UsageError for a pattern without a match or when nothing is left to quantize, and for a model whose layers
+    are not plain float layers (`check_model`) or that is a layer itself; FileError for a name that no file should hold.
     """
+    if (alone := kind_of(model)) is not None:
+        raise UsageError(f"model: is a single {KINDS[alone]} layer. Give torch.nn.Sequential(layer).")
+    check_model(model)
     for name in model.state_dict():
         if not _SAFE_NAME.fullmatch(name):
             raise FileError(f"{name!r}: not a name that a checkpoint can hold. Rename the module.")
@@ -116,11 +122,31 @@ def make_plan(
     _check_patterns(quantize, names, "quantize")
     rules, blocks = Rules(keep_float, quantize, defaults, more), block_names(model)
     plan = Plan(tuple(_ruled(model, entry, rules, blocks) for entry in candidates))
-    if not names:
-        raise UsageError(f"{type(model).__name__}: no nn.Linear or nn.Conv2d to quantize. Choose another model.")
     if not plan.quantized:
-        raise UsageError(f"{option}: no layer is left to quantize. Keep fewer layers float.")
+        raise UsageError(_nothing_left(type(model).__name__, plan, option))
     return plan
+
+
+def reasons_of(entries: Iterable[Entry]) -> str:
+    """The reasons why layers stay float, the most frequent first, with their numbers of layers."""
+    counts = Counter(entry.reason for entry in entries)
+    return "; ".join(f"{count} layer{'s' * (count > 1)}: {reason}" for reason, count in counts.most_common())
+
+
+def _nothing_left(kind: str, plan: Plan, option: str) -> str:
+    """The message for a plan without a layer to quantize."""
+    able = [entry for entry in plan.entries if not entry.unsupported]
+    if not plan.entries or (not able and all(entry.kind not in KINDS.values() for entry in plan.entries)):
+        return f"{kind}: no nn.Linear or nn.Conv2d to quantize. Choose another model."
+    why = reasons_of(able or plan.entries)
+    if any(entry.reason == _ASKED for entry in able):
+        return f"{option}: no layer is left to quantize ({why}). Keep fewer layers float."
+    if able:
+        wish = (
+            "List in disable_names what has to stay float, then all else" if option == "disable_names" else "--quantize"
+        )
+        return f"{kind}: no layer is left to quantize ({why}). {wish} becomes integers."
+    return f"{kind}: no layer can become integers ({why}). Give it in float32, float16 or bfloat16, with all weights."
 
 
 def _ruled(model: nn.Module, entry: Entry, rules: "Rules", blocks: Sequence[str]) -> Entry:
@@ -187,7 +213,7 @@ class Rules(NamedTuple):
 
 def _reason(model: nn.Module, entry: Entry, rules: Rules, blocks: Sequence[str]) -> str | None:
     if any(matches(entry.name, pattern) for pattern in rules.keep_float):
-        return "asked for"
+        return _ASKED
     if any(matches(entry.name, pattern) for pattern in rules.quantize):
         return None
     if rules.defaults is None and (reason := general_reason(model, entry, blocks)):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .paging import page_out
+from .wrappers import inside
 
 _PIECE = 1 << 18  # values that are hashed at once: they stay in the processor's cache
 _COMPARED = (torch.float32, torch.float16, torch.bfloat16)  # the dtypes that models are loaded in
@@ -22,11 +23,12 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 
 def fingerprint(module: nn.Module) -> dict[str, str]:
-    """The fingerprint of `module`: its `class`, `names` (digest of sorted names, shapes) and `weights` (digest of
-    names, dtypes, bytes).
+    """The fingerprint of `module`, or of the module inside it: its `class`, `names` (digest of sorted names, shapes)
+    and `weights` (digest of names, dtypes, bytes).
 
     Weights on the meta device have no bytes: `weights` is then "unknown", which fits any.
     """
+    module = inside(module)
     return fingerprint_of(type(module).__name__, sorted(module.state_dict().items()))
 
 

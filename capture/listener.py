@@ -1,5 +1,6 @@
 """The documented way to gather calibration data: a module that stands in for another and records its calls."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -8,24 +9,44 @@ from typing import Any, Self
 
 from torch import nn
 
-from .errors import MisfitError
+from .errors import MisfitError, StorageError, UsageError
 from .fingerprint import fingerprint
-from .recorder import Memory, Recorder, Sink
-from .store.writer import CaptureWriter, UnitWriter
+from .recorder import Memory, Recorder, Sink, processors_of, swap_warning, swapped
+from .store.layout import CAPTURE, UNITS
+from .store.writer import Call, CaptureWriter, UnitWriter
+from .wrappers import inside
 
-_OWN = frozenset({"module", "inputs", "forward"})
+logger = logging.getLogger(__name__)
+_OWN = frozenset({"module", "inputs", "swapped", "forward"})
 
 
 @contextmanager
 def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWriter]:
     """Makes a finished capture of one unit when the block ends well, and no unit otherwise."""
+    if (directory / CAPTURE).exists() and any((directory / UNITS).glob("[0-9]*-*")):
+        raise StorageError(f"{directory}: holds a capture already. Give the Listener another directory.")
     manifest = {"pipeline": None, "components": {name: fingerprint(module)}, "prompts": 1, "settings": {}}
-    with CaptureWriter.create(directory, manifest) as writer:
+    with CaptureWriter.create(directory, manifest, resume=True) as writer:
         with writer.unit(0, {"prompt": None}) as unit:
             yield unit
             if unit.calls == 0:
                 raise MisfitError(f"{directory}: the {name} was never called. Run it inside the block.")
         writer.complete()
+
+
+class _Inputs(Memory):
+    """The calls of a Listener without a store: they are listed as dicts, so every argument needs a name."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def add(self, call: Call) -> None:
+        """Keeps a call. Raises UsageError for one with positional arguments."""
+        if call.args:
+            fact = f"{len(call.args)} positional arguments have no names that a dict could hold"
+            raise UsageError(f"{self._kind}.forward: {fact}. Pass them by name, or give the Listener a directory.")
+        super().add(call)
 
 
 class Listener(nn.Module):
@@ -38,10 +59,15 @@ class Listener(nn.Module):
     them as dicts of keyword arguments, positional ones under their names.
 
     As a module, a Listener stands in for `module`, has all its attributes, and records its own calls, so that the
-    documented form works: `pipe.transformer = Listener(pipe.transformer)`. Put `listener.module` back when done.
+    documented form works: `pipe.transformer = Listener(pipe.transformer)`. Put `listener.module` back when done. One
+    with a directory records inside its block alone, since the capture is finished at the end of the block.
 
-    Raises MisfitError when a block that fills a directory recorded no call; FileError for a value that cannot be
-    stored; StorageError when the directory cannot be written.
+    A pipeline may swap attention processors of the module while it runs, as PAG does: `swapped` counts them, and a
+    warning is logged, since a replay runs without the swap.
+
+    Raises UsageError for a call outside the block of a directory, and for a call whose arguments `inputs` cannot name;
+    MisfitError when a block that fills a directory recorded no call; FileError for a value that cannot be stored;
+    StorageError when the directory cannot be written or holds a capture.
     """
 
     def __init__(self, module: nn.Module, store: str | Path | Sink | None = None, *, name: str = "transformer") -> None:
@@ -49,33 +75,53 @@ class Listener(nn.Module):
         state["module"] = module
         super().__init__()
         directory = Path(store) if isinstance(store, (str, Path)) else None
-        sink = Memory() if store is None or directory else store
-        state["_directory"], state["_stack"] = directory, None
+        sink = _Inputs(type(inside(module)).__name__) if store is None or directory else store
+        state["_directory"], state["_stacks"], state["_warned"] = directory, [], False
         state["_recorder"] = Recorder(module, sink, name=name)  # type: ignore[arg-type]
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
         """The calls kept in memory, each as a dict of keyword arguments."""
+        self._warn_swapped()
         sink = self._recorder.sink
         return [call.kwargs for call in sink.calls] if isinstance(sink, Memory) else []
 
+    @property
+    def swapped(self) -> int:
+        """The number of attention processors that the first call ran with in place of those that the module has."""
+        return swapped(self._recorder.processors, processors_of(self.module)) if self._recorder.heard else 0
+
+    def _warn_swapped(self) -> None:
+        if self.swapped and not self._warned:
+            self.__dict__["_warned"] = True
+            logger.warning(swap_warning(self._recorder.name, self.swapped))
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._directory is not None and not self._stacks:
+            fact = "is filled inside a with block alone"
+            raise UsageError(
+                f"{self._directory}: {fact}. Write `with listener:` around the run; put listener.module back after it."
+            )
         with self._recorder:
             return self.module(*args, **kwargs)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             if self._directory is not None:
-                self._recorder.sink = stack.enter_context(_one_unit(self._directory, self.module, self._recorder.name))
+                if self._stacks:
+                    raise UsageError(f"{self._directory}: this Listener is in its with block. Enter it once.")
+                name = self._recorder.name
+                unit = stack.enter_context(_one_unit(self._directory, self.module, name))
+                self.__dict__["_recorder"] = Recorder(self.module, unit, name=name)
             stack.enter_context(self._recorder)
-            self.__dict__["_stack"] = stack.pop_all()
+            self._stacks.append(stack.pop_all())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        stack = self.__dict__["_stack"]
-        stack.__exit__(kind, error, trace)
+        self._stacks.pop().__exit__(kind, error, trace)
+        self._warn_swapped()
 
     # Every attribute outside _OWN is read from and written to the module.
 

@@ -2,7 +2,7 @@
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from .cache_context import ContextEar
 from .call_arguments import bind, noise_level
+from .errors import UsageError
+from .relay import Passed, callee_of
 from .store.writer import Call
+from .wrappers import inside
 
 
 class Sink(Protocol):
@@ -47,8 +50,35 @@ def copied(value: Any) -> Any:
 
 def processors_of(module: nn.Module) -> dict[str, Any]:
     """The attention processors inside a diffusers model, by name; {} for other modules."""
-    found = getattr(module, "attn_processors", None)
+    found = getattr(inside(module), "attn_processors", None)
     return dict(found) if isinstance(found, dict) else {}
+
+
+def _before_calls(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
+    """Has `hook` run before each call of `module`; returns a function that undoes it.
+
+    After `module.compile()` a forward hook would become part of the graph: the hook then runs before the graph does.
+    """
+    graph = module._compiled_call_impl
+    if graph is None:
+        return module.register_forward_pre_hook(hook, with_kwargs=True).remove
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        hook(module, args, kwargs)
+        return graph(*args, **kwargs)
+
+    module._compiled_call_impl = call
+    return lambda: setattr(module, "_compiled_call_impl", graph)
+
+
+def swapped(used: Mapping[str, Any], own: Mapping[str, Any]) -> int:
+    """The number of attention processors that are `used` in place of the module's `own`."""
+    return sum(used.get(name) is not processor for name, processor in own.items())
+
+
+def swap_warning(name: str, count: int) -> str:
+    """The warning that a pipeline swaps `count` attention processors of the denoiser `name` while it runs."""
+    return f"{name}: the pipeline swaps {count} attention processors while it runs; a replay does not."
 
 
 class Clock:
@@ -80,8 +110,11 @@ class Recorder:
     cache context. Calls are not steps: with guidance a step takes one, two or three calls. `keep(step)` says which
     steps are stored; `drop` names arguments to leave out. The block may be entered again inside itself.
 
-    `heard` counts the calls. `swapped` counts the attention processors with which the first call ran in place of the
-    module's own: a replay runs the module's own.
+    Positional arguments get their names from the module inside a wrapper. Where a module takes *args, and passes them
+    on to the only module inside it, the names are those of that module; where it does not, they stay positional.
+
+    `heard` counts the calls. `processors` are the attention processors of the first call; `swapped` counts those that
+    ran in place of the module's own: a replay runs the module's own.
     """
 
     def __init__(
@@ -96,20 +129,30 @@ class Recorder:
     ) -> None:
         self.module, self.sink, self.name, self.clock = module, sink, name, clock or Clock()
         self.keep, self.drop = keep, drop
-        self.heard = self.swapped = 0
+        self.heard = 0
+        self.processors: dict[str, Any] = {}
         self.seconds = 0.0  # time spent in recording
-        self._signature = inspect.signature(module.forward)
-        self._ear = ContextEar(module)
+        self._callee = callee_of(module)
+        self._passed: Passed | None = None  # a call whose arguments have no names yet
+        self._ear = ContextEar(inside(module))
         self._stack: ExitStack | None = None
         self._depth = 0
-        self._processors: dict[str, Any] = {}
+        self._own: dict[str, Any] = {}
+
+    @property
+    def swapped(self) -> int:
+        """The number of attention processors of the first call that were not there before the block."""
+        return swapped(self.processors, self._own) if self.heard else 0
 
     def __enter__(self) -> Self:
         if self._depth == 0:
-            self._processors = processors_of(self.module)
+            self._own = processors_of(self.module)
             with ExitStack() as stack:
                 stack.enter_context(self._ear)
-                stack.callback(self.module.register_forward_pre_hook(self._hear, with_kwargs=True).remove)
+                stack.callback(_before_calls(self.module, self._hear))
+                if self._callee is not None:
+                    stack.callback(self._callee.register_forward_pre_hook(self._hear_inside, with_kwargs=True).remove)
+                    stack.callback(self.module.register_forward_hook(self._end).remove)
                 self._stack = stack.pop_all()
         self._depth += 1
         return self
@@ -123,14 +166,39 @@ class Recorder:
             self._stack = None
 
     def _hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        began = time.perf_counter()
+        """Records a call, as a pre-hook of the module."""
         try:
-            rest, named = bind(self._signature, args, kwargs)
+            rest, named = bind(inspect.signature(inside(self.module).forward), args, kwargs)
         except TypeError:
             return  # the call itself is about to fail, with a better message
+        self._passed = Passed.of(args, kwargs) if rest and self._callee is not None else None
+        if self._passed is None:
+            self._record(rest, named)
+
+    def _hear_inside(self, callee: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Records the call that is running, as a pre-hook of `callee`: with its names, where it is the same call."""
+        if self._passed is None or not self._passed.same(args, kwargs):
+            return self._end()
+        try:
+            rest, named = bind(inspect.signature(callee.forward), args, kwargs)
+        except TypeError:
+            return self._end()
+        return self._record(rest, named)
+
+    def _end(self, *_: Any) -> None:
+        """Records the call that is running as it is, if it is not recorded yet."""
+        if self._passed is not None:
+            self._record(self._passed.args, self._passed.kwargs)
+
+    def _record(self, rest: tuple[Any, ...], named: dict[str, Any]) -> None:
+        began = time.perf_counter()
+        if self._passed is not None and self._passed.changed:
+            kind = type(inside(self.module)).__name__
+            fact = f"{kind}.forward: changes its arguments in place before it passes them on"
+            raise UsageError(f"{fact}, and takes *args. Record the module inside, or pass arguments by name.")
+        self._passed = None
         if self.heard == 0:
-            now = processors_of(module)
-            self.swapped = sum(now.get(name) is not own for name, own in self._processors.items())
+            self.processors = processors_of(self.module)
         level = noise_level(named)
         step = self.clock.hear(level)
         if self.keep(step):

@@ -8,6 +8,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
 from octavo.capture.errors import UsageError
+from octavo.capture.wrappers import inside
 
 _DENOISER = re.compile(r"Transformer|UNet|UVit|DiT|DiffNeXt|Prior$|UniDiffuserModel|FilmDecoder")
 _OTHER = re.compile(
@@ -29,7 +30,7 @@ def _parts(pipeline: Any, prefix: str = "", seen: frozenset[int] = frozenset()) 
 
 def is_denoiser(module: nn.Module) -> bool:
     """Whether a component is the kind of network that denoises: a diffusers transformer, UNet or prior."""
-    kind = type(getattr(module, "_orig_mod", module))  # torch.compile wraps the real module
+    kind = type(inside(module))
     return issubclass(kind, ModelMixin) and bool(_DENOISER.search(kind.__name__)) and not _OTHER.search(kind.__name__)
 
 

@@ -27,8 +27,9 @@ MAY = {
 
 # the rooms of calibrate: each may import those of the lines above its own
 ORDER = (
-    {"errors", "byte_sizes", "resources", "report_file"},
+    {"errors", "byte_sizes", "resources", "report_file", "torch_state"},
     {"layers"},
+    {"given_model"},
     {"replay", "plan", "runtime"},
     {"observers", "choice", "preparation", "result"},
     {"smoothing", "rounding", "mixed_precision"},

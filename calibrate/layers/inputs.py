@@ -124,7 +124,7 @@ class TimestepInput(Input):
         return StaticInput(QParams(scale[bins], zero_point[bins]), scheme=self.scheme)
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
-        return self.at(bins_of(torch.tensor(0.0 if level is None else level), self.edges)).codes(x)
+        return self.at(bins_of(torch.tensor(0.0 if level is None else level, dtype=torch.float32), self.edges)).codes(x)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def levels_of(arguments: Mapping[str, Any]) -> Tensor | None:
     for name in TIME_ARGUMENTS:
         value = arguments.get(name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return torch.tensor(float(value))
+            return torch.tensor(float(value), dtype=torch.float32)
         if isinstance(value, Tensor) and value.numel() and not value.is_complex():
             levels = value.detach().flatten().to(torch.float32)
             return levels[0] if bool((levels == levels[0]).all()) else levels

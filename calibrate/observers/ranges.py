@@ -23,7 +23,7 @@ from ..replay.marks import Marks
 from .observers import OBSERVERS, Observer, Options
 
 BINS = 8  # bins of noise levels, each with its own range (W8A8_TIMESTEP)
-WHOLE = torch.zeros(0)  # no edges between bins of noise levels: one bin
+WHOLE = torch.zeros(0, dtype=torch.float32, device="cpu")  # no edges between bins of noise levels: one bin
 Ranges = dict[str, list[Range]]  # ranges of each layer's input by layer name, one for each bin of noise levels
 
 

@@ -15,6 +15,7 @@ from ..layers.scheme import INT8
 from ..plan import layer_at
 from ..replay.calls import Call, device_of, evaluating, moved
 from ..replay.hooks import hooked
+from ..torch_state import calling
 
 REASON = "the model casts its inputs to the dtype of this weight"
 
@@ -39,7 +40,7 @@ def cast_to(model: nn.Module, call: Call, names: Sequence[str]) -> dict[str, str
     hooks = {name: hook_for(name, layer.weight.dtype) for name, layer in layers.items()}
     integers = _Int8({id(layer.weight) for layer in layers.values()})
     # whatever integers lead to does not matter: as it is, the call is made later
-    with suppress(Exception), hooked(model, hooks), evaluating(model), integers:
+    with suppress(Exception), hooked(model, hooks), evaluating(model), calling(), integers:
         model(*moved(call.args, device_of(model)), **moved(call.kwargs, device_of(model)))
     return found
 

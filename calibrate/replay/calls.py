@@ -2,9 +2,10 @@
 
 import inspect
 import itertools
+import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from octavo.capture.errors import DeviceError, MisfitError, OctavoError
 
 from ..errors import out_of_memory
+from ..torch_state import calling
 
 T = TypeVar("T")
 
@@ -88,15 +90,23 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts all modules in eval mode without gradients while inside; afterwards each module is in its earlier mode."""
+    """Puts all modules in eval mode without gradients while inside; afterwards each module is in its earlier mode.
+
+    Functions and modules that torch.compile was applied to run uncompiled, since a graph does not run hooks.
+    """
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _uncompiled():
             yield
     finally:
         for module in training:
             module.training = True
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """A block in which torch.compile has no effect; nothing is compiled before torch._dynamo is imported."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def check_caches(model: nn.Module) -> None:
@@ -119,7 +129,8 @@ def run(model: nn.Module, call: Call, position: int) -> Any:
     except TypeError as error:
         raise MisfitError(f"{where}: {type(model).__name__}.forward: {error}. Capture with this model.") from error
     try:
-        return model(*args, **kwargs)
+        with calling():
+            return model(*args, **kwargs)
     except Stopped:
         return None
     except OctavoError as error:

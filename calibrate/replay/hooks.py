@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from octavo.capture.errors import MisfitError, NumbersError
 from octavo.capture.ranks import ALONE, Ranks
 
+from ..torch_state import computing
 from .calls import Call, check_caches, evaluating, run
 
 _REMEMBERED = 4  # tensors: to_q, to_k and to_v follow each other
@@ -73,14 +74,24 @@ def hooked(
     handles = []
     try:
         for name, hook in before.items():
-            handles.append(model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True))
+            handles.append(model.get_submodule(name).register_forward_pre_hook(_settled(hook), with_kwargs=True))
         for name, hook in after.items():
             module = model.get_submodule(name)
-            handles.append(module.register_forward_hook(hook, with_kwargs=True, always_call=always))
+            handles.append(module.register_forward_hook(_settled(hook), with_kwargs=True, always_call=always))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _settled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, computing in the state of torch that calibration has."""
+
+    def settled(*args: Any) -> Any:
+        with computing():
+            return hook(*args)
+
+    return settled
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from octavo.capture.errors import OctavoError
 from octavo.capture.files import Modes, lock
 from octavo.capture.fingerprint import fingerprint
 from octavo.capture.ranks import Ranks
+from octavo.capture.recorder import swap_warning
 from octavo.capture.store.directory import prepare
 from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import CaptureWriter
@@ -82,7 +83,7 @@ def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: 
         if name not in tally.heard:
             terminal.warn(f"{name} was never called and cannot be calibrated from this. Take more --steps.")
     for name, count in tally.swapped.items():
-        terminal.warn(f"{name}: the pipeline swaps {count} attention processors while it runs; a replay does not.")
+        terminal.warn(swap_warning(name, count))
     if options.pth is not None and job.ranks.rank == 0:
         from octavo.capture.pth.pth import save_pth
 

@@ -1,0 +1,154 @@
+"""Models as callers give them: wrapped, compiled, offloaded, quantized already, or with adapters."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from octavo.capture.errors import UsageError
+from octavo.capture.wrappers import inside
+
+from .layers.install import swapped
+from .torch_state import settled
+
+
+@contextmanager
+def opened(model: nn.Module) -> Iterator[None]:
+    """Inside, `model` has its weights and its own modules alone, and torch is in the state it starts with: wrappers
+    inside the model are gone, and so are the hooks of accelerate that offload it. Afterwards all is as before.
+
+    Raises UsageError for a model whose weights cannot be had, with what to do.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(settled())
+        stack.enter_context(_unwrapped(model))
+        _check_hooks(model)
+        stack.enter_context(_onloaded(model))
+        for name, parameter in model.named_parameters():
+            if parameter.is_meta:
+                fact = "on the meta device, and nothing holds its values"
+                raise UsageError(f"{name}: {fact}. Load the model again, without device_map and offload.")
+        yield
+
+
+@contextmanager
+def _unwrapped(model: nn.Module) -> Iterator[None]:
+    """Inside, every wrapper in `model` is replaced by the module that it wraps."""
+    with ExitStack() as stack:
+        while wrapped := {name: inside(each) for name, each in _places(model) if inside(each) is not each}:
+            outer = {name: each for name, each in wrapped.items() if not _below(name, wrapped)}
+            stack.enter_context(swapped(model, outer))
+        yield
+
+
+def _places(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """All modules below `model` by name; a module with several names comes several times."""
+    return [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
+
+
+def _below(name: str, others: dict[str, nn.Module]) -> bool:
+    return any(name.startswith(f"{other}.") for other in others)
+
+
+@contextmanager
+def _onloaded(model: nn.Module) -> Iterator[None]:
+    """Inside, a model that accelerate offloads has its weights and no hooks; afterwards it is offloaded as before."""
+    hooked = [module for module in model.modules() if _moves(getattr(module, "_hf_hook", None))]
+    if not hooked or len({each.device for each in model.parameters() if not each.is_meta}) > 1:
+        yield
+        return
+    from accelerate.hooks import remove_hook_from_module
+
+    states = [(module, dict(vars(module))) for module in hooked]
+    tensors = [(table, dict(table)) for each in model.modules() for table in (each._parameters, each._buffers)]
+    try:
+        for module in hooked:
+            remove_hook_from_module(module)  # the library puts the weights back
+            if vars(module).get("forward") == type(module).forward.__get__(module):
+                del module.forward
+        yield
+    finally:
+        for module, state in states:
+            vars(module).update(state)
+        for table, before in tensors:
+            table.update(before)
+
+
+def _moves(hook: Any) -> bool:
+    """Whether a hook of accelerate moves weights and inputs, and does nothing else."""
+    if hook is None:
+        return False
+    from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook
+
+    if type(hook) is SequentialHook:
+        return all(_moves(each) for each in hook.hooks)
+    return type(hook) in (AlignDevicesHook, CpuOffload)
+
+
+def _check_hooks(model: nn.Module) -> None:
+    """Raises UsageError for a model whose weights hooks of diffusers move or cast between its calls."""
+    for module in model.modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        hooks = registry.hooks if registry is not None else {}
+        if (hook := hooks.get("group_offloading")) is not None:
+            fact = f"{type(model).__name__}: group offloading moves its weights"
+            if hook.config.offload_to_disk_path is not None:
+                raise UsageError(f"{fact} to a disk. Load the model again, without group offloading.")
+            call = "diffusers.hooks.HookRegistry.check_if_exists_or_initialize(model).remove_hook('group_offloading')"
+            raise UsageError(f"{fact}. Take the hooks off first: {call}.")
+        if (hook := hooks.get("layerwise_casting")) is not None:
+            dtype = str(hook.storage_dtype).removeprefix("torch.")
+            fact = f"{type(model).__name__}: layerwise casting keeps its weights in {dtype}"
+            raise UsageError(f"{fact}. Load the model again, without enable_layerwise_casting().")
+
+
+def check_model(model: nn.Module) -> None:
+    """Raises UsageError for a model whose layers are not plain float layers: quantized already, sharded, compiled by
+    torch.jit, or with adapters of peft."""
+    _check_adapters(model)
+    kind = type(model).__name__
+    if getattr(model, "hf_quantizer", None) is not None or getattr(model, "quantization_method", None) is not None:
+        raise UsageError(f"{kind}: quantized already when it was loaded. Load the float model.")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise UsageError(f"{kind}: compiled by torch.jit. Give the model as it was before.")
+        if any(map(is_lazy, module.parameters(recurse=False))):
+            raise UsageError(f"{name}: a {type(module).__name__} without weights yet. Call the model once first.")
+        weight = module._parameters.get("weight")
+        if weight is not None and (type(weight) is not nn.Parameter or not weight.is_floating_point()):
+            _refuse(f"{name}.weight".lstrip("."), weight, type(module).__name__)
+
+
+def _refuse(name: str, weight: Tensor, owner: str) -> NoReturn:
+    """Raises UsageError for a weight that is not a float tensor in the memory of this process."""
+    kind, dtype = type(weight).__name__, str(weight.dtype).removeprefix("torch.")
+    if kind == "DTensor":
+        raise UsageError(f"{name}: sharded over several processes. Give the whole model, as it was before.")
+    raise UsageError(f"{name}: a {kind} of {dtype} in a {owner}, quantized already. Give the float model.")
+
+
+def _check_adapters(model: nn.Module) -> None:
+    """Raises UsageError for a model with layers of peft, with the calls that merge adapters and take peft out."""
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    peft = sys.modules.get("peft")
+    if tuners is None or peft is None:  # without peft imported, no module is one of its own
+        return
+    if isinstance(model, peft.PeftModel):
+        merge = "merge_and_unload" if hasattr(model.base_model, "merge_and_unload") else "get_base_model"
+        raise UsageError(f"{type(model).__name__}: a model inside peft. Give model.{merge}().")
+    layers = [(name, each) for name, each in model.named_modules() if isinstance(each, tuners.BaseTunerLayer)]
+    if not layers:
+        return
+    merged = all(each.merged for _, each in layers)
+    if hasattr(model, "unload_lora"):
+        pipeline = "unload_lora_weights()" if merged else "fuse_lora() and unload_lora_weights()"
+        alone = "unload_lora()" if merged else "fuse_lora() and unload_lora()"
+        calls = f"Call {pipeline} of the pipeline first, or {alone} of the model"
+    else:
+        calls = "Call merge() of each such layer, and put its get_base_layer() in its place"
+    state = "fused but not unloaded" if merged else "not fused"
+    raise UsageError(f"{layers[0][0]}: LoRA or another adapter of peft, {state}. {calls}.")
