@@ -162,8 +162,10 @@ class Calibrator:
         calibrator.run()
         calibrator.export_quant_safetensor("output")
 
-    `calib_data` is a list of calls: dicts of keyword arguments, or lists or tuples of positional ones, with any values
-    that the model takes; or an iterable that gives the calls anew each time, as a DataLoader does.
+    `calib_data` is a list of calls: dicts of keyword arguments, lists or tuples of positional ones, or pairs (args,
+    kwargs), with any values that the model takes, and without targets. Or it is an iterable such as a DataLoader, which
+    may shuffle and augment: up to 1 GiB of samples are kept from its first pass. More are read again in each pass, and
+    refused where they differ. The calls are not changed.
     `fuse_module_call_back(model)` is called first, and may change the model. Batch norms that remain are folded into
     the convolutions before them, in a copy.
 
@@ -190,7 +192,7 @@ class Calibrator:
             where = device_of(model).type
             raise UsageError(f"device {cfg.device}: the model is on {where}. Move it or say device='{where}'.")
         self.model, self.cfg = model, cfg
-        self._calls = calls_of(calib_data)
+        self._calls = calls_of(calib_data, model)
         if self._calls is None and cfg.act_quant and not cfg.input_shape:
             raise UsageError("calib_data: there is none. Give samples, or input_shape for made-up ones.")
         self._result: Result | None = None

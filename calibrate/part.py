@@ -124,7 +124,7 @@ def check_left(plan: Plan) -> None:
     if not plan.quantized:
         first = next(entry for entry in plan.entries if entry.forced)
         fact = f"{first.name}: {first.reason}; so it is with every layer"
-        raise NumbersError(f"{fact}. Capture more or choose another dtype.")
+        raise NumbersError(f"{fact}. Give more calls or choose another dtype.")
 
 
 def _made(

@@ -136,7 +136,7 @@ class BlockwiseCalibration:
 
     def _rehearse(self) -> None:
         if next(iter(self._calls()), None) is None:
-            raise MisfitError("calls: there are none to replay. Capture some first.")
+            raise MisfitError("calls: there are none to replay. Give some.")
         self._blocks.rehearse(self._calls())
         self._check_peak("one call")
 
