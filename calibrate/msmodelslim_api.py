@@ -19,6 +19,7 @@ from .calibration import calibrate_folded, planned
 from .formats.ascend.pair import write_pair
 from .formats.ascend.write import file_names, scheme_of, write_ascend
 from .formats.onnx.write import write_all
+from .layers.changes import change_of
 from .plan import kind_of
 from .preparation.synthetic_inputs import made_up, warnings_of
 from .replay.calls import device_of
@@ -276,6 +277,6 @@ class Calibrator:
 
 
 def _check_amp(model: nn.Module, cfg: QuantConfig) -> None:
-    count = sum(1 for module in model.modules() if kind_of(module) is not None)
+    count = sum(1 for module in model.modules() if kind_of(module) is not None and not change_of(module))
     if cfg.amp_num > count:
         raise UsageError(f"amp_num {cfg.amp_num}: the model has {count} quantizable layers. Give fewer.")

@@ -57,4 +57,6 @@ class _Int8(TorchFunctionMode):
                 return INT8.dtype
             if func in (torch.Tensor.is_floating_point, torch.is_floating_point):
                 return False
+        if func in (torch.Tensor.to, torch.Tensor.type_as) and len(args) > 1 and id(args[1]) in self._ids:
+            return args[0].to(INT8.dtype)
         return func(*args, **(kwargs or {}))

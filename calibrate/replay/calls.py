@@ -117,13 +117,19 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts all modules in eval mode without gradients while inside; afterwards each module is in its earlier mode."""
+    """Puts all modules in eval mode without gradients while inside; afterwards each module is in its earlier mode.
+
+    torch's fused nn.TransformerEncoderLayer, which reads the weights of its linears itself, is off while inside.
+    """
     training = [module for module in model.modules() if module.training]
+    fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         with torch.no_grad():
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module in training:
             module.training = True
 
