@@ -22,6 +22,7 @@ from .part import Part, calibrate_part, check_left, planned
 from .plan import Plan, layer_at
 from .preparation.batch_norms import Folded, folded
 from .preparation.dtype_casts import cast_to
+from .preparation.weight_reads import weights_used_elsewhere
 from .replay.calls import Calls, Progress, silent
 from .replay.sqnr import Power, outputs, power_of
 from .replay.work import Work
@@ -56,6 +57,9 @@ def calibrate(
     work = Work(progress, ranks)
     with work.watch.stage("prepare"):
         plan = planned(model, settings)
+        first_call = next(iter(calls()), None)
+        if first_call is not None:
+            plan = plan.forced_float(weights_used_elsewhere(model, first_call, plan.quantized))
     mixtures: list[Mixture] = []
 
     def mix(plan: Plan, choices: dict[str, Choice]) -> tuple[Plan, dict[str, Choice]]:

@@ -22,6 +22,7 @@ from .formats.ascend.write import file_names, scheme_of, write_ascend
 from .formats.manifest import origin_of
 from .formats.onnx.write import write_all
 from .given_model import opened
+from .layers.changes import change_of
 from .plan import kind_of
 from .preparation.synthetic_inputs import made_up, warnings_of
 from .replay.calls import device_of
@@ -165,8 +166,10 @@ class Calibrator:
         calibrator.run()
         calibrator.export_quant_safetensor("output")
 
-    `calib_data` is a list of calls: dicts of keyword arguments, or lists or tuples of positional ones, with any values
-    that the model takes; or an iterable that gives the calls anew each time, as a DataLoader does.
+    `calib_data` is a list of calls: dicts of keyword arguments, lists or tuples of positional ones, or pairs (args,
+    kwargs), with any values that the model takes, and without targets. Or it is an iterable such as a DataLoader, which
+    may shuffle and augment: up to 1 GiB of samples are kept from its first pass. More are read again in each pass, and
+    refused where they differ. The calls are not changed.
     `fuse_module_call_back(model)` is called first, and may change the model. Batch norms that remain are folded into
     the convolutions before them, in a copy.
 
@@ -199,7 +202,7 @@ class Calibrator:
         if cfg.device.split(":")[0] != where:
             raise UsageError(f"device {cfg.device}: the model is on {where}. Move it or say device='{where}'.")
         self.model, self.cfg = model, cfg
-        self._calls = calls_of(calib_data)
+        self._calls = calls_of(calib_data, model)
         if self._calls is None and cfg.act_quant and not cfg.input_shape:
             raise UsageError("calib_data: there is none. Give samples, or input_shape for made-up ones.")
         self._result: Result | None = None
@@ -289,6 +292,6 @@ class Calibrator:
 
 
 def _check_amp(model: nn.Module, cfg: QuantConfig) -> None:
-    count = sum(1 for module in model.modules() if kind_of(module) is not None)
+    count = sum(1 for module in model.modules() if kind_of(module) is not None and not change_of(module))
     if cfg.amp_num > count:
         raise UsageError(f"amp_num {cfg.amp_num}: the model has {count} quantizable layers. Give fewer.")

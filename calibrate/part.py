@@ -123,7 +123,7 @@ def check_left(plan: Plan) -> None:
     """Raises NumbersError for a plan with no layer left to quantize, with the reasons of its layers."""
     if not plan.quantized:
         why = reasons_of(entry for entry in plan.entries if entry.forced)
-        raise NumbersError(f"no layer can become integers ({why}). Capture more or choose another dtype.")
+        raise NumbersError(f"no layer can become integers ({why}). Give more calls or choose another dtype.")
 
 
 def _made(

@@ -19,10 +19,14 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from octavo.capture.errors import FileError, UsageError
 
 from .given_model import check_model
+from .layers.changes import change_of
 from .layers.scheme import STORABLE
 
 KINDS: dict[type[nn.Module], str] = {nn.Linear: "Linear", nn.Conv2d: "Conv2d"}
-_COMPUTING = {nn.Linear: ("forward",), nn.Conv2d: ("forward", "_conv_forward")}  # the methods that say what a kind does
+_COMPUTING = {
+    nn.Linear: ("__call__", "forward"),
+    nn.Conv2d: ("__call__", "forward", "_conv_forward"),
+}  # the methods that say what a kind does
 FloatLayer = nn.Linear | nn.Conv2d
 _UNSUPPORTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d, nn.Embedding, nn.MultiheadAttention, nn.Bilinear)
 # what diffusers keeps out of 8-bit storage in classes that list nothing themselves
@@ -169,17 +173,19 @@ def _entry(name: str, module: nn.Module, scheme: str) -> Entry:
     if found is None:
         known = f"{type(module).__module__}." if kind in KINDS.values() else ""
         reason = f"{known}{kind} has no integer form"
+    elif change := change_of(module):
+        reason = change
     elif module.weight.dtype not in STORABLE:
         reason = f"{str(module.weight.dtype).removeprefix('torch.')} weight has no integer form"
     return Entry(name, kind, shape, size, None if reason else scheme, reason, unsupported=bool(reason))
 
 
 def kind_of(module: nn.Module) -> type[nn.Module] | None:
-    """The kind of KINDS that computes what `module` does: its own, or that of a subclass which changes neither how it
-    computes nor where its weight is, as parametrizations do. nn.MultiheadAttention reads its layer's weight itself."""
+    """The kind of KINDS that computes what the class of `module` does: its own, or that of a subclass which does not
+    change how it computes, as parametrizations do not. nn.MultiheadAttention reads its layer's weight itself."""
     if type(module) in KINDS:
         return type(module)
-    if isinstance(module, NonDynamicallyQuantizableLinear) or "weight" not in module._parameters:
+    if isinstance(module, NonDynamicallyQuantizableLinear):
         return None
     same = (kind for kind, names in _COMPUTING.items() if all(_inherits(module, kind, name) for name in names))
     return next(same, None)

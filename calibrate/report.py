@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .choice import NEAREST, Choice
+from .layers.changes import hooks_on_all_modules
 from .layers.modules import QuantizedLayer
 from .layers.scheme import Range
 from .mixed_precision.mix import Mixture
@@ -114,8 +115,9 @@ def with_mixture(report: dict[str, Any], mixture: Mixture) -> dict[str, Any]:
 
 
 def warnings_of(plan: Plan) -> list[str]:
-    """One line for each layer that had to stay float without being asked to, and one for each unsupported kind."""
-    lines = []
+    """One line for each layer that had to stay float without being asked to, one for each unsupported kind, and one
+    for hooks around every module."""
+    lines = list(filter(None, [hooks_on_all_modules()]))
     for entry in plan.entries:
         if entry.forced:
             lines.append(f"{entry.name}: {entry.reason}; it stays float.")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from octavo.capture.errors import MisfitError
 
 from ..layers.install import swapped
+from ..preparation.weight_reads import watching
 from ..replay.calls import Call, Calls, Stopped, evaluating, replaced, run
 from ..replay.hooks import hooked, input_of
 from .parking import Parking
@@ -68,14 +69,22 @@ class Track:
 class Blocks:
     """The blocks `names` of `model`, calibrated or run one after the other. `order` is that in which they run.
 
-    `watched` are layers outside the blocks that have to be given what the whole model gives them at the stage END.
+    `watched` are layers outside the blocks that have to be given what the whole model gives them at the stage END,
+    `layers` those inside that are to become integers.
     """
 
     def __init__(
-        self, model: nn.Module, names: Iterable[str], parking: Parking, spill: Spill, watched: Iterable[str] = ()
+        self,
+        model: nn.Module,
+        names: Iterable[str],
+        parking: Parking,
+        spill: Spill,
+        watched: Iterable[str] = (),
+        layers: Iterable[str] = (),
     ) -> None:
         self._model, self._parking, self._spill = model, parking, spill
-        self._watched = tuple(watched)
+        self._watched, self._layers = tuple(watched), tuple(layers)
+        self.used: dict[str, str] = {}  # layers whose weight is used elsewhere, with the reason, after `rehearse`
         self._real = {name: model.get_submodule(name) for name in names}
         self.order: list[str] = []
         self._needs: dict[str, set[str]] = {}  # by stage: the blocks whose outputs it is made from
@@ -110,13 +119,17 @@ class Blocks:
             def answer(name: str, inputs: Any) -> Any:
                 block = self._real[name]
                 self._parking.fetch(name, block)
-                output = block(*inputs[0], **inputs[1])
+                inside = [layer[len(name) + 1 :] for layer in self._layers if layer.startswith(f"{name}.")]
+                with watching(block, inside) as used:
+                    output = block(*inputs[0], **inputs[1])
+                self.used |= {f"{name}.{layer}": reason for layer, reason in used.items()}
                 self._parking.park(name)
                 shapes.setdefault(name, []).append(file.put(output))
                 return output
 
-            with self._stubbed(answer):
+            with self._stubbed(answer), watching(self._model, self._watched) as used:
                 run(self._model, call, 0)
+            self.used |= used
         file.path.unlink()
         return shapes
 

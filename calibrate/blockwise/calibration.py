@@ -89,7 +89,7 @@ class BlockwiseCalibration:
         method = settings.method
         self._sums = 0 if method.plain else bytes_of_sums(widest, method)
         outside = [entry.name for entry in self._plan.entries if entry.scheme and not self._block_of(entry.name)]
-        self._blocks = Blocks(model, self._names, self._parking, Spill(place), outside)
+        self._blocks = Blocks(model, self._names, self._parking, Spill(place), outside, self._plan.quantized)
         self._check_room()
         self._count, self._timesteps = 0, None
         # positions of calls that this rank runs even where another rank owns them; None until known
@@ -136,8 +136,9 @@ class BlockwiseCalibration:
 
     def _rehearse(self) -> None:
         if next(iter(self._calls()), None) is None:
-            raise MisfitError("calls: there are none to replay. Capture some first.")
+            raise MisfitError("calls: there are none to replay. Give some.")
         self._blocks.rehearse(self._calls())
+        self._plan = self._plan.forced_float(self._blocks.used)
         self._check_peak("one call")
 
     def _block_of(self, layer: str) -> str | None:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
-from .modules import QuantizedLayer
+from .modules import IntegerLayer, QuantizedLayer
 from .noise_level import attach
 
 
@@ -18,9 +19,17 @@ def names_of(model: nn.Module) -> dict[str, list[str]]:
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts `module` where `name` is, once."""
+    """Puts `module` where `name` is, once. nn.TransformerEncoderLayer runs an integer layer, rather than reading its
+    weight as a float one, only where something has a hook."""
     parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    above = model.get_submodule(parent)
+    if isinstance(above, nn.TransformerEncoderLayer) and isinstance(module, IntegerLayer):
+        module.register_forward_pre_hook(_unchanged)
+    setattr(above, child, module)
+
+
+def _unchanged(module: nn.Module, args: Any) -> None:
+    """A hook that does nothing."""
 
 
 @contextmanager

@@ -29,8 +29,12 @@ class Geometry(NamedTuple):
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "Geometry":
         """The geometry of a float convolution."""
-        left, right, top, bottom = conv._reversed_padding_repeated_twice
-        around = left, right, top, bottom
+        if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+            high, wide = _pair(conv.padding)
+            around = wide, wide, high, high
+        else:  # what a convolution pads by itself, computed when it was made
+            left, right, top, bottom = conv._reversed_padding_repeated_twice
+            around = left, right, top, bottom
         return cls(_pair(conv.stride), around, _pair(conv.dilation), conv.padding_mode, conv.groups)
 
     def padded(self, x: Tensor, value: float) -> Tensor:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from octavo.capture.errors import UsageError
 
+from ..layers.changes import change_of
 from ..layers.install import names_of, replace
 from ..plan import kind_of
 from ..replay.calls import Call, evaluating, run
@@ -118,7 +119,7 @@ class _Watch(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = model
-        self._convs = {n: m for n, m in model.named_modules() if kind_of(m) is nn.Conv2d and not _hooked(m)}
+        self._convs = {n: m for n, m in model.named_modules() if kind_of(m) is nn.Conv2d and not change_of(m)}
         self._norms = {n: m for n, m in model.named_modules() if usable(m) and not _hooked(m)}
         self._weights = {id(conv.weight): name for name, conv in self._convs.items()}
         self._inside: list[str] = []

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..layers.scheme import INT8
 from ..plan import layer_at
-from ..replay.calls import Call, device_of, evaluating, moved
+from ..replay.calls import Call, copied_to, device_of, evaluating
 from ..replay.hooks import hooked
 from ..torch_state import calling
 
@@ -41,7 +41,7 @@ def cast_to(model: nn.Module, call: Call, names: Sequence[str]) -> dict[str, str
     integers = _Int8({id(layer.weight) for layer in layers.values()})
     # whatever integers lead to does not matter: as it is, the call is made later
     with suppress(Exception), hooked(model, hooks), evaluating(model), calling(), integers:
-        model(*moved(call.args, device_of(model)), **moved(call.kwargs, device_of(model)))
+        model(*copied_to(call.args, device_of(model)), **copied_to(call.kwargs, device_of(model)))
     return found
 
 
@@ -58,4 +58,6 @@ class _Int8(TorchFunctionMode):
                 return INT8.dtype
             if func in (torch.Tensor.is_floating_point, torch.is_floating_point):
                 return False
+        if func in (torch.Tensor.to, torch.Tensor.type_as) and len(args) > 1 and id(args[1]) in self._ids:
+            return args[0].to(INT8.dtype)
         return func(*args, **(kwargs or {}))

@@ -4,8 +4,10 @@ Cai et al., ZeroQ: a novel zero shot quantization framework, arXiv 2001.00281, 2
 are optimised until the input of each batch norm has the mean and the deviation that it has stored.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -33,27 +35,43 @@ def made_up(
     """Calls of `model` with one input (batch, ...), `shape` but for the batch, which is at least that of `shape`.
 
     Distilled where there are batch norms with statistics, else uniform numbers of 0 to 1, of which `warnings_of` tells.
-    Deterministic; the number of iterations, at most `most`, follows from the model's flops.
+    Deterministic; the number of iterations, at most `most`, follows from the model's flops. Works in inference mode.
 
-    Raises UsageError for a shape that is none, MisfitError for one that the model does not take, DeviceError without
-    memory.
+    Raises UsageError for a shape that is none and a model without gradients, MisfitError for a shape that the model
+    does not take, DeviceError without memory.
     """
     if not shape or min(shape) < 1:
         raise UsageError(f"input_shape: {list(shape)} is no shape of inputs. Give sizes of 1 and more.")
     generator = torch.Generator().manual_seed(seed)
     if not has_norms(model):
         x = torch.rand(tuple(shape), generator=generator)
-        return [Sample((x.to(_dtype_of(model)),), {})]
-    count, batch, iterations = _plan(model, shape)
-    iterations = min(iterations, most)
-    steps = iter(progress("distil", range(count * iterations), count * iterations))
-    found = []
-    for _ in range(count):
-        x = torch.randn(batch, *shape[1:], generator=generator)
-        made = _distilled(model, x, iterations, steps)
-        found += [Sample((part,), {}) for part in made.split(max(shape[0], batch * count // _CALLS))]
-    next(steps, None)
+        return [_sample(x.to(_dtype_of(model)))]
+    with torch.inference_mode(False):
+        model = _differentiable(model)
+        count, batch, iterations = _plan(model, shape)
+        iterations = min(iterations, most)
+        steps = iter(progress("distil", range(count * iterations), count * iterations))
+        found = []
+        for _ in range(count):
+            x = torch.randn(batch, *shape[1:], generator=generator)
+            made = _distilled(model, x, iterations, steps)
+            found += [_sample(part) for part in made.split(max(shape[0], batch * count // _CALLS))]
+        next(steps, None)
     return found
+
+
+def _sample(x: Tensor) -> Sample:
+    return Sample((x,), {}, f"input_shape {list(x.shape)}", "Give the shape that the model takes, or data.")
+
+
+def _differentiable(model: nn.Module) -> nn.Module:
+    """The model, or a copy where its tensors were made in inference mode, which autograd does not take."""
+    if not any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers())):
+        return model
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # of any kind: modules may copy themselves
+        raise UsageError("input_shape: inputs are distilled with gradients. Leave torch.inference_mode().") from error
 
 
 def warnings_of(model: nn.Module) -> list[str]:
@@ -67,7 +85,7 @@ def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
     """How many batches, of how many inputs, in how many iterations: the first of the table that is affordable."""
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:
-        run(model, Sample((torch.zeros(1, *shape[1:], dtype=_dtype_of(model)),), {}), 0)
+        run(model, _sample(torch.zeros(1, *shape[1:], dtype=_dtype_of(model))), 0)
     each = 3 * max(1, counter.get_total_flops())  # a pass back costs two passes forth
     count, batch = next(
         ((n, size) for n, size in _BATCHES if n * size * each * _LEAST <= _BUDGET or size <= shape[0]), _BATCHES[-1]
@@ -85,7 +103,10 @@ def _distilled(model: nn.Module, x: Tensor, iterations: int, steps: Iterator[int
         for _ in range(iterations):
             next(steps, None)
             losses.clear()
-            run(model, Sample((x.to(dtype),), {}), 0)
+            run(model, _sample(x.to(dtype)), 0)
+            if not losses or not losses[0].requires_grad:
+                fact = "the model's forward calls no batch norm, or none with gradients"
+                raise UsageError(f"input_shape: {fact}, by which inputs are distilled. Give calib_data.")
             x.grad = torch.autograd.grad(torch.stack(losses).mean(), x)[0]
             optimizer.step()
             schedule.step()

@@ -1,11 +1,12 @@
 """Runs a model on recorded calls, with errors that name the call."""
 
+import copy
 import inspect
 import itertools
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -15,13 +16,14 @@ from octavo.capture.errors import DeviceError, MisfitError, OctavoError
 
 from ..errors import out_of_memory
 from ..torch_state import calling
+from .misfits import explained, misfit
 
 T = TypeVar("T")
 
 
 class Call(Protocol):
     """The arguments of one call of a model, such as a `capture.store.unit.Call`; `unit`, `step` and `index` are
-    optional."""
+    optional, and so is the `source` of a call that no capture holds."""
 
     @property
     def args(self) -> tuple[Any, ...]: ...
@@ -45,8 +47,10 @@ def silent(label: str, items: Iterable[T], total: int | None = None) -> Iterable
 
 
 def describe(call: Call, position: int) -> str:
-    """Names a call as a capture does (prompt 3, step 5), or by its position, counted from 1."""
+    """Names a call as a capture does (prompt 3, step 5), by its source, or by its position, counted from 1."""
     unit, step = getattr(call, "unit", None), getattr(call, "step", None)
+    if source := getattr(call, "source", ""):
+        return str(source)
     where = f"call {position + 1}" if unit is None else f"prompt {unit + 1}"
     return where if step is None else f"{where}, step {step}"
 
@@ -78,9 +82,34 @@ def replaced(value: Any, kind: type[Any], change: Callable[[Any], Any]) -> Any:
     return value
 
 
-def moved(value: Any, device: torch.device) -> Any:
-    """Returns `value` with its tensors on `device`."""
-    return replaced(value, Tensor, lambda tensor: tensor.to(device))
+def copied_to(value: Any, device: torch.device) -> Any:
+    """Returns a copy of `value` with its tensors on `device`, for a forward that may change what it is given.
+
+    Containers and objects are copied with their types; a tensor that stands in several places stays one tensor.
+    Modules, functions and objects that cannot be copied are passed as they are.
+    """
+    return _copied(value, device, {})
+
+
+def _copied(value: Any, device: torch.device, memo: dict[int, Any]) -> Any:
+    if value is None or isinstance(value, (nn.Module, str, bool, int, float)) or callable(value):
+        return value
+    if isinstance(value, Tensor):
+        if id(value) not in memo:
+            memo[id(value)] = value.to(device, copy=True)
+        return memo[id(value)]
+    if isinstance(value, dict):
+        made = copy.copy(value)
+        for key, item in value.items():
+            made[key] = _copied(item, device, memo)
+        return made
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_copied(item, device, memo) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)([_copied(item, device, memo) for item in value])
+    with suppress(Exception):  # what cannot be copied is passed as it is
+        return copy.deepcopy(value)
+    return value
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -92,14 +121,18 @@ def device_of(model: nn.Module) -> torch.device:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Puts all modules in eval mode without gradients while inside; afterwards each module is in its earlier mode.
 
-    Functions and modules that torch.compile was applied to run uncompiled, since a graph does not run hooks.
+    Functions and modules that torch.compile was applied to run uncompiled, since a graph does not run hooks. torch's
+    fused nn.TransformerEncoderLayer, which reads the weights of its linears itself, is off while inside.
     """
     training = [module for module in model.modules() if module.training]
+    fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         with torch.no_grad(), _uncompiled():
             yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for module in training:
             module.training = True
 
@@ -116,18 +149,18 @@ def check_caches(model: nn.Module) -> None:
 
 
 def run(model: nn.Module, call: Call, position: int) -> Any:
-    """The model's output for a call; None where a hook or module raised Stopped.
+    """The model's output for a copy of a call's arguments; None where a hook or module raised Stopped.
 
     Raises MisfitError for arguments that the forward does not take and for an error inside the forward, with the layer
     that raised; DeviceError when memory runs out. An OctavoError of a hook is raised again with the call's name first.
     """
     where = describe(call, position)
     device = device_of(model)
-    args, kwargs = moved(call.args, device), moved(call.kwargs, device)
+    args, kwargs = copied_to(call.args, device), copied_to(call.kwargs, device)
     try:
         inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
-        raise MisfitError(f"{where}: {type(model).__name__}.forward: {error}. Capture with this model.") from error
+        raise MisfitError(f"{where} {misfit(model, call)}") from error
     try:
         with calling():
             return model(*args, **kwargs)
@@ -136,16 +169,16 @@ def run(model: nn.Module, call: Call, position: int) -> Any:
     except OctavoError as error:
         raise type(error)(f"{where}: {error}") from error
     except Exception as error:
-        raise _explained(model, where, device, error) from error
+        raise _explained(model, call, where, device, error) from error
 
 
-def _explained(model: nn.Module, where: str, device: torch.device, error: Exception) -> OctavoError:
+def _explained(model: nn.Module, call: Call, where: str, device: torch.device, error: Exception) -> OctavoError:
     if out_of_memory(error) is not None:
-        return DeviceError(f"out of memory on {device} at {where}. Use fewer layers, a smaller size or --device.")
+        return DeviceError(f"out of memory on {device} at {where}. Use fewer layers, a smaller size or another device.")
     layer = _layer_of(model, error)
     place = f"{where}, layer {layer}" if layer else where
     fact = " ".join(str(error).split()) or type(error).__name__
-    return MisfitError(f"{place}: {fact.rstrip('.')}. Capture with this model.")
+    return MisfitError(f"{place}: {fact.rstrip('.')}. {explained(model, call, device)}")
 
 
 def _layer_of(model: nn.Module, error: Exception) -> str:

@@ -130,7 +130,9 @@ def observing(model: nn.Module, observers: Mapping[str, InputObserver]) -> Itera
             try:
                 observer.add(readings.of(x))
             except ValueError as error:
-                raise NumbersError(f"layer {name}: input with {error}. Check the capture and its dtype.") from error
+                raise NumbersError(
+                    f"layer {name}: input with {error}. Check the calibration calls and their dtype."
+                ) from error
 
         return hear
 
@@ -154,7 +156,7 @@ def observe(
             if ranks.owns(count - 1):
                 run(model, call, count - 1)
     if count == 0:
-        raise MisfitError("calls: there are none to replay. Capture some first.")
+        raise MisfitError("calls: there are none to replay. Give some.")
     return count
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.replay.calls import device_of, moved, replaced, spread
+from octavo.calibrate.replay.calls import copied_to, device_of, replaced, spread
 from octavo.calibrate.replay.hooks import hooked, input_of
 from octavo.calibrate.replay.sqnr import Power, tensors_in
 from octavo.capture.call_arguments import bind, noise_level
@@ -62,7 +62,7 @@ class Probe:
             yield power
         with torch.no_grad(), self._deployed.installed() as integers:
             for heard in kept:
-                args, kwargs, exact = moved(heard, device_of(self._model))
+                args, kwargs, exact = copied_to(heard, device_of(self._model))
                 _add(power, exact, integers(*args, **kwargs))
 
     def heat(self) -> dict[str, Any]:

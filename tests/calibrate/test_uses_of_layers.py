@@ -11,6 +11,7 @@ from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.preparation.weight_reads import READ
 from octavo.calibrate.report import NEVER_RAN
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.capture.recorder import Memory, Recorder
@@ -81,7 +82,8 @@ def test_whatever_layers_are_put_through_goes_the_whole_way(recipe, calls, tmp_p
     unheard = {"never", "q_proj", "k_proj", "v_proj", "out_proj"}
     reasons = {entry.name: entry.reason for entry in result.plan.entries if not entry.scheme}
     assert set(reasons) == {f"blocks.{at}.{leaf}" for at in range(2) for leaf in unheard} | {"proj_out"}
-    assert all(reason == NEVER_RAN for name, reason in reasons.items() if name != "proj_out")
+    expected = {f"blocks.{at}.{leaf}": NEVER_RAN if leaf == "never" else READ for at in range(2) for leaf in unheard}
+    assert {name: reason for name, reason in reasons.items() if name != "proj_out"} == expected
     export(result, model, tmp_path / "out")
     layers = load_ascend(tmp_path / "out")
     other = copy.deepcopy(model)

@@ -124,8 +124,15 @@ def _cause(error: BaseException) -> str:
 
 
 def _widened(call: Any) -> Any:
-    """The call with two rows in place of one: exporters take an axis of length 1 for a constant."""
-    return tree_map(lambda x: torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim and len(x) == 1 else x, call)
+    """A copy of the call, which tracing may change, with two rows in place of one: exporters take an axis of length 1
+    for a constant."""
+
+    def widened(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return torch.cat([x, x]) if x.ndim and len(x) == 1 else x.clone()
+
+    return tree_map(widened, call)
 
 
 def _check_reached(proto: "ModelProto", layers: Mapping[str, QuantizedLayer]) -> None:

@@ -12,7 +12,7 @@ from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.formats.arithmetic import corrected
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.layers.install import quantized
-from octavo.calibrate.replay.calls import moved
+from octavo.calibrate.replay.calls import copied_to
 from octavo.calibrate.resources import resident_memory
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import RECIPES, Settings
@@ -39,7 +39,7 @@ def heard(pipe, model: nn.Module, arguments: dict) -> list[Call]:
     samples: list[Call] = []
 
     def hear(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        values = [moved(x.clone() if isinstance(x, Tensor) else x, torch.device("cpu")) for x in args]
+        values = [copied_to(x, torch.device("cpu")) for x in args]
         named = {key: x.clone() if isinstance(x, Tensor) else x for key, x in kwargs.items()}
         samples.append(Call(tuple(values), named, len(samples)))
 

@@ -1,16 +1,23 @@
-"""Calibration data in the forms that users have it in."""
+"""Calibration data in the forms that users have it in, the same in every pass."""
 
+import re
+from collections import namedtuple
 from functools import partial
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from transformers import BatchFeature
 
 from octavo.calibrate.msmodelslim_api import Calibrator, QuantConfig
-from octavo.calibrate.replay.user_data import calls_of
+from octavo.calibrate.replay.user_data import Passes, calls_of
 
 from ...helpers.refusals import refused
 from ...zoo.convolutions import pictures, small
+
+Labelled = namedtuple("Labelled", "pixel_values labels")
 
 
 class Folder:
@@ -38,7 +45,7 @@ def test_every_form_says_the_same(form, shape):
         assert all(torch.equal(a, b) for a, b in zip(found, pictures(), strict=True))
 
 
-def test_what_can_be_read_again_is_not_held():
+def test_what_can_be_read_again_is_read_once():
     folder = Folder()
     calls = calls_of(folder)
     assert folder.read == 0
@@ -49,12 +56,176 @@ def test_what_can_be_read_again_is_not_held():
     for calibrator in (streamed, listed):
         calibrator.run()
     assert streamed.get_quant_params()[0] == listed.get_quant_params()[0]
-    assert folder.read > len(pictures())
+    assert folder.read == 1 + len(pictures())
 
 
 def test_nothing_and_what_is_no_list():
     assert calls_of(None) is None
     assert calls_of([]) is None
-    for value in (torch.zeros(3), {"x": 1}, "x", 3):
-        refused(partial(calls_of, value), 3, "calib_data: expected a list")
+    for value in (torch.zeros(3), torch.zeros(3).numpy(), {"x": 1}, "x", 3):
+        refused(partial(calls_of, value), 3, "calib_data: expected a list", "in a list.")
+    refused(lambda: calls_of(TensorDataset(torch.zeros(3, 1))), 3, "found TensorDataset. Give a DataLoader of it.")
     refused(lambda: calls_of([torch.zeros(1), 3]), 3, "calib_data[1]")
+
+
+class Cropped(Dataset):
+    """Another part of each picture whenever it is read."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Tensor:
+        left = int(torch.randint(0, 3, ()))
+        return pictures()[index % 2][0, :, :, left : left + 6]
+
+
+class Drawn(IterableDataset):
+    def __iter__(self):
+        return (torch.randn(2, 3, 8, 8) for _ in range(4))
+
+
+class OneBuffer:
+    """Fills the tensor that it gives again and again."""
+
+    def __iter__(self):
+        buffer = torch.empty(1, 3, 8, 8)
+        for value in range(4):
+            yield buffer.fill_(value)
+
+
+VARYING = {
+    "shuffled": lambda: DataLoader(TensorDataset(torch.randn(16, 3, 8, 8)), batch_size=4, shuffle=True),
+    "cropped": lambda: DataLoader(Cropped(), batch_size=2),
+    "workers": lambda: DataLoader(Cropped(), batch_size=2, num_workers=1),
+    "drawn": Drawn,
+    "generator": lambda: (torch.randn(1, 3, 8, 8) for _ in range(4)),
+    "one buffer": OneBuffer,
+}
+
+
+@pytest.mark.parametrize("name", VARYING)
+def test_every_pass_gives_the_samples_of_the_first(name):
+    calls = calls_of(VARYING[name]())
+    first = next(iter(calls())).args[0].clone()  # a pass that is left
+    passes = [[call.args[0].clone() for call in calls()] for _ in range(2)]
+    assert len(passes[0]) == 4
+    assert torch.equal(first, passes[0][0])
+    assert all(map(torch.equal, *passes))
+    assert not torch.equal(passes[0][0], passes[0][1])
+
+
+def test_a_shuffled_loader_gives_the_integers_of_a_list_in_that_order_and_of_the_same_seed():
+    loader = DataLoader(TensorDataset(torch.cat(pictures())), batch_size=2, shuffle=True)
+    found = []
+    for form in (list, iter, lambda loader: loader, lambda loader: loader):
+        torch.manual_seed(3)
+        calibrator = Calibrator(small(), QuantConfig(act_method=1, quant_mode=1), form(loader))
+        calibrator.run()
+        found.append((calibrator.get_quant_params()[0], calibrator.result.report["totals"]))
+    assert all(each == found[0] for each in found)
+
+
+def test_data_too_large_to_keep_are_read_again_and_refused_where_they_differ():
+    size = pictures()[0].nbytes
+    folder = Folder()
+    calls = Passes(folder, limit=size)
+    next(iter(calls()))
+    for _ in range(3):
+        assert all(torch.equal(call.args[0], x) for call, x in zip(calls(), pictures(), strict=True))
+    assert folder.read == 3 * len(pictures())
+    calls = Passes(DataLoader(Cropped(), batch_size=2), limit=1)
+    for _ in calls():
+        pass
+    refused(lambda: list(calls()), 4, "calib_data[", "another sample than in the pass before", "not shuffled")
+
+
+@pytest.mark.parametrize("other", [2, 4])
+def test_another_number_of_samples_is_refused(other):
+    given = [pictures()[0]] * 3
+    calls = Passes(Growing(given), limit=1)
+    assert len(list(calls())) == 3
+    given[:] = [pictures()[0]] * other
+    refused(lambda: list(calls()), 4, f"calib_data[{min(other, 3)}]: another sample")
+
+
+class Growing:
+    def __init__(self, given: list[Tensor]) -> None:
+        self.given = given
+
+    def __iter__(self):
+        return iter(self.given)
+
+
+class Broken(Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        raise ValueError("the file\nis damaged")
+
+
+def test_data_that_cannot_be_read_or_hold_nothing():
+    refused(lambda: list(calls_of(DataLoader(Broken()))()), 3, "calib_data[0]: cannot be read (is damaged). Correct")
+    refused(lambda: list(calls_of(DataLoader(TensorDataset(torch.zeros(0, 1))))()), 3, "holds no samples")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    ).eval()
+
+
+def calibrated(sample, model=None) -> dict:
+    calibrator = Calibrator(model or network(), QuantConfig(act_method=1, quant_mode=1), [sample] * 4)
+    calibrator.run()
+    return calibrator.get_quant_params()[0]
+
+
+X = torch.arange(2 * 3 * 8 * 8, dtype=torch.float32).view(2, 3, 8, 8) / 100
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [X, [X], ((X,), {}), [((X,)), {}], ((), {"input": X}), namedtuple("One", "input")(X), BatchFeature({"input": X}),
+     X.numpy(), {"input": X.numpy()}, X.clone().requires_grad_() * 1],
+)  # fmt: skip
+def test_every_form_of_a_sample_is_the_same_call(sample):
+    assert calibrated(sample) == calibrated([X])
+
+
+@pytest.mark.parametrize(
+    ("sample", "code", "words"),
+    [
+        ((X, torch.zeros(2)), 4, "calib_data[0] has 2 inputs, Sequential.forward takes 1 (input). Leave the targets"),
+        (Labelled(X, torch.zeros(2)), 4, "Leave the targets out"),
+        ({"input": X, "labels": 1}, 4, "has the input 'labels', which Sequential.forward does not take"),
+        ({}, 4, "lacks the input 'input' of Sequential.forward"),
+        ({1: X}, 3, "1 is not the name of an input"),
+        (X.double(), 4, "Input 0 is float64, the model float32: give it as float32."),
+        ({"input": X.half()}, 4, "Input input is float16"),
+        (X.to(torch.uint8), 4, "Input 0 is uint8: prepare it"),
+        (X[0], 4, "The axis of the batch is missing: give x[None]"),
+        ([["a.png"]], 4, "Input 0 is a list: give a tensor"),
+        ([[0.1, 0.2]], 4, "Input 0 is a list: give a tensor"),
+        (Image.new("RGB", (4, 4)), 3, "holds a PIL picture. Give the tensor"),
+        ([Image.new("RGB", (4, 4)), 1], 3, "holds a PIL picture"),
+        (X[:, :2], 4, re.compile("layer 0: .*Give calls that this model takes")),
+        (X / 0, 6, "Check the calibration calls"),
+    ],
+)  # fmt: skip
+def test_a_sample_that_does_not_fit_is_called_what_it_is(sample, code, words):
+    message = refused(lambda: calibrated(sample), code, "calib_data[0]", words)
+    assert "Capture" not in message
+
+
+def test_a_tuple_and_a_dict_that_the_model_takes_so_are_no_pair():
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, parts, options):
+            return self.layer(parts[0]) * options["scale"]
+
+    assert set(calibrated(((torch.ones(2, 4),), {"scale": 2.0}), Two().eval())) == {"layer"}

@@ -1,0 +1,81 @@
+"""Explains why a call does not fit a model: the fact, and what to do."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_CAPTURED = "Capture with this model."
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def misfit(model: nn.Module, call: Any) -> str:
+    """Why the forward of `model` does not take the arguments of a call, and what to do, to follow the call's name."""
+    forward = f"{type(model).__name__}.forward"
+    parameters = inspect.signature(model.forward).parameters.values()
+    positional = [each.name for each in parameters if each.kind in _BY_POSITION]
+    variadic = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
+    if len(call.args) > len(positional) and not variadic:
+        takes = f"{len(positional)} ({', '.join(positional)})" if positional else "none by position"
+        remedy = "Leave the targets out, or give a dict of keyword arguments."
+        return f"has {len(call.args)} inputs, {forward} takes {takes}. {_remedy(call, remedy)}"
+    named = [each.name for each in parameters if each.kind in _BY_NAME]
+    unknown = [name for name in call.kwargs if name not in named]
+    if unknown and not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
+        fact = f"has the input '{unknown[0]}', which {forward} does not take"
+        return f"{fact} (it takes {', '.join(named)}). {_remedy(call, 'Rename it or leave it out.')}"
+    if twice := [name for name in positional[: len(call.args)] if name in call.kwargs]:
+        return f"has the input '{twice[0]}' twice. {_remedy(call, 'Give it once.')}"
+    needed = [each.name for each in parameters if each.default is inspect.Parameter.empty and each.name in named]
+    missing = [name for name in needed if name not in (*positional[: len(call.args)], *call.kwargs)]
+    return f"lacks the input '{', '.join(missing)}' of {forward}. {_remedy(call, 'Give it.')}"
+
+
+def explained(model: nn.Module, call: Any, device: torch.device) -> str:
+    """What to do about a call for which a forward of `model` failed."""
+    return next(_reasons(model, call, device), _remedy(call, "Give calls that this model takes."))
+
+
+def _remedy(call: Any, remedy: str) -> str:
+    """The remedy for a sample of the caller's, or that of the call itself; a call of a capture is made by capturing."""
+    if getattr(call, "unit", None) is not None:
+        return _CAPTURED
+    return str(getattr(call, "remedy", "")) or remedy
+
+
+def _reasons(model: nn.Module, call: Any, device: torch.device) -> Iterator[str]:
+    """Yields likely reasons why a user's sample does not fit, each with its remedy."""
+    if not getattr(call, "source", "") or getattr(call, "remedy", ""):
+        return
+    inputs = {**{str(at): value for at, value in enumerate(call.args)}, **call.kwargs}
+    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+    for name, value in inputs.items():
+        plain = isinstance(value, (list, tuple)) and all(isinstance(each, (int, float, str, list)) for each in value)
+        if isinstance(value, str) or (plain and value):
+            yield f"Input {name} is a {type(value).__name__}: give a tensor."
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype:
+            yield f"Input {name} is {_word(value.dtype)}, the model {_word(dtype)}: give it as {_word(dtype)}."
+        if isinstance(value, Tensor) and value.dtype == torch.uint8:
+            yield f"Input {name} is uint8: prepare it as for the model, which is {_word(dtype)}."
+    if _runs_as_a_batch(model, call, device):
+        yield "The axis of the batch is missing: give x[None] for each tensor x."
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _runs_as_a_batch(model: nn.Module, call: Any, device: torch.device) -> bool:
+    """Whether the model takes the call where each tensor has one more axis."""
+
+    def widened(value: Any) -> Any:
+        return value.to(device, copy=True)[None] if isinstance(value, Tensor) else value
+
+    with suppress(Exception):
+        model(*map(widened, call.args), **{name: widened(value) for name, value in call.kwargs.items()})
+        return True
+    return False
