@@ -1,8 +1,6 @@
 """`octavo generate`: a picture or a video from a prompt, by a float or a quantized model."""
 
-import inspect
 import time
-from pathlib import Path
 from typing import Any
 
 from octavo.calibrate.errors import out_of_memory
@@ -10,12 +8,13 @@ from octavo.calibrate.resources import peak_memory
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageError, first_sentence
 from octavo.pipelines import family_of
+from octavo.pipelines.prompted import note_on_prompts, parameters_of
 from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
 
 from ..checkpoints import open_pipeline
 from ..terminal import Terminal, duration, size
 from .generate_options import GenerateOptions
-from .save_output import Target, save, target_of
+from .save_output import Target, check_count, save, target_of
 
 
 def run(options: GenerateOptions, terminal: Terminal) -> None:
@@ -26,7 +25,10 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
         options.model, options.of, options.component, dtype=DTYPES.get(options.dtype or ""), device=device,
         text_encoder=options.text_encoder, offload=options.offload, trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
-    arguments = _arguments(pipe, settings, options.out, target)
+    arguments = _arguments(pipe, settings, options, target)
+    check_count(arguments, target)
+    if note := note_on_prompts(pipe, arguments):
+        terminal.warn(note)
     steps = total_steps(pipe, arguments)
     began = time.monotonic()
     with terminal.bars("generate", 1, steps) as show:
@@ -36,6 +38,8 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
             raise _refusal(error) from error
     seconds = time.monotonic() - began
     words = save(results[0], target, options.fps or 8)
+    if getattr(results, "audio", None) is not None:
+        terminal.warn(f"{options.out}: {type(pipe).__name__} gives sound too, which is not written.")
     count = f"{steps} steps, " if steps else ""
     terminal.say(
         f"{options.out}: {words}, {count}{duration(seconds)}, peak memory {size(peak_memory())}. Seed {options.seed}."
@@ -46,10 +50,11 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
     )  # fmt: skip
 
 
-def _arguments(pipe: Any, settings: RunSettings, out: Path, target: Target) -> dict[str, Any]:
+def _arguments(pipe: Any, settings: RunSettings, options: GenerateOptions, target: Target) -> dict[str, Any]:
     """The arguments of the pipeline's call."""
-    arguments = call_arguments(pipe, family_of(type(pipe).__name__), settings)
-    if "output_type" in inspect.signature(type(pipe).__call__).parameters:
+    out = options.out
+    arguments = call_arguments(pipe, family_of(type(pipe).__name__), settings, [options.prompt])
+    if "output_type" in parameters_of(pipe):
         arguments["output_type"] = "latent" if target.latents else "pil"
         if not target.latents and getattr(pipe, "vae", pipe) is None:
             fact = f"{type(pipe).__name__} has no VAE here, and gives latents"
