@@ -1,16 +1,19 @@
 """Runs a pipeline on one prompt, and maps settings to the arguments that the pipeline takes."""
 
-import inspect
+import hashlib
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from PIL import Image
 
 from octavo.capture.errors import UsageError
+from octavo.capture.fingerprint import tensor_bytes
 
 from .family import Family
+from .prompted import class_label, embedded, labelled, parameters_of, prompt_arguments, rows_of
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,32 @@ class RunSettings:
     arguments: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the pipeline's call
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON values, without those that are None."""
-        known = {k: v for k, v in asdict(self).items() if v is not None and k != "arguments"}
-        return known | {f"arguments.{k}": repr(v) for k, v in self.arguments.items()}
+        """The settings as JSON values, without those that are None; pictures and tensors by their digest."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "arguments"}
+        known = {name: value for name, value in values.items() if value is not None}
+        return known | {f"arguments.{name}": described(value) for name, value in self.arguments.items()}
+
+
+def described(value: Any) -> str:
+    """A text that equal values share in every process: the literal of a JSON value, in <> the digest of anything else.
+
+    Raises UsageError for a value whose content is not known.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(described, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {described(item)}' for key, item in sorted(value.items()))}}}"
+    if isinstance(value, Image.Image):
+        digest = hashlib.sha256(value.tobytes()).hexdigest()
+        return f"<picture {value.mode} {value.width} x {value.height} sha256 {digest}>"
+    if isinstance(value, torch.Tensor):
+        digest = hashlib.sha256(tensor_bytes(value)).hexdigest()
+        return f"<tensor {value.dtype} {tuple(value.shape)} sha256 {digest}>"
+    if isinstance(value, torch.dtype):
+        return f"<{value}>"
+    raise UsageError(f"{type(value).__name__}: not a value that a capture can name. Give JSON, pictures or tensors.")
 
 
 def prompt_seed(prompt: str, seed: int) -> int:
@@ -36,12 +62,13 @@ def prompt_seed(prompt: str, seed: int) -> int:
     return (zlib.crc32(prompt.encode()) + seed) % 2**32
 
 
-def call_arguments(pipe: Any, family: Family, settings: RunSettings) -> dict[str, Any]:
-    """The keyword arguments of `pipe(...)`, except for prompt and generator.
+def call_arguments(pipe: Any, family: Family, settings: RunSettings, prompts: Sequence[str] = ()) -> dict[str, Any]:
+    """The keyword arguments of `pipe(...)`, except for prompt and generator, for all `prompts`.
 
-    Raises UsageError for a setting that this pipeline does not take, and when the pipeline needs more arguments.
+    Raises UsageError for a setting that this pipeline does not take, when the pipeline needs more arguments, and for
+    prompts that are no class of a pipeline that draws classes.
     """
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    parameters = parameters_of(pipe)
     wanted = {
         "negative_prompt": settings.negative_prompt,
         "num_inference_steps": settings.steps,
@@ -50,20 +77,41 @@ def call_arguments(pipe: Any, family: Family, settings: RunSettings) -> dict[str
         "guidance_scale": settings.guidance_scale,
         **settings.arguments,
     }
-    wanted = {name: value for name, value in wanted.items() if value is not None}
+    wanted = {name: _placed(name, value, pipe) for name, value in wanted.items() if value is not None}
     kind = type(pipe).__name__
     for name in wanted:
         if name not in parameters:
             raise UsageError(f"{kind}: takes no argument {name}. Leave it out.")
-    if "prompt" in parameters and _deaf(pipe) and not any("prompt_embeds" in name for name in wanted):
-        raise UsageError(f"{kind}: has no text encoder for its prompts. Give its folder with --text-encoder.")
+    _check_prompts(pipe, family, wanted, prompts)
     made = {name: value for name, value in family.defaults.items() if name in parameters} | wanted
-    given = {*made, "self", "prompt", "generator"}
+    given = {*made, "self", "prompt", "generator", *(["class_labels"] if labelled(pipe) else [])}
     for name, parameter in parameters.items():
         free = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         if parameter.default is parameter.empty and not free and name not in given:
             raise UsageError(f"{kind}: needs {name}. Give it with --arg {name}=VALUE.")
-    return made
+    return rows_of(made, prompts)
+
+
+def _placed(name: str, value: Any, pipe: Any) -> Any:
+    """A tensor on the pipeline's device, embeddings also in its dtype; other values as they are."""
+    if isinstance(value, list):
+        return [_placed(name, item, pipe) for item in value]
+    if not isinstance(value, torch.Tensor):
+        return value
+    cast = "embeds" in name and value.is_floating_point() and not name.endswith("mask")
+    return value.to(pipe._execution_device, pipe.dtype if cast else None)
+
+
+def _check_prompts(pipe: Any, family: Family, wanted: Mapping[str, Any], prompts: Sequence[str]) -> None:
+    kind = type(pipe).__name__
+    if labelled(pipe):
+        if "class_labels" in wanted:
+            raise UsageError(f"{kind}: its classes are the prompts, one a line. Leave --arg class_labels out.")
+        for text in prompts:
+            class_label(pipe, text)
+    if "prompt" in parameters_of(pipe) and _deaf(pipe) and not embedded(wanted):
+        remedy = "its folder with --text-encoder" if family.load else "embeddings with --arg prompt_embeds=FILE"
+        raise UsageError(f"{kind}: has no text encoder for its prompts. Give {remedy}.")
 
 
 def _deaf(pipe: Any) -> bool:
@@ -74,7 +122,7 @@ def _deaf(pipe: Any) -> bool:
 
 def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
     """The number of denoising steps for a prompt, from the call's arguments and their defaults; 0 where not known."""
-    parameter = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
+    parameter = parameters_of(pipe).get("num_inference_steps")
     steps = arguments.get("num_inference_steps", parameter.default if parameter else 0)
     return steps if isinstance(steps, int) else 0
 
@@ -89,10 +137,8 @@ def run_prompt(
 ) -> Any:
     """Runs `pipe` on `prompt` and returns the output. `on_step(i)` is called when the pipeline reports that step i is
     done, and `on_latents` with the latents after that step, where the pipeline passes them."""
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    extra: dict[str, Any] = dict(arguments)
-    if "prompt" in parameters:
-        extra["prompt"] = prompt
+    parameters = parameters_of(pipe)
+    extra = prompt_arguments(pipe, prompt, arguments)
     if "generator" in parameters:
         extra["generator"] = torch.Generator("cpu").manual_seed(prompt_seed(prompt, seed))
     if "callback_on_step_end" in parameters:
@@ -112,7 +158,7 @@ def final_latents(pipe: Any, prompt: str, arguments: Mapping[str, Any], seed: in
 
     Raises UsageError for a pipeline that gives no tensor.
     """
-    parameters = inspect.signature(type(pipe).__call__).parameters
+    parameters = parameters_of(pipe)
     asked = {"output_type": "latent"} if "output_type" in parameters else {}
     made = run_prompt(pipe, prompt, {**arguments, **asked}, seed)
     first = made if isinstance(made, torch.Tensor) else made[0]

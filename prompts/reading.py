@@ -1,4 +1,4 @@
-"""Reads a file of prompts from any source.
+"""Reads a file of prompts from any source: one prompt a line, or a table by its ending (`tables`).
 
 A line ends with LF, CRLF or CR only: U+2028, U+0085, VT, FF and FS to RS occur inside prompts that were pasted from
 other programs. Needs the memory of the prompts kept and of one line.
@@ -8,20 +8,23 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from octavo.capture.errors import FileError, OctavoError, UsageError
 
+from .tables import LINES, delimited, json_document, json_lines, refuse_unread
+
 BUNDLED = ("demo", "demo-heldout", "images", "videos")
 MAX_CHARACTERS = 65_536  # most characters of a prompt
 MAX_PROMPTS = 1_000_000  # most prompts of a file, repeated ones included
 MAX_WARNINGS = 20  # most repeated lines that are reported one by one
+MAX_TABLE = 1 << 28  # most bytes of a .csv, .tsv, .json or .jsonl file, which is read as a whole
 BLOCK = 1 << 16  # bytes read at once
-# control characters that no prompt may hold: all but tab, line ends, VT, FF and FS to RS
-CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x1f]")
+# characters that no prompt may hold: controls but tab, line ends, VT, FF and FS to RS; halves of surrogate pairs
+CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x1f\ud800-\udfff]")
 UTF16 = re.compile(b"\xff\xfe|\xfe\xff|[^\x00]\x00[^\x00]\x00|\x00[^\x00]\x00[^\x00]", re.DOTALL)
 
 
@@ -44,7 +47,8 @@ def read_prompts(name_or_path: str) -> Prompts:
     first_line: dict[str, int] = {}
     warnings: list[str] = []
     count = repeated = 0
-    for number, text in _lines(path):
+    word, words = ("entry", "entries") if path.suffix.lower() == ".json" else ("line", "lines")
+    for number, text in _prompts(path, warnings):
         if not text.strip():
             continue
         count += 1
@@ -54,43 +58,76 @@ def read_prompts(name_or_path: str) -> Prompts:
         if first != number:
             repeated += 1
             if repeated <= MAX_WARNINGS:
-                warnings.append(f"{path}: line {number} repeats line {first}; captured once.")
+                warnings.append(f"{path}: {word} {number} repeats {word} {first}; captured once.")
     if not first_line:
         raise FileError(f"{path}: holds no prompts. Write one a line.")
     if repeated > MAX_WARNINGS:
-        warnings.append(f"{path}: {repeated - MAX_WARNINGS} more lines repeat earlier ones; captured once.")
+        warnings.append(f"{path}: {repeated - MAX_WARNINGS} more {words} repeat earlier ones; captured once.")
     digest = sha256()
     for text in first_line:
         digest.update(text.encode() + b"\n")
     return Prompts(tuple(first_line), tuple(first_line.values()), tuple(warnings), digest.hexdigest())
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields the number and the checked text of each line."""
-    for number, raw in enumerate(_raw_lines(path), 1):
+def _prompts(path: Path, notes: list[str]) -> Iterator[tuple[int, str]]:
+    """Yields the number of the line or entry and the checked text of each prompt, which may be blank."""
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return _checked(path, "line", delimited(path, list(_lines(path, MAX_TABLE)), notes))
+    if suffix in (".jsonl", ".ndjson"):
+        return _checked(path, "line", json_lines(path, _lines(path, MAX_TABLE), notes))
+    if suffix == ".json":
+        return _checked(path, "entry", json_document(path, _text(path, MAX_TABLE), notes))
+    refuse_unread(path)
+    return _lines(path)
+
+
+def _checked(path: Path, word: str, prompts: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+    """Yields prompts that stood in quotes or behind escapes. Raises FileError for what no prompt may hold."""
+    for number, text in prompts:
+        _check_text(path, f"{word} {number}", text)
+        yield number, text
+
+
+def _text(path: Path, most: int) -> str:
+    """The text of a file of at most `most` bytes."""
+    data = b"".join(_blocks(path, most))
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        line, fact = data.count(b"\n", 0, exc.start) + 1, f"not UTF-8 (byte 0x{data[exc.start]:02x})"
+        raise FileError(f"{path}: line {line}: {fact}. Save it as UTF-8.") from exc
+
+
+def _lines(path: Path, most: int | None = None) -> Iterator[tuple[int, str]]:
+    """Yields the number and the checked text of each line, of a file of at most `most` bytes."""
+    for number, raw in enumerate(_raw_lines(path, most), 1):
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as exc:
             column = len(raw[: exc.start].decode("utf-8")) + 1
             fact = f"not UTF-8 (byte 0x{raw[exc.start]:02x} at column {column})"
             raise FileError(f"{path}: line {number}: {fact}. Save it as UTF-8.") from exc
-        if len(text) > MAX_CHARACTERS:
-            raise _too_long(path, number)
-        control = CONTROL.search(text)
-        if control is not None:
-            fact = f"control character U+{ord(control[0]):04X}"
-            raise FileError(f"{path}: line {number}: {fact}. Remove it.")
+        _check_text(path, f"line {number}", text)
         yield number, text
 
 
-def _too_long(path: Path, number: int) -> OctavoError:
-    return FileError(f"{path}: line {number}: longer than {MAX_CHARACTERS} characters. Write one prompt a line.")
+def _check_text(path: Path, where: str, text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise _too_long(path, where)
+    if (control := CONTROL.search(text)) is not None:
+        kind = "half a character" if 0xD800 <= ord(control[0]) < 0xE000 else "control character"
+        raise FileError(f"{path}: {where}: {kind} U+{ord(control[0]):04X}. Remove it.")
 
 
-def _raw_lines(path: Path) -> Iterator[bytes]:
+def _too_long(path: Path, where: str) -> OctavoError:
+    return FileError(f"{path}: {where}: longer than {MAX_CHARACTERS} characters. Write one prompt a line.")
+
+
+def _raw_lines(path: Path, most: int | None) -> Iterator[bytes]:
     """Yields the lines of a file without line ends and byte order mark; holds one block and one line in memory."""
     rest, number = b"", 0
-    for block in _blocks(path):
+    for block in _blocks(path, most):
         # a CR that ends a block may be the first half of a CRLF: it stays in the rest
         held = block[-1:] if block.endswith(b"\r") else b""
         body = rest + (block[:-1] if held else block)
@@ -98,14 +135,14 @@ def _raw_lines(path: Path) -> Iterator[bytes]:
         yield from complete
         number += len(complete)
         if len(tail) > 4 * MAX_CHARACTERS:
-            raise _too_long(path, number + 1)
+            raise _too_long(path, f"line {number + 1}")
         rest = tail + held
     if rest:
         yield rest.removesuffix(b"\r")
 
 
-def _blocks(path: Path) -> Iterator[bytes]:
-    """Yields the content of a regular file in blocks. Refuses UTF-16."""
+def _blocks(path: Path, most: int | None = None) -> Iterator[bytes]:
+    """Yields the content of a regular file in blocks. Refuses UTF-16, and more than `most` bytes."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as exc:
@@ -117,6 +154,8 @@ def _blocks(path: Path) -> Iterator[bytes]:
         if UTF16.match(block):
             raise FileError(f"{path}: looks like UTF-16; save it as UTF-8.")
         block = block.removeprefix(b"\xef\xbb\xbf")
+        if most is not None and os.fstat(descriptor).st_size > most:
+            raise FileError(f"{path}: a table of more than {most >> 20} MiB. Write {LINES}.")
         while block:
             yield block
             block = os.read(descriptor, BLOCK)

@@ -15,7 +15,7 @@ from .layout import CAPTURE, UNITS, list_units, read_capture
 def prepare(directory: Path, modes: Modes, resume: bool) -> None:
     """Makes `directory` when it is absent; raises StorageError when a capture cannot be written there.
 
-    A capture cannot be written where one exists and `resume` is False, where other files are, or to a file.
+    A capture cannot be written where one with units exists and `resume` is False, where other files are, or to a file.
     """
     with storage(directory):
         with suppress(
@@ -31,10 +31,14 @@ def prepare(directory: Path, modes: Modes, resume: bool) -> None:
             raise StorageError(f"{directory}: not empty and not a capture (found {foreign[0]}).")
     elif not resume:
         planned = read_capture(directory).get("prompts", "?")
-        stored = len(list_units(directory)) if UNITS in names else 0
-        raise StorageError(
-            f"{directory}: holds a capture ({stored} of {planned} prompts). Use --resume or another directory."
-        )
+        if stored := count_units(directory):
+            fact = f"holds a capture ({stored} of {planned} prompts)"
+            raise StorageError(f"{directory}: {fact}. Use --resume or another directory.")
+
+
+def count_units(directory: Path) -> int:
+    """The number of units in a capture, which may have been interrupted before it had a folder for them."""
+    return len(list_units(directory)) if os.path.lexists(directory / UNITS) else 0
 
 
 def check_same(directory: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:

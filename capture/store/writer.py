@@ -18,7 +18,7 @@ from ..errors import NO_SPACE, MisfitError, OctavoError, StorageError
 from ..files import Lock, Modes, clean, commit_directory, lock, make_directory, remove, staging, write_sealed
 from ..ranks import ALONE, Ranks
 from ..sealed import canonical
-from .directory import check_same, prepare
+from .directory import check_same, count_units, prepare
 from .layout import CAPTURE, COMPLETE, SCHEMA, UNITS, list_units, read_capture, read_unit, unit_key
 from .unit import Call, UnitWriter
 
@@ -58,8 +58,9 @@ class CaptureWriter:
 
         `manifest["prompts"]` is the number of planned units. With `resume`, an existing capture is continued: its
         manifest must equal this one except for top-level keys that begin with "prompt". A symbolic link is resolved
-        once, to `self.directory`. Raises MisfitError when the manifests differ, StorageError when the directory cannot
-        be written or is in use, FileError when an existing capture is damaged.
+        once, to `self.directory`. A capture without units is begun again, whatever its manifest. Raises MisfitError
+        when the manifests differ, StorageError when the directory cannot be written or is in use, FileError when an
+        existing capture is damaged.
 
         Collective: of several `ranks` the first holds the lock, and cleans the directory before the others begin.
         """
@@ -91,7 +92,8 @@ class CaptureWriter:
         path = self.directory / CAPTURE
         if path.exists():
             stored = read_capture(self.directory)
-            check_same(self.directory, stored, self.manifest)
+            if count_units(self.directory):
+                check_same(self.directory, stored, self.manifest)
             if canonical(stored) != canonical(self.manifest):
                 write_sealed(path, body, self._modes.manifest)
         else:

@@ -15,8 +15,9 @@ from octavo.capture.store.writer import CaptureWriter
 from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.prompted import note_on_prompts
 from octavo.pipelines.run import call_arguments
-from octavo.prompts import Prompts, read_prompts
+from octavo.prompts import read_prompts
 
 from ..terminal import Terminal, duration, size
 from .capture_job import Job
@@ -42,7 +43,9 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
         trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     modules = denoisers(pipe, options.components)
-    job = Job(pipe, modules, call_arguments(pipe, family, settings), settings, options, terminal, ranks)
+    arguments = call_arguments(pipe, family, settings, prompts.texts)
+    job = Job(pipe, modules, arguments, settings, options, terminal, ranks)
+    texts = list(prompts.texts[: options.limit])
     manifest = {
         "model": str(directory.resolve()) if options.model != "demo" else "demo",
         "pipeline": type(pipe).__name__,
@@ -50,27 +53,30 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
         "components": {name: fingerprint(module) for name, module in modules.items()},
         "dtype": str(next(iter(modules.values())).dtype).removeprefix("torch."),
         "settings": settings.as_dict() | {"steps": job.steps, "keep": options.keep, "dropped": sorted(options.dropped)},
-        "prompts": min(len(prompts.texts), options.limit or len(prompts.texts)),
+        "prompts": len(texts),
         "prompts_source": source,
     }
-    _warn_long(pipe, prompts, terminal)
+    if note := note_on_prompts(pipe, arguments) or _long(pipe, texts):
+        terminal.warn(note)
     with CaptureWriter.create(
         options.capture, manifest, resume=options.resume, group_readable=options.group_readable, ranks=ranks
     ) as writer:
-        job.capture(writer, list(prompts.texts[: options.limit]))
+        job.capture(writer, texts)
     _finish(job, writer, options, terminal, time.monotonic() - began)
 
 
-def _warn_long(pipe: Any, prompts: Prompts, terminal: Terminal) -> None:
+def _long(pipe: Any, texts: list[str]) -> str | None:
+    """A sentence for the user on prompts that the tokenizer cuts."""
     tokenizer = getattr(pipe, "tokenizer", None)
     limit = getattr(tokenizer, "model_max_length", 0) if tokenizer is not None else 0
     if tokenizer is None or not 0 < limit < 100_000:
-        return
-    long = sum(len(tokenizer(text, truncation=False, verbose=False).input_ids) > limit for text in prompts.texts)
-    if long:
-        terminal.warn(
-            f"{long} of {len(prompts.texts)} prompts are longer than the {limit} tokens of the tokenizer; it cuts them."
-        )
+        return None
+    long = sum(len(tokenizer(text, truncation=False, verbose=False).input_ids) > limit for text in texts)
+    return (
+        f"{long} of {len(texts)} prompts are longer than the {limit} tokens of the tokenizer; it cuts them."
+        if long
+        else None
+    )
 
 
 def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: Terminal, seconds: float) -> None:

@@ -1,7 +1,7 @@
 """`octavo compare`: the same prompts through the float and the quantized pipeline, numbers and pictures on one page."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from octavo.capture.files import Modes, staging, write_bytes
 from octavo.pipelines.family import Family
 from octavo.pipelines.inspection import family_at, stored_dtype
 from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.prompted import note_on_prompts
 from octavo.pipelines.run import call_arguments
 from octavo.prompts import read_prompts
 
@@ -37,7 +38,9 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
         terminal.warn(note)
     directory = model_directory(options.model)
     family = family_at(directory)
-    comparison = _comparison(options, directory, checkpoint, family)
+    comparison = _comparison(options, directory, checkpoint, family, prompts.texts)
+    if note := note_on_prompts(comparison.pipe, comparison.arguments):
+        terminal.warn(note)
     _run(comparison, list(prompts.texts[: options.limit]), terminal)
     content = content_of(comparison, options, source)
     data = page(content, [(pair.exact, pair.other) for pair in comparison.pairs])
@@ -61,7 +64,9 @@ def check_output(path: Path, overwrite: bool) -> None:
         pass
 
 
-def _comparison(options: CompareOptions, directory: Path, checkpoint: Path, family: Family) -> Comparison:
+def _comparison(
+    options: CompareOptions, directory: Path, checkpoint: Path, family: Family, prompts: Sequence[str]
+) -> Comparison:
     device, settings = resolve_device(options.device), options.settings
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
@@ -69,7 +74,8 @@ def _comparison(options: CompareOptions, directory: Path, checkpoint: Path, fami
     )  # fmt: skip
     deployed = load_deployed(pipe, checkpoint, options.component, device)
     stored = deployed.report.get("dtype") or stored_dtype(directory / deployed.component.replace(".", "/"))
-    return Comparison(pipe, deployed, call_arguments(pipe, family, settings), options.seed, DTYPES.get(stored or ""))
+    arguments = call_arguments(pipe, family, settings, prompts)
+    return Comparison(pipe, deployed, arguments, options.seed, DTYPES.get(stored or ""))
 
 
 def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import click
 
@@ -25,3 +26,4 @@ class CompareOptions(RunOptions):
         "The denoiser that OUT replaces  [default: the one that fits]", heading=PLACE, metavar="NAME"
     )
     group_readable: bool = flag(READABLE, heading=FILES)
+    own_arguments: ClassVar[frozenset[str]] = RunOptions.own_arguments | {"output_type"}

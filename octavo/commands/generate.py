@@ -1,8 +1,6 @@
 """`octavo generate`: a picture or a video from a prompt, by a float or a quantized model."""
 
-import inspect
 import time
-from pathlib import Path
 from typing import Any
 
 from octavo.calibrate.errors import out_of_memory
@@ -12,12 +10,13 @@ from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageEr
 from octavo.pipelines import family_of
 from octavo.pipelines.finite import finite_outputs
 from octavo.pipelines.load import model_directory
+from octavo.pipelines.prompted import note_on_prompts, parameters_of
 from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
 
 from ..checkpoints import check_files, open_pipeline
 from ..terminal import Terminal, duration, size
 from .generate_options import GenerateOptions
-from .save_output import Target, save, target_of
+from .save_output import Target, check_count, save, target_of
 
 
 def run(options: GenerateOptions, terminal: Terminal) -> None:
@@ -30,7 +29,10 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
         options.model, options.of, options.component, dtype=DTYPES.get(options.dtype or ""), device=device,
         text_encoder=options.text_encoder, offload=options.offload, trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
-    arguments = _arguments(pipe, settings, options.out, target)
+    arguments = _arguments(pipe, settings, options, target)
+    check_count(arguments, target)
+    if note := note_on_prompts(pipe, arguments):
+        terminal.warn(note)
     steps = total_steps(pipe, arguments)
     began = time.monotonic()
     with terminal.bars("generate", 1, steps) as show:
@@ -41,6 +43,8 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
             raise _refusal(error) from error
     seconds = time.monotonic() - began
     words = save(results[0], target, options.fps or 8)
+    if getattr(results, "audio", None) is not None:
+        terminal.warn(f"{options.out}: {type(pipe).__name__} gives sound too, which is not written.")
     count = f"{steps} steps, " if steps else ""
     terminal.say(
         f"{options.out}: {words}, {count}{duration(seconds)}, peak memory {size(peak_memory())}. Seed {options.seed}."
@@ -51,10 +55,11 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
     )  # fmt: skip
 
 
-def _arguments(pipe: Any, settings: RunSettings, out: Path, target: Target) -> dict[str, Any]:
+def _arguments(pipe: Any, settings: RunSettings, options: GenerateOptions, target: Target) -> dict[str, Any]:
     """The arguments of the pipeline's call."""
-    arguments = call_arguments(pipe, family_of(type(pipe).__name__), settings)
-    if "output_type" in inspect.signature(type(pipe).__call__).parameters:
+    out = options.out
+    arguments = call_arguments(pipe, family_of(type(pipe).__name__), settings, [options.prompt])
+    if "output_type" in parameters_of(pipe):
         arguments["output_type"] = "latent" if target.latents else "pil"
         if not target.latents and getattr(pipe, "vae", pipe) is None:
             fact = f"{type(pipe).__name__} has no VAE here, and gives latents"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from ..declarations import argument, flag, option
 from .run_options import OFFLOAD, PLACE, RunOptions
@@ -24,3 +25,4 @@ class GenerateOptions(RunOptions):
     )  # fmt: skip
     component: str | None = option("The denoiser that the checkpoint replaces.", heading=PLACE, metavar="NAME")
     offload: bool = flag(OFFLOAD, heading=PLACE)
+    own_arguments: ClassVar[frozenset[str]] = RunOptions.own_arguments | {"output_type"}

@@ -1,9 +1,8 @@
 """The options that every command shares that runs a pipeline."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 import click
 
@@ -19,11 +18,19 @@ CALL = "How the pipeline is called"
 PLACE = "Where and in what it runs"
 FILES = "Files"
 PRINTED = "What is printed"
-PROMPTS = f"A set ({', '.join(PROMPT_SETS)}) or a text file with one prompt a line."
+PROMPTS = f"A set ({', '.join(PROMPT_SETS)}), a text file of one prompt a line, or a .csv, .tsv, .json or .jsonl table."
 DEVICES = "Device: auto, cpu, cuda or npu, with an index if needed, as in cuda:1."
 TRUST = "Run the Python files of the model directory. Read them first."
 READABLE = "Let the group read the files: modes 0440, 0640 and 0750 instead of 0400, 0600 and 0700."
 OFFLOAD = "Keep only the component that runs on the device."
+
+
+# arguments of a pipeline's call that have an option
+BY_OPTION = {
+    "num_inference_steps": "--steps", "height": "--height", "width": "--width", "guidance_scale": "--guidance-scale",
+    "negative_prompt": "--negative-prompt", "generator": "--seed", "num_frames": "--frames", "fps": "--fps",
+    "resolution": "--resolution", "aspect": "--aspect",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +52,7 @@ class RunOptions:
     resolution: str | None = option("Open-Sora only: 144p, 240p, 360p, 480p or 720p.", heading=CALL, metavar="NAME")
     aspect: str | None = option("Open-Sora only: height to width, as in 9:16.", heading=CALL, metavar="H:W")
     arguments: tuple[str, ...] = several(
-        "Another argument of the pipeline's call. VALUE is JSON or the path of a picture.", "--arg",
+        "Another argument of the pipeline's call. VALUE is JSON, a picture, or a file of tensors.", "--arg",
         heading=CALL, metavar="NAME=VALUE",
     )  # fmt: skip
     device: str = option(DEVICES, default="auto", metavar="NAME")
@@ -55,29 +62,39 @@ class RunOptions:
     )  # fmt: skip
     trust_remote_code: bool = flag(TRUST, heading=PLACE)
 
+    # arguments of the call that Octavo sets itself
+    own_arguments: ClassVar[frozenset[str]] = frozenset(
+        {"callback", "callback_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs"}
+    )
+
     @property
     def settings(self) -> "RunSettings":
-        """The settings of a run. Raises UsageError for an --arg that is not NAME=VALUE."""
+        """The settings of a run.
+
+        Raises UsageError for an --arg that is not NAME=VALUE, is given twice or has an option of its own, and for a
+        file that is not there; FileError for a picture or file of tensors that cannot be read.
+        """
         from octavo.pipelines.run import RunSettings
+
+        from .argument_values import parsed
 
         named = {"num_frames": self.frames, "fps": self.fps, "resolution": self.resolution, "aspect": self.aspect}
         further = {name: value for name, value in named.items() if value is not None}
-        further |= dict(_parsed(text) for text in self.arguments)
+        given: set[str] = set()
+        for text in self.arguments:
+            self._refuse_ours(text.partition("=")[0], given)
+            name, value = parsed(text)
+            given.add(name)
+            further[name] = value
         return RunSettings(
             self.negative_prompt, self.steps, self.height, self.width, self.guidance_scale, self.seed, further
         )
 
-
-def _parsed(text: str) -> tuple[str, Any]:
-    """The name and the value in NAME=VALUE: JSON, the path of a picture, or else the text itself."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise UsageError(f"--arg {text}: not NAME=VALUE. Give the name of an argument of the pipeline's call.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        if Path(value).suffix.lower() in (".png", ".jpg", ".jpeg", ".webp") and Path(value).is_file():
-            from PIL import Image
-
-            return name, Image.open(value).convert("RGB")
-        return name, value
+    def _refuse_ours(self, name: str, given: set[str]) -> None:
+        if name in given:
+            raise UsageError(f"--arg {name}: is given twice. Give it once.")
+        if name in self.own_arguments:
+            raise UsageError(f"--arg {name}: Octavo sets it itself. Leave it out.")
+        prompts = "--prompts" if hasattr(self, "prompts") else "PROMPT, the argument after MODEL"
+        if option := {"prompt": prompts, **BY_OPTION}.get(name):
+            raise UsageError(f"--arg {name}: has an option of its own. Use {option}.")

@@ -23,14 +23,19 @@ def output_arguments(parameters: Any, pipe: Any) -> dict[str, Any]:
 
 
 def output_of(made: Any) -> np.ndarray:
-    """The first picture or video of what a pipeline gave: (frames, height, width, channels), pictures in 0..1.
+    """The pictures or videos of what a pipeline gave, one after the other: (frames, height, width, channels), pictures
+    in 0..1.
 
     Latents (channels, height, width), (channels, frames, height, width) or (tokens, channels) keep their values.
     """
     first = made if isinstance(made, Tensor) else made[0]
     if isinstance(first, Tensor):
-        return _of_latents(first[0].detach().float().cpu().numpy())
-    value = first[0]
+        return np.concatenate([_of_latents(latents) for latents in first.detach().float().cpu().numpy()])
+    return np.concatenate([_of_pictures(value) for value in first])
+
+
+def _of_pictures(value: Any) -> np.ndarray:
+    """A picture, or a video as an array or a list of pictures."""
     if not isinstance(value, np.ndarray):
         value = np.stack([np.asarray(each) for each in (value if isinstance(value, list) else [value])]) / 255.0
     return value[None] if value.ndim == 3 else value

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from octavo.pipelines.images import Preprocessing, preprocessing_of
+from octavo.pipelines.images import preprocessing_of
 
 from ..helpers.refusals import refused
 
@@ -49,10 +49,66 @@ def test_without_a_configuration_the_size_of_the_model_and_values_of_0_to_1(tmp_
     assert 0 <= float(x.min()) <= float(x.max()) <= 1
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 30), st.integers(1, 30))
-def test_a_crop_has_its_size_whatever_the_picture(height, width, rows, columns):
-    assert Preprocessing(crop=(rows, columns))(picture(height, width)).shape == (3, rows, columns)
+CLASSIFIERS = sorted(
+    {
+        names["pil"]
+        for kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+        if "pil" in (names := IMAGE_PROCESSOR_MAPPING_NAMES.get(kind) or {})
+    }
+    # make no picture of pixels; need timm; make 2560 x 1920 pixels, which takes long
+    - {"ImageGPTImageProcessorPil", "TimmWrapperImageProcessor", "DonutImageProcessorPil"}
+)
+WITH_MORE = {"Gemma3ImageProcessorPil": "num_crops", "Siglip2ImageProcessorPil": "spatial_shapes"}
+
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_every_processor_of_a_classifier_does_what_it_does_by_default(name, tmp_path):
+    made = getattr(transformers, name)()
+    made.save_pretrained(tmp_path)
+    if name in WITH_MORE:
+        refused(partial(preprocessing_of, tmp_path), 3, WITH_MORE[name])
+        return
+    prepare = preprocessing_of(tmp_path)
+    sizes = set()
+    for shape in ((60, 80), (90, 50)):
+        wanted = made(picture(*shape), return_tensors="pt")["pixel_values"][0]
+        assert torch.equal(prepare(picture(*shape)), wanted)
+        sizes.add(wanted.shape)
+    assert prepare.fixed == (len(sizes) == 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("EfficientNetImageProcessor", {"include_top": False, "size": {"height": 20, "width": 20}}),
+        ("EfficientNetImageProcessor", {"rescale_offset": True, "size": {"height": 20, "width": 20}}),
+        ("MobileViTImageProcessor", {"do_flip_channel_order": False, "size": 30, "crop_size": 24}),
+        ("ConvNextImageProcessor", {"size": 24, "crop_pct": 0.7}),
+        ("ViTFeatureExtractor", {"size": 24}),
+        ("ViTImageProcessorFast", {"size": 24}),
+        ("DeiTImageProcessor", {"size": 30, "crop_size": 24, "rescale_factor": 1 / 127.5}),
+    ],
+)
+def test_keys_of_older_configurations_mean_what_they_mean_to_transformers(kind, words, tmp_path):
+    key = "feature_extractor_type" if "Feature" in kind else "image_processor_type"
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({key: kind, **words}))
+    own = kind.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor") + "Pil"
+    wanted = getattr(transformers, own)(**words)(picture(50, 40), return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(preprocessing_of(tmp_path)(picture(50, 40)), wanted)
+
+
+def test_a_configuration_without_a_class_is_that_of_the_model(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "levit"}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 24}}))
+    wanted = transformers.LevitImageProcessorPil(size={"shortest_edge": 24})(picture(50, 40), return_tensors="pt")
+    assert torch.equal(preprocessing_of(tmp_path)(picture(50, 40)), wanted["pixel_values"][0])
+
+
+def test_a_grey_model_is_given_grey_pictures(tmp_path):
+    transformers.ViTImageProcessorPil(size=8, image_mean=[0.5], image_std=[0.5]).save_pretrained(tmp_path)
+    assert preprocessing_of(tmp_path, 1)(picture(20, 30)).shape == (1, 8, 8)
+    transformers.ViTImageProcessorPil(size=8).save_pretrained(tmp_path)
+    refused(partial(preprocessing_of, tmp_path, 1), 3, "preprocessor_config")
 
 
 def test_what_is_no_configuration(tmp_path):
