@@ -68,8 +68,8 @@ def call_arguments(pipe: Any, family: Family, settings: RunSettings) -> dict[str
 
 def _deaf(pipe: Any) -> bool:
     """Whether a pipeline has components for text encoders, all of them empty."""
-    places = [name for name in getattr(pipe, "config", {}) if name.startswith("text_encoder")]
-    return bool(places) and all(getattr(pipe, name, None) is None for name in places)
+    encoders = [part for name, part in vars(pipe).items() if name.startswith("text_encoder")]
+    return bool(encoders) and all(part is None for part in encoders)
 
 
 def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
@@ -77,6 +77,12 @@ def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
     parameter = inspect.signature(type(pipe).__call__).parameters.get("num_inference_steps")
     steps = arguments.get("num_inference_steps", parameter.default if parameter else 0)
     return steps if isinstance(steps, int) else 0
+
+
+def announced_steps(pipe: Any) -> int | None:
+    """The number of steps that most pipelines of diffusers set before their first; None where it is not set."""
+    steps = vars(pipe).get("_num_timesteps")
+    return steps if isinstance(steps, int) else None
 
 
 def run_prompt(

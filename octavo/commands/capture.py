@@ -81,6 +81,11 @@ def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: 
     for name in job.modules if tally.heard else ():
         if name not in tally.heard:
             terminal.warn(f"{name} was never called and cannot be calibrated from this. Take more --steps.")
+        elif name not in tally.stored:
+            terminal.warn(f"No step of {name} is among those kept, so it cannot be calibrated. Keep more with --keep.")
+    rule = job.keep.rule
+    if rule.kind == "spread" and tally.steps and min(tally.steps) < rule.number:
+        terminal.warn(f"--keep {options.keep}: a prompt took {min(tally.steps)} steps only; all of them are stored.")
     for name, count in tally.swapped.items():
         terminal.warn(f"{name}: the pipeline swaps {count} attention processors while it runs; a replay does not.")
     if options.pth is not None and job.ranks.rank == 0:
