@@ -11,6 +11,7 @@ import torch
 from octavo.capture.errors import UsageError
 
 from .family import Family
+from .long_prompts import counted_elsewhere
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def run_prompt(
             return {}
 
         extra["callback_on_step_end"] = done
-    return pipe(**extra)
+    with counted_elsewhere():
+        return pipe(**extra)
 
 
 def final_latents(pipe: Any, prompt: str, arguments: Mapping[str, Any], seed: int) -> torch.Tensor:

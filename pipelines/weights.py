@@ -1,4 +1,4 @@
-"""Finds the files of a component's folder that hold its weights: the variant, and one file or the shards of an index."""
+"""Finds the files of a folder that hold the weights of a component: which variant, one file or several shards."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ def weights_of(folder: Path) -> Weights:
     config = folder / "config.json"
     of_diffusers = config.is_file() and "_class_name" in read_json(config)
     stem = "diffusion_pytorch_model" if of_diffusers else "model"
-    single, index = _by_variant(folder, stem, rf"(?:\.([^.]+))?\.safetensors"), _indices(folder, stem)
+    single, index = _by_variant(folder, stem, r"(?:\.([^.]+))?\.safetensors"), _indices(folder, stem)
     variants = [*single, *(variant for variant in index if variant not in single)]
     if not variants:
         return Weights()

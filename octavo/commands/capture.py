@@ -1,7 +1,6 @@
 """`octavo capture`: runs a pipeline over prompts and stores what its denoisers are called with."""
 
 import time
-from typing import Any
 
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import OctavoError
@@ -14,8 +13,9 @@ from octavo.capture.store.writer import CaptureWriter
 from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.long_prompts import long_prompts
 from octavo.pipelines.run import call_arguments
-from octavo.prompts import Prompts, read_prompts
+from octavo.prompts import read_prompts
 
 from ..terminal import Terminal, duration, size
 from .capture_job import Job
@@ -52,24 +52,14 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
         "prompts": min(len(prompts.texts), options.limit or len(prompts.texts)),
         "prompts_source": source,
     }
-    _warn_long(pipe, prompts, terminal)
+    texts = list(prompts.texts[: options.limit])
+    if long := long_prompts(pipe, texts):
+        terminal.warn(long)
     with CaptureWriter.create(
         options.capture, manifest, resume=options.resume, group_readable=options.group_readable, ranks=ranks
     ) as writer:
-        job.capture(writer, list(prompts.texts[: options.limit]))
+        job.capture(writer, texts)
     _finish(job, writer, options, terminal, time.monotonic() - began)
-
-
-def _warn_long(pipe: Any, prompts: Prompts, terminal: Terminal) -> None:
-    tokenizer = getattr(pipe, "tokenizer", None)
-    limit = getattr(tokenizer, "model_max_length", 0) if tokenizer is not None else 0
-    if tokenizer is None or not 0 < limit < 100_000:
-        return
-    long = sum(len(tokenizer(text, truncation=False, verbose=False).input_ids) > limit for text in prompts.texts)
-    if long:
-        terminal.warn(
-            f"{long} of {len(prompts.texts)} prompts are longer than the {limit} tokens of the tokenizer; it cuts them."
-        )
 
 
 def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: Terminal, seconds: float) -> None:

@@ -128,9 +128,7 @@ class Job:
                 heard = Heard(unit, number, self.options, tally)
                 dropped = frozenset(self.options.dropped)
                 recorders = [
-                    stack.enter_context(
-                        Recorder(module, heard, name=name, clock=clock, keep=self.keep, drop=dropped)
-                    )
+                    stack.enter_context(Recorder(module, heard, name=name, clock=clock, keep=self.keep, drop=dropped))
                     for name, module in self.modules.items()
                 ]
 
@@ -172,7 +170,7 @@ class Job:
         self.terminal.event("estimate", prompts=left, bytes=disk, seconds=round(seconds, 3))
 
 
-class _Miscounted(Exception):  # noqa: N818
+class _Miscounted(Exception):
     """Leaves a unit whose run kept other steps than asked for; see KeptSteps."""
 
 

@@ -12,6 +12,7 @@ from octavo.capture.files import Modes, staging, write_bytes
 from octavo.pipelines.family import Family
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.long_prompts import long_prompts
 from octavo.pipelines.run import call_arguments
 from octavo.prompts import read_prompts
 
@@ -36,7 +37,10 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
     directory = model_directory(options.model)
     family = family_at(directory)
     comparison = _comparison(options, directory, checkpoint, family)
-    _run(comparison, list(prompts.texts[: options.limit]), terminal)
+    texts = list(prompts.texts[: options.limit])
+    if long := long_prompts(comparison.pipe, texts):
+        terminal.warn(long)
+    _run(comparison, texts, terminal)
     content = content_of(comparison, options, source)
     data = page(content, [(pair.exact, pair.other) for pair in comparison.pairs])
     write_bytes(options.output, data, Modes(options.group_readable).manifest)

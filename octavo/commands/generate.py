@@ -10,6 +10,7 @@ from octavo.calibrate.resources import peak_memory
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageError, first_sentence
 from octavo.pipelines import family_of
+from octavo.pipelines.long_prompts import long_prompts
 from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
 
 from ..checkpoints import open_pipeline
@@ -26,6 +27,8 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
         options.model, options.of, options.component, dtype=DTYPES.get(options.dtype or ""), device=device,
         text_encoder=options.text_encoder, offload=options.offload, trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
+    if long := long_prompts(pipe, [options.prompt]):
+        terminal.warn(long)
     arguments = _arguments(pipe, settings, options.out, target)
     steps = total_steps(pipe, arguments)
     began = time.monotonic()
