@@ -84,8 +84,9 @@ def swap_warning(name: str, count: int) -> str:
 class Clock:
     """The denoising step of a run, shared by the recorders of its denoisers.
 
-    The step advances when the noise level of a call differs from the last one, until the first `tick(i)`: the
-    pipeline's own report that step i is done (`callback_on_step_end`). From then on only `tick` advances the step.
+    The step advances when the noise level of a call differs from the last one, until the first `tick`: the pipeline's
+    own report that a step is done (`callback_on_step_end`). From then on only `tick` advances the step. It never goes
+    back, also where a pipeline begins to count anew, as one for the next section of a video does.
     """
 
     def __init__(self) -> None:
@@ -99,8 +100,10 @@ class Clock:
             self._level = level
         return self.step
 
-    def tick(self, done: int) -> None:
-        self.step, self._told = done + 1, True
+    def tick(self, done: int | None = None) -> None:
+        """Advances the step; the pipeline's own number of the step, `done`, does not matter."""
+        self.step += 1
+        self._told = True
 
 
 class Recorder:

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import diffusers.quantizers.auto  # noqa: F401  # first: it imports our quantizer, which cannot be half imported then
+import diffusers
 import torch
 from torch import nn
 
@@ -15,7 +15,7 @@ from octavo.calibrate.formats.diffusers.quantizer import adopt
 from octavo.calibrate.formats.inspect import DEFAULT, quantized_parts, views
 from octavo.calibrate.formats.manifest import NOT_VERIFIABLE, PATTERN, manifests_of, verify
 from octavo.calibrate.formats.record import Format, Readable
-from octavo.calibrate.layers.install import all_names, names_of, quantized, replace
+from octavo.calibrate.layers.install import all_names, install, names_of, quantized, replace
 from octavo.calibrate.layers.modules import QuantizedLayer
 from octavo.calibrate.report_file import REPORT_FILE, read_report
 from octavo.calibrate.runtime import accelerate, attend, optimized
@@ -282,4 +282,9 @@ def _put_in(module: torch.nn.Module, directory: Path, checkpoint: Readable) -> N
         raise of_another(directory, fact)
     device = next(module.parameters()).device
     layers = {name: checkpoint.layer(name).to(device) for name in checkpoint.layer_names}
-    adopt(module, all_names(layers, module))
+    named = all_names(layers, module)
+    if isinstance(module, diffusers.ModelMixin):
+        adopt(module, named)
+    else:  # a text encoder of transformers, which diffusers does not save as quantized
+        install(module, named)
+        accelerate(module)

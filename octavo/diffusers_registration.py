@@ -8,30 +8,30 @@ leaves the module with the loader and spec that it has without us.
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
 _HOME = "diffusers.quantizers.auto"
+_QUANTIZER = "octavo.calibrate.formats.diffusers.quantizer"
 
 
 def register_with_diffusers() -> None:
     """Enters our quantizer into diffusers' tables, now or when diffusers imports them."""
-    home = sys.modules.get(_HOME)
-    if home is not None:
-        enter(home)
+    if _HOME in sys.modules:
+        enter()
     elif not any(isinstance(finder, _Awaiting) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Awaiting())
 
 
-def enter(home: ModuleType) -> None:
-    """Enters our quantizer into the tables of diffusers.quantizers.auto."""
-    from octavo.calibrate.formats.diffusers.quantizer import OctavoConfig, OctavoQuantizer
-    from octavo.calibrate.formats.diffusers.structure import QUANT_METHOD
+def enter() -> None:
+    """Has our quantizer enter itself into the tables of diffusers.quantizers.auto.
 
-    home.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = OctavoQuantizer
-    home.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = OctavoConfig
+    Where the quantizer was imported first, and imports diffusers, it is half there; it enters itself at its end.
+    """
+    import_module(_QUANTIZER)
 
 
 class _Awaiting(MetaPathFinder):
@@ -60,4 +60,4 @@ class _Entering(Loader):
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        enter(module)
+        enter()

@@ -11,8 +11,8 @@ from octavo.capture.errors import FileError, UsageError
 
 from .files import read_json
 from .images import Preprocessing, preprocessing_of
-from .inspection import check_weights
 from .load import check_finite, load_component, one_line, quiet
+from .weights import check_weights
 
 BUNDLED = {"digits": Path(__file__).parent / "digits" / "model"}
 

@@ -18,9 +18,7 @@ _OTHER = re.compile(
 
 def _parts(pipeline: Any, prefix: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
     """Yields every module of a pipeline and of the pipelines inside it, with the module's dotted name."""
-    inner = {name: part for name, part in vars(pipeline).items() if isinstance(part, DiffusionPipeline)}
-    components = {name: getattr(pipeline, name, None) for name in pipeline.config if not name.startswith("_")}
-    for name, part in {**components, **inner}.items():
+    for name, part in vars(pipeline).items():
         if isinstance(part, DiffusionPipeline):
             if id(part) not in seen:
                 yield from _parts(part, f"{prefix}{name}.", seen | {id(pipeline)})

@@ -1,17 +1,47 @@
 """Inspects a model directory before anything in it is loaded or run."""
 
+from collections.abc import Iterator
+from itertools import count, takewhile
 from pathlib import Path
-from typing import Any
-
-from safetensors import safe_open
+from typing import Any, NamedTuple
 
 from octavo.capture.errors import FileError, UsageError
 
 from . import FAMILIES, family_of
 from .family import Family
-from .files import count_tensors, read_json
+from .files import read_json
+from .weights import check_weights
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_ONE_FILE = (".safetensors", ".ckpt", ".gguf", ".bin", ".pt", ".pth")  # how models are given out as a single file
+
+
+class Component(NamedTuple):
+    """A component as model_index.json has it: its library and class (both None: absent), and its folders, several
+    where one class holds several nets, as MultiControlNetModel does."""
+
+    library: str | None
+    kind: str | None
+    folders: tuple[Path, ...]
+
+
+def components_in(directory: Path, index: dict[str, Any]) -> dict[str, Component]:
+    """The components in the content `index` of model_index.json, by name. Plain settings of the pipeline are none."""
+    found = {}
+    for name, entry in index.items():
+        if name.startswith("_") or not isinstance(entry, list) or len(entry) != 2:
+            continue
+        if all(isinstance(word, str) for word in entry) or entry == [None, None]:
+            found[name] = Component(entry[0], entry[1], tuple(_folders(directory / name, entry[1])))
+    return found
+
+
+def _folders(first: Path, kind: str | None) -> Iterator[Path]:
+    """Yields the folder of a component, and for a class of several nets FOLDER_1, FOLDER_2, ... as diffusers has it."""
+    if kind is None:
+        return
+    yield first
+    numbered = (first.with_name(f"{first.name}_{number}") for number in count(1))
+    yield from takewhile(Path.is_dir, numbered if kind.startswith("Multi") else ())
 
 
 def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -20,19 +50,50 @@ def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str,
     Raises UsageError where there is no such directory; FileError for a directory that is no pipeline, broken JSON,
     custom code, pickle weights only, or a truncated weights file.
     """
-    if not directory.is_dir():
-        raise UsageError(f"{directory}: no such model directory. Give a diffusers directory, or demo.")
+    _check_directory(directory)
     file = directory / "model_index.json"
     if not file.is_file():
-        raise FileError(f"{directory}: no model_index.json. Give the directory of a whole diffusers pipeline.")
+        raise FileError(f"{directory}: no model_index.json. {_instead(directory)}")
     index = read_json(file)
     _refuse_code(directory, index, trust_remote_code)
-    for name, kind in index.items():
-        if not name.startswith("_") and isinstance(kind, list) and kind[-1] is not None:
-            if not (directory / name).is_dir():
+    for name, component in components_in(directory, index).items():
+        for folder in component.folders:
+            if not folder.is_dir():
                 raise FileError(f"{directory}: no folder {name}, which model_index.json names. Download it again.")
-            check_weights(directory / name)
+            check_weights(folder)
     return index
+
+
+def _check_directory(directory: Path) -> None:
+    """Raises UsageError for what is no directory, with what can be done about a model in a single file."""
+    if directory.is_file() and directory.suffix in _ONE_FILE:
+        raise UsageError(f"{directory}: a single file, not a directory. {_from_one_file(directory)}")
+    if directory.is_file():
+        raise UsageError(f"{directory}: a file. Give the directory of a whole diffusers pipeline.")
+    if not directory.is_dir():
+        raise UsageError(f"{directory}: no such model directory. Give a diffusers directory, or demo.")
+
+
+def _instead(directory: Path) -> str:
+    """What to give instead of a directory that is no pipeline."""
+    inside = [*directory.glob("*/model_index.json"), *directory.glob("snapshots/*/model_index.json")]
+    if (directory.parent / "model_index.json").is_file():
+        return f"It holds one component of a pipeline. Give {directory.parent}."
+    if inside:
+        return f"Give {sorted(inside)[0].parent}."
+    files = [file for file in sorted(directory.iterdir()) if file.suffix in _ONE_FILE]
+    if (directory / "config.json").is_file() or not files:
+        one = " It holds one component." if (directory / "config.json").is_file() else ""
+        return f"{one.strip()} Give the directory of a whole diffusers pipeline.".strip()
+    return f"{files[0].name} is a single file. {_from_one_file(files[0])}"
+
+
+def _from_one_file(file: Path) -> str:
+    """How to get a directory of a model in a single file, which has weights without configuration."""
+    if file.suffix == ".gguf":
+        return "GGUF holds a denoiser quantized already. Give the diffusers directory of the float pipeline."
+    made = f"StableDiffusionXLPipeline.from_single_file('{file.name}').save_pretrained('DIR')"
+    return f"Make a directory with the pipeline's class in diffusers, as in {made}, and give that."
 
 
 def family_at(directory: Path, name: str | None = None) -> Family:
@@ -40,8 +101,7 @@ def family_at(directory: Path, name: str | None = None) -> Family:
 
     Raises UsageError when there is no such directory, FileError as `inspect_model` does.
     """
-    if not directory.is_dir():
-        raise UsageError(f"{directory}: no such model directory. Give a diffusers directory, or demo.")
+    _check_directory(directory)
     if name is not None:
         return FAMILIES[name]
     config = directory / "config.json"
@@ -67,21 +127,3 @@ def _refuse_code(directory: Path, index: dict[str, Any], trusted: bool) -> None:
             f"{directory}: needs custom code ({code[0].relative_to(directory)}), which is not run. "
             "Pass --trust-remote-code after reading it."
         )  # fmt: skip
-
-
-def check_weights(folder: Path) -> None:
-    """Raises FileError for a folder with pickle weights alone, and for a damaged safetensors file."""
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights and any(f.suffix in _PICKLES for f in folder.iterdir()):
-        raise FileError(f"{folder}: no safetensors weights; pickle weights are not loaded. Convert them first.")
-    count_tensors(weights)
-
-
-def stored_dtype(folder: Path) -> str | None:
-    """The floating dtype of a component's first stored weight ("float16", ...); None without one."""
-    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt", backend="pread") as weights:
-            kinds = (weights.get_slice(key).get_dtype() for key in weights.keys())  # noqa: SIM118
-            return next((names[kind] for kind in kinds if kind in names), None)
-    return None

@@ -1,6 +1,5 @@
 """Loads a diffusers pipeline from a directory, and refuses files that would silently give another model."""
 
-import importlib
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers.pipelines
 import torch
 import transformers
 from diffusers import DiffusionPipeline
@@ -22,7 +22,8 @@ from octavo.capture.errors import FileError, MisfitError, NumbersError, UsageErr
 from .denoisers import denoisers
 from .family import Family
 from .files import read_config, read_json
-from .inspection import family_at, inspect_model, stored_dtype
+from .inspection import Component, components_in, family_at, inspect_model
+from .weights import stored_dtype, weights_of
 
 log = logging.getLogger(__name__)
 DEMO = Path(__file__).parent / "demo" / "model"
@@ -116,10 +117,9 @@ def mapped_denoiser(
     """
     if family.load is not None:
         return denoisers(family.load(directory, None, None), (component,))[component]
-    index = inspect_model(directory, trust_remote_code)
-    kind = index.get(component)
-    model_class = _model_class(kind) if isinstance(kind, list) else None
-    if model_class is None:
+    parts = components_in(directory, inspect_model(directory, trust_remote_code))
+    model_class = _model_class(parts[component]) if component in parts else None
+    if model_class is None or _holds_several(model_class):
         fact = f"{component} is not a model of diffusers in a folder of its own"
         raise UsageError(f"{directory}: {fact}. Calibrate without --memory.")
     stored = DTYPES[stored_dtype(directory / component) or "float32"]
@@ -134,7 +134,7 @@ def mapped_denoiser(
 def _read_others(module: nn.Module, folder: Path, stored: torch.dtype, dtype: torch.dtype | None) -> None:
     """Reads into `module`, in `dtype`, the tensors that the files have in another dtype than `stored`."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    for file in folder.glob("*.safetensors"):
+    for file in weights_of(folder).files:
         with safe_open(file, "pt") as weights:
             for key in weights.keys():  # noqa: SIM118
                 if key in tensors and tensors[key].dtype == stored != (read := weights.get_tensor(key)).dtype:
@@ -149,20 +149,19 @@ def _load_diffusers(
     trust_remote_code: bool,
     given: Mapping[str, nn.Module],
 ) -> Any:
-    index = inspect_model(directory, trust_remote_code)
-    if unknown := sorted(set(given) - set(index)):
+    components = components_in(directory, inspect_model(directory, trust_remote_code))
+    if unknown := sorted(set(given) - set(components)):
         raise UsageError(f"{directory}: has no component {unknown[0]}. Choose one with --component.")
-    kinds = {name: kind for name, kind in index.items() if isinstance(kind, list) and not name.startswith("_")}
-    ours = [directory / name for name in sorted(kinds, reverse=True) if kinds[name][0] == "diffusers"]
+    ours = [directory / name for name in sorted(components, reverse=True) if components[name].library == "diffusers"]
     dtype = dtype or default_dtype(ours, device)
     common: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
     with quiet():
         # diffusers demands that a component saved as absent be passed as None
-        parts: dict[str, Any] = {name: None for name, kind in kinds.items() if kind[-1] is None}
+        parts: dict[str, Any] = {name: None for name, component in components.items() if component.kind is None}
         parts |= given
-        for name, kind in kinds.items():
-            if name not in given and (model_class := _model_class(kind)) is not None:
-                parts[name] = load_component(directory / name, model_class, common, strict)
+        for name, component in components.items():
+            if name not in given and (model_class := _model_class(component)) is not None:
+                parts[name] = _load_class(component.folders, model_class, common, strict)
         try:
             pipe = DiffusionPipeline.from_pretrained(directory, trust_remote_code=trust_remote_code, **common, **parts)
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
@@ -176,34 +175,56 @@ def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Modul
     Raises FileError for files that do not load, MisfitError for weights of another model, and the errors of a quantizer
     that is registered with diffusers.
     """
-    name = read_json(directory / "config.json").get("_class_name")
-    kind = getattr(importlib.import_module("diffusers"), str(name), None)
-    if name == "STDiT3":
-        from .opensora import STDiT3 as kind
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise FileError(f"{directory / 'config.json'}: no model class '{name}' is known. Upgrade diffusers.")
+    kind = _class_named_in(directory)
     with quiet():
         common = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
         return load_component(directory, kind, common, strict=True)
 
 
-def _model_class(kind: list[str | None]) -> Any:
-    """The model class that a model_index entry names; None for anything but a model of diffusers or transformers."""
-    library, name = kind
-    if library not in ("diffusers", "transformers") or name is None:
+def _model_class(component: Component) -> Any:
+    """The class of a component that is a model of diffusers, of one of its pipelines, or of transformers; or None."""
+    library, name = component.library, component.kind
+    if library is None or name is None:
         return None
-    found = getattr(importlib.import_module(library), name, None)
-    return found if isinstance(found, type) and issubclass(found, nn.Module) else None
+    home = getattr(diffusers.pipelines, library, None) or {"diffusers": diffusers, "transformers": transformers}.get(
+        library
+    )
+    found = getattr(home, name, None)
+    models = (diffusers.ModelMixin, transformers.PreTrainedModel)
+    return found if isinstance(found, type) and issubclass(found, models) else None
+
+
+def _holds_several(kind: Any) -> bool:
+    """Whether a class of diffusers holds several nets, each with a folder of its own, as MultiControlNetModel does."""
+    return issubclass(kind, diffusers.ModelMixin) and "from_pretrained" in vars(kind)
+
+
+def _load_class(folders: tuple[Path, ...], kind: Any, common: dict[str, Any], strict: bool) -> nn.Module:
+    """Loads a component of class `kind` from its folders. Raises as `load_component` does."""
+    if not _holds_several(kind):
+        return load_component(folders[0], kind, common, strict)
+    nets = [load_component(folder, _class_named_in(folder), common, strict) for folder in folders]
+    whole: nn.Module = kind(nets)
+    return whole.eval()
+
+
+def _class_named_in(folder: Path) -> Any:
+    """The model class that config.json in a folder of diffusers names. Raises FileError where there is none."""
+    name = read_json(folder / "config.json").get("_class_name")
+    kind = getattr(diffusers, str(name), None)
+    if name == "STDiT3":
+        from .opensora import STDiT3 as kind
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise FileError(f"{folder / 'config.json'}: no model class '{name}' is known. Upgrade diffusers.")
+    return kind
 
 
 def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool) -> nn.Module:
     """Loads the model of class `kind` in a folder, with options `common`. Raises as `load_pipeline` does."""
-    files = list(folder.glob("*.safetensors"))
     if (folder / "config.json").is_file():
         read_config(folder)
-    variants = {f.name.split(".")[1].split("-")[0] for f in files if f.name.count(".") == 2}
-    if variants and all(f.name.count(".") == 2 for f in files):
-        common = {**common, "variant": sorted(variants)[0]}
+    if (variant := weights_of(folder).variant) is not None:
+        common = {**common, "variant": variant}
     if issubclass(kind, transformers.PreTrainedModel):
         common = {**common, "dtype": common["torch_dtype"]}
         del common["torch_dtype"]

@@ -13,6 +13,7 @@ from octavo.capture.errors import UsageError
 from octavo.capture.fingerprint import tensor_bytes
 
 from .family import Family
+from .long_prompts import counted_elsewhere
 from .prompted import class_label, embedded, labelled, parameters_of, prompt_arguments, rows_of
 
 
@@ -116,8 +117,8 @@ def _check_prompts(pipe: Any, family: Family, wanted: Mapping[str, Any], prompts
 
 def _deaf(pipe: Any) -> bool:
     """Whether a pipeline has components for text encoders, all of them empty."""
-    places = [name for name in getattr(pipe, "config", {}) if name.startswith("text_encoder")]
-    return bool(places) and all(getattr(pipe, name, None) is None for name in places)
+    encoders = [part for name, part in vars(pipe).items() if name.startswith("text_encoder")]
+    return bool(encoders) and all(part is None for part in encoders)
 
 
 def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
@@ -125,6 +126,12 @@ def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
     parameter = parameters_of(pipe).get("num_inference_steps")
     steps = arguments.get("num_inference_steps", parameter.default if parameter else 0)
     return steps if isinstance(steps, int) else 0
+
+
+def announced_steps(pipe: Any) -> int | None:
+    """The number of steps that most pipelines of diffusers set before their first; None where it is not set."""
+    steps = vars(pipe).get("_num_timesteps")
+    return steps if isinstance(steps, int) else None
 
 
 def run_prompt(
@@ -150,7 +157,8 @@ def run_prompt(
             return {}
 
         extra["callback_on_step_end"] = done
-    return pipe(**extra)
+    with counted_elsewhere():
+        return pipe(**extra)
 
 
 def final_latents(pipe: Any, prompt: str, arguments: Mapping[str, Any], seed: int) -> torch.Tensor:

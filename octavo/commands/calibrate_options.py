@@ -20,6 +20,7 @@ INPUTS = "How inputs are rounded"
 WEIGHTS = "How weights are rounded"
 FLOAT = "What stays float"
 CAPTURED = "The capture and its model"
+OBSERVED_SIGMA = 25.0  # standard deviations; msModelSlim's default
 CLASSIFIERS = "Image classifiers, which octavo calibrate-cnn calibrates too"
 
 
@@ -61,7 +62,7 @@ class CalibrateOptions:
     )
     sigma: float = option(
         "Half width of the range of --observer sigma, in standard deviations.",
-        default=25.0, heading=INPUTS, type=Within(0, 100), metavar="NUMBER",
+        default=OBSERVED_SIGMA, heading=INPUTS, type=Within(0, 100), metavar="NUMBER",
     )  # fmt: skip
     symmetric: bool = flag("Round inputs without a zero point.", heading=INPUTS)
     smoothing: bool | None = option(
@@ -139,11 +140,12 @@ class ClassifierOptions(CalibrateOptions):
 def settings_of(options: CalibrateOptions, family: "Family", samples: int | None = None) -> "Settings":
     """The settings of the recipe and of the options that change it.
 
-    Raises UsageError where a format cannot hold the result.
+    Raises UsageError where a format cannot hold the result, and for options that contradict each other.
     """
     from octavo.calibrate.formats.export import check_activations
     from octavo.calibrate.settings import RECIPES, Settings
 
+    _refuse_contradictions(options)
     defaults = family.keep_float
     if options.quantize_too and defaults is not None:
         unknown = [pattern for pattern in options.quantize_too if pattern not in defaults]
@@ -162,7 +164,25 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
         samples=samples, budget=options.budget, release=True, name="--keep-float", **recipe,
     )  # fmt: skip
     check_activations(formats_of(options), settings.activations)
+    if options.observer is not None and not settings.input_type.ranged:
+        known = f"ranges that are known before a run, and {settings.activations} activations have none"
+        raise UsageError(f"--observer {options.observer}: chooses {known}. Leave it out, or add --activations static.")
     return settings
+
+
+def _refuse_contradictions(options: CalibrateOptions) -> None:
+    """Raises UsageError where one option leaves nothing to do for another one that was given."""
+    rounding = {
+        f"--activations {options.activations}": options.activations, f"--observer {options.observer}": options.observer,
+        "--symmetric": options.symmetric, "--smoothing": options.smoothing,
+    }  # fmt: skip
+    given = [words for words, value in rounding.items() if value]
+    if options.weight_only and given:
+        raise UsageError(f"--weight-only: leaves inputs float, and {given[0]} says how to round them. Drop one.")
+    if options.sigma != OBSERVED_SIGMA and options.observer != "sigma":
+        raise UsageError(f"--sigma {options.sigma:g}: only works with --observer sigma. Add it, or leave --sigma out.")
+    if both := sorted(set(options.keep_float) & set(options.quantize_too)):
+        raise UsageError(f"--quantize {both[0]}: --keep-float has the same pattern. Drop one.")
 
 
 def formats_of(options: CalibrateOptions) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 """`octavo capture`: runs a pipeline over prompts and stores what its denoisers are called with."""
 
 import time
-from typing import Any
 
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import OctavoError
@@ -15,6 +14,7 @@ from octavo.capture.store.writer import CaptureWriter
 from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.long_prompts import long_prompts
 from octavo.pipelines.prompted import note_on_prompts
 from octavo.pipelines.run import call_arguments
 from octavo.prompts import read_prompts
@@ -56,27 +56,13 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
         "prompts": len(texts),
         "prompts_source": source,
     }
-    if note := note_on_prompts(pipe, arguments) or _long(pipe, texts):
+    if note := note_on_prompts(pipe, arguments) or long_prompts(pipe, texts):
         terminal.warn(note)
     with CaptureWriter.create(
         options.capture, manifest, resume=options.resume, group_readable=options.group_readable, ranks=ranks
     ) as writer:
         job.capture(writer, texts)
     _finish(job, writer, options, terminal, time.monotonic() - began)
-
-
-def _long(pipe: Any, texts: list[str]) -> str | None:
-    """A sentence for the user on prompts that the tokenizer cuts."""
-    tokenizer = getattr(pipe, "tokenizer", None)
-    limit = getattr(tokenizer, "model_max_length", 0) if tokenizer is not None else 0
-    if tokenizer is None or not 0 < limit < 100_000:
-        return None
-    long = sum(len(tokenizer(text, truncation=False, verbose=False).input_ids) > limit for text in texts)
-    return (
-        f"{long} of {len(texts)} prompts are longer than the {limit} tokens of the tokenizer; it cuts them."
-        if long
-        else None
-    )
 
 
 def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: Terminal, seconds: float) -> None:
@@ -88,6 +74,11 @@ def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: 
     for name in job.modules if tally.heard else ():
         if name not in tally.heard:
             terminal.warn(f"{name} was never called and cannot be calibrated from this. Take more --steps.")
+        elif name not in tally.stored:
+            terminal.warn(f"No step of {name} is among those kept, so it cannot be calibrated. Keep more with --keep.")
+    rule = job.keep.rule
+    if rule.kind == "spread" and tally.steps and min(tally.steps) < rule.number:
+        terminal.warn(f"--keep {options.keep}: a prompt took {min(tally.steps)} steps only; all of them are stored.")
     for name, count in tally.swapped.items():
         terminal.warn(swap_warning(name, count))
     if options.pth is not None and job.ranks.rank == 0:

@@ -9,11 +9,11 @@ from typing import Any
 
 from octavo.calibrate.errors import out_of_memory
 from octavo.capture.errors import DeviceError, MisfitError, NumbersError, OctavoError, StorageError, first_sentence
-from octavo.capture.kept_steps import keep_rule
+from octavo.capture.kept_steps import KeptSteps, keep_rule
 from octavo.capture.ranks import ALONE, Ranks
 from octavo.capture.recorder import Clock, Recorder
 from octavo.capture.store.writer import CaptureWriter, UnitWriter, unit_key
-from octavo.pipelines.run import RunSettings, prompt_seed, run_prompt, total_steps
+from octavo.pipelines.run import RunSettings, announced_steps, prompt_seed, run_prompt, total_steps
 
 from ..terminal import Interrupted, Terminal, duration, size
 from .capture_options import CaptureOptions
@@ -30,6 +30,8 @@ class Tally:
     skipped: int = 0  # calls with values that are not finite
     saturated: int = 0  # calls with float16 values at their limit
     heard: set[str] = field(default_factory=set)  # denoisers that were called
+    stored: set[str] = field(default_factory=set)  # denoisers of which calls are stored
+    steps: set[int] = field(default_factory=set)  # numbers of steps that prompts took
     swapped: dict[str, int] = field(default_factory=dict)  # by denoiser: attention layers run in the pipeline's way
     failed: list[int] = field(default_factory=list)  # numbers of the prompts, from 1
     running: float = 0.0  # seconds inside the pipeline
@@ -57,7 +59,7 @@ class Job:
         self.pipe, self.modules, self.arguments = pipe, modules, arguments
         self.settings, self.options, self.terminal, self.ranks = settings, options, terminal, ranks
         self.steps = total_steps(pipe, arguments)
-        self.keep = keep_rule(options.keep, self.steps)
+        self.keep = KeptSteps(keep_rule(options.keep), self.steps, lambda: announced_steps(pipe))
         self.tally = Tally()
 
     def capture(self, writer: CaptureWriter, texts: list[str]) -> None:
@@ -94,28 +96,15 @@ class Job:
     def _prompt(
         self, writer: CaptureWriter, index: int, info: dict[str, Any], number: int, show: Callable[[int], None]
     ) -> None:
-        clock, began = Clock(), time.perf_counter()
+        began, clock = time.perf_counter(), Clock()
         try:
-            with writer.unit(index, info) as unit, ExitStack() as stack:
-                heard = Heard(unit, number, self.options, self.tally)
-                recorders = [
-                    stack.enter_context(
-                        Recorder(
-                            module, heard, name=name, clock=clock, keep=self.keep, drop=frozenset(self.options.dropped)
-                        )
-                    )
-                    for name, module in self.modules.items()
-                ]
-
-                def stepped(step: int) -> None:
-                    clock.tick(step)
-                    show(step + 1)
-
-                run_prompt(self.pipe, info["prompt"], self.arguments, self.settings.seed, stepped)
-                if not any(recorder.heard for recorder in recorders):
-                    names = " or ".join(self.modules)
-                    raise MisfitError(f"prompt {number}: the {names} was never called. Choose another --component.")
-                inside = time.perf_counter()
+            tally = self._run(writer, index, info, number, show, clock)
+            if tally is None:
+                clock = Clock()
+                tally = self._run(writer, index, info, number, show, clock)
+            if tally is None:
+                fact = f"prompt {number} does not take as many steps when it runs again"
+                raise MisfitError(f"{fact}. Use --keep every:N.")
         except Exception as error:
             refused = self._refusal(error, number, clock.step, len(writer.there()))
             if not self.options.keep_going or isinstance(refused, MisfitError | StorageError | DeviceError):
@@ -123,14 +112,45 @@ class Job:
             self.tally.failed.append(number)
             self.terminal.warn(str(refused), own=True)
             return
-        self.tally.recording += sum(r.seconds for r in recorders) + time.perf_counter() - inside
-        self.tally.running += time.perf_counter() - began
-        self.tally.heard |= {recorder.name for recorder in recorders if recorder.heard}
-        self.tally.swapped |= {recorder.name: recorder.swapped for recorder in recorders if recorder.swapped}
-        self.tally.calls += unit.calls
-        self.tally.raw_bytes += unit.raw_bytes
-        self.tally.stored_bytes += unit.stored_bytes
-        self.terminal.event("prompt", own=True, number=number, calls=unit.calls, stored_bytes=unit.stored_bytes)
+        tally.running = time.perf_counter() - began
+        self.tally = self.tally.plus(tally)
+        self.terminal.event("prompt", own=True, number=number, calls=tally.calls, stored_bytes=tally.stored_bytes)
+
+    def _run(
+        self, writer: CaptureWriter, index: int, info: dict[str, Any], number: int, show: Callable[[int], None],
+        clock: Clock,
+    ) -> Tally | None:  # fmt: skip
+        """Runs a prompt and stores its unit. None: nothing is stored, for its steps were miscounted."""
+        tally = Tally()
+        self.keep.begin()
+        try:
+            with writer.unit(index, info) as unit, ExitStack() as stack:
+                heard = Heard(unit, number, self.options, tally)
+                dropped = frozenset(self.options.dropped)
+                recorders = [
+                    stack.enter_context(Recorder(module, heard, name=name, clock=clock, keep=self.keep, drop=dropped))
+                    for name, module in self.modules.items()
+                ]
+
+                def stepped(step: int) -> None:
+                    clock.tick()
+                    show(step + 1)
+
+                run_prompt(self.pipe, info["prompt"], self.arguments, self.settings.seed, stepped)
+                if not any(recorder.heard for recorder in recorders):
+                    names = " or ".join(self.modules)
+                    raise MisfitError(f"prompt {number}: the {names} was never called. Choose another --component.")
+                if self.keep.miscounted():
+                    raise _Miscounted
+                inside = time.perf_counter()
+        except _Miscounted:
+            return None
+        tally.recording = sum(r.seconds for r in recorders) + time.perf_counter() - inside
+        tally.heard = {recorder.name for recorder in recorders if recorder.heard}
+        tally.steps = {self.keep.count}
+        tally.swapped = {recorder.name: recorder.swapped for recorder in recorders if recorder.swapped}
+        tally.calls, tally.raw_bytes, tally.stored_bytes = unit.calls, unit.raw_bytes, unit.stored_bytes
+        return tally
 
     def _refusal(self, error: Exception, number: int, step: int, stored: int) -> OctavoError:
         """The error as the user should read it."""
@@ -148,6 +168,10 @@ class Job:
         disk, seconds = tally.stored_bytes * left, tally.running * -(-left // self.ranks.world)
         self.terminal.say(f"The other {left} prompts will take about {size(disk)} and {duration(seconds)}.")
         self.terminal.event("estimate", prompts=left, bytes=disk, seconds=round(seconds, 3))
+
+
+class _Miscounted(Exception):
+    """Leaves a unit whose run kept other steps than asked for; see KeptSteps."""
 
 
 class Heard:
@@ -169,6 +193,8 @@ class Heard:
             )
         self.tally.skipped += bool(bad)
         self.tally.saturated += any(s.saturated for s in stats.values())
+        if not bad:
+            self.tally.stored.add(call.component)
         return not bad
 
 

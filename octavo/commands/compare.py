@@ -10,10 +10,12 @@ from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import DeviceError, OctavoError, StorageError, first_sentence
 from octavo.capture.files import Modes, staging, write_bytes
 from octavo.pipelines.family import Family
-from octavo.pipelines.inspection import family_at, stored_dtype
+from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.long_prompts import long_prompts
 from octavo.pipelines.prompted import note_on_prompts
 from octavo.pipelines.run import call_arguments
+from octavo.pipelines.weights import stored_dtype
 from octavo.prompts import read_prompts
 
 from ..checkpoints import check_deployed, load_deployed
@@ -39,9 +41,10 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
     directory = model_directory(options.model)
     family = family_at(directory)
     comparison = _comparison(options, directory, checkpoint, family, prompts.texts)
-    if note := note_on_prompts(comparison.pipe, comparison.arguments):
+    texts = list(prompts.texts[: options.limit])
+    if note := note_on_prompts(comparison.pipe, comparison.arguments) or long_prompts(comparison.pipe, texts):
         terminal.warn(note)
-    _run(comparison, list(prompts.texts[: options.limit]), terminal)
+    _run(comparison, texts, terminal)
     content = content_of(comparison, options, source)
     data = page(content, [(pair.exact, pair.other) for pair in comparison.pairs])
     write_bytes(options.output, data, Modes(options.group_readable).manifest)

@@ -10,6 +10,7 @@ from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageEr
 from octavo.pipelines import family_of
 from octavo.pipelines.finite import finite_outputs
 from octavo.pipelines.load import model_directory
+from octavo.pipelines.long_prompts import long_prompts
 from octavo.pipelines.prompted import note_on_prompts, parameters_of
 from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
 
@@ -31,7 +32,7 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
     )  # fmt: skip
     arguments = _arguments(pipe, settings, options, target)
     check_count(arguments, target)
-    if note := note_on_prompts(pipe, arguments):
+    if note := note_on_prompts(pipe, arguments) or long_prompts(pipe, [options.prompt]):
         terminal.warn(note)
     steps = total_steps(pipe, arguments)
     began = time.monotonic()

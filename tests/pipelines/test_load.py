@@ -53,7 +53,7 @@ def test_a_broken_index_is_refused(model, text):
 
 def test_a_broken_config_of_a_component_is_refused(model):
     (model / "transformer" / "config.json").write_text("{")
-    refused_load(model, 3, "transformer", "not a valid JSON")
+    refused_load(model, 3, "transformer", "not valid JSON")
 
 
 @pytest.mark.parametrize("place", ["pipeline.py", "transformer/mine.py", "custom.py"])

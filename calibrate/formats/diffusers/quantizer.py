@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
@@ -181,3 +182,8 @@ def _misfit(name: str, fact: str) -> OctavoError:
 
 def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+# diffusers has no entry point for quantizers: these tables are where it looks them up
+AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = OctavoQuantizer
+AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = OctavoConfig
