@@ -24,7 +24,7 @@ from .preparation.batch_norms import Folded, folded
 from .preparation.dtype_casts import cast_to
 from .preparation.weight_reads import weights_used_elsewhere
 from .replay.calls import Calls, Progress, silent
-from .replay.sqnr import Power, outputs, power_of
+from .replay.sqnr import Power, outputs, powers_of, total
 from .replay.work import Work
 from .report import Findings, report_of, with_mixture
 from .result import Result
@@ -85,8 +85,12 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)
     with work.watch.stage("measure"), quantized(model, {} if settings.release else layers):
-        output = power_of(part.exact, outputs(model, part.measured(), work.ranks), work.ranks).checked()
-    findings = Findings(part.choices, part.chosen.seen.ranges, part.powers, part.chosen.seen.calls, output.sqnr)
+        output = powers_of(part.exact, outputs(model, part.measured(), work.ranks), work.ranks)
+    sqnr = total(output).checked().sqnr
+    if curve and settings.method.plain and sqnr is not None:
+        curve.append({**part.chosen.seen.last._asdict(), "output_sqnr": sqnr})
+    held = part.chosen.seen.current.held_of(part.positions)
+    findings = Findings(part.choices, part.chosen.seen.ranges, part.powers, part.chosen.seen.calls, output, held)
     report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve}
     for mixture in mixtures:
         report = with_mixture(report, mixture)

@@ -11,7 +11,7 @@ from octavo.capture.errors import NumbersError
 from .choice import Choice
 from .layers.transforms import Transform
 from .observers.patches import PatchSurvey
-from .observers.ranges import WHOLE, Ranges, edges_of, input_with, observe_ranges
+from .observers.ranges import WHOLE, Bins, Ranges, bins_for, input_with, observe_ranges
 from .observers.survey import Survey
 from .observers.survey_replay import Known, Surveyed, surveyed
 from .plan import Plan, named
@@ -28,16 +28,21 @@ from .smoothing.search import smooth
 
 
 class Seen(NamedTuple):
-    """The findings of the replays: the ranges of layer inputs, and how many calls there were.
+    """The findings of the replays: the ranges of layer inputs, and `current`, the state at the end of the calls.
 
     `silent`: layers that never ran, where no range says so. `last`: the end of the calls.
     """
 
     ranges: Ranges
     silent: frozenset[str]
-    calls: int
+    current: CurrentCall
     last: Mark
     at_marks: Mapping[Mark, Ranges]
+
+    @property
+    def calls(self) -> int:
+        """The number of calls."""
+        return self.current.count
 
 
 @dataclass(frozen=True)
@@ -87,13 +92,14 @@ def choose(
     if settings.transforming:
         with work.watch.stage("smooth"):
             transforms = transforms_of(model, known.surveys, settings, work)
-    edges = edges_of(known.current.levels) if settings.input_type.by_level else WHOLE
+    current = known.current
+    bins = bins_for(current.levels, current.units) if settings.input_type.by_level else WHOLE
     with work.watch.stage("replay"):
-        seen = _seen(model, calls, plan, settings, work, survey, transforms, edges)
-    nearest, reasons = nearest_choices(model, plan, settings, seen, transforms, edges)
+        seen = _seen(model, calls, plan, settings, work, survey, transforms, bins)
+    nearest, reasons = nearest_choices(model, plan, settings, seen, transforms, bins.edges)
     choices, summed = dict(nearest), frozenset[int]()
     if not settings.method.plain:
-        positions = known.current.training or list(range(known.current.count))
+        positions = current.training or list(range(current.count))
         summed = frozenset(positions[index] for index in spread(len(positions), CALLS))
         with work.watch.stage("weights"):
             surveys = {name: each for name, each in known.surveys.items() if name in choices}
@@ -101,7 +107,7 @@ def choose(
             choices |= choose_weights(
                 model, usable, surveys, lambda: taken(calls, summed), settings.method, work, room()
             )
-    levels = tuple(sorted(set(known.current.levels), reverse=True)) if len(edges) else None
+    levels = tuple(sorted(set(current.levels.values()), reverse=True)) if len(bins.edges) else None
     return Chosen(choices, reasons, nearest, seen, survey, summed, levels)
 
 
@@ -145,30 +151,33 @@ def _seen(
     work: Work,
     survey: Surveyed | None,
     transforms: Mapping[str, Transform],
-    edges: Tensor,
+    bins: Bins,
 ) -> Seen:
     """The ranges of the inputs of layers that ran: from the surveys where these suffice, else by another replay."""
-    surveys = survey.known.surveys if survey else {}
-    count, last = (survey.calls, survey.last) if survey else (0, Mark(0, None))
+    surveys, last = (survey.known.surveys, survey.last) if survey else ({}, Mark(0, None))
+    current = survey.known.current if survey else CurrentCall(model, work.ranks)
     if not settings.input_type.ranged:
-        if not surveys:
-            count = sum(1 for _ in first(calls, settings.samples))
+        if not survey:
+            for _ in current.each(first(calls, settings.samples)):
+                pass
+            current = current.shared()
+        count = current.count
         silent = {name for name in plan.quantized if name not in surveys or not surveys[name].seen}
         if count and silent:
             silent -= layers_called(model, silent, first(calls, settings.samples), work.ranks)
-        return Seen({}, frozenset(silent) if count else frozenset(), count, last, {})
-    ranges = extremes(surveys, transforms) if settings.observer == "minmax" and not len(edges) else {}
+        return Seen({}, frozenset(silent) if count else frozenset(), current, last, {})
+    ranges = extremes(surveys, transforms) if settings.observer == "minmax" and not len(bins.edges) else {}
     never = {name for name, each in surveys.items() if not each.seen}
     if survey is not None:
         ranges, never = ranges | survey.ranges, never | survey.silent
     missing = [name for name in plan.quantized if name not in ranges and name not in never]
     if not missing:
-        return Seen(ranges, frozenset(), count, last, survey.ranges_at_marks if survey else {})
+        return Seen(ranges, frozenset(), current, last, survey.ranges_at_marks if survey else {})
     shown = work.progress("replay", first(calls, settings.samples), settings.samples)
     found, current, marks = observe_ranges(
-        model, missing, shown, settings.observer, settings.options, transforms, edges, work.ranks
+        model, missing, shown, settings.observer, settings.options, transforms, bins, work.ranks
     )
-    return Seen(ranges | found, frozenset(), current.count, marks.last, marks.taken)
+    return Seen(ranges | found, frozenset(), current, marks.last, marks.taken)
 
 
 def nearest_choices(
@@ -177,7 +186,7 @@ def nearest_choices(
     settings: Settings,
     seen: Seen,
     transforms: Mapping[str, Transform],
-    edges: Tensor = WHOLE,
+    edges: Tensor = WHOLE.edges,
 ) -> tuple[dict[str, Choice], dict[str, str]]:
     """Choices with weights rounded to the nearest, and the reasons of the layers without a choice."""
     choices, reasons = {}, {}

@@ -55,12 +55,15 @@ def learning_curve(
     """Measures rows {calls, prompts, output_sqnr in dB}, one for each snapshot: the float `model` with the layers of
     `plan` as the calls up to that snapshot would have chosen them.
 
-    Measured on `calls`, for which the float model's outputs were `exact`. [] where measuring would cost too much, or
-    where the choices for fewer calls are not known. Collective: the ranks of `work` share the calls, and `exact` holds
-    this rank's outputs.
+    Measured on `calls`, for which the float model's outputs were `exact`. Where all weights are rounded to the nearest
+    the last row, for all calls, is left out: it is that of the result. [] where measuring would cost too much, or where
+    the choices for fewer calls are not known. Collective: the ranks of `work` share the calls, and `exact` holds this
+    rank's outputs.
     """
     rows = []
     marked = earlier_choices(model, chosen, plan, settings, work)
+    if settings.method.plain:
+        marked.pop(chosen.seen.last, None)
     for mark, choices in work.progress("enough", marked.items(), len(marked)) if marked else ():
         names = [name for name in plan.quantized if name in choices]
         layers: dict[str, Any] = {name: LayerOnDemand(layer_at(model, name), choices[name]) for name in names}

@@ -14,8 +14,9 @@ from .layers.inputs import WORDS
 from .layers.modules import QuantizedLayer
 from .layers.weights import check_finite
 from .plan import Plan, layer_at, make_plan, named, reasons_of
-from .replay.calls import Call, Calls, Progress, spread, taken
+from .replay.calls import Call, Calls, Progress, taken
 from .replay.hooks import axes
+from .replay.measured_calls import measured_calls
 from .replay.sqnr import Power, comparing, joined, outputs
 from .replay.work import Work
 from .rounding.sums import ROOM
@@ -35,6 +36,7 @@ class Part:
     choices: dict[str, Choice]
     layers: dict[str, QuantizedLayer]
     makers: Mapping[str, Callable[[], QuantizedLayer]]
+    positions: list[int]
     measured: Callable[[], Iterator[Call]]
     powers: dict[str, Power]
     axes: dict[str, int]
@@ -66,7 +68,7 @@ def calibrate_part(
         plan, choices = mix(plan, choices)
     with work.watch.stage("freeze"):
         plan, layers = frozen(model, plan, choices, chosen.reasons, work.progress, hold=hold)
-    positions = spread(chosen.seen.calls, settings.measured(chosen.seen.calls))
+    positions = measured_calls(chosen.seen.current, settings.measured(chosen.seen.calls))
     announce(chosen.summed.union(work.ranks.share(positions)))
     makers = {name: partial(_made, model, name, choices, layers) for name in plan.quantized}
     measured = partial(taken, calls, positions)
@@ -76,7 +78,7 @@ def calibrate_part(
         axes(model, plan.quantized) as counts,
     ):
         exact = outputs(model, work.progress("measure", measured(), len(positions)), work.ranks)
-    return Part(plan, chosen, choices, layers, makers, measured, joined(powers, work.ranks), counts, exact)
+    return Part(plan, chosen, choices, layers, makers, positions, measured, joined(powers, work.ranks), counts, exact)
 
 
 def planned(model: nn.Module, settings: Settings) -> Plan:

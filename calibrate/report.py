@@ -1,6 +1,6 @@
 """The report of a calibration: ranges, scales, errors and bytes of every layer, as plain JSON."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .choice import NEAREST, Choice
@@ -9,7 +9,7 @@ from .layers.modules import QuantizedLayer
 from .layers.scheme import Range
 from .mixed_precision.mix import Mixture
 from .plan import Entry, Plan
-from .replay.sqnr import Power
+from .replay.sqnr import Power, interval, total
 from .resources import Stopwatch, peak_memory
 from .settings import Settings
 
@@ -20,14 +20,15 @@ ZERO_INPUT = "its input was zero in every call"
 
 class Findings(NamedTuple):
     """The findings of a calibration: `choices`, `ranges` of inputs and `powers` of outputs by layer; the number of
-    calls, and the SQNR of the model's output in dB.
+    `calls`; the power of the model's `output` in each measured call, of which `held` calls are held out.
     """
 
     choices: Mapping[str, Choice]
     ranges: Mapping[str, list[Range]]
     powers: Mapping[str, Power]
     calls: int
-    output_sqnr: float | None
+    output: Sequence[Power]
+    held: int
 
 
 def report_of(
@@ -40,12 +41,15 @@ def report_of(
     | layers      | for each plan entry: name, kind, shape, scheme (null: float), reason, bytes_before, bytes_after; |
     |             | for a quantized layer: weight_scale [smallest, largest], sqnr in dB (null: no error),            |
     |             | and range, scale, zero_point of its input (scheme W8A8_TIMESTEP: a list, one for each bin)       |
-    | totals      | quantized, kept_float, bytes_before, bytes_after, output_sqnr in dB, calls                       |
+    | totals      | quantized, kept_float, bytes_before, bytes_after, output_sqnr in dB, its 95 % interval           |
+    |             | output_sqnr_interval [low, high] (null: too few calls), calls, calls_measured, of which          |
+    |             | calls_held_out; the sqnr of layers is of the same calls                                          |
     | enough      | learning curve: rows calls, prompts, output_sqnr in dB; [] where it was not measured             |
     | seconds     | seconds by stage                                                                                 |
     | peak_memory | bytes of the whole process                                                                       |
     """
     rows = [_row(entry, layers.get(entry.name), findings, settings) for entry in plan.entries]
+    extent = interval(findings.output)
     return {
         "format": FORMAT,
         "settings": settings.reported,
@@ -55,8 +59,11 @@ def report_of(
             "kept_float": len(rows) - len(layers),
             "bytes_before": sum(row["bytes_before"] for row in rows),
             "bytes_after": sum(row["bytes_after"] for row in rows),
-            "output_sqnr": findings.output_sqnr,
+            "output_sqnr": total(findings.output).sqnr,
+            "output_sqnr_interval": None if extent is None else list(extent),
             "calls": findings.calls,
+            "calls_measured": len(findings.output),
+            "calls_held_out": findings.held,
         },
         "warnings": warnings_of(plan),
         "seconds": {name: round(seconds, 3) for name, seconds in watch.seconds.items()},
@@ -127,6 +134,18 @@ def warnings_of(plan: Plan) -> list[str]:
             kinds[entry.reason] = kinds.get(entry.reason, 0) + 1
     lines += [f"{reason}: {count} stay float." for reason, count in sorted(kinds.items())]
     return lines
+
+
+def measured_on(totals: Mapping[str, Any]) -> str:
+    """The calls that the SQNR of a report was measured on, in words."""
+    count, held = totals.get("calls_measured"), totals.get("calls_held_out", 0)
+    if not count:
+        return "on calls it has seen"
+    if held == count:
+        return f"on {count} calls held out"
+    if count == totals["calls"]:
+        return "on its only call" if count == 1 else f"on all {count} calls"
+    return f"on {count} calls, {held} of them held out" if held else f"on {count} of {totals['calls']} calls"
 
 
 def worst(report: Mapping[str, Any], count: int = 10) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from .layers.inputs import ACTIVATIONS, Input
 from .layers.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Scheme
 from .mixed_precision.budget import Budget, budget_of
 from .observers.observers import OBSERVERS, Options
+from .replay.measured_calls import MEASURED
 from .rounding.methods import WEIGHT_METHODS, Method
 from .smoothing.search import SmoothingGroup
 
@@ -38,7 +39,7 @@ class Settings:
     more_float: Mapping[str, str] = field(default_factory=dict)  # patterns and reasons beside the general rule
     quantize: tuple[str, ...] = ()  # patterns of layers that no default keeps float; each has to match one
     samples: int | None = None  # calls to replay; None: all
-    sqnr_calls: int | None = None  # calls to measure with, spaced evenly; None: one of 16, at most 8
+    sqnr_calls: int | None = None  # calls to measure with; None: MEASURED
     strict: bool = False  # whether a layer that never ran is an error
     release: bool = False  # whether float layers of the model may be replaced one by one and freed
     name: str = "keep_float"  # the user's name of `keep_float`, for messages
@@ -63,7 +64,7 @@ class Settings:
         """The number of calls to measure with, out of `count`; all where `fallback` picks layers by their errors."""
         if self.fallback:
             return count
-        return min(8, max(1, count // 16)) if self.sqnr_calls is None else self.sqnr_calls
+        return MEASURED if self.sqnr_calls is None else self.sqnr_calls
 
     @property
     def input_type(self) -> type[Input]:

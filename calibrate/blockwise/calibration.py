@@ -29,8 +29,10 @@ from ..layers.noise_level import attach
 from ..layers.scheme import Range
 from ..part import calibrate_part, check_left, planned
 from ..plan import Plan, block_names
-from ..replay.calls import Call, Calls, Progress, check_caches, first, silent, spread, taken
-from ..replay.sqnr import Power, outputs, power_of
+from ..replay.calls import Call, Calls, Progress, check_caches, first, silent, taken
+from ..replay.current_call import CurrentCall
+from ..replay.measured_calls import measured_calls
+from ..replay.sqnr import Power, outputs, powers_of, total
 from ..replay.work import Work
 from ..report import Findings, report_of
 from ..resources import peak_memory, resident_memory
@@ -91,7 +93,7 @@ class BlockwiseCalibration:
         outside = [entry.name for entry in self._plan.entries if entry.scheme and not self._block_of(entry.name)]
         self._blocks = Blocks(model, self._names, self._parking, Spill(place), outside, self._plan.quantized)
         self._check_room()
-        self._count, self._timesteps = 0, None
+        self._current, self._timesteps = CurrentCall(model), None  # of the calls: those of the last part
         # positions of calls that this rank runs even where another rank owns them; None until known
         self._replayed: frozenset[int] | None = None
         self._choices: dict[str, Choice] = {}
@@ -119,10 +121,12 @@ class BlockwiseCalibration:
                 layer.noise_level = noise
             track = self._blocks.sweep(self._measured)
             with self._blocks.ended(self._measured, track):
-                output = power_of(exact, outputs(self._model, self._blocks.calls()), self._work.ranks).checked()
+                output = powers_of(exact, outputs(self._model, self._blocks.calls()), self._work.ranks)
+        total(output).checked()
         self._check_peak("measuring")
         layers = {name: self._layers[name] for name in self._plan.quantized}
-        findings = Findings(self._choices, self._ranges, self._powers, self._count, output.sqnr)
+        held = self._current.held_of(self._positions())
+        findings = Findings(self._choices, self._ranges, self._powers, self._current.count, output, held)
         report = report_of(self._plan, layers, findings, self._settings, self._work.watch)
         told = {"enough": [], "warnings": [*report["warnings"], *self._divided()]}
         return Result(self._plan, layers, report | told, self._timesteps, axes=self._axes)
@@ -146,7 +150,7 @@ class BlockwiseCalibration:
 
     def _positions(self) -> list[int]:
         """The positions of the calls that the SQNR is measured on."""
-        return spread(self._count, self._settings.measured(self._count))
+        return measured_calls(self._current, self._settings.measured(self._current.count))
 
     def _measured(self) -> Iterator[Call]:
         """The measured calls that belong to this rank."""
@@ -172,8 +176,6 @@ class BlockwiseCalibration:
         outside = {entry.name for entry in self._plan.entries if not self._block_of(entry.name)}
         with self._blocks.ended(self._calls, track):
             layers = self._calibrated(outside, "outside the blocks")
-            if not self._count:
-                self._count = sum(1 for _ in self._calls())
             with self._work.watch.stage("measure"):
                 exact = outputs(self._model, taken(self._blocks.calls, self._positions()), self._work.ranks)
         install(self._model, layers)
@@ -188,7 +190,7 @@ class BlockwiseCalibration:
             self._model, self._blocks.calls, plan, self._settings_for(names), self._work.labelled(label), hold=True,
             room=self._room, announce=self._replay,
         )  # fmt: skip
-        self._count, self._timesteps = part.chosen.seen.calls, part.chosen.timesteps
+        self._current, self._timesteps = part.chosen.seen.current, part.chosen.timesteps
         self._plan = self._plan.replaced(part.plan)
         self._ranges |= part.chosen.seen.ranges
         self._powers |= part.powers

@@ -96,7 +96,8 @@ def united(known: Known, ranks: Ranks) -> Known:
             sample.thin([each[name][index] for each in sizes])
     bare = {name: survey.copy(None) for name, survey in surveys.items()}  # type: ignore[arg-type]
     parts = ranks.gather((current.samples, current.levels, bare))
-    joined = current.joined(sum(part[0] for part in parts), [level for part in parts for level in part[1]])
+    levels = {position: level for part in parts for position, level in part[1].items()}
+    joined = current.joined(sum(part[0] for part in parts), levels)
     merged = {name: survey.copy(joined) for name, survey in parts[0][2].items()}
     for _, _, others in parts[1:]:
         for name, survey in merged.items():

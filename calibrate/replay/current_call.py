@@ -24,14 +24,16 @@ def held_out(number: int) -> bool:
 class CurrentCall:
     """The current call of a replay: its `position`, whether it is `held` out, its noise `level` (None without one).
 
-    Over all calls so far: their `count`, and `training`, the positions of calls not held out. Over the calls that
-    `ranks` gives to this process: their noise `levels`, and the number of `samples` in all batches.
+    Over all calls so far: their `count`, `units`, the number of the prompt of each (None where a call does not say it),
+    and `training`, the positions of calls not held out. Over the calls that `ranks` gives to this process: their noise
+    `levels` by position, and the number of `samples` in all batches.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
         self._signature, self._ranks = inspect.signature(model.forward), ranks
         self.position, self.held, self.level, self.count, self.samples = 0, False, None, 0, 0
-        self.levels: list[float] = []
+        self.levels: dict[int, float] = {}
+        self.units: list[int | None] = []
         self.training: list[int] = []
 
     level: float | None
@@ -44,6 +46,7 @@ class CurrentCall:
             self.position, self.held = position, held_out(position if unit is None else unit)
             if not self.held:
                 self.training.append(position)
+            self.units.append(unit)
             self.count += 1
             if self._ranks.owns(position):
                 self._look(call)
@@ -54,14 +57,24 @@ class CurrentCall:
         levels = levels_of(named)
         self.level = None if levels is None else float(levels.max())
         if self.level is not None:
-            self.levels.append(self.level)
+            self.levels[self.position] = self.level
         self.samples += next((len(x) for x in named.values() if isinstance(x, Tensor) and x.ndim > 1), 1)
 
-    def joined(self, samples: int, levels: list[float]) -> "CurrentCall":
+    def shared(self) -> "CurrentCall":
+        """A copy with the totals of all ranks. Collective."""
+        parts = self._ranks.gather((self.samples, self.levels))
+        levels = {position: level for _, part in parts for position, level in part.items()}
+        return self.joined(sum(samples for samples, _ in parts), levels)
+
+    def joined(self, samples: int, levels: dict[int, float]) -> "CurrentCall":
         """A copy with the totals of all ranks: their `samples`, and the `levels` of all calls."""
         made = copy.copy(self)
         made.samples, made.levels = samples, levels
         return made
+
+    def held_of(self, positions: Iterable[int]) -> int:
+        """The number of held-out calls among those at `positions`."""
+        return len(set(positions).difference(self.training))
 
     def _named(self, call: Call) -> dict[str, Any]:
         try:

@@ -38,6 +38,6 @@ class Marks:
 
 def affordable(marks: Iterable[Mark], count: int, measured: int) -> list[Mark]:
     """The latest snapshots that can be measured in about a tenth of the time of a replay of `count` calls, with
-    `measured` calls for each snapshot and for the end; none where a tenth is too little."""
-    able = count // (_SHARE * measured) - 1 if measured else 0
+    `measured` calls for each snapshot; none where a tenth is too little."""
+    able = count // (_SHARE * measured) if measured else 0
     return sorted(marks)[-able:] if able > 0 else []

@@ -1,6 +1,9 @@
 """Signal-to-quantization-noise ratio of a layer's or a model's output against the float output.
 
 SQNR = 10 * log10(sum of y_float**2 / sum of (y_float - y_integer)**2)       in dB, over all values observed
+
+The sums run over all calls before the ratio is taken, so that a call counts by the energy of its signal and of its
+error. A mean over the SQNR of each call would be far higher where a few calls have next to no error.
 """
 
 import math
@@ -20,6 +23,10 @@ from ..layers.modules import QuantizedLayer
 from ..layers.noise_level import NoiseLevel, attach
 from .calls import Call, evaluating, run
 from .hooks import hooked, input_of
+
+# 97.5 % quantile of Student's t: terms by powers of one over the degrees of freedom; within 1 % from two degrees on
+# (Abramowitz and Stegun, Handbook of Mathematical Functions, 1964, formula 26.7.5)
+_STUDENT = (1.96, 2.372, 2.823, 2.556, 1.587)
 
 
 @dataclass
@@ -77,6 +84,25 @@ class Power:
         return 10.0 * math.log10(signal / noise)
 
 
+def interval(powers: Sequence[Power]) -> tuple[float, float] | None:
+    """The 95 % confidence interval, in dB, of the SQNR that calls like these have; `powers` holds one power a call.
+
+    To first order the logarithm of a ratio of sums moves by each call's share of one sum less that of the other: these
+    differences give the standard error (linearized ratio estimator: Cochran, Sampling Techniques, 1977, section 6.4).
+    Student's t, with one degree of freedom less than there are calls, gives the width. The calls count as drawn at
+    random; calls spread over noise levels vary less, and calls of one prompt do not show how prompts differ. None for
+    fewer than three calls, and without an SQNR.
+    """
+    count, signal, noise = len(powers), math.fsum(p.signal for p in powers), math.fsum(p.noise for p in powers)
+    if count < 3 or not (signal > 0.0 and noise > 0.0):
+        return None
+    variance = math.fsum((p.signal / signal - p.noise / noise) ** 2 for p in powers) * count / (count - 1)
+    free = count - 1
+    student = sum(term / free**power for power, term in enumerate(_STUDENT))
+    middle, half = 10.0 * math.log10(signal / noise), 10.0 / math.log(10.0) * student * variance**0.5
+    return middle - half, middle + half
+
+
 @contextmanager
 def at_noise_level(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
     """Gives a layer outside any model this noise level while inside."""
@@ -131,10 +157,23 @@ def joined(powers: Mapping[str, Power], ranks: Ranks) -> dict[str, Power]:
     return {name: reduce(Power.plus, (part[name] for part in parts)) for name in powers}
 
 
+def powers_of(
+    exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]], ranks: Ranks = ALONE
+) -> list[Power]:
+    """The power of a model's outputs in each of the same calls, which `ranks` share. Collective."""
+    powers = []
+    for one, two in zip(exact, other, strict=True):
+        powers.append(Power())
+        for exact_tensor, tensor in zip(one, two, strict=True):
+            powers[-1].add(exact_tensor, tensor)
+    return [power for part in ranks.gather(powers) for power in part]
+
+
 def power_of(exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]], ranks: Ranks = ALONE) -> Power:
     """The power of a model's outputs on the same calls, which `ranks` share. Collective."""
-    power = Power()
-    for one, two in zip(exact, other, strict=True):
-        for exact_tensor, tensor in zip(one, two, strict=True):
-            power.add(exact_tensor, tensor)
-    return joined({"": power}, ranks)[""]
+    return total(powers_of(exact, other, ranks))
+
+
+def total(powers: Iterable[Power]) -> Power:
+    """The power of the tensors of all."""
+    return reduce(Power.plus, powers, Power())

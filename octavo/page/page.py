@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from octavo.calibrate.learning_curve import verdict
+from octavo.calibrate.report import measured_on
 
 from ..comparing.image_metrics import png
 from . import figures
@@ -43,10 +44,18 @@ def page(content: Mapping[str, Any], pictures: Sequence[tuple[np.ndarray, np.nda
     embedded = {name: svg and Markup(svg) for name, svg in drawn.items()}
     text = _ENVIRONMENT.get_template("template.html.j2").render(
         content=content, report=report, rows=rows, totals=totals, prompts=content.get("prompts", []), pictures=shown,
-        figures=embedded, notes=_notes(report), kept=_kept(rows), quantized=_worst_first(rows),
-        pixelated=bool(pictures) and max(pictures[0][0].shape[1:3]) <= 256,
+        figures=embedded, measured=_measured(report), notes=_notes(report), kept=_kept(rows),
+        quantized=_worst_first(rows), pixelated=bool(pictures) and max(pictures[0][0].shape[1:3]) <= 256,
     )  # fmt: skip
     return text.encode()
+
+
+def _measured(report: Mapping[str, Any]) -> str:
+    """The interval and the calls of the SQNR in a report."""
+    totals = report.get("totals", {})
+    interval = totals.get("output_sqnr_interval")
+    around = "" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f} dB; "
+    return f"{around}{measured_on(totals)}; their inputs are within the ranges, so other prompts may have less"
 
 
 def _notes(report: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """How many calls were enough."""
 
 import json
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -9,10 +10,13 @@ import torch
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.learning_curve import verdict
+from octavo.calibrate.replay.current_call import CurrentCall
 from octavo.calibrate.replay.marks import Mark, Marks, affordable
+from octavo.calibrate.replay.measured_calls import measured_calls
 from octavo.calibrate.replay.sqnr import Power
 from octavo.calibrate.settings import Settings
 
+from ..zoo.hard_sd3 import bits, same
 from ..zoo.toy import given, toy
 
 
@@ -50,9 +54,9 @@ def test_marks_are_after_1_2_4_8_prompts_or_calls():
 
 def test_what_is_measured_again_is_about_a_tenth_of_the_replay():
     marks = [Mark(2**n, None) for n in range(9)]
-    assert affordable(marks, 159, 8) == affordable(marks, 448, 0) == []
-    assert affordable(marks, 160, 8) == marks[-1:]
-    assert affordable(marks, 448, 8) == marks[-4:]
+    assert affordable(marks, 159, 16) == affordable(marks, 448, 0) == []
+    assert affordable(marks, 160, 16) == marks[-1:]
+    assert affordable(marks, 448, 8) == marks[-5:]
 
 
 @pytest.mark.parametrize("release", [False, True])
@@ -72,13 +76,12 @@ def test_the_curve_rises_to_the_final_value(more, release):
 
 @pytest.mark.parametrize("observer", ["minmax", "sigma", "percentile", "mse"])
 def test_looking_on_the_way_changes_nothing(observer):
-    settings = Settings(defaults={}, observer=observer)
-    watched = calibrate(toy(), given(calls(12)), settings).report
-    once = calibrate(toy(), given([call._replace(unit=0) for call in calls(12)]), settings).report
-    assert watched["enough"]
-    assert not once["enough"]
-    assert watched["layers"] == once["layers"]
-    assert watched["totals"] == once["totals"]
+    settings = Settings(defaults={}, observer=observer, sqnr_calls=1)
+    watched = calibrate(toy(), given(calls(12)), settings)
+    once = calibrate(toy(), given([call._replace(unit=3) for call in calls(12)]), settings)
+    assert watched.report["enough"]
+    assert not once.report["enough"]
+    assert same(bits(watched.layers), bits(once.layers))
 
 
 @pytest.mark.parametrize("units", [4, 8, 16])
@@ -87,11 +90,13 @@ def test_a_point_of_the_curve_is_what_a_shorter_capture_would_have_given(units, 
     model, every = toy(), calls(20)
     result = calibrate(model, given(every), Settings(defaults={}, smoothing=smoothing, sqnr_calls=1))
     shorter = calibrate(model, given(every[: 2 * units]), Settings(defaults={}, smoothing=smoothing, sqnr_calls=0))
-    power = Power()
+    current, power = CurrentCall(model), Power()
+    list(current.each(every))
+    (call,) = (every[at] for at in measured_calls(current, 1))
     with torch.no_grad():
-        exact = model(*every[20].args)  # the call in the middle
+        exact = model(*call.args)
         with quantized(model, shorter.layers):
-            power.add(exact, model(*every[20].args))
+            power.add(exact, model(*call.args))
     assert {"calls": 2 * units, "prompts": units, "output_sqnr": power.sqnr} in result.report["enough"]
 
 
@@ -112,8 +117,9 @@ def test_without_ranges_or_where_they_take_another_replay_there_is_no_curve(more
 
 def test_weights_by_a_method_are_compared_as_rounded_to_the_nearest():
     model, every = toy(), calls(12)
-    plain = calibrate(model, given(every), Settings(defaults={}, smoothing=True)).report
-    method = calibrate(model, given(every), Settings(defaults={}, smoothing=True, weights=("gptq",))).report
+    settings = Settings(defaults={}, smoothing=True, sqnr_calls=1)
+    plain = calibrate(model, given(every), settings).report
+    method = calibrate(model, given(every), replace(settings, weights=("gptq",))).report
     assert plain["enough"]
     assert plain["enough"] == method["enough"]
     assert plain["enough"][-1]["output_sqnr"] == plain["totals"]["output_sqnr"]

@@ -28,7 +28,8 @@ def test_every_fourth_prompt_is_held_out_whole():
     held = {(call.unit, current.held) for call in current.each(samples)}
     assert held == {(unit, unit in (3, 7)) for unit in range(9)}
     assert current.training == [at for at, call in enumerate(samples) if call.unit not in (3, 7)]
-    assert current.levels == [float(call.kwargs["timestep"][0]) for call in samples]
+    assert current.levels == {at: float(call.kwargs["timestep"][0]) for at, call in enumerate(samples)}
+    assert current.units == [call.unit for call in samples]
     assert current.samples == 2 * current.count == 2 * len(samples)
 
 

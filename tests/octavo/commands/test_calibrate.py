@@ -233,8 +233,14 @@ def test_words_that_are_none_are_refused(captured, tmp_path, more):
 def test_how_many_calls_were_enough_is_said_and_written(tiny_model, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"a red circle and {number} rings" for number in range(10)))
-    capture(tiny_model, tmp_path / "capture", prompts)
+    capture(tiny_model, tmp_path / "capture", prompts, "--steps", 16)
     said = octavo("calibrate", tmp_path / "capture", tmp_path / "a", "--accuracy", "plain")
-    rows = json.loads((tmp_path / "a" / "report.json").read_text())["enough"]
-    assert [(row["calls"], row["prompts"]) for row in rows] == [(12, 4), (24, 8), (30, 10)]
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    rows, totals = report["enough"], report["totals"]
+    assert [(row["calls"], row["prompts"]) for row in rows] == [(128, 8), (160, 10)]
+    low, high = totals["output_sqnr_interval"]
+    assert low < totals["output_sqnr"] < high
+    assert rows[-1]["output_sqnr"] == totals["output_sqnr"]
+    words = f"output SQNR {totals['output_sqnr']:.1f} dB ({low:.1f} to {high:.1f}) on 16 calls, 8 of them held out"
+    assert words in " ".join(said.split())
     assert any(words in said for words in ("were enough", "More calls would gain", "still counted"))
