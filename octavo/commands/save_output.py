@@ -2,13 +2,12 @@
 
 import importlib.util
 import io
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from octavo.capture.errors import StorageError, UsageError
-from octavo.capture.files import replace_directory, staging, storage, write_bytes
+from octavo.capture.files import create, replace_directory, replace_file, staging, storage, write_bytes
 
 _MODE, _DIRECTORY_MODE = 0o644, 0o755
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -84,17 +83,18 @@ def _encoded(picture: Any, kind: str) -> bytes:
 
 
 def _save_frames(frames: Sequence[Any], path: Path) -> None:
-    with staging(path.absolute().parent) as staged:
+    with staging(path.absolute().parent, path) as staged:
         for index, frame in enumerate(frames):
-            write_bytes(staged / f"{index:04d}.png", _encoded(frame, "PNG"), _MODE)
+            with create(staged / f"{index:04d}.png", _MODE) as sink:
+                sink.write(_encoded(frame, "PNG"))
         replace_directory(staged, path, _DIRECTORY_MODE)
 
 
 def _save_video(frames: Sequence[Any], path: Path, fps: int) -> None:
     from diffusers.utils import export_to_video
 
-    with tempfile.TemporaryDirectory() as folder:
-        video = Path(export_to_video(list(frames), str(Path(folder) / "made.mp4"), fps=fps))
+    with staging(path.absolute().parent, path) as staged, storage(path):
+        video = Path(export_to_video(list(frames), str(staged / path.name), fps=fps))
         write_bytes(path, video.read_bytes(), _MODE)
 
 
@@ -105,8 +105,7 @@ def _save_latents(made: Any, path: Path) -> str:
 
     if not isinstance(made, Tensor):
         raise UsageError(f"{path}: the pipeline gives no latents. Name a picture or a directory.")
-    with staging(path.absolute().parent) as staged:
+    with staging(path.absolute().parent, path) as staged:
         write_tensors(staged / path.name, {"latents": Planned.of(made)}, {}, _MODE)
-        with storage(path):
-            (staged / path.name).replace(path)
+        replace_file(staged / path.name, path)
     return f"latents {tuple(made.shape)}"

@@ -55,7 +55,7 @@ def write_among(target: Path, fill: Callable[[Path], None], modes: Modes) -> Non
     if not target.exists():
         write_directory(target, fill, modes)
         return
-    with staging(target) as staged:
+    with staging(target, target) as staged:
         fill(staged)
         with storage(target):
             for path in sorted(staged.glob("*.onnx")):
