@@ -34,7 +34,12 @@ _REPORT: Kind = fields(
         "layers": list_of(_LAYER),
         "totals": fields(
             {"quantized": count, "kept_float": count, "bytes_before": count, "bytes_after": count, "calls": count},
-            {"output_sqnr": maybe(number)},
+            {
+                "output_sqnr": maybe(number),
+                "output_sqnr_interval": maybe(list_of(number, 2)),
+                "calls_measured": count,
+                "calls_held_out": count,
+            },
         ),
     },
     {

@@ -1,11 +1,11 @@
 """Writes files and directories so that each exists whole, private and durable, or does not exist.
 
-A file is made under a temporary name, written, given its mode whatever the umask, and synced before it is renamed. A
-directory is filled in a staging directory beside its target and renamed. Every OSError becomes a StorageError.
+A file is made in a staging directory beside its target, written, given its mode whatever the umask, and synced before
+it is renamed. A directory is filled as a staging directory and renamed. Every OSError becomes a StorageError.
 """
 
 # This module needs descriptors, modes and O_NOFOLLOW, which pathlib does not offer.
-# ruff: noqa: PTH101, PTH102, PTH104, PTH105, PTH108, PTH116, PTH208
+# ruff: noqa: PTH101, PTH102, PTH104, PTH105, PTH108, PTH208
 import ctypes
 import fcntl
 import os
@@ -14,9 +14,11 @@ import secrets
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,6 @@ from .errors import UNSUPPORTED, StorageError, storage_error
 from .sealed import digest_of, read_bytes, read_sealed, seal
 
 __all__ = [
-    "LOCK_NAME",
-    "Lock",
     "Modes",
     "SafeWriteUmask",
     "Sink",
@@ -33,12 +33,12 @@ __all__ = [
     "commit_directory",
     "create",
     "fsync_directory",
-    "lock",
     "make_directory",
     "read_bytes",
     "read_sealed",
     "remove",
     "replace_directory",
+    "replace_file",
     "staging",
     "storage",
     "write_bytes",
@@ -46,9 +46,8 @@ __all__ = [
     "writing",
 ]
 
-LOCK_NAME = ".lock"
-STAGING = re.compile(r"\.staging-[0-9a-f]{16}")
-PARTIAL = re.compile(r"\.partial-[0-9a-f]{16}")
+STAGING = re.compile(r"\.staging-([0-9a-f]{8})[0-9a-f]{8}")  # the group names the kernel of the process that made it
+UNTOUCHED = 7 * 86400  # seconds without a write after which the process of a staging directory is taken for dead
 RENAME_EXCHANGE = 2  # flag of Linux renameat2 (linux/fs.h)
 
 
@@ -103,27 +102,23 @@ class Sink:
 
 
 @contextmanager
-def create(path: Path, mode: int, shown: Path | None = None) -> Iterator[Sink]:
-    """Makes a file that must not exist yet, inside a staging directory: writes it, sets its mode, syncs it.
-
-    Errors name `shown` where `path` is a name that the user never sees.
-    """
-    shown = shown or path
-    with storage(shown):
+def create(path: Path, mode: int) -> Iterator[Sink]:
+    """Makes a file that must not exist yet, inside a staging directory: writes it, sets its mode, syncs it."""
+    with storage(path):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
     sink = Sink(descriptor)
     try:
         yield sink
-        with storage(shown):
+        with storage(path):
             os.fchmod(descriptor, mode)
             os.fsync(descriptor)
     except Exception:
         if sink.error is not None:
-            raise storage_error(shown, sink.error) from sink.error
+            raise storage_error(path, sink.error) from sink.error
         raise
     finally:
-        with storage(shown):
+        with storage(path):
             os.close(descriptor)
 
 
@@ -141,16 +136,17 @@ def scratch(path: Path) -> Iterator[Sink]:
 @contextmanager
 def writing(path: Path, mode: int) -> Iterator[Sink]:
     """Writes a file that replaces `path` in one step when the block ends well, and leaves no trace otherwise."""
-    temporary = path.with_name(f".partial-{secrets.token_hex(8)}")
-    try:
-        with create(temporary, mode, shown=path) as sink:
+    with staging(path.parent, path) as staged:
+        with create(staged / path.name, mode) as sink:
             yield sink
-        with storage(path):
-            os.replace(temporary, path)
-        fsync_directory(path.parent)
-    finally:
-        with suppress(OSError):
-            os.unlink(temporary)
+        replace_file(staged / path.name, path)
+
+
+def replace_file(staged: Path, target: Path) -> None:
+    """Puts a file of a staging directory in the place of `target` in one step, durably."""
+    with storage(target):
+        os.replace(staged, target)
+    fsync_directory(target.parent)
 
 
 def write_bytes(path: Path, data: bytes | memoryview, mode: int) -> None:
@@ -197,49 +193,82 @@ def make_directory(path: Path, mode: int) -> None:
 
 
 @contextmanager
-def staging(parent: Path) -> Iterator[Path]:
+def staging(parent: Path, shown: Path | None = None) -> Iterator[Path]:
     """Makes a directory in `parent` to fill and commit; removes whatever is left of it when the block ends.
 
-    The directory is locked while this process lives: by the lock `clean` tells directories of dead processes.
+    The directory is locked while this process lives: the lock tells it from a directory that a dead process left, and
+    those in `parent` are removed first. Errors of the disk name `shown`, by default `parent`, and no staged file.
     """
-    path = parent / f".staging-{secrets.token_hex(8)}"
+    shown = shown or parent
+    _clean_abandoned(parent)
+    path = parent / f".staging-{_kernel()}{secrets.token_hex(4)}"
     held: list[int] = []
     try:
-        with storage(parent):
+        with storage(shown):
             while not _make_staging(path, held):
                 pass
         yield path
+    except StorageError as error:
+        if isinstance(error.__cause__, OSError) and str(error).startswith(str(path)):
+            raise storage_error(shown, error.__cause__) from error.__cause__
+        raise
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        with storage(parent):
-            for descriptor in held:
+        for descriptor in held:
+            with suppress(OSError):
                 os.close(descriptor)
 
 
 def _make_staging(path: Path, held: list[int]) -> bool:
-    """Makes and locks a staging directory; False when `clean` removed the directory between mkdir and flock."""
+    """Makes and locks a staging directory; False when another process removed it between mkdir and flock."""
     os.mkdir(path, 0o700)
-    os.chmod(path, 0o700)
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.chmod(path, 0o700)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
     held.append(descriptor)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return os.path.lexists(path)
 
 
-def clean(directory: Path) -> None:
-    """Removes the leftovers of dead processes: unlocked staging directories, and partial files.
+@cache
+def _kernel() -> str:
+    """Eight hexadecimal digits for the running kernel: a lock is seen by the processes of one kernel."""
+    try:
+        identity = Path("/proc/sys/kernel/random/boot_id").read_bytes()  # containers of a machine share it
+    except OSError:
+        identity = socket.gethostname().encode()
+    return digest_of(identity)[:8]
 
-    The caller has to hold the lock of `directory`; staging directories of living processes stay.
-    """
+
+def clean(directory: Path) -> None:
+    """Removes the staging directories that no process has locked. The caller has to hold the lock of `directory`: it
+    excludes processes of other machines, whose locks of directories cannot be seen."""
     with storage(directory):
         names = os.listdir(directory)
     for name in names:
-        path = directory / name
         if STAGING.fullmatch(name):
-            _remove_unlocked(path)
-        elif PARTIAL.fullmatch(name):
-            with suppress(OSError):
-                os.unlink(path)
+            _remove_unlocked(directory / name)
+
+
+def _clean_abandoned(directory: Path) -> None:
+    """Removes the staging directories of dead processes, and leaves a directory whose process may live elsewhere."""
+    with suppress(OSError):
+        for name in os.listdir(directory):
+            made = STAGING.fullmatch(name)
+            if made and (made[1] == _kernel() or _of_no_other_machine(directory / name)):
+                _remove_unlocked(directory / name)
+
+
+def _of_no_other_machine(path: Path) -> bool:
+    """Whether a staging directory of another kernel lies on this machine's disk, left by a restart, or is old."""
+    try:
+        if os.major(os.lstat(path).st_dev):  # a block device; networks, memory and overlays have the major number 0
+            return True
+        return time.time() - max(entry.lstat().st_mtime for entry in [path, *path.iterdir()]) > UNTOUCHED
+    except OSError:
+        return False
 
 
 def _remove_unlocked(path: Path) -> None:
@@ -307,62 +336,6 @@ def _exchange(one: Path, other: Path) -> bool:
     if number in UNSUPPORTED:
         return False
     raise OSError(number, os.strerror(number), str(other))
-
-
-class Lock:
-    """The lock of a directory, held by this process until `release`; a killed process holds none."""
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self._path = path
-        self._descriptor: int | None = descriptor
-
-    def release(self) -> None:
-        """Releases the directory; a second call does nothing."""
-        if self._descriptor is None:
-            return
-        descriptor, self._descriptor = self._descriptor, None
-        try:
-            os.unlink(self._path)  # while locked: a process that opened the file before finds another one and retries
-        except OSError:
-            pass  # the file may stay: the lock is on the descriptor
-        finally:
-            with suppress(OSError):
-                os.close(descriptor)
-
-
-def lock(directory: Path) -> Lock:
-    """Locks `directory` for this process, or raises StorageError at once, naming the process that holds the lock."""
-    path = directory / LOCK_NAME
-    with storage(directory):
-        while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-            try:
-                if _take(descriptor, path, directory):
-                    return Lock(path, descriptor)
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
-
-
-def _take(descriptor: int, path: Path, directory: Path) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as exc:
-        holder = re.fullmatch(r"(\d+) (\S+)\n", os.read(descriptor, 400).decode(errors="replace"))
-        who = f"pid {holder[1]} on host {holder[2]}" if holder else "another process"
-        raise StorageError(f"{directory}: in use by {who}.") from exc
-    held = os.fstat(descriptor)
-    try:
-        named = os.stat(path, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    if (held.st_dev, held.st_ino) != (named.st_dev, named.st_ino):
-        return False
-    os.fchmod(descriptor, 0o600)
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
-    return True
 
 
 class SafeWriteUmask:

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from octavo.capture.errors import StorageError
-from octavo.capture.files import Modes, make_directory, replace_directory, staging
+from octavo.capture.files import STAGING, Modes, make_directory, replace_directory, staging
 
 from . import TABLE, format_named
 from .manifest import MANIFEST
 
-_COMMON = rf"report\.(json|html)|{re.escape(MANIFEST)}|\.staging-[0-9a-f]{{16}}"
+_COMMON = rf"report\.(json|html)|{re.escape(MANIFEST)}|{STAGING.pattern}"
 
 
 def is_ours(name: str) -> bool:
@@ -65,6 +65,6 @@ def write_directory(target: Path, fill: Callable[[Path], None], modes: Modes) ->
     """Fills a staging directory beside `target`, then replaces `target` by it in one step."""
     if not target.parent.exists():
         make_directory(target.parent, modes.directory)
-    with staging(target.parent) as staged:
+    with staging(target.parent, target) as staged:
         fill(staged)
         replace_directory(staged, target, modes.directory)

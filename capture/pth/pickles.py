@@ -1,9 +1,11 @@
 """Inspects a file of torch.save by unpickling it with stand-ins that neither call nor allocate.
 
 Each name that the pickle needs is looked up in a short list; each tensor's claimed size is compared with the bytes in
-the file. Only a file that passes is given to torch.load.
+the file. Only a file that passes is given to torch.load: with `weights_only`, or with `DataUnpickler` where its pickles
+have another protocol than 2, which is all that `weights_only` reads.
 """
 
+import codecs
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -11,7 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from types import SimpleNamespace
+from typing import IO, Any, ClassVar, NamedTuple
 
 import torch
 
@@ -52,6 +55,7 @@ class Claims:
     path: Path
     size: int
     storages: dict[str, Storage] = field(default_factory=dict)
+    protocols: set[int] = field(default_factory=set)  # of the pickles that were inspected
 
     def too_large(self, claimed: int) -> OctavoError:
         return FileError(f"{self.path}: tensor of {human(claimed)} in a {human(self.size)} file. {NOT_LOADED}")
@@ -109,14 +113,97 @@ ITEMSIZES = {
 }
 
 
-class DryUnpickler(pickle._Unpickler):
-    """Unpickles to stand-ins, by Python's unpickler: the memo of the C one takes as much memory as a file asks for."""
+# the names that the pickle of a data file needs besides storages and dtypes, and what they stand for
+NAMES: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": OrderedDict,
+    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    "torch._utils._rebuild_tensor_v3": torch._utils._rebuild_tensor_v3,
+    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+    "torch.Size": torch.Size,
+    "torch.device": torch.device,
+    "_codecs.encode": codecs.encode,
+    "builtins.complex": complex,
+    "builtins.set": set,
+}
 
-    def __init__(self, file: IO[bytes], claims: Claims) -> None:
+
+class DataUnpickler(pickle._Unpickler):
+    """Unpickles data of any protocol: every name is looked up in NAMES, and no object but an OrderedDict has a state.
+
+    This is Python's unpickler: the memo of the C one takes as much memory as a file asks for.
+    """
+
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, file: Any, **options: Any) -> None:
         super().__init__(file, encoding="utf-8")
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}".replace("__builtin__.", "builtins.")
+        owner, _, last = full.rpartition(".")
+        if full in NAMES:
+            return self.named(full)
+        if owner in ("torch", "torch.storage") and last in ITEMSIZES:
+            return self.storage(last)
+        if owner == "torch" and isinstance(getattr(torch, last, None), torch.dtype):
+            return getattr(torch, last)
+        raise NotAllowed(full)
+
+    def named(self, full: str) -> Any:
+        """The object that stands for a name of NAMES."""
+        return NAMES[full]
+
+    def storage(self, kind: str) -> Any:
+        """The object that stands for a type of storages."""
+        return getattr(torch, kind)
+
+    def get_extension(self, code: int) -> None:
+        raise NotAllowed(f"copyreg extension {code}")
+
+    def load_build(self) -> None:
+        state, owner = self.stack.pop(), self.stack[-1]
+        if type(owner) is not OrderedDict or type(state) is not dict:
+            raise NotAllowed(f"a state of {getattr(type(owner), '__qualname__', 'an object')}")
+        vars(owner).update(state)
+
+    def load_bytearray8(self) -> None:
+        raise NotAllowed("builtins.bytearray")
+
+    def load_next_buffer(self) -> None:
+        raise NotAllowed("buffers outside of the file")
+
+    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    dispatch[pickle.NEXT_BUFFER[0]] = dispatch[pickle.READONLY_BUFFER[0]] = load_next_buffer
+
+
+class Bounded:
+    """A file of `size` bytes that is never asked for more at once: a reader may make room for all that it is asked."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._size, self.readline = file, size, file.readline
+
+    def read(self, count: int) -> bytes:
+        if count > self._size:
+            raise EOFError
+        return self._file.read(count)
+
+
+# DataUnpickler, as torch.load takes it in the place of the module pickle
+DATA_PICKLE = SimpleNamespace(
+    __name__="pickle of data",
+    Unpickler=DataUnpickler,
+    load=lambda file, **options: DataUnpickler(file).load(),
+)
+
+
+class DryUnpickler(DataUnpickler):
+    """Unpickles to stand-ins, which neither call nor allocate, and remembers the newest protocol in `claims`."""
+
+    def __init__(self, file: IO[bytes], claims: Claims, size: int) -> None:
+        super().__init__(Bounded(file, size))
         self._claims = claims
-        self._names: dict[str, Callable[..., Any]] = {
-            "collections.OrderedDict": OrderedDict,
+        self._stand_ins: dict[str, Callable[..., Any]] = {
             "torch._utils._rebuild_tensor_v2": claims.tensor,
             "torch._utils._rebuild_tensor_v3": claims.tensor_v3,
             "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
@@ -126,21 +213,21 @@ class DryUnpickler(pickle._Unpickler):
             "builtins.complex": lambda *_: 0j,
         }
 
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}".replace("__builtin__.", "builtins.")
-        if full in self._names:
-            return self._names[full]
-        owner, _, last = full.rpartition(".")
-        if owner in ("torch", "torch.storage") and last in ITEMSIZES:
-            return last
-        if owner == "torch" and isinstance(getattr(torch, last, None), torch.dtype):
-            return getattr(torch, last)
-        raise NotAllowed(full)
+    def load(self) -> Any:
+        loaded = super().load()
+        self._claims.protocols.add(self.proto)
+        return loaded
 
-    def get_extension(self, code: int) -> None:
-        raise NotAllowed(f"copyreg extension {code}")
+    def named(self, full: str) -> Any:
+        return self._stand_ins.get(full, NAMES[full])
+
+    def storage(self, kind: str) -> Any:
+        return kind
 
     def persistent_load(self, pid: Any) -> Storage:
+        if isinstance(pid, str):
+            fact = "has pickle protocol 0, in which torch.save writes no tensors"
+            raise FileError(f"{self._claims.path}: {fact}. Make the file again with the default protocol.")
         return self._claims.storage(pid)
 
 
@@ -159,7 +246,7 @@ def inspect_zip(file: IO[bytes], claims: Claims) -> None:
         if entries[pickles[0]].file_size > PICKLE_LIMIT:
             raise FileError(f"{claims.path}: pickle larger than {human(PICKLE_LIMIT)}. {NOT_LOADED}")
         with archive.open(pickles[0]) as stream:
-            DryUnpickler(stream, claims).load()
+            DryUnpickler(stream, claims, entries[pickles[0]].file_size).load()
     folder = pickles[0].removesuffix("data.pkl")
     for storage in claims.storages.values():
         entry = entries.get(f"{folder}data/{storage.key}")
@@ -169,10 +256,10 @@ def inspect_zip(file: IO[bytes], claims: Claims) -> None:
 
 def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
     """Refuses a file as `inspect_zip` does, for the sequence of pickles that torch.save wrote before 1.6."""
-    if DryUnpickler(file, claims).load() != LEGACY_MAGIC:
+    if DryUnpickler(file, claims, claims.size).load() != LEGACY_MAGIC:
         raise foreign(claims.path, "a plain pickle")
     for _ in ("protocol", "system", "object", "storage keys"):
-        DryUnpickler(file, claims).load()
+        DryUnpickler(file, claims, claims.size).load()
     total = sum(storage.bytes for storage in claims.storages.values())
     if total > claims.size:
         raise claims.too_large(total)

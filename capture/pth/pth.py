@@ -12,9 +12,20 @@ from ..files import Modes, writing
 from ..sealed import open_regular
 from ..store.unit import Call
 from ..store.writer import CaptureWriter
-from .pickles import NOT_LOADED, Claims, NotAllowed, foreign, inspect_legacy, inspect_zip, looks_like
+from .pickles import (
+    DATA_PICKLE,
+    LEGACY_MAGIC,
+    NOT_LOADED,
+    Claims,
+    NotAllowed,
+    foreign,
+    inspect_legacy,
+    inspect_zip,
+    looks_like,
+)  # fmt: skip
 
 HEAD = 512  # bytes read first, to tell the kind of file
+LEGACY_START = f"L{LEGACY_MAGIC}L\n".encode()  # the first pickle of a file before torch 1.6 in the protocols 0 and 1
 
 
 def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
@@ -29,11 +40,17 @@ def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
         try:
             file.seek(0)
             inspect = inspect_zip if head.startswith(b"PK\x03\x04") else inspect_legacy
-            if inspect is inspect_legacy and head[:1] != b"\x80":
+            if inspect is inspect_legacy and not head.startswith((b"\x80", LEGACY_START)):
                 raise foreign(path, looks_like(head))
-            inspect(file, Claims(path, size))
+            claims = Claims(path, size)
+            inspect(file, claims)
             file.seek(0)
-            return torch.load(file, map_location=map_location, weights_only=True, mmap=False)
+            if claims.protocols == {2}:
+                return torch.load(file, map_location=map_location, weights_only=True, mmap=False)
+            if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0") not in ("", "0"):
+                fact = f"has pickle protocol {max(claims.protocols)}, which TORCH_FORCE_WEIGHTS_ONLY_LOAD refuses"
+                raise FileError(f"{path}: {fact}. Unset it, or save the file again with the default protocol.")
+            return torch.load(file, map_location=map_location, weights_only=False, pickle_module=DATA_PICKLE)
         except OctavoError:
             raise
         except NotAllowed as exc:

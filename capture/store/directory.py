@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MisfitError, StorageError
-from ..files import LOCK_NAME, PARTIAL, Modes, make_directory, storage
+from ..files import STAGING, Modes, make_directory, storage
+from ..locks import LOCK_NAME
 from ..sealed import canonical
 from .layout import CAPTURE, UNITS, list_units, read_capture
 
@@ -26,7 +27,7 @@ def prepare(directory: Path, modes: Modes, resume: bool) -> None:
             make_directory(directory, modes.directory)
         names = [entry.name for entry in directory.iterdir()]
     if CAPTURE not in names:
-        foreign = sorted(name for name in names if name != LOCK_NAME and not PARTIAL.fullmatch(name))
+        foreign = sorted(name for name in names if name != LOCK_NAME and not STAGING.fullmatch(name))
         if foreign:
             raise StorageError(f"{directory}: not empty and not a capture (found {foreign[0]}).")
     elif not resume:

@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..errors import NO_SPACE, MisfitError, OctavoError, StorageError
-from ..files import Lock, Modes, clean, commit_directory, lock, make_directory, remove, staging, write_sealed
+from ..files import Modes, clean, commit_directory, make_directory, remove, staging, write_sealed
+from ..locks import Lock, lock
 from ..ranks import ALONE, Ranks
 from ..sealed import canonical
 from .directory import check_same, count_units, prepare
@@ -120,7 +121,7 @@ class CaptureWriter:
         target = self.directory / UNITS / f"{index:06d}-{key}"
         writer: UnitWriter | None = None
         try:
-            with staging(self.directory / UNITS) as staged:
+            with staging(self.directory / UNITS, self.directory) as staged:
                 writer = UnitWriter(staged, self._modes, index, key, info)
                 yield writer
                 writer.finish()

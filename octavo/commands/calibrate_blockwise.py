@@ -43,7 +43,8 @@ def calibrate_blockwise(
         tensor = cast(tensor)
         return tensor.to(deployed) if deployed and tensor.is_floating_point() else tensor
 
-    with staging(existing_parent(check_target(options.out, overwrite=options.overwrite))) as place:
+    target = check_target(options.out, overwrite=options.overwrite)
+    with staging(existing_parent(target), options.out) as place:
         work = BlockwiseCalibration(
             model.requires_grad_(False), captured.calls, settings, place=place, limit=limit,
             device=resolve_device(options.device), cast=in_deployment, progress=terminal.progress,

@@ -4,8 +4,9 @@ import time
 
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import OctavoError
-from octavo.capture.files import Modes, lock
+from octavo.capture.files import Modes
 from octavo.capture.fingerprint import fingerprint
+from octavo.capture.locks import lock
 from octavo.capture.ranks import Ranks
 from octavo.capture.recorder import swap_warning
 from octavo.capture.store.directory import prepare

@@ -3,13 +3,20 @@
 import importlib.util
 import io
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from octavo.capture.errors import StorageError, UsageError
-from octavo.capture.files import make_directory, replace_directory, staging, storage, write_bytes
+from octavo.capture.files import (
+    create,
+    make_directory,
+    replace_directory,
+    replace_file,
+    staging,
+    storage,
+    write_bytes,
+)
 
 _MODE, _DIRECTORY_MODE = 0o644, 0o755
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
@@ -114,7 +121,7 @@ def _encoded(picture: Any, kind: str) -> bytes:
 
 
 def _save_directory(items: Sequence[Any], path: Path) -> None:
-    with staging(path.absolute().parent) as staged:
+    with staging(path.absolute().parent, path) as staged:
         _fill(staged, items)
         replace_directory(staged, path, _DIRECTORY_MODE)
 
@@ -126,14 +133,15 @@ def _fill(folder: Path, items: Sequence[Any]) -> None:
             make_directory(folder / f"{index:04d}", _DIRECTORY_MODE)
             _fill(folder / f"{index:04d}", item)
         else:
-            write_bytes(folder / f"{index:04d}.png", _encoded(item, "PNG"), _MODE)
+            with create(folder / f"{index:04d}.png", _MODE) as sink:
+                sink.write(_encoded(item, "PNG"))
 
 
 def _save_video(frames: Sequence[Any], path: Path, fps: int) -> None:
     from diffusers.utils import export_to_video
 
-    with tempfile.TemporaryDirectory() as folder:
-        video = Path(export_to_video(list(frames), str(Path(folder) / "made.mp4"), fps=fps))
+    with staging(path.absolute().parent, path) as staged, storage(path):
+        video = Path(export_to_video(list(frames), str(staged / path.name), fps=fps))
         write_bytes(path, video.read_bytes(), _MODE)
 
 
@@ -144,8 +152,7 @@ def _save_latents(made: Any, path: Path) -> str:
 
     if not isinstance(made, Tensor):
         raise UsageError(f"{path}: the pipeline gives no latents. Name a picture or a directory.")
-    with staging(path.absolute().parent) as staged:
+    with staging(path.absolute().parent, path) as staged:
         write_tensors(staged / path.name, {"latents": Planned.of(made)}, {}, _MODE)
-        with storage(path):
-            (staged / path.name).replace(path)
+        replace_file(staged / path.name, path)
     return f"latents {tuple(made.shape)}"

@@ -4,8 +4,10 @@
 import errno
 import json
 import os
+import signal
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,6 @@ from octavo.capture.files import (
     clean,
     commit_directory,
     create,
-    lock,
     make_directory,
     read_bytes,
     read_sealed,
@@ -31,6 +32,7 @@ from octavo.capture.files import (
     write_sealed,
     writing,
 )
+from octavo.capture.locks import lock
 
 from ..helpers.faults import counting, dying, failing, fast_path, in_child
 from ..helpers.refusals import refused
@@ -96,7 +98,8 @@ def test_writing_replaces_a_link_and_does_not_follow_it(tmp_path: Path) -> None:
 def test_everything_is_synced_before_its_name_appears(tmp_path: Path) -> None:
     with counting() as calls:
         write_bytes(tmp_path / "f", b"x", 0o400)
-    assert calls.made == ["open", "write", "fchmod", "fsync", "close", "replace", "open", "fsync", "close", "unlink"]
+    written = ["open", "write", "fchmod", "fsync", "close", "replace", "open", "fsync", "close"]
+    assert calls.made == ["listdir", "mkdir", "chmod", "open", *written, "close"]
     with staging(tmp_path) as staged, counting() as calls:
         commit_directory(staged, tmp_path / "d")
     assert calls.made == ["chmod", "open", "fsync", "close", "rename", "open", "fsync", "close"]
@@ -181,20 +184,70 @@ def test_replace_killed_anywhere_leaves_old_or_staged(
         assert {path.name for path in fast_path.iterdir()} == {"out"}
 
 
-def test_clean_spares_the_staging_of_the_living(tmp_path: Path) -> None:
-    def killed() -> None:
-        with staging(tmp_path) as staged:
-            (staged / "f").write_text("x")
-            os._exit(9)
+def left_by_a_killed_process(directory: Path) -> Path:
+    """The staging directory of a process that was killed while it filled it."""
 
-    (tmp_path / ".partial-0123456789abcdef").write_text("left")
+    def killed() -> None:
+        with staging(directory) as staged:
+            (staged / "f").write_text("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(killed) == -signal.SIGKILL
+    (left,) = directory.glob(".staging-" + "[0-9a-f]" * 16)
+    return left
+
+
+def test_the_next_writer_removes_what_a_killed_process_left_and_spares_the_living(tmp_path: Path) -> None:
     (tmp_path / ".staging-notes").mkdir()
-    assert in_child(killed) == 9
+    (tmp_path / ".staging-notes" / "mine").touch()
+    left = left_by_a_killed_process(tmp_path)
     with staging(tmp_path) as mine:
-        assert len(os.listdir(tmp_path)) == 4
+        assert not left.exists()
+        write_bytes(tmp_path / "f", b"x", 0o600)
+        with staging(tmp_path) as other:
+            assert {mine.name, other.name, "f", ".staging-notes"} == set(os.listdir(tmp_path))
+    assert {"f", ".staging-notes"} == set(os.listdir(tmp_path))
+    assert (tmp_path / ".staging-notes" / "mine").exists()
+
+
+def test_a_staging_directory_whose_process_may_live_elsewhere_stays(fast_path: Path) -> None:
+    """Locks of directories are not seen by other machines, whose kernels have other names."""
+    left = left_by_a_killed_process(fast_path)
+    elsewhere = left.rename(left.with_name(f".staging-{'0' * 8}{left.name[-8:]}"))
+    write_bytes(fast_path / "f", b"x", 0o600)
+    assert elsewhere.exists() == (os.major(fast_path.stat().st_dev) == 0)  # a disk of its own has one machine
+    elsewhere.mkdir(exist_ok=True)
+    for path in (*elsewhere.iterdir(), elsewhere):
+        os.utime(path, (0, time.time() - files.UNTOUCHED - 60))
+    write_bytes(fast_path / "f", b"x", 0o600)
+    assert os.listdir(fast_path) == ["f"]
+    clean(fast_path)
+
+
+def test_clean_removes_what_no_process_of_this_machine_has_locked(tmp_path: Path) -> None:
+    left = left_by_a_killed_process(tmp_path)
+    left.rename(left.with_name(f".staging-{'0' * 16}"))
+    with staging(tmp_path) as mine:
         clean(tmp_path)
-        assert sorted(os.listdir(tmp_path)) == sorted([mine.name, ".staging-notes"])
-    assert os.listdir(tmp_path) == [".staging-notes"]
+        assert os.listdir(tmp_path) == [mine.name]
+
+
+def test_errors_of_the_disk_name_what_the_user_gave(tmp_path: Path) -> None:
+    def fill(at: int) -> None:
+        with counting(at, failing(errno.ENOSPC)), staging(tmp_path, tmp_path / "out") as staged:
+            make_directory(staged / "folder", 0o700)
+            with create(staged / "folder" / "f", 0o400) as sink:
+                sink.write(b"x")
+            replace_directory(staged, tmp_path / "out")
+
+    with counting() as calls:
+        fill(10**6)
+    assert (tmp_path / "out").is_dir()
+    for at, name in enumerate(calls.made[:-3]):
+        if name in ("mkdir", "open", "write", "fsync"):
+            message = refused(partial(fill, at), 5, "no space left")
+            assert message.startswith((f"{tmp_path / 'out'}: ", f"{tmp_path}: "))
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_lock_names_its_holder_at_once_and_ends_with_it(tmp_path: Path) -> None:
@@ -250,11 +303,11 @@ ERRORS = {
 def test_every_failing_call_is_one_line_and_leaves_the_old_file(tmp_path: Path, number: int) -> None:
     path = tmp_path / "f"
     write_bytes(path, b"old", 0o600)
-    sites = 8  # as listed in test_everything_is_synced_before_its_name_appears; unlink of nothing is allowed to fail
-    for at in range(sites):
+    # the calls of test_everything_is_synced_before_its_name_appears; the first and the last are allowed to fail
+    for at in range(1, 13):
         with counting(at, failing(number)) as calls:
             message = refused(lambda: write_bytes(path, b"new", 0o600), 5)
-        shown = path if at < 6 else tmp_path
+        shown = path if at < 10 else tmp_path
         assert message == f"{shown}: {ERRORS[number]}"
         assert path.read_bytes() == (b"old" if "replace" not in calls.made[:at] else b"new")
         assert os.listdir(tmp_path) == ["f"]

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from octavo.capture import files
+from octavo.capture import files, locks
 
 PURE = ("fsencode", "strerror", "getpid", "geteuid")  # ask nothing of a disk
 
 
 class CountingOs:
-    """Stands in for `os` in files.py: lists its calls in `made`, and runs `fault` before call number `at`."""
+    """Stands in for `os` where files are written: lists its calls in `made`, and runs `fault` before call `at`."""
 
     def __init__(self, at: int | None = None, fault: Callable[[], None] = lambda: None) -> None:
         self.made: list[str] = []
@@ -39,10 +39,11 @@ class CountingOs:
 
 @contextmanager
 def counting(at: int | None = None, fault: Callable[[], None] = lambda: None) -> Iterator[CountingOs]:
-    """Gives files.py a CountingOs inside the block."""
+    """Gives files.py and locks.py a CountingOs inside the block."""
     with pytest.MonkeyPatch.context() as patch:
         counter = CountingOs(at, fault)
         patch.setattr(files, "os", counter)
+        patch.setattr(locks, "os", counter)
         yield counter
 
 

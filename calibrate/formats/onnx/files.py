@@ -67,7 +67,7 @@ def write_among(
     if not target.exists():
         write_directory(target, fill_all, modes)
         return
-    with staging(target) as staged:
+    with staging(target, target) as staged:
         fill_all(staged)
         with storage(target):
             forget(target, [path.name for path in staged.iterdir()])

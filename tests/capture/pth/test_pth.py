@@ -9,6 +9,7 @@ import pickle
 import stat
 import sys
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from octavo.capture.errors import OctavoError
+from octavo.capture.pth.pickles import LEGACY_MAGIC
 from octavo.capture.pth.pth import convert_pth, load_samples, safe_torch_load, save_pth
 from octavo.capture.store.reader import Capture
 
@@ -51,6 +53,32 @@ def test_samples_load_from_files_and_links(tmp_path: Path, form: str) -> None:
     assert same(safe_torch_load(tmp_path / "f.pth"), [SAMPLE, SAMPLE])
     (tmp_path / "link.pth").symlink_to("f.pth")
     assert same(load_samples(tmp_path / "link.pth"), [((), SAMPLE)] * 2)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_every_pickle_protocol_that_holds_tensors_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, protocol: int
+) -> None:
+    ordered = OrderedDict(a=torch.ones(2), b=None)
+    vars(ordered)["_metadata"] = {"version": 1}
+    sample = SAMPLE | {"ordered": ordered, "set": {1, 2}, "parameter": torch.nn.Parameter(torch.ones(2))}
+    path = tmp_path / "f.pth"
+    torch.save([sample], path, _use_new_zipfile_serialization=FORMATS[form], pickle_protocol=protocol)
+    (read,) = safe_torch_load(path)
+    assert same(read, sample)
+    assert vars(read["ordered"]) == vars(ordered)
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    assert refused_load(path).startswith(f": has pickle protocol {protocol}, which TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_protocol_without_tensors_is_named(tmp_path: Path, form: str) -> None:
+    whole = [{"x": torch.ones(2)}]
+    torch.save(whole, tmp_path / "f.pth", _use_new_zipfile_serialization=FORMATS[form], pickle_protocol=1)
+    assert same(safe_torch_load(tmp_path / "f.pth"), whole)
+    torch.save(whole, tmp_path / "f.pth", _use_new_zipfile_serialization=FORMATS[form], pickle_protocol=0)
+    assert refused_load(tmp_path / "f.pth").startswith(": has pickle protocol 0, ")
 
 
 def test_parameters_and_rarer_dtypes_load(tmp_path: Path) -> None:
@@ -92,7 +120,7 @@ EVIL: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("name", EVIL)
-@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_code_is_named_and_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, form: str, protocol: int
 ) -> None:
@@ -205,10 +233,66 @@ def test_one_sample_and_positional_samples_load(tmp_path: Path) -> None:
     assert same(load_samples(tmp_path / "two.pth"), [((torch.ones(1), None), {}), ((torch.ones(2),), {})])
 
 
-def test_mutations_load_equal_or_are_refused(tmp_path: Path) -> None:
+def proto4(opcodes: bytes) -> bytes:
+    """A pickle of protocol 5 with these opcodes."""
+    return pickle.PROTO + b"\x05" + opcodes + pickle.STOP
+
+
+def text(word: bytes) -> bytes:
+    """The opcode that pushes a short text."""
+    return pickle.SHORT_BINUNICODE + bytes([len(word)]) + word
+
+
+def name(module: bytes, word: bytes) -> bytes:
+    """The opcodes that push what a name stands for, as protocol 4 writes them."""
+    return text(module) + text(word) + pickle.STACK_GLOBAL + pickle.MEMOIZE
+
+
+HUGE = (1 << 62).to_bytes(8, "little")
+REBUILD = name(b"torch._utils", b"_rebuild_tensor_v2")
+CRAFTED = {  # a pickle, and words of the refusal
+    "call by protocol 4": (name(b"posix", b"system") + text(b"touch marker") + b"\x85R", "needs posix.system"),
+    "dotted name": (name(b"collections", b"OrderedDict.__init__") + b")R", "needs collections.OrderedDict."),
+    "dotted allowed name": (name(b"torch", b"_utils._rebuild_tensor_v2") + b")R", "not a file"),
+    "import of a submodule": (name(b"torch.hub", b"load") + b")R", "needs torch.hub.load"),
+    "bytearray": (pickle.BYTEARRAY8 + HUGE, "needs builtins.bytearray"),
+    "buffer": (pickle.NEXT_BUFFER, "needs buffers outside"),
+    "read-only buffer": (b"N" + pickle.READONLY_BUFFER, "needs buffers outside"),
+    "huge frame": (pickle.FRAME + HUGE + b"N", "not a file"),
+    "huge text": (pickle.BINUNICODE8 + HUGE, "not a file"),
+    "huge bytes": (pickle.BINBYTES8 + HUGE, "not a file"),
+    "state of a function": (REBUILD + b"N}" + text(b"__defaults__") + b")s\x86b", "needs a state of "),
+    "attributes of a function": (REBUILD + b"}" + text(b"marker") + b"Nsb", "needs a state of "),
+    "state of a set": (pickle.EMPTY_SET + b"}b", "needs a state of set"),
+    "extension": (b"\x82\x01", "needs copyreg extension 1"),
+    "memo of nothing": (b"h\x07", "not a file"),
+    "instance": (b"(iposix\nsystem\n", "needs posix.system"),
+}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("case", CRAFTED)
+def test_crafted_pickles_of_new_protocols_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, form: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    opcodes, words = CRAFTED[case]
+    head = b"".join(pickle.dumps(value, 2) for value in (LEGACY_MAGIC, 1001, {}))
+    whole = zipped({"a/data.pkl": proto4(opcodes), "a/version": b"3\n"}) if FORMATS[form] else head + proto4(opcodes)
+    (tmp_path / "f.pth").write_bytes(whole)
+    before = torch._utils._rebuild_tensor_v2.__defaults__, dict(vars(torch._utils._rebuild_tensor_v2))
+    assert words in refused_load(tmp_path / "f.pth")
+    assert before == (torch._utils._rebuild_tensor_v2.__defaults__, vars(torch._utils._rebuild_tensor_v2))
+    assert [path.name for path in tmp_path.iterdir()] == ["f.pth"]
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("form", FORMATS)
+def test_mutations_load_equal_or_are_refused(tmp_path: Path, form: str, protocol: int) -> None:
     path = tmp_path / "f.pth"
-    for whole in (saved([{"x": torch.ones(2)}]), saved([{"x": torch.ones(2)}], _use_new_zipfile_serialization=False)):
-        for position in range(0, len(whole), 7):
+    value = [{"x": torch.ones(2), "n": {1}, "b": b"x"}]
+    for whole in (saved(value, _use_new_zipfile_serialization=FORMATS[form], pickle_protocol=protocol),):
+        for position in range(protocol, len(whole), 13):
             path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x15]) + whole[position + 1 :])
             try:
                 safe_torch_load(path)

@@ -233,6 +233,7 @@ def test_at_every_call_of_the_system_a_fault_leaves_the_old_checkpoint_or_the_ne
     seen = []
     for at in range(0, len(counter.made), 2):
         export(result, model, folder, overwrite=True)
+        assert {path.name for path in fast_path.iterdir()} == {"new", "out"}
 
         def work(at: int = at) -> None:
             with counting(at, dying if fault == "kill" else failing(28)):
