@@ -5,6 +5,7 @@ A kind is a function that takes a value and its name, and raises ValueError for 
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ Kind = Callable[[Any, str], None]
 
 DEEPEST = 64  # levels of nested objects and lists that are read; the deepest file that Octavo writes has 8
 _LARGEST = 2**63  # whole numbers from here on are no sizes or counts of anything
+_LAYERS = re.compile(r"(\w+_)?(layers?|blocks?|depths?)(_per_\w+)?")  # keys of a config that count layers
 _GREATEST = sys.float_info.max  # a larger whole number is no float
 
 
@@ -164,3 +166,16 @@ def either(*kinds: Kind) -> Kind:
         raise errors[0]
 
     return check
+
+
+def check_layers(config: Mapping[str, Any], count: int, path: Path) -> None:
+    """Raises FileError when the config of a model, read from `path`, claims more layers or blocks than the weight files
+    beside it hold tensors, `count`: a model of as many layers would be built first."""
+    for key, value in config.items():
+        if _LAYERS.fullmatch(key):
+            claims = value if isinstance(value, list) else [value]
+            if any(isinstance(each, int | float) and not each <= count for each in claims):  # NaN too
+                fact = f"{key} is {str(value)[:40]}, and the weight files hold {count} tensors"
+                raise damage(path, fact, "Copy the model anew.")
+        elif isinstance(value, dict):
+            check_layers(value, count, path)

@@ -7,7 +7,6 @@ leave memory too.
 import json
 import mmap
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,6 @@ from .store.blobs import NAMES, memory_of
 from .store.parts import HEADER_LIMIT, Stored, header_of, placed
 
 _LARGE = 1 << 18  # bytes; a tensor from this size on is read into memory pages of its own
-_DEPTH = re.compile(r"(\w+_)?(layers?|blocks?|depths?)(_per_\w+)?")  # keys of a config that count layers
 _ORDER = (  # dtypes in the order in which safetensors itself sorts tensors, from the last to the first
     "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "I16", "U16", "F16", "BF16",
     "I32", "U32", "F32", "C64", "F64", "I64", "U64",
@@ -88,19 +86,6 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
         return placed(entries, 8 + length, size), {str(key): str(value) for key, value in metadata.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise damage(path, f"damaged ({error})") from error
-
-
-def check_depth(config: Mapping[str, Any], count: int, path: Path) -> None:
-    """Raises FileError when the config of a model, read from `path`, claims more layers or blocks than the weight files
-    beside it hold tensors, `count`: a model of as many layers would be built first."""
-    for key, value in config.items():
-        if _DEPTH.fullmatch(key):
-            claims = value if isinstance(value, list) else [value]
-            if any(isinstance(each, int | float) and not each <= count for each in claims):  # NaN too
-                fact = f"{key} is {str(value)[:40]}, and the weight files hold {count} tensors"
-                raise damage(path, fact, "Copy the model anew.")
-        elif isinstance(value, dict):
-            check_depth(value, count, path)
 
 
 def read_tensor(path: Path, stored: Stored) -> Tensor:

@@ -173,7 +173,7 @@ def of_another(out: Path, fact: str) -> OctavoError:
 
 
 def of_origin(out: Path, choices: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Those of the float denoisers `choices` that the manifest at `out` may mean; all of them where it names none.
+    """The float denoisers of `choices` that the manifest at `out` may mean; all of them where it names none.
 
     Raises MisfitError for other weights or another model. Hashes every weight: 0.4 s for each 1e9 bytes and processor.
     """

@@ -8,8 +8,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from octavo.capture.errors import FileError
+from octavo.capture.json_kinds import check_layers
 from octavo.capture.sealed import json_object, read_bytes
-from octavo.capture.tensors import check_depth
 
 _AGAIN = "Download it again."
 
@@ -40,5 +40,5 @@ def read_config(folder: Path) -> dict[str, Any]:
     than the weight files beside it can hold."""
     config, weights = read_json(folder / "config.json"), list(folder.glob("*.safetensors"))
     if weights:
-        check_depth(config, count_tensors(weights), folder / "config.json")
+        check_layers(config, count_tensors(weights), folder / "config.json")
     return config

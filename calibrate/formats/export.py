@@ -57,13 +57,18 @@ def export(
             if folder != staged:
                 make_directory(folder, modes.directory)
             format_named(name).write(result.layers, model, folder, modes, deployment)
-        for name, data in {REPORT_FILE: report_bytes(result.report), **(files or {})}.items():
-            with create(staged / name, modes.manifest) as sink:
-                sink.write(data)
+        _write_beside(staged, {REPORT_FILE: report_bytes(result.report), **(files or {})}, modes)
         write_manifests(staged, modes, origin or origin_of(model))
 
     write_directory(target, fill, modes)
     return target
+
+
+def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> None:
+    """Writes files beside the formats, by name."""
+    for name, data in files.items():
+        with create(staged / name, modes.manifest) as sink:
+            sink.write(data)
 
 
 def place_of(name: str, formats: Sequence[str]) -> str:

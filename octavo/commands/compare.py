@@ -36,8 +36,8 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
         terminal.warn(warning)
     check_output(options.output, options.overwrite)
     checkpoint = model_directory(str(options.checkpoint))
-    for note in check_deployed(checkpoint):
-        terminal.warn(note)
+    for warning in check_deployed(checkpoint):
+        terminal.warn(warning)
     directory = model_directory(options.model)
     family = family_at(directory)
     comparison = _comparison(options, directory, checkpoint, family, prompts.texts)

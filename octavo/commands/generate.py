@@ -24,8 +24,8 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
     """Runs the command."""
     target, settings = target_of(options.out, options.overwrite), options.settings
     device, directory = resolve_device(options.device), model_directory(options.model)
-    for note in check_files(directory):
-        terminal.warn(note)
+    for warning in check_files(directory):
+        terminal.warn(warning)
     pipe = open_pipeline(
         options.model, options.of, options.component, dtype=DTYPES.get(options.dtype or ""), device=device,
         text_encoder=options.text_encoder, offload=options.offload, trust_remote_code=options.trust_remote_code,

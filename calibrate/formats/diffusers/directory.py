@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from octavo.capture.errors import OctavoError, damage
-from octavo.capture.json_kinds import checked, fields, object_of, text
+from octavo.capture.json_kinds import check_layers, checked, fields, object_of, text
 from octavo.capture.sealed import json_object, read_bytes
-from octavo.capture.tensors import Stored, check_depth, read_header, read_tensor
+from octavo.capture.tensors import Stored, read_header, read_tensor
 
 from .write import CONFIG_FILE, INDEX_FILE, WEIGHT_FILE
 
@@ -51,7 +51,7 @@ class Model(NamedTuple):
             tensors |= {name: StoredTensor(path, stored) for name, stored in found.items()}
             metadata |= said
         config = read_json(directory / CONFIG_FILE)
-        check_depth(config, len(tensors), directory / CONFIG_FILE)
+        check_layers(config, len(tensors), directory / CONFIG_FILE)
         return cls(config, tensors, metadata)
 
 
