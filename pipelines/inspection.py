@@ -75,7 +75,7 @@ def _check_directory(directory: Path) -> None:
 
 
 def _instead(directory: Path) -> str:
-    """What to give instead of a directory that is no pipeline."""
+    """Names what to give instead of a directory that is no pipeline."""
     inside = [*directory.glob("*/model_index.json"), *directory.glob("snapshots/*/model_index.json")]
     if (directory.parent / "model_index.json").is_file():
         return f"It holds one component of a pipeline. Give {directory.parent}."

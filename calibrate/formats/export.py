@@ -47,8 +47,7 @@ def export(
     """
     check_formats(formats)
     shard = max_shard_size if isinstance(max_shard_size, int) else int(parse_size(max_shard_size, "max_shard_size"))
-    target = check_target(directory, overwrite=overwrite)
-    modes = Modes(group_readable)
+    target, modes = check_target(directory, overwrite=overwrite), Modes(group_readable)
     deployment = Deployment(result.timesteps, result.example, groups, result.axes, shard)
 
     def fill(staged: Path) -> None:
