@@ -17,7 +17,6 @@ from octavo.capture.files import staging
 from octavo.capture.fingerprint import fingerprint_of
 from octavo.capture.paging import page_out
 from octavo.capture.ranks import Ranks
-from octavo.pipelines.family import Family
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import mapped_denoiser, model_directory
 
@@ -36,7 +35,7 @@ def calibrate_blockwise(
     """
     assert options.memory is not None
     limit = parse_size(options.memory, "--memory")
-    model, family, cast = _mapped(options, captured)
+    model, cast = _mapped(options, captured)
     deployed = DTYPES.get(options.dtype or "")
 
     def in_deployment(tensor: Tensor) -> Tensor:
@@ -52,12 +51,12 @@ def calibrate_blockwise(
         result = work.run()
         result = replace(result, report=result.report | origin_of(captured, options))
         if ranks.rank == 0:
-            write(result, model, options, family)
+            write(result, model, options)
     return result
 
 
-def _mapped(options: CalibrateOptions, captured: Captured) -> tuple[nn.Module, Family, Callable[[Tensor], Tensor]]:
-    """The captured denoiser with its weights left in their files, its family, and the cast that a read weight needs.
+def _mapped(options: CalibrateOptions, captured: Captured) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:
+    """The captured denoiser with its weights left in their files, and the cast that a read weight needs.
 
     Raises MisfitError when the model is not the one that was captured.
     """
@@ -70,7 +69,7 @@ def _mapped(options: CalibrateOptions, captured: Captured) -> tuple[nn.Module, F
     cast = _casts(model, dtype)
     now = fingerprint_of(type(model).__name__, _as_captured(model, component, cast))
     check_fingerprint(capture, component, now, source, options.allow_revision)
-    return model, family, cast
+    return model, cast
 
 
 def _casts(model: nn.Module, captured: torch.dtype | None) -> Callable[[Tensor], Tensor]:

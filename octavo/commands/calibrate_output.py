@@ -9,8 +9,6 @@ from octavo.calibrate.learning_curve import verdict
 from octavo.calibrate.report import worst
 from octavo.calibrate.result import Result
 from octavo.capture.ranks import ALONE, Ranks
-from octavo.pipelines import GENERIC
-from octavo.pipelines.family import Family
 
 from ..page import PAGE_FILE, page
 from ..terminal import Terminal, duration, size
@@ -51,12 +49,12 @@ def _number(value: float | None) -> str:
 _COLUMNS = ("range", "scale", "zero_point")  # entries of the report that the table of the worst layers shows
 
 
-def write(result: Result, model: nn.Module, options: CalibrateOptions, family: Family = GENERIC) -> None:
+def write(result: Result, model: nn.Module, options: CalibrateOptions) -> None:
     """Writes the checkpoint in the formats wanted, and the page of its report."""
     export(
         result, model, options.out, formats_of(options), overwrite=options.overwrite,
         group_readable=options.group_readable, files={PAGE_FILE: page({"report": result.report})},
-        groups=family.groups, max_shard_size=options.max_shard_size,
+        max_shard_size=options.max_shard_size,
     )  # fmt: skip
 
 
