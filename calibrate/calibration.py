@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.capture.errors import UsageError
 from octavo.capture.paging import page_out
@@ -29,6 +29,7 @@ from .replay.work import Work
 from .report import Findings, report_of, with_mixture
 from .result import Result
 from .settings import DEFAULTS, Settings
+from .smoothing.fold import fold, valued
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,12 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     if settings.release:
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)
-    with work.watch.stage("measure"), quantized(model, {} if settings.release else layers):
+    parameters: Mapping[str, Callable[[], Tensor]] = {}
+    if settings.fold and settings.groups is not None:
+        layers, parameters = fold(model, layers, settings.groups(model))
+        if settings.release:
+            install(model, layers)
+    with work.watch.stage("measure"), quantized(model, {} if settings.release else layers), valued(model, parameters):
         output = powers_of(part.exact, outputs(model, part.measured(), work.ranks), work.ranks)
     sqnr = total(output).checked().sqnr
     if curve and settings.method.plain and sqnr is not None:
@@ -96,7 +102,7 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
         report = with_mixture(report, mixture)
     for warning in report["warnings"] if work.ranks.rank == 0 else ():
         logger.warning(warning)
-    return Result(plan, layers, report, part.chosen.timesteps, axes=part.axes)
+    return Result(plan, layers, report, part.chosen.timesteps, axes=part.axes, parameters=parameters)
 
 
 def _released(

@@ -1,8 +1,10 @@
 """The result of a calibration."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from .layers.modules import QuantizedLayer
 from .plan import Plan
@@ -12,8 +14,8 @@ from .replay.calls import Call
 @dataclass(frozen=True)
 class Result:
     """The result of a calibration: the final plan, the integer layers by name, the content of report.json, the noise
-    levels of the calls (descending, where ranges depend on them), a call of the model, and the number of axes of each
-    layer's input."""
+    levels of the calls (descending, where ranges depend on them), a call of the model, the number of axes of each
+    layer's input, and functions that make the new values of float parameters by name, where factors were folded."""
 
     plan: Plan
     layers: dict[str, QuantizedLayer]
@@ -21,6 +23,7 @@ class Result:
     timesteps: tuple[float, ...] | None = None
     example: Call | None = None
     axes: Mapping[str, int] = field(default_factory=dict)
+    parameters: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
 
     @property
     def warnings(self) -> list[str]:

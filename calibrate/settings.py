@@ -15,7 +15,7 @@ from .mixed_precision.budget import Budget, budget_of
 from .observers.observers import OBSERVERS, Options
 from .replay.measured_calls import MEASURED
 from .rounding.methods import WEIGHT_METHODS, Method
-from .smoothing.search import SmoothingGroup
+from .smoothing.fold import FoldGroup
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Settings:
     reciprocal: bool = False  # whether input scales are ones that Ascend's graph may multiply with (reciprocals.py)
     activations: str = "static"  # a name of ACTIVATIONS
     smoothing: bool = False
-    groups: Callable[[nn.Module], Sequence[SmoothingGroup]] | None = None  # layers that share smoothing factors
+    groups: Callable[[nn.Module], Sequence[FoldGroup]] | None = None  # layers that share smoothing factors
+    fold: bool = False  # whether the factors go into what produces the inputs, where groups say how (smoothing/fold.py)
     weights: tuple[str, ...] = ()  # names of WEIGHT_METHODS, of which the best is kept; empty: round to the nearest
     iterations: Mapping[str, int] = field(default_factory=dict)  # limits by method, in place of the method's own
     bias_correction: bool = False

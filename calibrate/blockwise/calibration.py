@@ -39,6 +39,7 @@ from ..resources import peak_memory, resident_memory
 from ..result import Result
 from ..rounding.sums import SUMS_AT_WORK, bytes_of_sums
 from ..settings import Settings
+from ..smoothing.fold import Fold
 from .blocks import Blocks, Track
 from .parking import Cast, Parking, unchanged
 from .spill import Spill
@@ -50,6 +51,7 @@ class _Group(NamedTuple):
     """The layers of a group that are in one block."""
 
     layers: tuple[str, ...]
+    folds: tuple[Fold, ...] = ()
 
 
 class BlockwiseCalibration:

@@ -17,7 +17,7 @@ from . import TABLE, format_named
 from .diffusers.write import SHARD
 from .manifest import origin_of, write_manifests
 from .packages import check_packages
-from .record import Deployment, Groups
+from .record import Deployment
 from .target import check_target, write_directory
 
 
@@ -30,25 +30,27 @@ def export(
     overwrite: bool = False,
     group_readable: bool = False,
     files: Mapping[str, bytes] | None = None,
-    groups: Groups | None = None,
     max_shard_size: int | str = SHARD,
     origin: Origin | None = None,
 ) -> Path:
     """Writes a checkpoint, report and manifest to `directory`, as a whole or not at all; returns its real path.
 
     `model` is the float one, or the one the layers are installed in. Layers with ranges by noise level are written for
-    the timesteps of `result`. `groups` gives the layers of `model` whose multipliers can go. A format goes into a
-    folder of its name where an earlier one has the same files. More weights than `max_shard_size`, in bytes or as
-    "5GB", become several files. `files` are written beside the checkpoint, by name. The manifest names `origin` as the
-    float model, by default `model`.
+    the timesteps of `result`. A format goes into a folder of its name where an earlier one has the same files. More
+    weights than `max_shard_size`, in bytes or as "5GB", become several files. `files` are written beside the
+    checkpoint, by name. The manifest names `origin` as the float model, by default `model`.
 
-    Raises UsageError for an unknown format or size, StorageError for a target that cannot be used (see check_target),
+    Raises UsageError for an unknown format or size, and for new values of float parameters, where smoothing was folded,
+    that a format's consumer would not load; StorageError for a target that cannot be used (see check_target),
     NumbersError for numbers that are not finite.
     """
     check_formats(formats)
+    if result.parameters and not folding(formats):
+        name = next(each for each in formats if not format_named(each).folds)
+        raise UsageError(f"format {name}: takes no float parameters. Calibrate without Settings.fold.")
     shard = max_shard_size if isinstance(max_shard_size, int) else int(parse_size(max_shard_size, "max_shard_size"))
     target, modes = check_target(directory, overwrite=overwrite), Modes(group_readable)
-    deployment = Deployment(result.timesteps, result.example, groups, result.axes, shard)
+    deployment = Deployment(result.timesteps, result.example, result.parameters, result.axes, shard)
 
     def fill(staged: Path) -> None:
         for name in formats:
@@ -68,6 +70,11 @@ def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> Non
     for name, data in files.items():
         with create(staged / name, modes.manifest) as sink:
             sink.write(data)
+
+
+def folding(formats: Sequence[str]) -> bool:
+    """Whether the consumers of all `formats` load float parameters from the files."""
+    return all(format_named(name).folds for name in formats)
 
 
 def place_of(name: str, formats: Sequence[str]) -> str:

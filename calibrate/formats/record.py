@@ -1,12 +1,12 @@
 """The record of a format: everything that export, inspect, compare and generate know about a format."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes
@@ -15,20 +15,17 @@ from ..layers.inputs import WORDS, Input
 from ..layers.modules import QuantizedLayer
 from ..layers.scheme import INT8, STORABLE, Element
 from ..layers.transforms import Transform
-from ..smoothing.fold import FoldGroup
 from .verdict import Verdict
-
-Groups = Callable[[Any], Iterable[FoldGroup]]
 
 
 class Deployment(NamedTuple):
     """The facts about a model and its deployment that writers need: the noise level of each denoising step, a call of
-    the model, the layers whose multipliers can be folded, the number of axes of each layer's input, and the most bytes
-    of a file."""
+    the model, functions that make the new values of float parameters by name, the number of axes of each layer's input,
+    and the most bytes of a file."""
 
     timesteps: Sequence[float] | None
     example: Any
-    groups: Groups | None
+    parameters: Mapping[str, Callable[[], Tensor]]
     axes: Mapping[str, int]
     shard: int
 
@@ -99,6 +96,7 @@ class Format:
     | optional | subjects of verdicts that a sound checkpoint may fail                                                 |
     | describe | short description of the files at a path; raises FileError                                            |
     | read     | opens the layers to be put into a float model, for formats that run so                                |
+    | folds    | whether float tensors are loaded from the files, and may hold factors of smoothing              |
     | is_model | whether diffusers loads the directory as a model, with octavo imported                                |
     """
 
@@ -117,6 +115,7 @@ class Format:
     optional: frozenset[str] = field(default_factory=frozenset)
     describe: Callable[[Path], Description] | None = None
     read: Callable[[Path], Readable] | None = None
+    folds: bool = False
     is_model: bool = False
 
     def write(

@@ -2,10 +2,12 @@
 
 The weight of a layer with mul_scale already carries the inverse. So the multiplier may move to where the input's
 channels come from: into the weight scales and biases of integer layers, whose int8 codes stay, or into float
-parameters. The model then computes the same with fewer operations, also in a consumer that knows no multiplier.
+parameters. The model then computes the same, up to the rounding of these numbers, with fewer operations, also in a
+consumer that knows no multiplier. A model is folded before it is measured, so that the written numbers are measured.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -40,7 +42,8 @@ class Fold(Protocol):
 
 
 class FoldGroup(Protocol):
-    """Layers whose inputs come from `folds` alone, where the outputs of `folds` reach these layers alone."""
+    """Layers that receive the same input, or inputs whose channels are to be divided by the same factors. The inputs
+    come from `folds` alone, whose outputs reach these layers alone; without `folds` nothing can be folded."""
 
     @property
     def layers(self) -> Sequence[str]: ...
@@ -64,7 +67,7 @@ class Folded(NamedTuple):
         return {name: make() for name, make in self.parameters.items()}
 
 
-def folded(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Iterable[FoldGroup]) -> Folded:
+def fold(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Iterable[FoldGroup]) -> Folded:
     """Folds mul_scale away in each group that allows it; the other layers stay as they were.
 
     A group allows it where all its layers are integer layers with the same mul_scale and every source of their input
@@ -74,7 +77,7 @@ def folded(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Itera
     made = Folded(dict(layers), {})
     for group in groups:
         multiplier = _common([made.layers.get(name) for name in group.layers])
-        if multiplier is None:
+        if multiplier is None or not group.folds:
             continue
         tried = Folded(dict(made.layers), dict(made.parameters))
         if all(_moved(model, tried, fold, multiplier) for fold in group.folds):
@@ -82,6 +85,20 @@ def folded(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Itera
                 tried.layers[name] = _with(tried.layers[name], replace(tried.layers[name].numbers, transform=None))
             made = tried
     return made
+
+
+@contextmanager
+def valued(model: nn.Module, parameters: Mapping[str, Callable[[], Tensor]]) -> Iterator[None]:
+    """Inside, the float parameters of `model` have the values that `parameters` make; afterwards, whatever happens,
+    those of before."""
+    before = {name: model.get_parameter(name).data for name in parameters}
+    try:
+        for name, make in parameters.items():
+            model.get_parameter(name).data = make()
+        yield
+    finally:
+        for name, value in before.items():
+            model.get_parameter(name).data = value
 
 
 def _common(members: Sequence[QuantizedLayer | None]) -> Tensor | None:

@@ -10,7 +10,7 @@ fit the calls they were made from are not chosen.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,19 +25,13 @@ from ..observers.extremes import Channels
 from ..observers.survey import Survey
 from ..plan import FloatLayer, layer_at
 from ..replay.work import Work
+from .fold import FoldGroup
 
 ALPHAS = (0.3, 0.45, 0.6, 0.75, 0.9)  # values of alpha that are tried
 _WORTH = 0.9  # keep smoothing only if it lowers the output error by at least 10 %: it may cost a multiplication
 _NEAR = 1.07  # the smallest alpha whose error is within 7 % of the best is taken: it depends least on the calls
 _APART = 0.8  # separate factors have to lower the error by 20 % against common ones, which could be folded away
 _MOST = 2.0**12  # largest ratio between the median factor and any other factor
-
-
-class SmoothingGroup(Protocol):
-    """Layers that receive the same input, or inputs whose channels are to be divided by the same factors."""
-
-    @property
-    def layers(self) -> Sequence[str]: ...
 
 
 class Smoothing(NamedTuple):
@@ -52,7 +46,7 @@ class Smoothing(NamedTuple):
 def smooth(
     model: nn.Module,
     surveys: Mapping[str, Survey],
-    groups: Iterable[SmoothingGroup],
+    groups: Iterable[FoldGroup],
     kind: type[Input],
     scheme: Scheme,
     work: Work,
@@ -78,7 +72,7 @@ def smooth(
     return {name: smoothing for part in work.ranks.gather(chosen) for name, smoothing in part.items()}
 
 
-def grouped(surveys: Mapping[str, Survey], groups: Iterable[SmoothingGroup]) -> Iterable[list[str]]:
+def grouped(surveys: Mapping[str, Survey], groups: Iterable[FoldGroup]) -> Iterable[list[str]]:
     """Yields the names of `surveys` whose input holds tokens: by groups, and the other layers by shared inputs."""
     able = {name for name, survey in surveys.items() if survey.seen and survey.tokens}
     for group in groups:

@@ -82,7 +82,7 @@ def _calibrate_whole(
     result = calibrate_model(model, captured.calls, settings, progress=progress, trajectory=rerun, ranks=ranks)
     result = replace(result, report=result.report | origin_of(captured, options))
     if ranks.rank == 0:
-        write(result, model, options, captured.family, origin)
+        write(result, model, options, origin)
     return result
 
 

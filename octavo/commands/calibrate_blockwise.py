@@ -17,7 +17,6 @@ from octavo.capture.files import staging
 from octavo.capture.fingerprint import Origin, fingerprint_of
 from octavo.capture.paging import page_out
 from octavo.capture.ranks import Ranks
-from octavo.pipelines.family import Family
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import mapped_denoiser, model_directory
 
@@ -36,7 +35,7 @@ def calibrate_blockwise(
     """
     assert options.memory is not None
     limit = parse_size(options.memory, "--memory")
-    model, family, cast, origin = _mapped(options, captured)
+    model, cast, origin = _mapped(options, captured)
     deployed = DTYPES.get(options.dtype or "")
 
     def in_deployment(tensor: Tensor) -> Tensor:
@@ -53,15 +52,15 @@ def calibrate_blockwise(
         result = work.run()
         result = replace(result, report=result.report | origin_of(captured, options))
         if ranks.rank == 0:
-            write(result, model, options, family, origin)
+            write(result, model, options, origin)
     return result
 
 
 def _mapped(
     options: CalibrateOptions, captured: Captured
-) -> tuple[nn.Module, Family, Callable[[Tensor], Tensor], Origin | None]:
-    """The captured denoiser with its weights left in their files, its family, the cast that a read weight needs, and
-    the denoiser's fingerprint in the captured dtype.
+) -> tuple[nn.Module, Callable[[Tensor], Tensor], Origin | None]:
+    """The captured denoiser with its weights left in their files, the cast that a read weight needs, and the denoiser's
+    fingerprint in the captured dtype.
 
     Raises MisfitError when the model is not the one that was captured.
     """
@@ -75,7 +74,7 @@ def _mapped(
     now = fingerprint_of(type(model).__name__, _as_captured(model, component, cast))
     check_fingerprint(capture, component, now, source, options.allow_revision)
     origin = Origin.of_tensors(type(model).__name__, _as_captured(model, component, cast))
-    return model, family, cast, origin
+    return model, cast, origin
 
 
 def _casts(model: nn.Module, captured: torch.dtype | None) -> Callable[[Tensor], Tensor]:

@@ -142,7 +142,7 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
 
     Raises UsageError where a format cannot hold the result, and for options that contradict each other.
     """
-    from octavo.calibrate.formats.export import check_activations
+    from octavo.calibrate.formats.export import check_activations, folding
     from octavo.calibrate.settings import RECIPES, Settings
 
     _refuse_contradictions(options)
@@ -159,7 +159,8 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     }  # fmt: skip
     recipe = RECIPES[options.accuracy] | {name: value for name, value in changes.items() if value is not None}
     settings = Settings(
-        sigma=options.sigma, symmetric=options.symmetric, groups=family.groups, keep_float=options.keep_float,
+        sigma=options.sigma, symmetric=options.symmetric, groups=family.groups,
+        fold=folding(formats_of(options)), keep_float=options.keep_float,
         defaults=defaults, more_float=family.more_float, quantize=options.quantize_too if defaults is None else (),
         samples=samples, budget=options.budget, release=True, name="--keep-float", **recipe,
     )  # fmt: skip

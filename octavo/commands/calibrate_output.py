@@ -10,8 +10,6 @@ from octavo.calibrate.report import measured_on, worst
 from octavo.calibrate.result import Result
 from octavo.capture.fingerprint import Origin
 from octavo.capture.ranks import ALONE, Ranks
-from octavo.pipelines import GENERIC
-from octavo.pipelines.family import Family
 
 from ..page import PAGE_FILE, page
 from ..terminal import Terminal, duration, size
@@ -52,18 +50,12 @@ def _number(value: float | None) -> str:
 _COLUMNS = ("range", "scale", "zero_point")  # entries of the report that the table of the worst layers shows
 
 
-def write(
-    result: Result,
-    model: nn.Module,
-    options: CalibrateOptions,
-    family: Family = GENERIC,
-    origin: Origin | None = None,
-) -> None:
+def write(result: Result, model: nn.Module, options: CalibrateOptions, origin: Origin | None = None) -> None:
     """Writes the checkpoint in the formats wanted, and the page of its report; `origin` is the model as captured."""
     export(
         result, model, options.out, formats_of(options), overwrite=options.overwrite,
         group_readable=options.group_readable, files={PAGE_FILE: page({"report": result.report})},
-        groups=family.groups, max_shard_size=options.max_shard_size, origin=origin,
+        max_shard_size=options.max_shard_size, origin=origin,
     )  # fmt: skip
 
 

@@ -14,7 +14,6 @@ from octavo.calibrate.formats.export import export
 from octavo.calibrate.layers.modules import QuantizedLayer
 from octavo.calibrate.replay.sqnr import outputs
 from octavo.calibrate.result import Result
-from octavo.pipelines.sd3 import SD3
 
 from .hard_sd3 import Call, calibrated, hard, prompts
 from .layer_kinds import unlisted
@@ -32,11 +31,16 @@ class Exported(NamedTuple):
     calls: list[Call]
 
 
-def exported(folder: Path, dtype: torch.dtype = torch.float32, **settings: Any) -> Exported:
-    """Calibrates a tiny SD3 transformer and exports it in the formats ascend and diffusers."""
+def exported(
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    formats: tuple[str, ...] = ("ascend", "diffusers"),
+    **settings: Any,
+) -> Exported:
+    """Calibrates a tiny SD3 transformer and exports it in these formats."""
     model, calls = hard(dtype=dtype), prompts(3, 2, dtype=dtype)
     result = calibrated(model, calls, **settings)
-    export(result, model, folder, ("ascend", "diffusers"), groups=SD3.groups)
+    export(result, model, folder, formats)
     return Exported(folder, model, result, calls)
 
 

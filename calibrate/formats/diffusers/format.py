@@ -23,7 +23,7 @@ def write(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
     """Writes config and weights."""
-    write_diffusers(layers, model, directory, modes, groups=deployment.groups, shard=deployment.shard)
+    write_diffusers(layers, model, directory, modes, parameters=deployment.parameters, shard=deployment.shard)
 
 
 def describe(place: Path) -> Description:
@@ -45,6 +45,7 @@ FORMATS = (
         find=partial(find_method, method=QUANT_METHOD, folder="diffusers"),
         check=check,
         describe=describe,
+        folds=True,
         is_model=True,
     ),
 )

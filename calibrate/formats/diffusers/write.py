@@ -2,8 +2,8 @@
 
 config.json is the model's own with a quantization_config (see `structure`), the weights are under diffusers' names.
 The tensors of an integer layer X are those of its state: X.weight int8, X.weight_scale, X.input_scale, X.deq,
-X.quant_bias and so on; all others are as in the float model. The multiplier of an input is folded into the layers
-that produce the input, where they allow it: their int8 codes stay, their scales and biases change.
+X.quant_bias and so on, as they were measured; all others are as in the float model, or have the values that carry the
+factors of smoothing.
 """
 
 import json
@@ -23,14 +23,13 @@ from octavo.capture.tensors import Planned, write_tensors
 from ...layers.install import all_names
 from ...layers.modules import QuantizedLayer
 from ...layers.weights import check_finite_tensor
-from ...smoothing.fold import Folded, folded
-from ..record import Groups
 from .structure import Structure
 
 CONFIG_FILE = "config.json"
 WEIGHT_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 WEIGHT_FILE = WEIGHT_PATTERN.format(suffix="")
 INDEX_FILE = WEIGHT_FILE + ".index.json"
+NONE: Mapping[str, Callable[[], Tensor]] = {}  # no new values of float parameters
 SHARD = 10 * 10**9  # bytes; the largest weight file, diffusers' own default
 
 
@@ -40,20 +39,19 @@ def write_diffusers(
     directory: Path,
     modes: Modes,
     *,
-    groups: Groups | None = None,
+    parameters: Mapping[str, Callable[[], Tensor]] = NONE,
     shard: int = SHARD,
 ) -> None:
     """Writes config and weights into an existing directory: several files and an index for more than `shard` bytes.
 
-    `model` is the float model, or has `layers` installed; `groups` gives its layers whose multipliers can be folded.
+    `model` is the float model, or has `layers` installed; `parameters` make the new values of its float parameters.
     Layers keep their bins of noise levels, whatever the steps of the deployment. Raises UsageError for a model that is
     not one of diffusers, NumbersError when a number that would be written is not finite.
     """
     config = config_of(model)
-    found = unmultiplied(model, layers, groups)
-    named = all_names(found.layers, model)
+    named = all_names(layers, model)
     write_config(directory, config | {"quantization_config": Structure.of(named).as_dict()}, modes)
-    write_weights(directory, dict(state(model, named, found.parameters)), {}, modes, shard)
+    write_weights(directory, dict(state(model, named, parameters)), {}, modes, shard)
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
@@ -65,13 +63,6 @@ def config_of(model: nn.Module) -> dict[str, Any]:
     config.pop("_name_or_path", None)
     config.pop("quantization_config", None)
     return config
-
-
-def unmultiplied(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Groups | None) -> Folded:
-    """The layers, with multipliers folded away where `groups` allow it."""
-    if groups is None or all(layer.mul_scale is None for layer in layers.values()):
-        return Folded(dict(layers), {})
-    return folded(model, layers, groups(model))
 
 
 def state(

@@ -23,7 +23,7 @@ def write(
 ) -> None:
     """Writes config and weights."""
     write_torchao(
-        layers, model, directory, modes, groups=deployment.groups, axes=deployment.axes, shard=deployment.shard
+        layers, model, directory, modes, parameters=deployment.parameters, axes=deployment.axes, shard=deployment.shard
     )
 
 
@@ -46,5 +46,6 @@ FORMATS = (
         find=partial(find_method, method="torchao", folder="torchao"),
         check=check,
         describe=describe,
+        folds=True,
     ),
 )

@@ -6,12 +6,13 @@ by name. Writing needs no torchao.
 
 y = (sum over k of x_q[k] * weight[n, k] - zero_point * sum over k of weight[n, k]) * input scale * weight scale + bias
 
-So the bias includes the correction that is in quant_bias, and a multiplier that cannot be folded into the layers before
-becomes act_pre_scale. Products are not rounded to deq: the outputs equal Octavo's within that rounding.
+So the bias includes the correction that is in quant_bias, and the multiplier of an input becomes act_pre_scale. The
+scale of the weight of a static layer is deq / input scale, so that its product with the input scale is the deq that was
+measured, up to the rounding of float32.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,8 +28,7 @@ from ...layers.modules import QuantizedLayer, QuantizedLinear
 from ...layers.weights import check_finite_tensor
 from ...smoothing.fold import added
 from ..arithmetic import corrected
-from ..diffusers.write import SHARD, config_of, state, unmultiplied, write_config, write_weights
-from ..record import Groups
+from ..diffusers.write import NONE, SHARD, config_of, state, write_config, write_weights
 
 WEIGHT = "._weight_"  # between the name of a layer and the name of a part of its weight, as torchao writes it
 NAMES = "tensor_names"  # torchao's key in the metadata of a weight file
@@ -68,7 +68,7 @@ def write_torchao(
     directory: Path,
     modes: Modes,
     *,
-    groups: Groups | None = None,
+    parameters: Mapping[str, Callable[[], Tensor]] = NONE,
     axes: Mapping[str, int] | None = None,
     shard: int = SHARD,
 ) -> None:
@@ -78,15 +78,15 @@ def write_torchao(
     finite.
     """
     config = config_of(model)
-    found, axes = unmultiplied(model, layers, groups), axes or {}
-    for name, layer in found.layers.items():
+    axes = axes or {}
+    for name, layer in layers.items():
         if refusal := unfit(layer, axes.get(name)):
             raise UsageError(f"format torchao: {name} {refusal}")
-    forms = {name: Form(layer, axes.get(name, 0)) for name, layer in found.layers.items()}
+    forms = {name: Form(layer, axes.get(name, 0)) for name, layer in layers.items()}
     named = {name: forms[each[0]] for each in names_of(model).values() if each[0] in forms for name in each}
     tensors: dict[str, Planned] = {}
     kinds: dict[str, str] = {}
-    for name, tensor in state(model, {}, found.parameters):
+    for name, tensor in state(model, {}, parameters):
         owner, _, leaf = name.rpartition(".")
         if owner not in named:
             tensors[name], kinds[name] = tensor, _PLAIN
@@ -118,13 +118,21 @@ def parts(form: Form) -> Iterator[tuple[str, Tensor]]:
     """Yields the tensors of an Int8Tensor by torchao's names."""
     layer, axes = form.layer, [1] * form.rank
     yield "qdata", layer.weight.detach()
-    yield "scale", layer.weight_scale.view(-1, 1)
+    yield "scale", _weight_scale(layer).view(-1, 1)
     yield "zero_point", torch.zeros(len(layer.weight), 1, dtype=torch.int8)
     if layer.calibrated:
         yield "act_quant_scale", layer.input_scale.view(axes)
         yield "act_quant_zero_point", layer.input_zero_point.to(torch.int8).view(axes)
     if layer.mul_scale is not None:
         yield "act_pre_scale", layer.mul_scale
+
+
+def _weight_scale(layer: QuantizedLayer) -> Tensor:
+    """The scales of the weight's channels; the deq of a channel of zeros, which scales its bias, is no such scale."""
+    if not layer.calibrated:
+        return layer.weight_scale
+    scale = (layer.deq.double() / layer.input_scale.double()).to(torch.float32)
+    return torch.where((layer.weight.flatten(1) == 0).all(1), layer.weight_scale, scale)
 
 
 def description(layer: QuantizedLayer) -> dict[str, Any]:

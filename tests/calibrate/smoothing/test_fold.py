@@ -12,7 +12,7 @@ from octavo.calibrate.layers.modules import QuantizedLayer
 from octavo.calibrate.layers.noise_level import NoiseLevel
 from octavo.calibrate.replay.sqnr import Power, outputs
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.smoothing.fold import Folded, folded, multiplied
+from octavo.calibrate.smoothing.fold import Folded, fold, multiplied
 from octavo.pipelines.family import Fold, Group
 
 from ...pipelines.test_fold_groups import CASES, Made
@@ -67,7 +67,7 @@ def test_fewer_multiplies_the_same_codes_and_the_same_output_within_its_rounding
     So the outputs differ by less than quantization itself costs, and the folded model is as near the float one.
     """
     (model, groups, *_), samples, layers = smoothed(case, activations=activations)
-    found = folded(model, layers, groups(model))
+    found = fold(model, layers, groups(model))
     gone = multipliers(layers) - multipliers(found.layers)
     assert len(gone) > 4
     assert set(layers) == set(found.layers)
@@ -86,7 +86,7 @@ def test_powers_of_two_change_no_bit_but_those_of_a_modulation(case):
         if layer.mul_scale is not None:
             layer.mul_scale.copy_(torch.exp2(layer.mul_scale.log2().round()))
     plain = [group for group in groups(model) if not any(each.plus_one for each in group.folds)]
-    found = folded(model, layers, plain)
+    found = fold(model, layers, plain)
     assert multipliers(found.layers) < multipliers(layers)
     assert torch.equal(made_by(model, layers, None, samples), made_by(model, layers, found, samples))
 
@@ -96,7 +96,7 @@ def test_what_it_is_given_stays_as_it_was():
     state = {name: value.clone() for name, value in model.state_dict().items()}
     numbers = {name: {key: value.clone() for key, value in layers[name].state_dict().items()} for name in layers}
     before = made_by(model, layers, None, samples)
-    found = folded(model, layers, groups(model))
+    found = fold(model, layers, groups(model))
     assert found.parameters.keys() <= state.keys()
     assert found.parameters
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
@@ -154,13 +154,13 @@ def test_an_integer_layer_puts_out_the_multiple_and_as_much_more(kind, corrected
 def test_all_layers_of_a_group_have_to_agree(kind):
     model = Chain()
     layers = chain(model, kind)
-    assert multipliers(folded(model, layers, behind()).layers) == set()
+    assert multipliers(fold(model, layers, behind()).layers) == set()
     for other in (None, MULTIPLIER * 2):
-        found = folded(model, layers | {"right": frozen(model.right, kind, multiplier=other)}, behind())
+        found = fold(model, layers | {"right": frozen(model.right, kind, multiplier=other)}, behind())
         assert found.layers["left"] is layers["left"]
         assert found.layers["first"] is layers["first"]
         assert not found.parameters
-    only = folded(model, {name: layers[name] for name in ("first", "left")}, behind())
+    only = fold(model, {name: layers[name] for name in ("first", "left")}, behind())
     assert multipliers(only.layers) == {"left"}  # the right one is float, and given the same input
 
 
@@ -168,18 +168,18 @@ def test_what_takes_no_multiplication_leaves_its_group_as_it_was():
     model = Chain(bias=False)
     layers = chain(model)
     for made in (layers, {name: layers[name] for name in ("left", "right")}):  # integer, float
-        found = folded(model, made, behind(plus_one=True))
+        found = fold(model, made, behind(plus_one=True))
         assert found.layers == made
         assert not found.parameters
     model.norm = nn.LayerNorm(8, elementwise_affine=False)
-    assert folded(model, layers, behind("norm")).layers == layers
+    assert fold(model, layers, behind("norm")).layers == layers
 
 
 @pytest.mark.parametrize("target", ["first", "norm"])
 def test_float_parameters_are_given_back(target):
     model = Chain()
     layers = {name: layer for name, layer in chain(model).items() if name != "first"}
-    found = folded(model, layers, behind(target))
+    found = fold(model, layers, behind(target))
     x = torch.randn(5, 8)
     before = model.get_submodule(target)(x) * MULTIPLIER
     model.load_state_dict(found.values(), strict=False)

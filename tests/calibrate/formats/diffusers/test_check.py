@@ -11,7 +11,6 @@ from octavo.calibrate.formats.diffusers.write import write_diffusers
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.formats.inspect import check, views
 from octavo.capture.files import Modes
-from octavo.pipelines.sd3 import SD3
 
 from ....helpers.commands import octavo
 from ....zoo.exported_sd3 import TO_Q, WEIGHTS, reconfigured
@@ -26,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "out"
     model = hard()
     result = calibrated(model, prompts(3, 2), smoothing=True, weights=("gptq",), bias_correction=True)
-    return export(result, model, folder, ALL, groups=SD3.groups)
+    return export(result, model, folder, ALL)
 
 
 @pytest.fixture

@@ -16,15 +16,18 @@ from octavo.calibrate.formats.diffusers.quantizer import adopt
 from octavo.calibrate.formats.diffusers.write import write_diffusers
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.replay.hooks import hooked
+from octavo.calibrate.replay.sqnr import tensors_in
 from octavo.calibrate.settings import Settings
 from octavo.capture.files import Modes
 from octavo.pipelines.load import load_denoiser, load_pipeline
 from octavo.pipelines.opensora import STDiT3
 from octavo.pipelines.opensora.family import OPENSORA
 
+from ....helpers.refusals import refused
 from ....pipelines.opensora.test_transformer import call
 from ....zoo.exported_sd3 import TO_Q, WEIGHTS, Exported, exported, integer_layers, load, run
-from ....zoo.hard_sd3 import bits
+from ....zoo.hard_sd3 import bits, calibrated, hard, prompts, same
 from ....zoo.opensora import tiny_transformer
 from ....zoo.toy import Call
 
@@ -66,19 +69,42 @@ def test_saving_what_was_loaded_and_ran_gives_the_same_bytes(tmp_path, dtype):
 
 
 def test_smoothing_is_in_the_layers_before_where_that_is_possible(tmp_path):
-    folder, _, result, calls = exported(tmp_path / "out", smoothing=True)
+    kept = exported(tmp_path / "kept", smoothing=True)
+    folder, _, result, calls = exported(tmp_path / "out", formats=("diffusers",), smoothing=True, fold=True)
+    multiplied, left, unfolded = (
+        {name for name, layer in layers.items() if layer.mul_scale is not None}
+        for layers in (kept.result.layers, result.layers, integer_layers(load(kept.folder)))
+    )
+    assert left < multiplied == unfolded
     loaded = load(folder)
-    multiplied = {name for name, layer in result.layers.items() if layer.mul_scale is not None}
-    left = {name for name, layer in integer_layers(loaded).items() if layer.mul_scale is not None}
-    assert left < multiplied
-    there = load_ascend(folder)
-    assert all(torch.equal(layer.weight, there[name].weight) for name, layer in integer_layers(loaded).items())
-    torch.testing.assert_close(run(loaded, calls), run(_adopted(there), calls), atol=0.05, rtol=0.05)
+    assert all(
+        torch.equal(layer.weight, kept.result.layers[name].weight) for name, layer in integer_layers(loaded).items()
+    )
+    torch.testing.assert_close(run(loaded, calls), run(load(kept.folder), calls), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("activations", ["static", "timestep", "dynamic", "float"])
+def test_the_model_that_is_loaded_is_the_one_that_was_measured(tmp_path, activations, dtype):
+    measured: list[torch.Tensor] = []
+    for folded in (False, True):
+        model, calls = hard(dtype=dtype), prompts(2, 2, dtype=dtype)
+        with hooked(model, after={"": lambda *each: measured.append(each[-1][0].clone())}):
+            result = calibrated(
+                model, calls, smoothing=True, fold=folded, activations=activations, sqnr_calls=len(calls)
+            )
+        formats = ("diffusers",) if folded else ("ascend", "diffusers")
+        folder = export(result, model, tmp_path / str(folded), formats)
+        last = torch.cat([each.flatten() for each in measured[-len(calls) :]])  # of the integers: measured at the end
+        loaded = load(folder)
+        octavo.accelerate(loaded, "reference")
+        assert torch.equal(run(loaded, calls), last)
+        if not folded:
+            with quantized(model, load_ascend(folder)):
+                assert torch.equal(run(model, calls), last)
 
 
 def _adopted(layers):
-    from ....zoo.hard_sd3 import hard
-
     model = hard()
     adopt(model, layers)
     return model
@@ -193,10 +219,23 @@ def test_a_whole_pipeline_is_saved_and_loaded(tiny_model, tmp_path):
 def test_open_sora_goes_the_same_way(tmp_path, activations):
     model = tiny_transformer().requires_grad_(False)
     calls = [Call(*call(model)), Call(*call(model, (2, 4, 6)))]
-    settings = Settings(smoothing=True, activations=activations, groups=OPENSORA.groups, defaults=OPENSORA.keep_float)
-    result = calibrate(model, lambda: calls, settings)
-    export(result, model, tmp_path / "out", ("diffusers",), groups=OPENSORA.groups)
+    settings = Settings(
+        smoothing=True, activations=activations, groups=OPENSORA.groups, defaults=OPENSORA.keep_float, fold=True,
+        sqnr_calls=len(calls),
+    )  # fmt: skip
+    before, measured = copy.deepcopy(model.state_dict()), list[torch.Tensor]()
+    with hooked(model, after={"": lambda *each: measured.append(tensors_in(each[-1])[0].flatten().clone())}):
+        result = calibrate(model, lambda: calls, settings)
+    assert same(model.state_dict(), before)
+    assert result.parameters  # tables that belong to no layer
+    message = refused(lambda: export(result, model, tmp_path / "no", ("diffusers", "ascend")), 2)
+    assert "format ascend: takes no float parameters" in message
+    assert not (tmp_path / "no").exists()
+    export(result, model, tmp_path / "out", ("diffusers",))
     one, other = STDiT3.from_pretrained(tmp_path / "out"), load_denoiser(tmp_path / "out")
+    octavo.accelerate(one, "reference")
+    assert torch.equal(run(one, calls), torch.cat(measured[-len(calls) :]))
+    octavo.accelerate(one)
     assert len(integer_layers(one)) == len(result.layers)
     assert torch.equal(run(one, calls), run(other, calls))
     one.save_pretrained(tmp_path / "again")

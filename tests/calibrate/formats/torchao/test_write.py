@@ -17,7 +17,6 @@ from octavo.calibrate.layers.modules import QuantizedLayer, build
 from octavo.calibrate.plan import Plan
 from octavo.calibrate.replay.sqnr import Power, outputs
 from octavo.calibrate.result import Result
-from octavo.pipelines.sd3 import SD3
 
 from ....helpers.refusals import refused
 from ....zoo.hard_sd3 import calibrated, hard, prompts
@@ -32,13 +31,13 @@ TO_Q = "transformer_blocks.0.attn.to_q"
 def made(folder: Path, formats: tuple[str, ...] = ("torchao",), **settings: Any) -> tuple[nn.Module, Result]:
     model = hard()
     result = calibrated(model, prompts(3, 2), **settings)
-    export(result, model, folder, formats, groups=SD3.groups)
+    export(result, model, folder, formats)
     return model, result
 
 
 def test_several_files_hold_the_same_tensors_and_say_all_of_each(tmp_path):
     model, result = made(tmp_path / "whole")
-    export(result, model, tmp_path / "split", ("torchao",), groups=SD3.groups, max_shard_size="60KB")
+    export(result, model, tmp_path / "split", ("torchao",), max_shard_size="60KB")
     whole, described = read(tmp_path / "whole")
     files = sorted((tmp_path / "split").glob("*.safetensors"))
     parts = [read(file.parent, file.name) for file in files]
@@ -87,23 +86,20 @@ def test_the_integers_and_the_axes_of_the_scales(tmp_path):
     for name, layer in result.layers.items():
         part = f"{name}._weight_"
         assert torch.equal(tensors[part + "qdata"], layer.weight)
-        assert torch.equal(tensors[part + "scale"].flatten(), layer.weight_scale)
+        scale = tensors[part + "scale"].flatten()
+        torch.testing.assert_close(scale * layer.input_scale, layer.deq, rtol=2.0**-22, atol=0.0)
         assert tensors[part + "act_quant_scale"].ndim == (2 if "norm" in name else 3)
         assert tensors[part + "act_quant_zero_point"].dtype == torch.int8
         assert tensors[part + "act_quant_scale"].item() == layer.input_scale.item()
         assert tensors[part + "act_quant_zero_point"].item() == layer.input_zero_point.item()
 
 
-def test_a_multiplier_that_cannot_be_moved_stands_beside_the_weight(tmp_path):
-    model = hard()
-    result = calibrated(model, prompts(3, 2), smoothing=True)
-    multiplied = {name for name, layer in result.layers.items() if layer.mul_scale is not None}
-    assert multiplied
-    for folder, groups, left in (("folded", SD3.groups, set()), ("kept", None, multiplied)):
-        export(result, model, tmp_path / folder, ("torchao",), groups=groups)
-        tensors, _ = read(tmp_path / folder)
+def test_a_multiplier_that_was_not_folded_stands_beside_the_weight(tmp_path):
+    for folded in (False, True):
+        _, result = made(tmp_path / str(folded), smoothing=True, fold=folded)
+        tensors, _ = read(tmp_path / str(folded))
         found = {name.removesuffix("._weight_act_pre_scale") for name in tensors if name.endswith("act_pre_scale")}
-        assert (found == left) if left else (found < multiplied)
+        assert found == {name for name, layer in result.layers.items() if layer.mul_scale is not None}
 
 
 def test_the_config_is_for_torchao_and_in_a_folder_of_its_own_beside_another(tmp_path):
@@ -156,7 +152,7 @@ def test_torchao_computes_what_octavo_does_and_writes_the_same_file(tmp_path, se
         from_float.add(exact[0], one[0])
     assert (apart.sqnr or 0.0) > (from_float.sqnr or 0.0) - 1.0
     result = calibrated(model, prompts(3, 2), **settings)
-    export(result, model, tmp_path / "split", ("torchao",), groups=SD3.groups, max_shard_size="60KB")
+    export(result, model, tmp_path / "split", ("torchao",), max_shard_size="60KB")
     split = SD3Transformer2DModel.from_pretrained(tmp_path / "split", torch_dtype=torch.float32)
     for one, other in zip(*(outputs(each, calls) for each in (theirs, split)), strict=True):
         assert torch.equal(one[0], other[0])
