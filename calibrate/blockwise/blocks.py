@@ -17,17 +17,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from octavo.capture.errors import MisfitError
 
 from ..layers.install import swapped
 from ..preparation.weight_reads import watching
-from ..replay.calls import Call, Calls, Stopped, evaluating, replaced, run
+from ..replay.calls import Call, Calls, Stopped, copied_to, evaluating, replaced, run
 from ..replay.hooks import hooked, input_of
+from ..replay.sqnr import tensors_in
 from .parking import Parking
 from .spill import Place, Spill, Writing, floating
 
 END = ""  # the stage after all blocks
+_TOLERANCE = 1e-3  # relative, of outputs: another device or kernel may round otherwise
 Visit = Callable[[str], Callable[[], None] | None]
 
 
@@ -69,8 +72,8 @@ class Track:
 class Blocks:
     """The blocks `names` of `model`, calibrated or run one after the other. `order` is that in which they run.
 
-    `watched` are layers outside the blocks that have to be given what the whole model gives them at the stage END,
-    `layers` those inside that are to become integers.
+    `layers` are to become integers. Those outside the blocks are given what the whole model gives them at the stage
+    END.
     """
 
     def __init__(
@@ -79,13 +82,13 @@ class Blocks:
         names: Iterable[str],
         parking: Parking,
         spill: Spill,
-        watched: Iterable[str] = (),
         layers: Iterable[str] = (),
     ) -> None:
         self._model, self._parking, self._spill = model, parking, spill
-        self._watched, self._layers = tuple(watched), tuple(layers)
+        self._layers = tuple(layers)
         self.used: dict[str, str] = {}  # layers whose weight is used elsewhere, with the reason, after `rehearse`
         self._real = {name: model.get_submodule(name) for name in names}
+        self._watched = [each for each in self._layers if not any(each.startswith(f"{name}.") for name in self._real)]
         self.order: list[str] = []
         self._needs: dict[str, set[str]] = {}  # by stage: the blocks whose outputs it is made from
         self._track, self._frontier = Track(), END
@@ -93,6 +96,7 @@ class Blocks:
         self._count: int | None = None  # of the calls of the sweep, once they were given to the end
         self._at, self._fresh = 0, False  # of the running call
         self._runs: dict[str, int] = {}
+        self._expected: list[Tensor] = []  # the whole model's output for the first call
 
     def rehearse(self, calls: Iterable[Call]) -> None:
         """Runs one call of each kind, with each block in memory in its turn, and finds out the order and what each
@@ -105,33 +109,80 @@ class Blocks:
                 kind = _kind_of(call)
                 if kind not in kinds:
                     kinds.append(kind)
-                    shapes = self._shapes(call)
+                    shapes = self._shapes(call, first=len(kinds) == 1)
                     ran = _merged(ran, list(shapes))
                     self._find_needs(call, shapes, needs)
         self.order = _merged(ran, list(self._real))
         self._needs = {stage: needs.get(stage, set()) for stage in [*self.order, END]}
 
-    def _shapes(self, call: Call) -> dict[str, list[Any]]:
-        """Outputs of each block that runs, without their values, in the order in which the blocks run."""
+    def _shapes(self, call: Call, *, first: bool) -> dict[str, list[Any]]:
+        """Outputs of each block that runs, whose values are gone, in the order in which the blocks run.
+
+        Raises MisfitError where the outputs of the blocks do not suffice to compute that of the model.
+        """
         shapes: dict[str, list[Any]] = {}
+        running: list[str] = []
         with self._spill.writing() as file:
 
             def answer(name: str, inputs: Any) -> Any:
                 block = self._real[name]
-                self._parking.fetch(name, block)
+                with _disable_current_modes():  # fetching reads weights that are watched
+                    self._parking.fetch(name, block)
+                running.append(name)
                 inside = [layer[len(name) + 1 :] for layer in self._layers if layer.startswith(f"{name}.")]
                 with watching(block, inside) as used:
                     output = block(*inputs[0], **inputs[1])
                 self.used |= {f"{name}.{layer}": reason for layer, reason in used.items()}
+                running.pop()
                 self._parking.park(name)
                 shapes.setdefault(name, []).append(file.put(output))
                 return output
 
-            with self._stubbed(answer), watching(self._model, self._watched) as used:
-                run(self._model, call, 0)
+            with watching(self._model, self._layers) as used, self._only_inside(running), self._stubbed(answer):
+                output = copied_to(tensors_in(run(self._model, call, 0)), torch.device("cpu"))
             self.used |= used
+        self._expected = output if first else self._expected
+        self._check_passed_on(call, shapes, output)
         file.path.unlink()
         return shapes
+
+    @contextmanager
+    def _only_inside(self, running: list[str]) -> Iterator[None]:
+        """Inside, a layer of a block that is not the last of `running` may not be called."""
+
+        def hook_for(block: str) -> Callable[..., None]:
+            def check(*_: Any) -> None:
+                if running[-1:] != [block]:
+                    fact = f"the model calls parts of block {block}, and not the block"
+                    raise MisfitError(f"{fact}. Calibrate without --memory.")
+
+            return check
+
+        blocks = {layer: name for layer in self._layers for name in self._real if layer.startswith(f"{name}.")}
+        with hooked(self._model, {layer: hook_for(name) for layer, name in blocks.items()}):
+            yield
+
+    def _check_passed_on(self, call: Call, outputs: dict[str, list[Any]], expected: list[Tensor]) -> None:
+        """Raises MisfitError where the model computes something else from the outputs of its blocks alone."""
+        runs: dict[str, int] = {}
+
+        def answer(name: str, inputs: Any) -> Any:
+            runs[name] = runs.get(name, 0) + 1
+            return replaced(outputs[name][runs[name] - 1], Place, lambda place: place.read().to(self._device))
+
+        try:
+            with self._stubbed(answer):
+                found = tensors_in(run(self._model, call, 0))
+        except MisfitError as error:
+            raise _passing_more() from error
+        if not same(expected, found):
+            raise _passing_more()
+
+    def check_end(self) -> None:
+        """Raises MisfitError where the first call, at the stage END, gives something else than the whole model does."""
+        with evaluating(self._model):
+            if not same(self._expected, tensors_in(run(self._model, next(self.calls()), 0))):
+                raise _passing_more()
 
     def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
         """Adds to `needs`, by stage, the blocks whose outputs reach it."""
@@ -268,6 +319,21 @@ class Blocks:
     @property
     def _device(self) -> torch.device:
         return self._parking.device
+
+
+def _passing_more() -> MisfitError:
+    fact = "the blocks pass on more than what they return, by changing their inputs or keeping something"
+    return MisfitError(f"{fact}. Calibrate without --memory.")
+
+
+def same(expected: list[Tensor], found: list[Tensor]) -> bool:
+    """Whether outputs of the model are equal up to rounding."""
+    if [x.shape for x in expected] != [x.shape for x in found]:
+        return False
+    pairs = zip(expected, found, strict=True)
+    return all(
+        bool((x - y.to(x.device)).norm() <= max(_TOLERANCE, 8 * torch.finfo(x.dtype).eps) * x.norm()) for x, y in pairs
+    )
 
 
 def _blank(place: Place, value: float, device: torch.device) -> Tensor:

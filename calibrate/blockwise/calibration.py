@@ -23,7 +23,7 @@ from octavo.capture.ranks import ALONE, Ranks
 
 from ..byte_sizes import size
 from ..choice import Choice
-from ..layers.install import install
+from ..layers.install import install, names_of
 from ..layers.modules import QuantizedLayer
 from ..layers.noise_level import attach
 from ..layers.scheme import Range
@@ -92,8 +92,8 @@ class BlockwiseCalibration:
         widest = max((math.prod(entry.shape[1:]) for entry in self._plan.entries if entry.scheme), default=0)
         method = settings.method
         self._sums = 0 if method.plain else bytes_of_sums(widest, method)
-        outside = [entry.name for entry in self._plan.entries if entry.scheme and not self._block_of(entry.name)]
-        self._blocks = Blocks(model, self._names, self._parking, Spill(place), outside, self._plan.quantized)
+        self._check_shared()
+        self._blocks = Blocks(model, self._names, self._parking, Spill(place), self._plan.quantized)
         self._check_room()
         self._current, self._timesteps = CurrentCall(model), None  # of the calls: those of the last part
         # positions of calls that this rank runs even where another rank owns them; None until known
@@ -178,6 +178,8 @@ class BlockwiseCalibration:
         outside = {entry.name for entry in self._plan.entries if not self._block_of(entry.name)}
         with self._blocks.ended(self._calls, track):
             layers = self._calibrated(outside, "outside the blocks")
+            if self._wanted(0):
+                self._blocks.check_end()
             with self._work.watch.stage("measure"):
                 exact = outputs(self._model, taken(self._blocks.calls, self._positions()), self._work.ranks)
         install(self._model, layers)
@@ -212,6 +214,13 @@ class BlockwiseCalibration:
     def _room(self) -> float:
         """Bytes left for the sums of GPTQ while GPTQ works on the widest layer."""
         return self._limit - resident_memory() - SUMS_AT_WORK * self._sums
+
+    def _check_shared(self) -> None:
+        """Refuses layers that several blocks share: all of their calls decide on their integers."""
+        for layer, names in names_of(self._model).items():
+            if layer in self._plan.quantized and len({self._block_of(name) for name in names}) > 1:
+                fact = f"layer {layer} is in several blocks, as {names[-1]} too"
+                raise UsageError(f"--memory: {fact}. Calibrate without --memory.")
 
     def _check_room(self) -> None:
         """Refuses a limit too small for the layers outside the blocks plus one block at work, before the first call."""

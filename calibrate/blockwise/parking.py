@@ -48,12 +48,15 @@ class Parking:
 
     def bytes_of(self, module: nn.Module) -> int:
         """The bytes that a module takes in memory once fetched."""
-        tensors = {id(slot.tensor): slot.tensor for slot in _slots(module)}
+        return self._bytes(_slots(module))
+
+    def _bytes(self, slots: Iterable[_Slot]) -> int:
+        tensors = {id(slot.tensor): slot.tensor for slot in slots}
         return sum(self._cast(x.new_empty(0)).itemsize * x.numel() for x in tensors.values())
 
     def costs(self, model: nn.Module, plan: Plan) -> Plan:
         """The plan with the bytes that each layer takes once fetched."""
-        entries = (replace(entry, bytes=self.bytes_of(model.get_submodule(entry.name))) for entry in plan.entries)
+        entries = (replace(e, bytes=self._bytes(_own(model.get_submodule(e.name)))) for e in plan.entries)
         return Plan(tuple(entries))
 
     def settle(self, model: nn.Module, names: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 def misfit(model: nn.Module, call: Any) -> str:
-    """Why the forward of `model` does not take the arguments of a call, and what to do, to follow the call's name."""
+    """Says why the forward of `model` does not take the arguments of a call, and what to do. A message names the call."""
     forward = f"{type(model).__name__}.forward"
     parameters = inspect.signature(model.forward).parameters.values()
     positional = [each.name for each in parameters if each.kind in _BY_POSITION]
@@ -36,7 +36,7 @@ def misfit(model: nn.Module, call: Any) -> str:
 
 
 def explained(model: nn.Module, call: Any, device: torch.device) -> str:
-    """What to do about a call for which a forward of `model` failed."""
+    """Says what to do about a call for which a forward of `model` failed."""
     return next(_reasons(model, call, device), _remedy(call, "Give calls that this model takes."))
 
 
@@ -44,7 +44,8 @@ def _remedy(call: Any, remedy: str) -> str:
     """The remedy for a sample of the caller's, or that of the call itself; a call of a capture is made by capturing."""
     if getattr(call, "unit", None) is not None:
         return _CAPTURED
-    return str(getattr(call, "remedy", "")) or remedy
+    own: str = getattr(call, "remedy", "")
+    return own or remedy
 
 
 def _reasons(model: nn.Module, call: Any, device: torch.device) -> Iterator[str]:

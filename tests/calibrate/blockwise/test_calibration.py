@@ -1,6 +1,7 @@
 """Calibration block by block gives what calibration of the whole model gives."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from octavo.pipelines.sd3 import SD3
 from ...helpers.refusals import refused
 from ...zoo.opensora import SMALL, tiny_pipeline
 from ...zoo.pipelines import TINY, make, run
-from ...zoo.toy import Call, calls, given, toy
+from ...zoo.toy import Block, Call, calls, given, toy
 
 ROOM = 1 << 40
 SAME = ("layers", "totals", "warnings", "settings")
@@ -154,3 +155,119 @@ def test_what_the_blocks_became_stays_out_of_memory(tmp_path):
     assert resident(written) < little
     export(result, model, tmp_path / "out")
     assert resident(written) < little
+
+
+class InPlace(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add_(super().forward(x))
+
+
+class Appending(Block):
+    def forward(self, x: Tensor, kept: list[Tensor] | None = None) -> Tensor:
+        made = super().forward(x)
+        if kept is not None:
+            kept.append(made)
+        return made
+
+
+class Keeping(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = super().forward(x)
+        return self.last
+
+
+class Stage(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers, self.proj = nn.ModuleList([Block(width), Block(width)]), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.proj(x)
+
+
+class Unlisted(nn.Module):
+    """A network of no family: blocks of a kind, put together in a way that is given."""
+
+    def __init__(self, kind: Callable[[int], nn.Module], way: Callable[[list[nn.Module], Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks, self.others = nn.ModuleList([kind(8), kind(8)]), nn.ModuleList([kind(8)])
+        self.out, self.way = nn.Linear(8, 4), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.way([*self.blocks, *self.others], x))
+
+
+def in_a_row(blocks: list[nn.Module], x: Tensor) -> Tensor:
+    for block in blocks:
+        x = block(x)
+    return x
+
+
+def with_residual(blocks: list[nn.Module], x: Tensor) -> Tensor:
+    return x + in_a_row(blocks, x)
+
+
+def with_list(blocks: list[nn.Module], x: Tensor) -> Tensor:
+    kept: list[Tensor] = []
+    in_a_row([lambda x, block=block: block(x, kept) for block in blocks], x)
+    return torch.stack(kept).sum(0)
+
+
+def by_parts(blocks: list[nn.Module], x: Tensor) -> Tensor:
+    return in_a_row([lambda x, block=block: x + block.down(torch.relu(block.up(x))) for block in blocks], x)
+
+
+def weighing(blocks: list[nn.Module], x: Tensor) -> Tensor:
+    return in_a_row(blocks, x) * blocks[0].up.weight.mean()
+
+
+def shared(width: int) -> nn.Module:
+    """A block whose linear all blocks share."""
+    block = Block(width)
+    block.up = _SHARED
+    return block
+
+
+_SHARED = nn.Linear(8, 16)
+_MORE = "the blocks pass on more than what they return"
+UNLISTED = {
+    "a row": (Block, in_a_row, ""),
+    "in another order": (Block, lambda blocks, x: in_a_row(blocks[::-1], x), ""),
+    "one is left out": (Block, lambda blocks, x: in_a_row(blocks[1:], x), ""),
+    "nested": (Stage, in_a_row, ""),
+    "residual": (Block, with_residual, ""),
+    "changed in place": (InPlace, lambda blocks, x: in_a_row(blocks, x * 1), ""),
+    "weight read outside": (Block, weighing, ""),
+    "changed in place, and used": (InPlace, with_residual, _MORE),
+    "a list is filled": (Appending, with_list, _MORE),
+    "attribute": (Keeping, lambda blocks, x: in_a_row(blocks, x) + blocks[0].last, _MORE),
+    "by parts": (Block, by_parts, "the model calls parts of block"),
+    "shared layer": (shared, in_a_row, "layer blocks.0.up is in several blocks"),
+}
+
+
+@pytest.mark.parametrize("name", UNLISTED)
+def test_networks_that_nobody_listed_get_the_same_integers_or_a_reason(name, tmp_path):
+    kind, way, reason = UNLISTED[name]
+    calls = [Call((x,), {}) for x in torch.randn(4, 3, 5, 8, generator=torch.Generator().manual_seed(1))]
+    settings = Settings(sqnr_calls=4, **RECIPES["fast"])
+
+    def make() -> nn.Module:
+        return Unlisted(kind, way).eval().requires_grad_(False)
+
+    if reason:
+        message = refused(
+            lambda: block_by_block(make(), calls, settings, tmp_path), 2 if "layer" in reason else 4, reason
+        )
+        assert "without --memory" in message
+        return
+    whole, by_block = calibrate(make(), given(calls), settings), block_by_block(make(), calls, settings, tmp_path)
+    assert whole.plan == by_block.plan
+    assert whole.layers.keys() == by_block.layers.keys()
+    for layer, made in whole.layers.items():
+        state = by_block.layers[layer].state_dict()
+        assert all(torch.equal(tensor, state[key]) for key, tensor in made.state_dict().items()), layer
+    assert whole.report["totals"] == by_block.report["totals"]
