@@ -4,11 +4,14 @@ import difflib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from octavo.capture.errors import UsageError
+
+from .files import read_json
 
 _EMBEDDINGS = re.compile(r"(pooled_)?prompt_embeds")  # the beginning of the names of arguments instead of a prompt
 _ROWS = re.compile(r"prompt|embeds")  # arguments whose rows may belong to prompts
@@ -115,12 +118,15 @@ def _classes(pipe: Any) -> int | None:
 
 
 def _names(pipe: Any) -> dict[str, set[int]]:
-    """The numbers of the classes by name; a label of id2label may list several names, with commas between them."""
-    labels = getattr(getattr(pipe, "config", None), "id2label", None)
-    if not isinstance(labels, Mapping):
-        return {name.casefold(): {int(number)} for name, number in (getattr(pipe, "labels", None) or {}).items()}
+    """The numbers of the classes by name, as model_index.json has them; a label may list several names, with commas.
+
+    The pipeline itself keeps only the last of several classes with one name.
+    """
+    file = Path(str(getattr(pipe, "config", {}).get("_name_or_path") or "")) / "model_index.json"
+    found = read_json(file).get("id2label") if file.is_file() else None
+    labels = found if isinstance(found, Mapping) else {}
+    pairs = [(name, number) for number, label in labels.items() for name in {str(label), *str(label).split(",")}]
     names: dict[str, set[int]] = {}
-    for number, label in labels.items():
-        for name in {label, *label.split(",")}:
-            names.setdefault(name.strip().casefold(), set()).add(int(number))
+    for name, number in pairs or (getattr(pipe, "labels", None) or {}).items():
+        names.setdefault(name.strip().casefold(), set()).add(int(number))
     return names

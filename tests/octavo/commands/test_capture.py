@@ -227,3 +227,40 @@ def test_inspect_shows_a_capture_and_finds_damage(tiny_model, tmp_path, prompts)
     data.write_bytes(damaged)
     assert "damaged (checksum)" in octavo("inspect", tmp_path / "a", code=3)
     assert "no such directory" in octavo("inspect", tmp_path / "none", code=2)
+
+
+def test_a_directory_without_calls_takes_the_corrected_command(tiny_model, tmp_path, prompts):
+    capture(tiny_model, tmp_path / "a", prompts, "--height", 3, code=1)
+    capture(tiny_model, tmp_path / "a", prompts, "--limit", 1)
+    capture(tiny_model, tmp_path / "b", prompts, "--height", 3, code=1)
+    capture(tiny_model, tmp_path / "b", prompts, "--limit", 1, "--resume")
+    assert units(tmp_path / "a") == units(tmp_path / "b")
+    assert "holds a capture (1 of 1 prompts)" in capture(tiny_model, tmp_path / "a", prompts, code=5)
+
+
+def test_only_prompts_that_run_are_counted_as_long(tiny_model, tmp_path, prompts):
+    prompts.write_text("\n".join([PROMPTS[0], *(f"{number} {'red ' * 40}" for number in range(3))]))
+    assert "1 of 2 prompts are longer" in capture(tiny_model, tmp_path / "a", prompts, "--limit", 2)
+    assert "are longer" not in capture(tiny_model, tmp_path / "b", prompts, "--limit", 1)
+
+
+def test_embeddings_are_known_by_their_content_when_resuming(tiny_model, tmp_path, prompts):
+    from safetensors.torch import save_file
+
+    file = tmp_path / "embeddings.safetensors"
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    pipe = load_pipeline(tiny_model)
+    with torch.no_grad():
+        rows = [pipe.encode_prompt(text, None, None) for text in PROMPTS]
+    save_file({name: torch.cat(parts) for name, *parts in zip(names, *rows, strict=True)}, file)
+    given = [word for name in names for word in ("--arg", f"{name}={file}")]
+    capture(tiny_model, tmp_path / "a", prompts, "--limit", 1, *given)
+    capture(tiny_model, tmp_path / "a", prompts, "--resume", *given)
+    capture(tiny_model, tmp_path / "text", prompts)
+    stored, wanted = (list(Capture.open(tmp_path / name).calls()) for name in ("a", "text"))
+    assert len(stored) == len(wanted) == 9
+    for one, other in zip(stored, wanted, strict=True):
+        assert torch.allclose(one.kwargs["encoder_hidden_states"], other.kwargs["encoder_hidden_states"], atol=1e-5)
+    save_file({name: torch.cat(parts) * 2 for name, *parts in zip(names, *rows, strict=True)}, file)
+    said = capture(tiny_model, tmp_path / "a", prompts, "--resume", *given, code=4)
+    assert "captured with settings.arguments." in said

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from octavo.capture.devices import resolve_device
 from octavo.checkpoints import open_pipeline
-from octavo.commands.save_output import Target, save
+from octavo.commands.save_output import Target, save, target_of
 from octavo.pipelines.demo.judge import judge
 from octavo.pipelines.demo.scene import parse
 from octavo.pipelines.load import DEMO_INT8
@@ -144,3 +144,27 @@ def test_a_video_is_not_a_picture(tmp_path):
 def test_the_command_is_the_first_to_import_what_it_needs():
     done = subprocess.run([sys.executable, "-c", "import octavo.commands.generate"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_picture_of_a_batch_is_written_or_refused_before_it_is_drawn(tiny_model, tmp_path):
+    batch = ("--arg", "num_images_per_prompt=3")
+    said = octavo("generate", tiny_model, "a ring", "-o", tmp_path / "a.png", *SMALL, *batch, code=2)
+    assert "takes one, and --arg num_images_per_prompt makes 3. Name a directory." in errors(said)[0]
+    assert not list(tmp_path.iterdir())
+    said = octavo("generate", tiny_model, "a ring", "-o", tmp_path / "a", *SMALL, *batch)
+    assert "3 pictures of 16 x 16" in said
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["0000.png", "0001.png", "0002.png"]
+    assert len({pixels(path) for path in (tmp_path / "a").iterdir()}) == 3
+
+
+def test_several_videos_are_folders_of_frames_that_can_be_written_over(tmp_path):
+    videos = [[Image.new("RGB", (4, 2), (10 * video + at, 0, 0)) for at in range(2)] for video in range(3)]
+    with pytest.raises(Exception, match="made 3 videos"):
+        save(videos, Target(tmp_path / "a.mp4"), 8)
+    assert save(videos, Target(tmp_path / "a"), 8) == "3 videos of 2 frames of 4 x 2"
+    names = [str(path.relative_to(tmp_path)) for path in sorted((tmp_path / "a").rglob("*.png"))]
+    assert names == [f"a/{video:04d}/{at:04d}.png" for video in range(3) for at in range(2)]
+    assert target_of(tmp_path / "a", overwrite=True).path == tmp_path / "a"
+    (tmp_path / "a" / "0001" / "mine.txt").touch()
+    with pytest.raises(Exception, match="not empty"):
+        target_of(tmp_path / "a", overwrite=True)
