@@ -16,8 +16,8 @@ from octavo.pipelines.long_prompts import long_prompts
 from octavo.pipelines.run import call_arguments
 from octavo.prompts import read_prompts
 
-from ..checkpoints import check_deployed, load_deployed
 from ..comparing.comparison import Comparison
+from ..joined_checkpoints import load_joined, places_in
 from ..page import page
 from ..page.words import decibels, factor, share
 from ..terminal import Terminal, duration, size
@@ -33,10 +33,10 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
         terminal.warn(warning)
     check_output(options.output, options.overwrite)
     checkpoint = model_directory(str(options.checkpoint))
-    check_deployed(checkpoint)
+    places = places_in(checkpoint, options.component)
     directory = model_directory(options.model)
     family = family_at(directory)
-    comparison = _comparison(options, directory, checkpoint, family)
+    comparison = _comparison(options, directory, places, family)
     texts = list(prompts.texts[: options.limit])
     if long := long_prompts(comparison.pipe, texts):
         terminal.warn(long)
@@ -63,13 +63,13 @@ def check_output(path: Path, overwrite: bool) -> None:
         pass
 
 
-def _comparison(options: CompareOptions, directory: Path, checkpoint: Path, family: Family) -> Comparison:
+def _comparison(options: CompareOptions, directory: Path, places: list[Path], family: Family) -> Comparison:
     device, settings = resolve_device(options.device), options.settings
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
         text_encoder=options.text_encoder, trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
-    deployed = load_deployed(pipe, checkpoint, options.component, device)
+    deployed = load_joined(pipe, places, options.component, device)
     return Comparison(pipe, deployed, call_arguments(pipe, family, settings), options.seed)
 
 
