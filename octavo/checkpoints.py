@@ -41,6 +41,7 @@ class Deployed(NamedTuple):
     installed: Callable[[], AbstractContextManager[nn.Module]]
     report: dict[str, Any]
     runs_on: str
+    roots: tuple[str, ...] = ("",)  # names in `module` of what the pipeline calls: itself, or several denoisers
 
     @classmethod
     def itself(cls, pipe: Any, component: str) -> "Deployed":
@@ -209,14 +210,13 @@ def _check_stored_origin(out: Path, model: Path, component: str, *, trust_remote
 
 
 def check_files(directory: Path) -> list[str]:
-    """Compares the files of the checkpoint at `directory`, or of those in a pipeline there, with their manifests, to
-    the last bit. Returns a line for each that has none, and for each file that no manifest lists.
+    """Compares the files of the checkpoint at `directory`, or of all that are in it, with their manifests, to the last
+    bit. Returns a line for each that has none, and for each file that no manifest lists.
 
     Raises FileError for a file that is missing or damaged.
     """
     notes = []
-    places = [directory] if is_checkpoint(directory) else []
-    for place in quantized_parts(directory) if _is_pipeline(directory) else places:
+    for place in quantized_parts(directory) if _is_pipeline(directory) else checkpoints_at(directory).values():
         found = verify(place)
         notes += [f"{place / name}: not in the manifest of its directory." for name in found.extra]
         notes += [] if found.manifests else [f"{place}: {NOT_VERIFIABLE}."]
@@ -236,6 +236,34 @@ def is_checkpoint(directory: Path) -> bool:
     return method_at(directory) is not None or bool(views(directory))
 
 
+def checkpoints_at(directory: Path) -> dict[str, Path]:
+    """The checkpoints that are, or are in, a directory, by the component that each replaces; none in a pipeline.
+
+    Raises UsageError for several checkpoints of one component.
+    """
+    if is_checkpoint(directory):
+        return {read_report(directory).get("component") or "transformer": directory}
+    if not directory.is_dir() or _is_pipeline(directory):
+        return {}
+    found: dict[str, Path] = {}
+    for place in sorted(path.parent for path in directory.glob(f"*/{REPORT_FILE}")):
+        name = read_report(place).get("component")
+        if name is None or not is_checkpoint(place):
+            continue
+        if name in found:
+            fact = f"holds several checkpoints of {name}"
+            raise UsageError(f"{directory}: {fact}. Give one of them, such as {found[name]}.")
+        found[name] = place
+    return found
+
+
+def chosen_place(directory: Path, places: dict[str, Path], component: str) -> Path:
+    """The checkpoint that `component` is replaced by: the only one, or the one of that component."""
+    if len(places) > 1 and component not in places:
+        raise UsageError(f"{directory}: no checkpoint of {component}. Choose one of {', '.join(places)}.")
+    return places.get(component) or next(iter(places.values()))
+
+
 def open_pipeline(
     source: str,
     model: str | None,
@@ -245,34 +273,38 @@ def open_pipeline(
     device: torch.device,
     **options: Any,
 ) -> Any:
-    """The pipeline of a model directory, or that of a checkpoint with its denoiser in integers.
+    """The pipeline of a model directory, or that of checkpoints with their denoisers in integers.
 
     `model` and `component` win over what the checkpoint says of its origin; `options` are those of `load_pipeline`.
     Raises UsageError for a checkpoint that does not say what it is of, and what loading raises.
     """
     directory = model_directory(source)
-    if not is_checkpoint(directory):
+    places = checkpoints_at(directory)
+    if not places:
         if model is not None or component is not None:
             raise UsageError(f"{source}: a pipeline, not a checkpoint. Leave --model and --component out.")
         return load_pipeline(directory, dtype=dtype, device=device, **options)
-    said = read_report(directory)
-    model = model or said.get("model")
+    if component is not None:
+        places = {component: chosen_place(directory, places, component)}
+    model = model or next(
+        (said["model"] for place in places.values() if (said := read_report(place)).get("model")), None
+    )
     if model is None:
         raise UsageError(f"{source}: does not say which model it is of. Give it with --model.")
-    name = component or said.get("component") or "transformer"
-    record = format_at(directory, f"Load it with diffusers and {method_at(directory)}")
-    if record.read is not None:
-        pipe = load_pipeline(model_directory(model), dtype=dtype, device=device, **options)
-        module = of_origin(directory, denoisers(pipe, (name,)))[name]
-        _put_in(module, directory, record.read(directory))
-        return pipe
-    _check_stored_origin(directory, model_directory(model), name, **options)
-    if dtype is None and device.type == "cpu":
+    records = {n: format_at(place, f"Load it with diffusers and {method_at(place)}") for n, place in places.items()}
+    models = [name for name, record in records.items() if record.read is None]
+    if models and dtype is None and device.type == "cpu":
         dtype = torch.float32  # halves are slow there
-    denoiser: Any = load_denoiser(directory, dtype)
-    return load_pipeline(
-        model_directory(model), dtype=dtype or denoiser.dtype, device=device, given={name: denoiser}, **options
-    )
+    for name in models:
+        _check_stored_origin(places[name], model_directory(model), name, **options)
+    given: dict[str, Any] = {name: load_denoiser(places[name], dtype) for name in models}
+    dtype = dtype or next((denoiser.dtype for denoiser in given.values()), None)
+    pipe = load_pipeline(model_directory(model), dtype=dtype, device=device, given=given, **options)
+    for name, record in records.items():
+        if record.read is not None:
+            module = of_origin(places[name], denoisers(pipe, (name,)))[name]
+            _put_in(module, places[name], record.read(places[name]))
+    return pipe
 
 
 def _put_in(module: torch.nn.Module, directory: Path, checkpoint: Readable) -> None:

@@ -46,11 +46,16 @@ def _check_content(shown: Path, target: Path, overwrite: bool) -> None:
         names = sorted(path.name for path in target.iterdir())
     except PermissionError as error:
         raise StorageError(f"{shown}: permission denied. Choose another directory.") from error
-    foreign = [name for name in names if not is_ours(name)]
+    foreign = [name for name in names if not is_ours(name) and not _is_checkpoint(target / name)]
     if foreign:
         raise StorageError(f"{shown}: holds other files ({foreign[0]}). Choose another directory.")
     if names and not overwrite:
         raise StorageError(f"{shown}: holds a checkpoint. Use --overwrite or another directory.")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds an export and nothing else: one of several denoisers."""
+    return (folder / "report.json").is_file() and all(is_ours(path.name) for path in folder.iterdir())
 
 
 def existing_parent(target: Path) -> Path:

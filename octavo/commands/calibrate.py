@@ -2,16 +2,20 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import diffusers
 from torch import nn
 
 from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.calibration import calibrate as calibrate_model
-from octavo.calibrate.formats.target import check_target
+from octavo.calibrate.formats import format_named
+from octavo.calibrate.formats.target import check_target, write_directory
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
 from octavo.capture.devices import DTYPES, resolve_device
-from octavo.capture.errors import MisfitError, UsageError
+from octavo.capture.errors import UsageError
+from octavo.capture.files import Modes
 from octavo.capture.fingerprint import Origin, fingerprint
 from octavo.capture.ranks import Ranks
 from octavo.capture.store.reader import Capture
@@ -23,7 +27,7 @@ from ..terminal import Terminal
 from ..words import DENOISER_FORMATS
 from .calibrate_options import CalibrateOptions, formats_of, settings_of
 from .calibrate_output import show, write
-from .captured_model import Captured, casting, check_fingerprint, component_of, origin_of, source_of
+from .captured_model import Captured, casting, check_fingerprint, components_of, origin_of, source_of
 from .replayed_calls import chosen_calls, replayed_calls
 from .rerun import Announced, Rerun
 
@@ -37,16 +41,43 @@ def run(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
     began = time.monotonic()
     options = replace(options, device=ranks.connect(options.device))
     _check(options, ranks)
-    captured = _opened(options, terminal, ranks)
+    capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
+    names = components_of(capture, options.component)
+    if len(names) == 1:
+        result = _calibrate(capture, names[0], options, terminal, ranks)
+        ranks.wait()
+        return show(result, options, terminal, time.monotonic() - began, ranks)
+    _calibrate_all(capture, names, options, terminal, ranks)
+    terminal.say(f"{options.out}: {', '.join(names)}. octavo generate {options.out} draws with all of them.")
+
+
+def _calibrate_all(
+    capture: Capture, names: list[str], options: CalibrateOptions, terminal: Terminal, ranks: Ranks
+) -> None:
+    """Calibrates several denoisers of a pipeline, each into the folder of OUT with its name. OUT is whole or absent."""
+
+    def fill(place: Path) -> None:
+        for name in names:
+            began, shown = time.monotonic(), replace(options, out=options.out / name)
+            result = _calibrate(capture, name, replace(options, out=place / name), terminal, ranks)
+            ranks.wait()
+            show(result, shown, terminal, time.monotonic() - began, ranks)
+
+    if ranks.rank:
+        return fill(options.out)
+    target = check_target(options.out, overwrite=options.overwrite)
+    write_directory(target, fill, Modes(options.group_readable))
+
+
+def _calibrate(capture: Capture, component: str, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Result:
+    """Calibrates one denoiser of a capture, and writes OUT on the first of `ranks`."""
+    captured = _opened(capture, component, options, terminal, ranks)
     settings = settings_of(options, captured.family, captured.count)
     if options.memory is not None:
         from .calibrate_blockwise import calibrate_blockwise
 
-        result = calibrate_blockwise(options, captured, settings, terminal, ranks)
-    else:
-        result = _calibrate_whole(options, captured, settings, terminal, ranks)
-    ranks.wait()
-    show(result, options, terminal, time.monotonic() - began, ranks)
+        return calibrate_blockwise(options, captured, settings, terminal, ranks)
+    return _calibrate_whole(options, captured, settings, terminal, ranks)
 
 
 def _check(options: CalibrateOptions, ranks: Ranks) -> None:
@@ -61,14 +92,10 @@ def _check(options: CalibrateOptions, ranks: Ranks) -> None:
         raise UsageError(f"--format {others[0]} only works with octavo calibrate-cnn. Choose ascend.")
 
 
-def _opened(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Captured:
+def _opened(capture: Capture, component: str, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Captured:
     """The denoiser to quantize, as its capture has it, and the calls to replay."""
-    capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
-    component = component_of(capture, options.component)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
     chosen = chosen_calls(capture, component, options.samples, terminal, ranks)
-    if not chosen:
-        raise MisfitError(f"{capture.directory}: holds no calls of '{component}'. Capture with more --steps.")
     calls = replayed_calls(capture, component, chosen, casting(capture, options.dtype))
     return Captured(capture, component, family, calls, len(chosen))
 
@@ -102,6 +129,9 @@ def _model(
         family=FAMILIES.get(manifest.get("family", "")), trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
     module = denoisers(pipe, (component,))[component]
+    for name in formats_of(options) if not isinstance(module, diffusers.ModelMixin) else ():
+        if format_named(name).read is None:
+            raise UsageError(f"--format {name}: holds models of diffusers, and {component} is none. Choose ascend.")
     check_fingerprint(capture, component, fingerprint(module), source, options.allow_revision)
     origin = Origin.of(module) if ranks.rank == 0 else None
     rerun = None

@@ -84,7 +84,7 @@ class CalibrateOptions:
         "The captured model, where it is in another directory now.", heading=CAPTURED, metavar="DIR"
     )
     component: str | None = option(
-        "The denoiser to quantize, where several were captured.", heading=CAPTURED, metavar="NAME"
+        "Quantize this denoiser alone, where several were captured.", heading=CAPTURED, metavar="NAME"
     )
     allow_incomplete: bool = flag("Use a capture that is not finished.", heading=CAPTURED)
     allow_revision: bool = flag("Accept other weights of the same class and shapes.", heading=CAPTURED)

@@ -75,12 +75,18 @@ def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
     return cast
 
 
-def component_of(capture: Capture, wanted: str | None) -> str:
-    """The denoiser to quantize, by name: the only one captured, or the one `wanted`. Raises UsageError otherwise."""
+def components_of(capture: Capture, wanted: str | None) -> list[str]:
+    """The denoisers to quantize, by name: all that were captured, or the one `wanted`.
+
+    Raises UsageError where that one was not captured, MisfitError for a denoiser without calls.
+    """
     names = list(capture.manifest.get("components", {}))
-    if wanted is None and len(names) == 1:
-        return names[0]
-    if wanted is None or wanted not in names:
-        fact = f"no calls of '{wanted}'" if wanted else f"holds calls of {len(names)} denoisers"
+    if wanted is not None and wanted not in names:
+        fact = f"no calls of '{wanted}'"
         raise UsageError(f"{capture.directory}: {fact}. Choose one of {', '.join(names)} with --component.")
-    return wanted
+    chosen = names if wanted is None else [wanted]
+    called = {header.component for unit in capture.units for header in unit.calls}
+    if missing := [name for name in chosen if name not in called]:
+        remedy = "Capture with more --steps" + (", or choose another with --component" if len(names) > 1 else "")
+        raise MisfitError(f"{capture.directory}: holds no calls of '{missing[0]}'. {remedy}.")
+    return chosen

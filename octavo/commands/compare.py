@@ -18,9 +18,10 @@ from octavo.pipelines.run import call_arguments
 from octavo.pipelines.weights import stored_dtype
 from octavo.prompts import read_prompts
 
-from ..checkpoints import check_deployed, load_deployed
+from ..checkpoints import check_deployed
 from ..comparing.comparison import Comparison
 from ..comparing.machine import surroundings
+from ..joined_checkpoints import load_joined, places_in
 from ..page import page
 from ..page.words import decibels, quicker, share, verdict
 from ..terminal import Terminal, duration, size
@@ -36,11 +37,12 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
         terminal.warn(warning)
     check_output(options.output, options.overwrite)
     checkpoint = model_directory(str(options.checkpoint))
-    for warning in check_deployed(checkpoint):
+    places = places_in(checkpoint, options.component)
+    for warning in [each for place in places for each in check_deployed(place)]:
         terminal.warn(warning)
     directory = model_directory(options.model)
     family = family_at(directory)
-    comparison = _comparison(options, directory, checkpoint, family, prompts.texts)
+    comparison = _comparison(options, directory, places, family, prompts.texts)
     texts = list(prompts.texts[: options.limit])
     if note := note_on_prompts(comparison.pipe, comparison.arguments) or long_prompts(comparison.pipe, texts):
         terminal.warn(note)
@@ -68,15 +70,16 @@ def check_output(path: Path, overwrite: bool) -> None:
 
 
 def _comparison(
-    options: CompareOptions, directory: Path, checkpoint: Path, family: Family, prompts: Sequence[str]
+    options: CompareOptions, directory: Path, places: Sequence[Path], family: Family, prompts: Sequence[str]
 ) -> Comparison:
     device, settings = resolve_device(options.device), options.settings
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
         text_encoder=options.text_encoder, trust_remote_code=options.trust_remote_code,
     )  # fmt: skip
-    deployed = load_deployed(pipe, checkpoint, options.component, device)
-    stored = deployed.report.get("dtype") or stored_dtype(directory / deployed.component.replace(".", "/"))
+    deployed = load_joined(pipe, places, options.component, device)
+    folder = deployed.component.partition(" and ")[0].replace(".", "/")
+    stored = deployed.report.get("dtype") or stored_dtype(directory / folder)
     arguments = call_arguments(pipe, family, settings, prompts)
     return Comparison(pipe, deployed, arguments, options.seed, DTYPES.get(stored or ""))
 

@@ -15,7 +15,7 @@ def run(path: Path, terminal: Terminal) -> None:
     path = model_directory(str(path))
     if (path / "capture.json").exists() or (path / "units").exists():
         inspect_capture(path, terminal)
-    elif path.is_dir() and (any(path.glob("*.json")) or any(path.glob("*.onnx"))):
+    elif path.is_dir() and (any(path.glob("*.json")) or any(path.glob("*.onnx")) or _checkpoints_in(path)):
         if not _inspect_directory(path, terminal):
             sys.exit(3)
     elif path.suffix == ".onnx" and path.exists():
@@ -29,6 +29,11 @@ def run(path: Path, terminal: Terminal) -> None:
         raise UsageError(f"{path}: no such directory.")
 
 
+def _checkpoints_in(path: Path) -> list[Path]:
+    """The checkpoints of several denoisers in a directory that is none itself."""
+    return [] if (path / "report.json").exists() else sorted(file.parent for file in path.glob("*/report.json"))
+
+
 def _inspect_directory(path: Path, terminal: Terminal) -> bool:
     """A checkpoint, those in a pipeline, ONNX graphs, or both; whether all of them are sound."""
     sound, graphs = True, sorted(path.glob("*.onnx"))
@@ -37,7 +42,7 @@ def _inspect_directory(path: Path, terminal: Terminal) -> bool:
 
         from .inspect_checkpoint import inspect_checkpoint
 
-        parts = quantized_parts(path) if (path / "model_index.json").exists() else [path]
+        parts = quantized_parts(path) if (path / "model_index.json").exists() else _checkpoints_in(path) or [path]
         if not parts:
             raise FileError(f"{path}: a pipeline with nothing quantized. Give a checkpoint, or a capture.")
         sound = all([inspect_checkpoint(part, terminal) for part in parts])

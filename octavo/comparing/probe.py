@@ -32,7 +32,6 @@ class Probe:
         self.maximum: dict[str, dict[int, float]] = {}
         self.powers: dict[int, Power] = {}
         self._model, self._deployed = deployed.module, deployed
-        self._signature = inspect.signature(deployed.module.forward)
         self._busy = False  # with the integer form
         self._calls = 0  # of a run
 
@@ -41,8 +40,9 @@ class Probe:
         """Inside, every call of the denoiser is looked at, of one run."""
         kinds = (nn.Linear, nn.Conv2d)
         layers = [name for name, module in self._model.named_modules() if isinstance(module, kinds)]
-        before = {"": self._begin, **{name: self._range_of(name) for name in layers}}
-        with hooked(self._model, before, {"": self._compare}):
+        roots = self._deployed.roots
+        before = dict.fromkeys(roots, self._begin) | {name: self._range_of(name) for name in layers}
+        with hooked(self._model, before, {root: self._compare(root) for root in roots}):
             yield
 
     @contextmanager
@@ -53,17 +53,20 @@ class Probe:
         """
         power, kept, chosen, count = Power(), [], set(spread(self._calls, SAMPLED)), itertools.count()
 
-        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if next(count) in chosen:
-                heard = (args, kwargs, tensors_in(output))
-                kept.append(replaced(heard, Tensor, lambda each: each.detach().to("cpu", copy=True)))
+        def listener(root: str) -> Any:
+            def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+                if next(count) in chosen:
+                    heard = (args, kwargs, tensors_in(output))
+                    kept.append((root, replaced(heard, Tensor, lambda each: each.detach().to("cpu", copy=True))))
 
-        with hooked(self._model, after={"": hear}):
+            return hear
+
+        with hooked(self._model, after={root: listener(root) for root in self._deployed.roots}):
             yield power
         with torch.no_grad(), self._deployed.installed() as integers:
-            for heard in kept:
+            for root, heard in kept:
                 args, kwargs, exact = copied_to(heard, device_of(self._model))
-                _add(power, exact, integers(*args, **kwargs))
+                _add(power, exact, integers.get_submodule(root)(*args, **kwargs))
 
     def heat(self) -> dict[str, Any]:
         """The ranges as a table: layers in the order in which they ran, a row each, a number or None for each step."""
@@ -73,7 +76,7 @@ class Probe:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._busy:
-            self.clock.hear(noise_level(bind(self._signature, args, kwargs)[1]))
+            self.clock.hear(noise_level(bind(inspect.signature(module.forward), args, kwargs)[1]))
 
     def _range_of(self, name: str) -> Any:
         def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -84,17 +87,20 @@ class Probe:
 
         return hear
 
-    def _compare(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if self._busy:
-            return
-        self._busy = True
-        try:
-            with torch.no_grad(), self._deployed.installed() as integers:
-                other = integers(*args, **kwargs)
-        finally:
-            self._busy = False
-        self._calls += 1
-        _add(self.powers.setdefault(self.clock.step, Power()), tensors_in(output), other)
+    def _compare(self, root: str) -> Any:
+        def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if self._busy:
+                return
+            self._busy = True
+            try:
+                with torch.no_grad(), self._deployed.installed() as integers:
+                    other = integers.get_submodule(root)(*args, **kwargs)
+            finally:
+                self._busy = False
+            self._calls += 1
+            _add(self.powers.setdefault(self.clock.step, Power()), tensors_in(output), other)
+
+        return compare
 
 
 def _add(power: Power, exact: list[Tensor], output: Any) -> None:

@@ -1,5 +1,7 @@
 """The denoisers of a pipeline: which of its networks they are."""
 
+import warnings
+
 import diffusers
 import pytest
 
@@ -20,6 +22,14 @@ def test_an_absent_component_is_refused_with_the_choices():
 )
 def test_denoisers_are_found_and_nothing_else(name, found):
     assert sorted(denoisers(make(name)[0])) == found
+
+
+def test_plain_settings_of_a_pipeline_are_left_alone():
+    pipe, _ = make("wan22")
+    assert pipe.config["boundary_ratio"] == 0.875
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # diffusers warns where a setting is read as an attribute
+        denoisers(pipe)
 
 
 def test_the_kinds_of_networks_that_denoise_are_told_by_their_class():

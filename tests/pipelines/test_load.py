@@ -42,7 +42,34 @@ def test_a_sound_directory_loads_in_float32_on_the_cpu_with_the_stored_weights(m
 
 def test_a_missing_directory_and_a_missing_index_are_refused(tmp_path):
     refused_load(tmp_path / "none", 2, "no such model directory")
-    refused_load(tmp_path, 3, "no model_index.json")
+    refused_load(tmp_path, 3, "no model_index.json. Give the directory of a whole diffusers pipeline.")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_a_model_in_one_file_is_refused_with_the_way_to_a_directory(tmp_path, suffix):
+    file = tmp_path / f"model.{suffix}"
+    file.touch()
+    made = "StableDiffusionXLPipeline.from_single_file('model."
+    refused_load(file, 2, "a single file, not a directory", made)
+    refused_load(tmp_path, 3, f"model.{suffix} is a single file", made)
+
+
+def test_a_quantized_denoiser_in_one_file_and_any_other_file_are_refused(model, tmp_path):
+    (tmp_path / "model.gguf").touch()
+    refused_load(tmp_path / "model.gguf", 2, "a denoiser quantized already")
+    refused_load(model / "model_index.json", 2, "a file. Give the directory of a whole diffusers pipeline.")
+
+
+def test_a_folder_in_or_above_the_pipeline_is_refused_with_the_right_one(model, tmp_path):
+    refused_load(model / "transformer", 3, f"It holds one component of a pipeline. Give {model}.")
+    refused_load(tmp_path, 3, f"no model_index.json. Give {model}.")
+    shutil.move(model, tmp_path / "models--a" / "snapshots" / "0")
+    refused_load(tmp_path / "models--a", 3, f"Give {tmp_path / 'models--a' / 'snapshots' / '0'}.")
+
+
+def test_a_folder_of_a_component_alone_is_refused(model, tmp_path):
+    alone = shutil.copytree(model / "transformer", tmp_path / "somewhere" / "transformer")
+    refused_load(alone, 3, "It holds one component. Give the directory of a whole diffusers pipeline.")
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
