@@ -1,6 +1,7 @@
 """Damages checkpoints, captures and other input files, and counts what the commands make of them.
 
     python -m bench.damage flips [--count 376]     single flipped bits, over all files of a checkpoint of each format
+    python -m bench.damage cost                    seconds of digests beside those of loading
     python -m bench.damage mutations [--count 1]   truncated, swapped and rewritten files; JSON with other values
 
 A flip must not be called sound, and must not be drawn or compared with. A mutation must not end in exit code 1, take
@@ -15,17 +16,22 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import torch
 from click.testing import CliRunner
+from diffusers import SD3Transformer2DModel
 from torch import nn
 
+from bench.bench_load import made
 from octavo.calibrate import Calibrator, QuantConfig
+from octavo.calibrate.formats.manifest import verify
 from octavo.calibrate.formats.onnx.write import write_all
+from octavo.capture.fingerprint import Origin
 from octavo.capture.pth.pth import save_pth
 from octavo.capture.store.reader import Capture
 from octavo.cli import main as octavo
@@ -202,13 +208,14 @@ def changes_of(path: Path, rng: random.Random, count: int) -> Changes:
 @click.option("--count", default=1, show_default=True, help="Places in a file at which each value is tried.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--only", default="", help="Only subjects whose name has this in it.")
-def mutations(count: int, seed: int, only: str) -> None:
+@click.option("--most", default=10**9, help="Of each subject, try so many, chosen at random.")
+def mutations(count: int, seed: int, only: str, most: int) -> None:
     """Rewrite files, with the manifest beside them and without."""
     rng = random.Random(seed)
     codes: Counter[tuple[str, int]] = Counter()
     faults = 0
     with tempfile.TemporaryDirectory() as folder:
-        for subject, file, changed, content in _all_mutations(Path(folder), rng, count, only):
+        for subject, file, changed, content in _all_mutations(Path(folder), rng, count, only, most):
             path = subject.directory / file
             sound = path.read_bytes()
             replaced(path, content)
@@ -228,15 +235,52 @@ def mutations(count: int, seed: int, only: str) -> None:
 
 
 def _all_mutations(
-    folder: Path, rng: random.Random, count: int, only: str
+    folder: Path, rng: random.Random, count: int, only: str, most: int
 ) -> Iterator[tuple[Subject, Path, str, bytes]]:
     """Yields each damaged file: the subject, its path, what was done to it, and its content."""
     model, captured, checkpoints = prepared(folder)
     for subject in [*checkpoints, *_bare(checkpoints), *_others(folder, model, captured)]:
         if only in subject.name:
-            for file in subject.files():
-                for changed, content in changes_of(subject.directory / file, rng, count):
-                    yield subject, file, changed, content
+            found = [
+                (subject, file, changed, content)
+                for file in subject.files()
+                for changed, content in changes_of(subject.directory / file, rng, count)
+            ]
+            yield from rng.sample(found, min(most, len(found)))
+
+
+@main.command()
+def cost() -> None:
+    """Measure what digests cost beside loading, in seconds of the processor."""
+    with tempfile.TemporaryDirectory() as folder:
+        made(("int8", "float32"), 4, 24, Path(folder), "10GB")
+        out, exact = Path(folder) / "int8", Path(folder) / "float32"
+        size = sum(path.stat().st_size for path in out.iterdir())
+        timed(f"digests of a checkpoint of {size >> 20} MiB", lambda: verify(out))
+        timed("sizes alone", lambda: verify(out, digests=False))
+        load = partial(SD3Transformer2DModel.from_pretrained, torch_dtype=torch.float32)
+        model = timed("from_pretrained, int8", lambda: load(out))
+        timed("one forward of 256 tokens", lambda: forward(model))
+        model = timed("from_pretrained, float32", lambda: load(exact))
+        size = sum(tensor.nbytes for tensor in model.state_dict().values())
+        origin = timed(f"fingerprint of {size >> 20} MiB for a manifest", lambda: Origin.of(model))
+        timed("comparing the model with it", lambda: origin.other_weights(model))
+
+
+def timed(name: str, work: Callable[[], Any]) -> Any:
+    """Runs `work`, and prints the seconds of the processor that it took."""
+    began = time.process_time()
+    found = work()
+    print(f"{name}: {time.process_time() - began:.2f} s", flush=True)
+    return found
+
+
+@torch.no_grad()
+def forward(model: Any) -> None:
+    """One call of an SD3 transformer with 256 tokens."""
+    config = model.config
+    prompt, pooled = torch.randn(1, 77, config.joint_attention_dim), torch.randn(1, config.pooled_projection_dim)
+    model(torch.randn(1, 16, 32, 32), prompt, pooled, torch.tensor([500.0]))
 
 
 def _bare(checkpoints: list[Subject]) -> Iterator[Subject]:

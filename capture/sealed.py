@@ -27,6 +27,8 @@ def open_regular(path: Path, remedy: str = "") -> Iterator[tuple[int, int]]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
         raise _open_error(path, exc, remedy) from exc
+    except ValueError as exc:  # a name with a null byte
+        raise damage(path, "not the name of a file", remedy) from exc
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

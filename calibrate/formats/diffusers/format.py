@@ -16,7 +16,7 @@ from ..verdict import OCTAVO
 from .check import check
 from .directory import MODEL_FILES, Model, find_method
 from .structure import QUANT_METHOD, Structure
-from .write import write_diffusers
+from .write import CONFIG_FILE, write_diffusers
 
 
 def write(
@@ -29,7 +29,9 @@ def write(
 def describe(place: Path) -> Description:
     """Describes a directory: the class of the model, and how many layers have which scheme. Raises FileError."""
     model = Model.open(place)
-    schemes = Counter(kind.scheme for kind in Structure.read(model.quantization).kinds.values())
+    schemes = Counter(
+        kind.scheme for kind in Structure.read(model.quantization, str(place / CONFIG_FILE)).kinds.values()
+    )
     line = ", ".join(f"{count} {scheme}" for scheme, count in schemes.most_common())
     title = f"a {model.config.get('_class_name')} for diffusers with octavo"
     return Description(title, (("layers", line),), dict(schemes))

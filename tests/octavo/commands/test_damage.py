@@ -40,6 +40,7 @@ def out(made: Path, tmp_path: Path) -> Path:
 def replaced(path: Path, content: bytes) -> None:
     path.unlink()
     path.write_bytes(content)
+    path.chmod(0o400)
 
 
 def commands(model: Path, out: Path) -> list[tuple[object, ...]]:
