@@ -3,6 +3,7 @@
 This module alone translates msModelSlim's parameters into settings of this package.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from octavo.capture.devices import resolve_device
 from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes
+from octavo.capture.progress import Reports, line
 
 from .calibration import calibrate_folded, planned
 from .formats.ascend.pair import write_pair
@@ -26,6 +28,7 @@ from .replay.user_data import calls_of
 from .result import Result
 from .settings import Settings
 
+log = logging.getLogger(__name__)
 _METHODS = {"admm": "admm", "easy_quant": "easy-quant", "round_opt": "adaround"}
 _DEVICES = ("cpu", "cuda", "npu")
 
@@ -198,15 +201,21 @@ class Calibrator:
     def run(self) -> None:
         """Replays the data and chooses the integers. Raises as `calibration.calibrate` does.
 
+        Progress goes to the logger `octavo.calibrate.msmodelslim_api` (INFO), at most every 30 seconds.
+
         Afterwards `model` is the calibrated model: a copy of the caller's where batch norms were folded.
         """
         settings, samples, warnings = self.cfg.settings, list[Any](), list[str]()
+        progress = Reports(lambda *report: log.info("%s", line(*report)))
         planned(self.model, settings)  # raises its errors before synthetic inputs are made, which takes a minute
         if self._calls is None and self.cfg.input_shape:
-            samples, warnings = list(made_up(self.model, self.cfg.input_shape)), warnings_of(self.model)
+            samples, warnings = (
+                list(made_up(self.model, self.cfg.input_shape, progress=progress)),
+                warnings_of(self.model),
+            )
         calls = self._calls or (lambda: samples)
         self._result, self.model = calibrate_folded(
-            self.model, calls, settings, graphs=self.cfg.input_shape is not None, warnings=warnings
+            self.model, calls, settings, progress=progress, graphs=self.cfg.input_shape is not None, warnings=warnings
         )
 
     @property

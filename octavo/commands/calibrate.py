@@ -64,12 +64,17 @@ def _check(options: CalibrateOptions, ranks: Ranks) -> None:
 def _opened(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Captured:
     """The denoiser to quantize, as its capture has it, and the calls to replay."""
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
-    component = component_of(capture, options.component)
+    component = component_of(capture, options)
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
-    chosen = chosen_calls(capture, component, options.samples, terminal, ranks)
+    stored = component
+    if not capture.manifest.get("components"):
+        stored = capture.units[0].calls[0].component
+        fact = "does not say what model its calls are of"
+        terminal.warn(f"{capture.directory}: {fact}; they are replayed in the {component} of {options.model}.")
+    chosen = chosen_calls(capture, stored, options.samples, terminal, ranks)
     if not chosen:
         raise MisfitError(f"{capture.directory}: holds no calls of '{component}'. Capture with more --steps.")
-    calls = replayed_calls(capture, component, chosen, casting(capture, options.dtype))
+    calls = replayed_calls(capture, stored, chosen, casting(capture, options.dtype))
     return Captured(capture, component, family, calls, len(chosen))
 
 

@@ -8,12 +8,13 @@ from octavo.calibrate.formats.export import export
 from octavo.calibrate.learning_curve import verdict
 from octavo.calibrate.report import worst
 from octavo.calibrate.result import Result
+from octavo.capture.progress import duration
 from octavo.capture.ranks import ALONE, Ranks
 from octavo.pipelines import GENERIC
 from octavo.pipelines.family import Family
 
 from ..page import PAGE_FILE, page
-from ..terminal import Terminal, duration, size
+from ..terminal import Terminal, size
 from .calibrate_options import CalibrateOptions, formats_of
 
 

@@ -8,6 +8,7 @@ from octavo.capture.errors import OctavoError
 from octavo.capture.files import Modes
 from octavo.capture.fingerprint import fingerprint
 from octavo.capture.locks import lock
+from octavo.capture.progress import duration
 from octavo.capture.ranks import Ranks
 from octavo.capture.store.directory import prepare
 from octavo.capture.store.reader import Capture
@@ -18,7 +19,7 @@ from octavo.pipelines.load import load_pipeline, model_directory
 from octavo.pipelines.run import call_arguments
 from octavo.prompts import Prompts, read_prompts
 
-from ..terminal import Terminal, duration, size
+from ..terminal import Terminal, size
 from .capture_job import Job
 from .capture_options import CaptureOptions
 

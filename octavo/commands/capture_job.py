@@ -8,14 +8,24 @@ from functools import partial, reduce
 from typing import Any
 
 from octavo.calibrate.errors import out_of_memory
-from octavo.capture.errors import DeviceError, MisfitError, NumbersError, OctavoError, StorageError, first_sentence
+from octavo.capture.errors import (
+    DeviceError,
+    FileError,
+    MisfitError,
+    NumbersError,
+    OctavoError,
+    StorageError,
+    Unstorable,
+    first_sentence,
+)  # fmt: skip
 from octavo.capture.kept_steps import keep_rule
+from octavo.capture.progress import duration
 from octavo.capture.ranks import ALONE, Ranks
 from octavo.capture.recorder import Clock, Recorder
 from octavo.capture.store.writer import CaptureWriter, UnitWriter, unit_key
 from octavo.pipelines.run import RunSettings, prompt_seed, run_prompt, total_steps
 
-from ..terminal import Interrupted, Terminal, duration, size
+from ..terminal import Interrupted, Terminal, size
 from .capture_options import CaptureOptions
 
 
@@ -134,6 +144,8 @@ class Job:
 
     def _refusal(self, error: Exception, number: int, step: int, stored: int) -> OctavoError:
         """The error as the user should read it."""
+        if isinstance(error, Unstorable) and error.name is not None:
+            return FileError(f"{error.fact}; exclude it with --drop-input {error.name}.")
         if isinstance(error, OctavoError):
             return error
         if (device := out_of_memory(error)) is not None:

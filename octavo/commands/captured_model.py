@@ -11,7 +11,9 @@ from octavo.calibrate.replay.calls import Calls
 from octavo.capture.devices import DTYPES
 from octavo.capture.errors import MisfitError, UsageError
 from octavo.capture.store.reader import Capture
+from octavo.pipelines.denoisers import denoisers_in
 from octavo.pipelines.family import Family
+from octavo.pipelines.files import model_directory, read_json
 
 from .calibrate_options import CalibrateOptions
 
@@ -41,9 +43,18 @@ def source_of(capture: Capture, options: CalibrateOptions) -> str:
     return str(source)
 
 
+def _denoisers_at(directory: Path) -> list[str]:
+    """The names of the denoisers of the model in a directory, at least one."""
+    index = directory / "model_index.json"
+    found = denoisers_in(read_json(index)) if index.is_file() else []
+    return found or ["transformer"]
+
+
 def check_fingerprint(capture: Capture, component: str, now: dict[str, str], source: str, allow_revision: bool) -> None:
     """Raises MisfitError when the model of the fingerprint `now` is not the one whose calls were captured."""
-    was = capture.manifest["components"][component]
+    was = capture.manifest.get("components", {}).get(component)
+    if was is None:  # a converted file: its calls are known to fit when they run
+        return
     if was["class"] != now["class"]:
         fact = f"was captured from {was['class']}; this model is {now['class']}"
     elif was["names"] != now["names"]:
@@ -74,9 +85,21 @@ def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
     return cast
 
 
-def component_of(capture: Capture, wanted: str | None) -> str:
-    """The denoiser to quantize, by name: the only one captured, or the one `wanted`. Raises UsageError otherwise."""
-    names = list(capture.manifest.get("components", {}))
+def component_of(capture: Capture, options: CalibrateOptions) -> str:
+    """The denoiser to quantize, by name: the one of the options, or the only one captured.
+
+    A converted file does not name its denoiser: without an option the only one of the model. Raises UsageError where
+    there is no such denoiser, or the choice is open.
+    """
+    names, wanted = list(capture.manifest.get("components", {})), options.component
+    if not names:
+        if wanted is not None:
+            return wanted
+        names = _denoisers_at(model_directory(source_of(capture, options)))
+        if len(names) > 1:
+            fact = f"does not say which denoiser of {options.model} it is of"
+            raise UsageError(f"{capture.directory}: {fact}. Choose one of {', '.join(names)} with --component.")
+        return names[0]
     if wanted is None and len(names) == 1:
         return names[0]
     if wanted is None or wanted not in names:

@@ -9,11 +9,12 @@ from octavo.calibrate.errors import out_of_memory
 from octavo.calibrate.resources import peak_memory
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageError, first_sentence
+from octavo.capture.progress import duration
 from octavo.pipelines import family_of
 from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
 
 from ..checkpoints import open_pipeline
-from ..terminal import Terminal, duration, size
+from ..terminal import Terminal, size
 from .generate_options import GenerateOptions
 from .save_output import Target, save, target_of
 
