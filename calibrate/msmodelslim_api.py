@@ -21,6 +21,7 @@ from .calibration import calibrate_folded, planned
 from .formats.ascend.pair import write_pair
 from .formats.ascend.write import file_names, scheme_of, write_ascend
 from .formats.onnx.write import write_all
+from .formats.target import check_space, least_size
 from .plan import kind_of
 from .preparation.synthetic_inputs import made_up, warnings_of
 from .replay.calls import device_of
@@ -209,10 +210,8 @@ class Calibrator:
         progress = Reports(lambda *report: log.info("%s", line(*report)))
         planned(self.model, settings)  # raises its errors before synthetic inputs are made, which takes a minute
         if self._calls is None and self.cfg.input_shape:
-            samples, warnings = (
-                list(made_up(self.model, self.cfg.input_shape, progress=progress)),
-                warnings_of(self.model),
-            )
+            samples = list(made_up(self.model, self.cfg.input_shape, progress=progress))
+            warnings = warnings_of(self.model)
         calls = self._calls or (lambda: samples)
         self._result, self.model = calibrate_folded(
             self.model, calls, settings, progress=progress, graphs=self.cfg.input_shape is not None, warnings=warnings
@@ -237,6 +236,7 @@ class Calibrator:
         weight_name, description_name = file_names(scheme_of(layers))
         names = safetensors_name or weight_name, json_name or description_name
         modes = Modes()
+        check_space(output_path, least_size(self.model, layers))
         write_pair(
             Path(output_path).resolve(),
             names,
@@ -262,6 +262,7 @@ class Calibrator:
         Raises UsageError before `run`, for names that do not fit and for layers that are not static W8A8, MisfitError
         for a model that torch.onnx cannot export, StorageError for a directory that cannot be written.
         """
+        check_space(save_path, least_size(self.model, self.result.layers, 3 if save_fp else 2))
         write_all(
             self.result.layers, self.model, Path(save_path).resolve(), model_arch, self.result.example, input_names,
             fuse_add=fuse_add, save_fp=save_fp,

@@ -17,7 +17,7 @@ from . import TABLE, format_named
 from .diffusers.write import SHARD
 from .packages import check_packages
 from .record import Deployment, Groups
-from .target import check_target, write_directory
+from .target import check_space, check_target, least_size, write_directory
 
 REPORT_FILE = "report.json"
 
@@ -49,6 +49,8 @@ def export(
     target = check_target(directory, overwrite=overwrite)
     modes = Modes(group_readable)
     deployment = Deployment(result.timesteps, result.example, groups, result.axes, shard)
+
+    check_space(directory, least_size(model, result.layers, len(formats)))
 
     def fill(staged: Path) -> None:
         for name in formats:

@@ -7,7 +7,8 @@ from torch import nn
 
 from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.calibration import calibrate as calibrate_model
-from octavo.calibrate.formats.target import check_target
+from octavo.calibrate.calibration import planned
+from octavo.calibrate.formats.target import check_space, check_target, least_size
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
 from octavo.capture.devices import DTYPES, resolve_device
@@ -83,6 +84,7 @@ def _calibrate_whole(
 ) -> Result:
     """Calibrates a model that fits into memory, and writes OUT on the first of `ranks`."""
     model, rerun = _model(captured, options)
+    check_space(options.out, least_size(model, planned(model, settings).quantized, len(formats_of(options))))
     progress = terminal.progress if rerun is None else Announced(terminal, rerun)
     result = calibrate_model(model, captured.calls, settings, progress=progress, trajectory=rerun, ranks=ranks)
     result = replace(result, report=result.report | origin_of(captured, options))

@@ -8,6 +8,7 @@ from functools import partial, reduce
 from typing import Any
 
 from octavo.calibrate.errors import out_of_memory
+from octavo.calibrate.formats.target import check_space
 from octavo.capture.errors import (
     DeviceError,
     FileError,
@@ -27,6 +28,8 @@ from octavo.pipelines.run import RunSettings, prompt_seed, run_prompt, total_ste
 
 from ..terminal import Interrupted, Terminal, size
 from .capture_options import CaptureOptions
+
+_RESUME = "Free space and run again with --resume"
 
 
 @dataclass
@@ -96,6 +99,7 @@ class Job:
                 self.ranks.count("prompts", 1)
                 if at == 0 and len(todo) > self.ranks.world and self.tally.calls:
                     self._estimate(len(todo) - self.ranks.world)
+                    check_space(self.options.capture, self.tally.stored_bytes * (len(todo) - self.ranks.world), _RESUME)
 
     def _info(self, text: str) -> dict[str, Any]:
         settings = self.settings.as_dict() | {"steps": self.steps, "keep": self.options.keep}
