@@ -3,6 +3,7 @@
 This module alone translates msModelSlim's parameters into settings of this package.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 from octavo.capture.devices import resolve_device
 from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes
+from octavo.capture.progress import Reports, line
 from octavo.capture.wrappers import inside
 
 from .calibration import calibrate_folded, planned
@@ -21,6 +23,7 @@ from .formats.ascend.pair import write_pair
 from .formats.ascend.write import file_names, scheme_of, write_ascend
 from .formats.manifest import origin_of
 from .formats.onnx.write import write_all
+from .formats.target import check_space, least_size
 from .given_model import opened
 from .layers.changes import change_of
 from .plan import kind_of
@@ -30,6 +33,7 @@ from .replay.user_data import calls_of
 from .result import Result
 from .settings import Settings
 
+log = logging.getLogger(__name__)
 _METHODS = {"admm": "admm", "easy_quant": "easy-quant", "round_opt": "adaround"}
 _DEVICES = ("cpu", "cuda", "npu")
 
@@ -210,17 +214,21 @@ class Calibrator:
     def run(self) -> None:
         """Replays the data and chooses the integers. Raises as `calibration.calibrate` does.
 
+        Progress goes to the logger `octavo.calibrate.msmodelslim_api` (INFO), at most every 30 seconds.
+
         Afterwards `model` is the calibrated model: a copy of the caller's where batch norms were folded.
         """
         settings, samples, warnings = self.cfg.settings, list[Any](), list[str]()
+        progress = Reports(lambda *report: log.info("%s", line(*report)))
         with opened(self.model):
             planned(self.model, settings)  # raises its errors before synthetic inputs are made, which takes a minute
             if self._calls is None and self.cfg.input_shape:
-                samples, warnings = list(made_up(self.model, self.cfg.input_shape)), warnings_of(self.model)
-            calls = self._calls or (lambda: samples)
+                samples = list(made_up(self.model, self.cfg.input_shape, progress=progress))
+                warnings = warnings_of(self.model)
             result, model = calibrate_folded(
-                self.model, calls, settings, graphs=self.cfg.input_shape is not None, warnings=warnings
-            )
+                self.model, self._calls or (lambda: samples), settings, progress=progress,
+                graphs=self.cfg.input_shape is not None, warnings=warnings,
+            )  # fmt: skip
         self._result, self.model = result, model
 
     @property
@@ -243,6 +251,7 @@ class Calibrator:
         names = safetensors_name or weight_name, json_name or description_name
         modes = Modes()
         with opened(self.model):
+            check_space(output_path, least_size(self.model, layers))
             write_pair(
                 Path(output_path).resolve(),
                 names,
@@ -271,6 +280,7 @@ class Calibrator:
         """
         result = self.result
         with opened(self.model):
+            check_space(save_path, least_size(self.model, result.layers, 3 if save_fp else 2))
             write_all(
                 result.layers, self.model, Path(save_path).resolve(), model_arch, result.example, input_names,
                 fuse_add=fuse_add, save_fp=save_fp,

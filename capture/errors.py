@@ -37,6 +37,17 @@ class FileError(OctavoError):
     exit_code = 3
 
 
+class Unstorable(FileError):
+    """An input of a call that a capture cannot hold: `fact` says which and why, `name` is the argument's, None for a
+    positional one."""
+
+    def __init__(self, owner: str, path: str, fact: str) -> None:
+        root = path.split(".")[0].split("[")[0].split(" ")[0]
+        self.name = None if root == "args" else root
+        self.fact = f"{owner} '{path}': {fact}".lstrip()
+        super().__init__(f"{self.fact}. Make it plain tensors, numbers or texts, or leave it out.")
+
+
 class MisfitError(OctavoError):
     """A capture, checkpoint and model that do not belong together."""
 

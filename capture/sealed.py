@@ -120,7 +120,7 @@ def seal(body: Any) -> bytes:
     content = canonical(body)
     data = HEAD + digest_of(content).encode() + MIDDLE + content + TAIL
     if len(data) > MANIFEST_LIMIT:
-        raise StorageError(f"manifest: larger than {MANIFEST_LIMIT >> 20} MiB. Keep fewer steps a prompt (--keep).")
+        raise StorageError(f"manifest: larger than {MANIFEST_LIMIT >> 20} MiB. Store fewer calls of a prompt.")
     return data
 
 

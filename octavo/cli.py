@@ -62,7 +62,23 @@ def ranked(debug: bool) -> Iterator[Ranks]:
         yield ranks
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Octavo(click.Group):
+    """The group of all commands, whose output goes to any kind of stream."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        from .terminal import prepare_streams
+
+        prepare_streams()
+        return super().main(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from .terminal import pipes
+
+        with pipes():
+            return super().invoke(ctx)
+
+
+@click.group(cls=Octavo, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="octavo")
 def main() -> None:
     """Take a diffusion pipeline from floating point to 8-bit integers (W8A8).

@@ -1,18 +1,22 @@
 """Prints what a user sees: progress, one-line errors, interruptions. Only this package prints."""
 
+import io
 import json
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 import click
 
-from octavo.capture.errors import OctavoError
+from octavo.capture.errors import OctavoError, storage_error
+from octavo.capture.progress import Reports, line
 from octavo.capture.ranks import ALONE, Ranks
 
 T = TypeVar("T")
@@ -73,7 +77,7 @@ def errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
         if debug:
             ranks.failed(1)
             raise
-        text = " ".join(str(error).split())
+        text = str(error)
         if not isinstance(error, OctavoError):
             text = f"{type(error).__name__}: {text}. Run again with --debug and report it."
         where = f"rank {ranks.rank}: " if ranks.world > 1 else ""
@@ -82,14 +86,73 @@ def errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
         ranks.close()
 
 
-def _end(ranks: Ranks, code: int, line: str) -> None:
+def _end(ranks: Ranks, code: int, text: str) -> None:
     if ranks.world > 1:  # the launcher is about to end those that are left
         for name in _SIGNALS:
             signal.signal(name, signal.SIG_IGN)
     first = ranks.failed(code)
     if first.rank == ranks.rank:
-        click.echo(line, err=True)
+        show(" ".join(text.split()), err=True)
     sys.exit(first.code)
+
+
+# control characters, line separators, surrogates, and what overrides the direction of a line (Unicode Annex 9)
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """A text with escapes in the place of what would control a terminal or reorder what it shows, such as \\x1b.
+
+    Names and words come from files of others: control characters, line separators, lone surrogates and the characters
+    that override the direction of a line.
+    """
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def show(text: str, err: bool = False) -> None:
+    """Prints one line, on stderr if it can be. Raises StorageError where stdout is a file that cannot be written."""
+    _draw(printable(text), err)
+
+
+def _draw(text: str, err: bool = False) -> None:
+    try:
+        click.echo(text, err=err)
+    except BrokenPipeError:
+        if not err:
+            raise
+    except OSError as error:
+        if not err:
+            silence()
+            raise storage_error(Path("standard output"), error) from error
+
+
+def prepare_streams() -> None:
+    """Lets lines be printed whatever the standard streams are: characters that an encoding lacks become question marks,
+    and no file that is opened takes the number of a closed stream."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+@contextmanager
+def pipes() -> Iterator[None]:
+    """Inside, a pipe whose reader has gone ends the process as it ends other tools: in silence, by SIGPIPE's code."""
+    try:
+        yield
+    except BrokenPipeError:
+        silence()
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def silence() -> None:
+    """Leads what stdout still holds to nowhere: Python would try to write it once more at its end."""
+    with suppress(OSError, ValueError, AttributeError):
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(descriptor, sys.stdout.fileno())
+        os.close(descriptor)
 
 
 class Terminal:
@@ -100,21 +163,23 @@ class Terminal:
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
+        self._reports = Reports(self._report)
 
     def say(self, text: str) -> None:
         """A line for people."""
         if not (self.as_json or self.quiet):
-            click.echo(text)
+            show(text)
 
     def warn(self, text: str, own: bool = False) -> None:
         """A warning: on stderr, in both forms."""
         if own or not self.quiet:
-            click.echo(f"Warning: {text}", err=True)
+            show(f"Warning: {text}", err=True)
 
     def event(self, kind: str, own: bool = False, **values: Any) -> None:
         """A line for programs."""
         if self.as_json and (own or not self.quiet):
-            click.echo(json.dumps({"event": kind, **values}, sort_keys=True, allow_nan=False))
+            text = json.dumps({"event": kind, **values}, sort_keys=True, allow_nan=False)
+            _draw(text.replace("\x7f", "\\u007f"))  # the one control character that json leaves as it is
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A table for people; columns of numbers stand right."""
@@ -122,30 +187,53 @@ class Terminal:
             return
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=title, title_justify="left", header_style="bold")
+        table = Table(title=Text(printable(title)), title_justify="left", header_style="bold")
         for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
             number = all(cell[:1].isdigit() or cell[:1] == "-" for cell in cells)
-            table.add_column(column, justify="right" if number else "left", overflow="fold")
+            table.add_column(Text(column), justify="right" if number else "left", overflow="fold")
         for row in rows:
-            table.add_row(*row)
-        Console(width=None if sys.stdout.isatty() else 120).print(table)
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        console = Console(width=None if _is_terminal(sys.stdout) else 120)
+        with console.capture() as drawn:
+            console.print(table)
+        _draw(drawn.get().rstrip("\n"))
 
     def progress(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
-        """`items`, with a bar while they are taken: on a terminal a moving one, else nothing."""
-        if self.as_json or self.quiet or not sys.stderr.isatty():
+        """`items`, with their progress on stderr while they are taken: on a terminal a moving bar, else a line now and
+        then. With `as_json` an event takes the place of the line."""
+        if self.quiet:
             yield from items
-            return
-        from rich.console import Console
-        from rich.progress import track
+        elif self.as_json or not _is_terminal(sys.stderr):
+            yield from self._reports(label, items, total)
+        else:
+            from rich.console import Console
+            from rich.markup import escape
+            from rich.progress import track
 
-        yield from track(items, label, total, console=Console(stderr=True), transient=True)
+            console = Console(stderr=True)
+            yield from track(items, escape(printable(label)), total, console=console, transient=True)
+
+    def _report(self, label: str, done: int, total: int | None, left: float | None) -> None:
+        self.event("progress", label=label, done=done, total=total, seconds_left=left if left is None else round(left))
+        if not self.as_json:
+            show(line(label, done, total, left), err=True)
 
     @contextmanager
     def bars(self, label: str, total: int, steps: int) -> Iterator[Callable[[int, int], None]]:
-        """A pair of bars, over `total` prompts and the `steps` of one; what is yielded sets (prompt, step)."""
-        if self.as_json or self.quiet or not sys.stderr.isatty():
+        """A pair of bars, over `total` prompts and the `steps` of one; what is yielded sets (prompt, step).
+
+        Without a terminal there is a line now and then, or with `as_json` an event.
+        """
+        if self.quiet:
             yield lambda prompt, step: None
+            return
+        if self.as_json or not _is_terminal(sys.stderr):
+            began, of_one = time.monotonic(), max(1, steps)
+            yield lambda prompt, step: self._reports.due(
+                label, prompt, total, began, (prompt * of_one + step) / (total * of_one)
+            )
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -154,11 +242,15 @@ class Terminal:
         with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
             outer, inner = shown.add_task(label, total=total), shown.add_task("steps", total=steps or None)
 
-            def show(prompt: int, step: int) -> None:
+            def move(prompt: int, step: int) -> None:
                 shown.update(outer, completed=prompt)
                 shown.update(inner, completed=step)
 
-            yield show
+            yield move
+
+
+def _is_terminal(stream: Any) -> bool:
+    return stream is not None and stream.isatty()
 
 
 def size(count: float) -> str:
@@ -168,11 +260,3 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     raise AssertionError
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: 43 s, 5 min 10 s, 2 h 4 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,7 +1,7 @@
 """Finds the denoisers of a pipeline: the modules that are called once or more in each denoising step."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffusers import DiffusionPipeline, ModelMixin
@@ -29,7 +29,17 @@ def _parts(pipeline: Any, prefix: str = "", seen: frozenset[int] = frozenset()) 
 def is_denoiser(module: nn.Module) -> bool:
     """Whether a component is the kind of network that denoises: a diffusers transformer, UNet or prior."""
     kind = type(inside(module))
-    return issubclass(kind, ModelMixin) and bool(_DENOISER.search(kind.__name__)) and not _OTHER.search(kind.__name__)
+    return issubclass(kind, ModelMixin) and _denoises(kind.__name__)
+
+
+def _denoises(kind: str) -> bool:
+    return bool(_DENOISER.search(kind)) and not _OTHER.search(kind)
+
+
+def denoisers_in(index: Mapping[str, Any]) -> list[str]:
+    """The names of the denoisers among the components that a model_index.json lists."""
+    kinds = {name: kind for name, kind in index.items() if isinstance(kind, list) and kind[-1] is not None}
+    return [name for name, (library, kind) in kinds.items() if library == "diffusers" and _denoises(kind)]
 
 
 def denoisers(pipeline: DiffusionPipeline, only: tuple[str, ...] = ()) -> dict[str, nn.Module]:

@@ -1,4 +1,4 @@
-"""Reads files of a model directory, which may be links, as in the cache of a hub."""
+"""Finds a model directory and reads its files, which may be links, as in the cache of a hub."""
 
 import os
 from collections.abc import Iterable
@@ -12,6 +12,14 @@ from octavo.capture.json_kinds import check_layers
 from octavo.capture.sealed import json_object, read_bytes
 
 _AGAIN = "Download it again."
+DEMO = Path(__file__).parent / "demo" / "model"
+DEMO_INT8 = Path(__file__).parent / "demo" / "int8"
+
+
+def model_directory(model: str) -> Path:
+    """The directory that a MODEL argument means: `demo` is the bundled pipeline, `demo-int8` its quantized denoiser."""
+    bundled = {"demo": DEMO, "demo-int8": DEMO_INT8}
+    return bundled[model] if model in bundled and not Path(model).exists() else Path(model)
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -21,19 +21,14 @@ from octavo.capture.errors import FileError, MisfitError, NumbersError, UsageErr
 
 from .denoisers import denoisers
 from .family import Family
+from .files import DEMO as DEMO
+from .files import DEMO_INT8 as DEMO_INT8
+from .files import model_directory as model_directory
 from .files import read_config, read_json
 from .inspection import Component, components_in, family_at, inspect_model
 from .weights import stored_dtype, weights_of
 
 log = logging.getLogger(__name__)
-DEMO = Path(__file__).parent / "demo" / "model"
-DEMO_INT8 = Path(__file__).parent / "demo" / "int8"
-
-
-def model_directory(model: str) -> Path:
-    """The directory that a MODEL argument means: `demo` is the bundled pipeline, `demo-int8` its quantized denoiser."""
-    bundled = {"demo": DEMO, "demo-int8": DEMO_INT8}
-    return bundled[model] if model in bundled and not Path(model).exists() else Path(model)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from .diffusers.write import SHARD
 from .manifest import origin_of, write_manifests
 from .packages import check_packages
 from .record import Deployment
-from .target import check_target, write_directory
+from .target import check_space, check_target, least_size, write_directory
 
 
 def export(
@@ -51,6 +51,8 @@ def export(
     shard = max_shard_size if isinstance(max_shard_size, int) else int(parse_size(max_shard_size, "max_shard_size"))
     target, modes = check_target(directory, overwrite=overwrite), Modes(group_readable)
     deployment = Deployment(result.timesteps, result.example, result.parameters, result.axes, shard)
+
+    check_space(directory, least_size(model, result.layers, len(formats)))
 
     def fill(staged: Path) -> None:
         for name in formats:

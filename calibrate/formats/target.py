@@ -1,12 +1,16 @@
 """The target directory of a checkpoint: checked before the first sample, replaced as a whole at the end."""
 
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection
 from pathlib import Path
+
+from torch import Tensor, nn
 
 from octavo.capture.errors import StorageError
 from octavo.capture.files import STAGING, Modes, make_directory, replace_directory, staging
 
+from ..byte_sizes import size
 from . import TABLE, format_named
 from .manifest import MANIFEST
 
@@ -64,6 +68,26 @@ def existing_parent(target: Path) -> Path:
     while not parent.exists():
         parent = parent.parent
     return parent
+
+
+def check_space(target: Path | str, needed: int, remedy: str = "Free space or use another directory") -> None:
+    """Raises StorageError where the disk of `target`, which may not exist yet, has fewer free bytes than `needed`."""
+    place = Path(target).resolve()
+    try:
+        free = shutil.disk_usage(place if place.is_dir() else existing_parent(place)).free
+    except OSError:
+        return  # the file system does not say
+    if free < needed:
+        raise StorageError(f"{target}: needs about {size(needed)}, and {size(free)} is free. {remedy}.")
+
+
+def least_size(model: nn.Module, integers: Collection[str], formats: int = 1) -> int:
+    """The bytes of a checkpoint of `model` with these layers in integers, at least: a byte for each of their weights,
+    and all other tensors as they are, for each of the formats."""
+    weights = {f"{name}.weight" for name in integers}
+    tensors = {id(tensor): (name, tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
+    sizes = (x.numel() if name in weights else x.nbytes for name, x in tensors.values() if isinstance(x, Tensor))
+    return formats * sum(sizes)
 
 
 def write_directory(target: Path, fill: Callable[[Path], None], modes: Modes) -> None:

@@ -1,13 +1,15 @@
 """Reads and writes files of torch.save with the list of samples that older tools gather, without running their code."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import FileError, MisfitError, OctavoError
+from ..call_arguments import noise_level
+from ..errors import FileError, MisfitError, OctavoError, Unstorable
 from ..files import Modes, writing
 from ..sealed import open_regular
 from ..store.unit import Call
@@ -96,18 +98,34 @@ def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
 
 
 def convert_pth(path: str | Path, directory: str | Path, component: str = "transformer") -> None:
-    """Converts a file of samples to a capture with one unit."""
+    """Converts a file of samples to a capture with one unit, which does not say what model its calls are of.
+
+    Raises as `load_samples` does; FileError for a value that no capture holds, StorageError for a directory that holds
+    a capture or cannot be written.
+    """
     samples = load_samples(path)
-    manifest = {"pipeline": None, "source": Path(path).name, "prompts": 1}
+    manifest = {"pipeline": None, "source": Path(path).name, "prompts": 1, "dtype": _dtype(samples[0])}
     with CaptureWriter.create(directory, manifest) as writer:
         with writer.unit(0, {"prompt": None, "source": Path(path).name}) as unit:
             for index, (args, kwargs) in enumerate(samples):
-                unit.add(Call(component, index, None, _timestep(kwargs), None, args, kwargs))
+                try:
+                    unit.add(Call(component, index, None, noise_level(kwargs), None, args, kwargs))
+                except Unstorable as error:
+                    where = f"{path}: sample {index}: {error.fact.removeprefix(f'{component} input ')}"
+                    raise FileError(f"{where}. Take it out of the samples, and save them again.") from error
         writer.complete()
 
 
-def _timestep(kwargs: dict[str, Any]) -> float | None:
-    value = kwargs.get("timestep")
-    if isinstance(value, torch.Tensor) and value.numel() and not value.is_complex():
-        return float(value.max())
-    return float(value) if isinstance(value, int | float) else None
+def _dtype(sample: tuple[tuple[Any, ...], dict[str, Any]]) -> str | None:
+    """The floating dtype of most of a sample's values, None without floating tensors."""
+    sizes: Counter[str] = Counter()
+
+    def count(value: Any) -> None:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            sizes[str(value.dtype).removeprefix("torch.")] += value.numel()
+        elif isinstance(value, dict | list | tuple):
+            for item in value.values() if isinstance(value, dict) else value:
+                count(item)
+
+    count(sample)
+    return max(sizes, key=lambda name: sizes[name], default=None)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..errors import FileError
+from ..errors import Unstorable
 
 # dtypes that can be stored, by their names in the safetensors format
 DTYPES = {
@@ -145,8 +145,7 @@ def join_stats(parts: Sequence[Stats | None]) -> Stats | None:
 
 
 def check_storable(tensor: torch.Tensor, path: str, owner: str = "") -> None:
-    """Raises FileError, naming the input, for a tensor that cannot be stored."""
+    """Raises Unstorable, naming the input, for a tensor that cannot be stored."""
     fact = unsupported(tensor)
     if fact is not None:
-        root = path.split(".")[0].split("[")[0]
-        raise FileError(f"{owner} '{path}': {fact}; exclude it with --drop-input {root}.".lstrip())
+        raise Unstorable(owner, path, fact)

@@ -13,10 +13,11 @@ from ..sealed import canonical
 from .layout import CAPTURE, UNITS, list_units, read_capture
 
 
-def prepare(directory: Path, modes: Modes, resume: bool) -> None:
+def prepare(directory: Path, modes: Modes, resume: bool | None) -> None:
     """Makes `directory` when it is absent; raises StorageError when a capture cannot be written there.
 
-    A capture cannot be written where one with units exists and `resume` is False, where other files are, or to a file.
+    A capture cannot be written where one with units exists and `resume` is not True, where other files are, or to a
+    file. The message names --resume unless `resume` is None.
     """
     with storage(directory):
         with suppress(
@@ -33,8 +34,8 @@ def prepare(directory: Path, modes: Modes, resume: bool) -> None:
     elif not resume:
         planned = read_capture(directory).get("prompts", "?")
         if stored := count_units(directory):
-            fact = f"holds a capture ({stored} of {planned} prompts)"
-            raise StorageError(f"{directory}: {fact}. Use --resume or another directory.")
+            remedy = "Use another directory" if resume is None else "Use --resume or another directory"
+            raise StorageError(f"{directory}: holds a capture ({stored} of {planned} prompts). {remedy}.")
 
 
 def count_units(directory: Path) -> int:

@@ -56,7 +56,7 @@ class Capture:
         else:
             raise MisfitError(
                 f"{path}: capture not finished ({len(names)} of {manifest.get('prompts', '?')}). "
-                "Finish with --resume or pass --allow-incomplete.",
+                "Finish with capture --resume or pass --allow-incomplete.",
             )
         if not any(unit.calls for unit in units):
             raise MisfitError(f"{path}: holds no samples. Capture again.")

@@ -7,13 +7,14 @@ else is an object with one key, its tag: {"tuple": [...]}, {"dict": [[key, value
 """
 
 import math
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import FileError, OctavoError
+from ..errors import Unstorable
 
 MAX_DEPTH = 16  # most levels of nesting in one argument
 MAX_VALUES = 100_000  # most values in one argument; lists that share parts can expand to far more than they hold
@@ -27,17 +28,17 @@ def encode(value: object, put_tensor: PutTensor, path: str = "value", owner: str
     """The JSON form of `value`. `put_tensor(tensor, path)` returns the JSON value that stands for a tensor.
 
     In errors, `path` names the value ("added_cond_kwargs.time_ids") and `owner` its owner ("transformer input").
-    Raises FileError for a type that cannot be restored exactly, for nesting deeper than MAX_DEPTH and for more than
-    MAX_VALUES values.
+    An OrderedDict or defaultdict becomes a dict. Raises Unstorable for another type that cannot be restored exactly,
+    for nesting deeper than MAX_DEPTH and for more than MAX_VALUES values.
     """
-    return _encode(value, put_tensor, path, f"{owner} ".lstrip(), 0, iter(range(MAX_VALUES)))
+    return _encode(value, put_tensor, path, owner, 0, iter(range(MAX_VALUES)))
 
 
 def _encode(value: object, put: PutTensor, path: str, owner: str, depth: int, budget: Iterator[int]) -> Any:
     if depth > MAX_DEPTH:
-        raise refusal(owner, path, f"nested deeper than {MAX_DEPTH} levels")
+        raise Unstorable(owner, path, f"nested deeper than {MAX_DEPTH} levels")
     if next(budget, None) is None:
-        raise refusal(owner, path, f"holds more than {MAX_VALUES} values")
+        raise Unstorable(owner, path, f"holds more than {MAX_VALUES} values")
 
     def inner(item: object, name: str) -> Any:
         return _encode(item, put, name, owner, depth + 1, budget)
@@ -48,20 +49,14 @@ def _encode(value: object, put: PutTensor, path: str, owner: str, depth: int, bu
     if isinstance(value, list | tuple) and kind in (list, tuple, torch.Size):
         items = [inner(item, f"{path}[{number}]") for number, item in enumerate(value)]
         return items if kind is list else {kind.__name__: items}
-    if isinstance(value, dict) and kind is dict:
+    if isinstance(value, dict) and kind in (dict, OrderedDict, defaultdict):
         return {"dict": [[inner(key, f"{path} key"), inner(item, f"{path}.{key}")] for key, item in value.items()]}
     if isinstance(value, torch.Tensor) and kind in TENSOR_TYPES:
         return {"tensor": put(value, path)}
     if isinstance(value, np.generic) and value.dtype.kind in "biufc":
         return {"numpy": [value.dtype.str, value.tobytes().hex()]}
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
-    raise refusal(owner, path, f"cannot store a value of type {name}")
-
-
-def refusal(owner: str, path: str, fact: str) -> OctavoError:
-    """The error for an input that cannot be stored; `owner` ends with a space unless it is empty."""
-    root = path.split(".")[0].split("[")[0].split(" ")[0]
-    return FileError(f"{owner}'{path}': {fact}; exclude it with --drop-input {root}.")
+    raise Unstorable(owner, path, f"cannot store a value of type {name}")
 
 
 def _encode_int(value: int) -> Any:

@@ -44,6 +44,7 @@ class CaptureWriter:
         self.stored: dict[int, str] = {}
         self.stored_bytes = 0
         self._modes, self._held = modes, held
+        self._again = "run again"
 
     @classmethod
     def create(
@@ -51,7 +52,7 @@ class CaptureWriter:
         directory: str | Path,
         manifest: dict[str, Any],
         *,
-        resume: bool = False,
+        resume: bool | None = None,
         group_readable: bool = False,
         ranks: Ranks = ALONE,
     ) -> Self:
@@ -59,9 +60,11 @@ class CaptureWriter:
 
         `manifest["prompts"]` is the number of planned units. With `resume`, an existing capture is continued: its
         manifest must equal this one except for top-level keys that begin with "prompt". A symbolic link is resolved
-        once, to `self.directory`. A capture without units is begun again, whatever its manifest. Raises MisfitError
-        when the manifests differ, StorageError when the directory cannot be written or is in use, FileError when an
-        existing capture is damaged.
+        once, to `self.directory`. A capture without units is begun again, whatever its manifest. None for `resume` says
+        that the caller has no way to continue a capture.
+
+        Raises MisfitError when the manifests differ, StorageError when the directory cannot be written or is in use,
+        FileError when an existing capture is damaged.
 
         Collective: of several `ranks` the first holds the lock, and cleans the directory before the others begin.
         """
@@ -78,6 +81,7 @@ class CaptureWriter:
         held = lock(path)
         try:
             writer = cls(path, manifest, modes, held)
+            writer._again += "" if resume is None else " with --resume"
             writer._start(resume)
             ranks.first(writer.stored)
         except BaseException:
@@ -85,7 +89,7 @@ class CaptureWriter:
             raise
         return writer
 
-    def _start(self, resume: bool) -> None:
+    def _start(self, resume: bool | None) -> None:
         clean(self.directory)
         prepare(self.directory, self._modes, resume)  # again: under the lock no other process changes the directory
         body = {"schema": SCHEMA, "manifest": self.manifest}
@@ -145,7 +149,7 @@ class CaptureWriter:
         needs = max(1, -(-unit * (planned - stored) >> 20))
         return StorageError(
             f"{self.directory}: no space left (needs about {needs} MiB more). {stored} of {planned} prompts "
-            "are stored; free space and run again with --resume.",
+            f"are stored; free space and {self._again}.",
         )
 
     def there(self) -> dict[int, str]:

@@ -9,8 +9,9 @@ from torch import nn
 
 from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.calibration import calibrate as calibrate_model
+from octavo.calibrate.calibration import planned
 from octavo.calibrate.formats import format_named
-from octavo.calibrate.formats.target import check_target, write_directory
+from octavo.calibrate.formats.target import check_space, check_target, least_size, write_directory
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
 from octavo.capture.devices import DTYPES, resolve_device
@@ -42,7 +43,7 @@ def run(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
     options = replace(options, device=ranks.connect(options.device))
     _check(options, ranks)
     capture = Capture.open(options.capture, allow_incomplete=options.allow_incomplete)
-    names = components_of(capture, options.component)
+    names = components_of(capture, options)
     if len(names) == 1:
         result = _calibrate(capture, names[0], options, terminal, ranks)
         ranks.wait()
@@ -95,8 +96,14 @@ def _check(options: CalibrateOptions, ranks: Ranks) -> None:
 def _opened(capture: Capture, component: str, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Captured:
     """The denoiser to quantize, as its capture has it, and the calls to replay."""
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
-    chosen = chosen_calls(capture, component, options.samples, terminal, ranks)
-    calls = replayed_calls(capture, component, chosen, casting(capture, options.dtype))
+    stored = component
+    if not capture.manifest.get("components"):
+        stored = capture.units[0].calls[0].component
+        fact = "does not say what model its calls are of"
+        source = source_of(capture, options)
+        terminal.warn(f"{capture.directory}: {fact}; they are replayed in the {component} of {source}.")
+    chosen = chosen_calls(capture, stored, options.samples, terminal, ranks)
+    calls = replayed_calls(capture, stored, chosen, casting(capture, options.dtype))
     return Captured(capture, component, family, calls, len(chosen))
 
 
@@ -105,6 +112,7 @@ def _calibrate_whole(
 ) -> Result:
     """Calibrates a model that fits into memory, and writes OUT on the first of `ranks`."""
     model, rerun, origin = _model(captured, options, ranks)
+    check_space(options.out, least_size(model, planned(model, settings).quantized, len(formats_of(options))))
     progress = terminal.progress if rerun is None else Announced(terminal, rerun)
     result = calibrate_model(model, captured.calls, settings, progress=progress, trajectory=rerun, ranks=ranks)
     result = replace(result, report=result.report | origin_of(captured, options))

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from octavo.calibrate.blockwise.calibration import BlockwiseCalibration
 from octavo.calibrate.byte_sizes import parse_size
-from octavo.calibrate.formats.target import check_target, existing_parent
+from octavo.calibrate.calibration import planned
+from octavo.calibrate.formats.target import check_space, check_target, existing_parent, least_size
 from octavo.calibrate.layers.weights import check_finite
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
@@ -21,7 +22,7 @@ from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import mapped_denoiser, model_directory
 
 from ..terminal import Terminal
-from .calibrate_options import CalibrateOptions
+from .calibrate_options import CalibrateOptions, formats_of
 from .calibrate_output import write
 from .captured_model import Captured, check_fingerprint, origin_of, source_of
 
@@ -36,6 +37,7 @@ def calibrate_blockwise(
     assert options.memory is not None
     limit = parse_size(options.memory, "--memory")
     model, cast, origin = _mapped(options, captured)
+    check_space(options.out, least_size(model, planned(model, settings).quantized, len(formats_of(options))))
     deployed = DTYPES.get(options.dtype or "")
 
     def in_deployment(tensor: Tensor) -> Tensor:

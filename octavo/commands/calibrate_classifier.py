@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from octavo.calibrate.calibration import calibrate_folded, planned
-from octavo.calibrate.formats.target import check_target
+from octavo.calibrate.formats.target import check_space, check_target, least_size
 from octavo.calibrate.preparation.synthetic_inputs import made_up, warnings_of
 from octavo.calibrate.replay.calls import spread
 from octavo.calibrate.replay.user_data import Sample
@@ -44,7 +44,8 @@ def run_classifier(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) 
     device, dtype = resolve_device(options.device), DTYPES[options.dtype or "float32"]
     classifier = load_classifier(classifier_directory(str(options.capture)), dtype)
     classifier.model.to(device).requires_grad_(False)
-    planned(classifier.model, settings)
+    plan = planned(classifier.model, settings)
+    check_space(options.out, least_size(classifier.model, plan.quantized, len(formats_of(options))))
     calls: Callable[[], Iterator[Sample]]
     warnings: list[str] = []
     if shape is None:

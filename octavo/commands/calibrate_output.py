@@ -9,10 +9,11 @@ from octavo.calibrate.learning_curve import verdict
 from octavo.calibrate.report import measured_on, worst
 from octavo.calibrate.result import Result
 from octavo.capture.fingerprint import Origin
+from octavo.capture.progress import duration
 from octavo.capture.ranks import ALONE, Ranks
 
 from ..page import PAGE_FILE, page
-from ..terminal import Terminal, duration, size
+from ..terminal import Terminal, size
 from .calibrate_options import CalibrateOptions, formats_of
 
 

@@ -7,6 +7,7 @@ from octavo.capture.errors import OctavoError
 from octavo.capture.files import Modes
 from octavo.capture.fingerprint import fingerprint
 from octavo.capture.locks import lock
+from octavo.capture.progress import duration
 from octavo.capture.ranks import Ranks
 from octavo.capture.recorder import swap_warning
 from octavo.capture.store.directory import prepare
@@ -20,7 +21,7 @@ from octavo.pipelines.prompted import note_on_prompts
 from octavo.pipelines.run import call_arguments
 from octavo.prompts import read_prompts
 
-from ..terminal import Terminal, duration, size
+from ..terminal import Terminal, size
 from .capture_job import Job
 from .capture_options import CaptureOptions
 

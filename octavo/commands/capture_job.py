@@ -8,15 +8,28 @@ from functools import partial, reduce
 from typing import Any
 
 from octavo.calibrate.errors import out_of_memory
-from octavo.capture.errors import DeviceError, MisfitError, NumbersError, OctavoError, StorageError, first_sentence
+from octavo.calibrate.formats.target import check_space
+from octavo.capture.errors import (
+    DeviceError,
+    FileError,
+    MisfitError,
+    NumbersError,
+    OctavoError,
+    StorageError,
+    Unstorable,
+    first_sentence,
+)  # fmt: skip
 from octavo.capture.kept_steps import KeptSteps, keep_rule
+from octavo.capture.progress import duration
 from octavo.capture.ranks import ALONE, Ranks
 from octavo.capture.recorder import Clock, Recorder
 from octavo.capture.store.writer import CaptureWriter, UnitWriter, unit_key
 from octavo.pipelines.run import RunSettings, announced_steps, prompt_seed, run_prompt, total_steps
 
-from ..terminal import Interrupted, Terminal, duration, size
+from ..terminal import Interrupted, Terminal, size
 from .capture_options import CaptureOptions
+
+_RESUME = "Free space and run again with --resume"
 
 
 @dataclass
@@ -88,6 +101,7 @@ class Job:
                 self.ranks.count("prompts", 1)
                 if at == 0 and len(todo) > self.ranks.world and self.tally.calls:
                     self._estimate(len(todo) - self.ranks.world)
+                    check_space(self.options.capture, self.tally.stored_bytes * (len(todo) - self.ranks.world), _RESUME)
 
     def _info(self, text: str) -> dict[str, Any]:
         settings = self.settings.as_dict() | {"steps": self.steps, "keep": self.options.keep}
@@ -154,6 +168,8 @@ class Job:
 
     def _refusal(self, error: Exception, number: int, step: int, stored: int) -> OctavoError:
         """The error as the user should read it."""
+        if isinstance(error, Unstorable) and error.name is not None:
+            return FileError(f"{error.fact}; exclude it with --drop-input {error.name}.")
         if isinstance(error, OctavoError):
             return error
         if (device := out_of_memory(error)) is not None:

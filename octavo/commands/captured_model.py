@@ -11,7 +11,9 @@ from octavo.calibrate.replay.calls import Calls
 from octavo.capture.devices import DTYPES
 from octavo.capture.errors import MisfitError, UsageError
 from octavo.capture.store.reader import Capture
+from octavo.pipelines.denoisers import denoisers_in
 from octavo.pipelines.family import Family
+from octavo.pipelines.files import model_directory, read_json
 
 from .calibrate_options import CalibrateOptions
 
@@ -42,9 +44,22 @@ def source_of(capture: Capture, options: CalibrateOptions) -> str:
     return str(source)
 
 
+def _only_denoiser(capture: Capture, options: CalibrateOptions) -> str:
+    """The name of the only denoiser of the captured model. Raises UsageError where it has several."""
+    source = source_of(capture, options)
+    index = model_directory(source) / "model_index.json"
+    names = (denoisers_in(read_json(index)) if index.is_file() else []) or ["transformer"]
+    if len(names) > 1:
+        fact = f"does not say which denoiser of {source} it is of"
+        raise UsageError(f"{capture.directory}: {fact}. Choose one of {', '.join(names)} with --component.")
+    return names[0]
+
+
 def check_fingerprint(capture: Capture, component: str, now: dict[str, str], source: str, allow_revision: bool) -> None:
     """Raises MisfitError when the model of the fingerprint `now` is not the one whose calls were captured."""
-    was = capture.manifest["components"][component]
+    was = capture.manifest.get("components", {}).get(component)
+    if was is None:  # a converted file: its calls are known to fit when they run
+        return
     if was["class"] != now["class"]:
         fact = f"was captured from {was['class']}; this model is {now['class']}"
     elif was["names"] != now["names"]:
@@ -75,12 +90,15 @@ def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
     return cast
 
 
-def components_of(capture: Capture, wanted: str | None) -> list[str]:
-    """The denoisers to quantize, by name: all that were captured, or the one `wanted`.
+def components_of(capture: Capture, options: CalibrateOptions) -> list[str]:
+    """The denoisers to quantize, by name: all that were captured, or the one of the options.
 
-    Raises UsageError where that one was not captured, MisfitError for a denoiser without calls.
+    A converted file does not name its denoiser: without an option it is the only one of the model. Raises UsageError
+    where there is no such denoiser, or the choice is open; MisfitError for a denoiser without calls.
     """
-    names = list(capture.manifest.get("components", {}))
+    names, wanted = list(capture.manifest.get("components", {})), options.component
+    if not names:
+        return [wanted or _only_denoiser(capture, options)]
     if wanted is not None and wanted not in names:
         fact = f"no calls of '{wanted}'"
         raise UsageError(f"{capture.directory}: {fact}. Choose one of {', '.join(names)} with --component.")

@@ -9,6 +9,7 @@ from octavo.calibrate.errors import out_of_memory
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import DeviceError, OctavoError, StorageError, first_sentence
 from octavo.capture.files import Modes, staging, write_bytes
+from octavo.capture.progress import duration
 from octavo.pipelines.family import Family
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import load_pipeline, model_directory
@@ -24,7 +25,7 @@ from ..comparing.machine import surroundings
 from ..joined_checkpoints import load_joined, places_in
 from ..page import page
 from ..page.words import decibels, quicker, share, verdict
-from ..terminal import Terminal, duration, size
+from ..terminal import Terminal, size
 from .compare_options import CompareOptions
 
 

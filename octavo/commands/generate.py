@@ -7,15 +7,16 @@ from octavo.calibrate.errors import out_of_memory
 from octavo.calibrate.resources import peak_memory
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageError, first_sentence
+from octavo.capture.progress import duration
 from octavo.pipelines import family_of
 from octavo.pipelines.finite import finite_outputs
-from octavo.pipelines.load import model_directory
+from octavo.pipelines.files import model_directory
 from octavo.pipelines.long_prompts import long_prompts
 from octavo.pipelines.prompted import note_on_prompts, parameters_of
 from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
 
 from ..checkpoints import check_files, open_pipeline
-from ..terminal import Terminal, duration, size
+from ..terminal import Terminal, size
 from .generate_options import GenerateOptions
 from .save_output import Target, check_count, save, target_of
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from octavo.capture.errors import FileError, UsageError
-from octavo.pipelines.load import model_directory
+from octavo.pipelines.files import model_directory
 
 from ..terminal import Terminal
 from .inspect_capture import inspect_capture

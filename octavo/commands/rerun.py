@@ -11,11 +11,12 @@ from torch import Tensor
 from octavo.calibrate.errors import out_of_memory
 from octavo.calibrate.replay.calls import spread
 from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageError, first_sentence
+from octavo.capture.progress import duration
 from octavo.capture.store.reader import Capture
 from octavo.pipelines.family import Family
 from octavo.pipelines.run import RunSettings, call_arguments, final_latents
 
-from ..terminal import Terminal, duration
+from ..terminal import Terminal
 
 T = TypeVar("T")
 PROMPTS, STEPS = 2, 8  # bench/bench_budget.py measures that 8 steps rank layers as 28 do

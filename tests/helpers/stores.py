@@ -84,7 +84,7 @@ def files_of(directory: Path) -> list[Path]:
 
 def refused_create(directory: Path, exit_code: int, manifest: dict[str, Any] = PLANNED, **options: Any) -> str:
     """Checks that CaptureWriter.create refuses the directory; returns its message without the directory in front."""
-    message = refused(lambda: CaptureWriter.create(directory, manifest, **options), exit_code)
+    message = refused(lambda: CaptureWriter.create(directory, manifest, **{"resume": False} | options), exit_code)
     return message.removeprefix(f"{directory}")
 
 

@@ -1,20 +1,26 @@
 """How a process of ours ends when it is told to, told twice, or when others die."""
 
+import io
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from octavo.capture.errors import OctavoError
+from octavo.capture.progress import Reports
 from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import CaptureWriter
-from octavo.terminal import Interrupted, interruptible
+from octavo.cli import main
+from octavo.terminal import Interrupted, Terminal, errors, interruptible, prepare_streams, printable
 
 from ..helpers.commands import capture
 from ..helpers.faults import counting, fast_path, in_child
+from ..helpers.refusals import refused
 from ..helpers.stores import MANIFEST, fill, holds, info_of
 
 __all__ = ["fast_path"]
@@ -133,3 +139,103 @@ def test_a_clock_that_goes_back_has_no_effect(tiny_model: Path, tmp_path: Path) 
     assert "Traceback" not in done.stderr
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     Capture.open(tmp_path / "b").verify()
+
+
+HOSTILE = "a\x1b[31m\x9b2J\x07\u202eb\nc\rd\x7f\udce9[red]e"
+ESCAPED = r"a\x1b[31m\x9b2J\x07\u202eb\nc\rd\x7f\udce9[red]e"
+
+
+def test_words_from_files_are_escaped_in_every_kind_of_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printable(HOSTILE) == ESCAPED
+    assert printable("ключ 键 👩‍🚀 ر") == "ключ 键 👩‍🚀 ر"
+    terminal = Terminal()
+    terminal.say(HOSTILE)
+    terminal.warn(HOSTILE)
+    terminal.table(HOSTILE, ["layer"], [[HOSTILE]])
+    said = capsys.readouterr()
+    assert said.out.count(ESCAPED) == 3
+    assert said.err == f"Warning: {ESCAPED}\n"
+    with pytest.raises(SystemExit), errors(debug=False):
+        raise OctavoError(f"{HOSTILE}: damaged.")
+    assert (
+        capsys.readouterr().err
+        == f"Error: {ESCAPED.replace(chr(92) + 'n', ' ').replace(chr(92) + 'r', ' ')}: damaged.\n"
+    )
+
+
+def test_a_json_line_gives_back_what_it_was_given(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal(as_json=True).event("prompt", text=HOSTILE)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) == {"event": "prompt", "text": HOSTILE}
+    assert line.isprintable()
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_narrow_encoding_gets_question_marks(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    prepare_streams()
+    Terminal().say("键 ▁▂ é")
+    Terminal().table("", ["键"], [["é"]])
+    said = written.getvalue()
+    assert said.startswith("? ?? é".encode("latin-1") if encoding == "latin-1" else "键".encode())  # click knows ASCII
+
+
+def test_a_reader_that_goes_ends_the_command_as_it_ends_other_tools(capfd: pytest.CaptureFixture[str]) -> None:
+    def gone() -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        main(["inspect", "demo-int8"])
+
+    assert in_child(lambda: code_of(gone, 128 + signal.SIGPIPE)) == 0
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def code_of(work: Callable[[], None], code: int) -> None:
+    """Checks that `work` exits with this code."""
+    with pytest.raises(SystemExit) as stop:
+        work()
+    assert stop.value.code == code
+
+
+@pytest.mark.parametrize("descriptor", [1, 2])
+def test_a_closed_stream_changes_no_exit_code(tmp_path: Path, descriptor: int) -> None:
+    def closed() -> None:
+        os.close(descriptor)
+        sys.stdout, sys.stderr = (None, sys.stderr) if descriptor == 1 else (sys.stdout, None)  # as Python does
+        code_of(lambda: main(["inspect", str(tmp_path / "none")]), 2)
+        assert not os.fstat(descriptor).st_size  # no file of ours has that number
+
+    assert in_child(closed) == 0
+
+
+def test_a_full_disk_behind_stdout_is_an_error_of_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", full)
+        refused(lambda: Terminal().say("text"), 5, "standard output: no space left")
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert list(Terminal().progress("freeze", range(3), 3)) == [0, 1, 2]
+    assert capsys.readouterr() == ("", "")
+    for as_json in (False, True):
+        terminal = Terminal(as_json)
+        terminal._reports = Reports(terminal._report, every=0.0)
+        list(terminal.progress("freeze", range(3), 3))
+        with terminal.bars("prompts", 2, 4) as show:
+            show(1, 2)
+        said = capsys.readouterr()
+        lines = said.out.splitlines() if as_json else said.err.splitlines()
+        assert len(lines) == 4
+        if as_json:
+            events = [json.loads(line) for line in lines]
+            assert [event["done"] for event in events] == [0, 1, 2, 1]
+            assert {event["event"] for event in events} == {"progress"}
+        else:
+            assert lines[0] == "freeze: 0 of 3"
+            assert lines[2].startswith("freeze: 2 of 3, about ")
+            assert lines[3].startswith("prompts: 1 of 2, about ")

@@ -142,7 +142,7 @@ def test_a_tensor_that_cannot_be_stored_is_named_and_leaves_no_trace(tmp_path: P
     with CaptureWriter.create(tmp_path, MANIFEST | {"prompts": 1}) as writer, writer.unit(0, {}) as unit:
         message = refused(lambda: unit.add(call(good=good, added={"ids": [tensor]})), 3)
         assert message.startswith(f"transformer input 'added.ids[0]': {fact}")
-        assert message.endswith("exclude it with --drop-input added.")
+        assert message.endswith("or leave it out.")
         assert (unit.raw_bytes, unit.stored_bytes, unit.calls) == (0, 0, 0)
         unit.add(call(good=good))
         assert (unit.raw_bytes, unit.stored_bytes, unit.calls) == (2800, 2800, 1)
