@@ -146,10 +146,9 @@ def _nothing_left(kind: str, plan: Plan, option: str) -> str:
     if any(entry.reason == _ASKED for entry in able):
         return f"{option}: no layer is left to quantize ({why}). Keep fewer layers float."
     if able:
-        wish = (
-            "List in disable_names what has to stay float, then all else" if option == "disable_names" else "--quantize"
-        )
-        return f"{kind}: no layer is left to quantize ({why}). {wish} becomes integers."
+        wishes = {"disable_names": "List in disable_names what has to stay float: all else becomes integers"}
+        wish = wishes.get(option, "Choose some with --quantize of octavo calibrate")
+        return f"{kind}: no layer is left to quantize ({why}). {wish}."
     return f"{kind}: no layer can become integers ({why}). Give it in float32, float16 or bfloat16, with all weights."
 
 

@@ -127,11 +127,10 @@ def test_the_state_of_torch_changes_no_integer_and_stays(entered, plain, tmp_pat
     assert all(torch.equal(layers[name].weight, layer.weight) for name, layer in plain.result.layers.items())
 
 
-@pytest.mark.parametrize("entered", [torch.inference_mode, torch.no_grad, STATES["default torch.bfloat16"]])
-def test_rounding_by_gradients_needs_no_state_of_torch(entered):
+def test_rounding_by_gradients_needs_no_state_of_torch():
     one = {"keep_acc": {"round_opt": True}, "disable_names": ["patch", "blocks.0", "blocks.1.up", "proj_out"]}
     model, samples = toy(4), data()
-    with entered():
+    with default_dtype(torch.bfloat16), torch.no_grad(), torch.inference_mode():
         calibrator = calibrated(model, samples, **one)
     same(calibrator, calibrated(toy(4), **one))
 
@@ -297,6 +296,43 @@ def test_weights_in_files_or_in_another_dtype_between_calls_are_refused(tmp_path
     model = sd3()
     model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
     refused(lambda: calibrated(model, sd3_data()), 2, "float8_e4m3fn", "without enable_layerwise_casting()")
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora", "ia3"])
+@pytest.mark.parametrize("disabled", [False, True])
+def test_adapters_are_refused_with_the_calls_that_merge_them(adapter, disabled):
+    peft = pytest.importorskip("peft")
+    config = {
+        "lora": lambda: peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False),
+        "dora": lambda: peft.LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False, use_dora=True),
+        "ia3": lambda: peft.IA3Config(target_modules=["to_q"], feedforward_modules=[], init_ia3_weights=False),
+    }[adapter]()
+    model = sd3()
+    model.add_adapter(config)
+    if disabled:
+        model.disable_adapters()
+    refused(
+        lambda: calibrated(model, sd3_data()), 2, "to_q: ", "not fused", "fuse_lora() and unload_lora() of the model"
+    )
+    model.fuse_lora()
+    refused(lambda: calibrated(model, sd3_data()), 2, "fused but not unloaded", "or unload_lora() of the model")
+    model.unload_lora()
+    assert calibrated(model, sd3_data()).result.layers.keys() == calibrated(sd3(), sd3_data()).result.layers.keys()
+
+
+def test_models_inside_peft_and_layers_put_in_by_hand_are_refused_with_the_calls_that_end_it():
+    peft = pytest.importorskip("peft")
+    wrapped = peft.get_peft_model(toy(), peft.LoraConfig(r=2, target_modules=["up"], init_lora_weights=False))
+    refused(lambda: calibrated(wrapped), 2, "Give model.merge_and_unload()")
+    merged = calibrated(wrapped.merge_and_unload())
+    assert list(merged.result.layers) == list(calibrated(toy()).result.layers)
+    model = toy()
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["up"], init_lora_weights=False), model)
+    refused(lambda: calibrated(model), 2, "Call merge() of each such layer, and put its get_base_layer() in its place")
+    for block in model.blocks:
+        block.up.merge()
+        block.up = block.up.get_base_layer()
+    assert list(calibrated(model).result.layers) == list(merged.result.layers)
 
 
 class Packed(nn.Linear):
