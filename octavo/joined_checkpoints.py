@@ -56,7 +56,7 @@ def _key(name: str) -> str:
 
 
 def _sums(parts: list[Deployed]) -> dict[str, Any]:
-    """The totals of several reports: counts and bytes are added, the worst output SQNR is kept, without its interval."""
+    """The totals of several reports: counts and bytes are added, the worst output SQNR is kept, not its interval."""
     totals = [part.report.get("totals", {}) for part in parts]
     joined: dict[str, Any] = {}
     for name in totals[0]:

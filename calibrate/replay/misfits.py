@@ -14,7 +14,8 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 def misfit(model: nn.Module, call: Any) -> str:
-    """Says why the forward of `model` does not take the arguments of a call, and what to do. A message names the call."""
+    """Says why the forward of `model` does not take the arguments of a call, and what to do. The caller names
+    the call."""
     forward = f"{type(model).__name__}.forward"
     parameters = inspect.signature(model.forward).parameters.values()
     positional = [each.name for each in parameters if each.kind in _BY_POSITION]
@@ -50,7 +51,7 @@ def _remedy(call: Any, remedy: str) -> str:
 
 def _reasons(model: nn.Module, call: Any, device: torch.device) -> Iterator[str]:
     """Yields likely reasons why a user's sample does not fit, each with its remedy."""
-    if not getattr(call, "source", "") or getattr(call, "remedy", ""):
+    if not getattr(call, "source", None) or getattr(call, "remedy", None):
         return
     inputs = {**{str(at): value for at, value in enumerate(call.args)}, **call.kwargs}
     dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)

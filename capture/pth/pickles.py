@@ -161,7 +161,7 @@ class DataUnpickler(pickle._Unpickler):
         raise NotAllowed(f"copyreg extension {code}")
 
     def load_build(self) -> None:
-        state, owner = self.stack.pop(), self.stack[-1]
+        state, owner = self.stack.pop(), self.stack[-1]  # type: ignore[attr-defined]
         if type(owner) is not OrderedDict or type(state) is not dict:
             raise NotAllowed(f"a state of {getattr(type(owner), '__qualname__', 'an object')}")
         vars(owner).update(state)
@@ -215,7 +215,7 @@ class DryUnpickler(DataUnpickler):
 
     def load(self) -> Any:
         loaded = super().load()
-        self._claims.protocols.add(self.proto)
+        self._claims.protocols.add(self.proto)  # type: ignore[attr-defined]
         return loaded
 
     def named(self, full: str) -> Any:

@@ -9,8 +9,8 @@ from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageError, first_sentence
 from octavo.capture.progress import duration
 from octavo.pipelines import family_of
-from octavo.pipelines.finite import finite_outputs
 from octavo.pipelines.files import model_directory
+from octavo.pipelines.finite import finite_outputs
 from octavo.pipelines.long_prompts import long_prompts
 from octavo.pipelines.prompted import note_on_prompts, parameters_of
 from octavo.pipelines.run import RunSettings, call_arguments, run_prompt, total_steps
