@@ -286,20 +286,25 @@ def open_pipeline(
         return load_pipeline(directory, dtype=dtype, device=device, **options)
     if component is not None:
         places = {component: chosen_place(directory, places, component)}
-    model = model or next(
-        (said["model"] for place in places.values() if (said := read_report(place)).get("model")), None
-    )
+    model = model or next(filter(None, (read_report(place).get("model") for place in places.values())), None)
     if model is None:
         raise UsageError(f"{source}: does not say which model it is of. Give it with --model.")
+    return _quantized_pipeline(places, model_directory(model), dtype, device, options)
+
+
+def _quantized_pipeline(
+    places: dict[str, Path], model: Path, dtype: torch.dtype | None, device: torch.device, options: dict[str, Any]
+) -> Any:
+    """The pipeline at `model` with the checkpoints at `places`, each in the place of its component."""
     records = {n: format_at(place, f"Load it with diffusers and {method_at(place)}") for n, place in places.items()}
     models = [name for name, record in records.items() if record.read is None]
     if models and dtype is None and device.type == "cpu":
         dtype = torch.float32  # halves are slow there
     for name in models:
-        _check_stored_origin(places[name], model_directory(model), name, **options)
+        _check_stored_origin(places[name], model, name, **options)
     given: dict[str, Any] = {name: load_denoiser(places[name], dtype) for name in models}
     dtype = dtype or next((denoiser.dtype for denoiser in given.values()), None)
-    pipe = load_pipeline(model_directory(model), dtype=dtype, device=device, given=given, **options)
+    pipe = load_pipeline(model, dtype=dtype, device=device, given=given, **options)
     for name, record in records.items():
         if record.read is not None:
             module = of_origin(places[name], denoisers(pipe, (name,)))[name]

@@ -45,9 +45,7 @@ def export(
     NumbersError for numbers that are not finite.
     """
     check_formats(formats)
-    if result.parameters and not folding(formats):
-        name = next(each for each in formats if not format_named(each).folds)
-        raise UsageError(f"format {name}: takes no float parameters. Calibrate without Settings.fold.")
+    _check_folded(result, formats)
     shard = max_shard_size if isinstance(max_shard_size, int) else int(parse_size(max_shard_size, "max_shard_size"))
     target, modes = check_target(directory, overwrite=overwrite), Modes(group_readable)
     deployment = Deployment(result.timesteps, result.example, result.parameters, result.axes, shard)
@@ -65,6 +63,12 @@ def export(
 
     write_directory(target, fill, modes)
     return target
+
+
+def _check_folded(result: Result, formats: Sequence[str]) -> None:
+    if result.parameters and not folding(formats):
+        name = next(each for each in formats if not format_named(each).folds)
+        raise UsageError(f"format {name}: takes no float parameters. Calibrate without Settings.fold.")
 
 
 def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> None:

@@ -70,13 +70,7 @@ class CaptureWriter:
         """
         path, modes = Path(os.path.realpath(directory)), Modes(group_readable)
         if ranks.rank:
-            writer = cls(path, manifest, modes, None)
-            writer.stored = ranks.first(writer.stored)
-            if not (path / CAPTURE).exists():
-                fact = "rank 0 has made a capture, which is not to be seen from here"
-                raise StorageError(f"{path}: {fact}. Use a directory that all machines share.")
-            check_same(path, read_capture(path), manifest)
-            return writer
+            return cls._joined(path, manifest, modes, ranks)
         prepare(path, modes, resume)
         held = lock(path)
         try:
@@ -87,6 +81,17 @@ class CaptureWriter:
         except BaseException:
             held.release()
             raise
+        return writer
+
+    @classmethod
+    def _joined(cls, path: Path, manifest: dict[str, Any], modes: Modes, ranks: Ranks) -> Self:
+        """The writer of another rank than the first, once that has made the capture."""
+        writer = cls(path, manifest, modes, None)
+        writer.stored = ranks.first(writer.stored)
+        if not (path / CAPTURE).exists():
+            fact = "rank 0 has made a capture, which is not to be seen from here"
+            raise StorageError(f"{path}: {fact}. Use a directory that all machines share.")
+        check_same(path, read_capture(path), manifest)
         return writer
 
     def _start(self, resume: bool | None) -> None:
