@@ -49,7 +49,6 @@ def export(
     shard = max_shard_size if isinstance(max_shard_size, int) else int(parse_size(max_shard_size, "max_shard_size"))
     target, modes = check_target(directory, overwrite=overwrite), Modes(group_readable)
     deployment = Deployment(result.timesteps, result.example, result.parameters, result.axes, shard)
-
     check_space(directory, least_size(model, result.layers, len(formats)))
 
     def fill(staged: Path) -> None:
