@@ -15,6 +15,9 @@ from octavo.capture.wrappers import inside
 from .layers.install import swapped
 from .torch_state import settled
 
+# where classes of layers are that hold integers, or will
+_QUANTIZERS = ("torch.ao.nn.", "torchao.", "optimum.quanto.", "bitsandbytes.", "octavo.calibrate.")
+
 
 @contextmanager
 def opened(model: nn.Module) -> Iterator[None]:
@@ -115,13 +118,18 @@ def check_model(model: nn.Module) -> None:
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "quantization_method", None) is not None:
         raise UsageError(f"{kind}: quantized already when it was loaded. Load the float model.")
     for name, module in model.named_modules():
+        place, what = type(module).__module__, type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
             raise UsageError(f"{kind}: compiled by torch.jit. Give the model as it was before.")
+        if place.startswith("torch.distributed.fsdp.") and what == "FullyShardedDataParallel":
+            raise UsageError(f"{name or 'model'}: {what} shards its weights. Give the model as it was before.")
+        if place.startswith(_QUANTIZERS):
+            raise UsageError(f"{name or 'model'}: a {what} of {place}, quantized already. Give the float model.")
         if any(map(is_lazy, module.parameters(recurse=False))):
             raise UsageError(f"{name}: a {type(module).__name__} without weights yet. Call the model once first.")
         weight = module._parameters.get("weight")
         if weight is not None and (type(weight) is not nn.Parameter or not weight.is_floating_point()):
-            _refuse(f"{name}.weight".lstrip("."), weight, type(module).__name__)
+            _refuse(f"{name}.weight".lstrip("."), weight, what)
 
 
 def _refuse(name: str, weight: Tensor, owner: str) -> NoReturn:

@@ -140,7 +140,7 @@ def reasons_of(entries: Iterable[Entry]) -> str:
 def _nothing_left(kind: str, plan: Plan, option: str) -> str:
     """The message for a plan without a layer to quantize."""
     able = [entry for entry in plan.entries if not entry.unsupported]
-    if not plan.entries or (not able and all(entry.kind not in KINDS.values() for entry in plan.entries)):
+    if not plan.entries:
         return f"{kind}: no nn.Linear or nn.Conv2d to quantize. Choose another model."
     why = reasons_of(able or plan.entries)
     if any(entry.reason == _ASKED for entry in able):
@@ -149,7 +149,9 @@ def _nothing_left(kind: str, plan: Plan, option: str) -> str:
         wishes = {"disable_names": "List in disable_names what has to stay float: all else becomes integers"}
         wish = wishes.get(option, "Choose some with --quantize of octavo calibrate")
         return f"{kind}: no layer is left to quantize ({why}). {wish}."
-    return f"{kind}: no layer can become integers ({why}). Give it in float32, float16 or bfloat16, with all weights."
+    dtypes = any(entry.kind in KINDS.values() for entry in plan.entries)
+    remedy = "Give it in float32, float16 or bfloat16" if dtypes else "Choose another model"
+    return f"{kind}: no layer can become integers ({why}). {remedy}."
 
 
 def _ruled(model: nn.Module, entry: Entry, rules: "Rules", blocks: Sequence[str]) -> Entry:
