@@ -18,7 +18,7 @@ from .learning_curve import learning_curve
 from .mixed_precision.budget import SEARCH, Search
 from .mixed_precision.mix import Mixture, mixed
 from .mixed_precision.sensitivity import Trajectory
-from .part import Part, calibrate_part, check_left, planned
+from .part import Part, calibrate_part, check_left, check_weights, planned
 from .plan import Plan, layer_at
 from .preparation.batch_norms import Folded, folded
 from .preparation.dtype_casts import cast_to
@@ -58,6 +58,7 @@ def calibrate(
     work = Work(progress, ranks)
     with work.watch.stage("prepare"):
         plan = planned(model, settings)
+        check_weights(model, plan)
         first_call = next(iter(calls()), None)
         if first_call is not None:
             plan = plan.forced_float(weights_used_elsewhere(model, first_call, plan.quantized))

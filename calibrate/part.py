@@ -60,8 +60,6 @@ def calibrate_part(
     `mix` may change plan and choices before layers are made. With `hold` all integer layers stay in memory; else each
     is made when asked for. `announce` receives the positions of all calls that were or will be run.
     """
-    with work.watch.stage("prepare"):
-        check_weights(model, plan)
     chosen = choose(model, calls, plan, settings, work, room)
     choices = chosen.choices
     if mix is not None:

@@ -27,7 +27,7 @@ from ..layers.install import install, names_of
 from ..layers.modules import QuantizedLayer
 from ..layers.noise_level import attach
 from ..layers.scheme import Range
-from ..part import calibrate_part, check_left, planned
+from ..part import calibrate_part, check_left, check_weights, planned
 from ..plan import Plan, block_names
 from ..replay.calls import Call, Calls, Progress, check_caches, first, silent, taken
 from ..replay.current_call import CurrentCall
@@ -190,6 +190,8 @@ class BlockwiseCalibration:
         plan = Plan(tuple(entry for entry in self._plan.entries if entry.name in names))
         if not plan.quantized:
             return {}
+        with self._work.watch.stage("prepare"):
+            check_weights(self._model, plan)
         part = calibrate_part(
             self._model, self._blocks.calls, plan, self._settings_for(names), self._work.labelled(label), hold=True,
             room=self._room, announce=self._replay,

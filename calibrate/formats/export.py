@@ -44,8 +44,7 @@ def export(
     that a format's consumer would not load; StorageError for a target that cannot be used (see check_target),
     NumbersError for numbers that are not finite.
     """
-    check_formats(formats)
-    _check_folded(result, formats)
+    _check(formats, result)
     shard = max_shard_size if isinstance(max_shard_size, int) else int(parse_size(max_shard_size, "max_shard_size"))
     target, modes = check_target(directory, overwrite=overwrite), Modes(group_readable)
     deployment = Deployment(result.timesteps, result.example, result.parameters, result.axes, shard)
@@ -64,7 +63,8 @@ def export(
     return target
 
 
-def _check_folded(result: Result, formats: Sequence[str]) -> None:
+def _check(formats: Sequence[str], result: Result) -> None:
+    check_formats(formats)
     if result.parameters and not folding(formats):
         name = next(each for each in formats if not format_named(each).folds)
         raise UsageError(f"format {name}: takes no float parameters. Calibrate without Settings.fold.")

@@ -14,8 +14,7 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 def misfit(model: nn.Module, call: Any) -> str:
-    """Says why the forward of `model` does not take the arguments of a call, and what to do. The caller names
-    the call."""
+    """Says why the forward of `model` does not take the arguments of a call, and what to do."""
     forward = f"{type(model).__name__}.forward"
     parameters = inspect.signature(model.forward).parameters.values()
     positional = [each.name for each in parameters if each.kind in _BY_POSITION]
@@ -45,13 +44,13 @@ def _remedy(call: Any, remedy: str) -> str:
     """The remedy for a sample of the caller's, or that of the call itself; a call of a capture is made by capturing."""
     if getattr(call, "unit", None) is not None:
         return _CAPTURED
-    own: str = getattr(call, "remedy", "")
-    return own or remedy
+    return str(getattr(call, "remedy", None) or remedy)
 
 
 def _reasons(model: nn.Module, call: Any, device: torch.device) -> Iterator[str]:
     """Yields likely reasons why a user's sample does not fit, each with its remedy."""
-    if not getattr(call, "source", None) or getattr(call, "remedy", None):
+    source, remedy = (getattr(call, name, None) for name in ("source", "remedy"))
+    if not source or remedy:
         return
     inputs = {**{str(at): value for at, value in enumerate(call.args)}, **call.kwargs}
     dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
