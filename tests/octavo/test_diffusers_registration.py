@@ -20,5 +20,12 @@ def test_diffusers_knows_the_method_when_it_comes_later_and_nothing_is_left_of_t
     assert python(code).split("\n") == ["True True", "[] SourceFileLoader"]
 
 
+def test_the_quantizer_may_be_the_first_import():
+    code = f"import octavo.calibrate.formats.diffusers.quantizer as ours, {HOME} as home\n"
+    code += "print(home.AUTO_QUANTIZER_MAPPING['octavo'] is ours.OctavoQuantizer)\n"
+    code += "print(home.AUTO_QUANTIZATION_CONFIG_MAPPING['octavo'] is ours.OctavoConfig)"
+    assert python(code).split("\n") == ["True", "True"]
+
+
 def test_importing_octavo_alone_imports_neither_torch_nor_diffusers():
     assert python("import sys, octavo; print({'torch', 'diffusers'} & set(sys.modules))") == "set()"

@@ -1,5 +1,7 @@
 """The table of families: which one a pipeline is of, what stays float, and inputs that are divided without a trace."""
 
+import json
+
 import pytest
 import torch
 from transformers import T5Config, T5EncoderModel
@@ -11,6 +13,7 @@ from octavo.pipelines import FAMILIES, GENERIC, family_of
 from octavo.pipelines.denoisers import denoisers
 
 from ..helpers.commands import octavo
+from ..zoo.exported_sd3 import integer_layers
 from ..zoo.folding import fold
 from ..zoo.opensora import tiny_tokenizer
 from ..zoo.pipelines import make, run
@@ -109,16 +112,47 @@ WAN = (
 )
 
 
-def test_both_denoisers_of_wan_are_captured_and_calibrated_one_by_one(wan, tmp_path):
+def test_both_denoisers_of_wan_run_in_integers_after_one_capture_and_one_calibration(wan, tmp_path):
+    from octavo.checkpoints import open_pipeline
+
+    out, run = tmp_path / "o", tuple(WAN[:6])
     octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 4)
-    assert "holds calls of 2 denoisers" in octavo("calibrate", tmp_path / "captured", tmp_path / "o", code=2)
-    for name in ("transformer", "transformer_2"):
-        said = octavo("calibrate", tmp_path / "captured", tmp_path / name, "--component", name)
-        assert "20 layers in 8-bit integers" in said
+    for formats in ("ascend", "diffusers"):
+        command = ("calibrate", tmp_path / "captured", out, "--accuracy", "plain", "--format", formats, "--overwrite")
+        assert octavo(*command).count("20 layers in 8-bit integers") == 2
+        assert sorted(path.name for path in out.iterdir()) == ["transformer", "transformer_2"]
+        pipe = open_pipeline(str(out), None, None, dtype=None, device=torch.device("cpu"))
+        assert [len(integer_layers(part)) for part in (pipe.transformer, pipe.transformer_2)] == [20, 20]
+    steps = ("--steps", 4, "--arg", "max_sequence_length=9")
+    assert "5 frames" in octavo("generate", out, "a cat", "-o", tmp_path / "frames", *run, *steps)
+    assert octavo("inspect", out).count("20 W8A8") == 2
+    found = octavo("compare", wan, out, *WAN, "--steps", 4, "-o", tmp_path / "r.html", "--json").splitlines()
+    done = next(event for line in found if (event := json.loads(line))["event"] == "done")
+    assert done["component"] == "transformer and transformer_2"
+    assert [step["step"] for step in done["totals"]["step_sqnr"]] == [1, 2, 3, 4]
+    assert "no checkpoint of vae. Choose one of transformer" in octavo(
+        "generate", out, "a cat", "-o", tmp_path / "x", *run, "--component", "vae", code=2
+    )
+
+
+def test_one_denoiser_of_wan_is_calibrated_alone_and_two_of_the_same_are_refused(wan, tmp_path):
+    octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 4)
+    for name in ("a", "b"):
+        command = ("calibrate", tmp_path / "captured", tmp_path / "o" / name, "--component", "transformer_2")
+        assert "20 layers in 8-bit integers" in octavo(*command, "--accuracy", "plain")
+    said = octavo("generate", tmp_path / "o", "a cat", "-o", tmp_path / "x", code=2)
+    assert "holds several checkpoints of transformer_2. Give one of them" in said
 
 
 def test_a_denoiser_that_was_never_called_is_said_at_once(wan, tmp_path):
     said = octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 1)
     assert "transformer_2 was never called" in said
-    command = ("calibrate", tmp_path / "captured", tmp_path / "o", "--component", "transformer_2")
-    assert "holds no calls of 'transformer_2'. Capture with more --steps." in octavo(*command, code=4)
+    words = "holds no calls of 'transformer_2'. Capture with more --steps, or choose another with --component."
+    for more in ((), ("--component", "transformer_2")):
+        assert words in octavo("calibrate", tmp_path / "captured", tmp_path / "o", *more, code=4)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_denoiser_of_which_no_step_is_kept_is_said_at_once(wan, tmp_path):
+    said = octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 4, "--keep", "spread:1")
+    assert "No step of transformer_2 is among those kept" in said

@@ -56,7 +56,7 @@ def test_every_linear_and_convolution_has_a_row_and_floats_a_reason(tiny_model, 
 
 @pytest.mark.parametrize("observer", ["minmax", "sigma", "percentile", "mse"])
 def test_every_observer_reaches_the_file(captured, tmp_path, observer):
-    octavo("calibrate", captured, tmp_path / "a", "--observer", observer, "--sigma", 2)
+    octavo("calibrate", captured, tmp_path / "a", "--observer", observer, *(("--sigma", 2) * (observer == "sigma")))
     ranges = [
         row["range"] for row in json.loads((tmp_path / "a" / "report.json").read_text())["layers"] if row["scheme"]
     ]
@@ -112,6 +112,11 @@ def test_a_config_file_gives_options_and_the_command_line_wins(captured, tmp_pat
         (("--keep-float", "*"), 2, "no layer is left"),
         (("--quantize", "nope"), 2, "'nope' is not kept float by default"),
         (("--sigma", 101), 2, "outside 0 to 100"),
+        (("--sigma", 2), 2, "only works with --observer sigma"),
+        (("--weight-only", "--activations", "dynamic"), 2, "--activations dynamic says how to round them. Drop one."),
+        (("--weight-only", "--symmetric"), 2, "--symmetric says how to round them. Drop one."),
+        (("--accuracy", "best", "--observer", "mse"), 2, "dynamic activations have none"),
+        (("--keep-float", "a", "--quantize", "a"), 2, "--keep-float has the same pattern"),
         (("--format", "gguf"), 2, "no 'gguf'"),
         (("--component", "unet"), 2, "no calls of 'unet'"),
         (("--device", "npu"), 7, "torch_npu is not installed"),

@@ -71,6 +71,40 @@ def test_keep_drop_and_pth(tiny_model, tmp_path, prompts):
     assert all(torch.equal(a["hidden_states"], b.kwargs["hidden_states"]) for a, b in zip(listed, calls, strict=True))
 
 
+@pytest.fixture
+def editing(tiny_model: Path, tmp_path: Path) -> Path:
+    """`tiny_model` as a pipeline that changes a picture: of 10 steps in strength 0.5 it runs 5."""
+    from diffusers import StableDiffusion3Img2ImgPipeline
+
+    StableDiffusion3Img2ImgPipeline(**load_pipeline(tiny_model).components).save_pretrained(tmp_path / "editing")
+    return tmp_path / "editing"
+
+
+def test_spread_counts_the_steps_that_run(editing, tmp_path, prompts):
+    from PIL import Image
+
+    Image.new("RGB", (16, 16), (200, 40, 40)).save(tmp_path / "in.png")
+    edit = ("--steps", 10, "--arg", f"image={tmp_path / 'in.png'}", "--arg", "strength=0.5", "--limit", 2)
+    capture(editing, tmp_path / "all", prompts, *edit)
+    capture(editing, tmp_path / "kept", prompts, *edit, "--keep", "spread:3")
+    levels = {name: [call.timestep for call in Capture.open(tmp_path / name).calls()] for name in ("all", "kept")}
+    assert levels["kept"] == [levels["all"][at] for at in (0, 2, 4, 5, 7, 9)]
+    said = capture(editing, tmp_path / "more", prompts, *edit, "--keep", "spread:7")
+    assert "--keep spread:7: a prompt took 5 steps only; all of them are stored." in said
+    assert len(list(Capture.open(tmp_path / "more").calls())) == 10
+
+
+def test_a_pipeline_that_announces_nothing_is_run_again_to_keep_its_last_step(tmp_path, prompts):
+    from ...zoo.pipelines import make
+
+    pipe = make("ddpm")[0]  # takes no callback, and does not say how many steps there will be
+    pipe.save_pretrained(tmp_path / "ddpm")
+    more = ("--prompts", prompts, "--limit", 1, "--arg", 'output_type="np"', "--keep", "spread:2")
+    octavo("capture", tmp_path / "ddpm", tmp_path / "a", *more, "--steps", 5)
+    (one,) = Capture.open(tmp_path / "a").units
+    assert [call.index for call in one.calls] == [0, 4]
+
+
 def test_json_is_one_object_a_line_and_ends_with_done(tiny_model, tmp_path, prompts):
     said = capture(tiny_model, tmp_path / "a", prompts, "--json")
     events = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
@@ -110,6 +144,31 @@ def test_repeated_and_long_prompts_are_warned_of(tiny_model, tmp_path, prompts):
     said = capture(tiny_model, tmp_path / "a", prompts)
     assert "line 2 repeats line 1; captured once" in said
     assert "1 of 2 prompts are longer than the 20 tokens" in said
+    assert "longer than" not in capture(tiny_model, tmp_path / "b", prompts, "--limit", 1)
+
+
+def test_the_libraries_do_not_repeat_that_a_prompt_is_too_long(tiny_model, tmp_path, prompts):
+    import logging
+
+    heard = []
+
+    class Listening(logging.Handler):
+        def emit(self, record):
+            heard.append(record.getMessage())
+
+    prompts.write_text("\n".join(f"{'red ' * 40}{number}" for number in range(2)))
+    handlers = {logging.getLogger(name): Listening() for name in ("diffusers", "transformers")}
+    for logger, handler in handlers.items():
+        logger.addHandler(handler)
+    try:
+        said = capture(tiny_model, tmp_path / "a", prompts)
+        assert said.count("longer than") == 1
+        assert not heard
+        load_pipeline(tiny_model)("red " * 40, height=16, width=16, num_inference_steps=1)
+        assert any("can only handle sequences up to 20 tokens" in line for line in heard)
+    finally:
+        for logger, handler in handlers.items():
+            logger.removeHandler(handler)
 
 
 def test_resume_with_other_settings_is_refused(tiny_model, tmp_path, prompts):

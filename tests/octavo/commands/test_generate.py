@@ -19,7 +19,7 @@ from octavo.pipelines.demo.scene import parse
 from octavo.pipelines.load import DEMO_INT8
 from octavo.prompts import read_prompts
 
-from ...helpers.commands import errors, octavo
+from ...helpers.commands import capture, errors, octavo
 from ...zoo.exported_sd3 import WEIGHTS, integer_layers
 
 SMALL = ("--steps", 2, "--height", 16, "--width", 16, "--device", "cpu")
@@ -80,6 +80,21 @@ def test_the_bundled_integers_are_small_sound_and_loaded_as_integers():
     pipe: Any = open_pipeline("demo-int8", None, None, dtype=None, device=resolve_device("cpu"))
     assert len(integer_layers(pipe.transformer)) > 50
     assert json.loads(octavo("inspect", "demo-int8", "--json"))["sound"] is True
+
+
+def test_a_quantized_text_encoder_is_drawn_with(tiny_model, tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_text("a red circle\na blue ring")
+    capture(tiny_model, tmp_path / "c", file, "--component", "text_encoder")
+    octavo("calibrate", tmp_path / "c", tmp_path / "q", "--accuracy", "plain")
+    pipe: Any = open_pipeline(str(tmp_path / "q"), None, None, dtype=None, device=resolve_device("cpu"))
+    assert integer_layers(pipe.text_encoder)
+    assert not integer_layers(pipe.transformer)
+    octavo("generate", tmp_path / "q", "a red circle", "-o", tmp_path / "a.png", *SMALL)
+    octavo("generate", tiny_model, "a red circle", "-o", tmp_path / "b.png", *SMALL)
+    assert pixels(tmp_path / "a.png") != pixels(tmp_path / "b.png")
+    said = octavo("calibrate", tmp_path / "c", tmp_path / "d", "--format", "ascend,diffusers", code=2)
+    assert "--format diffusers: holds models of diffusers, and text_encoder is none" in said
 
 
 def test_a_quantized_pipeline_is_one_directory(tiny_model, made, tmp_path):
