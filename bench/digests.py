@@ -4,7 +4,7 @@
 
 The demo is captured, then calibrated with `fast` and `balanced` in the formats ascend, diffusers and torchao; the
 bundled ResNet is written as both ONNX graphs. Digests of report.json leave out `seconds` and `peak_memory`; report.html
-shows them, and is left out. Digests are those of one machine: kernels differ between processors.
+shows them and the manifest has digests of both, so these are left out. Digests are those of one machine: kernels differ between processors.
 """
 
 import hashlib
@@ -13,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from octavo.calibrate.formats.manifest import MANIFEST
 
 _MEASURED = ("seconds", "peak_memory")
 _FORMATS = "ascend,diffusers,torchao"
@@ -35,7 +37,7 @@ def digest(file: Path) -> str:
 def print_digests(directory: Path) -> None:
     """One line for each file below `directory`."""
     for file in sorted(directory.rglob("*")):
-        if file.is_file() and file.suffix != ".html":
+        if file.is_file() and file.suffix != ".html" and file.name != MANIFEST:
             print(digest(file), f"{directory.name}/{file.relative_to(directory)}", flush=True)
 
 

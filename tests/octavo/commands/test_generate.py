@@ -1,6 +1,7 @@
 """`octavo generate` with float models, checkpoints of every format, and quantized pipelines; and what it refuses."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from octavo.calibrate.formats.manifest import MANIFEST
 from octavo.capture.devices import resolve_device
 from octavo.checkpoints import open_pipeline
 from octavo.commands.save_output import Target, save, target_of
@@ -143,9 +145,10 @@ def test_checkpoints_that_do_not_fit_are_refused(made, tmp_path, tiny_model):
         "generate", made / "both" / "torchao", "x", *out, "--model", tiny_model, code=2
     )
     assert "of another model" in octavo("generate", made / "ascend", "x", *out, "--model", "demo", code=4)
-    (made / "diffusers" / "report.json").rename(tmp_path / "report.json")
-    assert "Give it with --model" in octavo("generate", made / "diffusers", "x", *out, code=2)
-    (tmp_path / "report.json").rename(made / "diffusers" / "report.json")
+    bare = Path(shutil.copytree(made / "diffusers", tmp_path / "bare"))
+    for name in ("report.json", MANIFEST):
+        (bare / name).unlink()
+    assert "Give it with --model" in octavo("generate", bare, "x", *out, code=2)
 
 
 def test_a_video_is_not_a_picture(tmp_path):
