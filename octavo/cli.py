@@ -13,6 +13,7 @@ from . import __version__
 from .commands.calibrate_options import NOT_FOR_CLASSIFIERS, CalibrateOptions, ClassifierOptions
 from .commands.capture_options import CaptureOptions
 from .commands.compare_options import CompareOptions
+from .commands.early import check, check_calibration, need
 from .commands.generate_options import GenerateOptions
 from .commands.run_options import FILES, PRINTED
 from .declarations import Option, parameters_of
@@ -100,10 +101,11 @@ def main() -> None:
 def capture(debug: bool, as_json: bool, **options: Any) -> None:
     """Run MODEL (a diffusers directory, or demo) over prompts and record its denoiser's calls in CAPTURE."""
     with ranked(debug) as ranks:
+        check(chosen := CaptureOptions(**options))
         from .commands.capture import run
         from .terminal import Terminal
 
-        run(CaptureOptions(**options), Terminal(as_json, quiet=ranks.rank > 0), ranks)
+        run(chosen, Terminal(as_json, quiet=ranks.rank > 0), ranks)
 
 
 @main.command(
@@ -114,10 +116,11 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 def calibrate(debug: bool, as_json: bool, **options: Any) -> None:
     """Replay CAPTURE through its model, choose the integers with little loss, and write a checkpoint to OUT."""
     with ranked(debug) as ranks:
+        check_calibration(chosen := CalibrateOptions(**options))
         from .commands.calibrate import run
         from .terminal import Terminal
 
-        run(CalibrateOptions(**options), Terminal(as_json, quiet=ranks.rank > 0), ranks)
+        run(chosen, Terminal(as_json, quiet=ranks.rank > 0), ranks)
 
 
 @main.command(
@@ -129,10 +132,11 @@ def calibrate(debug: bool, as_json: bool, **options: Any) -> None:
 def calibrate_cnn(debug: bool, as_json: bool, **options: Any) -> None:
     """Choose the integers of MODEL, an image classifier of transformers or digits, and write a checkpoint to OUT."""
     with ranked(debug) as ranks:
+        check_calibration(chosen := ClassifierOptions(**options))
         from .commands.calibrate_classifier import run_classifier
         from .terminal import Terminal
 
-        run_classifier(ClassifierOptions(**options), Terminal(as_json, quiet=ranks.rank > 0), ranks)
+        run_classifier(chosen, Terminal(as_json, quiet=ranks.rank > 0), ranks)
 
 
 @main.command(
@@ -144,6 +148,8 @@ def inspect(path: Path, as_json: bool, debug: bool) -> None:
     from .terminal import Terminal, errors
 
     with errors(debug):
+        if str(path) not in ("demo", "demo-int8"):
+            need(path, "directory")
         from .commands.inspect import run
 
         run(path, Terminal(as_json))
@@ -159,9 +165,10 @@ def generate(debug: bool, as_json: bool, **options: Any) -> None:
     from .terminal import Terminal, errors
 
     with errors(debug):
+        check(chosen := GenerateOptions(**options))
         from .commands.generate import run
 
-        run(GenerateOptions(**options), Terminal(as_json))
+        run(chosen, Terminal(as_json))
 
 
 @main.command(
@@ -174,9 +181,10 @@ def compare(debug: bool, as_json: bool, **options: Any) -> None:
     from .terminal import Terminal, errors
 
     with errors(debug):
+        check(chosen := CompareOptions(**options))
         from .commands.compare import run
 
-        run(CompareOptions(**options), Terminal(as_json))
+        run(chosen, Terminal(as_json))
 
 
 @main.command(
@@ -192,6 +200,7 @@ def convert_pth(file: Path, capture: Path, debug: bool) -> None:
     from .terminal import Terminal, errors
 
     with errors(debug):
+        need(file, "file", "Give one that torch.save wrote")
         from octavo.capture.pth.pth import convert_pth as convert
 
         convert(file, capture)

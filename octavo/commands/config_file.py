@@ -13,6 +13,7 @@ from octavo.capture.sealed import read_bytes
 
 from ..declarations import parameters_of
 from .calibrate_options import CalibrateOptions
+from .early import need
 
 _LIMIT = 1 << 20  # bytes: a file of options has a few hundred
 
@@ -32,6 +33,7 @@ def read_config(path: Path | str, parameters: Iterable[click.Parameter] | None =
     Raises FileError for a file that cannot be read, UsageError for what is in it.
     """
     path = Path(path)
+    need(path, "file", "Give a TOML file of options")
     try:
         entries = tomllib.loads(read_bytes(path, _LIMIT).decode("utf-8"))
     except UnicodeDecodeError as error:
