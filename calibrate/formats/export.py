@@ -45,9 +45,7 @@ def export(
     NumbersError for numbers that are not finite.
     """
     check_formats(formats)
-    if result.parameters and not folding(formats):
-        name = next(each for each in formats if not format_named(each).folds)
-        raise UsageError(f"format {name}: takes no float parameters. Calibrate without Settings.fold.")
+    _check_parameters(result, formats)
     shard = max_shard_size if isinstance(max_shard_size, int) else int(parse_size(max_shard_size, "max_shard_size"))
     target = check_target(directory, overwrite=overwrite)
     modes = Modes(group_readable)
@@ -70,6 +68,12 @@ def export(
 def folding(formats: Sequence[str]) -> bool:
     """Whether the consumers of all `formats` load float parameters from the files."""
     return all(format_named(name).folds for name in formats)
+
+
+def _check_parameters(result: Result, formats: Sequence[str]) -> None:
+    unfit = [name for name in formats if not format_named(name).folds]
+    if result.parameters and unfit:
+        raise UsageError(f"format {unfit[0]}: takes no float parameters. Calibrate without Settings.fold.")
 
 
 def place_of(name: str, formats: Sequence[str]) -> str:
