@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m bench.bench_convolution [--rounds 15]
 
-"float64" is the convolution of the same codes in float64, which is exact as well. Runs alternate; the shortest counts,
-since other processes only lengthen a run.
+"float64" is the convolution of the same codes in float64, which is exact as well. Runs alternate; of each the
+shortest time of the processor counts, with which other processes interfere least.
 """
 
 import argparse
@@ -29,9 +29,9 @@ SHAPES = {
 
 
 def milliseconds(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     run()
-    return (time.perf_counter() - began) * 1e3
+    return (time.process_time() - began) * 1e3
 
 
 def main() -> None:
