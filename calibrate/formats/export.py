@@ -40,8 +40,8 @@ def export(
     weights than `max_shard_size`, in bytes or as "5GB", become several files. `files` are written beside the
     checkpoint, by name.
 
-    Raises UsageError for an unknown format or size, and where smoothing was folded into float parameters that a format's
-    consumer would not load; StorageError as check_target, NumbersError for numbers that are not finite.
+    Raises UsageError for an unknown format or size, and where smoothing was folded into float parameters that the
+    consumer of a format would not load; StorageError as check_target, NumbersError for numbers that are not finite.
     """
     check_formats(formats)
     _check_parameters(result, formats)
