@@ -40,11 +40,11 @@ def export(
     weights than `max_shard_size`, in bytes or as "5GB", become several files. `files` are written beside the
     checkpoint, by name. The manifest names `origin` as the float model, by default `model`.
 
-    Raises UsageError for an unknown format or size, and for new values of float parameters, where smoothing was folded,
-    that a format's consumer would not load; StorageError for a target that cannot be used (see check_target),
-    NumbersError for numbers that are not finite.
+    Raises UsageError for an unknown format or size, and where smoothing was folded into float parameters that the
+    consumer of a format would not load; StorageError as check_target, NumbersError for numbers that are not finite.
     """
-    _check(formats, result)
+    check_formats(formats)
+    _check_parameters(result, formats)
     shard = max_shard_size if isinstance(max_shard_size, int) else int(parse_size(max_shard_size, "max_shard_size"))
     target, modes = check_target(directory, overwrite=overwrite), Modes(group_readable)
     deployment = Deployment(result.timesteps, result.example, result.parameters, result.axes, shard)
@@ -63,13 +63,6 @@ def export(
     return target
 
 
-def _check(formats: Sequence[str], result: Result) -> None:
-    check_formats(formats)
-    if result.parameters and not folding(formats):
-        name = next(each for each in formats if not format_named(each).folds)
-        raise UsageError(f"format {name}: takes no float parameters. Calibrate without Settings.fold.")
-
-
 def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> None:
     """Writes files beside the formats, by name."""
     for name, data in files.items():
@@ -80,6 +73,12 @@ def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> Non
 def folding(formats: Sequence[str]) -> bool:
     """Whether the consumers of all `formats` load float parameters from the files."""
     return all(format_named(name).folds for name in formats)
+
+
+def _check_parameters(result: Result, formats: Sequence[str]) -> None:
+    unfit = [name for name in formats if not format_named(name).folds]
+    if result.parameters and unfit:
+        raise UsageError(f"format {unfit[0]}: takes no float parameters. Calibrate without Settings.fold.")
 
 
 def place_of(name: str, formats: Sequence[str]) -> str:

@@ -3,6 +3,10 @@
 Activations are int8 with a zero point, weights int8 with a scale for each output channel, biases int32. The scale of a
 weight is deq / input_scale, so that its product with the input scale is the deq that was evaluated. A Conv pads with
 the zero point, which stands for 0.0. A W8A16 layer has its weight dequantized, and a float bias.
+
+QuantizeLinear is saturate(round(x / scale) + zero_point); the evaluated layers round after the zero point is added. So
+a value halfway between two codes, or so near that its sum with the zero point rounds to a half, may get a code that is
+off by one. No code is off by more, and with a zero point of 0 none is.
 """
 
 from collections.abc import Mapping
