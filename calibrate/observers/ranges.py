@@ -33,9 +33,10 @@ from .observers import OBSERVERS, Observer, Options
 
 BINS = 8  # bins of noise levels, each with its own range (W8A8_TIMESTEP)
 FOLDS = 4  # parts of a bin's calls: a range of three quarters is judged on the fourth, as held_out divides prompts
-# weight of clipping: as if this share of a call's values lay as far outside a range as the farthest one. About 1 in
-# 1,000 do, but clipping harms the model more than the layer: with 1e-3 the bundled pipeline loses 0.7 dB (32 calls)
-_CLIPPED = 1e-2
+# weight of clipping: the share of a call's values that count as lying as far outside a range as the farthest, without
+# and with smoothing. About 1 in 1,000 do; in a model that is smoothed less other error hides that of clipping
+# (bench/bench_timesteps.py: with 1e-3 the bundled pipeline, smoothed, loses 0.7 dB with 32 calls)
+_CLIPPED, _CLIPPED_SMOOTH = 1e-3, 1e-2
 
 
 class Bins(NamedTuple):
@@ -112,12 +113,12 @@ def range_of(observers: Iterable[Observer]) -> Range | None:
         return None
 
 
-def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme) -> list[Range]:
+def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: float = _CLIPPED) -> list[Range]:
     """The range of each bin of one layer: that of its calls where this pays on other calls, else that of all bins.
 
     `observers` hold the folds of each bin. The error of a range is that of rounding, by its scale, and that of clipping
-    the calls of a fold that it was not found from. A bin has few folds, so its clipping counts as no less than the mean
-    over all bins. Raises ValueError when no bin has data.
+    a `share` of the values of a fold that it was not found from. A bin has few folds, so its clipping counts as no less
+    than the mean over all bins. Raises ValueError when no bin has data.
     """
     static = range_of(itertools.chain(*observers))
     if static is None:
@@ -126,9 +127,9 @@ def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme) -> list[R
         return [static]
     folds = list(zip(*observers, strict=True))
     rest = [range_of(itertools.chain(*folds[:at], *folds[at + 1 :])) for at in range(len(folds))]
-    most = _error(static, _mean([each for row in observers for each in _clipping(row, rest, scheme)]), scheme)
+    most = _error(static, _mean([each for row in observers for each in _clipping(row, rest, scheme, share)]), scheme)
     others = [[range_of([*row[:at], *row[at + 1 :]]) for at in range(len(row))] for row in observers]
-    clipped = [_clipping(*each, scheme) for each in zip(observers, others, strict=True)]
+    clipped = [_clipping(*each, scheme, share) for each in zip(observers, others, strict=True)]
     everywhere = _mean([each for row in clipped for each in row if each < math.inf])
     ranges = []
     for row, each in zip(observers, clipped, strict=True):
@@ -143,7 +144,7 @@ def _error(found: Range, clipped: float, scheme: Scheme) -> float:
     return (1.0 + clipped) * exact_scale(found, scheme) ** 2
 
 
-def _clipping(folds: Sequence[Observer], others: Sequence[Range | None], scheme: Scheme) -> list[float]:
+def _clipping(folds: Sequence[Observer], others: Sequence[Range | None], scheme: Scheme, share: float) -> list[float]:
     """The squared error of clipping each fold that has data to the range that `others` found, over that of rounding.
 
     Infinite where no range was found.
@@ -155,7 +156,7 @@ def _clipping(folds: Sequence[Observer], others: Sequence[Range | None], scheme:
         found = found or Range(0.0, 0.0)
         beyond = max(seen.high - max(found.high, 0.0), 0.0), max(min(found.low, 0.0) - seen.low, 0.0)
         scale, square = exact_scale(found, scheme), sum(each**2 for each in beyond)
-        errors.append((12 * _CLIPPED * square / scale**2 if scale else math.inf) if square else 0.0)
+        errors.append((12 * share * square / scale**2 if scale else math.inf) if square else 0.0)
     return errors
 
 
@@ -178,14 +179,14 @@ def observe_ranges(
 
     Collective: `ranks` share the calls, and all return the same ranges. Raises as `replay.hooks.observe` does.
     """
-    current = CurrentCall(model, ranks)
+    current, share = CurrentCall(model, ranks), _CLIPPED_SMOOTH if transforms else _CLIPPED
     binned = {name: Binned(observer, options, current, bins, transforms.get(name)) for name in names}
-    marks = Marks(lambda: _known(binned, options.scheme, ranks))
+    marks = Marks(lambda: _known(binned, options.scheme, share, ranks))
     observe(model, binned, current.each(marks.each(calls)), ranks)
-    return _known(binned, options.scheme, ranks), current.shared(), marks
+    return _known(binned, options.scheme, share, ranks), current.shared(), marks
 
 
-def _known(binned: Mapping[str, Binned], scheme: Scheme, ranks: Ranks) -> dict[str, list[Range]]:
+def _known(binned: Mapping[str, Binned], scheme: Scheme, share: float, ranks: Ranks) -> dict[str, list[Range]]:
     first, *others = ranks.gather({name: each.observers for name, each in binned.items()})
     ranges = {}
     for name, observers in first.items():
@@ -193,7 +194,7 @@ def _known(binned: Mapping[str, Binned], scheme: Scheme, ranks: Ranks) -> dict[s
             for mine, its in zip(itertools.chain(*observers), itertools.chain(*other[name]), strict=True):
                 mine.merge(its)
         try:
-            ranges[name] = ranges_of(observers, scheme)
+            ranges[name] = ranges_of(observers, scheme, share)
         except ValueError:
             continue
     return ranges
