@@ -3,12 +3,15 @@
     python -m bench.bench_sqnr [NAME ...] [--prompts 4] [--steps 8] [--accuracy fast]
 
 Each pipeline runs its prompts with as many steps; each denoiser is calibrated as the command would do it, and both
-models run on all calls. A prompt is made from the pipeline's embeddings: each has noise of its own added. A line for
-each denoiser, then the quantiles of the distance, and how often the interval holds the SQNR over all calls.
+models run on all calls. A prompt is made from the pipeline's embeddings, mixed with noise of its own. A line for each
+denoiser, then the quantiles of the distance, and how often the interval holds the SQNR over all calls. Which prompts
+are held out, and which calls are measured, follows from the order of the prompts: the last line is over all orders.
 """
 
 import argparse
+import itertools
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -19,7 +22,9 @@ from torch import Tensor, nn
 
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.install import quantized
-from octavo.calibrate.replay.sqnr import outputs, powers_of, total
+from octavo.calibrate.replay.current_call import CurrentCall
+from octavo.calibrate.replay.measured_calls import MEASURED, measured_calls
+from octavo.calibrate.replay.sqnr import Power, outputs, powers_of, total
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.capture.recorder import Memory, Recorder
 from octavo.pipelines import family_of
@@ -31,7 +36,8 @@ from .accuracy import Call
 
 
 class Row(NamedTuple):
-    """The numbers of one denoiser: calls in all and measured, SQNR printed and over all calls in dB, its interval."""
+    """The numbers of one denoiser: calls in all and measured, SQNR printed and over all calls in dB, its interval; the
+    SQNR that would be printed for each order of the prompts."""
 
     name: str
     calls: int
@@ -39,16 +45,17 @@ class Row(NamedTuple):
     printed: float
     true: float
     extent: tuple[float, float] | None
+    orders: list[float]
 
 
 def of_prompt(arguments: dict[str, Any], unit: int, steps: int) -> dict[str, Any]:
-    """The arguments for another prompt: floating tensors have noise added that is half as large as they are."""
+    """The arguments for another prompt: embeddings are mixed with noise, a quarter of the energy, and stay as large."""
     generator = torch.Generator().manual_seed(unit)
 
     def varied(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point() and unit:
+        if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 1:
             noise = torch.randn(value.shape, generator=generator).to(value.dtype)
-            return value + 0.5 * value.std() * noise if value.numel() > 1 else value
+            return 0.75**0.5 * value + 0.5 * value.std() * noise
         return value
 
     made = {name: varied(value) if "embeds" in name else value for name, value in arguments.items()}
@@ -91,8 +98,21 @@ def measured(name: str, module: nn.Module, calls: list[Call], settings: Settings
     totals, true = result.report["totals"], total(powers).sqnr
     if true is None or totals["output_sqnr"] is None:
         return None
-    extent = totals["output_sqnr_interval"]
-    return Row(name, len(calls), totals["calls_measured"], totals["output_sqnr"], true, extent)
+    extent, orders = totals["output_sqnr_interval"], in_all_orders(module, calls, powers)
+    return Row(name, len(calls), totals["calls_measured"], totals["output_sqnr"], true, extent, orders)
+
+
+def in_all_orders(module: nn.Module, calls: list[Call], powers: list[Power]) -> list[float]:
+    """The SQNR over the measured calls for each order of the prompts, given the power of each call."""
+    found = []
+    for order in itertools.permutations(sorted({call.unit for call in calls})):
+        positions = sorted(range(len(calls)), key=lambda at, order=order: (order[calls[at].unit], at))
+        current = CurrentCall(module)
+        for _ in current.each(calls[at]._replace(unit=order[calls[at].unit]) for at in positions):
+            pass
+        sqnr = total(powers[positions[at]] for at in measured_calls(current, MEASURED)).sqnr
+        found.append(math.inf if sqnr is None else sqnr)
+    return found
 
 
 def main() -> None:
@@ -129,6 +149,8 @@ def show(found: list[Row]) -> None:
     print(f"{len(found)} denoisers; distance in dB: {cells}; worst {distances[-1]:.2f} ({worst.name})")
     near = sum(distance <= 1.0 for distance in distances)
     print(f"within 1 dB: {near / len(found):.1%} (bar: 95 %); inside the interval: {inside / len(found):.1%}")
+    every = [abs(sqnr - row.true) <= 1.0 for row in found for sqnr in row.orders]
+    print(f"within 1 dB in all {len(every)} orders of prompts: {sum(every) / len(every):.1%}")
 
 
 if __name__ == "__main__":

@@ -87,12 +87,11 @@ def choose(
     if settings.surveying:
         with work.watch.stage("survey"):
             survey = _survey(model, calls, plan, settings, work)
-    known = survey.known if survey else Known(CurrentCall(model, work.ranks), {})
+    current, surveys = survey.known if survey else Known(CurrentCall(model, work.ranks), {})
     transforms: dict[str, Transform] = {}
     if settings.transforming:
         with work.watch.stage("smooth"):
-            transforms = transforms_of(model, known.surveys, settings, work)
-    current = known.current
+            transforms = transforms_of(model, surveys, settings, work)
     bins = bins_for(current.levels, current.units) if settings.input_type.by_level else WHOLE
     with work.watch.stage("replay"):
         seen = _seen(model, calls, plan, settings, work, survey, transforms, bins)
@@ -102,7 +101,7 @@ def choose(
         positions = current.training or list(range(current.count))
         summed = frozenset(positions[index] for index in spread(len(positions), CALLS))
         with work.watch.stage("weights"):
-            surveys = {name: each for name, each in known.surveys.items() if name in choices}
+            surveys = {name: each for name, each in surveys.items() if name in choices}
             usable = {name: choices[name] for name in surveys}
             choices |= choose_weights(
                 model, usable, surveys, lambda: taken(calls, summed), settings.method, work, room()

@@ -33,9 +33,10 @@ from .observers import OBSERVERS, Observer, Options
 
 BINS = 8  # bins of noise levels, each with its own range (W8A8_TIMESTEP)
 FOLDS = 4  # parts of a bin's calls: a range of three quarters is judged on the fourth, as held_out divides prompts
-# share of the values of a call that lie as far outside a range as the farthest one: 1 of the 1,000 or so values that a
-# modulation has; where a call has more values, fewer of them are near its extremes
-_CLIPPED = 1e-3
+# weight of clipping: the share of a call's values that count as lying as far outside a range as the farthest, without
+# and with smoothing. About 1 in 1,000 do; in a model that is smoothed less other error hides that of clipping
+# (bench/bench_timesteps.py: with 1e-3 the bundled pipeline, smoothed, loses 0.7 dB with 32 calls)
+_CLIPPED, _CLIPPED_SMOOTH = 1e-3, 1e-2
 
 
 class Bins(NamedTuple):
@@ -117,12 +118,12 @@ def range_of(observers: Iterable[Observer]) -> Range | None:
         return None
 
 
-def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme) -> list[Range]:
+def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: float = _CLIPPED) -> list[Range]:
     """The range of each bin of one layer: that of its calls where this pays on other calls, else that of all bins.
 
     `observers` hold the folds of each bin. The error of a range is that of rounding, by its scale, and that of clipping
-    the calls of a fold that it was not found from. A bin has few folds, so its clipping counts as no less than the mean
-    over all bins. Raises ValueError when no bin has data.
+    a `share` of the values of a fold that it was not found from. A bin has few folds, so its clipping counts as no less
+    than the mean over all bins. Raises ValueError when no bin has data.
     """
     static = range_of(itertools.chain(*observers))
     if static is None:
@@ -131,9 +132,9 @@ def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme) -> list[R
         return [static]
     folds = list(zip(*observers, strict=True))
     rest = [range_of(itertools.chain(*folds[:at], *folds[at + 1 :])) for at in range(len(folds))]
-    most = _error(static, _mean([each for row in observers for each in _clipping(row, rest, scheme)]), scheme)
+    most = _error(static, _mean([each for row in observers for each in _clipping(row, rest, scheme, share)]), scheme)
     others = [[range_of([*row[:at], *row[at + 1 :]]) for at in range(len(row))] for row in observers]
-    clipped = [_clipping(*each, scheme) for each in zip(observers, others, strict=True)]
+    clipped = [_clipping(*each, scheme, share) for each in zip(observers, others, strict=True)]
     everywhere = _mean([each for row in clipped for each in row if each < math.inf])
     ranges = []
     for row, each in zip(observers, clipped, strict=True):
@@ -148,7 +149,7 @@ def _error(found: Range, clipped: float, scheme: Scheme) -> float:
     return (1.0 + clipped) * exact_scale(found, scheme) ** 2
 
 
-def _clipping(folds: Sequence[Observer], others: Sequence[Range | None], scheme: Scheme) -> list[float]:
+def _clipping(folds: Sequence[Observer], others: Sequence[Range | None], scheme: Scheme, share: float) -> list[float]:
     """The squared error of clipping each fold that has data to the range that `others` found, over that of rounding.
 
     Infinite where no range was found.
@@ -160,7 +161,7 @@ def _clipping(folds: Sequence[Observer], others: Sequence[Range | None], scheme:
         found = found or Range(0.0, 0.0)
         beyond = max(seen.high - max(found.high, 0.0), 0.0), max(min(found.low, 0.0) - seen.low, 0.0)
         scale, square = exact_scale(found, scheme), sum(each**2 for each in beyond)
-        errors.append((12 * _CLIPPED * square / scale**2 if scale else math.inf) if square else 0.0)
+        errors.append((12 * share * square / scale**2 if scale else math.inf) if square else 0.0)
     return errors
 
 
@@ -183,15 +184,16 @@ def observe_ranges(
 
     Collective: `ranks` share the calls, and all return the same ranges. Raises as `replay.hooks.observe` does.
     """
-    current = CurrentCall(model, ranks)
+    current, share = CurrentCall(model, ranks), _CLIPPED_SMOOTH if transforms else _CLIPPED
     binned = {name: Binned(observer, options, current, bins, transforms.get(name)) for name in names}
-    marks = Marks(lambda: observed(binned, ranks))
+    marks = Marks(lambda: observed(binned, ranks, share))
     observe(model, binned, current.each(marks.each(calls)), ranks)
-    return observed(binned, ranks), current.shared(), marks
+    return observed(binned, ranks, share), current.shared(), marks
 
 
-def observed(binned: Mapping[str, Binned], ranks: Ranks) -> Ranges:
-    """The ranges that the observers of all ranks found so far, of the layers that ran. Collective."""
+def observed(binned: Mapping[str, Binned], ranks: Ranks, share: float = _CLIPPED) -> Ranges:
+    """The ranges that the observers of all ranks found so far, of the layers that ran; `share` as in `ranges_of`.
+    Collective."""
     first, *others = ranks.gather({name: each.observers for name, each in binned.items()})
     ranges = {}
     for name, observers in first.items():
@@ -199,7 +201,7 @@ def observed(binned: Mapping[str, Binned], ranks: Ranks) -> Ranges:
             for mine, its in zip(itertools.chain(*observers), itertools.chain(*other[name]), strict=True):
                 mine.merge(its)
         try:
-            ranges[name] = ranges_of(observers, binned[name].scheme)
+            ranges[name] = ranges_of(observers, binned[name].scheme, share)
         except ValueError:
             continue
     return ranges
