@@ -147,7 +147,9 @@ def outputs(model: nn.Module, calls: Iterable[Call], ranks: Ranks = ALONE) -> li
     """The outputs of `model`, on the CPU, for each of the `calls` that `ranks` gives to this process."""
     with evaluating(model):
         return [
-            [each.cpu() for each in tensors_in(run(model, call, at))] for at, call in enumerate(calls) if ranks.owns(at)
+            [each.to("cpu", copy=True) for each in tensors_in(run(model, call, at))]
+            for at, call in enumerate(calls)
+            if ranks.owns(at)
         ]
 
 

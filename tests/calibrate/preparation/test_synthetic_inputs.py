@@ -108,3 +108,24 @@ def test_the_documented_snippet_without_data():
     assert all(row["scheme"] == "W8A8" for row in report["layers"])
     assert repr(model) == repr(before)
     assert all(torch.equal(value, before.state_dict()[key]) for key, value in model.state_dict().items())
+
+
+def test_inputs_are_distilled_in_inference_mode_too():
+    plain = made_up(small(), SHAPE, most=2)
+    with torch.inference_mode():
+        inside = made_up(small(), SHAPE, most=2)  # the weights of this model are inference tensors
+        assert torch.is_inference_mode_enabled()
+    assert all(torch.allclose(one.args[0], two.args[0], atol=1e-5) for one, two in zip(plain, inside, strict=True))
+
+
+def test_a_forward_without_gradients_is_refused():
+    class Quiet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = small()
+
+        @torch.no_grad()
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x)
+
+    refused(lambda: made_up(Quiet().eval(), SHAPE), 2, "none with gradients", "Give calib_data.")
