@@ -145,7 +145,7 @@ def _of_entries(path: Path, entries: Sequence[tuple[int, Any]], word: str, notes
 
 
 def _kind(name: str) -> int:
-    """Rates the name of a column or key: 2 for prompts, 1 for what is a prompt where no other column is, 0 else."""
+    """Ranks the name of a column or key: 2 for prompts, 1 for prompts where no column is of rank 2, 0 for others."""
     word = name.strip().casefold().replace(" ", "_").replace("-", "_")
     return 2 if word in NAMES else int(word in OTHER_NAMES)
 

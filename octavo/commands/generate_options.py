@@ -15,7 +15,7 @@ class GenerateOptions(RunOptions):
     model: str = argument()
     prompt: str = argument()
     out: Path = option(
-        "A picture (.png, .jpg, .webp), a video (.mp4), a directory of frames, or latents (.safetensors).",
+        "A picture (.png, .jpg, .webp), a video (.mp4), a directory of pictures or frames, or latents (.safetensors).",
         "-o", required=True, metavar="FILE",
     )  # fmt: skip
     overwrite: bool = flag("Replace what is there.")

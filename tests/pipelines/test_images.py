@@ -11,6 +11,7 @@ from PIL import Image
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
+from octavo.pipelines.classifier import load_classifier
 from octavo.pipelines.images import preprocessing_of
 
 from ..helpers.refusals import refused
@@ -115,3 +116,9 @@ def test_what_is_no_configuration(tmp_path):
     for words in ({"size": 0.5j}, {"image_mean": [1], "image_std": []}, {"size": {"height": 3}}, [1], {"resample": 99}):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(words, default=str))
         refused(partial(preprocessing_of, tmp_path), 3, "preprocessor_config")
+
+
+def test_a_model_of_timm_is_not_given_the_preprocessing_of_another(tmp_path):
+    config = {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "crop_pct": 0.9}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    refused(partial(load_classifier, tmp_path), 3, "a model of timm")

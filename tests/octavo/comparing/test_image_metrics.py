@@ -87,3 +87,13 @@ def test_without_weights_lpips_says_so(monkeypatch, tmp_path):
     found = Lpips.find()
     assert "alexnet" in found.note
     assert found.distance(picture(64, 64), picture(64, 64)) is None
+
+
+@pytest.mark.parametrize("kind", ["arrays", "pictures", "videos", "latents"])
+def test_every_picture_of_a_batch_is_measured(kind):
+    values = np.random.default_rng(0).integers(0, 256, (3, 5, 4, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(value) for value in values]
+    latents = torch.from_numpy(values).permute(0, 3, 1, 2).float()
+    made = {"arrays": values / 255.0, "pictures": pictures, "videos": [pictures[:2], pictures[2:]], "latents": latents}
+    found = output_of((made[kind],))
+    assert np.allclose(found, values if kind == "latents" else values / 255.0)
