@@ -4,8 +4,7 @@
 
 The demo is captured, then calibrated with `fast` and `balanced` in the formats ascend, diffusers and torchao; the
 bundled ResNet is written as both ONNX graphs. Digests of report.json leave out `seconds` and `peak_memory`; report.html
-shows them and the manifest has digests of both, so these are left out. Digests are those of one machine: kernels differ
-between processors.
+and the manifest depend on them, and are left out. Digests are those of one machine: kernels differ between processors.
 """
 
 import hashlib

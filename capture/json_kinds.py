@@ -35,9 +35,15 @@ def parse_json(content: bytes, *, finite: bool = True) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     _check_depth(value)
-    if b"\\ud" in content.lower():
-        json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError, for half a surrogate pair
+    check_characters(value, content)
     return value
+
+
+def check_characters(value: Any, content: bytes) -> None:
+    """Raises ValueError where the JSON `value` parsed from `content` has text that UTF-8 cannot hold: half a pair of
+    surrogates, which could not be printed."""
+    if b"\\ud" in content.lower():
+        json.dumps(value, ensure_ascii=False).encode()  # raises UnicodeEncodeError, a ValueError
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import OctavoError, StorageError, damage, storage_error
-from .json_kinds import parse_json
+from .json_kinds import check_characters, parse_json
 
 MANIFEST_LIMIT = 64 << 20  # bytes; the largest sealed file that is written or read
 _PIECE = 1 << 20  # bytes of a file that are hashed at once: they stay in the processor's cache
@@ -133,6 +133,7 @@ def read_sealed(path: Path, remedy: str = "", limit: int = MANIFEST_LIMIT) -> Se
         raise damage(path, "damaged (checksum)", remedy)
     try:
         body = json.loads(content)
+        check_characters(body, content)
     except (ValueError, RecursionError) as exc:
         raise damage(path, "damaged (not JSON)", remedy) from exc
     return Sealed(body, digest_of(data))

@@ -55,11 +55,11 @@ def format_at(out: Path, remedy: str = "") -> Format:
 
     Raises UsageError for a model that another library quantized, with a `remedy` of the caller's.
     """
+    method = method_at(out)
     here = [format_named(name) for name, place in views(out).items() if place == out]
     model = next((each for each in here if each.is_model), None)
     if model is not None:
         return model
-    method = method_at(out)
     if method is not None:
         loadable = " or ".join(each.name for name in TABLE if (each := format_named(name)).is_model or each.read)
         raise UsageError(f"{out}: quantized by {method}. {remedy or f'Give a checkpoint of the format {loadable}'}.")

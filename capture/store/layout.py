@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ..errors import FileError, damage
 from ..files import storage
+from ..json_kinds import Kind, checked, count, fields, maybe, object_of, text
 from ..sealed import canonical, digest_of, open_regular, read_sealed
 from .parts import Part
 from .tree import decode
@@ -16,6 +17,16 @@ UNIT_NAME = re.compile(r"(\d{6,12})-([0-9a-f]{16})")
 DATA_NAME = re.compile(r"data-\d{3,9}\.safetensors")
 # errors raised while reading a body that matches its seal but was not written by Octavo
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
+# the entries of a manifest that commands read; any may be missing
+_MANIFEST: Kind = fields(
+    {},
+    dict.fromkeys(("model", "pipeline", "family", "dtype", "prompts_source"), maybe(text))
+    | {
+        "components": object_of(object_of(text)),
+        "settings": object_of(lambda value, where: None),
+        "prompts": maybe(count),
+    },
+)
 
 
 class CallHeader(NamedTuple):
@@ -64,7 +75,8 @@ def read_capture(directory: Path) -> dict[str, Any]:
         raise FileError(f"{directory}: written by format {schema}; this version reads {versions}. Upgrade.")
     if schema != SCHEMA or not isinstance(body.get("manifest"), dict):
         raise damage(path, "not the manifest of a capture", "Capture again into another directory.")
-    return body["manifest"]
+    manifest: dict[str, Any] = checked(body["manifest"], _MANIFEST, path, "Capture again into another directory.")
+    return manifest
 
 
 def list_units(directory: Path) -> dict[int, str]:
