@@ -67,7 +67,8 @@ def _onloaded(model: nn.Module) -> Iterator[None]:
     from accelerate.hooks import remove_hook_from_module
 
     states = [(module, dict(vars(module))) for module in hooked]
-    tensors = [(table, dict(table)) for each in model.modules() for table in (each._parameters, each._buffers)]
+    tables: list[dict[str, Any]] = [table for each in model.modules() for table in (each._parameters, each._buffers)]
+    tensors = [(table, dict(table)) for table in tables]
     try:
         for module in hooked:
             remove_hook_from_module(module)  # the library puts the weights back

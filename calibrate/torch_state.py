@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -73,7 +73,8 @@ def computing() -> Iterator[None]:
 @contextmanager
 def _precise() -> Iterator[None]:
     """Computes float32 matrix products in float32 while inside, not in tf32 or bfloat16."""
-    backends = [torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv, torch.backends.cuda.matmul]
+    mkldnn: Any = torch.backends.mkldnn
+    backends = [mkldnn.matmul, mkldnn.conv, torch.backends.cuda.matmul]
     before = [(backend, backend.fp32_precision) for backend in backends]
     changed = [(backend, word) for backend, word in before if word not in ("none", "ieee")]
     try:
