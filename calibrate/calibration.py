@@ -23,7 +23,7 @@ from .plan import Plan, layer_at
 from .preparation.batch_norms import Folded, folded
 from .preparation.dtype_casts import cast_to
 from .preparation.weight_reads import weights_used_elsewhere
-from .replay.calls import Calls, Progress, silent
+from .replay.calls import Calls, Progress, first, silent
 from .replay.sqnr import Power, outputs, powers_of, total
 from .replay.work import Work
 from .report import Findings, report_of, with_mixture
@@ -59,9 +59,8 @@ def calibrate(
     with work.watch.stage("prepare"):
         plan = planned(model, settings)
         check_weights(model, plan)
-        first_call = next(iter(calls()), None)
-        if first_call is not None:
-            plan = plan.forced_float(weights_used_elsewhere(model, first_call, plan.quantized))
+        for call in first(calls, 1):  # a stored call can be read while its iterator is open
+            plan = plan.forced_float(weights_used_elsewhere(model, call, plan.quantized))
     mixtures: list[Mixture] = []
 
     def mix(plan: Plan, choices: dict[str, Choice]) -> tuple[Plan, dict[str, Choice]]:
