@@ -75,7 +75,7 @@ def _check_directory(directory: Path) -> None:
 
 
 def _instead(directory: Path) -> str:
-    """Names what to give instead of a directory that is no pipeline."""
+    """A sentence on the directory to give instead of one that is no pipeline."""
     inside = [*directory.glob("*/model_index.json"), *directory.glob("snapshots/*/model_index.json")]
     if (directory.parent / "model_index.json").is_file():
         return f"It holds one component of a pipeline. Give {directory.parent}."
@@ -89,7 +89,7 @@ def _instead(directory: Path) -> str:
 
 
 def _from_one_file(file: Path) -> str:
-    """How to get a directory of a model in a single file, which has weights without configuration."""
+    """A sentence on the way from a model in a single file, which has weights without configuration, to a directory."""
     if file.suffix == ".gguf":
         return "GGUF holds a denoiser quantized already. Give the diffusers directory of the float pipeline."
     made = f"StableDiffusionXLPipeline.from_single_file('{file.name}').save_pretrained('DIR')"

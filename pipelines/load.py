@@ -144,7 +144,10 @@ def _load_diffusers(
     trust_remote_code: bool,
     given: Mapping[str, nn.Module],
 ) -> Any:
-    components = components_in(directory, inspect_model(directory, trust_remote_code))
+    index = inspect_model(directory, trust_remote_code)
+    components = components_in(directory, index)
+    # DiffusionPipeline itself takes no parts for components that the class has as optional: it loads them from disk
+    own = getattr(diffusers, str(index.get("_class_name")), DiffusionPipeline)
     if unknown := sorted(set(given) - set(components)):
         raise UsageError(f"{directory}: has no component {unknown[0]}. Choose one with --component.")
     ours = [directory / name for name in sorted(components, reverse=True) if components[name].library == "diffusers"]
@@ -158,9 +161,10 @@ def _load_diffusers(
             if name not in given and (model_class := _model_class(component)) is not None:
                 parts[name] = _load_class(component.folders, model_class, common, strict)
         try:
-            pipe = DiffusionPipeline.from_pretrained(directory, trust_remote_code=trust_remote_code, **common, **parts)
+            pipe = own.from_pretrained(directory, trust_remote_code=trust_remote_code, **common, **parts)
         except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise FileError(f"{directory}: {one_line(error)}. Check the directory.") from error
+    pipe.register_modules(**given)
     return pipe
 
 

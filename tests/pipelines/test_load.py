@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from octavo.pipelines.load import load_pipeline
 
 from ..helpers.refusals import refused
+from ..zoo.pipelines import make
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -144,3 +145,15 @@ def test_weights_that_are_not_finite_are_refused(model, value):
 def test_a_folder_that_the_index_names_is_missing(model):
     shutil.rmtree(model / "vae")
     refused_load(model, 3, "no folder vae")
+
+
+def test_a_component_that_a_pipeline_has_as_optional_is_the_one_that_is_given(tmp_path):
+    pipe, _ = make("wan22")
+    pipe.save_pretrained(tmp_path / "wan")
+    pipe.transformer.requires_grad_(False).proj_out.bias.fill_(7.0)
+    loaded = load_pipeline(tmp_path / "wan", given={"transformer": pipe.transformer})
+    assert loaded.transformer is pipe.transformer
+    file = tmp_path / "wan" / "transformer_2" / WEIGHTS
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    loaded = load_pipeline(tmp_path / "wan")
+    assert torch.equal(loaded.transformer_2.state_dict()["proj_out.weight"], pipe.transformer_2.proj_out.weight)
