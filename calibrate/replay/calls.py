@@ -130,7 +130,7 @@ def run(model: nn.Module, call: Call, position: int) -> Any:
 
 def _explained(model: nn.Module, where: str, device: torch.device, error: Exception) -> OctavoError:
     if out_of_memory(error) is not None:
-        return DeviceError(f"out of memory on {device} at {where}. Use fewer layers, a smaller size or --device.")
+        return DeviceError(f"out of memory on {device} at {where}. Use fewer layers, a smaller size or another device.")
     layer = _layer_of(model, error)
     place = f"{where}, layer {layer}" if layer else where
     fact = " ".join(str(error).split()) or type(error).__name__
