@@ -142,6 +142,7 @@ NO_FORM = [
 
 @pytest.mark.parametrize(("options", "fact"), NO_FORM, ids=lambda value: str(value)[:40])
 def test_what_a_format_has_no_form_for_is_refused_before_a_picture_is_read(tmp_path, options, fact):
+    (tmp_path / "none").mkdir()
     said = errors(octavo(*CNN, tmp_path / "none", tmp_path / "out", "--images", tmp_path / "none", *options, code=2))
     assert len(said) == 1
     assert fact in said[0]
