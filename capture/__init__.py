@@ -5,7 +5,7 @@ Reading order:
 1. `listener`: the `with` block around a run of a pipeline; `recorder` records one module for the block
 2. `kept_steps`: which denoising steps are recorded; `call_arguments`: arguments by their names
 3. `store/`: a directory of sealed, deduplicated units, one for each prompt: `tree`, `blobs`, `unit`, `writer`, `reader`
-4. `files`, `sealed`: every write goes through these, and survives a kill at any instant
+4. `files`, `locks`, `sealed`: every write goes through these, and survives a kill at any instant
 5. `ranks`: the processes of a run that share its work
 6. `pth/`: the `torch.save` lists of msModelSlim, read as data only
 7. `errors`: the tree of errors that any package raises

@@ -243,9 +243,7 @@ def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool
         raise MisfitError(f"{folder}: {key} has another shape than the model. Check config.json.")
     surplus = sorted(info["unexpected_keys"])
     if surplus and strict:
-        raise MisfitError(
-            f"{folder}: {len(surplus)} unknown weights ({', '.join(surplus[:5])}). Drop --strict to ignore them."
-        )
+        raise MisfitError(f"{folder}: {len(surplus)} unknown weights ({', '.join(surplus[:5])}). Check the files.")
     if surplus:
         log.warning("%s: %d unknown weights are ignored (%s).", folder, len(surplus), ", ".join(surplus[:5]))
     return module.eval()

@@ -133,6 +133,8 @@ class DataUnpickler(pickle._Unpickler):
     This is Python's unpickler: the memo of the C one takes as much memory as a file asks for.
     """
 
+    stack: list[Any]  # as the base class keeps it
+    proto: int
     dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, file: Any, **options: Any) -> None:

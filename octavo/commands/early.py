@@ -41,11 +41,13 @@ def check(options: Any) -> None:
 
 def check_calibration(options: Any) -> None:
     """Raises UsageError for options of a calibration that cannot be right."""
-    check(options)
     if options.pipeline is None:
+        check(options)
         need(options.capture, "capture", "Make one with octavo capture")
     elif str(options.capture) not in _BUNDLED:
         need(options.capture, "model directory", "Give a transformers directory, or digits")
+    if options.images is not None:
+        need(options.images, *_PATHS["images"])
     for name in (name.strip() for name in options.formats.split(",")):
         if name not in FORMATS:
             raise UsageError(f"format: no '{name}'. Choose one of {', '.join(FORMATS)}.")

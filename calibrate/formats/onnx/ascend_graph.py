@@ -34,7 +34,7 @@ def ascend(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], *, fuse_a
     """
     for name, layer in layers.items():
         if layer.scheme != "W8A8":
-            raise UsageError(f"{name}: {layer.scheme} has no form in ascend-onnx. Use --activations static.")
+            raise UsageError(f"{name}: {layer.scheme} has no form in ascend-onnx. Calibrate with static activations.")
     return expanded(traced, layers, lambda builder, use: _expand(builder, use, fuse_add))
 
 

@@ -34,7 +34,7 @@ def qdq(traced: "ModelProto", layers: Mapping[str, QuantizedLayer]) -> "ModelPro
     """
     for name, layer in layers.items():
         if layer.scheme not in _SCHEMES:
-            raise UsageError(f"{name}: {layer.scheme} has no form in onnx. Use --activations static.")
+            raise UsageError(f"{name}: {layer.scheme} has no form in onnx. Calibrate with static activations.")
     return expanded(traced, layers, _expand)
 
 

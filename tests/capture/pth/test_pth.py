@@ -331,3 +331,19 @@ def test_convert_pth_makes_a_capture(tmp_path: Path) -> None:
     assert (first.component, first.index, first.timestep) == ("transformer", 0, 7.0)
     assert same(first.kwargs, SAMPLE)
     assert same(second.args, (torch.ones(2), 3))
+
+
+def test_convert_pth_takes_the_containers_of_the_library_and_names_the_sample_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "f.pth"
+    ordered = OrderedDict(scale=torch.ones(1), flag=True)
+    torch.save([[torch.ones(1, 4).half(), None, ordered]], path)
+    convert_pth(path, tmp_path / "capture")
+    capture = Capture.open(tmp_path / "capture")
+    (call,) = capture.calls()
+    assert same(call.args, (torch.ones(1, 4).half(), None, dict(ordered)))
+    assert capture.manifest["dtype"] == "float16"
+    torch.save([SAMPLE, {"x": {1, 2}}], path, pickle_protocol=4)
+    message = refused(lambda: convert_pth(path, tmp_path / "other"), 3, "sample 1: 'x': cannot store")
+    assert message.startswith(f"{path}: ")
+    assert "--" not in message
+    assert "--" not in refused(lambda: convert_pth(path, tmp_path / "capture"), 5, "holds a capture")

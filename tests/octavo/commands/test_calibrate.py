@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.settings import RECIPES
+from octavo.capture.pth.pth import save_pth
 from octavo.capture.store.reader import Capture
 from octavo.pipelines.load import load_pipeline
 
@@ -249,3 +250,18 @@ def test_how_many_calls_were_enough_is_said_and_written(tiny_model, tmp_path):
     words = f"output SQNR {totals['output_sqnr']:.1f} dB ({low:.1f} to {high:.1f}) on 16 calls, 8 of them held out"
     assert words in " ".join(said.split())
     assert any(words in said for words in ("were enough", "More calls would gain", "still counted"))
+
+
+def test_a_converted_file_is_calibrated_with_the_model_that_is_named(tiny_model, captured, tmp_path):
+    save_pth(tmp_path / "calls.pth", Capture.open(captured).calls())
+    octavo("convert-pth", tmp_path / "calls.pth", tmp_path / "converted")
+    said = octavo("calibrate", tmp_path / "converted", tmp_path / "out", code=2)
+    assert "does not say which model it is of. Give it with --model." in said
+    said = octavo("calibrate", tmp_path / "converted", tmp_path / "out", "--model", tiny_model, "--accuracy", "plain")
+    assert "they are replayed in the transformer of" in said
+    assert load_ascend(tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["component"] == "transformer"
+    assert report["totals"]["calls"] == 9
+    wrong = ("--model", tiny_model, "--component", "nothing")
+    octavo("calibrate", tmp_path / "converted", tmp_path / "other", *wrong, code=2)

@@ -115,13 +115,13 @@ OTHERS = [
 
 @pytest.mark.parametrize("option", OTHERS, ids=lambda option: option[0])
 def test_options_of_denoisers_are_refused_in_the_old_spelling_and_unknown_in_the_new(images, tmp_path, option):
-    asked = (tmp_path / "none", tmp_path / "out", "--images", images, *option)
+    asked = (tmp_path, tmp_path / "out", "--images", images, *option)
     assert f"{option[0]} does not work with --pipeline cnn." in errors(octavo(*OLD, *asked, code=2))[0]
     assert f"No such option '{option[0]}'" in errors(octavo(*CNN, *asked, code=2))[0]
 
 
 def test_a_classifier_has_no_noise_levels(images, tmp_path):
-    asked = (tmp_path / "none", tmp_path / "out", "--images", images, "--activations", "timestep")
+    asked = (tmp_path, tmp_path / "out", "--images", images, "--activations", "timestep")
     assert "no noise levels" in errors(octavo(*OLD, *asked, code=2))[0]
     assert "'timestep' is not one of 'static', 'dynamic'" in errors(octavo(*CNN, *asked, code=2))[0]
 
@@ -142,7 +142,7 @@ NO_FORM = [
 
 @pytest.mark.parametrize(("options", "fact"), NO_FORM, ids=lambda value: str(value)[:40])
 def test_what_a_format_has_no_form_for_is_refused_before_a_picture_is_read(tmp_path, options, fact):
-    said = errors(octavo(*CNN, tmp_path / "none", tmp_path / "out", "--images", tmp_path / "none", *options, code=2))
+    said = errors(octavo(*CNN, tmp_path, tmp_path / "out", "--images", tmp_path, *options, code=2))
     assert len(said) == 1
     assert fact in said[0]
     assert "Use --activations static." in said[0]
@@ -184,7 +184,7 @@ def test_damaged_models_are_refused(model, images, tmp_path, damage):
 def test_no_such_model_and_pictures_without_the_pipeline(images, tmp_path):
     said = errors(octavo(*CNN, tmp_path / "none", tmp_path / "out", "--images", images, code=2))
     assert "no such model directory" in said[0]
-    said = errors(octavo("calibrate", tmp_path / "none", tmp_path / "out", "--images", images, code=2))
+    said = errors(octavo("calibrate", tmp_path, tmp_path / "out", "--images", images, code=2))
     assert "--images only works with octavo calibrate-cnn" in said[0]
 
 
