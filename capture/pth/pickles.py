@@ -163,7 +163,7 @@ class DataUnpickler(pickle._Unpickler):
         raise NotAllowed(f"copyreg extension {code}")
 
     def load_build(self) -> None:
-        state, owner = self.stack.pop(), self.stack[-1]  # type: ignore[attr-defined]
+        state, owner = self.stack.pop(), self.stack[-1]
         if type(owner) is not OrderedDict or type(state) is not dict:
             raise NotAllowed(f"a state of {getattr(type(owner), '__qualname__', 'an object')}")
         vars(owner).update(state)
@@ -217,7 +217,7 @@ class DryUnpickler(DataUnpickler):
 
     def load(self) -> Any:
         loaded = super().load()
-        self._claims.protocols.add(self.proto)  # type: ignore[attr-defined]
+        self._claims.protocols.add(self.proto)
         return loaded
 
     def named(self, full: str) -> Any:
