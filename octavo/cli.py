@@ -15,9 +15,9 @@ from .commands.capture_options import CaptureOptions
 from .commands.compare_options import CompareOptions
 from .commands.early import check, check_calibration, need
 from .commands.generate_options import GenerateOptions
-from .commands.run_options import FILES, PRINTED
 from .declarations import Option, parameters_of
 from .help_pages import Command
+from .run_options import FILES, PRINTED
 
 
 def printing(heading: str = PRINTED) -> list[click.Parameter]:

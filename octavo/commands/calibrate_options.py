@@ -9,8 +9,8 @@ import click
 from octavo.capture.errors import UsageError
 
 from ..declarations import Within, argument, flag, option, several
+from ..run_options import DEVICES, FILES, PLACE, READABLE, TRUST
 from ..words import ACTIVATIONS, CLASSIFIER_FORMATS, DENOISER_FORMATS, DTYPES, OBSERVERS, RECIPES, WEIGHT_METHODS
-from .run_options import DEVICES, FILES, PLACE, READABLE, TRUST
 
 if TYPE_CHECKING:
     from octavo.calibrate.settings import Settings

@@ -6,8 +6,8 @@ from pathlib import Path
 import click
 
 from ..declarations import argument, flag, option, several
+from ..run_options import FILES, OFFLOAD, PLACE, PROMPTS, READABLE, RunOptions
 from ..words import FAMILIES
-from .run_options import FILES, OFFLOAD, PLACE, PROMPTS, READABLE, RunOptions
 
 STORED = "What is stored"
 FAILURE = "When something fails"

@@ -7,7 +7,7 @@ from typing import ClassVar
 import click
 
 from ..declarations import argument, flag, option
-from .run_options import FILES, PLACE, PROMPTS, READABLE, RunOptions
+from ..run_options import FILES, PLACE, PROMPTS, READABLE, RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)

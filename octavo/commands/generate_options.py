@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..declarations import argument, flag, option
-from .run_options import OFFLOAD, PLACE, RunOptions
+from ..run_options import OFFLOAD, PLACE, RunOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.commands.generate": (GENERATE,),
     "octavo.commands.inspect_capture": (CAPTURE,),
     "octavo.commands.rerun": (CALIBRATE,),
-    "octavo.commands.run_options": RUNS,
+    "octavo.run_options": RUNS,
     "octavo.commands.save_output": (GENERATE,),
 }
 # modules whose messages name options of only one of their commands, in words that say which

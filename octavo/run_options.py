@@ -8,8 +8,8 @@ import click
 
 from octavo.capture.errors import UsageError
 
-from ..declarations import flag, option, several
-from ..words import DTYPES, PROMPT_SETS
+from .declarations import flag, option, several
+from .words import DTYPES, PROMPT_SETS
 
 if TYPE_CHECKING:
     from octavo.pipelines.run import RunSettings
