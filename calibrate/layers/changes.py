@@ -24,7 +24,7 @@ def change_of(layer: nn.Module) -> str:
     if parametrize.is_parametrized(layer):
         return "its bias is parametrized"
     for method in _METHODS:
-        if method in vars(layer):
+        if method in vars(layer) and not _own(layer, method):
             return f"its {method} was replaced"
         if _patched(layer, method):
             return f"{method} of its class was replaced"
@@ -41,6 +41,12 @@ def hooks_on_all_modules() -> str:
 
 def _name(hook: Any) -> str:
     return str(getattr(hook, "__qualname__", type(hook).__qualname__)).rpartition("<locals>.")[2]
+
+
+def _own(layer: nn.Module, method: str) -> bool:
+    """Whether the method that stands on the layer itself is that of its class, as accelerate leaves it."""
+    bound = vars(layer)[method]
+    return getattr(bound, "__self__", None) is layer and bound.__func__ is getattr(type(layer), method)
 
 
 def _patched(layer: nn.Module, method: str) -> bool:

@@ -15,7 +15,7 @@ from octavo.commands.capture_options import CaptureOptions
 from octavo.commands.generate_options import GenerateOptions
 from octavo.pipelines.run import RunSettings, described
 
-from ...helpers.refusals import refused
+from ..helpers.refusals import refused
 
 
 def value_of(text: str) -> Any:
