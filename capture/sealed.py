@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import OctavoError, StorageError, damage, storage_error
+from .errors import OctavoError, StorageError, UsageError, damage, storage_error
 from .json_kinds import check_characters, parse_json
 
 MANIFEST_LIMIT = 64 << 20  # bytes; the largest sealed file that is written or read
@@ -88,8 +88,15 @@ def digest_of(data: bytes) -> str:
 
 
 def canonical(body: Any) -> bytes:
-    """Canonical JSON: the same value always gives the same bytes."""
-    return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    """Canonical JSON: the same value always gives the same bytes. Raises UsageError for text that UTF-8 cannot hold, as
+    the name of a file in another encoding."""
+    content = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    try:
+        check_characters(body, content)
+    except UnicodeEncodeError as error:
+        text = error.object[max(0, error.start - 20) : error.end + 20]
+        raise UsageError(f"{text!r}: not text that UTF-8 can hold. Rename the file or change the text.") from None
+    return content
 
 
 class Sealed(NamedTuple):

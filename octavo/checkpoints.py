@@ -216,7 +216,8 @@ def check_files(directory: Path) -> list[str]:
     Raises FileError for a file that is missing or damaged.
     """
     notes = []
-    for place in quantized_parts(directory) if _is_pipeline(directory) else checkpoints_at(directory).values():
+    places = [directory] if is_checkpoint(directory) else list(checkpoints_at(directory).values())
+    for place in quantized_parts(directory) if _is_pipeline(directory) else places:
         found = verify(place)
         notes += [f"{place / name}: not in the manifest of its directory." for name in found.extra]
         notes += [] if found.manifests else [f"{place}: {NOT_VERIFIABLE}."]

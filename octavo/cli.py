@@ -1,5 +1,6 @@
 """The commands. Each imports what it does when it runs, so that help and mistakes are answered at once."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import click
 
+from octavo.capture.errors import OctavoError
 from octavo.capture.ranks import Ranks, ranks_of_environment
 
 from . import __version__
@@ -63,6 +65,17 @@ def ranked(debug: bool) -> Iterator[Ranks]:
         yield ranks
 
 
+@contextmanager
+def alike(ranks: Ranks) -> Iterator[None]:
+    """Inside is what fails in all processes of a machine alike: the first of them says so, the others end with its code."""
+    try:
+        yield
+    except OctavoError as error:
+        if ranks.local:
+            sys.exit(error.exit_code)
+        raise
+
+
 class Octavo(click.Group):
     """The group of all commands, whose output goes to any kind of stream."""
 
@@ -101,7 +114,8 @@ def main() -> None:
 def capture(debug: bool, as_json: bool, **options: Any) -> None:
     """Run MODEL (a diffusers directory, or demo) over prompts and record its denoiser's calls in CAPTURE."""
     with ranked(debug) as ranks:
-        check(chosen := CaptureOptions(**options))
+        with alike(ranks):
+            check(chosen := CaptureOptions(**options))
         from .commands.capture import run
         from .terminal import Terminal
 
@@ -116,7 +130,8 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 def calibrate(debug: bool, as_json: bool, **options: Any) -> None:
     """Replay CAPTURE through its model, choose the integers with little loss, and write a checkpoint to OUT."""
     with ranked(debug) as ranks:
-        check_calibration(chosen := CalibrateOptions(**options))
+        with alike(ranks):
+            check_calibration(chosen := CalibrateOptions(**options))
         from .commands.calibrate import run
         from .terminal import Terminal
 
@@ -132,7 +147,8 @@ def calibrate(debug: bool, as_json: bool, **options: Any) -> None:
 def calibrate_cnn(debug: bool, as_json: bool, **options: Any) -> None:
     """Choose the integers of MODEL, an image classifier of transformers or digits, and write a checkpoint to OUT."""
     with ranked(debug) as ranks:
-        check_calibration(chosen := ClassifierOptions(**options))
+        with alike(ranks):
+            check_calibration(chosen := ClassifierOptions(**options))
         from .commands.calibrate_classifier import run_classifier
         from .terminal import Terminal
 

@@ -10,11 +10,13 @@ from torch import nn
 
 from octavo.capture.errors import FileError
 
-from .checkpoints import Deployed, checkpoints_at, chosen_place, load_deployed
+from .checkpoints import Deployed, checkpoints_at, chosen_place, is_checkpoint, load_deployed
 
 
 def places_in(out: Path, component: str | None) -> list[Path]:
     """The checkpoint at `out`, or those in it, of which `component` chooses one. Raises as `checkpoints_at` does."""
+    if is_checkpoint(out):
+        return [out]
     places = checkpoints_at(out)
     if component is not None and places:
         places = {component: chosen_place(out, places, component)}

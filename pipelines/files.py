@@ -1,7 +1,7 @@
 """Finds a model directory and reads its files, which may be links, as in the cache of a hub."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,11 @@ def count_tensors(weights: Iterable[Path]) -> int:
     return count
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path, weights: Sequence[Path] | None = None) -> dict[str, Any]:
     """Reads the config.json of a model. Raises FileError where there is none, and for a config that claims more layers
-    than the weight files beside it can hold."""
-    config, weights = read_json(folder / "config.json"), list(folder.glob("*.safetensors"))
+    than its `weights` can hold: safetensors files, by default all beside it."""
+    config = read_json(folder / "config.json")
+    weights = list(folder.glob("*.safetensors")) if weights is None else weights
     if weights:
         check_layers(config, count_tensors(weights), folder / "config.json")
     return config

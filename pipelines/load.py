@@ -220,9 +220,10 @@ def _class_named_in(folder: Path) -> Any:
 
 def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool) -> nn.Module:
     """Loads the model of class `kind` in a folder, with options `common`. Raises as `load_pipeline` does."""
+    variant, files = weights_of(folder)
     if (folder / "config.json").is_file():
-        read_config(folder)
-    if (variant := weights_of(folder).variant) is not None:
+        read_config(folder, files)
+    if variant is not None:
         common = {**common, "variant": variant}
     if issubclass(kind, transformers.PreTrainedModel):
         common = {**common, "dtype": common["torch_dtype"]}

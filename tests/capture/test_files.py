@@ -316,8 +316,8 @@ def test_every_failing_call_is_one_line_and_leaves_the_old_file(tmp_path: Path, 
 
 def test_sealed_json_comes_back_and_nothing_else_is_believed(tmp_path: Path) -> None:
     path = tmp_path / "f.json"
-    digest = write_sealed(path, {"b": ["é\ud800"], "a": 0.1}, 0o600)
-    assert read_sealed(path).body == {"b": ["é\ud800"], "a": 0.1}
+    digest = write_sealed(path, {"b": ["é\u2028\x00"], "a": 0.1}, 0o600)
+    assert read_sealed(path).body == {"b": ["é\u2028\x00"], "a": 0.1}
     assert read_sealed(path).digest == digest
     assert json.loads(path.read_text()).keys() == {"sha256", "body"}
     whole = path.read_bytes()
@@ -327,6 +327,7 @@ def test_sealed_json_comes_back_and_nothing_else_is_believed(tmp_path: Path) -> 
             refused(partial(read_sealed, path), 3, "damaged (checksum)")
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_sealed(path, {"a": float("nan")}, 0o600)
+    refused(lambda: write_sealed(path, {"a": ["file \udcff"]}, 0o600), 2, "not text that UTF-8 can hold")
 
 
 def _flip(data: bytes, position: int) -> bytes:

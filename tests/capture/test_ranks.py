@@ -158,7 +158,7 @@ def test_every_calibration_of_several_ranks_is_the_same_bits(tmp_path, case, wor
         assert other == report
         assert same(theirs, tensors)
     # each replays what the sums of its layers need; all else is done once
-    shared = sum(its for _, _, its in found)
+    shared = sum(its for _, _, its in found) - (world - 1)  # each runs the first call once, to see what reads weights
     assert shared == runs if not settings.get("weights") else runs < shared < world * runs
 
 
@@ -272,7 +272,7 @@ def test_an_error_of_one_rank_is_said_once_and_ends_all(tiny_model, texts, captu
     assert "a blue circle" not in [unit.info["prompt"] for unit in there if unit.index == 3]
     octavo(*asked(tiny_model, tmp_path / "capture", texts, "--resume"))
     assert contents(tmp_path / "capture") == contents(captured_alone)
-    ended = ranked(3, tmp_path, "calibrate", captured_alone, tmp_path / "out", before=at_call(2, 2, broken))
+    ended = ranked(3, tmp_path, "calibrate", captured_alone, tmp_path / "out", before=at_call(3, 2, broken))
     assert codes(ended) == [4, 4, 4]
     assert len(error_lines(ended)) == 1
     assert error_lines(ended)[0].startswith("Error: rank 2: prompt 2, step 2")

@@ -18,7 +18,6 @@ from octavo.calibrate.formats.export import export
 from octavo.calibrate.formats.manifest import MANIFEST, leave_out, manifest_for, manifests_of, verify
 from octavo.calibrate.settings import Settings
 from octavo.capture.files import write_sealed
-from octavo.pipelines.sd3 import SD3
 
 from ...helpers.damage import bytes_changed, resealed, sealed_changed
 from ...helpers.refusals import error_of, refused
@@ -39,7 +38,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     source = exported(folder / "two")
     formats = ("ascend", "diffusers", "torchao")
-    return export(source.result, source.model, folder / "out", formats, groups=SD3.groups)
+    return export(source.result, source.model, folder / "out", formats)
 
 
 @pytest.fixture

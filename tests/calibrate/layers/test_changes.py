@@ -5,10 +5,12 @@ import types
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from octavo.calibrate.calibration import calibrate_folded
+from octavo.calibrate.layers.changes import change_of
 from octavo.calibrate.layers.install import quantized
 
 from ...zoo.toy import Call
@@ -138,3 +140,12 @@ def test_hooks_around_every_module_are_warned_of():
     finally:
         handle.remove()
     assert [warning for warning in warnings if "around every module" in warning]
+
+
+def test_a_forward_that_is_the_class_s_own_again_is_no_change():
+    torch.manual_seed(0)
+    net = Net().eval()
+    add_hook_to_module(net.fc, AlignDevicesHook(io_same_device=True))
+    remove_hook_from_module(net.fc)
+    assert "forward" in vars(net.fc)
+    assert change_of(net.fc) == ""

@@ -32,6 +32,12 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.pipelines.inspection": (CAPTURE, CALIBRATE, GENERATE, COMPARE),
     "octavo.pipelines.load": (CALIBRATE, GENERATE, CAPTURE),
     "octavo.pipelines.run": RUNS,
+    "octavo.pipelines.prompted": RUNS,
+    "octavo.pipelines.images": (CNN,),
+    "octavo.pipelines.finite": (GENERATE, COMPARE),
+    "octavo.calibrate.plan": (CALIBRATE,),
+    "octavo.calibrate.replay.sqnr": BOTH,
+    "octavo.argument_values": RUNS,
     "octavo.checkpoints": (GENERATE,),
     "octavo.comparing.comparison": (COMPARE,),
     "octavo.terminal": (CAPTURE, CALIBRATE, CNN, "inspect", GENERATE, COMPARE, "convert-pth"),
@@ -41,7 +47,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.commands.calibrate_options": BOTH,
     "octavo.commands.capture": (CAPTURE,),
     "octavo.commands.capture_job": (CAPTURE,),
-    "octavo.commands.captured_model": (CALIBRATE,),
+    "octavo.commands.captured_model": (CAPTURE, CALIBRATE),
     "octavo.commands.compare": (COMPARE, CALIBRATE),
     "octavo.commands.early": (CALIBRATE, GENERATE),
     "octavo.commands.generate": (GENERATE,),
@@ -52,7 +58,8 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
 }
 # modules whose messages name options of only one of their commands, in words that say which
 ONE_OF_THEM = {
-    "reader", "load", "checkpoints", "calibrate", "calibrate_classifier", "calibrate_options", "compare", "early",
+    "reader", "load", "checkpoints", "captured_model", "run_options",
+    "calibrate", "calibrate_classifier", "calibrate_options", "compare", "early",
 }  # fmt: skip
 NO_MESSAGES = ("octavo.cli", "octavo.help_pages", "octavo.words", "octavo.declarations", "octavo.page")
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from octavo.calibrate.formats.ascend.read import load_ascend
+from octavo.calibrate.formats.manifest import MANIFEST
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.settings import RECIPES
 from octavo.capture.pth.pth import save_pth
@@ -21,7 +22,8 @@ WEIGHTS = "quant_model_weight_w8a8.safetensors"
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "report.json"}
+    """The files of a checkpoint but the report, which has seconds, and the manifest, which has the report's digest."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in ("report.json", MANIFEST)}
 
 
 def test_the_checkpoint_is_the_same_twice_and_its_integers_compute_the_model(tiny_model, captured, tmp_path):
@@ -168,6 +170,8 @@ def test_inspect_finds_a_damaged_checkpoint(captured, tmp_path):
     tensors = load_file(tmp_path / "a" / WEIGHTS)
     del tensors["transformer_blocks.0.attn.to_q.quant_bias"]
     save_file(tensors, tmp_path / "a" / WEIGHTS)
+    assert "damaged (checksum" in octavo("inspect", tmp_path / "a", code=3)
+    (tmp_path / "a" / MANIFEST).unlink()
     assert "quant_bias" in octavo("inspect", tmp_path / "a", code=3)
 
 
@@ -178,6 +182,7 @@ def test_inspect_finds_integers_that_do_not_compute_the_layer(captured, tmp_path
     tensors["transformer_blocks.0.attn.to_q.quant_bias"][3] += 3
     file.chmod(0o600)
     save_file(tensors, file)
+    (tmp_path / "a" / MANIFEST).unlink()
     said = octavo("inspect", tmp_path / "a", code=3)
     assert "no  octavo     integers: as npu_quant_matmul computes them" in said
     assert "(transformer_blocks.0.attn.to_q)" in said

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from octavo.calibrate.formats.manifest import MANIFEST
 from octavo.calibrate.replay.calls import spread
 from octavo.calibrate.replay.sqnr import Power
 from octavo.capture.recorder import Memory, Recorder
@@ -169,6 +170,7 @@ def test_a_gate_that_is_missed_ends_with_one_line_and_the_page_is_there(tiny_mod
 def test_ranges_by_noise_level_and_a_checkpoint_without_its_report(tiny_model, captured, prompts, tmp_path):
     octavo("calibrate", captured, tmp_path / "out", "--activations", "timestep")
     (tmp_path / "out" / "report.json").unlink()
+    (tmp_path / "out" / MANIFEST).unlink()
     options = ("--prompts", prompts, *SMALL, "-o", tmp_path / "report.html")
     found = lines(octavo("compare", tiny_model, tmp_path / "out", *options, "--json"))
     assert found["done"]["totals"]["output_sqnr"] > 15
@@ -192,8 +194,10 @@ def test_a_view_that_diffusers_loads_draws_as_the_layers_do(tiny_model, captured
         for parameter in pipe.transformer.parameters():
             parameter.add_(1)
     pipe.save_pretrained(tmp_path / "other")
-    said = octavo("compare", tmp_path / "other", tmp_path / "view", *options, "-o", tmp_path / "no.html", code=4)
-    assert "none of its float parameters" in said
+    told = ("compare", tmp_path / "other", tmp_path / "view", *options, "-o", tmp_path / "no.html")
+    assert "made of other weights of this model (fingerprint " in octavo(*told, code=4)
+    (tmp_path / "view" / MANIFEST).unlink()
+    assert "none of its float parameters" in octavo(*told, code=4)
 
 
 def broken(tiny_model: Path, tmp_path: Path) -> Path:
@@ -226,8 +230,11 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_model, quantized, prompts
         pipe.transformer.proj_out.weight.mul_(2)
     pipe.save_pretrained(tmp_path / "other")
     said = octavo("compare", tmp_path / "other", quantized, *common, code=4)
-    assert "proj_out.weight has other values" in said
+    assert "made of other weights of this model (fingerprint " in said
     assert len(errors(said)) == 1
+    bare = shutil.copytree(quantized, tmp_path / "bare")
+    (bare / MANIFEST).unlink()
+    assert "proj_out.weight has other values" in octavo("compare", tmp_path / "other", bare, *common, code=4)
 
 
 def test_latents_of_a_video_without_a_decoder(tmp_path):

@@ -84,7 +84,7 @@ def test_values_of_another_kind_name_file_option_and_value(config, line, fact):
 
 def test_files_that_are_no_text(config, tmp_path):
     assert "not UTF-8" in refused(config(b"\xff\xfe"))[0]
-    assert refused(tmp_path / "missing.toml")[1] == 3
+    assert refused(tmp_path / "missing.toml")[1] == 2
     assert refused(tmp_path)[1] == 3
 
 
@@ -93,7 +93,7 @@ def test_files_that_are_no_text(config, tmp_path):
     [
         ("observers = 1", 2, "unknown option 'observers'; did you mean 'observer'?"),
         ("sigma = nan", 2, "sigma: nan is outside 0 to 100"),
-        (None, 3, ": missing"),
+        (None, 2, ": no such file"),
     ],
 )
 def test_a_command_ends_with_the_line_and_the_code_of_its_file(config, tmp_path, text, code, fact):

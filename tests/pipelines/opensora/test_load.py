@@ -82,7 +82,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "tensor missing": (_drop, 4, "temporal_blocks.1.mlp.fc1.weight is missing"),
     "tensor misshapen": (_shrink, 4, "final_layer.linear.bias has shape (31,), the model (32,)"),
     "tensor too many": (_add, 4, "spatial_blocks.9.attn.qkv.bias has no place"),
-    "file cut off": (_cut, 3, "cannot be read"),
+    "file cut off": (_cut, 3, "truncated or damaged"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), 3, "Download the weights"),
     "no config": (lambda f: (f / "config.json").unlink(), 3, "config.json: it does not exist"),
     "config cut off": (lambda f: (f / "config.json").write_text('{"depth": 2,'), 3, "not valid JSON"),
