@@ -67,7 +67,7 @@ def ranked(debug: bool) -> Iterator[Ranks]:
 
 @contextmanager
 def alike(ranks: Ranks) -> Iterator[None]:
-    """Inside is what fails in all processes of a machine alike: the first of them says so, the others end with its code."""
+    """Inside, an error is that of every process of a machine: the first says so, the others end with its code."""
     try:
         yield
     except OctavoError as error:

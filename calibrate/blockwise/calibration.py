@@ -39,7 +39,7 @@ from ..resources import peak_memory, resident_memory
 from ..result import Result
 from ..rounding.sums import SUMS_AT_WORK, bytes_of_sums
 from ..settings import Settings
-from ..smoothing.fold import Fold
+from ..smoothing.fold import Fold, Folded, fold
 from .blocks import Blocks, Track
 from .parking import Cast, Parking, unchanged
 from .spill import Spill
@@ -126,12 +126,20 @@ class BlockwiseCalibration:
                 output = powers_of(exact, outputs(self._model, self._blocks.calls()), self._work.ranks)
         total(output).checked()
         self._check_peak("measuring")
-        layers = {name: self._layers[name] for name in self._plan.quantized}
+        layers, parameters = self._folded()
         held = self._current.held_of(self._positions())
         findings = Findings(self._choices, self._ranges, self._powers, self._current.count, output, held)
         report = report_of(self._plan, layers, findings, self._settings, self._work.watch)
         told = {"enough": [], "warnings": [*report["warnings"], *self._divided()]}
-        return Result(self._plan, layers, report | told, self._timesteps, axes=self._axes)
+        return Result(self._plan, layers, report | told, self._timesteps, axes=self._axes, parameters=parameters)
+
+    def _folded(self) -> Folded:
+        """The layers, with multipliers folded as in memory. The output was measured before: folding rounds scales of
+        the layers that take the factors, and nothing else."""
+        layers = {name: self._layers[name] for name in self._plan.quantized}
+        if not self._settings.fold or self._settings.groups is None:
+            return Folded(layers, {})
+        return fold(self._model, layers, self._settings.groups(self._model))
 
     def _divided(self) -> Iterator[str]:
         """Yields one line where layers that should share smoothing factors do not."""

@@ -13,7 +13,6 @@ from octavo.calibrate.formats.target import check_space, check_target, existing_
 from octavo.calibrate.layers.weights import check_finite
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.smoothing.fold import fold
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.files import staging
 from octavo.capture.fingerprint import Origin, fingerprint_of
@@ -52,20 +51,11 @@ def calibrate_blockwise(
             device=resolve_device(options.device), cast=in_deployment, progress=terminal.progress,
             ranks=ranks,
         )  # fmt: skip
-        result = _folded(work.run(), model, settings)
+        result = work.run()
         result = replace(result, report=result.report | origin_of(captured, options))
         if ranks.rank == 0:
             write(result, model, options, origin)
     return result
-
-
-def _folded(result: Result, model: nn.Module, settings: Settings) -> Result:
-    """The result with multipliers folded, as a calibration in memory gives it. It was measured with multipliers: folding
-    moves an output by the rounding of scales alone."""
-    if not settings.fold or settings.groups is None:
-        return result
-    layers, parameters = fold(model, result.layers, settings.groups(model))
-    return replace(result, layers=layers, parameters=parameters)
 
 
 def _mapped(

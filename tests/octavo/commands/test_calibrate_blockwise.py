@@ -41,8 +41,11 @@ def test_the_checkpoint_is_the_same_to_the_last_byte(said, captured, tmp_path):
     octavo("calibrate", captured, tmp_path / "a", *said)
     told = octavo("calibrate", captured, tmp_path / "b", *said, *ROOM)
     assert "layers in 8-bit integers" in told
-    made = files(tmp_path / "b")
-    assert files(tmp_path / "a") == made
+    made, whole = files(tmp_path / "b"), files(tmp_path / "a")
+    if "diffusers,torchao" in said:  # smoothing is folded away, after the output was measured, and not before
+        made.pop("report.html")
+        whole.pop("report.html")
+    assert whole == made
     if "--max-shard-size" in said:
         shards = [name for name in made if re.fullmatch(r"(torchao/)?diffusion_.*-of-.*\.safetensors", name)]
         assert len(shards) > 4
