@@ -288,7 +288,7 @@ def _bare(checkpoints: list[Subject]) -> Iterator[Subject]:
     for subject in checkpoints:
         copy = subject.directory.with_name(subject.directory.name + "-bare")
         shutil.copytree(subject.directory, copy)
-        for path in copy.rglob("octavo_manifest*"):
+        for path in copy.rglob("octavo*.manifest"):
             path.unlink()
         yield subject._replace(name=f"bare {subject.name}", directory=copy)
 

@@ -24,8 +24,8 @@ from octavo.capture.sealed import digest_of_file, open_regular, read_sealed, sea
 
 from ..layers.modules import QuantizedLayer
 
-MANIFEST = "octavo_manifest.json"  # of a directory that an export has written as a whole
-PATTERN = "octavo_manifest*.json"
+MANIFEST = "octavo.manifest"  # of a directory that an export has written as a whole
+PATTERN = "octavo*.manifest"
 NOT_VERIFIABLE = "not verifiable: no manifest"
 FORMAT = 1  # version of the manifest
 _REMEDY = "Copy it anew or calibrate again; after a change that you made yourself, delete {}."

@@ -2,8 +2,8 @@
 
 The calls are put in order of their noise level and cut into as many strata of equal size as calls are wanted; one call
 is taken from each (stratified sampling: Cochran, Sampling Techniques, 1977, chapter 5). Within a stratum the prompts
-take turns, a held-out prompt three times as often as another: a quarter of the prompts gives half of the calls. Calls
-that do not name their prompt are taken held-out ones first.
+take turns, a held-out prompt up to three times as often as another. Calls that do not name their prompt are taken
+held-out ones first.
 """
 
 from collections import Counter

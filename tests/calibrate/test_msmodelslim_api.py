@@ -22,7 +22,7 @@ from ..zoo.toy import calls, toy
 
 __all__ = ["fast_path"]
 
-MANIFEST = "octavo_manifest-quant_model_description_w8a8.json"
+MANIFEST = "octavo-quant_model_description_w8a8.manifest"
 FILES = ["quant_model_description_w8a8.json", "quant_model_weight_w8a8.safetensors"]
 LABEL_FREE = {"act_method": 1, "quant_mode": 1}
 
@@ -221,7 +221,7 @@ def test_other_names_and_files_of_the_user_s(tmp_path):
     for _ in range(2):  # over files of mode 0400, too
         calibrator.export_quant_safetensor(tmp_path, "weights_0.safetensors", "description_0.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "config.json", "description_0.json", "octavo_manifest-description_0.json", "weights_0.safetensors"
+        "config.json", "description_0.json", "octavo-description_0.manifest", "weights_0.safetensors"
     ]  # fmt: skip
     assert Checkpoint(tmp_path, ("weights_0.safetensors", "description_0.json")).layer_names
     for name in ("../x.safetensors", "x.bin", "a/b.safetensors"):

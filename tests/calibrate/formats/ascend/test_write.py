@@ -42,7 +42,7 @@ def checkpoint(folder: Path) -> dict[str, bytes]:
     return {
         path.name: path.read_bytes()
         for path in sorted(folder.iterdir())
-        if path.suffix != ".json" or "quant" in path.name
+        if path.suffix not in (".json", ".manifest") or "quant" in path.name
     }
 
 

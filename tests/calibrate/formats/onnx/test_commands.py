@@ -47,7 +47,7 @@ def exported(calibrated, tmp_path_factory):
 
 
 def test_the_documented_recipe(calibrated, exported):
-    assert sorted(path.name for path in exported.iterdir()) == ["octavo_manifest-tiny.json", *FILES]
+    assert sorted(path.name for path in exported.iterdir()) == ["octavo-tiny.manifest", *FILES]
     assert all((exported / name).stat().st_mode & 0o777 == 0o400 for name in FILES)
     x = torch.randn(5, 3, 12, 12, generator=torch.Generator().manual_seed(4))
     found = {}

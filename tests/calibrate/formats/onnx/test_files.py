@@ -25,7 +25,7 @@ def written(folder, **options):
     return path
 
 
-LISTED = "octavo_manifest-model.json"
+LISTED = "octavo-model.manifest"
 
 
 def names(folder):
