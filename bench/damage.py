@@ -87,7 +87,7 @@ class Subject(NamedTuple):
     commands: Callable[[Path], Iterator[tuple[object, ...]]]
 
     def files(self) -> list[Path]:
-        """Its files, each by its path below the directory."""
+        """Lists the files, each by its path below the directory."""
         return sorted(path.relative_to(self.directory) for path in self.directory.rglob("*") if path.is_file())
 
 
@@ -156,6 +156,16 @@ def replaced(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
+def outcomes(subject: Subject, file: Path, content: bytes) -> Iterator[tuple[str, Done]]:
+    """Yields each command of a subject by name and how it ends while the file has this content; puts the file back."""
+    path = subject.directory / file
+    sound = path.read_bytes()
+    replaced(path, content)
+    for command in subject.commands(subject.directory):
+        yield str(command[0]), run(*command)
+    replaced(path, sound)
+
+
 @click.group()
 def main() -> None:
     """Damages files, and counts what the commands make of them."""
@@ -175,17 +185,13 @@ def flips(count: int, seed: int) -> None:
         refused: Counter[tuple[str, int]] = Counter()
         for number in range(count):
             subject, file = places[number % len(places)]
-            path = subject.directory / file
-            sound = path.read_bytes()
+            sound = (subject.directory / file).read_bytes()
             bit = rng.randrange(8 * len(sound))
-            replaced(path, flipped(sound, bit))
-            for command in subject.commands(subject.directory):
-                done = run(*command)
-                refused[str(command[0]), done.code] += 1
+            for name, done in outcomes(subject, file, flipped(sound, bit)):
+                refused[name, done.code] += 1
                 if done.code in (-1, 0, 1):
-                    wrong[str(command[0])] += 1
-                    print(f"{subject.name}: {file}, bit {bit}: {command[0]} ends with {done.code}", flush=True)
-            replaced(path, sound)
+                    wrong[name] += 1
+                    print(f"{subject.name}: {file}, bit {bit}: {name} ends with {done.code}", flush=True)
         for (name, code), times in sorted(refused.items()):
             print(f"{name}: exit code {code} in {times} runs")
     print(f"{count} flips in {len(places)} files of {len(subjects)} checkpoints; called sound, or run: {dict(wrong)}")
@@ -216,18 +222,13 @@ def mutations(count: int, seed: int, only: str, most: int) -> None:
     faults = 0
     with tempfile.TemporaryDirectory() as folder:
         for subject, file, changed, content in _all_mutations(Path(folder), rng, count, only, most):
-            path = subject.directory / file
-            sound = path.read_bytes()
-            replaced(path, content)
-            for command in subject.commands(subject.directory):
-                done = run(*command)
-                codes[str(command[0]), done.code] += 1
+            for name, done in outcomes(subject, file, content):
+                codes[name, done.code] += 1
                 if done.code in (-1, 1) or "Traceback" in done.output or done.memory > MEMORY:
                     faults += 1
                     last = done.output.strip().splitlines()[-1:]
                     took = f"{done.seconds:.1f} s, {done.memory >> 20} MiB"
-                    print(f"{subject.name}: {file}: {changed}: {command[0]} {done.code}, {took}: {last}", flush=True)
-            replaced(path, sound)
+                    print(f"{subject.name}: {file}: {changed}: {name} {done.code}, {took}: {last}", flush=True)
     for (name, code), times in sorted(codes.items()):
         print(f"{name}: exit code {code} in {times} runs")
     print(f"{faults} faults")
@@ -284,7 +285,7 @@ def forward(model: Any) -> None:
 
 
 def _bare(checkpoints: list[Subject]) -> Iterator[Subject]:
-    """The same checkpoints without their manifests: what is behind those is tried too."""
+    """Yields the same checkpoints without their manifests, so that the checks behind a manifest are tried too."""
     for subject in checkpoints:
         copy = subject.directory.with_name(subject.directory.name + "-bare")
         shutil.copytree(subject.directory, copy)

@@ -1,4 +1,4 @@
-"""What layers of diffusers' models are put through, in one module: the whole way, in the default suite."""
+"""The uses that diffusers' models make of layers, in one module: the whole way, in the default suite."""
 
 import copy
 

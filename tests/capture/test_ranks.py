@@ -121,7 +121,7 @@ def test_blocks_of_several_ranks_are_those_of_one(captured_alone, tmp_path, worl
 
 
 def each_rank(world: int, folder: Path, work: Callable[[Ranks], Any]) -> list[Any]:
-    """What `work` returns in each rank."""
+    """Returns the result of `work` in each rank."""
 
     def connected(rank: int) -> None:
         ranks = ranks_of_environment()

@@ -36,7 +36,7 @@ def block_by_block(model: nn.Module, samples: list[Call], settings: Settings, pl
 
 
 def heard(pipe, model: nn.Module, arguments: dict) -> list[Call]:
-    """What the pipeline calls its denoiser with."""
+    """Records the calls that the pipeline makes of its denoiser."""
     samples: list[Call] = []
 
     def hear(_: nn.Module, args: tuple, kwargs: dict) -> None:

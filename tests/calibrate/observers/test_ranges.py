@@ -28,7 +28,7 @@ OPTIONS = Settings().options
 
 
 class Loud(TimedToy):
-    """Its layers' inputs grow with the noise level."""
+    """A model whose layers have inputs that grow with the noise level."""
 
     def forward(self, hidden, timestep, extra=None):
         level = timestep.view(-1, 1, 1) / 1000

@@ -41,7 +41,7 @@ SAMPLE: dict[str, Any] = {
 
 
 def refused_load(path: Path, load: Callable[[Path], Any] = safe_torch_load) -> str:
-    """What loading says, without the path in front; standard input is not read."""
+    """Returns the message of a refused file, without the path in front; standard input is not read."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", None)
         return refused(lambda: load(path), 3).removeprefix(str(path))

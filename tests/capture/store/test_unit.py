@@ -1,4 +1,4 @@
-"""What a unit holds of the calls it was given."""
+"""Units: the calls that are read are those that were written."""
 
 import gc
 import resource

@@ -44,7 +44,7 @@ def replaced(path: Path, content: bytes) -> None:
 
 
 def commands(model: Path, out: Path) -> list[tuple[object, ...]]:
-    """What reads the checkpoint `out`, and would write to files beside it."""
+    """The commands that read the checkpoint `out`, and would write to files beside it."""
     return [
         ("inspect", out),
         ("generate", out, "a ring", "-o", out.parent / "a.png", *SMALL),

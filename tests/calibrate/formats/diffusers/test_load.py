@@ -1,4 +1,4 @@
-"""What diffusers makes of an exported directory: the same integers, the same outputs, the same bytes again."""
+"""An exported directory as diffusers loads it: the same integers, the same outputs, the same bytes again."""
 
 import copy
 import json
