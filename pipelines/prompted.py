@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from .files import read_json
 
 _EMBEDDINGS = re.compile(r"(pooled_)?prompt_embeds")  # the beginning of the names of arguments instead of a prompt
 _ROWS = re.compile(r"prompt|embeds")  # arguments whose rows may belong to prompts
+_IMAGENET = Path(__file__).with_name("imagenet.txt")  # the 1000 classes of ILSVRC 2012 in order, with WordNet's names
 
 
 class Rows(NamedTuple):
@@ -71,7 +72,10 @@ def rows_of(arguments: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, A
 def note_on_prompts(pipe: Any, arguments: Mapping[str, Any]) -> str | None:
     """A sentence for the user where a prompt is no text to the pipeline, nor a class or a row of embeddings."""
     kind = type(pipe).__name__
-    if labelled(pipe) or any(isinstance(value, Rows) for value in arguments.values()):
+    if labelled(pipe):
+        nameless = not _own_names(pipe) and bool(_names(pipe))
+        return f"{kind} has no names for its 1000 classes: names are read as those of ImageNet." if nameless else None
+    if any(isinstance(value, Rows) for value in arguments.values()):
         return None
     if "prompt" not in parameters_of(pipe):
         return f"{kind} takes no prompt: a prompt here gives only the seed of the noise."
@@ -118,15 +122,30 @@ def _classes(pipe: Any) -> int | None:
 
 
 def _names(pipe: Any) -> dict[str, set[int]]:
-    """The numbers of the classes by name, as model_index.json has them; a label may list several names, with commas.
+    """The numbers of the classes by name in small letters. Each of several names of a class counts.
+
+    A model of 1000 classes without names, as `save_pretrained` leaves a DiT, has those of ImageNet.
+    """
+    pairs = _own_names(pipe)
+    if not pairs and _classes(pipe) == 1000:
+        pairs = _split(enumerate(_IMAGENET.read_text(encoding="ascii").splitlines()))
+    names: dict[str, set[int]] = {}
+    for name, number in pairs:
+        names.setdefault(name.strip().casefold(), set()).add(int(number))
+    return names
+
+
+def _own_names(pipe: Any) -> list[tuple[str, int]]:
+    """The names of the classes in the pipeline's model_index.json, with the number of each.
 
     The pipeline itself keeps only the last of several classes with one name.
     """
     file = Path(str(getattr(pipe, "config", {}).get("_name_or_path") or "")) / "model_index.json"
-    found = read_json(file).get("id2label") if file.is_file() else None
-    labels = found if isinstance(found, Mapping) else {}
-    pairs = [(name, number) for number, label in labels.items() for name in {str(label), *str(label).split(",")}]
-    names: dict[str, set[int]] = {}
-    for name, number in pairs or (getattr(pipe, "labels", None) or {}).items():
-        names.setdefault(name.strip().casefold(), set()).add(int(number))
-    return names
+    labels = read_json(file).get("id2label") if file.is_file() else None
+    pairs = _split(labels.items()) if isinstance(labels, Mapping) else []
+    return pairs or list((getattr(pipe, "labels", None) or {}).items())
+
+
+def _split(labels: Iterable[tuple[Any, Any]]) -> list[tuple[str, int]]:
+    """Each label whole, and each of its names between commas, with the number of the class."""
+    return [(name, int(number)) for number, label in labels for name in {str(label), *str(label).split(",")}]

@@ -19,11 +19,10 @@ from ..zoo.parts import autoencoder
 NAMES = {0: "tench, Tinca tinca", 1: "goldfish", 2: "crane", 3: "crane", 207: "golden retriever"}
 
 
-def dit() -> d.DiTPipeline:
-    transformer = d.DiTTransformer2DModel(
-        sample_size=8, num_layers=1, attention_head_dim=8, num_attention_heads=2, out_channels=8, in_channels=4
-    )
-    return d.DiTPipeline(transformer, autoencoder(4), d.DDIMScheduler(), id2label=NAMES)
+def dit(names: dict[int, str] | None = NAMES, classes: int = 1000) -> d.DiTPipeline:
+    sizes = {"sample_size": 8, "num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
+    transformer = d.DiTTransformer2DModel(**sizes, out_channels=8, in_channels=4, num_embeds_ada_norm=classes)
+    return d.DiTPipeline(transformer, autoencoder(4), d.DDIMScheduler(), id2label=names)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +41,18 @@ def test_classes_are_numbers_or_names():
         assert class_label(pipe, text) == label
     refused(lambda: class_label(pipe, "goldfisch"), 2, "'goldfisch' is none. Did you mean 'goldfish'?")
     refused(lambda: class_label(pipe, "1000"), 2, "no class 1000. Choose one of 0 to 999")
+
+
+def test_a_model_of_1000_classes_without_names_has_those_of_imagenet():
+    pipe = dit(None)
+    for text, label in (("tench", 0), ("Golden Retriever", 207), ("toilet tissue", 999), ("drake", 97), ("12", 12)):
+        assert class_label(pipe, text) == label
+    refused(lambda: class_label(pipe, "crane"), 2, "'crane' is the name of the classes 134 and 517. Write the number.")
+    assert "names are read as those of ImageNet" in str(note_on_prompts(pipe, {}))
+    assert note_on_prompts(dit(), {}) is None
+    few = dit(None, 10)
+    refused(lambda: class_label(few, "tench"), 2, "'tench' is none. Give a number in each line.")
+    assert note_on_prompts(few, {}) is None
 
 
 def test_the_lines_of_the_prompts_are_the_classes(stored, tmp_path):
