@@ -128,7 +128,7 @@ def _deq(place: LayerPlace, dtype: torch.dtype, shape: tuple[int, ...]) -> Tenso
 
 def _check_accumulator(place: LayerPlace, key: str, quant_bias: Tensor, weight: Tensor, largest: int) -> None:
     if int(quant_bias.long().abs().max()) + largest * 127 * weight[0].numel() >= 2**31:
-        raise place.wrong(key, "could leave int32 in the accumulator")
+        raise place.wrong(key, "could overflow int32 in the accumulator")
 
 
 def _bins(place: LayerPlace, rows: Ranges, qparams: QParams, levels: tuple[float, ...]) -> Ranges:

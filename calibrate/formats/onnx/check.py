@@ -170,7 +170,7 @@ def _wrong_dequant(found: _Found, node: "NodeProto") -> Iterator[str]:
     elif bool((deq >> np.uint64(32)).any()) or not _positive(deq.astype(np.uint32).view(np.float32)):
         yield f"{node.input[1]}: not the bits of positive float32 numbers"
     elif _widest(weight, added, int(_given(quant)["offset"])) >= 2**31:
-        yield f"{made.input[1]}: its accumulator could leave int32"
+        yield f"{made.input[1]}: its accumulator could overflow int32"
 
 
 def _widest(weight: "Array", bias: "Array", offset: int) -> int:

@@ -27,12 +27,12 @@ from ...zoo.opensora import SMALL, tiny_pipeline
 from ...zoo.pipelines import TINY, make, run
 from ...zoo.toy import Block, Call, calls, given, toy
 
-ROOM = 1 << 40
+SUMS_BYTES = 1 << 40
 SAME = ("layers", "totals", "warnings", "settings")
 
 
 def block_by_block(model: nn.Module, samples: list[Call], settings: Settings, place: Path, **options) -> Result:
-    return BlockwiseCalibration(model, given(samples), settings, place=place, limit=ROOM, **options).run()
+    return BlockwiseCalibration(model, given(samples), settings, place=place, limit=SUMS_BYTES, **options).run()
 
 
 def heard(pipe, model: nn.Module, arguments: dict) -> list[Call]:

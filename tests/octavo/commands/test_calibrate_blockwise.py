@@ -19,7 +19,7 @@ from octavo.pipelines.sd3 import SD3
 from ...helpers.commands import errors, octavo
 from ...zoo.toy import Call
 
-ROOM = ("--memory", "1024GiB")
+SUMS_BYTES = ("--memory", "1024GiB")
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -39,7 +39,7 @@ def files(folder: Path) -> dict[str, bytes]:
 )
 def test_the_checkpoint_is_the_same_to_the_last_byte(said, captured, tmp_path):
     octavo("calibrate", captured, tmp_path / "a", *said)
-    told = octavo("calibrate", captured, tmp_path / "b", *said, *ROOM)
+    told = octavo("calibrate", captured, tmp_path / "b", *said, *SUMS_BYTES)
     assert "layers in 8-bit integers" in told
     made, whole = files(tmp_path / "b"), files(tmp_path / "a")
     if "diffusers,torchao" in said:  # smoothing is folded away, after the output was measured, and not before
@@ -78,9 +78,9 @@ def test_another_model_than_the_captured_one_is_refused(captured, tiny_model, tm
     with torch.no_grad():
         pipe.transformer.proj_out.bias += 1
     pipe.save_pretrained(other)
-    said = octavo("calibrate", captured, tmp_path / "a", "--model", other, *ROOM, code=4)
+    said = octavo("calibrate", captured, tmp_path / "a", "--model", other, *SUMS_BYTES, code=4)
     assert "rev" in errors(said)[0]
-    octavo("calibrate", captured, tmp_path / "a", "--model", other, "--allow-revision", *ROOM)
+    octavo("calibrate", captured, tmp_path / "a", "--model", other, "--allow-revision", *SUMS_BYTES)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
