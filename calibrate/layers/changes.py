@@ -20,7 +20,7 @@ def change_of(layer: nn.Module) -> str:
     if "weight" not in layer._parameters:
         if parametrize.is_parametrized(layer, "weight"):
             return "its weight is parametrized"
-        return f"its weight is computed by {hooks[0]} before each call" if hooks else "its weight is no parameter"
+        return f"its weight is computed by {hooks[0]} before each call" if hooks else "its weight is not a parameter"
     if parametrize.is_parametrized(layer):
         return "its bias is parametrized"
     for method in _METHODS:
@@ -44,8 +44,8 @@ def _name(hook: Any) -> str:
 
 
 def _is_own_method(layer: nn.Module, method: str) -> bool:
-    """Returns whether the method stored on the layer itself is the method of its class; accelerate leaves layers like
-    this."""
+    """Returns whether the method stored on the layer itself is the method of its class. accelerate stores such
+    methods."""
     bound = vars(layer)[method]
     return getattr(bound, "__self__", None) is layer and bound.__func__ is getattr(type(layer), method)
 

@@ -85,7 +85,7 @@ def _deq_and_quant_bias(quantized: QuantizedWeight, offset: Tensor, input: Input
     input_scale, zero_point = input.tensors["input_scale"], input.tensors["input_zero_point"]
     deq = rounded_deq(input_scale.unsqueeze(-1) * quantized.scale)
     if not bool(((deq >= _SMALLEST) & deq.isfinite()).all()):
-        return "input scale times weight scale is outside float32"
+        return "the product of its input scale and weight scale is outside float32"
     rows = quantized.weight.flatten(1)
     sums = torch.cat([batch.sum(1, dtype=torch.int64) for batch in rows.split(_AT_ONCE)])
     from_zero_point = zero_point.to(torch.int64).unsqueeze(-1) * sums

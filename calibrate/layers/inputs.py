@@ -1,6 +1,6 @@
 """The ways in which the input of an integer layer becomes codes: one type for each way.
 
-All code that depends on the way asks the type of the input.
+Everything that depends on the way is an attribute or method of its type.
 """
 
 from collections.abc import Mapping
@@ -103,7 +103,7 @@ class StaticInput(Input):
 class TimestepInput(Input):
     """One range for each timestep bin: `qparams` (bins,); `edges` float32 (bins - 1,), ascending.
 
-    A noise level belongs to the bin whose number is the number of edges not above the level.
+    The index of a noise level's bin is the number of edges not above the level.
     """
 
     ranged = by_level = True
@@ -122,7 +122,8 @@ class TimestepInput(Input):
         return dict(zip(self.TENSORS, (*self.qparams, self.edges), strict=True))
 
     def in_bins(self, bins: Tensor) -> StaticInput:
-        """Returns the input in one bin (0-d), or with a leading axis for the bins of several rows."""
+        """Returns the static input for one bin (`bins` 0-d), or with a leading axis for the bins of several rows
+        (`bins` 1-d)."""
         scale, zero_point = self.qparams
         return StaticInput(QParams(scale[bins], zero_point[bins]), scheme=self.scheme)
 

@@ -140,7 +140,7 @@ class IntegerLayer(nn.Module):
 
         def moved(tensor: Tensor) -> Tensor:
             result = fn(tensor)
-            keep = result.dtype == tensor.dtype or any(tensor is other for other in cast)
+            keep = result.dtype == tensor.dtype or any(tensor is cast_tensor for cast_tensor in cast)
             return result if keep else tensor.to(result.device)
 
         return super()._apply(moved, recurse)

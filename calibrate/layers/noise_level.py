@@ -63,7 +63,7 @@ class NoiseLevel:
 
 
 def bins_of(levels: Tensor, edges: Tensor) -> Tensor:
-    """Returns the bin of each noise level: the number of edges not above the level."""
+    """Returns the index of each noise level's bin: the number of edges not above the level."""
     return torch.bucketize(levels.to(torch.float32), edges, right=True)
 
 

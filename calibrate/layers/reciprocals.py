@@ -18,7 +18,9 @@ from torch import Tensor
 _BETWEEN = torch.arange(-127, 128, dtype=torch.float64) - 0.5  # q - 1/2 for every code q above the lowest code
 _HALF_STEP = torch.exp2(torch.frexp(_BETWEEN).exponent - 25)  # half a step of float32 at q - 1/2
 _ENDS = torch.stack([_BETWEEN - _HALF_STEP, _BETWEEN, _BETWEEN + _HALF_STEP])  # x / s + z where codes change
-_AROUND = torch.arange(-4, 5, dtype=torch.int32)  # steps of float32 around x; rounding x / s or x * r amounts to less
+_AROUND = torch.arange(
+    -4, 5, dtype=torch.int32
+)  # steps of float32 tried around x; the roundings of x / s and x * r are smaller
 _SEARCHED = 4096  # float32 numbers searched upwards: they raise the scale by at most 0.05 %
 _CLOSE = 2.0**-28  # largest |r s - 1| of scales tried: an eighth of all scales; every second or third of them agrees
 _AT_ONCE = 8  # scales tried together

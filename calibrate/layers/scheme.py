@@ -184,7 +184,7 @@ def stored_scale(scale: float, dtype: torch.dtype) -> float | None:
     stored = torch.tensor(scale, dtype=torch.float64).to(dtype)
     if stored.double().item() < scale:
         bits = stored.view(_BITS[dtype.itemsize])
-        stored = (bits + 1).view(dtype)  # positive floats are ordered as their bits are
+        stored = (bits + 1).view(dtype)  # positive floats have the order of their bits
     value = stored.double().item()
     if not 0.0 < value < math.inf or value > scale * _MAX_INFLATION:
         return None

@@ -1,8 +1,11 @@
 """Budgets: limits on the bytes and the time of a model's layers, in the form that a user writes.
 
-5MiB          bytes of all layers that a plan lists; B, KB, MB, GB or KiB, MiB, GiB 40%           the same, as a share
-of the layers' bytes as floats 0.7x          the time of these layers' multiplications, relative to all of them as
-floats; an estimate, see TIME 40%,0.7x      both
+| text      | limit                                                                                            |
+|-----------|--------------------------------------------------------------------------------------------------|
+| 5MiB      | bytes of all layers that a plan lists; B, KB, MB, GB or KiB, MiB, GiB                            |
+| 40%       | the same, as a share of the layers' bytes as floats                                              |
+| 0.7x      | time of these layers' multiplications, relative to all of them as floats; an estimate, see TIME  |
+| 40%,0.7x  | both                                                                                             |
 """
 
 from collections.abc import Iterable, Mapping

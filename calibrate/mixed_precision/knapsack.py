@@ -51,25 +51,26 @@ def lowest_cost(groups: Groups) -> Cost:
 def choose(groups: Groups, limit: Cost) -> list[int] | None:
     """Returns the index of each group's option so that the sum of errors is least within `limit`, up to the size of a
     cell. Of equal choices, returns the cheaper. Returns None where no choice keeps the limit."""
-    limited = [axis_index for axis_index, bound in enumerate(limit) if bound != float("inf")]
-    axis = limited[0] if limited else 0
+    limited = [axis for axis, bound in enumerate(limit) if bound != float("inf")]
+    first = limited[0] if limited else 0
     errors = [[option.error for option in options] for options in groups]
-    costs = [[option.cost[axis] for option in options] for options in groups]
+    costs = [[option.cost[first] for option in options] for options in groups]
     if len(limited) < 2:
-        return _choose_within(errors, costs, limit[axis])
+        return _choose_within(errors, costs, limit[first])
     others = [[option.cost[1] for option in options] for options in groups]
 
     def priced(price: float) -> list[int] | None:
         pairs = zip(errors, others, strict=True)
         return _choose_within(
-            [[e + price * t for e, t in zip(*pair, strict=True)] for pair in pairs], costs, limit[axis]
+            [[e + price * t for e, t in zip(*pair, strict=True)] for pair in pairs], costs, limit[first]
         )
 
     return _at_lowest_price(groups, limit, priced)
 
 
 def _at_lowest_price(groups: Groups, limit: Cost, priced: Callable[[float], list[int] | None]) -> list[int] | None:
-    """Returns the choice at the lowest price of time that keeps both limits; None where no choice is found."""
+    """Returns the choice at the lowest price of time that keeps both limits; None where no choice is found. `priced`
+    returns the best choice at a price."""
     choice = priced(0.0)
     if choice is None or cost_of_choice(groups, choice).within(limit):
         return choice
@@ -114,7 +115,7 @@ def _choose_within(
     if available < -slack:
         return None
     orders = [sorted(range(len(group)), key=group.__getitem__) for group in costs]
-    if available >= span - slack:  # all choices fit, but rounding up to cells could exclude the most expensive
+    if available >= span - slack:  # every choice fits, but rounding up to cells could exclude the dearest one
         return [min(order, key=group_errors.__getitem__) for order, group_errors in zip(orders, errors, strict=True)]
     cell = span / CELLS if span > CELLS or span != int(span) else 1.0
     capacity = int(available / cell + _TINY)
@@ -133,8 +134,8 @@ def _choose_within(
 
 
 def _add_group(best: Tensor, errors: Sequence[float], cells: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Returns the least errors with one more group, by cells, and the index of the group's option that gives each of
-    them; of equal options, the first."""
+    """Adds one group to the dynamic program: returns the least error for each number of cells, and the index of the
+    group's option that gives it. Of equal options, the first is used."""
     least = torch.full_like(best, float("inf"))
     option_index = torch.zeros(len(best), dtype=torch.uint8)
     for index, (error, count) in enumerate(zip(errors, cells, strict=True)):

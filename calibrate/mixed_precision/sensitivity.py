@@ -30,10 +30,11 @@ Assignment = Mapping[str, type[Input]]  # input type of the scheme by layer name
 
 
 class Candidates:
-    """The integer forms of a float model's layers, one for each scheme, made from the choices for the first scheme.
+    """The integer forms of a float model's layers, one for each scheme, derived from `choices`, which were made for the
+    scheme of the calibration.
 
     Weight-only layers get no smoothing factors, which MindIE-SD would ignore. Weight-only and dynamic layers get no
-    bias correction, because corrections were measured for the first scheme.
+    bias correction, because corrections were measured for the scheme of the calibration.
     """
 
     def __init__(self, model: nn.Module, choices: Mapping[str, Choice]) -> None:
@@ -88,7 +89,7 @@ class Runs:
         with quantized(self.model, layers):
             latents = self._latents()
         pairs = zip(latents, self._exact, strict=True)
-        noise = sum(float((one - other).square().sum()) for one, other in pairs)
+        noise = sum(float((latent - exact).square().sum()) for latent, exact in pairs)
         return noise / sum(tensor.numel() for tensor in self._exact) if noise == noise else float("inf")
 
     @property
@@ -142,7 +143,7 @@ def divide_layers(names: Sequence[str], blocks: Sequence[str], most: int) -> lis
 
 @dataclass(frozen=True)
 class LayerGroup:
-    """Layers that are switched together.
+    """Layers that change their scheme together.
 
     `options`: float first, then each scheme that the layers can have. `kinds`: the assignment of each option, in which
     a layer stays float if it has no integer form of the scheme.
@@ -169,15 +170,15 @@ def measure_groups(
     """Measures the error and the cost of each option of each group, with one run of the pipeline for each option.
     Leaves out a scheme whose latents are not finite. Collective: the ranks of `work` share the runs."""
     schedule = work.ranks.share([(group, kind) for group in groups for kind in kinds])
-    own: dict[tuple[tuple[str, ...], type[Input]], tuple[Option, Assignment]] = {}
+    results: dict[tuple[tuple[str, ...], type[Input]], tuple[Option, Assignment]] = {}
     began = runs.count
     for group, kind in work.progress("trajectories", schedule, len(schedule)):
         layers = candidates.layers(dict.fromkeys(group, kind))
         error = runs.error(layers) if layers else float("inf")
         if error < float("inf"):
             cost = summed(cost_of(layers.get(name), before[name]) for name in group)
-            own[group, kind] = Option(kind, error, cost), dict.fromkeys(layers, kind)
-    parts = work.ranks.gather((runs.count - began, own))
+            results[group, kind] = Option(kind, error, cost), dict.fromkeys(layers, kind)
+    parts = work.ranks.gather((runs.count - began, results))
     runs.count = began + sum(count for count, _ in parts)
     measured = {key: pair for _, part in parts for key, pair in part.items()}
     pairs_by_group: dict[tuple[str, ...], list[tuple[Option, Assignment]]] = {}

@@ -31,9 +31,9 @@ class ExactSum:
             if bits <= _SPLIT:
                 self._add(mantissa, exponent, -bits)
             else:
-                whole = mantissa.astype(np.int64)
-                self._add(whole >> _SPLIT, exponent, _SPLIT - bits)  # rounds down: the low half is never negative
-                self._add(whole & ((1 << _SPLIT) - 1), exponent, -bits)
+                integers = mantissa.astype(np.int64)
+                self._add(integers >> _SPLIT, exponent, _SPLIT - bits)  # rounds down: the low half is never negative
+                self._add(integers & ((1 << _SPLIT) - 1), exponent, -bits)
 
     def _add(self, mantissa: NDArray[Any], exponent: NDArray[np.intc], shift: int) -> None:
         lowest = int(exponent.min())

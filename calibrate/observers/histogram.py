@@ -18,7 +18,7 @@ from .extremes import extremes
 
 _SIDE = 8192  # bins on each side of zero; the largest value is in the upper 4096, so a bin is at most 1/4096 of it
 _CHUNK = 1 << 19  # values counted together, in float64
-_COARSE, _FINE = 64, 3  # candidate ranges that shrink both ends alike; later sweeps over each end alone
+_COARSE, _FINE = 64, 3  # candidates that shrink both ends alike; later sweeps over each end, each finer
 
 
 class Histogram:

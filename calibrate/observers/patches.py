@@ -51,8 +51,8 @@ class Patches:
 
 
 class PatchSurvey(Survey):
-    """The survey of one convolution's input by a sample of its patches; extremes of the sample are not those of all
-    patches."""
+    """The survey of one convolution's input by a sample of its patches. Its extremes are those of the sample, not of
+    all patches."""
 
     def __init__(self, current: CurrentCall, name: str, conv: nn.Conv2d) -> None:
         super().__init__(current, name)

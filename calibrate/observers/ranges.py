@@ -1,14 +1,14 @@
 """Computes ranges in a replay: observers record layer inputs after smoothing, separately for each timestep bin.
 
-The bins divide the noise levels of the calls so that all bins have about the same number of calls; the bin of a level
-is the number of edges not above the level. A level is the denoiser's time argument, so bins found in 28 steps also
-apply in 20 or 50.
+The bins divide the noise levels of the calls so that all bins have about the same number of calls; the index of a
+level's bin is the number of edges not above the level. A level is the denoiser's time argument, so bins found in 28
+steps also apply in 20 or 50.
 
 A bin has few calls, and a range computed from few calls clips values of other calls. So a bin of a layer gets a range
-of its own only if that range pays on calls that it was not computed from; otherwise the bin gets the range of all bins,
-which is the static range. The calls of a bin are divided into folds by prompt. For each fold in turn, the range of the
-other folds is judged on that fold (cross-validation: Stone, Cross-Validatory Choice and Assessment of Statistical
-Predictions, 1974). Each fold has its own observers, so one replay suffices.
+of its own only if that range lowers the error on calls that it was not computed from; otherwise the bin gets the range
+of all bins, which is the static range. The calls of a bin are divided into folds by prompt. For each fold in turn, the
+range of the other folds is judged on that fold (cross-validation: Stone, Cross-Validatory Choice and Assessment of
+Statistical Predictions, 1974). Each fold has its own observers, so one replay suffices.
 """
 
 import copy
@@ -33,7 +33,7 @@ from ..replay.marks import Marks
 from .observers import OBSERVERS, Observer, Options
 
 BINS = 8  # most timestep bins, each with its own range (W8A8_TIMESTEP)
-FOLDS = 4  # folds of a bin's calls: ranges of three folds are judged on the fourth; held_out divides prompts alike
+FOLDS = 4  # folds of a bin's calls: ranges of three folds are judged on the fourth, as in the held-out split
 # weight of clipping, without and with smoothing: the share of a call's values that are assumed to lie as far outside a
 # range as the farthest value. About 1 in 1,000 do. A smoothed model has less other error that hides the clipping error
 # (bench/bench_timesteps.py: with 1e-3 the bundled pipeline, smoothed, loses 0.7 dB with 32 calls)
@@ -54,7 +54,7 @@ Ranges = dict[str, list[Range]]  # ranges of each layer's input by layer name, o
 
 def edges_of(levels: Iterable[float], bins: int = BINS) -> Tensor:
     """Returns the edges between bins, (bins - 1,) float32 ascending, halfway between neighbouring levels; fewer edges
-    where there are fewer levels."""
+    if there are fewer levels than bins."""
     distinct = sorted(set(levels))
     count = min(bins, len(distinct))
     starts = sorted({index * len(distinct) // count for index in range(1, count)})
@@ -109,26 +109,26 @@ class BinnedObserver:
 def range_of(observers: Iterable[Observer]) -> Range | None:
     """Returns the range of all readings of these observers together; None without readings. Changes none of the
     observers."""
-    whole: Observer | None = None
+    total: Observer | None = None
     for observer in observers:
-        if whole is None:
-            whole = copy.deepcopy(observer)
+        if total is None:
+            total = copy.deepcopy(observer)
         else:
-            whole.merge(observer)
+            total.merge(observer)
     try:
-        return None if whole is None else whole.range()
+        return None if total is None else total.range()
     except ValueError:
         return None
 
 
 def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: float = _CLIPPED_SHARE) -> list[Range]:
-    """Returns the range of each bin of one layer: the bin's own range where that pays on other calls, else the range of
-    all bins.
+    """Returns the range of each bin of one layer: the bin's own range if it lowers the error on other calls, else the
+    range of all bins.
 
     `observers` has the observers of each bin, one for each fold. The error of a range is the error of rounding, which
     follows from its scale, plus the error of clipping a `share` of the values of a fold that the range was not computed
-    from. A bin has few folds, so its clipping error is at least the mean over all bins. Raises ValueError if no bin has
-    readings.
+    from. A bin has few folds, so its clipping error is taken to be at least the mean over all bins. Raises ValueError
+    if no bin has readings.
     """
     static = range_of(itertools.chain(*observers))
     if static is None:
@@ -167,8 +167,8 @@ def _clipping(folds: Sequence[Observer], extents: Sequence[Range | None], scheme
         if (full := range_of([observer])) is None:
             continue
         extent = extent or Range(0.0, 0.0)
-        beyond = max(full.high - max(extent.high, 0.0), 0.0), max(min(extent.low, 0.0) - full.low, 0.0)
-        scale, square = exact_scale(extent, scheme), sum(distance**2 for distance in beyond)
+        distances = max(full.high - max(extent.high, 0.0), 0.0), max(min(extent.low, 0.0) - full.low, 0.0)
+        scale, square = exact_scale(extent, scheme), sum(distance**2 for distance in distances)
         errors.append((12 * share * square / scale**2 if scale else math.inf) if square else 0.0)
     return errors
 
@@ -202,11 +202,11 @@ def observe_ranges(
 def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: float = _CLIPPED_SHARE) -> Ranges:
     """Returns the ranges that the observers of all ranks have found so far, for the layers that ran; `share` as in
     `ranges_of`. Collective."""
-    first, *others = ranks.gather({name: binned.observers for name, binned in observers.items()})
+    first, *other_ranks = ranks.gather({name: binned.observers for name, binned in observers.items()})
     ranges = {}
     for name, bins in first.items():
-        for other in others:
-            for mine, theirs in zip(itertools.chain(*bins), itertools.chain(*other[name]), strict=True):
+        for rank_bins in other_ranks:
+            for mine, theirs in zip(itertools.chain(*bins), itertools.chain(*rank_bins[name]), strict=True):
                 mine.merge(theirs)
         try:
             ranges[name] = ranges_of(bins, observers[name].scheme, share)
@@ -218,8 +218,8 @@ def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: 
 def input_with(
     ranges: list[Range], edges: Tensor, scheme: Scheme, dtype: torch.dtype
 ) -> StaticInput | TimestepInput | None:
-    """Returns the input with these ranges, one for each bin of `edges`; None where `dtype` cannot hold the scale of a
-    range."""
+    """Returns the static or timestep input with these ranges, one for each bin of `edges`; None where `dtype` cannot
+    hold the scale of a range."""
     parameters = [qparams_of(extent, scheme, dtype) for extent in ranges]
     qparams = [extent for extent in parameters if extent is not None]
     if len(qparams) < len(ranges):

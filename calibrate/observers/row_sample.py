@@ -22,11 +22,11 @@ class SampledRows(NamedTuple):
 
 
 def depth_of(source: tuple[int, int]) -> int:
-    """Returns the depth of a source: 0 for half of all sources, 1 for a quarter, and so on. The sources of each depth
-    are evenly spaced over any regular sequence.
+    """Returns the depth of a source: a sample drops the rows of small depths first.
 
-    Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3, 1973, section 6.4) of the position; the hashes
-    of a call's tensors differ by multiples of the fractional part of the square root of 2.
+    Half of all sources have depth 0, a quarter have depth 1, and so on; the sources of each depth are evenly spaced
+    over any regular sequence. Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3, 1973, section 6.4)
+    of the position; the hashes of a call's tensors differ by multiples of the fractional part of the square root of 2.
     """
     return 64 - ((source[0] * 0x9E3779B97F4A7C15 + source[1] * 0x6A09E667F3BCC909) % 2**64).bit_length()
 
@@ -43,7 +43,7 @@ class Sample:
         self._depth = 0
 
     def add(self, rows: Tensor, level: float | None, source: tuple[int, int]) -> None:
-        """Adds rows (rows, channels) of the tensor `source`."""
+        """Adds rows (rows, channels) of the tensor with this `source` (see SampledRows)."""
         depth = depth_of(source)
         if depth >= self._depth:
             self._kept.append(SampledRows(source, depth, rows, level))
@@ -58,8 +58,8 @@ class Sample:
         return sizes
 
     def thin(self, sizes: Iterable[Counter[int]]) -> None:
-        """Drops the rows that would exceed the limit after a merge; `sizes` are the sizes of all samples to be
-        merged."""
+        """Drops the rows of the smallest depths until the merged sample respects the limit; `sizes` are the sizes of
+        all samples to be merged."""
         total = sum(sizes, Counter[int]())
         while sum(count for depth, count in total.items() if depth >= self._depth) > _MOST:
             self._depth += 1

@@ -73,9 +73,7 @@ def survey_inputs(
     surveys: dict[str, Survey] = {name: Survey(current, name) for name in linears}
     if convolutions:
         surveys |= {name: PatchSurvey(current, name, module) for name, module in convs.items()}
-    observers = (
-        {} if options is None else {name: BinnedObserver("minmax", options, current, ONE_BIN, None) for name in convs}
-    )
+    observers = {name: BinnedObserver("minmax", options, current, ONE_BIN, None) for name in convs if options}
 
     def snapshot() -> SurveyState:
         call = copy.copy(current)
@@ -97,7 +95,7 @@ def merge_ranks(state: SurveyState, ranks: Ranks) -> SurveyState:
     """Merges the observations of ranks that shared the calls; the result equals that of one process over all calls.
     Collective.
 
-    Moves no more rows than the merged samples keep.
+    Sends no more rows between ranks than the merged samples keep.
     """
     current, surveys = state
     sizes = ranks.gather({name: [sample.sizes() for sample in survey.samples] for name, survey in surveys.items()})

@@ -96,7 +96,7 @@ class Moments:
         self._sum, self._squares = ExactSum(), ExactSum()
 
     def add(self, rows: list[TokenSums]) -> None:
-        """Adds the rows of several tensors."""
+        """Adds the values of several tensors."""
         self.count += sum(entry.count for entry in rows)
         pieces = [piece for piece in row_sums_of(rows) if len(piece.sums)]
         for dtype in (np.float32, np.float64):

@@ -24,7 +24,7 @@ def adaround(
     Adam minimises the exact error of the layer's output, not an estimate from samples; the scale is that of the largest
     value. The learned codes are then improved column by column, still only down or up, because many choices forced by
     the regulariser are not optimal. Without inputs, rounds to the nearest, which is the optimum for independent inputs
-    of equal energy. Nothing is random. Costs 2 out in^2 flops an iteration, in float32.
+    of equal energy. Nothing is random. Costs 2 * out * in^2 flops an iteration, in float32.
     """
     if inputs is None or round_to_nearest(weight, scheme=scheme) is None:
         return round_to_nearest(weight, scheme=scheme)
@@ -50,7 +50,7 @@ def learn_rounding(case: Case, low: Tensor, iterations: int) -> Tensor:
             slope = (offset + up) @ hessian
             beta = _beta(iteration / iterations)
             if beta is not None:
-                centred = 2 * up - 1  # the regulariser is 1 - |away| ** beta
+                centred = 2 * up - 1  # the regulariser is 1 - |centred| ** beta
                 slope -= centred.abs().pow_(beta - 1).mul_(centred.sign_()).mul_(2 * beta * _WEIGHT)
             logits.grad = slope.mul_(sigmoid).mul_(1 - sigmoid).mul_(free).mul_(_STRETCH)
             optimizer.step()

@@ -10,15 +10,14 @@ from ..layers.scheme import WEIGHT, Scheme
 from ..layers.weights import QuantizedWeight, round_to_nearest
 from .objective import Case, Inputs, better_channels, case_of, cholesky, damped, descend, quadratic_form
 
-# rho of each stage, relative to the mean diagonal of the Hessian. The best single rho depends on
-# the layer, between 0.1 and 10; all stages in sequence give a lower error than any single rho.
+# rho of each stage, relative to the mean diagonal of the Hessian. The best single rho is between 0.1 and 10, depending
+# on the layer; all stages in sequence give a lower error than any single rho.
 _STAGES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 _LOOK = 4  # iterations between computations of the error; computing it costs as much as an iteration
 
 
 class _Grid(NamedTuple):
-    """A weight on the grid: `codes` (out, in), and the `multiple` (out,) of the case's scale that the codes are
-    multiplied by."""
+    """A weight on the grid: `codes` (out, in), to be multiplied by `multiple` (out,) times the case's scale."""
 
     codes: Tensor
     multiple: Tensor
@@ -36,8 +35,8 @@ def admm(
     The quadratic form of the output error replaces the training loss, so the step of the float weight has a closed
     form. The projection chooses codes for the scale, then the scale for these codes. The best codes of each channel are
     then improved column by column. Without inputs, the quadratic form is the squared error of the weight. Nothing is
-    random. Costs 7 in^3 flops for the factors and 2.5 out in^2 flops an iteration, in float32; a stage ends early when
-    its codes stop changing.
+    random. Costs 7 * in^3 flops for the factors and 2.5 * out * in^2 flops an iteration, in float32; a stage ends early
+    when its codes stop changing.
     """
     if round_to_nearest(weight, scheme=scheme) is None:
         return None

@@ -76,8 +76,8 @@ def choose_weights(
 
 
 def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -> list[Choice]:
-    """Returns the choice as it is and the choices that the method computes. For a convolution with groups, only the
-    bias is corrected: a weight method would need separate sums for each group."""
+    """Returns `choice` itself and the choices that the method computes. For a convolution with groups, only the bias is
+    corrected: a weight method would need separate sums for each group."""
     weight = weight_for(choice.transform, module.weight)
     options = [choice]
     # consumers drop the bias of a layer whose float layer has none, but always read quant_bias
@@ -123,8 +123,8 @@ def groups_of(module: FloatLayer) -> int:
 
 
 def with_correction(weight: Tensor, choice: Choice, sums: Sums, groups: int = 1) -> Choice:
-    """Returns the choice with a bias correction: the mean difference, over the sums, of the float output from the
-    output of the codes."""
+    """Returns the choice with a bias correction: the mean, over the summed rows, of the float output minus the output
+    of the codes."""
     quantized = choice.weight or round_to_nearest(weight, scheme=choice.input.weights)
     if quantized is None or sums.rows == 0:
         return choice

@@ -25,7 +25,7 @@ def easy_quant(
 
     The sums are damped as for the other methods; otherwise clipping would cost nothing for a weight whose input was
     near zero in the calibration. Without inputs, all inputs count as independent with equal energy. Nothing is random.
-    Costs 2 out in^2 flops a scale.
+    Costs 2 * out * in^2 flops a scale.
     """
     nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None:
@@ -47,8 +47,8 @@ def easy_quant(
 
 
 def _best_codes(w: Tensor, gram: Tensor, pull: Tensor, steps: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """Returns the codes (out, in) of greatest cosine and the best scales (out,) for them; `pull` (out, in) is (C - G)
-    w.
+    """Returns the codes (out, in) whose output is most similar, by cosine, to the float output, and the best scales
+    (out,) for these codes. `pull` (out, in) is (C - G) w in the terms of objective.py.
 
     With the best length of v, the squared error is |y|^2 (1 - cos^2). The error is least where the cosine is greatest,
     and is computed without the difference of nearly equal numbers in 1 - cos^2.
@@ -79,8 +79,8 @@ def activation_scale(
     makes the output most similar to the float output.
 
     `samples` (tokens, in) float32 are rows of the layer's input. `qparams`, the present parameters, are returned unless
-    another scale is better. The scale is a value of `dtype`, and a code still stands for exactly 0. Costs 74 tokens in
-    out flops.
+    another scale is better. The scale is a value of `dtype`, and a code still stands for exactly 0. Costs 74 * tokens *
+    in * out flops.
     """
     w = weight.detach().reshape(len(weight), -1).float()
     v = quantized.weight.reshape(w.shape).float() * quantized.scale[:, None]

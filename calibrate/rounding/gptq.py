@@ -17,7 +17,7 @@ def gptq(
 
     Rounds the columns in descending order of the energy of their inputs (act-order), at the scale of the largest value.
     Without inputs, rounds to the nearest. Nothing is random. GPTQ does not iterate, so it ignores `iterations`. Costs
-    in^3 / 3 flops for the factor and out in^2 flops for the columns.
+    in^3 / 3 flops for the factor and out * in^2 flops for the columns.
     """
     if inputs is None or round_to_nearest(weight, scheme=scheme) is None:
         return round_to_nearest(weight, scheme=scheme)
@@ -40,10 +40,10 @@ def _codes(case: Case) -> Tensor:
     rest, columns = target.clone(), target.shape[1]
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        near, errors = rest[:, start:stop].clone(), torch.empty_like(rest[:, start:stop])
+        block, errors = rest[:, start:stop].clone(), torch.empty_like(rest[:, start:stop])
         for index in range(stop - start):
-            codes[:, order[start + index]] = code = case.scheme.nearest_(near[:, index].clone())
+            codes[:, order[start + index]] = code = case.scheme.nearest_(block[:, index].clone())
             errors[:, index] = code - target[:, start + index]
-            near -= torch.outer(errors[:, index], shares[start + index, start:stop])
+            block -= torch.outer(errors[:, index], shares[start + index, start:stop])
         rest[:, stop:] -= errors @ shares[start:stop, stop:]
     return codes

@@ -81,7 +81,7 @@ def error(weight: Tensor, quantized: QuantizedWeight, inputs: Inputs | None) -> 
     summed over tokens.
 
     The part is negative where these codes compensate the rounding of the input. Without inputs, returns the squared
-    error of the weight itself. Costs 4 out in^2 flops.
+    error of the weight itself. Costs 4 * out * in^2 flops.
     """
     w = as_matrix(weight)
     return _error_difference(_values(quantized), w, w, inputs)
@@ -108,7 +108,7 @@ def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> C
 
     The target v minimises sum (w x - v xq)^2 + lambda (v - w)^2, so v = w + w (C - G)^T (G + lambda I)^-1. lambda pulls
     v towards the float weight in directions with little input. In directions without input, which occur with dead
-    columns or with fewer tokens than columns, v equals the float weight. Costs in^3 / 3 + 4 out in^2 flops.
+    columns or with fewer tokens than columns, v equals the float weight. Costs in^3 / 3 + 4 * out * in^2 flops.
     """
     w = as_matrix(weight)
     dtype = precision(w.shape[1])
@@ -127,7 +127,8 @@ def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> C
 
 
 def _case_with_scale(target: Tensor, hessian: Tensor, scheme: Scheme) -> Case:
-    """Returns the case for a target weight: divides the target by the scale of its largest value."""
+    """Returns the case for a target weight: its target is `target` divided by the scale that follows from the largest
+    value."""
     largest = target.abs().amax(1)
     scale = (largest / scheme.qmax).clamp_min(_SMALLEST)
     scale = torch.where(largest == 0, torch.ones_like(scale), scale).to(torch.float32).to(target.dtype)
@@ -168,7 +169,7 @@ def better_channels(
     """Returns the channels of `codes` (out, in) and `scale` (out,) whose error is below that of rounding to the
     nearest, with all other channels rounded to the nearest.
 
-    Returns None where rounding to the nearest does. Costs 4 out in^2 flops.
+    Returns None where rounding to the nearest does. Costs 4 * out * in^2 flops.
     """
     nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None:
@@ -191,7 +192,7 @@ def descend(case: Case, codes: Tensor, low: Tensor, high: Tensor, sweeps: int = 
     """Improves `codes` (out, in) in sweeps that set one column after another to its best value between `low` and
     `high`.
 
-    No step raises d H d. Costs 4 out in^2 flops a sweep.
+    No step raises d H d. Costs 4 * out * in^2 flops a sweep.
     """
     codes, diagonal, columns = codes.clone(), case.hessian.diagonal(), codes.shape[1]
     slope = (codes - case.target) @ case.hessian

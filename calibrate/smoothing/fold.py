@@ -27,8 +27,8 @@ _MAX_ROUNDING = 0.51  # largest rounding error of quant_bias, in accumulator ste
 
 
 class Fold(Protocol):
-    """One source of an input's channels: rows, from `start`, of a layer, a norm or a flattened parameter called
-    `target`.
+    """One source of an input's channels: the rows from `start` of `target`, which names a layer, a norm or a flattened
+    parameter.
 
     `plus_one`: True if the source gives the scale of a modulation, which is applied as 1 + scale.
     """
