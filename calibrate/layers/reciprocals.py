@@ -38,10 +38,11 @@ def reciprocal_agrees(scales: Tensor, zero_points: Tensor) -> Tensor:
 
 
 def next_scale(scale: float, zero_point: Callable[[float], int]) -> float | None:
-    """Returns the smallest qualifying scale found (see the module) that is not below the float32 number `scale` > 0.
+    """Returns the smallest float32 scale found, not below `scale` > 0, for which multiplying by the reciprocal gives
+    the same codes as dividing by the scale.
 
-    `zero_point` returns the zero point of a scale. Returns None where no scale close to `scale` qualifies, as for
-    scales whose reciprocal is not a normal float32.
+    `zero_point` returns the zero point of a scale. Returns None where no scale close to `scale` has this property, as
+    for scales whose reciprocal is not a normal float32.
     """
     first = torch.tensor(scale, dtype=torch.float32).view(torch.int32)
     scales = (first + torch.arange(_SEARCHED, dtype=torch.int32)).view(torch.float32)

@@ -27,8 +27,8 @@ BLOCK = 64  # columns that are rounded one by one before one product updates all
 
 @dataclass(frozen=True)
 class Inputs:
-    """Second-order statistics of a layer's input over `tokens` rows; a convolution's rows are unfolded patches, in *
-    height * width.
+    """Second-order statistics of a layer's input over `tokens` rows; a convolution's rows are unfolded patches, (in *
+    height * width,).
 
     `gram` (in, in), float32 or float64: sum of xq xq^T; xq is x where only weights are quantized. `cross` (in, in): sum
     of xq x^T; None means equal to `gram`. Do not sum `cross` directly in float32: its difference from `gram` would be

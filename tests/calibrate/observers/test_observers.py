@@ -159,7 +159,7 @@ def test_no_values_and_no_tensors_are_refused(name):
     observer = OBSERVERS[name](Options())
     with pytest.raises(ValueError, match="no values"):
         observer.read(torch.zeros(0, 5))
-    with pytest.raises(ValueError, match="no data"):
+    with pytest.raises(ValueError, match="no input was observed"):
         observer.range()
 
 

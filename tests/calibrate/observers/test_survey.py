@@ -114,7 +114,7 @@ def test_what_is_not_finite_is_refused_and_an_empty_survey_says_so():
             survey_of(x)
     survey = Survey(CurrentCall(toy()), "x")
     assert not survey.has_input
-    with pytest.raises(ValueError, match="no data"):
+    with pytest.raises(ValueError, match="no input was observed"):
         survey.judge_sample  # noqa: B018
 
 
