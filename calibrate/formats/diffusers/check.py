@@ -15,6 +15,7 @@ from ..verdict import OCTAVO, Verdict
 from .directory import CONFIG_FILE, Model, StoredTensor
 from .structure import Kind, Structure
 
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
 _READ = ("weight", "weight_scale", "bias", "input_scale", "input_zero_point", "deq", "quant_bias")  # to compute with
 
 
@@ -49,11 +50,13 @@ def _misfit(model: Model, structure: Structure) -> str | None:
         there = {key.rpartition(".")[2]: place for key, place in _of(model, name).items()}
         for leaf in sorted(set(wanted) - set(there)):
             return f"{name}.{leaf} is missing"
-        for leaf in sorted(set(there) - set(wanted) - {"bias"}):
+        if "bias" in there:
+            wanted["bias"] = (None, weight.stored.shape[:1])
+        for leaf in sorted(set(there) - set(wanted)):
             return f"{name}.{leaf} has no place in a {kind.scheme} layer"
         for leaf, (dtype, shape) in wanted.items():
             stored = there[leaf].stored
-            if stored.shape != shape or (dtype is not None and stored.dtype != dtype):
+            if stored.shape != shape or stored.dtype not in (_FLOATS if dtype is None else (dtype,)):
                 return f"{name}.{leaf} is {stored.dtype} {list(stored.shape)}"
     return None
 
@@ -63,7 +66,7 @@ def _of(model: Model, name: str) -> dict[str, StoredTensor]:
 
 
 def _wanted(kind: Kind, shape: tuple[int, ...]) -> dict[str, tuple[str | None, tuple[int, ...]]]:
-    """Dtypes (None: the model's) and shapes of the tensors that a layer has; a bias may come on top."""
+    """Dtypes (None: a float one) and shapes of the tensors that a layer has; a bias may come on top."""
     outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
     wanted: dict[str, tuple[str | None, tuple[int, ...]]] = {
         "weight": ("int8", shape),

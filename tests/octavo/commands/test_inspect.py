@@ -27,7 +27,10 @@ from click.testing import CliRunner
 from octavo.cli import main
 
 heavy = {"torch", "diffusers", "transformers"}
-done = [(CliRunner().invoke(main, ["inspect", path]).exit_code, sorted(heavy & set(sys.modules))) for path in sys.argv[1:]]
+done = []
+for path in sys.argv[1:]:
+    code = CliRunner().invoke(main, ["inspect", path]).exit_code
+    done.append([code, sorted(heavy & set(sys.modules))])
 print(json.dumps(done))
 """
 
