@@ -46,6 +46,8 @@ def _misfit(model: Model, structure: Structure) -> str | None:
         weight = model.tensors.get(f"{name}.weight")
         if weight is None:
             return f"{name}.weight is missing"
+        if len(weight.stored.shape) not in (2, 4):
+            return f"{name}.weight has shape {list(weight.stored.shape)}"
         wanted = _wanted(kind, weight.stored.shape)
         there = {key.rpartition(".")[2]: place for key, place in _of(model, name).items()}
         for leaf in sorted(set(wanted) - set(there)):
