@@ -57,7 +57,7 @@ def test_a_model_in_one_file_is_refused_with_the_way_to_a_directory(tmp_path, su
 
 def test_a_quantized_denoiser_in_one_file_and_any_other_file_are_refused(model, tmp_path):
     (tmp_path / "model.gguf").touch()
-    refused_load(tmp_path / "model.gguf", 2, "a denoiser quantized already")
+    refused_load(tmp_path / "model.gguf", 2, "a denoiser that is already quantized")
     refused_load(model / "model_index.json", 2, "a file. Give the directory of a whole diffusers pipeline.")
 
 
