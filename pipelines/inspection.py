@@ -129,9 +129,9 @@ def family_at(directory: Path, name: str | None = None) -> Family:
 
 
 def _refuse_code(directory: Path, index: dict[str, Any], trusted: bool) -> None:
-    own = [directory / f"{name}.py" for name in ("pipeline", index.get("_class_name")) if isinstance(name, str)]
-    if isinstance(index.get("_class_name"), list):
-        own.insert(0, directory / f"{index['_class_name'][0]}.py")
+    kinds = index.get("_class_name")
+    names = [*(kinds if isinstance(kinds, list) else [kinds]), "pipeline"]
+    own = [directory / f"{name}.py" for name in names if isinstance(name, str)]
     code = [f for f in own if f.is_file()] + [
         f for n in index if (directory / n).is_dir() for f in (directory / n).glob("*.py")
     ]

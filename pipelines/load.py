@@ -17,7 +17,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from octavo.capture.devices import DTYPES
-from octavo.capture.errors import FileError, MisfitError, NumbersError, UsageError, first_sentence
+from octavo.capture.errors import FileError, MisfitError, NumbersError, OctavoError, UsageError, first_sentence
 
 from .denoisers import denoisers
 from .family import Family
@@ -161,10 +161,23 @@ def _load_diffusers(
                 parts[name] = _load_class(component.folders, model_class, common, strict)
         try:
             pipe = own.from_pretrained(directory, trust_remote_code=trust_remote_code, **common, **parts)
-        except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        except (OctavoError, MemoryError):
+            raise
+        except Exception as error:  # the libraries check few values: a wrong one raises an error of any type anywhere
             raise FileError(f"{directory}: {one_line(error)}. Check the directory.") from error
+        _check_tokenizers(pipe, directory)
     pipe.register_modules(**given)
     return pipe
+
+
+def _check_tokenizers(pipe: Any, directory: Path) -> None:
+    """Raises FileError for a tokenizer of `pipe` that cannot encode a text."""
+    for name, part in vars(pipe).items():
+        if "tokenizer" in name and callable(part):
+            try:
+                part("a", truncation=True)
+            except Exception as error:  # as in `_load_diffusers`
+                raise FileError(f"{directory / name}: {one_line(error)}. Download the folder again.") from error
 
 
 def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Module:
@@ -230,7 +243,9 @@ def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool
         del common["torch_dtype"]
     try:
         module, info = kind.from_pretrained(folder, output_loading_info=True, **common)
-    except (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError) as error:
+    except (OctavoError, MemoryError):
+        raise
+    except Exception as error:  # as in `_load_diffusers`
         mismatch = "size mismatch" in str(error) or "shape" in str(error)
         kind = MisfitError if mismatch else FileError
         raise kind(f"{folder}: {one_line(error)}. Check the files.") from error
@@ -267,5 +282,6 @@ def _finite(tensor: torch.Tensor) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the first sentence of a library's error message, at most 300 characters."""
-    return first_sentence(error)[:300]
+    """Returns the first sentence of a library's error message, at most 300 characters; of a missing key, its name."""
+    kind = f"{type(error).__name__} " if isinstance(error, LookupError) else ""
+    return kind + first_sentence(error)[:300]
