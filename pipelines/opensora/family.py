@@ -44,7 +44,7 @@ def _blocks(model: Any) -> Iterator[str]:
 def _modulated(blocks: list[str], layer: str, width: int, shift: int, scale: int) -> Group:
     """Returns the group of `layer` in all blocks.
 
-    The modulation scales by 1 + table + t, which is divided as (1 + table) / s + t / s: the fold of the table has the 1.
+    The modulation scales by 1 + table + t, divided as (1 + table) / s + t / s: the fold of the table has the 1.
     """
     folds = [Fold("t_block.1", shift * width), Fold("t_block.1", scale * width)]
     for name in blocks:
