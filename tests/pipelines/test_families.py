@@ -112,6 +112,17 @@ def test_both_denoisers_of_wan_run_in_integers_after_one_capture_and_one_calibra
     )
 
 
+def test_prompts_and_the_negative_prompt_beyond_max_sequence_length_are_counted_once(wan, tmp_path):
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("\n".join(["a b", *(f"{'a b c d ' * 4}{number}" for number in range(2))]))
+    small = ("--height", 16, "--width", 16, "--frames", 5, "--steps", 1, "--arg", "max_sequence_length=9")
+    said = octavo("capture", wan, tmp_path / "c", "--prompts", prompts, *small, "--negative-prompt", "x y " * 9)
+    assert "2 of 3 prompts are longer than the 9 tokens of the tokenizer, which cuts off the rest." in said
+    assert "The negative prompt is longer than the 9 tokens" in said
+    assert said.count("truncated") == 0
+    assert "longer than" not in octavo("generate", wan, "a b", *small, "-o", tmp_path / "frames")
+
+
 def test_one_denoiser_of_wan_is_calibrated_alone_and_two_of_the_same_are_refused(wan, tmp_path):
     octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 4)
     for name in ("a", "b"):
