@@ -17,6 +17,7 @@ import click
 
 from octavo.capture.errors import OctavoError, storage_error
 from octavo.capture.progress import Reports, line
+from octavo.capture.progress import size as size  # for those who print with a Terminal
 from octavo.capture.ranks import ALONE, Ranks
 
 T = TypeVar("T")
@@ -251,12 +252,3 @@ class Terminal:
 
 def _is_terminal(stream: Any) -> bool:
     return stream is not None and stream.isatty()
-
-
-def size(count: float) -> str:
-    """Bytes in words: 10.2 MiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError

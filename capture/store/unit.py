@@ -10,6 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..errors import MisfitError
 from ..files import Modes, create
 from ..sealed import seal
+from ..space import check_space
 from .blobs import NAMES, Stats, check_storable, join_stats, key_of, memory_of, order_of, rows_of, settle, stats_of
 from .parts import PART_BYTES, Part, split_parts, write_part
 from .tree import encode
@@ -151,6 +152,7 @@ class UnitWriter:
         self._heard = WeakTensorKeyDictionary()
 
     def _flush(self, keep_last: bool) -> None:
+        check_space(self._staged, self._pending_bytes)
         parts = list(split_parts(self._pending))
         last = parts.pop() if keep_last else {}
         for blobs in parts:

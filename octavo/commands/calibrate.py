@@ -11,13 +11,14 @@ from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.calibration import calibrate as calibrate_model
 from octavo.calibrate.calibration import planned
 from octavo.calibrate.formats import format_named
-from octavo.calibrate.formats.target import check_space, check_target, least_size
+from octavo.calibrate.formats.target import check_target, least_size
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import UsageError
 from octavo.capture.fingerprint import Origin, fingerprint
 from octavo.capture.ranks import Ranks
+from octavo.capture.space import check_space
 from octavo.capture.store.reader import Capture
 from octavo.pipelines import FAMILIES, GENERIC
 from octavo.pipelines.denoisers import denoisers
