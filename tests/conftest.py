@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from .helpers import examples  # registers the Hypothesis profile before a command line asks for it
+
+__all__ = ["examples"]
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
