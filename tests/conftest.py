@@ -1,5 +1,8 @@
 """Fixtures shared by the tests."""
 
+from collections.abc import Callable
+from functools import cache
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -27,3 +30,19 @@ def captured(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     prompts.write_text("a red circle\na blue ring\na white cross")
     capture(tiny_model, folder / "capture", prompts)
     return folder / "capture"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(captured: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Calibrates `captured` with the options of the command that are given, each list of options once. Read only."""
+    from .helpers.commands import octavo
+
+    folder, numbers = tmp_path_factory.mktemp("checkpoints"), count()
+
+    @cache
+    def made(*options: str) -> Path:
+        out = folder / f"w8a8-{next(numbers)}"
+        octavo("calibrate", captured, out, *options)
+        return out
+
+    return made

@@ -21,6 +21,7 @@ from octavo.cli import main
 from octavo.terminal import Interrupted, Terminal, errors, interruptible, prepare_streams, printable
 
 from ..helpers.commands import capture
+from ..helpers.examples import some_of
 from ..helpers.faults import counting, fast_path, in_child
 from ..helpers.ranked import printing
 from ..helpers.refusals import refused
@@ -49,7 +50,7 @@ def test_a_second_interruption_ends_at_once_wherever_the_store_is(fast_path: Pat
     with counting() as calls:
         session(fast_path / "whole")
     left = 0
-    for at in range(len(calls.made)):
+    for at in some_of(len(calls.made)):
         store = fast_path / str(at)
 
         def interrupted(at: int = at, store: Path = store) -> None:
