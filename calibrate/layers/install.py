@@ -23,13 +23,23 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` into `model` under `name`; other names of a shared module keep the old module.
 
     Adds a hook that does nothing to an integer layer inside nn.TransformerEncoderLayer: only with a hook does that
-    module run the layer, instead of reading its weight as a float weight.
+    module run the layer, instead of reading its weight as a float weight. With the hook, that module takes no nested tensors,
+    which nn.TransformerEncoder makes from padded tensors, so nested tensors are switched off in encoders around it.
     """
     parent, _, child = name.rpartition(".")
     above = model.get_submodule(parent)
     if isinstance(above, nn.TransformerEncoderLayer) and isinstance(module, IntegerLayer):
         module.register_forward_pre_hook(_no_effect)
+        for encoder in _encoders(model, name):
+            encoder.use_nested_tensor = False
     setattr(above, child, module)
+
+
+def _encoders(model: nn.Module, name: str) -> list[nn.TransformerEncoder]:
+    """Returns the torch encoders (nn.TransformerEncoder) that contain the module `name`."""
+    parts = name.split(".")
+    parents = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
+    return [module for module in parents if isinstance(module, nn.TransformerEncoder)]
 
 
 def _no_effect(module: nn.Module, args: Any) -> None:
@@ -41,6 +51,7 @@ def swapped(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None
     """Puts `modules` into `model` under their names while the block runs, then restores the former modules, also after
     an exception."""
     before = {name: model.get_submodule(name) for name in modules}
+    nested = {encoder: encoder.use_nested_tensor for name in modules for encoder in _encoders(model, name)}
     try:
         for name, module in modules.items():
             replace(model, name, module)
@@ -48,6 +59,8 @@ def swapped(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None
     finally:
         for name, module in before.items():
             replace(model, name, module)
+        for encoder, use in nested.items():
+            encoder.use_nested_tensor = use
 
 
 def install(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Callable[[], None]:
