@@ -23,8 +23,9 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` into `model` under `name`; other names of a shared module keep the old module.
 
     Adds a hook that does nothing to an integer layer inside nn.TransformerEncoderLayer: only with a hook does that
-    module run the layer, instead of reading its weight as a float weight. With the hook, that module takes no nested tensors,
-    which nn.TransformerEncoder makes from padded tensors, so nested tensors are switched off in encoders around it.
+    module run the layer, instead of reading its weight as a float weight. With the hook, that module takes no nested
+    tensors, which nn.TransformerEncoder makes from padded tensors, so nested tensors are switched off in encoders
+    around it.
     """
     parent, _, child = name.rpartition(".")
     above = model.get_submodule(parent)
