@@ -147,7 +147,7 @@ def test_a_model_that_is_none_of_diffusers_is_refused(tmp_path):
         refused(
             partial(export, Result(Plan(()), layers, {}, axes={"proj_out": 3}), model, tmp_path / "out", (name,)),
             2,
-            "Toy is not a model of diffusers",
+            "Toy is not a diffusers model",
         )
         assert not (tmp_path / "out").exists()
 
