@@ -135,7 +135,7 @@ class TimestepInput(Input):
 
 @dataclass(frozen=True)
 class DynamicInput(Input):
-    """One symmetric range for each token, computed from the token itself."""
+    """Quantizes each token with a symmetric range of its own, computed from the token itself."""
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
         return Codes(*dynamic_codes(x, axes, self.weights), None)

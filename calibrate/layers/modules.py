@@ -168,7 +168,7 @@ class IntegerLayer(nn.Module):
 
 
 class QuantizedLinear(IntegerLayer):
-    """An nn.Linear in integers: input (..., in_features), output (..., out_features) in the input's dtype."""
+    """Computes an nn.Linear in integers: input (..., in_features), output (..., out_features) in the input's dtype."""
 
     def __init__(self, numbers: Numbers) -> None:
         super().__init__(numbers)

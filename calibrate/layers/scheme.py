@@ -82,7 +82,7 @@ SYMMETRIC_ACTIVATION = Scheme(symmetric=True)
 
 
 class QParams(NamedTuple):
-    """The parameters of the quantization formula: `scale` float32 and `zero_point` int32, both 0-d or both
+    """Holds the parameters of the quantization formula: `scale` float32 and `zero_point` int32, both 0-d or both
     (channels,)."""
 
     scale: Tensor

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Transform(Protocol):
-    """A linear map T of an input's channels, stored in `tensors`: W x = (W T^-1) (T x)."""
+    """Maps an input's channels by a linear map T, stored in `tensors`: W x = (W T^-1) (T x)."""
 
     TENSORS: ClassVar[tuple[str, ...]]  # the names of the transform's tensors in a layer's state dict
     by_channel: ClassVar[bool]  # True if channel i of T x rises with channel i of x and depends on no other

@@ -26,7 +26,7 @@ _REMEDY = "Write 5MiB, 40% (of the float bytes), 0.7x (of the time), or 40%,0.7x
 
 
 class Cost(NamedTuple):
-    """The cost of layers: `bytes` of their tensors, and `time`, in units of one multiply-accumulate in half
+    """Holds the cost of layers: `bytes` of their tensors, and `time`, in units of one multiply-accumulate in half
     precision."""
 
     bytes: float = 0.0

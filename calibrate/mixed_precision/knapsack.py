@@ -22,7 +22,7 @@ _TINY = 1e-9  # tolerance for the rounding of float sums, as a share of a cell o
 
 
 class Option(NamedTuple):
-    """One way to treat a group: `kind`, how inputs become codes (None: float), with its error and cost."""
+    """Represents one way to treat a group: `kind`, how inputs become codes (None: float), its error and its cost."""
 
     kind: type[Input] | None
     error: float

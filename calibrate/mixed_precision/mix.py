@@ -25,7 +25,7 @@ _ADDING = 1.5  # ratio of measured to estimated error above which errors do not 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The result of a search under a budget: the plan, the choices for its layers, the entry in report.json, and
+    """Holds the result of a search under a budget: the plan, the choices for its layers, the entry in report.json, and
     `errors`: by layer, the error of each scheme of the layer's group."""
 
     plan: Plan

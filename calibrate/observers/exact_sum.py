@@ -16,8 +16,7 @@ _BATCH = 1 << 24  # numbers summed together: 2**24 half mantissas, each below 2*
 
 
 class ExactSum:
-    """The exact sum of all finite float32 and float64 numbers passed to `add`, stored as integer multiples of powers of
-    two."""
+    """Sums finite float32 and float64 numbers exactly, as integer multiples of powers of two, in any order."""
 
     def __init__(self) -> None:
         self._units: Counter[int] = Counter()

@@ -14,7 +14,7 @@ from ..layers.transforms import Transform, transformed
 
 
 class ChannelReading(NamedTuple):
-    """The smallest and the largest value of each channel of one tensor (..., channels): float32, (channels,)."""
+    """Holds the smallest and the largest value of each channel of one tensor (..., channels): float32, (channels,)."""
 
     low: Tensor
     high: Tensor
@@ -78,7 +78,7 @@ class Channels:
 
 
 class Extremes(NamedTuple):
-    """The smallest and the largest value of a tensor."""
+    """Holds the smallest and the largest value of a tensor."""
 
     low: float
     high: float

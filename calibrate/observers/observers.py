@@ -19,7 +19,7 @@ from .token_sums import BatchedMoments, TokenSums
 
 @dataclass(frozen=True)
 class Options:
-    """The options of observers."""
+    """Holds the options of observers."""
 
     sigma: float = 25.0  # half the width of the range, in standard deviations; 0: the range from minimum to maximum
     percentile: float = 99.99  # per cent of the values not above the top of the range; as many are not below its bottom
@@ -47,7 +47,7 @@ class Observer(Protocol):
 
 
 class MinMax:
-    """Observer of the range from the smallest to the largest value."""
+    """Observes the range from the smallest to the largest value."""
 
     read = staticmethod(extremes)
 
@@ -76,7 +76,7 @@ class SigmaReading(NamedTuple):
 
 
 class Sigma:
-    """Observer of the range mean - sigma * std to mean + sigma * std of all values, cut at the extremes."""
+    """Observes the range mean - sigma * std to mean + sigma * std of all values, cut at the extremes."""
 
     def __init__(self, options: Options) -> None:
         self._sigma = options.sigma

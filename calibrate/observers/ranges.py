@@ -76,7 +76,7 @@ def bins_for(levels: Mapping[int, float], units: Sequence[int | None]) -> Bins:
 
 
 class BinnedObserver:
-    """Observers of one layer's transformed input: one for each fold of each timestep bin."""
+    """Observes one layer's transformed input with an observer for each fold of each timestep bin."""
 
     def __init__(
         self, observer: str, options: Options, current: CurrentCall, bins: Bins, transform: Transform | None

@@ -12,7 +12,7 @@ _MOST = 512  # most rows of a sample: above it, the rows of the smallest depth, 
 
 
 class SampledRows(NamedTuple):
-    """Sampled rows of one tensor. `source`: the position of the call, and the index of the tensor among the layer's
+    """Holds rows of one tensor. `source`: the position of the call, and the index of the tensor among the layer's
     inputs in that call."""
 
     source: tuple[int, int]

@@ -89,7 +89,7 @@ def _sum_rows(x: Tensor) -> list[RowSums]:
 
 
 class Moments:
-    """The exact count, sum and sum of squares of all added values."""
+    """Keeps the exact count, sum and sum of squares of all added values."""
 
     def __init__(self) -> None:
         self.count = 0
