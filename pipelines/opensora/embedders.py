@@ -54,7 +54,8 @@ class PatchEmbedder(nn.Module):
 
 
 class ScalarEmbedder(nn.Module):
-    """Embeds numbers, (rows,) to (rows, C): their sinusoid passes through a two-layer MLP in the dtype of its weights."""
+    """Embeds numbers, (rows,) to (rows, C): their sinusoids pass through a two-layer MLP, in the dtype of its
+    weights."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -32,8 +32,8 @@ class StoredTensor(NamedTuple):
 
 
 class Model(NamedTuple):
-    """Holds a diffusers model directory: the content of config.json, the stored tensors by name, and the metadata of all
-    weight files together."""
+    """Holds a diffusers model directory: the content of config.json, the stored tensors by name, and the metadata of
+    all weight files together."""
 
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
