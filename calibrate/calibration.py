@@ -18,10 +18,10 @@ from .learning_curve import learning_curve
 from .mixed_precision.budget import SEARCH, Search
 from .mixed_precision.mix import Mixture, mixed
 from .mixed_precision.sensitivity import Trajectory
-from .part import Part, calibrate_part, check_left, check_weights, planned
+from .part import Part, calibrate_part, check_any_quantized, check_weights, planned
 from .plan import Plan, layer_at
-from .preparation.batch_norms import Folded, folded
-from .preparation.dtype_casts import cast_to
+from .preparation.batch_norms import FoldedModel, fold_norms
+from .preparation.dtype_casts import layers_with_cast_inputs
 from .preparation.weight_reads import weights_used_elsewhere
 from .replay.calls import Calls, Progress, first, silent
 from .replay.sqnr import Power, outputs, powers_of, total
@@ -69,19 +69,21 @@ def calibrate(
         return mixtures[0].plan, mixtures[0].choices
 
     limited = settings.limits is not None
-    part = calibrate_part(model, calls, plan, settings, work, mix=mix if limited else None, hold=not settings.release)
-    check_left(part.plan)
+    part = calibrate_part(
+        model, calls, plan, settings, work, mix=mix if limited else None, keep_layers=not settings.release
+    )
+    check_any_quantized(part.plan)
     return _finished(model, part, settings, mixtures, work)
 
 
 def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequence[Mixture], work: Work) -> Result:
     """Measures the model with the integer layers and reports; a mixture of schemes has no learning curve."""
-    plan = _fallen_back(part.plan, part.powers, settings)
+    plan = _without_worst_layers(part.plan, part.powers, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []
     if not mixtures:
         with work.watch.stage("enough"):
-            curve = learning_curve(model, plan, settings, part.chosen, part.measured, part.exact, work)
+            curve = learning_curve(model, plan, settings, part.selection, part.measured, part.exact, work)
     if settings.release:
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)
@@ -94,15 +96,17 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
         output = powers_of(part.exact, outputs(model, part.measured(), work.ranks), work.ranks)
     sqnr = total(output).checked().sqnr
     if curve and settings.method.plain and sqnr is not None:
-        curve.append({**part.chosen.seen.last._asdict(), "output_sqnr": sqnr})
-    held = part.chosen.seen.current.held_of(part.positions)
-    findings = Findings(part.choices, part.chosen.seen.ranges, part.powers, part.chosen.seen.calls, output, held)
+        curve.append({**part.selection.observations.last._asdict(), "output_sqnr": sqnr})
+    held = part.selection.observations.current.held_out_count(part.positions)
+    findings = Findings(
+        part.choices, part.selection.observations.ranges, part.powers, part.selection.observations.calls, output, held
+    )
     report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve}
     for mixture in mixtures:
         report = with_mixture(report, mixture)
     for warning in report["warnings"] if work.ranks.rank == 0 else ():
         logger.warning(warning)
-    return Result(plan, layers, report, part.chosen.timesteps, axes=part.axes, parameters=parameters)
+    return Result(plan, layers, report, part.selection.timesteps, axes=part.axes, parameters=parameters)
 
 
 def _released(
@@ -134,7 +138,7 @@ def _mixed(
     return mixed(model, plan, choices, settings.limits, replace(search, inputs=inputs), trajectory, work)
 
 
-def _fallen_back(plan: Plan, powers: Mapping[str, Power], settings: Settings) -> Plan:
+def _without_worst_layers(plan: Plan, powers: Mapping[str, Power], settings: Settings) -> Plan:
     """The plan without the layers whose output has the largest mean squared error."""
     if not settings.fallback:
         return plan
@@ -167,13 +171,13 @@ def calibrate_folded(
 
     Raises what `calibrate` and `batch_norms.folded` do.
     """
-    found, call = Folded(model, ()), next(iter(calls()), None)
+    found, call = FoldedModel(model, ()), next(iter(calls()), None)
     if call is not None:
         names = planned(model, settings).quantized
-        settings = _kept(settings, cast_to(model, call, names))
+        settings = _with_float_layers(settings, layers_with_cast_inputs(model, call, names))
         convolutions = any(isinstance(model.get_submodule(name), nn.Conv2d) for name in names)
         settings = replace(settings, reciprocal=graphs or convolutions)
-        found = folded(model, call, changing=changing)
+        found = fold_norms(model, call, changing=changing)
         model = found.model
     told = [*warnings, *filter(None, [found.warning])]
     for warning in told:
@@ -184,7 +188,7 @@ def calibrate_folded(
     return replace(result, report=report, example=call), model
 
 
-def _kept(settings: Settings, reasons: Mapping[str, str]) -> Settings:
+def _with_float_layers(settings: Settings, reasons: Mapping[str, str]) -> Settings:
     """The settings by which the layers of `reasons` stay float too."""
     if settings.defaults is None:
         return replace(settings, more_float={**reasons, **settings.more_float})

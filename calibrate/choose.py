@@ -15,10 +15,10 @@ from .observers.ranges import WHOLE, Bins, Ranges, bins_for, input_with, observe
 from .observers.survey import Survey
 from .observers.survey_replay import Known, Surveyed, surveyed
 from .plan import Plan, named
-from .replay.calls import Calls, first, spread, taken
+from .replay.calls import Calls, calls_at, evenly_spaced, first
 from .replay.current_call import CurrentCall
 from .replay.hooks import layers_called
-from .replay.marks import Mark
+from .replay.snapshots import CallCount
 from .replay.work import Work
 from .report import NEVER_RAN, ZERO_INPUT
 from .rounding.choose_weights import choose_weights
@@ -27,7 +27,7 @@ from .settings import Settings
 from .smoothing.search import smooth
 
 
-class Seen(NamedTuple):
+class Observations(NamedTuple):
     """The findings of the replays: the ranges of layer inputs, and `current`, the state at the end of the calls.
 
     `silent`: layers that never ran, where no range says so. `last`: the end of the calls.
@@ -36,8 +36,8 @@ class Seen(NamedTuple):
     ranges: Ranges
     silent: frozenset[str]
     current: CurrentCall
-    last: Mark
-    at_marks: Mapping[Mark, Ranges]
+    last: CallCount
+    snapshots: Mapping[CallCount, Ranges]
 
     @property
     def calls(self) -> int:
@@ -46,7 +46,7 @@ class Seen(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Selection:
     """The choices for the layers of a plan, and the observations behind them.
 
     | field     | meaning                                                                                   |
@@ -63,7 +63,7 @@ class Chosen:
     choices: dict[str, Choice]
     reasons: dict[str, str]
     nearest: dict[str, Choice]
-    seen: Seen
+    observations: Observations
     survey: Surveyed | None = None
     summed: frozenset[int] = frozenset()
     timesteps: tuple[float, ...] | None = None
@@ -75,8 +75,8 @@ def choose(
     plan: Plan,
     settings: Settings,
     work: Work,
-    room: Callable[[], float] = lambda: ROOM,
-) -> Chosen:
+    sums_memory: Callable[[], float] = lambda: ROOM,
+) -> Selection:
     """Makes the choice for every layer of the plan. `room` is asked, before weights are rounded, for the bytes that the
     sums may take.
 
@@ -94,20 +94,20 @@ def choose(
             transforms = transforms_of(model, surveys, settings, work)
     bins = bins_for(current.levels, current.units) if settings.input_type.by_level else WHOLE
     with work.watch.stage("replay"):
-        seen = _seen(model, calls, plan, settings, work, survey, transforms, bins)
+        seen = _observations(model, calls, plan, settings, work, survey, transforms, bins)
     nearest, reasons = nearest_choices(model, plan, settings, seen, transforms, bins.edges)
     choices, summed = dict(nearest), frozenset[int]()
     if not settings.method.plain:
         positions = current.training or list(range(current.count))
-        summed = frozenset(positions[index] for index in spread(len(positions), CALLS))
+        summed = frozenset(positions[index] for index in evenly_spaced(len(positions), CALLS))
         with work.watch.stage("weights"):
             surveys = {name: each for name, each in surveys.items() if name in choices}
             usable = {name: choices[name] for name in surveys}
             choices |= choose_weights(
-                model, usable, surveys, lambda: taken(calls, summed), settings.method, work, room()
+                model, usable, surveys, lambda: calls_at(calls, summed), settings.method, work, sums_memory()
             )
     levels = tuple(sorted(set(current.levels.values()), reverse=True)) if len(bins.edges) else None
-    return Chosen(choices, reasons, nearest, seen, survey, summed, levels)
+    return Selection(choices, reasons, nearest, seen, survey, summed, levels)
 
 
 def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work: Work) -> Surveyed:
@@ -142,7 +142,7 @@ def _of_linears(surveys: Mapping[str, Survey]) -> dict[str, Survey]:
     return {name: survey for name, survey in surveys.items() if not isinstance(survey, PatchSurvey)}
 
 
-def _seen(
+def _observations(
     model: nn.Module,
     calls: Calls,
     plan: Plan,
@@ -151,39 +151,39 @@ def _seen(
     survey: Surveyed | None,
     transforms: Mapping[str, Transform],
     bins: Bins,
-) -> Seen:
+) -> Observations:
     """The ranges of the inputs of layers that ran: from the surveys where these suffice, else by another replay."""
-    surveys, last = (survey.known.surveys, survey.last) if survey else ({}, Mark(0, None))
+    surveys, last = (survey.known.surveys, survey.last) if survey else ({}, CallCount(0, None))
     current = survey.known.current if survey else CurrentCall(model, work.ranks)
     if not settings.input_type.ranged:
         if not survey:
-            for _ in current.each(first(calls, settings.samples)):
+            for _ in current.tracked(first(calls, settings.samples)):
                 pass
             current = current.shared()
         count = current.count
         silent = {name for name in plan.quantized if name not in surveys or not surveys[name].seen}
         if count and silent:
             silent -= layers_called(model, silent, first(calls, settings.samples), work.ranks)
-        return Seen({}, frozenset(silent) if count else frozenset(), current, last, {})
+        return Observations({}, frozenset(silent) if count else frozenset(), current, last, {})
     ranges = extremes(surveys, transforms) if settings.observer == "minmax" and not len(bins.edges) else {}
     never = {name for name, each in surveys.items() if not each.seen}
     if survey is not None:
         ranges, never = ranges | survey.ranges, never | survey.silent
     missing = [name for name in plan.quantized if name not in ranges and name not in never]
     if not missing:
-        return Seen(ranges, frozenset(), current, last, survey.ranges_at_marks if survey else {})
+        return Observations(ranges, frozenset(), current, last, survey.range_snapshots if survey else {})
     shown = work.progress("replay", first(calls, settings.samples), settings.samples)
-    found, current, marks = observe_ranges(
+    found, current, snapshots = observe_ranges(
         model, missing, shown, settings.observer, settings.options, transforms, bins, work.ranks
     )
-    return Seen(ranges | found, frozenset(), current, marks.last, marks.taken)
+    return Observations(ranges | found, frozenset(), current, snapshots.last, snapshots.by_count)
 
 
 def nearest_choices(
     model: nn.Module,
     plan: Plan,
     settings: Settings,
-    seen: Seen,
+    seen: Observations,
     transforms: Mapping[str, Transform],
     edges: Tensor = WHOLE.edges,
 ) -> tuple[dict[str, Choice], dict[str, str]]:

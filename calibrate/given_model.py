@@ -42,13 +42,13 @@ def opened(model: nn.Module) -> Iterator[None]:
 def _unwrapped(model: nn.Module) -> Iterator[None]:
     """Inside, every wrapper in `model` is replaced by the module that it wraps."""
     with ExitStack() as stack:
-        while wrapped := {name: inside(each) for name, each in _places(model) if inside(each) is not each}:
+        while wrapped := {name: inside(each) for name, each in _submodules(model) if inside(each) is not each}:
             outer = {name: each for name, each in wrapped.items() if not _below(name, wrapped)}
             stack.enter_context(swapped(model, outer))
         yield
 
 
-def _places(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _submodules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """All modules below `model` by name; a module with several names comes several times."""
     return [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
 

@@ -12,21 +12,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from .choice import Choice, layer_of
-from .choose import Chosen, extremes, nearest_choices, transforms_of
+from .choose import Selection, extremes, nearest_choices, transforms_of
 from .layers.inputs import StaticInput
 from .layers.install import quantized
 from .observers.survey import Survey
 from .observers.survey_replay import united
 from .plan import FloatLayer, Plan, layer_at
 from .replay.calls import Call
-from .replay.marks import Mark, affordable
+from .replay.snapshots import CallCount, affordable
 from .replay.sqnr import outputs, power_of
 from .replay.work import Work
 from .settings import Settings
 
-NEAR = 0.1  # dB: an SQNR at most this far below the final one counts as equal
-GROWING = 0.3  # dB: if the last doubling of calls gained more, further calls are expected to gain too
-MOST_MARKS = 3  # snapshots that are measured: each takes its own search for smoothing
+EQUAL_WITHIN = 0.1  # dB: an SQNR at most this far below the final one counts as equal
+STILL_GAINING = 0.3  # dB: if the last doubling of calls gained more, further calls are expected to gain too
+MAX_SNAPSHOTS = 3  # snapshots that are measured: each takes its own search for smoothing
 
 
 class LayerOnDemand(nn.Module):
@@ -47,7 +47,7 @@ def learning_curve(
     model: nn.Module,
     plan: Plan,
     settings: Settings,
-    chosen: Chosen,
+    chosen: Selection,
     calls: Callable[[], Iterable[Call]],
     exact: Sequence[Sequence[Tensor]],
     work: Work,
@@ -63,20 +63,20 @@ def learning_curve(
     rows = []
     marked = earlier_choices(model, chosen, plan, settings, work)
     if settings.method.plain:
-        marked.pop(chosen.seen.last, None)
-    for mark, choices in work.progress("enough", marked.items(), len(marked)) if marked else ():
+        marked.pop(chosen.observations.last, None)
+    for count, choices in work.progress("enough", marked.items(), len(marked)) if marked else ():
         names = [name for name in plan.quantized if name in choices]
         layers: dict[str, Any] = {name: LayerOnDemand(layer_at(model, name), choices[name]) for name in names}
         with quantized(model, layers):
             power = power_of(exact, outputs(model, calls(), work.ranks), work.ranks)
         if power.sqnr is not None:
-            rows.append({**mark._asdict(), "output_sqnr": power.sqnr})
+            rows.append({**count._asdict(), "output_sqnr": power.sqnr})
     return rows
 
 
 def earlier_choices(
-    model: nn.Module, chosen: Chosen, plan: Plan, settings: Settings, work: Work
-) -> dict[Mark, dict[str, Choice]]:
+    model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
+) -> dict[CallCount, dict[str, Choice]]:
     """The choices that the calls up to each snapshot worth measuring would have led to, and the choices of all calls.
 
     All choices have weights rounded to the nearest. Empty where choices need another replay: the result of fewer calls
@@ -85,25 +85,25 @@ def earlier_choices(
     known = settings.input_type.rounded and not settings.fallback and chosen.timesteps is None
     if chosen.survey is not None:
         known = known and settings.observer == "minmax"
-    marks = chosen.survey.at_marks if chosen.survey and chosen.survey.at_marks else chosen.seen.at_marks
-    measured = settings.measured(chosen.seen.calls) if known else 0
+    snapshots = chosen.survey.snapshots if chosen.survey and chosen.survey.snapshots else chosen.observations.snapshots
+    measured = settings.measured(chosen.observations.calls) if known else 0
     found = {
-        mark: _choices_at(mark, model, chosen, plan, settings, work)
-        for mark in affordable(marks, chosen.seen.calls, measured)[-MOST_MARKS:]
+        count: _choices_at(count, model, chosen, plan, settings, work)
+        for count in affordable(snapshots, chosen.observations.calls, measured)[-MAX_SNAPSHOTS:]
     }
-    return found | {chosen.seen.last: chosen.nearest} if found else {}
+    return found | {chosen.observations.last: chosen.nearest} if found else {}
 
 
 def _choices_at(
-    mark: Mark, model: nn.Module, chosen: Chosen, plan: Plan, settings: Settings, work: Work
+    count: CallCount, model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
 ) -> dict[str, Choice]:
     """The choices that follow from the observations at a snapshot."""
     surveys = dict[str, Survey]()
-    if chosen.survey is not None and mark in chosen.survey.at_marks:
-        surveys = united(chosen.survey.at_marks[mark], work.ranks).surveys
+    if chosen.survey is not None and count in chosen.survey.snapshots:
+        surveys = united(chosen.survey.snapshots[count], work.ranks).surveys
     transforms = transforms_of(model, surveys, settings, work)
-    ranges = chosen.seen.at_marks.get(mark, {}) | extremes(surveys, transforms)
-    return nearest_choices(model, plan, settings, chosen.seen._replace(ranges=ranges), transforms)[0]
+    ranges = chosen.observations.snapshots.get(count, {}) | extremes(surveys, transforms)
+    return nearest_choices(model, plan, settings, chosen.observations._replace(ranges=ranges), transforms)[0]
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> str | None:
@@ -116,18 +116,18 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str | None:
     last = rows[-1]
     half = next((row for row in reversed(rows) if 2 * _size(row) <= _size(last)), rows[0])
     gained = last["output_sqnr"] - half["output_sqnr"]
-    if gained > GROWING:
+    if gained > STILL_GAINING:
         return f"More calls would gain: {_of(last)} have {gained:.1f} dB more output SQNR than the first {_size(half)}."
     enough = last
     for row in reversed(rows):
-        if row["output_sqnr"] < last["output_sqnr"] - NEAR:
+        if row["output_sqnr"] < last["output_sqnr"] - EQUAL_WITHIN:
             break
         enough = row
     if enough is last:
         return f"The last calls still counted: {_of(last)} have {gained:.2f} dB more than the first {_size(half)}."
     found = f"{_size(enough)} of {_of(last)} were enough"
     calls = "" if last["prompts"] is None else f" ({enough['calls']} of {last['calls']} calls)"
-    return f"{found}{calls}: output SQNR within {NEAR} dB of that with all."
+    return f"{found}{calls}: output SQNR within {EQUAL_WITHIN} dB of that with all."
 
 
 def _size(row: Mapping[str, Any]) -> int:

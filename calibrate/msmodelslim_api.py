@@ -27,7 +27,7 @@ from .formats.target import check_space, least_size
 from .given_model import opened
 from .layers.changes import change_of
 from .plan import kind_of
-from .preparation.synthetic_inputs import made_up, warnings_of
+from .preparation.synthetic_inputs import synthetic_calls, warnings_of
 from .replay.calls import device_of
 from .replay.user_data import calls_of
 from .result import Result
@@ -223,7 +223,7 @@ class Calibrator:
         with opened(self.model):
             planned(self.model, settings)  # raises its errors before synthetic inputs are made, which takes a minute
             if self._calls is None and self.cfg.input_shape:
-                samples = list(made_up(self.model, self.cfg.input_shape, progress=progress))
+                samples = list(synthetic_calls(self.model, self.cfg.input_shape, progress=progress))
                 warnings = warnings_of(self.model)
             result, model = calibrate_folded(
                 self.model, self._calls or (lambda: samples), settings, progress=progress,

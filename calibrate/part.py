@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from octavo.capture.errors import NumbersError
 
 from .choice import Choice, layer_of
-from .choose import Chosen, choose
+from .choose import Selection, choose
 from .layers.inputs import WORDS
 from .layers.modules import QuantizedLayer
 from .layers.weights import check_finite
 from .plan import Plan, layer_at, make_plan, named, reasons_of
-from .replay.calls import Call, Calls, Progress, taken
+from .replay.calls import Call, Calls, Progress, calls_at
 from .replay.hooks import axes
 from .replay.measured_calls import measured_calls
 from .replay.sqnr import Power, comparing, joined, outputs
@@ -32,7 +32,7 @@ class Part:
     """
 
     plan: Plan
-    chosen: Chosen
+    selection: Selection
     choices: dict[str, Choice]
     layers: dict[str, QuantizedLayer]
     makers: Mapping[str, Callable[[], QuantizedLayer]]
@@ -50,26 +50,26 @@ def calibrate_part(
     settings: Settings,
     work: Work,
     *,
-    hold: bool,
-    room: Callable[[], float] = lambda: ROOM,
+    keep_layers: bool,
+    sums_memory: Callable[[], float] = lambda: ROOM,
     mix: Callable[[Plan, dict[str, Choice]], tuple[Plan, dict[str, Choice]]] | None = None,
     announce: Callable[[frozenset[int]], None] = lambda positions: None,
 ) -> Part:
     """Chooses the integers of the layers of a plan, and measures each layer beside its float form.
 
-    `mix` may change plan and choices before layers are made. With `hold` all integer layers stay in memory; else each
+    `mix` may change plan and choices before layers are made. With `keep_layers` all integer layers stay in memory; else each
     is made when asked for. `announce` receives the positions of all calls that were or will be run.
     """
-    chosen = choose(model, calls, plan, settings, work, room)
+    chosen = choose(model, calls, plan, settings, work, sums_memory)
     choices = chosen.choices
     if mix is not None:
         plan, choices = mix(plan, choices)
     with work.watch.stage("freeze"):
-        plan, layers = frozen(model, plan, choices, chosen.reasons, work.progress, hold=hold)
-    positions = measured_calls(chosen.seen.current, settings.measured(chosen.seen.calls))
+        plan, layers = frozen(model, plan, choices, chosen.reasons, work.progress, keep_layers=keep_layers)
+    positions = measured_calls(chosen.observations.current, settings.measured(chosen.observations.calls))
     announce(chosen.summed.union(work.ranks.share(positions)))
-    makers = {name: partial(_made, model, name, choices, layers) for name in plan.quantized}
-    measured = partial(taken, calls, positions)
+    makers = {name: partial(_integer_layer, model, name, choices, layers) for name in plan.quantized}
+    measured = partial(calls_at, calls, positions)
     with (
         work.watch.stage("measure"),
         comparing(model, makers) as powers,
@@ -103,9 +103,9 @@ def frozen(
     reasons: Mapping[str, str],
     progress: Progress,
     *,
-    hold: bool,
+    keep_layers: bool,
 ) -> tuple[Plan, dict[str, QuantizedLayer]]:
-    """The plan without the layers that have to stay float, and the integer layers; without `hold` none, since they are
+    """The plan without the layers that have to stay float, and the integer layers; without `keep_layers` none, since they are
     made one by one."""
     found, layers = dict(reasons), {}
     for entry, module in progress("freeze", named(model, plan), len(plan.quantized)):
@@ -114,19 +114,19 @@ def frozen(
         made = layer_of(module, choices[entry.name])
         if isinstance(made, str):
             found[entry.name] = made
-        elif hold:
+        elif keep_layers:
             layers[entry.name] = made
     return plan.forced_float(found), layers
 
 
-def check_left(plan: Plan) -> None:
+def check_any_quantized(plan: Plan) -> None:
     """Raises NumbersError for a plan with no layer left to quantize, with the reasons of its layers."""
     if not plan.quantized:
         why = reasons_of(entry for entry in plan.entries if entry.forced)
         raise NumbersError(f"no layer can become integers ({why}). Give more calls or choose another dtype.")
 
 
-def _made(
+def _integer_layer(
     model: nn.Module, name: str, choices: Mapping[str, Choice], layers: Mapping[str, QuantizedLayer]
 ) -> QuantizedLayer:
     """The integer layer `name`, from `layers` or made anew."""

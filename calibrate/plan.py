@@ -37,7 +37,7 @@ _SENSITIVE = {
     r"(^|\.)(conv_shortcut|shortcut_projection|downsamplers|upsamplers)(\.|$)": "is given the residual stream itself",
     r"(^|\.)(time_emb_proj|\w*_mod|\w*modulation\w*|(?i:adaln)\w*)(\.|$)": "modulation: one row per sample",
 }
-_ASKED = "asked for"  # the reason of a layer that the user keeps float
+_KEPT_BY_USER = "asked for"  # the reason of a layer that the user keeps float
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
 
 
@@ -143,7 +143,7 @@ def _nothing_left(kind: str, plan: Plan, option: str) -> str:
     if not plan.entries:
         return f"{kind}: no nn.Linear or nn.Conv2d to quantize. Choose another model."
     why = reasons_of(able or plan.entries)
-    if any(entry.reason == _ASKED for entry in able):
+    if any(entry.reason == _KEPT_BY_USER for entry in able):
         return f"{option}: no layer is left to quantize ({why}). Keep fewer layers float."
     if able:
         wishes = {"disable_names": "List in disable_names what has to stay float: all else becomes integers"}
@@ -220,7 +220,7 @@ class Rules(NamedTuple):
 
 def _reason(model: nn.Module, entry: Entry, rules: Rules, blocks: Sequence[str]) -> str | None:
     if any(matches(entry.name, pattern) for pattern in rules.keep_float):
-        return _ASKED
+        return _KEPT_BY_USER
     if any(matches(entry.name, pattern) for pattern in rules.quantize):
         return None
     if rules.defaults is None and (reason := general_reason(model, entry, blocks)):

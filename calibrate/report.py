@@ -28,7 +28,7 @@ class Findings(NamedTuple):
     powers: Mapping[str, Power]
     calls: int
     output: Sequence[Power]
-    held: int
+    held_out: int
 
 
 def report_of(
@@ -63,7 +63,7 @@ def report_of(
             "output_sqnr_interval": None if extent is None else list(extent),
             "calls": findings.calls,
             "calls_measured": len(findings.output),
-            "calls_held_out": findings.held,
+            "calls_held_out": findings.held_out,
         },
         "warnings": warnings_of(plan),
         "seconds": {name: round(seconds, 3) for name, seconds in watch.seconds.items()},

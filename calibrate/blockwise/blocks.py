@@ -27,18 +27,18 @@ from ..replay.calls import Call, Calls, Stopped, copied_to, evaluating, first, r
 from ..replay.hooks import hooked, input_of
 from ..replay.sqnr import tensors_in
 from .parking import Parking
-from .spill import Place, Spill, Writing, floating
+from .spill import Spill, SpilledTensor, SpillFile, floating
 
 END = ""  # the stage after all blocks
 _TOLERANCE = 1e-3  # relative, of outputs: another device or kernel may round otherwise
 Visit = Callable[[str], Callable[[], None] | None]
 
 
-def nothing(name: str) -> None:
+def do_nothing(name: str) -> None:
     """A visit that does nothing."""
 
 
-def always(position: int) -> bool:
+def every_position(position: int) -> bool:
     """All calls are wanted."""
     return True
 
@@ -61,7 +61,7 @@ class Stub(nn.Module):
         return self._answer([args, kwargs])
 
 
-class Track:
+class BlockOutputs:
     """Outputs of blocks by call; a block that runs several times in a row has one for each run."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class Blocks:
         self._watched = [each for each in self._layers if not any(each.startswith(f"{name}.") for name in self._real)]
         self.order: list[str] = []
         self._needs: dict[str, set[str]] = {}  # by stage: the blocks whose outputs it is made from
-        self._track, self._frontier = Track(), END
+        self._track, self._frontier = BlockOutputs(), END
         self._source: Calls = lambda: ()
         self._count: int | None = None  # of the calls of the sweep, once they were given to the end
         self._at, self._fresh = 0, False  # of the running call
@@ -168,22 +168,22 @@ class Blocks:
 
         def answer(name: str, inputs: Any) -> Any:
             runs[name] = runs.get(name, 0) + 1
-            return replaced(outputs[name][runs[name] - 1], Place, lambda place: place.read().to(self._device))
+            return replaced(outputs[name][runs[name] - 1], SpilledTensor, lambda place: place.read().to(self._device))
 
         try:
             with self._stubbed(answer):
                 found = tensors_in(run(self._model, call, 0))
         except MisfitError as error:
-            raise _passing_more() from error
+            raise _hidden_state_error() from error
         if not same(expected, found):
-            raise _passing_more()
+            raise _hidden_state_error()
 
     def check_end(self) -> None:
         """Raises MisfitError where the first call, at the stage END, gives something else than the whole model does."""
         with evaluating(self._model):
             for call in first(self.calls, 1):
                 if not same(self._expected, tensors_in(run(self._model, call, 0))):
-                    raise _passing_more()
+                    raise _hidden_state_error()
 
     def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
         """Adds to `needs`, by stage, the blocks whose outputs reach it."""
@@ -200,7 +200,9 @@ class Blocks:
                     found[name].add(poisoned)
                 runs[name] = runs.get(name, 0) + 1
                 value = float("nan") if name == poisoned else 0.0
-                return replaced(shapes[name][runs[name] - 1], Place, lambda place: _blank(place, value, self._device))
+                return replaced(
+                    shapes[name][runs[name] - 1], SpilledTensor, lambda place: _blank(place, value, self._device)
+                )
 
             def watch(_: nn.Module, args: Any, kwargs: Any, poisoned: str = poisoned) -> None:
                 if has_nan(input_of(args, kwargs)):
@@ -218,14 +220,16 @@ class Blocks:
             yield call
         self._count = at + 1
 
-    def sweep(self, calls: Calls, visit: Visit = nothing, wanted: Callable[[int], bool] = always) -> Track:
+    def sweep(
+        self, calls: Calls, visit: Visit = do_nothing, wanted: Callable[[int], bool] = every_position
+    ) -> BlockOutputs:
         """All blocks in their order, each given what the ones before returned for `calls`.
 
         `visit` is told the block's name, and runs `self.calls()` or some of them on the model as it likes; what it
         returns changes the block. What the block returned before that is passed on: for the calls that a visit ran, and
         those whose position is `wanted` after it. No later visit may run others. Weights are read once.
         """
-        self._source, self._count, self._track = calls, None, Track()
+        self._source, self._count, self._track = calls, None, BlockOutputs()
         with self._stubbed(self._answer), self._counting():
             for stage, name in enumerate(self.order):
                 self._frontier, self._track.outputs[name] = name, {}
@@ -242,7 +246,7 @@ class Blocks:
         return self._track
 
     @contextmanager
-    def ended(self, calls: Calls, track: Track) -> Iterator[None]:
+    def ended(self, calls: Calls, track: BlockOutputs) -> Iterator[None]:
         """Inside, the model computes all of `calls` from what its blocks returned in a sweep over them, once."""
         self._source, self._track, self._frontier = calls, track, END
         with self._stubbed(self._answer), self._counting():
@@ -268,7 +272,7 @@ class Blocks:
             yield
 
     @contextmanager
-    def _real_one(self, name: str, file: Writing) -> Iterator[None]:
+    def _real_one(self, name: str, file: SpillFile) -> Iterator[None]:
         """Inside, the block is in memory and in its place, and what it returns for each call is kept once."""
         block = self._real[name]
         self._parking.fetch(name, block)
@@ -281,7 +285,7 @@ class Blocks:
             fact = f"block {self._frontier} is given NaN, or outputs of other blocks than in the first call"
             raise MisfitError(f"{fact}. Calibrate without --memory.")
 
-    def _keep(self, name: str, file: Writing, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _keep(self, name: str, file: SpillFile, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._fresh:
             self._track.outputs[name][self._at].append(file.put(output))
 
@@ -304,16 +308,16 @@ class Blocks:
             fact = f"block {name} runs again after others"
             raise MisfitError(f"{fact}, or not in the order of the first call. Calibrate without --memory.")
         if name in self._needs[self._frontier]:
-            return replaced(outputs[at], Place, lambda place: place.read().to(self._device))
-        return replaced(outputs[at], Place, lambda place: _blank(place, float("nan"), self._device))
+            return replaced(outputs[at], SpilledTensor, lambda place: place.read().to(self._device))
+        return replaced(outputs[at], SpilledTensor, lambda place: _blank(place, float("nan"), self._device))
 
     def _forget(self, ahead: list[str]) -> None:
         """Deletes the files of outputs that none of the stages `ahead` needs."""
         needed = {name for stage in ahead for name in self._needs[stage]}
         for name in self._track.outputs.keys() - needed - self._track.gone:
             self._track.gone.add(name)
-            places: list[Place] = []
-            replaced(list(self._track.outputs[name].values()), Place, places.append)
+            places: list[SpilledTensor] = []
+            replaced(list(self._track.outputs[name].values()), SpilledTensor, places.append)
             for path in {place.path for place in places}:
                 path.unlink()
 
@@ -322,7 +326,7 @@ class Blocks:
         return self._parking.device
 
 
-def _passing_more() -> MisfitError:
+def _hidden_state_error() -> MisfitError:
     fact = "the blocks pass on more than what they return, by changing their inputs or keeping something"
     return MisfitError(f"{fact}. Calibrate without --memory.")
 
@@ -337,7 +341,7 @@ def same(expected: list[Tensor], found: list[Tensor]) -> bool:
     )
 
 
-def _blank(place: Place, value: float, device: torch.device) -> Tensor:
+def _blank(place: SpilledTensor, value: float, device: torch.device) -> Tensor:
     return place.filled(value).to(device)
 
 

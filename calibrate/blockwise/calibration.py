@@ -5,7 +5,7 @@ Every method works within one layer or within layers of one input, so within one
 over the float blocks, which become integers on the way, and over the integer blocks with the few calls measured.
 
 Differences from `calibrate`: layers of a smoothing group that spans blocks have factors for each block, as a warning
-says; there is no learning curve; the model is left with its layers replaced, their numbers in files of `place`.
+says; there is no learning curve; the model is left with its layers replaced, their numbers in files of `directory`.
 """
 
 import gc
@@ -27,9 +27,9 @@ from ..layers.install import install, names_of
 from ..layers.modules import QuantizedLayer
 from ..layers.noise_level import attach
 from ..layers.scheme import Range
-from ..part import calibrate_part, check_left, check_weights, planned
+from ..part import calibrate_part, check_any_quantized, check_weights, planned
 from ..plan import Plan, block_names
-from ..replay.calls import Call, Calls, Progress, check_caches, first, silent, taken
+from ..replay.calls import Call, Calls, Progress, calls_at, check_caches, first, silent
 from ..replay.current_call import CurrentCall
 from ..replay.measured_calls import measured_calls
 from ..replay.sqnr import Power, outputs, powers_of, total
@@ -40,14 +40,14 @@ from ..result import Result
 from ..rounding.sums import SUMS_AT_WORK, bytes_of_sums
 from ..settings import Settings
 from ..smoothing.fold import Fold, Folded, fold
-from .blocks import Blocks, Track
+from .blocks import BlockOutputs, Blocks
 from .parking import Cast, Parking, unchanged
 from .spill import Spill
 
 _AT_WORK = 2  # memory for one block, in multiples of its bytes: its float weights, and its integers with their choices
 
 
-class _Group(NamedTuple):
+class _BlockGroup(NamedTuple):
     """The layers of a group that are in one block."""
 
     layers: tuple[str, ...]
@@ -60,7 +60,7 @@ class BlockwiseCalibration:
     `ranks` share the observations of each block; each rank runs only the calls through a block that it needs in the
     next block: its own share, and the calls that weights are rounded by.
 
-    `place`: a directory for spilled files, which has to stay until the result is exported. `cast` gives a weight in the
+    `directory`: a directory for spilled files, which has to stay until the result is exported. `cast` gives a weight in the
     dtype of the deployment.
     """
 
@@ -70,7 +70,7 @@ class BlockwiseCalibration:
         calls: Calls,
         settings: Settings,
         *,
-        place: Path,
+        directory: Path,
         limit: float,
         device: torch.device | None = None,
         cast: Cast = unchanged,
@@ -87,14 +87,14 @@ class BlockwiseCalibration:
             raise UsageError("--memory: layers are not compared across the model. Leave out --budget.")
         check_caches(model)
         self._groups = list(settings.groups(model)) if settings.groups else []
-        self._parking = Parking(place, device or torch.device("cpu"), cast)
-        self._plan = self._parking.costs(model, planned(model, settings))
+        self._parking = Parking(directory, device or torch.device("cpu"), cast)
+        self._plan = self._parking.with_bytes(model, planned(model, settings))
         widest = max((math.prod(entry.shape[1:]) for entry in self._plan.entries if entry.scheme), default=0)
         method = settings.method
         self._sums = 0 if method.plain else bytes_of_sums(widest, method)
         self._check_shared()
-        self._blocks = Blocks(model, self._names, self._parking, Spill(place), self._plan.quantized)
-        self._check_room()
+        self._blocks = Blocks(model, self._names, self._parking, Spill(directory), self._plan.quantized)
+        self._check_limit()
         self._current, self._timesteps = CurrentCall(model), None  # of the calls: those of the last part
         # positions of calls that this rank runs even where another rank owns them; None until known
         self._replayed: frozenset[int] | None = None
@@ -114,9 +114,9 @@ class BlockwiseCalibration:
         with self._work.watch.stage("prepare"):
             self._parking.settle(self._model, self._names)
             self._rehearse()
-        track = self._blocks.sweep(self._calls, self._visited, self._wanted)
-        exact = self._finished(track)
-        check_left(self._plan)
+        track = self._blocks.sweep(self._calls, self._calibrate_block, self._wanted)
+        exact = self._calibrate_outside(track)
+        check_any_quantized(self._plan)
         with self._work.watch.stage("measure"):
             noise, _ = attach(self._model) if self._timesteps else (None, None)
             for layer in self._layers.values():
@@ -127,10 +127,10 @@ class BlockwiseCalibration:
         total(output).checked()
         self._check_peak("measuring")
         layers, parameters = self._folded()
-        held = self._current.held_of(self._positions())
+        held = self._current.held_out_count(self._positions())
         findings = Findings(self._choices, self._ranges, self._powers, self._current.count, output, held)
         report = report_of(self._plan, layers, findings, self._settings, self._work.watch)
-        told = {"enough": [], "warnings": [*report["warnings"], *self._divided()]}
+        told = {"enough": [], "warnings": [*report["warnings"], *self._smoothing_warnings()]}
         return Result(self._plan, layers, report | told, self._timesteps, axes=self._axes, parameters=parameters)
 
     def _folded(self) -> Folded:
@@ -141,7 +141,7 @@ class BlockwiseCalibration:
             return Folded(layers, {})
         return fold(self._model, layers, self._settings.groups(self._model))
 
-    def _divided(self) -> Iterator[str]:
+    def _smoothing_warnings(self) -> Iterator[str]:
         """Yields one line where layers that should share smoothing factors do not."""
         count = sum(len({self._block_of(layer) for layer in group.layers}) > 1 for group in self._groups)
         if count and self._settings.smoothing:
@@ -164,15 +164,15 @@ class BlockwiseCalibration:
 
     def _measured(self) -> Iterator[Call]:
         """The measured calls that belong to this rank."""
-        return taken(self._calls, self._work.ranks.share(self._positions()))
+        return calls_at(self._calls, self._work.ranks.share(self._positions()))
 
     def _wanted(self, position: int) -> bool:
         return self._replayed is None or position in self._replayed or self._work.ranks.owns(position)
 
-    def _visited(self, name: str) -> Callable[[], None]:
+    def _calibrate_block(self, name: str) -> Callable[[], None]:
         """Calibrates a block."""
         label = f"{name}, {self._blocks.order.index(name) + 1} of {len(self._blocks.order)}"
-        layers = self._calibrated({e.name for e in self._plan.entries if e.name.startswith(name + ".")}, label)
+        layers = self._calibrate_layers({e.name for e in self._plan.entries if e.name.startswith(name + ".")}, label)
         gc.collect()  # a survey refers to itself, and the collector counts objects, not their bytes
         self._check_peak(name)
 
@@ -181,19 +181,19 @@ class BlockwiseCalibration:
 
         return change
 
-    def _finished(self, track: Track) -> list[list[Tensor]]:
+    def _calibrate_outside(self, track: BlockOutputs) -> list[list[Tensor]]:
         """Calibrates the layers outside the blocks; returns the float model's outputs for the calls measured here."""
         outside = {entry.name for entry in self._plan.entries if not self._block_of(entry.name)}
         with self._blocks.ended(self._calls, track):
-            layers = self._calibrated(outside, "outside the blocks")
+            layers = self._calibrate_layers(outside, "outside the blocks")
             if self._wanted(0):
                 self._blocks.check_end()
             with self._work.watch.stage("measure"):
-                exact = outputs(self._model, taken(self._blocks.calls, self._positions()), self._work.ranks)
+                exact = outputs(self._model, calls_at(self._blocks.calls, self._positions()), self._work.ranks)
         install(self._model, layers)
         return exact
 
-    def _calibrated(self, names: set[str], label: str) -> dict[str, QuantizedLayer]:
+    def _calibrate_layers(self, names: set[str], label: str) -> dict[str, QuantizedLayer]:
         """Calibrates the layers of `names` and returns their integer layers; updates the plan and the findings."""
         plan = Plan(tuple(entry for entry in self._plan.entries if entry.name in names))
         if not plan.quantized:
@@ -201,12 +201,12 @@ class BlockwiseCalibration:
         with self._work.watch.stage("prepare"):
             check_weights(self._model, plan)
         part = calibrate_part(
-            self._model, self._blocks.calls, plan, self._settings_for(names), self._work.labelled(label), hold=True,
-            room=self._room, announce=self._replay,
+            self._model, self._blocks.calls, plan, self._settings_for(names), self._work.labelled(label), keep_layers=True,
+            sums_memory=self._sums_memory, announce=self._replay,
         )  # fmt: skip
-        self._current, self._timesteps = part.chosen.seen.current, part.chosen.timesteps
+        self._current, self._timesteps = part.selection.observations.current, part.selection.timesteps
         self._plan = self._plan.replaced(part.plan)
-        self._ranges |= part.chosen.seen.ranges
+        self._ranges |= part.selection.observations.ranges
         self._powers |= part.powers
         self._axes |= part.axes
         # the integers are in the layers
@@ -218,10 +218,10 @@ class BlockwiseCalibration:
         self._replayed = positions
 
     def _settings_for(self, names: set[str]) -> Settings:
-        parts = [_Group(tuple(layer for layer in group.layers if layer in names)) for group in self._groups]
+        parts = [_BlockGroup(tuple(layer for layer in group.layers if layer in names)) for group in self._groups]
         return replace(self._settings, groups=lambda _: [part for part in parts if part.layers])
 
-    def _room(self) -> float:
+    def _sums_memory(self) -> float:
         """Bytes left for the sums of GPTQ while GPTQ works on the widest layer."""
         return self._limit - resident_memory() - SUMS_AT_WORK * self._sums
 
@@ -232,7 +232,7 @@ class BlockwiseCalibration:
                 fact = f"layer {layer} is in several blocks, as {names[-1]} too"
                 raise UsageError(f"--memory: {fact}. Calibrate without --memory.")
 
-    def _check_room(self) -> None:
+    def _check_limit(self) -> None:
         """Refuses a limit too small for the layers outside the blocks plus one block at work, before the first call."""
         whole = self._parking.bytes_of(self._model)
         blocks = [self._parking.bytes_of(self._model.get_submodule(name)) for name in self._names]

@@ -54,7 +54,7 @@ class Parking:
         tensors = {id(slot.tensor): slot.tensor for slot in slots}
         return sum(self._cast(x.new_empty(0)).itemsize * x.numel() for x in tensors.values())
 
-    def costs(self, model: nn.Module, plan: Plan) -> Plan:
+    def with_bytes(self, model: nn.Module, plan: Plan) -> Plan:
         """The plan with the bytes that each layer takes once fetched."""
         entries = (replace(e, bytes=self._bytes(_own(model.get_submodule(e.name)))) for e in plan.entries)
         return Plan(tuple(entries))

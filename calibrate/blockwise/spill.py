@@ -17,7 +17,7 @@ from octavo.capture.tensors import read_tensor
 from ..replay.calls import replaced
 
 
-class Place(NamedTuple):
+class SpilledTensor(NamedTuple):
     """A tensor in a file: contiguous there, with `stride` in memory."""
 
     path: Path
@@ -36,17 +36,17 @@ class Place(NamedTuple):
         return torch.empty_strided(self.stored.shape, self.stride, dtype=self.stored.dtype).fill_(value)
 
 
-class Writing:
+class SpillFile:
     """Appends values to one file."""
 
     def __init__(self, path: Path, sink: Sink) -> None:
         self.path, self._sink, self._offset = path, sink, 0
 
     def put(self, value: Any) -> Any:
-        """`value` with a Place for each tensor. Raises StorageError when the disk is full."""
+        """`value` with a SpilledTensor for each tensor. Raises StorageError when the disk is full."""
         return replaced(value, Tensor, self._put)
 
-    def _put(self, tensor: Tensor) -> Place:
+    def _put(self, tensor: Tensor) -> SpilledTensor:
         plain = tensor.detach().cpu()
         whole = plain.contiguous()
         stride = plain.stride() if 0 not in plain.stride() else whole.stride()  # a tensor of stride 0 cannot be filled
@@ -54,7 +54,7 @@ class Writing:
             self._sink.write(memory_of(whole))
         stored = Stored(plain.dtype, tuple(plain.shape), self._offset, plain.nbytes)
         self._offset += plain.nbytes
-        return Place(self.path, stored, stride)
+        return SpilledTensor(self.path, stored, stride)
 
 
 class Spill:
@@ -69,15 +69,15 @@ class Spill:
         return self.directory / f"spill-{self._count}"
 
     @contextmanager
-    def writing(self) -> Iterator[Writing]:
+    def writing(self) -> Iterator[SpillFile]:
         """Opens a new file for values to be put into."""
         path = self.path()
         with scratch(path) as sink:
-            yield Writing(path, sink)
+            yield SpillFile(path, sink)
 
 
 def floating(value: Any) -> bool:
     """Whether all tensors in a value that `put` returned are floating-point."""
     kinds: list[bool] = []
-    replaced(value, Place, lambda place: kinds.append(place.stored.dtype.is_floating_point))
+    replaced(value, SpilledTensor, lambda place: kinds.append(place.stored.dtype.is_floating_point))
     return all(kinds)

@@ -28,7 +28,7 @@ from ..layers.transforms import Transform
 from ..replay.calls import Call
 from ..replay.current_call import CurrentCall
 from ..replay.hooks import observe
-from ..replay.marks import Marks
+from ..replay.snapshots import Snapshots
 from .observers import OBSERVERS, Observer, Options
 
 BINS = 8  # bins of noise levels, each with its own range (W8A8_TIMESTEP)
@@ -178,7 +178,7 @@ def observe_ranges(
     transforms: Mapping[str, Transform],
     bins: Bins,
     ranks: Ranks = ALONE,
-) -> tuple[Ranges, CurrentCall, Marks]:
+) -> tuple[Ranges, CurrentCall, Snapshots]:
     """Replays the calls; returns the ranges of the inputs of the layers that ran, one for each bin, the state of
     the calls, and snapshots of the ranges on the way.
 
@@ -186,9 +186,9 @@ def observe_ranges(
     """
     current, share = CurrentCall(model, ranks), _CLIPPED_SMOOTH if transforms else _CLIPPED
     binned = {name: Binned(observer, options, current, bins, transforms.get(name)) for name in names}
-    marks = Marks(lambda: observed(binned, ranks, share))
-    observe(model, binned, current.each(marks.each(calls)), ranks)
-    return observed(binned, ranks, share), current.shared(), marks
+    snapshots = Snapshots(lambda: observed(binned, ranks, share))
+    observe(model, binned, current.tracked(snapshots.taking(calls)), ranks)
+    return observed(binned, ranks, share), current.shared(), snapshots
 
 
 def observed(binned: Mapping[str, Binned], ranks: Ranks, share: float = _CLIPPED) -> Ranges:

@@ -53,7 +53,7 @@ class Survey:
         self._place = (-1, 0)
 
     def add(self, reading: SurveyReading) -> None:
-        held, position = self._current.held, self._current.position
+        held, position = self._current.held_out, self._current.position
         self._place = (position, self._place[1] + 1 if self._place[0] == position else 0)
         (self.held if held else self.train).add(reading.channels)
         (self._held_rows if held else self._train_rows).add(reading.rows, self._current.level, self._place)

@@ -12,7 +12,7 @@ from ..plan import Plan, named
 from ..replay.calls import Calls, first
 from ..replay.current_call import CurrentCall
 from ..replay.hooks import observe, observing
-from ..replay.marks import Mark, Marks
+from ..replay.snapshots import CallCount, Snapshots
 from ..replay.work import Work
 from .observers import Options
 from .patches import PatchSurvey
@@ -28,19 +28,19 @@ class Known(NamedTuple):
 
 
 class Surveyed(NamedTuple):
-    """The observations of one replay: `known` of all calls, `at_marks` of this process at each snapshot; `last` is the
+    """The observations of one replay: `known` of all calls, `snapshots` of this process at each snapshot; `last` is the
     end of the calls.
 
-    `ranges`, and `ranges_at_marks` at each snapshot, are those of the convolutions' inputs, where the smallest and the
+    `ranges`, and `range_snapshots` at each snapshot, are those of the convolutions' inputs, where the smallest and the
     largest value are the range; `silent` are the convolutions without input.
     """
 
     known: Known
     calls: int
-    last: Mark
-    at_marks: Mapping[Mark, Known]
+    last: CallCount
+    snapshots: Mapping[CallCount, Known]
     ranges: Ranges
-    ranges_at_marks: Mapping[Mark, Ranges]
+    range_snapshots: Mapping[CallCount, Ranges]
     silent: frozenset[str]
 
 
@@ -72,15 +72,15 @@ def surveyed(
         now = copy.copy(current)
         return Known(now, {name: survey.copy(now) for name, survey in surveys.items()})
 
-    marks = Marks(lambda: (known(), observed(binned, work.ranks)))
+    snapshots = Snapshots(lambda: (known(), observed(binned, work.ranks)))
     shown = work.progress("survey", first(calls, samples), samples)
     with observing(model, binned):
-        count = observe(model, surveys, current.each(marks.each(shown)), work.ranks)
+        count = observe(model, surveys, current.tracked(snapshots.taking(shown)), work.ranks)
     ranges = observed(binned, work.ranks)
     return Surveyed(
-        united(Known(current, surveys), work.ranks), count, marks.last,
-        {mark: taken[0] for mark, taken in marks.taken.items()}, ranges,
-        {mark: taken[1] for mark, taken in marks.taken.items()}, frozenset(binned) - set(ranges),
+        united(Known(current, surveys), work.ranks), count, snapshots.last,
+        {count: state[0] for count, state in snapshots.by_count.items()}, ranges,
+        {count: state[1] for count, state in snapshots.by_count.items()}, frozenset(binned) - set(ranges),
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ class Pair(NamedTuple):
     norm: str
 
 
-class Folded(NamedTuple):
+class FoldedModel(NamedTuple):
     """A model without the batch norms of `pairs`, and why it has more than that where they stay."""
 
     model: nn.Module
@@ -48,15 +48,15 @@ class Folded(NamedTuple):
 
 def has_norms(model: nn.Module) -> bool:
     """Whether the model has batch norms with statistics of their own."""
-    return any(usable(module) for module in model.modules())
+    return any(has_statistics(module) for module in model.modules())
 
 
-def usable(module: nn.Module) -> bool:
+def has_statistics(module: nn.Module) -> bool:
     """Whether it is a batch norm that in evaluation does the same to every input: it has running statistics."""
     return isinstance(module, NORMS) and type(module) in NORMS and module.running_mean is not None
 
 
-def folded(model: nn.Module, call: Call, *, changing: bool = False) -> Folded:
+def fold_norms(model: nn.Module, call: Call, *, changing: bool = False) -> FoldedModel:
     """The model in evaluation with its batch norms folded into the convolutions before them, where that is the same.
 
     A copy, unless `changing`; the model itself where there is nothing to fold. `call` has to run all of it; where its
@@ -65,7 +65,7 @@ def folded(model: nn.Module, call: Call, *, changing: bool = False) -> Folded:
     """
     pairs = pairs_of(model, call) if has_norms(model) else ()
     if not pairs:
-        return Folded(model, ())
+        return FoldedModel(model, ())
     made = model if changing else _copy(model)
     with evaluating(made):
         before = run(made, call, 0)
@@ -75,10 +75,10 @@ def folded(model: nn.Module, call: Call, *, changing: bool = False) -> Folded:
         except Exception:  # code that looks into its batch norms
             same = False
     if same:
-        return Folded(made, pairs)
+        return FoldedModel(made, pairs)
     for name, module in undo:
         replace(made, name, module)
-    return Folded(model, (), "batch norms: folding them would change the model's output; they stay.")
+    return FoldedModel(model, (), "batch norms: folding them would change the model's output; they stay.")
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -120,7 +120,7 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self._model = model
         self._convs = {n: m for n, m in model.named_modules() if kind_of(m) is nn.Conv2d and not change_of(m)}
-        self._norms = {n: m for n, m in model.named_modules() if usable(m) and not _hooked(m)}
+        self._norms = {n: m for n, m in model.named_modules() if has_statistics(m) and not _hooked(m)}
         self._weights = {id(conv.weight): name for name, conv in self._convs.items()}
         self._inside: list[str] = []
         self._outputs: list[_Output] = []
@@ -145,13 +145,13 @@ class _Watch(TorchDispatchMode):
     @contextmanager
     def hooks(self) -> Iterator[None]:
         """Inside, calls of the convolutions and batch norms are observed."""
-        made = {name: self._made_by(name) for name in self._convs}
+        made = {name: self._records_output(name) for name in self._convs}
         entered = {name: self._enters(name) for name in self._norms}
         left = dict.fromkeys(self._norms, self._leaves)
-        with hooked(self._model, after=made), hooked(self._model, entered, left, always=True):
+        with hooked(self._model, after=made), hooked(self._model, entered, left, always_call=True):
             yield
 
-    def _made_by(self, name: str) -> Any:
+    def _records_output(self, name: str) -> Any:
         def made(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             known = _Output(name, weakref.ref(output), [])
             self._outputs.append(known)

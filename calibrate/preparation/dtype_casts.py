@@ -20,7 +20,7 @@ from ..torch_state import calling
 REASON = "the model casts its inputs to the dtype of this weight"
 
 
-def cast_to(model: nn.Module, call: Call, names: Sequence[str]) -> dict[str, str]:
+def layers_with_cast_inputs(model: nn.Module, call: Call, names: Sequence[str]) -> dict[str, str]:
     """The layers that would be given integers if all their weights were int8, with the reason to leave them float.
 
     The call is made with such answers about the weights; how the call ends does not matter.

@@ -19,7 +19,7 @@ from octavo.capture.errors import NumbersError, UsageError
 from ..replay.calls import Progress, device_of, evaluating, run, silent
 from ..replay.hooks import hooked, input_of
 from ..replay.user_data import Sample
-from .batch_norms import has_norms, usable
+from .batch_norms import has_norms, has_statistics
 
 _BUDGET = 3e12  # flops of all iterations: about a minute of one core
 _LEAST = 30  # iterations of a batch
@@ -29,7 +29,7 @@ _RATE = 0.1
 _NARROW = 0.05  # of a layer's mean deviation: a channel narrower than this counts as that wide
 
 
-def made_up(
+def synthetic_calls(
     model: nn.Module, shape: Sequence[int], *, seed: int = 0, most: int = 200, progress: Progress = silent
 ) -> list[Sample]:
     """Calls of `model` with one input (batch, ...), `shape` but for the batch, which is at least that of `shape`.
@@ -99,7 +99,7 @@ def _distilled(model: nn.Module, x: Tensor, iterations: int, steps: Iterator[int
     x, dtype = x.to(device_of(model), torch.float32).requires_grad_(), _dtype_of(model)
     optimizer = torch.optim.Adam([x], _RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
-    with evaluating(model), torch.enable_grad(), missing(model) as losses:
+    with evaluating(model), torch.enable_grad(), statistics_losses(model) as losses:
         for _ in range(iterations):
             next(steps, None)
             losses.clear()
@@ -120,7 +120,7 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
 
 
 @contextmanager
-def missing(model: nn.Module) -> Iterator[list[Tensor]]:
+def statistics_losses(model: nn.Module) -> Iterator[list[Tensor]]:
     """Inside, each call of a batch norm adds to the list how far its input is from its statistics, in deviations."""
     losses: list[Tensor] = []
 
@@ -135,6 +135,6 @@ def missing(model: nn.Module) -> Iterator[list[Tensor]]:
         off = (mean - norm.running_mean) / wide
         losses.append(off.square().mean() + (((var + norm.eps).sqrt() - wanted) / wide).square().mean())
 
-    norms = [name for name, module in model.named_modules() if usable(module)]
+    norms = [name for name, module in model.named_modules() if has_statistics(module)]
     with hooked(model, dict.fromkeys(norms, measure)):
         yield losses

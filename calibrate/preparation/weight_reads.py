@@ -39,7 +39,7 @@ def watching(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, str]]
     watch = _Watch({layer.weight.data_ptr() for layer in layers.values()})
     owners = [name for name, module in model.named_modules() if watch.owned(module)]
     entering, leaving = dict.fromkeys(owners, watch.enter), dict.fromkeys(owners, watch.leave)
-    with hooked(model, entering), hooked(model, after=leaving, always=True), watch:
+    with hooked(model, entering), hooked(model, after=leaving, always_call=True), watch:
         yield found
     for name, (weight, state) in before.items():
         if _changed(layers[name].weight, weight, state):

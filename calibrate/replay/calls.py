@@ -16,7 +16,7 @@ from octavo.capture.errors import DeviceError, MisfitError, OctavoError
 
 from ..errors import out_of_memory
 from ..torch_state import calling
-from .misfits import explained, misfit
+from .misfits import likely_remedy, misfit
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ def first(calls: Calls, samples: int | None) -> Iterator[Call]:
     return itertools.islice(iter(calls()), samples)
 
 
-def taken(calls: Calls, positions: Collection[int]) -> Iterator[Call]:
+def calls_at(calls: Calls, positions: Collection[int]) -> Iterator[Call]:
     """The calls at these positions."""
     return (call for at, call in enumerate(first(calls, max(positions, default=-1) + 1)) if at in positions)
 
@@ -178,7 +178,7 @@ def _explained(model: nn.Module, call: Call, where: str, device: torch.device, e
     layer = _layer_of(model, error)
     place = f"{where}, layer {layer}" if layer else where
     fact = " ".join(str(error).split()) or type(error).__name__
-    return MisfitError(f"{place}: {fact.rstrip('.')}. {explained(model, call, device)}")
+    return MisfitError(f"{place}: {fact.rstrip('.')}. {likely_remedy(model, call, device)}")
 
 
 def _layer_of(model: nn.Module, error: Exception) -> str:
@@ -190,7 +190,7 @@ def _layer_of(model: nn.Module, error: Exception) -> str:
     return found
 
 
-def spread(count: int, wanted: int) -> list[int]:
+def evenly_spaced(count: int, wanted: int) -> list[int]:
     """Picks `wanted` of the positions 0 to `count` - 1, spaced evenly; all where there are no more."""
     if wanted >= count:
         return list(range(count))

@@ -31,20 +31,20 @@ class CurrentCall:
 
     def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
         self._signature, self._ranks = inspect.signature(model.forward), ranks
-        self.position, self.held, self.level, self.count, self.samples = 0, False, None, 0, 0
+        self.position, self.held_out, self.level, self.count, self.samples = 0, False, None, 0, 0
         self.levels: dict[int, float] = {}
         self.units: list[int | None] = []
         self.training: list[int] = []
 
     level: float | None
 
-    def each(self, calls: Iterable[Call]) -> Iterator[Call]:
+    def tracked(self, calls: Iterable[Call]) -> Iterator[Call]:
         """Yields the calls and describes each while it runs. Calls of other ranks come too, but their arguments are not
         read."""
         for position, call in enumerate(calls):
             unit = getattr(call, "unit", None)
-            self.position, self.held = position, held_out(position if unit is None else unit)
-            if not self.held:
+            self.position, self.held_out = position, held_out(position if unit is None else unit)
+            if not self.held_out:
                 self.training.append(position)
             self.units.append(unit)
             self.count += 1
@@ -72,7 +72,7 @@ class CurrentCall:
         made.samples, made.levels = samples, levels
         return made
 
-    def held_of(self, positions: Iterable[int]) -> int:
+    def held_out_count(self, positions: Iterable[int]) -> int:
         """The number of held-out calls among those at `positions`."""
         return len(set(positions).difference(self.training))
 

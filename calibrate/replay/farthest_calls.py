@@ -28,7 +28,7 @@ class Descriptor(NamedTuple):
 
     level: float | None
     statistics: dict[str, Tensor]
-    held: bool
+    held_out: bool
 
 
 def descriptor_of(call: Call) -> Descriptor:
@@ -73,7 +73,7 @@ def farthest(calls: Iterable[Call], wanted: int, ranks: Ranks = ALONE) -> list[i
     descriptors = interleaved(parts)
     if wanted >= len(descriptors):
         return list(range(len(descriptors)))
-    held = torch.tensor([each.held for each in descriptors])
+    held = torch.tensor([each.held_out for each in descriptors])
     share = round(wanted * int(held.sum()) / len(held))
     if wanted > 1 and 0 < int(held.sum()) < len(held):
         share = min(max(share, 1), wanted - 1)

@@ -64,12 +64,12 @@ def hooked(
     before: Mapping[str, Callable[..., Any]] = NO_HOOKS,
     after: Mapping[str, Callable[..., Any]] = NO_HOOKS,
     *,
-    always: bool = False,
+    always_call: bool = False,
 ) -> Iterator[None]:
     """Inside, hooks run before and after the forwards of the named modules; "" is `model` itself.
 
     A hook is called with the module, its positional and its keyword arguments, and after a forward with the output;
-    with `always` also after one that failed, whose output is None.
+    with `always_call` also after one that failed, whose output is None.
     """
     handles = []
     try:
@@ -77,7 +77,7 @@ def hooked(
             handles.append(model.get_submodule(name).register_forward_pre_hook(_settled(hook), with_kwargs=True))
         for name, hook in after.items():
             module = model.get_submodule(name)
-            handles.append(module.register_forward_hook(_settled(hook), with_kwargs=True, always_call=always))
+            handles.append(module.register_forward_hook(_settled(hook), with_kwargs=True, always_call=always_call))
         yield
     finally:
         for handle in handles:

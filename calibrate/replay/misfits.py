@@ -35,7 +35,7 @@ def misfit(model: nn.Module, call: Any) -> str:
     return f"lacks the input '{', '.join(missing)}' of {forward}. {_remedy(call, 'Give it.')}"
 
 
-def explained(model: nn.Module, call: Any, device: torch.device) -> str:
+def likely_remedy(model: nn.Module, call: Any, device: torch.device) -> str:
     """Says what to do about a call for which a forward of `model` failed."""
     return next(_reasons(model, call, device), _remedy(call, "Give calls that this model takes."))
 

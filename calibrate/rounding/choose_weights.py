@@ -56,7 +56,7 @@ def choose_weights(
     for portion in portions:
         current = CurrentCall(model)
         sums = {members[0]: sums_for(choices[members[0]], surveys[members[0]], current, method) for members in portion}
-        observe(model, sums, current.each(calls()))
+        observe(model, sums, current.tracked(calls()))
         for members in portion:
             for name in members:
                 next(each_layer, None)

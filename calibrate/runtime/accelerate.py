@@ -8,7 +8,7 @@ from ..layers.install import names_of, replace
 from ..layers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from .attention import attend, is_quick
 from .int8_modules import BACKENDS, Int8Conv2d, Int8GELU, Int8Linear
-from .shared_codes import Recent
+from .shared_codes import SharedCodes
 
 Int8Layer = Int8Linear | Int8Conv2d
 
@@ -31,12 +31,12 @@ def accelerate(model: nn.Module, backend: str | None = None, attention: bool = T
 
     With `attention`, and backend "cpu" or None, every forward on a CPU also uses Octavo's attention.
     """
-    recent = Recent()
+    shared_codes = SharedCodes()
     for first, names in names_of(model).items():
         layer = model.get_submodule(first)
         if isinstance(layer, (QuantizedLinear, QuantizedConv2d)):
             fast = optimized(layer, backend)
-            fast.share(recent)
+            fast.share(shared_codes)
             for name in names if fast is not layer else ():
                 replace(model, name, fast)
     for first, names in names_of(model).items():

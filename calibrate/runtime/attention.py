@@ -20,8 +20,8 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 from . import kernels
 
 _AT_ONCE = 1 << 22  # scores computed at once: fewer rows make slow products, more leave the cache
-_WORTH = 1 << 18  # scores of a head below which torch's attention is quicker than oneDNN's products
-_KERNEL_WORTH = 1 << 11  # scores of a head below which torch's attention is quicker than Octavo's kernel
+_LEAST_SCORES = 1 << 18  # scores of a head below which torch's attention is quicker than oneDNN's products
+_LEAST_SCORES_KERNEL = 1 << 11  # scores of a head below which torch's attention is quicker than Octavo's kernel
 _LOG2E = math.log2(math.e)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -46,7 +46,7 @@ class Attention(TorchFunctionMode):
             return func(*args, **kwargs)
         if not torch.compiler.is_compiling():
             return _attended(*args, **kwargs)
-        return (_in_graph if _may_be_in_graph(*args, **kwargs) else func)(*args, **kwargs)
+        return (_in_graph if _fits_graph(*args, **kwargs) else func)(*args, **kwargs)
 
     def enter(self, model: nn.Module, *_: Any) -> None:
         """Enters the mode, as a pre-hook of a forward of `model`. A mode still active after an interruption stays."""
@@ -61,7 +61,7 @@ class Attention(TorchFunctionMode):
 
 
 def _attended(*args: Any, **kwargs: Any) -> Tensor:
-    y: Tensor = (attention if is_ours(*args, **kwargs) else F.scaled_dot_product_attention)(*args, **kwargs)
+    y: Tensor = (attention if is_faster(*args, **kwargs) else F.scaled_dot_product_attention)(*args, **kwargs)
     return y
 
 
@@ -69,16 +69,14 @@ def _have_the_same_heads(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return query.ndim >= 3 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
 
 
-def _learn(*tensors: Tensor) -> bool:
+def _needs_gradients(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
-def _may_be_in_graph(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
-) -> bool:
+def _fits_graph(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> bool:
     """Whether the operator below can stand in a graph: it knows the output's shape, and no gradients are needed."""
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
-    return _have_the_same_heads(query, key, value) and not _learn(*tensors)
+    return _have_the_same_heads(query, key, value) and not _needs_gradients(*tensors)
 
 
 @torch.library.custom_op("octavo::attention", mutates_args=())
@@ -116,7 +114,7 @@ def attend(model: nn.Module, ours: bool) -> None:
         model.register_forward_hook(mode.leave, always_call=True)
 
 
-def is_ours(
+def is_faster(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -132,13 +130,13 @@ def is_ours(
         return False
     if any(type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or x.is_nested for x in tensors):
         return False
-    if _learn(*tensors):
+    if _needs_gradients(*tensors):
         return False
     if query.dtype not in _DTYPES or not query.dtype == key.dtype == value.dtype:
         return False
     heads, rows, keys = query.shape[:-2], query.shape[-2], key.shape[-2]
     fits = _have_the_same_heads(query, key, value) and keys == value.shape[-2] and query.shape[-1] == key.shape[-1]
-    if not fits or not (query.numel() and value.numel()) or rows * keys < _worth(query.dtype):
+    if not fits or not (query.numel() and value.numel()) or rows * keys < _least_scores(query.dtype):
         return False
     if attn_mask is None:
         return True
@@ -153,8 +151,8 @@ def _kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
     return kernels.library() if dtype == torch.bfloat16 else None
 
 
-def _worth(dtype: torch.dtype) -> int:
-    return _WORTH if _kernels(dtype) is None else _KERNEL_WORTH
+def _least_scores(dtype: torch.dtype) -> int:
+    return _LEAST_SCORES if _kernels(dtype) is None else _LEAST_SCORES_KERNEL
 
 
 @torch.compiler.disable
@@ -169,7 +167,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Computes softmax(query @ key.T * scale + mask) @ value, in the dtype of `query`, for a call that `is_ours`.
+    """Computes softmax(query @ key.T * scale + mask) @ value, in the dtype of `query`, for a call that `is_faster`.
 
     query (..., rows, d), key (..., keys, d), value (..., keys, e): (..., rows, e). Rows whose keys are all masked
     become zeros, as in torch. Arguments are torch's.

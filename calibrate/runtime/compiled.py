@@ -20,7 +20,7 @@ def _sums_in_int32() -> bool:
     return sums_in_int32()
 
 
-def takes(layer: Int8Layer) -> bool:
+def supports(layer: Int8Layer) -> bool:
     """Whether `layer` has a form in graphs: not with ranges by noise level, which is known only outside a graph."""
     return not layer.input_type.by_level
 
@@ -41,12 +41,12 @@ def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
     return torch.ops.octavo.layer(x, layer.number, [*x.shape[:-3], layer.out_channels, *size], "")
 
 
-def _computed_whole(x: Tensor, number: Tensor, shape: Sequence[int], gelu: str) -> Tensor:
+def _whole_layer(x: Tensor, number: Tensor, shape: Sequence[int], gelu: str) -> Tensor:
     layer = LAYERS[int(number)]
     return layer.forward(x, **({"gelu": gelu} if gelu else {})).contiguous()
 
 
-def _computed_product(q: Tensor, number: Tensor, shape: Sequence[int], dtype: torch.dtype, gelu: str) -> Tensor:
+def _codes_product(q: Tensor, number: Tensor, shape: Sequence[int], dtype: torch.dtype, gelu: str) -> Tensor:
     layer: LinearState = LAYERS[int(number)]  # type: ignore[assignment]
     return cpu.of_codes(layer, q.reshape(-1, q.shape[-1]), dtype, gelu or None).view(shape)
 
@@ -54,7 +54,7 @@ def _computed_product(q: Tensor, number: Tensor, shape: Sequence[int], dtype: to
 _OPERATORS = torch.library.Library("octavo", "DEF")
 _OPERATORS.define("layer(Tensor x, Tensor number, SymInt[] shape, str gelu) -> Tensor")
 _OPERATORS.define("product(Tensor q, Tensor number, SymInt[] shape, ScalarType dtype, str gelu) -> Tensor")
-_OPERATORS.impl("layer", _computed_whole, "CPU")
-_OPERATORS.impl("product", _computed_product, "CPU")
+_OPERATORS.impl("layer", _whole_layer, "CPU")
+_OPERATORS.impl("product", _codes_product, "CPU")
 torch.library.register_fake("octavo::layer", lambda x, number, shape, gelu: x.new_empty(shape))
 torch.library.register_fake("octavo::product", lambda q, number, shape, dtype, gelu: q.new_empty(shape, dtype=dtype))

@@ -64,16 +64,16 @@ def _weight_only(layer: LinearState, rows: Tensor) -> Tensor:
 
 
 def _static(layer: LinearState, x: Tensor, at: int, gelu: str | None) -> Tensor:
-    q, output = _known(layer, x, at), layer.packed.outputs[at]
+    q, output = _shared_codes(layer, x, at), layer.packed.outputs[at]
     return _product(layer.packed, q, output, x.dtype, gelu)
 
 
-def _known(layer: LinearState, x: Tensor, at: int) -> Tensor:
-    if layer.recent is None:
+def _shared_codes(layer: LinearState, x: Tensor, at: int) -> Tensor:
+    if layer.shared_codes is None:
         return _quantized(layer, x, at)
     scale, zero_point = layer.qparams(at)
     how = Quantization(float(scale), int(zero_point), layer.transform)
-    return layer.recent.of(x, how, lambda: _quantized(layer, x, at))
+    return layer.shared_codes.of(x, how, lambda: _quantized(layer, x, at))
 
 
 def _quantized(layer: LinearState, x: Tensor, at: int) -> Tensor:

@@ -17,7 +17,7 @@ from ..layers.modules import IntegerLayer, QuantizedConv2d, QuantizedLayer, Quan
 from ..layers.noise_level import NoiseLevel
 from ..layers.scheme import QParams
 from .onednn_weights import Packed, pack
-from .shared_codes import Recent
+from .shared_codes import SharedCodes
 
 LAYERS: "weakref.WeakValueDictionary[int, Int8Layer]" = weakref.WeakValueDictionary()  # all layers, by number
 
@@ -39,7 +39,7 @@ class Int8Layer(IntegerLayer):
 
     backend: str | None = None
     number: Tensor  # 0-d int64, under which graphs find the layer
-    recent: Recent | None = None  # shared with the other layers of the model
+    shared_codes: SharedCodes | None = None  # shared with the other layers of the model
     _packed: Packed | None = None
 
     def __init__(self, *args: Any) -> None:
@@ -60,7 +60,7 @@ class Int8Layer(IntegerLayer):
         if self._packed is None:
             self._pack()
             # all layers at once: weights packed later, between tensors of calls, would leave holes in memory
-            for layer in self.recent.layers if self.recent else ():
+            for layer in self.shared_codes.layers if self.shared_codes else ():
                 weight = layer._parameters.get("weight")
                 if not layer.weight_only and weight is not None and weight.device.type == "cpu":
                     layer._pack()
@@ -68,7 +68,7 @@ class Int8Layer(IntegerLayer):
         return self._packed
 
     def _pack(self) -> None:
-        self._packed = pack(self, (self.recent or Recent()).layouts)  # type: ignore[arg-type]
+        self._packed = pack(self, (self.shared_codes or SharedCodes()).layouts)  # type: ignore[arg-type]
         if (weight := self._parameters.pop("weight", None)) is not None:
             page_out(weight)
 
@@ -116,13 +116,13 @@ class Int8Layer(IntegerLayer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.number = number_of(self)
-        self.share(self.recent)
+        self.share(self.shared_codes)
 
-    def share(self, recent: Recent | None) -> None:
+    def share(self, shared_codes: SharedCodes | None) -> None:
         """Sets the `recent` that this layer shares with others."""
-        self.recent = recent
-        if recent is not None:
-            recent.layers.add(self)
+        self.shared_codes = shared_codes
+        if shared_codes is not None:
+            shared_codes.layers.add(self)
 
 
 class LinearState(Int8Layer, QuantizedLinear):

@@ -17,7 +17,7 @@ def backend_of(layer: Int8Layer, x: Tensor) -> ModuleType:
     In a graph of torch.compile, `compiled` replaces `cpu`: Inductor cannot trace a packed weight.
     """
     backend = BACKENDS.get(layer.backend or x.device.type, reference)
-    return compiled if backend is cpu and torch.compiler.is_compiling() and compiled.takes(layer) else backend
+    return compiled if backend is cpu and torch.compiler.is_compiling() and compiled.supports(layer) else backend
 
 
 class Int8Linear(LinearState):

@@ -33,7 +33,7 @@ class Layouts:
         like = self._same.get(weight.shape)
         if like is None:
             packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
-            if _tells(words) and _is(_memory(packed), words, behind):
+            if _is_distinctive(words) and _has_layout(_memory(packed), words, behind):
                 self._same[weight.shape] = packed
             return packed
         packed = like.clone()
@@ -65,14 +65,14 @@ def _parts(memory: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     return weight.view(len(words) // _ROWS, -1, 16, _ROWS), sums
 
 
-def _is(memory: Tensor, words: Tensor, behind: Tensor) -> bool:
+def _has_layout(memory: Tensor, words: Tensor, behind: Tensor) -> bool:
     if len(memory) != words.numel() + len(words):
         return False
     weight, sums = _parts(memory, words)
     return torch.equal(sums, behind) and torch.equal(weight, _blocks(words))
 
 
-def _tells(words: Tensor) -> bool:
+def _is_distinctive(words: Tensor) -> bool:
     """Whether most of the sampled words of a weight differ, so that they tell layouts apart, as zeros would not."""
     step = words.numel() // _SAMPLED | 1  # odd, so that samples do not all come from one column
     sampled = words.flatten()[::step].tolist()

@@ -22,7 +22,7 @@ class Quantization(NamedTuple):
         return self[:2] == other[:2] and same_transform(self.transform, other.transform)
 
 
-class Recent:
+class SharedCodes:
     """Holds the layers of a model, the integers of their last input, and the layouts of their weights.
 
     Copies begin empty.
@@ -45,4 +45,4 @@ class Recent:
         return q
 
     def __reduce__(self) -> Any:
-        return Recent, ()
+        return SharedCodes, ()

@@ -12,7 +12,7 @@ from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.layers.modules import QuantizedLinear
 from octavo.calibrate.observers.extremes import extremes
-from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.calls import evenly_spaced
 from octavo.calibrate.replay.hooks import hooked
 from octavo.calibrate.replay.sqnr import Power, tensors_in
 from octavo.calibrate.report import worst
@@ -206,9 +206,9 @@ def test_settings_without_meaning(settings):
 
 
 def test_measuring_is_spread_over_the_calls():
-    assert spread(84, 4) == [10, 31, 52, 73]
-    assert spread(3, 8) == [0, 1, 2]
-    assert spread(0, 8) == spread(5, 0) == []
+    assert evenly_spaced(84, 4) == [10, 31, 52, 73]
+    assert evenly_spaced(3, 8) == [0, 1, 2]
+    assert evenly_spaced(0, 8) == evenly_spaced(5, 0) == []
 
 
 def test_outputs_of_any_form_are_compared():

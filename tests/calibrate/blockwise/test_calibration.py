@@ -32,7 +32,7 @@ SAME = ("layers", "totals", "warnings", "settings")
 
 
 def block_by_block(model: nn.Module, samples: list[Call], settings: Settings, place: Path, **options) -> Result:
-    return BlockwiseCalibration(model, given(samples), settings, place=place, limit=ROOM, **options).run()
+    return BlockwiseCalibration(model, given(samples), settings, directory=place, limit=ROOM, **options).run()
 
 
 def heard(pipe, model: nn.Module, arguments: dict) -> list[Call]:
@@ -112,7 +112,7 @@ def test_what_rounding_needs_is_said_before_the_first_call(tmp_path):
     plain, balanced = (Settings(defaults={}, **RECIPES[name]) for name in ("fast", "balanced"))
 
     def started(settings: Settings, limit: float) -> BlockwiseCalibration:
-        return BlockwiseCalibration(toy(width=1024), given(calls()), settings, place=tmp_path, limit=limit)
+        return BlockwiseCalibration(toy(width=1024), given(calls()), settings, directory=tmp_path, limit=limit)
 
     sums = 2 * 2048**2 * 8  # of the layer with the most inputs, down
     limit = resident_memory() + 3 * sums

@@ -115,7 +115,7 @@ def test_one_block_at_a_time_is_in_memory(tiny_model, tmp_path):
     samples = [Call((), {key: x.double() for key, x in inputs.items()})]
     settings = Settings(defaults=SD3.keep_float, release=True)
     work = BlockwiseCalibration(
-        model, lambda: samples, settings, place=tmp_path, limit=1 << 40, cast=lambda x: x.to(torch.float64)
+        model, lambda: samples, settings, directory=tmp_path, limit=1 << 40, cast=lambda x: x.to(torch.float64)
     )
     work.run()
     assert {tuple(each) for each in held[:-2]} == {(True, False), (False, True)}
