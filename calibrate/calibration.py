@@ -97,9 +97,14 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
     sqnr = total(output).checked().sqnr
     if curve and settings.method.plain and sqnr is not None:
         curve.append({**part.selection.observations.last._asdict(), "output_sqnr": sqnr})
-    held = part.selection.observations.current.held_out_count(part.positions)
+    held_out = part.selection.observations.current.held_out_count(part.positions)
     findings = Findings(
-        part.choices, part.selection.observations.ranges, part.powers, part.selection.observations.calls, output, held
+        part.choices,
+        part.selection.observations.ranges,
+        part.powers,
+        part.selection.observations.calls,
+        output,
+        held_out,
     )
     report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve}
     for mixture in mixtures:
@@ -143,10 +148,10 @@ def _without_worst_layers(plan: Plan, powers: Mapping[str, Power], settings: Set
     if not settings.fallback:
         return plan
     order = sorted(plan.quantized, key=lambda name: (-powers[name].mean_square, name))
-    found = order[: settings.fallback]
-    if len(found) == len(order):
+    worst = order[: settings.fallback]
+    if len(worst) == len(order):
         raise UsageError(f"amp_num {settings.fallback}: no layer is left to quantize. Give fewer.")
-    return plan.kept_float({name: f"among the {len(found)} layers with the largest output error" for name in found})
+    return plan.kept_float({name: f"among the {len(worst)} layers with the largest output error" for name in worst})
 
 
 logger = logging.getLogger(__name__)
@@ -171,20 +176,20 @@ def calibrate_folded(
 
     Raises what `calibrate` and `batch_norms.folded` do.
     """
-    found, call = FoldedModel(model, ()), next(iter(calls()), None)
+    norms, call = FoldedModel(model, ()), next(iter(calls()), None)
     if call is not None:
         names = planned(model, settings).quantized
         settings = _with_float_layers(settings, layers_with_cast_inputs(model, call, names))
         convolutions = any(isinstance(model.get_submodule(name), nn.Conv2d) for name in names)
         settings = replace(settings, reciprocal=graphs or convolutions)
-        found = fold_norms(model, call, changing=changing)
-        model = found.model
-    told = [*warnings, *filter(None, [found.warning])]
-    for warning in told:
+        norms = fold_norms(model, call, changing=changing)
+        model = norms.model
+    all_warnings = [*warnings, *filter(None, [norms.warning])]
+    for warning in all_warnings:
         logger.warning(warning)
     result = calibrate(model, calls, settings, progress=progress)
-    pairs = [pair._asdict() for pair in found.pairs]
-    report = result.report | {"folded": pairs, "warnings": [*told, *result.warnings]}
+    pairs = [pair._asdict() for pair in norms.pairs]
+    report = result.report | {"folded": pairs, "warnings": [*all_warnings, *result.warnings]}
     return replace(result, report=report, example=call), model
 
 

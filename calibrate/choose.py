@@ -101,7 +101,7 @@ def choose(
         positions = current.training or list(range(current.count))
         summed = frozenset(positions[index] for index in evenly_spaced(len(positions), CALLS))
         with work.watch.stage("weights"):
-            surveys = {name: each for name, each in surveys.items() if name in choices}
+            surveys = {name: survey_of_layer for name, survey_of_layer in surveys.items() if name in choices}
             usable = {name: choices[name] for name in surveys}
             choices |= choose_weights(
                 model, usable, surveys, lambda: calls_at(calls, summed), settings.method, work, sums_memory()
@@ -124,8 +124,8 @@ def transforms_of(
     if not settings.transforming:
         return {}
     groups = settings.groups(model) if settings.groups else []
-    found = smooth(model, _of_linears(surveys), groups, settings.input_type, settings.input_scheme, work)
-    return {name: smoothing.transform for name, smoothing in found.items()}
+    smoothings = smooth(model, _of_linears(surveys), groups, settings.input_type, settings.input_scheme, work)
+    return {name: smoothing.transform for name, smoothing in smoothings.items()}
 
 
 def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform]) -> Ranges:
@@ -166,17 +166,17 @@ def _observations(
             silent -= layers_called(model, silent, first(calls, settings.samples), work.ranks)
         return Observations({}, frozenset(silent) if count else frozenset(), current, last, {})
     ranges = extremes(surveys, transforms) if settings.observer == "minmax" and not len(bins.edges) else {}
-    never = {name for name, each in surveys.items() if not each.seen}
+    silent_layers = {name for name, survey_of_layer in surveys.items() if not survey_of_layer.seen}
     if survey is not None:
-        ranges, never = ranges | survey.ranges, never | survey.silent
-    missing = [name for name in plan.quantized if name not in ranges and name not in never]
+        ranges, silent_layers = ranges | survey.ranges, silent_layers | survey.silent
+    missing = [name for name in plan.quantized if name not in ranges and name not in silent_layers]
     if not missing:
         return Observations(ranges, frozenset(), current, last, survey.range_snapshots if survey else {})
     shown = work.progress("replay", first(calls, settings.samples), settings.samples)
-    found, current, snapshots = observe_ranges(
+    replayed, current, snapshots = observe_ranges(
         model, missing, shown, settings.observer, settings.options, transforms, bins, work.ranks
     )
-    return Observations(ranges | found, frozenset(), current, snapshots.last, snapshots.by_count)
+    return Observations(ranges | replayed, frozenset(), current, snapshots.last, snapshots.by_count)
 
 
 def nearest_choices(
@@ -198,7 +198,7 @@ def nearest_choices(
             if settings.strict:
                 raise NumbersError(f"layer {name}: saw no data. Keep it float or capture more.")
             reasons[name] = NEVER_RAN
-        elif all(each == (0.0, 0.0) for each in ranges):
+        elif all(extent == (0.0, 0.0) for extent in ranges):
             reasons[name] = ZERO_INPUT
         else:
             input = input_with(ranges, edges, settings.input_scheme, dtype)

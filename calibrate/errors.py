@@ -12,7 +12,7 @@ def out_of_memory(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return "cpu"
     if type(error).__name__ == "OutOfMemoryError" or re.search(r"(CUDA|NPU) out of memory", text):
-        found = re.search(r"(GPU|NPU) (\d+)", text)
+        device = re.search(r"(GPU|NPU) (\d+)", text)
         kind = "npu" if "NPU out of memory" in text else "cuda"
-        return f"{kind}:{found[2]}" if found else kind
+        return f"{kind}:{device[2]}" if device else kind
     return None

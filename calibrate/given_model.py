@@ -42,8 +42,8 @@ def opened(model: nn.Module) -> Iterator[None]:
 def _unwrapped(model: nn.Module) -> Iterator[None]:
     """Inside, every wrapper in `model` is replaced by the module that it wraps."""
     with ExitStack() as stack:
-        while wrapped := {name: inside(each) for name, each in _submodules(model) if inside(each) is not each}:
-            outer = {name: each for name, each in wrapped.items() if not _below(name, wrapped)}
+        while wrapped := {name: inside(module) for name, module in _submodules(model) if inside(module) is not module}:
+            outer = {name: module for name, module in wrapped.items() if not _below(name, wrapped)}
             stack.enter_context(swapped(model, outer))
         yield
 
@@ -61,13 +61,15 @@ def _below(name: str, others: dict[str, nn.Module]) -> bool:
 def _onloaded(model: nn.Module) -> Iterator[None]:
     """Inside, a model that accelerate offloads has its weights and no hooks; afterwards it is offloaded as before."""
     hooked = [module for module in model.modules() if _moves(getattr(module, "_hf_hook", None))]
-    if not hooked or len({each.device for each in model.parameters() if not each.is_meta}) > 1:
+    if not hooked or len({parameter.device for parameter in model.parameters() if not parameter.is_meta}) > 1:
         yield
         return
     from accelerate.hooks import remove_hook_from_module
 
     states = [(module, dict(vars(module))) for module in hooked]
-    tables: list[dict[str, Any]] = [table for each in model.modules() for table in (each._parameters, each._buffers)]
+    tables: list[dict[str, Any]] = [
+        table for module in model.modules() for table in (module._parameters, module._buffers)
+    ]
     tensors = [(table, dict(table)) for table in tables]
     try:
         for module in hooked:
@@ -89,7 +91,7 @@ def _moves(hook: Any) -> bool:
     from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook
 
     if type(hook) is SequentialHook:
-        return all(_moves(each) for each in hook.hooks)
+        return all(_moves(part) for part in hook.hooks)
     return type(hook) in (AlignDevicesHook, CpuOffload)
 
 
@@ -118,18 +120,20 @@ def check_model(model: nn.Module) -> None:
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "quantization_method", None) is not None:
         raise UsageError(f"{kind}: quantized already when it was loaded. Load the float model.")
     for name, module in model.named_modules():
-        place, what = type(module).__module__, type(module).__name__
+        package, class_name = type(module).__module__, type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
             raise UsageError(f"{kind}: compiled by torch.jit. Give the model as it was before.")
-        if place.startswith("torch.distributed.fsdp.") and what == "FullyShardedDataParallel":
-            raise UsageError(f"{name or 'model'}: {what} shards its weights. Give the model as it was before.")
-        if place.startswith(_QUANTIZERS):
-            raise UsageError(f"{name or 'model'}: a {what} of {place}, quantized already. Give the float model.")
+        if package.startswith("torch.distributed.fsdp.") and class_name == "FullyShardedDataParallel":
+            raise UsageError(f"{name or 'model'}: {class_name} shards its weights. Give the model as it was before.")
+        if package.startswith(_QUANTIZERS):
+            raise UsageError(
+                f"{name or 'model'}: a {class_name} of {package}, quantized already. Give the float model."
+            )
         if any(map(is_lazy, module.parameters(recurse=False))):
             raise UsageError(f"{name}: a {type(module).__name__} without weights yet. Call the model once first.")
         weight = module._parameters.get("weight")
         if weight is not None and (type(weight) is not nn.Parameter or not weight.is_floating_point()):
-            _refuse(f"{name}.weight".lstrip("."), weight, what)
+            _refuse(f"{name}.weight".lstrip("."), weight, class_name)
 
 
 def _refuse(name: str, weight: Tensor, owner: str) -> NoReturn:
@@ -149,10 +153,10 @@ def _check_adapters(model: nn.Module) -> None:
     if isinstance(model, peft.PeftModel):
         merge = "merge_and_unload" if hasattr(model.base_model, "merge_and_unload") else "get_base_model"
         raise UsageError(f"{type(model).__name__}: a model inside peft. Give model.{merge}().")
-    layers = [(name, each) for name, each in model.named_modules() if isinstance(each, tuners.BaseTunerLayer)]
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, tuners.BaseTunerLayer)]
     if not layers:
         return
-    merged = all(each.merged for _, each in layers)
+    merged = all(module.merged for _, module in layers)
     if hasattr(model, "unload_lora"):
         pipeline = "unload_lora_weights()" if merged else "fuse_lora() and unload_lora_weights()"
         alone = "unload_lora()" if merged else "fuse_lora() and unload_lora()"

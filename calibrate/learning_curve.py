@@ -61,10 +61,12 @@ def learning_curve(
     rank's outputs.
     """
     rows = []
-    marked = earlier_choices(model, chosen, plan, settings, work)
+    choices_by_count = earlier_choices(model, chosen, plan, settings, work)
     if settings.method.plain:
-        marked.pop(chosen.observations.last, None)
-    for count, choices in work.progress("enough", marked.items(), len(marked)) if marked else ():
+        choices_by_count.pop(chosen.observations.last, None)
+    for count, choices in (
+        work.progress("enough", choices_by_count.items(), len(choices_by_count)) if choices_by_count else ()
+    ):
         names = [name for name in plan.quantized if name in choices]
         layers: dict[str, Any] = {name: LayerOnDemand(layer_at(model, name), choices[name]) for name in names}
         with quantized(model, layers):
@@ -82,16 +84,16 @@ def earlier_choices(
     All choices have weights rounded to the nearest. Empty where choices need another replay: the result of fewer calls
     is not known then.
     """
-    known = settings.input_type.rounded and not settings.fallback and chosen.timesteps is None
+    reusable = settings.input_type.rounded and not settings.fallback and chosen.timesteps is None
     if chosen.survey is not None:
-        known = known and settings.observer == "minmax"
+        reusable = reusable and settings.observer == "minmax"
     snapshots = chosen.survey.snapshots if chosen.survey and chosen.survey.snapshots else chosen.observations.snapshots
-    measured = settings.measured(chosen.observations.calls) if known else 0
-    found = {
+    measured = settings.measured(chosen.observations.calls) if reusable else 0
+    choices = {
         count: _choices_at(count, model, chosen, plan, settings, work)
         for count in affordable(snapshots, chosen.observations.calls, measured)[-MAX_SNAPSHOTS:]
     }
-    return found | {chosen.observations.last: chosen.nearest} if found else {}
+    return choices | {chosen.observations.last: chosen.nearest} if choices else {}
 
 
 def _choices_at(
@@ -125,9 +127,9 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str | None:
         enough = row
     if enough is last:
         return f"The last calls still counted: {_of(last)} have {gained:.2f} dB more than the first {_size(half)}."
-    found = f"{_size(enough)} of {_of(last)} were enough"
+    sentence = f"{_size(enough)} of {_of(last)} were enough"
     calls = "" if last["prompts"] is None else f" ({enough['calls']} of {last['calls']} calls)"
-    return f"{found}{calls}: output SQNR within {EQUAL_WITHIN} dB of that with all."
+    return f"{sentence}{calls}: output SQNR within {EQUAL_WITHIN} dB of that with all."
 
 
 def _size(row: Mapping[str, Any]) -> int:

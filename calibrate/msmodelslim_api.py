@@ -115,7 +115,9 @@ class QuantConfig:
         """The accuracy methods that are switched on."""
         methods = self.keep_acc or {}
         return [
-            name for name in _METHODS if (each := methods.get(name)) is True or (isinstance(each, list) and each[0])
+            name
+            for name in _METHODS
+            if (switch := methods.get(name)) is True or (isinstance(switch, list) and switch[0])
         ]
 
     @property
@@ -128,7 +130,9 @@ class QuantConfig:
             symmetric=self.a_sym,
             activations="static" if self.act_quant else "float",
             weights=tuple(_METHODS[name] for name in self._methods()),
-            iterations={_METHODS[name]: each[1] for name, each in (self.keep_acc or {}).items() if name != "round_opt"},
+            iterations={
+                _METHODS[name]: switch[1] for name, switch in (self.keep_acc or {}).items() if name != "round_opt"
+            },
             fallback=self.amp_num,
             keep_float=tuple(self.disable_names or ()),
             defaults={} if self.disable_names else None,
@@ -146,7 +150,7 @@ def _check_number(name: str, value: Any, kinds: tuple[type, ...], low: int, high
 
 
 def _check_list(name: str, value: Any, kind: type) -> None:
-    if value is not None and not (isinstance(value, (list, tuple)) and all(type(each) is kind for each in value)):
+    if value is not None and not (isinstance(value, (list, tuple)) and all(type(item) is kind for item in value)):
         raise UsageError(f"{name}: {value!r} is not a list of {kind.__name__}. Correct it.")
 
 
@@ -159,7 +163,7 @@ def _check_keep_acc(methods: Any) -> None:
         if name == "round_opt":
             if type(value) is not bool:
                 raise UsageError(f"keep_acc: '{name}' is {value!r}, not True or False. Correct it.")
-        elif not (isinstance(value, list) and [type(each) for each in value] == [bool, int]):
+        elif not (isinstance(value, list) and [type(item) for item in value] == [bool, int]):
             raise UsageError(f"keep_acc: '{name}' is {value!r}, not [switch, steps]. Correct it.")
 
 
@@ -202,9 +206,11 @@ class Calibrator:
         if fuse_module_call_back is not None:
             fuse_module_call_back(model)
         with opened(model):
-            where = device_of(model).type
-        if cfg.device.split(":")[0] != where:
-            raise UsageError(f"device {cfg.device}: the model is on {where}. Move it or say device='{where}'.")
+            device_type = device_of(model).type
+        if cfg.device.split(":")[0] != device_type:
+            raise UsageError(
+                f"device {cfg.device}: the model is on {device_type}. Move it or say device='{device_type}'."
+            )
         self.model, self.cfg = model, cfg
         self._calls = calls_of(calib_data, model)
         if self._calls is None and cfg.act_quant and not cfg.input_shape:

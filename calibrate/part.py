@@ -107,23 +107,23 @@ def frozen(
 ) -> tuple[Plan, dict[str, QuantizedLayer]]:
     """The plan without the layers that have to stay float, and the integer layers; without `keep_layers` none, since they are
     made one by one."""
-    found, layers = dict(reasons), {}
+    all_reasons, layers = dict(reasons), {}
     for entry, module in progress("freeze", named(model, plan), len(plan.quantized)):
-        if entry.name in found:
+        if entry.name in all_reasons:
             continue
-        made = layer_of(module, choices[entry.name])
-        if isinstance(made, str):
-            found[entry.name] = made
+        layer = layer_of(module, choices[entry.name])
+        if isinstance(layer, str):
+            all_reasons[entry.name] = layer
         elif keep_layers:
-            layers[entry.name] = made
-    return plan.forced_float(found), layers
+            layers[entry.name] = layer
+    return plan.forced_float(all_reasons), layers
 
 
 def check_any_quantized(plan: Plan) -> None:
     """Raises NumbersError for a plan with no layer left to quantize, with the reasons of its layers."""
     if not plan.quantized:
-        why = reasons_of(entry for entry in plan.entries if entry.forced)
-        raise NumbersError(f"no layer can become integers ({why}). Give more calls or choose another dtype.")
+        reasons = reasons_of(entry for entry in plan.entries if entry.forced)
+        raise NumbersError(f"no layer can become integers ({reasons}). Give more calls or choose another dtype.")
 
 
 def _integer_layer(
@@ -132,6 +132,6 @@ def _integer_layer(
     """The integer layer `name`, from `layers` or made anew."""
     if name in layers:
         return layers[name]
-    made = layer_of(layer_at(model, name), choices[name])
-    assert not isinstance(made, str)
-    return made
+    layer = layer_of(layer_at(model, name), choices[name])
+    assert not isinstance(layer, str)
+    return layer

@@ -80,8 +80,8 @@ class Plan:
 
     def replaced(self, part: "Plan") -> "Plan":
         """The plan with the entries of `part` in the places of those of the same names."""
-        known = {entry.name: entry for entry in part.entries}
-        return Plan(tuple(known.get(entry.name, entry) for entry in self.entries))
+        new_entries = {entry.name: entry for entry in part.entries}
+        return Plan(tuple(new_entries.get(entry.name, entry) for entry in self.entries))
 
     def _without(self, reasons: Mapping[str, str], forced: bool) -> "Plan":
         return Plan(
@@ -139,19 +139,19 @@ def reasons_of(entries: Iterable[Entry]) -> str:
 
 def _nothing_left(kind: str, plan: Plan, option: str) -> str:
     """The message for a plan without a layer to quantize."""
-    able = [entry for entry in plan.entries if not entry.unsupported]
+    supported = [entry for entry in plan.entries if not entry.unsupported]
     if not plan.entries:
         return f"{kind}: no nn.Linear or nn.Conv2d to quantize. Choose another model."
-    why = reasons_of(able or plan.entries)
-    if any(entry.reason == _KEPT_BY_USER for entry in able):
-        return f"{option}: no layer is left to quantize ({why}). Keep fewer layers float."
-    if able:
-        wishes = {"disable_names": "List in disable_names what has to stay float: all else becomes integers"}
-        wish = wishes.get(option, "Choose some with --quantize of octavo calibrate")
-        return f"{kind}: no layer is left to quantize ({why}). {wish}."
+    reasons = reasons_of(supported or plan.entries)
+    if any(entry.reason == _KEPT_BY_USER for entry in supported):
+        return f"{option}: no layer is left to quantize ({reasons}). Keep fewer layers float."
+    if supported:
+        remedies = {"disable_names": "List in disable_names what has to stay float: all else becomes integers"}
+        remedy = remedies.get(option, "Choose some with --quantize of octavo calibrate")
+        return f"{kind}: no layer is left to quantize ({reasons}). {remedy}."
     dtypes = any(entry.kind in KINDS.values() for entry in plan.entries)
     remedy = "Give it in float32, float16 or bfloat16" if dtypes else "Choose another model"
-    return f"{kind}: no layer can become integers ({why}). {remedy}."
+    return f"{kind}: no layer can become integers ({reasons}). {remedy}."
 
 
 def _ruled(model: nn.Module, entry: Entry, rules: "Rules", blocks: Sequence[str]) -> Entry:
@@ -169,11 +169,11 @@ def _entry(name: str, module: nn.Module, scheme: str) -> Entry:
     weight = getattr(module, "weight", None)
     shape = tuple(weight.shape) if weight is not None else ()
     size = sum(parameter.nbytes for parameter in module.parameters(recurse=False))
-    reason, found = "", kind_of(module)
-    kind = type(module).__name__ if found is None else KINDS[found]
-    if found is None:
-        known = f"{type(module).__module__}." if kind in KINDS.values() else ""
-        reason = f"{known}{kind} has no integer form"
+    reason, supported_kind = "", kind_of(module)
+    kind = type(module).__name__ if supported_kind is None else KINDS[supported_kind]
+    if supported_kind is None:
+        package = f"{type(module).__module__}." if kind in KINDS.values() else ""
+        reason = f"{package}{kind} has no integer form"
     elif change := change_of(module):
         reason = change
     elif module.weight.dtype not in STORABLE:
@@ -188,8 +188,8 @@ def kind_of(module: nn.Module) -> type[nn.Module] | None:
         return type(module)
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return None
-    same = (kind for kind, names in _COMPUTING.items() if all(_inherits(module, kind, name) for name in names))
-    return next(same, None)
+    kinds = (kind for kind, names in _COMPUTING.items() if all(_inherits(module, kind, name) for name in names))
+    return next(kinds, None)
 
 
 def _inherits(module: nn.Module, kind: type[nn.Module], name: str) -> bool:
@@ -234,12 +234,14 @@ def block_names(model: nn.Module) -> list[str]:
 
     None where no block has a linear: the stages of a convolutional network are no transformer's blocks.
     """
-    found: dict[str, nn.Module] = {}
+    blocks: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(name.startswith(block + ".") for block in found):
-            found |= {f"{name}.{at}": each for at, each in enumerate(module) if any(True for _ in each.children())}
-    linear = any(isinstance(module, nn.Linear) for block in found.values() for module in block.modules())
-    return list(found) if linear else []
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(block + ".") for block in blocks):
+            blocks |= {
+                f"{name}.{index}": child for index, child in enumerate(module) if any(True for _ in child.children())
+            }
+    linear = any(isinstance(module, nn.Linear) for block in blocks.values() for module in block.modules())
+    return list(blocks) if linear else []
 
 
 def general_reason(model: nn.Module, entry: Entry, blocks: Sequence[str]) -> str | None:
@@ -250,8 +252,8 @@ def general_reason(model: nn.Module, entry: Entry, blocks: Sequence[str]) -> str
     patterns = getattr(model, "_skip_layerwise_casting_patterns", None)
     for pattern in patterns or (_SKIPPED if blocks else ()):
         if re.search(pattern, entry.name):
-            who = "its class" if patterns else "diffusers"
-            return f"{who} keeps '{pattern}' out of 8-bit storage"
+            source = "its class" if patterns else "diffusers"
+            return f"{source} keeps '{pattern}' out of 8-bit storage"
     for part in getattr(model, "_keep_in_fp32_modules", None) or ():
         if part in entry.name.split("."):
             return f"its class keeps '{part}' in float32"

@@ -97,7 +97,7 @@ def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, setting
     for tensor in [] if choice.transform is None else choice.transform.tensors.values():
         row["multiplier"] = [tensor.min().item(), tensor.max().item()]
     if ranges and layer.calibrated:
-        row["range"] = [min(each.low for each in ranges), max(each.high for each in ranges)]
+        row["range"] = [min(extent.low for extent in ranges), max(extent.high for extent in ranges)]
     if layer.calibrated:
         row["scale"], row["zero_point"] = layer.input_scale.tolist(), layer.input_zero_point.tolist()
     return row
@@ -138,14 +138,14 @@ def warnings_of(plan: Plan) -> list[str]:
 
 def measured_on(totals: Mapping[str, Any]) -> str:
     """The calls that the SQNR of a report was measured on, in words."""
-    count, held = totals.get("calls_measured"), totals.get("calls_held_out", 0)
+    count, held_out = totals.get("calls_measured"), totals.get("calls_held_out", 0)
     if not count:
         return "on calls it has seen"
-    if held == count:
+    if held_out == count:
         return f"on {count} calls held out"
     if count == totals["calls"]:
         return "on its only call" if count == 1 else f"on all {count} calls"
-    return f"on {count} calls, {held} of them held out" if held else f"on {count} of {totals['calls']} calls"
+    return f"on {count} calls, {held_out} of them held out" if held_out else f"on {count} of {totals['calls']} calls"
 
 
 def worst(report: Mapping[str, Any], count: int = 10) -> list[dict[str, Any]]:

@@ -88,7 +88,9 @@ class Blocks:
         self._layers = tuple(layers)
         self.used: dict[str, str] = {}  # layers whose weight is used elsewhere, with the reason, after `rehearse`
         self._real = {name: model.get_submodule(name) for name in names}
-        self._watched = [each for each in self._layers if not any(each.startswith(f"{name}.") for name in self._real)]
+        self._watched = [
+            layer for layer in self._layers if not any(layer.startswith(f"{name}.") for name in self._real)
+        ]
         self.order: list[str] = []
         self._needs: dict[str, set[str]] = {}  # by stage: the blocks whose outputs it is made from
         self._track, self._frontier = BlockOutputs(), END
@@ -172,10 +174,10 @@ class Blocks:
 
         try:
             with self._stubbed(answer):
-                found = tensors_in(run(self._model, call, 0))
+                computed = tensors_in(run(self._model, call, 0))
         except MisfitError as error:
             raise _hidden_state_error() from error
-        if not same(expected, found):
+        if not same(expected, computed):
             raise _hidden_state_error()
 
     def check_end(self) -> None:
@@ -187,17 +189,17 @@ class Blocks:
 
     def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
         """Adds to `needs`, by stage, the blocks whose outputs reach it."""
-        found = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
+        needed = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
         for poisoned, outputs in shapes.items():
             if not all(map(floating, outputs)):
-                for each in found.values():
-                    each.add(poisoned)
+                for blocks in needed.values():
+                    blocks.add(poisoned)
                 continue
             runs: dict[str, int] = {}
 
             def answer(name: str, inputs: Any, poisoned: str = poisoned, runs: dict[str, int] = runs) -> Any:
                 if has_nan(inputs):
-                    found[name].add(poisoned)
+                    needed[name].add(poisoned)
                 runs[name] = runs.get(name, 0) + 1
                 value = float("nan") if name == poisoned else 0.0
                 return replaced(
@@ -206,19 +208,19 @@ class Blocks:
 
             def watch(_: nn.Module, args: Any, kwargs: Any, poisoned: str = poisoned) -> None:
                 if has_nan(input_of(args, kwargs)):
-                    found[END].add(poisoned)
+                    needed[END].add(poisoned)
 
             with self._stubbed(answer), hooked(self._model, dict.fromkeys(self._watched, watch)):
                 if has_nan(run(self._model, call, 0)):
-                    found[END].add(poisoned)
+                    needed[END].add(poisoned)
 
     def calls(self) -> Iterator[Call]:
         """The calls of the sweep; the one that was given last is the one that may run."""
-        at = -1
-        for at, call in enumerate(self._source()):
-            self._at = at
+        position = -1
+        for position, call in enumerate(self._source()):
+            self._at = position
             yield call
-        self._count = at + 1
+        self._count = position + 1
 
     def sweep(
         self, calls: Calls, visit: Visit = do_nothing, wanted: Callable[[int], bool] = every_position
@@ -264,9 +266,9 @@ class Blocks:
 
         def begin(*_: Any) -> None:
             self._runs = {}
-            heard = self._track.outputs.get(self._frontier, {})
-            self._fresh = self._at not in heard
-            heard.setdefault(self._at, [])
+            outputs = self._track.outputs.get(self._frontier, {})
+            self._fresh = self._at not in outputs
+            outputs.setdefault(self._at, [])
 
         with hooked(self._model, {"": begin}):
             yield
@@ -302,14 +304,14 @@ class Blocks:
         """The output of a block that is not being calibrated."""
         if name not in self._track.outputs:
             raise Stopped
-        outputs, at = self._track.outputs[name].get(self._at, []), self._runs.get(name, 0)
-        self._runs[name] = at + 1
-        if at >= len(outputs):
+        outputs, run_index = self._track.outputs[name].get(self._at, []), self._runs.get(name, 0)
+        self._runs[name] = run_index + 1
+        if run_index >= len(outputs):
             fact = f"block {name} runs again after others"
             raise MisfitError(f"{fact}, or not in the order of the first call. Calibrate without --memory.")
         if name in self._needs[self._frontier]:
-            return replaced(outputs[at], SpilledTensor, lambda place: place.read().to(self._device))
-        return replaced(outputs[at], SpilledTensor, lambda place: _blank(place, float("nan"), self._device))
+            return replaced(outputs[run_index], SpilledTensor, lambda place: place.read().to(self._device))
+        return replaced(outputs[run_index], SpilledTensor, lambda place: _blank(place, float("nan"), self._device))
 
     def _forget(self, ahead: list[str]) -> None:
         """Deletes the files of outputs that none of the stages `ahead` needs."""
@@ -331,11 +333,11 @@ def _hidden_state_error() -> MisfitError:
     return MisfitError(f"{fact}. Calibrate without --memory.")
 
 
-def same(expected: list[Tensor], found: list[Tensor]) -> bool:
+def same(expected: list[Tensor], computed: list[Tensor]) -> bool:
     """Whether outputs of the model are equal up to rounding."""
-    if [x.shape for x in expected] != [x.shape for x in found]:
+    if [x.shape for x in expected] != [x.shape for x in computed]:
         return False
-    pairs = zip(expected, found, strict=True)
+    pairs = zip(expected, computed, strict=True)
     return all(
         bool((x - y.to(x.device)).norm() <= max(_TOLERANCE, 8 * torch.finfo(x.dtype).eps) * x.norm()) for x, y in pairs
     )
@@ -347,23 +349,23 @@ def _blank(place: SpilledTensor, value: float, device: torch.device) -> Tensor:
 
 def _kind_of(call: Call) -> Any:
     """The arguments of a call without tensors, and without numbers that stand alone."""
-    named = [*enumerate(call.args), *call.kwargs.items()]
-    plain = {name: type(value) if type(value) in (int, float) else value for name, value in named}
+    arguments = [*enumerate(call.args), *call.kwargs.items()]
+    plain = {name: type(value) if type(value) in (int, float) else value for name, value in arguments}
     return replaced(plain, Tensor, lambda tensor: Tensor)
 
 
 def _merged(ran: list[str], names: list[str]) -> list[str]:
     """`ran`, with the other `names` each after the one it is listed after."""
     order = list(ran)
-    for at, name in enumerate(names):
+    for index, name in enumerate(names):
         if name not in order:
-            before = [order.index(other) for other in names[:at] if other in order]
+            before = [order.index(other) for other in names[:index] if other in order]
             order.insert(before[-1] + 1 if before else 0, name)
     return order
 
 
 def has_nan(value: Any) -> bool:
     """Whether a floating-point tensor inside containers holds NaN."""
-    found: list[bool] = []
-    replaced(value, Tensor, lambda x: found.append(x.is_floating_point() and bool(x.isnan().any())))
-    return any(found)
+    findings: list[bool] = []
+    replaced(value, Tensor, lambda x: findings.append(x.is_floating_point() and bool(x.isnan().any())))
+    return any(findings)

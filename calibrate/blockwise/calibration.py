@@ -127,11 +127,11 @@ class BlockwiseCalibration:
         total(output).checked()
         self._check_peak("measuring")
         layers, parameters = self._folded()
-        held = self._current.held_out_count(self._positions())
-        findings = Findings(self._choices, self._ranges, self._powers, self._current.count, output, held)
+        held_out = self._current.held_out_count(self._positions())
+        findings = Findings(self._choices, self._ranges, self._powers, self._current.count, output, held_out)
         report = report_of(self._plan, layers, findings, self._settings, self._work.watch)
-        told = {"enough": [], "warnings": [*report["warnings"], *self._smoothing_warnings()]}
-        return Result(self._plan, layers, report | told, self._timesteps, axes=self._axes, parameters=parameters)
+        additions = {"enough": [], "warnings": [*report["warnings"], *self._smoothing_warnings()]}
+        return Result(self._plan, layers, report | additions, self._timesteps, axes=self._axes, parameters=parameters)
 
     def _folded(self) -> Folded:
         """The layers, with multipliers folded as in memory. The output was measured before: folding rounds scales of
@@ -237,13 +237,13 @@ class BlockwiseCalibration:
         whole = self._parking.bytes_of(self._model)
         blocks = [self._parking.bytes_of(self._model.get_submodule(name)) for name in self._names]
         outside = whole - sum(blocks)
-        used = resident_memory()
-        work = (1 + SUMS_AT_WORK) * self._sums
-        needed = used + outside + _AT_WORK * max(blocks) + work
+        in_use = resident_memory()
+        rounding = (1 + SUMS_AT_WORK) * self._sums
+        needed = in_use + outside + _AT_WORK * max(blocks) + rounding
         if needed > self._limit:
             fact = (
-                f"{size(used)} in use, {size(outside)} outside the blocks, {size(_AT_WORK * max(blocks))} for a block"
-                + (f", {size(work)} to round its widest layer" if work else "")
+                f"{size(in_use)} in use, {size(outside)} outside the blocks, {size(_AT_WORK * max(blocks))} for a block"
+                + (f", {size(rounding)} to round its widest layer" if rounding else "")
             )
             self._refuse(needed, fact)
 

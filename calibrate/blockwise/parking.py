@@ -31,8 +31,8 @@ class _Slot(NamedTuple):
     tensor: Tensor
 
     def put(self, values: Tensor) -> None:
-        made = nn.Parameter(values, requires_grad=False) if isinstance(self.tensor, nn.Parameter) else values
-        self.table[self.leaf] = made
+        tensor = nn.Parameter(values, requires_grad=False) if isinstance(self.tensor, nn.Parameter) else values
+        self.table[self.leaf] = tensor
 
 
 class Parking:
@@ -70,9 +70,9 @@ class Parking:
         self._bring(self._parked[name], unchanged if name in self._written else self._cast)
 
     def _bring(self, slots: Iterable[_Slot], cast: Cast) -> None:
-        made: dict[int, Tensor] = {}  # by id: several modules may share a tensor
+        loaded: dict[int, Tensor] = {}  # by id: several modules may share a tensor
         for slot in slots:
-            values = made.setdefault(id(slot.tensor), cast(slot.tensor.detach()).to(self.device))
+            values = loaded.setdefault(id(slot.tensor), cast(slot.tensor.detach()).to(self.device))
             if values.data_ptr() != slot.tensor.data_ptr():
                 slot.put(values)
 
@@ -85,15 +85,15 @@ class Parking:
     def keep(self, name: str, module: nn.Module) -> None:
         """Parks a fetched module that has changed: writes new tensors to a file, leaves the others where they were."""
         before = self._parked.pop(name)
-        places = {slot.tensor.data_ptr() for slot in before}
-        made = [slot for slot in _slots(module) if slot.tensor.data_ptr() not in places and slot.tensor.numel()]
+        addresses = {slot.tensor.data_ptr() for slot in before}
+        changed = [slot for slot in _slots(module) if slot.tensor.data_ptr() not in addresses and slot.tensor.numel()]
         path = self._directory / f"weights-{len(self._written)}"
         with scratch(path) as sink:
-            for slot in made:
+            for slot in changed:
                 with storage(path):
                     sink.write(memory_of(slot.tensor.detach().cpu().contiguous()))
                     sink.write(bytes(-slot.tensor.nbytes % _ALIGNED))
-        for slot, mapped in zip(made, _mapped(path, [slot.tensor for slot in made]), strict=True):
+        for slot, mapped in zip(changed, _mapped(path, [slot.tensor for slot in changed]), strict=True):
             slot.put(mapped)
         for slot in before:
             page_out(slot.tensor)
@@ -113,13 +113,13 @@ def _own(part: nn.Module) -> Iterator[_Slot]:
                 yield _Slot(table, leaf, tensor)
 
 
-def _mapped(path: Path, like: list[Tensor]) -> Iterator[Tensor]:
+def _mapped(path: Path, templates: list[Tensor]) -> Iterator[Tensor]:
     """Yields the tensors of a file, of the dtypes and shapes of `like`, each at the next multiple of _ALIGNED."""
-    if not like:
+    if not templates:
         return
     whole: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
     start = 0
-    for tensor in like:
+    for tensor in templates:
         flat = torch.empty(0, dtype=torch.uint8).set_(whole, start, (tensor.nbytes,), (1,))
         yield flat.view(tensor.dtype).view(tensor.shape)
         start += tensor.nbytes + -tensor.nbytes % _ALIGNED

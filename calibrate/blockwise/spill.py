@@ -47,13 +47,15 @@ class SpillFile:
         return replaced(value, Tensor, self._put)
 
     def _put(self, tensor: Tensor) -> SpilledTensor:
-        plain = tensor.detach().cpu()
-        whole = plain.contiguous()
-        stride = plain.stride() if 0 not in plain.stride() else whole.stride()  # a tensor of stride 0 cannot be filled
+        on_cpu = tensor.detach().cpu()
+        contiguous = on_cpu.contiguous()
+        stride = (
+            on_cpu.stride() if 0 not in on_cpu.stride() else contiguous.stride()
+        )  # a tensor of stride 0 cannot be filled
         with storage(self.path):
-            self._sink.write(memory_of(whole))
-        stored = Stored(plain.dtype, tuple(plain.shape), self._offset, plain.nbytes)
-        self._offset += plain.nbytes
+            self._sink.write(memory_of(contiguous))
+        stored = Stored(on_cpu.dtype, tuple(on_cpu.shape), self._offset, on_cpu.nbytes)
+        self._offset += on_cpu.nbytes
         return SpilledTensor(self.path, stored, stride)
 
 

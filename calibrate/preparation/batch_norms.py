@@ -66,18 +66,18 @@ def fold_norms(model: nn.Module, call: Call, *, changing: bool = False) -> Folde
     pairs = pairs_of(model, call) if has_norms(model) else ()
     if not pairs:
         return FoldedModel(model, ())
-    made = model if changing else _copy(model)
-    with evaluating(made):
-        before = run(made, call, 0)
-        undo = _fold(made, pairs)
+    folded = model if changing else _copy(model)
+    with evaluating(folded):
+        before = run(folded, call, 0)
+        undo = _fold(folded, pairs)
         try:
-            same = _close(before, run(made, call, 0))
+            unchanged = _close(before, run(folded, call, 0))
         except Exception:  # code that looks into its batch norms
-            same = False
-    if same:
-        return FoldedModel(made, pairs)
+            unchanged = False
+    if unchanged:
+        return FoldedModel(folded, pairs)
     for name, module in undo:
-        replace(made, name, module)
+        replace(folded, name, module)
     return FoldedModel(model, (), "batch norms: folding them would change the model's output; they stay.")
 
 
@@ -99,9 +99,9 @@ def pairs_of(model: nn.Module, call: Call) -> tuple[Pair, ...]:
     """
     watch = _Watch(model)
     with evaluating(model), watch.hooks(), watch:
-        kept = run(model, call, 0)
+        output = run(model, call, 0)
     pairs = watch.pairs()
-    del kept  # an output that somebody holds is known by being alive
+    del output  # an output that somebody holds is known by being alive
     return pairs
 
 
@@ -139,52 +139,52 @@ class _Watch(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _of(self, value: Tensor) -> _Output | None:
-        found = self._live.get(id(value))
-        return found if found is not None and found.alive() is value else None
+        output = self._live.get(id(value))
+        return output if output is not None and output.alive() is value else None
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
         """Inside, calls of the convolutions and batch norms are observed."""
-        made = {name: self._records_output(name) for name in self._convs}
-        entered = {name: self._enters(name) for name in self._norms}
-        left = dict.fromkeys(self._norms, self._leaves)
-        with hooked(self._model, after=made), hooked(self._model, entered, left, always_call=True):
+        recorders = {name: self._records_output(name) for name in self._convs}
+        entering = {name: self._enters(name) for name in self._norms}
+        leaving = dict.fromkeys(self._norms, self._leaves)
+        with hooked(self._model, after=recorders), hooked(self._model, entering, leaving, always_call=True):
             yield
 
     def _records_output(self, name: str) -> Any:
-        def made(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            known = _Output(name, weakref.ref(output), [])
-            self._outputs.append(known)
-            self._live[id(output)] = known
+        def record(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            convolved = _Output(name, weakref.ref(output), [])
+            self._outputs.append(convolved)
+            self._live[id(output)] = convolved
 
-        return made
+        return record
 
     def _enters(self, name: str) -> Any:
-        def enters(module: nn.Module, args: Any, kwargs: Any) -> None:
-            x = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            x = next((argument for argument in (*args, *kwargs.values()) if isinstance(argument, Tensor)), None)
             output = None if x is None else self._of(x)
             self._sources[name][None if output is None else output.conv] += 1
             self._inside.append(name)
 
-        return enters
+        return enter
 
     def _leaves(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._inside.pop()
 
     def pairs(self) -> tuple[Pair, ...]:
         """The pairs that every observed call allows."""
-        found = []
+        pairs = []
         for name in self._convs:
-            outputs = [each for each in self._outputs if each.conv == name]
-            readers = {reader for each in outputs for reader in each.readers}
-            if len(readers) != 1 or any(len(each.readers) != 1 or each.alive() is not None for each in outputs):
+            outputs = [output for output in self._outputs if output.conv == name]
+            readers = {reader for output in outputs for reader in output.readers}
+            if len(readers) != 1 or any(len(output.readers) != 1 or output.alive() is not None for output in outputs):
                 continue
             norm = next(iter(readers))
             if norm is None or self._reads[name] != len(outputs):
                 continue
             if self._sources[norm] == {name: len(outputs)}:
-                found.append(Pair(name, norm))
-        return tuple(found)
+                pairs.append(Pair(name, norm))
+        return tuple(pairs)
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -198,16 +198,16 @@ def _fold(model: nn.Module, pairs: tuple[Pair, ...]) -> list[tuple[str, nn.Modul
         conv, norm = model.get_submodule(pair.conv), model.get_submodule(pair.norm)
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, NORMS)
-        for first, made in ((pair.conv, merged(conv, norm)), (pair.norm, nn.Identity())):
-            before += [(name, model.get_submodule(name)) for name in names[first]]
-            for name in names[first]:
-                replace(model, name, made.train(model.training))
+        for name, replacement in ((pair.conv, merged(conv, norm)), (pair.norm, nn.Identity())):
+            before += [(alias, model.get_submodule(alias)) for alias in names[name]]
+            for alias in names[name]:
+                replace(model, alias, replacement.train(model.training))
     return before
 
 
 def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Conv2d:
     """A convolution with a bias that does what the two do in evaluation."""
-    made = copy.deepcopy(conv)
+    convolution = copy.deepcopy(conv)
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
         raise ValueError("a batch norm without statistics of its own")
@@ -222,9 +222,9 @@ def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Conv2
         bias = bias + norm.bias.detach().double()
     weight = conv.weight.detach().double() * scale.view(-1, 1, 1, 1)
     trained = conv.weight.requires_grad
-    made.weight = nn.Parameter(weight.to(conv.weight.dtype), trained)
-    made.bias = nn.Parameter(bias.to(conv.weight.dtype), trained)
-    return made
+    convolution.weight = nn.Parameter(weight.to(conv.weight.dtype), trained)
+    convolution.bias = nn.Parameter(bias.to(conv.weight.dtype), trained)
+    return convolution
 
 
 def _close(before: Any, after: Any) -> bool:

@@ -25,12 +25,12 @@ def layers_with_cast_inputs(model: nn.Module, call: Call, names: Sequence[str]) 
 
     The call is made with such answers about the weights; how the call ends does not matter.
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
 
     def hook_for(name: str, dtype: torch.dtype) -> Any:
         def restore(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args and isinstance(args[0], Tensor) and not args[0].is_floating_point():
-                found[name] = REASON
+                reasons[name] = REASON
                 return (args[0].to(dtype), *args[1:]), kwargs
             return None
 
@@ -42,7 +42,7 @@ def layers_with_cast_inputs(model: nn.Module, call: Call, names: Sequence[str]) 
     # whatever integers lead to does not matter: as it is, the call is made later
     with suppress(Exception), hooked(model, hooks), evaluating(model), calling(), integers:
         model(*copied_to(call.args, device_of(model)), **copied_to(call.kwargs, device_of(model)))
-    return found
+    return reasons
 
 
 class _Int8(TorchFunctionMode):

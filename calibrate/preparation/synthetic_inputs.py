@@ -51,13 +51,13 @@ def synthetic_calls(
         count, batch, iterations = _plan(model, shape)
         iterations = min(iterations, most)
         steps = iter(progress("distil", range(count * iterations), count * iterations))
-        found = []
+        calls = []
         for _ in range(count):
             x = torch.randn(batch, *shape[1:], generator=generator)
-            made = _distilled(model, x, iterations, steps)
-            found += [_sample(part) for part in made.split(max(shape[0], batch * count // _CALLS))]
+            inputs = _distilled(model, x, iterations, steps)
+            calls += [_sample(part) for part in inputs.split(max(shape[0], batch * count // _CALLS))]
         next(steps, None)
-    return found
+    return calls
 
 
 def _sample(x: Tensor) -> Sample:
@@ -86,12 +86,13 @@ def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:
         run(model, _sample(torch.zeros(1, *shape[1:], dtype=_dtype_of(model))), 0)
-    each = 3 * max(1, counter.get_total_flops())  # a pass back costs two passes forth
+    flops = 3 * max(1, counter.get_total_flops())  # a pass back costs two passes forth
     count, batch = next(
-        ((n, size) for n, size in _BATCHES if n * size * each * _LEAST <= _BUDGET or size <= shape[0]), _BATCHES[-1]
+        ((count, size) for count, size in _BATCHES if count * size * flops * _LEAST <= _BUDGET or size <= shape[0]),
+        _BATCHES[-1],
     )
     batch = max(batch, shape[0])
-    return count, batch, max(_LEAST, int(_BUDGET / (count * batch * each)))
+    return count, batch, max(_LEAST, int(_BUDGET / (count * batch * flops)))
 
 
 def _distilled(model: nn.Module, x: Tensor, iterations: int, steps: Iterator[int]) -> Tensor:
@@ -116,7 +117,7 @@ def _distilled(model: nn.Module, x: Tensor, iterations: int, steps: Iterator[int
 
 
 def _dtype_of(model: nn.Module) -> torch.dtype:
-    return next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+    return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
 
 
 @contextmanager
@@ -126,14 +127,14 @@ def statistics_losses(model: nn.Module) -> Iterator[list[Tensor]]:
 
     def measure(norm: nn.BatchNorm2d, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         x = input_of(args, kwargs).float()
-        around = [axis for axis in range(x.ndim) if axis != 1]
-        var, mean = torch.var_mean(x, around, correction=0)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        var, mean = torch.var_mean(x, axes, correction=0)
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        wanted = (norm.running_var.float() + norm.eps).sqrt()
-        wide = torch.maximum(wanted, _NARROW * wanted.mean())
-        off = (mean - norm.running_mean) / wide
-        losses.append(off.square().mean() + (((var + norm.eps).sqrt() - wanted) / wide).square().mean())
+        deviation = (norm.running_var.float() + norm.eps).sqrt()
+        width = torch.maximum(deviation, _NARROW * deviation.mean())
+        distance = (mean - norm.running_mean) / width
+        losses.append(distance.square().mean() + (((var + norm.eps).sqrt() - deviation) / width).square().mean())
 
     norms = [name for name, module in model.named_modules() if has_statistics(module)]
     with hooked(model, dict.fromkeys(norms, measure)):

@@ -24,28 +24,28 @@ CHANGED = "its weight is set by each call of the model"
 def weights_used_elsewhere(model: nn.Module, call: Call, names: Iterable[str]) -> dict[str, str]:
     """The named layers whose weight a call uses elsewhere or changes, with the reason. Runs the call once; raises as
     `replay.calls.run` does."""
-    with evaluating(model), watching(model, names) as found:
+    with evaluating(model), watching(model, names) as reasons:
         run(model, call, 0)
-    return found
+    return reasons
 
 
 @contextmanager
 def watching(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, str]]:
     """Watches the weights of the named layers while inside; afterwards the dict has the layers whose weight was used
     elsewhere or changed, with the reason."""
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     layers = {name: layer_at(model, name) for name in names}
     before = {name: (layer.weight, _state(layer.weight)) for name, layer in layers.items()}
     watch = _Watch({layer.weight.data_ptr() for layer in layers.values()})
     owners = [name for name, module in model.named_modules() if watch.owned(module)]
     entering, leaving = dict.fromkeys(owners, watch.enter), dict.fromkeys(owners, watch.leave)
     with hooked(model, entering), hooked(model, after=leaving, always_call=True), watch:
-        yield found
+        yield reasons
     for name, (weight, state) in before.items():
         if _changed(layers[name].weight, weight, state):
-            found[name] = CHANGED
+            reasons[name] = CHANGED
         elif state[0] in watch.foreign:
-            found[name] = READ
+            reasons[name] = READ
 
 
 def _state(weight: Tensor) -> tuple[int, int | None]:
@@ -60,9 +60,9 @@ def _changed(after: Tensor, before: Tensor, state: tuple[int, int | None]) -> bo
 class _Watch(TorchDispatchMode):
     """Notes the addresses of weights that operations use while no owner of the weight runs."""
 
-    def __init__(self, places: set[int]) -> None:
+    def __init__(self, addresses: set[int]) -> None:
         super().__init__()
-        self._places, self._running = places - {0}, list[set[int]]()  # an empty tensor has the address 0
+        self._places, self._running = addresses - {0}, list[set[int]]()  # an empty tensor has the address 0
         self.foreign = set[int]()
 
     def owned(self, module: nn.Module) -> set[int]:
@@ -79,7 +79,7 @@ class _Watch(TorchDispatchMode):
         own = self._running[-1] if self._running else set[int]()
         for value in tree_leaves((args, kwargs)):
             if type(value) in (Tensor, nn.Parameter) and not value.is_meta and value.layout is torch.strided:
-                place = value.data_ptr()
-                if place in self._places and place not in own:
-                    self.foreign.add(place)
+                address = value.data_ptr()
+                if address in self._places and address not in own:
+                    self.foreign.add(address)
         return func(*args, **(kwargs or {}))

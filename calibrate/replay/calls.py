@@ -62,7 +62,7 @@ def first(calls: Calls, samples: int | None) -> Iterator[Call]:
 
 def calls_at(calls: Calls, positions: Collection[int]) -> Iterator[Call]:
     """The calls at these positions."""
-    return (call for at, call in enumerate(first(calls, max(positions, default=-1) + 1)) if at in positions)
+    return (call for position, call in enumerate(first(calls, max(positions, default=-1) + 1)) if position in positions)
 
 
 class Stopped(Exception):
@@ -99,10 +99,10 @@ def _copied(value: Any, device: torch.device, memo: dict[int, Any]) -> Any:
             memo[id(value)] = value.to(device, copy=True)
         return memo[id(value)]
     if isinstance(value, dict):
-        made = copy.copy(value)
+        copied = copy.copy(value)
         for key, item in value.items():
-            made[key] = _copied(item, device, memo)
-        return made
+            copied[key] = _copied(item, device, memo)
+        return copied
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_copied(item, device, memo) for item in value))
     if isinstance(value, (list, tuple)):
@@ -184,14 +184,14 @@ def _explained(model: nn.Module, call: Call, where: str, device: torch.device, e
 def _layer_of(model: nn.Module, error: Exception) -> str:
     """The name of the innermost module that was running when `error` was raised."""
     names = {id(module): name for name, module in model.named_modules()}
-    found = ""
+    innermost = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        found = names.get(id(frame.f_locals.get("self")), "") or found
-    return found
+        innermost = names.get(id(frame.f_locals.get("self")), "") or innermost
+    return innermost
 
 
 def evenly_spaced(count: int, wanted: int) -> list[int]:
     """Picks `wanted` of the positions 0 to `count` - 1, spaced evenly; all where there are no more."""
     if wanted >= count:
         return list(range(count))
-    return [(2 * at + 1) * count // (2 * wanted) for at in range(wanted)]
+    return [(2 * index + 1) * count // (2 * wanted) for index in range(wanted)]

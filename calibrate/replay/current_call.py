@@ -53,12 +53,14 @@ class CurrentCall:
             yield call
 
     def _look(self, call: Call) -> None:
-        named = self._named(call)
-        levels = levels_of(named)
+        arguments = self._named(call)
+        levels = levels_of(arguments)
         self.level = None if levels is None else float(levels.max())
         if self.level is not None:
             self.levels[self.position] = self.level
-        self.samples += next((len(x) for x in named.values() if isinstance(x, Tensor) and x.ndim > 1), 1)
+        self.samples += next(
+            (len(value) for value in arguments.values() if isinstance(value, Tensor) and value.ndim > 1), 1
+        )
 
     def shared(self) -> "CurrentCall":
         """A copy with the totals of all ranks. Collective."""
@@ -68,9 +70,9 @@ class CurrentCall:
 
     def joined(self, samples: int, levels: dict[int, float]) -> "CurrentCall":
         """A copy with the totals of all ranks: their `samples`, and the `levels` of all calls."""
-        made = copy.copy(self)
-        made.samples, made.levels = samples, levels
-        return made
+        joined = copy.copy(self)
+        joined.samples, joined.levels = samples, levels
+        return joined
 
     def held_out_count(self, positions: Iterable[int]) -> int:
         """The number of held-out calls among those at `positions`."""

@@ -69,35 +69,39 @@ def farthest(calls: Iterable[Call], wanted: int, ranks: Ranks = ALONE) -> list[i
     Held-out calls (survey.py) get their share of the positions, at least one where there are both kinds and more than
     one is wanted. Collective: `ranks` share the reading of the calls.
     """
-    parts = ranks.gather([descriptor_of(call) for at, call in enumerate(calls) if ranks.owns(at)])
+    parts = ranks.gather([descriptor_of(call) for position, call in enumerate(calls) if ranks.owns(position)])
     descriptors = interleaved(parts)
     if wanted >= len(descriptors):
         return list(range(len(descriptors)))
-    held = torch.tensor([each.held_out for each in descriptors])
-    share = round(wanted * int(held.sum()) / len(held))
-    if wanted > 1 and 0 < int(held.sum()) < len(held):
+    held_out = torch.tensor([descriptor.held_out for descriptor in descriptors])
+    share = round(wanted * int(held_out.sum()) / len(held_out))
+    if wanted > 1 and 0 < int(held_out.sum()) < len(held_out):
         share = min(max(share, 1), wanted - 1)
-    return sorted(_traversed(points_of(descriptors), held, {True: share, False: wanted - share}))
+    return sorted(_traversed(points_of(descriptors), held_out, {True: share, False: wanted - share}))
 
 
 def interleaved(parts: Sequence[Sequence[Descriptor]]) -> list[Descriptor]:
     """The descriptors of all ranks' `parts`, in the order of the calls."""
-    return [each for row in itertools.zip_longest(*parts) for each in row if each is not None]
+    return [descriptor for row in itertools.zip_longest(*parts) for descriptor in row if descriptor is not None]
 
 
 def points_of(descriptors: Sequence[Descriptor]) -> Tensor:
     """The calls as points, (calls, coordinates) float64. The noise level and each tensor have the mean square 1, so
     that each counts the same for any number of channels."""
-    levels = torch.tensor([[0.0 if each.level is None else each.level] for each in descriptors], dtype=torch.float64)
+    levels = torch.tensor(
+        [[0.0 if descriptor.level is None else descriptor.level] for descriptor in descriptors], dtype=torch.float64
+    )
     blocks = [levels]
-    for path in dict.fromkeys(path for each in descriptors for path in each.statistics):
-        found = [each.statistics.get(path) for each in descriptors]
-        if len({len(x[0]) for x in found if x is not None}) > 1:  # numbers of groups differ: make the tensor one group
-            found = [None if x is None else torch.stack([x[0].amin(), x[1].amax(), x[2].mean()]) for x in found]
-        there = torch.tensor([x is not None for x in found])
-        rows = torch.stack([x.flatten() for x in found if x is not None])
-        block = rows.mean(0).repeat(len(found), 1)  # a call without the tensor is at the mean
-        block[there] = rows
+    for path in dict.fromkeys(path for descriptor in descriptors for path in descriptor.statistics):
+        tensors = [descriptor.statistics.get(path) for descriptor in descriptors]
+        if (
+            len({len(x[0]) for x in tensors if x is not None}) > 1
+        ):  # numbers of groups differ: make the tensor one group
+            tensors = [None if x is None else torch.stack([x[0].amin(), x[1].amax(), x[2].mean()]) for x in tensors]
+        present = torch.tensor([x is not None for x in tensors])
+        rows = torch.stack([x.flatten() for x in tensors if x is not None])
+        block = rows.mean(0).repeat(len(tensors), 1)  # a call without the tensor is at the mean
+        block[present] = rows
         blocks.append(block)
     return torch.cat([_scaled(block) for block in blocks], 1)
 
@@ -110,14 +114,14 @@ def _scaled(block: Tensor) -> Tensor:
     return centred[:, varies] / deviation[varies] / max(int(varies.sum()), 1) ** 0.5
 
 
-def _traversed(points: Tensor, held: Tensor, left: dict[bool, int]) -> Iterator[int]:
+def _traversed(points: Tensor, held_out: Tensor, remaining: dict[bool, int]) -> Iterator[int]:
     """Yields positions of points, farthest first, the first of equal ones; of each kind as many as are `left`."""
-    distance, near = points.square().sum(1), None
-    while any(left.values()):
-        open_ = torch.where(held, left[True] > 0, left[False] > 0)
-        at = int(torch.where(open_, distance, -2.0).argmax())
-        yield at
-        left[bool(held[at])] -= 1
-        from_it = (points - points[at]).square().sum(1)
-        distance = near = from_it if near is None else torch.minimum(near, from_it)
-        distance[at] = -1.0  # never again, even where all others are the same
+    distance, nearest = points.square().sum(1), None
+    while any(remaining.values()):
+        allowed = torch.where(held_out, remaining[True] > 0, remaining[False] > 0)
+        position = int(torch.where(allowed, distance, -2.0).argmax())
+        yield position
+        remaining[bool(held_out[position])] -= 1
+        new_distance = (points - points[position]).square().sum(1)
+        distance = nearest = new_distance if nearest is None else torch.minimum(nearest, new_distance)
+        distance[position] = -1.0  # never again, even where all others are the same

@@ -45,8 +45,8 @@ class Readings:
         if x.is_inference():  # has no version: a change in place would go unnoticed
             return self._read(x)
         version = x._version
-        for ref, known_version, reading in self._known:
-            if ref() is x and known_version == version:
+        for ref, read_version, reading in self._known:
+            if ref() is x and read_version == version:
                 return reading
         reading = self._read(x)
         self._known = [(weakref.ref(x), version, reading), *self._known[: _REMEMBERED - 1]]
@@ -97,17 +97,17 @@ def _settled(hook: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def axes(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, int]]:
     """Inside, the numbers of axes of the inputs of the named layers are noted; 0 where they change."""
-    found: dict[str, int] = {}
+    ranks: dict[str, int] = {}
 
     def hook_for(name: str) -> Callable[..., None]:
-        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             rank = input_of(args, kwargs).ndim
-            found[name] = rank if found.get(name, rank) == rank else 0
+            ranks[name] = rank if ranks.get(name, rank) == rank else 0
 
-        return hear
+        return record
 
     with hooked(model, {name: hook_for(name) for name in names}):
-        yield found
+        yield ranks
 
 
 @contextmanager
@@ -123,7 +123,7 @@ def observing(model: nn.Module, observers: Mapping[str, InputObserver]) -> Itera
     def hook_for(name: str, observer: InputObserver) -> Callable[..., None]:
         readings = shared.setdefault(getattr(observer, "key", type(observer)), Readings(observer.read))
 
-        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def observe_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = input_of(args, kwargs)
             if x.numel() == 0:
                 return
@@ -134,7 +134,7 @@ def observing(model: nn.Module, observers: Mapping[str, InputObserver]) -> Itera
                     f"layer {name}: input with {error}. Check the calibration calls and their dtype."
                 ) from error
 
-        return hear
+        return observe_input
 
     with hooked(model, {name: hook_for(name, observer) for name, observer in observers.items()}):
         yield
@@ -166,15 +166,15 @@ def layers_called(model: nn.Module, names: Iterable[str], calls: Iterable[Call],
     The others never run, or a function reads their weight: they must stay as they are. Collective: `ranks` share the
     calls.
     """
-    silent, found = set(names), set[str]()
+    wanted, called = set(names), set[str]()
 
     def hook_for(name: str) -> Callable[..., None]:
-        return lambda module, args, kwargs: found.add(name)
+        return lambda module, args, kwargs: called.add(name)
 
-    with hooked(model, {name: hook_for(name) for name in silent}), evaluating(model):
+    with hooked(model, {name: hook_for(name) for name in wanted}), evaluating(model):
         for position, call in enumerate(calls):
-            if silent <= found:
+            if wanted <= called:
                 break
             if ranks.owns(position):
                 run(model, call, position)
-    return set().union(*ranks.gather(found))
+    return set().union(*ranks.gather(called))

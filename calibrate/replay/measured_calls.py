@@ -24,28 +24,28 @@ def measured_calls(current: CurrentCall, wanted: int) -> list[int]:
     if wanted >= count:
         return list(range(count))
     order, training = _ordered(current), set(current.training)
-    taken, used = list[int](), Counter[int | None]()
+    positions, used = list[int](), Counter[int | None]()
     for stratum in range(wanted):
-        first, end = stratum * count // wanted, (stratum + 1) * count // wanted
-        middle = first + (stratum + 0.5) * _GOLDEN % 1.0 * (end - first)
+        start, end = stratum * count // wanted, (stratum + 1) * count // wanted
+        middle = start + (stratum + 0.5) * _GOLDEN % 1.0 * (end - start)
 
         def rank(index: int, middle: float = middle) -> tuple[float, bool, float]:
-            unit, other = current.units[order[index]], order[index] in training
-            turns = 0.0 if unit is None else used[unit] / (1 if other else _TURNS)
-            return turns, other, abs(index + 0.5 - middle)
+            unit, is_training = current.units[order[index]], order[index] in training
+            times = 0.0 if unit is None else used[unit] / (1 if is_training else _TURNS)
+            return times, is_training, abs(index + 0.5 - middle)
 
-        at = order[min(range(first, end), key=rank)]
-        used[current.units[at]] += 1
-        taken.append(at)
-    return sorted(taken)
+        position = order[min(range(start, end), key=rank)]
+        used[current.units[position]] += 1
+        positions.append(position)
+    return sorted(positions)
 
 
 def _ordered(current: CurrentCall) -> Sequence[int]:
     """The positions of all calls by descending noise level; without levels by the place in their prompt."""
     if len(current.levels) == current.count:
-        return sorted(current.levels, key=lambda at: (-current.levels[at], at))
-    places, seen = [], Counter[int]()
-    for at, unit in enumerate(current.units):
-        places.append(at if unit is None else seen[unit])
-        seen[-1 if unit is None else unit] += 1
-    return sorted(range(current.count), key=lambda at: (places[at], at))
+        return sorted(current.levels, key=lambda position: (-current.levels[position], position))
+    places, counts = [], Counter[int]()
+    for position, unit in enumerate(current.units):
+        places.append(position if unit is None else counts[unit])
+        counts[-1 if unit is None else unit] += 1
+    return sorted(range(current.count), key=lambda position: (places[position], position))

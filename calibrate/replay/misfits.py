@@ -17,20 +17,24 @@ def misfit(model: nn.Module, call: Any) -> str:
     """Says why the forward of `model` does not take the arguments of a call, and what to do."""
     forward = f"{type(model).__name__}.forward"
     parameters = inspect.signature(model.forward).parameters.values()
-    positional = [each.name for each in parameters if each.kind in _BY_POSITION]
-    variadic = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
+    positional = [parameter.name for parameter in parameters if parameter.kind in _BY_POSITION]
+    variadic = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
     if len(call.args) > len(positional) and not variadic:
         takes = f"{len(positional)} ({', '.join(positional)})" if positional else "none by position"
         remedy = "Leave the targets out, or give a dict of keyword arguments."
         return f"has {len(call.args)} inputs, {forward} takes {takes}. {_remedy(call, remedy)}"
-    named = [each.name for each in parameters if each.kind in _BY_NAME]
-    unknown = [name for name in call.kwargs if name not in named]
-    if unknown and not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
+    by_name = [parameter.name for parameter in parameters if parameter.kind in _BY_NAME]
+    unknown = [name for name in call.kwargs if name not in by_name]
+    if unknown and not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         fact = f"has the input '{unknown[0]}', which {forward} does not take"
-        return f"{fact} (it takes {', '.join(named)}). {_remedy(call, 'Rename it or leave it out.')}"
-    if twice := [name for name in positional[: len(call.args)] if name in call.kwargs]:
-        return f"has the input '{twice[0]}' twice. {_remedy(call, 'Give it once.')}"
-    needed = [each.name for each in parameters if each.default is inspect.Parameter.empty and each.name in named]
+        return f"{fact} (it takes {', '.join(by_name)}). {_remedy(call, 'Rename it or leave it out.')}"
+    if repeated := [name for name in positional[: len(call.args)] if name in call.kwargs]:
+        return f"has the input '{repeated[0]}' twice. {_remedy(call, 'Give it once.')}"
+    needed = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is inspect.Parameter.empty and parameter.name in by_name
+    ]
     missing = [name for name in needed if name not in (*positional[: len(call.args)], *call.kwargs)]
     return f"lacks the input '{', '.join(missing)}' of {forward}. {_remedy(call, 'Give it.')}"
 
@@ -52,10 +56,10 @@ def _reasons(model: nn.Module, call: Any, device: torch.device) -> Iterator[str]
     source, remedy = (getattr(call, name, None) for name in ("source", "remedy"))
     if not source or remedy:
         return
-    inputs = {**{str(at): value for at, value in enumerate(call.args)}, **call.kwargs}
-    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+    inputs = {**{str(index): value for index, value in enumerate(call.args)}, **call.kwargs}
+    dtype = next((item.dtype for item in model.parameters() if item.is_floating_point()), torch.float32)
     for name, value in inputs.items():
-        plain = isinstance(value, (list, tuple)) and all(isinstance(each, (int, float, str, list)) for each in value)
+        plain = isinstance(value, (list, tuple)) and all(isinstance(item, (int, float, str, list)) for item in value)
         if isinstance(value, str) or (plain and value):
             yield f"Input {name} is a {type(value).__name__}: give a tensor."
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype:

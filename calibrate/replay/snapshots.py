@@ -28,8 +28,8 @@ class Snapshots:
         units: set[int] = set()
         for count, call in enumerate(calls):
             unit = getattr(call, "unit", None)
-            done = count if unit is None else len(units)
-            if done and done & (done - 1) == 0 and (unit is None or unit not in units):
+            finished = count if unit is None else len(units)
+            if finished and finished & (finished - 1) == 0 and (unit is None or unit not in units):
                 self.by_count[self.last] = self._take()
             units |= set() if unit is None else {unit}
             self.last = CallCount(count + 1, len(units) or None)
@@ -39,5 +39,5 @@ class Snapshots:
 def affordable(snapshots: Iterable[CallCount], count: int, measured: int) -> list[CallCount]:
     """The latest snapshots that can be measured in about a tenth of the time of a replay of `count` calls, with
     `measured` calls for each snapshot; none where a tenth is too little."""
-    able = count // (_SHARE * measured) if measured else 0
-    return sorted(snapshots)[-able:] if able > 0 else []
+    limit = count // (_SHARE * measured) if measured else 0
+    return sorted(snapshots)[-limit:] if limit > 0 else []

@@ -119,13 +119,13 @@ def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLay
     powers = {name: Power() for name in layer_of}
 
     def hook_for(power: Power, make: Callable[[], QuantizedLayer]) -> Callable[..., None]:
-        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             if output.numel():
                 layer = make()
                 with at_noise_level(layer, noise):
                     power.add(output, layer(input_of(args, kwargs)))
 
-        return hear
+        return compare
 
     noise, detach = attach(model)
     try:
@@ -147,9 +147,9 @@ def outputs(model: nn.Module, calls: Iterable[Call], ranks: Ranks = ALONE) -> li
     """The outputs of `model`, on the CPU, for each of the `calls` that `ranks` gives to this process."""
     with evaluating(model):
         return [
-            [each.to("cpu", copy=True) for each in tensors_in(run(model, call, at))]
-            for at, call in enumerate(calls)
-            if ranks.owns(at)
+            [tensor.to("cpu", copy=True) for tensor in tensors_in(run(model, call, position))]
+            for position, call in enumerate(calls)
+            if ranks.owns(position)
         ]
 
 
@@ -164,10 +164,10 @@ def powers_of(
 ) -> list[Power]:
     """The power of a model's outputs in each of the same calls, which `ranks` share. Collective."""
     powers = []
-    for one, two in zip(exact, other, strict=True):
+    for exact_tensors, other_tensors in zip(exact, other, strict=True):
         powers.append(Power())
-        for exact_tensor, tensor in zip(one, two, strict=True):
-            powers[-1].add(exact_tensor, tensor)
+        for exact_tensor, other_tensor in zip(exact_tensors, other_tensors, strict=True):
+            powers[-1].add(exact_tensor, other_tensor)
     return [power for part in ranks.gather(powers) for power in part]
 
 

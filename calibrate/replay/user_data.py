@@ -49,18 +49,18 @@ def sample_of(value: Any, position: int, model: nn.Module | None = None) -> Any:
         args, kwargs = (value,), {}
     else:
         raise FileError(f"{source}: {_foreign(value) or _unknown(value)}")
-    for given in (*args, *kwargs.values()):
-        if fault := _foreign(given):
+    for argument in (*args, *kwargs.values()):
+        if fault := _foreign(argument):
             raise FileError(f"{source}: {fault}")
     if name := next((name for name in kwargs if not isinstance(name, str)), None):
         raise FileError(f"{source}: {name!r} is not the name of an input. Give a dict of keyword arguments.")
-    named = {name: _tensor(given) for name, given in kwargs.items()}
-    return Sample(tuple(map(_tensor, args)), named, source)
+    inputs = {name: _tensor(argument) for name, argument in kwargs.items()}
+    return Sample(tuple(map(_tensor, args)), inputs, source)
 
 
 def _is_pair(value: Any, model: nn.Module | None) -> bool:
     """Whether a sample is (args, kwargs), as torch.export takes the inputs of a model."""
-    shaped = isinstance(value, (list, tuple)) and [type(each) for each in value] == [tuple, dict]
+    shaped = isinstance(value, (list, tuple)) and [type(part) for part in value] == [tuple, dict]
     if not shaped or model is None:
         return False
     try:
@@ -149,7 +149,7 @@ class Passes:
         kept.append(copied_to(sample, _CPU) if isinstance(sample, Sample) else sample)
         self._size += sum(leaf.nbytes for leaf in _leaves(sample) if isinstance(leaf, Tensor))
         if self._size > self._limit:
-            self._digests, self._kept = [digest_of(each) for each in kept], None
+            self._digests, self._kept = [digest_of(sample_kept) for sample_kept in kept], None
         return True
 
     def _next(self, source: Iterator[Any], position: int) -> Any:

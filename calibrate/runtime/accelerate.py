@@ -53,5 +53,5 @@ def _is_gelu(module: nn.Module) -> bool:
     kind = type(module)
     if (kind.__module__, kind.__name__) != ("diffusers.models.activations", "GELU"):
         return False
-    heard = [module, *module.children()]
-    return isinstance(module.proj, Int8Linear) and not any(m._forward_hooks or m._forward_pre_hooks for m in heard)
+    modules = [module, *module.children()]
+    return isinstance(module.proj, Int8Linear) and not any(m._forward_hooks or m._forward_pre_hooks for m in modules)

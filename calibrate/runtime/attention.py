@@ -90,9 +90,9 @@ def _in_graph(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    found = _attended(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    output = _attended(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     y = _empty(query, value)
-    return found if found.stride() == y.stride() else y.copy_(found)
+    return output if output.stride() == y.stride() else y.copy_(output)
 
 
 @_in_graph.register_fake
@@ -140,11 +140,11 @@ def is_faster(
         return False
     if attn_mask is None:
         return True
-    wanted = (*heads, rows, keys)[-attn_mask.ndim :]
-    spread = 2 <= attn_mask.ndim <= query.ndim and all(
-        a in (1, b) for a, b in zip(attn_mask.shape, wanted, strict=True)
+    full_shape = (*heads, rows, keys)[-attn_mask.ndim :]
+    broadcastable = 2 <= attn_mask.ndim <= query.ndim and all(
+        size in (1, full_size) for size, full_size in zip(attn_mask.shape, full_shape, strict=True)
     )
-    return spread and attn_mask.dtype in (torch.bool, query.dtype)
+    return broadcastable and attn_mask.dtype in (torch.bool, query.dtype)
 
 
 def _kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
@@ -178,10 +178,10 @@ def attention(
         query, scale = -query, -scale
     mask = None if attn_mask is None else _in_base_2(attn_mask, key.shape[-2]).expand(*heads, rows, -1)
     y = _empty(query, value)
-    loaded = _kernels(query.dtype)
-    if loaded is not None and scale:
-        query, key, value = (_by_batch(_side_by_side(each)) for each in (query, key, value))
-        kernels.attention(loaded, query, key, value, None if mask is None else _by_batch(mask), _by_batch(y), scale)
+    library = _kernels(query.dtype)
+    if library is not None and scale:
+        query, key, value = (_by_batch(_side_by_side(x)) for x in (query, key, value))
+        kernels.attention(library, query, key, value, None if mask is None else _by_batch(mask), _by_batch(y), scale)
     else:
         _by_products(query, key, value, mask, y, scale)
     return y
@@ -200,16 +200,16 @@ def _by_batch(x: Tensor) -> Tensor:
 def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float) -> None:
     """Computes attention by oneDNN's products and stores it in `y`. `mask` and `scale` are to base 2."""
     rows, keys = y.shape[-2], key.shape[-2]
-    for at in itertools.product(*map(range, y.shape[:-2])):
-        head, values = key[at].float().contiguous(), value[at].float().contiguous()
-        for some in _pieces(rows, keys):
-            scores = _product(query[at][some].float() * scale, head)
+    for index in itertools.product(*map(range, y.shape[:-2])):
+        head, values = key[index].float().contiguous(), value[index].float().contiguous()
+        for piece in _pieces(rows, keys):
+            scores = _product(query[index][piece].float() * scale, head)
             if mask is not None:
-                scores.add_(mask[at][some])
+                scores.add_(mask[index][piece])
             largest = scores.amax(-1, keepdim=True)
             weights = scores.sub_(largest.masked_fill_(largest == -math.inf, 0.0)).exp2_()
             total = weights.sum(-1, keepdim=True)
-            y[at][some] = _product(weights, values.t()).div_(total.masked_fill_(total == 0, 1.0))
+            y[index][piece] = _product(weights, values.t()).div_(total.masked_fill_(total == 0, 1.0))
 
 
 def _pieces(rows: int, keys: int) -> Iterator[slice]:

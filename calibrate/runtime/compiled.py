@@ -30,8 +30,8 @@ def linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
     shape = *x.shape[:-1], layer.out_features
     if not layer.calibrated or not _sums_in_int32():
         return torch.ops.octavo.layer(x, layer.number, shape, gelu or "")
-    found = codes(layer.transformed(x, -1), layer.qparams(0), layer.input_scheme)
-    return torch.ops.octavo.product((found + SHIFT).to(torch.uint8), layer.number, shape, x.dtype, gelu or "")
+    input_codes = codes(layer.transformed(x, -1), layer.qparams(0), layer.input_scheme)
+    return torch.ops.octavo.product((input_codes + SHIFT).to(torch.uint8), layer.number, shape, x.dtype, gelu or "")
 
 
 def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:

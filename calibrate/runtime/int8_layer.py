@@ -49,10 +49,10 @@ class Int8Layer(IntegerLayer):
     @classmethod
     def of(cls, layer: QuantizedLayer) -> Self:
         """A layer that shares its numbers and its noise level with `layer`."""
-        more = (layer.geometry,) if isinstance(layer, QuantizedConv2d) else ()
-        made = cls(layer.numbers, *more)
-        made.noise_level = layer.noise_level
-        return made.train(layer.training)
+        geometry = (layer.geometry,) if isinstance(layer, QuantizedConv2d) else ()
+        fast = cls(layer.numbers, *geometry)
+        fast.noise_level = layer.noise_level
+        return fast.train(layer.training)
 
     @property
     def packed(self) -> Packed:
@@ -88,12 +88,12 @@ class Int8Layer(IntegerLayer):
         """The bin of each of the `rows` rows, or one bin for all; 0 for layers without bins."""
         if not self.input_type.by_level:
             return 0
-        found: int | list[int] = (self.noise_level or NoiseLevel()).bins(self.edges, rows).tolist()
-        return found
+        bins: int | list[int] = (self.noise_level or NoiseLevel()).bins(self.edges, rows).tolist()
+        return bins
 
-    def qparams(self, at: int) -> QParams:
+    def qparams(self, index: int) -> QParams:
         """The parameters of the input in bin `at`."""
-        return QParams(self.input_scale.view(-1)[at], self.input_zero_point.view(-1)[at])
+        return QParams(self.input_scale.view(-1)[index], self.input_zero_point.view(-1)[index])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if fn(torch.empty(0)).dtype != torch.float32:

@@ -19,8 +19,8 @@ def convolution(layer: QuantizedConv2d, matmul: Matmul) -> Callable[[Tensor], Te
         size = layer.geometry.size(images.shape[2:], layer.kernel_size)
         patches = F.unfold(images, layer.kernel_size, layer.dilation, 0, layer.stride)  # (batch, in * patch, places)
         parts = zip(patches.chunk(layer.groups, 1), layer.weight.flatten(1).chunk(layer.groups), strict=True)
-        each = [matmul(some.transpose(1, 2), weight).transpose(1, 2) for some, weight in parts]
-        total = torch.cat(each, 1).unflatten(2, size)
+        sums = [matmul(group.transpose(1, 2), weight).transpose(1, 2) for group, weight in parts]
+        total = torch.cat(sums, 1).unflatten(2, size)
         return total if padded.ndim == 4 else total[0]
 
     return convolve

@@ -34,20 +34,20 @@ def library() -> ctypes.CDLL | None:
     if not (torch.cpu._is_avx512_supported() and torch.cpu._is_avx512_bf16_supported() and LIBRARY.exists()):
         return None
     try:
-        loaded = ctypes.CDLL(str(LIBRARY))
-        made_of = ctypes.c_char_p.in_dll(loaded, "source").value
+        kernels = ctypes.CDLL(str(LIBRARY))
+        digest = ctypes.c_char_p.in_dll(kernels, "source").value
     except (OSError, ValueError) as error:
         _log.warning("%s: %s. Integers run without it, more slowly.", LIBRARY, error)
         return None
-    if made_of != hashlib.sha256(SOURCE.read_bytes()).hexdigest().encode():
+    if digest != hashlib.sha256(SOURCE.read_bytes()).hexdigest().encode():
         _log.warning("%s: not of this kernels.c. Integers run without it, more slowly: install Octavo again.", LIBRARY)
         return None
-    loaded.attention_scratch.restype = ctypes.c_long
-    return loaded
+    kernels.attention_scratch.restype = ctypes.c_long
+    return kernels
 
 
 def attention(
-    loaded: ctypes.CDLL, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
+    kernels: ctypes.CDLL, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
 ) -> None:
     """Computes y = softmax(query @ key.T * scale + mask) @ value.
 
@@ -56,19 +56,19 @@ def attention(
     """
     (batch, heads, rows, width), (keys, out) = query.shape, value.shape[2:]
     call = _Attention(batch=batch, heads=heads, rows=rows, keys=keys, width=width, out=out, scale=scale)
-    for at, each in enumerate((query, key, value, mask, y)):
-        if each is not None:
-            setattr(call, _TENSORS[at], each.data_ptr())
-            call.at[at][:] = each.stride()[:3]
+    for index, tensor in enumerate((query, key, value, mask, y)):
+        if tensor is not None:
+            setattr(call, _TENSORS[index], tensor.data_ptr())
+            call.at[index][:] = tensor.stride()[:3]
     threads = torch.get_num_threads()
-    scratch = torch.empty(loaded.attention_scratch(ctypes.byref(call), threads), dtype=torch.uint8)
-    loaded.attention(ctypes.byref(call), ctypes.c_void_p(scratch.data_ptr()), threads)
+    scratch = torch.empty(kernels.attention_scratch(ctypes.byref(call), threads), dtype=torch.uint8)
+    kernels.attention(ctypes.byref(call), ctypes.c_void_p(scratch.data_ptr()), threads)
 
 
-def quantize(loaded: ctypes.CDLL, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
+def quantize(kernels: ctypes.CDLL, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
     """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255) for contiguous tensors, `x` of a dtype in
     NARROW."""
-    loaded.quantize(
+    kernels.quantize(
         ctypes.c_void_p(x.data_ptr()), NARROW[x.dtype], ctypes.c_void_p(out.data_ptr()), ctypes.c_int64(x.numel()),
         ctypes.c_float(scale), zero_point, torch.get_num_threads(),
     )  # fmt: skip

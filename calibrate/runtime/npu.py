@@ -33,15 +33,17 @@ def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
     if isinstance(bins, int):
         y = _static(layer, rows, bins)
     else:
-        y = torch.cat([_static(layer, some, at) for some, at in zip(rows.chunk(len(bins)), bins, strict=True)])
+        y = torch.cat(
+            [_static(layer, sample, index) for sample, index in zip(rows.chunk(len(bins)), bins, strict=True)]
+        )
     return activated(y.view(*x.shape[:-1], -1), gelu)
 
 
-def _static(layer: LinearState, rows: Tensor, at: int) -> Tensor:
+def _static(layer: LinearState, rows: Tensor, index: int) -> Tensor:
     outs = layer.out_features
-    scale, zero_point = (parameter.view(1) for parameter in layer.qparams(at))
+    scale, zero_point = (parameter.view(1) for parameter in layer.qparams(index))
     q = torch.ops.npu.npu_quantize(rows, scale, zero_point, torch.qint8)
-    deq, bias = layer.deq.view(-1, outs)[at], layer.quant_bias.view(-1, outs)[at]
+    deq, bias = layer.deq.view(-1, outs)[index], layer.quant_bias.view(-1, outs)[index]
     deq = packed(deq) if rows.dtype == torch.float16 else deq  # for float16 the dequantizer takes int64
     return _product(layer, q, deq, rows.dtype, bias=bias)
 

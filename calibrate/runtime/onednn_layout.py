@@ -29,24 +29,24 @@ class Layouts:
         """Packs a contiguous int8 weight (out, in) to the opaque tensor that `qlinear_prepack` gives; `sums`, int32,
         are those of the rows."""
         words = _words(weight)
-        behind = F.pad(sums, (0, len(words) - len(sums))).neg()
-        like = self._same.get(weight.shape)
-        if like is None:
+        negated_sums = F.pad(sums, (0, len(words) - len(sums))).neg()
+        template = self._same.get(weight.shape)
+        if template is None:
             packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
-            if _is_distinctive(words) and _has_layout(_memory(packed), words, behind):
+            if _is_distinctive(words) and _has_layout(_memory(packed), words, negated_sums):
                 self._same[weight.shape] = packed
             return packed
-        packed = like.clone()
-        for part, values in zip(_parts(_memory(packed), words), (_blocks(words), behind), strict=True):
+        packed = template.clone()
+        for part, values in zip(_parts(_memory(packed), words), (_blocks(words), negated_sums), strict=True):
             part.copy_(values)
         return packed
 
 
 def _words(weight: Tensor) -> Tensor:
     """A weight, padded, as int32 words (rows, words)."""
-    more = [-side % _ROWS for side in weight.shape]
-    if any(more) or weight.storage_offset() % 4:
-        weight = F.pad(weight, (0, more[1], 0, more[0]))
+    padding = [-side % _ROWS for side in weight.shape]
+    if any(padding) or weight.storage_offset() % 4:
+        weight = F.pad(weight, (0, padding[1], 0, padding[0]))
     return weight.view(torch.int32)
 
 
@@ -65,11 +65,11 @@ def _parts(memory: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     return weight.view(len(words) // _ROWS, -1, 16, _ROWS), sums
 
 
-def _has_layout(memory: Tensor, words: Tensor, behind: Tensor) -> bool:
+def _has_layout(memory: Tensor, words: Tensor, negated_sums: Tensor) -> bool:
     if len(memory) != words.numel() + len(words):
         return False
     weight, sums = _parts(memory, words)
-    return torch.equal(sums, behind) and torch.equal(weight, _blocks(words))
+    return torch.equal(sums, negated_sums) and torch.equal(weight, _blocks(words))
 
 
 def _is_distinctive(words: Tensor) -> bool:

@@ -52,14 +52,14 @@ def pack(layer: QuantizedLayer, layouts: Layouts) -> Packed:
     rows = weight.flatten(1)
     sums = integer_matmul(torch.ones(rows.shape[1]), rows)  # faster than a sum, which copies all to int64 first
     if isinstance(layer, QuantizedConv2d):
-        moves = layer.stride, (0, 0), layer.dilation, layer.groups
-        packed = torch.ops.onednn.qconv_prepack(weight, torch.ones(len(weight)), 1.0, 0, *moves)
+        geometry = layer.stride, (0, 0), layer.dilation, layer.groups
+        packed = torch.ops.onednn.qconv_prepack(weight, torch.ones(len(weight)), 1.0, 0, *geometry)
     else:
         packed = layouts.pack(weight, sums)
     if not layer.calibrated:
         return Packed(packed, zeros, (Output(SHIFT, layer.weight_scale, None),))
     zero_points, deq = layer.input_zero_point.reshape(-1), layer.deq.view(-1, len(weight))
-    moved = layer.quant_bias.view_as(deq) + zero_points.long().unsqueeze(1) * sums
-    biases = (moved.double() * deq).float()
+    shifted = layer.quant_bias.view_as(deq) + zero_points.long().unsqueeze(1) * sums
+    biases = (shifted.double() * deq).float()
     outputs = zip((zero_points + SHIFT).tolist(), deq, biases, strict=True)
-    return Packed(packed, zeros, tuple(Output(*each) for each in outputs))
+    return Packed(packed, zeros, tuple(Output(*numbers) for numbers in outputs))

@@ -33,15 +33,15 @@ class SharedCodes:
         self.layers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._last: tuple[weakref.ref[Tensor], int, Quantization, Tensor] | None = None
 
-    def of(self, x: Tensor, how: Quantization, make: Callable[[], Tensor]) -> Tensor:
+    def of(self, x: Tensor, quantization: Quantization, make: Callable[[], Tensor]) -> Tensor:
         """The integers of `x` as it is now, from `make` unless they are known already; callers must not change them."""
         if x.is_inference():  # has no version: a change in place would go unnoticed
             return make()
         last = self._last
-        if last is not None and last[0]() is x and last[1] == x._version and last[2].same(how):
+        if last is not None and last[0]() is x and last[1] == x._version and last[2].same(quantization):
             return last[3]
         q = make()
-        self._last = weakref.ref(x), x._version, how, q
+        self._last = weakref.ref(x), x._version, quantization, q
         return q
 
     def __reduce__(self) -> Any:
