@@ -1,4 +1,4 @@
-"""Calibration of a whole model: prepare, choose, measure, report."""
+"""Calibrates a whole model: prepares it, chooses the integers, measures the result, writes the report."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -44,22 +44,22 @@ def calibrate(
     search: Search = SEARCH,
     ranks: Ranks = ALONE,
 ) -> Result:
-    """Calibrates `model` on `calls`, a function that gives the calls anew each time.
+    """Calibrates `model` on `calls`, a function that returns all calls each time it is called.
 
-    `trajectory` runs the pipeline that `model` is part of, for `settings.budget`, within the limits of `search`: see
-    `mixed_precision.mix`. `ranks` are processes that call this alike, each with the model and all calls, and share the
-    work: all of them return what one process would, its seconds and memory apart.
+    `settings.budget` needs `trajectory`, which runs the pipeline that `model` is part of, within the limits of
+    `search`: see `mixed_precision.mix`. `ranks` are the processes that share the work. Each of them calls this function
+    with the same arguments, and each returns the result of a single process, except for seconds and memory.
 
-    The model's weights stay as they are, unless `settings.release`: then its layers are replaced by integer ones.
+    The model's weights stay as they are, unless `settings.release` is set: then integer layers replace its layers.
 
     Raises the errors of its stages: plan.make_plan, replay.hooks.observe, layers.weights.check_finite; NumbersError for
-    a layer that never ran when `settings.strict`.
+    a layer that never ran, when `settings.strict`.
     """
     work = Work(progress, ranks)
     with work.watch.stage("prepare"):
         plan = planned(model, settings)
         check_weights(model, plan)
-        for call in first(calls, 1):  # a stored call can be read while its iterator is open
+        for call in first(calls, 1):  # a loop, because a stored call can only be read while its iterator is open
             plan = plan.forced_float(weights_used_elsewhere(model, call, plan.quantized))
     mixtures: list[Mixture] = []
 
@@ -77,7 +77,7 @@ def calibrate(
 
 
 def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequence[Mixture], work: Work) -> Result:
-    """Measures the model with the integer layers and reports; a mixture of schemes has no learning curve."""
+    """Measures the model with its integer layers and writes the report. A mixture of schemes has no learning curve."""
     plan = _without_worst_layers(part.plan, part.powers, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []
@@ -117,7 +117,8 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
 def _released(
     model: nn.Module, names: Sequence[str], makers: Mapping[str, Callable[[], QuantizedLayer]], progress: Progress
 ) -> dict[str, QuantizedLayer]:
-    """The integer layers, each put into the model before the next one is made, so that its float one can go."""
+    """Returns the integer layers. Each replaces its float layer in the model before the next one is made, so that the
+    memory of the float layer is freed."""
     layers = {}
     for name in progress("install", names, len(names)):
         weight = layer_at(model, name).weight
@@ -136,21 +137,22 @@ def _mixed(
     search: Search,
     work: Work,
 ) -> Mixture:
+    """Chooses a scheme for each layer within the budget of the settings."""
     assert settings.limits is not None
     if trajectory is None:
-        raise UsageError("budget: needs runs of the pipeline to judge by. Pass trajectory.")
+        raise UsageError("budget: schemes are chosen by running the pipeline. Pass trajectory.")
     inputs = tuple(settings.input_type if kind.ranged else kind for kind in search.inputs)
     return mixed(model, plan, choices, settings.limits, replace(search, inputs=inputs), trajectory, work)
 
 
 def _without_worst_layers(plan: Plan, powers: Mapping[str, Power], settings: Settings) -> Plan:
-    """The plan without the layers whose output has the largest mean squared error."""
+    """Returns the plan in which the `settings.fallback` layers with the largest output error stay float."""
     if not settings.fallback:
         return plan
     order = sorted(plan.quantized, key=lambda name: (-powers[name].mean_square, name))
     worst = order[: settings.fallback]
     if len(worst) == len(order):
-        raise UsageError(f"amp_num {settings.fallback}: no layer is left to quantize. Give fewer.")
+        raise UsageError(f"amp_num {settings.fallback}: leaves no layer to quantize. Give a smaller number.")
     return plan.kept_float({name: f"among the {len(worst)} layers with the largest output error" for name in worst})
 
 
@@ -167,14 +169,15 @@ def calibrate_folded(
     graphs: bool = False,
     warnings: Sequence[str] = (),
 ) -> tuple[Result, nn.Module]:
-    """Calibrates as `calibrate` does after folding batch norms; returns also the model that the layers belong to.
+    """Folds the batch norms of `model`, then calibrates; returns the result and the model that its layers belong to.
 
-    That is `model`, or a copy of it where batch norms were folded; with `changing` it is `model` too. Models with
-    integer convolutions, and others with `graphs`, may become graphs that multiply by the reciprocal of an input's
-    scale: their scales are such that this makes the same codes (layers/reciprocals.py). The report lists the folded
-    pairs, and its warnings begin with `warnings`; the result has the first call.
+    The returned model is a copy where batch norms were folded, unless `changing` allows to change `model` itself.
+    Otherwise it is `model`. Models with integer convolutions, and all models with `graphs`, may be exported as graphs
+    that multiply an input by the reciprocal of its scale. Their scales are chosen so that multiplying gives the same
+    codes as dividing (layers/reciprocals.py). The report lists the folded pairs, and its warnings begin with
+    `warnings`. The result holds the first call.
 
-    Raises what `calibrate` and `batch_norms.folded` do.
+    Raises the errors of `calibrate` and of `batch_norms.fold_norms`.
     """
     norms, call = FoldedModel(model, ()), next(iter(calls()), None)
     if call is not None:
@@ -194,7 +197,7 @@ def calibrate_folded(
 
 
 def _with_float_layers(settings: Settings, reasons: Mapping[str, str]) -> Settings:
-    """The settings by which the layers of `reasons` stay float too."""
+    """Returns the settings with the layers of `reasons` added to those that stay float."""
     if settings.defaults is None:
         return replace(settings, more_float={**reasons, **settings.more_float})
     return replace(settings, defaults={**reasons, **settings.defaults})

@@ -1,4 +1,4 @@
-"""Finds a choice for each layer of a float model from calls: survey, smoothing, ranges, weights."""
+"""Makes the choice for each layer of a float model from calls: survey, smoothing, ranges, weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,9 +28,11 @@ from .smoothing.search import smooth
 
 
 class Observations(NamedTuple):
-    """The findings of the replays: the ranges of layer inputs, and `current`, the state at the end of the calls.
+    """The results of the replays.
 
-    `silent`: layers that never ran, where no range says so. `last`: the end of the calls.
+    `ranges`: the ranges of the layers' inputs, by layer name. `silent`: layers that never ran, listed only for input
+    types without ranges. `current`: the state after the last call. `last`: the number of calls and prompts replayed.
+    `snapshots`: the ranges after the first 1, 2, 4, ... prompts, for the learning curve.
     """
 
     ranges: Ranges
@@ -41,23 +43,23 @@ class Observations(NamedTuple):
 
     @property
     def calls(self) -> int:
-        """The number of calls."""
+        """The number of calls replayed."""
         return self.current.count
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The choices for the layers of a plan, and the observations behind them.
+    """The choices for the layers of a plan, and the observations that they were made from.
 
-    | field     | meaning                                                                                   |
-    |-----------|-------------------------------------------------------------------------------------------|
-    | choices   | by layer                                                                                  |
-    | reasons   | layers that have to stay float, and why                                                   |
-    | nearest   | the choices before weights were rounded by a method: to the nearest                       |
-    | seen      | ranges of inputs, and how many calls there were                                           |
-    | survey    | a closer look at inputs, where there was one                                              |
-    | summed    | positions of the calls that weights were rounded by                                       |
-    | timesteps | the noise levels of the calls, descending, where ranges depend on them                    |
+    | field        | meaning                                                                                   |
+    |--------------|-------------------------------------------------------------------------------------------|
+    | choices      | the choice for each layer, by name                                                        |
+    | reasons      | layers that have to stay float, and why                                                   |
+    | nearest      | the choices with all weights rounded to the nearest, before a rounding method ran         |
+    | observations | ranges of inputs, and the number of calls                                                 |
+    | survey       | statistics of the inputs, where a survey was needed                                       |
+    | summed       | positions of the calls that the rounding method used                                      |
+    | timesteps    | the noise levels of the calls, descending, where ranges depend on them                    |
     """
 
     choices: dict[str, Choice]
@@ -77,11 +79,11 @@ def choose(
     work: Work,
     sums_memory: Callable[[], float] = lambda: ROOM,
 ) -> Selection:
-    """Makes the choice for every layer of the plan. `room` is asked, before weights are rounded, for the bytes that the
-    sums may take.
+    """Makes the choice for every layer of the plan. `sums_memory` is called before weights are rounded, and returns how
+    many bytes the sums for the rounding method may take.
 
     Collective: the ranks of `work` share the calls and the layers. Raises NumbersError for a layer that never ran, when
-    `settings.strict`, and what the stages raise.
+    `settings.strict`, and the errors of the stages.
     """
     survey = None
     if settings.surveying:
@@ -111,6 +113,7 @@ def choose(
 
 
 def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work: Work) -> Surveyed:
+    """Replays the calls and surveys the inputs that the settings need statistics of."""
     convolutions = not settings.method.plain and settings.input_type.by_patch
     ends = settings.observer == "minmax" and settings.input_type.ranged and not settings.input_type.by_level
     options = settings.options if ends else None
@@ -120,7 +123,7 @@ def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work
 def transforms_of(
     model: nn.Module, surveys: Mapping[str, Survey], settings: Settings, work: Work
 ) -> dict[str, Transform]:
-    """The transforms of the inputs of surveyed layers: those of smoothing, for layers that gain by it."""
+    """Returns the transforms of the inputs of surveyed layers: smoothing, for the layers whose error it lowers."""
     if not settings.transforming:
         return {}
     groups = settings.groups(model) if settings.groups else []
@@ -129,7 +132,8 @@ def transforms_of(
 
 
 def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform]) -> Ranges:
-    """The range of each linear's input that was seen, after its transform, where the survey can tell that range."""
+    """Returns the range of each surveyed linear's input after its transform. Leaves out layers without input, and those
+    whose transform mixes channels: the survey keeps extremes for each channel, which do not give their range."""
     return {
         name: [survey.all.range(transform)]
         for name, survey in _of_linears(surveys).items()
@@ -138,7 +142,7 @@ def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform])
 
 
 def _of_linears(surveys: Mapping[str, Survey]) -> dict[str, Survey]:
-    """The surveys that observed whole inputs, not patches."""
+    """Returns the surveys of linears, which observe whole inputs; those of convolutions observe patches."""
     return {name: survey for name, survey in surveys.items() if not isinstance(survey, PatchSurvey)}
 
 
@@ -152,7 +156,7 @@ def _observations(
     transforms: Mapping[str, Transform],
     bins: Bins,
 ) -> Observations:
-    """The ranges of the inputs of layers that ran: from the surveys where these suffice, else by another replay."""
+    """Returns the ranges of the layers' inputs: from the surveys where these suffice, otherwise by another replay."""
     surveys, last = (survey.known.surveys, survey.last) if survey else ({}, CallCount(0, None))
     current = survey.known.current if survey else CurrentCall(model, work.ranks)
     if not settings.input_type.ranged:
@@ -187,7 +191,8 @@ def nearest_choices(
     transforms: Mapping[str, Transform],
     edges: Tensor = WHOLE.edges,
 ) -> tuple[dict[str, Choice], dict[str, str]]:
-    """Choices with weights rounded to the nearest, and the reasons of the layers without a choice."""
+    """Returns the choices with weights rounded to the nearest, and for each layer without a choice the reason why it
+    stays float."""
     choices, reasons = {}, {}
     for entry, module in named(model, plan):
         name, dtype = entry.name, module.weight.dtype
@@ -196,14 +201,14 @@ def nearest_choices(
             choices[name] = Choice(settings.input_type(scheme=settings.input_scheme), transforms.get(name))
         elif ranges is None:
             if settings.strict:
-                raise NumbersError(f"layer {name}: saw no data. Keep it float or capture more.")
+                raise NumbersError(f"layer {name}: {NEVER_RAN}. Keep it float or capture more calls.")
             reasons[name] = NEVER_RAN
         elif all(extent == (0.0, 0.0) for extent in ranges):
             reasons[name] = ZERO_INPUT
         else:
             input = input_with(ranges, edges, settings.input_scheme, dtype)
             if input is None:
-                reasons[name] = f"{str(dtype).removeprefix('torch.')} holds no scale for its input range"
+                reasons[name] = f"{str(dtype).removeprefix('torch.')} cannot represent the scale of its input range"
             else:
                 choices[name] = Choice(input, transforms.get(name))
     return choices, reasons

@@ -1,12 +1,12 @@
-"""Recognizes what the libraries raise when memory runs out."""
+"""Recognizes the exceptions that libraries raise when memory runs out."""
 
 import re
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """The device if `error` says that memory ran out, else None.
+    """Returns the device whose memory ran out, such as "cuda:0", if `error` reports that; otherwise None.
 
-    A CPU allocator raises RuntimeError, CUDA torch.OutOfMemoryError, an NPU RuntimeError, Python MemoryError.
+    Python raises MemoryError, the CPU allocator RuntimeError, CUDA torch.OutOfMemoryError, an NPU RuntimeError.
     """
     text = str(error)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:

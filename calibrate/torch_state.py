@@ -1,4 +1,4 @@
-"""Global state of torch: calibration computes in a state of its own, and calls the model in the state of its caller."""
+"""Sets torch's global state: calibration computes in its initial state, and runs the model with the caller's defaults."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,14 +9,14 @@ import torch
 
 
 class Defaults(NamedTuple):
-    """The dtype and the device of tensors that are made without one."""
+    """torch's default dtype and default device, for tensors that are made without naming them."""
 
     dtype: torch.dtype
     device: torch.device
 
     @contextmanager
     def apply(self) -> Iterator[None]:
-        """Makes them torch's defaults while inside."""
+        """While the block runs, makes this dtype and this device torch's defaults."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(self.dtype)
         try:
@@ -27,13 +27,14 @@ class Defaults(NamedTuple):
 
 
 PLAIN = Defaults(torch.float32, torch.device("cpu"))
-_CALLER: ContextVar[Defaults] = ContextVar("caller", default=PLAIN)  # those outside of the outermost `settled`
+_CALLER: ContextVar[Defaults] = ContextVar("caller", default=PLAIN)  # torch's defaults where `settled` was entered
 
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Inside, torch is in the state it starts with: defaults float32 and CPU, neither autocast nor inference mode,
-    float32 products in full precision, gradients enabled. Afterwards everything is as the caller left it."""
+    """While the block runs, torch is in its initial state: default dtype float32, default device CPU, no autocast, no
+    inference mode, float32 matrix products in full precision, gradients enabled. Afterwards the caller's state is
+    restored."""
     caller = _CALLER.set(Defaults(torch.get_default_dtype(), torch.get_default_device()))
     try:
         with ExitStack() as stack:
@@ -51,7 +52,8 @@ def settled() -> Iterator[None]:
 
 @contextmanager
 def calling() -> Iterator[None]:
-    """Inside `settled`, makes the defaults those of the caller, for a forward that may rely on them."""
+    """Used inside `settled`: while the block runs, restores the caller's default dtype and device, because the model's
+    forward may rely on them."""
     caller = _CALLER.get()
     if caller == PLAIN:
         yield
@@ -62,7 +64,7 @@ def calling() -> Iterator[None]:
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Inside `calling`, makes the defaults plain again, for a hook that computes."""
+    """Used inside `calling`: while the block runs, the defaults are float32 and CPU again, for hooks that compute."""
     if _CALLER.get() == PLAIN:
         yield
         return
@@ -72,7 +74,7 @@ def computing() -> Iterator[None]:
 
 @contextmanager
 def _precise() -> Iterator[None]:
-    """Computes float32 matrix products in float32 while inside, not in tf32 or bfloat16."""
+    """While the block runs, computes float32 matrix products in float32, not in tf32 or bfloat16."""
     mkldnn: Any = torch.backends.mkldnn
     backends = [mkldnn.matmul, mkldnn.conv, torch.backends.cuda.matmul]
     before = [(backend, backend.fp32_precision) for backend in backends]
