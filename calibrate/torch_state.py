@@ -1,4 +1,4 @@
-"""Sets torch's global state: calibration computes in its initial state, and runs the model with the caller's defaults."""
+"""Sets torch's global state: its initial state for calibration, the caller's defaults for the model's forward."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,4 +1,4 @@
-"""Keeps weights in memory only while they are used; otherwise they are parts of mapped files."""
+"""Loads the weights of a module while it computes. Otherwise they are views of memory-mapped files ("parked")."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -14,17 +14,18 @@ from octavo.capture.store.blobs import memory_of
 
 from ..plan import Plan
 
-_ALIGNED = 64  # bytes; alignment of stored tensors. torch allocates with it, and products may round otherwise without
+_ALIGNED = 64  # bytes; alignment of stored tensors, the same as torch's: kernels may round differently for another
 Cast = Callable[[Tensor], Tensor]
 
 
 def unchanged(tensor: Tensor) -> Tensor:
-    """Returns the tensor in its own dtype: the cast of a deployment that keeps the model's."""
+    """Returns the tensor unchanged: the cast for a deployment in the model's own dtype."""
     return tensor
 
 
 class _Slot(NamedTuple):
-    """A tensor's slot in a module: its name `leaf` in the `table` of the module's parameters or buffers."""
+    """A `tensor` of a module and where the module keeps it: under the name `leaf` in `table`, the module's dict of
+    parameters or buffers."""
 
     table: dict[str, Tensor | None]
     leaf: str
@@ -36,18 +37,18 @@ class _Slot(NamedTuple):
 
 
 class Parking:
-    """Brings modules to `device`, in the dtype that `cast` gives, and parks them again.
+    """Loads the tensors of modules into the memory of `device`, in the dtype that `cast` returns, and parks them again.
 
-    A module that has changed is written to a file in `directory`; the module's tensors are then parts of that file.
+    The tensors of a changed module are written to a file in `directory` and are then views of that file.
     """
 
     def __init__(self, directory: Path, device: torch.device, cast: Cast = unchanged) -> None:
         self._directory, self.device, self._cast = directory, device, cast
-        self._parked: dict[str, list[_Slot]] = {}  # by name of the module
-        self._written: set[str] = set()
+        self._parked: dict[str, list[_Slot]] = {}  # by fetched module: its slots with the tensors from before
+        self._written: set[str] = set()  # modules whose tensors are in files of `directory`
 
     def bytes_of(self, module: nn.Module) -> int:
-        """The bytes that a module takes in memory once fetched."""
+        """Returns the bytes that a module takes in memory once fetched."""
         return self._bytes(_slots(module))
 
     def _bytes(self, slots: Iterable[_Slot]) -> int:
@@ -55,17 +56,17 @@ class Parking:
         return sum(self._cast(x.new_empty(0)).itemsize * x.numel() for x in tensors.values())
 
     def with_bytes(self, model: nn.Module, plan: Plan) -> Plan:
-        """The plan with the bytes that each layer takes once fetched."""
+        """Returns the plan with the bytes that each layer takes in memory once fetched."""
         entries = (replace(e, bytes=self._bytes(_own(model.get_submodule(e.name)))) for e in plan.entries)
         return Plan(tuple(entries))
 
     def settle(self, model: nn.Module, names: Iterable[str]) -> None:
-        """Brings every tensor outside the modules `names` into memory for good."""
+        """Loads every tensor outside the modules `names` into memory, where these tensors stay."""
         inside = {id(part) for name in names for part in model.get_submodule(name).modules()}
         self._bring((slot for part in model.modules() if id(part) not in inside for slot in _own(part)), self._cast)
 
     def fetch(self, name: str, module: nn.Module) -> None:
-        """Brings the tensors of `module` into memory, so that it can compute."""
+        """Loads the tensors of `module` into memory, so that it can compute."""
         self._parked[name] = list(_slots(module))
         self._bring(self._parked[name], unchanged if name in self._written else self._cast)
 
@@ -77,13 +78,13 @@ class Parking:
                 slot.put(values)
 
     def park(self, name: str) -> None:
-        """Frees the tensors that `fetch` made; the module has its earlier tensors again."""
+        """Frees the tensors that `fetch` loaded; the module has its mapped tensors again."""
         for slot in self._parked.pop(name):
             slot.table[slot.leaf] = slot.tensor
             page_out(slot.tensor)
 
     def keep(self, name: str, module: nn.Module) -> None:
-        """Parks a fetched module that has changed: writes new tensors to a file, leaves the others where they were."""
+        """Parks a fetched module that has changed: writes its new tensors to a file, and maps them from there."""
         before = self._parked.pop(name)
         addresses = {slot.tensor.data_ptr() for slot in before}
         changed = [slot for slot in _slots(module) if slot.tensor.data_ptr() not in addresses and slot.tensor.numel()]
@@ -114,7 +115,7 @@ def _own(part: nn.Module) -> Iterator[_Slot]:
 
 
 def _mapped(path: Path, templates: list[Tensor]) -> Iterator[Tensor]:
-    """Yields the tensors of a file, of the dtypes and shapes of `like`, each at the next multiple of _ALIGNED."""
+    """Yields the tensors of a file, each with the dtype and shape of its template, at the next multiple of _ALIGNED."""
     if not templates:
         return
     whole: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)

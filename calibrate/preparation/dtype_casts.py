@@ -21,9 +21,10 @@ REASON = "the model casts its inputs to the dtype of this weight"
 
 
 def layers_with_cast_inputs(model: nn.Module, call: Call, names: Sequence[str]) -> dict[str, str]:
-    """The layers that would be given integers if all their weights were int8, with the reason to leave them float.
+    """Returns the layers among `names` whose input the model would cast to integers if their weights were int8, with
+    the reason to keep them float.
 
-    The call is made with such answers about the weights; how the call ends does not matter.
+    Runs `call` while the weights of these layers report the dtype int8. Errors of this run are ignored.
     """
     reasons: dict[str, str] = {}
 
@@ -39,14 +40,14 @@ def layers_with_cast_inputs(model: nn.Module, call: Call, names: Sequence[str]) 
     layers = {name: layer_at(model, name) for name in names}
     hooks = {name: hook_for(name, layer.weight.dtype) for name, layer in layers.items()}
     integers = _Int8({id(layer.weight) for layer in layers.values()})
-    # whatever integers lead to does not matter: as it is, the call is made later
+    # errors are ignored: inputs cast to integers may cause some, and the call is run again later, unchanged
     with suppress(Exception), hooked(model, hooks), evaluating(model), calling(), integers:
         model(*copied_to(call.args, device_of(model)), **copied_to(call.kwargs, device_of(model)))
     return reasons
 
 
 class _Int8(TorchFunctionMode):
-    """Inside, tensors of these ids say that they are int8."""
+    """A mode in which the tensors with the given ids report the dtype int8."""
 
     def __init__(self, ids: set[int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Runs a model on recorded calls, with errors that name the call."""
+"""Runs a model on recorded calls, and raises errors that name the call."""
 
 import copy
 import inspect
@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 
 class Call(Protocol):
-    """The arguments of one call of a model, such as a `capture.store.unit.Call`; `unit`, `step` and `index` are
-    optional, and so is the `source` of a call that no capture holds."""
+    """The arguments of one call of a model, such as a `capture.store.unit.Call`. The attributes `unit`, `step` and
+    `index` are optional; so is `source`, the origin of a call that is not from a capture, for messages."""
 
     @property
     def args(self) -> tuple[Any, ...]: ...
@@ -36,18 +36,19 @@ Calls = Callable[[], Iterable[Call]]
 
 
 class Progress(Protocol):
-    """Wraps an iterable to show the progress through its items."""
+    """A function that wraps an iterable and shows the progress through its items."""
 
     def __call__(self, label: str, items: Iterable[T], total: int | None = None, /) -> Iterable[T]: ...
 
 
 def silent(label: str, items: Iterable[T], total: int | None = None) -> Iterable[T]:
-    """A Progress that shows nothing."""
+    """Returns the items unchanged: a Progress that shows nothing."""
     return items
 
 
 def describe(call: Call, position: int) -> str:
-    """Names a call as a capture does (prompt 3, step 5), by its source, or by its position, counted from 1."""
+    """Names a call for messages: by its source, by prompt and step (prompt 3, step 5), or by its position, counted
+    from 1."""
     unit, step = getattr(call, "unit", None), getattr(call, "step", None)
     if source := getattr(call, "source", ""):
         return str(source)
@@ -56,21 +57,22 @@ def describe(call: Call, position: int) -> str:
 
 
 def first(calls: Calls, samples: int | None) -> Iterator[Call]:
-    """The first `samples` calls, or all."""
+    """Returns the first `samples` calls; all calls for None."""
     return itertools.islice(iter(calls()), samples)
 
 
 def calls_at(calls: Calls, positions: Collection[int]) -> Iterator[Call]:
-    """The calls at these positions."""
+    """Yields the calls at these positions."""
     return (call for position, call in enumerate(first(calls, max(positions, default=-1) + 1)) if position in positions)
 
 
 class Stopped(Exception):
-    """Raised inside a forward to skip the rest of it."""
+    """An exception that a hook or module raises to end the model's forward early."""
 
 
 def replaced(value: Any, kind: type[Any], change: Callable[[Any], Any]) -> Any:
-    """Returns `value` with `change` applied to every object of type `kind` in its containers."""
+    """Returns `value` with every object of type `kind` replaced by `change(object)`, inside dicts, lists and tuples
+    too."""
     if isinstance(value, kind):
         return change(value)
     if isinstance(value, dict):
@@ -83,10 +85,10 @@ def replaced(value: Any, kind: type[Any], change: Callable[[Any], Any]) -> Any:
 
 
 def copied_to(value: Any, device: torch.device) -> Any:
-    """Returns a copy of `value` with its tensors on `device`, for a forward that may change what it is given.
+    """Returns a copy of `value` with its tensors on `device`, for a forward that may change its arguments.
 
-    Containers and objects are copied with their types; a tensor that stands in several places stays one tensor.
-    Modules, functions and objects that cannot be copied are passed as they are.
+    Containers and objects are copied and keep their types. A tensor that occurs several times is copied once. Modules,
+    functions and objects that cannot be copied are not copied.
     """
     return _copied(value, device, {})
 
@@ -107,22 +109,23 @@ def _copied(value: Any, device: torch.device, memo: dict[int, Any]) -> Any:
         return type(value)(*(_copied(item, device, memo) for item in value))
     if isinstance(value, (list, tuple)):
         return type(value)([_copied(item, device, memo) for item in value])
-    with suppress(Exception):  # what cannot be copied is passed as it is
+    with suppress(Exception):  # an object that cannot be copied is passed uncopied
         return copy.deepcopy(value)
     return value
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter; the CPU without parameters."""
+    """Returns the device of the model's first parameter; the CPU if it has no parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts all modules in eval mode without gradients while inside; afterwards each module is in its earlier mode.
+    """While the block runs, all modules are in eval mode and gradients are off. Afterwards each module has its earlier
+    mode.
 
-    Functions and modules that torch.compile was applied to run uncompiled, since a graph does not run hooks. torch's
-    fused nn.TransformerEncoderLayer, which reads the weights of its linears itself, is off while inside.
+    Compiled functions and modules run uncompiled, because graphs do not run hooks. The fused path of torch's
+    nn.TransformerEncoderLayer is off, because it reads the weights of its linears without calling them.
     """
     training = [module for module in model.modules() if module.training]
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -138,21 +141,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """A block in which torch.compile has no effect; nothing is compiled before torch._dynamo is imported."""
+    """Returns a context in which torch.compile has no effect. Before torch._dynamo is imported nothing is compiled."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def check_caches(model: nn.Module) -> None:
-    """Raises MisfitError when a diffusers cache would skip blocks, whose layers then receive no data."""
+    """Raises MisfitError if a diffusers cache is on, which skips blocks so that their layers receive no data."""
     if getattr(model, "is_cache_enabled", False):
-        raise MisfitError(f"{type(model).__name__}: a cache skips some of its blocks. Call disable_cache() first.")
+        raise MisfitError(f"{type(model).__name__}: its cache skips some of its blocks. Call disable_cache() first.")
 
 
 def run(model: nn.Module, call: Call, position: int) -> Any:
-    """The model's output for a copy of a call's arguments; None where a hook or module raised Stopped.
+    """Runs the model on a copy of a call's arguments and returns its output; None where a hook or module raised
+    Stopped.
 
-    Raises MisfitError for arguments that the forward does not take and for an error inside the forward, with the layer
-    that raised; DeviceError when memory runs out. An OctavoError of a hook is raised again with the call's name first.
+    Raises MisfitError for arguments that the forward does not take and for an error inside the forward, naming the
+    layer that raised it; DeviceError when memory runs out. An OctavoError of a hook is raised again with the name of
+    the call in front of its message.
     """
     where = describe(call, position)
     device = device_of(model)
@@ -173,6 +178,7 @@ def run(model: nn.Module, call: Call, position: int) -> Any:
 
 
 def _explained(model: nn.Module, call: Call, where: str, device: torch.device, error: Exception) -> OctavoError:
+    """Returns the OctavoError to raise for `error`, which the forward of `model` raised at the call named `where`."""
     if out_of_memory(error) is not None:
         return DeviceError(f"out of memory on {device} at {where}. Use fewer layers, a smaller size or another device.")
     layer = _layer_of(model, error)
@@ -182,7 +188,7 @@ def _explained(model: nn.Module, call: Call, where: str, device: torch.device, e
 
 
 def _layer_of(model: nn.Module, error: Exception) -> str:
-    """The name of the innermost module that was running when `error` was raised."""
+    """Returns the name of the innermost module that was running when `error` was raised; "" if there is none."""
     names = {id(module): name for name, module in model.named_modules()}
     innermost = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -191,7 +197,7 @@ def _layer_of(model: nn.Module, error: Exception) -> str:
 
 
 def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """Picks `wanted` of the positions 0 to `count` - 1, spaced evenly; all where there are no more."""
+    """Returns `wanted` evenly spaced positions out of 0 to `count` - 1; all positions where `count` is not larger."""
     if wanted >= count:
         return list(range(count))
     return [(2 * index + 1) * count // (2 * wanted) for index in range(wanted)]
