@@ -52,7 +52,7 @@ def has_norms(model: nn.Module) -> bool:
 
 
 def has_statistics(module: nn.Module) -> bool:
-    """Returns whether `module` is a batch norm with running statistics, which scales all inputs the same in eval mode."""
+    """Returns whether `module` is a batch norm with running statistics: in eval mode it treats all inputs alike."""
     return isinstance(module, NORMS) and type(module) in NORMS and module.running_mean is not None
 
 

@@ -1,4 +1,4 @@
-"""Makes all integer layers of a model run on a fast backend."""
+"""Replaces the integer layers of a model by layers that run on a fast backend."""
 
 from torch import nn
 
@@ -14,12 +14,13 @@ Int8Layer = Int8Linear | Int8Conv2d
 
 
 def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
-    """The fast form of a layer, with the same tensors. `backend` is a name of BACKENDS; with None the device decides.
+    """Returns the fast form of a layer, with the same tensors. `backend` is a name in BACKENDS; None: the backend of
+    the input's device.
 
-    Raises UsageError for another name.
+    Raises UsageError for an unknown backend.
     """
     if backend not in (None, *BACKENDS):
-        raise UsageError(f"backend {backend!r}: unknown. Known are {', '.join(BACKENDS)}.")
+        raise UsageError(f"backend: {backend!r} is unknown. Choose one of {', '.join(BACKENDS)}.")
     if not isinstance(layer, Int8Layer):
         layer = Int8Conv2d.of(layer) if isinstance(layer, QuantizedConv2d) else Int8Linear.of(layer)
     layer.backend = backend
@@ -27,9 +28,9 @@ def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
 
 
 def accelerate(model: nn.Module, backend: str | None = None, attention: bool = True) -> None:
-    """Makes all integer layers of `model` run on `backend`: names, tensors and hooks of the model stay as they are.
+    """Makes all integer layers of `model` run on `backend`. Names, tensors and hooks of the model stay the same.
 
-    With `attention`, and backend "cpu" or None, every forward on a CPU also uses Octavo's attention.
+    With `attention`, and backend "cpu" or None, forwards on a CPU also use Octavo's attention where it is faster.
     """
     shared_codes = SharedCodes()
     for first, names in names_of(model).items():
@@ -49,7 +50,7 @@ def accelerate(model: nn.Module, backend: str | None = None, attention: bool = T
 
 
 def _is_gelu(module: nn.Module) -> bool:
-    """Whether `module` is diffusers' linear layer followed by GELU, without hooks on or between the two."""
+    """Returns whether `module` is diffusers' GELU, a linear layer followed by GELU, without hooks on either."""
     kind = type(module)
     if (kind.__module__, kind.__name__) != ("diffusers.models.activations", "GELU"):
         return False

@@ -1,6 +1,8 @@
-"""The form of integer layers on a CPU in torch.compile: codes, which fuse with the operations before, and operators.
+"""Integer layers on a CPU inside graphs of torch.compile.
 
-An operator takes tensors alone, so a layer is passed as one: a number under which the layer is found while it lives.
+The graph computes the codes of a static linear's input, so that this fuses with the operations before; a custom
+operator computes the rest. Operators only accept tensors, so a layer is passed as a tensor that holds its number, by
+which the operator finds it.
 """
 
 from collections.abc import Sequence
@@ -21,12 +23,13 @@ def _sums_in_int32() -> bool:
 
 
 def supports(layer: Int8Layer) -> bool:
-    """Whether `layer` has a form in graphs: not with ranges by noise level, which is known only outside a graph."""
+    """Returns whether `layer` can run inside a graph. Layers with a range for each bin of noise levels cannot, because
+    the noise level of a call is known only outside graphs."""
     return not layer.input_type.by_level
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
-    """The output of `layer` in a graph."""
+    """Returns the output of `layer` for `x` inside a graph; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
     shape = *x.shape[:-1], layer.out_features
     if not layer.calibrated or not _sums_in_int32():
         return torch.ops.octavo.layer(x, layer.number, shape, gelu or "")
@@ -35,7 +38,7 @@ def linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
 
 
 def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
-    """The output of `layer` in a graph."""
+    """Returns the output of `layer` for `x` inside a graph."""
     left, right, top, bottom = layer.geometry.padding
     size = layer.geometry.size((x.shape[-2] + top + bottom, x.shape[-1] + left + right), layer.kernel_size)
     return torch.ops.octavo.layer(x, layer.number, [*x.shape[:-3], layer.out_channels, *size], "")

@@ -1,4 +1,4 @@
-"""Python bindings of kernels.c, which is compiled when Octavo is installed; without the library torch computes."""
+"""Python bindings of kernels.c, which is compiled when Octavo is installed. Without the library torch computes."""
 
 import ctypes
 import hashlib
@@ -11,14 +11,14 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_suffix(".c")
 LIBRARY = SOURCE.with_name("libkernels.so")
-NARROW = {torch.float32: 0, torch.bfloat16: 1}  # dtypes that the kernel quantizes, and its argument `narrow` for each
+NARROW = {torch.float32: 0, torch.bfloat16: 1}  # by dtype that the kernel can quantize: its argument `narrow`
 
 _TENSORS = ("query", "key", "value", "mask", "y")
 _log = logging.getLogger(__name__)
 
 
 class _Attention(ctypes.Structure):
-    """The arguments of the attention kernel, laid out as the struct in kernels.c."""
+    """The arguments of the attention kernel, with the memory layout of the struct in kernels.c."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _TENSORS),
@@ -30,17 +30,19 @@ class _Attention(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where there are none, or where they do not fit this processor or this kernels.c."""
+    """Loads the compiled kernels; returns None if there are none, if this processor cannot run them, or if they were
+    compiled from another kernels.c."""
     if not (torch.cpu._is_avx512_supported() and torch.cpu._is_avx512_bf16_supported() and LIBRARY.exists()):
         return None
     try:
         kernels = ctypes.CDLL(str(LIBRARY))
         digest = ctypes.c_char_p.in_dll(kernels, "source").value
     except (OSError, ValueError) as error:
-        _log.warning("%s: %s. Integers run without it, more slowly.", LIBRARY, error)
+        _log.warning("%s: cannot be loaded (%s). Integer layers run without it, more slowly.", LIBRARY, error)
         return None
     if digest != hashlib.sha256(SOURCE.read_bytes()).hexdigest().encode():
-        _log.warning("%s: not of this kernels.c. Integers run without it, more slowly: install Octavo again.", LIBRARY)
+        fact = "was compiled from another kernels.c, so integer layers run without it, more slowly"
+        _log.warning("%s: %s. Install Octavo again.", LIBRARY, fact)
         return None
     kernels.attention_scratch.restype = ctypes.c_long
     return kernels
@@ -49,10 +51,10 @@ def library() -> ctypes.CDLL | None:
 def attention(
     kernels: ctypes.CDLL, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
 ) -> None:
-    """Computes y = softmax(query @ key.T * scale + mask) @ value.
+    """Computes y = softmax(query @ key.T * scale + mask) @ value with the compiled kernel.
 
-    All tensors are (batch, heads, rows, columns) with contiguous rows, in bfloat16 but for `mask`, which is float32.
-    `mask` and the positive `scale` are to base 2.
+    All tensors are (batch, heads, rows, columns) with contiguous rows. `mask` is float32, the others are bfloat16.
+    `mask` and the positive `scale` belong to scores to base 2: weights are 2 ** score.
     """
     (batch, heads, rows, width), (keys, out) = query.shape, value.shape[2:]
     call = _Attention(batch=batch, heads=heads, rows=rows, keys=keys, width=width, out=out, scale=scale)
@@ -66,8 +68,8 @@ def attention(
 
 
 def quantize(kernels: ctypes.CDLL, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
-    """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255) for contiguous tensors, `x` of a dtype in
-    NARROW."""
+    """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255) with the compiled kernel, for contiguous
+    tensors; the dtype of `x` is one of NARROW."""
     kernels.quantize(
         ctypes.c_void_p(x.data_ptr()), NARROW[x.dtype], ctypes.c_void_p(out.data_ptr()), ctypes.c_int64(x.numel()),
         ctypes.c_float(scale), zero_point, torch.get_num_threads(),

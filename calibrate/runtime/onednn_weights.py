@@ -1,10 +1,10 @@
-"""The numbers of a layer as oneDNN takes them on the CPU, derived from the checkpoint's, which can be restored.
+"""Converts the tensors of an integer layer to oneDNN's form for the CPU; the weight can be converted back.
 
 oneDNN computes in float32
 
     y[n] = (accumulator[n] - zero_point * sum over k of weight[n, k]) * scale[n] + bias[n]
 
-so the quant_bias of the reference becomes
+so the quant_bias of the checkpoint becomes
 
     bias[n] = (quant_bias[n] + zero_point * sum over k of weight[n, k]) * deq[n]
 """
@@ -18,11 +18,14 @@ from ..layers.modules import QuantizedConv2d, QuantizedLayer
 from ..layers.products import integer_matmul
 from .onednn_layout import Layouts
 
-SHIFT = 128  # added to int8 codes, which are uint8 here
+SHIFT = 128  # added to int8 codes to make them uint8
 
 
 class Output(NamedTuple):
-    """The numbers behind an output in one bin: `zero_point`, a uint8 code; `scale` and `bias`, float32 (out,)."""
+    """The numbers that turn integer sums into outputs, in one bin of noise levels.
+
+    `zero_point`: of the input, as a uint8 code. `scale` and `bias`: float32 (out,).
+    """
 
     zero_point: int
     scale: Tensor
@@ -30,22 +33,23 @@ class Output(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A weight in oneDNN's layout, its zero points, which are zeros, and an Output for each bin of noise levels."""
+    """The tensors of a layer in oneDNN's form: the packed `weight`, its `zero_points`, all of them 0, and an `Output`
+    for each bin of noise levels."""
 
     weight: Tensor
     zero_points: Tensor
     outputs: tuple[Output, ...]
 
     def plain(self) -> Tensor:
-        """The int8 weight in its own layout."""
+        """Returns the int8 weight in torch's layout."""
         dense = self.weight.to_dense()
         return (dense.t() if dense.ndim == 2 else dense).contiguous()
 
 
 def pack(layer: QuantizedLayer, layouts: Layouts) -> Packed:
-    """Packs the numbers of a layer whose input becomes integers; a layer without bins has one Output.
+    """Packs the tensors of a layer whose input becomes integers. A layer without bins has one Output.
 
-    The Output of a dynamic layer has the weight scale alone: the scale of the token and the bias are applied later.
+    The Output of a dynamic layer has only the weight scale; the token's scale and the bias are applied later.
     """
     weight = layer.weight.detach().contiguous()  # oneDNN ignores strides
     zeros = torch.zeros(len(weight), dtype=torch.int64)

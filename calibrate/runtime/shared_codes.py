@@ -11,21 +11,21 @@ from .onednn_layout import Layouts
 
 
 class Quantization(NamedTuple):
-    """The parameters by which an input becomes integers."""
+    """The parameters by which an input becomes codes."""
 
     scale: float
     zero_point: int
     transform: Transform | None
 
     def same(self, other: "Quantization") -> bool:
-        """Whether both give the same integers."""
+        """Returns whether both give the same codes."""
         return self[:2] == other[:2] and same_transform(self.transform, other.transform)
 
 
 class SharedCodes:
-    """Holds the layers of a model, the integers of their last input, and the layouts of their weights.
+    """What the layers of a model share: the codes of the last input, the layouts of packed weights, the layers.
 
-    Copies begin empty.
+    A copy starts empty.
     """
 
     def __init__(self) -> None:
@@ -34,8 +34,9 @@ class SharedCodes:
         self._last: tuple[weakref.ref[Tensor], int, Quantization, Tensor] | None = None
 
     def of(self, x: Tensor, quantization: Quantization, make: Callable[[], Tensor]) -> Tensor:
-        """The integers of `x` as it is now, from `make` unless they are known already; callers must not change them."""
-        if x.is_inference():  # has no version: a change in place would go unnoticed
+        """Returns the codes of the current values of `x`: the codes from the last call if `x` and `quantization` are
+        the same, otherwise those that `make` returns. Callers must not change them."""
+        if x.is_inference():  # it has no version, so a change in place would go unnoticed
             return make()
         last = self._last
         if last is not None and last[0]() is x and last[1] == x._version and last[2].same(quantization):
