@@ -17,7 +17,9 @@ def parse_size(text: str, option: str) -> float:
     """Returns the bytes of a size such as 16GiB. Raises UsageError, naming `option`, for text that is no size."""
     match = SIZE_FORM.fullmatch(text.strip())
     if match is None or match[2] not in UNITS or not float(match[1]) > 0:
-        raise UsageError(f"{option}: '{text}' is not a size. Write a number and a unit ({', '.join(UNITS)}): 16GiB.")
+        raise UsageError(
+            f"{option} '{text}': is not a size. Write a number and a unit ({', '.join(UNITS)}), as in 16GiB."
+        )
     return float(match[1]) * UNITS[match[2]]
 
 

@@ -31,7 +31,7 @@ class Choice:
 
 
 def layer_of(module: FloatLayer, choice: Choice) -> QuantizedLayer | str:
-    """Returns the integer form of a float layer, or the reason, a text, why it has none."""
+    """Returns the integer form of a float layer, or a text with the reason why it has none."""
     weight, scheme = weight_for(choice.transform, module.weight), choice.input.weights
     quantized = choice.weight or round_to_nearest(weight, scheme=scheme)
     if quantized is None:

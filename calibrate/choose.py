@@ -96,8 +96,8 @@ def choose(
             transforms = transforms_of(model, surveys, settings, work)
     bins = bins_for(current.levels, current.units) if settings.input_type.by_level else WHOLE
     with work.watch.stage("replay"):
-        seen = _observations(model, calls, plan, settings, work, survey, transforms, bins)
-    nearest, reasons = nearest_choices(model, plan, settings, seen, transforms, bins.edges)
+        observations = _observations(model, calls, plan, settings, work, survey, transforms, bins)
+    nearest, reasons = nearest_choices(model, plan, settings, observations, transforms, bins.edges)
     choices, summed = dict(nearest), frozenset[int]()
     if not settings.method.plain:
         positions = current.training or list(range(current.count))
@@ -109,7 +109,7 @@ def choose(
                 model, usable, surveys, lambda: calls_at(calls, summed), settings.method, work, sums_memory()
             )
     levels = tuple(sorted(set(current.levels.values()), reverse=True)) if len(bins.edges) else None
-    return Selection(choices, reasons, nearest, seen, survey, summed, levels)
+    return Selection(choices, reasons, nearest, observations, survey, summed, levels)
 
 
 def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work: Work) -> Surveyed:
@@ -187,7 +187,7 @@ def nearest_choices(
     model: nn.Module,
     plan: Plan,
     settings: Settings,
-    seen: Observations,
+    observations: Observations,
     transforms: Mapping[str, Transform],
     edges: Tensor = WHOLE.edges,
 ) -> tuple[dict[str, Choice], dict[str, str]]:
@@ -196,8 +196,8 @@ def nearest_choices(
     choices, reasons = {}, {}
     for entry, module in named(model, plan):
         name, dtype = entry.name, module.weight.dtype
-        ranges = seen.ranges.get(name)
-        if not settings.input_type.ranged and name not in seen.silent:
+        ranges = observations.ranges.get(name)
+        if not settings.input_type.ranged and name not in observations.silent:
             choices[name] = Choice(settings.input_type(scheme=settings.input_scheme), transforms.get(name))
         elif ranges is None:
             if settings.strict:

@@ -21,8 +21,8 @@ _QUANTIZERS = ("torch.ao.nn.", "torchao.", "optimum.quanto.", "bitsandbytes.", "
 
 @contextmanager
 def opened(model: nn.Module) -> Iterator[None]:
-    """While the block runs, takes wrappers and accelerate's offloading hooks out of `model`, loads its weights, and
-    resets torch's global state (`torch_state.settled`). Afterwards model and torch are as before.
+    """Prepares `model` for the `with` statement: takes out wrappers and accelerate's offloading hooks, loads the
+    weights, and resets torch's global state (`torch_state.settled`). Afterwards model and torch are as before.
 
     Raises UsageError for a model whose weights cannot be loaded, with a remedy.
     """
@@ -40,7 +40,7 @@ def opened(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _unwrapped(model: nn.Module) -> Iterator[None]:
-    """While the block runs, replaces every wrapper in `model` by the module that it wraps."""
+    """Replaces every wrapper in `model` by the module that it wraps, inside the `with` statement."""
     with ExitStack() as stack:
         while wrapped := {name: inside(module) for name, module in _submodules(model) if inside(module) is not module}:
             outer = {name: module for name, module in wrapped.items() if not _below(name, wrapped)}
@@ -60,8 +60,8 @@ def _below(name: str, others: dict[str, nn.Module]) -> bool:
 
 @contextmanager
 def _onloaded(model: nn.Module) -> Iterator[None]:
-    """While the block runs, a model that accelerate offloads has its weights in memory and no offloading hooks.
-    Afterwards it is offloaded as before."""
+    """Loads the weights of a model that accelerate offloads, and removes the offloading hooks, inside the `with`
+    statement. Afterwards the model is offloaded as before."""
     hooked = [module for module in model.modules() if _moves(getattr(module, "_hf_hook", None))]
     if not hooked or len({parameter.device for parameter in model.parameters() if not parameter.is_meta}) > 1:
         yield

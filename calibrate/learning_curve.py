@@ -80,10 +80,11 @@ def learning_curve(
 def earlier_choices(
     model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
 ) -> dict[CallCount, dict[str, Choice]]:
-    """Returns, for each snapshot to be measured, the choices made from the calls up to it; and those from all calls.
+    """Returns the choices made from the calls up to each snapshot to be measured, and the choices made from all calls.
 
-    All choices have weights rounded to the nearest. The dict is empty where a choice from fewer calls would need
-    another replay, as with fallback, bins of noise levels, or a survey and an observer other than "minmax".
+    All choices have weights rounded to the nearest. The dict is empty where choices from fewer calls would need another
+    replay (fallback, bins of noise levels, or a survey with an observer other than "minmax"), and where they do not
+    depend on the calls (weights only).
     """
     reusable = settings.input_type.rounded and not settings.fallback and chosen.timesteps is None
     if chosen.survey is not None:

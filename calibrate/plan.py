@@ -219,7 +219,7 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str], option: str) 
 
 
 class Rules(NamedTuple):
-    """The user's options and the defaults by which `make_plan` keeps layers float; see its parameters."""
+    """The user's options and the defaults by which `make_plan` keeps layers float; see the parameters there."""
 
     keep_float: Sequence[str]
     quantize: Sequence[str]

@@ -16,7 +16,7 @@ class Defaults(NamedTuple):
 
     @contextmanager
     def apply(self) -> Iterator[None]:
-        """While the block runs, makes this dtype and this device torch's defaults."""
+        """Makes this dtype and this device torch's defaults, inside the `with` statement."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(self.dtype)
         try:
@@ -32,9 +32,9 @@ _CALLER: ContextVar[Defaults] = ContextVar("caller", default=PLAIN)  # torch's d
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """While the block runs, torch is in its initial state: default dtype float32, default device CPU, no autocast, no
-    inference mode, float32 matrix products in full precision, gradients enabled. Afterwards the caller's state is
-    restored."""
+    """Puts torch into its initial state, inside the `with` statement: default dtype float32, default device CPU, no
+    autocast, no inference mode, float32 matrix products in full precision, gradients enabled. Afterwards the caller's
+    state is restored."""
     caller = _CALLER.set(Defaults(torch.get_default_dtype(), torch.get_default_device()))
     try:
         with ExitStack() as stack:
@@ -52,8 +52,8 @@ def settled() -> Iterator[None]:
 
 @contextmanager
 def calling() -> Iterator[None]:
-    """Used inside `settled`: while the block runs, restores the caller's default dtype and device, because the model's
-    forward may rely on them."""
+    """Restores the caller's default dtype and device, inside the `with` statement, because the model's forward may rely
+    on them. Used within `settled`."""
     caller = _CALLER.get()
     if caller == PLAIN:
         yield
@@ -64,7 +64,8 @@ def calling() -> Iterator[None]:
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Used inside `calling`: while the block runs, the defaults are float32 and CPU again, for hooks that compute."""
+    """Sets the defaults to float32 and CPU again, inside the `with` statement, for hooks that compute. Used within
+    `calling`."""
     if _CALLER.get() == PLAIN:
         yield
         return
@@ -74,7 +75,7 @@ def computing() -> Iterator[None]:
 
 @contextmanager
 def _precise() -> Iterator[None]:
-    """While the block runs, computes float32 matrix products in float32, not in tf32 or bfloat16."""
+    """Makes torch compute float32 matrix products in float32, not in tf32 or bfloat16, inside the `with` statement."""
     mkldnn: Any = torch.backends.mkldnn
     backends = [mkldnn.matmul, mkldnn.conv, torch.backends.cuda.matmul]
     before = [(backend, backend.fp32_precision) for backend in backends]

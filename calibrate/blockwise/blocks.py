@@ -156,8 +156,8 @@ class Blocks:
 
     @contextmanager
     def _only_inside(self, running: list[str]) -> Iterator[None]:
-        """While the block runs, calling a layer inside a block raises MisfitError unless that block is running: it is
-        the last of `running`."""
+        """Raises MisfitError, inside the `with` statement, when a layer of a block is called while another block or no
+        block is running. The running block is the last of `running`."""
 
         def hook_for(block: str) -> Callable[..., None]:
             def check(*_: Any) -> None:
@@ -258,8 +258,8 @@ class Blocks:
 
     @contextmanager
     def ended(self, calls: Calls, track: BlockOutputs) -> Iterator[None]:
-        """While the block runs, the model computes its outputs for `calls` from the block outputs `track` of a sweep
-        over them. Afterwards the block outputs are deleted."""
+        """Makes the model compute its outputs for `calls`, inside the `with` statement, from the block outputs `track`
+        of a sweep over these calls. Afterwards the block outputs are deleted."""
         self._source, self._track, self._frontier = calls, track, END
         with self._stubbed(self._answer), self._counting():
             yield
@@ -272,7 +272,7 @@ class Blocks:
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
-        """While the block runs, the counters of block runs are reset at the beginning of each forward."""
+        """Resets the counters of block runs at the beginning of each forward, inside the `with` statement."""
 
         def begin(*_: Any) -> None:
             self._runs = {}
@@ -285,8 +285,8 @@ class Blocks:
 
     @contextmanager
     def _real_one(self, name: str, file: SpillFile) -> Iterator[None]:
-        """While the block runs, the block `name` replaces its stub, with its weights in memory, and its outputs for
-        each call are written to `file` the first time."""
+        """Puts the block `name`, with its weights in memory, in place of its stub, inside the `with` statement. Writes
+        its outputs to `file` when a call runs for the first time."""
         block = self._real[name]
         self._parking.fetch(name, block)
         hooks = {"": self._check}, {"": partial(self._keep, name, file)}

@@ -146,7 +146,7 @@ class _Watch(TorchDispatchMode):
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
-        """While the block runs, hooks record the calls of convolutions and batch norms."""
+        """Records the calls of convolutions and batch norms by hooks, inside the `with` statement."""
         recorders = {name: self._records_output(name) for name in self._convs}
         entering = {name: self._enters(name) for name in self._norms}
         leaving = dict.fromkeys(self._norms, self._leaves)

@@ -31,8 +31,8 @@ def weights_used_elsewhere(model: nn.Module, call: Call, names: Iterable[str]) -
 
 @contextmanager
 def watching(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, str]]:
-    """While the block runs, observes the weights of the named layers. Afterwards the dict has the layers whose weight
-    was used elsewhere or changed, with the reason."""
+    """Observes the weights of the named layers inside the `with` statement. Afterwards the dict has the layers whose
+    weight was used elsewhere or changed, with the reason."""
     reasons: dict[str, str] = {}
     layers = {name: layer_at(model, name) for name in names}
     before = {name: (layer.weight, _state(layer.weight)) for name, layer in layers.items()}

@@ -121,8 +121,8 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """While the block runs, all modules are in eval mode and gradients are off. Afterwards each module has its earlier
-    mode.
+    """Puts all modules in eval mode and turns gradients off, inside the `with` statement. Afterwards each module has
+    its earlier mode.
 
     Compiled functions and modules run uncompiled, because graphs do not run hooks. The fused path of torch's
     nn.TransformerEncoderLayer is off, because it reads the weights of its linears without calling them.
@@ -159,30 +159,32 @@ def run(model: nn.Module, call: Call, position: int) -> Any:
     layer that raised it; DeviceError when memory runs out. An OctavoError of a hook is raised again with the name of
     the call in front of its message.
     """
-    where = describe(call, position)
+    call_name = describe(call, position)
     device = device_of(model)
     args, kwargs = copied_to(call.args, device), copied_to(call.kwargs, device)
     try:
         inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
-        raise MisfitError(f"{where} {misfit(model, call)}") from error
+        raise MisfitError(f"{call_name} {misfit(model, call)}") from error
     try:
         with calling():
             return model(*args, **kwargs)
     except Stopped:
         return None
     except OctavoError as error:
-        raise type(error)(f"{where}: {error}") from error
+        raise type(error)(f"{call_name}: {error}") from error
     except Exception as error:
-        raise _explained(model, call, where, device, error) from error
+        raise _explained(model, call, call_name, device, error) from error
 
 
-def _explained(model: nn.Module, call: Call, where: str, device: torch.device, error: Exception) -> OctavoError:
-    """Returns the OctavoError to raise for `error`, which the forward of `model` raised at the call named `where`."""
+def _explained(model: nn.Module, call: Call, call_name: str, device: torch.device, error: Exception) -> OctavoError:
+    """Returns the OctavoError to raise for `error`, which the forward of `model` raised at the call `call_name`."""
     if out_of_memory(error) is not None:
-        return DeviceError(f"out of memory on {device} at {where}. Use fewer layers, a smaller size or another device.")
+        return DeviceError(
+            f"out of memory on {device} at {call_name}. Use fewer layers, a smaller size or another device."
+        )
     layer = _layer_of(model, error)
-    place = f"{where}, layer {layer}" if layer else where
+    place = f"{call_name}, layer {layer}" if layer else call_name
     fact = " ".join(str(error).split()) or type(error).__name__
     return MisfitError(f"{place}: {fact.rstrip('.')}. {likely_remedy(model, call, device)}")
 

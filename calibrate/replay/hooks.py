@@ -67,7 +67,7 @@ def hooked(
     *,
     always_call: bool = False,
 ) -> Iterator[None]:
-    """While the block runs, hooks run before and after the forwards of the named modules; "" is `model` itself.
+    """Runs hooks before and after the forwards of the named modules, inside the `with` statement; "" is `model` itself.
 
     A hook is called with the module, its positional and its keyword arguments; a hook after the forward also with the
     output. With `always_call` hooks also run after a forward that raised an exception; the output is then None.
@@ -97,27 +97,27 @@ def _settled(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def axes(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, int]]:
-    """While the block runs, records the number of axes of each named layer's input, by layer; 0 where it changes."""
-    ranks: dict[str, int] = {}
+    """Records the number of axes of each named layer's input, inside the `with` statement; 0 where it changes."""
+    counts: dict[str, int] = {}
 
     def hook_for(name: str) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            rank = input_of(args, kwargs).ndim
-            ranks[name] = rank if ranks.get(name, rank) == rank else 0
+            count = input_of(args, kwargs).ndim
+            counts[name] = count if counts.get(name, count) == count else 0
 
         return record
 
     with hooked(model, {name: hook_for(name) for name in names}):
-        yield ranks
+        yield counts
 
 
 @contextmanager
 def observing(model: nn.Module, observers: Mapping[str, InputObserver]) -> Iterator[None]:
-    """While the block runs, each observer observes the inputs of the layer of `model` that has its name.
+    """Passes the inputs of layers of `model` to their observers, inside the `with` statement. `observers`: by layer.
 
-    Observers with the same attribute `key`, or without it of the same class, share their readings of a tensor.
+    Observers with the same attribute `key` share their readings of a tensor; without it, observers of the same class.
 
-    A forward in the block raises NumbersError for an input that is not finite.
+    A forward inside raises NumbersError for an input that is not finite.
     """
     shared: dict[Any, Readings] = {}
 

@@ -105,7 +105,7 @@ def interval(powers: Sequence[Power]) -> tuple[float, float] | None:
 
 @contextmanager
 def at_noise_level(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
-    """While the block runs, a layer that is not part of a model has the noise level `noise`."""
+    """Sets the noise level of a layer that is not part of a model, inside the `with` statement."""
     before, layer.noise_level = layer.noise_level, noise
     try:
         yield
@@ -115,8 +115,8 @@ def at_noise_level(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
 
 @contextmanager
 def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLayer]]) -> Iterator[dict[str, Power]]:
-    """While the block runs, compares each named layer of the float `model` with its integer form on the same inputs,
-    and sums signal and error by layer. `layer_of`: functions that return the integer layers by name."""
+    """Compares each named layer of the float `model` with its integer form on the same inputs, inside the `with`
+    statement; sums signal and error by layer. `layer_of`: functions that return the integer layers, by name."""
     powers = {name: Power() for name in layer_of}
 
     def hook_for(power: Power, make: Callable[[], QuantizedLayer]) -> Callable[..., None]:

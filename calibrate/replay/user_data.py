@@ -127,33 +127,33 @@ class Passes:
         """Yields the samples of one pass. Raises FileError for a value that is not a sample or cannot be read, and if
         there are no samples; MisfitError if a sample that is read again differs."""
         position = 0
-        while (kept := self._kept) is not None:
-            if position == len(kept) and not self._extend(kept):
+        while (samples := self._kept) is not None:
+            if position == len(samples) and not self._extend(samples):
                 return
-            yield kept[position]
+            yield samples[position]
             position += 1
-        del kept
+        del samples
         source, self._source = self._source, None
         if source is None or position < len(self._digests):
             source, position = iter(self._data), 0
         yield from self._compared(source, position)
 
-    def _extend(self, kept: list[Any]) -> bool:
-        """Adds the next sample of the first pass to `kept`; returns False at the end of the pass. Above the limit,
+    def _extend(self, samples: list[Any]) -> bool:
+        """Adds the next sample of the first pass to `samples`; returns False at the end of the pass. Above the limit,
         replaces the samples in memory by their digests."""
         if self._ended:
             return False
         self._source = iter(self._data) if self._source is None else self._source
-        sample = self._next(self._source, len(kept))
+        sample = self._next(self._source, len(samples))
         if sample is None:
-            if not kept:
+            if not samples:
                 raise FileError("calib_data: holds no samples. Give at least one.")
             self._ended, self._source = True, None
             return False
-        kept.append(copied_to(sample, _CPU) if isinstance(sample, Sample) else sample)
+        samples.append(copied_to(sample, _CPU) if isinstance(sample, Sample) else sample)
         self._size += sum(leaf.nbytes for leaf in _leaves(sample) if isinstance(leaf, Tensor))
         if self._size > self._limit:
-            self._digests, self._kept = [digest_of(sample_kept) for sample_kept in kept], None
+            self._digests, self._kept = [digest_of(sample) for sample in samples], None
         return True
 
     def _next(self, source: Iterator[Any], position: int) -> Any:

@@ -18,10 +18,10 @@ class Work:
     ranks: Ranks = ALONE
     watch: Stopwatch = field(default_factory=Stopwatch)
 
-    def labelled(self, where: str) -> "Work":
-        """Returns a copy whose progress labels begin with `where`."""
+    def labelled(self, prefix: str) -> "Work":
+        """Returns a copy whose progress labels begin with `prefix`."""
 
         def shown(label: str, items: Iterable[T], total: int | None = None) -> Iterable[T]:
-            return self.progress(f"{where}: {label}", items, total)
+            return self.progress(f"{prefix}: {label}", items, total)
 
         return replace(self, progress=shown)

@@ -20,7 +20,8 @@ enum {
     ROWS = 8 * HIGH, KEYS = 1024, /* rows and keys of a piece of scores, which fits in the second-level cache */
 };
 
-const char *source = SOURCE; /* the SHA-256 digest of this file, by which kernels.py sees whether the library is up to date */
+/* the SHA-256 digest of this file, by which kernels.py sees whether the library is up to date */
+const char *source = SOURCE;
 
 INLINE long up(long n, long to) { return (n + to - 1) / to * to; }
 INLINE long least(long a, long b) { return a < b ? a : b; }
@@ -29,8 +30,9 @@ INLINE __mmask16 first(long n) { return n < LANES ? (1u << n) - 1 : 0xffff; }
 /* --- products --------------------------------------------------------------------------------------------------- */
 
 /* y (HIGH, registers * LANES) = a (HIGH, 2 * pairs) @ b + (more ? y : 0).
-   b has the layout (pairs, columns, 2): its rows are interleaved two by two. `largest` (HIGH, LANES), if it is not NULL,
-   is updated by the maximum of each lane over the row's registers; in the last register only the lanes of `end` count. */
+   b has the layout (pairs, columns, 2): its rows are interleaved two by two. `largest` (HIGH, LANES), if it is not
+   NULL, is updated by the maximum of each lane over the row's registers; in the last register only the lanes of `end`
+   count. */
 INLINE void sums(float *y, long y_row, const bfloat16 *a, long a_row, const bfloat16 *b, long b_pair, long pairs,
                  const int registers, const int more, float *largest, __mmask16 end) {
     __m512 sum[HIGH][WIDE];
@@ -126,7 +128,7 @@ static void pack_values(bfloat16 *to, const bfloat16 *value, const Attention *a)
         }
 }
 
-/* Returns 2 ** x for x up to 0. A polynomial of degree 4 computes 2 ** fraction with an error of at most 4e-6. */
+/* Returns 2 ** x for x up to 0. A polynomial of degree 4 computes 2 ** fraction with an error of 4e-6. */
 INLINE __m512 power(__m512 x) {
     __m512 part = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     __m512 y = _mm512_set1_ps(1.3697664e-2f);

@@ -23,7 +23,7 @@ class Quantization(NamedTuple):
 
 
 class SharedCodes:
-    """What the layers of a model share: the codes of the last input, the layouts of packed weights, the layers.
+    """The state that a model's layers share: the layers, the codes of their last input, the layouts of their weights.
 
     A copy starts empty.
     """
