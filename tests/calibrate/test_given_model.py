@@ -125,7 +125,7 @@ def test_a_model_that_accelerate_offloads_is_calibrated_and_stays_offloaded(how,
 def test_weights_that_nothing_holds_are_refused():
     with torch.device("meta"):
         model = toy()
-    refused(lambda: calibrated(model), 2, "on the meta device", "Load the model again")
+    refused(lambda: calibrated(model), 2, "is on the meta device", "Load the model again")
 
 
 def sd3() -> SD3Transformer2DModel:
@@ -198,7 +198,9 @@ def test_models_inside_peft_and_layers_put_in_by_hand_are_refused_with_the_calls
     assert list(merged.result.layers) == list(calibrated(toy()).result.layers)
     model = toy()
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["up"], init_lora_weights=False), model)
-    refused(lambda: calibrated(model), 2, "Call merge() of each such layer, and put its get_base_layer() in its place")
+    refused(
+        lambda: calibrated(model), 2, "Call merge() of each such layer, and replace the layer by its get_base_layer()"
+    )
     for block in model.blocks:
         block.up.merge()
         block.up = block.up.get_base_layer()
@@ -224,8 +226,11 @@ def foreign() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
-    "integer weight": (lambda: nn.Sequential(nn.Linear(4, 4), Packed()), ("1.weight", "int8", "Give the float model")),
-    "foreign weight": (lambda: nn.Sequential(nn.Linear(4, 4), foreign()), ("1.weight", "Foreign", "quantized already")),
+    "integer weight": (lambda: nn.Sequential(nn.Linear(4, 4), Packed()), ("1.weight", "int8", "is already quantized")),
+    "foreign weight": (
+        lambda: nn.Sequential(nn.Linear(4, 4), foreign()),
+        ("1.weight", "is already quantized, a Foreign", "Pass the float model"),
+    ),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4)), ("0: a LazyLinear", "Call the model once")),
     "torch.jit": (lambda: torch.jit.trace(nn.Sequential(nn.Linear(4, 4)), torch.ones(1, 4)), ("torch.jit",)),
     "float64": (lambda: nn.Sequential(nn.Linear(4, 4)).double(), ("1 layer: float64 weight", "float32")),

@@ -133,11 +133,20 @@ def test_few_calls_say_nothing():
 @pytest.mark.parametrize(
     ("curve", "words"),
     [
-        (rows(20.0, 29.95, 30.1, 30.0), "2 of 8 prompts were enough (56 of 224 calls): output SQNR within 0.1 dB"),
-        (rows(30.0, 20.0, 30.0, 30.0), "4 of 8 prompts were enough"),
-        (rows(20.0, 29.5, 30.0), "More calls would gain: 4 prompts have 0.5 dB more output SQNR than the first 2."),
-        (rows(29.8, 30.0), "The last calls still counted: 2 prompts have 0.20 dB more than the first 1."),
-        (rows(30.0, 30.0, prompts=False), "28 of 56 calls were enough: output SQNR"),
+        (
+            rows(20.0, 29.95, 30.1, 30.0),
+            "The first 2 of 8 prompts were enough (56 of 224 calls): with them the output SQNR is within 0.1 dB",
+        ),
+        (rows(30.0, 20.0, 30.0, 30.0), "The first 4 of 8 prompts were enough"),
+        (
+            rows(20.0, 29.5, 30.0),
+            "More calls would help: output SQNR with all 4 prompts is 0.5 dB higher than with the first 2.",
+        ),
+        (
+            rows(29.8, 30.0),
+            "The last calls still helped: output SQNR with all 2 prompts is 0.20 dB higher than with the first 1.",
+        ),
+        (rows(30.0, 30.0, prompts=False), "The first 28 of 56 calls were enough: with them the output SQNR"),
     ],
 )
 def test_the_verdict(curve, words):

@@ -125,7 +125,7 @@ def test_names_that_are_disabled_stay_float_and_all_others_do_not():
     refused(
         lambda: calibrated(disable_names=["norm_out"]),
         2,
-        re.compile(r"disable_names: 'norm_out' matches no layer; nearest: '\w+'"),
+        re.compile(r"disable_names: 'norm_out' matches no layer. The nearest name is '\w+'"),
     )
     refused(lambda: calibrated(disable_names=["*"]), 2, "disable_names: no layer is left")
 
@@ -166,7 +166,7 @@ def test_data_free_makes_an_input_up_and_is_the_same_twice():
         ({"keep_acc": {"admm": [False]}}, r"keep_acc: 'admm' is [False], not [switch, steps]"),
         ({"keep_acc": {"round_opt": [False]}}, "keep_acc: 'round_opt'"),
         ({"keep_acc": {"adm": [False, 1]}}, "keep_acc"),
-        ({"device": "tpu"}, "device: no 'tpu'"),
+        ({"device": "tpu"}, "device: 'tpu' is unknown"),
     ],
 )
 def test_values_without_meaning(config, fact):
@@ -190,7 +190,7 @@ def test_more_fallbacks_than_layers():
     refused(
         lambda: Calibrator(toy(), QuantConfig(**LABEL_FREE, amp_num=100), data()),
         2,
-        "amp_num 100: the model has 7 quantizable layers",
+        "amp_num 100: the model has only 7 quantizable layers",
     )
 
 

@@ -232,7 +232,7 @@ def shared(width: int) -> nn.Module:
 
 
 _SHARED = nn.Linear(8, 16)
-_MORE = "the blocks pass on more than what they return"
+_MORE = "the blocks pass on more than their outputs"
 UNLISTED = {
     "a row": (Block, in_a_row, ""),
     "in another order": (Block, lambda blocks, x: in_a_row(blocks[::-1], x), ""),
@@ -244,8 +244,8 @@ UNLISTED = {
     "changed in place, and used": (InPlace, with_residual, _MORE),
     "a list is filled": (Appending, with_list, _MORE),
     "attribute": (Keeping, lambda blocks, x: in_a_row(blocks, x) + blocks[0].last, _MORE),
-    "by parts": (Block, by_parts, "the model calls parts of block"),
-    "shared layer": (shared, in_a_row, "layer blocks.0.up is in several blocks"),
+    "by parts": (Block, by_parts, "the model calls layers inside block"),
+    "shared layer": (shared, in_a_row, "several blocks share layer blocks.0.up"),
 }
 
 

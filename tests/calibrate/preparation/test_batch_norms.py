@@ -175,7 +175,7 @@ def test_a_model_that_looks_into_its_norms_is_left_alone():
     model = with_statistics(Net(looking))
     made = fold_norms(model, call_of(pictures()[0]))
     assert made.model is model
-    assert "they stay" in made.warning
+    assert "they are not folded" in made.warning
     assert norms(fold_norms(model, call_of(pictures()[0]), changing=True).model) == 1
 
 
@@ -191,7 +191,7 @@ def test_what_runs_otherwise_in_training_is_folded_as_it_evaluates():
 def test_a_model_that_cannot_be_copied_is_refused():
     model = with_statistics(Net(chained))
     model.cache = model.conv.weight * 2  # part of a graph
-    refused(lambda: fold_norms(model, call_of(pictures()[0])), 2, "no copy")
+    refused(lambda: fold_norms(model, call_of(pictures()[0])), 2, "cannot be copied")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -110,7 +110,7 @@ def test_running_out_of_memory_is_told_apart():
 
 
 def test_no_calls_are_refused():
-    refused(lambda: observe(toy(), {}, []), 4, "none to replay")
+    refused(lambda: observe(toy(), {}, []), 4, "calls: there are no calls to replay")
 
 
 def test_a_model_whose_cache_skips_blocks_is_refused():

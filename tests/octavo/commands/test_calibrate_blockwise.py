@@ -60,7 +60,7 @@ def test_the_checkpoint_is_the_same_to_the_last_byte(said, captured, tmp_path):
     [
         (("--memory", "1MiB"), 7, r"is needed \(.* in use, .* outside the blocks, .* for a block\)"),
         (("--memory", "much"), 2, "is not a size. Write a number and a unit (B, KB"),
-        (("--memory", "1024GiB", "--budget", "40%"), 2, "Leave out --budget"),
+        (("--memory", "1024GiB", "--budget", "40%"), 2, "--budget compares the layers of the whole model"),
         (("--max-shard-size", "large"), 2, "--max-shard-size 'large': is not a size"),
         (("--memory", "1024GiB", "--pipeline", "cnn"), 2, "--memory does not work with --pipeline cnn. Leave it out."),
     ],
