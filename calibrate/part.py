@@ -83,7 +83,7 @@ def calibrate_part(
 
 
 def planned(model: nn.Module, settings: Settings) -> Plan:
-    """Returns the plan of `model` under the settings."""
+    """Returns the plan for `model` that follows from the settings."""
     scheme = WORDS[settings.input_type]
     return make_plan(
         model, scheme=scheme, keep_float=settings.keep_float, defaults=settings.defaults, more=settings.more_float,

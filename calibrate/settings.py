@@ -75,7 +75,7 @@ class Settings:
 
     @property
     def input_scheme(self) -> Scheme:
-        """The scheme of the inputs' codes."""
+        """The scheme by which inputs become codes."""
         return replace(SYMMETRIC_ACTIVATION if self.symmetric else ACTIVATION, reciprocal=self.reciprocal)
 
     @property
@@ -91,7 +91,7 @@ class Settings:
 
     @property
     def reported(self) -> dict[str, Any]:
-        """The settings in the form of report.json."""
+        """The settings as they are written to report.json."""
         return {
             "observer": self.observer,
             "sigma": self.sigma,

@@ -360,7 +360,8 @@ def _blank(place: SpilledTensor, value: float, device: torch.device) -> Tensor:
 
 
 def _kind_of(call: Call) -> Any:
-    """Returns the arguments of a call, with each tensor and each argument that is a number replaced by its type."""
+    """Returns the kind of a call: its arguments, with each tensor and each argument that is a number replaced by its
+    type."""
     arguments = [*enumerate(call.args), *call.kwargs.items()]
     plain = {name: type(value) if type(value) in (int, float) else value for name, value in arguments}
     return replaced(plain, Tensor, lambda tensor: Tensor)

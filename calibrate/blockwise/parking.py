@@ -37,9 +37,10 @@ class _Slot(NamedTuple):
 
 
 class Parking:
-    """Loads the tensors of modules into the memory of `device`, in the dtype that `cast` returns, and parks them again.
+    """Loads the tensors of modules into the memory of `device`, in the dtype that `cast` returns, and parks them again:
+    the tensors of a parked module are views of memory-mapped files.
 
-    The tensors of a changed module are written to a file in `directory` and are then views of that file.
+    The tensors of a changed module are first written to a file in `directory`.
     """
 
     def __init__(self, directory: Path, device: torch.device, cast: Cast = unchanged) -> None:

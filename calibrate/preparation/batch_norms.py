@@ -174,7 +174,7 @@ class _Watch(TorchDispatchMode):
         self._inside.pop()
 
     def pairs(self) -> tuple[Pair, ...]:
-        """Returns the pairs that can be folded by all calls recorded."""
+        """Returns the pairs that can be folded according to the recorded calls."""
         pairs = []
         for name in self._convs:
             outputs = [output for output in self._outputs if output.conv == name]

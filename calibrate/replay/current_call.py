@@ -70,13 +70,13 @@ class CurrentCall:
         )
 
     def shared(self) -> "CurrentCall":
-        """Returns a copy with the totals of all ranks. Collective."""
+        """Returns a copy with `samples` and `levels` merged over all ranks. Collective: every rank calls this."""
         parts = self._ranks.gather((self.samples, self.levels))
         levels = {position: level for _, part in parts for position, level in part.items()}
         return self.joined(sum(samples for samples, _ in parts), levels)
 
     def joined(self, samples: int, levels: dict[int, float]) -> "CurrentCall":
-        """Returns a copy with totals over all ranks: the number of `samples`, and the `levels` of all calls."""
+        """Returns a copy with the given totals over all ranks: the number of samples, and the noise levels by call."""
         joined = copy.copy(self)
         joined.samples, joined.levels = samples, levels
         return joined

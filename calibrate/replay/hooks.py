@@ -35,14 +35,14 @@ class InputObserver(Protocol):
 
 
 class Readings:
-    """Reads each tensor once, even if several layers in a row receive it."""
+    """A cache of the readings of the last tensors: a tensor that several layers in a row receive is read once."""
 
     def __init__(self, read: Callable[[Tensor], Any]) -> None:
         self._read = read
         self._known: list[tuple[weakref.ref[Tensor], int, Any]] = []
 
     def of(self, x: Tensor) -> Any:
-        """Returns the reading of the current values of `x`."""
+        """Returns the reading of `x`: from the cache, unless `x` has changed since or was not read yet."""
         if x.is_inference():  # it has no version, so a change in place would go unnoticed
             return self._read(x)
         version = x._version

@@ -49,7 +49,7 @@ class Power:
         self._noises.append(float(torch.linalg.vector_norm(noise, dtype=torch.float64)) ** 2)
 
     def plus(self, other: "Power") -> "Power":
-        """Returns the power over the tensors of both."""
+        """Returns the sum of both: the signal and noise power over the tensors added to either."""
         return Power(self.count + other.count, self._signals + other._signals, self._noises + other._noises)
 
     @property
@@ -63,7 +63,7 @@ class Power:
         return math.fsum(self._noises)
 
     def checked(self) -> "Power":
-        """Returns the power itself. Raises NumbersError if a model's output, which it measures, was not finite."""
+        """Returns this power of a model's output unchanged. Raises NumbersError if the output was not finite."""
         if math.isfinite(self.signal) and math.isfinite(self.noise):
             return self
         side = "integer" if math.isfinite(self.signal) else "float"
@@ -155,7 +155,7 @@ def outputs(model: nn.Module, calls: Iterable[Call], ranks: Ranks = ALONE) -> li
 
 
 def joined(powers: Mapping[str, Power], ranks: Ranks) -> dict[str, Power]:
-    """Returns the powers by layer, summed over all ranks. Collective."""
+    """Returns the signal and noise powers by layer, summed over all ranks. Collective: every rank calls this."""
     parts = ranks.gather(dict(powers))
     return {name: reduce(Power.plus, (part[name] for part in parts)) for name in powers}
 
@@ -163,8 +163,8 @@ def joined(powers: Mapping[str, Power], ranks: Ranks) -> dict[str, Power]:
 def powers_of(
     exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]], ranks: Ranks = ALONE
 ) -> list[Power]:
-    """Returns the power of each call: `exact` are the float model's outputs and `other` the integer model's, for the
-    calls of this rank. The result lists the calls of all ranks. Collective."""
+    """Returns the signal and noise power of each call's output, for the calls of all ranks. `exact`: the float model's
+    outputs for the calls of this rank; `other`: the integer model's. Collective: every rank calls this."""
     powers = []
     for exact_tensors, other_tensors in zip(exact, other, strict=True):
         powers.append(Power())
@@ -174,11 +174,11 @@ def powers_of(
 
 
 def power_of(exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]], ranks: Ranks = ALONE) -> Power:
-    """Returns the power over all calls of all ranks: `exact` are the float model's outputs and `other` the integer
-    model's, for the calls of this rank. Collective."""
+    """Returns the signal and noise power over the outputs of all calls of all ranks. `exact`: the float model's outputs
+    for the calls of this rank; `other`: the integer model's. Collective: every rank calls this."""
     return total(powers_of(exact, other, ranks))
 
 
 def total(powers: Iterable[Power]) -> Power:
-    """Returns the sum of the powers."""
+    """Returns the sum of the signal and noise powers."""
     return reduce(Power.plus, powers, Power())

@@ -74,7 +74,7 @@ class Int8Layer(IntegerLayer):
             page_out(weight)
 
     def unpack(self) -> None:
-        """Makes the weight a parameter again."""
+        """Restores the plain weight as a parameter, and drops the packed weight."""
         if self._packed is not None:
             weight = nn.Parameter(self._packed.plain(), requires_grad=False)
             self._parameters = {"weight": weight, **self._parameters}
