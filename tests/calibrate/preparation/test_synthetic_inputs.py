@@ -83,7 +83,7 @@ def test_without_batch_norms_uniform_numbers_and_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         calibrator = Calibrator(toy(), QuantConfig(input_shape=[2, 3, 4, 4]))
         calibrator.run()
-    assert "uniform numbers" in caplog.text
+    assert "uniform random numbers" in caplog.text
     assert calibrator.result.warnings == warnings_of(toy())
     assert warnings_of(small()) == []
 

@@ -145,7 +145,7 @@ def test_another_number_of_samples_is_refused(other):
     calls = Passes(Growing(given), limit=1)
     assert len(list(calls())) == 3
     given[:] = [pictures()[0]] * other
-    refused(lambda: list(calls()), 4, f"calib_data[{min(other, 3)}]: another sample")
+    refused(lambda: list(calls()), 4, f"calib_data[{min(other, 3)}]: differs from the pass before")
 
 
 class Growing:
@@ -208,7 +208,7 @@ def test_every_form_of_a_sample_is_the_same_call(sample):
         ({1: X}, 3, "the key 1 is not text"),
         (X.double(), 4, "Input 0 is float64, but the model is float32: give it as float32."),
         ({"input": X.half()}, 4, "Input input is float16"),
-        (X.to(torch.uint8), 4, "Input 0 is uint8: prepare it"),
+        (X.to(torch.uint8), 4, "Input 0 is uint8: preprocess it"),
         (X[0], 4, "The batch axis is missing: give x[None]"),
         ([["a.png"]], 4, "Input 0 is a list: give a tensor"),
         ([[0.1, 0.2]], 4, "Input 0 is a list: give a tensor"),
