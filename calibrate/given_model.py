@@ -130,7 +130,7 @@ def check_model(model: nn.Module) -> None:
             raise UsageError(f"{name or 'model'}: {class_name} shards its weights. Pass the model before sharding.")
         if package.startswith(_QUANTIZERS):
             raise UsageError(
-                f"{name or 'model'}: is already quantized, a {class_name} of {package}. Pass the float model."
+                f"{name or 'model'}: is already quantized (a {class_name} of {package}). Pass the float model."
             )
         if any(map(is_lazy, module.parameters(recurse=False))):
             raise UsageError(f"{name}: this {class_name} has no weights yet. Call the model once first.")
@@ -145,7 +145,7 @@ def _refuse(name: str, weight: Tensor, owner: str) -> NoReturn:
     kind, dtype = type(weight).__name__, str(weight.dtype).removeprefix("torch.")
     if kind == "DTensor":
         raise UsageError(f"{name}: is sharded over several processes. Pass the whole model, before sharding.")
-    raise UsageError(f"{name}: is already quantized, a {kind} of {dtype} in a {owner}. Pass the float model.")
+    raise UsageError(f"{name}: is already quantized (a {kind} of {dtype} in a {owner}). Pass the float model.")
 
 
 def _check_adapters(model: nn.Module) -> None:

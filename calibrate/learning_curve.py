@@ -65,9 +65,8 @@ def learning_curve(
     choices_by_count = earlier_choices(model, chosen, plan, settings, work)
     if settings.method.plain:
         choices_by_count.pop(chosen.observations.last, None)
-    for count, choices in (
-        work.progress("enough", choices_by_count.items(), len(choices_by_count)) if choices_by_count else ()
-    ):
+    items = choices_by_count.items()
+    for count, choices in work.progress("learning curve", items, len(items)) if items else ():
         names = [name for name in plan.quantized if name in choices]
         layers: dict[str, Any] = {name: LayerOnDemand(layer_at(model, name), choices[name]) for name in names}
         with quantized(model, layers):
@@ -131,8 +130,9 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str | None:
     if enough is last:
         return f"The last calls still helped: {_gain(last, half, f'{gained:.2f}')}."
     calls = "" if last["prompts"] is None else f" ({enough['calls']} of {last['calls']} calls)"
-    fact = f"with them the output SQNR is within {EQUAL_WITHIN} dB of that with all"
-    return f"The first {_size(enough)} of {_counted(last)} were enough{calls}: {fact}."
+    count, verb = _size(enough), "was" if _size(enough) == 1 else "were"
+    fact = f"output SQNR with the first {count} is within {EQUAL_WITHIN} dB of that with all"
+    return f"{count} of {_counted(last)} {verb} enough{calls}: {fact}."
 
 
 def _gain(last: Mapping[str, Any], half: Mapping[str, Any], decibels: str) -> str:

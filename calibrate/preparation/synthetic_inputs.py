@@ -53,7 +53,7 @@ def synthetic_calls(
         model = _differentiable(model)
         count, batch, iterations = _plan(model, shape)
         iterations = min(iterations, most)
-        steps = iter(progress("distil", range(count * iterations), count * iterations))
+        steps = iter(progress("distil inputs", range(count * iterations), count * iterations))
         calls = []
         for _ in range(count):
             x = torch.randn(batch, *shape[1:], generator=generator)

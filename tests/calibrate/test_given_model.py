@@ -229,7 +229,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "integer weight": (lambda: nn.Sequential(nn.Linear(4, 4), Packed()), ("1.weight", "int8", "is already quantized")),
     "foreign weight": (
         lambda: nn.Sequential(nn.Linear(4, 4), foreign()),
-        ("1.weight", "is already quantized, a Foreign", "Pass the float model"),
+        ("1.weight", "is already quantized (a Foreign of float32", "Pass the float model"),
     ),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4)), ("0: this LazyLinear", "Call the model once")),
     "torch.jit": (lambda: torch.jit.trace(nn.Sequential(nn.Linear(4, 4)), torch.ones(1, 4)), ("torch.jit",)),

@@ -135,9 +135,9 @@ def test_few_calls_say_nothing():
     [
         (
             rows(20.0, 29.95, 30.1, 30.0),
-            "The first 2 of 8 prompts were enough (56 of 224 calls): with them the output SQNR is within 0.1 dB",
+            "2 of 8 prompts were enough (56 of 224 calls): output SQNR with the first 2 is within 0.1 dB",
         ),
-        (rows(30.0, 20.0, 30.0, 30.0), "The first 4 of 8 prompts were enough"),
+        (rows(30.0, 20.0, 30.0, 30.0), "4 of 8 prompts were enough"),
         (
             rows(20.0, 29.5, 30.0),
             "More calls would help: output SQNR with all 4 prompts is 0.5 dB higher than with the first 2.",
@@ -146,7 +146,7 @@ def test_few_calls_say_nothing():
             rows(29.8, 30.0),
             "The last calls still helped: output SQNR with all 2 prompts is 0.20 dB higher than with the first 1.",
         ),
-        (rows(30.0, 30.0, prompts=False), "The first 28 of 56 calls were enough: with them the output SQNR"),
+        (rows(30.0, 30.0, prompts=False), "28 of 56 calls were enough: output SQNR with the first 28"),
     ],
 )
 def test_the_verdict(curve, words):
