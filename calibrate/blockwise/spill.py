@@ -13,8 +13,8 @@ from torch import Tensor
 
 from octavo.capture.files import Sink, scratch, storage
 from octavo.capture.store.blobs import memory_of
-from octavo.capture.store.parts import Stored
-from octavo.capture.tensors import read_tensor
+from octavo.capture.store.headers import Stored
+from octavo.capture.tensors import read_tensor, torch_dtype
 
 from ..replay.calls import replaced
 
@@ -31,11 +31,11 @@ class SpilledTensor(NamedTuple):
         tensor = read_tensor(self.path, self.stored)
         if tensor.stride() == self.stride:
             return tensor
-        return torch.empty_strided(self.stored.shape, self.stride, dtype=self.stored.dtype).copy_(tensor)
+        return torch.empty_strided(self.stored.shape, self.stride, dtype=torch_dtype(self.stored)).copy_(tensor)
 
     def filled(self, value: float) -> Tensor:
         """Returns a floating-point tensor of this shape and these strides, filled with `value`."""
-        return torch.empty_strided(self.stored.shape, self.stride, dtype=self.stored.dtype).fill_(value)
+        return torch.empty_strided(self.stored.shape, self.stride, dtype=torch_dtype(self.stored)).fill_(value)
 
 
 class SpillFile:
@@ -56,7 +56,7 @@ class SpillFile:
         stride = on_cpu.stride() if 0 not in on_cpu.stride() else contiguous.stride()
         with storage(self.path):
             self._sink.write(memory_of(contiguous))
-        stored = Stored(on_cpu.dtype, tuple(on_cpu.shape), self._offset, on_cpu.nbytes)
+        stored = Stored(str(on_cpu.dtype).removeprefix("torch."), tuple(on_cpu.shape), self._offset, on_cpu.nbytes)
         self._offset += on_cpu.nbytes
         return SpilledTensor(self.path, stored, stride)
 
@@ -83,5 +83,5 @@ class Spill:
 def floating(value: Any) -> bool:
     """Returns whether all tensors in `value`, which `SpillFile.put` returned, are floating-point."""
     kinds: list[bool] = []
-    replaced(value, SpilledTensor, lambda place: kinds.append(place.stored.dtype.is_floating_point))
+    replaced(value, SpilledTensor, lambda place: kinds.append(torch_dtype(place.stored).is_floating_point))
     return all(kinds)
