@@ -244,7 +244,7 @@ UNLISTED = {
     "changed in place, and used": (InPlace, with_residual, _MORE),
     "a list is filled": (Appending, with_list, _MORE),
     "attribute": (Keeping, lambda blocks, x: in_a_row(blocks, x) + blocks[0].last, _MORE),
-    "by parts": (Block, by_parts, "the model calls layers inside block"),
+    "by parts": (Block, by_parts, "without calling the block. Calibrate"),
     "shared layer": (shared, in_a_row, "several blocks share layer blocks.0.up"),
 }
 
