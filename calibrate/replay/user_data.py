@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,7 +113,8 @@ class Passes:
     shuffle or augment.
 
     Up to `limit` bytes of samples are copied and kept in memory. Larger data are read again in each pass, and each
-    sample is compared with its digest from the first pass.
+    sample is compared with its digest from the first pass. The samples up to `limit` are read again at once, so that
+    data that are shuffled or augmented are refused there, and not after a whole pass.
     """
 
     def __init__(self, data: Iterable[Any], model: nn.Module | None = None, limit: int = KEPT) -> None:
@@ -133,10 +135,7 @@ class Passes:
             yield samples[position]
             position += 1
         del samples
-        source, self._source = self._source, None
-        if source is None or position < len(self._digests):
-            source, position = iter(self._data), 0
-        yield from self._compared(source, position)
+        yield from islice(self._compared(iter(self._data)), position, None)
 
     def _extend(self, samples: list[Any]) -> bool:
         """Adds the next sample of the first pass to `samples`; returns False at the end of the pass. Above the limit,
@@ -153,7 +152,7 @@ class Passes:
         samples.append(copied_to(sample, _CPU) if isinstance(sample, Sample) else sample)
         self._size += sum(leaf.nbytes for leaf in _leaves(sample) if isinstance(leaf, Tensor))
         if self._size > self._limit:
-            self._digests, self._kept = [digest_of(sample) for sample in samples], None
+            self._digests, self._kept, self._source = [digest_of(sample) for sample in samples], None, None
         return True
 
     def _next(self, source: Iterator[Any], position: int) -> Any:
@@ -167,8 +166,9 @@ class Passes:
             fact = lines[-1].rstrip(".") if lines else type(error).__name__
             raise FileError(f"calib_data[{position}]: cannot be read ({fact}). Correct the data.") from error
 
-    def _compared(self, source: Iterator[Any], position: int) -> Iterator[Any]:
-        """Yields the samples of `source` from `position` on; refuses a sample that differs from the passes before."""
+    def _compared(self, source: Iterator[Any]) -> Iterator[Any]:
+        """Yields the samples of `source`; refuses a sample that differs from the passes before."""
+        position = 0
         while (sample := self._next(source, position)) is not None:
             digest = digest_of(sample)
             if position == len(self._digests) and not self._ended:
