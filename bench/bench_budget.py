@@ -32,7 +32,7 @@ from octavo.calibrate.mixed_precision.knapsack import cost_of_choice
 from octavo.calibrate.mixed_precision.mix import estimated_error
 from octavo.calibrate.mixed_precision.sensitivity import Candidates, LayerGroup, Runs, float_cost, measure_groups
 from octavo.calibrate.plan import make_plan
-from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.calls import evenly_spaced
 from octavo.calibrate.replay.sqnr import Power, comparing, outputs
 from octavo.calibrate.replay.work import Work
 from octavo.calibrate.settings import RECIPES, Settings
@@ -57,7 +57,7 @@ def output_errors(candidates: Candidates, groups: Sequence[LayerGroup], calls: l
     """The error of each static layer's output against the float output, over 32 calls."""
     makers = {group.names[0]: partial(_static, candidates, group.names[0]) for group in groups}
     with comparing(candidates.model, makers) as powers:
-        outputs(candidates.model, [calls[at] for at in spread(len(calls), 32)])
+        outputs(candidates.model, [calls[at] for at in evenly_spaced(len(calls), 32)])
     return [powers[group.names[0]] for group in groups]
 
 
@@ -123,7 +123,7 @@ def main() -> None:
     plan = make_plan(model, defaults=SD3.keep_float)
     choices = choose.choose(model, lambda: calls, plan, settings, Work()).choices
     candidates, names = Candidates(model, choices), [name for name in plan.quantized if name in choices]
-    some = [texts[at] for at in spread(len(texts), 2)]
+    some = [texts[at] for at in evenly_spaced(len(texts), 2)]
     runs = Runs(model, partial(latents, pipe, some, 8))
     runs.begin([entry.name for entry in plan.entries])
     before, began = float_cost(plan, runs.macs), time.perf_counter()

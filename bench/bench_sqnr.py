@@ -108,7 +108,7 @@ def in_all_orders(module: nn.Module, calls: list[Call], powers: list[Power]) -> 
     for order in itertools.permutations(sorted({call.unit for call in calls})):
         positions = sorted(range(len(calls)), key=lambda at, order=order: (order[calls[at].unit], at))
         current = CurrentCall(module)
-        for _ in current.each(calls[at]._replace(unit=order[calls[at].unit]) for at in positions):
+        for _ in current.tracked(calls[at]._replace(unit=order[calls[at].unit]) for at in positions):
             pass
         sqnr = total(powers[positions[at]] for at in measured_calls(current, MEASURED)).sqnr
         found.append(math.inf if sqnr is None else sqnr)

@@ -29,7 +29,7 @@ from ..layers.transforms import Transform
 from ..replay.calls import Call
 from ..replay.current_call import CurrentCall
 from ..replay.hooks import observe
-from ..replay.marks import Marks
+from ..replay.snapshots import Snapshots
 from .observers import OBSERVERS, Observer, Options
 
 BINS = 8  # most timestep bins, each with its own range (W8A8_TIMESTEP)
@@ -186,7 +186,7 @@ def observe_ranges(
     transforms: Mapping[str, Transform],
     bins: Bins,
     ranks: Ranks = ALONE,
-) -> tuple[Ranges, CurrentCall, Marks]:
+) -> tuple[Ranges, CurrentCall, Snapshots]:
     """Replays the calls and records the ranges of the inputs of the layers `names`, one for each bin.
 
     Returns the ranges of the layers that ran, the state of the calls, and snapshots of the ranges during the replay.
@@ -194,9 +194,9 @@ def observe_ranges(
     """
     current, share = CurrentCall(model, ranks), _CLIPPED_SHARE_SMOOTH if transforms else _CLIPPED_SHARE
     observers = {name: BinnedObserver(observer, options, current, bins, transforms.get(name)) for name in names}
-    marks = Marks(lambda: gather_ranges(observers, ranks, share))
-    observe(model, observers, current.each(marks.each(calls)), ranks)
-    return gather_ranges(observers, ranks, share), current.shared(), marks
+    snapshots = Snapshots(lambda: gather_ranges(observers, ranks, share))
+    observe(model, observers, current.tracked(snapshots.taking(calls)), ranks)
+    return gather_ranges(observers, ranks, share), current.shared(), snapshots
 
 
 def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: float = _CLIPPED_SHARE) -> Ranges:

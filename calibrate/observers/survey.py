@@ -56,7 +56,7 @@ class Survey:
         self._source = (-1, 0)
 
     def add(self, reading: SurveyReading) -> None:
-        held_out, position = self._current.held, self._current.position
+        held_out, position = self._current.held_out, self._current.position
         self._source = (position, self._source[1] + 1 if self._source[0] == position else 0)
         (self.held_out if held_out else self.train).add(reading.channels)
         (self._held_rows if held_out else self._train_rows).add(reading.rows, self._current.level, self._source)

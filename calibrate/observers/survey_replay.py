@@ -12,7 +12,7 @@ from ..plan import Plan, named
 from ..replay.calls import Calls, first
 from ..replay.current_call import CurrentCall
 from ..replay.hooks import observe, observing
-from ..replay.marks import Mark, Marks
+from ..replay.snapshots import CallCount, Snapshots
 from ..replay.work import Work
 from .observers import Options
 from .patches import PatchSurvey
@@ -34,19 +34,19 @@ class SurveyResult(NamedTuple):
     |-----------------|------------------------------------------------------------------------------------------|
     | state           | the surveys of all calls, merged over all ranks                                          |
     | calls           | the number of calls                                                                      |
-    | last            | the snapshot at the end of the calls                                                     |
-    | at_marks        | the surveys of this process at each snapshot                                             |
+    | last            | the count at the end of the calls                                                        |
+    | snapshots       | the surveys of this process at each snapshot                                             |
     | ranges          | ranges of the convolutions' inputs, where the range is minimum to maximum                |
-    | ranges_at_marks | the same ranges at each snapshot                                                         |
+    | range_snapshots | the same ranges at each snapshot                                                         |
     | silent          | the convolutions without input                                                           |
     """
 
     state: SurveyState
     calls: int
-    last: Mark
-    at_marks: Mapping[Mark, SurveyState]
+    last: CallCount
+    snapshots: Mapping[CallCount, SurveyState]
     ranges: Ranges
-    ranges_at_marks: Mapping[Mark, Ranges]
+    range_snapshots: Mapping[CallCount, Ranges]
     silent: frozenset[str]
 
 
@@ -79,15 +79,15 @@ def survey_inputs(
         call = copy.copy(current)
         return SurveyState(call, {name: survey.copy(call) for name, survey in surveys.items()})
 
-    marks = Marks(lambda: (snapshot(), gather_ranges(observers, work.ranks)))
+    snapshots = Snapshots(lambda: (snapshot(), gather_ranges(observers, work.ranks)))
     replayed = work.progress("survey", first(calls, samples), samples)
     with observing(model, observers):
-        count = observe(model, surveys, current.each(marks.each(replayed)), work.ranks)
+        count = observe(model, surveys, current.tracked(snapshots.taking(replayed)), work.ranks)
     ranges = gather_ranges(observers, work.ranks)
     return SurveyResult(
-        merge_ranks(SurveyState(current, surveys), work.ranks), count, marks.last,
-        {mark: values[0] for mark, values in marks.taken.items()}, ranges,
-        {mark: values[1] for mark, values in marks.taken.items()}, frozenset(observers) - set(ranges),
+        merge_ranks(SurveyState(current, surveys), work.ranks), count, snapshots.last,
+        {count: values[0] for count, values in snapshots.by_count.items()}, ranges,
+        {count: values[1] for count, values in snapshots.by_count.items()}, frozenset(observers) - set(ranges),
     )  # fmt: skip
 
 

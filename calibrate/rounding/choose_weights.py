@@ -58,7 +58,7 @@ def choose_weights(
     for batch in batches:
         current = CurrentCall(model)
         sums = {members[0]: sums_for(choices[members[0]], surveys[members[0]], current, method) for members in batch}
-        observe(model, sums, current.each(calls()))
+        observe(model, sums, current.tracked(calls()))
         for members in batch:
             for name in members:
                 next(progress, None)

@@ -48,7 +48,7 @@ def calibrate_blockwise(
     target = check_target(options.out, overwrite=options.overwrite)
     with staging(existing_parent(target), options.out) as place:
         work = BlockwiseCalibration(
-            model.requires_grad_(False), captured.calls, settings, place=place, limit=limit,
+            model.requires_grad_(False), captured.calls, settings, directory=place, limit=limit,
             device=resolve_device(options.device), cast=in_deployment, progress=terminal.progress,
             ranks=ranks,
         )  # fmt: skip

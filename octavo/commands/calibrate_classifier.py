@@ -9,8 +9,8 @@ import torch
 
 from octavo.calibrate.calibration import calibrate_folded, planned
 from octavo.calibrate.formats.target import check_target, least_size
-from octavo.calibrate.preparation.synthetic_inputs import made_up, warnings_of
-from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.preparation.synthetic_inputs import synthetic_calls, warnings_of
+from octavo.calibrate.replay.calls import evenly_spaced
 from octavo.calibrate.replay.user_data import Sample
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import UsageError
@@ -54,7 +54,7 @@ def run_classifier(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) 
         count = -(-len(files) // (batch if classifier.preprocessing.fixed else 1))
         calls = _calls(files, classifier, batch, dtype)
     else:
-        inputs = made_up(classifier.model, shape, progress=terminal.progress)
+        inputs = synthetic_calls(classifier.model, shape, progress=terminal.progress)
         count, calls, warnings = len(inputs), lambda: iter(inputs), warnings_of(classifier.model)
     settings = replace(settings, samples=count)
     result, model = calibrate_folded(
@@ -91,7 +91,7 @@ def shape_of(text: str) -> list[int]:
 
 def _chosen(files: list[Path], samples: int | None) -> list[Path]:
     """`samples` of the pictures, spread evenly over them, or all of them."""
-    return files if samples is None else [files[index] for index in spread(len(files), min(samples, len(files)))]
+    return files if samples is None else [files[index] for index in evenly_spaced(len(files), min(samples, len(files)))]
 
 
 def _calls(files: list[Path], classifier: Classifier, batch: int, dtype: torch.dtype) -> Callable[[], Iterator[Sample]]:

@@ -98,7 +98,7 @@ def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds:
 
 
 def quality_of(totals: dict[str, Any]) -> str:
-    """The SQNR of the output with its interval and its calls: 36.3 dB (35.9 to 36.8) on 8 calls held out."""
+    """The SQNR of the output with its interval and its calls: 36.3 dB (35.9 to 36.8) on 8 held-out calls."""
     interval = totals["output_sqnr_interval"]
     around = "" if interval is None else f" ({interval[0]:.1f} to {interval[1]:.1f})"
     return f"{totals['output_sqnr']:.1f} dB{around} {measured_on(totals)}"

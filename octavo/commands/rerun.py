@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from octavo.calibrate.errors import out_of_memory
-from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.calls import evenly_spaced
 from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageError, first_sentence
 from octavo.capture.progress import duration
 from octavo.capture.store.reader import Capture
@@ -33,7 +33,7 @@ class Rerun:
         texts = [unit.info["prompt"] for unit in capture.units if isinstance(unit.info.get("prompt"), str)]
         if not texts:
             raise UsageError(f"{capture.directory}: holds no prompts to run again. Capture with a pipeline.")
-        self._prompts = [texts[index] for index in spread(len(texts), prompts)]
+        self._prompts = [texts[index] for index in evenly_spaced(len(texts), prompts)]
         self._settings = settings = _settings(capture)
         self._pipe = pipe
         self._arguments = call_arguments(pipe, family, settings)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.replay.calls import copied_to, device_of, replaced, spread
+from octavo.calibrate.replay.calls import copied_to, device_of, evenly_spaced, replaced
 from octavo.calibrate.replay.hooks import hooked, input_of
 from octavo.calibrate.replay.sqnr import Power, tensors_in
 from octavo.capture.call_arguments import bind, noise_level
@@ -51,7 +51,7 @@ class Probe:
 
         The integer form is given them when the run has ended: what is timed inside has only copied them.
         """
-        power, kept, chosen, count = Power(), [], set(spread(self._calls, SAMPLED)), itertools.count()
+        power, kept, chosen, count = Power(), [], set(evenly_spaced(self._calls, SAMPLED)), itertools.count()
 
         def listener(root: str) -> Any:
             def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

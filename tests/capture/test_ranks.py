@@ -179,7 +179,7 @@ def test_a_survey_of_more_rows_than_it_keeps_is_the_same_however_calls_are_share
         current = CurrentCall(toy(), ranks)
         surveys = {name: Survey(current, name) for name in ("all", "odd", "often", "like-all")}
         for at in range(ranks.rank, 600, ranks.world):
-            current.position, current.held, current.level = at, at % 4 == 3, float(at)
+            current.position, current.held_out, current.level = at, at % 4 == 3, float(at)
             current.samples += 1
             x = torch.randn(9, 5, generator=torch.Generator().manual_seed(at))
             reading = survey_of(x)

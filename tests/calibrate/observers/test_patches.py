@@ -64,10 +64,10 @@ def survey_of(conv, inputs):
     current = CurrentCall(conv)
     survey = PatchSurvey(current, "conv", conv)
     sums = Sums(Choice(INPUT), current, conv.in_channels * 9, Patches.of(conv, 10**6), squares=conv.groups == 1)
-    for call, x in zip(current.each([Call((x,), {}) for x in inputs]), inputs, strict=True):
+    for call, x in zip(current.tracked([Call((x,), {}) for x in inputs]), inputs, strict=True):
         del call
         survey.add(survey.read(x))
-        if not current.held:
+        if not current.held_out:
             sums.add(sums.read(x))
     return survey, sums
 

@@ -17,7 +17,7 @@ def survey_inputs(model: nn.Module, samples: list) -> tuple[dict[str, Survey], C
     """The surveys of all linears of a model."""
     current = CurrentCall(model)
     surveys = {name: Survey(current, name) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    observe(model, surveys, current.each(samples))
+    observe(model, surveys, current.tracked(samples))
     return surveys, current
 
 
@@ -25,7 +25,7 @@ def test_every_fourth_prompt_is_held_out_whole():
     samples = prompts(units=9, steps=3)
     model = hard(outliers=0)
     current = CurrentCall(model)
-    held = {(call.unit, current.held) for call in current.each(samples)}
+    held = {(call.unit, current.held_out) for call in current.tracked(samples)}
     assert held == {(unit, unit in (3, 7)) for unit in range(9)}
     assert current.training == [at for at, call in enumerate(samples) if call.unit not in (3, 7)]
     assert current.levels == {at: float(call.kwargs["timestep"][0]) for at, call in enumerate(samples)}
@@ -36,7 +36,7 @@ def test_every_fourth_prompt_is_held_out_whole():
 def test_calls_of_no_prompt_are_held_out_by_their_place_and_few_calls_not_at_all():
     model = toy()
     current = CurrentCall(model)
-    assert [current.held for _ in current.each(calls(9))] == [at % 4 == 3 for at in range(9)]
+    assert [current.held_out for _ in current.tracked(calls(9))] == [at % 4 == 3 for at in range(9)]
     survey = survey_inputs(model, calls(3))[0]["blocks.0.up"]
     assert not survey.has_held_out
     assert torch.equal(survey.fit_channels.high, survey.all.high)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from octavo.calibrate.formats.manifest import MANIFEST
-from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.calls import evenly_spaced
 from octavo.calibrate.replay.sqnr import Power
 from octavo.capture.recorder import Memory, Recorder
 from octavo.checkpoints import Deployed, load_deployed
@@ -143,7 +143,7 @@ def test_the_output_sqnr_is_that_of_all_prompts(tiny_model, quantized):
         memory = Memory()
         with Recorder(deployed.module, memory) as recorder:
             run_prompt(pipe, prompt, made.arguments, 0, recorder.clock.tick)
-        for at in spread(SAMPLED + 2, SAMPLED):
+        for at in evenly_spaced(SAMPLED + 2, SAMPLED):
             call = memory.calls[at]
             with torch.no_grad():
                 exact = deployed.module(**call.kwargs)[0]

@@ -31,8 +31,8 @@ TYPOS = {
     "a name": ("accuracyy = 'fast'", "did you mean 'accuracy'?"),
     "a word": ("accuracy = 'fats'", "'fats' is not one of"),
     "a format": ("format = 'ascnd'", "no 'ascnd'. Choose one of ascend"),
-    "a size": ("max-shard-size = '5 parsecs'", "'5 parsecs': not a size"),
-    "the memory": ("memory = '16GX'", "'16GX': not a size"),
+    "a size": ("max-shard-size = '5 parsecs'", "'5 parsecs': is not a size"),
+    "the memory": ("memory = '16GX'", "'16GX': is not a size"),
 }
 
 
