@@ -253,8 +253,13 @@ def _is_terminal(stream: Any) -> bool:
     return stream is not None and stream.isatty()
 
 
+def count_of(count: int, noun: str) -> str:
+    """Returns a number and its noun: 1 prompt, 8 prompts."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def size(count: float) -> str:
-    """Bytes in words: 10.2 MiB."""
+    """Returns a number of bytes as a text: 10.2 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024 or unit == "GiB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

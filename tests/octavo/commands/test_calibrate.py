@@ -116,8 +116,8 @@ def test_a_config_file_gives_options_and_the_command_line_wins(captured, tmp_pat
         (("--quantize", "nope"), 2, "'nope' is not kept float by default"),
         (("--sigma", 101), 2, "outside 0 to 100"),
         (("--sigma", 2), 2, "only works with --observer sigma"),
-        (("--weight-only", "--activations", "dynamic"), 2, "--activations dynamic says how to round them. Drop one."),
-        (("--weight-only", "--symmetric"), 2, "--symmetric says how to round them. Drop one."),
+        (("--weight-only", "--activations", "dynamic"), 2, "so --activations dynamic has no effect. Remove one of the two."),
+        (("--weight-only", "--symmetric"), 2, "so --symmetric has no effect. Remove one of the two."),
         (("--accuracy", "best", "--observer", "mse"), 2, "dynamic activations have none"),
         (("--keep-float", "a", "--quantize", "a"), 2, "--keep-float has the same pattern"),
         (("--format", "gguf"), 2, "no 'gguf'"),
@@ -261,9 +261,9 @@ def test_a_converted_file_is_calibrated_with_the_model_that_is_named(tiny_model,
     save_pth(tmp_path / "calls.pth", Capture.open(captured).calls())
     octavo("convert-pth", tmp_path / "calls.pth", tmp_path / "converted")
     said = octavo("calibrate", tmp_path / "converted", tmp_path / "out", code=2)
-    assert "does not say which model it is of. Give it with --model." in said
+    assert "does not say which model it was recorded from. Give the model with --model." in said
     said = octavo("calibrate", tmp_path / "converted", tmp_path / "out", "--model", tiny_model, "--accuracy", "plain")
-    assert "they are replayed in the transformer of" in said
+    assert "They are replayed through the transformer of" in said
     assert load_ascend(tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["component"] == "transformer"

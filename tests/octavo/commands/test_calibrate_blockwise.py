@@ -62,7 +62,7 @@ def test_the_checkpoint_is_the_same_to_the_last_byte(said, captured, tmp_path):
         (("--memory", "much"), 2, "not a size. Write 16GiB"),
         (("--memory", "1024GiB", "--budget", "40%"), 2, "Leave out --budget"),
         (("--max-shard-size", "large"), 2, "--max-shard-size 'large': not a size"),
-        (("--memory", "1024GiB", "--pipeline", "cnn"), 2, "--memory does not work with --pipeline cnn. Leave it out."),
+        (("--memory", "1024GiB", "--pipeline", "cnn"), 2, "--memory does not work with --pipeline cnn. Remove it."),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(said, code, fact, captured, tmp_path):

@@ -95,7 +95,7 @@ def test_one_other_value_of_the_float_weights_is_another_model(tiny_model, made,
         ("compare", other, made / name, "-o", tmp_path / "a.html", *SMALL),
     ):
         (line,) = errors(octavo(*command, code=4))
-        assert line.startswith(f"Error: {made / name}: made of other weights of this model (fingerprint ")
+        assert line.startswith(f"Error: {made / name}: was made from other weights of this model (fingerprint ")
     for dtype in ("bfloat16", "float16"):
         target = tmp_path / f"{dtype}.png"
         octavo("generate", made / name, "a ring", "-o", target, "--dtype", dtype, *SMALL)
