@@ -119,7 +119,7 @@ def main() -> None:
     params=[*parameters_of(CaptureOptions), *printing()],
 )
 def capture(debug: bool, as_json: bool, **options: Any) -> None:
-    """Run MODEL (a diffusers directory, or demo) over prompts and record its denoiser's calls in CAPTURE."""
+    """Run MODEL (a diffusers directory or demo) on prompts; record its denoiser's calls in CAPTURE."""
     with ranked(debug) as ranks:
         with error_of_all(ranks):
             check(chosen := CaptureOptions(**options))
@@ -135,7 +135,7 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
     params=[*configurable(parameters_of(CalibrateOptions)), *printing()],
 )
 def calibrate(debug: bool, as_json: bool, **options: Any) -> None:
-    """Replay the calls in CAPTURE, quantize the denoiser to 8-bit integers, and write a checkpoint to OUT."""
+    """Replay CAPTURE, quantize the denoiser to 8-bit integers, and write a checkpoint to OUT."""
     with ranked(debug) as ranks:
         with error_of_all(ranks):
             check_calibration(chosen := CalibrateOptions(**options))
@@ -200,7 +200,7 @@ def generate(debug: bool, as_json: bool, **options: Any) -> None:
     params=[*parameters_of(CompareOptions), *printing()],
 )
 def compare(debug: bool, as_json: bool, **options: Any) -> None:
-    """Draw the same prompts from the same noise with MODEL (float) and OUT (quantized), and write one page about it."""
+    """Draw the same prompts with MODEL (float) and OUT (quantized), and compare them on one page."""
     from .terminal import Terminal, errors
 
     with errors(debug):

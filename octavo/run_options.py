@@ -41,7 +41,7 @@ class RunOptions:
     """The options of a command that runs a pipeline: the arguments of the pipeline's call, the device and the dtype."""
 
     steps: int | None = option(
-        "Number of denoising steps  [default: that of the model family]", type=click.IntRange(1), metavar="N"
+        "Denoising steps  [default: set by the model family]", type=click.IntRange(1), metavar="N"
     )
     height: int | None = option("Height of the picture in pixels.", type=click.IntRange(1), metavar="N")
     width: int | None = option("Width of the picture in pixels.", type=click.IntRange(1), metavar="N")

@@ -46,12 +46,11 @@ class CalibrateOptions:
         "Leave layers with a matching name float, such as 'proj_out' or '*.ff.*'; may be repeated.", metavar="PATTERN"
     )
     budget: str | None = option(
-        "Choose a scheme for each layer so that all layers take at most 5MiB, 40% (of the float bytes), 0.7x (of the "
-        "float time), or 40%,0.7x (both).",
+        "Choose each layer's scheme within a limit: 5MiB, 40% (of the bytes), 0.7x (of the time), or 40%,0.7x.",
         metavar="LIMIT",
     )  # fmt: skip
     samples: int | None = option(
-        "Replay only the N calls that differ most from each other.", type=click.IntRange(1), metavar="N"
+        "Replay only the N most different calls.", type=click.IntRange(1), metavar="N"
     )  # fmt: skip
     memory: str | None = option("Calibrate block by block with at most this much memory.", metavar="16GiB")
     device: str = option(DEVICES, default="auto", metavar="NAME")

@@ -22,7 +22,7 @@ class CompareOptions(RunOptions):
     prompts: str = option(PROMPTS, default="", metavar="NAME|FILE")
     limit: int | None = option("Use only the first N prompts.", default=8, type=click.IntRange(1), metavar="N")
     min_psnr: float | None = option("Exit with code 1 if the PSNR of the pictures is lower.", metavar="DB")
-    min_sqnr: float | None = option("Exit with code 1 if the SQNR of the denoiser's output is lower.", metavar="DB")
+    min_sqnr: float | None = option("Exit with code 1 if the denoiser's output SQNR is lower.", metavar="DB")
     component: str | None = option(
         "Denoiser of MODEL that OUT replaces  [default: the one that OUT was made from]", heading=PLACE, metavar="NAME"
     )

@@ -105,7 +105,7 @@ def _settings(capture: Capture) -> RunSettings:
 def _refusal(error: Exception) -> OctavoError:
     """Returns the error to show for an exception inside the pipeline."""
     if out_of_memory(error) is not None:
-        remedy = "Capture at a smaller --height and --width, use another --device, or calibrate without --budget"
+        remedy = "Capture a smaller picture size, use another --device, or calibrate without --budget"
         return DeviceError(f"out of memory in a run of the pipeline for --budget. {remedy}.")
     fact = first_sentence(error)
     return MisfitError(f"the pipeline failed: {type(error).__name__}: {fact}. Calibrate without --budget.")

@@ -118,7 +118,7 @@ def test_a_config_file_gives_options_and_the_command_line_wins(captured, tmp_pat
         (("--sigma", 2), 2, "only works with --observer sigma"),
         (("--weight-only", "--activations", "dynamic"), 2, "so --activations dynamic has no effect. Remove one of the two."),
         (("--weight-only", "--symmetric"), 2, "so --symmetric has no effect. Remove one of the two."),
-        (("--accuracy", "best", "--observer", "mse"), 2, "dynamic activations have none"),
+        (("--accuracy", "best", "--observer", "mse"), 2, "dynamic activations have no range"),
         (("--keep-float", "a", "--quantize", "a"), 2, "--keep-float has the same pattern"),
         (("--format", "gguf"), 2, "no 'gguf'"),
         (("--component", "unet"), 2, "no calls of 'unet'"),

@@ -198,7 +198,7 @@ def test_a_view_that_diffusers_loads_draws_as_the_layers_do(tiny_model, captured
     told = ("compare", tmp_path / "other", tmp_path / "view", *options, "-o", tmp_path / "no.html")
     assert "was made from other weights of this model (fingerprint " in octavo(*told, code=4)
     (tmp_path / "view" / MANIFEST).unlink()
-    assert "none of its float parameters" in octavo(*told, code=4)
+    assert "no float parameter has" in octavo(*told, code=4)
 
 
 def broken(tiny_model: Path, tmp_path: Path) -> Path:
@@ -247,7 +247,7 @@ def test_latents_of_a_video_without_a_decoder(tmp_path):
     octavo("compare", tmp_path / "model", tmp_path / "out", *video, "-o", tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     assert "no decoder" in text
-    assert "Middle frame of" in text
+    assert "middle frame of" in text
 
 
 def test_the_bundled_model_is_judged(tmp_path):

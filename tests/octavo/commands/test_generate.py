@@ -122,7 +122,7 @@ def test_a_quantized_pipeline_is_one_directory(tiny_model, made, tmp_path):
         (("-o", "a.png", "--arg", "strength"), 2, "not of the form NAME=VALUE"),
         (("-o", "a.png", "--component", "transformer"), 2, "Remove --model and --component"),
         (("-o", "a.png", "--device", "npu"), 7, "torch_npu is not installed"),
-        (("-o", "a.png", "--height", 17), 4, "the pipeline does not run"),
+        (("-o", "a.png", "--height", 17), 4, "the pipeline failed"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(tiny_model, tmp_path, monkeypatch, more, code, words):
@@ -148,7 +148,7 @@ def test_checkpoints_that_do_not_fit_are_refused(made, tmp_path, tiny_model):
     bare = Path(shutil.copytree(made / "diffusers", tmp_path / "bare"))
     for name in ("report.json", MANIFEST):
         (bare / name).unlink()
-    assert "Give it with --model" in octavo("generate", bare, "x", *out, code=2)
+    assert "Give the model with --model" in octavo("generate", bare, "x", *out, code=2)
 
 
 def test_a_video_is_not_a_picture(tmp_path):
