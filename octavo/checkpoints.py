@@ -56,9 +56,9 @@ class Deployed(NamedTuple):
 def format_at(out: Path, remedy: str = "") -> Format:
     """Returns the format that the checkpoint at `out` is loaded from.
 
-    A directory may hold several formats. One that diffusers loads as a whole model comes before one whose layers are
-    put into the float model. Raises UsageError for a model that another library quantized; the message ends with
-    `remedy`, if the caller gives one.
+    If it holds several formats, one that diffusers loads as a whole model wins over one whose layers are put into the
+    float model. Raises UsageError for the format of another library, such as torchao; the message ends with `remedy`,
+    if the caller gives one.
     """
     method = method_at(out)
     formats = [format_named(name) for name, place in views(out).items() if place == out]

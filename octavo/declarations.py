@@ -4,7 +4,7 @@
     class Options:
         path: Path = argument()
         samples: int | None = option("Replay this many calls.", type=click.IntRange(1))  # --samples
-        overwrite: bool = flag("Replace what is there.", heading="Files")  # --overwrite
+        overwrite: bool = flag("Replace the file.", heading="Files")  # --overwrite
 
 The field's name and default become those of the option. Without `type`, its annotation becomes click's type.
 """

@@ -203,8 +203,8 @@ class Job:
 
 
 class _Miscounted(Exception):
-    """Discards a unit whose run had another number of steps than expected, so that the wrong ones were kept; see
-    `KeptSteps`."""
+    """Raised inside a unit to discard it, because the run had another number of steps than expected and so the wrong
+    ones were kept; see `KeptSteps`."""
 
 
 class CheckedSink:

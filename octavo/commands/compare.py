@@ -77,6 +77,7 @@ def check_output(path: Path, overwrite: bool) -> None:
 def _comparison(
     options: CompareOptions, directory: Path, places: Sequence[Path], family: Family, prompts: Sequence[str]
 ) -> Comparison:
+    """Loads both pipelines and prepares their comparison. `prompts` are all prompts of the set or file."""
     device, settings = resolve_device(options.device), options.settings
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
@@ -145,6 +146,7 @@ def _settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show(content: dict[str, Any], options: CompareOptions, terminal: Terminal, seconds: float) -> None:
+    """Prints the result of a comparison: a table and a summary for people, or events for programs."""
     totals = content["totals"]
     speed, bytes_, judged = totals["speed"], totals["size"], totals["judged"]
     rows = [["PSNR of the pictures", decibels(totals["psnr"])]]
@@ -158,7 +160,7 @@ def _show(content: dict[str, Any], options: CompareOptions, terminal: Terminal, 
     if totals["latent_error"]:
         rows.append(["relative error of the final latents", percent(totals["latent_error"][-1]["median"])])
     rows += [
-        [f"size of the denoiser (float: {bytes_['dtype']})", f"{size(bytes_['float'])} to {size(bytes_['int8'])}"],
+        [f"size of the denoiser ({bytes_['dtype']} to int8)", f"{size(bytes_['float'])} to {size(bytes_['int8'])}"],
         ["seconds per prompt", f"{speed['float']:.2f} float, {speed['int8']:.2f} int8 ({speed_text(speed['ratio'])})"],
     ]
     prompts = count_of(len(content["prompts"]), "prompt")

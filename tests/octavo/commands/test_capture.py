@@ -274,7 +274,7 @@ def test_a_closed_stdout_is_no_traceback(tiny_model, tmp_path, prompts):
 def test_inspect_shows_a_capture_and_finds_damage(tiny_model, tmp_path, prompts):
     capture(tiny_model, tmp_path / "a", prompts)
     said = octavo("inspect", tmp_path / "a")
-    for words in ("StableDiffusion3Pipeline", "3 of 3", "hidden_states", "float32 (2, 4, 8, 8)", "every digest holds"):
+    for words in ("StableDiffusion3Pipeline", "3 of 3", "hidden_states", "float32 (2, 4, 8, 8)", "all digests match"):
         assert words in said
     found = json.loads(octavo("inspect", tmp_path / "a", "--json"))
     assert found["sound"] is True

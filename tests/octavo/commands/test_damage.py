@@ -63,7 +63,7 @@ def test_a_flipped_bit_is_found_before_anything_is_computed(tiny_model, out):
             assert line.startswith(f"Error: {path}: damaged (checksum)"), line
         replaced(path, sound)
     assert sorted(path.name for path in out.parent.iterdir()) == ["out"]
-    assert f"{len(files) - 1} as octavo" in octavo("inspect", out)
+    assert f"{len(files) - 1} identical to what octavo" in octavo("inspect", out)
 
 
 def test_missing_files_are_named_and_extra_ones_too(tiny_model, out):
