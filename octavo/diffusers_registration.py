@@ -3,7 +3,7 @@
 diffusers has no entry point for quantizers, only two dicts in `diffusers.quantizers.auto`. Importing that module takes
 3 s, because it imports torch, and `octavo --help` must not wait for it. So, if the module is not imported yet,
 `import octavo` adds a finder to `sys.meta_path`. When diffusers imports the module, the finder removes itself and
-registers the quantizer behind the import. The module keeps the loader and spec that it would have without Octavo.
+registers the quantizer after the import. The module keeps the loader and spec that it would have without Octavo.
 """
 
 import sys
