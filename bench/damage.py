@@ -5,7 +5,8 @@
     python -m bench.damage mutations [--count 1]   truncated, swapped and rewritten files; JSON with other values
 
 A flip must not be called sound, and must not be drawn or compared with. A mutation must not end in exit code 1, take
-more than 20 seconds or 1 GiB above what the process has. All commands run in this process, on tiny models.
+more than 20 seconds of the processor or 1 GiB above what the process has. All commands run in this process, on tiny
+models.
 """
 
 import random
@@ -38,7 +39,8 @@ from octavo.cli import main as octavo
 from tests.helpers.damage import Changes, bytes_changed, flipped, header_changed, json_changed, sealed_changed
 from tests.zoo.whole_sd3 import whole_sd3
 
-SECONDS, MEMORY = 20.0, 1 << 30  # the most that a command may take on a damaged file
+SECONDS, MEMORY = 20.0, 1 << 30  # the most processor time and memory that a command may take on a damaged file
+LONGEST = 120.0  # seconds by the clock, for a command that waits and does not compute
 SMALL = ("--steps", "1", "--height", "16", "--width", "16", "--device", "cpu")
 
 
@@ -63,15 +65,18 @@ def run(*arguments: object) -> Done:
 
     before, began = _memory("VmRSS"), time.monotonic()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    timers = ((signal.ITIMER_PROF, signal.SIGPROF, SECONDS), (signal.ITIMER_REAL, signal.SIGALRM, LONGEST))
+    for timer, number, limit in timers:
+        signal.signal(number, stop)
+        signal.setitimer(timer, limit)
     try:
         result = CliRunner().invoke(octavo, [str(argument) for argument in arguments])
         code, output = result.exit_code, result.output
     except Hung:
         code, output = -1, "took too long"
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer, _, _ in timers:
+            signal.setitimer(timer, 0)
     return Done(code, output, time.monotonic() - began, _memory("VmHWM") - before)
 
 

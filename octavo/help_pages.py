@@ -32,6 +32,12 @@ class Command(click.Command):
             )  # fmt: skip
             self.params.append(show)
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        from .terminal import parsing
+
+        with parsing():
+            return super().make_context(*args, **options)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the list of options: on the short page those without a heading, on the full page all of them."""
         sections: dict[str, list[tuple[str, str]]] = {"": []}

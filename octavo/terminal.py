@@ -163,6 +163,21 @@ def pipes() -> Iterator[None]:
         sys.exit(128 + signal.SIGPIPE)
 
 
+@contextmanager
+def parsing() -> Iterator[None]:
+    """Inside, where click parses arguments and prints help, stdout that cannot be written ends the process as it does
+    in a command."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence()
+        failure = storage_error(Path("standard output"), error)
+        show(f"Error: {failure}", err=True)
+        sys.exit(failure.exit_code)
+
+
 def silence() -> None:
     """Discards the buffered output of stdout. Otherwise Python would try to write it when it exits, and fail again."""
     with suppress(OSError, ValueError, AttributeError):
