@@ -165,8 +165,8 @@ def pipes() -> Iterator[None]:
 
 @contextmanager
 def parsing() -> Iterator[None]:
-    """Inside, where click parses arguments and prints help, stdout that cannot be written ends the process as it does
-    in a command."""
+    """Inside the `with` block, in which click parses arguments and prints help, ends the process with one line and the
+    exit code of StorageError if stdout cannot be written."""
     try:
         yield
     except BrokenPipeError:
