@@ -116,7 +116,11 @@ def test_a_config_file_gives_options_and_the_command_line_wins(captured, tmp_pat
         (("--quantize", "nope"), 2, "'nope' is not kept float by default"),
         (("--sigma", 101), 2, "outside 0 to 100"),
         (("--sigma", 2), 2, "only works with --observer sigma"),
-        (("--weight-only", "--activations", "dynamic"), 2, "so --activations dynamic has no effect. Remove one of the two."),
+        (
+            ("--weight-only", "--activations", "dynamic"),
+            2,
+            "so --activations dynamic has no effect. Remove one of the two.",
+        ),
         (("--weight-only", "--symmetric"), 2, "so --symmetric has no effect. Remove one of the two."),
         (("--accuracy", "best", "--observer", "mse"), 2, "dynamic activations have no range"),
         (("--keep-float", "a", "--quantize", "a"), 2, "--keep-float has the same pattern"),

@@ -167,7 +167,9 @@ def test_the_command_is_the_first_to_import_what_it_needs():
 def test_every_picture_of_a_batch_is_written_or_refused_before_it_is_drawn(tiny_model, tmp_path):
     batch = ("--arg", "num_images_per_prompt=3")
     said = octavo("generate", tiny_model, "a ring", "-o", tmp_path / "a.png", *SMALL, *batch, code=2)
-    assert "is one file, and --arg num_images_per_prompt makes 3 pictures or videos. Give a directory" in errors(said)[0]
+    assert (
+        "is one file, and --arg num_images_per_prompt makes 3 pictures or videos. Give a directory" in errors(said)[0]
+    )
     assert not list(tmp_path.iterdir())
     said = octavo("generate", tiny_model, "a ring", "-o", tmp_path / "a", *SMALL, *batch)
     assert "3 pictures of 16 x 16" in said
