@@ -20,6 +20,7 @@ import click
 
 from octavo.capture.errors import OctavoError, storage_error
 from octavo.capture.progress import Reports, line
+from octavo.capture.progress import size as size  # the commands import it from here
 from octavo.capture.ranks import ALONE, Ranks
 
 T = TypeVar("T")
@@ -215,23 +216,20 @@ class Terminal:
             _draw(text.replace("\x7f", "\\u007f"))  # the only control character that json.dumps does not escape
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """Prints a table for people; nothing with --json or without rows. Columns of numbers are aligned right."""
+        """Prints a table for people; nothing with --json or without rows.
+
+        Columns of numbers are aligned right. If a row is wider than the terminal, the rows are printed as a list.
+        """
         if self.as_json or self.quiet or not rows:
             return
         from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
 
-        table = Table(title=Text(printable(title)), title_justify="left", header_style="bold")
-        for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
-            number = all(cell[:1].isdigit() or cell[:1] == "-" for cell in cells)
-            table.add_column(Text(column), justify="right" if number else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
-        console = Console(width=None if _is_terminal(sys.stdout) else 120)
-        with console.capture() as output:
-            console.print(table)
-        _draw(output.get().rstrip("\n"))
+        from .tables import grid_text, list_text
+
+        title, rows = printable(title), [[printable(cell) for cell in row] for row in rows]
+        console = Console(width=None if _is_terminal(sys.stdout) or "COLUMNS" in os.environ else 120)
+        text = list_text(title, columns, rows, console.width) or grid_text(title, columns, rows, console)
+        _draw(text)
 
     def progress(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
         """Yields `items`, and shows the progress: on a terminal as a bar on stderr, otherwise as a line on stderr about
@@ -290,12 +288,3 @@ def _is_terminal(stream: Any) -> bool:
 def count_of(count: int, noun: str) -> str:
     """Returns a number and its noun: 1 prompt, 8 prompts."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def size(count: float) -> str:
-    """Returns a number of bytes as a text: 10.2 MiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError

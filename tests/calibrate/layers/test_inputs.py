@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_o
 from octavo.calibrate.layers.schemes import DYNAMIC, RANGED, SCHEMES, STATIC, TIMESTEP, WEIGHT_ONLY
 from octavo.calibrate.layers.weights import round_to_nearest
 
+from ...helpers.examples import examples
 from ...zoo.layer_kinds import EDGES, RANGES, TimedToy, frozen, input_of, static_of
 from ...zoo.toy import DTYPES, nearest
 
@@ -47,7 +48,7 @@ def test_a_layer_gives_back_the_numbers_it_was_made_of(make, kind):
     assert type(numbers.input) is INPUTS[kind]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.integers(0, 2**31), st.sampled_from(DTYPES), st.integers(-30, 30), st.booleans())
 def test_dynamic_is_the_float64_formula_within_one_rounding(seed, dtype, exponent, biased):
     torch.manual_seed(seed)

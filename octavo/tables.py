@@ -1,0 +1,58 @@
+"""Formats tables as text: as a grid if a row fits into the width of the terminal, otherwise as a list of rows."""
+
+from textwrap import wrap
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_FRAME = 3  # characters that a column adds to the width of a row: a line and two spaces
+
+
+def grid_text(title: str, columns: list[str], rows: list[list[str]], console: Console) -> str:
+    """Returns a table as a grid that is at most as wide as `console`. Columns of numbers are aligned right and do not
+    wrap."""
+    table = Table(title=Text(title), title_justify="left", header_style="bold")
+    for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
+        number = _numbers(cells)
+        table.add_column(Text(column), justify="right" if number else "left", overflow="fold", no_wrap=number)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    with console.capture() as output:
+        console.print(table)
+    return output.get().rstrip("\n")
+
+
+def list_text(title: str, columns: list[str], rows: list[list[str]], width: int) -> str | None:
+    """Returns a table as a list: for each row its first cell on a line, and below it the names of the other columns,
+    each followed by its cell.
+
+    Returns None if a grid of `width` characters can show the table without breaking a word or a number.
+    """
+    needed = 1
+    for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
+        parts = cells if _numbers(cells) else [word for cell in cells for word in cell.split()]
+        needed += _FRAME + max(map(cell_len, [*column.split(), *parts]))
+    if needed <= width:
+        return None
+    lines = [title]
+    for first, *others in rows:
+        named = [f"{name} {cell}" for name, cell in zip(columns[1:], others, strict=False) if cell]
+        lines += _wrapped([first], width, "  ") + _wrapped(named, width, "    ")
+    return "\n".join(lines)
+
+
+def _numbers(cells: tuple[str, ...]) -> bool:
+    """Returns whether all cells of a column start as numbers do."""
+    return all(cell[:1].isdigit() or cell[:1] == "-" for cell in cells)
+
+
+def _wrapped(parts: list[str], width: int, indent: str) -> list[str]:
+    """Joins `parts` with commas and wraps them into lines of `width` characters. A part is broken only if it is longer
+    than a line."""
+    line_width = width - len(indent)
+    unbreakable = (part if cell_len(part) > line_width else part.replace(" ", "\xa0") for part in parts)
+    text = ", ".join(unbreakable)
+    lines = wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    return [line.replace("\xa0", " ") for line in lines]
