@@ -120,7 +120,7 @@ def test_a_config_file_gives_options_and_the_command_line_wins(captured, tmp_pat
         (("--weight-only", "--symmetric"), 2, "so --symmetric has no effect. Remove one of the two."),
         (("--accuracy", "best", "--observer", "mse"), 2, "dynamic activations have no range"),
         (("--keep-float", "a", "--quantize", "a"), 2, "--keep-float has the same pattern"),
-        (("--format", "gguf"), 2, "no 'gguf'"),
+        (("--format", "gguf"), 2, "there is no format 'gguf'"),
         (("--component", "unet"), 2, "no calls of 'unet'"),
         (("--device", "npu"), 7, "torch_npu is not installed"),
     ],
@@ -252,8 +252,8 @@ def test_how_many_calls_were_enough_is_said_and_written(tiny_model, tmp_path):
     low, high = totals["output_sqnr_interval"]
     assert low < totals["output_sqnr"] < high
     assert rows[-1]["output_sqnr"] == totals["output_sqnr"]
-    words = f"output SQNR {totals['output_sqnr']:.1f} dB ({low:.1f} to {high:.1f}) on 16 calls, 8 of them held out"
-    assert words in " ".join(said.split())
+    quality = f"{totals['output_sqnr']:.1f} dB (95 % interval {low:.1f} to {high:.1f})"
+    assert f"output SQNR {quality} on 16 calls, 8 of them held out" in " ".join(said.split())
     assert any(words in said for words in ("were enough", "More calls would gain", "still counted"))
 
 
