@@ -67,9 +67,9 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
     _finish(job, writer, options, terminal, time.monotonic() - began)
 
 
-def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: Terminal, seconds: float) -> None:
-    """Prints warnings and the summary of a capture, and writes the --pth file."""
-    tally, stored = job.tally, len(writer.there())
+def _warn(job: Job, options: CaptureOptions, terminal: Terminal) -> None:
+    """Prints warnings of calls that were left out, and of denoisers that the capture cannot calibrate."""
+    tally = job.tally
     if tally.skipped:
         terminal.warn(f"Left out {count_of(tally.skipped, 'call')} with NaN or Inf (--nonfinite skip).")
     if tally.saturated:
@@ -86,6 +86,12 @@ def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: 
         terminal.warn(f"--keep {options.keep}: a prompt took only {min(tally.steps)} steps; all of them are stored.")
     for name, count in tally.swapped.items():
         terminal.warn(swap_warning(name, count))
+
+
+def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: Terminal, seconds: float) -> None:
+    """Prints warnings and the summary of a capture, and writes the --pth file."""
+    tally, stored = job.tally, len(writer.there())
+    _warn(job, options, terminal)
     if options.pth is not None and job.ranks.rank == 0:
         from octavo.capture.pth.pth import save_pth
 
