@@ -28,9 +28,9 @@ from octavo.calibrate import choose
 from octavo.calibrate.layers.inputs import Input, StaticInput
 from octavo.calibrate.mixed_precision import knapsack
 from octavo.calibrate.mixed_precision.budget import SEARCH, Cost, summed
-from octavo.calibrate.mixed_precision.knapsack import total
+from octavo.calibrate.mixed_precision.knapsack import cost_of_choice
 from octavo.calibrate.mixed_precision.mix import estimated_error
-from octavo.calibrate.mixed_precision.sensitivity import Candidates, LayerGroup, Runs, float_cost, measured
+from octavo.calibrate.mixed_precision.sensitivity import Candidates, LayerGroup, Runs, float_cost, measure_groups
 from octavo.calibrate.plan import make_plan
 from octavo.calibrate.replay.calls import spread
 from octavo.calibrate.replay.sqnr import Power, comparing, outputs
@@ -66,7 +66,7 @@ def largest_float(groups: Sequence[LayerGroup], powers: Sequence[Power], room: C
     chosen = [1] * len(groups)
     for at in sorted(range(len(groups)), key=lambda at: -powers[at].mean_square):
         other = [*chosen[:at], 0, *chosen[at + 1 :]]
-        if total([group.options for group in groups], other).within(room):
+        if cost_of_choice([group.options for group in groups], other).within(room):
             chosen = other
     return chosen
 
@@ -127,7 +127,7 @@ def main() -> None:
     runs = Runs(model, partial(latents, pipe, some, 8))
     runs.begin([entry.name for entry in plan.entries])
     before, began = float_cost(plan, runs.macs), time.perf_counter()
-    groups = measured(candidates, [(name,) for name in names], INPUTS, before, runs, Work())
+    groups = measure_groups(candidates, [(name,) for name in names], INPUTS, before, runs, Work())
     print(
         f"{len(groups)} layers, {runs.count} runs of 2 prompts in 8 steps: {time.perf_counter() - began:.0f} s",
         flush=True,
@@ -182,7 +182,7 @@ def table(
                 continue
             error = held.error(candidates.layers(assignment(groups, chosen)))
             base = base or error
-            used = total(every, chosen).plus(fixed)
+            used = cost_of_choice(every, chosen).plus(fixed)
             cells = [f"{limit:.0%}", name, f"{used.bytes / whole.bytes:.1%}", f"{used.time / whole.time:.2f}x"]
             cells += [", ".join(str(chosen.count(at)) for at in (1, 2, 3, 0)), f"{error:.3g}", f"{error / base:.2f}"]
             print(f"| {' | '.join(cells)} | {estimated_error(every, chosen):.3g} |", flush=True)

@@ -29,7 +29,7 @@ from .replay.work import Work
 from .report import Findings, report_of, with_mixture
 from .result import Result
 from .settings import DEFAULTS, Settings
-from .smoothing.fold import fold, valued
+from .smoothing.fold import fold, temporary_values
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,11 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
         layers, parameters = fold(model, layers, settings.groups(model))
         if settings.release:
             install(model, layers)
-    with work.watch.stage("measure"), quantized(model, {} if settings.release else layers), valued(model, parameters):
+    with (
+        work.watch.stage("measure"),
+        quantized(model, {} if settings.release else layers),
+        temporary_values(model, parameters),
+    ):
         output = powers_of(part.exact, outputs(model, part.measured(), work.ranks), work.ranks)
     sqnr = total(output).checked().sqnr
     if curve and settings.method.plain and sqnr is not None:

@@ -11,9 +11,9 @@ from octavo.capture.errors import NumbersError
 from .choice import Choice
 from .layers.transforms import Transform
 from .observers.patches import PatchSurvey
-from .observers.ranges import WHOLE, Bins, Ranges, bins_for, input_with, observe_ranges
+from .observers.ranges import ONE_BIN, Bins, Ranges, bins_for, input_with, observe_ranges
 from .observers.survey import Survey
-from .observers.survey_replay import Known, Surveyed, surveyed
+from .observers.survey_replay import SurveyResult, SurveyState, survey_inputs
 from .plan import Plan, named
 from .replay.calls import Calls, first, spread, taken
 from .replay.current_call import CurrentCall
@@ -22,7 +22,7 @@ from .replay.marks import Mark
 from .replay.work import Work
 from .report import NEVER_RAN, ZERO_INPUT
 from .rounding.choose_weights import choose_weights
-from .rounding.sums import CALLS, ROOM
+from .rounding.sums import CALLS, SUMS_BYTES
 from .settings import Settings
 from .smoothing.search import smooth
 
@@ -64,7 +64,7 @@ class Chosen:
     reasons: dict[str, str]
     nearest: dict[str, Choice]
     seen: Seen
-    survey: Surveyed | None = None
+    survey: SurveyResult | None = None
     summed: frozenset[int] = frozenset()
     timesteps: tuple[float, ...] | None = None
 
@@ -75,7 +75,7 @@ def choose(
     plan: Plan,
     settings: Settings,
     work: Work,
-    room: Callable[[], float] = lambda: ROOM,
+    room: Callable[[], float] = lambda: SUMS_BYTES,
 ) -> Chosen:
     """Makes the choice for every layer of the plan. `room` is asked, before weights are rounded, for the bytes that the
     sums may take.
@@ -87,12 +87,12 @@ def choose(
     if settings.surveying:
         with work.watch.stage("survey"):
             survey = _survey(model, calls, plan, settings, work)
-    current, surveys = survey.known if survey else Known(CurrentCall(model, work.ranks), {})
+    current, surveys = survey.state if survey else SurveyState(CurrentCall(model, work.ranks), {})
     transforms: dict[str, Transform] = {}
     if settings.transforming:
         with work.watch.stage("smooth"):
             transforms = transforms_of(model, surveys, settings, work)
-    bins = bins_for(current.levels, current.units) if settings.input_type.by_level else WHOLE
+    bins = bins_for(current.levels, current.units) if settings.input_type.by_level else ONE_BIN
     with work.watch.stage("replay"):
         seen = _seen(model, calls, plan, settings, work, survey, transforms, bins)
     nearest, reasons = nearest_choices(model, plan, settings, seen, transforms, bins.edges)
@@ -110,11 +110,11 @@ def choose(
     return Chosen(choices, reasons, nearest, seen, survey, summed, levels)
 
 
-def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work: Work) -> Surveyed:
+def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work: Work) -> SurveyResult:
     convolutions = not settings.method.plain and settings.input_type.by_patch
     ends = settings.observer == "minmax" and settings.input_type.ranged and not settings.input_type.by_level
     options = settings.options if ends else None
-    return surveyed(model, calls, settings.samples, plan, work, convolutions=convolutions, options=options)
+    return survey_inputs(model, calls, settings.samples, plan, work, convolutions=convolutions, options=options)
 
 
 def transforms_of(
@@ -133,7 +133,7 @@ def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform])
     return {
         name: [survey.all.range(transform)]
         for name, survey in _of_linears(surveys).items()
-        if survey.seen and ((transform := transforms.get(name)) is None or transform.by_channel)
+        if survey.has_input and ((transform := transforms.get(name)) is None or transform.by_channel)
     }
 
 
@@ -148,25 +148,25 @@ def _seen(
     plan: Plan,
     settings: Settings,
     work: Work,
-    survey: Surveyed | None,
+    survey: SurveyResult | None,
     transforms: Mapping[str, Transform],
     bins: Bins,
 ) -> Seen:
     """The ranges of the inputs of layers that ran: from the surveys where these suffice, else by another replay."""
-    surveys, last = (survey.known.surveys, survey.last) if survey else ({}, Mark(0, None))
-    current = survey.known.current if survey else CurrentCall(model, work.ranks)
+    surveys, last = (survey.state.surveys, survey.last) if survey else ({}, Mark(0, None))
+    current = survey.state.current if survey else CurrentCall(model, work.ranks)
     if not settings.input_type.ranged:
         if not survey:
             for _ in current.each(first(calls, settings.samples)):
                 pass
             current = current.shared()
         count = current.count
-        silent = {name for name in plan.quantized if name not in surveys or not surveys[name].seen}
+        silent = {name for name in plan.quantized if name not in surveys or not surveys[name].has_input}
         if count and silent:
             silent -= layers_called(model, silent, first(calls, settings.samples), work.ranks)
         return Seen({}, frozenset(silent) if count else frozenset(), current, last, {})
     ranges = extremes(surveys, transforms) if settings.observer == "minmax" and not len(bins.edges) else {}
-    never = {name for name, each in surveys.items() if not each.seen}
+    never = {name for name, each in surveys.items() if not each.has_input}
     if survey is not None:
         ranges, never = ranges | survey.ranges, never | survey.silent
     missing = [name for name in plan.quantized if name not in ranges and name not in never]
@@ -185,7 +185,7 @@ def nearest_choices(
     settings: Settings,
     seen: Seen,
     transforms: Mapping[str, Transform],
-    edges: Tensor = WHOLE.edges,
+    edges: Tensor = ONE_BIN.edges,
 ) -> tuple[dict[str, Choice], dict[str, str]]:
     """Choices with weights rounded to the nearest, and the reasons of the layers without a choice."""
     choices, reasons = {}, {}

@@ -16,7 +16,7 @@ from .choose import Chosen, extremes, nearest_choices, transforms_of
 from .layers.inputs import StaticInput
 from .layers.install import quantized
 from .observers.survey import Survey
-from .observers.survey_replay import united
+from .observers.survey_replay import merge_ranks
 from .plan import FloatLayer, Plan, layer_at
 from .replay.calls import Call
 from .replay.marks import Mark, affordable
@@ -100,7 +100,7 @@ def _choices_at(
     """The choices that follow from the observations at a snapshot."""
     surveys = dict[str, Survey]()
     if chosen.survey is not None and mark in chosen.survey.at_marks:
-        surveys = united(chosen.survey.at_marks[mark], work.ranks).surveys
+        surveys = merge_ranks(chosen.survey.at_marks[mark], work.ranks).surveys
     transforms = transforms_of(model, surveys, settings, work)
     ranges = chosen.seen.at_marks.get(mark, {}) | extremes(surveys, transforms)
     return nearest_choices(model, plan, settings, chosen.seen._replace(ranges=ranges), transforms)[0]

@@ -19,7 +19,7 @@ from .replay.hooks import axes
 from .replay.measured_calls import measured_calls
 from .replay.sqnr import Power, comparing, joined, outputs
 from .replay.work import Work
-from .rounding.sums import ROOM
+from .rounding.sums import SUMS_BYTES
 from .settings import Settings
 
 
@@ -51,7 +51,7 @@ def calibrate_part(
     work: Work,
     *,
     hold: bool,
-    room: Callable[[], float] = lambda: ROOM,
+    room: Callable[[], float] = lambda: SUMS_BYTES,
     mix: Callable[[Plan, dict[str, Choice]], tuple[Plan, dict[str, Choice]]] | None = None,
     announce: Callable[[frozenset[int]], None] = lambda positions: None,
 ) -> Part:

@@ -39,7 +39,7 @@ from ..resources import peak_memory, resident_memory
 from ..result import Result
 from ..rounding.sums import SUMS_AT_WORK, bytes_of_sums
 from ..settings import Settings
-from ..smoothing.fold import Fold, Folded, fold
+from ..smoothing.fold import Fold, FoldResult, fold
 from .blocks import Blocks, Track
 from .parking import Cast, Parking, unchanged
 from .spill import Spill
@@ -133,12 +133,12 @@ class BlockwiseCalibration:
         told = {"enough": [], "warnings": [*report["warnings"], *self._divided()]}
         return Result(self._plan, layers, report | told, self._timesteps, axes=self._axes, parameters=parameters)
 
-    def _folded(self) -> Folded:
+    def _folded(self) -> FoldResult:
         """The layers, with multipliers folded as in memory. The output was measured before: folding rounds scales of
         the layers that take the factors, and nothing else."""
         layers = {name: self._layers[name] for name in self._plan.quantized}
         if not self._settings.fold or self._settings.groups is None:
-            return Folded(layers, {})
+            return FoldResult(layers, {})
         return fold(self._model, layers, self._settings.groups(self._model))
 
     def _divided(self) -> Iterator[str]:

@@ -116,7 +116,7 @@ def test_layers_whose_numbers_do_not_fit_stay_float_with_a_warning():
     model.blocks[0].up.weight.data.mul_(1e-9)
     model.blocks[0].up.bias.data.add_(100.0)
     result = calibrate(model, given(calls()), Settings(defaults={}))
-    assert "blocks.0.up: its accumulator could leave int32; it stays float." in result.warnings
+    assert "blocks.0.up: its accumulator could overflow int32; it stays float." in result.warnings
     half = toy(dtype=torch.float16)
     tiny = [Call((call.args[0] * 1e-6,), {}) for call in calls(dtype=torch.float16)]
     result = calibrate(half, given(tiny), Settings(defaults={}))
@@ -138,7 +138,9 @@ def test_weights_that_are_not_finite_are_refused_before_the_first_call(key):
     def never() -> list[Call]:
         raise AssertionError("replayed")
 
-    refused(lambda: calibrate(model, never, Settings(defaults={})), 6, re.compile(f"{key}: 1 of .* values not finite"))
+    refused(
+        lambda: calibrate(model, never, Settings(defaults={})), 6, re.compile(f"{key}: 1 of .* values are not finite")
+    )
 
 
 def test_samples_limit_the_calls():

@@ -29,7 +29,7 @@ def test_positional_and_keyword_inputs_are_heard_and_nothing_is_left_behind():
     assert observers["blocks.0.down"].range() == (
         min(float(x.min()) for x in heard), max(float(x.max()) for x in heard)
     )  # fmt: skip
-    with pytest.raises(ValueError, match="no data"):
+    with pytest.raises(ValueError, match="no input was observed"):
         observers["unused"].range()
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     assert model.blocks[1].up.training
