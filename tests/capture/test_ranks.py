@@ -310,7 +310,7 @@ def test_prompts_that_fail_are_left_out_by_whichever_rank_has_them(tiny_model, t
     ended = ranked(2, tmp_path, *asked_for, before=at_call(4, 1, broken))
     assert codes(ended) == [1, 1]
     assert "Warning: prompt 4: RuntimeError: broken" in ended[1].said
-    assert "1 prompts failed" in error_lines(ended)[0]
+    assert "1 prompt failed" in error_lines(ended)[0]
     assert len(Capture.open(tmp_path / "capture", allow_incomplete=True).units) == 7
 
 

@@ -61,7 +61,7 @@ def test_the_checkpoint_is_the_same_to_the_last_byte(said, captured, checkpoint,
         (("--memory", "much"), 2, r"is not a size\. Write a number and a unit \(B, KB"),
         (("--memory", "1024GiB", "--budget", "40%"), 2, "--budget compares the layers of the whole model"),
         (("--max-shard-size", "large"), 2, "--max-shard-size 'large': is not a size"),
-        (("--memory", "1024GiB", "--pipeline", "cnn"), 2, "--memory does not work with --pipeline cnn. Leave it out."),
+        (("--memory", "1024GiB", "--pipeline", "cnn"), 2, "--memory does not work with --pipeline cnn. Remove it."),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(said, code, fact, captured, tmp_path):
