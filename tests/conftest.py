@@ -48,9 +48,9 @@ def checkpoint(captured: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
     folder, numbers = tmp_path_factory.mktemp("checkpoints"), count()
 
     @cache
-    def made(*options: str) -> Path:
+    def checkpoint_with(*options: str) -> Path:
         out = folder / f"w8a8-{next(numbers)}"
         octavo("calibrate", captured, out, *options)
         return out
 
-    return made
+    return checkpoint_with

@@ -73,13 +73,13 @@ def test_every_observer_in_every_dtype(dtype, observer):
 
 def test_letting_the_float_layers_go_gives_the_same_report_and_layers():
     one, other = toy(), toy()
-    kept = calibrate(one, given(calls()), Settings(defaults={}))
+    original = calibrate(one, given(calls()), Settings(defaults={}))
     released = calibrate(other, given(calls()), Settings(defaults={}, release=True))
     assert isinstance(other.proj_out, QuantizedLinear)
     assert other.proj_out is released.layers["proj_out"]
-    assert kept.report["layers"] == released.report["layers"]
-    assert kept.report["totals"] == released.report["totals"]
-    assert list(kept.layers) == list(released.layers)
+    assert original.report["layers"] == released.report["layers"]
+    assert original.report["totals"] == released.report["totals"]
+    assert list(original.layers) == list(released.layers)
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -108,13 +108,13 @@ def offloads(folder: Any) -> dict[str, Callable[[nn.Module], Any]]:
 def test_a_model_that_accelerate_offloads_is_calibrated_and_stays_offloaded(how, tmp_path):
     model = toy()
     offloads(tmp_path / "weights")[how](model)
-    before = [(name, each.device, id(each)) for name, each in model.named_parameters()]
+    before = [(name, parameter.device, id(parameter)) for name, parameter in model.named_parameters()]
     hooks = [vars(module).get("_hf_hook") for module in model.modules()]
     calibrator = calibrated(model)
     same(calibrator, calibrated(toy()))
     calibrator.export_quant_safetensor(tmp_path / "out")
     assert len(load_ascend(tmp_path / "out")) == 4
-    assert [(name, each.device, id(each)) for name, each in model.named_parameters()] == before
+    assert [(name, parameter.device, id(parameter)) for name, parameter in model.named_parameters()] == before
     assert [vars(module).get("_hf_hook") for module in model.modules()] == hooks
     with torch.no_grad():
         assert torch.equal(model(**data()[0]), toy()(**data()[0]))
@@ -143,9 +143,9 @@ def sd3_data() -> list[dict[str, Any]]:
     return [
         {
             "hidden_states": drawn(1, 4, 8, 8), "encoder_hidden_states": drawn(1, 5, 64),
-            "pooled_projections": drawn(1, 16), "timestep": torch.tensor([100.0 * at]), "return_dict": False,
+            "pooled_projections": drawn(1, 16), "timestep": torch.tensor([100.0 * step]), "return_dict": False,
         }
-        for at in range(4)
+        for step in range(4)
     ]  # fmt: skip
 
 

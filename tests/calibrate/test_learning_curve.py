@@ -26,24 +26,24 @@ class Call(NamedTuple):
     unit: int | None
 
 
-def calls(units: int, each: int = 2, growth: float = 0.0) -> list[Call]:
+def calls(units: int, per_unit: int = 2, growth: float = 0.0) -> list[Call]:
     generator = torch.Generator().manual_seed(1)
-    inputs = [torch.randn(2, 3, 4, 5, generator=generator) for _ in range(each * units)]
-    return [Call((x * (1 + growth * at),), {}, at // each) for at, x in enumerate(inputs)]
+    inputs = [torch.randn(2, 3, 4, 5, generator=generator) for _ in range(per_unit * units)]
+    return [Call((x * (1 + growth * position),), {}, position // per_unit) for position, x in enumerate(inputs)]
 
 
 def rows(*values: float, prompts: bool = True) -> list[dict[str, Any]]:
     return [
-        {"calls": 28 * 2**at, "prompts": 2**at if prompts else None, "output_sqnr": value}
-        for at, value in enumerate(values)
+        {"calls": 28 * 2**index, "prompts": 2**index if prompts else None, "output_sqnr": value}
+        for index, value in enumerate(values)
     ]
 
 
 def test_marks_are_after_1_2_4_8_prompts_or_calls():
-    heard: list[Call] = []
-    snapshots = Snapshots(lambda: len(heard))
+    history: list[Call] = []
+    snapshots = Snapshots(lambda: len(history))
     for call in snapshots.taking(calls(9, 3)):
-        heard.append(call)
+        history.append(call)
     assert snapshots.by_count == {CallCount(3 * n, n): 3 * n for n in (1, 2, 4, 8)}
     assert snapshots.last == CallCount(27, 9)
     snapshots = Snapshots(lambda: None)
@@ -64,10 +64,10 @@ def test_what_is_measured_again_is_about_a_tenth_of_the_replay():
 def test_the_curve_rises_to_the_final_value(more, release):
     settings = Settings(defaults={}, sqnr_calls=2, release=release, **more)
     report = calibrate(toy(), given(calls(40, growth=0.2)), settings).report
-    found = json.loads(json.dumps(report, allow_nan=False))["enough"]
-    assert [row["prompts"] for row in found] == [8, 16, 32, 40]
-    assert [row["calls"] for row in found] == [16, 32, 64, 80]
-    values = [row["output_sqnr"] for row in found]
+    curve = json.loads(json.dumps(report, allow_nan=False))["enough"]
+    assert [row["prompts"] for row in curve] == [8, 16, 32, 40]
+    assert [row["calls"] for row in curve] == [16, 32, 64, 80]
+    values = [row["output_sqnr"] for row in curve]
     assert values[-1] == report["totals"]["output_sqnr"]
     assert values[:-1] == sorted(values[:-1])
     assert values[-1] > values[-2] - 3  # ranges still widen after all that is measured fits in
@@ -92,7 +92,7 @@ def test_a_point_of_the_curve_is_what_a_shorter_capture_would_have_given(units, 
     shorter = calibrate(model, given(every[: 2 * units]), Settings(defaults={}, smoothing=smoothing, sqnr_calls=0))
     current, power = CurrentCall(model), Power()
     list(current.tracked(every))
-    (call,) = (every[at] for at in measured_calls(current, 1))
+    (call,) = (every[position] for position in measured_calls(current, 1))
     with torch.no_grad():
         exact = model(*call.args)
         with quantized(model, shorter.layers):

@@ -250,11 +250,11 @@ def test_killed_at_any_call_of_the_system_no_mixture_is_left(foreign, fast_path)
     old = content()
     with counting() as counter:
         other.export_quant_safetensor(folder)
-    for at in some_of(len(counter.made)):
+    for index in some_of(len(counter.made)):
         fresh()
 
-        def work(at: int = at) -> None:
-            with counting(at, dying):
+        def work(index: int = index) -> None:
+            with counting(index, dying):
                 other.export_quant_safetensor(folder)
 
         assert in_child(work) == 9
@@ -266,9 +266,9 @@ def test_killed_at_any_call_of_the_system_no_mixture_is_left(foreign, fast_path)
 
 
 def test_fusing_is_the_caller_s(tmp_path: Path):
-    seen = []
-    Calibrator(toy(), QuantConfig(**LABEL_FREE), data(), seen.append)
-    assert len(seen) == 1
+    models = []
+    Calibrator(toy(), QuantConfig(**LABEL_FREE), data(), models.append)
+    assert len(models) == 1
 
 
 def test_the_public_names_are_these():

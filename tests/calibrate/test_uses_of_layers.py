@@ -37,8 +37,8 @@ class Block(nn.Module):
         x = x + self.shared(self.named(input=x))
         tokens = x.flatten(0, 1)  # packed; an expert that no token chose is given no rows
         mixed = torch.empty_like(tokens)
-        for at, expert in enumerate(self.experts):
-            mixed[chosen == at] = expert(tokens[chosen == at])
+        for index, expert in enumerate(self.experts):
+            mixed[chosen == index] = expert(tokens[chosen == index])
         x = x + mixed.view_as(x)
         biases = torch.cat([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias])
         attended, _ = F.multi_head_attention_forward(
@@ -68,9 +68,9 @@ class Model(nn.Module):
 def calls():
     model, memory, generator = Model(), Memory(), torch.Generator().manual_seed(1)
     with Recorder(model, memory), torch.no_grad():
-        for at in range(4):
+        for step in range(4):
             x = torch.randn(3, 4, WIDTH, generator=generator)  # 4 tokens
-            chosen = torch.randint(0, 2 + (at == 2), (12,), generator=generator)
+            chosen = torch.randint(0, 2 + (step == 2), (12,), generator=generator)
             model(x, chosen, scales={"output": [torch.tensor(2.0)]})
     return memory.calls
 
@@ -79,17 +79,19 @@ def calls():
 def test_whatever_layers_are_put_through_goes_the_whole_way(recipe, calls, tmp_path):
     model = Model().requires_grad_(False)
     result = calibrate(model, lambda: calls, Settings(sqnr_calls=4, **RECIPES.get(recipe, {"activations": "float"})))
-    unheard = {"never", "q_proj", "k_proj", "v_proj", "out_proj"}
+    float_leaves = {"never", "q_proj", "k_proj", "v_proj", "out_proj"}
     reasons = {entry.name: entry.reason for entry in result.plan.entries if not entry.scheme}
-    assert set(reasons) == {f"blocks.{at}.{leaf}" for at in range(2) for leaf in unheard} | {"proj_out"}
-    expected = {f"blocks.{at}.{leaf}": NEVER_RAN if leaf == "never" else READ for at in range(2) for leaf in unheard}
+    assert set(reasons) == {f"blocks.{index}.{leaf}" for index in range(2) for leaf in float_leaves} | {"proj_out"}
+    expected = {
+        f"blocks.{index}.{leaf}": NEVER_RAN if leaf == "never" else READ for index in range(2) for leaf in float_leaves
+    }
     assert {name: reason for name, reason in reasons.items() if name != "proj_out"} == expected
     export(result, model, tmp_path / "out")
     layers = load_ascend(tmp_path / "out")
     other = copy.deepcopy(model)
-    with quantized(model, result.layers) as made, quantized(other, layers) as read:
+    with quantized(model, result.layers) as original, quantized(other, layers) as restored:
         for call in calls:
-            assert torch.equal(made(**call.kwargs)[0], read(**call.kwargs)[0])
+            assert torch.equal(original(**call.kwargs)[0], restored(**call.kwargs)[0])
     assert result.report["totals"]["output_sqnr"] > 25
     from safetensors import safe_open
 

@@ -33,8 +33,8 @@ class Chain(nn.Module):
 
 
 def in_a_row(model: Chain, x: Tensor) -> Tensor:
-    for at, block in enumerate(model.blocks):
-        if at not in model.skip:
+    for index, block in enumerate(model.blocks):
+        if index not in model.skip:
             x = block(x).transpose(0, 1) * 1.5  # what lies between blocks
     return x
 
@@ -68,7 +68,7 @@ def samples(count: int = 3) -> list[Call]:
 
 
 def blocks_of(model: Chain, place: Path) -> Blocks:
-    names = [f"blocks.{at}" for at in range(len(model.blocks))]
+    names = [f"blocks.{index}" for index in range(len(model.blocks))]
     return Blocks(model.eval(), names, Parking(place, torch.device("cpu")), Spill(place))
 
 
@@ -77,13 +77,13 @@ def passed_on(model: Chain, calls: list[Call], place: Path) -> list[Tensor]:
     blocks.rehearse(calls)
     track = blocks.sweep(lambda: calls)
     with blocks.ended(lambda: calls, track):
-        return [made[0] for made in outputs(model, blocks.calls())]
+        return [output[0] for output in outputs(model, blocks.calls())]
 
 
 @pytest.mark.parametrize("way", [in_a_row, backwards, with_a_long_way, twice_each])
 def test_the_output_is_that_of_the_whole_model(way, tmp_path):
     model, calls = Chain(5, way), samples()
-    exact = [made[0] for made in outputs(model, calls)]
+    exact = [output[0] for output in outputs(model, calls)]
     assert all(map(torch.equal, exact, passed_on(model, calls, tmp_path)))
     assert [type(block) for block in model.blocks] == [Block] * 5
     assert not list(tmp_path.iterdir())
@@ -92,15 +92,15 @@ def test_the_output_is_that_of_the_whole_model(way, tmp_path):
 @pytest.mark.parametrize(("first", "others"), [(None, (2,)), ((2,), None), ((0,), (3, 4)), ((1, 2), (2, 3))])
 def test_calls_may_leave_out_blocks(first, others, tmp_path):
     model = Chain(5, in_a_row)
-    calls = [Call(call.args, {"skip": first if at == 0 else others}) for at, call in enumerate(samples())]
-    exact = [made[0] for made in outputs(model, calls)]
+    calls = [Call(call.args, {"skip": first if position == 0 else others}) for position, call in enumerate(samples())]
+    exact = [output[0] for output in outputs(model, calls)]
     assert all(map(torch.equal, exact, passed_on(model, calls, tmp_path)))
 
 
 def by_value(model: Chain, x: Tensor) -> Tensor:
     """A model whose control flow depends on its input: it skips the second block if the first is above 0."""
-    made = model.blocks[0](x)
-    return model.blocks[2](made if float(x.flatten()[0]) > 0 else model.blocks[1](made))
+    hidden = model.blocks[0](x)
+    return model.blocks[2](hidden if float(x.flatten()[0]) > 0 else model.blocks[1](hidden))
 
 
 def test_ways_that_no_argument_tells_are_refused(tmp_path):
@@ -125,41 +125,41 @@ def test_what_no_block_needs_any_more_leaves_the_disk(way, most, tmp_path):
     model = Chain(8, way)
     blocks = blocks_of(model, tmp_path)
     blocks.rehearse(samples())
-    seen = []
+    file_counts = []
 
     def visit(name: str) -> None:
-        for at, call in enumerate(blocks.calls()):
-            run(model, call, at)
-        seen.append((name, len(list(tmp_path.iterdir()))))
+        for position, call in enumerate(blocks.calls()):
+            run(model, call, position)
+        file_counts.append((name, len(list(tmp_path.iterdir()))))
 
     blocks.sweep(samples, visit)
-    assert [name for name, _ in seen] == [f"blocks.{at}" for at in range(8)]
-    assert max(count for _, count in seen) == most
+    assert [name for name, _ in file_counts] == [f"blocks.{index}" for index in range(8)]
+    assert max(count for _, count in file_counts) == most
 
 
 def test_a_visit_sees_one_real_block_and_the_whole_call(tmp_path):
     model = Chain(3, in_a_row)
     blocks = blocks_of(model, tmp_path)
     blocks.rehearse(samples())
-    heard: dict[str, list[Tensor]] = {}
+    inputs: dict[str, list[Tensor]] = {}
 
     def visit(name: str) -> None:
         block = model.get_submodule(name)
-        assert [type(each) for each in model.blocks].count(Block) == 1
-        handle = block.register_forward_pre_hook(lambda _, args: heard.setdefault(name, []).append(args[0]))
-        for at, call in enumerate(blocks.calls()):
-            if at != 1:  # a visit may leave out calls: they are passed on all the same
-                run(model, call, at)
+        assert [type(child) for child in model.blocks].count(Block) == 1
+        handle = block.register_forward_pre_hook(lambda _, args: inputs.setdefault(name, []).append(args[0]))
+        for position, call in enumerate(blocks.calls()):
+            if position != 1:  # a visit may leave out calls: they are passed on all the same
+                run(model, call, position)
         handle.remove()
 
     blocks.sweep(samples, visit)
     exact: dict[str, list[Tensor]] = {}
-    for name in heard:
+    for name in inputs:
         model.get_submodule(name).register_forward_pre_hook(
             lambda _, args, name=name: exact.setdefault(name, []).append(args[0])
         )
     outputs(model, [samples()[0], samples()[2]])
-    assert heard.keys() == exact.keys()
-    for name, tensors in heard.items():
+    assert inputs.keys() == exact.keys()
+    for name, tensors in inputs.items():
         assert all(map(torch.equal, tensors, exact[name]))
         assert [x.stride() for x in tensors] == [x.stride() for x in exact[name]]

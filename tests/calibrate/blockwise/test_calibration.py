@@ -28,15 +28,15 @@ from ...zoo.opensora import SMALL, tiny_pipeline
 from ...zoo.pipelines import TINY, make, run
 from ...zoo.toy import Block, Call, calls, given, toy
 
-ROOM = 1 << 40
+MEMORY_LIMIT = 1 << 40
 SAME = ("layers", "totals", "warnings", "settings")
 
 
 def block_by_block(model: nn.Module, samples: list[Call], settings: Settings, place: Path, **options) -> Result:
-    return BlockwiseCalibration(model, given(samples), settings, directory=place, limit=ROOM, **options).run()
+    return BlockwiseCalibration(model, given(samples), settings, directory=place, limit=MEMORY_LIMIT, **options).run()
 
 
-def heard(pipe, model: nn.Module, arguments: dict) -> list[Call]:
+def recorded_calls(pipe, model: nn.Module, arguments: dict) -> list[Call]:
     """Records the calls that the pipeline makes of its denoiser."""
     samples: list[Call] = []
 
@@ -66,7 +66,7 @@ def assert_same(one: Result, other: Result) -> None:
 def test_every_pipeline_gets_the_same_integers(name, tmp_path):
     pipe, arguments = make(name)
     model = next(iter(denoisers(pipe).values()))
-    samples = heard(pipe, model, arguments)
+    samples = recorded_calls(pipe, model, arguments)
     family = SD3 if name == "sd3" else GENERIC
     settings = Settings(defaults=family.keep_float, groups=family.groups, release=True, **RECIPES["fast"])
     whole = calibrate(copy.deepcopy(model), given(samples), settings)
@@ -85,11 +85,11 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("said", marked(["best", "timestep", "mse"], OTHERS))
-def test_every_recipe_gets_the_same_integers(said, tmp_path):
+@pytest.mark.parametrize("recipe", marked(["best", "timestep", "mse"], OTHERS))
+def test_every_recipe_gets_the_same_integers(recipe, tmp_path):
     pipe, arguments = make("sd3")
-    samples = heard(pipe, pipe.transformer, arguments)
-    settings = Settings(**{"defaults": SD3.keep_float, "groups": SD3.groups, "release": True} | OTHERS[said])
+    samples = recorded_calls(pipe, pipe.transformer, arguments)
+    settings = Settings(**{"defaults": SD3.keep_float, "groups": SD3.groups, "release": True} | OTHERS[recipe])
     whole = calibrate(copy.deepcopy(pipe.transformer), given(samples), settings)
     assert_same(whole, block_by_block(pipe.transformer, samples, settings, tmp_path))
 
@@ -98,15 +98,18 @@ def test_every_recipe_gets_the_same_integers(said, tmp_path):
 def test_blocks_that_share_factors_have_their_own(recipe, tmp_path):
     pipe = tiny_pipeline()
     model = pipe.transformer
-    samples = heard(pipe, model, {"prompt": "a wave"} | SMALL)
+    samples = recorded_calls(pipe, model, {"prompt": "a wave"} | SMALL)
     settings = Settings(defaults=OPENSORA.keep_float, groups=OPENSORA.groups, release=True, **RECIPES[recipe])
     whole = calibrate(copy.deepcopy(model), given(samples), settings)
-    made = block_by_block(model, samples, settings, tmp_path)
+    result = block_by_block(model, samples, settings, tmp_path)
     if recipe == "plain":
-        return assert_same(whole, made)
-    assert made.warnings == [*whole.warnings, *(line for line in made.warnings if "3 groups of layers span" in line)]
-    assert len(made.warnings) == len(whole.warnings) + 1
-    assert made.report["totals"]["output_sqnr"] > whole.report["totals"]["output_sqnr"] - 1
+        return assert_same(whole, result)
+    assert result.warnings == [
+        *whole.warnings,
+        *(line for line in result.warnings if "3 groups of layers span" in line),
+    ]
+    assert len(result.warnings) == len(whole.warnings) + 1
+    assert result.report["totals"]["output_sqnr"] > whole.report["totals"]["output_sqnr"] - 1
 
 
 def test_what_rounding_needs_is_said_before_the_first_call(tmp_path):
@@ -164,11 +167,11 @@ class InPlace(Block):
 
 
 class Appending(Block):
-    def forward(self, x: Tensor, kept: list[Tensor] | None = None) -> Tensor:
-        made = super().forward(x)
-        if kept is not None:
-            kept.append(made)
-        return made
+    def forward(self, x: Tensor, tensors: list[Tensor] | None = None) -> Tensor:
+        output = super().forward(x)
+        if tensors is not None:
+            tensors.append(output)
+        return output
 
 
 class Keeping(Block):
@@ -212,9 +215,9 @@ def with_residual(blocks: list[nn.Module], x: Tensor) -> Tensor:
 
 
 def with_list(blocks: list[nn.Module], x: Tensor) -> Tensor:
-    kept: list[Tensor] = []
-    in_a_row([lambda x, block=block: block(x, kept) for block in blocks], x)
-    return torch.stack(kept).sum(0)
+    tensors: list[Tensor] = []
+    in_a_row([lambda x, block=block: block(x, tensors) for block in blocks], x)
+    return torch.stack(tensors).sum(0)
 
 
 def by_parts(blocks: list[nn.Module], x: Tensor) -> Tensor:
@@ -268,7 +271,7 @@ def test_networks_that_nobody_listed_get_the_same_integers_or_a_reason(name, tmp
     whole, by_block = calibrate(make(), given(calls), settings), block_by_block(make(), calls, settings, tmp_path)
     assert whole.plan == by_block.plan
     assert whole.layers.keys() == by_block.layers.keys()
-    for layer, made in whole.layers.items():
+    for layer, integer_layer in whole.layers.items():
         state = by_block.layers[layer].state_dict()
-        assert all(torch.equal(tensor, state[key]) for key, tensor in made.state_dict().items()), layer
+        assert all(torch.equal(tensor, state[key]) for key, tensor in integer_layer.state_dict().items()), layer
     assert whole.report["totals"] == by_block.report["totals"]

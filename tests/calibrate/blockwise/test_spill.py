@@ -31,14 +31,14 @@ def test_tensors_come_back_as_they_were(layout, dtype, tmp_path):
     x = LAYOUTS[layout](torch.arange(-30, 30).view(3, 4, 5).to(dtype))
     spill = Spill(tmp_path)
     with spill.writing() as first, spill.writing() as second:
-        kept = [second.put(x), *first.put((None, {"a": [x, "word"]}, x + 1 if dtype != torch.bool else ~x))]
-    alone, nothing, named, other = replaced(kept, SpilledTensor, SpilledTensor.read)
+        spilled = [second.put(x), *first.put((None, {"a": [x, "word"]}, x + 1 if dtype != torch.bool else ~x))]
+    alone, nothing, named, other = replaced(spilled, SpilledTensor, SpilledTensor.read)
     assert nothing is None
     assert named["a"][1] == "word"
-    for made in (alone, named["a"][0]):
-        assert (made.dtype, made.shape) == (x.dtype, x.shape)
-        assert torch.equal(made, x)
-        assert made.stride() == x.stride() or layout == "repeated"
+    for tensor in (alone, named["a"][0]):
+        assert (tensor.dtype, tensor.shape) == (x.dtype, x.shape)
+        assert torch.equal(tensor, x)
+        assert tensor.stride() == x.stride() or layout == "repeated"
     assert torch.equal(other, x + 1 if dtype != torch.bool else ~x)
     assert len(list(tmp_path.iterdir())) == 2
 

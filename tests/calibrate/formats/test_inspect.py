@@ -32,11 +32,11 @@ def failed(folder: Path) -> list[str]:
 
 def changed(folder: Path, **tensors: torch.Tensor | None) -> None:
     path = folder / WEIGHTS
-    found = load_file(path)
+    stored = load_file(path)
     with_metadata = {"octavo.geometry": json.dumps({"patch": GEOMETRY})}
-    found.update({name.replace("__", "."): tensor for name, tensor in tensors.items()})
+    stored.update({name.replace("__", "."): tensor for name, tensor in tensors.items()})
     path.unlink()
-    save_file({name: tensor for name, tensor in found.items() if tensor is not None}, path, with_metadata)
+    save_file({name: tensor for name, tensor in stored.items() if tensor is not None}, path, with_metadata)
     path.chmod(0o400)
 
 
@@ -52,9 +52,9 @@ def test_a_fresh_checkpoint_loads_wherever_its_dtype_does(tmp_path):
 
 
 NO_OTHERS = [
-    f"{each.consumer} files: not in this checkpoint. Calibrate with --format {each.name}"
-    for each in shown_formats()
-    if each.name != "ascend"
+    f"{record.consumer} files: not in this checkpoint. Calibrate with --format {record.name}"
+    for record in shown_formats()
+    if record.name != "ascend"
 ]
 
 
@@ -162,7 +162,7 @@ def test_files_that_are_no_safetensors_are_refused_before_their_sizes_are_believ
 
 def test_an_unknown_geometry_is_refused(tmp_path):
     folder = written(tmp_path)
-    found = load_file(folder / WEIGHTS)
+    tensors = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
-    save_file(found, folder / WEIGHTS)
+    save_file(tensors, folder / WEIGHTS)
     refused(lambda: load_ascend(folder), 3, "does not give stride, padding and dilation of the convolution")

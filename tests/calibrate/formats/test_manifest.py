@@ -33,7 +33,7 @@ def replaced(path: Path, content: bytes) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def export_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint in three formats, one of them in a folder of its own. Read only."""
     folder = tmp_path_factory.mktemp("made")
     source = exported(folder / "two")
@@ -42,9 +42,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def out(made: Path, tmp_path: Path) -> Path:
+def out(export_folder: Path, tmp_path: Path) -> Path:
     """A copy of `made`."""
-    return Path(shutil.copytree(made, tmp_path / "out"))
+    return Path(shutil.copytree(export_folder, tmp_path / "out"))
 
 
 def files(folder: Path) -> list[Path]:
@@ -52,10 +52,10 @@ def files(folder: Path) -> list[Path]:
 
 
 def test_a_fresh_export_is_as_its_manifests_say(out):
-    found = verify(out)
-    assert found.extra == ()
-    assert found.origin is not None
-    (manifest,) = found.manifests
+    verification = verify(out)
+    assert verification.extra == ()
+    assert verification.origin is not None
+    (manifest,) = verification.manifests
     listed = {(out / name) for name in manifest.files}
     assert listed == {path for path in files(out) if path != out / MANIFEST}
     assert verify(out / "torchao").manifests[0].files.keys() == {path.name for path in (out / "torchao").iterdir()} - {
@@ -77,8 +77,8 @@ def test_every_change_of_every_file_is_named(out):
         for name, content in bytes_changed(sound, rng):
             if content != sound:
                 replaced(path, content)
-                said = refused(partial(verify, out), 3, str(path))
-                assert "damaged (checksum" in said or "larger than" in said, name
+                message = refused(partial(verify, out), 3, str(path))
+                assert "damaged (checksum" in message or "larger than" in message, name
         replaced(path, sound)
     verify(out)
 
@@ -155,9 +155,9 @@ def test_a_checkpoint_without_a_manifest_is_not_verified(out):
 
 def calibrator(seed: int = 0) -> Calibrator:
     samples = [{"x": call.args[0], **call.kwargs} for call in calls()]
-    found = Calibrator(toy(seed=seed), QuantConfig(act_method=1, quant_mode=1), samples)
-    found.run()
-    return found
+    instance = Calibrator(toy(seed=seed), QuantConfig(act_method=1, quant_mode=1), samples)
+    instance.run()
+    return instance
 
 
 def test_exports_beside_each_other_have_a_manifest_each(tmp_path):
@@ -165,23 +165,23 @@ def test_exports_beside_each_other_have_a_manifest_each(tmp_path):
     for rank in range(2):
         names = f"quant_model_weight_w8a8_{rank}.safetensors", f"quant_model_description_w8a8_{rank}.json"
         calibrator(rank).export_quant_safetensor(tmp_path, *names)
-    found = verify(tmp_path)
-    assert [each.path.name for each in found.manifests] == [
+    verification = verify(tmp_path)
+    assert [manifest.path.name for manifest in verification.manifests] == [
         manifest_for(f"quant_model_description_w8a8_{rank}") for rank in range(2)
     ]
-    assert found.extra == ()  # other files are the user's
+    assert verification.extra == ()  # other files are the user's
     path = tmp_path / "quant_model_weight_w8a8_1.safetensors"
     replaced(path, path.read_bytes()[:-1] + b"x")
     refused(lambda: verify(tmp_path), 3, f"{path}: damaged (checksum).")
     calibrator(1).export_quant_safetensor(tmp_path, path.name, "quant_model_description_w8a8_1.json")
-    assert verify(tmp_path) == found
+    assert verify(tmp_path) == verification
 
 
 def test_an_export_over_a_part_of_another_takes_its_manifest_away(tmp_path):
     model = toy()
     out = export(calibrate(model, given(calls()), Settings(defaults={})), model, tmp_path / "out")
     calibrator(1).export_quant_safetensor(out)
-    assert [each.path.name for each in manifests_of(out)] == [manifest_for("quant_model_description_w8a8")]
+    assert [manifest.path.name for manifest in manifests_of(out)] == [manifest_for("quant_model_description_w8a8")]
     verify(out)
 
 
@@ -191,7 +191,7 @@ def test_a_file_can_be_left_out(out):
     model = toy()
     out = export(calibrate(model, given(calls()), Settings(defaults={})), model, out.parent / "toy")
     remove_file(out, "report.json")
-    found = verify(out)
-    assert "report.json" not in found.manifests[0].files
-    assert found.extra == ()
+    verification = verify(out)
+    assert "report.json" not in verification.manifests[0].files
+    assert verification.extra == ()
     assert json.loads((out / DESCRIPTION).read_text())

@@ -40,11 +40,11 @@ def frozen(weight, bias, x, method="round-to-nearest"):
 @given(seeds, st.sampled_from(DTYPES))
 def test_deq_is_the_stored_scale_times_the_weights_on_19_bits(seed, dtype):
     weight, bias, x = layer(seed, dtype)
-    made = frozen(weight, bias, x)
-    a, qparams = made, made.input.qparams
+    numbers = frozen(weight, bias, x)
+    a, qparams = numbers, numbers.input.qparams
     stored = qparams.scale.to(dtype).float()  # what a consumer reads
-    filled = (made.weight != 0).any(1)
-    assert torch.equal(a.deq[filled], rounded_deq(stored * made.weight_scale)[filled])
+    filled = (numbers.weight != 0).any(1)
+    assert torch.equal(a.deq[filled], rounded_deq(stored * numbers.weight_scale)[filled])
     assert int((a.deq.view(torch.int32) & 0x1FFF).sum()) == 0
     assert a.deq.numel() == a.quant_bias.numel() == weight.shape[0]
     assert a.quant_bias.dtype == torch.int32
@@ -56,21 +56,21 @@ def test_deq_is_the_stored_scale_times_the_weights_on_19_bits(seed, dtype):
 @given(st.floats(2.0**-120, 2.0**120, width=32))
 def test_rounding_to_19_bits_is_to_the_nearest(value):
     x = torch.tensor([value])
-    made = rounded_deq(x)
+    rounded = rounded_deq(x)
     step = 2.0 ** (torch.frexp(x).exponent.item() - 11)
-    assert abs(made.double().item() - value) <= step / 2
-    assert torch.equal(rounded_deq(made), made)
+    assert abs(rounded.double().item() - value) <= step / 2
+    assert torch.equal(rounded_deq(rounded), rounded)
 
 
 @many
 @given(seeds, st.sampled_from(DTYPES))
 def test_the_integers_compute_what_their_float_values_do(seed, dtype):
     weight, bias, x = layer(seed, dtype)
-    made = frozen(weight, bias, x)
-    a, qparams = made, made.input.qparams
-    y = QuantizedLinear(made)(x.float()).double()
+    numbers = frozen(weight, bias, x)
+    a, qparams = numbers, numbers.input.qparams
+    y = QuantizedLinear(numbers)(x.float()).double()
     x_q = dequantize(quantize(x, qparams, ACTIVATION), qparams, ACTIVATION).double() / qparams.scale.double()
-    wanted = x_q @ made.weight.double().T * a.deq.double() + bias.double()
+    wanted = x_q @ numbers.weight.double().T * a.deq.double() + bias.double()
     assert bool(((y - wanted).abs() <= 0.51 * a.deq.double() + 1e-6 * wanted.abs()).all())
 
 
@@ -79,9 +79,9 @@ def test_the_integers_compute_what_their_float_values_do(seed, dtype):
 def test_a_channel_of_zeros_gives_its_bias_exactly(seed, dtype, value):
     weight, bias, x = layer(seed, dtype)
     weight[2], bias[2] = 0.0, value
-    made = frozen(weight, bias, x)
-    assert made.weight_scale[2] == 1.0
-    assert bool((QuantizedLinear(made)(x)[:, 2] == bias[2]).all())
+    numbers = frozen(weight, bias, x)
+    assert numbers.weight_scale[2] == 1.0
+    assert bool((QuantizedLinear(numbers)(x)[:, 2] == bias[2]).all())
 
 
 def test_a_bias_that_int32_cannot_hold_keeps_the_layer_float():
@@ -105,21 +105,21 @@ def test_scales_beyond_float32_keep_the_layer_float():
 def test_the_correction_of_a_convolution_is_one_number_for_each_output():
     weight = torch.arange(3 * 2 * 3 * 3).reshape(3, 2, 3, 3).float()
     qparams = qparams_of(Range(-1.0, 3.0), ACTIVATION, torch.float32)
-    made = nearest(weight, torch.zeros(3), StaticInput(qparams))
-    wanted = -int(qparams.zero_point) * made.weight.long().sum((1, 2, 3))
-    assert torch.equal(made.quant_bias.long(), wanted)
+    numbers = nearest(weight, torch.zeros(3), StaticInput(qparams))
+    wanted = -int(qparams.zero_point) * numbers.weight.long().sum((1, 2, 3))
+    assert torch.equal(numbers.quant_bias.long(), wanted)
 
 
 def test_without_a_bias_there_is_still_the_correction():
     qparams = qparams_of(Range(0.0, 3.0), ACTIVATION, torch.float32)
-    made = nearest(torch.ones(2, 3), None, StaticInput(qparams))
-    assert made.bias is None
-    assert made.quant_bias.tolist() == [128 * 3 * 127] * 2
+    numbers = nearest(torch.ones(2, 3), None, StaticInput(qparams))
+    assert numbers.bias is None
+    assert numbers.quant_bias.tolist() == [128 * 3 * 127] * 2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_only_the_weight_is_frozen_without_parameters_of_the_input(dtype):
     weight, bias, x = layer(1, dtype)
-    made = nearest(weight, bias, FloatInput())
-    assert isinstance(made.input, FloatInput)
-    assert QuantizedLinear(made)(x).dtype == dtype
+    numbers = nearest(weight, bias, FloatInput())
+    assert isinstance(numbers.input, FloatInput)
+    assert QuantizedLinear(numbers)(x).dtype == dtype

@@ -94,9 +94,9 @@ def test_a_noise_level_has_the_numbers_of_its_bin(make, level):
     module = make()
     timed, x = frozen(module, "W8A8_TIMESTEP"), input_for(module)
     timed.noise_level = noise_at(level, level)
-    at = sum(edge <= level for edge in EDGES)
-    assert torch.equal(timed(x), static_of(module, at)(x))
-    assert torch.equal(timed(x[0]), static_of(module, at)(x[0]))
+    bin_index = sum(edge <= level for edge in EDGES)
+    assert torch.equal(timed(x), static_of(module, bin_index)(x))
+    assert torch.equal(timed(x[0]), static_of(module, bin_index)(x[0]))
 
 
 @pytest.mark.parametrize("make", MODULES)
@@ -104,8 +104,8 @@ def test_rows_of_several_noise_levels(make):
     module = make()
     timed, x = frozen(module, "W8A8_TIMESTEP"), input_for(module)
     timed.noise_level = noise_at(1000.0, 0.0, 300.0, 600.0)
-    each = torch.stack([static_of(module, at)(row) for at, row in zip((3, 0, 1, 2), x, strict=True)])
-    assert torch.equal(timed(x), each)
+    expected = torch.stack([static_of(module, bin_index)(row) for bin_index, row in zip((3, 0, 1, 2), x, strict=True)])
+    assert torch.equal(timed(x), expected)
     largest = static_of(module, 3)
     for other in (x[:3], x[0], input_for(module, 8)):  # another number of rows: the largest noise level
         assert torch.equal(timed(other), largest(other))
@@ -117,7 +117,9 @@ def test_rows_without_an_axis_for_tokens_and_with_two():
     timed.noise_level = noise_at(0.0, 1000.0)
     for shape in ((2, 24), (2, 3, 4, 24)):
         x = torch.randn(shape)
-        assert torch.equal(timed(x), torch.stack([static_of(module, at)(x[i]) for i, at in ((0, 0), (1, 3))]))
+        assert torch.equal(
+            timed(x), torch.stack([static_of(module, bin_index)(x[i]) for i, bin_index in ((0, 0), (1, 3))])
+        )
 
 
 def test_one_vector_is_no_batch():
@@ -145,8 +147,8 @@ def test_a_multiplier_is_the_plain_layer_fed_the_product(make, kind, dtype):
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e-9])
 def test_a_multiplier_that_the_dtype_does_not_hold_keeps_the_layer_float(value):
     weight = torch.ones(2, 3).half()
-    made = nearest(weight, None, DynamicInput(), multiplier=torch.tensor([1.0, value, 1.0]))
-    assert made == "float16 cannot hold the multiplier of its input"
+    reason = nearest(weight, None, DynamicInput(), multiplier=torch.tensor([1.0, value, 1.0]))
+    assert reason == "float16 cannot hold the multiplier of its input"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -173,11 +175,11 @@ def test_a_correction_moves_the_output(kind, biased, dtype):
 def test_scales_that_the_device_rounds_are_rounded_before_they_are_evaluated():
     weight = torch.randn(6, 16).bfloat16()
     for spec in (DynamicInput(), FloatInput()):
-        made = nearest(weight, None, spec)
-        assert torch.equal(made.weight_scale, made.weight_scale.bfloat16().float())
-        assert not torch.equal(made.weight_scale, round_to_nearest(weight).scale)
-        lost = nearest((weight * 1e-5).half(), None, spec)
-        assert lost == "float16 cannot hold the scale of a channel's weights"
+        numbers = nearest(weight, None, spec)
+        assert torch.equal(numbers.weight_scale, numbers.weight_scale.bfloat16().float())
+        assert not torch.equal(numbers.weight_scale, round_to_nearest(weight).scale)
+        reason = nearest((weight * 1e-5).half(), None, spec)
+        assert reason == "float16 cannot hold the scale of a channel's weights"
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ def test_sums_that_int32_cannot_hold_keep_the_layer_float(spec):
 
 def test_one_bin_that_does_not_fit_keeps_the_layer_float():
     ranges = [qparams_of(Range(0.0, high), ACTIVATION, torch.float32) for high in (1.0, 1e-7)]
-    spec = TimestepInput(QParams(*(torch.stack(each) for each in zip(*ranges, strict=True))), torch.tensor([1.0]))
+    spec = TimestepInput(QParams(*(torch.stack(values) for values in zip(*ranges, strict=True))), torch.tensor([1.0]))
     assert nearest(torch.ones(2, 8), torch.full((2,), 1e3), spec) == "its accumulator could overflow int32"
 
 
@@ -199,11 +201,11 @@ def test_bins_of_timestep_are_those_of_static():
     module = nn.Linear(24, 5)
     module.weight.data[2] = 0.0
     timed = frozen(module, "W8A8_TIMESTEP").numbers
-    for at in range(len(RANGES)):
-        alone = static_of(module, at).numbers
-        assert torch.equal(timed.deq[at], alone.deq)
-        assert torch.equal(timed.quant_bias[at], alone.quant_bias)
-        assert timed.input.qparams.scale[at] == alone.input.qparams.scale
+    for index in range(len(RANGES)):
+        alone = static_of(module, index).numbers
+        assert torch.equal(timed.deq[index], alone.deq)
+        assert torch.equal(timed.quant_bias[index], alone.quant_bias)
+        assert timed.input.qparams.scale[index] == alone.input.qparams.scale
 
 
 def test_a_weight_from_elsewhere_is_taken_as_it_is():

@@ -97,7 +97,7 @@ def test_the_offset_of_a_convolution_is_summed_over_all_of_a_kernel(options, see
     torch.manual_seed(seed)
     layer = integer(nn.Conv2d(CHANNELS, CHANNELS, **{**options, "bias": False}), 0.0)
     sums = [int(kernel.long().sum()) for kernel in layer.weight]  # each over (in / groups, height, width)
-    assert layer.quant_bias.tolist() == [128 * each for each in sums]
+    assert layer.quant_bias.tolist() == [128 * total for total in sums]
     assert layer.deq.shape == layer.quant_bias.shape == (CHANNELS,)
 
 
@@ -127,10 +127,13 @@ def test_groups_compute_as_convolutions_of_their_own(kind):
     x[:, :, 0, 0] = 1.5  # the largest of each half, which a dynamic scale follows
     x = x.clamp(-1.5, 1.5)
     parts = []
-    for at in range(2):
+    for group in range(2):
         part = nn.Conv2d(3, 2, 3, padding=1)
-        part.weight.data, part.bias.data = whole.weight[2 * at : 2 * at + 2].data, whole.bias[2 * at : 2 * at + 2].data
-        parts.append(frozen(part, kind)(x[:, 3 * at : 3 * at + 3]))
+        part.weight.data, part.bias.data = (
+            whole.weight[2 * group : 2 * group + 2].data,
+            whole.bias[2 * group : 2 * group + 2].data,
+        )
+        parts.append(frozen(part, kind)(x[:, 3 * group : 3 * group + 3]))
     assert torch.allclose(frozen(whole, kind)(x), torch.cat(parts, 1), atol=1e-6)
 
 

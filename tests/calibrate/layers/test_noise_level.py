@@ -98,8 +98,8 @@ def test_a_copy_of_a_model_hears_its_own_calls(again):
 
 def test_a_state_dict_carries_the_bins():
     model, other, x = TimedToy(), TimedToy(seed=1), torch.randn(2, 5, 8)
-    for each in (model, other):
-        install(each, {"up": frozen(each.up, "W8A8_TIMESTEP")})
+    for denoiser in (model, other):
+        install(denoiser, {"up": frozen(denoiser.up, "W8A8_TIMESTEP")})
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(x, 600.0), model(x, 600.0))
 

@@ -29,9 +29,9 @@ def test_convolutions_are_those_of_int64(size, stride, dilation, groups, channel
     weight = torch.randint(-127, 128, (groups * 3, channels, *size), generator=generator)
     if largest:
         q, weight = torch.full_like(q, -128), torch.full_like(weight, 127)
-    made = integer_convolution(q.float(), weight.to(torch.int8), stride, dilation, groups)
-    assert made.dtype == torch.int32
-    assert torch.equal(made.long(), whole(q, weight, stride, dilation, groups))
+    output = integer_convolution(q.float(), weight.to(torch.int8), stride, dilation, groups)
+    assert output.dtype == torch.int32
+    assert torch.equal(output.long(), whole(q, weight, stride, dilation, groups))
 
 
 @pytest.mark.parametrize("batch", [1, 16])
@@ -43,13 +43,13 @@ def test_convolutions_are_those_of_int64(size, stride, dilation, groups, channel
 def test_the_largest_sums_there_are(channels, size, groups, batch):
     q = torch.full((batch, channels * groups, 34, 34), -128.0)
     weight = torch.full((groups, channels, size, size), 127, dtype=torch.int8)
-    made = integer_convolution(q, weight, (2, 2), (1, 1), groups)
-    assert bool((made == -128 * 127 * channels * size**2).all())
+    output = integer_convolution(q, weight, (2, 2), (1, 1), groups)
+    assert bool((output == -128 * 127 * channels * size**2).all())
 
 
 def test_without_images_there_is_nothing():
-    made = integer_convolution(torch.empty(0, 4, 8, 8), torch.ones(6, 4, 3, 3, dtype=torch.int8), (1, 1), (1, 1), 1)
-    assert made.shape == (0, 6, 6, 6)
+    output = integer_convolution(torch.empty(0, 4, 8, 8), torch.ones(6, 4, 3, 3, dtype=torch.int8), (1, 1), (1, 1), 1)
+    assert output.shape == (0, 6, 6, 6)
 
 
 @settings(max_examples=30, deadline=None)

@@ -44,18 +44,18 @@ def same(scale, zero_point):
 @settings(max_examples=60, deadline=None)
 @given(st.floats(2.0**-100, 2.0**100, width=32), st.integers(-128, 127))
 def test_what_is_said_of_a_scale_is_true_of_every_number(scale, zero_point):
-    said = reciprocal_agrees(torch.tensor([scale]), torch.tensor([zero_point]))
-    assert bool(said[0]) == same(scale, zero_point)
+    verdict = reciprocal_agrees(torch.tensor([scale]), torch.tensor([zero_point]))
+    assert bool(verdict[0]) == same(scale, zero_point)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.floats(2.0**-120, 2.0**100, width=32), st.integers(-128, 127))
 def test_the_next_one_is_near_and_makes_the_same_codes_of_every_number(scale, zero_point):
-    found = next_scale(scale, lambda _: zero_point)
-    assert scale <= found <= 1.0005 * scale
-    assert np.float32(found) == found
-    assert next_scale(found, lambda _: zero_point) == found
-    assert same(found, zero_point)
+    result = next_scale(scale, lambda _: zero_point)
+    assert scale <= result <= 1.0005 * scale
+    assert np.float32(result) == result
+    assert next_scale(result, lambda _: zero_point) == result
+    assert same(result, zero_point)
 
 
 def test_other_scales_part():
@@ -70,15 +70,15 @@ def test_powers_of_two_stay(zero_point):
 
 
 def test_the_zero_point_is_that_of_the_scale():
-    asked = []
+    scales = []
 
     def zero_point(scale):
-        asked.append(scale)
+        scales.append(scale)
         return round(-0.3 / scale) - 128
 
-    found = next_scale(1e-3, zero_point)
-    assert found in asked
-    assert same(found, zero_point(found))
+    result = next_scale(1e-3, zero_point)
+    assert result in scales
+    assert same(result, zero_point(result))
 
 
 def test_scales_with_no_such_reciprocal_have_none_near():

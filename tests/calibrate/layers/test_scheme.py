@@ -36,9 +36,9 @@ many = examples(2000)
 @many
 @given(ranges, schemes, dtypes)
 def test_parameters_are_usable_and_exact_in_the_dtype_that_stores_them(extent, scheme, dtype):
-    made = qparams_of(extent, scheme, dtype)
-    assume(made is not None)
-    scale, zero_point = made.scale.double(), made.zero_point
+    qparams = qparams_of(extent, scheme, dtype)
+    assume(qparams is not None)
+    scale, zero_point = qparams.scale.double(), qparams.zero_point
     assert 0 < scale.item() < math.inf
     assert scale.to(dtype).double() == scale
     assert -128 <= zero_point <= 127
@@ -49,25 +49,25 @@ def test_parameters_are_usable_and_exact_in_the_dtype_that_stores_them(extent, s
 @many
 @given(ranges, schemes, dtypes)
 def test_zero_is_exact(extent, scheme, dtype):
-    made = qparams_of(extent, scheme, dtype)
-    assume(made is not None)
-    q = quantize(torch.zeros(1), made, scheme)
-    assert q == made.zero_point
-    assert dequantize(q, made, scheme).item() == 0.0
+    qparams = qparams_of(extent, scheme, dtype)
+    assume(qparams is not None)
+    q = quantize(torch.zeros(1), qparams, scheme)
+    assert q == qparams.zero_point
+    assert dequantize(q, qparams, scheme).item() == 0.0
 
 
 @many
 @given(ranges, schemes, dtypes, st.floats(0, 1))
-def test_inside_the_range_the_error_is_half_a_step_and_outside_it_clamps(extent, scheme, dtype, at):
-    made = qparams_of(extent, scheme, dtype)
-    assume(made is not None)
+def test_inside_the_range_the_error_is_half_a_step_and_outside_it_clamps(extent, scheme, dtype, fraction):
+    qparams = qparams_of(extent, scheme, dtype)
+    assume(qparams is not None)
     low, high = min(extent.low, 0.0), max(extent.high, 0.0)
-    x = torch.tensor([low, high, low + (high - low) * at], dtype=torch.float32).clamp(low, high)
-    error = (dequantize(quantize(x, made, scheme), made, scheme).double() - x.double()).abs()
+    x = torch.tensor([low, high, low + (high - low) * fraction], dtype=torch.float32).clamp(low, high)
+    error = (dequantize(quantize(x, qparams, scheme), qparams, scheme).double() - x.double()).abs()
     ulps = 3 * 2.0**-24 * max(-low, high)
-    assert bool((error <= made.scale.double() / 2 + ulps).all())
-    beyond = made.scale * torch.tensor([-1e3, 1e3])
-    assert quantize(beyond, made, scheme).tolist() == [-128, 127]
+    assert bool((error <= qparams.scale.double() / 2 + ulps).all())
+    beyond = qparams.scale * torch.tensor([-1e3, 1e3])
+    assert quantize(beyond, qparams, scheme).tolist() == [-128, 127]
 
 
 @many
@@ -85,24 +85,24 @@ def test_a_power_of_two_moves_the_scale_and_no_code(extent, scheme, power):
 @many
 @given(ranges, dtypes, st.lists(st.floats(-1, 1), min_size=1, max_size=8))
 def test_codes_in_any_dtype_are_those_of_float64_to_one(extent, dtype, parts):
-    made = qparams_of(extent, ACTIVATION, dtype)
-    assume(made is not None)
+    qparams = qparams_of(extent, ACTIVATION, dtype)
+    assume(qparams is not None)
     x = (torch.tensor(parts) * max(-extent.low, extent.high)).to(dtype)
-    wanted = (x.double() / made.scale.double() + made.zero_point).round().clamp(-128, 127)
-    assert (codes(x, made, ACTIVATION).double() - wanted).abs().max() <= 1
+    wanted = (x.double() / qparams.scale.double() + qparams.zero_point).round().clamp(-128, 127)
+    assert (codes(x, qparams, ACTIVATION).double() - wanted).abs().max() <= 1
 
 
 def test_a_range_of_one_sign_is_widened_to_zero_so_that_its_zero_point_fits():
-    made = qparams_of(Range(1.0, 3.0), ACTIVATION, torch.float32)
-    assert made.zero_point == -128  # without zero in the range: -255
-    assert quantize(torch.tensor([3.0]), made, ACTIVATION) == 127
+    qparams = qparams_of(Range(1.0, 3.0), ACTIVATION, torch.float32)
+    assert qparams.zero_point == -128  # without zero in the range: -255
+    assert quantize(torch.tensor([3.0]), qparams, ACTIVATION) == 127
 
 
 @pytest.mark.parametrize("scheme", [ACTIVATION, SYMMETRIC_ACTIVATION])
 def test_the_range_of_zeros_has_scale_one(scheme):
-    made = qparams_of(Range(0.0, 0.0), scheme, torch.float16)
-    assert made.scale == 1.0
-    assert quantize(torch.zeros(3), made, scheme).tolist() == [made.zero_point] * 3
+    qparams = qparams_of(Range(0.0, 0.0), scheme, torch.float16)
+    assert qparams.scale == 1.0
+    assert quantize(torch.zeros(3), qparams, scheme).tolist() == [qparams.zero_point] * 3
 
 
 @pytest.mark.parametrize("extent", [(math.nan, 1.0), (0.0, math.inf), (-math.inf, 0.0), (1.0, -1.0)])
@@ -112,15 +112,15 @@ def test_what_is_no_range_is_refused(extent):
 
 
 def test_float16_never_stores_a_scale_of_zero_nor_one_far_from_the_exact():
-    seen = set()
+    outcomes = set()
     for exponent in range(-20, 5):
         scale = 1.5 * 10.0**exponent
         stored = stored_scale(scale, torch.float16)
-        seen.add(stored is None)
+        outcomes.add(stored is None)
         if stored is not None:
             assert scale <= stored <= 1.25 * scale
             assert torch.tensor(stored).half().item() == stored
-    assert seen == {True, False}
+    assert outcomes == {True, False}
     assert torch.tensor(1.5e-8).half().item() == 0.0  # what storing it unlooked-at would do
     assert stored_scale(1.5e-8, torch.float16) is None
     assert stored_scale(1e6, torch.float16) is None
@@ -140,12 +140,12 @@ def test_a_stored_scale_is_the_next_one_up(scale, dtype):
 @settings(max_examples=50, deadline=None)
 @given(ranges, schemes, st.lists(st.floats(-1, 1), min_size=1, max_size=8))
 def test_multiplying_by_a_reciprocal_made_for_it_makes_the_same_codes(extent, scheme, parts):
-    made = qparams_of(extent, replace(scheme, reciprocal=True), torch.float32)
-    assume(made is not None)
-    halves = (torch.arange(-255, 255) + 0.5) * made.scale
+    qparams = qparams_of(extent, replace(scheme, reciprocal=True), torch.float32)
+    assume(qparams is not None)
+    halves = (torch.arange(-255, 255) + 0.5) * qparams.scale
     x = torch.cat([halves, torch.tensor(parts) * max(-extent.low, extent.high)])
-    q = (x * (1 / made.scale) + made.zero_point).round().clamp(-128, 127)
-    assert torch.equal(codes(x, made, scheme), q)
+    q = (x * (1 / qparams.scale) + qparams.zero_point).round().clamp(-128, 127)
+    assert torch.equal(codes(x, qparams, scheme), q)
 
 
 @pytest.mark.parametrize("zero_point", [-128, -127, -3, 0, 1, 64, 127])

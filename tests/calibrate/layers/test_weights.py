@@ -21,33 +21,33 @@ seeds = st.integers(0, 2**32 - 1)
 
 def weight(seed: int, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (6, 10)) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    spread = torch.logspace(-3, 1, shape[0]).view(-1, *[1] * (len(shape) - 1))
-    made = torch.randn(shape, generator=generator) * spread
-    made[seed % shape[0]] = 0.0
-    return made.to(dtype)
+    magnitudes = torch.logspace(-3, 1, shape[0]).view(-1, *[1] * (len(shape) - 1))
+    values = torch.randn(shape, generator=generator) * magnitudes
+    values[seed % shape[0]] = 0.0
+    return values.to(dtype)
 
 
 @many
 @given(seeds, st.sampled_from(DTYPES))
 def test_each_channel_reaches_127_and_none_128(seed, dtype):
     w = weight(seed, dtype)
-    made = round_to_nearest(w)
-    largest = made.weight.int().abs().amax(1)
-    assert bool((made.scale > 0).all() and made.scale.isfinite().all())
+    quantized = round_to_nearest(w)
+    largest = quantized.weight.int().abs().amax(1)
+    assert bool((quantized.scale > 0).all() and quantized.scale.isfinite().all())
     assert torch.equal(largest == 127, (w != 0).any(1))
-    assert int(made.weight.min()) >= -127
+    assert int(quantized.weight.min()) >= -127
 
 
 @many
 @given(seeds, st.sampled_from(DTYPES))
 def test_codes_are_those_of_float64_to_one_and_within_half_a_step(seed, dtype):
     w = weight(seed, dtype)
-    made = round_to_nearest(w)
+    quantized = round_to_nearest(w)
     exact = w.double().abs().amax(1, keepdim=True) / 127
     wanted = (w.double() / torch.where(exact > 0, exact, 1.0)).round()
-    assert (made.weight.double() - wanted).abs().max() <= 1
-    back = made.weight.double() * made.scale.double().view(-1, 1)
-    assert bool(((back - w.double()).abs() <= made.scale.double().view(-1, 1) * 0.5001).all())
+    assert (quantized.weight.double() - wanted).abs().max() <= 1
+    back = quantized.weight.double() * quantized.scale.double().view(-1, 1)
+    assert bool(((back - w.double()).abs() <= quantized.scale.double().view(-1, 1) * 0.5001).all())
 
 
 @many
@@ -62,17 +62,17 @@ def test_permuted_channels_give_permuted_integers(seed):
 
 
 def test_a_channel_of_zeros_has_scale_one():
-    made = round_to_nearest(torch.tensor([[0.0, -0.0], [1.0, -2.0]]))
-    assert made.scale[0] == 1.0
-    assert made.weight[0].tolist() == [0, 0]
+    quantized = round_to_nearest(torch.tensor([[0.0, -0.0], [1.0, -2.0]]))
+    assert quantized.scale[0] == 1.0
+    assert quantized.weight[0].tolist() == [0, 0]
 
 
 @many
 @given(st.floats(2.0**-100, 2.0**100, width=32), st.sampled_from([1.0, -1.0]))
 def test_a_constant_channel_comes_back_to_an_ulp(value, sign):
     w = torch.full((1, 5), value * sign)
-    made = round_to_nearest(w)
-    back = dequantize(made.weight, QParams(made.scale, torch.zeros(1)), WEIGHT)
+    quantized = round_to_nearest(w)
+    back = dequantize(quantized.weight, QParams(quantized.scale, torch.zeros(1)), WEIGHT)
     assert bool(((back - w).abs() <= torch.finfo(torch.float32).eps * w.abs()).all())
 
 

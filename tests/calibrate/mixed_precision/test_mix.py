@@ -67,8 +67,8 @@ def test_the_error_said_is_that_of_the_final_latents(tiny, mixture):
     pipe, arguments, _ = tiny
     exact = run(pipe, arguments)
     with quantized(pipe.transformer, mixture.layers):
-        made = run(pipe, arguments)
-    measured = float((made - exact).double().square().mean())
+        latents = run(pipe, arguments)
+    measured = float((latents - exact).double().square().mean())
     assert mixture.report["budget"]["error"]["measured"] == pytest.approx(measured)
     assert torch.equal(run(pipe, arguments), exact)
 
@@ -144,12 +144,12 @@ def test_the_command_says_what_it_will_run_and_what_came_out(tiny_model, tmp_pat
     (tmp_path / "prompts.txt").write_text("a red circle")
     capture(tiny_model, tmp_path / "capture", tmp_path / "prompts.txt")
     few = ("--keep-float", "*.norm*", "--keep-float", "transformer_blocks.0", "--device", "cpu")
-    said = octavo("calibrate", tmp_path / "capture", tmp_path / "out", "--budget", "90%", *few)
-    assert "runs of 1 prompt in 3 steps, about" in said
-    assert "Budget 90%: " in said
+    output = octavo("calibrate", tmp_path / "capture", tmp_path / "out", "--budget", "90%", *few)
+    assert "runs of 1 prompt in 3 steps, about" in output
+    assert "Budget 90%: " in output
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["budget"]["bytes"]["used"] <= report["budget"]["bytes"]["limit"]
-    said = octavo("calibrate", tmp_path / "capture", tmp_path / "b", "--budget", "5", *few, code=2)
-    assert len(errors(said)) == 1
-    assert "has no unit" in errors(said)[0]
+    output = octavo("calibrate", tmp_path / "capture", tmp_path / "b", "--budget", "5", *few, code=2)
+    assert len(errors(output)) == 1
+    assert "has no unit" in errors(output)[0]
     assert not (tmp_path / "b").exists()

@@ -11,7 +11,7 @@ from octavo.calibrate.observers.extremes import Channels, channels_of
 from ...zoo.toy import DTYPES
 
 
-def taken(parts: list[torch.Tensor]) -> Channels:
+def channels_over(parts: list[torch.Tensor]) -> Channels:
     channels = Channels()
     for part in parts:
         channels.add(channels_of(part))
@@ -23,14 +23,14 @@ def taken(parts: list[torch.Tensor]) -> Channels:
 def test_any_split_in_any_order_gives_the_same_bits(seed, cuts, dtype):
     generator = torch.Generator().manual_seed(seed)
     rows = (torch.randn(40, 5, generator=generator) * 100).to(dtype)
-    whole = taken([rows])
+    whole = channels_over([rows])
     order = torch.randperm(40, generator=generator)
     parts = [part for part in rows[order].tensor_split(sorted(cuts)) if len(part)]
     merged = Channels()
     for part in parts:
-        merged.merge(taken([part.view(1, -1, 5)]))
+        merged.merge(channels_over([part.view(1, -1, 5)]))
     multiplier = torch.rand(5, generator=generator) + 0.1
-    for other in (taken(parts), merged):
+    for other in (channels_over(parts), merged):
         assert torch.equal(other.low, whole.low)
         assert torch.equal(other.high, whole.high)
         assert other.rows == whole.rows == 40
@@ -40,7 +40,10 @@ def test_any_split_in_any_order_gives_the_same_bits(seed, cuts, dtype):
 
 def test_the_range_is_that_of_the_multiplied_input():
     x, multiplier = torch.randn(30, 4), torch.tensor([0.01, 1.0, 5.0, 0.3])
-    assert taken([x]).range(Multiply(multiplier)) == (float((x * multiplier).min()), float((x * multiplier).max()))
+    assert channels_over([x]).range(Multiply(multiplier)) == (
+        float((x * multiplier).min()),
+        float((x * multiplier).max()),
+    )
 
 
 def test_nothing_and_what_is_not_finite():

@@ -52,8 +52,8 @@ def test_any_order_split_and_merge_tree_gives_the_same_bits(seed, name, dtype, s
     while len(observers) > 1:
         one = observers.pop(chance.randrange(len(observers)))
         observers[chance.randrange(len(observers))].merge(one)
-    made = observers[0].range()
-    assert struct_of(made) == struct_of(wanted)
+    extent = observers[0].range()
+    assert struct_of(extent) == struct_of(wanted)
 
 
 def struct_of(extent: Range) -> tuple[str, str]:
@@ -108,12 +108,12 @@ def test_sigma_is_mean_and_deviations_within_the_extremes(seed, dtype, sigma):
     x = sample(seed, dtype)
     exact = x.double()
     mean, std = exact.mean().item(), exact.std(correction=0).item()
-    made = observed("sigma", [x], Options(sigma)).range()
+    extent = observed("sigma", [x], Options(sigma)).range()
     low, high = exact.min().item(), exact.max().item()
     slack = 1e-6 * (std + abs(mean))
-    assert made.low == pytest.approx(max(low, mean - sigma * std), abs=sigma * slack + slack)
-    assert made.high == pytest.approx(min(high, mean + sigma * std), abs=sigma * slack + slack)
-    assert low <= made.low <= made.high <= high
+    assert extent.low == pytest.approx(max(low, mean - sigma * std), abs=sigma * slack + slack)
+    assert extent.high == pytest.approx(min(high, mean + sigma * std), abs=sigma * slack + slack)
+    assert low <= extent.low <= extent.high <= high
 
 
 def test_sigma_zero_means_the_extremes():
@@ -166,9 +166,9 @@ def test_no_values_and_no_tensors_are_refused(name):
 
 @pytest.mark.parametrize("name", sorted(OBSERVERS))
 def test_zeros_alone_are_a_range(name):
-    made = observed(name, [torch.zeros(3, 4), -torch.zeros(2, 4)]).range()
-    assert made == Range(0.0, 0.0)
-    assert math.copysign(1, made.low) == math.copysign(1, made.high) == 1
+    extent = observed(name, [torch.zeros(3, 4), -torch.zeros(2, 4)]).range()
+    assert extent == Range(0.0, 0.0)
+    assert math.copysign(1, extent.low) == math.copysign(1, extent.high) == 1
 
 
 def test_percentiles_leave_out_what_they_say():

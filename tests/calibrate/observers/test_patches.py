@@ -79,11 +79,11 @@ def test_a_corrected_bias_leaves_no_mean_error(groups):
     _, sums = survey_of(conv, inputs)
     choice = with_correction(conv.weight, Choice(INPUT), sums, groups)
 
-    def off(choice):
+    def mean_error(choice):
         return float((layer_of(conv, choice)(x) - conv(x)).mean((0, 2, 3)).abs().max())
 
     x = torch.cat(inputs)
-    assert off(choice) < 0.1 * off(Choice(INPUT))  # what stays is the rounding of deq to 19 bits
+    assert mean_error(choice) < 0.1 * mean_error(Choice(INPUT))  # what stays is the rounding of deq to 19 bits
 
 
 def smooth(count):
@@ -95,18 +95,18 @@ def smooth(count):
 @pytest.mark.parametrize("name", [name for name in WEIGHT_METHODS if name != "round-to-nearest"])
 def test_no_method_is_worse_than_rounding_on_patches_held_out(name):
     conv = conv_of({"kernel_size": 3, "padding": 1})
-    survey, sums = survey_of(conv, [smooth(48)[at : at + 2] for at in range(0, 48, 2)])
-    found = candidates(conv, Choice(INPUT), sums, Method((name,), {}, True))
-    assert len(found) == 4
-    errors = {(c.method, c.correction is not None): error_of(conv, c, survey.judge_sample) for c in found}
+    survey, sums = survey_of(conv, [smooth(48)[start : start + 2] for start in range(0, 48, 2)])
+    choices = candidates(conv, Choice(INPUT), sums, Method((name,), {}, True))
+    assert len(choices) == 4
+    errors = {(c.method, c.correction is not None): error_of(conv, c, survey.judge_sample) for c in choices}
     assert min(errors.values()) < errors["round-to-nearest", False]
 
 
 def test_convolutions_in_groups_have_their_bias_corrected_alone():
     conv = conv_of({"kernel_size": 3, "padding": 1, "groups": 2})
     _, sums = survey_of(conv, [torch.randn(2, CHANNELS, 8, 8)])
-    found = candidates(conv, Choice(INPUT), sums, Method(("gptq", "admm"), {}, True))
-    assert [(c.method, c.correction is not None) for c in found] == [
+    choices = candidates(conv, Choice(INPUT), sums, Method(("gptq", "admm"), {}, True))
+    assert [(c.method, c.correction is not None) for c in choices] == [
         ("round-to-nearest", False), ("round-to-nearest", True),
     ]  # fmt: skip
 
@@ -120,13 +120,13 @@ def test_rows_of_a_linear_are_taken_evenly_over_calls():
 @pytest.mark.parametrize("activations", ["static", "dynamic", "float"])
 def test_a_network_loses_less_with_weights_chosen_by_patches(activations):
     model, given_calls = small(), [Call((x,), {}) for x in pictures(12)]
-    held = torch.cat(pictures(3, seed=9))
+    held_out = torch.cat(pictures(3, seed=9))
 
     def noise(**options):
         result, folded = calibrate_folded(model, lambda: given_calls, Settings(activations=activations, **options))
         power = Power()
         with quantized(folded, result.layers):
-            power.add(model(held), folded(held))
+            power.add(model(held_out), folded(held_out))
         return power.noise, result.report["layers"]
 
     plain, _ = noise()
@@ -139,7 +139,7 @@ def test_a_network_loses_less_with_weights_chosen_by_patches(activations):
 def test_layers_with_the_largest_error_fall_back_to_float():
     model, given_calls = small(), [Call((x,), {}) for x in pictures(8)]
     result, _ = calibrate_folded(model, lambda: given_calls, Settings(fallback=2))
-    left = {row["name"] for row in result.report["layers"] if not row["scheme"]}
-    assert len(left) == 2
+    float_layers = {row["name"] for row in result.report["layers"] if not row["scheme"]}
+    assert len(float_layers) == 2
     worst = sorted(result.report["layers"], key=lambda row: -row["mse"])[:2]
-    assert left == {row["name"] for row in worst}
+    assert float_layers == {row["name"] for row in worst}

@@ -48,8 +48,8 @@ def steps(count: int, seed: int = 0) -> list[Prompted]:
     """One call of prompt `seed` for each of `count` noise levels, as a schedule of so many steps has them."""
     generator = torch.Generator().manual_seed(seed)
     return [
-        Prompted((torch.randn(2, 20, 8, generator=generator), torch.full((2,), 1000.0 * (1 - at / count))), {}, seed)
-        for at in range(count)
+        Prompted((torch.randn(2, 20, 8, generator=generator), torch.full((2,), 1000.0 * (1 - step / count))), {}, seed)
+        for step in range(count)
     ]
 
 
@@ -70,7 +70,7 @@ def sqnr(model: torch.nn.Module, result: Result, samples: list[Prompted]) -> flo
 
 @pytest.mark.parametrize("levels", [1, 2, 7, 8, 9, 28, 1000])
 def test_bins_hold_about_as_many_levels_each(levels):
-    edges = edges_of([float(at) for at in range(levels)] * 3)
+    edges = edges_of([float(level) for level in range(levels)] * 3)
     assert len(edges) == min(levels, BINS) - 1
     assert bool((edges.diff() > 0).all())
     counts = torch.bucketize(torch.arange(levels).float(), edges, right=True).bincount()
@@ -80,18 +80,18 @@ def test_bins_hold_about_as_many_levels_each(levels):
 
 def test_a_bin_s_range_is_that_of_its_calls_and_one_that_saw_nothing_has_that_of_all():
     model = Loud()
-    bins = Bins(torch.tensor([250.0, 500.0, 2000.0]), {at: at // 8 for at in range(32)})
+    bins = Bins(torch.tensor([250.0, 500.0, 2000.0]), {position: position // 8 for position in range(32)})
     samples = [call for seed in range(4) for call in steps(8, seed)]
     ranges, current, _ = observe_ranges(model, ["up", "patch"], samples, "minmax", OPTIONS, {}, bins)
     assert current.count == 32
     assert set(ranges) == {"up"}  # patch never ran
-    for at, (low, high) in enumerate([(0, 250), (250, 500), (500, 2000)]):
+    for bin_index, (low, high) in enumerate([(0, 250), (250, 500), (500, 2000)]):
         inside = [x * (t.view(-1, 1, 1) / 1000) ** 2 for (x, t), *_ in samples if low <= float(t[0]) < high]
-        assert ranges["up"][at] == pytest.approx(
+        assert ranges["up"][bin_index] == pytest.approx(
             (min(float(x.min()) for x in inside), max(float(x.max()) for x in inside))
         )
-    assert ranges["up"][3].low == min(each.low for each in ranges["up"][:3])
-    assert ranges["up"][3].high == max(each.high for each in ranges["up"][:3])
+    assert ranges["up"][3].low == min(extent.low for extent in ranges["up"][:3])
+    assert ranges["up"][3].high == max(extent.high for extent in ranges["up"][:3])
 
 
 @pytest.mark.parametrize("observer", OBSERVERS)
@@ -122,8 +122,8 @@ def test_rows_with_noise_levels_of_their_own_are_each_in_their_bin():
     (x, _), *_ = steps(1)[0]
     with torch.no_grad(), quantized(model, result.layers):
         both = model(x, torch.tensor([900.0, 100.0]))
-        each = [model(x[at : at + 1], torch.tensor([level])) for at, level in ((0, 900.0), (1, 100.0))]
-    assert torch.equal(both, torch.cat(each))
+        alone = [model(x[row : row + 1], torch.tensor([level])) for row, level in ((0, 900.0), (1, 100.0))]
+    assert torch.equal(both, torch.cat(alone))
 
 
 def test_a_level_on_an_edge_and_levels_beyond_all_have_a_bin():
@@ -162,21 +162,21 @@ def test_calls_without_a_noise_level_have_one_bin():
 def test_a_range_too_small_for_the_dtype_has_no_parameters():
     ranges = [Range(-0.5, 1.0), Range(-1.0, 2.0)]
     assert input_with(ranges, edges_of([0.0, 500.0]), ACTIVATION, torch.float32) is not None
-    tiny = [each._replace(low=each.low * 1e-8, high=each.high * 1e-8) for each in ranges]
+    tiny = [extent._replace(low=extent.low * 1e-8, high=extent.high * 1e-8) for extent in ranges]
     assert input_with([ranges[0], tiny[0]], edges_of([0.0, 500.0]), ACTIVATION, torch.float16) is None
 
 
 def cells(extents: list[list[float]]) -> list[list[MinMax]]:
     """Observers of bins and folds, each of which saw values from -1 to 1 times its extent; 0: it saw nothing."""
-    made = [[MinMax(OPTIONS) for _ in row] for row in extents]
-    for observer, extent in zip(itertools.chain(*made), itertools.chain(*extents), strict=True):
+    observers = [[MinMax(OPTIONS) for _ in row] for row in extents]
+    for observer, extent in zip(itertools.chain(*observers), itertools.chain(*extents), strict=True):
         if extent:
             observer.add(MinMax.read(torch.tensor([-extent, extent])))
-    return made
+    return observers
 
 
 def highs(extents: list[list[float]]) -> list[float]:
-    return [each.high for each in ranges_of(cells(extents), ACTIVATION)]
+    return [extent.high for extent in ranges_of(cells(extents), ACTIVATION)]
 
 
 def test_a_bin_has_its_own_range_only_where_the_range_of_its_other_calls_holds_each_call():
@@ -194,12 +194,12 @@ def test_a_bin_without_evidence_has_the_range_of_all():
 
 
 def test_calls_of_one_prompt_are_in_one_fold_of_a_bin_and_folds_are_of_equal_size():
-    levels = {at: float(at % 8) for at in range(64)}
-    named = bins_for(levels, [at // 8 for at in range(64)])
-    assert all(len({named.folds[at] for at in range(8 * unit, 8 * unit + 8)}) == 1 for unit in range(8))
+    levels = {position: float(position % 8) for position in range(64)}
+    named = bins_for(levels, [position // 8 for position in range(64)])
+    assert all(len({named.folds[position] for position in range(8 * unit, 8 * unit + 8)}) == 1 for unit in range(8))
     unnamed = bins_for(levels, [None] * 64)
     for bins in (named, unnamed):
-        folds = [sorted(bins.folds[at] for at in range(64) if at % 8 == level) for level in range(8)]
+        folds = [sorted(bins.folds[position] for position in range(64) if position % 8 == level) for level in range(8)]
         assert folds == [[0, 0, 1, 1, 2, 2, 3, 3]] * 8
 
 
@@ -207,9 +207,9 @@ def test_calls_of_one_prompt_are_in_one_fold_of_a_bin_and_folds_are_of_equal_siz
 @pytest.mark.parametrize("outliers", [0, 2])
 def test_ranges_by_noise_level_are_no_worse_than_static_ones_on_other_prompts(calls, outliers):
     model = hard(outliers=outliers)
-    samples, held = prompts(calls // 8, 8), prompts(4, 8, seed=7)
+    samples, held_out = prompts(calls // 8, 8), prompts(4, 8, seed=7)
     static, timestep = (
-        hard_sqnr(model, calibrated(model, samples, smoothing=True, activations=word, sqnr_calls=0).layers, held)
+        hard_sqnr(model, calibrated(model, samples, smoothing=True, activations=word, sqnr_calls=0).layers, held_out)
         for word in ("static", "timestep")
     )
     assert timestep > static - 0.2

@@ -25,10 +25,10 @@ def test_every_fourth_prompt_is_held_out_whole():
     samples = prompts(units=9, steps=3)
     model = hard(outliers=0)
     current = CurrentCall(model)
-    held = {(call.unit, current.held_out) for call in current.tracked(samples)}
-    assert held == {(unit, unit in (3, 7)) for unit in range(9)}
-    assert current.training == [at for at, call in enumerate(samples) if call.unit not in (3, 7)]
-    assert current.levels == {at: float(call.kwargs["timestep"][0]) for at, call in enumerate(samples)}
+    splits = {(call.unit, current.held_out) for call in current.tracked(samples)}
+    assert splits == {(unit, unit in (3, 7)) for unit in range(9)}
+    assert current.training == [position for position, call in enumerate(samples) if call.unit not in (3, 7)]
+    assert current.levels == {position: float(call.kwargs["timestep"][0]) for position, call in enumerate(samples)}
     assert current.units == [call.unit for call in samples]
     assert current.samples == 2 * current.count == 2 * len(samples)
 
@@ -36,7 +36,7 @@ def test_every_fourth_prompt_is_held_out_whole():
 def test_calls_of_no_prompt_are_held_out_by_their_place_and_few_calls_not_at_all():
     model = toy()
     current = CurrentCall(model)
-    assert [current.held_out for _ in current.tracked(calls(9))] == [at % 4 == 3 for at in range(9)]
+    assert [current.held_out for _ in current.tracked(calls(9))] == [position % 4 == 3 for position in range(9)]
     survey = survey_inputs(model, calls(3))[0]["blocks.0.up"]
     assert not survey.has_held_out
     assert torch.equal(survey.fit_channels.high, survey.all.high)
@@ -44,9 +44,9 @@ def test_calls_of_no_prompt_are_held_out_by_their_place_and_few_calls_not_at_all
 
 
 def test_what_is_judged_on_was_not_fitted():
-    ordinary, held = torch.rand(6, 4, 8), torch.rand(2, 4, 8) + 10
+    ordinary, held_out = torch.rand(6, 4, 8), torch.rand(2, 4, 8) + 10
     model = nn.Sequential(nn.Linear(8, 2))
-    order = [*ordinary[:3], held[0], *ordinary[3:], held[1]]
+    order = [*ordinary[:3], held_out[0], *ordinary[3:], held_out[1]]
     survey = survey_inputs(model, [Call((x,), {}) for x in order])[0]["0"]
     assert survey.has_held_out
     assert float(survey.fit_channels.high.max()) < 1 < 10 < float(survey.judge_sample.rows.min())
@@ -89,14 +89,14 @@ def test_tokens_and_rows_of_a_modulation_are_told_apart():
 @pytest.mark.parametrize("tensors", [1, 63, 64, 65, 1000])
 def test_a_sample_is_bounded_and_spread_over_all_it_was_given(tensors):
     sample = Sample()
-    for at in range(tensors):
-        sample.add(torch.full((8, 3), float(at)), float(at), (at, 0))
+    for position in range(tensors):
+        sample.add(torch.full((8, 3), float(position)), float(position), (position, 0))
     assert min(tensors * 8, 256) <= len(sample.rows) <= 512
     assert torch.equal(sample.levels, sample.rows[:, 0])
-    kept = sample.rows[:, 0].unique()
-    assert kept[0] == 0
-    assert kept[-1] >= 0.95 * (tensors - 1)
-    assert float(kept.diff().max() if len(kept) > 1 else 0) <= tensors / 16 + 1
+    values = sample.rows[:, 0].unique()
+    assert values[0] == 0
+    assert values[-1] >= 0.95 * (tensors - 1)
+    assert float(values.diff().max() if len(values) > 1 else 0) <= tensors / 16 + 1
 
 
 def test_noise_levels_of_a_sample_are_known_where_all_calls_have_one():

@@ -35,10 +35,10 @@ def test_every_geometry_folds_without_changing_the_output(first, second, seed):
     x = torch.randn(2, CHANNELS, 20, 19)
     with torch.no_grad():
         before = model(x)
-        made = fold_norms(model, call_of(x))
-        assert len(made.pairs) == 2
-        assert norms(made.model) == 0
-        assert relative(made.model(x), before) < 1e-5
+        folded = fold_norms(model, call_of(x))
+        assert len(folded.pairs) == 2
+        assert norms(folded.model) == 0
+        assert relative(folded.model(x), before) < 1e-5
         assert torch.equal(model(x), before)
     assert norms(model) == 2
 
@@ -46,8 +46,8 @@ def test_every_geometry_folds_without_changing_the_output(first, second, seed):
 def test_the_model_itself_changes_only_when_asked():
     model = small()
     state = copy.deepcopy(model.state_dict())
-    made = fold_norms(model, call_of(pictures()[0]))
-    assert made.model is not model
+    folded = fold_norms(model, call_of(pictures()[0]))
+    assert folded.model is not model
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     assert fold_norms(model, call_of(pictures()[0]), changing=True).model is model
     assert norms(model) == 0
@@ -134,9 +134,9 @@ def twice_called(net, x):
 @pytest.mark.parametrize("use", [chained, twice_called], ids=lambda use: use.__name__)
 def test_what_the_norm_alone_reads_is_folded(use):
     model, x = with_statistics(Net(use)), pictures()[0]
-    made = fold_norms(model, call_of(x))
-    assert made.pairs == (Pair("conv", "norm"),)
-    assert relative(made.model(x), model(x)) < 1e-5
+    folded = fold_norms(model, call_of(x))
+    assert folded.pairs == (Pair("conv", "norm"),)
+    assert relative(folded.model(x), model(x)) < 1e-5
 
 
 def test_a_norm_of_the_batch_itself_is_left_alone():
@@ -163,9 +163,9 @@ def test_a_shared_pair_stays_shared():
     model = with_statistics(nn.ModuleDict({"a": block, "b": block}))
     chain = with_statistics(nn.Sequential(model["a"], nn.ReLU(), model["b"]))
     x = pictures()[0]
-    made = fold_norms(chain, call_of(x)).model
-    assert made[0] is made[2]
-    assert relative(made(x), chain(x)) < 1e-5
+    folded = fold_norms(chain, call_of(x)).model
+    assert folded[0] is folded[2]
+    assert relative(folded(x), chain(x)) < 1e-5
 
 
 def test_a_model_that_looks_into_its_norms_is_left_alone():
@@ -173,19 +173,19 @@ def test_a_model_that_looks_into_its_norms_is_left_alone():
         return net.norm(net.conv(x)) * net.norm.running_var.sum()
 
     model = with_statistics(Net(looking))
-    made = fold_norms(model, call_of(pictures()[0]))
-    assert made.model is model
-    assert "they are not folded" in made.warning
+    folded = fold_norms(model, call_of(pictures()[0]))
+    assert folded.model is model
+    assert "they are not folded" in folded.warning
     assert norms(fold_norms(model, call_of(pictures()[0]), changing=True).model) == 1
 
 
 def test_what_runs_otherwise_in_training_is_folded_as_it_evaluates():
     model = small().train()
-    made = fold_norms(model, call_of(pictures()[0]))
-    assert len(made.pairs) == 5
+    folded = fold_norms(model, call_of(pictures()[0]))
+    assert len(folded.pairs) == 5
     assert model.training
-    assert made.model.training
-    assert made.model.eval()(pictures()[1]).allclose(model.eval()(pictures()[1]), atol=1e-4)
+    assert folded.model.training
+    assert folded.model.eval()(pictures()[1]).allclose(model.eval()(pictures()[1]), atol=1e-4)
 
 
 def test_a_model_that_cannot_be_copied_is_refused():
@@ -197,5 +197,5 @@ def test_a_model_that_cannot_be_copied_is_refused():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_folded_convolution_has_the_dtype_of_the_model(dtype):
     conv, norm = nn.Conv2d(3, 4, 3, bias=False).to(dtype), with_statistics(nn.BatchNorm2d(4)).to(dtype)
-    made = merged(conv, norm)
-    assert made.weight.dtype == made.bias.dtype == dtype
+    folded = merged(conv, norm)
+    assert folded.weight.dtype == folded.bias.dtype == dtype

@@ -25,7 +25,7 @@ class Casting(nn.Module):
         if self.casts:
             x = x.to(self.patches.weight.dtype)
         y = self.patches(x).mean((2, 3))
-        dtype = next(each.dtype for each in self.parameters() if each.is_floating_point())
+        dtype = next(parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
         return self.head(self.norm(self.inner(y).to(dtype)))
 
 

@@ -54,17 +54,17 @@ def test_the_same_twice_and_nothing_of_the_model_changes(trained):
 
 
 def test_the_batch_is_at_least_the_one_asked_for_and_progress_is_shown():
-    seen = []
+    steps = []
 
     def progress(label, items, total=None):
         for item in items:
-            seen.append((label, total))
+            steps.append((label, total))
             yield item
 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
     calls = synthetic_calls(model, [40, 3, 6, 6], progress=progress)
     assert {tuple(call.args[0].shape) for call in calls} == {(40, 3, 6, 6)}
-    assert len(seen) == seen[0][1] > 100
+    assert len(steps) == steps[0][1] > 100
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

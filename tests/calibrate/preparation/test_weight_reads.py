@@ -85,7 +85,7 @@ def test_modules_that_share_a_parameter_or_run_twice_are_quantized():
         def forward(self, tokens: Tensor) -> Tensor:
             return self.head(self.twin(self.proj(self.proj(self.embedding(tokens)))))
 
-    result = calibrate(Tied().eval(), lambda: [Call((torch.arange(at, at + 8)[None],), {}) for at in range(8)])
+    result = calibrate(Tied().eval(), lambda: [Call((torch.arange(start, start + 8)[None],), {}) for start in range(8)])
     assert set(result.layers) == {"proj", "head", "twin"}
     assert result.report["totals"]["output_sqnr"] > 25
 
@@ -120,21 +120,21 @@ class Padded(nn.Module):
 )  # fmt: skip
 def test_linears_of_torch_s_transformer_layers_become_integers(make):
     model = make()
-    given = [Call((*call.args, *call.args[: isinstance(model, nn.TransformerDecoderLayer)]), {}) for call in calls()]
+    samples = [Call((*call.args, *call.args[: isinstance(model, nn.TransformerDecoderLayer)]), {}) for call in calls()]
     fused = torch.backends.mha.get_fastpath_enabled()
-    result = calibrate(model, lambda: given)
+    result = calibrate(model, lambda: samples)
     assert torch.backends.mha.get_fastpath_enabled() == fused
     assert {name.rpartition(".")[2] for name in result.layers} == {"linear1", "linear2"}
     assert result.report["totals"]["output_sqnr"] > 30
     with torch.no_grad():
-        exact = model(*given[0].args)
+        exact = model(*samples[0].args)
         with quantized(model, result.layers):
-            plain = model(*given[0].args)  # the attention may be fused and round otherwise
+            plain = model(*samples[0].args)  # the attention may be fused and round otherwise
             with evaluating(model):
-                assert (model(*given[0].args) - plain).norm() < 0.02 * plain.norm()
-        assert torch.equal(model(*given[0].args), exact), "the model is not what it was"
+                assert (model(*samples[0].args) - plain).norm() < 0.02 * plain.norm()
+        assert torch.equal(model(*samples[0].args), exact), "the model is not what it was"
         assert not any(module._forward_pre_hooks for module in model.modules())
         install(model, result.layers)
         accelerate(model)
-        seen = slice(None, 3)  # the others are padding in one of the models
-        assert (model(*given[0].args)[:, seen] - plain[:, seen]).norm() < 0.02 * plain.norm()
+        unpadded = slice(None, 3)  # the others are padding in one of the models
+        assert (model(*samples[0].args)[:, unpadded] - plain[:, unpadded]).norm() < 0.02 * plain.norm()

@@ -48,28 +48,30 @@ class Changing(nn.Module):
 
 def samples() -> list[Call]:
     generator = torch.Generator().manual_seed(1)
-    found = []
+    calls = []
     for _ in range(8):
         x, a, b, c, d = torch.rand(5, 3, 8, generator=generator).unbind()
-        found.append(Call((x * 255, [a, b], {"scale": 2.0}, Cache(c), d.numpy()), {}))
-    return found
+        calls.append(Call((x * 255, [a, b], {"scale": 2.0}, Cache(c), d.numpy()), {}))
+    return calls
 
 
 def written(calls: list[Call]) -> str:
-    return repr([[each.tolist() if isinstance(each, Tensor) else each for each in call.args] for call in calls])
+    return repr(
+        [[argument.tolist() if isinstance(argument, Tensor) else argument for argument in call.args] for call in calls]
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_model_that_changes_its_inputs_in_place_is_that_which_copies_them(recipe):
-    found = []
+    reports = []
     for in_place in (False, True):
-        given = samples()
+        inputs = samples()
         result = calibrate(
-            Changing(in_place).eval(), lambda given=given: given, Settings(sqnr_calls=8, **RECIPES[recipe])
+            Changing(in_place).eval(), lambda inputs=inputs: inputs, Settings(sqnr_calls=8, **RECIPES[recipe])
         )
-        assert written(given) == written(samples())
-        found.append([result.report[key] for key in ("layers", "totals", "enough")])
-    assert found[0] == found[1]
+        assert written(inputs) == written(samples())
+        reports.append([result.report[key] for key in ("layers", "totals", "enough")])
+    assert reports[0] == reports[1]
 
 
 @pytest.mark.parametrize("exporter", [pytest.param(EXPORTERS[0], marks=pytest.mark.slow), EXPORTERS[1]])
@@ -86,14 +88,14 @@ def test_tracing_leaves_the_example_as_it_was_given(exporter):
 def test_a_copy_has_the_types_and_the_shared_tensors_of_what_was_given():
     x = torch.randn(4, 3).t()
     module = nn.Linear(2, 2)
-    given = (x, OrderedDict(b=x, a=[1, None, "s"]), Cache(x[:1]), module, torch.relu, torch.Size((2, 3)), 1.5)
-    made = copied_to(given, CPU)
-    assert [type(each) for each in made] == [type(each) for each in given]
-    assert made[0] is made[1]["b"]
-    assert torch.equal(made[0], x)
-    assert made[0].stride() == x.stride()
-    assert made[0].data_ptr() != x.data_ptr()
-    assert made[2].key.data_ptr() != given[2].key.data_ptr()
-    assert list(made[1]) == ["b", "a"]
-    assert made[3] is module
-    assert made[4:] == given[4:]
+    values = (x, OrderedDict(b=x, a=[1, None, "s"]), Cache(x[:1]), module, torch.relu, torch.Size((2, 3)), 1.5)
+    copies = copied_to(values, CPU)
+    assert [type(value) for value in copies] == [type(value) for value in values]
+    assert copies[0] is copies[1]["b"]
+    assert torch.equal(copies[0], x)
+    assert copies[0].stride() == x.stride()
+    assert copies[0].data_ptr() != x.data_ptr()
+    assert copies[2].key.data_ptr() != values[2].key.data_ptr()
+    assert list(copies[1]) == ["b", "a"]
+    assert copies[3] is module
+    assert copies[4:] == values[4:]

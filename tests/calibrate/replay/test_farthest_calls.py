@@ -17,22 +17,22 @@ class Call(NamedTuple):
 def pool(prompts: int = 8, steps: int = 7) -> list[Call]:
     """Calls of a denoiser: the same prompt embedding in each step, latents that shrink, a time that falls."""
     generator = torch.Generator().manual_seed(0)
-    made = []
+    calls = []
     for unit in range(prompts):
         prompt, latents = torch.randn(1, 5, 6, generator=generator), torch.randn(1, 3, 4, 4, generator=generator)
         for step in range(steps):
             time = torch.tensor([1000.0 * (steps - step) / steps])
-            made.append(Call((latents * (1 - step / 10),), {"prompt": prompt, "timestep": time}, unit))
-    return made
+            calls.append(Call((latents * (1 - step / 10),), {"prompt": prompt, "timestep": time}, unit))
+    return calls
 
 
 def test_a_descriptor_is_of_real_floats_however_deep_they_lie():
     inner = {"a": [torch.ones(2, 3), None], "b": (torch.zeros(2, dtype=torch.long), {"c": torch.ones(4)})}
     kwargs = {"x": inner, "mask": torch.ones(3, dtype=torch.bool), "z": torch.ones(2, dtype=torch.complex64)}
     kwargs |= {"none": None, "scale": 2.0, "name": "n", "empty": torch.ones(0, 3), "timestep": torch.tensor([5.0, 7.0])}
-    found = descriptor_of(Call((torch.ones(()), None), kwargs))
-    assert set(found.statistics) == {".0.0", ".1.x.a.0", ".1.x.b.1.c"}
-    assert found.level == 7.0
+    descriptor = descriptor_of(Call((torch.ones(()), None), kwargs))
+    assert set(descriptor.statistics) == {".0.0", ".1.x.a.0", ".1.x.b.1.c"}
+    assert descriptor.level == 7.0
     assert descriptor_of(Call((), {})) == (None, {}, False)
     assert [path for path, _ in floats_in(kwargs["x"])] == [".a.0", ".b.1.c"]
 
@@ -59,9 +59,9 @@ def test_all_calls_come_in_order_when_there_are_no_more_than_wanted():
 
 @pytest.mark.parametrize("wanted", [1, 2, 5, 12, 55])
 def test_as_many_different_calls_as_wanted_in_order_and_the_same_each_time(wanted):
-    found = farthest(iter(pool()), wanted)
-    assert found == sorted(set(found)) == farthest(iter(pool()), wanted)
-    assert len(found) == wanted
+    positions = farthest(iter(pool()), wanted)
+    assert positions == sorted(set(positions)) == farthest(iter(pool()), wanted)
+    assert len(positions) == wanted
 
 
 @pytest.mark.parametrize("outlier", [3, 20, 40])
@@ -78,9 +78,9 @@ def test_equal_calls_are_taken_by_position():
 
 def test_picks_are_spread_over_noise_levels_and_prompts():
     calls = pool()
-    found = [calls[at] for at in farthest(calls, 14)]
-    levels = [float(call.kwargs["timestep"]) for call in found]
-    assert len({call.unit for call in found}) >= 6
+    picks = [calls[position] for position in farthest(calls, 14)]
+    levels = [float(call.kwargs["timestep"]) for call in picks]
+    assert len({call.unit for call in picks}) >= 6
     assert len(set(levels)) >= 4
     assert min(levels) == pytest.approx(1000.0 / 7)
     assert max(levels) == 1000.0
@@ -89,12 +89,15 @@ def test_picks_are_spread_over_noise_levels_and_prompts():
 @pytest.mark.parametrize("wanted", [2, 3, 4, 16])
 def test_prompts_that_are_held_out_have_their_share(wanted):
     calls = pool()
-    held = sum(calls[at].unit % 4 == 3 for at in farthest(calls, wanted))
-    assert held == max(1, round(wanted / 4))
+    held_out_count = sum(calls[position].unit % 4 == 3 for position in farthest(calls, wanted))
+    assert held_out_count == max(1, round(wanted / 4))
 
 
 def test_each_tensor_counts_the_same_and_what_does_not_vary_counts_nothing():
-    calls = [Call((torch.randn(1, 2, 50), torch.randn(1, 3, 2)), {"same": torch.ones(7), "t": at}) for at in range(9)]
+    calls = [
+        Call((torch.randn(1, 2, 50), torch.randn(1, 3, 2)), {"same": torch.ones(7), "t": position})
+        for position in range(9)
+    ]
     points = points_of([descriptor_of(call) for call in calls])
     assert points.shape == (9, 1 + 3 * 50 + 3 * 2)
     assert float(points[:, 0].square().mean()) == pytest.approx(1.0)
@@ -103,5 +106,8 @@ def test_each_tensor_counts_the_same_and_what_does_not_vary_counts_nothing():
 
 
 def test_calls_of_several_sizes_and_without_some_tensors():
-    calls = [Call((torch.randn(1, 4, at + 1),), {"more": torch.ones(2) * at} if at % 2 else {}) for at in range(6)]
+    calls = [
+        Call((torch.randn(1, 4, position + 1),), {"more": torch.ones(2) * position} if position % 2 else {})
+        for position in range(6)
+    ]
     assert len(farthest(calls, 4)) == 4

@@ -20,14 +20,14 @@ def test_positional_and_keyword_inputs_are_heard_and_nothing_is_left_behind():
     model = toy()
     model.blocks[1].train()
     observers = minmax(model, "patch", "blocks.0.up", "blocks.0.down", "proj_out", "unused")
-    heard: list[torch.Tensor] = []
-    handle = model.blocks[0].down.register_forward_hook(lambda m, a, k, y: heard.append(k["input"]), with_kwargs=True)
+    inputs: list[torch.Tensor] = []
+    handle = model.blocks[0].down.register_forward_hook(lambda m, a, k, y: inputs.append(k["input"]), with_kwargs=True)
     exact = model(*calls()[0].args, **calls()[0].kwargs)
-    heard.clear()
+    inputs.clear()
     assert observe(model, observers, calls()) == 3
     handle.remove()
     assert observers["blocks.0.down"].range() == (
-        min(float(x.min()) for x in heard), max(float(x.max()) for x in heard)
+        min(float(x.min()) for x in inputs), max(float(x.max()) for x in inputs)
     )  # fmt: skip
     with pytest.raises(ValueError, match="no input was observed"):
         observers["unused"].range()
@@ -120,12 +120,12 @@ def test_a_model_whose_cache_skips_blocks_is_refused():
 
 
 def test_gradients_are_not_recorded_and_tensors_are_no_inference_tensors():
-    seen = []
+    modes = []
 
     class Asking(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            seen.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
+            modes.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled()))
             return x
 
     observe(Asking(), {}, [Call((torch.zeros(1),), {})])
-    assert seen == [(False, False)]
+    assert modes == [(False, False)]

@@ -9,9 +9,9 @@ from octavo.calibrate.replay.sqnr import Power, interval, powers_of, total
 
 
 def power(signal: float, noise: float) -> Power:
-    made = Power()
-    made.add(torch.tensor([signal**0.5]), torch.tensor([signal**0.5 + noise**0.5]))
-    return made
+    result = Power()
+    result.add(torch.tensor([signal**0.5]), torch.tensor([signal**0.5 + noise**0.5]))
+    return result
 
 
 def test_energies_are_summed_over_calls_before_the_ratio():
@@ -21,7 +21,7 @@ def test_energies_are_summed_over_calls_before_the_ratio():
 
 
 def test_the_interval_is_around_the_sqnr_and_narrows_with_more_calls():
-    calls = [power(100.0, 1.0 + 0.3 * (at % 3)) for at in range(48)]
+    calls = [power(100.0, 1.0 + 0.3 * (position % 3)) for position in range(48)]
     widths = []
     for count in (6, 12, 48):
         low, high = interval(calls[:count])
@@ -35,8 +35,8 @@ def test_the_interval_holds_the_sqnr_of_all_calls_about_as_often_as_it_says():
     generator = torch.Generator().manual_seed(0)
     drawn = torch.exp(0.3 * torch.randn(400, 8, generator=generator)).tolist()
     truth = 10 * math.log10(100 / math.exp(0.045))  # the mean of a lognormal number
-    held = [low <= truth <= high for low, high in (interval([power(100.0, each) for each in row]) for row in drawn)]
-    assert 0.9 < sum(held) / len(held) < 0.99
+    inside = [low <= truth <= high for low, high in (interval([power(100.0, noise) for noise in row]) for row in drawn)]
+    assert 0.9 < sum(inside) / len(inside) < 0.99
 
 
 def test_there_is_no_interval_of_two_calls_or_without_an_error():
@@ -53,4 +53,4 @@ def test_one_call_with_all_of_the_error_gives_a_wide_interval():
 def test_outputs_of_a_call_count_together():
     exact = [[torch.ones(2), torch.ones(3)], [torch.ones(1)]]
     other = [[tensor + 0.1 for tensor in call] for call in exact]
-    assert [each.count for each in powers_of(exact, other)] == [5, 1]
+    assert [call_power.count for call_power in powers_of(exact, other)] == [5, 1]

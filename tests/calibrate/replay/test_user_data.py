@@ -41,8 +41,8 @@ class Folder:
 def test_every_form_says_the_same(form, shape):
     calls = calls_of(form([shape(x) for x in pictures()]))
     for _ in range(2):
-        found = [call.args[0] if call.args else call.kwargs["pixel_values"] for call in calls()]
-        assert all(torch.equal(a, b) for a, b in zip(found, pictures(), strict=True))
+        tensors = [call.args[0] if call.args else call.kwargs["pixel_values"] for call in calls()]
+        assert all(torch.equal(a, b) for a, b in zip(tensors, pictures(), strict=True))
 
 
 def test_what_can_be_read_again_is_read_once():
@@ -78,8 +78,8 @@ class Cropped(Dataset):
         return 8
 
     def __getitem__(self, index: int) -> Tensor:
-        left = int(torch.randint(0, 3, ()))
-        return self._pictures[index % 2][0, :, :, left : left + 6]
+        offset = int(torch.randint(0, 3, ()))
+        return self._pictures[index % 2][0, :, :, offset : offset + 6]
 
 
 class Drawn(IterableDataset):
@@ -119,13 +119,13 @@ def test_every_pass_gives_the_samples_of_the_first(name):
 
 def test_a_shuffled_loader_gives_the_integers_of_a_list_in_that_order_and_of_the_same_seed():
     loader = DataLoader(TensorDataset(torch.cat(pictures())), batch_size=2, shuffle=True)
-    found = []
+    results = []
     for form in (list, iter, lambda loader: loader, lambda loader: loader):
         torch.manual_seed(3)
         calibrator = Calibrator(small(), QuantConfig(act_method=1, quant_mode=1), form(loader))
         calibrator.run()
-        found.append((calibrator.get_quant_params()[0], calibrator.result.report["totals"]))
-    assert all(each == found[0] for each in found)
+        results.append((calibrator.get_quant_params()[0], calibrator.result.report["totals"]))
+    assert all(result == results[0] for result in results)
 
 
 def test_data_too_large_to_keep_are_read_again_and_refused_where_they_differ():
@@ -149,10 +149,10 @@ SHUFFLED = {
 @pytest.mark.parametrize("name", SHUFFLED)
 def test_data_too_large_to_keep_that_vary_are_refused_before_a_pass_ends(name):
     torch.manual_seed(0)
-    taken = []
+    samples = []
     calls = Passes(SHUFFLED[name](), limit=4000)
-    refused(lambda: taken.extend(calls()), 4, "calib_data[", "differs from the pass before", "Turn off shuffling")
-    assert len(taken) <= 6
+    refused(lambda: samples.extend(calls()), 4, "calib_data[", "differs from the pass before", "Turn off shuffling")
+    assert len(samples) <= 6
 
 
 def test_the_same_workers_that_stay_give_every_pass_of_large_data():
@@ -165,19 +165,19 @@ def test_the_same_workers_that_stay_give_every_pass_of_large_data():
 
 @pytest.mark.parametrize("other", [2, 4])
 def test_another_number_of_samples_is_refused(other):
-    given = [pictures()[0]] * 3
-    calls = Passes(Growing(given), limit=1)
+    samples = [pictures()[0]] * 3
+    calls = Passes(Growing(samples), limit=1)
     assert len(list(calls())) == 3
-    given[:] = [pictures()[0]] * other
+    samples[:] = [pictures()[0]] * other
     refused(lambda: list(calls()), 4, f"calib_data[{min(other, 3)}]: differs from the pass before")
 
 
 class Growing:
-    def __init__(self, given: list[Tensor]) -> None:
-        self.given = given
+    def __init__(self, samples: list[Tensor]) -> None:
+        self.samples = samples
 
     def __iter__(self):
-        return iter(self.given)
+        return iter(self.samples)
 
 
 class Broken(Dataset):

@@ -30,13 +30,13 @@ METHODS = [name for name in WEIGHT_METHODS if name != NEAREST]
 
 
 @cache
-def known() -> tuple[torch.nn.Module, list[Call], dict[str, Survey], dict[str, Choice]]:
+def surveyed_model() -> tuple[torch.nn.Module, list[Call], dict[str, Survey], dict[str, Choice]]:
     """A model, calls of which none is held out, what is known of the inputs, and choices that round to the nearest."""
     model, samples = hard(outliers=0), prompts(8, 2)
     surveys, current = survey_inputs(model, samples)
-    surveys = {name: each for name, each in surveys.items() if each.has_input and "blocks.0" in name}
-    extents = {name: each.all.range() for name, each in surveys.items()}
-    training = [samples[at] for at in current.training]
+    surveys = {name: survey for name, survey in surveys.items() if survey.has_input and "blocks.0" in name}
+    extents = {name: survey.all.range() for name, survey in surveys.items()}
+    training = [samples[position] for position in current.training]
     choices = {}
     for name, extent in extents.items():
         qparams = qparams_of(extent, ACTIVATION, torch.float32)
@@ -46,46 +46,46 @@ def known() -> tuple[torch.nn.Module, list[Call], dict[str, Survey], dict[str, C
 
 
 @cache
-def found(*weights: str, correct: bool = False) -> dict[str, Choice]:
-    model, training, surveys, choices = known()
+def weight_choices(*weights: str, correct: bool = False) -> dict[str, Choice]:
+    model, training, surveys, choices = surveyed_model()
     return choose_weights(model, choices, surveys, lambda: training, Method(weights, FEW, correct), Work())
 
 
 @pytest.mark.parametrize("correct", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 def test_no_layer_is_worse_on_rows_held_out_and_its_choice_says_by_which_method(method, correct):
-    model, _, surveys, choices = known()
-    made = found(method, correct=correct)
-    assert made.keys() == choices.keys()
-    for name, choice in made.items():
+    model, _, surveys, choices = surveyed_model()
+    chosen = weight_choices(method, correct=correct)
+    assert chosen.keys() == choices.keys()
+    for name, choice in chosen.items():
         module, rows = layer_at(model, name), surveys[name].judge_sample
         assert error_of(module, choice, rows) <= error_of(module, choices[name], rows)
         assert choice.method == (NEAREST if choice.weight is None else method)
         assert choice.input is choices[name].input or method == "easy-quant"
-    assert any(choice.weight is not None for choice in made.values())
+    assert any(choice.weight is not None for choice in chosen.values())
 
 
 def test_of_several_methods_each_layer_takes_the_best():
-    model, _, surveys, _ = known()
-    made = [found("easy-quant"), found("gptq"), found("easy-quant", "gptq")]
-    for name in made[-1]:
-        errors = [error_of(layer_at(model, name), each[name], surveys[name].judge_sample) for each in made]
+    model, _, surveys, _ = surveyed_model()
+    results = [weight_choices("easy-quant"), weight_choices("gptq"), weight_choices("easy-quant", "gptq")]
+    for name in results[-1]:
+        errors = [error_of(layer_at(model, name), chosen[name], surveys[name].judge_sample) for chosen in results]
         assert errors[-1] == min(errors)
 
 
 def test_easy_quant_clips_the_input_where_outliers_cost_most_unless_it_is_smoothed():
-    model, samples, held = hard(), prompts(8, 2), prompts(2, 3, seed=50)
+    model, samples, held_out = hard(), prompts(8, 2), prompts(2, 3, seed=50)
     for smoothing in (False, True):
-        plain, made = (
+        plain, clipped = (
             calibrated(model, samples, smoothing=smoothing, weights=weights).layers for weights in ((), ("easy-quant",))
         )
-        changed = [name for name in made if not torch.equal(made[name].input_scale, plain[name].input_scale)]
+        changed = [name for name in clipped if not torch.equal(clipped[name].input_scale, plain[name].input_scale)]
         if smoothing:
             assert not [name for name in changed if plain[name].mul_scale is not None]
         else:
             assert changed
-            assert all(made[name].input_scale < plain[name].input_scale for name in changed)
-            assert sqnr(model, made, held) > sqnr(model, plain, held) + 1
+            assert all(clipped[name].input_scale < plain[name].input_scale for name in changed)
+            assert sqnr(model, clipped, held_out) > sqnr(model, plain, held_out) + 1
 
 
 def test_the_report_says_which_method_and_where_it_did_not_help():
@@ -98,12 +98,12 @@ def test_the_report_says_which_method_and_where_it_did_not_help():
 
 
 def test_a_correction_lowers_the_mean_error_seen_and_unseen():
-    model, training, surveys, choices = known()
-    corrected = found(correct=True)
+    model, training, surveys, choices = surveyed_model()
+    corrected = weight_choices(correct=True)
     names = [name for name, choice in corrected.items() if choice.correction is not None and surveys[name].has_tokens]
     assert len(names) > 3
     for samples in (training, prompts(4, 5, seed=60)):
-        plain, better = (mean_errors(model, {n: each[n] for n in names}, samples) for each in (choices, corrected))
+        plain, better = (mean_errors(model, {n: chosen[n] for n in names}, samples) for chosen in (choices, corrected))
         assert sum(better.values()) < 0.5 * sum(plain.values())
 
 
@@ -125,11 +125,11 @@ def mean_errors(model: torch.nn.Module, choices: dict[str, Choice], samples: lis
     outputs(model, samples)
     for hook in hooks:
         hook.remove()
-    return {name: float(torch.cat(each).mean(0).square().sum()) for name, each in errors.items()}
+    return {name: float(torch.cat(tensors).mean(0).square().sum()) for name, tensors in errors.items()}
 
 
 def test_the_sums_of_one_layer_at_a_time_give_the_same_bits():
-    model, training, surveys, choices = known()
+    model, training, surveys, choices = surveyed_model()
     replays = 0
 
     def calls() -> list[Call]:

@@ -37,28 +37,28 @@ def rows(seed, tokens=200, columns=24):
 
 def weight_of(seed, dtype=torch.float32, shape=(10, 24)):
     generator = torch.Generator().manual_seed(seed)
-    made = torch.randn(shape, generator=generator) * torch.logspace(-4, 1, shape[0]).view(-1, *[1] * (len(shape) - 1))
-    made[seed % shape[0]] = 0.0
-    return made.to(dtype)
+    values = torch.randn(shape, generator=generator) * torch.logspace(-4, 1, shape[0]).view(-1, *[1] * (len(shape) - 1))
+    values[seed % shape[0]] = 0.0
+    return values.to(dtype)
 
 
-def known(x, integers):
+def input_sums(x, integers):
     """The sums of rows `x`, as 8-bit integers see them or as they are."""
     qparams = qparams_of(Range(float(x.min()), float(x.max())), ACTIVATION, torch.float32) if integers else None
     return inputs_of(x, qparams, ACTIVATION)
 
 
-def check(weight, made, inputs):
+def check(weight, quantized, inputs):
     nearest = round_to_nearest(weight)
-    assert made.weight.dtype == torch.int8
-    assert made.weight.shape == weight.shape
-    assert int(made.weight.min()) >= -127
-    assert made.scale.dtype == torch.float32
-    assert made.scale.shape == weight.shape[:1]
-    assert bool((made.scale >= 2.0**-126).all() and made.scale.isfinite().all())
-    assert bool((error(weight, made, inputs) <= error(weight, nearest, inputs)).all())
+    assert quantized.weight.dtype == torch.int8
+    assert quantized.weight.shape == weight.shape
+    assert int(quantized.weight.min()) >= -127
+    assert quantized.scale.dtype == torch.float32
+    assert quantized.scale.shape == weight.shape[:1]
+    assert bool((quantized.scale >= 2.0**-126).all() and quantized.scale.isfinite().all())
+    assert bool((error(weight, quantized, inputs) <= error(weight, nearest, inputs)).all())
     empty = (weight == 0).flatten(1).all(1)
-    assert bool((made.scale[empty] == 1.0).all() and (made.weight[empty] == 0).all())
+    assert bool((quantized.scale[empty] == 1.0).all() and (quantized.weight[empty] == 0).all())
 
 
 @every
@@ -67,14 +67,14 @@ def check(weight, made, inputs):
     seeds, st.sampled_from(DTYPES), st.sampled_from([1, 5, 200]), st.booleans(), st.sampled_from([(10, 24), (1, 24)])
 )
 def test_no_channel_is_worse_than_rounded_to_the_nearest(method, seed, dtype, tokens, integers, shape):
-    weight, inputs = weight_of(seed, dtype, shape), known(rows(seed, tokens), integers)
+    weight, inputs = weight_of(seed, dtype, shape), input_sums(rows(seed, tokens), integers)
     check(weight, run(method, weight, inputs), inputs)
 
 
 @every
 @pytest.mark.parametrize("scale", [1e-33, 1e30])
 def test_small_and_large_channels(method, scale):
-    weight, inputs = torch.randn(4, 24) * scale, known(rows(2), True)
+    weight, inputs = torch.randn(4, 24) * scale, input_sums(rows(2), True)
     check(weight, run(method, weight, inputs), inputs)
 
 
@@ -82,7 +82,7 @@ def test_small_and_large_channels(method, scale):
 @pytest.mark.parametrize("shape", [(3, 1), (4, 2, 3, 3)])
 def test_single_columns_and_convolutions(method, shape):
     weight = weight_of(5, shape=shape)
-    inputs = known(rows(6, columns=max(weight[0].numel(), 4))[:, : weight[0].numel()].contiguous(), True)
+    inputs = input_sums(rows(6, columns=max(weight[0].numel(), 4))[:, : weight[0].numel()].contiguous(), True)
     check(weight, run(method, weight, inputs), inputs)
 
 
@@ -96,14 +96,14 @@ def test_an_input_of_zeros_and_an_unknown_one(method):
 @every
 def test_it_is_none_where_rounding_to_the_nearest_is(method):
     weight = torch.tensor([[1e-38, 1e-39], [1.0, 2.0]])
-    assert run(method, weight, known(torch.randn(9, 2), True)) is None
+    assert run(method, weight, input_sums(torch.randn(9, 2), True)) is None
     assert run(method, weight, None) is None
 
 
 @every
 @pytest.mark.parametrize("integers", [False, True])
 def test_again_the_same_bits_and_the_arguments_as_they_were(method, integers):
-    weight, inputs = weight_of(8), known(rows(8), integers)
+    weight, inputs = weight_of(8), input_sums(rows(8), integers)
     before = weight.clone(), inputs.gram.clone(), None if inputs.cross is None else inputs.cross.clone()
     one, other = run(method, weight, inputs), run(method, weight, inputs)
     assert torch.equal(one.weight, other.weight)
@@ -117,7 +117,7 @@ def test_again_the_same_bits_and_the_arguments_as_they_were(method, integers):
 @pytest.mark.parametrize("integers", [False, True])
 def test_permuted_channels_give_permuted_errors(method, integers):
     """And the same integers, but for the order in which a product is summed at the edge of its blocks."""
-    weight, inputs = weight_of(3, shape=(16, 24)), known(rows(3), integers)
+    weight, inputs = weight_of(3, shape=(16, 24)), input_sums(rows(3), integers)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     one, other = run(method, weight, inputs), run(method, weight[order], inputs)
     assert (one.weight[order] == other.weight).double().mean() > 0.95
@@ -131,43 +131,45 @@ def test_permuted_channels_give_permuted_errors(method, integers):
 @pytest.mark.parametrize("integers", [False, True])
 def test_the_error_falls_and_falls_on_other_rows_too(method, most, integers):
     weight = torch.randn(16, 150, generator=torch.Generator().manual_seed(0))
-    seen, unseen = known(rows(1, 2000, 150), integers), known(rows(2, 2000, 150), integers)
-    made, nearest = run(method, weight, seen), round_to_nearest(weight)
-    for inputs in (seen, unseen):
-        assert error(weight, made, inputs).sum() < most * error(weight, nearest, inputs).sum()
+    calibration, held_out = input_sums(rows(1, 2000, 150), integers), input_sums(rows(2, 2000, 150), integers)
+    quantized, nearest = run(method, weight, calibration), round_to_nearest(weight)
+    for inputs in (calibration, held_out):
+        assert error(weight, quantized, inputs).sum() < most * error(weight, nearest, inputs).sum()
 
 
 @pytest.mark.parametrize("integers", [False, True])
 def test_gptq_rounds_what_is_best_given_the_columns_before(integers):
     weight = torch.randn(4, 140, generator=torch.Generator().manual_seed(0))
-    inputs = known(rows(1, 300, 140), integers)
-    case, made = case_of(weight, inputs), gptq(weight, inputs)
+    inputs = input_sums(rows(1, 300, 140), integers)
+    case, quantized = case_of(weight, inputs), gptq(weight, inputs)
     order = case.hessian.diagonal().argsort(descending=True, stable=True)
     h, t = case.hessian[order][:, order], case.target[:, order]
     d = torch.zeros_like(t)
-    for at in range(140):
-        share = torch.linalg.solve(h[at:, at:], h[at:, :at])[0]
-        d[:, at] = (t[:, at] - d[:, :at] @ share).round().clamp(-127, 127) - t[:, at]
-    assert torch.equal(made.weight[:, order], (t + d).round().to(torch.int8))
-    assert torch.equal(made.scale, case.scale.float())
+    for column in range(140):
+        share = torch.linalg.solve(h[column:, column:], h[column:, :column])[0]
+        d[:, column] = (t[:, column] - d[:, :column] @ share).round().clamp(-127, 127) - t[:, column]
+    assert torch.equal(quantized.weight[:, order], (t + d).round().to(torch.int8))
+    assert torch.equal(quantized.scale, case.scale.float())
 
 
 @pytest.mark.parametrize("integers", [False, True])
 def test_no_scale_of_the_grid_beats_that_of_easy_quant(integers):
-    weight, inputs = weight_of(1), known(rows(1), integers)
-    made, nearest = run("easy-quant", weight, inputs), round_to_nearest(weight)
+    weight, inputs = weight_of(1), input_sums(rows(1), integers)
+    quantized, nearest = run("easy-quant", weight, inputs), round_to_nearest(weight)
     damping = 0.01 * inputs.gram.diagonal().mean() * torch.eye(24)
     cross = None if inputs.cross is None else inputs.cross + damping
     inputs = Inputs(inputs.gram + damping, cross, inputs.tokens)  # what it judges by
     for factor in torch.linspace(0.5, 1.2, FEW["easy-quant"]).tolist():
         codes = (weight / (nearest.scale[:, None] * factor)).round().clamp(-127, 127).to(torch.int8)
         tried = error(weight, QuantizedWeight(codes, nearest.scale * factor), inputs)
-        assert bool((error(weight, made, inputs) <= tried + 1e-9 * tried.abs()).all())
+        assert bool((error(weight, quantized, inputs) <= tried + 1e-9 * tried.abs()).all())
 
 
 @pytest.mark.parametrize("integers", [False, True])
 def test_what_is_learned_or_alternated_beats_the_nearest_before_any_descent(integers):
-    case = case_of(torch.randn(16, 70, generator=torch.Generator().manual_seed(0)), known(rows(1, 500, 70), integers))
+    case = case_of(
+        torch.randn(16, 70, generator=torch.Generator().manual_seed(0)), input_sums(rows(1, 500, 70), integers)
+    )
     low = case.target.floor().clamp(-127, 126)
     best = run_stages(case, 140)
     start = quadratic_form(case.target.round() - case.target, case.hessian).sum()
@@ -179,15 +181,15 @@ def test_making_up_for_the_input_pays_on_seen_rows_and_costs_nothing_on_others()
     weight = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
     x, other = rows(1, 12), rows(2, 2000)
     qparams = qparams_of(Range(float(other.min()), float(other.max())), ACTIVATION, torch.float32)
-    seen, unseen = (inputs_of(each, qparams, ACTIVATION) for each in (x, other))
-    case = case_of(weight, seen)
+    calibration, held_out = (inputs_of(tokens, qparams, ACTIVATION) for tokens in (x, other))
+    case = case_of(weight, calibration)
     d = case.target * case.scale[:, None] - weight.double()
     added = [
         (quadratic_form(d, i.gram) - 2 * (weight.double() @ (i.cross - i.gram).T * d).sum(1)).sum()
-        for i in (seen, unseen)
+        for i in (calibration, held_out)
     ]
     assert added[0] < 0
-    assert added[1] < 0.25 * error(weight, round_to_nearest(weight), unseen).sum()
+    assert added[1] < 0.25 * error(weight, round_to_nearest(weight), held_out).sum()
 
 
 def test_gptq_without_inputs_rounds_to_the_nearest():
@@ -201,21 +203,21 @@ def test_the_error_is_that_of_the_output_beyond_what_the_input_costs(seed):
     weight, x = weight_of(seed).double(), rows(seed)
     qparams = qparams_of(Range(float(x.min()), float(x.max())), ACTIVATION, torch.float32)
     xq = dequantize(quantize(x, qparams, ACTIVATION), qparams, ACTIVATION).double()
-    made = round_to_nearest(weight_of(seed))
-    v = made.weight.double() * made.scale.double()[:, None]
+    quantized = round_to_nearest(weight_of(seed))
+    v = quantized.weight.double() * quantized.scale.double()[:, None]
     whole = (x.double() @ weight.T - xq @ v.T).square().sum(0)
     own = ((x.double() - xq) @ weight.T).square().sum(0)
-    found = error(weight, made, inputs_of(x, qparams, ACTIVATION))
-    torch.testing.assert_close(found, whole - own, rtol=1e-6, atol=1e-9)
+    loss = error(weight, quantized, inputs_of(x, qparams, ACTIVATION))
+    torch.testing.assert_close(loss, whole - own, rtol=1e-6, atol=1e-9)
 
 
 def test_directions_that_the_calibration_never_saw_keep_their_weights():
     weight, x = torch.randn(5, 24), rows(1, tokens=4)
-    case = case_of(weight, known(x, True))
+    case = case_of(weight, input_sums(x, True))
     moved = case.target * case.scale[:, None] - weight.double()
     qparams = qparams_of(Range(float(x.min()), float(x.max())), ACTIVATION, torch.float32)
-    seen = dequantize(quantize(x, qparams, ACTIVATION), qparams, ACTIVATION).double()
-    basis = torch.linalg.svd(seen)[2][4:]  # (20, in), at right angles to every row that was seen
+    integer_rows = dequantize(quantize(x, qparams, ACTIVATION), qparams, ACTIVATION).double()
+    basis = torch.linalg.svd(integer_rows)[2][4:]  # (20, in), at right angles to every row that was seen
     assert moved.abs().max() > 1e-5
     assert (moved @ basis.T).abs().max() < 1e-7
 
@@ -231,7 +233,7 @@ def test_what_has_no_factor_gets_one_or_a_name():
 @some
 @given(seeds)
 def test_a_descent_never_climbs(seed):
-    case = case_of(weight_of(seed), known(rows(seed), True))
+    case = case_of(weight_of(seed), input_sums(rows(seed), True))
     start = case.target.round()
     most = torch.full_like(start, 127)
     lower = descend(case, start, -most, most, sweeps=1)
@@ -251,25 +253,25 @@ def cosine(weight, quantized, x, qparams, scheme):
 def test_the_scale_of_an_activation_leaves_its_outliers(scheme, dtype):
     weight, x = torch.randn(8, 24, generator=torch.Generator().manual_seed(0)), rows(5)
     present = qparams_of(Range(4 * float(x.min()), 4 * float(x.max())), scheme, dtype)  # far too wide
-    made = round_to_nearest(weight)
-    found = activation_scale(weight, made, x, present, scheme, dtype)
-    assert found.scale < present.scale
-    assert found.scale.to(dtype).float() == found.scale
-    assert cosine(weight, made, x, found, scheme) > cosine(weight, made, x, present, scheme)
-    assert float(dequantize(quantize(torch.zeros(1), found, scheme), found, scheme)) == 0.0
+    quantized = round_to_nearest(weight)
+    qparams = activation_scale(weight, quantized, x, present, scheme, dtype)
+    assert qparams.scale < present.scale
+    assert qparams.scale.to(dtype).float() == qparams.scale
+    assert cosine(weight, quantized, x, qparams, scheme) > cosine(weight, quantized, x, present, scheme)
+    assert float(dequantize(quantize(torch.zeros(1), qparams, scheme), qparams, scheme)) == 0.0
 
 
 def test_an_activation_of_zeros_keeps_its_scale():
     present = qparams_of(Range(-1.0, 1.0), ACTIVATION, torch.float32)
     weight = torch.randn(3, 4)
-    made = round_to_nearest(weight)
-    assert activation_scale(weight, made, torch.zeros(5, 4), present, ACTIVATION, torch.float32) == present
+    quantized = round_to_nearest(weight)
+    assert activation_scale(weight, quantized, torch.zeros(5, 4), present, ACTIVATION, torch.float32) == present
 
 
 def test_weights_and_activation_in_turn_are_no_worse_than_neither():
     weight, x = torch.randn(8, 24, generator=torch.Generator().manual_seed(0)), rows(5)
     present = qparams_of(Range(2 * float(x.min()), 2 * float(x.max())), ACTIVATION, torch.float16)
-    made, found = easy_quant_pair(weight, x, present, ACTIVATION, torch.float16)
+    quantized, qparams = easy_quant_pair(weight, x, present, ACTIVATION, torch.float16)
     nearest = round_to_nearest(weight)
-    assert cosine(weight, made, x, found, ACTIVATION) > cosine(weight, nearest, x, present, ACTIVATION)
+    assert cosine(weight, quantized, x, qparams, ACTIVATION) > cosine(weight, nearest, x, present, ACTIVATION)
     assert easy_quant_pair(torch.full((1, 24), 1e-39), x, present, ACTIVATION, torch.float16) is None

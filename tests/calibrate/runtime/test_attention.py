@@ -128,7 +128,7 @@ NOT_OURS = {
     "dropout": ((Q, Q, Q), {"dropout_p": 0.1}),
     "causal": ((Q, Q, Q), {"is_causal": True}),
     "groups": ((Q, Q[:, :2], Q[:, :2]), {"enable_gqa": True}),
-    "spread heads": ((Q, Q[:, :1], Q[:, :1]), {}),
+    "broadcast heads": ((Q, Q[:, :1], Q[:, :1]), {}),
     "float64": ((Q.double(), Q.double(), Q.double()), {}),
     "gradient": ((Q.clone().requires_grad_(), Q, Q), {}),
     "few": ((Q[:, :, :5], Q[:, :, :5], Q[:, :, :5]), {}),
@@ -205,9 +205,9 @@ def test_it_lasts_as_long_as_a_forward_and_comes_with_a_copy():
     file = io.BytesIO()
     torch.save(model, file)
     file.seek(0)
-    for each in (model, copy.deepcopy(model), torch.load(file, weights_only=False)):
-        y = each(x)
-        assert each.inside[-1]
+    for instance in (model, copy.deepcopy(model), torch.load(file, weights_only=False)):
+        y = instance(x)
+        assert instance.inside[-1]
         assert outside()
         assert torch.allclose(y, wanted, atol=1e-6)
     for options in ({"backend": "reference"}, {"attention": False}):
@@ -237,11 +237,11 @@ def test_a_forward_that_fails_leaves_nothing_behind():
 
 
 def test_other_threads_do_not_hear_of_it():
-    found = []
+    outcomes = []
 
     class Asks(Model):
         def forward(self, x):
-            thread = threading.Thread(target=lambda: found.append(outside()))
+            thread = threading.Thread(target=lambda: outcomes.append(outside()))
             thread.start()
             thread.join()
             return super().forward(x)
@@ -249,7 +249,7 @@ def test_other_threads_do_not_hear_of_it():
     model = Asks()
     attend(model, True)
     model(Q[0])
-    assert found == [True]
+    assert outcomes == [True]
     assert model.inside == [True]
 
 
@@ -268,7 +268,7 @@ def test_a_transformer_puts_out_what_it_did():
 @pytest.mark.parametrize("name", OF)
 def test_denoisers_of_all_families_put_out_what_they_did(name, monkeypatch):
     pipe, arguments, module = denoiser(name)
-    memory, taken = Memory(), []
+    memory, uses = Memory(), []
     with Recorder(module, memory):
         run(pipe, arguments)
     call = memory.calls[0]
@@ -278,8 +278,8 @@ def test_denoisers_of_all_families_put_out_what_they_did(name, monkeypatch):
 
     wanted = output()
     monkeypatch.setattr(home, "_LEAST_SCORES", 0)
-    monkeypatch.setattr(home, "attention", lambda *args, **options: taken.append(1) or attention(*args, **options))
+    monkeypatch.setattr(home, "attention", lambda *args, **options: uses.append(1) or attention(*args, **options))
     attend(module, True)
     y = output()
-    assert taken
+    assert uses
     assert torch.allclose(y, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))

@@ -57,11 +57,11 @@ def test_a_model_is_one_graph(scheme):
 @torch.no_grad()
 def test_ranges_by_noise_level_are_those_of_the_call():
     model = transformer("W8A8_TIMESTEP")
-    found = compiled(copy.deepcopy(model))
+    graph = compiled(copy.deepcopy(model))
     wanted = [model(*inputs_of(level))[0] for level in (500.0, 100.0, 900.0)]
     assert not torch.equal(wanted[0], wanted[1])
     for level, y in zip((500.0, 100.0, 900.0), wanted, strict=True):
-        torch.testing.assert_close(found(*inputs_of(level))[0], y)
+        torch.testing.assert_close(graph(*inputs_of(level))[0], y)
 
 
 @torch.no_grad()
@@ -79,10 +79,10 @@ def test_blocks_are_compiled_one_by_one():
 @pytest.mark.parametrize("scheme", marked(WHOLE[1:], WHOLE))
 def test_sizes_may_change(scheme):
     model = transformer(scheme, size=16)
-    found = compiled(copy.deepcopy(model), dynamic=True, fullgraph=True)
+    graph = compiled(copy.deepcopy(model), dynamic=True, fullgraph=True)
     for size, text in ((8, 5), (16, 3), (12, 9)):
         torch.testing.assert_close(
-            found(*inputs_of(size=size, text=text))[0], model(*inputs_of(size=size, text=text))[0]
+            graph(*inputs_of(size=size, text=text))[0], model(*inputs_of(size=size, text=text))[0]
         )
 
 
@@ -150,12 +150,12 @@ def test_denoisers_of_all_families_are_one_graph(name):
     with Recorder(module, memory):
         run(pipe, arguments)
     call = memory.calls[0]
-    taken = {name: each for name, each in module.named_modules() if type(each) in (nn.Linear, nn.Conv2d)}
-    install(module, {name: frozen(each, "W8A8") for name, each in taken.items()})
+    layers = {name: layer for name, layer in module.named_modules() if type(layer) in (nn.Linear, nn.Conv2d)}
+    install(module, {name: frozen(layer, "W8A8") for name, layer in layers.items()})
     accelerate(module)
     wanted = module(*copied(call.args), **copied(call.kwargs) | {"return_dict": False})[0]
-    found = compiled(module, fullgraph=True)(*copied(call.args), **copied(call.kwargs) | {"return_dict": False})[0]
-    torch.testing.assert_close(found, wanted)
+    output = compiled(module, fullgraph=True)(*copied(call.args), **copied(call.kwargs) | {"return_dict": False})[0]
+    torch.testing.assert_close(output, wanted)
 
 
 @torch.no_grad()
@@ -163,9 +163,9 @@ def test_denoisers_of_all_families_are_one_graph(name):
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_compiled_model_puts_out_what_it_did(scheme):
     model = transformer(scheme)
-    found = compiled(copy.deepcopy(model), "inductor")
+    graph = compiled(copy.deepcopy(model), "inductor")
     for level in (500.0, 100.0):
         wanted = model(*inputs_of(level))[0]
-        error = (found(*inputs_of(level))[0] - wanted).abs().max()
+        error = (graph(*inputs_of(level))[0] - wanted).abs().max()
         # a code may round the other way where the graph before it adds up in another order
         assert error < 0.05 * wanted.abs().max()

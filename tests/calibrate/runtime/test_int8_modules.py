@@ -101,10 +101,10 @@ class Largest(TorchDispatchMode):
     values = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        if isinstance(made, torch.Tensor) and made.is_floating_point():
-            self.values = max(self.values, made.numel())
-        return made
+        output = function(*args, **(kwargs or {}))
+        if isinstance(output, torch.Tensor) and output.is_floating_point():
+            self.values = max(self.values, output.numel())
+        return output
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -284,11 +284,11 @@ def test_a_model_is_accelerated_and_keeps_its_names(approximate, backend):
 
 def test_what_listens_between_a_layer_and_its_gelu_goes_on_hearing_the_layer():
     model = feed_forward("")
-    heard = []
-    model["ff"].net[0].register_forward_hook(lambda *_: heard.append(1))
+    calls = []
+    model["ff"].net[0].register_forward_hook(lambda *_: calls.append(1))
     accelerate(model)
     model["ff"](torch.randn(1, 16))
-    assert heard == [1]
+    assert calls == [1]
 
 
 def test_a_backend_that_does_not_exist_is_refused():

@@ -55,7 +55,7 @@ def test_a_compiler_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         hatch_build.compile_to(source, library)
     assert library.read_bytes() == b"old"
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["kernels.c", "libkernels.so"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kernels.c", "libkernels.so"]
 
 
 def quantized(x, scale, zero_point):

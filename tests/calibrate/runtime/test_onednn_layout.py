@@ -38,10 +38,10 @@ class Operators(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.seen[func.name()] += 1
+        self.counts[func.name()] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -52,16 +52,16 @@ def test_any_weight_is_packed_as_onednn_packs_it(outs):
     for ins in SIDES:
         weights = [random(outs, ins) for _ in range(3)]
         first = torch.randint(-128, 128, (outs * ins + 1,), dtype=torch.int8)[1:].view(outs, ins)  # no whole words
-        held = [packed(layouts, weight) for weight in (*weights, first)]
-        for weight, opaque in zip((*weights, first), held, strict=True):
+        packed_weights = [packed(layouts, weight) for weight in (*weights, first)]
+        for weight, opaque in zip((*weights, first), packed_weights, strict=True):
             assert content(opaque) == content(prepacked(weight))
             assert torch.equal(opaque.to_dense().t(), weight)
 
 
 def test_zeros_do_not_tell_how_a_shape_is_laid_out():
     layouts, weight = Layouts(), random(128, 192)
-    for each in (torch.zeros_like(weight), torch.ones_like(weight), weight, weight):
-        assert content(packed(layouts, each)) == content(prepacked(each))
+    for tensor in (torch.zeros_like(weight), torch.ones_like(weight), weight, weight):
+        assert content(packed(layouts, tensor)) == content(prepacked(tensor))
 
 
 @pytest.mark.skipif(not (sums_in_int32() and torch.cpu._is_avx512_supported()), reason="another layout")
@@ -72,7 +72,7 @@ def test_onednn_packs_one_weight_of_a_shape():
     wanted = [layer(x) for layer in model]
     accelerate(model)
     with Operators() as counted:
-        found = [layer(x) for layer in model]
-    assert counted.seen["onednn::qlinear_prepack"] == 1
-    for layer, y, exact in zip(model, found, wanted, strict=True):
+        outputs = [layer(x) for layer in model]
+    assert counted.counts["onednn::qlinear_prepack"] == 1
+    for layer, y, exact in zip(model, outputs, wanted, strict=True):
         assert near(layer, y, exact)

@@ -28,27 +28,27 @@ def smoothed(case: str, **settings: Any) -> tuple[Made, list[Call], dict[str, Qu
     model, groups, args, arguments = CASES[case]()
     model.requires_grad_(False)
     samples = [
-        Call((args[0] * at, *args[1:]), arguments)
+        Call((args[0] * factor, *args[1:]), arguments)
         if args
-        else Call((), arguments | {"timestep": torch.tensor([at] * 2)})
-        for at in (1.0, 0.9, 0.8, 1.1)
+        else Call((), arguments | {"timestep": torch.tensor([factor] * 2)})
+        for factor in (1.0, 0.9, 0.8, 1.1)
     ]
-    found = calibrate(model, lambda: samples, Settings(smoothing=True, groups=groups, sqnr_calls=0, **settings))
-    return (model, groups, args, arguments), samples, found.layers
+    result = calibrate(model, lambda: samples, Settings(smoothing=True, groups=groups, sqnr_calls=0, **settings))
+    return (model, groups, args, arguments), samples, result.layers
 
 
-def made_by(
-    model: nn.Module, layers: dict[str, QuantizedLayer], found: FoldResult | None, samples: list[Call]
+def integer_output(
+    model: nn.Module, layers: dict[str, QuantizedLayer], folded: FoldResult | None, samples: list[Call]
 ) -> Tensor:
     """The output of the integer model, of all calls."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    if found is not None:
-        layers = found.layers
-        model.load_state_dict(found.values(), strict=False)
+    if folded is not None:
+        layers = folded.layers
+        model.load_state_dict(folded.values(), strict=False)
     with quantized(model, layers):
-        made = torch.cat([each.flatten() for call in outputs(model, samples) for each in call])
+        output = torch.cat([tensor.flatten() for call in outputs(model, samples) for tensor in call])
     model.load_state_dict(before)
-    return made
+    return output
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -69,13 +69,13 @@ def test_fewer_multiplies_the_same_codes_and_the_same_output_within_its_rounding
     So the outputs differ by less than quantization itself costs, and the folded model is as near the float one.
     """
     (model, groups, *_), samples, layers = smoothed(case, activations=activations)
-    found = fold(model, layers, groups(model))
-    gone = multipliers(layers) - multipliers(found.layers)
+    result = fold(model, layers, groups(model))
+    gone = multipliers(layers) - multipliers(result.layers)
     assert len(gone) > 4
-    assert set(layers) == set(found.layers)
-    assert all(torch.equal(layers[name].weight, found.layers[name].weight) for name in layers)
-    exact = torch.cat([each.flatten() for call in outputs(model, samples) for each in call])
-    before, after = made_by(model, layers, None, samples), made_by(model, layers, found, samples)
+    assert set(layers) == set(result.layers)
+    assert all(torch.equal(layers[name].weight, result.layers[name].weight) for name in layers)
+    exact = torch.cat([tensor.flatten() for call in outputs(model, samples) for tensor in call])
+    before, after = integer_output(model, layers, None, samples), integer_output(model, layers, result, samples)
     assert difference(before, after) > difference(exact, before)
     assert difference(exact, after) > difference(exact, before) - 1.0
 
@@ -87,25 +87,25 @@ def test_powers_of_two_change_no_bit_but_those_of_a_modulation(case):
     for layer in layers.values():
         if layer.mul_scale is not None:
             layer.mul_scale.copy_(torch.exp2(layer.mul_scale.log2().round()))
-    plain = [group for group in groups(model) if not any(each.plus_one for each in group.folds)]
-    found = fold(model, layers, plain)
-    assert multipliers(found.layers) < multipliers(layers)
-    assert torch.equal(made_by(model, layers, None, samples), made_by(model, layers, found, samples))
+    plain = [group for group in groups(model) if not any(target.plus_one for target in group.folds)]
+    result = fold(model, layers, plain)
+    assert multipliers(result.layers) < multipliers(layers)
+    assert torch.equal(integer_output(model, layers, None, samples), integer_output(model, layers, result, samples))
 
 
 def test_what_it_is_given_stays_as_it_was():
     (model, groups, *_), samples, layers = smoothed("stdit3")
     state = {name: value.clone() for name, value in model.state_dict().items()}
     numbers = {name: {key: value.clone() for key, value in layers[name].state_dict().items()} for name in layers}
-    before = made_by(model, layers, None, samples)
-    found = fold(model, layers, groups(model))
-    assert found.parameters.keys() <= state.keys()
-    assert found.parameters
+    before = integer_output(model, layers, None, samples)
+    result = fold(model, layers, groups(model))
+    assert result.parameters.keys() <= state.keys()
+    assert result.parameters
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert all(
         torch.equal(value, numbers[name][key]) for name in layers for key, value in layers[name].state_dict().items()
     )
-    assert torch.equal(made_by(model, layers, None, samples), before)
+    assert torch.equal(integer_output(model, layers, None, samples), before)
 
 
 class Chain(nn.Module):
@@ -158,10 +158,10 @@ def test_all_layers_of_a_group_have_to_agree(kind):
     layers = chain(model, kind)
     assert multipliers(fold(model, layers, behind()).layers) == set()
     for other in (None, MULTIPLIER * 2):
-        found = fold(model, layers | {"right": frozen(model.right, kind, multiplier=other)}, behind())
-        assert found.layers["left"] is layers["left"]
-        assert found.layers["first"] is layers["first"]
-        assert not found.parameters
+        result = fold(model, layers | {"right": frozen(model.right, kind, multiplier=other)}, behind())
+        assert result.layers["left"] is layers["left"]
+        assert result.layers["first"] is layers["first"]
+        assert not result.parameters
     only = fold(model, {name: layers[name] for name in ("first", "left")}, behind())
     assert multipliers(only.layers) == {"left"}  # the right one is float, and given the same input
 
@@ -169,10 +169,10 @@ def test_all_layers_of_a_group_have_to_agree(kind):
 def test_what_takes_no_multiplication_leaves_its_group_as_it_was():
     model = Chain(bias=False)
     layers = chain(model)
-    for made in (layers, {name: layers[name] for name in ("left", "right")}):  # integer, float
-        found = fold(model, made, behind(plus_one=True))
-        assert found.layers == made
-        assert not found.parameters
+    for subset in (layers, {name: layers[name] for name in ("left", "right")}):  # integer, float
+        result = fold(model, subset, behind(plus_one=True))
+        assert result.layers == subset
+        assert not result.parameters
     model.norm = nn.LayerNorm(8, elementwise_affine=False)
     assert fold(model, layers, behind("norm")).layers == layers
 
@@ -181,8 +181,8 @@ def test_what_takes_no_multiplication_leaves_its_group_as_it_was():
 def test_float_parameters_are_given_back(target):
     model = Chain()
     layers = {name: layer for name, layer in chain(model).items() if name != "first"}
-    found = fold(model, layers, behind(target))
+    result = fold(model, layers, behind(target))
     x = torch.randn(5, 8)
     before = model.get_submodule(target)(x) * MULTIPLIER
-    model.load_state_dict(found.values(), strict=False)
+    model.load_state_dict(result.values(), strict=False)
     torch.testing.assert_close(model.get_submodule(target)(x), before)

@@ -19,7 +19,7 @@ from ...zoo.opensora import tiny_transformer
 from ...zoo.toy import Call
 from ..observers.test_survey import survey_inputs
 
-HELD = prompts(2, 5, seed=50)
+HELD_OUT = prompts(2, 5, seed=50)
 
 
 def multipliers(result: Result) -> dict[str, Tensor]:
@@ -30,7 +30,7 @@ def gain(seed: int, outliers: int) -> float:
     """dB that smoothing adds to the output of calls that were not calibrated on."""
     model, samples = hard(seed, outliers), prompts(16, 2, seed)
     plain, smoothed = (
-        sqnr(model, calibrated(model, samples, smoothing=on, sqnr_calls=0).layers, HELD) for on in (False, True)
+        sqnr(model, calibrated(model, samples, smoothing=on, sqnr_calls=0).layers, HELD_OUT) for on in (False, True)
     )
     return smoothed - plain
 
@@ -47,14 +47,14 @@ def test_it_loses_nothing_where_none_are():
 
 def test_layers_with_one_input_share_the_multiplier_and_rows_of_a_modulation_have_none():
     model = hard()
-    found = multipliers(calibrated(model, prompts(), smoothing=True))
-    assert found
-    assert not [name for name in found if name.endswith(".linear")]
-    for name, multiplier in found.items():
+    factors = multipliers(calibrated(model, prompts(), smoothing=True))
+    assert factors
+    assert not [name for name in factors if name.endswith(".linear")]
+    for name, multiplier in factors.items():
         if name.endswith("to_q"):
-            others = [found[name.replace("to_q", leaf)] for leaf in ("to_k", "to_v")]
+            others = [factors[name.replace("to_q", leaf)] for leaf in ("to_k", "to_v")]
             assert all(torch.equal(multiplier, other) for other in others)
-    assert any(name.endswith("to_q") for name in found)
+    assert any(name.endswith("to_q") for name in factors)
 
 
 def test_a_multiplier_that_is_found_is_applied_and_the_weight_carries_its_inverse():
@@ -107,9 +107,9 @@ def test_layers_that_see_one_row_for_each_sample_are_left_alone_whatever_they_se
 def test_what_is_large_in_calls_of_the_one_kind_alone_is_not_smoothed_for_it():
     """Factors come from calls that are not held out and are judged on those that are: these have other large ones."""
     samples = large(16)
-    for at, each in enumerate(samples):
-        if at % 4 == 3:
-            samples[at] = Call((each.args[0].roll(4, -1),), {})
+    for position, sample in enumerate(samples):
+        if position % 4 == 3:
+            samples[position] = Call((sample.args[0].roll(4, -1),), {})
     model = Modulated()
     alone = smooth(model, survey_inputs(model, large(16))[0], [], StaticInput, ACTIVATION, Work())
     mixed = smooth(model, survey_inputs(model, samples)[0], [], StaticInput, ACTIVATION, Work())
@@ -126,10 +126,10 @@ def opensora(per_block: bool) -> tuple[nn.Module, list[Call]]:
             block.scale_shift_table[row, places] += 50
             layer.weight[:, places] /= 50
     samples = []
-    for at in range(8):
+    for step in range(8):
         args, kwargs = call(model)
         noise = torch.randn(args[0].shape, generator=generator)
-        samples.append(Call((noise, args[1] * (1 - at / 8), *args[2:]), kwargs))
+        samples.append(Call((noise, args[1] * (1 - step / 8), *args[2:]), kwargs))
     return model, samples
 
 
@@ -147,10 +147,10 @@ def test_the_same_factors_for_all_blocks_unless_those_of_their_own_are_much_bett
 def test_a_group_gets_one_factor_and_others_follow_their_input():
     model, samples = opensora(per_block=False)
     surveys, _ = survey_inputs(model, samples)
-    found = list(smoothing_groups(surveys, groups(model)))
-    names = [name for each in found for name in each]
+    partition = list(smoothing_groups(surveys, groups(model)))
+    names = [name for group in partition for name in group]
     assert len(set(names)) == len(names)
-    assert [f"{kind}_blocks.{at}.attn.qkv" for kind in ("spatial", "temporal") for at in (0, 1)] in found
+    assert [f"{kind}_blocks.{index}.attn.qkv" for kind in ("spatial", "temporal") for index in (0, 1)] in partition
     query = survey_inputs(hard(), prompts(4, 1))[0]
     assert [f"transformer_blocks.0.attn.{leaf}" for leaf in ("to_q", "to_k", "to_v")] in list(
         smoothing_groups(query, [])
@@ -163,11 +163,11 @@ def test_factors_are_positive_and_one_for_channels_that_say_nothing():
     weight[:, 5] = 0
     survey = survey_inputs(nn.Sequential(nn.Linear(6, 4)), [Call((x,), {})])[0]["0"]
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        made = multiplier_of(largest_of([weight.to(dtype)]), survey.all, 0.5)
-        assert made.dtype == dtype
-        assert bool((made > 0).all() and made.isfinite().all())
-        assert made[2] == made[5] == 1
-        assert made[1] < made[0]
+        factors = multiplier_of(largest_of([weight.to(dtype)]), survey.all, 0.5)
+        assert factors.dtype == dtype
+        assert bool((factors > 0).all() and factors.isfinite().all())
+        assert factors[2] == factors[5] == 1
+        assert factors[1] < factors[0]
     assert torch.equal(multiplier_of(torch.zeros(6), survey.all, 0.5), torch.ones(6))
 
 

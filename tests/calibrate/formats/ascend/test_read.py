@@ -14,9 +14,9 @@ from ....helpers.refusals import refused
 from ....zoo.layer_kinds import TimedToy, changed, frozen, layers_of, written
 
 
-def put(key: str, at: int, value: float) -> Callable[[dict[str, Tensor]], object]:
+def put(key: str, index: int, value: float) -> Callable[[dict[str, Tensor]], object]:
     def change(tensors: dict[str, Tensor]) -> None:
-        tensors[key].view(-1)[at] = value
+        tensors[key].view(-1)[index] = value
 
     return change
 
@@ -55,7 +55,7 @@ DAMAGE = [
 ]
 
 
-@pytest.mark.parametrize(("change", "fact"), DAMAGE, ids=[f"{at}-{fact}" for at, (_, fact) in enumerate(DAMAGE)])
+@pytest.mark.parametrize(("change", "fact"), DAMAGE, ids=[f"{index}-{fact}" for index, (_, fact) in enumerate(DAMAGE)])
 def test_what_no_export_writes_is_refused(change, fact, tmp_path):
     folder = sound(tmp_path)
     changed(folder, change)

@@ -29,7 +29,7 @@ KINDS = ("W8A8", "W8A8_TIMESTEP", "W8A8_DYNAMIC", "W8A16")
 MIXTURE = {"patch": "W8A8", "up": "W8A8_TIMESTEP", "down": "W8A8_DYNAMIC", "out": "W8A16"}
 
 
-def made(
+def model_and_layers(
     kinds: str | dict[str, str], dtype: torch.dtype, multiplied: bool
 ) -> tuple[TimedToy, dict[str, QuantizedLayer]]:
     model = TimedToy(dtype=dtype)
@@ -49,14 +49,14 @@ def made(
 def test_evaluated_exported_and_loaded_are_the_same_integers_and_the_same_bytes_again(
     kinds, dtype, multiplied, tmp_path
 ):
-    model, layers = made(kinds, dtype, multiplied)
+    model, layers = model_and_layers(kinds, dtype, multiplied)
     one = written(tmp_path / "one", model, layers)
     loaded = load_ascend(one)
     assert {name: layer.scheme for name, layer in loaded.items()} == {n: x.scheme for n, x in layers.items()}
     for name, layer in layers.items():
-        wanted, found = layer.state_dict(), loaded[name].state_dict()
-        assert set(wanted) == set(found)
-        assert all(torch.equal(wanted[key], found[key]) and wanted[key].dtype == found[key].dtype for key in wanted)
+        wanted, actual = layer.state_dict(), loaded[name].state_dict()
+        assert set(wanted) == set(actual)
+        assert all(torch.equal(wanted[key], actual[key]) and wanted[key].dtype == actual[key].dtype for key in wanted)
     x = torch.randn(2, 5, 8).to(dtype)
     for level in (900.0, 600.0, 400.0, 0.0):
         with quantized(model, layers):
@@ -92,7 +92,7 @@ def test_the_files_are_named_after_the_whole_and_may_be_written_over(kinds, word
 
 
 def test_the_layout_of_timestep_rows(tmp_path):
-    model, layers = made("W8A8_TIMESTEP", torch.bfloat16, False)
+    model, layers = model_and_layers("W8A8_TIMESTEP", torch.bfloat16, False)
     tensors = load_file(written(tmp_path / "out", model, layers) / file_names("W8A8_TIMESTEP")[0])
     layer, bins = layers["up"], [3, 3, 2, 1, 1, 0]
     wanted = {
@@ -106,14 +106,14 @@ def test_the_layout_of_timestep_rows(tmp_path):
     for key, tensor in wanted.items():
         assert torch.equal(tensors[f"up.{key}"], tensor)
         assert tensors[f"up.{key}"].dtype == tensor.dtype
-    half, layers = made("W8A8_TIMESTEP", torch.float16, False)
+    half, layers = model_and_layers("W8A8_TIMESTEP", torch.float16, False)
     stored = load_file(written(tmp_path / "half", half, layers) / file_names("W8A8_TIMESTEP")[0])["up.deq_scale"]
     assert stored.dtype == torch.int64
     assert torch.equal(stored.to(torch.int32).view(torch.float32), layers["up"].deq[bins])
 
 
 def test_the_layout_of_a_dynamic_layer_with_a_multiplier(tmp_path):
-    model, layers = made("W8A8_DYNAMIC", torch.bfloat16, True)
+    model, layers = model_and_layers("W8A8_DYNAMIC", torch.bfloat16, True)
     folder = written(tmp_path / "out", model, layers)
     weights, description = (folder / name for name in file_names("W8A8_DYNAMIC"))
     tensors, words = load_file(weights), json.loads(description.read_text())
@@ -129,7 +129,7 @@ def test_the_layout_of_a_dynamic_layer_with_a_multiplier(tmp_path):
 
 
 def test_without_a_schedule_there_is_one_row_for_each_bin(tmp_path):
-    model, layers = made("W8A8_TIMESTEP", torch.float32, False)
+    model, layers = model_and_layers("W8A8_TIMESTEP", torch.float32, False)
     folder = written(tmp_path / "out", model, layers, None)
     levels = Checkpoint(folder).levels
     assert step_rows(torch.tensor(EDGES), levels).bins.tolist() == [3, 2, 1, 0]
@@ -137,14 +137,14 @@ def test_without_a_schedule_there_is_one_row_for_each_bin(tmp_path):
 
 
 def test_the_schedule_of_the_calibration_is_the_default(tmp_path):
-    model, layers = made("W8A8_TIMESTEP", torch.float32, False)
+    model, layers = model_and_layers("W8A8_TIMESTEP", torch.float32, False)
     result = Result(Plan(()), layers, {}, timesteps=SCHEDULE)
     assert content(export(result, model, tmp_path / "a")) == content(written(tmp_path / "b", model, layers))
 
 
 @pytest.mark.parametrize("schedule", [(1000.0, 100.0), (600.0,), (100.0, 300.0, 1000.0), (999.0, 998.0)], ids=str)
 def test_bins_that_no_step_is_in_are_left_out_and_every_step_finds_its_own(schedule, tmp_path):
-    model, layers = made("W8A8_TIMESTEP", torch.float32, False)
+    model, layers = model_and_layers("W8A8_TIMESTEP", torch.float32, False)
     folder = written(tmp_path / "out", model, layers, schedule)
     loaded, x = load_ascend(folder), torch.randn(2, 5, 8)
     for level in schedule:
@@ -157,7 +157,7 @@ def test_bins_that_no_step_is_in_are_left_out_and_every_step_finds_its_own(sched
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
 def test_a_schedule_of_no_numbers(value, tmp_path):
-    model, layers = made("W8A8_TIMESTEP", torch.float32, False)
+    model, layers = model_and_layers("W8A8_TIMESTEP", torch.float32, False)
     refused(lambda: written(tmp_path / "out", model, layers, (1.0, value)), 2, "timesteps: not all are finite")
     assert not (tmp_path / "out").exists()
 
@@ -182,7 +182,7 @@ def test_a_correction_is_told_and_the_stored_bias_stays_the_model_s(kind, tmp_pa
 
 
 def test_a_multiplier_that_the_consumer_ignores_is_told(tmp_path):
-    model, layers = made("W8A16", torch.float32, True)
+    model, layers = model_and_layers("W8A16", torch.float32, True)
     lines = [v.fact for v in check(written(tmp_path / "out", model, layers)) if v.subject == "multipliers"]
     assert lines == ["MindIE-SD ignores the smoothing multiplier of a W8A16 layer (down)"]
 

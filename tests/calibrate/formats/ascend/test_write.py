@@ -35,7 +35,7 @@ W8A8 = ("quant_model_weight_w8a8.safetensors", "quant_model_description_w8a8.jso
 W8A16 = ("quant_model_weight_w8a16.safetensors", "quant_model_description_w8a16.json")
 
 
-def made(dtype: torch.dtype = torch.float32, **settings) -> tuple[Toy, Result]:
+def model_and_result(dtype: torch.dtype = torch.float32, **settings) -> tuple[Toy, Result]:
     model = toy(dtype=dtype)
     return model, calibrate(model, given(calls(dtype=dtype)), Settings(defaults={}, **settings))
 
@@ -50,7 +50,7 @@ def checkpoint(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_layout(dtype, tmp_path):
-    model, result = made(dtype)
+    model, result = model_and_result(dtype)
     folder = export(result, model, tmp_path / "out")
     tensors, description = load_file(folder / W8A8[0]), json.loads((folder / W8A8[1]).read_text())
     assert description.pop("model_quant_type") == "W8A8"
@@ -90,7 +90,7 @@ def test_the_packing_of_the_dequantizer_is_the_bits_of_float32():
 
 
 def test_weight_only(tmp_path):
-    model, result = made(activations="float")
+    model, result = model_and_result(activations="float")
     folder = export(result, model, tmp_path / "out")
     tensors, description = load_file(folder / W8A16[0]), json.loads((folder / W8A16[1]).read_text())
     assert description["model_quant_type"] == description["proj_out.weight"] == "W8A16"
@@ -106,14 +106,14 @@ def test_weight_only(tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"symmetric": True}, {"observer": "mse"}, {"activations": "float"}], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_evaluated_exported_and_loaded_are_the_same_integers_and_the_same_bytes_again(dtype, settings, tmp_path):
-    model, result = made(dtype, **settings)
+    model, result = model_and_result(dtype, **settings)
     one = export(result, model, tmp_path / "one")
     loaded = load_ascend(one)
     assert set(loaded) == set(result.layers)
     for name, layer in result.layers.items():
-        wanted, found = layer.state_dict(), loaded[name].state_dict()
-        assert set(wanted) == set(found)
-        assert all(torch.equal(wanted[key], found[key]) for key in wanted)
+        wanted, actual = layer.state_dict(), loaded[name].state_dict()
+        assert set(wanted) == set(actual)
+        assert all(torch.equal(wanted[key], actual[key]) for key in wanted)
     with torch.no_grad():
         x = calls(1, dtype)[0]
         with quantized(model, result.layers):
@@ -130,14 +130,14 @@ def test_evaluated_exported_and_loaded_are_the_same_integers_and_the_same_bytes_
 def test_calibrating_twice_gives_the_same_bytes_and_so_does_letting_the_weights_go(tmp_path):
     folders = []
     for name, settings in (("a", {}), ("b", {}), ("c", {"release": True})):
-        model, result = made(**settings)
+        model, result = model_and_result(**settings)
         folders.append(export(result, model, tmp_path / name))
         assert (type(model.proj_out) is nn.Linear) == (name != "c")
     assert checkpoint(folders[0]) == checkpoint(folders[1]) == checkpoint(folders[2])
 
 
 def test_the_caller_s_model_is_unchanged(tmp_path):
-    model, _ = made()
+    model, _ = model_and_result()
     untouched = toy()
     export(calibrate(model, given(calls()), Settings(defaults={})), model, tmp_path / "out")
     assert all(
@@ -169,7 +169,7 @@ def test_tied_shared_and_strided_tensors(tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_not_written(tmp_path):
-    model, result = made()
+    model, result = model_and_result()
     model.table.data[0, 0] = float("nan")
     refused(lambda: export(result, model, tmp_path / "out"), 6, "table: contains values that are not finite")
     assert not list(tmp_path.iterdir())
@@ -178,7 +178,7 @@ def test_numbers_that_are_not_finite_are_not_written(tmp_path):
 @pytest.mark.parametrize("group", [False, True])
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
 def test_modes_whatever_the_umask(group, umask, tmp_path):
-    model, result = made()
+    model, result = model_and_result()
 
     def work() -> None:
         import os
@@ -198,7 +198,7 @@ def test_modes_whatever_the_umask(group, umask, tmp_path):
 
 
 def test_the_description_is_sorted_ends_its_last_line_and_has_no_nan(tmp_path):
-    model, result = made()
+    model, result = model_and_result()
     folder = export(result, model, tmp_path / "out")
     text = (folder / W8A8[1]).read_text()
     assert text.endswith("}\n")
@@ -209,14 +209,14 @@ def test_the_description_is_sorted_ends_its_last_line_and_has_no_nan(tmp_path):
 
 
 def test_other_formats_are_named(tmp_path):
-    model, result = made()
+    model, result = model_and_result()
     refused(lambda: export(result, model, tmp_path / "out", ("onyx",)), 2, "Choose one of ascend")
     assert list(TABLE) == ["ascend", "diffusers", "torchao", "onnx", "ascend-onnx"]
     assert [format_named(name).name for name in TABLE] == list(TABLE)
 
 
 def test_a_second_export_needs_overwrite_and_replaces_files_of_mode_0400(tmp_path):
-    model, result = made()
+    model, result = model_and_result()
     export(result, model, tmp_path / "out")
     refused(lambda: export(result, model, tmp_path / "out"), 5, "holds a checkpoint")
     before = (tmp_path / "out" / W8A8[0]).stat().st_ino
@@ -227,28 +227,28 @@ def test_a_second_export_needs_overwrite_and_replaces_files_of_mode_0400(tmp_pat
 
 @pytest.mark.parametrize("fault", ["kill", "full disk"])
 def test_at_every_call_of_the_system_a_fault_leaves_the_old_checkpoint_or_the_new_one(fault, fast_path):
-    model, result = made()
+    model, result = model_and_result()
     other = calibrate(model, given(calls()), Settings(defaults={}, symmetric=True))
     new, folder = checkpoint(export(other, model, fast_path / "new")), fast_path / "out"
     old = checkpoint(export(result, model, folder))
     with counting() as counter:
         export(other, model, folder, overwrite=True)
-    seen = []
-    for at in some_of(len(counter.made)):
+    outcomes = []
+    for index in some_of(len(counter.made)):
         export(result, model, folder, overwrite=True)
         assert {path.name for path in fast_path.iterdir()} == {"new", "out"}
 
-        def work(at: int = at) -> None:
-            with counting(at, dying if fault == "kill" else failing(28)):
+        def work(index: int = index) -> None:
+            with counting(index, dying if fault == "kill" else failing(28)):
                 export(other, model, folder, overwrite=True)
 
         # looking for leftovers and closing the lock may fail
         assert in_child(work) in (
-            (9,) if fault == "kill" else (1, 0) if counter.made[at] in ("listdir", "close") else (1,)
+            (9,) if fault == "kill" else (1, 0) if counter.made[index] in ("listdir", "close") else (1,)
         )
         assert checkpoint(folder) in (old, new)
-        seen.append(checkpoint(folder) == new)
-    assert {True, False} == set(seen)
+        outcomes.append(checkpoint(folder) == new)
+    assert {True, False} == set(outcomes)
     assert old != new
 
 
@@ -303,7 +303,7 @@ def on_a_disk_of(free: int, patch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written_and_named(tmp_path, monkeypatch):
-    model, result = made()
+    model, result = model_and_result()
     needed = least_size(model, result.layers)
     written = export(result, model, tmp_path / "whole")
     assert needed <= sum(path.stat().st_size for path in written.glob("quant_model_weight*"))
@@ -318,10 +318,10 @@ def test_a_full_disk_is_noticed_before_anything_is_written_and_named(tmp_path, m
 
 
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_named_by_the_user_s_path(tmp_path):
-    model, result = made()
+    model, result = model_and_result()
     with counting() as counter:
         export(result, model, tmp_path / "whole")
-    for at in [at for at, name in enumerate(counter.made) if name == "write"]:
-        with counting(at, failing(28)):
+    for index in [index for index, name in enumerate(counter.made) if name == "write"]:
+        with counting(index, failing(28)):
             message = refused(lambda: export(result, model, tmp_path / "out"), 5, "no space left")
         assert message.startswith(f"{tmp_path / 'out'}: ")

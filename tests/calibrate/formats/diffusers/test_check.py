@@ -21,7 +21,7 @@ ALL = ("ascend", "diffusers", "torchao")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def export_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("made") / "out"
     model = hard()
     result = calibrated(model, prompts(3, 2), smoothing=True, weights=("gptq",), bias_correction=True)
@@ -29,22 +29,26 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copied(made: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(made, tmp_path / "copied")
+def copied(export_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(export_folder, tmp_path / "copied")
 
 
 def failed(folder: Path) -> list[str]:
     return [f"{v.consumer} {v.subject}: {v.fact}" for v in check(folder) if not v.ok and v.subject != "in bfloat16"]
 
 
-def test_all_views_of_one_calibration_are_sound(made):
-    assert views(made) == {"ascend": made, "diffusers": made, "torchao": made / "torchao"}
-    assert failed(made) == []
-    found = json.loads(octavo("inspect", made, "--json"))
-    assert found["sound"] is True
-    assert found["views"] == sorted(ALL)
-    assert found["layers"]["diffusers"]["W8A8"] == found["layers"]["torchao"]["Int8Tensor"]
-    assert {verdict["consumer"] for verdict in found["verdicts"]} == {"octavo", "MindIE-SD", "diffusers", "torchao"}
+def test_all_views_of_one_calibration_are_sound(export_folder):
+    assert views(export_folder) == {
+        "ascend": export_folder,
+        "diffusers": export_folder,
+        "torchao": export_folder / "torchao",
+    }
+    assert failed(export_folder) == []
+    report = json.loads(octavo("inspect", export_folder, "--json"))
+    assert report["sound"] is True
+    assert report["views"] == sorted(ALL)
+    assert report["layers"]["diffusers"]["W8A8"] == report["layers"]["torchao"]["Int8Tensor"]
+    assert {verdict["consumer"] for verdict in report["verdicts"]} == {"octavo", "MindIE-SD", "diffusers", "torchao"}
 
 
 @pytest.mark.parametrize("activations", ["static", "timestep", "dynamic", "float"])
@@ -59,7 +63,7 @@ def test_a_view_alone_is_sound_and_the_others_are_named(tmp_path, activations):
     assert "for diffusers with octavo" in octavo("inspect", tmp_path / "out")
 
 
-def test_several_files_are_one_model(tmp_path, made):
+def test_several_files_are_one_model(tmp_path, export_folder):
     model = hard()
     (tmp_path / "out").mkdir()
     write_diffusers(calibrated(model, prompts(3, 2)).layers, model, tmp_path / "out", Modes(), shard=60_000)

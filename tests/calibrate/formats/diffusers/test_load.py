@@ -69,18 +69,18 @@ def test_saving_what_was_loaded_and_ran_gives_the_same_bytes(tmp_path, dtype):
 
 
 def test_smoothing_is_in_the_layers_before_where_that_is_possible(tmp_path):
-    kept = exported(tmp_path / "kept", smoothing=True)
+    original = exported(tmp_path / "kept", smoothing=True)
     folder, _, result, calls = exported(tmp_path / "out", formats=("diffusers",), smoothing=True, fold=True)
-    multiplied, left, unfolded = (
+    multiplied, remaining, unfolded = (
         {name for name, layer in layers.items() if layer.mul_scale is not None}
-        for layers in (kept.result.layers, result.layers, integer_layers(load(kept.folder)))
+        for layers in (original.result.layers, result.layers, integer_layers(load(original.folder)))
     )
-    assert left < multiplied == unfolded
+    assert remaining < multiplied == unfolded
     loaded = load(folder)
     assert all(
-        torch.equal(layer.weight, kept.result.layers[name].weight) for name, layer in integer_layers(loaded).items()
+        torch.equal(layer.weight, original.result.layers[name].weight) for name, layer in integer_layers(loaded).items()
     )
-    torch.testing.assert_close(run(loaded, calls), run(load(kept.folder), calls), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(run(loaded, calls), run(load(original.folder), calls), atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -89,13 +89,15 @@ def test_the_model_that_is_loaded_is_the_one_that_was_measured(tmp_path, activat
     measured: list[torch.Tensor] = []
     for folded in (False, True):
         model, calls = hard(dtype=dtype), prompts(2, 2, dtype=dtype)
-        with hooked(model, after={"": lambda *each: measured.append(each[-1][0].clone())}):
+        with hooked(model, after={"": lambda *arguments: measured.append(arguments[-1][0].clone())}):
             result = calibrated(
                 model, calls, smoothing=True, fold=folded, activations=activations, sqnr_calls=len(calls)
             )
         formats = ("diffusers",) if folded else ("ascend", "diffusers")
         folder = export(result, model, tmp_path / str(folded), formats)
-        last = torch.cat([each.flatten() for each in measured[-len(calls) :]])  # of the integers: measured at the end
+        last = torch.cat(
+            [output.flatten() for output in measured[-len(calls) :]]
+        )  # of the integers: measured at the end
         loaded = load(folder)
         octavo.accelerate(loaded, "reference")
         assert torch.equal(run(loaded, calls), last)
@@ -111,15 +113,15 @@ def _adopted(layers):
 
 
 @pytest.mark.parametrize("stored", FLOATS)
-@pytest.mark.parametrize("asked", FLOATS)
-def test_scales_and_integers_are_exact_whatever_the_dtype_of_the_rest(tmp_path, stored, asked):
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_scales_and_integers_are_exact_whatever_the_dtype_of_the_rest(tmp_path, stored, dtype):
     folder = exported(tmp_path / "out", stored).folder
-    loaded, tensors = load(folder, torch_dtype=asked), load_file(folder / WEIGHTS)
+    loaded, tensors = load(folder, torch_dtype=dtype), load_file(folder / WEIGHTS)
     layers = integer_layers(loaded)
     for name, value in loaded.state_dict().items():
         owner, _, leaf = name.rpartition(".")
         exact = owner in layers and leaf != "bias"
-        assert value.dtype == (tensors[name].dtype if exact or not value.is_floating_point() else asked), name
+        assert value.dtype == (tensors[name].dtype if exact or not value.is_floating_point() else dtype), name
         assert torch.equal(value, tensors[name].to(value.dtype)), name
 
 
@@ -151,8 +153,8 @@ def test_moves_copies_and_offloading_change_no_output(plain):
     cpu_offload(loaded, execution_device=torch.device("cpu"))
     with torch.no_grad():
         for _ in range(2):
-            made = torch.cat([loaded(**each.kwargs)[0].flatten() for each in plain.calls])
-            torch.testing.assert_close(made, wanted)
+            output = torch.cat([loaded(**call.kwargs)[0].flatten() for call in plain.calls])
+            torch.testing.assert_close(output, wanted)
 
 
 @pytest.mark.slow
@@ -196,20 +198,20 @@ def test_loaded_models_refuse_to_be_cast(plain):
 def test_a_whole_pipeline_is_saved_and_loaded(tiny_model, tmp_path):
     pipe = load_pipeline(tiny_model)
     arguments = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "latent"}
-    heard = []
-    with pipe.transformer.register_forward_pre_hook(lambda m, a, k: heard.append(Call(a, k)), with_kwargs=True):
+    calls = []
+    with pipe.transformer.register_forward_pre_hook(lambda m, a, k: calls.append(Call(a, k)), with_kwargs=True):
         pipe("a red circle", **arguments)
-    export(calibrate(pipe.transformer, lambda: heard), pipe.transformer, tmp_path / "out", ("diffusers",))
-    given = DiffusionPipeline.from_pretrained(
+    export(calibrate(pipe.transformer, lambda: calls), pipe.transformer, tmp_path / "out", ("diffusers",))
+    quantized_pipe = DiffusionPipeline.from_pretrained(
         tiny_model, transformer=load_denoiser(tmp_path / "out"), text_encoder_3=None, tokenizer_3=None
     )
-    given.set_progress_bar_config(disable=True)
-    given.save_pretrained(tmp_path / "pipe")
+    quantized_pipe.set_progress_bar_config(disable=True)
+    quantized_pipe.save_pretrained(tmp_path / "pipe")
     assert (tmp_path / "pipe" / "transformer" / WEIGHTS).read_bytes() == (tmp_path / "out" / WEIGHTS).read_bytes()
     again = DiffusionPipeline.from_pretrained(tmp_path / "pipe", text_encoder_3=None, tokenizer_3=None)
     again.set_progress_bar_config(disable=True)
     assert integer_layers(again.transformer)
-    pictures = [p("a red circle", generator=torch.manual_seed(0), **arguments)[0] for p in (given, again)]
+    pictures = [p("a red circle", generator=torch.manual_seed(0), **arguments)[0] for p in (quantized_pipe, again)]
     torch.testing.assert_close(*pictures, atol=1e-3, rtol=1e-3)
     with pytest.raises(ValueError, match="quantized"):
         again.to(torch.float16)
@@ -224,7 +226,7 @@ def test_open_sora_goes_the_same_way(tmp_path, activations):
         sqnr_calls=len(calls),
     )  # fmt: skip
     before, measured = copy.deepcopy(model.state_dict()), list[torch.Tensor]()
-    with hooked(model, after={"": lambda *each: measured.append(tensors_in(each[-1])[0].flatten().clone())}):
+    with hooked(model, after={"": lambda *arguments: measured.append(tensors_in(arguments[-1])[0].flatten().clone())}):
         result = calibrate(model, lambda: calls, settings)
     assert same(model.state_dict(), before)
     assert result.parameters  # tables that belong to no layer

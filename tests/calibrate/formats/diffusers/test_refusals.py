@@ -31,10 +31,10 @@ ROOT = Path(__file__).parents[4]
 @pytest.fixture
 def out(tmp_path: Path) -> Exported:
     """The weights alone may be changed."""
-    made = exported(tmp_path / "out")
-    for path in made.folder.glob("quant_model_*"):
+    checkpoint = exported(tmp_path / "out")
+    for path in checkpoint.folder.glob("quant_model_*"):
         path.unlink()
-    return made
+    return checkpoint
 
 
 def refused_load(folder: Path, code: int, words: str, kind: Any = SD3Transformer2DModel, **options: Any) -> None:
@@ -182,7 +182,7 @@ def test_files_are_those_of_safetensors_to_the_byte(tmp_path):
         torch.bool,
         torch.uint8,
     )
-    tensors = {f"{at}.{kind}": torch.ones(at + 1, 3).to(kind) for at, kind in enumerate(kinds)}
+    tensors = {f"{index}.{kind}": torch.ones(index + 1, 3).to(kind) for index, kind in enumerate(kinds)}
     tensors["scalar"] = torch.tensor(0.5)
     write_tensors(tmp_path / "ours", {name: Planned.of(value) for name, value in tensors.items()}, {}, 0o600)
     save_file(tensors, tmp_path / "theirs", {"format": "pt"})

@@ -50,21 +50,21 @@ def test_the_documented_recipe(calibrated, exported):
     assert sorted(path.name for path in exported.iterdir()) == ["octavo-tiny.manifest", *FILES]
     assert all((exported / name).stat().st_mode & 0o777 == 0o400 for name in FILES)
     x = torch.randn(5, 3, 12, 12, generator=torch.Generator().manual_seed(4))
-    found = {}
+    outputs = {}
     for name in ("tiny_fp.onnx", "tiny_quant_qdq.onnx"):
         session = onnxruntime.InferenceSession(str(exported / name), providers=["CPUExecutionProvider"])
-        found[name] = session.run(None, {"input.1": x.numpy()})[0]
+        outputs[name] = session.run(None, {"input.1": x.numpy()})[0]
     exact = calibrated.model(x).numpy()
-    assert np.allclose(found["tiny_fp.onnx"], exact, atol=1e-5)
-    assert 0 < np.abs(found["tiny_quant_qdq.onnx"] - exact).max() < 0.2 * np.abs(exact).max()
+    assert np.allclose(outputs["tiny_fp.onnx"], exact, atol=1e-5)
+    assert 0 < np.abs(outputs["tiny_quant_qdq.onnx"] - exact).max() < 0.2 * np.abs(exact).max()
     device = on_ascend(onnx.load(exported / "tiny_quant.onnx"), x)
-    assert np.abs(device - found["tiny_quant_qdq.onnx"]).max() <= step(device)
+    assert np.abs(device - outputs["tiny_quant_qdq.onnx"]).max() <= step(device)
 
 
 def test_signature_is_the_documented_one():
-    found = inspect.signature(Calibrator.export_quant_onnx).parameters
-    assert list(found) == ["self", "model_arch", "save_path", "input_names", "fuse_add", "save_fp"]
-    assert [found[name].default for name in list(found)[3:]] == [None, True, False]
+    parameters = inspect.signature(Calibrator.export_quant_onnx).parameters
+    assert list(parameters) == ["self", "model_arch", "save_path", "input_names", "fuse_add", "save_fp"]
+    assert [parameters[name].default for name in list(parameters)[3:]] == [None, True, False]
 
 
 def test_a_second_export_is_the_same_bytes_among_other_files(calibrated, exported):
@@ -100,11 +100,11 @@ def test_without_the_extra(calibrated, tmp_path, monkeypatch):
     ("name", "runtime", "ascend"), zip(FILES, (True, False, True), (True, True, False), strict=True)
 )
 def test_inspect(exported, name, runtime, ascend):
-    said = octavo("inspect", exported / name)
-    assert ("yes onnxruntime" in said) == runtime
-    assert ("yes Ascend" in said) == ascend
-    assert "opset     18" in said
-    assert "input.1 (batch, 3, 12, 12)" in said
+    output = octavo("inspect", exported / name)
+    assert ("yes onnxruntime" in output) == runtime
+    assert ("yes Ascend" in output) == ascend
+    assert "opset     18" in output
+    assert "input.1 (batch, 3, 12, 12)" in output
     event = json.loads(octavo("inspect", exported / name, "--json"))
     assert event["sound"]
     schemes = {"float": 6} if name == "tiny_fp.onnx" else {"float": 1, "W8A8": 5}
@@ -121,11 +121,11 @@ def changed(exported, tmp_path, change):
 
 
 def tensor(graph, end):
-    return next(each for each in graph.initializer if each.name.endswith(end))
+    return next(initializer for initializer in graph.initializer if initializer.name.endswith(end))
 
 
 def node(graph, kind):
-    return next(each for each in graph.node if each.op_type == kind)
+    return next(operator for operator in graph.node if operator.op_type == kind)
 
 
 CHANGES = {
@@ -145,16 +145,16 @@ CHANGES = {
 @pytest.mark.parametrize("word", CHANGES)
 def test_inspect_finds_numbers_that_no_export_writes(exported, tmp_path, word):
     path = changed(exported, tmp_path, CHANGES[word])
-    said = octavo("inspect", path, code=3)
-    assert "no  octavo" in said
-    assert word in said
+    output = octavo("inspect", path, code=3)
+    assert "no  octavo" in output
+    assert word in output
 
 
 def test_inspect_refuses_what_it_cannot_trust(tmp_path):
     path = tmp_path / "new.onnx"
     path.write_bytes(by_hand(opset=999).SerializeToString())
-    said = octavo("inspect", path, code=3)
-    assert errors(said) == [
+    output = octavo("inspect", path, code=3)
+    assert errors(output) == [
         f"Error: {path}: opset 999 is newer than {onnx.defs.onnx_opset_version()}, the newest that onnx "
         f"{onnx.__version__} knows. Upgrade onnx, or export for an older version."
     ]
@@ -172,8 +172,8 @@ def test_the_command_writes_all_formats(tmp_path):
     assert "4 layers in 8-bit integers" in octavo(*command, "--format", "ascend,onnx,ascend-onnx")
     graphs = ["model_quant.onnx", "model_quant_qdq.onnx"]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.onnx")) == graphs
-    said = octavo("inspect", tmp_path / "out")
-    assert all(word in said for word in (*graphs, "an Ascend checkpoint", "4 W8A8"))
+    output = octavo("inspect", tmp_path / "out")
+    assert all(word in output for word in (*graphs, "an Ascend checkpoint", "4 W8A8"))
     assert "holds a checkpoint" in octavo(*command, "--format", "onnx", code=5)
     (tmp_path / "out" / graphs[0]).unlink()
     (tmp_path / "out" / graphs[0]).write_bytes(b"")

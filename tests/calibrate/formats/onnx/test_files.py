@@ -36,9 +36,9 @@ def changed(path, **entries):
     """The file with other entries for its external tensor; None takes one away."""
     proto = onnx.load(path, load_external_data=False)
     tensor = proto.graph.initializer[0]
-    kept = {each.key: each.value for each in tensor.external_data} | entries
+    values = {entry.key: entry.value for entry in tensor.external_data} | entries
     del tensor.external_data[:]
-    for key, value in kept.items():
+    for key, value in values.items():
         if value is not None:
             tensor.external_data.add(key=key, value=str(value))
     path.write_bytes(proto.SerializeToString())

@@ -48,7 +48,7 @@ def mixed():
     model = Mixed()
     layers = mixed_layers(model)
     call = Sample((pictures(1)[0][:1],), {})
-    return model, layers, [trace(model, layers, call, exporters=[each]) for each in EXPORTERS]
+    return model, layers, [trace(model, layers, call, exporters=[exporter]) for exporter in EXPORTERS]
 
 
 def test_both_exporters_give_what_the_integers_give_for_any_batch(mixed):
@@ -76,7 +76,7 @@ def test_halves_between_two_codes_go_the_same_way():
     graph = ascend(older(model, layers, x), layers)
     exact = integers(model, layers, x)
     assert np.array_equal(on_ascend(graph, x), exact)
-    scale = next(each for node in graph.graph.node for each in node.attribute if each.name == "scale")
+    scale = next(attribute for node in graph.graph.node for attribute in node.attribute if attribute.name == "scale")
     scale.f = float(np.nextafter(np.float32(scale.f), np.float32(0)))
     assert not np.array_equal(on_ascend(graph, x), exact)
 
@@ -117,9 +117,9 @@ def test_a_layer_used_twice_is_stored_once_for_each_form(mixed):
 def test_what_has_no_integer_form_stays_float_and_is_listed(mixed):
     _, layers, traced = mixed
     for proto in (qdq(traced[0], layers), ascend(traced[0], layers)):
-        found = layers_of(Graph(Path("g.onnx"), proto, "", 0, 0))
-        assert [layer.name for layer in found if layer.scheme == "float"] == ["up"]
-        assert {layer.name for layer in found if layer.scheme == "W8A8"} == set(layers)
+        rows = layers_of(Graph(Path("g.onnx"), proto, "", 0, 0))
+        assert [layer.name for layer in rows if layer.scheme == "float"] == ["up"]
+        assert {layer.name for layer in rows if layer.scheme == "W8A8"} == set(layers)
         assert stored(proto)["up.weight"].dtype == np.float32
 
 
@@ -131,7 +131,7 @@ def test_graphs_say_nothing_of_machine_or_time_and_are_the_same_again(mixed):
         assert data == make(again, layers).SerializeToString(deterministic=True)
         for word in (str(Path.cwd()), "pytorch", ".py", "Traceback", "octavo::Layer", "Mixed"):
             assert word.encode() not in data
-        assert {each.domain for each in make(traced[0], layers).opset_import} == {""}
+        assert {opset.domain for opset in make(traced[0], layers).opset_import} == {""}
         assert make(traced[0], layers).opset_import[0].version >= 17
 
 
@@ -159,8 +159,8 @@ def test_names_of_inputs():
     call = Sample((torch.randn(2, 4),), {"scale": torch.randn(2, 1)})
     for exporter in EXPORTERS:
         traced = trace(model, layers, call, ["pixels", "factor"], exporters=[exporter])
-        assert [each.name for each in traced.graph.input] == ["pixels", "factor"]
-        assert all(each.type.tensor_type.shape.dim[0].dim_param for each in traced.graph.input)
+        assert [value.name for value in traced.graph.input] == ["pixels", "factor"]
+        assert all(value.type.tensor_type.shape.dim[0].dim_param for value in traced.graph.input)
     for names in (["pixels"], ["a", "a"], ["a", "b", "c"]):
         refused(partial(trace, model, layers, call, names), 2, re.compile(r"^input_names: .* for 2 inputs"))
 
@@ -218,8 +218,8 @@ def test_transformers_resnet():
     x = pictures(1, seed=9, size=32)[0]
     with torch.no_grad(), quantized(folded, result.layers):
         exact = folded(x).logits.numpy()
-    for found in both(traced, result.layers, x):
-        assert np.abs(found - exact).max() <= step(exact)
+    for output in both(traced, result.layers, x):
+        assert np.abs(output - exact).max() <= step(exact)
     with torch.no_grad():
         unquantized = float_graph(older(folded, {}, x))
         assert np.allclose(on_runtime(unquantized, x), model(x).logits.numpy(), atol=1e-4)

@@ -56,8 +56,8 @@ def test_a_picture_without_a_batch():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1)).eval()
     layers = {"0": frozen(model[0], "W8A8")}
     x = on_grid(layers["0"], 3, 6, 6)
-    for found in both(older(model, layers, x), layers, x):
-        assert np.allclose(found, integers(model, layers, x), atol=1e-6)
+    for output in both(older(model, layers, x), layers, x):
+        assert np.allclose(output, integers(model, layers, x), atol=1e-6)
 
 
 def test_zeros_around_a_picture_are_the_zero_point():
@@ -70,9 +70,9 @@ def test_zeros_around_a_picture_are_the_zero_point():
     assert np.ptp(exact[0, 0]) == 0  # nothing tells padding from what is inside
     wrong = nn.functional.conv2d(torch.full((1, 2, 5, 5), 40.0), layer.weight.float(), padding=2)
     assert np.ptp(wrong[0, 0].numpy()) > 100  # as codes padded with 0 would
-    for found in both(older(model, layers, x), layers, x):
-        assert np.allclose(found, exact, atol=1e-6)
-        assert np.ptp(found[0, 0]) < 1e-6
+    for output in both(older(model, layers, x), layers, x):
+        assert np.allclose(output, exact, atol=1e-6)
+        assert np.ptp(output[0, 0]) < 1e-6
 
 
 @pytest.mark.parametrize("module", [nn.Conv2d(4, 6, 3, bias=False), nn.Linear(4, 6)])
@@ -85,8 +85,8 @@ def test_smoothing_and_corrections_are_carried(module):
     exact = integers(model, layers, x)
     without = integers(model, {"0": frozen(module, "W8A8")}, x)
     assert np.abs(exact - without).max() > 10 * step(exact)
-    for found in both(older(model, layers, x), layers, x):
-        assert np.abs(found - exact).max() <= step(exact)
+    for output in both(older(model, layers, x), layers, x):
+        assert np.abs(output - exact).max() <= step(exact)
 
 
 def test_a_bias_is_fused_or_added_with_the_same_numbers():
@@ -107,9 +107,9 @@ def test_channels_of_zeros_put_out_their_bias():
     model = nn.Sequential(linear).eval()
     layers = {"0": frozen(linear, "W8A8")}
     x = torch.randn(3, 4)
-    for found in both(older(model, layers, x), layers, x):
-        assert np.allclose(found[:, 1], 1e-4, rtol=1e-6)
-        assert not found[:, 2].any()
+    for output in both(older(model, layers, x), layers, x):
+        assert np.allclose(output[:, 1], 1e-4, rtol=1e-6)
+        assert not output[:, 2].any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

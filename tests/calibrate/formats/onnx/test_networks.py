@@ -59,7 +59,7 @@ def drawn(count: int, seed: int) -> Tensor:
 def test_networks(seed):
     torch.manual_seed(seed)
     model = with_statistics(Network(), seed)
-    result, folded = calibrate_folded(model, lambda: [Sample((drawn(4, at),), {}) for at in range(3)])
+    result, folded = calibrate_folded(model, lambda: [Sample((drawn(4, batch),), {}) for batch in range(3)])
     assert len(result.layers) == 8
     assert len(result.report["folded"]) == 5
     traced = trace(folded, result.layers, result.example, exporters=[EXPORTERS[seed % 2]])

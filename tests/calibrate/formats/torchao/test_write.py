@@ -28,7 +28,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 TO_Q = "transformer_blocks.0.attn.to_q"
 
 
-def made(folder: Path, formats: tuple[str, ...] = ("torchao",), **settings: Any) -> tuple[nn.Module, Result]:
+def exported(folder: Path, formats: tuple[str, ...] = ("torchao",), **settings: Any) -> tuple[nn.Module, Result]:
     model = hard()
     result = calibrated(model, prompts(3, 2), **settings)
     export(result, model, folder, formats)
@@ -36,7 +36,7 @@ def made(folder: Path, formats: tuple[str, ...] = ("torchao",), **settings: Any)
 
 
 def test_several_files_hold_the_same_tensors_and_say_all_of_each(tmp_path):
-    model, result = made(tmp_path / "whole")
+    model, result = exported(tmp_path / "whole")
     export(result, model, tmp_path / "split", ("torchao",), max_shard_size="60KB")
     whole, described = read(tmp_path / "whole")
     files = sorted((tmp_path / "split").glob("*.safetensors"))
@@ -58,7 +58,7 @@ def read(folder: Path, name: str = WEIGHTS) -> tuple[dict[str, Tensor], dict[str
     [("static", "PerTensor", "ASYMMETRIC"), ("dynamic", "PerRow", "SYMMETRIC"), ("float", None, None)],
 )
 def test_every_tensor_is_named_and_described(tmp_path, activations, granularity, mapping):
-    model, result = made(tmp_path / "out", activations=activations)
+    model, result = exported(tmp_path / "out", activations=activations)
     tensors, metadata = read(tmp_path / "out")
     names = json.loads(metadata["tensor_names"])
     assert sorted(names) == sorted(model.state_dict())
@@ -81,7 +81,7 @@ def test_every_tensor_is_named_and_described(tmp_path, activations, granularity,
 
 
 def test_the_integers_and_the_axes_of_the_scales(tmp_path):
-    _, result = made(tmp_path / "out")
+    _, result = exported(tmp_path / "out")
     tensors, _ = read(tmp_path / "out")
     for name, layer in result.layers.items():
         part = f"{name}._weight_"
@@ -96,18 +96,18 @@ def test_the_integers_and_the_axes_of_the_scales(tmp_path):
 
 def test_a_multiplier_that_was_not_folded_stands_beside_the_weight(tmp_path):
     for folded in (False, True):
-        _, result = made(tmp_path / str(folded), smoothing=True, fold=folded)
+        _, result = exported(tmp_path / str(folded), smoothing=True, fold=folded)
         tensors, _ = read(tmp_path / str(folded))
-        found = {name.removesuffix("._weight_act_pre_scale") for name in tensors if name.endswith("act_pre_scale")}
-        assert found == {name for name, layer in result.layers.items() if layer.mul_scale is not None}
+        names = {name.removesuffix("._weight_act_pre_scale") for name in tensors if name.endswith("act_pre_scale")}
+        assert names == {name for name, layer in result.layers.items() if layer.mul_scale is not None}
 
 
 def test_the_config_is_for_torchao_and_in_a_folder_of_its_own_beside_another(tmp_path):
-    made(tmp_path / "out", ("ascend", "torchao"))
+    exported(tmp_path / "out", ("ascend", "torchao"))
     assert (
         json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["quant_method"] == "torchao"
     )
-    made(tmp_path / "both", ("diffusers", "torchao"))
+    exported(tmp_path / "both", ("diffusers", "torchao"))
     methods = [
         json.loads((tmp_path / "both" / place / "config.json").read_text())["quantization_config"]["quant_method"]
         for place in (".", "torchao")
@@ -144,19 +144,19 @@ def test_what_torchao_has_no_form_for_is_refused_in_one_line(tmp_path):
 )  # fmt: skip
 def test_torchao_computes_what_octavo_does_and_writes_the_same_file(tmp_path, settings):
     pytest.importorskip("torchao")
-    model, _ = made(tmp_path / "out", ("diffusers", "torchao"), **settings)
+    model, _ = exported(tmp_path / "out", ("diffusers", "torchao"), **settings)
     ours = SD3Transformer2DModel.from_pretrained(tmp_path / "out")
     theirs = SD3Transformer2DModel.from_pretrained(tmp_path / "out" / "torchao", torch_dtype=torch.float32)
     assert type(theirs.get_submodule(TO_Q).weight).__name__ == "Int8Tensor"
     calls, apart, from_float = prompts(3, 2), Power(), Power()
-    for exact, one, other in zip(*(outputs(each, calls) for each in (model, ours, theirs)), strict=True):
+    for exact, one, other in zip(*(outputs(denoiser, calls) for denoiser in (model, ours, theirs)), strict=True):
         apart.add(one[0], other[0])
         from_float.add(exact[0], one[0])
     assert (apart.sqnr or 0.0) > (from_float.sqnr or 0.0) - 1.0
     result = calibrated(model, prompts(3, 2), **settings)
     export(result, model, tmp_path / "split", ("torchao",), max_shard_size="60KB")
     split = SD3Transformer2DModel.from_pretrained(tmp_path / "split", torch_dtype=torch.float32)
-    for one, other in zip(*(outputs(each, calls) for each in (theirs, split)), strict=True):
+    for one, other in zip(*(outputs(denoiser, calls) for denoiser in (theirs, split)), strict=True):
         assert torch.equal(one[0], other[0])
     theirs.save_pretrained(tmp_path / "again")
     before, after = read(tmp_path / "out" / "torchao"), read(tmp_path / "again")
