@@ -8,21 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from .helpers import examples  # registers the Hypothesis profile before a command line asks for it
+from .helpers import examples  # registers the Hypothesis profile before pytest reads the command line
 
 __all__ = ["examples"]
 
 
 def pytest_collection_finish() -> None:
-    """Takes the half million objects of imported libraries out of the garbage collector: collecting through them takes
-    half a second each time, and makes forked processes copy the pages that hold them."""
+    """Freezes the half million objects of imported libraries, so that the garbage collector skips them. Collecting them takes
+    half a second each time, and makes forked processes copy the pages that hold them.
+    """
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a whole SD3 pipeline of random weights, text encoders and tokenizers included. Read only."""
+    """A directory with a whole SD3 pipeline of random weights, text encoders and tokenizers included. Tests only read it."""
     from .zoo.whole_sd3 import whole_sd3
 
     return whole_sd3(tmp_path_factory.mktemp("tiny"))
@@ -30,7 +31,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def captured(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A capture of `tiny_model`: three prompts in three steps of 16 x 16 pixels, 9 calls. Read only."""
+    """A capture of `tiny_model`: three prompts in three steps of 16 x 16 pixels, 9 calls. Tests only read it."""
     from .helpers.commands import capture
 
     folder = tmp_path_factory.mktemp("captured")
@@ -42,7 +43,10 @@ def captured(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def checkpoint(captured: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Calibrates `captured` with the options of the command that are given, each list of options once. Read only."""
+    """A function that calibrates `captured` with options of `octavo calibrate` and returns the checkpoint.
+
+    Each list of options is calibrated once. Tests only read the checkpoint.
+    """
     from .helpers.commands import octavo
 
     folder, numbers = tmp_path_factory.mktemp("checkpoints"), count()

@@ -1,4 +1,4 @@
-"""Calibration from end to end, and the report of it."""
+"""A whole calibration gives a complete report, the same integers for any batching, and a warning for each float layer."""
 
 import json
 import math
@@ -86,7 +86,7 @@ def test_letting_the_float_layers_go_gives_the_same_report_and_layers():
 @pytest.mark.parametrize("observer", ["minmax", "sigma", "mse"])
 def test_the_order_of_the_calls_and_their_batches_do_not_matter(order, observer):
     settings = Settings(observer=observer, sigma=2.0, defaults={}, sqnr_calls=0)
-    # one layer: batched matmuls before it would round differently themselves
+    # a single layer, as a matmul before it would round differently in other batches
     model, samples = nn.Sequential(nn.Linear(6, 3)), [Call((torch.randn(4, 5, 6) * 10.0**k,), {}) for k in range(3)]
     parts = [Call((row[None],), {}) for call in samples for row in call.args[0]][::order]
     one = calibrate(model, given(samples), settings).report["layers"]
@@ -177,7 +177,7 @@ def test_static_ranges_take_one_replay_of_convolutions_too(smoothing):
     given_calls = calls(40)
     with hooked(model, {"": lambda *_: runs.append(1)}):
         result = calibrate(model, given(given_calls), Settings(defaults={}, smoothing=smoothing, sqnr_calls=0))
-    assert len(runs) == len(given_calls) + 1  # the first call runs once more, to see what reads weights
+    assert len(runs) == len(given_calls) + 1  # the first call runs once more, to find code that reads weights
     assert "patch" in result.layers
     ends = extremes(torch.cat([call.args[0] for call in given_calls]))
     assert next(row for row in result.report["layers"] if row["name"] == "patch")["range"] == list(ends)

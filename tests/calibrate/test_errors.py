@@ -1,4 +1,4 @@
-"""Errors that libraries raise when memory runs out are distinguished from other errors."""
+"""Errors that libraries raise when memory runs out are distinguished from other errors, and name the device."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Models that are not what they seem: the integers are those of the model inside, or one line says what to do."""
+"""A wrapped or offloaded model is calibrated as the model inside, or is refused with one line that says what to do."""
 
 import json
 from collections.abc import Callable
@@ -208,7 +208,7 @@ def test_models_inside_peft_and_layers_put_in_by_hand_are_refused_with_the_calls
 
 
 class Packed(nn.Linear):
-    """A linear with integers as its weight, as other libraries quantize."""
+    """A linear with an integer weight, as other libraries quantize."""
 
     def __init__(self) -> None:
         super().__init__(4, 4)
@@ -216,7 +216,7 @@ class Packed(nn.Linear):
 
 
 class Foreign(nn.Parameter):
-    """A weight of a class of its own, as other libraries quantize."""
+    """A class of weights like those that other libraries quantize to."""
 
 
 def foreign() -> nn.Module:

@@ -1,4 +1,4 @@
-"""How many calls were enough."""
+"""The learning curve has the output SQNR that shorter captures would give, and its verdict says how many are enough."""
 
 import json
 from dataclasses import replace
@@ -70,7 +70,7 @@ def test_the_curve_rises_to_the_final_value(more, release):
     values = [row["output_sqnr"] for row in curve]
     assert values[-1] == report["totals"]["output_sqnr"]
     assert values[:-1] == sorted(values[:-1])
-    assert values[-1] > values[-2] - 3  # ranges still widen after all that is measured fits in
+    assert values[-1] > values[-2] - 3  # ranges still widen once they hold the measured calls
     assert values[0] < values[-1] - 10
 
 

@@ -1,4 +1,4 @@
-"""The compatible API: documented names, order, defaults and meanings."""
+"""The API compatible with msModelSlim has the documented names, order, defaults and meanings."""
 
 import inspect
 import json
@@ -219,7 +219,7 @@ def test_exporting_before_calibrating(tmp_path):
 def test_other_names_and_files_of_the_user_s(tmp_path):
     calibrator = calibrated()
     (tmp_path / "config.json").write_text("{}")
-    for _ in range(2):  # over files of mode 0400, too
+    for _ in range(2):  # the second export replaces files of mode 0400
         calibrator.export_quant_safetensor(tmp_path, "weights_0.safetensors", "description_0.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "config.json", "description_0.json", "octavo-description_0.manifest", "weights_0.safetensors"
@@ -260,7 +260,7 @@ def test_killed_at_any_call_of_the_system_no_mixture_is_left(foreign, fast_path)
         assert in_child(work) == 9
         assert content() in (old, new) or (foreign and FILES[0] not in content())
         assert (folder / "config.json").exists() == foreign
-        other.export_quant_safetensor(folder)  # removes what the killed one left
+        other.export_quant_safetensor(folder)  # removes the files that the killed export left
         assert not list(fast_path.rglob(".*"))
     assert json.loads(new[FILES[0]])["model_quant_type"] == "W8A8"
 

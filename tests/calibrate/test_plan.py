@@ -1,4 +1,4 @@
-"""The plan lists every layer, and says why one stays float."""
+"""The plan lists every layer once, and says why a layer stays float."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from ..zoo.toy import toy
 
 
 class Many(nn.Module):
-    """Layers of kinds that have no integer form, beside those that have."""
+    """A model with layers that have an integer form and layers of kinds that have none."""
 
     def __init__(self) -> None:
         super().__init__()

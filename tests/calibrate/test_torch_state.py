@@ -1,4 +1,4 @@
-"""The global state of torch changes no integer, and is the same afterwards."""
+"""The global state of torch changes no integer of a calibration, and a calibration restores the state."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -68,7 +68,7 @@ STATES: dict[str, Callable[[], Any]] = {
 
 
 def state() -> tuple[Any, ...]:
-    """The global state of torch that a calibration could leave changed."""
+    """Returns the global state of torch that a calibration could leave changed."""
     return (
         torch.get_default_dtype(), torch.get_default_device(), torch.is_inference_mode_enabled(),
         torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.are_deterministic_algorithms_enabled(),

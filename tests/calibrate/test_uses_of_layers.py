@@ -1,4 +1,4 @@
-"""The uses that diffusers' models make of layers, in one module: the whole way, in the default suite."""
+"""One model with all uses that diffusers' models make of layers is calibrated, exported and loaded."""
 
 import copy
 
@@ -35,7 +35,7 @@ class Block(nn.Module):
     def forward(self, x, chosen):
         x = x + self.shared(self.plain(x))
         x = x + self.shared(self.named(input=x))
-        tokens = x.flatten(0, 1)  # packed; an expert that no token chose is given no rows
+        tokens = x.flatten(0, 1)  # packed; an expert that no token chose gets no rows
         mixed = torch.empty_like(tokens)
         for index, expert in enumerate(self.experts):
             mixed[chosen == index] = expert(tokens[chosen == index])

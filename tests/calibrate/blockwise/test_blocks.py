@@ -1,4 +1,4 @@
-"""Blocks that run one after the other, given what the ones before returned."""
+"""`Blocks` replays a model block by block, with the same outputs as the whole model and with few values on disk."""
 
 import re
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from ...zoo.toy import Block, Call
 
 
 class Chain(nn.Module):
-    """Blocks in a row; how they are run is given."""
+    """A model with `count` blocks; `way` runs the blocks and returns the output of the model."""
 
     def __init__(self, count: int, way: Callable[["Chain", Tensor], Tensor]) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Chain(nn.Module):
 def in_a_row(model: Chain, x: Tensor) -> Tensor:
     for index, block in enumerate(model.blocks):
         if index not in model.skip:
-            x = block(x).transpose(0, 1) * 1.5  # what lies between blocks
+            x = block(x).transpose(0, 1) * 1.5  # computed between two blocks
     return x
 
 
@@ -148,7 +148,7 @@ def test_a_visit_sees_one_real_block_and_the_whole_call(tmp_path):
         assert [type(child) for child in model.blocks].count(Block) == 1
         handle = block.register_forward_pre_hook(lambda _, args: inputs.setdefault(name, []).append(args[0]))
         for position, call in enumerate(blocks.calls()):
-            if position != 1:  # a visit may leave out calls: they are passed on all the same
+            if position != 1:  # a visit may skip calls, which the next block receives all the same
                 run(model, call, position)
         handle.remove()
 

@@ -1,4 +1,4 @@
-"""Calibration block by block gives what calibration of the whole model gives."""
+"""Calibration block by block gives the same integers and report as calibration of the whole model."""
 
 import copy
 from collections.abc import Callable
@@ -37,15 +37,15 @@ def block_by_block(model: nn.Module, samples: list[Call], settings: Settings, pl
 
 
 def recorded_calls(pipe, model: nn.Module, arguments: dict) -> list[Call]:
-    """Records the calls that the pipeline makes of its denoiser."""
+    """Runs the pipeline and returns the calls of its denoiser."""
     samples: list[Call] = []
 
-    def hear(_: nn.Module, args: tuple, kwargs: dict) -> None:
+    def record(_: nn.Module, args: tuple, kwargs: dict) -> None:
         values = [copied_to(x, torch.device("cpu")) for x in args]
         named = {key: x.clone() if isinstance(x, Tensor) else x for key, x in kwargs.items()}
         samples.append(Call(tuple(values), named, len(samples)))
 
-    handle = model.register_forward_pre_hook(hear, with_kwargs=True)
+    handle = model.register_forward_pre_hook(record, with_kwargs=True)
     run(pipe, arguments)
     handle.remove()
     return samples
@@ -71,7 +71,7 @@ def test_every_pipeline_gets_the_same_integers(name, tmp_path):
     settings = Settings(defaults=family.keep_float, groups=family.groups, release=True, **RECIPES["fast"])
     whole = calibrate(copy.deepcopy(model), given(samples), settings)
     assert_same(whole, block_by_block(model, samples, settings, tmp_path))
-    assert not list(tmp_path.glob("spill-*"))  # what is of no more use is no longer there
+    assert not list(tmp_path.glob("spill-*"))  # spilled values are deleted once no block needs them
 
 
 OTHERS = {
@@ -118,7 +118,7 @@ def test_what_rounding_needs_is_said_before_the_first_call(tmp_path):
     def started(settings: Settings, limit: float) -> BlockwiseCalibration:
         return BlockwiseCalibration(toy(width=1024), given(calls()), settings, directory=tmp_path, limit=limit)
 
-    sums = 2 * 2048**2 * 8  # of the layer with the most inputs, down
+    sums = 2 * 2048**2 * 8  # bytes: two float64 matrices of `down`, the layer with the most inputs
     limit = resident_memory() + 3 * sums
     started(plain, limit)
     refused(lambda: started(balanced, limit), 7, "to round its widest layer")
@@ -127,17 +127,17 @@ def test_what_rounding_needs_is_said_before_the_first_call(tmp_path):
 def test_the_model_that_is_left_computes_with_the_integers(tmp_path):
     model, before = toy(), toy()
     result = block_by_block(model, calls(), Settings(defaults={}), tmp_path)
-    assert set(result.layers) >= {"patch", "blocks.0.up", "proj_out"}  # outside the blocks too
+    assert set(result.layers) >= {"patch", "blocks.0.up", "proj_out"}  # `patch` and `proj_out` are outside of the blocks
     with torch.no_grad(), quantized(before, result.layers):
         for call in calls():
             assert torch.equal(model(*call.args, **call.kwargs), before(*call.args, **call.kwargs))
 
 
 def resident(files: list[Path]) -> int:
-    """Bytes of mapped files that are in this process's memory."""
+    """Returns how many bytes of the mapped files are in the memory of this process."""
     total, counted = 0, False
     for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split(" ")[0]:  # the first line of a mapping
+        if "-" in line.split(" ")[0]:  # this line starts a mapping and names its file
             counted = any(line.endswith(str(file)) for file in files)
         elif counted and line.startswith("Rss:"):
             total += int(line.split()[1]) * 1024
@@ -153,9 +153,9 @@ def test_what_the_blocks_became_stays_out_of_memory(tmp_path):
     written = sorted(place.iterdir())
     size = sum(file.stat().st_size for file in written)
     assert size > 8 << 20
-    little = size / 4  # neighbours of what is read come with it
+    little = size / 4  # bytes that may be resident: reading a page also loads pages next to it
     assert resident(written) < little
-    assert not any(has_bias_correction(layer) for layer in result.layers.values())  # what an export looks at first
+    assert not any(has_bias_correction(layer) for layer in result.layers.values())  # an export checks this first
     assert resident(written) < little
     export(result, model, tmp_path / "out")
     assert resident(written) < little
@@ -192,7 +192,7 @@ class Stage(nn.Module):
 
 
 class Unlisted(nn.Module):
-    """A network of no family: blocks of a kind, put together in a way that is given."""
+    """A network that belongs to no family: `kind` makes its blocks and `way` runs them."""
 
     def __init__(self, kind: Callable[[int], nn.Module], way: Callable[[list[nn.Module], Tensor], Tensor]) -> None:
         super().__init__()
@@ -229,7 +229,7 @@ def weighing(blocks: list[nn.Module], x: Tensor) -> Tensor:
 
 
 def shared(width: int) -> nn.Module:
-    """A block whose linear all blocks share."""
+    """Returns a block whose linear `up` is shared by all such blocks."""
     block = Block(width)
     block.up = _SHARED
     return block

@@ -1,4 +1,4 @@
-"""Values on disk and back: the same bits in the same layout."""
+"""Values that were spilled to disk come back with the same bits and, except for repeated ones, the same layout."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The verdicts on a checkpoint, and reading only what an export writes."""
+"""`check` gives correct verdicts on ascend checkpoints, and files that no export writes are refused."""
 
 import json
 import struct

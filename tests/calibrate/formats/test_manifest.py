@@ -1,4 +1,4 @@
-"""The manifest of an export: whatever differs from it is named."""
+"""Verifying an export names each file that differs from its manifest."""
 
 import json
 import random
@@ -34,7 +34,7 @@ def replaced(path: Path, content: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def export_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint in three formats, one of them in a folder of its own. Read only."""
+    """A checkpoint in three formats, of which torchao has its own folder. Tests must not change it."""
     folder = tmp_path_factory.mktemp("made")
     source = exported(folder / "two")
     formats = ("ascend", "diffusers", "torchao")
@@ -43,7 +43,7 @@ def export_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def out(export_folder: Path, tmp_path: Path) -> Path:
-    """A copy of `made`."""
+    """A copy of `export_folder` that a test may change."""
     return Path(shutil.copytree(export_folder, tmp_path / "out"))
 
 

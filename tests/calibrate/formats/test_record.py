@@ -1,4 +1,4 @@
-"""A format refuses layers that it cannot hold."""
+"""Every format refuses, before it writes a file, layers that it cannot hold."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Layers that do something besides their weight stay float, with a reason."""
+"""Layers whose output is changed by hooks, adapters or subclasses stay float, and the plan gives the reason."""
 
 import types
 
@@ -59,7 +59,7 @@ def assigned(net: Net) -> None:
     net.fc.weight = weight
 
 
-# the change, the layer changed, words of its reason
+# name: the change, the changed layer, words of the reason
 CHANGES = {
     "hook": (lambda net: net.fc.register_forward_hook(lambda layer, args, y: 3 * y + 1), "fc", "hook <lambda>"),
     "hook before": (lambda net: net.fc.register_forward_pre_hook(Doubling()), "fc", "hook Doubling would be lost"),
@@ -94,7 +94,7 @@ HARMLESS = {
 
 
 def calibrated(change) -> tuple[dict[str, str], float, list[str]]:
-    """The reasons of the float layers, the least SQNR of the installed layers on any call, and the warnings."""
+    """Returns the reason of each float layer, the lowest output SQNR of a call in dB, and the warnings."""
     torch.manual_seed(0)
     net, calls = Net().eval(), [Call((torch.randn(2, 3, 16, 16),), {}) for _ in range(6)]
     change(net)

@@ -1,4 +1,4 @@
-"""From a float layer to the numbers that are exported."""
+"""The numbers of a frozen layer are exact, fit their dtypes, and compute what the float values of the codes compute."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_deq_is_the_stored_scale_times_the_weights_on_19_bits(seed, dtype):
     weight, bias, x = layer(seed, dtype)
     numbers = frozen(weight, bias, x)
     a, qparams = numbers, numbers.input.qparams
-    stored = qparams.scale.to(dtype).float()  # what a consumer reads
+    stored = qparams.scale.to(dtype).float()  # the scale that a consumer reads
     filled = (numbers.weight != 0).any(1)
     assert torch.equal(a.deq[filled], rounded_deq(stored * numbers.weight_scale)[filled])
     assert int((a.deq.view(torch.int32) & 0x1FFF).sum()) == 0
@@ -87,7 +87,7 @@ def test_a_channel_of_zeros_gives_its_bias_exactly(seed, dtype, value):
 def test_a_bias_that_int32_cannot_hold_keeps_the_layer_float():
     weight = torch.full((2, 8), 1e-7)
     qparams = qparams_of(Range(0.0, 0.25), ACTIVATION, torch.float32)
-    assert torch.tensor(1e11, dtype=torch.float64).to(torch.int32) == -(2**31)  # what a cast would make of it
+    assert torch.tensor(1e11, dtype=torch.float64).to(torch.int32) == -(2**31)  # a plain cast would give this
     assert nearest(weight, torch.ones(2), StaticInput(qparams)) == "its accumulator could overflow int32"
 
 

@@ -1,4 +1,4 @@
-"""The kinds of activations: what each computes, against the same in whole numbers and float64."""
+"""Each kind of activation computes what the same formula gives in whole numbers and float64."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ MODULES = (lambda: nn.Linear(24, 5), lambda: nn.Conv2d(3, 4, 3, padding=1))
 
 
 def noise_at(*levels: float) -> NoiseLevel:
-    """The noise level as in a call with this time argument."""
+    """Returns the noise level of a call whose time argument is `levels`."""
     noise = NoiseLevel()
     noise.record(TimedToy(), (torch.zeros(1), torch.tensor(levels)), {})
     return noise
@@ -107,7 +107,7 @@ def test_rows_of_several_noise_levels(make):
     expected = torch.stack([static_of(module, bin_index)(row) for bin_index, row in zip((3, 0, 1, 2), x, strict=True)])
     assert torch.equal(timed(x), expected)
     largest = static_of(module, 3)
-    for other in (x[:3], x[0], input_for(module, 8)):  # another number of rows: the largest noise level
+    for other in (x[:3], x[0], input_for(module, 8)):  # another number of rows: the largest noise level is used
         assert torch.equal(timed(other), largest(other))
 
 

@@ -1,4 +1,4 @@
-"""Integer layers compute exactly, for every shape, and come and go without a trace."""
+"""Integer layers compute exactly for every shape, and are installed in a model and removed without a trace."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_products_are_summed_exactly(matmul, k, rows, outs, seed, extreme):
     generator = torch.Generator().manual_seed(seed)
     q = torch.randint(-128, 128, (rows, k), generator=generator)
     w = torch.randint(-127, 128, (outs, k), generator=generator)
-    if extreme:  # all products alike: the largest sums there are
+    if extreme:  # all products are equal: the largest possible sums
         q, w = torch.full_like(q, -128), torch.full_like(w, 127)
     assert torch.equal(matmul(q.float(), w.to(torch.int8)).long(), q @ w.T)
 
@@ -80,7 +80,7 @@ def test_a_convolution_is_exact_to_its_borders(options, low, seed):
     assert isinstance(layer, QuantizedConv2d)
     x = torch.rand(2, CHANNELS, 9, 10) * (3 - low) + low
     q = codes(x, qparams_of(Range(low, 3.0), ACTIVATION, torch.float32), ACTIVATION)
-    # what zero padding means: zeros after the zero point is taken away
+    # zero padding adds zeros after the zero point is subtracted
     exact = nn.Conv2d(CHANNELS, CHANNELS, **{**options, "bias": False}).double()
     exact.weight.data = layer.weight.double()
     total = exact(q.double() - int(layer.input_zero_point))
@@ -110,7 +110,7 @@ def test_a_kernel_of_zeros_gives_the_bias_and_channels_permute(options, seed):
     x = torch.randn(1, CHANNELS, 9, 9).clamp(-2, 3)
     y = integer(module)(x)
     assert bool((y[:, 2] == (0.0 if module.bias is None else module.bias[2])).all())
-    # outputs of one group trade places
+    # reverse the order of the outputs in each group
     order = torch.arange(CHANNELS).view(module.groups, -1).flip(1).flatten()
     other = nn.Conv2d(CHANNELS, CHANNELS, **options).requires_grad_(False)
     other.weight.copy_(module.weight[order])
@@ -124,7 +124,7 @@ def test_groups_compute_as_convolutions_of_their_own(kind):
     torch.manual_seed(0)
     whole = nn.Conv2d(6, 4, 3, padding=1, groups=2)
     x = torch.randn(2, 6, 5, 5)
-    x[:, :, 0, 0] = 1.5  # the largest of each half, which a dynamic scale follows
+    x[:, :, 0, 0] = 1.5  # the largest value of both halves, so that their dynamic scales are the same
     x = x.clamp(-1.5, 1.5)
     parts = []
     for group in range(2):

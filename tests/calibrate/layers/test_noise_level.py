@@ -1,4 +1,4 @@
-"""The noise level: how a denoiser tells it to its layers, and how copies of a denoiser do."""
+"""A denoiser, and each copy of it, gives the noise level of the running call to its own layers."""
 
 import copy
 import io
@@ -43,7 +43,7 @@ def test_a_model_tells_its_layers_and_forgets(by_name):
             model(x)
         with pytest.raises(RuntimeError):
             model(torch.randn(2, 5, 9), level)
-        refused(lambda: model.up(x), 4)  # forgotten after an error too
+        refused(lambda: model.up(x), 4)  # the level is forgotten after an error too
     with quantized(model, {name: static_of(model.get_submodule(name), 2) for name in layers}):
         assert torch.equal(model(x, level), y)
     assert not model._forward_pre_hooks

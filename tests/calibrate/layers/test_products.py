@@ -1,4 +1,4 @@
-"""Sums of products are exact."""
+"""Matrix products and convolutions of integers are summed exactly."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
 def whole(q, weight, stride, dilation, groups):
-    """The convolution in int64, patch by patch."""
+    """Returns the convolution in int64, computed from patches."""
     patches = q.long()
     for axis, (size, step, apart) in enumerate(zip(weight.shape[2:], stride, dilation, strict=True), 2):
         patches = patches.unfold(axis, apart * (size - 1) + 1, step)[..., ::apart]

@@ -1,4 +1,4 @@
-"""Scales by which dividing and multiplying are the same."""
+"""For the chosen scales, dividing by the scale and multiplying by its reciprocal make the same codes."""
 
 import numpy as np
 import pytest
@@ -8,17 +8,17 @@ from hypothesis import strategies as st
 
 from octavo.calibrate.layers.reciprocals import next_scale, reciprocal_agrees
 
-CODES = np.arange(-127, 128)  # all but the lowest
+CODES = np.arange(-127, 128)  # all codes but the lowest, -128
 
 
 def number(order):
-    """The float32 numbers in ascending order: 0 stands for 0.0."""
+    """Returns the float32 number at each index of the ascending order of all float32 numbers. Index 0 is 0.0."""
     magnitude = np.abs(order).astype(np.int32).view(np.float32)
     return np.where(order < 0, -magnitude, magnitude)
 
 
 def first(function, code):
-    """The place in `number` of the first float32 number of which the rising `function` makes at least each `code`."""
+    """Returns the index, as in `number`, of the smallest float32 number at which the rising `function` reaches each code."""
     below, there = np.full(len(code), -(2**31 - 2**23)), np.full(len(code), 2**31 - 2**23)  # minus and plus infinity
     while (there - below > 1).any():
         middle = (below + there) // 2
@@ -36,7 +36,7 @@ def multiplied(scale, zero_point):
 
 
 def same(scale, zero_point):
-    """Whether both functions pass from each code to the next at the same float32 number."""
+    """Returns whether both functions pass from each code to the next at the same float32 number."""
     functions = divided(scale, zero_point), multiplied(scale, zero_point)
     return np.array_equal(*(first(function, CODES) for function in functions))
 

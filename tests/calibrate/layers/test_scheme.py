@@ -1,4 +1,4 @@
-"""Ranges to parameters, and the formula."""
+"""Scale and zero point cover their range and fit their dtype, and codes follow the formula of the scheme."""
 
 import math
 from dataclasses import replace
@@ -121,7 +121,7 @@ def test_float16_never_stores_a_scale_of_zero_nor_one_far_from_the_exact():
             assert scale <= stored <= 1.25 * scale
             assert torch.tensor(stored).half().item() == stored
     assert outcomes == {True, False}
-    assert torch.tensor(1.5e-8).half().item() == 0.0  # what storing it unlooked-at would do
+    assert torch.tensor(1.5e-8).half().item() == 0.0  # a plain cast to float16 would give this
     assert stored_scale(1.5e-8, torch.float16) is None
     assert stored_scale(1e6, torch.float16) is None
 

@@ -1,4 +1,4 @@
-"""A transform of the input and its inverse in the weight cancel, whatever the type of the transform."""
+"""A transform of the input and its inverse in the weight cancel, for every type of transform."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Weights to integers, channel by channel."""
+"""Weights are rounded to integers channel by channel, with exact scales, and weights that are not finite are named."""
 
 import numpy as np
 import pytest

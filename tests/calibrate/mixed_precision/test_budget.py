@@ -1,4 +1,4 @@
-"""Budgets as users write them, and the limits they stand for."""
+"""A budget that a user writes is read as the right limits, and an invalid one is refused in one line."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The choice of schemes with the least error under a budget, and its refinement."""
+"""The chosen schemes have the least error under a budget, and refining keeps the budget and never adds error."""
 
 import itertools
 import random
@@ -13,7 +13,10 @@ FREE = float("inf")
 
 
 def groups(seed: int, count: int = 6, zero: bool = False) -> list[list[Option]]:
-    """Random options: float is the dearest and has no error; others are smaller or faster, or both."""
+    """Returns random options of `count` groups. Float costs most and has no error; the others cost less bytes or time.
+
+    With `zero`, about half of the other options have no error either.
+    """
     chance = random.Random(seed)
     options = []
     for _ in range(count):
@@ -93,7 +96,7 @@ def test_refining_keeps_the_limit_and_never_makes_it_worse():
     chosen = choose(candidates, limit)
     calls = []
 
-    def run(choice):  # errors that do not add: neighbours cancel
+    def run(choice):  # errors that are not additive: those of neighbouring groups cancel
         calls.append(tuple(choice))
         return (
             abs(

@@ -1,4 +1,4 @@
-"""Mixtures of schemes under a budget, on a whole tiny pipeline."""
+"""A calibration under a budget mixes schemes, keeps the budget and reports it, on a whole tiny pipeline."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from ...helpers.commands import capture, errors, octavo
 from ...helpers.refusals import refused
 from ...zoo.pipelines import make, run
 
-BLOCKS = Search(runs=48)  # of the tiny model: its parts of blocks, by three schemes
+BLOCKS = Search(runs=48)  # pipeline runs for three schemes and 16 groups of layers: the tiny model is divided into parts of its blocks
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Statistics of channels: the same bits however calls are split and merged."""
+"""The extremes of channels have the same bits however calls are split and merged."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Observers: what range they choose, and that nothing but the values decides it."""
+"""Every observer chooses the documented range, which depends on the values alone and not on their order or batches."""
 
 import math
 import random
@@ -31,7 +31,7 @@ def observed(name: str, tensors: list[torch.Tensor], options: Options = Options(
 
 
 def sample(seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """Tokens of very different sizes and means: their sums in floating point would depend on the order."""
+    """Returns tokens of very different sizes and means, whose sums in floating point would depend on the order."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(12, 5, 1 + seed % 40, generator=generator)
     x = x * 10.0 ** torch.randint(-4, 4, (12, 5, 1), generator=generator)
@@ -46,7 +46,7 @@ def test_any_order_split_and_merge_tree_gives_the_same_bits(seed, name, dtype, s
     wanted = observed(name, [x], options).range()
     chance = random.Random(seed)
     parts = list(x.split(chance.randint(1, 5), 0))
-    parts = [piece for part in parts for piece in part.split(chance.randint(1, 5), 1)]  # tokens apart, too
+    parts = [piece for part in parts for piece in part.split(chance.randint(1, 5), 1)]  # split along tokens, too
     chance.shuffle(parts)
     observers = [observed(name, [part.contiguous() if chance.random() < 0.5 else part], options) for part in parts]
     while len(observers) > 1:
@@ -81,7 +81,7 @@ def test_exact_sums_are_exact(values, cut):
 
 
 def sums_of(x: torch.Tensor) -> np.ndarray:
-    """The sums and the sums of squares of rows and of their pieces, from small to large."""
+    """Returns the sums and the sums of squares of rows and of their pieces, sorted."""
     pieces = row_sums_of([Sigma.read(x).rows])
     return np.sort(np.concatenate(pieces, 1, dtype=np.float64))
 
@@ -197,7 +197,7 @@ def test_mse_is_no_worse_than_the_extremes(seed, scheme):
     clip = observed("mse", [x], Options(scheme=scheme)).range()
     extremes = observed("minmax", [x]).range()
     whole = Range(min(extremes.low, 0.0), max(extremes.high, 0.0))
-    slack = (max(-whole.low, whole.high) / 4096) ** 2 * len(values)  # bins stand for their values
+    slack = (max(-whole.low, whole.high) / 4096) ** 2 * len(values)  # the observer sees bins in place of values
     assert squared_error(ones, values, clip, scheme) <= squared_error(ones, values, whole, scheme) * 1.02 + slack
 
 

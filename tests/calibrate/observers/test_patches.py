@@ -1,4 +1,4 @@
-"""The statistics of a convolution over its patches are those of a linear over its rows."""
+"""A convolution is calibrated on its patches as a linear is on its rows."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_some_patches_are_of_all_and_the_same_twice():
 
 
 def survey_of(conv, inputs):
-    """A survey of these inputs, every fourth held out, and the sums of the others."""
+    """Returns a survey of the inputs, of which every fourth is held out, and the sums over the other inputs."""
     current = CurrentCall(conv)
     survey = PatchSurvey(current, "conv", conv)
     sums = Sums(Choice(INPUT), current, conv.in_channels * 9, Patches.of(conv, 10**6), squares=conv.groups == 1)
@@ -83,11 +83,11 @@ def test_a_corrected_bias_leaves_no_mean_error(groups):
         return float((layer_of(conv, choice)(x) - conv(x)).mean((0, 2, 3)).abs().max())
 
     x = torch.cat(inputs)
-    assert mean_error(choice) < 0.1 * mean_error(Choice(INPUT))  # what stays is the rounding of deq to 19 bits
+    assert mean_error(choice) < 0.1 * mean_error(Choice(INPUT))  # the rest is the rounding of deq to 19 bits
 
 
 def smooth(count):
-    """Inputs (count, CHANNELS, 8, 8) with correlations to use."""
+    """Returns smooth inputs (count, CHANNELS, 8, 8), whose correlations the rounding methods can use."""
     rough = torch.randn(count, CHANNELS, 3, 3, generator=torch.Generator().manual_seed(2))
     return nn.functional.interpolate(rough, size=(8, 8), mode="bilinear")
 

@@ -1,4 +1,4 @@
-"""Ranges by noise level: bins of levels, found at some steps and good for others."""
+"""Ranges by noise level fit other schedules and prompts than those they were calibrated on."""
 
 import itertools
 from dataclasses import replace
@@ -37,7 +37,7 @@ class Loud(TimedToy):
 
 
 class Prompted(NamedTuple):
-    """A call of the prompt `unit`."""
+    """A call that belongs to the prompt number `unit`."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -45,7 +45,7 @@ class Prompted(NamedTuple):
 
 
 def steps(count: int, seed: int = 0) -> list[Prompted]:
-    """One call of prompt `seed` for each of `count` noise levels, as a schedule of so many steps has them."""
+    """Returns the calls of prompt number `seed`, one for each noise level of a schedule of `count` steps."""
     generator = torch.Generator().manual_seed(seed)
     return [
         Prompted((torch.randn(2, 20, 8, generator=generator), torch.full((2,), 1000.0 * (1 - step / count))), {}, seed)
@@ -64,7 +64,7 @@ def sqnr(model: torch.nn.Module, result: Result, samples: list[Prompted]) -> flo
     exact = outputs(model, samples)
     with quantized(model, result.layers):
         for one, other in zip(exact, outputs(model, samples), strict=True):
-            power.add(one[0] / one[0].abs().max(), other[0] / one[0].abs().max())  # every level counts as much
+            power.add(one[0] / one[0].abs().max(), other[0] / one[0].abs().max())  # every noise level has the same weight
     return power.sqnr or 0.0
 
 
@@ -108,7 +108,7 @@ def test_bins_found_in_28_steps_serve_20_and_50():
     assert len(result.timesteps) == 28
     scales = result.layers["up"].input_scale
     assert len(scales) == BINS
-    assert bool((scales.diff() >= 0).all())  # the higher the level the wider the range
+    assert bool((scales.diff() >= 0).all())  # ranges widen with the noise level
     assert scales[0] < scales[-1] / 20
     static = timed(activations="static")[1]
     for count in (28, 20, 50):
@@ -167,7 +167,7 @@ def test_a_range_too_small_for_the_dtype_has_no_parameters():
 
 
 def cells(extents: list[list[float]]) -> list[list[MinMax]]:
-    """Observers of bins and folds, each of which saw values from -1 to 1 times its extent; 0: it saw nothing."""
+    """Returns an observer for each bin and fold, which recorded -extent and extent, or nothing if its extent is 0."""
     observers = [[MinMax(OPTIONS) for _ in row] for row in extents]
     for observer, extent in zip(itertools.chain(*observers), itertools.chain(*extents), strict=True):
         if extent:
@@ -182,7 +182,7 @@ def highs(extents: list[list[float]]) -> list[float]:
 def test_a_bin_has_its_own_range_only_where_the_range_of_its_other_calls_holds_each_call():
     assert highs([[1.0] * 4, [4.0] * 4]) == [1.0, 4.0]
     assert highs([[1.0, 1.1, 1.2, 1.1], [4.0, 4.4, 4.2, 4.1]]) == pytest.approx([1.2, 4.4])
-    alike = [[1.0, 1.1, 3.0, 0.9], [4.0, 0.8, 1.2, 1.0]]  # what differs are the calls, not the bins
+    alike = [[1.0, 1.1, 3.0, 0.9], [4.0, 0.8, 1.2, 1.0]]  # single calls differ, not the bins
     assert highs(alike) == [4.0, 4.0]
 
 

@@ -1,4 +1,4 @@
-"""The survey: what is held out, what is kept, and which layers are given the same input."""
+"""The survey holds out the right calls, keeps rows from all calls, and finds layers that share an input."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from ...zoo.toy import Call, calls, toy
 
 
 def survey_inputs(model: nn.Module, samples: list) -> tuple[dict[str, Survey], CurrentCall]:
-    """The surveys of all linears of a model."""
+    """Replays the samples and returns the survey of each linear of the model and the state of the replay."""
     current = CurrentCall(model)
     surveys = {name: Survey(current, name) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     observe(model, surveys, current.tracked(samples))
@@ -40,7 +40,7 @@ def test_calls_of_no_prompt_are_held_out_by_their_place_and_few_calls_not_at_all
     survey = survey_inputs(model, calls(3))[0]["blocks.0.up"]
     assert not survey.has_held_out
     assert torch.equal(survey.fit_channels.high, survey.all.high)
-    assert len(survey.judge_sample.rows) > 0  # there is nothing else to judge by
+    assert len(survey.judge_sample.rows) > 0  # nothing is held out, so choices are judged on the calls they were fitted to
 
 
 def test_what_is_judged_on_was_not_fitted():

@@ -1,4 +1,4 @@
-"""Batch norms fold into convolutions where, and only where, the function stays the same."""
+"""A batch norm is folded into the convolution before it only where the model still computes the same function."""
 
 import copy
 
@@ -59,7 +59,7 @@ def test_a_model_without_batch_norms_is_not_copied():
 
 
 class Net(nn.Module):
-    """A convolution and a batch norm, and a way to use them."""
+    """A network with a convolution and a batch norm; `use` computes the output with them."""
 
     def __init__(self, use, **options) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ def test_what_runs_otherwise_in_training_is_folded_as_it_evaluates():
 
 def test_a_model_that_cannot_be_copied_is_refused():
     model = with_statistics(Net(chained))
-    model.cache = model.conv.weight * 2  # part of a graph
+    model.cache = model.conv.weight * 2  # has a gradient graph, so deepcopy refuses the model
     refused(lambda: fold_norms(model, call_of(pictures()[0])), 2, "cannot be copied")
 
 

@@ -1,4 +1,4 @@
-"""Layers whose weight's dtype is what a model casts its inputs to."""
+"""A layer stays float if the model casts the input of the layer to the dtype of its weight."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ NAMES = ("patches", "inner", "head")
 
 
 class Casting(nn.Module):
-    """Casts pictures as transformers' ViT does, and looks at its first float parameter as ModelMixin.dtype does."""
+    """Casts pictures as transformers' ViT does, and reads the dtype of its first float parameter as ModelMixin.dtype does."""
 
     def __init__(self, casts: bool) -> None:
         super().__init__()

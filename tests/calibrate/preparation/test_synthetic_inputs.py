@@ -1,4 +1,4 @@
-"""Without data: inputs that carry what batch norms remember."""
+"""Without calibration data, inputs are synthesized that have the statistics stored in batch norms."""
 
 import copy
 import logging
@@ -26,7 +26,7 @@ def lacking(model: nn.Module, x: torch.Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def trained() -> nn.Module:
-    """A network whose statistics are those of inputs that are no noise: large, off centre, smooth."""
+    """A network whose batch norms hold the statistics of inputs unlike noise: large, smooth, with a mean of 3."""
     torch.manual_seed(0)
     model, generator = Small(), torch.Generator().manual_seed(1)
     for _ in range(40):
@@ -40,7 +40,7 @@ def test_distilled_inputs_have_the_statistics_that_noise_has_not(trained):
     x = calls[0].args[0]
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     assert lacking(trained, x) < 0.15 * lacking(trained, noise)
-    assert x.mean() > 1  # it is 3 in training, and nobody told it
+    assert x.mean() > 1  # the mean of the training inputs is 3; only the batch norms contain it
 
 
 def test_the_same_twice_and_nothing_of_the_model_changes(trained):

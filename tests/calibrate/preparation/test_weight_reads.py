@@ -1,4 +1,4 @@
-"""Layers whose weight others read or set stay float; sharing a parameter is no reading."""
+"""A layer stays float if other code reads or sets its weight. Sharing a parameter does not count as reading."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ WIDTH = 16
 
 
 class Two(nn.Module):
-    """Two linears, put together in a way that is given."""
+    """A model of two linears; `way` computes part of the output with them."""
 
     def __init__(self, way: Callable[["Two", Tensor], Tensor]) -> None:
         super().__init__()
@@ -129,12 +129,12 @@ def test_linears_of_torch_s_transformer_layers_become_integers(make):
     with torch.no_grad():
         exact = model(*samples[0].args)
         with quantized(model, result.layers):
-            plain = model(*samples[0].args)  # the attention may be fused and round otherwise
+            plain = model(*samples[0].args)  # the attention may be fused and round differently
             with evaluating(model):
                 assert (model(*samples[0].args) - plain).norm() < 0.02 * plain.norm()
         assert torch.equal(model(*samples[0].args), exact), "the model is not what it was"
         assert not any(module._forward_pre_hooks for module in model.modules())
         install(model, result.layers)
         accelerate(model)
-        unpadded = slice(None, 3)  # the others are padding in one of the models
+        unpadded = slice(None, 3)  # the other tokens are padding in one of the models
         assert (model(*samples[0].args)[:, unpadded] - plain[:, unpadded]).norm() < 0.02 * plain.norm()

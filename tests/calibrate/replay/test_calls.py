@@ -1,4 +1,4 @@
-"""A forward may change what it is given: the samples stay as they were, and every replay is given them."""
+"""A forward may change its inputs: the samples stay unchanged, and every replay runs on the same values."""
 
 import copy
 from collections import OrderedDict
@@ -20,14 +20,14 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Cache:
-    """Keys of attention, as a model adds to them."""
+    """A cache of attention keys that a forward changes."""
 
     key: Tensor
     calls: list[int] = field(default_factory=list)
 
 
 class Changing(nn.Module):
-    """Takes apart whatever it is given, or a copy of that."""
+    """Changes its inputs if `in_place`, and otherwise a copy of them."""
 
     def __init__(self, in_place: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The power of outputs that are not finite is no measure."""
+"""Outputs that are not finite are refused when the SQNR is measured, and the message names the model."""
 
 import pytest
 import torch

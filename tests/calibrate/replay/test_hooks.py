@@ -1,4 +1,4 @@
-"""Observing replay: it hears all inputs, changes nothing, and names the call that fails."""
+"""Observing a replay records all inputs, changes nothing, and names the call that fails."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_a_tensor_that_three_layers_share_is_read_once():
 
 
 def refused_call(sample: Call, code: int, *words: str) -> None:
-    """The call is the third of a toy; no hook is left behind."""
+    """Checks that a toy model refuses `sample` as its third call and keeps no hook."""
     model = toy()
     good = calls(2)
     observers = minmax(model, *(name for name, m in model.named_modules() if isinstance(m, nn.Linear)))

@@ -1,4 +1,4 @@
-"""The calls that the SQNR is measured on."""
+"""The SQNR is measured on calls from all noise levels and prompts, about half of which are held out."""
 
 from collections import Counter
 from typing import Any, NamedTuple

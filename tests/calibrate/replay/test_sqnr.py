@@ -1,4 +1,4 @@
-"""The SQNR over several calls, and its interval."""
+"""The SQNR over several calls is the ratio of summed energies, and its interval contains the true value."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Calibration data in the forms that users have it in, the same in every pass."""
+"""Calibration data may have the forms that users have, gives the same samples in every pass, and is checked."""
 
 import re
 from collections import namedtuple
@@ -21,7 +21,7 @@ Labelled = namedtuple("Labelled", "pixel_values labels")
 
 
 class Folder:
-    """Gives its pictures anew each time, and counts them."""
+    """Yields the pictures anew in each pass, and counts how many were read."""
 
     def __init__(self) -> None:
         self.read = 0
@@ -69,10 +69,10 @@ def test_nothing_and_what_is_no_list():
 
 
 class Cropped(Dataset):
-    """Another part of each picture whenever it is read."""
+    """Returns a random crop of a picture each time it is read."""
 
     def __init__(self) -> None:
-        self._pictures = pictures()  # which seeds torch
+        self._pictures = pictures()  # pictures() seeds torch
 
     def __len__(self) -> int:
         return 8
@@ -88,7 +88,7 @@ class Drawn(IterableDataset):
 
 
 class OneBuffer:
-    """Fills the tensor that it gives again and again."""
+    """Yields one tensor several times, with other values each time."""
 
     def __iter__(self):
         buffer = torch.empty(1, 3, 8, 8)
@@ -109,7 +109,7 @@ VARYING = {
 @pytest.mark.parametrize("name", VARYING)
 def test_every_pass_gives_the_samples_of_the_first(name):
     calls = calls_of(VARYING[name]())
-    first = next(iter(calls())).args[0].clone()  # a pass that is left
+    first = next(iter(calls())).args[0].clone()  # of a pass that is not finished
     passes = [[call.args[0].clone() for call in calls()] for _ in range(2)]
     assert len(passes[0]) == 4
     assert torch.equal(first, passes[0][0])

@@ -1,4 +1,4 @@
-"""Weights and biases that make up for rounding: never worse on calls held out, and exported as they were judged."""
+"""Rounding methods and bias corrections are never worse on held-out calls, and are exported as they were judged."""
 
 import json
 from functools import cache
@@ -31,7 +31,7 @@ METHODS = [name for name in WEIGHT_METHODS if name != NEAREST]
 
 @cache
 def surveyed_model() -> tuple[torch.nn.Module, list[Call], dict[str, Survey], dict[str, Choice]]:
-    """A model, calls of which none is held out, what is known of the inputs, and choices that round to the nearest."""
+    """Returns a model, its calls that are not held out, the surveys of its layers, and choices that round to the nearest."""
     model, samples = hard(outliers=0), prompts(8, 2)
     surveys, current = survey_inputs(model, samples)
     surveys = {name: survey for name, survey in surveys.items() if survey.has_input and "blocks.0" in name}
@@ -108,18 +108,18 @@ def test_a_correction_lowers_the_mean_error_seen_and_unseen():
 
 
 def mean_errors(model: torch.nn.Module, choices: dict[str, Choice], samples: list[Call]) -> dict[str, float]:
-    """The square of the mean error of each channel, summed over channels, by layer, of its mean square output."""
+    """Returns the squared mean error of each layer, summed over channels and relative to its mean square output."""
     errors: dict[str, list[torch.Tensor]] = {}
 
     def hook_for(name: str) -> Any:
         layer = layer_of(layer_at(model, name), choices[name])
 
-        def hear(module: Any, args: Any, output: torch.Tensor) -> None:
+        def record(module: Any, args: Any, output: torch.Tensor) -> None:
             errors.setdefault(name, []).append(
                 (layer(args[0]) - output).flatten(0, -2).double() / output.square().mean().sqrt()
             )
 
-        return hear
+        return record
 
     hooks = [layer_at(model, name).register_forward_hook(hook_for(name)) for name in choices]
     outputs(model, samples)
@@ -200,7 +200,7 @@ def test_half_precision_symmetric_ranges_and_weights_alone(dtype, settings, most
     if "symmetric" in settings:
         assert not any(layer.input_zero_point.any() for layer in balanced.layers.values())
     gain = sqnr(model, balanced.layers, samples) - sqnr(model, plain.layers, samples)
-    assert gain > (8 if most == "W8A8" else -1.0)  # weights alone have no outliers
+    assert gain > (8 if most == "W8A8" else -1.0)  # float inputs lose nothing to outliers
 
 
 def test_the_layers_with_the_largest_error_fall_back_and_are_float_in_the_file(tmp_path):

@@ -1,4 +1,4 @@
-"""Rounding by what the layer's output loses: properties of every weight method."""
+"""Every weight method lowers the error of the layer's output, and no channel is worse than rounded to the nearest."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from octavo.calibrate.rounding.objective import Inputs, case_of, cholesky, desce
 
 from ...zoo.toy import DTYPES
 
-FEW = {"adaround": 60, "admm": 56, "easy-quant": 15}  # iterations
+FEW = {"adaround": 60, "admm": 56, "easy-quant": 15}  # iterations of each method, few so that the tests are fast
 every = pytest.mark.parametrize("method", WEIGHT_METHODS)
 some = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -27,7 +27,7 @@ def run(method, weight, inputs):
 
 
 def rows(seed, tokens=200, columns=24):
-    """Rows that lie near a few directions, as activations do; one column is dead."""
+    """Returns rows that lie near a few directions, as activations do. One column is zero."""
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(6, columns, generator=torch.Generator().manual_seed(1)) * 3
     x = torch.randn(tokens, 6, generator=generator) @ mix + 0.3 * torch.randn(tokens, columns, generator=generator)
@@ -43,7 +43,7 @@ def weight_of(seed, dtype=torch.float32, shape=(10, 24)):
 
 
 def input_sums(x, integers):
-    """The sums of rows `x`, as 8-bit integers see them or as they are."""
+    """Returns the sums over the rows `x`, rounded to 8 bits first if `integers`."""
     qparams = qparams_of(Range(float(x.min()), float(x.max())), ACTIVATION, torch.float32) if integers else None
     return inputs_of(x, qparams, ACTIVATION)
 
@@ -116,7 +116,7 @@ def test_again_the_same_bits_and_the_arguments_as_they_were(method, integers):
 @every
 @pytest.mark.parametrize("integers", [False, True])
 def test_permuted_channels_give_permuted_errors(method, integers):
-    """And the same integers, but for the order in which a product is summed at the edge of its blocks."""
+    """Nearly all integers are the same too; a few differ because products are summed in another order."""
     weight, inputs = weight_of(3, shape=(16, 24)), input_sums(rows(3), integers)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     one, other = run(method, weight, inputs), run(method, weight[order], inputs)
@@ -158,7 +158,7 @@ def test_no_scale_of_the_grid_beats_that_of_easy_quant(integers):
     quantized, nearest = run("easy-quant", weight, inputs), round_to_nearest(weight)
     damping = 0.01 * inputs.gram.diagonal().mean() * torch.eye(24)
     cross = None if inputs.cross is None else inputs.cross + damping
-    inputs = Inputs(inputs.gram + damping, cross, inputs.tokens)  # what it judges by
+    inputs = Inputs(inputs.gram + damping, cross, inputs.tokens)  # easy-quant judges by damped sums
     for factor in torch.linspace(0.5, 1.2, FEW["easy-quant"]).tolist():
         codes = (weight / (nearest.scale[:, None] * factor)).round().clamp(-127, 127).to(torch.int8)
         tried = error(weight, QuantizedWeight(codes, nearest.scale * factor), inputs)
@@ -217,7 +217,7 @@ def test_directions_that_the_calibration_never_saw_keep_their_weights():
     moved = case.target * case.scale[:, None] - weight.double()
     qparams = qparams_of(Range(float(x.min()), float(x.max())), ACTIVATION, torch.float32)
     integer_rows = dequantize(quantize(x, qparams, ACTIVATION), qparams, ACTIVATION).double()
-    basis = torch.linalg.svd(integer_rows)[2][4:]  # (20, in), at right angles to every row that was seen
+    basis = torch.linalg.svd(integer_rows)[2][4:]  # (20, in), orthogonal to every calibration row
     assert moved.abs().max() > 1e-5
     assert (moved @ basis.T).abs().max() < 1e-7
 

@@ -1,4 +1,4 @@
-"""Octavo's attention on a CPU is that of float64, and is heard of only inside forwards of the model it was given to."""
+"""Octavo's attention on a CPU agrees with float64, and replaces torch's only inside forwards of an accelerated model."""
 
 import copy
 import io
@@ -63,7 +63,7 @@ def test_any_shape_scale_and_mask(dtype, heads, lengths, widths, size, kind, sca
             patch.setattr(home.kernels, "library", lambda: None)
         y, wanted = attention(q, k, v, mask, scale=scale), exact(q, k, v, mask, scale)
     assert (y.dtype, y.shape) == (dtype, wanted.shape)
-    # a score is off by roundings of what it is a sum of, and then so are the weights
+    # the rounding error of a score grows with the terms of its sum, and carries over to the attention weights
     factor = width**-0.5 if scale is None else abs(scale)
     terms = factor * (q.double().abs() @ k.double().abs().mT).amax() + (0 if kind != "float" else 4)
     allowed = EPS[dtype] * (4 + (terms if dtype != torch.float16 else 1)) * v.double().abs().amax()
@@ -93,7 +93,7 @@ def test_what_all_keys_hold_comes_out(size, keys):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", [1e-30, 15.0, 25.0, 40.0, 1e4])
 def test_scores_of_any_size_are_finite_and_right(dtype, size):
-    """Vectors along one line, so that scores reach their bounds; half of the rows point away from all keys."""
+    """All vectors lie along one line, so that scores reach their bounds. Half of the rows point away from all keys."""
     torch.manual_seed(0)
     line = F.normalize(torch.randn(64), dim=0)
     q = (torch.tensor([1.0, -1.0]).repeat(150)[:, None] * line * size).to(dtype)[None]
@@ -178,7 +178,7 @@ def test_autocast_is_torchs():
 
 
 class Model(nn.Module):
-    """Attention to itself; tells whose it was."""
+    """Self-attention that records for each forward whether Octavo's attention was active."""
 
     def __init__(self):
         super().__init__()

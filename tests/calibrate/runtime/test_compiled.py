@@ -1,4 +1,4 @@
-"""torch.compile of a model whose layers are integers: one graph, and the same outputs."""
+"""torch.compile makes one graph of a model with integer layers, which gives the same outputs."""
 
 import copy
 import gc
@@ -66,7 +66,7 @@ def test_ranges_by_noise_level_are_those_of_the_call():
 
 @torch.no_grad()
 def test_blocks_are_compiled_one_by_one():
-    """Regional compilation, as compile_repeated_blocks of diffusers does it: the model around them is not compiled."""
+    """Compiles each block as compile_repeated_blocks of diffusers does, but not the model around the blocks."""
     model = transformer("W8A8", size=64, layers=3)
     wanted = model(*inputs_of(size=64))[0]
     torch.compiler.reset()
@@ -167,5 +167,5 @@ def test_a_compiled_model_puts_out_what_it_did(scheme):
     for level in (500.0, 100.0):
         wanted = model(*inputs_of(level))[0]
         error = (graph(*inputs_of(level))[0] - wanted).abs().max()
-        # a code may round the other way where the graph before it adds up in another order
+        # a code may differ where the compiled graph sums its input in another order
         assert error < 0.05 * wanted.abs().max()

@@ -1,4 +1,4 @@
-"""The CPU's integer layers put out what the reference puts out, and keep the tensors of the checkpoint."""
+"""The integer layers of the CPU and CUDA backends agree with the reference, and keep the tensors of the checkpoint."""
 
 import copy
 import io
@@ -96,7 +96,7 @@ def test_codes_made_in_fewer_steps_are_those_of_the_scheme(scale, zero_point):
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the size of the largest tensor of floats that is made."""
+    """Records the number of values of the largest float tensor that an operator returns."""
 
     values = 0
 
@@ -117,7 +117,7 @@ def test_a_weight_whose_input_stays_float_is_never_float_as_a_whole(dtype):
         wanted = layer(x)
         with Largest() as largest:
             y = fast(x)
-        sums = x.double().abs() @ layer._float(torch.float64)[0].abs().t()  # rounded as float32, in whatever order
+        sums = x.double().abs() @ layer._float(torch.float64)[0].abs().t()  # bounds the rounding of float32 sums in any order
         allowed = torch.finfo(dtype).eps * wanted.double().abs() + 2.0**-20 * sums
         assert ((y.double() - wanted.double()).abs() <= allowed).all()
         assert y.dtype == dtype

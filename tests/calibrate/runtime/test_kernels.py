@@ -1,4 +1,4 @@
-"""The compiled kernels compute what torch does, and where they are not there, torch does it."""
+"""The compiled kernels compute what torch computes, and torch is used where the kernels are missing."""
 
 import math
 import shutil

@@ -1,4 +1,4 @@
-"""The NPU layers call the operators of torch_npu as these ask for it, and put out what is right."""
+"""The NPU layers call the operators of torch_npu with valid arguments, and agree with the reference."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Weights are written into oneDNN's layout as oneDNN does it, and by it where that is not sure."""
+"""Octavo packs weights as oneDNN does, and lets oneDNN pack them where the layout is not certain."""
 
 import ctypes
 from collections import Counter
@@ -51,7 +51,7 @@ def test_any_weight_is_packed_as_onednn_packs_it(outs):
     layouts = Layouts()
     for ins in SIDES:
         weights = [random(outs, ins) for _ in range(3)]
-        first = torch.randint(-128, 128, (outs * ins + 1,), dtype=torch.int8)[1:].view(outs, ins)  # no whole words
+        first = torch.randint(-128, 128, (outs * ins + 1,), dtype=torch.int8)[1:].view(outs, ins)  # its data do not start at a word boundary
         packed_weights = [packed(layouts, weight) for weight in (*weights, first)]
         for weight, opaque in zip((*weights, first), packed_weights, strict=True):
             assert content(opaque) == content(prepacked(weight))

@@ -1,4 +1,4 @@
-"""Integer layers whose multiplier goes into what makes their input: the same int8 codes, the same output."""
+"""Folding smoothing factors into the producers of inputs keeps the int8 codes of the smoothed layers and the output."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ ACTIVATIONS = ("static", "timestep", "dynamic")
 
 
 def smoothed(case: str, **settings: Any) -> tuple[Made, list[Call], dict[str, QuantizedLayer]]:
-    """A model whose first linears have a channel that is large, and its integer layers, with multipliers."""
+    """Returns a model in which some inputs have a large channel, its calls, and its integer layers with smoothing factors."""
     model, groups, args, arguments = CASES[case]()
     model.requires_grad_(False)
     samples = [
@@ -40,7 +40,7 @@ def smoothed(case: str, **settings: Any) -> tuple[Made, list[Call], dict[str, Qu
 def integer_output(
     model: nn.Module, layers: dict[str, QuantizedLayer], folded: FoldResult | None, samples: list[Call]
 ) -> Tensor:
-    """The output of the integer model, of all calls."""
+    """Returns the outputs of the integer model on all samples, as one flat tensor."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     if folded is not None:
         layers = folded.layers
@@ -64,7 +64,7 @@ def multipliers(layers: dict[str, QuantizedLayer]) -> set[str]:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("activations", ACTIVATIONS)
 def test_fewer_multiplies_the_same_codes_and_the_same_output_within_its_rounding(case, activations):
-    """deq has 11 significant bits and quant_bias is whole: that moves a value by a part of a step of the next integers.
+    """Rounding deq to 11 bits and quant_bias to integers moves a value by a part of a step of the next layer's codes.
 
     So the outputs differ by less than quantization itself costs, and the folded model is as near the float one.
     """
@@ -82,7 +82,7 @@ def test_fewer_multiplies_the_same_codes_and_the_same_output_within_its_rounding
 
 @pytest.mark.parametrize("case", CASES)
 def test_powers_of_two_change_no_bit_but_those_of_a_modulation(case):
-    """(1 + scale) / s - 1 is rounded anew; nothing else is where factors only move an exponent."""
+    """Factors that are powers of two only move exponents; only (1 + scale) / s - 1 of a modulation is rounded again."""
     (model, groups, *_), samples, layers = smoothed(case)
     for layer in layers.values():
         if layer.mul_scale is not None:
@@ -109,7 +109,7 @@ def test_what_it_is_given_stays_as_it_was():
 
 
 class Chain(nn.Module):
-    """Two layers behind one."""
+    """Two layers whose input a third layer or a norm produces."""
 
     def __init__(self, bias: bool = True) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ def test_an_integer_layer_puts_out_the_multiple_and_as_much_more(kind, corrected
         layer.noise_level = other.noise_level = NoiseLevel.of(torch.tensor(600.0))
     x = torch.randn(20, 8)
     wanted = layer(x).double() * by + plus
-    # both round deq to 11 bits; quant_bias rounds the bias to half a step, before and after
+    # both layers round deq to 11 bits, and the bias to half a step of quant_bias
     step = other.deq.view(-1, 8).amax(0) if layer.calibrated else 1e-6
     sums = (wanted.abs() + plus.abs() + 2 * by) * 2.0**-10
     assert bool(((other(x) - wanted).abs() <= sums + 1.02 * step).all())
@@ -163,13 +163,13 @@ def test_all_layers_of_a_group_have_to_agree(kind):
         assert result.layers["first"] is layers["first"]
         assert not result.parameters
     only = fold(model, {name: layers[name] for name in ("first", "left")}, behind())
-    assert multipliers(only.layers) == {"left"}  # the right one is float, and given the same input
+    assert multipliers(only.layers) == {"left"}  # `right` is float and gets the same input
 
 
 def test_what_takes_no_multiplication_leaves_its_group_as_it_was():
     model = Chain(bias=False)
     layers = chain(model)
-    for subset in (layers, {name: layers[name] for name in ("left", "right")}):  # integer, float
+    for subset in (layers, {name: layers[name] for name in ("left", "right")}):  # `first` is an integer layer, then a float layer
         result = fold(model, subset, behind(plus_one=True))
         assert result.layers == subset
         assert not result.parameters

@@ -1,4 +1,4 @@
-"""Smoothing: what it gains, whom it leaves alone, and who shares its factors."""
+"""Smoothing gains where channels are large, leaves other layers alone, and shares factors in the right groups."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def multipliers(result: Result) -> dict[str, Tensor]:
 
 
 def gain(seed: int, outliers: int) -> float:
-    """dB that smoothing adds to the output of calls that were not calibrated on."""
+    """Returns how many dB smoothing adds to the output SQNR of calls outside the calibration."""
     model, samples = hard(seed, outliers), prompts(16, 2, seed)
     plain, smoothed = (
         sqnr(model, calibrated(model, samples, smoothing=on, sqnr_calls=0).layers, HELD_OUT) for on in (False, True)
@@ -40,7 +40,7 @@ def test_it_gains_where_channels_are_large():
 
 
 def test_it_loses_nothing_where_none_are():
-    """On average: of few prompts, calls held out do not tell how large the values of all others are."""
+    """The mean over models is tested, as the held-out calls of a few prompts do not show how large all other values are."""
     gains = [gain(seed, outliers=0) for seed in range(3)]
     assert sum(gains) / len(gains) > -0.3
 
@@ -79,7 +79,7 @@ def test_again_the_same_bits_and_no_model_is_changed(kind):
 
 
 class Modulated(nn.Module):
-    """A layer that sees one row for each sample, with a channel that is large, and one that sees tokens."""
+    """A layer whose input has one row for each sample, and a layer whose input has tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def large(count: int = 8) -> list[Call]:
     return [Call((torch.randn(2, 20, 8, generator=generator) * scale,), {}) for _ in range(count)]
 
 
-@pytest.mark.filterwarnings("error")  # as of a graph of gradients that nobody wants, of weights that have them
+@pytest.mark.filterwarnings("error")  # such as torch's warnings about weights that require gradients
 def test_layers_that_see_one_row_for_each_sample_are_left_alone_whatever_they_see():
     surveys, _ = survey_inputs(Modulated(), large())
     chosen = smooth(Modulated(), surveys, [], StaticInput, ACTIVATION, Work())
@@ -105,7 +105,7 @@ def test_layers_that_see_one_row_for_each_sample_are_left_alone_whatever_they_se
 
 
 def test_what_is_large_in_calls_of_the_one_kind_alone_is_not_smoothed_for_it():
-    """Factors come from calls that are not held out and are judged on those that are: these have other large ones."""
+    """Factors come from calls that are not held out and are judged on held-out calls, which have other large channels."""
     samples = large(16)
     for position, sample in enumerate(samples):
         if position % 4 == 3:
@@ -118,7 +118,7 @@ def test_what_is_large_in_calls_of_the_one_kind_alone_is_not_smoothed_for_it():
 
 
 def opensora(per_block: bool) -> tuple[nn.Module, list[Call]]:
-    """A tiny STDiT3 whose blocks have large channels: each its own, or none."""
+    """Returns calls and a tiny STDiT3 whose blocks have large channels, other ones in each block, if `per_block`."""
     model, generator = tiny_transformer().requires_grad_(False), torch.Generator().manual_seed(3)
     for block in (*model.spatial_blocks, *model.temporal_blocks):
         for layer, row in ((block.attn.qkv, 1), (block.mlp.fc1, 4)):

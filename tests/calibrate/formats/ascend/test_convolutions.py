@@ -1,4 +1,4 @@
-"""Convolutions of any geometry in an ascend checkpoint: out and in."""
+"""Convolutions of any geometry are written to an ascend checkpoint and read from it unchanged."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Damaged checkpoints of the schemes beyond static: each is refused by the name of what is wrong."""
+"""Damaged checkpoints with timestep and dynamic layers are refused, and the message names the damage."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +91,7 @@ def test_metadata_that_no_export_writes_are_refused(key, value, fact, tmp_path):
 
 
 def sound(folder: Path) -> Path:
-    """A checkpoint to damage."""
+    """Writes an undamaged checkpoint with a timestep layer and a dynamic layer, and returns its directory."""
     model = TimedToy()
     layers = layers_of(model, {"up": "W8A8_TIMESTEP"})
     layers["down"] = frozen(model.down, "W8A8_DYNAMIC", multiplier=torch.full((16,), 0.5))

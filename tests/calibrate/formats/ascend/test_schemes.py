@@ -1,4 +1,4 @@
-"""The ascend checkpoint of every scheme, of mixtures and of inputs with a multiplier: out, in, and damaged."""
+"""Ascend checkpoints of every scheme, of mixed schemes and of smoothed layers: their layout, and writing and reading."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The ascend checkpoint: its layout, its bytes, its way in and out."""
+"""An ascend checkpoint has the documented layout, the same bytes each time, and is written whole or not at all."""
 
 import json
 import shutil
@@ -122,7 +122,7 @@ def test_evaluated_exported_and_loaded_are_the_same_integers_and_the_same_bytes_
             assert torch.equal(model(*x.args, **x.kwargs), evaluated)
     other = export(Result(result.plan, loaded, result.report), model, tmp_path / "two")
     assert checkpoint(one) == checkpoint(other)
-    install(model, loaded)  # and from the model that the layers are part of
+    install(model, loaded)  # the export is the same once the model contains the layers
     third = export(Result(result.plan, loaded, result.report), model, tmp_path / "three")
     assert checkpoint(one) == checkpoint(third)
 
@@ -242,7 +242,7 @@ def test_at_every_call_of_the_system_a_fault_leaves_the_old_checkpoint_or_the_ne
             with counting(index, dying if fault == "kill" else failing(28)):
                 export(other, model, folder, overwrite=True)
 
-        # looking for leftovers and closing the lock may fail
+        # failures of listdir (finds leftovers) and close (of the lock) need not fail the export
         assert in_child(work) in (
             (9,) if fault == "kill" else (1, 0) if counter.made[index] in ("listdir", "close") else (1,)
         )
@@ -280,7 +280,7 @@ def test_a_directory_that_cannot_be_written_is_refused_first(tmp_path):
     tmp_path.chmod(0o755)
 
     def work() -> None:
-        if os.geteuid() == 0:  # root may write anywhere while it has CAP_DAC_OVERRIDE; another user has not
+        if os.geteuid() == 0:  # root may write anywhere (CAP_DAC_OVERRIDE), so the child becomes another user
             os.setgroups([])
             os.setresgid(65534, 65534, 65534)
             os.setresuid(65534, 65534, 65534)
@@ -298,7 +298,7 @@ def test_a_directory_that_cannot_be_written_is_refused_first(tmp_path):
 
 
 def on_a_disk_of(free: int, patch: pytest.MonkeyPatch) -> None:
-    """Lets every disk have this many free bytes."""
+    """Makes every disk report `free` free bytes."""
     patch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
 
 

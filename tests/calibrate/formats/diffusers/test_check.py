@@ -1,4 +1,4 @@
-"""The verdicts on directories for diffusers, with Octavo and with torchao."""
+"""`octavo inspect` gives correct verdicts on directories that diffusers loads with Octavo or with torchao."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""An exported directory as diffusers loads it: the same integers, the same outputs, the same bytes again."""
+"""A model that diffusers loads from an export has the same integers and outputs, and is saved as the same bytes."""
 
 import copy
 import json
@@ -64,7 +64,7 @@ def test_saving_what_was_loaded_and_ran_gives_the_same_bytes(tmp_path, dtype):
     loaded.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
     before, after = (json.loads((place / "config.json").read_text()) for place in (folder, tmp_path / "again"))
-    assert after.pop("_name_or_path") == str(folder)  # diffusers adds it to whatever it loads
+    assert after.pop("_name_or_path") == str(folder)  # diffusers adds this key to every model it loads
     assert after == before
 
 
@@ -97,7 +97,7 @@ def test_the_model_that_is_loaded_is_the_one_that_was_measured(tmp_path, activat
         folder = export(result, model, tmp_path / str(folded), formats)
         last = torch.cat(
             [output.flatten() for output in measured[-len(calls) :]]
-        )  # of the integers: measured at the end
+        )  # the integer model is measured last
         loaded = load(folder)
         octavo.accelerate(loaded, "reference")
         assert torch.equal(run(loaded, calls), last)
@@ -229,7 +229,7 @@ def test_open_sora_goes_the_same_way(tmp_path, activations):
     with hooked(model, after={"": lambda *arguments: measured.append(tensors_in(arguments[-1])[0].flatten().clone())}):
         result = calibrate(model, lambda: calls, settings)
     assert same(model.state_dict(), before)
-    assert result.parameters  # tables that belong to no layer
+    assert result.parameters  # folded tables, such as scale_shift_table, which belong to no layer
     message = refused(lambda: export(result, model, tmp_path / "no", ("diffusers", "ascend")), 2)
     assert "format ascend: its consumer would not load the float parameters" in message
     assert not (tmp_path / "no").exists()

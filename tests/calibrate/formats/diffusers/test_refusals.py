@@ -1,4 +1,4 @@
-"""A directory for diffusers never loads silently as another model."""
+"""A changed or damaged directory for diffusers is refused: diffusers never loads it silently as another model."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[4]
 
 @pytest.fixture
 def out(tmp_path: Path) -> Exported:
-    """The weights alone may be changed."""
+    """A checkpoint that holds files for diffusers only, so that tests can change its weights."""
     checkpoint = exported(tmp_path / "out")
     for path in checkpoint.folder.glob("quant_model_*"):
         path.unlink()

@@ -1,4 +1,4 @@
-"""ONNX through the public API and the commands."""
+"""The public API and the commands export, check and inspect ONNX graphs as documented."""
 
 import inspect
 import json

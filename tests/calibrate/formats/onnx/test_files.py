@@ -1,4 +1,4 @@
-"""ONNX files: written whole, read with distrust. Each refusal has the sound file as its control."""
+"""ONNX files are written whole, and damaged or unsafe ones are refused. The undamaged file is read as a control."""
 
 import os
 from functools import partial
@@ -16,7 +16,7 @@ from octavo.capture.files import Modes
 from ....helpers.refusals import refused
 from ....zoo.graphs import by_hand
 
-SIZE = 1000  # float32: above what always stays in the graph
+SIZE = 1000  # values of the float32 tensor: 4000 bytes, above the 1024 that always stay in the graph's file
 
 
 def written(folder, **options):
@@ -33,7 +33,7 @@ def names(folder):
 
 
 def changed(path, **entries):
-    """The file with other entries for its external tensor; None takes one away."""
+    """Rewrites the file with other entries for its external tensor. The value None removes an entry."""
     proto = onnx.load(path, load_external_data=False)
     tensor = proto.graph.initializer[0]
     values = {entry.key: entry.value for entry in tensor.external_data} | entries
@@ -77,7 +77,7 @@ def test_data_are_replaced_and_never_appended_to(tmp_path):
     assert out.stat().st_mode & 0o777 == 0o700
     (out / "notes.txt").write_text("mine")
     write_graphs(out, lambda staged: written(staged) and None, Modes(), "model")
-    assert names(out) == ["model.onnx", "notes.txt", LISTED]  # data of the earlier graph are gone
+    assert names(out) == ["model.onnx", "notes.txt", LISTED]  # the data file of the earlier graph is deleted
 
 
 def test_links_at_the_target_are_replaced_and_not_followed(tmp_path):

@@ -1,4 +1,7 @@
-"""Whole networks as graphs: traced by torch's exporters, run by onnxruntime and as Ascend's compiler would."""
+"""Graphs of whole networks compute what the integer layers compute, in onnxruntime and as Ascend's compiler does.
+
+Both of torch's exporters trace the networks.
+"""
 
 import re
 from functools import partial
@@ -44,7 +47,7 @@ from ....zoo.layer_kinds import frozen
 
 @pytest.fixture(scope="module")
 def mixed():
-    """The network, its layers, and the graph of each exporter."""
+    """A network, its integer layers, and the graph that each exporter traces."""
     model = Mixed()
     layers = mixed_layers(model)
     call = Sample((pictures(1)[0][:1],), {})
@@ -111,7 +114,7 @@ def test_a_layer_used_twice_is_stored_once_for_each_form(mixed):
         node.input[1] for node in ascend(traced[0], layers).graph.node if node.op_type in ("Conv", "MatMul", "Gemm")
     ]
     assert used.count("twice.weight") == 2
-    assert used.count("bare.weight.T") == 2  # by two names of one module
+    assert used.count("bare.weight.T") == 2  # `bare` is one module with two names
 
 
 def test_what_has_no_integer_form_stays_float_and_is_listed(mixed):

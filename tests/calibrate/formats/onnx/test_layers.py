@@ -1,4 +1,4 @@
-"""One layer as a graph: both graphs compute what the integer layer computes."""
+"""Both graphs of a single layer, for onnxruntime and for Ascend, compute what the integer layer computes."""
 
 import re
 
@@ -19,7 +19,7 @@ from ....zoo.layer_kinds import frozen
 
 
 def on_grid(layer, *shape):
-    """Inputs that are codes exactly, so that no way to divide makes another one of them; some are clamped."""
+    """Returns inputs at exact codes, so that every way to divide by the scale gives the same code. Some codes are clamped."""
     codes = torch.randint(-150, 150, shape, generator=torch.Generator().manual_seed(1))
     return (codes - layer.input_zero_point) * layer.input_scale
 
@@ -67,9 +67,9 @@ def test_zeros_around_a_picture_are_the_zero_point():
     layers = {"0": layer}
     x = torch.zeros(1, 2, 5, 5)
     exact = integers(model, layers, x)
-    assert np.ptp(exact[0, 0]) == 0  # nothing tells padding from what is inside
+    assert np.ptp(exact[0, 0]) == 0  # the padding has the value of the picture
     wrong = nn.functional.conv2d(torch.full((1, 2, 5, 5), 40.0), layer.weight.float(), padding=2)
-    assert np.ptp(wrong[0, 0].numpy()) > 100  # as codes padded with 0 would
+    assert np.ptp(wrong[0, 0].numpy()) > 100  # padding the codes with 0 would give this
     for output in both(older(model, layers, x), layers, x):
         assert np.allclose(output, exact, atol=1e-6)
         assert np.ptp(output[0, 0]) < 1e-6

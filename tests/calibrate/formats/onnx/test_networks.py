@@ -1,4 +1,4 @@
-"""Whole networks of integer layers and of float operators that round nothing: Ascend's graph is the same to the bit."""
+"""Ascend's graph of a network computes the same bits as the network, if its float operators round nothing."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,10 @@ WIDE = 8
 
 
 class Block(nn.Module):
-    """A depthwise and a pointwise convolution with batch norms, added to the input or beside it."""
+    """A depthwise and a pointwise convolution with batch norms.
+
+    The output is concatenated to the input if `beside`, otherwise added to it.
+    """
 
     def __init__(self, wide: int, beside: bool) -> None:
         super().__init__()
@@ -33,7 +36,8 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Pictures (batch, 3, 16, 16) to (batch, 5): residual sums, concatenations, strides, pools, a layer used twice."""
+    """Maps pictures (batch, 3, 16, 16) to (batch, 5), with residual sums, concatenations, strides, pools and a layer used twice.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +55,7 @@ class Network(nn.Module):
 
 
 def drawn(count: int, seed: int) -> Tensor:
-    """Pictures of 17 levels: most of their numbers lie between two codes of some layer."""
+    """Returns pictures with 17 levels, most of which lie between two codes of some layer."""
     return torch.randint(0, 17, (count, 3, 16, 16), generator=torch.Generator().manual_seed(seed)) / 16
 
 

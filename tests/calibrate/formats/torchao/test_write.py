@@ -1,4 +1,4 @@
-"""Format torchao: the layout that torchao 0.18 writes itself, and with torchao there, what it loads."""
+"""The format torchao has the layout that torchao 0.18 writes, and an installed torchao loads the same integers."""
 
 import json
 from pathlib import Path
