@@ -14,8 +14,9 @@ __all__ = ["examples"]
 
 
 def pytest_collection_finish() -> None:
-    """Freezes the half million objects of imported libraries, so that the garbage collector skips them. Collecting them takes
-    half a second each time, and makes forked processes copy the pages that hold them.
+    """Freezes the half million objects of imported libraries, so that the garbage collector skips them.
+
+    Collecting them would take half a second each time, and make forked processes copy the pages that hold them.
     """
     gc.collect()
     gc.freeze()
@@ -23,7 +24,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a whole SD3 pipeline of random weights, text encoders and tokenizers included. Tests only read it."""
+    """A directory with a whole SD3 pipeline: random weights, text encoders and tokenizers. Tests only read it."""
     from .zoo.whole_sd3 import whole_sd3
 
     return whole_sd3(tmp_path_factory.mktemp("tiny"))

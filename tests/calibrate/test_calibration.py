@@ -1,4 +1,4 @@
-"""A whole calibration gives a complete report, the same integers for any batching, and a warning for each float layer."""
+"""A whole calibration gives a complete report, warnings, and layers that do not depend on the order of calls."""
 
 import json
 import math
@@ -71,7 +71,7 @@ def test_every_observer_in_every_dtype(dtype, observer):
     assert result.report["totals"]["output_sqnr"] > 20
 
 
-def test_letting_the_float_layers_go_gives_the_same_report_and_layers():
+def test_releasing_the_float_layers_gives_the_same_report_and_layers():
     one, other = toy(), toy()
     original = calibrate(one, given(calls()), Settings(defaults={}))
     released = calibrate(other, given(calls()), Settings(defaults={}, release=True))
@@ -93,7 +93,7 @@ def test_the_order_of_the_calls_and_their_batches_do_not_matter(order, observer)
     assert one == calibrate(model, given(parts), settings).report["layers"]
 
 
-def test_a_layer_that_never_ran_is_an_error_when_asked_for():
+def test_a_layer_that_never_ran_is_an_error_if_strict():
     refused(
         lambda: calibrate(toy(), given(calls()), Settings(defaults={}, strict=True)),
         6,
@@ -149,7 +149,7 @@ def test_samples_limit_the_calls():
     assert calibrate(toy(), given(calls()), Settings(defaults={}, samples=2)).report["totals"]["calls"] == 2
 
 
-def test_the_calls_are_never_all_held():
+def test_at_most_three_calls_are_in_memory():
     alive, most = 0, 0
 
     class Counted(dict):

@@ -60,7 +60,7 @@ WRAPS = SEEN_THROUGH | {
 
 @pytest.mark.parametrize("ran", [False, True])
 @pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
-def test_what_is_looked_through_has_the_integers_and_names_of_the_model_inside(wrap, ran, tmp_path):
+def test_a_wrapped_model_has_the_integers_and_names_of_the_model_inside(wrap, ran, tmp_path):
     model = wrap(toy())
     if ran:
         with torch.no_grad():
@@ -122,7 +122,7 @@ def test_a_model_that_accelerate_offloads_is_calibrated_and_stays_offloaded(how,
     same(calibrated(model), calibrator)
 
 
-def test_weights_that_nothing_holds_are_refused():
+def test_weights_on_the_meta_device_are_refused():
     with torch.device("meta"):
         model = toy()
     refused(lambda: calibrated(model), 2, "is on the meta device", "Load the model again")

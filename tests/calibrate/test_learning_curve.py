@@ -39,7 +39,7 @@ def rows(*values: float, prompts: bool = True) -> list[dict[str, Any]]:
     ]
 
 
-def test_marks_are_after_1_2_4_8_prompts_or_calls():
+def test_snapshots_are_taken_after_1_2_4_8_prompts_or_calls():
     history: list[Call] = []
     snapshots = Snapshots(lambda: len(history))
     for call in snapshots.taking(calls(9, 3)):
@@ -75,7 +75,7 @@ def test_the_curve_rises_to_the_final_value(more, release):
 
 
 @pytest.mark.parametrize("observer", ["minmax", "sigma", "percentile", "mse"])
-def test_looking_on_the_way_changes_nothing(observer):
+def test_measuring_the_curve_changes_no_integer(observer):
     settings = Settings(defaults={}, observer=observer, sqnr_calls=1)
     watched = calibrate(toy(), given(calls(12)), settings)
     once = calibrate(toy(), given([call._replace(unit=3) for call in calls(12)]), settings)
@@ -125,7 +125,7 @@ def test_weights_by_a_method_are_compared_as_rounded_to_the_nearest():
     assert plain["enough"][-1]["output_sqnr"] == plain["totals"]["output_sqnr"]
 
 
-def test_few_calls_say_nothing():
+def test_few_calls_give_no_curve_and_no_verdict():
     assert calibrate(toy(), given(calls(7)), Settings(defaults={})).report["enough"] == []
     assert verdict([]) is None
 

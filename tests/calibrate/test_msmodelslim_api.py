@@ -100,7 +100,7 @@ def test_lists_tuples_and_dicts_with_anything_inside_are_the_same_samples():
         ({"act_method": 2}, "mse"),
     ],
 )
-def test_numbers_become_words(config, observer):
+def test_act_method_chooses_the_observer(config, observer):
     calibrator = calibrated(**config)
     assert calibrator.result.report["settings"]["observer"] == observer
 
@@ -139,7 +139,7 @@ def test_weights_alone_need_no_data(tmp_path):
     assert set(calibrator.get_quant_params()[0].values()) == {None}
 
 
-def test_data_free_makes_an_input_up_and_is_the_same_twice():
+def test_without_data_an_input_is_synthesized_the_same_twice():
     params = []
     for _ in range(2):
         calibrator = Calibrator(toy(), QuantConfig(input_shape=[1, 3, 4, 4]))
@@ -181,7 +181,7 @@ def test_values_without_meaning(config, fact):
         {"w_signed": False},
     ],
 )
-def test_what_is_not_built_says_so(config):
+def test_unsupported_weight_settings_are_refused(config):
     with pytest.raises(NotImplementedError, match="can only be symmetric int8") as caught:
         Calibrator(toy(), QuantConfig(**LABEL_FREE, **config), data())
     assert "\n" not in str(caught.value)
@@ -232,7 +232,7 @@ def test_other_names_and_files_of_the_user_s(tmp_path):
 
 
 @pytest.mark.parametrize("foreign", [False, True])
-def test_killed_at_any_call_of_the_system_no_mixture_is_left(foreign, fast_path):
+def test_a_kill_at_any_system_call_leaves_no_mixture_of_checkpoints(foreign, fast_path):
     one, other = calibrated(), calibrated(a_sym=True)
     folder = fast_path / "out"
 
@@ -265,7 +265,7 @@ def test_killed_at_any_call_of_the_system_no_mixture_is_left(foreign, fast_path)
     assert json.loads(new[FILES[0]])["model_quant_type"] == "W8A8"
 
 
-def test_fusing_is_the_caller_s(tmp_path: Path):
+def test_the_fuse_callback_is_called_once(tmp_path: Path):
     models = []
     Calibrator(toy(), QuantConfig(**LABEL_FREE), data(), models.append)
     assert len(models) == 1

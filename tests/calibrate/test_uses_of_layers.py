@@ -76,7 +76,7 @@ def calls():
 
 
 @pytest.mark.parametrize("recipe", ["plain", "fast", "best", "weights alone"])
-def test_whatever_layers_are_put_through_goes_the_whole_way(recipe, calls, tmp_path):
+def test_all_uses_of_layers_are_calibrated_exported_and_loaded(recipe, calls, tmp_path):
     model = Model().requires_grad_(False)
     result = calibrate(model, lambda: calls, Settings(sqnr_calls=4, **RECIPES.get(recipe, {"activations": "float"})))
     float_leaves = {"never", "q_proj", "k_proj", "v_proj", "out_proj"}

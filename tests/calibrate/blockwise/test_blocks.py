@@ -103,7 +103,7 @@ def by_value(model: Chain, x: Tensor) -> Tensor:
     return model.blocks[2](hidden if float(x.flatten()[0]) > 0 else model.blocks[1](hidden))
 
 
-def test_ways_that_no_argument_tells_are_refused(tmp_path):
+def test_control_flow_that_depends_on_values_is_refused(tmp_path):
     calls = [Call((torch.full((4, 4, 8), sign),), {}) for sign in (-1.0, 1.0)]
     refused(
         lambda: passed_on(Chain(3, by_value), calls, tmp_path),
@@ -121,7 +121,7 @@ def test_blocks_that_run_again_after_others_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("way", "most"), [(in_a_row, 2), (with_a_long_way, 3)])
-def test_what_no_block_needs_any_more_leaves_the_disk(way, most, tmp_path):
+def test_values_that_no_later_block_needs_are_deleted_from_disk(way, most, tmp_path):
     model = Chain(8, way)
     blocks = blocks_of(model, tmp_path)
     blocks.rehearse(samples())

@@ -112,7 +112,7 @@ def test_blocks_that_share_factors_have_their_own(recipe, tmp_path):
     assert result.report["totals"]["output_sqnr"] > whole.report["totals"]["output_sqnr"] - 1
 
 
-def test_what_rounding_needs_is_said_before_the_first_call(tmp_path):
+def test_a_limit_below_the_memory_for_rounding_is_refused_before_the_first_call(tmp_path):
     plain, balanced = (Settings(defaults={}, **RECIPES[name]) for name in ("fast", "balanced"))
 
     def started(settings: Settings, limit: float) -> BlockwiseCalibration:
@@ -124,10 +124,10 @@ def test_what_rounding_needs_is_said_before_the_first_call(tmp_path):
     refused(lambda: started(balanced, limit), 7, "to round its widest layer")
 
 
-def test_the_model_that_is_left_computes_with_the_integers(tmp_path):
+def test_the_calibrated_model_computes_with_the_integers(tmp_path):
     model, before = toy(), toy()
     result = block_by_block(model, calls(), Settings(defaults={}), tmp_path)
-    assert set(result.layers) >= {"patch", "blocks.0.up", "proj_out"}  # `patch` and `proj_out` are outside of the blocks
+    assert set(result.layers) >= {"patch", "blocks.0.up", "proj_out"}  # in and outside of the blocks
     with torch.no_grad(), quantized(before, result.layers):
         for call in calls():
             assert torch.equal(model(*call.args, **call.kwargs), before(*call.args, **call.kwargs))
@@ -145,7 +145,7 @@ def resident(files: list[Path]) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
-def test_what_the_blocks_became_stays_out_of_memory(tmp_path):
+def test_integer_blocks_stay_out_of_memory(tmp_path):
     model = toy(width=1024)
     place = tmp_path / "place"
     place.mkdir()
@@ -254,7 +254,7 @@ UNLISTED = {
 
 
 @pytest.mark.parametrize("name", UNLISTED)
-def test_networks_that_nobody_listed_get_the_same_integers_or_a_reason(name, tmp_path):
+def test_networks_of_no_family_get_the_same_integers_or_a_reason(name, tmp_path):
     kind, way, reason = UNLISTED[name]
     calls = [Call((x,), {}) for x in torch.randn(4, 3, 5, 8, generator=torch.Generator().manual_seed(1))]
     settings = Settings(sqnr_calls=4, **RECIPES["fast"])

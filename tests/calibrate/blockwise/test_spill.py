@@ -43,7 +43,7 @@ def test_tensors_come_back_as_they_were(layout, dtype, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_place_can_be_filled_with_a_value_in_its_layout(tmp_path):
+def test_a_spilled_tensor_can_be_filled_with_a_value_in_its_layout(tmp_path):
     x = torch.randn(3, 4, 5).transpose(0, 1)
     with Spill(tmp_path).writing() as file:
         filled: Tensor = file.put(x).filled(float("nan"))

@@ -58,7 +58,7 @@ NO_OTHERS = [
 ]
 
 
-def test_convolutions_are_told_to_stay_float(tmp_path):
+def test_convolutions_are_reported_to_stay_float(tmp_path):
     facts = [v.fact for v in check(written(tmp_path)) if v.subject == "Conv2d"]
     assert facts == ["1 stay float in MindIE-SD, which quantizes linears only"]
 
@@ -108,13 +108,13 @@ def test_names_that_the_consumer_would_not_find(tmp_path):
     assert any("looks for quant_model_weight_w8a8.safetensors" in line for line in failed(folder))
 
 
-def test_no_checkpoint_is_a_verdict(tmp_path):
+def test_a_missing_checkpoint_is_a_verdict(tmp_path):
     assert "no ascend checkpoint" in failed(tmp_path)[0]
     assert "no ascend checkpoint" in failed(tmp_path / "nowhere")[0]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"a": 1}', '{"model_quant_type": "W4A4"}', "\xff"])
-def test_descriptions_that_are_none(text, tmp_path):
+def test_invalid_descriptions_are_refused(text, tmp_path):
     folder = written(tmp_path)
     (folder / DESCRIPTION).unlink()
     (folder / DESCRIPTION).write_bytes(text.encode("latin-1"))

@@ -64,7 +64,7 @@ def test_a_fresh_export_is_as_its_manifests_say(out):
     assert stat.S_IMODE((out / MANIFEST).stat().st_mode) == 0o400
 
 
-def test_a_folder_that_goes_elsewhere_takes_its_manifest_along(out, tmp_path):
+def test_a_folder_that_moves_keeps_its_manifest(out, tmp_path):
     shutil.move(out / "torchao", tmp_path / "elsewhere")
     assert verify(tmp_path / "elsewhere").manifests
     refused(lambda: verify(out), 3, str(out / "torchao"), "missing")
@@ -83,7 +83,7 @@ def test_every_change_of_every_file_is_named(out):
     verify(out)
 
 
-def test_a_quick_look_sees_sizes(out):
+def test_a_check_without_digests_compares_sizes(out):
     path = out / "config.json"
     content = path.read_bytes()
     replaced(path, content[:-2] + b" \n")
@@ -177,7 +177,7 @@ def test_exports_beside_each_other_have_a_manifest_each(tmp_path):
     assert verify(tmp_path) == verification
 
 
-def test_an_export_over_a_part_of_another_takes_its_manifest_away(tmp_path):
+def test_an_export_over_a_part_of_another_removes_its_manifest(tmp_path):
     model = toy()
     out = export(calibrate(model, given(calls()), Settings(defaults={})), model, tmp_path / "out")
     calibrator(1).export_quant_safetensor(out)
@@ -185,7 +185,7 @@ def test_an_export_over_a_part_of_another_takes_its_manifest_away(tmp_path):
     verify(out)
 
 
-def test_a_file_can_be_left_out(out):
+def test_a_file_can_be_removed_from_an_export(out):
     shutil.rmtree(out / "torchao")
     (out / MANIFEST).unlink()
     model = toy()

@@ -80,7 +80,7 @@ def test_a_token_of_zeros_gives_the_bias_and_leaves_the_others_alone(make, tiny)
     assert torch.equal(y[0], whole[0])
 
 
-def test_one_token_s_size_is_not_another_s_matter():
+def test_the_size_of_a_token_does_not_affect_the_others():
     layer = frozen(nn.Linear(24, 5), "W8A8_DYNAMIC")
     x = torch.randn(3, 24)
     grown = x * torch.tensor([[1.0], [1e6], [1e-6]])
@@ -208,7 +208,7 @@ def test_bins_of_timestep_are_those_of_static():
         assert timed.input.qparams.scale[index] == alone.input.qparams.scale
 
 
-def test_a_weight_from_elsewhere_is_taken_as_it_is():
+def test_a_weight_rounded_elsewhere_is_used_unchanged():
     weight, bias = torch.randn(4, 8), torch.randn(4)
     one = numbers_of(round_to_nearest(weight), bias, DynamicInput(), torch.float32)
     other = nearest(weight, bias, DynamicInput())

@@ -37,7 +37,7 @@ def test_products_are_summed_exactly(matmul, k, rows, outs, seed, extreme):
     assert torch.equal(matmul(q.float(), w.to(torch.int8)).long(), q @ w.T)
 
 
-def test_one_piece_would_not_do():
+def test_a_single_float32_sum_would_be_inexact():
     q, w = torch.full((1, 5000), -127.0), torch.full((1, 5000), 127.0)
     q[0, ::2] = -126.0
     wanted = int(q.long() @ w.long().T)
@@ -164,14 +164,14 @@ def test_weight_only_layers_compute_with_the_rounded_weight():
         assert (layer(x) - module(x)).norm() < 0.02 * module(x).norm()
 
 
-def test_other_code_finds_what_it_looks_for_on_a_layer():
+def test_a_layer_has_the_attributes_that_other_code_reads():
     layer = integer(nn.Linear(6, 4))
     assert (layer.in_features, layer.out_features, layer.weight.dtype) == (6, 4, torch.int8)
     assert next(layer.parameters()).dtype == torch.int8
     assert "in_features=6" in repr(layer)
 
 
-def test_a_model_has_its_layers_back_whatever_happens():
+def test_a_model_gets_its_float_layers_back_even_after_an_error():
     model = toy()
     before = dict(model.named_modules())
     layers = {"blocks.0.up": integer(model.blocks[0].up), "proj_out": integer(model.proj_out)}

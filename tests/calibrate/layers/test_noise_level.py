@@ -26,12 +26,12 @@ def test_the_time_argument_in_all_its_forms(value, name):
 
 
 @pytest.mark.parametrize("value", [None, True, "now", torch.zeros(0)])
-def test_what_is_no_noise_level(value):
+def test_invalid_noise_levels_are_ignored(value):
     assert levels_of({"timestep": value}) is None
 
 
 @pytest.mark.parametrize("by_name", [True, False])
-def test_a_model_tells_its_layers_and_forgets(by_name):
+def test_a_model_gives_its_layers_the_noise_level_for_one_call_only(by_name):
     model = TimedToy()
     layers = {"up": frozen(model.up, "W8A8_TIMESTEP"), "down": frozen(model.down, "W8A8_TIMESTEP")}
     x, level = torch.randn(2, 5, 8), torch.tensor([600.0, 600.0])
@@ -87,7 +87,7 @@ def saved(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("again", [copied, pickled, saved])
-def test_a_copy_of_a_model_hears_its_own_calls(again):
+def test_layers_of_a_copied_model_use_its_own_noise_level(again):
     model, x = TimedToy(), torch.randn(2, 5, 8)
     install(model, {"up": frozen(model.up, "W8A8_TIMESTEP"), "down": frozen(model.down, "W8A8_TIMESTEP")})
     other = again(model)

@@ -40,14 +40,14 @@ def test_convolutions_are_those_of_int64(size, stride, dilation, groups, channel
     [(2500, 1, 1), (300, 3, 1), (300, 3, 2), (1, 3, 64), (3, 31, 1), (2, 33, 1), (16, 3, 1)],
     ids=["1x1", "3x3", "groups", "depthwise", "one channel a piece", "a kernel above a piece", "small"],
 )
-def test_the_largest_sums_there_are(channels, size, groups, batch):
+def test_the_largest_possible_sums_are_exact(channels, size, groups, batch):
     q = torch.full((batch, channels * groups, 34, 34), -128.0)
     weight = torch.full((groups, channels, size, size), 127, dtype=torch.int8)
     output = integer_convolution(q, weight, (2, 2), (1, 1), groups)
     assert bool((output == -128 * 127 * channels * size**2).all())
 
 
-def test_without_images_there_is_nothing():
+def test_an_empty_batch_gives_an_empty_output():
     output = integer_convolution(torch.empty(0, 4, 8, 8), torch.ones(6, 4, 3, 3, dtype=torch.int8), (1, 1), (1, 1), 1)
     assert output.shape == (0, 6, 6, 6)
 

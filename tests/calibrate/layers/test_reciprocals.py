@@ -18,7 +18,7 @@ def number(order):
 
 
 def first(function, code):
-    """Returns the index, as in `number`, of the smallest float32 number at which the rising `function` reaches each code."""
+    """Returns for each code the index, as in `number`, of the smallest number at which rising `function` reaches it."""
     below, there = np.full(len(code), -(2**31 - 2**23)), np.full(len(code), 2**31 - 2**23)  # minus and plus infinity
     while (there - below > 1).any():
         middle = (below + there) // 2
@@ -43,14 +43,14 @@ def same(scale, zero_point):
 
 @settings(max_examples=60, deadline=None)
 @given(st.floats(2.0**-100, 2.0**100, width=32), st.integers(-128, 127))
-def test_what_is_said_of_a_scale_is_true_of_every_number(scale, zero_point):
+def test_reciprocal_agrees_is_right_for_every_number(scale, zero_point):
     verdict = reciprocal_agrees(torch.tensor([scale]), torch.tensor([zero_point]))
     assert bool(verdict[0]) == same(scale, zero_point)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.floats(2.0**-120, 2.0**100, width=32), st.integers(-128, 127))
-def test_the_next_one_is_near_and_makes_the_same_codes_of_every_number(scale, zero_point):
+def test_the_next_scale_is_near_and_makes_the_same_codes_of_every_number(scale, zero_point):
     result = next_scale(scale, lambda _: zero_point)
     assert scale <= result <= 1.0005 * scale
     assert np.float32(result) == result
@@ -58,14 +58,14 @@ def test_the_next_one_is_near_and_makes_the_same_codes_of_every_number(scale, ze
     assert same(result, zero_point)
 
 
-def test_other_scales_part():
+def test_most_scales_have_no_agreeing_reciprocal():
     scales = torch.rand(500, generator=torch.Generator().manual_seed(0)) + 1
     zero_points = torch.arange(500) % 256 - 128
     assert reciprocal_agrees(scales, zero_points).float().mean() < 0.1
 
 
 @pytest.mark.parametrize("zero_point", [-128, -1, 0, 127])
-def test_powers_of_two_stay(zero_point):
+def test_powers_of_two_stay_unchanged(zero_point):
     assert all(next_scale(2.0**power, lambda _: zero_point) == 2.0**power for power in range(-126, 110))
 
 
@@ -81,5 +81,5 @@ def test_the_zero_point_is_that_of_the_scale():
     assert same(result, zero_point(result))
 
 
-def test_scales_with_no_such_reciprocal_have_none_near():
+def test_scales_with_a_subnormal_reciprocal_have_no_agreeing_scale():
     assert next_scale(1.3 * 2.0**126, lambda _: 0) is None

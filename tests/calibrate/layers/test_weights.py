@@ -76,7 +76,7 @@ def test_a_constant_channel_comes_back_to_an_ulp(value, sign):
     assert bool(((back - w).abs() <= torch.finfo(torch.float32).eps * w.abs()).all())
 
 
-def test_weights_too_small_for_a_scale_are_left():
+def test_weights_too_small_for_a_scale_are_not_quantized():
     assert round_to_nearest(torch.tensor([[1e-38, 1e-39]])) is None
 
 

@@ -40,7 +40,7 @@ def test_a_budget_limits_bytes_a_share_of_them_the_time_or_two(text, before, lim
         ("0.5x,0.6x", "it gives two times"),
     ],
 )
-def test_what_is_no_budget_is_said_in_one_line(text, words):
+def test_invalid_budgets_are_refused_in_one_line(text, words):
     refused(lambda: Settings(budget=text), 2, re.compile(r"^budget '"), words)
 
 
@@ -54,7 +54,7 @@ def test_a_budget_may_stand_in_the_file_of_options(tmp_path):
     assert read_config(tmp_path / "options.toml") == {"budget": "40%,0.7x"}
 
 
-def test_a_size_that_is_said_is_one_that_is_kept():
+def test_a_printed_size_read_back_as_a_budget_is_large_enough():
     for count in (1, 1023, 1024, 1025, 5 << 20, (5 << 20) + 1, 123456789, 3 << 30):
         limit = budget_of(size(count)).limit(Cost())
         assert count <= limit.bytes <= 1.11 * count + 1

@@ -98,14 +98,8 @@ def test_refining_keeps_the_limit_and_never_makes_it_worse():
 
     def run(choice):  # errors that are not additive: those of neighbouring groups cancel
         calls.append(tuple(choice))
-        return (
-            abs(
-                sum(
-                    (-1) ** index * error([o], [c]) for index, (o, c) in enumerate(zip(candidates, choice, strict=True))
-                )
-            )
-            + 0.01
-        )
+        pairs = enumerate(zip(candidates, choice, strict=True))
+        return abs(sum((-1) ** index * error([o], [c]) for index, (o, c) in pairs)) + 0.01
 
     before = run(chosen)
     best, after, exchanges = refine(candidates, chosen, before, limit, run, 20, lambda label, items, total: items)

@@ -23,7 +23,8 @@ from ...helpers.commands import capture, errors, octavo
 from ...helpers.refusals import refused
 from ...zoo.pipelines import make, run
 
-BLOCKS = Search(runs=48)  # pipeline runs for three schemes and 16 groups of layers: the tiny model is divided into parts of its blocks
+# 48 pipeline runs are enough for three schemes and 16 groups of layers: groups are parts of the tiny model's blocks.
+BLOCKS = Search(runs=48)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,7 @@ def test_the_limit_is_kept_and_the_report_says_what_was_used(tiny, mixture):
     assert all("budget of 60%,0.9x" in row["reason"] for row in rows if "trajectory_error" in row and not row["scheme"])
 
 
-def test_the_error_said_is_that_of_the_final_latents(tiny, mixture):
+def test_the_reported_error_is_that_of_the_final_latents(tiny, mixture):
     pipe, arguments, _ = tiny
     exact = run(pipe, arguments)
     with quantized(pipe.transformer, mixture.layers):
@@ -140,7 +141,7 @@ def test_layers_are_grouped_until_the_runs_suffice(tiny):
         assert sorted(name for group in divide_layers(names, blocks, most) for name in group) == sorted(names)
 
 
-def test_the_command_says_what_it_will_run_and_what_came_out(tiny_model, tmp_path):
+def test_the_command_reports_its_runs_and_its_result(tiny_model, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle")
     capture(tiny_model, tmp_path / "capture", tmp_path / "prompts.txt")
     few = ("--keep-float", "*.norm*", "--keep-float", "transformer_blocks.0", "--device", "cpu")

@@ -64,7 +64,7 @@ def sqnr(model: torch.nn.Module, result: Result, samples: list[Prompted]) -> flo
     exact = outputs(model, samples)
     with quantized(model, result.layers):
         for one, other in zip(exact, outputs(model, samples), strict=True):
-            power.add(one[0] / one[0].abs().max(), other[0] / one[0].abs().max())  # every noise level has the same weight
+            power.add(one[0] / one[0].abs().max(), other[0] / one[0].abs().max())  # all noise levels count the same
     return power.sqnr or 0.0
 
 
@@ -95,7 +95,7 @@ def test_a_bin_s_range_is_that_of_its_calls_and_one_that_saw_nothing_has_that_of
 
 
 @pytest.mark.parametrize("observer", OBSERVERS)
-def test_every_observer_hears_what_is_multiplied(observer):
+def test_every_observer_records_the_multiplied_input(observer):
     model, none = Loud(), Bins(torch.zeros(0))
     halving = {"up": Multiply(torch.full((8,), 0.5))}
     plain = observe_ranges(model, ["up"], steps(8), observer, OPTIONS, {}, none)[0]["up"]

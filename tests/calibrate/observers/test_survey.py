@@ -40,10 +40,10 @@ def test_calls_of_no_prompt_are_held_out_by_their_place_and_few_calls_not_at_all
     survey = survey_inputs(model, calls(3))[0]["blocks.0.up"]
     assert not survey.has_held_out
     assert torch.equal(survey.fit_channels.high, survey.all.high)
-    assert len(survey.judge_sample.rows) > 0  # nothing is held out, so choices are judged on the calls they were fitted to
+    assert len(survey.judge_sample.rows) > 0  # without held-out calls, all calls judge
 
 
-def test_what_is_judged_on_was_not_fitted():
+def test_choices_are_judged_on_inputs_that_were_not_fitted():
     ordinary, held_out = torch.rand(6, 4, 8), torch.rand(2, 4, 8) + 10
     model = nn.Sequential(nn.Linear(8, 2))
     order = [*ordinary[:3], held_out[0], *ordinary[3:], held_out[1]]
@@ -63,7 +63,7 @@ def test_layers_that_are_given_one_tensor_have_one_leader():
     assert surveys[f"{block}attn.to_out.0"].leader != query.leader
 
 
-def test_a_layer_that_once_heard_something_of_its_own_leads_itself():
+def test_a_layer_that_once_received_its_own_input_leads_itself():
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -79,7 +79,7 @@ def test_a_layer_that_once_heard_something_of_its_own_leads_itself():
     assert surveys["other"].leader == "other"
 
 
-def test_tokens_and_rows_of_a_modulation_are_told_apart():
+def test_tokens_and_rows_of_a_modulation_are_distinguished():
     surveys, _ = survey_inputs(hard(outliers=0), prompts(4, 1))
     rows = {name for name, survey in surveys.items() if survey.has_input and not survey.has_tokens}
     assert {name for name in surveys if name.endswith(".linear")} <= rows

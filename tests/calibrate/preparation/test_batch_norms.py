@@ -43,7 +43,7 @@ def test_every_geometry_folds_without_changing_the_output(first, second, seed):
     assert norms(model) == 2
 
 
-def test_the_model_itself_changes_only_when_asked():
+def test_the_model_itself_changes_only_on_request():
     model = small()
     state = copy.deepcopy(model.state_dict())
     folded = fold_norms(model, call_of(pictures()[0]))
@@ -117,7 +117,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("use", OTHERS, ids=lambda use: use.__name__)
-def test_what_something_else_reads_is_left_alone(use):
+def test_pairs_that_other_code_uses_are_not_folded(use):
     model = with_statistics(Net(use))
     assert pairs_of(model, call_of(pictures()[0])) == ()
     assert fold_norms(model, call_of(pictures()[0])).model is model
@@ -132,18 +132,18 @@ def twice_called(net, x):
 
 
 @pytest.mark.parametrize("use", [chained, twice_called], ids=lambda use: use.__name__)
-def test_what_the_norm_alone_reads_is_folded(use):
+def test_convolutions_that_only_the_norm_reads_are_folded(use):
     model, x = with_statistics(Net(use)), pictures()[0]
     folded = fold_norms(model, call_of(x))
     assert folded.pairs == (Pair("conv", "norm"),)
     assert relative(folded.model(x), model(x)) < 1e-5
 
 
-def test_a_norm_of_the_batch_itself_is_left_alone():
+def test_a_norm_without_running_statistics_is_not_folded():
     assert pairs_of(Net(chained, track_running_stats=False).eval(), call_of(pictures()[0])) == ()
 
 
-def test_hooks_and_subclasses_are_left_alone():
+def test_convolutions_with_hooks_and_subclasses_are_not_folded():
     class Scaled(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
@@ -168,7 +168,7 @@ def test_a_shared_pair_stays_shared():
     assert relative(folded(x), chain(x)) < 1e-5
 
 
-def test_a_model_that_looks_into_its_norms_is_left_alone():
+def test_a_model_that_reads_its_norms_is_not_folded():
     def looking(net, x):
         return net.norm(net.conv(x)) * net.norm.running_var.sum()
 
@@ -179,7 +179,7 @@ def test_a_model_that_looks_into_its_norms_is_left_alone():
     assert norms(fold_norms(model, call_of(pictures()[0]), changing=True).model) == 1
 
 
-def test_what_runs_otherwise_in_training_is_folded_as_it_evaluates():
+def test_a_model_in_training_is_folded_as_it_evaluates():
     model = small().train()
     folded = fold_norms(model, call_of(pictures()[0]))
     assert len(folded.pairs) == 5

@@ -13,7 +13,7 @@ NAMES = ("patches", "inner", "head")
 
 
 class Casting(nn.Module):
-    """Casts pictures as transformers' ViT does, and reads the dtype of its first float parameter as ModelMixin.dtype does."""
+    """Casts pictures as transformers' ViT does, and takes the dtype of its first float parameter as ModelMixin does."""
 
     def __init__(self, casts: bool) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Casting(nn.Module):
 
 
 @pytest.mark.parametrize("casts", [True, False])
-def test_they_stay_float_and_others_do_not(casts):
+def test_layers_whose_input_is_cast_to_the_weight_dtype_stay_float(casts):
     model, x = Casting(casts), torch.randn(4, 3, 6, 6)
     before = model(x)
     assert layers_with_cast_inputs(model, Sample((x,), {}), NAMES) == ({"patches": REASON} if casts else {})

@@ -43,7 +43,7 @@ def test_distilled_inputs_have_the_statistics_that_noise_has_not(trained):
     assert x.mean() > 1  # the mean of the training inputs is 3; only the batch norms contain it
 
 
-def test_the_same_twice_and_nothing_of_the_model_changes(trained):
+def test_inputs_are_the_same_twice_and_the_model_is_unchanged(trained):
     state = copy.deepcopy(trained.state_dict())
     one, two = (synthetic_calls(trained, SHAPE, most=10) for _ in range(2))
     assert all(torch.equal(a.args[0], b.args[0]) for a, b in zip(one, two, strict=True))
@@ -68,7 +68,7 @@ def test_the_batch_is_at_least_the_one_asked_for_and_progress_is_shown():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_model_of_halves_gets_halves_distilled_in_float32(trained, dtype):
+def test_a_half_precision_model_gets_inputs_distilled_in_float32(trained, dtype):
     model = copy.deepcopy(trained).to(dtype)
     x = synthetic_calls(model, [1, 3, 8, 8], most=10)[0].args[0]
     assert x.dtype == dtype

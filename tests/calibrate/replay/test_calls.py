@@ -62,7 +62,7 @@ def written(calls: list[Call]) -> str:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_model_that_changes_its_inputs_in_place_is_that_which_copies_them(recipe):
+def test_a_model_that_changes_its_inputs_has_the_report_of_one_that_copies_them(recipe):
     reports = []
     for in_place in (False, True):
         inputs = samples()

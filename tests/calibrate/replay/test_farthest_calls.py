@@ -1,4 +1,4 @@
-"""`farthest` chooses which calls to replay: different ones, from many prompts and noise levels, and the same each time."""
+"""`farthest` chooses different calls from many prompts and noise levels, and the same calls each time."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ class Call(NamedTuple):
 
 
 def pool(prompts: int = 8, steps: int = 7) -> list[Call]:
-    """Returns the calls of a denoiser. In each prompt the embedding stays the same, latents shrink and the time falls."""
+    """Returns calls of a denoiser. In each prompt the embedding stays the same, latents shrink and the time falls."""
     generator = torch.Generator().manual_seed(0)
     calls = []
     for unit in range(prompts):

@@ -16,7 +16,7 @@ def minmax(model: nn.Module, *names: str) -> dict[str, MinMax]:
     return {name: MinMax(Options()) for name in names}
 
 
-def test_positional_and_keyword_inputs_are_heard_and_nothing_is_left_behind():
+def test_positional_and_keyword_inputs_are_recorded_and_no_hook_is_left_behind():
     model = toy()
     model.blocks[1].train()
     observers = minmax(model, "patch", "blocks.0.up", "blocks.0.down", "proj_out", "unused")
@@ -101,7 +101,7 @@ def test_values_that_are_not_finite_name_layer_and_call():
     refused_call(Call((x,), {}, 2), 6, "call 3, step 2: layer blocks.0.up: its input is not finite (", "not finite")
 
 
-def test_running_out_of_memory_is_told_apart():
+def test_running_out_of_memory_has_its_own_error():
     class Large(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.empty(1 << 60)

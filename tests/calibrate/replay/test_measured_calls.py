@@ -36,7 +36,7 @@ def chosen(samples: list[Call], wanted: int) -> list[int]:
 
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize(("units", "steps"), [(4, 8), (2, 28), (8, 28), (3, 50), (16, 4), (1, 20)])
-def test_they_are_spread_over_noise_levels_and_half_of_them_are_held_out(units, steps, named):
+def test_measured_calls_are_spread_over_noise_levels_and_half_are_held_out(units, steps, named):
     samples = calls(units, steps, named=named)
     positions = chosen(samples, MEASURED)
     assert positions == sorted(set(positions))
@@ -50,25 +50,25 @@ def test_they_are_spread_over_noise_levels_and_half_of_them_are_held_out(units, 
         assert MEASURED // 4 <= held_out_count <= MEASURED // 2 + 1
 
 
-def test_prompts_take_turns():
+def test_calls_are_measured_evenly_over_prompts():
     samples = calls(8, 28)
     uses = Counter(samples[position].unit for position in chosen(samples, MEASURED))
     assert {unit: uses[unit] for unit in (3, 7)} == {3: 4, 7: 4}
     assert all(1 <= uses[unit] <= 2 for unit in (0, 1, 2, 4, 5, 6))
 
 
-def test_without_noise_levels_they_are_spread_over_the_places_in_a_prompt():
+def test_without_noise_levels_calls_are_spread_over_positions_in_a_prompt():
     samples = calls(4, 8, leveled=False)
     assert len({position % 8 for position in chosen(samples, 8)}) == 8
 
 
-def test_calls_that_say_neither_level_nor_prompt_are_taken_held_out_ones_first():
+def test_without_levels_and_prompts_held_out_calls_are_measured_first():
     samples = calls(10, 8, named=False, leveled=False)
     assert all(held_out(position) for position in chosen(samples, MEASURED))
 
 
 @pytest.mark.parametrize("count", [1, 5, 8])
-def test_all_are_taken_where_there_are_no_more(count):
+def test_all_calls_are_measured_if_there_are_few(count):
     samples = calls(1, count)
     assert chosen(samples, 8) == chosen(samples, 100) == list(range(count))
     assert chosen(samples, 0) == []

@@ -38,7 +38,7 @@ class Folder:
 @pytest.mark.parametrize(
     "shape", [lambda x: x, lambda x: [x], lambda x: {"pixel_values": x}], ids=["bare", "list", "dict"]
 )
-def test_every_form_says_the_same(form, shape):
+def test_every_form_of_data_gives_the_same_calls(form, shape):
     calls = calls_of(form([shape(x) for x in pictures()]))
     for _ in range(2):
         tensors = [call.args[0] if call.args else call.kwargs["pixel_values"] for call in calls()]
@@ -59,7 +59,7 @@ def test_what_can_be_read_again_is_read_once():
     assert folder.read == 1 + len(pictures())
 
 
-def test_nothing_and_what_is_no_list():
+def test_missing_data_gives_none_and_anything_but_a_list_is_refused():
     assert calls_of(None) is None
     assert calls_of([]) is None
     for value in (torch.zeros(3), torch.zeros(3).numpy(), {"x": 1}, "x", 3):
@@ -188,7 +188,7 @@ class Broken(Dataset):
         raise ValueError("the file\nis damaged")
 
 
-def test_data_that_cannot_be_read_or_hold_nothing():
+def test_data_that_cannot_be_read_or_are_empty_are_refused():
     refused(lambda: list(calls_of(DataLoader(Broken()))()), 3, "calib_data[0]: cannot be read (is damaged). Correct")
     refused(lambda: list(calls_of(DataLoader(TensorDataset(torch.zeros(0, 1))))()), 3, "holds no samples")
 
@@ -242,12 +242,12 @@ def test_every_form_of_a_sample_is_the_same_call(sample):
         (X / 0, 6, "Check the calibration calls"),
     ],
 )  # fmt: skip
-def test_a_sample_that_does_not_fit_is_called_what_it_is(sample, code, words):
+def test_the_error_says_what_is_wrong_with_a_sample(sample, code, words):
     message = refused(lambda: calibrated(sample), code, "calib_data[0]", words)
     assert "Capture" not in message
 
 
-def test_a_tuple_and_a_dict_that_the_model_takes_so_are_no_pair():
+def test_a_tuple_and_a_dict_that_forward_takes_are_not_args_and_kwargs():
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -31,7 +31,7 @@ METHODS = [name for name in WEIGHT_METHODS if name != NEAREST]
 
 @cache
 def surveyed_model() -> tuple[torch.nn.Module, list[Call], dict[str, Survey], dict[str, Choice]]:
-    """Returns a model, its calls that are not held out, the surveys of its layers, and choices that round to the nearest."""
+    """Returns a model, calls that are not held out, surveys of its layers, and choices that round to the nearest."""
     model, samples = hard(outliers=0), prompts(8, 2)
     surveys, current = survey_inputs(model, samples)
     surveys = {name: survey for name, survey in surveys.items() if survey.has_input and "blocks.0" in name}
@@ -150,7 +150,7 @@ def test_the_sums_of_one_layer_at_a_time_give_the_same_bits():
         )
 
 
-def test_again_the_same_bits_and_the_model_as_it_was():
+def test_repeating_gives_the_same_bits_and_leaves_the_model_unchanged():
     model, samples = hard(), prompts(4, 1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     settings = RECIPES["best"] | {"weights": ("adaround",)}

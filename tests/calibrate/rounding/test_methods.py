@@ -94,7 +94,7 @@ def test_an_input_of_zeros_and_an_unknown_one(method):
 
 
 @every
-def test_it_is_none_where_rounding_to_the_nearest_is(method):
+def test_a_method_returns_none_where_rounding_to_the_nearest_does(method):
     weight = torch.tensor([[1e-38, 1e-39], [1.0, 2.0]])
     assert run(method, weight, input_sums(torch.randn(9, 2), True)) is None
     assert run(method, weight, None) is None
@@ -102,7 +102,7 @@ def test_it_is_none_where_rounding_to_the_nearest_is(method):
 
 @every
 @pytest.mark.parametrize("integers", [False, True])
-def test_again_the_same_bits_and_the_arguments_as_they_were(method, integers):
+def test_repeating_gives_the_same_bits_and_leaves_the_arguments_unchanged(method, integers):
     weight, inputs = weight_of(8), input_sums(rows(8), integers)
     before = weight.clone(), inputs.gram.clone(), None if inputs.cross is None else inputs.cross.clone()
     one, other = run(method, weight, inputs), run(method, weight, inputs)
@@ -166,7 +166,7 @@ def test_no_scale_of_the_grid_beats_that_of_easy_quant(integers):
 
 
 @pytest.mark.parametrize("integers", [False, True])
-def test_what_is_learned_or_alternated_beats_the_nearest_before_any_descent(integers):
+def test_adaround_and_admm_beat_the_nearest_before_any_descent(integers):
     case = case_of(
         torch.randn(16, 70, generator=torch.Generator().manual_seed(0)), input_sums(rows(1, 500, 70), integers)
     )
@@ -177,7 +177,7 @@ def test_what_is_learned_or_alternated_beats_the_nearest_before_any_descent(inte
     assert quadratic_form(best.values - case.target, case.hessian).sum() < 0.6 * start
 
 
-def test_making_up_for_the_input_pays_on_seen_rows_and_costs_nothing_on_others():
+def test_compensating_for_input_rounding_pays_on_seen_rows_and_costs_little_on_others():
     weight = torch.randn(16, 24, generator=torch.Generator().manual_seed(0))
     x, other = rows(1, 12), rows(2, 2000)
     qparams = qparams_of(Range(float(other.min()), float(other.max())), ACTIVATION, torch.float32)
@@ -222,7 +222,7 @@ def test_directions_that_the_calibration_never_saw_keep_their_weights():
     assert (moved @ basis.T).abs().max() < 1e-7
 
 
-def test_what_has_no_factor_gets_one_or_a_name():
+def test_cholesky_damps_singular_matrices_and_refuses_nan():
     flat = torch.ones(6, 6, dtype=torch.float64)
     factor = cholesky(flat - 1e-9 * torch.eye(6))
     assert (factor @ factor.T - flat).abs().max() < 0.1
@@ -232,7 +232,7 @@ def test_what_has_no_factor_gets_one_or_a_name():
 
 @some
 @given(seeds)
-def test_a_descent_never_climbs(seed):
+def test_a_descent_never_raises_the_error(seed):
     case = case_of(weight_of(seed), input_sums(rows(seed), True))
     start = case.target.round()
     most = torch.full_like(start, 127)
@@ -250,7 +250,7 @@ def cosine(weight, quantized, x, qparams, scheme):
 
 @pytest.mark.parametrize("scheme", [ACTIVATION, SYMMETRIC_ACTIVATION])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_scale_of_an_activation_leaves_its_outliers(scheme, dtype):
+def test_an_activation_scale_that_is_far_too_wide_is_lowered(scheme, dtype):
     weight, x = torch.randn(8, 24, generator=torch.Generator().manual_seed(0)), rows(5)
     present = qparams_of(Range(4 * float(x.min()), 4 * float(x.max())), scheme, dtype)  # far too wide
     quantized = round_to_nearest(weight)
@@ -268,7 +268,7 @@ def test_an_activation_of_zeros_keeps_its_scale():
     assert activation_scale(weight, quantized, torch.zeros(5, 4), present, ACTIVATION, torch.float32) == present
 
 
-def test_weights_and_activation_in_turn_are_no_worse_than_neither():
+def test_easy_quant_of_weight_and_activation_beats_the_nearest():
     weight, x = torch.randn(8, 24, generator=torch.Generator().manual_seed(0)), rows(5)
     present = qparams_of(Range(2 * float(x.min()), 2 * float(x.max())), ACTIVATION, torch.float16)
     quantized, qparams = easy_quant_pair(weight, x, present, ACTIVATION, torch.float16)

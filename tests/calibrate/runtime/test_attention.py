@@ -1,4 +1,4 @@
-"""Octavo's attention on a CPU agrees with float64, and replaces torch's only inside forwards of an accelerated model."""
+"""Octavo's attention on a CPU agrees with float64, and runs only inside forwards of an accelerated model."""
 
 import copy
 import io
@@ -72,7 +72,7 @@ def test_any_shape_scale_and_mask(dtype, heads, lengths, widths, size, kind, sca
 
 @pytest.mark.parametrize("dtype", list(EPS), ids=str)
 @pytest.mark.parametrize("size", [0.3, 1.0, 3.0, 10.0])
-def test_it_is_about_as_exact_as_torch(dtype, size):
+def test_attention_is_about_as_exact_as_torch(dtype, size):
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 300, 2, 64).to(dtype).transpose(1, 2) for _ in range(3))
     q = q * size
@@ -83,7 +83,7 @@ def test_it_is_about_as_exact_as_torch(dtype, size):
 
 @pytest.mark.parametrize("keys", [300, 1357])
 @pytest.mark.parametrize("size", [0.0, 0.3, 3.0, 30.0])
-def test_what_all_keys_hold_comes_out(size, keys):
+def test_a_value_that_all_keys_share_is_the_output(size, keys):
     torch.manual_seed(0)
     q, k = size * torch.randn(1, 2, 300, 64).bfloat16(), torch.randn(1, 2, keys, 64).bfloat16()
     v = torch.tensor([1.0, -1.5, 0.0]).bfloat16().expand(1, 2, keys, 3)
@@ -107,7 +107,7 @@ def test_scores_of_any_size_are_finite_and_right(dtype, size):
         assert (y.double() - wanted).norm() < 4 * EPS[dtype] * wanted.norm() + 1e-3 * wanted.norm()
 
 
-def test_rows_that_may_look_at_nothing_are_zeros_as_torchs_are():
+def test_rows_whose_keys_are_all_masked_are_zeros_as_in_torch():
     q, k, v = (torch.randn(1, 2, 300, 8) for _ in range(3))
     mask = torch.rand(300, 300) > 0.5
     mask[7] = False
@@ -116,7 +116,7 @@ def test_rows_that_may_look_at_nothing_are_zeros_as_torchs_are():
     assert torch.allclose(y, F.scaled_dot_product_attention(q, k, v, mask), atol=1e-6)
 
 
-def test_long_sequences_in_pieces_are_what_they_are_at_once():
+def test_long_sequences_in_pieces_give_the_same_output():
     q, k, v = (torch.randn(1, 1, 5000, 8) for _ in range(3))
     q, whole = q[:, :, :2000], attention(q[:, :, :2000], k, v)
     assert torch.allclose(whole, torch.cat([attention(some, k, v) for some in q.split(300, 2)], 2), atol=1e-6)
@@ -140,7 +140,7 @@ NOT_OURS = {
 
 
 @pytest.mark.parametrize("name", NOT_OURS)
-def test_what_is_not_ours_is_torchs_to_the_bit(name):
+def test_unsupported_calls_are_computed_by_torch_to_the_bit(name):
     args, options = NOT_OURS[name]
     torch.manual_seed(0)
     wanted = F.scaled_dot_product_attention(*args, **options)
@@ -153,7 +153,7 @@ def test_what_is_not_ours_is_torchs_to_the_bit(name):
 
 
 @pytest.mark.parametrize("name", NOT_OURS)
-def test_what_is_not_ours_is_torchs_in_a_graph_too(name):
+def test_unsupported_calls_are_computed_by_torch_in_a_graph_too(name):
     args, options = NOT_OURS[name]
     function = compiled(lambda: F.scaled_dot_product_attention(*args, **options), "eager")
     torch.manual_seed(0)
@@ -172,7 +172,7 @@ def test_what_torch_refuses_is_refused():
         F.scaled_dot_product_attention(Q, Q.bfloat16(), Q)
 
 
-def test_autocast_is_torchs():
+def test_autocast_is_computed_by_torch():
     with torch.autocast("cpu", torch.bfloat16), Attention():
         assert F.scaled_dot_product_attention(Q, Q, Q).dtype == torch.bfloat16
 
@@ -197,7 +197,7 @@ def outside():
 
 
 @torch.no_grad()
-def test_it_lasts_as_long_as_a_forward_and_comes_with_a_copy():
+def test_attention_is_replaced_only_during_a_forward_and_in_copies_too():
     model, x = Model(), Q[0]
     wanted = model(x)
     accelerate(model)
@@ -236,7 +236,7 @@ def test_a_forward_that_fails_leaves_nothing_behind():
     assert outside()
 
 
-def test_other_threads_do_not_hear_of_it():
+def test_other_threads_are_not_affected():
     outcomes = []
 
     class Asks(Model):
@@ -254,7 +254,7 @@ def test_other_threads_do_not_hear_of_it():
 
 
 @torch.no_grad()
-def test_a_transformer_puts_out_what_it_did():
+def test_a_transformer_keeps_its_output():
     model = transformer("W8A16", size=64)
     inputs = torch.randn(1, 16, 64, 64), torch.randn(1, 70, 16), torch.randn(1, 8), torch.tensor([500.0])
     y = model(*inputs)[0]
@@ -266,7 +266,7 @@ def test_a_transformer_puts_out_what_it_did():
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", OF)
-def test_denoisers_of_all_families_put_out_what_they_did(name, monkeypatch):
+def test_denoisers_of_all_families_keep_their_output(name, monkeypatch):
     pipe, arguments, module = denoiser(name)
     memory, uses = Memory(), []
     with Recorder(module, memory):

@@ -161,7 +161,7 @@ def test_denoisers_of_all_families_are_one_graph(name):
 @torch.no_grad()
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_compiled_model_puts_out_what_it_did(scheme):
+def test_a_compiled_model_keeps_its_output(scheme):
     model = transformer(scheme)
     graph = compiled(copy.deepcopy(model), "inductor")
     for level in (500.0, 100.0):

@@ -117,7 +117,7 @@ def test_a_weight_whose_input_stays_float_is_never_float_as_a_whole(dtype):
         wanted = layer(x)
         with Largest() as largest:
             y = fast(x)
-        sums = x.double().abs() @ layer._float(torch.float64)[0].abs().t()  # bounds the rounding of float32 sums in any order
+        sums = x.double().abs() @ layer._float(torch.float64)[0].abs().t()  # bounds the rounding of float32 sums
         allowed = torch.finfo(dtype).eps * wanted.double().abs() + 2.0**-20 * sums
         assert ((y.double() - wanted.double()).abs() <= allowed).all()
         assert y.dtype == dtype
@@ -167,7 +167,7 @@ def test_convolutions_agree_with_the_reference(scheme, options, backend):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_matmul_of_cuda_fills_up_what_its_limits_ask_for(scheme):
+def test_the_matmul_of_cuda_pads_shapes_below_its_limits(scheme):
     for ins, outs in ((70, 33), (64, 8), (1, 1)):
         layer = frozen(nn.Linear(ins, outs), scheme, smoothed=True)
         fast = optimized(layer, "cuda")
@@ -216,7 +216,7 @@ def test_there_is_one_copy_of_the_weight():
 
 @pytest.mark.skipif(not sums_in_int32(), reason="this CPU computes with the reference")
 @pytest.mark.parametrize("copied", [False, True])
-def test_the_first_forward_packs_all_that_will_be(copied):
+def test_the_first_forward_packs_all_layers_that_need_packing(copied):
     schemes = ("W8A8", "W8A16", "W8A8_DYNAMIC", "W8A8")
     model = nn.Sequential(*(frozen(nn.Linear(8, 8), scheme) for scheme in schemes))
     accelerate(model)
@@ -230,7 +230,7 @@ def test_the_first_forward_packs_all_that_will_be(copied):
     assert [len(list(layer.parameters())) for layer in model] == [1, 2, 2, 2]
 
 
-def test_what_is_loaded_is_what_computes():
+def test_a_layer_computes_with_the_loaded_state_dict():
     first, second = (frozen(nn.Linear(8, 8), "W8A8") for _ in range(2))
     fast, x = optimized(copy.deepcopy(first)), torch.randn(4, 8)
     fast(x)
@@ -241,7 +241,7 @@ def test_what_is_loaded_is_what_computes():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_its_scales_stay_float32(dtype):
+def test_the_scales_stay_float32(dtype):
     fast = optimized(frozen(nn.Linear(8, 8), "W8A8"))
     refused(lambda: fast.to(dtype), 4, "float32")
     assert fast.deq.dtype == torch.float32
@@ -282,7 +282,7 @@ def test_a_model_is_accelerated_and_keeps_its_names(approximate, backend):
     assert torch.equal(model["ff"](x), before["ff"](x))
 
 
-def test_what_listens_between_a_layer_and_its_gelu_goes_on_hearing_the_layer():
+def test_a_hook_between_a_layer_and_its_gelu_still_runs():
     model = feed_forward("")
     calls = []
     model["ff"].net[0].register_forward_hook(lambda *_: calls.append(1))
@@ -296,7 +296,7 @@ def test_a_backend_that_does_not_exist_is_refused():
     assert set(BACKENDS) == {"cpu", "cuda", "npu", "reference"}
 
 
-def test_other_devices_have_the_reference():
+def test_other_devices_use_the_reference():
     fast = optimized(frozen(nn.Linear(8, 4), "W8A16")).to("meta")
     assert isinstance(fast, QuantizedLinear)
     assert fast(torch.zeros(2, 8, device="meta")).shape == (2, 4)

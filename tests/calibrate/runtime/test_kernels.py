@@ -26,11 +26,11 @@ def fresh():
     kernels.library.cache_clear()
 
 
-def test_an_installation_has_them(fresh):
+def test_an_installation_has_the_compiled_kernels(fresh):
     assert kernels.library() is not None
 
 
-def test_they_are_not_taken_where_they_are_of_another_source(fresh, tmp_path, monkeypatch, caplog):
+def test_kernels_of_another_source_are_not_used(fresh, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(kernels, "SOURCE", tmp_path / "kernels.c")
     kernels.SOURCE.write_text("int other;")
     assert kernels.library() is None
@@ -38,14 +38,14 @@ def test_they_are_not_taken_where_they_are_of_another_source(fresh, tmp_path, mo
 
 
 @pytest.mark.parametrize("content", [b"", b"not a library", None])
-def test_what_is_no_library_is_not_taken(fresh, tmp_path, monkeypatch, content):
+def test_an_invalid_library_is_not_used(fresh, tmp_path, monkeypatch, content):
     monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "libkernels.so")
     if content is not None:
         kernels.LIBRARY.write_bytes(content)
     assert kernels.library() is None
 
 
-def test_a_compiler_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_compiler_that_fails_leaves_the_old_library(tmp_path, monkeypatch):
     source, library = tmp_path / "kernels.c", tmp_path / "libkernels.so"
     source.write_text("no C")
     library.write_bytes(b"old")
@@ -158,7 +158,7 @@ def test_the_largest_scores_may_come_late(size, large, masked):
 
 
 @pytest.mark.parametrize("size", [1.0, 30.0])
-def test_its_error_is_that_of_torch(size):
+def test_the_error_of_attention_is_that_of_torch(size):
     q, k, v = inputs(500, 1500)
     exact = F.scaled_dot_product_attention(size * q.double(), k.double(), v.double())
     ours, torchs = (f(size * q, k, v).double() - exact for f in (attention, F.scaled_dot_product_attention))

@@ -51,14 +51,14 @@ def test_any_weight_is_packed_as_onednn_packs_it(outs):
     layouts = Layouts()
     for ins in SIDES:
         weights = [random(outs, ins) for _ in range(3)]
-        first = torch.randint(-128, 128, (outs * ins + 1,), dtype=torch.int8)[1:].view(outs, ins)  # its data do not start at a word boundary
+        first = torch.randint(-128, 128, (outs * ins + 1,), dtype=torch.int8)[1:].view(outs, ins)  # not word-aligned
         packed_weights = [packed(layouts, weight) for weight in (*weights, first)]
         for weight, opaque in zip((*weights, first), packed_weights, strict=True):
             assert content(opaque) == content(prepacked(weight))
             assert torch.equal(opaque.to_dense().t(), weight)
 
 
-def test_zeros_do_not_tell_how_a_shape_is_laid_out():
+def test_a_weight_of_zeros_does_not_determine_the_layout_of_its_shape():
     layouts, weight = Layouts(), random(128, 192)
     for tensor in (torch.zeros_like(weight), torch.ones_like(weight), weight, weight):
         assert content(packed(layouts, tensor)) == content(prepacked(tensor))

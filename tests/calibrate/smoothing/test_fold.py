@@ -24,7 +24,7 @@ ACTIVATIONS = ("static", "timestep", "dynamic")
 
 
 def smoothed(case: str, **settings: Any) -> tuple[Made, list[Call], dict[str, QuantizedLayer]]:
-    """Returns a model in which some inputs have a large channel, its calls, and its integer layers with smoothing factors."""
+    """Returns a case with large channels, its calls, and its integer layers, which have smoothing factors."""
     model, groups, args, arguments = CASES[case]()
     model.requires_grad_(False)
     samples = [
@@ -66,7 +66,7 @@ def multipliers(layers: dict[str, QuantizedLayer]) -> set[str]:
 def test_fewer_multiplies_the_same_codes_and_the_same_output_within_its_rounding(case, activations):
     """Rounding deq to 11 bits and quant_bias to integers moves a value by a part of a step of the next layer's codes.
 
-    So the outputs differ by less than quantization itself costs, and the folded model is as near the float one.
+    So the outputs differ by less than quantization itself costs, and the folded model is as near to the float model.
     """
     (model, groups, *_), samples, layers = smoothed(case, activations=activations)
     result = fold(model, layers, groups(model))
@@ -93,7 +93,7 @@ def test_powers_of_two_change_no_bit_but_those_of_a_modulation(case):
     assert torch.equal(integer_output(model, layers, None, samples), integer_output(model, layers, result, samples))
 
 
-def test_what_it_is_given_stays_as_it_was():
+def test_folding_leaves_its_arguments_unchanged():
     (model, groups, *_), samples, layers = smoothed("stdit3")
     state = {name: value.clone() for name, value in model.state_dict().items()}
     numbers = {name: {key: value.clone() for key, value in layers[name].state_dict().items()} for name in layers}
@@ -135,7 +135,7 @@ def chain(model: nn.Module, kind: str = "W8A8", right: Tensor | None = MULTIPLIE
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("corrected", [False, True])
-def test_an_integer_layer_puts_out_the_multiple_and_as_much_more(kind, corrected):
+def test_multiply_output_scales_and_shifts_an_integer_layer(kind, corrected):
     model = Chain()
     layer = frozen(model.first, kind, correction=torch.linspace(-1, 1, 8) if corrected else None)
     by, plus = MULTIPLIER.double(), torch.linspace(-2, 2, 8).double()
@@ -166,10 +166,10 @@ def test_all_layers_of_a_group_have_to_agree(kind):
     assert multipliers(only.layers) == {"left"}  # `right` is float and gets the same input
 
 
-def test_what_takes_no_multiplication_leaves_its_group_as_it_was():
+def test_a_producer_that_cannot_be_multiplied_leaves_its_group_unchanged():
     model = Chain(bias=False)
     layers = chain(model)
-    for subset in (layers, {name: layers[name] for name in ("left", "right")}):  # `first` is an integer layer, then a float layer
+    for subset in (layers, {name: layers[name] for name in ("left", "right")}):  # `first`: integer, float
         result = fold(model, subset, behind(plus_one=True))
         assert result.layers == subset
         assert not result.parameters
@@ -178,7 +178,7 @@ def test_what_takes_no_multiplication_leaves_its_group_as_it_was():
 
 
 @pytest.mark.parametrize("target", ["first", "norm"])
-def test_float_parameters_are_given_back(target):
+def test_multiplied_float_parameters_are_returned(target):
     model = Chain()
     layers = {name: layer for name, layer in chain(model).items() if name != "first"}
     result = fold(model, layers, behind(target))

@@ -35,12 +35,12 @@ def gain(seed: int, outliers: int) -> float:
     return smoothed - plain
 
 
-def test_it_gains_where_channels_are_large():
+def test_smoothing_gains_where_channels_are_large():
     assert gain(seed=0, outliers=2) > 10
 
 
-def test_it_loses_nothing_where_none_are():
-    """The mean over models is tested, as the held-out calls of a few prompts do not show how large all other values are."""
+def test_smoothing_loses_nothing_where_no_channels_are_large():
+    """The mean over models counts, as held-out calls of a few prompts do not show how large all other values are."""
     gains = [gain(seed, outliers=0) for seed in range(3)]
     assert sum(gains) / len(gains) > -0.3
 
@@ -70,7 +70,7 @@ def test_a_multiplier_that_is_found_is_applied_and_the_weight_carries_its_invers
 
 
 @pytest.mark.parametrize("kind", ["static", "dynamic"])
-def test_again_the_same_bits_and_no_model_is_changed(kind):
+def test_repeating_gives_the_same_bits_and_leaves_the_model_unchanged(kind):
     model, samples = hard(), prompts(4, 3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     one = calibrated(model, samples, smoothing=True, activations=kind)
@@ -104,8 +104,8 @@ def test_layers_that_see_one_row_for_each_sample_are_left_alone_whatever_they_se
     assert chosen["tokens"].gain > 6
 
 
-def test_what_is_large_in_calls_of_the_one_kind_alone_is_not_smoothed_for_it():
-    """Factors come from calls that are not held out and are judged on held-out calls, which have other large channels."""
+def test_channels_that_are_not_large_in_held_out_calls_are_not_smoothed():
+    """Factors are judged on held-out calls, and here other channels are large in the held-out calls."""
     samples = large(16)
     for position, sample in enumerate(samples):
         if position % 4 == 3:

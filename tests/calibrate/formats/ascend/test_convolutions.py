@@ -32,7 +32,7 @@ def test_a_convolution_of_any_geometry_is_written_and_read(options, kind):
 
 
 @pytest.mark.parametrize("groups", [0, 3, -1, "two", None])
-def test_groups_that_no_export_writes(tmp_path, groups):
+def test_numbers_of_groups_that_no_export_writes_are_refused(tmp_path, groups):
     model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2))
     folder = written(tmp_path / "out", model, {"0": frozen(model[0], "W8A8")})
     geometry = {"0": {**layers_of(model, {"0": "W8A8"})["0"].geometry._asdict(), "groups": groups}}

@@ -1,4 +1,4 @@
-"""Ascend checkpoints of every scheme, of mixed schemes and of smoothed layers: their layout, and writing and reading."""
+"""Ascend checkpoints of every scheme, mixed or not, smoothed or not, are written and read with the same integers."""
 
 import json
 
@@ -79,7 +79,7 @@ def test_evaluated_exported_and_loaded_are_the_same_integers_and_the_same_bytes_
 @pytest.mark.parametrize(
     ("kinds", "word"), [(dict.fromkeys(NAMES, kind), kind) for kind in KINDS] + [(MIXTURE, "W8A8")], ids=str
 )
-def test_the_files_are_named_after_the_whole_and_may_be_written_over(kinds, word, tmp_path):
+def test_the_files_are_named_after_the_scheme_and_may_be_overwritten(kinds, word, tmp_path):
     model = TimedToy()
     folder = written(tmp_path / "out", model, layers_of(model, kinds))
     assert set(content(folder)) == {*file_names(word), "report.json"}
@@ -143,7 +143,7 @@ def test_the_schedule_of_the_calibration_is_the_default(tmp_path):
 
 
 @pytest.mark.parametrize("schedule", [(1000.0, 100.0), (600.0,), (100.0, 300.0, 1000.0), (999.0, 998.0)], ids=str)
-def test_bins_that_no_step_is_in_are_left_out_and_every_step_finds_its_own(schedule, tmp_path):
+def test_bins_without_a_step_are_omitted_and_every_step_has_its_bin(schedule, tmp_path):
     model, layers = model_and_layers("W8A8_TIMESTEP", torch.float32, False)
     folder = written(tmp_path / "out", model, layers, schedule)
     loaded, x = load_ascend(folder), torch.randn(2, 5, 8)
@@ -156,14 +156,14 @@ def test_bins_that_no_step_is_in_are_left_out_and_every_step_finds_its_own(sched
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e300])
-def test_a_schedule_of_no_numbers(value, tmp_path):
+def test_a_schedule_that_is_not_finite_is_refused(value, tmp_path):
     model, layers = model_and_layers("W8A8_TIMESTEP", torch.float32, False)
     refused(lambda: written(tmp_path / "out", model, layers, (1.0, value)), 2, "timesteps: not all are finite")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["W8A8", "W8A8_TIMESTEP"])
-def test_a_correction_is_told_and_the_stored_bias_stays_the_model_s(kind, tmp_path):
+def test_a_correction_is_reported_and_the_stored_bias_stays_the_model_s(kind, tmp_path):
     model = TimedToy()
     layers = layers_of(model, dict.fromkeys(("up", "down"), kind), correction=None)
     layers["up"] = frozen(model.up, kind, correction=torch.full((16,), 0.3, dtype=torch.float64))
@@ -181,14 +181,14 @@ def test_a_correction_is_told_and_the_stored_bias_stays_the_model_s(kind, tmp_pa
     assert not next(v for v in check(folder) if v.subject == "bias corrections").ok
 
 
-def test_a_multiplier_that_the_consumer_ignores_is_told(tmp_path):
+def test_a_multiplier_that_the_consumer_ignores_is_reported(tmp_path):
     model, layers = model_and_layers("W8A16", torch.float32, True)
     lines = [v.fact for v in check(written(tmp_path / "out", model, layers)) if v.subject == "multipliers"]
     assert lines == ["MindIE-SD ignores the smoothing multiplier of a W8A16 layer (down)"]
 
 
 @pytest.mark.parametrize("kind", ["W8A8_DYNAMIC", "W8A16"])
-def test_a_bias_that_was_made_for_a_correction_is_told_as_the_consumer_drops_it(kind, tmp_path):
+def test_a_bias_that_exists_only_for_a_correction_is_reported_as_dropped(kind, tmp_path):
     model, correction = TimedToy(), torch.full((8,), 0.3, dtype=torch.float64)
     layers = {"down": frozen(model.down, kind, correction=correction), "up": frozen(model.up, kind)}
     folder = written(tmp_path / "out", model, layers)

@@ -127,7 +127,7 @@ def test_evaluated_exported_and_loaded_are_the_same_integers_and_the_same_bytes_
     assert checkpoint(one) == checkpoint(third)
 
 
-def test_calibrating_twice_gives_the_same_bytes_and_so_does_letting_the_weights_go(tmp_path):
+def test_calibrating_twice_or_releasing_the_weights_gives_the_same_bytes(tmp_path):
     folders = []
     for name, settings in (("a", {}), ("b", {}), ("c", {"release": True})):
         model, result = model_and_result(**settings)
@@ -226,7 +226,7 @@ def test_a_second_export_needs_overwrite_and_replaces_files_of_mode_0400(tmp_pat
 
 
 @pytest.mark.parametrize("fault", ["kill", "full disk"])
-def test_at_every_call_of_the_system_a_fault_leaves_the_old_checkpoint_or_the_new_one(fault, fast_path):
+def test_a_fault_at_any_system_call_leaves_the_old_checkpoint_or_the_new_one(fault, fast_path):
     model, result = model_and_result()
     other = calibrate(model, given(calls()), Settings(defaults={}, symmetric=True))
     new, folder = checkpoint(export(other, model, fast_path / "new")), fast_path / "out"
@@ -252,7 +252,7 @@ def test_at_every_call_of_the_system_a_fault_leaves_the_old_checkpoint_or_the_ne
     assert old != new
 
 
-def test_the_target_is_looked_at_before_anything_runs(tmp_path):
+def test_the_target_is_checked_before_anything_runs(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_text("x")

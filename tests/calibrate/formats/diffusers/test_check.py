@@ -102,13 +102,13 @@ def test_a_config_that_is_not_ours_is_found(copied):
 
 
 @pytest.mark.parametrize("name", ["proj_out.bias", f"{TO_Q}._weight_scale"])
-def test_torchao_misses_what_is_described(copied, name):
+def test_a_described_tensor_that_is_missing_is_reported_for_torchao(copied, name):
     changed(copied / "torchao", lambda tensors: tensors.pop(name))
     assert f"torchao tensors: {name} is described but missing" in failed(copied)
     octavo("inspect", copied, code=3)
 
 
-def test_the_weights_of_a_view_are_looked_for(copied):
+def test_missing_weights_of_a_view_are_reported(copied):
     (copied / WEIGHTS).unlink()
     assert any("missing" in line for line in failed(copied))
     assert WEIGHTS in octavo("inspect", copied, code=3)

@@ -68,7 +68,7 @@ def test_saving_what_was_loaded_and_ran_gives_the_same_bytes(tmp_path, dtype):
     assert after == before
 
 
-def test_smoothing_is_in_the_layers_before_where_that_is_possible(tmp_path):
+def test_smoothing_factors_are_folded_into_the_layers_before_where_possible(tmp_path):
     original = exported(tmp_path / "kept", smoothing=True)
     folder, _, result, calls = exported(tmp_path / "out", formats=("diffusers",), smoothing=True, fold=True)
     multiplied, remaining, unfolded = (
@@ -95,9 +95,7 @@ def test_the_model_that_is_loaded_is_the_one_that_was_measured(tmp_path, activat
             )
         formats = ("diffusers",) if folded else ("ascend", "diffusers")
         folder = export(result, model, tmp_path / str(folded), formats)
-        last = torch.cat(
-            [output.flatten() for output in measured[-len(calls) :]]
-        )  # the integer model is measured last
+        last = torch.cat([output.flatten() for output in measured[-len(calls) :]])  # the integer model runs last
         loaded = load(folder)
         octavo.accelerate(loaded, "reference")
         assert torch.equal(run(loaded, calls), last)
@@ -167,12 +165,12 @@ def test_compiled_models_compute_the_same(tmp_path, activations):
     torch.testing.assert_close(run(compiled, calls), wanted)
 
 
-def test_the_class_can_be_left_to_diffusers(plain):
+def test_automodel_chooses_the_class(plain):
     loaded = AutoModel.from_pretrained(str(plain.folder))
     assert torch.equal(run(loaded, plain.calls), run(load(plain.folder), plain.calls))
 
 
-def test_a_model_that_is_quantized_in_memory_is_as_one_that_was_loaded(tmp_path, plain):
+def test_a_model_quantized_in_memory_behaves_like_a_loaded_one(tmp_path, plain):
     model = _adopted(plain.result.layers)
     for cast in (
         lambda: model.to(torch.float16),
@@ -218,7 +216,7 @@ def test_a_whole_pipeline_is_saved_and_loaded(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("activations", ["static", "timestep"])
-def test_open_sora_goes_the_same_way(tmp_path, activations):
+def test_open_sora_is_exported_and_loaded_with_the_same_integers(tmp_path, activations):
     model = tiny_transformer().requires_grad_(False)
     calls = [Call(*call(model)), Call(*call(model, (2, 4, 6)))]
     settings = Settings(

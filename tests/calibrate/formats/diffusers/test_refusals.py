@@ -107,7 +107,7 @@ def test_truncated_weights_are_refused(out):
         load(out.folder)
 
 
-def test_integers_on_the_fly_are_refused(out):
+def test_quantizing_while_loading_is_refused(out):
     config = load(out.folder).hf_quantizer.quantization_config
     out.model.save_pretrained(out.folder / "float")
     with pytest.raises(ValueError, match="pre-quantized"):
@@ -115,7 +115,7 @@ def test_integers_on_the_fly_are_refused(out):
 
 
 @pytest.mark.slow
-def test_without_octavo_diffusers_says_that_it_does_not_know_it_and_with_it_does(out):
+def test_diffusers_knows_the_format_only_once_octavo_is_imported(out):
     code = """import sys
 from diffusers import SD3Transformer2DModel as Model
 try:
@@ -132,7 +132,7 @@ print(type(Model.from_pretrained(sys.argv[1])).__name__)"""
     assert last == "SD3Transformer2DModel"
 
 
-def test_the_config_key_is_there_and_tells_all(out):
+def test_the_config_describes_all_quantized_layers(out):
     config = json.loads((out.folder / "config.json").read_text())
     read = Structure.read(config["quantization_config"])
     assert read == structure_of(out.result.layers)
@@ -140,7 +140,7 @@ def test_the_config_key_is_there_and_tells_all(out):
     assert "_name_or_path" not in config
 
 
-def test_a_model_that_is_none_of_diffusers_is_refused(tmp_path):
+def test_a_model_that_is_not_from_diffusers_is_refused(tmp_path):
     model = toy().requires_grad_(False)
     layers = layers_of(model, {"proj_out": "W8A8"})
     for name in ("diffusers", "torchao"):

@@ -79,7 +79,7 @@ def test_a_second_export_is_the_same_bytes_among_other_files(calibrated, exporte
 
 
 @pytest.mark.parametrize("arch", ["../up", "a/b", "", "a\nb"])
-def test_names_that_are_none(calibrated, tmp_path, arch):
+def test_invalid_model_names_are_refused(calibrated, tmp_path, arch):
     refused(lambda: calibrated.export_quant_onnx(arch, tmp_path), 2, re.compile(r"^model_arch: "))
     assert not list(tmp_path.iterdir())
 
@@ -89,7 +89,7 @@ def test_a_path_that_is_a_file(calibrated, tmp_path):
     refused(lambda: calibrated.export_quant_onnx("tiny", tmp_path / "file"), 5, "not a directory")
 
 
-def test_without_the_extra(calibrated, tmp_path, monkeypatch):
+def test_a_missing_onnx_package_is_reported(calibrated, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     for call in (lambda: calibrated.export_quant_onnx("tiny", tmp_path), lambda: check_formats(["ascend", "onnx"])):
         refused(call, 2, "onnx is not installed. Install octavo[onnx]")

@@ -92,7 +92,7 @@ def test_links_at_the_target_are_replaced_and_not_followed(tmp_path):
     assert read_graph(out / "model.onnx").external == 4 * SIZE
 
 
-def test_a_failure_leaves_what_was_there(tmp_path):
+def test_a_failure_leaves_the_earlier_graph(tmp_path):
     write_graphs(tmp_path / "out", lambda staged: written(staged) and None, Modes(), "model")
     before = (tmp_path / "out" / "model.onnx").read_bytes()
 
@@ -156,7 +156,7 @@ def test_data_that_are_no_file(tmp_path):
         ({"offset": 10**18, "length": None}, "ends at byte"),
     ],
 )
-def test_extents_that_are_not_there(tmp_path, entries, word):
+def test_offsets_and_lengths_beyond_the_file_are_refused(tmp_path, entries, word):
     path = written(tmp_path, largest=2000)
     changed(path, **entries)
     refused_read(path, word, tmp_path / "model.onnx.data")
@@ -168,7 +168,7 @@ def test_data_that_are_too_short(tmp_path):
     refused_read(path, "ends at byte 4000, but the file has 3999 bytes", tmp_path / "model.onnx.data")
 
 
-def test_a_tensor_of_a_shape_that_nobody_has(tmp_path):
+def test_a_tensor_of_an_impossible_shape_is_refused(tmp_path):
     path = written(tmp_path, largest=2000)
     proto = onnx.load(path, load_external_data=False)
     proto.graph.initializer[0].dims[:] = [10**6, 10**9]

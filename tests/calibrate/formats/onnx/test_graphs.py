@@ -72,7 +72,7 @@ def test_ascends_graph_makes_the_same_numbers_bit_for_bit(mixed):
     assert np.array_equal(on_ascend(ascend(traced[0], layers), x), integers(model, layers, x))
 
 
-def test_halves_between_two_codes_go_the_same_way():
+def test_values_halfway_between_two_codes_round_the_same_way():
     model = nn.Sequential(nn.Linear(4, 4, bias=False)).eval()
     layers = {"0": frozen(model[0], "W8A8")}
     x = (torch.arange(-100, 100).view(-1, 4) + 0.5) * layers["0"].input_scale
@@ -126,7 +126,7 @@ def test_what_has_no_integer_form_stays_float_and_is_listed(mixed):
         assert stored(proto)["up.weight"].dtype == np.float32
 
 
-def test_graphs_say_nothing_of_machine_or_time_and_are_the_same_again(mixed):
+def test_graphs_hold_no_trace_of_machine_or_time_and_are_reproducible(mixed):
     model, layers, traced = mixed
     again = trace(model, layers, Sample((pictures(1)[0][:1],), {}))
     for make in (qdq, ascend):
@@ -138,7 +138,7 @@ def test_graphs_say_nothing_of_machine_or_time_and_are_the_same_again(mixed):
         assert make(traced[0], layers).opset_import[0].version >= 17
 
 
-def test_the_model_is_what_it_was(mixed):
+def test_tracing_leaves_the_model_unchanged(mixed):
     model = Mixed().train()
     before = {name: module for name, module in model.named_modules(remove_duplicate=False)}
     modes = [module.training for module in model.modules()]

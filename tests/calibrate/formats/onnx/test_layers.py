@@ -19,7 +19,7 @@ from ....zoo.layer_kinds import frozen
 
 
 def on_grid(layer, *shape):
-    """Returns inputs at exact codes, so that every way to divide by the scale gives the same code. Some codes are clamped."""
+    """Returns inputs at exact codes, so that each way to divide by the scale gives the same code. Some are clamped."""
     codes = torch.randint(-150, 150, shape, generator=torch.Generator().manual_seed(1))
     return (codes - layer.input_zero_point) * layer.input_scale
 
@@ -113,7 +113,7 @@ def test_channels_of_zeros_put_out_their_bias():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_model_of_halves_is_cast_around_its_integers(dtype):
+def test_a_half_precision_model_is_cast_around_its_integers(dtype):
     model = nn.Sequential(nn.Linear(8, 6)).eval().to(dtype)
     layers = {"0": frozen(model[0], "W8A8")}
     graph = qdq(older(model, layers, torch.randn(3, 8, dtype=dtype)), layers)

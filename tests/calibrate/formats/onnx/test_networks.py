@@ -36,7 +36,9 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """Maps pictures (batch, 3, 16, 16) to (batch, 5), with residual sums, concatenations, strides, pools and a layer used twice.
+    """Maps pictures (batch, 3, 16, 16) to outputs (batch, 5).
+
+    The network has residual sums, concatenations, strides, pools and a layer that is used twice.
     """
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ def exported(folder: Path, formats: tuple[str, ...] = ("torchao",), **settings: 
     return model, result
 
 
-def test_several_files_hold_the_same_tensors_and_say_all_of_each(tmp_path):
+def test_several_files_hold_the_same_tensors_and_the_whole_metadata_each(tmp_path):
     model, result = exported(tmp_path / "whole")
     export(result, model, tmp_path / "split", ("torchao",), max_shard_size="60KB")
     whole, described = read(tmp_path / "whole")
