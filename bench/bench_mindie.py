@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.formats.ascend.write import file_names, write_ascend
+from octavo.calibrate.formats.ascend.names import file_names
+from octavo.calibrate.formats.ascend.write import write_ascend
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.result import Result
 from octavo.capture.files import Modes

@@ -27,7 +27,8 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from octavo.calibrate.calibration import calibrate_folded
 from octavo.calibrate.formats.onnx.ascend_evaluator import AscendGraph
-from octavo.calibrate.formats.onnx.ascend_graph import DEQUANT, QUANT, ascend
+from octavo.calibrate.formats.onnx.ascend_graph import ascend
+from octavo.calibrate.formats.onnx.ascend_operators import DEQUANT, QUANT
 from octavo.calibrate.formats.onnx.graph_builder import floating
 from octavo.calibrate.formats.onnx.qdq_graph import qdq
 from octavo.calibrate.formats.onnx.trace import trace

@@ -19,10 +19,11 @@ from octavo.capture.progress import Reports, line
 from octavo.capture.wrappers import inside
 
 from .calibration import calibrate_folded, planned
+from .formats.ascend.names import file_names
 from .formats.ascend.pair import write_pair
-from .formats.ascend.write import file_names, scheme_of, write_ascend
-from .formats.manifest import origin_of
+from .formats.ascend.write import scheme_of, write_ascend
 from .formats.onnx.write import write_all
+from .formats.origin import origin_of
 from .formats.target import check_space, least_size
 from .given_model import opened
 from .layers.changes import change_of

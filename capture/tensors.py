@@ -4,9 +4,7 @@ A tensor is made just before it is written and freed afterwards, so that writing
 leave memory too.
 """
 
-import json
 import mmap
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import damage
+from .arrays import LARGE, check_memory, read_into
 from .files import create
 from .paging import page_out
-from .sealed import open_regular, pread
 from .store.blobs import NAMES, memory_of
-from .store.parts import HEADER_LIMIT, Stored, header_of, placed
+from .store.headers import Stored, header_of
 
-_LARGE = 1 << 18  # bytes; a tensor from this size on is read into memory pages of its own
 _ORDER = (  # dtypes in the order in which safetensors itself sorts tensors, from the last to the first
     "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "I16", "U16", "F16", "BF16",
     "I32", "U32", "F32", "C64", "F64", "I64", "U64",
@@ -69,40 +65,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[
             page_out(tensor)
 
 
-def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """Reads the tensors' places and the metadata of a file. Raises FileError unless the tensors cover the file without
-    gap or overlap."""
-    with open_regular(path) as (descriptor, size):
-        prefix = bytearray(min(8, size))
-        pread(descriptor, memoryview(prefix), 0, path)
-        length = int.from_bytes(prefix, "little")
-        if size < 8 or length > min(HEADER_LIMIT, size - 8):
-            raise damage(path, "truncated or not a safetensors file")
-        text = bytearray(length)
-        pread(descriptor, memoryview(text), 8, path)
-    try:
-        entries = json.loads(bytes(text))
-        metadata = entries.pop("__metadata__", {})
-        return placed(entries, 8 + length, size), {str(key): str(value) for key, value in metadata.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise damage(path, f"damaged ({error})") from error
-
-
 def read_tensor(path: Path, stored: Stored) -> Tensor:
     """Reads one tensor of a file. A large tensor gets memory pages of its own, which return to the system with it: on
     the heap, where weights are packed one after the other, its hole would fit nothing that comes later.
 
     Raises FileError for a tensor larger than the memory of this machine.
     """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if stored.bytes > memory:
-        fact = f"a tensor of {stored.bytes >> 30} GiB, more than this machine's memory of {memory >> 30} GiB"
-        raise damage(path, fact, "Copy it anew or use a larger machine.")
-    if stored.bytes < _LARGE:
-        tensor = torch.empty(stored.shape, dtype=stored.dtype)
+    check_memory(path, stored)
+    dtype = torch_dtype(stored)
+    if stored.bytes < LARGE:
+        tensor = torch.empty(stored.shape, dtype=dtype)
     else:
-        tensor = torch.frombuffer(mmap.mmap(-1, stored.bytes), dtype=stored.dtype).view(stored.shape)
-    if stored.bytes:
-        with open_regular(path) as (descriptor, _):
-            pread(descriptor, memory_of(tensor), stored.offset, path)
+        tensor = torch.frombuffer(mmap.mmap(-1, stored.bytes), dtype=dtype).view(stored.shape)
+    read_into(path, stored, memory_of(tensor))
     return tensor
+
+
+def torch_dtype(stored: Stored) -> torch.dtype:
+    """The dtype of a stored tensor."""
+    dtype: torch.dtype = getattr(torch, stored.dtype)
+    return dtype

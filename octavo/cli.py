@@ -85,6 +85,12 @@ class Octavo(click.Group):
         prepare_streams()
         return super().main(*args, **options)
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        from .terminal import parsing, pipes
+
+        with pipes(), parsing():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         from .terminal import pipes
 

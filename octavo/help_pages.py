@@ -30,6 +30,12 @@ class Command(click.Command):
             )  # fmt: skip
             self.params.append(show)
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        from .terminal import parsing
+
+        with parsing():
+            return super().make_context(*args, **options)
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options without a heading, and on the full page the others too."""
         sections: dict[str, list[tuple[str, str]]] = {"": []}

@@ -147,6 +147,21 @@ def pipes() -> Iterator[None]:
         sys.exit(128 + signal.SIGPIPE)
 
 
+@contextmanager
+def parsing() -> Iterator[None]:
+    """Inside, where click parses arguments and prints help, stdout that cannot be written ends the process as it does
+    in a command."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence()
+        failure = storage_error(Path("standard output"), error)
+        show(f"Error: {failure}", err=True)
+        sys.exit(failure.exit_code)
+
+
 def silence() -> None:
     """Leads what stdout still holds to nowhere: Python would try to write it once more at its end."""
     with suppress(OSError, ValueError, AttributeError):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from octavo.capture.files import Sink, scratch, storage
 from octavo.capture.store.blobs import memory_of
-from octavo.capture.store.parts import Stored
-from octavo.capture.tensors import read_tensor
+from octavo.capture.store.headers import Stored
+from octavo.capture.tensors import read_tensor, torch_dtype
 
 from ..replay.calls import replaced
 
@@ -29,11 +29,11 @@ class Place(NamedTuple):
         tensor = read_tensor(self.path, self.stored)
         if tensor.stride() == self.stride:
             return tensor
-        return torch.empty_strided(self.stored.shape, self.stride, dtype=self.stored.dtype).copy_(tensor)
+        return torch.empty_strided(self.stored.shape, self.stride, dtype=torch_dtype(self.stored)).copy_(tensor)
 
     def filled(self, value: float) -> Tensor:
         """A floating-point tensor of one value, with the strides of this one."""
-        return torch.empty_strided(self.stored.shape, self.stride, dtype=self.stored.dtype).fill_(value)
+        return torch.empty_strided(self.stored.shape, self.stride, dtype=torch_dtype(self.stored)).fill_(value)
 
 
 class Writing:
@@ -52,7 +52,7 @@ class Writing:
         stride = plain.stride() if 0 not in plain.stride() else whole.stride()  # a tensor of stride 0 cannot be filled
         with storage(self.path):
             self._sink.write(memory_of(whole))
-        stored = Stored(plain.dtype, tuple(plain.shape), self._offset, plain.nbytes)
+        stored = Stored(str(plain.dtype).removeprefix("torch."), tuple(plain.shape), self._offset, plain.nbytes)
         self._offset += plain.nbytes
         return Place(self.path, stored, stride)
 
@@ -79,5 +79,5 @@ class Spill:
 def floating(value: Any) -> bool:
     """Whether all tensors in a value that `put` returned are floating-point."""
     kinds: list[bool] = []
-    replaced(value, Place, lambda place: kinds.append(place.stored.dtype.is_floating_point))
+    replaced(value, Place, lambda place: kinds.append(torch_dtype(place.stored).is_floating_point))
     return all(kinds)

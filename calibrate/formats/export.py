@@ -10,12 +10,13 @@ from octavo.capture.files import Modes, create, make_directory
 from octavo.capture.fingerprint import Origin
 
 from ..byte_sizes import parse_size
-from ..layers.inputs import ACTIVATIONS
+from ..layers.inputs import ACTIVATIONS, WORDS
 from ..report_file import REPORT_FILE, report_bytes
 from ..result import Result
 from . import TABLE, format_named
 from .diffusers.write import SHARD
-from .manifest import origin_of, write_manifests
+from .manifest import write_manifests
+from .origin import origin_of
 from .packages import check_packages
 from .record import Deployment
 from .target import check_space, check_target, least_size, write_directory
@@ -100,8 +101,8 @@ def check_formats(formats: Sequence[str]) -> None:
 def check_activations(formats: Sequence[str], activations: str) -> None:
     """Raises UsageError for a format that has no form for layers with `activations`, a word of settings."""
     for name in formats:
-        known = format_named(name).inputs
-        if ACTIVATIONS[activations] not in known:
+        known = format_named(name).schemes
+        if WORDS[ACTIVATIONS[activations]] not in known:
             what = "weights alone" if activations == "float" else f"{activations} activations"
-            instead = next(word for word, kind in ACTIVATIONS.items() if kind is known[0])
+            instead = next(word for word, kind in ACTIVATIONS.items() if WORDS[kind] == known[0])
             raise UsageError(f"format {name}: has no form for {what}. Use --activations {instead}.")

@@ -12,17 +12,15 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from octavo.capture.errors import FileError, OctavoError, damage, storage_error
 from octavo.capture.files import Modes, create
-from octavo.capture.fingerprint import Origin
 from octavo.capture.json_kinds import Kind, checked, count, fields, maybe, object_of, text
 from octavo.capture.sealed import digest_of_file, open_regular, read_sealed, seal
 
-from ..layers.modules import QuantizedLayer
+if TYPE_CHECKING:
+    from octavo.capture.fingerprint import Origin
 
 MANIFEST = "octavo.manifest"  # of a directory that an export has written as a whole
 PATTERN = "octavo*.manifest"
@@ -37,12 +35,20 @@ _KIND: Kind = fields(
 
 class Manifest(NamedTuple):
     """A manifest: its path, the version of Octavo that wrote it, bytes and SHA-256 of each file by path below its
-    directory, and the float model that the files were made of, where that is known."""
+    directory, and what it says of the float model that the files were made of, where that is known."""
 
     path: Path
     version: str
     files: Mapping[str, tuple[int, str]]
-    origin: Origin | None
+    model: Mapping[str, Any] | None
+
+    @property
+    def origin(self) -> "Origin | None":
+        """The float model that the files were made of, where that is known."""
+        from octavo.capture.fingerprint import Origin  # needs torch, which verifying does not
+
+        model = self.model
+        return None if model is None else Origin(model["class"], model["names"], model["dtype"], model["weights"])
 
     @property
     def whole(self) -> bool:
@@ -57,7 +63,7 @@ class Verified(NamedTuple):
     extra: tuple[str, ...]
 
     @property
-    def origin(self) -> Origin | None:
+    def origin(self) -> "Origin | None":
         """The float model that the files were made of, where a manifest says so."""
         return next((each.origin for each in self.manifests if each.origin is not None), None)
 
@@ -67,7 +73,7 @@ def manifest_for(name: str) -> str:
     return MANIFEST.replace(".", f"-{name}.")
 
 
-def write_manifest(directory: Path, names: Iterable[str], modes: Modes, origin: Origin | None, name: str) -> None:
+def write_manifest(directory: Path, names: Iterable[str], modes: Modes, origin: "Origin | None", name: str) -> None:
     """Writes the manifest `name` over the files `names` in `directory`, after all of them."""
     files = {
         each: {"bytes": (directory / each).stat().st_size, "sha256": digest_of_file(directory / each)}
@@ -81,7 +87,7 @@ def write_manifest(directory: Path, names: Iterable[str], modes: Modes, origin: 
         sink.write(seal(body))
 
 
-def write_manifests(directory: Path, modes: Modes, origin: Origin | None) -> None:
+def write_manifests(directory: Path, modes: Modes, origin: "Origin | None") -> None:
     """Writes a manifest over all files of an export in `directory`, and one in each folder, which may go elsewhere."""
     for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
         write_manifest(folder, [path.name for path in folder.iterdir()], modes, origin, MANIFEST)
@@ -105,13 +111,6 @@ def forget(directory: Path, names: Collection[str]) -> None:
                 path.unlink()
 
 
-def origin_of(model: nn.Module) -> Origin | None:
-    """The origin of files made of the float `model`; None for a model that has integer layers installed."""
-    if any(isinstance(module, QuantizedLayer) for module in model.modules()):
-        return None
-    return Origin.of(model)
-
-
 def manifests_of(directory: Path, name: str | None = None) -> list[Manifest]:
     """The manifests in a directory; with `name` those that list this file. Raises FileError for a damaged one."""
     found = [_read(path) for path in sorted(directory.glob(PATTERN))]
@@ -128,11 +127,7 @@ def _read(path: Path) -> Manifest:
         if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise damage(path, f"names a file outside its directory ({name!r})", remedy)
     files = {name: (each["bytes"], each["sha256"]) for name, each in content["files"].items()}
-    return Manifest(path, content["octavo"], files, _origin(content.get("model")))
-
-
-def _origin(model: dict[str, Any] | None) -> Origin | None:
-    return None if model is None else Origin(model["class"], model["names"], model["dtype"], model["weights"])
+    return Manifest(path, content["octavo"], files, content.get("model"))
 
 
 def verify(directory: Path, names: Collection[str] | None = None, *, digests: bool = True) -> Verified:

@@ -1,21 +1,24 @@
-"""The record of a format: everything that export, inspect, compare and generate know about a format."""
+"""The record of a format: everything that export, inspect, compare and generate know about a format.
+
+Records can be made without torch: what they say of layers is said in names, and their functions that write or load
+import what they need.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes
 
-from ..layers.inputs import WORDS, Input
-from ..layers.modules import QuantizedLayer
-from ..layers.scheme import INT8, STORABLE, Element
-from ..layers.transforms import Transform
+from ..layers.schemes import DYNAMIC, STATIC, TIMESTEP, WEIGHT_ONLY
 from .verdict import Verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from ..layers.modules import QuantizedLayer
 
 
 class Deployment(NamedTuple):
@@ -25,7 +28,7 @@ class Deployment(NamedTuple):
 
     timesteps: Sequence[float] | None
     example: Any
-    parameters: Mapping[str, Callable[[], Tensor]]
+    parameters: "Mapping[str, Callable[[], Tensor]]"
     axes: Mapping[str, int]
     shard: int
 
@@ -36,8 +39,8 @@ class Writer(Protocol):
 
     def __call__(
         self,
-        layers: Mapping[str, QuantizedLayer],
-        model: nn.Module,
+        layers: "Mapping[str, QuantizedLayer]",
+        model: "nn.Module",
         directory: Path,
         modes: Modes,
         deployment: Deployment,
@@ -59,10 +62,10 @@ class Readable(Protocol):
     def layer_names(self) -> Sequence[str]:
         """The names of the layers in the checkpoint."""
 
-    def layer(self, name: str) -> QuantizedLayer:
+    def layer(self, name: str) -> "QuantizedLayer":
         """Reads the layer `name`. Raises FileError for numbers that no export writes."""
 
-    def difference(self, model: nn.Module) -> str | None:
+    def difference(self, model: "nn.Module") -> str | None:
         """The first sign that the checkpoint was not made from the float `model`; None where there is none."""
 
 
@@ -85,10 +88,9 @@ class Format:
     | name     | name on the command line; also of the folder, where another format has files of the same names        |
     | files    | a regular expression of the format's file names                                                       |
     | writer   | writes the files                                                                                      |
-    | inputs   | how inputs may become codes in this format; the first is recommended                                  |
-    | elements | the numbers that codes may be                                                                         |
-    | transforms | what may happen to inputs before they become codes                                                  |
-    | dtypes   | dtypes that the deployment may be in                                                                  |
+    | schemes  | schemes of layers that the format has a form for; the first is recommended                            |
+    | elements | dtypes of the numbers that codes may be                                                               |
+    | transforms | what may happen to inputs before they become codes: names of the types in layers.transforms         |
     | packages | packages needed to write the format; `extra` of Octavo installs them                                  |
     | consumer | who loads the format, in the words of verdicts                                                        |
     | find     | path of the files in a checkpoint's directory; None where there are none                              |
@@ -103,10 +105,9 @@ class Format:
     name: str
     files: str
     writer: Writer
-    inputs: tuple[type[Input], ...] = tuple(WORDS)
-    elements: tuple[Element, ...] = (INT8,)
-    transforms: tuple[type[Transform], ...] = ()
-    dtypes: tuple[torch.dtype, ...] = STORABLE
+    schemes: tuple[str, ...] = (STATIC, TIMESTEP, DYNAMIC, WEIGHT_ONLY)
+    elements: tuple[str, ...] = ("torch.int8",)
+    transforms: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     extra: str = ""
     consumer: str = ""
@@ -120,21 +121,18 @@ class Format:
 
     def write(
         self,
-        layers: Mapping[str, QuantizedLayer],
-        model: nn.Module,
+        layers: "Mapping[str, QuantizedLayer]",
+        model: "nn.Module",
         directory: Path,
         modes: Modes,
         deployment: Deployment,
     ) -> None:
         """Writes the files as `writer` does. Raises UsageError for a layer that the format has no form for."""
         for name, layer in layers.items():
-            element, transform = layer.input_scheme.element, layer.transform
+            element, transform = str(layer.input_scheme.element.dtype), layer.transform
             if element not in self.elements:
-                raise UsageError(
-                    f"format {self.name}: has no form for {name} in {element.dtype}. Choose another format."
-                )
-            if transform is not None and type(transform) not in self.transforms:
-                kind = type(transform).__name__
+                raise UsageError(f"format {self.name}: has no form for {name} in {element}. Choose another format.")
+            if transform is not None and (kind := type(transform).__name__) not in self.transforms:
                 raise UsageError(f"format {self.name}: has no form for {name} with {kind}. Choose another format.")
         self.writer(layers, model, directory, modes, deployment)
 

@@ -4,8 +4,7 @@ import re
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from octavo.capture.errors import StorageError
 from octavo.capture.files import STAGING, Modes, make_directory, replace_directory, staging
@@ -13,6 +12,9 @@ from octavo.capture.files import STAGING, Modes, make_directory, replace_directo
 from ..byte_sizes import size
 from . import TABLE, format_named
 from .manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from torch import nn
 
 _COMMON = rf"report\.(json|html)|{re.escape(MANIFEST)}|{STAGING.pattern}"
 
@@ -81,9 +83,11 @@ def check_space(target: Path | str, needed: int, remedy: str = "Free space or us
         raise StorageError(f"{target}: needs about {size(needed)}, and {size(free)} is free. {remedy}.")
 
 
-def least_size(model: nn.Module, integers: Collection[str], formats: int = 1) -> int:
+def least_size(model: "nn.Module", integers: Collection[str], formats: int = 1) -> int:
     """The bytes of a checkpoint of `model` with these layers in integers, at least: a byte for each of their weights,
     and all other tensors as they are, for each of the formats."""
+    from torch import Tensor  # whoever has a model has torch
+
     weights = {f"{name}.weight" for name in integers}
     tensors = {id(tensor): (name, tensor) for name, tensor in model.state_dict(keep_vars=True).items()}
     sizes = (x.numel() if name in weights else x.nbytes for name, x in tensors.values() if isinstance(x, Tensor))

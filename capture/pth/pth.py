@@ -12,7 +12,7 @@ from ..call_arguments import noise_level
 from ..errors import FileError, MisfitError, OctavoError, Unstorable
 from ..files import Modes, writing
 from ..sealed import open_regular
-from ..store.unit import Call
+from ..store.layout import Call
 from ..store.writer import CaptureWriter
 from .pickles import (
     DATA_PICKLE,

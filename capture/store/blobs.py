@@ -1,56 +1,20 @@
-"""Tensors as blobs of bytes: which tensors can be stored, the keys of their bytes, and statistics of their numbers.
-
-The key of a blob is sha256(dtype | shape | bytes), which shows both that a blob is stored already and that it is
-undamaged.
-"""
+"""Tensors as blobs of bytes: which tensors can be stored, their memory, and statistics of their numbers."""
 
 import math
 from collections.abc import Sequence
-from hashlib import sha256
-from typing import NamedTuple
 
 import torch
 
 from ..errors import Unstorable
+from .headers import WORDS
+from .stats import NO_STATS, Stats
 
 # dtypes that can be stored, by their names in the safetensors format
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U64": torch.uint64,
-    "U32": torch.uint32,
-    "U16": torch.uint16,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "C64": torch.complex64,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, word) for name, word in WORDS.items()}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOAT16_MAX = torch.finfo(torch.float16).max
 MAX_ROWS = 64  # a tensor with more rows is stored as one blob
 MIN_ROW_BYTES = 1024  # a tensor with smaller rows is stored as one blob: each row's key and entry take space
-
-
-class Stats(NamedTuple):
-    """Statistics of a float tensor: extremes of its finite values (None without any), the count of values that are not
-    finite, and the count of float16 values at float16's largest magnitude (where pipelines clip)."""
-
-    minimum: float | None
-    maximum: float | None
-    nonfinite: int
-    saturated: int
-
-
-NO_STATS = Stats(None, None, 0, 0)
 
 
 def unsupported(tensor: torch.Tensor) -> str | None:
@@ -103,13 +67,6 @@ def memory_of(settled: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def key_of(name: str, shape: Sequence[int], data: memoryview) -> str:
-    """The key of the blob with these bytes; `name` is the dtype's name in the safetensors format."""
-    digest = sha256(f"{name}|{','.join(map(str, shape))}|".encode())
-    digest.update(data)
-    return digest.hexdigest()
-
-
 def stats_of(settled: torch.Tensor) -> Stats | None:
     """The Stats of a float tensor, or of the real and imaginary parts of a complex one; None for other dtypes."""
     if settled.is_complex():
@@ -129,19 +86,6 @@ def stats_of(settled: torch.Tensor) -> Stats | None:
     finite = settled[settled.isfinite()]
     inner = stats_of(finite) or NO_STATS
     return inner._replace(nonfinite=settled.numel() - finite.numel())
-
-
-def join_stats(parts: Sequence[Stats | None]) -> Stats | None:
-    """The Stats of a tensor whose blobs have the Stats `parts`."""
-    known = [part for part in parts if part is not None]
-    if not known:
-        return None
-    return Stats(
-        min((part.minimum for part in known if part.minimum is not None), default=None),
-        max((part.maximum for part in known if part.maximum is not None), default=None),
-        sum(part.nonfinite for part in known),
-        sum(part.saturated for part in known),
-    )
 
 
 def check_storable(tensor: torch.Tensor, path: str, owner: str = "") -> None:

@@ -39,6 +39,18 @@ class CallHeader(NamedTuple):
     context: str | None
 
 
+class Call(NamedTuple):
+    """One call of a denoiser, as it is recorded and read back."""
+
+    component: str
+    index: int  # type: ignore[assignment]  # number of the call among this component's calls in the unit
+    step: int | None
+    timestep: float | None
+    context: str | None  # the pipeline's name for the call, e.g. "cond"
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 class Unit(NamedTuple):
     """The contents of a unit.json: a stored unit without its tensors."""
 

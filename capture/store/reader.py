@@ -1,29 +1,30 @@
-"""Reads a capture, and checks everything against its digest before use."""
+"""Reads a capture, and checks everything against its digest before use. Only reading values imports torch."""
 
 import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Self
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ..errors import MisfitError, damage
 from ..sealed import open_regular, read_sealed
-from .blobs import DTYPES, Stats, join_stats
-from .layout import COMPLETE, MALFORMED, UNITS, CallHeader, Unit, list_units, read_capture, read_unit, remedy_for
-from .parts import Part, Stored, matches, read_blob, read_header
+from .headers import WORDS, Stored
+from .layout import COMPLETE, MALFORMED, UNITS, Call, CallHeader, Unit, list_units, read_capture, read_unit, remedy_for
+from .parts import Part, matches, read_blob, read_header
+from .stats import Stats, join_stats
 from .tree import decode
-from .unit import Call
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Call", "CallHeader", "Capture", "TensorInfo", "Unit"]
 
 
 class TensorInfo(NamedTuple):
-    """A stored tensor without its values."""
+    """A stored tensor without its values; `dtype` is torch's name of it, such as float16."""
 
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
     stats: Stats | None  # for float tensors only
 
@@ -169,18 +170,22 @@ class _Source:
             raise damage(self.folder / "unit.json", f"not a unit of a capture ({exc})", self.remedy) from exc
         return Call(*header, args, kwargs)
 
-    def tensor(self, entry: int) -> torch.Tensor:
+    def tensor(self, entry: int) -> "torch.Tensor":
+        import torch
+
+        from .blobs import memory_of
+
         name, shape, keys, *order = self.body["tensors"][entry]
         found = [self._find(key) for key in keys]
         split = 0 if len(keys) == 1 else 1 if len(keys) == shape[0] else 2  # leading dimensions that the rows lack
         if any(blob.shape != tuple(shape[split:]) for _, blob in found) or math.prod(shape[:split]) != len(keys):
             raise ValueError("a tensor whose rows do not fit")
-        tensor = torch.empty(shape, dtype=DTYPES[name])
+        tensor = torch.empty(shape, dtype=getattr(torch, WORDS[name]))
         rows = [tensor] if split == 0 else list(tensor.flatten(0, split - 1).unbind(0))
         for key, row, (part, blob) in zip(keys, rows, found, strict=True):
-            if blob.dtype != tensor.dtype:
+            if blob.dtype != WORDS[name]:
                 raise ValueError("a tensor of another dtype than its bytes")
-            self._read(key, part, blob, row)
+            self._read(key, part, blob, memory_of(row))
         if not order:
             return tensor
         if sorted(order[0]) != list(range(len(shape))):
@@ -190,12 +195,12 @@ class _Source:
     def describe(self, entry: int) -> TensorInfo:
         name, shape, keys, *_ = self.body["tensors"][entry]
         stats = [self.body["blobs"][key][1] for key in keys]
-        return TensorInfo(DTYPES[name], tuple(shape), join_stats([Stats(*found) if found else None for found in stats]))
+        return TensorInfo(WORDS[name], tuple(shape), join_stats([Stats(*found) if found else None for found in stats]))
 
     def verify(self) -> None:
         for part, blobs in enumerate(self.blobs):
             for key, blob in blobs.items():
-                self._read(key, part, blob, torch.empty(blob.shape, dtype=blob.dtype))
+                self._read(key, part, blob, memoryview(bytearray(blob.bytes)))
         for key in self.body["blobs"]:
             self._find(key)
 
@@ -203,7 +208,7 @@ class _Source:
         part = self.body["blobs"][key][0]
         return part, self.blobs[part][key]
 
-    def _read(self, key: str, part: int, blob: Stored, into: torch.Tensor) -> None:
+    def _read(self, key: str, part: int, blob: Stored, into: memoryview) -> None:
         read_blob(self.descriptors[part], blob, into, self.paths[part], self.remedy)
         if key not in self.checked:
             if not matches(key, blob, into):

@@ -1,4 +1,4 @@
-"""Converts nested arguments to JSON and back, type by type.
+"""Nested arguments as JSON, type by type, and back: `encode` of `tree_encoder` makes it, `decode` reads it.
 
 A value of JSON stands for itself when reading gives it back exactly: null, true, 7, 0.5, "text", [lists]. Everything
 else is an object with one key, its tag: {"tuple": [...]}, {"dict": [[key, value], ...]}, {"Size": [...]},
@@ -7,88 +7,22 @@ else is an object with one key, its tag: {"tuple": [...]}, {"dict": [[key, value
 """
 
 import math
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from ..errors import Unstorable
+if TYPE_CHECKING:
+    import torch
 
 MAX_DEPTH = 16  # most levels of nesting in one argument
-MAX_VALUES = 100_000  # most values in one argument; lists that share parts can expand to far more than they hold
-TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
-PutTensor = Callable[[torch.Tensor, str], Any]
 GetTensor = Callable[[Any], Any]
-
-
-def encode(value: object, put_tensor: PutTensor, path: str = "value", owner: str = "") -> Any:
-    """The JSON form of `value`. `put_tensor(tensor, path)` returns the JSON value that stands for a tensor.
-
-    In errors, `path` names the value ("added_cond_kwargs.time_ids") and `owner` its owner ("transformer input").
-    An OrderedDict or defaultdict becomes a dict. Raises Unstorable for another type that cannot be restored exactly,
-    for nesting deeper than MAX_DEPTH and for more than MAX_VALUES values.
-    """
-    return _encode(value, put_tensor, path, owner, 0, iter(range(MAX_VALUES)))
-
-
-def _encode(value: object, put: PutTensor, path: str, owner: str, depth: int, budget: Iterator[int]) -> Any:
-    if depth > MAX_DEPTH:
-        raise Unstorable(owner, path, f"nested deeper than {MAX_DEPTH} levels")
-    if next(budget, None) is None:
-        raise Unstorable(owner, path, f"holds more than {MAX_VALUES} values")
-
-    def inner(item: object, name: str) -> Any:
-        return _encode(item, put, name, owner, depth + 1, budget)
-
-    kind = type(value)
-    if kind in SCALARS:
-        return SCALARS[kind](value)
-    if isinstance(value, list | tuple) and kind in (list, tuple, torch.Size):
-        items = [inner(item, f"{path}[{number}]") for number, item in enumerate(value)]
-        return items if kind is list else {kind.__name__: items}
-    if isinstance(value, dict) and kind in (dict, OrderedDict, defaultdict):
-        return {"dict": [[inner(key, f"{path} key"), inner(item, f"{path}.{key}")] for key, item in value.items()]}
-    if isinstance(value, torch.Tensor) and kind in TENSOR_TYPES:
-        return {"tensor": put(value, path)}
-    if isinstance(value, np.generic) and value.dtype.kind in "biufc":
-        return {"numpy": [value.dtype.str, value.tobytes().hex()]}
-    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
-    raise Unstorable(owner, path, f"cannot store a value of type {name}")
-
-
-def _encode_int(value: int) -> Any:
-    return value if -(2**63) <= value < 2**64 else {"int": hex(value)}
-
-
-def _encode_float(value: float) -> Any:
-    return value if math.isfinite(value) else {"float": repr(value)}
-
-
-def _encode_str(value: str) -> Any:
-    # JSON joins two neighbouring surrogates into one character
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        return {"str": value.encode("utf-8", "surrogatepass").hex()}
-    return value
-
-
-SCALARS: dict[type, Callable[[Any], Any]] = {
-    type(None): lambda value: value,
-    bool: lambda value: value,
-    int: _encode_int,
-    float: _encode_float,
-    str: _encode_str,
-    bytes: lambda value: {"bytes": value.hex()},
-    complex: lambda value: {"complex": [repr(value.real), repr(value.imag)]},
-    torch.dtype: lambda value: {"dtype": str(value).removeprefix("torch.")},
-    torch.device: lambda value: {"device": str(value)},
-}
 
 
 def decode(tree: Any, get_tensor: GetTensor) -> Any:
     """Restores the value from which `encode` made `tree`; `get_tensor` receives what `put_tensor` returned.
+    Imports torch for sizes, dtypes and devices alone.
 
     Raises ValueError, TypeError, KeyError or AttributeError for a `tree` that `encode` did not make.
     """
@@ -112,14 +46,24 @@ def _decode(tree: Any, get: GetTensor, depth: int) -> Any:
     return TAGS[tag](content)
 
 
-def _decode_dtype(name: str) -> torch.dtype:
+def _decode_size(content: list[int]) -> "torch.Size":
+    import torch
+
+    return torch.Size(content)
+
+
+def _decode_dtype(name: str) -> "torch.dtype":
+    import torch
+
     dtype = getattr(torch, name)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{name} is not a dtype")
     return dtype
 
 
-def _decode_device(name: str) -> torch.device:
+def _decode_device(name: str) -> "torch.device":
+    import torch
+
     try:
         return torch.device(name)
     except RuntimeError as exc:
@@ -135,7 +79,7 @@ def _decode_numpy(content: list[str]) -> np.generic:
 
 
 TAGS: dict[str, Callable[[Any], Any]] = {
-    "Size": torch.Size,
+    "Size": _decode_size,
     "int": lambda content: int(content, 16),
     "float": lambda content: {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}[content],
     "str": lambda content: bytes.fromhex(content).decode("utf-8", "surrogatepass"),

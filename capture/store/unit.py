@@ -10,21 +10,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..errors import MisfitError
 from ..files import Modes, create
 from ..sealed import seal
-from .blobs import NAMES, Stats, check_storable, join_stats, key_of, memory_of, order_of, rows_of, settle, stats_of
-from .parts import PART_BYTES, Part, split_parts, write_part
-from .tree import encode
-
-
-class Call(NamedTuple):
-    """One call of a denoiser, as it is recorded and read back."""
-
-    component: str
-    index: int  # type: ignore[assignment]  # number of the call among this component's calls in the unit
-    step: int | None
-    timestep: float | None
-    context: str | None  # the pipeline's name for the call, e.g. "cond"
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+from .blobs import NAMES, check_storable, memory_of, order_of, rows_of, settle, stats_of
+from .headers import key_of
+from .layout import Call
+from .part_writer import PART_BYTES, split_parts, write_part
+from .parts import Part
+from .stats import Stats, join_stats
+from .tree_encoder import encode
 
 
 class Heard(NamedTuple):

@@ -20,8 +20,8 @@ from ..locks import Lock, lock
 from ..ranks import ALONE, Ranks
 from ..sealed import canonical
 from .directory import check_same, count_units, prepare
-from .layout import CAPTURE, COMPLETE, SCHEMA, UNITS, list_units, read_capture, read_unit, unit_key
-from .unit import Call, UnitWriter
+from .layout import CAPTURE, COMPLETE, SCHEMA, UNITS, Call, list_units, read_capture, read_unit, unit_key
+from .unit import UnitWriter
 
 __all__ = ["Call", "CaptureWriter", "UnitWriter", "unit_key"]
 

@@ -4,8 +4,6 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from octavo.capture.errors import MisfitError
 from octavo.capture.store.reader import Capture, TensorInfo
 
@@ -84,10 +82,10 @@ def _component(capture: Capture, name: str, headers: list[Any], arguments: dict[
 def _kind(value: Any) -> str:
     """An argument in a few words: float16 (2, 16, 64, 64), or what it is made of."""
     if isinstance(value, TensorInfo):
-        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+        return f"{value.dtype} {tuple(value.shape)}"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k}: {_kind(v)}" for k, v in list(value.items())[:4]) + "}"
-    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+    if type(value) in (list, tuple):
         return f"{type(value).__name__} of {len(value)}" + (f": {_kind(value[0])}" if value else "")
     return repr(value)[:40]
 

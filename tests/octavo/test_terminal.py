@@ -239,3 +239,13 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
             assert lines[0] == "freeze: 0 of 3"
             assert lines[2].startswith("freeze: 2 of 3, about ")
             assert lines[3].startswith("prompts: 1 of 2, about ")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["inspect", "--help"], ["calibrate", "--help-all"]])
+def test_help_that_cannot_be_written_is_an_error_of_storage(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", full)
+        code_of(lambda: main(arguments), 5)
+    assert capsys.readouterr().err == "Error: standard output: no space left. Free space and run again.\n"

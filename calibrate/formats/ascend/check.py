@@ -9,7 +9,7 @@ from ..arithmetic import correction_share, shares
 from ..verdict import Verdict
 from .checkpoint import Checkpoint
 from .mindie import check_modes, mindie
-from .read import read_layer
+from .numbers import read_numbers
 
 
 def check(directory: Path) -> list[Verdict]:
@@ -26,7 +26,7 @@ def _octavo(checkpoint: Checkpoint) -> Iterator[Verdict]:
     try:
         found, corrections = {}, {}
         for name in names:
-            layer = read_layer(checkpoint, name)
+            layer = read_numbers(checkpoint, name).integers
             scales, bias = shares(layer)
             if checkpoint.corrected(name):
                 corrections[name], bias = correction_share(layer), 0.0

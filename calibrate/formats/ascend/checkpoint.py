@@ -1,20 +1,22 @@
-"""Reads the files of an ascend checkpoint: description, tensors and metadata, each checked before use."""
+"""Reads the files of an ascend checkpoint: description, tensors and metadata, each checked before use.
+
+Importing this module needs no torch.
+"""
 
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from octavo.capture.arrays import Array, read_array, read_header
 from octavo.capture.errors import FileError, damage
 from octavo.capture.sealed import json_object, read_bytes
-from octavo.capture.store.parts import Stored
-from octavo.capture.tensors import read_header, read_tensor
+from octavo.capture.store.headers import Stored
 
-from ...layers.modules import Geometry
-from .write import (
+from ...layers.schemes import SCHEMES
+from .names import (
     CORRECTED,
     DESCRIPTION_FILE,
     EDGES,
@@ -27,10 +29,20 @@ from .write import (
     WEIGHT_FILE,
 )
 
-SCHEMES = ("W8A8", "W8A16", "W8A8_DYNAMIC", "W8A8_TIMESTEP")  # in the order in which their files are looked for
+FLOATS = ("float32", "float16", "bfloat16")  # dtypes of models
 _DESCRIPTION_LIMIT = 64 << 20  # bytes; the largest description that is read, far above any that is written
 _WEIGHT = ".weight"
-_LARGEST = torch.finfo(torch.float32).max
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+class Convolution(NamedTuple):
+    """The numbers of `layers.modules.Geometry`, which needs torch."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    padding_mode: str
+    groups: int
 
 
 class Checkpoint:
@@ -69,14 +81,14 @@ class Checkpoint:
         """The prefix of the names of a layer's tensors."""
         return f"{name}.{INNER}" if f"{name}.{MUL_SCALE}" in self.tensors else f"{name}."
 
-    def read(self, key: str, dtypes: tuple[torch.dtype, ...], shape: tuple[int, ...] | None = None) -> Tensor:
-        """Reads one tensor. Raises FileError for a dtype outside `dtypes` or another shape."""
+    def read(self, key: str, dtypes: tuple[str, ...], shape: tuple[int, ...] | None = None) -> Array:
+        """Reads one tensor, bfloat16 as float32. Raises FileError for a dtype outside `dtypes` or another shape."""
         stored = self.tensors.get(key)
         if stored is None:
             raise damage(self.weight_path, f"{key} is missing")
         if stored.dtype not in dtypes or (shape is not None and stored.shape != shape):
             raise damage(self.weight_path, f"{key} is {words(stored)}")
-        return read_tensor(self.weight_path, stored)
+        return read_array(self.weight_path, stored)
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -86,13 +98,13 @@ class Checkpoint:
             raise damage(self.weight_path, f"{LEVELS} in its metadata is not a list of numbers")
         return tuple(map(float, found))
 
-    def edges(self, name: str) -> Tensor:
-        """The edges between the bins of a W8A8_TIMESTEP layer."""
+    def edges(self, name: str) -> Array:
+        """The edges between the bins of a W8A8_TIMESTEP layer, in float32."""
         by_layer = self._metadata(EDGES, {})
         found = by_layer.get(name) if isinstance(by_layer, dict) else None
         if isinstance(found, list) and all(_finite(edge) for edge in found):
-            edges = torch.tensor(found, dtype=torch.float32)
-            if bool(edges.isfinite().all()) and bool((edges.diff() > 0).all()):
+            edges = np.array(found, np.float32)
+            if bool(np.isfinite(edges).all()) and bool((np.diff(edges) > 0).all()):
                 return edges
         raise damage(self.weight_path, f"{name}: the noise levels of its rows are not known")
 
@@ -104,7 +116,7 @@ class Checkpoint:
         """Whether the layer has a bias that its float form has not."""
         return self._listed(MADE_BIASES, name)
 
-    def geometry(self, name: str) -> Geometry:
+    def convolution(self, name: str) -> Convolution:
         """The stride, padding, dilation and groups of a convolution. Raises FileError where the metadata lack them."""
         try:
             found = self._metadata(GEOMETRY, {})[name]
@@ -113,7 +125,7 @@ class Checkpoint:
             groups = int(found.get("groups", 1))
             if (len(stride), len(padding), len(dilation)) != (2, 4, 2) or min(*stride, *dilation, groups) < 1:
                 raise ValueError("sizes")
-            return Geometry(stride, padding, dilation, str(found["padding_mode"]), groups)  # type: ignore[arg-type]
+            return Convolution(stride, padding, dilation, str(found["padding_mode"]), groups)  # type: ignore[arg-type]
         except (KeyError, ValueError, TypeError) as error:
             fact = f"{name}.weight is a convolution of unknown stride and padding"
             raise damage(self.weight_path, fact) from error
@@ -161,4 +173,4 @@ def read_description(path: Path) -> dict[str, str]:
 
 def words(stored: Stored) -> str:
     """Dtype and shape of a stored tensor."""
-    return f"{str(stored.dtype).removeprefix('torch.')} {list(stored.shape)}"
+    return f"{stored.dtype} {list(stored.shape)}"

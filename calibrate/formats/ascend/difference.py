@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from octavo.capture.tensors import read_tensor
+
 from .checkpoint import Checkpoint
 
 CLOSE = 0.01  # relative tolerance of float tensors: rounding to bfloat16 changes a value by at most 0.4 %
@@ -23,7 +25,7 @@ def difference(checkpoint: Checkpoint, model: nn.Module) -> str | None:
             stored_tensor = checkpoint.tensors.get(name)
             if stored_tensor is None or stored_tensor.shape != tuple(tensor.shape):
                 return f"{name} has another shape"
-            read = checkpoint.read(name, (stored_tensor.dtype,)).float()
+            read = read_tensor(checkpoint.weight_path, stored_tensor).float()
             if not torch.allclose(read, tensor.float().cpu(), rtol=CLOSE, atol=1e-6):
                 return f"{name} has other values"
     return None

@@ -1,49 +1,37 @@
-"""The record of the format `ascend`."""
+"""The record of the format `ascend`. Importing this module needs no torch."""
 
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from octavo.capture.files import Modes
 
-from ...layers.modules import QuantizedLayer
-from ...layers.transforms import Multiply
-from ..record import Deployment, Description, Format
+from ..record import Deployment, Description, Format, Readable
 from .check import check
 from .checkpoint import Checkpoint
-from .difference import difference
-from .read import read_layer
-from .write import DESCRIPTION_FILE, write_ascend
+from .names import DESCRIPTION_FILE
 
+if TYPE_CHECKING:
+    from torch import nn
 
-class Opened:
-    """An ascend checkpoint whose integer layers can be put into the float model it was made from."""
-
-    def __init__(self, directory: Path) -> None:
-        self._checkpoint = Checkpoint(directory)
-
-    @property
-    def layer_names(self) -> list[str]:
-        """The names of the quantized layers."""
-        return self._checkpoint.layer_names
-
-    def layer(self, name: str) -> QuantizedLayer:
-        """Reads one quantized layer."""
-        return read_layer(self._checkpoint, name)
-
-    def difference(self, model: nn.Module) -> str | None:
-        """The first sign that the checkpoint was not made from the float `model`; None where there is none."""
-        return difference(self._checkpoint, model)
+    from ...layers.modules import QuantizedLayer
 
 
 def write(
-    layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
+    layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
     """Writes weights and description."""
+    from .write import write_ascend
+
     write_ascend(layers, model, directory, modes, timesteps=deployment.timesteps)
+
+
+def read(directory: Path) -> Readable:
+    """Opens a checkpoint, whose integer layers can be put into the float model it was made from."""
+    from .read import Opened
+
+    return Opened(directory)
 
 
 def find(directory: Path) -> Path | None:
@@ -66,13 +54,12 @@ FORMATS = (
         name="ascend",
         files=r"quant_model_(weight|description)_w8a\d+(_dynamic|_timestep)?(_\d+)?\.(safetensors|json)",
         writer=write,
-        transforms=(Multiply,),
-        dtypes=(torch.float16, torch.bfloat16, torch.float32),
+        transforms=("Multiply",),
         consumer="MindIE-SD",
         find=find,
         check=check,
         optional=frozenset({"in bfloat16"}),
         describe=describe,
-        read=Opened,
+        read=read,
     ),
 )

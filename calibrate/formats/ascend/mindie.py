@@ -21,17 +21,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from octavo.capture.errors import OctavoError
 
 from ..verdict import Verdict
-from .checkpoint import Checkpoint, find, rank_of, words
-from .write import MUL_SCALE, file_names
+from .checkpoint import FLOATS, Checkpoint, find, rank_of, words
+from .names import MUL_SCALE, file_names
 
 _MOST_FILE, _MOST_DIRECTORY = 0o640, 0o750  # the widest modes that MindIE-SD accepts
 _MOST_BYTES = 100 << 30  # bytes; the largest weight file that MindIE-SD accepts
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _STATIC = ("weight", "quant_bias", "deq_scale", "input_scale", "input_offset")
 _KEYS = {
     "W8A8": _STATIC,
@@ -141,14 +138,14 @@ def _misfit(checkpoint: Checkpoint, name: str) -> str | None:
     if checkpoint.schemes[name] == "W8A8_TIMESTEP" and (first := tensors.get(prefix + "input_scale")):
         rows = first.shape[:1]
     wanted = {
-        prefix + "weight": ((torch.int8,), weight.shape),
-        prefix + "bias": (_FLOATS, (outputs,)),
-        prefix + "quant_bias": ((torch.int32,), (*rows, outputs)),
-        prefix + "deq_scale": ((torch.int64, torch.float32), (*rows, outputs)),
-        prefix + "input_scale": (_FLOATS, (*rows, 1)),
-        prefix + "input_offset": (_FLOATS, (*rows, 1)),
-        prefix + "weight_scale": ((torch.float32,), (outputs, 1)),
-        f"{name}.{MUL_SCALE}": (_FLOATS, (inputs,)),
+        prefix + "weight": (("int8",), weight.shape),
+        prefix + "bias": (FLOATS, (outputs,)),
+        prefix + "quant_bias": (("int32",), (*rows, outputs)),
+        prefix + "deq_scale": (("int64", "float32"), (*rows, outputs)),
+        prefix + "input_scale": (FLOATS, (*rows, 1)),
+        prefix + "input_offset": (FLOATS, (*rows, 1)),
+        prefix + "weight_scale": (("float32",), (outputs, 1)),
+        f"{name}.{MUL_SCALE}": (FLOATS, (inputs,)),
     }
     for key, (dtypes, shape) in wanted.items():
         stored = tensors.get(key)
@@ -159,7 +156,7 @@ def _misfit(checkpoint: Checkpoint, name: str) -> str | None:
 
 def _dtypes(checkpoint: Checkpoint) -> Iterator[Verdict]:
     kinds = {stored.dtype for key, stored in checkpoint.tensors.items() if key.endswith(".deq_scale")}
-    runs = "deq_scale is int64" if torch.int64 in kinds else "deq_scale is float32" if kinds else "no deq_scale"
+    runs = "deq_scale is int64" if "int64" in kinds else "deq_scale is float32" if kinds else "no deq_scale"
     yield Verdict("MindIE-SD", "in float16", True, runs)
-    fact = f"{runs}: export the model in bfloat16 for that" if torch.int64 in kinds else runs
-    yield Verdict("MindIE-SD", "in bfloat16", torch.int64 not in kinds, fact)
+    fact = f"{runs}: export the model in bfloat16 for that" if "int64" in kinds else runs
+    yield Verdict("MindIE-SD", "in bfloat16", "int64" not in kinds, fact)

@@ -25,29 +25,15 @@ from ...layers.freeze import packed
 from ...layers.install import all_names
 from ...layers.modules import QuantizedConv2d, QuantizedLayer
 from ...layers.weights import check_finite_tensor
-from ..arithmetic import corrected
+from ..corrections import corrected
+from .names import CORRECTED, EDGES, GEOMETRY, INNER, LEVELS, MADE_BIASES, MODEL_TYPE, MUL_SCALE, file_names
 from .step_rows import deployed_levels, rows_of
-
-WEIGHT_FILE = "quant_model_weight_{}.safetensors"
-DESCRIPTION_FILE = "quant_model_description_{}.json"
-MODEL_TYPE = "model_quant_type"
-GEOMETRY = "octavo.geometry"  # metadata key: the geometry of convolutions by name; further metadata keys:
-LEVELS = "octavo.timesteps"  # the noise level of each row
-EDGES = "octavo.edges"  # the edges between the bins of each layer, by name
-CORRECTED = "octavo.corrected"  # layers whose quant_bias carries more than their bias
-MADE_BIASES = "octavo.made_biases"  # layers whose float form has no bias
-MUL_SCALE, INNER = "div.mul_scale", "linear."  # parts of names in a layer with a multiplier, as MindIE-SD reads them
 
 
 def scheme_of(layers: Mapping[str, QuantizedLayer]) -> str:
     """The scheme of the checkpoint: the one that all layers have, or W8A8 for a mixture, which has no name."""
     schemes = {layer.scheme for layer in layers.values()}
     return schemes.pop() if len(schemes) == 1 else "W8A8"
-
-
-def file_names(scheme: str) -> tuple[str, str]:
-    """The names under which the consumer looks for weights and description."""
-    return WEIGHT_FILE.format(scheme.lower()), DESCRIPTION_FILE.format(scheme.lower())
 
 
 def write_ascend(

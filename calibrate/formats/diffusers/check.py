@@ -6,19 +6,17 @@ Names, dtypes and shapes are read from the headers of the files; the integers ar
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
 from octavo.capture.errors import OctavoError
 
-from ...layers.inputs import INPUTS
-from ...layers.modules import QuantizedLinear
-from ...layers.numbers import Numbers
-from ...layers.scheme import ACTIVATION
+from ...layers.schemes import RANGED
 from ..arithmetic import correction_share, shares
+from ..integers import Integers
 from ..verdict import OCTAVO, Verdict
-from .directory import Model, StoredTensor
+from .directory import CONFIG_FILE, Model, StoredTensor
 from .structure import Kind, Structure
-from .write import CONFIG_FILE
+
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
+_READ = ("weight", "weight_scale", "bias", "input_scale", "input_zero_point", "deq", "quant_bias")  # to compute with
 
 
 def check(directory: Path) -> list[Verdict]:
@@ -48,16 +46,20 @@ def _misfit(model: Model, structure: Structure) -> str | None:
         weight = model.tensors.get(f"{name}.weight")
         if weight is None:
             return f"{name}.weight is missing"
+        if len(weight.stored.shape) not in (2, 4):
+            return f"{name}.weight has shape {list(weight.stored.shape)}"
         wanted = _wanted(kind, weight.stored.shape)
         there = {key.rpartition(".")[2]: place for key, place in _of(model, name).items()}
         for leaf in sorted(set(wanted) - set(there)):
             return f"{name}.{leaf} is missing"
-        for leaf in sorted(set(there) - set(wanted) - {"bias"}):
+        if "bias" in there:
+            wanted["bias"] = (None, weight.stored.shape[:1])
+        for leaf in sorted(set(there) - set(wanted)):
             return f"{name}.{leaf} has no place in a {kind.scheme} layer"
         for leaf, (dtype, shape) in wanted.items():
             stored = there[leaf].stored
-            if stored.shape != shape or (dtype is not None and stored.dtype != dtype):
-                return f"{name}.{leaf} is {str(stored.dtype).removeprefix('torch.')} {list(stored.shape)}"
+            if stored.shape != shape or stored.dtype not in (_FLOATS if dtype is None else (dtype,)):
+                return f"{name}.{leaf} is {stored.dtype} {list(stored.shape)}"
     return None
 
 
@@ -65,24 +67,24 @@ def _of(model: Model, name: str) -> dict[str, StoredTensor]:
     return {key: place for key, place in model.tensors.items() if key.rpartition(".")[0] == name}
 
 
-def _wanted(kind: Kind, shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype | None, tuple[int, ...]]]:
-    """Dtypes (None: the model's) and shapes of the tensors that a layer has; a bias may come on top."""
+def _wanted(kind: Kind, shape: tuple[int, ...]) -> dict[str, tuple[str | None, tuple[int, ...]]]:
+    """Dtypes (None: a float one) and shapes of the tensors that a layer has; a bias may come on top."""
     outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
-    wanted: dict[str, tuple[torch.dtype | None, tuple[int, ...]]] = {
-        "weight": (torch.int8, shape),
-        "weight_scale": (torch.float32, (outputs,)),
+    wanted: dict[str, tuple[str | None, tuple[int, ...]]] = {
+        "weight": ("int8", shape),
+        "weight_scale": ("float32", (outputs,)),
     }
     if kind.multiplied:
         wanted["mul_scale"] = (None, shape[1:2])
     if kind.made_bias:
         wanted["bias"] = (None, (outputs,))
-    if INPUTS[kind.scheme].ranged:
-        wanted["input_scale"] = (torch.float32, leading)
-        wanted["input_zero_point"] = (torch.int32, leading)
-        wanted["deq"] = (torch.float32, (*leading, outputs))
-        wanted["quant_bias"] = (torch.int32, (*leading, outputs))
+    if kind.scheme in RANGED:
+        wanted["input_scale"] = ("float32", leading)
+        wanted["input_zero_point"] = ("int32", leading)
+        wanted["deq"] = ("float32", (*leading, outputs))
+        wanted["quant_bias"] = ("int32", (*leading, outputs))
     if kind.bins:
-        wanted["edges"] = (torch.float32, (kind.bins - 1,))
+        wanted["edges"] = ("float32", (kind.bins - 1,))
     return wanted
 
 
@@ -90,7 +92,7 @@ def _numbers(model: Model, structure: Structure) -> Verdict:
     """The verdict on whether the integers compute the layers, up to what rounding and corrections explain."""
     share, where = 0.0, ""
     for name, kind in structure.kinds.items():
-        layer = _layer(model, name, kind, structure.dtype)
+        layer = _layer(model, name, kind)
         scales, bias = shares(layer)
         found = max(scales, min(bias, correction_share(layer)) if bias > 1.0 else bias)
         if found > share or not where:
@@ -99,10 +101,8 @@ def _numbers(model: Model, structure: Structure) -> Verdict:
     return Verdict("octavo", "integers", share <= 1.0, fact if share <= 1.0 else f"{fact} ({where})")
 
 
-def _layer(model: Model, name: str, kind: Kind, dtype: torch.dtype) -> QuantizedLinear:
-    """Reads an integer layer; a convolution as the linear layer of its patches."""
-    read = {key.rpartition(".")[2]: place.read() for key, place in _of(model, name).items()}
-    input = INPUTS[kind.scheme].of(read, ACTIVATION)
-    weight, bias = read["weight"].flatten(1), read.get("bias")
-    output = read.get("deq"), read.get("quant_bias")
-    return QuantizedLinear(Numbers(weight, read["weight_scale"], bias, input, dtype, None, *output, kind.made_bias))
+def _layer(model: Model, name: str, kind: Kind) -> Integers:
+    """Reads the numbers of an integer layer."""
+    read = {leaf: model.tensors[f"{name}.{leaf}"].read() for leaf in _READ if f"{name}.{leaf}" in model.tensors}
+    ranges = [read.get(leaf) for leaf in ("input_scale", "input_zero_point", "deq", "quant_bias")]
+    return Integers(kind.scheme, read["weight"], read["weight_scale"], read.get("bias"), *ranges)

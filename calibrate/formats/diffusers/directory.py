@@ -1,18 +1,21 @@
-"""A directory as diffusers lays it out: config.json, one weight file or several with an index."""
+"""A directory as diffusers lays it out: config.json, one weight file or several with an index.
+
+Importing this module needs no torch.
+"""
 
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
+from octavo.capture.arrays import Array, read_array, read_header
 from octavo.capture.errors import OctavoError, damage
 from octavo.capture.json_kinds import check_layers, checked, fields, object_of, text
 from octavo.capture.sealed import json_object, read_bytes
-from octavo.capture.tensors import Stored, read_header, read_tensor
+from octavo.capture.store.headers import Stored
 
-from .write import CONFIG_FILE, INDEX_FILE, WEIGHT_FILE
-
+CONFIG_FILE = "config.json"
+WEIGHT_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
+WEIGHT_FILE = WEIGHT_PATTERN.format(suffix="")
+INDEX_FILE = WEIGHT_FILE + ".index.json"
 # the names of the files of such a directory, as a regular expression
 MODEL_FILES = r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 
@@ -23,9 +26,9 @@ class StoredTensor(NamedTuple):
     path: Path
     stored: Stored
 
-    def read(self) -> Tensor:
-        """Reads the tensor's values."""
-        return read_tensor(self.path, self.stored)
+    def read(self) -> Array:
+        """Reads the tensor's values, bfloat16 as float32."""
+        return read_array(self.path, self.stored)
 
 
 class Model(NamedTuple):
@@ -95,6 +98,6 @@ def method_at(directory: Path) -> str | None:
     found = read_json(path).get("quantization_config")
     if isinstance(found, dict):
         return str(found.get("quant_method"))
-    if weights and any(place.stored.dtype == torch.int8 for place in Model.open(directory).tensors.values()):
+    if weights and any(place.stored.dtype == "int8" for place in Model.open(directory).tensors.values()):
         raise damage(path, "has no quantization_config for the integers beside it", "Copy it anew or calibrate again.")
     return None

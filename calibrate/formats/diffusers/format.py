@@ -1,28 +1,31 @@
-"""The record of the format `diffusers`."""
+"""The record of the format `diffusers`. Importing this module needs no torch."""
 
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from octavo.capture.files import Modes
 
-from ...layers.modules import QuantizedLayer
-from ...layers.transforms import Multiply
 from ..record import Deployment, Description, Format
 from ..verdict import OCTAVO
 from .check import check
-from .directory import MODEL_FILES, Model, find_method
+from .directory import CONFIG_FILE, MODEL_FILES, Model, find_method
 from .structure import QUANT_METHOD, Structure
-from .write import CONFIG_FILE, write_diffusers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ...layers.modules import QuantizedLayer
 
 
 def write(
-    layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
+    layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
     """Writes config and weights."""
+    from .write import write_diffusers
+
     write_diffusers(layers, model, directory, modes, parameters=deployment.parameters, shard=deployment.shard)
 
 
@@ -42,7 +45,7 @@ FORMATS = (
         name="diffusers",
         files=MODEL_FILES,
         writer=write,
-        transforms=(Multiply,),
+        transforms=("Multiply",),
         consumer=OCTAVO,
         find=partial(find_method, method=QUANT_METHOD, folder="diffusers"),
         check=check,

@@ -16,13 +16,16 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
+from octavo.capture.arrays import read_header
 from octavo.capture.errors import MisfitError, OctavoError, UsageError
-from octavo.capture.tensors import Stored, read_header, read_tensor
+from octavo.capture.store.headers import Stored
+from octavo.capture.tensors import read_tensor, torch_dtype
 
 from ...layers.install import install
 from ...layers.modules import QuantizedLayer
 from ...runtime import accelerate
 from ..manifest import verify
+from .layers import empty_layer, structure_of
 from .structure import QUANT_METHOD, Structure
 
 _CAST = ("bias", "mul_scale")  # the tensors of an integer layer that are in the model's dtype
@@ -81,7 +84,7 @@ class OctavoQuantizer(DiffusersQuantizer):
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
         """The dtype of float tensors: `torch_dtype`, by default the checkpoint's."""
-        stored = self.quantization_config.structure.dtype
+        stored: torch.dtype = getattr(torch, self.quantization_config.structure.dtype)
         self._dtype = None if torch_dtype == stored else torch_dtype
         return stored if torch_dtype is None else torch_dtype
 
@@ -106,7 +109,7 @@ class OctavoQuantizer(DiffusersQuantizer):
         if missing:
             fact = f"no layer {missing[0]}, which quantization_config names"
             raise MisfitError(f"{type(model).__name__}: {fact}. Load it into the class that config.json names.")
-        install(model, {name: structure.empty(name, modules[name]) for name in structure.kinds})
+        install(model, {name: empty_layer(structure, name, modules[name]) for name in structure.kinds})
         check_stored(model, {name: stored for name, (_, stored) in self._stored.items()}, structure)
         accelerate(model, self.quantization_config.backend)
         model.register_to_config(quantization_config=self.quantization_config)  # type: ignore[operator]
@@ -125,7 +128,7 @@ class OctavoQuantizer(DiffusersQuantizer):
         """Puts one stored tensor in its place. A `value` that diffusers has not cast is mapped from the file and stays
         mapped: its pages are read when the layer runs, and leave memory when the weight is packed."""
         path, stored = self._stored[name]
-        value, parts = value if value.dtype == stored.dtype else read_tensor(path, stored), name.split(".")
+        value, parts = value if value.dtype == torch_dtype(stored) else read_tensor(path, stored), name.split(".")
         owner, leaf = model.get_submodule(".".join(parts[:-1])), parts[-1]
         exact = ".".join(parts[:-1]) in self.quantization_config.structure.kinds and leaf not in _CAST
         if self._dtype is not None and value.is_floating_point() and not exact:
@@ -155,12 +158,13 @@ def check_stored(model: nn.Module, stored: Mapping[str, Stored], structure: Stru
         raise _misfit(surplus[0] + more, f"has no place in {type(model).__name__}")
     for name, tensor in wanted.items():
         found, (owner, _, leaf) = stored[name], name.rpartition(".")
+        dtype = torch_dtype(found)
         if found.shape != tuple(tensor.shape):
             raise _misfit(name, f"has shape {list(found.shape)}, the model {list(tensor.shape)}")
         exact = owner in structure.kinds and leaf not in _CAST
-        same = found.dtype == tensor.dtype if exact else found.dtype.is_floating_point == tensor.is_floating_point()
+        same = dtype == tensor.dtype if exact else dtype.is_floating_point == tensor.is_floating_point()
         if not same:
-            raise _misfit(name, f"is {_word(found.dtype)}, the model needs {_word(tensor.dtype)}")
+            raise _misfit(name, f"is {found.dtype}, the model needs {_word(tensor.dtype)}")
 
 
 def adopt(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
@@ -170,7 +174,7 @@ def adopt(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
     """
     install(model, layers)
     accelerate(model)
-    config = OctavoConfig(**Structure.of(layers).as_dict())
+    config = OctavoConfig(**structure_of(layers).as_dict())
     model.register_to_config(quantization_config=config)  # type: ignore[operator]
     model.is_quantized, model.quantization_method = True, config.quant_method  # type: ignore[assignment]
     model.hf_quantizer = OctavoQuantizer(config)  # type: ignore[assignment]

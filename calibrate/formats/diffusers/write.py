@@ -23,12 +23,9 @@ from octavo.capture.tensors import Planned, write_tensors
 from ...layers.install import all_names
 from ...layers.modules import QuantizedLayer
 from ...layers.weights import check_finite_tensor
-from .structure import Structure
+from .directory import CONFIG_FILE, INDEX_FILE, WEIGHT_PATTERN
+from .layers import structure_of
 
-CONFIG_FILE = "config.json"
-WEIGHT_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
-WEIGHT_FILE = WEIGHT_PATTERN.format(suffix="")
-INDEX_FILE = WEIGHT_FILE + ".index.json"
 NONE: Mapping[str, Callable[[], Tensor]] = {}  # no new values of float parameters
 SHARD = 10 * 10**9  # bytes; the largest weight file, diffusers' own default
 
@@ -50,7 +47,7 @@ def write_diffusers(
     """
     config = config_of(model)
     named = all_names(layers, model)
-    write_config(directory, config | {"quantization_config": Structure.of(named).as_dict()}, modes)
+    write_config(directory, config | {"quantization_config": structure_of(named).as_dict()}, modes)
     write_weights(directory, dict(state(model, named, parameters)), {}, modes, shard)
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from octavo.capture.errors import FileError
 
-from .ascend_graph import DEQUANT, QUANT
+from .ascend_operators import DEQUANT, QUANT
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto

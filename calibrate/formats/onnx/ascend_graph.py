@@ -18,12 +18,11 @@ from octavo.capture.errors import UsageError
 
 from ...layers.freeze import packed
 from ...layers.modules import QuantizedConv2d, QuantizedLayer
+from .ascend_operators import DEQUANT, QUANT
 from .graph_builder import Builder, Use, convolving, expanded, int32_bias
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-QUANT, DEQUANT = "AscendQuant", "AscendDequant"
 
 
 def ascend(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], *, fuse_add: bool = True) -> "ModelProto":

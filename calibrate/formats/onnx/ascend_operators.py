@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from .ascend_graph import DEQUANT, QUANT
-
+QUANT, DEQUANT = "AscendQuant", "AscendDequant"
 _SINCE = 1  # the opset of the default domain from which the two schemas hold: any
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..verdict import Verdict
-from .ascend_graph import DEQUANT, QUANT
+from .ascend_operators import DEQUANT, QUANT
 from .read import Graph, opset_of
 
 if TYPE_CHECKING:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from octavo.capture.errors import StorageError
 from octavo.capture.files import Modes, Sink, create, fsync_directory, staging, storage
-from octavo.capture.fingerprint import Origin
 
 from ..manifest import forget, manifest_for, write_manifest
 from ..target import write_directory
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+
+    from octavo.capture.fingerprint import Origin
 
 LARGEST = (2 << 30) - (64 << 20)  # most bytes of tensors inside the graph's file: protobuf's 2 GiB, 64 MiB for nodes
 DATA = ".data"
@@ -47,7 +48,7 @@ def _move_tensors(proto: "ModelProto", sink: Sink, location: str) -> None:
 
 
 def write_among(
-    target: Path, fill: Callable[[Path], None], modes: Modes, name: str, origin: Origin | None = None
+    target: Path, fill: Callable[[Path], None], modes: Modes, name: str, origin: "Origin | None" = None
 ) -> None:
     """Puts the graphs that `fill` writes and their manifest into `target`, which is made if need be; other files stay.
     The manifest is named after `name` and names `origin` as the float model.

@@ -1,21 +1,23 @@
-"""The records of the formats `onnx` and `ascend-onnx`. Importing this module does not need onnx."""
+"""The records of the formats `onnx` and `ascend-onnx`. Importing this module needs neither onnx nor torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from octavo.capture.files import Modes
 
-from ...layers.inputs import FloatInput, StaticInput
-from ...layers.modules import QuantizedLayer
-from ...layers.transforms import Multiply
+from ...layers.schemes import STATIC, WEIGHT_ONLY
 from ..record import Deployment, Format
 from .packages import EXTRA, PACKAGES
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ...layers.modules import QuantizedLayer
+
 
 def write_onnx(
-    layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
+    layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
     """Writes the graph that onnxruntime runs."""
     from .write import write_qdq
@@ -24,7 +26,7 @@ def write_onnx(
 
 
 def write_ascend_onnx(
-    layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
+    layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
     """Writes the graph that Ascend's compiler takes."""
     from .write import write_ascend_onnx
@@ -37,8 +39,8 @@ FORMATS = (
         name="onnx",
         files=r"model_quant_qdq\.onnx(\.data)?",
         writer=write_onnx,
-        transforms=(Multiply,),
-        inputs=(StaticInput, FloatInput),
+        transforms=("Multiply",),
+        schemes=(STATIC, WEIGHT_ONLY),
         packages=PACKAGES,
         extra=EXTRA,
     ),
@@ -46,8 +48,8 @@ FORMATS = (
         name="ascend-onnx",
         files=r"model_quant\.onnx(\.data)?",
         writer=write_ascend_onnx,
-        transforms=(Multiply,),
-        inputs=(StaticInput,),
+        transforms=("Multiply",),
+        schemes=(STATIC,),
         packages=PACKAGES,
         extra=EXTRA,
     ),

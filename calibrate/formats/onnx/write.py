@@ -10,7 +10,7 @@ from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes
 
 from ...layers.modules import QuantizedLayer
-from ..manifest import origin_of
+from ..origin import origin_of
 from .ascend_graph import ascend
 from .files import LARGEST, write_among, write_model
 from .graph_builder import floating

@@ -7,7 +7,9 @@ from octavo.capture.errors import OctavoError
 
 from ..diffusers.directory import Model
 from ..verdict import TORCHAO, Verdict
-from .write import NAMES, WEIGHT
+
+WEIGHT = "._weight_"  # between the name of a layer and the name of a part of its weight, as torchao writes it
+NAMES = "tensor_names"  # torchao's key in the metadata of a weight file
 
 
 def check(directory: Path) -> list[Verdict]:

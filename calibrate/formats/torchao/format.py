@@ -1,27 +1,30 @@
-"""The record of the format `torchao`."""
+"""The record of the format `torchao`. Importing this module needs no torch."""
 
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from octavo.capture.files import Modes
 
-from ...layers.inputs import DynamicInput, FloatInput, StaticInput
-from ...layers.modules import QuantizedLayer
-from ...layers.transforms import Multiply
+from ...layers.schemes import DYNAMIC, STATIC, WEIGHT_ONLY
 from ..diffusers.directory import MODEL_FILES, Model, find_method
 from ..record import Deployment, Description, Format
 from ..verdict import TORCHAO
-from .check import check
-from .write import WEIGHT, write_torchao
+from .check import WEIGHT, check
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ...layers.modules import QuantizedLayer
 
 
 def write(
-    layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, deployment: Deployment
+    layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
     """Writes config and weights."""
+    from .write import write_torchao
+
     write_torchao(
         layers, model, directory, modes, parameters=deployment.parameters, axes=deployment.axes, shard=deployment.shard
     )
@@ -40,8 +43,8 @@ FORMATS = (
         name="torchao",
         files=MODEL_FILES,
         writer=write,
-        transforms=(Multiply,),
-        inputs=(StaticInput, DynamicInput, FloatInput),
+        transforms=("Multiply",),
+        schemes=(STATIC, DYNAMIC, WEIGHT_ONLY),
         consumer=TORCHAO,
         find=partial(find_method, method="torchao", folder="torchao"),
         check=check,

@@ -27,11 +27,10 @@ from ...layers.install import names_of
 from ...layers.modules import QuantizedLayer, QuantizedLinear
 from ...layers.weights import check_finite_tensor
 from ...smoothing.fold import added
-from ..arithmetic import corrected
+from ..corrections import corrected
 from ..diffusers.write import NONE, SHARD, config_of, state, write_config, write_weights
+from .check import NAMES, WEIGHT
 
-WEIGHT = "._weight_"  # between the name of a layer and the name of a part of its weight, as torchao writes it
-NAMES = "tensor_names"  # torchao's key in the metadata of a weight file
 _PLAIN = json.dumps({"_type": "Tensor"})
 _PER_ROW: dict[str, Any] = {"_type": "PerRow", "_data": {"dim": -1}}
 _PER_TENSOR: dict[str, Any] = {"_type": "PerTensor", "_data": {}}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from octavo.calibrate.blockwise.calibration import BlockwiseCalibration
 from octavo.calibrate.calibration import calibrate
-from octavo.calibrate.formats.arithmetic import corrected
+from octavo.calibrate.formats.corrections import corrected
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.replay.calls import copied_to

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.capture.store.tree import MAX_DEPTH, MAX_VALUES, decode, encode
+from octavo.capture.store.tree import MAX_DEPTH, decode
+from octavo.capture.store.tree_encoder import MAX_VALUES, encode
 
 from ...helpers.refusals import refused
 

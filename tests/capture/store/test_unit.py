@@ -11,8 +11,8 @@ import torch
 from octavo.capture.errors import OctavoError
 from octavo.capture.sealed import read_sealed
 from octavo.capture.store import unit as unit_module
-from octavo.capture.store.blobs import Stats
 from octavo.capture.store.reader import Capture
+from octavo.capture.store.stats import Stats
 from octavo.capture.store.tree import MAX_DEPTH
 from octavo.capture.store.writer import Call, CaptureWriter, unit_key
 
@@ -257,7 +257,7 @@ def test_arguments_keep_order_and_types(tmp_path: Path) -> None:
 
 
 def test_parts_are_bounded_and_a_large_tensor_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("octavo.capture.store.parts.PART_BYTES", "octavo.capture.store.unit.PART_BYTES"):
+    for module in ("octavo.capture.store.part_writer.PART_BYTES", "octavo.capture.store.unit.PART_BYTES"):
         monkeypatch.setattr(module, 4096)
     sizes = [300, 300, 300, 2000, 10, 1020, 1, 5]
     tensors = [torch.randn(size) for size in sizes]

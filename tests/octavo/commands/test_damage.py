@@ -169,7 +169,8 @@ def test_a_file_of_a_tebibyte_is_refused_at_once(tiny_model, out):
 
 
 def test_a_tensor_larger_than_memory_is_refused_before_it_is_read(tmp_path):
-    from octavo.capture.tensors import read_header, read_tensor
+    from octavo.capture.arrays import read_header
+    from octavo.capture.tensors import read_tensor
 
     header = json.dumps({"a": {"dtype": "I8", "shape": [1 << 40], "data_offsets": [0, 1 << 40]}}).encode()
     path = tmp_path / "x.safetensors"

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from octavo.calibrate.formats.ascend.checkpoint import Checkpoint
+from octavo.calibrate.formats.ascend.names import file_names
 from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.formats.ascend.step_rows import rows_of
-from octavo.calibrate.formats.ascend.write import file_names
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.formats.inspect import check
 from octavo.calibrate.formats.target import check_target

@@ -74,6 +74,12 @@ def test_several_files_are_one_model(tmp_path, made):
         (lambda t: t.pop(f"{TO_Q}.deq"), f"{TO_Q}.deq is missing"),
         (lambda t: t.update({f"{TO_Q}.deq": t[f"{TO_Q}.deq"].half()}), f"{TO_Q}.deq is float16 [32]"),
         (lambda t: t.update({f"{TO_Q}.edges": torch.ones(2)}), f"{TO_Q}.edges has no place in a W8A8 layer"),
+        (lambda t: t.update({f"{TO_Q}.bias": torch.ones(3)}), f"{TO_Q}.bias is float32 [3]"),
+        (
+            lambda t: t.update({f"{TO_Q}.bias": torch.ones(32).to(torch.float8_e5m2)}),
+            f"{TO_Q}.bias is float8_e5m2 [32]",
+        ),
+        (lambda t: t.update({f"{TO_Q}.weight": torch.tensor(1).char()}), f"{TO_Q}.weight has shape []"),
         (lambda t: t[f"{TO_Q}.deq"].mul_(1.1), f"({TO_Q})"),
     ],
 )

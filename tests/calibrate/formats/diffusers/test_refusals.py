@@ -12,6 +12,7 @@ import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from torch import nn
 
+from octavo.calibrate.formats.diffusers.layers import structure_of
 from octavo.calibrate.formats.diffusers.structure import Structure
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.plan import Plan
@@ -127,7 +128,7 @@ print(type(Model.from_pretrained(sys.argv[1])).__name__)"""
 def test_the_config_key_is_there_and_tells_all(out):
     config = json.loads((out.folder / "config.json").read_text())
     read = Structure.read(config["quantization_config"])
-    assert read == Structure.of(out.result.layers)
+    assert read == structure_of(out.result.layers)
     assert read.as_dict() == config["quantization_config"]
     assert "_name_or_path" not in config
 

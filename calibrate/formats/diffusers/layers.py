@@ -1,0 +1,56 @@
+"""The structure of integer layers, and integer layers of a structure before their tensors are loaded."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from octavo.capture.errors import MisfitError
+
+from ...layers.inputs import INPUTS
+from ...layers.modules import QuantizedLayer, build
+from ...layers.numbers import Numbers
+from ...layers.scheme import ACTIVATION
+from ...layers.transforms import Multiply
+from .structure import Kind, Structure
+
+
+def structure_of(layers: Mapping[str, QuantizedLayer]) -> Structure:
+    """The structure of these layers."""
+    dtype = next((layer.dtype for layer in layers.values()), torch.float32)
+    return Structure(str(dtype).removeprefix("torch."), {name: _kind(layer) for name, layer in layers.items()})
+
+
+def _kind(layer: QuantizedLayer) -> Kind:
+    bins = len(layer.input_scale) if layer.input_type.by_level else 0
+    return Kind(layer.scheme, layer.transform is not None, layer.made_bias, bins)
+
+
+def empty_layer(structure: Structure, name: str, module: nn.Module) -> QuantizedLayer:
+    """The integer layer `name` in the place of the float `module`, its tensors on the meta device.
+
+    Raises MisfitError where `module` is not an nn.Linear or nn.Conv2d.
+    """
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not isinstance(module, (nn.Linear, nn.Conv2d)) or weight is None:
+        fact = f"is a {type(module).__name__} in this model, no Linear or Conv2d"
+        raise MisfitError(f"{name}: {fact}. Load it into the class that config.json names.")
+    dtype = getattr(torch, structure.dtype)
+    return build(_empty(structure.kinds[name], tuple(weight.shape), bias is not None, dtype), module)
+
+
+def _empty(kind: Kind, shape: tuple[int, ...], biased: bool, dtype: torch.dtype) -> Numbers:
+    with torch.device("meta"):
+        outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
+        tensors: dict[str, Tensor | None] = {
+            "input_scale": torch.empty(leading), "input_zero_point": torch.empty(leading, dtype=torch.int32),
+            "edges": torch.empty(max(kind.bins - 1, 0)),
+        }  # fmt: skip
+        input = INPUTS[kind.scheme].of(tensors, ACTIVATION)
+        return Numbers(
+            torch.empty(shape, dtype=input.weights.element.dtype), torch.empty(outputs),
+            torch.empty(outputs, dtype=dtype) if biased or kind.made_bias else None,
+            input, dtype, Multiply(torch.empty(shape[1], dtype=dtype)) if kind.multiplied else None,
+            torch.empty(*leading, outputs) if input.ranged else None,
+            torch.empty(*leading, outputs, dtype=torch.int32) if input.ranged else None, kind.made_bias,
+        )  # fmt: skip

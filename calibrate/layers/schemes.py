@@ -1,0 +1,5 @@
+"""msModelSlim's names of the schemes of integer layers. Importing this module needs no torch."""
+
+STATIC, TIMESTEP, DYNAMIC, WEIGHT_ONLY = "W8A8", "W8A8_TIMESTEP", "W8A8_DYNAMIC", "W8A16"
+SCHEMES = (STATIC, WEIGHT_ONLY, DYNAMIC, TIMESTEP)  # in the order in which the files of a checkpoint are looked for
+RANGED = (STATIC, TIMESTEP)  # the ranges of inputs are known beforehand

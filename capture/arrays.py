@@ -1,0 +1,65 @@
+"""Reads safetensors files with limits, as numpy arrays. Importing this module needs no torch."""
+
+import json
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import damage
+from .sealed import open_regular, pread
+from .store.headers import HEADER_LIMIT, Stored, placed
+
+LARGE = 1 << 18  # bytes; a tensor from this size on is read into memory pages of its own
+
+Array = np.ndarray[Any, Any]
+
+
+def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Reads the tensors' places and the metadata of a file. Raises FileError unless the tensors cover the file without
+    gap or overlap."""
+    with open_regular(path) as (descriptor, size):
+        prefix = bytearray(min(8, size))
+        pread(descriptor, memoryview(prefix), 0, path)
+        length = int.from_bytes(prefix, "little")
+        if size < 8 or length > min(HEADER_LIMIT, size - 8):
+            raise damage(path, "truncated or not a safetensors file")
+        text = bytearray(length)
+        pread(descriptor, memoryview(text), 8, path)
+    try:
+        entries = json.loads(bytes(text))
+        metadata = entries.pop("__metadata__", {})
+        return placed(entries, 8 + length, size), {str(key): str(value) for key, value in metadata.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise damage(path, f"damaged ({error})") from error
+
+
+def check_memory(path: Path, stored: Stored) -> None:
+    """Raises FileError for a tensor larger than the memory of this machine."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if stored.bytes > memory:
+        fact = f"a tensor of {stored.bytes >> 30} GiB, more than this machine's memory of {memory >> 30} GiB"
+        raise damage(path, fact, "Copy it anew or use a larger machine.")
+
+
+def read_into(path: Path, stored: Stored, memory: memoryview) -> None:
+    """Fills writable memory of a tensor's size with its bytes."""
+    if stored.bytes:
+        with open_regular(path) as (descriptor, _):
+            pread(descriptor, memory, stored.offset, path)
+
+
+def read_array(path: Path, stored: Stored) -> Array:
+    """Reads one tensor of a file, bfloat16 as the float32 numbers of the same values. A large tensor gets memory pages
+    of its own, which return to the system with it.
+
+    Raises FileError for a tensor larger than the memory of this machine, TypeError for a dtype of 8 bits with a point.
+    """
+    dtype = np.dtype(np.uint16 if stored.dtype == "bfloat16" else stored.dtype)
+    check_memory(path, stored)
+    memory = bytearray(stored.bytes) if stored.bytes < LARGE else mmap.mmap(-1, stored.bytes)
+    read_into(path, stored, memoryview(memory))
+    array = np.frombuffer(memory, dtype).reshape(stored.shape)
+    return (array.astype(np.uint32) << 16).view(np.float32) if stored.dtype == "bfloat16" else array
