@@ -16,6 +16,7 @@ from octavo.capture.devices import resolve_device
 from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes
 from octavo.capture.progress import Reports, line
+from octavo.capture.space import check_space
 from octavo.capture.wrappers import inside
 
 from .calibration import calibrate_folded, planned
@@ -24,7 +25,7 @@ from .formats.ascend.pair import write_pair
 from .formats.ascend.write import scheme_of, write_ascend
 from .formats.onnx.write import write_all
 from .formats.origin import origin_of
-from .formats.target import check_space, least_size
+from .formats.target import least_size
 from .given_model import opened
 from .layers.changes import change_of
 from .plan import kind_of

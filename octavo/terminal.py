@@ -17,6 +17,7 @@ import click
 
 from octavo.capture.errors import OctavoError, storage_error
 from octavo.capture.progress import Reports, line
+from octavo.capture.progress import size as size  # for those who print with a Terminal
 from octavo.capture.ranks import ALONE, Ranks
 
 T = TypeVar("T")
@@ -197,23 +198,18 @@ class Terminal:
             _draw(text.replace("\x7f", "\\u007f"))  # the one control character that json leaves as it is
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """A table for people; columns of numbers stand right."""
+        """A table for people; columns of numbers stand right. Where a row would be wider than the terminal, its cells
+        follow each other in lines of their own."""
         if self.as_json or self.quiet or not rows:
             return
         from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
 
-        table = Table(title=Text(printable(title)), title_justify="left", header_style="bold")
-        for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
-            number = all(cell[:1].isdigit() or cell[:1] == "-" for cell in cells)
-            table.add_column(Text(column), justify="right" if number else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
-        console = Console(width=None if _is_terminal(sys.stdout) else 120)
-        with console.capture() as drawn:
-            console.print(table)
-        _draw(drawn.get().rstrip("\n"))
+        from .tables import drawn_table, listed
+
+        title, rows = printable(title), [[printable(cell) for cell in row] for row in rows]
+        console = Console(width=None if _is_terminal(sys.stdout) or "COLUMNS" in os.environ else 120)
+        text = listed(title, columns, rows, console.width) or drawn_table(title, columns, rows, console)
+        _draw(text)
 
     def progress(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
         """`items`, with their progress on stderr while they are taken: on a terminal a moving bar, else a line now and
@@ -266,12 +262,3 @@ class Terminal:
 
 def _is_terminal(stream: Any) -> bool:
     return stream is not None and stream.isatty()
-
-
-def size(count: float) -> str:
-    """Bytes in words: 10.2 MiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError

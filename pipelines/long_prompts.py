@@ -1,34 +1,62 @@
 """Counts the prompts that a pipeline's tokenizers cut, in place of the libraries' lines about each of them."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from .prompted import parameters_of
+
 _NO_LIMIT = 100_000  # tokens; transformers gives tokenizers without a limit one of 1e30
-_LINES = ("can only handle sequences up to", "Token indices sequence length is longer")
+_LENGTH = "max_sequence_length"  # argument of most pipelines with a text encoder other than CLIP
+_LINES = ("input was truncated because", "Token indices sequence length is longer")
 
 
-def long_prompts(pipe: Any, texts: Sequence[str]) -> str | None:
-    """A sentence on how many of `texts` are longer than the tokenizers of `pipe` take; None where none is."""
-    tokenizers = [part for name, part in vars(pipe).items() if "tokenizer" in name and callable(part)]
-    limits = {id(part): getattr(part, "model_max_length", _NO_LIMIT) for part in tokenizers}
-    tokenizer = min(tokenizers, key=lambda part: limits[id(part)], default=None)
-    if tokenizer is None or not 0 < (limit := limits[id(tokenizer)]) < _NO_LIMIT:
-        return None
-    count = sum(len(tokenizer(text, truncation=False, verbose=False).input_ids) > limit for text in texts)
-    if not count:
-        return None
-    longer = f"{count} of {len(texts)} prompts are" if len(texts) > 1 else "The prompt is"
-    return f"{longer} longer than the {limit} tokens of the tokenizer, which cuts off the rest."
+def long_prompts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any]) -> str | None:
+    """A sentence for each limit of tokens that some of `texts` exceed, in a call of `pipe` with `arguments`; None where
+    none does. The negative prompt is counted too.
+    """
+    negative = arguments.get("negative_prompt")
+    negatives = negative if isinstance(negative, (list, tuple)) else [negative]
+    said = []
+    for limit, (name, tokenizer) in sorted(_limits(pipe, arguments).items()):
+        for whose, given in (("prompt", texts), ("negative prompt", negatives)):
+            found = [_length(tokenizer, text) for text in given if isinstance(text, str)]
+            if count := sum(length > limit for length in found):
+                who = f"The {whose} is" if len(found) == 1 else f"{count} of {len(found)} {whose}s are"
+                said.append(f"{who} longer than the {limit} tokens of the {name}, which cuts off the rest.")
+    return " ".join(said) or None
+
+
+def _limits(pipe: Any, arguments: Mapping[str, Any]) -> dict[int, tuple[str, Callable[..., Any]]]:
+    """The limits of the tokenizers of `pipe` in tokens, each with the name of a tokenizer that has it.
+
+    Tokenizers of CLIP have a limit of their own, others that of the call.
+    """
+    parameter = parameters_of(pipe).get(_LENGTH)
+    length = arguments.get(_LENGTH, None if parameter is None else parameter.default)
+    found: dict[int, tuple[str, Callable[..., Any]]] = {}
+    for name, part in vars(pipe).items():
+        if "tokenizer" in name and callable(part):
+            limit = getattr(part, "model_max_length", _NO_LIMIT)
+            if isinstance(length, int) and not type(part).__name__.startswith("CLIP"):
+                limit = length
+            if 0 < limit < _NO_LIMIT:
+                found.setdefault(limit, (name, part))
+    return found
+
+
+def _length(tokenizer: Callable[..., Any], text: str) -> int:
+    return len(tokenizer(text, truncation=False, verbose=False).input_ids)
 
 
 @contextmanager
-def counted_elsewhere() -> Iterator[None]:
-    """Keeps the lines of diffusers and transformers about prompts that `long_prompts` counts off the terminal."""
+def counted_elsewhere(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Keeps the lines of diffusers and transformers about a prompt that `long_prompts` counts off the terminal."""
+    counted = long_prompts(pipe, [prompt], arguments) is not None
 
     def wanted(record: logging.LogRecord) -> bool:
-        return not any(words in record.getMessage() for words in _LINES)
+        return not (counted and any(words in record.getMessage() for words in _LINES))
 
     handlers = [handler for name in ("diffusers", "transformers") for handler in logging.getLogger(name).handlers]
     for handler in handlers:

@@ -157,7 +157,7 @@ def run_prompt(
             return {}
 
         extra["callback_on_step_end"] = done
-    with counted_elsewhere():
+    with counted_elsewhere(pipe, prompt, arguments):
         return pipe(**extra)
 
 

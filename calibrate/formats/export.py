@@ -8,6 +8,7 @@ from torch import nn
 from octavo.capture.errors import UsageError
 from octavo.capture.files import Modes, create, make_directory
 from octavo.capture.fingerprint import Origin
+from octavo.capture.space import check_space
 
 from ..byte_sizes import parse_size
 from ..layers.inputs import ACTIVATIONS, WORDS
@@ -19,7 +20,7 @@ from .manifest import write_manifests
 from .origin import origin_of
 from .packages import check_packages
 from .record import Deployment
-from .target import check_space, check_target, least_size, write_directory
+from .target import check_target, least_size, write_directory
 
 
 def export(

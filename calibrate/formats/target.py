@@ -1,15 +1,14 @@
 """The target directory of a checkpoint: checked before the first sample, replaced as a whole at the end."""
 
 import re
-import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.capture.errors import StorageError
 from octavo.capture.files import STAGING, Modes, make_directory, replace_directory, staging
+from octavo.capture.space import existing_parent
 
-from ..byte_sizes import size
 from . import TABLE, format_named
 from .manifest import MANIFEST
 
@@ -62,25 +61,6 @@ def _check_content(shown: Path, target: Path, overwrite: bool) -> None:
 def _is_checkpoint(folder: Path) -> bool:
     """Whether a folder holds an export and nothing else: one of several denoisers."""
     return (folder / "report.json").is_file() and all(is_ours(path.name) for path in folder.iterdir())
-
-
-def existing_parent(target: Path) -> Path:
-    """The nearest existing directory above `target`."""
-    parent = target.parent
-    while not parent.exists():
-        parent = parent.parent
-    return parent
-
-
-def check_space(target: Path | str, needed: int, remedy: str = "Free space or use another directory") -> None:
-    """Raises StorageError where the disk of `target`, which may not exist yet, has fewer free bytes than `needed`."""
-    place = Path(target).resolve()
-    try:
-        free = shutil.disk_usage(place if place.is_dir() else existing_parent(place)).free
-    except OSError:
-        return  # the file system does not say
-    if free < needed:
-        raise StorageError(f"{target}: needs about {size(needed)}, and {size(free)} is free. {remedy}.")
 
 
 def least_size(model: "nn.Module", integers: Collection[str], formats: int = 1) -> int:

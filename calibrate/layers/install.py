@@ -20,12 +20,22 @@ def names_of(model: nn.Module) -> dict[str, list[str]]:
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` where `name` is, once. nn.TransformerEncoderLayer runs an integer layer, rather than reading its
-    weight as a float one, only where something has a hook."""
+    weight as a float one, only where something has a hook; and it then takes no nested tensors, which
+    nn.TransformerEncoder would make of padded ones."""
     parent, _, child = name.rpartition(".")
     above = model.get_submodule(parent)
     if isinstance(above, nn.TransformerEncoderLayer) and isinstance(module, IntegerLayer):
         module.register_forward_pre_hook(_unchanged)
+        for encoder in _encoders(model, name):
+            encoder.use_nested_tensor = False
     setattr(above, child, module)
+
+
+def _encoders(model: nn.Module, name: str) -> list[nn.TransformerEncoder]:
+    """The encoders of torch that the module `name` is in."""
+    parts = name.split(".")
+    around = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
+    return [module for module in around if isinstance(module, nn.TransformerEncoder)]
 
 
 def _unchanged(module: nn.Module, args: Any) -> None:
@@ -36,6 +46,7 @@ def _unchanged(module: nn.Module, args: Any) -> None:
 def swapped(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Inside, `modules` stand in `model` under their names; afterwards, whatever happens, the modules of before do."""
     before = {name: model.get_submodule(name) for name in modules}
+    nested = {encoder: encoder.use_nested_tensor for name in modules for encoder in _encoders(model, name)}
     try:
         for name, module in modules.items():
             replace(model, name, module)
@@ -43,6 +54,8 @@ def swapped(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None
     finally:
         for name, module in before.items():
             replace(model, name, module)
+        for encoder, use in nested.items():
+            encoder.use_nested_tensor = use
 
 
 def install(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Callable[[], None]:

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,7 +110,8 @@ class Passes:
     """Gives in every pass the samples that the first pass over `data` gave, though data may be shuffled or augmented.
 
     Up to `limit` bytes of samples are copied and kept. Larger data are read again in each pass, and each sample is
-    compared with its digest of the first pass.
+    compared with its digest of the first pass. The samples up to `limit` are read again at once: data that are shuffled
+    or augmented are refused there, and not after a whole pass.
     """
 
     def __init__(self, data: Iterable[Any], model: nn.Module | None = None, limit: int = KEPT) -> None:
@@ -130,10 +132,7 @@ class Passes:
             yield kept[position]
             position += 1
         del kept
-        source, self._source = self._source, None
-        if source is None or position < len(self._digests):
-            source, position = iter(self._data), 0
-        yield from self._compared(source, position)
+        yield from islice(self._compared(iter(self._data)), position, None)
 
     def _extend(self, kept: list[Any]) -> bool:
         """Adds the next sample of the first pass; False at its end. Nothing is kept any more above the limit."""
@@ -149,7 +148,7 @@ class Passes:
         kept.append(copied_to(sample, _CPU) if isinstance(sample, Sample) else sample)
         self._size += sum(leaf.nbytes for leaf in _leaves(sample) if isinstance(leaf, Tensor))
         if self._size > self._limit:
-            self._digests, self._kept = [digest_of(each) for each in kept], None
+            self._digests, self._kept, self._source = [digest_of(each) for each in kept], None, None
         return True
 
     def _next(self, source: Iterator[Any], position: int) -> Any:
@@ -163,8 +162,9 @@ class Passes:
             fact = lines[-1].rstrip(".") if lines else type(error).__name__
             raise FileError(f"calib_data[{position}]: cannot be read ({fact}). Correct the data.") from error
 
-    def _compared(self, source: Iterator[Any], position: int) -> Iterator[Any]:
-        """The samples of `source` from `position` on, each as in the passes before."""
+    def _compared(self, source: Iterator[Any]) -> Iterator[Any]:
+        """The samples of `source`, each as in the passes before."""
+        position = 0
         while (sample := self._next(source, position)) is not None:
             digest = digest_of(sample)
             if position == len(self._digests) and not self._ended:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..call_arguments import noise_level
 from ..errors import FileError, MisfitError, OctavoError, Unstorable
 from ..files import Modes, writing
 from ..sealed import open_regular
+from ..space import check_space
 from ..store.layout import Call
 from ..store.writer import CaptureWriter
 from .pickles import (
@@ -93,6 +94,8 @@ def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
         if call.args and call.kwargs:
             raise MisfitError(f"{path}: call {call.index} has positional and named inputs. Use the capture.")
         samples.append(call.args or call.kwargs)
+    storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in _tensors(samples)}
+    check_space(path, sum(storages.values()))
     with writing(Path(path), Modes().data) as sink:
         torch.save(samples, sink)  # type: ignore[arg-type]
 
@@ -119,13 +122,16 @@ def convert_pth(path: str | Path, directory: str | Path, component: str = "trans
 def _dtype(sample: tuple[tuple[Any, ...], dict[str, Any]]) -> str | None:
     """The floating dtype of most of a sample's values, None without floating tensors."""
     sizes: Counter[str] = Counter()
-
-    def count(value: Any) -> None:
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            sizes[str(value.dtype).removeprefix("torch.")] += value.numel()
-        elif isinstance(value, dict | list | tuple):
-            for item in value.values() if isinstance(value, dict) else value:
-                count(item)
-
-    count(sample)
+    for tensor in _tensors(sample):
+        if tensor.is_floating_point():
+            sizes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     return max(sizes, key=lambda name: sizes[name], default=None)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """All tensors in nested dicts, lists and tuples."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)

@@ -10,6 +10,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..errors import MisfitError
 from ..files import Modes, create
 from ..sealed import seal
+from ..space import check_space
 from .blobs import NAMES, check_storable, memory_of, order_of, rows_of, settle, stats_of
 from .headers import key_of
 from .layout import Call
@@ -143,6 +144,7 @@ class UnitWriter:
         self._heard = WeakTensorKeyDictionary()
 
     def _flush(self, keep_last: bool) -> None:
+        check_space(self._staged, self._pending_bytes)
         parts = list(split_parts(self._pending))
         last = parts.pop() if keep_last else {}
         for blobs in parts:

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import diffusers
 from torch import nn
@@ -11,14 +11,14 @@ from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.calibration import calibrate as calibrate_model
 from octavo.calibrate.calibration import planned
 from octavo.calibrate.formats import format_named
-from octavo.calibrate.formats.target import check_space, check_target, least_size, write_directory
+from octavo.calibrate.formats.target import check_target, least_size
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import UsageError
-from octavo.capture.files import Modes
 from octavo.capture.fingerprint import Origin, fingerprint
 from octavo.capture.ranks import Ranks
+from octavo.capture.space import check_space
 from octavo.capture.store.reader import Capture
 from octavo.pipelines import FAMILIES, GENERIC
 from octavo.pipelines.denoisers import denoisers
@@ -28,6 +28,7 @@ from ..terminal import Terminal
 from ..words import DENOISER_FORMATS
 from .calibrate_options import CalibrateOptions, formats_of, settings_of
 from .calibrate_output import show, write
+from .calibrate_several import calibrate_all
 from .captured_model import Captured, casting, check_fingerprint, components_of, origin_of, source_of
 from .replayed_calls import chosen_calls, replayed_calls
 from .rerun import Announced, Rerun
@@ -48,26 +49,9 @@ def run(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
         result = _calibrate(capture, names[0], options, terminal, ranks)
         ranks.wait()
         return show(result, options, terminal, time.monotonic() - began, ranks)
-    _calibrate_all(capture, names, options, terminal, ranks)
+    one = partial(_calibrate, capture, terminal=terminal, ranks=ranks)
+    calibrate_all(capture, names, options, one, terminal, ranks)
     terminal.say(f"{options.out}: {', '.join(names)}. octavo generate {options.out} draws with all of them.")
-
-
-def _calibrate_all(
-    capture: Capture, names: list[str], options: CalibrateOptions, terminal: Terminal, ranks: Ranks
-) -> None:
-    """Calibrates several denoisers of a pipeline, each into the folder of OUT with its name. OUT is whole or absent."""
-
-    def fill(place: Path) -> None:
-        for name in names:
-            began, shown = time.monotonic(), replace(options, out=options.out / name)
-            result = _calibrate(capture, name, replace(options, out=place / name), terminal, ranks)
-            ranks.wait()
-            show(result, shown, terminal, time.monotonic() - began, ranks)
-
-    if ranks.rank:
-        return fill(options.out)
-    target = check_target(options.out, overwrite=options.overwrite)
-    write_directory(target, fill, Modes(options.group_readable))
 
 
 def _calibrate(capture: Capture, component: str, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Result:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from octavo.calibrate.blockwise.calibration import BlockwiseCalibration
 from octavo.calibrate.byte_sizes import parse_size
 from octavo.calibrate.calibration import planned
-from octavo.calibrate.formats.target import check_space, check_target, existing_parent, least_size
+from octavo.calibrate.formats.target import check_target, least_size
 from octavo.calibrate.layers.weights import check_finite
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
@@ -18,6 +18,7 @@ from octavo.capture.files import staging
 from octavo.capture.fingerprint import Origin, fingerprint_of
 from octavo.capture.paging import page_out
 from octavo.capture.ranks import Ranks
+from octavo.capture.space import check_space, existing_parent
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import mapped_denoiser, model_directory
 

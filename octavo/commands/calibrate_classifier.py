@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from octavo.calibrate.calibration import calibrate_folded, planned
-from octavo.calibrate.formats.target import check_space, check_target, least_size
+from octavo.calibrate.formats.target import check_target, least_size
 from octavo.calibrate.preparation.synthetic_inputs import made_up, warnings_of
 from octavo.calibrate.replay.calls import spread
 from octavo.calibrate.replay.user_data import Sample
 from octavo.capture.devices import DTYPES, resolve_device
 from octavo.capture.errors import UsageError
 from octavo.capture.ranks import Ranks
+from octavo.capture.space import check_space
 from octavo.pipelines import GENERIC
 from octavo.pipelines.classifier import Classifier, classifier_directory, load_classifier
 from octavo.pipelines.images import batches, image_files

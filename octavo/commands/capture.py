@@ -58,7 +58,7 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
         "prompts": len(texts),
         "prompts_source": source,
     }
-    if note := note_on_prompts(pipe, arguments) or long_prompts(pipe, texts):
+    if note := note_on_prompts(pipe, arguments) or long_prompts(pipe, texts, arguments):
         terminal.warn(note)
     with CaptureWriter.create(
         options.capture, manifest, resume=options.resume, group_readable=options.group_readable, ranks=ranks

@@ -8,7 +8,6 @@ from functools import partial, reduce
 from typing import Any
 
 from octavo.calibrate.errors import out_of_memory
-from octavo.calibrate.formats.target import check_space
 from octavo.capture.errors import (
     DeviceError,
     FileError,
@@ -23,6 +22,7 @@ from octavo.capture.kept_steps import KeptSteps, keep_rule
 from octavo.capture.progress import duration
 from octavo.capture.ranks import ALONE, Ranks
 from octavo.capture.recorder import Clock, Recorder
+from octavo.capture.space import check_space
 from octavo.capture.store.writer import CaptureWriter, UnitWriter, unit_key
 from octavo.pipelines.run import RunSettings, announced_steps, prompt_seed, run_prompt, total_steps
 

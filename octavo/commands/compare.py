@@ -45,7 +45,8 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
     family = family_at(directory)
     comparison = _comparison(options, directory, places, family, prompts.texts)
     texts = list(prompts.texts[: options.limit])
-    if note := note_on_prompts(comparison.pipe, comparison.arguments) or long_prompts(comparison.pipe, texts):
+    pipe, arguments = comparison.pipe, comparison.arguments
+    if note := note_on_prompts(pipe, arguments) or long_prompts(pipe, texts, arguments):
         terminal.warn(note)
     _run(comparison, texts, terminal)
     content = content_of(comparison, options, source)

@@ -33,7 +33,7 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
     )  # fmt: skip
     arguments = _arguments(pipe, settings, options, target)
     check_count(arguments, target)
-    if note := note_on_prompts(pipe, arguments) or long_prompts(pipe, [options.prompt]):
+    if note := note_on_prompts(pipe, arguments) or long_prompts(pipe, [options.prompt], arguments):
         terminal.warn(note)
     steps = total_steps(pipe, arguments)
     began = time.monotonic()

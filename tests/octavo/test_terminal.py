@@ -163,6 +163,39 @@ def test_words_from_files_are_escaped_in_every_kind_of_line(capsys: pytest.Captu
     )
 
 
+WORST = ["layer", "SQNR", "range", "scale", "zero point"]
+LAYERS = [
+    [f"transformer_blocks.{at}.attn.add_k_proj", "36.1 dB", "-6.57 .. 6.89", "0.0528", "-4"] for at in range(2)
+] + [["single_transformer_blocks.23.norm.linear_with_a_name_wider_than_a_line", "9.0 dB", "", "1", "0"]]
+
+
+@pytest.mark.parametrize("columns", [40, 60, 81, 200])
+def test_no_word_and_no_number_of_a_table_is_broken_where_a_line_can_hold_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    Terminal().table("Worst by SQNR", WORST, LAYERS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == "Worst by SQNR"
+    assert max(map(len, lines)) <= columns
+    text = "\n".join(lines)
+    for cell in (cell for row in LAYERS for cell in row if len(cell) < columns - 4):
+        assert cell in text, cell
+    assert ("SQNR 36.1 dB, range -6.57 .. 6.89" in text) == (columns < 100)
+
+
+def test_sentences_of_a_table_wrap_between_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    names, why = "pos_embed.proj, time_text_embed and 12 more", "embedders stay float, as their inputs are few"
+    Terminal().table("Kept float", ["layers", "why"], [[names, why]])
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 60
+    assert all(word in said.split() for word in f"{names} {why}".split())
+    assert "┃" in said
+
+
 def test_a_json_line_gives_back_what_it_was_given(capsys: pytest.CaptureFixture[str]) -> None:
     Terminal(as_json=True).event("prompt", text=HOSTILE)
     (line,) = capsys.readouterr().out.splitlines()

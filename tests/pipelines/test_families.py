@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from transformers import T5Config, T5EncoderModel
 
 from octavo.calibrate.plan import make_plan
 from octavo.calibrate.settings import Settings
@@ -15,8 +14,8 @@ from octavo.pipelines.denoisers import denoisers
 from ..helpers.commands import octavo
 from ..zoo.exported_sd3 import integer_layers
 from ..zoo.folding import fold
-from ..zoo.opensora import tiny_tokenizer
 from ..zoo.pipelines import make, run
+from ..zoo.whole_wan import WAN, whole_wan
 
 OF = {
     "flux-dev": "flux", "flux2": "flux2", "wan21": "wan", "wan-vace": "wan", "hunyuan-video": "hunyuanvideo",
@@ -87,29 +86,7 @@ def test_the_defaults_of_a_family_reach_the_settings_and_give_way():
 
 @pytest.fixture(scope="module")
 def wan(tmp_path_factory):
-    pipe = make("wan22")[0]
-    torch.manual_seed(0)
-    config = T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    pipe.register_modules(text_encoder=T5EncoderModel(config).eval(), tokenizer=tiny_tokenizer())
-    folder = tmp_path_factory.mktemp("wan") / "model"
-    pipe.save_pretrained(folder)
-    return folder
-
-
-WAN = (
-    "--height",
-    16,
-    "--width",
-    16,
-    "--frames",
-    5,
-    "--prompts",
-    "videos",
-    "--limit",
-    1,
-    "--arg",
-    "max_sequence_length=9",
-)
+    return whole_wan(tmp_path_factory.mktemp("wan") / "model")
 
 
 def test_both_denoisers_of_wan_run_in_integers_after_one_capture_and_one_calibration(wan, tmp_path):
@@ -133,6 +110,17 @@ def test_both_denoisers_of_wan_run_in_integers_after_one_capture_and_one_calibra
     assert "no checkpoint of vae. Choose one of transformer" in octavo(
         "generate", out, "a cat", "-o", tmp_path / "x", *run, "--component", "vae", code=2
     )
+
+
+def test_prompts_and_the_negative_prompt_beyond_max_sequence_length_are_counted_once(wan, tmp_path):
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("\n".join(["a b", *(f"{'a b c d ' * 4}{number}" for number in range(2))]))
+    small = ("--height", 16, "--width", 16, "--frames", 5, "--steps", 1, "--arg", "max_sequence_length=9")
+    said = octavo("capture", wan, tmp_path / "c", "--prompts", prompts, *small, "--negative-prompt", "x y " * 9)
+    assert "2 of 3 prompts are longer than the 9 tokens of the tokenizer, which cuts off the rest." in said
+    assert "The negative prompt is longer than the 9 tokens" in said
+    assert said.count("truncated") == 0
+    assert "longer than" not in octavo("generate", wan, "a b", *small, "-o", tmp_path / "frames")
 
 
 def test_one_denoiser_of_wan_is_calibrated_alone_and_two_of_the_same_are_refused(wan, tmp_path):

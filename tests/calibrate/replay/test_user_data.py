@@ -71,12 +71,15 @@ def test_nothing_and_what_is_no_list():
 class Cropped(Dataset):
     """Another part of each picture whenever it is read."""
 
+    def __init__(self) -> None:
+        self._pictures = pictures()  # which seeds torch
+
     def __len__(self) -> int:
         return 8
 
     def __getitem__(self, index: int) -> Tensor:
         left = int(torch.randint(0, 3, ()))
-        return pictures()[index % 2][0, :, :, left : left + 6]
+        return self._pictures[index % 2][0, :, :, left : left + 6]
 
 
 class Drawn(IterableDataset):
@@ -132,11 +135,32 @@ def test_data_too_large_to_keep_are_read_again_and_refused_where_they_differ():
     next(iter(calls()))
     for _ in range(3):
         assert all(torch.equal(call.args[0], x) for call, x in zip(calls(), pictures(), strict=True))
-    assert folder.read == 3 * len(pictures())
-    calls = Passes(DataLoader(Cropped(), batch_size=2), limit=1)
-    for _ in calls():
-        pass
-    refused(lambda: list(calls()), 4, "calib_data[", "another sample than in the pass before", "not shuffled")
+    assert folder.read == 3 * len(pictures()) + 2, "only the two samples up to the limit are read once more"
+
+
+SHUFFLED = {
+    "cropped": lambda: DataLoader(Cropped(), batch_size=2),
+    "shuffled": lambda: DataLoader(TensorDataset(torch.randn(64, 3, 8, 8)), batch_size=1, shuffle=True),
+    "workers that stay": lambda: DataLoader(Cropped(), batch_size=2, num_workers=1, persistent_workers=True),
+    "drawn": Drawn,
+}
+
+
+@pytest.mark.parametrize("name", SHUFFLED)
+def test_data_too_large_to_keep_that_vary_are_refused_before_a_pass_ends(name):
+    torch.manual_seed(0)
+    taken = []
+    calls = Passes(SHUFFLED[name](), limit=4000)
+    refused(lambda: taken.extend(calls()), 4, "calib_data[", "another sample than in the pass before", "not shuffled")
+    assert len(taken) <= 6
+
+
+def test_the_same_workers_that_stay_give_every_pass_of_large_data():
+    data = torch.randn(6, 3, 8, 8)
+    loader = DataLoader(TensorDataset(data), batch_size=1, num_workers=1, persistent_workers=True)
+    calls = Passes(loader, limit=2 * data[:1].nbytes)
+    for _ in range(2):
+        assert torch.equal(torch.cat([call.args[0] for call in calls()]), data)
 
 
 @pytest.mark.parametrize("other", [2, 4])

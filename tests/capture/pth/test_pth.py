@@ -6,21 +6,24 @@ import importlib
 import io
 import os
 import pickle
+import shutil
 import stat
 import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from octavo.capture.errors import OctavoError
+from octavo.capture.listener import Listener
 from octavo.capture.pth.pickles import LEGACY_MAGIC
 from octavo.capture.pth.pth import convert_pth, load_samples, safe_torch_load, save_pth
-from octavo.capture.store.reader import Capture
+from octavo.capture.store.reader import Call, Capture
 
 from ...helpers.faults import counting, failing
 from ...helpers.refusals import refused
@@ -322,6 +325,26 @@ def test_save_pth_on_a_full_disk_is_a_storage_error(tmp_path: Path) -> None:
         with counting(at, failing(errno.ENOSPC)):
             refused(lambda: save_pth(tmp_path / "g.pth", calls_of(0)), 5, "no space left")
         assert [path.name for path in tmp_path.iterdir()] == ["f.pth"]
+
+
+def test_a_disk_with_too_little_space_is_noticed_before_anything_is_written(tmp_path: Path, monkeypatch: Any) -> None:
+    torch.save([{"x": torch.ones(1000)}], tmp_path / "f.pth")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=3999))
+    refused(lambda: convert_pth(tmp_path / "f.pth", tmp_path / "capture"), 5, f"{tmp_path / 'capture'}: no space left")
+    calls = [Call("transformer", 0, 0, None, None, (), {"x": torch.ones(1000)})]
+    refused(lambda: save_pth(tmp_path / "g.pth", calls), 5, f"{tmp_path / 'g.pth'}: needs about 3.9 KiB")
+    refused(lambda: listened(tmp_path / "listened"), 5, f"{tmp_path / 'listened'}: no space left")
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".safetensors" or path.name == "g.pth"]
+    monkeypatch.undo()
+    convert_pth(tmp_path / "f.pth", tmp_path / "capture")
+    listened(tmp_path / "listened")
+
+
+def listened(directory: Path) -> None:
+    """Records a call of a linear with an input of 4000 bytes."""
+    module = torch.nn.Linear(1000, 1)
+    with Listener(module, directory):
+        module(torch.ones(1, 1000))
 
 
 def test_convert_pth_makes_a_capture(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,7 +19,7 @@ from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import CaptureWriter, unit_key
 
 from ...helpers.faults import counting, failing, in_child
-from ...helpers.refusals import refused
+from ...helpers.refusals import error_of, refused
 from ...helpers.stores import MANIFEST, PLANNED, calls_of, files_of, fill, holds, info_of, make_store, refused_create
 
 
@@ -115,6 +117,20 @@ def test_a_full_disk_tells_what_is_stored_and_resumes(tmp_path: Path) -> None:
         fill(writer, range(5))
         writer.complete()
     assert holds(tmp_path, 5)
+
+
+def test_a_disk_with_too_little_space_is_noticed_before_tensors_are_written(tmp_path: Path, monkeypatch: Any) -> None:
+    with CaptureWriter.create(tmp_path / "whole", MANIFEST) as writer:
+        fill(writer, range(1))
+        needed = writer.stored_bytes
+    for free, code in ((needed - 1, 5), (needed, 0)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
+        with CaptureWriter.create(tmp_path / str(free), MANIFEST) as writer, counting() as calls:
+            message = error_of(lambda: fill(writer, range(1)), 5)
+            assert (message is None) == (code == 0)
+        assert ("write" in calls.made) == (code == 0)
+        if message is not None:
+            assert message.startswith(f"{tmp_path / str(free)}: no space left (needs about 1 MiB more). 0 of ")
 
 
 def test_a_real_limit_on_file_size_is_refused_and_resumes(tmp_path: Path) -> None:

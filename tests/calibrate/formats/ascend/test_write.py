@@ -1,6 +1,7 @@
 """The ascend checkpoint: its layout, its bytes, its way in and out."""
 
 import json
+import shutil
 import stat
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from octavo.calibrate.calibration import calibrate
-from octavo.calibrate.formats import TABLE, format_named, target
+from octavo.calibrate.formats import TABLE, format_named
 from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.formats.manifest import MANIFEST
@@ -293,7 +294,7 @@ def test_a_directory_that_cannot_be_written_is_refused_first(tmp_path):
 
 def on_a_disk_of(free: int, patch: pytest.MonkeyPatch) -> None:
     """Lets every disk have this many free bytes."""
-    patch.setattr(target.shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    patch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written_and_named(tmp_path, monkeypatch):
