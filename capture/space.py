@@ -1,4 +1,4 @@
-"""Free space on a disk, looked at before a long run or a large file fills it."""
+"""Checks the free space of a disk, before a long run or a large file fills it."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from .progress import size
 
 
 def existing_parent(target: Path) -> Path:
-    """The nearest existing directory above `target`."""
+    """Returns the nearest existing directory above `target`."""
     parent = target.parent
     while not parent.exists():
         parent = parent.parent
@@ -18,12 +18,12 @@ def existing_parent(target: Path) -> Path:
 
 
 def check_space(target: Path | str, needed: int, remedy: str = "Free space or use another directory") -> None:
-    """Raises StorageError where the disk of `target`, which may not exist yet, has fewer free bytes than `needed`."""
-    place = Path(target).resolve()
+    """Raises StorageError if the disk of `target` has fewer free bytes than `needed`. `target` need not exist yet."""
+    path = Path(target).resolve()
     try:
-        free = shutil.disk_usage(place if place.is_dir() else existing_parent(place)).free
+        free = shutil.disk_usage(path if path.is_dir() else existing_parent(path)).free
     except OSError:
-        return  # the file system does not say
+        return  # the file system does not report its free space
     if free < needed:
-        fact = f"needs about {size(needed)}, and {size(free)} is free"
+        fact = f"needs about {size(needed)}, but only {size(free)} is free"
         raise StorageError(f"{target}: {fact}. {remedy}.") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

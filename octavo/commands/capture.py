@@ -68,7 +68,7 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
 
 
 def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: Terminal, seconds: float) -> None:
-    tally, stored = job.tally, len(writer.there())
+    tally, stored = job.tally, len(writer.unit_names())
     if tally.skipped:
         terminal.warn(f"{tally.skipped} calls with non-finite values were left out.")
     if tally.saturated:

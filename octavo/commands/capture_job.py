@@ -81,12 +81,12 @@ class Job:
             self._share(writer, [self._info(text) for text in texts])
             tallies = self.ranks.gather(self.tally)
         except Interrupted as stop:
-            count = f"{len(writer.there())} of {len(texts)} prompts are stored"
+            count = f"{len(writer.unit_names())} of {len(texts)} prompts are stored"
             stop.note = f"Interrupted: {count}. Run again with --resume."
             raise
         self.tally = reduce(Tally.plus, tallies)
         self.tally.failed.sort()
-        if not writer.there():
+        if not writer.unit_names():
             raise OctavoError(f"{self.options.capture}: no prompt could be captured. See the errors above.")
         if self.ranks.rank == 0 and not self.tally.failed:
             writer.complete()
@@ -120,7 +120,7 @@ class Job:
                 fact = f"prompt {number} does not take as many steps when it runs again"
                 raise MisfitError(f"{fact}. Use --keep every:N.")
         except Exception as error:
-            refused = self._refusal(error, number, clock.step, len(writer.there()))
+            refused = self._refusal(error, number, clock.step, len(writer.unit_names()))
             if not self.options.keep_going or isinstance(refused, MisfitError | StorageError | DeviceError):
                 raise refused from error
             self.tally.failed.append(number)
@@ -151,7 +151,7 @@ class Job:
                     show(step + 1)
 
                 run_prompt(self.pipe, info["prompt"], self.arguments, self.settings.seed, stepped)
-                if not any(recorder.heard for recorder in recorders):
+                if not any(recorder.call_count for recorder in recorders):
                     names = " or ".join(self.modules)
                     raise MisfitError(f"prompt {number}: the {names} was never called. Choose another --component.")
                 if self.keep.miscounted():
@@ -160,7 +160,7 @@ class Job:
         except _Miscounted:
             return None
         tally.recording = sum(r.seconds for r in recorders) + time.perf_counter() - inside
-        tally.heard = {recorder.name for recorder in recorders if recorder.heard}
+        tally.heard = {recorder.name for recorder in recorders if recorder.call_count}
         tally.steps = {self.keep.count}
         tally.swapped = {recorder.name: recorder.swapped for recorder in recorders if recorder.swapped}
         tally.calls, tally.raw_bytes, tally.stored_bytes = unit.calls, unit.raw_bytes, unit.stored_bytes

@@ -76,7 +76,7 @@ class Probe:
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self._busy:
-            self.clock.hear(noise_level(bind(inspect.signature(module.forward), args, kwargs)[1]))
+            self.clock.observe(noise_level(bind(inspect.signature(module.forward), args, kwargs)[1]))
 
     def _range_of(self, name: str) -> Any:
         def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
