@@ -4,7 +4,7 @@
 
 A limit is a share of the bytes of the float layers. At each limit, each of these ways chooses a scheme for every
 layer, and the model then draws held-out prompts in 28 steps:
-  output MSE     static or float: the layers with the largest mean squared output error stay float, as with amp_num
+  output MSE     static or float: layers with the largest mean squared output error that fit stay float (like amp_num)
   MSE, knapsack  static or float: the least sum of mean squared output errors within the limit
   SQNR, knapsack the same, with each error divided by the power of the layer's output
   latents        static or float: the least sum of errors of the final latents, over 2 calibration prompts in 8 steps
@@ -62,7 +62,7 @@ def output_errors(candidates: Candidates, groups: Sequence[LayerGroup], calls: l
 
 
 def largest_float(groups: Sequence[LayerGroup], powers: Sequence[Power], limit: Cost) -> list[int]:
-    """Chooses for each layer 1 (static), or 0 (float) for the layers with the largest output errors, while they fit."""
+    """Chooses for each layer 1 (static), or 0 (float) for the layers with the largest output errors that fit."""
     chosen = [1] * len(groups)
     for index in sorted(range(len(groups)), key=lambda index: -powers[index].mean_square):
         other = [*chosen[:index], 0, *chosen[index + 1 :]]

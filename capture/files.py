@@ -28,8 +28,8 @@ from .sealed import digest_of, read_bytes, read_sealed, seal
 
 __all__ = [
     "Modes",
+    "OutputFile",
     "SafeWriteUmask",
-    "Sink",
     "clean",
     "commit_directory",
     "create",
@@ -59,7 +59,7 @@ RENAME_EXCHANGE = 2  # flag of Linux renameat2 (linux/fs.h)
 class Modes:
     """The file modes of Octavo's files: readable for the user only, or for the group too.
 
-    Ascend's deployment tools refuse files wider than 0640 and directories wider than 0750.
+    Deployment tools refuse files with modes wider than 0640 and directories wider than 0750.
     """
 
     group_readable: bool = False
@@ -86,7 +86,7 @@ def storage(path: Path) -> Iterator[None]:
         raise storage_error(path, exc) from exc
 
 
-class Sink:
+class OutputFile:
     """A file open for writing that torch.save accepts. `write` always writes the whole buffer."""
 
     def __init__(self, descriptor: int) -> None:
@@ -109,7 +109,7 @@ class Sink:
 
 
 @contextmanager
-def create(path: Path, mode: int) -> Iterator[Sink]:
+def create(path: Path, mode: int) -> Iterator[OutputFile]:
     """Creates a file inside a staging directory; sets its mode and syncs it when the block ends.
 
     Raises StorageError if the file exists.
@@ -117,7 +117,7 @@ def create(path: Path, mode: int) -> Iterator[Sink]:
     with storage(path):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
-    sink = Sink(descriptor)
+    sink = OutputFile(descriptor)
     try:
         yield sink
         with storage(path):
@@ -133,18 +133,18 @@ def create(path: Path, mode: int) -> Iterator[Sink]:
 
 
 @contextmanager
-def scratch(path: Path) -> Iterator[Sink]:
+def scratch(path: Path) -> Iterator[OutputFile]:
     """Creates a temporary file that only this process reads, and so is not synced."""
     with storage(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        yield Sink(descriptor)
+        yield OutputFile(descriptor)
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def writing(path: Path, mode: int) -> Iterator[Sink]:
+def writing(path: Path, mode: int) -> Iterator[OutputFile]:
     """Writes a file that replaces `path` in one step when the block ends without an error; else `path` is unchanged."""
     with staging(path.parent, path) as staged:
         with create(staged / path.name, mode) as sink:

@@ -1,6 +1,6 @@
 """Computes fingerprints of models: digests of the class, of the tensors' names and shapes, and of the weights.
 
-Two models with the same fingerprint are the same model.
+Models with equal fingerprints count as the same model.
 """
 
 import hashlib

@@ -49,7 +49,7 @@ class Ranks:
     def connect(self, device: str) -> str:
         """Connects the processes; returns the name of the device that this process uses.
 
-        That is `device`, with auto resolved and with an index where `device` has none.
+        With several processes, auto is resolved and a missing index is added; a single process uses `device` itself.
         """
         return device
 

@@ -27,7 +27,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 NOT_LOADED = "Not loaded."
 
 
-class Storage(NamedTuple):
+class StorageClaim(NamedTuple):
     """A tensor storage that the pickle refers to: its key in the file, its number of elements, bytes per element."""
 
     key: str
@@ -39,7 +39,7 @@ class Storage(NamedTuple):
         return self.elements * self.itemsize
 
 
-class Tensor(NamedTuple):
+class TensorClaim(NamedTuple):
     """A stand-in for a tensor, with the size that the pickle claims."""
 
     bytes: int
@@ -55,24 +55,26 @@ class Claims:
 
     path: Path
     size: int
-    storages: dict[str, Storage] = field(default_factory=dict)
+    storages: dict[str, StorageClaim] = field(default_factory=dict)
     protocols: set[int] = field(default_factory=set)  # pickle protocols of the inspected pickles
 
     def too_large(self, claimed: int) -> OctavoError:
         """Makes the error for a tensor that claims more bytes than the file can hold."""
         return FileError(f"{self.path}: tensor of {human(claimed)} in a {human(self.size)} file. {NOT_LOADED}")
 
-    def storage(self, identity: tuple[Any, ...]) -> Storage:
+    def storage(self, identity: tuple[Any, ...]) -> StorageClaim:
         """Checks the storage with this persistent id of torch.save: (kind, type, key, device, elements, ...)."""
         kind, storage_type, key, _, elements = identity[:5]
         if kind != "storage" or type(elements) is not int or elements < 0:
             raise ValueError("a reference to something other than a storage")
-        storage = Storage(str(key), elements, ITEMSIZES[storage_type])
+        storage = StorageClaim(str(key), elements, ITEMSIZES[storage_type])
         if storage.bytes > self.size:
             raise self.too_large(storage.bytes)
         return self.storages.setdefault(storage.key, storage)
 
-    def tensor(self, storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    def tensor(
+        self, storage: StorageClaim, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
+    ) -> TensorClaim:
         """Checks a tensor; the stand-in for torch._utils._rebuild_tensor_v2."""
         numbers = (offset, *shape, *stride)
         if len(shape) != len(stride) or any(type(number) is not int or number < 0 for number in numbers):
@@ -81,11 +83,11 @@ class Claims:
         last = offset + sum((extent - 1) * step for extent, step in zip(shape, stride, strict=True))
         if claimed and (claimed > max(VIEW_LIMIT, self.size) or last >= max(storage.elements, 1)):
             raise self.too_large(claimed)
-        return Tensor(claimed)
+        return TensorClaim(claimed)
 
     def tensor_v3(
-        self, storage: Storage, offset: int, shape: Any, stride: Any, grad: Any, hooks: Any, *rest: Any
-    ) -> Tensor:
+        self, storage: StorageClaim, offset: int, shape: Any, stride: Any, grad: Any, hooks: Any, *rest: Any
+    ) -> TensorClaim:
         """Checks a tensor whose dtype is not its storage's; the stand-in for torch._utils._rebuild_tensor_v3."""
         return self.tensor(storage._replace(elements=storage.bytes // rest[0].itemsize), offset, shape, stride)
 
@@ -231,7 +233,7 @@ class DryUnpickler(DataUnpickler):
     def storage(self, kind: str) -> Any:
         return kind
 
-    def persistent_load(self, pid: Any) -> Storage:
+    def persistent_load(self, pid: Any) -> StorageClaim:
         if isinstance(pid, str):
             fact = "has pickle protocol 0, in which torch.save writes no tensors"
             raise FileError(f"{self._claims.path}: {fact}. Make the file again with the default protocol.")

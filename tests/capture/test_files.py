@@ -18,8 +18,8 @@ from octavo.capture import files
 from octavo.capture.errors import OctavoError
 from octavo.capture.files import (
     Modes,
+    OutputFile,
     SafeWriteUmask,
-    Sink,
     clean,
     commit_directory,
     create,
@@ -74,7 +74,7 @@ def test_a_file_of_mode_0400_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "f").read_bytes() == b"two"
 
 
-def interrupted_after(sink: Sink) -> None:
+def interrupted_after(sink: OutputFile) -> None:
     sink.write(b"half")
     raise KeyboardInterrupt
 
