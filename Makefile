@@ -16,11 +16,14 @@ $(VENV)/installed: pyproject.toml constraints.txt hatch_build.py calibrate/runti
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-test: install  ## run the tests but the slow ones
-	$(BIN)/python -m pytest
+# two processes of one thread each: most tests are too small for two threads to help
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test-all: install  ## run the slow tests too
-	$(BIN)/python -m pytest -m 'not gpu and not npu'
+test: install  ## run the tests but the slow ones
+	$(PYTEST)
+
+test-all: install  ## run the slow tests too, and try properties on more examples
+	$(PYTEST) -m 'not gpu and not npu' --hypothesis-profile all
 
 check: install  ## check format, lint and types
 	$(BIN)/ruff format --check .

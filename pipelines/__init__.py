@@ -11,7 +11,7 @@ FAMILIES = {family.name: family for family in (SD3, OPENSORA, OPENSORA_PLAN, *TA
 
 
 def family_of(pipeline_class: str) -> Family:
-    """The family of a pipeline by its class name: the one with the longest matching prefix; GENERIC without a match."""
+    """Returns the family with the longest prefix that a pipeline's class name begins with; else GENERIC."""
     prefixes = {prefix: family for family in FAMILIES.values() for prefix in family.pipelines}
-    known = [prefix for prefix in prefixes if pipeline_class.startswith(prefix)]
-    return prefixes[max(known, key=len)] if known else GENERIC
+    matches = [prefix for prefix in prefixes if pipeline_class.startswith(prefix)]
+    return prefixes[max(matches, key=len)] if matches else GENERIC

@@ -1,4 +1,4 @@
-"""Loads an image classifier of transformers from a directory: the second kind of model, beside diffusion pipelines."""
+"""Loads image classifiers of transformers, the models that `octavo calibrate-cnn` takes, from directories."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -18,14 +18,14 @@ BUNDLED = {"digits": Path(__file__).parent / "digits" / "model"}
 
 
 class Classifier(NamedTuple):
-    """A model in eval mode, and the preprocessing of its pictures."""
+    """A model in eval mode and the preprocessing that its pictures need."""
 
     model: nn.Module
     preprocessing: Preprocessing
 
 
 def classifier_directory(model: str) -> Path:
-    """The directory that a MODEL argument means: `digits` is the bundled one."""
+    """Returns the directory that a MODEL argument names; `digits` is the bundled classifier."""
     return BUNDLED.get(model, Path(model)) if not Path(model).exists() else Path(model)
 
 
@@ -50,8 +50,8 @@ def load_classifier(directory: Path, dtype: torch.dtype = torch.float32) -> Clas
             config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
             kind = AutoModelForImageClassification._model_mapping[type(config)]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            found = words.get("model_type") or one_line(error)
-            raise FileError(f"{directory}: no image classifier ({found}). Give one of transformers.") from error
+            reason = words.get("model_type") or one_line(error)
+            raise FileError(f"{directory}: no image classifier ({reason}). Give one of transformers.") from error
         options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True, "config": config}
         model = load_component(directory, kind[0] if isinstance(kind, tuple) else kind, options, strict=False)
     check_finite(model, directory.name)

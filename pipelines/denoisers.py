@@ -27,7 +27,7 @@ def _parts(pipeline: Any, prefix: str = "", seen: frozenset[int] = frozenset()) 
 
 
 def is_denoiser(module: nn.Module) -> bool:
-    """Whether a component is the kind of network that denoises: a diffusers transformer, UNet or prior."""
+    """Returns whether a component is a network that denoises: a diffusers transformer, UNet or prior."""
     kind = type(inside(module))
     return issubclass(kind, ModelMixin) and _denoises(kind.__name__)
 
@@ -37,26 +37,26 @@ def _denoises(kind: str) -> bool:
 
 
 def denoisers_in(index: Mapping[str, Any]) -> list[str]:
-    """The names of the denoisers among the components that a model_index.json lists."""
+    """Returns the names of the denoisers among the components that a model_index.json lists."""
     kinds = {name: kind for name, kind in index.items() if isinstance(kind, list) and kind[-1] is not None}
     return [name for name, (library, kind) in kinds.items() if library == "diffusers" and _denoises(kind)]
 
 
 def denoisers(pipeline: DiffusionPipeline, only: tuple[str, ...] = ()) -> dict[str, nn.Module]:
-    """The denoisers of `pipeline` by dotted name, each module once; `only` chooses some by name.
+    """Returns the denoisers of `pipeline` by dotted name, each module once; `only` selects modules by name instead.
 
-    Raises UsageError when there is none, or none of a chosen name.
+    Raises UsageError for a pipeline without a denoiser, and for a name in `only` that no module has.
     """
     parts = list(_parts(pipeline))
-    found: dict[str, nn.Module] = {}
+    modules: dict[str, nn.Module] = {}
     for name, module in sorted(parts, key=lambda part: part[0].count(".")):
-        if is_denoiser(module) and not any(module is other for other in found.values()):
-            found[name] = module
+        if is_denoiser(module) and not any(module is other for other in modules.values()):
+            modules[name] = module
     kind = type(pipeline).__name__
     choices = ", ".join(sorted(name for name, _ in parts)) or "nothing"
-    if not found and not only:
+    if not modules and not only:
         raise UsageError(f"{kind}: no transformer or UNet among its modules. Choose one of {choices} with --component.")
     for name in only:
         if name not in dict(parts):
             raise UsageError(f"{kind}: no module '{name}'. Choose one of {choices}.")
-    return {name: dict(parts)[name] for name in only} if only else found
+    return {name: dict(parts)[name] for name in only} if only else modules

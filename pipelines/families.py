@@ -1,8 +1,7 @@
-"""The families of diffusers' own pipelines, one entry each: layers that stay float beside the general rule, and layers
-whose inputs can be divided.
+"""Lists the families of diffusers' own pipelines: further layers that stay float, inputs that smoothing can divide.
 
-The general rule of calibrate/plan.py follows the lists in each model class. An entry adds layers that a named tool
-keeps float, or that measurements (python -m bench.models) advise against.
+The general rule in calibrate/plan.py keeps float what a model class itself lists. An entry here adds layers that
+another tool, named in the reason, keeps float, or that lose too much by measurement (python -m bench.models).
 """
 
 from collections.abc import Iterator
@@ -17,31 +16,32 @@ _LATENT = {"output_type": "latent"}
 
 
 def single_groups(model: Any) -> list[Group]:
-    """The groups of a model with double and single blocks, such as Flux and HunyuanVideo."""
-    found = joint_groups(model)
-    for at, block in enumerate(model.single_transformer_blocks):
-        name, width = f"single_transformer_blocks.{at}", block.norm.norm.normalized_shape[0]
+    """Returns the groups of a model with double and single blocks, such as Flux and HunyuanVideo."""
+    groups = joint_groups(model)
+    for index, block in enumerate(model.single_transformer_blocks):
+        name, width = f"single_transformer_blocks.{index}", block.norm.norm.normalized_shape[0]
         layers = [f"{name}.proj_mlp", *(f"{name}.attn.{leaf}" for leaf in ("to_q", "to_k", "to_v"))]
-        found.append(modulated(f"{name}.norm.linear", width, 0, 1, layers))
-    return found
+        groups.append(modulated(f"{name}.norm.linear", width, 0, 1, layers))
+    return groups
 
 
 def qwen_groups(model: Any) -> list[Group]:
-    """The groups of a QwenImageTransformer2DModel."""
-    found = []
-    for at, block in enumerate(model.transformer_blocks):
-        name, width = f"transformer_blocks.{at}", block.img_norm1.normalized_shape[0]
+    """Returns the groups of a QwenImageTransformer2DModel."""
+    groups = []
+    for index, block in enumerate(model.transformer_blocks):
+        name, width = f"transformer_blocks.{index}", block.img_norm1.normalized_shape[0]
         for stream, leaves in (("img", ("to_q", "to_k", "to_v")), ("txt", ("add_q_proj", "add_k_proj", "add_v_proj"))):
             target = f"{name}.{stream}_mod.1"
-            found.append(modulated(target, width, 0, 1, [f"{name}.attn.{leaf}" for leaf in leaves]))
-            found.append(modulated(target, width, 3, 4, [f"{name}.{stream}_mlp.net.0.proj"]))
-    return found + list(value_groups(model))
+            groups.append(modulated(target, width, 0, 1, [f"{name}.attn.{leaf}" for leaf in leaves]))
+            groups.append(modulated(target, width, 3, 4, [f"{name}.{stream}_mlp.net.0.proj"]))
+    return groups + list(value_groups(model))
 
 
 def value_groups(model: Any) -> Iterator[Group]:
-    """Yields groups of attention outputs, whose input can be divided through the values, in which attention is linear.
+    """Yields the groups of attention output layers. Attention is linear in its values, so the value layers can divide
+    the input of the output layers.
 
-    Leaves out processors with weights of their own, which may add to the values.
+    Leaves out attention whose processor has weights of its own: these may add to the values.
     """
     from torch import nn
 
@@ -71,7 +71,7 @@ TABLE = (
     Family(
         "wan", ("Wan",), defaults=_LATENT, groups=_values,
         # measured: the output of a tiny WanVACE has 23 dB of SQNR with them in integers, 59 dB without
-        more_float=dict.fromkeys(("vace_blocks.*.proj_in", "vace_blocks.*.proj_out"), "is given the residual stream"),
+        more_float=dict.fromkeys(("vace_blocks.*.proj_in", "vace_blocks.*.proj_out"), "takes the residual stream"),
     ),
     Family(
         "hunyuanvideo", ("HunyuanVideo",), defaults=_LATENT, groups=single_groups,

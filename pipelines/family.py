@@ -1,4 +1,4 @@
-"""The record of a family of models: defaults, layers that stay float, groups of layers."""
+"""Defines what Octavo knows of a family of models: defaults, layers that stay float, groups of layers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 
 class Fold(NamedTuple):
-    """The source of the channels of an input: rows from `start` of a Linear or a norm, or of a flattened parameter.
+    """The rows that produce a layer's input: those from `start` on of `target`, a Linear, a norm or a flat parameter.
 
-    `plus_one`: the source gives the scale of a modulation, which is applied as 1 + scale.
+    Dividing these rows divides the channels of the input. With `plus_one` the rows produce the scale of a modulation,
+    which the model applies as 1 + scale.
     """
 
     target: str
@@ -17,7 +18,7 @@ class Fold(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Layers whose inputs come from `folds` alone, where the outputs of `folds` reach these layers alone."""
+    """Layers that get their input only from `folds`, whose outputs reach only these layers."""
 
     layers: tuple[str, ...]
     folds: tuple[Fold, ...]
@@ -25,14 +26,18 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """The record of one family; for anything not given here the pipeline's own default holds."""
+    """The defaults of one family. Where a field is empty, the pipeline's own default holds."""
 
     name: str
     pipelines: tuple[str, ...] = ()  # prefixes of the pipeline class names
-    models: tuple[str, ...] = ()  # names of the model in config.json of a folder of the denoiser alone
+    models: tuple[str, ...] = ()  # class or type in the config.json of a folder that holds only the denoiser
     defaults: Mapping[str, Any] = field(default_factory=dict)  # arguments of the pipeline's call
-    keep_float: Mapping[str, str] | None = None  # pattern of layer names -> why; None: the general rule
-    more_float: Mapping[str, str] = field(default_factory=dict)  # beside the general rule, where keep_float is None
+    keep_float: Mapping[str, str] | None = (
+        None  # pattern of layer names -> reason; None: the general rule of calibrate/plan.py
+    )
+    more_float: Mapping[str, str] = field(
+        default_factory=dict
+    )  # patterns in addition to the general rule; only where keep_float is None
     # (directory, dtype or None, folder of the text encoder or None) -> pipeline; None: diffusers loads it
     load: Callable[[Any, Any, Any], Any] | None = None
     groups: Callable[[Any], list[Group]] | None = None  # denoiser -> layers whose input channels can be divided

@@ -17,21 +17,21 @@ DEMO_INT8 = Path(__file__).parent / "demo" / "int8"
 
 
 def model_directory(model: str) -> Path:
-    """The directory that a MODEL argument means: `demo` is the bundled pipeline, `demo-int8` its quantized denoiser."""
+    """Returns the directory that MODEL names; `demo` is the bundled pipeline, `demo-int8` its int8 denoiser."""
     bundled = {"demo": DEMO, "demo-int8": DEMO_INT8}
     return bundled[model] if model in bundled and not Path(model).exists() else Path(model)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Reads the object in a JSON file. Raises FileError when there is none.
+    """Reads a JSON file that holds an object. Raises FileError for a missing file and for any other content.
 
-    Numbers may be infinite, as they are in configs of schedulers.
+    Numbers may be infinite, as in the configs of schedulers.
     """
     return json_object(read_bytes(Path(os.path.realpath(file)), remedy=_AGAIN), file, _AGAIN, finite=False)
 
 
 def count_tensors(weights: Iterable[Path]) -> int:
-    """The number of tensors in safetensors files. Raises FileError for a file that is truncated or damaged."""
+    """Returns the number of tensors in safetensors files. Raises FileError for a truncated or damaged file."""
     count = 0
     for file in weights:
         try:
@@ -44,8 +44,11 @@ def count_tensors(weights: Iterable[Path]) -> int:
 
 
 def read_config(folder: Path, weights: Sequence[Path] | None = None) -> dict[str, Any]:
-    """Reads the config.json of a model. Raises FileError where there is none, and for a config that claims more layers
-    than its `weights` can hold: safetensors files, by default all beside it."""
+    """Reads the config.json of a model.
+
+    Raises FileError without a config.json, and for one that claims more layers than the safetensors files `weights`
+    can hold (default: all in the folder).
+    """
     config = read_json(folder / "config.json")
     weights = list(folder.glob("*.safetensors")) if weights is None else weights
     if weights:

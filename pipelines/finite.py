@@ -1,4 +1,4 @@
-"""Notices values that are not finite while a pipeline runs: a picture made of NaN looks like any black picture."""
+"""Stops a pipeline whose networks output NaN or infinity. Without this check the picture would just be black."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,12 +14,12 @@ from .denoisers import denoisers
 
 @contextmanager
 def finite_outputs(pipe: Any) -> Iterator[None]:
-    """Inside, a denoiser or decoder of `pipe` that gives a value which is not finite raises NumbersError."""
+    """Within the context, raises NumbersError when a denoiser or decoder of `pipe` outputs NaN or infinity."""
     parts: dict[str, Any] = getattr(pipe, "components", {})
-    decoders = {f"{name}.decoder": getattr(each, "decoder", None) for name, each in parts.items() if _decodes(each)}
-    watched = {**denoisers(pipe), **decoders}
+    decoders = {f"{name}.decoder": getattr(part, "decoder", None) for name, part in parts.items() if _decodes(part)}
+    modules = {**denoisers(pipe), **decoders}
     with ExitStack() as stack:
-        for name, module in watched.items():
+        for name, module in modules.items():
             if isinstance(module, nn.Module):
                 stack.callback(module.register_forward_hook(partial(_check, name)).remove)
         yield
@@ -31,8 +31,8 @@ def _decodes(component: Any) -> bool:
 
 def _check(name: str, module: nn.Module, args: Any, output: Any) -> None:
     if not all(bool(tensor.isfinite().all()) for tensor in _tensors(output)):
-        remedy = "Use --dtype bfloat16 or float32; where the float model is sound, calibrate again."
-        raise NumbersError(f"{name}: gave values that are not finite. {remedy}")
+        remedy = "Use --dtype bfloat16 or float32. If the float model works, calibrate again."
+        raise NumbersError(f"{name}: its output has values that are not finite. {remedy}")
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -42,5 +42,5 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, dict):
         yield from _tensors(list(value.values()))
     elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)
+        for item in value:
+            yield from _tensors(item)

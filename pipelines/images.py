@@ -1,6 +1,6 @@
 """Reads the pictures of a directory and preprocesses them as the model's preprocessor_config.json says.
 
-The preprocessing is that of transformers' own image processors, with pillow.
+The image processors of transformers preprocess, with pillow as their backend.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,15 +21,19 @@ from .load import quiet
 from .pictures import open_picture, suffixes
 
 CONFIG = "preprocessor_config.json"
-_CONFIGS = (CONFIG, "processor_config.json")  # the second one is that of newer models
-_SHAPES = ((75, 75), (100, 50), (50, 100))  # height, width: pictures of one size if the preprocessing has a fixed one
+_CONFIGS = (CONFIG, "processor_config.json")  # newer models have the second
+_SHAPES = (
+    (75, 75),
+    (100, 50),
+    (50, 100),
+)  # (height, width) of three probes: of one shape after a preprocessing with a fixed size
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The preprocessing of a picture by `processor`, an image processor of transformers.
+    """Preprocesses pictures with `processor`, an image processor of transformers.
 
-    Without one, pictures are resized to `size` (height, width), if there is one, and have values of 0 to 1.
+    Without a processor, pictures are resized to `size` (height, width) unless it is None, and scaled to 0..1.
     """
 
     channels: int = 3
@@ -38,11 +42,11 @@ class Preprocessing:
 
     @cached_property
     def fixed(self) -> bool:
-        """Whether all preprocessed pictures have one size."""
+        """True if all preprocessed pictures have the same size."""
         return len({self(Image.new("RGB", (width, height))).shape for height, width in _SHAPES}) == 1
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        """The preprocessed picture, (channels, height, width) float32."""
+        """Returns the preprocessed picture, (channels, height, width) float32."""
         picture = picture.convert("RGB" if self.channels == 3 else "L")
         if self.processor is not None:
             return self.processor(images=picture, return_tensors="pt")["pixel_values"][0].float()
@@ -53,10 +57,10 @@ class Preprocessing:
 
 
 def preprocessing_of(directory: Path, channels: int = 3, image_size: int = 224) -> Preprocessing:
-    """Reads preprocessor_config.json in `directory`; without one, pictures are `image_size` square, values 0 to 1.
+    """Reads preprocessor_config.json in `directory`. Without that file, pictures become `image_size` squares in 0..1.
 
-    Raises FileError for a file that is no such configuration, and for a preprocessing that needs torchvision or makes
-    anything but one tensor of `channels` channels.
+    Raises FileError for a file that is not such a configuration, for a processor that needs torchvision, and for a
+    processor that returns anything but one tensor with `channels` channels.
     """
     path = next((directory / name for name in _CONFIGS if (directory / name).is_file()), None)
     if path is None:
@@ -67,26 +71,26 @@ def preprocessing_of(directory: Path, channels: int = 3, image_size: int = 224) 
                 directory, backend="pil", local_files_only=True, trust_remote_code=False
             )
             sample = Image.new("RGB" if channels == 3 else "L", (64, 64))
-            made = processor(images=sample, return_tensors="pt")
+            outputs = processor(images=sample, return_tensors="pt")
     except ImportError as error:
-        fact = "names an image processor that works with torchvision alone"
+        fact = "names an image processor that only works with torchvision"
         raise FileError(f"{path}: {fact}. Use --input-shape, which needs no pictures.") from error
     except Exception as error:  # transformers checks little: a wrong value is an error of any kind, in any line
         fact = first_sentence(error)[:200]
         raise FileError(f"{path}: not a preprocessor's configuration ({fact}). Correct it.") from error
     kind = type(processor).__name__
-    if set(made) != {"pixel_values"}:
-        raise FileError(f"{path}: {kind} makes {', '.join(made)}, not one tensor. Use --input-shape.")
-    if made["pixel_values"].ndim != 4 or made["pixel_values"].shape[1] != channels:
-        shape = " x ".join(map(str, made["pixel_values"].shape[1:]))
+    if set(outputs) != {"pixel_values"}:
+        raise FileError(f"{path}: {kind} makes {', '.join(outputs)}, not one tensor. Use --input-shape.")
+    if outputs["pixel_values"].ndim != 4 or outputs["pixel_values"].shape[1] != channels:
+        shape = " x ".join(map(str, outputs["pixel_values"].shape[1:]))
         raise FileError(f"{path}: {kind} makes pictures of {shape}, the model takes {channels} channels. Correct it.")
     return Preprocessing(channels, processor=processor)
 
 
 def image_files(directory: Path) -> list[Path]:
-    """The pictures in a directory and below it, sorted by name.
+    """Returns the pictures in a directory and its subdirectories, sorted by name.
 
-    Raises UsageError where there is no such directory, FileError where it holds none.
+    Raises UsageError for a missing directory, FileError for a directory without pictures.
     """
     if not directory.exists():
         raise UsageError(f"{directory}: no such directory. Give one with pictures.")
@@ -99,9 +103,10 @@ def image_files(directory: Path) -> list[Path]:
 
 
 def batches(files: Sequence[Path], preprocessing: Preprocessing, batch: int) -> Iterator[Tensor]:
-    """Yields batches of pictures (batch, channels, height, width), read as they are asked for; the last may be smaller.
+    """Yields batches of pictures (batch, channels, height, width), read when needed; the last may be smaller.
 
-    Pictures that keep their own sizes come one by one. Raises FileError for a picture that cannot be read.
+    Where the preprocessing keeps the pictures' own sizes, every batch has one picture. Raises FileError for a picture
+    that cannot be read.
     """
     batch = batch if preprocessing.fixed else 1
     for start in range(0, len(files), batch):

@@ -1,4 +1,4 @@
-"""Inspects a model directory before anything in it is loaded or run."""
+"""Checks a model directory before anything in it is loaded or run."""
 
 from collections.abc import Iterator
 from itertools import count, takewhile
@@ -12,12 +12,21 @@ from .family import Family
 from .files import read_json
 from .weights import check_weights
 
-_ONE_FILE = (".safetensors", ".ckpt", ".gguf", ".bin", ".pt", ".pth")  # how models are given out as a single file
+_ONE_FILE = (
+    ".safetensors",
+    ".ckpt",
+    ".gguf",
+    ".bin",
+    ".pt",
+    ".pth",
+)  # endings of models that are published as one file
 
 
 class Component(NamedTuple):
-    """A component as model_index.json has it: its library and class (both None: absent), and its folders, several
-    where one class holds several nets, as MultiControlNetModel does."""
+    """A component listed in model_index.json: its library and class (both None for an absent component), its folders.
+
+    A class that holds several nets, such as MultiControlNetModel, has several folders.
+    """
 
     library: str | None
     kind: str | None
@@ -25,18 +34,18 @@ class Component(NamedTuple):
 
 
 def components_in(directory: Path, index: dict[str, Any]) -> dict[str, Component]:
-    """The components in the content `index` of model_index.json, by name. Plain settings of the pipeline are none."""
-    found = {}
+    """Returns the components that `index`, the content of model_index.json, lists, by name; settings are left out."""
+    components = {}
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or len(entry) != 2:
             continue
         if all(isinstance(word, str) for word in entry) or entry == [None, None]:
-            found[name] = Component(entry[0], entry[1], tuple(_folders(directory / name, entry[1])))
-    return found
+            components[name] = Component(entry[0], entry[1], tuple(_folders(directory / name, entry[1])))
+    return components
 
 
 def _folders(first: Path, kind: str | None) -> Iterator[Path]:
-    """Yields the folder of a component, and for a class of several nets FOLDER_1, FOLDER_2, ... as diffusers has it."""
+    """Yields the folders of a component: one, and for a class of several nets FOLDER_1, FOLDER_2, ... too."""
     if kind is None:
         return
     yield first
@@ -45,10 +54,10 @@ def _folders(first: Path, kind: str | None) -> Iterator[Path]:
 
 
 def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str, Any]:
-    """The content of `model_index.json` of a diffusers directory whose files are safe to load.
+    """Checks that a diffusers directory is safe to load, and returns the content of its model_index.json.
 
-    Raises UsageError where there is no such directory; FileError for a directory that is no pipeline, broken JSON,
-    custom code, pickle weights only, or a truncated weights file.
+    Raises UsageError for a missing directory; FileError for a directory that is not a pipeline, for broken JSON, custom
+    code, a truncated weights file, and for a component that has only pickle weights.
     """
     _check_directory(directory)
     file = directory / "model_index.json"
@@ -65,7 +74,7 @@ def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str,
 
 
 def _check_directory(directory: Path) -> None:
-    """Raises UsageError for what is no directory, with what can be done about a model in a single file."""
+    """Raises UsageError for a path that is not a directory; for a model in one file, the message says what to do."""
     if directory.is_file() and directory.suffix in _ONE_FILE:
         raise UsageError(f"{directory}: a single file, not a directory. {_from_one_file(directory)}")
     if directory.is_file():
@@ -75,7 +84,7 @@ def _check_directory(directory: Path) -> None:
 
 
 def _instead(directory: Path) -> str:
-    """A sentence on the directory to give instead of one that is no pipeline."""
+    """Returns a sentence that names the directory to give instead of `directory`, which is not a pipeline."""
     inside = [*directory.glob("*/model_index.json"), *directory.glob("snapshots/*/model_index.json")]
     if (directory.parent / "model_index.json").is_file():
         return f"It holds one component of a pipeline. Give {directory.parent}."
@@ -89,17 +98,20 @@ def _instead(directory: Path) -> str:
 
 
 def _from_one_file(file: Path) -> str:
-    """A sentence on the way from a model in a single file, which has weights without configuration, to a directory."""
+    """Returns a sentence that says how to make a pipeline directory from a model in a single file.
+
+    Such a file has weights without a configuration.
+    """
     if file.suffix == ".gguf":
-        return "GGUF holds a denoiser quantized already. Give the diffusers directory of the float pipeline."
-    made = f"StableDiffusionXLPipeline.from_single_file('{file.name}').save_pretrained('DIR')"
-    return f"Make a directory with the pipeline's class in diffusers, as in {made}, and give that."
+        return "GGUF holds a denoiser that is already quantized. Give the diffusers directory of the float pipeline."
+    code = f"StableDiffusionXLPipeline.from_single_file('{file.name}').save_pretrained('DIR')"
+    return f"Make a directory with the pipeline's class in diffusers, as in {code}, and give that directory."
 
 
 def family_at(directory: Path, name: str | None = None) -> Family:
-    """The family of the model in `directory`: the one called `name`, or the one that the files name.
+    """Returns the family called `name`, or without a name the family that the files in `directory` name.
 
-    Raises UsageError when there is no such directory, FileError as `inspect_model` does.
+    Raises UsageError for a missing directory, FileError as `inspect_model` does.
     """
     _check_directory(directory)
     if name is not None:
@@ -107,8 +119,9 @@ def family_at(directory: Path, name: str | None = None) -> Family:
     config = directory / "config.json"
     if not (directory / "model_index.json").is_file() and config.is_file():
         words = read_json(config)
-        more = words.get("architectures")
-        kinds = [words.get("model_type"), words.get("_class_name"), *(more if isinstance(more, list) else [])]
+        architectures = words.get("architectures")
+        kinds = [words.get("model_type"), words.get("_class_name")]
+        kinds += architectures if isinstance(architectures, list) else []
         for family in FAMILIES.values():
             if any(kind in family.models for kind in kinds):
                 return family
@@ -116,9 +129,9 @@ def family_at(directory: Path, name: str | None = None) -> Family:
 
 
 def _refuse_code(directory: Path, index: dict[str, Any], trusted: bool) -> None:
-    own = [directory / f"{name}.py" for name in ("pipeline", index.get("_class_name")) if isinstance(name, str)]
-    if isinstance(index.get("_class_name"), list):
-        own.insert(0, directory / f"{index['_class_name'][0]}.py")
+    kinds = index.get("_class_name")
+    names = [*(kinds if isinstance(kinds, list) else [kinds]), "pipeline"]
+    own = [directory / f"{name}.py" for name in names if isinstance(name, str)]
     code = [f for f in own if f.is_file()] + [
         f for n in index if (directory / n).is_dir() for f in (directory / n).glob("*.py")
     ]

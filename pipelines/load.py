@@ -1,4 +1,4 @@
-"""Loads a diffusers pipeline from a directory, and refuses files that would silently give another model."""
+"""Loads a diffusers pipeline from a directory, and refuses files from which diffusers would load a wrong model."""
 
 import logging
 import warnings
@@ -17,7 +17,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from octavo.capture.devices import DTYPES
-from octavo.capture.errors import FileError, MisfitError, NumbersError, UsageError, first_sentence
+from octavo.capture.errors import FileError, MisfitError, NumbersError, OctavoError, UsageError, first_sentence
 
 from .denoisers import denoisers
 from .family import Family
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the libraries' progress bars and notes off the terminal while inside; their errors still come through."""
+    """Within the context, hides the progress bars and notes of diffusers and transformers; errors are still printed."""
     levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     diffusers_logging.set_verbosity_error()
@@ -53,7 +53,7 @@ def quiet() -> Iterator[None]:
 
 
 def default_dtype(folders: list[Path], device: torch.device) -> torch.dtype:
-    """The dtype of the first stored weights; on a CPU, where halves are slow, float32."""
+    """Returns the dtype of the first stored weights; on a CPU float32, since half precision is slow there."""
     stored = next((d for folder in folders if (d := stored_dtype(folder))), "float32")
     return torch.float32 if device.type == "cpu" else DTYPES[stored]
 
@@ -72,10 +72,10 @@ def load_pipeline(
 ) -> Any:
     """Loads the pipeline in a directory, in eval mode; downloads nothing, opens no pickle.
 
-    `family` (default: the one that the files name) may load the pipeline in its own way; `text_encoder` is then the
-    folder of the text encoder, which a folder of the denoiser alone lacks. The components `given` replace those in the
-    directory. Raises as `inspect_model` does; UsageError for an unknown component; MisfitError for missing or misshapen
-    weights (and surplus ones when `strict`); NumbersError for weights that are not finite.
+    `family` (default: the family that the files name) may have a loader of its own, for a folder that holds only the
+    denoiser; `text_encoder` is then the folder of the text encoder. The modules in `given` replace the components of
+    the same names. Raises as `inspect_model` does; UsageError for an unknown component; MisfitError for weights that
+    are missing or have the wrong shape (with `strict` also for surplus weights); NumbersError for NaN or infinity.
     """
     device = device or torch.device("cpu")
     family = family or family_at(directory)
@@ -104,18 +104,17 @@ def mapped_denoiser(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """Loads one denoiser of a pipeline in its stored dtype: the weights are parts of the mapped files, which are read
-    when the weights are used. Tensors stored in another dtype than the first weight are in `dtype`. Nothing else of the
-    pipeline is loaded.
+    """Loads one denoiser of a pipeline, and nothing else, in its stored dtype and memory-mapped: a weight is read from
+    its file when it is used. Tensors that are stored in another dtype than the first weight are converted to `dtype`.
 
-    Raises as `inspect_model` and `load_component` do; UsageError for a component that no folder holds.
+    Raises as `inspect_model` and `load_component` do; UsageError for a component without a folder.
     """
     if family.load is not None:
         return denoisers(family.load(directory, None, None), (component,))[component]
     parts = components_in(directory, inspect_model(directory, trust_remote_code))
     model_class = _model_class(parts[component]) if component in parts else None
     if model_class is None or _holds_several(model_class):
-        fact = f"{component} is not a model of diffusers in a folder of its own"
+        fact = f"{component} is not a diffusers model with a folder of its own"
         raise UsageError(f"{directory}: {fact}. Calibrate without --memory.")
     stored = DTYPES[stored_dtype(directory / component) or "float32"]
     common: dict[str, Any] = {"torch_dtype": stored, "local_files_only": True, "use_safetensors": True}
@@ -127,7 +126,7 @@ def mapped_denoiser(
 
 
 def _read_others(module: nn.Module, folder: Path, stored: torch.dtype, dtype: torch.dtype | None) -> None:
-    """Reads into `module`, in `dtype`, the tensors that the files have in another dtype than `stored`."""
+    """Replaces the tensors of `module` that the files store in another dtype than `stored` by copies in `dtype`."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for file in weights_of(folder).files:
         with safe_open(file, "pt") as weights:
@@ -146,7 +145,7 @@ def _load_diffusers(
 ) -> Any:
     index = inspect_model(directory, trust_remote_code)
     components = components_in(directory, index)
-    # DiffusionPipeline itself takes no parts for components that the class has as optional: it loads them from disk
+    # the pipeline's own class: DiffusionPipeline ignores given modules for optional components and loads them from disk
     own = getattr(diffusers, str(index.get("_class_name")), DiffusionPipeline)
     if unknown := sorted(set(given) - set(components)):
         raise UsageError(f"{directory}: has no component {unknown[0]}. Choose one with --component.")
@@ -162,14 +161,27 @@ def _load_diffusers(
                 parts[name] = _load_class(component.folders, model_class, common, strict)
         try:
             pipe = own.from_pretrained(directory, trust_remote_code=trust_remote_code, **common, **parts)
-        except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        except (OctavoError, MemoryError):
+            raise
+        except Exception as error:  # the libraries check few values: a wrong one raises an error of any type anywhere
             raise FileError(f"{directory}: {one_line(error)}. Check the directory.") from error
+        _check_tokenizers(pipe, directory)
     pipe.register_modules(**given)
     return pipe
 
 
+def _check_tokenizers(pipe: Any, directory: Path) -> None:
+    """Raises FileError for a tokenizer of `pipe` that cannot encode a text."""
+    for name, part in vars(pipe).items():
+        if "tokenizer" in name and callable(part):
+            try:
+                part("a", truncation=True)
+            except Exception as error:  # as in `_load_diffusers`
+                raise FileError(f"{directory / name}: {one_line(error)}. Download the folder again.") from error
+
+
 def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Module:
-    """Loads a denoiser from its own directory: of the class that config.json names, in `dtype` or the stored dtype.
+    """Loads a denoiser from its own directory, in `dtype` or the stored dtype. config.json names the class.
 
     Raises FileError for files that do not load, MisfitError for weights of another model, and the errors of a quantizer
     that is registered with diffusers.
@@ -181,20 +193,20 @@ def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Modul
 
 
 def _model_class(component: Component) -> Any:
-    """The class of a component that is a model of diffusers, of one of its pipelines, or of transformers; or None."""
+    """Returns the class of a component that is a model of diffusers, of one of its pipelines, or of transformers."""
     library, name = component.library, component.kind
     if library is None or name is None:
         return None
     home = getattr(diffusers.pipelines, library, None) or {"diffusers": diffusers, "transformers": transformers}.get(
         library
     )
-    found = getattr(home, name, None)
+    kind = getattr(home, name, None)
     models = (diffusers.ModelMixin, transformers.PreTrainedModel)
-    return found if isinstance(found, type) and issubclass(found, models) else None
+    return kind if isinstance(kind, type) and issubclass(kind, models) else None
 
 
 def _holds_several(kind: Any) -> bool:
-    """Whether a class of diffusers holds several nets, each with a folder of its own, as MultiControlNetModel does."""
+    """Returns whether a diffusers class holds several nets, each in its own folder, as MultiControlNetModel does."""
     return issubclass(kind, diffusers.ModelMixin) and "from_pretrained" in vars(kind)
 
 
@@ -208,7 +220,7 @@ def _load_class(folders: tuple[Path, ...], kind: Any, common: dict[str, Any], st
 
 
 def _class_named_in(folder: Path) -> Any:
-    """The model class that config.json in a folder of diffusers names. Raises FileError where there is none."""
+    """Returns the model class that config.json in a diffusers folder names. Raises FileError for an unknown class."""
     name = read_json(folder / "config.json").get("_class_name")
     kind = getattr(diffusers, str(name), None)
     if name == "STDiT3":
@@ -219,7 +231,8 @@ def _class_named_in(folder: Path) -> Any:
 
 
 def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool) -> nn.Module:
-    """Loads the model of class `kind` in a folder, with options `common`. Raises as `load_pipeline` does."""
+    """Loads a model of class `kind` from a folder; `common` are arguments of from_pretrained. Raises as `load_pipeline`
+    does."""
     variant, files = weights_of(folder)
     if (folder / "config.json").is_file():
         read_config(folder, files)
@@ -230,7 +243,9 @@ def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool
         del common["torch_dtype"]
     try:
         module, info = kind.from_pretrained(folder, output_loading_info=True, **common)
-    except (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError) as error:
+    except (OctavoError, MemoryError):
+        raise
+    except Exception as error:  # as in `_load_diffusers`
         mismatch = "size mismatch" in str(error) or "shape" in str(error)
         kind = MisfitError if mismatch else FileError
         raise kind(f"{folder}: {one_line(error)}. Check the files.") from error
@@ -262,10 +277,11 @@ def check_finite(module: nn.Module, name: str) -> None:
 def _finite(tensor: torch.Tensor) -> bool:
     if tensor.element_size() == 1:
         return bool(tensor.isfinite().all())
-    low, high = torch.aminmax(tensor)  # 15 to 60 times as fast, without a mask in memory; both ends of NaN are NaN
+    low, high = torch.aminmax(tensor)  # 15 to 60 times as fast as isfinite, without a mask; with a NaN both are NaN
     return bool(low.isfinite() and high.isfinite())
 
 
 def one_line(error: BaseException) -> str:
-    """The first sentence of a library's error message, at most 300 characters."""
-    return first_sentence(error)[:300]
+    """Returns the first sentence of a library's error message, at most 300 characters; of a missing key, its name."""
+    kind = f"{type(error).__name__} " if isinstance(error, LookupError) else ""
+    return kind + first_sentence(error)[:300]

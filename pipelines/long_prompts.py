@@ -37,8 +37,8 @@ def _limits(pipe: Any, arguments: Mapping[str, Any]) -> dict[int, tuple[str, Cal
     length = arguments.get(_LENGTH, None if parameter is None else parameter.default)
     found: dict[int, tuple[str, Callable[..., Any]]] = {}
     for name, part in vars(pipe).items():
-        if "tokenizer" in name and callable(part):
-            limit = getattr(part, "model_max_length", _NO_LIMIT)
+        if "tokenizer" in name and hasattr(part, "model_max_length"):  # a processor of Flux 2's kind has none
+            limit = part.model_max_length
             if isinstance(length, int) and not type(part).__name__.startswith("CLIP"):
                 limit = length
             if 0 < limit < _NO_LIMIT:

@@ -1,8 +1,8 @@
-"""Open-Sora-Plan 1.2 (Lin et al., arXiv 2412.00131, 2024): its OpenSoraT2V is diffusers' AllegroTransformer3DModel.
+"""Loads Open-Sora-Plan 1.2 (Lin et al., arXiv 2412.00131, 2024) with the classes that diffusers has for Allegro.
 
-A checkpoint has the same names and shapes of tensors; the fields of config.json have other names. The denoising loop is
-that of AllegroPipeline, with the Euler ancestral scheduler. The CausalVAE is not in diffusers: the pipeline gives
-latents. Never run with the published weights.
+A checkpoint of its OpenSoraT2V has the tensors of AllegroTransformer3DModel, with the same names and shapes; only the
+fields of config.json are named differently. AllegroPipeline runs it with the Euler ancestral scheduler. diffusers has
+no CausalVAE, so the pipeline outputs latents. Never run with the published weights.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ _NEEDED = (
     "sample_size",
     "sample_size_t",
 )
-# values of config.json that the transformer of diffusers has built in; other values mean another model
+# fields of config.json whose values diffusers' transformer has built in; another value means another model
 _FIXED = {
     "norm_type": "ada_norm_single", "patch_size_t": 1, "use_rope": True, "only_cross_attention": False,
     "double_self_attention": False, "downsampler": None, "sparse1d": False, "sparse2d": False,
@@ -35,9 +35,9 @@ _FIXED = {
 
 
 def transformer_config(words: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The arguments of AllegroTransformer3DModel for `words`, the config.json of an OpenSoraT2V at `path`.
+    """Returns the arguments of AllegroTransformer3DModel for `words`, the content of an OpenSoraT2V's config.json.
 
-    Raises MisfitError for a field that is missing, or has the value of another model.
+    Raises MisfitError, which names the file `path`, for a missing field and for a value that means another model.
     """
     for name, value in _FIXED.items():
         if words.get(name, value) != value:
@@ -47,7 +47,7 @@ def transformer_config(words: dict[str, Any], path: Path) -> dict[str, Any]:
         raise MisfitError(f"{path}: {missing[0]} is missing. Give the config.json of an OpenSoraT2V.")
     size, frames = words["sample_size"], words["sample_size_t"]
     height, width = size if isinstance(size, list) else (size, size)
-    # without these fields in the config, positions are relative to 30 by 40 patches and 16 frames
+    # scales that OpenSoraT2V assumes where the config has none: relative to 30 by 40 patches and 16 frames
     scales = {
         "interpolation_scale_h": height / 30, "interpolation_scale_w": width / 40,
         "interpolation_scale_t": (frames - 1) // 16 + 1 if frames % 2 else frames / 16,

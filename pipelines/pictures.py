@@ -1,7 +1,7 @@
-"""Opens the pictures that a user gives: upright, RGB, 8 bits a channel.
+"""Opens pictures as upright RGB with 8 bits a channel.
 
-Pictures come out as `load_image` of diffusers and of transformers give them: turned as their EXIF tag says, without
-alpha, colour profiles not applied. Grey pictures of 16 bits, which both turn white, are scaled to 8 bits.
+The result equals `load_image` of diffusers and of transformers: rotated as the EXIF tag says, without alpha, colour
+profiles not applied. One difference: grey pictures of 16 bits are scaled to 8 bits, where both libraries give white.
 """
 
 import warnings
@@ -13,9 +13,9 @@ from PIL import Image, ImageOps
 
 from octavo.capture.errors import FileError, UsageError, first_sentence
 
-# formats that Pillow names but does not decode itself: EPS starts Ghostscript, WMF needs Windows, the others are stubs
+# formats that Pillow lists but does not decode: EPS starts Ghostscript, WMF needs Windows, the others are stubs
 _NOT_DECODED = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
-_SIXTEEN_BITS = 65535 / 255  # the white of 16 bits over that of 8
+_SIXTEEN_BITS = 65535 / 255  # white in 16 bits divided by white in 8 bits
 
 
 @cache
@@ -26,21 +26,21 @@ def _formats() -> tuple[str, ...]:
 
 @cache
 def suffixes() -> frozenset[str]:
-    """The endings of the files that Pillow decodes, in small letters with the dot."""
+    """Returns the file endings that Pillow decodes, in small letters with the dot."""
     return frozenset(end.lower() for end, kind in Image.registered_extensions().items() if kind in _formats())
 
 
 def open_picture(path: Path) -> Image.Image:
-    """Opens a picture, or the first one of an animation, as an upright RGB picture.
+    """Opens a picture, or the first frame of an animation, as an upright RGB picture.
 
-    Raises UsageError where there is no such file, FileError for a file that is no picture, is damaged, or has values of
-    an unknown range.
+    Raises UsageError for a missing file, FileError for a file that is not a picture, is damaged, or has values of an
+    unknown range.
     """
     return open_frames(path, 1)[0]
 
 
 def open_frames(path: Path, most: int | None = None) -> list[Image.Image]:
-    """Opens the frames of an animation, or its first `most`, as upright RGB pictures; a picture is one frame.
+    """Opens all frames of an animation, or the first `most`, as upright RGB pictures; a still picture has one frame.
 
     Raises as `open_picture` does.
     """
@@ -52,7 +52,9 @@ def open_frames(path: Path, most: int | None = None) -> list[Image.Image]:
         raise FileError(f"{path}: not a regular file. Give the file of a picture.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # twice as many pixels are an error
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # Pillow raises an error at twice as many pixels
             with Image.open(path, formats=_formats()) as opened:
                 frames = []
                 for index in range(min(frames_of(opened), most or frames_of(opened))):
@@ -63,18 +65,18 @@ def open_frames(path: Path, most: int | None = None) -> list[Image.Image]:
         raise FileError(f"{path}: {error}") from error
     except Image.UnidentifiedImageError as error:
         raise FileError(f"{path}: not a picture that Pillow reads. Convert it to PNG, or leave it out.") from error
-    except Exception as error:  # the decoders of some eighty formats raise errors of every kind
+    except Exception as error:  # the decoders of some eighty formats raise errors of all types
         fact = first_sentence(error) or type(error).__name__
         raise FileError(f"{path}: not a picture that can be read ({fact}). Repair it, or leave it out.") from error
 
 
 def frames_of(opened: Image.Image) -> int:
-    """The number of frames of an animation; 1 for a picture, also where a camera stored a second one beside it."""
+    """Returns the number of frames: 1 for a still picture, also for MPO, where a camera stored a second picture."""
     return 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
 
 
 def count_frames(path: Path) -> int:
-    """The number of frames in a file that `open_frames` opens."""
+    """Returns the number of frames in a file that `open_frames` opens."""
     with Image.open(path, formats=_formats()) as opened:
         return frames_of(opened)
 
@@ -88,7 +90,7 @@ def _upright(opened: Image.Image) -> Image.Image:
         return Image.fromarray(np.rint(values / _SIXTEEN_BITS).clip(0, 255).astype(np.uint8)).convert("RGB")
     if mode in ("I", "F"):
         fact = f"has values of {'32-bit integers' if mode == 'I' else '32-bit floats'}, whose white is unknown"
-        raise FileError(f"{fact}. Save it with 8 or 16 bits.")
+        raise FileError(f"{fact}. Save the picture with 8 or 16 bits.")
     if mode in ("P", "PA"):
-        picture = picture.convert("RGBA")  # RGB at once would warn of transparent colours
+        picture = picture.convert("RGBA")  # converting to RGB directly would warn about transparent colours
     return picture.convert("RGB")

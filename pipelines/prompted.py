@@ -1,4 +1,4 @@
-"""The meaning of a prompt to a pipeline: a text, a class label, a row of embeddings, or nothing but a seed."""
+"""Maps a prompt to a pipeline's arguments: as a text, as a class label, as a row of embeddings, or only as a seed."""
 
 import difflib
 import inspect
@@ -13,29 +13,29 @@ from octavo.capture.errors import UsageError
 
 from .files import read_json
 
-_EMBEDDINGS = re.compile(r"(pooled_)?prompt_embeds")  # the beginning of the names of arguments instead of a prompt
-_ROWS = re.compile(r"prompt|embeds")  # arguments whose rows may belong to prompts
+_EMBEDDINGS = re.compile(r"(pooled_)?prompt_embeds")  # names of arguments that replace the prompt begin so
+_ROWS = re.compile(r"prompt|embeds")  # names of arguments whose rows may belong to prompts contain one of these
 _IMAGENET = Path(__file__).with_name("imagenet.txt")  # the 1000 classes of ILSVRC 2012 in order, with WordNet's names
 
 
 class Rows(NamedTuple):
-    """An argument of the call that is another tensor for each prompt: (1, ...)."""
+    """An argument of the pipeline's call with a tensor of its own, (1, ...), for each prompt."""
 
     by_prompt: Mapping[str, Tensor]
 
 
 def parameters_of(pipe: Any) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a pipeline's call."""
+    """Returns the parameters of a pipeline's call."""
     return inspect.signature(type(pipe).__call__).parameters
 
 
 def embedded(arguments: Mapping[str, Any]) -> bool:
-    """Whether the arguments of a call hold embeddings, which stand for the prompt."""
+    """Returns whether the arguments of a call contain embeddings, which replace the prompt."""
     return any(_EMBEDDINGS.match(name) for name in arguments)
 
 
 def labelled(pipe: Any) -> bool:
-    """Whether a pipeline draws classes: its call takes class labels and no prompt."""
+    """Returns whether a pipeline draws classes: its call takes class labels and no prompt."""
     parameters = parameters_of(pipe)
     if "class_labels" not in parameters or "prompt" in parameters:
         return False
@@ -43,34 +43,35 @@ def labelled(pipe: Any) -> bool:
 
 
 def prompt_arguments(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the call for one prompt. Raises UsageError as `class_label` does."""
-    made = {name: value.by_prompt[prompt] if isinstance(value, Rows) else value for name, value in arguments.items()}
+    """Returns the arguments of the call for one prompt. Raises UsageError as `class_label` does."""
+    call = {name: value.by_prompt[prompt] if isinstance(value, Rows) else value for name, value in arguments.items()}
     if labelled(pipe):
-        made["class_labels"] = [class_label(pipe, prompt)]
+        call["class_labels"] = [class_label(pipe, prompt)]
     elif "prompt" in parameters_of(pipe):
-        made["prompt"] = None if embedded(arguments) else prompt
-    return made
+        call["prompt"] = None if embedded(arguments) else prompt
+    return call
 
 
 def rows_of(arguments: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, Any]:
-    """The arguments with embeddings of as many rows as there are prompts split into `Rows`.
+    """Returns the arguments, with embeddings that have one row for each prompt split into `Rows`.
 
-    Raises UsageError for embeddings of several rows, but another number. One prompt takes all rows, as a batch.
+    A single prompt takes all rows, as a batch. Raises UsageError for embeddings that have neither one row nor one for
+    each prompt.
     """
-    made = dict(arguments)
+    split = dict(arguments)
     for name, value in arguments.items():
         if not isinstance(value, Tensor) or not _ROWS.search(name) or value.ndim < 2 or len(prompts) < 2:
             continue
         if len(value) == len(prompts):
-            made[name] = Rows({prompt: value[at : at + 1] for at, prompt in enumerate(prompts)})
+            split[name] = Rows({prompt: value[row : row + 1] for row, prompt in enumerate(prompts)})
         elif len(value) != 1:
             fact = f"has {len(value)} rows for {len(prompts)} prompts"
             raise UsageError(f"--arg {name}: {fact}. Give one row, or one for each prompt.")
-    return made
+    return split
 
 
 def note_on_prompts(pipe: Any, arguments: Mapping[str, Any]) -> str | None:
-    """A sentence for the user where a prompt is no text to the pipeline, nor a class or a row of embeddings."""
+    """Returns a warning if the pipeline ignores the texts of the prompts, or reads them as ImageNet's classes."""
     kind = type(pipe).__name__
     if labelled(pipe):
         nameless = not _own_names(pipe) and bool(_names(pipe))
@@ -78,16 +79,16 @@ def note_on_prompts(pipe: Any, arguments: Mapping[str, Any]) -> str | None:
     if any(isinstance(value, Rows) for value in arguments.values()):
         return None
     if "prompt" not in parameters_of(pipe):
-        return f"{kind} takes no prompt: a prompt here gives only the seed of the noise."
+        return f"{kind} takes no prompt: each prompt only sets the seed of the noise."
     if embedded(arguments):
-        return f"{kind} is given embeddings of one text: a prompt here gives only the seed of the noise."
+        return f"{kind} gets the same embeddings for all prompts: each prompt only sets the seed of the noise."
     return None
 
 
 def class_label(pipe: Any, text: str) -> int:
-    """The class that a prompt says, by its number or by a name of the pipeline's id2label, in small or large letters.
+    """Returns the number of the class that a prompt names, by number or by a name in id2label, whatever its case.
 
-    Raises UsageError for an unknown number or name, and for a name of several classes.
+    Raises UsageError for an unknown number or name, and for a name that several classes have.
     """
     kind, word = type(pipe).__name__, text.strip()
     names = _names(pipe)
@@ -96,24 +97,24 @@ def class_label(pipe: Any, text: str) -> int:
         if count is not None and int(word) >= count:
             raise UsageError(f"{kind}: there is no class {word}. Choose one of 0 to {count - 1}.")
         return int(word)
-    found = names.get(word.casefold())
-    if found is None:
+    classes = names.get(word.casefold())
+    if classes is None:
         parts = [names.get(part.strip().casefold(), set()) for part in word.split(",")]
-        found = set.intersection(*parts)
-    if len(found) == 1:
-        return next(iter(found))
-    if found:
-        numbers = " and ".join(map(str, sorted(found)))
+        classes = set.intersection(*parts)
+    if len(classes) == 1:
+        return next(iter(classes))
+    if classes:
+        numbers = " and ".join(map(str, sorted(classes)))
         raise UsageError(f"{kind}: {word!r} is the name of the classes {numbers}. Write the number.")
     near = difflib.get_close_matches(word.casefold(), names, 1)
     remedy = (
         f"Did you mean {near[0]!r}?" if near else "Give a number" + (" or a name" if names else "") + " in each line."
     )
-    raise UsageError(f"{kind}: draws classes, and {word[:60]!r} is none. {remedy}")
+    raise UsageError(f"{kind}: draws classes, and {word[:60]!r} is not one of them. {remedy}")
 
 
 def _classes(pipe: Any) -> int | None:
-    """The number of classes that the denoiser knows; None where it does not say."""
+    """Returns the number of classes in the denoiser's config; None where the config does not say."""
     for part, name in (("transformer", "num_embeds_ada_norm"), ("unet", "num_class_embeds")):
         count = getattr(getattr(getattr(pipe, part, None), "config", None), name, None)
         if isinstance(count, int):
@@ -122,9 +123,9 @@ def _classes(pipe: Any) -> int | None:
 
 
 def _names(pipe: Any) -> dict[str, set[int]]:
-    """The numbers of the classes by name in small letters. Each of several names of a class counts.
+    """Returns the numbers of the classes by name, in small letters. A class may have several names.
 
-    A model of 1000 classes without names, as `save_pretrained` leaves a DiT, has those of ImageNet.
+    A model of 1000 classes without names gets the names of ImageNet: `save_pretrained` drops the names of a DiT.
     """
     pairs = _own_names(pipe)
     if not pairs and _classes(pipe) == 1000:
@@ -136,9 +137,9 @@ def _names(pipe: Any) -> dict[str, set[int]]:
 
 
 def _own_names(pipe: Any) -> list[tuple[str, int]]:
-    """The names of the classes in the pipeline's model_index.json, with the number of each.
+    """Returns the names of the classes in the pipeline's model_index.json, with the number of each.
 
-    The pipeline itself keeps only the last of several classes with one name.
+    The pipeline's own table keeps only the last of several classes that share a name.
     """
     file = Path(str(getattr(pipe, "config", {}).get("_name_or_path") or "")) / "model_index.json"
     labels = read_json(file).get("id2label") if file.is_file() else None
@@ -147,5 +148,5 @@ def _own_names(pipe: Any) -> list[tuple[str, int]]:
 
 
 def _split(labels: Iterable[tuple[Any, Any]]) -> list[tuple[str, int]]:
-    """Each label whole, and each of its names between commas, with the number of the class."""
+    """Returns each label, and each of its names between commas, with the number of the class."""
     return [(name, int(number)) for number, label in labels for name in {str(label), *str(label).split(",")}]

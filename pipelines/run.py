@@ -1,4 +1,4 @@
-"""Runs a pipeline on one prompt, and maps settings to the arguments that the pipeline takes."""
+"""Runs a pipeline on one prompt, and maps settings to the arguments of the pipeline's call."""
 
 import hashlib
 import zlib
@@ -19,7 +19,7 @@ from .prompted import class_label, embedded, labelled, parameters_of, prompt_arg
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The settings of a run; None leaves the choice to the family, then to the pipeline."""
+    """The settings of a run. A setting that is None has the family's default, or else the pipeline's."""
 
     negative_prompt: str | None = None
     steps: int | None = None
@@ -30,16 +30,16 @@ class RunSettings:
     arguments: Mapping[str, Any] = field(default_factory=dict)  # further arguments of the pipeline's call
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as JSON values, without those that are None; pictures and tensors by their digest."""
+        """Returns the settings that are not None as JSON values, with digests in place of pictures and tensors."""
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "arguments"}
-        known = {name: value for name, value in values.items() if value is not None}
-        return known | {f"arguments.{name}": described(value) for name, value in self.arguments.items()}
+        settings = {name: value for name, value in values.items() if value is not None}
+        return settings | {f"arguments.{name}": described(value) for name, value in self.arguments.items()}
 
 
 def described(value: Any) -> str:
-    """A text that equal values share in every process: the literal of a JSON value, in <> the digest of anything else.
+    """Returns a text that equal values share in every process: a literal for a JSON value, else a digest in <>.
 
-    Raises UsageError for a value whose content is not known.
+    Raises UsageError for a value that is neither JSON, nor a picture, nor a tensor.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
@@ -55,19 +55,19 @@ def described(value: Any) -> str:
         return f"<tensor {value.dtype} {tuple(value.shape)} sha256 {digest}>"
     if isinstance(value, torch.dtype):
         return f"<{value}>"
-    raise UsageError(f"{type(value).__name__}: not a value that a capture can name. Give JSON, pictures or tensors.")
+    raise UsageError(f"{type(value).__name__}: a capture cannot record this value. Give JSON, pictures or tensors.")
 
 
 def prompt_seed(prompt: str, seed: int) -> int:
-    """The seed of a prompt's noise, which depends on the text, not on the prompt's position in the file."""
+    """Returns the seed of a prompt's noise. It depends on the text, not on the prompt's position in the file."""
     return (zlib.crc32(prompt.encode()) + seed) % 2**32
 
 
 def call_arguments(pipe: Any, family: Family, settings: RunSettings, prompts: Sequence[str] = ()) -> dict[str, Any]:
-    """The keyword arguments of `pipe(...)`, except for prompt and generator, for all `prompts`.
+    """Returns the keyword arguments of `pipe(...)` that all `prompts` share, so without prompt and generator.
 
-    Raises UsageError for a setting that this pipeline does not take, when the pipeline needs more arguments, and for
-    prompts that are no class of a pipeline that draws classes.
+    Raises UsageError for a setting that this pipeline does not take, for a missing argument, and for a prompt that
+    names no class of a pipeline that draws classes.
     """
     parameters = parameters_of(pipe)
     wanted = {
@@ -84,17 +84,17 @@ def call_arguments(pipe: Any, family: Family, settings: RunSettings, prompts: Se
         if name not in parameters:
             raise UsageError(f"{kind}: takes no argument {name}. Leave it out.")
     _check_prompts(pipe, family, wanted, prompts)
-    made = {name: value for name, value in family.defaults.items() if name in parameters} | wanted
-    given = {*made, "self", "prompt", "generator", *(["class_labels"] if labelled(pipe) else [])}
+    call = {name: value for name, value in family.defaults.items() if name in parameters} | wanted
+    provided = {*call, "self", "prompt", "generator", *(["class_labels"] if labelled(pipe) else [])}
     for name, parameter in parameters.items():
         free = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if parameter.default is parameter.empty and not free and name not in given:
+        if parameter.default is parameter.empty and not free and name not in provided:
             raise UsageError(f"{kind}: needs {name}. Give it with --arg {name}=VALUE.")
-    return rows_of(made, prompts)
+    return rows_of(call, prompts)
 
 
 def _placed(name: str, value: Any, pipe: Any) -> Any:
-    """A tensor on the pipeline's device, embeddings also in its dtype; other values as they are."""
+    """Moves a tensor to the pipeline's device, embeddings to its dtype too; returns other values unchanged."""
     if isinstance(value, list):
         return [_placed(name, item, pipe) for item in value]
     if not isinstance(value, torch.Tensor):
@@ -107,29 +107,29 @@ def _check_prompts(pipe: Any, family: Family, wanted: Mapping[str, Any], prompts
     kind = type(pipe).__name__
     if labelled(pipe):
         if "class_labels" in wanted:
-            raise UsageError(f"{kind}: its classes are the prompts, one a line. Leave --arg class_labels out.")
+            raise UsageError(f"{kind}: the prompts are its classes, one a line. Leave --arg class_labels out.")
         for text in prompts:
             class_label(pipe, text)
-    if "prompt" in parameters_of(pipe) and _deaf(pipe) and not embedded(wanted):
+    if "prompt" in parameters_of(pipe) and _lacks_text_encoder(pipe) and not embedded(wanted):
         remedy = "its folder with --text-encoder" if family.load else "embeddings with --arg prompt_embeds=FILE"
         raise UsageError(f"{kind}: has no text encoder for its prompts. Give {remedy}.")
 
 
-def _deaf(pipe: Any) -> bool:
-    """Whether a pipeline has components for text encoders, all of them empty."""
+def _lacks_text_encoder(pipe: Any) -> bool:
+    """Returns whether a pipeline has components for text encoders and all of them are empty."""
     encoders = [part for name, part in vars(pipe).items() if name.startswith("text_encoder")]
     return bool(encoders) and all(part is None for part in encoders)
 
 
 def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
-    """The number of denoising steps for a prompt, from the call's arguments and their defaults; 0 where not known."""
+    """Returns the number of denoising steps for a prompt, from the call's arguments or defaults; 0 if neither says."""
     parameter = parameters_of(pipe).get("num_inference_steps")
     steps = arguments.get("num_inference_steps", parameter.default if parameter else 0)
     return steps if isinstance(steps, int) else 0
 
 
 def announced_steps(pipe: Any) -> int | None:
-    """The number of steps that most pipelines of diffusers set before their first; None where it is not set."""
+    """Returns the number of steps that most diffusers pipelines set before the first step; None where it is not set."""
     steps = vars(pipe).get("_num_timesteps")
     return steps if isinstance(steps, int) else None
 
@@ -142,8 +142,11 @@ def run_prompt(
     on_step: Callable[[int], None] = lambda step: None,
     on_latents: Callable[[torch.Tensor], None] = lambda latents: None,
 ) -> Any:
-    """Runs `pipe` on `prompt` and returns the output. `on_step(i)` is called when the pipeline reports that step i is
-    done, and `on_latents` with the latents after that step, where the pipeline passes them."""
+    """Runs `pipe` on `prompt` and returns the output.
+
+    Calls `on_step(i)` when the pipeline reports the end of step i, then `on_latents` with the latents after that step
+    if the pipeline passes them.
+    """
     parameters = parameters_of(pipe)
     extra = prompt_arguments(pipe, prompt, arguments)
     if "generator" in parameters:
@@ -164,13 +167,13 @@ def run_prompt(
 def final_latents(pipe: Any, prompt: str, arguments: Mapping[str, Any], seed: int) -> torch.Tensor:
     """Runs `pipe` on `prompt` and returns the final latents, without decoding.
 
-    Raises UsageError for a pipeline that gives no tensor.
+    Raises UsageError for a pipeline whose output is not a tensor.
     """
     parameters = parameters_of(pipe)
-    asked = {"output_type": "latent"} if "output_type" in parameters else {}
-    made = run_prompt(pipe, prompt, {**arguments, **asked}, seed)
-    first = made if isinstance(made, torch.Tensor) else made[0]
+    form = {"output_type": "latent"} if "output_type" in parameters else {}
+    output = run_prompt(pipe, prompt, {**arguments, **form}, seed)
+    first = output if isinstance(output, torch.Tensor) else output[0]
     if not isinstance(first, torch.Tensor):
         kind = type(first).__name__
-        raise UsageError(f"{type(pipe).__name__}: gives a {kind}, not latents. Choose another pipeline.")
+        raise UsageError(f"{type(pipe).__name__}: its output is a {kind}, not latents. Choose another pipeline.")
     return first

@@ -1,4 +1,4 @@
-"""The family Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206, 2024): SD3Transformer2DModel."""
+"""Defines the family of Stable Diffusion 3 and 3.5 (Esser et al., arXiv 2403.03206, 2024): SD3Transformer2DModel."""
 
 from typing import Any
 
@@ -9,40 +9,44 @@ _CONTEXT_IN = ("add_q_proj", "add_k_proj", "add_v_proj")
 
 
 def groups(model: Any) -> list[Group]:
-    """The groups of an SD3Transformer2DModel or a similar one: around each attention, before each feed-forward."""
-    found = []
-    for at, block in enumerate(model.transformer_blocks):
-        name = f"transformer_blocks.{at}"
+    """Returns the groups of an SD3Transformer2DModel or a similar model: around each attention and before each
+    feed-forward."""
+    groups = []
+    for index, block in enumerate(model.transformer_blocks):
+        name = f"transformer_blocks.{index}"
         width = block.norm2.normalized_shape[0]
-        found += _attention(block, name, width)
-        found.append(modulated(f"{name}.norm1.linear", width, 3, 4, [f"{name}.ff.net.0.proj"]))
+        groups += _attention(block, name, width)
+        groups.append(modulated(f"{name}.norm1.linear", width, 3, 4, [f"{name}.ff.net.0.proj"]))
         if block.ff_context is not None:
-            found.append(modulated(f"{name}.norm1_context.linear", width, 3, 4, [f"{name}.ff_context.net.0.proj"]))
-    return found
+            groups.append(modulated(f"{name}.norm1_context.linear", width, 3, 4, [f"{name}.ff_context.net.0.proj"]))
+    return groups
 
 
 def _attention(block: Any, name: str, width: int) -> list[Group]:
     context = [f"{name}.attn.{leaf}" for leaf in _CONTEXT_IN if getattr(block.attn, leaf, None) is not None]
-    # AdaLayerNormContinuous, of the last block, makes scale before shift; AdaLayerNormZero shift before scale
+    # the last block has AdaLayerNormContinuous, which outputs scale before shift; AdaLayerNormZero: shift before scale
     shift, scale = (1, 0) if getattr(block, "context_pre_only", False) else (0, 1)
     outputs = [f"{name}.attn.to_out.0"]
     if getattr(block.attn, "to_add_out", None) is not None:
         outputs.append(f"{name}.attn.to_add_out")
     values = tuple(Fold(f"{name}.attn.{leaf}") for leaf in ("to_v", "add_v_proj"))
-    found = [
+    groups = [
         modulated(f"{name}.norm1.linear", width, 0, 1, [f"{name}.attn.{leaf}" for leaf in _IN]),
         modulated(f"{name}.norm1_context.linear", width, shift, scale, context),
         Group(tuple(outputs), values),
     ]
     if getattr(block, "attn2", None) is not None:
-        found.append(modulated(f"{name}.norm1.linear", width, 6, 7, [f"{name}.attn2.{leaf}" for leaf in _IN]))
-        found.append(Group((f"{name}.attn2.to_out.0",), (Fold(f"{name}.attn2.to_v"),)))
-    return found
+        groups.append(modulated(f"{name}.norm1.linear", width, 6, 7, [f"{name}.attn2.{leaf}" for leaf in _IN]))
+        groups.append(Group((f"{name}.attn2.to_out.0",), (Fold(f"{name}.attn2.to_v"),)))
+    return groups
 
 
 def modulated(target: str, width: int, shift: int, scale: int, layers: list[str]) -> Group:
-    """The group of `layers` behind a modulated norm: chunks number `shift` and `scale` of `target`'s output, each
-    `width` wide, modulate their input."""
+    """Returns the group of `layers` whose input is a modulated norm.
+
+    The output of `target` consists of chunks of `width` channels; the chunks with the indices `shift` and `scale`
+    modulate the norm.
+    """
     return Group(tuple(layers), (Fold(target, shift * width), Fold(target, scale * width, plus_one=True)))
 
 
@@ -55,7 +59,7 @@ SD3 = Family(
         "time_text_embed.*": "timestep and text embedder: one row per sample",
         "context_embedder": "text embedder: wide range of the text states",
         "norm_out.*": "output modulation: one row per sample",
-        "proj_out": "output projection: its error is the output's",
+        "proj_out": "output projection: its error goes into the output undamped",
     },
     groups=groups,
 )

@@ -1,4 +1,4 @@
-"""Finds the files of a folder that hold the weights of a component: which variant, one file or several shards."""
+"""Finds the files that hold the weights of a component: the variant, and one file or several shards."""
 
 import re
 from pathlib import Path
@@ -16,18 +16,21 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class Weights(NamedTuple):
-    """The weights that are loaded from a folder: `variant`, the part of their names such as fp16 (None: without one),
-    and `files` in the order of their names. Other files of the folder are not read."""
+    """The weights that are loaded from a folder.
+
+    `variant` is the part of the file names such as fp16, or None without a variant; `files` are sorted by name. Other
+    files of the folder are not read.
+    """
 
     variant: str | None = None
     files: tuple[Path, ...] = ()
 
 
 def weights_of(folder: Path) -> Weights:
-    """The weights that diffusers or transformers loads from `folder`: those without a variant, or the only variant.
+    """Returns the weights to load from `folder`: the weights without a variant, or else the only variant.
 
-    Both are empty for a folder without safetensors weights, such as that of a tokenizer. Raises UsageError for several
-    variants of which none is the default, FileError for an index that names files that are not there.
+    The result is empty for a folder without safetensors weights, such as a tokenizer's. Raises UsageError for a folder
+    with several variants and no weights without one, FileError for an index that names missing files.
     """
     config = folder / "config.json"
     of_diffusers = config.is_file() and "_class_name" in read_json(config)
@@ -39,23 +42,25 @@ def weights_of(folder: Path) -> Weights:
     variant = None if None in variants else variants[0]
     if variant is not None and len(variants) > 1:
         names = sorted(map(str, variants))
-        fact = f"holds weights in the variants {', '.join(names)} and none without a variant"
+        fact = f"holds the variants {', '.join(names)} of the weights, and no weights without a variant"
         remedy = f"from_pretrained(..., variant='{names[0]}') and save_pretrained of diffusers make a directory of one"
         raise UsageError(f"{folder}: {fact}. {remedy}.")
-    # of an index and a single file diffusers takes the index, transformers the file
+    # where a folder has both an index and a single file, diffusers loads the index, transformers the file
     if variant in index and (of_diffusers or variant not in single):
         return Weights(variant, _shards(folder, index[variant]))
     return Weights(variant, (single[variant],))
 
 
 def _by_variant(folder: Path, stem: str, rest: str) -> dict[str | None, Path]:
-    """The files of a folder whose name is `stem` and `rest`, by the variant that is the first group of `rest`."""
+    """Returns the files whose name is `stem` followed by a match of `rest`, by variant: the first group of `rest`."""
     matches = ((re.fullmatch(stem + rest, file.name), file) for file in sorted(folder.iterdir()))
     return {match[1]: file for match, file in matches if match and not _SHARD.search(match[1] or "")}
 
 
 def _indices(folder: Path, stem: str) -> dict[str | None, Path]:
-    older = _by_variant(folder, stem, r"\.safetensors\.([^.]+)\.index\.json")  # as diffusers wrote it before 0.32
+    older = _by_variant(
+        folder, stem, r"\.safetensors\.([^.]+)\.index\.json"
+    )  # the name that diffusers before 0.32 wrote
     return older | _by_variant(folder, stem, r"\.safetensors\.index(?:\.([^.]+))?\.json")
 
 
@@ -71,8 +76,7 @@ def _shards(folder: Path, index: Path) -> tuple[Path, ...]:
 
 
 def check_weights(folder: Path) -> None:
-    """Raises FileError for a folder with pickle weights alone, and for a damaged file of its weights; and what
-    `weights_of` raises."""
+    """Raises FileError for a folder with only pickle weights and for a damaged file, and as `weights_of` does."""
     files = weights_of(folder).files
     if not files and not any(folder.glob("*.safetensors")) and any(f.suffix in _PICKLES for f in folder.iterdir()):
         raise FileError(f"{folder}: no safetensors weights; pickle weights are not loaded. Convert them first.")
@@ -80,10 +84,10 @@ def check_weights(folder: Path) -> None:
 
 
 def stored_dtype(folder: Path) -> str | None:
-    """The floating dtype of a component's first stored weight ("float16", ...); None without one."""
+    """Returns the dtype of a component's first stored floating-point weight, such as "float16"; None without one."""
     for file in weights_of(folder).files if folder.is_dir() else ():
         with safe_open(file, "pt", backend="pread") as weights:
             kinds = (weights.get_slice(key).get_dtype() for key in weights.keys())  # noqa: SIM118
-            if (found := next((_DTYPES[kind] for kind in kinds if kind in _DTYPES), None)) is not None:
-                return found
+            if (dtype := next((_DTYPES[kind] for kind in kinds if kind in _DTYPES), None)) is not None:
+                return dtype
     return None

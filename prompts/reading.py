@@ -1,7 +1,7 @@
-"""Reads a file of prompts from any source: one prompt a line, or a table by its ending (`tables`).
+"""Reads a file of prompts: one prompt a line, or a table if the file's ending names one (`tables`).
 
-A line ends with LF, CRLF or CR only: U+2028, U+0085, VT, FF and FS to RS occur inside prompts that were pasted from
-other programs. Needs the memory of the prompts kept and of one line.
+Only LF, CRLF and CR end a line: prompts pasted from other programs contain U+2028, U+0085, VT, FF and FS to RS. Needs
+memory for the distinct prompts and one line.
 """
 
 import errno
@@ -18,12 +18,12 @@ from octavo.capture.errors import FileError, OctavoError, UsageError
 from .tables import LINES, delimited, json_document, json_lines, refuse_unread
 
 BUNDLED = ("demo", "demo-heldout", "images", "videos")
-MAX_CHARACTERS = 65_536  # most characters of a prompt
-MAX_PROMPTS = 1_000_000  # most prompts of a file, repeated ones included
-MAX_WARNINGS = 20  # most repeated lines that are reported one by one
-MAX_TABLE = 1 << 28  # most bytes of a .csv, .tsv, .json or .jsonl file, which is read as a whole
-BLOCK = 1 << 16  # bytes read at once
-# characters that no prompt may hold: controls but tab, line ends, VT, FF and FS to RS; halves of surrogate pairs
+MAX_CHARACTERS = 65_536  # in one prompt
+MAX_PROMPTS = 1_000_000  # in one file, repeated prompts included
+MAX_WARNINGS = 20  # repeated lines that are reported one by one; the rest are counted
+MAX_TABLE = 1 << 28  # bytes of a .csv, .tsv, .json or .jsonl file, which is read as a whole
+BLOCK = 1 << 16  # bytes of one read
+# refused in prompts: control characters except tab, line ends, VT, FF and FS to RS; lone surrogates
 CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x1f\ud800-\udfff]")
 UTF16 = re.compile(b"\xff\xfe|\xfe\xff|[^\x00]\x00[^\x00]\x00|\x00[^\x00]\x00[^\x00]", re.DOTALL)
 
@@ -42,7 +42,7 @@ class Prompts:
 
 
 def read_prompts(name_or_path: str) -> Prompts:
-    """Reads a bundled set of prompts or a file. Raises UsageError for a missing file, FileError for an unusable one."""
+    """Reads a bundled set of prompts or a file. Raises UsageError for a missing file, FileError for bad content."""
     path = Path(__file__).with_name(f"{name_or_path}.txt") if name_or_path in BUNDLED else Path(name_or_path)
     first_line: dict[str, int] = {}
     warnings: list[str] = []
@@ -83,14 +83,14 @@ def _prompts(path: Path, notes: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def _checked(path: Path, word: str, prompts: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Yields prompts that stood in quotes or behind escapes. Raises FileError for what no prompt may hold."""
+    """Yields the prompts of a table after checking them: quotes and escapes may hide control characters."""
     for number, text in prompts:
         _check_text(path, f"{word} {number}", text)
         yield number, text
 
 
 def _text(path: Path, most: int) -> str:
-    """The text of a file of at most `most` bytes."""
+    """Returns the text of a UTF-8 file of at most `most` bytes."""
     data = b"".join(_blocks(path, most))
     try:
         return data.decode("utf-8")
@@ -128,21 +128,21 @@ def _raw_lines(path: Path, most: int | None) -> Iterator[bytes]:
     """Yields the lines of a file without line ends and byte order mark; holds one block and one line in memory."""
     rest, number = b"", 0
     for block in _blocks(path, most):
-        # a CR that ends a block may be the first half of a CRLF: it stays in the rest
-        held = block[-1:] if block.endswith(b"\r") else b""
-        body = rest + (block[:-1] if held else block)
+        # a CR at the end of a block may be the first half of a CRLF: keep it for the next block
+        carried = block[-1:] if block.endswith(b"\r") else b""
+        body = rest + (block[:-1] if carried else block)
         *complete, tail = body.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         yield from complete
         number += len(complete)
         if len(tail) > 4 * MAX_CHARACTERS:
             raise _too_long(path, f"line {number + 1}")
-        rest = tail + held
+        rest = tail + carried
     if rest:
         yield rest.removesuffix(b"\r")
 
 
 def _blocks(path: Path, most: int | None = None) -> Iterator[bytes]:
-    """Yields the content of a regular file in blocks. Refuses UTF-16, and more than `most` bytes."""
+    """Yields the content of a regular file in blocks. Raises FileError for UTF-16 and for more than `most` bytes."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as exc:

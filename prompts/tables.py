@@ -1,6 +1,6 @@
-"""Reads the prompts in a table: a column of a .csv or .tsv file, or a key of the entries of a .json or .jsonl file.
+"""Reads prompts from tables: from a column of a .csv or .tsv file, or a key in the entries of a .json or .jsonl file.
 
-The column or key is found by its name, such as prompt, prompt_en or caption, in small or large letters.
+The column or key is known by its name, such as prompt, prompt_en or caption, whatever its case.
 """
 
 import csv
@@ -11,14 +11,14 @@ from typing import Any
 
 from octavo.capture.errors import FileError
 
-NAMES = ("prompt", "prompts")  # a column of this name holds the prompts whatever the other columns are
-# other names of columns with prompts, in the prompt sets that people use: VBench, COCO, PickScore, DiffusionDB
+NAMES = ("prompt", "prompts")  # a column of this name holds the prompts, whichever other columns there are
+# other column names of prompts in public prompt sets: VBench, COCO, PickScore, DiffusionDB
 OTHER_NAMES = (
     "prompt_en", "prompt_text", "text_prompt", "input_prompt", "caption", "captions", "text", "texts", "description",
     "sentence", "query", "instruction",
 )  # fmt: skip
 LINES = "one prompt a line in a .txt file"
-# files that are neither lines of prompts nor one of the tables read here
+# endings that are refused: neither text nor a table that this file reads
 CONVERTED = frozenset({
     ".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".yaml", ".yml", ".xml", ".html", ".toml", ".gz", ".zip",
     ".bz2", ".xz", ".zst", ".tar", ".npy", ".pkl", ".safetensors", ".docx", ".pdf",
@@ -28,17 +28,17 @@ Numbered = Iterator[tuple[int, str]]  # the number of a line or an entry, from 1
 
 
 def refuse_unread(path: Path) -> None:
-    """Raises FileError for a kind of file that cannot be read, with the way to convert it."""
+    """Raises FileError for a kind of file that cannot be read; the message says how to convert it."""
     if path.suffix.lower() in CONVERTED:
         fact = f"{path.suffix.lower()} files are not read"
         raise FileError(f"{path}: {fact}. Save it as .csv, .tsv, .json or .jsonl, or as {LINES}.")
 
 
 def delimited(path: Path, lines: Sequence[tuple[int, str]], notes: list[str]) -> Numbered:
-    """Yields the prompts of a .csv or .tsv file with their line numbers; `notes` takes a line on columns passed over.
+    """Yields the line number and prompt of each row of a .csv or .tsv file. Adds a note on ignored columns to `notes`.
 
-    Cells in quotes may hold separators and line ends. A .tsv file whose quotes are no pairs has no quoted cells. Raises
-    FileError for a table without a column of prompts, and for rows that are not as long as the header.
+    Quoted cells may contain separators and line ends. In a .tsv file with unpaired quotes, quotes are part of the text.
+    Raises FileError for a table without a column of prompts, and for a row that is longer or shorter than the header.
     """
     tabs = path.suffix.lower() == ".tsv"
     header = next((text for _, text in lines if text.strip()), "")
@@ -56,14 +56,16 @@ def delimited(path: Path, lines: Sequence[tuple[int, str]], notes: list[str]) ->
 
 
 def _tabbed(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[int, list[str]]]:
-    """The rows of a .tsv file, whose quotes stand around cells or are part of the text."""
+    """Returns the rows of a .tsv file, and decides whether its quotes enclose cells or are part of the text."""
     plain = list(_rows(path, lines, "\t", csv.QUOTE_NONE))
     try:
         quoted = list(_rows(path, lines, "\t", csv.QUOTE_MINIMAL))
     except FileError:
         return plain
     even = len({len(cells) for _, cells in plain}) == 1 and len(plain[0][1]) > 1
-    return plain if even and len(plain) != len(quoted) else quoted  # a cell over several lines leaves them uneven
+    return (
+        plain if even and len(plain) != len(quoted) else quoted
+    )  # read without quoting, a cell over several lines gives rows of different lengths
 
 
 def _rows(
@@ -82,7 +84,7 @@ def _rows(
 
 
 def json_lines(path: Path, lines: Iterable[tuple[int, str]], notes: list[str]) -> Numbered:
-    """Yields the prompts of a file whose lines are JSON strings or objects. Raises FileError for any other line."""
+    """Yields the line number and prompt of each line, a JSON string or object. Raises FileError for any other line."""
     entries = []
     for number, text in lines:
         if text.strip():
@@ -95,39 +97,39 @@ def json_lines(path: Path, lines: Iterable[tuple[int, str]], notes: list[str]) -
 
 
 def json_document(path: Path, text: str, notes: list[str]) -> Numbered:
-    """Yields the prompts of a JSON file with the numbers of their entries, from 1.
+    """Yields the number, from 1, and the prompt of each entry of a JSON file.
 
-    Prompts are a list of strings or of objects, an object of objects, of lists of the same length (columns), or with
-    one list of objects that have prompts. Raises FileError for anything else.
+    The file holds a list of strings or objects, an object of objects, an object of columns (lists of one length), or an
+    object in which one list has objects with prompts. Raises FileError for anything else.
     """
     try:
-        found = json.loads(text)
+        document = json.loads(text)
     except json.JSONDecodeError as error:
         remedy = "Name it .jsonl" if error.msg == "Extra data" else "Correct it"
         raise FileError(f"{path}: line {error.lineno}: not JSON ({error.msg}). {remedy}.") from error
     except RecursionError as error:
         raise FileError(f"{path}: nested too deep. Give a list of prompts.") from error
-    if isinstance(found, dict):
-        found = _list_in(path, found, notes)
-    if not isinstance(found, list):
+    if isinstance(document, dict):
+        document = _list_in(path, document, notes)
+    if not isinstance(document, list):
         raise FileError(f"{path}: neither a list nor an object. Give a list of prompts, or {LINES}.")
-    return _of_entries(path, list(enumerate(found, 1)), "entry", notes)
+    return _of_entries(path, list(enumerate(document, 1)), "entry", notes)
 
 
-def _list_in(path: Path, found: Mapping[str, Any], notes: list[str]) -> list[Any]:
-    """The list of prompts, or of entries with prompts, in an object."""
-    values = list(found.values())
+def _list_in(path: Path, document: Mapping[str, Any], notes: list[str]) -> list[Any]:
+    """Returns the list of prompts, or of entries with prompts, in a JSON object."""
+    values = list(document.values())
     if values and all(isinstance(value, dict) for value in values):
         return values
     tables = [value for value in values if isinstance(value, list) and value and isinstance(value[0], dict)]
     holding = [table for table in tables if any(_kind(name) for name in table[0])]
-    columns = [name for name, value in found.items() if isinstance(value, list) and _kind(name)]
+    columns = [name for name, value in document.items() if isinstance(value, list) and _kind(name)]
     if len(holding) == 1 and not columns:
         return holding[0]
-    name = _chosen(path, list(found), notes)
-    if not isinstance(found[name], list):
+    name = _chosen(path, list(document), notes)
+    if not isinstance(document[name], list):
         raise FileError(f"{path}: {name!r} is no list. Give a list of prompts, or {LINES}.")
-    return found[name]
+    return document[name]
 
 
 def _of_entries(path: Path, entries: Sequence[tuple[int, Any]], word: str, notes: list[str]) -> Numbered:
@@ -145,13 +147,13 @@ def _of_entries(path: Path, entries: Sequence[tuple[int, Any]], word: str, notes
 
 
 def _kind(name: str) -> int:
-    """Ranks the name of a column or key: 2 for prompts, 1 for prompts where no column is of rank 2, 0 for others."""
+    """Returns 2 for the name of a prompt column, 1 for a name that means prompts if no column has a 2, 0 otherwise."""
     word = name.strip().casefold().replace(" ", "_").replace("-", "_")
     return 2 if word in NAMES else int(word in OTHER_NAMES)
 
 
 def _chosen(path: Path, names: Sequence[str], notes: list[str]) -> str:
-    """The name of the column with the prompts. Raises FileError where there is none, or more than one."""
+    """Returns the name of the column with the prompts. Raises FileError for no such column and for several."""
     known = ", ".join(repr(name.strip()[:40]) for name in names[:8]) or "nothing"
     for kind in (2, 1):
         chosen = [name for name in names if _kind(name) == kind]

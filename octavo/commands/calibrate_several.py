@@ -8,7 +8,7 @@ from time import monotonic
 
 from octavo.calibrate.formats.target import check_target
 from octavo.calibrate.result import Result
-from octavo.capture.files import Modes, make_directory, replace_directory
+from octavo.capture.files import Modes, clean, make_directory, replace_directory
 from octavo.capture.locks import lock
 from octavo.capture.ranks import Ranks
 from octavo.capture.sealed import digest_of
@@ -70,6 +70,7 @@ def _held(parts: Path, options: CalibrateOptions, terminal: Terminal, ranks: Ran
         make_directory(parts, Modes(options.group_readable).directory)
     held = lock(parts)
     try:
+        clean(parts)
         yield
     except BaseException:
         if done := sorted(place.name for place in parts.iterdir() if is_checkpoint(place)):

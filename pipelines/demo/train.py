@@ -44,11 +44,11 @@ def tokenizer(folder: Path) -> CLIPTokenizer:
             if pair not in merges:
                 merges.append(pair)
                 vocab.append("".join(pair))
-            at = next(i for i in range(len(parts) - 1) if (parts[i], parts[i + 1]) == pair)
-            parts[at : at + 2] = ["".join(pair)]
+            index = next(i for i in range(len(parts) - 1) if (parts[i], parts[i + 1]) == pair)
+            parts[index : index + 2] = ["".join(pair)]
     vocab = [*dict.fromkeys(vocab), "<|startoftext|>", "<|endoftext|>"]
-    made = CLIPTokenizer({t: i for i, t in enumerate(vocab)}, merges, model_max_length=MAX_TOKENS)
-    made.save_pretrained(folder)
+    words_as_tokens = CLIPTokenizer({t: i for i, t in enumerate(vocab)}, merges, model_max_length=MAX_TOKENS)
+    words_as_tokens.save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)
 
 
@@ -186,13 +186,13 @@ def encode(vae: Any, scenes: list[Scene], work: Path, copies: int) -> Tensor:
     """The latents of every scene drawn `copies` times, with zero mean and unit deviation: (copies, n, 8, 16, 16)."""
     file = work / "latents.pt"
     if not file.exists():
-        made = []
+        batches = []
         for copy_ in range(copies):
-            for at in range(0, len(scenes), 256):
-                batch = drawn(scenes[at : at + 256], seed=copy_ * 1_000_000 + at)
-                made.append(vae.encode(batch).latent_dist.mean)
+            for start in range(0, len(scenes), 256):
+                batch = drawn(scenes[start : start + 256], seed=copy_ * 1_000_000 + start)
+                batches.append(vae.encode(batch).latent_dist.mean)
             print(f"latents: {copy_ + 1}/{copies}", flush=True)
-        torch.save(torch.cat(made).view(copies, len(scenes), 8, 16, 16), file)
+        torch.save(torch.cat(batches).view(copies, len(scenes), 8, 16, 16), file)
     latents = torch.load(file, weights_only=True)
     vae.register_to_config(shift_factor=latents.mean().item(), scaling_factor=1 / latents.std().item())
     return (latents - vae.config.shift_factor) * vae.config.scaling_factor
@@ -220,13 +220,13 @@ def train_transformer(
     ids = tokens([str(s) for s in scenes], **padded).input_ids
     empty = tokens("", **padded).input_ids
     for _, rng in run:
-        at = torch.randint(len(scenes), (64,), generator=rng)
-        clean = latents[torch.randint(len(latents), (64,), generator=rng), at]
-        said = torch.where(torch.rand(64, 1, generator=rng) < 0.1, empty, ids[at])
+        index = torch.randint(len(scenes), (64,), generator=rng)
+        clean = latents[torch.randint(len(latents), (64,), generator=rng), index]
+        captions = torch.where(torch.rand(64, 1, generator=rng) < 0.1, empty, ids[index])
         noise = torch.randn(clean.shape, generator=rng)
         sigma = torch.sigmoid(torch.randn(64, generator=rng) + 0.3)
         noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1))
-        states, pooled = text_states(said, modules)
+        states, pooled = text_states(captions, modules)
         velocity = model(
             hidden_states=noisy, encoder_hidden_states=states, pooled_projections=pooled,
             timestep=1000 * sigma, return_dict=False,

@@ -20,11 +20,11 @@ def digits() -> tuple[Part, Part]:
     """The pictures to train on and the held-out pictures; the split is always the same."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    pictures = np.rint(found.images * (255 / 16)).astype(np.uint8)
+    dataset = load_digits()
+    pictures = np.rint(dataset.images * (255 / 16)).astype(np.uint8)
     order = np.random.default_rng(0).permutation(len(pictures))
-    held, train = order[:HELD_OUT], order[HELD_OUT:]
-    return Part(pictures[train], found.target[train]), Part(pictures[held], found.target[held])
+    held_out, train = order[:HELD_OUT], order[HELD_OUT:]
+    return Part(pictures[train], dataset.target[train]), Part(pictures[held_out], dataset.target[held_out])
 
 
 def write_pictures(pictures: np.ndarray, folder: Path) -> Path:

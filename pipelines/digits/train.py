@@ -30,7 +30,7 @@ def resnet() -> ResNetForImageClassification:
     return ResNetForImageClassification(
         ResNetConfig(
             num_channels=3, embedding_size=16, hidden_sizes=[16, 32, 64], depths=[2, 2, 2], layer_type="basic",
-            id2label={at: str(at) for at in range(10)}, label2id={str(at): at for at in range(10)},
+            id2label={digit: str(digit) for digit in range(10)}, label2id={str(digit): digit for digit in range(10)},
         )
     )  # fmt: skip
 
@@ -86,12 +86,12 @@ def main(folder: Path) -> None:
     """Trains the model, writes it to `folder`, and prints its accuracy on held-out pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(PREPROCESSING, indent=2) + "\n")
-    training, held = digits()
+    training, held_out = digits()
     preprocessing = preprocessing_of(folder)
     model = train(inputs_of(training, preprocessing), torch.from_numpy(training.labels))
     model.save_pretrained(folder)
-    found = accuracy(model, inputs_of(held, preprocessing), torch.from_numpy(held.labels))
-    print(f"{folder}: {found:.2%} of {len(held.labels)} held out")
+    share = accuracy(model, inputs_of(held_out, preprocessing), torch.from_numpy(held_out.labels))
+    print(f"{folder}: {share:.2%} of {len(held_out.labels)} held-out digits are right")
 
 
 if __name__ == "__main__":

@@ -99,12 +99,12 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, captions: Captions) -> Tensor:
         q = self.q_linear(x).unflatten(-1, (self.heads, -1))  # (B, N, heads, d)
         kv = self.kv_linear(captions.tokens)[0]  # (sum, 2C)
-        seen = None
+        mask = None
         if captions.keep is None:
             kv = kv.unflatten(0, (x.shape[0], -1))
         else:
             kv = kv.new_zeros(*captions.keep.shape, kv.shape[-1]).index_put((captions.keep,), kv)
-            seen = captions.keep[:, None, None, :]
+            mask = captions.keep[:, None, None, :]
         k, v = kv.unflatten(-1, (2, self.heads, -1)).unbind(2)  # (B, longest, heads, d)
-        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=seen)
+        out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
         return self.proj(out.transpose(1, 2).flatten(2))

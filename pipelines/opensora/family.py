@@ -1,4 +1,4 @@
-"""The record of the family Open-Sora 1.2: loading, layers that stay float, and layers whose inputs can be divided."""
+"""Defines the family of Open-Sora 1.2: loading, layers that stay float, and layers whose inputs can be divided."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,38 +7,45 @@ from typing import Any
 from ..family import Family, Fold, Group
 from .defaults import KEEP_FLOAT
 
-_SHIFT, _SCALE, _MLP_SHIFT, _MLP_SCALE = 0, 1, 3, 4  # rows of a table, chunks of t_block
+_SHIFT, _SCALE, _MLP_SHIFT, _MLP_SCALE = (
+    0,
+    1,
+    3,
+    4,
+)  # indices of rows in a scale_shift_table, and of chunks in the output of t_block
 
 
 def groups(model: Any) -> list[Group]:
-    """The groups of an STDiT3: one before each output projection, and groups across all blocks.
+    """Returns the groups of an STDiT3: one for each output projection, and groups that span all blocks.
 
-    All blocks take their modulation from one t_block, and their captions from one embedder, whose outputs can only be
-    divided by the same factors for all blocks. cross_attn.q_linear is in no group: its input, the residual stream,
-    cannot be divided for one layer alone.
+    All blocks get their modulation from one t_block and their captions from one embedder. The outputs of these two can
+    only be divided by factors that all blocks share. cross_attn.q_linear is in no group: its input is the residual
+    stream, which other layers read too.
     """
     width = model.config["hidden_size"]
     blocks = list(_blocks(model))
-    found = []
+    groups = []
     for name in blocks:
-        found.append(Group((f"{name}.attn.proj",), (Fold(f"{name}.attn.qkv", 2 * width),)))
-        found.append(Group((f"{name}.cross_attn.proj",), (Fold(f"{name}.cross_attn.kv_linear", width),)))
-    found.append(_modulated(blocks, "attn.qkv", width, _SHIFT, _SCALE))
-    found.append(_modulated(blocks, "mlp.fc1", width, _MLP_SHIFT, _MLP_SCALE))
+        groups.append(Group((f"{name}.attn.proj",), (Fold(f"{name}.attn.qkv", 2 * width),)))
+        groups.append(Group((f"{name}.cross_attn.proj",), (Fold(f"{name}.cross_attn.kv_linear", width),)))
+    groups.append(_modulated(blocks, "attn.qkv", width, _SHIFT, _SCALE))
+    groups.append(_modulated(blocks, "mlp.fc1", width, _MLP_SHIFT, _MLP_SCALE))
     if not model.config["skip_y_embedder"]:
         captions = tuple(f"{name}.cross_attn.kv_linear" for name in blocks)
-        found.append(Group(captions, (Fold("y_embedder.y_proj.fc2"),)))
-    return found
+        groups.append(Group(captions, (Fold("y_embedder.y_proj.fc2"),)))
+    return groups
 
 
 def _blocks(model: Any) -> Iterator[str]:
     for kind in ("spatial_blocks", "temporal_blocks"):
-        yield from (f"{kind}.{at}" for at in range(len(getattr(model, kind))))
+        yield from (f"{kind}.{index}" for index in range(len(getattr(model, kind))))
 
 
 def _modulated(blocks: list[str], layer: str, width: int, shift: int, scale: int) -> Group:
-    """The group of `layer` in all blocks. 1 + table + t is divided as (1 + table) / s + t / s: the table alone has the
-    1."""
+    """Returns the group of `layer` in all blocks.
+
+    The modulation scales by 1 + table + t, divided as (1 + table) / s + t / s: the fold of the table has the 1.
+    """
     folds = [Fold("t_block.1", shift * width), Fold("t_block.1", scale * width)]
     for name in blocks:
         table = f"{name}.scale_shift_table"
@@ -57,7 +64,7 @@ OPENSORA = Family(
     pipelines=("OpenSora",),
     models=("STDiT3",),
     defaults={"num_inference_steps": 30, "output_type": "latent"},
-    keep_float=dict.fromkeys(KEEP_FLOAT, "outside the blocks: a few rows a call, or the velocity itself"),
+    keep_float=dict.fromkeys(KEEP_FLOAT, "outside the blocks: few rows, or the predicted velocity itself"),
     load=_load,
     groups=groups,
 )

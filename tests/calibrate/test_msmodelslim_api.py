@@ -16,6 +16,7 @@ from octavo.calibrate.formats.ascend.checkpoint import Checkpoint
 from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.msmodelslim_api import Calibrator, QuantConfig
 
+from ..helpers.examples import some_of
 from ..helpers.faults import counting, dying, fast_path, in_child
 from ..helpers.refusals import refused
 from ..zoo.toy import calls, toy
@@ -249,7 +250,7 @@ def test_killed_at_any_call_of_the_system_no_mixture_is_left(foreign, fast_path)
     old = content()
     with counting() as counter:
         other.export_quant_safetensor(folder)
-    for at in range(len(counter.made)):
+    for at in some_of(len(counter.made)):
         fresh()
 
         def work(at: int = at) -> None:

@@ -106,7 +106,7 @@ def test_several_ranks_store_and_write_what_one_process_does(tiny_model, texts, 
 @pytest.mark.parametrize("world", [2, slow(3)])
 @pytest.mark.parametrize(
     "options",
-    [("--samples", "11", "--accuracy", "balanced"), (), slow(("--activations", "timestep")),
+    [slow(("--samples", "11", "--accuracy", "balanced")), (), slow(("--activations", "timestep")),
      slow(("--no-smoothing", "--activations", "dynamic")), slow(("--observer", "mse", "--weights", "gptq"))],
     ids=" ".join,
 )  # fmt: skip

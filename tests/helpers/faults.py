@@ -71,7 +71,7 @@ def dying() -> None:
 
 def in_child(work: Callable[[], None]) -> int:
     """Runs `work` in a forked process and returns its exit status: 0 when it returned, 1 when it raised, 130 when that
-    was a KeyboardInterrupt, 9 when it died."""
+    was a KeyboardInterrupt, the code of a SystemExit, 9 when it died."""
     child = os.fork()
     if child == 0:
         try:
@@ -80,6 +80,8 @@ def in_child(work: Callable[[], None]) -> int:
             os._exit(0)
         except KeyboardInterrupt:
             os._exit(130)
+        except SystemExit as end:
+            os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
         except BaseException:
             traceback.print_exc()
             os._exit(1)

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 HOME = "diffusers.quantizers.auto"
 
@@ -20,6 +22,7 @@ def test_diffusers_knows_the_method_when_it_comes_later_and_nothing_is_left_of_t
     assert python(code).split("\n") == ["True True", "[] SourceFileLoader"]
 
 
+@pytest.mark.slow
 def test_the_quantizer_may_be_the_first_import():
     code = f"import octavo.calibrate.formats.diffusers.quantizer as ours, {HOME} as home\n"
     code += "print(home.AUTO_QUANTIZER_MAPPING['octavo'] is ours.OctavoQuantizer)\n"

@@ -125,7 +125,7 @@ def test_values_are_known_by_their_content():
     assert described({"a": ones, "b": 1}) == described({"b": 1, "a": ones.clone()})
     assert len({described(x) for x in (ones, ones.half(), ones.view(3, 2), ones * 2, torch.bfloat16)}) == 5
     assert "0x" not in described([picture, ones, torch.float16])
-    refused(lambda: described(object()), 2, "object: not a value that a capture can name")
+    refused(lambda: described(object()), 2, "object: a capture cannot record this value")
 
 
 @pytest.mark.parametrize("value", [None, True, 1, 0.5, "text", [1, [2.0, "x"]], {"a": [None]}])

@@ -1,11 +1,13 @@
 """How a process of ours ends when it is told to, told twice, or when others die."""
 
+import datetime
 import io
+import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,9 @@ from octavo.cli import main
 from octavo.terminal import Interrupted, Terminal, errors, interruptible, prepare_streams, printable
 
 from ..helpers.commands import capture
+from ..helpers.examples import some_of
 from ..helpers.faults import counting, fast_path, in_child
+from ..helpers.ranked import printing
 from ..helpers.refusals import refused
 from ..helpers.stores import MANIFEST, fill, holds, info_of
 
@@ -46,7 +50,7 @@ def test_a_second_interruption_ends_at_once_wherever_the_store_is(fast_path: Pat
     with counting() as calls:
         session(fast_path / "whole")
     left = 0
-    for at in range(len(calls.made)):
+    for at in some_of(len(calls.made)):
         store = fast_path / str(at)
 
         def interrupted(at: int = at, store: Path = store) -> None:
@@ -99,28 +103,23 @@ def test_a_worker_that_outlives_its_capture_is_reported_and_not_waited_for(tmp_p
     assert not list(tmp_path.rglob(".*"))
 
 
-BACKWARDS = """
-import datetime, itertools, sys, time
+def backwards() -> None:
+    """Sets the clocks of this process back a year, and by an hour more whenever they are asked."""
+    asked, now = itertools.count(1), time.time
+    time.time = lambda: now() - 365 * 86400 - 3600 * next(asked)
+    time.time_ns = lambda: int(time.time() * 1e9)
 
-asked, now = itertools.count(1), time.time
-time.time = lambda: now() - 365 * 86400 - 3600 * next(asked)
-time.time_ns = lambda: int(time.time() * 1e9)
+    class Datetime(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> "Datetime":
+            return cls.fromtimestamp(time.time(), tz)
 
-
-class Datetime(datetime.datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return cls.fromtimestamp(time.time(), tz)
-
-
-datetime.datetime = Datetime
-from octavo.cli import main
-
-main(sys.argv[1:])
-"""
+    datetime.datetime = Datetime
 
 
-def test_a_clock_that_goes_back_has_no_effect(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_clock_that_goes_back_has_no_effect(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The clock is a year behind what was stored before and goes back an hour whenever it is asked."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\na blue ring")
@@ -132,11 +131,14 @@ def test_a_clock_that_goes_back_has_no_effect(tiny_model: Path, tmp_path: Path) 
     capture(tiny_model, tmp_path / "b", prompts, "--limit", 1)
     for path in [tmp_path / "b", *(tmp_path / "b").rglob("*")]:
         os.utime(path, (2e9, 2e9))
-    command = [sys.executable, "-c", BACKWARDS, "capture", tiny_model, tmp_path / "b", "--prompts", prompts, "--resume"]
-    small = ["--steps", "3", "--height", "16", "--width", "16", "--device", "cpu"]
-    done = subprocess.run([*map(str, command), *small], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+
+    def resumed() -> None:
+        backwards()
+        small = ("--steps", 3, "--height", 16, "--width", 16, "--device", "cpu")
+        printing("capture", tiny_model, tmp_path / "b", "--prompts", prompts, "--resume", *small)
+
+    assert in_child(resumed) == 0
+    assert "Traceback" not in capfd.readouterr().err
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     Capture.open(tmp_path / "b").verify()
 

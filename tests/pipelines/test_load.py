@@ -12,6 +12,7 @@ from octavo.pipelines.load import load_pipeline
 
 from ..helpers.refusals import refused
 from ..zoo.pipelines import make
+from ..zoo.whole_sd3 import whole_sd3
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -57,7 +58,7 @@ def test_a_model_in_one_file_is_refused_with_the_way_to_a_directory(tmp_path, su
 
 def test_a_quantized_denoiser_in_one_file_and_any_other_file_are_refused(model, tmp_path):
     (tmp_path / "model.gguf").touch()
-    refused_load(tmp_path / "model.gguf", 2, "a denoiser quantized already")
+    refused_load(tmp_path / "model.gguf", 2, "a denoiser that is already quantized")
     refused_load(model / "model_index.json", 2, "a file. Give the directory of a whole diffusers pipeline.")
 
 
@@ -157,3 +158,31 @@ def test_a_component_that_a_pipeline_has_as_optional_is_the_one_that_is_given(tm
     file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
     loaded = load_pipeline(tmp_path / "wan")
     assert torch.equal(loaded.transformer_2.state_dict()["proj_out.weight"], pipe.transformer_2.proj_out.weight)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A pipeline with text encoders and tokenizers. Read only."""
+    return whole_sd3(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("tokenizer/tokenizer.json", "version", True),
+        ("tokenizer/tokenizer.json", "added_tokens", [{"x": 1}]),
+        ("tokenizer/tokenizer_config.json", "model_max_length", "long"),
+        ("text_encoder/config.json", "num_attention_heads", [[1]]),
+        ("text_encoder_2/config.json", "vocab_size", 0.5),
+        ("vae/config.json", "block_out_channels", 5),
+        ("scheduler/scheduler_config.json", "shift", "x"),
+        ("model_index.json", "transformer", {"a": 1}),
+        ("model_index.json", "_class_name", []),
+    ],
+)
+def test_a_wrong_value_in_any_json_file_is_refused(whole, tmp_path, file, key, value):
+    model = Path(shutil.copytree(whole, tmp_path / "model"))
+    content = json.loads((model / file).read_text()) | {key: value}
+    (model / file).unlink()
+    (model / file).write_text(json.dumps(content))
+    refused_load(model, 3, str(model))

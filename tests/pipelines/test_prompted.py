@@ -39,7 +39,7 @@ def test_classes_are_numbers_or_names():
     pipe = dit()
     for text, label in (("207", 207), ("Goldfish", 1), ("Tinca tinca", 0), ("tench, tinca tinca", 0), (" 5 ", 5)):
         assert class_label(pipe, text) == label
-    refused(lambda: class_label(pipe, "goldfisch"), 2, "'goldfisch' is none. Did you mean 'goldfish'?")
+    refused(lambda: class_label(pipe, "goldfisch"), 2, "'goldfisch' is not one of them. Did you mean 'goldfish'?")
     refused(lambda: class_label(pipe, "1000"), 2, "no class 1000. Choose one of 0 to 999")
 
 
@@ -51,7 +51,7 @@ def test_a_model_of_1000_classes_without_names_has_those_of_imagenet():
     assert "names are read as those of ImageNet" in str(note_on_prompts(pipe, {}))
     assert note_on_prompts(dit(), {}) is None
     few = dit(None, 10)
-    refused(lambda: class_label(few, "tench"), 2, "'tench' is none. Give a number in each line.")
+    refused(lambda: class_label(few, "tench"), 2, "'tench' is not one of them. Give a number in each line.")
     assert note_on_prompts(few, {}) is None
 
 
@@ -60,14 +60,14 @@ def test_the_lines_of_the_prompts_are_the_classes(stored, tmp_path):
     prompts.write_text("tench\n1\nGolden retriever\n")
     command = ("capture", stored, tmp_path / "a", "--prompts", prompts, "--steps", 1, "--device", "cpu")
     said = octavo(*command, "--arg", "class_labels=[207]", code=2)
-    assert "its classes are the prompts, one a line" in errors(said)[0]
+    assert "the prompts are its classes, one a line" in errors(said)[0]
     octavo(*command)
     assert [int(call.kwargs["class_labels"][0]) for call in Capture.open(tmp_path / "a").calls()] == [0, 1, 207]
 
 
 def test_a_line_that_is_no_class_is_refused_before_anything_is_drawn(stored, tmp_path):
     prompts = tmp_path / "classes.txt"
-    for text, words in (("a photo of a fox", "is none"), ("crane", "is the name of the classes 2 and 3")):
+    for text, words in (("a photo of a fox", "is not one of them"), ("crane", "is the name of the classes 2 and 3")):
         prompts.write_text(f"tench\n{text}\n")
         said = octavo("capture", stored, tmp_path / "a", "--prompts", prompts, "--device", "cpu", code=2)
         assert words in errors(said)[0]
@@ -99,7 +99,7 @@ def test_embeddings_stand_for_the_prompt_and_their_rows_for_prompts():
             assert (found[name].shape, float(found[name].flatten()[0])) == ((1, 3, 2), first)
     refused(lambda: arguments(3), 2, "prompt_embeds: has 3 rows for 2 prompts. Give one row, or one for each")
     assert prompt_arguments(pipe, "b", arguments(1, ("negative_prompt_embeds",)))["prompt"] == "b"
-    assert "is given embeddings of one text" in str(note_on_prompts(pipe, arguments(1)))
+    assert "gets the same embeddings for all prompts" in str(note_on_prompts(pipe, arguments(1)))
     assert note_on_prompts(pipe, arguments(2)) is None
 
 
@@ -113,6 +113,6 @@ def test_a_pipeline_without_prompts_says_what_a_line_is_to_it(tmp_path):
     said = octavo(
         "capture", tmp_path / "ddpm", tmp_path / "a", "--prompts", tmp_path / "p.txt", "--steps", 1, "--device", "cpu"
     )
-    assert "DDPMPipeline takes no prompt: a prompt here gives only the seed of the noise" in said
+    assert "DDPMPipeline takes no prompt: each prompt only sets the seed of the noise" in said
     first, second = (call.kwargs or call.args for call in Capture.open(tmp_path / "a").calls())
     assert str(first) != str(second)

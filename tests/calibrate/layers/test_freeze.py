@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from octavo.calibrate.layers.freeze import numbers_of, rounded_deq
@@ -11,9 +11,10 @@ from octavo.calibrate.layers.modules import QuantizedLinear
 from octavo.calibrate.layers.scheme import ACTIVATION, Range, dequantize, qparams_of, quantize
 from octavo.calibrate.rounding.methods import WEIGHT_METHODS
 
+from ...helpers.examples import examples
 from ...zoo.toy import DTYPES, nearest
 
-many = settings(max_examples=1000, deadline=None)
+many = examples(1000)
 seeds = st.integers(0, 2**32 - 1)
 
 

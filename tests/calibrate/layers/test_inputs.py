@@ -2,17 +2,19 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from octavo.calibrate.layers.freeze import numbers_of
-from octavo.calibrate.layers.inputs import INPUTS, DynamicInput, FloatInput, TimestepInput
+from octavo.calibrate.layers.inputs import INPUTS, DynamicInput, FloatInput, StaticInput, TimestepInput
 from octavo.calibrate.layers.modules import QuantizedLinear, build
 from octavo.calibrate.layers.noise_level import NoiseLevel
 from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_of
+from octavo.calibrate.layers.schemes import DYNAMIC, RANGED, SCHEMES, STATIC, TIMESTEP, WEIGHT_ONLY
 from octavo.calibrate.layers.weights import round_to_nearest
 
+from ...helpers.examples import examples
 from ...zoo.layer_kinds import EDGES, RANGES, TimedToy, frozen, input_of, static_of
 from ...zoo.toy import DTYPES, nearest
 
@@ -46,7 +48,7 @@ def test_a_layer_gives_back_the_numbers_it_was_made_of(make, kind):
     assert type(numbers.input) is INPUTS[kind]
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(st.integers(0, 2**31), st.sampled_from(DTYPES), st.integers(-30, 30), st.booleans())
 def test_dynamic_is_the_float64_formula_within_one_rounding(seed, dtype, exponent, biased):
     torch.manual_seed(seed)
@@ -210,3 +212,9 @@ def test_a_weight_from_elsewhere_is_taken_as_it_is():
     other = nearest(weight, bias, DynamicInput())
     assert torch.equal(one.weight, other.weight)
     assert torch.equal(QuantizedLinear(one)(weight), QuantizedLinear(other)(weight))
+
+
+def test_the_names_of_schemes_are_those_of_the_inputs():
+    assert set(SCHEMES) == set(INPUTS)
+    assert set(RANGED) == {word for word, kind in INPUTS.items() if kind.ranged}
+    assert {STATIC: StaticInput, TIMESTEP: TimestepInput, DYNAMIC: DynamicInput, WEIGHT_ONLY: FloatInput} == INPUTS

@@ -14,6 +14,7 @@ from octavo.calibrate.layers.modules import QuantizedConv2d, QuantizedLinear, bu
 from octavo.calibrate.layers.products import integer_matmul
 from octavo.calibrate.layers.scheme import ACTIVATION, Range, codes, qparams_of
 
+from ...helpers.examples import examples
 from ...zoo.convolutions import CHANNELS, geometries
 from ...zoo.layer_kinds import frozen
 from ...zoo.toy import Block, calls, nearest, toy
@@ -25,7 +26,7 @@ def integer(module: nn.Module, low: float = -2.0, high: float = 3.0):
 
 
 @pytest.mark.parametrize("matmul", [integer_matmul, integers._in_float])
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.integers(1, 5000), st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**31), st.booleans())
 def test_products_are_summed_exactly(matmul, k, rows, outs, seed, extreme):
     generator = torch.Generator().manual_seed(seed)

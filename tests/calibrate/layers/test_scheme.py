@@ -23,13 +23,14 @@ from octavo.calibrate.layers.scheme import (
     stored_scale,
 )
 
+from ...helpers.examples import examples
 from ...zoo.toy import DTYPES
 
 ends = st.floats(-1e6, 1e6, width=32)
 ranges = st.tuples(ends, ends).map(lambda pair: Range(min(pair), max(pair)))
 schemes = st.sampled_from([ACTIVATION, SYMMETRIC_ACTIVATION])
 dtypes = st.sampled_from(DTYPES)
-many = settings(max_examples=2000, deadline=None)
+many = examples(2000)
 
 
 @many

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -11,10 +11,11 @@ from octavo.calibrate.layers.scheme import WEIGHT, QParams, dequantize
 from octavo.calibrate.layers.weights import check_finite, round_to_nearest
 from octavo.capture.paging import page_out
 
+from ...helpers.examples import examples
 from ...helpers.refusals import refused
 from ...zoo.toy import DTYPES
 
-many = settings(max_examples=1000, deadline=None)
+many = examples(1000)
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -16,6 +16,7 @@ from octavo.calibrate.observers.histogram import Histogram, squared_error
 from octavo.calibrate.observers.observers import OBSERVERS, MinMax, Options, Sigma
 from octavo.calibrate.observers.token_sums import pieces_of
 
+from ...helpers.examples import examples
 from ...zoo.toy import DTYPES
 
 seeds = st.integers(0, 2**32 - 1)
@@ -37,7 +38,7 @@ def sample(seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return (x + 3 * (torch.rand(12, 5, 1, generator=generator) < 0.3)).to(dtype)
 
 
-@settings(max_examples=400, deadline=None)
+@examples(400)
 @given(seeds, names, st.sampled_from(DTYPES), st.sampled_from([0.5, 3.0, 25.0]))
 def test_any_order_split_and_merge_tree_gives_the_same_bits(seed, name, dtype, sigma):
     x = sample(seed, dtype)
@@ -65,7 +66,7 @@ def test_sums_in_floating_point_do_depend_on_the_order():
     assert len(sums) > 1
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=40), st.integers(0, 40))
 def test_exact_sums_are_exact(values, cut):
     one, other = ExactSum(), ExactSum()
@@ -101,7 +102,7 @@ def test_a_token_sums_to_the_same_alone_and_among_others(threads, width):
     assert np.array_equal(together, transposed)
 
 
-@settings(max_examples=300, deadline=None)
+@examples(300)
 @given(seeds, st.sampled_from(DTYPES), st.floats(0.1, 5))
 def test_sigma_is_mean_and_deviations_within_the_extremes(seed, dtype, sigma):
     x = sample(seed, dtype)
@@ -136,7 +137,7 @@ def test_sigma_has_no_scale_of_its_own(factor):
     assert std == pytest.approx(x.double().std(correction=0).item() * factor, rel=1e-5)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(seeds, st.integers(-30, 30), names)
 def test_a_power_of_two_scales_the_range(seed, power, name):
     x = sample(seed)

@@ -20,6 +20,7 @@ from octavo.capture.store.layout import read_sealed
 from octavo.capture.store.reader import Call, Capture
 from octavo.capture.store.writer import CaptureWriter, unit_key
 
+from ...helpers.examples import examples
 from ...helpers.faults import counting, dying, in_child
 from ...helpers.refusals import refused
 from ...helpers.stores import MANIFEST, calls_of, fill, holds, info_of, same
@@ -318,7 +319,7 @@ class Store(RuleBasedStateMachine):
 
 
 STEPS = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False
+    examples(60, few=12), stateful_step_count=25, suppress_health_check=list(HealthCheck), print_blob=False
 )
 
 

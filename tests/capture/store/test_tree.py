@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from octavo.capture.store.tree import MAX_DEPTH, decode
 from octavo.capture.store.tree_encoder import MAX_VALUES, encode
 
+from ...helpers.examples import examples
 from ...helpers.refusals import refused
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.int64, torch.bool, torch.complex64]
@@ -60,7 +61,7 @@ def through_json(value: Any) -> Any:
     return decode(json.loads(json.dumps(encode(value, put), allow_nan=False)), tensors.__getitem__)
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(VALUES)
 def test_every_value_comes_back_with_its_types_and_bits(value: Any) -> None:
     assert spelled(through_json(value)) == spelled(value)

@@ -13,6 +13,7 @@ from octavo.capture.errors import OctavoError
 from octavo.capture.store.reader import Capture
 from octavo.capture.store.writer import CaptureWriter, UnitWriter, unit_key
 
+from ...helpers.examples import some_of
 from ...helpers.faults import counting, dying, failing, fast_path, in_child
 from ...helpers.refusals import enter_and_leave, refused
 from ...helpers.stores import MANIFEST, calls_of, fill, holds, info_of, make_store, refused_create
@@ -155,7 +156,7 @@ def test_any_failing_call_is_a_storage_error_and_resumable(fast_path: Path, numb
 
 
 def test_killed_at_any_call_it_is_resumable(fast_path: Path) -> None:
-    for at in range(sites(fast_path / "whole")):
+    for at in some_of(sites(fast_path / "whole")):
 
         def killed(at: int = at) -> None:
             with counting(at, dying):
@@ -169,7 +170,7 @@ def test_interrupted_at_any_call_a_unit_is_whole_or_absent(fast_path: Path) -> N
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    for at in range(sites(fast_path / "whole")):
+    for at in some_of(sites(fast_path / "whole")):
 
         def interrupted(at: int = at) -> None:
             with counting(at, interrupt):

@@ -26,12 +26,13 @@ def files(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in ("report.json", MANIFEST)}
 
 
-def test_the_checkpoint_is_the_same_twice_and_its_integers_compute_the_model(tiny_model, captured, tmp_path):
+def test_the_checkpoint_is_the_same_twice_and_its_integers_compute_the_model(
+    tiny_model, captured, checkpoint, tmp_path
+):
     said = octavo("calibrate", captured, tmp_path / "a")
     assert "layers in 8-bit integers" in said
     assert "context_embedder" in said
-    octavo("calibrate", captured, tmp_path / "b")
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files(tmp_path / "a") == files(checkpoint())
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     layers = load_ascend(tmp_path / "a")
     assert sorted(layers) == sorted(row["name"] for row in report["layers"] if row["scheme"])
@@ -58,15 +59,12 @@ def test_every_linear_and_convolution_has_a_row_and_floats_a_reason(tiny_model, 
 
 
 @pytest.mark.parametrize("observer", ["minmax", "sigma", "percentile", "mse"])
-def test_every_observer_reaches_the_file(captured, tmp_path, observer):
+def test_every_observer_reaches_the_file(captured, checkpoint, tmp_path, observer):
     octavo("calibrate", captured, tmp_path / "a", "--observer", observer, *(("--sigma", 2) * (observer == "sigma")))
     ranges = [
         row["range"] for row in json.loads((tmp_path / "a" / "report.json").read_text())["layers"] if row["scheme"]
     ]
-    octavo("calibrate", captured, tmp_path / "b", "--observer", "minmax")
-    widest = [
-        row["range"] for row in json.loads((tmp_path / "b" / "report.json").read_text())["layers"] if row["scheme"]
-    ]
+    widest = [row["range"] for row in report_of(checkpoint("--observer", "minmax"))["layers"] if row["scheme"]]
     assert all(low >= most[0] and high <= most[1] for (low, high), most in zip(ranges, widest, strict=True))
     assert (ranges == widest) == (observer == "minmax")
 
@@ -74,21 +72,19 @@ def test_every_observer_reaches_the_file(captured, tmp_path, observer):
 @pytest.mark.parametrize(
     ("dtype", "deq"), [("bfloat16", torch.float32), ("float16", torch.int64), ("float32", torch.int64)]
 )
-def test_the_dtype_of_the_deployment(captured, tmp_path, dtype, deq):
-    octavo("calibrate", captured, tmp_path / "a", "--accuracy", "plain", "--dtype", dtype)
-    tensors = load_file(tmp_path / "a" / WEIGHTS)
+def test_the_dtype_of_the_deployment(checkpoint, dtype, deq):
+    out = checkpoint("--accuracy", "plain", "--dtype", dtype)
+    tensors = load_file(out / WEIGHTS)
     assert tensors["proj_out.weight"].dtype == getattr(torch, dtype)
     assert tensors["transformer_blocks.0.attn.to_q.deq_scale"].dtype == deq
-    said = octavo("inspect", tmp_path / "a")
+    said = octavo("inspect", out)
     assert ("no  MindIE-SD  in bfloat16" in said) == (deq == torch.int64)
 
 
-def test_weight_only_and_symmetric(captured, tmp_path):
-    octavo("calibrate", captured, tmp_path / "a", "--weight-only")
-    description = json.loads((tmp_path / "a" / "quant_model_description_w8a16.json").read_text())
+def test_weight_only_and_symmetric(checkpoint):
+    description = json.loads((checkpoint("--weight-only") / "quant_model_description_w8a16.json").read_text())
     assert "W8A16" in set(description.values())
-    octavo("calibrate", captured, tmp_path / "b", "--symmetric")
-    tensors = load_file(tmp_path / "b" / WEIGHTS)
+    tensors = load_file(checkpoint("--symmetric") / WEIGHTS)
     assert all(not tensor.any() for name, tensor in tensors.items() if name.endswith("input_offset"))
 
 
@@ -152,8 +148,8 @@ def test_another_model_is_refused(tiny_model, captured, tmp_path):
     assert "other tensors" in said
 
 
-def test_an_old_checkpoint_stays_until_it_is_to_be_replaced(captured, tmp_path):
-    octavo("calibrate", captured, tmp_path / "a")
+def test_an_old_checkpoint_stays_until_it_is_to_be_replaced(captured, checkpoint, tmp_path):
+    shutil.copytree(checkpoint(), tmp_path / "a")
     before = files(tmp_path / "a")
     assert "Use --overwrite" in octavo("calibrate", captured, tmp_path / "a", "--symmetric", code=5)
     assert files(tmp_path / "a") == before
@@ -161,8 +157,8 @@ def test_an_old_checkpoint_stays_until_it_is_to_be_replaced(captured, tmp_path):
     assert files(tmp_path / "a") != before
 
 
-def test_inspect_finds_a_damaged_checkpoint(captured, tmp_path):
-    octavo("calibrate", captured, tmp_path / "a", "--accuracy", "plain")
+def test_inspect_finds_a_damaged_checkpoint(checkpoint, tmp_path):
+    shutil.copytree(checkpoint("--accuracy", "plain"), tmp_path / "a")
     assert json.loads(octavo("inspect", tmp_path / "a", "--json"))["sound"] is True
     (tmp_path / "a" / WEIGHTS).chmod(0o644)
     said = octavo("inspect", tmp_path / "a", code=3)
@@ -175,8 +171,8 @@ def test_inspect_finds_a_damaged_checkpoint(captured, tmp_path):
     assert "quant_bias" in octavo("inspect", tmp_path / "a", code=3)
 
 
-def test_inspect_finds_integers_that_do_not_compute_the_layer(captured, tmp_path):
-    octavo("calibrate", captured, tmp_path / "a", "--accuracy", "plain")
+def test_inspect_finds_integers_that_do_not_compute_the_layer(checkpoint, tmp_path):
+    shutil.copytree(checkpoint("--accuracy", "plain"), tmp_path / "a")
     file = tmp_path / "a" / WEIGHTS
     tensors = load_file(file)
     tensors["transformer_blocks.0.attn.to_q.quant_bias"][3] += 3
@@ -202,26 +198,26 @@ def report_of(folder: Path) -> dict:
 
 
 @pytest.mark.parametrize("accuracy", ["plain", "fast", "balanced"])
-def test_recipes_of_accuracy(captured, tmp_path, accuracy):
-    octavo("calibrate", captured, tmp_path / "a", "--accuracy", accuracy)
-    settings, recipe = report_of(tmp_path / "a")["settings"], RECIPES[accuracy]
+def test_recipes_of_accuracy(checkpoint, accuracy):
+    out = checkpoint("--accuracy", accuracy)
+    settings, recipe = report_of(out)["settings"], RECIPES[accuracy]
     assert {name: settings[name] for name in recipe} == {
         name: list(value) if isinstance(value, tuple) else value for name, value in recipe.items()
     }
-    assert json.loads(octavo("inspect", tmp_path / "a", "--json"))["sound"] is True
-    smoothed = [name for name, layer in load_ascend(tmp_path / "a").items() if layer.mul_scale is not None]
+    assert json.loads(octavo("inspect", out, "--json"))["sound"] is True
+    smoothed = [name for name, layer in load_ascend(out).items() if layer.mul_scale is not None]
     assert bool(smoothed) == (accuracy != "plain")
 
 
 @pytest.mark.parametrize(("activations", "scheme"), [("timestep", "W8A8_TIMESTEP"), ("dynamic", "W8A8_DYNAMIC")])
-def test_kinds_of_activations(captured, tmp_path, activations, scheme):
-    octavo("calibrate", captured, tmp_path / "a", "--activations", activations)
-    layers = load_ascend(tmp_path / "a")
+def test_kinds_of_activations(captured, checkpoint, activations, scheme):
+    out = checkpoint("--activations", activations)
+    layers = load_ascend(out)
     assert {layer.scheme for layer in layers.values()} == {scheme}
     if activations == "timestep":
         levels = {float(call.kwargs["timestep"].max()) for call in Capture.open(captured).calls()}
         assert {len(layer.input_scale) for layer in layers.values()} == {len(levels)}
-    assert json.loads(octavo("inspect", tmp_path / "a", "--json"))["sound"] is True
+    assert json.loads(octavo("inspect", out, "--json"))["sound"] is True
 
 
 def test_options_win_over_the_recipe(captured, tmp_path):

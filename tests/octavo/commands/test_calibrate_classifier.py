@@ -128,8 +128,8 @@ def test_a_classifier_has_no_noise_levels(images, tmp_path):
     assert "'timestep' is not one of 'static', 'dynamic'" in errors(octavo(*CNN, *asked, code=2))[0]
 
 
-def test_a_size_of_files_is_taken_in_the_old_spelling_though_no_format_splits_them(model, tmp_path):
-    octavo(*OLD, model, tmp_path / "out", "--input-shape", "1,3,8,8", "--max-shard-size", "1GB")
+def test_a_size_of_files_is_taken_in_the_old_spelling_though_no_format_splits_them(model, images, tmp_path):
+    octavo(*OLD, model, tmp_path / "out", "--images", images, "--max-shard-size", "1GB")
 
 
 NO_FORM = [

@@ -1,18 +1,23 @@
 """`octavo capture` as a user meets it: what is stored, what is refused, how it ends."""
 
 import json
+import os
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from octavo.capture.store.reader import Capture
+from octavo.cli import main
 from octavo.pipelines.load import load_pipeline
 
 from ...helpers.commands import capture, errors, octavo
+from ...helpers.faults import in_child
+from ...helpers.ranked import printing
 
 PROMPTS = ["a red circle", "a blue ring", "a white cross"]
 
@@ -237,38 +242,46 @@ def test_a_prompt_that_fails_is_dropped_and_the_others_go_on(tiny_model, tmp_pat
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_signals_end_within_a_step_and_leave_whole_prompts(tiny_model, tmp_path, number, code):
+def test_signals_end_within_a_step_and_leave_whole_prompts(tiny_model, tmp_path, capfd, number, code):
     many = tmp_path / "many.txt"
     many.write_text("\n".join(f"{p} {i}" for i in range(300) for p in PROMPTS))
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "octavo", "capture", tiny_model, out, "--prompts", many, "--steps", "3", "--json"]
-    with subprocess.Popen(
-        [*map(str, command), "--height", "16", "--width", "16"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        for line in process.stdout:
-            if json.loads(line)["event"] == "prompt":
-                break
-        process.send_signal(number)
-        rest, notes = process.communicate()
-    assert process.returncode == code, notes
-    assert "prompts are stored. Run again with --resume." in notes
+
+    def interrupted() -> None:
+        steps = 0
+
+        def hear(called: torch.nn.Module, args: object) -> None:
+            nonlocal steps
+            steps += isinstance(called, SD3Transformer2DModel)
+            if steps == 5 and isinstance(called, SD3Transformer2DModel):  # of the second prompt
+                os.kill(os.getpid(), number)
+
+        register_module_forward_pre_hook(hear)
+        small = ("--steps", 3, "--height", 16, "--width", 16)
+        printing("capture", tiny_model, out, "--prompts", many, "--json", *small)
+
+    assert in_child(interrupted) == code
+    said, notes = capfd.readouterr()
+    assert "1 of 900 prompts are stored. Run again with --resume." in notes
     assert "Traceback" not in notes
-    for line in rest.splitlines():
-        json.loads(line)
+    assert [json.loads(line)["event"] for line in said.splitlines()].count("prompt") == 1
     stored = Capture.open(out, allow_incomplete=True)
-    assert 0 < len(stored.units) < 900
+    assert len(stored.units) == 1
     stored.verify()
     assert not list((out / "units").glob(".*"))
 
 
-def test_a_closed_stdout_is_no_traceback(tiny_model, tmp_path, prompts):
-    command = f"{sys.executable} -m octavo capture {tiny_model} {tmp_path / 'a'} --prompts {prompts} --steps 2"
-    command += " --height 16 --width 16"
-    done = subprocess.run(["bash", "-c", f"{command} | true"], capture_output=True, text=True)
-    assert "Traceback" not in done.stderr
+def test_a_closed_stdout_is_no_traceback(tiny_model, tmp_path, prompts, capfd):
+    def gone() -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        capture_of = ["capture", tiny_model, tmp_path / "a", "--prompts", prompts, "--steps", 2]
+        main([str(each) for each in [*capture_of, "--height", 16, "--width", 16]])
+
+    assert in_child(gone) == 128 + signal.SIGPIPE
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_inspect_shows_a_capture_and_finds_damage(tiny_model, tmp_path, prompts):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,8 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quantized(captured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quantized")
-    octavo("calibrate", captured, folder / "w8a8")
-    return folder / "w8a8"
+def quantized(checkpoint: Callable[..., Path]) -> Path:
+    return checkpoint()
 
 
 def compared(tiny_model: Path, out: Path, layers: bool = True) -> Comparison:
@@ -168,8 +167,8 @@ def test_a_gate_that_is_missed_ends_with_one_line_and_the_page_is_there(tiny_mod
     assert ("below 99.0 dB" in said) == bool(code)
 
 
-def test_ranges_by_noise_level_and_a_checkpoint_without_its_report(tiny_model, captured, prompts, tmp_path):
-    octavo("calibrate", captured, tmp_path / "out", "--activations", "timestep")
+def test_ranges_by_noise_level_and_a_checkpoint_without_its_report(tiny_model, checkpoint, prompts, tmp_path):
+    shutil.copytree(checkpoint("--activations", "timestep"), tmp_path / "out")
     (tmp_path / "out" / "report.json").unlink()
     (tmp_path / "out" / MANIFEST).unlink()
     options = ("--prompts", prompts, *SMALL, "-o", tmp_path / "report.html")
@@ -179,8 +178,8 @@ def test_ranges_by_noise_level_and_a_checkpoint_without_its_report(tiny_model, c
     assert "exists. Use --overwrite" in octavo("compare", tiny_model, tmp_path / "out", *options, code=5)
 
 
-def test_a_view_that_diffusers_loads_draws_as_the_layers_do(tiny_model, captured, quantized, prompts, tmp_path):
-    octavo("calibrate", captured, tmp_path / "view", "--format", "diffusers")
+def test_a_view_that_diffusers_loads_draws_as_the_layers_do(tiny_model, checkpoint, quantized, prompts, tmp_path):
+    shutil.copytree(checkpoint("--format", "diffusers"), tmp_path / "view")
     options = ("--prompts", prompts, *SMALL, "--json")
     by = {
         out: lines(octavo("compare", tiny_model, out, *options, "-o", tmp_path / f"{out.name}.html"))["done"]["totals"]

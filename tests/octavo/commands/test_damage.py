@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,16 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def made(captured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(checkpoint: Callable[..., Path]) -> dict[str, Path]:
     """Checkpoints of one capture: `ascend`, `diffusers` and `both`. Read only."""
-    folder = tmp_path_factory.mktemp("made")
-    for name, formats in zip(FORMATS, ("ascend", "diffusers", "ascend,diffusers"), strict=True):
-        octavo("calibrate", captured, folder / name, "--format", formats, "--accuracy", "plain")
-    return folder
+    said = zip(FORMATS, ("ascend", "diffusers", "ascend,diffusers"), strict=True)
+    return {name: checkpoint("--format", formats, "--accuracy", "plain") for name, formats in said}
 
 
 @pytest.fixture
-def out(made: Path, tmp_path: Path) -> Path:
+def out(made: dict[str, Path], tmp_path: Path) -> Path:
     """A copy of the checkpoint in both formats."""
-    return Path(shutil.copytree(made / "both", tmp_path / "out"))
+    return Path(shutil.copytree(made["both"], tmp_path / "out"))
 
 
 def replaced(path: Path, content: bytes) -> None:
@@ -91,18 +90,18 @@ def test_one_other_value_of_the_float_weights_is_another_model(tiny_model, made,
     tensors["transformer_blocks.1.ff.net.2.weight"][0, 0] += 1e-3
     save_file(tensors, file, {"format": "pt"})
     for command in (
-        ("generate", made / name, "a ring", "-o", tmp_path / "a.png", "--model", other, *SMALL),
-        ("compare", other, made / name, "-o", tmp_path / "a.html", *SMALL),
+        ("generate", made[name], "a ring", "-o", tmp_path / "a.png", "--model", other, *SMALL),
+        ("compare", other, made[name], "-o", tmp_path / "a.html", *SMALL),
     ):
         (line,) = errors(octavo(*command, code=4))
-        assert line.startswith(f"Error: {made / name}: made of other weights of this model (fingerprint ")
+        assert line.startswith(f"Error: {made[name]}: made of other weights of this model (fingerprint ")
     for dtype in ("bfloat16", "float16"):
         target = tmp_path / f"{dtype}.png"
-        octavo("generate", made / name, "a ring", "-o", target, "--dtype", dtype, *SMALL)
+        octavo("generate", made[name], "a ring", "-o", target, "--dtype", dtype, *SMALL)
 
 
 def test_values_that_are_not_finite_are_not_drawn(tiny_model, made, tmp_path):
-    out = Path(shutil.copytree(made / "diffusers", tmp_path / "out"))
+    out = Path(shutil.copytree(made["diffusers"], tmp_path / "out"))
     (out / MANIFEST).unlink()
     tensors = load_file(out / WEIGHTS)
     tensors["proj_out.bias"].fill_(3e38)
@@ -127,7 +126,7 @@ def test_a_damaged_report_is_a_damaged_file(out):
 
 @pytest.mark.parametrize("count", [10**7, 2**64, 1e300])
 def test_a_config_that_claims_more_layers_than_the_file_holds(tiny_model, made, count, tmp_path):
-    out = Path(shutil.copytree(made / "diffusers", tmp_path / "out"))
+    out = Path(shutil.copytree(made["diffusers"], tmp_path / "out"))
     (out / MANIFEST).unlink()
     config: dict[str, Any] = json.loads((out / "config.json").read_text())
     replaced(out / "config.json", json.dumps(config | {"num_layers": count}).encode())

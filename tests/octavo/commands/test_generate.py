@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,10 @@ PROMPT = read_prompts("demo-heldout").texts[0]
 
 
 @pytest.fixture(scope="module")
-def made(captured: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints of one capture: `ascend`, `diffusers` and `both`."""
-    folder = tmp_path_factory.mktemp("made")
-    for name, formats in (("ascend", "ascend"), ("diffusers", "diffusers"), ("both", "ascend,diffusers,torchao")):
-        octavo("calibrate", captured, folder / name, "--format", formats, "--accuracy", "plain")
-    return folder
+def made(checkpoint: Callable[..., Path]) -> dict[str, Path]:
+    """Checkpoints of one capture: `ascend`, `diffusers` and `both`. Read only."""
+    said = {"ascend": "ascend", "diffusers": "diffusers", "both": "ascend,diffusers,torchao"}
+    return {name: checkpoint("--format", formats, "--accuracy", "plain") for name, formats in said.items()}
 
 
 def pixels(path: Path) -> bytes:
@@ -44,7 +43,7 @@ def pixels(path: Path) -> bytes:
 
 def test_every_format_draws_the_same_picture_and_the_float_model_another(tiny_model, made, tmp_path):
     for name in ("ascend", "diffusers", "both"):
-        said = octavo("generate", made / name, "a red circle", "-o", tmp_path / f"{name}.png", *SMALL)
+        said = octavo("generate", made[name], "a red circle", "-o", tmp_path / f"{name}.png", *SMALL)
         assert "16 x 16, 2 steps" in said
     octavo("generate", tiny_model, "a red circle", "-o", tmp_path / "float.png", *SMALL)
     drawn = {path.stem: pixels(path) for path in tmp_path.glob("*.png")}
@@ -56,7 +55,7 @@ def test_every_format_draws_the_same_picture_and_the_float_model_another(tiny_mo
 
 def test_the_seed_decides_and_the_place_of_the_model_can_be_told(tiny_model, made, tmp_path):
     for name, more in (("a", ()), ("b", ("--model", tiny_model)), ("c", ("--seed", 1))):
-        octavo("generate", made / "diffusers", "a ring", "-o", tmp_path / f"{name}.png", *SMALL, *more)
+        octavo("generate", made["diffusers"], "a ring", "-o", tmp_path / f"{name}.png", *SMALL, *more)
     drawn = {path.stem: pixels(path) for path in tmp_path.glob("*.png")}
     assert drawn["a"] == drawn["b"] != drawn["c"]
 
@@ -101,11 +100,11 @@ def test_a_quantized_text_encoder_is_drawn_with(tiny_model, tmp_path):
 
 def test_a_quantized_pipeline_is_one_directory(tiny_model, made, tmp_path):
     device = resolve_device("cpu")
-    pipe: Any = open_pipeline(str(made / "diffusers"), None, None, dtype=None, device=device)
+    pipe: Any = open_pipeline(str(made["diffusers"]), None, None, dtype=None, device=device)
     pipe.save_pretrained(tmp_path / "pipe")
-    assert (tmp_path / "pipe" / "transformer" / WEIGHTS).read_bytes() == (made / "diffusers" / WEIGHTS).read_bytes()
+    assert (tmp_path / "pipe" / "transformer" / WEIGHTS).read_bytes() == (made["diffusers"] / WEIGHTS).read_bytes()
     octavo("generate", tmp_path / "pipe", "a ring", "-o", tmp_path / "a.png", *SMALL)
-    octavo("generate", made / "diffusers", "a ring", "-o", tmp_path / "b.png", *SMALL)
+    octavo("generate", made["diffusers"], "a ring", "-o", tmp_path / "b.png", *SMALL)
     assert max(abs(a - b) for a, b in zip(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"), strict=True)) <= 2
     assert "for diffusers with octavo" in octavo("inspect", tmp_path / "pipe")
     octavo("inspect", tiny_model, code=3)
@@ -140,12 +139,12 @@ def test_what_cannot_be_done_is_said_in_one_line(tiny_model, tmp_path, monkeypat
 def test_checkpoints_that_do_not_fit_are_refused(made, tmp_path, tiny_model):
     out = ("-o", tmp_path / "a.png")
     assert "no such model directory" in octavo("generate", tmp_path / "nothing", "x", *out, code=2)
-    assert "has no component unet" in octavo("generate", made / "diffusers", "x", *out, "--component", "unet", code=2)
+    assert "has no component unet" in octavo("generate", made["diffusers"], "x", *out, "--component", "unet", code=2)
     assert "quantized by torchao" in octavo(
-        "generate", made / "both" / "torchao", "x", *out, "--model", tiny_model, code=2
+        "generate", made["both"] / "torchao", "x", *out, "--model", tiny_model, code=2
     )
-    assert "of another model" in octavo("generate", made / "ascend", "x", *out, "--model", "demo", code=4)
-    bare = Path(shutil.copytree(made / "diffusers", tmp_path / "bare"))
+    assert "of another model" in octavo("generate", made["ascend"], "x", *out, "--model", "demo", code=4)
+    bare = Path(shutil.copytree(made["diffusers"], tmp_path / "bare"))
     for name in ("report.json", MANIFEST):
         (bare / name).unlink()
     assert "Give it with --model" in octavo("generate", bare, "x", *out, code=2)
@@ -159,6 +158,7 @@ def test_a_video_is_not_a_picture(tmp_path):
     assert [pixels(path)[0] for path in sorted((tmp_path / "a").iterdir())] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_the_command_is_the_first_to_import_what_it_needs():
     done = subprocess.run([sys.executable, "-c", "import octavo.commands.generate"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -108,6 +108,7 @@ def test_integers_on_the_fly_are_refused(out):
         SD3Transformer2DModel.from_pretrained(out.folder / "float", quantization_config=config)
 
 
+@pytest.mark.slow
 def test_without_octavo_diffusers_says_that_it_does_not_know_it_and_with_it_does(out):
     code = """import sys
 from diffusers import SD3Transformer2DModel as Model

@@ -1,0 +1,113 @@
+"""README.md and docs/: links that resolve, options that exist, a glossary that is in order."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from octavo.cli import main
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+TEXTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + PAGES
+COMMANDS = dict(main.commands)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+CELL = re.compile(r"(?<!\\)\|")  # cells of a table end here; \| is a bar inside a cell
+OPTION = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
+
+
+def prose(path: Path) -> str:
+    """The text of a page without its indented blocks of code."""
+    return "\n".join(line for line in path.read_text().splitlines() if not line.startswith("    "))
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def tables(path: Path) -> Iterator[list[list[str]]]:
+    """Yields each table of a page as rows of cells, the header first."""
+    for block in re.findall(r"(?:^\|.*\n)+", path.read_text(), re.MULTILINE):
+        rows = [[cell.strip() for cell in CELL.split(line)[1:-1]] for line in block.splitlines()]
+        yield [rows[0], *rows[2:]]
+
+
+def documented() -> dict[str, list[str]]:
+    """The options of each command in the tables of docs/cli.md, whose header names the commands."""
+    options: dict[str, list[str]] = {name: [] for name in COMMANDS}
+    for header, *rows in tables(ROOT / "docs" / "cli.md"):
+        if header[0].startswith("option of"):
+            for command in re.findall(r"`([\w-]+)`", header[0]):
+                options[command] += [option for row in rows for option in options_in(row[0])]
+    return options
+
+
+def options_in(cell: str) -> list[str]:
+    """The options that stand in backquotes in a cell."""
+    return [option for code in re.findall(r"`[^`]*`", cell) for option in OPTION.findall(code)]
+
+
+def options_of(command: click.Command) -> list[str]:
+    """The options of a command that are not hidden, with their short forms and their negations."""
+    context = click.Context(command, help_option_names=["-h", "--help"])
+    options = [item for item in command.get_params(context) if isinstance(item, click.Option) and not item.hidden]
+    return [name for option in options for name in [*option.opts, *option.secondary_opts]]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_relative_links_and_anchors_resolve(path):
+    for link in LINK.findall(prose(path)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (path.parent / name).resolve() if name else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_the_readme_has_at_most_150_lines():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_a_page_starts_with_what_the_reader_wants(path):
+    title, blank, first = path.read_text().splitlines()[:3]
+    assert title.startswith("# ")
+    assert not blank
+    assert first.startswith("Read this page when ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_tables_of_options_list_each_option_of_a_command_once(name):
+    assert sorted(documented()[name]) == sorted(options_of(COMMANDS[name]))
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_commands_in_a_text_have_these_options(path):
+    text = path.read_text().replace("\\\n", " ")
+    blocks = [line for line in text.splitlines() if line.startswith("    ")]
+    snippets = [*blocks, *re.findall(r"`[^`]*`", prose(path))]
+    for snippet, command in ((snippet, re.search(r"\boctavo +([a-z-]+) (.*)", snippet)) for snippet in snippets):
+        if command and command[1] in COMMANDS:
+            assert set(OPTION.findall(command[2])) <= set(options_of(COMMANDS[command[1]])), snippet
+
+
+def test_the_glossary_is_sorted_and_each_entry_is_linked():
+    glossary = ROOT / "docs" / "glossary.md"
+    entries = re.findall(r"^## (.*)$", glossary.read_text(), re.MULTILINE)
+    assert entries == sorted(entries, key=str.lower)
+    links = {link for path in TEXTS for link in LINK.findall(prose(path))}
+    linked = {link.partition("#")[2] for link in links if "glossary.md#" in link}
+    assert anchors(glossary) - {"glossary"} == linked
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_files_that_a_text_names_exist(path):
+    for name in re.findall(r"`((?:bench|calibrate|capture|docs|octavo|pipelines|prompts|tests)/[\w./]+)`", prose(path)):
+        assert (ROOT / name).exists(), name
+    for module in re.findall(r"python -m (bench\.\w+)", path.read_text()):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
