@@ -49,7 +49,7 @@ def test_two_listeners_do_not_write_one_directory(tmp_path):
         refused(lambda: enter_and_leave(second), 5, "in use")
         refused(lambda: enter_and_leave(first), 2, "Enter it once")
         call(module)
-    refused(lambda: enter_and_leave(second), 5, "holds a capture already", "another directory")
+    refused(lambda: enter_and_leave(second), 5, "already holds a capture", "another directory")
     assert len(list(Capture.open(tmp_path / "captured").calls())) == 1
     assert not module._forward_pre_hooks
 
