@@ -30,9 +30,10 @@ from octavo.calibrate.replay.hooks import observe
 from octavo.calibrate.resources import peak_memory
 from octavo.calibrate.settings import Settings
 
+# width, layers and heads of the models of the time table
 MODELS = {"160 wide, 4 layers": (160, 4, 5), "768 wide, 6 layers": (768, 6, 12)}
-CALLS = 16
-REPEATS = 9
+CALLS = 16  # calls that are replayed
+REPEATS = 9  # repetitions of each measurement of time
 
 
 class Call(NamedTuple):

@@ -22,6 +22,7 @@ from torch import nn
 from octavo.pipelines.sd3 import SD3
 from tests.zoo.random_sd3 import put_outliers, random_calls, random_sd3
 
+# the networks: factor of the adaLN modulation, and whether outliers are added
 CELLS = {"r": (1.0, False), "r o": (1.0, True), "a": (8.0, False), "a o": (8.0, True)}
 
 

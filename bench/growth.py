@@ -27,6 +27,7 @@ from octavo.calibrate.resources import peak_memory
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.cli import main as octavo
 
+# the amounts at which each quantity is measured, each twice the one before
 POINTS = {
     "prompts": (2, 4, 8, 16),
     "steps": (8, 16, 32, 64),

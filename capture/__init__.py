@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Capture", "Listener", "SafeWriteUmask", "safe_torch_load"]
 
+# the module that defines each public name
 _HOMES = {"Capture": "store.reader", "Listener": "listener", "SafeWriteUmask": "files", "safe_torch_load": "pth.pth"}
 
 

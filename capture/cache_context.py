@@ -6,7 +6,7 @@ from typing import Any, Self
 from diffusers.hooks.hooks import HookRegistry, StateManager
 from torch import nn
 
-_KEY = "octavo_context"
+_KEY = "octavo_context"  # the name of the hook in diffusers' registry
 
 
 class CacheContextHook:

@@ -6,6 +6,7 @@ import torch
 
 from .errors import DeviceError, UsageError
 
+# the dtypes of models, by the names that options accept
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

@@ -49,9 +49,8 @@ __all__ = [
 
 # the name of a staging directory; its group identifies the running kernel of the machine that made the directory
 STAGING = re.compile(r"\.staging-([0-9a-f]{8})[0-9a-f]{8}")
-UNTOUCHED = (
-    7 * 86400
-)  # seconds (a week, by choice) without a write, after which a staging directory counts as abandoned
+# seconds without a write after which a staging directory counts as abandoned: a week, far longer than writing takes
+UNTOUCHED = 7 * 86400
 RENAME_EXCHANGE = 2  # flag of Linux renameat2 (linux/fs.h)
 
 

@@ -22,6 +22,7 @@ BEAT = 2.0  # seconds between two heartbeats of a process
 PATIENCE = 60.0  # seconds without a heartbeat after which a process counts as dead: 30 missed heartbeats
 LINGER = 5.0  # most seconds that the process that hosts the store waits at the end for the others to disconnect
 _TIMEOUT = timedelta(minutes=5)  # for the rendezvous, and for a collective operation after all processes have met
+# backends of torch.distributed for tensors on each kind of device
 _BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
 
 
@@ -227,7 +228,7 @@ class ConnectedRanks(Ranks):
         return torch.load(BytesIO(data), map_location=place, weights_only=False)
 
 
-ALONE = Ranks()
+ALONE = Ranks()  # a run of one process
 
 
 def ranks_of_environment() -> Ranks:

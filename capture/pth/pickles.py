@@ -100,6 +100,7 @@ def human(size: int) -> str:
     return f"{size} bytes"
 
 
+# bytes of one element of each type of storage, by its name in torch
 ITEMSIZES = {
     f"{kind}Storage": dtype.itemsize
     for kind, dtype in {

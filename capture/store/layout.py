@@ -13,6 +13,7 @@ from .tree import decode
 
 CAPTURE, UNITS, UNIT, COMPLETE = "capture.json", "units", "unit.json", "complete.json"
 SCHEMA = 1  # version of the layout, written into capture.json
+# the name of a unit's directory, INDEX-KEY, and of a data file in it
 UNIT_NAME = re.compile(r"(\d{6,12})-([0-9a-f]{16})")
 DATA_NAME = re.compile(r"data-\d{3,9}\.safetensors")
 # errors that reading the body of a sealed file can raise if its digest is right but Octavo did not write it

@@ -12,7 +12,7 @@ from ..errors import damage
 from ..sealed import digest_of, pread
 from .headers import HEADER_LIMIT, TORCH_NAMES, Stored, key_of, tensors_of
 
-SAFETENSORS_NAMES = {word: name for name, word in TORCH_NAMES.items()}
+SAFETENSORS_NAMES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 
 
 class Part(NamedTuple):

@@ -11,9 +11,8 @@ import torch
 from ..errors import Unstorable
 from .tree import MAX_DEPTH
 
-MAX_VALUES = (
-    100_000  # most values in one argument, since a list that contains one list many times expands to a huge JSON
-)
+# most values in one argument: lists that contain the same list several times can expand to a huge JSON
+MAX_VALUES = 100_000
 TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 PutTensor = Callable[[torch.Tensor, str], Any]
