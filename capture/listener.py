@@ -113,7 +113,7 @@ class Listener(nn.Module):
             if self._directory is not None:
                 if self._stacks:
                     raise UsageError(
-                        f"{self._directory}: the with block of this Listener is already running. Enter it only once."
+                        f"{self._directory}: the with block of this Listener is already running. Enter it once."
                     )
                 name = self._recorder.name
                 unit = stack.enter_context(_one_unit(self._directory, self.module, name))
