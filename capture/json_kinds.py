@@ -108,9 +108,9 @@ def number(value: Any, where: str) -> None:
 
 
 def count(value: Any, where: str) -> None:
-    """Checks that `value` is a whole number of 0 or more. Raises ValueError, naming `where`, if it is not."""
+    """Checks that `value` is a whole number from 0 to 2^63 - 1. Raises ValueError, naming `where`, if it is not."""
     if type(value) is not int or not 0 <= value < _LARGEST:
-        raise _refusal(value, where, "a count")
+        raise _refusal(value, where, "a whole number from 0 to 2^63 - 1")
 
 
 def maybe(kind: Kind) -> Kind:

@@ -64,9 +64,9 @@ KIND = fields(
     [
         ([], "the content is [], not an object"),
         ({"b": [1, 2]}, "the content has no a"),
-        ({"a": True, "b": [1, 2]}, "a is true, not a count"),
-        ({"a": -1, "b": [1, 2]}, "a is -1, not a count"),
-        ({"a": 2**64, "b": [1, 2]}, "a is 18446744073709551616, not a count"),
+        ({"a": True, "b": [1, 2]}, "a is true, not a whole number from 0 to 2^63 - 1"),
+        ({"a": -1, "b": [1, 2]}, "a is -1, not a whole number from 0 to 2^63 - 1"),
+        ({"a": 2**64, "b": [1, 2]}, "a is 18446744073709551616, not a whole number from 0 to 2^63 - 1"),
         ({"a": 1, "b": [1]}, "b is [1], not a list of 2"),
         ({"a": 1, "b": [1, "x"]}, 'b[1] is "x", not a number'),
         ({"a": 1, "b": [1, 10**400]}, "not a number"),
