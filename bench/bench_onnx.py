@@ -29,7 +29,7 @@ from octavo.calibrate.calibration import calibrate_folded
 from octavo.calibrate.formats.onnx.ascend_evaluator import AscendGraph
 from octavo.calibrate.formats.onnx.ascend_graph import ascend
 from octavo.calibrate.formats.onnx.ascend_operators import DEQUANT, QUANT
-from octavo.calibrate.formats.onnx.graph_builder import floating
+from octavo.calibrate.formats.onnx.graph_builder import float_graph
 from octavo.calibrate.formats.onnx.qdq_graph import qdq
 from octavo.calibrate.formats.onnx.trace import trace
 from octavo.calibrate.layers.install import quantized
@@ -133,7 +133,7 @@ def row(name: str, rounds: int) -> list[str]:
     began = time.perf_counter()
     traced = trace(model, result.layers, result.example)
     tracing = time.perf_counter() - began
-    graphs = [qdq(traced, result.layers), floating(trace(model, {}, result.example))]
+    graphs = [qdq(traced, result.layers), float_graph(trace(model, {}, result.example))]
     with TemporaryDirectory() as folder:
         files = [Path(folder) / f"{number}.onnx" for number in range(2)]
         sessions = [session(graph, file) for graph, file in zip(graphs, files, strict=True)]

@@ -1,4 +1,4 @@
-"""Checks the free space of a disk, before a long run or a large file fills it."""
+"""Checks the free space of a disk before a long run or a large file fills it."""
 
 import errno
 import os
@@ -18,12 +18,15 @@ def existing_parent(target: Path) -> Path:
 
 
 def check_space(target: Path | str, needed: int, remedy: str = "Free space or use another directory") -> None:
-    """Raises StorageError if the disk of `target` has fewer free bytes than `needed`. `target` need not exist yet."""
+    """Raises StorageError if the disk of `target`, which may not exist yet, has fewer free bytes than `needed`.
+
+    `remedy` ends the message. A file system that does not report its free bytes passes.
+    """
     path = Path(target).resolve()
     try:
         free = shutil.disk_usage(path if path.is_dir() else existing_parent(path)).free
     except OSError:
-        return  # the file system does not report its free space
+        return
     if free < needed:
         fact = f"needs about {size(needed)}, but only {size(free)} is free"
         raise StorageError(f"{target}: {fact}. {remedy}.") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

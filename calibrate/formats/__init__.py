@@ -1,7 +1,7 @@
-"""Formats of checkpoints: a folder each, with a record of how the format is written, found, checked, described and
-read.
+"""The formats of checkpoints. Each has a folder here, whose module `format` has a record of how the format is written,
+found, checked, described and read.
 
-TABLE is light, so that a command line can list formats before torch is loaded; `format_named` loads the record.
+TABLE lists the formats without importing torch, for the command line. `format_named` imports the record of one.
 """
 
 from importlib import import_module
@@ -11,30 +11,30 @@ if TYPE_CHECKING:
     from .record import Format
 
 
-class Listed(NamedTuple):
-    """The folder that holds the record of a format, and the kinds of models that the format is for."""
+class FormatFolder(NamedTuple):
+    """The folder with the record of a format, and the kinds of models (DENOISER, CLASSIFIER) that the format is for."""
 
     folder: str
     models: tuple[str, ...]
 
 
 DENOISER, CLASSIFIER = "denoiser", "classifier"
-TABLE: dict[str, Listed] = {
-    "ascend": Listed("ascend", (DENOISER, CLASSIFIER)),
-    "diffusers": Listed("diffusers", (DENOISER,)),
-    "torchao": Listed("torchao", (DENOISER,)),
-    "onnx": Listed("onnx", (CLASSIFIER,)),
-    "ascend-onnx": Listed("onnx", (CLASSIFIER,)),
+TABLE: dict[str, FormatFolder] = {
+    "ascend": FormatFolder("ascend", (DENOISER, CLASSIFIER)),
+    "diffusers": FormatFolder("diffusers", (DENOISER,)),
+    "torchao": FormatFolder("torchao", (DENOISER,)),
+    "onnx": FormatFolder("onnx", (CLASSIFIER,)),
+    "ascend-onnx": FormatFolder("onnx", (CLASSIFIER,)),
 }
 
 
 def names_for(model: str) -> tuple[str, ...]:
-    """The formats for a kind of model."""
-    return tuple(name for name, listed in TABLE.items() if model in listed.models)
+    """Returns the names of the formats for a kind of model, DENOISER or CLASSIFIER."""
+    return tuple(name for name, entry in TABLE.items() if model in entry.models)
 
 
 def format_named(name: str) -> "Format":
-    """The record of the format of that name."""
+    """Returns the record of the format called `name`, importing its folder."""
     module = import_module(f".{TABLE[name].folder}.format", __name__)
-    found: Format = next(each for each in module.FORMATS if each.name == name)
-    return found
+    record: Format = next(record for record in module.FORMATS if record.name == name)
+    return record

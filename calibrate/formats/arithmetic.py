@@ -1,7 +1,8 @@
-"""Computes a checkpoint's layers as the device does, in whole numbers, and compares the result with floating point.
+"""Computes a checkpoint's layers in whole numbers, as the Ascend device does, and compares the result with floating
+point.
 
-Importing this module needs no torch. Whole numbers are in float64, where sums of products of codes are exact: 2**14
-times the inputs of a layer is far below 2**53.
+Importing this module needs no torch. Whole numbers are stored as float64, which holds sums of products of codes
+exactly: a sum is at most 2**14 times the number of a layer's inputs, far below 2**53.
 """
 
 from collections.abc import Iterator
@@ -13,18 +14,20 @@ from octavo.capture.arrays import Array
 
 from .integers import Integers
 
-_ROWS = 4  # rows of seeded input that each layer is computed on
-_DEQ_ERROR = 2.0**-11  # largest relative rounding of deq_scale: the device reads 10 bits of its mantissa
-_FLOAT_ERROR = 2.0**-22  # relative error of a few float32 operations, of 2**-24 each
-_HALF = 0.51  # largest rounding of quant_bias, in steps of the accumulator: half, and 2 % for float arithmetic
+_ROWS = 4  # rows of random input, with a fixed seed, that each layer is computed on
+_DEQ_ERROR = 2.0**-11  # largest relative rounding error of deq_scale: the device uses 10 bits of its mantissa
+_FLOAT_ERROR = 2.0**-22  # relative rounding error of four float32 operations, 2**-24 each
+_HALF = 0.51  # largest rounding error of quant_bias, in steps of the accumulator: 0.5, and 2 % for float arithmetic
 _SMALLEST = 2.0**-126  # the smallest normal float32
 
 
-class Shares(NamedTuple):
-    """The distance of the integers from floating point, in shares of what rounding explains: up to 1.0 is sound.
+class ErrorRatios(NamedTuple):
+    """The errors of a layer's integers, each divided by the largest error that rounding can cause; more than 1.0 is a
+    fault.
 
-    `scales`: of deq from the product of the scales, or of a W8A8_DYNAMIC output from float64. `bias`: of quant_bias
-    from the bias. 0.0 where a layer has no such numbers.
+    `scales` is for the error of deq against input scale times weight scale, or of the output of a W8A8_DYNAMIC layer
+    against float64. `bias` is for the error of quant_bias against the float bias. Both are 0.0 for a layer without such
+    numbers.
     """
 
     scales: float
@@ -32,27 +35,30 @@ class Shares(NamedTuple):
 
 
 @np.errstate(all="ignore")  # damaged numbers overflow
-def shares(layer: Integers) -> Shares:
-    """Compares the output of the integers with that of the dequantized weights and inputs.
+def error_ratios(layer: Integers) -> ErrorRatios:
+    """Computes the output of a layer from its integers and from the dequantized weights and inputs, and returns the
+    differences, divided by the largest that rounding can cause.
 
-    npu_quantize gives codes q of int8, npu_quant_matmul (sum_k q[k] * weight[n, k] + quant_bias[n]) * deq[n]; here on
-    seeded codes, in float64, for each bin of noise levels. A convolution is computed at one position.
+    On the device npu_quantize gives int8 codes q, and npu_quant_matmul (sum_k q[k] * weight[n, k] + quant_bias[n]) *
+    deq[n]. Here both are computed in float64 on random codes with a fixed seed, for each bin of noise levels; a
+    convolution at one position.
     """
     if layer.dynamic:
-        return Shares(_dynamic_share(layer), 0.0)
+        return ErrorRatios(_dynamic_error_ratio(layer), 0.0)
     if not layer.ranged:
-        return Shares(0.0, 0.0)
+        return ErrorRatios(0.0, 0.0)
     weight = layer.rows.astype(np.float64)  # (out, in)
     codes = np.random.default_rng(0).integers(-128, 128, (_ROWS, weight.shape[1])).astype(np.float64)
     total, sums, scale = codes @ weight.T, weight.sum(1), layer.weight_scale.astype(np.float64)  # (rows, out), (out,)
-    worst = Shares(0.0, 0.0)
+    worst = ErrorRatios(0.0, 0.0)
     for input_scale, zero_point, deq, quant_bias in _bins(layer):
-        made = (total + quant_bias) * deq
-        exact = (total - zero_point * sums) * deq + layer.added
+        output = (total + quant_bias) * deq
+        exact = (total - zero_point * sums) * deq + layer.float_bias
         product = input_scale * scale
-        scales = (np.abs(deq - product) / (1.01 * _DEQ_ERROR * product))[weight.any(1)]  # others scale a bias alone
-        biases = np.abs(made - exact) / (_HALF * deq)
-        worst = Shares(max(worst.scales, _largest(scales)), max(worst.bias, _largest(biases)))
+        # the deq of a channel of zero weights scales the bias alone, and is not the product
+        scales = (np.abs(deq - product) / (1.01 * _DEQ_ERROR * product))[weight.any(1)]
+        biases = np.abs(output - exact) / (_HALF * deq)
+        worst = ErrorRatios(max(worst.scales, _largest(scales)), max(worst.bias, _largest(biases)))
     return worst
 
 
@@ -61,49 +67,55 @@ def _largest(values: Array) -> float:
 
 
 def _bins(layer: Integers) -> Iterator[tuple[Array, Array, Array, Array]]:
-    """Yields input scale, zero point, deq and quant_bias in float64 of each bin of noise levels; a static layer has
-    one."""
+    """Yields input scale, zero point, deq and quant_bias of each bin of noise levels, in float64; a static layer has
+    one bin."""
     assert layer.input_scale is not None
     assert layer.zero_point is not None
     assert layer.deq is not None
     assert layer.quant_bias is not None
     outputs = len(layer.weight)
-    each = (
+    arrays = (
         layer.input_scale.reshape(-1), layer.zero_point.reshape(-1),
         layer.deq.reshape(-1, outputs), layer.quant_bias.reshape(-1, outputs),
     )  # fmt: skip
-    return zip(*(rows.astype(np.float64) for rows in each), strict=True)
+    return zip(*(array.astype(np.float64) for array in arrays), strict=True)
 
 
-def corrected(layer: Integers) -> bool:
-    """Whether quant_bias carries more than the layer's own bias."""
-    return layer.ranged and _residue(layer) > _HALF
+def has_bias_correction(layer: Integers) -> bool:
+    """Returns whether a layer's quant_bias includes a bias correction, besides the bias and the zero point's effect."""
+    return layer.ranged and _correction(layer) > _HALF
 
 
-def correction_share(layer: Integers) -> float:
-    """The largest correction that quant_bias carries, as a share of the largest sum that such a layer can have."""
-    return _residue(layer) / (255 * 127 * layer.rows.shape[1])
+def correction_ratio(layer: Integers) -> float:
+    """Returns the largest bias correction in a layer's quant_bias, divided by the largest sum that the layer can have.
+
+    The largest sum is 255 * 127 times the number of inputs of an output channel: a code differs from the zero point by
+    at most 255, and a weight is at most 127.
+    """
+    return _correction(layer) / (255 * 127 * layer.rows.shape[1])
 
 
 @np.errstate(all="ignore")
-def _residue(layer: Integers) -> float:
-    """The largest difference of quant_bias from the quant_bias of the layer's own bias, in steps of the accumulator."""
+def _correction(layer: Integers) -> float:
+    """Returns the largest difference between quant_bias and the quant_bias that the layer would have without a bias
+    correction, in steps of the accumulator."""
     sums = layer.rows.sum(1, dtype=np.int64)
     return max(
-        _largest(np.abs(quant_bias + zero_point * sums - layer.added / deq))
+        _largest(np.abs(quant_bias + zero_point * sums - layer.float_bias / deq))
         for _, zero_point, deq, quant_bias in _bins(layer)
     )
 
 
-def _dynamic_share(layer: Integers) -> float:
-    """Compares the output of a W8A8_DYNAMIC layer in float32 with float64."""
+def _dynamic_error_ratio(layer: Integers) -> float:
+    """Returns the largest error of a W8A8_DYNAMIC layer's float32 output against float64, divided by the largest that
+    rounding can cause."""
     x = np.random.default_rng(0).standard_normal((_ROWS, layer.rows.shape[1]), np.float32)
     token = np.abs(x).max(1, keepdims=True) / np.float32(127)
     total = np.rint(x / token).astype(np.float64) @ layer.rows.T.astype(np.float64)
-    made = total.astype(np.float32) * (token * layer.weight_scale)
+    output = total.astype(np.float32) * (token * layer.weight_scale)
     exact = total * token.astype(np.float64) * layer.weight_scale.astype(np.float64)
     rounding = _FLOAT_ERROR * np.abs(exact)
     if layer.bias is not None:
-        made = made + layer.bias.astype(np.float32)
-        exact, rounding = exact + layer.added, rounding + _FLOAT_ERROR * np.abs(layer.added)
-    return _largest(np.abs(made - exact) / (rounding + _SMALLEST))
+        output = output + layer.bias.astype(np.float32)
+        exact, rounding = exact + layer.float_bias, rounding + _FLOAT_ERROR * np.abs(layer.float_bias)
+    return _largest(np.abs(output - exact) / (rounding + _SMALLEST))

@@ -1,4 +1,4 @@
-"""Tells which layers carry corrections of their output in quant_bias."""
+"""Finds out whether an integer layer has a bias correction, for the writers of formats."""
 
 from octavo.capture.paging import page_out
 
@@ -7,8 +7,8 @@ from . import arithmetic
 from .integers import Integers
 
 
-def corrected(layer: QuantizedLayer) -> bool:
-    """Whether quant_bias carries more than the layer's own bias."""
-    found = arithmetic.corrected(Integers.of(layer))
+def has_bias_correction(layer: QuantizedLayer) -> bool:
+    """Returns whether a layer's quant_bias includes a bias correction, besides the bias and the zero point's effect."""
+    result = arithmetic.has_bias_correction(Integers.of(layer))
     page_out(layer.weight)
-    return found
+    return result

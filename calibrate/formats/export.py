@@ -1,4 +1,4 @@
-"""Writing what was calibrated, in one or several formats: all hold the same integers."""
+"""Writes the result of a calibration as a checkpoint in one or several formats, all with the same integers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,15 +35,15 @@ def export(
     max_shard_size: int | str = SHARD,
     origin: Origin | None = None,
 ) -> Path:
-    """Writes a checkpoint, report and manifest to `directory`, as a whole or not at all; returns its real path.
+    """Writes a checkpoint with report and manifest to `directory`, completely or not at all, and returns its real path.
 
-    `model` is the float one, or the one the layers are installed in. Layers with ranges by noise level are written for
-    the timesteps of `result`. A format goes into a folder of its name where an earlier one has the same files. More
-    weights than `max_shard_size`, in bytes or as "5GB", become several files. `files` are written beside the
-    checkpoint, by name. The manifest names `origin` as the float model, by default `model`.
+    `model` is the float model, or has the layers of `result` installed. W8A8_TIMESTEP layers are written for the
+    timesteps of `result`. If two formats have files of the same names, the later one is written into a subfolder. More
+    weights than `max_shard_size`, in bytes or as "5GB", are split into several files. `files` gives further files to
+    write, contents by name. The manifest records `origin`, by default that of `model`, as the float model.
 
-    Raises UsageError for an unknown format or size, and where smoothing was folded into float parameters that the
-    consumer of a format would not load; StorageError as check_target, NumbersError for numbers that are not finite.
+    Raises UsageError for an unknown format or size, and if smoothing was folded into float parameters that the consumer
+    of a format would not load; StorageError as `check_target` does, NumbersError for numbers that are not finite.
     """
     check_formats(formats)
     _check_parameters(result, formats)
@@ -54,7 +54,7 @@ def export(
 
     def fill(staged: Path) -> None:
         for name in formats:
-            folder = staged / place_of(name, formats)
+            folder = staged / folder_for(name, formats)
             if folder != staged:
                 make_directory(folder, modes.directory)
             format_named(name).write(result.layers, model, folder, modes, deployment)
@@ -66,44 +66,47 @@ def export(
 
 
 def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> None:
-    """Writes files beside the formats, by name."""
+    """Writes `files`, contents by name, into the staging directory."""
     for name, data in files.items():
         with create(staged / name, modes.manifest) as sink:
             sink.write(data)
 
 
 def folding(formats: Sequence[str]) -> bool:
-    """Whether the consumers of all `formats` load float parameters from the files."""
+    """Returns whether smoothing can be folded into float parameters for all `formats`: whether all their consumers load
+    float parameters from the files."""
     return all(format_named(name).folds for name in formats)
 
 
 def _check_parameters(result: Result, formats: Sequence[str]) -> None:
     unfit = [name for name in formats if not format_named(name).folds]
     if result.parameters and unfit:
-        raise UsageError(f"format {unfit[0]}: takes no float parameters. Calibrate without Settings.fold.")
+        fact = "its consumer would not load the float parameters that smoothing was folded into"
+        raise UsageError(f"format {unfit[0]}: {fact}. Calibrate with Settings(fold=False).")
 
 
-def place_of(name: str, formats: Sequence[str]) -> str:
-    """Where in the directory a format goes: into a folder of its name if one before it has the same files."""
+def folder_for(name: str, formats: Sequence[str]) -> str:
+    """Returns the folder that a format is written into: one of its name if a format before it has files of the same
+    names, else ".", the checkpoint's directory itself."""
     before = formats[: list(formats).index(name)]
     return name if format_named(name).files in {format_named(other).files for other in before} else "."
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raises UsageError for a format that is unknown or asked for twice, or whose packages are not installed."""
+    """Raises UsageError for a format that is unknown or listed twice, or whose packages are not installed."""
     for name in formats:
         if name not in TABLE:
             raise UsageError(f"format: no '{name}'. Choose one of {', '.join(TABLE)}.")
         if formats.count(name) > 1:
-            raise UsageError(f"format: '{name}' is asked for twice. Give it once.")
+            raise UsageError(f"format: '{name}' is listed twice. List it once.")
         check_packages(f"format {name}", format_named(name).packages, format_named(name).extra)
 
 
 def check_activations(formats: Sequence[str], activations: str) -> None:
-    """Raises UsageError for a format that has no form for layers with `activations`, a word of settings."""
+    """Raises UsageError for a format that cannot hold layers with `activations`, a value of `Settings.activations`."""
     for name in formats:
-        known = format_named(name).schemes
-        if WORDS[ACTIVATIONS[activations]] not in known:
-            what = "weights alone" if activations == "float" else f"{activations} activations"
-            instead = next(word for word, kind in ACTIVATIONS.items() if WORDS[kind] == known[0])
-            raise UsageError(f"format {name}: has no form for {what}. Use --activations {instead}.")
+        schemes = format_named(name).schemes
+        if WORDS[ACTIVATIONS[activations]] not in schemes:
+            layers = "weight-only layers" if activations == "float" else f"layers with {activations} activations"
+            instead = next(word for word, kind in ACTIVATIONS.items() if WORDS[kind] == schemes[0])
+            raise UsageError(f"format {name}: cannot hold {layers}. Use --activations {instead}.")

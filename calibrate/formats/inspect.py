@@ -1,4 +1,4 @@
-"""Finds the formats in a checkpoint, and checks line by line who can load it, and why not."""
+"""Finds the formats in a checkpoint, and checks which software can load each, and why not."""
 
 from pathlib import Path
 
@@ -6,45 +6,48 @@ from . import TABLE, format_named
 from .record import Format
 from .verdict import Verdict
 
-DEFAULT = "ascend"  # the format that a directory without any known files is checked as
+DEFAULT = "ascend"  # the format that a directory is checked for if it holds no files of any format
 
 
 def shown_formats() -> list[Format]:
-    """The formats that are looked for in a checkpoint."""
-    return [each for name in TABLE if (each := format_named(name)).shown]
+    """Returns the records of the formats that `octavo inspect` looks for in a checkpoint."""
+    return [record for name in TABLE if (record := format_named(name)).shown]
 
 
 def views(directory: Path) -> dict[str, Path]:
-    """The formats in a checkpoint and the path of each: the directory itself, or a folder named after the format."""
-    places = {each.name: each.find(directory) for each in shown_formats()}
-    return {name: place for name, place in places.items() if place is not None}
+    """Returns the formats in the checkpoint in `directory`, and the path of each: `directory` itself, or a folder named
+    after the format."""
+    paths = {record.name: record.find(directory) for record in shown_formats()}
+    return {name: path for name, path in paths.items() if path is not None}
 
 
 def quantized_parts(pipeline: Path) -> list[Path]:
-    """The components of a pipeline's directory that diffusers loads as quantized models."""
-    folders = [place for place in sorted(pipeline.iterdir()) if place.is_dir()]
-    return [place for place in folders if any(format_named(name).read is None for name in views(place))]
+    """Returns the folders in a diffusers pipeline's directory that hold a quantized component for diffusers to load."""
+    folders = [path for path in sorted(pipeline.iterdir()) if path.is_dir()]
+    return [folder for folder in folders if any(format_named(name).read is None for name in views(folder))]
 
 
 def check(directory: Path | str) -> list[Verdict]:
-    """The verdicts on a checkpoint, format by format; a file that cannot be read gives a verdict, not an error."""
+    """Returns the verdicts on the checkpoint in `directory`, format by format, and one for each format that it lacks.
+
+    A file that cannot be read gives a verdict, not an error.
+    """
     directory = Path(directory)
-    there = views(directory)
+    paths = views(directory)
     verdicts = [
-        verdict
-        for name, place in (there or {DEFAULT: directory}).items()
-        for verdict in format_named(name).check(place)
+        verdict for name, path in (paths or {DEFAULT: directory}).items() for verdict in format_named(name).check(path)
     ]
     return verdicts + [
-        Verdict(each.consumer, "files", False, f"none for it. Calibrate with --format {each.name}")
-        for each in shown_formats()
-        if each.name not in there and there
+        Verdict(record.consumer, "files", False, f"not in this checkpoint. Calibrate with --format {record.name}")
+        for record in shown_formats()
+        if record.name not in paths and paths
     ]
 
 
 def sound(verdicts: list[Verdict], names: set[str]) -> bool:
-    """Whether every verdict that the consumers of the formats `names` need is positive; without names, of DEFAULT."""
-    needed = [format_named(name) for name in names or {DEFAULT}]
-    consumers = {"octavo", *(each.consumer for each in needed)}
-    optional = {(each.consumer, subject) for each in needed for subject in each.optional}
+    """Returns whether a checkpoint with the formats `names` (DEFAULT if there are none) is sound: whether all verdicts
+    for Octavo and for the consumers of these formats are positive, optional ones excepted."""
+    records = [format_named(name) for name in names or {DEFAULT}]
+    consumers = {"octavo", *(record.consumer for record in records)}
+    optional = {(record.consumer, subject) for record in records for subject in record.optional}
     return all(v.ok for v in verdicts if v.consumer in consumers and (v.consumer, v.subject) not in optional)

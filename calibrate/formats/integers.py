@@ -1,4 +1,4 @@
-"""The numbers of one integer layer as numpy arrays, to be checked. Importing this module needs no torch."""
+"""Defines the numbers of an integer layer as numpy arrays, for checks. Importing this module needs no torch."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
 
 class Integers(NamedTuple):
-    """The numbers of one integer layer.
+    """The numbers of one integer layer, as numpy arrays.
 
     | field        | meaning                                                                                        |
     |--------------|------------------------------------------------------------------------------------------------|
     | scheme       | W8A8, W8A8_TIMESTEP, W8A8_DYNAMIC or W8A16                                                     |
     | weight       | int8 (out, ...)                                                                                |
     | weight_scale | float32 (out,)                                                                                 |
-    | bias         | (out,), or None                                                                                |
-    | input_scale  | for a scheme with ranges: float32 (bins,)                                                      |
-    | zero_point   | for a scheme with ranges: int32 (bins,)                                                        |
-    | deq          | for a scheme with ranges: float32 (bins, out)                                                  |
-    | quant_bias   | for a scheme with ranges: int32 (bins, out)                                                    |
+    | bias         | the float bias (out,); None without one                                                        |
+    | input_scale  | float32 (bins,) for W8A8 and W8A8_TIMESTEP, else None                                          |
+    | zero_point   | int32 (bins,) for W8A8 and W8A8_TIMESTEP, else None                                            |
+    | deq          | float32 (bins, out) for W8A8 and W8A8_TIMESTEP, else None                                      |
+    | quant_bias   | int32 (bins, out) for W8A8 and W8A8_TIMESTEP, else None                                        |
 
-    A W8A8 layer may lack the axis of bins.
+    The arrays of a W8A8 layer, which has one bin, may lack the axis of bins.
     """
 
     scheme: str
@@ -40,7 +40,7 @@ class Integers(NamedTuple):
 
     @classmethod
     def of(cls, layer: "QuantizedLayer") -> "Integers":
-        """The numbers of a layer."""
+        """Returns the numbers of an integer layer, copied to the CPU."""
         weight, scale = layer.weight.detach().cpu().numpy(), layer.weight_scale.cpu().numpy()
         bias = None if layer.bias is None else layer.bias.detach().cpu().double().numpy()
         if layer.scheme not in RANGED:
@@ -54,16 +54,16 @@ class Integers(NamedTuple):
         return self.weight.reshape(len(self.weight), -1)
 
     @property
-    def added(self) -> Array:
-        """The bias in float64; zeros without one."""
+    def float_bias(self) -> Array:
+        """The bias in float64 (out,); zeros for a layer without a bias."""
         return np.zeros(len(self.weight)) if self.bias is None else self.bias.astype(np.float64)
 
     @property
     def ranged(self) -> bool:
-        """Whether the ranges of inputs are known beforehand: then input_scale, zero_point, deq and quant_bias exist."""
+        """True if the layer has stored ranges of its input, and so input_scale, zero_point, deq and quant_bias."""
         return self.scheme in RANGED
 
     @property
     def dynamic(self) -> bool:
-        """Whether each token has a scale of its own."""
+        """True if the layer computes a scale for each token when it runs (W8A8_DYNAMIC)."""
         return self.scheme == DYNAMIC

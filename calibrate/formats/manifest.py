@@ -1,10 +1,10 @@
-"""Writes and verifies manifests, which hold the SHA-256 and the size of each file of an export, the fingerprint of the
-float model, and the version of Octavo.
+"""Writes and verifies manifests. A manifest holds the SHA-256 and the size of each file of an export, the fingerprint
+of the float model, and the version of Octavo.
 
-A manifest lies beside the files, sealed as the files of a capture are. No consumer reads a file of its name: MindIE-SD
-opens the description that it is given and the weights that are named after it, SGLang the first file that begins with
-quant_model_description, diffusers config.json and diffusion_pytorch_model*, onnxruntime and Ascend's compiler the graph
-and the data that it names.
+A manifest lies beside the files, and is sealed like the files of a capture. Its name, octavo*.manifest, is one that no
+consumer takes for a file of the checkpoint: MindIE-SD opens the description that it is given and the weights named
+after it, SGLang the first file whose name begins with quant_model_description, diffusers config.json and
+diffusion_pytorch_model*, onnxruntime and Ascend's compiler the graph and the data files that the graph names.
 """
 
 import os
@@ -22,11 +22,11 @@ from octavo.capture.sealed import digest_of_file, open_regular, read_sealed, sea
 if TYPE_CHECKING:
     from octavo.capture.fingerprint import Origin
 
-MANIFEST = "octavo.manifest"  # of a directory that an export has written as a whole
-PATTERN = "octavo*.manifest"
+MANIFEST = "octavo.manifest"  # file name of the manifest of a directory that holds one export and nothing else
+PATTERN = "octavo*.manifest"  # glob pattern of all manifests; see manifest_for for the others
 NOT_VERIFIABLE = "not verifiable: no manifest"
-FORMAT = 1  # version of the manifest
-_REMEDY = "Copy it anew or calibrate again; after a change that you made yourself, delete {}."
+FORMAT = 1  # version of the manifest's content
+_REMEDY = "Copy the file again, or calibrate again. If you changed it yourself, delete {}."
 _KIND: Kind = fields(
     {"octavo": text, "files": object_of(fields({"bytes": count, "sha256": text}))},
     {"model": maybe(fields({"class": text, "names": text, "dtype": text, "weights": object_of(text)}))},
@@ -34,8 +34,15 @@ _KIND: Kind = fields(
 
 
 class Manifest(NamedTuple):
-    """A manifest: its path, the version of Octavo that wrote it, bytes and SHA-256 of each file by path below its
-    directory, and what it says of the float model that the files were made of, where that is known."""
+    """A manifest that was read.
+
+    | field   | meaning                                                                                      |
+    |---------|----------------------------------------------------------------------------------------------|
+    | path    | path of the manifest                                                                         |
+    | version | version of Octavo that wrote the manifest                                                    |
+    | files   | size in bytes and SHA-256 of each file, by the file's path below the manifest's directory    |
+    | origin  | fingerprint of the float model that the files were made from; None if it is not known        |
+    """
 
     path: Path
     version: str
@@ -51,33 +58,34 @@ class Manifest(NamedTuple):
         return None if model is None else Origin(model["class"], model["names"], model["dtype"], model["weights"])
 
     @property
-    def whole(self) -> bool:
-        """Whether the directory holds this export alone."""
+    def covers_directory(self) -> bool:
+        """True if the directory holds only the export of this manifest."""
         return self.path.name == MANIFEST
 
 
 class Verified(NamedTuple):
-    """The manifests of a directory, and the names of files that no manifest lists where one is for all."""
+    """The manifests that the files of a directory agree with, and in `extra` the names of files that no manifest lists,
+    where a manifest is for the whole directory."""
 
     manifests: tuple[Manifest, ...]
     extra: tuple[str, ...]
 
     @property
     def origin(self) -> "Origin | None":
-        """The float model that the files were made of, where a manifest says so."""
-        return next((each.origin for each in self.manifests if each.origin is not None), None)
+        """The fingerprint of the float model that the files were made from; None if no manifest has it."""
+        return next((manifest.origin for manifest in self.manifests if manifest.origin is not None), None)
 
 
 def manifest_for(name: str) -> str:
-    """The name of the manifest of the export `name` in a directory that may hold other exports."""
+    """Returns the file name of the manifest for the export `name`, in a directory that may hold other exports too."""
     return MANIFEST.replace(".", f"-{name}.")
 
 
 def write_manifest(directory: Path, names: Iterable[str], modes: Modes, origin: "Origin | None", name: str) -> None:
-    """Writes the manifest `name` over the files `names` in `directory`, after all of them."""
+    """Writes a manifest of the files `names` in `directory`, which have to be there, to the file `name`."""
     files = {
-        each: {"bytes": (directory / each).stat().st_size, "sha256": digest_of_file(directory / each)}
-        for each in sorted(names)
+        file: {"bytes": (directory / file).stat().st_size, "sha256": digest_of_file(directory / file)}
+        for file in sorted(names)
     }
     model = None
     if origin is not None:
@@ -88,23 +96,24 @@ def write_manifest(directory: Path, names: Iterable[str], modes: Modes, origin: 
 
 
 def write_manifests(directory: Path, modes: Modes, origin: "Origin | None") -> None:
-    """Writes a manifest over all files of an export in `directory`, and one in each folder, which may go elsewhere."""
+    """Writes a manifest of all files of the export in `directory`, and another one in each of its folders, so that a
+    folder can be verified after it is moved elsewhere."""
     for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
         write_manifest(folder, [path.name for path in folder.iterdir()], modes, origin, MANIFEST)
     names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
     write_manifest(directory, names, modes, origin, MANIFEST)
 
 
-def leave_out(directory: Path | str, name: str) -> None:
-    """Removes the file `name` from an export that has a directory to itself, and from its manifest."""
+def remove_file(directory: Path | str, name: str) -> None:
+    """Removes the file `name` from a directory that holds one export, and from the directory's manifest."""
     (manifest,) = manifests_of(Path(directory))
     (manifest.path.parent / name).unlink()
     manifest.path.unlink()
     write_manifest(manifest.path.parent, set(manifest.files) - {name}, Modes(), manifest.origin, manifest.path.name)
 
 
-def forget(directory: Path, names: Collection[str]) -> None:
-    """Removes the manifests in `directory` that list one of `names`, files that are about to be replaced."""
+def remove_manifests(directory: Path, names: Collection[str]) -> None:
+    """Removes the manifests in `directory` that list one of the files `names`, which are about to be replaced."""
     for path in directory.glob(PATTERN):
         with suppress(OctavoError):
             if set(_read(path).files) & set(names):
@@ -112,9 +121,10 @@ def forget(directory: Path, names: Collection[str]) -> None:
 
 
 def manifests_of(directory: Path, name: str | None = None) -> list[Manifest]:
-    """The manifests in a directory; with `name` those that list this file. Raises FileError for a damaged one."""
-    found = [_read(path) for path in sorted(directory.glob(PATTERN))]
-    return [each for each in found if name is None or name in each.files]
+    """Returns the manifests in a directory, or only those that list the file `name`. Raises FileError for a manifest
+    that is damaged."""
+    manifests = [_read(path) for path in sorted(directory.glob(PATTERN))]
+    return [manifest for manifest in manifests if name is None or name in manifest.files]
 
 
 def _read(path: Path) -> Manifest:
@@ -126,43 +136,44 @@ def _read(path: Path) -> Manifest:
     for name in content["files"]:
         if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise damage(path, f"names a file outside its directory ({name!r})", remedy)
-    files = {name: (each["bytes"], each["sha256"]) for name, each in content["files"].items()}
+    files = {name: (entry["bytes"], entry["sha256"]) for name, entry in content["files"].items()}
     return Manifest(path, content["octavo"], files, content.get("model"))
 
 
 def verify(directory: Path, names: Collection[str] | None = None, *, digests: bool = True) -> Verified:
-    """Compares the files of a directory with its manifests: sizes first, and with `digests` every byte; only the files
-    `names` if given.
+    """Compares the files of a directory with its manifests: first the sizes, then the SHA-256 if `digests`.
 
-    Raises FileError for a file that is missing or differs. A directory without manifests gives no manifests.
+    With `names` only these files are compared. Returns the manifests, none for a directory without any. Raises
+    FileError for a file that is missing or differs, and for a manifest that is damaged.
     """
     manifests = manifests_of(directory)
     for manifest in manifests:
         remedy = _REMEDY.format(manifest.path.name)
-        wanted = {name: each for name, each in manifest.files.items() if names is None or name in names}
-        for name, (size, _) in wanted.items():
+        files = {name: entry for name, entry in manifest.files.items() if names is None or name in names}
+        for name, (size, _) in files.items():
             path = Path(os.path.realpath(directory / name))  # the cache of a hub holds links
-            with open_regular(path, f"{manifest.path.name} lists it. {remedy}") as (_, found):
-                if found != size:
-                    raise damage(directory / name, f"damaged (checksum: {found} bytes, not {size})", remedy)
-        for name, (_, digest) in wanted.items() if digests else ():
+            with open_regular(path, f"{manifest.path.name} lists it. {remedy}") as (_, actual):
+                if actual != size:
+                    raise damage(directory / name, f"damaged (checksum: {actual} bytes, not {size})", remedy)
+        for name, (_, digest) in files.items() if digests else ():
             if digest_of_file(Path(os.path.realpath(directory / name)), remedy) != digest:
                 raise damage(directory / name, "damaged (checksum)", remedy)
     return Verified(tuple(manifests), tuple(_extra(directory, manifests)))
 
 
 def _extra(directory: Path, manifests: Collection[Manifest]) -> Iterator[str]:
-    """Yields what is in a directory beside the files of its manifests; nothing where other files are usual."""
-    if not any(each.whole for each in manifests):
+    """Yields the names of files and folders that no manifest lists, in the directory and in the folders with listed
+    files; none if no manifest is for the whole directory. Names that begin with a dot are left out."""
+    if not any(manifest.covers_directory for manifest in manifests):
         return
-    listed = {name for each in manifests for name in each.files} | {each.path.name for each in manifests}
+    listed = {name for manifest in manifests for name in (*manifest.files, manifest.path.name)}
     folders = {parent.as_posix() for name in listed for parent in Path(name).parents}
     for folder in sorted(folders):
         try:
-            inside = sorted((directory / folder).iterdir())
+            paths = sorted((directory / folder).iterdir())
         except OSError as error:
             raise storage_error(directory / folder, error) from error
-        for path in inside:
+        for path in paths:
             name = path.relative_to(directory).as_posix()
             if name not in listed and name not in folders and not path.name.startswith("."):
                 yield name

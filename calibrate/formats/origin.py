@@ -1,4 +1,4 @@
-"""Tells which float model an export is made of, for its manifest."""
+"""Computes the fingerprint of the float model that an export is made from, for the manifest."""
 
 from torch import nn
 
@@ -8,7 +8,8 @@ from ..layers.modules import QuantizedLayer
 
 
 def origin_of(model: nn.Module) -> Origin | None:
-    """The origin of files made of the float `model`; None for a model that has integer layers installed."""
+    """Returns the fingerprint of the float `model`, to be recorded as the origin of a checkpoint; None for a model that
+    has integer layers installed."""
     if any(isinstance(module, QuantizedLayer) for module in model.modules()):
         return None
     return Origin.of(model)

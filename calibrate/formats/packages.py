@@ -1,4 +1,4 @@
-"""Checks for packages that a format needs besides Octavo's own."""
+"""Checks whether the packages that a format needs, and a plain installation of Octavo lacks, are installed."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -7,7 +7,8 @@ from octavo.capture.errors import UsageError
 
 
 def check_packages(what: str, packages: Iterable[str], extra: str) -> None:
-    """Raises UsageError where `packages` that `what` needs are not installed; Octavo's `extra` installs them."""
+    """Raises UsageError if one of `packages` is not installed; the message starts with `what`, which needs it, and
+    names the `extra` of Octavo that installs it."""
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise UsageError(f"{what}: {missing[0]} is not installed. Install octavo[{extra}].")

@@ -1,7 +1,7 @@
-"""The record of a format: everything that export, inspect, compare and generate know about a format.
+"""Defines the record of a format, with everything that export, inspect, compare and generate need to know about it.
 
-Records can be made without torch: what they say of layers is said in names, and their functions that write or load
-import what they need.
+Importing this module, and making a record, needs no torch: a record names schemes, dtypes and transforms by words, and
+functions that write or load import what they need.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +22,16 @@ if TYPE_CHECKING:
 
 
 class Deployment(NamedTuple):
-    """The facts about a model and its deployment that writers need: the noise level of each denoising step, a call of
-    the model, functions that make the new values of float parameters by name, the number of axes of each layer's input,
-    and the most bytes of a file."""
+    """The facts about a model and its deployment that the writers of formats need.
+
+    | field      | meaning                                                                                          |
+    |------------|--------------------------------------------------------------------------------------------------|
+    | timesteps  | noise level of each denoising step of the deployment; None if no range depends on the noise level |
+    | example    | a call of the model, to trace; None if there is none                                             |
+    | parameters | functions that return the new values of float parameters, by the parameter's name                |
+    | axes       | number of axes of each layer's input, by the layer's name                                        |
+    | shard      | largest size of a weight file in bytes                                                           |
+    """
 
     timesteps: Sequence[float] | None
     example: Any
@@ -34,8 +41,11 @@ class Deployment(NamedTuple):
 
 
 class Writer(Protocol):
-    """Writes the files of one format into an existing directory. Raises UsageError for layers without a form in the
-    format, and NumbersError for numbers that are not finite."""
+    """A function that writes the files of one format into an existing directory.
+
+    `layers` has the integer layers by name; `model` is the float model, or has the layers installed. Raises UsageError
+    for layers that the format cannot hold, and NumbersError for numbers that are not finite.
+    """
 
     def __call__(
         self,
@@ -48,7 +58,8 @@ class Writer(Protocol):
 
 
 class Description(NamedTuple):
-    """A short description of a checkpoint in one format: a title, lines of (subject, fact), layers of each scheme."""
+    """A short description of a checkpoint in one format: a title, lines of (subject, fact), and the number of layers of
+    each scheme."""
 
     title: str
     lines: tuple[tuple[str, str], ...]
@@ -56,26 +67,26 @@ class Description(NamedTuple):
 
 
 class Readable(Protocol):
-    """The integer layers of a checkpoint, to be put into a float model."""
+    """A checkpoint whose integer layers can be read one by one, to be put into a float model."""
 
     @property
     def layer_names(self) -> Sequence[str]:
-        """The names of the layers in the checkpoint."""
+        """The names of the integer layers in the checkpoint."""
 
     def layer(self, name: str) -> "QuantizedLayer":
-        """Reads the layer `name`. Raises FileError for numbers that no export writes."""
+        """Reads the integer layer `name`. Raises FileError for numbers that no export writes."""
 
     def difference(self, model: "nn.Module") -> str | None:
-        """The first sign that the checkpoint was not made from the float `model`; None where there is none."""
+        """Returns a sign, in words, that the checkpoint was not made from the float `model`; None if there is none."""
 
 
 def nowhere(directory: Path) -> Path | None:
-    """The `find` of a format whose files are not looked for in a checkpoint's directory: None."""
+    """Returns None. The `find` of a format that `octavo inspect` does not look for in a checkpoint's directory."""
     return None
 
 
-def unchecked(place: Path) -> list[Verdict]:
-    """The `check` of a format whose files are not checked: no verdicts."""
+def unchecked(path: Path) -> list[Verdict]:
+    """Returns no verdicts. The `check` of a format whose files are not checked."""
     return []
 
 
@@ -83,23 +94,24 @@ def unchecked(place: Path) -> list[Verdict]:
 class Format:
     """The record of one format of checkpoints.
 
-    | field    | meaning                                                                                               |
-    |----------|-------------------------------------------------------------------------------------------------------|
-    | name     | name on the command line; also of the folder, where another format has files of the same names        |
-    | files    | a regular expression of the format's file names                                                       |
-    | writer   | writes the files                                                                                      |
-    | schemes  | schemes of layers that the format has a form for; the first is recommended                            |
-    | elements | dtypes of the numbers that codes may be                                                               |
-    | transforms | what may happen to inputs before they become codes: names of the types in layers.transforms         |
-    | packages | packages needed to write the format; `extra` of Octavo installs them                                  |
-    | consumer | who loads the format, in the words of verdicts                                                        |
-    | find     | path of the files in a checkpoint's directory; None where there are none                              |
-    | check    | verdicts on the files at a path; raises nothing for files that cannot be read                         |
-    | optional | subjects of verdicts that a sound checkpoint may fail                                                 |
-    | describe | short description of the files at a path; raises FileError                                            |
-    | read     | opens the layers to be put into a float model, for formats that run so                                |
-    | folds    | whether float tensors are loaded from the files, and may hold factors of smoothing              |
-    | is_model | whether diffusers loads the directory as a model, with octavo imported                                |
+    | field      | meaning                                                                                             |
+    |------------|-----------------------------------------------------------------------------------------------------|
+    | name       | name on the command line, and of the folder if another format in the checkpoint has the same files  |
+    | files      | regular expression of the format's file names                                                       |
+    | writer     | function that writes the files                                                                      |
+    | schemes    | schemes of layers that the format can hold; messages recommend the first                            |
+    | elements   | dtypes that codes may have, such as int8                                                            |
+    | transforms | transforms that inputs may go through before they become codes: names of types in layers.transforms |
+    | packages   | packages needed to write the format, which Octavo's `extra` installs                                |
+    | extra      | name of Octavo's extra that installs `packages`                                                     |
+    | consumer   | name of the software that loads the format, as verdicts call it                                     |
+    | find       | function from a checkpoint's directory to the path of the format's files, or None without any       |
+    | check      | function from that path to verdicts; never raises FileError                                         |
+    | optional   | subjects of verdicts that a sound checkpoint may fail                                               |
+    | describe   | function from that path to a short description; raises FileError                                    |
+    | read       | function from that path to integer layers for a float model; None if the format is not run this way |
+    | folds      | whether the consumer loads float parameters from the files, so that smoothing can be folded in them |
+    | is_model   | whether diffusers loads the directory as a model once octavo is imported                            |
     """
 
     name: str
@@ -127,16 +139,19 @@ class Format:
         modes: Modes,
         deployment: Deployment,
     ) -> None:
-        """Writes the files as `writer` does. Raises UsageError for a layer that the format has no form for."""
+        """Writes the files with `writer`. Raises UsageError for a layer whose element or transform the format cannot
+        hold, and the errors of `writer`."""
         for name, layer in layers.items():
             element, transform = str(layer.input_scheme.element.dtype), layer.transform
             if element not in self.elements:
-                raise UsageError(f"format {self.name}: has no form for {name} in {element}. Choose another format.")
+                fact = f"cannot hold layer {name}, whose codes are {element}"
+                raise UsageError(f"format {self.name}: {fact}. Choose another format.")
             if transform is not None and (kind := type(transform).__name__) not in self.transforms:
-                raise UsageError(f"format {self.name}: has no form for {name} with {kind}. Choose another format.")
+                fact = f"cannot hold layer {name}, whose input has a {kind}"
+                raise UsageError(f"format {self.name}: {fact}. Choose another format.")
         self.writer(layers, model, directory, modes, deployment)
 
     @property
     def shown(self) -> bool:
-        """Whether `octavo inspect` looks for the format in a checkpoint."""
+        """True if `octavo inspect` looks for the format in a checkpoint."""
         return self.describe is not None

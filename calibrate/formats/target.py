@@ -1,4 +1,4 @@
-"""The target directory of a checkpoint: checked before the first sample, replaced as a whole at the end."""
+"""Checks the target directory of a checkpoint before calibration starts, and replaces it as a whole at the end."""
 
 import re
 from collections.abc import Callable, Collection
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 _COMMON = rf"report\.(json|html)|{re.escape(MANIFEST)}|{STAGING.pattern}"
 
 
-def is_ours(name: str) -> bool:
-    """Whether an export writes files or folders of this name."""
-    patterns = [_COMMON, *(format_named(each).files for each in TABLE), *map(re.escape, TABLE)]
+def is_export_name(name: str) -> bool:
+    """Returns whether an export writes files or folders of this name."""
+    patterns = [_COMMON, *(format_named(word).files for word in TABLE), *map(re.escape, TABLE)]
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def check_target(directory: Path | str, *, overwrite: bool = False) -> Path:
-    """The real path of a directory that a checkpoint can be written to. Leaves no change on disk.
+    """Checks that a checkpoint can be written to `directory`, and returns the real path. Leaves no change on disk.
 
-    Raises StorageError for any obstacle: a file of that name, foreign files in the directory, an earlier checkpoint
-    without `overwrite`, no permission, a read-only file system, a name too long.
+    Raises StorageError for any obstacle: a file of that name, files in the directory that are not a checkpoint's, an
+    earlier checkpoint without `overwrite`, no permission, a read-only file system, a name too long.
     """
     directory = Path(directory)
     try:
@@ -51,21 +51,25 @@ def _check_content(shown: Path, target: Path, overwrite: bool) -> None:
         names = sorted(path.name for path in target.iterdir())
     except PermissionError as error:
         raise StorageError(f"{shown}: permission denied. Choose another directory.") from error
-    foreign = [name for name in names if not is_ours(name) and not _is_checkpoint(target / name)]
+    foreign = [name for name in names if not is_export_name(name) and not _is_checkpoint(target / name)]
     if foreign:
-        raise StorageError(f"{shown}: holds other files ({foreign[0]}). Choose another directory.")
+        fact = f"holds files that do not belong to a checkpoint ({foreign[0]})"
+        raise StorageError(f"{shown}: {fact}. Choose another directory.")
     if names and not overwrite:
         raise StorageError(f"{shown}: holds a checkpoint. Use --overwrite or another directory.")
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds an export and nothing else: one of several denoisers."""
-    return (folder / "report.json").is_file() and all(is_ours(path.name) for path in folder.iterdir())
+    """Returns whether a folder holds an export and nothing else, as the folder of one of several denoisers does."""
+    return (folder / "report.json").is_file() and all(is_export_name(path.name) for path in folder.iterdir())
 
 
 def least_size(model: "nn.Module", integers: Collection[str], formats: int = 1) -> int:
-    """The bytes of a checkpoint of `model` with these layers in integers, at least: a byte for each of their weights,
-    and all other tensors as they are, for each of the formats."""
+    """Returns a lower bound for the bytes of a checkpoint of `model` in which the layers called `integers` are int8.
+
+    The bound counts one byte for each number in the weights of these layers, and all other tensors as they are, times
+    the number of `formats`.
+    """
     from torch import Tensor  # whoever has a model has torch
 
     weights = {f"{name}.weight" for name in integers}
@@ -75,7 +79,7 @@ def least_size(model: "nn.Module", integers: Collection[str], formats: int = 1) 
 
 
 def write_directory(target: Path, fill: Callable[[Path], None], modes: Modes) -> None:
-    """Fills a staging directory beside `target`, then replaces `target` by it in one step."""
+    """Calls `fill` with a staging directory beside `target`, then replaces `target` by that directory in one step."""
     if not target.parent.exists():
         make_directory(target.parent, modes.directory)
     with staging(target.parent, target) as staged:

@@ -1,12 +1,14 @@
-"""One line of a check of a checkpoint: the consumer, the subject, whether the subject is fit, and the fact."""
+"""Defines the verdict, one line of a check of a checkpoint."""
 
 from typing import NamedTuple
 
-OCTAVO, TORCHAO = "diffusers", "torchao"  # consumers: with Octavo imported, and with torchao installed alone
+# consumers: diffusers with Octavo imported, and diffusers with torchao installed but without Octavo
+OCTAVO, TORCHAO = "diffusers", "torchao"
 
 
 class Verdict(NamedTuple):
-    """One line of a check: a consumer, the subject looked at, whether the subject fits the consumer, and the fact."""
+    """One line of a check of a checkpoint: the consumer that would load the checkpoint, the subject that was checked,
+    whether the subject is as the consumer needs it (`ok`), and the fact in words."""
 
     consumer: str
     subject: str

@@ -29,14 +29,18 @@ from .names import (
     WEIGHT_FILE,
 )
 
-FLOATS = ("float32", "float16", "bfloat16")  # dtypes of models
-_DESCRIPTION_LIMIT = 64 << 20  # bytes; the largest description that is read, far above any that is written
+FLOATS = ("float32", "float16", "bfloat16")  # dtypes that the float tensors of a model may have
+_DESCRIPTION_LIMIT = 64 << 20  # bytes; a larger description is refused. Real ones are far smaller
 _WEIGHT = ".weight"
-_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST = float(np.finfo(np.float32).max)  # largest noise level or edge that is accepted
+_REMEDY = "Copy the checkpoint again, or calibrate again."
 
 
 class Convolution(NamedTuple):
-    """The numbers of `layers.modules.Geometry`, which needs torch."""
+    """The geometry of a convolution: `layers.modules.Geometry` for modules that do not import torch.
+
+    `padding` is (left, right, top, bottom); `stride` and `dilation` are (vertical, horizontal).
+    """
 
     stride: tuple[int, int]
     padding: tuple[int, int, int, int]
@@ -46,131 +50,143 @@ class Convolution(NamedTuple):
 
 
 class Checkpoint:
-    """An ascend checkpoint open for reading: its description, and the place of each tensor in the weight file.
+    """An ascend checkpoint open for reading: its description, and the dtype, shape and offsets of each tensor.
 
-    Raises FileError for files that are missing, damaged or not this format.
+    `names` are the names of the weight file and the description; by default they are looked for in `directory`. Raises
+    FileError for files that are missing, damaged or in another format.
     """
 
     def __init__(self, directory: Path | str, names: tuple[str, str] | None = None) -> None:
         self.directory = Path(directory)
-        weight_name, description_name = names or find(self.directory)
+        weight_name, description_name = names or file_names_in(self.directory)
         self.weight_path, self.description_path = self.directory / weight_name, self.directory / description_name
         self.description = read_description(self.description_path)
         self.tensors, self.metadata = read_header(self.weight_path)
         self.scheme = self.description.get(MODEL_TYPE)
         if self.scheme not in SCHEMES:
-            raise damage(self.description_path, f"{MODEL_TYPE} is {self.scheme!r}", f"Known are {', '.join(SCHEMES)}.")
+            fact = f"{MODEL_TYPE} is {self.scheme!r}, which this version of Octavo cannot read"
+            raise damage(self.description_path, fact, f"It reads {', '.join(SCHEMES)}.")
         self.schemes = self._schemes()
 
     def _schemes(self) -> dict[str, str]:
-        """The scheme of each quantized layer by name. X.linear.weight belongs to X where X has a multiplier."""
-        found = {}
+        """Returns the scheme of each quantized layer by name. X.linear.weight is the weight of a layer X that has a
+        smoothing multiplier."""
+        schemes = {}
         for key, word in self.description.items():
             if word in SCHEMES and key.endswith(_WEIGHT):
                 name = key.removesuffix(_WEIGHT)
                 outer = name.removesuffix("." + INNER[:-1])
-                found[outer if f"{outer}.{MUL_SCALE}" in self.tensors else name] = word
-        return found
+                schemes[outer if f"{outer}.{MUL_SCALE}" in self.tensors else name] = word
+        return schemes
 
     @property
     def layer_names(self) -> list[str]:
-        """The names of the quantized layers."""
+        """The names of the integer layers in the checkpoint."""
         return list(self.schemes)
 
     def prefix(self, name: str) -> str:
-        """The prefix of the names of a layer's tensors."""
+        """Returns the prefix of the names of a layer's tensors: "NAME.", or "NAME.linear." with a smoothing
+        multiplier."""
         return f"{name}.{INNER}" if f"{name}.{MUL_SCALE}" in self.tensors else f"{name}."
 
     def read(self, key: str, dtypes: tuple[str, ...], shape: tuple[int, ...] | None = None) -> Array:
-        """Reads one tensor, bfloat16 as float32. Raises FileError for a dtype outside `dtypes` or another shape."""
+        """Reads the tensor `key`, converting bfloat16 to float32. Raises FileError if it is missing, or has a dtype not
+        in `dtypes` or another shape than `shape`."""
         stored = self.tensors.get(key)
         if stored is None:
-            raise damage(self.weight_path, f"{key} is missing")
+            raise damage(self.weight_path, f"{key} is missing", _REMEDY)
         if stored.dtype not in dtypes or (shape is not None and stored.shape != shape):
-            raise damage(self.weight_path, f"{key} is {words(stored)}")
+            raise damage(self.weight_path, f"{key} is {dtype_and_shape(stored)}, which no export writes", _REMEDY)
         return read_array(self.weight_path, stored)
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """The noise level of each row of a W8A8_TIMESTEP layer: the denoising steps that the file was written for."""
-        found = self._metadata(LEVELS, [])
-        if not (isinstance(found, list) and all(_finite(level) for level in found)):
-            raise damage(self.weight_path, f"{LEVELS} in its metadata is not a list of numbers")
-        return tuple(map(float, found))
+        """The noise level of each row of a W8A8_TIMESTEP layer, one row for each denoising step that the checkpoint was
+        written for. Empty without such layers."""
+        levels = self._metadata(LEVELS, [])
+        if not (isinstance(levels, list) and all(_finite(level) for level in levels)):
+            raise damage(self.weight_path, f"{LEVELS} in its metadata is not a list of numbers", _REMEDY)
+        return tuple(map(float, levels))
 
     def edges(self, name: str) -> Array:
-        """The edges between the bins of a W8A8_TIMESTEP layer, in float32."""
+        """Returns the noise levels that separate the bins of the W8A8_TIMESTEP layer `name`, (bins - 1,) float32,
+        increasing. Raises FileError where the metadata lack them."""
         by_layer = self._metadata(EDGES, {})
-        found = by_layer.get(name) if isinstance(by_layer, dict) else None
-        if isinstance(found, list) and all(_finite(edge) for edge in found):
-            edges = np.array(found, np.float32)
+        numbers = by_layer.get(name) if isinstance(by_layer, dict) else None
+        if isinstance(numbers, list) and all(_finite(edge) for edge in numbers):
+            edges = np.array(numbers, np.float32)
             if bool(np.isfinite(edges).all()) and bool((np.diff(edges) > 0).all()):
                 return edges
-        raise damage(self.weight_path, f"{name}: the noise levels of its rows are not known")
+        fact = f"{EDGES} in its metadata does not give increasing noise levels for {name}"
+        raise damage(self.weight_path, fact, _REMEDY)
 
-    def corrected(self, name: str) -> bool:
-        """Whether the layer was written with a quant_bias that carries more than its bias."""
+    def has_bias_correction(self, name: str) -> bool:
+        """Returns whether quant_bias of the layer `name` includes a bias correction."""
         return self._listed(CORRECTED, name)
 
     def made_bias(self, name: str) -> bool:
-        """Whether the layer has a bias that its float form has not."""
+        """Returns whether the layer `name` has a bias only for its bias correction, and none in the float model."""
         return self._listed(MADE_BIASES, name)
 
     def convolution(self, name: str) -> Convolution:
-        """The stride, padding, dilation and groups of a convolution. Raises FileError where the metadata lack them."""
+        """Returns the stride, padding, dilation and groups of the convolution `name`. Raises FileError where the
+        metadata lack them."""
         try:
-            found = self._metadata(GEOMETRY, {})[name]
-            values = [found["stride"], found["padding"], found["dilation"]]
+            content = self._metadata(GEOMETRY, {})[name]
+            values = [content["stride"], content["padding"], content["dilation"]]
             stride, padding, dilation = (tuple(int(number) for number in value) for value in values)
-            groups = int(found.get("groups", 1))
+            groups = int(content.get("groups", 1))
             if (len(stride), len(padding), len(dilation)) != (2, 4, 2) or min(*stride, *dilation, groups) < 1:
                 raise ValueError("sizes")
-            return Convolution(stride, padding, dilation, str(found["padding_mode"]), groups)  # type: ignore[arg-type]
+            return Convolution(stride, padding, dilation, str(content["padding_mode"]), groups)  # type: ignore[arg-type]
         except (KeyError, ValueError, TypeError) as error:
-            fact = f"{name}.weight is a convolution of unknown stride and padding"
-            raise damage(self.weight_path, fact) from error
+            fact = f"{GEOMETRY} in its metadata does not give stride, padding and dilation of the convolution {name}"
+            raise damage(self.weight_path, fact, _REMEDY) from error
 
     def _listed(self, key: str, name: str) -> bool:
-        found = self._metadata(key, [])
-        return isinstance(found, list) and name in found
+        names = self._metadata(key, [])
+        return isinstance(names, list) and name in names
 
     def _metadata(self, key: str, default: Any) -> Any:
         try:
             return json.loads(self.metadata[key]) if key in self.metadata else default
         except (ValueError, RecursionError) as error:
-            raise damage(self.weight_path, f"{key} in its metadata is not valid JSON") from error
+            raise damage(self.weight_path, f"{key} in its metadata is not valid JSON", _REMEDY) from error
 
 
 def _finite(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= _LARGEST  # False for NaN
 
 
-def find(directory: Path) -> tuple[str, str]:
-    """The file names of weights and description in a directory: those of one process, or of the first rank of several.
-    Raises FileError without a description."""
+def file_names_in(directory: Path) -> tuple[str, str]:
+    """Returns the names of the weight file and the description in a directory: the pair of a single process, or else of
+    the first rank of a distributed run. Raises FileError if there is no description."""
     for scheme in SCHEMES:
         name = DESCRIPTION_FILE.format(scheme.lower())
         ranks = sorted(path.name for path in directory.glob(name.replace(".json", "_*.json")) if rank_of(path.stem))
-        for found in [name] * (directory / name).is_file() + ranks:
-            return WEIGHT_FILE.format(scheme.lower() + rank_of(Path(found).stem)), found
-    wanted = DESCRIPTION_FILE.format("w8a8")
-    raise FileError(f"{directory}: no ascend checkpoint (no {wanted}). Give the directory of one.")
+        for description in [name] * (directory / name).is_file() + ranks:
+            return WEIGHT_FILE.format(scheme.lower() + rank_of(Path(description).stem)), description
+    name = DESCRIPTION_FILE.format("w8a8")
+    raise FileError(f"{directory}: no ascend checkpoint (no {name}). Give the directory of an ascend checkpoint.")
 
 
 def rank_of(stem: str) -> str:
-    """The end of a file's stem that stands for a rank, such as _0, as MindIE-SD reads it; "" without one."""
-    found = re.search(r"_\d+$", stem)
-    return found[0] if found else ""
+    """Returns the end of a file name's stem that stands for a rank, such as "_0", as MindIE-SD reads it; else ""."""
+    match = re.search(r"_\d+$", stem)
+    return match[0] if match else ""
 
 
 def read_description(path: Path) -> dict[str, str]:
-    """Reads the description: the scheme, or FLOAT, of each tensor by name."""
-    found = json_object(read_bytes(path, _DESCRIPTION_LIMIT), path)
-    if not all(isinstance(word, str) for word in found.values()):
-        raise damage(path, "not a description of tensors")
-    return found
+    """Reads the description: the scheme of each tensor by name, or "FLOAT", and the scheme of the model.
+
+    Raises FileError for a file that is not a JSON object of texts.
+    """
+    description = json_object(read_bytes(path, _DESCRIPTION_LIMIT), path)
+    if not all(isinstance(word, str) for word in description.values()):
+        raise damage(path, "not a description of tensors: it holds values other than texts", _REMEDY)
+    return description
 
 
-def words(stored: Stored) -> str:
-    """Dtype and shape of a stored tensor."""
+def dtype_and_shape(stored: Stored) -> str:
+    """Returns the dtype and the shape of a stored tensor as text, such as "int8 [64, 32]"."""
     return f"{stored.dtype} {list(stored.shape)}"

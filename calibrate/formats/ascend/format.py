@@ -1,4 +1,4 @@
-"""The record of the format `ascend`. Importing this module needs no torch."""
+"""Defines the record of the format `ascend`. Importing this module needs no torch."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -21,27 +21,33 @@ if TYPE_CHECKING:
 def write(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
-    """Writes weights and description."""
+    """Writes a checkpoint in format `ascend`, weight file and description, into `directory`. See `write_ascend`."""
     from .write import write_ascend
 
     write_ascend(layers, model, directory, modes, timesteps=deployment.timesteps)
 
 
 def read(directory: Path) -> Readable:
-    """Opens a checkpoint, whose integer layers can be put into the float model it was made from."""
-    from .read import Opened
+    """Opens the ascend checkpoint in `directory`, to read its integer layers one by one.
 
-    return Opened(directory)
+    Raises FileError for files that are missing or damaged.
+    """
+    from .read import AscendLayers
+
+    return AscendLayers(directory)
 
 
 def find(directory: Path) -> Path | None:
-    """The directory itself, where it holds a description."""
+    """Returns `directory` if it holds the description of an ascend checkpoint, else None."""
     return directory if any(directory.glob(DESCRIPTION_FILE.format("*"))) else None
 
 
-def describe(place: Path) -> Description:
-    """Describes a checkpoint: its schemes, and the noise levels that its rows are for. Raises FileError."""
-    checkpoint = Checkpoint(place)
+def describe(path: Path) -> Description:
+    """Describes the ascend checkpoint at `path`: its schemes, and the noise levels of the deployment's steps, if any.
+
+    Raises FileError for files that are missing or damaged.
+    """
+    checkpoint = Checkpoint(path)
     schemes = Counter(word for key, word in checkpoint.description.items() if key.endswith(".weight"))
     lines = [("weights", ", ".join(f"{count} {scheme}" for scheme, count in schemes.most_common()))]
     if levels := checkpoint.levels:

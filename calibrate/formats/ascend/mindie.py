@@ -1,18 +1,20 @@
-"""Checks whether MindIE-SD can load a checkpoint. The demands were read in MindIE-SD 3.1.0 (`mindiesd.quantization`:
-`quantize`, `layer`, `utils`, `config`; `utils.file_utils`):
+"""Checks whether MindIE-SD can load a checkpoint, by the rules in the source of MindIE-SD 3.1.0 (`quantize`, `layer`,
+`utils` and `config` of `mindiesd.quantization`, and `utils.file_utils`):
 
-- the description is a regular file, no link, at most 0640; its JSON has "model_quant_type", one of its algorithms;
-- the weights lie beside it in quant_model_weight_{type in lower case}.safetensors, no link, at most 0640 and 100 GiB;
-- a stem of the description that ends in _<digits> means a rank of a distributed run;
-- a layer is quantized when its name, its .weight or its .linear.weight is described by an algorithm, and it is an
-  nn.Linear; each layer by its own algorithm, whatever the type of the model;
-- X.div.mul_scale multiplies the input, and the layer's tensors are X.linear.*; W8A16 layers ignore the multiplier;
-- bias is read only where the layer of the float model has one;
-- W8A8 adds quant_bias and no bias; W8A8_DYNAMIC and W8A16 take weight_scale in the dtype of the deployment;
-- W8A8_TIMESTEP reads the keys of both. Row i is for TimestepManager.set_timestep_idx(i), where the timestep_config
-  given to `quantize` says "static" for step i; without one every step is computed dynamically. The last layer's rows
-  count for all;
-- MindIE-SD runs in float16 or bfloat16, and the device's matmul takes int64 deq_scale for float16 only.
+- The description is a regular file, not a link, of mode 0640 or narrower. Its JSON has "model_quant_type", which names
+  one of MindIE-SD's algorithms.
+- The weights lie beside it in quant_model_weight_{type in lower case}.safetensors, not a link, of mode 0640 or narrower
+  and at most 100 GiB.
+- A description whose stem ends in _<digits> belongs to that rank of a distributed run.
+- A layer is quantized if it is an nn.Linear and the description gives an algorithm for its name, NAME.weight or
+  NAME.linear.weight. Each layer has its own algorithm, whatever "model_quant_type" is.
+- X.div.mul_scale multiplies the input of layer X, whose other tensors are then X.linear.*. W8A16 layers ignore it.
+- The bias is read only if the layer of the float model has one.
+- W8A8 adds quant_bias and no bias. W8A8_DYNAMIC and W8A16 take weight_scale in the dtype of the deployment.
+- W8A8_TIMESTEP reads the tensors of W8A8 and of W8A8_DYNAMIC. TimestepManager.set_timestep_idx(i) selects row i, if the
+  timestep_config given to `quantize` says "static" for step i; without a timestep_config every step is computed
+  dynamically. The last layer's number of rows bounds i for all layers.
+- MindIE-SD runs in float16 or bfloat16. The device's matmul takes an int64 deq_scale in float16 only.
 """
 
 import os
@@ -24,13 +26,13 @@ from pathlib import Path
 from octavo.capture.errors import OctavoError
 
 from ..verdict import Verdict
-from .checkpoint import FLOATS, Checkpoint, find, rank_of, words
+from .checkpoint import FLOATS, Checkpoint, dtype_and_shape, file_names_in, rank_of
 from .names import MUL_SCALE, file_names
 
-_MOST_FILE, _MOST_DIRECTORY = 0o640, 0o750  # the widest modes that MindIE-SD accepts
+_MOST_FILE, _MOST_DIRECTORY = 0o640, 0o750  # the widest modes that MindIE-SD accepts, for files and directories
 _MOST_BYTES = 100 << 30  # bytes; the largest weight file that MindIE-SD accepts
 _STATIC = ("weight", "quant_bias", "deq_scale", "input_scale", "input_offset")
-_KEYS = {
+_KEYS = {  # the tensors that MindIE-SD needs for a layer of each scheme
     "W8A8": _STATIC,
     "W8A8_TIMESTEP": (*_STATIC, "weight_scale"),
     "W8A8_DYNAMIC": ("weight", "weight_scale"),
@@ -39,7 +41,7 @@ _KEYS = {
 
 
 def mindie(checkpoint: Checkpoint) -> Iterator[Verdict]:
-    """Yields MindIE-SD's verdicts on names, layers and dtypes."""
+    """Yields verdicts on whether MindIE-SD accepts the file names, layers and dtypes of a checkpoint."""
     yield from _names(checkpoint)
     yield from _layers(checkpoint)
     yield from _schemes(checkpoint)
@@ -48,10 +50,11 @@ def mindie(checkpoint: Checkpoint) -> Iterator[Verdict]:
 
 
 def check_modes(directory: Path) -> Iterator[Verdict]:
-    """Yields verdicts on file modes and links: MindIE-SD refuses wide permissions and symbolic links."""
+    """Yields verdicts on the modes of a checkpoint's directory and files: MindIE-SD refuses symbolic links, and
+    permissions wider than 0750 for the directory and 0640 for files."""
     yield _mode(directory, _MOST_DIRECTORY)
     try:
-        names = find(directory)
+        names = file_names_in(directory)
     except (OctavoError, OSError):
         return
     for name in names:
@@ -68,18 +71,22 @@ def _mode(path: Path, most: int) -> Verdict:
         return Verdict("MindIE-SD", path.name, False, "is a symbolic link")
     mode = stat.S_IMODE(status.st_mode) & 0o777
     ok = mode & ~most == 0
-    return Verdict("MindIE-SD", path.name, ok, f"mode {mode:04o}" + ("" if ok else f" is above {most:04o}"))
+    fact = f"mode {mode:04o}" if ok else f"mode {mode:04o} allows more than {most:04o}. Run chmod {most:o}"
+    return Verdict("MindIE-SD", path.name, ok, fact)
 
 
 def _names(checkpoint: Checkpoint) -> Iterator[Verdict]:
     stem = checkpoint.description_path.stem
     rank = rank_of(stem)
-    yield Verdict("MindIE-SD", stem, True, f"read by rank {rank[1:]} of several" if rank else "one process")
-    wanted = file_names(str(checkpoint.scheme))[0].replace(".", f"{rank}.")
-    same = checkpoint.weight_path.name == wanted
-    yield Verdict("MindIE-SD", checkpoint.weight_path.name, same, "found beside" if same else f"it wants {wanted}")
+    fact = f"for rank {rank[1:]} of a distributed run" if rank else "for a run of one process"
+    yield Verdict("MindIE-SD", stem, True, fact)
+    expected = file_names(str(checkpoint.scheme))[0].replace(".", f"{rank}.")
+    same = checkpoint.weight_path.name == expected
+    fact = "found beside the description" if same else f"MindIE-SD looks for {expected}. Rename the file"
+    yield Verdict("MindIE-SD", checkpoint.weight_path.name, same, fact)
     size = checkpoint.weight_path.stat().st_size
-    yield Verdict("MindIE-SD", "size", size <= _MOST_BYTES, f"{size} bytes in one file, of at most {_MOST_BYTES}")
+    fact = f"{size} bytes of weights; MindIE-SD loads at most {_MOST_BYTES}"
+    yield Verdict("MindIE-SD", "size", size <= _MOST_BYTES, fact)
 
 
 def _layers(checkpoint: Checkpoint) -> Iterator[Verdict]:
@@ -92,12 +99,14 @@ def _layers(checkpoint: Checkpoint) -> Iterator[Verdict]:
         if checkpoint.prefix(name) + key not in tensors
     ]
     yield Verdict("MindIE-SD", "keys", not missing, f"{missing[0]} is missing" if missing else "complete")
-    wrong = [fact for name in names if (fact := _misfit(checkpoint, name))]
-    yield Verdict("MindIE-SD", "dtypes and shapes", not wrong, wrong[0] if wrong else "as its layers take them")
+    misfits = [fact for name in names if (fact := _misfit(checkpoint, name))]
+    fact = misfits[0] if misfits else "all as MindIE-SD's layers need them"
+    yield Verdict("MindIE-SD", "dtypes and shapes", not misfits, fact)
     weights = [tensors.get(checkpoint.prefix(name) + "weight") for name in names]
     convolutions = [weight for weight in weights if weight and len(weight.shape) == 4]
     if convolutions:
-        yield Verdict("MindIE-SD", "Conv2d", True, f"{len(convolutions)} stay float there: it quantizes linears only")
+        fact = f"{len(convolutions)} stay float in MindIE-SD, which quantizes linears only"
+        yield Verdict("MindIE-SD", "Conv2d", True, fact)
 
 
 def _counted(checkpoint: Checkpoint) -> str:
@@ -105,30 +114,37 @@ def _counted(checkpoint: Checkpoint) -> str:
 
 
 def _schemes(checkpoint: Checkpoint) -> Iterator[Verdict]:
-    """Yields what a user of MindIE-SD has to know about the schemes in the checkpoint."""
+    """Yields verdicts on what MindIE-SD does with W8A8_TIMESTEP layers, and with W8A16 layers that have a smoothing
+    multiplier."""
     timed = [name for name, scheme in checkpoint.schemes.items() if scheme == "W8A8_TIMESTEP"]
     if timed:
         stored = [checkpoint.tensors.get(checkpoint.prefix(name) + "input_scale") for name in timed]
-        rows = {found.shape[0] for found in stored if found and found.shape}
-        fact = f"{max(rows, default=0)} rows, for set_timestep_idx(0) and on, under TimestepPolicyConfig('static')"
+        rows = {scale.shape[0] for scale in stored if scale and scale.shape}
+        fact = f"{max(rows, default=0)} rows, one for each step from set_timestep_idx(0) on; needs "
+        fact += "TimestepPolicyConfig('static')"
         same = len(rows) == 1
-        yield Verdict("MindIE-SD", "timesteps", same, fact if same else "layers with different numbers of rows")
+        yield Verdict("MindIE-SD", "timesteps", same, fact if same else "the layers have different numbers of rows")
     ignored = [
         name for name, scheme in checkpoint.schemes.items()
         if scheme == "W8A16" and f"{name}.{MUL_SCALE}" in checkpoint.tensors
     ]  # fmt: skip
     if ignored:
-        yield Verdict("MindIE-SD", "multipliers", False, f"it ignores that of a W8A16 layer ({ignored[0]})")
+        fact = f"MindIE-SD ignores the smoothing multiplier of a W8A16 layer ({ignored[0]})"
+        yield Verdict("MindIE-SD", "multipliers", False, fact)
 
 
 def _made_biases(checkpoint: Checkpoint) -> Iterator[Verdict]:
     dropped = [name for name in checkpoint.layer_names if checkpoint.made_bias(name)]
     if dropped:
-        yield Verdict("MindIE-SD", "biases", False, f"it drops that of a layer that has none in float ({dropped[0]})")
+        fact = f"MindIE-SD drops the bias of a layer that has none in the float model ({dropped[0]})"
+        yield Verdict("MindIE-SD", "biases", False, fact)
 
 
 def _misfit(checkpoint: Checkpoint, name: str) -> str | None:
-    """The first tensor of a layer with a dtype or shape that MindIE-SD does not take; None where all fit."""
+    """Returns the first tensor of a layer whose dtype or shape MindIE-SD does not accept, with both; None if all fit.
+
+    Missing tensors are not looked at.
+    """
     tensors, prefix = checkpoint.tensors, checkpoint.prefix(name)
     weight = tensors.get(prefix + "weight")
     if weight is None:
@@ -137,7 +153,7 @@ def _misfit(checkpoint: Checkpoint, name: str) -> str | None:
     rows: tuple[int, ...] = ()
     if checkpoint.schemes[name] == "W8A8_TIMESTEP" and (first := tensors.get(prefix + "input_scale")):
         rows = first.shape[:1]
-    wanted = {
+    expected = {
         prefix + "weight": (("int8",), weight.shape),
         prefix + "bias": (FLOATS, (outputs,)),
         prefix + "quant_bias": (("int32",), (*rows, outputs)),
@@ -147,16 +163,16 @@ def _misfit(checkpoint: Checkpoint, name: str) -> str | None:
         prefix + "weight_scale": (("float32",), (outputs, 1)),
         f"{name}.{MUL_SCALE}": (FLOATS, (inputs,)),
     }
-    for key, (dtypes, shape) in wanted.items():
+    for key, (dtypes, shape) in expected.items():
         stored = tensors.get(key)
         if stored and (stored.dtype not in dtypes or stored.shape != shape):
-            return f"{key} is {words(stored)}"
+            return f"{key} is {dtype_and_shape(stored)}"
     return None
 
 
 def _dtypes(checkpoint: Checkpoint) -> Iterator[Verdict]:
     kinds = {stored.dtype for key, stored in checkpoint.tensors.items() if key.endswith(".deq_scale")}
-    runs = "deq_scale is int64" if "int64" in kinds else "deq_scale is float32" if kinds else "no deq_scale"
-    yield Verdict("MindIE-SD", "in float16", True, runs)
-    fact = f"{runs}: export the model in bfloat16 for that" if "int64" in kinds else runs
+    kind = "deq_scale is int64" if "int64" in kinds else "deq_scale is float32" if kinds else "no deq_scale"
+    yield Verdict("MindIE-SD", "in float16", True, kind)
+    fact = f"{kind}, which works in float16 only. Calibrate the model in bfloat16" if "int64" in kinds else kind
     yield Verdict("MindIE-SD", "in bfloat16", "int64" not in kinds, fact)

@@ -1,19 +1,22 @@
-"""Names of the format `ascend`: of files, of keys in the description and the metadata, and of parts of tensors' names.
+"""Defines the names in the format `ascend`: of files, of keys in the description and the metadata, and of tensors.
 
-They are those of msModelSlim and MindIE-SD; keys that begin with octavo are read by this package alone.
+The names are those of msModelSlim and MindIE-SD. Keys that begin with octavo are Octavo's own; no other software reads
+them.
 """
 
 WEIGHT_FILE = "quant_model_weight_{}.safetensors"
 DESCRIPTION_FILE = "quant_model_description_{}.json"
 MODEL_TYPE = "model_quant_type"
-GEOMETRY = "octavo.geometry"  # metadata key: the geometry of convolutions by name; further metadata keys:
-LEVELS = "octavo.timesteps"  # the noise level of each row
-EDGES = "octavo.edges"  # the edges between the bins of each layer, by name
-CORRECTED = "octavo.corrected"  # layers whose quant_bias carries more than their bias
-MADE_BIASES = "octavo.made_biases"  # layers whose float form has no bias
-MUL_SCALE, INNER = "div.mul_scale", "linear."  # parts of names in a layer with a multiplier, as MindIE-SD reads them
+# keys of the weight file's metadata
+GEOMETRY = "octavo.geometry"  # stride, padding, dilation and groups of each convolution, by name
+LEVELS = "octavo.timesteps"  # the noise level of each row of W8A8_TIMESTEP layers
+EDGES = "octavo.edges"  # the noise levels that separate the bins of each W8A8_TIMESTEP layer, by name
+CORRECTED = "octavo.corrected"  # names of the layers whose quant_bias includes a bias correction
+MADE_BIASES = "octavo.made_biases"  # names of the layers that have a bias only for the correction, none in float
+# parts of tensor names in a layer with a smoothing multiplier, as MindIE-SD reads them
+MUL_SCALE, INNER = "div.mul_scale", "linear."
 
 
 def file_names(scheme: str) -> tuple[str, str]:
-    """The names under which the consumer looks for weights and description."""
+    """Returns the names under which MindIE-SD looks for the weight file and the description of a `scheme`."""
     return WEIGHT_FILE.format(scheme.lower()), DESCRIPTION_FILE.format(scheme.lower())

@@ -1,4 +1,4 @@
-"""Writes a checkpoint's two files into a user's directory, which may hold other files."""
+"""Writes the weight file and the description of a checkpoint into a directory that may hold other files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,23 +7,26 @@ from octavo.capture.errors import StorageError, UsageError
 from octavo.capture.files import Modes, fsync_directory, staging, storage
 from octavo.capture.fingerprint import Origin
 
-from ..manifest import forget, manifest_for, write_manifest
+from ..manifest import manifest_for, remove_manifests, write_manifest
 from ..target import write_directory
 
 
 def write_pair(
     target: Path, names: tuple[str, str], fill: Callable[[Path], None], modes: Modes, origin: Origin | None = None
 ) -> None:
-    """Puts weights and description, which `fill` writes under these names, and their manifest into `target`; other
-    files stay. The manifest names `origin` as the float model.
+    """Puts the weight file and the description, and a manifest of both, into the directory `target`; other files stay.
 
-    Where `target` has no other files, the directory is replaced as a whole. Else the old description is removed first
-    and the new one comes last, after the manifest: at every instant `target` has the old files, the new ones, or no
-    description, without which nothing loads the weights.
+    `fill` writes the two files into a staging directory, under the two `names`. The manifest records `origin` as the
+    float model. If `target` has no other files, the whole directory is replaced at once. Otherwise the old description
+    is removed first, and the new one is put there last, after the manifest: at every instant `target` has the old
+    files, the new files, or no description, and without a description nothing loads the weights.
+
+    Raises UsageError for names that do not end in .safetensors and .json, StorageError where `target` is not a
+    directory or cannot be written.
     """
     for name, ending in zip(names, (".safetensors", ".json"), strict=True):
         if Path(name).name != name or not name.endswith(ending):
-            raise UsageError(f"{name!r}: not a file name that ends in {ending}. Give one.")
+            raise UsageError(f"{name!r}: not a file name that ends in {ending}. Give a name such as model{ending}.")
     if target.exists() and not target.is_dir():
         raise StorageError(f"{target}: exists and is not a directory. Choose another name.")
     with storage(target):
@@ -41,7 +44,7 @@ def write_pair(
         fill_all(staged)
         with storage(target):
             (target / names[1]).unlink(missing_ok=True)
-            forget(target, names)
+            remove_manifests(target, names)
             fsync_directory(target)
             for name in (names[0], manifest, names[1]):
                 (staged / name).replace(target / name)

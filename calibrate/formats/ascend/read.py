@@ -1,4 +1,4 @@
-"""Reads the layers of an ascend checkpoint, to be put into a float model."""
+"""Reads the integer layers of an ascend checkpoint as torch modules, to be put into a float model."""
 
 from pathlib import Path
 
@@ -17,48 +17,54 @@ from .difference import difference
 from .numbers import Floats, read_numbers
 
 
-class Opened:
-    """An ascend checkpoint whose integer layers can be put into the float model it was made from."""
+class AscendLayers:
+    """The integer layers of the ascend checkpoint in `directory`, which can be read one by one, and compared with the
+    float model that they are to be put into. Raises FileError for files that are missing or damaged."""
 
     def __init__(self, directory: Path) -> None:
         self._checkpoint = Checkpoint(directory)
 
     @property
     def layer_names(self) -> list[str]:
-        """The names of the quantized layers."""
+        """The names of the integer layers."""
         return self._checkpoint.layer_names
 
     def layer(self, name: str) -> QuantizedLayer:
-        """Reads one quantized layer."""
+        """Reads the integer layer `name`. Raises FileError for numbers that no export writes."""
         return read_layer(self._checkpoint, name)
 
     def difference(self, model: nn.Module) -> str | None:
-        """The first sign that the checkpoint was not made from the float `model`; None where there is none."""
+        """Returns a sign, in words, that the checkpoint was not made from the float `model`; None if there is none."""
         return difference(self._checkpoint, model)
 
 
 def read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
-    """Reads the layer `name`. Raises FileError for numbers that no export writes."""
-    found = read_numbers(checkpoint, name)
-    integers, scale, zero_point = found.integers, found.integers.input_scale, found.integers.zero_point
-    tensors = {"input_scale": _given(scale), "input_zero_point": _given(zero_point), "edges": _given(found.edges)}
-    multiplier = _floats(found.multiplier)
+    """Reads the integer layer `name` from a checkpoint. Raises FileError for numbers that no export writes."""
+    layer = read_numbers(checkpoint, name)
+    integers, scale, zero_point = layer.integers, layer.integers.input_scale, layer.integers.zero_point
+    tensors = {
+        "input_scale": _optional(scale),
+        "input_zero_point": _optional(zero_point),
+        "edges": _optional(layer.edges),
+    }
+    multiplier = _floats(layer.multiplier)
     numbers = Numbers(
-        _tensor(integers.weight), _tensor(integers.weight_scale), _floats(found.bias),
-        INPUTS[integers.scheme].of(tensors, ACTIVATION), getattr(torch, found.dtype),
-        None if multiplier is None else Multiply(multiplier), _given(integers.deq), _given(integers.quant_bias),
+        _tensor(integers.weight), _tensor(integers.weight_scale), _floats(layer.bias),
+        INPUTS[integers.scheme].of(tensors, ACTIVATION), getattr(torch, layer.dtype),
+        None if multiplier is None else Multiply(multiplier), _optional(integers.deq), _optional(integers.quant_bias),
         checkpoint.made_bias(name),
     )  # fmt: skip
-    convolution = found.convolution
+    convolution = layer.convolution
     return QuantizedLinear(numbers) if convolution is None else QuantizedConv2d(numbers, Geometry(*convolution))
 
 
 def _tensor(array: Array) -> Tensor:
-    """The tensor of an array. A small one is copied into memory of torch, a large one has pages of its own already."""
+    """Returns an array as a tensor. A small array is copied into memory of torch; a large one, which has its own memory
+    pages, is shared."""
     return torch.from_numpy(array) if array.nbytes >= LARGE else torch.tensor(array)
 
 
-def _given(array: Array | None) -> Tensor | None:
+def _optional(array: Array | None) -> Tensor | None:
     return None if array is None else _tensor(array)
 
 
@@ -67,9 +73,9 @@ def _floats(floats: Floats | None) -> Tensor | None:
 
 
 def load_ascend(directory: Path | str) -> dict[str, QuantizedLayer]:
-    """Reads the quantized layers of a checkpoint by name, with the very integers that were exported.
+    """Reads the integer layers of the checkpoint in `directory`, by name, exactly as they were exported.
 
-    Raises FileError for files that are missing, damaged, or hold numbers that no export writes.
+    Raises FileError for files that are missing or damaged, and for numbers that no export writes.
     """
     checkpoint = Checkpoint(directory)
     return {name: read_layer(checkpoint, name) for name in checkpoint.layer_names}

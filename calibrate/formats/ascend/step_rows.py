@@ -1,4 +1,5 @@
-"""Converts bins of noise levels to the rows that a consumer reads: one for each denoising step of a deployment."""
+"""Converts the numbers of a W8A8_TIMESTEP layer from one row for each bin of noise levels to one for each denoising
+step of a deployment, as MindIE-SD reads them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,33 +14,36 @@ from ...layers.noise_level import bins_of
 
 
 class StepRows(NamedTuple):
-    """The rows of a layer: `bins` (steps,) is its bin at each step, `edges` lie between the bins that steps fall in."""
+    """The rows of a layer for a deployment: `bins` (steps,), the index of the layer's bin at each denoising step, and
+    `edges` (used bins - 1,), the noise levels that separate the bins that steps fall in."""
 
     bins: Tensor
     edges: Tensor
 
 
-def rows_of(edges: Tensor, levels: Sequence[float]) -> StepRows:
-    """The rows of a layer with these `edges` for a deployment that calls it at these noise levels, in this order."""
+def step_rows(edges: Tensor, levels: Sequence[float]) -> StepRows:
+    """Returns which bin a layer uses at each denoising step of a deployment, whose steps have the noise levels `levels`
+    in this order. `edges` are the noise levels that separate the layer's bins."""
     bins = bins_of(torch.tensor(levels, dtype=torch.float32, device=edges.device), edges)
     used = bins.unique()
-    return StepRows(bins, edges[(used[:-1] + used[1:] - 1) // 2])  # an edge above one bin and not above the next
+    return StepRows(bins, edges[(used[:-1] + used[1:] - 1) // 2])  # one edge between neighbouring used bins
 
 
 def deployed_levels(layers: Mapping[str, QuantizedLayer], timesteps: Iterable[float] | None) -> tuple[float, ...]:
-    """The noise level of each row, as float32 holds it: `timesteps`, or one level in each bin, from noise to none.
+    """Returns the noise level of each row, rounded to float32, the same for all layers; () if no layer has bins.
 
-    All layers have the same rows. Raises UsageError for timesteps that are not finite.
+    The levels are `timesteps`; if there are none, one level in each bin of every layer, from the highest to the lowest.
+    Raises UsageError for timesteps that are not finite.
     """
-    timed = [layer.edges for layer in layers.values() if layer.input_type.by_level]
-    if not timed:
+    edges_of_layers = [layer.edges for layer in layers.values() if layer.input_type.by_level]
+    if not edges_of_layers:
         return ()
     levels = [] if timesteps is None else [float(level) for level in timesteps]
     if not levels:
-        edges = torch.cat([each.cpu() for each in timed]).unique()  # an edge is in the bin above it
+        edges = torch.cat([edges.cpu() for edges in edges_of_layers]).unique()  # an edge is in the bin above it
         lowest = torch.nextafter(edges[:1], torch.tensor(-torch.inf)) if len(edges) else torch.zeros(1)
         levels = torch.cat([lowest, edges]).flip(0).tolist()
-    found = torch.tensor(levels, dtype=torch.float32)
-    if not bool(found.isfinite().all()):
-        raise UsageError("timesteps: not all are finite numbers. Give what the denoiser is called with.")
-    return tuple(found.tolist())
+    rounded = torch.tensor(levels, dtype=torch.float32)
+    if not bool(rounded.isfinite().all()):
+        raise UsageError("timesteps: not all are finite numbers. Give the time arguments that the denoiser gets.")
+    return tuple(rounded.tolist())

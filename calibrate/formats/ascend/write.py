@@ -1,11 +1,12 @@
-"""Writes the format `ascend`, the layout that msModelSlim writes and MindIE-SD reads, in Ascend's names.
+"""Writes the format `ascend`, the layout that msModelSlim writes and MindIE-SD reads, with Ascend's tensor names.
 
-One safetensors file and a JSON description that maps every tensor's name to its scheme. The numbers are those of the
-layers, renamed; nothing is computed here. Layers of several schemes may be in one file.
+A checkpoint is one safetensors file and a JSON description that gives the scheme of every tensor by name. The numbers
+are those of the integer layers under other names; nothing is computed here. Layers of several schemes may be in one
+file.
 
-The rows of a W8A8_TIMESTEP layer are indexed by the denoising step of the deployment. The metadata say which noise
-level each row is for and where a layer's bins end, so that this package reads its bins back. A layer X with a
-multiplier of its input has X.div.mul_scale, and its other tensors under X.linear.
+A W8A8_TIMESTEP layer has one row of numbers for each denoising step of the deployment. The file's metadata give the
+noise level of each row and the edges of each layer's bins, so that Octavo can read the bins back. A layer X with a
+smoothing multiplier has the multiplier as X.div.mul_scale, and its other tensors as X.linear.*.
 """
 
 import json
@@ -25,13 +26,13 @@ from ...layers.freeze import packed
 from ...layers.install import all_names
 from ...layers.modules import QuantizedConv2d, QuantizedLayer
 from ...layers.weights import check_finite_tensor
-from ..corrections import corrected
+from ..corrections import has_bias_correction
 from .names import CORRECTED, EDGES, GEOMETRY, INNER, LEVELS, MADE_BIASES, MODEL_TYPE, MUL_SCALE, file_names
-from .step_rows import deployed_levels, rows_of
+from .step_rows import deployed_levels, step_rows
 
 
 def scheme_of(layers: Mapping[str, QuantizedLayer]) -> str:
-    """The scheme of the checkpoint: the one that all layers have, or W8A8 for a mixture, which has no name."""
+    """Returns the scheme that the checkpoint is named after: the scheme of all layers, or W8A8 if they have several."""
     schemes = {layer.scheme for layer in layers.values()}
     return schemes.pop() if len(schemes) == 1 else "W8A8"
 
@@ -45,28 +46,32 @@ def write_ascend(
     *,
     timesteps: Sequence[float] | None = None,
 ) -> None:
-    """Writes weights and description into an existing directory. `model` is the float model, or has `layers` installed.
+    """Writes the weight file and the description into an existing directory, under `names`, by default MindIE-SD's.
 
-    `timesteps` are the deployment's time arguments of the denoiser, step by step; None writes one row for each bin.
-    Multipliers are never folded: the consumer takes its float tensors from the float model.
+    `model` is the float model, or has `layers` installed. `timesteps` are the noise levels at which the deployment
+    calls the denoiser, step by step; None writes one row for each bin. Smoothing multipliers are written as tensors
+    and never folded into float parameters, which MindIE-SD takes from the float model.
 
-    Raises NumbersError when a number that would be written is not finite, UsageError for timesteps that are not.
+    Raises NumbersError for a number to be written that is not finite, UsageError for timesteps that are not finite.
     """
     weight_name, description_name = names or file_names(scheme_of(layers))
     levels = deployed_levels(layers, timesteps)
     named = all_names(layers, model)
-    tensors, description = view(named, model, levels)
+    tensors, description = tensors_and_description(named, model, levels)
     text = json.dumps(description, indent=2, sort_keys=True, allow_nan=False) + "\n"
     write_tensors(directory / weight_name, tensors, _metadata(named, levels), modes.data)
     with create(directory / description_name, modes.data) as sink:
         sink.write(text.encode())
 
 
-def view(
+def tensors_and_description(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, levels: Sequence[float] = ()
 ) -> tuple[dict[str, Planned], dict[str, str]]:
-    """The tensors of the checkpoint and its description, by name. `layers` are by all their names; `levels` has the
-    noise level of each row."""
+    """Returns the tensors of the checkpoint and the scheme of each tensor (the description), both by tensor name.
+
+    `layers` has the integer layers by all their names, a shared layer under each of its names. `levels` is the noise
+    level of each row of W8A8_TIMESTEP layers.
+    """
     tensors: dict[str, Planned] = {}
     description = {MODEL_TYPE: scheme_of(layers)}
     for name, layer in layers.items():
@@ -78,14 +83,15 @@ def view(
     for name, tensor in model.state_dict().items():
         if name.rpartition(".")[0] not in layers and isinstance(tensor, Tensor):
             check_finite_tensor(name, tensor)
-            page_out(tensor)  # until it is written
+            page_out(tensor)  # frees the memory until the tensor is written
             tensors[name] = Planned.of(tensor)
             description[name] = "FLOAT"
     return tensors, description
 
 
 def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterator[tuple[str, Planned]]:
-    """Yields the tensors of one layer under Ascend's names; of a W8A8_TIMESTEP layer a row for each of `levels`."""
+    """Yields the tensors of one layer with Ascend's names. Those of a W8A8_TIMESTEP layer have a row for each of
+    `levels`, the noise levels of the deployment."""
     outputs = layer.weight.shape[0]
     if layer.mul_scale is not None:
         yield MUL_SCALE, Planned.of(layer.mul_scale)
@@ -99,8 +105,8 @@ def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterat
     scale, offset = layer.input_scale.view(-1), layer.input_zero_point.view(-1)
     deq, quant_bias = layer.deq, layer.quant_bias
     if layer.input_type.by_level:
-        at = rows_of(layer.edges, levels).bins
-        scale, offset, deq, quant_bias = scale[at].view(-1, 1), offset[at].view(-1, 1), deq[at], quant_bias[at]
+        bins = step_rows(layer.edges, levels).bins
+        scale, offset, deq, quant_bias = scale[bins].view(-1, 1), offset[bins].view(-1, 1), deq[bins], quant_bias[bins]
     yield "input_scale", Planned.of(scale.to(layer.dtype))
     yield "input_offset", Planned.of(offset.to(layer.dtype))
     yield "deq_scale", Planned.of(deq if layer.dtype == torch.bfloat16 else packed(deq))
@@ -108,11 +114,11 @@ def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterat
 
 
 def _metadata(layers: Mapping[str, QuantizedLayer], levels: Sequence[float]) -> dict[str, str]:
-    found: dict[str, Any] = {
+    values: dict[str, Any] = {
         GEOMETRY: {name: x.geometry._asdict() for name, x in layers.items() if isinstance(x, QuantizedConv2d)},
         LEVELS: levels,
-        EDGES: {name: rows_of(x.edges, levels).edges.tolist() for name, x in layers.items() if x.input_type.by_level},
-        CORRECTED: sorted(name for name, x in layers.items() if corrected(x)),
+        EDGES: {name: step_rows(x.edges, levels).edges.tolist() for name, x in layers.items() if x.input_type.by_level},
+        CORRECTED: sorted(name for name, x in layers.items() if has_bias_correction(x)),
         MADE_BIASES: sorted(name for name, x in layers.items() if x.made_bias),
     }
-    return {key: json.dumps(value, sort_keys=True) for key, value in found.items() if value}
+    return {key: json.dumps(value, sort_keys=True) for key, value in values.items() if value}

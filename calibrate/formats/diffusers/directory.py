@@ -1,4 +1,4 @@
-"""A directory as diffusers lays it out: config.json, one weight file or several with an index.
+"""Reads a model directory of diffusers: config.json, and one weight file or several with an index.
 
 Importing this module needs no torch.
 """
@@ -16,23 +16,24 @@ CONFIG_FILE = "config.json"
 WEIGHT_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 WEIGHT_FILE = WEIGHT_PATTERN.format(suffix="")
 INDEX_FILE = WEIGHT_FILE + ".index.json"
-# the names of the files of such a directory, as a regular expression
+# regular expression of the names of the files in such a directory
 MODEL_FILES = r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in one of the files."""
+    """A tensor in a weight file: the file's path, and the tensor's dtype, shape and offsets in it."""
 
     path: Path
     stored: Stored
 
     def read(self) -> Array:
-        """Reads the tensor's values, bfloat16 as float32."""
+        """Reads the values of the tensor, converting bfloat16 to float32."""
         return read_array(self.path, self.stored)
 
 
 class Model(NamedTuple):
-    """A directory as diffusers reads it: config, tensors by name, and the metadata of the weight files."""
+    """A model directory of diffusers: the content of config.json, the stored tensors by name, and the metadata of all
+    weight files together."""
 
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
@@ -40,31 +41,35 @@ class Model(NamedTuple):
 
     @property
     def quantization(self) -> dict[str, Any]:
-        """The quantization_config of the config; {} without one."""
-        found = self.config.get("quantization_config")
-        return found if isinstance(found, dict) else {}
+        """The quantization_config in config.json; {} without one."""
+        content = self.config.get("quantization_config")
+        return content if isinstance(content, dict) else {}
 
     @classmethod
     def open(cls, directory: Path) -> "Model":
-        """Opens a directory. Raises FileError for files that are missing or damaged."""
+        """Opens a model directory: reads config.json and the headers of the weight files.
+
+        Raises FileError for files that are missing or damaged.
+        """
         tensors: dict[str, StoredTensor] = {}
         metadata: dict[str, str] = {}
         for path in weight_files(directory):
-            found, said = read_header(path)
-            tensors |= {name: StoredTensor(path, stored) for name, stored in found.items()}
-            metadata |= said
+            header, file_metadata = read_header(path)
+            tensors |= {name: StoredTensor(path, stored) for name, stored in header.items()}
+            metadata |= file_metadata
         config = read_json(directory / CONFIG_FILE)
         check_layers(config, len(tensors), directory / CONFIG_FILE)
         return cls(config, tensors, metadata)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads the JSON object in a file. Raises FileError when there is none."""
+    """Reads the JSON object in the file at `path`. Raises FileError for a file that is missing or holds none."""
     return json_object(read_bytes(path), path, finite=False)
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The weight files of a directory: the only one, or all that the index names."""
+    """Returns the paths of the weight files in a directory: all that the index names, or the single file without an
+    index. Raises FileError for an index that is damaged."""
     if not (directory / INDEX_FILE).is_file():
         return [directory / WEIGHT_FILE]
     index = checked(read_json(directory / INDEX_FILE), fields({"weight_map": object_of(text)}), directory / INDEX_FILE)
@@ -73,31 +78,36 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def find_method(directory: Path, method: str, folder: str) -> Path | None:
-    """The directory itself or its `folder`, whichever has `method` as quant_method, or has no method that can be read;
-    None where neither has."""
-    for place in (directory, directory / folder):
+    """Returns the path of the model with the quant_method `method`: `directory` itself, or its subfolder `folder`.
+
+    A damaged model, whose quant_method cannot be read, counts too, so that a check reports it. None if there is
+    neither.
+    """
+    for path in (directory, directory / folder):
         try:
-            if method_at(place) == method:
-                return place
+            if method_at(path) == method:
+                return path
         except OctavoError:
-            return place
+            return path
     return None
 
 
 def method_at(directory: Path) -> str | None:
-    """The quant_method of a directory for diffusers; None for a float model, and for any other directory.
+    """Returns the quant_method in a directory's config.json; None for a float model, and for a directory without a
+    model of diffusers.
 
-    Raises FileError for weights whose config.json is missing or damaged, and for integers without a method.
+    Raises FileError for weights whose config.json is missing or damaged, and for int8 weights without a quant_method.
     """
     path = directory / CONFIG_FILE
     weights = [name for name in (WEIGHT_FILE, INDEX_FILE) if (directory / name).is_file()]
     if not path.is_file():
         if weights:
-            raise damage(path, "missing", f"Copy it to {weights[0]}, or calibrate again.")
+            raise damage(path, "missing", f"Copy the file to where {weights[0]} is, or calibrate again.")
         return None
-    found = read_json(path).get("quantization_config")
-    if isinstance(found, dict):
-        return str(found.get("quant_method"))
-    if weights and any(place.stored.dtype == "int8" for place in Model.open(directory).tensors.values()):
-        raise damage(path, "has no quantization_config for the integers beside it", "Copy it anew or calibrate again.")
+    content = read_json(path).get("quantization_config")
+    if isinstance(content, dict):
+        return str(content.get("quant_method"))
+    if weights and any(tensor.stored.dtype == "int8" for tensor in Model.open(directory).tensors.values()):
+        fact = "has no quantization_config, although the weights beside it are int8"
+        raise damage(path, fact, "Copy the file again, or calibrate again.")
     return None

@@ -1,4 +1,4 @@
-"""The record of the format `diffusers`. Importing this module needs no torch."""
+"""Defines the record of the format `diffusers`. Importing this module needs no torch."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -23,17 +23,20 @@ if TYPE_CHECKING:
 def write(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
-    """Writes config and weights."""
+    """Writes a model in format `diffusers`, config.json and weights, into `directory`. See `write_diffusers`."""
     from .write import write_diffusers
 
     write_diffusers(layers, model, directory, modes, parameters=deployment.parameters, shard=deployment.shard)
 
 
-def describe(place: Path) -> Description:
-    """Describes a directory: the class of the model, and how many layers have which scheme. Raises FileError."""
-    model = Model.open(place)
+def describe(path: Path) -> Description:
+    """Describes the model in format `diffusers` at `path`: its class, and the number of layers of each scheme.
+
+    Raises FileError for files that are missing or damaged.
+    """
+    model = Model.open(path)
     schemes = Counter(
-        kind.scheme for kind in Structure.read(model.quantization, str(place / CONFIG_FILE)).kinds.values()
+        kind.scheme for kind in Structure.read(model.quantization, str(path / CONFIG_FILE)).kinds.values()
     )
     line = ", ".join(f"{count} {scheme}" for scheme, count in schemes.most_common())
     title = f"a {model.config.get('_class_name')} for diffusers with octavo"

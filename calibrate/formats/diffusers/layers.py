@@ -1,4 +1,5 @@
-"""The structure of integer layers, and integer layers of a structure before their tensors are loaded."""
+"""Describes the integer layers of a model for quantization_config, and builds integer layers from that description
+before their tensors are loaded."""
 
 from collections.abc import Mapping
 
@@ -12,34 +13,35 @@ from ...layers.modules import QuantizedLayer, build
 from ...layers.numbers import Numbers
 from ...layers.scheme import ACTIVATION
 from ...layers.transforms import Multiply
-from .structure import Kind, Structure
+from .structure import LayerKind, Structure
 
 
 def structure_of(layers: Mapping[str, QuantizedLayer]) -> Structure:
-    """The structure of these layers."""
+    """Returns the structure of a model with these integer layers, given by all their names."""
     dtype = next((layer.dtype for layer in layers.values()), torch.float32)
     return Structure(str(dtype).removeprefix("torch."), {name: _kind(layer) for name, layer in layers.items()})
 
 
-def _kind(layer: QuantizedLayer) -> Kind:
+def _kind(layer: QuantizedLayer) -> LayerKind:
     bins = len(layer.input_scale) if layer.input_type.by_level else 0
-    return Kind(layer.scheme, layer.transform is not None, layer.made_bias, bins)
+    return LayerKind(layer.scheme, layer.transform is not None, layer.made_bias, bins)
 
 
 def empty_layer(structure: Structure, name: str, module: nn.Module) -> QuantizedLayer:
-    """The integer layer `name` in the place of the float `module`, its tensors on the meta device.
+    """Returns the integer layer `name` of `structure` to replace the float `module`, with tensors on the meta device.
 
-    Raises MisfitError where `module` is not an nn.Linear or nn.Conv2d.
+    Raises MisfitError if `module` is not an nn.Linear or nn.Conv2d.
     """
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not isinstance(module, (nn.Linear, nn.Conv2d)) or weight is None:
         fact = f"is a {type(module).__name__} in this model, no Linear or Conv2d"
-        raise MisfitError(f"{name}: {fact}. Load it into the class that config.json names.")
+        raise MisfitError(f"{name}: {fact}. Load the checkpoint into the class in its config.json.")
     dtype = getattr(torch, structure.dtype)
     return build(_empty(structure.kinds[name], tuple(weight.shape), bias is not None, dtype), module)
 
 
-def _empty(kind: Kind, shape: tuple[int, ...], biased: bool, dtype: torch.dtype) -> Numbers:
+def _empty(kind: LayerKind, shape: tuple[int, ...], biased: bool, dtype: torch.dtype) -> Numbers:
+    """Returns uninitialized numbers, on the meta device, for a layer with a weight of this `shape`."""
     with torch.device("meta"):
         outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
         tensors: dict[str, Tensor | None] = {

@@ -1,8 +1,9 @@
-"""Loads and saves integer layers through diffusers: the quantizer and the config behind `quant_method` "octavo".
+"""Loads and saves integer layers through diffusers: the quantizer and the config for `quant_method` "octavo".
 
-diffusers builds the model on the meta device, lets the quantizer put integer layers in, and hands over one stored
-tensor after the other. Before the first tensor, names, dtypes and shapes of all are compared with the model: nothing
-stays random or float that should not. The tensors of integer layers keep the stored dtype, whatever `torch_dtype`.
+diffusers builds the model on the meta device, lets the quantizer replace layers by integer layers, and then hands over
+the stored tensors one by one. Before the first tensor, the names, dtypes and shapes of all are compared with the model,
+so that no tensor stays random and no integer layer stays float. Scales and integers keep their stored dtype;
+`torch_dtype` changes float tensors only.
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,19 +29,20 @@ from ..manifest import verify
 from .layers import empty_layer, structure_of
 from .structure import QUANT_METHOD, Structure
 
-_CAST = ("bias", "mul_scale")  # the tensors of an integer layer that are in the model's dtype
+_CAST = ("bias", "mul_scale")  # the tensors of an integer layer that are in the model's float dtype
 
 
 class Method(StrEnum):
-    """The quant_method as an enum, since diffusers reads its `value`."""
+    """The quant_method as an enum, since diffusers reads the attribute `value` of a quant_method."""
 
     OCTAVO = QUANT_METHOD
 
 
 class OctavoConfig(QuantizationConfigMixin):
-    """The `quantization_config` of config.json; see `structure` for its keys.
+    """The `quantization_config` of config.json, with the keys that the module `structure` lists.
 
-    One more key may be added by hand: "backend", a name of `runtime.BACKENDS`; without it the device decides.
+    The key "backend" may be added by hand: the name of the backend in `runtime.BACKENDS` that computes the integer
+    layers. Without it Octavo chooses a backend for the device.
     """
 
     def __init__(self, **content: Any) -> None:
@@ -50,7 +52,7 @@ class OctavoConfig(QuantizationConfigMixin):
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], *_: Any, **__: Any) -> "OctavoConfig":
-        """Reads a config that `to_dict` made. Raises FileError for anything else."""
+        """Returns the config for a dict that `to_dict` returned. Raises FileError for any other dict."""
         return cls(**config_dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,7 +63,7 @@ class OctavoConfig(QuantizationConfigMixin):
 
 
 class OctavoQuantizer(DiffusersQuantizer):
-    """Loads the directories that format `diffusers` writes, and quantizes nothing: the integers need a calibration."""
+    """Loads directories in format `diffusers`. Does not quantize float models: that needs a calibration."""
 
     requires_calibration = True
     use_keep_in_fp32_modules = True
@@ -78,24 +80,27 @@ class OctavoQuantizer(DiffusersQuantizer):
         self._keep: frozenset[str] = frozenset()
 
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
-        """Raises UsageError for layers on disk: accelerate casts them before it writes them there."""
+        """Raises UsageError for a device_map with "disk": accelerate would cast the integers before writing them."""
         if isinstance(device_map, dict) and "disk" in device_map.values():
-            raise UsageError("device_map: integer layers cannot be on disk. Use devices, or CPU offload.")
+            raise UsageError("device_map: integer layers cannot be offloaded to disk. Use devices, or CPU offload.")
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
-        """The dtype of float tensors: `torch_dtype`, by default the checkpoint's."""
+        """Returns the dtype that float tensors are loaded in: `torch_dtype`, or the checkpoint's for None."""
         stored: torch.dtype = getattr(torch, self.quantization_config.structure.dtype)
         self._dtype = None if torch_dtype == stored else torch_dtype
         return stored if torch_dtype is None else torch_dtype
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
-        """Compares the sizes of the checkpoint's files with the manifest beside them, and reads their headers; returns
-        the keys unchanged. Raises FileError for a file of another size or with a damaged header."""
+        """Compares the sizes of the checkpoint's files with their manifest, reads the headers of the files, and returns
+        the keys unchanged.
+
+        Raises FileError for a file that has another size than in the manifest, or a damaged header.
+        """
         self._stored = {}
         for folder in {Path(file).parent for file in checkpoint_files}:
             verify(folder, {Path(file).name for file in checkpoint_files}, digests=False)
         for file in checkpoint_files:
-            path = Path(file).resolve()  # files that a hub has downloaded are links
+            path = Path(file).resolve()  # files downloaded from a hub are links
             self._stored |= {name: (path, stored) for name, stored in read_header(path)[0].items()}
         return loaded_keys
 
@@ -107,26 +112,30 @@ class OctavoQuantizer(DiffusersQuantizer):
         modules = dict(model.named_modules(remove_duplicate=False))
         missing = sorted(set(structure.kinds) - set(modules))
         if missing:
-            fact = f"no layer {missing[0]}, which quantization_config names"
-            raise MisfitError(f"{type(model).__name__}: {fact}. Load it into the class that config.json names.")
+            fact = f"has no layer {missing[0]}, which quantization_config names"
+            raise MisfitError(f"{type(model).__name__}: {fact}. Load the checkpoint into the class in its config.json.")
         install(model, {name: empty_layer(structure, name, modules[name]) for name in structure.kinds})
         check_stored(model, {name: stored for name, (_, stored) in self._stored.items()}, structure)
         accelerate(model, self.quantization_config.backend)
         model.register_to_config(quantization_config=self.quantization_config)  # type: ignore[operator]
 
     def check_if_quantized_param(self, *_: Any, **__: Any) -> bool:
-        """Always True: every tensor goes through `create_quantized_param`."""
+        """Returns True for every tensor, so that diffusers calls `create_quantized_param` for all."""
         return True
 
     def check_quantized_param_shape(self, name: str, current: Tensor, loaded: Tensor) -> bool:
-        """Raises MisfitError: diffusers asks only where shapes differ, which `check_stored` has refused already."""
-        raise _misfit(name, f"has shape {list(loaded.shape)}, the model {list(current.shape)}")
+        """Raises MisfitError. diffusers calls this method for a tensor whose shape differs from the model's, but
+        `check_stored` refuses such tensors earlier."""
+        raise _misfit(name, f"has shape {list(loaded.shape)} in the checkpoint and {list(current.shape)} in the model")
 
     def create_quantized_param(  # type: ignore[override]
         self, model: nn.Module, value: Tensor, name: str, device: Any, *_: Any, **__: Any
     ) -> None:
-        """Puts one stored tensor in its place. A `value` that diffusers has not cast is mapped from the file and stays
-        mapped: its pages are read when the layer runs, and leave memory when the weight is packed."""
+        """Puts the stored tensor `name` into the model, on `device` and in the dtype that the model needs.
+
+        A `value` that is not cast stays mapped from its file: its pages are read when the layer runs, and leave memory
+        when the weight is packed.
+        """
         path, stored = self._stored[name]
         value, parts = value if value.dtype == torch_dtype(stored) else read_tensor(path, stored), name.split(".")
         owner, leaf = model.get_submodule(".".join(parts[:-1])), parts[-1]
@@ -147,30 +156,36 @@ class OctavoQuantizer(DiffusersQuantizer):
 
 
 def check_stored(model: nn.Module, stored: Mapping[str, Stored], structure: Structure) -> None:
-    """Raises MisfitError unless names, shapes and kinds of dtypes of the stored tensors match those of `model`."""
-    wanted = model.state_dict()
-    missing, surplus = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
+    """Compares the tensors `stored` in a checkpoint with those of `model`, which has empty integer layers.
+
+    Raises MisfitError for another name or shape. Scales and integers must have the model's dtype; other tensors must be
+    floating-point where the model's are.
+    """
+    state = model.state_dict()
+    missing, surplus = sorted(set(state) - set(stored)), sorted(set(stored) - set(state))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise _misfit(missing[0] + more, "not in the checkpoint; would be random")
+        raise _misfit(missing[0] + more, "not in the checkpoint; would be random in the model")
     if surplus:
         more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
         raise _misfit(surplus[0] + more, f"has no place in {type(model).__name__}")
-    for name, tensor in wanted.items():
-        found, (owner, _, leaf) = stored[name], name.rpartition(".")
-        dtype = torch_dtype(found)
-        if found.shape != tuple(tensor.shape):
-            raise _misfit(name, f"has shape {list(found.shape)}, the model {list(tensor.shape)}")
+    for name, tensor in state.items():
+        entry, (owner, _, leaf) = stored[name], name.rpartition(".")
+        dtype = torch_dtype(entry)
+        if entry.shape != tuple(tensor.shape):
+            fact = f"has shape {list(entry.shape)} in the checkpoint and {list(tensor.shape)} in the model"
+            raise _misfit(name, fact)
         exact = owner in structure.kinds and leaf not in _CAST
         same = dtype == tensor.dtype if exact else dtype.is_floating_point == tensor.is_floating_point()
         if not same:
-            raise _misfit(name, f"is {found.dtype}, the model needs {_word(tensor.dtype)}")
+            raise _misfit(name, f"is {entry.dtype}, but the model needs {_word(tensor.dtype)}")
 
 
 def adopt(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
-    """Puts integer layers, by all their names, into a diffusers model, which then behaves as a loaded one.
+    """Puts integer layers into a diffusers model, so that it behaves like one loaded from a `diffusers` checkpoint:
+    save_pretrained writes the integer layers, and the model refuses to be cast.
 
-    The model saves these layers, and refuses to be cast.
+    `layers` has the integer layers by all their names, a shared layer under each of its names.
     """
     install(model, layers)
     accelerate(model)
@@ -181,13 +196,14 @@ def adopt(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
 
 
 def _misfit(name: str, fact: str) -> OctavoError:
-    return MisfitError(f"{name}: {fact}. Export the checkpoint again, or load it into its own class.")
+    remedy = "Calibrate again, or load the checkpoint into the class in its config.json."
+    return MisfitError(f"{name}: {fact}. {remedy}")
 
 
 def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# diffusers has no entry point for quantizers: these tables are where it looks them up
+# diffusers has no entry point for quantizers of other packages; it looks quantizers up in these tables
 AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = OctavoQuantizer
 AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = OctavoConfig

@@ -1,14 +1,16 @@
-"""The quantization_config of a diffusers directory. Importing this module needs no torch.
+"""Reads and writes the quantization_config of a diffusers directory. Importing this module needs no torch.
+
+The keys of quantization_config:
 
 | key          | content                                                                        |
 |--------------|--------------------------------------------------------------------------------|
 | quant_method | "octavo"                                                                       |
 | format       | 1                                                                              |
 | dtype        | dtype of the float tensors: "float32", "float16" or "bfloat16"                 |
-| schemes      | names of the layers by scheme; every other layer is float                      |
-| multiplied   | layers with a multiplier of their input                                        |
-| made_biases  | layers with a bias whose float form has none                                   |
-| bins         | number of bins of noise levels of each W8A8_TIMESTEP layer                     |
+| schemes      | names of the integer layers by scheme; every other layer is float              |
+| multiplied   | names of the layers with a smoothing multiplier                                |
+| made_biases  | names of the layers with a bias only for its correction, none in float         |
+| bins         | number of bins of noise levels of each W8A8_TIMESTEP layer, by name            |
 """
 
 from collections.abc import Mapping
@@ -19,12 +21,13 @@ from octavo.capture.errors import FileError
 
 from ...layers.schemes import SCHEMES
 
-QUANT_METHOD, FORMAT = "octavo", 1  # the name registered with diffusers, and the version of the config
+QUANT_METHOD, FORMAT = "octavo", 1  # the name registered with diffusers, and the version of quantization_config
 _DTYPES = {dtype: dtype for dtype in ("float32", "float16", "bfloat16")}
 
 
-class Kind(NamedTuple):
-    """The form of an integer layer: its scheme, whether it has a multiplier or an added bias, its number of bins."""
+class LayerKind(NamedTuple):
+    """The kind of an integer layer: its scheme, whether it has a smoothing multiplier, whether it has a bias that its
+    float layer has not, and its number of bins of noise levels, 0 without bins."""
 
     scheme: str
     multiplied: bool = False
@@ -34,36 +37,40 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class Structure:
-    """The integer layers of a model by all their names, and the dtype of its float tensors by torch's name."""
+    """The dtype of a model's float tensors, by torch's name, and the kind of each integer layer by all its names."""
 
     dtype: str
-    kinds: Mapping[str, Kind]
+    kinds: Mapping[str, LayerKind]
 
     @classmethod
     def read(cls, content: Mapping[str, Any], where: str = "quantization_config") -> "Structure":
-        """Reads a dict that `as_dict` made. Raises FileError for anything else."""
+        """Reads `content`, a quantization_config that `as_dict` returned.
+
+        Raises FileError for any other content; the message starts with `where`.
+        """
         try:
             if content["format"] != FORMAT:
-                raise FileError(f"{where}: of format {content['format']!r}; this version reads {FORMAT}. Upgrade.")
-            multiplied, made = set(content["multiplied"]), set(content["made_biases"])
+                fact = f"has format {content['format']!r}, but this version reads {FORMAT}"
+                raise FileError(f"{where}: {fact}. Upgrade Octavo.")
+            multiplied, made_biases = set(content["multiplied"]), set(content["made_biases"])
             bins = {str(name): int(count) for name, count in content["bins"].items()}
             kinds = {
-                str(name): Kind(scheme, name in multiplied, name in made, bins.get(name, 0))
+                str(name): LayerKind(scheme, name in multiplied, name in made_biases, bins.get(name, 0))
                 for scheme, names in content["schemes"].items()
                 for name in names
             }
-            found = cls(_DTYPES[content["dtype"]], kinds)
+            structure = cls(_DTYPES[content["dtype"]], kinds)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             fact = f"{type(error).__name__} {error}".replace("\n", " ")
-            raise FileError(f"{where}: not what Octavo writes ({fact}). Export again.") from None
+            raise FileError(f"{where}: not a config that Octavo writes ({fact}). Calibrate again.") from None
         unknown = {kind.scheme for kind in kinds.values()} - set(SCHEMES)
         if unknown or not kinds:
-            fact = f"unknown scheme {sorted(unknown)[0]}" if unknown else "names no layer"
-            raise FileError(f"{where}: {fact}. Export again.")
-        return found
+            fact = f"has an unknown scheme {sorted(unknown)[0]}" if unknown else "names no layer"
+            raise FileError(f"{where}: {fact}. Calibrate again.")
+        return structure
 
     def as_dict(self) -> dict[str, Any]:
-        """The quantization_config, ready for JSON, with the keys of the table above."""
+        """Returns the quantization_config, ready for JSON, with the keys in the table of this module."""
         schemes: dict[str, list[str]] = {}
         for name, kind in sorted(self.kinds.items()):
             schemes.setdefault(kind.scheme, []).append(name)

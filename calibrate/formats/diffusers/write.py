@@ -1,9 +1,9 @@
-"""Writes the format `diffusers`: a directory that `from_pretrained` of the model's class loads, with `import octavo`.
+"""Writes the format `diffusers`: a directory that `from_pretrained` of the model's class loads after `import octavo`.
 
-config.json is the model's own with a quantization_config (see `structure`), the weights are under diffusers' names.
-The tensors of an integer layer X are those of its state: X.weight int8, X.weight_scale, X.input_scale, X.deq,
-X.quant_bias and so on, as they were measured; all others are as in the float model, or have the values that carry the
-factors of smoothing.
+config.json is the model's own with a quantization_config (see `structure`). Weight files and tensors have diffusers'
+names. An integer layer X has the tensors of its state_dict: X.weight in int8, X.weight_scale, X.input_scale, X.deq,
+X.quant_bias and so on, exactly as calibration measured them. Other tensors are those of the float model, changed only
+where a smoothing multiplier was folded into them.
 """
 
 import json
@@ -26,8 +26,8 @@ from ...layers.weights import check_finite_tensor
 from .directory import CONFIG_FILE, INDEX_FILE, WEIGHT_PATTERN
 from .layers import structure_of
 
-NONE: Mapping[str, Callable[[], Tensor]] = {}  # no new values of float parameters
-SHARD = 10 * 10**9  # bytes; the largest weight file, diffusers' own default
+NONE: Mapping[str, Callable[[], Tensor]] = {}  # for `parameters`: no float parameter has a new value
+SHARD = 10 * 10**9  # bytes; the largest weight file, as in diffusers' own default of 10GB
 
 
 def write_diffusers(
@@ -39,11 +39,14 @@ def write_diffusers(
     parameters: Mapping[str, Callable[[], Tensor]] = NONE,
     shard: int = SHARD,
 ) -> None:
-    """Writes config and weights into an existing directory: several files and an index for more than `shard` bytes.
+    """Writes config.json and the weights into an existing directory.
 
-    `model` is the float model, or has `layers` installed; `parameters` make the new values of its float parameters.
-    Layers keep their bins of noise levels, whatever the steps of the deployment. Raises UsageError for a model that is
-    not one of diffusers, NumbersError when a number that would be written is not finite.
+    More than `shard` bytes of weights become several files and an index. `model` is the float model, or has `layers`
+    installed. `parameters` has a function for each float parameter with a new value, by name, which returns the value.
+    W8A8_TIMESTEP layers are written with their bins of noise levels, and serve any number of denoising steps.
+
+    Raises UsageError for a model that is not a diffusers model, NumbersError for a number to be written that is not
+    finite.
     """
     config = config_of(model)
     named = all_names(layers, model)
@@ -52,9 +55,10 @@ def write_diffusers(
 
 
 def config_of(model: nn.Module) -> dict[str, Any]:
-    """The config of a diffusers model as save_pretrained writes it, without the path the model was loaded from."""
+    """Returns the config of a diffusers model as save_pretrained writes it, without quantization_config and without the
+    path that the model was loaded from. Raises UsageError for a model that is not a diffusers model."""
     if not callable(getattr(model, "to_json_string", None)):
-        fact = f"{type(model).__name__} is not a model of diffusers and has no config"
+        fact = f"{type(model).__name__} is not a diffusers model, so there is no config.json to write"
         raise UsageError(f"format diffusers: {fact}. Use --format ascend.")
     config: dict[str, Any] = json.loads(model.to_json_string())  # type: ignore[operator]
     config.pop("_name_or_path", None)
@@ -65,31 +69,33 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 def state(
     model: nn.Module, layers: Mapping[str, QuantizedLayer], parameters: Mapping[str, Callable[[], Tensor]]
 ) -> Iterator[tuple[str, Planned]]:
-    """Yields the tensors of `model` with `layers` in it, in the order of its state. `parameters` make the new values of
-    float parameters. Mapped tensors and new values are not in memory until they are written.
+    """Yields the tensors to write for `model` with the integer `layers` in it, by name, in the order of its state_dict.
+
+    `parameters` has a function for each float parameter with a new value, by name. Mapped tensors and new values take
+    no memory until they are written. Raises NumbersError for a number that is not finite.
     """
-    done: set[str] = set()
+    written: set[str] = set()
     for name, tensor in model.state_dict().items():
         owner = name.rpartition(".")[0]
         if owner not in layers:
-            make = parameters.get(name, partial(_itself, tensor))
+            make = parameters.get(name, partial(_same, tensor))
             check_finite_tensor(name, make())
             page_out(tensor)
             yield name, Planned(tensor.dtype, tuple(tensor.shape), make)
-        elif owner not in done:
-            done.add(owner)
+        elif owner not in written:
+            written.add(owner)
             for key, value in layers[owner].state_dict().items():
                 check_finite_tensor(f"{owner}.{key}", value)
                 page_out(value)
                 yield f"{owner}.{key}", Planned.of(value)
 
 
-def _itself(tensor: Tensor) -> Tensor:
+def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
 def write_config(directory: Path, config: Mapping[str, Any], modes: Modes) -> None:
-    """Writes config.json in diffusers' spelling."""
+    """Writes config.json, formatted as diffusers does: sorted keys, indented by two."""
     with create(directory / CONFIG_FILE, modes.data) as sink:
         sink.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
@@ -97,7 +103,8 @@ def write_config(directory: Path, config: Mapping[str, Any], modes: Modes) -> No
 def write_weights(
     directory: Path, tensors: dict[str, Planned], metadata: Mapping[str, str], modes: Modes, shard: int
 ) -> None:
-    """Writes the weight files, split as diffusers splits them."""
+    """Writes the weight files, each with `metadata`: one file, or several of at most `shard` bytes and an index, split
+    as diffusers splits them."""
     split = split_state_dict_into_shards_factory(
         tensors, get_storage_size=lambda planned: planned.bytes, filename_pattern=WEIGHT_PATTERN, max_shard_size=shard
     )

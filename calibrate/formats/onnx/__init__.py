@@ -1,6 +1,7 @@
-"""ONNX: a calibrated model as a graph, for onnxruntime and OpenVINO (qdq) and for Ascend's compiler (ascend).
+"""Formats `onnx` and `ascend-onnx`: a calibrated model as a graph, for onnxruntime and OpenVINO (`onnx`) or for
+Ascend's compiler (`ascend-onnx`).
 
-The model is traced with a placeholder in the place of each integer layer (trace), and each placeholder becomes the
-nodes of its layer (qdq_graph, ascend_graph): no layer can be mistaken for another, and no float weight of an integer
-layer is in the graph.
+`trace` traces the model to a graph in which each integer layer is one placeholder node. `qdq_graph` and `ascend_graph`
+then replace each placeholder by the nodes of its layer. So no layer can be mistaken for another, and the graph contains
+no float weight of an integer layer.
 """

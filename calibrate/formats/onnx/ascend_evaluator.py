@@ -1,7 +1,8 @@
-"""Runs a graph of Ascend's operators as its compiler has the device run it.
+"""Runs a graph with Ascend's operators on the CPU, with the integers that an Ascend device computes.
 
-onnx.reference executes the float operators. Between AscendQuant and AscendDequant all is in whole numbers: the compiler
-pads a Conv with the offset of the AscendQuant before it, and subtracts the offset's share from the accumulator.
+onnx.reference executes the float operators. Between AscendQuant and AscendDequant this module computes in whole
+numbers, as Ascend's compiler has the device do: a Conv is padded with the offset of the AscendQuant before it, and
+offset times the sum of the weights is subtracted from the accumulator.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-_DEVICE = "octavo.device"
+_DEVICE = "octavo.device"  # the domain of the operators that this module implements
 _INTEGER = ("Conv", "Gemm", "MatMul")
 
 
 class AscendGraph:
-    """A graph ready to run. Raises FileError for operators that the compiler would not take."""
+    """A graph with Ascend's operators, ready to run. Raises FileError for operators that Ascend's compiler refuses."""
 
     def __init__(self, proto: "ModelProto") -> None:
         from onnx.reference import ReferenceEvaluator
@@ -32,24 +33,30 @@ class AscendGraph:
         self._evaluator = ReferenceEvaluator(compiled(proto), new_ops=_operators())
 
     def __call__(self, **inputs: "Array") -> list["Array"]:
-        """Computes the outputs; `inputs` are by name."""
+        """Runs the graph on `inputs`, given by name, and returns its outputs."""
         return list(self._evaluator.run(None, inputs))
 
 
 def compiled(proto: "ModelProto") -> "ModelProto":
-    """The graph with its integer operators as the device has them: with the offset of the input, or the axis of the
-    channels, as an attribute."""
+    """Returns a copy of the graph in which each integer operator has, as an attribute, what Ascend's compiler derives:
+    the offset of its input's codes, or for AscendDequant the axis of the channels.
+
+    Raises FileError for an operator other than Conv, Gemm and MatMul on the codes of an AscendQuant.
+    """
     from onnx import ModelProto, helper
 
-    made = ModelProto()
-    made.CopyFrom(proto)
-    nodes = made.graph.node
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    nodes = copy.graph.node
     offsets = {node.output[0]: _attributes(node)["offset"] for node in nodes if node.op_type == QUANT}
     convolved = {name for node in nodes if node.op_type == "Conv" and node.input[0] in offsets for name in node.output}
     for node in nodes:
         if any(name in offsets for name in node.input):
             if node.op_type not in _INTEGER or node.input[0] not in offsets:
-                raise FileError(f"{node.name}: {node.op_type} on the codes of an AscendQuant. Export it anew.")
+                raise FileError(
+                    f"{node.name}: {node.op_type} on the codes of an AscendQuant, which Ascend's compiler refuses. "
+                    "Export the graph again."
+                )
             node.attribute.append(helper.make_attribute("offset", offsets[node.input[0]]))
             node.domain = _DEVICE
         elif node.op_type == "Add" and node.input[0] in convolved:
@@ -57,14 +64,14 @@ def compiled(proto: "ModelProto") -> "ModelProto":
         elif node.op_type == DEQUANT:
             node.attribute.append(helper.make_attribute("axis", 1 if node.input[0] in convolved else -1))
             node.domain = _DEVICE
-    made.opset_import.append(helper.make_opsetid(_DEVICE, 1))
-    return made
+    copy.opset_import.append(helper.make_opsetid(_DEVICE, 1))
+    return copy
 
 
 def _attributes(node: "NodeProto") -> dict[str, Any]:
     from onnx import helper
 
-    return {each.name: helper.get_attribute_value(each) for each in node.attribute}
+    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 def _codes(x: "Array", scale: float, offset: float) -> "Array":
@@ -79,15 +86,15 @@ def _dequantized(total: "Array", deq_scale: "Array", axis: int) -> "Array":
 
 
 def _exact(codes: "Array", offset: float) -> torch.Tensor:
-    """The codes without their offset; sums of them are whole numbers in float64."""
+    """Returns the codes less their offset, in float64, which holds sums of these whole numbers exactly."""
     return torch.from_numpy(codes.astype(np.float64) - offset)
 
 
-def _convolved(x: "Array", weight: "Array", bias: "Array | None", offset: float, moves: dict[str, Any]) -> "Array":
-    top, left, bottom, right = moves["pads"]
-    padded = F.pad(_exact(x, offset), (left, right, top, bottom))  # the offset less itself
+def _convolved(x: "Array", weight: "Array", bias: "Array | None", offset: float, attributes: dict[str, Any]) -> "Array":
+    top, left, bottom, right = attributes["pads"]
+    padded = F.pad(_exact(x, offset), (left, right, top, bottom))  # with zeros: a padding code equals the offset
     kernel = torch.from_numpy(weight.astype(np.float64))
-    total = F.conv2d(padded, kernel, None, moves["strides"], 0, moves["dilations"], moves["group"])
+    total = F.conv2d(padded, kernel, None, attributes["strides"], 0, attributes["dilations"], attributes["group"])
     return _whole(total, bias if bias is None else bias.reshape(-1, 1, 1))
 
 
@@ -96,8 +103,8 @@ def _multiplied(x: "Array", weight: "Array", bias: "Array | None", offset: float
 
 
 def _whole(total: torch.Tensor, bias: "Array | None") -> "Array":
-    found: Array = total.numpy().astype(np.int64) + (0 if bias is None else bias.astype(np.int64))
-    return found.astype(np.int32)
+    accumulator: Array = total.numpy().astype(np.int64) + (0 if bias is None else bias.astype(np.int64))
+    return accumulator.astype(np.int32)
 
 
 def _operators() -> list[Any]:
@@ -116,8 +123,8 @@ def _operators() -> list[Any]:
     class Conv(OpRun):
         op_domain = _DEVICE
 
-        def _run(self, x: Any, weight: Any, bias: Any = None, offset: Any = None, **moves: Any) -> Any:
-            return (_convolved(x, weight, bias, offset, moves),)
+        def _run(self, x: Any, weight: Any, bias: Any = None, offset: Any = None, **attributes: Any) -> Any:
+            return (_convolved(x, weight, bias, offset, attributes),)
 
     class Gemm(OpRun):
         op_domain = _DEVICE

@@ -1,12 +1,13 @@
-"""The graph that Ascend's compiler takes, `{arch}_quant.onnx`, with Ascend's operators in the default domain.
+"""Builds the graph for Ascend's compiler, `{arch}_quant.onnx`, with Ascend's operators in the default domain.
 
     AscendQuant(scale = 1 / input_scale, offset, quant_bit = 8)   x -> int8
     Conv, Gemm or MatMul    on int8 weights, with an int32 bias = round(bias / deq)
-    AscendDequant(deq_scale)   int32 -> float; deq_scale is uint64, the bits of a float32 in its low half
+    AscendDequant(deq_scale)   int32 -> float; deq_scale is uint64 with the bits of a float32 in its low half
 
-No bias contains the offset: the compiler subtracts offset times the sum of the weights, and pads with the offset, which
-stands for 0.0. So the accumulator ends with the same number as in the layer that was evaluated. AscendQuant multiplies
-where that layer divides: with float32 scales made for this the codes are the same (`reciprocals`).
+No bias contains the offset: Ascend's compiler itself subtracts offset times the sum of the weights from the
+accumulator, and pads with the offset, which stands for 0.0. So the accumulator ends with the same number as in Octavo's
+integer layer. AscendQuant multiplies by 1 / input_scale where Octavo's layer divides by input_scale;
+`layers.reciprocals` chooses float32 scales for which both give the same codes.
 """
 
 from collections.abc import Mapping
@@ -19,22 +20,25 @@ from octavo.capture.errors import UsageError
 from ...layers.freeze import packed
 from ...layers.modules import QuantizedConv2d, QuantizedLayer
 from .ascend_operators import DEQUANT, QUANT
-from .graph_builder import Builder, Use, convolving, expanded, int32_bias
+from .graph_builder import Builder, Use, conv_attributes, expand_placeholders, int32_bias
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 
 def ascend(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], *, fuse_add: bool = True) -> "ModelProto":
-    """Makes the graph. With `fuse_add` the bias of a Conv or Gemm is its third input, else an Add on the accumulator,
-    as the bias of a MatMul always is; the numbers are the same.
+    """Builds the graph for Ascend's compiler from a traced graph, whose placeholders stand for `layers` in order.
 
-    Raises UsageError for a layer that is not static W8A8: Ascend's operators have no form for others.
+    With `fuse_add` the bias of a Conv or Gemm is its third input; without, an Add node adds the bias to the
+    accumulator. The bias of a MatMul is always an Add node. The numbers are the same.
+
+    Raises UsageError for a layer that is not static W8A8, the only scheme that Ascend's operators have.
     """
     for name, layer in layers.items():
         if layer.scheme != "W8A8":
-            raise UsageError(f"{name}: {layer.scheme} has no form in ascend-onnx. Calibrate with static activations.")
-    return expanded(traced, layers, lambda builder, use: _expand(builder, use, fuse_add))
+            fact = f"format ascend-onnx cannot hold {layer.scheme} layers, only W8A8"
+            raise UsageError(f"{name}: {fact}. Calibrate with static activations.")
+    return expand_placeholders(traced, layers, lambda builder, use: _expand(builder, use, fuse_add))
 
 
 def _expand(builder: Builder, use: Use, fuse_add: bool) -> None:
@@ -45,11 +49,11 @@ def _expand(builder: Builder, use: Use, fuse_add: bool) -> None:
     codes = layer.weight.detach()
     transposed = not convolution and use.rank != 2
     inputs = [x, builder.tensor(f"{name}.weight{'.T' if transposed else ''}", codes.t() if transposed else codes)]
-    total = builder.free(f"{use.y}.accumulator")
+    total = builder.free_name(f"{use.y}.accumulator")
     if fused and bool(bias.any()):
         inputs.append(builder.tensor(f"{name}.bias", bias))
     if isinstance(layer, QuantizedConv2d):
-        builder.node("Conv", inputs, total, **convolving(layer))
+        builder.node("Conv", inputs, total, **conv_attributes(layer))
     elif transposed:
         builder.node("MatMul", inputs, total)
     else:
@@ -57,16 +61,19 @@ def _expand(builder: Builder, use: Use, fuse_add: bool) -> None:
     if not fused and bool(bias.any()):
         shape = (-1, 1, 1) if convolution else (-1,)
         added = builder.tensor(f"{name}.bias.added", bias.view(shape))
-        total = builder.node("Add", [total, added], builder.free(f"{use.y}.biased"))
+        total = builder.node("Add", [total, added], builder.free_name(f"{use.y}.biased"))
     scales = builder.tensor(f"{name}.deq_scale", packed(layer.deq).cpu().numpy().astype(np.uint64))
     builder.node(DEQUANT, [total, scales], use.y)
 
 
 def _input(builder: Builder, use: Use) -> str:
-    """The name of the input's codes; layers with the same input, scale and offset share one node."""
+    """Returns the name of the input's codes, adding the AscendQuant node that computes them.
+
+    Layers with the same input, scale and offset share one node.
+    """
     scale, offset = 1.0 / float(use.layer.input_scale), float(use.layer.input_zero_point)
     output = f"{use.x}.codes"
     return builder.once(
         (use.x, scale, offset),
-        lambda: builder.node(QUANT, [use.x], builder.free(output), scale=scale, offset=offset, quant_bit=8),
+        lambda: builder.node(QUANT, [use.x], builder.free_name(output), scale=scale, offset=offset, quant_bit=8),
     )

@@ -1,16 +1,16 @@
-"""The schemas of Ascend's two operators, which onnx needs to check a graph that has them."""
+"""Defines the schemas of AscendQuant and AscendDequant, which onnx needs to check a graph that contains them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 QUANT, DEQUANT = "AscendQuant", "AscendDequant"
-_SINCE = 1  # the opset of the default domain from which the two schemas hold: any
+_SINCE = 1  # the first opset of the default domain that the two schemas are valid for; 1 means all opsets
 
 
 @contextmanager
 def ascend_operators() -> Iterator[None]:
-    """Registers AscendQuant and AscendDequant with onnx.checker while inside."""
+    """Context manager inside which onnx.checker knows AscendQuant and AscendDequant."""
     from onnx import defs
 
     schemas = [schema for schema in _schemas() if not defs.has(schema.name, "")]
@@ -41,7 +41,7 @@ def _schemas() -> list[Any]:
         ],
     )  # fmt: skip
     dequant = OpSchema(
-        DEQUANT, "", _SINCE, "x times the float32 in the low half of deq_scale, one for each output channel",
+        DEQUANT, "", _SINCE, "x * the float32 in the low half of deq_scale, one number for each output channel",
         inputs=[parameter("x", "int32"), parameter("deq_scale", "uint64")], outputs=[parameter("y", "float")],
     )  # fmt: skip
     return [quant, dequant]

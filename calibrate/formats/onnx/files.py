@@ -1,4 +1,4 @@
-"""Writes a graph: one file, and beside it `NAME.onnx.data` for tensors that do not fit into one protobuf."""
+"""Writes ONNX graphs to files: `NAME.onnx`, and `NAME.onnx.data` beside it for tensors too large for one protobuf."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from octavo.capture.errors import StorageError
 from octavo.capture.files import Modes, OutputFile, create, fsync_directory, staging, storage
 
-from ..manifest import forget, manifest_for, write_manifest
+from ..manifest import manifest_for, remove_manifests, write_manifest
 from ..target import write_directory
 
 if TYPE_CHECKING:
@@ -15,15 +15,19 @@ if TYPE_CHECKING:
 
     from octavo.capture.fingerprint import Origin
 
-LARGEST = (2 << 30) - (64 << 20)  # most bytes of tensors inside the graph's file: protobuf's 2 GiB, 64 MiB for nodes
-DATA = ".data"
-_ALIGNED = 4096  # bytes; external tensors begin at multiples of a page, since readers map pages
-_SMALL = 1024  # bytes; tensors up to this size stay in the graph
+# bytes of tensors that the graph's own file may hold: protobuf's limit of 2 GiB, less 64 MiB for the nodes
+LARGEST = (2 << 30) - (64 << 20)
+DATA = ".data"  # appended to the graph's file name for the file with its large tensors
+_ALIGNED = 4096  # bytes; each external tensor begins at a multiple of the page size, so that readers can map it
+_SMALL = 1024  # bytes; tensors up to this size stay in the graph's own file
 
 
 def write_model(proto: "ModelProto", path: Path, mode: int, largest: int = LARGEST) -> None:
-    """Writes `proto` to `path`, which must not exist. Tensors of more than `largest` bytes in all go to `path` +
-    ".data", and `proto` loses them. The same graph gives the same bytes."""
+    """Writes the graph `proto` to `path`, which must not exist. The same graph gives the same bytes.
+
+    If its tensors have more than `largest` bytes in all, those above 1 KiB are written to `path` + ".data" and removed
+    from `proto`.
+    """
     if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > largest:
         with create(path.with_name(path.name + DATA), mode) as sink:
             _move_tensors(proto, sink, path.name + DATA)
@@ -34,28 +38,32 @@ def write_model(proto: "ModelProto", path: Path, mode: int, largest: int = LARGE
 def _move_tensors(proto: "ModelProto", sink: OutputFile, location: str) -> None:
     from onnx import TensorProto
 
-    at = 0
+    offset = 0
     for tensor in proto.graph.initializer:
         length = len(tensor.raw_data)
         if length <= _SMALL:
             continue
-        at += sink.write(bytes(-at % _ALIGNED))
-        for key, value in (("location", location), ("offset", at), ("length", length)):
+        offset += sink.write(bytes(-offset % _ALIGNED))
+        for key, value in (("location", location), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))
-        at += sink.write(tensor.raw_data)
+        offset += sink.write(tensor.raw_data)
         tensor.ClearField("raw_data")
         tensor.data_location = TensorProto.EXTERNAL
 
 
-def write_among(
+def write_graphs(
     target: Path, fill: Callable[[Path], None], modes: Modes, name: str, origin: "Origin | None" = None
 ) -> None:
-    """Puts the graphs that `fill` writes and their manifest into `target`, which is made if need be; other files stay.
-    The manifest is named after `name` and names `origin` as the float model.
+    """Puts the graphs that `fill` writes, and a manifest of them, into the directory `target`.
 
-    Each graph is replaced in one step, never written into, and a symbolic link of its name is replaced itself. A graph
-    with a data file is absent while the data are replaced: nothing can load a graph with the data of another. The
-    manifest comes before the graphs: until the last of them is there, it does not fit.
+    Creates `target` if it does not exist, and leaves other files in it alone. `name` becomes part of the manifest's
+    file name, and the manifest records `origin` as the float model.
+
+    Each graph is replaced in one step, never overwritten in place; a symbolic link of its name is replaced too, not
+    followed. While a data file is replaced its graph is absent, so nothing can load a graph with another graph's data.
+    The manifest is put there before the graphs, so it does not match until the last graph is there.
+
+    Raises StorageError where `target` exists and is not a directory, or cannot be written.
     """
     manifest = manifest_for(name)
 
@@ -71,20 +79,21 @@ def write_among(
     with staging(target, target) as staged:
         fill_all(staged)
         with storage(target):
-            forget(target, [path.name for path in staged.iterdir()])
+            remove_manifests(target, [path.name for path in staged.iterdir()])
             (staged / manifest).replace(target / manifest)
             for path in sorted(staged.glob("*.onnx")):
                 _put(path, target / path.name)
         fsync_directory(target)
 
 
-def _put(staged: Path, there: Path) -> None:
-    data, old = (path.with_name(path.name + DATA) for path in (staged, there))
+def _put(staged: Path, target: Path) -> None:
+    """Moves a graph and its data file, if any, from `staged` to `target`."""
+    data, old = (path.with_name(path.name + DATA) for path in (staged, target))
     if data.exists() or old.is_symlink() or old.exists():
-        there.unlink(missing_ok=True)
-        fsync_directory(there.parent)
+        target.unlink(missing_ok=True)
+        fsync_directory(target.parent)
     if data.exists():
         data.replace(old)
     else:
         old.unlink(missing_ok=True)
-    staged.replace(there)
+    staged.replace(target)

@@ -1,4 +1,4 @@
-"""The records of the formats `onnx` and `ascend-onnx`. Importing this module needs neither onnx nor torch."""
+"""Defines the records of the formats `onnx` and `ascend-onnx`. Importing this module needs neither onnx nor torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def write_onnx(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
-    """Writes the graph that onnxruntime runs."""
+    """Writes the graph of format `onnx`, for onnxruntime and OpenVINO, into `directory`. See `write_qdq`."""
     from .write import write_qdq
 
     write_qdq(layers, model, directory, modes, deployment.example)
@@ -28,7 +28,7 @@ def write_onnx(
 def write_ascend_onnx(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
-    """Writes the graph that Ascend's compiler takes."""
+    """Writes the graph of format `ascend-onnx`, for Ascend's compiler, into `directory`."""
     from .write import write_ascend_onnx
 
     write_ascend_onnx(layers, model, directory, modes, deployment.example)

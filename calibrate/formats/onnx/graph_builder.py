@@ -1,4 +1,4 @@
-"""Replaces the placeholders of a traced graph by the nodes and initializers of their layers, under free names."""
+"""Replaces the placeholders of a traced graph by the nodes and initializers of their layers, under unused names."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,61 +10,63 @@ from torch import Tensor
 from octavo.capture.errors import NumbersError
 
 from ...layers.modules import QuantizedConv2d, QuantizedLayer
-from .placeholders import DOMAIN, attribute, bodies, is_mark
+from .placeholders import DOMAIN, attribute, bodies, is_placeholder
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-IR_VERSION = 10  # version of the file format that is written into the graph, whatever the exporter's
-_SYMBOL = "batch"  # name of the open first axis
+IR_VERSION = 10  # version of the ONNX file format that every graph gets, whichever version the exporter wrote
+_SYMBOL = "batch"  # name of the first axis of inputs and outputs, where its length is open
 
 
 class Builder:
-    """Collects the nodes and initializers of a graph; something asked for twice under one key is made once."""
+    """Collects the nodes and initializers of a graph, under names that are not in `used` and used only once."""
 
-    def __init__(self, taken: set[str]) -> None:
+    def __init__(self, used: set[str]) -> None:
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, Any] = {}
-        self._taken = set(taken)
-        self._made: dict[Any, str] = {}
+        self._used = set(used)
+        self._names: dict[Any, str] = {}  # names in the graph by key
 
-    def free(self, name: str) -> str:
-        """Takes a free name: `name`, with a number behind where that is in use."""
-        found, count = name, 1
-        while found in self._taken:
+    def free_name(self, name: str) -> str:
+        """Reserves and returns an unused name: `name`, or `name` with a number appended if it is in use."""
+        unused, count = name, 1
+        while unused in self._used:
             count += 1
-            found = f"{name}.{count}"
-        self._taken.add(found)
-        return found
+            unused = f"{name}.{count}"
+        self._used.add(unused)
+        return unused
 
     def tensor(self, name: str, values: Tensor | np.ndarray) -> str:
-        """Adds an initializer, one for each `name`, and returns the name it has in the graph."""
+        """Adds an initializer with these values, unless `name` has one, and returns the initializer's name in the
+        graph."""
         from onnx import numpy_helper
 
         key = ("tensor", name)
-        if key not in self._made:
-            self._made[key] = self.free(name)
+        if key not in self._names:
+            self._names[key] = self.free_name(name)
             array = values.detach().cpu().contiguous().numpy() if isinstance(values, Tensor) else values
-            self.initializers[self._made[key]] = numpy_helper.from_array(array, self._made[key])
-        return self._made[key]
+            self.initializers[self._names[key]] = numpy_helper.from_array(array, self._names[key])
+        return self._names[key]
 
     def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Adds a node with this output, and returns the output's name."""
+        """Adds a node of operator `kind` with one output, and returns the name of the output."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=f"{output}/{kind}", **attributes))
         return output
 
     def once(self, key: Any, make: Callable[[], str]) -> str:
-        """Returns the name that `make` gave for `key` the first time."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        """Returns the name that `make` returns, calling `make` only the first time that `key` is given."""
+        if key not in self._names:
+            self._names[key] = make()
+        return self._names[key]
 
 
 @dataclass(frozen=True)
 class Use:
-    """One use of a layer: its name, the names `x` of its input and `y` of its output, and the `rank` of the input."""
+    """One use of a layer in a graph: the layer and its name, the names of its input tensor `x` and output tensor `y`,
+    and `rank`, the number of axes of the input."""
 
     name: str
     layer: QuantizedLayer
@@ -76,9 +78,12 @@ class Use:
 Expand = Callable[[Builder, Use], None]
 
 
-def expanded(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], expand: Expand) -> "ModelProto":
-    """A graph in which the nodes that `expand` adds replace each placeholder of `traced`. The graph contains nothing
-    about the machine or the time of the export."""
+def expand_placeholders(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], expand: Expand) -> "ModelProto":
+    """Returns a copy of the graph `traced` in which each placeholder is replaced by the nodes that `expand` adds.
+
+    `layers` are in the order of the placeholders' numbers. The copy contains nothing about the machine or the time of
+    the export.
+    """
     from onnx import ModelProto, helper
 
     proto = ModelProto()
@@ -87,7 +92,7 @@ def expanded(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], expand:
     builder = Builder(_names(graph))
     _name_outputs(proto, order, builder)
     for node in list(graph.node):
-        if is_mark(node):
+        if is_placeholder(node):
             name = order[attribute(node, "index")]
             expand(builder, Use(name, layers[name], node.input[0], node.output[0], attribute(node, "rank")))
         else:
@@ -97,46 +102,47 @@ def expanded(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], expand:
     graph.node.extend(nodes)
     graph.initializer.extend(builder.initializers.values())
     graph.initializer.sort(key=lambda tensor: tensor.name)  # in place: a message of more than 2 GiB cannot be copied
-    opset = next(each.version for each in proto.opset_import if each.domain == "")
-    others = {each.domain for each in proto.opset_import} - {"", DOMAIN}
-    used = {node.domain for node in nodes}
-    kept = [each for each in proto.opset_import if each.domain in others & used]
-    imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(each.domain, each.version) for each in kept)]
+    opset = next(entry.version for entry in proto.opset_import if entry.domain == "")
+    others = {entry.domain for entry in proto.opset_import} - {"", DOMAIN}
+    domains = others & {node.domain for node in nodes}
+    opsets = [("", opset), *((entry.domain, entry.version) for entry in proto.opset_import if entry.domain in domains)]
     del proto.opset_import[:]
-    proto.opset_import.extend(imports)
-    _anonymous(proto)
+    proto.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in opsets)
+    _remove_origins(proto)
     return proto
 
 
-def floating(traced: "ModelProto") -> "ModelProto":
-    """The graph of a float model, which was traced without placeholders."""
-    return expanded(traced, {}, lambda builder, use: None)
+def float_graph(traced: "ModelProto") -> "ModelProto":
+    """Returns the graph to write for a float model, from `traced`, a traced graph without placeholders."""
+    return expand_placeholders(traced, {}, lambda builder, use: None)
 
 
 def _name_outputs(proto: "ModelProto", order: list[str], builder: Builder) -> None:
-    """Renames the output of each placeholder to its layer's name, everywhere; the exporter numbers outputs."""
+    """Renames the output of each placeholder, which the exporter numbers, to the name of its layer, wherever the graph
+    uses it."""
     graph = proto.graph
-    new = {node.output[0]: builder.free(order[attribute(node, "index")]) for node in graph.node if is_mark(node)}
+    placeholders = [node for node in graph.node if is_placeholder(node)]
+    new_names = {node.output[0]: builder.free_name(order[attribute(node, "index")]) for node in placeholders}
     for node in (*graph.node, *(node for body in bodies(proto) for node in body)):
         for names in (node.input, node.output):
-            names[:] = [new.get(name, name) for name in names]
+            names[:] = [new_names.get(name, name) for name in names]
     for value in graph.output:
-        value.name = new.get(value.name, value.name)
+        value.name = new_names.get(value.name, value.name)
 
 
 def _names(graph: Any) -> set[str]:
     nodes = {name for node in graph.node for name in (*node.input, *node.output, node.name)}
-    return nodes | {each.name for each in (*graph.initializer, *graph.input, *graph.output)}
+    return nodes | {value.name for value in (*graph.initializer, *graph.input, *graph.output)}
 
 
-def _anonymous(proto: "ModelProto") -> None:
-    """Removes the exporter's notes on the origin of nodes, and names Octavo as the producer."""
+def _remove_origins(proto: "ModelProto") -> None:
+    """Removes the exporter's notes on where nodes come from in the model's code, and names Octavo as the producer."""
     proto.producer_name, proto.producer_version, proto.doc_string = "octavo", "", ""
     proto.ir_version = IR_VERSION
     graph = proto.graph
     graph.name, graph.doc_string = "model", ""
     functions = [node for function in proto.functions for node in function.node]
-    for each in (
+    for message in (
         proto,
         graph,
         *proto.functions,
@@ -146,13 +152,13 @@ def _anonymous(proto: "ModelProto") -> None:
         *graph.input,
         *graph.output,
     ):
-        del each.metadata_props[:]
-        each.doc_string = ""
-    _name_the_batch(graph)
+        del message.metadata_props[:]
+        message.doc_string = ""
+    _name_batch_axis(graph)
 
 
-def _name_the_batch(graph: Any) -> None:
-    """Renames the open first axis, which the exporter numbers, to `batch`."""
+def _name_batch_axis(graph: Any) -> None:
+    """Renames the first axis, where its length is open, to `batch` in inputs and outputs; the exporter numbers it."""
     symbol = next((d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim[:1] if d.dim_param), None)
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
@@ -161,17 +167,26 @@ def _name_the_batch(graph: Any) -> None:
 
 
 def int32_bias(use: Use) -> Tensor:
-    """The int32 bias, round(bias / deq) with the correction: quant_bias without the zero point's share."""
+    """Returns the int32 bias of a layer, round(bias / deq) with the bias correction: quant_bias without the effect of
+    the zero point.
+
+    Raises NumbersError for a bias outside int32.
+    """
     layer = use.layer
     sums = layer.weight.detach().flatten(1).sum(1, dtype=layer.quant_bias.long().dtype)
     bias = layer.quant_bias.long() + layer.input_zero_point.long() * sums
     if int(bias.abs().max()) >= 2**31:
-        raise NumbersError(f"{use.name}: its bias is outside int32 in steps of its accumulator. Keep it float.")
+        raise NumbersError(
+            f"{use.name}: the bias, counted in steps of the int32 accumulator, is outside int32. Keep the layer float."
+        )
     return bias.int()
 
 
-def convolving(layer: QuantizedConv2d) -> dict[str, Any]:
-    """The attributes of a Conv. Padding other than zeros has its own Pad before the Conv."""
+def conv_attributes(layer: QuantizedConv2d) -> dict[str, Any]:
+    """Returns the attributes of the Conv node of a convolution: kernel_shape, strides, pads, dilations and group.
+
+    `pads` are zero for a padding mode other than zeros, which is a Pad node before the Conv.
+    """
     geometry = layer.geometry
     left, right, top, bottom = geometry.padding if geometry.padding_mode == "zeros" else (0, 0, 0, 0)
     return {

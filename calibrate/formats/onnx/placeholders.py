@@ -1,4 +1,4 @@
-"""Placeholders (class `Mark`) for the integer layers while a model is traced, in torch and in the graph."""
+"""Defines the placeholders that stand for integer layers while a model is traced: a torch module and a graph node."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,22 +14,25 @@ from ...layers.modules import QuantizedConv2d, QuantizedLayer
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-DOMAIN, MARK = "octavo", "Layer"
+DOMAIN, OPERATOR = "octavo", "Layer"  # the ONNX domain and operator of a placeholder node
 OPSET = 18  # version of the ONNX operators that the exporters write
-_SIZES = (  # attributes of layers that models read, for example to pad for a stride
+_SIZES = (  # attributes of layers that a model's own code may read, for example to pad for a stride
     "in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups",
     "padding_mode",
 )  # fmt: skip
 
 
-class Mark(nn.Module):
-    """Placeholder of layer number `index`: its output has the shape, dtype and device of the layer's output."""
+class Placeholder(nn.Module):
+    """A module that stands for layer number `index` while the model is traced.
+
+    Its output has the shape, dtype and device of the layer's output. `torchscript` says which exporter traces.
+    """
 
     mul_scale: Tensor | None
 
-    def __init__(self, index: int, layer: QuantizedLayer, older: bool) -> None:
+    def __init__(self, index: int, layer: QuantizedLayer, torchscript: bool) -> None:
         super().__init__()
-        self.index, self.older = index, older
+        self.index, self.torchscript = index, torchscript
         self.outputs, *self.size = layer.weight.shape[0], *layer.weight.shape[2:]
         vars(self).update({name: value for name, value in vars(layer).items() if name in _SIZES})
         self.geometry = layer.geometry if isinstance(layer, QuantizedConv2d) else None
@@ -45,36 +48,37 @@ class Mark(nn.Module):
             x = self.geometry.padded(x, 0.0)
         x = x if x.dtype == torch.float32 else x.to(torch.float32)
         shape = self.shape_of(x)
-        if self.older:
-            y = getattr(torch.ops, DOMAIN).mark(x, self.index, x.ndim, shape)
+        if self.torchscript:
+            y = getattr(torch.ops, DOMAIN).placeholder(x, self.index, x.ndim, shape)
         else:
             numbers: dict[str, Any] = {"index": self.index, "rank": x.ndim}
-            y = torch.onnx.ops.symbolic(f"{DOMAIN}::{MARK}", (x,), numbers, dtype=x.dtype, shape=shape, version=1)
+            y = torch.onnx.ops.symbolic(f"{DOMAIN}::{OPERATOR}", (x,), numbers, dtype=x.dtype, shape=shape, version=1)
         return y if y.dtype == input.dtype else y.to(input.dtype)
 
     def shape_of(self, x: Tensor) -> tuple[Any, ...]:
-        """The shape of the layer's output for `x`, which already has any padding other than zeros."""
+        """Returns the shape of the layer's output for the input `x`, which already has any padding other than zeros."""
         if self.geometry is None:
             return (*x.shape[:-1], self.outputs)
         left, right, top, bottom = self.geometry.padding if self.geometry.padding_mode == "zeros" else (0, 0, 0, 0)
         lengths = x.shape[-2] + top + bottom, x.shape[-1] + left + right
-        moves = zip(lengths, self.size, self.geometry.stride, self.geometry.dilation, strict=True)
-        places = [(length - dilation * (size - 1) - 1) // stride + 1 for length, size, stride, dilation in moves]
-        return (x.shape[0], self.outputs, *places)
+        axes = zip(lengths, self.size, self.geometry.stride, self.geometry.dilation, strict=True)
+        positions = [(length - dilation * (size - 1) - 1) // stride + 1 for length, size, stride, dilation in axes]
+        return (x.shape[0], self.outputs, *positions)
 
 
 @contextmanager
-def marked(model: nn.Module, layers: Mapping[str, QuantizedLayer], older: bool) -> Iterator[None]:
-    """Puts `model` in eval mode with placeholders for the layers while inside; afterwards the model is as before."""
+def placeholders_installed(model: nn.Module, layers: Mapping[str, QuantizedLayer], torchscript: bool) -> Iterator[None]:
+    """Context manager inside which `model` is in eval mode and has placeholders instead of `layers`, numbered in their
+    order. The model is as before afterwards."""
     names = names_of(model)
     before = {name: model.get_submodule(name) for first in layers for name in names[first]}
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
         for index, (first, layer) in enumerate(layers.items()):
-            mark = Mark(index, layer, older).eval()
+            placeholder = Placeholder(index, layer, torchscript).eval()
             for name in names[first]:
-                replace(model, name, mark)
+                replace(model, name, placeholder)
         yield
     finally:
         for name, module in before.items():
@@ -84,34 +88,34 @@ def marked(model: nn.Module, layers: Mapping[str, QuantizedLayer], older: bool) 
 
 
 @cache
-def define_older_mark() -> None:
-    """Registers the placeholder as an operator of torch that the older exporter can write."""
+def register_placeholder() -> None:
+    """Registers the placeholder as an operator that torch's TorchScript exporter can write."""
     from torch.onnx.symbolic_helper import parse_args
 
     @parse_args("v", "i", "i", "v")
     def symbolic(g: Any, x: Any, index: int, rank: int, shape: Any) -> Any:
-        y = g.op(f"{DOMAIN}::{MARK}", x, index_i=index, rank_i=rank)
+        y = g.op(f"{DOMAIN}::{OPERATOR}", x, index_i=index, rank_i=rank)
         y.setType(x.type().with_sizes([None] * rank))
         return y
 
-    name = f"{DOMAIN}::mark"
+    name = f"{DOMAIN}::placeholder"
     torch.library.define(name, "(Tensor x, int index, int rank, int[] shape) -> Tensor")
     torch.library.impl(name, "CompositeExplicitAutograd", lambda x, index, rank, shape: x.new_zeros(shape))
     torch.onnx.register_custom_op_symbolic(name, symbolic, OPSET)
 
 
-def is_mark(node: "NodeProto") -> bool:
-    """Whether the node is the placeholder of a layer."""
-    return bool((node.domain, node.op_type) == (DOMAIN, MARK))
+def is_placeholder(node: "NodeProto") -> bool:
+    """Returns whether a node of a graph is the placeholder of a layer."""
+    return bool((node.domain, node.op_type) == (DOMAIN, OPERATOR))
 
 
 def attribute(node: "NodeProto", name: str) -> int:
-    """The integer attribute `name` of a placeholder's node."""
-    return next(each.i for each in node.attribute if each.name == name)
+    """Returns the integer attribute `name` of a placeholder node."""
+    return next(entry.i for entry in node.attribute if entry.name == name)
 
 
 def bodies(proto: "ModelProto") -> Iterator[Any]:
-    """Yields the nodes of each branch, loop and function."""
+    """Yields the list of nodes of each branch, loop and function of a graph, nested ones included."""
     waiting = [*(function.node for function in proto.functions), *_inner(proto.graph.node)]
     while waiting:
         nodes = waiting.pop()
@@ -120,5 +124,5 @@ def bodies(proto: "ModelProto") -> Iterator[Any]:
 
 
 def _inner(nodes: Any) -> list[Any]:
-    found = [each for node in nodes for each in node.attribute]
-    return [graph.node for each in found for graph in ([each.g] if each.HasField("g") else each.graphs)]
+    entries = [entry for node in nodes for entry in node.attribute]
+    return [graph.node for entry in entries for graph in ([entry.g] if entry.HasField("g") else entry.graphs)]

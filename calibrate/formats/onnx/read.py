@@ -1,7 +1,7 @@
-"""Reads a graph from an untrusted source: nothing outside its directory is opened, every claim is checked.
+"""Reads an ONNX graph from an untrusted source: opens no file outside its directory, and checks every number.
 
-External data have to be a file of their own beside the graph: a path that leads elsewhere, a symbolic link, a file with
-other names (hard links), an extent outside the file or of another length than the tensor are refused.
+A file with external data must lie beside the graph. Refused are a path that leads elsewhere, a symbolic link, a file
+that has other names (hard links), and an offset and length that leave the file or differ from the tensor's size.
 """
 
 import math
@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from onnx import ModelProto, TensorProto
 
 _LIMIT = (2 << 30) - 1  # bytes; the largest message that protobuf can hold
-_AGAIN = "Export it anew."
+_REMEDY = "Export the graph again."
 
 
 class Graph(NamedTuple):
-    """A graph that was read: its file, its SHA-256, its `size`, and the bytes of tensors in `external` files."""
+    """A graph read from the file at `path`: the SHA-256 `digest` and the `size` in bytes of that file, and `external`,
+    the bytes of its tensors that are in other files."""
 
     path: Path
     proto: "ModelProto"
@@ -34,7 +35,7 @@ class Graph(NamedTuple):
     external: int
 
     def array(self, tensor: "TensorProto") -> np.ndarray[Any, Any]:
-        """The values of one of the graph's tensors."""
+        """Returns the values of one of the graph's tensors, read from its external file if it has one."""
         from onnx import numpy_helper
 
         return numpy_helper.to_array(tensor, str(self.path.parent))
@@ -43,28 +44,28 @@ class Graph(NamedTuple):
 def read_graph(path: Path) -> Graph:
     """Reads the graph at `path`, which may itself be a symbolic link.
 
-    Raises FileError, naming the file, for a file that is no graph, is newer than the installed onnx, or whose external
-    data are refused.
+    Raises FileError, naming the file, if the file is not a valid graph, needs a newer onnx than is installed, or has
+    external data that must not be read.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
     path = Path(os.path.realpath(path))
-    data = read_bytes(path, _LIMIT, _AGAIN)
+    data = read_bytes(path, _LIMIT, _REMEDY)
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
     except DecodeError as error:
-        raise damage(path, "truncated, or not ONNX", _AGAIN) from error
+        raise damage(path, "truncated, or not ONNX", _REMEDY) from error
     if not proto.graph.node:
-        raise damage(path, "empty: a graph without nodes", _AGAIN)
+        raise damage(path, "empty: the graph has no nodes", _REMEDY)
     _check_versions(path, proto)
     external = sum(_checked(path, tensor) for tensor in _external(proto))
     try:
         with ascend_operators():
             onnx.checker.check_model(str(path))
     except onnx.checker.ValidationError as error:
-        raise damage(path, f"not a valid graph ({str(error).strip().splitlines()[0]})", _AGAIN) from error
+        raise damage(path, f"not a valid ONNX graph ({str(error).strip().splitlines()[0]})", _REMEDY) from error
     return Graph(path, proto, digest_of(data), len(data), external)
 
 
@@ -75,64 +76,67 @@ def _check_versions(path: Path, proto: "ModelProto") -> None:
     if proto.ir_version > onnx.IR_VERSION:
         fact = f"ir_version {proto.ir_version} is newer than {onnx.IR_VERSION}, the newest that onnx {onnx.__version__}"
         raise damage(path, f"{fact} knows", remedy)
-    known = onnx.defs.onnx_opset_version()
+    newest = onnx.defs.onnx_opset_version()
     version = opset_of(proto)
     if version is None:
-        raise damage(path, "says no opset", _AGAIN)
-    if version > known:
-        fact = f"opset {version} is newer than {known}, the newest that onnx {onnx.__version__} knows"
+        raise damage(path, "names no opset", _REMEDY)
+    if version > newest:
+        fact = f"opset {version} is newer than {newest}, the newest that onnx {onnx.__version__} knows"
         raise damage(path, fact, remedy)
 
 
 def opset_of(proto: "ModelProto") -> int | None:
-    """The opset of the default domain; None where the graph names none."""
-    return next((each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")), None)
+    """Returns the opset of the default domain; None if the graph names none."""
+    return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)
 
 
 def _tensors(message: Any) -> Iterator["TensorProto"]:
-    """Yields every tensor anywhere in a message: in graphs, branches, attributes, functions."""
+    """Yields every tensor anywhere in a protobuf message: in graphs, branches, attributes, functions."""
     from onnx import TensorProto
 
     for field, value in message.ListFields():
         if field.message_type is not None:
-            for each in value if isinstance(value, Sequence) else [value]:
-                if isinstance(each, TensorProto):
-                    yield each
+            for part in value if isinstance(value, Sequence) else [value]:
+                if isinstance(part, TensorProto):
+                    yield part
                 else:
-                    yield from _tensors(each)
+                    yield from _tensors(part)
 
 
 def _external(proto: "ModelProto") -> Iterator["TensorProto"]:
     from onnx import TensorProto
 
-    return (each for each in _tensors(proto) if each.data_location == TensorProto.EXTERNAL or each.external_data)
+    tensors = _tensors(proto)
+    return (tensor for tensor in tensors if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data)
 
 
 def _checked(path: Path, tensor: "TensorProto") -> int:
-    """The bytes of an external tensor. Raises FileError for data that must not be read."""
-    entries = {each.key: each.value for each in tensor.external_data}
+    """Returns the bytes of an external tensor. Raises FileError for data that must not be read."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     if not location or location in (".", "..") or "/" in location or "\\" in location or "\0" in location:
         raise damage(
-            path, f"{tensor.name}: its data are outside the graph's directory ({location!r})", "Do not use it."
+            path, f"the data of {tensor.name} are outside the graph's directory ({location!r})", "Do not use the graph."
         )
     file = path.parent / location
     if file.is_symlink():
-        raise damage(file, f"symbolic link in the place of the data of {path.name}", "Do not use it.")
-    with open_regular(file, f"{path.name} needs it. {_AGAIN}") as (descriptor, size):
+        raise damage(file, f"a symbolic link where {path.name} has its data", "Do not use the graph.")
+    with open_regular(file, f"{path.name} needs it. {_REMEDY}") as (descriptor, size):
         if os.fstat(descriptor).st_nlink > 1:
-            raise damage(file, f"hard link: it has other names than the one in {path.name}", "Copy it.")
+            fact = f"a hard link: the data of {path.name} have other file names too"
+            raise damage(file, fact, "Copy the file in its place.")
     offset, length = _number(file, entries.get("offset", "0")), _length(tensor, file)
     if _number(file, entries.get("length", str(length))) != length:
-        raise damage(file, f"{tensor.name} has {entries['length']} bytes there and wants {length}", _AGAIN)
+        raise damage(file, f"{tensor.name} has {entries['length']} bytes here, but needs {length}", _REMEDY)
     if offset + length > size:
-        raise damage(file, f"{tensor.name} ends at byte {offset + length} of {size}", _AGAIN)
+        fact = f"{tensor.name} ends at byte {offset + length}, but the file has {size} bytes"
+        raise damage(file, fact, _REMEDY)
     return length
 
 
 def _number(file: Path, text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 19):
-        raise damage(file, f"'{text[:40]}' is not an offset or a length", _AGAIN)
+        raise damage(file, f"'{text[:40]}' is not a valid offset or length", _REMEDY)
     return int(text)
 
 
@@ -142,7 +146,7 @@ def _length(tensor: "TensorProto", file: Path) -> int:
     try:
         itemsize = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (KeyError, TypeError, ValueError) as error:
-        raise damage(file, f"{tensor.name} is of no known type ({tensor.data_type})", _AGAIN) from error
+        raise damage(file, f"{tensor.name} has an unknown type ({tensor.data_type})", _REMEDY) from error
     if any(length < 0 for length in tensor.dims):
-        raise damage(file, f"{tensor.name} has shape {tuple(tensor.dims)}", _AGAIN)
+        raise damage(file, f"{tensor.name} has shape {tuple(tensor.dims)}", _REMEDY)
     return math.prod(tensor.dims) * itemsize

@@ -12,20 +12,21 @@ from octavo.capture.files import Modes
 from ...layers.modules import QuantizedLayer
 from ..origin import origin_of
 from .ascend_graph import ascend
-from .files import LARGEST, write_among, write_model
-from .graph_builder import floating
+from .files import LARGEST, write_graphs, write_model
+from .graph_builder import float_graph
 from .packages import check_extra
 from .qdq_graph import qdq
 from .trace import trace
 
 ASCEND_FILE, QDQ_FILE, FLOAT_FILE = "{}_quant.onnx", "{}_quant_qdq.onnx", "{}_fp.onnx"
-NAME = "model"  # the stem of files that the caller did not name
+NAME = "model"  # the name of the model in the file names of formats `onnx` and `ascend-onnx`
 
 
 def write_qdq(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, example: Any
 ) -> None:
-    """Writes format `onnx`: model_quant_qdq.onnx. Raises as `trace` and `qdq` do."""
+    """Writes format `onnx`: model_quant_qdq.onnx in `directory`. Raises the errors of `trace` and `qdq`, and UsageError
+    if `example`, the call to trace, is None or onnx is not installed."""
     _check_example(example, "format onnx")
     write_model(qdq(trace(model, layers, example), layers), directory / QDQ_FILE.format(NAME), modes.data)
 
@@ -33,7 +34,8 @@ def write_qdq(
 def write_ascend_onnx(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, example: Any
 ) -> None:
-    """Writes format `ascend-onnx`: model_quant.onnx. Raises as `trace` and `ascend` do."""
+    """Writes format `ascend-onnx`: model_quant.onnx in `directory`. Raises the errors of `trace` and `ascend`, and
+    UsageError if `example`, the call to trace, is None or onnx is not installed."""
     _check_example(example, "format ascend-onnx")
     write_model(ascend(trace(model, layers, example), layers), directory / ASCEND_FILE.format(NAME), modes.data)
 
@@ -50,14 +52,16 @@ def write_all(
     save_fp: bool = False,
     largest: int = LARGEST,
 ) -> None:
-    """Writes {arch}_quant.onnx, {arch}_quant_qdq.onnx and with `save_fp` {arch}_fp.onnx into `target`, which is made if
-    need be; other files there stay. See `write_model` for `largest`.
+    """Writes {arch}_quant.onnx, {arch}_quant_qdq.onnx and, with `save_fp`, {arch}_fp.onnx into the directory `target`.
 
-    Raises UsageError for an invalid name, for a missing call and where onnx is not installed, StorageError for a
-    directory that cannot be written, and what `trace`, `qdq` and `ascend` do.
+    Creates `target` if it does not exist, and leaves other files in it alone. `example` is the call of the model to
+    trace. See `trace` for `input_names`, `ascend` for `fuse_add` and `write_model` for `largest`.
+
+    Raises UsageError for an `arch` that cannot begin a file name, for `example` None and if onnx is not installed,
+    StorageError for a directory that cannot be written, and the errors of `trace`, `qdq` and `ascend`.
     """
     if not arch or Path(arch).name != arch or not arch.isprintable():
-        raise UsageError(f"model_arch: {arch!r} cannot begin a file's name. Give one such as resnet50.")
+        raise UsageError(f"model_arch: {arch!r} cannot begin a file name. Give a name such as resnet50.")
     _check_example(example, "export_quant_onnx")
     modes = Modes()
 
@@ -66,13 +70,13 @@ def write_all(
         write_model(ascend(traced, layers, fuse_add=fuse_add), staged / ASCEND_FILE.format(arch), modes.data, largest)
         write_model(qdq(traced, layers), staged / QDQ_FILE.format(arch), modes.data, largest)
         if save_fp:
-            proto = floating(trace(model, {}, example, input_names))
+            proto = float_graph(trace(model, {}, example, input_names))
             write_model(proto, staged / FLOAT_FILE.format(arch), modes.data, largest)
 
-    write_among(target, fill, modes, arch, origin_of(model))
+    write_graphs(target, fill, modes, arch, origin_of(model))
 
 
 def _check_example(example: Any, what: str) -> None:
     check_extra(what)
     if example is None:
-        raise UsageError(f"{what}: there is no call to trace the model with. Give calib_data or input_shape.")
+        raise UsageError(f"{what}: no call of the model to trace. Give calib_data or input_shape.")

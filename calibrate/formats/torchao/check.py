@@ -1,4 +1,5 @@
-"""Checks whether diffusers with torchao can load a directory: every tensor is described and present."""
+"""Checks whether diffusers with torchao can load a directory in format `torchao`: whether the metadata describe every
+tensor, and every described tensor is there."""
 
 import json
 from pathlib import Path
@@ -13,7 +14,8 @@ NAMES = "tensor_names"  # torchao's key in the metadata of a weight file
 
 
 def check(directory: Path) -> list[Verdict]:
-    """The verdict on a directory with torchao's quant_method."""
+    """Returns one verdict on a directory whose config.json has the quant_method "torchao"; files that cannot be read
+    give a verdict, not an error."""
     try:
         return [_described(Model.open(directory))]
     except OctavoError as error:
@@ -21,7 +23,7 @@ def check(directory: Path) -> list[Verdict]:
 
 
 def _described(model: Model) -> Verdict:
-    """The verdict on whether every tensor is described, and every described tensor present."""
+    """Returns the verdict on whether the metadata describe every tensor, and every described tensor is there."""
     try:
         names = json.loads(model.metadata[NAMES])
         described, integers = set(), 0
@@ -32,9 +34,9 @@ def _described(model: Model) -> Verdict:
             described |= set(parts or [name])
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         return Verdict(TORCHAO, "metadata", False, f"do not describe the tensors ({type(error).__name__} {error})")
-    odd = sorted(described ^ set(model.tensors))
-    if odd:
-        word = "is described and missing" if odd[0] in described else "is not described"
-        return Verdict(TORCHAO, "tensors", False, f"{odd[0]} {word}")
-    fact = f"{model.config.get('_class_name')}, {integers} Int8Tensor weights, all described; torchao 0.18"
+    misfits = sorted(described ^ set(model.tensors))
+    if misfits:
+        word = "is described but missing" if misfits[0] in described else "is not described"
+        return Verdict(TORCHAO, "tensors", False, f"{misfits[0]} {word}")
+    fact = f"{model.config.get('_class_name')} with {integers} Int8Tensor weights, all described, for torchao 0.18"
     return Verdict(TORCHAO, "tensors", True, fact)

@@ -1,4 +1,4 @@
-"""The record of the format `torchao`. Importing this module needs no torch."""
+"""Defines the record of the format `torchao`. Importing this module needs no torch."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def write(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
-    """Writes config and weights."""
+    """Writes a model in format `torchao`, config.json and weights, into `directory`. See `write_torchao`."""
     from .write import write_torchao
 
     write_torchao(
@@ -30,9 +30,12 @@ def write(
     )
 
 
-def describe(place: Path) -> Description:
-    """Describes a directory: the class of the model, and how many weights are integers. Raises FileError."""
-    model = Model.open(place)
+def describe(path: Path) -> Description:
+    """Describes the model in format `torchao` at `path`: its class, and the number of its int8 weights.
+
+    Raises FileError for files that are missing or damaged.
+    """
+    model = Model.open(path)
     count = sum(key.endswith(f"{WEIGHT}qdata") for key in model.tensors)
     title = f"a {model.config.get('_class_name')} for diffusers with torchao"
     return Description(title, (("layers", f"{count} Int8Tensor"),), {"Int8Tensor": count})

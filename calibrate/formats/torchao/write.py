@@ -1,14 +1,14 @@
 """Writes the format `torchao`: a directory that diffusers loads with torchao 0.18 installed, and without Octavo.
 
-The layout was read from torchao's `flatten_tensor_state_dict` (torchao.prototype.safetensors) and `Int8Tensor`: a
-weight X.weight becomes X._weight_qdata, X._weight_scale and so on, and the metadata of each file describe every tensor
-by name. Writing needs no torchao.
+The layout is that of torchao's `flatten_tensor_state_dict` (torchao.prototype.safetensors) and `Int8Tensor`: a weight
+X.weight becomes X._weight_qdata, X._weight_scale and so on, and the metadata of each file describe every tensor by
+name. Writing needs no torchao. A layer in torchao computes
 
 y = (sum over k of x_q[k] * weight[n, k] - zero_point * sum over k of weight[n, k]) * input scale * weight scale + bias
 
-So the bias includes the correction that is in quant_bias, and the multiplier of an input becomes act_pre_scale. The
-scale of the weight of a static layer is deq / input scale, so that its product with the input scale is the deq that was
-measured, up to the rounding of float32.
+So the bias is written with the bias correction that quant_bias includes, and the smoothing multiplier becomes
+act_pre_scale. The weight scale of a static layer is deq / input scale, so that its product with the input scale is the
+deq that calibration measured with, up to the rounding of float32.
 """
 
 import json
@@ -27,14 +27,14 @@ from ...layers.install import names_of
 from ...layers.modules import QuantizedLayer, QuantizedLinear
 from ...layers.weights import check_finite_tensor
 from ...smoothing.fold import added
-from ..corrections import corrected
+from ..corrections import has_bias_correction
 from ..diffusers.write import NONE, SHARD, config_of, state, write_config, write_weights
 from .check import NAMES, WEIGHT
 
 _PLAIN = json.dumps({"_type": "Tensor"})
 _PER_ROW: dict[str, Any] = {"_type": "PerRow", "_data": {"dim": -1}}
 _PER_TENSOR: dict[str, Any] = {"_type": "PerTensor", "_data": {}}
-# diffusers demands a config to quantize with, and does not use it for loading
+# diffusers requires a config for quantizing, although it does not use the config when it loads a quantized model
 QUANTIZATION_CONFIG: dict[str, Any] = {
     "quant_method": "torchao",
     "quant_type": {
@@ -54,8 +54,9 @@ QUANTIZATION_CONFIG: dict[str, Any] = {
 }
 
 
-class Form(NamedTuple):
-    """A layer, and the number of axes of its input, which torchao demands of a static input scale too."""
+class RankedLayer(NamedTuple):
+    """An integer layer, and `rank`, the number of axes of its input; torchao needs a static input scale with as many
+    axes."""
 
     layer: QuantizedLayer
     rank: int
@@ -71,18 +72,21 @@ def write_torchao(
     axes: Mapping[str, int] | None = None,
     shard: int = SHARD,
 ) -> None:
-    """Writes config and weights into an existing directory. `axes`: the number of axes of each layer's input.
+    """Writes config.json and the weights into an existing directory.
 
-    Raises UsageError for layers without a form in torchao, NumbersError when a number that would be written is not
+    `axes` is the number of axes of each layer's input by the layer's name, needed for static layers. See
+    `write_diffusers` for `parameters` and `shard`.
+
+    Raises UsageError for a layer that the format cannot hold, NumbersError for a number to be written that is not
     finite.
     """
     config = config_of(model)
     axes = axes or {}
     for name, layer in layers.items():
-        if refusal := unfit(layer, axes.get(name)):
+        if refusal := refusal_of(layer, axes.get(name)):
             raise UsageError(f"format torchao: {name} {refusal}")
-    forms = {name: Form(layer, axes.get(name, 0)) for name, layer in layers.items()}
-    named = {name: forms[each[0]] for each in names_of(model).values() if each[0] in forms for name in each}
+    ranked = {name: RankedLayer(layer, axes.get(name, 0)) for name, layer in layers.items()}
+    named = {name: ranked[names[0]] for names in names_of(model).values() if names[0] in ranked for name in names}
     tensors: dict[str, Planned] = {}
     kinds: dict[str, str] = {}
     for name, tensor in state(model, {}, parameters):
@@ -90,32 +94,35 @@ def write_torchao(
         if owner not in named:
             tensors[name], kinds[name] = tensor, _PLAIN
         elif leaf == "weight":
-            form = named[owner]
-            tensors |= {f"{owner}{WEIGHT}{key}": Planned.of(value) for key, value in parts(form)}
-            kinds[name] = json.dumps(description(form.layer))
-            if form.layer.bias is not None:
+            ranked_layer = named[owner]
+            tensors |= {f"{owner}{WEIGHT}{key}": Planned.of(value) for key, value in parts(ranked_layer)}
+            kinds[name] = json.dumps(description(ranked_layer.layer))
+            if ranked_layer.layer.bias is not None:
                 key = f"{owner}.bias"
-                tensors[key], kinds[key] = Planned.of(bias_of(key, form.layer)), _PLAIN
+                tensors[key], kinds[key] = Planned.of(bias_of(key, ranked_layer.layer)), _PLAIN
     write_config(directory, config | {"quantization_config": QUANTIZATION_CONFIG}, modes)
     write_weights(directory, tensors, kinds | {NAMES: json.dumps(list(kinds))}, modes, shard)
 
 
-def unfit(layer: QuantizedLayer, rank: int | None) -> str | None:
-    """The reason why a layer has no form in torchao, and what to do; None for a layer that has one."""
+def refusal_of(layer: QuantizedLayer, rank: int | None) -> str | None:
+    """Returns why format torchao cannot hold a layer, and what to do; None if it can.
+
+    `rank` is the number of axes of the layer's input; None or 0 if it is unknown or changes between calls.
+    """
     if not isinstance(layer, QuantizedLinear):
-        return "is a convolution, which torchao does not quantize. Keep it float."
+        return "is a convolution, which torchao does not quantize. Keep the layer float."
     if layer.input_type.by_level:
-        return "has a range for each noise level, which torchao has not. Use --activations static or dynamic."
+        return "has a range for each noise level, which torchao does not support. Use --activations static or dynamic."
     if layer.calibrated and not rank:
-        return "has inputs of unknown or changing rank, which torchao needs to know. Use --activations dynamic."
-    if layer.made_bias or (layer.bias is None and corrected(layer)):
-        return "has no bias to carry its correction. Use --no-bias-correction."
+        return "has inputs whose number of axes is unknown or changes; torchao needs it. Use --activations dynamic."
+    if layer.made_bias or (layer.bias is None and has_bias_correction(layer)):
+        return "has no bias in the float model to add the bias correction to. Use --no-bias-correction."
     return None
 
 
-def parts(form: Form) -> Iterator[tuple[str, Tensor]]:
-    """Yields the tensors of an Int8Tensor by torchao's names."""
-    layer, axes = form.layer, [1] * form.rank
+def parts(ranked_layer: RankedLayer) -> Iterator[tuple[str, Tensor]]:
+    """Yields the tensors of a layer's weight as an Int8Tensor, by torchao's names."""
+    layer, axes = ranked_layer.layer, [1] * ranked_layer.rank
     yield "qdata", layer.weight.detach()
     yield "scale", _weight_scale(layer).view(-1, 1)
     yield "zero_point", torch.zeros(len(layer.weight), 1, dtype=torch.int8)
@@ -127,7 +134,10 @@ def parts(form: Form) -> Iterator[tuple[str, Tensor]]:
 
 
 def _weight_scale(layer: QuantizedLayer) -> Tensor:
-    """The scales of the weight's channels; the deq of a channel of zeros, which scales its bias, is no such scale."""
+    """Returns the scales of the weight's output channels, (out,): deq / input scale for a static layer.
+
+    The deq of a channel of zero weights scales its bias alone, so such a channel has its own weight scale.
+    """
     if not layer.calibrated:
         return layer.weight_scale
     scale = (layer.deq.double() / layer.input_scale.double()).to(torch.float32)
@@ -135,7 +145,7 @@ def _weight_scale(layer: QuantizedLayer) -> Tensor:
 
 
 def description(layer: QuantizedLayer) -> dict[str, Any]:
-    """The metadata of a weight, in torchao's own order."""
+    """Returns the metadata that describe a layer's weight, with the keys of torchao's Int8Tensor in torchao's order."""
     mapping = "ASYMMETRIC" if layer.calibrated else "SYMMETRIC"
     kwargs: dict[str, Any] = {
         "granularity": _PER_TENSOR if layer.calibrated else _PER_ROW,
@@ -157,10 +167,13 @@ def description(layer: QuantizedLayer) -> dict[str, Any]:
 
 
 def bias_of(name: str, layer: QuantizedLayer) -> Tensor:
-    """The bias, with the correction that quant_bias carries."""
+    """Returns the float bias of a layer, with the bias correction that its quant_bias includes.
+
+    `name` is for the message of the NumbersError for a bias that is not finite.
+    """
     assert layer.bias is not None
     bias = layer.bias.detach()
-    if corrected(layer):
+    if has_bias_correction(layer):
         bias = added(layer.numbers).to(bias.dtype)
     check_finite_tensor(name, bias)
     return bias

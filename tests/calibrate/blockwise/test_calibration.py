@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from octavo.calibrate.blockwise.calibration import BlockwiseCalibration
 from octavo.calibrate.calibration import calibrate
-from octavo.calibrate.formats.corrections import corrected
+from octavo.calibrate.formats.corrections import has_bias_correction
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.replay.calls import copied_to
@@ -152,7 +152,7 @@ def test_what_the_blocks_became_stays_out_of_memory(tmp_path):
     assert size > 8 << 20
     little = size / 4  # neighbours of what is read come with it
     assert resident(written) < little
-    assert not any(corrected(layer) for layer in result.layers.values())  # what an export looks at first
+    assert not any(has_bias_correction(layer) for layer in result.layers.values())  # what an export looks at first
     assert resident(written) < little
     export(result, model, tmp_path / "out")
     assert resident(written) < little

@@ -46,13 +46,13 @@ GEOMETRY = {"stride": [1, 1], "padding": [1, 1, 1, 1], "dilation": [1, 1], "padd
 def test_a_fresh_checkpoint_loads_wherever_its_dtype_does(tmp_path):
     assert failed(written(tmp_path / "a", torch.bfloat16)) == NO_OTHERS
     assert failed(written(tmp_path / "b", torch.float16)) == [
-        "MindIE-SD in bfloat16: deq_scale is int64: export the model in bfloat16 for that",
+        "MindIE-SD in bfloat16: deq_scale is int64, which works in float16 only. Calibrate the model in bfloat16",
         *NO_OTHERS,
     ]
 
 
 NO_OTHERS = [
-    f"{each.consumer} files: none for it. Calibrate with --format {each.name}"
+    f"{each.consumer} files: not in this checkpoint. Calibrate with --format {each.name}"
     for each in shown_formats()
     if each.name != "ascend"
 ]
@@ -60,15 +60,15 @@ NO_OTHERS = [
 
 def test_convolutions_are_told_to_stay_float(tmp_path):
     facts = [v.fact for v in check(written(tmp_path)) if v.subject == "Conv2d"]
-    assert facts == ["1 stay float there: it quantizes linears only"]
+    assert facts == ["1 stay float in MindIE-SD, which quantizes linears only"]
 
 
 def test_modes_and_links(tmp_path):
     folder = written(tmp_path)
     (folder / WEIGHTS).chmod(0o644)
     folder.chmod(0o755)
-    assert any("mode 0644 is above 0640" in line for line in failed(folder))
-    assert any("mode 0755 is above 0750" in line for line in failed(folder))
+    assert any("mode 0644 allows more than 0640" in line for line in failed(folder))
+    assert any("mode 0755 allows more than 0750" in line for line in failed(folder))
     (folder / WEIGHTS).rename(tmp_path / "elsewhere")
     (folder / WEIGHTS).symlink_to(tmp_path / "elsewhere")
     assert any("is a symbolic link" in line for line in failed(folder))
@@ -79,7 +79,7 @@ def test_modes_and_links(tmp_path):
     [
         ({"proj_out__quant_bias": None}, "proj_out.quant_bias is missing"),
         ({"proj_out__quant_bias": torch.zeros(3, dtype=torch.int32)}, "proj_out.quant_bias is int32 [3]"),
-        ({"proj_out__deq_scale": torch.full((4,), -1)}, "is not the bits of positive float32"),
+        ({"proj_out__deq_scale": torch.full((4,), -1)}, "does not hold the bits of positive float32"),
         ({"proj_out__deq_scale": torch.zeros(4, dtype=torch.int64)}, "deq_scale is not positive"),
         ({"proj_out__input_scale": torch.zeros(1)}, "input_scale is not positive"),
         ({"proj_out__input_scale": torch.full((1,), float("nan"))}, "input_scale is not positive"),
@@ -90,7 +90,7 @@ def test_modes_and_links(tmp_path):
         ({"proj_out__quant_bias": torch.full((4,), -(2**31), dtype=torch.int32)}, "could leave int32"),
         ({"proj_out__weight_scale": torch.full((4, 1), float("inf"))}, "weight_scale is not positive"),
         ({"stranger": torch.zeros(1)}, "stranger is not described"),
-        ({"table": None}, "table is described and missing"),
+        ({"table": None}, "table is described but missing"),
     ],
 )
 def test_what_no_export_writes_is_named(tensors, fact, tmp_path):
@@ -105,7 +105,7 @@ def test_names_that_the_consumer_would_not_find(tmp_path):
     folder = written(tmp_path)
     (folder / DESCRIPTION).rename(folder / "quant_model_description_w8a16.json")
     (folder / WEIGHTS).rename(folder / "quant_model_weight_w8a16.safetensors")
-    assert any("it wants quant_model_weight_w8a8.safetensors" in line for line in failed(folder))
+    assert any("looks for quant_model_weight_w8a8.safetensors" in line for line in failed(folder))
 
 
 def test_no_checkpoint_is_a_verdict(tmp_path):
@@ -165,4 +165,4 @@ def test_an_unknown_geometry_is_refused(tmp_path):
     found = load_file(folder / WEIGHTS)
     (folder / WEIGHTS).unlink()
     save_file(found, folder / WEIGHTS)
-    refused(lambda: load_ascend(folder), 3, "unknown stride and padding")
+    refused(lambda: load_ascend(folder), 3, "does not give stride, padding and dilation of the convolution")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from octavo.calibrate import Calibrator, QuantConfig
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.formats.export import export
-from octavo.calibrate.formats.manifest import MANIFEST, leave_out, manifest_for, manifests_of, verify
+from octavo.calibrate.formats.manifest import MANIFEST, manifest_for, manifests_of, remove_file, verify
 from octavo.calibrate.settings import Settings
 from octavo.capture.files import write_sealed
 
@@ -190,7 +190,7 @@ def test_a_file_can_be_left_out(out):
     (out / MANIFEST).unlink()
     model = toy()
     out = export(calibrate(model, given(calls()), Settings(defaults={})), model, out.parent / "toy")
-    leave_out(out, "report.json")
+    remove_file(out, "report.json")
     found = verify(out)
     assert "report.json" not in found.manifests[0].files
     assert found.extra == ()

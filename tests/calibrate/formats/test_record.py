@@ -1,4 +1,4 @@
-"""A format writes no layer that it has no form for."""
+"""A format refuses layers that it cannot hold."""
 
 from dataclasses import replace
 
@@ -26,9 +26,9 @@ def test_layers_without_a_form_are_refused_before_a_file_is_written(name, tmp_pa
     def write(**changes):
         replace(record, **changes).write(result.layers, model, tmp_path, Modes(), deployment)
 
-    refused(lambda: write(elements=()), 2, f"format {name}: has no form for {layer} in torch.int8")
+    refused(lambda: write(elements=()), 2, f"format {name}: cannot hold layer {layer}, whose codes are torch.int8")
     numbers = result.layers[layer].numbers
     multiply = Multiply(numbers.weight_scale.new_ones(numbers.weight.shape[1]))
     result.layers[layer] = build(replace(numbers, transform=multiply), model.get_submodule(layer))
-    refused(lambda: write(transforms=()), 2, f"format {name}: has no form for {layer} with Multiply")
+    refused(lambda: write(transforms=()), 2, f"format {name}: cannot hold layer {layer}, whose input has a Multiply")
     assert not list(tmp_path.iterdir())

@@ -135,10 +135,10 @@ def test_a_size_of_files_is_taken_in_the_old_spelling_though_no_format_splits_th
 NO_FORM = [
     (
         ("--activations", "dynamic", "--format", "ascend,ascend-onnx"),
-        "ascend-onnx: has no form for dynamic activations",
+        "ascend-onnx: cannot hold layers with dynamic activations",
     ),
-    (("--accuracy", "best", "--format", "onnx"), "format onnx: has no form for dynamic activations"),
-    (("--weight-only", "--format", "onnx,ascend-onnx"), "format ascend-onnx: has no form for weights alone"),
+    (("--accuracy", "best", "--format", "onnx"), "format onnx: cannot hold layers with dynamic activations"),
+    (("--weight-only", "--format", "onnx,ascend-onnx"), "format ascend-onnx: cannot hold weight-only layers"),
 ]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from octavo.calibrate.formats.ascend.checkpoint import Checkpoint
 from octavo.calibrate.formats.ascend.names import file_names
 from octavo.calibrate.formats.ascend.read import load_ascend
-from octavo.calibrate.formats.ascend.step_rows import rows_of
+from octavo.calibrate.formats.ascend.step_rows import step_rows
 from octavo.calibrate.formats.export import export
 from octavo.calibrate.formats.inspect import check
 from octavo.calibrate.formats.target import check_target
@@ -70,7 +70,9 @@ def test_evaluated_exported_and_loaded_are_the_same_integers_and_the_same_bytes_
     assert content(written(tmp_path / "three", model, loaded, steps)) == content(one)
     refused = [f"{v.consumer} {v.subject}: {v.fact}" for v in check(one) if not v.ok]
     assert not [
-        line for line in refused if "bfloat16" not in line and "none for it" not in line and "ignores" not in line
+        line
+        for line in refused
+        if "bfloat16" not in line and "not in this checkpoint" not in line and "ignores" not in line
     ]
 
 
@@ -130,7 +132,7 @@ def test_without_a_schedule_there_is_one_row_for_each_bin(tmp_path):
     model, layers = made("W8A8_TIMESTEP", torch.float32, False)
     folder = written(tmp_path / "out", model, layers, None)
     levels = Checkpoint(folder).levels
-    assert rows_of(torch.tensor(EDGES), levels).bins.tolist() == [3, 2, 1, 0]
+    assert step_rows(torch.tensor(EDGES), levels).bins.tolist() == [3, 2, 1, 0]
     assert content(written(tmp_path / "two", model, load_ascend(folder), None)) == content(folder)
 
 
@@ -172,7 +174,7 @@ def test_a_correction_is_told_and_the_stored_bias_stays_the_model_s(kind, tmp_pa
     facts = {v.subject: v for v in check(folder) if v.consumer == "octavo"}
     assert facts["integers"].ok
     assert facts["bias corrections"].ok
-    assert facts["bias corrections"].fact.startswith("1 layers, at most")
+    assert facts["bias corrections"].fact.startswith("1 layers have one, at most")
     changed(folder, lambda tensors: tensors["down.quant_bias"].add_(3))
     assert not next(v for v in check(folder) if v.subject == "integers").ok
     changed(folder, lambda tensors: tensors["up.quant_bias"].add_(1 << 20))
@@ -182,7 +184,7 @@ def test_a_correction_is_told_and_the_stored_bias_stays_the_model_s(kind, tmp_pa
 def test_a_multiplier_that_the_consumer_ignores_is_told(tmp_path):
     model, layers = made("W8A16", torch.float32, True)
     lines = [v.fact for v in check(written(tmp_path / "out", model, layers)) if v.subject == "multipliers"]
-    assert lines == ["it ignores that of a W8A16 layer (down)"]
+    assert lines == ["MindIE-SD ignores the smoothing multiplier of a W8A16 layer (down)"]
 
 
 @pytest.mark.parametrize("kind", ["W8A8_DYNAMIC", "W8A16"])
@@ -193,7 +195,7 @@ def test_a_bias_that_was_made_for_a_correction_is_told_as_the_consumer_drops_it(
     loaded = load_ascend(folder)
     assert torch.equal(loaded["down"].bias, correction.float())
     facts = [v.fact for v in check(folder) if v.subject == "biases"]
-    assert facts == ["it drops that of a layer that has none in float (down)"]
+    assert facts == ["MindIE-SD drops the bias of a layer that has none in the float model (down)"]
     assert content(written(tmp_path / "two", model, loaded)) == content(folder)
 
 

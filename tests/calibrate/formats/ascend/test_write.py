@@ -256,7 +256,11 @@ def test_the_target_is_looked_at_before_anything_runs(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.png").write_text("x")
-    for name, fact in (("file", "not a directory"), ("photos", "other files (cat.png)"), ("n" * 300, "too long")):
+    for name, fact in (
+        ("file", "not a directory"),
+        ("photos", "do not belong to a checkpoint (cat.png)"),
+        ("n" * 300, "too long"),
+    ):
         for overwrite in (False, True):
             refused(partial(check_target, tmp_path / name, overwrite=overwrite), 5, fact)
     assert (tmp_path / "photos" / "cat.png").read_text() == "x"

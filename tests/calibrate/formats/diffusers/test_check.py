@@ -53,8 +53,8 @@ def test_a_view_alone_is_sound_and_the_others_are_named(tmp_path, activations):
     result = calibrated(model, prompts(3, 2), activations=activations)
     export(result, model, tmp_path / "out", ("diffusers",))
     assert failed(tmp_path / "out") == [
-        "MindIE-SD files: none for it. Calibrate with --format ascend",
-        "torchao files: none for it. Calibrate with --format torchao",
+        "MindIE-SD files: not in this checkpoint. Calibrate with --format ascend",
+        "torchao files: not in this checkpoint. Calibrate with --format torchao",
     ]
     assert "for diffusers with octavo" in octavo("inspect", tmp_path / "out")
 
@@ -93,14 +93,14 @@ def test_a_tensor_that_does_not_fit_is_found(copied, change, words):
 
 def test_a_config_that_is_not_ours_is_found(copied):
     reconfigured(copied, lambda config: config["quantization_config"].update(format=9))
-    assert "of format 9" in " ".join(failed(copied))
+    assert "has format 9" in " ".join(failed(copied))
     octavo("inspect", copied, code=3)
 
 
 @pytest.mark.parametrize("name", ["proj_out.bias", f"{TO_Q}._weight_scale"])
 def test_torchao_misses_what_is_described(copied, name):
     changed(copied / "torchao", lambda tensors: tensors.pop(name))
-    assert f"torchao tensors: {name} is described and missing" in failed(copied)
+    assert f"torchao tensors: {name} is described but missing" in failed(copied)
     octavo("inspect", copied, code=3)
 
 

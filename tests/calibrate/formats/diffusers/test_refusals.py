@@ -47,10 +47,16 @@ def refused_load(folder: Path, code: int, words: str, kind: Any = SD3Transformer
         (lambda t: t.pop(f"{TO_Q}.deq"), f"{TO_Q}.deq: not in the checkpoint"),
         (lambda t: t.pop("proj_out.bias"), "proj_out.bias: not in the checkpoint; would be random"),
         (lambda t: t.update(more=torch.ones(1)), "more: has no place in SD3Transformer2DModel"),
-        (lambda t: t.update({f"{TO_Q}.weight": t[f"{TO_Q}.weight"].float()}), "is float32, the model needs int8"),
-        (lambda t: t.update({f"{TO_Q}.deq": t[f"{TO_Q}.deq"].half()}), "is float16, the model needs float32"),
-        (lambda t: t.update({"proj_out.bias": t["proj_out.bias"].to(torch.int8)}), "is int8, the model needs float32"),
-        (lambda t: t.update({f"{TO_Q}.deq": t[f"{TO_Q}.deq"][1:].clone()}), "has shape [31], the model [32]"),
+        (lambda t: t.update({f"{TO_Q}.weight": t[f"{TO_Q}.weight"].float()}), "is float32, but the model needs int8"),
+        (lambda t: t.update({f"{TO_Q}.deq": t[f"{TO_Q}.deq"].half()}), "is float16, but the model needs float32"),
+        (
+            lambda t: t.update({"proj_out.bias": t["proj_out.bias"].to(torch.int8)}),
+            "is int8, but the model needs float32",
+        ),
+        (
+            lambda t: t.update({f"{TO_Q}.deq": t[f"{TO_Q}.deq"][1:].clone()}),
+            "has shape [31] in the checkpoint and [32] in the model",
+        ),
     ],
 )  # fmt: skip
 def test_a_tensor_that_does_not_fit_is_named(out, change, words):
@@ -61,8 +67,8 @@ def test_a_tensor_that_does_not_fit_is_named(out, change, words):
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
-        ({"format": 2}, 3, "of format 2; this version reads 1. Upgrade."),
-        ({"dtype": "int4"}, 3, "not what Octavo writes"),
+        ({"format": 2}, 3, "has format 2, but this version reads 1. Upgrade Octavo."),
+        ({"dtype": "int4"}, 3, "not a config that Octavo writes"),
         ({"schemes": {}}, 3, "names no layer"),
         ({"schemes": {"W4A4": [TO_Q]}}, 3, "unknown scheme W4A4"),
         ({"schemes": {"W8A8": ["nothing"]}}, 4, "no layer nothing, which quantization_config names"),
@@ -88,8 +94,8 @@ def test_a_backend_can_be_asked_for_in_the_config(out):
 
 
 def test_another_class_and_a_disk_are_refused(out):
-    refused_load(out.folder, 4, "load it into its own class", FluxTransformer2DModel)
-    refused_load(out.folder, 2, "cannot be on disk", device_map={"": "disk"}, offload_folder=out.folder)
+    refused_load(out.folder, 4, "load the checkpoint into the class in its config.json", FluxTransformer2DModel)
+    refused_load(out.folder, 2, "cannot be offloaded to disk", device_map={"": "disk"}, offload_folder=out.folder)
 
 
 def test_truncated_weights_are_refused(out):
@@ -141,7 +147,7 @@ def test_a_model_that_is_none_of_diffusers_is_refused(tmp_path):
         refused(
             partial(export, Result(Plan(()), layers, {}, axes={"proj_out": 3}), model, tmp_path / "out", (name,)),
             2,
-            "Toy is not a model of diffusers",
+            "Toy is not a diffusers model",
         )
         assert not (tmp_path / "out").exists()
 

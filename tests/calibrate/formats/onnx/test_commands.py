@@ -129,7 +129,7 @@ def node(graph, kind):
 
 
 CHANGES = {
-    "not the bits of positive": lambda graph: setattr(tensor(graph, "deq_scale"), "raw_data", b"\xff" * 64),
+    "does not hold the bits of positive": lambda graph: setattr(tensor(graph, "deq_scale"), "raw_data", b"\xff" * 64),
     "could leave int32": lambda graph: setattr(tensor(graph, "stem.0.bias"), "raw_data", b"\xff\xff\xff\x7f" * 8),
     "float32 with a bias": lambda graph: tensor(graph, "stem.0.weight").CopyFrom(
         onnx.numpy_helper.from_array(np.ones((8, 3, 3, 3), np.float32), "stem.0.weight")
@@ -138,7 +138,7 @@ CHANGES = {
         onnx.numpy_helper.from_array(np.ones(1, np.uint64), "stem.0.deq_scale")
     ),
     "scale is 0.0": lambda graph: setattr(node(graph, "AscendQuant").attribute[2], "f", 0.0),
-    "no integer layer before it": lambda graph: setattr(node(graph, "Conv"), "op_type", "ConvInteger"),
+    "no integer layer before this AscendDequant": lambda graph: setattr(node(graph, "Conv"), "op_type", "ConvInteger"),
 }
 
 
@@ -187,6 +187,6 @@ def test_a_format_that_has_no_form_for_a_layer(tmp_path):
     refused(
         lambda: export(result, folded, tmp_path / "out", ("ascend", "ascend-onnx")),
         2,
-        "W8A8_DYNAMIC has no form in ascend-onnx",
+        "format ascend-onnx cannot hold W8A8_DYNAMIC layers",
     )
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from octavo.calibrate.formats.onnx.files import DATA, write_among, write_model
+from octavo.calibrate.formats.onnx.files import DATA, write_graphs, write_model
 from octavo.calibrate.formats.onnx.read import read_graph
 from octavo.capture.files import Modes
 
@@ -70,13 +70,13 @@ def test_data_are_replaced_and_never_appended_to(tmp_path):
     out = tmp_path / "out"
     sizes = []
     for _ in range(3):
-        write_among(out, fill, Modes(), "model")
+        write_graphs(out, fill, Modes(), "model")
         sizes.append({path.name: path.stat().st_size for path in out.iterdir()})
     assert sizes[0] == sizes[1] == sizes[2]
     assert sizes[0]["model.onnx.data"] == 4 * SIZE
     assert out.stat().st_mode & 0o777 == 0o700
     (out / "notes.txt").write_text("mine")
-    write_among(out, lambda staged: written(staged) and None, Modes(), "model")
+    write_graphs(out, lambda staged: written(staged) and None, Modes(), "model")
     assert names(out) == ["model.onnx", "notes.txt", LISTED]  # data of the earlier graph are gone
 
 
@@ -86,14 +86,14 @@ def test_links_at_the_target_are_replaced_and_not_followed(tmp_path):
     out.mkdir()
     for name in ("model.onnx", "model.onnx" + DATA):
         (out / name).symlink_to(elsewhere)
-    write_among(out, lambda staged: written(staged, largest=2000) and None, Modes(), "model")
+    write_graphs(out, lambda staged: written(staged, largest=2000) and None, Modes(), "model")
     assert elsewhere.read_text() == "untouched"
     assert not any(path.is_symlink() for path in out.iterdir())
     assert read_graph(out / "model.onnx").external == 4 * SIZE
 
 
 def test_a_failure_leaves_what_was_there(tmp_path):
-    write_among(tmp_path / "out", lambda staged: written(staged) and None, Modes(), "model")
+    write_graphs(tmp_path / "out", lambda staged: written(staged) and None, Modes(), "model")
     before = (tmp_path / "out" / "model.onnx").read_bytes()
 
     def fails(staged):
@@ -101,7 +101,7 @@ def test_a_failure_leaves_what_was_there(tmp_path):
         raise RuntimeError("half way")
 
     with pytest.raises(RuntimeError):
-        write_among(tmp_path / "out", fails, Modes(), "model")
+        write_graphs(tmp_path / "out", fails, Modes(), "model")
     assert (tmp_path / "out" / "model.onnx").read_bytes() == before
     assert names(tmp_path / "out") == ["model.onnx", LISTED]
 
@@ -146,13 +146,13 @@ def test_data_that_are_no_file(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "word"),
     [
-        ({"length": 10**15}, "has 1000000000000000 bytes there and wants 4000"),
-        ({"length": 3999}, "has 3999 bytes there and wants 4000"),
+        ({"length": 10**15}, "has 1000000000000000 bytes here, but needs 4000"),
+        ({"length": 3999}, "has 3999 bytes here, but needs 4000"),
         ({"length": -1}, "'-1' is not"),
-        ({"length": "9" * 400}, "is not an offset"),
+        ({"length": "9" * 400}, "is not a valid offset"),
         ({"offset": -1}, "'-1' is not"),
-        ({"offset": "1e3"}, "is not an offset"),
-        ({"offset": 4}, "ends at byte 4004 of 4000"),
+        ({"offset": "1e3"}, "is not a valid offset"),
+        ({"offset": 4}, "ends at byte 4004, but the file has 4000 bytes"),
         ({"offset": 10**18, "length": None}, "ends at byte"),
     ],
 )
@@ -165,7 +165,7 @@ def test_extents_that_are_not_there(tmp_path, entries, word):
 def test_data_that_are_too_short(tmp_path):
     path = written(tmp_path, largest=2000)
     os.truncate(tmp_path / "model.onnx.data", 4 * SIZE - 1)
-    refused_read(path, "ends at byte 4000 of 3999", tmp_path / "model.onnx.data")
+    refused_read(path, "ends at byte 4000, but the file has 3999 bytes", tmp_path / "model.onnx.data")
 
 
 def test_a_tensor_of_a_shape_that_nobody_has(tmp_path):
@@ -173,7 +173,7 @@ def test_a_tensor_of_a_shape_that_nobody_has(tmp_path):
     proto = onnx.load(path, load_external_data=False)
     proto.graph.initializer[0].dims[:] = [10**6, 10**9]
     path.write_bytes(proto.SerializeToString())
-    refused_read(path, "wants 4000000000000000", tmp_path / "model.onnx.data")
+    refused_read(path, "needs 4000000000000000", tmp_path / "model.onnx.data")
 
 
 def test_external_tensors_are_found_wherever_they_are(tmp_path):
@@ -184,7 +184,7 @@ def test_external_tensors_are_found_wherever_they_are(tmp_path):
     branch = helper.make_graph([helper.make_node("Constant", [], ["c"], value=tensor)], "b", [], [])
     proto.graph.node.append(helper.make_node("If", ["x"], ["c"], then_branch=branch, else_branch=branch))
     path.write_bytes(proto.SerializeToString())
-    refused_read(path, "hidden: its data are outside")
+    refused_read(path, "the data of hidden are outside")
 
 
 def test_files_that_are_no_graph(tmp_path):
@@ -195,7 +195,7 @@ def test_files_that_are_no_graph(tmp_path):
     for content, word in (
         (data[:-7], "truncated, or not ONNX"),
         (data[: len(data) // 2], "truncated, or not ONNX"),
-        (b"", "a graph without nodes"),
+        (b"", "the graph has no nodes"),
         (b"PK\x03\x04 no graph at all", "truncated, or not ONNX"),
     ):
         path.write_bytes(content)
@@ -226,4 +226,4 @@ def test_a_graph_that_onnx_does_not_accept(tmp_path):
     proto.graph.node[0].input[1] = "nobody"
     path = tmp_path / "bad.onnx"
     path.write_bytes(proto.SerializeToString())
-    refused_read(path, "not a valid graph")
+    refused_read(path, "not a valid ONNX graph")

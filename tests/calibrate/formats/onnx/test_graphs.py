@@ -16,7 +16,7 @@ from octavo.calibrate.calibration import calibrate_folded
 from octavo.calibrate.formats.ascend.write import write_ascend
 from octavo.calibrate.formats.onnx.ascend_graph import ascend
 from octavo.calibrate.formats.onnx.check import layers_of
-from octavo.calibrate.formats.onnx.graph_builder import floating
+from octavo.calibrate.formats.onnx.graph_builder import float_graph
 from octavo.calibrate.formats.onnx.qdq_graph import qdq
 from octavo.calibrate.formats.onnx.read import Graph
 from octavo.calibrate.formats.onnx.trace import EXPORTERS, trace
@@ -200,7 +200,7 @@ def test_a_model_that_no_exporter_takes():
     message = refused(
         lambda: trace(Foreign(), {}, Sample((torch.randn(3, 3),), {})),
         4,
-        re.compile(r"^Foreign: torch\.onnx cannot export it"),
+        re.compile(r"^Foreign: torch\.onnx cannot export this model"),
     )
     assert message.isprintable()
     assert "Next steps" not in message
@@ -221,8 +221,8 @@ def test_transformers_resnet():
     for found in both(traced, result.layers, x):
         assert np.abs(found - exact).max() <= step(exact)
     with torch.no_grad():
-        float_graph = floating(older(folded, {}, x))
-        assert np.allclose(on_runtime(float_graph, x), model(x).logits.numpy(), atol=1e-4)
+        unquantized = float_graph(older(folded, {}, x))
+        assert np.allclose(on_runtime(unquantized, x), model(x).logits.numpy(), atol=1e-4)
 
 
 def test_the_evaluator_refuses_what_the_compiler_would_not_take(mixed):

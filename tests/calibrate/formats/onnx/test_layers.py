@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from octavo.calibrate.formats.onnx.ascend_graph import ascend
-from octavo.calibrate.formats.onnx.graph_builder import floating
+from octavo.calibrate.formats.onnx.graph_builder import float_graph
 from octavo.calibrate.formats.onnx.qdq_graph import qdq
 
 from ....helpers.refusals import refused
@@ -142,7 +142,7 @@ def test_schemes_that_a_graph_has_no_form_for_are_refused(make, kind):
     if (make, kind) == (qdq, "W8A16"):
         return
     refused(
-        lambda: make(floating(older(model, {}, torch.randn(3, 8))), layers),
+        lambda: make(float_graph(older(model, {}, torch.randn(3, 8))), layers),
         2,
-        re.compile(f"^0: {kind} has no form in .*onnx. "),
+        re.compile(f"^0: format .*onnx cannot hold {kind} layers, "),
     )
