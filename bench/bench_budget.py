@@ -28,11 +28,11 @@ from octavo.calibrate import choose
 from octavo.calibrate.layers.inputs import Input, StaticInput
 from octavo.calibrate.mixed_precision import knapsack
 from octavo.calibrate.mixed_precision.budget import SEARCH, Cost, summed
-from octavo.calibrate.mixed_precision.knapsack import total
+from octavo.calibrate.mixed_precision.knapsack import cost_of_choice
 from octavo.calibrate.mixed_precision.mix import estimated_error
-from octavo.calibrate.mixed_precision.sensitivity import Candidates, LayerGroup, Runs, float_cost, measured
+from octavo.calibrate.mixed_precision.sensitivity import Candidates, LayerGroup, Runs, float_cost, measure_groups
 from octavo.calibrate.plan import make_plan
-from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.calls import evenly_spaced
 from octavo.calibrate.replay.sqnr import Power, comparing, outputs
 from octavo.calibrate.replay.work import Work
 from octavo.calibrate.settings import RECIPES, Settings
@@ -57,7 +57,7 @@ def output_errors(candidates: Candidates, groups: Sequence[LayerGroup], calls: l
     """Measures the error of the output of each layer with static inputs against its float output, over 32 calls."""
     makers = {group.names[0]: partial(_static, candidates, group.names[0]) for group in groups}
     with comparing(candidates.model, makers) as powers:
-        outputs(candidates.model, [calls[position] for position in spread(len(calls), 32)])
+        outputs(candidates.model, [calls[position] for position in evenly_spaced(len(calls), 32)])
     return [powers[group.names[0]] for group in groups]
 
 
@@ -66,7 +66,7 @@ def largest_float(groups: Sequence[LayerGroup], powers: Sequence[Power], limit: 
     chosen = [1] * len(groups)
     for index in sorted(range(len(groups)), key=lambda index: -powers[index].mean_square):
         other = [*chosen[:index], 0, *chosen[index + 1 :]]
-        if total([group.options for group in groups], other).within(limit):
+        if cost_of_choice([group.options for group in groups], other).within(limit):
             chosen = other
     return chosen
 
@@ -123,11 +123,11 @@ def main() -> None:
     plan = make_plan(model, defaults=SD3.keep_float)
     choices = choose.choose(model, lambda: calls, plan, settings, Work()).choices
     candidates, names = Candidates(model, choices), [name for name in plan.quantized if name in choices]
-    some = [texts[position] for position in spread(len(texts), 2)]
+    some = [texts[position] for position in evenly_spaced(len(texts), 2)]
     runs = Runs(model, partial(latents, pipe, some, 8))
     runs.begin([entry.name for entry in plan.entries])
     before, began = float_cost(plan, runs.macs), time.perf_counter()
-    groups = measured(candidates, [(name,) for name in names], INPUTS, before, runs, Work())
+    groups = measure_groups(candidates, [(name,) for name in names], INPUTS, before, runs, Work())
     print(
         f"{len(groups)} layers, {runs.count} runs of 2 prompts in 8 steps: {time.perf_counter() - began:.0f} s",
         flush=True,
@@ -187,7 +187,7 @@ def table(
                 continue
             error = held_out_runs.error(candidates.layers(assignment(groups, chosen)))
             base = base or error
-            used = total(every, chosen).plus(fixed)
+            used = cost_of_choice(every, chosen).plus(fixed)
             cells = [f"{limit:.0%}", name, f"{used.bytes / whole.bytes:.1%}", f"{used.time / whole.time:.2f}x"]
             cells.append(", ".join(str(chosen.count(option)) for option in (1, 2, 3, 0)))
             cells += [f"{error:.3g}", f"{error / base:.2f}"]

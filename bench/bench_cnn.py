@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from octavo import Calibrator, QuantConfig
-from octavo.calibrate.preparation.batch_norms import folded
-from octavo.calibrate.preparation.synthetic_inputs import made_up
+from octavo.calibrate.preparation.batch_norms import fold_norms
+from octavo.calibrate.preparation.synthetic_inputs import synthetic_calls
 from octavo.calibrate.replay.user_data import Sample
 from octavo.calibrate.settings import RECIPES, Settings
 from tests.zoo.digits import bundled, measured, quality
@@ -37,7 +37,7 @@ def snippet(model: nn.Module) -> dict[str, Any]:
 def print_digits(pictures: int) -> None:
     """Prints a row for each way to calibrate the bundled ResNet."""
     data = bundled()
-    free = made_up(data.model, SHAPE)
+    free = synthetic_calls(data.model, SHAPE)
     samples = [Sample((x,), {}) for x in data.training[:pictures].split(16)]
     noise = [Sample((torch.rand(32, *SHAPE[1:], generator=torch.Generator().manual_seed(0)),), {})]
     exact = quality(data.exact, data.exact, data.labels)
@@ -64,7 +64,7 @@ def print_snippets(names: list[str]) -> None:
         x = torch.randn(1, 3, 224, 224)
         with torch.no_grad():
             before = model(x)
-            change = float((folded(model, Sample((x,), {})).model(x) - before).norm() / before.norm())
+            change = float((fold_norms(model, Sample((x,), {})).model(x) - before).norm() / before.norm())
         began = time.monotonic()
         totals = snippet(model)["totals"]
         print(

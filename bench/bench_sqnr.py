@@ -113,7 +113,7 @@ def in_all_orders(module: nn.Module, calls: list[Call], powers: list[Power]) -> 
     for order in itertools.permutations(sorted({call.unit for call in calls})):
         positions = sorted(range(len(calls)), key=lambda position, order=order: (order[calls[position].unit], position))
         current = CurrentCall(module)
-        for _ in current.each(calls[position]._replace(unit=order[calls[position].unit]) for position in positions):
+        for _ in current.tracked(calls[position]._replace(unit=order[calls[position].unit]) for position in positions):
             pass
         sqnr = total(powers[positions[index]] for index in measured_calls(current, MEASURED)).sqnr
         sqnrs.append(math.inf if sqnr is None else sqnr)

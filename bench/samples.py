@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 
 from octavo.calibrate.calibration import calibrate
-from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.calls import evenly_spaced
 from octavo.calibrate.replay.farthest_calls import farthest
 from octavo.calibrate.settings import Settings
 from octavo.pipelines.load import load_pipeline, model_directory
@@ -42,7 +42,7 @@ def main() -> None:
 
     ways: dict[str, Callable[[int], list[int]]] = {
         "farthest": lambda count: farthest(calls, count),
-        "spread": lambda count: spread(len(calls), count),
+        "spread": lambda count: evenly_spaced(len(calls), count),
         "first": lambda count: list(range(count)),
         **{f"random {seed}": by_seed(seed) for seed in range(options.seeds)},
     }

@@ -1,15 +1,16 @@
-"""From recorded calls to a checkpoint of 8-bit integers.
+"""Turns recorded calls of a float model into a checkpoint of 8-bit integers.
 
 Reading order:
 
-1. `layers/`: the formula (`scheme`), how an input becomes codes (`inputs`), the numbers of a layer, exact modules
+1. `layers/`: the quantization formula (`scheme`), how an input becomes codes (`inputs`), the tensors of an integer
+   layer, modules that compute it exactly
 2. `plan`: which layers become integers, and why the others stay float
-3. `replay/`: the float model on recorded calls; `observers/`: what is learned of the inputs of its layers
-4. `smoothing/`, `rounding/`: transforms of inputs, and weights by what the layer's output loses
-5. `choose`: all of these together, a choice for each layer; `part`, `calibration`: choose, measure, report
+3. `replay/`: runs the float model on recorded calls; `observers/`: record statistics of the inputs of its layers
+4. `smoothing/`: chooses smoothing factors; `rounding/`: chooses integer weights that keep the layer's output
+5. `choose`: runs 3 and 4 and makes the choice for each layer; `part`, `calibration`: choose, measure, report
 6. `mixed_precision/`: a scheme for each layer under a budget; `blockwise/`: models that do not fit in memory
-7. `formats/`: a folder and a record for each format of a checkpoint; `runtime/`: the same integers, fast
-8. `preparation/`: batch norms, inputs without data; `msmodelslim_api`: the names of ptq_tools
+7. `formats/`: reads and writes checkpoints, one folder for each format; `runtime/`: computes integer layers fast
+8. `preparation/`: folds batch norms, makes inputs where there are no data; `msmodelslim_api`: msModelSlim's API
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Sizes in bytes, as a user writes them (16GiB) and as messages show them."""
+"""Reads sizes that a user writes (16GiB), and writes sizes for messages."""
 
 import math
 import re
@@ -14,15 +14,18 @@ SIZE_FORM = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z%]*)")
 
 
 def parse_size(text: str, option: str) -> float:
-    """The bytes of a size such as 16GiB. Raises UsageError, naming `option`, for other text."""
+    """Returns the bytes of a size such as 16GiB. Raises UsageError, naming `option`, for text that is no size."""
     match = SIZE_FORM.fullmatch(text.strip())
     if match is None or match[2] not in UNITS or not float(match[1]) > 0:
-        raise UsageError(f"{option} '{text}': not a size. Write 16GiB, with one of {', '.join(UNITS)}.")
+        raise UsageError(
+            f"{option} '{text}': is not a size. Write a number and a unit ({', '.join(UNITS)}), as in 16GiB."
+        )
     return float(match[1]) * UNITS[match[2]]
 
 
 def size(count: float) -> str:
-    """Bytes as text, rounded up to a tenth of a unit, so that the text given as a limit suffices."""
+    """Writes a number of bytes as text, rounded up to a tenth of a unit, so that a user who passes the text as a limit
+    allows at least that many bytes."""
     unit = next((word for word in ("GiB", "MiB", "KiB") if count >= UNITS[word]), "B")
     amount = math.ceil(10 * count / UNITS[unit]) / 10
     return f"{amount:g}{unit}"

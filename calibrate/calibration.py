@@ -1,4 +1,4 @@
-"""Calibration of a whole model: prepare, choose, measure, report."""
+"""Calibrates a whole model: prepares it, chooses the integers, measures the result, writes the report."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +18,10 @@ from .learning_curve import learning_curve
 from .mixed_precision.budget import SEARCH, Search
 from .mixed_precision.mix import Mixture, mixed
 from .mixed_precision.sensitivity import Trajectory
-from .part import Part, calibrate_part, check_left, check_weights, planned
+from .part import Part, calibrate_part, check_any_quantized, check_weights, planned
 from .plan import Plan, layer_at
-from .preparation.batch_norms import Folded, folded
-from .preparation.dtype_casts import cast_to
+from .preparation.batch_norms import FoldedModel, fold_norms
+from .preparation.dtype_casts import layers_with_cast_inputs
 from .preparation.weight_reads import weights_used_elsewhere
 from .replay.calls import Calls, Progress, first, silent
 from .replay.sqnr import Power, outputs, powers_of, total
@@ -29,7 +29,7 @@ from .replay.work import Work
 from .report import Findings, report_of, with_mixture
 from .result import Result
 from .settings import DEFAULTS, Settings
-from .smoothing.fold import fold, valued
+from .smoothing.fold import fold, temporary_values
 
 logger = logging.getLogger(__name__)
 
@@ -44,22 +44,22 @@ def calibrate(
     search: Search = SEARCH,
     ranks: Ranks = ALONE,
 ) -> Result:
-    """Calibrates `model` on `calls`, a function that gives the calls anew each time.
+    """Calibrates `model` on `calls`, a function that returns all calls each time it is called.
 
-    `trajectory` runs the pipeline that `model` is part of, for `settings.budget`, within the limits of `search`: see
-    `mixed_precision.mix`. `ranks` are processes that call this alike, each with the model and all calls, and share the
-    work: all of them return what one process would, its seconds and memory apart.
+    `settings.budget` needs `trajectory`, which runs the pipeline that `model` is part of, within the limits of
+    `search`: see `mixed_precision.mix`. `ranks` are the processes that share the work. Each of them calls this function
+    with the same arguments, and each returns the result of a single process, except for seconds and memory.
 
-    The model's weights stay as they are, unless `settings.release`: then its layers are replaced by integer ones.
+    The model's weights stay as they are, unless `settings.release` is set: then integer layers replace its layers.
 
     Raises the errors of its stages: plan.make_plan, replay.hooks.observe, layers.weights.check_finite; NumbersError for
-    a layer that never ran when `settings.strict`.
+    a layer that never ran, when `settings.strict`.
     """
     work = Work(progress, ranks)
     with work.watch.stage("prepare"):
         plan = planned(model, settings)
         check_weights(model, plan)
-        for call in first(calls, 1):  # a stored call can be read while its iterator is open
+        for call in first(calls, 1):  # a loop, because a stored call can only be read while its iterator is open
             plan = plan.forced_float(weights_used_elsewhere(model, call, plan.quantized))
     mixtures: list[Mixture] = []
 
@@ -69,19 +69,21 @@ def calibrate(
         return mixtures[0].plan, mixtures[0].choices
 
     limited = settings.limits is not None
-    part = calibrate_part(model, calls, plan, settings, work, mix=mix if limited else None, hold=not settings.release)
-    check_left(part.plan)
+    part = calibrate_part(
+        model, calls, plan, settings, work, mix=mix if limited else None, keep_layers=not settings.release
+    )
+    check_any_quantized(part.plan)
     return _finished(model, part, settings, mixtures, work)
 
 
 def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequence[Mixture], work: Work) -> Result:
-    """Measures the model with the integer layers and reports; a mixture of schemes has no learning curve."""
-    plan = _fallen_back(part.plan, part.powers, settings)
+    """Measures the model with its integer layers and writes the report. A mixture of schemes has no learning curve."""
+    plan = _without_worst_layers(part.plan, part.powers, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []
     if not mixtures:
         with work.watch.stage("enough"):
-            curve = learning_curve(model, plan, settings, part.chosen, part.measured, part.exact, work)
+            curve = learning_curve(model, plan, settings, part.selection, part.measured, part.exact, work)
     if settings.release:
         with work.watch.stage("install"):
             layers = _released(model, plan.quantized, part.makers, work.progress)
@@ -90,25 +92,37 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
         layers, parameters = fold(model, layers, settings.groups(model))
         if settings.release:
             install(model, layers)
-    with work.watch.stage("measure"), quantized(model, {} if settings.release else layers), valued(model, parameters):
+    with (
+        work.watch.stage("measure"),
+        quantized(model, {} if settings.release else layers),
+        temporary_values(model, parameters),
+    ):
         output = powers_of(part.exact, outputs(model, part.measured(), work.ranks), work.ranks)
     sqnr = total(output).checked().sqnr
     if curve and settings.method.plain and sqnr is not None:
-        curve.append({**part.chosen.seen.last._asdict(), "output_sqnr": sqnr})
-    held = part.chosen.seen.current.held_of(part.positions)
-    findings = Findings(part.choices, part.chosen.seen.ranges, part.powers, part.chosen.seen.calls, output, held)
+        curve.append({**part.selection.observations.last._asdict(), "output_sqnr": sqnr})
+    held_out = part.selection.observations.current.held_out_count(part.positions)
+    findings = Findings(
+        part.choices,
+        part.selection.observations.ranges,
+        part.powers,
+        part.selection.observations.calls,
+        output,
+        held_out,
+    )
     report = report_of(plan, layers, findings, settings, work.watch) | {"enough": curve}
     for mixture in mixtures:
         report = with_mixture(report, mixture)
     for warning in report["warnings"] if work.ranks.rank == 0 else ():
         logger.warning(warning)
-    return Result(plan, layers, report, part.chosen.timesteps, axes=part.axes, parameters=parameters)
+    return Result(plan, layers, report, part.selection.timesteps, axes=part.axes, parameters=parameters)
 
 
 def _released(
     model: nn.Module, names: Sequence[str], makers: Mapping[str, Callable[[], QuantizedLayer]], progress: Progress
 ) -> dict[str, QuantizedLayer]:
-    """The integer layers, each put into the model before the next one is made, so that its float one can go."""
+    """Returns the integer layers. Each replaces its float layer in the model before the next one is made, so that the
+    memory of the float layer is freed."""
     layers = {}
     for name in progress("install", names, len(names)):
         weight = layer_at(model, name).weight
@@ -127,22 +141,23 @@ def _mixed(
     search: Search,
     work: Work,
 ) -> Mixture:
+    """Chooses a scheme for each layer within the budget of the settings."""
     assert settings.limits is not None
     if trajectory is None:
-        raise UsageError("budget: needs runs of the pipeline to judge by. Pass trajectory.")
+        raise UsageError("budget: schemes are chosen by running the pipeline. Pass trajectory.")
     inputs = tuple(settings.input_type if kind.ranged else kind for kind in search.inputs)
     return mixed(model, plan, choices, settings.limits, replace(search, inputs=inputs), trajectory, work)
 
 
-def _fallen_back(plan: Plan, powers: Mapping[str, Power], settings: Settings) -> Plan:
-    """The plan without the layers whose output has the largest mean squared error."""
+def _without_worst_layers(plan: Plan, powers: Mapping[str, Power], settings: Settings) -> Plan:
+    """Returns the plan in which the `settings.fallback` layers with the largest output error stay float."""
     if not settings.fallback:
         return plan
     order = sorted(plan.quantized, key=lambda name: (-powers[name].mean_square, name))
-    found = order[: settings.fallback]
-    if len(found) == len(order):
-        raise UsageError(f"amp_num {settings.fallback}: no layer is left to quantize. Give fewer.")
-    return plan.kept_float({name: f"among the {len(found)} layers with the largest output error" for name in found})
+    worst = order[: settings.fallback]
+    if len(worst) == len(order):
+        raise UsageError(f"amp_num {settings.fallback}: leaves no layer to quantize. Give a smaller number.")
+    return plan.kept_float({name: f"among the {len(worst)} layers with the largest output error" for name in worst})
 
 
 logger = logging.getLogger(__name__)
@@ -158,34 +173,35 @@ def calibrate_folded(
     graphs: bool = False,
     warnings: Sequence[str] = (),
 ) -> tuple[Result, nn.Module]:
-    """Calibrates as `calibrate` does after folding batch norms; returns also the model that the layers belong to.
+    """Folds the batch norms of `model`, then calibrates; returns the result and the model that its layers belong to.
 
-    That is `model`, or a copy of it where batch norms were folded; with `changing` it is `model` too. Models with
-    integer convolutions, and others with `graphs`, may become graphs that multiply by the reciprocal of an input's
-    scale: their scales are such that this makes the same codes (layers/reciprocals.py). The report lists the folded
-    pairs, and its warnings begin with `warnings`; the result has the first call.
+    The returned model is a copy where batch norms were folded, unless `changing` allows to change `model` itself.
+    Otherwise it is `model`. Models with integer convolutions, and all models with `graphs`, may be exported as graphs
+    that multiply an input by the reciprocal of its scale. Their scales are chosen so that multiplying gives the same
+    codes as dividing (layers/reciprocals.py). The report lists the folded pairs, and its warnings begin with
+    `warnings`. The result holds the first call.
 
-    Raises what `calibrate` and `batch_norms.folded` do.
+    Raises the errors of `calibrate` and of `batch_norms.fold_norms`.
     """
-    found, call = Folded(model, ()), next(iter(calls()), None)
+    norms, call = FoldedModel(model, ()), next(iter(calls()), None)
     if call is not None:
         names = planned(model, settings).quantized
-        settings = _kept(settings, cast_to(model, call, names))
+        settings = _with_float_layers(settings, layers_with_cast_inputs(model, call, names))
         convolutions = any(isinstance(model.get_submodule(name), nn.Conv2d) for name in names)
         settings = replace(settings, reciprocal=graphs or convolutions)
-        found = folded(model, call, changing=changing)
-        model = found.model
-    told = [*warnings, *filter(None, [found.warning])]
-    for warning in told:
+        norms = fold_norms(model, call, changing=changing)
+        model = norms.model
+    all_warnings = [*warnings, *filter(None, [norms.warning])]
+    for warning in all_warnings:
         logger.warning(warning)
     result = calibrate(model, calls, settings, progress=progress)
-    pairs = [pair._asdict() for pair in found.pairs]
-    report = result.report | {"folded": pairs, "warnings": [*told, *result.warnings]}
+    pairs = [pair._asdict() for pair in norms.pairs]
+    report = result.report | {"folded": pairs, "warnings": [*all_warnings, *result.warnings]}
     return replace(result, report=report, example=call), model
 
 
-def _kept(settings: Settings, reasons: Mapping[str, str]) -> Settings:
-    """The settings by which the layers of `reasons` stay float too."""
+def _with_float_layers(settings: Settings, reasons: Mapping[str, str]) -> Settings:
+    """Returns the settings with the layers of `reasons` added to those that stay float."""
     if settings.defaults is None:
         return replace(settings, more_float={**reasons, **settings.more_float})
     return replace(settings, defaults={**reasons, **settings.defaults})

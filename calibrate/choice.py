@@ -1,4 +1,4 @@
-"""The choice for one layer (input, transform, weight, correction), and the integer layer that follows from it."""
+"""The choice for one layer (input, transform, weight, correction), and the integer layer that is made from it."""
 
 from dataclasses import dataclass
 
@@ -16,11 +16,11 @@ NEAREST = "round-to-nearest"
 
 @dataclass(frozen=True)
 class Choice:
-    """Everything that the integers of a layer follow from.
+    """Everything that determines the integer form of a layer.
 
-    `input`: how the layer's input becomes codes. `transform`: applied to the input before that. `weight`: the integers,
-    by `method`; None: the weight is rounded to the nearest. `correction` (out,) float64: the mean of the float output
-    less that of the integers.
+    `input`: how the layer's input becomes codes. `transform`: applied to the input before it becomes codes. `weight`:
+    the integer weight that the rounding `method` chose; None: the weight is rounded to the nearest. `correction`
+    (out,) float64: the mean of the float layer's output minus the mean of the integer layer's output.
     """
 
     input: Input
@@ -31,10 +31,10 @@ class Choice:
 
 
 def layer_of(module: FloatLayer, choice: Choice) -> QuantizedLayer | str:
-    """The integer form of a float layer, or why it has none."""
+    """Returns the integer form of a float layer, or a text with the reason why it has none."""
     weight, scheme = weight_for(choice.transform, module.weight), choice.input.weights
     quantized = choice.weight or round_to_nearest(weight, scheme=scheme)
     if quantized is None:
-        return "a channel's weights are too small for a float32 scale"
+        return "the weights of a channel are too small for a float32 scale"
     numbers = numbers_of(quantized, module.bias, choice.input, module.weight.dtype, choice.transform, choice.correction)
     return numbers if isinstance(numbers, str) else build(numbers, module)

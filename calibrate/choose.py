@@ -1,4 +1,4 @@
-"""Finds a choice for each layer of a float model from calls: survey, smoothing, ranges, weights."""
+"""Makes the choice for each layer of a float model from calls: survey, smoothing, ranges, weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,60 +11,62 @@ from octavo.capture.errors import NumbersError
 from .choice import Choice
 from .layers.transforms import Transform
 from .observers.patches import PatchSurvey
-from .observers.ranges import WHOLE, Bins, Ranges, bins_for, input_with, observe_ranges
+from .observers.ranges import ONE_BIN, Bins, Ranges, bins_for, input_with, observe_ranges
 from .observers.survey import Survey
-from .observers.survey_replay import Known, Surveyed, surveyed
+from .observers.survey_replay import SurveyResult, SurveyState, survey_inputs
 from .plan import Plan, named
-from .replay.calls import Calls, first, spread, taken
+from .replay.calls import Calls, calls_at, evenly_spaced, first
 from .replay.current_call import CurrentCall
 from .replay.hooks import layers_called
-from .replay.marks import Mark
+from .replay.snapshots import CallCount
 from .replay.work import Work
 from .report import NEVER_RAN, ZERO_INPUT
 from .rounding.choose_weights import choose_weights
-from .rounding.sums import CALLS, ROOM
+from .rounding.sums import CALLS, SUMS_BYTES
 from .settings import Settings
 from .smoothing.search import smooth
 
 
-class Seen(NamedTuple):
-    """The findings of the replays: the ranges of layer inputs, and `current`, the state at the end of the calls.
+class Observations(NamedTuple):
+    """The results of the replays.
 
-    `silent`: layers that never ran, where no range says so. `last`: the end of the calls.
+    `ranges`: the ranges of the layers' inputs, by layer name. `silent`: layers that never ran, listed only for input
+    types without ranges. `current`: the state after the last call. `last`: the number of calls and prompts replayed.
+    `snapshots`: the ranges after the first 1, 2, 4, ... prompts, for the learning curve.
     """
 
     ranges: Ranges
     silent: frozenset[str]
     current: CurrentCall
-    last: Mark
-    at_marks: Mapping[Mark, Ranges]
+    last: CallCount
+    snapshots: Mapping[CallCount, Ranges]
 
     @property
     def calls(self) -> int:
-        """The number of calls."""
+        """The number of calls replayed."""
         return self.current.count
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The choices for the layers of a plan, and the observations behind them.
+class Selection:
+    """The choices for the layers of a plan, and the observations that they were made from.
 
-    | field     | meaning                                                                                   |
-    |-----------|-------------------------------------------------------------------------------------------|
-    | choices   | by layer                                                                                  |
-    | reasons   | layers that have to stay float, and why                                                   |
-    | nearest   | the choices before weights were rounded by a method: to the nearest                       |
-    | seen      | ranges of inputs, and how many calls there were                                           |
-    | survey    | a closer look at inputs, where there was one                                              |
-    | summed    | positions of the calls that weights were rounded by                                       |
-    | timesteps | the noise levels of the calls, descending, where ranges depend on them                    |
+    | field        | meaning                                                                                   |
+    |--------------|-------------------------------------------------------------------------------------------|
+    | choices      | the choice for each layer, by name                                                        |
+    | reasons      | layers that have to stay float, and why                                                   |
+    | nearest      | the choices with all weights rounded to the nearest, before a rounding method ran         |
+    | observations | ranges of inputs, and the number of calls                                                 |
+    | survey       | statistics of the inputs, where a survey was needed                                       |
+    | summed       | positions of the calls that the rounding method used                                      |
+    | timesteps    | the noise levels of the calls, descending, where ranges depend on them                    |
     """
 
     choices: dict[str, Choice]
     reasons: dict[str, str]
     nearest: dict[str, Choice]
-    seen: Seen
-    survey: Surveyed | None = None
+    observations: Observations
+    survey: SurveyResult | None = None
     summed: frozenset[int] = frozenset()
     timesteps: tuple[float, ...] | None = None
 
@@ -75,135 +77,138 @@ def choose(
     plan: Plan,
     settings: Settings,
     work: Work,
-    room: Callable[[], float] = lambda: ROOM,
-) -> Chosen:
-    """Makes the choice for every layer of the plan. `room` is asked, before weights are rounded, for the bytes that the
-    sums may take.
+    sums_memory: Callable[[], float] = lambda: SUMS_BYTES,
+) -> Selection:
+    """Makes the choice for every layer of the plan. `sums_memory` is called before weights are rounded, and returns how
+    many bytes the sums for the rounding method may take.
 
     Collective: the ranks of `work` share the calls and the layers. Raises NumbersError for a layer that never ran, when
-    `settings.strict`, and what the stages raise.
+    `settings.strict`, and the errors of the stages.
     """
     survey = None
     if settings.surveying:
         with work.watch.stage("survey"):
             survey = _survey(model, calls, plan, settings, work)
-    current, surveys = survey.known if survey else Known(CurrentCall(model, work.ranks), {})
+    current, surveys = survey.state if survey else SurveyState(CurrentCall(model, work.ranks), {})
     transforms: dict[str, Transform] = {}
     if settings.transforming:
         with work.watch.stage("smooth"):
             transforms = transforms_of(model, surveys, settings, work)
-    bins = bins_for(current.levels, current.units) if settings.input_type.by_level else WHOLE
+    bins = bins_for(current.levels, current.units) if settings.input_type.by_level else ONE_BIN
     with work.watch.stage("replay"):
-        seen = _seen(model, calls, plan, settings, work, survey, transforms, bins)
-    nearest, reasons = nearest_choices(model, plan, settings, seen, transforms, bins.edges)
+        observations = _observations(model, calls, plan, settings, work, survey, transforms, bins)
+    nearest, reasons = nearest_choices(model, plan, settings, observations, transforms, bins.edges)
     choices, summed = dict(nearest), frozenset[int]()
     if not settings.method.plain:
         positions = current.training or list(range(current.count))
-        summed = frozenset(positions[index] for index in spread(len(positions), CALLS))
+        summed = frozenset(positions[index] for index in evenly_spaced(len(positions), CALLS))
         with work.watch.stage("weights"):
-            surveys = {name: each for name, each in surveys.items() if name in choices}
+            surveys = {name: survey_of_layer for name, survey_of_layer in surveys.items() if name in choices}
             usable = {name: choices[name] for name in surveys}
             choices |= choose_weights(
-                model, usable, surveys, lambda: taken(calls, summed), settings.method, work, room()
+                model, usable, surveys, lambda: calls_at(calls, summed), settings.method, work, sums_memory()
             )
     levels = tuple(sorted(set(current.levels.values()), reverse=True)) if len(bins.edges) else None
-    return Chosen(choices, reasons, nearest, seen, survey, summed, levels)
+    return Selection(choices, reasons, nearest, observations, survey, summed, levels)
 
 
-def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work: Work) -> Surveyed:
+def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work: Work) -> SurveyResult:
+    """Replays the calls and surveys the inputs that the settings need statistics of."""
     convolutions = not settings.method.plain and settings.input_type.by_patch
     ends = settings.observer == "minmax" and settings.input_type.ranged and not settings.input_type.by_level
     options = settings.options if ends else None
-    return surveyed(model, calls, settings.samples, plan, work, convolutions=convolutions, options=options)
+    return survey_inputs(model, calls, settings.samples, plan, work, convolutions=convolutions, options=options)
 
 
 def transforms_of(
     model: nn.Module, surveys: Mapping[str, Survey], settings: Settings, work: Work
 ) -> dict[str, Transform]:
-    """The transforms of the inputs of surveyed layers: those of smoothing, for layers that gain by it."""
+    """Returns the transforms of the inputs of surveyed layers: smoothing, for the layers whose error it lowers."""
     if not settings.transforming:
         return {}
     groups = settings.groups(model) if settings.groups else []
-    found = smooth(model, _of_linears(surveys), groups, settings.input_type, settings.input_scheme, work)
-    return {name: smoothing.transform for name, smoothing in found.items()}
+    smoothings = smooth(model, _of_linears(surveys), groups, settings.input_type, settings.input_scheme, work)
+    return {name: smoothing.transform for name, smoothing in smoothings.items()}
 
 
 def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform]) -> Ranges:
-    """The range of each linear's input that was seen, after its transform, where the survey can tell that range."""
+    """Returns the range of each surveyed linear's input after its transform. Leaves out layers without input, and those
+    whose transform mixes channels: the survey keeps extremes for each channel, which do not give their range."""
     return {
         name: [survey.all.range(transform)]
         for name, survey in _of_linears(surveys).items()
-        if survey.seen and ((transform := transforms.get(name)) is None or transform.by_channel)
+        if survey.has_input and ((transform := transforms.get(name)) is None or transform.by_channel)
     }
 
 
 def _of_linears(surveys: Mapping[str, Survey]) -> dict[str, Survey]:
-    """The surveys that observed whole inputs, not patches."""
+    """Returns the surveys of linears, which observe whole inputs; those of convolutions observe patches."""
     return {name: survey for name, survey in surveys.items() if not isinstance(survey, PatchSurvey)}
 
 
-def _seen(
+def _observations(
     model: nn.Module,
     calls: Calls,
     plan: Plan,
     settings: Settings,
     work: Work,
-    survey: Surveyed | None,
+    survey: SurveyResult | None,
     transforms: Mapping[str, Transform],
     bins: Bins,
-) -> Seen:
-    """The ranges of the inputs of layers that ran: from the surveys where these suffice, else by another replay."""
-    surveys, last = (survey.known.surveys, survey.last) if survey else ({}, Mark(0, None))
-    current = survey.known.current if survey else CurrentCall(model, work.ranks)
+) -> Observations:
+    """Returns the ranges of the layers' inputs: from the surveys where these suffice, otherwise by another replay."""
+    surveys, last = (survey.state.surveys, survey.last) if survey else ({}, CallCount(0, None))
+    current = survey.state.current if survey else CurrentCall(model, work.ranks)
     if not settings.input_type.ranged:
         if not survey:
-            for _ in current.each(first(calls, settings.samples)):
+            for _ in current.tracked(first(calls, settings.samples)):
                 pass
             current = current.shared()
         count = current.count
-        silent = {name for name in plan.quantized if name not in surveys or not surveys[name].seen}
+        silent = {name for name in plan.quantized if name not in surveys or not surveys[name].has_input}
         if count and silent:
             silent -= layers_called(model, silent, first(calls, settings.samples), work.ranks)
-        return Seen({}, frozenset(silent) if count else frozenset(), current, last, {})
+        return Observations({}, frozenset(silent) if count else frozenset(), current, last, {})
     ranges = extremes(surveys, transforms) if settings.observer == "minmax" and not len(bins.edges) else {}
-    never = {name for name, each in surveys.items() if not each.seen}
+    silent_layers = {name for name, survey_of_layer in surveys.items() if not survey_of_layer.has_input}
     if survey is not None:
-        ranges, never = ranges | survey.ranges, never | survey.silent
-    missing = [name for name in plan.quantized if name not in ranges and name not in never]
+        ranges, silent_layers = ranges | survey.ranges, silent_layers | survey.silent
+    missing = [name for name in plan.quantized if name not in ranges and name not in silent_layers]
     if not missing:
-        return Seen(ranges, frozenset(), current, last, survey.ranges_at_marks if survey else {})
+        return Observations(ranges, frozenset(), current, last, survey.range_snapshots if survey else {})
     shown = work.progress("replay", first(calls, settings.samples), settings.samples)
-    found, current, marks = observe_ranges(
+    replayed, current, snapshots = observe_ranges(
         model, missing, shown, settings.observer, settings.options, transforms, bins, work.ranks
     )
-    return Seen(ranges | found, frozenset(), current, marks.last, marks.taken)
+    return Observations(ranges | replayed, frozenset(), current, snapshots.last, snapshots.by_count)
 
 
 def nearest_choices(
     model: nn.Module,
     plan: Plan,
     settings: Settings,
-    seen: Seen,
+    observations: Observations,
     transforms: Mapping[str, Transform],
-    edges: Tensor = WHOLE.edges,
+    edges: Tensor = ONE_BIN.edges,
 ) -> tuple[dict[str, Choice], dict[str, str]]:
-    """Choices with weights rounded to the nearest, and the reasons of the layers without a choice."""
+    """Returns the choices with weights rounded to the nearest, and for each layer without a choice the reason why it
+    stays float."""
     choices, reasons = {}, {}
     for entry, module in named(model, plan):
         name, dtype = entry.name, module.weight.dtype
-        ranges = seen.ranges.get(name)
-        if not settings.input_type.ranged and name not in seen.silent:
+        ranges = observations.ranges.get(name)
+        if not settings.input_type.ranged and name not in observations.silent:
             choices[name] = Choice(settings.input_type(scheme=settings.input_scheme), transforms.get(name))
         elif ranges is None:
             if settings.strict:
-                raise NumbersError(f"layer {name}: saw no data. Keep it float or capture more.")
+                raise NumbersError(f"layer {name}: {NEVER_RAN}. Keep it float or capture more calls.")
             reasons[name] = NEVER_RAN
-        elif all(each == (0.0, 0.0) for each in ranges):
+        elif all(extent == (0.0, 0.0) for extent in ranges):
             reasons[name] = ZERO_INPUT
         else:
             input = input_with(ranges, edges, settings.input_scheme, dtype)
             if input is None:
-                reasons[name] = f"{str(dtype).removeprefix('torch.')} holds no scale for its input range"
+                reasons[name] = f"{str(dtype).removeprefix('torch.')} cannot represent the scale of its input range"
             else:
                 choices[name] = Choice(input, transforms.get(name))
     return choices, reasons

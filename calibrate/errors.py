@@ -1,18 +1,18 @@
-"""Recognizes what the libraries raise when memory runs out."""
+"""Recognizes the exceptions that libraries raise when memory runs out."""
 
 import re
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """The device if `error` says that memory ran out, else None.
+    """Returns the device whose memory ran out, such as "cuda:0", if `error` reports that; otherwise None.
 
-    A CPU allocator raises RuntimeError, CUDA torch.OutOfMemoryError, an NPU RuntimeError, Python MemoryError.
+    Python raises MemoryError, the CPU allocator RuntimeError, CUDA torch.OutOfMemoryError, an NPU RuntimeError.
     """
     text = str(error)
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
         return "cpu"
     if type(error).__name__ == "OutOfMemoryError" or re.search(r"(CUDA|NPU) out of memory", text):
-        found = re.search(r"(GPU|NPU) (\d+)", text)
+        device = re.search(r"(GPU|NPU) (\d+)", text)
         kind = "npu" if "NPU out of memory" in text else "cuda"
-        return f"{kind}:{found[2]}" if found else kind
+        return f"{kind}:{device[2]}" if device else kind
     return None

@@ -1,4 +1,4 @@
-"""Models as callers give them: wrapped, compiled, offloaded, quantized already, or with adapters."""
+"""Prepares a caller's model: unwraps and onloads it, and refuses one that is quantized, sharded or has adapters."""
 
 import sys
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ from octavo.capture.wrappers import inside
 from .layers.install import swapped
 from .torch_state import settled
 
-# where classes of layers are that hold integers, or will
+# packages whose layer classes have integer weights, or get them later
 _QUANTIZERS = ("torch.ao.nn.", "torchao.", "optimum.quanto.", "bitsandbytes.", "octavo.calibrate.")
 
 
 @contextmanager
 def opened(model: nn.Module) -> Iterator[None]:
-    """Inside, `model` has its weights and its own modules alone, and torch is in the state it starts with: wrappers
-    inside the model are gone, and so are the hooks of accelerate that offload it. Afterwards all is as before.
+    """Prepares `model` for the `with` statement: takes out wrappers and accelerate's offloading hooks, loads the
+    weights, and resets torch's global state (`torch_state.settled`). Afterwards model and torch are as before.
 
-    Raises UsageError for a model whose weights cannot be had, with what to do.
+    Raises UsageError for a model whose weights cannot be loaded, with a remedy.
     """
     with ExitStack() as stack:
         stack.enter_context(settled())
@@ -33,41 +33,45 @@ def opened(model: nn.Module) -> Iterator[None]:
         stack.enter_context(_onloaded(model))
         for name, parameter in model.named_parameters():
             if parameter.is_meta:
-                fact = "on the meta device, and nothing holds its values"
-                raise UsageError(f"{name}: {fact}. Load the model again, without device_map and offload.")
+                fact = "is on the meta device, so its values are not in memory"
+                raise UsageError(f"{name}: {fact}. Load the model again without device_map and offloading.")
         yield
 
 
 @contextmanager
 def _unwrapped(model: nn.Module) -> Iterator[None]:
-    """Inside, every wrapper in `model` is replaced by the module that it wraps."""
+    """Replaces every wrapper in `model` by the module that it wraps, inside the `with` statement."""
     with ExitStack() as stack:
-        while wrapped := {name: inside(each) for name, each in _places(model) if inside(each) is not each}:
-            outer = {name: each for name, each in wrapped.items() if not _below(name, wrapped)}
+        while wrapped := {name: inside(module) for name, module in _submodules(model) if inside(module) is not module}:
+            outer = {name: module for name, module in wrapped.items() if not _below(name, wrapped)}
             stack.enter_context(swapped(model, outer))
         yield
 
 
-def _places(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All modules below `model` by name; a module with several names comes several times."""
+def _submodules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Returns all modules inside `model` with their names; a module with several names is listed once for each."""
     return [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
 
 
 def _below(name: str, others: dict[str, nn.Module]) -> bool:
+    """Returns whether the module `name` is inside one of the modules `others`."""
     return any(name.startswith(f"{other}.") for other in others)
 
 
 @contextmanager
 def _onloaded(model: nn.Module) -> Iterator[None]:
-    """Inside, a model that accelerate offloads has its weights and no hooks; afterwards it is offloaded as before."""
+    """Loads the weights of a model that accelerate offloads, and removes the offloading hooks, inside the `with`
+    statement. Afterwards the model is offloaded as before."""
     hooked = [module for module in model.modules() if _moves(getattr(module, "_hf_hook", None))]
-    if not hooked or len({each.device for each in model.parameters() if not each.is_meta}) > 1:
+    if not hooked or len({parameter.device for parameter in model.parameters() if not parameter.is_meta}) > 1:
         yield
         return
     from accelerate.hooks import remove_hook_from_module
 
     states = [(module, dict(vars(module))) for module in hooked]
-    tables: list[dict[str, Any]] = [table for each in model.modules() for table in (each._parameters, each._buffers)]
+    tables: list[dict[str, Any]] = [
+        table for module in model.modules() for table in (module._parameters, module._buffers)
+    ]
     tensors = [(table, dict(table)) for table in tables]
     try:
         for module in hooked:
@@ -83,18 +87,19 @@ def _onloaded(model: nn.Module) -> Iterator[None]:
 
 
 def _moves(hook: Any) -> bool:
-    """Whether a hook of accelerate moves weights and inputs, and does nothing else."""
+    """Returns whether `hook`, a hook of accelerate, only moves weights and inputs between devices."""
     if hook is None:
         return False
     from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook
 
     if type(hook) is SequentialHook:
-        return all(_moves(each) for each in hook.hooks)
+        return all(_moves(part) for part in hook.hooks)
     return type(hook) in (AlignDevicesHook, CpuOffload)
 
 
 def _check_hooks(model: nn.Module) -> None:
-    """Raises UsageError for a model whose weights hooks of diffusers move or cast between its calls."""
+    """Raises UsageError for a model with diffusers hooks that move or cast weights between calls: group offloading and
+    layerwise casting."""
     for module in model.modules():
         registry = getattr(module, "_diffusers_hook", None)
         hooks = registry.hooks if registry is not None else {}
@@ -103,7 +108,7 @@ def _check_hooks(model: nn.Module) -> None:
             if hook.config.offload_to_disk_path is not None:
                 raise UsageError(f"{fact} to a disk. Load the model again, without group offloading.")
             call = "diffusers.hooks.HookRegistry.check_if_exists_or_initialize(model).remove_hook('group_offloading')"
-            raise UsageError(f"{fact}. Take the hooks off first: {call}.")
+            raise UsageError(f"{fact}. Remove the hooks first: {call}.")
         if (hook := hooks.get("layerwise_casting")) is not None:
             dtype = str(hook.storage_dtype).removeprefix("torch.")
             fact = f"{type(model).__name__}: layerwise casting keeps its weights in {dtype}"
@@ -111,53 +116,56 @@ def _check_hooks(model: nn.Module) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Raises UsageError for a model whose layers are not plain float layers: quantized already, sharded, compiled by
-    torch.jit, or with adapters of peft."""
+    """Raises UsageError for a model whose layers are not plain float layers: the model is already quantized, sharded,
+    compiled by torch.jit, or has peft adapters."""
     _check_adapters(model)
     kind = type(model).__name__
     if getattr(model, "hf_quantizer", None) is not None or getattr(model, "quantization_method", None) is not None:
-        raise UsageError(f"{kind}: quantized already when it was loaded. Load the float model.")
+        raise UsageError(f"{kind}: was loaded with quantized weights. Load the float model.")
     for name, module in model.named_modules():
-        place, what = type(module).__module__, type(module).__name__
+        package, class_name = type(module).__module__, type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
-            raise UsageError(f"{kind}: compiled by torch.jit. Give the model as it was before.")
-        if place.startswith("torch.distributed.fsdp.") and what == "FullyShardedDataParallel":
-            raise UsageError(f"{name or 'model'}: {what} shards its weights. Give the model as it was before.")
-        if place.startswith(_QUANTIZERS):
-            raise UsageError(f"{name or 'model'}: a {what} of {place}, quantized already. Give the float model.")
+            raise UsageError(f"{kind}: is compiled by torch.jit. Pass the model as it was before compiling.")
+        if package.startswith("torch.distributed.fsdp.") and class_name == "FullyShardedDataParallel":
+            raise UsageError(f"{name or 'model'}: {class_name} shards its weights. Pass the model before sharding.")
+        if package.startswith(_QUANTIZERS):
+            raise UsageError(
+                f"{name or 'model'}: is already quantized (a {class_name} of {package}). Pass the float model."
+            )
         if any(map(is_lazy, module.parameters(recurse=False))):
-            raise UsageError(f"{name}: a {type(module).__name__} without weights yet. Call the model once first.")
+            raise UsageError(f"{name}: this {class_name} has no weights yet. Call the model once first.")
         weight = module._parameters.get("weight")
         if weight is not None and (type(weight) is not nn.Parameter or not weight.is_floating_point()):
-            _refuse(f"{name}.weight".lstrip("."), weight, what)
+            _refuse(f"{name}.weight".lstrip("."), weight, class_name)
 
 
 def _refuse(name: str, weight: Tensor, owner: str) -> NoReturn:
-    """Raises UsageError for a weight that is not a float tensor in the memory of this process."""
+    """Raises UsageError for `weight`, which is not a float parameter: it is sharded or already quantized. `owner` is
+    the class of its layer."""
     kind, dtype = type(weight).__name__, str(weight.dtype).removeprefix("torch.")
     if kind == "DTensor":
-        raise UsageError(f"{name}: sharded over several processes. Give the whole model, as it was before.")
-    raise UsageError(f"{name}: a {kind} of {dtype} in a {owner}, quantized already. Give the float model.")
+        raise UsageError(f"{name}: is sharded over several processes. Pass the whole model, before sharding.")
+    raise UsageError(f"{name}: is already quantized (a {kind} of {dtype} in a {owner}). Pass the float model.")
 
 
 def _check_adapters(model: nn.Module) -> None:
-    """Raises UsageError for a model with layers of peft, with the calls that merge adapters and take peft out."""
+    """Raises UsageError for a model with peft layers, naming the calls that merge the adapters and remove peft."""
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     peft = sys.modules.get("peft")
-    if tuners is None or peft is None:  # without peft imported, no module is one of its own
+    if tuners is None or peft is None:  # peft is not imported, so no module is a peft layer
         return
     if isinstance(model, peft.PeftModel):
         merge = "merge_and_unload" if hasattr(model.base_model, "merge_and_unload") else "get_base_model"
-        raise UsageError(f"{type(model).__name__}: a model inside peft. Give model.{merge}().")
-    layers = [(name, each) for name, each in model.named_modules() if isinstance(each, tuners.BaseTunerLayer)]
+        raise UsageError(f"{type(model).__name__}: peft wraps the model. Pass model.{merge}().")
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, tuners.BaseTunerLayer)]
     if not layers:
         return
-    merged = all(each.merged for _, each in layers)
+    merged = all(module.merged for _, module in layers)
     if hasattr(model, "unload_lora"):
         pipeline = "unload_lora_weights()" if merged else "fuse_lora() and unload_lora_weights()"
         alone = "unload_lora()" if merged else "fuse_lora() and unload_lora()"
         calls = f"Call {pipeline} of the pipeline first, or {alone} of the model"
     else:
-        calls = "Call merge() of each such layer, and put its get_base_layer() in its place"
+        calls = "Call merge() of each such layer, and replace the layer by its get_base_layer()"
     state = "fused but not unloaded" if merged else "not fused"
-    raise UsageError(f"{layers[0][0]}: LoRA or another adapter of peft, {state}. {calls}.")
+    raise UsageError(f"{layers[0][0]}: has LoRA or another peft adapter, {state}. {calls}.")

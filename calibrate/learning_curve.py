@@ -1,8 +1,7 @@
-"""The learning curve, which shows how many calls were enough: the output SQNR of the model with the choices that the
-first 1, 2, 4, 8, ... prompts would have led to.
+"""The learning curve: the model's output SQNR if only the first 1, 2, 4, 8, ... prompts had been captured.
 
-Prompts are counted in the order of the capture, as a shorter capture would have held them. Ranges and smoothing are
-chosen anew from these calls; weights are rounded to the nearest.
+It shows whether fewer calls would have been enough. Prompts are counted in the order of the capture. For each number of
+prompts, ranges and smoothing factors are chosen from their calls alone, and weights are rounded to the nearest.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,25 +11,26 @@ from typing import Any
 from torch import Tensor, nn
 
 from .choice import Choice, layer_of
-from .choose import Chosen, extremes, nearest_choices, transforms_of
+from .choose import Selection, extremes, nearest_choices, transforms_of
 from .layers.inputs import StaticInput
 from .layers.install import quantized
 from .observers.survey import Survey
-from .observers.survey_replay import united
+from .observers.survey_replay import merge_ranks
 from .plan import FloatLayer, Plan, layer_at
 from .replay.calls import Call
-from .replay.marks import Mark, affordable
+from .replay.snapshots import CallCount, affordable
 from .replay.sqnr import outputs, power_of
 from .replay.work import Work
 from .settings import Settings
 
-NEAR = 0.1  # dB: an SQNR at most this far below the final one counts as equal
-GROWING = 0.3  # dB: if the last doubling of calls gained more, further calls are expected to gain too
-MOST_MARKS = 3  # snapshots that are measured: each takes its own search for smoothing
+EQUAL_WITHIN = 0.1  # dB; an SQNR at most this far below the final one counts as equal to it
+STILL_GAINING = 0.3  # dB; where doubling the calls last gained more than this, more calls are recommended
+MAX_SNAPSHOTS = 3  # largest number of snapshots that are measured: each costs a search for smoothing factors
 
 
 class LayerOnDemand(nn.Module):
-    """An integer layer that is made for each call and freed afterwards: many choices take the memory of one layer."""
+    """An integer layer that is made anew in every forward and freed afterwards, so that the choices of a whole model
+    need the memory of one layer only."""
 
     def __init__(self, module: FloatLayer, choice: Choice) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class LayerOnDemand(nn.Module):
         self.input_type, self.noise_level = StaticInput, None
 
     def forward(self, input: Tensor) -> Tensor:
-        """The output of the integer layer, or of the float layer where no integer layer can be made."""
+        """Returns the output of the integer layer, or of the float layer where no integer layer can be made."""
         layer = self.make()
         return self.make.args[0](input) if isinstance(layer, str) else layer(input)
 
@@ -47,92 +47,103 @@ def learning_curve(
     model: nn.Module,
     plan: Plan,
     settings: Settings,
-    chosen: Chosen,
+    chosen: Selection,
     calls: Callable[[], Iterable[Call]],
     exact: Sequence[Sequence[Tensor]],
     work: Work,
 ) -> list[dict[str, Any]]:
-    """Measures rows {calls, prompts, output_sqnr in dB}, one for each snapshot: the float `model` with the layers of
-    `plan` as the calls up to that snapshot would have chosen them.
+    """Measures the output SQNR that fewer calibration calls would have given, and returns the rows of `enough` in
+    report.json: {calls, prompts, output_sqnr in dB}, one for each snapshot.
 
-    Measured on `calls`, for which the float model's outputs were `exact`. Where all weights are rounded to the nearest
-    the last row, for all calls, is left out: it is that of the result. [] where measuring would cost too much, or where
-    the choices for fewer calls are not known. Collective: the ranks of `work` share the calls, and `exact` holds this
-    rank's outputs.
+    For each snapshot, the layers of `plan` in `model` become integer layers by the choices made from the calls up to
+    that snapshot. The SQNR is measured on `calls`, whose float outputs are `exact`. The row for all calls is missing
+    where all weights are rounded to the nearest, because the SQNR of the result is that row. Returns [] where measuring
+    would take too long, or where the choices from fewer calls are not known. Collective: the ranks of `work` share the
+    calls, and `exact` holds the outputs of this rank's calls.
     """
     rows = []
-    marked = earlier_choices(model, chosen, plan, settings, work)
+    choices_by_count = earlier_choices(model, chosen, plan, settings, work)
     if settings.method.plain:
-        marked.pop(chosen.seen.last, None)
-    for mark, choices in work.progress("enough", marked.items(), len(marked)) if marked else ():
+        choices_by_count.pop(chosen.observations.last, None)
+    items = choices_by_count.items()
+    for count, choices in work.progress("learning curve", items, len(items)) if items else ():
         names = [name for name in plan.quantized if name in choices]
         layers: dict[str, Any] = {name: LayerOnDemand(layer_at(model, name), choices[name]) for name in names}
         with quantized(model, layers):
             power = power_of(exact, outputs(model, calls(), work.ranks), work.ranks)
         if power.sqnr is not None:
-            rows.append({**mark._asdict(), "output_sqnr": power.sqnr})
+            rows.append({**count._asdict(), "output_sqnr": power.sqnr})
     return rows
 
 
 def earlier_choices(
-    model: nn.Module, chosen: Chosen, plan: Plan, settings: Settings, work: Work
-) -> dict[Mark, dict[str, Choice]]:
-    """The choices that the calls up to each snapshot worth measuring would have led to, and the choices of all calls.
+    model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
+) -> dict[CallCount, dict[str, Choice]]:
+    """Returns the choices made from the calls up to each snapshot to be measured, and the choices made from all calls.
 
-    All choices have weights rounded to the nearest. Empty where choices need another replay: the result of fewer calls
-    is not known then.
+    All choices have weights rounded to the nearest. The dict is empty where choices from fewer calls would need another
+    replay (fallback, bins of noise levels, or a survey with an observer other than "minmax"), and where they do not
+    depend on the calls (weights only).
     """
-    known = settings.input_type.rounded and not settings.fallback and chosen.timesteps is None
+    reusable = settings.input_type.rounded and not settings.fallback and chosen.timesteps is None
     if chosen.survey is not None:
-        known = known and settings.observer == "minmax"
-    marks = chosen.survey.at_marks if chosen.survey and chosen.survey.at_marks else chosen.seen.at_marks
-    measured = settings.measured(chosen.seen.calls) if known else 0
-    found = {
-        mark: _choices_at(mark, model, chosen, plan, settings, work)
-        for mark in affordable(marks, chosen.seen.calls, measured)[-MOST_MARKS:]
+        reusable = reusable and settings.observer == "minmax"
+    snapshots = chosen.survey.snapshots if chosen.survey and chosen.survey.snapshots else chosen.observations.snapshots
+    measured = settings.measured(chosen.observations.calls) if reusable else 0
+    choices = {
+        count: _choices_at(count, model, chosen, plan, settings, work)
+        for count in affordable(snapshots, chosen.observations.calls, measured)[-MAX_SNAPSHOTS:]
     }
-    return found | {chosen.seen.last: chosen.nearest} if found else {}
+    return choices | {chosen.observations.last: chosen.nearest} if choices else {}
 
 
 def _choices_at(
-    mark: Mark, model: nn.Module, chosen: Chosen, plan: Plan, settings: Settings, work: Work
+    count: CallCount, model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
 ) -> dict[str, Choice]:
-    """The choices that follow from the observations at a snapshot."""
+    """Returns the choices that follow from the observations in the snapshot after `count` calls."""
     surveys = dict[str, Survey]()
-    if chosen.survey is not None and mark in chosen.survey.at_marks:
-        surveys = united(chosen.survey.at_marks[mark], work.ranks).surveys
+    if chosen.survey is not None and count in chosen.survey.snapshots:
+        surveys = merge_ranks(chosen.survey.snapshots[count], work.ranks).surveys
     transforms = transforms_of(model, surveys, settings, work)
-    ranges = chosen.seen.at_marks.get(mark, {}) | extremes(surveys, transforms)
-    return nearest_choices(model, plan, settings, chosen.seen._replace(ranges=ranges), transforms)[0]
+    ranges = chosen.observations.snapshots.get(count, {}) | extremes(surveys, transforms)
+    return nearest_choices(model, plan, settings, chosen.observations._replace(ranges=ranges), transforms)[0]
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """One line on whether fewer calls would have sufficed, or more would gain; None where that was not measured.
+    """Returns a sentence for the user: whether more calls would help, or fewer would have been enough.
 
-    The last row is for all calls. The last doubling starts at the last row with at most half of these calls.
+    `rows` is the learning curve; its last row is for all calls, and is compared with the last row that has at most half
+    of them. Returns None for fewer than two rows.
     """
     if len(rows) < 2:
         return None
     last = rows[-1]
     half = next((row for row in reversed(rows) if 2 * _size(row) <= _size(last)), rows[0])
     gained = last["output_sqnr"] - half["output_sqnr"]
-    if gained > GROWING:
-        return f"More calls would gain: {_of(last)} have {gained:.1f} dB more output SQNR than the first {_size(half)}."
+    if gained > STILL_GAINING:
+        return f"More calls would help: {_gain(last, half, f'{gained:.1f}')}."
     enough = last
     for row in reversed(rows):
-        if row["output_sqnr"] < last["output_sqnr"] - NEAR:
+        if row["output_sqnr"] < last["output_sqnr"] - EQUAL_WITHIN:
             break
         enough = row
     if enough is last:
-        return f"The last calls still counted: {_of(last)} have {gained:.2f} dB more than the first {_size(half)}."
-    found = f"{_size(enough)} of {_of(last)} were enough"
+        return f"The last calls still helped: {_gain(last, half, f'{gained:.2f}')}."
     calls = "" if last["prompts"] is None else f" ({enough['calls']} of {last['calls']} calls)"
-    return f"{found}{calls}: output SQNR within {NEAR} dB of that with all."
+    count, verb = _size(enough), "was" if _size(enough) == 1 else "were"
+    fact = f"output SQNR with the first {count} is within {EQUAL_WITHIN} dB of that with all"
+    return f"{count} of {_counted(last)} {verb} enough{calls}: {fact}."
+
+
+def _gain(last: Mapping[str, Any], half: Mapping[str, Any], decibels: str) -> str:
+    return f"output SQNR with all {_counted(last)} is {decibels} dB higher than with the first {_size(half)}"
 
 
 def _size(row: Mapping[str, Any]) -> int:
+    """Returns the number of prompts of a row, or of calls where the calls do not name prompts."""
     return int(row["calls"] if row["prompts"] is None else row["prompts"])
 
 
-def _of(row: Mapping[str, Any]) -> str:
+def _counted(row: Mapping[str, Any]) -> str:
+    """Returns the size of a row with its unit: 8 prompts, or 224 calls."""
     return f"{_size(row)} {'calls' if row['prompts'] is None else 'prompts'}"

@@ -1,6 +1,6 @@
-"""The API compatible with msModelSlim: the names, order, defaults and meanings that its ptq_tools document.
+"""An API compatible with msModelSlim: parameters have the names, order, defaults and meanings of its ptq_tools.
 
-This module alone translates msModelSlim's parameters into settings of this package.
+No other module translates msModelSlim's parameters into `Settings`.
 """
 
 import logging
@@ -29,7 +29,7 @@ from .formats.target import least_size
 from .given_model import opened
 from .layers.changes import change_of
 from .plan import kind_of
-from .preparation.synthetic_inputs import made_up, warnings_of
+from .preparation.synthetic_inputs import synthetic_calls, warnings_of
 from .replay.calls import device_of
 from .replay.user_data import calls_of
 from .result import Result
@@ -46,33 +46,35 @@ def _no_accuracy_methods() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """The configuration of a quantization, with msModelSlim's parameters.
+    """The configuration of a calibration, with msModelSlim's parameters.
 
     | parameter     | meaning                                                                                      |
     |---------------|----------------------------------------------------------------------------------------------|
-    | w_bit, a_bit  | width of weights and activations: 8                                                          |
-    | w_signed      | weights are signed: True                                                                     |
-    | a_signed      | either is accepted: codes 0 to 255 are int8 codes plus 128, and int8 is exported             |
-    | w_sym         | weights without zero point: True                                                             |
-    | a_sym         | activations without zero point                                                               |
+    | w_bit, a_bit  | bits of weights and activations; only 8                                                      |
+    | w_signed      | whether weights are signed; only True                                                        |
+    | a_signed      | True or False; makes no difference: codes 0 to 255 are int8 codes plus 128, which are        |
+    |               | exported as int8                                                                             |
+    | w_sym         | whether weights have no zero point; only True                                                |
+    | a_sym         | whether activations have no zero point                                                       |
     | input_shape   | shape of the synthetic inputs used without calib_data, which are distilled from batch norms  |
-    | act_quant     | False: weights only (W8A16)                                                                  |
-    | act_method    | 0 data-free: min-max; 1 min-max, within mean +- sigma * std when sigma > 0; 2 histogram:     |
-    |               | the clip with the smallest squared error                                                     |
-    | quant_mode    | 0 data-free, 1 label-free: both use calib_data, and synthetic inputs of input_shape where    |
-    |               | there are none                                                                               |
+    | act_quant     | False: only weights become integers (W8A16)                                                  |
+    | act_method    | range of activations. 0 and 1: min-max, with 1 and sigma > 0 limited to mean +- sigma * std; |
+    |               | 2: the range with the smallest squared error over a histogram                                |
+    | quant_mode    | 0 data-free, 1 label-free: with both, calib_data are used, or synthetic inputs of            |
+    |               | input_shape where there are no calib_data                                                    |
     | disable_names | layers that stay float, by name or pattern; all others are quantized. None or empty: the     |
-    |               | general rule (plan.general_reason): linears inside repeated blocks, of a CNN every layer     |
-    | amp_num       | layers to fall back to float: those whose output has the largest mean squared error          |
+    |               | general rule (plan.general_reason) quantizes the layers inside repeated blocks, or all       |
+    |               | layers of a CNN                                                                              |
+    | amp_num       | number of layers that stay float: those whose output has the largest mean squared error      |
     | keep_acc      | 'admm' and 'easy_quant': [switch, limit of iterations], 'round_opt' (AdaRound): switch; each |
     |               | layer takes the best method that is on, or none where rounding to nearest is no worse        |
     | sigma         | half width of the range in standard deviations, 0 to 100                                     |
-    | device        | "cpu", "cuda" or "npu": where the model is                                                   |
+    | device        | the model's device: "cpu", "cuda" or "npu"                                                   |
 
-    Without batch norms, synthetic inputs are uniform numbers from 0 to 1, whose ranges fit no real inputs: data-free
-    W8A8 is then only for trials.
+    For a model without batch norms, synthetic inputs are uniform numbers from 0 to 1. Their ranges fit no real inputs,
+    so that W8A8 without data is then only for trials.
 
-    Raises UsageError for a value that has no meaning, NotImplementedError for one that is not built.
+    Raises UsageError for an invalid value, NotImplementedError for a value of msModelSlim that Octavo does not support.
     """
 
     w_bit: int = 8
@@ -94,10 +96,10 @@ class QuantConfig:
     def __post_init__(self) -> None:
         for name in ("w_bit", "a_bit"):
             if type(getattr(self, name)) is not int or getattr(self, name) != 8:
-                raise UsageError(f"{name}: {getattr(self, name)!r} is not 8. Only 8 bits are known.")
+                raise UsageError(f"{name}: {getattr(self, name)!r} is not supported. Set it to 8.")
         for name in ("w_signed", "a_signed", "w_sym", "a_sym", "act_quant"):
             if type(getattr(self, name)) is not bool:
-                raise UsageError(f"{name}: {getattr(self, name)!r} is not True or False. Give one of them.")
+                raise UsageError(f"{name}: {getattr(self, name)!r} is not a bool. Set it to True or False.")
         _check_number("act_method", self.act_method, (int,), 0, 2)
         _check_number("quant_mode", self.quant_mode, (int,), 0, 1)
         _check_number("amp_num", self.amp_num, (int,), 0, None)
@@ -105,24 +107,26 @@ class QuantConfig:
         _check_list("disable_names", self.disable_names, str)
         _check_list("input_shape", self.input_shape, int)
         if self.device.split(":")[0] not in _DEVICES:
-            raise UsageError(f"device: no '{self.device}'. Choose one of {', '.join(_DEVICES)}.")
+            raise UsageError(f"device: '{self.device}' is unknown. Choose one of {', '.join(_DEVICES)}.")
         _check_keep_acc(self.keep_acc)
         self._check_built()
 
     def _check_built(self) -> None:
         if not self.w_signed or not self.w_sym:
-            raise NotImplementedError("w_signed=False and w_sym=False are not built: weights are symmetric int8.")
+            raise NotImplementedError("w_signed, w_sym: weights can only be symmetric int8. Set both to True.")
 
     def _methods(self) -> list[str]:
-        """The accuracy methods that are switched on."""
+        """Returns the names of the accuracy methods that are switched on."""
         methods = self.keep_acc or {}
         return [
-            name for name in _METHODS if (each := methods.get(name)) is True or (isinstance(each, list) and each[0])
+            name
+            for name in _METHODS
+            if (switch := methods.get(name)) is True or (isinstance(switch, list) and switch[0])
         ]
 
     @property
     def settings(self) -> Settings:
-        """The configuration as settings of this package."""
+        """The configuration as `Settings`."""
         observers = {0: "minmax", 1: "sigma" if self.sigma > 0 else "minmax", 2: "mse"}
         return Settings(
             observer=observers[self.act_method],
@@ -130,7 +134,9 @@ class QuantConfig:
             symmetric=self.a_sym,
             activations="static" if self.act_quant else "float",
             weights=tuple(_METHODS[name] for name in self._methods()),
-            iterations={_METHODS[name]: each[1] for name, each in (self.keep_acc or {}).items() if name != "round_opt"},
+            iterations={
+                _METHODS[name]: switch[1] for name, switch in (self.keep_acc or {}).items() if name != "round_opt"
+            },
             fallback=self.amp_num,
             keep_float=tuple(self.disable_names or ()),
             defaults={} if self.disable_names else None,
@@ -141,50 +147,53 @@ class QuantConfig:
 def _check_number(name: str, value: Any, kinds: tuple[type, ...], low: int, high: int | None) -> None:
     if type(value) not in kinds:
         kind = "a number" if float in kinds else "a whole number"
-        raise UsageError(f"{name}: {value!r} is not {kind}. Correct it.")
+        raise UsageError(f"{name}: {value!r} is not {kind}. Give {kind}.")
     if value < low or (high is not None and value > high):
         extent = f"less than {low}" if high is None else f"outside {low} to {high}"
-        raise UsageError(f"{name}: {value} is {extent}. Correct it.")
+        limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise UsageError(f"{name}: {value} is {extent}. Give a number {limits}.")
 
 
 def _check_list(name: str, value: Any, kind: type) -> None:
-    if value is not None and not (isinstance(value, (list, tuple)) and all(type(each) is kind for each in value)):
-        raise UsageError(f"{name}: {value!r} is not a list of {kind.__name__}. Correct it.")
+    if value is not None and not (isinstance(value, (list, tuple)) and all(type(item) is kind for item in value)):
+        raise UsageError(f"{name}: {value!r} is not a list of {kind.__name__}. Give such a list.")
 
 
 def _check_keep_acc(methods: Any) -> None:
     if methods is None:
         return
     if not isinstance(methods, Mapping) or set(methods) - set(_METHODS):
-        raise UsageError(f"keep_acc: {methods!r} is not a dict of {', '.join(_METHODS)}. Correct it.")
+        raise UsageError(f"keep_acc: {methods!r} is not a dict with keys of {', '.join(_METHODS)}. Give such a dict.")
     for name, value in methods.items():
         if name == "round_opt":
             if type(value) is not bool:
-                raise UsageError(f"keep_acc: '{name}' is {value!r}, not True or False. Correct it.")
-        elif not (isinstance(value, list) and [type(each) for each in value] == [bool, int]):
-            raise UsageError(f"keep_acc: '{name}' is {value!r}, not [switch, steps]. Correct it.")
+                raise UsageError(f"keep_acc: '{name}' is {value!r}, not a bool. Set it to True or False.")
+        elif not (isinstance(value, list) and [type(item) for item in value] == [bool, int]):
+            raise UsageError(f"keep_acc: '{name}' is {value!r}. Set it to [switch, iterations], such as [True, 1000].")
 
 
 class Calibrator:
-    """Calibrates a model and writes the checkpoint. The model itself is not changed.
+    """Calibrates a model and writes the checkpoint. The caller's model is not changed.
 
         calibrator = Calibrator(model, QuantConfig(act_method=1, quant_mode=1), calib_data)
         calibrator.run()
         calibrator.export_quant_safetensor("output")
 
-    `calib_data` is a list of calls: dicts of keyword arguments, lists or tuples of positional ones, or pairs (args,
-    kwargs), with any values that the model takes, and without targets. Or it is an iterable such as a DataLoader, which
-    may shuffle and augment: up to 1 GiB of samples are kept from its first pass. More are read again in each pass, and
-    refused where they differ. The calls are not changed.
+    `calib_data` is a list of calls. A call is a dict of keyword arguments, a list or tuple of positional arguments, or
+    a pair (args, kwargs); it holds any values that the model takes, and no targets. `calib_data` may also be another
+    iterable, such as a DataLoader that shuffles or augments: the samples of its first pass are kept in memory, up to
+    1 GiB. Larger data are read again in each pass, and refused if the samples differ from those of the first pass. The
+    calls are not changed.
     `fuse_module_call_back(model)` is called first, and may change the model. Batch norms that remain are folded into
-    the convolutions before them, in a copy.
+    the convolutions before them, in a copy of the model.
 
-    The model may be in DataParallel, a Listener or another of the wrappers of capture/wrappers.py: layers are named as
-    in the model inside. A compiled model runs uncompiled; one that accelerate offloads is in memory meanwhile. torch's
-    defaults, autocast, inference mode and precision of products do not change the integers.
+    The model may be inside DataParallel, a Listener or another wrapper of capture/wrappers.py; layers then have the
+    names that they have in the wrapped model. A compiled model runs uncompiled. A model that accelerate offloads is
+    loaded into memory during calibration. torch's default dtype and device, autocast, inference mode and matmul
+    precision do not change the integers.
 
-    Raises UsageError for a configuration that does not fit the model, FileError for data of another form, DeviceError
-    for a device that is missing.
+    Raises UsageError for a configuration that does not fit the model, FileError for data that are not samples,
+    DeviceError for a device that is missing.
     """
 
     def __init__(
@@ -195,37 +204,40 @@ class Calibrator:
         fuse_module_call_back: Callable[[nn.Module], Any] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise UsageError(f"model: expected an nn.Module, found {type(model).__name__}. Give the denoiser.")
+            raise UsageError(f"model: expected an nn.Module, found {type(model).__name__}. Pass the denoiser.")
         if not isinstance(cfg, QuantConfig):
-            raise UsageError(f"cfg: expected a QuantConfig, found {type(cfg).__name__}. Make one.")
+            raise UsageError(f"cfg: expected a QuantConfig, found {type(cfg).__name__}. Pass a QuantConfig.")
         model = inside(model)
         resolve_device(cfg.device)
         _check_amp(model, cfg)
         if fuse_module_call_back is not None:
             fuse_module_call_back(model)
         with opened(model):
-            where = device_of(model).type
-        if cfg.device.split(":")[0] != where:
-            raise UsageError(f"device {cfg.device}: the model is on {where}. Move it or say device='{where}'.")
+            device_type = device_of(model).type
+        if cfg.device.split(":")[0] != device_type:
+            raise UsageError(
+                f"device {cfg.device}: the model is on {device_type}. Move it there, or set device='{device_type}'."
+            )
         self.model, self.cfg = model, cfg
         self._calls = calls_of(calib_data, model)
         if self._calls is None and cfg.act_quant and not cfg.input_shape:
-            raise UsageError("calib_data: there is none. Give samples, or input_shape for made-up ones.")
+            raise UsageError("calib_data: there are no samples. Give some, or set input_shape for synthetic inputs.")
         self._result: Result | None = None
 
     def run(self) -> None:
-        """Replays the data and chooses the integers. Raises as `calibration.calibrate` does.
+        """Replays the calibration data and chooses the integers. Raises the errors of `calibration.calibrate`.
 
-        Progress goes to the logger `octavo.calibrate.msmodelslim_api` (INFO), at most every 30 seconds.
+        Logs progress to the logger `octavo.calibrate.msmodelslim_api` (INFO), at most every 30 seconds.
 
-        Afterwards `model` is the calibrated model: a copy of the caller's where batch norms were folded.
+        Afterwards the attribute `model` is the calibrated model. Where batch norms were folded, it is a copy of the
+        caller's model.
         """
         settings, samples, warnings = self.cfg.settings, list[Any](), list[str]()
         progress = Reports(lambda *report: log.info("%s", line(*report)))
         with opened(self.model):
             planned(self.model, settings)  # raises its errors before synthetic inputs are made, which takes a minute
             if self._calls is None and self.cfg.input_shape:
-                samples = list(made_up(self.model, self.cfg.input_shape, progress=progress))
+                samples = list(synthetic_calls(self.model, self.cfg.input_shape, progress=progress))
                 warnings = warnings_of(self.model)
             result, model = calibrate_folded(
                 self.model, self._calls or (lambda: samples), settings, progress=progress,
@@ -235,15 +247,16 @@ class Calibrator:
 
     @property
     def result(self) -> Result:
-        """The result of `run`. Raises UsageError before `run`."""
+        """The result of `run`. Raises UsageError if `run` was not called yet."""
         if self._result is None:
-            raise UsageError("Calibrator: nothing is calibrated. Call run() first.")
+            raise UsageError("Calibrator: the model is not calibrated yet. Call run() first.")
         return self._result
 
     def export_quant_safetensor(
         self, output_path: str | Path, safetensors_name: str | None = None, json_name: str | None = None
     ) -> None:
-        """Writes weights, description and manifest into `output_path`, made if need be; other files there stay.
+        """Writes weights, description and manifest into the directory `output_path`, which is created if it does not
+        exist. Other files there stay.
 
         Raises UsageError before `run` and for an invalid name, StorageError for a directory that cannot be written,
         NumbersError for numbers that are not finite.
@@ -270,12 +283,12 @@ class Calibrator:
         fuse_add: bool = True,
         save_fp: bool = False,
     ) -> None:
-        """Writes `{model_arch}_quant.onnx`, which Ascend's compiler takes, and `{model_arch}_quant_qdq.onnx`, which
-        onnxruntime runs, into `save_path`; with `save_fp` also `{model_arch}_fp.onnx`, the float model as it was
-        calibrated. Other files there stay.
+        """Writes ONNX models into the directory `save_path`: `{model_arch}_quant.onnx` for Ascend's compiler and
+        `{model_arch}_quant_qdq.onnx` for onnxruntime; with `save_fp` also `{model_arch}_fp.onnx`, the float model that
+        was calibrated. Other files there stay.
 
         `input_names` are the names of the model's inputs, by default input.1, input.2, ... With `fuse_add` the integer
-        bias is an input of its Conv or Gemm, else an Add after it: the numbers are the same.
+        bias is an input of its Conv or Gemm; otherwise it is added by an Add node, with the same numbers.
 
         Raises UsageError before `run`, for names that do not fit and for layers that are not static W8A8, MisfitError
         for a model that torch.onnx cannot export, StorageError for a directory that cannot be written.
@@ -289,9 +302,9 @@ class Calibrator:
             )  # fmt: skip
 
     def get_quant_params(self) -> tuple[dict[str, Any], ...]:
-        """Five dicts by layer name: input_scale, input_offset, weight_scale, weight_offset, quant_weight (int8).
+        """Returns five dicts by layer: input_scale, input_offset, weight_scale, weight_offset, quant_weight (int8).
 
-        The first two have None for a layer whose input has no stored range: W8A16 and W8A8_DYNAMIC.
+        input_scale and input_offset are None for a layer whose input has no stored range: W8A16 and W8A8_DYNAMIC.
         """
         layers = self.result.layers
         return (
@@ -306,4 +319,6 @@ class Calibrator:
 def _check_amp(model: nn.Module, cfg: QuantConfig) -> None:
     count = sum(1 for module in model.modules() if kind_of(module) is not None and not change_of(module))
     if cfg.amp_num > count:
-        raise UsageError(f"amp_num {cfg.amp_num}: the model has {count} quantizable layers. Give fewer.")
+        raise UsageError(
+            f"amp_num {cfg.amp_num}: the model has only {count} quantizable layers. Give a smaller number."
+        )

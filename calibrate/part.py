@@ -1,4 +1,4 @@
-"""Calibrates a part of a model, all layers or one block, from calls to integers."""
+"""Calibrates a part of a model, all of its layers or one block: from calls to measured integer layers."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,30 +9,32 @@ from torch import Tensor, nn
 from octavo.capture.errors import NumbersError
 
 from .choice import Choice, layer_of
-from .choose import Chosen, choose
+from .choose import Selection, choose
 from .layers.inputs import WORDS
 from .layers.modules import QuantizedLayer
 from .layers.weights import check_finite
 from .plan import Plan, layer_at, make_plan, named, reasons_of
-from .replay.calls import Call, Calls, Progress, taken
+from .replay.calls import Call, Calls, Progress, calls_at
 from .replay.hooks import axes
 from .replay.measured_calls import measured_calls
 from .replay.sqnr import Power, comparing, joined, outputs
 from .replay.work import Work
-from .rounding.sums import ROOM
+from .rounding.sums import SUMS_BYTES
 from .settings import Settings
 
 
 @dataclass(frozen=True)
 class Part:
-    """A plan whose layers became integers, and their measurements.
+    """The result of calibrating a part: its plan, the choices, the integer layers and their measurements.
 
-    `makers` give the integer layers by name, made anew each time where `layers` does not hold them. `exact`: the float
-    model's outputs for the calls of `measured`. `axes`: the number of axes of each layer's input, 0 where it changes.
+    `makers`: functions that return the integer layers by name; where `layers` does not hold a layer, its function makes
+    the layer anew each time. `positions`: the positions of the calls that `measured` yields, on which layers and model
+    are measured. `powers`: signal and noise of each layer's output over these calls. `exact`: the float model's outputs
+    for these calls. `axes`: the number of axes of each layer's input, 0 where calls differ.
     """
 
     plan: Plan
-    chosen: Chosen
+    selection: Selection
     choices: dict[str, Choice]
     layers: dict[str, QuantizedLayer]
     makers: Mapping[str, Callable[[], QuantizedLayer]]
@@ -50,26 +52,27 @@ def calibrate_part(
     settings: Settings,
     work: Work,
     *,
-    hold: bool,
-    room: Callable[[], float] = lambda: ROOM,
+    keep_layers: bool,
+    sums_memory: Callable[[], float] = lambda: SUMS_BYTES,
     mix: Callable[[Plan, dict[str, Choice]], tuple[Plan, dict[str, Choice]]] | None = None,
     announce: Callable[[frozenset[int]], None] = lambda positions: None,
 ) -> Part:
-    """Chooses the integers of the layers of a plan, and measures each layer beside its float form.
+    """Chooses the integers of the layers of a plan, and measures each integer layer against its float layer.
 
-    `mix` may change plan and choices before layers are made. With `hold` all integer layers stay in memory; else each
-    is made when asked for. `announce` receives the positions of all calls that were or will be run.
+    `sums_memory` returns how many bytes the sums for the rounding method may take. `mix` may change plan and choices
+    before integer layers are made. With `keep_layers` all integer layers stay in memory; otherwise each is made when it
+    is needed. `announce` receives the positions of the calls that this rank runs for rounding and for measuring.
     """
-    chosen = choose(model, calls, plan, settings, work, room)
+    chosen = choose(model, calls, plan, settings, work, sums_memory)
     choices = chosen.choices
     if mix is not None:
         plan, choices = mix(plan, choices)
     with work.watch.stage("freeze"):
-        plan, layers = frozen(model, plan, choices, chosen.reasons, work.progress, hold=hold)
-    positions = measured_calls(chosen.seen.current, settings.measured(chosen.seen.calls))
+        plan, layers = frozen(model, plan, choices, chosen.reasons, work.progress, keep_layers=keep_layers)
+    positions = measured_calls(chosen.observations.current, settings.measured(chosen.observations.calls))
     announce(chosen.summed.union(work.ranks.share(positions)))
-    makers = {name: partial(_made, model, name, choices, layers) for name in plan.quantized}
-    measured = partial(taken, calls, positions)
+    makers = {name: partial(_integer_layer, model, name, choices, layers) for name in plan.quantized}
+    measured = partial(calls_at, calls, positions)
     with (
         work.watch.stage("measure"),
         comparing(model, makers) as powers,
@@ -80,7 +83,7 @@ def calibrate_part(
 
 
 def planned(model: nn.Module, settings: Settings) -> Plan:
-    """The plan that the settings ask for."""
+    """Returns the plan for `model` that follows from the settings."""
     scheme = WORDS[settings.input_type]
     return make_plan(
         model, scheme=scheme, keep_float=settings.keep_float, defaults=settings.defaults, more=settings.more_float,
@@ -89,7 +92,7 @@ def planned(model: nn.Module, settings: Settings) -> Plan:
 
 
 def check_weights(model: nn.Module, plan: Plan) -> None:
-    """Raises NumbersError for a layer of the plan with numbers that are not finite."""
+    """Raises NumbersError if a layer of the plan has a weight or bias that is not finite."""
     for entry, module in named(model, plan):
         check_finite(f"{entry.name}.weight", module.weight)
         if module.bias is not None:
@@ -103,35 +106,35 @@ def frozen(
     reasons: Mapping[str, str],
     progress: Progress,
     *,
-    hold: bool,
+    keep_layers: bool,
 ) -> tuple[Plan, dict[str, QuantizedLayer]]:
-    """The plan without the layers that have to stay float, and the integer layers; without `hold` none, since they are
-    made one by one."""
-    found, layers = dict(reasons), {}
+    """Makes the integer layers, to find those that cannot be made. Returns the plan in which these and the layers of
+    `reasons` stay float, and the integer layers, which are only returned with `keep_layers`."""
+    all_reasons, layers = dict(reasons), {}
     for entry, module in progress("freeze", named(model, plan), len(plan.quantized)):
-        if entry.name in found:
+        if entry.name in all_reasons:
             continue
-        made = layer_of(module, choices[entry.name])
-        if isinstance(made, str):
-            found[entry.name] = made
-        elif hold:
-            layers[entry.name] = made
-    return plan.forced_float(found), layers
+        layer = layer_of(module, choices[entry.name])
+        if isinstance(layer, str):
+            all_reasons[entry.name] = layer
+        elif keep_layers:
+            layers[entry.name] = layer
+    return plan.forced_float(all_reasons), layers
 
 
-def check_left(plan: Plan) -> None:
-    """Raises NumbersError for a plan with no layer left to quantize, with the reasons of its layers."""
+def check_any_quantized(plan: Plan) -> None:
+    """Raises NumbersError for a plan without a quantized layer, with the reasons why its layers stay float."""
     if not plan.quantized:
-        why = reasons_of(entry for entry in plan.entries if entry.forced)
-        raise NumbersError(f"no layer can become integers ({why}). Give more calls or choose another dtype.")
+        reasons = reasons_of(entry for entry in plan.entries if entry.forced)
+        raise NumbersError(f"no layer can become integers ({reasons}). Give more calls or choose another dtype.")
 
 
-def _made(
+def _integer_layer(
     model: nn.Module, name: str, choices: Mapping[str, Choice], layers: Mapping[str, QuantizedLayer]
 ) -> QuantizedLayer:
-    """The integer layer `name`, from `layers` or made anew."""
+    """Returns the integer layer `name`, from `layers` or made anew."""
     if name in layers:
         return layers[name]
-    made = layer_of(layer_at(model, name), choices[name])
-    assert not isinstance(made, str)
-    return made
+    layer = layer_of(layer_at(model, name), choices[name])
+    assert not isinstance(layer, str)
+    return layer

@@ -1,7 +1,6 @@
-"""The plan: what becomes of every nn.Linear and nn.Conv2d of a model, and why.
+"""The plan: a list of all nn.Linear and nn.Conv2d of a model, with the scheme of each or the reason why it stays float.
 
-Nothing is left out of it: a layer that stays float says for which reason, and so do the kinds of layers that have no
-integer form here.
+Layers of other kinds with weights, such as nn.Conv1d, are listed too, as layers without an integer form.
 """
 
 import difflib
@@ -26,27 +25,30 @@ KINDS: dict[type[nn.Module], str] = {nn.Linear: "Linear", nn.Conv2d: "Conv2d"}
 _COMPUTING = {
     nn.Linear: ("__call__", "forward"),
     nn.Conv2d: ("__call__", "forward", "_conv_forward"),
-}  # the methods that say what a kind does
+}  # the methods that compute the output of a layer of this kind
 FloatLayer = nn.Linear | nn.Conv2d
 _UNSUPPORTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d, nn.Embedding, nn.MultiheadAttention, nn.Bilinear)
-# what diffusers keeps out of 8-bit storage in classes that list nothing themselves
+# patterns of names that diffusers keeps out of 8-bit storage in model classes without such a list of their own
+# (diffusers.hooks.layerwise_casting)
 _SKIPPED = ("pos_embed", "patch_embed", "norm", "^proj_in$", "^proj_out$")
-# Parts of names. modelopt's and deepcompressor's filters keep these float in diffusers' UNets; those that make the
-# modulation of norms run on one row for each sample.
+# Patterns of layer names, with the reason why such layers stay float. The first are the layers that the filters of
+# modelopt and deepcompressor keep float in diffusers' UNets; the second compute the modulation of norms, where 8 bits
+# save nothing: they run on one row for each sample.
 _SENSITIVE = {
-    r"(^|\.)(conv_shortcut|shortcut_projection|downsamplers|upsamplers)(\.|$)": "is given the residual stream itself",
+    r"(^|\.)(conv_shortcut|shortcut_projection|downsamplers|upsamplers)(\.|$)": "receives the residual stream itself",
     r"(^|\.)(time_emb_proj|\w*_mod|\w*modulation\w*|(?i:adaln)\w*)(\.|$)": "modulation: one row per sample",
 }
-_ASKED = "asked for"  # the reason of a layer that the user keeps float
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
+_KEPT_BY_USER = "kept float on request"  # the reason of a layer that the user's options keep float
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")  # module names that every checkpoint format can hold
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One layer: its scheme ("W8A8", "W8A16"), or None and the reason why it stays float.
+    """One layer of a plan: its scheme, such as "W8A8", or None and the reason why it stays float.
 
-    `bytes` are those of its parameters. `unsupported`: its kind has no integer form. `forced`: it was to be quantized,
-    and its data or its weights do not let it.
+    `bytes`: the size of its parameters. `unsupported`: whether it has no integer form, because of its class, its dtype
+    or a change such as a hook. `forced`: whether it stays float only because its data or its weights cannot be
+    quantized.
     """
 
     name: str
@@ -61,27 +63,27 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """The entries in the order of the model's modules."""
+    """The layers of a model and what becomes of each: `entries`, in the order of the model's modules."""
 
     entries: tuple[Entry, ...]
 
     @property
     def quantized(self) -> tuple[str, ...]:
-        """Names of the layers that become integers."""
+        """The names of the layers that become integers."""
         return tuple(entry.name for entry in self.entries if entry.scheme)
 
     def forced_float(self, reasons: Mapping[str, str]) -> "Plan":
-        """The plan in which the layers of `reasons` stay float too, though nobody asked for it."""
+        """Returns the plan in which the layers of `reasons` stay float too, because they cannot be quantized."""
         return self._without(reasons, forced=True)
 
     def kept_float(self, reasons: Mapping[str, str]) -> "Plan":
-        """The plan in which the layers of `reasons` stay float too, as was asked for."""
+        """Returns the plan in which the layers of `reasons` stay float too, because the user's options keep them."""
         return self._without(reasons, forced=False)
 
     def replaced(self, part: "Plan") -> "Plan":
-        """The plan with the entries of `part` in the places of those of the same names."""
-        known = {entry.name: entry for entry in part.entries}
-        return Plan(tuple(known.get(entry.name, entry) for entry in self.entries))
+        """Returns the plan in which the entries of `part` replace the entries of the same names."""
+        new_entries = {entry.name: entry for entry in part.entries}
+        return Plan(tuple(new_entries.get(entry.name, entry) for entry in self.entries))
 
     def _without(self, reasons: Mapping[str, str], forced: bool) -> "Plan":
         return Plan(
@@ -104,22 +106,25 @@ def make_plan(
     quantize: Sequence[str] = (),
     option: str = "keep_float",
 ) -> Plan:
-    """The plan for `model`.
+    """Returns the plan for `model`: which layers get the scheme `scheme`, and which stay float for which reason.
 
-    `keep_float` are patterns of layer names that the user wants float, `quantize` those of layers that no default keeps
-    float; each has to match. `defaults` maps patterns to reasons, and need not match; None means the general rule
-    (`general_reason`), and `more` beside it. A pattern is a name, a name with * and ?, or what stands above layers:
-    `transformer_blocks.0` is all of that block.
+    `keep_float`: patterns of layers that the user keeps float. `quantize`: patterns of layers that the user wants
+    quantized although a default keeps them float. Each of these patterns has to match a layer. `defaults`: patterns of
+    layers that stay float by default, with the reason; they need not match. None: the general rule (`general_reason`)
+    and the patterns of `more`. A pattern is the name of a layer or of a module that contains layers, with * and ? as
+    wildcards: `transformer_blocks.0` matches all layers of that block. `option`: the user's name of `keep_float`, for
+    messages.
 
-    Raises UsageError for a pattern without a match or when nothing is left to quantize, and for a model whose layers
-    are not plain float layers (`check_model`) or that is a layer itself; FileError for a name that no file should hold.
+    Raises UsageError for a pattern without a match, for a plan without a quantized layer, for a model whose layers are
+    not plain float layers (`check_model`), and for a model that is itself a layer; FileError for a module name that a
+    checkpoint cannot hold.
     """
     if (alone := kind_of(model)) is not None:
-        raise UsageError(f"model: is a single {KINDS[alone]} layer. Give torch.nn.Sequential(layer).")
+        raise UsageError(f"model: is a single {KINDS[alone]} layer. Pass torch.nn.Sequential(layer).")
     check_model(model)
     for name in model.state_dict():
         if not _SAFE_NAME.fullmatch(name):
-            raise FileError(f"{name!r}: not a name that a checkpoint can hold. Rename the module.")
+            raise FileError(f"{name!r}: a checkpoint cannot hold this name. Rename the module.")
     candidates = [_entry(name, module, scheme) for name, module in model.named_modules() if _listed(module)]
     names = [entry.name for entry in candidates if entry.scheme]
     _check_patterns(keep_float, [entry.name for entry in candidates], option)
@@ -132,48 +137,49 @@ def make_plan(
 
 
 def reasons_of(entries: Iterable[Entry]) -> str:
-    """The reasons why layers stay float, the most frequent first, with their numbers of layers."""
+    """Writes the reasons why layers stay float as text, the most frequent first, each with its number of layers."""
     counts = Counter(entry.reason for entry in entries)
     return "; ".join(f"{count} layer{'s' * (count > 1)}: {reason}" for reason, count in counts.most_common())
 
 
 def _nothing_left(kind: str, plan: Plan, option: str) -> str:
-    """The message for a plan without a layer to quantize."""
-    able = [entry for entry in plan.entries if not entry.unsupported]
+    """Returns the error message for a plan without a layer to quantize."""
+    supported = [entry for entry in plan.entries if not entry.unsupported]
     if not plan.entries:
-        return f"{kind}: no nn.Linear or nn.Conv2d to quantize. Choose another model."
-    why = reasons_of(able or plan.entries)
-    if any(entry.reason == _ASKED for entry in able):
-        return f"{option}: no layer is left to quantize ({why}). Keep fewer layers float."
-    if able:
-        wishes = {"disable_names": "List in disable_names what has to stay float: all else becomes integers"}
-        wish = wishes.get(option, "Choose some with --quantize of octavo calibrate")
-        return f"{kind}: no layer is left to quantize ({why}). {wish}."
+        return f"{kind}: has no nn.Linear or nn.Conv2d to quantize. Choose another model."
+    reasons = reasons_of(supported or plan.entries)
+    if any(entry.reason == _KEPT_BY_USER for entry in supported):
+        return f"{option}: no layer is left to quantize ({reasons}). Keep fewer layers float."
+    if supported:
+        remedies = {"disable_names": "List in disable_names the layers that stay float: all others become integers"}
+        remedy = remedies.get(option, "Choose some with octavo calibrate --quantize")
+        return f"{kind}: no layer is left to quantize ({reasons}). {remedy}."
     dtypes = any(entry.kind in KINDS.values() for entry in plan.entries)
-    remedy = "Give it in float32, float16 or bfloat16" if dtypes else "Choose another model"
-    return f"{kind}: no layer can become integers ({why}). {remedy}."
+    remedy = "Load it in float32, float16 or bfloat16" if dtypes else "Choose another model"
+    return f"{kind}: no layer can become integers ({reasons}). {remedy}."
 
 
 def _ruled(model: nn.Module, entry: Entry, rules: "Rules", blocks: Sequence[str]) -> Entry:
-    """The entry as the rules leave it: float with a reason, or as it was."""
+    """Returns the entry after the rules: float with a reason if a rule keeps it float, otherwise unchanged."""
     reason = _reason(model, entry, rules, blocks) if entry.scheme else None
     return replace(entry, scheme=None, reason=reason) if reason else entry
 
 
 def _listed(module: nn.Module) -> bool:
+    """Returns whether a plan lists `module`: a layer, or a module of a kind that has no integer form."""
     return isinstance(module, (nn.Linear, nn.Conv2d, *_UNSUPPORTED))
 
 
 def _entry(name: str, module: nn.Module, scheme: str) -> Entry:
-    """The entry before any wish: with a scheme where there is an integer form."""
+    """Returns the entry of a layer before any rule: with the scheme where the layer has an integer form."""
     weight = getattr(module, "weight", None)
     shape = tuple(weight.shape) if weight is not None else ()
     size = sum(parameter.nbytes for parameter in module.parameters(recurse=False))
-    reason, found = "", kind_of(module)
-    kind = type(module).__name__ if found is None else KINDS[found]
-    if found is None:
-        known = f"{type(module).__module__}." if kind in KINDS.values() else ""
-        reason = f"{known}{kind} has no integer form"
+    reason, supported_kind = "", kind_of(module)
+    kind = type(module).__name__ if supported_kind is None else KINDS[supported_kind]
+    if supported_kind is None:
+        package = f"{type(module).__module__}." if kind in KINDS.values() else ""
+        reason = f"{package}{kind} has no integer form"
     elif change := change_of(module):
         reason = change
     elif module.weight.dtype not in STORABLE:
@@ -182,14 +188,17 @@ def _entry(name: str, module: nn.Module, scheme: str) -> Entry:
 
 
 def kind_of(module: nn.Module) -> type[nn.Module] | None:
-    """The kind of KINDS that computes what the class of `module` does: its own, or that of a subclass which does not
-    change how it computes, as parametrizations do not. nn.MultiheadAttention reads its layer's weight itself."""
+    """Returns the class in KINDS whose computation `module` has, or None.
+
+    A module of a subclass counts where the subclass does not override the computation, as with parametrizations. The
+    output projection of nn.MultiheadAttention does not count, because the attention reads its weight directly.
+    """
     if type(module) in KINDS:
         return type(module)
     if isinstance(module, NonDynamicallyQuantizableLinear):
         return None
-    same = (kind for kind, names in _COMPUTING.items() if all(_inherits(module, kind, name) for name in names))
-    return next(same, None)
+    kinds = (kind for kind, names in _COMPUTING.items() if all(_inherits(module, kind, name) for name in names))
+    return next(kinds, None)
 
 
 def _inherits(module: nn.Module, kind: type[nn.Module], name: str) -> bool:
@@ -197,7 +206,7 @@ def _inherits(module: nn.Module, kind: type[nn.Module], name: str) -> bool:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether `pattern` is the name of a layer, matches it, or is or matches what stands above it."""
+    """Returns whether `pattern` matches the layer `name` or a module that contains the layer."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, pattern + ".*")
 
 
@@ -205,12 +214,12 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str], option: str) 
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
             near = difflib.get_close_matches(pattern, names, 1, 0.0)
-            remedy = f"nearest: '{near[0]}'" if near else "the model has no such layers"
-            raise UsageError(f"{option}: '{pattern}' matches no layer; {remedy}.")
+            remedy = f"The nearest name is '{near[0]}'" if near else "The model has no layer that it could match"
+            raise UsageError(f"{option}: '{pattern}' matches no layer. {remedy}.")
 
 
 class Rules(NamedTuple):
-    """The wishes and defaults by which `make_plan` leaves layers float."""
+    """The user's options and the defaults by which `make_plan` keeps layers float; see the parameters there."""
 
     keep_float: Sequence[str]
     quantize: Sequence[str]
@@ -219,8 +228,9 @@ class Rules(NamedTuple):
 
 
 def _reason(model: nn.Module, entry: Entry, rules: Rules, blocks: Sequence[str]) -> str | None:
+    """Returns the reason why the rules keep a layer float; None for a layer to be quantized."""
     if any(matches(entry.name, pattern) for pattern in rules.keep_float):
-        return _ASKED
+        return _KEPT_BY_USER
     if any(matches(entry.name, pattern) for pattern in rules.quantize):
         return None
     if rules.defaults is None and (reason := general_reason(model, entry, blocks)):
@@ -230,28 +240,34 @@ def _reason(model: nn.Module, entry: Entry, rules: Rules, blocks: Sequence[str])
 
 
 def block_names(model: nn.Module) -> list[str]:
-    """The blocks a model is made of: members of the outermost nn.ModuleLists, where these have modules inside.
+    """Returns the names of a model's repeated blocks: the members of its outermost nn.ModuleLists that contain modules.
 
-    None where no block has a linear: the stages of a convolutional network are no transformer's blocks.
+    Returns [] where no block contains a linear: the stages of a convolutional network are not a transformer's blocks.
     """
-    found: dict[str, nn.Module] = {}
+    blocks: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and not any(name.startswith(block + ".") for block in found):
-            found |= {f"{name}.{at}": each for at, each in enumerate(module) if any(True for _ in each.children())}
-    linear = any(isinstance(module, nn.Linear) for block in found.values() for module in block.modules())
-    return list(found) if linear else []
+        if isinstance(module, nn.ModuleList) and not any(name.startswith(block + ".") for block in blocks):
+            blocks |= {
+                f"{name}.{index}": child for index, child in enumerate(module) if any(True for _ in child.children())
+            }
+    linear = any(isinstance(module, nn.Linear) for block in blocks.values() for module in block.modules())
+    return list(blocks) if linear else []
 
 
 def general_reason(model: nn.Module, entry: Entry, blocks: Sequence[str]) -> str | None:
-    """Why a layer of a model nobody knows stays float: None for what is inside repeated blocks, except what diffusers
-    itself keeps in a wider dtype and what is known to be sensitive. A model without blocks has all quantized."""
+    """Returns the reason why a layer stays float under the general rule, for models without defaults of a family; None
+    for a layer to be quantized.
+
+    The rule quantizes layers inside repeated blocks, except those that diffusers keeps in a wider dtype and those known
+    to be sensitive. In a model without blocks it quantizes all layers except those that the model's class lists.
+    """
     if blocks and not any(entry.name.startswith(block + ".") for block in blocks):
         return "outside the repeated blocks"
     patterns = getattr(model, "_skip_layerwise_casting_patterns", None)
     for pattern in patterns or (_SKIPPED if blocks else ()):
         if re.search(pattern, entry.name):
-            who = "its class" if patterns else "diffusers"
-            return f"{who} keeps '{pattern}' out of 8-bit storage"
+            source = "its class" if patterns else "diffusers"
+            return f"{source} keeps '{pattern}' out of 8-bit storage"
     for part in getattr(model, "_keep_in_fp32_modules", None) or ():
         if part in entry.name.split("."):
             return f"its class keeps '{part}' in float32"
@@ -260,14 +276,14 @@ def general_reason(model: nn.Module, entry: Entry, blocks: Sequence[str]) -> str
 
 
 def layer_at(model: nn.Module, name: str) -> FloatLayer:
-    """The float layer of that name."""
+    """Returns the float layer `name` of `model`."""
     module = model.get_submodule(name)
     assert isinstance(module, (nn.Linear, nn.Conv2d))
     return module
 
 
 def named(model: nn.Module, entries: Plan) -> Iterator[tuple[Entry, FloatLayer]]:
-    """The layers of the plan that become integers, with their modules."""
+    """Yields the entries of the layers that become integers, with the modules of these layers."""
     for entry in entries.entries:
         if entry.scheme:
             yield entry, layer_at(model, entry.name)

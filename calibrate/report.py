@@ -1,4 +1,4 @@
-"""The report of a calibration: ranges, scales, errors and bytes of every layer, as plain JSON."""
+"""Makes the report of a calibration: ranges, scales, errors and bytes of every layer, as plain JSON."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -14,13 +14,15 @@ from .resources import Stopwatch, peak_memory
 from .settings import Settings
 
 FORMAT = 1  # version of report.json
-NEVER_RAN = "never ran on these calls"
+NEVER_RAN = "never ran on the calibration calls"
 ZERO_INPUT = "its input was zero in every call"
 
 
 class Findings(NamedTuple):
-    """The findings of a calibration: `choices`, `ranges` of inputs and `powers` of outputs by layer; the number of
-    `calls`; the power of the model's `output` in each measured call, of which `held` calls are held out.
+    """The results of a calibration that the report shows.
+
+    `choices`, `ranges` of inputs and `powers` of outputs are by layer name. `calls`: the number of calibration calls.
+    `output`: signal and noise of the model's output in each measured call. `held_out`: how many of these are held out.
     """
 
     choices: Mapping[str, Choice]
@@ -28,25 +30,27 @@ class Findings(NamedTuple):
     powers: Mapping[str, Power]
     calls: int
     output: Sequence[Power]
-    held: int
+    held_out: int
 
 
 def report_of(
     plan: Plan, layers: Mapping[str, QuantizedLayer], findings: Findings, settings: Settings, watch: Stopwatch
 ) -> dict[str, Any]:
-    """The content of report.json.
+    """Returns the content of report.json.
 
     | key         | content                                                                                          |
     |-------------|--------------------------------------------------------------------------------------------------|
     | layers      | for each plan entry: name, kind, shape, scheme (null: float), reason, bytes_before, bytes_after; |
     |             | for a quantized layer: weight_scale [smallest, largest], sqnr in dB (null: no error),            |
     |             | and range, scale, zero_point of its input (scheme W8A8_TIMESTEP: a list, one for each bin)       |
-    | totals      | quantized, kept_float, bytes_before, bytes_after, output_sqnr in dB, its 95 % interval           |
-    |             | output_sqnr_interval [low, high] (null: too few calls), calls, calls_measured, of which          |
-    |             | calls_held_out; the sqnr of layers is of the same calls                                          |
-    | enough      | learning curve: rows calls, prompts, output_sqnr in dB; [] where it was not measured             |
+    | totals      | quantized, kept_float: numbers of layers; bytes_before, bytes_after; output_sqnr in dB and its   |
+    |             | 95 % interval output_sqnr_interval [low, high] (null: too few calls); calls: calibration calls;  |
+    |             | calls_measured: the calls that output_sqnr and the sqnr of layers are measured on;               |
+    |             | calls_held_out: how many of the measured calls are held out                                      |
+    | enough      | learning curve: rows of calls, prompts, output_sqnr in dB; [] where it was not measured          |
+    | warnings    | the warnings for the user, one line each                                                         |
     | seconds     | seconds by stage                                                                                 |
-    | peak_memory | bytes of the whole process                                                                       |
+    | peak_memory | largest memory of the process, in bytes                                                          |
     """
     rows = [_row(entry, layers.get(entry.name), findings, settings) for entry in plan.entries]
     extent = interval(findings.output)
@@ -63,7 +67,7 @@ def report_of(
             "output_sqnr_interval": None if extent is None else list(extent),
             "calls": findings.calls,
             "calls_measured": len(findings.output),
-            "calls_held_out": findings.held,
+            "calls_held_out": findings.held_out,
         },
         "warnings": warnings_of(plan),
         "seconds": {name: round(seconds, 3) for name, seconds in watch.seconds.items()},
@@ -72,6 +76,7 @@ def report_of(
 
 
 def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, settings: Settings) -> dict[str, Any]:
+    """Returns one of the `layers` of report.json; `layer` is None for a layer that stays float."""
     choice, power = findings.choices.get(entry.name), findings.powers.get(entry.name)
     ranges = findings.ranges.get(entry.name)
     before = entry.bytes
@@ -93,26 +98,27 @@ def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, setting
     row["scheme"] = layer.scheme
     row["weights"], row["corrected"] = choice.method, choice.correction is not None
     if settings.weights and choice.method == NEAREST:
-        row["note"] = f"{', '.join(settings.weights)}: no better than rounding to the nearest on calls held out"
+        row["note"] = f"{', '.join(settings.weights)}: no better than rounding to the nearest on held-out calls"
     for tensor in [] if choice.transform is None else choice.transform.tensors.values():
         row["multiplier"] = [tensor.min().item(), tensor.max().item()]
     if ranges and layer.calibrated:
-        row["range"] = [min(each.low for each in ranges), max(each.high for each in ranges)]
+        row["range"] = [min(extent.low for extent in ranges), max(extent.high for extent in ranges)]
     if layer.calibrated:
         row["scale"], row["zero_point"] = layer.input_scale.tolist(), layer.input_zero_point.tolist()
     return row
 
 
 def with_mixture(report: dict[str, Any], mixture: Mixture) -> dict[str, Any]:
-    """The report of a calibration under a budget, with these additions:
+    """Returns the report of a calibration under a budget: `report` with these additions.
 
     | key    | content                                                                                               |
     |--------|-------------------------------------------------------------------------------------------------------|
     | layers | trajectory_error: for each scheme of the layer's group, the mean squared error of the final latents   |
     |        | with only that group switched to the scheme                                                           |
-    | budget | budget as written; bytes and time (relative to float, estimated): float, limit, used; schemes: number |
-    |        | of layers each; float: number of layers; error of the final latents: measured (mean square), relative |
-    |        | to the float latents, estimated as the sum over groups, before exchanges; exchanges, groups; runs     |
+    | budget | budget as the user wrote it; bytes and time (estimated, relative to float), each with float, limit,   |
+    |        | used; schemes: number of layers of each scheme; float: number of float layers; error of the final     |
+    |        | latents: measured (mean square), relative (to the float latents), estimated (sum over the groups,     |
+    |        | before exchanges); numbers of exchanges, groups and runs                                              |
     """
     errors = mixture.errors
     rows = [
@@ -122,8 +128,8 @@ def with_mixture(report: dict[str, Any], mixture: Mixture) -> dict[str, Any]:
 
 
 def warnings_of(plan: Plan) -> list[str]:
-    """One line for each layer that had to stay float without being asked to, one for each unsupported kind, and one
-    for hooks around every module."""
+    """Returns the warnings of a plan, one line each: for hooks on all modules, for each layer that cannot be quantized,
+    and for each reason why layers have no integer form."""
     lines = list(filter(None, [hooks_on_all_modules()]))
     for entry in plan.entries:
         if entry.forced:
@@ -132,23 +138,26 @@ def warnings_of(plan: Plan) -> list[str]:
     for entry in plan.entries:
         if entry.unsupported:
             kinds[entry.reason] = kinds.get(entry.reason, 0) + 1
-    lines += [f"{reason}: {count} stay float." for reason, count in sorted(kinds.items())]
+    lines += [
+        f"{reason}: {count} layer{'s stay' if count > 1 else ' stays'} float."
+        for reason, count in sorted(kinds.items())
+    ]
     return lines
 
 
 def measured_on(totals: Mapping[str, Any]) -> str:
-    """The calls that the SQNR of a report was measured on, in words."""
-    count, held = totals.get("calls_measured"), totals.get("calls_held_out", 0)
+    """Describes the calls that the SQNR of a report was measured on, such as "on 16 calls, 4 of them held out"."""
+    count, held_out = totals.get("calls_measured"), totals.get("calls_held_out", 0)
     if not count:
-        return "on calls it has seen"
-    if held == count:
-        return f"on {count} calls held out"
+        return "on calibration calls"
+    if held_out == count:
+        return f"on {count} held-out calls"
     if count == totals["calls"]:
-        return "on its only call" if count == 1 else f"on all {count} calls"
-    return f"on {count} calls, {held} of them held out" if held else f"on {count} of {totals['calls']} calls"
+        return "on the only call" if count == 1 else f"on all {count} calls"
+    return f"on {count} calls, {held_out} of them held out" if held_out else f"on {count} of {totals['calls']} calls"
 
 
 def worst(report: Mapping[str, Any], count: int = 10) -> list[dict[str, Any]]:
-    """The quantized layers with the lowest SQNR, worst first."""
+    """Returns the rows of the `count` quantized layers with the lowest SQNR, lowest first."""
     rows = [row for row in report["layers"] if row.get("sqnr") is not None]
     return sorted(rows, key=lambda row: (row["sqnr"], row["name"]))[:count]

@@ -20,7 +20,7 @@ from octavo.capture.json_kinds import (
 from octavo.capture.sealed import json_object, read_bytes
 
 REPORT_FILE = "report.json"
-_LIMIT = 256 << 20  # bytes; the largest report that is read, far above any that is written
+_LIMIT = 256 << 20  # bytes; a larger file is refused, since reports are far smaller
 _NUMBERS = one_of(number, list_of(number))
 _LAYER: Kind = fields(
     {"name": text, "scheme": maybe(text), "reason": maybe(text), "shape": list_of(count), "bytes_after": count},
@@ -54,18 +54,19 @@ _REPORT: Kind = fields(
 
 
 def report_bytes(report: Mapping[str, Any]) -> bytes:
-    """The report as a file holds it."""
+    """Returns the bytes of report.json for a report."""
     return (json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def read_report(directory: Path) -> dict[str, Any]:
-    """Reads the report of a checkpoint, {} where there is none. Raises FileError for a damaged one.
+    """Reads the report of the checkpoint in `directory`; returns {} if it has none. Raises FileError for a damaged one.
 
-    What a command or a page shows of it has the kinds that a calibration writes; the rest is any JSON.
+    The entries that commands and pages show are checked to have the types that a calibration writes. Other entries may
+    be any JSON.
     """
     file = directory / REPORT_FILE
     if not file.exists():
         return {}
-    remedy = "Copy it anew, or delete it: the checkpoint loads without."
+    remedy = "Copy the file again, or delete it: the checkpoint loads without it."
     report: dict[str, Any] = checked(json_object(read_bytes(file, _LIMIT, remedy), file, remedy), _REPORT, file, remedy)
     return report

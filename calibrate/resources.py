@@ -1,4 +1,4 @@
-"""Measures seconds by stage, and the memory of this process."""
+"""Measures the seconds of each stage, and the memory of this process."""
 
 import resource
 import sys
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 class Stopwatch:
-    """Sums seconds by stage."""
+    """Sums the seconds spent in each stage, by name, in `seconds`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the time of the `with` block to the stage `name`."""
+        """Adds the time that the `with` block takes to the stage `name`."""
         start = time.perf_counter()
         try:
             yield
@@ -25,7 +25,7 @@ class Stopwatch:
 
 
 def peak_memory() -> int:
-    """The largest resident size of this process so far, in bytes."""
+    """Returns the largest resident memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.exists():  # ru_maxrss includes the peak of the process that started this one
         return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
@@ -34,6 +34,6 @@ def peak_memory() -> int:
 
 
 def resident_memory() -> int:
-    """The resident size of this process in bytes; 0 where the system has no /proc."""
+    """Returns the resident memory of this process in bytes; 0 on systems without /proc."""
     status = Path("/proc/self/status")
     return int(status.read_text().partition("VmRSS:")[2].split()[0]) * 1024 if status.exists() else 0

@@ -13,9 +13,19 @@ from .replay.calls import Call
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a calibration: the final plan, the integer layers by name, the content of report.json, the noise
-    levels of the calls (descending, where ranges depend on them), a call of the model, the number of axes of each
-    layer's input, and functions that make the new values of float parameters by name, where factors were folded."""
+    """The result of a calibration.
+
+    | field      | meaning                                                                                          |
+    |------------|--------------------------------------------------------------------------------------------------|
+    | plan       | the final plan                                                                                   |
+    | layers     | the integer layers by name                                                                       |
+    | report     | the content of report.json                                                                       |
+    | timesteps  | the noise levels of the calls, descending; None where ranges do not depend on them               |
+    | example    | a call of the model                                                                              |
+    | axes       | the number of axes of each layer's input, 0 where calls differ                                   |
+    | parameters | functions that return new values of float parameters, by name, where smoothing factors were      |
+    |            | folded into these                                                                                |
+    """
 
     plan: Plan
     layers: dict[str, QuantizedLayer]

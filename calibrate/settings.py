@@ -1,4 +1,4 @@
-"""The settings of a calibration, and its named recipes."""
+"""The settings of a calibration, and the recipes of `--accuracy`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,30 +20,30 @@ from .smoothing.fold import FoldGroup
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a calibration."""
+    """The settings of a calibration. The comments in the code describe each; docs/accuracy.md says what they gain."""
 
-    observer: str = "minmax"  # a name of OBSERVERS
-    sigma: float = 25.0  # of observer "sigma": half width of the range in standard deviations; 0: minimum and maximum
+    observer: str = "minmax"  # how ranges are observed: a name of OBSERVERS
+    sigma: float = 25.0  # for observer "sigma": half width of the range in standard deviations; 0: minimum and maximum
     symmetric: bool = False  # whether activations have zero point 0
-    reciprocal: bool = False  # whether input scales are ones that Ascend's graph may multiply with (reciprocals.py)
-    activations: str = "static"  # a name of ACTIVATIONS
-    smoothing: bool = False
+    reciprocal: bool = False  # whether multiplying by 1 / input scale must give the same codes (layers/reciprocals.py)
+    activations: str = "static"  # how inputs become codes: a name of ACTIVATIONS
+    smoothing: bool = False  # whether inputs are divided by smoothing factors where that lowers the error
     groups: Callable[[nn.Module], Sequence[FoldGroup]] | None = None  # layers that share smoothing factors
-    fold: bool = False  # whether the factors go into what produces the inputs, where groups say how (smoothing/fold.py)
-    weights: tuple[str, ...] = ()  # names of WEIGHT_METHODS, of which the best is kept; empty: round to the nearest
-    iterations: Mapping[str, int] = field(default_factory=dict)  # limits by method, in place of the method's own
-    bias_correction: bool = False
-    fallback: int = 0  # layers to leave float: those with the largest output error
-    budget: str | None = None  # limits as `budget.budget_of` reads them: a scheme for each layer, by whole runs
-    keep_float: tuple[str, ...] = ()  # patterns; each has to match a layer
-    defaults: Mapping[str, str] | None = None  # patterns and reasons of a family of models; None: the general rule
-    more_float: Mapping[str, str] = field(default_factory=dict)  # patterns and reasons beside the general rule
-    quantize: tuple[str, ...] = ()  # patterns of layers that no default keeps float; each has to match one
-    samples: int | None = None  # calls to replay; None: all
-    sqnr_calls: int | None = None  # calls to measure with; None: MEASURED
+    fold: bool = False  # whether factors are folded into the layers that produce the inputs (smoothing/fold.py)
+    weights: tuple[str, ...] = ()  # names of WEIGHT_METHODS: each layer takes the best; empty: round to the nearest
+    iterations: Mapping[str, int] = field(default_factory=dict)  # limits by method; others use the method's own limit
+    bias_correction: bool = False  # whether biases are corrected by the mean error of the integer output
+    fallback: int = 0  # number of layers that stay float: those with the largest output error
+    budget: str | None = None  # limits in the form of `budget.budget_of`; schemes are then chosen by running a pipeline
+    keep_float: tuple[str, ...] = ()  # patterns of layers that stay float; each has to match a layer
+    defaults: Mapping[str, str] | None = None  # patterns and reasons of a model family; None: the general rule
+    more_float: Mapping[str, str] = field(default_factory=dict)  # patterns and reasons in addition to the general rule
+    quantize: tuple[str, ...] = ()  # patterns of layers to quantize despite a default; each has to match a layer
+    samples: int | None = None  # number of calls to replay; None: all
+    sqnr_calls: int | None = None  # number of calls to measure the SQNR on; None: MEASURED
     strict: bool = False  # whether a layer that never ran is an error
-    release: bool = False  # whether float layers of the model may be replaced one by one and freed
-    name: str = "keep_float"  # the user's name of `keep_float`, for messages
+    release: bool = False  # whether integer layers may replace the model's float layers one by one, to free memory
+    name: str = "keep_float"  # the user's name of the option `keep_float`, for messages
 
     def __post_init__(self) -> None:
         _one_of("observer", self.observer, OBSERVERS)
@@ -51,30 +51,31 @@ class Settings:
             _one_of("weights", word, WEIGHT_METHODS)
         _one_of("activations", self.activations, ACTIVATIONS)
         if not 0.0 <= self.sigma <= 100.0:
-            raise UsageError(f"sigma: {self.sigma} is outside 0 to 100. Give a number in it.")
+            raise UsageError(f"sigma: {self.sigma} is outside 0 to 100. Give a number from 0 to 100.")
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"samples: {self.samples} is less than 1. Give a positive number.")
         if self.budget is not None:
             budget_of(self.budget)
             if self.fallback:
-                raise UsageError("budget: chooses the layers that stay float. Leave amp_num 0.")
+                raise UsageError("budget: the budget itself decides which layers stay float. Set amp_num to 0.")
             if not self.input_type.ranged:
-                raise UsageError(f"budget: mixes schemes with static; activations are {self.activations}. Drop one.")
+                fact = f"a budget needs activations with ranges, such as static, but they are {self.activations}"
+                raise UsageError(f"budget: {fact}. Remove one of the two options.")
 
     def measured(self, count: int) -> int:
-        """The number of calls to measure with, out of `count`; all where `fallback` picks layers by their errors."""
+        """Returns how many of `count` calls the SQNR is measured on; all where `fallback` picks layers by error."""
         if self.fallback:
             return count
         return MEASURED if self.sqnr_calls is None else self.sqnr_calls
 
     @property
     def input_type(self) -> type[Input]:
-        """The type of inputs: the way in which they become codes."""
+        """The `Input` type for `activations`: how inputs become codes."""
         return ACTIVATIONS[self.activations]
 
     @property
     def input_scheme(self) -> Scheme:
-        """The scheme of the codes of inputs."""
+        """The scheme by which inputs become codes."""
         return replace(SYMMETRIC_ACTIVATION if self.symmetric else ACTIVATION, reciprocal=self.reciprocal)
 
     @property
@@ -84,13 +85,13 @@ class Settings:
 
     @property
     def method(self) -> Method:
-        """The method for weights and biases."""
+        """The rounding methods and the bias correction."""
         weights = tuple(word for word in self.weights if word != NEAREST)
         return Method(weights, self.iterations, self.bias_correction)
 
     @property
     def reported(self) -> dict[str, Any]:
-        """The settings as report.json shows them."""
+        """The settings as they are written to report.json."""
         return {
             "observer": self.observer,
             "sigma": self.sigma,
@@ -109,28 +110,28 @@ class Settings:
 
     @property
     def limits(self) -> Budget | None:
-        """The budget as limits; None without one."""
+        """The limits of the budget; None without a budget."""
         return None if self.budget is None else budget_of(self.budget)
 
     @property
     def transforming(self) -> bool:
-        """Whether something may happen to inputs before they become codes."""
+        """Whether inputs may be transformed (smoothed) before they become codes."""
         return self.smoothing and self.input_type.rounded
 
     @property
     def surveying(self) -> bool:
-        """Whether a survey of the inputs is needed: for smoothing, rounding methods, or bins of noise levels."""
+        """Whether the inputs have to be surveyed: for smoothing, rounding methods, or bins of noise levels."""
         return self.smoothing or not self.method.plain or self.input_type.by_level
 
 
 def _one_of(name: str, word: str, words: Mapping[str, Any]) -> None:
     if word not in words:
-        raise UsageError(f"{name}: no '{word}'. Choose one of {', '.join(words)}.")
+        raise UsageError(f"{name}: '{word}' is unknown. Choose one of {', '.join(words)}.")
 
 
 DEFAULTS = Settings()
 
-# settings by the names of --accuracy; docs/accuracy.md has their costs and gains
+# settings of each recipe of --accuracy; docs/accuracy.md lists what each costs and gains
 _BALANCED: dict[str, Any] = {"smoothing": True, "weights": ("gptq",), "bias_correction": True}
 RECIPES: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -1,4 +1,4 @@
-"""Global state of torch: calibration computes in a state of its own, and calls the model in the state of its caller."""
+"""Sets torch's global state: its initial state for calibration, the caller's defaults for the model's forward."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,14 +9,14 @@ import torch
 
 
 class Defaults(NamedTuple):
-    """The dtype and the device of tensors that are made without one."""
+    """torch's default dtype and default device, for tensors that are made without naming them."""
 
     dtype: torch.dtype
     device: torch.device
 
     @contextmanager
     def apply(self) -> Iterator[None]:
-        """Makes them torch's defaults while inside."""
+        """Makes this dtype and this device torch's defaults, inside the `with` statement."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(self.dtype)
         try:
@@ -27,13 +27,14 @@ class Defaults(NamedTuple):
 
 
 PLAIN = Defaults(torch.float32, torch.device("cpu"))
-_CALLER: ContextVar[Defaults] = ContextVar("caller", default=PLAIN)  # those outside of the outermost `settled`
+_CALLER: ContextVar[Defaults] = ContextVar("caller", default=PLAIN)  # torch's defaults where `settled` was entered
 
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Inside, torch is in the state it starts with: defaults float32 and CPU, neither autocast nor inference mode,
-    float32 products in full precision, gradients enabled. Afterwards everything is as the caller left it."""
+    """Puts torch into its initial state, inside the `with` statement: default dtype float32, default device CPU, no
+    autocast, no inference mode, float32 matrix products in full precision, gradients enabled. Afterwards the caller's
+    state is restored."""
     caller = _CALLER.set(Defaults(torch.get_default_dtype(), torch.get_default_device()))
     try:
         with ExitStack() as stack:
@@ -51,7 +52,8 @@ def settled() -> Iterator[None]:
 
 @contextmanager
 def calling() -> Iterator[None]:
-    """Inside `settled`, makes the defaults those of the caller, for a forward that may rely on them."""
+    """Restores the caller's default dtype and device, inside the `with` statement, because the model's forward may rely
+    on them. Used within `settled`."""
     caller = _CALLER.get()
     if caller == PLAIN:
         yield
@@ -62,7 +64,8 @@ def calling() -> Iterator[None]:
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Inside `calling`, makes the defaults plain again, for a hook that computes."""
+    """Sets the defaults to float32 and CPU again, inside the `with` statement, for hooks that compute. Used within
+    `calling`."""
     if _CALLER.get() == PLAIN:
         yield
         return
@@ -72,7 +75,7 @@ def computing() -> Iterator[None]:
 
 @contextmanager
 def _precise() -> Iterator[None]:
-    """Computes float32 matrix products in float32 while inside, not in tf32 or bfloat16."""
+    """Makes torch compute float32 matrix products in float32, not in tf32 or bfloat16, inside the `with` statement."""
     mkldnn: Any = torch.backends.mkldnn
     backends = [mkldnn.matmul, mkldnn.conv, torch.backends.cuda.matmul]
     before = [(backend, backend.fp32_precision) for backend in backends]

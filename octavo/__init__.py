@@ -1,6 +1,6 @@
-"""Octavo: diffusion pipelines from floating point to 8-bit integers.
+"""Octavo quantizes diffusion pipelines from floating point to 8-bit integers.
 
-The public names load on first use, so that importing the package stays cheap. With it imported, diffusers loads
+The public names load on first use, so that importing the package stays cheap. After `import octavo`, diffusers loads
 Octavo's checkpoints: `SD3Transformer2DModel.from_pretrained(OUT)`; see `diffusers_registration`.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Calibrator", "Capture", "Listener", "QuantConfig", "SafeWriteUmask", "accelerate", "safe_torch_load"]
 
-_ROOMS = {
+_PACKAGES = {  # public name: the package below octavo that defines it
     "Calibrator": "calibrate",
     "Capture": "capture",
     "Listener": "capture",
@@ -28,9 +28,9 @@ _ROOMS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _PACKAGES:
         raise AttributeError(f"module 'octavo' has no attribute {name!r}")
-    return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
+    return getattr(import_module(f".{_PACKAGES[name]}", __name__), name)
 
 
 register_with_diffusers()

@@ -1,4 +1,4 @@
-"""`python -m octavo`, as `accelerate launch` starts it."""
+"""Runs the command line for `python -m octavo`, which is how `accelerate launch` starts it."""
 
 from .cli import main
 

@@ -1,7 +1,8 @@
-"""Reads the values that --arg NAME=VALUE gives: JSON, pictures, tensors of a file, or a text.
+"""Reads the VALUE of --arg NAME=VALUE: JSON, a picture, the tensors in a file, or a text.
 
-The name tells what a text stands for. Arguments such as image, mask_image and control_video take pictures, arguments
-such as prompt_embeds and latents take tensors; elsewhere the ending of the text tells, where no quotes are around it.
+The NAME decides whether a text is the path of a file. Arguments such as image, mask_image and control_video take
+pictures; arguments such as prompt_embeds and latents take tensors. For any other NAME, a text without quotes is the
+path of a picture or of tensors if its ending says so, and a plain text otherwise.
 """
 
 import json
@@ -22,46 +23,47 @@ log = logging.getLogger(__name__)
 _TENSORS = re.compile(r"embed|latents|attention_mask|hidden_states|cu_seqlens|embeds_mask")
 _PICTURES = re.compile(r"(^|_)(images?|mask|video|depth_map)$")
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".npy")
-_NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)  # also those that JSON does not know
+_NUMBER = re.compile(r"[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)  # also +1, 1_000 and .5, not in JSON
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
-def parsed(text: str) -> tuple[str, Any]:
-    """The name and the value in NAME=VALUE; a list of paths is a list of pictures or tensors.
+def parse_argument(text: str) -> tuple[str, Any]:
+    """Returns the name and the value of NAME=VALUE. A list of paths becomes a list of pictures or tensors.
 
-    Raises UsageError for anything else, for a file that is not there and for an address; FileError for a file that
-    cannot be read.
+    Raises UsageError for a text of another form, for a file that does not exist and for a URL; FileError for a file
+    that cannot be read.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise UsageError(f"--arg {text}: not NAME=VALUE. Give the name of an argument of the pipeline's call.")
+        raise UsageError(f"--arg {text}: not of the form NAME=VALUE. NAME is an argument of the pipeline's call.")
     try:
-        found = json.loads(value)
+        parsed = json.loads(value)
     except (json.JSONDecodeError, RecursionError):
         _refuse_misspelt(name, value)
-        return name, _of_text(name, value, quoted=False)
-    return name, _read(name, found)
+        return name, _read_text(name, value, quoted=False)
+    return name, _read(name, parsed)
 
 
 def _refuse_misspelt(name: str, value: str) -> None:
-    """Raises UsageError for what was meant as JSON, and would go to the pipeline as a text."""
+    """Raises UsageError for a value that is probably meant as JSON, but would reach the pipeline as a text."""
     word = value.strip()
     if word in ("True", "False", "None"):
-        raise UsageError(f"--arg {name}: {word} would be a text. Write {'null' if word == 'None' else word.lower()}.")
+        word_in_json = "null" if word == "None" else word.lower()
+        raise UsageError(f"--arg {name}: {word} would be read as a text. Write {word_in_json}.")
     if word[:1] in tuple('[{"') or _NUMBER.fullmatch(word):
         raise UsageError(
-            f"--arg {name}: {word[:60]} is not JSON. Correct it, or put quotes around a text: {name}='\"…\"'."
+            f"--arg {name}: {word[:60]} is not valid JSON. Correct it, or quote it as a text: {name}='\"…\"'."
         )
 
 
 def _read(name: str, value: Any) -> Any:
     if isinstance(value, list):
         return [_read(name, item) for item in value]
-    return _of_text(name, value, quoted=True) if isinstance(value, str) else value
+    return _read_text(name, value, quoted=True) if isinstance(value, str) else value
 
 
-def _of_text(name: str, text: str, quoted: bool) -> Any:
-    """The picture or tensor that a text names, or the text itself."""
+def _read_text(name: str, text: str, quoted: bool) -> Any:
+    """Returns the picture or tensor whose path `text` is, or `text` itself if it is no path."""
     path = Path(text).expanduser()
     ending = path.suffix.lower()
     tensors = bool(_TENSORS.search(name)) or (not quoted and ending in _FILES)
@@ -70,38 +72,38 @@ def _of_text(name: str, text: str, quoted: bool) -> Any:
         return text
     try:
         if _URL.match(text):
-            raise UsageError(f"{text}: an address, and Octavo downloads nothing. Give a file.")
-        return _tensor(path, name) if tensors else _picture(path, name)
+            raise UsageError(f"{text} is a URL, and Octavo downloads nothing. Give the path of a file.")
+        return _read_tensor(path, name) if tensors else _read_picture(path, name)
     except OctavoError as error:
         raise type(error)(f"--arg {name}: {error}") from error
 
 
-def _picture(path: Path, name: str) -> Any:
-    """A picture; for an argument `video`, all frames of an animation."""
+def _read_picture(path: Path, name: str) -> Any:
+    """Opens a picture. For an argument whose name ends in `video`, opens all frames of an animation."""
     if name.endswith("video"):
         return open_frames(path)
     picture = open_picture(path)
     if (frames := count_frames(path)) > 1:
-        log.warning("--arg %s: %s holds %d pictures; the first one is taken.", name, path, frames)
+        log.warning("--arg %s: %s holds %d pictures. Only the first one is used.", name, path, frames)
     return picture
 
 
-def _tensor(path: Path, name: str) -> torch.Tensor:
-    """The only tensor in a file, or the one of this name."""
+def _read_tensor(path: Path, name: str) -> torch.Tensor:
+    """Reads the tensor `name` from a file, or the only tensor of the file, whatever its name."""
     if not path.exists():
-        raise UsageError(f"{path}: no such file of tensors. Correct the path.")
+        raise UsageError(f"{path}: no such file. Correct the path of the tensors.")
     if path.suffix.lower() not in _FILES or not path.is_file():
         raise UsageError(f"{path}: not a file of tensors. Give one that ends in .safetensors, .pt or .npy.")
-    found = _tensors(path)
-    chosen = found[name] if name in found else next(iter(found.values())) if len(found) == 1 else None
+    tensors = _read_tensors(path)
+    chosen = tensors[name] if name in tensors else next(iter(tensors.values())) if len(tensors) == 1 else None
     if chosen is None:
-        held = ", ".join(list(found)[:8]) or "none"
-        raise FileError(f"{path}: no tensor {name} among {held}. Save the tensor under this name.")
+        names = ", ".join(list(tensors)[:8]) or "none"
+        raise FileError(f"{path}: has no tensor {name} (its tensors: {names}). Save the tensor under the name {name}.")
     return chosen.contiguous()
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors in a file by name; a file of one tensor without a name has it under ""."""
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Reads the tensors of a file, by name. A file that holds one tensor without a name gives it the name ""."""
     try:
         if path.suffix.lower() == ".safetensors":
             with safe_open(path, "pt") as file:
@@ -112,6 +114,6 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
             return {"": torch.from_numpy(np.load(path, allow_pickle=False))}
     except (SafetensorError, OSError, ValueError, EOFError, TypeError) as error:
         raise FileError(f"{path}: truncated or damaged ({first_sentence(error)[:200]}). Save it again.") from error
-    found = safe_torch_load(path)
-    named = found if isinstance(found, dict) else {"": found}
+    content = safe_torch_load(path)
+    named = content if isinstance(content, dict) else {"": content}
     return {str(key): value for key, value in named.items() if isinstance(value, torch.Tensor)}

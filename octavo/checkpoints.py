@@ -1,4 +1,4 @@
-"""Loads quantized denoisers and puts them into the float pipeline that they were calibrated in."""
+"""Loads the checkpoints of quantized denoisers into the float pipeline that they were calibrated in."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -26,14 +26,17 @@ from octavo.pipelines.denoisers import denoisers
 from octavo.pipelines.inspection import family_at
 from octavo.pipelines.load import load_denoiser, load_pipeline, mapped_denoiser, model_directory
 
-_CLOSE = 0.01  # relative: a float tensor in another float dtype differs by less
+# largest relative difference of two float tensors that count as equal: rounding to bfloat16, the coarsest dtype of a
+# model, changes a value by at most 2^-8
+_CLOSE = 0.01
 
 
 class Deployed(NamedTuple):
-    """The float denoiser `module`, which is the pipeline's `component`, and its integers.
+    """A float denoiser of a pipeline together with its quantized form.
 
-    Inside `installed()` the pipeline runs with integers; what it gives is the denoiser that then runs. `report` is the
-    calibration's, {} where it was not kept; `runs_on` says what computes.
+    `component` is the denoiser's name in the pipeline, `module` the float denoiser. Inside `with installed() as
+    integers` the pipeline runs the quantized denoiser `integers`. `report` is the report of its calibration, {} if
+    there is none. `runs_on` describes the kernels that compute, for the page of a comparison.
     """
 
     component: str
@@ -41,39 +44,43 @@ class Deployed(NamedTuple):
     installed: Callable[[], AbstractContextManager[nn.Module]]
     report: dict[str, Any]
     runs_on: str
-    roots: tuple[str, ...] = ("",)  # names in `module` of what the pipeline calls: itself, or several denoisers
+    roots: tuple[str, ...] = ("",)  # names below `module` of the denoisers that the pipeline calls; "" is `module`
 
     @classmethod
     def itself(cls, pipe: Any, component: str) -> "Deployed":
-        """The float denoiser in the place of integers: what a comparison must find no difference in."""
+        """Returns the float denoiser in the role of its quantized form. A comparison with it finds no difference."""
         module = denoisers(pipe, (component,))[component]
         return cls(component, module, lambda: nullcontext(module), {}, "float layers")
 
 
 def format_at(out: Path, remedy: str = "") -> Format:
-    """The format that the checkpoint at `out` is loaded from: a model of diffusers before layers for a float one.
+    """Returns the format that the checkpoint at `out` is loaded from.
 
-    Raises UsageError for a model that another library quantized, with a `remedy` of the caller's.
+    If it holds several formats, one that diffusers loads as a whole model wins over one whose layers are put into the
+    float model. Raises UsageError for the format of another library, such as torchao; the message ends with `remedy`,
+    if the caller gives one.
     """
     method = method_at(out)
-    here = [format_named(name) for name, place in views(out).items() if place == out]
-    model = next((each for each in here if each.is_model), None)
+    formats = [format_named(name) for name, place in views(out).items() if place == out]
+    model = next((record for record in formats if record.is_model), None)
     if model is not None:
         return model
     if method is not None:
-        loadable = " or ".join(each.name for name in TABLE if (each := format_named(name)).is_model or each.read)
-        raise UsageError(f"{out}: quantized by {method}. {remedy or f'Give a checkpoint of the format {loadable}'}.")
-    return next((each for each in here if each.read), format_named(DEFAULT))
+        records = [format_named(name) for name in TABLE]
+        loadable = " or ".join(record.name for record in records if record.is_model or record.read)
+        remedy = remedy or f"Give a checkpoint in the format {loadable}"
+        raise UsageError(f"{out}: is in the format of {method}, which Octavo cannot load. {remedy}.")
+    return next((record for record in formats if record.read), format_named(DEFAULT))
 
 
 def check_deployed(out: Path) -> list[str]:
-    """Checks that there is something at `out` that `load_deployed` can load; returns the lines of `check_files`.
+    """Checks that `load_deployed` can load the checkpoint at `out`. Returns the warnings of `check_files`.
 
-    Raises UsageError without a directory or for layers of another library, FileError without a checkpoint in it or for
-    files that are missing or damaged.
+    Raises UsageError if there is no directory or another library wrote it; FileError if there is no checkpoint in it
+    or if files are missing or damaged.
     """
     if not out.is_dir():
-        raise UsageError(f"{out}: no such directory. Give what octavo calibrate wrote.")
+        raise UsageError(f"{out}: no such directory. Give a directory that octavo calibrate wrote.")
     notes = check_files(out)
     record = format_at(out)
     if record.read is not None:
@@ -82,14 +89,14 @@ def check_deployed(out: Path) -> list[str]:
 
 
 def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.device) -> Deployed:
-    """The integers at `out` and the denoiser of `pipe` they are of, on `device`.
+    """Loads the checkpoint at `out` onto `device`, and pairs it with the denoiser of `pipe` that it was made from.
 
-    Raises FileError for damaged files, MisfitError when `out` is of another model.
+    Raises FileError for damaged files, MisfitError if the checkpoint was made from another model.
     """
     report = read_report(out)
     only = component or report.get("component")
-    choices = of_origin(out, denoisers(pipe, (only,) if only else ()))
-    runs_on = f"octavo's int8 layers for {device.type}"
+    choices = matching_origin(out, denoisers(pipe, (only,) if only else ()))
+    runs_on = f"Octavo's int8 layers for {device.type}"
     record = format_at(out)
     if record.read is None:
         return _load_model(pipe, out, choices, device)._replace(report=report, runs_on=runs_on)
@@ -98,7 +105,7 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
     fitting = next((name for name, fact in facts.items() if fact is None), None)
     if fitting is None:
         name, fact = next(iter(facts.items()))
-        raise of_another(out, f"{name}: {fact}")
+        raise wrong_model(out, f"{name}: {fact}")
     layers: dict[str, Any] = {name: optimized(checkpoint.layer(name)).to(device) for name in checkpoint.layer_names}
     module = choices[fitting]
     return Deployed(fitting, module, lambda: _with_layers(module, layers), report, runs_on)
@@ -106,7 +113,8 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
 
 @contextmanager
 def _with_layers(module: nn.Module, layers: dict[str, QuantizedLayer]) -> Iterator[nn.Module]:
-    """Inside, the float `module` has these layers, and they the GELU behind them where that is one operation."""
+    """Inside the `with` block, the float `module` runs the integer `layers`; where a kernel can do so, a layer computes
+    the GELU behind it too."""
     before = dict(module.named_modules(remove_duplicate=False))
     with quantized(module, layers):
         accelerate(module)
@@ -124,14 +132,14 @@ def _is_fused(module: nn.Module, name: str) -> bool:
 
 
 def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: torch.device) -> Deployed:
-    """A denoiser that diffusers loads, which takes the place of the float one in the pipeline."""
+    """Loads a quantized denoiser with diffusers, and pairs it with the float denoiser of `choices` that it replaces."""
     dtype = next(iter(choices.values())).dtype
     other: Any = load_denoiser(out, dtype if isinstance(dtype, torch.dtype) else None).to(device)
-    facts = {name: _unlike(module, other) for name, module in choices.items()}
+    facts = {name: _difference(module, other) for name, module in choices.items()}
     component = next((name for name, fact in facts.items() if fact is None), None)
     if component is None:
         name, fact = next(iter(facts.items()))
-        raise of_another(out, f"{name}: {fact}")
+        raise wrong_model(out, f"{name}: {fact}")
     module = choices[component]
 
     @contextmanager
@@ -149,78 +157,86 @@ def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: tor
     return Deployed(component, module, installed, {}, "")
 
 
-def _unlike(module: nn.Module, other: nn.Module) -> str | None:
-    """The first fact that tells the integer form `other` from that of the float `module`; None: it is that.
+def _difference(module: nn.Module, other: nn.Module) -> str | None:
+    """Returns how the float `module` differs from the float model that `other` was quantized from, or None if they
+    agree.
 
-    What makes the input of a layer may be divided in it, so that float tensors may differ, but not all.
+    Export may have folded smoothing factors into float layers and norms of `other`. So some float parameters may
+    differ; the models disagree only if all of them do.
     """
     if type(module) is not type(other):
         return f"it is a {type(module).__name__} and not a {type(other).__name__}"
-    there, same = other.state_dict(), False
+    counterparts, same = other.state_dict(), False
     for name, tensor in module.named_parameters():
-        counterpart = there.get(name)
+        counterpart = counterparts.get(name)
         if counterpart is None:
             continue
         if counterpart.shape != tensor.shape:
             return f"{name} is {list(tensor.shape)} and not {list(counterpart.shape)}"
         if counterpart.is_floating_point() and tensor.any():
             same = same or torch.allclose(counterpart.float(), tensor.float(), rtol=_CLOSE, atol=1e-6)
-    return None if same else "none of its float parameters has these values"
+    return None if same else "no float parameter has the value that it has in the checkpoint"
 
 
-def of_another(out: Path, fact: str) -> OctavoError:
-    """The refusal of a checkpoint that is not of the model that was given."""
-    return MisfitError(f"{out}: of another model ({fact}). Give the MODEL that was captured.")
+def wrong_model(out: Path, fact: str) -> OctavoError:
+    """Returns the error for a checkpoint at `out` that was made from another model; `fact` is what differs."""
+    return MisfitError(f"{out}: was made from another model ({fact}). Give the MODEL that was captured.")
 
 
-def of_origin(out: Path, choices: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """The float denoisers of `choices` that the manifest at `out` may mean; all of them where it names none.
+def matching_origin(out: Path, choices: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """Returns the float denoisers among `choices` that the checkpoint at `out` may have been made from.
 
-    Raises MisfitError for other weights or another model. Hashes every weight: 0.4 s for each 1e9 bytes and processor.
+    The manifest at `out` holds the fingerprint of its float denoiser. Without a fingerprint, all `choices` are
+    returned. Raises MisfitError if no denoiser has this fingerprint. Hashes every weight: 0.4 s per 1e9 bytes on one
+    processor.
     """
     origin = _origin_at(out)
     if origin is None:
         return choices
     facts = {name: origin.other_structure(module) for name, module in choices.items()}
-    alike = {name: module for name, module in choices.items() if facts[name] is None}
-    if not alike:
+    same_structure = {name: module for name, module in choices.items() if facts[name] is None}
+    if not same_structure:
         name, fact = next(iter(facts.items()))
-        raise of_another(out, f"{name}: {fact}")
-    weights = {name: origin.other_weights(module) for name, module in alike.items()}
-    fitting = {name: module for name, module in alike.items() if weights[name] is None}
+        raise wrong_model(out, f"{name}: {fact}")
+    weights = {name: origin.other_weights(module) for name, module in same_structure.items()}
+    fitting = {name: module for name, module in same_structure.items() if weights[name] is None}
     if not fitting:
-        found = f"fingerprint {next(iter(weights.values()))}"
-        raise MisfitError(f"{out}: made of other weights of this model ({found}). Give the MODEL that was captured.")
+        fact = f"other weights of this model (fingerprint {next(iter(weights.values()))})"
+        raise MisfitError(f"{out}: was made from {fact}. Give the MODEL that was captured.")
     return fitting
 
 
 def _origin_at(out: Path) -> Origin | None:
-    return next((each.origin for each in manifests_of(out) if each.origin is not None), None)
+    """Returns the fingerprint of the float model in the manifests at `out`, None if they hold none."""
+    return next((manifest.origin for manifest in manifests_of(out) if manifest.origin is not None), None)
 
 
 def _check_stored_origin(out: Path, model: Path, component: str, *, trust_remote_code: bool = False, **_: Any) -> None:
-    """Raises as `of_origin` does for the weights of the float model on disk, which are not loaded."""
+    """Checks that the checkpoint at `out` was made from the float `component` in the directory `model`.
+
+    Maps the weights from disk instead of loading them. Raises as `matching_origin` does.
+    """
     if _origin_at(out) is None:
         return
     try:
         module = mapped_denoiser(model, component, family_at(model), trust_remote_code=trust_remote_code)
     except UsageError:  # the denoiser has no folder of its own
         return
-    of_origin(out, {component: module})
+    matching_origin(out, {component: module})
 
 
 def check_files(directory: Path) -> list[str]:
-    """Compares the files of the checkpoint at `directory`, or of all that are in it, with their manifests, to the last
-    bit. Returns a line for each that has none, and for each file that no manifest lists.
+    """Compares the files of the checkpoint at `directory`, or of all checkpoints in it, with the digests in their
+    manifests. Returns warnings: a line for each checkpoint without a manifest and each file that no manifest lists.
 
     Raises FileError for a file that is missing or damaged.
     """
     notes = []
     places = [directory] if is_checkpoint(directory) else list(checkpoints_at(directory).values())
     for place in quantized_parts(directory) if _is_pipeline(directory) else places:
-        found = verify(place)
-        notes += [f"{place / name}: not in the manifest of its directory." for name in found.extra]
-        notes += [] if found.manifests else [f"{place}: {NOT_VERIFIABLE}."]
+        files = verify(place)
+        notes += [f"{place / name}: not in the manifest of its directory." for name in files.extra]
+        notes += [] if files.manifests else [f"{place}: {NOT_VERIFIABLE}."]
     return notes
 
 
@@ -229,7 +245,7 @@ def _is_pipeline(directory: Path) -> bool:
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Whether there is a denoiser that Octavo wrote, not a pipeline."""
+    """Returns whether `directory` is the checkpoint of one quantized denoiser, and not a pipeline."""
     if _is_pipeline(directory):
         return False
     if (directory / REPORT_FILE).is_file() or any(directory.glob(PATTERN)):
@@ -238,28 +254,33 @@ def is_checkpoint(directory: Path) -> bool:
 
 
 def checkpoints_at(directory: Path) -> dict[str, Path]:
-    """The checkpoints that are, or are in, a directory, by the component that each replaces; none in a pipeline.
+    """Returns the checkpoint that a directory is, or the checkpoints in its folders, by the component that each of them
+    replaces. Returns {} for a pipeline.
 
-    Raises UsageError for several checkpoints of one component.
+    Raises UsageError if two checkpoints replace the same component.
     """
     if is_checkpoint(directory):
         return {read_report(directory).get("component") or "transformer": directory}
     if not directory.is_dir() or _is_pipeline(directory):
         return {}
-    found: dict[str, Path] = {}
+    places: dict[str, Path] = {}
     for place in sorted(path.parent for path in directory.glob(f"*/{REPORT_FILE}")):
         name = read_report(place).get("component")
         if name is None or not is_checkpoint(place):
             continue
-        if name in found:
+        if name in places:
             fact = f"holds several checkpoints of {name}"
-            raise UsageError(f"{directory}: {fact}. Give one of them, such as {found[name]}.")
-        found[name] = place
-    return found
+            raise UsageError(f"{directory}: {fact}. Give one of them, such as {places[name]}.")
+        places[name] = place
+    return places
 
 
 def chosen_place(directory: Path, places: dict[str, Path], component: str) -> Path:
-    """The checkpoint that `component` is replaced by: the only one, or the one of that component."""
+    """Returns the path of the checkpoint for `component` among `places` (paths by component). A single checkpoint is
+    returned whatever its component.
+
+    Raises UsageError if `component` has none of several checkpoints; `directory` is for the message.
+    """
     if len(places) > 1 and component not in places:
         raise UsageError(f"{directory}: no checkpoint of {component}. Choose one of {', '.join(places)}.")
     return places.get(component) or next(iter(places.values()))
@@ -274,55 +295,57 @@ def open_pipeline(
     device: torch.device,
     **options: Any,
 ) -> Any:
-    """The pipeline of a model directory, or that of checkpoints with their denoisers in integers.
+    """Loads the pipeline of the model directory `source`. If `source` is a checkpoint, or a directory of checkpoints,
+    loads the float pipeline that it was calibrated in, with the quantized denoisers in it.
 
-    `model` and `component` win over what the checkpoint says of its origin; `options` are those of `load_pipeline`.
-    Raises UsageError for a checkpoint that does not say what it is of, and what loading raises.
+    `model` and `component` win over the model and component that the checkpoint's report names. `options` are passed
+    to `load_pipeline`. Raises UsageError for a checkpoint without a model, and whatever loading raises.
     """
     directory = model_directory(source)
     places = checkpoints_at(directory)
     if not places:
         if model is not None or component is not None:
-            raise UsageError(f"{source}: a pipeline, not a checkpoint. Leave --model and --component out.")
+            raise UsageError(f"{source}: is a pipeline, not a checkpoint. Remove --model and --component.")
         return load_pipeline(directory, dtype=dtype, device=device, **options)
     if component is not None:
         places = {component: chosen_place(directory, places, component)}
     model = model or next(filter(None, (read_report(place).get("model") for place in places.values())), None)
     if model is None:
-        raise UsageError(f"{source}: does not say which model it is of. Give it with --model.")
+        raise UsageError(f"{source}: does not say which model it was made from. Give the model with --model.")
     return _quantized_pipeline(places, model_directory(model), dtype, device, options)
 
 
 def _quantized_pipeline(
     places: dict[str, Path], model: Path, dtype: torch.dtype | None, device: torch.device, options: dict[str, Any]
 ) -> Any:
-    """The pipeline at `model` with the checkpoints at `places`, each in the place of its component."""
+    """Loads the pipeline at `model`, with the checkpoints at `places` (paths by component) as its denoisers."""
     records = {n: format_at(place, f"Load it with diffusers and {method_at(place)}") for n, place in places.items()}
     models = [name for name, record in records.items() if record.read is None]
     if models and dtype is None and device.type == "cpu":
-        dtype = torch.float32  # halves are slow there
+        dtype = torch.float32  # 16-bit floats are slow on a CPU
     for name in models:
         _check_stored_origin(places[name], model, name, **options)
-    given: dict[str, Any] = {name: load_denoiser(places[name], dtype) for name in models}
-    dtype = dtype or next((denoiser.dtype for denoiser in given.values()), None)
-    pipe = load_pipeline(model, dtype=dtype, device=device, given=given, **options)
+    loaded: dict[str, Any] = {name: load_denoiser(places[name], dtype) for name in models}
+    dtype = dtype or next((denoiser.dtype for denoiser in loaded.values()), None)
+    pipe = load_pipeline(model, dtype=dtype, device=device, given=loaded, **options)
     for name, record in records.items():
         if record.read is not None:
-            module = of_origin(places[name], denoisers(pipe, (name,)))[name]
-            _put_in(module, places[name], record.read(places[name]))
+            module = matching_origin(places[name], denoisers(pipe, (name,)))[name]
+            _install_layers(module, places[name], record.read(places[name]))
     return pipe
 
 
-def _put_in(module: torch.nn.Module, directory: Path, checkpoint: Readable) -> None:
-    """Puts the layers of a checkpoint into the float denoiser that it is of."""
+def _install_layers(module: torch.nn.Module, directory: Path, checkpoint: Readable) -> None:
+    """Puts the layers of the checkpoint in `directory` into the float denoiser `module`. Raises MisfitError if the
+    checkpoint was made from another model."""
     fact = checkpoint.difference(module)
     if fact is not None:
-        raise of_another(directory, fact)
+        raise wrong_model(directory, fact)
     device = next(module.parameters()).device
     layers = {name: checkpoint.layer(name).to(device) for name in checkpoint.layer_names}
     named = all_names(layers, module)
     if isinstance(module, diffusers.ModelMixin):
         adopt(module, named)
-    else:  # a text encoder of transformers, which diffusers does not save as quantized
+    else:  # a model of transformers: diffusers can save only its own models as quantized
         install(module, named)
         accelerate(module)

@@ -1,4 +1,8 @@
-"""The commands. Each imports what it does when it runs, so that help and mistakes are answered at once."""
+"""Defines the commands of the command line.
+
+A command imports torch and the rest of its code only when it runs, so that help and errors in the options appear at
+once.
+"""
 
 import sys
 from collections.abc import Iterator
@@ -23,20 +27,20 @@ from .run_options import FILES, PRINTED
 
 
 def printing(heading: str = PRINTED) -> list[click.Parameter]:
-    """The options of every command that say what is printed."""
+    """Returns the options --json and --debug, which every command has, under a heading of the full help."""
     return [
-        Option(["--json", "as_json"], is_flag=True, heading=heading, help="Print JSON, one object a line."),
+        Option(["--json", "as_json"], is_flag=True, heading=heading, help="Print JSON, one object per line."),
         debugging(heading),
     ]
 
 
 def debugging(heading: str = PRINTED) -> Option:
-    """The option --debug, which is read before a config file is."""
+    """Returns the option --debug. It is read before --config, so that an error in the file can show a traceback."""
     return Option(["--debug"], is_flag=True, is_eager=True, heading=heading, help="Show the traceback of an error.")
 
 
 def configurable(parameters: list[click.Parameter]) -> list[click.Parameter]:
-    """The parameters and --config, whose file gives the defaults of the options among them."""
+    """Returns `parameters` and the option --config FILE; the file sets defaults of the options in `parameters`."""
 
     def set_defaults(context: click.Context, option: click.Parameter, path: Path | None) -> None:
         if path is None:
@@ -50,14 +54,15 @@ def configurable(parameters: list[click.Parameter]) -> list[click.Parameter]:
 
     config = Option(
         ["--config"], type=click.Path(path_type=Path), metavar="FILE", callback=set_defaults, is_eager=True,
-        expose_value=False, heading=FILES, help="Take options from a TOML file; the command line wins over it.",
+        expose_value=False, heading=FILES, help="Read options from a TOML file; options on the command line win.",
     )  # fmt: skip
     return [*parameters, config]
 
 
 @contextmanager
 def ranked(debug: bool) -> Iterator[Ranks]:
-    """The ranks of this run; an error inside ends all of them with its line and exit code."""
+    """Yields the ranks of this run. An error inside the `with` block ends all ranks: one prints the error, and all exit
+    with its code."""
     from .terminal import errors
 
     ranks = ranks_of_environment()
@@ -66,8 +71,9 @@ def ranked(debug: bool) -> Iterator[Ranks]:
 
 
 @contextmanager
-def alike(ranks: Ranks) -> Iterator[None]:
-    """Inside, an error is that of every process of a machine: the first says so, the others end with its code."""
+def error_of_all(ranks: Ranks) -> Iterator[None]:
+    """Handles an error that every process of a machine meets, such as a wrong option: the first process raises it, the
+    others exit with its code and print nothing."""
     try:
         yield
     except OctavoError as error:
@@ -77,7 +83,8 @@ def alike(ranks: Ranks) -> Iterator[None]:
 
 
 class Octavo(click.Group):
-    """The group of all commands, whose output goes to any kind of stream."""
+    """The `octavo` command. Prepares the standard streams, so that printing works on a closed pipe, a missing stream or
+    an encoding that lacks characters."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         from .terminal import prepare_streams
@@ -101,14 +108,14 @@ class Octavo(click.Group):
 @click.group(cls=Octavo, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="octavo")
 def main() -> None:
-    """Take a diffusion pipeline from floating point to 8-bit integers (W8A8).
+    """Quantize the denoiser of a diffusion pipeline from floating point to 8-bit integers (W8A8).
 
     \b
-    octavo capture demo captured     run the pipeline over prompts, record what its transformer is called with
-    octavo calibrate captured w8a8   replay the calls, choose the integers, write a checkpoint that deploys
-    octavo inspect w8a8              what is in a capture or a checkpoint, whether it is sound, who can load it
-    octavo generate w8a8 "a red ring" -o ring.png      draw with either model
-    octavo compare demo w8a8         draw with float and with integers: pictures and numbers on one page
+    octavo capture demo captured     run the pipeline over prompts and record the calls of its transformer
+    octavo calibrate captured w8a8   replay these calls, quantize the transformer, write a checkpoint
+    octavo inspect w8a8              show and check a capture or a checkpoint, and say which libraries load it
+    octavo generate w8a8 "a red ring" -o ring.png      draw a picture with the float or the quantized model
+    octavo compare demo w8a8         draw with both models; write one page of pictures and numbers
     """
 
 
@@ -118,9 +125,9 @@ def main() -> None:
     params=[*parameters_of(CaptureOptions), *printing()],
 )
 def capture(debug: bool, as_json: bool, **options: Any) -> None:
-    """Run MODEL (a diffusers directory, or demo) over prompts and record its denoiser's calls in CAPTURE."""
+    """Run MODEL (a diffusers directory or demo) on prompts; record its denoiser's calls in CAPTURE."""
     with ranked(debug) as ranks:
-        with alike(ranks):
+        with error_of_all(ranks):
             check(chosen := CaptureOptions(**options))
         from .commands.capture import run
         from .terminal import Terminal
@@ -130,13 +137,13 @@ def capture(debug: bool, as_json: bool, **options: Any) -> None:
 
 @main.command(
     cls=Command,
-    short_help="Choose the integers of a captured denoiser.",
+    short_help="Quantize a captured denoiser to 8-bit integers.",
     params=[*configurable(parameters_of(CalibrateOptions)), *printing()],
 )
 def calibrate(debug: bool, as_json: bool, **options: Any) -> None:
-    """Replay CAPTURE through its model, choose the integers with little loss, and write a checkpoint to OUT."""
+    """Replay CAPTURE, quantize the denoiser to 8-bit integers, and write a checkpoint to OUT."""
     with ranked(debug) as ranks:
-        with alike(ranks):
+        with error_of_all(ranks):
             check_calibration(chosen := CalibrateOptions(**options))
         from .commands.calibrate import run
         from .terminal import Terminal
@@ -147,13 +154,13 @@ def calibrate(debug: bool, as_json: bool, **options: Any) -> None:
 @main.command(
     name="calibrate-cnn",
     cls=Command,
-    short_help="Choose the integers of an image classifier.",
+    short_help="Quantize an image classifier to 8-bit integers.",
     params=[*configurable(parameters_of(ClassifierOptions, without=NOT_FOR_CLASSIFIERS)), *printing()],
 )
 def calibrate_cnn(debug: bool, as_json: bool, **options: Any) -> None:
-    """Choose the integers of MODEL, an image classifier of transformers or digits, and write a checkpoint to OUT."""
+    """Quantize MODEL, an image classifier of transformers or digits (bundled), and write a checkpoint to OUT."""
     with ranked(debug) as ranks:
-        with alike(ranks):
+        with error_of_all(ranks):
             check_calibration(chosen := ClassifierOptions(**options))
         from .commands.calibrate_classifier import run_classifier
         from .terminal import Terminal
@@ -166,7 +173,7 @@ def calibrate_cnn(debug: bool, as_json: bool, **options: Any) -> None:
 )
 @click.argument("path", type=click.Path(path_type=Path))
 def inspect(path: Path, as_json: bool, debug: bool) -> None:
-    """Show what is in PATH, a capture, a checkpoint or an ONNX graph, and check it; exit 0 only if it is sound."""
+    """Show and check PATH: a capture, a checkpoint or an ONNX graph. The exit code is 0 only if it is sound."""
     from .terminal import Terminal, errors
 
     with errors(debug):
@@ -183,7 +190,7 @@ def inspect(path: Path, as_json: bool, debug: bool) -> None:
     params=[*parameters_of(GenerateOptions), *printing()],
 )
 def generate(debug: bool, as_json: bool, **options: Any) -> None:
-    """Make a picture or a video of PROMPT with MODEL: a diffusers directory, a checkpoint, demo, or demo-int8."""
+    """Draw a picture or a video of PROMPT with MODEL: a diffusers directory, a checkpoint, demo, or demo-int8."""
     from .terminal import Terminal, errors
 
     with errors(debug):
@@ -195,11 +202,11 @@ def generate(debug: bool, as_json: bool, **options: Any) -> None:
 
 @main.command(
     cls=Command,
-    short_help="Draw with float and with integers; write one page about it.",
+    short_help="Draw with the float and the quantized model; write a page.",
     params=[*parameters_of(CompareOptions), *printing()],
 )
 def compare(debug: bool, as_json: bool, **options: Any) -> None:
-    """Draw the same prompts and noise with MODEL (float) and with OUT (its integers), and write one page about it."""
+    """Draw the same prompts with MODEL (float) and OUT (quantized), and compare them on one page."""
     from .terminal import Terminal, errors
 
     with errors(debug):
@@ -212,17 +219,17 @@ def compare(debug: bool, as_json: bool, **options: Any) -> None:
 @main.command(
     name="convert-pth",
     cls=Command,
-    short_help="Turn an old .pth list of inputs into a capture.",
+    short_help="Convert a .pth list of inputs into a capture.",
     params=[debugging(heading="")],
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("capture", type=click.Path(path_type=Path))
 def convert_pth(file: Path, capture: Path, debug: bool) -> None:
-    """Turn FILE, a torch.save list of inputs, into the store CAPTURE."""
+    """Convert FILE, a list of inputs that torch.save wrote, into the capture CAPTURE."""
     from .terminal import Terminal, errors
 
     with errors(debug):
-        need(file, "file", "Give one that torch.save wrote")
+        need(file, "file", "Give a file that torch.save wrote")
         from octavo.capture.pth.pth import convert_pth as convert
 
         convert(file, capture)

@@ -4,9 +4,9 @@
     class Options:
         path: Path = argument()
         samples: int | None = option("Replay this many calls.", type=click.IntRange(1))  # --samples
-        overwrite: bool = flag("Replace what is there.", heading="Files")  # --overwrite
+        overwrite: bool = flag("Replace the file.", heading="Files")  # --overwrite
 
-The field gives the name and the default, its annotation gives click's type where `type` does not.
+The field's name and default become those of the option. Without `type`, its annotation becomes click's type.
 """
 
 from collections.abc import Collection
@@ -22,7 +22,8 @@ _TYPES = {Path: click.Path(path_type=Path), str: click.STRING, int: click.INT, f
 
 
 class Option(click.Option):
-    """An option that stands under a heading of the full help; without a heading it is on the short help too."""
+    """An option of a command. With a `heading`, only --help-all lists the option, under that heading; without one,
+    --help lists it too."""
 
     def __init__(self, *args: Any, heading: str = "", **attributes: Any) -> None:
         super().__init__(*args, **attributes)
@@ -30,7 +31,8 @@ class Option(click.Option):
 
 
 class Within(click.FloatRange):
-    """A number between two others. Unlike click's range it refuses NaN, which no comparison rules out."""
+    """The type of a number in a closed interval. Unlike `click.FloatRange` it refuses NaN, for which `x < low` and
+    `x > high` are both false."""
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__(low, high)
@@ -49,7 +51,8 @@ def argument(**attributes: Any) -> Any:
 
 
 def option(help: str, *names: str, default: Any = None, **attributes: Any) -> Any:
-    """Declares a field as an option, --like-the-field unless `names` says otherwise.
+    """Declares a field as an option. Its name is that of the field with hyphens, as in --max-shard-size, unless `names`
+    gives others.
 
     `attributes` are those of `Option`. With `required=True` the field has no default.
     """
@@ -58,19 +61,20 @@ def option(help: str, *names: str, default: Any = None, **attributes: Any) -> An
 
 
 def flag(help: str, *names: str, **attributes: Any) -> Any:
-    """Declares a field of the type bool, which is False unless the option is there."""
+    """Declares a bool field as an option without a value: the field is True if the option is on the command line."""
     return option(help, *names, default=False, is_flag=True, **attributes)
 
 
 def several(help: str, *names: str, **attributes: Any) -> Any:
-    """Declares a field of the type tuple[str, ...], whose option may be repeated."""
+    """Declares a field of type tuple[str, ...] as an option that may be repeated."""
     return option(help, *names, default=(), multiple=True, **attributes)
 
 
 def parameters_of(options: type, without: Collection[str] = ()) -> list[click.Parameter]:
-    """The parameters that the fields of a dataclass declare, those of the class itself before those of its bases.
+    """Returns the parameters that the fields of the dataclass `options` declare: first the fields of the class itself,
+    then those of its base classes.
 
-    Fields `without` a parameter keep their defaults.
+    The fields named in `without` get no parameter and so keep their defaults.
     """
     declared = {item.name: item for item in fields(options)}
     names = dict.fromkeys(name for kind in options.__mro__ for name in get_annotations(kind))
@@ -84,14 +88,14 @@ def parameters_of(options: type, without: Collection[str] = ()) -> list[click.Pa
 
 
 def _parameter(name: str, metadata: Any, default: Any, hint: Any) -> list[click.Parameter]:
-    """The parameter of one field, in a list that is empty where the field declares none."""
+    """Returns the parameter that one field declares, as a list: empty if the field declares none."""
     kind = next(kind for kind in get_args(hint) or (hint,) if kind is not NoneType)
     if "argument" in metadata:
         return [click.Argument([name], **{"type": _TYPES.get(kind)} | metadata["argument"])]
     if "option" not in metadata:
         return []
     names, attributes = metadata["option"]
-    known: dict[str, Any] = {"type": _TYPES.get(kind)}
+    inferred: dict[str, Any] = {"type": _TYPES.get(kind)}
     if default is not MISSING:
-        known |= {"default": default, "show_default": type(default) is not bool and default not in (None, "", ())}
-    return [Option([name, *(names or ("--" + name.replace("_", "-"),))], **known | attributes)]
+        inferred |= {"default": default, "show_default": type(default) is not bool and default not in (None, "", ())}
+    return [Option([name, *(names or ("--" + name.replace("_", "-"),))], **inferred | attributes)]

@@ -1,9 +1,9 @@
-"""Makes diffusers know Octavo's checkpoints as soon as both are imported, in whichever order.
+"""Registers Octavo's quantizer with diffusers as soon as both are imported, in either order.
 
-diffusers has no entry point for quantizers: two dicts in `diffusers.quantizers.auto` are all there is, and importing
-that takes 3 s, with torch. `import octavo` must not cost that, for `octavo --help` imports octavo as well. So, where
-that module is not there yet, its import is waited for: a finder steps aside as soon as it has been asked for it, and
-leaves the module with the loader and spec that it has without us.
+diffusers has no entry point for quantizers, only two dicts in `diffusers.quantizers.auto`. Importing that module takes
+3 s, because it imports torch, and `octavo --help` must not wait for it. So, if the module is not imported yet,
+`import octavo` adds a finder to `sys.meta_path`. When diffusers imports the module, the finder removes itself and
+registers the quantizer after the import. The module keeps the loader and spec that it would have without Octavo.
 """
 
 import sys
@@ -19,23 +19,25 @@ _QUANTIZER = "octavo.calibrate.formats.diffusers.quantizer"
 
 
 def register_with_diffusers() -> None:
-    """Enters our quantizer into diffusers' tables, now or when diffusers imports them."""
+    """Registers Octavo's quantizer in diffusers' tables: now, or as soon as diffusers imports its tables."""
     if _HOME in sys.modules:
         enter()
-    elif not any(isinstance(finder, _Awaiting) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Awaiting())
+    elif not any(isinstance(finder, _ImportFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _ImportFinder())
 
 
 def enter() -> None:
-    """Has our quantizer enter itself into the tables of diffusers.quantizers.auto.
+    """Imports Octavo's quantizer, whose last lines register it in the tables of `diffusers.quantizers.auto`.
 
-    Where the quantizer was imported first, and imports diffusers, it is half there; it enters itself at its end.
+    If the quantizer's own import of diffusers leads here, this import finds the half-imported quantizer and does
+    nothing; the quantizer registers itself when its import ends.
     """
     import_module(_QUANTIZER)
 
 
-class _Awaiting(MetaPathFinder):
-    """Finds one module, once, through the finders behind it."""
+class _ImportFinder(MetaPathFinder):
+    """A finder that waits for the import of `diffusers.quantizers.auto`, and then removes itself from `sys.meta_path`.
+    The finders behind it find the module."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != _HOME:
@@ -43,12 +45,12 @@ class _Awaiting(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Entering(spec.loader)
+            spec.loader = _RegisteringLoader(spec.loader)
         return spec
 
 
-class _Entering(Loader):
-    """Runs a module as its own loader does, and enters our quantizer."""
+class _RegisteringLoader(Loader):
+    """Loads a module with its own `loader`, then registers Octavo's quantizer."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader

@@ -1,12 +1,13 @@
-"""Two pages of help: --help has the options that people need first, --help-all has all of them under headings."""
+"""Gives a command two pages of help: --help lists the options that people need first, --help-all lists all options
+under headings."""
 
 from typing import Any
 
 import click
 
-_ALL = "octavo.help_all"  # the key of `click.Context.meta` that asks for the full page
-_WIDE = 90  # columns: from here on the column of names may be wider, which saves lines
-_NAMES, _NAMES_WIDE = 30, 38  # columns: longer names of options stand on a line of their own
+_ALL = "octavo.help_all"  # key in `click.Context.meta`: if set, all options are listed
+_WIDE = 90  # columns of the terminal from which on the column of option names is _NAMES_WIDE, which saves lines
+_NAMES, _NAMES_WIDE = 30, 38  # width of the column of option names; a longer name gets a line of its own
 
 
 def _show_all(context: click.Context, option: click.Parameter, wanted: bool) -> None:
@@ -17,13 +18,14 @@ def _show_all(context: click.Context, option: click.Parameter, wanted: bool) -> 
 
 
 class Command(click.Command):
-    """A command that has --help-all if an option of it stands under a heading, see `declarations.Option`."""
+    """A command with two pages of help. It has --help-all if any of its options has a heading, see
+    `declarations.Option`."""
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
         options = [item for item in self.params if isinstance(item, click.Option) and not item.hidden]
         if any(getattr(option, "heading", "") for option in options):
-            count = len(options) + 2  # with those that show help
+            count = len(options) + 2  # and --help and --help-all
             show = click.Option(
                 ["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_show_all,
                 help=f"Show all {count} options.",
@@ -37,7 +39,7 @@ class Command(click.Command):
             return super().make_context(*args, **options)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the options without a heading, and on the full page the others too."""
+        """Writes the list of options: on the short page those without a heading, on the full page all of them."""
         sections: dict[str, list[tuple[str, str]]] = {"": []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)

@@ -1,4 +1,4 @@
-"""Treats the checkpoints of several denoisers of one pipeline as one."""
+"""Joins the checkpoints of several denoisers of one pipeline, so that they can be compared as if they were one."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +14,10 @@ from .checkpoints import Deployed, checkpoints_at, chosen_place, is_checkpoint, 
 
 
 def places_in(out: Path, component: str | None) -> list[Path]:
-    """The checkpoint at `out`, or those in it, of which `component` chooses one. Raises as `checkpoints_at` does."""
+    """Returns the paths of the checkpoints to load: `out` itself, or the checkpoints in its folders.
+
+    With `component`, only the checkpoint of this denoiser is returned. Raises UsageError as `checkpoints_at` does.
+    """
     if is_checkpoint(out):
         return [out]
     places = checkpoints_at(out)
@@ -24,45 +27,48 @@ def places_in(out: Path, component: str | None) -> list[Path]:
 
 
 def load_joined(pipe: Any, places: Sequence[Path], component: str | None, device: torch.device) -> Deployed:
-    """The integers at `places` and the denoisers of `pipe` they are of, as one. Raises as `load_deployed` does, and
-    FileError for two checkpoints of one denoiser."""
+    """Loads the checkpoints at `places` and pairs them with the denoisers of `pipe`, joined into one `Deployed`.
+
+    Raises FileError for two checkpoints of the same denoiser, and as `load_deployed` does.
+    """
     parts = [load_deployed(pipe, place, component, device) for place in places]
     if len(parts) == 1:
         return parts[0]
     names = [part.component for part in parts]
     if len(set(names)) < len(names):
-        raise FileError(f"{places[0].parent}: holds two checkpoints that are of {names[0]}. Give one of them.")
+        raise FileError(f"{places[0].parent}: holds two checkpoints of {names[0]}. Give one of them.")
 
     @contextmanager
     def installed() -> Iterator[nn.Module]:
         with ExitStack() as stack:
-            yield _together(names, [stack.enter_context(part.installed()) for part in parts])
+            yield _module_dict(names, [stack.enter_context(part.installed()) for part in parts])
 
     layers = [
         row | {"name": f"{part.component}.{row['name']}"} for part in parts for row in part.report.get("layers", [])
     ]
     first = parts[0].report
     return Deployed(
-        " and ".join(names), _together(names, [part.module for part in parts]), installed,
-        first | {"layers": layers, "totals": _sums(parts)} if first else {}, parts[0].runs_on,
+        " and ".join(names), _module_dict(names, [part.module for part in parts]), installed,
+        first | {"layers": layers, "totals": _joined_totals(parts)} if first else {}, parts[0].runs_on,
         tuple(map(_key, names)),
     )  # fmt: skip
 
 
-def _together(names: list[str], modules: list[nn.Module]) -> nn.Module:
+def _module_dict(names: list[str], modules: list[nn.Module]) -> nn.Module:
     return nn.ModuleDict({_key(name): module for name, module in zip(names, modules, strict=True)})
 
 
 def _key(name: str) -> str:
-    return name.replace(".", "_")  # a ModuleDict refuses dots
+    return name.replace(".", "_")  # a ModuleDict refuses names with dots
 
 
-def _sums(parts: list[Deployed]) -> dict[str, Any]:
-    """The totals of several reports: counts and bytes are added, the worst output SQNR is kept, not its interval."""
+def _joined_totals(parts: list[Deployed]) -> dict[str, Any]:
+    """Joins the totals of several reports: adds counts and bytes, takes the lowest output SQNR, and sets its interval
+    to None."""
     totals = [part.report.get("totals", {}) for part in parts]
     joined: dict[str, Any] = {}
     for name in totals[0]:
         values = [total.get(name) for total in totals]
-        known = [value for value in values if isinstance(value, (int, float))]
-        joined[name] = (min if name.endswith("sqnr") else sum)(known) if known else None
+        numbers = [value for value in values if isinstance(value, (int, float))]
+        joined[name] = (min if name.endswith("sqnr") else sum)(numbers) if numbers else None
     return joined

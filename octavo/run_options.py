@@ -1,4 +1,4 @@
-"""The options that every command shares that runs a pipeline."""
+"""Declares the options that all commands that run a pipeline share."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from octavo.pipelines.run import RunSettings
 
 CALL = "How the pipeline is called"
-PLACE = "Where and in what it runs"
+PLACE = "How the model is loaded"
 FILES = "Files"
 PRINTED = "What is printed"
-PROMPTS = f"A set ({', '.join(PROMPT_SETS)}), a text file of one prompt a line, or a .csv, .tsv, .json or .jsonl table."
-DEVICES = "Device: auto, cpu, cuda or npu, with an index if needed, as in cuda:1."
-TRUST = "Run the Python files of the model directory. Read them first."
+PROMPTS = (
+    f"A bundled set ({', '.join(PROMPT_SETS)}), a text file with one prompt per line, or a .csv, .tsv, .json or "
+    ".jsonl table."
+)
+DEVICES = "Device: auto, cpu, cuda or npu; with an index, if needed, as in cuda:1."
+TRUST = "Run the Python files in the model directory. Read them first."
 READABLE = "Let the group read the files: modes 0440, 0640 and 0750 instead of 0400, 0600 and 0700."
-OFFLOAD = "Keep only the component that runs on the device."
+OFFLOAD = "Keep only the component that is running on the device, the others in main memory."
 
 
-# arguments of a pipeline's call that have an option
+# arguments of a pipeline's call that have an option of their own
 BY_OPTION = {
     "num_inference_steps": "--steps", "height": "--height", "width": "--width", "guidance_scale": "--guidance-scale",
     "negative_prompt": "--negative-prompt", "generator": "--seed", "num_frames": "--frames", "fps": "--fps",
@@ -35,22 +38,22 @@ BY_OPTION = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a pipeline is called, and where it runs."""
+    """The options of a command that runs a pipeline: the arguments of the pipeline's call, the device and the dtype."""
 
     steps: int | None = option(
-        "Denoising steps  [default: as the model family has it]", type=click.IntRange(1), metavar="N"
+        "Denoising steps  [default: set by the model family]", type=click.IntRange(1), metavar="N"
     )
     height: int | None = option("Height of the picture in pixels.", type=click.IntRange(1), metavar="N")
     width: int | None = option("Width of the picture in pixels.", type=click.IntRange(1), metavar="N")
     guidance_scale: float | None = option("Strength of classifier-free guidance.", metavar="NUMBER")
-    seed: int = option("Seed of the noise.", default=0, type=click.IntRange(0), metavar="N")
+    seed: int = option("Seed of the initial noise.", default=0, type=click.IntRange(0), metavar="N")
     negative_prompt: str | None = option(
         "Text that classifier-free guidance moves away from.", heading=CALL, metavar="TEXT"
     )
-    frames: int | None = option("Frames of a video.", heading=CALL, type=click.IntRange(1), metavar="N")
+    frames: int | None = option("Number of frames of a video.", heading=CALL, type=click.IntRange(1), metavar="N")
     fps: int | None = option("Frames per second of a video.", heading=CALL, type=click.IntRange(1), metavar="N")
     resolution: str | None = option("Open-Sora only: 144p, 240p, 360p, 480p or 720p.", heading=CALL, metavar="NAME")
-    aspect: str | None = option("Open-Sora only: height to width, as in 9:16.", heading=CALL, metavar="H:W")
+    aspect: str | None = option("Open-Sora only: ratio of height to width, as in 9:16.", heading=CALL, metavar="H:W")
     arguments: tuple[str, ...] = several(
         "Another argument of the pipeline's call. VALUE is JSON, a picture, or a file of tensors.", "--arg",
         heading=CALL, metavar="NAME=VALUE",
@@ -58,43 +61,45 @@ class RunOptions:
     device: str = option(DEVICES, default="auto", metavar="NAME")
     dtype: str | None = option("Dtype of the model  [default: as stored; float32 on a CPU]", type=click.Choice(DTYPES))
     text_encoder: Path | None = option(
-        "Folder of the T5 encoder, where MODEL is the denoiser alone.", heading=PLACE, metavar="DIR"
+        "Folder of the T5 encoder, if MODEL holds only the denoiser.", heading=PLACE, metavar="DIR"
     )  # fmt: skip
     trust_remote_code: bool = flag(TRUST, heading=PLACE)
 
-    # arguments of the call that Octavo sets itself
+    # arguments of a pipeline's call that Octavo sets and --arg may not
     own_arguments: ClassVar[frozenset[str]] = frozenset(
         {"callback", "callback_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs"}
     )
 
     @property
     def settings(self) -> "RunSettings":
-        """The settings of a run.
+        """The settings of a run that these options describe.
 
         Raises UsageError for an --arg that is not NAME=VALUE, is given twice or has an option of its own, and for a
-        file that is not there; FileError for a picture or file of tensors that cannot be read.
+        file that does not exist; FileError for a picture or file of tensors that cannot be read.
         """
         from octavo.pipelines.run import RunSettings
 
-        from .argument_values import parsed
+        from .argument_values import parse_argument
 
         named = {"num_frames": self.frames, "fps": self.fps, "resolution": self.resolution, "aspect": self.aspect}
         further = {name: value for name, value in named.items() if value is not None}
-        given: set[str] = set()
+        names: set[str] = set()
         for text in self.arguments:
-            self._refuse_ours(text.partition("=")[0], given)
-            name, value = parsed(text)
-            given.add(name)
+            self._refuse_argument(text.partition("=")[0], names)
+            name, value = parse_argument(text)
+            names.add(name)
             further[name] = value
         return RunSettings(
             self.negative_prompt, self.steps, self.height, self.width, self.guidance_scale, self.seed, further
         )
 
-    def _refuse_ours(self, name: str, given: set[str]) -> None:
-        if name in given:
+    def _refuse_argument(self, name: str, previous: set[str]) -> None:
+        """Raises UsageError for the argument `name` of --arg if a `previous` one has the same name, or if it cannot be
+        set with --arg."""
+        if name in previous:
             raise UsageError(f"--arg {name}: is given twice. Give it once.")
         if name in self.own_arguments:
-            raise UsageError(f"--arg {name}: Octavo sets it itself. Leave it out.")
+            raise UsageError(f"--arg {name}: Octavo sets this argument itself. Remove it.")
         prompts = "--prompts" if hasattr(self, "prompts") else "PROMPT, the argument after MODEL"
         if option := {"prompt": prompts, **BY_OPTION}.get(name):
-            raise UsageError(f"--arg {name}: has an option of its own. Use {option}.")
+            raise UsageError(f"--arg {name}: cannot be set with --arg. Use {option}.")

@@ -1,4 +1,4 @@
-"""Tables in lines of text: as a grid where a row fits into the width, as a list of rows where it does not."""
+"""Formats tables as text: as a grid if a row fits into the width of the terminal, otherwise as a list of rows."""
 
 from textwrap import wrap
 
@@ -10,22 +10,26 @@ from rich.text import Text
 _FRAME = 3  # characters that a column adds to the width of a row: a line and two spaces
 
 
-def drawn_table(title: str, columns: list[str], rows: list[list[str]], console: Console) -> str:
-    """A grid as wide as `console` at most; columns of numbers stand right and do not wrap."""
+def grid_text(title: str, columns: list[str], rows: list[list[str]], console: Console) -> str:
+    """Returns a table as a grid that is at most as wide as `console`. Columns of numbers are aligned right and do not
+    wrap."""
     table = Table(title=Text(title), title_justify="left", header_style="bold")
     for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
         number = _numbers(cells)
         table.add_column(Text(column), justify="right" if number else "left", overflow="fold", no_wrap=number)
     for row in rows:
         table.add_row(*map(Text, row))
-    with console.capture() as drawn:
+    with console.capture() as output:
         console.print(table)
-    return drawn.get().rstrip("\n")
+    return output.get().rstrip("\n")
 
 
-def listed(title: str, columns: list[str], rows: list[list[str]], width: int) -> str | None:
-    """The rows below each other, the first cell in a line of its own and the others after the names of their columns;
-    None where a grid of `width` characters breaks no word and no number."""
+def list_text(title: str, columns: list[str], rows: list[list[str]], width: int) -> str | None:
+    """Returns a table as a list: for each row its first cell on a line, and below it the names of the other columns,
+    each followed by its cell.
+
+    Returns None if a grid of `width` characters can show the table without breaking a word or a number.
+    """
     needed = 1
     for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
         parts = cells if _numbers(cells) else [word for cell in cells for word in cell.split()]
@@ -40,12 +44,15 @@ def listed(title: str, columns: list[str], rows: list[list[str]], width: int) ->
 
 
 def _numbers(cells: tuple[str, ...]) -> bool:
+    """Returns whether all cells of a column start as numbers do."""
     return all(cell[:1].isdigit() or cell[:1] == "-" for cell in cells)
 
 
 def _wrapped(parts: list[str], width: int, indent: str) -> list[str]:
-    """Lines of `parts`, of which one is broken only where it is wider than a line."""
-    room = width - len(indent)
-    whole = (part if cell_len(part) > room else part.replace(" ", "\xa0") for part in parts)
-    lines = wrap(", ".join(whole), width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    """Joins `parts` with commas and wraps them into lines of `width` characters. A part is broken only if it is longer
+    than a line."""
+    line_width = width - len(indent)
+    unbreakable = (part if cell_len(part) > line_width else part.replace(" ", "\xa0") for part in parts)
+    text = ", ".join(unbreakable)
+    lines = wrap(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
     return [line.replace("\xa0", " ") for line in lines]

@@ -1,4 +1,7 @@
-"""Prints what a user sees: progress, one-line errors, interruptions. Only this package prints."""
+"""Prints everything that a user sees: lines, tables, progress, one-line errors and interruptions.
+
+Only the command line prints; the other packages log or raise.
+"""
 
 import io
 import json
@@ -17,16 +20,17 @@ import click
 
 from octavo.capture.errors import OctavoError, storage_error
 from octavo.capture.progress import Reports, line
-from octavo.capture.progress import size as size  # for those who print with a Terminal
+from octavo.capture.progress import size as size  # the commands import it from here
 from octavo.capture.ranks import ALONE, Ranks
 
 T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_SAME = 1.0  # seconds: a launcher passes on the signal that the terminal has sent to all
+_SAME = 1.0  # seconds in which a second signal counts as the first one, passed on by a launcher
 
 
 class Interrupted(BaseException):
-    """A signal asked this process to end; `exit_code` is the shell's for it."""
+    """A signal asked this process to end. `exit_code` is that of a shell, 128 and the signal's number; `note` is the
+    line to print."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -36,23 +40,25 @@ class Interrupted(BaseException):
 
 @contextmanager
 def interruptible(launched: bool = False) -> Iterator[None]:
-    """Inside, the first SIGINT, SIGTERM or SIGHUP raises Interrupted; the second one ends the process at once.
+    """Inside the `with` block, the first SIGINT, SIGTERM or SIGHUP raises Interrupted; a second one ends the process at
+    once.
 
-    Where a launcher may pass the first one on, `launched`, it comes twice.
+    A process that was `launched` may receive one signal twice, from the terminal and from the launcher. So it ignores a
+    second signal for a second.
     """
 
-    def heard(number: int, frame: FrameType | None) -> None:
-        until = time.monotonic() + _SAME if launched else 0.0
+    def on_first(number: int, frame: FrameType | None) -> None:
+        ignored_until = time.monotonic() + _SAME if launched else 0.0
 
-        def again(number: int, frame: FrameType | None) -> None:
-            if time.monotonic() > until:
+        def on_second(number: int, frame: FrameType | None) -> None:
+            if time.monotonic() > ignored_until:
                 os._exit(128 + number)
 
         for name in _SIGNALS:
-            signal.signal(name, again)
+            signal.signal(name, on_second)
         raise Interrupted(number)
 
-    before = {number: signal.signal(number, heard) for number in _SIGNALS}
+    before = {number: signal.signal(number, on_first) for number in _SIGNALS}
     try:
         yield
     finally:
@@ -62,9 +68,10 @@ def interruptible(launched: bool = False) -> Iterator[None]:
 
 @contextmanager
 def errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
-    """Ends the process with one line on stderr and the exit code of the error; a traceback only with `debug`.
+    """Ends the process when an error leaves the `with` block: prints one line on stderr and exits with the error's
+    code. With `debug` the error is raised instead, so that Python prints a traceback.
 
-    Of several processes the first one that fails says so, and all end with its code.
+    Of several `ranks`, only the first one that fails prints its error, and all exit with its code.
     """
     try:
         with interruptible(ranks.world > 1):
@@ -80,7 +87,7 @@ def errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
             raise
         text = str(error)
         if not isinstance(error, OctavoError):
-            text = f"{type(error).__name__}: {text}. Run again with --debug and report it."
+            text = f"{type(error).__name__}: {text}. Run again with --debug, and report the traceback."
         where = f"rank {ranks.rank}: " if ranks.world > 1 else ""
         _end(ranks, error.exit_code if isinstance(error, OctavoError) else 1, f"Error: {where}{text}")
     finally:
@@ -88,7 +95,8 @@ def errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
 
 
 def _end(ranks: Ranks, code: int, text: str) -> None:
-    if ranks.world > 1:  # the launcher is about to end those that are left
+    """Exits with the code of the first rank that failed, which alone prints its `text`."""
+    if ranks.world > 1:  # the launcher will soon send signals to the other processes
         for name in _SIGNALS:
             signal.signal(name, signal.SIG_IGN)
     first = ranks.failed(code)
@@ -97,21 +105,25 @@ def _end(ranks: Ranks, code: int, text: str) -> None:
     sys.exit(first.code)
 
 
-# control characters, line separators, surrogates, and what overrides the direction of a line (Unicode Annex 9)
+# control characters, line separators, surrogates, and the characters that set the direction of a line (Unicode Annex 9)
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """A text with escapes in the place of what would control a terminal or reorder what it shows, such as \\x1b.
+    """Returns a text that is safe to print: characters that control a terminal or reorder its text become escapes, such
+    as \\x1b.
 
-    Names and words come from files of others: control characters, line separators, lone surrogates and the characters
-    that override the direction of a line.
+    Names in files from elsewhere may hold such characters: control characters, line separators, lone surrogates, and
+    characters that set the direction of a line.
     """
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def show(text: str, err: bool = False) -> None:
-    """Prints one line, on stderr if it can be. Raises StorageError where stdout is a file that cannot be written."""
+    """Prints one line on stdout, or with `err` on stderr.
+
+    Raises StorageError if stdout is a file that cannot be written. If stderr cannot be written, the line is lost.
+    """
     _draw(printable(text), err)
 
 
@@ -128,8 +140,11 @@ def _draw(text: str, err: bool = False) -> None:
 
 
 def prepare_streams() -> None:
-    """Lets lines be printed whatever the standard streams are: characters that an encoding lacks become question marks,
-    and no file that is opened takes the number of a closed stream."""
+    """Prepares the standard streams of this process for printing.
+
+    Characters that the encoding of a stream lacks are printed as question marks. If a stream is closed, its descriptor
+    is opened on /dev/null, so that no file that is opened later gets the number of a standard stream.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -140,7 +155,8 @@ def prepare_streams() -> None:
 
 @contextmanager
 def pipes() -> Iterator[None]:
-    """Inside, a pipe whose reader has gone ends the process as it ends other tools: in silence, by SIGPIPE's code."""
+    """Inside the `with` block, printing into a pipe that nobody reads ends the process without a message, with the exit
+    code of SIGPIPE, as other command line tools do."""
     try:
         yield
     except BrokenPipeError:
@@ -150,8 +166,8 @@ def pipes() -> Iterator[None]:
 
 @contextmanager
 def parsing() -> Iterator[None]:
-    """Inside, where click parses arguments and prints help, stdout that cannot be written ends the process as it does
-    in a command."""
+    """Inside the `with` block, in which click parses arguments and prints help, ends the process with one line and the
+    exit code of StorageError if stdout cannot be written."""
     try:
         yield
     except BrokenPipeError:
@@ -164,7 +180,7 @@ def parsing() -> Iterator[None]:
 
 
 def silence() -> None:
-    """Leads what stdout still holds to nowhere: Python would try to write it once more at its end."""
+    """Discards the buffered output of stdout. Otherwise Python would try to write it when it exits, and fail again."""
     with suppress(OSError, ValueError, AttributeError):
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, sys.stdout.fileno())
@@ -172,9 +188,11 @@ def silence() -> None:
 
 
 class Terminal:
-    """Lines for people, or with `as_json` one JSON object a line for programs; both on stdout.
+    """Prints the output of a command on stdout: lines for people, or with `as_json` one JSON object per line for
+    programs.
 
-    One that is `quiet`, as those of all ranks but the first are, shows only what is its own to tell (`own`).
+    The terminals of all ranks but the first are `quiet`: they print only lines that concern their own rank, which are
+    marked with `own`.
     """
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
@@ -182,38 +200,40 @@ class Terminal:
         self._reports = Reports(self._report)
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Prints a line for people; nothing with --json."""
         if not (self.as_json or self.quiet):
             show(text)
 
     def warn(self, text: str, own: bool = False) -> None:
-        """A warning: on stderr, in both forms."""
+        """Prints a warning on stderr, with and without --json."""
         if own or not self.quiet:
             show(f"Warning: {text}", err=True)
 
     def event(self, kind: str, own: bool = False, **values: Any) -> None:
-        """A line for programs."""
+        """Prints a JSON object with `kind` as its "event"; nothing without --json."""
         if self.as_json and (own or not self.quiet):
             text = json.dumps({"event": kind, **values}, sort_keys=True, allow_nan=False)
-            _draw(text.replace("\x7f", "\\u007f"))  # the one control character that json leaves as it is
+            _draw(text.replace("\x7f", "\\u007f"))  # the only control character that json.dumps does not escape
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """A table for people; columns of numbers stand right. Where a row would be wider than the terminal, its cells
-        follow each other in lines of their own."""
+        """Prints a table for people; nothing with --json or without rows.
+
+        Columns of numbers are aligned right. If a row is wider than the terminal, the rows are printed as a list.
+        """
         if self.as_json or self.quiet or not rows:
             return
         from rich.console import Console
 
-        from .tables import drawn_table, listed
+        from .tables import grid_text, list_text
 
         title, rows = printable(title), [[printable(cell) for cell in row] for row in rows]
         console = Console(width=None if _is_terminal(sys.stdout) or "COLUMNS" in os.environ else 120)
-        text = listed(title, columns, rows, console.width) or drawn_table(title, columns, rows, console)
+        text = list_text(title, columns, rows, console.width) or grid_text(title, columns, rows, console)
         _draw(text)
 
     def progress(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
-        """`items`, with their progress on stderr while they are taken: on a terminal a moving bar, else a line now and
-        then. With `as_json` an event takes the place of the line."""
+        """Yields `items`, and shows the progress: on a terminal as a bar on stderr, otherwise as a line on stderr about
+        every 30 seconds. With --json, events are printed instead of lines."""
         if self.quiet:
             yield from items
         elif self.as_json or not _is_terminal(sys.stderr):
@@ -233,32 +253,38 @@ class Terminal:
 
     @contextmanager
     def bars(self, label: str, total: int, steps: int) -> Iterator[Callable[[int, int], None]]:
-        """A pair of bars, over `total` prompts and the `steps` of one; what is yielded sets (prompt, step).
+        """Shows two progress bars on stderr: one over `total` prompts, one over the `steps` of a prompt.
 
-        Without a terminal there is a line now and then, or with `as_json` an event.
+        Yields a function that sets (prompts done, steps done). Without a terminal a line is printed about every 30
+        seconds, or with --json an event.
         """
         if self.quiet:
             yield lambda prompt, step: None
             return
         if self.as_json or not _is_terminal(sys.stderr):
-            began, of_one = time.monotonic(), max(1, steps)
+            began, steps = time.monotonic(), max(1, steps)
             yield lambda prompt, step: self._reports.due(
-                label, prompt, total, began, (prompt * of_one + step) / (total * of_one)
+                label, prompt, total, began, (prompt * steps + step) / (total * steps)
             )
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-            outer, inner = shown.add_task(label, total=total), shown.add_task("steps", total=steps or None)
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            outer, inner = bars.add_task(label, total=total), bars.add_task("steps", total=steps or None)
 
             def move(prompt: int, step: int) -> None:
-                shown.update(outer, completed=prompt)
-                shown.update(inner, completed=step)
+                bars.update(outer, completed=prompt)
+                bars.update(inner, completed=step)
 
             yield move
 
 
 def _is_terminal(stream: Any) -> bool:
     return stream is not None and stream.isatty()
+
+
+def count_of(count: int, noun: str) -> str:
+    """Returns a number and its noun: 1 prompt, 8 prompts."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,7 +1,8 @@
-"""Words that options accept. They repeat the keys of tables that import torch, which `octavo --help` must not wait for.
+"""Lists the words that options accept.
 
-tests/octavo/test_words.py holds each list equal to its table, in the same order. The tables of formats and of rounding
-methods import nothing: they are read.
+Most of these lists repeat the keys of tables whose modules import torch, because `octavo --help` must not wait for
+torch; tests/octavo/test_words.py checks that each list equals its table, in the same order. The tables of formats and
+of rounding methods import nothing heavy, so their lists are made from the tables.
 """
 
 from octavo.calibrate import rounding
@@ -10,7 +11,7 @@ from octavo.calibrate.formats import CLASSIFIER, DENOISER, TABLE, names_for
 OBSERVERS = ("minmax", "sigma", "percentile", "mse")
 WEIGHT_METHODS = tuple(rounding.TABLE)
 RECIPES = ("plain", "fast", "balanced", "best")
-ACTIVATIONS = ("static", "timestep", "dynamic")  # the table's without "float", which is --weight-only
+ACTIVATIONS = ("static", "timestep", "dynamic")  # the table also has "float", which --weight-only chooses
 FORMATS = tuple(TABLE)
 DENOISER_FORMATS, CLASSIFIER_FORMATS = names_for(DENOISER), names_for(CLASSIFIER)
 DTYPES = ("float32", "float16", "bfloat16")

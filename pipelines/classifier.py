@@ -18,7 +18,7 @@ BUNDLED = {"digits": Path(__file__).parent / "digits" / "model"}
 
 
 class Classifier(NamedTuple):
-    """A model in eval mode and the preprocessing that its pictures need."""
+    """Holds a model in eval mode and the preprocessing of its pictures."""
 
     model: nn.Module
     preprocessing: Preprocessing

@@ -19,7 +19,7 @@ _IMAGENET = Path(__file__).with_name("imagenet.txt")  # the 1000 classes of ILSV
 
 
 class Rows(NamedTuple):
-    """An argument of the pipeline's call with a tensor of its own, (1, ...), for each prompt."""
+    """Holds an argument of the pipeline's call that has a tensor of its own, (1, ...), for each prompt."""
 
     by_prompt: Mapping[str, Tensor]
 

@@ -1,1 +1,1 @@
-"""Calibration of a model that does not fit in memory, block by block."""
+"""Calibrates a model that does not fit in memory, block by block."""

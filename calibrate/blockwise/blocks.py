@@ -1,13 +1,15 @@
-"""A model of repeated blocks, of which one at a time has weights in memory: what it is given is passed on on disk.
+"""Runs a model of repeated blocks with the weights of one block in memory at a time; block outputs are kept on disk.
 
-The model's own forward runs as it is, with stubs in the place of its blocks. Stage by stage one block, the frontier, is
-real. Blocks before it return what they returned in their stage; the first block after it ends the forward. So whatever
-a model does between its blocks is done, each weight is read once in a sweep over the blocks, however many calls there
-are, and nothing has to be known of how blocks follow each other.
+The model's own forward runs, with stubs in place of its blocks. There is one stage for each block. In a stage its
+block, the frontier, is real: its weights are in memory. The stubs of earlier blocks return the outputs that these
+blocks had in their own stages; the stub of the first later block ends the forward. So the operations between blocks
+run as in the whole model, a sweep over the blocks reads each weight once for any number of calls, and the order of the
+blocks need not be known beforehand.
 
-What a stage reads from disk is what its block is made from, mostly the output of the block before. That is found out
-once, on zeros: each block's output in turn is NaN, and what it reaches is seen. Later, outputs that nothing needs any
-more are deleted, and NaN stands for them; a block of which an input is NaN then is an error, not a wrong number.
+A stage reads from disk only the outputs that its block needs, mostly those of the block before. `rehearse` finds these:
+it runs the forward with outputs of zeros, sets the outputs of one block to NaN, and sees which blocks the NaN reach.
+Outputs that no later stage needs are deleted, and their stubs return NaN. A block that receives NaN all the same is
+reported as an error, so that it cannot lead to wrong numbers.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,24 +29,26 @@ from ..replay.calls import Call, Calls, Stopped, copied_to, evaluating, first, r
 from ..replay.hooks import hooked, input_of
 from ..replay.sqnr import tensors_in
 from .parking import Parking
-from .spill import Place, Spill, Writing, floating
+from .spill import Spill, SpilledTensor, SpillFile, floating
 
-END = ""  # the stage after all blocks
-_TOLERANCE = 1e-3  # relative, of outputs: another device or kernel may round otherwise
+END = ""  # name of the stage after all blocks, in which the forward runs to its end
+_TOLERANCE = 1e-3  # relative error below which outputs count as equal: devices and kernels round differently
+# called with the name of the block in memory; returns a function that changes the block, or None
 Visit = Callable[[str], Callable[[], None] | None]
 
 
-def nothing(name: str) -> None:
-    """A visit that does nothing."""
+def do_nothing(name: str) -> None:
+    """Does nothing: the default visit of a block."""
 
 
-def always(position: int) -> bool:
-    """All calls are wanted."""
+def every_position(position: int) -> bool:
+    """Returns True: the outputs of all calls are needed."""
     return True
 
 
 class Stub(nn.Module):
-    """Stands for a block, and has its attributes: models ask for them."""
+    """A module in place of a block. `answer` returns its output. It has the attributes of the block, because models
+    read them."""
 
     def __init__(self, block: nn.Module, answer: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -57,23 +61,23 @@ class Stub(nn.Module):
             return getattr(self.__dict__["_block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The output that the block had before; raises Stopped where the forward ends."""
+        """Returns the output for the block; raises Stopped where the forward shall end."""
         return self._answer([args, kwargs])
 
 
-class Track:
-    """Outputs of blocks by call; a block that runs several times in a row has one for each run."""
+class BlockOutputs:
+    """The outputs of blocks in a sweep. A block that runs several times in a row has an output for each run."""
 
     def __init__(self) -> None:
-        self.outputs: dict[str, dict[int, list[Any]]] = {}
-        self.gone: set[str] = set()  # blocks whose outputs are no longer on disk
+        self.outputs: dict[str, dict[int, list[Any]]] = {}  # by block, then by position of the call
+        self.deleted: set[str] = set()  # blocks whose outputs are no longer on disk
 
 
 class Blocks:
-    """The blocks `names` of `model`, calibrated or run one after the other. `order` is that in which they run.
+    """The blocks `names` of `model`, which are calibrated or run one after the other.
 
-    `layers` are to become integers. Those outside the blocks are given what the whole model gives them at the stage
-    END.
+    `layers`: the layers that become integers. Layers outside the blocks receive their inputs in the stage END, as in
+    the whole model. `order`: the order in which the blocks run, known after `rehearse`.
     """
 
     def __init__(
@@ -86,21 +90,24 @@ class Blocks:
     ) -> None:
         self._model, self._parking, self._spill = model, parking, spill
         self._layers = tuple(layers)
-        self.used: dict[str, str] = {}  # layers whose weight is used elsewhere, with the reason, after `rehearse`
+        self.used: dict[str, str] = {}  # after `rehearse`: layers whose weight is used elsewhere, with the reason
         self._real = {name: model.get_submodule(name) for name in names}
-        self._watched = [each for each in self._layers if not any(each.startswith(f"{name}.") for name in self._real)]
+        self._watched = [
+            layer for layer in self._layers if not any(layer.startswith(f"{name}.") for name in self._real)
+        ]
         self.order: list[str] = []
-        self._needs: dict[str, set[str]] = {}  # by stage: the blocks whose outputs it is made from
-        self._track, self._frontier = Track(), END
+        self._needs: dict[str, set[str]] = {}  # by stage: the blocks whose outputs it needs
+        self._track, self._frontier = BlockOutputs(), END
         self._source: Calls = lambda: ()
-        self._count: int | None = None  # of the calls of the sweep, once they were given to the end
-        self._at, self._fresh = 0, False  # of the running call
-        self._runs: dict[str, int] = {}
+        self._count: int | None = None  # the number of calls of the sweep; None before the last call was yielded
+        self._position, self._fresh = 0, False  # the running call, and whether the frontier's outputs for it are new
+        self._runs: dict[str, int] = {}  # by block: how often it ran in this forward
         self._expected: list[Tensor] = []  # the whole model's output for the first call
 
     def rehearse(self, calls: Iterable[Call]) -> None:
-        """Runs one call of each kind, with each block in memory in its turn, and finds out the order and what each
-        stage needs. Kinds differ in arguments other than tensors and numbers, like a list of layers to skip."""
+        """Finds the order of the blocks and the outputs that each stage needs, by running one call of each kind. Calls
+        are of different kinds where arguments other than tensors and numbers differ, such as a list of layers to skip.
+        """
         kinds: list[Any] = []
         ran: list[str] = []
         needs: dict[str, set[str]] = {}
@@ -116,9 +123,10 @@ class Blocks:
         self._needs = {stage: needs.get(stage, set()) for stage in [*self.order, END]}
 
     def _shapes(self, call: Call, *, keep: bool) -> dict[str, list[Any]]:
-        """Outputs of each block that runs, whose values are gone, in the order in which the blocks run.
+        """Runs `call`, and returns the outputs of each block in the order in which the blocks run. Their shapes and
+        dtypes stay usable; the file with their values is deleted. `keep`: whether to remember the model's output.
 
-        Raises MisfitError where the outputs of the blocks do not suffice to compute that of the model.
+        Raises MisfitError if the model's output cannot be computed from the outputs of its blocks alone.
         """
         shapes: dict[str, list[Any]] = {}
         running: list[str] = []
@@ -126,7 +134,7 @@ class Blocks:
 
             def answer(name: str, inputs: Any) -> Any:
                 block = self._real[name]
-                with _disable_current_modes():  # fetching reads weights that are watched
+                with _disable_current_modes():  # fetching reads the weights, and shall not count as a use of them
                     self._parking.fetch(name, block)
                 running.append(name)
                 inside = [layer[len(name) + 1 :] for layer in self._layers if layer.startswith(f"{name}.")]
@@ -148,12 +156,13 @@ class Blocks:
 
     @contextmanager
     def _only_inside(self, running: list[str]) -> Iterator[None]:
-        """Inside, a layer of a block that is not the last of `running` may not be called."""
+        """Raises MisfitError, inside the `with` statement, when a layer of a block is called while another block or no
+        block is running. The running block is the last of `running`."""
 
         def hook_for(block: str) -> Callable[..., None]:
             def check(*_: Any) -> None:
                 if running[-1:] != [block]:
-                    fact = f"the model calls parts of block {block}, and not the block"
+                    fact = f"the model calls layers inside block {block} without calling the block"
                     raise MisfitError(f"{fact}. Calibrate without --memory.")
 
             return check
@@ -163,69 +172,75 @@ class Blocks:
             yield
 
     def _check_passed_on(self, call: Call, outputs: dict[str, list[Any]], expected: list[Tensor]) -> None:
-        """Raises MisfitError where the model computes something else from the outputs of its blocks alone."""
+        """Raises MisfitError unless the model computes `expected` again from the `outputs` of its blocks alone."""
         runs: dict[str, int] = {}
 
         def answer(name: str, inputs: Any) -> Any:
             runs[name] = runs.get(name, 0) + 1
-            return replaced(outputs[name][runs[name] - 1], Place, lambda place: place.read().to(self._device))
+            return replaced(outputs[name][runs[name] - 1], SpilledTensor, lambda place: place.read().to(self._device))
 
         try:
             with self._stubbed(answer):
-                found = tensors_in(run(self._model, call, 0))
+                computed = tensors_in(run(self._model, call, 0))
         except MisfitError as error:
-            raise _passing_more() from error
-        if not same(expected, found):
-            raise _passing_more()
+            raise _hidden_state_error() from error
+        if not same(expected, computed):
+            raise _hidden_state_error()
 
     def check_end(self) -> None:
-        """Raises MisfitError where the first call, at the stage END, gives something else than the whole model does."""
+        """Raises MisfitError if the model's output for the first call, in the stage END, differs from the output of the
+        whole model."""
         with evaluating(self._model):
             for call in first(self.calls, 1):
                 if not same(self._expected, tensors_in(run(self._model, call, 0))):
-                    raise _passing_more()
+                    raise _hidden_state_error()
 
     def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
-        """Adds to `needs`, by stage, the blocks whose outputs reach it."""
-        found = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
+        """Adds to `needs`, by stage, the blocks whose outputs the stage depends on in this call."""
+        needed = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
         for poisoned, outputs in shapes.items():
             if not all(map(floating, outputs)):
-                for each in found.values():
-                    each.add(poisoned)
+                for blocks in needed.values():
+                    blocks.add(poisoned)
                 continue
             runs: dict[str, int] = {}
 
             def answer(name: str, inputs: Any, poisoned: str = poisoned, runs: dict[str, int] = runs) -> Any:
                 if has_nan(inputs):
-                    found[name].add(poisoned)
+                    needed[name].add(poisoned)
                 runs[name] = runs.get(name, 0) + 1
                 value = float("nan") if name == poisoned else 0.0
-                return replaced(shapes[name][runs[name] - 1], Place, lambda place: _blank(place, value, self._device))
+                return replaced(
+                    shapes[name][runs[name] - 1], SpilledTensor, lambda place: _blank(place, value, self._device)
+                )
 
             def watch(_: nn.Module, args: Any, kwargs: Any, poisoned: str = poisoned) -> None:
                 if has_nan(input_of(args, kwargs)):
-                    found[END].add(poisoned)
+                    needed[END].add(poisoned)
 
             with self._stubbed(answer), hooked(self._model, dict.fromkeys(self._watched, watch)):
                 if has_nan(run(self._model, call, 0)):
-                    found[END].add(poisoned)
+                    needed[END].add(poisoned)
 
     def calls(self) -> Iterator[Call]:
-        """The calls of the sweep; the one that was given last is the one that may run."""
-        at = -1
-        for at, call in enumerate(self._source()):
-            self._at = at
+        """Yields the calls of the sweep. Only the call that was yielded last may run on the model."""
+        position = -1
+        for position, call in enumerate(self._source()):
+            self._position = position
             yield call
-        self._count = at + 1
+        self._count = position + 1
 
-    def sweep(self, calls: Calls, visit: Visit = nothing, wanted: Callable[[int], bool] = always) -> Track:
-        """All blocks in their order, each given what the ones before returned for `calls`.
+    def sweep(
+        self, calls: Calls, visit: Visit = do_nothing, wanted: Callable[[int], bool] = every_position
+    ) -> BlockOutputs:
+        """Visits all blocks in their order, each with its weights in memory and its inputs from `calls`.
 
-        `visit` is told the block's name, and runs `self.calls()` or some of them on the model as it likes; what it
-        returns changes the block. What the block returned before that is passed on: for the calls that a visit ran, and
-        those whose position is `wanted` after it. No later visit may run others. Weights are read once.
+        `visit` is called with the block's name. It may run all or some of `self.calls()` on the model, several times.
+        If it returns a function, that function is then called to change the block. Later blocks receive the outputs
+        that the block had before the change: for the calls that the visit ran, and for the calls whose position is
+        `wanted` after the visit. A later visit may not run other calls. The weights of each block are read once.
         """
-        self._source, self._count, self._track = calls, None, Track()
+        self._source, self._count, self._track = calls, None, BlockOutputs()
         with self._stubbed(self._answer), self._counting():
             for stage, name in enumerate(self.order):
                 self._frontier, self._track.outputs[name] = name, {}
@@ -242,8 +257,9 @@ class Blocks:
         return self._track
 
     @contextmanager
-    def ended(self, calls: Calls, track: Track) -> Iterator[None]:
-        """Inside, the model computes all of `calls` from what its blocks returned in a sweep over them, once."""
+    def ended(self, calls: Calls, track: BlockOutputs) -> Iterator[None]:
+        """Makes the model compute its outputs for `calls`, inside the `with` statement, from the block outputs `track`
+        of a sweep over these calls. Afterwards the block outputs are deleted."""
         self._source, self._track, self._frontier = calls, track, END
         with self._stubbed(self._answer), self._counting():
             yield
@@ -256,20 +272,21 @@ class Blocks:
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
-        """Inside, it is known where a forward begins."""
+        """Resets the counters of block runs at the beginning of each forward, inside the `with` statement."""
 
         def begin(*_: Any) -> None:
             self._runs = {}
-            heard = self._track.outputs.get(self._frontier, {})
-            self._fresh = self._at not in heard
-            heard.setdefault(self._at, [])
+            outputs = self._track.outputs.get(self._frontier, {})
+            self._fresh = self._position not in outputs
+            outputs.setdefault(self._position, [])
 
         with hooked(self._model, {"": begin}):
             yield
 
     @contextmanager
-    def _real_one(self, name: str, file: Writing) -> Iterator[None]:
-        """Inside, the block is in memory and in its place, and what it returns for each call is kept once."""
+    def _real_one(self, name: str, file: SpillFile) -> Iterator[None]:
+        """Puts the block `name`, with its weights in memory, in place of its stub, inside the `with` statement. Writes
+        its outputs to `file` when a call runs for the first time."""
         block = self._real[name]
         self._parking.fetch(name, block)
         hooks = {"": self._check}, {"": partial(self._keep, name, file)}
@@ -278,42 +295,43 @@ class Blocks:
 
     def _check(self, block: nn.Module, args: Any, kwargs: Any) -> None:
         if has_nan([args, kwargs]):
-            fact = f"block {self._frontier} is given NaN, or outputs of other blocks than in the first call"
+            fact = f"block {self._frontier} receives NaN, or outputs of other blocks than in the first call"
             raise MisfitError(f"{fact}. Calibrate without --memory.")
 
-    def _keep(self, name: str, file: Writing, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _keep(self, name: str, file: SpillFile, block: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self._fresh:
-            self._track.outputs[name][self._at].append(file.put(output))
+            self._track.outputs[name][self._position].append(file.put(output))
 
     def _complete(self, wanted: Callable[[int], bool]) -> None:
-        """Runs the calls that are wanted and the visit did not."""
+        """Runs the wanted calls that the visit did not run."""
         if len(self._track.outputs[self._frontier]) == self._count:
             return
         with evaluating(self._model):
             for call in self.calls():
-                if self._at not in self._track.outputs[self._frontier] and wanted(self._at):
-                    run(self._model, call, self._at)
+                if self._position not in self._track.outputs[self._frontier] and wanted(self._position):
+                    run(self._model, call, self._position)
 
     def _answer(self, name: str, inputs: Any) -> Any:
-        """The output of a block that is not being calibrated."""
+        """Returns the output of a block that is not the frontier: read from disk if the stage needs it, else NaN.
+        Raises Stopped for a block after the frontier."""
         if name not in self._track.outputs:
             raise Stopped
-        outputs, at = self._track.outputs[name].get(self._at, []), self._runs.get(name, 0)
-        self._runs[name] = at + 1
-        if at >= len(outputs):
-            fact = f"block {name} runs again after others"
-            raise MisfitError(f"{fact}, or not in the order of the first call. Calibrate without --memory.")
+        outputs, run_index = self._track.outputs[name].get(self._position, []), self._runs.get(name, 0)
+        self._runs[name] = run_index + 1
+        if run_index >= len(outputs):
+            fact = f"block {name} runs again after other blocks, or not in the order of the first call"
+            raise MisfitError(f"{fact}. Calibrate without --memory.")
         if name in self._needs[self._frontier]:
-            return replaced(outputs[at], Place, lambda place: place.read().to(self._device))
-        return replaced(outputs[at], Place, lambda place: _blank(place, float("nan"), self._device))
+            return replaced(outputs[run_index], SpilledTensor, lambda place: place.read().to(self._device))
+        return replaced(outputs[run_index], SpilledTensor, lambda place: _blank(place, float("nan"), self._device))
 
     def _forget(self, ahead: list[str]) -> None:
-        """Deletes the files of outputs that none of the stages `ahead` needs."""
+        """Deletes the files of block outputs that none of the stages `ahead` needs."""
         needed = {name for stage in ahead for name in self._needs[stage]}
-        for name in self._track.outputs.keys() - needed - self._track.gone:
-            self._track.gone.add(name)
-            places: list[Place] = []
-            replaced(list(self._track.outputs[name].values()), Place, places.append)
+        for name in self._track.outputs.keys() - needed - self._track.deleted:
+            self._track.deleted.add(name)
+            places: list[SpilledTensor] = []
+            replaced(list(self._track.outputs[name].values()), SpilledTensor, places.append)
             for path in {place.path for place in places}:
                 path.unlink()
 
@@ -322,44 +340,45 @@ class Blocks:
         return self._parking.device
 
 
-def _passing_more() -> MisfitError:
-    fact = "the blocks pass on more than what they return, by changing their inputs or keeping something"
+def _hidden_state_error() -> MisfitError:
+    fact = "the blocks pass on more than their outputs: they change their inputs or keep state"
     return MisfitError(f"{fact}. Calibrate without --memory.")
 
 
-def same(expected: list[Tensor], found: list[Tensor]) -> bool:
-    """Whether outputs of the model are equal up to rounding."""
-    if [x.shape for x in expected] != [x.shape for x in found]:
+def same(expected: list[Tensor], computed: list[Tensor]) -> bool:
+    """Returns whether two outputs of the model are equal up to rounding."""
+    if [x.shape for x in expected] != [x.shape for x in computed]:
         return False
-    pairs = zip(expected, found, strict=True)
+    pairs = zip(expected, computed, strict=True)
     return all(
         bool((x - y.to(x.device)).norm() <= max(_TOLERANCE, 8 * torch.finfo(x.dtype).eps) * x.norm()) for x, y in pairs
     )
 
 
-def _blank(place: Place, value: float, device: torch.device) -> Tensor:
+def _blank(place: SpilledTensor, value: float, device: torch.device) -> Tensor:
     return place.filled(value).to(device)
 
 
 def _kind_of(call: Call) -> Any:
-    """The arguments of a call without tensors, and without numbers that stand alone."""
-    named = [*enumerate(call.args), *call.kwargs.items()]
-    plain = {name: type(value) if type(value) in (int, float) else value for name, value in named}
+    """Returns the kind of a call: its arguments, with each tensor and each argument that is a number replaced by its
+    type."""
+    arguments = [*enumerate(call.args), *call.kwargs.items()]
+    plain = {name: type(value) if type(value) in (int, float) else value for name, value in arguments}
     return replaced(plain, Tensor, lambda tensor: Tensor)
 
 
 def _merged(ran: list[str], names: list[str]) -> list[str]:
-    """`ran`, with the other `names` each after the one it is listed after."""
+    """Returns the order `ran` with the other `names` inserted, each after the name that it follows in `names`."""
     order = list(ran)
-    for at, name in enumerate(names):
+    for index, name in enumerate(names):
         if name not in order:
-            before = [order.index(other) for other in names[:at] if other in order]
+            before = [order.index(other) for other in names[:index] if other in order]
             order.insert(before[-1] + 1 if before else 0, name)
     return order
 
 
 def has_nan(value: Any) -> bool:
-    """Whether a floating-point tensor inside containers holds NaN."""
-    found: list[bool] = []
-    replaced(value, Tensor, lambda x: found.append(x.is_floating_point() and bool(x.isnan().any())))
-    return any(found)
+    """Returns whether `value`, a tensor or a container of tensors, contains a floating-point NaN."""
+    findings: list[bool] = []
+    replaced(value, Tensor, lambda x: findings.append(x.is_floating_point() and bool(x.isnan().any())))
+    return any(findings)

@@ -1,4 +1,4 @@
-"""Keeps weights in memory only while they are used; otherwise they are parts of mapped files."""
+"""Loads the weights of a module while it computes. Otherwise they are views of memory-mapped files ("parked")."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -14,86 +14,88 @@ from octavo.capture.store.blobs import memory_of
 
 from ..plan import Plan
 
-_ALIGNED = 64  # bytes; alignment of stored tensors. torch allocates with it, and products may round otherwise without
+_ALIGNED = 64  # bytes; alignment of stored tensors, the same as torch's: kernels may round differently for another
 Cast = Callable[[Tensor], Tensor]
 
 
 def unchanged(tensor: Tensor) -> Tensor:
-    """Returns the tensor in its own dtype: the cast of a deployment that keeps the model's."""
+    """Returns the tensor unchanged: the cast for a deployment in the model's own dtype."""
     return tensor
 
 
 class _Slot(NamedTuple):
-    """A tensor's slot in a module: its name `leaf` in the `table` of the module's parameters or buffers."""
+    """A `tensor` of a module and where the module keeps it: under the name `leaf` in `table`, the module's dict of
+    parameters or buffers."""
 
     table: dict[str, Tensor | None]
     leaf: str
     tensor: Tensor
 
     def put(self, values: Tensor) -> None:
-        made = nn.Parameter(values, requires_grad=False) if isinstance(self.tensor, nn.Parameter) else values
-        self.table[self.leaf] = made
+        tensor = nn.Parameter(values, requires_grad=False) if isinstance(self.tensor, nn.Parameter) else values
+        self.table[self.leaf] = tensor
 
 
 class Parking:
-    """Brings modules to `device`, in the dtype that `cast` gives, and parks them again.
+    """Loads the tensors of modules into the memory of `device`, in the dtype that `cast` returns, and parks them again:
+    the tensors of a parked module are views of memory-mapped files.
 
-    A module that has changed is written to a file in `directory`; the module's tensors are then parts of that file.
+    The tensors of a changed module are first written to a file in `directory`.
     """
 
     def __init__(self, directory: Path, device: torch.device, cast: Cast = unchanged) -> None:
         self._directory, self.device, self._cast = directory, device, cast
-        self._parked: dict[str, list[_Slot]] = {}  # by name of the module
-        self._written: set[str] = set()
+        self._parked: dict[str, list[_Slot]] = {}  # by fetched module: its slots with the tensors from before
+        self._written: set[str] = set()  # modules whose tensors are in files of `directory`
 
     def bytes_of(self, module: nn.Module) -> int:
-        """The bytes that a module takes in memory once fetched."""
+        """Returns the bytes that a module takes in memory once fetched."""
         return self._bytes(_slots(module))
 
     def _bytes(self, slots: Iterable[_Slot]) -> int:
         tensors = {id(slot.tensor): slot.tensor for slot in slots}
         return sum(self._cast(x.new_empty(0)).itemsize * x.numel() for x in tensors.values())
 
-    def costs(self, model: nn.Module, plan: Plan) -> Plan:
-        """The plan with the bytes that each layer takes once fetched."""
+    def with_bytes(self, model: nn.Module, plan: Plan) -> Plan:
+        """Returns the plan with the bytes that each layer takes in memory once fetched."""
         entries = (replace(e, bytes=self._bytes(_own(model.get_submodule(e.name)))) for e in plan.entries)
         return Plan(tuple(entries))
 
     def settle(self, model: nn.Module, names: Iterable[str]) -> None:
-        """Brings every tensor outside the modules `names` into memory for good."""
+        """Loads every tensor outside the modules `names` into memory, where these tensors stay."""
         inside = {id(part) for name in names for part in model.get_submodule(name).modules()}
         self._bring((slot for part in model.modules() if id(part) not in inside for slot in _own(part)), self._cast)
 
     def fetch(self, name: str, module: nn.Module) -> None:
-        """Brings the tensors of `module` into memory, so that it can compute."""
+        """Loads the tensors of `module` into memory, so that it can compute."""
         self._parked[name] = list(_slots(module))
         self._bring(self._parked[name], unchanged if name in self._written else self._cast)
 
     def _bring(self, slots: Iterable[_Slot], cast: Cast) -> None:
-        made: dict[int, Tensor] = {}  # by id: several modules may share a tensor
+        loaded: dict[int, Tensor] = {}  # by id: several modules may share a tensor
         for slot in slots:
-            values = made.setdefault(id(slot.tensor), cast(slot.tensor.detach()).to(self.device))
+            values = loaded.setdefault(id(slot.tensor), cast(slot.tensor.detach()).to(self.device))
             if values.data_ptr() != slot.tensor.data_ptr():
                 slot.put(values)
 
     def park(self, name: str) -> None:
-        """Frees the tensors that `fetch` made; the module has its earlier tensors again."""
+        """Frees the tensors that `fetch` loaded; the module has its mapped tensors again."""
         for slot in self._parked.pop(name):
             slot.table[slot.leaf] = slot.tensor
             page_out(slot.tensor)
 
     def keep(self, name: str, module: nn.Module) -> None:
-        """Parks a fetched module that has changed: writes new tensors to a file, leaves the others where they were."""
+        """Parks a fetched module that has changed: writes its new tensors to a file, and maps them from there."""
         before = self._parked.pop(name)
-        places = {slot.tensor.data_ptr() for slot in before}
-        made = [slot for slot in _slots(module) if slot.tensor.data_ptr() not in places and slot.tensor.numel()]
+        addresses = {slot.tensor.data_ptr() for slot in before}
+        changed = [slot for slot in _slots(module) if slot.tensor.data_ptr() not in addresses and slot.tensor.numel()]
         path = self._directory / f"weights-{len(self._written)}"
         with scratch(path) as sink:
-            for slot in made:
+            for slot in changed:
                 with storage(path):
                     sink.write(memory_of(slot.tensor.detach().cpu().contiguous()))
                     sink.write(bytes(-slot.tensor.nbytes % _ALIGNED))
-        for slot, mapped in zip(made, _mapped(path, [slot.tensor for slot in made]), strict=True):
+        for slot, mapped in zip(changed, _mapped(path, [slot.tensor for slot in changed]), strict=True):
             slot.put(mapped)
         for slot in before:
             page_out(slot.tensor)
@@ -113,13 +115,13 @@ def _own(part: nn.Module) -> Iterator[_Slot]:
                 yield _Slot(table, leaf, tensor)
 
 
-def _mapped(path: Path, like: list[Tensor]) -> Iterator[Tensor]:
-    """Yields the tensors of a file, of the dtypes and shapes of `like`, each at the next multiple of _ALIGNED."""
-    if not like:
+def _mapped(path: Path, templates: list[Tensor]) -> Iterator[Tensor]:
+    """Yields the tensors of a file, each with the dtype and shape of its template, at the next multiple of _ALIGNED."""
+    if not templates:
         return
     whole: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
     start = 0
-    for tensor in like:
+    for tensor in templates:
         flat = torch.empty(0, dtype=torch.uint8).set_(whole, start, (tensor.nbytes,), (1,))
         yield flat.view(tensor.dtype).view(tensor.shape)
         start += tensor.nbytes + -tensor.nbytes % _ALIGNED

@@ -1,5 +1,7 @@
-"""Stores the outputs of blocks on disk, a file for each block. The system keeps the files in its page cache as far as
-memory allows, and they count for no process's resident memory."""
+"""Stores the outputs of blocks on disk, one file for each block.
+
+The system keeps the files in its page cache as far as memory allows. They do not count as resident memory of a process.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,67 +19,69 @@ from octavo.capture.tensors import read_tensor, torch_dtype
 from ..replay.calls import replaced
 
 
-class Place(NamedTuple):
-    """A tensor in a file: contiguous there, with `stride` in memory."""
+class SpilledTensor(NamedTuple):
+    """A tensor that was written to a file. It is contiguous in the file, and has the strides `stride` in memory."""
 
     path: Path
     stored: Stored
     stride: tuple[int, ...]
 
     def read(self) -> Tensor:
-        """Reads the tensor, bit for bit and with its strides: kernels may round differently for other strides."""
+        """Reads the tensor with its original values and strides: kernels may round differently for other strides."""
         tensor = read_tensor(self.path, self.stored)
         if tensor.stride() == self.stride:
             return tensor
         return torch.empty_strided(self.stored.shape, self.stride, dtype=torch_dtype(self.stored)).copy_(tensor)
 
     def filled(self, value: float) -> Tensor:
-        """A floating-point tensor of one value, with the strides of this one."""
+        """Returns a floating-point tensor of this shape and these strides, filled with `value`."""
         return torch.empty_strided(self.stored.shape, self.stride, dtype=torch_dtype(self.stored)).fill_(value)
 
 
-class Writing:
-    """Appends values to one file."""
+class SpillFile:
+    """A file that tensors are appended to."""
 
     def __init__(self, path: Path, sink: OutputFile) -> None:
         self.path, self._sink, self._offset = path, sink, 0
 
     def put(self, value: Any) -> Any:
-        """`value` with a Place for each tensor. Raises StorageError when the disk is full."""
+        """Writes the tensors inside `value`; returns `value` with a SpilledTensor in place of each tensor. Raises
+        StorageError when the disk is full."""
         return replaced(value, Tensor, self._put)
 
-    def _put(self, tensor: Tensor) -> Place:
-        plain = tensor.detach().cpu()
-        whole = plain.contiguous()
-        stride = plain.stride() if 0 not in plain.stride() else whole.stride()  # a tensor of stride 0 cannot be filled
+    def _put(self, tensor: Tensor) -> SpilledTensor:
+        on_cpu = tensor.detach().cpu()
+        contiguous = on_cpu.contiguous()
+        # a tensor with a stride of 0 cannot be filled
+        stride = on_cpu.stride() if 0 not in on_cpu.stride() else contiguous.stride()
         with storage(self.path):
-            self._sink.write(memory_of(whole))
-        stored = Stored(str(plain.dtype).removeprefix("torch."), tuple(plain.shape), self._offset, plain.nbytes)
-        self._offset += plain.nbytes
-        return Place(self.path, stored, stride)
+            self._sink.write(memory_of(contiguous))
+        stored = Stored(str(on_cpu.dtype).removeprefix("torch."), tuple(on_cpu.shape), self._offset, on_cpu.nbytes)
+        self._offset += on_cpu.nbytes
+        return SpilledTensor(self.path, stored, stride)
 
 
 class Spill:
-    """Numbered spill files in `directory`, which the caller removes."""
+    """Creates numbered spill files in `directory`, which the caller removes."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self._count = directory, 0
 
     def path(self) -> Path:
-        """A path that no other file of this Spill has."""
+        """Returns a path that no other file of this Spill has."""
         self._count += 1
         return self.directory / f"spill-{self._count}"
 
     @contextmanager
-    def writing(self) -> Iterator[Writing]:
-        """Opens a new file for values to be put into."""
+    def writing(self) -> Iterator[SpillFile]:
+        """Opens a new file that values can be put into."""
         path = self.path()
         with scratch(path) as sink:
-            yield Writing(path, sink)
+            yield SpillFile(path, sink)
 
 
 def floating(value: Any) -> bool:
-    """Whether all tensors in a value that `put` returned are floating-point."""
+    """Returns whether all tensors in `value`, which `SpillFile.put` returned, are floating-point."""
     kinds: list[bool] = []
-    replaced(value, Place, lambda place: kinds.append(torch_dtype(place.stored).is_floating_point))
+    replaced(value, SpilledTensor, lambda place: kinds.append(torch_dtype(place.stored).is_floating_point))
     return all(kinds)

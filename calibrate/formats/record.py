@@ -58,7 +58,7 @@ class Writer(Protocol):
 
 
 class Description(NamedTuple):
-    """A short description of a checkpoint in one format: a title, lines of (subject, fact), and the number of layers of
+    """Describes a checkpoint in one format: a title, lines of (subject, fact), and the number of layers of
     each scheme."""
 
     title: str

@@ -1,1 +1,2 @@
-"""Integer layers: the formula, the numbers of a layer, and modules that compute with them exactly."""
+"""Integer layers: the quantization formula, the numbers of a layer, and modules that compute with these numbers
+exactly."""

@@ -1,7 +1,7 @@
-"""Tells what a layer does besides its weight: hooks, a replaced forward, a weight that is computed.
+"""Finds what a layer does besides its class's computation: hooks, a replaced forward, a weight that is computed.
 
-An integer layer in its place would do none of that, so such a layer stays float. Hooks of the backward pass and of
-state dicts change no output, and hooks of modules around the layer stay where they are.
+An integer layer in its place would do none of this, so such a layer stays float. Hooks of the backward pass and of
+state dicts do not change the output; hooks of the modules around a layer stay in place.
 """
 
 from typing import Any
@@ -10,47 +10,48 @@ from torch import nn
 from torch.nn.modules import module
 from torch.nn.utils import parametrize
 
-_METHODS = ("forward", "_conv_forward")  # the methods by which linears and convolutions compute
+_METHODS = ("forward", "_conv_forward")  # the methods in which linears and convolutions compute their output
 
 
 def change_of(layer: nn.Module) -> str:
-    """Why `layer` computes something else than its class does, or an integer layer cannot take its place; "" where
-    neither is so."""
+    """Returns why `layer` computes something else than its class does, or why an integer layer cannot replace it; ""
+    where neither is the case."""
     hooks = [_name(hook) for hook in layer._forward_pre_hooks.values()]
     if "weight" not in layer._parameters:
         if parametrize.is_parametrized(layer, "weight"):
             return "its weight is parametrized"
-        return f"its weight is computed by {hooks[0]} before each call" if hooks else "its weight is no parameter"
+        return f"its weight is computed by {hooks[0]} before each call" if hooks else "its weight is not a parameter"
     if parametrize.is_parametrized(layer):
         return "its bias is parametrized"
     for method in _METHODS:
-        if method in vars(layer) and not _own(layer, method):
+        if method in vars(layer) and not _is_own_method(layer, method):
             return f"its {method} was replaced"
-        if _patched(layer, method):
+        if _is_patched(layer, method):
             return f"{method} of its class was replaced"
     hooks += [_name(hook) for hook in layer._forward_hooks.values()]
     return f"the forward hook {hooks[0]} would be lost" if hooks else ""
 
 
 def hooks_on_all_modules() -> str:
-    """A warning where torch runs forward hooks around every module, or ""."""
+    """Returns a warning if torch runs forward hooks around every module, else ""."""
     if not (module._global_forward_hooks or module._global_forward_pre_hooks):
         return ""
-    return "torch runs forward hooks around every module, integer layers too; no checkpoint holds them."
+    return "torch runs forward hooks around every module, integer layers too; a checkpoint cannot hold these hooks."
 
 
 def _name(hook: Any) -> str:
     return str(getattr(hook, "__qualname__", type(hook).__qualname__)).rpartition("<locals>.")[2]
 
 
-def _own(layer: nn.Module, method: str) -> bool:
-    """Whether the method that stands on the layer itself is that of its class, as accelerate leaves it."""
+def _is_own_method(layer: nn.Module, method: str) -> bool:
+    """Returns whether the method stored on the layer itself is the method of its class. accelerate stores such
+    methods."""
     bound = vars(layer)[method]
     return getattr(bound, "__self__", None) is layer and bound.__func__ is getattr(type(layer), method)
 
 
-def _patched(layer: nn.Module, method: str) -> bool:
-    """Whether a method of torch's own class was replaced by a function of another module."""
+def _is_patched(layer: nn.Module, method: str) -> bool:
+    """Returns whether a method of torch's own class was replaced by a function of another module."""
     for kind in (nn.Linear, nn.Conv2d):
         if isinstance(layer, kind) and hasattr(kind, method):
             function = getattr(kind, method)

@@ -1,5 +1,7 @@
-"""The ways in which the input of an integer layer becomes codes: one type for each way, with everything that depends on
-it."""
+"""The ways in which the input of an integer layer becomes codes: one type for each way.
+
+Everything that depends on the way is an attribute or method of its type.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +24,8 @@ class Codes(NamedTuple):
 
 
 def weights_for(scheme: Scheme) -> Scheme:
-    """The scheme of weights that are multiplied with codes of `scheme`: weights and codes have the same elements."""
+    """Returns the scheme of weights that are multiplied with codes of `scheme`: weights and codes share their
+    element."""
     return WEIGHT if scheme.element == WEIGHT.element else replace(WEIGHT, element=scheme.element)
 
 
@@ -33,13 +36,13 @@ class Input:
     |           | StaticInput | TimestepInput           | DynamicInput  | FloatInput  | meaning                        |
     |-----------|-------------|-------------------------|---------------|-------------|--------------------------------|
     | word      | W8A8        | W8A8_TIMESTEP           | W8A8_DYNAMIC  | W8A16       | in reports and files (WORDS)   |
-    | rounded   | yes         | yes                     | yes           | no          | there are codes                |
+    | rounded   | yes         | yes                     | yes           | no          | the input becomes codes        |
     | ranged    | yes         | yes                     | no            | no          | ranges are known beforehand    |
     | by_level  | no          | yes                     | no            | no          | ranges depend on noise level   |
     | by_patch  | yes         | no                      | no            | yes         | a patch of an image alone has  |
     |           |             |                         |               |             | the codes it has in the image  |
 
-    `scheme`: the scheme of the codes. TENSORS: the names of the input's tensors in the state of a layer.
+    `scheme`: the scheme of the codes. TENSORS: the names of the input's tensors in a layer's state dict.
     """
 
     rounded: ClassVar[bool] = True
@@ -56,20 +59,20 @@ class Input:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor | None], scheme: Scheme) -> Self:
-        """The input whose `tensors` are these, by the names in TENSORS."""
+        """Makes the input from `tensors`, by the names in TENSORS."""
         return cls(scheme=scheme)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by the names in TENSORS."""
+        """The tensors of the input by the names in TENSORS."""
         return {}
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
-        """The codes of `x` at a noise level; a scale found from `x` itself spans `axes`."""
+        """Returns the codes of `x` at a noise level; a dynamic scale is computed over `axes`."""
         raise NotImplementedError
 
     def represented(self, x: Tensor, level: float | None = None) -> Tensor:
-        """The float32 values that the codes of `x` (rows, in) float32 stand for, at a noise level."""
+        """Returns the float32 values that the codes of `x` (rows, in) float32 stand for, at a noise level."""
         q, scale, zero_point = self.codes(x, level)
         zero_point = torch.zeros_like(scale) if zero_point is None else zero_point
         return dequantize(q, QParams(scale, zero_point), self.scheme)
@@ -77,7 +80,7 @@ class Input:
 
 @dataclass(frozen=True)
 class StaticInput(Input):
-    """One range for all inputs: `qparams` 0-d, or with a leading axis that broadcasts against the input."""
+    """One range for all inputs: `qparams` are 0-d, or have a leading axis that broadcasts against the input."""
 
     ranged = by_patch = True
     TENSORS = ("input_scale", "input_zero_point")
@@ -92,15 +95,15 @@ class StaticInput(Input):
         return dict(zip(self.TENSORS, self.qparams, strict=True))
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
-        qparams = QParams(*(each.to(x.device) for each in self.qparams))
+        qparams = QParams(*(parameter.to(x.device) for parameter in self.qparams))
         return Codes(codes(x, qparams, self.scheme), *qparams)
 
 
 @dataclass(frozen=True)
 class TimestepInput(Input):
-    """One range for each bin of noise levels: `qparams` (bins,); `edges` float32 (bins - 1,), ascending.
+    """One range for each timestep bin: `qparams` (bins,); `edges` float32 (bins - 1,), ascending.
 
-    The bin of a noise level is how many edges are not above it.
+    The index of a noise level's bin is the number of edges not above the level.
     """
 
     ranged = by_level = True
@@ -118,18 +121,21 @@ class TimestepInput(Input):
     def tensors(self) -> dict[str, Tensor]:
         return dict(zip(self.TENSORS, (*self.qparams, self.edges), strict=True))
 
-    def at(self, bins: Tensor) -> StaticInput:
-        """The input in one bin (0-d), or with a leading axis for the bins of several rows."""
+    def in_bins(self, bins: Tensor) -> StaticInput:
+        """Returns the static input for one bin (`bins` 0-d), or with a leading axis for the bins of several rows
+        (`bins` 1-d)."""
         scale, zero_point = self.qparams
         return StaticInput(QParams(scale[bins], zero_point[bins]), scheme=self.scheme)
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
-        return self.at(bins_of(torch.tensor(0.0 if level is None else level, dtype=torch.float32), self.edges)).codes(x)
+        return self.in_bins(
+            bins_of(torch.tensor(0.0 if level is None else level, dtype=torch.float32), self.edges)
+        ).codes(x)
 
 
 @dataclass(frozen=True)
 class DynamicInput(Input):
-    """One symmetric range for each token, found from the token itself."""
+    """Quantizes each token with a symmetric range of its own, computed from the token itself."""
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
         return Codes(*dynamic_codes(x, axes, self.weights), None)
@@ -137,7 +143,7 @@ class DynamicInput(Input):
 
 @dataclass(frozen=True)
 class FloatInput(Input):
-    """The input stays float: only the weight is quantized."""
+    """The input stays float; only the weight is quantized."""
 
     rounded = False
     by_patch = True
@@ -153,12 +159,12 @@ def _qparams(tensors: Mapping[str, Tensor | None]) -> QParams:
     return QParams(scale, zero_point)
 
 
-# msModelSlim's name of each way, in descriptions, reports and tables
+# the name of each input type in descriptions, reports and tables, as msModelSlim writes it
 WORDS: dict[type[Input], str] = {
     StaticInput: "W8A8", TimestepInput: "W8A8_TIMESTEP", DynamicInput: "W8A8_DYNAMIC", FloatInput: "W8A16"
 }  # fmt: skip
 INPUTS: dict[str, type[Input]] = {word: kind for kind, word in WORDS.items()}
-# the name of each way on the command line
+# the name of each input type on the command line
 ACTIVATIONS: dict[str, type[Input]] = {
     "static": StaticInput, "timestep": TimestepInput, "dynamic": DynamicInput, "float": FloatInput
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Puts integer layers into a model, for good or for the time of a `with` block."""
+"""Puts integer layers into a model, permanently or within a `with` block."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,40 +11,46 @@ from .noise_level import attach
 
 
 def names_of(model: nn.Module) -> dict[str, list[str]]:
-    """The first name of each module, and all its names: a module that two others share has several."""
+    """Returns, by the first name of each module, all names of the module; a module that two others share has
+    several."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
-    return {each[0]: each for each in names.values()}
+    return {aliases[0]: aliases for aliases in names.values()}
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts `module` where `name` is, once. nn.TransformerEncoderLayer runs an integer layer, rather than reading its
-    weight as a float one, only where something has a hook; and it then takes no nested tensors, which
-    nn.TransformerEncoder would make of padded ones."""
+    """Puts `module` into `model` under `name`; other names of a shared module keep the old module.
+
+    Adds a hook that does nothing to an integer layer inside nn.TransformerEncoderLayer: only with a hook does that
+    module run the layer, instead of reading its weight as a float weight. With the hook, that module takes no nested
+    tensors, which nn.TransformerEncoder makes from padded tensors, so nested tensors are switched off in encoders
+    around it.
+    """
     parent, _, child = name.rpartition(".")
     above = model.get_submodule(parent)
     if isinstance(above, nn.TransformerEncoderLayer) and isinstance(module, IntegerLayer):
-        module.register_forward_pre_hook(_unchanged)
+        module.register_forward_pre_hook(_no_effect)
         for encoder in _encoders(model, name):
             encoder.use_nested_tensor = False
     setattr(above, child, module)
 
 
 def _encoders(model: nn.Module, name: str) -> list[nn.TransformerEncoder]:
-    """The encoders of torch that the module `name` is in."""
+    """Returns the torch encoders (nn.TransformerEncoder) that contain the module `name`."""
     parts = name.split(".")
-    around = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
-    return [module for module in around if isinstance(module, nn.TransformerEncoder)]
+    parents = [model.get_submodule(".".join(parts[:end])) for end in range(len(parts))]
+    return [module for module in parents if isinstance(module, nn.TransformerEncoder)]
 
 
-def _unchanged(module: nn.Module, args: Any) -> None:
-    """A hook that does nothing."""
+def _no_effect(module: nn.Module, args: Any) -> None:
+    """Forward pre-hook that does nothing."""
 
 
 @contextmanager
 def swapped(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Inside, `modules` stand in `model` under their names; afterwards, whatever happens, the modules of before do."""
+    """Puts `modules` into `model` under their names while the block runs, then restores the former modules, also after
+    an exception."""
     before = {name: model.get_submodule(name) for name in modules}
     nested = {encoder: encoder.use_nested_tensor for name in modules for encoder in _encoders(model, name)}
     try:
@@ -59,32 +65,37 @@ def swapped(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None
 
 
 def install(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Callable[[], None]:
-    """Replaces the layers of `model`; the float ones are let go. Where ranges of one of them depend on the noise level,
-    hooks observe that of each call of `model`: the function returned takes the hooks off again."""
-    places = all_names(layers, model)
+    """Replaces layers of `model` by the integer `layers`, and keeps no reference to the float ones.
+
+    If the ranges of a layer depend on the noise level, hooks record the noise level of each call of `model`. Returns a
+    function that removes these hooks.
+    """
+    by_name = all_names(layers, model)
     detach = _share_noise_level(model, layers)
-    for name, layer in places.items():
+    for name, layer in by_name.items():
         replace(model, name, layer)
     return detach
 
 
 def _share_noise_level(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Callable[[], None]:
-    """Lets the layers know the noise level of each call of `model`, where one of them needs it."""
+    """Attaches hooks that record the noise level of each call of `model` for the layers, if one of them needs it.
+    Returns a function that removes the hooks."""
     if not any(layer.input_type.by_level for layer in layers.values()):
-        return _nothing
+        return _detach_nothing
     noise, detach = attach(model)
     for layer in layers.values():
         layer.noise_level = noise
     return detach
 
 
-def _nothing() -> None:
-    """Takes off no hook."""
+def _detach_nothing() -> None:
+    """Removes no hook."""
 
 
 @contextmanager
 def quantized(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[nn.Module]:
-    """Inside, `model` computes with the integer layers; afterwards, whatever happens, it is what it was."""
+    """Makes `model` compute with the integer layers while the block runs, then restores the model, also after an
+    exception."""
     levels = {name: layer.noise_level for name, layer in layers.items()}
     with swapped(model, all_names(layers, model)):
         detach = _share_noise_level(model, layers)
@@ -97,6 +108,6 @@ def quantized(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterato
 
 
 def all_names(layers: Mapping[str, QuantizedLayer], model: nn.Module) -> dict[str, QuantizedLayer]:
-    """The layers by every name that `model` has for them."""
+    """Returns the layers by every name that `model` has for them."""
     names = names_of(model)
     return {name: layer for first, layer in layers.items() for name in names[first]}

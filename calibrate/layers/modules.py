@@ -28,17 +28,17 @@ class Geometry(NamedTuple):
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> "Geometry":
-        """The geometry of a float convolution."""
+        """Returns the geometry of a float convolution."""
         if conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
             high, wide = _pair(conv.padding)
-            around = wide, wide, high, high
-        else:  # what a convolution pads by itself, computed when it was made
+            padding = wide, wide, high, high
+        else:  # the padding in the form that the convolution computed when it was made
             left, right, top, bottom = conv._reversed_padding_repeated_twice
-            around = left, right, top, bottom
-        return cls(_pair(conv.stride), around, _pair(conv.dilation), conv.padding_mode, conv.groups)
+            padding = left, right, top, bottom
+        return cls(_pair(conv.stride), padding, _pair(conv.dilation), conv.padding_mode, conv.groups)
 
     def padded(self, x: Tensor, value: float) -> Tensor:
-        """Pads `x` (..., height, width); `value` stands for 0.0."""
+        """Pads `x` (..., height, width); with zero padding, `value` is the number that stands for 0.0."""
         if not any(self.padding):
             return x
         if self.padding_mode == "zeros":
@@ -46,17 +46,18 @@ class Geometry(NamedTuple):
         return F.pad(x, self.padding, mode=self.padding_mode)
 
     def size(self, sides: Sequence[int], kernel: Sequence[int]) -> list[int]:
-        """Height and width of the output, from the `sides` of a padded input and the kernel's."""
-        each = zip(sides, kernel, self.stride, self.dilation, strict=True)
-        return [(side - dilation * (extent - 1) - 1) // stride + 1 for side, extent, stride, dilation in each]
+        """Returns height and width of the output, from the `sides` (height, width) of the padded input and those of the
+        kernel."""
+        axes = zip(sides, kernel, self.stride, self.dilation, strict=True)
+        return [(side - dilation * (extent - 1) - 1) // stride + 1 for side, extent, stride, dilation in axes]
 
 
 def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1]))
 
 
-class Ranged(NamedTuple):
-    """The numbers of a layer whose input has ranges, at one noise level or with a leading axis for several rows."""
+class RangedNumbers(NamedTuple):
+    """The numbers of a layer whose input has ranges: for one noise level, or with a leading axis for several rows."""
 
     input: StaticInput
     deq: Tensor
@@ -64,10 +65,11 @@ class Ranged(NamedTuple):
 
 
 class IntegerLayer(nn.Module):
-    """Holds the numbers of a layer as parameters and buffers, so that the layer moves and is counted as any other.
+    """Base of the integer layers: stores the numbers of a layer as parameters and buffers, so that `to` moves them and
+    parameter counts include them.
 
-    `input_type` says how the input becomes codes. `noise_level` belongs to the denoiser that the layer is part of,
-    where ranges depend on the noise level; see `install`.
+    `input_type` is the way in which the input becomes codes. `noise_level` is shared by all layers of a denoiser, and
+    set where ranges depend on the noise level; see `install`.
     """
 
     input_scale: Tensor
@@ -86,9 +88,9 @@ class IntegerLayer(nn.Module):
         self.weight = nn.Parameter(numbers.weight, requires_grad=False)
         self.bias = None if numbers.bias is None else nn.Parameter(numbers.bias, requires_grad=False)
         self.register_buffer("weight_scale", numbers.weight_scale)
-        held = {} if numbers.transform is None else numbers.transform.tensors
+        tensors = {} if numbers.transform is None else numbers.transform.tensors
         for name in (name for kind in TRANSFORMS for name in kind.TENSORS):
-            self.register_buffer(name, held.get(name))
+            self.register_buffer(name, tensors.get(name))
         for name, tensor in numbers.input.tensors.items():
             self.register_buffer(name, tensor)
         if numbers.input.ranged:
@@ -97,12 +99,12 @@ class IntegerLayer(nn.Module):
 
     @property
     def weight_only(self) -> bool:
-        """Whether the input stays float."""
+        """True if the input stays float."""
         return not self.input_type.rounded
 
     @property
     def calibrated(self) -> bool:
-        """Whether the ranges of the input are known beforehand: then input_scale, deq and quant_bias exist."""
+        """True if the ranges of the input are known beforehand; the layer then has input_scale, deq and quant_bias."""
         return self.input_type.ranged
 
     @property
@@ -112,14 +114,14 @@ class IntegerLayer(nn.Module):
 
     @property
     def transform(self) -> Transform | None:
-        """The transform of the input before it becomes codes; None without one."""
-        held = (kind for kind in TRANSFORMS if all(self._buffers[name] is not None for name in kind.TENSORS))
-        kind = next(held, None)
+        """The transform of the input before it becomes codes; None without a transform."""
+        kinds = (kind for kind in TRANSFORMS if all(self._buffers[name] is not None for name in kind.TENSORS))
+        kind = next(kinds, None)
         return None if kind is None else kind.of(self._buffers)
 
     @property
     def numbers(self) -> Numbers:
-        """The numbers of this layer."""
+        """All numbers of the layer."""
         bias = None if self.bias is None else self.bias.detach()
         deq, quant_bias = (self.deq, self.quant_bias) if self.calibrated else (None, None)
         return Numbers(
@@ -128,43 +130,45 @@ class IntegerLayer(nn.Module):
         )  # fmt: skip
 
     def forward(self, input: Tensor) -> Tensor:
-        """The output, in the dtype of the input."""
+        """Returns the output, in the dtype of the input."""
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves all tensors; a cast of the model reaches only the bias and the transform's tensors, which follow its
-        dtype."""
-        following = [self.bias, *(self._buffers[name] for kind in TRANSFORMS for name in kind.TENSORS)]
+        """Moves all tensors. A cast of the model only changes the dtype of the bias and of the transform's tensors; the
+        other numbers keep theirs."""
+        cast = [self.bias, *(self._buffers[name] for kind in TRANSFORMS for name in kind.TENSORS)]
 
         def moved(tensor: Tensor) -> Tensor:
             result = fn(tensor)
-            follows = result.dtype == tensor.dtype or any(tensor is each for each in following)
-            return result if follows else tensor.to(result.device)
+            keep = result.dtype == tensor.dtype or any(tensor is cast_tensor for cast_tensor in cast)
+            return result if keep else tensor.to(result.device)
 
         return super()._apply(moved, recurse)
 
-    def _ranged(self, rows: int | None) -> Ranged:
-        """The numbers for an input of `rows` rows: with a leading axis where each row has its own noise level."""
+    def _ranged(self, rows: int | None) -> RangedNumbers:
+        """Returns the numbers for an input of `rows` rows: with a leading axis where each row has its own noise
+        level."""
         input, deq, quant_bias = self.input, self.deq, self.quant_bias
         if isinstance(input, TimestepInput):
             bins = (self.noise_level or NoiseLevel()).bins(input.edges, rows)
-            input, deq, quant_bias = input.at(bins), deq[bins], quant_bias[bins]
+            input, deq, quant_bias = input.in_bins(bins), deq[bins], quant_bias[bins]
         assert isinstance(input, StaticInput)
-        return Ranged(input, deq, quant_bias)
+        return RangedNumbers(input, deq, quant_bias)
 
     def transformed(self, x: Tensor, axis: int) -> Tensor:
-        """`x` after the transform of the input, whose channels are the `axis` counted from the end."""
+        """Returns `x` after the transform of the input; the channels of `x` are its `axis`, counted from the end."""
         return transformed(self.transform, x, axis)
 
-    def _float(self, dtype: torch.dtype, at: slice = _ALL) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the outputs `at` as floats. In two steps: int8 times float32 is ten times slower."""
-        weight = self.weight[at].detach().to(torch.float32)
-        weight.mul_(self.weight_scale[at].view([-1] + [1] * (weight.ndim - 1)))
-        return weight.to(dtype), None if self.bias is None else self.bias[at].to(dtype)
+    def _float_weight(self, dtype: torch.dtype, outputs: slice = _ALL) -> tuple[Tensor, Tensor | None]:
+        """Returns weight and bias of the outputs in the slice `outputs` as floats. Converts to float32 before it
+        multiplies: int8 times float32 in one operation is ten times slower."""
+        weight = self.weight[outputs].detach().to(torch.float32)
+        weight.mul_(self.weight_scale[outputs].view([-1] + [1] * (weight.ndim - 1)))
+        return weight.to(dtype), None if self.bias is None else self.bias[outputs].to(dtype)
 
 
 class QuantizedLinear(IntegerLayer):
-    """An nn.Linear in integers: input (..., in_features), output (..., out_features) in the input's dtype."""
+    """Computes an nn.Linear in integers: input (..., in_features), output (..., out_features) in the input's dtype."""
 
     def __init__(self, numbers: Numbers) -> None:
         super().__init__(numbers)
@@ -174,37 +178,40 @@ class QuantizedLinear(IntegerLayer):
         return self.computed(input, integer_matmul)
 
     def computed(self, input: Tensor, matmul: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """The output, with sums of products from `matmul`, which takes and returns what `integer_matmul` does."""
+        """Returns the output, with the sums of products computed by `matmul`, which has the arguments and result of
+        `integer_matmul`."""
         x = self.transformed(input, -1)
         if self.weight_only:
-            return F.linear(x, *self._float(x.dtype))
+            return F.linear(x, *self._float_weight(x.dtype))
         if not self.calibrated:
             codes = self.input.codes(x)
             y = matmul(codes.q, self.weight).to(torch.float32) * (codes.scale * self.weight_scale)
             return (y if self.bias is None else y + self.bias).to(input.dtype)
-        here = _before_the_last(self._ranged(len(x) if x.ndim > 1 else None), x.ndim)
-        total = matmul(here.input.codes(x).q, self.weight)
-        return (total.add_(here.quant_bias).to(torch.float32) * here.deq).to(input.dtype)
+        numbers = _with_row_axis(self._ranged(len(x) if x.ndim > 1 else None), x.ndim)
+        total = matmul(numbers.input.codes(x).q, self.weight)
+        return (total.add_(numbers.quant_bias).to(torch.float32) * numbers.deq).to(input.dtype)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, scheme={self.scheme}"
 
 
-def _before_the_last(here: Ranged, ndim: int) -> Ranged:
-    """Reshapes numbers with a leading axis for an input of `ndim` axes, whose last axis is summed over."""
-    (scale, zero_point), deq, quant_bias = here.input.qparams, here.deq, here.quant_bias
+def _with_row_axis(numbers: RangedNumbers, ndim: int) -> RangedNumbers:
+    """Reshapes numbers that have a leading axis so that they broadcast over an input of `ndim` axes, whose last axis is
+    summed over."""
+    (scale, zero_point), deq, quant_bias = numbers.input.qparams, numbers.deq, numbers.quant_bias
     if scale.ndim == 0:
-        return here
-    rows, between = len(scale), [1] * (ndim - 2)
-    qparams = QParams(scale.view(rows, *between, 1), zero_point.view(rows, *between, 1))
-    input = StaticInput(qparams, scheme=here.input.scheme)
-    return Ranged(input, deq.view(rows, *between, -1), quant_bias.view(rows, *between, -1))
+        return numbers
+    rows, middle = len(scale), [1] * (ndim - 2)
+    qparams = QParams(scale.view(rows, *middle, 1), zero_point.view(rows, *middle, 1))
+    input = StaticInput(qparams, scheme=numbers.input.scheme)
+    return RangedNumbers(input, deq.view(rows, *middle, -1), quant_bias.view(rows, *middle, -1))
 
 
 class QuantizedConv2d(IntegerLayer):
-    """An nn.Conv2d in integers: (batch, in, height, width) to (batch, out, ...), or without the batch.
+    """An nn.Conv2d in integers: input (batch, in, height, width), output (batch, out, ...), or both without the batch
+    axis.
 
-    The codes are padded, with the zero point, which stands for 0.0.
+    Padding is applied to the codes, with the zero point, which stands for 0.0.
     """
 
     def __init__(self, numbers: Numbers, geometry: Geometry) -> None:
@@ -216,33 +223,36 @@ class QuantizedConv2d(IntegerLayer):
         self.in_channels = channels * self.groups
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.computed(input, self._exact)
+        return self.computed(input, self._convolve_codes)
 
     def computed(self, input: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
-        """The output, with sums of products from `convolve`, which takes padded codes in float32 and returns int32."""
+        """Returns the output, with the sums of products computed by `convolve` from padded codes in float32; `convolve`
+        returns int32."""
         x = self.transformed(input, -3)
         if self.weight_only:
-            return self._convolved(self.geometry.padded(x, 0.0), *self._float(x.dtype))
+            return self._convolved(self.geometry.padded(x, 0.0), *self._float_weight(x.dtype))
         if not self.calibrated:
             codes = self.input.codes(x, axes=(-3, -2, -1))
             y = convolve(self.geometry.padded(codes.q, 0.0)).to(torch.float32)
             y = y * (codes.scale * self.weight_scale.view(-1, 1, 1))
             return (y if self.bias is None else y + self.bias.view(-1, 1, 1)).to(input.dtype)
-        here = self._ranged(len(x) if x.ndim == 4 else None)
-        if here.input.qparams.scale.ndim == 0:
-            return self._calibrated(x, here, convolve).to(input.dtype)
-        rows = zip(x, *here.input.qparams, here.deq, here.quant_bias, strict=True)
-        each = [
-            self._calibrated(row, Ranged(StaticInput(QParams(s, z), scheme=here.input.scheme), deq, bias), convolve)
+        numbers = self._ranged(len(x) if x.ndim == 4 else None)
+        if numbers.input.qparams.scale.ndim == 0:
+            return self._calibrated(x, numbers, convolve).to(input.dtype)
+        rows = zip(x, *numbers.input.qparams, numbers.deq, numbers.quant_bias, strict=True)
+        images = [
+            self._calibrated(
+                row, RangedNumbers(StaticInput(QParams(s, z), scheme=numbers.input.scheme), deq, bias), convolve
+            )
             for row, s, z, deq, bias in rows
         ]
-        return torch.stack(each).to(input.dtype)
+        return torch.stack(images).to(input.dtype)
 
-    def _calibrated(self, x: Tensor, here: Ranged, convolve: Callable[[Tensor], Tensor]) -> Tensor:
-        total = convolve(self.geometry.padded(here.input.codes(x).q, float(here.input.qparams.zero_point)))
-        return total.add_(here.quant_bias.view(-1, 1, 1)).to(torch.float32) * here.deq.view(-1, 1, 1)
+    def _calibrated(self, x: Tensor, numbers: RangedNumbers, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+        total = convolve(self.geometry.padded(numbers.input.codes(x).q, float(numbers.input.qparams.zero_point)))
+        return total.add_(numbers.quant_bias.view(-1, 1, 1)).to(torch.float32) * numbers.deq.view(-1, 1, 1)
 
-    def _exact(self, padded: Tensor) -> Tensor:
+    def _convolve_codes(self, padded: Tensor) -> Tensor:
         images = padded if padded.ndim == 4 else padded.unsqueeze(0)
         total = integer_convolution(images, self.weight.detach(), self.stride, self.dilation, self.groups)
         return total if padded.ndim == 4 else total[0]
@@ -261,5 +271,5 @@ QuantizedLayer = QuantizedLinear | QuantizedConv2d
 
 
 def build(numbers: Numbers, module: nn.Module) -> QuantizedLayer:
-    """The integer layer that takes the place of the float `module`."""
+    """Returns the integer layer that replaces the float `module`."""
     return QuantizedConv2d(numbers, Geometry.of(module)) if isinstance(module, nn.Conv2d) else QuantizedLinear(numbers)

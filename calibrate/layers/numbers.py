@@ -1,4 +1,4 @@
-"""All numbers of one integer layer, as a value."""
+"""All numbers of one integer layer in one object."""
 
 from dataclasses import dataclass
 
@@ -20,10 +20,10 @@ class Numbers:
     | bias         | as in the float layer                                                                          |
     | input        | the way in which the input becomes codes                                                       |
     | dtype        | dtype of the float layer                                                                       |
-    | transform    | applied to the input before that, in `dtype`; the weight carries the inverse                   |
+    | transform    | applied in `dtype` to the input before it becomes codes; the weight carries the inverse        |
     | deq          | for an input with ranges: float32 (out,), or (bins, out); see `freeze`                         |
     | quant_bias   | for an input with ranges: int32 (out,), or (bins, out)                                         |
-    | made_bias    | whether the float layer has no bias, and `bias` only carries a correction                      |
+    | made_bias    | True if the float layer has no bias, and `bias` only holds a correction                        |
     """
 
     weight: Tensor

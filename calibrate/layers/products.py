@@ -1,9 +1,11 @@
-"""Arithmetic of integer layers: dynamic codes, found from the input itself, and exact sums of products.
+"""Arithmetic of integer layers: dynamic codes, whose scale comes from the input itself, and exact sums of products.
 
-A CPU with VNNI sums products of int8 numbers in int32. Elsewhere products are summed in float32, which is exact while
-every partial sum is a whole number below 2**24: up to 1032 products. Longer sums are split into pieces added as int32.
-Convolutions are summed so on every CPU with oneDNN, whose direct algorithm adds products; a Winograd transform, as
-other libraries choose it, would round.
+A CPU with VNNI sums products of int8 numbers in int32. Other CPUs sum products in float32, which is exact while every
+partial sum is a whole number below 2**24: up to 1032 products. Longer sums are split into pieces, and the sums of the
+pieces are added as int32.
+
+Convolutions are summed in float32 pieces on every CPU with oneDNN, whose direct algorithm only adds products. A
+Winograd transform, which other libraries may choose, would round.
 """
 
 from functools import cache
@@ -15,11 +17,11 @@ from torch import Tensor
 from .scheme import WEIGHT, Scheme
 
 _SMALLEST = 2.0**-126  # the smallest normal float32
-_PIECE = 1024  # products summed in float32 at once: 1024 * 128 * 127 < 2**24
+_PIECE = 1024  # products in one float32 sum, exact since 1024 * 128 * 127 < 2**24
 
 
 def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> tuple[Tensor, Tensor]:
-    """The codes of `x` in float32, and their scale: max |x| / qmax over `axes`, kept with extent 1.
+    """Returns the codes of `x` in float32 and their scale, max |x| / qmax over `axes`; these axes stay with length 1.
 
     Where all values are zero, or too small for a normal float32 scale, the codes are zeros and the scale is 1.
     """
@@ -31,14 +33,15 @@ def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> 
 
 @cache
 def sums_in_int32() -> bool:
-    """Whether this CPU sums products of int8 numbers in int32: without VNNI, pairs of products saturate in int16."""
+    """Returns whether this CPU sums products of int8 numbers in int32. Without VNNI, sums of two products saturate in
+    int16."""
     return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
 
 
 def integer_matmul(q: Tensor, weight: Tensor) -> Tensor:
-    """The exact product, int32 (..., out), of `q` (..., in), int8 or whole numbers in float32, and an int8 weight (out,
-    in)."""
-    # torch 2.13 takes a transposed weight with one input for one that is not transposed
+    """Returns the exact product, int32 (..., out), of codes `q` (..., in) and an int8 `weight` (out, in). The codes are
+    int8 or whole numbers in float32."""
+    # with one input channel, torch 2.13 mistakes a transposed weight for one that is not transposed
     if q.device.type == "cpu" and q.numel() and weight.shape[1] > 1 and sums_in_int32():
         rows = q.reshape(-1, q.shape[-1]).to(torch.int8)
         return torch._int_mm(rows, weight.t()).view(*q.shape[:-1], -1)
@@ -46,6 +49,7 @@ def integer_matmul(q: Tensor, weight: Tensor) -> Tensor:
 
 
 def _in_float(q: Tensor, weight: Tensor) -> Tensor:
+    """Computes `integer_matmul` by sums of at most _PIECE products in float32."""
     total: Tensor | None = None
     for start in range(0, weight.shape[1], _PIECE):
         piece = weight[:, start : start + _PIECE].to(torch.float32)
@@ -58,17 +62,17 @@ def _in_float(q: Tensor, weight: Tensor) -> Tensor:
 def integer_convolution(
     q: Tensor, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int], groups: int
 ) -> Tensor:
-    """The exact convolution, int32 (batch, out, ...), of padded codes `q` (batch, in, height, width), whole numbers in
-    float32, and an int8 weight (out, in / groups, height, width)."""
+    """Returns the exact convolution, int32 (batch, out, ...), of padded codes `q` (batch, in, height, width) with an
+    int8 `weight` (out, in / groups, height, width). The codes are whole numbers in float32."""
     channels, taps = weight.shape[1], weight[0, 0].numel()
     if not (q.device.type == "cpu" and torch.backends.mkldnn.is_available() and q.numel() and taps <= _PIECE):
         return F.conv2d(q.double(), weight.double(), None, stride, 0, dilation, groups).to(torch.int32)
     total: Tensor | None = None
     for start in range(0, channels, step := _PIECE // taps):
-        piece, some = weight[:, start : start + step].to(torch.float32), q
+        piece, inputs = weight[:, start : start + step].to(torch.float32), q
         if step < channels:
-            some = q.unflatten(1, (groups, channels))[:, :, start : start + step].flatten(1, 2)
-        part = torch.mkldnn_convolution(some, piece, None, (0, 0), stride, dilation, groups).to(torch.int32)
+            inputs = q.unflatten(1, (groups, channels))[:, :, start : start + step].flatten(1, 2)
+        part = torch.mkldnn_convolution(inputs, piece, None, (0, 0), stride, dilation, groups).to(torch.int32)
         total = part if total is None else total.add_(part)
     assert total is not None
     return total

@@ -1,6 +1,6 @@
-"""Transforms of the input of a layer before it becomes codes, while the weight carries the inverse.
+"""Transforms: linear maps applied to a layer's input before it becomes codes, while the weight carries the inverse map.
 
-A transform is a frozen value of a type in TRANSFORMS; None is no transform.
+A transform is a frozen object of a type in TRANSFORMS; None stands for no transform.
 """
 
 from collections.abc import Mapping
@@ -12,35 +12,35 @@ from torch import Tensor
 
 
 class Transform(Protocol):
-    """A linear map T of the channels of an input, held by `tensors`: W x = (W T^-1) (T x)."""
+    """Maps an input's channels by a linear map T, stored in `tensors`: W x = (W T^-1) (T x)."""
 
-    TENSORS: ClassVar[tuple[str, ...]]  # the names of the transform's tensors in the state of a layer
-    by_channel: ClassVar[bool]  # whether channel i of T x follows from channel i of x alone, and keeps its order
+    TENSORS: ClassVar[tuple[str, ...]]  # the names of the transform's tensors in a layer's state dict
+    by_channel: ClassVar[bool]  # True if channel i of T x rises with channel i of x and depends on no other
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor | None]) -> Self:
-        """The transform whose tensors are these, by the names in TENSORS."""
+        """Makes the transform from `tensors`, by the names in TENSORS."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors by the names in TENSORS."""
+        """The tensors of the transform by the names in TENSORS."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
-        """The transform on a device, in the dtype of its layer."""
+        """Returns the transform on `device`, in the `dtype` of its layer."""
 
     def fault(self) -> str | None:
-        """The reason why the transform cannot be inverted in its dtype; None where it can."""
+        """Returns the reason why the transform cannot be inverted in its dtype; None where it can."""
 
     def input(self, x: Tensor, axis: int = -1) -> Tensor:
-        """T x, rounded to the dtype of `x`; the channels of `x` are along `axis`, counted from the end."""
+        """Returns T x, rounded to the dtype of `x`; the channels are `axis` of `x`, counted from the end."""
 
     def weight(self, weight: Tensor) -> Tensor:
-        """W T^-1 in float32, of a float weight (out, in)."""
+        """Returns W T^-1 in float32 for the float `weight` W (out, in)."""
 
 
 @dataclass(frozen=True)
 class Multiply:
-    """Multiplies each channel by a positive factor (SmoothQuant: 1 / s): `factors` (in,)."""
+    """Multiplies each channel by a positive factor: `factors` (in,), which are 1 / s for SmoothQuant's s."""
 
     TENSORS: ClassVar[tuple[str, ...]] = ("mul_scale",)
     by_channel: ClassVar[bool] = True
@@ -61,7 +61,7 @@ class Multiply:
 
     def fault(self) -> str | None:
         sound = bool(((self.factors > 0) & self.factors.isfinite()).all())
-        return None if sound else "does not hold the multiplier of its input"
+        return None if sound else "cannot hold the multiplier of its input"
 
     def input(self, x: Tensor, axis: int = -1) -> Tensor:
         return x * self.factors.to(x.dtype).view([-1] + [1] * (-1 - axis))
@@ -74,17 +74,17 @@ TRANSFORMS: tuple[type[Transform], ...] = (Multiply,)
 
 
 def transformed(transform: Transform | None, x: Tensor, axis: int = -1) -> Tensor:
-    """The input after `transform`, if there is one."""
+    """Returns the input after `transform`; `x` itself where `transform` is None."""
     return x if transform is None else transform.input(x, axis)
 
 
 def same_transform(one: Transform | None, other: Transform | None) -> bool:
-    """Whether both transforms map an input to the same values."""
+    """Returns whether both transforms map an input to the same values."""
     if one is None or other is None or type(one) is not type(other):
         return one is other
     return all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
 
 
 def weight_for(transform: Transform | None, weight: Tensor) -> Tensor:
-    """The float weight for the transformed input."""
+    """Returns the float weight for the transformed input."""
     return weight.detach() if transform is None else transform.weight(weight.detach())

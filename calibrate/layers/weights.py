@@ -1,4 +1,4 @@
-"""Rounds weights to integers, with one symmetric scale for each output channel."""
+"""Rounds weights to int8, with one symmetric scale for each output channel, and checks that numbers are finite."""
 
 import math
 from typing import NamedTuple
@@ -14,35 +14,36 @@ _SMALLEST = 2.0**-126  # the smallest normal float32
 
 
 class QuantizedWeight(NamedTuple):
-    """An integer weight: `weight` int8 in the shape of the float weight, `scale` float32 (out,), 1 for a channel of
-    zeros."""
+    """An integer weight: `weight` is int8 in the shape of the float weight; `scale` is float32 (out,), 1 for a channel
+    of zeros."""
 
     weight: Tensor
     scale: Tensor
 
 
 def check_finite(name: str, tensor: Tensor) -> None:
-    """Raises NumbersError when the tensor `name` holds NaN or infinities; the message counts them."""
+    """Raises NumbersError if the tensor called `name` contains NaN or infinities; the message counts them."""
     if not finite(tensor):
         bad = tensor.numel() - int(tensor.isfinite().sum())
-        raise NumbersError(f"{name}: {bad} of {tensor.numel()} values not finite. Check the model's files.")
+        raise NumbersError(f"{name}: {bad} of {tensor.numel()} values are not finite. Check the model's files.")
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether the tensor holds neither NaN nor infinities."""
+    """Returns whether the tensor contains neither NaN nor infinities."""
     if tensor.dtype not in STORABLE or not tensor.numel():
         return bool(tensor.isfinite().all())
-    low, high = torch.aminmax(tensor.detach())  # 15 to 60 times as fast, without a mask; both ends of NaN are NaN
+    low, high = torch.aminmax(tensor.detach())  # 15 to 60 times as fast as a mask; with a NaN both ends are NaN
     return math.isfinite(low) and math.isfinite(high)
 
 
 def round_to_nearest(
     weight: Tensor, inputs: object = None, *, scheme: Scheme = WEIGHT, iterations: int = 0
 ) -> QuantizedWeight | None:
-    """Rounds each channel so that its largest value becomes 127 (or -127), every other one the nearest whole number.
+    """Scales each channel so that its largest absolute value becomes the code 127 or -127, and rounds all values to the
+    nearest code.
 
-    Of a method's arguments this method uses the weight and the scheme. Costs 4 out in flops. None where a channel is so
-    small that float32 has no scale for it.
+    Has the arguments of a rounding method, but only uses the weight and the scheme. Costs 4 * out * in flops. Returns
+    None where a channel is so small that float32 has no scale for it.
     """
     scale = scales_of(weight, scheme)
     if scale is None:
@@ -51,7 +52,8 @@ def round_to_nearest(
 
 
 def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
-    """The scale (out,) of each channel, float32; None where a channel is too small for a float32 scale."""
+    """Returns the scale of each channel, (out,) float32; None where a channel is so small that float32 has no scale for
+    it."""
     flat = weight.detach().reshape(weight.shape[0], -1)
     largest = torch.maximum(flat.amax(1), flat.amin(1).neg()).to(torch.float64)
     scale = (largest / scheme.qmax).to(torch.float32)
@@ -63,6 +65,6 @@ def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
 
 
 def check_finite_tensor(name: str, tensor: Tensor) -> None:
-    """Raises NumbersError when the tensor `name`, about to be written, holds NaN or infinities."""
+    """Raises NumbersError if the tensor called `name`, which is about to be written, contains NaN or infinities."""
     if not finite(tensor):
-        raise NumbersError(f"{name}: holds values that are not finite; not written. Check the model's files.")
+        raise NumbersError(f"{name}: contains values that are not finite and was not written. Check the model's files.")

@@ -1,1 +1,1 @@
-"""A scheme for each layer under limits of bytes and time, judged by whole runs of the pipeline."""
+"""Chooses a scheme for each layer under limits of bytes and time; whole runs of the pipeline judge the choice."""

@@ -1,9 +1,11 @@
-"""Budgets: limits on the bytes and the time of a model's layers, as a user writes them.
+"""Budgets: limits on the bytes and the time of a model's layers, in the form that a user writes.
 
-5MiB          bytes of all layers that a plan lists; B, KB, MB, GB or KiB, MiB, GiB
-40%           the same, as a share of the layers' bytes as floats
-0.7x          the time of these layers' multiplications, relative to all of them as floats; an estimate, see TIME
-40%,0.7x      both
+| text      | limit                                                                                            |
+|-----------|--------------------------------------------------------------------------------------------------|
+| 5MiB      | bytes of all layers that a plan lists; B, KB, MB, GB or KiB, MiB, GiB                            |
+| 40%       | the same, as a share of the layers' bytes as floats                                              |
+| 0.7x      | time of these layers' multiplications, relative to all of them as floats; an estimate, see TIME  |
+| 40%,0.7x  | both                                                                                             |
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,16 +17,17 @@ from octavo.capture.errors import UsageError
 from ..byte_sizes import SIZE_FORM, UNITS
 from ..layers.inputs import DynamicInput, FloatInput, Input, StaticInput, TimestepInput
 
-# Time of a multiply-accumulate, relative to one in half precision. An estimate, not a measurement: int8 units have
+# time of a multiply-accumulate, relative to one in half precision; an estimate, not a measurement. int8 units have
 # twice the peak of float16 units (NVIDIA A100 Tensor Core GPU Architecture, 2020: 624 TOPS to 312 TFLOPS; Ascend 910,
-# HC31, 2019: 512 to 256), and the peak bounds large layers. W8A16 multiplies in half precision. Another tenth for a
-# dynamic scale, which needs one more pass over the input, is our assumption.
+# HC31, 2019: 512 to 256), and the peak limits large layers. W8A16 multiplies in half precision. The added tenth for a
+# dynamic scale, which needs one more pass over the input, is an assumption.
 TIME: Mapping[type[Input], float] = {FloatInput: 1.0, DynamicInput: 0.55, StaticInput: 0.5, TimestepInput: 0.5}
 _REMEDY = "Write 5MiB, 40% (of the float bytes), 0.7x (of the time), or 40%,0.7x"
 
 
 class Cost(NamedTuple):
-    """The cost of layers: `bytes` of their tensors, `time` in multiply-accumulates of half precision."""
+    """Holds the cost of layers: `bytes` of their tensors, and `time`, in units of one multiply-accumulate in half
+    precision."""
 
     bytes: float = 0.0
     time: float = 0.0
@@ -36,14 +39,14 @@ class Cost(NamedTuple):
         return Cost(self.bytes - other.bytes, self.time - other.time)
 
     def within(self, limit: "Cost") -> bool:
-        """Whether bytes and time keep the limit, up to float rounding (1e-9)."""
+        """Returns whether bytes and time keep the limit, up to float rounding (1e-9)."""
         return all(own <= most * (1 + 1e-9) + 1e-9 for own, most in zip(self, limit, strict=True))
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget: `bytes` or `share` (of the float bytes) limits the size, `time` the time relative to float; None: no
-    limit."""
+    """A budget: `bytes` or `share` (of the float bytes) limits the size, `time` the time relative to float. None means
+    no limit."""
 
     text: str
     bytes: float | None = None
@@ -51,7 +54,8 @@ class Budget:
     time: float | None = None
 
     def limit(self, before: Cost) -> Cost:
-        """The most that layers may cost, given their cost `before` as floats; infinite where there is no limit."""
+        """Returns the most that layers may cost, given their cost `before` as floats; infinite where there is no
+        limit."""
         most = self.bytes if self.share is None else self.share * before.bytes
         time = float("inf") if self.time is None else self.time * before.time
         return Cost(float("inf") if most is None else most, time)
@@ -59,10 +63,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Search:
-    """The options to choose from, and how many runs of the pipeline the search may take.
+    """The options to choose from, and the number of pipeline runs that the search may use.
 
-    `inputs`: how inputs may become codes, next to float layers. `runs`: the runs to measure with; layers are grouped to
-    keep this number, down to blocks. `refining`: runs to try exchanges with, where errors turn out not to add.
+    `inputs`: the ways in which inputs may become codes; a layer may always stay float. `runs`: the most runs for
+    measuring groups of layers; layers are grouped, at most into whole blocks, to keep this number. `refining`: the most
+    runs for trying exchanges, where the errors of groups turn out not to add up.
     """
 
     inputs: tuple[type[Input], ...] = (StaticInput, DynamicInput, FloatInput)
@@ -74,22 +79,23 @@ SEARCH = Search()
 
 
 def budget_of(text: str) -> Budget:
-    """Reads a budget from a user's text. Raises UsageError for text that is no limit, and for two limits of a kind."""
-    found: dict[str, float] = {}
+    """Reads a budget from a user's text. Raises UsageError for a part that is not a limit, and for two limits of the
+    same kind."""
+    limits: dict[str, float] = {}
     for part in text.split(","):
         kind, amount = _part(text, part.strip())
         same = {"bytes", "share"} if kind in ("bytes", "share") else {kind}
-        if same & set(found):
+        if same & set(limits):
             word = "times" if kind == "time" else "sizes"
-            raise UsageError(f"budget '{text}': limits two {word}. Give one.")
-        found[kind] = amount
-    return Budget(text, **found)
+            raise UsageError(f"budget '{text}': it gives two {word}. Give one.")
+        limits[kind] = amount
+    return Budget(text, **limits)
 
 
 def _part(text: str, part: str) -> tuple[str, float]:
     match = SIZE_FORM.fullmatch(part)
     if match is None or not match[2]:
-        fact = f"'{part}' has no unit" if match else f"'{part}' is no limit"
+        fact = f"'{part}' has no unit" if match else f"'{part}' is not a limit"
         raise UsageError(f"budget '{text}': {fact}. {_REMEDY}.")
     number, unit = float(match[1]), match[2]
     if not number > 0:
@@ -99,12 +105,12 @@ def _part(text: str, part: str) -> tuple[str, float]:
     if unit in ("x", "X"):
         return "time", number
     if unit not in UNITS:
-        raise UsageError(f"budget '{text}': no unit '{unit}'. Use one of {', '.join(UNITS)}, % or x.")
+        raise UsageError(f"budget '{text}': '{unit}' is not a unit. Use one of {', '.join(UNITS)}, % or x.")
     return "bytes", number * UNITS[unit]
 
 
 def summed(costs: Iterable[Cost]) -> Cost:
-    """The sum of costs."""
+    """Returns the sum of costs."""
     whole = Cost()
     for cost in costs:
         whole = whole.plus(cost)

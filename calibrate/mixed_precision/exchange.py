@@ -1,12 +1,12 @@
-"""Tries exchanges of options between groups within the limit, and keeps those that whole runs find better."""
+"""Tries exchanges of options between groups within the limit, and keeps those that lower the error of whole runs."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 from ..replay.calls import Progress
 from .budget import Cost
-from .knapsack import Groups, total
+from .knapsack import Groups, cost_of_choice
 
-_WORTH = 0.98  # ratio of errors after and before: an exchange must lower the error by 2 %, less may be chance
+_MAX_ERROR_RATIO = 0.98  # an exchange has to lower the error by at least 2 %: a smaller difference may be chance
 
 Chosen = tuple[int, ...]  # the index of the option of each group
 
@@ -20,41 +20,49 @@ def refine(
     most: int,
     progress: Progress,
 ) -> tuple[Chosen, float, int]:
-    """Improves `chosen`, whose measured error is `error`, within `limit`; returns the choice, its error as measured by
-    `run`, and how many exchanges led there. Tries `most` exchanges, in the order of their sums of errors."""
-    best, kept = tuple(chosen), 0
-    tried = {best}
-    moves = _moves(groups, best, limit)
+    """Improves the choice `chosen`, whose measured error is `error`, by exchanges within `limit`.
+
+    Tries at most `most` exchanges, in ascending order of their estimated errors (the sums over groups). Returns the
+    best choice, its error as measured by `run`, and the number of exchanges that led to it.
+    """
+    best, accepted = tuple(chosen), 0
+    measured = {best}
+    exchanges = _exchanges(groups, best, limit)
     for _ in progress("refine", range(most), most):
-        other = next((each for each in moves if each not in tried), None)
-        if other is None:
+        candidate = next((choice for choice in exchanges if choice not in measured), None)
+        if candidate is None:
             break
-        tried.add(other)
-        found = run(other)
-        if found < _WORTH * error:
-            best, error, kept = other, found, kept + 1
-            moves = _moves(groups, best, limit)
-    return best, error, kept
+        measured.add(candidate)
+        candidate_error = run(candidate)
+        if candidate_error < _MAX_ERROR_RATIO * error:
+            best, error, accepted = candidate, candidate_error, accepted + 1
+            exchanges = _exchanges(groups, best, limit)
+    return best, error, accepted
 
 
-def _moves(groups: Groups, chosen: Chosen, limit: Cost) -> Iterator[Chosen]:
-    """Yields the choices in which one or two groups change within the limit, the least sum of errors first."""
-    now = total(groups, chosen)
+def _exchanges(groups: Groups, chosen: Chosen, limit: Cost) -> Iterator[Chosen]:
+    """Yields the choices in which one or two groups change their option within the limit, the least sum of errors
+    first."""
+    cost_so_far = cost_of_choice(groups, chosen)
     steps = []
-    for at, options in enumerate(groups):
-        for to, option in enumerate(options):
-            if to != chosen[at]:
-                old = options[chosen[at]]
-                steps.append((at, to, option.error - old.error, option.cost.minus(old.cost)))
-    moves: list[tuple[float, tuple[tuple[int, int], ...]]]
-    moves = [(error, ((at, to),)) for at, to, error, cost in steps if now.plus(cost).within(limit)]
+    for index, options in enumerate(groups):
+        for option_index, option in enumerate(options):
+            if option_index != chosen[index]:
+                old = options[chosen[index]]
+                steps.append((index, option_index, option.error - old.error, option.cost.minus(old.cost)))
+    exchanges: list[tuple[float, tuple[tuple[int, int], ...]]]
+    exchanges = [
+        (error, ((index, option_index),))
+        for index, option_index, error, cost in steps
+        if cost_so_far.plus(cost).within(limit)
+    ]
     better = [step for step in steps if step[2] < 0]
-    for at, to, error, cost in better:
-        for other, its, worse, saved in steps:
-            if other != at and now.plus(cost).plus(saved).within(limit):
-                moves.append((error + worse, ((at, to), (other, its))))
-    for _, changes in sorted(moves):
-        made = list(chosen)
-        for at, to in changes:
-            made[at] = to
-        yield tuple(made)
+    for index, option_index, error, cost in better:
+        for other, other_option, added, other_cost in steps:
+            if other != index and cost_so_far.plus(cost).plus(other_cost).within(limit):
+                exchanges.append((error + added, ((index, option_index), (other, other_option))))
+    for _, changes in sorted(exchanges):
+        changed = list(chosen)
+        for index, option_index in changes:
+            changed[index] = option_index
+        yield tuple(changed)

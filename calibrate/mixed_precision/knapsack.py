@@ -1,9 +1,10 @@
-"""Chooses one option for each group with the least error under a limit: the multiple-choice knapsack problem.
+"""Chooses one option for each group so that the sum of errors is least under a limit: the multiple-choice knapsack
+problem.
 
-Solved by dynamic programming over the limit (Kellerer, Pferschy, Pisinger: Knapsack Problems, 2004, chapter 11). The
-costs above each group's cheapest option are rounded up to cells, so the limit is kept whatever the rounding. A second
-limit becomes a price that is added to the errors (Lagrange): the lowest price that keeps it. The rest of both limits is
-spent greedily.
+Solved by dynamic programming over the limit (Kellerer, Pferschy, Pisinger: Knapsack Problems, 2004, chapter 11). Costs
+are counted above each group's cheapest option and rounded up to cells, so the limit is kept in spite of the rounding. A
+second limit becomes a price of time that is added to the errors (Lagrange multiplier): the search finds the lowest
+price that keeps the limit. What remains of both limits is spent greedily.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +16,13 @@ from torch import Tensor
 from ..layers.inputs import Input
 from .budget import Cost
 
-CELLS = 1 << 15  # most cells that the range of costs is divided into: they bound memory and time of the search
+CELLS = 1 << 15  # most cells that the range of costs is divided into; memory and time of the search grow with them
 _PRICES = 40  # steps of bisection for the price, over a ratio of 1e18
 _TINY = 1e-9  # tolerance for the rounding of float sums, as a share of a cell or of the costs
 
 
 class Option(NamedTuple):
-    """One way to treat a group: how inputs become codes (`kind`, None: float), the error and the cost of that."""
+    """Represents one way to treat a group: `kind`, how inputs become codes (None: float), its error and its cost."""
 
     kind: type[Input] | None
     error: float
@@ -31,16 +32,16 @@ class Option(NamedTuple):
 Groups = Sequence[Sequence[Option]]
 
 
-def total(groups: Groups, chosen: Sequence[int]) -> Cost:
-    """The cost of a choice."""
+def cost_of_choice(groups: Groups, chosen: Sequence[int]) -> Cost:
+    """Returns the cost of a choice."""
     whole = Cost()
-    for options, at in zip(groups, chosen, strict=True):
-        whole = whole.plus(options[at].cost)
+    for options, index in zip(groups, chosen, strict=True):
+        whole = whole.plus(options[index].cost)
     return whole
 
 
-def least(groups: Groups) -> Cost:
-    """The smallest possible bytes and the smallest possible time; no single choice need have both."""
+def lowest_cost(groups: Groups) -> Cost:
+    """Returns the smallest possible bytes and the smallest possible time; there may be no single choice with both."""
     return Cost(
         sum(min(option.cost.bytes for option in options) for options in groups),
         sum(min(option.cost.time for option in options) for options in groups),
@@ -48,96 +49,101 @@ def least(groups: Groups) -> Cost:
 
 
 def choose(groups: Groups, limit: Cost) -> list[int] | None:
-    """The index of each group's option: the least sum of errors within `limit`, up to the size of a cell; of equal
-    choices the cheaper. None where no choice keeps the limit."""
-    limited = [at for at, most in enumerate(limit) if most != float("inf")]
-    axis = limited[0] if limited else 0
+    """Returns the index of each group's option so that the sum of errors is least within `limit`, up to the size of a
+    cell. Of equal choices, returns the cheaper. Returns None where no choice keeps the limit."""
+    limited = [axis for axis, bound in enumerate(limit) if bound != float("inf")]
+    first = limited[0] if limited else 0
     errors = [[option.error for option in options] for options in groups]
-    costs = [[option.cost[axis] for option in options] for options in groups]
+    costs = [[option.cost[first] for option in options] for options in groups]
     if len(limited) < 2:
-        return _one(errors, costs, limit[axis])
+        return _choose_within(errors, costs, limit[first])
     others = [[option.cost[1] for option in options] for options in groups]
 
     def priced(price: float) -> list[int] | None:
         pairs = zip(errors, others, strict=True)
-        return _one([[e + price * t for e, t in zip(*pair, strict=True)] for pair in pairs], costs, limit[axis])
+        return _choose_within(
+            [[e + price * t for e, t in zip(*pair, strict=True)] for pair in pairs], costs, limit[first]
+        )
 
-    return _cheapest_price(groups, limit, priced)
+    return _at_lowest_price(groups, limit, priced)
 
 
-def _cheapest_price(groups: Groups, limit: Cost, priced: Callable[[float], list[int] | None]) -> list[int] | None:
-    """The choice at the lowest price of time that keeps both limits."""
-    found = priced(0.0)
-    if found is None or total(groups, found).within(limit):
-        return found
+def _at_lowest_price(groups: Groups, limit: Cost, priced: Callable[[float], list[int] | None]) -> list[int] | None:
+    """Returns the choice at the lowest price of time that keeps both limits; None where no choice is found. `priced`
+    returns the best choice at a price."""
+    choice = priced(0.0)
+    if choice is None or cost_of_choice(groups, choice).within(limit):
+        return choice
     error = sum(max(option.error for option in options) for options in groups) or 1.0
     time = sum(max(option.cost.time for option in options) for options in groups) or 1.0
     low, high = 1e-9 * error / time, 1e9 * error / time
     best: list[int] | None = None
     for _ in range(_PRICES):
         price = (low * high) ** 0.5
-        found = priced(price)
-        if found is not None and total(groups, found).within(limit):
-            best, high = found, price
+        choice = priced(price)
+        if choice is not None and cost_of_choice(groups, choice).within(limit):
+            best, high = choice, price
         else:
             low = price
-    return None if best is None else _filled(groups, best, limit)
+    return None if best is None else _spend_rest(groups, best, limit)
 
 
-def _filled(groups: Groups, chosen: list[int], limit: Cost) -> list[int]:
-    """Spends the rest of the limits on better options: one group after the other, the largest gain first."""
-    now = total(groups, chosen)
+def _spend_rest(groups: Groups, chosen: list[int], limit: Cost) -> list[int]:
+    """Spends the rest of the limits on better options, one group at a time, the largest gain first."""
+    cost = cost_of_choice(groups, chosen)
     while True:
         gains = [
-            (option.error - options[own].error, at, to)
-            for at, (options, own) in enumerate(zip(groups, chosen, strict=True))
-            for to, option in enumerate(options)
-            if option.error < options[own].error and now.plus(option.cost.minus(options[own].cost)).within(limit)
+            (option.error - options[index].error, group, option_index)
+            for group, (options, index) in enumerate(zip(groups, chosen, strict=True))
+            for option_index, option in enumerate(options)
+            if option.error < options[index].error and cost.plus(option.cost.minus(options[index].cost)).within(limit)
         ]
         if not gains:
             return chosen
-        _, at, to = min(gains)
-        chosen = [*chosen[:at], to, *chosen[at + 1 :]]
-        now = total(groups, chosen)
+        _, group, option_index = min(gains)
+        chosen = [*chosen[:group], option_index, *chosen[group + 1 :]]
+        cost = cost_of_choice(groups, chosen)
 
 
-def _one(errors: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], limit: float) -> list[int] | None:
-    """The choice with the least sum of errors under one limit."""
-    lowest = [min(each) for each in costs]
-    room, span = limit - sum(lowest), sum(map(max, costs)) - sum(lowest)
+def _choose_within(
+    errors: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], limit: float
+) -> list[int] | None:
+    """Returns the choice with the least sum of errors under one limit; None where no choice keeps the limit."""
+    lowest = [min(group) for group in costs]
+    available, span = limit - sum(lowest), sum(map(max, costs)) - sum(lowest)
     slack = _TINY * max(span, sum(lowest), 1.0)
-    if room < -slack:
+    if available < -slack:
         return None
-    orders = [sorted(range(len(each)), key=each.__getitem__) for each in costs]
-    if room >= span - slack:  # rounding up to cells could still forbid the dearest of all groups together
-        return [min(order, key=own.__getitem__) for order, own in zip(orders, errors, strict=True)]
+    orders = [sorted(range(len(group)), key=group.__getitem__) for group in costs]
+    if available >= span - slack:  # every choice fits, but rounding up to cells could exclude the dearest one
+        return [min(order, key=group_errors.__getitem__) for order, group_errors in zip(orders, errors, strict=True)]
     cell = span / CELLS if span > CELLS or span != int(span) else 1.0
-    capacity = int(room / cell + _TINY)
+    capacity = int(available / cell + _TINY)
     best = torch.zeros(capacity + 1, dtype=torch.float64)  # least error of the groups so far, by cells available
-    taken = []
-    for order, own, cost, low in zip(orders, errors, costs, lowest, strict=True):
-        cells = [-int(-((cost[at] - low) / cell - _TINY) // 1) for at in order]
-        best, which = _added(best, [own[at] for at in order], cells)
-        taken.append((which, cells))
+    tables = []
+    for order, group_errors, cost, low in zip(orders, errors, costs, lowest, strict=True):
+        cells = [-int(-((cost[index] - low) / cell - _TINY) // 1) for index in order]
+        best, table = _add_group(best, [group_errors[index] for index in order], cells)
+        tables.append((table, cells))
     chosen = []
-    for order, (which, cells) in zip(reversed(orders), reversed(taken), strict=True):
-        at = int(which[capacity])
-        chosen.append(order[at])
-        capacity -= max(cells[at], 0)
+    for order, (table, cells) in zip(reversed(orders), reversed(tables), strict=True):
+        index = int(table[capacity])
+        chosen.append(order[index])
+        capacity -= max(cells[index], 0)
     return chosen[::-1]
 
 
-def _added(best: Tensor, errors: Sequence[float], cells: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """The least errors with one more group, by cells, and the option of that group which gives them; the first of
-    equal ones."""
-    made = torch.full_like(best, float("inf"))
-    which = torch.zeros(len(best), dtype=torch.uint8)
-    for at, (error, count) in enumerate(zip(errors, cells, strict=True)):
+def _add_group(best: Tensor, errors: Sequence[float], cells: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Adds one group to the dynamic program: returns the least error for each number of cells, and the index of the
+    group's option that gives it. Of equal options, the first is used."""
+    least = torch.full_like(best, float("inf"))
+    option_index = torch.zeros(len(best), dtype=torch.uint8)
+    for index, (error, count) in enumerate(zip(errors, cells, strict=True)):
         count = max(count, 0)
         if count >= len(best):
             continue
         sums = best[: len(best) - count] + error
-        better = sums < made[count:]
-        made[count:] = torch.where(better, sums, made[count:])
-        which[count:][better] = at
-    return made, which
+        better = sums < least[count:]
+        least[count:] = torch.where(better, sums, least[count:])
+        option_index[count:][better] = index
+    return least, option_index

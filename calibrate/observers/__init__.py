@@ -1,1 +1,1 @@
-"""Observations of the inputs of layers while calls are replayed: ranges, surveys, samples of rows."""
+"""Observations of layer inputs while calls are replayed: ranges, surveys, samples of rows."""

@@ -1,7 +1,7 @@
-"""Sums of floating-point numbers without any rounding, which do not depend on the order or grouping of the numbers.
+"""Sums of floating-point numbers without any rounding, independent of the order and grouping of the numbers.
 
-The mantissas are summed as integers, one sum for each exponent: a superaccumulator (Kulisch, Computer Arithmetic and
-Validity, 2008). Merging two sums adds these integers.
+The mantissas are summed as integers, with one sum for each exponent: a superaccumulator (Kulisch, Computer Arithmetic
+and Validity, 2008). Two sums are merged by adding these integers.
 """
 
 from collections import Counter
@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_SPLIT = 26  # bits of the low half of a float64 mantissa, which is summed apart from the high half
-_BATCH = 1 << 24  # numbers summed at once: float64 holds sums of so many half mantissas, below 2**27, exactly
+_SPLIT = 26  # bits of the low half of a float64 mantissa; the two halves are summed separately
+_BATCH = 1 << 24  # numbers summed together: 2**24 half mantissas, each below 2**27, have an exact sum in float64
 
 
 class ExactSum:
-    """The sum of all finite float32 and float64 numbers given to `add`, as integers of units of 2**exponent."""
+    """Sums finite float32 and float64 numbers exactly, as integer multiples of powers of two, in any order."""
 
     def __init__(self) -> None:
         self._units: Counter[int] = Counter()
@@ -30,15 +30,15 @@ class ExactSum:
             if bits <= _SPLIT:
                 self._add(mantissa, exponent, -bits)
             else:
-                whole = mantissa.astype(np.int64)
-                self._add(whole >> _SPLIT, exponent, _SPLIT - bits)  # rounds down: the low half is never negative
-                self._add(whole & ((1 << _SPLIT) - 1), exponent, -bits)
+                integers = mantissa.astype(np.int64)
+                self._add(integers >> _SPLIT, exponent, _SPLIT - bits)  # rounds down: the low half is never negative
+                self._add(integers & ((1 << _SPLIT) - 1), exponent, -bits)
 
     def _add(self, mantissa: NDArray[Any], exponent: NDArray[np.intc], shift: int) -> None:
         lowest = int(exponent.min())
-        for at, total in enumerate(np.bincount(exponent - lowest, mantissa).tolist()):
+        for index, total in enumerate(np.bincount(exponent - lowest, mantissa).tolist()):
             if total:
-                self._units[lowest + at + shift] += int(total)
+                self._units[lowest + index + shift] += int(total)
 
     def merge(self, other: "ExactSum") -> None:
         """Adds the sum of `other`, which is not changed."""
@@ -46,7 +46,7 @@ class ExactSum:
             self._units[exponent] += units
 
     def value(self) -> Fraction:
-        """The sum as an exact fraction."""
+        """Returns the sum as an exact fraction."""
         lowest = min(self._units, default=0)
         total = sum(units << (exponent - lowest) for exponent, units in self._units.items())
         return Fraction(total) * Fraction(2) ** lowest

@@ -1,5 +1,7 @@
-"""Extremes of inputs, as a whole and of each channel. The range of an input multiplied channel by channel follows from
-the latter."""
+"""Extremes of inputs, for the whole tensor and for each channel.
+
+The extremes of channels also give the range of an input whose channels are multiplied by factors.
+"""
 
 import math
 from typing import NamedTuple
@@ -12,7 +14,7 @@ from ..layers.transforms import Transform, transformed
 
 
 class ChannelReading(NamedTuple):
-    """The smallest and largest value of each channel of one tensor (..., channels): float32, (channels,)."""
+    """Holds the smallest and the largest value of each channel of one tensor (..., channels): float32, (channels,)."""
 
     low: Tensor
     high: Tensor
@@ -20,7 +22,7 @@ class ChannelReading(NamedTuple):
 
 
 def channels_of(x: Tensor) -> ChannelReading:
-    """Reads the extremes of each channel of `x`. Raises ValueError when `x` is empty or holds values not finite."""
+    """Returns the extremes of each channel of `x`. Raises ValueError if `x` is empty or contains NaN or infinities."""
     rows = x.detach().reshape(-1, x.shape[-1])
     if rows.numel() == 0:
         raise ValueError("no values")
@@ -31,64 +33,66 @@ def channels_of(x: Tensor) -> ChannelReading:
 
 
 class Channels:
-    """The extremes of each channel over many tensors: the same bits for any split and any order of the calls."""
+    """The extremes of each channel over many tensors; the same bits for any order of the calls and any split between
+    ranks."""
 
     def __init__(self) -> None:
-        self._known: ChannelReading | None = None
+        self._total: ChannelReading | None = None
 
     def add(self, reading: ChannelReading) -> None:
-        """Adds a reading."""
-        known = self._known or reading
-        low, high = torch.minimum(known.low, reading.low), torch.maximum(known.high, reading.high)
-        self._known = ChannelReading(low, high, reading.rows + (0 if self._known is None else known.rows))
+        """Adds one reading."""
+        total = self._total or reading
+        low, high = torch.minimum(total.low, reading.low), torch.maximum(total.high, reading.high)
+        self._total = ChannelReading(low, high, reading.rows + (0 if self._total is None else total.rows))
 
     def merge(self, other: "Channels") -> None:
         """Adds all readings of `other`."""
-        if other._known is not None:
-            self.add(other._known)
+        if other._total is not None:
+            self.add(other._total)
 
     @property
     def rows(self) -> int:
         """The number of rows read."""
-        return 0 if self._known is None else self._known.rows
+        return 0 if self._total is None else self._total.rows
 
     @property
     def low(self) -> Tensor:
-        """The smallest value of each channel, (channels,) float32. Raises ValueError without readings, as `high` and
-        `range` do."""
-        return self._seen().low
+        """The smallest value of each channel, (channels,) float32. Raises ValueError without readings."""
+        return self._readings().low
 
     @property
     def high(self) -> Tensor:
-        """The largest value of each channel, (channels,) float32."""
-        return self._seen().high
+        """The largest value of each channel, (channels,) float32. Raises ValueError without readings."""
+        return self._readings().high
 
     def range(self, transform: Transform | None = None) -> Range:
-        """The range of all values after a transform of each channel by itself."""
+        """Returns the range of all values after `transform`, which has to act on each channel by itself. Raises
+        ValueError without readings."""
         low, high = transformed(transform, self.low), transformed(transform, self.high)
         return Range(float(low.min()), float(high.max()))
 
-    def _seen(self) -> ChannelReading:
-        if self._known is None:
-            raise ValueError("saw no data")
-        return self._known
+    def _readings(self) -> ChannelReading:
+        if self._total is None:
+            raise ValueError("no input was observed")
+        return self._total
 
 
 class Extremes(NamedTuple):
-    """Smallest and largest value of a tensor."""
+    """Holds the smallest and the largest value of a tensor."""
 
     low: float
     high: float
 
 
 def extremes(x: Tensor) -> Extremes:
-    """Smallest and largest value of `x`. Raises ValueError when `x` is empty or holds values that are not finite."""
+    """Returns the smallest and the largest value of `x`. Raises ValueError if `x` is empty or contains NaN or
+    infinities."""
     if x.numel() == 0:
         raise ValueError("no values")
     x = x.detach()
-    # aminmax of a slice takes up to three times as long as both ends alone; of a contiguous tensor it is one pass
+    # aminmax takes one pass over a contiguous tensor; on a slice it takes up to three times as long as amin and amax
     ends = torch.aminmax(x) if x.is_contiguous() else (torch.amin(x), torch.amax(x))
     low, high = (end.item() for end in ends)
-    if not (low - low == 0.0 and high - high == 0.0):  # NaN and infinities come through
+    if not (low - low == 0.0 and high - high == 0.0):  # a NaN or infinity in `x` is one of the ends
         raise ValueError(f"{int((~x.isfinite()).sum())} of {x.numel()} values not finite")
-    return Extremes(low + 0.0, high + 0.0)  # never -0.0, which would depend on the order
+    return Extremes(low + 0.0, high + 0.0)  # turns -0.0 into 0.0: which of them is found depends on the order

@@ -1,8 +1,8 @@
-"""A histogram that grows with its range, and the ranges read from it.
+"""A histogram that grows with the range of its values, and the ranges computed from the histogram.
 
-The bins are [k * 2**e, (k + 1) * 2**e) for whole k: anchored at zero and as wide as a power of two. Doubling the width
-joins two bins, so counts stay exact when the range grows or histograms are merged; e follows from the largest value
-alone.
+The bins are [k * 2**e, (k + 1) * 2**e) for whole numbers k: zero is an edge, and the width is a power of two. When the
+range grows or histograms are merged, pairs of bins are joined, which doubles the width and keeps the counts exact. The
+largest absolute value alone determines e.
 """
 
 import math
@@ -16,52 +16,54 @@ from torch import Tensor
 from ..layers.scheme import Range, Scheme, exact_scale
 from .extremes import extremes
 
-_SIDE = 8192  # bins on each side of zero: the largest value falls in the upper 4096, so a bin is at most 1/4096 of it
-_CHUNK = 1 << 19  # values counted at once, in float64
-_COARSE, _FINE = 64, 3  # candidates for the clip that shrink both ends, and finer sweeps of each end after them
+_SIDE = 8192  # bins on each side of zero; the largest value is in the upper 4096, so a bin is at most 1/4096 of it
+_CHUNK = 1 << 19  # values counted together, in float64
+_COARSE, _FINE = 64, 3  # candidates that shrink both ends alike; later sweeps over each end, each finer
 
 
 class Histogram:
-    """Counts of values in bins, and the extremes of the values."""
+    """Counts of values in bins, and the smallest and the largest value."""
 
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
         self._exponent = -(1 << 30)
-        self._counts: NDArray[np.int64] = np.zeros(2 * _SIDE, dtype=np.int64)  # counts[k + _SIDE] is of bin k
+        self._counts: NDArray[np.int64] = np.zeros(2 * _SIDE, dtype=np.int64)  # counts[k + _SIDE] is the count of bin k
 
     @classmethod
     def of(cls, x: Tensor) -> "Histogram":
-        """The histogram of `x`. Raises ValueError when `x` is empty or holds values that are not finite."""
-        made = cls()
-        made.low, made.high = extremes(x)
-        made._exponent = _exponent(max(-made.low, made.high))
+        """Returns the histogram of `x`. Raises ValueError if `x` is empty or contains NaN or infinities."""
+        histogram = cls()
+        histogram.low, histogram.high = extremes(x)
+        histogram._exponent = _exponent(max(-histogram.low, histogram.high))
         flat = x.detach().reshape(-1)
         total = torch.zeros(2 * _SIDE, dtype=torch.int64, device=x.device)
         for part in flat.split(_CHUNK):
-            scaled = torch.ldexp(part.double(), torch.tensor(-made._exponent, device=x.device)).floor_()
+            scaled = torch.ldexp(part.double(), torch.tensor(-histogram._exponent, device=x.device)).floor_()
             total += torch.bincount(scaled.long() + _SIDE, minlength=2 * _SIDE)
-        made._counts = total.cpu().numpy()
-        return made
+        histogram._counts = total.cpu().numpy()
+        return histogram
 
     def merge(self, other: "Histogram") -> None:
         """Adds the counts of `other`, which is not changed."""
         exponent = max(self._exponent, other._exponent)
-        self._counts = _widened(self._counts, exponent - self._exponent) + _widened(
+        self._counts = _join_bins(self._counts, exponent - self._exponent) + _join_bins(
             other._counts, exponent - other._exponent
         )
         self._exponent = exponent
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     def bins(self) -> tuple[NDArray[np.int64], NDArray[np.float64], float]:
-        """Counts and left edges of the bins that are not empty, from low to high, and the width of a bin."""
+        """Returns the counts and the left edges of the bins that are not empty, in ascending order, and the width of a
+        bin. Raises ValueError without values."""
         if self.low > self.high:
-            raise ValueError("saw no data")
+            raise ValueError("no input was observed")
         filled = np.nonzero(self._counts)[0]
         width = math.ldexp(1.0, self._exponent)
         return self._counts[filled], ((filled - _SIDE) * width).astype(np.float64), width
 
     def percentiles(self, percentile: float) -> Range:
-        """The edges of the narrowest bins that leave out at most 100 - `percentile` per cent at each end."""
+        """Returns the narrowest range of whole bins that excludes at most 100 - `percentile` per cent of the values at
+        each end, cut at the extremes."""
         counts, edges, width = self.bins()
         cut = math.floor(int(counts.sum()) * (100 - Fraction(repr(percentile))) / 100)
         low = edges[int(np.searchsorted(np.cumsum(counts), cut, side="right"))]
@@ -70,31 +72,34 @@ class Histogram:
 
 
 def _exponent(largest: float) -> int:
-    """The smallest e with `largest` < _SIDE * 2**e, at least -1000, so that float64 holds the width."""
+    """Returns the smallest e with `largest` < _SIDE * 2**e, and at least -1000, so that the width is a float64
+    number."""
     if largest == 0.0:
         return -1000
     return max(math.frexp(largest)[1] - (_SIDE.bit_length() - 1), -1000)
 
 
-def _widened(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
+def _join_bins(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
+    """Returns the counts after the width of the bins is doubled `doublings` times."""
     if doublings == 0:
         return counts
-    if doublings >= _SIDE.bit_length():  # bins -1 and 0 are all that is left
-        made = np.zeros_like(counts)
-        made[_SIDE - 1], made[_SIDE] = counts[:_SIDE].sum(), counts[_SIDE:].sum()
-        return made
+    if doublings >= _SIDE.bit_length():  # only bins -1 and 0 remain
+        joined = np.zeros_like(counts)
+        joined[_SIDE - 1], joined[_SIDE] = counts[:_SIDE].sum(), counts[_SIDE:].sum()
+        return joined
     step = 1 << doublings
-    halves = counts.reshape(-1, step).sum(1)  # _SIDE is a multiple of step: no sum crosses zero
-    made = np.zeros_like(counts)
+    halves = counts.reshape(-1, step).sum(1)  # _SIDE is a multiple of step, so no sum crosses zero
+    joined = np.zeros_like(counts)
     start = _SIDE - _SIDE // step
-    made[start : start + len(halves)] = halves
-    return made
+    joined[start : start + len(halves)] = halves
+    return joined
 
 
 def best_clip(histogram: Histogram, scheme: Scheme) -> Range:
-    """The range with the smallest squared error over the histogram's bin centres.
+    """Returns the range with the smallest squared error, with the values of each bin at its centre.
 
-    Candidates shrink both ends alike, then each end alone around the best; the extremes themselves are among them.
+    First tries ranges in which both ends are multiplied by the same factor, then changes each end alone around the best
+    range so far. The range of the extremes is among the candidates.
     """
     counts, edges, width = histogram.bins()
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
@@ -104,10 +109,10 @@ def best_clip(histogram: Histogram, scheme: Scheme) -> Range:
     steps = np.linspace(1.0 / _COARSE, 1.0, _COARSE).tolist()
     ranges = [Range(low * step, high * step) for step in steps]
     for sweep in range(2 * _FINE + 1):
-        for each in ranges:
-            tried = squared_error(counts, centres, each, scheme)
-            if tried < error:
-                best, error = each, tried
+        for candidate in ranges:
+            candidate_error = squared_error(counts, centres, candidate, scheme)
+            if candidate_error < error:
+                best, error = candidate, candidate_error
         around = [1.0 + part * 0.5 ** (sweep // 2 + 2) for part in np.linspace(-1.0, 1.0, 9).tolist()]
         if sweep % 2:
             ranges = [Range(best.low, min(best.high * step, high)) for step in around]
@@ -117,7 +122,8 @@ def best_clip(histogram: Histogram, scheme: Scheme) -> Range:
 
 
 def squared_error(counts: NDArray[np.int64], values: NDArray[np.float64], extent: Range, scheme: Scheme) -> float:
-    """The squared error of quantizing `values`, each taken `counts` times, with the range `extent`."""
+    """Returns the squared error of quantizing `values`, each of which occurs `counts` times, with the range
+    `extent`."""
     scale = exact_scale(extent, scheme)
     if scale == 0.0:
         return float((counts * values**2).sum())

@@ -1,8 +1,8 @@
-"""Observers, which find the range of a layer's input that the integers have to represent.
+"""Observers: each finds the range of a layer's input that the codes have to represent.
 
-An observer reads tensors (`read`, once for all layers that receive the same tensor), adds up the readings (`add`) and
-returns a range. The result does not depend on the order of the tensors, on how samples are batched, or on how many
-observers shared the work and were merged afterwards: any of these gives the same bits.
+An observer reads statistics from tensors (`read`, called once for all layers that receive the same tensor), adds up the
+readings (`add`) and returns a range. The range has the same bits for any order of the tensors, for any batching of the
+samples, and for any number of observers that share the tensors and are merged afterwards.
 """
 
 from collections.abc import Callable
@@ -14,27 +14,27 @@ from torch import Tensor
 from ..layers.scheme import ACTIVATION, Range, Scheme
 from .extremes import Extremes, extremes
 from .histogram import Histogram, best_clip
-from .token_sums import PendingMoments, Rows
+from .token_sums import BatchedMoments, TokenSums
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of observers."""
+    """Holds the options of observers."""
 
-    sigma: float = 25.0  # half width of the range in standard deviations; 0: minimum and maximum
-    percentile: float = 99.99  # per cent of the values that lie at or below the top of the range, and above its bottom
+    sigma: float = 25.0  # half the width of the range, in standard deviations; 0: the range from minimum to maximum
+    percentile: float = 99.99  # per cent of the values not above the top of the range; as many are not below its bottom
     scheme: Scheme = ACTIVATION
 
 
 class Observer(Protocol):
-    """Gathers statistics of the inputs of one layer."""
+    """Gathers statistics of one layer's inputs and returns their range."""
 
     def __init__(self, options: Options) -> None: ...
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """A function that reads the statistics of one tensor. It raises ValueError when the tensor is empty or holds
-        values that are not finite."""
+        """The function that reads the statistics of one tensor. It raises ValueError if the tensor is empty or contains
+        NaN or infinities."""
 
     def add(self, reading: Any) -> None:
         """Adds a reading that `read` returned."""
@@ -43,11 +43,11 @@ class Observer(Protocol):
         """Adds all readings of `other`."""
 
     def range(self) -> Range:
-        """The range to represent. Raises ValueError without readings."""
+        """Returns the range that codes have to represent. Raises ValueError without readings."""
 
 
 class MinMax:
-    """Observer of the smallest and the largest value."""
+    """Observes the range from the smallest to the largest value."""
 
     read = staticmethod(extremes)
 
@@ -55,8 +55,8 @@ class MinMax:
         self._extent: Extremes | None = None
 
     def add(self, reading: Extremes) -> None:
-        known = self._extent or reading
-        self._extent = Extremes(min(known.low, reading.low), max(known.high, reading.high))
+        extent = self._extent or reading
+        self._extent = Extremes(min(extent.low, reading.low), max(extent.high, reading.high))
 
     def merge(self, other: "MinMax") -> None:
         if other._extent is not None:
@@ -64,28 +64,28 @@ class MinMax:
 
     def range(self) -> Range:
         if self._extent is None:
-            raise ValueError("saw no data")
+            raise ValueError("no input was observed")
         return Range(*self._extent)
 
 
 class SigmaReading(NamedTuple):
-    """A tensor's statistics for `Sigma`: extremes, and sums of rows."""
+    """The statistics of one tensor for `Sigma`: its extremes and the sums of its rows."""
 
     extent: Extremes
-    rows: Rows
+    rows: TokenSums
 
 
 class Sigma:
-    """Observer of the range mean - sigma * std to mean + sigma * std of all values, cut at the extremes."""
+    """Observes the range mean - sigma * std to mean + sigma * std of all values, cut at the extremes."""
 
     def __init__(self, options: Options) -> None:
         self._sigma = options.sigma
         self._extent = MinMax(options)
-        self._moments = PendingMoments()
+        self._moments = BatchedMoments()
 
     @staticmethod
     def read(x: Tensor) -> SigmaReading:
-        return SigmaReading(extremes(x), Rows(x.detach()))
+        return SigmaReading(extremes(x), TokenSums(x.detach()))
 
     def add(self, reading: SigmaReading) -> None:
         self._extent.add(reading.extent)
@@ -96,8 +96,8 @@ class Sigma:
         self._moments.merge(other._moments)
 
     def moments(self) -> tuple[float, float]:
-        """Mean and standard deviation of all values."""
-        return self._moments.settled().mean_and_std()
+        """Returns mean and standard deviation of all values."""
+        return self._moments.moments().mean_and_std()
 
     def range(self) -> Range:
         low, high = self._extent.range()
@@ -109,7 +109,7 @@ class Sigma:
 
 
 class Percentile:
-    """Observer of the range between two percentiles: `options.percentile` and its counterpart at the other end."""
+    """Observer of the range from percentile 100 - p to percentile p of all values, where p is `options.percentile`."""
 
     read = staticmethod(Histogram.of)
 
@@ -128,7 +128,7 @@ class Percentile:
 
 
 class MSE:
-    """Observer of the range whose integers have the smallest squared error."""
+    """Observer of the range whose codes have the smallest squared error."""
 
     read = staticmethod(Histogram.of)
 

@@ -1,6 +1,7 @@
-"""Takes patches of a convolution's padded input as rows (patches, in * kernel height * kernel width) of a linear layer.
+"""Extracts patches of a convolution's padded input as rows (patches, in * kernel height * kernel width).
 
-Everything observed of linears by their rows is observed of convolutions by their patches, of which a sample is taken.
+A convolution is a linear layer applied to these rows, so surveys and sums treat its patches like the rows of a linear
+layer's input. Only a sample of the patches is extracted.
 """
 
 from dataclasses import dataclass, replace
@@ -13,12 +14,13 @@ from ..replay.current_call import CurrentCall
 from .extremes import channels_of
 from .survey import Survey, SurveyReading
 
-_SURVEYED = 64  # patches that a survey takes of each tensor
+_SURVEYED = 64  # most patches that a survey samples from each tensor
 
 
 @dataclass(frozen=True)
 class Patches:
-    """Takes at most `most` patches of an input (batch, in, height, width), drawn evenly and always the same."""
+    """Extracts at most `most` patches of an input (batch, in, height, width), a uniform random sample that is the same
+    each time."""
 
     kernel: tuple[int, int]
     geometry: Geometry
@@ -26,29 +28,31 @@ class Patches:
 
     @classmethod
     def of(cls, conv: nn.Conv2d, most: int) -> "Patches":
-        """The patches that the convolution `conv` is applied to."""
+        """Returns the extractor of the patches that the convolution `conv` is applied to."""
         return cls((conv.kernel_size[0], conv.kernel_size[1]), Geometry.of(conv), most)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The patches of `x`, (patches, in * kernel height * kernel width), channels first as in a flattened weight."""
+        """Returns patches of `x`, (patches, in * kernel height * kernel width), channels first as in a flattened
+        weight."""
         padded = self.geometry.padded(x.detach() if x.ndim == 4 else x.detach()[None], 0.0)
-        for axis, size, step, apart in zip(
+        for axis, size, step, dilation in zip(
             (2, 3), self.kernel, self.geometry.stride, self.geometry.dilation, strict=True
         ):
-            padded = padded.unfold(axis, apart * (size - 1) + 1, step)
+            padded = padded.unfold(axis, dilation * (size - 1) + 1, step)
         windows = padded[..., :: self.geometry.dilation[0], :: self.geometry.dilation[1]]
         batch, _, height, width = windows.shape[:4]  # (batch, in, out height, out width, kernel height, kernel width)
         total = batch * height * width
-        places = torch.arange(total)
+        indices = torch.arange(total)
         if total > self.most:
-            places = torch.randperm(total, generator=torch.Generator().manual_seed(total))[: self.most].sort().values
-        places = places.to(x.device)
-        image, place = places // (height * width), places % (height * width)
-        return windows[image, :, place // width, place % width].flatten(1)
+            indices = torch.randperm(total, generator=torch.Generator().manual_seed(total))[: self.most].sort().values
+        indices = indices.to(x.device)
+        image, position = indices // (height * width), indices % (height * width)
+        return windows[image, :, position // width, position % width].flatten(1)
 
 
 class PatchSurvey(Survey):
-    """The survey of one convolution's input by a sample of its patches, whose extremes are not those of all patches."""
+    """The survey of one convolution's input by a sample of its patches. Its extremes are those of the sample, not of
+    all patches."""
 
     def __init__(self, current: CurrentCall, name: str, conv: nn.Conv2d) -> None:
         super().__init__(current, name)
@@ -57,7 +61,7 @@ class PatchSurvey(Survey):
         self.tensors = 0
 
     def read(self, x: Tensor) -> SurveyReading:
-        """Reads of an input's patches what `survey.survey_of` reads of rows."""
+        """Reads the statistics of `survey.survey_of` from the patches of an input."""
         rows = self.patches(x)
         return SurveyReading(channels_of(rows), rows, [])
 
@@ -70,6 +74,7 @@ class PatchSurvey(Survey):
         assert isinstance(other, PatchSurvey)
         self.tensors += other.tensors
 
-    def taking(self, most: int) -> Patches:
-        """Patches of the same convolution, `most` in all over about as many tensors as this survey observed."""
+    def patches_for(self, most: int) -> Patches:
+        """Returns an extractor for the same convolution that gives about `most` patches in total over as many tensors
+        as this survey observed."""
         return replace(self.patches, most=max(_SURVEYED, -(-most // max(1, self.tensors))))

@@ -1,13 +1,14 @@
-"""Finds ranges by a replay in which observers record layer inputs after smoothing, one for each bin of noise levels.
+"""Computes ranges in a replay: observers record layer inputs after smoothing, separately for each timestep bin.
 
-Bins divide the noise levels of the calls so that each bin has about as many calls; the bin of a level is the number of
-edges not above the level. A level is the denoiser's time argument, so bins found in 28 steps serve 20 or 50.
+The bins divide the noise levels of the calls so that all bins have about the same number of calls; the index of a
+level's bin is the number of edges not above the level. A level is the denoiser's time argument, so bins found in 28
+steps also apply in 20 or 50.
 
-A bin has few calls, and a range found from few calls clips values of others. So each bin of each layer has a range of
-its own only where that pays on calls that the range was not found from, else the range of all bins, as a static input
-has. The calls of a bin are divided into folds by prompt; the range that all folds but one give is judged on the
-remaining one, for each fold in turn (cross-validation: Stone, Cross-Validatory Choice and Assessment of Statistical
-Predictions, 1974). The observers hold each fold apart, so one replay suffices.
+A bin has few calls, and a range computed from few calls clips values of other calls. So a bin of a layer gets a range
+of its own only if that range lowers the error on calls that it was not computed from; otherwise the bin gets the range
+of all bins, which is the static range. The calls of a bin are divided into folds by prompt. For each fold in turn, the
+range of the other folds is judged on that fold (cross-validation: Stone, Cross-Validatory Choice and Assessment of
+Statistical Predictions, 1974). Each fold has its own observers, so one replay suffices.
 """
 
 import copy
@@ -28,53 +29,54 @@ from ..layers.transforms import Transform
 from ..replay.calls import Call
 from ..replay.current_call import CurrentCall
 from ..replay.hooks import observe
-from ..replay.marks import Marks
+from ..replay.snapshots import Snapshots
 from .observers import OBSERVERS, Observer, Options
 
-BINS = 8  # bins of noise levels, each with its own range (W8A8_TIMESTEP)
-FOLDS = 4  # parts of a bin's calls: a range of three quarters is judged on the fourth, as held_out divides prompts
-# weight of clipping: the share of a call's values that count as lying as far outside a range as the farthest, without
-# and with smoothing. About 1 in 1,000 do; in a model that is smoothed less other error hides that of clipping
+BINS = 8  # most timestep bins, each with its own range (W8A8_TIMESTEP)
+FOLDS = 4  # folds of a bin's calls: ranges of three folds are judged on the fourth, as in the held-out split
+# weight of clipping, without and with smoothing: the share of a call's values that are assumed to lie as far outside a
+# range as the farthest value. About 1 in 1,000 do. A smoothed model has less other error that hides the clipping error
 # (bench/bench_timesteps.py: with 1e-3 the bundled pipeline, smoothed, loses 0.7 dB with 32 calls)
-_CLIPPED, _CLIPPED_SMOOTH = 1e-3, 1e-2
+_CLIPPED_SHARE, _CLIPPED_SHARE_SMOOTH = 1e-3, 1e-2
 
 
 class Bins(NamedTuple):
-    """The division of calls by noise level: `edges` between bins, (bins - 1,) float32 ascending, and the fold of each
-    call by position."""
+    """A division of calls by noise level: `edges` between the bins, (bins - 1,) float32 ascending, and `folds`, the
+    fold of each call by the call's position."""
 
     edges: Tensor
     folds: Mapping[int, int] = {}
 
 
-WHOLE = Bins(torch.zeros(0, dtype=torch.float32, device="cpu"))  # no edges between bins of noise levels: one bin
-Ranges = dict[str, list[Range]]  # ranges of each layer's input by layer name, one for each bin of noise levels
+ONE_BIN = Bins(torch.zeros(0, dtype=torch.float32, device="cpu"))  # no edges: one bin for all noise levels
+Ranges = dict[str, list[Range]]  # ranges of each layer's input by layer name, one for each timestep bin
 
 
 def edges_of(levels: Iterable[float], bins: int = BINS) -> Tensor:
-    """The edges between bins, (bins - 1,) float32 ascending, halfway between neighbouring levels; fewer where there are
-    fewer levels."""
-    different = sorted(set(levels))
-    count = min(bins, len(different))
-    starts = sorted({at * len(different) // count for at in range(1, count)})
-    return torch.tensor([(different[at - 1] + different[at]) / 2 for at in starts], dtype=torch.float32)
+    """Returns the edges between bins, (bins - 1,) float32 ascending, halfway between neighbouring levels; fewer edges
+    if there are fewer levels than bins."""
+    distinct = sorted(set(levels))
+    count = min(bins, len(distinct))
+    starts = sorted({index * len(distinct) // count for index in range(1, count)})
+    return torch.tensor([(distinct[index - 1] + distinct[index]) / 2 for index in starts], dtype=torch.float32)
 
 
 def bins_for(levels: Mapping[int, float], units: Sequence[int | None]) -> Bins:
-    """Divides calls by their noise `levels`, by position, and the calls of each bin into folds.
+    """Divides calls into bins by their noise `levels`, which are given by position, and the calls of each bin into
+    folds.
 
-    Calls of the same prompt, the number in `units`, are in the same fold of a bin.
+    `units` has the number of each call's prompt; calls of the same prompt are in the same fold of a bin.
     """
     edges = edges_of(levels.values())
     folds, groups = {}, [dict[int, int]() for _ in range(len(edges) + 1)]
     for position in sorted(levels):
-        unit, known = units[position], groups[int(bins_of(torch.tensor(levels[position]), edges))]
-        folds[position] = known.setdefault(position if unit is None else unit, len(known) % FOLDS)
+        unit, folds_by_unit = units[position], groups[int(bins_of(torch.tensor(levels[position]), edges))]
+        folds[position] = folds_by_unit.setdefault(position if unit is None else unit, len(folds_by_unit) % FOLDS)
     return Bins(edges, folds)
 
 
-class Binned:
-    """Observers of one layer's transformed input, one for each fold of each bin of noise levels."""
+class BinnedObserver:
+    """Observes one layer's transformed input with an observer for each fold of each timestep bin."""
 
     def __init__(
         self, observer: str, options: Options, current: CurrentCall, bins: Bins, transform: Transform | None
@@ -88,15 +90,15 @@ class Binned:
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """A function that reads the observers' statistics of an input after its transform."""
+        """The function that reads the observers' statistics from an input after its transform."""
         read, transform = self._observers[0][0].read, self._transform
         return read if transform is None else lambda x: read(transform.input(x.detach()))
 
     def add(self, reading: Any) -> None:
-        """Adds a reading at the noise level and the position of the current call."""
+        """Adds a reading to the observer of the current call's bin and fold."""
         level, edges = self._current.level, self._bins.edges
-        at = 0 if level is None or not len(edges) else int(bins_of(torch.tensor(level), edges))
-        self._observers[at][self._bins.folds.get(self._current.position, 0)].add(reading)
+        index = 0 if level is None or not len(edges) else int(bins_of(torch.tensor(level), edges))
+        self._observers[index][self._bins.folds.get(self._current.position, 0)].add(reading)
 
     @property
     def observers(self) -> list[list[Observer]]:
@@ -105,62 +107,68 @@ class Binned:
 
 
 def range_of(observers: Iterable[Observer]) -> Range | None:
-    """The range that these observers give together; None without data. Changes none of them."""
-    whole: Observer | None = None
+    """Returns the range of all readings of these observers together; None without readings. Changes none of the
+    observers."""
+    total: Observer | None = None
     for observer in observers:
-        if whole is None:
-            whole = copy.deepcopy(observer)
+        if total is None:
+            total = copy.deepcopy(observer)
         else:
-            whole.merge(observer)
+            total.merge(observer)
     try:
-        return None if whole is None else whole.range()
+        return None if total is None else total.range()
     except ValueError:
         return None
 
 
-def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: float = _CLIPPED) -> list[Range]:
-    """The range of each bin of one layer: that of its calls where this pays on other calls, else that of all bins.
+def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: float = _CLIPPED_SHARE) -> list[Range]:
+    """Returns the range of each bin of one layer: the bin's own range if it lowers the error on other calls, else the
+    range of all bins.
 
-    `observers` hold the folds of each bin. The error of a range is that of rounding, by its scale, and that of clipping
-    a `share` of the values of a fold that it was not found from. A bin has few folds, so its clipping counts as no less
-    than the mean over all bins. Raises ValueError when no bin has data.
+    `observers` has the observers of each bin, one for each fold. The error of a range is the error of rounding, which
+    follows from its scale, plus the error of clipping a `share` of the values of a fold that the range was not computed
+    from. A bin has few folds, so its clipping error is taken to be at least the mean over all bins. Raises ValueError
+    if no bin has readings.
     """
     static = range_of(itertools.chain(*observers))
     if static is None:
-        raise ValueError("saw no data")
+        raise ValueError("no input was observed")
     if len(observers) == 1:
         return [static]
     folds = list(zip(*observers, strict=True))
-    rest = [range_of(itertools.chain(*folds[:at], *folds[at + 1 :])) for at in range(len(folds))]
-    most = _error(static, _mean([each for row in observers for each in _clipping(row, rest, scheme, share)]), scheme)
-    others = [[range_of([*row[:at], *row[at + 1 :]]) for at in range(len(row))] for row in observers]
-    clipped = [_clipping(*each, scheme, share) for each in zip(observers, others, strict=True)]
-    everywhere = _mean([each for row in clipped for each in row if each < math.inf])
-    ranges = []
-    for row, each in zip(observers, clipped, strict=True):
+    rest = [range_of(itertools.chain(*folds[:index], *folds[index + 1 :])) for index in range(len(folds))]
+    clipped_static = [value for row in observers for value in _clipping(row, rest, scheme, share)]
+    static_error = _error(static, _mean(clipped_static), scheme)
+    others = [[range_of([*row[:index], *row[index + 1 :]]) for index in range(len(row))] for row in observers]
+    clipped = [_clipping(row, ranges, scheme, share) for row, ranges in zip(observers, others, strict=True)]
+    mean_clipping = _mean([value for values in clipped for value in values if value < math.inf])
+    chosen = []
+    for row, values in zip(observers, clipped, strict=True):
         own = range_of(row) or static
-        ranges.append(own if _error(own, max(everywhere, _mean(each)), scheme) < most else static)
-    return ranges
+        pays = _error(own, max(mean_clipping, _mean(values)), scheme) < static_error
+        chosen.append(own if pays else static)
+    return chosen
 
 
-def _error(found: Range, clipped: float, scheme: Scheme) -> float:
-    """The squared error of codes for a range, in units of that of a scale of 1; `clipped` is that of clipping over that
-    of rounding."""
-    return (1.0 + clipped) * exact_scale(found, scheme) ** 2
+def _error(extent: Range, clipped: float, scheme: Scheme) -> float:
+    """Returns the squared error of codes for a range, in units of the rounding error at scale 1; `clipped` is the ratio
+    of the clipping to the rounding error."""
+    return (1.0 + clipped) * exact_scale(extent, scheme) ** 2
 
 
-def _clipping(folds: Sequence[Observer], others: Sequence[Range | None], scheme: Scheme, share: float) -> list[float]:
-    """The squared error of clipping each fold that has data to the range that `others` found, over that of rounding.
+def _clipping(folds: Sequence[Observer], extents: Sequence[Range | None], scheme: Scheme, share: float) -> list[float]:
+    """Returns, for each fold with readings, the squared error of clipping the fold to the range of the same index in
+    `extents`, divided by the rounding error of that range.
 
-    Infinite where no range was found.
+    The ratio is infinite where clipping occurs and there is no range.
     """
     errors = []
-    for observer, found in zip(folds, others, strict=True):
-        if (seen := range_of([observer])) is None:
+    for observer, extent in zip(folds, extents, strict=True):
+        if (full := range_of([observer])) is None:
             continue
-        found = found or Range(0.0, 0.0)
-        beyond = max(seen.high - max(found.high, 0.0), 0.0), max(min(found.low, 0.0) - seen.low, 0.0)
-        scale, square = exact_scale(found, scheme), sum(each**2 for each in beyond)
+        extent = extent or Range(0.0, 0.0)
+        distances = max(full.high - max(extent.high, 0.0), 0.0), max(min(extent.low, 0.0) - full.low, 0.0)
+        scale, square = exact_scale(extent, scheme), sum(distance**2 for distance in distances)
         errors.append((12 * share * square / scale**2 if scale else math.inf) if square else 0.0)
     return errors
 
@@ -178,30 +186,30 @@ def observe_ranges(
     transforms: Mapping[str, Transform],
     bins: Bins,
     ranks: Ranks = ALONE,
-) -> tuple[Ranges, CurrentCall, Marks]:
-    """Replays the calls; returns the ranges of the inputs of the layers that ran, one for each bin, the state of
-    the calls, and snapshots of the ranges on the way.
+) -> tuple[Ranges, CurrentCall, Snapshots]:
+    """Replays the calls and records the ranges of the inputs of the layers `names`, one for each bin.
 
+    Returns the ranges of the layers that ran, the state of the calls, and snapshots of the ranges during the replay.
     Collective: `ranks` share the calls, and all return the same ranges. Raises as `replay.hooks.observe` does.
     """
-    current, share = CurrentCall(model, ranks), _CLIPPED_SMOOTH if transforms else _CLIPPED
-    binned = {name: Binned(observer, options, current, bins, transforms.get(name)) for name in names}
-    marks = Marks(lambda: observed(binned, ranks, share))
-    observe(model, binned, current.each(marks.each(calls)), ranks)
-    return observed(binned, ranks, share), current.shared(), marks
+    current, share = CurrentCall(model, ranks), _CLIPPED_SHARE_SMOOTH if transforms else _CLIPPED_SHARE
+    observers = {name: BinnedObserver(observer, options, current, bins, transforms.get(name)) for name in names}
+    snapshots = Snapshots(lambda: gather_ranges(observers, ranks, share))
+    observe(model, observers, current.tracked(snapshots.taking(calls)), ranks)
+    return gather_ranges(observers, ranks, share), current.shared(), snapshots
 
 
-def observed(binned: Mapping[str, Binned], ranks: Ranks, share: float = _CLIPPED) -> Ranges:
-    """The ranges that the observers of all ranks found so far, of the layers that ran; `share` as in `ranges_of`.
-    Collective."""
-    first, *others = ranks.gather({name: each.observers for name, each in binned.items()})
+def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: float = _CLIPPED_SHARE) -> Ranges:
+    """Returns the ranges that the observers of all ranks have found so far, for the layers that ran; `share` as in
+    `ranges_of`. Collective."""
+    first, *other_ranks = ranks.gather({name: binned.observers for name, binned in observers.items()})
     ranges = {}
-    for name, observers in first.items():
-        for other in others:
-            for mine, its in zip(itertools.chain(*observers), itertools.chain(*other[name]), strict=True):
-                mine.merge(its)
+    for name, bins in first.items():
+        for rank_bins in other_ranks:
+            for mine, theirs in zip(itertools.chain(*bins), itertools.chain(*rank_bins[name]), strict=True):
+                mine.merge(theirs)
         try:
-            ranges[name] = ranges_of(observers, binned[name].scheme, share)
+            ranges[name] = ranges_of(bins, observers[name].scheme, share)
         except ValueError:
             continue
     return ranges
@@ -210,9 +218,10 @@ def observed(binned: Mapping[str, Binned], ranks: Ranks, share: float = _CLIPPED
 def input_with(
     ranges: list[Range], edges: Tensor, scheme: Scheme, dtype: torch.dtype
 ) -> StaticInput | TimestepInput | None:
-    """The input with these ranges, one for each bin of `edges`; None where `dtype` holds no scale for a range."""
-    found = [qparams_of(each, scheme, dtype) for each in ranges]
-    qparams = [each for each in found if each is not None]
+    """Returns the static or timestep input with these ranges, one for each bin of `edges`; None where `dtype` cannot
+    hold the scale of a range."""
+    parameters = [qparams_of(extent, scheme, dtype) for extent in ranges]
+    qparams = [extent for extent in parameters if extent is not None]
     if len(qparams) < len(ranges):
         return None
     if not len(edges):

@@ -1,4 +1,4 @@
-"""Replays calls with surveys of the inputs of layers, and merges the surveys of several processes."""
+"""Replays calls with surveys of the layers' inputs, and merges the surveys of several processes."""
 
 import copy
 from collections.abc import Mapping
@@ -12,39 +12,45 @@ from ..plan import Plan, named
 from ..replay.calls import Calls, first
 from ..replay.current_call import CurrentCall
 from ..replay.hooks import observe, observing
-from ..replay.marks import Mark, Marks
+from ..replay.snapshots import CallCount, Snapshots
 from ..replay.work import Work
 from .observers import Options
 from .patches import PatchSurvey
-from .ranges import WHOLE, Binned, Ranges, observed
+from .ranges import ONE_BIN, BinnedObserver, Ranges, gather_ranges
 from .survey import Survey
 
 
-class Known(NamedTuple):
-    """The surveys by layer name, and the state `turn` of the calls that the surveys observed."""
+class SurveyState(NamedTuple):
+    """The surveys by layer name, and `current`, the state of the calls that the surveys observed."""
 
     current: CurrentCall
     surveys: dict[str, Survey]
 
 
-class Surveyed(NamedTuple):
-    """The observations of one replay: `known` of all calls, `at_marks` of this process at each snapshot; `last` is the
-    end of the calls.
+class SurveyResult(NamedTuple):
+    """The observations of one replay.
 
-    `ranges`, and `ranges_at_marks` at each snapshot, are those of the convolutions' inputs, where the smallest and the
-    largest value are the range; `silent` are the convolutions without input.
+    | field           | meaning                                                                                  |
+    |-----------------|------------------------------------------------------------------------------------------|
+    | state           | the surveys of all calls, merged over all ranks                                          |
+    | calls           | the number of calls                                                                      |
+    | last            | the count at the end of the calls                                                        |
+    | snapshots       | the surveys of this process at each snapshot                                             |
+    | ranges          | ranges of the convolutions' inputs, where the range is minimum to maximum                |
+    | range_snapshots | the same ranges at each snapshot                                                         |
+    | silent          | the convolutions without input                                                           |
     """
 
-    known: Known
+    state: SurveyState
     calls: int
-    last: Mark
-    at_marks: Mapping[Mark, Known]
+    last: CallCount
+    snapshots: Mapping[CallCount, SurveyState]
     ranges: Ranges
-    ranges_at_marks: Mapping[Mark, Ranges]
+    range_snapshots: Mapping[CallCount, Ranges]
     silent: frozenset[str]
 
 
-def surveyed(
+def survey_inputs(
     model: nn.Module,
     calls: Calls,
     samples: int | None,
@@ -53,47 +59,49 @@ def surveyed(
     *,
     convolutions: bool,
     options: Options | None,
-) -> Surveyed:
-    """Replays the first `samples` calls with a survey of each linear of the plan, and with `convolutions` of these too.
-    With `options` of observers, the ranges of all convolutions' inputs are observed beside it, without bins.
+) -> SurveyResult:
+    """Replays the first `samples` calls with a survey of each linear of the plan; with `convolutions`, of each
+    convolution too.
 
-    Collective: the ranks share the calls. Raises as `replay.hooks.observe` does.
+    With `options` of observers, the replay also records the minimum-to-maximum range of every convolution's input, one
+    range for all noise levels. Collective: the ranks share the calls. Raises as `replay.hooks.observe` does.
     """
     current = CurrentCall(model, work.ranks)
     modules = {entry.name: module for entry, module in named(model, plan)}
     linears = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
-    others = {name: module for name, module in modules.items() if isinstance(module, nn.Conv2d)}
+    convs = {name: module for name, module in modules.items() if isinstance(module, nn.Conv2d)}
     surveys: dict[str, Survey] = {name: Survey(current, name) for name in linears}
     if convolutions:
-        surveys |= {name: PatchSurvey(current, name, module) for name, module in others.items()}
-    binned = {} if options is None else {name: Binned("minmax", options, current, WHOLE, None) for name in others}
+        surveys |= {name: PatchSurvey(current, name, module) for name, module in convs.items()}
+    observers = {name: BinnedObserver("minmax", options, current, ONE_BIN, None) for name in convs if options}
 
-    def known() -> Known:
-        now = copy.copy(current)
-        return Known(now, {name: survey.copy(now) for name, survey in surveys.items()})
+    def snapshot() -> SurveyState:
+        call = copy.copy(current)
+        return SurveyState(call, {name: survey.copy(call) for name, survey in surveys.items()})
 
-    marks = Marks(lambda: (known(), observed(binned, work.ranks)))
-    shown = work.progress("survey", first(calls, samples), samples)
-    with observing(model, binned):
-        count = observe(model, surveys, current.each(marks.each(shown)), work.ranks)
-    ranges = observed(binned, work.ranks)
-    return Surveyed(
-        united(Known(current, surveys), work.ranks), count, marks.last,
-        {mark: taken[0] for mark, taken in marks.taken.items()}, ranges,
-        {mark: taken[1] for mark, taken in marks.taken.items()}, frozenset(binned) - set(ranges),
+    snapshots = Snapshots(lambda: (snapshot(), gather_ranges(observers, work.ranks)))
+    replayed = work.progress("survey", first(calls, samples), samples)
+    with observing(model, observers):
+        count = observe(model, surveys, current.tracked(snapshots.taking(replayed)), work.ranks)
+    ranges = gather_ranges(observers, work.ranks)
+    return SurveyResult(
+        merge_ranks(SurveyState(current, surveys), work.ranks), count, snapshots.last,
+        {count: values[0] for count, values in snapshots.by_count.items()}, ranges,
+        {count: values[1] for count, values in snapshots.by_count.items()}, frozenset(observers) - set(ranges),
     )  # fmt: skip
 
 
-def united(known: Known, ranks: Ranks) -> Known:
-    """Merges the observations of ranks that shared the calls; equal to those of one process over all calls. Collective.
+def merge_ranks(state: SurveyState, ranks: Ranks) -> SurveyState:
+    """Merges the observations of ranks that shared the calls; the result equals that of one process over all calls.
+    Collective.
 
-    Moves no more rows than the merged samples keep.
+    Sends no more rows between ranks than the merged samples keep.
     """
-    current, surveys = known
+    current, surveys = state
     sizes = ranks.gather({name: [sample.sizes() for sample in survey.samples] for name, survey in surveys.items()})
     for name, survey in surveys.items():
         for index, sample in enumerate(survey.samples):
-            sample.thin([each[name][index] for each in sizes])
+            sample.thin([rank_sizes[name][index] for rank_sizes in sizes])
     bare = {name: survey.copy(None) for name, survey in surveys.items()}  # type: ignore[arg-type]
     parts = ranks.gather((current.samples, current.levels, bare))
     levels = {position: level for part in parts for position, level in part[1].items()}
@@ -102,4 +110,4 @@ def united(known: Known, ranks: Ranks) -> Known:
     for _, _, others in parts[1:]:
         for name, survey in merged.items():
             survey.merge(others[name])
-    return Known(joined, merged)
+    return SurveyState(joined, merged)

@@ -1,1 +1,1 @@
-"""Steps before the first replay of a model: folded batch norms, casts found, inputs made up."""
+"""Steps before the first replay: folds batch norms, makes synthetic inputs, finds layers that have to stay float."""

@@ -1,10 +1,10 @@
-"""Folding: a batch norm in evaluation multiplies each channel and adds to it; the convolution before can do both.
+"""Folds batch norms: in eval mode a batch norm scales and shifts each channel, which the convolution before can do.
 
     bn(conv(x)) = (w * x + b - mean) * s + beta        s = gamma / sqrt(var + eps)
                 = (s w) * x + (b - mean) * s + beta
 
-Which convolution feeds which batch norm, and nothing else, is seen by running the model once: every operation of it is
-watched, so how modules are nested or written does not matter.
+A run of the model shows which convolution feeds only one batch norm. During the run every operation is observed, so it
+does not matter how the modules are nested or written.
 """
 
 import copy
@@ -27,19 +27,19 @@ from ..plan import kind_of
 from ..replay.calls import Call, evaluating, run
 from ..replay.hooks import hooked
 
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # these types alone, not what others make of them
-_TOLERANCE = 1e-4  # relative, of outputs: float32 with other roundings; more is another function
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)  # the batch norms that are folded; subclasses may compute something else
+_TOLERANCE = 1e-4  # relative error of the output up to which float32 roundings explain it; more is another function
 
 
 class Pair(NamedTuple):
-    """Names of a convolution and of the batch norm that alone reads its output."""
+    """The names of a convolution and of the batch norm that is the only reader of its output."""
 
     conv: str
     norm: str
 
 
-class Folded(NamedTuple):
-    """A model without the batch norms of `pairs`, and why it has more than that where they stay."""
+class FoldedModel(NamedTuple):
+    """A model whose batch norms in `pairs` are folded. `warning`: why nothing was folded, or ""."""
 
     model: nn.Module
     pairs: tuple[Pair, ...]
@@ -47,38 +47,38 @@ class Folded(NamedTuple):
 
 
 def has_norms(model: nn.Module) -> bool:
-    """Whether the model has batch norms with statistics of their own."""
-    return any(usable(module) for module in model.modules())
+    """Returns whether the model has batch norms with running statistics."""
+    return any(has_statistics(module) for module in model.modules())
 
 
-def usable(module: nn.Module) -> bool:
-    """Whether it is a batch norm that in evaluation does the same to every input: it has running statistics."""
+def has_statistics(module: nn.Module) -> bool:
+    """Returns whether `module` is a batch norm with running statistics: in eval mode it treats all inputs alike."""
     return isinstance(module, NORMS) and type(module) in NORMS and module.running_mean is not None
 
 
-def folded(model: nn.Module, call: Call, *, changing: bool = False) -> Folded:
-    """The model in evaluation with its batch norms folded into the convolutions before them, where that is the same.
+def fold_norms(model: nn.Module, call: Call, *, changing: bool = False) -> FoldedModel:
+    """Folds the model's batch norms into the convolutions before them, for eval mode.
 
-    A copy, unless `changing`; the model itself where there is nothing to fold. `call` has to run all of it; where its
-    output would then differ nothing is folded. Raises UsageError for a model that cannot be copied, 4 and 7 as
-    `calls.run` does.
+    Folds in a copy of the model, unless `changing`; returns the model itself where there is nothing to fold. `call` has
+    to run the whole model. If its output differs after folding, nothing is folded and the result has a warning. Raises
+    UsageError for a model that cannot be copied, and the errors of `calls.run`.
     """
     pairs = pairs_of(model, call) if has_norms(model) else ()
     if not pairs:
-        return Folded(model, ())
-    made = model if changing else _copy(model)
-    with evaluating(made):
-        before = run(made, call, 0)
-        undo = _fold(made, pairs)
+        return FoldedModel(model, ())
+    folded = model if changing else _copy(model)
+    with evaluating(folded):
+        before = run(folded, call, 0)
+        undo = _fold(folded, pairs)
         try:
-            same = _close(before, run(made, call, 0))
-        except Exception:  # code that looks into its batch norms
-            same = False
-    if same:
-        return Folded(made, pairs)
+            unchanged = _close(before, run(folded, call, 0))
+        except Exception:  # the model's code accesses a batch norm that is gone
+            unchanged = False
+    if unchanged:
+        return FoldedModel(folded, pairs)
     for name, module in undo:
-        replace(made, name, module)
-    return Folded(model, (), "batch norms: folding them would change the model's output; they stay.")
+        replace(folded, name, module)
+    return FoldedModel(model, (), "batch norms: folding them would change the model's output; they are not folded.")
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -87,46 +87,47 @@ def _copy(model: nn.Module) -> nn.Module:
     except (TypeError, RuntimeError, NotImplementedError) as error:
         fact = " ".join(str(error).split()).rstrip(".")
         raise UsageError(
-            f"{type(model).__name__}: no copy to fold batch norms in can be made ({fact}). Fold them first."
+            f"{type(model).__name__}: cannot be copied to fold its batch norms ({fact}). Fold the batch norms first."
         ) from error
 
 
 def pairs_of(model: nn.Module, call: Call) -> tuple[Pair, ...]:
-    """The convolutions and batch norms that can be one, in the order of the model's modules.
+    """Returns the pairs of convolution and batch norm that can be folded, in the order of the model's modules.
 
-    Such a convolution gives its outputs to that batch norm alone, which gets its inputs from it alone, in every one of
-    their calls; nothing else reads its weight, nor hooks either.
+    In every call the batch norm is the only reader of the convolution's output, and this output is the batch norm's
+    only input. Nothing but the convolution reads its weight, and neither module has hooks.
     """
     watch = _Watch(model)
     with evaluating(model), watch.hooks(), watch:
-        kept = run(model, call, 0)
+        output = run(model, call, 0)
     pairs = watch.pairs()
-    del kept  # an output that somebody holds is known by being alive
+    del output  # afterwards an output of a convolution is alive only if the model keeps a reference to it
     return pairs
 
 
 class _Output(NamedTuple):
-    """One output of a convolution, and which modules read it."""
+    """One output of the convolution `conv`, and what reads it."""
 
     conv: str
-    alive: "weakref.ref[Tensor]"
-    readers: list[str | None]  # batch norms by name; None is anything else
+    alive: "weakref.ref[Tensor]"  # returns the output while it is alive, else None
+    readers: list[str | None]  # the name of the batch norm for each read; None for another reader
 
 
 class _Watch(TorchDispatchMode):
-    """Sees who reads the outputs of convolutions and their weights."""
+    """Observes all operations, and records what reads the outputs and the weights of convolutions."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = model
         self._convs = {n: m for n, m in model.named_modules() if kind_of(m) is nn.Conv2d and not change_of(m)}
-        self._norms = {n: m for n, m in model.named_modules() if usable(m) and not _hooked(m)}
+        self._norms = {n: m for n, m in model.named_modules() if has_statistics(m) and not _hooked(m)}
         self._weights = {id(conv.weight): name for name, conv in self._convs.items()}
         self._inside: list[str] = []
         self._outputs: list[_Output] = []
         self._live: dict[int, _Output] = {}
-        self._reads: Counter[str] = Counter()  # of weights, by convolution
-        self._sources: dict[str, Counter[str | None]] = {name: Counter() for name in self._norms}  # by convolution
+        self._reads: Counter[str] = Counter()  # by convolution: how often its weight was read
+        # by batch norm: how often its input came from each convolution; None: from something else
+        self._sources: dict[str, Counter[str | None]] = {name: Counter() for name in self._norms}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -139,75 +140,77 @@ class _Watch(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _of(self, value: Tensor) -> _Output | None:
-        found = self._live.get(id(value))
-        return found if found is not None and found.alive() is value else None
+        """Returns the record of `value` if it is an output of a convolution."""
+        output = self._live.get(id(value))
+        return output if output is not None and output.alive() is value else None
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
-        """Inside, calls of the convolutions and batch norms are observed."""
-        made = {name: self._made_by(name) for name in self._convs}
-        entered = {name: self._enters(name) for name in self._norms}
-        left = dict.fromkeys(self._norms, self._leaves)
-        with hooked(self._model, after=made), hooked(self._model, entered, left, always=True):
+        """Records the calls of convolutions and batch norms by hooks, inside the `with` statement."""
+        recorders = {name: self._records_output(name) for name in self._convs}
+        entering = {name: self._enters(name) for name in self._norms}
+        leaving = dict.fromkeys(self._norms, self._leaves)
+        with hooked(self._model, after=recorders), hooked(self._model, entering, leaving, always_call=True):
             yield
 
-    def _made_by(self, name: str) -> Any:
-        def made(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
-            known = _Output(name, weakref.ref(output), [])
-            self._outputs.append(known)
-            self._live[id(output)] = known
+    def _records_output(self, name: str) -> Any:
+        def record(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            convolved = _Output(name, weakref.ref(output), [])
+            self._outputs.append(convolved)
+            self._live[id(output)] = convolved
 
-        return made
+        return record
 
     def _enters(self, name: str) -> Any:
-        def enters(module: nn.Module, args: Any, kwargs: Any) -> None:
-            x = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
+        def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+            x = next((argument for argument in (*args, *kwargs.values()) if isinstance(argument, Tensor)), None)
             output = None if x is None else self._of(x)
             self._sources[name][None if output is None else output.conv] += 1
             self._inside.append(name)
 
-        return enters
+        return enter
 
     def _leaves(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._inside.pop()
 
     def pairs(self) -> tuple[Pair, ...]:
-        """The pairs that every observed call allows."""
-        found = []
+        """Returns the pairs that can be folded according to the recorded calls."""
+        pairs = []
         for name in self._convs:
-            outputs = [each for each in self._outputs if each.conv == name]
-            readers = {reader for each in outputs for reader in each.readers}
-            if len(readers) != 1 or any(len(each.readers) != 1 or each.alive() is not None for each in outputs):
+            outputs = [output for output in self._outputs if output.conv == name]
+            readers = {reader for output in outputs for reader in output.readers}
+            if len(readers) != 1 or any(len(output.readers) != 1 or output.alive() is not None for output in outputs):
                 continue
             norm = next(iter(readers))
             if norm is None or self._reads[name] != len(outputs):
                 continue
             if self._sources[norm] == {name: len(outputs)}:
-                found.append(Pair(name, norm))
-        return tuple(found)
+                pairs.append(Pair(name, norm))
+        return tuple(pairs)
 
 
 def _hooked(module: nn.Module) -> bool:
+    """Returns whether `module` has forward hooks or a replaced forward."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _fold(model: nn.Module, pairs: tuple[Pair, ...]) -> list[tuple[str, nn.Module]]:
-    """Folds; returns what stood where before."""
+    """Folds the pairs in `model`; returns the names and modules that were replaced, to undo it."""
     names, before = names_of(model), []
     for pair in pairs:
         conv, norm = model.get_submodule(pair.conv), model.get_submodule(pair.norm)
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, NORMS)
-        for first, made in ((pair.conv, merged(conv, norm)), (pair.norm, nn.Identity())):
-            before += [(name, model.get_submodule(name)) for name in names[first]]
-            for name in names[first]:
-                replace(model, name, made.train(model.training))
+        for name, replacement in ((pair.conv, merged(conv, norm)), (pair.norm, nn.Identity())):
+            before += [(alias, model.get_submodule(alias)) for alias in names[name]]
+            for alias in names[name]:
+                replace(model, alias, replacement.train(model.training))
     return before
 
 
 def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Conv2d:
-    """A convolution with a bias that does what the two do in evaluation."""
-    made = copy.deepcopy(conv)
+    """Returns a convolution with a bias that computes what `conv` and then `norm` compute in eval mode."""
+    convolution = copy.deepcopy(conv)
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
         raise ValueError("a batch norm without statistics of its own")
@@ -222,13 +225,13 @@ def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Conv2
         bias = bias + norm.bias.detach().double()
     weight = conv.weight.detach().double() * scale.view(-1, 1, 1, 1)
     trained = conv.weight.requires_grad
-    made.weight = nn.Parameter(weight.to(conv.weight.dtype), trained)
-    made.bias = nn.Parameter(bias.to(conv.weight.dtype), trained)
-    return made
+    convolution.weight = nn.Parameter(weight.to(conv.weight.dtype), trained)
+    convolution.bias = nn.Parameter(bias.to(conv.weight.dtype), trained)
+    return convolution
 
 
 def _close(before: Any, after: Any) -> bool:
-    """Whether the outputs are the same but for rounding."""
+    """Returns whether two outputs of a model are equal up to rounding."""
     pairs = list(zip(tree_leaves(before), tree_leaves(after), strict=True))
     for old, new in pairs:
         if isinstance(old, Tensor) and old.is_floating_point():

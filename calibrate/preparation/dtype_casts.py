@@ -20,17 +20,18 @@ from ..torch_state import calling
 REASON = "the model casts its inputs to the dtype of this weight"
 
 
-def cast_to(model: nn.Module, call: Call, names: Sequence[str]) -> dict[str, str]:
-    """The layers that would be given integers if all their weights were int8, with the reason to leave them float.
+def layers_with_cast_inputs(model: nn.Module, call: Call, names: Sequence[str]) -> dict[str, str]:
+    """Returns the layers among `names` whose input the model would cast to integers if their weights were int8, with
+    the reason to keep them float.
 
-    The call is made with such answers about the weights; how the call ends does not matter.
+    Runs `call` while the weights of these layers report the dtype int8. Errors of this run are ignored.
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
 
     def hook_for(name: str, dtype: torch.dtype) -> Any:
         def restore(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args and isinstance(args[0], Tensor) and not args[0].is_floating_point():
-                found[name] = REASON
+                reasons[name] = REASON
                 return (args[0].to(dtype), *args[1:]), kwargs
             return None
 
@@ -39,14 +40,14 @@ def cast_to(model: nn.Module, call: Call, names: Sequence[str]) -> dict[str, str
     layers = {name: layer_at(model, name) for name in names}
     hooks = {name: hook_for(name, layer.weight.dtype) for name, layer in layers.items()}
     integers = _Int8({id(layer.weight) for layer in layers.values()})
-    # whatever integers lead to does not matter: as it is, the call is made later
+    # errors are ignored: inputs cast to integers may cause some, and the call is run again later, unchanged
     with suppress(Exception), hooked(model, hooks), evaluating(model), calling(), integers:
         model(*copied_to(call.args, device_of(model)), **copied_to(call.kwargs, device_of(model)))
-    return found
+    return reasons
 
 
 class _Int8(TorchFunctionMode):
-    """Inside, tensors of these ids say that they are int8."""
+    """A mode in which the tensors with the given ids report the dtype int8."""
 
     def __init__(self, ids: set[int]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Inputs for a calibration without data, distilled from what batch norms remember of the training data.
+"""Makes inputs for a calibration without data, distilled from the training statistics that batch norms store.
 
 Cai et al., ZeroQ: a novel zero shot quantization framework, arXiv 2001.00281, 2020: starting from normal noise, inputs
-are optimised until the input of each batch norm has the mean and the deviation that it has stored.
+are optimised until the input of each batch norm has the mean and the standard deviation that the batch norm stores.
 """
 
 import copy
@@ -19,29 +19,32 @@ from octavo.capture.errors import NumbersError, UsageError
 from ..replay.calls import Progress, device_of, evaluating, run, silent
 from ..replay.hooks import hooked, input_of
 from ..replay.user_data import Sample
-from .batch_norms import has_norms, usable
+from .batch_norms import has_norms, has_statistics
 
-_BUDGET = 3e12  # flops of all iterations: about a minute of one core
-_LEAST = 30  # iterations of a batch
-_BATCHES = ((4, 32), (4, 16), (2, 16), (1, 16), (1, 8), (1, 4), (1, 2), (1, 1))  # how many, of how many inputs
-_CALLS = 4  # at least, so that one can be held out
-_RATE = 0.1
-_NARROW = 0.05  # of a layer's mean deviation: a channel narrower than this counts as that wide
+_BUDGET = 3e12  # floating-point operations of all iterations: about a minute on one core
+_LEAST = 30  # smallest number of iterations for a batch
+# (number of batches, inputs in a batch), largest first; the first pair is used that the budget affords
+_BATCHES = ((4, 32), (4, 16), (2, 16), (1, 16), (1, 8), (1, 4), (1, 2), (1, 1))
+_CALLS = 4  # smallest number of calls, where there are so many inputs, so that one can be held out
+_RATE = 0.1  # learning rate of Adam at the start
+# smallest deviation that a channel's loss is divided by, as a share of the mean deviation of the layer's channels
+_NARROW = 0.05
 
 
-def made_up(
+def synthetic_calls(
     model: nn.Module, shape: Sequence[int], *, seed: int = 0, most: int = 200, progress: Progress = silent
 ) -> list[Sample]:
-    """Calls of `model` with one input (batch, ...), `shape` but for the batch, which is at least that of `shape`.
+    """Makes calls of `model` with one synthetic input each, of `shape` (batch, ...); the batch may be larger.
 
-    Distilled where there are batch norms with statistics, else uniform numbers of 0 to 1, of which `warnings_of` tells.
-    Deterministic; the number of iterations, at most `most`, follows from the model's flops. Works in inference mode.
+    For a model that has batch norms with statistics, inputs are distilled from these. For other models, they are
+    uniform numbers from 0 to 1, and `warnings_of` warns of that. The result is deterministic. The number of iterations,
+    at most `most`, depends on the model's number of operations. Works in inference mode.
 
-    Raises UsageError for a shape that is none and a model without gradients, MisfitError for a shape that the model
-    does not take, DeviceError without memory.
+    Raises UsageError for an invalid shape and for a model without gradients, MisfitError for a shape that the model
+    does not accept, DeviceError when memory runs out.
     """
     if not shape or min(shape) < 1:
-        raise UsageError(f"input_shape: {list(shape)} is no shape of inputs. Give sizes of 1 and more.")
+        raise UsageError(f"input_shape: {list(shape)} is not a shape. Give sizes of at least 1.")
     generator = torch.Generator().manual_seed(seed)
     if not has_norms(model):
         x = torch.rand(tuple(shape), generator=generator)
@@ -50,14 +53,14 @@ def made_up(
         model = _differentiable(model)
         count, batch, iterations = _plan(model, shape)
         iterations = min(iterations, most)
-        steps = iter(progress("distil", range(count * iterations), count * iterations))
-        found = []
+        steps = iter(progress("distil inputs", range(count * iterations), count * iterations))
+        calls = []
         for _ in range(count):
             x = torch.randn(batch, *shape[1:], generator=generator)
-            made = _distilled(model, x, iterations, steps)
-            found += [_sample(part) for part in made.split(max(shape[0], batch * count // _CALLS))]
+            inputs = _distilled(model, x, iterations, steps)
+            calls += [_sample(part) for part in inputs.split(max(shape[0], batch * count // _CALLS))]
         next(steps, None)
-    return found
+    return calls
 
 
 def _sample(x: Tensor) -> Sample:
@@ -65,76 +68,85 @@ def _sample(x: Tensor) -> Sample:
 
 
 def _differentiable(model: nn.Module) -> nn.Module:
-    """The model, or a copy where its tensors were made in inference mode, which autograd does not take."""
+    """Returns a model that autograd can differentiate: `model` itself, or a copy if it has tensors that were made in
+    inference mode."""
     if not any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers())):
         return model
     try:
         return copy.deepcopy(model)
-    except Exception as error:  # of any kind: modules may copy themselves
-        raise UsageError("input_shape: inputs are distilled with gradients. Leave torch.inference_mode().") from error
+    except Exception as error:  # of any type: modules may define how they are copied
+        fact = "distilling inputs needs gradients, which a model made in torch.inference_mode() has not"
+        raise UsageError(f"input_shape: {fact}. Load the model outside of torch.inference_mode().") from error
 
 
 def warnings_of(model: nn.Module) -> list[str]:
-    """Warnings about inputs made up for this model, one line each."""
+    """Returns the warnings about synthetic inputs of this model, one line each."""
     if has_norms(model):
         return []
-    return ["calib_data: there is none, and no batch norm remembers any; the ranges are those of uniform numbers."]
+    fact = "there are no data, and no batch norms to distil inputs from"
+    return [f"calib_data: {fact}; ranges come from uniform random numbers and fit no real inputs."]
 
 
 def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
-    """How many batches, of how many inputs, in how many iterations: the first of the table that is affordable."""
+    """Returns the number of batches, the inputs in a batch and the number of iterations: the first row of _BATCHES that
+    the budget affords."""
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:
         run(model, _sample(torch.zeros(1, *shape[1:], dtype=_dtype_of(model))), 0)
-    each = 3 * max(1, counter.get_total_flops())  # a pass back costs two passes forth
+    flops = 3 * max(1, counter.get_total_flops())  # a backward pass costs as much as two forward passes
     count, batch = next(
-        ((n, size) for n, size in _BATCHES if n * size * each * _LEAST <= _BUDGET or size <= shape[0]), _BATCHES[-1]
+        ((count, size) for count, size in _BATCHES if count * size * flops * _LEAST <= _BUDGET or size <= shape[0]),
+        _BATCHES[-1],
     )
     batch = max(batch, shape[0])
-    return count, batch, max(_LEAST, int(_BUDGET / (count * batch * each)))
+    return count, batch, max(_LEAST, int(_BUDGET / (count * batch * flops)))
 
 
 def _distilled(model: nn.Module, x: Tensor, iterations: int, steps: Iterator[int]) -> Tensor:
-    """`x` after so many iterations of Adam, which are in float32; in the model's dtype."""
+    """Optimises `x` by so many iterations of Adam in float32; returns it in the model's dtype. `steps` is advanced by
+    one for each iteration, to show the progress."""
     x, dtype = x.to(device_of(model), torch.float32).requires_grad_(), _dtype_of(model)
     optimizer = torch.optim.Adam([x], _RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
-    with evaluating(model), torch.enable_grad(), missing(model) as losses:
+    with evaluating(model), torch.enable_grad(), statistics_losses(model) as losses:
         for _ in range(iterations):
             next(steps, None)
             losses.clear()
             run(model, _sample(x.to(dtype)), 0)
             if not losses or not losses[0].requires_grad:
-                fact = "the model's forward calls no batch norm, or none with gradients"
-                raise UsageError(f"input_shape: {fact}, by which inputs are distilled. Give calib_data.")
+                fact = (
+                    "inputs cannot be distilled, since the model's forward calls no batch norm, or none with gradients"
+                )
+                raise UsageError(f"input_shape: {fact}. Give calib_data.")
             x.grad = torch.autograd.grad(torch.stack(losses).mean(), x)[0]
             optimizer.step()
             schedule.step()
     if not bool(x.isfinite().all()):
-        raise NumbersError("batch norms: their statistics lead to inputs that are not finite. Give calib_data.")
+        raise NumbersError("batch norms: the inputs distilled from their statistics are not finite. Give calib_data.")
     return x.detach().to(dtype)
 
 
 def _dtype_of(model: nn.Module) -> torch.dtype:
-    return next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+    return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32)
 
 
 @contextmanager
-def missing(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, each call of a batch norm adds to the list how far its input is from its statistics, in deviations."""
+def statistics_losses(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Appends a loss to the list for each call of a batch norm, inside the `with` statement: the squared distance
+    between its input's mean and deviation and the stored ones, in units of the stored deviation."""
     losses: list[Tensor] = []
 
     def measure(norm: nn.BatchNorm2d, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:
         x = input_of(args, kwargs).float()
-        around = [axis for axis in range(x.ndim) if axis != 1]
-        var, mean = torch.var_mean(x, around, correction=0)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        var, mean = torch.var_mean(x, axes, correction=0)
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        wanted = (norm.running_var.float() + norm.eps).sqrt()
-        wide = torch.maximum(wanted, _NARROW * wanted.mean())
-        off = (mean - norm.running_mean) / wide
-        losses.append(off.square().mean() + (((var + norm.eps).sqrt() - wanted) / wide).square().mean())
+        deviation = (norm.running_var.float() + norm.eps).sqrt()
+        width = torch.maximum(deviation, _NARROW * deviation.mean())
+        distance = (mean - norm.running_mean) / width
+        losses.append(distance.square().mean() + (((var + norm.eps).sqrt() - deviation) / width).square().mean())
 
-    norms = [name for name, module in model.named_modules() if usable(module)]
+    norms = [name for name, module in model.named_modules() if has_statistics(module)]
     with hooked(model, dict.fromkeys(norms, measure)):
         yield losses

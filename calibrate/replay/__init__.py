@@ -1,1 +1,1 @@
-"""Runs of the float model on recorded calls, and hooks on its layers meanwhile."""
+"""Replays recorded calls on the float model, with hooks on its layers that observe and measure."""

@@ -1,4 +1,4 @@
-"""Runs a model on recorded calls, with errors that name the call."""
+"""Runs a model on recorded calls, and raises errors that name the call."""
 
 import copy
 import inspect
@@ -16,14 +16,14 @@ from octavo.capture.errors import DeviceError, MisfitError, OctavoError
 
 from ..errors import out_of_memory
 from ..torch_state import calling
-from .misfits import explained, misfit
+from .misfits import likely_remedy, misfit
 
 T = TypeVar("T")
 
 
 class Call(Protocol):
-    """The arguments of one call of a model, such as a `capture.store.unit.Call`; `unit`, `step` and `index` are
-    optional, and so is the `source` of a call that no capture holds."""
+    """The arguments of one call of a model, such as a `capture.store.unit.Call`. The attributes `unit`, `step` and
+    `index` are optional; so is `source`, the origin of a call that is not from a capture, for messages."""
 
     @property
     def args(self) -> tuple[Any, ...]: ...
@@ -36,18 +36,19 @@ Calls = Callable[[], Iterable[Call]]
 
 
 class Progress(Protocol):
-    """Wraps an iterable to show the progress through its items."""
+    """A function that wraps an iterable and shows the progress through its items."""
 
     def __call__(self, label: str, items: Iterable[T], total: int | None = None, /) -> Iterable[T]: ...
 
 
 def silent(label: str, items: Iterable[T], total: int | None = None) -> Iterable[T]:
-    """A Progress that shows nothing."""
+    """Returns the items unchanged: a Progress that shows nothing."""
     return items
 
 
 def describe(call: Call, position: int) -> str:
-    """Names a call as a capture does (prompt 3, step 5), by its source, or by its position, counted from 1."""
+    """Names a call for messages: by its source, by prompt and step (prompt 3, step 5), or by its position, counted
+    from 1."""
     unit, step = getattr(call, "unit", None), getattr(call, "step", None)
     if source := getattr(call, "source", ""):
         return str(source)
@@ -56,21 +57,22 @@ def describe(call: Call, position: int) -> str:
 
 
 def first(calls: Calls, samples: int | None) -> Iterator[Call]:
-    """The first `samples` calls, or all."""
+    """Returns the first `samples` calls; all calls for None."""
     return itertools.islice(iter(calls()), samples)
 
 
-def taken(calls: Calls, positions: Collection[int]) -> Iterator[Call]:
-    """The calls at these positions."""
-    return (call for at, call in enumerate(first(calls, max(positions, default=-1) + 1)) if at in positions)
+def calls_at(calls: Calls, positions: Collection[int]) -> Iterator[Call]:
+    """Yields the calls at these positions."""
+    return (call for position, call in enumerate(first(calls, max(positions, default=-1) + 1)) if position in positions)
 
 
 class Stopped(Exception):
-    """Raised inside a forward to skip the rest of it."""
+    """An exception that a hook or module raises to end the model's forward early."""
 
 
 def replaced(value: Any, kind: type[Any], change: Callable[[Any], Any]) -> Any:
-    """Returns `value` with `change` applied to every object of type `kind` in its containers."""
+    """Returns `value` with every object of type `kind` replaced by `change(object)`, inside dicts, lists and tuples
+    too."""
     if isinstance(value, kind):
         return change(value)
     if isinstance(value, dict):
@@ -83,10 +85,10 @@ def replaced(value: Any, kind: type[Any], change: Callable[[Any], Any]) -> Any:
 
 
 def copied_to(value: Any, device: torch.device) -> Any:
-    """Returns a copy of `value` with its tensors on `device`, for a forward that may change what it is given.
+    """Returns a copy of `value` with its tensors on `device`, for a forward that may change its arguments.
 
-    Containers and objects are copied with their types; a tensor that stands in several places stays one tensor.
-    Modules, functions and objects that cannot be copied are passed as they are.
+    Containers and objects are copied and keep their types. A tensor that occurs several times is copied once. Modules,
+    functions and objects that cannot be copied are not copied.
     """
     return _copied(value, device, {})
 
@@ -99,30 +101,31 @@ def _copied(value: Any, device: torch.device, memo: dict[int, Any]) -> Any:
             memo[id(value)] = value.to(device, copy=True)
         return memo[id(value)]
     if isinstance(value, dict):
-        made = copy.copy(value)
+        copied = copy.copy(value)
         for key, item in value.items():
-            made[key] = _copied(item, device, memo)
-        return made
+            copied[key] = _copied(item, device, memo)
+        return copied
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(_copied(item, device, memo) for item in value))
     if isinstance(value, (list, tuple)):
         return type(value)([_copied(item, device, memo) for item in value])
-    with suppress(Exception):  # what cannot be copied is passed as it is
+    with suppress(Exception):  # an object that cannot be copied is passed uncopied
         return copy.deepcopy(value)
     return value
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's first parameter; the CPU without parameters."""
+    """Returns the device of the model's first parameter; the CPU if it has no parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts all modules in eval mode without gradients while inside; afterwards each module is in its earlier mode.
+    """Puts all modules in eval mode and turns gradients off, inside the `with` statement. Afterwards each module has
+    its earlier mode.
 
-    Functions and modules that torch.compile was applied to run uncompiled, since a graph does not run hooks. torch's
-    fused nn.TransformerEncoderLayer, which reads the weights of its linears itself, is off while inside.
+    Compiled functions and modules run uncompiled, because graphs do not run hooks. The fused path of torch's
+    nn.TransformerEncoderLayer is off, because it reads the weights of its linears without calling them.
     """
     training = [module for module in model.modules() if module.training]
     fused = torch.backends.mha.get_fastpath_enabled()
@@ -138,60 +141,65 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """A block in which torch.compile has no effect; nothing is compiled before torch._dynamo is imported."""
+    """Returns a context in which torch.compile has no effect. Before torch._dynamo is imported nothing is compiled."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def check_caches(model: nn.Module) -> None:
-    """Raises MisfitError when a diffusers cache would skip blocks, whose layers then receive no data."""
+    """Raises MisfitError if a diffusers cache is on, which skips blocks so that their layers receive no data."""
     if getattr(model, "is_cache_enabled", False):
-        raise MisfitError(f"{type(model).__name__}: a cache skips some of its blocks. Call disable_cache() first.")
+        raise MisfitError(f"{type(model).__name__}: its cache skips some of its blocks. Call disable_cache() first.")
 
 
 def run(model: nn.Module, call: Call, position: int) -> Any:
-    """The model's output for a copy of a call's arguments; None where a hook or module raised Stopped.
+    """Runs the model on a copy of a call's arguments and returns its output; None where a hook or module raised
+    Stopped.
 
-    Raises MisfitError for arguments that the forward does not take and for an error inside the forward, with the layer
-    that raised; DeviceError when memory runs out. An OctavoError of a hook is raised again with the call's name first.
+    Raises MisfitError for arguments that the forward does not take and for an error inside the forward, naming the
+    layer that raised it; DeviceError when memory runs out. An OctavoError of a hook is raised again with the name of
+    the call in front of its message.
     """
-    where = describe(call, position)
+    call_name = describe(call, position)
     device = device_of(model)
     args, kwargs = copied_to(call.args, device), copied_to(call.kwargs, device)
     try:
         inspect.signature(model.forward).bind(*args, **kwargs)
     except TypeError as error:
-        raise MisfitError(f"{where} {misfit(model, call)}") from error
+        raise MisfitError(f"{call_name} {misfit(model, call)}") from error
     try:
         with calling():
             return model(*args, **kwargs)
     except Stopped:
         return None
     except OctavoError as error:
-        raise type(error)(f"{where}: {error}") from error
+        raise type(error)(f"{call_name}: {error}") from error
     except Exception as error:
-        raise _explained(model, call, where, device, error) from error
+        raise _explained(model, call, call_name, device, error) from error
 
 
-def _explained(model: nn.Module, call: Call, where: str, device: torch.device, error: Exception) -> OctavoError:
+def _explained(model: nn.Module, call: Call, call_name: str, device: torch.device, error: Exception) -> OctavoError:
+    """Returns the OctavoError to raise for `error`, which the forward of `model` raised at the call `call_name`."""
     if out_of_memory(error) is not None:
-        return DeviceError(f"out of memory on {device} at {where}. Use fewer layers, a smaller size or another device.")
+        return DeviceError(
+            f"out of memory on {device} at {call_name}. Use fewer layers, a smaller size or another device."
+        )
     layer = _layer_of(model, error)
-    place = f"{where}, layer {layer}" if layer else where
+    place = f"{call_name}, layer {layer}" if layer else call_name
     fact = " ".join(str(error).split()) or type(error).__name__
-    return MisfitError(f"{place}: {fact.rstrip('.')}. {explained(model, call, device)}")
+    return MisfitError(f"{place}: {fact.rstrip('.')}. {likely_remedy(model, call, device)}")
 
 
 def _layer_of(model: nn.Module, error: Exception) -> str:
-    """The name of the innermost module that was running when `error` was raised."""
+    """Returns the name of the innermost module that was running when `error` was raised; "" if there is none."""
     names = {id(module): name for name, module in model.named_modules()}
-    found = ""
+    innermost = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        found = names.get(id(frame.f_locals.get("self")), "") or found
-    return found
+        innermost = names.get(id(frame.f_locals.get("self")), "") or innermost
+    return innermost
 
 
-def spread(count: int, wanted: int) -> list[int]:
-    """Picks `wanted` of the positions 0 to `count` - 1, spaced evenly; all where there are no more."""
+def evenly_spaced(count: int, wanted: int) -> list[int]:
+    """Returns `wanted` evenly spaced positions out of 0 to `count` - 1; all positions where `count` is not larger."""
     if wanted >= count:
         return list(range(count))
-    return [(2 * at + 1) * count // (2 * wanted) for at in range(wanted)]
+    return [(2 * index + 1) * count // (2 * wanted) for index in range(wanted)]

@@ -1,4 +1,4 @@
-"""The call that is being replayed: its position, whether it is held out for judging, its noise level."""
+"""Keeps track of the call being replayed: its position, whether it is held out for judging, its noise level."""
 
 import copy
 import inspect
@@ -13,38 +13,45 @@ from octavo.capture.recorder import bind
 from ..layers.noise_level import levels_of
 from .calls import Call
 
-_FOLD = 4  # of so many prompts in a row, the last one is held out
+_FOLD = 4  # every fourth prompt is held out
 
 
 def held_out(number: int) -> bool:
-    """Whether the prompt (or call) of this number is held out."""
+    """Returns whether the prompt (or call) of this number, counted from 0, is held out."""
     return number % _FOLD == _FOLD - 1
 
 
 class CurrentCall:
-    """The current call of a replay: its `position`, whether it is `held` out, its noise `level` (None without one).
+    """The call being replayed, and totals over the calls so far.
 
-    Over all calls so far: their `count`, `units`, the number of the prompt of each (None where a call does not say it),
-    and `training`, the positions of calls not held out. Over the calls that `ranks` gives to this process: their noise
-    `levels` by position, and the number of `samples` in all batches.
+    | attribute | meaning                                                                                           |
+    |-----------|---------------------------------------------------------------------------------------------------|
+    | position  | the position of the current call                                                                  |
+    | held_out  | whether the current call is held out                                                              |
+    | level     | the noise level of the current call; None where it has none                                       |
+    | count     | the number of calls so far                                                                        |
+    | units     | the prompt number of each call so far; None for a call that does not name its prompt              |
+    | training  | the positions of the calls so far that are not held out                                           |
+    | levels    | the noise levels by position, of the calls that belong to this rank                               |
+    | samples   | the number of samples in the batches of the calls that belong to this rank                        |
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks = ALONE) -> None:
         self._signature, self._ranks = inspect.signature(model.forward), ranks
-        self.position, self.held, self.level, self.count, self.samples = 0, False, None, 0, 0
+        self.position, self.held_out, self.level, self.count, self.samples = 0, False, None, 0, 0
         self.levels: dict[int, float] = {}
         self.units: list[int | None] = []
         self.training: list[int] = []
 
     level: float | None
 
-    def each(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """Yields the calls and describes each while it runs. Calls of other ranks come too, but their arguments are not
-        read."""
+    def tracked(self, calls: Iterable[Call]) -> Iterator[Call]:
+        """Yields the calls, and sets the attributes for each before it runs. Calls of other ranks are yielded and
+        counted too, but their arguments are not read."""
         for position, call in enumerate(calls):
             unit = getattr(call, "unit", None)
-            self.position, self.held = position, held_out(position if unit is None else unit)
-            if not self.held:
+            self.position, self.held_out = position, held_out(position if unit is None else unit)
+            if not self.held_out:
                 self.training.append(position)
             self.units.append(unit)
             self.count += 1
@@ -53,31 +60,33 @@ class CurrentCall:
             yield call
 
     def _look(self, call: Call) -> None:
-        named = self._named(call)
-        levels = levels_of(named)
+        arguments = self._named(call)
+        levels = levels_of(arguments)
         self.level = None if levels is None else float(levels.max())
         if self.level is not None:
             self.levels[self.position] = self.level
-        self.samples += next((len(x) for x in named.values() if isinstance(x, Tensor) and x.ndim > 1), 1)
+        self.samples += next(
+            (len(value) for value in arguments.values() if isinstance(value, Tensor) and value.ndim > 1), 1
+        )
 
     def shared(self) -> "CurrentCall":
-        """A copy with the totals of all ranks. Collective."""
+        """Returns a copy with `samples` and `levels` merged over all ranks. Collective: every rank calls this."""
         parts = self._ranks.gather((self.samples, self.levels))
         levels = {position: level for _, part in parts for position, level in part.items()}
         return self.joined(sum(samples for samples, _ in parts), levels)
 
     def joined(self, samples: int, levels: dict[int, float]) -> "CurrentCall":
-        """A copy with the totals of all ranks: their `samples`, and the `levels` of all calls."""
-        made = copy.copy(self)
-        made.samples, made.levels = samples, levels
-        return made
+        """Returns a copy with the given totals over all ranks: the number of samples, and the noise levels by call."""
+        joined = copy.copy(self)
+        joined.samples, joined.levels = samples, levels
+        return joined
 
-    def held_of(self, positions: Iterable[int]) -> int:
-        """The number of held-out calls among those at `positions`."""
+    def held_out_count(self, positions: Iterable[int]) -> int:
+        """Returns the number of held-out calls among those at `positions`."""
         return len(set(positions).difference(self.training))
 
     def _named(self, call: Call) -> dict[str, Any]:
         try:
             return bind(self._signature, tuple(call.args), dict(call.kwargs))[1]
         except TypeError:
-            return {}  # running the call raises the error
+            return {}  # the arguments do not fit the forward: running the call raises the error

@@ -1,8 +1,9 @@
-"""Picks the calls to replay, when not all are replayed: those whose arguments differ most. No model runs for this.
+"""Picks the calls to replay when not all are replayed: the calls whose arguments differ most. No model runs for this.
 
-Farthest-point traversal (Gonzalez, Clustering to minimize the maximum intercluster distance, 1985): first the call
-farthest from the mean, then again and again the call farthest from all calls taken. With k calls taken, no call is
-farther from them than twice the distance for the best k. So the extremes that decide ranges are among the first.
+Farthest-point traversal (Gonzalez, Clustering to minimize the maximum intercluster distance, 1985): the first call
+picked is the one farthest from the mean; each next call is the one farthest from all calls picked before. After k
+picks, the largest distance of a call from the nearest picked call is at most twice as large as for the best k calls.
+So the extremes that decide ranges are picked early.
 """
 
 import itertools
@@ -18,21 +19,25 @@ from octavo.capture.ranks import ALONE, Ranks
 from .calls import Call
 from .current_call import held_out
 
-_GROUPS = 64  # most groups of neighbouring channels in a descriptor, which stays small for wide prompts
-_SAME = 1e-6  # deviation over the largest magnitude of a column: below it a column does not vary
+_GROUPS = 64  # largest number of channel groups in a descriptor, so that descriptors of wide tensors stay small
+_SAME = 1e-6  # a coordinate whose deviation over its largest magnitude is smaller counts as constant
 
 
 class Descriptor(NamedTuple):
-    """The description of a call: its noise `level` (None without one), `statistics` (3, groups) float64 of its floating
-    tensors by path (low, high and mean square of groups of channels), and whether the call is `held` out."""
+    """The description of a call by which calls are compared.
+
+    `level`: its noise level; None where it has none. `statistics`: for each floating-point tensor, by its path in the
+    arguments, the minimum, maximum and mean square of groups of channels, (3, groups) float64. `held_out`: whether the
+    call is held out.
+    """
 
     level: float | None
     statistics: dict[str, Tensor]
-    held: bool
+    held_out: bool
 
 
 def descriptor_of(call: Call) -> Descriptor:
-    """Describes a call. A time argument, known by its name, counts as the level alone."""
+    """Describes a call. Time arguments, recognized by their names, only give the noise level."""
     level, unit = getattr(call, "timestep", None), getattr(call, "unit", None)
     kwargs = {name: value for name, value in call.kwargs.items() if name not in TIME_ARGUMENTS}
     statistics = {path: statistics_of(x) for path, x in floats_in([list(call.args), kwargs]) if x.numel()}
@@ -52,8 +57,11 @@ def floats_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def statistics_of(x: Tensor) -> Tensor:
-    """Low, high and mean square of groups of channels, (3, groups). Channels are the last axis of up to three, else the
-    second, as in images and videos. Values that are not finite count as 0: the replay reports them."""
+    """Returns the minimum, maximum and mean square of groups of channels of `x`, (3, groups).
+
+    Channels are the last axis of tensors with up to three axes, otherwise the second axis, as in images and videos.
+    Values that are not finite count as 0, because the replay reports them.
+    """
     channels = x.ndim - 1 if x.ndim <= 3 else 1
     rows = x.detach().to(torch.float32).nan_to_num(0.0, 0.0, 0.0).reshape(x.shape or (1,))
     rows = rows.movedim(channels, -1).flatten(0, -2) if rows.ndim > 1 else rows[None]  # (rows, channels)
@@ -64,60 +72,65 @@ def statistics_of(x: Tensor) -> Tensor:
 
 
 def farthest(calls: Iterable[Call], wanted: int, ranks: Ranks = ALONE) -> list[int]:
-    """The positions of the `wanted` farthest calls, ascending; all where there are no more. Needs one call's memory.
+    """Returns the positions of the `wanted` calls that differ most, ascending; all where there are not more calls.
 
-    Held-out calls (survey.py) get their share of the positions, at least one where there are both kinds and more than
-    one is wanted. Collective: `ranks` share the reading of the calls.
+    Only one call is in memory at a time. Held-out calls get a share of the positions in proportion to their number.
+    Where more than one call is wanted and both kinds exist, at least one call of each kind is picked. Collective:
+    `ranks` share the reading of the calls.
     """
-    parts = ranks.gather([descriptor_of(call) for at, call in enumerate(calls) if ranks.owns(at)])
+    parts = ranks.gather([descriptor_of(call) for position, call in enumerate(calls) if ranks.owns(position)])
     descriptors = interleaved(parts)
     if wanted >= len(descriptors):
         return list(range(len(descriptors)))
-    held = torch.tensor([each.held for each in descriptors])
-    share = round(wanted * int(held.sum()) / len(held))
-    if wanted > 1 and 0 < int(held.sum()) < len(held):
+    held_out = torch.tensor([descriptor.held_out for descriptor in descriptors])
+    share = round(wanted * int(held_out.sum()) / len(held_out))
+    if wanted > 1 and 0 < int(held_out.sum()) < len(held_out):
         share = min(max(share, 1), wanted - 1)
-    return sorted(_traversed(points_of(descriptors), held, {True: share, False: wanted - share}))
+    return sorted(_traversed(points_of(descriptors), held_out, {True: share, False: wanted - share}))
 
 
 def interleaved(parts: Sequence[Sequence[Descriptor]]) -> list[Descriptor]:
-    """The descriptors of all ranks' `parts`, in the order of the calls."""
-    return [each for row in itertools.zip_longest(*parts) for each in row if each is not None]
+    """Merges the descriptors of all ranks, `parts`, into the order of the calls."""
+    return [descriptor for row in itertools.zip_longest(*parts) for descriptor in row if descriptor is not None]
 
 
 def points_of(descriptors: Sequence[Descriptor]) -> Tensor:
-    """The calls as points, (calls, coordinates) float64. The noise level and each tensor have the mean square 1, so
-    that each counts the same for any number of channels."""
-    levels = torch.tensor([[0.0 if each.level is None else each.level] for each in descriptors], dtype=torch.float64)
+    """Returns the calls as points, (calls, coordinates) float64. The coordinates of the noise level and of each tensor
+    are scaled to the same total variance, so that each counts the same whatever its number of channels."""
+    levels = torch.tensor(
+        [[0.0 if descriptor.level is None else descriptor.level] for descriptor in descriptors], dtype=torch.float64
+    )
     blocks = [levels]
-    for path in dict.fromkeys(path for each in descriptors for path in each.statistics):
-        found = [each.statistics.get(path) for each in descriptors]
-        if len({len(x[0]) for x in found if x is not None}) > 1:  # numbers of groups differ: make the tensor one group
-            found = [None if x is None else torch.stack([x[0].amin(), x[1].amax(), x[2].mean()]) for x in found]
-        there = torch.tensor([x is not None for x in found])
-        rows = torch.stack([x.flatten() for x in found if x is not None])
-        block = rows.mean(0).repeat(len(found), 1)  # a call without the tensor is at the mean
-        block[there] = rows
+    for path in dict.fromkeys(path for descriptor in descriptors for path in descriptor.statistics):
+        tensors = [descriptor.statistics.get(path) for descriptor in descriptors]
+        if len({len(x[0]) for x in tensors if x is not None}) > 1:  # calls differ in their groups: use one group
+            tensors = [None if x is None else torch.stack([x[0].amin(), x[1].amax(), x[2].mean()]) for x in tensors]
+        present = torch.tensor([x is not None for x in tensors])
+        rows = torch.stack([x.flatten() for x in tensors if x is not None])
+        block = rows.mean(0).repeat(len(tensors), 1)  # a call without this tensor gets the mean
+        block[present] = rows
         blocks.append(block)
     return torch.cat([_scaled(block) for block in blocks], 1)
 
 
 def _scaled(block: Tensor) -> Tensor:
-    """Scales a block (calls, n) to mean 0 and the same deviation of each column, without columns that do not vary."""
+    """Scales the columns of a block (calls, n) to mean 0 and a total variance of 1, shared equally; drops columns that
+    do not vary."""
     centred = block - block.mean(0)
     deviation = centred.square().mean(0).sqrt()
     varies = deviation > _SAME * block.abs().amax(0)
     return centred[:, varies] / deviation[varies] / max(int(varies.sum()), 1) ** 0.5
 
 
-def _traversed(points: Tensor, held: Tensor, left: dict[bool, int]) -> Iterator[int]:
-    """Yields positions of points, farthest first, the first of equal ones; of each kind as many as are `left`."""
-    distance, near = points.square().sum(1), None
-    while any(left.values()):
-        open_ = torch.where(held, left[True] > 0, left[False] > 0)
-        at = int(torch.where(open_, distance, -2.0).argmax())
-        yield at
-        left[bool(held[at])] -= 1
-        from_it = (points - points[at]).square().sum(1)
-        distance = near = from_it if near is None else torch.minimum(near, from_it)
-        distance[at] = -1.0  # never again, even where all others are the same
+def _traversed(points: Tensor, held_out: Tensor, remaining: dict[bool, int]) -> Iterator[int]:
+    """Yields positions of points, farthest first; of equally far points the first. Yields as many held-out (True) and
+    other (False) points as `remaining` has."""
+    distance, nearest = points.square().sum(1), None
+    while any(remaining.values()):
+        allowed = torch.where(held_out, remaining[True] > 0, remaining[False] > 0)
+        position = int(torch.where(allowed, distance, -2.0).argmax())
+        yield position
+        remaining[bool(held_out[position])] -= 1
+        new_distance = (points - points[position]).square().sum(1)
+        distance = nearest = new_distance if nearest is None else torch.minimum(nearest, new_distance)
+        distance[position] = -1.0  # picked only once, even where all other points are equal to it

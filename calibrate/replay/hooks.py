@@ -1,7 +1,7 @@
-"""Replay: the float model runs on the recorded calls, and observers hear what its layers are given.
+"""Replay: the float model runs on the recorded calls while hooks pass the inputs of its layers to observers.
 
-The hooks hear positional and keyword inputs of any rank; a layer may be called several times in a forward, or with no
-rows (an expert without tokens). They change nothing and are gone afterwards.
+The hooks accept positional and keyword inputs with any number of axes. A layer may be called several times in a
+forward, or with no rows (an expert without tokens). The hooks change nothing and are removed afterwards.
 """
 
 import weakref
@@ -18,35 +18,36 @@ from octavo.capture.ranks import ALONE, Ranks
 from ..torch_state import computing
 from .calls import Call, check_caches, evaluating, run
 
-_REMEMBERED = 4  # tensors: to_q, to_k and to_v follow each other
+_REMEMBERED = 4  # number of tensors whose readings are kept: to_q, to_k and to_v run one after the other
 NO_HOOKS: Mapping[str, Callable[..., Any]] = MappingProxyType({})
 
 
 class InputObserver(Protocol):
-    """Observes the inputs of a layer, as observers (observers.py) and surveys do."""
+    """An object that observes the inputs of one layer, such as an observer (observers.py) or a survey."""
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """Reads what is kept of one tensor. Raises ValueError when it is empty or holds values that are not finite."""
+        """A function that returns the reading of a tensor, such as its extremes. It raises ValueError for a tensor that
+        is empty or has values that are not finite."""
 
     def add(self, reading: Any) -> None:
-        """Takes in what `read` returned."""
+        """Adds the reading of a tensor, which `read` returned, to the statistics."""
 
 
 class Readings:
-    """Reads each tensor once, however many layers in a row are given it."""
+    """A cache of the readings of the last tensors: a tensor that several layers in a row receive is read once."""
 
     def __init__(self, read: Callable[[Tensor], Any]) -> None:
         self._read = read
         self._known: list[tuple[weakref.ref[Tensor], int, Any]] = []
 
     def of(self, x: Tensor) -> Any:
-        """The reading of `x` as it is now."""
-        if x.is_inference():  # has no version: a change in place would go unnoticed
+        """Returns the reading of `x`: from the cache, unless `x` has changed since or was not read yet."""
+        if x.is_inference():  # it has no version, so a change in place would go unnoticed
             return self._read(x)
         version = x._version
-        for ref, known_version, reading in self._known:
-            if ref() is x and known_version == version:
+        for ref, read_version, reading in self._known:
+            if ref() is x and read_version == version:
                 return reading
         reading = self._read(x)
         self._known = [(weakref.ref(x), version, reading), *self._known[: _REMEMBERED - 1]]
@@ -54,7 +55,7 @@ class Readings:
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """The input of a linear or convolution, however it was called."""
+    """Returns the input of a linear or convolution from its positional or keyword arguments."""
     return args[0] if args else kwargs["input"]
 
 
@@ -64,12 +65,12 @@ def hooked(
     before: Mapping[str, Callable[..., Any]] = NO_HOOKS,
     after: Mapping[str, Callable[..., Any]] = NO_HOOKS,
     *,
-    always: bool = False,
+    always_call: bool = False,
 ) -> Iterator[None]:
-    """Inside, hooks run before and after the forwards of the named modules; "" is `model` itself.
+    """Runs hooks before and after the forwards of the named modules, inside the `with` statement; "" is `model` itself.
 
-    A hook is called with the module, its positional and its keyword arguments, and after a forward with the output;
-    with `always` also after one that failed, whose output is None.
+    A hook is called with the module, its positional and its keyword arguments; a hook after the forward also with the
+    output. With `always_call` hooks also run after a forward that raised an exception; the output is then None.
     """
     handles = []
     try:
@@ -77,7 +78,7 @@ def hooked(
             handles.append(model.get_submodule(name).register_forward_pre_hook(_settled(hook), with_kwargs=True))
         for name, hook in after.items():
             module = model.get_submodule(name)
-            handles.append(module.register_forward_hook(_settled(hook), with_kwargs=True, always_call=always))
+            handles.append(module.register_forward_hook(_settled(hook), with_kwargs=True, always_call=always_call))
         yield
     finally:
         for handle in handles:
@@ -85,7 +86,7 @@ def hooked(
 
 
 def _settled(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook, computing in the state of torch that calibration has."""
+    """Returns a hook that calls `hook` with torch's state set as for calibration."""
 
     def settled(*args: Any) -> Any:
         with computing():
@@ -96,25 +97,25 @@ def _settled(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def axes(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, int]]:
-    """Inside, the numbers of axes of the inputs of the named layers are noted; 0 where they change."""
-    found: dict[str, int] = {}
+    """Records the number of axes of each named layer's input, inside the `with` statement; 0 where it changes."""
+    counts: dict[str, int] = {}
 
     def hook_for(name: str) -> Callable[..., None]:
-        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            rank = input_of(args, kwargs).ndim
-            found[name] = rank if found.get(name, rank) == rank else 0
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            count = input_of(args, kwargs).ndim
+            counts[name] = count if counts.get(name, count) == count else 0
 
-        return hear
+        return record
 
     with hooked(model, {name: hook_for(name) for name in names}):
-        yield found
+        yield counts
 
 
 @contextmanager
 def observing(model: nn.Module, observers: Mapping[str, InputObserver]) -> Iterator[None]:
-    """Inside, each observer observes the inputs of the layer of `model` it is named after.
+    """Passes the inputs of layers of `model` to their observers, inside the `with` statement. `observers`: by layer.
 
-    What it reads of a tensor is shared with those that have the same `key`, by default its class.
+    Observers with the same attribute `key` share their readings of a tensor; without it, observers of the same class.
 
     A forward inside raises NumbersError for an input that is not finite.
     """
@@ -123,7 +124,7 @@ def observing(model: nn.Module, observers: Mapping[str, InputObserver]) -> Itera
     def hook_for(name: str, observer: InputObserver) -> Callable[..., None]:
         readings = shared.setdefault(getattr(observer, "key", type(observer)), Readings(observer.read))
 
-        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def observe_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = input_of(args, kwargs)
             if x.numel() == 0:
                 return
@@ -131,10 +132,10 @@ def observing(model: nn.Module, observers: Mapping[str, InputObserver]) -> Itera
                 observer.add(readings.of(x))
             except ValueError as error:
                 raise NumbersError(
-                    f"layer {name}: input with {error}. Check the calibration calls and their dtype."
+                    f"layer {name}: its input is not finite ({error}). Check the calibration calls and their dtype."
                 ) from error
 
-        return hear
+        return observe_input
 
     with hooked(model, {name: hook_for(name, observer) for name, observer in observers.items()}):
         yield
@@ -143,11 +144,11 @@ def observing(model: nn.Module, observers: Mapping[str, InputObserver]) -> Itera
 def observe(
     model: nn.Module, observers: Mapping[str, InputObserver], calls: Iterable[Call], ranks: Ranks = ALONE
 ) -> int:
-    """Runs the float `model` on those of the `calls` that `ranks` gives to this process, with `observers` by layer
-    name; returns how many calls there were in all.
+    """Runs the float `model` on the calls that belong to this rank, while `observers`, by layer name, observe the
+    layers' inputs. Returns the number of all calls.
 
-    Raises MisfitError for calls that do not fit the model, and without any call; NumbersError for an input that is not
-    finite, with layer and call; DeviceError when memory runs out.
+    Raises MisfitError for a call that does not fit the model, and if there are no calls; NumbersError for an input that
+    is not finite, naming layer and call; DeviceError when memory runs out.
     """
     check_caches(model)
     count = 0
@@ -156,25 +157,25 @@ def observe(
             if ranks.owns(count - 1):
                 run(model, call, count - 1)
     if count == 0:
-        raise MisfitError("calls: there are none to replay. Give some.")
+        raise MisfitError("calls: there are no calls to replay. Give at least one.")
     return count
 
 
 def layers_called(model: nn.Module, names: Iterable[str], calls: Iterable[Call], ranks: Ranks = ALONE) -> set[str]:
-    """The named layers that the float `model` calls when it runs `calls`; it stops when each of them was called.
+    """Runs the float `model` on `calls` until each of the named layers was called; returns the layers that were called.
 
-    The others never run, or a function reads their weight: they must stay as they are. Collective: `ranks` share the
-    calls.
+    The other layers never run, or a function reads their weight directly; they must stay float. Collective: `ranks`
+    share the calls.
     """
-    silent, found = set(names), set[str]()
+    wanted, called = set(names), set[str]()
 
     def hook_for(name: str) -> Callable[..., None]:
-        return lambda module, args, kwargs: found.add(name)
+        return lambda module, args, kwargs: called.add(name)
 
-    with hooked(model, {name: hook_for(name) for name in silent}), evaluating(model):
+    with hooked(model, {name: hook_for(name) for name in wanted}), evaluating(model):
         for position, call in enumerate(calls):
-            if silent <= found:
+            if wanted <= called:
                 break
             if ranks.owns(position):
                 run(model, call, position)
-    return set().union(*ranks.gather(found))
+    return set().union(*ranks.gather(called))

@@ -1,9 +1,9 @@
-"""Picks the calls that the SQNR of a calibration is measured on: spread over noise levels and prompts.
+"""Picks the calls that the SQNR of a calibration is measured on, from all noise levels and prompts.
 
-The calls are put in order of their noise level and cut into as many strata of equal size as calls are wanted; one call
-is taken from each (stratified sampling: Cochran, Sampling Techniques, 1977, chapter 5). Within a stratum the prompts
-take turns, a held-out prompt up to three times as often as another. Calls that do not name their prompt are taken
-held-out ones first.
+The calls are sorted by noise level and cut into as many strata of equal size as calls are wanted. One call is picked
+from each stratum (stratified sampling: Cochran, Sampling Techniques, 1977, chapter 5): one whose prompt was picked
+least often so far, where a held-out prompt may be picked up to three times as often as another. Among calls that do not
+name their prompt, held-out calls are picked first.
 """
 
 from collections import Counter
@@ -11,41 +11,45 @@ from collections.abc import Sequence
 
 from .current_call import CurrentCall
 
-# calls, where settings name no other number: for 97 % of the tiny denoisers of tests/zoo, 32 calls each, the SQNR over
-# 16 of them is within 1 dB of that over all; over 8 of them for 90 % (bench/bench_sqnr.py)
+# default number of measured calls. For 97 % of the tiny denoisers of tests/zoo, with 32 calls each, the SQNR over 16 of
+# the calls is within 1 dB of the SQNR over all; over 8 of the calls, for 90 % (bench/bench_sqnr.py)
 MEASURED = 16
-_TURNS = 3  # turns of a held-out prompt for one of another prompt: a quarter is held out, three quarters are not
-_GOLDEN = 0.6180339887498949  # multiples of the golden ratio fall in step with no period of the calls
+# how often a held-out prompt is picked for each time that another is: a quarter is held out, three quarters are not, so
+# that both kinds get about half of the calls
+_HELD_OUT_WEIGHT = 3
+_GOLDEN = 0.6180339887498949  # golden ratio: its multiples are not periodic, so they match no period of the calls
 
 
 def measured_calls(current: CurrentCall, wanted: int) -> list[int]:
-    """The positions of `wanted` of the calls that `current` saw, ascending; all where there are no more."""
+    """Returns the positions of the `wanted` calls to measure, ascending; all where there are not more. `current` is the
+    state at the end of a replay."""
     count = current.count
     if wanted >= count:
         return list(range(count))
     order, training = _ordered(current), set(current.training)
-    taken, used = list[int](), Counter[int | None]()
+    positions, used = list[int](), Counter[int | None]()
     for stratum in range(wanted):
-        first, end = stratum * count // wanted, (stratum + 1) * count // wanted
-        middle = first + (stratum + 0.5) * _GOLDEN % 1.0 * (end - first)
+        start, end = stratum * count // wanted, (stratum + 1) * count // wanted
+        middle = start + (stratum + 0.5) * _GOLDEN % 1.0 * (end - start)
 
         def rank(index: int, middle: float = middle) -> tuple[float, bool, float]:
-            unit, other = current.units[order[index]], order[index] in training
-            turns = 0.0 if unit is None else used[unit] / (1 if other else _TURNS)
-            return turns, other, abs(index + 0.5 - middle)
+            unit, is_training = current.units[order[index]], order[index] in training
+            times = 0.0 if unit is None else used[unit] / (1 if is_training else _HELD_OUT_WEIGHT)
+            return times, is_training, abs(index + 0.5 - middle)
 
-        at = order[min(range(first, end), key=rank)]
-        used[current.units[at]] += 1
-        taken.append(at)
-    return sorted(taken)
+        position = order[min(range(start, end), key=rank)]
+        used[current.units[position]] += 1
+        positions.append(position)
+    return sorted(positions)
 
 
 def _ordered(current: CurrentCall) -> Sequence[int]:
-    """The positions of all calls by descending noise level; without levels by the place in their prompt."""
+    """Returns the positions of all calls by descending noise level; where a call has none, by their order within the
+    prompt."""
     if len(current.levels) == current.count:
-        return sorted(current.levels, key=lambda at: (-current.levels[at], at))
-    places, seen = [], Counter[int]()
-    for at, unit in enumerate(current.units):
-        places.append(at if unit is None else seen[unit])
-        seen[-1 if unit is None else unit] += 1
-    return sorted(range(current.count), key=lambda at: (places[at], at))
+        return sorted(current.levels, key=lambda position: (-current.levels[position], position))
+    places, counts = [], Counter[int]()
+    for position, unit in enumerate(current.units):
+        places.append(position if unit is None else counts[unit])
+        counts[-1 if unit is None else unit] += 1
+    return sorted(range(current.count), key=lambda position: (places[position], position))

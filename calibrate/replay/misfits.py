@@ -1,4 +1,4 @@
-"""Explains why a call does not fit a model: the fact, and what to do."""
+"""Explains why a call does not fit a model, and says what to do."""
 
 import inspect
 from collections.abc import Iterator
@@ -8,62 +8,68 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_CAPTURED = "Capture with this model."
+_CAPTURED = "Capture again with this model."
 _BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def misfit(model: nn.Module, call: Any) -> str:
-    """Says why the forward of `model` does not take the arguments of a call, and what to do."""
+    """Returns the predicate of a message about `call`: why the forward of `model` does not take its arguments, and what
+    to do."""
     forward = f"{type(model).__name__}.forward"
     parameters = inspect.signature(model.forward).parameters.values()
-    positional = [each.name for each in parameters if each.kind in _BY_POSITION]
-    variadic = any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters)
+    positional = [parameter.name for parameter in parameters if parameter.kind in _BY_POSITION]
+    variadic = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
     if len(call.args) > len(positional) and not variadic:
         takes = f"{len(positional)} ({', '.join(positional)})" if positional else "none by position"
-        remedy = "Leave the targets out, or give a dict of keyword arguments."
-        return f"has {len(call.args)} inputs, {forward} takes {takes}. {_remedy(call, remedy)}"
-    named = [each.name for each in parameters if each.kind in _BY_NAME]
-    unknown = [name for name in call.kwargs if name not in named]
-    if unknown and not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
+        remedy = "Remove the targets, or give a dict of keyword arguments."
+        return f"has {len(call.args)} inputs, but {forward} takes {takes}. {_remedy(call, remedy)}"
+    by_name = [parameter.name for parameter in parameters if parameter.kind in _BY_NAME]
+    unknown = [name for name in call.kwargs if name not in by_name]
+    if unknown and not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         fact = f"has the input '{unknown[0]}', which {forward} does not take"
-        return f"{fact} (it takes {', '.join(named)}). {_remedy(call, 'Rename it or leave it out.')}"
-    if twice := [name for name in positional[: len(call.args)] if name in call.kwargs]:
-        return f"has the input '{twice[0]}' twice. {_remedy(call, 'Give it once.')}"
-    needed = [each.name for each in parameters if each.default is inspect.Parameter.empty and each.name in named]
+        return f"{fact} (it takes {', '.join(by_name)}). {_remedy(call, 'Rename or remove the input.')}"
+    if repeated := [name for name in positional[: len(call.args)] if name in call.kwargs]:
+        return f"has the input '{repeated[0]}' twice. {_remedy(call, 'Give the input once.')}"
+    needed = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is inspect.Parameter.empty and parameter.name in by_name
+    ]
     missing = [name for name in needed if name not in (*positional[: len(call.args)], *call.kwargs)]
-    return f"lacks the input '{', '.join(missing)}' of {forward}. {_remedy(call, 'Give it.')}"
+    return f"lacks the input '{', '.join(missing)}' of {forward}. {_remedy(call, 'Add the input.')}"
 
 
-def explained(model: nn.Module, call: Any, device: torch.device) -> str:
-    """Says what to do about a call for which a forward of `model` failed."""
+def likely_remedy(model: nn.Module, call: Any, device: torch.device) -> str:
+    """Returns what to do about a call for which the forward of `model` raised an exception, with the likely cause."""
     return next(_reasons(model, call, device), _remedy(call, "Give calls that this model takes."))
 
 
 def _remedy(call: Any, remedy: str) -> str:
-    """The remedy for a sample of the caller's, or that of the call itself; a call of a capture is made by capturing."""
+    """Returns the remedy to show: to capture again for a call of a capture, the call's own remedy if it has one,
+    otherwise `remedy`."""
     if getattr(call, "unit", None) is not None:
         return _CAPTURED
     return str(getattr(call, "remedy", None) or remedy)
 
 
 def _reasons(model: nn.Module, call: Any, device: torch.device) -> Iterator[str]:
-    """Yields likely reasons why a user's sample does not fit, each with its remedy."""
+    """Yields likely reasons why a sample of the user's data does not fit the model, each with its remedy."""
     source, remedy = (getattr(call, name, None) for name in ("source", "remedy"))
     if not source or remedy:
         return
-    inputs = {**{str(at): value for at, value in enumerate(call.args)}, **call.kwargs}
-    dtype = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+    inputs = {**{str(index): value for index, value in enumerate(call.args)}, **call.kwargs}
+    dtype = next((item.dtype for item in model.parameters() if item.is_floating_point()), torch.float32)
     for name, value in inputs.items():
-        plain = isinstance(value, (list, tuple)) and all(isinstance(each, (int, float, str, list)) for each in value)
+        plain = isinstance(value, (list, tuple)) and all(isinstance(item, (int, float, str, list)) for item in value)
         if isinstance(value, str) or (plain and value):
             yield f"Input {name} is a {type(value).__name__}: give a tensor."
         if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != dtype:
-            yield f"Input {name} is {_word(value.dtype)}, the model {_word(dtype)}: give it as {_word(dtype)}."
+            yield f"Input {name} is {_word(value.dtype)}, but the model is {_word(dtype)}: give it as {_word(dtype)}."
         if isinstance(value, Tensor) and value.dtype == torch.uint8:
-            yield f"Input {name} is uint8: prepare it as for the model, which is {_word(dtype)}."
+            yield f"Input {name} is uint8: preprocess it for the model, which is {_word(dtype)}."
     if _runs_as_a_batch(model, call, device):
-        yield "The axis of the batch is missing: give x[None] for each tensor x."
+        yield "The batch axis is missing: give x[None] for each tensor x."
 
 
 def _word(dtype: torch.dtype) -> str:
@@ -71,7 +77,7 @@ def _word(dtype: torch.dtype) -> str:
 
 
 def _runs_as_a_batch(model: nn.Module, call: Any, device: torch.device) -> bool:
-    """Whether the model takes the call where each tensor has one more axis."""
+    """Returns whether the model runs when each tensor of the call gets one more axis in front."""
 
     def widened(value: Any) -> Any:
         return value.to(device, copy=True)[None] if isinstance(value, Tensor) else value

@@ -1,9 +1,9 @@
-"""Signal-to-quantization-noise ratio of a layer's or a model's output against the float output.
+"""Measures the signal-to-quantization-noise ratio (SQNR) of a layer's or a model's integer output.
 
-SQNR = 10 * log10(sum of y_float**2 / sum of (y_float - y_integer)**2)       in dB, over all values observed
+SQNR = 10 * log10(sum of y_float**2 / sum of (y_float - y_integer)**2)       in dB, over all values measured
 
-The sums run over all calls before the ratio is taken, so that a call counts by the energy of its signal and of its
-error. A mean over the SQNR of each call would be far higher where a few calls have next to no error.
+Both sums run over all calls before the ratio is taken, so that each call counts by the energy of its signal and of its
+error. The mean of the SQNR of single calls would be far higher where a few calls have almost no error.
 """
 
 import math
@@ -24,32 +24,32 @@ from ..layers.noise_level import NoiseLevel, attach
 from .calls import Call, evaluating, run
 from .hooks import hooked, input_of
 
-# 97.5 % quantile of Student's t: terms by powers of one over the degrees of freedom; within 1 % from two degrees on
-# (Abramowitz and Stegun, Handbook of Mathematical Functions, 1964, formula 26.7.5)
+# coefficients of the 97.5 % quantile of Student's t as a polynomial in 1 / degrees of freedom; off by at most 1 % from
+# two degrees of freedom on (Abramowitz and Stegun, Handbook of Mathematical Functions, 1964, formula 26.7.5)
 _STUDENT = (1.96, 2.372, 2.823, 2.556, 1.587)
 
 
 @dataclass
 class Power:
-    """Sums of squares of a float signal and of the integer signal's error, the same for any order of the tensors.
+    """The sums of squares of a float signal and of the integer signal's error, from which the SQNR follows.
 
-    `count`: the number of values.
+    The sums do not depend on the order in which tensors are added. `count`: the number of values.
     """
 
     count: int = 0
-    _signals: list[float] = field(default_factory=list)  # sums of squares of each tensor, added later without rounding
+    _signals: list[float] = field(default_factory=list)  # sum of squares of each tensor, for an exactly rounded total
     _noises: list[float] = field(default_factory=list)
 
     def add(self, exact: Tensor, other: Tensor) -> None:
-        """Adds the float tensor `exact` and the integer model's tensor `other`, of the same shape; changes neither."""
+        """Adds a float tensor `exact` and the integer model's tensor `other`, of the same shape. Changes neither."""
         self.count += exact.numel()
         signal = exact.to(torch.float32)
-        noise = other - signal  # in float32, whatever the dtype of `other`
+        noise = other - signal  # computed in float32, also for an `other` in half precision
         self._signals.append(float(torch.linalg.vector_norm(signal, dtype=torch.float64)) ** 2)
         self._noises.append(float(torch.linalg.vector_norm(noise, dtype=torch.float64)) ** 2)
 
     def plus(self, other: "Power") -> "Power":
-        """The power of the tensors of both."""
+        """Returns the sum of both: the signal and noise power over the tensors added to either."""
         return Power(self.count + other.count, self._signals + other._signals, self._noises + other._noises)
 
     @property
@@ -63,7 +63,7 @@ class Power:
         return math.fsum(self._noises)
 
     def checked(self) -> "Power":
-        """Returns this power of a model's output. Raises NumbersError where the output was not finite everywhere."""
+        """Returns this power of a model's output unchanged. Raises NumbersError if the output was not finite."""
         if math.isfinite(self.signal) and math.isfinite(self.noise):
             return self
         side = "integer" if math.isfinite(self.signal) else "float"
@@ -72,12 +72,12 @@ class Power:
 
     @property
     def mean_square(self) -> float:
-        """The mean square of the error."""
+        """The mean square of the integer signal's error."""
         return self.noise / self.count if self.count else 0.0
 
     @property
     def sqnr(self) -> float | None:
-        """The SQNR in dB; None without signal or without noise."""
+        """The SQNR in dB; None where the signal or the error is zero."""
         signal, noise = self.signal, self.noise
         if not (signal > 0.0 and noise > 0.0):
             return None
@@ -85,13 +85,13 @@ class Power:
 
 
 def interval(powers: Sequence[Power]) -> tuple[float, float] | None:
-    """The 95 % confidence interval, in dB, of the SQNR that calls like these have; `powers` holds one power a call.
+    """Returns the 95 % confidence interval, in dB, of the SQNR of calls like these; `powers` holds one power a call.
 
-    To first order the logarithm of a ratio of sums moves by each call's share of one sum less that of the other: these
-    differences give the standard error (linearized ratio estimator: Cochran, Sampling Techniques, 1977, section 6.4).
-    Student's t, with one degree of freedom less than there are calls, gives the width. The calls count as drawn at
-    random; calls spread over noise levels vary less, and calls of one prompt do not show how prompts differ. None for
-    fewer than three calls, and without an SQNR.
+    To first order, a call changes the logarithm of the ratio of both sums by its share of the signal minus its share of
+    the noise. These differences give the standard error (linearized ratio estimator: Cochran, Sampling Techniques,
+    1977, section 6.4). Student's t, with one degree of freedom less than there are calls, gives the width. The estimate
+    assumes calls drawn at random. Calls picked evenly over noise levels vary less than that, and calls of one prompt do
+    not show how prompts differ. Returns None for fewer than three calls, and where there is no SQNR.
     """
     count, signal, noise = len(powers), math.fsum(p.signal for p in powers), math.fsum(p.noise for p in powers)
     if count < 3 or not (signal > 0.0 and noise > 0.0):
@@ -105,7 +105,7 @@ def interval(powers: Sequence[Power]) -> tuple[float, float] | None:
 
 @contextmanager
 def at_noise_level(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
-    """Gives a layer outside any model this noise level while inside."""
+    """Sets the noise level of a layer that is not part of a model, inside the `with` statement."""
     before, layer.noise_level = layer.noise_level, noise
     try:
         yield
@@ -115,17 +115,18 @@ def at_noise_level(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
 
 @contextmanager
 def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLayer]]) -> Iterator[dict[str, Power]]:
-    """Compares each named layer of the float `model` with its integer form on the very same inputs while inside."""
+    """Compares each named layer of the float `model` with its integer form on the same inputs, inside the `with`
+    statement; sums signal and error by layer. `layer_of`: functions that return the integer layers, by name."""
     powers = {name: Power() for name in layer_of}
 
     def hook_for(power: Power, make: Callable[[], QuantizedLayer]) -> Callable[..., None]:
-        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
             if output.numel():
                 layer = make()
                 with at_noise_level(layer, noise):
                     power.add(output, layer(input_of(args, kwargs)))
 
-        return hear
+        return compare
 
     noise, detach = attach(model)
     try:
@@ -136,7 +137,7 @@ def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLay
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The floating-point tensors in an output (a tensor, a container, or a diffusers output), in order."""
+    """Returns the floating-point tensors in an output (a tensor, a container, or a diffusers output), in order."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
@@ -144,17 +145,17 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def outputs(model: nn.Module, calls: Iterable[Call], ranks: Ranks = ALONE) -> list[list[Tensor]]:
-    """The outputs of `model`, on the CPU, for each of the `calls` that `ranks` gives to this process."""
+    """Returns the outputs of `model`, on the CPU, for each of the `calls` that belong to this rank."""
     with evaluating(model):
         return [
-            [each.to("cpu", copy=True) for each in tensors_in(run(model, call, at))]
-            for at, call in enumerate(calls)
-            if ranks.owns(at)
+            [tensor.to("cpu", copy=True) for tensor in tensors_in(run(model, call, position))]
+            for position, call in enumerate(calls)
+            if ranks.owns(position)
         ]
 
 
 def joined(powers: Mapping[str, Power], ranks: Ranks) -> dict[str, Power]:
-    """The powers summed over all ranks. Collective."""
+    """Returns the signal and noise powers by layer, summed over all ranks. Collective: every rank calls this."""
     parts = ranks.gather(dict(powers))
     return {name: reduce(Power.plus, (part[name] for part in parts)) for name in powers}
 
@@ -162,20 +163,22 @@ def joined(powers: Mapping[str, Power], ranks: Ranks) -> dict[str, Power]:
 def powers_of(
     exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]], ranks: Ranks = ALONE
 ) -> list[Power]:
-    """The power of a model's outputs in each of the same calls, which `ranks` share. Collective."""
+    """Returns the signal and noise power of each call's output, for the calls of all ranks. `exact`: the float model's
+    outputs for the calls of this rank; `other`: the integer model's. Collective: every rank calls this."""
     powers = []
-    for one, two in zip(exact, other, strict=True):
+    for exact_tensors, other_tensors in zip(exact, other, strict=True):
         powers.append(Power())
-        for exact_tensor, tensor in zip(one, two, strict=True):
-            powers[-1].add(exact_tensor, tensor)
+        for exact_tensor, other_tensor in zip(exact_tensors, other_tensors, strict=True):
+            powers[-1].add(exact_tensor, other_tensor)
     return [power for part in ranks.gather(powers) for power in part]
 
 
 def power_of(exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]], ranks: Ranks = ALONE) -> Power:
-    """The power of a model's outputs on the same calls, which `ranks` share. Collective."""
+    """Returns the signal and noise power over the outputs of all calls of all ranks. `exact`: the float model's outputs
+    for the calls of this rank; `other`: the integer model's. Collective: every rank calls this."""
     return total(powers_of(exact, other, ranks))
 
 
 def total(powers: Iterable[Power]) -> Power:
-    """The power of the tensors of all."""
+    """Returns the sum of the signal and noise powers."""
     return reduce(Power.plus, powers, Power())

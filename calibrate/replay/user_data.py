@@ -1,4 +1,4 @@
-"""Converts a user's calibration data to calls of the model, the same ones in every pass."""
+"""Converts a user's calibration data to calls of the model, the same calls in every pass over the data."""
 
 import hashlib
 import inspect
@@ -16,12 +16,13 @@ from octavo.capture.store.blobs import memory_of
 
 from .calls import copied_to
 
-KEPT = 1 << 30  # bytes of samples kept in memory: about 1700 pictures of 224 x 224; more are read again in each pass
+KEPT = 1 << 30  # bytes of samples kept in memory: about 1700 pictures of 224 x 224. Larger data are read in each pass
 _CPU = torch.device("cpu")
 
 
 class Sample(NamedTuple):
-    """A call: the arguments for the model, and for messages where they come from and what to do if they do not fit."""
+    """A call from the user's data: the model's arguments; for messages also `source`, where they come from, and
+    `remedy`, what to do if they do not fit the model."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -30,10 +31,11 @@ class Sample(NamedTuple):
 
 
 def sample_of(value: Any, position: int, model: nn.Module | None = None) -> Any:
-    """A call from a dict of keyword arguments, a list or tuple of positional arguments, a pair (args, kwargs) where
-    `model` takes it, or a single tensor. NumPy arrays become tensors.
+    """Makes a call from a dict of keyword arguments, a list or tuple of positional arguments, a pair (args, kwargs) if
+    `model` takes these, or a single tensor. NumPy arrays become tensors. A value that already is a call is returned
+    unchanged. `position` is the position in the data, for messages.
 
-    Raises FileError for anything else.
+    Raises FileError for other values.
     """
     source = f"calib_data[{position}]"
     args: tuple[Any, ...]
@@ -50,18 +52,18 @@ def sample_of(value: Any, position: int, model: nn.Module | None = None) -> Any:
         args, kwargs = (value,), {}
     else:
         raise FileError(f"{source}: {_foreign(value) or _unknown(value)}")
-    for given in (*args, *kwargs.values()):
-        if fault := _foreign(given):
+    for argument in (*args, *kwargs.values()):
+        if fault := _foreign(argument):
             raise FileError(f"{source}: {fault}")
     if name := next((name for name in kwargs if not isinstance(name, str)), None):
-        raise FileError(f"{source}: {name!r} is not the name of an input. Give a dict of keyword arguments.")
-    named = {name: _tensor(given) for name, given in kwargs.items()}
-    return Sample(tuple(map(_tensor, args)), named, source)
+        raise FileError(f"{source}: the key {name!r} is not text. Give a dict of keyword arguments.")
+    inputs = {name: _tensor(argument) for name, argument in kwargs.items()}
+    return Sample(tuple(map(_tensor, args)), inputs, source)
 
 
 def _is_pair(value: Any, model: nn.Module | None) -> bool:
-    """Whether a sample is (args, kwargs), as torch.export takes the inputs of a model."""
-    shaped = isinstance(value, (list, tuple)) and [type(each) for each in value] == [tuple, dict]
+    """Returns whether a sample is a pair (args, kwargs) of arguments of `model`, the form that torch.export uses."""
+    shaped = isinstance(value, (list, tuple)) and [type(part) for part in value] == [tuple, dict]
     if not shaped or model is None:
         return False
     try:
@@ -76,23 +78,23 @@ def _tensor(value: Any) -> Any:
 
 
 def _foreign(value: Any) -> str:
-    """Why a value is no input of a model, or nothing."""
+    """Returns why a value cannot be an input of a model, and what to do; "" if it can be one."""
     if type(value).__module__.partition(".")[0] == "PIL":
         return "holds a PIL picture. Give the tensor that the model's preprocessing makes of it."
     if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
-        return f"holds a NumPy array of dtype {value.dtype}. Give numbers."
+        return f"holds a NumPy array of dtype {value.dtype}. Give arrays of numbers."
     return ""
 
 
 def _unknown(value: Any) -> str:
-    return f"expected a dict, list or tuple of inputs, found {type(value).__name__}. Give one."
+    return f"expected a dict, list or tuple of inputs, found {type(value).__name__}. Give one of these."
 
 
 def calls_of(data: Iterable[Any] | None, model: nn.Module | None = None) -> Callable[[], Iterable[Any]] | None:
-    """A function that gives the calls anew each time; None where there are none. A list is held as it is, and so is
-    what an iterator gives. The samples of other iterables, such as a DataLoader, are those of the first pass (Passes).
+    """Returns a function that returns the calls each time it is called; None where there are no data.
 
-    Raises FileError for data that are not an iterable of samples.
+    The samples of a list or an iterator are kept in memory. Those of other iterables, such as a DataLoader, are the
+    samples of the first pass over it (see `Passes`). Raises FileError for data that are not an iterable of samples.
     """
     whole = isinstance(data, (Tensor, np.ndarray, Mapping, str))
     if whole or not (data is None or isinstance(data, Iterable)):
@@ -107,48 +109,50 @@ def calls_of(data: Iterable[Any] | None, model: nn.Module | None = None) -> Call
 
 
 class Passes:
-    """Gives in every pass the samples that the first pass over `data` gave, though data may be shuffled or augmented.
+    """A function that yields the same samples each time it is called: those of the first pass over `data`, which may
+    shuffle or augment.
 
-    Up to `limit` bytes of samples are copied and kept. Larger data are read again in each pass, and each sample is
-    compared with its digest of the first pass. The samples up to `limit` are read again at once: data that are shuffled
-    or augmented are refused there, and not after a whole pass.
+    Up to `limit` bytes of samples are copied and kept in memory. Larger data are read again in each pass, and each
+    sample is compared with its digest from the first pass. The samples up to `limit` are read again at once, so that
+    data that are shuffled or augmented are refused there, and not after a whole pass.
     """
 
     def __init__(self, data: Iterable[Any], model: nn.Module | None = None, limit: int = KEPT) -> None:
         self._data, self._model, self._limit = data, model, limit
-        self._kept: list[Any] | None = []  # None: the samples are too large
-        self._source: Iterator[Any] | None = None  # the first pass over `data`, where it stopped
-        self._size = 0  # bytes of the samples kept
-        self._digests: list[bytes] = []  # of samples that are not kept
-        self._ended = False  # whether a pass came to its end
+        self._kept: list[Any] | None = []  # the samples in memory; None: the samples are too large
+        self._source: Iterator[Any] | None = None  # the first pass over `data`, at the point where it stopped
+        self._size = 0  # bytes of the samples in memory
+        self._digests: list[bytes] = []  # digests of the samples, where the samples are not kept
+        self._ended = False  # whether a pass has reached the end of the data
 
     def __call__(self) -> Iterator[Any]:
-        """One pass. Raises FileError for a sample that is none or cannot be read, and without any; MisfitError for
-        samples that are read again and differ."""
+        """Yields the samples of one pass. Raises FileError for a value that is not a sample or cannot be read, and if
+        there are no samples; MisfitError if a sample that is read again differs."""
         position = 0
-        while (kept := self._kept) is not None:
-            if position == len(kept) and not self._extend(kept):
+        while (samples := self._kept) is not None:
+            if position == len(samples) and not self._extend(samples):
                 return
-            yield kept[position]
+            yield samples[position]
             position += 1
-        del kept
+        del samples
         yield from islice(self._compared(iter(self._data)), position, None)
 
-    def _extend(self, kept: list[Any]) -> bool:
-        """Adds the next sample of the first pass; False at its end. Nothing is kept any more above the limit."""
+    def _extend(self, samples: list[Any]) -> bool:
+        """Adds the next sample of the first pass to `samples`; returns False at the end of the pass. Above the limit,
+        replaces the samples in memory by their digests."""
         if self._ended:
             return False
         self._source = iter(self._data) if self._source is None else self._source
-        sample = self._next(self._source, len(kept))
+        sample = self._next(self._source, len(samples))
         if sample is None:
-            if not kept:
-                raise FileError("calib_data: holds no samples. Give some.")
+            if not samples:
+                raise FileError("calib_data: holds no samples. Give at least one.")
             self._ended, self._source = True, None
             return False
-        kept.append(copied_to(sample, _CPU) if isinstance(sample, Sample) else sample)
+        samples.append(copied_to(sample, _CPU) if isinstance(sample, Sample) else sample)
         self._size += sum(leaf.nbytes for leaf in _leaves(sample) if isinstance(leaf, Tensor))
         if self._size > self._limit:
-            self._digests, self._kept, self._source = [digest_of(each) for each in kept], None, None
+            self._digests, self._kept, self._source = [digest_of(sample) for sample in samples], None, None
         return True
 
     def _next(self, source: Iterator[Any], position: int) -> Any:
@@ -158,12 +162,12 @@ class Passes:
             raise
         except Exception as error:
             self._kept, self._source, self._digests = [], None, []
-            lines = str(error).strip().splitlines()  # a worker gives its whole traceback
+            lines = str(error).strip().splitlines()  # the message of a DataLoader's worker is its whole traceback
             fact = lines[-1].rstrip(".") if lines else type(error).__name__
             raise FileError(f"calib_data[{position}]: cannot be read ({fact}). Correct the data.") from error
 
     def _compared(self, source: Iterator[Any]) -> Iterator[Any]:
-        """The samples of `source`, each as in the passes before."""
+        """Yields the samples of `source`; refuses a sample that differs from the passes before."""
         position = 0
         while (sample := self._next(source, position)) is not None:
             digest = digest_of(sample)
@@ -178,8 +182,8 @@ class Passes:
         self._ended = True
 
     def _refuse(self, position: int) -> None:
-        fact = f"calib_data[{position}]: another sample than in the pass before, and all together are too large to keep"
-        remedy = f"Give data that are not shuffled or augmented, or at most {self._limit >> 20} MiB of them"
+        fact = f"calib_data[{position}]: differs from the pass before, and the data are too large to keep in memory"
+        remedy = f"Turn off shuffling and augmentation, or give at most {self._limit >> 20} MiB of data"
         raise MisfitError(f"{fact}. {remedy}.")
 
 
@@ -188,13 +192,13 @@ def _leaves(sample: Any) -> list[Any]:
 
 
 def digest_of(sample: Any) -> bytes:
-    """A digest of the values, shapes and dtypes of a sample's inputs."""
+    """Returns a digest of the values, shapes and dtypes of a sample's inputs."""
     digest = hashlib.blake2b()
     for leaf in map(_tensor, _leaves(sample)):
         if isinstance(leaf, Tensor):
             digest.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
             digest.update(memory_of(leaf.detach().cpu().contiguous()))
-        else:  # the text of another object may hold its address
+        else:  # the repr of another object may contain its address, so only its type counts
             plain = leaf is None or isinstance(leaf, (bool, int, float, str))
             digest.update(repr(leaf if plain else type(leaf)).encode())
     return digest.digest()

@@ -1,4 +1,4 @@
-"""Progress, ranks and stopwatch of a calibration, passed through all its stages."""
+"""The context of a calibration, passed to all its stages: progress, ranks and stopwatch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -11,17 +11,17 @@ from .calls import Progress, T, silent
 
 @dataclass(frozen=True)
 class Work:
-    """The context of a calibration: `progress` shows the items done, `ranks` share the work, `watch` sums the seconds
-    by stage."""
+    """The context of a calibration: `progress` shows how many items of a stage are done, `ranks` are the processes that
+    share the work, `watch` sums the seconds of each stage."""
 
     progress: Progress = silent
     ranks: Ranks = ALONE
     watch: Stopwatch = field(default_factory=Stopwatch)
 
-    def labelled(self, where: str) -> "Work":
-        """A copy whose progress labels begin with `where`."""
+    def labelled(self, prefix: str) -> "Work":
+        """Returns a copy whose progress labels begin with `prefix`."""
 
         def shown(label: str, items: Iterable[T], total: int | None = None) -> Iterable[T]:
-            return self.progress(f"{where}: {label}", items, total)
+            return self.progress(f"{prefix}: {label}", items, total)
 
         return replace(self, progress=shown)

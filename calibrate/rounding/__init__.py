@@ -1,7 +1,8 @@
-"""Rounds weights to integers by the error of the layer's output: methods, their sums, and the judge between them."""
+"""Rounds weights to integers by the error of the layer's output: rounding methods, the sums they need, and the judge
+that compares them."""
 
-# Rounding methods on the command line, and the module and function of each. The table is light, so that help is there
-# before torch is loaded; `methods.WEIGHT_METHODS` has the functions.
+# names of the rounding methods on the command line, with the module and function of each. The table is text, so that
+# --help need not import torch; `methods.WEIGHT_METHODS` has the functions.
 TABLE = {
     "round-to-nearest": "octavo.calibrate.layers.weights:round_to_nearest",
     "easy-quant": "octavo.calibrate.rounding.easy_quant:easy_quant",

@@ -1,4 +1,4 @@
-"""AdaRound: learns whether each weight is rounded down or up."""
+"""AdaRound: learns for each weight whether to round it down or up."""
 
 import math
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 from ..layers.scheme import WEIGHT, Scheme
 from ..layers.weights import QuantizedWeight, round_to_nearest
-from .objective import Case, Inputs, better, case_of, descend, form
+from .objective import Case, Inputs, better_channels, case_of, descend, quadratic_form
 
 _RATE = 0.03  # Adam's learning rate
-_WEIGHT = 1.0  # weight of the regulariser; the error is 1/12 on average for a weight rounded to the nearest
-_WARM = 0.2  # share of the iterations without the regulariser
+_WEIGHT = 1.0  # weight of the regulariser against the error, whose mean is 1/12 for a weight rounded to the nearest
+_WARM = 0.2  # share of the iterations, at the beginning, without the regulariser
 _BETA = (20.0, 2.0)  # exponent of the regulariser at the beginning and at the end
 _STRETCH, _SHIFT = 1.2, 0.1  # the sigmoid is stretched to -0.1 .. 1.1 and cut at 0 and 1
 
@@ -21,23 +21,24 @@ def adaround(
 ) -> QuantizedWeight | None:
     """Rounds by AdaRound (Nagel et al., Up or down? Adaptive rounding for post-training quantization, 2020).
 
-    Adam minimises the exact error, not samples of it; the scale is that of the largest value. The learned codes are
-    then improved column by column, still up or down only: many choices that the regulariser forced are not the best.
-    Nothing is random. Costs 2 out in^2 flops an iteration, in float32.
+    Adam minimises the exact error of the layer's output, not an estimate from samples; the scale is that of the largest
+    value. The learned codes are then improved column by column, still only down or up, because many choices forced by
+    the regulariser are not optimal. Without inputs, rounds to the nearest, which is the optimum for independent inputs
+    of equal energy. Nothing is random. Costs 2 * out * in^2 flops an iteration, in float32.
     """
     if inputs is None or round_to_nearest(weight, scheme=scheme) is None:
-        return round_to_nearest(weight, scheme=scheme)  # the nearer of up and down is better where inputs are alike
+        return round_to_nearest(weight, scheme=scheme)
     case = case_of(weight, inputs, scheme)
     low, start = case.target.floor().clamp(scheme.qmin, scheme.qmax - 1), case.target.round()
-    codes = descend(case, low + learned(case, low, iterations), low, low + 1)
-    wins = form(codes - case.target, case.hessian) < form(start - case.target, case.hessian)
-    return better(weight, inputs, torch.where(wins[:, None], codes, start), case.scale, scheme)
+    codes = descend(case, low + learn_rounding(case, low, iterations), low, low + 1)
+    improves = quadratic_form(codes - case.target, case.hessian) < quadratic_form(start - case.target, case.hessian)
+    return better_channels(weight, inputs, torch.where(improves[:, None], codes, start), case.scale, scheme)
 
 
-def learned(case: Case, low: Tensor, iterations: int) -> Tensor:
-    """Learns where to round up: 1 where a code of `low` (out, in) is to be rounded up, else 0."""
-    missing, hessian = (low - case.target).float(), (2 * case.hessian).float()
-    logits = ((_SHIFT - missing.clamp(-1, 0)) / _STRETCH).logit_()
+def learn_rounding(case: Case, low: Tensor, iterations: int) -> Tensor:
+    """Learns where to round up: returns 1 where a code of `low` (out, in) is to be rounded up, else 0."""
+    offset, hessian = (low - case.target).float(), (2 * case.hessian).float()
+    logits = ((_SHIFT - offset.clamp(-1, 0)) / _STRETCH).logit_()
     optimizer = torch.optim.Adam([logits.requires_grad_()], lr=_RATE)
     with torch.no_grad():
         for iteration in range(iterations):
@@ -46,18 +47,19 @@ def learned(case: Case, low: Tensor, iterations: int) -> Tensor:
             free = (up > 0) & (up < 1)
             if iteration % 50 == 0 and not bool(free.any()):
                 break
-            slope = (missing + up) @ hessian
+            slope = (offset + up) @ hessian
             beta = _beta(iteration / iterations)
             if beta is not None:
-                away = 2 * up - 1  # the regulariser is 1 - |away| ** beta
-                slope -= away.abs().pow_(beta - 1).mul_(away.sign_()).mul_(2 * beta * _WEIGHT)
+                centred = 2 * up - 1  # the regulariser is 1 - |centred| ** beta
+                slope -= centred.abs().pow_(beta - 1).mul_(centred.sign_()).mul_(2 * beta * _WEIGHT)
             logits.grad = slope.mul_(sigmoid).mul_(1 - sigmoid).mul_(free).mul_(_STRETCH)
             optimizer.step()
         return (logits > 0).to(low.dtype)
 
 
 def _beta(progress: float) -> float | None:
-    """The exponent of the regulariser after this share of the iterations; None while the regulariser is off."""
+    """Returns the exponent of the regulariser when the share `progress` of the iterations is done; None while the
+    regulariser is off."""
     if progress < _WARM:
         return None
     first, last = _BETA

@@ -1,4 +1,4 @@
-"""ADMM: draws the float weight that fits best and the weight on the grid towards each other."""
+"""ADMM: moves the best-fitting float weight and the nearest weight on the grid towards each other, step by step."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -8,16 +8,16 @@ from torch import Tensor
 
 from ..layers.scheme import WEIGHT, Scheme
 from ..layers.weights import QuantizedWeight, round_to_nearest
-from .objective import Case, Inputs, better, case_of, cholesky, damped, descend, form
+from .objective import Case, Inputs, better_channels, case_of, cholesky, damped, descend, quadratic_form
 
-# rho of each stage, relative to the mean diagonal of the Hessian. The best single rho lies between 0.1 and 10, by
-# layer; the stages one after another end with a lower error than any single rho.
+# rho of each stage, relative to the mean diagonal of the Hessian. The best single rho is between 0.1 and 10, depending
+# on the layer; all stages in sequence give a lower error than any single rho.
 _STAGES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
-_LOOK = 4  # iterations between two computations of the error, each of which costs as much as an iteration
+_LOOK = 4  # iterations between computations of the error; computing it costs as much as an iteration
 
 
 class _Grid(NamedTuple):
-    """Codes (out, in) and the multiple (out,) of the case's scale that goes with them."""
+    """A weight on the grid: `codes` (out, in), to be multiplied by `multiple` (out,) times the case's scale."""
 
     codes: Tensor
     multiple: Tensor
@@ -32,53 +32,55 @@ def admm(
 ) -> QuantizedWeight | None:
     """Rounds by ADMM (Leng et al., Extremely low bit neural network: squeeze the last bit out with ADMM, AAAI 2018).
 
-    The error's quadratic form replaces the training loss, so that the step of the float weight has a closed form; codes
-    and scale are projected alternately. The best codes of each channel are then improved column by column. Without
-    inputs the form is the squared error of the weight. Nothing is random. Costs 7 in^3 for the factors and 2.5 out in^2
-    flops an iteration, in float32; a stage ends early when its codes no longer change.
+    The quadratic form of the output error replaces the training loss, so the step of the float weight has a closed
+    form. The projection chooses codes for the scale, then the scale for these codes. The best codes of each channel are
+    then improved column by column. Without inputs, the quadratic form is the squared error of the weight. Nothing is
+    random. Costs 7 * in^3 flops for the factors and 2.5 * out * in^2 flops an iteration, in float32; a stage ends early
+    when its codes stop changing.
     """
     if round_to_nearest(weight, scheme=scheme) is None:
         return None
     case = case_of(weight, inputs, scheme)
-    best = alternated(case, iterations)
+    best = run_stages(case, iterations)
     case = replace(case, target=case.target / best.multiple[:, None], scale=case.scale * best.multiple)
-    most = torch.full_like(best.codes, scheme.qmax)
-    return better(weight, inputs, descend(case, best.codes, -most, most), case.scale, scheme)
+    limit = torch.full_like(best.codes, scheme.qmax)
+    return better_channels(weight, inputs, descend(case, best.codes, -limit, limit), case.scale, scheme)
 
 
-def alternated(case: Case, iterations: int) -> _Grid:
-    """Runs all stages; returns the best codes and multiple of each channel."""
+def run_stages(case: Case, iterations: int) -> _Grid:
+    """Runs all stages and returns the best codes and multiple of each channel."""
     target, hessian, slope = case.target.float(), case.hessian.float(), case.target @ case.hessian
     best = grid = _Grid(target.round(), torch.ones_like(target[:, 0]))
     lowest = torch.full_like(grid.multiple, torch.inf)
     dual = torch.zeros_like(target)  # the dual variable over rho: it shrinks as rho rises
-    last = -(-iterations // len(_STAGES))
+    iterations_per_stage = -(-iterations // len(_STAGES))
     for rho in _STAGES:
         inverse = torch.cholesky_inverse(cholesky(damped(case.hessian, rho)))
-        pulled, back = (slope @ inverse).float(), (rho * inverse).float()
+        pull, feedback = (slope @ inverse).float(), (rho * inverse).float()
         dual = dual / 2
-        seen = grid.codes
-        for iteration in range(1, last + 1):
-            aim = pulled + (grid.values - dual) @ back + dual
-            grid = _projected(aim, grid.multiple, case.scheme)
+        previous = grid.codes
+        for iteration in range(1, iterations_per_stage + 1):
+            aim = pull + (grid.values - dual) @ feedback + dual
+            grid = _project(aim, grid.multiple, case.scheme)
             dual = aim - grid.values
-            if iteration % _LOOK and iteration < last:
+            if iteration % _LOOK and iteration < iterations_per_stage:
                 continue
-            found = form(grid.values - target, hessian)
-            wins = found < lowest
-            lowest = torch.where(wins, found, lowest)
+            errors = quadratic_form(grid.values - target, hessian)
+            improves = errors < lowest
+            lowest = torch.where(improves, errors, lowest)
             best = _Grid(
-                torch.where(wins[:, None], grid.codes, best.codes), torch.where(wins, grid.multiple, best.multiple)
+                torch.where(improves[:, None], grid.codes, best.codes),
+                torch.where(improves, grid.multiple, best.multiple),
             )
-            if torch.equal(grid.codes, seen):
+            if torch.equal(grid.codes, previous):
                 break
-            seen = grid.codes
-    return _Grid(*(each.to(case.target.dtype) for each in best))
+            previous = grid.codes
+    return _Grid(*(tensor.to(case.target.dtype) for tensor in best))
 
 
-def _projected(aim: Tensor, multiple: Tensor, scheme: Scheme) -> _Grid:
-    """The codes nearest to `aim` (out, in) at this scale, then the best scale for these codes; a channel of zero codes
-    keeps its scale."""
+def _project(aim: Tensor, multiple: Tensor, scheme: Scheme) -> _Grid:
+    """Returns the codes nearest to `aim` (out, in) at the scale `multiple`, with the best scale for these codes; a
+    channel whose codes are all zero keeps its scale."""
     codes = scheme.nearest_(aim / multiple[:, None])
     energy = codes.square().sum(1)
     return _Grid(codes, torch.where(energy > 0, (aim * codes).sum(1) / energy.clamp_min(1), multiple))

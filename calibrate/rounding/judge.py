@@ -13,7 +13,8 @@ from ..plan import FloatLayer
 
 
 class JudgedRows(Protocol):
-    """Inputs to judge a choice on: `rows` (rows, in), and the noise level of each row, `levels` (rows,) or None."""
+    """Inputs that a choice is judged on: `rows` (rows, in), and `levels`, the noise level of each row, (rows,) or
+    None."""
 
     @property
     def rows(self) -> Tensor: ...
@@ -22,10 +23,10 @@ class JudgedRows(Protocol):
     def levels(self) -> Tensor | None: ...
 
 
-@torch.no_grad()  # users' models may require gradients: a graph would keep every tensor of a judgement in memory
+@torch.no_grad()  # a user's model may require gradients, and the graph would keep all tensors in memory
 def error_of(module: FloatLayer, choice: Choice, inputs: JudgedRows) -> float:
-    """The squared error of the integer layer's output on rows over the square of the float output; infinite where the
-    choice has no integer layer.
+    """Returns the squared error of the integer layer's output on rows, divided by the square of the float output;
+    infinite where the choice has no integer layer.
 
     A convolution's rows are patches of its input (patches.py).
     """
@@ -45,5 +46,6 @@ def error_of(module: FloatLayer, choice: Choice, inputs: JudgedRows) -> float:
 
 
 def on_patches(layer: QuantizedConv2d) -> QuantizedConv2d:
-    """The layer for inputs (patches, in, kernel height, kernel width), each of which gives one output position."""
+    """Returns a layer with the same numbers that takes patches (patches, in, kernel height, kernel width) and gives one
+    output position for each patch."""
     return QuantizedConv2d(layer.numbers, Geometry((1, 1), (0, 0, 0, 0), (1, 1), "zeros", layer.groups))

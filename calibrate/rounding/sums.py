@@ -1,4 +1,5 @@
-"""Sums over the calibration calls that weight rounding and bias correction need, one for each input of layers."""
+"""Sums over the calibration calls that weight rounding and bias correction need, one object for each distinct layer
+input."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -17,7 +18,7 @@ from .objective import Inputs, precision
 
 
 class Strided:
-    """Takes every `stride`-th row of all inputs (..., in)."""
+    """Takes every `stride`-th row of the sequence of all inputs (..., in)."""
 
     def __init__(self, stride: int) -> None:
         self._stride, self._seen = stride, 0
@@ -30,8 +31,12 @@ class Strided:
 
 
 class Sums:
-    """Sums over the calibration calls that weight rounding and bias correction need for one layer; layers that receive
-    the same tensor share one `Sums`. `read` takes the rows to sum from an input."""
+    """Sums over the calibration calls that weight rounding and bias correction need for one layer. Layers that receive
+    the same tensor share one `Sums`.
+
+    `read` takes the rows to sum from an input. `exact` and `rounded` (in,) are the sums of the inputs and of the values
+    of their codes. `gram` and `residual` (in, in) are the sums of xq xq^T and xq (x - xq)^T; None without `squares`.
+    """
 
     def __init__(
         self, choice: Choice, current: CurrentCall, columns: int, read: Callable[[Tensor], Tensor], squares: bool
@@ -45,16 +50,16 @@ class Sums:
         self.key = id(self)
 
     def add(self, rows: Tensor) -> None:
-        """Adds rows (rows, in)."""
+        """Adds the rows `rows` (rows, in)."""
         x = transformed(self._choice.transform, rows).to(torch.float32)
         xq = self._choice.input.represented(x, self._current.level)
-        lost = x - xq
+        difference = x - xq
         self.rows += len(x)
         self.exact += x.sum(0, dtype=torch.float64).cpu()
         self.rounded += xq.sum(0, dtype=torch.float64).cpu()
         if self.gram is not None and self.residual is not None:
             self.gram += (xq.T @ xq).cpu()
-            self.residual += (xq.T @ lost).cpu()
+            self.residual += (xq.T @ difference).cpu()
 
     @property
     def inputs(self) -> Inputs | None:
@@ -65,59 +70,62 @@ class Sums:
 
 
 def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Method) -> Sums:
+    """Returns empty sums for one layer. They read about `_ROWS_PER_CHANNEL` rows for each channel of the layer's input,
+    or all rows where there are fewer."""
     columns = len(survey.all.low)
-    rows = _ROWS_A_CHANNEL * columns
+    rows = _ROWS_PER_CHANNEL * columns
     if isinstance(survey, PatchSurvey):
         squares = bool(method.weights) and survey.patches.geometry.groups == 1
-        return Sums(choice, current, columns, survey.taking(min(rows, _PATCHES)), squares)
-    stride = max(1, survey.fitted.rows // rows)
+        return Sums(choice, current, columns, survey.patches_for(min(rows, _PATCHES)), squares)
+    stride = max(1, survey.fit_channels.rows // rows)
     return Sums(choice, current, columns, Strided(stride), squares=bool(method.weights))
 
 
-def sharing_inputs(choices: Mapping[str, Choice], surveys: Mapping[str, Survey], ranks: Ranks) -> list[list[str]]:
-    """The layers of this rank, in lists that share one input. Wide layers, which take longest, are shared out first."""
+def layers_by_input(choices: Mapping[str, Choice], surveys: Mapping[str, Survey], ranks: Ranks) -> list[list[str]]:
+    """Returns the layers of this rank, in lists of layers that share one input. Wide layers, which take longest, are
+    assigned to ranks first."""
     shared: dict[tuple[str, int], list[str]] = {}
     for name, choice in choices.items():
-        if name in surveys and surveys[name].seen:
+        if name in surveys and surveys[name].has_input:
             shared.setdefault((surveys[name].leader, id(choice.transform)), []).append(name)
     if ranks.world == 1:
         return list(shared.values())
     return ranks.share(sorted(shared.values(), key=lambda members: -len(surveys[members[0]].all.low)))
 
 
-def portions_of(
-    shared: Iterable[list[str]], surveys: Mapping[str, Survey], method: Method, room: float
+def batches_of(
+    lists: Iterable[list[str]], surveys: Mapping[str, Survey], method: Method, sums_bytes: float
 ) -> Iterator[list[list[str]]]:
-    """Yields batches of such lists whose sums fit in `room` bytes together; a list too large for that is a batch
-    alone."""
-    portion: list[list[str]] = []
-    held = 0
-    for members in shared:
+    """Yields batches of `lists` (from `layers_by_input`) whose sums together fit in `sums_bytes` bytes; a list whose
+    sums alone are larger is a batch of its own."""
+    batch: list[list[str]] = []
+    batch_bytes = 0
+    for members in lists:
         size = bytes_of_sums(len(surveys[members[0]].all.low), method)
-        if portion and held + size > room:
-            yield portion
-            portion, held = [], 0
-        portion.append(members)
-        held += size
-    if portion:
-        yield portion
+        if batch and batch_bytes + size > sums_bytes:
+            yield batch
+            batch, batch_bytes = [], 0
+        batch.append(members)
+        batch_bytes += size
+    if batch:
+        yield batch
 
 
 def bytes_of_sums(columns: int, method: Method) -> int:
-    """The bytes of the sums of a layer with so many columns."""
+    """Returns the bytes of the sums of a layer with so many columns."""
     return 2 * columns**2 * precision(columns).itemsize if method.weights else 16 * columns
 
 
-_ROWS_A_CHANNEL = 32  # rows to sum for each channel: more rows change the sums little
+_ROWS_PER_CHANNEL = 32  # rows to sum for each channel of an input: more rows change the sums little
 
 
-_PATCHES = 1 << 16  # most patches of a convolution to sum, over all calls
+_PATCHES = 1 << 16  # most patches of a convolution's input to sum, over all calls
 
 
-ROOM = float(1 << 30)  # most bytes of sums held at once, unless one list of layers needs more
+SUMS_BYTES = float(1 << 30)  # most bytes of sums in memory together, unless the layers of one input need more
 
 
-SUMS_AT_WORK = 5  # memory of GPTQ at work, in multiples of the bytes of the layer's sums (measured: 4.0)
+SUMS_AT_WORK = 5  # memory that GPTQ needs while it runs, in multiples of the bytes of the layer's sums (measured: 4.0)
 
 
 CALLS = 96  # most calls replayed for the sums

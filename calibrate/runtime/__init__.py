@@ -1,4 +1,4 @@
-"""Fast forms of integer layers: the same integers, and the same outputs up to one rounding."""
+"""Fast forms of integer layers: they compute with the same integers; outputs are equal up to one rounding."""
 
 from .accelerate import accelerate, optimized
 from .attention import attend

@@ -1,4 +1,4 @@
-"""Makes all integer layers of a model run on a fast backend."""
+"""Replaces the integer layers of a model by layers that run on a fast backend."""
 
 from torch import nn
 
@@ -8,18 +8,19 @@ from ..layers.install import names_of, replace
 from ..layers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from .attention import attend, is_quick
 from .int8_modules import BACKENDS, Int8Conv2d, Int8GELU, Int8Linear
-from .shared_codes import Recent
+from .shared_codes import SharedCodes
 
 Int8Layer = Int8Linear | Int8Conv2d
 
 
 def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
-    """The fast form of a layer, with the same tensors. `backend` is a name of BACKENDS; with None the device decides.
+    """Returns the fast form of a layer, with the same tensors. `backend` is a name in BACKENDS; None: the backend of
+    the input's device.
 
-    Raises UsageError for another name.
+    Raises UsageError for an unknown backend.
     """
     if backend not in (None, *BACKENDS):
-        raise UsageError(f"backend {backend!r}: unknown. Known are {', '.join(BACKENDS)}.")
+        raise UsageError(f"backend: {backend!r} is unknown. Choose one of {', '.join(BACKENDS)}.")
     if not isinstance(layer, Int8Layer):
         layer = Int8Conv2d.of(layer) if isinstance(layer, QuantizedConv2d) else Int8Linear.of(layer)
     layer.backend = backend
@@ -27,16 +28,16 @@ def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
 
 
 def accelerate(model: nn.Module, backend: str | None = None, attention: bool = True) -> None:
-    """Makes all integer layers of `model` run on `backend`: names, tensors and hooks of the model stay as they are.
+    """Makes all integer layers of `model` run on `backend`. Names, tensors and hooks of the model stay the same.
 
-    With `attention`, and backend "cpu" or None, every forward on a CPU also uses Octavo's attention.
+    With `attention`, and backend "cpu" or None, forwards on a CPU also use Octavo's attention where it is faster.
     """
-    recent = Recent()
+    shared_codes = SharedCodes()
     for first, names in names_of(model).items():
         layer = model.get_submodule(first)
         if isinstance(layer, (QuantizedLinear, QuantizedConv2d)):
             fast = optimized(layer, backend)
-            fast.share(recent)
+            fast.share(shared_codes)
             for name in names if fast is not layer else ():
                 replace(model, name, fast)
     for first, names in names_of(model).items():
@@ -49,9 +50,9 @@ def accelerate(model: nn.Module, backend: str | None = None, attention: bool = T
 
 
 def _is_gelu(module: nn.Module) -> bool:
-    """Whether `module` is diffusers' linear layer followed by GELU, without hooks on or between the two."""
+    """Returns whether `module` is diffusers' GELU, a linear layer followed by GELU, without hooks on either."""
     kind = type(module)
     if (kind.__module__, kind.__name__) != ("diffusers.models.activations", "GELU"):
         return False
-    heard = [module, *module.children()]
-    return isinstance(module.proj, Int8Linear) and not any(m._forward_hooks or m._forward_pre_hooks for m in heard)
+    modules = [module, *module.children()]
+    return isinstance(module.proj, Int8Linear) and not any(m._forward_hooks or m._forward_pre_hooks for m in modules)

@@ -1,8 +1,9 @@
-"""Attention on a CPU by Octavo's own kernel in bfloat16, else by oneDNN's products, a few rows of scores at a time.
+"""Attention on a CPU: by Octavo's own kernel for bfloat16, for other dtypes by oneDNN's matrix products.
 
-torch uses MKL's products, which are slow on processors that are not Intel's. Here rows of weights exp(score - shift)
-are multiplied with the values, and the product is divided by the rows' sums (Rabe and Staats, "Self-attention Does Not
-Need O(n^2) Memory", 2021). The shift is the largest score of the row. Scores and sums are float32.
+torch uses MKL's matrix products, which are slow on processors that are not Intel's. Here some rows of scores are
+computed at a time: the weights exp(score - shift) are multiplied with the values, and the product is divided by the sum
+of each row's weights (Rabe and Staats, "Self-attention Does Not Need O(n^2) Memory", 2021). The shift is the largest
+score of the row. Scores and sums are float32.
 """
 
 import ctypes
@@ -19,22 +20,23 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from . import kernels
 
-_AT_ONCE = 1 << 22  # scores computed at once: fewer rows make slow products, more leave the cache
-_WORTH = 1 << 18  # scores of a head below which torch's attention is quicker than oneDNN's products
-_KERNEL_WORTH = 1 << 11  # scores of a head below which torch's attention is quicker than Octavo's kernel
-_LOG2E = math.log2(math.e)
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_AT_ONCE = 1 << 22  # scores computed at once: products of fewer rows are slow, more scores do not fit in the cache
+_LEAST_SCORES = 1 << 18  # with fewer scores in a head, torch's attention is faster than oneDNN's products
+_LEAST_SCORES_KERNEL = 1 << 11  # with fewer scores in a head, torch's attention is faster than Octavo's kernel
+_LOG2E = math.log2(math.e)  # factor from exponents of e to exponents of 2
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # the dtypes that Octavo's attention accepts
 
 
 @cache
 def is_quick() -> bool:
-    """Whether Octavo's attention is fast on this CPU: with AVX-512, and without AMX, for which torch has kernels."""
+    """Returns whether Octavo's attention is faster than torch's on this CPU: it has AVX-512, but no AMX, for which
+    torch has fast kernels."""
     wide = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_supported()
     return wide and not torch.cpu._is_amx_tile_supported()
 
 
 class Attention(TorchFunctionMode):
-    """Replaces `F.scaled_dot_product_attention` while inside, for calls that the attention of this file takes."""
+    """A mode in which calls of `F.scaled_dot_product_attention` run Octavo's attention where it is faster."""
 
     def __torch_function__(
         self, func: Callable, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -46,22 +48,23 @@ class Attention(TorchFunctionMode):
             return func(*args, **kwargs)
         if not torch.compiler.is_compiling():
             return _attended(*args, **kwargs)
-        return (_in_graph if _may_be_in_graph(*args, **kwargs) else func)(*args, **kwargs)
+        return (_in_graph if _fits_graph(*args, **kwargs) else func)(*args, **kwargs)
 
     def enter(self, model: nn.Module, *_: Any) -> None:
-        """Enters the mode, as a pre-hook of a forward of `model`. A mode still active after an interruption stays."""
+        """Enters the mode before a forward of `model` on a CPU; a pre-hook. A mode that is still active, because the
+        forward before was interrupted, is not entered again."""
         first = next(model.parameters(), None)
         if (first is None or first.device.type == "cpu") and _get_current_function_mode() is not self:
             self.__enter__()
 
     def leave(self, *_: Any) -> None:
-        """Leaves the mode, as a hook after a forward, also after a failed one."""
+        """Leaves the mode after a forward, also after one that raised an exception; a forward hook."""
         if _get_current_function_mode() is self:
             self.__exit__(None, None, None)
 
 
 def _attended(*args: Any, **kwargs: Any) -> Tensor:
-    y: Tensor = (attention if is_ours(*args, **kwargs) else F.scaled_dot_product_attention)(*args, **kwargs)
+    y: Tensor = (attention if is_faster(*args, **kwargs) else F.scaled_dot_product_attention)(*args, **kwargs)
     return y
 
 
@@ -69,16 +72,15 @@ def _have_the_same_heads(query: Tensor, key: Tensor, value: Tensor) -> bool:
     return query.ndim >= 3 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
 
 
-def _learn(*tensors: Tensor) -> bool:
+def _needs_gradients(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
-def _may_be_in_graph(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any
-) -> bool:
-    """Whether the operator below can stand in a graph: it knows the output's shape, and no gradients are needed."""
+def _fits_graph(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> bool:
+    """Returns whether a graph of torch.compile can contain the operator `octavo::attention` for these inputs: the
+    output's shape is known from them, and no gradients are needed."""
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
-    return _have_the_same_heads(query, key, value) and not _learn(*tensors)
+    return _have_the_same_heads(query, key, value) and not _needs_gradients(*tensors)
 
 
 @torch.library.custom_op("octavo::attention", mutates_args=())
@@ -92,31 +94,31 @@ def _in_graph(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    found = _attended(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    output = _attended(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     y = _empty(query, value)
-    return found if found.stride() == y.stride() else y.copy_(found)
+    return output if output.stride() == y.stride() else y.copy_(output)
 
 
 @_in_graph.register_fake
 def _empty(query: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-    # one row after the other with all its heads, the layout that the models read next
+    # memory has all heads of a row side by side, the layout in which models read the output next
     y = query.new_empty((*query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1]))
     return y.transpose(-2, -3)
 
 
-def attend(model: nn.Module, ours: bool) -> None:
-    """Makes all attention in forwards of `model` Octavo's, or torch's again."""
+def attend(model: nn.Module, enabled: bool) -> None:
+    """Makes forwards of `model` use Octavo's attention where it is faster, or only torch's if not `enabled`."""
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
         for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), Attention)]:
             del hooks[key]
             model._forward_hooks_always_called.pop(key, None)
-    if ours:
+    if enabled:
         mode = Attention()
         model.register_forward_pre_hook(mode.enter)
         model.register_forward_hook(mode.leave, always_call=True)
 
 
-def is_ours(
+def is_faster(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -126,35 +128,36 @@ def is_ours(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> bool:
-    """Whether `attention` takes this call of torch's function, and is quicker."""
+    """Returns whether `attention` supports this call of torch's function and is faster."""
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     if dropout_p or is_causal or enable_gqa or not is_quick() or torch.is_autocast_enabled("cpu"):
         return False
     if any(type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or x.is_nested for x in tensors):
         return False
-    if _learn(*tensors):
+    if _needs_gradients(*tensors):
         return False
     if query.dtype not in _DTYPES or not query.dtype == key.dtype == value.dtype:
         return False
     heads, rows, keys = query.shape[:-2], query.shape[-2], key.shape[-2]
     fits = _have_the_same_heads(query, key, value) and keys == value.shape[-2] and query.shape[-1] == key.shape[-1]
-    if not fits or not (query.numel() and value.numel()) or rows * keys < _worth(query.dtype):
+    if not fits or not (query.numel() and value.numel()) or rows * keys < _least_scores(query.dtype):
         return False
     if attn_mask is None:
         return True
-    wanted = (*heads, rows, keys)[-attn_mask.ndim :]
-    spread = 2 <= attn_mask.ndim <= query.ndim and all(
-        a in (1, b) for a, b in zip(attn_mask.shape, wanted, strict=True)
+    full_shape = (*heads, rows, keys)[-attn_mask.ndim :]
+    broadcastable = 2 <= attn_mask.ndim <= query.ndim and all(
+        size in (1, full_size) for size, full_size in zip(attn_mask.shape, full_shape, strict=True)
     )
-    return spread and attn_mask.dtype in (torch.bool, query.dtype)
+    return broadcastable and attn_mask.dtype in (torch.bool, query.dtype)
 
 
 def _kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
     return kernels.library() if dtype == torch.bfloat16 else None
 
 
-def _worth(dtype: torch.dtype) -> int:
-    return _WORTH if _kernels(dtype) is None else _KERNEL_WORTH
+def _least_scores(dtype: torch.dtype) -> int:
+    """Returns the smallest number of scores in a head for which Octavo's attention is faster than torch's."""
+    return _LEAST_SCORES if _kernels(dtype) is None else _LEAST_SCORES_KERNEL
 
 
 @torch.compiler.disable
@@ -169,10 +172,11 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Computes softmax(query @ key.T * scale + mask) @ value, in the dtype of `query`, for a call that `is_ours`.
+    """Computes softmax(query @ key.T * scale + mask) @ value in the dtype of `query`, for calls that `is_faster`
+    accepts.
 
-    query (..., rows, d), key (..., keys, d), value (..., keys, e): (..., rows, e). Rows whose keys are all masked
-    become zeros, as in torch. Arguments are torch's.
+    query (..., rows, d), key (..., keys, d), value (..., keys, e) -> (..., rows, e). Rows whose keys are all masked
+    become zeros, as in torch. The arguments are those of F.scaled_dot_product_attention.
     """
     *heads, rows, width = query.shape
     scale = (width**-0.5 if scale is None else scale) * _LOG2E
@@ -180,17 +184,17 @@ def attention(
         query, scale = -query, -scale
     mask = None if attn_mask is None else _in_base_2(attn_mask, key.shape[-2]).expand(*heads, rows, -1)
     y = _empty(query, value)
-    loaded = _kernels(query.dtype)
-    if loaded is not None and scale:
-        query, key, value = (_by_batch(_side_by_side(each)) for each in (query, key, value))
-        kernels.attention(loaded, query, key, value, None if mask is None else _by_batch(mask), _by_batch(y), scale)
+    library = _kernels(query.dtype)
+    if library is not None and scale:
+        query, key, value = (_by_batch(_side_by_side(x)) for x in (query, key, value))
+        kernels.attention(library, query, key, value, None if mask is None else _by_batch(mask), _by_batch(y), scale)
     else:
         _by_products(query, key, value, mask, y, scale)
     return y
 
 
 def _side_by_side(x: Tensor) -> Tensor:
-    """Returns `x` with contiguous rows, a copy where need be."""
+    """Returns `x` with contiguous rows: `x` itself, or a copy."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
@@ -200,18 +204,19 @@ def _by_batch(x: Tensor) -> Tensor:
 
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float) -> None:
-    """Computes attention by oneDNN's products and stores it in `y`. `mask` and `scale` are to base 2."""
+    """Computes attention by oneDNN's matrix products and stores it in `y`. `mask` and `scale` belong to scores to base
+    2: weights are 2 ** score."""
     rows, keys = y.shape[-2], key.shape[-2]
-    for at in itertools.product(*map(range, y.shape[:-2])):
-        head, values = key[at].float().contiguous(), value[at].float().contiguous()
-        for some in _pieces(rows, keys):
-            scores = _product(query[at][some].float() * scale, head)
+    for index in itertools.product(*map(range, y.shape[:-2])):
+        head, values = key[index].float().contiguous(), value[index].float().contiguous()
+        for piece in _pieces(rows, keys):
+            scores = _product(query[index][piece].float() * scale, head)
             if mask is not None:
-                scores.add_(mask[at][some])
+                scores.add_(mask[index][piece])
             largest = scores.amax(-1, keepdim=True)
             weights = scores.sub_(largest.masked_fill_(largest == -math.inf, 0.0)).exp2_()
             total = weights.sum(-1, keepdim=True)
-            y[at][some] = _product(weights, values.t()).div_(total.masked_fill_(total == 0, 1.0))
+            y[index][piece] = _product(weights, values.t()).div_(total.masked_fill_(total == 0, 1.0))
 
 
 def _pieces(rows: int, keys: int) -> Iterator[slice]:
@@ -220,8 +225,8 @@ def _pieces(rows: int, keys: int) -> Iterator[slice]:
 
 
 def _in_base_2(mask: Tensor, keys: int) -> Tensor:
-    """The mask to add to scores to base 2, (..., keys). The largest finite numbers stay finite, so that a row of them
-    is a row of equal scores."""
+    """Returns the mask to add to scores to base 2, (..., keys). Finite numbers stay finite: a row masked by the lowest
+    float32 everywhere has equal scores, and is not fully masked."""
     mask = mask.expand(*mask.shape[:-1], keys)
     if mask.dtype == torch.bool:
         return torch.zeros(mask.shape).masked_fill_(~mask, -math.inf)
@@ -230,6 +235,6 @@ def _in_base_2(mask: Tensor, keys: int) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor) -> Tensor:
-    """The product of x (rows, in) and weight (out, in): (rows, out)."""
+    """Returns x @ weight.T, (rows, out), for x (rows, in) and weight (out, in)."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return y

@@ -1,6 +1,8 @@
-"""The form of integer layers on a CPU in torch.compile: codes, which fuse with the operations before, and operators.
+"""Integer layers on a CPU inside graphs of torch.compile.
 
-An operator takes tensors alone, so a layer is passed as one: a number under which the layer is found while it lives.
+The graph computes the codes of a static linear's input, so that this fuses with the operations before; a custom
+operator computes the rest. Operators only accept tensors, so a layer is passed as a tensor that holds its number, by
+which the operator finds it.
 """
 
 from collections.abc import Sequence
@@ -20,33 +22,34 @@ def _sums_in_int32() -> bool:
     return sums_in_int32()
 
 
-def takes(layer: Int8Layer) -> bool:
-    """Whether `layer` has a form in graphs: not with ranges by noise level, which is known only outside a graph."""
+def supports(layer: Int8Layer) -> bool:
+    """Returns whether `layer` can run inside a graph. Layers with a range for each bin of noise levels cannot, because
+    the noise level of a call is known only outside graphs."""
     return not layer.input_type.by_level
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
-    """The output of `layer` in a graph."""
+    """Returns the output of `layer` for `x` inside a graph; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
     shape = *x.shape[:-1], layer.out_features
     if not layer.calibrated or not _sums_in_int32():
         return torch.ops.octavo.layer(x, layer.number, shape, gelu or "")
-    found = codes(layer.transformed(x, -1), layer.qparams(0), layer.input_scheme)
-    return torch.ops.octavo.product((found + SHIFT).to(torch.uint8), layer.number, shape, x.dtype, gelu or "")
+    input_codes = codes(layer.transformed(x, -1), layer.qparams(0), layer.input_scheme)
+    return torch.ops.octavo.product((input_codes + SHIFT).to(torch.uint8), layer.number, shape, x.dtype, gelu or "")
 
 
 def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
-    """The output of `layer` in a graph."""
+    """Returns the output of `layer` for `x` inside a graph."""
     left, right, top, bottom = layer.geometry.padding
     size = layer.geometry.size((x.shape[-2] + top + bottom, x.shape[-1] + left + right), layer.kernel_size)
     return torch.ops.octavo.layer(x, layer.number, [*x.shape[:-3], layer.out_channels, *size], "")
 
 
-def _computed_whole(x: Tensor, number: Tensor, shape: Sequence[int], gelu: str) -> Tensor:
+def _whole_layer(x: Tensor, number: Tensor, shape: Sequence[int], gelu: str) -> Tensor:
     layer = LAYERS[int(number)]
     return layer.forward(x, **({"gelu": gelu} if gelu else {})).contiguous()
 
 
-def _computed_product(q: Tensor, number: Tensor, shape: Sequence[int], dtype: torch.dtype, gelu: str) -> Tensor:
+def _codes_product(q: Tensor, number: Tensor, shape: Sequence[int], dtype: torch.dtype, gelu: str) -> Tensor:
     layer: LinearState = LAYERS[int(number)]  # type: ignore[assignment]
     return cpu.of_codes(layer, q.reshape(-1, q.shape[-1]), dtype, gelu or None).view(shape)
 
@@ -54,7 +57,7 @@ def _computed_product(q: Tensor, number: Tensor, shape: Sequence[int], dtype: to
 _OPERATORS = torch.library.Library("octavo", "DEF")
 _OPERATORS.define("layer(Tensor x, Tensor number, SymInt[] shape, str gelu) -> Tensor")
 _OPERATORS.define("product(Tensor q, Tensor number, SymInt[] shape, ScalarType dtype, str gelu) -> Tensor")
-_OPERATORS.impl("layer", _computed_whole, "CPU")
-_OPERATORS.impl("product", _computed_product, "CPU")
+_OPERATORS.impl("layer", _whole_layer, "CPU")
+_OPERATORS.impl("product", _codes_product, "CPU")
 torch.library.register_fake("octavo::layer", lambda x, number, shape, gelu: x.new_empty(shape))
 torch.library.register_fake("octavo::product", lambda q, number, shape, dtype, gelu: q.new_empty(shape, dtype=dtype))

@@ -1,10 +1,10 @@
-"""The CPU backend: oneDNN's kernels for uint8 x int8 on packed weights; scale, bias and GELU in the same pass.
+"""The CPU backend: oneDNN's kernels for uint8 x int8 on packed weights, with scale, bias and GELU in the same pass.
 
-Inductor cannot trace a packed weight, so torch.compile gets operators instead (`compiled`). Layers with a range for
-each bin of noise levels run outside of its graphs, where the noise level of a call is known.
+Inductor cannot trace a packed weight, so graphs of torch.compile contain operators instead (`compiled`). Layers with a
+range for each bin of noise levels run outside of graphs, where the noise level of a call is known.
 
-The codes are uint8 because int8 with a zero point takes a path ten times slower. An output that nearly cancels its bias
-may differ from the reference by roundings of that bias in float32.
+Codes are uint8, because oneDNN is ten times slower for int8 with a zero point. The bias is added in float32. So an
+output close to 0 whose bias is large may differ from the reference by the rounding of the bias.
 """
 
 from collections.abc import Iterator
@@ -20,20 +20,20 @@ from .int8_layer import Conv2dState, LinearState
 from .onednn_weights import SHIFT, Output, Packed
 from .shared_codes import Quantization
 
-_AT_ONCE = 1 << 20  # values quantized at once: they stay in the cache from one step of the formula to the next
-_WHOLE = 1.5 * 2.0**23  # a float32 near this is a whole number, whose low bits are those of the number added to this
-_OUT = (torch.float32, torch.bfloat16)  # dtypes that oneDNN's kernels write
+_AT_ONCE = 1 << 20  # values quantized at once, so few that they stay in the cache between the steps of the formula
+_WHOLE = 1.5 * 2.0**23  # added to a float32, it rounds it to a whole number, which the low bits of the sum hold
+_OUT = (torch.float32, torch.bfloat16)  # dtypes in which oneDNN's kernels can write the output
 
 
 @torch.compiler.disable
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
-    with torch._C.DisableTorchFunction():  # a mode, as attention's, would be called for each of the small steps
+    """Returns the output of `layer` for `x`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
+    with torch._C.DisableTorchFunction():  # otherwise a mode, such as Attention, would be called in every small step
         return _linear(layer, x, gelu)
 
 
 def of_codes(layer: LinearState, q: Tensor, dtype: torch.dtype, gelu: str | None) -> Tensor:
-    """The output of a static layer whose input has the codes `q`, uint8 (rows, in)."""
+    """Returns the output of a static layer for an input with the codes `q`, uint8 (rows, in)."""
     if not len(q):
         return q.new_empty(0, layer.out_features, dtype=dtype)
     return _product(layer.packed, q, layer.packed.outputs[0], dtype, gelu)
@@ -50,50 +50,51 @@ def _linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
     bins = layer.bins(len(x) if x.ndim > 1 else None)
     if isinstance(bins, int):
         return _static(layer, x, bins, gelu).view(*x.shape[:-1], -1)
-    each = [_static(layer, one, at, gelu) for one, at in zip(x, bins, strict=True)]
-    return torch.stack(each).view(*x.shape[:-1], -1)
+    outputs = [_static(layer, sample, index, gelu) for sample, index in zip(x, bins, strict=True)]
+    return torch.stack(outputs).view(*x.shape[:-1], -1)
 
 
 def _weight_only(layer: LinearState, rows: Tensor) -> Tensor:
-    """Products with the float weight, rounded as in the reference; only as much as the cache holds is float at once."""
+    """Multiplies with the float weight, rounded as in the reference. Only so many rows of the weight are float at a
+    time as fit in the cache."""
     x, y = layer.transformed(rows, -1), torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
     for start in range(0, layer.out_features, step := max(1, _AT_ONCE // layer.in_features)):
-        at = slice(start, start + step)
-        y[:, at] = F.linear(x, *layer._float(x.dtype, at))
+        channels = slice(start, start + step)
+        y[:, channels] = F.linear(x, *layer._float(x.dtype, channels))
     return y
 
 
-def _static(layer: LinearState, x: Tensor, at: int, gelu: str | None) -> Tensor:
-    q, output = _known(layer, x, at), layer.packed.outputs[at]
+def _static(layer: LinearState, x: Tensor, index: int, gelu: str | None) -> Tensor:
+    q, output = _shared_codes(layer, x, index), layer.packed.outputs[index]
     return _product(layer.packed, q, output, x.dtype, gelu)
 
 
-def _known(layer: LinearState, x: Tensor, at: int) -> Tensor:
-    if layer.recent is None:
-        return _quantized(layer, x, at)
-    scale, zero_point = layer.qparams(at)
-    how = Quantization(float(scale), int(zero_point), layer.transform)
-    return layer.recent.of(x, how, lambda: _quantized(layer, x, at))
+def _shared_codes(layer: LinearState, x: Tensor, index: int) -> Tensor:
+    if layer.shared_codes is None:
+        return _quantized(layer, x, index)
+    scale, zero_point = layer.qparams(index)
+    quantization = Quantization(float(scale), int(zero_point), layer.transform)
+    return layer.shared_codes.of(x, quantization, lambda: _quantized(layer, x, index))
 
 
-def _quantized(layer: LinearState, x: Tensor, at: int) -> Tensor:
-    """The codes of `x` as uint8, (rows, in)."""
+def _quantized(layer: LinearState, x: Tensor, index: int) -> Tensor:
+    """Returns the codes of `x` as uint8, (rows, in), in bin `index`."""
     rows = x.reshape(-1, x.shape[-1])
     q = torch.empty(rows.shape, dtype=torch.uint8)
-    for out, some in _pieces(q, rows):
-        _quantize(out, layer.transformed(some, -1), layer.qparams(at))
+    for out, piece in _pieces(q, rows):
+        _quantize(out, layer.transformed(piece, -1), layer.qparams(index))
     return q
 
 
 def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
-    """Stores `codes` of `x` in `out` as `_store` does, in fewer passes: one of Octavo's kernel, or a few of torch's.
+    """Stores the codes of `x` in `out` as uint8, in one pass of Octavo's kernel or a few passes of torch.
 
-    Adding _WHOLE + SHIFT rounds the sum to a whole number; both are even, so ties go to even. They are added after the
-    zero point: one sum with all three would round x / scale + zero_point differently.
+    Adding _WHOLE + SHIFT rounds to a whole number; both numbers are even, so ties are rounded to even. They are added
+    after the zero point, because one sum of all three would round x / scale + zero_point differently.
     """
-    loaded = kernels.library()
-    if loaded is not None and x.dtype in kernels.NARROW:
-        return kernels.quantize(loaded, x.contiguous(), out, float(qparams.scale), int(qparams.zero_point))
+    library = kernels.library()
+    if library is not None and x.dtype in kernels.NARROW:
+        return kernels.quantize(library, x.contiguous(), out, float(qparams.scale), int(qparams.zero_point))
     q = divided(x, qparams.scale).add_(qparams.zero_point).add_(_WHOLE + SHIFT)
     out.copy_(q.clamp_(_WHOLE, _WHOLE + 255).view(torch.int32))
 
@@ -101,9 +102,9 @@ def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
 def _dynamic(layer: LinearState, rows: Tensor, gelu: str | None) -> Tensor:
     packed = layer.packed
     y = torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
-    for out, some in _pieces(y, rows):
-        found, scale = dynamic_codes(layer.transformed(some, -1), (-1,))
-        q = _store(torch.empty(some.shape, dtype=torch.uint8), found)
+    for out, piece in _pieces(y, rows):
+        input_codes, scale = dynamic_codes(layer.transformed(piece, -1), (-1,))
+        q = _store(torch.empty(piece.shape, dtype=torch.uint8), input_codes)
         product = _product(packed, q, packed.outputs[0], torch.float32, None).mul_(scale)
         out.copy_(product if layer.bias is None else product.add_(layer.bias))
     return reference.activated(y, gelu)
@@ -114,12 +115,12 @@ def _pieces(out: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     return zip(out.split(rows), x.split(rows), strict=True)
 
 
-def _store(out: Tensor, found: Tensor) -> Tensor:
-    """Stores int8 codes held in float32 as uint8; `found` is overwritten.
+def _store(out: Tensor, input_codes: Tensor) -> Tensor:
+    """Stores int8 codes, which are float32 numbers, in `out` as uint8. Overwrites `input_codes`.
 
-    Read as int32, codes are narrowed 16 at a time; from float32 the CPU would convert one by one.
+    The codes are read as int32, from which the CPU converts 16 at a time; from float32 it would convert one by one.
     """
-    return out.copy_(found.add_(_WHOLE + SHIFT).view(torch.int32))
+    return out.copy_(input_codes.add_(_WHOLE + SHIFT).view(torch.int32))
 
 
 def _product(packed: Packed, q: Tensor, output: Output, dtype: torch.dtype, gelu: str | None) -> Tensor:
@@ -132,7 +133,7 @@ def _product(packed: Packed, q: Tensor, output: Output, dtype: torch.dtype, gelu
 
 @torch.compiler.disable
 def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
-    """The output of `layer`."""
+    """Returns the output of `layer` for `x`."""
     if layer.weight_only or not sums_in_int32() or not x.numel():
         return reference.conv2d(layer, x)
     images = x if x.ndim == 4 else x.unsqueeze(0)
@@ -140,24 +141,26 @@ def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
     if isinstance(bins, int):
         y = _images(layer, images, bins)
     else:
-        y = torch.cat([_images(layer, image, at) for image, at in zip(images.split(1), bins, strict=True)])
+        y = torch.cat([_images(layer, image, index) for image, index in zip(images.split(1), bins, strict=True)])
     return y if x.ndim == 4 else y[0]
 
 
-def _images(layer: Conv2dState, x: Tensor, at: int) -> Tensor:
-    output, multiplied = layer.packed.outputs[at], layer.transformed(x, -3)
+def _images(layer: Conv2dState, x: Tensor, index: int) -> Tensor:
+    output, multiplied = layer.packed.outputs[index], layer.transformed(x, -3)
     if layer.calibrated:
-        qparams = layer.qparams(at)
+        qparams = layer.qparams(index)
         return _convolved(
             layer, codes(multiplied, qparams, layer.input_scheme), float(qparams.zero_point), output, x.dtype
         )
-    found, scale = dynamic_codes(multiplied, (-3, -2, -1))
-    y = _convolved(layer, found, 0.0, output, torch.float32).mul_(scale)
+    input_codes, scale = dynamic_codes(multiplied, (-3, -2, -1))
+    y = _convolved(layer, input_codes, 0.0, output, torch.float32).mul_(scale)
     return (y if layer.bias is None else y.add_(layer.bias.view(-1, 1, 1))).to(x.dtype)
 
 
-def _convolved(layer: Conv2dState, found: Tensor, zero: float, output: Output, dtype: torch.dtype) -> Tensor:
-    padded = layer.geometry.padded(found, zero)
+def _convolved(
+    layer: Conv2dState, input_codes: Tensor, zero_point: float, output: Output, dtype: torch.dtype
+) -> Tensor:
+    padded = layer.geometry.padded(input_codes, zero_point)
     q = _store(torch.empty(padded.shape, dtype=torch.uint8), padded)
     weight = layer.packed.weight, output.scale, layer.packed.zero_points, output.bias
     moves = layer.stride, (0, 0), layer.dilation, layer.groups

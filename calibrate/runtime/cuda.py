@@ -1,4 +1,4 @@
-"""The CUDA backend: cuBLAS multiplies the integers; the rest is plain torch, one kernel after torch.compile."""
+"""The CUDA backend: cuBLAS multiplies the integers. All else is plain torch, which torch.compile makes one kernel."""
 
 from torch import Tensor
 
@@ -8,10 +8,10 @@ from .reference import activated
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
+    """Returns the output of `layer` for `x`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
     return activated(layer.computed(x, int_matmul), gelu)
 
 
 def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
-    """The output of `layer`."""
+    """Returns the output of `layer` for `x`."""
     return layer.computed(x, convolution(layer, int_matmul))

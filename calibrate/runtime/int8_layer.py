@@ -1,6 +1,6 @@
-"""The state of a fast integer layer: its numbers, packed for the CPU, and the number under which graphs find the layer.
+"""The state of a fast integer layer: its tensors, the weight packed for the CPU, and its number for graphs.
 
-Backends are written against `LinearState` and `Conv2dState`; `int8_modules` gives these their forwards.
+Backends use `LinearState` and `Conv2dState`. `int8_modules` subclasses these and adds the forwards.
 """
 
 import weakref
@@ -17,29 +17,30 @@ from ..layers.modules import IntegerLayer, QuantizedConv2d, QuantizedLayer, Quan
 from ..layers.noise_level import NoiseLevel
 from ..layers.scheme import QParams
 from .onednn_weights import Packed, pack
-from .shared_codes import Recent
+from .shared_codes import SharedCodes
 
-LAYERS: "weakref.WeakValueDictionary[int, Int8Layer]" = weakref.WeakValueDictionary()  # all layers, by number
+LAYERS: "weakref.WeakValueDictionary[int, Int8Layer]" = weakref.WeakValueDictionary()  # all living layers, by number
 
 
 def number_of(layer: "Int8Layer") -> Tensor:
-    """A 0-d int64 tensor that stands for `layer` in graphs, whose operators take tensors alone."""
+    """Registers `layer` in LAYERS and returns its number as a 0-d int64 tensor, for graphs, whose operators only accept
+    tensors."""
     LAYERS[id(layer)] = layer
     return torch.tensor(id(layer), device="cpu")
 
 
 class Int8Layer(IntegerLayer):
-    """An integer layer that runs on `backend`, a name of BACKENDS; None: the backend of the input's device, or the
-    reference.
+    """An integer layer that runs on `backend`, a name in BACKENDS; None: the backend of the input's device, or the
+    reference if there is none.
 
-    On the CPU the first forward of any layer packs the weights of its model and frees the plain weights: there is one
-    copy in memory. A plain weight exists again when asked for, and when the module is moved, copied, saved or loaded,
-    until the next forward.
+    On the CPU, the first forward of a layer packs the weights of all layers of its model and frees the plain weights,
+    so that only one copy is in memory. A plain weight is restored when it is read, and when the module is moved,
+    copied, saved or loaded; it exists until the next forward.
     """
 
     backend: str | None = None
-    number: Tensor  # 0-d int64, under which graphs find the layer
-    recent: Recent | None = None  # shared with the other layers of the model
+    number: Tensor  # 0-d int64; the key of the layer in LAYERS
+    shared_codes: SharedCodes | None = None  # the codes of the last input, shared with the other layers of the model
     _packed: Packed | None = None
 
     def __init__(self, *args: Any) -> None:
@@ -48,19 +49,19 @@ class Int8Layer(IntegerLayer):
 
     @classmethod
     def of(cls, layer: QuantizedLayer) -> Self:
-        """A layer that shares its numbers and its noise level with `layer`."""
-        more = (layer.geometry,) if isinstance(layer, QuantizedConv2d) else ()
-        made = cls(layer.numbers, *more)
-        made.noise_level = layer.noise_level
-        return made.train(layer.training)
+        """Returns a fast layer that shares its tensors and its noise level with `layer`."""
+        geometry = (layer.geometry,) if isinstance(layer, QuantizedConv2d) else ()
+        fast = cls(layer.numbers, *geometry)
+        fast.noise_level = layer.noise_level
+        return fast.train(layer.training)
 
     @property
     def packed(self) -> Packed:
-        """The numbers as the CPU takes them."""
+        """The tensors in the form that the CPU backend uses. The first access packs the weights of the whole model."""
         if self._packed is None:
             self._pack()
-            # all layers at once: weights packed later, between tensors of calls, would leave holes in memory
-            for layer in self.recent.layers if self.recent else ():
+            # all layers at once: weights packed later, between the tensors of calls, would fragment memory
+            for layer in self.shared_codes.layers if self.shared_codes else ():
                 weight = layer._parameters.get("weight")
                 if not layer.weight_only and weight is not None and weight.device.type == "cpu":
                     layer._pack()
@@ -68,12 +69,12 @@ class Int8Layer(IntegerLayer):
         return self._packed
 
     def _pack(self) -> None:
-        self._packed = pack(self, (self.recent or Recent()).layouts)  # type: ignore[arg-type]
+        self._packed = pack(self, (self.shared_codes or SharedCodes()).layouts)  # type: ignore[arg-type]
         if (weight := self._parameters.pop("weight", None)) is not None:
             page_out(weight)
 
     def unpack(self) -> None:
-        """Makes the weight a parameter again."""
+        """Restores the plain weight as a parameter, and drops the packed weight."""
         if self._packed is not None:
             weight = nn.Parameter(self._packed.plain(), requires_grad=False)
             self._parameters = {"weight": weight, **self._parameters}
@@ -85,19 +86,22 @@ class Int8Layer(IntegerLayer):
         return super().__getattr__(name)
 
     def bins(self, rows: int | None) -> int | list[int]:
-        """The bin of each of the `rows` rows, or one bin for all; 0 for layers without bins."""
+        """Returns the bin of noise levels of each of the `rows` samples of a batch, or one bin for all; 0 for layers
+        without bins."""
         if not self.input_type.by_level:
             return 0
-        found: int | list[int] = (self.noise_level or NoiseLevel()).bins(self.edges, rows).tolist()
-        return found
+        bins: int | list[int] = (self.noise_level or NoiseLevel()).bins(self.edges, rows).tolist()
+        return bins
 
-    def qparams(self, at: int) -> QParams:
-        """The parameters of the input in bin `at`."""
-        return QParams(self.input_scale.view(-1)[at], self.input_zero_point.view(-1)[at])
+    def qparams(self, index: int) -> QParams:
+        """Returns scale and zero point of the input in bin `index`."""
+        return QParams(self.input_scale.view(-1)[index], self.input_zero_point.view(-1)[index])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if fn(torch.empty(0)).dtype != torch.float32:
-            raise MisfitError("dtype of an 8-bit layer: its scales are float32. Load it in another dtype.")
+            raise MisfitError(
+                "an 8-bit layer cannot be cast: its scales are float32. Load it in another dtype instead."
+            )
         self.unpack()
         return super()._apply(fn, recurse)
 
@@ -116,18 +120,18 @@ class Int8Layer(IntegerLayer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.number = number_of(self)
-        self.share(self.recent)
+        self.share(self.shared_codes)
 
-    def share(self, recent: Recent | None) -> None:
-        """Sets the `recent` that this layer shares with others."""
-        self.recent = recent
-        if recent is not None:
-            recent.layers.add(self)
+    def share(self, shared_codes: SharedCodes | None) -> None:
+        """Makes this layer share `shared_codes` with other layers."""
+        self.shared_codes = shared_codes
+        if shared_codes is not None:
+            shared_codes.layers.add(self)
 
 
 class LinearState(Int8Layer, QuantizedLinear):
-    """An integer linear layer as backends see it."""
+    """An integer linear layer without forward, for backends."""
 
 
 class Conv2dState(Int8Layer, QuantizedConv2d):
-    """An integer convolution as backends see it."""
+    """An integer convolution without forward, for backends."""

@@ -1,4 +1,4 @@
-"""Sums of products on devices with a plain product of int8 matrices: CUDA, and the NPU for float32 inputs."""
+"""Computes integer layers by plain int8 matrix products: for CUDA, and for the NPU with float32 inputs."""
 
 from collections.abc import Callable
 
@@ -8,29 +8,31 @@ from torch import Tensor
 
 from ..layers.modules import QuantizedConv2d
 
-Matmul = Callable[[Tensor, Tensor], Tensor]  # whole numbers in float32 (..., in) and int8 (out, in): int32 (..., out)
+# multiplies codes, whole numbers in float32 (..., in), with an int8 weight (out, in); returns int32 (..., out)
+Matmul = Callable[[Tensor, Tensor], Tensor]
 
 
 def convolution(layer: QuantizedConv2d, matmul: Matmul) -> Callable[[Tensor], Tensor]:
-    """A function that convolves padded codes in float32 with the weight of `layer`, patch by patch, with `matmul`."""
+    """Returns a function that convolves padded codes in float32 with the weight of `layer`, by `matmul` on patches."""
 
     def convolve(padded: Tensor) -> Tensor:
         images = padded if padded.ndim == 4 else padded.unsqueeze(0)
         size = layer.geometry.size(images.shape[2:], layer.kernel_size)
         patches = F.unfold(images, layer.kernel_size, layer.dilation, 0, layer.stride)  # (batch, in * patch, places)
         parts = zip(patches.chunk(layer.groups, 1), layer.weight.flatten(1).chunk(layer.groups), strict=True)
-        each = [matmul(some.transpose(1, 2), weight).transpose(1, 2) for some, weight in parts]
-        total = torch.cat(each, 1).unflatten(2, size)
+        sums = [matmul(group.transpose(1, 2), weight).transpose(1, 2) for group, weight in parts]
+        total = torch.cat(sums, 1).unflatten(2, size)
         return total if padded.ndim == 4 else total[0]
 
     return convolve
 
 
 def int_matmul(q: Tensor, weight: Tensor) -> Tensor:
-    """The product by torch._int_mm, padded with zeros to CUDA's limits: more than 16 rows, multiples of 8 otherwise."""
+    """Multiplies by torch._int_mm: a `Matmul`. Pads the matrices with zeros, because CUDA needs more than 16 rows, and
+    multiples of 8 for the other sizes."""
     rows = q.reshape(-1, q.shape[-1]).to(torch.int8)
     outs, ins = weight.shape
     more_rows, more_ins, more_outs = max(0, 17 - len(rows)), -ins % 8, -outs % 8
-    # cuBLAS needs the second matrix column by column: these are the rows of the weight
+    # cuBLAS needs the second matrix in column-major order, so the transposed weight is passed as it lies in memory
     total = torch._int_mm(F.pad(rows, (0, more_ins, 0, more_rows)), F.pad(weight, (0, more_ins, 0, more_outs)).t())
     return total[: len(rows), :outs].reshape(*q.shape[:-1], outs)

@@ -1,4 +1,4 @@
-"""Layers that run the integers of a checkpoint as fast as the device of their input can."""
+"""Integer layers that run on the fastest backend of their input's device."""
 
 from types import ModuleType
 
@@ -12,25 +12,25 @@ BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "npu": npu, "refere
 
 
 def backend_of(layer: Int8Layer, x: Tensor) -> ModuleType:
-    """The module that computes `layer` for the input `x`.
+    """Returns the backend, a module, that computes `layer` for the input `x`.
 
-    In a graph of torch.compile, `compiled` replaces `cpu`: Inductor cannot trace a packed weight.
+    In a graph of torch.compile, `compiled` replaces `cpu`, because Inductor cannot trace a packed weight.
     """
     backend = BACKENDS.get(layer.backend or x.device.type, reference)
-    return compiled if backend is cpu and torch.compiler.is_compiling() and compiled.takes(layer) else backend
+    return compiled if backend is cpu and torch.compiler.is_compiling() and compiled.supports(layer) else backend
 
 
 class Int8Linear(LinearState):
-    """A QuantizedLinear on the fastest backend of its input's device."""
+    """A QuantizedLinear that runs on the fastest backend of its input's device."""
 
     def forward(self, input: Tensor, gelu: str | None = None) -> Tensor:
-        """The output, in the dtype of the input; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
+        """Returns the output, in the input's dtype; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
         y: Tensor = backend_of(self, input).linear(self, input, gelu)
         return y
 
 
 class Int8Conv2d(Conv2dState):
-    """A QuantizedConv2d on the fastest backend of its input's device."""
+    """A QuantizedConv2d that runs on the fastest backend of its input's device."""
 
     def forward(self, input: Tensor) -> Tensor:
         y: Tensor = backend_of(self, input).conv2d(self, input)
@@ -38,10 +38,8 @@ class Int8Conv2d(Conv2dState):
 
 
 class Int8GELU(nn.Module):
-    """An Int8Linear and GELU of its output in one pass, in the place of diffusers' module GELU.
-
-    The tensors keep their names.
-    """
+    """An Int8Linear and the GELU of its output, computed in one pass. It replaces diffusers' module GELU, and its
+    tensors have the same names."""
 
     def __init__(self, proj: Int8Linear, approximate: str) -> None:
         super().__init__()

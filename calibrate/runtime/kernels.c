@@ -1,6 +1,7 @@
-/* What the CPU computes between the products of oneDNN, for processors with AVX-512 and its bfloat16.
+/* Attention and quantization on the CPU, for processors with AVX-512 and its bfloat16 instructions.
 
-kernels.py calls these; hatch_build.py compiles them. Sizes and strides count elements. No function keeps state. */
+kernels.py calls these functions; hatch_build.py compiles them. Sizes and strides are numbers of elements. No function
+keeps state. */
 
 #include <immintrin.h>
 #include <math.h>
@@ -13,13 +14,14 @@ typedef uint16_t bfloat16;
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
-    LANES = 16, /* float32 in a register */
-    HIGH = 6, WIDE = 4, /* rows, and registers of columns, that a product holds its sums of */
+    LANES = 16, /* number of float32 values in a register */
+    HIGH = 6, WIDE = 4, /* rows, and registers of columns, of the tile of sums that a product keeps in registers */
     COLUMNS = WIDE * LANES,
-    ROWS = 8 * HIGH, KEYS = 1024, /* a piece of scores: it stays in the second cache */
+    ROWS = 8 * HIGH, KEYS = 1024, /* rows and keys of a piece of scores, which fits in the second-level cache */
 };
 
-const char *source = SOURCE; /* the digest of this file */
+/* the SHA-256 digest of this file, by which kernels.py sees whether the library is up to date */
+const char *source = SOURCE;
 
 INLINE long up(long n, long to) { return (n + to - 1) / to * to; }
 INLINE long least(long a, long b) { return a < b ? a : b; }
@@ -28,8 +30,9 @@ INLINE __mmask16 first(long n) { return n < LANES ? (1u << n) - 1 : 0xffff; }
 /* --- products --------------------------------------------------------------------------------------------------- */
 
 /* y (HIGH, registers * LANES) = a (HIGH, 2 * pairs) @ b + (more ? y : 0).
-   Of b, two rows lie interleaved: (pairs, columns, 2). `largest` (HIGH, LANES), if it is not NULL, follows the rows of y;
-   of the last register, `end` counts. */
+   b has the layout (pairs, columns, 2): its rows are interleaved two by two. `largest` (HIGH, LANES), if it is not
+   NULL, is updated by the maximum of each lane over the row's registers; in the last register only the lanes of `end`
+   count. */
 INLINE void sums(float *y, long y_row, const bfloat16 *a, long a_row, const bfloat16 *b, long b_pair, long pairs,
                  const int registers, const int more, float *largest, __mmask16 end) {
     __m512 sum[HIGH][WIDE];
@@ -57,7 +60,7 @@ INLINE void sums(float *y, long y_row, const bfloat16 *a, long a_row, const bflo
     }
 }
 
-/* The same for many rows, and up to COLUMNS columns. */
+/* Computes `sums` for many rows, and for up to COLUMNS columns. */
 static void product(float *y, long y_row, const bfloat16 *a, long a_row, const bfloat16 *b, long b_pair, long pairs,
                     long rows, long columns, const int more, float *largest) {
     const __mmask16 end = first((columns - 1) % LANES + 1);
@@ -76,14 +79,14 @@ static void product(float *y, long y_row, const bfloat16 *a, long a_row, const b
 
 typedef struct {
     const bfloat16 *query, *key, *value;
-    const float *mask; /* added to the scores, to base 2; NULL for none */
+    const float *mask; /* added to the scores to base 2; NULL for no mask */
     bfloat16 *y;
-    int64_t at[5][3]; /* strides of each of these: batch, head, row. Those of a row lie side by side */
+    int64_t at[5][3]; /* strides of batch, head and row of query, key, value, mask, y; rows are contiguous */
     int64_t batch, heads, rows, keys, width, out;
-    float scale; /* of scores to base 2, not negative */
+    float scale; /* makes scores to base 2 of the products; not negative */
 } Attention;
 
-/* Where the parts of a piece of work lie. */
+/* The memory that a thread uses for a piece of scores. */
 typedef struct {
     float *scores, *y; /* (ROWS, KEYS), (ROWS, out) */
     bfloat16 *weights, *query; /* (ROWS, KEYS), (ROWS, width) */
@@ -95,15 +98,15 @@ INLINE long of_work(const Attention *a) {
     return up(4 * (ROWS * KEYS + ROWS * up(a->out, LANES)) + 2 * (ROWS * KEYS + ROWS * up(a->width, 2)), 64);
 }
 
-/* Heads that are packed at once. */
+/* Returns the number of heads that are packed at a time. */
 INLINE long together(const Attention *a, int threads) { return least(a->batch * a->heads, 4L * threads); }
 
-/* Bytes that attention() needs. */
+/* Returns the bytes of scratch memory that attention() needs. */
 long attention_scratch(const Attention *a, int threads) {
     return up(2 * together(a, threads) * (of_keys(a) + of_values(a)), 64) + threads * of_work(a);
 }
 
-/* key (keys, width) to blocks of COLUMNS keys: (width / 2, COLUMNS, 2). What is beyond the last is zero. */
+/* Packs key (keys, width) into blocks of COLUMNS keys, (width / 2, COLUMNS, 2), padded with zeros. */
 static void pack_keys(bfloat16 *to, const bfloat16 *key, const Attention *a) {
     const long width = a->width, block = COLUMNS * up(width, 2);
     memset(to, 0, sizeof *to * of_keys(a));
@@ -113,7 +116,7 @@ static void pack_keys(bfloat16 *to, const bfloat16 *key, const Attention *a) {
     }
 }
 
-/* value (keys, out) to (keys / 2, out, 2). What is beyond the last is zero. */
+/* Packs value (keys, out) into the layout (keys / 2, out, 2), padded with zeros. */
 static void pack_values(bfloat16 *to, const bfloat16 *value, const Attention *a) {
     const long row = a->at[2][2];
     for (long k = 0; k < a->keys; k += 2, value += 2 * row)
@@ -125,7 +128,7 @@ static void pack_values(bfloat16 *to, const bfloat16 *value, const Attention *a)
         }
 }
 
-/* 2 ** x for x up to 0: of the fraction a polynomial, of degree 4, which is off by 4e-6. */
+/* Returns 2 ** x for x up to 0. A polynomial of degree 4 computes 2 ** fraction with an error of 4e-6. */
 INLINE __m512 power(__m512 x) {
     __m512 part = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     __m512 y = _mm512_set1_ps(1.3697664e-2f);
@@ -136,7 +139,7 @@ INLINE __m512 power(__m512 x) {
     return _mm512_scalef_ps(y, x);
 }
 
-/* Scales and masks the scores of a row; returns the largest. */
+/* Scales the scores of a row and adds the mask; returns the largest score. */
 INLINE float masked(float *score, long count, const float *mask, float scale) {
     __m512 largest = _mm512_set1_ps(-INFINITY), by = _mm512_set1_ps(scale);
     for (long j = 0; j < count; j += LANES) {
@@ -148,7 +151,7 @@ INLINE float masked(float *score, long count, const float *mask, float scale) {
     return _mm512_reduce_max_ps(largest);
 }
 
-/* weight = 2 ** (score * scale - shift), rounded; returns their sum. */
+/* Computes weight = 2 ** (score * scale - shift), rounded to bfloat16; returns the sum of the unrounded weights. */
 INLINE float weigh(bfloat16 *weight, const float *score, long count, float scale, float shift) {
     const __m512 by = _mm512_set1_ps(scale), less = _mm512_set1_ps(shift);
     __m512 sum[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
@@ -167,7 +170,8 @@ INLINE void multiply(float *y, long count, float by) {
         _mm512_storeu_ps(y + j, _mm512_mul_ps(_mm512_loadu_ps(y + j), _mm512_set1_ps(by)));
 }
 
-/* Some rows of one head: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018. */
+/* Computes attention for some rows of one head, over pieces of KEYS keys: Milakov and Gimelshein, "Online normalizer
+   calculation for softmax", 2018. */
 static void attend(const Attention *a, const bfloat16 *query, const bfloat16 *keys, const bfloat16 *values,
                    const float *mask, bfloat16 *y, long rows, Work work) {
     const long width = up(a->width, 2), out = up(a->out, LANES), row = a->at[0][2];
@@ -205,7 +209,7 @@ static void attend(const Attention *a, const bfloat16 *query, const bfloat16 *ke
     }
 }
 
-/* softmax(query @ key.T * scale + mask) @ value. Rows that may look at nothing become zeros. */
+/* Computes y = softmax(query @ key.T * scale + mask) @ value. Rows whose keys are all masked become zeros. */
 void attention(const Attention *a, void *scratch, int threads) {
     const long all = a->batch * a->heads, blocks = (a->rows + ROWS - 1) / ROWS, group = together(a, threads);
     const long keys = of_keys(a), head = keys + of_values(a);
@@ -236,12 +240,12 @@ void attention(const Attention *a, void *scratch, int threads) {
 
 /* --- codes ------------------------------------------------------------------------------------------------------ */
 
-/* q = clamp(round(x / scale + zero_point) + 128, 0, 255); x is float32, or bfloat16 if it is `narrow`.
+/* Computes q = clamp(round(x / scale + zero_point) + 128, 0, 255). x is bfloat16 if `narrow`, otherwise float32.
 
-   Quotient and sum are rounded to float32 one after the other, as the reference rounds them. The 128 that make the code
-   unsigned are added to the whole number: added before, they would be part of the sum that is rounded. */
+   The quotient is rounded to float32, then the sum, as in the reference. The 128 that make the code unsigned are added
+   after rounding to a whole number: added before, they would change how the sum is rounded. */
 void quantize(const void *x, int narrow, uint8_t *q, int64_t count, float scale, int zero_point, int threads) {
-    const __m512 far = _mm512_set1_ps(1024.f); /* beyond all codes */
+    const __m512 far = _mm512_set1_ps(1024.f); /* larger than all codes */
 #pragma omp parallel for num_threads(threads) if (count > 1 << 15)
     for (int64_t i = 0; i < count; i += LANES) {
         const __mmask16 some = first(count - i);

@@ -1,11 +1,12 @@
-"""The NPU backend: operators of torch_npu, called as MindIE-SD calls them, with the numbers of the checkpoint.
+"""The NPU backend: calls operators of torch_npu as MindIE-SD does, with the numbers of the checkpoint.
 
 npu_quantize(x, scales, zero_points, qint8)     round(x / scales + zero_points)
 npu_dynamic_quant(x)                            round(x / scale), and scale, which is max |x| / 127 of each row
 npu_quant_matmul(q, weight.T, scale, bias=b)    (q @ weight.T + b) * scale, where b is int32
   with pertoken_scale=s                         q @ weight.T * scale * s + b, where b is float32
 
-The operators return float16 and bfloat16. For a float32 input, npu_quant_matmul returns the sums as int32 instead.
+The operators return float16 or bfloat16. For a float32 input, npu_quant_matmul is called for the int32 sums instead,
+and torch computes the rest.
 """
 
 import torch
@@ -21,7 +22,7 @@ _OUT = (torch.float16, torch.bfloat16)  # dtypes that npu_quant_matmul can retur
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
+    """Returns the output of `layer` for `x`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
     if layer.weight_only or not x.numel():
         return reference_linear(layer, x, gelu)
     if x.dtype not in _OUT:
@@ -33,16 +34,18 @@ def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
     if isinstance(bins, int):
         y = _static(layer, rows, bins)
     else:
-        y = torch.cat([_static(layer, some, at) for some, at in zip(rows.chunk(len(bins)), bins, strict=True)])
+        y = torch.cat(
+            [_static(layer, sample, index) for sample, index in zip(rows.chunk(len(bins)), bins, strict=True)]
+        )
     return activated(y.view(*x.shape[:-1], -1), gelu)
 
 
-def _static(layer: LinearState, rows: Tensor, at: int) -> Tensor:
+def _static(layer: LinearState, rows: Tensor, index: int) -> Tensor:
     outs = layer.out_features
-    scale, zero_point = (parameter.view(1) for parameter in layer.qparams(at))
+    scale, zero_point = (parameter.view(1) for parameter in layer.qparams(index))
     q = torch.ops.npu.npu_quantize(rows, scale, zero_point, torch.qint8)
-    deq, bias = layer.deq.view(-1, outs)[at], layer.quant_bias.view(-1, outs)[at]
-    deq = packed(deq) if rows.dtype == torch.float16 else deq  # for float16 the dequantizer takes int64
+    deq, bias = layer.deq.view(-1, outs)[index], layer.quant_bias.view(-1, outs)[index]
+    deq = packed(deq) if rows.dtype == torch.float16 else deq  # for float16 the operator needs deq packed in int64
     return _product(layer, q, deq, rows.dtype, bias=bias)
 
 
@@ -66,5 +69,5 @@ def _matmul(q: Tensor, weight: Tensor) -> Tensor:
 
 
 def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
-    """The output of `layer`."""
+    """Returns the output of `layer` for `x`."""
     return layer.computed(x, convolution(layer, _matmul))

@@ -1,7 +1,8 @@
-"""Packs weights of linear layers in oneDNN's layout for products of uint8 and int8, ten times as fast as oneDNN does.
+"""Packs weights of linear layers in oneDNN's layout for uint8 x int8 products, ten times as fast as oneDNN itself.
 
-In this layout a weight (out, in), padded with zeros to multiples of 64, lies as words of 4 inputs, (out / 64, in / 64,
-16, 64), followed by minus the sum of each row in int32. oneDNN calls the layout BA16a64b4a, and writes byte by byte.
+In this layout a weight (out, in) is padded with zeros to multiples of 64. Words of 4 inputs are stored in the order
+(out / 64, in / 64, 16, 64), followed by the negated sum of each row in int32. oneDNN calls the layout BA16a64b4a. It
+is slow because it writes byte by byte.
 """
 
 import ctypes
@@ -11,69 +12,74 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ROWS = 64  # rows and columns of a block of the layout
-_SAMPLED = 256  # words of a weight that are compared to tell layouts apart
+_ROWS = 64  # number of rows, and of columns, in a block of the layout
+_SAMPLED = 256  # number of words sampled from a weight to see whether its values differ enough to compare layouts
 
 
 class Layouts:
     """Packs the weights of one model.
 
-    oneDNN's layout depends on the CPU, the shape and the version. So oneDNN packs the first weight of a shape; only if
-    the result is what this class would write, bit for bit, this class packs later weights of the shape, into a copy.
+    oneDNN's layout depends on the CPU, the shape and the version. So oneDNN packs the first weight of each shape. If
+    the result is bit for bit what this class would write, this class packs later weights of that shape, into a copy of
+    the first result; otherwise oneDNN packs these too.
     """
 
     def __init__(self) -> None:
         self._same: WeakValueDictionary[torch.Size, Tensor] = WeakValueDictionary()
 
     def pack(self, weight: Tensor, sums: Tensor) -> Tensor:
-        """Packs a contiguous int8 weight (out, in) to the opaque tensor that `qlinear_prepack` gives; `sums`, int32,
-        are those of the rows."""
+        """Packs a contiguous int8 weight (out, in) into the opaque tensor that `qlinear_prepack` would return. `sums`:
+        the sums of the weight's rows, int32."""
         words = _words(weight)
-        behind = F.pad(sums, (0, len(words) - len(sums))).neg()
-        like = self._same.get(weight.shape)
-        if like is None:
+        negated_sums = F.pad(sums, (0, len(words) - len(sums))).neg()
+        template = self._same.get(weight.shape)
+        if template is None:
             packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
-            if _tells(words) and _is(_memory(packed), words, behind):
+            if _is_distinctive(words) and _has_layout(_memory(packed), words, negated_sums):
                 self._same[weight.shape] = packed
             return packed
-        packed = like.clone()
-        for part, values in zip(_parts(_memory(packed), words), (_blocks(words), behind), strict=True):
+        packed = template.clone()
+        for part, values in zip(_parts(_memory(packed), words), (_blocks(words), negated_sums), strict=True):
             part.copy_(values)
         return packed
 
 
 def _words(weight: Tensor) -> Tensor:
-    """A weight, padded, as int32 words (rows, words)."""
-    more = [-side % _ROWS for side in weight.shape]
-    if any(more) or weight.storage_offset() % 4:
-        weight = F.pad(weight, (0, more[1], 0, more[0]))
+    """Returns a weight, padded, as int32 words (rows, words)."""
+    padding = [-side % _ROWS for side in weight.shape]
+    if any(padding) or weight.storage_offset() % 4:
+        weight = F.pad(weight, (0, padding[1], 0, padding[0]))
     return weight.view(torch.int32)
 
 
 def _blocks(words: Tensor) -> Tensor:
+    """Returns the words in the order of the layout."""
     return words.view(len(words) // _ROWS, _ROWS, -1, 16).permute(0, 2, 3, 1)
 
 
 def _memory(packed: Tensor) -> Tensor:
-    """The memory of an opaque tensor as int32 words, valid while the tensor lives."""
+    """Returns the memory of an opaque tensor as int32 words, valid while the tensor lives."""
     size = torch.ops.mkldnn._nbytes(packed) // 4
     return torch.frombuffer((ctypes.c_int32 * size).from_address(torch.ops.mkldnn.data_ptr(packed)), dtype=torch.int32)
 
 
 def _parts(memory: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    """Splits the memory of a packed weight into views of its blocks and of its negated row sums."""
     weight, sums = memory.split([words.numel(), len(words)])
     return weight.view(len(words) // _ROWS, -1, 16, _ROWS), sums
 
 
-def _is(memory: Tensor, words: Tensor, behind: Tensor) -> bool:
+def _has_layout(memory: Tensor, words: Tensor, negated_sums: Tensor) -> bool:
+    """Returns whether the memory of a packed weight is what `Layouts` would write, bit for bit."""
     if len(memory) != words.numel() + len(words):
         return False
     weight, sums = _parts(memory, words)
-    return torch.equal(sums, behind) and torch.equal(weight, _blocks(words))
+    return torch.equal(sums, negated_sums) and torch.equal(weight, _blocks(words))
 
 
-def _tells(words: Tensor) -> bool:
-    """Whether most of the sampled words of a weight differ, so that they tell layouts apart, as zeros would not."""
-    step = words.numel() // _SAMPLED | 1  # odd, so that samples do not all come from one column
+def _is_distinctive(words: Tensor) -> bool:
+    """Returns whether more than half of the sampled words of a weight are different, so that equal memory means an
+    equal layout; a weight of zeros looks the same in every layout."""
+    step = words.numel() // _SAMPLED | 1  # odd, so that the samples come from different columns
     sampled = words.flatten()[::step].tolist()
     return 2 * len(set(sampled)) > len(sampled)

@@ -1,4 +1,4 @@
-"""The reference backend: computes the integers of the checkpoint exactly on any device, slowly."""
+"""The reference backend: computes integer layers exactly, on any device, slowly."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,15 +8,15 @@ from .int8_layer import Conv2dState, LinearState
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """The output of `layer`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
+    """Returns the output of `layer` for `x`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
     return activated(QuantizedLinear.forward(layer, x), gelu)
 
 
 def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
-    """The output of `layer`."""
+    """Returns the output of `layer` for `x`."""
     return QuantizedConv2d.forward(layer, x)
 
 
 def activated(y: Tensor, gelu: str | None) -> Tensor:
-    """GELU of `y`, or `y` itself where `gelu` is None."""
+    """Returns GELU of `y`; with `gelu` None, `y` itself."""
     return y if gelu is None else F.gelu(y, approximate=gelu)

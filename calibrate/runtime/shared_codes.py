@@ -11,21 +11,21 @@ from .onednn_layout import Layouts
 
 
 class Quantization(NamedTuple):
-    """The parameters by which an input becomes integers."""
+    """The parameters by which an input becomes codes."""
 
     scale: float
     zero_point: int
     transform: Transform | None
 
     def same(self, other: "Quantization") -> bool:
-        """Whether both give the same integers."""
+        """Returns whether both give the same codes."""
         return self[:2] == other[:2] and same_transform(self.transform, other.transform)
 
 
-class Recent:
-    """Holds the layers of a model, the integers of their last input, and the layouts of their weights.
+class SharedCodes:
+    """The state that a model's layers share: the layers, the codes of their last input, the layouts of their weights.
 
-    Copies begin empty.
+    A copy starts empty.
     """
 
     def __init__(self) -> None:
@@ -33,16 +33,17 @@ class Recent:
         self.layers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._last: tuple[weakref.ref[Tensor], int, Quantization, Tensor] | None = None
 
-    def of(self, x: Tensor, how: Quantization, make: Callable[[], Tensor]) -> Tensor:
-        """The integers of `x` as it is now, from `make` unless they are known already; callers must not change them."""
-        if x.is_inference():  # has no version: a change in place would go unnoticed
+    def of(self, x: Tensor, quantization: Quantization, make: Callable[[], Tensor]) -> Tensor:
+        """Returns the codes of the current values of `x`: the codes from the last call if `x` and `quantization` are
+        the same, otherwise those that `make` returns. Callers must not change them."""
+        if x.is_inference():  # it has no version, so a change in place would go unnoticed
             return make()
         last = self._last
-        if last is not None and last[0]() is x and last[1] == x._version and last[2].same(how):
+        if last is not None and last[0]() is x and last[1] == x._version and last[2].same(quantization):
             return last[3]
         q = make()
-        self._last = weakref.ref(x), x._version, how, q
+        self._last = weakref.ref(x), x._version, quantization, q
         return q
 
     def __reduce__(self) -> Any:
-        return Recent, ()
+        return SharedCodes, ()

@@ -1,1 +1,1 @@
-"""Moves outliers of inputs into weights (SmoothQuant), and folds the multipliers into the layers before."""
+"""Moves outliers of inputs into weights (SmoothQuant), and folds the smoothing factors into the layers before."""

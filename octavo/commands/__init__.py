@@ -1,1 +1,1 @@
-"""The commands of the command line: one file each, imported when the command runs."""
+"""The commands of the command line, one file each. A command's file is imported only when the command runs."""

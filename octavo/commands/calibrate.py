@@ -1,4 +1,4 @@
-"""`octavo calibrate`: replays a capture through its model, chooses the integers, writes a checkpoint."""
+"""Runs `octavo calibrate`: replays the calls in a capture, quantizes the denoiser, and writes a checkpoint."""
 
 import time
 from dataclasses import replace
@@ -31,11 +31,11 @@ from .calibrate_output import show, write
 from .calibrate_several import calibrate_all
 from .captured_model import Captured, casting, check_fingerprint, components_of, origin_of, source_of
 from .replayed_calls import chosen_calls, replayed_calls
-from .rerun import Announced, Rerun
+from .rerun import AnnouncedProgress, Rerun
 
 
 def run(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
-    """Runs the command: as one process or as one of several `ranks`."""
+    """Runs the command, in one process or in each of several `ranks`."""
     if options.pipeline is not None:
         from .calibrate_classifier import run_classifier
 
@@ -49,13 +49,13 @@ def run(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
         result = _calibrate(capture, names[0], options, terminal, ranks)
         ranks.wait()
         return show(result, options, terminal, time.monotonic() - began, ranks)
-    one = partial(_calibrate, capture, terminal=terminal, ranks=ranks)
-    calibrate_all(capture, names, options, one, terminal, ranks)
-    terminal.say(f"{options.out}: {', '.join(names)}. octavo generate {options.out} draws with all of them.")
+    calibrate_one = partial(_calibrate, capture, terminal=terminal, ranks=ranks)
+    calibrate_all(capture, names, options, calibrate_one, terminal, ranks)
+    terminal.say(f"{options.out}: holds {', '.join(names)}. octavo generate {options.out} uses all of them.")
 
 
 def _calibrate(capture: Capture, component: str, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Result:
-    """Calibrates one denoiser of a capture, and writes OUT on the first of `ranks`."""
+    """Calibrates one denoiser of a capture. The first of `ranks` writes OUT."""
     captured = _opened(capture, component, options, terminal, ranks)
     settings = settings_of(options, captured.family, captured.count)
     if options.memory is not None:
@@ -66,26 +66,28 @@ def _calibrate(capture: Capture, component: str, options: CalibrateOptions, term
 
 
 def _check(options: CalibrateOptions, ranks: Ranks) -> None:
-    """Refuses options that do not go together and a target that cannot be written, before anything is read."""
+    """Raises UsageError for options that contradict each other, and StorageError if OUT cannot be written, before any
+    file is read."""
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} only works with octavo calibrate-cnn. Leave it out.")
+            raise UsageError(f"--{name.replace('_', '-')} only works with octavo calibrate-cnn. Remove it.")
     parse_size(options.max_shard_size, "--max-shard-size")
     if ranks.rank == 0:
         check_target(options.out, overwrite=options.overwrite)
     if others := [name for name in formats_of(options) if name not in DENOISER_FORMATS]:
-        raise UsageError(f"--format {others[0]} only works with octavo calibrate-cnn. Choose ascend.")
+        choices = ", ".join(DENOISER_FORMATS)
+        raise UsageError(f"--format {others[0]} only works with octavo calibrate-cnn. Choose one of {choices}.")
 
 
 def _opened(capture: Capture, component: str, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Captured:
-    """The denoiser to quantize, as its capture has it, and the calls to replay."""
+    """Returns the denoiser to quantize, as its capture describes it, with the calls to replay."""
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
     stored = component
     if not capture.manifest.get("components"):
         stored = capture.units[0].calls[0].component
-        fact = "does not say what model its calls are of"
+        fact = "does not say which model its calls are from"
         source = source_of(capture, options)
-        terminal.warn(f"{capture.directory}: {fact}; they are replayed in the {component} of {source}.")
+        terminal.warn(f"{capture.directory}: {fact}. They are replayed through the {component} of {source}.")
     chosen = chosen_calls(capture, stored, options.samples, terminal, ranks)
     calls = replayed_calls(capture, stored, chosen, casting(capture, options.dtype))
     return Captured(capture, component, family, calls, len(chosen))
@@ -94,10 +96,10 @@ def _opened(capture: Capture, component: str, options: CalibrateOptions, termina
 def _calibrate_whole(
     options: CalibrateOptions, captured: Captured, settings: Settings, terminal: Terminal, ranks: Ranks
 ) -> Result:
-    """Calibrates a model that fits into memory, and writes OUT on the first of `ranks`."""
+    """Calibrates a model that is loaded as a whole (without --memory). The first of `ranks` writes OUT."""
     model, rerun, origin = _model(captured, options, ranks)
     check_space(options.out, least_size(model, planned(model, settings).quantized, len(formats_of(options))))
-    progress = terminal.progress if rerun is None else Announced(terminal, rerun)
+    progress = terminal.progress if rerun is None else AnnouncedProgress(terminal, rerun)
     result = calibrate_model(model, captured.calls, settings, progress=progress, trajectory=rerun, ranks=ranks)
     result = replace(result, report=result.report | origin_of(captured, options))
     if ranks.rank == 0:
@@ -108,10 +110,11 @@ def _calibrate_whole(
 def _model(
     captured: Captured, options: CalibrateOptions, ranks: Ranks
 ) -> tuple[nn.Module, Rerun | None, Origin | None]:
-    """The captured denoiser in the dtype of the deployment, with a budget the runs that judge it, and on the first of
-    `ranks` the denoiser's fingerprint in the captured dtype.
+    """Loads the captured denoiser and casts it to the dtype of the deployment.
 
-    Raises MisfitError when the model is not the one that was captured.
+    Also returns, with --budget, the function that reruns prompts of the capture, and, on the first of `ranks`, the
+    denoiser's fingerprint in the captured dtype; None otherwise. Raises MisfitError if the model is not the one that
+    was captured.
     """
     capture, component = captured.capture, captured.component
     manifest = capture.manifest
@@ -123,7 +126,8 @@ def _model(
     module = denoisers(pipe, (component,))[component]
     for name in formats_of(options) if not isinstance(module, diffusers.ModelMixin) else ():
         if format_named(name).read is None:
-            raise UsageError(f"--format {name}: holds models of diffusers, and {component} is none. Choose ascend.")
+            fact = f"only works with models of diffusers, and {component} is not one"
+            raise UsageError(f"--format {name} {fact}. Choose ascend.")
     check_fingerprint(capture, component, fingerprint(module), source, options.allow_revision)
     origin = Origin.of(module) if ranks.rank == 0 else None
     rerun = None

@@ -1,4 +1,4 @@
-"""`octavo calibrate --memory`: reads the model block by block, and nothing of the pipeline but the denoiser."""
+"""Runs `octavo calibrate --memory`: reads the denoiser block by block, and loads no other part of the pipeline."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -31,9 +31,10 @@ from .captured_model import Captured, check_fingerprint, origin_of, source_of
 def calibrate_blockwise(
     options: CalibrateOptions, captured: Captured, settings: Settings, terminal: Terminal, ranks: Ranks
 ) -> Result:
-    """Calibrates within the memory of the options, and writes OUT on the first of `ranks`.
+    """Calibrates a denoiser within the memory limit --memory. The first of `ranks` writes OUT.
 
-    Meanwhile each of `ranks` keeps files beside OUT: the inputs of blocks, and the integer layers.
+    During the calibration each of `ranks` keeps temporary files in a directory beside OUT: the inputs of the blocks,
+    and the integer layers.
     """
     assert options.memory is not None
     limit = parse_size(options.memory, "--memory")
@@ -48,7 +49,7 @@ def calibrate_blockwise(
     target = check_target(options.out, overwrite=options.overwrite)
     with staging(existing_parent(target), options.out) as place:
         work = BlockwiseCalibration(
-            model.requires_grad_(False), captured.calls, settings, place=place, limit=limit,
+            model.requires_grad_(False), captured.calls, settings, directory=place, limit=limit,
             device=resolve_device(options.device), cast=in_deployment, progress=terminal.progress,
             ranks=ranks,
         )  # fmt: skip
@@ -62,10 +63,10 @@ def calibrate_blockwise(
 def _mapped(
     options: CalibrateOptions, captured: Captured
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor], Origin | None]:
-    """The captured denoiser with its weights left in their files, the cast that a read weight needs, and the denoiser's
-    fingerprint in the captured dtype.
+    """Maps the captured denoiser: its weights stay in their files until they are used.
 
-    Raises MisfitError when the model is not the one that was captured.
+    Also returns the function that casts a weight to its captured dtype, and the denoiser's fingerprint in that dtype.
+    Raises MisfitError if the model is not the one that was captured.
     """
     capture, component, family = captured.capture, captured.component, captured.family
     source = source_of(capture, options)
@@ -81,13 +82,18 @@ def _mapped(
 
 
 def _casts(model: nn.Module, captured: torch.dtype | None) -> Callable[[Tensor], Tensor]:
-    """A function that casts a stored weight to the captured dtype. Weights of another dtype than the first stay."""
+    """Returns a function that casts a stored tensor to the dtype `captured`. Only tensors that have the dtype of the
+    model's first float parameter are cast."""
     stored = next((x.dtype for x in model.parameters() if x.is_floating_point()), None)
     return lambda tensor: tensor.to(captured or stored) if tensor.dtype == stored else tensor
 
 
 def _as_captured(model: nn.Module, component: str, cast: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors by name as they were captured, each freed when the next is asked for. Raises NumbersError for NaN."""
+    """Yields the model's tensors by name in their captured dtype. The memory of a tensor is freed when the next one is
+    requested.
+
+    Raises NumbersError for a tensor with NaN or Inf.
+    """
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.is_floating_point():
             check_finite(f"{component}.{name}", tensor)

@@ -1,4 +1,5 @@
-"""The options of `octavo calibrate`, and the settings of a calibration that follow from them."""
+"""Declares the options of `octavo calibrate` and `octavo calibrate-cnn`, and turns them into the settings of a
+calibration."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,42 +21,45 @@ INPUTS = "How inputs are rounded"
 WEIGHTS = "How weights are rounded"
 FLOAT = "What stays float"
 CAPTURED = "The capture and its model"
-OBSERVED_SIGMA = 25.0  # standard deviations; msModelSlim's default
-CLASSIFIERS = "Image classifiers, which octavo calibrate-cnn calibrates too"
+OBSERVED_SIGMA = 25.0  # standard deviations: half width of the range of the sigma observer, msModelSlim's default
+CLASSIFIERS = "Image classifiers (octavo calibrate-cnn has its own options)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
-    """The capture, how its model is quantized, and what is written. Where `pipeline` is cnn, `capture` is the model."""
+    """The options of `octavo calibrate`: the capture, how its model is quantized, and which files are written.
+
+    If `pipeline` is cnn, `capture` is the directory of an image classifier.
+    """
 
     capture: Path = argument()
     out: Path = argument()
     accuracy: str = option(
-        "A recipe, from fast to accurate; the options below change parts of it.",
+        "Recipe, from fast to accurate; the other options change parts of it.",
         default="fast", type=click.Choice(RECIPES),
     )  # fmt: skip
     activations: str | None = option(
-        "One range for each layer, one for each bin of noise levels, or one for each token at run time.",
+        "One input range for each layer, for each bin of noise levels, or for each token at run time.",
         type=click.Choice(ACTIVATIONS),
     )  # fmt: skip
     keep_float: tuple[str, ...] = several(
-        "Leave layers with such a name float, as in 'proj_out' or '*.ff.*'; may be repeated.", metavar="PATTERN"
+        "Leave layers with a matching name float, such as 'proj_out' or '*.ff.*'; may be repeated.", metavar="PATTERN"
     )
     budget: str | None = option(
-        "Choose a scheme for each layer within 5MiB, 40% of the bytes, 0.7x of the time, or both: 40%,0.7x.",
+        "Choose each layer's scheme within a limit: 5MiB, 40% (of the bytes), 0.7x (of the time), or 40%,0.7x.",
         metavar="LIMIT",
     )  # fmt: skip
     samples: int | None = option(
-        "Replay only N calls, those that differ most.", type=click.IntRange(1), metavar="N"
+        "Replay only the N most different calls.", type=click.IntRange(1), metavar="N"
     )  # fmt: skip
-    memory: str | None = option("Calibrate block by block within this much memory.", metavar="16GiB")
+    memory: str | None = option("Calibrate block by block with at most this much memory.", metavar="16GiB")
     device: str = option(DEVICES, default="auto", metavar="NAME")
     dtype: str | None = option("Dtype of the deployment  [default: as captured]", type=click.Choice(DTYPES))
     formats: str = option(
-        f"Formats to write: {', '.join(DENOISER_FORMATS)}; several with commas.", "--format",
+        f"Formats to write: {', '.join(DENOISER_FORMATS)}; separate several with commas.", "--format",
         default="ascend", metavar="NAMES",
     )  # fmt: skip
-    overwrite: bool = flag("Replace OUT.")
+    overwrite: bool = flag("Replace OUT if it exists.")
 
     observer: str | None = option(
         "How the range of an input is chosen  [default: minmax]", heading=INPUTS, type=click.Choice(OBSERVERS)
@@ -64,48 +68,51 @@ class CalibrateOptions:
         "Half width of the range of --observer sigma, in standard deviations.",
         default=OBSERVED_SIGMA, heading=INPUTS, type=Within(0, 100), metavar="NUMBER",
     )  # fmt: skip
-    symmetric: bool = flag("Round inputs without a zero point.", heading=INPUTS)
+    symmetric: bool = flag("Quantize inputs without a zero point.", heading=INPUTS)
     smoothing: bool | None = option(
         "Move outliers of the inputs into the weights.", "--smoothing/--no-smoothing", heading=INPUTS
     )
     weights: tuple[str, ...] = several(
-        "Rounding method; when repeated, each layer takes the method with the least error.",
+        "Rounding method; if repeated, each layer gets the method with the least error.",
         heading=WEIGHTS, type=click.Choice(WEIGHT_METHODS),
     )  # fmt: skip
     bias_correction: bool | None = option(
         "Correct the mean error of each output in the bias.", "--bias-correction/--no-bias-correction", heading=WEIGHTS
     )
-    weight_only: bool = flag("Round weights alone and leave inputs float.", heading=FLOAT)
+    weight_only: bool = flag("Quantize only the weights and leave inputs float (W8A16).", heading=FLOAT)
     quantize_too: tuple[str, ...] = several(
-        "Quantize layers with such a name that stay float by default; may be repeated.", "--quantize",
+        "Quantize layers with a matching name that stay float by default; may be repeated.", "--quantize",
         heading=FLOAT, metavar="PATTERN",
     )  # fmt: skip
     model: str | None = option(
-        "The captured model, where it is in another directory now.", heading=CAPTURED, metavar="DIR"
+        "The captured model, if it is not where it was captured.", heading=CAPTURED, metavar="DIR"
     )
     component: str | None = option(
-        "Quantize this denoiser alone, where several were captured.", heading=CAPTURED, metavar="NAME"
+        "Quantize only this denoiser, if several were captured.", heading=CAPTURED, metavar="NAME"
     )
     allow_incomplete: bool = flag("Use a capture that is not finished.", heading=CAPTURED)
-    allow_revision: bool = flag("Accept other weights of the same class and shapes.", heading=CAPTURED)
+    allow_revision: bool = flag(
+        "Accept a model whose weights differ from the captured model, if class and shapes are the same.",
+        heading=CAPTURED,
+    )  # fmt: skip
     trust_remote_code: bool = flag(TRUST, heading=PLACE)
     max_shard_size: str = option(
-        "Largest weight file of diffusers and torchao; more weights are split into several files.",
+        "Largest weight file of the formats diffusers and torchao; more weights are split into several files.",
         default="10GB", heading=FILES, metavar="5GB",
     )  # fmt: skip
     group_readable: bool = flag(READABLE, heading=FILES)
 
     pipeline: str | None = option(
-        "CAPTURE is no capture but a model: an image classifier, or digits.",
+        "CAPTURE is the directory of an image classifier, or digits (bundled), instead of a capture.",
         heading=CLASSIFIERS, type=click.Choice(["cnn"]),
     )  # fmt: skip
     images: Path | None = option("Calibrate with the pictures in this directory.", heading=CLASSIFIERS, metavar="DIR")
     input_shape: str | None = option(
-        "Calibrate without pictures, with inputs of this shape.", heading=CLASSIFIERS, metavar="1,3,224,224"
+        "Calibrate without pictures, with generated inputs of this shape.", heading=CLASSIFIERS, metavar="1,3,224,224"
     )
 
 
-# options of calibrate that `octavo calibrate-cnn` does not have
+# fields of CalibrateOptions that are no options of `octavo calibrate-cnn`
 NOT_FOR_CLASSIFIERS = (
     "pipeline", "model", "component", "budget", "quantize_too", "memory", "allow_incomplete", "allow_revision",
     "trust_remote_code", "max_shard_size",
@@ -114,22 +121,22 @@ NOT_FOR_CLASSIFIERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierOptions(CalibrateOptions):
-    """The options of `octavo calibrate-cnn`, as `octavo calibrate --pipeline cnn` would take them."""
+    """The options of `octavo calibrate-cnn`. The command does what `octavo calibrate --pipeline cnn` does."""
 
     pipeline: str | None = "cnn"
     capture: Path = argument(metavar="MODEL")
     images: Path | None = option("Calibrate with the pictures in this directory.", metavar="DIR")
     input_shape: str | None = option(
-        "Calibrate without pictures, with made-up inputs of this shape.", metavar="1,3,224,224"
+        "Calibrate without pictures, with generated inputs of this shape.", metavar="1,3,224,224"
     )
     samples: int | None = option(
-        "Take only N of the pictures, spread evenly over them.", type=click.IntRange(1), metavar="N"
+        "Use only N of the pictures, spaced evenly among them.", type=click.IntRange(1), metavar="N"
     )
     activations: str | None = option(
-        "One range for each layer, or one for each token at run time.", type=click.Choice(["static", "dynamic"])
+        "One input range for each layer, or for each token at run time.", type=click.Choice(["static", "dynamic"])
     )
     formats: str = option(
-        f"Formats to write: {', '.join(CLASSIFIER_FORMATS)}; several with commas.",
+        f"Formats to write: {', '.join(CLASSIFIER_FORMATS)}; separate several with commas.",
         "--format",
         default="ascend",
         metavar="NAMES",
@@ -138,9 +145,10 @@ class ClassifierOptions(CalibrateOptions):
 
 
 def settings_of(options: CalibrateOptions, family: "Family", samples: int | None = None) -> "Settings":
-    """The settings of the recipe and of the options that change it.
+    """Returns the settings of a calibration: those of the recipe, changed by the other options and by the defaults of
+    the model `family`. `samples` is the number of calls.
 
-    Raises UsageError where a format cannot hold the result, and for options that contradict each other.
+    Raises UsageError if a format cannot hold the result, and for options that contradict each other.
     """
     from octavo.calibrate.formats.export import check_activations, folding
     from octavo.calibrate.settings import RECIPES, Settings
@@ -150,8 +158,8 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     if options.quantize_too and defaults is not None:
         unknown = [pattern for pattern in options.quantize_too if pattern not in defaults]
         if unknown:
-            known = ", ".join(defaults)
-            raise UsageError(f"--quantize: '{unknown[0]}' is not kept float by default. Choose of {known}.")
+            choices = ", ".join(defaults)
+            raise UsageError(f"--quantize: '{unknown[0]}' is not kept float by default. Choose one of {choices}.")
         defaults = {pattern: why for pattern, why in defaults.items() if pattern not in options.quantize_too}
     changes = {
         "observer": options.observer, "activations": "float" if options.weight_only else options.activations,
@@ -166,28 +174,30 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     )  # fmt: skip
     check_activations(formats_of(options), settings.activations)
     if options.observer is not None and not settings.input_type.ranged:
-        known = f"ranges that are known before a run, and {settings.activations} activations have none"
-        raise UsageError(f"--observer {options.observer}: chooses {known}. Leave it out, or add --activations static.")
+        fact = f"has no effect, because {settings.activations} activations have no range that is chosen before a run"
+        raise UsageError(f"--observer {options.observer} {fact}. Remove it, or add --activations static.")
     return settings
 
 
 def _refuse_contradictions(options: CalibrateOptions) -> None:
-    """Raises UsageError where one option leaves nothing to do for another one that was given."""
+    """Raises UsageError if one option takes away the effect of another."""
     rounding = {
         f"--activations {options.activations}": options.activations, f"--observer {options.observer}": options.observer,
         "--symmetric": options.symmetric, "--smoothing": options.smoothing,
     }  # fmt: skip
-    given = [words for words, value in rounding.items() if value]
-    if options.weight_only and given:
-        raise UsageError(f"--weight-only: leaves inputs float, and {given[0]} says how to round them. Drop one.")
+    input_options = [words for words, value in rounding.items() if value]
+    if options.weight_only and input_options:
+        fact = f"--weight-only leaves inputs float, so {input_options[0]} has no effect"
+        raise UsageError(f"{fact}. Remove one of the two.")
     if options.sigma != OBSERVED_SIGMA and options.observer != "sigma":
-        raise UsageError(f"--sigma {options.sigma:g}: only works with --observer sigma. Add it, or leave --sigma out.")
+        raise UsageError(f"--sigma {options.sigma:g} only works with --observer sigma. Add it, or remove --sigma.")
     if both := sorted(set(options.keep_float) & set(options.quantize_too)):
-        raise UsageError(f"--quantize {both[0]}: --keep-float has the same pattern. Drop one.")
+        raise UsageError(f"--quantize {both[0]}: --keep-float has the same pattern. Remove one of the two.")
 
 
 def formats_of(options: CalibrateOptions) -> tuple[str, ...]:
-    """The formats to write. Raises UsageError for one that cannot be written."""
+    """Returns the names of the formats to write. Raises UsageError for an unknown format, or one whose libraries are
+    not installed."""
     from octavo.calibrate.formats.export import check_formats
 
     names = tuple(name.strip() for name in options.formats.split(","))

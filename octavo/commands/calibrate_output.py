@@ -1,4 +1,4 @@
-"""Writes and prints the result of `octavo calibrate`."""
+"""Writes and prints the results of `octavo calibrate` and `octavo calibrate-cnn`."""
 
 from typing import Any
 
@@ -13,17 +13,18 @@ from octavo.capture.progress import duration
 from octavo.capture.ranks import ALONE, Ranks
 
 from ..page import PAGE_FILE, page
-from ..terminal import Terminal, size
+from ..terminal import Terminal, count_of, size
 from .calibrate_options import CalibrateOptions, formats_of
 
 
 def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
-    """Prints the schemes chosen under a budget, and how far the estimate of their error was off."""
+    """Prints the schemes that were chosen under a budget, a table of the `most` sensitive layers, and the measured and
+    the estimated error of the final latents."""
     spent, schemes = report["budget"], list(report["budget"]["schemes"])
     rows = [row for row in report["layers"] if row.get("trajectory_error")]
     terminal.table(
-        "Most sensitive: mean squared error of the final latents with nothing else quantized",
-        ["layer", "chosen", *schemes],
+        "Most sensitive layers: mean squared error of the final latents if only this layer is quantized",
+        ["layer", "chosen scheme", *schemes],
         [
             [
                 row["name"],
@@ -38,8 +39,9 @@ def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> N
     share = count["used"] / count["float"]
     terminal.say(
         f"Budget {spent['budget']}: {', '.join(mixed)}; {size(count['used'])} ({share:.1%} of float), an estimated "
-        f"{time['used']:.2f}x of the time. Final latents differ by {error['relative']:.2g} of their power "
-        f"({error['measured']:.3g}; the sum over layers is {error['estimated']:.3g}); {spent['runs']} runs."
+        f"{time['used']:.2f}x of the time. The mean squared error of the final latents is {error['measured']:.3g}, "
+        f"{error['relative']:.2g} of their power; the errors of the single layers add up to {error['estimated']:.3g}. "
+        f"The pipeline ran {spent['runs']} times."
     )
     terminal.event("budget", **spent)
 
@@ -48,11 +50,14 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2e}"
 
 
-_COLUMNS = ("range", "scale", "zero_point")  # entries of the report that the table of the worst layers shows
+_COLUMNS = ("range", "scale", "zero_point")  # keys of a layer in the report: columns of the table of layers
 
 
 def write(result: Result, model: nn.Module, options: CalibrateOptions, origin: Origin | None = None) -> None:
-    """Writes the checkpoint in the formats wanted, and the page of its report; `origin` is the model as captured."""
+    """Writes the checkpoint in the formats of --format, with its report as a page.
+
+    `origin` is the fingerprint of the float model as it was captured; None: that of `model`.
+    """
     export(
         result, model, options.out, formats_of(options), overwrite=options.overwrite,
         group_readable=options.group_readable, files={PAGE_FILE: page({"report": result.report})},
@@ -61,7 +66,7 @@ def write(result: Result, model: nn.Module, options: CalibrateOptions, origin: O
 
 
 def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float, ranks: Ranks = ALONE) -> None:
-    """The tables and lines for people, and the event for programs."""
+    """Prints the result: warnings, tables and a summary for people, or an event for programs."""
     for warning in result.warnings:
         terminal.warn(warning)
     report = result.report
@@ -71,23 +76,23 @@ def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds:
         if row["scheme"] is None:
             reasons.setdefault(row["reason"], []).append(row["name"])
     terminal.table(
-        "Kept float", ["layers", "why"],
-        [[_some(names), why] for why, names in reasons.items()],
+        "Layers that stay float", ["layers", "reason"],
+        [[_first_names(names), reason] for reason, names in reasons.items()],
     )  # fmt: skip
     terminal.table(
-        "Worst by SQNR", ["layer", "SQNR", "range", "scale", "zero point"],
+        "Layers with the lowest SQNR", ["layer", "SQNR", "input range", "input scale", "zero point"],
         [
             [row["name"], f"{row['sqnr']:.1f} dB", *(_extent(row[key]) if key in row else "" for key in _COLUMNS)]
             for row in worst(report)
         ],
     )  # fmt: skip
-    quality = "" if totals["output_sqnr"] is None else f", output SQNR {quality_of(totals)}"
+    quality = "" if totals["output_sqnr"] is None else f"; output SQNR {quality_of(totals)}"
     if "budget" in report:
         show_budget(report, terminal)
     terminal.say(
         f"{options.out}: {totals['quantized']} layers in 8-bit integers, {totals['kept_float']} float{quality}; "
         f"{size(totals['bytes_before'])} of layers became {size(totals['bytes_after'])}; "
-        f"{totals['calls']} calls, {duration(seconds)}, peak memory {size(report['peak_memory'])}."
+        f"{count_of(totals['calls'], 'call')}, {duration(seconds)}, peak memory {size(report['peak_memory'])}."
     )
     if enough := verdict(report["enough"]):
         terminal.say(enough)
@@ -98,19 +103,21 @@ def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds:
 
 
 def quality_of(totals: dict[str, Any]) -> str:
-    """The SQNR of the output with its interval and its calls: 36.3 dB (35.9 to 36.8) on 8 calls held out."""
+    """Returns the output SQNR in words, with its 95 % interval and the calls that it was measured on, such as
+    "36.3 dB (95 % interval 35.9 to 36.8) on 8 held-out calls"."""
     interval = totals["output_sqnr_interval"]
-    around = "" if interval is None else f" ({interval[0]:.1f} to {interval[1]:.1f})"
+    around = "" if interval is None else f" (95 % interval {interval[0]:.1f} to {interval[1]:.1f})"
     return f"{totals['output_sqnr']:.1f} dB{around} {measured_on(totals)}"
 
 
 def _extent(value: Any) -> str:
-    """One number, or the smallest and the largest of several."""
+    """Returns a number as a text, or the smallest and the largest of a list of numbers."""
     if isinstance(value, list):
         low, high = min(value), max(value)
         return f"{low:.3g}" if low == high else f"{low:.3g} .. {high:.3g}"
     return f"{value:.3g}"
 
 
-def _some(names: list[str], most: int = 4) -> str:
+def _first_names(names: list[str], most: int = 4) -> str:
+    """Returns the first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,4 +1,5 @@
-"""`octavo calibrate` of a pipeline with several denoisers: what is finished is kept until OUT can be whole."""
+"""Runs `octavo calibrate` for a pipeline with several denoisers. If one fails, the finished ones are kept for the next
+run, and OUT is not written."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,9 +21,10 @@ from ..terminal import Terminal
 from .calibrate_options import CalibrateOptions
 from .calibrate_output import show
 
-_NAME = 40  # characters of OUT's name that the name of its parts begins with: a name has at most 255 bytes
-# options that do not change what is written
-_ELSEWHERE = {"capture", "out", "overwrite", "device", "memory"}
+# characters of OUT's name with which the name of the unfinished directory begins: file systems allow 255 bytes
+_NAME = 40
+# options that do not change the contents of OUT, so that a later run may change them and still continue
+_IRRELEVANT = {"capture", "out", "overwrite", "device", "memory"}
 
 
 def calibrate_all(
@@ -33,17 +35,18 @@ def calibrate_all(
     terminal: Terminal,
     ranks: Ranks,
 ) -> None:
-    """Calibrates several denoisers, each into the folder of OUT with its name. OUT is whole or as before.
+    """Calibrates the denoisers `names` with `calibrate`, and writes each into the folder of OUT with its name.
 
-    Until all are done they are in a directory beside OUT, from where a later run with the same options takes them.
+    Until all denoisers are finished, their checkpoints are in a directory beside OUT. So OUT is written as a whole or
+    stays as it was, and a later run with the same options reuses the finished checkpoints.
     """
     target = check_target(options.out, overwrite=options.overwrite) if ranks.rank == 0 else options.out
-    parts = _parts(target, capture, options)
-    with _held(parts, options, terminal, ranks):
+    parts = _unfinished_directory(target, capture, options)
+    with _locked_directory(parts, options, terminal, ranks):
         finished = ranks.first([name for name in names if is_checkpoint(parts / name)])
         for name in names:
             if name in finished:
-                terminal.say(f"{options.out / name}: an earlier run finished {name} ({parts / name}).")
+                terminal.say(f"{options.out / name}: uses {parts / name}, which an earlier run finished.")
                 continue
             began = monotonic()
             result = calibrate(name, replace(options, out=parts / name, overwrite=True))
@@ -53,30 +56,35 @@ def calibrate_all(
         replace_directory(parts, target, Modes(options.group_readable).directory)
 
 
-def _parts(target: Path, capture: Capture, options: CalibrateOptions) -> Path:
-    """The directory beside `target` for the finished denoisers of this capture with these options."""
-    chosen = {name: value for name, value in asdict(options).items() if name not in _ELSEWHERE}
-    asked = (__version__, capture.manifest, [unit.digest for unit in capture.units], chosen)
-    return target.with_name(f"{target.name[:_NAME]}.unfinished-{digest_of(repr(asked).encode())[:8]}")
+def _unfinished_directory(target: Path, capture: Capture, options: CalibrateOptions) -> Path:
+    """Returns the path of the directory beside `target` for finished denoisers. The path depends on the version of
+    Octavo, the capture, and the options that change the result."""
+    relevant = {name: value for name, value in asdict(options).items() if name not in _IRRELEVANT}
+    identity = (__version__, capture.manifest, [unit.digest for unit in capture.units], relevant)
+    return target.with_name(f"{target.name[:_NAME]}.unfinished-{digest_of(repr(identity).encode())[:8]}")
 
 
 @contextmanager
-def _held(parts: Path, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Iterator[None]:
-    """Inside, the directory of the parts is this run's. If the run fails, it stays when it holds a finished part."""
+def _locked_directory(parts: Path, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Iterator[None]:
+    """Makes the directory `parts` and locks it during the `with` block; only the first of `ranks` does so.
+
+    If the block fails, the directory is kept if it holds a finished checkpoint, and removed otherwise.
+    """
     if ranks.rank:
         yield
         return
     if not parts.exists():
         make_directory(parts, Modes(options.group_readable).directory)
-    held = lock(parts)
+    directory_lock = lock(parts)
     try:
         clean(parts)
         yield
     except BaseException:
-        if done := sorted(place.name for place in parts.iterdir() if is_checkpoint(place)):
-            terminal.warn(f"{parts}: {' and '.join(done)} finished and kept. The same command goes on from there.")
+        if finished := sorted(place.name for place in parts.iterdir() if is_checkpoint(place)):
+            names = " and ".join(finished)
+            terminal.warn(f"{parts}: holds {names}, already calibrated. Run the same command again to continue.")
         raise
     finally:
-        held.release()
+        directory_lock.release()
         with suppress(OSError):
             parts.rmdir()

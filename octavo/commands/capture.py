@@ -1,4 +1,4 @@
-"""`octavo capture`: runs a pipeline over prompts and stores what its denoisers are called with."""
+"""Runs `octavo capture`: runs a pipeline over prompts and stores the arguments of its denoisers' calls."""
 
 import time
 
@@ -21,13 +21,13 @@ from octavo.pipelines.prompted import note_on_prompts
 from octavo.pipelines.run import call_arguments
 from octavo.prompts import read_prompts
 
-from ..terminal import Terminal, size
+from ..terminal import Terminal, count_of, size
 from .capture_job import Job
 from .capture_options import CaptureOptions
 
 
 def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
-    """Runs the command. Raises OctavoError, exit code 1, when `keep_going` left prompts out."""
+    """Runs the command. With --keep-going, raises OctavoError (exit code 1) at the end if any prompt failed."""
     began = time.monotonic()
     device, settings = resolve_device(ranks.connect(options.device)), options.settings
     source = options.prompts or ("demo" if options.model == "demo" else "images")
@@ -38,7 +38,7 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
     family = family_at(directory, options.pipeline)
     if ranks.rank == 0:
         prepare(options.capture, Modes(options.group_readable), options.resume)
-        lock(options.capture).release()  # writable and free, before a model is loaded
+        lock(options.capture).release()  # check that CAPTURE can be written and locked before the model is loaded
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
         text_encoder=options.text_encoder, offload=options.offload, strict=options.strict,
@@ -67,33 +67,43 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
     _finish(job, writer, options, terminal, time.monotonic() - began)
 
 
-def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: Terminal, seconds: float) -> None:
-    tally, stored = job.tally, len(writer.unit_names())
+def _warn(job: Job, options: CaptureOptions, terminal: Terminal) -> None:
+    """Prints warnings of calls that were left out, and of denoisers that the capture cannot calibrate."""
+    tally = job.tally
     if tally.skipped:
-        terminal.warn(f"{tally.skipped} calls with non-finite values were left out.")
+        terminal.warn(f"Left out {count_of(tally.skipped, 'call')} with NaN or Inf (--nonfinite skip).")
     if tally.saturated:
-        terminal.warn(f"{tally.saturated} calls hold float16 values at the limit of 65504.")
-    for name in job.modules if tally.heard else ():
-        if name not in tally.heard:
-            terminal.warn(f"{name} was never called and cannot be calibrated from this. Take more --steps.")
+        fact = "with float16 values at the limit of 65504, which may have overflowed"
+        terminal.warn(f"Recorded {count_of(tally.saturated, 'call')} {fact}.")
+    for name in job.modules if tally.called else ():
+        if name not in tally.called:
+            terminal.warn(f"{name} was never called, so this capture cannot calibrate it. Use more --steps.")
         elif name not in tally.stored:
-            terminal.warn(f"No step of {name} is among those kept, so it cannot be calibrated. Keep more with --keep.")
+            fact = f"--keep {options.keep} keeps no step in which {name} is called"
+            terminal.warn(f"{fact}, so this capture cannot calibrate it. Keep more steps with --keep.")
     rule = job.keep.rule
     if rule.kind == "spread" and tally.steps and min(tally.steps) < rule.number:
-        terminal.warn(f"--keep {options.keep}: a prompt took {min(tally.steps)} steps only; all of them are stored.")
+        terminal.warn(f"--keep {options.keep}: a prompt took only {min(tally.steps)} steps; all of them are stored.")
     for name, count in tally.swapped.items():
         terminal.warn(swap_warning(name, count))
+
+
+def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: Terminal, seconds: float) -> None:
+    """Prints warnings and the summary of a capture, and writes the --pth file."""
+    tally, stored = job.tally, len(writer.unit_names())
+    _warn(job, options, terminal)
     if options.pth is not None and job.ranks.rank == 0:
         from octavo.capture.pth.pth import save_pth
 
         capture = Capture.open(writer.directory, allow_incomplete=bool(tally.failed))
         save_pth(options.pth, capture.calls())
-        terminal.say(f"{options.pth}: the same calls as a list of keyword arguments.")
+        terminal.say(f"{options.pth}: written, with the keyword arguments of the same calls.")
     share = tally.recording / tally.running if tally.running else 0.0
     ratio = f" ({tally.raw_bytes / tally.stored_bytes:.1f}x smaller)" if tally.stored_bytes else ""
     terminal.say(
-        f"{options.capture}: {stored} prompts, {tally.calls} calls; {size(tally.raw_bytes)} of inputs, "
-        f"{size(tally.stored_bytes)} on disk{ratio}; {duration(seconds)}, of which recording {share:.1%}."
+        f"{options.capture}: {count_of(stored, 'prompt')}, {count_of(tally.calls, 'call')}; "
+        f"{size(tally.raw_bytes)} of inputs, {size(tally.stored_bytes)} on disk{ratio}; "
+        f"{duration(seconds)}, {share:.1%} of it for recording."
     )
     terminal.event(
         "done", prompts=stored, calls=tally.calls, raw_bytes=tally.raw_bytes,
@@ -102,4 +112,5 @@ def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: 
     )  # fmt: skip
     job.ranks.wait()
     if tally.failed:
-        raise OctavoError(f"{options.capture}: {len(tally.failed)} prompts failed. Run again with --resume.")
+        failed = count_of(len(tally.failed), "prompt")
+        raise OctavoError(f"{options.capture}: {failed} failed. Run again with --resume.")

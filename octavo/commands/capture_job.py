@@ -1,4 +1,4 @@
-"""One run of a pipeline over prompts, and what comes of each prompt."""
+"""Runs a pipeline over prompts for `octavo capture`, and stores, skips or reports each prompt."""
 
 import time
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from octavo.capture.space import check_space
 from octavo.capture.store.writer import CaptureWriter, UnitWriter, unit_key
 from octavo.pipelines.run import RunSettings, announced_steps, prompt_seed, run_prompt, total_steps
 
-from ..terminal import Interrupted, Terminal, size
+from ..terminal import Interrupted, Terminal, count_of, size
 from .capture_options import CaptureOptions
 
 _RESUME = "Free space and run again with --resume"
@@ -34,30 +34,34 @@ _RESUME = "Free space and run again with --resume"
 
 @dataclass
 class Tally:
-    """Counts of a run so far."""
+    """Counts and durations of the prompts that were captured so far."""
 
-    calls: int = 0
-    raw_bytes: int = 0
-    stored_bytes: int = 0
-    recording: float = 0.0  # seconds
-    skipped: int = 0  # calls with values that are not finite
-    saturated: int = 0  # calls with float16 values at their limit
-    heard: set[str] = field(default_factory=set)  # denoisers that were called
-    stored: set[str] = field(default_factory=set)  # denoisers of which calls are stored
-    steps: set[int] = field(default_factory=set)  # numbers of steps that prompts took
-    swapped: dict[str, int] = field(default_factory=dict)  # by denoiser: attention layers run in the pipeline's way
-    failed: list[int] = field(default_factory=list)  # numbers of the prompts, from 1
-    running: float = 0.0  # seconds inside the pipeline
+    calls: int = 0  # stored calls
+    raw_bytes: int = 0  # bytes of their tensors
+    stored_bytes: int = 0  # bytes on disk
+    recording: float = 0.0  # seconds spent in hooks and in writing
+    skipped: int = 0  # calls left out because of NaN or Inf
+    saturated: int = 0  # calls with float16 values at the limit of 65504
+    called: set[str] = field(default_factory=set)  # names of denoisers that were called
+    stored: set[str] = field(default_factory=set)  # names of denoisers with stored calls
+    steps: set[int] = field(default_factory=set)  # numbers of denoising steps of the prompts
+    # by denoiser: attention processors that the pipeline swapped for its own while it ran
+    swapped: dict[str, int] = field(default_factory=dict)
+    failed: list[int] = field(default_factory=list)  # numbers of the prompts that failed, from 1
+    running: float = 0.0  # seconds for whole prompts, recording included
 
     def plus(self, other: "Tally") -> "Tally":
-        """The counts of two runs together."""
+        """Returns the tally of the prompts of both."""
         pairs = {item.name: (getattr(self, item.name), getattr(other, item.name)) for item in fields(self)}
         joined: dict[str, Any] = {n: a | b if isinstance(a, (set, dict)) else a + b for n, (a, b) in pairs.items()}
         return Tally(**joined)
 
 
 class Job:
-    """One pipeline, its denoisers and how they are to be run over the prompts."""
+    """Captures the calls of a pipeline's denoisers, prompt by prompt.
+
+    `modules` are the denoisers by name, `arguments` those of the pipeline's call. `tally` counts the prompts so far.
+    """
 
     def __init__(
         self,
@@ -76,13 +80,13 @@ class Job:
         self.tally = Tally()
 
     def capture(self, writer: CaptureWriter, texts: list[str]) -> None:
-        """Captures this rank's share of the prompts that are not stored; afterwards `tally` is of all ranks."""
+        """Captures this rank's share of the prompts that are not stored yet. Afterwards `tally` covers all ranks."""
         try:
             self._share(writer, [self._info(text) for text in texts])
             tallies = self.ranks.gather(self.tally)
-        except Interrupted as stop:
+        except Interrupted as interrupt:
             count = f"{len(writer.unit_names())} of {len(texts)} prompts are stored"
-            stop.note = f"Interrupted: {count}. Run again with --resume."
+            interrupt.note = f"Interrupted: {count}. Run again with --resume."
             raise
         self.tally = reduce(Tally.plus, tallies)
         self.tally.failed.sort()
@@ -92,24 +96,31 @@ class Job:
             writer.complete()
 
     def _share(self, writer: CaptureWriter, infos: list[dict[str, Any]]) -> None:
+        """Captures this rank's prompts. After the first one, prints an estimate and checks the free space."""
         todo = _unstored(writer, infos, self.options)
+        rest = len(todo) - self.ranks.world  # prompts that remain when each rank has captured one
         with self.terminal.bars("prompts", len(infos), self.steps) as show:
-            for at, (index, number) in enumerate(self.ranks.share(todo)):
+            for count, (index, number) in enumerate(self.ranks.share(todo)):
                 done = len(infos) - len(todo) + self.ranks.count("prompts")
                 show(done, 0)
                 self._prompt(writer, index, infos[number], number + 1, partial(show, done))
                 self.ranks.count("prompts", 1)
-                if at == 0 and len(todo) > self.ranks.world and self.tally.calls:
-                    self._estimate(len(todo) - self.ranks.world)
-                    check_space(self.options.capture, self.tally.stored_bytes * (len(todo) - self.ranks.world), _RESUME)
+                if count == 0 and rest > 0 and self.tally.calls:
+                    self._estimate(rest)
+                    check_space(self.options.capture, self.tally.stored_bytes * rest, _RESUME)
 
     def _info(self, text: str) -> dict[str, Any]:
+        """Returns the description of a prompt's unit: the settings of the run, the prompt and its seed."""
         settings = self.settings.as_dict() | {"steps": self.steps, "keep": self.options.keep}
         return settings | {"prompt": text, "seed": prompt_seed(text, self.settings.seed)}
 
     def _prompt(
         self, writer: CaptureWriter, index: int, info: dict[str, Any], number: int, show: Callable[[int], None]
     ) -> None:
+        """Captures one prompt. If it fails, raises the error, or with --keep-going prints it as a warning.
+
+        `index` is that of the unit to write, `number` that of the prompt, from 1.
+        """
         began, clock = time.perf_counter(), Clock()
         try:
             tally = self._run(writer, index, info, number, show, clock)
@@ -117,14 +128,14 @@ class Job:
                 clock = Clock()
                 tally = self._run(writer, index, info, number, show, clock)
             if tally is None:
-                fact = f"prompt {number} does not take as many steps when it runs again"
-                raise MisfitError(f"{fact}. Use --keep every:N.")
+                fact = f"prompt {number} took another number of steps when it was run again"
+                raise MisfitError(f"{fact}, so --keep {self.options.keep} cannot choose steps. Use --keep every:N.")
         except Exception as error:
-            refused = self._refusal(error, number, clock.step, len(writer.unit_names()))
-            if not self.options.keep_going or isinstance(refused, MisfitError | StorageError | DeviceError):
-                raise refused from error
+            refusal = self._refusal(error, number, clock.step, len(writer.unit_names()))
+            if not self.options.keep_going or isinstance(refusal, MisfitError | StorageError | DeviceError):
+                raise refusal from error
             self.tally.failed.append(number)
-            self.terminal.warn(str(refused), own=True)
+            self.terminal.warn(str(refusal), own=True)
             return
         tally.running = time.perf_counter() - began
         self.tally = self.tally.plus(tally)
@@ -134,15 +145,16 @@ class Job:
         self, writer: CaptureWriter, index: int, info: dict[str, Any], number: int, show: Callable[[int], None],
         clock: Clock,
     ) -> Tally | None:  # fmt: skip
-        """Runs a prompt and stores its unit. None: nothing is stored, for its steps were miscounted."""
+        """Runs a prompt and stores its unit. Returns its tally, or None if nothing was stored, because the run had
+        another number of steps than expected and so kept the wrong ones."""
         tally = Tally()
         self.keep.begin()
         try:
             with writer.unit(index, info) as unit, ExitStack() as stack:
-                heard = Heard(unit, number, self.options, tally)
+                sink = CheckedSink(unit, number, self.options, tally)
                 dropped = frozenset(self.options.dropped)
                 recorders = [
-                    stack.enter_context(Recorder(module, heard, name=name, clock=clock, keep=self.keep, drop=dropped))
+                    stack.enter_context(Recorder(module, sink, name=name, clock=clock, keep=self.keep, drop=dropped))
                     for name, module in self.modules.items()
                 ]
 
@@ -153,59 +165,67 @@ class Job:
                 run_prompt(self.pipe, info["prompt"], self.arguments, self.settings.seed, stepped)
                 if not any(recorder.call_count for recorder in recorders):
                     names = " or ".join(self.modules)
-                    raise MisfitError(f"prompt {number}: the {names} was never called. Choose another --component.")
+                    fact = f"the pipeline never called {names}"
+                    raise MisfitError(f"prompt {number}: {fact}. Choose another --component.")
                 if self.keep.miscounted():
                     raise _Miscounted
-                inside = time.perf_counter()
+                pipeline_ended = time.perf_counter()
         except _Miscounted:
             return None
-        tally.recording = sum(r.seconds for r in recorders) + time.perf_counter() - inside
-        tally.heard = {recorder.name for recorder in recorders if recorder.call_count}
+        tally.recording = sum(r.seconds for r in recorders) + time.perf_counter() - pipeline_ended
+        tally.called = {recorder.name for recorder in recorders if recorder.call_count}
         tally.steps = {self.keep.count}
         tally.swapped = {recorder.name: recorder.swapped for recorder in recorders if recorder.swapped}
         tally.calls, tally.raw_bytes, tally.stored_bytes = unit.calls, unit.raw_bytes, unit.stored_bytes
         return tally
 
     def _refusal(self, error: Exception, number: int, step: int, stored: int) -> OctavoError:
-        """The error as the user should read it."""
+        """Returns the error to show for an exception in prompt `number` at a denoising `step`."""
         if isinstance(error, Unstorable) and error.name is not None:
-            return FileError(f"{error.fact}; exclude it with --drop-input {error.name}.")
+            return FileError(f"{error.fact}. Exclude it with --drop-input {error.name}.")
         if isinstance(error, OctavoError):
             return error
         if (device := out_of_memory(error)) is not None:
             where = f"out of memory on {device or self.options.device} at prompt {number}, step {step}"
-            return DeviceError(f"{where}. {stored} prompts are stored; try --offload or a smaller size, then --resume.")
+            remedy = "Run again with --resume and --offload, or capture at a smaller --height and --width"
+            return DeviceError(f"{where}. Prompts stored so far: {stored}. {remedy}.")
         fact = first_sentence(error)
-        remedy = "Change the settings, or pass --keep-going to leave such prompts out"
+        remedy = "Change the settings of the call, or use --keep-going to skip prompts that fail"
         return OctavoError(f"prompt {number}: {type(error).__name__}: {fact}. {remedy}.")
 
-    def _estimate(self, left: int) -> None:
+    def _estimate(self, rest: int) -> None:
+        """Prints how much space and time the `rest` of the prompts will take, estimated from this rank's first one."""
         tally = self.tally
-        disk, seconds = tally.stored_bytes * left, tally.running * -(-left // self.ranks.world)
-        self.terminal.say(f"The other {left} prompts will take about {size(disk)} and {duration(seconds)}.")
-        self.terminal.event("estimate", prompts=left, bytes=disk, seconds=round(seconds, 3))
+        disk, seconds = tally.stored_bytes * rest, tally.running * -(-rest // self.ranks.world)
+        prompts = count_of(rest, "more prompt")
+        self.terminal.say(f"{prompts} will take about {size(disk)} on disk and {duration(seconds)}.")
+        self.terminal.event("estimate", prompts=rest, bytes=disk, seconds=round(seconds, 3))
 
 
 class _Miscounted(Exception):
-    """Leaves a unit whose run kept other steps than asked for; see KeptSteps."""
+    """Raised inside a unit to discard it, because the run had another number of steps than expected and so the wrong
+    ones were kept; see `KeptSteps`."""
 
 
-class Heard:
-    """The sink of one prompt: looks at the numbers of a call before the unit takes it."""
+class CheckedSink:
+    """Stores the recorded calls of one prompt, and checks each for NaN and Inf first: with --nonfinite error, raises
+    NumbersError for such a call, and with skip leaves it out."""
 
     def __init__(self, unit: UnitWriter, number: int, options: CaptureOptions, tally: Tally) -> None:
         self.unit, self.number, self.options, self.tally = unit, number, options, tally
 
     def add(self, call: Any) -> None:
+        """Stores a recorded call, unless it is left out because of NaN or Inf."""
         self.unit.add(call, lambda stats: self._accept(call, stats))
 
     def _accept(self, call: Any, stats: dict[str, Any]) -> bool:
+        """Returns whether to store a call; `stats` are the statistics of its tensors by path."""
         bad = {path: s.nonfinite for path, s in stats.items() if s.nonfinite}
         if bad and self.options.nonfinite == "error":
             path, count = next(iter(bad.items()))
-            fact = f"{path} has {count} non-finite values (fp16 overflow?)"
+            fact = f"{path} has {count} values that are NaN or Inf, perhaps from a float16 overflow"
             raise NumbersError(
-                f"prompt {self.number} step {call.step}: {fact}. Use another --dtype or --nonfinite=skip."
+                f"prompt {self.number} step {call.step}: {fact}. Use another --dtype or --nonfinite skip."
             )
         self.tally.skipped += bool(bad)
         self.tally.saturated += any(s.saturated for s in stats.values())
@@ -215,19 +235,21 @@ class Heard:
 
 
 def _unstored(writer: CaptureWriter, infos: list[dict[str, Any]], options: CaptureOptions) -> list[tuple[int, int]]:
-    """(index of the unit to make, place in `infos`) of the prompts that are not stored; MisfitError when some
-    stored ones are no longer asked for."""
-    there, keys = set(writer.stored.values()), [unit_key(info) for info in infos]
-    removed = there - set(keys)
+    """Returns (index of the unit to write, index in `infos`) for each prompt that is not stored yet.
+
+    Raises MisfitError if a stored prompt is no longer among `infos`, unless --keep-removed is set.
+    """
+    stored_keys, keys = set(writer.stored.values()), [unit_key(info) for info in infos]
+    removed = stored_keys - set(keys)
     if removed and not options.keep_removed:
         source = options.prompts or "the prompts"
-        fact = f"{len(removed)} captured prompts are no longer in the file"
-        raise MisfitError(f"{source}: {fact}. Use --keep-removed or another directory.")
-    taken = set(writer.stored)
+        fact = f"no longer has {len(removed)} of the captured prompts"
+        raise MisfitError(f"{source}: {fact}. Use --keep-removed, or capture into another directory.")
+    used = set(writer.stored)
     todo = []
     for number, key in enumerate(keys):
-        if key not in there:
-            index = number if number not in taken else max(*taken, len(keys) - 1) + 1
-            taken.add(index)
+        if key not in stored_keys:
+            index = number if number not in used else max(*used, len(keys) - 1) + 1
+            used.add(index)
             todo.append((index, number))
     return todo

@@ -1,4 +1,4 @@
-"""The options of `octavo capture`."""
+"""Declares the options of `octavo capture`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,19 @@ FAILURE = "When something fails"
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureOptions(RunOptions):
-    """The model, the prompts, and what is stored of the calls."""
+    """The options of `octavo capture`: the model, the prompts, and the calls and arguments to store."""
 
     model: str = argument()
     capture: Path = argument()
     prompts: str = option(PROMPTS, default="", metavar="NAME|FILE")
-    limit: int | None = option("Take only the first N prompts.", type=click.IntRange(1), metavar="N")
-    resume: bool = flag("Go on with an interrupted capture.")
+    limit: int | None = option("Use only the first N prompts.", type=click.IntRange(1), metavar="N")
+    resume: bool = flag("Continue an interrupted capture.")
     keep: str = option(
-        "Denoising steps to store: all, every:N or spread:K.", default="all", heading=STORED, metavar="RULE"
-    )
+        "Denoising steps to store: all, every:N (every N-th) or spread:K (K, evenly spaced).",
+        default="all", heading=STORED, metavar="RULE",
+    )  # fmt: skip
     components: tuple[str, ...] = several(
-        "Record only this module; may be repeated  [default: every denoiser]",
+        "Record only this denoiser; may be repeated  [default: every denoiser]",
         "--component",
         heading=STORED,
         metavar="NAME",
@@ -35,19 +36,21 @@ class CaptureOptions(RunOptions):
         "Do not store this argument of the calls; may be repeated.", "--drop-input", heading=STORED, metavar="NAME"
     )
     nonfinite: str = option(
-        "Refuse or leave out a call that holds NaN or Inf.",
+        "For a call with NaN or Inf: stop with an error, or do not store the call.",
         default="error", heading=STORED, type=click.Choice(["error", "skip"]),
     )  # fmt: skip
-    keep_going: bool = flag("Go on after a prompt that fails; exit with 1 at the end.", heading=FAILURE)
-    keep_removed: bool = flag("With --resume, keep prompts that are no longer in the file.", heading=FAILURE)
-    strict: bool = flag("Refuse weights that the model does not know.", heading=FAILURE)
+    keep_going: bool = flag("Continue after a prompt that fails; exit with code 1 at the end.", heading=FAILURE)
+    keep_removed: bool = flag(
+        "With --resume, keep captured prompts that are no longer in the prompts file.", heading=FAILURE
+    )
+    strict: bool = flag("Refuse weight files with tensors that the model does not have.", heading=FAILURE)
     pipeline: str | None = option(
-        f"Family of MODEL: {', '.join(FAMILIES)}  [default: what its files say]",
+        f"Family of MODEL: {', '.join(FAMILIES)}  [default: read from its files]",
         heading=PLACE, type=click.Choice(FAMILIES), metavar="NAME",
     )  # fmt: skip
     offload: bool = flag(OFFLOAD, heading=PLACE)
     pth: Path | None = option(
-        "Write the calls to FILE as well, as the torch.save list that msModelSlim documents.",
+        "Also write the calls to FILE, as the torch.save list that msModelSlim documents.",
         heading=FILES, metavar="FILE",
     )  # fmt: skip
     group_readable: bool = flag(READABLE, heading=FILES)

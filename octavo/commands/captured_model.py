@@ -1,4 +1,5 @@
-"""The captured model: where it is, whether it is the same, and in which dtype it is replayed."""
+"""Finds the model that a capture was recorded from, checks that its weights are the captured ones, and casts captured
+calls to the dtype of the deployment."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ from .calibrate_options import CalibrateOptions
 
 @dataclass(frozen=True)
 class Captured:
-    """A denoiser as a capture has it: its name there, its family, and the calls to replay, `count` of them."""
+    """A captured denoiser: the capture, the denoiser's name in the pipeline, the model family, and the calls to replay,
+    of which there are `count`."""
 
     capture: Capture
     component: str
@@ -30,35 +32,41 @@ class Captured:
 
 
 def origin_of(captured: Captured, options: CalibrateOptions) -> dict[str, str]:
-    """The entries of the report that say where the model is, and which of its denoisers was quantized."""
+    """Returns the entries of the report that name the float model and the denoiser that was quantized, and the dtype if
+    it was chosen with --dtype."""
     source = source_of(captured.capture, options)
     origin = {"model": source if source == "demo" else str(Path(source).resolve()), "component": captured.component}
     return origin | ({"dtype": options.dtype} if options.dtype else {})
 
 
 def source_of(capture: Capture, options: CalibrateOptions) -> str:
-    """The directory of the captured model, or demo. Raises UsageError where neither options nor capture name it."""
+    """Returns the directory of the captured model, or "demo". Raises UsageError if neither --model nor the capture
+    names it."""
     source = options.model or capture.manifest.get("model")
     if source is None:
-        raise UsageError(f"{capture.directory}: does not say which model it is of. Give it with --model.")
+        fact = "does not say which model it was recorded from"
+        raise UsageError(f"{capture.directory}: {fact}. Give the model with --model.")
     return str(source)
 
 
 def _only_denoiser(capture: Capture, options: CalibrateOptions) -> str:
-    """The name of the only denoiser of the captured model. Raises UsageError where it has several."""
+    """Returns the name of the captured model's only denoiser. Raises UsageError if the model has several."""
     source = source_of(capture, options)
     index = model_directory(source) / "model_index.json"
     names = (denoisers_in(read_json(index)) if index.is_file() else []) or ["transformer"]
     if len(names) > 1:
-        fact = f"does not say which denoiser of {source} it is of"
+        fact = f"does not say which denoiser of {source} it was recorded from"
         raise UsageError(f"{capture.directory}: {fact}. Choose one of {', '.join(names)} with --component.")
     return names[0]
 
 
 def check_fingerprint(capture: Capture, component: str, now: dict[str, str], source: str, allow_revision: bool) -> None:
-    """Raises MisfitError when the model of the fingerprint `now` is not the one whose calls were captured."""
+    """Checks that a model's fingerprint `now` is that of the captured denoiser `component`. Raises MisfitError if not.
+
+    `source` is the model's directory, for the message. With `allow_revision`, other weights are accepted.
+    """
     was = capture.manifest.get("components", {}).get(component)
-    if was is None:  # a converted file: its calls are known to fit when they run
+    if was is None:  # a converted .pth file has no fingerprint; calls that do not fit fail when they are replayed
         return
     if was["class"] != now["class"]:
         fact = f"was captured from {was['class']}; this model is {now['class']}"
@@ -73,7 +81,10 @@ def check_fingerprint(capture: Capture, component: str, now: dict[str, str], sou
 
 
 def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
-    """A function that casts the arguments of a call to the dtype of the deployment, if they are in the captured one."""
+    """Returns a function that casts the arguments of a captured call to `dtype`, the dtype of the deployment.
+
+    Only tensors in the captured model's dtype are cast. Without `dtype` the function changes nothing.
+    """
     before, after = DTYPES.get(capture.manifest.get("dtype", "")), DTYPES.get(dtype or "")
     if after is None or before == after:
         return lambda value: value
@@ -91,20 +102,21 @@ def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
 
 
 def components_of(capture: Capture, options: CalibrateOptions) -> list[str]:
-    """The denoisers to quantize, by name: all that were captured, or the one of the options.
+    """Returns the names of the denoisers to quantize: the one of --component, or all that were captured.
 
-    A converted file does not name its denoiser: without an option it is the only one of the model. Raises UsageError
-    where there is no such denoiser, or the choice is open; MisfitError for a denoiser without calls.
+    A capture that was converted from a .pth file does not name its denoiser; without --component it is the model's only
+    one. Raises UsageError if there is no denoiser of this name, or if --component is needed; MisfitError for a denoiser
+    without calls.
     """
     names, wanted = list(capture.manifest.get("components", {})), options.component
     if not names:
         return [wanted or _only_denoiser(capture, options)]
     if wanted is not None and wanted not in names:
-        fact = f"no calls of '{wanted}'"
+        fact = f"has no calls of '{wanted}'"
         raise UsageError(f"{capture.directory}: {fact}. Choose one of {', '.join(names)} with --component.")
     chosen = names if wanted is None else [wanted]
     called = {header.component for unit in capture.units for header in unit.calls}
     if missing := [name for name in chosen if name not in called]:
         remedy = "Capture with more --steps" + (", or choose another with --component" if len(names) > 1 else "")
-        raise MisfitError(f"{capture.directory}: holds no calls of '{missing[0]}'. {remedy}.")
+        raise MisfitError(f"{capture.directory}: has no calls of '{missing[0]}'. {remedy}.")
     return chosen

@@ -1,4 +1,5 @@
-"""`octavo compare`: the same prompts through the float and the quantized pipeline, numbers and pictures on one page."""
+"""Runs `octavo compare`: draws the same prompts with the float and the quantized pipeline, and writes the numbers and
+pictures onto one page."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -24,13 +25,16 @@ from ..comparing.comparison import Comparison
 from ..comparing.machine import surroundings
 from ..joined_checkpoints import load_joined, places_in
 from ..page import page
-from ..page.words import decibels, quicker, share, verdict
-from ..terminal import Terminal, size
+from ..page.words import decibels, percent, speed_text, verdict
+from ..terminal import Terminal, count_of, size
 from .compare_options import CompareOptions
+
+_SIDES = ("float", "int8")
 
 
 def run(options: CompareOptions, terminal: Terminal) -> None:
-    """Runs the command. Raises OctavoError, exit code 1, when a limit is missed; the page is written before."""
+    """Runs the command. If the result misses a limit (--min-psnr, --min-sqnr), raises OctavoError (exit code 1) after
+    the page is written."""
     began = time.monotonic()
     source = options.prompts or ("demo-heldout" if options.model == "demo" else "images")
     prompts = read_prompts(source)
@@ -39,7 +43,7 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
     check_output(options.output, options.overwrite)
     checkpoint = model_directory(str(options.checkpoint))
     places = places_in(checkpoint, options.component)
-    for warning in [each for place in places for each in check_deployed(place)]:
+    for warning in [note for place in places for note in check_deployed(place)]:
         terminal.warn(warning)
     directory = model_directory(options.model)
     family = family_at(directory)
@@ -56,17 +60,17 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
     missed = [gate for gate in content["gates"] if not gate["passed"]]
     if missed:
         words = "; ".join(f"{g['name']} is {decibels(g['value'])}, below {decibels(g['bar'])}" for g in missed)
-        raise OctavoError(f"{options.checkpoint}: {words}. Calibrate with --accuracy balanced or best.")
+        raise OctavoError(f"{options.checkpoint}: {words}. Calibrate again with --accuracy balanced or best.")
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Raises StorageError when a page cannot be written to `path`. Changes nothing that stays."""
+    """Raises StorageError if a page cannot be written to `path`. Leaves no file behind."""
     if path.is_dir():
         raise StorageError(f"{path}: is a directory. Give the name of a file with -o.")
     if not path.parent.is_dir():
-        raise StorageError(f"{path.parent}: no such directory. Make it or choose another with -o.")
+        raise StorageError(f"{path.parent}: no such directory. Create it, or choose another with -o.")
     if path.exists() and not overwrite:
-        raise StorageError(f"{path}: exists. Use --overwrite or another name with -o.")
+        raise StorageError(f"{path}: already exists. Use --overwrite, or another name with -o.")
     with staging(path.parent):
         pass
 
@@ -74,6 +78,7 @@ def check_output(path: Path, overwrite: bool) -> None:
 def _comparison(
     options: CompareOptions, directory: Path, places: Sequence[Path], family: Family, prompts: Sequence[str]
 ) -> Comparison:
+    """Loads both pipelines and prepares their comparison. `prompts` are all prompts of the set or file."""
     device, settings = resolve_device(options.device), options.settings
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
@@ -87,9 +92,10 @@ def _comparison(
 
 
 def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:
+    """Compares every prompt. An error that is no OctavoError becomes one that names the prompt."""
     number = 0
     try:
-        comparison.look_inside(texts[0])
+        comparison.probe_denoiser(texts[0])
         for number, text in enumerate(terminal.progress("prompts", texts, len(texts)), 1):
             terminal.event("prompt", number=number, **comparison.compare(text).row)
     except OctavoError:
@@ -97,13 +103,15 @@ def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:
     except Exception as error:
         where = f"prompt {max(number, 1)}"
         if (device := out_of_memory(error)) is not None:
-            raise DeviceError(f"{where}: out of memory on {device}. Use a smaller size or another --device.") from error
+            remedy = "Use a smaller --height and --width, or another --device"
+            raise DeviceError(f"{where}: out of memory on {device}. {remedy}.") from error
         fact = first_sentence(error)
-        raise OctavoError(f"{where}: {type(error).__name__}: {fact}. Change the settings.") from error
+        raise OctavoError(f"{where}: {type(error).__name__}: {fact}. Change the settings of the call.") from error
 
 
 def content_of(comparison: Comparison, options: CompareOptions, source: str) -> dict[str, Any]:
-    """The content of the page, which --json prints too."""
+    """Returns everything that the page of a comparison shows, as JSON-able values; --json prints them too. `source`
+    names the set or the file that the prompts are from."""
     deployed, totals = comparison.deployed, comparison.totals()
     same = {"PSNR": totals["psnr"] is None, "SQNR": totals["output_same"]}
     limits = {"PSNR": (totals["psnr"], options.min_psnr), "SQNR": (totals["output_sqnr"], options.min_sqnr)}
@@ -130,6 +138,7 @@ def content_of(comparison: Comparison, options: CompareOptions, source: str) -> 
 
 
 def _settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the texts and numbers among the arguments of the pipeline's call, for the page."""
     return {
         name: value
         for name, value in arguments.items()
@@ -138,6 +147,7 @@ def _settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show(content: dict[str, Any], options: CompareOptions, terminal: Terminal, seconds: float) -> None:
+    """Prints the result of a comparison: a table and a summary for people, or events for programs."""
     totals = content["totals"]
     speed, bytes_, judged = totals["speed"], totals["size"], totals["judged"]
     rows = [["PSNR of the pictures", decibels(totals["psnr"])]]
@@ -146,20 +156,21 @@ def _show(content: dict[str, Any], options: CompareOptions, terminal: Terminal, 
     if totals["lpips"] is not None:
         rows.append(["LPIPS of the pictures", f"{totals['lpips']:.4f}"])
     if judged:
-        rows += [[f"drawn right, {side}", f"{judged[side]} of {judged['of']}"] for side in ("float", "int8")]
+        rows += [[f"pictures that show the prompt, {side}", f"{judged[side]} of {judged['of']}"] for side in _SIDES]
     rows.append(["SQNR of the denoiser's output", decibels(totals["output_sqnr"])])
     if totals["latent_error"]:
-        rows.append(["error of the final latents", share(totals["latent_error"][-1]["median"])])
+        rows.append(["relative error of the final latents", percent(totals["latent_error"][-1]["median"])])
     rows += [
-        [f"denoiser in {bytes_['dtype']}", f"{size(bytes_['float'])} became {size(bytes_['int8'])}"],
-        ["seconds a picture", f"{speed['float']:.2f} float, {speed['int8']:.2f} int8 ({quicker(speed['ratio'])})"],
+        [f"size of the denoiser ({bytes_['dtype']} to int8)", f"{size(bytes_['float'])} to {size(bytes_['int8'])}"],
+        ["seconds per prompt", f"{speed['float']:.2f} float, {speed['int8']:.2f} int8 ({speed_text(speed['ratio'])})"],
     ]
-    terminal.table(f"{len(content['prompts'])} prompts, float against int8", ["", ""], rows)
+    prompts = count_of(len(content["prompts"]), "prompt")
+    terminal.table(f"{prompts}, int8 compared with float", ["measure", "value"], rows)
     if totals["lpips_note"]:
         terminal.say(totals["lpips_note"])
     terminal.say(verdict(content))
-    terminal.say(f"{options.output}: pictures and numbers of {len(content['prompts'])} prompts; {duration(seconds)}.")
+    terminal.say(f"{options.output}: written, with pictures and numbers of {prompts}. Took {duration(seconds)}.")
     terminal.event("layers", layers=content["report"].get("layers", []), totals=content["report"].get("totals"))
     terminal.event("ranges", **content["ranges"])
-    left = {key: value for key, value in content.items() if key not in ("prompts", "ranges", "report")}
-    terminal.event("done", out=str(options.output), seconds=round(seconds, 3), **left)
+    rest = {key: value for key, value in content.items() if key not in ("prompts", "ranges", "report")}
+    terminal.event("done", out=str(options.output), seconds=round(seconds, 3), **rest)

@@ -1,4 +1,7 @@
-"""Reads the options of a command from a TOML file: the names of the command line, checked by click's types."""
+"""Reads the options of a command from a TOML file.
+
+Options have the names of the command line; click's types check their values.
+"""
 
 import difflib
 import tomllib
@@ -15,9 +18,9 @@ from ..declarations import parameters_of
 from .calibrate_options import CalibrateOptions
 from .early import need
 
-_LIMIT = 1 << 20  # bytes: a file of options has a few hundred
+_LIMIT = 1 << 20  # bytes: largest file that is read; a file of options has a few hundred bytes
 
-# click converts what a shell passes, which is text; TOML has types, and one of another kind is a mistake
+# (click type, accepted Python types of a TOML value, name of the type): click itself would convert any text
 _KINDS: tuple[tuple[type[click.ParamType], tuple[type, ...], str], ...] = (
     (type(click.BOOL), (bool,), "true or false"),
     (type(click.INT), (int,), "a whole number"),
@@ -27,10 +30,10 @@ _KINDS: tuple[tuple[type[click.ParamType], tuple[type, ...], str], ...] = (
 
 
 def read_config(path: Path | str, parameters: Iterable[click.Parameter] | None = None) -> dict[str, Any]:
-    """The values in a file by the names of `parameters`, as a `default_map` of click holds them.
+    """Returns the values in a TOML file by the names of `parameters`, as click's `default_map` expects them.
 
-    Names may have hyphens or underscores. Without `parameters` they are those of `octavo calibrate`.
-    Raises FileError for a file that cannot be read, UsageError for what is in it.
+    Names may have hyphens or underscores. `parameters` are by default those of `octavo calibrate`. Raises FileError if
+    the file cannot be read, UsageError for an unknown option or a value that it does not accept.
     """
     path = Path(path)
     need(path, "file", "Give a TOML file of options")
@@ -54,18 +57,20 @@ def read_config(path: Path | str, parameters: Iterable[click.Parameter] | None =
 
 
 def options_by_name(parameters: Iterable[click.Parameter]) -> dict[str, click.Option]:
-    """The options among some parameters, by their names in a file: max_shard_size is --max-shard-size."""
+    """Returns the options among `parameters` by their names in a file: --max-shard-size is max_shard_size."""
     options = [parameter for parameter in parameters if isinstance(parameter, click.Option)]
     return {max(option.opts, key=len).lstrip("-").replace("-", "_"): option for option in options}
 
 
 def _nearest(name: str, options: Mapping[str, click.Option]) -> str:
+    """Returns the end of a message: the option whose name is closest to `name`, or the names of all options."""
     near = difflib.get_close_matches(name, options, 1)
-    return f"did you mean '{near[0]}'?" if near else f"known are {', '.join(options)}."
+    return f"did you mean '{near[0]}'?" if near else f"the options are {', '.join(options)}."
 
 
 def _converted(place: str, value: Any, option: click.Option) -> Any:
-    """The value as click converts it. Raises UsageError, with `place` in front, where the option does not take it."""
+    """Returns a TOML value converted by click. Raises UsageError if the option does not accept it; the message starts
+    with `place`, the path and the option."""
     kinds, noun = next((kinds, noun) for kind, kinds, noun in _KINDS if isinstance(option.type, kind))
     values = value if option.multiple and isinstance(value, list) else [value]
     if not all(type(item) in kinds for item in values):

@@ -1,4 +1,4 @@
-"""`octavo generate`: a picture or a video from a prompt, by a float or a quantized model."""
+"""Runs `octavo generate`: draws a picture or a video of a prompt with a float or a quantized model."""
 
 import time
 from typing import Any
@@ -46,7 +46,7 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
     seconds = time.monotonic() - began
     words = save(results[0], target, options.fps or 8)
     if getattr(results, "audio", None) is not None:
-        terminal.warn(f"{options.out}: {type(pipe).__name__} gives sound too, which is not written.")
+        terminal.warn(f"{options.out}: {type(pipe).__name__} also makes sound, which is not written.")
     count = f"{steps} steps, " if steps else ""
     terminal.say(
         f"{options.out}: {words}, {count}{duration(seconds)}, peak memory {size(peak_memory())}. Seed {options.seed}."
@@ -58,22 +58,24 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
 
 
 def _arguments(pipe: Any, settings: RunSettings, options: GenerateOptions, target: Target) -> dict[str, Any]:
-    """The arguments of the pipeline's call."""
+    """Returns the arguments of the pipeline's call. Raises UsageError if the pipeline cannot make what `target` is
+    for."""
     out = options.out
     arguments = call_arguments(pipe, family_of(type(pipe).__name__), settings, [options.prompt])
     if "output_type" in parameters_of(pipe):
         arguments["output_type"] = "latent" if target.latents else "pil"
         if not target.latents and getattr(pipe, "vae", pipe) is None:
-            fact = f"{type(pipe).__name__} has no VAE here, and gives latents"
-            raise UsageError(f"{out}: {fact}. Name a .safetensors file for them.")
+            fact = f"{type(pipe).__name__} was loaded without a VAE and makes only latents"
+            raise UsageError(f"{out}: {fact}. Give a .safetensors file with -o.")
     return arguments
 
 
 def _refusal(error: Exception) -> OctavoError:
-    """An error inside a pipeline as the user should read it."""
+    """Returns the error to show for an exception inside a pipeline."""
     if isinstance(error, OctavoError):
         return error
     if (where := out_of_memory(error)) is not None:
-        return DeviceError(f"out of memory on {where or 'the device'}. Try --offload or a smaller size.")
+        remedy = "Use --offload, or a smaller --height and --width"
+        return DeviceError(f"out of memory on {where or 'the device'}. {remedy}.")
     fact = first_sentence(error)
-    return MisfitError(f"the pipeline does not run: {type(error).__name__}: {fact}. See --debug.")
+    return MisfitError(f"the pipeline failed: {type(error).__name__}: {fact}. Run again with --debug for a traceback.")

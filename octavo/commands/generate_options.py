@@ -1,4 +1,4 @@
-"""The options of `octavo generate`."""
+"""Declares the options of `octavo generate`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,19 +10,20 @@ from ..run_options import OFFLOAD, PLACE, RunOptions
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(RunOptions):
-    """The model, the prompt, and the file to write."""
+    """The options of `octavo generate`: the model, the prompt, and the file to write."""
 
     model: str = argument()
     prompt: str = argument()
     out: Path = option(
-        "A picture (.png, .jpg, .webp), a video (.mp4), a directory of pictures or frames, or latents (.safetensors).",
+        "Write a picture (.png, .jpg, .webp), a video (.mp4), a directory of pictures or frames, or latents "
+        "(.safetensors).",
         "-o", required=True, metavar="FILE",
     )  # fmt: skip
-    overwrite: bool = flag("Replace what is there.")
+    overwrite: bool = flag("Replace FILE if it exists.")
     of: str | None = option(
-        "The float pipeline, where MODEL is a checkpoint  [default: the pipeline that was calibrated]", "--model",
+        "Float pipeline of the checkpoint MODEL  [default: the pipeline that was calibrated]", "--model",
         heading=PLACE, metavar="DIR",
     )  # fmt: skip
-    component: str | None = option("The denoiser that the checkpoint replaces.", heading=PLACE, metavar="NAME")
+    component: str | None = option("Denoiser that the checkpoint MODEL replaces.", heading=PLACE, metavar="NAME")
     offload: bool = flag(OFFLOAD, heading=PLACE)
     own_arguments: ClassVar[frozenset[str]] = RunOptions.own_arguments | {"output_type"}

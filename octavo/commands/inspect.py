@@ -1,4 +1,4 @@
-"""`octavo inspect`: what is in a capture or a checkpoint, and whether it is sound."""
+"""Runs `octavo inspect`: shows and checks a capture, a checkpoint or an ONNX graph."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ from .inspect_capture import inspect_capture
 
 
 def run(path: Path, terminal: Terminal) -> None:
-    """The command. Exit code 0 only when what is at `path` is sound."""
+    """Runs the command. Exits with code 3 if a checkpoint or graph at `path` is not sound."""
     path = model_directory(str(path))
     if (path / "capture.json").exists() or (path / "units").exists():
         inspect_capture(path, terminal)
@@ -24,18 +24,18 @@ def run(path: Path, terminal: Terminal) -> None:
         if not inspect_onnx(path, terminal):
             sys.exit(3)
     elif path.exists():
-        raise FileError(f"{path}: neither a capture nor a checkpoint. Give a directory that Octavo wrote.")
+        raise FileError(f"{path}: is neither a capture nor a checkpoint. Give a directory that Octavo wrote.")
     else:
-        raise UsageError(f"{path}: no such directory.")
+        raise UsageError(f"{path}: no such directory. Correct the path.")
 
 
 def _checkpoints_in(path: Path) -> list[Path]:
-    """The checkpoints of several denoisers in a directory that is none itself."""
+    """Returns the checkpoints in the folders of a directory, [] if the directory itself is a checkpoint."""
     return [] if (path / "report.json").exists() else sorted(file.parent for file in path.glob("*/report.json"))
 
 
 def _inspect_directory(path: Path, terminal: Terminal) -> bool:
-    """A checkpoint, those in a pipeline, ONNX graphs, or both; whether all of them are sound."""
+    """Shows the checkpoints and ONNX graphs in a directory, which may be a pipeline. Returns whether all are sound."""
     sound, graphs = True, sorted(path.glob("*.onnx"))
     if not graphs or any(path.glob("*.safetensors")):
         from octavo.calibrate.formats.inspect import quantized_parts
@@ -44,7 +44,7 @@ def _inspect_directory(path: Path, terminal: Terminal) -> bool:
 
         parts = quantized_parts(path) if (path / "model_index.json").exists() else _checkpoints_in(path) or [path]
         if not parts:
-            raise FileError(f"{path}: a pipeline with nothing quantized. Give a checkpoint, or a capture.")
+            raise FileError(f"{path}: is a pipeline without a quantized model. Give a checkpoint or a capture.")
         sound = all([inspect_checkpoint(part, terminal) for part in parts])
     else:
         from .inspect_checkpoint import verified

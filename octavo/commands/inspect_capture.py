@@ -1,4 +1,4 @@
-"""`octavo inspect` of a capture."""
+"""Shows and checks a capture for `octavo inspect`."""
 
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -9,44 +9,47 @@ from octavo.capture.store.reader import Capture, TensorInfo
 
 from ..terminal import Terminal, size
 
-BARS = " ▁▂▃▄▅▆▇█"
+BARS = " ▁▂▃▄▅▆▇█"  # characters of a histogram, from empty to full
 
 
 def inspect_capture(path: Path, terminal: Terminal) -> None:
-    """Prints what a capture holds, then reads every byte; OctavoError on the first damage."""
+    """Prints the contents of a capture, then reads and checks every byte.
+
+    Raises FileError for the first damage, MisfitError for a capture that is not finished.
+    """
     capture = Capture.open(path, allow_incomplete=True)
-    found = describe_capture(capture)
+    contents = describe_capture(capture)
     manifest = capture.manifest
-    terminal.say(f"{path}: a capture of {manifest.get('pipeline') or 'a module'}, {found['state']}")
+    terminal.say(f"{path}: a capture of {manifest.get('pipeline') or 'a module'}, {contents['state']}")
     if manifest.get("model"):
         terminal.say(f"  model     {manifest['model']} ({manifest.get('dtype')})")
-    terminal.say(
-        f"  prompts   {found['prompts']} of {capture.planned} ({manifest.get('prompts_source', 'given by hand')})"
-    )
+    source = f" ({manifest['prompts_source']})" if "prompts_source" in manifest else ""
+    terminal.say(f"  prompts   {contents['prompts']} of {capture.planned}{source}")
     settings = ", ".join(
         f"{name} {value}" for name, value in manifest.get("settings", {}).items() if value not in ([], "")
     )
     if settings:
         terminal.say(f"  settings  {settings}")
-    raw, stored = found["raw_bytes"], found["stored_bytes"]
+    raw, stored = contents["raw_bytes"], contents["stored_bytes"]
     terminal.say(
         f"  size      {size(raw)} of inputs, {size(stored)} on disk"
         + (f" ({raw / stored:.1f}x smaller)" if stored else "")
     )
-    for name, part in found["components"].items():
+    for name, part in contents["components"].items():
         terminal.say(f"  {name}: {part['class']}, {part['calls']} calls in {part['steps']} steps")
         terminal.say(f"    timesteps {part['histogram']}  {part['timesteps'][0]:g} to {part['timesteps'][1]:g}")
         for argument, kinds in part["arguments"].items():
             terminal.say(f"    {argument:<24} {', '.join(kinds)}")
     capture.verify()
-    terminal.say("  every digest holds")
-    terminal.event("capture", path=str(path), sound=found["state"] == "finished", manifest=manifest, **found)
-    if found["state"] != "finished":
-        raise MisfitError(f"{path}: {found['state']}. Finish it with capture --resume.")
+    terminal.say("  all digests match")
+    terminal.event("capture", path=str(path), sound=contents["state"] == "finished", manifest=manifest, **contents)
+    if contents["state"] != "finished":
+        raise MisfitError(f"{path}: {contents['state']}. Finish it with octavo capture --resume.")
 
 
 def describe_capture(capture: Capture) -> dict[str, Any]:
-    """JSON-able contents of a capture: sizes, and per denoiser its calls, steps, timesteps and arguments."""
+    """Returns the contents of a capture as JSON-able values: its state, sizes, and for each denoiser the calls, steps,
+    timesteps and arguments."""
     done = (capture.directory / "complete.json").exists()
     arguments: dict[str, dict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for call in capture.descriptions():
@@ -66,10 +69,12 @@ def describe_capture(capture: Capture) -> dict[str, Any]:
 
 
 def _component(capture: Capture, name: str, headers: list[Any], arguments: dict[str, Counter[str]]) -> dict[str, Any]:
+    """Returns the contents of a capture that concern the denoiser `name`. `headers` are those of its calls, `arguments`
+    counts the kinds of values of each argument."""
     levels = [h.timestep for h in headers if h.timestep is not None] or [0.0]
-    print_of = capture.manifest.get("components", {}).get(name, {})
+    fingerprint = capture.manifest.get("components", {}).get(name, {})
     return {
-        "class": print_of.get("class", "?"),
+        "class": fingerprint.get("class", "?"),
         "calls": len(headers),
         "steps": len({h.step for h in headers}),
         "contexts": sorted({h.context for h in headers if h.context}),
@@ -80,7 +85,8 @@ def _component(capture: Capture, name: str, headers: list[Any], arguments: dict[
 
 
 def _kind(value: Any) -> str:
-    """An argument in a few words: float16 (2, 16, 64, 64), or what it is made of."""
+    """Returns a short description of an argument: dtype and shape of a tensor, such as float16 (2, 16, 64, 64), the
+    items of a container, or the value itself."""
     if isinstance(value, TensorInfo):
         return f"{value.dtype} {tuple(value.shape)}"
     if isinstance(value, dict):
@@ -91,7 +97,7 @@ def _kind(value: Any) -> str:
 
 
 def histogram(values: list[float], bins: int = 24) -> str:
-    """Counts of `values` over their range as a row of block characters."""
+    """Returns a histogram of `values`: a row of `bins` block characters, from the smallest to the largest value."""
     low, high = min(values), max(values)
     counts = [0] * bins
     for value in values:

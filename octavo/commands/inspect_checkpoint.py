@@ -1,4 +1,4 @@
-"""Shows a checkpoint: its layers, schemes and sizes, and line by line who can load it."""
+"""Shows a checkpoint: its layers, schemes and sizes, and for each library whether it can load the files."""
 
 import re
 from collections.abc import Collection
@@ -15,26 +15,27 @@ from ..terminal import Terminal, size
 
 
 def inspect_checkpoint(path: Path, terminal: Terminal) -> bool:
-    """Prints what is at `path` and returns whether it is sound: what is there for a consumer, that can load.
+    """Prints the contents of the checkpoint at `path`. Returns whether it is sound: each library whose format it holds
+    can load it.
 
     Raises FileError for a file that differs from the manifest.
     """
     try:
-        files, there, report = verified(path, terminal), views(path), read_report(path)
+        files, places, report = verified(path, terminal), views(path), read_report(path)
     except OctavoError:
         terminal.event("checkpoint", path=str(path), sound=False)
         raise
     verdicts = check(path)
-    all_well, layers = sound(verdicts, set(there)), {}
-    event: dict[str, Any] = {"path": str(path), "views": sorted(there), "verdicts": [v._asdict() for v in verdicts]}
+    is_sound, layers = sound(verdicts, set(places)), {}
+    event: dict[str, Any] = {"path": str(path), "views": sorted(places), "verdicts": [v._asdict() for v in verdicts]}
     event |= {"verified": bool(files.manifests), "extra": list(files.extra)}
     try:
-        for view, place in (there or {DEFAULT: path}).items():
+        for view, place in (places or {DEFAULT: path}).items():
             layers[view] = _show(view, place, terminal)
     except OctavoError:
         terminal.event("checkpoint", sound=False, layers=layers, **event)
         raise
-    terminal.say(f"  files     {said_of(files.manifests)}")
+    terminal.say(f"  files     {verified_text(files.manifests)}")
     if report:
         totals = report["totals"]
         before, after = size(totals["bytes_before"]), size(totals["bytes_after"])
@@ -42,37 +43,41 @@ def inspect_checkpoint(path: Path, terminal: Terminal) -> bool:
             f"  layers    {totals['quantized']} quantized, {totals['kept_float']} float; {before} became {after}"
         )
         if report.get("model"):
-            terminal.say(f"  made of   {report.get('component')} of {report['model']}")
+            terminal.say(f"  made from {report.get('component')} of {report['model']}")
     for verdict in verdicts:
         terminal.say(f"  {'yes' if verdict.ok else 'no ':<4}{verdict.consumer:<10} {verdict.subject}: {verdict.fact}")
-    terminal.event("checkpoint", sound=all_well, layers=layers, **event)
-    return all_well
+    terminal.event("checkpoint", sound=is_sound, layers=layers, **event)
+    return is_sound
 
 
 def verified(directory: Path, terminal: Terminal) -> Verified:
-    """Compares the files in a directory with their manifests, and warns of files that no manifest lists. Raises
-    FileError for a file that differs."""
+    """Compares the files in a directory with their manifests, and warns of each file that no manifest lists.
+
+    Raises FileError for a file that differs.
+    """
     files = verify(directory)
     for name in files.extra:
         terminal.warn(f"{directory / name}: not in the manifest of its directory.")
     return files
 
 
-def said_of(manifests: Collection[Manifest]) -> str:
-    """A line on what was verified by these manifests."""
+def verified_text(manifests: Collection[Manifest]) -> str:
+    """Returns a text on the files that were verified with these manifests, such as "4 identical to what octavo 0.1.0
+    wrote (SHA-256)"."""
     if not manifests:
         return NOT_VERIFIABLE
-    count = sum(len(each.files) for each in manifests)
-    return f"{count} as octavo {', '.join(sorted({each.version for each in manifests}))} wrote them (SHA-256)"
+    count = sum(len(manifest.files) for manifest in manifests)
+    versions = ", ".join(sorted({manifest.version for manifest in manifests}))
+    return f"{count} identical to what octavo {versions} wrote (SHA-256)"
 
 
 def _show(name: str, place: Path, terminal: Terminal) -> dict[str, int]:
-    """A few lines on one format; returns how many layers of each scheme there are."""
+    """Prints the description of the format `name` at `place`. Returns the number of layers of each scheme."""
     record = format_named(name)
     assert record.describe is not None
-    described = record.describe(place)
+    description = record.describe(place)
     stored = size(sum(file.stat().st_size for file in place.iterdir() if re.fullmatch(record.files, file.name)))
-    terminal.say(f"{place}: {described.title}, {stored}")
-    for subject, fact in described.lines:
+    terminal.say(f"{place}: {description.title}, {stored}")
+    for subject, fact in description.lines:
         terminal.say(f"  {subject:<9} {fact}")
-    return described.schemes
+    return description.schemes

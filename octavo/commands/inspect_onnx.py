@@ -1,4 +1,4 @@
-"""Shows an ONNX file: its layers, schemes and sizes, and line by line who can load it."""
+"""Shows an ONNX graph: its layers, schemes and sizes, and for each runtime whether it can load the graph."""
 
 import os
 from collections import Counter
@@ -12,12 +12,15 @@ from octavo.calibrate.formats.onnx.read import opset_of, read_graph
 from octavo.capture.errors import OctavoError
 
 from ..terminal import Terminal, size
-from .inspect_checkpoint import said_of
+from .inspect_checkpoint import verified_text
 
 
 def inspect_onnx(path: Path, terminal: Terminal) -> bool:
-    """Prints what is at `path` and returns whether it is sound: whole, with numbers that an export writes, and one that
-    onnxruntime or Ascend can load. Raises FileError for a file that cannot be read safely."""
+    """Prints the contents of the ONNX graph at `path`. Returns whether it is sound: complete, with numbers as an export
+    writes them, and loadable by onnxruntime or Ascend.
+
+    Raises FileError for a file that cannot be read safely.
+    """
     check_extra(f"{path}")
     place = Path(os.path.realpath(path))
     try:
@@ -27,33 +30,34 @@ def inspect_onnx(path: Path, terminal: Terminal) -> bool:
     except OctavoError:
         terminal.event("onnx", path=str(path), sound=False)
         raise
-    proto, layers, found = graph.proto, layers_of(graph), verdicts(graph)
+    proto, layers, results = graph.proto, layers_of(graph), verdicts(graph)
     schemes = Counter(layer.scheme for layer in layers)
-    beside = f", {size(graph.external)} beside it" if graph.external else ""
-    terminal.say(f"{path}: an ONNX graph, {size(graph.size)}{beside}")
+    external = f", and {size(graph.external)} in its data file" if graph.external else ""
+    terminal.say(f"{path}: an ONNX graph, {size(graph.size)}{external}")
     terminal.say(f"  opset     {opset_of(proto)}, ir_version {proto.ir_version}, {len(proto.graph.node)} nodes")
     terminal.say(f"  sha256    {graph.digest}")
-    terminal.say(f"  files     {said_of(manifests)}")
+    terminal.say(f"  files     {verified_text(manifests)}")
     for word, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
-        terminal.say(f"  {word:<9} {', '.join(_shown(value) for value in values)}")
+        terminal.say(f"  {word:<9} {', '.join(_name_and_shape(value) for value in values)}")
     terminal.say("  layers    " + ", ".join(f"{count} {scheme}" for scheme, count in schemes.most_common()))
     rows = [[x.name, x.operator, x.scheme, " x ".join(map(str, x.shape)), size(x.bytes)] for x in layers]
     terminal.table("", ["layer", "operator", "scheme", "weight", "size"], rows)
-    for verdict in found:
+    for verdict in results:
         terminal.say(f"  {'yes' if verdict.ok else 'no ':<4}{verdict.consumer:<12} {verdict.subject}: {verdict.fact}")
-    loads = {verdict.consumer: verdict.ok for verdict in found}
+    loads = {verdict.consumer: verdict.ok for verdict in results}
     sound = loads["octavo"] and (loads["onnxruntime"] or loads["Ascend"])
     terminal.event(
         "onnx", path=str(path), sound=sound, sha256=graph.digest, opset=opset_of(proto), ir_version=proto.ir_version,
         bytes=graph.size, external_bytes=graph.external, schemes=schemes, layers=[x._asdict() for x in layers],
-        inputs=[_shown(x) for x in proto.graph.input], outputs=[_shown(x) for x in proto.graph.output],
-        verdicts=[verdict._asdict() for verdict in found], verified=bool(manifests),
+        inputs=[_name_and_shape(x) for x in proto.graph.input],
+        outputs=[_name_and_shape(x) for x in proto.graph.output],
+        verdicts=[verdict._asdict() for verdict in results], verified=bool(manifests),
     )  # fmt: skip
     return sound
 
 
-def _shown(value: object) -> str:
-    """A name and its shape: input.1 (batch, 3, 224, 224)."""
+def _name_and_shape(value: object) -> str:
+    """Returns the name and the shape of an input or output, such as "input.1 (batch, 3, 224, 224)"."""
     dims = value.type.tensor_type.shape.dim  # type: ignore[attr-defined]
     lengths = ", ".join(dim.dim_param or str(dim.dim_value) for dim in dims)
     return f"{value.name} ({lengths})"  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The calls of a capture that a calibration replays."""
+"""Chooses the calls of a capture that a calibration replays, and reads them."""
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -12,10 +12,11 @@ from octavo.capture.store.reader import Call, Capture
 from ..terminal import Terminal
 
 
-class Replayed:
-    """A stored call, which is read when its arguments are asked for: another rank may replay it.
+class StoredCall:
+    """A call in a capture. Its tensors are read from disk only when `args` or `kwargs` is used, because a rank replays
+    only some of the calls.
 
-    `unit`: the number of its prompt, None where there are too few prompts to hold one out.
+    `unit` is the number of the prompt; None if the capture has too few prompts to hold one out.
     """
 
     def __init__(
@@ -31,17 +32,18 @@ class Replayed:
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """The positional arguments."""
+        """The positional arguments of the call."""
         return self._read[0]
 
     @property
     def kwargs(self) -> dict[str, Any]:
-        """The named arguments."""
+        """The keyword arguments of the call."""
         return self._read[1]
 
 
 def chosen_calls(capture: Capture, component: str, samples: int | None, terminal: Terminal, ranks: Ranks) -> set[int]:
-    """The positions of the calls to replay among all calls of a component: the `samples` that differ most, or all."""
+    """Returns the indices of the calls to replay among all calls of a component: the `samples` calls that differ most
+    from each other, or all calls."""
     count = sum(header.component == component for unit in capture.units for header in unit.calls)
     if samples is None or samples >= count:
         return set(range(count))
@@ -51,11 +53,14 @@ def chosen_calls(capture: Capture, component: str, samples: int | None, terminal
 
 def replayed_calls(
     capture: Capture, component: str, chosen: set[int], cast: Callable[[Any], Any]
-) -> Callable[[], Iterator[Replayed]]:
-    """A function that reads the calls at the positions `chosen` among all calls of a component, anew at every call."""
+) -> Callable[[], Iterator[StoredCall]]:
+    """Returns a function that iterates over the calls to replay, from the first one each time it is called.
+
+    `chosen` are their indices among all calls of a component. `cast` is applied to their arguments.
+    """
     split = any(held_out(unit.index) for unit in capture.units)
 
-    def calls() -> Iterator[Replayed]:
+    def calls() -> Iterator[StoredCall]:
         index = -1
 
         def wanted(header: Any) -> bool:
@@ -65,6 +70,6 @@ def replayed_calls(
 
         for unit in capture.units:
             for header, load in capture.later(component, units=(unit.index,), where=wanted):
-                yield Replayed(load, cast, unit.index if split else None, header.step, header.timestep)
+                yield StoredCall(load, cast, unit.index if split else None, header.step, header.timestep)
 
     return calls

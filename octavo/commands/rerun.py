@@ -1,4 +1,5 @@
-"""Runs a few prompts of a capture again in few steps, to judge mixtures of schemes by the final latents."""
+"""Runs a few prompts of a capture again, in few steps. `octavo calibrate --budget` judges the schemes of the layers by
+the final latents of these runs."""
 
 import ast
 import time
@@ -9,31 +10,35 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from octavo.calibrate.errors import out_of_memory
-from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.calls import evenly_spaced
 from octavo.capture.errors import DeviceError, MisfitError, OctavoError, UsageError, first_sentence
 from octavo.capture.progress import duration
 from octavo.capture.store.reader import Capture
 from octavo.pipelines.family import Family
 from octavo.pipelines.run import RunSettings, call_arguments, final_latents
 
-from ..terminal import Terminal
+from ..terminal import Terminal, count_of
 
 T = TypeVar("T")
-PROMPTS, STEPS = 2, 8  # bench/bench_budget.py measures that 8 steps rank layers as 28 do
+# prompts and denoising steps of a rerun; with 8 steps layers rank as with 28 (bench/bench_budget.py measures it)
+PROMPTS, STEPS = 2, 8
 
 
 class Rerun:
-    """Calling it gives the final latents of each prompt, with the seed, size and guidance of the capture; the same at
-    every call. `seconds` is what the last call took.
+    """A function that runs the pipeline on a few prompts of a capture, with the seed, size and guidance of the capture,
+    and returns their final latents. As long as the model stays the same, every call returns the same latents.
 
-    Raises UsageError for a capture without prompts, or with arguments that it does not hold.
+    `seconds` is the duration of the last call. Raises UsageError for a capture without prompts, and for one whose
+    pipeline was called with arguments that the capture does not store.
     """
 
     def __init__(self, pipe: Any, capture: Capture, family: Family, prompts: int = PROMPTS, steps: int = STEPS) -> None:
         texts = [unit.info["prompt"] for unit in capture.units if isinstance(unit.info.get("prompt"), str)]
         if not texts:
-            raise UsageError(f"{capture.directory}: holds no prompts to run again. Capture with a pipeline.")
-        self._prompts = [texts[index] for index in spread(len(texts), prompts)]
+            raise UsageError(
+                f"{capture.directory}: stores no prompts, which --budget runs again. Make it with octavo capture."
+            )
+        self._prompts = [texts[index] for index in evenly_spaced(len(texts), prompts)]
         self._settings = settings = _settings(capture)
         self._pipe = pipe
         self._arguments = call_arguments(pipe, family, settings)
@@ -55,14 +60,15 @@ class Rerun:
 
     @property
     def words(self) -> str:
-        """One call in words: 2 prompts in 8 steps."""
+        """The size of one call in words, such as "2 prompts in 8 steps"."""
         steps = self._arguments.get("num_inference_steps")
-        count = f"{len(self._prompts)} prompt{'s' * (len(self._prompts) > 1)}"
+        count = count_of(len(self._prompts), "prompt")
         return f"{count} in {steps} steps" if steps else count
 
 
-class Announced:
-    """The terminal's progress, which first says what runs of the pipeline are to come and how long they take."""
+class AnnouncedProgress:
+    """The progress display of a calibration with --budget. Before the reruns of the pipeline it prints how many there
+    will be, and how long they will take."""
 
     def __init__(self, terminal: Terminal, rerun: Rerun) -> None:
         self._terminal, self._rerun = terminal, rerun
@@ -71,32 +77,35 @@ class Announced:
         if label == "trajectories" and total is not None:
             seconds = total * self._rerun.seconds
             self._terminal.say(
-                f"Measuring what layers do to the final latents: {total} runs of {self._rerun.words}, "
-                f"about {duration(seconds)}; then a few to check."
+                f"Measuring the effect of each layer on the final latents: {total} runs of {self._rerun.words}, "
+                f"about {duration(seconds)}, then a few runs to check the result."
             )
             self._terminal.event("trajectories", runs=total, seconds=round(seconds, 3))
         return self._terminal.progress(label, items, total)
 
 
 def _settings(capture: Capture) -> RunSettings:
-    """The settings of the captured runs. Raises UsageError for an argument that the capture does not hold."""
-    said = capture.manifest.get("settings", {})
-    known = {item.name for item in fields(RunSettings)} - {"arguments", "steps"}
+    """Returns the settings of the captured runs. Raises UsageError for an argument whose value the capture does not
+    store, such as a picture."""
+    settings = capture.manifest.get("settings", {})
+    names = {item.name for item in fields(RunSettings)} - {"arguments", "steps"}
     arguments = {}
-    for key, text in said.items():
+    for key, text in settings.items():
         name = key.removeprefix("arguments.")
         if name == key:
             continue
         try:
             arguments[name] = ast.literal_eval(text)
         except (ValueError, SyntaxError) as error:
-            fact = f"was made with {name}, which it does not hold"
+            fact = f"was made with the argument {name}, whose value it does not store"
             raise UsageError(f"{capture.directory}: {fact}. Calibrate without --budget.") from error
-    return RunSettings(**{name: value for name, value in said.items() if name in known}, arguments=arguments)
+    return RunSettings(**{name: value for name, value in settings.items() if name in names}, arguments=arguments)
 
 
 def _refusal(error: Exception) -> OctavoError:
+    """Returns the error to show for an exception inside the pipeline."""
     if out_of_memory(error) is not None:
-        return DeviceError("out of memory in a run of the pipeline. Use a smaller size or another --device.")
+        remedy = "Capture a smaller picture size, use another --device, or calibrate without --budget"
+        return DeviceError(f"out of memory in a run of the pipeline for --budget. {remedy}.")
     fact = first_sentence(error)
-    return MisfitError(f"the pipeline does not run: {type(error).__name__}: {fact}. Calibrate without --budget.")
+    return MisfitError(f"the pipeline failed: {type(error).__name__}: {fact}. Calibrate without --budget.")

@@ -1,4 +1,4 @@
-"""Writing what a pipeline has made: pictures, videos, or latents."""
+"""Writes the output of a pipeline: pictures, videos, or latents."""
 
 import importlib.util
 import io
@@ -18,58 +18,62 @@ from octavo.capture.files import (
     write_bytes,
 )
 
-_MODE, _DIRECTORY_MODE = 0o644, 0o755
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_MODE, _DIRECTORY_MODE = 0o644, 0o755  # permissions of written files and directories
+_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # Pillow's format for each ending
 _VIDEO, _LATENTS = ".mp4", ".safetensors"
 
 
 class Target(NamedTuple):
-    """The file or directory of a result; its ending says picture, video or latents, none says pictures or frames."""
+    """The file or directory to write. The ending of `path` means picture, video or latents; a path without an ending is
+    a directory of pictures or of the frames of a video."""
 
     path: Path
 
     @property
     def latents(self) -> bool:
-        """Whether it is for latents, which are not decoded."""
+        """Whether the target is a file of latents, so that the pipeline must not decode them."""
         return self.path.suffix.lower() == _LATENTS
 
 
 def target_of(path: Path, overwrite: bool) -> Target:
-    """The target of that name, before anything is loaded.
+    """Returns the target for `path`. Checks that it can be written, so that mistakes show before a model is loaded.
 
-    Raises UsageError for an ending that means nothing, and for video where nothing writes it; StorageError for what is
-    there already without `overwrite`, and a folder that is not there.
+    Raises UsageError for an unknown ending, and for a video if the packages that write it are missing; StorageError if
+    `path` exists without `overwrite`, or if its directory does not exist.
     """
     ending = path.suffix.lower()
     if ending and ending not in (*_FORMATS, _VIDEO, _LATENTS):
         choices = ", ".join((*_FORMATS, _VIDEO, _LATENTS))
-        raise UsageError(f"{path}: '{ending}' is no format. Choose of {choices}, or a directory for pictures.")
+        raise UsageError(
+            f"{path}: the ending '{ending}' is unknown. Use one of {choices}, or no ending for a directory of pictures."
+        )
     if ending == _VIDEO and not all(importlib.util.find_spec(name) for name in ("imageio", "imageio_ffmpeg")):
-        raise UsageError(f"{path}: needs imageio and imageio-ffmpeg. Install them, or name a directory for frames.")
+        fact = "writing a video needs imageio and imageio-ffmpeg"
+        raise UsageError(f"{path}: {fact}. Install them, or give a directory for the frames.")
     with storage(path):
         if path.is_dir() and (ending or any(path.iterdir())) and not (overwrite and _frames_only(path)):
-            raise StorageError(f"{path}: a directory that is not empty. Name another.")
+            raise StorageError(f"{path}: is a directory that is not empty. Choose another name with -o.")
         if path.exists() and not path.is_dir() and not overwrite:
-            raise StorageError(f"{path}: exists. Use --overwrite or another name.")
+            raise StorageError(f"{path}: already exists. Use --overwrite, or another name with -o.")
         if not path.absolute().parent.is_dir():
-            raise StorageError(f"{path}: there is no directory {path.parent}. Make it.")
+            raise StorageError(f"{path}: there is no directory {path.parent}. Create it.")
     return Target(path)
 
 
 def _frames_only(path: Path) -> bool:
-    """Whether all that is in a directory is what `save` writes there."""
+    """Returns whether a directory holds nothing but files and folders as `save` writes them."""
 
-    def frame(file: Path) -> bool:
+    def is_frame(file: Path) -> bool:
         return file.suffix == ".png" and file.stem.isdecimal() and file.is_file()
 
-    def video(folder: Path) -> bool:
-        return folder.name.isdecimal() and folder.is_dir() and all(map(frame, folder.iterdir()))
+    def is_video(folder: Path) -> bool:
+        return folder.name.isdecimal() and folder.is_dir() and all(map(is_frame, folder.iterdir()))
 
-    return not path.suffix and all(frame(item) or video(item) for item in path.iterdir())
+    return not path.suffix and all(is_frame(item) or is_video(item) for item in path.iterdir())
 
 
 def check_count(arguments: Mapping[str, Any], target: Target) -> None:
-    """Raises UsageError where a call with these arguments makes several pictures or videos and the target takes one."""
+    """Raises UsageError if a call with these arguments makes several pictures or videos, but the target is one file."""
     from torch import Tensor
 
     if target.latents or not target.path.suffix:
@@ -79,35 +83,37 @@ def check_count(arguments: Mapping[str, Any], target: Target) -> None:
         count = value if name == "batch_size" else count
         count = len(value) if isinstance(value, Tensor) and re.match(r"(pooled_)?prompt_embeds", name) else count
         if isinstance(count, int) and count > 1:
-            raise UsageError(f"{target.path}: takes one, and --arg {name} makes {count}. Name a directory.")
+            fact = f"is one file, and --arg {name} makes {count} pictures or videos"
+            raise UsageError(f"{target.path}: {fact}. Give a directory with -o.")
 
 
-def save(made: Any, target: Target, fps: int) -> str:
-    """Writes all pictures or videos that a pipeline made; returns what they are, in words.
+def save(output: Any, target: Target, fps: int) -> str:
+    """Writes all pictures or videos in a pipeline's output, or its latents. Returns a description such as "512 x 512"
+    or "25 frames of 512 x 512".
 
-    A directory takes pictures and the frames of one video as 0000.png and so on, and several videos in folders 0000 and
-    so on. Raises UsageError where they are not what the target is for.
+    In a directory, pictures and the frames of a video are named 0000.png and so on; each of several videos gets a
+    folder 0000 and so on. Raises UsageError if the output does not fit the target.
     """
     path = target.path
     if target.latents:
-        return _save_latents(made, path)
-    videos = [list(item) if isinstance(item, Sequence) else item for item in made]
+        return _save_latents(output, path)
+    videos = [list(item) if isinstance(item, Sequence) else item for item in output]
     frames: list[Any] = videos[0] if isinstance(videos[0], list) else videos
     if not all(hasattr(frame, "save") for frame in frames):
         kind = type(frames[0]).__name__
-        raise UsageError(f"{path}: the pipeline gives no pictures but {kind}. Name a .safetensors file.")
+        raise UsageError(f"{path}: the pipeline makes {kind}, not pictures. Give a .safetensors file with -o.")
     several = len(videos) if frames is not videos else 1
     words = f"{frames[0].width} x {frames[0].height}"
     noun = "pictures" if frames is videos else "frames"
     if not path.suffix:
         _save_directory(videos if several > 1 else frames, path)
     elif several > 1:
-        raise UsageError(f"{path}: the pipeline made {several} videos. Name a directory.")
+        raise UsageError(f"{path}: the pipeline made {several} videos. Give a directory with -o.")
     elif path.suffix.lower() == _VIDEO and (frames is not videos or len(frames) == 1):
         _save_video(frames, path, fps)
     elif len(frames) > 1:
-        way = "" if frames is videos else ", or an .mp4 file"
-        raise UsageError(f"{path}: the pipeline made {len(frames)} {noun}. Name a directory{way}.")
+        choice = "" if frames is videos else " or an .mp4 file"
+        raise UsageError(f"{path}: the pipeline made {len(frames)} {noun}. Give a directory{choice} with -o.")
     else:
         write_bytes(path, _encoded(frames[0], _FORMATS[path.suffix.lower()]), _MODE)
     words = words if len(frames) == 1 else f"{len(frames)} {noun} of {words}"
@@ -127,7 +133,7 @@ def _save_directory(items: Sequence[Any], path: Path) -> None:
 
 
 def _fill(folder: Path, items: Sequence[Any]) -> None:
-    """Writes pictures into a folder, each video into a folder of its own."""
+    """Writes pictures into `folder`, and the frames of each video into a folder below it."""
     for index, item in enumerate(items):
         if isinstance(item, list):
             make_directory(folder / f"{index:04d}", _DIRECTORY_MODE)
@@ -145,14 +151,14 @@ def _save_video(frames: Sequence[Any], path: Path, fps: int) -> None:
         write_bytes(path, video.read_bytes(), _MODE)
 
 
-def _save_latents(made: Any, path: Path) -> str:
+def _save_latents(output: Any, path: Path) -> str:
     from torch import Tensor
 
     from octavo.capture.tensors import Planned, write_tensors
 
-    if not isinstance(made, Tensor):
-        raise UsageError(f"{path}: the pipeline gives no latents. Name a picture or a directory.")
+    if not isinstance(output, Tensor):
+        raise UsageError(f"{path}: the pipeline does not give latents. Give a picture file or a directory with -o.")
     with staging(path.absolute().parent, path) as staged:
-        write_tensors(staged / path.name, {"latents": Planned.of(made)}, {}, _MODE)
+        write_tensors(staged / path.name, {"latents": Planned.of(output)}, {}, _MODE)
         replace_file(staged / path.name, path)
-    return f"latents {tuple(made.shape)}"
+    return f"latents {tuple(output.shape)}"

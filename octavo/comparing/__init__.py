@@ -1,1 +1,2 @@
-"""A float pipeline beside its integers: the same prompts and noise, pictures and numbers."""
+"""Compares a float pipeline with its quantized form: runs both from the same prompts and noise, and measures the
+difference."""

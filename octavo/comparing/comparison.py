@@ -21,20 +21,24 @@ from octavo.pipelines.run import prompt_seed, run_prompt
 from ..checkpoints import Deployed
 from .image_metrics import as_pixels, mean_square, output_arguments, output_of, psnr, ssim
 from .lpips import Lpips
-from .meter import Taken, taken
+from .meter import Cost, measured
 from .probe import Probe
 
 
-class Drawn(NamedTuple):
-    """One run: what it gave, the latents after each step (empty: the pipeline does not show them), what it took."""
+class RunResult(NamedTuple):
+    """The result of one run of a pipeline: its output, the latents after each step ([] if the pipeline does not pass
+    them to a callback), and the cost of the run."""
 
     output: np.ndarray
     latents: list[Tensor]
-    taken: Taken
+    cost: Cost
 
 
 class Pair(NamedTuple):
-    """A prompt drawn by both: their middle frames, uint8 (1, height, width, 3), and what is reported of it."""
+    """The pictures of one prompt, `exact` by the float and `other` by the quantized pipeline, and their measures `row`.
+
+    Both are uint8 (1, height, width, 3); of a video, the middle frame.
+    """
 
     exact: np.ndarray
     other: np.ndarray
@@ -42,7 +46,7 @@ class Pair(NamedTuple):
 
 
 class Comparison:
-    """A float pipeline and its quantized form; `pairs` grows with every prompt that is compared."""
+    """Compares a float pipeline with its quantized form, prompt by prompt. `pairs` holds what was compared so far."""
 
     def __init__(
         self,
@@ -52,38 +56,47 @@ class Comparison:
         seed: int,
         stored: torch.dtype | None = None,
     ) -> None:
-        """Prepares a comparison; sizes are counted with float numbers in the dtype `stored`, or in that loaded."""
-        shown = output_arguments(inspect.signature(type(pipe).__call__).parameters, pipe)
-        self.pipe, self.deployed, self.arguments, self.seed = pipe, deployed, {**arguments, **shown}, seed
-        self.device = next(deployed.module.parameters()).device
-        self.dtype = next(each.dtype for each in deployed.module.parameters() if each.is_floating_point())
+        """Prepares a comparison.
+
+        `arguments` are those of the pipeline's call. `stored` is the dtype of the model on disk, in which the sizes of
+        float tensors are counted; None: in the dtype of the loaded model.
+        """
+        output_type = output_arguments(inspect.signature(type(pipe).__call__).parameters, pipe)
+        self.pipe, self.deployed, self.arguments, self.seed = pipe, deployed, {**arguments, **output_type}, seed
+        parameters = list(deployed.module.parameters())
+        self.device = parameters[0].device
+        self.dtype = next(parameter.dtype for parameter in parameters if parameter.is_floating_point())
         self.sizes = _sizes(deployed, stored or self.dtype)
         self.probe = Probe(deployed)
         self.lpips = Lpips.find()
         self.pairs: list[Pair] = []
         self._final, self._outputs = Power(), Power()
-        self._takes: dict[str, list[Taken]] = {"float": [], "int8": []}
+        self._costs: dict[str, list[Cost]] = {"float": [], "int8": []}
 
-    def look_inside(self, prompt: str) -> None:
-        """Runs the float pipeline once with its denoiser probed; what is timed later is then warm.
+    def probe_denoiser(self, prompt: str) -> None:
+        """Runs the float pipeline once while `self.probe` records its denoiser. The run also warms up the pipeline, so
+        that the runs of `compare` can be timed.
 
-        Raises MisfitError when the denoiser is not called.
+        Raises MisfitError if the pipeline never calls the denoiser.
         """
-        with self.probe.listening():
+        with self.probe.recording():
             run_prompt(self.pipe, prompt, self.arguments, self.seed, self.probe.clock.tick)
         if not self.probe.powers:
-            fact = f"the {self.deployed.component} was never called"
+            fact = f"the pipeline never called {self.deployed.component}"
             raise MisfitError(f"{prompt!r}: {fact}. Choose another --component or more --steps.")
 
     def compare(self, prompt: str) -> Pair:
-        """Draws `prompt`, as long a run as the one looked at, with the float denoiser, then with the integers in it."""
+        """Draws `prompt` with the float denoiser and then with the quantized one, and measures the difference.
+
+        Call `probe_denoiser` first, with as many steps. Raises NumbersError if an output holds NaN or Inf.
+        """
         with self.probe.sampling() as power:
             exact = self._draw(prompt, "float")
         other = self._draw(prompt, "int8")
         self._outputs = self._outputs.plus(power)
         errors = [_relative(a, b) for a, b in zip(exact.latents, other.latents, strict=True)]
         if not all(map(math.isfinite, errors)) or not np.isfinite(other.output).all():
-            raise NumbersError(f"{prompt!r}: gave values that are not finite. Use another --dtype.")
+            raise NumbersError(f"{prompt!r}: one of the two pipelines computed NaN or Inf. Use another --dtype.")
         if exact.latents:
             self._final.add(exact.latents[-1], other.latents[-1])
         decoded = self.arguments.get("output_type") != "latent"
@@ -94,85 +107,101 @@ class Comparison:
             "prompt": prompt, "seed": prompt_seed(prompt, self.seed), "mean_square": error, "psnr": psnr(error),
             "ssim": ssim(a, b), "lpips": self.lpips.distance(a[middle], b[middle]), "frames": len(a),
             "middle_psnr": psnr(mean_square(a[middle], b[middle])), "latent_error": errors,
-            "output_sqnr": power.sqnr, "seconds": {"float": exact.taken.seconds, "int8": other.taken.seconds},
+            "output_sqnr": power.sqnr, "seconds": {"float": exact.cost.seconds, "int8": other.cost.seconds},
             **_judged(prompt, a, b),
         }  # fmt: skip
         self.pairs.append(Pair(a[middle].copy(), b[middle].copy(), row))
         return self.pairs[-1]
 
     def totals(self) -> dict[str, Any]:
-        """Numbers over all prompts. None stands for no difference (psnr, sqnr) or for not measured."""
+        """Returns the measures over all prompts compared so far, JSON-able.
+
+        None means no difference for `psnr` and the values ending in `sqnr`, and not measured for all others.
+        """
         rows = [pair.row for pair in self.pairs]
         steps = list(zip(*(row["latent_error"] for row in rows), strict=True))
         judged = [row["judged"] for row in rows if "judged" in row]
-        right = {side: sum(row[side] for row in judged) for side in ("float", "int8")} | {"of": len(judged)}
+        correct = {side: sum(row[side] for row in judged) for side in ("float", "int8")} | {"of": len(judged)}
         return {
             "psnr": psnr(statistics.fmean(row["mean_square"] for row in rows)),
             "ssim": _mean([row["ssim"] for row in rows]),
             "lpips": _mean([row["lpips"] for row in rows]),
             "lpips_note": self.lpips.note,
-            "judged": right if judged else None,
+            "judged": correct if judged else None,
             "output_sqnr": self._outputs.sqnr,
             "output_same": self._outputs.noise == 0.0,
             "latent_sqnr": self._final.sqnr,
-            "latent_error": [_spread(step) for step in steps],
+            "latent_error": [_median_and_extremes(step) for step in steps],
             "step_sqnr": [{"step": step + 1, "sqnr": power.sqnr} for step, power in sorted(self.probe.powers.items())],
             "speed": self._speed(),
-            "memory": {side: max((t.peak for t in took if t.peak), default=None) for side, took in self._takes.items()},
+            "memory": {
+                side: max((cost.peak for cost in costs if cost.peak), default=None)
+                for side, costs in self._costs.items()
+            },
             "size": self.sizes,
         }
 
-    def _draw(self, prompt: str, side: str) -> Drawn:
+    def _draw(self, prompt: str, side: str) -> RunResult:
+        """Runs the pipeline on `prompt` with the denoiser of a `side`, "float" or "int8", and measures the cost."""
         latents: list[Tensor] = []
-        inside = self.deployed.installed() if side == "int8" else nullcontext()
-        with inside, finite_outputs(self.pipe), taken(self.device) as took:
-            made = run_prompt(
+        denoiser = self.deployed.installed() if side == "int8" else nullcontext()
+        with denoiser, finite_outputs(self.pipe), measured(self.device) as cost:
+            output = run_prompt(
                 self.pipe, prompt, self.arguments, self.seed,
-                on_latents=lambda each: latents.append(each.detach().float().cpu().clone()),
+                on_latents=lambda step: latents.append(step.detach().float().cpu().clone()),
             )  # fmt: skip
-        self._takes[side].append(took)
-        return Drawn(output_of(made), latents, took)
+        self._costs[side].append(cost)
+        return RunResult(output_of(output), latents, cost)
 
     def _speed(self) -> dict[str, Any]:
-        medians = {side: statistics.median(t.seconds for t in took) for side, took in self._takes.items()}
-        pairs = zip(*(self._takes[side] for side in ("float", "int8")), strict=True)
+        """Returns the median seconds of both sides, their ratio (float over int8), and the range of the ratios of the
+        single prompts."""
+        medians = {side: statistics.median(cost.seconds for cost in costs) for side, costs in self._costs.items()}
+        pairs = zip(*(self._costs[side] for side in ("float", "int8")), strict=True)
         ratios = [exact.seconds / other.seconds for exact, other in pairs]
         ratio = medians["float"] / medians["int8"]
         return medians | {"ratio": ratio, "ratios": [min(ratios), max(ratios)], "runs": len(ratios)}
 
 
 def _sizes(deployed: Deployed, dtype: torch.dtype) -> dict[str, Any]:
-    """The bytes of both denoisers' numbers, those that both have as floats counted in `dtype`, as files have them."""
+    """Returns the bytes of all tensors of the float and of the quantized denoiser.
+
+    Tensors that both denoisers hold as floats are counted in `dtype`, as in the files of the model.
+    """
     floats = {name for name, tensor in deployed.module.state_dict().items() if tensor.is_floating_point()}
 
-    def counted(module: nn.Module) -> int:
-        tensors = {name: each for name, each in module.state_dict().items() if isinstance(each, Tensor)}
+    def count_bytes(module: nn.Module) -> int:
+        tensors = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
         return sum(
-            each.numel() * (dtype if name in floats and each.is_floating_point() else each.dtype).itemsize
-            for name, each in tensors.items()
+            tensor.numel() * (dtype if name in floats and tensor.is_floating_point() else tensor.dtype).itemsize
+            for name, tensor in tensors.items()
         )
 
     with deployed.installed() as integers:
-        other = counted(integers)
-    return {"float": counted(deployed.module), "int8": other, "dtype": str(dtype).removeprefix("torch.")}
+        other = count_bytes(integers)
+    return {"float": count_bytes(deployed.module), "int8": other, "dtype": str(dtype).removeprefix("torch.")}
 
 
 def _relative(exact: Tensor, other: Tensor) -> float:
-    """|other - exact| / |exact|."""
+    """Returns the relative error |other - exact| / |exact|, with Euclidean norms."""
     return float((other - exact).norm() / exact.norm().clamp(min=1e-30))
 
 
-def _spread(values: tuple[float, ...]) -> dict[str, float]:
+def _median_and_extremes(values: tuple[float, ...]) -> dict[str, float]:
     return {"median": statistics.median(values), "smallest": min(values), "largest": max(values)}
 
 
 def _mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+    """Returns the mean of the values that are not None, or None if all of them are."""
+    numbers = [value for value in values if value is not None]
+    return statistics.fmean(numbers) if numbers else None
 
 
 def _judged(prompt: str, exact: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """Whether each picture shows what a prompt of the bundled pipeline's world says; {} for any other prompt."""
+    """Returns whether each of two pictures shows what `prompt` describes, as {"judged": {"float": True, "int8": True}}.
+
+    Only prompts and pictures of the bundled demo pipeline can be judged. Returns {} for all others.
+    """
     if exact.shape != (1, SIZE, SIZE, 3):
         return {}
     try:

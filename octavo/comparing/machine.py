@@ -1,4 +1,4 @@
-"""Names what a comparison ran with: the machine, the versions, the dtypes."""
+"""Describes the machine and the libraries that a comparison ran on."""
 
 import platform
 from datetime import UTC, datetime
@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-_PROCESSORS = Path("/proc/cpuinfo")  # Linux
+_CPUINFO = Path("/proc/cpuinfo")  # exists on Linux only
 
 
 def surroundings(device: torch.device) -> dict[str, str]:
-    """The date (UTC, to the minute), versions of the libraries that compute, the processor, threads and device."""
+    """Returns the date (UTC, to the minute), the versions of the libraries, the processor with its number of threads,
+    and the device if it is not a CPU, as texts by name."""
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("octavo", "torch", "diffusers", "transformers")),
@@ -23,6 +24,6 @@ def surroundings(device: torch.device) -> dict[str, str]:
 
 
 def _processor() -> str:
-    lines = _PROCESSORS.read_text().splitlines() if _PROCESSORS.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Measures the seconds and the memory of a run."""
+"""Measures the seconds and the peak memory of a block of code."""
 
 import time
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass
-class Taken:
-    """The cost of a run.
+class Cost:
+    """The cost of a run: seconds, and the peak memory in bytes.
 
-    `peak`: the most memory in bytes while it ran, of the device, or on a CPU of the whole process; None: unknown.
+    `peak` is the peak memory of the device; on a CPU, that of the whole process. None: it could not be measured.
     """
 
     seconds: float = 0.0
@@ -24,11 +24,12 @@ class Taken:
 
 
 @contextmanager
-def taken(device: torch.device) -> Iterator[Taken]:
-    """Measures a block; the values are set when the block has ended."""
-    cost = Taken()
+def measured(device: torch.device) -> Iterator[Cost]:
+    """Measures the cost of a `with` block that computes on `device`. The yielded `Cost` is filled in when the block
+    ends."""
+    cost = Cost()
     accelerator: Any = None if device.type == "cpu" else torch.get_device_module(device)
-    known = _forget_peak() if accelerator is None else True
+    peak_was_reset = _reset_peak() if accelerator is None else True
     if accelerator is not None:
         accelerator.synchronize(device)
         accelerator.reset_peak_memory_stats(device)
@@ -39,12 +40,13 @@ def taken(device: torch.device) -> Iterator[Taken]:
     cost.seconds = time.perf_counter() - began
     if accelerator is not None:
         cost.peak = int(accelerator.max_memory_allocated(device))
-    elif known:
+    elif peak_was_reset:
         cost.peak = int(_STATUS.read_text().partition("VmHWM:")[2].split()[0]) * 1024
 
 
-def _forget_peak() -> bool:
-    """Sets the kernel's high-water mark of this process back to what it holds now (Linux, proc(5)); False: cannot."""
+def _reset_peak() -> bool:
+    """Resets the kernel's record of this process' peak memory to its current memory (Linux, see proc(5)). Returns
+    whether that worked."""
     try:
         _CLEAR.write_text("5")
     except OSError:

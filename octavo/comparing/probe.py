@@ -1,4 +1,5 @@
-"""Looks inside a float denoiser while its pipeline runs: ranges of inputs, and what integers do to its outputs."""
+"""Records a float denoiser with hooks while its pipeline runs: the ranges of its layers' inputs, and the error of the
+quantized denoiser's output."""
 
 import inspect
 import itertools
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from octavo.calibrate.replay.calls import copied_to, device_of, replaced, spread
+from octavo.calibrate.replay.calls import copied_to, device_of, evenly_spaced, replaced
 from octavo.calibrate.replay.hooks import hooked, input_of
 from octavo.calibrate.replay.sqnr import Power, tensors_in
 from octavo.capture.call_arguments import bind, noise_level
@@ -17,14 +18,14 @@ from octavo.capture.recorder import Clock
 
 from ..checkpoints import Deployed
 
-SAMPLED = 8  # calls of a run
+SAMPLED = 8  # calls of each run that the quantized denoiser computes too; bounds the time and memory of a comparison
 
 
 class Probe:
-    """Statistics that hooks record, by denoising step.
+    """Statistics of a float denoiser that hooks record.
 
-    `maximum`: of each linear layer and convolution, max |x| of its inputs; `powers`: of the denoiser's outputs against
-    those of its integer form for the very same inputs.
+    `maximum[layer][step]` is the largest |x| among the inputs of a linear layer or convolution in a denoising step.
+    `powers[step]` compares the output of the float denoiser with that of the quantized denoiser for the same inputs.
     """
 
     def __init__(self, deployed: Deployed) -> None:
@@ -32,12 +33,12 @@ class Probe:
         self.maximum: dict[str, dict[int, float]] = {}
         self.powers: dict[int, Power] = {}
         self._model, self._deployed = deployed.module, deployed
-        self._busy = False  # with the integer form
-        self._calls = 0  # of a run
+        self._busy = False  # True while the quantized denoiser runs: the hooks record nothing then
+        self._calls = 0  # calls of the denoiser in the run inside `recording`
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Inside, every call of the denoiser is looked at, of one run."""
+    def recording(self) -> Iterator[None]:
+        """Inside the `with` block, records every call of the denoiser. The block runs the pipeline once."""
         kinds = (nn.Linear, nn.Conv2d)
         layers = [name for name, module in self._model.named_modules() if isinstance(module, kinds)]
         roots = self._deployed.roots
@@ -47,47 +48,56 @@ class Probe:
 
     @contextmanager
     def sampling(self) -> Iterator[Power]:
-        """Inside, SAMPLED calls, spread over a run as long as the one listened to, are kept; the power is theirs.
+        """Inside the `with` block, copies SAMPLED calls of the denoiser, spaced evenly over a run that is as long as
+        that of `recording`. When the block ends, the quantized denoiser computes these calls too, and the yielded power
+        holds the difference of the outputs.
 
-        The integer form is given them when the run has ended: what is timed inside has only copied them.
+        So a block that is timed is longer only by the copies.
         """
-        power, kept, chosen, count = Power(), [], set(spread(self._calls, SAMPLED)), itertools.count()
+        power, samples, chosen, count = Power(), [], set(evenly_spaced(self._calls, SAMPLED)), itertools.count()
 
-        def listener(root: str) -> Any:
-            def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def sampler(root: str) -> Any:
+            def sample(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
                 if next(count) in chosen:
-                    heard = (args, kwargs, tensors_in(output))
-                    kept.append((root, replaced(heard, Tensor, lambda each: each.detach().to("cpu", copy=True))))
+                    call = (args, kwargs, tensors_in(output))
+                    samples.append((root, replaced(call, Tensor, lambda x: x.detach().to("cpu", copy=True))))
 
-            return hear
+            return sample
 
-        with hooked(self._model, after={root: listener(root) for root in self._deployed.roots}):
+        with hooked(self._model, after={root: sampler(root) for root in self._deployed.roots}):
             yield power
         with torch.no_grad(), self._deployed.installed() as integers:
-            for root, heard in kept:
-                args, kwargs, exact = copied_to(heard, device_of(self._model))
+            for root, call in samples:
+                args, kwargs, exact = copied_to(call, device_of(self._model))
                 _add(power, exact, integers.get_submodule(root)(*args, **kwargs))
 
     def heat(self) -> dict[str, Any]:
-        """The ranges as a table: layers in the order in which they ran, a row each, a number or None for each step."""
+        """Returns `maximum` as a table for the heat map: a row per layer in the order in which the layers ran, and in
+        it a value per step, None where the layer did not run."""
         steps = sorted({step for row in self.maximum.values() for step in row})
         rows = [[row.get(step) for step in steps] for row in self.maximum.values()]
         return {"layers": list(self.maximum), "steps": [step + 1 for step in steps], "maximum": rows}
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Tells the clock the noise level of a call of the denoiser."""
         if not self._busy:
             self.clock.observe(noise_level(bind(inspect.signature(module.forward), args, kwargs)[1]))
 
     def _range_of(self, name: str) -> Any:
-        def hear(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Returns a hook that records the largest |x| of the inputs of the layer `name`."""
+
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not self._busy:
                 x, step = input_of(args, kwargs), self.clock.step
                 row = self.maximum.setdefault(name, {})
                 row[step] = max(row.get(step, 0.0), float(x.abs().amax()) if x.numel() else 0.0)
 
-        return hear
+        return record
 
     def _compare(self, root: str) -> Any:
+        """Returns a hook that runs the quantized denoiser on the inputs of a call, and records the difference of the
+        outputs. `root` is the denoiser's name, see `Deployed.roots`."""
+
         def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if self._busy:
                 return
@@ -104,5 +114,6 @@ class Probe:
 
 
 def _add(power: Power, exact: list[Tensor], output: Any) -> None:
-    for one, other in zip(exact, tensors_in(output), strict=True):
-        power.add(one, other)
+    """Adds the tensors of a quantized denoiser's `output` to `power`, with the float denoiser's tensors `exact`."""
+    for expected, actual in zip(exact, tensors_in(output), strict=True):
+        power.add(expected, actual)

@@ -1,7 +1,7 @@
-"""The page: everything that is known about a comparison or a calibration, in one file that needs no network."""
+"""Makes the HTML page of a comparison or of a calibration: one file that loads nothing else."""
 
 from .page import page
 
 __all__ = ["PAGE_FILE", "page"]
 
-PAGE_FILE = "report.html"  # beside a checkpoint
+PAGE_FILE = "report.html"  # name of the page of a calibration, in the directory of the checkpoint

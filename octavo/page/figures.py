@@ -1,5 +1,8 @@
-"""Figures as SVG that is part of the page: its text is text, its colours are the page's, its bytes depend on the data
-alone."""
+"""Draws the figures of the page as SVG elements.
+
+Their text can be searched and copied, their colours are those of the page, light or dark, and the same data gives the
+same bytes.
+"""
 
 import io
 import re
@@ -15,7 +18,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullFormatter
 
-# what is drawn in the colours on the left has the page's on the right, light or dark
+# matplotlib draws with these placeholders, and `_svg` replaces them by colours of the page
 INK, LINE, SERIES, MARK = "#010101", "#020202", "#030303", "#040404"
 _COLOURS = {INK: "currentColor", LINE: "var(--line)", SERIES: "var(--accent)", MARK: "var(--warn)"}
 _STYLE: Any = {
@@ -24,11 +27,12 @@ _STYLE: Any = {
     "axes.grid": True, "grid.color": LINE, "grid.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False,
     "axes.axisbelow": True, "lines.linewidth": 1.8, "figure.facecolor": "none", "axes.facecolor": "none",
 }  # fmt: skip
-_WIDTH = 4.5  # inches: at the width of a phone, text of 10 points is still read
+_WIDTH = 4.5  # inches; small enough that text of 10 points can be read on a phone
 
 
 @contextmanager
 def _drawing(height: float) -> Iterator[tuple[Figure, Axes]]:
+    """Yields an empty figure with one pair of axes, `height` inches high, in the style of the page."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         FigureCanvasSVG(figure)
@@ -36,126 +40,131 @@ def _drawing(height: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def _svg(figure: Figure, name: str, words: str) -> str:
-    """The figure as an element; `name` keeps its ids apart from those of others, `words` say what it shows."""
-    made = io.StringIO()
-    figure.savefig(made, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = made.getvalue()
+    """Returns the figure as an SVG element. Its ids start with `name`, so that they differ from those of other figures;
+    `words` is its label for screen readers."""
+    file = io.StringIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = file.getvalue()
     text = text[text.index("<svg") :]
-    for drawn, shown in _COLOURS.items():
-        text = text.replace(drawn, shown)
+    for placeholder, colour in _COLOURS.items():
+        text = text.replace(placeholder, colour)
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     text = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{words}">', text, count=1)
     return re.sub(r">\s+<", "><", text).strip()
 
 
-def _count(axes: Axes, last: int) -> None:
-    """Whole numbers from 1 along the horizontal axis."""
+def _count_from_one(axes: Axes, last: int) -> None:
+    """Makes the horizontal axis run from 1 to `last`, with ticks at whole numbers."""
     axes.set_xlim(0.5 if last < 10 else 0, last + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _locator(low: float, high: float) -> Locator:
-    """Ticks of a logarithmic axis: 1, 2 and 5 times powers of ten, or where fewer than two of those fit, any number."""
+    """Returns the ticks of a logarithmic axis from `low` to `high`: 1, 2 and 5 times powers of ten, or evenly spaced
+    numbers if fewer than two of these fit."""
     locator = LogLocator(subs=(1.0, 2.0, 5.0), numticks=12)
     fitting = [value for value in locator.tick_values(low, max(high, low * 1.01)) if low <= value <= high]
     return locator if len(fitting) > 1 else MaxNLocator(4)
 
 
 def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
-    """The relative error of the latents after each step: the median over prompts, and from smallest to largest."""
+    """Draws the relative error of the latents after each step: the median over prompts as a line, the smallest to the
+    largest error as a band."""
     with _drawing(2.5) as (figure, axes):
-        at = range(1, len(steps) + 1)
+        numbers = range(1, len(steps) + 1)
         low, mid, high = ([100 * step[key] for step in steps] for key in ("smallest", "median", "largest"))
-        axes.fill_between(at, low, high, color=SERIES, alpha=0.2, linewidth=0)
-        axes.plot(at, mid, color=SERIES, marker="o" if len(steps) < 3 else None)
+        axes.fill_between(numbers, low, high, color=SERIES, alpha=0.2, linewidth=0)
+        axes.plot(numbers, mid, color=SERIES, marker="o" if len(steps) < 3 else None)
         if min(low) > 0:
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(_locator(min(low), max(high)))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-        _count(axes, len(steps))
+        _count_from_one(axes, len(steps))
         axes.set_xlabel("denoising step")
         axes.set_ylabel("error of the latents")
         return _svg(figure, "trajectory", f"Relative error of the latents over {len(steps)} denoising steps")
 
 
 def by_step(values: Sequence[Mapping[str, Any]]) -> str:
-    """The SQNR of the denoiser's output in each step, for the same inputs."""
+    """Draws the SQNR of the denoiser's output for the same inputs, by denoising step."""
     with _drawing(2.5) as (figure, axes):
         steps = [row["step"] for row in values]
         axes.plot(steps, [row["sqnr"] for row in values], color=SERIES, marker="o", markersize=3)
-        _count(axes, max(steps))
+        _count_from_one(axes, max(steps))
         axes.set_xlabel("denoising step")
         axes.set_ylabel("output SQNR, dB")
         return _svg(figure, "steps", f"Output SQNR over {len(values)} denoising steps")
 
 
 def layers(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The SQNR of each quantized layer in the order of the network, the worst three named."""
-    known = [row for row in rows if row.get("sqnr") is not None]
+    """Draws the SQNR of each quantized layer in the order of the network, and marks the three lowest."""
+    sqnrs = [row["sqnr"] for row in rows if row.get("sqnr") is not None]
     with _drawing(2.6) as (figure, axes):
-        heights = [row["sqnr"] for row in known]
-        worst = sorted(range(len(known)), key=lambda at: (heights[at], at))[:3]
-        axes.scatter(range(1, len(known) + 1), heights, s=16, color=SERIES, linewidths=0)
-        axes.scatter([at + 1 for at in worst], [heights[at] for at in worst], s=26, color=MARK, linewidths=0)
-        _count(axes, len(known))
+        worst = sorted(range(len(sqnrs)), key=lambda index: (sqnrs[index], index))[:3]
+        axes.scatter(range(1, len(sqnrs) + 1), sqnrs, s=16, color=SERIES, linewidths=0)
+        axes.scatter([i + 1 for i in worst], [sqnrs[i] for i in worst], s=26, color=MARK, linewidths=0)
+        _count_from_one(axes, len(sqnrs))
         axes.set_xlabel("quantized layer, from input to output")
         axes.set_ylabel("SQNR, dB")
-        return _svg(figure, "layers", f"SQNR of {len(known)} layers, from {min(heights)} to {max(heights)} dB")
+        return _svg(figure, "layers", f"SQNR of {len(sqnrs)} layers, from {min(sqnrs)} to {max(sqnrs)} dB")
 
 
 def heat(ranges: Mapping[str, Any]) -> str:
-    """The largest |input| of each layer in each step, in logarithmic colours."""
+    """Draws the largest |input| of each layer in each denoising step as a heat map with a logarithmic colour scale."""
     values = np.array([[np.nan if v is None else v for v in row] for row in ranges["maximum"]], dtype=float)
     values[values <= 0] = np.nan
     names, count = ranges["layers"], len(ranges["layers"])
     with _drawing(1.2 + min(6.0, 0.1 * max(count, 14))) as (figure, axes):
         axes.grid(False)
         low, high = float(np.nanmin(values)), float(np.nanmax(values))
-        shown = axes.imshow(
+        image = axes.imshow(
             values, aspect="auto", interpolation="none", cmap="viridis", norm=LogNorm(low, max(high, low * 1.01))
         )
-        bar = figure.colorbar(shown, ax=axes, location="top", aspect=40, pad=0.02)
+        bar = figure.colorbar(image, ax=axes, location="top", aspect=40, pad=0.02)
         bar.set_label("largest |input|")
         bar.ax.xaxis.set_major_locator(_locator(low, high))
         bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
         bar.ax.xaxis.set_minor_formatter(NullFormatter())
         if bar.solids is not None:
-            bar.solids.set_rasterized(True)  # 256 shapes else
+            bar.solids.set_rasterized(True)  # one picture instead of 256 shapes
         bar.outline.set_visible(False)
         _name_rows(axes, names)
-        places = list(range(0, len(ranges["steps"]), max(1, -(-len(ranges["steps"]) // 8))))
-        axes.set_xticks(places, [str(ranges["steps"][at]) for at in places])
+        ticks = list(range(0, len(ranges["steps"]), max(1, -(-len(ranges["steps"]) // 8))))
+        axes.set_xticks(ticks, [str(ranges["steps"][index]) for index in ticks])
         axes.set_xlabel("denoising step")
         words = f"Largest input of {count} layers over {len(ranges['steps'])} steps, from {low:.3g} to {high:.3g}"
         return _svg(figure, "heat", words)
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """A tick for each run of layers in the same block, such as transformer_blocks.3, and lines between them."""
-    runs: list[tuple[str, int, int]] = []
-    for at, name in enumerate(names):
+    """Labels the rows of the heat map with the blocks of their layers, such as transformer_blocks.3: one label for all
+    consecutive layers of a block, and a line between two blocks."""
+    runs: list[tuple[str, int, int]] = []  # block, first row, last row
+    for row, name in enumerate(names):
         block = _block(name)
         if runs and runs[-1][0] == block:
-            runs[-1] = (block, runs[-1][1], at)
+            runs[-1] = (block, runs[-1][1], row)
         else:
-            runs.append((block, at, at))
-    if len(runs) > 30:
+            runs.append((block, row, row))
+    if len(runs) > 30:  # too many labels for the height of the figure
         runs = [run for run in runs if run[2] > run[1]] or runs[:: len(runs) // 30 + 1]
-    apart = [run for at, run in enumerate(runs) if at == 0 or run[2] - runs[at - 1][2] > 1]  # else they overlap
-    axes.set_yticks([(first + last) / 2 for _, first, last in apart], [run[0] for run in apart], fontsize=8)
+    # a label one row below the one before would overlap it
+    labelled = [run for index, run in enumerate(runs) if index == 0 or run[2] - runs[index - 1][2] > 1]
+    axes.set_yticks([(first + last) / 2 for _, first, last in labelled], [run[0] for run in labelled], fontsize=8)
     axes.tick_params(axis="y", length=0)
     for _, first, _ in runs[1:]:
         axes.axhline(first - 0.5, color="#ffffff", linewidth=0.5, alpha=0.6)
 
 
 def _block(name: str) -> str:
-    """The block of a layer: transformer_blocks.3 for transformer_blocks.3.attn.to_q, proj_out for proj_out."""
+    """Returns the name of a layer's block: transformer_blocks.3 for transformer_blocks.3.attn.to_q, proj_out for
+    proj_out."""
     match = re.match(r"(.*?\.\d+)\.", name)
     return match[1] if match else name.partition(".")[0]
 
 
-def drawn(draw: Callable[..., str], *content: Any) -> str | None:
-    """A figure, None where there is nothing to draw."""
+def figure_or_none(draw: Callable[..., str], *content: Any) -> str | None:
+    """Returns the figure that `draw` makes of `content`, or None if any of the content is empty."""
     return draw(*content) if all(content) else None

@@ -14,9 +14,9 @@ for (const pair of pairs) {
   pair.addEventListener("click", () => {
     for (const other of pairs) other.setAttribute("aria-pressed", String(other === pair));
     const [exact, quantized] = pair.querySelectorAll("img");
-    for (const [shown, chosen] of [[find("below"), exact], [find("above"), quantized]]) {
-      shown.src = chosen.src;
-      shown.alt = chosen.alt;
+    for (const [image, chosen] of [[find("below"), exact], [find("above"), quantized]]) {
+      image.src = chosen.src;
+      image.alt = chosen.alt;
     }
     find("shown").textContent = pair.querySelector(".words").textContent;
     find("numbers").textContent = pair.querySelector(".numbers").textContent;

@@ -1,4 +1,4 @@
-"""Fills the template."""
+"""Renders the page of a comparison or of a calibration from its template, template.html.j2."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from octavo.calibrate.report import measured_on
 
 from ..comparing.image_metrics import png
 from . import figures
-from .words import FILTERS, share
+from .words import FILTERS, percent
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -24,76 +24,79 @@ _ENVIRONMENT.filters.update(FILTERS)
 
 
 def page(content: Mapping[str, Any], pictures: Sequence[tuple[np.ndarray, np.ndarray]] = ()) -> bytes:
-    """The page as a file: the same content gives the same bytes.
+    """Returns the page as the bytes of an HTML file; the same content gives the same bytes.
 
-    `content` has `report`, and of a comparison what `compare_command.content_of` says; `pictures` are the pairs of its
-    prompts, uint8 (frames, height, width, 3), whose first frames are shown. Of a report, what its calibration took is
-    left out: two calibrations of the same calls have the same page.
+    For the page of a calibration, `content` is {"report": report}. For that of a comparison, `content` comes from
+    `commands.compare.content_of`, and `pictures` are the float and the int8 picture of each prompt, uint8 (frames,
+    height, width, 3), of which the page shows the first frame. Seconds and memory of a calibration are not on the page,
+    so two calibrations from the same calls have the same page.
     """
     report = content["report"]
     rows = report.get("layers", [])
     totals = content.get("totals", {})
     heat, by_step = content.get("ranges", {}), totals.get("step_sqnr", [])
-    drawn = {
-        "trajectory": figures.drawn(figures.trajectory, totals.get("latent_error")),
-        "steps": figures.drawn(figures.by_step, [row for row in by_step if row["sqnr"] is not None]),
-        "layers": figures.drawn(figures.layers, [row for row in rows if row.get("sqnr") is not None]),
-        "heat": figures.drawn(figures.heat, heat if _positive(heat) else None),
+    svgs = {
+        "trajectory": figures.figure_or_none(figures.trajectory, totals.get("latent_error")),
+        "steps": figures.figure_or_none(figures.by_step, [row for row in by_step if row["sqnr"] is not None]),
+        "layers": figures.figure_or_none(figures.layers, [row for row in rows if row.get("sqnr") is not None]),
+        "heat": figures.figure_or_none(figures.heat, heat if _has_values(heat) else None),
     }
-    shown = [tuple(_data(video[0]) for video in pair) for pair in pictures]
-    embedded = {name: svg and Markup(svg) for name, svg in drawn.items()}
+    urls = [tuple(_data_url(video[0]) for video in pair) for pair in pictures]
+    embedded = {name: svg and Markup(svg) for name, svg in svgs.items()}
     text = _ENVIRONMENT.get_template("template.html.j2").render(
-        content=content, report=report, rows=rows, totals=totals, prompts=content.get("prompts", []), pictures=shown,
-        figures=embedded, measured=_measured(report), notes=_notes(report), kept=_kept(rows),
+        content=content, report=report, rows=rows, totals=totals, prompts=content.get("prompts", []), pictures=urls,
+        figures=embedded, measured=_measured(report), notes=_notes(report), float_layers=_float_layers(rows),
         quantized=_worst_first(rows), pixelated=bool(pictures) and max(pictures[0][0].shape[1:3]) <= 256,
     )  # fmt: skip
     return text.encode()
 
 
 def _measured(report: Mapping[str, Any]) -> str:
-    """The interval and the calls of the SQNR in a report."""
+    """Returns a note on the output SQNR of a report: its interval, and the calls that it was measured on."""
     totals = report.get("totals", {})
     interval = totals.get("output_sqnr_interval")
-    around = "" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f} dB; "
-    return f"{around}{measured_on(totals)}; their inputs are within the ranges, so other prompts may have less"
+    around = "" if interval is None else f"95 % interval {interval[0]:.1f} to {interval[1]:.1f} dB, "
+    return f"{around}{measured_on(totals)}; prompts that were not captured may have a lower SQNR"
 
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
-    """Notes of the calibration: its warnings, its budget, whether its calls were enough."""
+    """Returns the notes on a calibration: its warnings, the result of a budget, and whether there were enough calls."""
     lines = list(report.get("warnings", []))
     if budget := report.get("budget"):
         mixed = ", ".join(f"{layers} {scheme}" for scheme, layers in budget["schemes"].items())
-        error = share(budget["error"]["relative"])
+        error = percent(budget["error"]["relative"])
         lines.append(
-            f"Budget {budget['budget']}: {mixed}, {budget['float']} float; the final latents differ by {error} of "
-            "their power."
+            f"Budget {budget['budget']}: {mixed}, {budget['float']} float. "
+            f"The mean squared error of the final latents is {error} of their power."
         )
     enough = verdict(report.get("enough", []))
     return [*lines, enough] if enough else lines
 
 
-def _positive(heat: Mapping[str, Any]) -> bool:
+def _has_values(heat: Mapping[str, Any]) -> bool:
+    """Returns whether any value of the heat map is above 0."""
     return any(value for row in heat.get("maximum", []) for value in row)
 
 
-def _data(picture: np.ndarray) -> str:
+def _data_url(picture: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
 
 
-def _kept(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """(reason, layers) of what stayed float."""
-    found: dict[str, list[str]] = {}
+def _float_layers(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Returns the names of the layers that stayed float, grouped by the reason: (reason, names)."""
+    names: dict[str, list[str]] = {}
     for row in rows:
         if row["scheme"] is None:
-            found.setdefault(row["reason"] or "not said", []).append(row["name"])
-    return list(found.items())
+            names.setdefault(row["reason"] or "no reason given", []).append(row["name"])
+    return list(names.items())
 
 
 def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The quantized layers; those without an error or not measured last."""
+    """Returns the rows of the quantized layers, the lowest SQNR first. Layers without an SQNR, because they have no
+    error or were not measured, come last."""
 
-    def place(row: Mapping[str, Any]) -> tuple[bool, float, str]:
+    def sort_key(row: Mapping[str, Any]) -> tuple[bool, float, str]:
         sqnr = row.get("sqnr")
         return sqnr is None, sqnr or 0.0, row["name"]
 
-    return sorted((row for row in rows if row["scheme"]), key=place)
+    return sorted((row for row in rows if row["scheme"]), key=sort_key)

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Writes numbers and findings as texts for people, on the page and on the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,69 +9,72 @@ from ..terminal import size
 
 
 def decibels(value: float | None) -> str:
-    """36.3 dB; None is a difference of zero."""
+    """Returns a PSNR or SQNR as a text, such as 36.3 dB; None means that there is no difference."""
     return "no difference" if value is None else f"{value:.1f} dB"
 
 
-def share(value: float) -> str:
-    """A part of one in percent: 12 %, 1.2 %, 0.034 %."""
-    percent = 100 * value
-    return f"{percent:.0f} %" if percent >= 10 else f"{percent:.2g} %"
+def percent(value: float) -> str:
+    """Returns a fraction as a percentage: 12 % for 0.12, 1.2 % for 0.012, 0.034 % for 0.00034."""
+    number = 100 * value
+    return f"{number:.0f} %" if number >= 10 else f"{number:.2g} %"
 
 
-def quicker(ratio: float) -> str:
-    """A float time over an int8 time, in words: 1.7 x slower for 0.58, 3.2 x faster for 3.2."""
-    return _times(ratio, "faster", "slower", "as fast")
+def speed_text(ratio: float) -> str:
+    """Returns the float time divided by the int8 time in words: 3.2 × faster for 3.2, 1.7 × slower for 0.58."""
+    return _ratio_text(ratio, "faster", "slower", "equally fast")
 
 
-def smaller(ratio: float) -> str:
-    """A float size over an int8 size, in words: 1.9 x smaller."""
-    return _times(ratio, "smaller", "larger", "as large")
+def size_text(ratio: float) -> str:
+    """Returns the float size divided by the int8 size in words: 1.9 × smaller for 1.9."""
+    return _ratio_text(ratio, "smaller", "larger", "equally large")
 
 
-def _times(ratio: float, more: str, less: str, same: str) -> str:
-    """`same` for a ratio that is 1.0 when rounded."""
+def _ratio_text(ratio: float, above: str, below: str, same: str) -> str:
+    """Returns a ratio in words: `above` or `below` with the factor, or `same` if the ratio is rounded to 1.0."""
     if round(ratio, 1) == 1.0:
         return same
-    times = max(ratio, 1 / ratio)
-    return f"{times:.{1 if times < 10 else 0}f}\u00a0× {more if ratio > 1 else less}"
+    factor = max(ratio, 1 / ratio)
+    return f"{factor:.{1 if factor < 10 else 0}f}\u00a0× {above if ratio > 1 else below}"
 
 
-# the PSNR of pictures in dB from which on these words hold: a rule of thumb of this page, not a measurement of eyes
+# (lowest PSNR in dB, words for pictures with at least this PSNR): rules of thumb, not measured with people
 _CLOSENESS = (
     (40.0, "look like the float ones"),
     (30.0, "differ from the float ones in small details"),
     (20.0, "differ visibly from the float ones"),
-    (float("-inf"), "are other pictures than the float ones"),
+    (float("-inf"), "do not resemble the float ones"),
 )
 
 
 def verdict(content: Mapping[str, Any]) -> str:
-    """The findings of a comparison in a few sentences: the pictures, size and speed, and whether a limit was missed."""
-    totals, shown = content["totals"], "pictures" if content["decoded"] else "latents, as shown,"
+    """Returns the result of a comparison in a few sentences: how similar the pictures are, size and speed, and whether
+    a limit was missed."""
+    totals, noun = content["totals"], "pictures" if content["decoded"] else "latents"
     psnr, judged, speed = totals["psnr"], totals["judged"], totals["speed"]
     if psnr is None:
-        found = f"The int8 {shown} are those of float"
+        result = f"The int8 {noun} are identical to the float ones"
     else:
-        close = next(words for bar, words in _CLOSENESS if psnr >= bar)
-        found = f"The int8 {shown} {close} (PSNR {decibels(psnr)})"
+        closeness = next(words for bar, words in _CLOSENESS if psnr >= bar)
+        result = f"The int8 {noun} {closeness} (PSNR {decibels(psnr)})"
     if judged:
-        found += f"; {judged['int8']} of {judged['of']} show what the prompt says, {judged['float']} in float"
-    size_ = smaller(totals["size"]["float"] / totals["size"]["int8"])
-    found += f". int8 is {size_} and {quicker(speed['ratio'])} here."
+        result += f"; {judged['int8']} of {judged['of']} show what the prompt describes (float: {judged['float']})"
+    ratio = size_text(totals["size"]["float"] / totals["size"]["int8"])
+    result += f". The int8 denoiser is {ratio} and {speed_text(speed['ratio'])} on this machine."
     missed = [gate["name"] for gate in content["gates"] if not gate["passed"]]
     if missed:
-        return f"Missed: {' and '.join(missed)}. {found}"
-    return f"Passed. {found}" if content["gates"] else f"{found} No limit was set (--min-psnr, --min-sqnr)."
+        return f"Missed the limit for {' and '.join(missed)}. {result}"
+    if content["gates"]:
+        return f"Passed all limits. {result}"
+    return f"{result} No limit was set (--min-psnr, --min-sqnr)."
 
 
 def number(value: float) -> str:
-    """Three digits."""
+    """Returns a number with three significant digits."""
     return f"{value:.3g}"
 
 
 def extent(value: list[float] | float) -> str:
-    """The smallest and the largest of several numbers."""
+    """Returns the smallest and the largest of several numbers, such as -1.5 … 2.25, or a single number."""
     if not isinstance(value, list):
         return number(value)
     low, high = min(value), max(value)
@@ -79,25 +82,26 @@ def extent(value: list[float] | float) -> str:
 
 
 def shape(value: list[int]) -> str:
-    """160 × 640."""
+    """Returns a shape as a text, such as 160 × 640."""
     return " × ".join(map(str, value))
 
 
-def said(value: object) -> str:
-    """A setting."""
+def setting_text(value: object) -> str:
+    """Returns the value of a setting as a text: yes or no for a bool, and the items of a container with commas."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {said(each)}" for name, each in value.items())
-    return ", ".join(map(said, value)) if isinstance(value, (list, tuple)) else str(value)
+        return ", ".join(f"{name} {setting_text(item)}" for name, item in value.items())
+    return ", ".join(map(setting_text, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
 def breakable(name: str) -> Markup:
-    """A dotted name that a narrow page may break after its dots."""
+    """Returns a dotted name as HTML that a narrow page may break after each dot."""
     return Markup(".<wbr>").join(name.split("."))
 
 
 FILTERS = {
-    "decibels": decibels, "share": share, "smaller": smaller, "quicker": quicker, "verdict": verdict, "number": number,
-    "extent": extent, "shape": shape, "size": size, "said": said, "breakable": breakable,
+    "decibels": decibels, "percent": percent, "size_text": size_text, "speed_text": speed_text, "verdict": verdict,
+    "number": number, "extent": extent, "shape": shape, "size": size, "setting_text": setting_text,
+    "breakable": breakable,
 }  # fmt: skip

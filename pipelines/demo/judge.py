@@ -84,7 +84,7 @@ def judge(picture: np.ndarray) -> Scene | None:
 
 
 def score(pictures: Iterable[np.ndarray], wanted: Iterable[Scene]) -> dict[str, float]:
-    """The share of pictures that show the wanted scene, per attribute and (`all`) in all five attributes."""
+    """Returns the share of pictures that show the wanted scene, per attribute and (`all`) in all five attributes."""
     pairs = [(judge(picture), scene) for picture, scene in zip(pictures, wanted, strict=True)]
     names = ("shape", "colour", "size", "place", "background")
     right = {n: [seen is not None and getattr(seen, n) == getattr(scene, n) for seen, scene in pairs] for n in names}

@@ -112,7 +112,7 @@ def drawn(scenes: list[Scene], seed: int) -> Tensor:
 
 
 def rate(step: int, steps: int, peak: float) -> float:
-    """The learning rate: linear warm-up over 200 steps, then a cosine to a hundredth of the peak."""
+    """Returns the learning rate: linear warm-up over 200 steps, then a cosine to a hundredth of the peak."""
     warm = min(1.0, (step + 1) / 200)
     return peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
@@ -199,7 +199,7 @@ def encode(vae: Any, scenes: list[Scene], work: Path, copies: int) -> Tensor:
 
 
 def text_states(ids: Tensor, modules: nn.ModuleDict) -> tuple[Tensor, Tensor]:
-    """The transformer's text inputs for `ids`: states (n, 21, 160), with one zero token last, and pooled (n, 128)."""
+    """Returns the text inputs for `ids`: states (n, 21, 160), with one zero token last, and pooled (n, 128)."""
     encoded = [modules[name](ids, output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")]
     states = torch.cat([e.hidden_states[-2] for e in encoded], dim=-1)
     return F.pad(states, (0, 0, 0, 1)), torch.cat([e.text_embeds for e in encoded], dim=-1)

@@ -10,7 +10,7 @@ HELD_OUT = 450  # pictures, a quarter
 
 
 class Part(NamedTuple):
-    """Pictures (n, 8, 8) uint8, white on black, and their digits as `labels` (n,)."""
+    """Holds pictures (n, 8, 8) uint8, white on black, and their digits as `labels` (n,)."""
 
     pictures: np.ndarray
     labels: np.ndarray

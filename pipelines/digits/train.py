@@ -36,7 +36,7 @@ def resnet() -> ResNetForImageClassification:
 
 
 def inputs_of(part: Part, preprocessing: Preprocessing) -> Tensor:
-    """The preprocessed pictures, (n, 3, 32, 32)."""
+    """Returns the preprocessed pictures, (n, 3, 32, 32)."""
     return torch.stack([preprocessing(Image.fromarray(values)) for values in part.pictures])
 
 

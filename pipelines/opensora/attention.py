@@ -10,7 +10,7 @@ from .embedders import Rotation
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm of the last axis, eps 1e-6: computed in fp32, cast back, then times the weight."""
+    """Divides by the root mean square of the last axis (eps 1e-6, in fp32), casts back, multiplies by the weight."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Captions(NamedTuple):
 
 
 def captions_of_lengths(tokens: Tensor, lengths: Tensor) -> Captions:
-    """Captions from packed tokens (1, sum, C) and the number of tokens of each sample, `lengths` (B,)."""
+    """Returns Captions of packed tokens (1, sum, C); `lengths` (B,) has the number of tokens of each sample."""
     longest = int(lengths.max())
     if bool((lengths == longest).all()):
         return Captions(tokens, None)
@@ -87,7 +87,7 @@ def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
 
 
 class CrossAttention(nn.Module):
-    """Cross-attention from image tokens (B, N, C) to the caption tokens of their own sample."""
+    """Computes cross-attention from image tokens (B, N, C) to the caption tokens of their own sample."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()

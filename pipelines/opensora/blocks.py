@@ -21,7 +21,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class STDiT3Block(nn.Module):
-    """A block: self-attention over a frame (spatial) or over time (temporal), cross-attention to the caption, MLP.
+    """Computes a block: self-attention over a frame (spatial) or over time (temporal), cross-attention, MLP.
 
     x (B, T, S, C); modulation (B, T or 1, 6, C), one row for each frame or one for all; rotation for temporal blocks.
     """

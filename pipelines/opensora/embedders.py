@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 
 def sinusoid(values: Tensor, width: int = 256) -> Tensor:
-    """The sinusoidal embedding of `values` (rows,), (rows, width) fp32: cosines, then sines, of values * 10000^(-2k /
-    width)."""
+    """Returns the sinusoidal embedding of `values` (rows,): cosines, then sines, of values * 10000^(-2k / width), fp32
+    (rows, width)."""
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
     angles = values.float()[:, None] * frequencies
@@ -54,7 +54,8 @@ class PatchEmbedder(nn.Module):
 
 
 class ScalarEmbedder(nn.Module):
-    """Embeds numbers, (rows,) to (rows, C): the sinusoid through a two-layer MLP in the dtype of its weights."""
+    """Embeds numbers, (rows,) to (rows, C): their sinusoids pass through a two-layer MLP, in the dtype of its
+    weights."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -65,7 +66,7 @@ class ScalarEmbedder(nn.Module):
 
 
 class Mlp(nn.Module):
-    """A two-layer MLP on the last axis: fc1, GELU (tanh form), fc2."""
+    """Applies a two-layer MLP to the last axis: fc1, GELU (tanh form), fc2."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class CaptionEmbedder(nn.Module):
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of the rotary angles, each (frames, d / 2)."""
+    """Holds cosines and sines of the rotary angles, each (frames, d / 2)."""
 
     cos: Tensor
     sin: Tensor

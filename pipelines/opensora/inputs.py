@@ -49,7 +49,7 @@ def given_embeds(
 
 
 def checked_pixels(resolution: str, aspect: str, height: int | None, width: int | None) -> tuple[int, int]:
-    """The size (height, width) in pixels: as given, or of the table of resolutions and aspects."""
+    """Returns the size (height, width) in pixels: as given, or of the table of resolutions and aspects."""
     if (height is None) != (width is None):
         raise UsageError("height, width: only one of them is given. Give both, or neither.")
     return video_size(resolution, aspect) if height is None or width is None else (height, width)

@@ -38,7 +38,7 @@ class OpenSoraPipelineOutput(BaseOutput):
 
 
 class Text(NamedTuple):
-    """Caption states (rows, 1, L, E), null or negative rows after those of the prompts, and the mask of tokens."""
+    """Holds caption states (rows, 1, L, E), null or negative rows after the prompts' rows, and the mask of tokens."""
 
     states: Tensor
     mask: Tensor

@@ -11,7 +11,7 @@ from octavo.capture.errors import UsageError
 
 
 class VideoShape(NamedTuple):
-    """The size of n videos for the timestep transform: pixels and frames, each (n,), in the dtype of the evaluation."""
+    """Holds the size of n videos, in pixels and frames, each (n,), in the dtype in which the transform is computed."""
 
     height: Tensor
     width: Tensor
@@ -30,7 +30,7 @@ def time_ratio(shape: VideoShape) -> Tensor:
 
 
 def even_times(steps: int, num_timesteps: int, discrete: bool) -> list[float] | list[int]:
-    """The times of `steps` equal steps from `num_timesteps` (noise) towards 0."""
+    """Returns the times of `steps` equal steps from `num_timesteps` (noise) towards 0."""
     times = [(1.0 - i / steps) * num_timesteps for i in range(steps)]
     return [round(t) for t in times] if discrete else times
 

@@ -60,7 +60,7 @@ def video_size(resolution: str, aspect: str) -> tuple[int, int]:
 
 
 def frame_count(frames: int | str) -> int:
-    """The number of frames of a duration: a whole number, its text, or a name ("2s", "1x", "image")."""
+    """Returns the number of frames of a duration: a whole number, its text, or a name ("2s", "1x", "image")."""
     if isinstance(frames, str) and frames in DURATIONS:
         return DURATIONS[frames]
     try:
@@ -74,13 +74,13 @@ def frame_count(frames: int | str) -> int:
 
 
 def latent_frames(frames: int) -> int:
-    """The number of latent frames for `frames` frames: 5 for every 17, and one for every 4 of the rest, rounded up."""
+    """Returns the number of latent frames: 5 for every 17 frames, and one for every 4 of the rest, rounded up."""
     clips, rest = divmod(frames, 17)
     return clips * 5 + -(-rest // 4)
 
 
 def latent_size(height: int, width: int, frames: int, factor: int = VAE_FACTOR) -> tuple[int, int, int]:
-    """The latent size (frames, height, width) of a video of that many pixels and frames."""
+    """Returns the latent size (frames, height, width) of a video of that many pixels and frames."""
     if min(height, width) < factor:
         raise UsageError(f"size: {height}x{width} holds no latent. Use at least {factor}x{factor} pixels.")
     return latent_frames(frames), height // factor, width // factor

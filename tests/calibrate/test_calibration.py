@@ -12,7 +12,7 @@ from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.layers.modules import QuantizedLinear
 from octavo.calibrate.observers.extremes import extremes
-from octavo.calibrate.replay.calls import spread
+from octavo.calibrate.replay.calls import evenly_spaced
 from octavo.calibrate.replay.hooks import hooked
 from octavo.calibrate.replay.sqnr import Power, tensors_in
 from octavo.calibrate.report import worst
@@ -30,7 +30,7 @@ def test_the_report_has_every_layer_and_adds_up():
     rows = {row["name"]: row for row in report["layers"]}
     assert set(rows) == {name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     assert rows["proj_out"]["reason"] == "why"
-    assert rows["unused"]["reason"] == "never ran on these calls"
+    assert rows["unused"]["reason"] == "never ran on the calibration calls"
     totals = report["totals"]
     assert totals["quantized"] == len(result.layers) == len(result.plan.quantized) == 5
     assert totals["kept_float"] == 2
@@ -95,7 +95,9 @@ def test_the_order_of_the_calls_and_their_batches_do_not_matter(order, observer)
 
 def test_a_layer_that_never_ran_is_an_error_when_asked_for():
     refused(
-        lambda: calibrate(toy(), given(calls()), Settings(defaults={}, strict=True)), 6, "layer unused: saw no data"
+        lambda: calibrate(toy(), given(calls()), Settings(defaults={}, strict=True)),
+        6,
+        "layer unused: never ran on the calibration calls. Keep it float",
     )
 
 
@@ -116,17 +118,17 @@ def test_layers_whose_numbers_do_not_fit_stay_float_with_a_warning():
     model.blocks[0].up.weight.data.mul_(1e-9)
     model.blocks[0].up.bias.data.add_(100.0)
     result = calibrate(model, given(calls()), Settings(defaults={}))
-    assert "blocks.0.up: its accumulator could leave int32; it stays float." in result.warnings
+    assert "blocks.0.up: its accumulator could overflow int32; it stays float." in result.warnings
     half = toy(dtype=torch.float16)
     tiny = [Call((call.args[0] * 1e-6,), {}) for call in calls(dtype=torch.float16)]
     result = calibrate(half, given(tiny), Settings(defaults={}))
-    assert "patch: float16 holds no scale for its input range; it stays float." in result.warnings
+    assert "patch: float16 cannot represent the scale of its input range; it stays float." in result.warnings
 
 
 def test_unsupported_kinds_are_listed_once_and_stay_float():
     model = nn.Sequential(nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 1), nn.Flatten(), nn.Linear(4, 2))
     result = calibrate(model, given([Call((torch.randn(2, 4, 1),), {})]), Settings())
-    assert result.warnings == ["Conv1d has no integer form: 2 stay float."]
+    assert result.warnings == ["Conv1d has no integer form: 2 layers stay float."]
     assert list(result.layers) == ["3"]
 
 
@@ -138,7 +140,9 @@ def test_weights_that_are_not_finite_are_refused_before_the_first_call(key):
     def never() -> list[Call]:
         raise AssertionError("replayed")
 
-    refused(lambda: calibrate(model, never, Settings(defaults={})), 6, re.compile(f"{key}: 1 of .* values not finite"))
+    refused(
+        lambda: calibrate(model, never, Settings(defaults={})), 6, re.compile(f"{key}: 1 of .* values are not finite")
+    )
 
 
 def test_samples_limit_the_calls():
@@ -206,9 +210,9 @@ def test_settings_without_meaning(settings):
 
 
 def test_measuring_is_spread_over_the_calls():
-    assert spread(84, 4) == [10, 31, 52, 73]
-    assert spread(3, 8) == [0, 1, 2]
-    assert spread(0, 8) == spread(5, 0) == []
+    assert evenly_spaced(84, 4) == [10, 31, 52, 73]
+    assert evenly_spaced(3, 8) == [0, 1, 2]
+    assert evenly_spaced(0, 8) == evenly_spaced(5, 0) == []
 
 
 def test_outputs_of_any_form_are_compared():

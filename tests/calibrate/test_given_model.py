@@ -84,7 +84,7 @@ def test_a_child_called_module_is_part_of_the_names():
 @pytest.mark.parametrize("layer", [nn.Linear(8, 4), nn.Conv2d(3, 4, 3)], ids=lambda layer: type(layer).__name__)
 def test_a_model_that_is_a_layer_is_refused_with_what_to_give(layer):
     samples = [{"input": torch.ones(2, 8) if isinstance(layer, nn.Linear) else torch.ones(2, 3, 8, 8)}]
-    refused(lambda: calibrated(layer, samples), 2, "a single", "Give torch.nn.Sequential(layer)")
+    refused(lambda: calibrated(layer, samples), 2, "a single", "Pass torch.nn.Sequential(layer)")
     assert list(layer.state_dict()) == ["weight", "bias"]
     assert list(calibrated(torch.nn.Sequential(layer), samples).result.layers) == ["0"]
 
@@ -125,7 +125,7 @@ def test_a_model_that_accelerate_offloads_is_calibrated_and_stays_offloaded(how,
 def test_weights_that_nothing_holds_are_refused():
     with torch.device("meta"):
         model = toy()
-    refused(lambda: calibrated(model), 2, "on the meta device", "Load the model again")
+    refused(lambda: calibrated(model), 2, "is on the meta device", "Load the model again")
 
 
 def sd3() -> SD3Transformer2DModel:
@@ -193,12 +193,14 @@ def test_adapters_are_refused_with_the_calls_that_merge_them(adapter, disabled):
 def test_models_inside_peft_and_layers_put_in_by_hand_are_refused_with_the_calls_that_end_it():
     peft = pytest.importorskip("peft")
     wrapped = peft.get_peft_model(toy(), peft.LoraConfig(r=2, target_modules=["up"], init_lora_weights=False))
-    refused(lambda: calibrated(wrapped), 2, "Give model.merge_and_unload()")
+    refused(lambda: calibrated(wrapped), 2, "Pass model.merge_and_unload()")
     merged = calibrated(wrapped.merge_and_unload())
     assert list(merged.result.layers) == list(calibrated(toy()).result.layers)
     model = toy()
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["up"], init_lora_weights=False), model)
-    refused(lambda: calibrated(model), 2, "Call merge() of each such layer, and put its get_base_layer() in its place")
+    refused(
+        lambda: calibrated(model), 2, "Call merge() of each such layer, and replace the layer by its get_base_layer()"
+    )
     for block in model.blocks:
         block.up.merge()
         block.up = block.up.get_base_layer()
@@ -224,9 +226,12 @@ def foreign() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
-    "integer weight": (lambda: nn.Sequential(nn.Linear(4, 4), Packed()), ("1.weight", "int8", "Give the float model")),
-    "foreign weight": (lambda: nn.Sequential(nn.Linear(4, 4), foreign()), ("1.weight", "Foreign", "quantized already")),
-    "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4)), ("0: a LazyLinear", "Call the model once")),
+    "integer weight": (lambda: nn.Sequential(nn.Linear(4, 4), Packed()), ("1.weight", "int8", "is already quantized")),
+    "foreign weight": (
+        lambda: nn.Sequential(nn.Linear(4, 4), foreign()),
+        ("1.weight", "is already quantized (a Foreign of float32", "Pass the float model"),
+    ),
+    "lazy": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 4)), ("0: this LazyLinear", "Call the model once")),
     "torch.jit": (lambda: torch.jit.trace(nn.Sequential(nn.Linear(4, 4)), torch.ones(1, 4)), ("torch.jit",)),
     "float64": (lambda: nn.Sequential(nn.Linear(4, 4)).double(), ("1 layer: float64 weight", "float32")),
     "two reasons": (

@@ -11,8 +11,8 @@ from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.learning_curve import verdict
 from octavo.calibrate.replay.current_call import CurrentCall
-from octavo.calibrate.replay.marks import Mark, Marks, affordable
 from octavo.calibrate.replay.measured_calls import measured_calls
+from octavo.calibrate.replay.snapshots import CallCount, Snapshots, affordable
 from octavo.calibrate.replay.sqnr import Power
 from octavo.calibrate.settings import Settings
 
@@ -41,22 +41,22 @@ def rows(*values: float, prompts: bool = True) -> list[dict[str, Any]]:
 
 def test_marks_are_after_1_2_4_8_prompts_or_calls():
     heard: list[Call] = []
-    marks = Marks(lambda: len(heard))
-    for call in marks.each(calls(9, 3)):
+    snapshots = Snapshots(lambda: len(heard))
+    for call in snapshots.taking(calls(9, 3)):
         heard.append(call)
-    assert marks.taken == {Mark(3 * n, n): 3 * n for n in (1, 2, 4, 8)}
-    assert marks.last == Mark(27, 9)
-    marks = Marks(lambda: None)
-    list(marks.each(call._replace(unit=None) for call in calls(4)))
-    assert list(marks.taken) == [Mark(n, None) for n in (1, 2, 4)]
-    assert marks.last == Mark(8, None)
+    assert snapshots.by_count == {CallCount(3 * n, n): 3 * n for n in (1, 2, 4, 8)}
+    assert snapshots.last == CallCount(27, 9)
+    snapshots = Snapshots(lambda: None)
+    list(snapshots.taking(call._replace(unit=None) for call in calls(4)))
+    assert list(snapshots.by_count) == [CallCount(n, None) for n in (1, 2, 4)]
+    assert snapshots.last == CallCount(8, None)
 
 
 def test_what_is_measured_again_is_about_a_tenth_of_the_replay():
-    marks = [Mark(2**n, None) for n in range(9)]
-    assert affordable(marks, 159, 16) == affordable(marks, 448, 0) == []
-    assert affordable(marks, 160, 16) == marks[-1:]
-    assert affordable(marks, 448, 8) == marks[-5:]
+    snapshots = [CallCount(2**n, None) for n in range(9)]
+    assert affordable(snapshots, 159, 16) == affordable(snapshots, 448, 0) == []
+    assert affordable(snapshots, 160, 16) == snapshots[-1:]
+    assert affordable(snapshots, 448, 8) == snapshots[-5:]
 
 
 @pytest.mark.parametrize("release", [False, True])
@@ -91,7 +91,7 @@ def test_a_point_of_the_curve_is_what_a_shorter_capture_would_have_given(units, 
     result = calibrate(model, given(every), Settings(defaults={}, smoothing=smoothing, sqnr_calls=1))
     shorter = calibrate(model, given(every[: 2 * units]), Settings(defaults={}, smoothing=smoothing, sqnr_calls=0))
     current, power = CurrentCall(model), Power()
-    list(current.each(every))
+    list(current.tracked(every))
     (call,) = (every[at] for at in measured_calls(current, 1))
     with torch.no_grad():
         exact = model(*call.args)
@@ -133,11 +133,20 @@ def test_few_calls_say_nothing():
 @pytest.mark.parametrize(
     ("curve", "words"),
     [
-        (rows(20.0, 29.95, 30.1, 30.0), "2 of 8 prompts were enough (56 of 224 calls): output SQNR within 0.1 dB"),
+        (
+            rows(20.0, 29.95, 30.1, 30.0),
+            "2 of 8 prompts were enough (56 of 224 calls): output SQNR with the first 2 is within 0.1 dB",
+        ),
         (rows(30.0, 20.0, 30.0, 30.0), "4 of 8 prompts were enough"),
-        (rows(20.0, 29.5, 30.0), "More calls would gain: 4 prompts have 0.5 dB more output SQNR than the first 2."),
-        (rows(29.8, 30.0), "The last calls still counted: 2 prompts have 0.20 dB more than the first 1."),
-        (rows(30.0, 30.0, prompts=False), "28 of 56 calls were enough: output SQNR"),
+        (
+            rows(20.0, 29.5, 30.0),
+            "More calls would help: output SQNR with all 4 prompts is 0.5 dB higher than with the first 2.",
+        ),
+        (
+            rows(29.8, 30.0),
+            "The last calls still helped: output SQNR with all 2 prompts is 0.20 dB higher than with the first 1.",
+        ),
+        (rows(30.0, 30.0, prompts=False), "28 of 56 calls were enough: output SQNR with the first 28"),
     ],
 )
 def test_the_verdict(curve, words):

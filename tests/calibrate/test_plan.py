@@ -104,7 +104,7 @@ def test_patterns_of_a_family_need_not_match_and_those_of_the_user_win():
     plan = make_plan(toy(), keep_float=["blocks.1"], defaults={"proj_out": "why", "nowhere.*": "never"})
     rows = {entry.name: entry for entry in plan.entries}
     assert rows["proj_out"].reason == "why"
-    assert rows["blocks.1.up"].reason == rows["blocks.1.down"].reason == "asked for"
+    assert rows["blocks.1.up"].reason == rows["blocks.1.down"].reason == "kept float on request"
     assert plan.quantized == ("patch", "blocks.0.up", "blocks.0.down", "unused")
 
 
@@ -116,7 +116,7 @@ def test_patterns(pattern):
 
 def test_a_pattern_without_match_names_the_nearest_layer():
     message = refused(lambda: make_plan(toy(), keep_float=["proj_out", "blocks.0.upp"], option="disable_names"), 2)
-    assert message == "disable_names: 'blocks.0.upp' matches no layer; nearest: 'blocks.0.up'."
+    assert message == "disable_names: 'blocks.0.upp' matches no layer. The nearest name is 'blocks.0.up'."
 
 
 def test_keeping_all_layers_float_is_refused():
@@ -127,7 +127,7 @@ def test_keeping_all_layers_float_is_refused():
 def test_names_that_no_file_should_hold_are_refused(name):
     model = nn.Module()
     model._modules[name] = nn.Linear(2, 2)
-    refused(lambda: make_plan(model), 3, "not a name")
+    refused(lambda: make_plan(model), 3, "a checkpoint cannot hold this name")
 
 
 def test_a_model_without_layers_is_refused():

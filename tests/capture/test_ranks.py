@@ -15,7 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from octavo.calibrate.formats.manifest import MANIFEST
 from octavo.calibrate.observers.survey import Survey, survey_of
-from octavo.calibrate.observers.survey_replay import Known, united
+from octavo.calibrate.observers.survey_replay import SurveyState, merge_ranks
 from octavo.calibrate.replay.current_call import CurrentCall
 from octavo.calibrate.settings import RECIPES
 from octavo.capture import ranks as module
@@ -176,11 +176,11 @@ def test_there_may_be_more_ranks_than_calls(tmp_path, case):
 def test_a_survey_of_more_rows_than_it_keeps_is_the_same_however_calls_are_shared(tmp_path, world):
     """Layers that run in every call, in some, several times in a call, and with what another is given."""
 
-    def surveyed(ranks: Ranks) -> dict[str, Any]:
+    def survey_inputs(ranks: Ranks) -> dict[str, Any]:
         current = CurrentCall(toy(), ranks)
         surveys = {name: Survey(current, name) for name in ("all", "odd", "often", "like-all")}
         for at in range(ranks.rank, 600, ranks.world):
-            current.position, current.held, current.level = at, at % 4 == 3, float(at)
+            current.position, current.held_out, current.level = at, at % 4 == 3, float(at)
             current.samples += 1
             x = torch.randn(9, 5, generator=torch.Generator().manual_seed(at))
             reading = survey_of(x)
@@ -190,20 +190,20 @@ def test_a_survey_of_more_rows_than_it_keeps_is_the_same_however_calls_are_share
                 surveys["odd"].add(survey_of(-x))
             for again in range(at % 5):
                 surveys["often"].add(survey_of(x * again))
-        made = united(Known(current, surveys), ranks).surveys
+        made = merge_ranks(SurveyState(current, surveys), ranks).surveys
         return {
             name: (
-                survey.train.rows, survey.all.low, survey.all.high, survey.leader, survey.tokens,
+                survey.train.rows, survey.all.low, survey.all.high, survey.leader, survey.has_tokens,
                 *((sample.rows, sample.levels) for sample in survey.samples),
             )
             for name, survey in made.items()
         }  # fmt: skip
 
-    expected = surveyed(ALONE)
+    expected = survey_inputs(ALONE)
     assert all(256 <= len(rows) <= 512 for each in expected.values() for rows, _ in each[-2:])
     assert expected["all"][3] == "all"
     assert expected["like-all"][3] == "like-all"
-    for found in each_rank(world, tmp_path, surveyed):
+    for found in each_rank(world, tmp_path, survey_inputs):
         assert str(found) == str(expected)
         for name, each in expected.items():
             for (rows, levels), (theirs, their_levels) in zip(each[-2:], found[name][-2:], strict=True):
@@ -311,7 +311,7 @@ def test_prompts_that_fail_are_left_out_by_whichever_rank_has_them(tiny_model, t
     ended = ranked(2, tmp_path, *asked_for, before=at_call(4, 1, broken))
     assert codes(ended) == [1, 1]
     assert "Warning: prompt 4: RuntimeError: broken" in ended[1].said
-    assert "1 prompts failed" in error_lines(ended)[0]
+    assert "1 prompt failed" in error_lines(ended)[0]
     assert len(Capture.open(tmp_path / "capture", allow_incomplete=True).units) == 7
 
 

@@ -54,7 +54,7 @@ def test_pictures_are_opened_upright_and_whatever_their_ending(folder):
 
 def test_an_animation_is_its_first_frame_or_a_video(folder, caplog):
     assert value_of("image=film.gif").size == (4, 3)
-    assert "holds 2 pictures; the first one is taken" in caplog.text
+    assert "holds 2 pictures. Only the first one is used." in caplog.text
     assert [frame.getpixel((0, 0))[0] for frame in value_of("video=film.gif")] == [0, 200]
     assert len(value_of('video=["a.png", "b.bmp"]')) == 2
 
@@ -82,22 +82,22 @@ WRONG = {
     'image=["a.png", "mistyped.png"]': (2, "mistyped.png: no such picture"),
     "image=text.png": (3, "text.png: not a picture that Pillow reads"),
     "image=.": (2, "a directory"),
-    "image=https://example.org/a.png": (2, "downloads nothing. Give a file"),
-    "prompt_embeds=mistyped.safetensors": (2, "no such file of tensors"),
+    "image=https://example.org/a.png": (2, "downloads nothing. Give the path of a file"),
+    "prompt_embeds=mistyped.safetensors": (2, "no such file. Correct the path of the tensors"),
     "prompt_embeds=a.png": (2, "not a file of tensors"),
     "prompt_embeds=cut.safetensors": (3, "cut.safetensors: truncated or damaged"),
-    "negative_prompt_embeds=both.safetensors": (3, "no tensor negative_prompt_embeds among"),
-    "clean_caption=False": (2, "False would be a text. Write false"),
-    "eta=.5": (2, ".5 is not JSON"),
-    "sigmas=[1, 0.5": (2, "is not JSON"),
-    "prompt=a fox": (2, "has an option of its own. Use --prompts"),
+    "negative_prompt_embeds=both.safetensors": (3, "has no tensor negative_prompt_embeds (its tensors: "),
+    "clean_caption=False": (2, "False would be read as a text. Write false"),
+    "eta=.5": (2, ".5 is not valid JSON"),
+    "sigmas=[1, 0.5": (2, "is not valid JSON"),
+    "prompt=a fox": (2, "cannot be set with --arg. Use --prompts"),
     "num_inference_steps=3": (2, "Use --steps"),
     "height=32": (2, "Use --height"),
     "negative_prompt=x": (2, "Use --negative-prompt"),
     "generator=3": (2, "Use --seed"),
     "num_frames=3": (2, "Use --frames"),
-    "callback_on_step_end=3": (2, "Octavo sets it itself"),
-    "strength": (2, "not NAME=VALUE"),
+    "callback_on_step_end=3": (2, "Octavo sets this argument itself"),
+    "strength": (2, "not of the form NAME=VALUE"),
 }
 
 
@@ -111,7 +111,7 @@ def test_an_argument_is_given_once_and_generate_sets_more_itself():
     twice = CaptureOptions(model="m", capture=Path("c"), arguments=("eta=1", "eta=2"))
     refused(lambda: twice.settings, 2, "--arg eta: is given twice")
     assert CaptureOptions(model="m", capture=Path("c"), arguments=("output_type=pil",)).settings
-    for text, words in (("output_type=pil", "sets it itself"), ("prompt=x", "Use PROMPT")):
+    for text, words in (("output_type=pil", "sets this argument itself"), ("prompt=x", "Use PROMPT")):
         options = GenerateOptions(model="m", prompt="p", out=Path("o"), arguments=(text,))
         refused(lambda options=options: options.settings, 2, words)
 

@@ -159,7 +159,7 @@ def _deq(reader: LayerReader, dtype: str, shape: tuple[int, ...]) -> Array:
 
 def _check_accumulator(reader: LayerReader, key: str, quant_bias: Array, weight: Array, largest: int) -> None:
     if int(np.abs(quant_bias.astype(np.int64)).max()) + largest * 127 * weight[0].size >= 2**31:
-        raise reader.fault(key, "is so large that the accumulator could leave int32")
+        raise reader.fault(key, "is so large that the accumulator could overflow int32")
 
 
 def _binned(reader: LayerReader, layer: LayerNumbers, levels: tuple[float, ...]) -> LayerNumbers:

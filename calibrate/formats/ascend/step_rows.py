@@ -14,7 +14,7 @@ from ...layers.noise_level import bins_of
 
 
 class StepRows(NamedTuple):
-    """The rows of a layer for a deployment: `bins` (steps,), the index of the layer's bin at each denoising step, and
+    """Holds a layer's rows for a deployment: `bins` (steps,), the index of the layer's bin at each denoising step, and
     `edges` (used bins - 1,), the noise levels that separate the bins that steps fall in."""
 
     bins: Tensor

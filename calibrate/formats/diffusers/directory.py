@@ -21,7 +21,7 @@ MODEL_FILES = r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(
 
 
 class StoredTensor(NamedTuple):
-    """A tensor in a weight file: the file's path, and the tensor's dtype, shape and offsets in it."""
+    """Holds where a tensor is stored: the file's path, and the tensor's dtype, shape and offsets in it."""
 
     path: Path
     stored: Stored
@@ -32,8 +32,8 @@ class StoredTensor(NamedTuple):
 
 
 class Model(NamedTuple):
-    """A model directory of diffusers: the content of config.json, the stored tensors by name, and the metadata of all
-    weight files together."""
+    """Holds a diffusers model directory: the content of config.json, the stored tensors by name, and the metadata of
+    all weight files together."""
 
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]

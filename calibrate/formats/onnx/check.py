@@ -182,7 +182,7 @@ def _dequant_faults(index: _GraphIndex, node: "NodeProto") -> Iterator[str]:
     elif bool((deq >> np.uint64(32)).any()) or not _positive(deq.astype(np.uint32).view(np.float32)):
         yield f"{node.input[1]}: does not hold the bits of positive float32 numbers"
     elif _largest_sum(weight, added, int(_attributes(quant)["offset"])) >= 2**31:
-        yield f"{layer.input[1]}: the accumulator of its layer could leave int32"
+        yield f"{layer.input[1]}: the accumulator of its layer could overflow int32"
 
 
 def _largest_sum(weight: "Array", bias: "Array", offset: int) -> int:

@@ -26,7 +26,7 @@ from octavo.capture.tensors import Planned
 from ...layers.install import names_of
 from ...layers.modules import QuantizedLayer, QuantizedLinear
 from ...layers.weights import check_finite_tensor
-from ...smoothing.fold import added
+from ...smoothing.fold import output_offset
 from ..corrections import has_bias_correction
 from ..diffusers.write import NONE, SHARD, config_of, state, write_config, write_weights
 from .check import NAMES, WEIGHT
@@ -174,6 +174,6 @@ def bias_of(name: str, layer: QuantizedLayer) -> Tensor:
     assert layer.bias is not None
     bias = layer.bias.detach()
     if has_bias_correction(layer):
-        bias = added(layer.numbers).to(bias.dtype)
+        bias = output_offset(layer.numbers).to(bias.dtype)
     check_finite_tensor(name, bias)
     return bias

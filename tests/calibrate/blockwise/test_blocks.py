@@ -116,7 +116,7 @@ def test_blocks_that_run_again_after_others_are_refused(tmp_path):
     refused(
         lambda: passed_on(Chain(3, all_twice), samples(), tmp_path),
         4,
-        re.compile(r"runs again after others.*without --memory"),
+        re.compile(r"runs again after other blocks.*without --memory"),
     )
 
 

@@ -33,7 +33,7 @@ SAME = ("layers", "totals", "warnings", "settings")
 
 
 def block_by_block(model: nn.Module, samples: list[Call], settings: Settings, place: Path, **options) -> Result:
-    return BlockwiseCalibration(model, given(samples), settings, place=place, limit=ROOM, **options).run()
+    return BlockwiseCalibration(model, given(samples), settings, directory=place, limit=ROOM, **options).run()
 
 
 def heard(pipe, model: nn.Module, arguments: dict) -> list[Call]:
@@ -113,7 +113,7 @@ def test_what_rounding_needs_is_said_before_the_first_call(tmp_path):
     plain, balanced = (Settings(defaults={}, **RECIPES[name]) for name in ("fast", "balanced"))
 
     def started(settings: Settings, limit: float) -> BlockwiseCalibration:
-        return BlockwiseCalibration(toy(width=1024), given(calls()), settings, place=tmp_path, limit=limit)
+        return BlockwiseCalibration(toy(width=1024), given(calls()), settings, directory=tmp_path, limit=limit)
 
     sums = 2 * 2048**2 * 8  # of the layer with the most inputs, down
     limit = resident_memory() + 3 * sums
@@ -233,7 +233,7 @@ def shared(width: int) -> nn.Module:
 
 
 _SHARED = nn.Linear(8, 16)
-_MORE = "the blocks pass on more than what they return"
+_MORE = "the blocks pass on more than their outputs"
 UNLISTED = {
     "a row": (Block, in_a_row, ""),
     "in another order": (Block, lambda blocks, x: in_a_row(blocks[::-1], x), ""),
@@ -245,8 +245,8 @@ UNLISTED = {
     "changed in place, and used": (InPlace, with_residual, _MORE),
     "a list is filled": (Appending, with_list, _MORE),
     "attribute": (Keeping, lambda blocks, x: in_a_row(blocks, x) + blocks[0].last, _MORE),
-    "by parts": (Block, by_parts, "the model calls parts of block"),
-    "shared layer": (shared, in_a_row, "layer blocks.0.up is in several blocks"),
+    "by parts": (Block, by_parts, "without calling the block. Calibrate"),
+    "shared layer": (shared, in_a_row, "several blocks share layer blocks.0.up"),
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from octavo.calibrate.blockwise.spill import Place, Spill, Writing
+from octavo.calibrate.blockwise.spill import Spill, SpilledTensor, SpillFile
 from octavo.calibrate.replay.calls import replaced
 from octavo.capture.files import OutputFile
 
@@ -32,7 +32,7 @@ def test_tensors_come_back_as_they_were(layout, dtype, tmp_path):
     spill = Spill(tmp_path)
     with spill.writing() as first, spill.writing() as second:
         kept = [second.put(x), *first.put((None, {"a": [x, "word"]}, x + 1 if dtype != torch.bool else ~x))]
-    alone, nothing, named, other = replaced(kept, Place, Place.read)
+    alone, nothing, named, other = replaced(kept, SpilledTensor, SpilledTensor.read)
     assert nothing is None
     assert named["a"][1] == "word"
     for made in (alone, named["a"][0]):
@@ -55,7 +55,7 @@ def test_a_place_can_be_filled_with_a_value_in_its_layout(tmp_path):
 def test_a_full_disk_is_named():
     descriptor = os.open("/dev/full", os.O_WRONLY)
     refused(
-        lambda: Writing(Path("spill-1"), OutputFile(descriptor)).put([torch.ones(3)]),
+        lambda: SpillFile(Path("spill-1"), OutputFile(descriptor)).put([torch.ones(3)]),
         5,
         "spill-1: no space left. Free space",
     )

@@ -87,7 +87,7 @@ def test_modes_and_links(tmp_path):
         ({"proj_out__input_offset": torch.full((1,), -129.0)}, "input_offset is -129.0"),
         ({"proj_out__input_offset": torch.full((1,), float("nan"))}, "input_offset is nan"),
         ({"proj_out__weight": torch.full((4, 16), -128, dtype=torch.int8)}, "weight holds -128"),
-        ({"proj_out__quant_bias": torch.full((4,), -(2**31), dtype=torch.int32)}, "could leave int32"),
+        ({"proj_out__quant_bias": torch.full((4,), -(2**31), dtype=torch.int32)}, "could overflow int32"),
         ({"proj_out__weight_scale": torch.full((4, 1), float("inf"))}, "weight_scale is not positive"),
         ({"stranger": torch.zeros(1)}, "stranger is not described"),
         ({"table": None}, "table is described but missing"),

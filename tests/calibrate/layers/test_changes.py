@@ -78,7 +78,7 @@ CHANGES = {
         "fc",
         "its bias is param",
     ),
-    "no parameter": (assigned, "fc", "its weight is no parameter"),
+    "no parameter": (assigned, "fc", "its weight is not a parameter"),
 }
 HARMLESS = {
     "nothing": lambda net: None,

@@ -88,12 +88,12 @@ def test_a_bias_that_int32_cannot_hold_keeps_the_layer_float():
     weight = torch.full((2, 8), 1e-7)
     qparams = qparams_of(Range(0.0, 0.25), ACTIVATION, torch.float32)
     assert torch.tensor(1e11, dtype=torch.float64).to(torch.int32) == -(2**31)  # what a cast would make of it
-    assert nearest(weight, torch.ones(2), StaticInput(qparams)) == "its accumulator could leave int32"
+    assert nearest(weight, torch.ones(2), StaticInput(qparams)) == "its accumulator could overflow int32"
 
 
 def test_a_sum_that_int32_cannot_hold_keeps_the_layer_float():
     qparams = qparams_of(Range(-1.0, 1.0), ACTIVATION, torch.float32)
-    assert nearest(torch.ones(1, 132_200), None, StaticInput(qparams)) == "its accumulator could leave int32"
+    assert nearest(torch.ones(1, 132_200), None, StaticInput(qparams)) == "its accumulator could overflow int32"
     assert not isinstance(nearest(torch.ones(1, 131_000), None, StaticInput(qparams)), str)
 
 

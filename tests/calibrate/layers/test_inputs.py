@@ -25,7 +25,7 @@ MODULES = (lambda: nn.Linear(24, 5), lambda: nn.Conv2d(3, 4, 3, padding=1))
 def noise_at(*levels: float) -> NoiseLevel:
     """The noise level as in a call with this time argument."""
     noise = NoiseLevel()
-    noise.hear(TimedToy(), (torch.zeros(1), torch.tensor(levels)), {})
+    noise.record(TimedToy(), (torch.zeros(1), torch.tensor(levels)), {})
     return noise
 
 
@@ -146,7 +146,7 @@ def test_a_multiplier_is_the_plain_layer_fed_the_product(make, kind, dtype):
 def test_a_multiplier_that_the_dtype_does_not_hold_keeps_the_layer_float(value):
     weight = torch.ones(2, 3).half()
     made = nearest(weight, None, DynamicInput(), multiplier=torch.tensor([1.0, value, 1.0]))
-    assert made == "float16 does not hold the multiplier of its input"
+    assert made == "float16 cannot hold the multiplier of its input"
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -177,14 +177,14 @@ def test_scales_that_the_device_rounds_are_rounded_before_they_are_evaluated():
         assert torch.equal(made.weight_scale, made.weight_scale.bfloat16().float())
         assert not torch.equal(made.weight_scale, round_to_nearest(weight).scale)
         lost = nearest((weight * 1e-5).half(), None, spec)
-        assert lost == "float16 holds no scale for a channel's weights"
+        assert lost == "float16 cannot hold the scale of a channel's weights"
 
 
 @pytest.mark.parametrize(
     "spec", [DynamicInput(), input_of("W8A8_TIMESTEP", torch.float32)], ids=["dynamic", "timestep"]
 )
 def test_sums_that_int32_cannot_hold_keep_the_layer_float(spec):
-    fact = "its accumulator could leave int32"
+    fact = "its accumulator could overflow int32"
     assert nearest(torch.ones(1, 133_200), None, spec) == fact
     assert not isinstance(nearest(torch.ones(1, 66_000), None, spec), str)
 
@@ -192,7 +192,7 @@ def test_sums_that_int32_cannot_hold_keep_the_layer_float(spec):
 def test_one_bin_that_does_not_fit_keeps_the_layer_float():
     ranges = [qparams_of(Range(0.0, high), ACTIVATION, torch.float32) for high in (1.0, 1e-7)]
     spec = TimestepInput(QParams(*(torch.stack(each) for each in zip(*ranges, strict=True))), torch.tensor([1.0]))
-    assert nearest(torch.ones(2, 8), torch.full((2,), 1e3), spec) == "its accumulator could leave int32"
+    assert nearest(torch.ones(2, 8), torch.full((2,), 1e3), spec) == "its accumulator could overflow int32"
 
 
 def test_bins_of_timestep_are_those_of_static():

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from octavo.calibrate.layers.reciprocals import agrees, next_scale
+from octavo.calibrate.layers.reciprocals import next_scale, reciprocal_agrees
 
 CODES = np.arange(-127, 128)  # all but the lowest
 
@@ -44,7 +44,7 @@ def same(scale, zero_point):
 @settings(max_examples=60, deadline=None)
 @given(st.floats(2.0**-100, 2.0**100, width=32), st.integers(-128, 127))
 def test_what_is_said_of_a_scale_is_true_of_every_number(scale, zero_point):
-    said = agrees(torch.tensor([scale]), torch.tensor([zero_point]))
+    said = reciprocal_agrees(torch.tensor([scale]), torch.tensor([zero_point]))
     assert bool(said[0]) == same(scale, zero_point)
 
 
@@ -61,7 +61,7 @@ def test_the_next_one_is_near_and_makes_the_same_codes_of_every_number(scale, ze
 def test_other_scales_part():
     scales = torch.rand(500, generator=torch.Generator().manual_seed(0)) + 1
     zero_points = torch.arange(500) % 256 - 128
-    assert agrees(scales, zero_points).float().mean() < 0.1
+    assert reciprocal_agrees(scales, zero_points).float().mean() < 0.1
 
 
 @pytest.mark.parametrize("zero_point", [-128, -1, 0, 127])

@@ -93,7 +93,7 @@ def test_weights_that_are_not_finite_are_named(bad, dtype):
     refused(
         lambda: check_finite("blocks.3.to_q.weight", w),
         6,
-        "blocks.3.to_q.weight: 1 of 4096 values not finite",
+        "blocks.3.to_q.weight: 1 of 4096 values are not finite",
     )
 
 

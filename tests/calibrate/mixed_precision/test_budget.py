@@ -32,12 +32,12 @@ def test_a_budget_limits_bytes_a_share_of_them_the_time_or_two(text, before, lim
     ("text", "words"),
     [
         ("5", "'5' has no unit"),
-        ("", "'' is no limit"),
-        ("-1x", "'-1x' is no limit"),
+        ("", "'' is not a limit"),
+        ("-1x", "'-1x' is not a limit"),
         ("0%", "'0%' is not above 0"),
-        ("5 MiBs", "no unit 'MiBs'"),
-        ("5MiB,40%", "limits two sizes"),
-        ("0.5x,0.6x", "limits two times"),
+        ("5 MiBs", "'MiBs' is not a unit"),
+        ("5MiB,40%", "it gives two sizes"),
+        ("0.5x,0.6x", "it gives two times"),
     ],
 )
 def test_what_is_no_budget_is_said_in_one_line(text, words):

@@ -7,7 +7,7 @@ import pytest
 
 from octavo.calibrate.mixed_precision.budget import Cost
 from octavo.calibrate.mixed_precision.exchange import refine
-from octavo.calibrate.mixed_precision.knapsack import Option, choose, least, total
+from octavo.calibrate.mixed_precision.knapsack import Option, choose, cost_of_choice, lowest_cost
 
 FREE = float("inf")
 
@@ -32,13 +32,13 @@ def error(found: list[list[Option]], chosen) -> float:
 @pytest.mark.parametrize("seed", range(8))
 def test_no_choice_within_the_limit_has_less_error(seed):
     found = groups(seed)
-    whole, low = total(found, [0] * 6), least(found)
+    whole, low = cost_of_choice(found, [0] * 6), lowest_cost(found)
     for share in (0.0, 0.1, 0.4, 0.8):
         limit = Cost(low.bytes + share * (whole.bytes - low.bytes), FREE)
         chosen = choose(found, limit)
-        assert total(found, chosen).within(limit)
+        assert cost_of_choice(found, chosen).within(limit)
         every = itertools.product(range(4), repeat=6)
-        best = min(error(found, each) for each in every if total(found, each).within(limit))
+        best = min(error(found, each) for each in every if cost_of_choice(found, each).within(limit))
         assert error(found, chosen) == pytest.approx(best)
         assert choose(found, limit) == chosen
 
@@ -46,13 +46,13 @@ def test_no_choice_within_the_limit_has_less_error(seed):
 @pytest.mark.parametrize("axis", [0, 1])
 def test_more_budget_never_has_more_error(axis):
     found = groups(3, count=40)
-    whole, low = total(found, [0] * 40), least(found)
+    whole, low = cost_of_choice(found, [0] * 40), lowest_cost(found)
     errors = []
     for share in range(0, 110, 5):
         limit = [FREE, FREE]
         limit[axis] = low[axis] + share / 100 * (whole[axis] - low[axis])
         chosen = choose(found, Cost(*limit))
-        assert total(found, chosen).within(Cost(*limit))
+        assert cost_of_choice(found, chosen).within(Cost(*limit))
         errors.append(error(found, chosen))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] == 0
@@ -61,10 +61,10 @@ def test_more_budget_never_has_more_error(axis):
 @pytest.mark.parametrize("seed", range(4))
 def test_both_limits_are_kept_and_cost_more_error_than_either(seed):
     found = groups(seed, count=30)
-    whole = total(found, [0] * 30)
+    whole = cost_of_choice(found, [0] * 30)
     limit = Cost(0.5 * whole.bytes, 0.8 * whole.time)
     both = choose(found, limit)
-    assert total(found, both).within(limit)
+    assert cost_of_choice(found, both).within(limit)
     for one in (Cost(limit.bytes, FREE), Cost(FREE, limit.time)):
         assert error(found, choose(found, one)) <= error(found, both)
 
@@ -72,7 +72,7 @@ def test_both_limits_are_kept_and_cost_more_error_than_either(seed):
 def test_what_has_no_error_is_quantized_first():
     found = groups(5, count=12, zero=True)
     for share in (0.3, 0.6, 1.0):
-        chosen = choose(found, Cost(share * total(found, [0] * 12).bytes, FREE))
+        chosen = choose(found, Cost(share * cost_of_choice(found, [0] * 12).bytes, FREE))
         for options, at in zip(found, chosen, strict=True):
             if any(option.error == 0 for option in options[1:]):
                 assert options[at].kind is not None
@@ -81,15 +81,15 @@ def test_what_has_no_error_is_quantized_first():
 
 def test_nothing_is_chosen_where_nothing_is_within_the_limit():
     found = groups(0)
-    low = least(found)
+    low = lowest_cost(found)
     assert choose(found, Cost(low.bytes - 1, FREE)) is None
     assert choose(found, Cost(FREE, low.time - 1)) is None
-    assert total(found, choose(found, Cost(low.bytes, FREE))).bytes == low.bytes
+    assert cost_of_choice(found, choose(found, Cost(low.bytes, FREE))).bytes == low.bytes
 
 
 def test_refining_keeps_the_limit_and_never_makes_it_worse():
     found = groups(7, count=8)
-    limit = Cost(0.6 * total(found, [0] * 8).bytes, FREE)
+    limit = Cost(0.6 * cost_of_choice(found, [0] * 8).bytes, FREE)
     chosen = choose(found, limit)
     calls = []
 
@@ -101,6 +101,6 @@ def test_refining_keeps_the_limit_and_never_makes_it_worse():
     best, after, exchanges = refine(found, chosen, before, limit, run, 20, lambda label, items, total: items)
     assert after <= before
     assert run(best) == after
-    assert total(found, best).within(limit)
+    assert cost_of_choice(found, best).within(limit)
     assert len(set(calls)) <= 21
     assert (exchanges > 0) == (after < before)

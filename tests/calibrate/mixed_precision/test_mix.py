@@ -12,7 +12,7 @@ from octavo.calibrate.formats.export import export
 from octavo.calibrate.layers.inputs import WORDS, DynamicInput, StaticInput
 from octavo.calibrate.layers.install import quantized
 from octavo.calibrate.mixed_precision.budget import Search
-from octavo.calibrate.mixed_precision.sensitivity import grouped
+from octavo.calibrate.mixed_precision.sensitivity import divide_layers
 from octavo.calibrate.plan import make_plan
 from octavo.calibrate.result import Result
 from octavo.calibrate.settings import Settings
@@ -110,7 +110,7 @@ def test_a_budget_that_cannot_be_kept_says_what_could_be(tiny):
 
 
 def test_a_budget_for_everything_in_float_is_refused(tiny):
-    refused(lambda: result_of(tiny, "1GiB"), 2, "all layers keep it as floats")
+    refused(lambda: result_of(tiny, "1GiB"), 2, "all layers keep this budget even as floats")
 
 
 def test_a_budget_needs_the_pipeline(tiny):
@@ -134,10 +134,10 @@ def test_a_pipeline_that_does_not_run_the_model_is_refused(tiny):
 def test_layers_are_grouped_until_the_runs_suffice(tiny):
     names = make_plan(tiny[0].transformer, defaults=SD3.keep_float).quantized
     blocks = ["transformer_blocks.0", "transformer_blocks.1"]
-    sizes = [len(grouped(names, blocks, most)) for most in (1000, 20, 2, 1)]
+    sizes = [len(divide_layers(names, blocks, most)) for most in (1000, 20, 2, 1)]
     assert sizes[0] == len(names) > sizes[1] > sizes[2] == sizes[3] == 2
     for most in (1000, 20, 2):
-        assert sorted(name for group in grouped(names, blocks, most) for name in group) == sorted(names)
+        assert sorted(name for group in divide_layers(names, blocks, most) for name in group) == sorted(names)
 
 
 def test_the_command_says_what_it_will_run_and_what_came_out(tiny_model, tmp_path):

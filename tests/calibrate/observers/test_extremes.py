@@ -52,5 +52,5 @@ def test_nothing_and_what_is_not_finite():
     empty = Channels()
     empty.merge(Channels())
     assert empty.rows == 0
-    with pytest.raises(ValueError, match="no data"):
+    with pytest.raises(ValueError, match="no input was observed"):
         empty.range()

@@ -14,7 +14,7 @@ from octavo.calibrate.layers.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Ran
 from octavo.calibrate.observers.exact_sum import ExactSum
 from octavo.calibrate.observers.histogram import Histogram, squared_error
 from octavo.calibrate.observers.observers import OBSERVERS, MinMax, Options, Sigma
-from octavo.calibrate.observers.token_sums import pieces_of
+from octavo.calibrate.observers.token_sums import row_sums_of
 
 from ...helpers.examples import examples
 from ...zoo.toy import DTYPES
@@ -82,7 +82,7 @@ def test_exact_sums_are_exact(values, cut):
 
 def sums_of(x: torch.Tensor) -> np.ndarray:
     """The sums and the sums of squares of rows and of their pieces, from small to large."""
-    pieces = pieces_of([Sigma.read(x).rows])
+    pieces = row_sums_of([Sigma.read(x).rows])
     return np.sort(np.concatenate(pieces, 1, dtype=np.float64))
 
 
@@ -160,7 +160,7 @@ def test_no_values_and_no_tensors_are_refused(name):
     observer = OBSERVERS[name](Options())
     with pytest.raises(ValueError, match="no values"):
         observer.read(torch.zeros(0, 5))
-    with pytest.raises(ValueError, match="no data"):
+    with pytest.raises(ValueError, match="no input was observed"):
         observer.range()
 
 

@@ -14,7 +14,7 @@ from octavo.calibrate.layers.scheme import ACTIVATION, Range, qparams_of
 from octavo.calibrate.observers.patches import Patches, PatchSurvey
 from octavo.calibrate.replay.current_call import CurrentCall
 from octavo.calibrate.replay.sqnr import Power
-from octavo.calibrate.rounding.choose_weights import candidates, corrected
+from octavo.calibrate.rounding.choose_weights import candidates, with_correction
 from octavo.calibrate.rounding.judge import error_of, on_patches
 from octavo.calibrate.rounding.methods import WEIGHT_METHODS, Method
 from octavo.calibrate.rounding.sums import Strided, Sums
@@ -64,10 +64,10 @@ def survey_of(conv, inputs):
     current = CurrentCall(conv)
     survey = PatchSurvey(current, "conv", conv)
     sums = Sums(Choice(INPUT), current, conv.in_channels * 9, Patches.of(conv, 10**6), squares=conv.groups == 1)
-    for call, x in zip(current.each([Call((x,), {}) for x in inputs]), inputs, strict=True):
+    for call, x in zip(current.tracked([Call((x,), {}) for x in inputs]), inputs, strict=True):
         del call
         survey.add(survey.read(x))
-        if not current.held:
+        if not current.held_out:
             sums.add(sums.read(x))
     return survey, sums
 
@@ -77,7 +77,7 @@ def test_a_corrected_bias_leaves_no_mean_error(groups):
     conv = conv_of({"kernel_size": 3, "padding": 1, "groups": groups})
     inputs = [torch.rand(3, CHANNELS, 8, 8) * 2 for _ in range(3)]
     _, sums = survey_of(conv, inputs)
-    choice = corrected(conv.weight, Choice(INPUT), sums, groups)
+    choice = with_correction(conv.weight, Choice(INPUT), sums, groups)
 
     def off(choice):
         return float((layer_of(conv, choice)(x) - conv(x)).mean((0, 2, 3)).abs().max())
@@ -98,7 +98,7 @@ def test_no_method_is_worse_than_rounding_on_patches_held_out(name):
     survey, sums = survey_of(conv, [smooth(48)[at : at + 2] for at in range(0, 48, 2)])
     found = candidates(conv, Choice(INPUT), sums, Method((name,), {}, True))
     assert len(found) == 4
-    errors = {(c.method, c.correction is not None): error_of(conv, c, survey.judged) for c in found}
+    errors = {(c.method, c.correction is not None): error_of(conv, c, survey.judge_sample) for c in found}
     assert min(errors.values()) < errors["round-to-nearest", False]
 
 

@@ -189,7 +189,7 @@ def test_a_bin_has_its_own_range_only_where_the_range_of_its_other_calls_holds_e
 def test_a_bin_without_evidence_has_the_range_of_all():
     assert highs([[1.0, 0.0, 0.0, 0.0], [4.0] * 4]) == [4.0, 4.0]
     assert highs([[0.0] * 4, [4.0] * 4, [1.0] * 4]) == [4.0, 4.0, 1.0]
-    with pytest.raises(ValueError, match="saw no data"):
+    with pytest.raises(ValueError, match="no input was observed"):
         ranges_of(cells([[0.0], [0.0]]), ACTIVATION)
 
 

@@ -13,11 +13,11 @@ from ...zoo.hard_sd3 import hard, prompts
 from ...zoo.toy import Call, calls, toy
 
 
-def surveyed(model: nn.Module, samples: list) -> tuple[dict[str, Survey], CurrentCall]:
+def survey_inputs(model: nn.Module, samples: list) -> tuple[dict[str, Survey], CurrentCall]:
     """The surveys of all linears of a model."""
     current = CurrentCall(model)
     surveys = {name: Survey(current, name) for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    observe(model, surveys, current.each(samples))
+    observe(model, surveys, current.tracked(samples))
     return surveys, current
 
 
@@ -25,7 +25,7 @@ def test_every_fourth_prompt_is_held_out_whole():
     samples = prompts(units=9, steps=3)
     model = hard(outliers=0)
     current = CurrentCall(model)
-    held = {(call.unit, current.held) for call in current.each(samples)}
+    held = {(call.unit, current.held_out) for call in current.tracked(samples)}
     assert held == {(unit, unit in (3, 7)) for unit in range(9)}
     assert current.training == [at for at, call in enumerate(samples) if call.unit not in (3, 7)]
     assert current.levels == {at: float(call.kwargs["timestep"][0]) for at, call in enumerate(samples)}
@@ -36,25 +36,25 @@ def test_every_fourth_prompt_is_held_out_whole():
 def test_calls_of_no_prompt_are_held_out_by_their_place_and_few_calls_not_at_all():
     model = toy()
     current = CurrentCall(model)
-    assert [current.held for _ in current.each(calls(9))] == [at % 4 == 3 for at in range(9)]
-    survey = surveyed(model, calls(3))[0]["blocks.0.up"]
-    assert not survey.split
-    assert torch.equal(survey.fitted.high, survey.all.high)
-    assert len(survey.judged.rows) > 0  # there is nothing else to judge by
+    assert [current.held_out for _ in current.tracked(calls(9))] == [at % 4 == 3 for at in range(9)]
+    survey = survey_inputs(model, calls(3))[0]["blocks.0.up"]
+    assert not survey.has_held_out
+    assert torch.equal(survey.fit_channels.high, survey.all.high)
+    assert len(survey.judge_sample.rows) > 0  # there is nothing else to judge by
 
 
 def test_what_is_judged_on_was_not_fitted():
     ordinary, held = torch.rand(6, 4, 8), torch.rand(2, 4, 8) + 10
     model = nn.Sequential(nn.Linear(8, 2))
     order = [*ordinary[:3], held[0], *ordinary[3:], held[1]]
-    survey = surveyed(model, [Call((x,), {}) for x in order])[0]["0"]
-    assert survey.split
-    assert float(survey.fitted.high.max()) < 1 < 10 < float(survey.judged.rows.min())
+    survey = survey_inputs(model, [Call((x,), {}) for x in order])[0]["0"]
+    assert survey.has_held_out
+    assert float(survey.fit_channels.high.max()) < 1 < 10 < float(survey.judge_sample.rows.min())
     assert float(survey.all.high.max()) > 10
 
 
 def test_layers_that_are_given_one_tensor_have_one_leader():
-    surveys, _ = surveyed(hard(outliers=0), prompts(4, 1))
+    surveys, _ = survey_inputs(hard(outliers=0), prompts(4, 1))
     block = "transformer_blocks.0."
     query, key, value = (surveys[f"{block}attn.{leaf}"] for leaf in ("to_q", "to_k", "to_v"))
     assert query.leader == key.leader == value.leader
@@ -73,15 +73,15 @@ def test_a_layer_that_once_heard_something_of_its_own_leads_itself():
             return self.one(x) + self.other(x + 1 if apart else x)
 
     together = [Call((torch.randn(9, 4), False), {}) for _ in range(3)]
-    surveys, _ = surveyed(Two(), together)
+    surveys, _ = survey_inputs(Two(), together)
     assert surveys["other"].leader == "one"
-    surveys, _ = surveyed(Two(), [*together, Call((torch.randn(9, 4), True), {})])
+    surveys, _ = survey_inputs(Two(), [*together, Call((torch.randn(9, 4), True), {})])
     assert surveys["other"].leader == "other"
 
 
 def test_tokens_and_rows_of_a_modulation_are_told_apart():
-    surveys, _ = surveyed(hard(outliers=0), prompts(4, 1))
-    rows = {name for name, survey in surveys.items() if survey.seen and not survey.tokens}
+    surveys, _ = survey_inputs(hard(outliers=0), prompts(4, 1))
+    rows = {name for name, survey in surveys.items() if survey.has_input and not survey.has_tokens}
     assert {name for name in surveys if name.endswith(".linear")} <= rows
     assert not [name for name in rows if ".attn." in name or ".ff" in name]
 
@@ -113,9 +113,9 @@ def test_what_is_not_finite_is_refused_and_an_empty_survey_says_so():
         with pytest.raises(ValueError):
             survey_of(x)
     survey = Survey(CurrentCall(toy()), "x")
-    assert not survey.seen
-    with pytest.raises(ValueError, match="no data"):
-        survey.judged  # noqa: B018
+    assert not survey.has_input
+    with pytest.raises(ValueError, match="no input was observed"):
+        survey.judge_sample  # noqa: B018
 
 
 def test_a_large_input_gives_few_rows_from_all_of_it():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from octavo.calibrate.preparation.batch_norms import Pair, folded, merged, pairs_of
+from octavo.calibrate.preparation.batch_norms import Pair, fold_norms, merged, pairs_of
 
 from ...helpers.refusals import refused
 from ...zoo.convolutions import CHANNELS, Residual, geometries, pictures, small, with_statistics
@@ -35,7 +35,7 @@ def test_every_geometry_folds_without_changing_the_output(first, second, seed):
     x = torch.randn(2, CHANNELS, 20, 19)
     with torch.no_grad():
         before = model(x)
-        made = folded(model, call_of(x))
+        made = fold_norms(model, call_of(x))
         assert len(made.pairs) == 2
         assert norms(made.model) == 0
         assert relative(made.model(x), before) < 1e-5
@@ -46,16 +46,16 @@ def test_every_geometry_folds_without_changing_the_output(first, second, seed):
 def test_the_model_itself_changes_only_when_asked():
     model = small()
     state = copy.deepcopy(model.state_dict())
-    made = folded(model, call_of(pictures()[0]))
+    made = fold_norms(model, call_of(pictures()[0]))
     assert made.model is not model
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
-    assert folded(model, call_of(pictures()[0]), changing=True).model is model
+    assert fold_norms(model, call_of(pictures()[0]), changing=True).model is model
     assert norms(model) == 0
 
 
 def test_a_model_without_batch_norms_is_not_copied():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4))
-    assert folded(model, call_of(pictures()[0])).model is model
+    assert fold_norms(model, call_of(pictures()[0])).model is model
 
 
 class Net(nn.Module):
@@ -120,7 +120,7 @@ OTHERS = [
 def test_what_something_else_reads_is_left_alone(use):
     model = with_statistics(Net(use))
     assert pairs_of(model, call_of(pictures()[0])) == ()
-    assert folded(model, call_of(pictures()[0])).model is model
+    assert fold_norms(model, call_of(pictures()[0])).model is model
 
 
 def chained(net, x):
@@ -134,7 +134,7 @@ def twice_called(net, x):
 @pytest.mark.parametrize("use", [chained, twice_called], ids=lambda use: use.__name__)
 def test_what_the_norm_alone_reads_is_folded(use):
     model, x = with_statistics(Net(use)), pictures()[0]
-    made = folded(model, call_of(x))
+    made = fold_norms(model, call_of(x))
     assert made.pairs == (Pair("conv", "norm"),)
     assert relative(made.model(x), model(x)) < 1e-5
 
@@ -163,7 +163,7 @@ def test_a_shared_pair_stays_shared():
     model = with_statistics(nn.ModuleDict({"a": block, "b": block}))
     chain = with_statistics(nn.Sequential(model["a"], nn.ReLU(), model["b"]))
     x = pictures()[0]
-    made = folded(chain, call_of(x)).model
+    made = fold_norms(chain, call_of(x)).model
     assert made[0] is made[2]
     assert relative(made(x), chain(x)) < 1e-5
 
@@ -173,15 +173,15 @@ def test_a_model_that_looks_into_its_norms_is_left_alone():
         return net.norm(net.conv(x)) * net.norm.running_var.sum()
 
     model = with_statistics(Net(looking))
-    made = folded(model, call_of(pictures()[0]))
+    made = fold_norms(model, call_of(pictures()[0]))
     assert made.model is model
-    assert "they stay" in made.warning
-    assert norms(folded(model, call_of(pictures()[0]), changing=True).model) == 1
+    assert "they are not folded" in made.warning
+    assert norms(fold_norms(model, call_of(pictures()[0]), changing=True).model) == 1
 
 
 def test_what_runs_otherwise_in_training_is_folded_as_it_evaluates():
     model = small().train()
-    made = folded(model, call_of(pictures()[0]))
+    made = fold_norms(model, call_of(pictures()[0]))
     assert len(made.pairs) == 5
     assert model.training
     assert made.model.training
@@ -191,7 +191,7 @@ def test_what_runs_otherwise_in_training_is_folded_as_it_evaluates():
 def test_a_model_that_cannot_be_copied_is_refused():
     model = with_statistics(Net(chained))
     model.cache = model.conv.weight * 2  # part of a graph
-    refused(lambda: folded(model, call_of(pictures()[0])), 2, "no copy")
+    refused(lambda: fold_norms(model, call_of(pictures()[0])), 2, "cannot be copied")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from octavo.calibrate.calibration import calibrate_folded
-from octavo.calibrate.preparation.dtype_casts import REASON, cast_to
+from octavo.calibrate.preparation.dtype_casts import REASON, layers_with_cast_inputs
 from octavo.calibrate.replay.user_data import Sample
 from octavo.calibrate.settings import Settings
 
@@ -33,7 +33,7 @@ class Casting(nn.Module):
 def test_they_stay_float_and_others_do_not(casts):
     model, x = Casting(casts), torch.randn(4, 3, 6, 6)
     before = model(x)
-    assert cast_to(model, Sample((x,), {}), NAMES) == ({"patches": REASON} if casts else {})
+    assert layers_with_cast_inputs(model, Sample((x,), {}), NAMES) == ({"patches": REASON} if casts else {})
     assert torch.equal(model(x), before)
     assert model.training
     result, _ = calibrate_folded(model, lambda: [Sample((x,), {})], Settings(defaults={}))

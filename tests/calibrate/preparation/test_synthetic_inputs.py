@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from octavo.calibrate.msmodelslim_api import Calibrator, QuantConfig
-from octavo.calibrate.preparation.synthetic_inputs import made_up, missing, warnings_of
+from octavo.calibrate.preparation.synthetic_inputs import statistics_losses, synthetic_calls, warnings_of
 from octavo.calibrate.replay.calls import evaluating
 
 from ...helpers.refusals import refused
@@ -19,7 +19,7 @@ SHAPE = [1, 3, 12, 12]
 
 
 def lacking(model: nn.Module, x: torch.Tensor) -> float:
-    with evaluating(model), missing(model) as losses:
+    with evaluating(model), statistics_losses(model) as losses:
         model(x)
     return float(torch.stack(losses).mean())
 
@@ -36,7 +36,7 @@ def trained() -> nn.Module:
 
 
 def test_distilled_inputs_have_the_statistics_that_noise_has_not(trained):
-    calls = made_up(trained, SHAPE, most=60)
+    calls = synthetic_calls(trained, SHAPE, most=60)
     x = calls[0].args[0]
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     assert lacking(trained, x) < 0.15 * lacking(trained, noise)
@@ -45,7 +45,7 @@ def test_distilled_inputs_have_the_statistics_that_noise_has_not(trained):
 
 def test_the_same_twice_and_nothing_of_the_model_changes(trained):
     state = copy.deepcopy(trained.state_dict())
-    one, two = (made_up(trained, SHAPE, most=10) for _ in range(2))
+    one, two = (synthetic_calls(trained, SHAPE, most=10) for _ in range(2))
     assert all(torch.equal(a.args[0], b.args[0]) for a, b in zip(one, two, strict=True))
     assert not torch.equal(one[0].args[0], one[1].args[0])
     assert all(torch.equal(state[key], value) for key, value in trained.state_dict().items())
@@ -62,7 +62,7 @@ def test_the_batch_is_at_least_the_one_asked_for_and_progress_is_shown():
             yield item
 
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
-    calls = made_up(model, [40, 3, 6, 6], progress=progress)
+    calls = synthetic_calls(model, [40, 3, 6, 6], progress=progress)
     assert {tuple(call.args[0].shape) for call in calls} == {(40, 3, 6, 6)}
     assert len(seen) == seen[0][1] > 100
 
@@ -70,27 +70,27 @@ def test_the_batch_is_at_least_the_one_asked_for_and_progress_is_shown():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_model_of_halves_gets_halves_distilled_in_float32(trained, dtype):
     model = copy.deepcopy(trained).to(dtype)
-    x = made_up(model, [1, 3, 8, 8], most=10)[0].args[0]
+    x = synthetic_calls(model, [1, 3, 8, 8], most=10)[0].args[0]
     assert x.dtype == dtype
     assert x.isfinite().all()
-    assert made_up(toy(dtype=dtype), [2, 3, 4, 4])[0].args[0].dtype == dtype
+    assert synthetic_calls(toy(dtype=dtype), [2, 3, 4, 4])[0].args[0].dtype == dtype
 
 
 def test_without_batch_norms_uniform_numbers_and_a_warning(caplog):
-    x = made_up(toy(), [2, 3, 4, 4])[0].args[0]
+    x = synthetic_calls(toy(), [2, 3, 4, 4])[0].args[0]
     assert x.shape == (2, 3, 4, 4)
     assert 0 <= float(x.min()) <= float(x.max()) <= 1
     with caplog.at_level(logging.WARNING):
         calibrator = Calibrator(toy(), QuantConfig(input_shape=[2, 3, 4, 4]))
         calibrator.run()
-    assert "uniform numbers" in caplog.text
+    assert "uniform random numbers" in caplog.text
     assert calibrator.result.warnings == warnings_of(toy())
     assert warnings_of(small()) == []
 
 
 @pytest.mark.parametrize(("shape", "code"), [([], 2), ([1, 0, 12, 12], 2), ([1, 4, 12, 12], 4), ([1, 3], 4)])
 def test_shapes_that_do_not_fit(shape, code):
-    refused(lambda: made_up(small(), shape), code)
+    refused(lambda: synthetic_calls(small(), shape), code)
 
 
 def test_the_documented_snippet_without_data():
@@ -111,9 +111,9 @@ def test_the_documented_snippet_without_data():
 
 
 def test_inputs_are_distilled_in_inference_mode_too():
-    plain = made_up(small(), SHAPE, most=2)
+    plain = synthetic_calls(small(), SHAPE, most=2)
     with torch.inference_mode():
-        inside = made_up(small(), SHAPE, most=2)  # the weights of this model are inference tensors
+        inside = synthetic_calls(small(), SHAPE, most=2)  # the weights of this model are inference tensors
         assert torch.is_inference_mode_enabled()
     assert all(torch.allclose(one.args[0], two.args[0], atol=1e-5) for one, two in zip(plain, inside, strict=True))
 
@@ -128,4 +128,4 @@ def test_a_forward_without_gradients_is_refused():
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.inner(x)
 
-    refused(lambda: made_up(Quiet().eval(), SHAPE), 2, "none with gradients", "Give calib_data.")
+    refused(lambda: synthetic_calls(Quiet().eval(), SHAPE), 2, "none with gradients", "Give calib_data.")

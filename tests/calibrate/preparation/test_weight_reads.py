@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.install import install, quantized
-from octavo.calibrate.preparation.dtype_casts import cast_to
+from octavo.calibrate.preparation.dtype_casts import layers_with_cast_inputs
 from octavo.calibrate.preparation.weight_reads import CHANGED, READ, weights_used_elsewhere
 from octavo.calibrate.replay.calls import evaluating
 from octavo.calibrate.runtime import accelerate
@@ -94,7 +94,7 @@ def test_modules_that_share_a_parameter_or_run_twice_are_quantized():
     "way", [lambda model, x: model.a(x.to(model.a.weight)), lambda m, x: m.a(x.type_as(m.a.weight))]
 )
 def test_an_input_cast_to_the_weight_as_a_tensor_keeps_the_layer_float(way):
-    assert set(cast_to(Two(way).eval(), calls()[0], ["a", "b"])) == {"a"}
+    assert set(layers_with_cast_inputs(Two(way).eval(), calls()[0], ["a", "b"])) == {"a"}
 
 
 def encoder(**options: Any) -> nn.TransformerEncoder:

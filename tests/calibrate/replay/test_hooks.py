@@ -29,7 +29,7 @@ def test_positional_and_keyword_inputs_are_heard_and_nothing_is_left_behind():
     assert observers["blocks.0.down"].range() == (
         min(float(x.min()) for x in heard), max(float(x.max()) for x in heard)
     )  # fmt: skip
-    with pytest.raises(ValueError, match="no data"):
+    with pytest.raises(ValueError, match="no input was observed"):
         observers["unused"].range()
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
     assert model.blocks[1].up.training
@@ -98,7 +98,7 @@ def test_a_shape_that_does_not_fit_names_call_step_and_layer():
 def test_values_that_are_not_finite_name_layer_and_call():
     x = torch.zeros(1, 3, 4, 4)
     x[0, 0, 0, 0] = float("inf")
-    refused_call(Call((x,), {}, 2), 6, "call 3, step 2: layer blocks.0.up: input with", "not finite")
+    refused_call(Call((x,), {}, 2), 6, "call 3, step 2: layer blocks.0.up: its input is not finite (", "not finite")
 
 
 def test_running_out_of_memory_is_told_apart():
@@ -110,7 +110,7 @@ def test_running_out_of_memory_is_told_apart():
 
 
 def test_no_calls_are_refused():
-    refused(lambda: observe(toy(), {}, []), 4, "none to replay")
+    refused(lambda: observe(toy(), {}, []), 4, "calls: there are no calls to replay")
 
 
 def test_a_model_whose_cache_skips_blocks_is_refused():

@@ -30,7 +30,7 @@ def calls(units: int, steps: int, *, named: bool = True, leveled: bool = True) -
 
 def chosen(samples: list[Call], wanted: int) -> list[int]:
     current = CurrentCall(TimedToy())
-    list(current.each(samples))
+    list(current.tracked(samples))
     return measured_calls(current, wanted)
 
 

@@ -151,7 +151,7 @@ def test_data_too_large_to_keep_that_vary_are_refused_before_a_pass_ends(name):
     torch.manual_seed(0)
     taken = []
     calls = Passes(SHUFFLED[name](), limit=4000)
-    refused(lambda: taken.extend(calls()), 4, "calib_data[", "another sample than in the pass before", "not shuffled")
+    refused(lambda: taken.extend(calls()), 4, "calib_data[", "differs from the pass before", "Turn off shuffling")
     assert len(taken) <= 6
 
 
@@ -169,7 +169,7 @@ def test_another_number_of_samples_is_refused(other):
     calls = Passes(Growing(given), limit=1)
     assert len(list(calls())) == 3
     given[:] = [pictures()[0]] * other
-    refused(lambda: list(calls()), 4, f"calib_data[{min(other, 3)}]: another sample")
+    refused(lambda: list(calls()), 4, f"calib_data[{min(other, 3)}]: differs from the pass before")
 
 
 class Growing:
@@ -221,15 +221,19 @@ def test_every_form_of_a_sample_is_the_same_call(sample):
 @pytest.mark.parametrize(
     ("sample", "code", "words"),
     [
-        ((X, torch.zeros(2)), 4, "calib_data[0] has 2 inputs, Sequential.forward takes 1 (input). Leave the targets"),
-        (Labelled(X, torch.zeros(2)), 4, "Leave the targets out"),
+        (
+            (X, torch.zeros(2)),
+            4,
+            "calib_data[0] has 2 inputs, but Sequential.forward takes 1 (input). Remove the targets",
+        ),
+        (Labelled(X, torch.zeros(2)), 4, "Remove the targets"),
         ({"input": X, "labels": 1}, 4, "has the input 'labels', which Sequential.forward does not take"),
         ({}, 4, "lacks the input 'input' of Sequential.forward"),
-        ({1: X}, 3, "1 is not the name of an input"),
-        (X.double(), 4, "Input 0 is float64, the model float32: give it as float32."),
+        ({1: X}, 3, "the key 1 is not text"),
+        (X.double(), 4, "Input 0 is float64, but the model is float32: give it as float32."),
         ({"input": X.half()}, 4, "Input input is float16"),
-        (X.to(torch.uint8), 4, "Input 0 is uint8: prepare it"),
-        (X[0], 4, "The axis of the batch is missing: give x[None]"),
+        (X.to(torch.uint8), 4, "Input 0 is uint8: preprocess it"),
+        (X[0], 4, "The batch axis is missing: give x[None]"),
         ([["a.png"]], 4, "Input 0 is a list: give a tensor"),
         ([[0.1, 0.2]], 4, "Input 0 is a list: give a tensor"),
         (Image.new("RGB", (4, 4)), 3, "holds a PIL picture. Give the tensor"),

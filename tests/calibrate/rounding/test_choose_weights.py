@@ -24,7 +24,7 @@ from octavo.calibrate.rounding.methods import WEIGHT_METHODS, Method
 from octavo.calibrate.settings import RECIPES
 
 from ...zoo.hard_sd3 import FEW, Call, bits, calibrated, hard, prompts, same, sqnr
-from ..observers.test_survey import surveyed
+from ..observers.test_survey import survey_inputs
 
 METHODS = [name for name in WEIGHT_METHODS if name != NEAREST]
 
@@ -33,8 +33,8 @@ METHODS = [name for name in WEIGHT_METHODS if name != NEAREST]
 def known() -> tuple[torch.nn.Module, list[Call], dict[str, Survey], dict[str, Choice]]:
     """A model, calls of which none is held out, what is known of the inputs, and choices that round to the nearest."""
     model, samples = hard(outliers=0), prompts(8, 2)
-    surveys, current = surveyed(model, samples)
-    surveys = {name: each for name, each in surveys.items() if each.seen and "blocks.0" in name}
+    surveys, current = survey_inputs(model, samples)
+    surveys = {name: each for name, each in surveys.items() if each.has_input and "blocks.0" in name}
     extents = {name: each.all.range() for name, each in surveys.items()}
     training = [samples[at] for at in current.training]
     choices = {}
@@ -58,7 +58,7 @@ def test_no_layer_is_worse_on_rows_held_out_and_its_choice_says_by_which_method(
     made = found(method, correct=correct)
     assert made.keys() == choices.keys()
     for name, choice in made.items():
-        module, rows = layer_at(model, name), surveys[name].judged
+        module, rows = layer_at(model, name), surveys[name].judge_sample
         assert error_of(module, choice, rows) <= error_of(module, choices[name], rows)
         assert choice.method == (NEAREST if choice.weight is None else method)
         assert choice.input is choices[name].input or method == "easy-quant"
@@ -69,7 +69,7 @@ def test_of_several_methods_each_layer_takes_the_best():
     model, _, surveys, _ = known()
     made = [found("easy-quant"), found("gptq"), found("easy-quant", "gptq")]
     for name in made[-1]:
-        errors = [error_of(layer_at(model, name), each[name], surveys[name].judged) for each in made]
+        errors = [error_of(layer_at(model, name), each[name], surveys[name].judge_sample) for each in made]
         assert errors[-1] == min(errors)
 
 
@@ -100,7 +100,7 @@ def test_the_report_says_which_method_and_where_it_did_not_help():
 def test_a_correction_lowers_the_mean_error_seen_and_unseen():
     model, training, surveys, choices = known()
     corrected = found(correct=True)
-    names = [name for name, choice in corrected.items() if choice.correction is not None and surveys[name].tokens]
+    names = [name for name, choice in corrected.items() if choice.correction is not None and surveys[name].has_tokens]
     assert len(names) > 3
     for samples in (training, prompts(4, 5, seed=60)):
         plain, better = (mean_errors(model, {n: each[n] for n in names}, samples) for each in (choices, corrected))
@@ -140,7 +140,7 @@ def test_the_sums_of_one_layer_at_a_time_give_the_same_bits():
     method = Method(("gptq",), {}, True)
     whole = choose_weights(model, choices, surveys, calls, method, Work())
     assert replays == 1
-    apart = choose_weights(model, choices, surveys, calls, method, Work(), room=1)
+    apart = choose_weights(model, choices, surveys, calls, method, Work(), sums_bytes=1)
     assert replays > 5
     for name, choice in whole.items():
         assert choice.method == apart[name].method

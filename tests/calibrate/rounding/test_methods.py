@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from octavo.calibrate.layers.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Range, dequantize, qparams_of, quantize
 from octavo.calibrate.layers.weights import QuantizedWeight, round_to_nearest
-from octavo.calibrate.rounding.adaround import learned
-from octavo.calibrate.rounding.admm import alternated
+from octavo.calibrate.rounding.adaround import learn_rounding
+from octavo.calibrate.rounding.admm import run_stages
 from octavo.calibrate.rounding.easy_quant import activation_scale, easy_quant_pair
 from octavo.calibrate.rounding.gptq import gptq
 from octavo.calibrate.rounding.methods import WEIGHT_METHODS
-from octavo.calibrate.rounding.objective import Inputs, case_of, cholesky, descend, error, form, inputs_of
+from octavo.calibrate.rounding.objective import Inputs, case_of, cholesky, descend, error, inputs_of, quadratic_form
 
 from ...zoo.toy import DTYPES
 
@@ -169,10 +169,10 @@ def test_no_scale_of_the_grid_beats_that_of_easy_quant(integers):
 def test_what_is_learned_or_alternated_beats_the_nearest_before_any_descent(integers):
     case = case_of(torch.randn(16, 70, generator=torch.Generator().manual_seed(0)), known(rows(1, 500, 70), integers))
     low = case.target.floor().clamp(-127, 126)
-    best = alternated(case, 140)
-    start = form(case.target.round() - case.target, case.hessian).sum()
-    assert form(low + learned(case, low, 300) - case.target, case.hessian).sum() < 0.6 * start
-    assert form(best.values - case.target, case.hessian).sum() < 0.6 * start
+    best = run_stages(case, 140)
+    start = quadratic_form(case.target.round() - case.target, case.hessian).sum()
+    assert quadratic_form(low + learn_rounding(case, low, 300) - case.target, case.hessian).sum() < 0.6 * start
+    assert quadratic_form(best.values - case.target, case.hessian).sum() < 0.6 * start
 
 
 def test_making_up_for_the_input_pays_on_seen_rows_and_costs_nothing_on_others():
@@ -182,7 +182,10 @@ def test_making_up_for_the_input_pays_on_seen_rows_and_costs_nothing_on_others()
     seen, unseen = (inputs_of(each, qparams, ACTIVATION) for each in (x, other))
     case = case_of(weight, seen)
     d = case.target * case.scale[:, None] - weight.double()
-    added = [(form(d, i.gram) - 2 * (weight.double() @ (i.cross - i.gram).T * d).sum(1)).sum() for i in (seen, unseen)]
+    added = [
+        (quadratic_form(d, i.gram) - 2 * (weight.double() @ (i.cross - i.gram).T * d).sum(1)).sum()
+        for i in (seen, unseen)
+    ]
     assert added[0] < 0
     assert added[1] < 0.25 * error(weight, round_to_nearest(weight), unseen).sum()
 
@@ -232,7 +235,7 @@ def test_a_descent_never_climbs(seed):
     start = case.target.round()
     most = torch.full_like(start, 127)
     lower = descend(case, start, -most, most, sweeps=1)
-    before, after = form(start - case.target, case.hessian), form(lower - case.target, case.hessian)
+    before, after = quadratic_form(start - case.target, case.hessian), quadratic_form(lower - case.target, case.hessian)
     assert bool((after <= before * (1 + 1e-9)).all())
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from octavo.calibrate.runtime import accelerate
 from octavo.calibrate.runtime import attention as home
-from octavo.calibrate.runtime.attention import Attention, attend, attention, is_ours, is_quick
+from octavo.calibrate.runtime.attention import Attention, attend, attention, is_faster, is_quick
 from octavo.capture.recorder import Memory, Recorder, copied
 
 from ...pipelines.test_families import OF, denoiser, run
@@ -145,7 +145,7 @@ def test_what_is_not_ours_is_torchs_to_the_bit(name):
     torch.manual_seed(0)
     wanted = F.scaled_dot_product_attention(*args, **options)
     torch.manual_seed(0)
-    assert not is_ours(*args, **options)
+    assert not is_faster(*args, **options)
     with Attention():
         y = F.scaled_dot_product_attention(*args, **options)
     assert torch.equal(y, wanted)
@@ -277,7 +277,7 @@ def test_denoisers_of_all_families_put_out_what_they_did(name, monkeypatch):
         return module(*copied(call.args), **copied(call.kwargs) | {"return_dict": False})[0]
 
     wanted = output()
-    monkeypatch.setattr(home, "_WORTH", 0)
+    monkeypatch.setattr(home, "_LEAST_SCORES", 0)
     monkeypatch.setattr(home, "attention", lambda *args, **options: taken.append(1) or attention(*args, **options))
     attend(module, True)
     y = output()

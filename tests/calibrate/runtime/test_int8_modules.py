@@ -328,12 +328,12 @@ def test_layers_with_one_input_share_its_integers_and_see_when_it_changes():
             for layer in model:
                 exact.append(near(layer, layer(x), QuantizedLinear(layer.numbers)(x)))
         assert all(exact)
-        assert model[0].recent is model[1].recent
-        first = model[0].recent._last[3]
+        assert model[0].shared_codes is model[1].shared_codes
+        first = model[0].shared_codes._last[3]
         model[1](x)
-        assert model[0].recent._last[3] is first
+        assert model[0].shared_codes._last[3] is first
         model[1](x.clone())
-        assert model[0].recent._last[3] is not first
+        assert model[0].shared_codes._last[3] is not first
     copied = copy.deepcopy(model)
-    assert copied[0].recent is copied[1].recent is not model[0].recent
+    assert copied[0].shared_codes is copied[1].shared_codes is not model[0].shared_codes
     assert torch.equal(copied[0](x), model[0](x))

@@ -34,7 +34,7 @@ def test_they_are_not_taken_where_they_are_of_another_source(fresh, tmp_path, mo
     monkeypatch.setattr(kernels, "SOURCE", tmp_path / "kernels.c")
     kernels.SOURCE.write_text("int other;")
     assert kernels.library() is None
-    assert "install Octavo again" in caplog.text
+    assert "Install Octavo again" in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"", b"not a library", None])

@@ -12,7 +12,7 @@ from octavo.calibrate.layers.modules import QuantizedLayer
 from octavo.calibrate.layers.noise_level import NoiseLevel
 from octavo.calibrate.replay.sqnr import Power, outputs
 from octavo.calibrate.settings import Settings
-from octavo.calibrate.smoothing.fold import Folded, fold, multiplied
+from octavo.calibrate.smoothing.fold import FoldResult, fold, multiply_output
 from octavo.pipelines.family import Fold, Group
 
 from ...pipelines.test_fold_groups import CASES, Made
@@ -37,7 +37,9 @@ def smoothed(case: str, **settings: Any) -> tuple[Made, list[Call], dict[str, Qu
     return (model, groups, args, arguments), samples, found.layers
 
 
-def made_by(model: nn.Module, layers: dict[str, QuantizedLayer], found: Folded | None, samples: list[Call]) -> Tensor:
+def made_by(
+    model: nn.Module, layers: dict[str, QuantizedLayer], found: FoldResult | None, samples: list[Call]
+) -> Tensor:
     """The output of the integer model, of all calls."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     if found is not None:
@@ -137,7 +139,7 @@ def test_an_integer_layer_puts_out_the_multiple_and_as_much_more(kind, corrected
     model = Chain()
     layer = frozen(model.first, kind, correction=torch.linspace(-1, 1, 8) if corrected else None)
     by, plus = MULTIPLIER.double(), torch.linspace(-2, 2, 8).double()
-    other = type(layer)(multiplied(layer, by, plus))
+    other = type(layer)(multiply_output(layer, by, plus))
     assert torch.equal(other.weight, layer.weight)
     assert other.made_bias == layer.made_bias
     if kind == "W8A8_TIMESTEP":

@@ -9,7 +9,7 @@ from octavo.calibrate.layers.modules import QuantizedLinear
 from octavo.calibrate.layers.scheme import ACTIVATION
 from octavo.calibrate.replay.work import Work
 from octavo.calibrate.result import Result
-from octavo.calibrate.smoothing.search import grouped, largest_of, multiplier_of, smooth
+from octavo.calibrate.smoothing.search import largest_of, multiplier_of, smooth, smoothing_groups
 from octavo.pipelines.opensora.family import OPENSORA, groups
 from octavo.pipelines.sd3 import SD3
 
@@ -17,7 +17,7 @@ from ...pipelines.opensora.test_transformer import call
 from ...zoo.hard_sd3 import bits, calibrated, hard, prompts, same, sqnr
 from ...zoo.opensora import tiny_transformer
 from ...zoo.toy import Call
-from ..observers.test_survey import surveyed
+from ..observers.test_survey import survey_inputs
 
 HELD = prompts(2, 5, seed=50)
 
@@ -98,7 +98,7 @@ def large(count: int = 8) -> list[Call]:
 
 @pytest.mark.filterwarnings("error")  # as of a graph of gradients that nobody wants, of weights that have them
 def test_layers_that_see_one_row_for_each_sample_are_left_alone_whatever_they_see():
-    surveys, _ = surveyed(Modulated(), large())
+    surveys, _ = survey_inputs(Modulated(), large())
     chosen = smooth(Modulated(), surveys, [], StaticInput, ACTIVATION, Work())
     assert set(chosen) == {"tokens"}
     assert chosen["tokens"].gain > 6
@@ -111,8 +111,8 @@ def test_what_is_large_in_calls_of_the_one_kind_alone_is_not_smoothed_for_it():
         if at % 4 == 3:
             samples[at] = Call((each.args[0].roll(4, -1),), {})
     model = Modulated()
-    alone = smooth(model, surveyed(model, large(16))[0], [], StaticInput, ACTIVATION, Work())
-    mixed = smooth(model, surveyed(model, samples)[0], [], StaticInput, ACTIVATION, Work())
+    alone = smooth(model, survey_inputs(model, large(16))[0], [], StaticInput, ACTIVATION, Work())
+    mixed = smooth(model, survey_inputs(model, samples)[0], [], StaticInput, ACTIVATION, Work())
     assert alone["tokens"].gain > 6
     assert "tokens" not in mixed or mixed["tokens"].gain < alone["tokens"].gain / 2
 
@@ -146,20 +146,22 @@ def test_the_same_factors_for_all_blocks_unless_those_of_their_own_are_much_bett
 
 def test_a_group_gets_one_factor_and_others_follow_their_input():
     model, samples = opensora(per_block=False)
-    surveys, _ = surveyed(model, samples)
-    found = list(grouped(surveys, groups(model)))
+    surveys, _ = survey_inputs(model, samples)
+    found = list(smoothing_groups(surveys, groups(model)))
     names = [name for each in found for name in each]
     assert len(set(names)) == len(names)
     assert [f"{kind}_blocks.{at}.attn.qkv" for kind in ("spatial", "temporal") for at in (0, 1)] in found
-    query = surveyed(hard(), prompts(4, 1))[0]
-    assert [f"transformer_blocks.0.attn.{leaf}" for leaf in ("to_q", "to_k", "to_v")] in list(grouped(query, []))
+    query = survey_inputs(hard(), prompts(4, 1))[0]
+    assert [f"transformer_blocks.0.attn.{leaf}" for leaf in ("to_q", "to_k", "to_v")] in list(
+        smoothing_groups(query, [])
+    )
 
 
 def test_factors_are_positive_and_one_for_channels_that_say_nothing():
     x = torch.randn(50, 6) * torch.tensor([1.0, 100.0, 0.0, 1e-30, 1e30, 1.0])
     weight = torch.randn(4, 6)
     weight[:, 5] = 0
-    survey = surveyed(nn.Sequential(nn.Linear(6, 4)), [Call((x,), {})])[0]["0"]
+    survey = survey_inputs(nn.Sequential(nn.Linear(6, 4)), [Call((x,), {})])[0]["0"]
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         made = multiplier_of(largest_of([weight.to(dtype)]), survey.all, 0.5)
         assert made.dtype == dtype

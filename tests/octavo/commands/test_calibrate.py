@@ -55,7 +55,7 @@ def test_every_linear_and_convolution_has_a_row_and_floats_a_reason(tiny_model, 
     assert set(rows) == {name for name, module in transformer.named_modules() if isinstance(module, kinds)}
     assert all(row["scheme"] or row["reason"] for row in rows.values())
     assert rows["proj_out"]["scheme"] == "W8A8"
-    assert rows["transformer_blocks.0.ff.net.2"]["reason"] == "asked for"
+    assert rows["transformer_blocks.0.ff.net.2"]["reason"] == "kept float on request"
 
 
 @pytest.mark.parametrize("observer", ["minmax", "sigma", "percentile", "mse"])
@@ -107,16 +107,20 @@ def test_a_config_file_gives_options_and_the_command_line_wins(captured, tmp_pat
 @pytest.mark.parametrize(
     ("more", "code", "words"),
     [
-        (("--keep-float", "nope"), 2, "'nope' matches no layer; nearest:"),
+        (("--keep-float", "nope"), 2, "'nope' matches no layer. The nearest name is"),
         (("--keep-float", "*"), 2, "no layer is left"),
         (("--quantize", "nope"), 2, "'nope' is not kept float by default"),
         (("--sigma", 101), 2, "outside 0 to 100"),
         (("--sigma", 2), 2, "only works with --observer sigma"),
-        (("--weight-only", "--activations", "dynamic"), 2, "--activations dynamic says how to round them. Drop one."),
-        (("--weight-only", "--symmetric"), 2, "--symmetric says how to round them. Drop one."),
-        (("--accuracy", "best", "--observer", "mse"), 2, "dynamic activations have none"),
+        (
+            ("--weight-only", "--activations", "dynamic"),
+            2,
+            "so --activations dynamic has no effect. Remove one of the two.",
+        ),
+        (("--weight-only", "--symmetric"), 2, "so --symmetric has no effect. Remove one of the two."),
+        (("--accuracy", "best", "--observer", "mse"), 2, "dynamic activations have no range"),
         (("--keep-float", "a", "--quantize", "a"), 2, "--keep-float has the same pattern"),
-        (("--format", "gguf"), 2, "no 'gguf'"),
+        (("--format", "gguf"), 2, "there is no format 'gguf'"),
         (("--component", "unet"), 2, "no calls of 'unet'"),
         (("--device", "npu"), 7, "torch_npu is not installed"),
     ],
@@ -248,18 +252,18 @@ def test_how_many_calls_were_enough_is_said_and_written(tiny_model, tmp_path):
     low, high = totals["output_sqnr_interval"]
     assert low < totals["output_sqnr"] < high
     assert rows[-1]["output_sqnr"] == totals["output_sqnr"]
-    words = f"output SQNR {totals['output_sqnr']:.1f} dB ({low:.1f} to {high:.1f}) on 16 calls, 8 of them held out"
-    assert words in " ".join(said.split())
-    assert any(words in said for words in ("were enough", "More calls would gain", "still counted"))
+    quality = f"{totals['output_sqnr']:.1f} dB (95 % interval {low:.1f} to {high:.1f})"
+    assert f"output SQNR {quality} on 16 calls, 8 of them held out" in " ".join(said.split())
+    assert any(words in said for words in ("were enough", "was enough", "More calls would help", "still helped"))
 
 
 def test_a_converted_file_is_calibrated_with_the_model_that_is_named(tiny_model, captured, tmp_path):
     save_pth(tmp_path / "calls.pth", Capture.open(captured).calls())
     octavo("convert-pth", tmp_path / "calls.pth", tmp_path / "converted")
     said = octavo("calibrate", tmp_path / "converted", tmp_path / "out", code=2)
-    assert "does not say which model it is of. Give it with --model." in said
+    assert "does not say which model it was recorded from. Give the model with --model." in said
     said = octavo("calibrate", tmp_path / "converted", tmp_path / "out", "--model", tiny_model, "--accuracy", "plain")
-    assert "they are replayed in the transformer of" in said
+    assert "They are replayed through the transformer of" in said
     assert load_ascend(tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["component"] == "transformer"

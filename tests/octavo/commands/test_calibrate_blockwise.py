@@ -58,10 +58,10 @@ def test_the_checkpoint_is_the_same_to_the_last_byte(said, captured, checkpoint,
     ("said", "code", "fact"),
     [
         (("--memory", "1MiB"), 7, r"is needed \(.* in use, .* outside the blocks, .* for a block\)"),
-        (("--memory", "much"), 2, "not a size. Write 16GiB"),
-        (("--memory", "1024GiB", "--budget", "40%"), 2, "Leave out --budget"),
-        (("--max-shard-size", "large"), 2, "--max-shard-size 'large': not a size"),
-        (("--memory", "1024GiB", "--pipeline", "cnn"), 2, "--memory does not work with --pipeline cnn. Leave it out."),
+        (("--memory", "much"), 2, r"is not a size\. Write a number and a unit \(B, KB"),
+        (("--memory", "1024GiB", "--budget", "40%"), 2, "--budget compares the layers of the whole model"),
+        (("--max-shard-size", "large"), 2, "--max-shard-size 'large': is not a size"),
+        (("--memory", "1024GiB", "--pipeline", "cnn"), 2, "--memory does not work with --pipeline cnn. Remove it."),
     ],
 )
 def test_what_cannot_be_is_said_in_one_line(said, code, fact, captured, tmp_path):
@@ -114,7 +114,7 @@ def test_one_block_at_a_time_is_in_memory(tiny_model, tmp_path):
     samples = [Call((), {key: x.double() for key, x in inputs.items()})]
     settings = Settings(defaults=SD3.keep_float, release=True)
     work = BlockwiseCalibration(
-        model, lambda: samples, settings, place=tmp_path, limit=1 << 40, cast=lambda x: x.to(torch.float64)
+        model, lambda: samples, settings, directory=tmp_path, limit=1 << 40, cast=lambda x: x.to(torch.float64)
     )
     work.run()
     assert {tuple(each) for each in held[:-2]} == {(True, False), (False, True)}

@@ -83,15 +83,15 @@ REFUSED = [
     (("--images", "{tmp}/file"), "file: not a directory", 3),
     (("--images", "{tmp}/empty"), "empty: holds no pictures", 3),
     (("--images", "{tmp}/broken"), "0003.png: not a picture that can be read", 3),
-    ((), "needs --images or --input-shape, and got neither", 2),
-    (("--images", "{images}", "--input-shape", "1,3,8,8"), "got both", 2),
+    ((), "needs --images or --input-shape, but neither was given", 2),
+    (("--images", "{images}", "--input-shape", "1,3,8,8"), "but both were given", 2),
     (("--input-shape", "1,3,8"), "'1,3,8' is not batch,channels,height,width", 2),
     (("--input-shape", "1,3,0,8"), "'1,3,0,8' is not", 2),
     (("--input-shape", "1,1,8,8"), "input_shape [1, 1, 8, 8]", 4),
     (("--input-shape", "1,1,8,8", "--keep-float", "nope"), "'nope' matches no layer", 2),
     (("--input-shape", "1,3,8,8", "--samples", "3"), "--samples only works with --images", 2),
     (("--images", "{images}", "--keep-float", "nope"), "'nope' matches no layer", 2),
-    (("--images", "{images}", "--format", "nope"), "format: no 'nope'", 2),
+    (("--images", "{images}", "--format", "nope"), "--format: there is no format 'nope'", 2),
     (("--images", "{images}", "--format", "onnx,diffusers"), "--format diffusers only works with denoisers", 2),
 ]
 

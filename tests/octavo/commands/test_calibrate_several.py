@@ -53,13 +53,13 @@ def test_a_finished_denoiser_outlives_the_failure_of_the_next(captured, weights_
     (parts,) = tmp_path.iterdir()
     assert parts.name.startswith("o.unfinished-")
     assert names(parts) == ["transformer"]
-    assert f"{parts}: transformer finished and kept. The same command goes on from there." in said
+    assert f"{parts}: holds transformer, already calibrated. Run the same command again to continue." in said
     held = lock(parts)
     assert f"{parts}: in use by pid" in calibrate(captured, out, code=5)
     held.release()
     captured_ones()
     said = calibrate(captured, out, "--memory", "1GiB")
-    assert "an earlier run finished transformer" in said
+    assert "transformer, which an earlier run finished." in said
     assert said.count("layers in 8-bit integers") == 1
     assert names(tmp_path) == ["o"]
     assert names(out) == NAMES
@@ -84,7 +84,7 @@ def test_several_ranks_write_what_one_process_does_and_go_on_after_a_failure(cap
     captured_ones()
     ended = ranked(2, tmp_path / "said", *options)
     assert [each.code for each in ended] == [0, 0], ended
-    assert "an earlier run finished transformer" in ended[0].said
+    assert "transformer, which an earlier run finished." in ended[0].said
     calibrate(captured, tmp_path / "one")
     assert names(tmp_path) == ["o", "one", "said"]
     assert [layers(tmp_path / "o", name) for name in NAMES] == [layers(tmp_path / "one", name) for name in NAMES]

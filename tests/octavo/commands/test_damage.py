@@ -62,7 +62,7 @@ def test_a_flipped_bit_is_found_before_anything_is_computed(tiny_model, out):
             assert line.startswith(f"Error: {path}: damaged (checksum)"), line
         replaced(path, sound)
     assert sorted(path.name for path in out.parent.iterdir()) == ["out"]
-    assert f"{len(files) - 1} as octavo" in octavo("inspect", out)
+    assert f"{len(files) - 1} identical to what octavo" in octavo("inspect", out)
 
 
 def test_missing_files_are_named_and_extra_ones_too(tiny_model, out):
@@ -94,7 +94,7 @@ def test_one_other_value_of_the_float_weights_is_another_model(tiny_model, made,
         ("compare", other, made[name], "-o", tmp_path / "a.html", *SMALL),
     ):
         (line,) = errors(octavo(*command, code=4))
-        assert line.startswith(f"Error: {made[name]}: made of other weights of this model (fingerprint ")
+        assert line.startswith(f"Error: {made[name]}: was made from other weights of this model (fingerprint ")
     for dtype in ("bfloat16", "float16"):
         target = tmp_path / f"{dtype}.png"
         octavo("generate", made[name], "a ring", "-o", target, "--dtype", dtype, *SMALL)

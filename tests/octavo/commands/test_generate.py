@@ -95,7 +95,7 @@ def test_a_quantized_text_encoder_is_drawn_with(tiny_model, tmp_path):
     octavo("generate", tiny_model, "a red circle", "-o", tmp_path / "b.png", *SMALL)
     assert pixels(tmp_path / "a.png") != pixels(tmp_path / "b.png")
     said = octavo("calibrate", tmp_path / "c", tmp_path / "d", "--format", "ascend,diffusers", code=2)
-    assert "--format diffusers: holds models of diffusers, and text_encoder is none" in said
+    assert "--format diffusers only works with models of diffusers, and text_encoder is not one" in said
 
 
 def test_a_quantized_pipeline_is_one_directory(tiny_model, made, tmp_path):
@@ -113,15 +113,15 @@ def test_a_quantized_pipeline_is_one_directory(tiny_model, made, tmp_path):
 @pytest.mark.parametrize(
     ("more", "code", "words"),
     [
-        (("-o", "a.gif"), 2, "'.gif' is no format"),
+        (("-o", "a.gif"), 2, "the ending '.gif' is unknown"),
         (("-o", "no/a.png"), 5, "there is no directory"),
         (("-o", "there.png"), 5, "Use --overwrite"),
         (("-o", "full"), 5, "not empty"),
         (("-o", "a.png", "--frames", 3), 2, "takes no argument num_frames"),
-        (("-o", "a.png", "--arg", "strength"), 2, "not NAME=VALUE"),
-        (("-o", "a.png", "--component", "transformer"), 2, "Leave --model and --component out"),
+        (("-o", "a.png", "--arg", "strength"), 2, "not of the form NAME=VALUE"),
+        (("-o", "a.png", "--component", "transformer"), 2, "Remove --model and --component"),
         (("-o", "a.png", "--device", "npu"), 7, "torch_npu is not installed"),
-        (("-o", "a.png", "--height", 17), 4, "the pipeline does not run"),
+        (("-o", "a.png", "--height", 17), 4, "the pipeline failed"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(tiny_model, tmp_path, monkeypatch, more, code, words):
@@ -140,14 +140,14 @@ def test_checkpoints_that_do_not_fit_are_refused(made, tmp_path, tiny_model):
     out = ("-o", tmp_path / "a.png")
     assert "no such model directory" in octavo("generate", tmp_path / "nothing", "x", *out, code=2)
     assert "has no component unet" in octavo("generate", made["diffusers"], "x", *out, "--component", "unet", code=2)
-    assert "quantized by torchao" in octavo(
+    assert "is in the format of torchao" in octavo(
         "generate", made["both"] / "torchao", "x", *out, "--model", tiny_model, code=2
     )
-    assert "of another model" in octavo("generate", made["ascend"], "x", *out, "--model", "demo", code=4)
+    assert "was made from another model" in octavo("generate", made["ascend"], "x", *out, "--model", "demo", code=4)
     bare = Path(shutil.copytree(made["diffusers"], tmp_path / "bare"))
     for name in ("report.json", MANIFEST):
         (bare / name).unlink()
-    assert "Give it with --model" in octavo("generate", bare, "x", *out, code=2)
+    assert "Give the model with --model" in octavo("generate", bare, "x", *out, code=2)
 
 
 def test_a_video_is_not_a_picture(tmp_path):
@@ -167,7 +167,9 @@ def test_the_command_is_the_first_to_import_what_it_needs():
 def test_every_picture_of_a_batch_is_written_or_refused_before_it_is_drawn(tiny_model, tmp_path):
     batch = ("--arg", "num_images_per_prompt=3")
     said = octavo("generate", tiny_model, "a ring", "-o", tmp_path / "a.png", *SMALL, *batch, code=2)
-    assert "takes one, and --arg num_images_per_prompt makes 3. Name a directory." in errors(said)[0]
+    assert (
+        "is one file, and --arg num_images_per_prompt makes 3 pictures or videos. Give a directory" in errors(said)[0]
+    )
     assert not list(tmp_path.iterdir())
     said = octavo("generate", tiny_model, "a ring", "-o", tmp_path / "a", *SMALL, *batch)
     assert "3 pictures of 16 x 16" in said

@@ -2,7 +2,7 @@
 
 import pytest
 
-from octavo.page.words import quicker, smaller, verdict
+from octavo.page.words import size_text, speed_text, verdict
 
 
 @pytest.mark.parametrize(
@@ -10,14 +10,14 @@ from octavo.page.words import quicker, smaller, verdict
     [
         (0.58, "1.7\u00a0× slower"),
         (3.2, "3.2\u00a0× faster"),
-        (0.98, "as fast"),
-        (1.04, "as fast"),
+        (0.98, "equally fast"),
+        (1.04, "equally fast"),
         (12.3, "12\u00a0× faster"),
     ],
 )
 def test_a_ratio_is_said_as_what_it_means(ratio, words):
-    assert quicker(ratio) == words
-    assert smaller(ratio) == words.replace("faster", "smaller").replace("slower", "larger").replace("fast", "large")
+    assert speed_text(ratio) == words
+    assert size_text(ratio) == words.replace("faster", "smaller").replace("slower", "larger").replace("fast", "large")
 
 
 def content(psnr: float | None, passed: list[bool]) -> dict:
@@ -34,5 +34,5 @@ def test_a_verdict_says_whether_a_limit_was_missed_and_what_was_found():
     assert len({text.partition("(")[0] for text in said}) == 5
     assert all("2 of 4 show" in text and "2.0\u00a0× smaller and 2.0\u00a0× slower" in text for text in said)
     assert all("No limit was set" in text for text in said)
-    assert verdict(content(35.0, [True])).startswith("Passed. ")
-    assert verdict(content(35.0, [True, False])).startswith("Missed: SQNR. ")
+    assert verdict(content(35.0, [True])).startswith("Passed all limits. ")
+    assert verdict(content(35.0, [True, False])).startswith("Missed the limit for SQNR. ")

@@ -6,8 +6,8 @@ import torch
 
 from octavo import Calibrator, QuantConfig
 from octavo.calibrate.layers.install import quantized
-from octavo.calibrate.preparation.batch_norms import folded
-from octavo.calibrate.preparation.synthetic_inputs import made_up
+from octavo.calibrate.preparation.batch_norms import fold_norms
+from octavo.calibrate.preparation.synthetic_inputs import synthetic_calls
 from octavo.calibrate.replay.user_data import Sample
 from octavo.calibrate.settings import RECIPES, Settings
 from octavo.pipelines.classifier import classifier_directory
@@ -54,7 +54,7 @@ def test_with_pictures(data, recipe):
 
 def test_without_data_and_with_noise_that_says_nothing(data):
     exact = quality(data.exact, data.exact, data.labels)
-    found = measured(data, made_up(data.model, [1, 3, 32, 32], most=15), Settings())
+    found = measured(data, synthetic_calls(data.model, [1, 3, 32, 32], most=15), Settings())
     assert found.accuracy >= exact.accuracy - 0.01
     assert found.agreement >= 0.99
     noise = torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -78,7 +78,7 @@ def test_the_documented_snippet_runs_on_a_plain_resnet(maker):
     assert len(report["folded"]) == count - 1
     with torch.no_grad():
         exact = model(x)
-        assert (folded(model, Sample((x,), {})).model(x) - exact).norm() < 1e-5 * exact.norm()
+        assert (fold_norms(model, Sample((x,), {})).model(x) - exact).norm() < 1e-5 * exact.norm()
         with quantized(calibrator.model, calibrator.result.layers):
             assert (calibrator.model(x) - exact).norm() < 0.2 * exact.norm()
 

@@ -50,7 +50,7 @@ DAMAGE = [
     (put("up.input_offset", 5, 0.5), "up.input_offset is 0.5"),
     (put("up.input_offset", 5, 128.0), "up.input_offset is 128.0"),
     (put("up.input_offset", 5, float("nan")), "up.input_offset is nan"),
-    (put("up.quant_bias", 7, -(2**31)), "could leave int32"),
+    (put("up.quant_bias", 7, -(2**31)), "could overflow int32"),
     (put("up.quant_bias", 7, 5), "differ in one bin"),
 ]
 

@@ -73,7 +73,7 @@ def test_a_tensor_that_does_not_fit_is_named(out, change, words):
         ({"schemes": {"W4A4": [TO_Q]}}, 3, "unknown scheme W4A4"),
         ({"schemes": {"W8A8": ["nothing"]}}, 4, "no layer nothing, which quantization_config names"),
         ({"schemes": {"W8A8": ["pos_embed"]}}, 4, "is a PatchEmbed in this model"),
-        ({"backend": "abacus"}, 2, "backend 'abacus': unknown"),
+        ({"backend": "abacus"}, 2, "backend: 'abacus' is unknown"),
     ],
 )
 def test_a_config_that_is_not_ours_is_refused(out, change, code, words):

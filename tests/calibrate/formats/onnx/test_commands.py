@@ -130,7 +130,7 @@ def node(graph, kind):
 
 CHANGES = {
     "does not hold the bits of positive": lambda graph: setattr(tensor(graph, "deq_scale"), "raw_data", b"\xff" * 64),
-    "could leave int32": lambda graph: setattr(tensor(graph, "stem.0.bias"), "raw_data", b"\xff\xff\xff\x7f" * 8),
+    "could overflow int32": lambda graph: setattr(tensor(graph, "stem.0.bias"), "raw_data", b"\xff\xff\xff\x7f" * 8),
     "float32 with a bias": lambda graph: tensor(graph, "stem.0.weight").CopyFrom(
         onnx.numpy_helper.from_array(np.ones((8, 3, 3, 3), np.float32), "stem.0.weight")
     ),

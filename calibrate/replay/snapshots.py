@@ -1,0 +1,44 @@
+"""Takes snapshots of a replay's observations after 1, 2, 4, 8, ... prompts, for the learning curve."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from .calls import Call
+
+_SHARE = 10  # the learning curve may run one call for every ten of the replay: a tenth of the replay's time
+
+
+class CallCount(NamedTuple):
+    """The numbers of calls and of prompts that a replay has run; `prompts` is None where calls do not name prompts."""
+
+    calls: int
+    prompts: int | None
+
+
+class Snapshots:
+    """Calls `take` after 1, 2, 4, 8, ... prompts of a replay, or calls that do not name prompts, and keeps the results
+    in `by_count`. `last`: the number of calls and prompts so far."""
+
+    def __init__(self, take: Callable[[], Any]) -> None:
+        self._take = take
+        self.by_count: dict[CallCount, Any] = {}
+        self.last = CallCount(0, None)
+
+    def taking(self, calls: Iterable[Call]) -> Iterator[Call]:
+        """Yields the calls, and takes snapshots between them. Requesting the next call means that the last has run."""
+        units: set[int] = set()
+        for count, call in enumerate(calls):
+            unit = getattr(call, "unit", None)
+            finished = count if unit is None else len(units)
+            if finished and finished & (finished - 1) == 0 and (unit is None or unit not in units):
+                self.by_count[self.last] = self._take()
+            units |= set() if unit is None else {unit}
+            self.last = CallCount(count + 1, len(units) or None)
+            yield call
+
+
+def affordable(snapshots: Iterable[CallCount], count: int, measured: int) -> list[CallCount]:
+    """Returns the latest snapshots that the learning curve can afford to measure: with `measured` calls for each, they
+    take at most about a tenth of the time of a replay of `count` calls. Returns [] where a tenth is too little."""
+    limit = count // (_SHARE * measured) if measured else 0
+    return sorted(snapshots)[-limit:] if limit > 0 else []
