@@ -63,7 +63,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """The layers of a model and what becomes of each: `entries`, in the order of the model's modules."""
+    """Lists the layers of a model and the scheme of each: `entries`, in the order of the model's modules."""
 
     entries: tuple[Entry, ...]
 

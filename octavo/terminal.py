@@ -191,8 +191,7 @@ class Terminal:
     """Prints the output of a command on stdout: lines for people, or with `as_json` one JSON object per line for
     programs.
 
-    The terminals of all ranks but the first are `quiet`: they print only lines that concern their own rank, which are
-    marked with `own`.
+    The terminals of all ranks but the first are `quiet`: they print only lines with `own`, which concern their rank.
     """
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:

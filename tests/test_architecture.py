@@ -176,17 +176,6 @@ def test_every_package_has_a_face():
             assert ast.get_docstring(ast.parse((ROOT / file).read_text())), f"{file} says nothing"
 
 
-def test_docstrings_open_with_what_they_are_about():
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    for module, file in FILES.items():
-        if package_of(module) in ("tests", "bench"):
-            continue
-        for node in ast.walk(ast.parse((ROOT / file).read_text())):
-            said = (ast.get_docstring(node) or "") if isinstance(node, kinds) else ""
-            name = getattr(node, "name", "")
-            assert not said.startswith(("Of ", "That ", "Those ", "What ", "Its ", "The same ")), f"{module} {name}"
-
-
 @pytest.mark.parametrize("name", ["octavo", "octavo.capture", "octavo.calibrate"])
 def test_public_names_load_when_they_are_asked_for(name):
     code = f"import sys, {name}; print('torch' in sys.modules)"

@@ -1,4 +1,4 @@
-"""What is installed: `octavo` alone, whatever the folders of a user are called."""
+"""Only `octavo` is installed, so folders of a user may have any name."""
 
 import os
 import subprocess

@@ -130,8 +130,8 @@ class Int8Layer(IntegerLayer):
 
 
 class LinearState(Int8Layer, QuantizedLinear):
-    """An integer linear layer without forward, for backends."""
+    """Holds the state of an integer linear layer, without a forward, for backends."""
 
 
 class Conv2dState(Int8Layer, QuantizedConv2d):
-    """An integer convolution without forward, for backends."""
+    """Holds the state of an integer convolution, without a forward, for backends."""

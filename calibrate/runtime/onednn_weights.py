@@ -33,7 +33,7 @@ class Output(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """The tensors of a layer in oneDNN's form: the packed `weight`, its `zero_points`, all of them 0, and an `Output`
+    """Holds a layer's tensors in oneDNN's form: the packed `weight`, its `zero_points`, all of them 0, and an `Output`
     for each bin of noise levels."""
 
     weight: Tensor

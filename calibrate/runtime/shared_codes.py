@@ -11,7 +11,7 @@ from .onednn_layout import Layouts
 
 
 class Quantization(NamedTuple):
-    """The parameters by which an input becomes codes."""
+    """Holds the parameters by which an input becomes codes."""
 
     scale: float
     zero_point: int

@@ -10,7 +10,7 @@ from ..run_options import OFFLOAD, PLACE, RunOptions
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(RunOptions):
-    """The options of `octavo generate`: the model, the prompt, and the file to write."""
+    """Declares the options of `octavo generate`: the model, the prompt, and the file to write."""
 
     model: str = argument()
     prompt: str = argument()

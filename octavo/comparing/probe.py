@@ -79,7 +79,7 @@ class Probe:
         return {"layers": list(self.maximum), "steps": [step + 1 for step in steps], "maximum": rows}
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Tells the clock the noise level of a call of the denoiser."""
+        """Passes the noise level of a call of the denoiser to the clock."""
         if not self._busy:
             self.clock.observe(noise_level(bind(inspect.signature(module.forward), args, kwargs)[1]))
 

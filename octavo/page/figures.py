@@ -99,7 +99,7 @@ def by_step(values: Sequence[Mapping[str, Any]]) -> str:
 
 
 def layers(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Draws the SQNR of each quantized layer in the order of the network, and marks the three lowest."""
+    """Draws the SQNR of each quantized layer in the order of the network, and labels the three lowest."""
     sqnrs = [row["sqnr"] for row in rows if row.get("sqnr") is not None]
     with _drawing(2.6) as (figure, axes):
         worst = sorted(range(len(sqnrs)), key=lambda index: (sqnrs[index], index))[:3]

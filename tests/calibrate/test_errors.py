@@ -1,4 +1,4 @@
-"""What the libraries raise when memory runs out is told from other errors."""
+"""Errors that libraries raise when memory runs out are distinguished from other errors."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a prompt is to a pipeline: a text, a class, a row of embeddings, or the seed alone."""
+"""A prompt is a text, a class, a row of embeddings or only a seed, depending on the pipeline."""
 
 import json
 from pathlib import Path

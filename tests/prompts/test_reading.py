@@ -18,7 +18,7 @@ def read(path: Path, data: bytes) -> Prompts:
 
 
 def refused_prompts(path: Path, data: bytes | None = None, exit_code: int = 3) -> str:
-    """What reading says, without the path in front."""
+    """Returns the message that reading ends with, without the path in front."""
     if data is not None:
         path.write_bytes(data)
     message = refused(lambda: read_prompts(str(path)), exit_code)

@@ -98,7 +98,7 @@ def test_calls_may_leave_out_blocks(first, others, tmp_path):
 
 
 def by_value(model: Chain, x: Tensor) -> Tensor:
-    """What runs depends on the numbers: the second block is left out where the first is above 0."""
+    """A model whose control flow depends on its input: it skips the second block if the first is above 0."""
     made = model.blocks[0](x)
     return model.blocks[2](made if float(x.flatten()[0]) > 0 else model.blocks[1](made))
 

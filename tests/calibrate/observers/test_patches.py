@@ -1,4 +1,4 @@
-"""What is found out about linears by rows is found out about convolutions by patches."""
+"""The statistics of a convolution over its patches are those of a linear over its rows."""
 
 import pytest
 import torch

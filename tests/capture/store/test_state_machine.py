@@ -33,12 +33,12 @@ MEMORY = Path("/dev/shm")
 
 
 class Abandoned(Exception):
-    """What ends a unit that is not to be."""
+    """Raised inside a unit to end it before it is complete."""
 
 
 class Store(RuleBasedStateMachine):
-    """What the store must hold is in `sealed` (the units there) and `listed` (those complete.json names, if it is
-    there); `flips` are the bits that are not as they were written, `held` what an earlier `Capture.open` promised."""
+    """A store and its expected content: `sealed` are its units, `listed` those that complete.json names, if it exists;
+    `flips` are the bits that differ from those written, `held` what an earlier `Capture.open` promised."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Store(RuleBasedStateMachine):
         return any(path.name == "unit.json" for path, _, _ in self.flips)
 
     def changed(self, path: Path) -> None:
-        """This file or directory was removed or written anew."""
+        """Records that this file or directory was removed or rewritten."""
         self.flips = {flip for flip in self.flips if not flip[0].is_relative_to(path)}
 
     def session(self) -> CaptureWriter:
@@ -181,7 +181,7 @@ class Store(RuleBasedStateMachine):
         self.see(set(), set(), before)
 
     def see(self, allowed: set[int], told: set[int], before: bytes | None) -> None:
-        """What a process left: nothing that was sealed or that it told of is missing, and nothing else is there."""
+        """Checks what a process left: every sealed or reported unit is there, and nothing else is."""
         there = {index for index in NAMES if self.unit(index).exists()}
         assert self.sealed | told <= there <= self.sealed | allowed
         self.sealed = there
@@ -210,7 +210,7 @@ class Store(RuleBasedStateMachine):
     @precondition(lambda self: self.writer is None and (self.flips or self.listed not in (None, self.sealed)))
     @rule()
     def follow_the_remedy(self) -> None:
-        """What a message says to delete is damaged; what is missing comes back with a session."""
+        """Follows a message: the file it says to delete is damaged, and a session writes missing units again."""
         message = self.message(lambda: Capture.open(self.directory, allow_incomplete=True).verify())
         assert message, self.flips
         if message.endswith("missing. Run capture --resume."):
@@ -238,7 +238,7 @@ class Store(RuleBasedStateMachine):
 
     @staticmethod
     def message(work: Callable[[], None]) -> str:
-        """What `work` is refused with; "" when it comes to its end."""
+        """Returns the message that `work` is refused with; "" if it ends normally."""
         try:
             work()
         except OctavoError as exc:

@@ -117,7 +117,7 @@ def committed(directory: Path) -> dict[str, bytes]:
 
 
 def check_after_fault(directory: Path, at: int) -> None:
-    """What is committed is whole; a second session finishes the rest and leaves nothing else."""
+    """Checks that committed units are whole, and that a second session writes the rest and leaves nothing else."""
     before = committed(directory)
     session(directory)
     assert holds(directory, FEW), at

@@ -1,4 +1,4 @@
-"""What can be refused is refused before torch is imported, and a missing path has one exit code."""
+"""Mistakes in options and paths are refused before torch is imported, and a missing path has one exit code."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What `octavo inspect` needs to answer."""
+"""`octavo inspect` answers without torch."""
 
 import json
 import shutil

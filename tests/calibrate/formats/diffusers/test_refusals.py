@@ -1,4 +1,4 @@
-"""What a directory for diffusers must not do: load as something else in silence."""
+"""A directory for diffusers never loads silently as another model."""
 
 import json
 import subprocess
