@@ -3,7 +3,7 @@
     python -m bench.models [NAME ...] [--write docs/models.md]
 
 Each pipeline has random weights and runs two or three denoising steps. The table shows whether everything works. Its
-SQNR does not tell the accuracy of trained models.
+SQNR says nothing about the accuracy of trained models.
 """
 
 import argparse

@@ -28,19 +28,19 @@ class OctavoError(Exception):
 
 
 class UsageError(OctavoError):
-    """Raised for an invalid option, argument or setting."""
+    """Reports an invalid option, argument or setting."""
 
     exit_code = 2
 
 
 class FileError(OctavoError):
-    """Raised for a file that is missing, damaged, unsafe or of another format."""
+    """Reports a file that is missing, damaged, unsafe or of another format."""
 
     exit_code = 3
 
 
 class Unstorable(FileError):
-    """Raised for an argument of a call that a capture cannot store.
+    """Reports an argument of a call that a capture cannot store.
 
     `fact` says which value and why. `name` is the name of the argument, None if it is positional.
     """
@@ -53,25 +53,25 @@ class Unstorable(FileError):
 
 
 class MisfitError(OctavoError):
-    """Raised when a capture, a checkpoint and a model do not belong together."""
+    """Reports that a capture, a checkpoint and a model do not belong together."""
 
     exit_code = 4
 
 
 class StorageError(OctavoError):
-    """Raised when a disk or directory cannot be written."""
+    """Reports a disk or directory that cannot be written."""
 
     exit_code = 5
 
 
 class NumbersError(OctavoError):
-    """Raised for values that are not finite, or that no scheme can represent."""
+    """Reports values that are not finite, or that no scheme can represent."""
 
     exit_code = 6
 
 
 class DeviceError(OctavoError):
-    """Raised when a device, memory, or another process of the run is missing."""
+    """Reports that a device, memory, or another process of the run is missing."""
 
     exit_code = 7
 

@@ -56,7 +56,7 @@ RENAME_EXCHANGE = 2  # flag of Linux renameat2 (linux/fs.h)
 
 @dataclass(frozen=True)
 class Modes:
-    """The file modes of Octavo's files: readable for the user only, or for the group too.
+    """Holds the file modes of Octavo's files: readable for the user only, or for the group too.
 
     Deployment tools refuse files with modes wider than 0640 and directories wider than 0750.
     """
@@ -172,7 +172,7 @@ def write_sealed(path: Path, body: Any, mode: int) -> str:
 
 
 def fsync_directory(path: Path) -> None:
-    """Syncs a directory, so that files created, renamed or removed in it survive a crash."""
+    """Syncs a directory: makes files created, renamed or removed in it survive a crash."""
     with storage(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

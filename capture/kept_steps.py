@@ -8,9 +8,9 @@ from .errors import UsageError
 
 @dataclass(frozen=True)
 class KeepRule:
-    """A rule that says which steps of a run are stored: `all`, `every` or `spread`, with N = `number`.
+    """A rule that says which steps of a run are stored: all, every:N or spread:N, with N = `number`.
 
-    `every` stores the steps 0, N, 2N, ...; `spread` stores N steps, evenly spaced from the first to the last.
+    every:N stores the steps 0, N, 2N, ...; spread:N stores N steps, evenly spaced from the first to the last.
     """
 
     kind: str
@@ -19,7 +19,7 @@ class KeepRule:
     def kept(self, steps: int) -> Callable[[int], bool]:
         """Returns a predicate that says whether a step of a run of `steps` steps is stored.
 
-        Only the rule `spread` depends on `steps`.
+        Only the rule spread:N depends on `steps`.
         """
         if self.kind != "spread":
             return lambda step: step % self.number == 0

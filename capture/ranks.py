@@ -93,7 +93,7 @@ class Ranks:
 
 
 class ConnectedRanks(Ranks):
-    """A run of several processes, connected as the environment variables of torchrun describe."""
+    """Connects a run of several processes, as the environment variables of torchrun describe."""
 
     def __init__(self, rank: int, world: int, local: int) -> None:
         super().__init__()

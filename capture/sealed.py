@@ -109,7 +109,7 @@ def canonical(body: Any) -> bytes:
 
 
 class Sealed(NamedTuple):
-    """The body of a sealed file that matched its digest, and the digest of the whole file."""
+    """Holds the body of a sealed file, which matched its digest, and the digest of the whole file."""
 
     body: Any
     digest: str

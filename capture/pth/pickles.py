@@ -28,7 +28,7 @@ NOT_LOADED = "Not loaded."
 
 
 class StorageClaim(NamedTuple):
-    """A tensor storage that the pickle refers to: its key in the file, its number of elements, bytes per element."""
+    """Describes a storage that the pickle refers to: key in the file, number of elements, bytes per element."""
 
     key: str
     elements: int
@@ -40,7 +40,7 @@ class StorageClaim(NamedTuple):
 
 
 class TensorClaim(NamedTuple):
-    """A stand-in for a tensor, with the size that the pickle claims."""
+    """Represents a tensor by the size that the pickle claims."""
 
     bytes: int
 

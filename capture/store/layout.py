@@ -31,7 +31,7 @@ _MANIFEST: Kind = fields(
 
 
 class CallHeader(NamedTuple):
-    """The description of a recorded call, without its arguments; see Call."""
+    """Describes a recorded call, without its arguments; see Call."""
 
     component: str
     index: int  # type: ignore[assignment]
@@ -41,7 +41,7 @@ class CallHeader(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A recorded call of a denoiser, with its arguments."""
+    """Holds a recorded call of a denoiser, with its arguments."""
 
     component: str
     index: int  # type: ignore[assignment]  # number of the call among this component's calls in the unit

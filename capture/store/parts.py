@@ -16,7 +16,7 @@ SAFETENSORS_NAMES = {torch_name: name for name, torch_name in TORCH_NAMES.items(
 
 
 class Part(NamedTuple):
-    """The description of a data file in unit.json: its name, its size, and the digest of its header."""
+    """Describes a data file in unit.json: its name, its size, and the digest of its header."""
 
     file: str
     bytes: int

@@ -167,7 +167,7 @@ class CaptureWriter:
         return list_units(self.directory)
 
     def complete(self) -> None:
-        """Marks the capture as finished, by writing the list of its units with their digests."""
+        """Finishes the capture: writes the list of its units with their digests."""
         names = list_units(self.directory)
         units = {name: read_unit(self.directory, name)[0].digest for name in names.values()}
         try:
@@ -176,7 +176,7 @@ class CaptureWriter:
             raise self._with_count(exc, None) from exc.__cause__
 
     def close(self) -> None:
-        """Unlocks the directory for other processes."""
+        """Releases the directory for other processes."""
         if self._lock is not None:
             self._lock.release()
 
