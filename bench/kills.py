@@ -26,7 +26,6 @@ from octavo.calibrate.formats.export import export
 from octavo.calibrate.settings import Settings
 from octavo.capture.files import write_bytes
 from octavo.capture.store.writer import CaptureWriter
-from octavo.pipelines.sd3 import SD3
 from tests.helpers.faults import counting, in_child
 from tests.helpers.stores import MANIFEST, fill
 from tests.zoo.hard_sd3 import hard, prompts
@@ -55,7 +54,7 @@ def checkpoints(formats: tuple[str, ...]) -> Write:
     results = [calibrate(model, lambda: prompts(3, 2), Settings(symmetric=symmetric)) for symmetric in (False, True)]
 
     def write(path: Path, second: bool) -> None:
-        export(results[second], model, path, formats, overwrite=True, groups=SD3.groups)
+        export(results[second], model, path, formats, overwrite=True)
 
     return write
 
