@@ -127,10 +127,10 @@ def test_the_rooms_of_calibrate_import_one_way():
 
 def test_no_files_import_each_other_in_a_circle():
     """Imports inside functions and those for type checkers count too; the lazy names of faces do not."""
-    left = {module: set(imports_of(module)) - {module} for module in FILES}
-    while free := {module for module, names in left.items() if not names & left.keys()}:
-        left = {module: names for module, names in left.items() if module not in free}
-    assert not left, f"these import each other, or what does: {sorted(left)}"
+    remaining = {module: set(imports_of(module)) - {module} for module in FILES}
+    while free := {module for module, names in remaining.items() if not names & remaining.keys()}:
+        remaining = {module: names for module, names in remaining.items() if module not in free}
+    assert not remaining, f"these import each other, or what does: {sorted(remaining)}"
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,10 @@ def functions(node: ast.AST, inside: str) -> Iterator[tuple[str, int]]:
 
 
 def test_no_function_is_longer_than_40_lines():
-    found = (each for name, file in FILES.items() for each in functions(ast.parse((ROOT / file).read_text()), name))
-    assert {name for name, length in found if length > 40} == LONG
+    sizes = (
+        function for name, file in FILES.items() for function in functions(ast.parse((ROOT / file).read_text()), name)
+    )
+    assert {name for name, length in sizes if length > 40} == LONG
 
 
 def test_every_package_has_a_face():

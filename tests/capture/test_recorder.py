@@ -17,9 +17,9 @@ class Outputs:
     """Forward hooks that keep what a module returned, in order."""
 
     def __init__(self, modules):
-        self.kept = {name: [] for name in modules}
+        self.tensors = {name: [] for name in modules}
         for name, module in modules.items():
-            module.register_forward_hook(lambda m, a, out, name=name: self.kept[name].append(copied(first(out))))
+            module.register_forward_hook(lambda m, a, out, name=name: self.tensors[name].append(copied(first(out))))
 
 
 def first(output):
@@ -37,16 +37,16 @@ def test_replaying_a_stored_call_gives_the_recorded_output_bit_for_bit(name, tmp
     recorders = [Recorder(m, sinks[key], name=key, clock=clock) for key, m in modules.items()]
     for recorder in recorders:
         recorder.__enter__()
-    made = run(pipe, arguments)
+    picture = run(pipe, arguments)
     for recorder in recorders:
         recorder.__exit__(None, None, None)
-    assert torch.equal(made, expected), "hearing changed the picture"
+    assert torch.equal(picture, expected), "hearing changed the picture"
     assert sum(r.heard for r in recorders) > 0
-    kept = {key: list(values) for key, values in outputs.kept.items()}
+    recorded = {key: list(values) for key, values in outputs.tensors.items()}
     for key, module in modules.items():
         calls = sinks[key].calls
-        assert len(calls) == len(kept[key])
-        for call, output in reversed(list(zip(calls, kept[key], strict=True))):
+        assert len(calls) == len(recorded[key])
+        for call, output in reversed(list(zip(calls, recorded[key], strict=True))):
             with torch.no_grad():
                 again = first(module(*call.args, **copied(call.kwargs)))
             assert torch.equal(again, output)
@@ -152,9 +152,9 @@ def test_the_documented_form_stands_in_for_the_module():
     expected = run(pipe, arguments)
     real = pipe.transformer
     pipe.transformer = Listener(pipe.transformer)
-    made = run(pipe, arguments)
+    picture = run(pipe, arguments)
     listener = pipe.transformer
-    assert torch.equal(made, expected)
+    assert torch.equal(picture, expected)
     assert len(listener.inputs) == arguments["num_inference_steps"]
     assert listener.config is real.config
     assert listener.dtype == real.dtype

@@ -13,7 +13,7 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-def found() -> str | None:
+def chromium_path() -> str | None:
     """The path of a Chromium on this machine."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
@@ -74,8 +74,8 @@ class Page:
 
     def complaints(self) -> list[dict[str, Any]]:
         """The exceptions, console messages and log entries so far."""
-        heard = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
-        return [event for event in self.events if event["method"] in heard]
+        methods = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
+        return [event for event in self.events if event["method"] in methods]
 
     def requests(self) -> list[str]:
         """The addresses of all requests so far."""
@@ -85,14 +85,14 @@ class Page:
         """Saves the whole page as a PNG."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        made = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
-        file.write_bytes(base64.b64decode(made["data"]))
+        image = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        file.write_bytes(base64.b64decode(image["data"]))
 
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
     """Runs a Chromium with this profile directory and yields its one tab."""
-    path = found()
+    path = chromium_path()
     assert path, "no Chromium"
     to_browser, from_browser = os.pipe(), os.pipe()
     options = (

@@ -19,29 +19,29 @@ PURE = ("fsencode", "strerror", "getpid", "geteuid")  # ask nothing of a disk
 class CountingOs:
     """Stands in for `os` where files are written: lists its calls in `made`, and runs `fault` before call `at`."""
 
-    def __init__(self, at: int | None = None, fault: Callable[[], None] = lambda: None) -> None:
-        self.made: list[str] = []
-        self._at, self._fault = at, fault
+    def __init__(self, index: int | None = None, fault: Callable[[], None] = lambda: None) -> None:
+        self.names: list[str] = []
+        self._index, self._fault = index, fault
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(os, name)
-        if not callable(found) or name in PURE or isinstance(found, type):
-            return found
+        attribute = getattr(os, name)
+        if not callable(attribute) or name in PURE or isinstance(attribute, type):
+            return attribute
 
         def called(*args: Any, **kwargs: Any) -> Any:
-            self.made.append(name)
-            if len(self.made) - 1 == self._at:
+            self.names.append(name)
+            if len(self.names) - 1 == self._index:
                 self._fault()
-            return found(*args, **kwargs)
+            return attribute(*args, **kwargs)
 
         return called
 
 
 @contextmanager
-def counting(at: int | None = None, fault: Callable[[], None] = lambda: None) -> Iterator[CountingOs]:
+def counting(index: int | None = None, fault: Callable[[], None] = lambda: None) -> Iterator[CountingOs]:
     """Gives files.py and locks.py a CountingOs inside the block."""
     with pytest.MonkeyPatch.context() as patch:
-        counter = CountingOs(at, fault)
+        counter = CountingOs(index, fault)
         patch.setattr(files, "os", counter)
         patch.setattr(locks, "os", counter)
         yield counter

@@ -23,7 +23,7 @@ SCHEMAS = {
     "int? pertoken_scale_dtype=None, int? scale_dtype=None, int[]? group_sizes=None, Tensor? y_scale=None) -> Tensor",
 }
 NUMBERS = {torch.int32: 3, torch.float16: 5, torch.qint8: 12, torch.bfloat16: 15}  # a dtype where a schema says int
-TAKEN = {  # by output dtype: dtype of scale, of bias, and whether there is pertoken_scale
+ACCEPTED_DTYPES = {  # by output dtype: dtype of scale, of bias, and whether there is pertoken_scale
     torch.float16: {(torch.int64, torch.int32, False), (torch.float32, torch.int32, False)}
     | {(torch.float32, bias, True) for bias in (torch.int32, torch.float16, torch.float32, None)},
     torch.bfloat16: {(torch.float32, bias, False) for bias in (torch.int32, torch.bfloat16, torch.float32, None)}
@@ -47,8 +47,8 @@ def quantize(x: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: int, 
         assert zero_points.dtype in (torch.int8, torch.uint8, torch.int32)
     assert scales.shape == zero_points.shape
     assert scales.shape in ((1,), (x.shape[axis],))
-    around = [-1 if at == axis % x.ndim else 1 for at in range(x.ndim)]
-    scale, zero_point = (each.float().numpy().reshape(around) for each in (scales, zero_points))
+    around = [-1 if index == axis % x.ndim else 1 for index in range(x.ndim)]
+    scale, zero_point = (tensor.float().numpy().reshape(around) for tensor in (scales, zero_points))
     quotient = np.divide(x.float().numpy(), scale, dtype=np.float32)
     total = np.add(quotient, zero_point, dtype=np.float32)
     return torch.from_numpy(np.clip(np.rint(total), -128, 127).astype(np.int8))
@@ -69,10 +69,10 @@ def quant_matmul(x1: Tensor, x2: Tensor, scale: Tensor, *, output_dtype=None, pe
     assert x1.is_contiguous()
     assert scale.shape in ((1,), (x2.shape[1],))
     assert max(x1.shape[-1], x2.shape[-1]) <= 65535
-    out = {NUMBERS[dtype]: dtype for dtype in TAKEN}[output_dtype]
+    out = {NUMBERS[dtype]: dtype for dtype in ACCEPTED_DTYPES}[output_dtype]
     total = (x1.double() @ x2.double()).to(torch.int32)
     kinds = scale.dtype, None if bias is None else bias.dtype, pertoken_scale is not None
-    assert kinds in TAKEN[out], f"{kinds} does not put out {out}"
+    assert kinds in ACCEPTED_DTYPES[out], f"{kinds} does not put out {out}"
     if scale.dtype == torch.int64:
         scale = (scale & 0xFFFFE000).to(torch.int32).view(torch.float32)  # 19 bits of the low half
     if pertoken_scale is None:

@@ -73,8 +73,8 @@ def holds(directory: Path, units: int = 3) -> bool:
     capture = Capture.open(directory)
     capture.verify()
     expected = [call for unit in range(units) for call in calls_of(unit)]
-    found = list(capture.calls())
-    return len(found) == len(expected) and all(map(same, found, expected))
+    calls = list(capture.calls())
+    return len(calls) == len(expected) and all(map(same, calls, expected))
 
 
 def files_of(directory: Path) -> list[Path]:

@@ -18,10 +18,10 @@ def test_an_absent_component_is_refused_with_the_choices():
 
 
 @pytest.mark.parametrize(
-    ("name", "found"), [("sd3", ["transformer"]), ("sdxl", ["unet"]), ("wan22", ["transformer", "transformer_2"])]
+    ("name", "expected"), [("sd3", ["transformer"]), ("sdxl", ["unet"]), ("wan22", ["transformer", "transformer_2"])]
 )
-def test_denoisers_are_found_and_nothing_else(name, found):
-    assert sorted(denoisers(make(name)[0])) == found
+def test_denoisers_are_found_and_nothing_else(name, expected):
+    assert sorted(denoisers(make(name)[0])) == expected
 
 
 def test_plain_settings_of_a_pipeline_are_left_alone():

@@ -37,11 +37,11 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
 def test_as_transformers_does(name, shape, tmp_path):
     kind, options = PROCESSORS[name]
     by_pillow = getattr(transformers, kind + "Pil", None)  # the other one resizes with torchvision, where that is
-    made = (by_pillow or getattr(transformers, kind))(**options, **NORMAL)
-    made.save_pretrained(tmp_path)
-    wanted = made(picture(*shape), return_tensors="pt")["pixel_values"][0]
-    found = preprocessing_of(tmp_path)(picture(*shape))
-    assert torch.allclose(found, wanted, atol=1e-5)
+    processor = (by_pillow or getattr(transformers, kind))(**options, **NORMAL)
+    processor.save_pretrained(tmp_path)
+    wanted = processor(picture(*shape), return_tensors="pt")["pixel_values"][0]
+    pixels = preprocessing_of(tmp_path)(picture(*shape))
+    assert torch.allclose(pixels, wanted, atol=1e-5)
 
 
 def test_without_a_configuration_the_size_of_the_model_and_values_of_0_to_1(tmp_path):
@@ -64,15 +64,15 @@ WITH_MORE = {"Gemma3ImageProcessorPil": "num_crops", "Siglip2ImageProcessorPil":
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_every_processor_of_a_classifier_does_what_it_does_by_default(name, tmp_path):
-    made = getattr(transformers, name)()
-    made.save_pretrained(tmp_path)
+    processor = getattr(transformers, name)()
+    processor.save_pretrained(tmp_path)
     if name in WITH_MORE:
         refused(partial(preprocessing_of, tmp_path), 3, WITH_MORE[name])
         return
     prepare = preprocessing_of(tmp_path)
     sizes = set()
     for shape in ((60, 80), (90, 50)):
-        wanted = made(picture(*shape), return_tensors="pt")["pixel_values"][0]
+        wanted = processor(picture(*shape), return_tensors="pt")["pixel_values"][0]
         assert torch.equal(prepare(picture(*shape)), wanted)
         sizes.add(wanted.shape)
     assert prepare.fixed == (len(sizes) == 1)

@@ -51,9 +51,9 @@ def test_a_missing_directory_and_a_missing_index_are_refused(tmp_path):
 def test_a_model_in_one_file_is_refused_with_the_way_to_a_directory(tmp_path, suffix):
     file = tmp_path / f"model.{suffix}"
     file.touch()
-    made = "StableDiffusionXLPipeline.from_single_file('model."
-    refused_load(file, 2, "a single file, not a directory", made)
-    refused_load(tmp_path, 3, f"model.{suffix} is a single file", made)
+    advice = "StableDiffusionXLPipeline.from_single_file('model."
+    refused_load(file, 2, "a single file, not a directory", advice)
+    refused_load(tmp_path, 3, f"model.{suffix} is a single file", advice)
 
 
 def test_a_quantized_denoiser_in_one_file_and_any_other_file_are_refused(model, tmp_path):

@@ -101,10 +101,10 @@ def test_a_pipeline_without_a_text_encoder_takes_embeddings(folder):
     pipe.set_progress_bar_config(disable=True)
     embeds = torch.randn(1, 5, CAPTION_CHANNELS)
     mask = torch.ones(1, 5, dtype=torch.long)
-    made = pipe(
+    video = pipe(
         prompt_embeds=embeds, prompt_attention_mask=mask, negative_prompt=None, negative_prompt_embeds=embeds * 0,
         negative_prompt_attention_mask=mask, num_inference_steps=2, height=48, width=64, num_frames=8,
         output_type="latent", return_dict=False,
     )[0]  # fmt: skip
-    assert made.shape == (1, 4, 2, 6, 8)
-    assert bool(made.isfinite().all())
+    assert video.shape == (1, 4, 2, 6, 8)
+    assert bool(video.isfinite().all())

@@ -36,7 +36,7 @@ def sharded(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def same_weights(model: Path, other: Path) -> bool:
-    one, two = (load_pipeline(each).transformer.state_dict() for each in (model, other))
+    one, two = (load_pipeline(directory).transformer.state_dict() for directory in (model, other))
     return all(torch.equal(one[name], two[name]) for name in one)
 
 

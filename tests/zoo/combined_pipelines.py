@@ -19,7 +19,7 @@ _CLIP = {"hidden_size": _WIDTH, "intermediate_size": 32, "num_hidden_layers": 1,
 def _tokenizer() -> Any:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return t.CLIPTokenizer(vocab={word: at for at, word in enumerate(words)}, merges=[], model_max_length=77)
+    return t.CLIPTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[], model_max_length=77)
 
 
 def _text_encoder(kind: Any = t.CLIPTextModelWithProjection, width: int = _WIDTH) -> Any:

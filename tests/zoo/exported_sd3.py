@@ -56,7 +56,7 @@ def integer_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
 
 def run(model: nn.Module, calls: list[Call]) -> Tensor:
     """The outputs of all calls, flattened into one tensor."""
-    return torch.cat([each[0].flatten() for each in outputs(model, calls)])
+    return torch.cat([output[0].flatten() for output in outputs(model, calls)])
 
 
 def reconfigured(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -26,14 +26,14 @@ def slices(model: nn.Module, fold: Fold, channels: int) -> Iterator[Slice]:
     """Yields the parts of parameters that a fold divides, as views of (channels, ...)."""
     rows = slice(fold.start, fold.start + channels)
     parent, _, leaf = fold.target.rpartition(".")
-    found = getattr(model.get_submodule(parent), leaf)
-    if isinstance(found, nn.Parameter):
-        yield Slice(found.detach().reshape(-1)[rows], fold.plus_one)
+    target = getattr(model.get_submodule(parent), leaf)
+    if isinstance(target, nn.Parameter):
+        yield Slice(target.detach().reshape(-1)[rows], fold.plus_one)
         return
-    if isinstance(found, nn.Linear) or found.weight is not None:
-        yield Slice(found.weight.detach()[rows], False)
-    if found.bias is not None:
-        yield Slice(found.bias.detach()[rows], fold.plus_one)
+    if isinstance(target, nn.Linear) or target.weight is not None:
+        yield Slice(target.weight.detach()[rows], False)
+    if target.bias is not None:
+        yield Slice(target.bias.detach()[rows], fold.plus_one)
 
 
 def fold(model: nn.Module, groups: Sequence[tuple[Group, Tensor]]) -> None:

@@ -106,7 +106,7 @@ def step(y: np.ndarray[Any, Any]) -> float:
 
 def stored(proto: ModelProto) -> dict[str, np.ndarray[Any, Any]]:
     """The initializers of a graph, by name."""
-    return {each.name: numpy_helper.to_array(each) for each in proto.graph.initializer}
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
 
 
 def by_hand(opset: int = 18, ir_version: int = 10, size: int = 8) -> ModelProto:

@@ -49,7 +49,7 @@ def prompts(
 ) -> list[Call]:
     """Calls of several prompts, each at the noise levels of `steps` steps; `first` numbers the first prompt."""
     generator = torch.Generator().manual_seed(seed)
-    made = []
+    calls = []
     for unit in range(first, first + units):
         text, pooled = torch.randn(2, 12, 24, generator=generator), torch.randn(2, 16, generator=generator)
         for step in range(steps):
@@ -58,8 +58,8 @@ def prompts(
             tensors = {"hidden_states": x, "encoder_hidden_states": text, "pooled_projections": pooled}
             kwargs = {name: value.to(dtype) for name, value in tensors.items()}
             kwargs |= {"timestep": torch.full((2,), 1000 * level), "return_dict": False}
-            made.append(Call((), kwargs, unit, step))
-    return made
+            calls.append(Call((), kwargs, unit, step))
+    return calls
 
 
 def calibrated(model: nn.Module, calls: Sequence[Call], ranks: Ranks = ALONE, **settings: Any) -> Result:

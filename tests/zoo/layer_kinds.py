@@ -45,8 +45,8 @@ class TimedToy(nn.Module):
 
 def stacked(dtype: torch.dtype) -> QParams:
     """The parameters of RANGES, stacked as one W8A8_TIMESTEP layer has them."""
-    each = [qparams_of(extent, ACTIVATION, dtype) for extent in RANGES]
-    return QParams(torch.stack([q.scale for q in each]), torch.stack([q.zero_point for q in each]))
+    qparams = [qparams_of(extent, ACTIVATION, dtype) for extent in RANGES]
+    return QParams(torch.stack([q.scale for q in qparams]), torch.stack([q.zero_point for q in qparams]))
 
 
 def static(extent: Range, dtype: torch.dtype) -> StaticInput:
@@ -72,9 +72,9 @@ def frozen(module: nn.Module, kind: str, **options: Any) -> QuantizedLayer:
     return build(nearest(module.weight, module.bias, input_of(kind, module.weight.dtype), **options), module)
 
 
-def static_of(module: nn.Module, at: int) -> QuantizedLayer:
+def static_of(module: nn.Module, index: int) -> QuantizedLayer:
     """The W8A8 layer with the range of one bin."""
-    return build(nearest(module.weight, module.bias, static(RANGES[at], module.weight.dtype)), module)
+    return build(nearest(module.weight, module.bias, static(RANGES[index], module.weight.dtype)), module)
 
 
 def layers_of(model: nn.Module, kinds: dict[str, str], **options: Any) -> dict[str, QuantizedLayer]:

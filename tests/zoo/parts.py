@@ -11,10 +11,10 @@ Made = tuple[Any, dict[str, Any]]
 
 def built(kind: str, **parts: Any) -> Any:
     """Builds a diffusers pipeline of these parts; every other part it asks for is None."""
-    made = getattr(diffusers, kind)
-    needed = inspect.signature(made.__init__).parameters.values()
+    pipeline_class = getattr(diffusers, kind)
+    needed = inspect.signature(pipeline_class.__init__).parameters.values()
     absent = {p.name: None for p in needed if p.default is p.empty and p.name not in (*parts, "self")}
-    pipe = made(**absent, **parts)
+    pipe = pipeline_class(**absent, **parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -31,10 +31,10 @@ def ones(*shape: int) -> torch.Tensor:
 
 def prompts(*shape: int, masked: bool = False, length: int | None = None) -> dict[str, Any]:
     """Embeddings of a prompt and of an empty one; `masked` adds attention masks."""
-    made: dict[str, Any] = {"prompt_embeds": randn(*shape), "negative_prompt_embeds": randn(*shape) * 0.5}
+    embeds: dict[str, Any] = {"prompt_embeds": randn(*shape), "negative_prompt_embeds": randn(*shape) * 0.5}
     if masked:
-        made |= {"prompt_attention_mask": ones(*shape[:2]), "negative_prompt_attention_mask": ones(*shape[:2])}
-    return made if length is None else made | {"max_sequence_length": length}
+        embeds |= {"prompt_attention_mask": ones(*shape[:2]), "negative_prompt_attention_mask": ones(*shape[:2])}
+    return embeds if length is None else embeds | {"max_sequence_length": length}
 
 
 def flow(**config: Any) -> Any:

@@ -159,8 +159,8 @@ class InPlaceScheduler(FlowMatchEulerDiscreteScheduler):
     """A scheduler that writes the next latents into the latents it was given."""
 
     def step(self, model_output: Any, timestep: Any, sample: torch.Tensor, **kwargs: Any) -> Any:
-        made = super().step(model_output, timestep, sample, **kwargs)
-        sample.copy_(made[0])
+        output = super().step(model_output, timestep, sample, **kwargs)
+        sample.copy_(output[0])
         return (sample,)
 
 
@@ -205,12 +205,12 @@ def make(name: str) -> Made:
 def run(pipe: Any, arguments: dict[str, Any]) -> torch.Tensor:
     """Calls a pipeline with a fixed seed and returns its first output as a tensor, latents where it gives them."""
     parameters = inspect.signature(type(pipe).__call__).parameters
-    asked = {"output_type": "latent"} if "output_type" in parameters else {}
+    options = {"output_type": "latent"} if "output_type" in parameters else {}
     seed = {"generator": torch.Generator().manual_seed(0)}
     torch.manual_seed(0)  # some draw from it too
-    made = pipe(**asked | arguments | seed, return_dict=False)[0]
-    while isinstance(made, (list, tuple)) and len(made) == 1:
-        made = made[0]
-    if isinstance(made, (list, tuple)):
-        return torch.stack([torch.as_tensor(np.asarray(each)) for each in made])
-    return torch.as_tensor(np.asarray(made) if not isinstance(made, torch.Tensor) else made)
+    output = pipe(**options | arguments | seed, return_dict=False)[0]
+    while isinstance(output, (list, tuple)) and len(output) == 1:
+        output = output[0]
+    if isinstance(output, (list, tuple)):
+        return torch.stack([torch.as_tensor(np.asarray(item)) for item in output])
+    return torch.as_tensor(np.asarray(output) if not isinstance(output, torch.Tensor) else output)

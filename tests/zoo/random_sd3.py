@@ -51,8 +51,8 @@ def random_calls(count: int, seed: int, batch: int = 2, tokens: int = 77) -> lis
         return torch.randn(*shape, generator=generator)
 
     calls = []
-    for at in range(count):
-        sigma = 1 - at / count
+    for index in range(count):
+        sigma = 1 - index / count
         clean, text = (float(torch.exp(0.5 * normal(1))) for _ in range(2))
         kwargs = {
             "hidden_states": (1 - sigma) * clean * normal(batch, 16, 32, 32) + sigma * normal(batch, 16, 32, 32),
@@ -79,5 +79,5 @@ def put_outliers(model: nn.Module, seed: int, channels: int = CHANNELS, factor: 
     fold(model, folds)
 
 
-def _behind_norms(found: Sequence[Group]) -> list[Group]:
-    return [group for group in found if any(each.plus_one for each in group.folds)]
+def _behind_norms(candidates: Sequence[Group]) -> list[Group]:
+    return [group for group in candidates if any(target.plus_one for target in group.folds)]

@@ -38,8 +38,8 @@ class ResNet(nn.Module):
         blocks: list[nn.Module] = []
         inputs = width
         for stage, depth in enumerate(depths):
-            for at in range(depth):
-                blocks.append(Block(inputs, width << stage, 2 if stage and not at else 1, bottleneck))
+            for index in range(depth):
+                blocks.append(Block(inputs, width << stage, 2 if stage and not index else 1, bottleneck))
                 inputs = (width << stage) * (4 if bottleneck else 1)
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(inputs, classes)

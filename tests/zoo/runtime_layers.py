@@ -18,10 +18,10 @@ def input_of(scheme: str, dtype: torch.dtype = torch.float32, extents=EXTENTS) -
     """How the inputs of a layer of this scheme become codes."""
     if not INPUTS[scheme].ranged:
         return INPUTS[scheme]()
-    found = [qparams_of(extent, ACTIVATION, dtype) for extent in extents]
+    qparams = [qparams_of(extent, ACTIVATION, dtype) for extent in extents]
     if scheme == "W8A8":
-        return StaticInput(found[0])
-    return TimestepInput(QParams(*map(torch.stack, zip(*found, strict=True))), torch.tensor([300.0, 700.0]))
+        return StaticInput(qparams[0])
+    return TimestepInput(QParams(*map(torch.stack, zip(*qparams, strict=True))), torch.tensor([300.0, 700.0]))
 
 
 def frozen(module: nn.Module, scheme: str, smoothed: bool = False, extents=EXTENTS) -> QuantizedLayer:

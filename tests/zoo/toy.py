@@ -72,8 +72,8 @@ def calls(count: int = 3, dtype: torch.dtype = torch.float32, batch: int = 2) ->
     """Random calls of a Toy, one a step."""
     generator = torch.Generator().manual_seed(7)
     return [
-        Call((torch.randn(batch, 3, 4, 5, generator=generator).to(dtype),), {"scale": 1.0 + at, "extra": None}, at)
-        for at in range(count)
+        Call((torch.randn(batch, 3, 4, 5, generator=generator).to(dtype),), {"scale": 1.0 + step, "extra": None}, step)
+        for step in range(count)
     ]
 
 

@@ -74,11 +74,11 @@ def lcm() -> Made:
 
 
 def sdxl_parts() -> dict[str, Any]:
-    found = unet(
+    model = unet(
         use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
         transformer_layers_per_block=(1, 1), projection_class_embeddings_input_dim=80,
     )  # fmt: skip
-    return dict(unet=found, vae=autoencoder(), scheduler=d.EulerDiscreteScheduler(), add_watermarker=False)
+    return dict(unet=model, vae=autoencoder(), scheduler=d.EulerDiscreteScheduler(), add_watermarker=False)
 
 
 POOLED = {"pooled_prompt_embeds": randn(1, 32), "negative_pooled_prompt_embeds": randn(1, 32) * 0.5}

@@ -28,7 +28,7 @@ Run = Callable[[Any, dict[str, Any]], Tensor]
 
 
 @dataclass
-class Walked:
+class WalkResult:
     """Results for one denoiser.
 
     `exact`: replaying its stored calls gave the recorded outputs bit for bit; `same`: the integers that were read back
@@ -41,14 +41,14 @@ class Walked:
     calls: int
     exact: bool
     quantized: int
-    kept: int
+    kept_float: int
     sqnr: float | None
     same: bool
     final: float | None = None
     remarks: tuple[str, ...] = ()
 
 
-def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **settings: Any) -> list[Walked]:
+def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **settings: Any) -> list[WalkResult]:
     """Takes `pipe` the whole way; `run(pipe, arguments)` gives the end of its trajectory. Returns a row a denoiser.
 
     Raises AssertionError when capturing changes what the pipeline makes, or reading back changes its integers.
@@ -59,11 +59,11 @@ def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **sett
     expected = run(pipe, arguments)
     assert bool(expected.isfinite().all()), "the pipeline makes values that are not finite"
     with recording(modules, directory / "captured") as (recorders, outputs):
-        heard = run(pipe, arguments)
-    assert torch.equal(heard, expected), "hearing changed what the pipeline makes"
+        output = run(pipe, arguments)
+    assert torch.equal(output, expected), "hearing changed what the pipeline makes"
     capture = Capture.open(directory / "captured")
-    known = {"defaults": family.keep_float, "more_float": family.more_float, "groups": family.groups}
-    chosen = Settings(sqnr_calls=4, **known, **settings)
+    family_settings = {"defaults": family.keep_float, "more_float": family.more_float, "groups": family.groups}
+    chosen = Settings(sqnr_calls=4, **family_settings, **settings)
     rows, layers = [], {}
     for name, module in modules.items():
         calls = list(capture.calls(name))
@@ -77,12 +77,12 @@ def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **sett
         same = _both(module, calls, result.layers, layers[name])
         rows.append(_row(pipe, name, module, result, exact, same, recorders[name]))
     with ExitStack() as stack:
-        for name, each in layers.items():
-            stack.enter_context(quantized(modules[name], each))
-        made = run(pipe, arguments)
-    assert bool(made.isfinite().all()), "the quantized pipeline makes values that are not finite"
+        for name, integer_layers in layers.items():
+            stack.enter_context(quantized(modules[name], integer_layers))
+        quantized_output = run(pipe, arguments)
+    assert bool(quantized_output.isfinite().all()), "the quantized pipeline makes values that are not finite"
     power = Power()
-    power.add(expected, made)
+    power.add(expected, quantized_output)
     for row in rows:
         row.final = power.sqnr
     return rows
@@ -99,7 +99,7 @@ def recording(
         with writer.unit(0, {"prompt": ""}) as unit, ExitStack() as stack:
             for name, module in modules.items():
                 recorders[name] = stack.enter_context(Recorder(module, unit, name=name, clock=clock))
-                keep = lambda module, args, out, kept=outputs[name]: kept.append(copied(tensors_in(out)))  # noqa: E731
+                keep = lambda module, args, out, records=outputs[name]: records.append(copied(tensors_in(out)))  # noqa: E731
                 stack.callback(module.register_forward_hook(keep).remove)
             yield recorders, outputs
         writer.complete()
@@ -115,11 +115,11 @@ def _same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 def _both(
-    module: nn.Module, calls: list[Any], made: dict[str, QuantizedLayer], read: dict[str, QuantizedLayer]
+    module: nn.Module, calls: list[Any], written: dict[str, QuantizedLayer], read: dict[str, QuantizedLayer]
 ) -> bool:
     """Whether the layers that were made and those that were read back give the same outputs."""
     outputs = []
-    for layers in (made, read):
+    for layers in (written, read):
         with quantized(module, layers):
             outputs.append([_output(module, call) for call in calls])
     return all(map(_same, *outputs))
@@ -127,13 +127,13 @@ def _both(
 
 def _row(
     pipe: Any, name: str, module: nn.Module, result: Result, exact: bool, same: bool, recorder: Recorder
-) -> Walked:
+) -> WalkResult:
     totals = result.report["totals"]
     remarks = [] if exact else ["replay differs"]
     remarks += [f"{recorder.swapped} attention processors swapped"] if recorder.swapped else []
     never = sum(entry.reason == NEVER_RAN for entry in result.plan.entries)
     remarks += [f"{never} layers never called"] if never else []
-    return Walked(
+    return WalkResult(
         type(pipe).__name__, name, type(module).__name__, recorder.heard, exact, totals["quantized"],
         totals["kept_float"], totals["output_sqnr"], same, remarks=tuple(remarks),
     )  # fmt: skip

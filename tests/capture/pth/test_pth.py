@@ -216,7 +216,7 @@ def test_a_deflate_bomb_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("value", "fact"),
     [
         (torch.ones(2), "expected a list of samples, found Tensor."),
         (3, "expected a list of samples, found int."),
@@ -224,9 +224,9 @@ def test_a_deflate_bomb_is_refused(tmp_path: Path) -> None:
         ([{1: torch.ones(1)}], "sample 0 is a dict, not a dict, list or tuple of inputs."),
     ],
 )
-def test_anything_but_a_list_of_samples_is_refused(tmp_path: Path, value: Any, found: str) -> None:
+def test_anything_but_a_list_of_samples_is_refused(tmp_path: Path, value: Any, fact: str) -> None:
     torch.save(value, tmp_path / "f.pth")
-    assert refused_load(tmp_path / "f.pth", load_samples) == f": {found}"
+    assert refused_load(tmp_path / "f.pth", load_samples) == f": {fact}"
 
 
 def test_one_sample_and_positional_samples_load(tmp_path: Path) -> None:
@@ -320,9 +320,9 @@ def test_save_pth_writes_the_documented_list(tmp_path: Path) -> None:
 def test_save_pth_on_a_full_disk_is_a_storage_error(tmp_path: Path) -> None:
     with counting() as calls:
         save_pth(tmp_path / "f.pth", calls_of(0))
-    last = len(calls.made) - 1 - calls.made[::-1].index("write")
-    for at in (calls.made.index("write"), last):
-        with counting(at, failing(errno.ENOSPC)):
+    last = len(calls.names) - 1 - calls.names[::-1].index("write")
+    for index in (calls.names.index("write"), last):
+        with counting(index, failing(errno.ENOSPC)):
             refused(lambda: save_pth(tmp_path / "g.pth", calls_of(0)), 5, "no space left")
         assert [path.name for path in tmp_path.iterdir()] == ["f.pth"]
 
@@ -333,14 +333,14 @@ def test_a_disk_with_too_little_space_is_noticed_before_anything_is_written(tmp_
     refused(lambda: convert_pth(tmp_path / "f.pth", tmp_path / "capture"), 5, f"{tmp_path / 'capture'}: no space left")
     calls = [Call("transformer", 0, 0, None, None, (), {"x": torch.ones(1000)})]
     refused(lambda: save_pth(tmp_path / "g.pth", calls), 5, f"{tmp_path / 'g.pth'}: needs about 3.9 KiB")
-    refused(lambda: listened(tmp_path / "listened"), 5, f"{tmp_path / 'listened'}: no space left")
+    refused(lambda: record_a_call(tmp_path / "listened"), 5, f"{tmp_path / 'listened'}: no space left")
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".safetensors" or path.name == "g.pth"]
     monkeypatch.undo()
     convert_pth(tmp_path / "f.pth", tmp_path / "capture")
-    listened(tmp_path / "listened")
+    record_a_call(tmp_path / "listened")
 
 
-def listened(directory: Path) -> None:
+def record_a_call(directory: Path) -> None:
     """Records a call of a linear with an input of 4000 bytes."""
     module = torch.nn.Linear(1000, 1)
     with Listener(module, directory):

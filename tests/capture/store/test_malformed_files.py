@@ -112,17 +112,17 @@ def test_a_header_above_16_mib_is_not_read(tmp_path: Path) -> None:
 
 
 def test_control_the_library_takes_some_malformed_files(tmp_path: Path) -> None:
-    taken = []
+    names = []
     for name, data in HEADERS.items():
         path = tmp_path / "f.safetensors"
         path.write_bytes(data)
         try:
             with safe_open(path, "pt") as file:
                 [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118 - it is not a dict
-            taken.append(name)
+            names.append(name)
         except Exception:
             path.unlink()
-    assert {"no entries", "zero-size reuse", "sound but foreign"} <= set(taken)
+    assert {"no entries", "zero-size reuse", "sound but foreign"} <= set(names)
 
 
 def set_at(path: str, value: Any) -> Callable[[dict[str, Any]], None]:

@@ -53,21 +53,21 @@ def test_calls_come_back_in_order_and_by_choice(tmp_path: Path) -> None:
 def test_what_is_read_may_be_changed(tmp_path: Path) -> None:
     capture = Capture.open(make_store(tmp_path))
     expected = [call for unit in range(3) for call in calls_of(unit)]
-    for found, call in zip(capture.calls(), expected, strict=True):
-        assert same(found, call)
-        for tensor in found.kwargs.values():
+    for stored_call, call in zip(capture.calls(), expected, strict=True):
+        assert same(stored_call, call)
+        for tensor in stored_call.kwargs.values():
             if isinstance(tensor, torch.Tensor):
                 tensor.zero_()
 
 
 def test_descriptions_read_no_data(tmp_path: Path) -> None:
     store = make_store(tmp_path)
-    told = list(Capture.open(store).descriptions())
-    first = told[0].kwargs["hidden_states"]
+    descriptions = list(Capture.open(store).descriptions())
+    first = descriptions[0].kwargs["hidden_states"]
     expected = calls_of(0)[0].kwargs["hidden_states"]
     assert (first.dtype, first.shape) == ("float32", expected.shape)
     assert (first.stats.minimum, first.stats.maximum) == (expected.min().item(), expected.max().item())
-    assert told[0].kwargs["added"]["sizes"] == (1, 2.5, [True])
+    assert descriptions[0].kwargs["added"]["sizes"] == (1, 2.5, [True])
 
 
 def test_the_memory_is_that_of_one_call(fast_path: Path) -> None:
@@ -161,19 +161,19 @@ def test_damage_names_the_unit_to_delete(tmp_path: Path, damage: str, name: str)
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
     """One random change of bytes or of length."""
-    at, size = chance.randrange(len(data)), chance.choice([1, 1, 1, 8, 64])
+    position, size = chance.randrange(len(data)), chance.choice([1, 1, 1, 8, 64])
     noise = chance.randbytes(size)
     return chance.choice(
         [
-            lambda: data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :],
-            lambda: data[:at] + noise + data[at + size :],
-            lambda: data[:at] + bytes(size) + data[at + size :],
-            lambda: data[:at],
+            lambda: data[:position] + bytes([data[position] ^ 1 << chance.randrange(8)]) + data[position + 1 :],
+            lambda: data[:position] + noise + data[position + size :],
+            lambda: data[:position] + bytes(size) + data[position + size :],
+            lambda: data[:position],
             lambda: data + noise,
-            lambda: data[:at] + noise + data[at:],
-            lambda: data[:at] + data[at + size :],
-            lambda: data[:at] + data[:at][-size:] + data[at + size :],
-            lambda: data[:at] + data[at:].swapcase(),
+            lambda: data[:position] + noise + data[position:],
+            lambda: data[:position] + data[position + size :],
+            lambda: data[:position] + data[:position][-size:] + data[position + size :],
+            lambda: data[:position] + data[position:].swapcase(),
             lambda: b"",
         ]
     )()

@@ -50,7 +50,7 @@ class Store(RuleBasedStateMachine):
         self.flips: set[tuple[Path, int, int]] = set()
         self.writer: CaptureWriter | None = None
         self.writing: tuple[int, ExitStack] | None = None
-        self.held: tuple[Capture, set[int]] | None = None
+        self.open_capture: tuple[Capture, set[int]] | None = None
 
     def unit(self, index: int) -> Path:
         return self.directory / "units" / NAMES[index]
@@ -139,18 +139,18 @@ class Store(RuleBasedStateMachine):
     # What happens to it
 
     @precondition(lambda self: self.writer is None)
-    @rule(indices=st.lists(INDICES, max_size=2, unique=True), at=st.integers(0, 70))
-    def die(self, indices: list[int], at: int) -> None:
+    @rule(indices=st.lists(INDICES, max_size=2, unique=True), position=st.integers(0, 70))
+    def die(self, indices: list[int], position: int) -> None:
         """A session of another process that is gone at its call number `at` of os, or comes to its end."""
-        told = Path(self.memory.name) / "told"
-        told.write_bytes(b"")
+        report = Path(self.memory.name) / "told"
+        report.write_bytes(b"")
         before = self.complete_json.read_bytes() if self.complete_json.exists() else None
 
         def work() -> None:
-            with counting(at, dying), self.session() as writer:
+            with counting(position, dying), self.session() as writer:
                 for index in indices:
                     fill(writer, [index])
-                    told.write_bytes(told.read_bytes() + bytes([index]))
+                    report.write_bytes(report.read_bytes() + bytes([index]))
                 writer.complete()
 
         def session() -> None:
@@ -161,7 +161,7 @@ class Store(RuleBasedStateMachine):
                     raise
 
         assert in_child(session) in (0, 9)
-        self.see(set(indices), set(told.read_bytes()), before)
+        self.see(set(indices), set(report.read_bytes()), before)
 
     @precondition(lambda self: self.writer is None)
     @rule(index=INDICES)
@@ -180,10 +180,10 @@ class Store(RuleBasedStateMachine):
         assert list((self.directory / "units").glob(".staging-*"))
         self.see(set(), set(), before)
 
-    def see(self, allowed: set[int], told: set[int], before: bytes | None) -> None:
+    def see(self, allowed: set[int], reports: set[int], before: bytes | None) -> None:
         """Checks what a process left: every sealed or reported unit is there, and nothing else is."""
         there = {index for index in NAMES if self.unit(index).exists()}
-        assert self.sealed | told <= there <= self.sealed | allowed
+        assert self.sealed | reports <= there <= self.sealed | allowed
         self.sealed = there
         now = self.complete_json.read_bytes() if self.complete_json.exists() else None
         if now != before:
@@ -201,11 +201,11 @@ class Store(RuleBasedStateMachine):
             return
         path = data.draw(st.sampled_from(files))
         content = bytearray(path.read_bytes())
-        at = data.draw(st.integers(0, len(content) - 1))
-        content[at] ^= 1 << bit
+        position = data.draw(st.integers(0, len(content) - 1))
+        content[position] ^= 1 << bit
         path.chmod(0o600)
         path.write_bytes(content)
-        self.flips ^= {(path, at, bit)}
+        self.flips ^= {(path, position, bit)}
 
     @precondition(lambda self: self.writer is None and (self.flips or self.listed not in (None, self.sealed)))
     @rule()
@@ -219,9 +219,9 @@ class Store(RuleBasedStateMachine):
             self.sealed, self.listed = set(NAMES), set(NAMES)
             self.changed(self.complete_json)
             return
-        told = re.search(r"Delete (.+) and run capture --resume\.$", message)
-        assert told is not None, message
-        path = Path(told[1])
+        match = re.search(r"Delete (.+) and run capture --resume\.$", message)
+        assert match is not None, message
+        path = Path(match[1])
         assert self.damaged(path)
         if path == self.complete_json:
             path.unlink()
@@ -247,14 +247,14 @@ class Store(RuleBasedStateMachine):
 
     # Reading
 
-    @precondition(lambda self: self.held is None or len(self.held[1]) < len(self.sealed))
+    @precondition(lambda self: self.open_capture is None or len(self.open_capture[1]) < len(self.sealed))
     @rule()
     def hold(self) -> None:
         """A capture that is opened now and read again after each of the steps that follow."""
         try:
-            self.held = (Capture.open(self.directory, allow_incomplete=True), set(self.sealed))
+            self.open_capture = (Capture.open(self.directory, allow_incomplete=True), set(self.sealed))
         except OctavoError:
-            self.held = None
+            self.open_capture = None
 
     @invariant()
     def a_read_gives_what_was_sealed_or_names_the_damage(self) -> None:
@@ -277,9 +277,9 @@ class Store(RuleBasedStateMachine):
 
     @invariant()
     def what_was_opened_before_reads_the_same_or_names_the_damage(self) -> None:
-        if self.held is None:
+        if self.open_capture is None:
             return
-        capture, units = self.held
+        capture, units = self.open_capture
         sound = units <= self.sealed and not any(self.damaged(self.unit(index)) for index in units)
         calls, code = self.read(lambda: capture)
         assert code == (0 if sound else 3)

@@ -99,10 +99,10 @@ def test_edges(value: Any) -> None:
 
 
 def test_tensors_are_put_and_got_under_their_paths() -> None:
-    seen = []
+    paths = []
     tensor = torch.ones(2)
-    tree = encode({"a": [tensor, {"b": (tensor,)}]}, lambda tensor, path: seen.append(path), "added")
-    assert seen == ["added.a[0]", "added.a[1].b[0]"]
+    tree = encode({"a": [tensor, {"b": (tensor,)}]}, lambda tensor, path: paths.append(path), "added")
+    assert paths == ["added.a[0]", "added.a[1].b[0]"]
     assert isinstance(decode(tree, lambda _: tensor)["a"][1]["b"][0], torch.Tensor)
 
 

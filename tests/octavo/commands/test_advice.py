@@ -66,8 +66,10 @@ NO_MESSAGES = ("octavo.cli", "octavo.help_pages", "octavo.words", "octavo.declar
 
 def options_of(command: str) -> set[str]:
     """The options of a command."""
-    found = main.commands[command].params
-    return {word for item in found if isinstance(item, click.Option) for word in (*item.opts, *item.secondary_opts)}
+    parameters = main.commands[command].params
+    return {
+        word for item in parameters if isinstance(item, click.Option) for word in (*item.opts, *item.secondary_opts)
+    }
 
 
 def named_in(module: str) -> set[str]:
@@ -87,7 +89,7 @@ def named_in(module: str) -> set[str]:
 
 def unlisted() -> list[str]:
     """The modules that name options and have no line in the table, and the options that commands of theirs lack."""
-    found = []
+    problems = []
     for module in FILES:
         if package_of(module) in ("tests", "bench") or module.startswith(NO_MESSAGES) or module.endswith(".train"):
             continue
@@ -95,8 +97,8 @@ def unlisted() -> list[str]:
             commands = SHOWN_BY.get(module, ())
             having = [command for command in commands if option in options_of(command)]
             if not having or (len(having) < len(commands) and module.rpartition(".")[2] not in ONE_OF_THEM):
-                found.append(f"{module}: {option}")
-    return found
+                problems.append(f"{module}: {option}")
+    return problems
 
 
 def test_advice_names_options_that_the_commands_have() -> None:

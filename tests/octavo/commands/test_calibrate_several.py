@@ -49,25 +49,25 @@ def layers(out, name):
 def test_a_finished_denoiser_outlives_the_failure_of_the_next(captured, weights_of_second, tmp_path):
     out, (captured_ones, others) = tmp_path / "o", weights_of_second
     others()
-    said = calibrate(captured, out, code=4)
+    output = calibrate(captured, out, code=4)
     (parts,) = tmp_path.iterdir()
     assert parts.name.startswith("o.unfinished-")
     assert names(parts) == ["transformer"]
-    assert f"{parts}: holds transformer, already calibrated. Run the same command again to continue." in said
-    held = lock(parts)
+    assert f"{parts}: holds transformer, already calibrated. Run the same command again to continue." in output
+    directory_lock = lock(parts)
     assert f"{parts}: in use by pid" in calibrate(captured, out, code=5)
-    held.release()
+    directory_lock.release()
     captured_ones()
-    said = calibrate(captured, out, "--memory", "1GiB")
-    assert "transformer, which an earlier run finished." in said
-    assert said.count("layers in 8-bit integers") == 1
+    output = calibrate(captured, out, "--memory", "1GiB")
+    assert "transformer, which an earlier run finished." in output
+    assert output.count("layers in 8-bit integers") == 1
     assert names(tmp_path) == ["o"]
     assert names(out) == NAMES
 
     old = contents(out)
     others()
-    said = calibrate(captured, out, "--overwrite", "--symmetric", code=4)
-    assert "an earlier run" not in said
+    output = calibrate(captured, out, "--overwrite", "--symmetric", code=4)
+    assert "an earlier run" not in output
     assert contents(out) == old, "an old checkpoint was changed before all denoisers were done anew"
 
 
@@ -80,11 +80,11 @@ def test_several_ranks_write_what_one_process_does_and_go_on_after_a_failure(cap
     options, (captured_ones, others) = ("calibrate", captured, tmp_path / "o", "--accuracy", "plain"), weights_of_second
     others()
     ended = ranked(2, tmp_path / "said", *options)
-    assert [each.code for each in ended] == [4, 4]
+    assert [rank.code for rank in ended] == [4, 4]
     captured_ones()
     ended = ranked(2, tmp_path / "said", *options)
-    assert [each.code for each in ended] == [0, 0], ended
-    assert "transformer, which an earlier run finished." in ended[0].said
+    assert [rank.code for rank in ended] == [0, 0], ended
+    assert "transformer, which an earlier run finished." in ended[0].output
     calibrate(captured, tmp_path / "one")
     assert names(tmp_path) == ["o", "one", "said"]
     assert [layers(tmp_path / "o", name) for name in NAMES] == [layers(tmp_path / "one", name) for name in NAMES]

@@ -42,8 +42,8 @@ def arguments(words: tuple[str, ...], folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("case", MISSING)
 def test_a_missing_path_is_named_with_exit_code_2(tmp_path: Path, case: str) -> None:
-    said = octavo(*arguments(MISSING[case], tmp_path), code=2)
-    (line,) = errors(said)
+    output = octavo(*arguments(MISSING[case], tmp_path), code=2)
+    (line,) = errors(output)
     assert line.startswith(f"Error: {tmp_path / 'none'}: no such ")
     assert not list(tmp_path.iterdir())
 
@@ -52,8 +52,8 @@ def test_a_missing_path_is_named_with_exit_code_2(tmp_path: Path, case: str) -> 
 def test_a_typo_in_a_config_file_is_named(tmp_path: Path, case: str) -> None:
     content, words = TYPOS[case]
     (tmp_path / "config.toml").write_text(content)
-    said = octavo("calibrate", tmp_path, tmp_path / "out", "--config", tmp_path / "config.toml", code=2)
-    assert words in said
+    output = octavo("calibrate", tmp_path, tmp_path / "out", "--config", tmp_path / "config.toml", code=2)
+    assert words in output
 
 
 def test_neither_imports_torch(tmp_path: Path) -> None:

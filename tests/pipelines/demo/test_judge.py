@@ -57,10 +57,10 @@ def test_prompts_and_scenes_are_each_other():
 
 
 def test_the_held_out_prompts_were_kept_out_of_training():
-    held = {parse(text) for text in read_prompts("demo-heldout").texts}
-    assert len(held) == 200
-    assert held <= set(HELD_OUT)
-    assert not held & set(TRAIN)
+    held_out = {parse(text) for text in read_prompts("demo-heldout").texts}
+    assert len(held_out) == 200
+    assert held_out <= set(HELD_OUT)
+    assert not held_out & set(TRAIN)
     shown = {parse(text) for text in read_prompts("demo").texts}
     assert len(shown) == 64
     assert shown <= set(TRAIN)

@@ -36,6 +36,6 @@ def test_the_bars_of_the_bundled_pipeline(tmp_path):
     scenes = [parse(prompt) for prompt in HELD_OUT]
     exact = score(draw(pipe, HELD_OUT), scenes)["all"]
     with quantized(pipe.transformer, layers):
-        made = score(draw(pipe, HELD_OUT), scenes)["all"]
+        quantized_score = score(draw(pipe, HELD_OUT), scenes)["all"]
     assert exact >= 0.95
-    assert made >= exact - 0.01
+    assert quantized_score >= exact - 0.01

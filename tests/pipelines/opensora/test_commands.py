@@ -39,8 +39,8 @@ def test_capture_calibrate_inspect(model, prompts, tmp_path):
     assert len(calls) == 6
     assert {"x", "timestep", "y", "mask", "x_mask", "fps", "height", "width"} <= set(calls[0].kwargs)
     assert [call.step for call in calls] == [0, 1, 2] * 2
-    said = octavo("calibrate", tmp_path / "captured", tmp_path / "out")
-    assert "outside the blocks" in said
+    output = octavo("calibrate", tmp_path / "captured", tmp_path / "out")
+    assert "outside the blocks" in output
     layers = load_ascend(tmp_path / "out")
     transformer = load_transformer(model / "transformer")
     blocks = {n for n, m in transformer.named_modules() if isinstance(m, nn.Linear) and "_blocks." in n}
@@ -54,8 +54,10 @@ def test_capture_calibrate_inspect(model, prompts, tmp_path):
     octavo("inspect", tmp_path / "captured")
     octavo("inspect", tmp_path / "out")
     page = tmp_path / "report.html"
-    said = octavo("compare", model, tmp_path / "out", "--prompts", prompts, "--limit", 1, *VIDEO, "-o", page, "--json")
-    done = json.loads(next(line for line in said.splitlines() if '"event": "done"' in line))
+    output = octavo(
+        "compare", model, tmp_path / "out", "--prompts", prompts, "--limit", 1, *VIDEO, "-o", page, "--json"
+    )
+    done = json.loads(next(line for line in output.splitlines() if '"event": "done"' in line))
     assert done["settings"]["fps"] == 24
     assert page.is_file()
 

@@ -14,8 +14,8 @@ DATA = Path(__file__).parents[2] / "data" / "opensora12"
 
 
 def cases(*folders: str) -> list[Any]:
-    found = [(folder, case) for folder in folders for case in json.loads((DATA / folder / "cases.json").read_text())]
-    return [pytest.param(folder, case, id=case.get("name") or case["case"]["name"]) for folder, case in found]
+    pairs = [(folder, case) for folder in folders for case in json.loads((DATA / folder / "cases.json").read_text())]
+    return [pytest.param(folder, case, id=case.get("name") or case["case"]["name"]) for folder, case in pairs]
 
 
 @pytest.mark.parametrize(("folder", "case"), cases("variant", "small_qk"))

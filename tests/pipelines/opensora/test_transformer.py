@@ -157,15 +157,15 @@ def test_gradients_reach_every_parameter_of_the_blocks() -> None:
 def test_hooks_see_every_argument_and_bind_names_it() -> None:
     model = tiny_transformer()
     args, kwargs = call(model, mask=prefix(3), num_frames=torch.tensor([51.0]), ar=torch.tensor([0.56]))
-    seen: list[dict] = []
+    arguments: list[dict] = []
 
     def hook(module: nn.Module, a: tuple, k: dict) -> None:
-        seen.append(inspect.signature(module.forward).bind(*a, **k).arguments)
+        arguments.append(inspect.signature(module.forward).bind(*a, **k).arguments)
 
     with model.register_forward_pre_hook(hook, with_kwargs=True), torch.no_grad():
         model(*args, **kwargs)
-    assert set(seen[0]) == {"x", "timestep", "y", "mask", "fps", "height", "width", "ignored"}
-    assert set(seen[0]["ignored"]) == {"num_frames", "ar"}
+    assert set(arguments[0]) == {"x", "timestep", "y", "mask", "fps", "height", "width", "ignored"}
+    assert set(arguments[0]["ignored"]) == {"num_frames", "ar"}
 
 
 def test_sizes_left_out_are_named() -> None:
