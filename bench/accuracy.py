@@ -1,12 +1,13 @@
-"""Measures the accuracy of each calibration method on the bundled pipeline, with and without added outliers.
+"""Measures the accuracy of each calibration method on the bundled pipeline, with or without added outliers.
 
     python -m bench.accuracy [--rows plain smoothing ...] [--outliers] [--pictures 200] [--prompts 16] [--held 4]
 
-The transformer's SQNR is measured over all calls of held-out prompts, with float inputs for both models; the layers'
-mean and worst SQNR over eight calls that were replayed. `median MSE` is the median over layers of the squared error,
-relative to the first row with the same kind of inputs, smoothed or not. `seconds` is the time of calibrate, which
-includes a plain replay of the calls; `of plain` is its ratio to plain forwards just before. `peak memory` is the peak
-of the process, which runs one row after the other.
+`transformer SQNR` is measured over all calls of held-out prompts, with the same inputs for the float and the integer
+model. `layers, mean` and `worst` are the SQNR of layers over eight calibration calls. `median MSE` is the median over
+layers of the squared error, relative to the first row with the same kind of inputs and the same choice of smoothing.
+`seconds` is the time of calibrate, which includes a replay of all calls; `of plain` is the ratio of that time to
+running the calls alone, measured just before. `peak memory` is the peak of the process so far, in which the rows run
+one after the other. `judged` is the share of pictures that show what the prompt says.
 """
 
 import argparse
@@ -65,7 +66,7 @@ class Call(NamedTuple):
 
 
 def recorded(pipe: Any, prompts: list[str], steps: int = 28) -> list[Any]:
-    """The calls of the transformer for the prompts, each with the index of its prompt as its unit."""
+    """Records the transformer's calls for the prompts; the `unit` of a call is the index of its prompt."""
     calls: list[Any] = []
     for unit, prompt in enumerate(prompts):
         memory = Memory()
@@ -77,7 +78,7 @@ def recorded(pipe: Any, prompts: list[str], steps: int = 28) -> list[Any]:
 
 
 def sqnr(model: nn.Module, layers: Any, calls: list[Any]) -> float:
-    """The SQNR of the model's output over the calls, in dB."""
+    """Computes the SQNR in dB of the model's output with these integer layers, over all calls."""
     power = Power()
     exact = outputs(model, calls)
     with quantized(model, layers):
@@ -92,7 +93,7 @@ HEAD = """\
 
 
 def arguments() -> argparse.Namespace:
-    """The options of the command line."""
+    """Parses the options of the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
     parser.add_argument("--outliers", action="store_true")
@@ -110,18 +111,18 @@ def main() -> None:
         put_outliers(model, seed=0)
     held_out = list(read_prompts("demo-heldout").texts)
     calls = recorded(pipe, list(read_prompts("demo").texts[: options.prompts]))
-    held = recorded(pipe, held_out[-options.held :])
+    held_out_calls = recorded(pipe, held_out[-options.held :])
     scenes = [parse(prompt) for prompt in held_out[: options.pictures]]
 
     def forwards() -> float:
         began = time.perf_counter()
         with evaluating(model):
-            for at, call in enumerate(calls):
-                run(model, call, at)
+            for position, call in enumerate(calls):
+                run(model, call, position)
         return time.perf_counter() - began
 
-    print(f"{len(calls)} calls, {len(held)} held out", HEAD, sep="\n")
-    starts: dict[tuple[bool, str], dict[str, float]] = {}  # layer errors by whether inputs are smoothed, and their kind
+    print(f"{len(calls)} calls, {len(held_out_calls)} held out", HEAD, sep="\n")
+    starts: dict[tuple[bool, str], dict[str, float]] = {}  # layer errors by smoothing and kind of inputs
     if options.pictures:
         right = score(draw(pipe, held_out[: options.pictures]), scenes)["all"]
         print(f"| float | | | | | | | | {right:.1%} |", flush=True)
@@ -130,8 +131,9 @@ def main() -> None:
         began = time.perf_counter()
         result = calibrate(model, lambda: calls, Settings(defaults=SD3.keep_float, groups=SD3.groups, **ROWS[name]))
         seconds = time.perf_counter() - began
-        found = [row["sqnr"] for row in result.report["layers"] if row["scheme"] and row.get("sqnr") is not None]
-        cells = [f"{sqnr(model, result.layers, held):.2f} dB", f"{sum(found) / len(found):.1f}", f"{min(found):.1f}"]
+        layer_sqnrs = [row["sqnr"] for row in result.report["layers"] if row["scheme"] and row.get("sqnr") is not None]
+        cells = [f"{sqnr(model, result.layers, held_out_calls):.2f} dB"]
+        cells += [f"{statistics.mean(layer_sqnrs):.1f}", f"{min(layer_sqnrs):.1f}"]
         errors = {row["name"]: row["mse"] for row in result.report["layers"] if row["scheme"] and row.get("mse")}
         kind = ROWS[name].get("smoothing", False), ROWS[name].get("activations", "static")
         start = starts.setdefault(kind, errors)

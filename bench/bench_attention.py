@@ -2,9 +2,9 @@
 
 OMP_NUM_THREADS=2 python -m bench.bench_attention [--rounds 7] [--processor]
 
-Inputs are normal random numbers, queries times the column `queries`. An error is the norm of the difference divided by
-the norm of the output. --processor takes the processor's time and the smallest of all rounds, for a machine that others
-use.
+Inputs are normal random numbers; the queries are multiplied by the number in the column `queries`. An error is the
+norm of the difference to the output in float64, divided by the norm of that output. With --processor, times are
+processor times and the smallest of all rounds, for a machine that other processes use too.
 """
 
 import argparse
@@ -26,30 +26,30 @@ CASES = [  # heads, rows, keys, width
     (8, 4096, 77, 40),
     (24, 256, 256, 64),
 ]
-ERRORS_UP_TO = 2000  # rows; float64 takes long
+ERRORS_UP_TO = 2000  # most rows of a case whose errors are measured, because attention in float64 is slow
 Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def make_inputs(case: tuple[int, int, int, int], queries: float, dtype: torch.dtype) -> list[Tensor]:
-    """Queries, keys and values in the memory layout of models: token after token, each with all its heads."""
+    """Makes queries, keys and values in the memory layout of models: one token after the other, with all its heads."""
     heads, rows, keys, width = case
     generator = torch.Generator().manual_seed(0)
-    made = [torch.randn(1, count, heads, width, generator=generator) for count in (rows, keys, keys)]
-    made[0] *= queries
-    return [each.to(dtype).transpose(1, 2) for each in made]
+    tensors = [torch.randn(1, count, heads, width, generator=generator) for count in (rows, keys, keys)]
+    tensors[0] *= queries
+    return [tensor.to(dtype).transpose(1, 2) for tensor in tensors]
 
 
 def measure(functions: dict[str, Function], inputs: list[Tensor], rounds: int, processor: bool) -> list[float]:
-    """The milliseconds of each function."""
+    """Measures the milliseconds of one call of each function, after one warm-up call."""
     clock = time.process_time if processor else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for at in range(rounds + 1):
+    for round_index in range(rounds + 1):
         for name, function in functions.items():
             start = clock()
             function(*inputs)
-            if at:
+            if round_index:
                 times[name].append(1000 * (clock() - start))
-    return [min(each) if processor else statistics.median(each) for each in times.values()]
+    return [min(values) if processor else statistics.median(values) for values in times.values()]
 
 
 @torch.no_grad()
@@ -71,8 +71,8 @@ def main() -> None:
                 errors = ["", ""]
                 if case[1] <= ERRORS_UP_TO:
                     exact = functions["torch"](*[x.double() for x in inputs])
-                    found = [(each(*inputs).double() - exact).norm() / exact.norm() for each in functions.values()]
-                    errors = [f"{float(error):.2g}" for error in found]
+                    results = [function(*inputs).double() for function in functions.values()]
+                    errors = [f"{float((result - exact).norm() / exact.norm()):.2g}" for result in results]
                 name = str(dtype).removeprefix("torch.")
                 print(f"| {case} | {queries:g} | {name} | {cells} | {' | '.join(errors)} |", flush=True)
 

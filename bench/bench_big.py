@@ -3,9 +3,11 @@
 python bench/bench_big.py              the whole configuration: 24 layers, 1536 wide, 2 B parameters, 4 GB in bfloat16
 python bench/bench_big.py --layers 3   a smaller model
 
-Makes the pipeline directory and a capture of 8 calls in a scratch directory. Three processes measure plain forwards of
-the calls with mapped weights; the calibration with its export for Ascend and, in files of at most `--max-shard-size`,
-for diffusers; `from_pretrained` of the diffusers files and one call. Prints time and peak resident memory.
+Makes the pipeline directory and a capture of 8 calls in a scratch directory. Prints time and peak resident memory of
+three processes:
+1. plain forwards of the calls, with memory-mapped weights
+2. calibration, with export for Ascend and for diffusers, in files of at most `--max-shard-size`
+3. `from_pretrained` of the diffusers files, and one call
 """
 
 import argparse
@@ -32,11 +34,11 @@ from octavo.capture.store.writer import Call, CaptureWriter
 from octavo.pipelines.load import mapped_denoiser
 from octavo.pipelines.sd3 import SD3
 
-WIDTH, HEADS = 1536, 24
+WIDTH, HEADS = 1536, 24  # those of Stable Diffusion 3 medium
 
 
 def make(folder: Path, layers: int, calls: int, batch: int, latents: int) -> None:
-    """Writes the pipeline directory `model` and the capture `captured`."""
+    """Writes the pipeline directory `model` and the capture `captured` below `folder`."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     model = SD3Transformer2DModel(
@@ -53,14 +55,17 @@ def make(folder: Path, layers: int, calls: int, batch: int, latents: int) -> Non
 
 
 def write_capture(folder: Path, captured: dict[str, str], calls: int, batch: int, latents: int) -> None:
-    """Writes a capture of `calls` prompts with one call each: latents of 8 x `latents` pixels, 333 text tokens."""
+    """Writes a capture of `calls` prompts with one call each, for pictures of 8 x `latents` pixels a side.
+
+    A call has `batch` rows and 333 text tokens.
+    """
     manifest = {
         "pipeline": "StableDiffusion3Pipeline", "family": "sd3", "model": str(folder / "model"), "dtype": "bfloat16",
         "components": {"transformer": captured}, "settings": {}, "prompts": calls,
     }  # fmt: skip
     with CaptureWriter.create(folder / "captured", manifest) as writer:
-        for at in range(calls):
-            level = 1000.0 * (1 - at / calls)
+        for index in range(calls):
+            level = 1000.0 * (1 - index / calls)
             kwargs = {
                 "hidden_states": torch.randn(batch, 16, latents, latents).bfloat16(),
                 "encoder_hidden_states": torch.randn(batch, 333, 4096).bfloat16(),
@@ -68,13 +73,13 @@ def write_capture(folder: Path, captured: dict[str, str], calls: int, batch: int
                 "timestep": torch.full((batch,), level),
                 "return_dict": False,
             }
-            with writer.unit(at, {"prompt": f"prompt {at}"}) as unit:
+            with writer.unit(index, {"prompt": f"prompt {index}"}) as unit:
                 unit.add(Call("transformer", 0, 0, level, None, (), kwargs))
         writer.complete()
 
 
 def plain(folder: Path) -> None:
-    """Runs all calls, releases the weights of each block after it ran, so that little memory is needed, and prints."""
+    """Runs all calls, dropping the weights of each block from memory after it ran; prints seconds and peak memory."""
     model = mapped_denoiser(folder / "model", "transformer", SD3)
     parking = Parking(folder, torch.device("cpu"))
     for name in block_names(model):
@@ -83,43 +88,43 @@ def plain(folder: Path) -> None:
         block.register_forward_hook(lambda *_, name=name: parking.park(name))
     began = time.perf_counter()
     with evaluating(model):
-        for at, call in enumerate(Capture.open(folder / "captured").calls()):
-            run(model, call, at)
+        for position, call in enumerate(Capture.open(folder / "captured").calls()):
+            run(model, call, position)
     print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak_memory()}))
 
 
-def calibrate(folder: Path, *said: str) -> None:
-    """Runs the command up to the checkpoint and prints its time and peak."""
+def calibrate(folder: Path, *options: str) -> None:
+    """Runs `octavo calibrate` with these options, and prints its seconds and peak memory."""
     from octavo.cli import main as octavo
 
     began = time.perf_counter()
     octavo(
-        ["calibrate", str(folder / "captured"), str(folder / "w8a8"), "--format", "ascend,diffusers", *said],
+        ["calibrate", str(folder / "captured"), str(folder / "w8a8"), "--format", "ascend,diffusers", *options],
         standalone_mode=False,
     )
     print(json.dumps({"seconds": time.perf_counter() - began, "peak": peak_memory()}))
 
 
 def load(folder: Path) -> None:
-    """Loads the checkpoint with diffusers, runs one call and prints."""
-    import octavo  # noqa: F401 - it registers
+    """Loads the checkpoint with diffusers and runs one call; prints the seconds of loading and the memory."""
+    import octavo  # noqa: F401 - registers Octavo's quantizer with diffusers
 
     call = next(iter(Capture.open(folder / "captured").calls()))
     importlib.import_module("accelerate"), importlib.import_module("diffusers.quantizers.auto")
     before, began = peak_memory(), time.perf_counter()
     model = SD3Transformer2DModel.from_pretrained(folder / "w8a8").eval()
-    found = {"before": before, "seconds": time.perf_counter() - began, "peak": peak_memory()}
+    measurements = {"before": before, "seconds": time.perf_counter() - began, "peak": peak_memory()}
     run(model.requires_grad_(False), call, 0)
-    print(json.dumps(found | {"after": peak_memory()}))
+    print(json.dumps(measurements | {"after": peak_memory()}))
 
 
 def process(*arguments: object) -> dict[str, float]:
-    """The last line that this file prints when run with these arguments, read as JSON."""
+    """Runs this file with these arguments in another process; returns the last line it prints, parsed as JSON."""
     done = subprocess.run(
         [sys.executable, __file__, *map(str, arguments)], stdout=subprocess.PIPE, text=True, check=True
     )
-    said: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return said
+    measurements: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measurements
 
 
 def main() -> None:
@@ -137,9 +142,10 @@ def main() -> None:
     options = parser.parse_args()
     if options.child == "plain":
         return plain(options.folder)
-    told = "--memory", options.memory, "--accuracy", options.accuracy, "--max-shard-size", options.max_shard_size
+    calibrate_options = "--memory", options.memory, "--accuracy", options.accuracy
+    calibrate_options += "--max-shard-size", options.max_shard_size
     if options.child == "calibrate":
-        return calibrate(options.folder, *told)
+        return calibrate(options.folder, *calibrate_options)
     if options.child == "load":
         return load(options.folder)
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
@@ -149,22 +155,23 @@ def main() -> None:
         print(f"{options.layers} layers, {weights / 1e9:.2f} GB of weights, {options.calls} calls", flush=True)
         forwards = process("--child", "plain", "--folder", folder)
         print(f"plain forwards   {forwards['seconds']:>8.0f} s  {int(forwards['peak']) >> 20:>6} MiB", flush=True)
-        made = process("--child", "calibrate", "--folder", folder, *told)
-        ratio = made["seconds"] / forwards["seconds"]
-        print(f"calibrate        {made['seconds']:>8.0f} s  {int(made['peak']) >> 20:>6} MiB  x {ratio:.2f}")
+        calibration = process("--child", "calibrate", "--folder", folder, *calibrate_options)
+        ratio = calibration["seconds"] / forwards["seconds"]
+        peak = int(calibration["peak"]) >> 20
+        print(f"calibrate        {calibration['seconds']:>8.0f} s  {peak:>6} MiB  x {ratio:.2f}")
         print(json.loads((folder / "w8a8" / "report.json").read_text())["seconds"], flush=True)
         print(line_of(process("--child", "load", "--folder", folder), folder / "w8a8"))
 
 
 def line_of(loaded: dict[str, float], folder: Path) -> str:
-    """The time and memory of loading, beside the size of the files."""
+    """Formats the time and memory of loading, and their ratio to the size of the files."""
     shards = [file.stat().st_size for file in folder.glob("diffusion_*.safetensors")]
-    before, taken, ran = (int(loaded[key]) >> 20 for key in ("before", "peak", "after"))
+    before, peak, after_call = (int(loaded[key]) >> 20 for key in ("before", "peak", "after"))
     whole = sum(shards) >> 20
     return (
-        f"from_pretrained  {loaded['seconds']:>8.1f} s  {taken:>6} MiB, {before} of them before: "
-        f"x {(taken - before) / whole:.2f} of the {whole} MiB in {len(shards)} files of at most {max(shards) >> 20}; "
-        f"x {(ran - before) / whole:.2f} after a call"
+        f"from_pretrained  {loaded['seconds']:>8.1f} s  {peak:>6} MiB, {before} of them before: "
+        f"x {(peak - before) / whole:.2f} of the {whole} MiB in {len(shards)} files of at most {max(shards) >> 20}; "
+        f"x {(after_call - before) / whole:.2f} after a call"
     )
 
 

@@ -1,17 +1,17 @@
-"""Compares ways to choose schemes under a budget, by the error of the final latents of held-out prompts.
+"""Compares ways to choose the scheme of each layer under a budget, by the error of the final latents.
 
     python -m bench.bench_budget [--outliers] [--accuracy fast] [--limits 0.35 0.5 0.7] [--held 6] [--check 12]
 
-A limit is a share of the float layers' bytes. At each limit these ways choose a scheme for every layer, and the model
-runs over held-out prompts in 28 steps:
-  output MSE     static or float: layers with the largest mean squared output error stay float (as amp_num) if they fit
-  MSE, knapsack  static or float: the least sum of mean squared output errors within the bytes
-  SQNR, knapsack as before, with each error divided by the power of the output
-  latents        static or float, by the error of the final latents over 2 prompts of the calibration in 8 steps
-  all            static, dynamic, weight-only or float, by the same error
-  all, 0.75x     as before, with at most 0.75 of the estimated time
-`--check N` prints how well the sum of errors predicts the error of N random mixtures, and the rank correlation
-(Spearman) of layers between 8 and 28 steps.
+A limit is a share of the bytes of the float layers. At each limit, each of these ways chooses a scheme for every
+layer, and the model then draws held-out prompts in 28 steps:
+  output MSE     static or float: layers with the largest mean squared output error that fit stay float (like amp_num)
+  MSE, knapsack  static or float: the least sum of mean squared output errors within the limit
+  SQNR, knapsack the same, with each error divided by the power of the layer's output
+  latents        static or float: the least sum of errors of the final latents, over 2 calibration prompts in 8 steps
+  all            static, dynamic, weight-only or float, by the error of the final latents
+  all, 0.75x     the same, and at most 0.75 of the estimated time of the float layers
+`--check N` prints how well the sum of errors predicts the error of N random mixtures of schemes, and the rank
+correlation (Spearman) between the errors of layers in 8 steps and in 28 steps.
 """
 
 import argparse
@@ -48,25 +48,25 @@ INPUTS = SEARCH.inputs
 
 
 def latents(pipe: Any, prompts: list[str], steps: int) -> list[Tensor]:
-    """The final latents (prompts, C, H, W), with guidance and noise as in `octavo capture`."""
+    """Computes the final latents (prompts, C, H, W), with the guidance and noise of `octavo capture`."""
     noise = [torch.Generator().manual_seed(prompt_seed(text, 0)) for text in prompts]
     return [pipe(prompts, generator=noise, num_inference_steps=steps, output_type="latent").images]
 
 
 def output_errors(candidates: Candidates, groups: Sequence[LayerGroup], calls: list[Any]) -> list[Power]:
-    """The error of each static layer's output against the float output, over 32 calls."""
+    """Measures the error of the output of each layer with static inputs against its float output, over 32 calls."""
     makers = {group.names[0]: partial(_static, candidates, group.names[0]) for group in groups}
     with comparing(candidates.model, makers) as powers:
-        outputs(candidates.model, [calls[at] for at in evenly_spaced(len(calls), 32)])
+        outputs(candidates.model, [calls[position] for position in evenly_spaced(len(calls), 32)])
     return [powers[group.names[0]] for group in groups]
 
 
-def largest_float(groups: Sequence[LayerGroup], powers: Sequence[Power], room: Cost) -> list[int]:
-    """An option for each layer: static, or float for the layers with the largest output error that fit."""
+def largest_float(groups: Sequence[LayerGroup], powers: Sequence[Power], limit: Cost) -> list[int]:
+    """Chooses for each layer 1 (static), or 0 (float) for the layers with the largest output errors that fit."""
     chosen = [1] * len(groups)
-    for at in sorted(range(len(groups)), key=lambda at: -powers[at].mean_square):
-        other = [*chosen[:at], 0, *chosen[at + 1 :]]
-        if cost_of_choice([group.options for group in groups], other).within(room):
+    for index in sorted(range(len(groups)), key=lambda index: -powers[index].mean_square):
+        other = [*chosen[:index], 0, *chosen[index + 1 :]]
+        if cost_of_choice([group.options for group in groups], other).within(limit):
             chosen = other
     return chosen
 
@@ -76,23 +76,23 @@ def _static(candidates: Candidates, name: str) -> Any:
 
 
 def assignment(groups: Sequence[LayerGroup], chosen: Sequence[int]) -> dict[str, type[Input]]:
-    """The type of each layer's input, by layer name."""
-    return {n: s for group, at in zip(groups, chosen, strict=True) for n, s in group.kinds[at].items()}
+    """Returns the type of each layer's input by layer name, given the number of the option of each group."""
+    return {n: s for group, option in zip(groups, chosen, strict=True) for n, s in group.kinds[option].items()}
 
 
 def spearman(one: list[float], other: list[float]) -> float:
-    """The rank correlation of two lists."""
-    ranks = torch.stack([torch.tensor(each).argsort().argsort().double() for each in (one, other)])
+    """Computes Spearman's rank correlation of two lists."""
+    ranks = torch.stack([torch.tensor(values).argsort().argsort().double() for values in (one, other)])
     return float(torch.corrcoef(ranks)[0, 1])
 
 
 def check(candidates: Candidates, groups: list[LayerGroup], runs: Runs, longer: Runs, count: int) -> None:
-    """Prints how well errors add over random mixtures, and whether 8 steps rank layers as 28 steps do."""
+    """Prints how well the sum of errors predicts random mixtures, and how well 8 steps rank layers for 28 steps."""
     chance, pairs = random.Random(0), []
     for _ in range(count):
         share, able = chance.random(), chance.choice([(1,), (3,), (1, 2, 3)])
         chosen = [chance.choice(able) if chance.random() < share else 0 for _ in groups]
-        estimate = sum(group.options[at].error for group, at in zip(groups, chosen, strict=True))
+        estimate = sum(group.options[option].error for group, option in zip(groups, chosen, strict=True))
         pairs.append((estimate, runs.error(candidates.layers(assignment(groups, chosen)))))
     logs = torch.tensor(pairs).double().log().T
     ratios = sorted(true / estimate for estimate, true in pairs)
@@ -123,7 +123,7 @@ def main() -> None:
     plan = make_plan(model, defaults=SD3.keep_float)
     choices = choose.choose(model, lambda: calls, plan, settings, Work()).choices
     candidates, names = Candidates(model, choices), [name for name in plan.quantized if name in choices]
-    some = [texts[at] for at in evenly_spaced(len(texts), 2)]
+    some = [texts[position] for position in evenly_spaced(len(texts), 2)]
     runs = Runs(model, partial(latents, pipe, some, 8))
     runs.begin([entry.name for entry in plan.entries])
     before, began = float_cost(plan, runs.macs), time.perf_counter()
@@ -136,23 +136,26 @@ def main() -> None:
         longer = Runs(model, partial(latents, pipe, some, 28))
         longer.begin(names)
         check(candidates, groups, runs, longer, options.check)
-    held = Runs(model, partial(latents, pipe, list(read_prompts("demo-heldout").texts[: options.held]), 28))
-    held.begin([entry.name for entry in plan.entries])
-    table(candidates, groups, before, calls, held, options.limits)
+    held_out_runs = Runs(model, partial(latents, pipe, list(read_prompts("demo-heldout").texts[: options.held]), 28))
+    held_out_runs.begin([entry.name for entry in plan.entries])
+    table(candidates, groups, before, calls, held_out_runs, options.limits)
 
 
-def rankings(groups: list[LayerGroup], powers: list[Power], room: Cost, both: Cost) -> dict[str, list[int] | None]:
-    """The options that each way chooses; `both` limits the time too."""
+def rankings(
+    groups: list[LayerGroup], powers: list[Power], limit: Cost, limit_with_time: Cost
+) -> dict[str, list[int] | None]:
+    """Returns the options that each way chooses, None without a solution; `limit_with_time` limits the time too."""
     every = [group.options for group in groups]
-    by_mse = [(each[0], each[1]._replace(error=p.mean_square)) for each, p in zip(every, powers, strict=True)]
-    by_sqnr = [(each[0], each[1]._replace(error=p.noise / p.signal)) for each, p in zip(every, powers, strict=True)]
+    pairs = list(zip(every, powers, strict=True))
+    by_mse = [(options[0], options[1]._replace(error=power.mean_square)) for options, power in pairs]
+    by_sqnr = [(options[0], options[1]._replace(error=power.noise / power.signal)) for options, power in pairs]
     return {
-        "output MSE": largest_float(groups, powers, room),
-        "MSE, knapsack": knapsack.choose(by_mse, room),
-        "SQNR, knapsack": knapsack.choose(by_sqnr, room),
-        "latents": knapsack.choose([each[:2] for each in every], room),
-        "all": knapsack.choose(every, room),
-        "all, 0.75x": knapsack.choose(every, both),
+        "output MSE": largest_float(groups, powers, limit),
+        "MSE, knapsack": knapsack.choose(by_mse, limit),
+        "SQNR, knapsack": knapsack.choose(by_sqnr, limit),
+        "latents": knapsack.choose([options[:2] for options in every], limit),
+        "all": knapsack.choose(every, limit),
+        "all, 0.75x": knapsack.choose(every, limit_with_time),
     }
 
 
@@ -161,34 +164,37 @@ def table(
     groups: list[LayerGroup],
     before: dict[str, Cost],
     calls: list[Any],
-    held: Runs,
+    held_out_runs: Runs,
     limits: list[float],
 ) -> None:
-    """Prints a row for each limit and way, with the error on held-out prompts."""
+    """Prints a row for each limit and each way to choose, with the error on held-out prompts."""
     whole = summed(before.values())
     fixed = whole.minus(summed(before[group.names[0]] for group in groups))
     every = [group.options for group in groups]
     powers = output_errors(candidates, groups, calls)
-    print(f"float latents: mean square {held.signal:.3f}; {whole.bytes} bytes of layers, {fixed.bytes} stay float")
+    bytes_of_layers = f"{whole.bytes} bytes of layers, {fixed.bytes} stay float"
+    print(f"float latents: mean square {held_out_runs.signal:.3f}; {bytes_of_layers}")
     print("| limit | ranked by | bytes | time | W8A8, dynamic, W8A16, float | error | of output MSE | estimated |")
     print("|---|---|---|---|---|---|---|---|")
     for limit in limits:
-        room, both = _room(limit, None, whole).minus(fixed), _room(limit, 0.75, whole).minus(fixed)
-        rows = rankings(groups, powers, room, both)
+        bytes_limit = _limit(limit, None, whole).minus(fixed)
+        limit_with_time = _limit(limit, 0.75, whole).minus(fixed)
+        rows = rankings(groups, powers, bytes_limit, limit_with_time)
         base = 0.0
         for name, chosen in rows.items():
             if chosen is None:
                 print(f"| {limit:.0%} | {name} | nothing keeps it |")
                 continue
-            error = held.error(candidates.layers(assignment(groups, chosen)))
+            error = held_out_runs.error(candidates.layers(assignment(groups, chosen)))
             base = base or error
             used = cost_of_choice(every, chosen).plus(fixed)
             cells = [f"{limit:.0%}", name, f"{used.bytes / whole.bytes:.1%}", f"{used.time / whole.time:.2f}x"]
-            cells += [", ".join(str(chosen.count(at)) for at in (1, 2, 3, 0)), f"{error:.3g}", f"{error / base:.2f}"]
+            cells.append(", ".join(str(chosen.count(option)) for option in (1, 2, 3, 0)))
+            cells += [f"{error:.3g}", f"{error / base:.2f}"]
             print(f"| {' | '.join(cells)} | {estimated_error(every, chosen):.3g} |", flush=True)
 
 
-def _room(share: float, time: float | None, whole: Cost) -> Cost:
+def _limit(share: float, time: float | None, whole: Cost) -> Cost:
     return Cost(share * whole.bytes, float("inf") if time is None else time * whole.time)
 
 

@@ -1,7 +1,7 @@
-"""Measures the cost of calibration: a replay with observers against plain forwards, and peak memory.
+"""Measures the cost of calibration: the time of a replay with observers relative to plain forwards, and peak memory.
 
 python bench/bench_calibrate.py                both tables
-python bench/bench_calibrate.py --only time    the first table alone
+python bench/bench_calibrate.py --only time    only the first table
 """
 
 import argparse
@@ -30,9 +30,10 @@ from octavo.calibrate.replay.hooks import observe
 from octavo.calibrate.resources import peak_memory
 from octavo.calibrate.settings import Settings
 
+# width, layers and heads of the models of the time table
 MODELS = {"160 wide, 4 layers": (160, 4, 5), "768 wide, 6 layers": (768, 6, 12)}
-CALLS = 16
-REPEATS = 9
+CALLS = 16  # calls that are replayed
+REPEATS = 9  # repetitions of each measurement of time
 
 
 class Call(NamedTuple):
@@ -59,7 +60,7 @@ def make_model(width: int, layers: int, heads: int) -> SD3Transformer2DModel:
 
 
 def make_calls(count: int) -> list[Call]:
-    """Calls of 256 image and 64 text tokens, batch 2, as for classifier-free guidance at 32x32 latents."""
+    """Makes calls of 256 image and 64 text tokens with batch 2, as for 32 x 32 latents and classifier-free guidance."""
     torch.manual_seed(1)
     return [
         Call(
@@ -68,11 +69,11 @@ def make_calls(count: int) -> list[Call]:
                 "hidden_states": torch.randn(2, 4, 32, 32),
                 "encoder_hidden_states": torch.randn(2, 64, 192),
                 "pooled_projections": torch.randn(2, 128),
-                "timestep": torch.full((2,), 1000.0 * (1 - at / count)),
+                "timestep": torch.full((2,), 1000.0 * (1 - index / count)),
                 "return_dict": False,
             },
         )
-        for at in range(count)
+        for index in range(count)
     ]
 
 
@@ -89,15 +90,15 @@ def seconds(work: Callable[[], object]) -> Seconds:
 
 def plain(model: nn.Module, calls: list[Call]) -> None:
     with evaluating(model):
-        for at, call in enumerate(calls):
-            run(model, call, at)
+        for position, call in enumerate(calls):
+            run(model, call, position)
 
 
 def observed(model: nn.Module, calls: list[Call], names: tuple[str, ...], observer: str) -> None:
     observers = {name: OBSERVERS[observer](Options()) for name in names}
     observe(model, observers, calls)
-    for each in observers.values():
-        each.range()
+    for layer_observer in observers.values():
+        layer_observer.range()
 
 
 def time_table(repeats: int) -> None:
@@ -109,7 +110,7 @@ def time_table(repeats: int) -> None:
             one, other = partial(plain, model, calls), partial(observed, model, calls, names, observer)
             one(), other()
             pairs = [(seconds(one), seconds(other)) for _ in range(repeats)]
-            before, after = (statistics.median(each.wall for each in column) for column in zip(*pairs, strict=True))
+            before, after = (statistics.median(run.wall for run in runs) for runs in zip(*pairs, strict=True))
             wall = statistics.median(b.wall / a.wall for a, b in pairs)
             processor = statistics.median(b.processor / a.processor for a, b in pairs)
             times = f"{before * 1000 / CALLS:>7.1f} ms{after * 1000 / CALLS:>8.1f} ms"
@@ -117,7 +118,7 @@ def time_table(repeats: int) -> None:
 
 
 def memory_child(directory: Path, dtype: str, work: str) -> None:
-    """Prints the peak memory of a process that loads the model and runs one call, or calibrates it and exports."""
+    """Prints the peak memory of this process, which loads the model and runs one call, or calibrates and exports it."""
     kind = getattr(torch, dtype)
     calls = [Call((), {k: v.to(kind) if torch.is_tensor(v) else v for k, v in c.kwargs.items()}) for c in make_calls(4)]
     model = SD3Transformer2DModel.from_pretrained(directory, torch_dtype=kind)
@@ -132,7 +133,7 @@ def memory_child(directory: Path, dtype: str, work: str) -> None:
 
 
 def memory_table(repeats: int) -> None:
-    """Prints the median and the largest peak of several runs; peaks differ with how malloc fills its holes."""
+    """Prints the median and the largest peak of several runs, which differ because malloc fragments the heap."""
     print(f"{'model':<22}{'dtype':<10}{'work':<12}{'median':>10}{'largest':>11}{'ratio':>8}{'of largest':>12}")
     for dtype in ("float32", "float16"):
         with tempfile.TemporaryDirectory() as folder:

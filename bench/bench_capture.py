@@ -1,4 +1,4 @@
-"""Measures the cost of capturing: slowdown of a run, size and speed of the store, memory against the number of prompts.
+"""Measures the cost of capturing: slowdown of a run, size and speed of the store, memory for more and more prompts.
 
 python -m bench.bench_capture [--rounds 7]
 """
@@ -24,33 +24,33 @@ from octavo.prompts import read_prompts
 
 
 def overhead(rounds: int, folder: Path) -> tuple[float, float, float]:
-    """Medians over runs of the bundled pipeline in 28 steps: seconds alone, seconds with recording, and their ratio."""
+    """Measures runs of the bundled pipeline in 28 steps; returns median seconds alone, with recording, and ratio."""
     pipe = load_pipeline(model_directory("demo"))
     texts = read_prompts("demo").texts
     arguments = call_arguments(pipe, family_of(type(pipe).__name__), RunSettings())
 
     writer = CaptureWriter.create(folder / "overhead", {"prompts": rounds})
 
-    def heard(number: int) -> None:
+    def run_recorded(number: int) -> None:
         with writer.unit(number, {"prompt": texts[number]}) as unit, Recorder(pipe.transformer, unit, clock=Clock()):
             run_prompt(pipe, texts[number], arguments, 0)
 
     run_prompt(pipe, texts[0], arguments, 0)
-    plain_times, heard_times = [], []
+    plain_times, recorded_times = [], []
     for number in range(rounds):
         began = time.perf_counter()
         run_prompt(pipe, texts[number], arguments, 0)
         middle = time.perf_counter()
-        heard(number)
+        run_recorded(number)
         plain_times.append(middle - began)
-        heard_times.append(time.perf_counter() - middle)
+        recorded_times.append(time.perf_counter() - middle)
     writer.close()
-    ratios = [b / a for a, b in zip(plain_times, heard_times, strict=True)]
-    return statistics.median(plain_times), statistics.median(heard_times), statistics.median(ratios)
+    ratios = [b / a for a, b in zip(plain_times, recorded_times, strict=True)]
+    return statistics.median(plain_times), statistics.median(recorded_times), statistics.median(ratios)
 
 
 def sd3_calls(prompts: int, steps: int) -> Any:
-    """Pairs (prompt, call) with the shapes of SD3 at 1024 px in float16 with guidance."""
+    """Yields pairs (prompt, call) with the shapes of SD3 at 1024 x 1024 pixels, in float16 and with guidance."""
     for prompt in range(prompts):
         text, pooled = torch.randn(2, 333, 4096).half(), torch.randn(2, 2048).half()
         for step in range(steps):
@@ -61,7 +61,7 @@ def sd3_calls(prompts: int, steps: int) -> Any:
 
 
 def store(folder: Path) -> tuple[int, int, float, float]:
-    """Raw and stored bytes, seconds of writing and of reading, of 84 calls of SD3 at 1024 px."""
+    """Writes and reads 84 calls of SD3 at 1024 x 1024; returns raw bytes, stored bytes, seconds to write, to read."""
     calls = list(sd3_calls(3, 28))
     began = time.perf_counter()
     with CaptureWriter.create(folder / "sd3", {"prompts": 3}) as writer, ExitStack() as stack:
@@ -82,7 +82,7 @@ def store(folder: Path) -> tuple[int, int, float, float]:
 
 
 def growth(folder: Path, prompts: int = 40) -> list[float]:
-    """Peak resident MiB after a tenth, half and all of the prompts, written as small units one after the other."""
+    """Writes small units; returns the peak resident MiB after a tenth, half and all of the prompts."""
     peaks = []
     with CaptureWriter.create(folder / "growth", {"prompts": prompts}) as writer:
         for prompt in range(prompts):
@@ -101,12 +101,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         peaks = growth(folder)
-        plain, heard, ratio = overhead(rounds, folder)
+        plain, recording, ratio = overhead(rounds, folder)
         raw, stored, write, read = store(folder)
     mib = 2**20
     print("| what | measured | bar |\n|---|---|---|")
     what = f"run with recording : run alone, bundled pipeline, 28 steps, median of {rounds}"
-    print(f"| {what} | {ratio:.3f} x ({heard:.2f} s : {plain:.2f} s) | < 1.03 x |")
+    print(f"| {what} | {ratio:.3f} x ({recording:.2f} s : {plain:.2f} s) | < 1.03 x |")
     sizes = f"{raw / mib:.0f} MiB, {stored / mib:.0f} MiB ({raw / stored:.1f}x smaller)"
     print(f"| 84 calls of SD3 at 1024 px: inputs, on disk | {sizes} | |")
     print(f"| writing, bytes of inputs | {raw / mib / write:.0f} MiB/s | |")

@@ -1,9 +1,9 @@
-"""Measures integer ResNets: the bundled one on held-out digits, ResNet-18 and 50 by the documented snippet.
+"""Measures integer ResNets: the bundled one on held-out digits, ResNet-18 and 50 with msModelSlim's documented calls.
 
     python -m bench.bench_cnn [--pictures 128] [--snippets 18 50]
 
-Calibration pictures come from the training part; logits are compared on the 450 held-out digits, with float inputs for
-both models.
+The calibration pictures are from the training split. Logits are compared on the 450 held-out digits, with the same
+inputs for the float and the integer model.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SHAPE = [1, 3, 32, 32]
 
 
 def snippet(model: nn.Module) -> dict[str, Any]:
-    """The report of the documented recipe without data."""
+    """Calibrates a model without data, with the options of msModelSlim's documentation; returns the report."""
     keep_acc = {"admm": [False, 1000], "easy_quant": [False, 1000], "round_opt": False}
     config = QuantConfig(disable_names=[], amp_num=0, input_shape=[1, 3, 224, 224], keep_acc=keep_acc, sigma=25)
     calibrator = Calibrator(model.eval(), config)
@@ -35,24 +35,24 @@ def snippet(model: nn.Module) -> dict[str, Any]:
 
 
 def print_digits(pictures: int) -> None:
-    """Prints a row for each way to calibrate."""
+    """Prints a row for each way to calibrate the bundled ResNet."""
     data = bundled()
     free = synthetic_calls(data.model, SHAPE)
-    given = [Sample((x,), {}) for x in data.training[:pictures].split(16)]
+    samples = [Sample((x,), {}) for x in data.training[:pictures].split(16)]
     noise = [Sample((torch.rand(32, *SHAPE[1:], generator=torch.Generator().manual_seed(0)),), {})]
     exact = quality(data.exact, data.exact, data.labels)
     print("| calibrated with | top-1 | arg-max as float | SQNR of logits |\n|---|---|---|---|")
     print(f"| float | {exact.accuracy:.2%} | | |", flush=True)
-    rows = [(f"{pictures} pictures, --accuracy {name}", given, recipe) for name, recipe in RECIPES.items()]
+    rows = [(f"{pictures} pictures, --accuracy {name}", samples, recipe) for name, recipe in RECIPES.items()]
     rows += [(f"no data, --accuracy {name}", free, RECIPES[name]) for name in ("plain", "balanced")]
     rows += [("no data, uniform numbers, as without batch norms", noise, {})]
     for name, calls, recipe in rows:
-        found = measured(data, calls, Settings(**recipe))
-        print(f"| {name} | {found.accuracy:.2%} | {found.agreement:.2%} | {found.sqnr:.1f} dB |", flush=True)
+        result = measured(data, calls, Settings(**recipe))
+        print(f"| {name} | {result.accuracy:.2%} | {result.agreement:.2%} | {result.sqnr:.1f} dB |", flush=True)
 
 
 def print_snippets(names: list[str]) -> None:
-    """Prints a row for each network with random weights."""
+    """Prints a row for each of the named ResNets, with random weights."""
     if not names:
         return
     makers: dict[str, Callable[[], nn.Module]] = {"18": resnet18, "50": resnet50}

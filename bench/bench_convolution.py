@@ -1,9 +1,9 @@
-"""Measures reference convolutions of integers against the float convolutions they stand for, in milliseconds.
+"""Measures the milliseconds of Octavo's reference convolutions of integers and of the same convolutions in float.
 
     OMP_NUM_THREADS=1 python -m bench.bench_convolution [--rounds 15]
 
-"float64" is the convolution of the same codes in float64, which is exact as well. Runs alternate; of each the
-shortest time of the processor counts, with which other processes interfere least.
+"float64" is the convolution of the same codes in float64, which is exact too. The runs alternate. The shortest
+processor time of each counts, because other processes affect it least.
 """
 
 import argparse
@@ -48,9 +48,9 @@ def main() -> None:
             lambda q=q, w=weight, m=moves: integer_convolution(q, w, *m),
             lambda q=q, w=weight, s=stride, g=groups: F.conv2d(q.double(), w.double(), None, s, 0, 1, g).int(),
         ]
-        each = [[milliseconds(run) for run in runs] for _ in range(rounds + 1)][1:]
-        exact, made, double = (min(column) for column in zip(*each, strict=True))
-        print(f"| {name} | {exact:.2f} | {made:.2f} | {made / exact:.2f} x | {double:.2f} |", flush=True)
+        times = [[milliseconds(run) for run in runs] for _ in range(rounds + 1)][1:]
+        exact, reference, double = (min(column) for column in zip(*times, strict=True))
+        print(f"| {name} | {exact:.2f} | {reference:.2f} | {reference / exact:.2f} x | {double:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

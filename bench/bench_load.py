@@ -1,11 +1,11 @@
-"""Measures loading a checkpoint with diffusers: seconds, and memory above the libraries', int8 beside float.
+"""Measures the seconds and the memory of loading a model with diffusers, in int8 and in float.
 
     python -m bench.bench_load [--layers 4] [--heads 24] [--rounds 5]
     python -m bench.bench_load --layers 24 --rounds 1 --max-shard-size 500MB int8   the whole of SD3-medium, in shards
 
-An SD3 transformer with random weights is quantized and written. Each load runs in a process of its own, with the files
-in the page cache. Float tensors of the int8 model are bfloat16. Memory is VmHWM after loading, and after one forward of
-256 tokens, less VmHWM after the imports.
+Quantizes and writes an SD3 transformer with random weights. Each load runs in a process of its own, with the files in
+the page cache. Float tensors of the int8 model are bfloat16. Memory is the growth of VmHWM from the end of the imports
+to the end of loading, and to the end of one forward of 256 tokens.
 """
 
 import json
@@ -50,8 +50,8 @@ print(json.dumps([loading, time.perf_counter() - began, loaded - before, peak_me
 """
 
 
-def made(kinds: Sequence[str], layers: int, heads: int, folder: Path, shard: str) -> None:
-    """Writes the models named in `kinds`; float layers are replaced by integer ones one at a time."""
+def write_models(kinds: Sequence[str], layers: int, heads: int, folder: Path, shard: str) -> None:
+    """Writes the models named in `kinds`. Replaces float layers by integer ones one at a time, to save memory."""
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32 if "float32" in kinds else torch.bfloat16)
     model = SD3Transformer2DModel(
@@ -65,19 +65,19 @@ def made(kinds: Sequence[str], layers: int, heads: int, folder: Path, shard: str
     if "bfloat16" in kinds:
         model.save_pretrained(folder / "bfloat16", max_shard_size=shard)
     qparams = qparams_of(Range(-6.0, 6.0), ACTIVATION, torch.bfloat16)
-    found = {}
+    integer_layers = {}
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and "transformer_blocks" in name:
             integer = layer_of(module, Choice(StaticInput(qparams)))
             assert not isinstance(integer, str)
-            found[name] = integer
+            integer_layers[name] = integer
             install(model, {name: integer})
     if "int8" in kinds:
-        export(Result(Plan(()), found, {}), model, folder / "int8", ("diffusers",), max_shard_size=shard)
+        export(Result(Plan(()), integer_layers, {}), model, folder / "int8", ("diffusers",), max_shard_size=shard)
 
 
-def loaded(folder: Path, dtype: str) -> list[float]:
-    """Seconds to load, seconds to the first output, bytes after each of the two, from a process of its own."""
+def time_loading(folder: Path, dtype: str) -> list[float]:
+    """Loads a model in another process; returns seconds to load and to the first output, and bytes after each."""
     done = subprocess.run([sys.executable, "-c", LOAD, str(folder), dtype], capture_output=True, text=True, check=True)
     return list(json.loads(done.stdout.splitlines()[-1]))
 
@@ -89,20 +89,20 @@ def loaded(folder: Path, dtype: str) -> list[float]:
 @click.option("--max-shard-size", default="10GB")
 @click.argument("kinds", nargs=-1, type=click.Choice(KINDS))
 def main(kinds: tuple[str, ...], layers: int, heads: int, rounds: int, max_shard_size: str) -> None:
-    """Prints a table."""
+    """Prints a table with a row for each kind of model."""
     kinds = kinds or KINDS
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        made(kinds, layers, heads, folder, max_shard_size)
+    with tempfile.TemporaryDirectory() as folder_name:
+        folder = Path(folder_name)
+        write_models(kinds, layers, heads, folder, max_shard_size)
         runs: dict[str, Any] = {kind: [] for kind in kinds}
         for _ in range(rounds):
-            for name, found in runs.items():
-                found.append(loaded(folder / name, "bfloat16" if name == "int8" else name))
+            for name, measurements in runs.items():
+                measurements.append(time_loading(folder / name, "bfloat16" if name == "int8" else name))
         print("| | file | load | first output | memory after loading | after a forward |\n|---|---|---|---|---|---|")
-        for name, found in runs.items():
+        for name, measurements in runs.items():
             size = sum(path.stat().st_size for path in (folder / name).glob("*.safetensors"))
-            seconds, output, after, ran = (median(column) for column in zip(*found, strict=True))
-            memory = " | ".join(f"{each / 2**20:.0f} MiB, {each / size:.2f} x the file" for each in (after, ran))
+            seconds, output, after, after_call = (median(column) for column in zip(*measurements, strict=True))
+            memory = " | ".join(f"{peak / 2**20:.0f} MiB, {peak / size:.2f} x the file" for peak in (after, after_call))
             print(f"| {name} | {size / 2**20:.0f} MiB | {seconds:.2f} s | {output:.2f} s | {memory} |")
 
 

@@ -1,11 +1,12 @@
-"""Compares MindIE-SD's own loader with the integer layers, bit for bit, on a small SD3 transformer with outliers.
+"""Compares MindIE-SD's own loader with Octavo's integer layers, bit for bit, on a small SD3 with outliers.
 
     pip install --no-deps --target DIR mindiesd einops
     python -m bench.bench_mindie DIR
 
-DIR holds MindIE-SD apart from the project's environment. Its loader and its layers run as they are; the operators of
-torch_npu are those of tests/helpers/npu_standin.py, which computes what Ascend's documentation says. "Rounded first" is
-the same with an npu_quantize that rounds before it adds the zero point: the comparison sees the difference.
+DIR is a directory outside the project's environment, where pip installs MindIE-SD. MindIE-SD's loader and layers run
+unchanged. The operators of torch_npu are replaced by those of tests/helpers/npu_standin.py, which follow Ascend's
+documentation. The column "rounded first" repeats the comparison with an npu_quantize that rounds before it adds the
+zero point, to show that the comparison detects such a difference.
 """
 
 import argparse
@@ -31,17 +32,17 @@ from octavo.capture.files import Modes
 from tests.helpers import npu_standin
 from tests.zoo.hard_sd3 import Call, calibrated, hard, prompts
 
-STEPS = 8  # denoising steps of a prompt, so that a timestep checkpoint has as many rows
+STEPS = 8  # denoising steps of a prompt; a checkpoint with timestep ranges has one row for each
 DTYPES = (torch.float16, torch.bfloat16)
 
 
 def rounded_first(x: Tensor, scales: Tensor, zero_points: Tensor, **_: Any) -> Tensor:
-    """An npu_quantize in the wrong order."""
+    """Computes npu_quantize in the wrong order: rounds before it adds the zero point."""
     return ((x.float() / scales.float()).round() + zero_points.float()).clamp(-128, 127).to(torch.int8)
 
 
 def mindie(directory: Path) -> ModuleType:
-    """MindIE-SD's package of quantization, imported from `directory`, with a torch_npu of the stand-in's operators."""
+    """Imports MindIE-SD's quantization package from `directory`, with a torch_npu made of the stand-in's operators."""
     device = SimpleNamespace(
         device_count=lambda: 0, is_available=lambda: False, config=SimpleNamespace(), empty_cache=lambda: None
     )
@@ -55,12 +56,12 @@ def mindie(directory: Path) -> ModuleType:
     sys.path.insert(0, str(directory))
     import mindiesd.quantization
 
-    found: ModuleType = mindiesd.quantization
-    return found
+    package: ModuleType = mindiesd.quantization
+    return package
 
 
 def operator(name: str) -> Callable[..., Any]:
-    """An operator of the stand-in as torch_npu has it, with dtypes where the schema has numbers."""
+    """Returns an operator of the stand-in with torch_npu's signature, which takes dtypes in place of their numbers."""
 
     def call(*arguments: Any, **options: Any) -> Any:
         numbered = {
@@ -74,7 +75,7 @@ def operator(name: str) -> Callable[..., Any]:
 
 @contextmanager
 def wrong_order() -> Iterator[None]:
-    """Inside, npu_quantize rounds before it adds the zero point."""
+    """Makes npu_quantize round before it adds the zero point, while the block runs."""
     right = npu_standin.KERNELS["npu_quantize"]
     npu_standin.KERNELS["npu_quantize"] = rounded_first
     try:
@@ -84,28 +85,28 @@ def wrong_order() -> Iterator[None]:
 
 
 def outputs(model: nn.Module, calls: Sequence[Call], before: Callable[[Call], None]) -> Tensor:
-    """The outputs of all calls in one tensor; `before` is called before each."""
-    made = []
+    """Runs the model on all calls; returns the outputs in one flat tensor. Calls `before` before each call."""
+    tensors = []
     for call in calls:
         before(call)
         with torch.no_grad():
-            made.append(model(**call.kwargs)[0].flatten())
-    return torch.cat(made)
+            tensors.append(model(**call.kwargs)[0].flatten())
+    return torch.cat(tensors)
 
 
 def loaded(package: ModuleType, model: nn.Module, folder: Path, result: Result) -> nn.Module:
-    """A copy of the float model into which MindIE-SD loads the checkpoint in `folder`."""
+    """Copies the float model and lets MindIE-SD load the checkpoint in `folder` into the copy."""
     schemes = {layer.scheme for layer in result.layers.values()}
     dtype = next(iter(result.layers.values())).dtype
-    policy = package.TimestepPolicyConfig("static")  # else timestep layers find the range of each token
-    made: nn.Module = package.quantize(
+    policy = package.TimestepPolicyConfig("static")  # otherwise timestep layers use a range for each token
+    quantized_model: nn.Module = package.quantize(
         copy.deepcopy(model), str(folder / file_names(schemes.pop())[1]), timestep_config=policy, dtype=dtype
     )
-    return made
+    return quantized_model
 
 
 def print_row(package: ModuleType, activations: str, dtype: torch.dtype, smoothing: bool) -> None:
-    """Prints how many numbers of the output differ."""
+    """Prints the row of one configuration: how many numbers of the output differ."""
     model, calls = hard(dtype=dtype), prompts(4, STEPS, dtype=dtype)
     levels = [float(call.kwargs["timestep"][0]) for call in calls[:STEPS]]
     result = calibrated(model, calls, activations=activations, smoothing=smoothing)

@@ -1,13 +1,13 @@
-"""Compares both ONNX graphs with the integer layers, and onnxruntime's speed with the QDQ graph and the float graph.
+"""Compares both kinds of ONNX graphs with Octavo's integer layers, and measures onnxruntime's speed with them.
 
     python -m bench.bench_onnx [--rounds 9] [--networks digits 18 50 mobilenet regnet convnext vit]
 
-Times are medians of alternating runs of both graphs with one thread. `fused` counts the layers that onnxruntime
-computes in int8: it needs the output quantized too, so a layer whose output goes into a residual sum is dequantized and
-computed in float. `off by` is the largest difference of an output, in 255ths of the outputs' range; `int8 off float` is
-the error of quantization itself in the same measure. `layers unequal` counts the layers of Ascend's graph that do not
-give the bits of the integer layers for the same inputs; if there are none, a difference comes from the float operators
-between the layers.
+Times are medians of alternating runs of the QDQ graph and the float graph with one thread. `fused` counts the layers
+that onnxruntime computes in int8. It only does so where the output of a layer is quantized too; a layer with an output
+that is added to a residual is computed in float. `off by` is the largest difference of an output value, in units
+of 1/255 of the outputs' range; `int8 off float` is the error of quantization itself in the same unit. `layers unequal`
+counts the layers of Ascend's graph whose output differs by a bit from the integer layer's for the same input. If there
+are none, all differences come from the float operators between the layers.
 """
 
 import argparse
@@ -45,7 +45,7 @@ _INT8 = ("QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat")
 
 
 def session(proto: onnx.ModelProto, optimized: Path) -> onnxruntime.InferenceSession:
-    """A session with one thread, which writes the optimized graph to `optimized`."""
+    """Makes a session with one thread, and writes onnxruntime's optimized graph to the file `optimized`."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     options.optimized_model_filepath = str(optimized)
@@ -53,7 +53,7 @@ def session(proto: onnx.ModelProto, optimized: Path) -> onnxruntime.InferenceSes
 
 
 def subject(name: str) -> tuple[nn.Module, Tensor]:
-    """A model and a batch of inputs."""
+    """Makes the model with this name, and a batch of inputs for it."""
     if name == "digits":
         data = bundled()
         return data.model, data.training[:16]
@@ -62,7 +62,7 @@ def subject(name: str) -> tuple[nn.Module, Tensor]:
     if name in _TRANSFORMERS:
         model = AutoModelForImageClassification.from_config(AutoConfig.for_model(_TRANSFORMERS[name]))
         for conv in model.modules():
-            if isinstance(conv, nn.Conv2d):  # else signals die out in depthwise convolutions
+            if isinstance(conv, nn.Conv2d):  # otherwise depthwise convolutions shrink their inputs to nothing
                 nn.init.kaiming_normal_(conv.weight, mode="fan_out")
     else:
         model = {"18": resnet18, "50": resnet50}[name]()
@@ -70,61 +70,64 @@ def subject(name: str) -> tuple[nn.Module, Tensor]:
 
 
 def seconds(sessions: list[onnxruntime.InferenceSession], x: np.ndarray[Any, Any], rounds: int) -> list[float]:
-    """The median seconds of each session, run alternately."""
-    taken: list[list[float]] = [[] for _ in sessions]
-    for _ in range(rounds + 1):  # the first is to warm up
-        for each, times in zip(sessions, taken, strict=True):
+    """Measures the median seconds of a run of each session. The sessions run alternately."""
+    seconds_of_session: list[list[float]] = [[] for _ in sessions]
+    for _ in range(rounds + 1):  # the first round is for warming up
+        for session, times in zip(sessions, seconds_of_session, strict=True):
             began = time.perf_counter()
-            each.run(None, {_NAME: x})
+            session.run(None, {_NAME: x})
             times.append(time.perf_counter() - began)
-    return [median(times[1:]) for times in taken]
+    return [median(times[1:]) for times in seconds_of_session]
 
 
-def heard(
+def run_recorded(
     model: nn.Module, layers: dict[str, QuantizedLayer], x: Tensor
 ) -> tuple[Array, dict[str, tuple[Array, Array]]]:
-    """The model's output with these layers, and the input and output of each layer."""
-    found: dict[str, tuple[Array, Array]] = {}
+    """Runs the model with these integer layers; returns its output, and the input and output of each layer."""
+    calls: dict[str, tuple[Array, Array]] = {}
 
     def listener(name: str) -> Any:
-        def hear(module: nn.Module, args: Any, output: Tensor) -> None:
-            found[name] = args[0].numpy().copy(), output.numpy().copy()
+        def record(module: nn.Module, args: Any, output: Tensor) -> None:
+            calls[name] = args[0].numpy().copy(), output.numpy().copy()
 
-        return hear
+        return record
 
     with torch.no_grad(), quantized(model, layers):
         handles = [model.get_submodule(name).register_forward_hook(listener(name)) for name in layers]
-        made = model(x)
+        model_output = model(x)
         for handle in handles:
             handle.remove()
-    return (made if isinstance(made, Tensor) else made.logits).numpy(), found
+    return (model_output if isinstance(model_output, Tensor) else model_output.logits).numpy(), calls
 
 
 def differing(proto: onnx.ModelProto, calls: dict[str, tuple[Array, Array]]) -> int:
-    """The number of layers of Ascend's graph whose output differs by a bit from torch's for the same input."""
-    part, ways = onnx.ModelProto(), dict[str, str]()  # ways: from what is between the two operators to a layer's input
+    """Counts the layers of Ascend's graph whose output differs by a bit from torch's for the same input."""
+    part, inputs = (
+        onnx.ModelProto(),
+        dict[str, str](),
+    )  # inputs: tensor between AscendQuant, AscendDequant -> layer input
     part.CopyFrom(proto)
     del part.graph.node[:], part.graph.input[:], part.graph.output[:]
     feeds, kind = dict[str, Array](), onnx.TensorProto.FLOAT
     for node in proto.graph.node:
         if node.op_type == QUANT:
-            ways[node.output[0]] = node.input[0]
-        elif known := [name for name in node.input if name in ways]:
-            ways[node.output[0]] = ways[known[0]]
+            inputs[node.output[0]] = node.input[0]
+        elif origins := [name for name in node.input if name in inputs]:
+            inputs[node.output[0]] = inputs[origins[0]]
         else:
             continue
         part.graph.node.append(node)
         if node.op_type == DEQUANT:
-            feeds[ways.pop(node.output[0])] = calls[node.output[0]][0]
+            feeds[inputs.pop(node.output[0])] = calls[node.output[0]][0]
             part.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], kind, None))
     part.graph.input.extend(onnx.helper.make_tensor_value_info(name, kind, None) for name in feeds)
-    names = [each.name for each in part.graph.output]
-    made = zip(names, AscendGraph(part)(**feeds), strict=True)
-    return sum(not np.array_equal(found, calls[name][1]) for name, found in made)
+    names = [value.name for value in part.graph.output]
+    outputs = zip(names, AscendGraph(part)(**feeds), strict=True)
+    return sum(not np.array_equal(output, calls[name][1]) for name, output in outputs)
 
 
 def row(name: str, rounds: int) -> list[str]:
-    """The cells of one network's row."""
+    """Measures one network; returns the cells of its row."""
     model, x = subject(name)
     result, model = calibrate_folded(model, lambda: [Sample((x,), {})])
     began = time.perf_counter()
@@ -132,14 +135,14 @@ def row(name: str, rounds: int) -> list[str]:
     tracing = time.perf_counter() - began
     graphs = [qdq(traced, result.layers), float_graph(trace(model, {}, result.example))]
     with TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{at}.onnx" for at in range(2)]
+        files = [Path(folder) / f"{number}.onnx" for number in range(2)]
         sessions = [session(graph, file) for graph, file in zip(graphs, files, strict=True)]
         kinds = Counter(node.op_type for node in onnx.load(files[0]).graph.node)
     integer, exact = seconds(sessions, x.numpy(), rounds)
-    wanted, calls = heard(model, result.layers, x)
+    wanted, calls = run_recorded(model, result.layers, x)
     graph = ascend(traced, result.layers)
     device = AscendGraph(graph)(**{_NAME: x.numpy()})[0]
-    others = sessions[0].run(None, {_NAME: x.numpy()})[0], device, heard(model, {}, x)[0]
+    others = sessions[0].run(None, {_NAME: x.numpy()})[0], device, run_recorded(model, {}, x)[0]
     off = [f"{float(np.abs(other - wanted).max()) / float(np.ptp(wanted)) * 255:.2f}" for other in others]
     unequal = f"{differing(graph, calls)} of {len(calls)}"
     sizes = [f"{graph.ByteSize() / 2**20:.1f}" for graph in graphs]

@@ -1,10 +1,10 @@
-"""Compares the forward of a small STDiT3 with its linears and attentions timed alone.
+"""Compares the time of a small STDiT3's forward with the time of its linears and attentions alone.
 
     python -m bench.bench_opensora [--rounds 9] [--heads 4] [--dtype float32] [--threads N] [--clock wall|cpu]
 
-Every linear and attention call of one forward is recorded and run again by itself, on inputs of the same shape and
-layout. Rounds alternate forward, linears and attentions, so that a busy machine slows all three: the ratio counts. On
-shared cores, --threads 1 --clock cpu counts only the time that this process ran.
+Records every linear and attention call of one forward, and runs these calls again by themselves, on inputs of the same
+shape and layout. Each round runs the forward, the linears and the attentions, so that a busy machine slows all three
+and the ratio stays meaningful. With --threads 1 --clock cpu only the time of this process counts.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 from octavo.pipelines.opensora import STDiT3
 
-LATENTS = (15, 30, 53)  # 51 frames of 240x426
-BAR = 1.3
+LATENTS = (15, 30, 53)  # frames, height, width in latent space, of 51 frames of 240 x 426 pixels
+BAR = 1.3  # the ratio that the forward should not exceed
 
 
 class Recorder(TorchFunctionMode):
-    """Records every F.linear and attention call inside it; calls of one shape share the tensors of the first call."""
+    """Records every F.linear and attention call of its `with` block; calls of the same shapes share their tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,13 +36,13 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in self.calls:
             key = (func, tuple((tuple(a.shape), a.stride()) for a in args if isinstance(a, torch.Tensor)))
-            held = self._first.setdefault(key, tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in args))
-            self.calls[func].append(partial(func, *held, **kwargs))
+            copies = self._first.setdefault(key, tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in args))
+            self.calls[func].append(partial(func, *copies, **kwargs))
         return func(*args, **kwargs)
 
 
 def inputs(dtype: torch.dtype, frames_marked: bool) -> tuple[tuple, dict]:
-    """One guided call at 240p, 51 frames, with a caption of 60 tokens."""
+    """Makes the arguments of a call with guidance: 240p, 51 frames, a caption of 60 tokens."""
     mask = (torch.arange(300) < 60).long()[None]
     kwargs: dict[str, Any] = {"mask": mask, "fps": torch.tensor([24.0])}
     kwargs |= {"height": torch.tensor([240.0]), "width": torch.tensor([426.0])}

@@ -1,9 +1,10 @@
-"""Counts the codes that differ between the order of Ascend's operators and that of ONNX, and what that changes.
+"""Counts the codes that differ between Ascend's and ONNX's order of rounding, and measures the effect on the output.
 
     python -m bench.bench_orders [--prompts 2]
 
-The evaluated layers compute round(x / scale + zero_point), QuantizeLinear round(x / scale) + zero_point. On the bundled
-pipeline (static ranges, in each dtype) the layers are computed once in each order on the inputs of the float model.
+Octavo's layers, as Ascend's operators, compute round(x / scale + zero_point). ONNX's QuantizeLinear computes
+round(x / scale) + zero_point. For each dtype, the codes of the float model's layer inputs are computed in both orders,
+and the bundled pipeline's transformer, with static ranges, runs in both orders.
 """
 
 import argparse
@@ -27,12 +28,13 @@ from .accuracy import recorded
 
 
 class Tally:
-    """Counts codes, and those that differ, and the largest difference."""
+    """Counts the codes of one layer's input and those that differ between both orders; keeps the largest difference."""
 
     def __init__(self, layer: QuantizedLayer) -> None:
         self.layer, self.codes, self.differing, self.largest = layer, 0, 0, 0
 
     def add(self, x: Tensor) -> None:
+        """Adds the codes of an input of the layer."""
         scale, zero_point = self.layer.input_scale, self.layer.input_zero_point
         device = self.layer.input.codes(self.layer.transformed(x, -1)).q
         onnx = ((self.layer.transformed(x, -1).float() / scale).round() + zero_point).clamp(-128, 127)
@@ -43,7 +45,7 @@ class Tally:
 
 
 class RoundedFirst(nn.Module):
-    """A static linear layer whose codes are rounded before the zero point is added."""
+    """An integer linear layer with a static range that rounds before it adds the zero point, as ONNX does."""
 
     def __init__(self, layer: QuantizedLayer) -> None:
         super().__init__()
@@ -58,19 +60,19 @@ class RoundedFirst(nn.Module):
 
 
 def tallies(model: nn.Module, layers: Mapping[str, QuantizedLayer], calls: Any) -> list[Tally]:
-    """The codes of every layer's input in the float model."""
-    found = {name: Tally(layer) for name, layer in layers.items()}
-    hooks = {name: lambda module, args, kwargs, n=name: found[n].add(input_of(args, kwargs)) for name in layers}
+    """Runs the float model on the calls, and counts the codes of every layer's input."""
+    counts = {name: Tally(layer) for name, layer in layers.items()}
+    hooks = {name: lambda module, args, kwargs, n=name: counts[n].add(input_of(args, kwargs)) for name in layers}
     with hooked(model, hooks):
         outputs(model, calls)
-    return list(found.values())
+    return list(counts.values())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", type=int, default=2)
     options = parser.parse_args()
-    print("| dtype | codes | of another code | off by at most | SQNR | in ONNX's order | one from the other |")
+    print("| dtype | codes | codes that differ | largest difference | SQNR | in ONNX's order | between both orders |")
     print("|---|---|---|---|---|---|---|")
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         pipe = load_pipeline(model_directory("demo"))
@@ -89,14 +91,14 @@ def main() -> None:
             onnx = outputs(model, calls)
         powers = [sqnr(exact, device), sqnr(exact, onnx), sqnr(device, onnx)]
         print(
-            f"| {str(dtype).removeprefix('torch.')} | {sum(each.codes for each in counted)} "
-            f"| {sum(each.differing for each in counted)} | {max(each.largest for each in counted)} "
+            f"| {str(dtype).removeprefix('torch.')} | {sum(tally.codes for tally in counted)} "
+            f"| {sum(tally.differing for tally in counted)} | {max(tally.largest for tally in counted)} "
             f"| {' | '.join(f'{power:.2f} dB' for power in powers)} |", flush=True,
         )  # fmt: skip
 
 
 def cast(calls: Any, dtype: torch.dtype) -> list[Any]:
-    """The calls with their floating-point arguments in `dtype`, the timestep apart."""
+    """Returns the calls with their float arguments in `dtype`, except for the timestep."""
     return [
         call._replace(
             kwargs={
@@ -108,10 +110,10 @@ def cast(calls: Any, dtype: torch.dtype) -> list[Any]:
     ]
 
 
-def sqnr(exact: list[list[Tensor]], made: list[list[Tensor]]) -> float:
-    """SQNR in dB of the outputs `made` against `exact`; infinite where they are equal."""
+def sqnr(exact: list[list[Tensor]], approximate: list[list[Tensor]]) -> float:
+    """Computes the SQNR in dB of the outputs `approximate` against `exact`; infinite if they are equal."""
     power = Power()
-    for one, other in zip(exact, made, strict=True):
+    for one, other in zip(exact, approximate, strict=True):
         power.add(one[0], other[0])
     return float("inf") if power.sqnr is None else power.sqnr
 

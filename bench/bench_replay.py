@@ -1,4 +1,4 @@
-"""Measures the cost of observers on the bundled pipeline: the replay of one prompt's calls with and without them.
+"""Measures the cost of observers on the bundled pipeline: replays the calls of one prompt with and without them.
 
 python -m bench.bench_replay [--rounds 7] [--observer sigma]
 """
@@ -42,7 +42,7 @@ def main() -> None:
                 run(model, call, position)
 
     plain()
-    print("| observer | observed : plain, bundled pipeline, 28 calls | of the rounds |\n|---|---|---|")
+    print("| observer | time with : without observers, bundled pipeline, 28 calls | range over rounds |\n|---|---|---|")
     for name in options.observer or OBSERVERS:
         observer, ratios = OBSERVERS[name], []
         for _ in range(options.rounds):

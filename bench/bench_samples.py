@@ -1,10 +1,10 @@
-"""Measures what replays do with calibration samples: copies for each forward, digests, and the watch on weights.
+"""Measures the overhead of replays: copying arguments, digests of samples, watching which weights a forward reads.
 
     OMP_NUM_THREADS=1 python -m bench.bench_samples
 
-Prints milliseconds, the least of five rounds: a forward of the bundled denoiser, a copy of its arguments and the same
-forward while its weights are watched; a copy of the arguments of Stable Diffusion 3 at 1024 x 1024; a copy and a digest
-of 16 pictures of 224 x 224.
+Prints the least milliseconds of five rounds. Measured are a forward of the bundled denoiser, a copy of its arguments,
+and the same forward while its weights are watched; a copy of the arguments of Stable Diffusion 3 at 1024 x 1024; a copy
+and a digest of 16 pictures of 224 x 224.
 """
 
 import time
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def least(action: Callable[[], object]) -> float:
-    """The least milliseconds of ROUNDS runs."""
+    """Runs `action` ROUNDS times; returns the least milliseconds."""
     times = []
     for _ in range(ROUNDS):
         began = time.perf_counter()

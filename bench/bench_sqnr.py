@@ -1,11 +1,12 @@
-"""Measures how far the printed output SQNR is from that over all calls, on the tiny pipelines of tests/zoo.
+"""Measures how far the reported output SQNR, of a few calls, is from the SQNR over all calls; uses tests/zoo.
 
     python -m bench.bench_sqnr [NAME ...] [--prompts 4] [--steps 8] [--accuracy fast]
 
-Each pipeline runs its prompts with as many steps; each denoiser is calibrated as the command would do it, and both
-models run on all calls. A prompt is made from the pipeline's embeddings, mixed with noise of its own. A line for each
-denoiser, then the quantiles of the distance, and how often the interval holds the SQNR over all calls. Which prompts
-are held out, and which calls are measured, follows from the order of the prompts: the last line is over all orders.
+Each tiny pipeline of tests/zoo runs each prompt with --steps steps. Each of its denoisers is calibrated as by `octavo
+calibrate`, and the float and the integer model run on all calls. The prompts are the embeddings of the test pipeline,
+mixed with different noise. Prints a line for each denoiser, then the quantiles of the difference, and how often the
+reported interval contains the SQNR over all calls. The order of the prompts determines which prompts are held out and
+which calls are measured; the last line is about all orders.
 """
 
 import argparse
@@ -36,8 +37,11 @@ from .accuracy import Call
 
 
 class Row(NamedTuple):
-    """The numbers of one denoiser: calls in all and measured, SQNR printed and over all calls in dB, its interval; the
-    SQNR that would be printed for each order of the prompts."""
+    """The numbers of one denoiser.
+
+    `calls` counts all calls, `measured` those of the reported SQNR. `printed` is the reported SQNR in dB, `extent` its
+    interval, `true` the SQNR over all calls. `orders` has the SQNR that each order of the prompts would report.
+    """
 
     name: str
     calls: int
@@ -49,7 +53,7 @@ class Row(NamedTuple):
 
 
 def of_prompt(arguments: dict[str, Any], unit: int, steps: int) -> dict[str, Any]:
-    """The arguments for another prompt: embeddings are mixed with noise, a quarter of the energy, and stay as large."""
+    """Makes the arguments of prompt number `unit`: mixes embeddings with noise, which has a quarter of the energy."""
     generator = torch.Generator().manual_seed(unit)
 
     def varied(value: Any) -> Any:
@@ -58,12 +62,12 @@ def of_prompt(arguments: dict[str, Any], unit: int, steps: int) -> dict[str, Any
             return 0.75**0.5 * value + 0.5 * value.std() * noise
         return value
 
-    made = {name: varied(value) if "embeds" in name else value for name, value in arguments.items()}
-    return made | ({"num_inference_steps": steps} if "num_inference_steps" in made else {})
+    varied_arguments = {name: varied(value) if "embeds" in name else value for name, value in arguments.items()}
+    return varied_arguments | ({"num_inference_steps": steps} if "num_inference_steps" in varied_arguments else {})
 
 
 def recorded(pipe: Any, arguments: dict[str, Any], prompts: int, steps: int) -> dict[str, list[Call]]:
-    """The calls of each denoiser of the pipeline, each with the number of its prompt."""
+    """Runs the pipeline; returns the calls of each of its denoisers, each call with the number of its prompt."""
     calls: dict[str, list[Call]] = {}
     for unit in range(prompts):
         memories = {name: Memory() for name in denoisers(pipe)}
@@ -77,20 +81,21 @@ def recorded(pipe: Any, arguments: dict[str, Any], prompts: int, steps: int) -> 
 
 
 def rows(name: str, prompts: int, steps: int, recipe: str) -> Iterator[Row]:
-    """The rows of the denoisers of a pipeline."""
+    """Yields a row for each denoiser of a pipeline."""
     pipe, arguments = make(name)
     family = family_of(type(pipe).__name__)
-    known: dict[str, Any] = {"defaults": family.keep_float, "more_float": family.more_float, "groups": family.groups}
+    options: dict[str, Any] = {"defaults": family.keep_float, "more_float": family.more_float, "groups": family.groups}
     for module in denoisers(pipe).values():
         module.requires_grad_(False)
     for component, calls in recorded(pipe, arguments, prompts, steps).items():
         module = denoisers(pipe)[component]
-        if calls and (row := measured(f"{name}.{component}", module, calls, Settings(**known, **RECIPES[recipe]))):
+        settings = Settings(**options, **RECIPES[recipe])
+        if calls and (row := measured(f"{name}.{component}", module, calls, settings)):
             yield row
 
 
 def measured(name: str, module: nn.Module, calls: list[Call], settings: Settings) -> Row | None:
-    """The row of one denoiser; None where its integers make no error."""
+    """Calibrates one denoiser and makes its row; None if its integer layers make no error."""
     result = calibrate(module, lambda: calls, settings)
     exact = outputs(module, calls)
     with quantized(module, result.layers):
@@ -103,16 +108,16 @@ def measured(name: str, module: nn.Module, calls: list[Call], settings: Settings
 
 
 def in_all_orders(module: nn.Module, calls: list[Call], powers: list[Power]) -> list[float]:
-    """The SQNR over the measured calls for each order of the prompts, given the power of each call."""
-    found = []
+    """Computes the SQNR that would be reported for each order of the prompts, given the power of each call."""
+    sqnrs = []
     for order in itertools.permutations(sorted({call.unit for call in calls})):
-        positions = sorted(range(len(calls)), key=lambda at, order=order: (order[calls[at].unit], at))
+        positions = sorted(range(len(calls)), key=lambda position, order=order: (order[calls[position].unit], position))
         current = CurrentCall(module)
-        for _ in current.tracked(calls[at]._replace(unit=order[calls[at].unit]) for at in positions):
+        for _ in current.tracked(calls[position]._replace(unit=order[calls[position].unit]) for position in positions):
             pass
-        sqnr = total(powers[positions[at]] for at in measured_calls(current, MEASURED)).sqnr
-        found.append(math.inf if sqnr is None else sqnr)
-    return found
+        sqnr = total(powers[positions[index]] for index in measured_calls(current, MEASURED)).sqnr
+        sqnrs.append(math.inf if sqnr is None else sqnr)
+    return sqnrs
 
 
 def main() -> None:
@@ -124,32 +129,32 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("octavo.calibrate").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    found: list[Row] = []
+    all_rows: list[Row] = []
     for name in options.names or list(ZOO):
         with quiet():
             try:
-                made = list(rows(name, options.prompts, options.steps, options.accuracy))
+                rows_of_pipeline = list(rows(name, options.prompts, options.steps, options.accuracy))
             except Exception as error:
-                print(f"{name}: left out ({type(error).__name__}: {str(error)[:100]})", flush=True)
+                print(f"{name}: skipped ({type(error).__name__}: {str(error)[:100]})", flush=True)
                 continue
-        for row in made:
+        for row in rows_of_pipeline:
             print(f"{row.name}: {row.printed:.2f} dB on {row.measured}, {row.true:.2f} dB on {row.calls}", flush=True)
-        found += made
-    show(found)
+        all_rows += rows_of_pipeline
+    show(all_rows)
 
 
-def show(found: list[Row]) -> None:
-    """Prints the quantiles of the distance and the worst denoiser."""
-    distances = sorted(abs(row.printed - row.true) for row in found)
-    worst = max(found, key=lambda row: abs(row.printed - row.true))
+def show(all_rows: list[Row]) -> None:
+    """Prints the quantiles of the difference, the worst denoiser, and how often the interval was right."""
+    distances = sorted(abs(row.printed - row.true) for row in all_rows)
+    worst = max(all_rows, key=lambda row: abs(row.printed - row.true))
     cells = ", ".join(
-        f"{share} % {distances[min(len(found) * share // 100, len(found) - 1)]:.2f}" for share in (50, 90, 95, 99)
+        f"{share} % {distances[min(len(all_rows) * share // 100, len(all_rows) - 1)]:.2f}" for share in (50, 90, 95, 99)
     )
-    inside = sum(row.extent is not None and row.extent[0] <= row.true <= row.extent[1] for row in found)
-    print(f"{len(found)} denoisers; distance in dB: {cells}; worst {distances[-1]:.2f} ({worst.name})")
+    inside = sum(row.extent is not None and row.extent[0] <= row.true <= row.extent[1] for row in all_rows)
+    print(f"{len(all_rows)} denoisers; difference in dB: {cells}; worst {distances[-1]:.2f} ({worst.name})")
     near = sum(distance <= 1.0 for distance in distances)
-    print(f"within 1 dB: {near / len(found):.1%} (bar: 95 %); inside the interval: {inside / len(found):.1%}")
-    every = [abs(sqnr - row.true) <= 1.0 for row in found for sqnr in row.orders]
+    print(f"within 1 dB: {near / len(all_rows):.1%} (bar: 95 %); inside the interval: {inside / len(all_rows):.1%}")
+    every = [abs(sqnr - row.true) <= 1.0 for row in all_rows for sqnr in row.orders]
     print(f"within 1 dB in all {len(every)} orders of prompts: {sum(every) / len(every):.1%}")
 
 

@@ -1,12 +1,12 @@
-"""Damages checkpoints, captures and other input files, and counts what the commands make of them.
+"""Damages checkpoints, captures and other input files, and counts how the commands end that read them.
 
     python -m bench.damage flips [--count 376]     single flipped bits, over all files of a checkpoint of each format
-    python -m bench.damage cost                    seconds of digests beside those of loading
+    python -m bench.damage cost                    the time of computing digests, beside the time of loading
     python -m bench.damage mutations [--count 1]   truncated, swapped and rewritten files; JSON with other values
 
-A flip must not be called sound, and must not be drawn or compared with. A mutation must not end in exit code 1, take
-more than 20 seconds of the processor or 1 GiB above what the process has. All commands run in this process, on tiny
-models.
+After a flip no command may accept the file: inspect must report the damage, generate and compare must refuse to run.
+After a mutation no command may end with exit code 1, take more than 20 seconds of processor time, or use more than
+1 GiB of additional memory. All commands run in this process, on tiny models.
 """
 
 import random
@@ -28,7 +28,7 @@ from click.testing import CliRunner
 from diffusers import SD3Transformer2DModel
 from torch import nn
 
-from bench.bench_load import made
+from bench.bench_load import write_models
 from octavo.calibrate import Calibrator, QuantConfig
 from octavo.calibrate.formats.manifest import verify
 from octavo.calibrate.formats.onnx.write import write_all
@@ -39,17 +39,17 @@ from octavo.cli import main as octavo
 from tests.helpers.damage import Changes, bytes_changed, flipped, header_changed, json_changed, sealed_changed
 from tests.zoo.whole_sd3 import whole_sd3
 
-SECONDS, MEMORY = 20.0, 1 << 30  # the most processor time and memory that a command may take on a damaged file
-LONGEST = 120.0  # seconds by the clock, for a command that waits and does not compute
+SECONDS, MEMORY = 20.0, 1 << 30  # most processor time and additional memory (bytes) that a command may use
+LONGEST = 120.0  # most seconds of wall-clock time, for a command that waits and does not compute
 SMALL = ("--steps", "1", "--height", "16", "--width", "16", "--device", "cpu")
 
 
 class Hung(BaseException):
-    """A command took longer than SECONDS."""
+    """Raised in a command that takes longer than SECONDS of processor time, or LONGEST."""
 
 
 class Done(NamedTuple):
-    """A command that ended: its exit code, its output, its seconds, and the memory it took, in bytes."""
+    """The result of a command: exit code, output, seconds, and the bytes of memory that it used in addition."""
 
     code: int
     output: str
@@ -58,13 +58,13 @@ class Done(NamedTuple):
 
 
 def run(*arguments: object) -> Done:
-    """Runs a command in this process. Its exit code is -1 where it hangs, 1 where it raises."""
+    """Runs a command in this process. The exit code is -1 if the command hangs, 1 if it raises an exception."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Hung
 
     before, began = _memory("VmRSS"), time.monotonic()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak of memory
     timers = ((signal.ITIMER_PROF, signal.SIGPROF, SECONDS), (signal.ITIMER_REAL, signal.SIGALRM, LONGEST))
     for timer, number, limit in timers:
         signal.signal(number, stop)
@@ -81,45 +81,48 @@ def run(*arguments: object) -> Done:
 
 
 def _memory(name: str) -> int:
+    """Returns an entry of /proc/self/status, such as VmRSS, in bytes."""
     return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) * 1024
 
 
 class Subject(NamedTuple):
-    """A sound directory, and the commands that read it from the place of a damaged copy."""
+    """An undamaged directory, and a function that yields the commands that read a directory of its kind."""
 
     name: str
     directory: Path
     commands: Callable[[Path], Iterator[tuple[object, ...]]]
 
     def files(self) -> list[Path]:
-        """Lists the files, each by its path below the directory."""
+        """Lists all files of the directory, as paths relative to it."""
         return sorted(path.relative_to(self.directory) for path in self.directory.rglob("*") if path.is_file())
 
 
 def prepared(folder: Path) -> tuple[Path, Path, list[Subject]]:
-    """Makes a pipeline, its capture, and a checkpoint of each format."""
+    """Makes a tiny pipeline, a capture of it, and a checkpoint in each format."""
     model, captured = whole_sd3(folder), folder / "captured"
     (folder / "prompts.txt").write_text("a red circle\na blue ring")
-    _made("capture", model, captured, "--prompts", folder / "prompts.txt", *SMALL)
+    _run_or_exit("capture", model, captured, "--prompts", folder / "prompts.txt", *SMALL)
     out = folder / "drawn.png"
 
-    def denoiser(place: Path) -> Iterator[tuple[object, ...]]:
-        yield "inspect", place
-        yield "generate", place, "a ring", "-o", out, "--overwrite", *SMALL
-        yield "compare", model, place, "-o", out.with_suffix(".html"), "--overwrite", "--limit", 1, *SMALL
+    def denoiser(path: Path) -> Iterator[tuple[object, ...]]:
+        yield "inspect", path
+        yield "generate", path, "a ring", "-o", out, "--overwrite", *SMALL
+        yield "compare", model, path, "-o", out.with_suffix(".html"), "--overwrite", "--limit", 1, *SMALL
 
-    def other(place: Path) -> Iterator[tuple[object, ...]]:
-        yield "inspect", place
+    def other(path: Path) -> Iterator[tuple[object, ...]]:
+        yield "inspect", path
 
     subjects = []
     for formats in ("ascend", "diffusers", "torchao", "ascend,diffusers,torchao"):
-        made = folder / formats.replace(",", "-")
-        _made("calibrate", captured, made, "--format", formats, "--accuracy", "plain", "--max-shard-size", "100KB")
-        subjects.append(Subject(formats, made, other if formats == "torchao" else denoiser))
-    made = folder / "onnx"
+        directory = folder / formats.replace(",", "-")
+        _run_or_exit(
+            "calibrate", captured, directory, "--format", formats, "--accuracy", "plain", "--max-shard-size", "100KB"
+        )
+        subjects.append(Subject(formats, directory, other if formats == "torchao" else denoiser))
+    directory = folder / "onnx"
     graphs = ("--input-shape", "2,3,32,32", "--format", "ascend,onnx,ascend-onnx", "--accuracy", "plain")
-    _made("calibrate-cnn", "digits", made, *graphs)
-    subjects.append(Subject("ascend,onnx,ascend-onnx", made, other))
+    _run_or_exit("calibrate-cnn", "digits", directory, *graphs)
+    subjects.append(Subject("ascend,onnx,ascend-onnx", directory, other))
     for name, write in (("ranks", _ranks), ("external-data", _external)):
         write(_calibrated(), folder / name)
         subjects.append(Subject(name, folder / name, other))
@@ -127,7 +130,7 @@ def prepared(folder: Path) -> tuple[Path, Path, list[Subject]]:
 
 
 def _calibrated() -> Calibrator:
-    """A small network of convolutions, calibrated on noise."""
+    """Calibrates a small network of convolutions on noise."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3))
     calibrator = Calibrator(model.eval(), QuantConfig(quant_mode=1), [[torch.randn(2, 3, 9, 9)]])
@@ -136,7 +139,7 @@ def _calibrated() -> Calibrator:
 
 
 def _ranks(calibrator: Calibrator, folder: Path) -> None:
-    """Two pairs of files, as two ranks of MindIE-SD read them, beside a file of the user."""
+    """Writes two pairs of files, as two ranks of MindIE-SD read them, beside a file of the user."""
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
     for rank in range(2):
@@ -145,24 +148,28 @@ def _ranks(calibrator: Calibrator, folder: Path) -> None:
 
 
 def _external(calibrator: Calibrator, folder: Path) -> None:
-    """Graphs whose tensors are in files of their own."""
+    """Writes ONNX graphs with their tensors in separate files."""
     write_all(calibrator.result.layers, calibrator.model, folder, "net", calibrator.result.example, largest=100)
 
 
-def _made(*arguments: object) -> None:
+def _run_or_exit(*arguments: object) -> None:
+    """Runs an octavo command. Raises SystemExit if it fails."""
     result = CliRunner().invoke(octavo, [str(argument) for argument in arguments])
     if result.exit_code:
         raise SystemExit(f"{arguments}: {result.output}")
 
 
 def replaced(path: Path, content: bytes) -> None:
-    """Writes a file anew, whatever its mode."""
+    """Replaces a file, even if it is read-only."""
     path.unlink()
     path.write_bytes(content)
 
 
 def outcomes(subject: Subject, file: Path, content: bytes) -> Iterator[tuple[str, Done]]:
-    """Yields each command of a subject by name and how it ends while the file has this content; puts the file back."""
+    """Runs all commands of a subject while `file` has this content, then restores the file.
+
+    Yields the name and the result of each command.
+    """
     path = subject.directory / file
     sound = path.read_bytes()
     replaced(path, content)
@@ -173,12 +180,12 @@ def outcomes(subject: Subject, file: Path, content: bytes) -> Iterator[tuple[str
 
 @click.group()
 def main() -> None:
-    """Damages files, and counts what the commands make of them."""
+    """Damages files, and counts how the commands end that read them."""
     torch.set_num_threads(1)
 
 
 @main.command()
-@click.option("--count", default=376, show_default=True, help="How many bits are flipped.")
+@click.option("--count", default=376, show_default=True, help="Number of bits to flip.")
 @click.option("--seed", default=0, show_default=True)
 def flips(count: int, seed: int) -> None:
     """Flip single bits in every file of every format."""
@@ -199,12 +206,12 @@ def flips(count: int, seed: int) -> None:
                     print(f"{subject.name}: {file}, bit {bit}: {name} ends with {done.code}", flush=True)
         for (name, code), times in sorted(refused.items()):
             print(f"{name}: exit code {code} in {times} runs")
-    print(f"{count} flips in {len(places)} files of {len(subjects)} checkpoints; called sound, or run: {dict(wrong)}")
+    print(f"{count} flips in {len(places)} files of {len(subjects)} checkpoints; not refused: {dict(wrong)}")
     sys.exit(bool(wrong))
 
 
 def changes_of(path: Path, rng: random.Random, count: int) -> Changes:
-    """The changes that are tried on a file: of its bytes, and of the JSON that is in it."""
+    """Yields the changes to try on a file: changes of its bytes, and of any JSON in it."""
     content = path.read_bytes()
     yield from bytes_changed(content, rng)
     if content.startswith(b'{"sha256": "'):
@@ -216,12 +223,14 @@ def changes_of(path: Path, rng: random.Random, count: int) -> Changes:
 
 
 @main.command()
-@click.option("--count", default=1, show_default=True, help="Places in a file at which each value is tried.")
+@click.option(
+    "--count", default=1, show_default=True, help="Number of places in a JSON file at which each value is tried."
+)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--only", default="", help="Only subjects whose name has this in it.")
-@click.option("--most", default=10**9, help="Of each subject, try so many, chosen at random.")
+@click.option("--only", default="", help="Only subjects whose names contain this text.")
+@click.option("--most", default=10**9, help="Most mutations of each subject, chosen at random.")
 def mutations(count: int, seed: int, only: str, most: int) -> None:
-    """Rewrite files, with the manifest beside them and without."""
+    """Rewrite files of directories with and without a manifest."""
     rng = random.Random(seed)
     codes: Counter[tuple[str, int]] = Counter()
     faults = 0
@@ -243,23 +252,23 @@ def mutations(count: int, seed: int, only: str, most: int) -> None:
 def _all_mutations(
     folder: Path, rng: random.Random, count: int, only: str, most: int
 ) -> Iterator[tuple[Subject, Path, str, bytes]]:
-    """Yields each damaged file: the subject, its path, what was done to it, and its content."""
+    """Yields for each mutation: the subject, the path of the file, the name of the change, and the content."""
     model, captured, checkpoints = prepared(folder)
     for subject in [*checkpoints, *_bare(checkpoints), *_others(folder, model, captured)]:
         if only in subject.name:
-            found = [
+            mutations_of_subject = [
                 (subject, file, changed, content)
                 for file in subject.files()
                 for changed, content in changes_of(subject.directory / file, rng, count)
             ]
-            yield from rng.sample(found, min(most, len(found)))
+            yield from rng.sample(mutations_of_subject, min(most, len(mutations_of_subject)))
 
 
 @main.command()
 def cost() -> None:
-    """Measure what digests cost beside loading, in seconds of the processor."""
+    """Measure the processor seconds of computing digests, and of loading."""
     with tempfile.TemporaryDirectory() as folder:
-        made(("int8", "float32"), 4, 24, Path(folder), "10GB")
+        write_models(("int8", "float32"), 4, 24, Path(folder), "10GB")
         out, exact = Path(folder) / "int8", Path(folder) / "float32"
         size = sum(path.stat().st_size for path in out.iterdir())
         timed(f"digests of a checkpoint of {size >> 20} MiB", lambda: verify(out))
@@ -274,23 +283,23 @@ def cost() -> None:
 
 
 def timed(name: str, work: Callable[[], Any]) -> Any:
-    """Runs `work`, and prints the seconds of the processor that it took."""
+    """Runs `work`, prints the processor seconds that it took, and returns its result."""
     began = time.process_time()
-    found = work()
+    value = work()
     print(f"{name}: {time.process_time() - began:.2f} s", flush=True)
-    return found
+    return value
 
 
 @torch.no_grad()
 def forward(model: Any) -> None:
-    """One call of an SD3 transformer with 256 tokens."""
+    """Runs an SD3 transformer on 256 tokens."""
     config = model.config
     prompt, pooled = torch.randn(1, 77, config.joint_attention_dim), torch.randn(1, config.pooled_projection_dim)
     model(torch.randn(1, 16, 32, 32), prompt, pooled, torch.tensor([500.0]))
 
 
 def _bare(checkpoints: list[Subject]) -> Iterator[Subject]:
-    """Yields the same checkpoints without their manifests, so that the checks behind a manifest are tried too."""
+    """Yields copies of the checkpoints without manifests, to test the checks that do not use the manifest."""
     for subject in checkpoints:
         copy = subject.directory.with_name(subject.directory.name + "-bare")
         shutil.copytree(subject.directory, copy)
@@ -300,30 +309,30 @@ def _bare(checkpoints: list[Subject]) -> Iterator[Subject]:
 
 
 def _others(folder: Path, model: Path, captured: Path) -> Iterator[Subject]:
-    """A capture, a pipeline, and the other files that commands read."""
+    """Yields a capture, a pipeline, and the other input files of commands."""
     out, inputs = folder / "other-out", folder / "inputs"
     inputs.mkdir()
 
-    def capture(place: Path) -> Iterator[tuple[object, ...]]:
-        yield "inspect", place
-        yield "calibrate", place, out, "--overwrite", "--accuracy", "plain", "--device", "cpu"
+    def capture(path: Path) -> Iterator[tuple[object, ...]]:
+        yield "inspect", path
+        yield "calibrate", path, out, "--overwrite", "--accuracy", "plain", "--device", "cpu"
 
     yield Subject("capture", captured, capture)
     save_pth(inputs / "samples.pth", Capture.open(captured).calls())
     (inputs / "prompts.txt").write_text("a red circle")
 
-    def convert(place: Path) -> Iterator[tuple[object, ...]]:
+    def convert(path: Path) -> Iterator[tuple[object, ...]]:
         for command in (
-            ("convert-pth", place / "samples.pth", out),
-            ("capture", model, out, "--prompts", place / "prompts.txt", "--limit", 1, *SMALL),
+            ("convert-pth", path / "samples.pth", out),
+            ("capture", model, out, "--prompts", path / "prompts.txt", "--limit", 1, *SMALL),
         ):
             shutil.rmtree(out, ignore_errors=True)
             yield command
 
     yield Subject("inputs", inputs, convert)
 
-    def pipeline(place: Path) -> Iterator[tuple[object, ...]]:
-        yield "generate", place, "a ring", "-o", folder / "drawn.png", "--overwrite", *SMALL
+    def pipeline(path: Path) -> Iterator[tuple[object, ...]]:
+        yield "generate", path, "a ring", "-o", folder / "drawn.png", "--overwrite", *SMALL
 
     yield Subject("pipeline", model, pipeline)
 

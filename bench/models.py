@@ -1,9 +1,9 @@
-"""Captures, calibrates, exports and runs every tiny pipeline of tests/zoo and writes the results as a table.
+"""Captures, calibrates, exports and runs every tiny pipeline of tests/zoo, and prints a table of the results.
 
     python -m bench.models [NAME ...] [--write docs/models.md]
 
-Each pipeline has random weights and makes two or three denoising steps. The table shows whether everything works; its
-decibels say little.
+Each pipeline has random weights and runs two or three denoising steps. The table shows whether everything works. Its
+SQNR says nothing about the accuracy of trained models.
 """
 
 import argparse
@@ -25,7 +25,7 @@ HEAD = (
 
 
 def rows(names: list[str]) -> Iterator[str]:
-    """The lines of the table."""
+    """Yields the lines of the table: one for each denoiser of the named pipelines."""
     for name in names:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as directory, quiet():
@@ -35,7 +35,7 @@ def rows(names: list[str]) -> Iterator[str]:
 
 
 def line(row: WalkResult) -> str:
-    """The line of one denoiser."""
+    """Formats the line of one denoiser."""
     kind = row.kind if row.component in ("transformer", "unet") else f"{row.kind} ({row.component})"
     cells = (
         row.pipeline, kind, row.calls, "yes" if row.exact else "no", f"{row.quantized} / {row.kept_float}",
@@ -45,7 +45,7 @@ def line(row: WalkResult) -> str:
 
 
 def decibels(value: float | None) -> str:
-    """A number of dB, or a dash."""
+    """Formats a number of dB; None becomes a dash."""
     return "-" if value is None else f"{value:.1f} dB"
 
 

@@ -1,4 +1,4 @@
-"""ONNX graphs of an SD3 transformer in integers: by onnxruntime's quantize_dynamic, and QDQ with Octavo's numbers."""
+"""Writes ONNX graphs of a quantized SD3: with onnxruntime's quantize_dynamic, and as QDQ with Octavo's scales."""
 
 import copy
 from pathlib import Path
@@ -15,7 +15,7 @@ _CODES = torch.ops.quantized_decomposed
 
 
 class Graph(nn.Module):
-    """The model as a function from tensors to one tensor."""
+    """Wraps the model so that its forward takes only tensors and returns one tensor."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -24,18 +24,21 @@ class Graph(nn.Module):
     def forward(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, pooled_projections: Tensor, timestep: Tensor
     ) -> Tensor:
-        given = hidden_states, encoder_hidden_states, pooled_projections, timestep
-        output: Tensor = self.model(*given, return_dict=False)[0]
+        tensors = hidden_states, encoder_hidden_states, pooled_projections, timestep
+        output: Tensor = self.model(*tensors, return_dict=False)[0]
         return output
 
 
 class QDQ(nn.Module):
-    """A linear layer as QuantizeLinear and DequantizeLinear around a float32 product, with uint8 and int8 integers."""
+    """A linear layer with QuantizeLinear and DequantizeLinear operators around a float32 product.
+
+    The input is quantized to uint8, the weight to int8.
+    """
 
     def __init__(self, layer: QuantizedLinear) -> None:
         super().__init__()
         self.scale, self.zero_point = float(layer.input_scale), int(layer.input_zero_point) + 128
-        self.register_buffer("codes", layer.weight.detach().t().contiguous())  # (in, out), as MatMul wants it
+        self.register_buffer("codes", layer.weight.detach().t().contiguous())  # (in, out), the layout of MatMul
         self.register_buffer("scales", layer.weight_scale.detach())
         self.register_buffer("zeros", torch.zeros(layer.out_features, dtype=torch.int64))
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().float(), requires_grad=False)
@@ -49,12 +52,12 @@ class QDQ(nn.Module):
 
 
 def inputs_of(tokens: int) -> dict[str, Tensor]:
-    """The inputs of a graph, by name."""
+    """Makes the inputs of a graph for a number of tokens, by name."""
     return {name: value for name, value in call_of(tokens).kwargs.items() if isinstance(value, Tensor)}
 
 
 def static_graph(folder: Path, model: nn.Module, integer: nn.Module, tokens: int) -> Path:
-    """Writes a QDQ graph with the ranges that Octavo found."""
+    """Writes a QDQ graph with Octavo's scales, unless it exists; returns its path."""
     import torch.ao.quantization.fx._decomposed  # noqa: F401  (defines the operators)
 
     file = folder / f"qdq{tokens}.onnx"
@@ -68,7 +71,7 @@ def static_graph(folder: Path, model: nn.Module, integer: nn.Module, tokens: int
 
 
 def dynamic_graph(folder: Path, model: nn.Module, tokens: int, layers: set[str]) -> Path:
-    """Writes a graph whose activations onnxruntime quantizes at run time."""
+    """Writes a graph whose activations onnxruntime quantizes at run time, unless it exists; returns its path."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     file, plain = folder / f"dynamic{tokens}.onnx", folder / f"plain{tokens}.onnx"
@@ -82,17 +85,17 @@ def dynamic_graph(folder: Path, model: nn.Module, tokens: int, layers: set[str])
 
 
 def _others(file: Path, layers: set[str]) -> list[str]:
-    """The nodes that multiply matrices but belong to none of the layers."""
+    """Returns the names of the nodes that multiply matrices but do not belong to any of the layers."""
     import onnx
 
-    found = []
+    names = []
     for node in onnx.load(file, load_external_data=False).graph.node:
-        scopes = next((each.value for each in node.metadata_props if each.key == "pkg.torch.onnx.name_scopes"), "")
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.name_scopes"), "")
         if node.op_type in ("MatMul", "Gemm") and not any(f"'model.{name}'" in scopes for name in layers):
-            found += [node.name, node.name + "_MatMul"]  # the second is what quantize_dynamic makes of a Gemm
-    return found
+            names += [node.name, node.name + "_MatMul"]  # quantize_dynamic renames a Gemm to the second
+    return names
 
 
 def _export(model: nn.Module, tokens: int, file: Path) -> None:
-    given = copy.deepcopy(inputs_of(tokens))
-    torch.onnx.export(Graph(model).eval(), (), file, kwargs=given, dynamo=True, external_data=True, verbose=False)
+    inputs = copy.deepcopy(inputs_of(tokens))
+    torch.onnx.export(Graph(model).eval(), (), file, kwargs=inputs, dynamo=True, external_data=True, verbose=False)

@@ -1,4 +1,4 @@
-"""The models that bench.peers compares: each is made from the stored models, as a function that makes one call."""
+"""Makes the models that bench.peers compares, from the stored models; each is a function that runs one call."""
 
 from collections.abc import Callable
 from enum import StrEnum
@@ -17,7 +17,7 @@ Model = Callable[[], Tensor]
 
 
 class Stored(StrEnum):
-    """Names of the stored files."""
+    """The names of the files that bench.peers stores: the float model, the int8 model, the float outputs."""
 
     FLOAT = "float.pt"
     INT8 = "int8.pt"
@@ -30,7 +30,7 @@ def _load(folder: Path, name: Stored) -> nn.Module:
 
 
 def _names(folder: Path) -> set[str]:
-    """The names of the layers that Octavo quantizes."""
+    """Returns the names of the layers that Octavo quantizes."""
     model = _load(folder, Stored.INT8)
     return {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
 
@@ -100,9 +100,10 @@ def _onnxruntime(file: Path, tokens: int) -> Model:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others compute between its calls
-    provider, but = ["CPUExecutionProvider"], ["MatMulAddFusion"]  # its float Gemm keeps a product from being integers
-    session = onnxruntime.InferenceSession(str(file), options, provider, disabled_optimizers=but)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # other models compute between the calls
+    # MatMulAddFusion makes a float Gemm of a product, which onnxruntime then does not compute in integers
+    provider, disabled = ["CPUExecutionProvider"], ["MatMulAddFusion"]
+    session = onnxruntime.InferenceSession(str(file), options, provider, disabled_optimizers=disabled)
     feed = {name: tensor.numpy() for name, tensor in inputs_of(tokens).items()}
     return lambda: torch.from_numpy(session.run(None, feed)[0])
 

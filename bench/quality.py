@@ -1,9 +1,10 @@
-"""Compares a checkpoint of the bundled pipeline with the float model, in decibels and in pictures.
+"""Compares a checkpoint of the bundled pipeline with the float model, by SQNR and by pictures.
 
     python -m bench.quality CHECKPOINT [--pictures 200] [--calls 8] [--sheet pictures.png]
 
-SQNR is that of the transformer's output over calls of held-out prompts, 10 log10(sum y^2 / sum (y - y_q)^2), with float
-inputs for both models. Both draw the same prompts with the same noise, and the judge reads the pictures.
+SQNR is 10 log10(sum y^2 / sum (y - y_q)^2), over the transformer's outputs in all calls of held-out prompts, with the
+same inputs for both models. Both models also draw the same prompts with the same noise, and a judge checks whether the
+pictures show what the prompts say.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from tests.zoo.drawing import draw, held_out_sqnr
 
 
 def sheet(prompts: list[str], pairs: Iterator[tuple[np.ndarray, np.ndarray]], columns: int = 4) -> Image.Image:
-    """A contact sheet with the float and the quantized picture of each prompt side by side."""
+    """Makes a contact sheet with the float and the quantized picture of each prompt side by side."""
     cell, text = 128, 34
     rows = -(-len(prompts) // columns)
     page = Image.new("RGB", (columns * (2 * cell + 24) + 8, rows * (cell + text + 14) + 8), "white")
@@ -67,12 +68,14 @@ def main() -> None:
     print(f"SQNR of the transformer's output over {28 * options.calls} held-out calls: {sqnr:.1f} dB (bar: 25 dB)\n")
     print(f"| {count} held-out prompts | all five | shape | colour | size | place | background |")
     print("|---|---|---|---|---|---|---|")
-    for name, found in scores.items():
-        cells = (f"{found[key]:.1%}" for key in ("all", "shape", "colour", "size", "place", "background"))
+    for name, shares in scores.items():
+        cells = (f"{shares[key]:.1%}" for key in ("all", "shape", "colour", "size", "place", "background"))
         print(f"| {name} | {' | '.join(cells)} |")
     error = np.mean([np.square(a.astype(float) - b).mean() for a, b in zip(drawn["float"], drawn["int8"], strict=True)])
     print(f"\nPSNR of the int8 pictures against the float ones: {10 * math.log10(255**2 / max(error, 1e-9)):.1f} dB")
-    print("seconds a picture, in batches of 8: " + ", ".join(f"{name} {value:.2f}" for name, value in seconds.items()))
+    print(
+        "seconds per picture, in batches of 8: " + ", ".join(f"{name} {value:.2f}" for name, value in seconds.items())
+    )
     if options.sheet:
         shown = min(16, count)
         pairs = zip(drawn["float"][:shown], drawn["int8"][:shown], strict=True)

@@ -1,4 +1,4 @@
-"""Measures loading and one call of a stored model in a process of its own: seconds, and MiB above the start."""
+"""Measures the seconds of loading a stored model, and the memory of loading it and running one call, in a process."""
 
 import json
 import subprocess
@@ -15,8 +15,11 @@ from octavo.calibrate.resources import peak_memory
 
 
 def memory_of(model: nn.Module, kwargs: dict) -> dict[str, float]:
-    """Seconds to load `model` from a file (`load`), MiB of the file (`file`), and the peak of the process in MiB, whole
-    (`raw`) and above the libraries (`peak`)."""
+    """Measures loading `model` from a file and running one call, in another process.
+
+    Returns seconds to load (`load`), MiB of the file (`file`), and the peak memory of the process in MiB, as it is
+    (`raw`) and minus the memory of the imported libraries (`peak`).
+    """
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "model.pt"
         torch.save((model, kwargs), file)
@@ -26,7 +29,7 @@ def memory_of(model: nn.Module, kwargs: dict) -> dict[str, float]:
 
 
 def main(file: str) -> None:
-    from diffusers import SD3Transformer2DModel  # noqa: F401  (the memory of libraries is not the model's)
+    from diffusers import SD3Transformer2DModel  # noqa: F401  (imported first, so that its memory does not count)
 
     import octavo.calibrate.runtime  # noqa: F401
 

@@ -1,8 +1,8 @@
-"""Compares ways to choose a few calibration calls, on the bundled pipeline with 16 prompts of 28 steps.
+"""Compares ways to choose a few calibration calls out of 16 prompts of 28 steps, on the bundled pipeline.
 
     python -m bench.samples [--counts 4 8 16 32 64 128] [--recipe plain] [--seeds 5] [--held 8]
 
-The numbers are the transformer's SQNR in dB over every fourth call of held-out prompts.
+The numbers are the SQNR in dB of the transformer's output, over every fourth call of held-out prompts.
 """
 
 import argparse
@@ -30,12 +30,12 @@ def main() -> None:
     pipe = load_pipeline(model_directory("demo"))
     model = pipe.transformer.requires_grad_(False)
     calls = recorded(pipe, list(read_prompts("demo").texts[:16]))
-    held = recorded(pipe, list(read_prompts("demo-heldout").texts[-options.held :]))[1::4]
+    held_out_calls = recorded(pipe, list(read_prompts("demo-heldout").texts[-options.held :]))[1::4]
     settings = Settings(defaults=SD3.keep_float, groups=SD3.groups, sqnr_calls=0, **ROWS[options.recipe])
 
-    def kept(positions: list[int]) -> float:
-        some = [calls[at] for at in positions]
-        return sqnr(model, calibrate(model, lambda: some, settings).layers, held)
+    def sqnr_with(positions: list[int]) -> float:
+        some = [calls[position] for position in positions]
+        return sqnr(model, calibrate(model, lambda: some, settings).layers, held_out_calls)
 
     def by_seed(seed: int) -> Callable[[int], list[int]]:
         return lambda count: sorted(random.Random(seed * 1000 + count).sample(range(len(calls)), count))
@@ -46,11 +46,13 @@ def main() -> None:
         "first": lambda count: list(range(count)),
         **{f"random {seed}": by_seed(seed) for seed in range(options.seeds)},
     }
-    print(f"{options.recipe}, all {len(calls)}: {kept(list(range(len(calls)))):.2f} dB", flush=True)
+    print(f"{options.recipe}, all {len(calls)}: {sqnr_with(list(range(len(calls)))):.2f} dB", flush=True)
     print("| calls | " + " | ".join(str(count) for count in options.counts) + " |")
     print("|---|" + "---|" * len(options.counts))
     for name, way in ways.items():
-        print(f"| {name} | " + " | ".join(f"{kept(way(count)):.2f}" for count in options.counts) + " |", flush=True)
+        print(
+            f"| {name} | " + " | ".join(f"{sqnr_with(way(count)):.2f}" for count in options.counts) + " |", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -9,19 +9,19 @@ from octavo.capture.json_kinds import (
     Kind,
     checked,
     count,
-    either,
     fields,
     list_of,
     maybe,
     number,
     object_of,
+    one_of,
     text,
 )
 from octavo.capture.sealed import json_object, read_bytes
 
 REPORT_FILE = "report.json"
 _LIMIT = 256 << 20  # bytes; a larger file is refused, since reports are far smaller
-_NUMBERS = either(number, list_of(number))
+_NUMBERS = one_of(number, list_of(number))
 _LAYER: Kind = fields(
     {"name": text, "scheme": maybe(text), "reason": maybe(text), "shape": list_of(count), "bytes_after": count},
     {"sqnr": maybe(number), "range": list_of(number, 2), "scale": _NUMBERS, "zero_point": _NUMBERS},

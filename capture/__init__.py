@@ -1,14 +1,14 @@
-"""Records the calls of a denoiser, and stores them in files.
+"""Records the calls of a denoiser and stores them on disk.
 
 Reading order:
 
-1. `listener`: the `with` block around a run of a pipeline; `recorder` records one module for the block
-2. `kept_steps`: which denoising steps are recorded; `call_arguments`: arguments by their names
-3. `store/`: a directory of sealed, deduplicated units, one for each prompt: `tree`, `blobs`, `unit`, `writer`, `reader`
-4. `files`, `locks`, `sealed`: every write goes through these, and survives a kill at any instant
-5. `ranks`: the processes of a run that share its work
-6. `pth/`: the `torch.save` lists of msModelSlim, read as data only
-7. `errors`: the tree of errors that any package raises
+1. `listener`: a `with` block around a run of a pipeline; `recorder`: the hooks that record one module in that block
+2. `kept_steps`: chooses the denoising steps to record; `call_arguments`: finds the name of each argument
+3. `store/`: the directory of a capture, with one unit for each prompt: `tree`, `blobs`, `unit`, `writer`, `reader`
+4. `files`, `locks`, `sealed`: crash-safe writing and checked reading; every write uses these modules
+5. `ranks`: the processes that share the work of one run
+6. `pth/`: the `torch.save` lists of msModelSlim, loaded without running code from the file
+7. `errors`: the errors that all packages raise
 """
 
 from importlib import import_module
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Capture", "Listener", "SafeWriteUmask", "safe_torch_load"]
 
+# the module that defines each public name
 _HOMES = {"Capture": "store.reader", "Listener": "listener", "SafeWriteUmask": "files", "safe_torch_load": "pth.pth"}
 
 

@@ -1,4 +1,4 @@
-"""Reads safetensors files with limits, as numpy arrays. Importing this module needs no torch."""
+"""Reads safetensors files as numpy arrays, checking sizes before use. Importing this module does not import torch."""
 
 import json
 import mmap
@@ -10,16 +10,18 @@ import numpy as np
 
 from .errors import damage
 from .sealed import open_regular, pread
-from .store.headers import HEADER_LIMIT, Stored, placed
+from .store.headers import HEADER_LIMIT, Stored, tensors_of
 
-LARGE = 1 << 18  # bytes; a tensor from this size on is read into memory pages of its own
+LARGE = 1 << 18  # bytes; a tensor of this size or more is read into memory pages of its own
 
 Array = np.ndarray[Any, Any]
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """Reads the tensors' places and the metadata of a file. Raises FileError unless the tensors cover the file without
-    gap or overlap."""
+    """Reads the header of a safetensors file; returns the position of each tensor, and the metadata.
+
+    Raises FileError unless the tensors cover the rest of the file without gap or overlap.
+    """
     with open_regular(path) as (descriptor, size):
         prefix = bytearray(min(8, size))
         pread(descriptor, memoryview(prefix), 0, path)
@@ -31,31 +33,31 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     try:
         entries = json.loads(bytes(text))
         metadata = entries.pop("__metadata__", {})
-        return placed(entries, 8 + length, size), {str(key): str(value) for key, value in metadata.items()}
+        return tensors_of(entries, 8 + length, size), {str(key): str(value) for key, value in metadata.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise damage(path, f"damaged ({error})") from error
 
 
 def check_memory(path: Path, stored: Stored) -> None:
-    """Raises FileError for a tensor larger than the memory of this machine."""
+    """Raises FileError if the tensor is larger than the memory of this machine."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if stored.bytes > memory:
-        fact = f"a tensor of {stored.bytes >> 30} GiB, more than this machine's memory of {memory >> 30} GiB"
-        raise damage(path, fact, "Copy it anew or use a larger machine.")
+        fact = f"has a tensor of {stored.bytes >> 30} GiB, more than this machine's memory of {memory >> 30} GiB"
+        raise damage(path, fact, "Copy the file again or use a machine with more memory.")
 
 
 def read_into(path: Path, stored: Stored, memory: memoryview) -> None:
-    """Fills writable memory of a tensor's size with its bytes."""
+    """Reads the bytes of one tensor of the file at `path` into `memory`, which has the tensor's size."""
     if stored.bytes:
         with open_regular(path) as (descriptor, _):
             pread(descriptor, memory, stored.offset, path)
 
 
 def read_array(path: Path, stored: Stored) -> Array:
-    """Reads one tensor of a file, bfloat16 as the float32 numbers of the same values. A large tensor gets memory pages
-    of its own, which return to the system with it.
+    """Reads one tensor of a file as a numpy array; bfloat16 becomes float32 with the same values.
 
-    Raises FileError for a tensor larger than the memory of this machine, TypeError for a dtype of 8 bits with a point.
+    A large tensor gets memory pages of its own, so that its memory returns to the system when the array is freed.
+    Raises FileError if the tensor is larger than the memory of this machine, TypeError for a float dtype of 8 bits.
     """
     dtype = np.dtype(np.uint16 if stored.dtype == "bfloat16" else stored.dtype)
     check_memory(path, stored)

@@ -1,4 +1,4 @@
-"""Reads the name that a pipeline gives a denoiser call through diffusers' `cache_context` ("cond", "uncond", ...)."""
+"""Finds out under which name of diffusers' `cache_context` ("cond", "uncond", ...) a pipeline calls its denoiser."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -6,37 +6,39 @@ from typing import Any, Self
 from diffusers.hooks.hooks import HookRegistry, StateManager
 from torch import nn
 
-_KEY = "octavo_context"
+_KEY = "octavo_context"  # the name of the hook in diffusers' registry
 
 
-class ContextEar:
-    """Joins a module's diffusers hook registry while the `with` block runs, without changing the module's forward.
+class CacheContextHook:
+    """A hook that receives the cache context of a module's calls while its `with` block runs.
 
-    diffusers passes the context to the stateful hooks of the registry, of which this is one; `name` is the last context
-    passed. A module without `cache_context` is left alone, and `name` stays None.
+    diffusers passes the context to every stateful hook in the module's hook registry. This class registers itself
+    there without changing the module's forward. `name` is the last context passed. For a module without
+    `cache_context` nothing is registered, and `name` stays None.
     """
 
     _is_stateful = True
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._made = False
+        self._made_registry = False
         self.manager = StateManager(dict)  # type: ignore[arg-type]
 
     @property
     def name(self) -> str | None:
-        told = getattr(self.manager, "_context", None) or getattr(self.manager, "_current_context", None)
-        return getattr(told, "name", told)
+        """The last cache context that the pipeline set, None without one."""
+        context = getattr(self.manager, "_context", None) or getattr(self.manager, "_current_context", None)
+        return getattr(context, "name", context)
 
     def _set_context(self, module: nn.Module, name: Any) -> None:  # diffusers before 0.42 passes the context here
         self.manager.set_context(name)
 
     def reset_state(self, module: nn.Module) -> None:
-        """Does nothing: the pipeline alone sets and resets the context."""
+        """Does nothing: only the pipeline sets and resets the context."""
 
     def __enter__(self) -> Self:
         if hasattr(self._module, "cache_context"):
-            self._made = "_diffusers_hook" not in self._module.__dict__
+            self._made_registry = "_diffusers_hook" not in self._module.__dict__
             registry = HookRegistry.check_if_exists_or_initialize(self._module)
             registry.hooks[_KEY] = self  # type: ignore[assignment]
             registry._hook_order.append(_KEY)
@@ -48,5 +50,5 @@ class ContextEar:
         registry = self._module.__dict__.get("_diffusers_hook")
         if registry is not None and registry.hooks.pop(_KEY, None) is not None:
             registry._hook_order.remove(_KEY)
-            if self._made and not registry.hooks:
+            if self._made_registry and not registry.hooks:
                 del self._module._diffusers_hook

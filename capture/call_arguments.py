@@ -1,4 +1,4 @@
-"""Binds the arguments of a call to their names, and finds the noise level among them."""
+"""Finds the names of a call's arguments, and the noise level among them."""
 
 import inspect
 from collections.abc import Mapping
@@ -6,12 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-# the names that denoisers give the noise level, the most common first
+# names of the noise level in the signatures of diffusers' denoisers, the most common first
 TIME_ARGUMENTS = ("timestep", "timesteps", "t", "time", "sigma", "timestep_ratio", "r")
 
 
 def noise_level(arguments: Mapping[str, Any]) -> float | None:
-    """The time argument of a call as a number, the largest where rows or tokens have their own; None without one."""
+    """Returns the noise level of a call: the value of its time argument, or None without such an argument.
+
+    Where each row or token has its own noise level, the largest is returned.
+    """
     for name in TIME_ARGUMENTS:
         value = arguments.get(name)
         if isinstance(value, Tensor) and value.numel() and not value.is_complex():
@@ -24,9 +27,10 @@ def noise_level(arguments: Mapping[str, Any]) -> float | None:
 def bind(
     signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Binds a call: returns (args, kwargs) with every positional argument under its name, where a name exists.
+    """Moves the positional arguments of a call into `kwargs`, under their names; returns the resulting (args, kwargs).
 
-    Raises TypeError when the signature refuses the call.
+    All arguments stay as they are if the call uses *args or the signature has positional-only parameters.
+    Raises TypeError when the arguments do not fit the signature.
     """
     named = dict(signature.bind(*args, **kwargs).arguments)
     kinds = {parameter.kind: parameter.name for parameter in signature.parameters.values()}

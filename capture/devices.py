@@ -1,4 +1,4 @@
-"""Resolves names of devices and dtypes, and refuses devices that the machine lacks."""
+"""Converts names of devices and dtypes to torch's objects, and refuses devices that this machine does not have."""
 
 import importlib
 
@@ -6,13 +6,15 @@ import torch
 
 from .errors import DeviceError, UsageError
 
+# the dtypes of models, by the names that options accept
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called `name`: auto, cpu, cuda, npu, with an index where wanted.
+    """Returns the device with this name: auto, cpu, cuda or npu, optionally with an index, as in cuda:1.
 
-    Raises DeviceError when this machine or this torch does not have it, UsageError when there is no such kind.
+    auto is cuda where it is available, else cpu. Raises DeviceError if this machine or this build of torch lacks the
+    device, UsageError for any other name.
     """
     kind, _, index = name.partition(":")
     if kind == "auto":
@@ -30,5 +32,5 @@ def resolve_device(name: str) -> torch.device:
         raise DeviceError("device cuda: this torch has no CUDA. Install a CUDA build or use cpu.")
     count = getattr(torch, kind).device_count()
     if int(index or 0) >= count:
-        raise DeviceError(f"device {name}: this machine has {count} of them. Choose another device.")
+        raise DeviceError(f"device {name}: this machine has {count} {kind} devices. Choose another device.")
     return torch.device(kind, int(index or 0))

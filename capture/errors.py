@@ -1,79 +1,83 @@
 """The errors that Octavo raises, each with the exit code of a command that ends with it.
 
-    OctavoError          1  a run that could not do all it was asked for
-    ├── UsageError       2  an option, argument or setting that has no meaning
-    ├── FileError        3  a file that is missing, damaged, unsafe or of another format
-    ├── MisfitError      4  a capture, checkpoint and model that do not belong together
-    ├── StorageError     5  a disk or directory that cannot be written
-    ├── NumbersError     6  values that are not finite, or that no scheme can hold
-    └── DeviceError      7  a device, memory, or another process of the run that is missing
+    OctavoError          1  the run could not do everything that was requested
+    ├── UsageError       2  an option, argument or setting is invalid
+    ├── FileError        3  a file is missing, damaged, unsafe or of another format
+    ├── MisfitError      4  a capture, a checkpoint and a model do not belong together
+    ├── StorageError     5  a disk or directory cannot be written
+    ├── NumbersError     6  values are not finite, or no scheme can represent them
+    └── DeviceError      7  a device, memory, or another process of the run is missing
 
-A message is one line: where, what is wrong, what to do.
+A message is one line that says where, what is wrong, and what to do.
 """
 
 import errno
 import os
 from pathlib import Path
 
+# errors of the operating system that mean: the disk or the user's quota is full
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # the file system lacks an operation
+# errors of the operating system that mean: the file system does not offer the operation
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 
 
 class OctavoError(Exception):
-    """The root of all errors that Octavo raises on purpose: catching OctavoError catches every one."""
+    """The base class of all errors that Octavo raises on purpose."""
 
     exit_code = 1
 
 
 class UsageError(OctavoError):
-    """An option, argument or setting that has no meaning."""
+    """Reports an invalid option, argument or setting."""
 
     exit_code = 2
 
 
 class FileError(OctavoError):
-    """A file that is missing, damaged, unsafe or of another format."""
+    """Reports a file that is missing, damaged, unsafe or of another format."""
 
     exit_code = 3
 
 
 class Unstorable(FileError):
-    """An input of a call that a capture cannot hold: `fact` says which and why, `name` is the argument's, None for a
-    positional one."""
+    """Reports an argument of a call that a capture cannot store.
+
+    `fact` says which value and why. `name` is the name of the argument, None if it is positional.
+    """
 
     def __init__(self, owner: str, path: str, fact: str) -> None:
         root = path.split(".")[0].split("[")[0].split(" ")[0]
         self.name = None if root == "args" else root
         self.fact = f"{owner} '{path}': {fact}".lstrip()
-        super().__init__(f"{self.fact}. Make it plain tensors, numbers or texts, or leave it out.")
+        super().__init__(f"{self.fact}. Pass tensors, numbers or text instead, or leave it out.")
 
 
 class MisfitError(OctavoError):
-    """A capture, checkpoint and model that do not belong together."""
+    """Reports that a capture, a checkpoint and a model do not belong together."""
 
     exit_code = 4
 
 
 class StorageError(OctavoError):
-    """A disk or directory that cannot be written."""
+    """Reports a disk or directory that cannot be written."""
 
     exit_code = 5
 
 
 class NumbersError(OctavoError):
-    """Values that are not finite, or that no scheme can hold."""
+    """Reports values that are not finite, or that no scheme can represent."""
 
     exit_code = 6
 
 
 class DeviceError(OctavoError):
-    """A device, memory, or another process of the run that is missing."""
+    """Reports that a device, memory, or another process of the run is missing."""
 
     exit_code = 7
 
 
 def error_with(exit_code: int, message: str) -> OctavoError:
-    """The error of the class with this exit code; where no class has it, an OctavoError with that code."""
+    """Makes the error whose class has this exit code; an OctavoError with this exit code if no class has it."""
     for kind in OctavoError.__subclasses__():
         if kind.exit_code == exit_code:
             return kind(message)
@@ -83,22 +87,22 @@ def error_with(exit_code: int, message: str) -> OctavoError:
 
 
 def damage(path: Path, fact: str, remedy: str = "") -> FileError:
-    """The FileError for a file that is damaged or of another format."""
+    """Makes the FileError for a file that is damaged or of another format."""
     return FileError(f"{path}: {fact}. {remedy}".rstrip())
 
 
 def storage_error(path: Path, exc: OSError) -> StorageError:
-    """The StorageError for an OSError, with a message that says what to do."""
+    """Makes the StorageError for an OSError about `path`, with a message that says what to do."""
     facts = {
         errno.ENOSPC: "no space left. Free space and run again.",
         errno.EDQUOT: "disk quota exceeded. Free space and run again.",
         errno.EFBIG: "file too large for this file system or limit. Use another directory.",
-        errno.EACCES: f"permission denied for uid {os.geteuid()}.",
-        errno.EPERM: f"permission denied for uid {os.geteuid()}.",
-        errno.EROFS: "read-only file system.",
-        errno.ENAMETOOLONG: "name too long.",
-        errno.ENOTDIR: "exists and is not a directory.",
-        errno.ELOOP: "symbolic link. Give the real path.",
+        errno.EACCES: f"permission denied for uid {os.geteuid()}. Change its permissions or use another path.",
+        errno.EPERM: f"permission denied for uid {os.geteuid()}. Change its permissions or use another path.",
+        errno.EROFS: "read-only file system. Use another directory.",
+        errno.ENAMETOOLONG: "name too long. Use a shorter one.",
+        errno.ENOTDIR: "exists and is not a directory. Use another path.",
+        errno.ELOOP: "is a symbolic link. Give the real path.",
     }
     if exc.errno in UNSUPPORTED:
         fact = f"the file system lacks rename, lock or sync ({exc.strerror}). Use another directory."
@@ -108,5 +112,5 @@ def storage_error(path: Path, exc: OSError) -> StorageError:
 
 
 def first_sentence(error: BaseException) -> str:
-    """The first sentence of a library's error, on one line and without its full stop."""
+    """Returns the first sentence of an error of a library, on one line and without its full stop."""
     return " ".join(str(error).split()).split(". ")[0].rstrip(".")

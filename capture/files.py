@@ -1,7 +1,8 @@
-"""Writes files and directories so that each exists whole, private and durable, or does not exist.
+"""Writes files and directories atomically: after a crash each is either complete and on disk, or not there at all.
 
-A file is made in a staging directory beside its target, written, given its mode whatever the umask, and synced before
-it is renamed. A directory is filled as a staging directory and renamed. Every OSError becomes a StorageError.
+A file is written in a staging directory beside its target, gets its mode regardless of the umask, and is synced
+before it is renamed. A directory is filled as a staging directory and then renamed. Every OSError is raised as a
+StorageError.
 """
 
 # This module needs descriptors, modes and O_NOFOLLOW, which pathlib does not offer.
@@ -27,8 +28,8 @@ from .sealed import digest_of, read_bytes, read_sealed, seal
 
 __all__ = [
     "Modes",
+    "OutputFile",
     "SafeWriteUmask",
-    "Sink",
     "clean",
     "commit_directory",
     "create",
@@ -46,14 +47,19 @@ __all__ = [
     "writing",
 ]
 
-STAGING = re.compile(r"\.staging-([0-9a-f]{8})[0-9a-f]{8}")  # the group names the kernel of the process that made it
-UNTOUCHED = 7 * 86400  # seconds without a write after which the process of a staging directory is taken for dead
+# the name of a staging directory; its group identifies the running kernel of the machine that made the directory
+STAGING = re.compile(r"\.staging-([0-9a-f]{8})[0-9a-f]{8}")
+# seconds without a write after which a staging directory counts as abandoned: a week, far longer than writing takes
+UNTOUCHED = 7 * 86400
 RENAME_EXCHANGE = 2  # flag of Linux renameat2 (linux/fs.h)
 
 
 @dataclass(frozen=True)
 class Modes:
-    """File modes: private, or readable for the group. Deployment tools refuse modes wider than 0640 and 0750."""
+    """Holds the file modes of Octavo's files: readable for the user only, or for the group too.
+
+    Deployment tools refuse files with modes wider than 0640 and directories wider than 0750.
+    """
 
     group_readable: bool = False
 
@@ -72,19 +78,19 @@ class Modes:
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Turns an OSError of the block into a StorageError about `path`; the OSError stays its __cause__."""
+    """Raises an OSError of the block as a StorageError about `path`, with the OSError as its __cause__."""
     try:
         yield
     except OSError as exc:
         raise storage_error(path, exc) from exc
 
 
-class Sink:
-    """A file being written, which torch.save accepts; `write` always writes the whole buffer."""
+class OutputFile:
+    """A file open for writing that torch.save accepts. `write` always writes the whole buffer."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self.error: OSError | None = None  # kept because torch.save hides it behind a RuntimeError about positions
+        self.error: OSError | None = None  # torch.save replaces it by a RuntimeError about file positions
 
     def write(self, data: bytes | memoryview) -> int:
         view = memoryview(data).cast("B")
@@ -98,16 +104,19 @@ class Sink:
         return size
 
     def flush(self) -> None:
-        """Does nothing, for nothing is buffered."""
+        """Does nothing: nothing is buffered."""
 
 
 @contextmanager
-def create(path: Path, mode: int) -> Iterator[Sink]:
-    """Makes a file that must not exist yet, inside a staging directory: writes it, sets its mode, syncs it."""
+def create(path: Path, mode: int) -> Iterator[OutputFile]:
+    """Creates a file inside a staging directory; sets its mode and syncs it when the block ends.
+
+    Raises StorageError if the file exists.
+    """
     with storage(path):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
-    sink = Sink(descriptor)
+    sink = OutputFile(descriptor)
     try:
         yield sink
         with storage(path):
@@ -123,19 +132,19 @@ def create(path: Path, mode: int) -> Iterator[Sink]:
 
 
 @contextmanager
-def scratch(path: Path) -> Iterator[Sink]:
-    """Makes a file that only this process reads during its own life: written without a sync."""
+def scratch(path: Path) -> Iterator[OutputFile]:
+    """Creates a temporary file that only this process reads, and so is not synced."""
     with storage(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        yield Sink(descriptor)
+        yield OutputFile(descriptor)
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def writing(path: Path, mode: int) -> Iterator[Sink]:
-    """Writes a file that replaces `path` in one step when the block ends well, and leaves no trace otherwise."""
+def writing(path: Path, mode: int) -> Iterator[OutputFile]:
+    """Writes a file that replaces `path` in one step when the block ends without an error; else `path` is unchanged."""
     with staging(path.parent, path) as staged:
         with create(staged / path.name, mode) as sink:
             yield sink
@@ -143,7 +152,7 @@ def writing(path: Path, mode: int) -> Iterator[Sink]:
 
 
 def replace_file(staged: Path, target: Path) -> None:
-    """Puts a file of a staging directory in the place of `target` in one step, durably."""
+    """Replaces `target` by a file of a staging directory in one step, and syncs the directory."""
     with storage(target):
         os.replace(staged, target)
     fsync_directory(target.parent)
@@ -156,14 +165,14 @@ def write_bytes(path: Path, data: bytes | memoryview, mode: int) -> None:
 
 
 def write_sealed(path: Path, body: Any, mode: int) -> str:
-    """Writes `body` sealed (see sealed.py), replacing any file at `path`; returns the digest of the file."""
+    """Writes `body` as sealed JSON (see sealed.py), replacing any file at `path`; returns the digest of the file."""
     data = seal(body)
     write_bytes(path, data, mode)
     return digest_of(data)
 
 
 def fsync_directory(path: Path) -> None:
-    """Makes the names in a directory durable."""
+    """Syncs a directory: makes files created, renamed or removed in it survive a crash."""
     with storage(path):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -173,7 +182,7 @@ def fsync_directory(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file, durably; does nothing where there is none."""
+    """Removes a file and syncs its directory; does nothing if the file does not exist."""
     with storage(path):
         try:
             os.unlink(path)
@@ -183,7 +192,7 @@ def remove(path: Path) -> None:
 
 
 def make_directory(path: Path, mode: int) -> None:
-    """Makes `path` and its missing parents, all with `mode` whatever the umask."""
+    """Makes the directory `path` and its missing parents, all with `mode` regardless of the umask."""
     with storage(path):
         if not os.path.lexists(path.parent):
             make_directory(path.parent, mode)
@@ -194,18 +203,19 @@ def make_directory(path: Path, mode: int) -> None:
 
 @contextmanager
 def staging(parent: Path, shown: Path | None = None) -> Iterator[Path]:
-    """Makes a directory in `parent` to fill and commit; removes whatever is left of it when the block ends.
+    """Makes a staging directory in `parent`, to be filled and renamed; removes what remains of it when the block ends.
 
-    The directory is locked while this process lives: the lock tells it from a directory that a dead process left, and
-    those in `parent` are removed first. Errors of the disk name `shown`, by default `parent`, and no staged file.
+    The directory is locked until the block ends or this process dies. First removes the unlocked staging directories
+    that dead processes have left in `parent`. Errors of the disk name the path `shown`, by default `parent`, and not
+    the staged file.
     """
     shown = shown or parent
     _clean_abandoned(parent)
     path = parent / f".staging-{_kernel()}{secrets.token_hex(4)}"
-    held: list[int] = []
+    descriptors: list[int] = []
     try:
         with storage(shown):
-            while not _make_staging(path, held):
+            while not _make_staging(path, descriptors):
                 pass
         yield path
     except StorageError as error:
@@ -214,27 +224,30 @@ def staging(parent: Path, shown: Path | None = None) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        for descriptor in held:
+        for descriptor in descriptors:
             with suppress(OSError):
                 os.close(descriptor)
 
 
-def _make_staging(path: Path, held: list[int]) -> bool:
-    """Makes and locks a staging directory; False when another process removed it between mkdir and flock."""
+def _make_staging(path: Path, descriptors: list[int]) -> bool:
+    """Makes and locks a staging directory; returns False if another process removed it between mkdir and flock.
+
+    Appends the open descriptor of the directory to `descriptors`.
+    """
     os.mkdir(path, 0o700)
     try:
         os.chmod(path, 0o700)
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
-    held.append(descriptor)
+    descriptors.append(descriptor)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     return os.path.lexists(path)
 
 
 @cache
 def _kernel() -> str:
-    """Eight hexadecimal digits for the running kernel: a lock is seen by the processes of one kernel."""
+    """Returns eight hexadecimal digits that identify the running kernel; only its processes see each other's locks."""
     try:
         identity = Path("/proc/sys/kernel/random/boot_id").read_bytes()  # containers of a machine share it
     except OSError:
@@ -243,8 +256,11 @@ def _kernel() -> str:
 
 
 def clean(directory: Path) -> None:
-    """Removes the staging directories that no process has locked. The caller has to hold the lock of `directory`: it
-    excludes processes of other machines, whose locks of directories cannot be seen."""
+    """Removes the staging directories in `directory` that no process has locked.
+
+    The caller has to hold the lock of `directory` itself (locks.py): only that lock excludes processes of other
+    machines, whose locks on staging directories are not visible here.
+    """
     with storage(directory):
         names = os.listdir(directory)
     for name in names:
@@ -253,18 +269,22 @@ def clean(directory: Path) -> None:
 
 
 def _clean_abandoned(directory: Path) -> None:
-    """Removes the staging directories of dead processes, and leaves a directory whose process may live elsewhere."""
+    """Removes the staging directories of dead processes, but none whose process may be running on another machine."""
     with suppress(OSError):
         for name in os.listdir(directory):
-            made = STAGING.fullmatch(name)
-            if made and (made[1] == _kernel() or _of_no_other_machine(directory / name)):
+            matched = STAGING.fullmatch(name)
+            if matched and (matched[1] == _kernel() or _is_removable(directory / name)):
                 _remove_unlocked(directory / name)
 
 
-def _of_no_other_machine(path: Path) -> bool:
-    """Whether a staging directory of another kernel lies on this machine's disk, left by a restart, or is old."""
+def _is_removable(path: Path) -> bool:
+    """Returns whether a staging directory that another kernel made can only be abandoned.
+
+    True if it is on a local disk of this machine, so that it is from before a restart, or if nothing was written to it
+    for UNTOUCHED seconds.
+    """
     try:
-        if os.major(os.lstat(path).st_dev):  # a block device; networks, memory and overlays have the major number 0
+        if os.major(os.lstat(path).st_dev):  # a block device; network, memory and overlay file systems have major 0
             return True
         return time.time() - max(entry.lstat().st_mtime for entry in [path, *path.iterdir()]) > UNTOUCHED
     except OSError:
@@ -282,7 +302,7 @@ def _remove_unlocked(path: Path) -> None:
 
 
 def commit_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
-    """Renames a filled staging directory to `target`, durably. Raises StorageError when `target` exists."""
+    """Renames a filled staging directory to `target` and syncs it. Raises StorageError if `target` exists."""
     with storage(target):
         os.chmod(staged, mode)
         fsync_directory(staged)
@@ -293,10 +313,11 @@ def commit_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
 
 
 def replace_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
-    """Puts a filled staging directory in the place of `target`: at every instant the old or the staged directory is
-    there, never a mixture. A symbolic link is replaced itself. Where the system cannot exchange two names, there is an
-    instant at which the old directory is only found as `.previous-NAME`; the next call puts it back. Raises
-    StorageError when `target` is a file.
+    """Replaces `target` by a filled staging directory, in one step where the system can exchange two names.
+
+    Elsewhere the old directory is first renamed to `.previous-NAME`; if the process dies before the staged directory
+    has its name, the next call renames the old one back. If `target` is a symbolic link, the link is replaced, not
+    the directory that it points to. Raises StorageError if `target` is a file.
     """
     previous = target.with_name(f".previous-{target.name}"[:250])
     with storage(target):
@@ -308,7 +329,7 @@ def replace_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
         if not os.path.lexists(target):
             os.rename(staged, target)
         elif not (target.is_dir() or target.is_symlink()):
-            raise StorageError(f"{target}: exists and is not a directory.")
+            raise StorageError(f"{target}: exists and is not a directory. Use another path.")
         elif not _exchange(staged, target):
             os.rename(target, previous)
             os.rename(staged, target)
@@ -324,7 +345,7 @@ def _discard(old: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swaps two names in one step (Linux renameat2); False where the kernel or the file system cannot."""
+    """Exchanges two names in one step (Linux renameat2); returns False if the kernel or file system cannot do that."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):
@@ -339,8 +360,11 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 class SafeWriteUmask:
-    """Sets the umask while inside: files made there get at most mode 0400 (or what `umask` leaves); the old umask is
-    always restored. The umask belongs to the process: one thread at a time is inside, and may enter again."""
+    """Sets the umask of the process while its `with` block runs, and restores the old one afterwards.
+
+    With the default `umask` files created in the block get at most mode 0400. Because the umask belongs to the whole
+    process, only one thread at a time can be in such a block; the same thread may nest blocks.
+    """
 
     _one_thread = threading.RLock()
 

@@ -1,4 +1,7 @@
-"""Fingerprints that tell whether two models are the same: class, names and shapes of tensors, and weights."""
+"""Computes fingerprints of models: digests of the class, of the tensors' names and shapes, and of the weights.
+
+Models with equal fingerprints count as the same model.
+"""
 
 import hashlib
 from collections import Counter
@@ -12,45 +15,46 @@ from torch import Tensor, nn
 from .paging import page_out
 from .wrappers import inside
 
-_PIECE = 1 << 18  # values that are hashed at once: they stay in the processor's cache
+_PIECE = 1 << 18  # values that are cast and hashed at once: 1 MiB of float32 fits into a processor's cache
 _COMPARED = (torch.float32, torch.float16, torch.bfloat16)  # the dtypes that models are loaded in
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order, without a copy for a contiguous tensor on the CPU."""
+    """Returns the bytes of a tensor in row-major order, without a copy if it is contiguous and on the CPU."""
     flat = tensor.detach().cpu().contiguous().view(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def fingerprint(module: nn.Module) -> dict[str, str]:
-    """The fingerprint of `module`, or of the module inside it: its `class`, `names` (digest of sorted names, shapes)
-    and `weights` (digest of names, dtypes, bytes).
+    """Returns the fingerprint of `module`; of the module inside it if `module` is a wrapper (see wrappers.py).
 
-    Weights on the meta device have no bytes: `weights` is then "unknown", which fits any.
+    The keys are `class`, `names` (digest of the sorted names and shapes of the tensors) and `weights` (digest of names,
+    dtypes and bytes). A model with tensors on the meta device has `weights` "unknown", which matches any weights.
     """
     module = inside(module)
     return fingerprint_of(type(module).__name__, sorted(module.state_dict().items()))
 
 
 def fingerprint_of(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """The fingerprint of a module of class `kind` with these tensors, given in the order of their names."""
+    """Returns the fingerprint of a module of class `kind` with these tensors, which must be sorted by name."""
     names, weights = hashlib.sha256(), hashlib.sha256()
-    known = True
+    complete = True
     for name, tensor in tensors:
         names.update(_line(name, tensor))
         if tensor.is_meta:
-            known = False
+            complete = False
         else:
             weights.update(f"{name} {tensor.dtype}\n".encode())
             weights.update(tensor_bytes(tensor))
-    return {"class": kind, "names": names.hexdigest(), "weights": weights.hexdigest() if known else "unknown"}
+    return {"class": kind, "names": names.hexdigest(), "weights": weights.hexdigest() if complete else "unknown"}
 
 
 class Origin(NamedTuple):
-    """The float model that a checkpoint was made of, to be known again in another dtype.
+    """The fingerprint of the float model that a checkpoint was made from, in three dtypes.
 
-    `names`: as in `fingerprint`. `dtype`: of most of its values. `weights`: digests of the tensors cast to float32,
-    float16 and bfloat16, by dtype.
+    The three digests let Octavo recognise the model when it is loaded in another dtype. `kind` is the model's class,
+    `names` is as in `fingerprint`, `dtype` is the dtype of most of its values. `weights` maps float32, float16 and
+    bfloat16 to the digest of the tensors cast to that dtype.
     """
 
     kind: str
@@ -60,12 +64,12 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, module: nn.Module) -> "Origin | None":
-        """The origin of a checkpoint made of `module`; None where weights are on the meta device."""
+        """Returns the origin of a checkpoint made from `module`; None if a weight is on the meta device."""
         return cls.of_tensors(type(module).__name__, sorted(module.state_dict().items()))
 
     @classmethod
     def of_tensors(cls, kind: str, tensors: Iterable[tuple[str, Tensor]]) -> "Origin | None":
-        """The origin of a checkpoint made of a module of class `kind` with these tensors, in the order of names."""
+        """Returns the origin for a module of class `kind` with these tensors, which must be sorted by name."""
         names, values = hashlib.sha256(), Counter[torch.dtype]()
         digests: dict[str, dict[str, str]] = {_word(dtype): {} for dtype in _COMPARED}
         for name, tensor in tensors:
@@ -75,20 +79,22 @@ class Origin(NamedTuple):
             values[tensor.dtype] += tensor.numel() * tensor.is_floating_point()
             for dtype in _COMPARED:
                 digests[_word(dtype)][name] = _digest(tensor, dtype)
-        weights = {word: _joined(found.items()) for word, found in digests.items()}
+        weights = {word: _joined(by_name.items()) for word, by_name in digests.items()}
         return cls(kind, names.hexdigest(), _word(_most(values)), weights)
 
     def other_structure(self, module: nn.Module) -> str | None:
-        """The fact that `module` is of another class or has other tensors than the model of this origin, or None."""
-        names = hashlib.sha256(b"".join(_line(*each) for each in sorted(module.state_dict().items()))).hexdigest()
+        """Says how the class, names or shapes of `module` differ from this origin; None if they agree."""
+        names = hashlib.sha256(b"".join(_line(*item) for item in sorted(module.state_dict().items()))).hexdigest()
         if type(module).__name__ != self.kind:
             return f"it is a {type(module).__name__} and not a {self.kind}"
         return None if names == self.names else "it has other tensors"
 
     def other_weights(self, module: nn.Module) -> str | None:
-        """Both digests in short, where the weights of `module` differ from those of this origin in the narrower of
-        both dtypes. None where they agree, and where they cannot be compared: neither dtype holds the other's values,
-        or weights are on the meta device."""
+        """Returns both digests, shortened, if the weights of `module` differ from this origin; None if they agree.
+
+        The weights are compared in the narrower of both dtypes. Returns None too if they cannot be compared: neither
+        dtype can represent the other's values (float16 and bfloat16), or a weight is on the meta device.
+        """
         tensors, values = sorted(module.state_dict().items()), Counter[torch.dtype]()
         for _, tensor in tensors:
             values[tensor.dtype] += tensor.numel() * tensor.is_floating_point()
@@ -97,20 +103,20 @@ class Origin(NamedTuple):
         was, exact = self.weights.get(dtype), self.dtype in (dtype, _word(torch.float32))
         if was is None or not exact or any(tensor.is_meta for _, tensor in tensors):
             return None
-        found = _weights_in(tensors, getattr(torch, dtype))
-        return None if found == was else f"{found[:8]}, not {was[:8]}"
+        digest = _weights_in(tensors, getattr(torch, dtype))
+        return None if digest == was else f"{digest[:8]}, not {was[:8]}"
 
 
 def _most(values: Counter[torch.dtype]) -> torch.dtype:
-    """The dtype of most values; float32 without any, and for one that is not compared."""
+    """Returns the dtype of most values; float32 if there are no values, or if that dtype is not in _COMPARED."""
     dtype = max(values, key=values.__getitem__, default=torch.float32)
     return dtype if dtype in _COMPARED else torch.float32
 
 
 def _weights_in(tensors: list[tuple[str, Tensor]], dtype: torch.dtype) -> str:
-    """The digest of tensors cast to `dtype`; several are hashed at a time, since hashlib frees the interpreter."""
+    """Returns the digest of all tensors cast to `dtype`. Threads hash in parallel: hashlib releases the GIL."""
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        digests = threads.map(lambda each: _digest(each[1], dtype), tensors)
+        digests = threads.map(lambda item: _digest(item[1], dtype), tensors)
         return _joined(zip((name for name, _ in tensors), digests, strict=True))
 
 
@@ -119,12 +125,12 @@ def _joined(digests: Iterable[tuple[str, str]]) -> str:
 
 
 def _digest(tensor: Tensor, dtype: torch.dtype) -> str:
-    """The digest of a tensor's bytes, cast to `dtype` if it is a float tensor; needs the memory of one piece."""
-    found, flat = hashlib.sha256(), tensor.detach().reshape(-1)
+    """Returns the digest of a tensor's bytes, cast to `dtype` if it is a float tensor. Copies one piece at a time."""
+    digest, flat = hashlib.sha256(), tensor.detach().reshape(-1)
     for piece in flat.split(_PIECE):
-        found.update(tensor_bytes(piece.to(dtype) if tensor.is_floating_point() else piece))
+        digest.update(tensor_bytes(piece.to(dtype) if tensor.is_floating_point() else piece))
     page_out(tensor)
-    return found.hexdigest()
+    return digest.hexdigest()
 
 
 def _line(name: str, tensor: Tensor) -> bytes:

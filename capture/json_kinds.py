@@ -1,6 +1,7 @@
-"""Kinds of JSON values, to check what a file holds before the program relies on it.
+"""Checks the types of values read from JSON files, before the program relies on them.
 
-A kind is a function that takes a value and its name, and raises ValueError for a value that does not fit, naming it.
+A kind is a function `kind(value, where)` that raises ValueError if `value` has the wrong type. `where` is the name of
+the value, for the message. Kinds are combined as in `list_of(maybe(number))`.
 """
 
 import json
@@ -15,15 +16,17 @@ from .errors import damage
 
 Kind = Callable[[Any, str], None]
 
-DEEPEST = 64  # levels of nested objects and lists that are read; the deepest file that Octavo writes has 8
-_LARGEST = 2**63  # whole numbers from here on are no sizes or counts of anything
-_LAYERS = re.compile(r"(\w+_)?(layers?|blocks?|depths?)(_per_\w+)?")  # keys of a config that count layers
-_GREATEST = sys.float_info.max  # a larger whole number is no float
+DEEPEST = 64  # most levels of nested objects and lists that are read; the deepest file that Octavo writes has 8
+_LARGEST = 2**63  # whole numbers of this size or more are refused as counts: they do not fit into an int64
+_LAYERS = re.compile(r"(\w+_)?(layers?|blocks?|depths?)(_per_\w+)?")  # keys of a model's config that count layers
+_GREATEST = sys.float_info.max  # a larger whole number cannot be converted to a float
 
 
 def parse_json(content: bytes, *, finite: bool = True) -> Any:
-    """Parses UTF-8 JSON. Raises ValueError for anything else, for objects that have a key twice, for text that UTF-8
-    cannot hold, for more than DEEPEST levels, and with `finite` for numbers that are not.
+    """Parses UTF-8 JSON, more strictly than the json module does.
+
+    Raises ValueError for anything that is not UTF-8 JSON, for an object with the same key twice, for text that UTF-8
+    cannot encode, for more than DEEPEST levels of nesting and, with `finite`, for NaN and infinite numbers.
     """
     try:
         value = json.loads(
@@ -40,18 +43,20 @@ def parse_json(content: bytes, *, finite: bool = True) -> Any:
 
 
 def check_characters(value: Any, content: bytes) -> None:
-    """Raises ValueError where the JSON `value` parsed from `content` has text that UTF-8 cannot hold: half a pair of
-    surrogates, which could not be printed."""
+    """Raises ValueError if `value`, the JSON parsed from `content`, has text that UTF-8 cannot encode.
+
+    Such text has one half of a surrogate pair, and printing it would fail.
+    """
     if b"\\ud" in content.lower():
         json.dumps(value, ensure_ascii=False).encode()  # raises UnicodeEncodeError, a ValueError
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in an object")
-    return found
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} occurs twice in an object")
+    return entries
 
 
 def _infinite(text: str) -> float:
@@ -68,9 +73,9 @@ def _check_depth(value: Any) -> None:
     for _ in range(DEEPEST):
         level = [
             inner
-            for each in level
-            if isinstance(each, (dict, list))
-            for inner in (each.values() if isinstance(each, dict) else each)
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
         ]
         if not level:
             return
@@ -78,7 +83,7 @@ def _check_depth(value: Any) -> None:
 
 
 def checked(value: Any, kind: Kind, path: Path, remedy: str = "") -> Any:
-    """Returns the `value` read from the file at `path`. Raises FileError unless it is of this kind."""
+    """Returns `value`, which was read from the file at `path`. Raises FileError if it is not of this kind."""
     try:
         kind(value, "")
     except ValueError as error:
@@ -91,25 +96,25 @@ def _refusal(value: Any, where: str, what: str) -> ValueError:
 
 
 def text(value: Any, where: str) -> None:
-    """A string."""
+    """Checks that `value` is a string. Raises ValueError, naming `where`, if it is not."""
     if not isinstance(value, str):
         raise _refusal(value, where, "text")
 
 
 def number(value: Any, where: str) -> None:
-    """A finite number."""
+    """Checks that `value` is a finite number. Raises ValueError, naming `where`, if it is not."""
     if type(value) not in (int, float) or not abs(value) <= _GREATEST:  # False for NaN
         raise _refusal(value, where, "a number")
 
 
 def count(value: Any, where: str) -> None:
-    """A whole number of 0 or more."""
+    """Checks that `value` is a whole number from 0 to 2^63 - 1. Raises ValueError, naming `where`, if it is not."""
     if type(value) is not int or not 0 <= value < _LARGEST:
-        raise _refusal(value, where, "a count")
+        raise _refusal(value, where, "a whole number from 0 to 2^63 - 1")
 
 
 def maybe(kind: Kind) -> Kind:
-    """A value of this kind, or null."""
+    """Returns the kind of values that are null or of the given kind."""
 
     def check(value: Any, where: str) -> None:
         if value is not None:
@@ -119,31 +124,34 @@ def maybe(kind: Kind) -> Kind:
 
 
 def list_of(kind: Kind, length: int | None = None) -> Kind:
-    """A list of values of this kind, of this length."""
+    """Returns the kind of lists whose values are of the given kind; with `length`, only lists of that length."""
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, list) or length not in (None, len(value)):
             raise _refusal(value, where, "a list" if length is None else f"a list of {length}")
-        for index, each in enumerate(value):
-            kind(each, f"{where}[{index}]")
+        for index, item in enumerate(value):
+            kind(item, f"{where}[{index}]")
 
     return check
 
 
 def object_of(kind: Kind) -> Kind:
-    """An object with any keys, whose values are of this kind."""
+    """Returns the kind of objects with any keys, whose values are of the given kind."""
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, dict):
             raise _refusal(value, where, "an object")
-        for name, each in value.items():
-            kind(each, f"{where}.{name[:80]}")
+        for name, item in value.items():
+            kind(item, f"{where}.{name[:80]}")
 
     return check
 
 
 def fields(needed: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None) -> Kind:
-    """An object that has the keys `needed` and may have those of `optional`; other keys are not looked at."""
+    """Returns the kind of objects that have all keys of `needed` and may have the keys of `optional`.
+
+    The values of these keys must be of the given kinds; all other keys are ignored.
+    """
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, dict):
@@ -159,8 +167,8 @@ def fields(needed: Mapping[str, Kind], optional: Mapping[str, Kind] | None = Non
     return check
 
 
-def either(*kinds: Kind) -> Kind:
-    """A value of one of these kinds."""
+def one_of(*kinds: Kind) -> Kind:
+    """Returns the kind of values that are of at least one of the given kinds."""
 
     def check(value: Any, where: str) -> None:
         errors = []
@@ -175,13 +183,16 @@ def either(*kinds: Kind) -> Kind:
 
 
 def check_layers(config: Mapping[str, Any], count: int, path: Path) -> None:
-    """Raises FileError when the config of a model, read from `path`, claims more layers or blocks than the weight files
-    beside it hold tensors, `count`: a model of as many layers would be built first."""
+    """Raises FileError if the config of a model claims more layers or blocks than its weight files have tensors.
+
+    Such a config is damaged, and building that many layers could fill the memory. `path` is the file of the config,
+    `count` the number of tensors in the weight files.
+    """
     for key, value in config.items():
         if _LAYERS.fullmatch(key):
             claims = value if isinstance(value, list) else [value]
-            if any(isinstance(each, int | float) and not each <= count for each in claims):  # NaN too
-                fact = f"{key} is {str(value)[:40]}, and the weight files hold {count} tensors"
-                raise damage(path, fact, "Copy the model anew.")
+            if any(isinstance(claim, int | float) and not claim <= count for claim in claims):  # also true for NaN
+                fact = f"{key} is {str(value)[:40]}, but the weight files hold only {count} tensors"
+                raise damage(path, fact, "Copy the model again.")
         elif isinstance(value, dict):
             check_layers(value, count, path)

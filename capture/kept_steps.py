@@ -1,4 +1,4 @@
-"""Chooses the denoising steps of a run that are stored."""
+"""Chooses which denoising steps of a run are stored."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,23 +8,28 @@ from .errors import UsageError
 
 @dataclass(frozen=True)
 class KeepRule:
-    """A rule that keeps steps of a run: `all`, `every` (steps 0, N, 2N, ...) or `spread` (N steps from the first to the
-    last, spaced evenly), where N is `number`."""
+    """A rule that says which steps of a run are stored: all, every:N or spread:N, with N = `number`.
+
+    every:N stores the steps 0, N, 2N, ...; spread:N stores N steps, evenly spaced from the first to the last.
+    """
 
     kind: str
     number: int = 1
 
     def kept(self, steps: int) -> Callable[[int], bool]:
-        """Whether a step of a run of `steps` is kept. The answer depends on `steps` for `spread` alone."""
+        """Returns a predicate that says whether a step of a run of `steps` steps is stored.
+
+        Only the rule spread:N depends on `steps`.
+        """
         if self.kind != "spread":
             return lambda step: step % self.number == 0
         last = max(0, steps - 1)
-        chosen = {round(place * last / max(1, self.number - 1)) for place in range(self.number)}
+        chosen = {round(position * last / max(1, self.number - 1)) for position in range(self.number)}
         return lambda step: step < steps and step in chosen
 
 
 def keep_rule(text: str) -> KeepRule:
-    """The rule in `text`: all, every:N or spread:N. Raises UsageError for any other text."""
+    """Parses the rule in `text`: all, every:N or spread:N. Raises UsageError for any other text."""
     kind, _, number = text.partition(":")
     if text == "all":
         return KeepRule("all")
@@ -34,11 +39,12 @@ def keep_rule(text: str) -> KeepRule:
 
 
 class KeptSteps:
-    """Chooses the steps to keep of one run after the other, where a run tells its number of steps only at its end.
+    """Chooses the steps to store in a series of runs, although a run's number of steps is only certain at its end.
 
-    Only steps in which a call is recorded count, from 0. Each run is `expected` to have as many as the one before; a
-    run that `miscounted` has kept other steps than the rule asks for, and has to be run again.
-    `announced` gives what the pipeline says at the first call of its first run, None where it says nothing.
+    Counts only the steps in which a call is recorded, from 0. A run is expected to have as many steps as the run
+    before, the first one `expected`. If `miscounted` returns True at the end of a run, other steps were stored than the
+    rule requires, and the run has to be repeated. `announced` returns the number of steps that the pipeline itself
+    reports; it is called at the first call of the first run, and returns None if the pipeline reports nothing.
     """
 
     def __init__(self, rule: KeepRule, expected: int, announced: Callable[[], int | None] = lambda: None) -> None:
@@ -49,22 +55,22 @@ class KeptSteps:
         self._kept = rule.kept(0)
 
     def begin(self) -> None:
-        """Begins a run."""
+        """Starts counting the steps of the next run."""
         self.count, self._step = 0, None
         self._kept = self.rule.kept(self.expected)
 
     def __call__(self, step: int) -> bool:
-        """Whether a call of the current run is kept, which is made in `step`, as a Clock counts."""
-        if self._step is None and (said := self._announced()):
-            self.expected = said
-            self._kept = self.rule.kept(said)
+        """Returns whether to store a call of the current run that a Clock counts in the denoising step `step`."""
+        if self._step is None and (steps := self._announced()):
+            self.expected = steps
+            self._kept = self.rule.kept(steps)
         if step != self._step:
             self.count += 1
             self._step = step
         return self._kept(self.count - 1)
 
     def miscounted(self) -> bool:
-        """Ends a run: whether other steps were kept than the rule asks for in a run of this length."""
+        """Ends a run; returns True if other steps were stored than the rule requires for a run of this length."""
         self.expected, self._announced = self.count, lambda: None
-        asked = self.rule.kept(self.count)
-        return any(asked(step) != self._kept(step) for step in range(self.count))
+        required = self.rule.kept(self.count)
+        return any(required(step) != self._kept(step) for step in range(self.count))

@@ -1,4 +1,4 @@
-"""The documented way to gather calibration data: a module that stands in for another and records its calls."""
+"""Records calibration data from Python: the module Listener wraps a denoiser and records the denoiser's calls."""
 
 import logging
 from collections.abc import Iterator
@@ -17,14 +17,15 @@ from .store.writer import Call, CaptureWriter, UnitWriter
 from .wrappers import inside
 
 logger = logging.getLogger(__name__)
+# attributes of the Listener itself; all others are those of the wrapped module
 _OWN = frozenset({"module", "inputs", "swapped", "forward"})
 
 
 @contextmanager
 def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWriter]:
-    """Makes a finished capture of one unit when the block ends well, and no unit otherwise."""
+    """Yields a unit to fill; makes a finished capture of this one unit if the block ends without an error."""
     if (directory / CAPTURE).exists() and any((directory / UNITS).glob("[0-9]*-*")):
-        raise StorageError(f"{directory}: holds a capture already. Give the Listener another directory.")
+        raise StorageError(f"{directory}: already holds a capture. Give the Listener another directory.")
     manifest = {"pipeline": None, "components": {name: fingerprint(module)}, "prompts": 1, "settings": {}}
     with CaptureWriter.create(directory, manifest, resume=True) as writer:
         with writer.unit(0, {"prompt": None}) as unit:
@@ -35,43 +36,45 @@ def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWri
 
 
 class _Inputs(Memory):
-    """The calls of a Listener without a store: they are listed as dicts, so every argument needs a name."""
+    """Keeps the calls of a Listener that has no store, as dicts of keyword arguments."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
         self._kind = kind
 
     def add(self, call: Call) -> None:
-        """Keeps a call. Raises UsageError for one with positional arguments."""
+        """Keeps a call. Raises UsageError if the call has positional arguments without names."""
         if call.args:
-            fact = f"{len(call.args)} positional arguments have no names that a dict could hold"
+            fact = f"{len(call.args)} positional arguments have no names, which the dicts of `inputs` need"
             raise UsageError(f"{self._kind}.forward: {fact}. Pass them by name, or give the Listener a directory.")
         super().add(call)
 
 
 class Listener(nn.Module):
-    """Records the inputs of `module` while the `with` block runs; the module is unchanged afterwards.
+    """Records the arguments of all calls of `module` while its `with` block runs, and does not change the module.
 
         with Listener(pipe.transformer, "CAPTURE"):
             pipe("an otter on a skateboard")
 
-    `store` is a directory to make, a sink (`UnitWriter`), or None: then the calls stay in memory and `inputs` lists
-    them as dicts of keyword arguments, positional ones under their names.
+    `store` is the directory of a capture to write, a sink (`UnitWriter`), or None. With None the calls stay in memory,
+    and `inputs` lists them as dicts of keyword arguments; positional arguments get their names.
 
-    As a module, a Listener stands in for `module`, has all its attributes, and records its own calls, so that the
-    documented form works: `pipe.transformer = Listener(pipe.transformer)`. Put `listener.module` back when done. One
-    with a directory records inside its block alone, since the capture is finished at the end of the block.
+    A Listener can also replace `module`, because it has all its attributes and records its own calls:
+    `pipe.transformer = Listener(pipe.transformer)`. Put `listener.module` back afterwards. With a directory a Listener
+    only records inside its `with` block, because the capture is finished at the end of the block.
 
-    A pipeline may swap attention processors of the module while it runs, as PAG does: `swapped` counts them, and a
-    warning is logged, since a replay runs without the swap.
+    A pipeline may replace attention processors of the module while it runs, as PAG does. `swapped` counts them, and a
+    warning is logged, because a replay runs without the replacement.
 
-    Raises UsageError for a call outside the block of a directory, and for a call whose arguments `inputs` cannot name;
-    MisfitError when a block that fills a directory recorded no call; FileError for a value that cannot be stored;
-    StorageError when the directory cannot be written or holds a capture.
+    Raises UsageError for a call outside the block if there is a directory, and for arguments without names if calls
+    stay in memory; MisfitError if a directory was given and no call was recorded; FileError for a value that cannot be
+    stored; StorageError if the directory cannot be written or already holds a capture.
     """
 
     def __init__(self, module: nn.Module, store: str | Path | Sink | None = None, *, name: str = "transformer") -> None:
-        state = self.__dict__  # plain entries: none becomes a submodule, none reaches `module` by accident
+        state = (
+            self.__dict__
+        )  # written directly: nn.Module would register submodules, __setattr__ would write to `module`
         state["module"] = module
         super().__init__()
         directory = Path(store) if isinstance(store, (str, Path)) else None
@@ -88,8 +91,8 @@ class Listener(nn.Module):
 
     @property
     def swapped(self) -> int:
-        """The number of attention processors that the first call ran with in place of those that the module has."""
-        return swapped(self._recorder.processors, processors_of(self.module)) if self._recorder.heard else 0
+        """The number of the module's attention processors that were replaced by others when the first call ran."""
+        return swapped(self._recorder.processors, processors_of(self.module)) if self._recorder.call_count else 0
 
     def _warn_swapped(self) -> None:
         if self.swapped and not self._warned:
@@ -98,7 +101,7 @@ class Listener(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._directory is not None and not self._stacks:
-            fact = "is filled inside a with block alone"
+            fact = "is only written inside a with block"
             raise UsageError(
                 f"{self._directory}: {fact}. Write `with listener:` around the run; put listener.module back after it."
             )
@@ -109,7 +112,9 @@ class Listener(nn.Module):
         with ExitStack() as stack:
             if self._directory is not None:
                 if self._stacks:
-                    raise UsageError(f"{self._directory}: this Listener is in its with block. Enter it once.")
+                    raise UsageError(
+                        f"{self._directory}: the with block of this Listener is already running. Enter it once."
+                    )
                 name = self._recorder.name
                 unit = stack.enter_context(_one_unit(self._directory, self.module, name))
                 self.__dict__["_recorder"] = Recorder(self.module, unit, name=name)
@@ -123,7 +128,7 @@ class Listener(nn.Module):
         self._stacks.pop().__exit__(kind, error, trace)
         self._warn_swapped()
 
-    # Every attribute outside _OWN is read from and written to the module.
+    # Every public attribute that is not in _OWN is read from and written to the module.
 
     def __getattribute__(self, name: str) -> Any:
         state = super().__getattribute__("__dict__")

@@ -1,4 +1,4 @@
-"""Locks a directory for one process."""
+"""Locks a directory, so that only one process writes to it."""
 
 # ruff: noqa: PTH108, PTH116
 import fcntl
@@ -11,32 +11,35 @@ from pathlib import Path
 from .errors import StorageError
 from .files import storage
 
-LOCK_NAME = ".lock"
+LOCK_NAME = ".lock"  # the file in a directory whose flock is the directory's lock
 
 
 class Lock:
-    """The lock of a directory, held by this process until `release`; a killed process holds none."""
+    """The lock of a directory. This process holds it until `release`; the system releases it when the process dies."""
 
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
         self._descriptor: int | None = descriptor
 
     def release(self) -> None:
-        """Releases the directory; a second call does nothing."""
+        """Releases the lock and removes its file; a second call does nothing."""
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
         try:
-            os.unlink(self._path)  # while locked: a process that opened the file before finds another one and retries
+            os.unlink(self._path)  # while locked: a process that has opened this file sees that it is gone, and retries
         except OSError:
-            pass  # the file may stay: the lock is on the descriptor
+            pass  # the file may stay: closing the descriptor releases the lock
         finally:
             with suppress(OSError):
                 os.close(descriptor)
 
 
 def lock(directory: Path) -> Lock:
-    """Locks `directory` for this process, or raises StorageError at once, naming the process that holds the lock."""
+    """Locks `directory` for this process, without waiting.
+
+    Raises StorageError, naming the process that holds the lock, if the directory is locked already.
+    """
     path = directory / LOCK_NAME
     with storage(directory):
         while True:
@@ -51,18 +54,19 @@ def lock(directory: Path) -> Lock:
 
 
 def _take(descriptor: int, path: Path, directory: Path) -> bool:
+    """Locks an open lock file and writes this process into it; returns False if the file was replaced meanwhile."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
         holder = re.fullmatch(r"(\d+) (\S+)\n", os.read(descriptor, 400).decode(errors="replace"))
         who = f"pid {holder[1]} on host {holder[2]}" if holder else "another process"
         raise StorageError(f"{directory}: in use by {who}.") from exc
-    held = os.fstat(descriptor)
+    opened = os.fstat(descriptor)
     try:
-        named = os.stat(path, follow_symlinks=False)
+        current = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    if (held.st_dev, held.st_ino) != (named.st_dev, named.st_ino):
+    if (opened.st_dev, opened.st_ino) != (current.st_dev, current.st_ino):
         return False
     os.fchmod(descriptor, 0o600)
     os.ftruncate(descriptor, 0)

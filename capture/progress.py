@@ -1,48 +1,48 @@
-"""Reports progress in lines, where no bar can move: at most one in 30 seconds."""
+"""Reports progress as lines of text, at most one in 30 seconds, where a progress bar cannot be shown."""
 
 import time
 from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
-EVERY = 30.0  # seconds between two reports, at least: a log of a run of an hour has at most 120 lines
+EVERY = 30.0  # least seconds between two reports, so that an hour adds at most 120 lines to a log
 
 
 class Report(Protocol):
-    """Takes a report: what is done, how many items of how many (None: unknown), and the seconds that are left."""
+    """A function that receives reports: the task, the items done, all items (None if unknown), the seconds left."""
 
-    def __call__(self, label: str, done: int, total: int | None, left: float | None, /) -> None: ...
+    def __call__(self, label: str, done: int, total: int | None, remaining: float | None, /) -> None: ...
 
 
 class Reports:
-    """The reports of one run, whatever its stages: `every` seconds pass between two of them."""
+    """Reports the progress of all stages of one run, with at least `every` seconds between two reports."""
 
     def __init__(self, report: Report, every: float = EVERY) -> None:
         self._report, self._every, self._last = report, every, time.monotonic()
 
     def __call__(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
-        """`items`; before one is taken a report is made, if one is due."""
+        """Yields `items`; before each of them, reports the progress if a report is due."""
         began = time.monotonic()
         for done, item in enumerate(items):
             self.due(label, done, total, began, done / total if total else 0.0)
             yield item
 
     def due(self, label: str, done: int, total: int | None, began: float, share: float) -> None:
-        """Makes a report if one is due; `share` of the work has been done since the time `began`."""
+        """Reports the progress if a report is due; `share`, 0 to 1, of the work was done since the time `began`."""
         now = time.monotonic()
         if now - self._last >= self._every:
             self._last = now
             self._report(label, done, total, (now - began) * (1 / share - 1) if share else None)
 
 
-def line(label: str, done: int, total: int | None, left: float | None) -> str:
-    """A report in words: "freeze: 12 of 48, about 3 min 10 s left"."""
+def line(label: str, done: int, total: int | None, remaining: float | None) -> str:
+    """Formats a report as text, such as "freeze: 12 of 48, about 3 min 10 s left"."""
     count = f"{done} of {total}" if total is not None else f"{done} done"
-    return f"{label}: {count}" + ("" if left is None else f", about {duration(left)} left")
+    return f"{label}: {count}" + ("" if remaining is None else f", about {duration(remaining)} left")
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: 43 s, 5 min 10 s, 2 h 4 min."""
+    """Formats seconds as text, such as 43 s, 5 min 10 s or 2 h 4 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
@@ -50,7 +50,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in words: 10.2 MiB."""
+    """Formats a number of bytes as text, such as 10.2 MiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024 or unit == "GiB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

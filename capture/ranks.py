@@ -1,7 +1,8 @@
-"""Ranks: processes that share a run, started by torchrun or `accelerate launch`, connected by torch.distributed alone.
+"""Connects the processes (ranks) that torchrun or `accelerate launch` started for one run, with torch.distributed.
 
-Before a collective the processes meet in the store of the rendezvous. A process that waits there still reacts to
-signals, to errors of other ranks, and to the silence of a dead one; a collective would notice only at its timeout.
+Before each collective operation all processes meet in the key-value store of the rendezvous. A process that waits there
+still reacts to signals and to errors of other ranks, and notices within PATIENCE seconds that a rank has died. Inside a
+collective operation it would only notice at the timeout.
 """
 
 import os
@@ -17,25 +18,27 @@ from .errors import DeviceError, OctavoError, error_with
 
 T = TypeVar("T")
 
-BEAT = 2.0  # seconds between two signs of life
-PATIENCE = 60.0  # seconds without a sign of life after which a process is taken for dead
-LINGER = 5.0  # most seconds that the process with the store stays for others to read it
-_TIMEOUT = timedelta(minutes=5)  # for the rendezvous, and for a collective after all processes have met
+BEAT = 2.0  # seconds between two heartbeats of a process
+PATIENCE = 60.0  # seconds without a heartbeat after which a process counts as dead: 30 missed heartbeats
+LINGER = 5.0  # most seconds that the process that hosts the store waits at the end for the others to disconnect
+_TIMEOUT = timedelta(minutes=5)  # for the rendezvous, and for a collective operation after all processes have met
+# backends of torch.distributed for tensors on each kind of device
 _BACKENDS = {"cuda": "cpu:gloo,cuda:nccl", "npu": "cpu:gloo,npu:hccl"}
 
 
 class Failure(NamedTuple):
-    """The rank that ended the run, and its exit code."""
+    """The first rank that failed, which ends the run, and its exit code."""
 
     rank: int
     code: int
 
 
 class Ranks:
-    """The processes of a run. This class is a run of one process, and needs no torch.
+    """The processes of a run. This base class is a run of one process, and does not import torch.
 
-    Position i of any shared list belongs to rank i % world. `local` is this process's number on its machine. `gather`,
-    `first` and `wait` are collective: every rank calls them in the same order. `sent`: bytes sent so far.
+    `rank` is the number of this process, `world` the number of processes, `local` the number of this process on its
+    machine, `sent` the bytes sent so far. Item i of a shared list belongs to rank i % world. `gather`, `first` and
+    `wait` are collective: every rank must call them in the same order.
     """
 
     rank, world, local = 0, 1, 0
@@ -45,47 +48,52 @@ class Ranks:
         self._counts: dict[str, int] = {}
 
     def connect(self, device: str) -> str:
-        """Connects the processes; returns the device of this process, filling in what `device` (auto, cuda, ...) leaves
-        open."""
+        """Connects the processes; returns the name of the device that this process uses.
+
+        With several processes, auto is resolved and a missing index is added; a single process uses `device` itself.
+        """
         return device
 
     def owns(self, position: int) -> bool:
-        """Whether the item at this position belongs to this process."""
+        """Returns whether the item at this position of a shared list belongs to this process."""
         return position % self.world == self.rank
 
     def share(self, items: list[T]) -> list[T]:
-        """The items that belong to this process."""
+        """Returns the items of a shared list that belong to this process."""
         return items[self.rank :: self.world]
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in the order of the ranks; tensors arrive on this process's device.
+        """Returns the values of all ranks, in the order of the ranks, with tensors on this process's device.
 
-        Raises DeviceError when a process is gone, and the error with the exit code of a rank that failed.
+        Raises DeviceError if a process has died. If a rank failed, raises an error with the exit code of that rank.
         """
         return [value]
 
     def first(self, value: T) -> T:
-        """The value of rank 0. Raises as `gather` does."""
+        """Returns the value of rank 0. Raises the errors of `gather`."""
         return value
 
     def wait(self) -> None:
-        """Returns when all ranks have called this. Raises as `gather` does."""
+        """Waits until all ranks have called this method. Raises the errors of `gather`."""
 
     def count(self, name: str, by: int = 0) -> int:
-        """Adds to a counter that all ranks share, and returns its value; not collective. Raises as `gather` does."""
+        """Adds `by` to a counter that all ranks share, and returns its value. Not collective.
+
+        Raises the errors of `gather`.
+        """
         self._counts[name] = self._counts.get(name, 0) + by
         return self._counts[name]
 
     def failed(self, code: int) -> Failure:
-        """Announces that this process ends with this exit code; returns the first such announcement of any rank."""
+        """Announces that this process failed with this exit code; returns the first failure that any rank announced."""
         return Failure(self.rank, code)
 
     def close(self) -> None:
         """Disconnects from the other processes."""
 
 
-class Group(Ranks):
-    """A run of several processes, described by the environment variables of torchrun."""
+class ConnectedRanks(Ranks):
+    """Connects a run of several processes, as the environment variables of torchrun describe."""
 
     def __init__(self, rank: int, world: int, local: int) -> None:
         super().__init__()
@@ -97,23 +105,23 @@ class Group(Ranks):
         self._heart = threading.Thread(target=self._beat, daemon=True)
 
     def connect(self, device: str) -> str:
-        """Connects the processes. Raises DeviceError when the others do not come to the rendezvous."""
+        """Connects the processes; returns this process's device. Raises DeviceError if the others do not connect."""
         import torch.distributed as dist
 
-        device, backend = _placed(device, self.local)
+        device, backend = _device_and_backend(device, self.local)
         self._device = "cpu" if backend == "gloo" else device
         try:
-            found = next(iter(dist.rendezvous("env://", self.rank, self.world, timeout=_TIMEOUT)))[0]
+            store = next(iter(dist.rendezvous("env://", self.rank, self.world, timeout=_TIMEOUT)))[0]
         except Exception as error:
             where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
             fact = f"no rendezvous at {where} ({type(error).__name__})"
             raise DeviceError(f"{fact}. Start all processes with torchrun or accelerate launch.") from error
-        self._store = dist.PrefixStore("octavo", found)
+        self._store = dist.PrefixStore("octavo", store)
         self._heart.start()
         self._meet()
         with _connected():
             dist.init_process_group(
-                backend, store=dist.PrefixStore("group", found), rank=self.rank, world_size=self.world, timeout=_TIMEOUT
+                backend, store=dist.PrefixStore("group", store), rank=self.rank, world_size=self.world, timeout=_TIMEOUT
             )
         return device
 
@@ -122,18 +130,18 @@ class Group(Ranks):
         self.sent += len(packed) * (self.world - 1)
         self._meet()
         with _connected():
-            found = _gathered(packed, self.world)
-        return [self._unpacked(each) for each in found]
+            parts = _gathered(packed, self.world)
+        return [self._unpacked(part) for part in parts]
 
     def first(self, value: T) -> T:
         import torch.distributed as dist
 
         self._meet()
-        found = [_packed(value) if self.rank == 0 else b""]
-        self.sent += len(found[0]) * (self.world - 1)
+        packed = [_packed(value) if self.rank == 0 else b""]
+        self.sent += len(packed[0]) * (self.world - 1)
         with _connected():
-            dist.broadcast_object_list(found, 0)
-        return value if self.rank == 0 else self._unpacked(found[0])
+            dist.broadcast_object_list(packed, 0)
+        return value if self.rank == 0 else self._unpacked(packed[0])
 
     def wait(self) -> None:
         self._meet()
@@ -145,8 +153,8 @@ class Group(Ranks):
 
     def failed(self, code: int) -> Failure:
         with suppress(Exception):  # without the store no other rank can announce anything
-            said = self._store.compare_set("failed", "", f"{self.rank} {code}")
-            return Failure(*map(int, said.split()))
+            announced = self._store.compare_set("failed", "", f"{self.rank} {code}")
+            return Failure(*map(int, announced.split()))
         return Failure(self.rank, code)
 
     def close(self) -> None:
@@ -157,11 +165,11 @@ class Group(Ranks):
         self._ended.set()
         self._heart.join(BEAT)
         with suppress(Exception):
-            left, until = self._store.add("left", 1), time.monotonic() + LINGER
+            departed, until = self._store.add("left", 1), time.monotonic() + LINGER
             hosting = self.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-            while hosting and left < self.world and time.monotonic() < until:
+            while hosting and departed < self.world and time.monotonic() < until:
                 time.sleep(0.02)
-                left = self._store.add("left", 0)
+                departed = self._store.add("left", 0)
         with suppress(Exception):
             dist.destroy_process_group()
 
@@ -171,38 +179,43 @@ class Group(Ranks):
                 self._store.add(f"beat/{self.rank}", 1)
 
     def _meet(self) -> None:
-        """Waits in the store until all ranks have come."""
+        """Waits until all ranks have reached this point, checking for failed and dead ranks meanwhile."""
         self._met += 1
         name, pause = f"met/{self._met}", 0.001
-        beats, heard = [-1] * self.world, [0.0] * self.world
+        beats, times = [-1] * self.world, [0.0] * self.world
         with _connected():
-            here = int(self._store.add(name, 1))
-        while here < self.world:
+            arrived = int(self._store.add(name, 1))
+        while arrived < self.world:
             time.sleep(pause)
             pause = min(2 * pause, 0.1)
             self._check()
-            self._listen(beats, heard)
+            self._check_heartbeats(beats, times)
             with _connected():
-                here = int(self._store.add(name, 0))
+                arrived = int(self._store.add(name, 0))
 
     def _check(self) -> None:
+        """Raises an error if a rank has announced that it failed."""
         with _connected():
-            said = self._store.get("failed") if self._store.check(["failed"]) else None
-        if said is not None:
-            first = Failure(*map(int, said.split()))
+            announced = self._store.get("failed") if self._store.check(["failed"]) else None
+        if announced is not None:
+            first = Failure(*map(int, announced.split()))
             raise error_with(first.code, f"rank {first.rank} ended the run.")
 
-    def _listen(self, beats: list[int], heard: list[float]) -> None:
+    def _check_heartbeats(self, beats: list[int], times: list[float]) -> None:
+        """Raises an error for a rank without a heartbeat for PATIENCE seconds.
+
+        `beats` has each rank's last count of heartbeats, `times` when that count was first read; both are updated.
+        """
         now = time.monotonic()
         for rank in range(self.world):
-            if now < heard[rank] + BEAT:
+            if now < times[rank] + BEAT:
                 continue
             with _connected():
                 beat = int(self._store.add(f"beat/{rank}", 0))
             if beat != beats[rank]:
-                beats[rank], heard[rank] = beat, now
-            elif now > heard[rank] + PATIENCE:
-                raise _gone(f"rank {rank}")
+                beats[rank], times[rank] = beat, now
+            elif now > times[rank] + PATIENCE:
+                raise _lost_process(f"rank {rank}")
 
     def _unpacked(self, data: bytes) -> Any:
         import torch
@@ -211,24 +224,24 @@ class Group(Ranks):
         def place(storage: Any, location: str) -> Any:
             return default_restore_location(storage, "cpu" if location == "cpu" else self._device)
 
-        # safe: the data come from the other processes of this very run
+        # safe: the data come from other processes of the same run
         return torch.load(BytesIO(data), map_location=place, weights_only=False)
 
 
-ALONE = Ranks()
+ALONE = Ranks()  # a run of one process
 
 
 def ranks_of_environment() -> Ranks:
-    """The ranks that the environment describes (RANK, WORLD_SIZE, LOCAL_RANK); without these variables, one process."""
+    """Returns the ranks that RANK, WORLD_SIZE and LOCAL_RANK of the environment describe; one process without them."""
     try:
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        return Group(rank, world, int(os.environ.get("LOCAL_RANK", rank))) if world > 1 else Ranks()
+        return ConnectedRanks(rank, world, int(os.environ.get("LOCAL_RANK", rank))) if world > 1 else Ranks()
     except ValueError:
         return Ranks()
 
 
-def _placed(device: str, local: int) -> tuple[str, str]:
-    """The device of process number `local` of a machine, and the backend of torch.distributed for that device."""
+def _device_and_backend(device: str, local: int) -> tuple[str, str]:
+    """Returns the device of process number `local` of a machine, and torch.distributed's backend for that device."""
     import torch
 
     kind, _, index = device.partition(":")
@@ -236,7 +249,7 @@ def _placed(device: str, local: int) -> tuple[str, str]:
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "npu":
         with suppress(ImportError):
-            import torch_npu  # noqa: F401  # which brings hccl
+            import torch_npu  # noqa: F401  # registers the backend hccl
     able = kind in _BACKENDS and hasattr(torch, kind) and getattr(torch, kind).is_available()
     if kind not in _BACKENDS:
         return device if device != "auto" else kind, "gloo"
@@ -252,7 +265,7 @@ def _packed(value: Any) -> bytes:
 
 
 def _gathered(data: bytes, world: int) -> list[bytes]:
-    """Gathers the bytes of all ranks; all_gather_object would copy them twice more."""
+    """Gathers the bytes of all ranks. torch's all_gather_object would copy them two more times."""
     import torch
     import torch.distributed as dist
 
@@ -260,19 +273,19 @@ def _gathered(data: bytes, world: int) -> list[bytes]:
     dist.all_gather(sizes, torch.tensor([len(data)]))
     mine = torch.zeros(max(int(size) for size in sizes), dtype=torch.uint8)
     mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    found = [torch.empty_like(mine) for _ in range(world)]
-    dist.all_gather(found, mine)
-    return [each[: int(size)].numpy().tobytes() for each, size in zip(found, sizes, strict=True)]
+    buffers = [torch.empty_like(mine) for _ in range(world)]
+    dist.all_gather(buffers, mine)
+    return [buffer[: int(size)].numpy().tobytes() for buffer, size in zip(buffers, sizes, strict=True)]
 
 
-def _gone(who: str) -> OctavoError:
-    return DeviceError(f"{who} of this run is gone. Run again, a capture with --resume.")
+def _lost_process(who: str) -> OctavoError:
+    return DeviceError(f"{who} of this run has ended or lost its connection. Run again; add --resume for a capture.")
 
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """Turns an error of the connection inside, as when a process dies, into a DeviceError."""
+    """Raises a connection error of the block, such as after the death of another process, as a DeviceError."""
     try:
         yield
     except RuntimeError as error:
-        raise _gone("another process") from error
+        raise _lost_process("another process") from error

@@ -1,4 +1,4 @@
-"""Records the arguments of a module's calls, through a forward pre-hook, while a `with` block runs."""
+"""Records the arguments of a module's calls with a forward pre-hook, while a `with` block runs."""
 
 import inspect
 import time
@@ -10,22 +10,22 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor, nn
 
-from .cache_context import ContextEar
+from .cache_context import CacheContextHook
 from .call_arguments import bind, noise_level
 from .errors import UsageError
-from .relay import Passed, callee_of
+from .relay import ArgumentSnapshot, callee_of
 from .store.writer import Call
 from .wrappers import inside
 
 
 class Sink(Protocol):
-    """A destination of calls: a `UnitWriter`, or any object whose `add` copies the tensors before returning."""
+    """An object that receives recorded calls, such as a `UnitWriter`. `add` must copy the tensors before it returns."""
 
     def add(self, call: Call) -> Any: ...
 
 
 class Memory:
-    """A sink that keeps `calls` in order, their tensors cloned and their containers rebuilt."""
+    """A sink that keeps copies of the calls in memory, in the order of recording, in the list `calls`."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -35,7 +35,7 @@ class Memory:
 
 
 def copied(value: Any) -> Any:
-    """Copies `value`: clones every tensor (outside inference mode) and rebuilds every container."""
+    """Returns a copy of `value`: clones every tensor, outside inference mode, and copies every container."""
     if isinstance(value, Tensor):
         with torch.inference_mode(False), torch.no_grad():
             return value.detach().clone()
@@ -49,15 +49,16 @@ def copied(value: Any) -> Any:
 
 
 def processors_of(module: nn.Module) -> dict[str, Any]:
-    """The attention processors inside a diffusers model, by name; {} for other modules."""
-    found = getattr(inside(module), "attn_processors", None)
-    return dict(found) if isinstance(found, dict) else {}
+    """Returns the attention processors of a diffusers model by name; {} for other modules."""
+    processors = getattr(inside(module), "attn_processors", None)
+    return dict(processors) if isinstance(processors, dict) else {}
 
 
 def _before_calls(module: nn.Module, hook: Callable[..., None]) -> Callable[[], None]:
-    """Has `hook` run before each call of `module`; returns a function that undoes it.
+    """Makes `hook` run before each call of `module`; returns a function that removes the hook.
 
-    After `module.compile()` a forward hook would become part of the graph: the hook then runs before the graph does.
+    After `module.compile()` a forward pre-hook would be compiled into the graph. The function that calls the graph is
+    then wrapped instead, so that the hook runs uncompiled.
     """
     graph = module._compiled_call_impl
     if graph is None:
@@ -72,52 +73,53 @@ def _before_calls(module: nn.Module, hook: Callable[..., None]) -> Callable[[], 
 
 
 def swapped(used: Mapping[str, Any], own: Mapping[str, Any]) -> int:
-    """The number of attention processors that are `used` in place of the module's `own`."""
+    """Counts the module's `own` attention processors that are replaced by others in `used`."""
     return sum(used.get(name) is not processor for name, processor in own.items())
 
 
 def swap_warning(name: str, count: int) -> str:
-    """The warning that a pipeline swaps `count` attention processors of the denoiser `name` while it runs."""
-    return f"{name}: the pipeline swaps {count} attention processors while it runs; a replay does not."
+    """Returns the warning that a pipeline replaces `count` attention processors of the denoiser `name`."""
+    return f"{name}: the pipeline replaces {count} attention processors while it runs; a replay runs the original ones."
 
 
 class Clock:
-    """The denoising step of a run, shared by the recorders of its denoisers.
+    """Counts the denoising steps of a run, from 0; all recorders of the run's denoisers share one Clock.
 
-    The step advances when the noise level of a call differs from the last one, until the first `tick`: the pipeline's
-    own report that a step is done (`callback_on_step_end`). From then on only `tick` advances the step. It never goes
-    back, also where a pipeline begins to count anew, as one for the next section of a video does.
+    At first the step advances whenever a call has another noise level than the call before. After the first `tick`,
+    with which the pipeline reports the end of a step (`callback_on_step_end`), only `tick` advances the step. The step
+    never decreases, even where a pipeline restarts its own count, as for the next section of a video.
     """
 
     def __init__(self) -> None:
         self.step = 0
         self._level: float | None = None
-        self._told = False
+        self._ticked = False
 
-    def hear(self, level: float | None) -> int:
-        if not self._told and level is not None:
+    def observe(self, level: float | None) -> int:
+        """Takes the noise level of a call, None if unknown; returns the denoising step of the call."""
+        if not self._ticked and level is not None:
             self.step += self._level is not None and level != self._level
             self._level = level
         return self.step
 
     def tick(self, done: int | None = None) -> None:
-        """Advances the step; the pipeline's own number of the step, `done`, does not matter."""
+        """Advances the step by one. The pipeline's own number of the step, `done`, is ignored."""
         self.step += 1
-        self._told = True
+        self._ticked = True
 
 
 class Recorder:
-    """Passes every call of `module` to `sink` while the `with` block runs; the module is unchanged afterwards.
+    """Passes every call of `module` to `sink` while its `with` block runs; the module is unchanged afterwards.
 
-    A call carries the component's name, its index in this recording, the denoising step, the noise level and the
-    cache context. Calls are not steps: with guidance a step takes one, two or three calls. `keep(step)` says which
-    steps are stored; `drop` names arguments to leave out. The block may be entered again inside itself.
+    A recorded call has the component's name, the index of the call in this recording, the denoising step, the noise
+    level and the cache context. With guidance one step takes one, two or three calls. `keep(step)` decides whether the
+    calls of a step are stored; `drop` names arguments that are not stored. Blocks of one recorder may be nested.
 
-    Positional arguments get their names from the module inside a wrapper. Where a module takes *args, and passes them
-    on to the only module inside it, the names are those of that module; where it does not, they stay positional.
+    Positional arguments are stored under the names in the signature of the module inside any wrapper. If that module
+    takes *args and passes them unchanged to its only child, the names are those of the child; otherwise such arguments
+    stay positional.
 
-    `heard` counts the calls. `processors` are the attention processors of the first call; `swapped` counts those that
-    ran in place of the module's own: a replay runs the module's own.
+    `call_count` is the number of calls so far. `processors` are the attention processors during the first call.
     """
 
     def __init__(
@@ -132,30 +134,30 @@ class Recorder:
     ) -> None:
         self.module, self.sink, self.name, self.clock = module, sink, name, clock or Clock()
         self.keep, self.drop = keep, drop
-        self.heard = 0
+        self.call_count = 0
         self.processors: dict[str, Any] = {}
-        self.seconds = 0.0  # time spent in recording
+        self.seconds = 0.0  # time spent on recording
         self._callee = callee_of(module)
-        self._passed: Passed | None = None  # a call whose arguments have no names yet
-        self._ear = ContextEar(inside(module))
+        self._pending: ArgumentSnapshot | None = None  # the running call, while its arguments have no names
+        self._context_hook = CacheContextHook(inside(module))
         self._stack: ExitStack | None = None
         self._depth = 0
         self._own: dict[str, Any] = {}
 
     @property
     def swapped(self) -> int:
-        """The number of attention processors of the first call that were not there before the block."""
-        return swapped(self.processors, self._own) if self.heard else 0
+        """The number of attention processors that were replaced between the start of the block and the first call."""
+        return swapped(self.processors, self._own) if self.call_count else 0
 
     def __enter__(self) -> Self:
         if self._depth == 0:
             self._own = processors_of(self.module)
             with ExitStack() as stack:
-                stack.enter_context(self._ear)
-                stack.callback(_before_calls(self.module, self._hear))
+                stack.enter_context(self._context_hook)
+                stack.callback(_before_calls(self.module, self._before_call))
                 if self._callee is not None:
-                    stack.callback(self._callee.register_forward_pre_hook(self._hear_inside, with_kwargs=True).remove)
-                    stack.callback(self.module.register_forward_hook(self._end).remove)
+                    stack.callback(self._callee.register_forward_pre_hook(self._before_callee, with_kwargs=True).remove)
+                    stack.callback(self.module.register_forward_hook(self._after_call).remove)
                 self._stack = stack.pop_all()
         self._depth += 1
         return self
@@ -168,44 +170,44 @@ class Recorder:
             self._stack.close()
             self._stack = None
 
-    def _hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Records a call, as a pre-hook of the module."""
+    def _before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Records a call of the module, unless its names have to come from the callee. A forward pre-hook."""
         try:
             rest, named = bind(inspect.signature(inside(self.module).forward), args, kwargs)
         except TypeError:
             return  # the call itself is about to fail, with a better message
-        self._passed = Passed.of(args, kwargs) if rest and self._callee is not None else None
-        if self._passed is None:
+        self._pending = ArgumentSnapshot.of(args, kwargs) if rest and self._callee is not None else None
+        if self._pending is None:
             self._record(rest, named)
 
-    def _hear_inside(self, callee: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Records the call that is running, as a pre-hook of `callee`: with its names, where it is the same call."""
-        if self._passed is None or not self._passed.same(args, kwargs):
-            return self._end()
+    def _before_callee(self, callee: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Records the running call with the argument names of `callee`. A forward pre-hook of `callee`."""
+        if self._pending is None or not self._pending.same_objects(args, kwargs):
+            return self._after_call()
         try:
             rest, named = bind(inspect.signature(callee.forward), args, kwargs)
         except TypeError:
-            return self._end()
+            return self._after_call()
         return self._record(rest, named)
 
-    def _end(self, *_: Any) -> None:
-        """Records the call that is running as it is, if it is not recorded yet."""
-        if self._passed is not None:
-            self._record(self._passed.args, self._passed.kwargs)
+    def _after_call(self, *_: Any) -> None:
+        """Records the running call with positional arguments, if it is not recorded yet. A forward hook."""
+        if self._pending is not None:
+            self._record(self._pending.args, self._pending.kwargs)
 
     def _record(self, rest: tuple[Any, ...], named: dict[str, Any]) -> None:
         began = time.perf_counter()
-        if self._passed is not None and self._passed.changed:
+        if self._pending is not None and self._pending.changed:
             kind = type(inside(self.module)).__name__
-            fact = f"{kind}.forward: changes its arguments in place before it passes them on"
-            raise UsageError(f"{fact}, and takes *args. Record the module inside, or pass arguments by name.")
-        self._passed = None
-        if self.heard == 0:
+            fact = f"{kind}.forward: takes *args and changes them in place before it passes them on"
+            raise UsageError(f"{fact}. Record the module inside, or pass the arguments by name.")
+        self._pending = None
+        if self.call_count == 0:
             self.processors = processors_of(self.module)
         level = noise_level(named)
-        step = self.clock.hear(level)
+        step = self.clock.observe(level)
         if self.keep(step):
             named = {key: value for key, value in named.items() if key not in self.drop}
-            self.sink.add(Call(self.name, self.heard, step, level, self._ear.name, rest, named))
-        self.heard += 1
+            self.sink.add(Call(self.name, self.call_count, step, level, self._context_hook.name, rest, named))
+        self.call_count += 1
         self.seconds += time.perf_counter() - began

@@ -1,4 +1,4 @@
-"""Names for positional arguments that a module takes as *args and passes on to the one module inside it."""
+"""Finds the names of positional arguments that a module takes as *args and passes on to its only child module."""
 
 import inspect
 from typing import Any, NamedTuple, Self
@@ -10,27 +10,31 @@ from .wrappers import compiled, inside
 
 
 def callee_of(module: nn.Module) -> nn.Module | None:
-    """The module to which `module` can only pass its *args on: its only child, or the only child of that one, and so
-    on, until there are names. None for a module without *args or with several children, and for a compiled one, whose
-    calls of its child are part of a graph."""
+    """Returns the module that receives the *args of `module` and has names for them.
+
+    That is the only child, or the only child of that child, and so on, until a forward without *args. Returns None if
+    `module` does not take *args, if a module on the way has several children, and if `module` is compiled, because
+    hooks of its child would then become part of the graph.
+    """
     if compiled(module):
         return None
-    found = inside(module)
-    while _variadic(found):
-        children = list(found.children())
+    callee = inside(module)
+    while _variadic(callee):
+        children = list(callee.children())
         if len(children) != 1:
             return None
-        found = inside(children[0])
-    return None if found is inside(module) else found
+        callee = inside(children[0])
+    return None if callee is inside(module) else callee
 
 
 def _variadic(module: nn.Module) -> bool:
+    """Returns whether the forward of `module` takes *args."""
     kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
     return inspect.Parameter.VAR_POSITIONAL in kinds
 
 
-class Passed(NamedTuple):
-    """The arguments of a call, and the versions of the tensors among them, which count changes in place."""
+class ArgumentSnapshot(NamedTuple):
+    """The arguments of a call, with the version counters of their tensors, which show later changes in place."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -38,16 +42,16 @@ class Passed(NamedTuple):
 
     @classmethod
     def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Self:
-        """The arguments as they are now."""
+        """Makes a snapshot of the arguments as they are now."""
         return cls(args, kwargs, _versions(args, kwargs))
 
     @property
     def changed(self) -> bool:
-        """Whether a tensor among the arguments was changed in place since."""
+        """True if a tensor among the arguments was changed in place after the snapshot was made."""
         return _versions(self.args, self.kwargs) != self.versions
 
-    def same(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether another call has the very same objects as its arguments."""
+    def same_objects(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Returns whether the arguments of another call are the same objects, not only equal ones."""
         return (
             len(args) == len(self.args)
             and all(one is other for one, other in zip(args, self.args, strict=True))
@@ -57,6 +61,6 @@ class Passed(NamedTuple):
 
 
 def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
-    """The versions of the tensors in arguments; tensors of inference mode have none."""
-    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    """Returns the version counters of all tensors in the arguments; tensors made in inference mode have none."""
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     return [tensor._version for tensor in tensors if not tensor.is_inference()]

@@ -1,4 +1,7 @@
-"""Reads files with limits, and sealed JSON: a file that contains the SHA-256 of its body."""
+"""Reads files with checks of type and size; writes and reads sealed JSON.
+
+A sealed file is {"sha256": digest, "body": ...}, where the digest is the SHA-256 of the body as canonical JSON.
+"""
 
 import errno
 import json
@@ -14,7 +17,8 @@ from .errors import OctavoError, StorageError, UsageError, damage, storage_error
 from .json_kinds import check_characters, parse_json
 
 MANIFEST_LIMIT = 64 << 20  # bytes; the largest sealed file that is written or read
-_PIECE = 1 << 20  # bytes of a file that are hashed at once: they stay in the processor's cache
+_PIECE = 1 << 20  # bytes of a file that are read and hashed at once: 1 MiB fits into a processor's cache
+# the bytes of a sealed file before the digest, between digest and body, and after the body
 HEAD = b'{"sha256": "'
 MIDDLE = b'", "body": '
 TAIL = b"}\n"
@@ -22,7 +26,10 @@ TAIL = b"}\n"
 
 @contextmanager
 def open_regular(path: Path, remedy: str = "") -> Iterator[tuple[int, int]]:
-    """Opens a regular file and yields its descriptor and size; refuses links, FIFOs, devices and directories unread."""
+    """Opens a regular file and yields its descriptor and size.
+
+    Raises FileError for a missing file and, without reading it, for a link, FIFO, device or directory.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as exc:
@@ -49,7 +56,7 @@ def _open_error(path: Path, exc: OSError, remedy: str) -> OctavoError:
 
 
 def pread(descriptor: int, view: memoryview, offset: int, path: Path, remedy: str = "") -> None:
-    """Fills `view` from `offset` on. Raises FileError for a file that ends before."""
+    """Fills `view` with the bytes of an open file from `offset` on. Raises FileError if the file ends too early."""
     done = 0
     while done < view.nbytes:
         try:
@@ -62,7 +69,7 @@ def pread(descriptor: int, view: memoryview, offset: int, path: Path, remedy: st
 
 
 def read_bytes(path: Path, limit: int = MANIFEST_LIMIT, remedy: str = "") -> bytes:
-    """Reads a regular file of at most `limit` bytes."""
+    """Reads a whole regular file. Raises FileError if the file is larger than `limit` bytes."""
     with open_regular(path, remedy) as (descriptor, size):
         if size > limit:
             raise damage(path, f"larger than {limit >> 20} MiB", remedy)
@@ -72,43 +79,47 @@ def read_bytes(path: Path, limit: int = MANIFEST_LIMIT, remedy: str = "") -> byt
 
 
 def digest_of_file(path: Path, remedy: str = "") -> str:
-    """The hexadecimal SHA-256 of a regular file, read in pieces."""
-    found, piece = sha256(), memoryview(bytearray(_PIECE))
+    """Returns the hexadecimal SHA-256 of a regular file, which is read in pieces."""
+    digest, piece = sha256(), memoryview(bytearray(_PIECE))
     with open_regular(path, remedy) as (descriptor, size):
         for offset in range(0, size, _PIECE):
             part = piece[: min(_PIECE, size - offset)]
             pread(descriptor, part, offset, path, remedy)
-            found.update(part)
-    return found.hexdigest()
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def digest_of(data: bytes) -> str:
-    """The hexadecimal SHA-256 of `data`."""
+    """Returns the hexadecimal SHA-256 of `data`."""
     return sha256(data).hexdigest()
 
 
 def canonical(body: Any) -> bytes:
-    """Canonical JSON: the same value always gives the same bytes. Raises UsageError for text that UTF-8 cannot hold, as
-    the name of a file in another encoding."""
+    """Returns `body` as canonical JSON, so that equal values always give the same bytes.
+
+    Raises UsageError for text that UTF-8 cannot encode, such as a file name in another encoding.
+    """
     content = json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     try:
         check_characters(body, content)
     except UnicodeEncodeError as error:
         text = error.object[max(0, error.start - 20) : error.end + 20]
-        raise UsageError(f"{text!r}: not text that UTF-8 can hold. Rename the file or change the text.") from None
+        raise UsageError(f"{text!r}: cannot be written as UTF-8. Rename the file or change the text.") from None
     return content
 
 
 class Sealed(NamedTuple):
-    """A body that matched its seal, and the digest of the whole file."""
+    """Holds the body of a sealed file, which matched its digest, and the digest of the whole file."""
 
     body: Any
     digest: str
 
 
 def json_object(content: bytes, path: Path, remedy: str = "", *, finite: bool = True) -> dict[str, Any]:
-    """Parses the `content` of the JSON file at `path` to an object. Raises FileError for anything else, and for numbers
-    that are not finite unless they may be."""
+    """Parses `content`, read from the file at `path`, as a JSON object.
+
+    Raises FileError for anything else and, with `finite`, for NaN and infinite numbers.
+    """
     try:
         value = parse_json(content, finite=finite)
     except json.JSONDecodeError as error:
@@ -118,21 +129,21 @@ def json_object(content: bytes, path: Path, remedy: str = "", *, finite: bool = 
     except ValueError as error:
         raise damage(path, f"not valid JSON ({error})", remedy) from None
     if not isinstance(value, dict):
-        raise damage(path, "holds no JSON object", remedy)
+        raise damage(path, "does not hold a JSON object", remedy)
     return value
 
 
 def seal(body: Any) -> bytes:
-    """The bytes of a sealed file with this body. Raises StorageError for more bytes than a reader takes."""
+    """Returns the bytes of a sealed file with this body. Raises StorageError above MANIFEST_LIMIT bytes."""
     content = canonical(body)
     data = HEAD + digest_of(content).encode() + MIDDLE + content + TAIL
     if len(data) > MANIFEST_LIMIT:
-        raise StorageError(f"manifest: larger than {MANIFEST_LIMIT >> 20} MiB. Store fewer calls of a prompt.")
+        raise StorageError(f"manifest: larger than {MANIFEST_LIMIT >> 20} MiB. Store fewer calls for each prompt.")
     return data
 
 
 def read_sealed(path: Path, remedy: str = "", limit: int = MANIFEST_LIMIT) -> Sealed:
-    """Reads a file that `write_sealed` wrote. Raises FileError for any difference, to the last bit."""
+    """Reads a file that `write_sealed` wrote. Raises FileError if a single bit of the file has changed."""
     data = read_bytes(path, limit, remedy)
     start = len(HEAD) + 64 + len(MIDDLE)
     content = data[start : -len(TAIL)]

@@ -1,7 +1,7 @@
-"""Writes safetensors files from the tensors' own memory, one tensor at a time, and reads them with limits.
+"""Writes safetensors files one tensor at a time, and reads them with checks of size.
 
-A tensor is made just before it is written and freed afterwards, so that writing needs the memory of one; mapped tensors
-leave memory too.
+Each tensor is made just before it is written, is written from its own memory, and is freed afterwards. Writing a file
+therefore needs the memory of one tensor only. The pages of memory-mapped tensors are dropped too.
 """
 
 import mmap
@@ -18,14 +18,14 @@ from .paging import page_out
 from .store.blobs import NAMES, memory_of
 from .store.headers import Stored, header_of
 
-_ORDER = (  # dtypes in the order in which safetensors itself sorts tensors, from the last to the first
+_ORDER = (  # dtypes, from the last to the first in the order in which the safetensors library writes them
     "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "I16", "U16", "F16", "BF16",
     "I32", "U32", "F32", "C64", "F64", "I64", "U64",
 )  # fmt: skip
 
 
 class Planned(NamedTuple):
-    """A tensor to write: its dtype, its shape, and a function that makes it."""
+    """A tensor that will be written: its dtype, its shape, and the function `make` that makes it."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -33,7 +33,7 @@ class Planned(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Planned":
-        """Plans to write a tensor that exists already."""
+        """Returns the Planned for a tensor that exists already."""
         return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
     @property
@@ -42,9 +42,10 @@ class Planned(NamedTuple):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str], mode: int) -> None:
-    """Writes a file that does not exist yet, with the same bytes for any order of the same tensors.
+    """Writes a safetensors file, which must not exist yet, with `metadata` and these tensors.
 
-    The bytes are those of `safetensors.torch.save_file`, which keeps no order of several metadata.
+    The bytes do not depend on the order of `tensors` and `metadata`. They equal those of
+    `safetensors.torch.save_file`, except that the latter does not sort the metadata.
     """
     # the widest elements first, so that every tensor is aligned for its dtype
     order = sorted(tensors, key=lambda name: (-_ORDER.index(NAMES[tensors[name].dtype]), name))
@@ -52,9 +53,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[
     offset = 0
     for name in order:
         planned = tensors[name]
-        place = [offset, offset + planned.bytes]
-        entries[name] = {"dtype": NAMES[planned.dtype], "shape": list(planned.shape), "data_offsets": place}
-        offset = place[1]
+        end = offset + planned.bytes
+        entries[name] = {"dtype": NAMES[planned.dtype], "shape": list(planned.shape), "data_offsets": [offset, end]}
+        offset = end
     with create(path, mode) as sink:
         sink.write(header_of(entries))
         for name in order:
@@ -66,10 +67,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[
 
 
 def read_tensor(path: Path, stored: Stored) -> Tensor:
-    """Reads one tensor of a file. A large tensor gets memory pages of its own, which return to the system with it: on
-    the heap, where weights are packed one after the other, its hole would fit nothing that comes later.
+    """Reads one tensor of a file.
 
-    Raises FileError for a tensor larger than the memory of this machine.
+    A large tensor gets memory pages of its own, which return to the system when it is freed. On the heap its memory
+    would stay unused, because later weights rarely fit into the gap. Raises FileError if the tensor is larger than the
+    memory of this machine.
     """
     check_memory(path, stored)
     dtype = torch_dtype(stored)
@@ -82,6 +84,6 @@ def read_tensor(path: Path, stored: Stored) -> Tensor:
 
 
 def torch_dtype(stored: Stored) -> torch.dtype:
-    """The dtype of a stored tensor."""
+    """Returns torch's dtype of a stored tensor."""
     dtype: torch.dtype = getattr(torch, stored.dtype)
     return dtype

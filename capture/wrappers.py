@@ -1,4 +1,4 @@
-"""Wrappers: modules that stand around another module and call it with the arguments they receive."""
+"""Finds the module inside a wrapper: a module that only passes its arguments on to another module."""
 
 import sys
 
@@ -15,10 +15,9 @@ _ATTRIBUTES = {
 
 
 def inside(module: nn.Module) -> nn.Module:
-    """The module inside `module`, through any number of wrappers; `module` itself where it is no wrapper.
+    """Returns the module inside `module`, through any number of wrappers; `module` itself if it is not a wrapper.
 
-    Wrappers are known by their class, not by the name of a child. A class that changes the forward of a wrapper is
-    no wrapper.
+    A wrapper is recognised by its class (see _ATTRIBUTES). A subclass that overrides forward does not count.
     """
     attribute = _attribute(type(module))
     while attribute is not None:
@@ -28,16 +27,16 @@ def inside(module: nn.Module) -> nn.Module:
 
 
 def compiled(module: nn.Module) -> bool:
-    """Whether torch.compile made graphs of `module` as a whole, or of a module inside it."""
+    """Returns whether `module`, or the module inside it if it is a wrapper, was compiled by torch.compile."""
     attribute = _attribute(type(module))
     whole = attribute == "_orig_mod" or module._compiled_call_impl is not None
     return whole or (attribute is not None and compiled(getattr(module, attribute)))
 
 
 def _attribute(kind: type[nn.Module]) -> str | None:
-    """The attribute that holds the module inside a wrapper of this class; None for other classes."""
-    for (place, name), attribute in _ATTRIBUTES.items():
-        wrapper = getattr(sys.modules.get(place), name, None)  # nothing has a class that was never imported
+    """Returns the name of the attribute with the module inside a wrapper of this class; None for other classes."""
+    for (module_name, name), attribute in _ATTRIBUTES.items():
+        wrapper = getattr(sys.modules.get(module_name), name, None)  # None if never imported
         if wrapper is not None and issubclass(kind, wrapper) and kind.forward is wrapper.forward:
             return attribute
     return None

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from octavo.capture.files import Sink, scratch, storage
+from octavo.capture.files import OutputFile, scratch, storage
 from octavo.capture.store.blobs import memory_of
 from octavo.capture.store.headers import Stored
 from octavo.capture.tensors import read_tensor, torch_dtype
@@ -41,7 +41,7 @@ class SpilledTensor(NamedTuple):
 class SpillFile:
     """A file that tensors are appended to."""
 
-    def __init__(self, path: Path, sink: Sink) -> None:
+    def __init__(self, path: Path, sink: OutputFile) -> None:
         self.path, self._sink, self._offset = path, sink, 0
 
     def put(self, value: Any) -> Any:

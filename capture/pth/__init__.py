@@ -1,1 +1,4 @@
-"""The `torch.save` lists of calls that msModelSlim documents: read as data, never as code, and written."""
+"""Reads and writes the lists of calls that msModelSlim documents as calibration data, in files of `torch.save`.
+
+Reading such a file never runs code from it.
+"""

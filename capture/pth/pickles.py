@@ -1,8 +1,8 @@
-"""Inspects a file of torch.save by unpickling it with stand-ins that neither call nor allocate.
+"""Inspects a file of torch.save before it is loaded: unpickles it with stand-ins that call and allocate nothing.
 
-Each name that the pickle needs is looked up in a short list; each tensor's claimed size is compared with the bytes in
-the file. Only a file that passes is given to torch.load: with `weights_only`, or with `DataUnpickler` where its pickles
-have another protocol than 2, which is all that `weights_only` reads.
+Every name in the pickle must be in a short list, and the claimed size of every tensor must fit the bytes in the file.
+Only a file that passes is loaded with torch.load: with `weights_only`, or with `DataUnpickler` if its pickles have
+another protocol than 2, because `weights_only` reads no other.
 """
 
 import codecs
@@ -21,13 +21,14 @@ import torch
 from ..errors import FileError, OctavoError
 
 PICKLE_LIMIT = 64 << 20  # bytes; the largest pickle inside a zip archive that is read
-VIEW_LIMIT = 1 << 30  # bytes; an expanded tensor of a small file may claim this much
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER: the first pickle of a file before torch 1.6
+VIEW_LIMIT = 1 << 30  # bytes; a tensor with repeated (expanded) values may claim this much even in a smaller file
+# torch.serialization.MAGIC_NUMBER: the first pickle in a file that torch.save wrote before torch 1.6
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 NOT_LOADED = "Not loaded."
 
 
-class Storage(NamedTuple):
-    """A storage that the pickle refers to."""
+class StorageClaim(NamedTuple):
+    """Describes a storage that the pickle refers to: key in the file, number of elements, bytes per element."""
 
     key: str
     elements: int
@@ -38,38 +39,43 @@ class Storage(NamedTuple):
         return self.elements * self.itemsize
 
 
-class Tensor(NamedTuple):
-    """Stand-in for a tensor: its claimed size."""
+class TensorClaim(NamedTuple):
+    """Represents a tensor by the size that the pickle claims."""
 
     bytes: int
 
 
 class NotAllowed(Exception):
-    """Raised for a name outside the short list that the pickle needs."""
+    """Raised when a pickle needs a name, such as a function, that is not in NAMES."""
 
 
 @dataclass
 class Claims:
-    """The claims of a pickle about its file: storages and tensors, each checked against the size of the file."""
+    """Checks the storages and tensors that a pickle claims against the size of its file."""
 
     path: Path
     size: int
-    storages: dict[str, Storage] = field(default_factory=dict)
-    protocols: set[int] = field(default_factory=set)  # of the pickles that were inspected
+    storages: dict[str, StorageClaim] = field(default_factory=dict)
+    protocols: set[int] = field(default_factory=set)  # pickle protocols of the inspected pickles
 
     def too_large(self, claimed: int) -> OctavoError:
+        """Makes the error for a tensor that claims more bytes than the file can hold."""
         return FileError(f"{self.path}: tensor of {human(claimed)} in a {human(self.size)} file. {NOT_LOADED}")
 
-    def storage(self, identity: tuple[Any, ...]) -> Storage:
+    def storage(self, identity: tuple[Any, ...]) -> StorageClaim:
+        """Checks the storage with this persistent id of torch.save: (kind, type, key, device, elements, ...)."""
         kind, storage_type, key, _, elements = identity[:5]
         if kind != "storage" or type(elements) is not int or elements < 0:
-            raise ValueError("reference to something else than a storage")
-        storage = Storage(str(key), elements, ITEMSIZES[storage_type])
+            raise ValueError("a reference to something other than a storage")
+        storage = StorageClaim(str(key), elements, ITEMSIZES[storage_type])
         if storage.bytes > self.size:
             raise self.too_large(storage.bytes)
         return self.storages.setdefault(storage.key, storage)
 
-    def tensor(self, storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    def tensor(
+        self, storage: StorageClaim, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
+    ) -> TensorClaim:
+        """Checks a tensor; the stand-in for torch._utils._rebuild_tensor_v2."""
         numbers = (offset, *shape, *stride)
         if len(shape) != len(stride) or any(type(number) is not int or number < 0 for number in numbers):
             raise ValueError("a tensor of impossible shape")
@@ -77,11 +83,12 @@ class Claims:
         last = offset + sum((extent - 1) * step for extent, step in zip(shape, stride, strict=True))
         if claimed and (claimed > max(VIEW_LIMIT, self.size) or last >= max(storage.elements, 1)):
             raise self.too_large(claimed)
-        return Tensor(claimed)
+        return TensorClaim(claimed)
 
     def tensor_v3(
-        self, storage: Storage, offset: int, shape: Any, stride: Any, grad: Any, hooks: Any, *rest: Any
-    ) -> Tensor:
+        self, storage: StorageClaim, offset: int, shape: Any, stride: Any, grad: Any, hooks: Any, *rest: Any
+    ) -> TensorClaim:
+        """Checks a tensor whose dtype is not its storage's; the stand-in for torch._utils._rebuild_tensor_v3."""
         return self.tensor(storage._replace(elements=storage.bytes // rest[0].itemsize), offset, shape, stride)
 
 
@@ -93,6 +100,7 @@ def human(size: int) -> str:
     return f"{size} bytes"
 
 
+# bytes of one element of each type of storage, by its name in torch
 ITEMSIZES = {
     f"{kind}Storage": dtype.itemsize
     for kind, dtype in {
@@ -113,7 +121,7 @@ ITEMSIZES = {
 }
 
 
-# the names that the pickle of a data file needs besides storages and dtypes, and what they stand for
+# the names that the pickle of a data file may need besides storages and dtypes, and their objects
 NAMES: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": OrderedDict,
     "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
@@ -128,9 +136,9 @@ NAMES: dict[str, Callable[..., Any]] = {
 
 
 class DataUnpickler(pickle._Unpickler):
-    """Unpickles data of any protocol: every name is looked up in NAMES, and no object but an OrderedDict has a state.
+    """Unpickles data of any protocol. Refuses names outside NAMES, and state for any object but an OrderedDict.
 
-    This is Python's unpickler: the memo of the C one takes as much memory as a file asks for.
+    It derives from Python's own unpickler, since a file can make the memo of the one in C take any amount of memory.
     """
 
     stack: list[Any]  # as the base class keeps it
@@ -152,11 +160,11 @@ class DataUnpickler(pickle._Unpickler):
         raise NotAllowed(full)
 
     def named(self, full: str) -> Any:
-        """The object that stands for a name of NAMES."""
+        """Returns the object for a name in NAMES."""
         return NAMES[full]
 
     def storage(self, kind: str) -> Any:
-        """The object that stands for a type of storages."""
+        """Returns the object for a storage type, such as FloatStorage."""
         return getattr(torch, kind)
 
     def get_extension(self, code: int) -> None:
@@ -172,7 +180,7 @@ class DataUnpickler(pickle._Unpickler):
         raise NotAllowed("builtins.bytearray")
 
     def load_next_buffer(self) -> None:
-        raise NotAllowed("buffers outside of the file")
+        raise NotAllowed("buffers outside the file")
 
     dispatch[pickle.BUILD[0]] = load_build
     dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
@@ -180,7 +188,7 @@ class DataUnpickler(pickle._Unpickler):
 
 
 class Bounded:
-    """A file of `size` bytes that is never asked for more at once: a reader may make room for all that it is asked."""
+    """Limits each read of a file to `size` bytes, because a reader may first allocate all that a pickle requests."""
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file, self._size, self.readline = file, size, file.readline
@@ -191,7 +199,7 @@ class Bounded:
         return self._file.read(count)
 
 
-# DataUnpickler, as torch.load takes it in the place of the module pickle
+# the argument `pickle_module` that makes torch.load use DataUnpickler
 DATA_PICKLE = SimpleNamespace(
     __name__="pickle of data",
     Unpickler=DataUnpickler,
@@ -200,7 +208,7 @@ DATA_PICKLE = SimpleNamespace(
 
 
 class DryUnpickler(DataUnpickler):
-    """Unpickles to stand-ins, which neither call nor allocate, and remembers the newest protocol in `claims`."""
+    """Unpickles a file to stand-ins that call and allocate nothing, and records its pickle protocol in `claims`."""
 
     def __init__(self, file: IO[bytes], claims: Claims, size: int) -> None:
         super().__init__(Bounded(file, size))
@@ -226,7 +234,7 @@ class DryUnpickler(DataUnpickler):
     def storage(self, kind: str) -> Any:
         return kind
 
-    def persistent_load(self, pid: Any) -> Storage:
+    def persistent_load(self, pid: Any) -> StorageClaim:
         if isinstance(pid, str):
             fact = "has pickle protocol 0, in which torch.save writes no tensors"
             raise FileError(f"{self._claims.path}: {fact}. Make the file again with the default protocol.")
@@ -234,7 +242,7 @@ class DryUnpickler(DataUnpickler):
 
 
 def inspect_zip(file: IO[bytes], claims: Claims) -> None:
-    """Refuses a zip archive of torch.save that asks for code or for more memory than it has bytes."""
+    """Inspects a zip archive of torch.save. Raises an error if it needs code, or more memory than it has bytes."""
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         inflated = sum(info.file_size for info in entries.values())
@@ -257,7 +265,7 @@ def inspect_zip(file: IO[bytes], claims: Claims) -> None:
 
 
 def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
-    """Refuses a file as `inspect_zip` does, for the sequence of pickles that torch.save wrote before 1.6."""
+    """Inspects a file in the format before torch 1.6, a sequence of pickles, with the checks of `inspect_zip`."""
     if DryUnpickler(file, claims, claims.size).load() != LEGACY_MAGIC:
         raise foreign(claims.path, "a plain pickle")
     for _ in ("protocol", "system", "object", "storage keys"):
@@ -268,12 +276,12 @@ def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
 
 
 def foreign(path: Path, what: str) -> OctavoError:
-    """The error for a file that torch.save did not write."""
+    """Makes the error for a file that torch.save did not write."""
     return FileError(f"{path}: not a file of torch.save (looks like {what}). {NOT_LOADED}")
 
 
 def looks_like(head: bytes) -> str:
-    """Guesses from its first bytes what a file is that could not be read."""
+    """Guesses the format of an unreadable file from its first bytes."""
     if not head:
         return "an empty file"
     if head.startswith(b"PK\x03\x04"):

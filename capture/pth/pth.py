@@ -1,4 +1,4 @@
-"""Reads and writes files of torch.save with the list of samples that older tools gather, without running their code."""
+"""Reads and writes lists of calls in files of torch.save, as other tools make them, without running their code."""
 
 import os
 from collections import Counter
@@ -27,15 +27,16 @@ from .pickles import (
     looks_like,
 )  # fmt: skip
 
-HEAD = 512  # bytes read first, to tell the kind of file
-LEGACY_START = f"L{LEGACY_MAGIC}L\n".encode()  # the first pickle of a file before torch 1.6 in the protocols 0 and 1
+HEAD = 512  # bytes read first, to recognise the format of the file
+# the first bytes of a file that torch.save wrote before torch 1.6 with pickle protocol 0 or 1
+LEGACY_START = f"L{LEGACY_MAGIC}L\n".encode()
 
 
 def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
-    """Loads a file of torch.save that holds data only: tensors, numbers, strings and containers.
+    """Loads a file of torch.save that only holds data: tensors, numbers, strings and containers.
 
-    Never asks and never runs code from the file; TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD has no effect. Raises FileError when
-    the file needs more than data, claims more memory than it has bytes, or is not a file of torch.save.
+    Never runs code from the file, even with TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD. Raises FileError if the file holds
+    anything but data, claims more memory than it has bytes, or is not a file of torch.save.
     """
     path = Path(path)
     with open_regular(Path(os.path.realpath(path))) as (descriptor, size), os.fdopen(os.dup(descriptor), "rb") as file:
@@ -57,42 +58,48 @@ def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
         except OctavoError:
             raise
         except NotAllowed as exc:
-            raise FileError(f"{path}: needs {exc}, which a data file may not. {NOT_LOADED}") from exc
-        except Exception as exc:  # torch and pickle raise all kinds of errors on other files
+            raise FileError(f"{path}: needs {exc}, which is not allowed in a data file. {NOT_LOADED}") from exc
+        except Exception as exc:  # torch and pickle raise errors of any class for damaged files
             raise foreign(path, looks_like(head)) from exc
 
 
 def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Loads the samples of a file of torch.save as (args, kwargs): a dict is keyword arguments, a list or tuple
-    positional ones. Raises FileError as `safe_torch_load` does, and for anything but a list of samples."""
+    """Loads a list of samples from a file of torch.save; returns (args, kwargs) for each sample.
+
+    A sample is a dict of keyword arguments, or a list or tuple of positional ones. Raises FileError for a file that
+    `safe_torch_load` refuses or that holds no list of samples, MisfitError for an empty list.
+    """
     samples = safe_torch_load(path)
     if isinstance(samples, dict):
         samples = [samples]
     if not isinstance(samples, list | tuple):
         raise FileError(f"{path}: expected a list of samples, found {type(samples).__name__}.")
-    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     for number, sample in enumerate(samples):
         if isinstance(sample, dict) and all(isinstance(name, str) for name in sample):
-            found.append(((), dict(sample)))
+            calls.append(((), dict(sample)))
         elif isinstance(sample, list | tuple):
-            found.append((tuple(sample), {}))
+            calls.append((tuple(sample), {}))
         else:
             fact = f"sample {number} is a {type(sample).__name__}, not a dict, list or tuple of inputs"
             raise FileError(f"{path}: {fact}.")
-    if not found:
+    if not calls:
         raise MisfitError(f"{path}: holds no samples.")
-    return found
+    return calls
 
 
 def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
-    """Writes calls as the documented list of dicts of keyword arguments; positional-only calls become tuples.
+    """Writes calls with torch.save, as a list of dicts of keyword arguments; calls without keywords become tuples.
 
-    The whole list is in memory while it is written. Raises StorageError when the disk is full.
+    Keeps the whole list in memory. Raises MisfitError for a call that has both positional and keyword arguments,
+    StorageError if the disk is full.
     """
     samples: list[Any] = []
     for call in calls:
         if call.args and call.kwargs:
-            raise MisfitError(f"{path}: call {call.index} has positional and named inputs. Use the capture.")
+            raise MisfitError(
+                f"{path}: call {call.index} has both positional and keyword arguments. Use the capture instead."
+            )
         samples.append(call.args or call.kwargs)
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in _tensors(samples)}
     check_space(path, sum(storages.values()))
@@ -101,10 +108,10 @@ def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
 
 
 def convert_pth(path: str | Path, directory: str | Path, component: str = "transformer") -> None:
-    """Converts a file of samples to a capture with one unit, which does not say what model its calls are of.
+    """Converts a file of samples to a capture with one unit; its manifest does not name a model.
 
-    Raises as `load_samples` does; FileError for a value that no capture holds, StorageError for a directory that holds
-    a capture or cannot be written.
+    Raises the errors of `load_samples`; FileError for a value that a capture cannot store; StorageError if the
+    directory holds a capture or cannot be written.
     """
     samples = load_samples(path)
     manifest = {"pipeline": None, "source": Path(path).name, "prompts": 1, "dtype": _dtype(samples[0])}
@@ -120,7 +127,7 @@ def convert_pth(path: str | Path, directory: str | Path, component: str = "trans
 
 
 def _dtype(sample: tuple[tuple[Any, ...], dict[str, Any]]) -> str | None:
-    """The floating dtype of most of a sample's values, None without floating tensors."""
+    """Returns the dtype of most floating-point values of a sample, None if the sample has none."""
     sizes: Counter[str] = Counter()
     for tensor in _tensors(sample):
         if tensor.is_floating_point():
@@ -129,7 +136,7 @@ def _dtype(sample: tuple[tuple[Any, ...], dict[str, Any]]) -> str | None:
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """All tensors in nested dicts, lists and tuples."""
+    """Yields all tensors in nested dicts, lists and tuples."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict | list | tuple):

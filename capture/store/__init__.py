@@ -1,1 +1,1 @@
-"""The store: a directory of sealed, deduplicated units, one for each prompt."""
+"""Stores a capture on disk: a directory with one sealed unit for each prompt, where equal tensors are written once."""

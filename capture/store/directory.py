@@ -1,4 +1,4 @@
-"""Checks whether a directory may become a capture, or be continued as one."""
+"""Checks whether a directory can hold a capture to be written, or an interrupted capture to be continued."""
 
 import json
 import os
@@ -14,15 +14,14 @@ from .layout import CAPTURE, UNITS, list_units, read_capture
 
 
 def prepare(directory: Path, modes: Modes, resume: bool | None) -> None:
-    """Makes `directory` when it is absent; raises StorageError when a capture cannot be written there.
+    """Makes `directory` if it does not exist. Raises StorageError if a capture cannot be written there.
 
-    A capture cannot be written where one with units exists and `resume` is not True, where other files are, or to a
-    file. The message names --resume unless `resume` is None.
+    That is so if `directory` is a file, if it holds other files, and if it holds a capture with units while `resume` is
+    not True. The message suggests --resume unless `resume` is None.
     """
     with storage(directory):
-        with suppress(
-            FileNotFoundError
-        ):  # the longest path that will be written: a name too long fails here, before anything is made
+        # the longest path that will be written: a name that is too long fails here, before any file is written
+        with suppress(FileNotFoundError):
             (directory / UNITS / ("0" * 29) / "data-000.safetensors").lstat()
         if not os.path.lexists(directory):
             make_directory(directory, modes.directory)
@@ -30,7 +29,7 @@ def prepare(directory: Path, modes: Modes, resume: bool | None) -> None:
     if CAPTURE not in names:
         foreign = sorted(name for name in names if name != LOCK_NAME and not STAGING.fullmatch(name))
         if foreign:
-            raise StorageError(f"{directory}: not empty and not a capture (found {foreign[0]}).")
+            raise StorageError(f"{directory}: not empty and not a capture (found {foreign[0]}). Use another directory.")
     elif not resume:
         planned = read_capture(directory).get("prompts", "?")
         if stored := count_units(directory):
@@ -39,17 +38,17 @@ def prepare(directory: Path, modes: Modes, resume: bool | None) -> None:
 
 
 def count_units(directory: Path) -> int:
-    """The number of units in a capture, which may have been interrupted before it had a folder for them."""
+    """Returns the number of stored units; 0 if the capture was interrupted before its folder of units was made."""
     return len(list_units(directory)) if os.path.lexists(directory / UNITS) else 0
 
 
 def check_same(directory: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises MisfitError, naming the first setting that differs between two manifests; prompts may differ."""
-    found = _difference(_settings(stored), _settings(json.loads(canonical(now))), "")
-    if found is not None:
-        name, before, after = found
+    difference = _difference(_settings(stored), _settings(json.loads(canonical(now))), "")
+    if difference is not None:
+        name, before, after = difference
         raise MisfitError(
-            f"{directory}: captured with {name} {before}, now {after}. Use the same or another directory."
+            f"{directory}: captured with {name} {before}, now {after}. Use the same settings or another directory."
         )
 
 
@@ -58,7 +57,7 @@ def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _difference(before: Any, after: Any, name: str) -> tuple[str, Any, Any] | None:
-    """The dotted name and both values of the first difference; None where there is none."""
+    """Returns the dotted name and both values of the first entry that differs, None if there is none."""
     if not (isinstance(before, dict) and isinstance(after, dict)):
         return None if canonical(before) == canonical(after) else (name, before, after)
     for key in [*before, *(key for key in after if key not in before)]:

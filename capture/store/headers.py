@@ -1,7 +1,7 @@
-"""Headers of safetensors files: dtypes, places of tensors, and the keys of blobs. Importing this module needs no torch.
+"""Makes and checks headers of safetensors files, and computes the keys of blobs, without importing torch.
 
-A header is eight bytes of length, then JSON that gives each tensor's dtype, shape and offsets. The key of a blob is
-sha256(dtype | shape | bytes), which shows both that a blob is stored already and that it is undamaged.
+A header is eight bytes with its length, then JSON with the dtype, shape and offsets of each tensor. The key of a blob
+is sha256(dtype | shape | bytes). It serves to recognise a blob that is already stored, and to detect damage.
 """
 
 import json
@@ -10,8 +10,8 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 HEADER_LIMIT = 16 << 20  # bytes; the largest header that is read
-# dtypes that can be stored: torch's names by the names in the safetensors format
-WORDS = {
+# the dtypes that can be stored: name in the safetensors format -> name in torch
+TORCH_NAMES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
@@ -31,12 +31,13 @@ WORDS = {
     "BOOL": "bool",
     "C64": "complex64",
 }
-_SIZES = {"BOOL": 1, "BF16": 2} | {name: 1 for name in WORDS if name.startswith("F8")}  # bytes of a value; else
-_SIZES |= {name: int(name[1:]) // 8 for name in WORDS if name not in _SIZES}  # the name ends in the bits
+# bytes of one value of each dtype; a name that is not listed ends with the number of bits
+_SIZES = {"BOOL": 1, "BF16": 2} | {name: 1 for name in TORCH_NAMES if name.startswith("F8")}
+_SIZES |= {name: int(name[1:]) // 8 for name in TORCH_NAMES if name not in _SIZES}
 
 
 class Stored(NamedTuple):
-    """The place of a tensor in its file: dtype by torch's name, such as bfloat16, then shape, offset and bytes."""
+    """Describes a tensor in a file: torch's name of its dtype, such as bfloat16, shape, offset in the file, bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,29 +46,30 @@ class Stored(NamedTuple):
 
 
 def key_of(name: str, shape: Sequence[int], data: memoryview) -> str:
-    """The key of the blob with these bytes; `name` is the dtype's name in the safetensors format."""
+    """Computes the key of the blob `data`; `name` is the dtype's name in the safetensors format."""
     digest = sha256(f"{name}|{','.join(map(str, shape))}|".encode())
     digest.update(data)
     return digest.hexdigest()
 
 
 def header_of(entries: dict[str, Any]) -> bytes:
-    """The header of a safetensors file: length and JSON, padded so that the data begin at a multiple of 8."""
+    """Makes the header of a safetensors file: length and JSON, padded so that the data begin at a multiple of 8."""
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def placed(entries: dict[str, Any], start: int, size: int) -> dict[str, Stored]:
-    """The tensors of a header in the order of their data, which must cover a file from `start` to `size`.
+def tensors_of(entries: dict[str, Any], start: int, size: int) -> dict[str, Stored]:
+    """Returns the tensors in the `entries` of a header, in the order of their data.
 
-    Raises ValueError, TypeError, KeyError or AttributeError for any other header.
+    Raises ValueError, TypeError, KeyError or AttributeError for a malformed header, or unless the tensors cover the
+    file from byte `start` to byte `size` without gap or overlap.
     """
     tensors = [(name, entry) for name, entry in entries.items() if name != "__metadata__"]
-    found = {}
-    expected = start  # without a gap or an overlap
+    stored = {}
+    expected = start  # where the next tensor must begin
     for name, entry in sorted(tensors, key=lambda item: tuple(item[1]["data_offsets"])):
-        dtype, shape = WORDS[entry["dtype"]], tuple(entry["shape"])
+        dtype, shape = TORCH_NAMES[entry["dtype"]], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
         if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
             raise ValueError("negative or fractional size")
@@ -75,9 +77,9 @@ def placed(entries: dict[str, Any], start: int, size: int) -> dict[str, Stored]:
         for extent in shape:
             count *= extent
         if start + begin != expected or end - begin != count:
-            raise ValueError("offsets that do not fit")
-        found[name] = Stored(dtype, shape, start + begin, count)
+            raise ValueError("offsets that do not match the tensors' sizes")
+        stored[name] = Stored(dtype, shape, start + begin, count)
         expected = start + end
     if expected != size:
-        raise ValueError("file not fully covered")
-    return found
+        raise ValueError("tensors that do not cover the file")
+    return stored

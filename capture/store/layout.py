@@ -1,4 +1,4 @@
-"""The layout of a capture on disk, and reading its sealed files."""
+"""Defines the layout of a capture on disk, and reads its sealed files."""
 
 import re
 from pathlib import Path
@@ -13,11 +13,12 @@ from .tree import decode
 
 CAPTURE, UNITS, UNIT, COMPLETE = "capture.json", "units", "unit.json", "complete.json"
 SCHEMA = 1  # version of the layout, written into capture.json
+# the name of a unit's directory, INDEX-KEY, and of a data file in it
 UNIT_NAME = re.compile(r"(\d{6,12})-([0-9a-f]{16})")
 DATA_NAME = re.compile(r"data-\d{3,9}\.safetensors")
-# errors raised while reading a body that matches its seal but was not written by Octavo
+# errors that reading the body of a sealed file can raise if its digest is right but Octavo did not write it
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
-# the entries of a manifest that commands read; any may be missing
+# the kinds of the manifest's entries that commands read; each entry may be missing
 _MANIFEST: Kind = fields(
     {},
     dict.fromkeys(("model", "pipeline", "family", "dtype", "prompts_source"), maybe(text))
@@ -30,7 +31,7 @@ _MANIFEST: Kind = fields(
 
 
 class CallHeader(NamedTuple):
-    """A call without its arguments."""
+    """Describes a recorded call, without its arguments; see Call."""
 
     component: str
     index: int  # type: ignore[assignment]
@@ -40,7 +41,7 @@ class CallHeader(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One call of a denoiser, as it is recorded and read back."""
+    """Holds a recorded call of a denoiser, with its arguments."""
 
     component: str
     index: int  # type: ignore[assignment]  # number of the call among this component's calls in the unit
@@ -52,7 +53,7 @@ class Call(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """The contents of a unit.json: a stored unit without its tensors."""
+    """The content of a unit.json: describes the calls of one prompt, without their tensors."""
 
     index: int  # type: ignore[assignment]
     key: str
@@ -65,17 +66,20 @@ class Unit(NamedTuple):
 
 
 def unit_key(info: dict[str, Any]) -> str:
-    """The key of a unit with this info: 16 hexadecimal digits of the SHA-256 of the info's JSON."""
+    """Computes the key of a unit: the first 16 hexadecimal digits of the SHA-256 of `info` as canonical JSON."""
     return digest_of(canonical(info))[:16]
 
 
 def remedy_for(directory: Path, name: str) -> str:
-    """The remedy that messages give for a damaged unit."""
+    """Returns the sentence of a message that says how to repair a damaged unit."""
     return f"Delete {directory / UNITS / name} and run capture --resume."
 
 
 def read_capture(directory: Path) -> dict[str, Any]:
-    """Reads the manifest of the capture in `directory`. Raises FileError without one, and for another schema."""
+    """Reads the manifest of the capture in `directory`.
+
+    Raises FileError if there is no manifest, if it is damaged, or if it was written with another schema.
+    """
     path = directory / CAPTURE
     if not path.is_symlink() and not path.exists():
         fact = "not a capture (no capture.json)" if directory.is_dir() else "no such capture"
@@ -92,15 +96,18 @@ def read_capture(directory: Path) -> dict[str, Any]:
 
 
 def list_units(directory: Path) -> dict[int, str]:
-    """The directory names of the stored units, by index, in the order of the indices."""
+    """Returns the directory names of the stored units by index, in ascending order.
+
+    Raises FileError for anything else in the folder of units, except for names that begin with a dot.
+    """
     units = directory / UNITS
     with storage(units):
         if units.is_symlink():
-            raise damage(units, "symbolic link inside the capture", "Put the directory itself there.")
+            raise damage(units, "symbolic link inside the capture", "Replace the link by the directory itself.")
         if not units.is_dir():
             raise damage(units, "missing", "Run capture --resume.")
         names = sorted(entry.name for entry in units.iterdir() if not entry.name.startswith("."))
-    found: dict[int, str] = {}
+    units_by_index: dict[int, str] = {}
     for name in names:
         matched = UNIT_NAME.fullmatch(name)
         path = units / name
@@ -109,15 +116,18 @@ def list_units(directory: Path) -> dict[int, str]:
         if matched is None or not path.is_dir():
             raise damage(path, "not a unit of a capture", f"Delete {path}.")
         index = int(matched[1])
-        if index in found:
-            raise damage(path, f"a second unit {index} beside {found[index]}", "Delete the one that is not yours.")
-        found[index] = name
-    return dict(sorted(found.items()))
+        if index in units_by_index:
+            fact = f"a second unit {index} beside {units_by_index[index]}"
+            raise damage(path, fact, "Delete the one that does not belong to this capture.")
+        units_by_index[index] = name
+    return dict(sorted(units_by_index.items()))
 
 
 def read_unit(directory: Path, name: str) -> tuple[Unit, dict[str, Any]]:
-    """Reads a unit and the body of its unit.json. Raises FileError for a broken seal, and for data files that are
-    missing or of another size."""
+    """Reads the unit.json of a unit; returns the Unit and the whole body.
+
+    Raises FileError if unit.json is damaged, or if a data file is missing or of another size.
+    """
     remedy = remedy_for(directory, name)
     path = directory / UNITS / name / UNIT
     body, digest = read_sealed(path, remedy)
@@ -127,9 +137,9 @@ def read_unit(directory: Path, name: str) -> tuple[Unit, dict[str, Any]]:
         unit = Unit(int(body["index"]), str(body["key"]), dict(body["info"]), calls, *sizes, name, digest)
         parts = [Part(**part) for part in body["parts"]]
         if name != f"{unit.index:06d}-{unit.key}" or unit.key != unit_key(unit.info):
-            raise ValueError("its name is not its content's")
+            raise ValueError("its directory name does not match its content")
         if any(DATA_NAME.fullmatch(part.file) is None for part in parts):
-            raise ValueError("a data file elsewhere")
+            raise ValueError("a data file outside the unit")
     except MALFORMED as exc:
         raise damage(path, f"not a unit of a capture ({exc})", remedy) from exc
     for part in parts:
@@ -143,5 +153,5 @@ def _header(record: dict[str, Any]) -> CallHeader:
     component, index, step, context = (record[field] for field in ("component", "index", "step", "context"))
     timestep = decode(record["timestep"], lambda _: None)
     if not isinstance(component, str) or type(index) is not int:
-        raise ValueError("a call without a name")
+        raise ValueError("a call without a component or an index")
     return CallHeader(component, index, step, timestep, context)

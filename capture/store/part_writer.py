@@ -12,12 +12,12 @@ from .blobs import NAMES, memory_of
 from .headers import header_of
 from .parts import Part
 
-PART_BYTES = 256 << 20  # most bytes of a data file, unless one blob is larger
-PART_BLOBS = 1 << 15  # most blobs of a data file: keeps headers far below headers.HEADER_LIMIT
+PART_BYTES = 256 << 20  # most bytes of a data file, except for a single blob that is larger
+PART_BLOBS = 1 << 15  # most blobs of a data file, so that its header stays far below headers.HEADER_LIMIT
 
 
 def write_part(path: Path, blobs: dict[str, torch.Tensor], mode: int) -> Part:
-    """Writes settled tensors under their keys to a file that does not exist yet."""
+    """Writes a data file, which must not exist yet: contiguous CPU tensors under their keys. Returns its Part."""
     # the widest elements first, so that every blob is aligned for its dtype
     ordered = sorted(blobs.items(), key=lambda item: -item[1].dtype.itemsize)
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -35,7 +35,10 @@ def write_part(path: Path, blobs: dict[str, torch.Tensor], mode: int) -> Part:
 
 
 def split_parts(blobs: dict[str, torch.Tensor]) -> Sequence[dict[str, torch.Tensor]]:
-    """Divides `blobs`, in order, into files of at most PART_BYTES and PART_BLOBS; a larger blob is a file alone."""
+    """Divides `blobs`, in order, into data files of at most PART_BYTES bytes and PART_BLOBS blobs.
+
+    A blob larger than PART_BYTES gets a file of its own.
+    """
     parts: list[dict[str, torch.Tensor]] = []
     filled = 0
     for key, tensor in blobs.items():

@@ -1,6 +1,7 @@
-"""The data files of a unit: safetensors, read with pread and checked before use.
+"""Reads the data files of a unit, which are safetensors files, and checks them before use.
 
-Truncating a mapped file kills the process; reading a truncated file gives an error.
+Uses pread and not mmap: if a file is truncated meanwhile, pread reports an error, whereas access to the memory of a
+mapped file would kill the process.
 """
 
 import json
@@ -9,13 +10,13 @@ from typing import NamedTuple
 
 from ..errors import damage
 from ..sealed import digest_of, pread
-from .headers import HEADER_LIMIT, WORDS, Stored, key_of, placed
+from .headers import HEADER_LIMIT, TORCH_NAMES, Stored, key_of, tensors_of
 
-NAMES = {word: name for name, word in WORDS.items()}
+SAFETENSORS_NAMES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 
 
 class Part(NamedTuple):
-    """A data file as unit.json describes it."""
+    """Describes a data file in unit.json: its name, its size, and the digest of its header."""
 
     file: str
     bytes: int
@@ -23,9 +24,10 @@ class Part(NamedTuple):
 
 
 def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str) -> dict[str, Stored]:
-    """Reads the header of an open data file, whose size and header must match unit.json; returns the blobs.
+    """Reads the header of an open data file; returns the position of each blob by its key.
 
-    Reads nothing but the header, and does not read a header that claims more than HEADER_LIMIT bytes.
+    Raises FileError if the size or the header differs from `part`, or if the header claims more than HEADER_LIMIT
+    bytes; such a header is not read.
     """
     if size != part.bytes:
         raise damage(path, f"damaged (checksum: {size} bytes, not {part.bytes})", remedy)
@@ -39,17 +41,17 @@ def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str)
     if digest_of(bytes(prefix + text)) != part.header:
         raise damage(path, "damaged (checksum)", remedy)
     try:
-        return placed(json.loads(bytes(text)), 8 + length, size)
+        return tensors_of(json.loads(bytes(text)), 8 + length, size)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise damage(path, f"not a data file of a capture ({exc})", remedy) from exc
 
 
 def read_blob(descriptor: int, blob: Stored, into: memoryview, path: Path, remedy: str) -> None:
-    """Reads a blob into memory of its size."""
+    """Reads a blob from an open data file into `into`, which has the blob's size."""
     if blob.bytes:
         pread(descriptor, into, blob.offset, path, remedy)
 
 
 def matches(key: str, blob: Stored, data: memoryview) -> bool:
-    """Whether the key is that of a blob with these bytes."""
-    return key_of(NAMES[blob.dtype], blob.shape, data) == key
+    """Returns whether `key` is the key of `blob` with these bytes, so that the data are undamaged."""
+    return key_of(SAFETENSORS_NAMES[blob.dtype], blob.shape, data) == key

@@ -1,4 +1,4 @@
-"""Reads a capture, and checks everything against its digest before use. Only reading values imports torch."""
+"""Reads a capture, and checks all data against their digests before use. Imports torch only to read tensors."""
 
 import math
 from collections.abc import Callable, Collection, Iterator
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from ..errors import MisfitError, damage
 from ..sealed import open_regular, read_sealed
-from .headers import WORDS, Stored
+from .headers import TORCH_NAMES, Stored
 from .layout import COMPLETE, MALFORMED, UNITS, Call, CallHeader, Unit, list_units, read_capture, read_unit, remedy_for
 from .parts import Part, matches, read_blob, read_header
 from .stats import Stats, join_stats
@@ -22,7 +22,7 @@ __all__ = ["Call", "CallHeader", "Capture", "TensorInfo", "Unit"]
 
 
 class TensorInfo(NamedTuple):
-    """A stored tensor without its values; `dtype` is torch's name of it, such as float16."""
+    """Describes a stored tensor without its values; `dtype` is torch's name, such as float16."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -30,10 +30,10 @@ class TensorInfo(NamedTuple):
 
 
 class Capture:
-    """A finished capture: `open` one, then walk `calls` as often as needed.
+    """A capture on disk. `Capture.open(directory)` opens it; `calls()` yields its calls, any number of times.
 
-    Has `directory`, `manifest`, `units` (without arguments), and `planned`, the number of units that the capture was to
-    have.
+    `directory` is its path, `manifest` the settings it was recorded with, `units` describes the stored units (one for
+    each prompt), and `planned` is the number of units that the finished capture has.
     """
 
     def __init__(self, directory: Path, manifest: dict[str, Any], units: list[Unit]) -> None:
@@ -44,8 +44,11 @@ class Capture:
 
     @classmethod
     def open(cls, directory: str | Path, *, allow_incomplete: bool = False) -> Self:
-        """Reads the manifests of a capture. Raises FileError when a file is missing, damaged or foreign, MisfitError
-        when the capture is not finished (unless allowed) or holds no calls."""
+        """Opens a capture: reads and checks its manifests, but no tensors.
+
+        Raises FileError if a file is missing, damaged or does not belong to the capture, MisfitError if the capture
+        holds no calls, or is not finished and `allow_incomplete` is False.
+        """
         path = Path(directory)
         manifest = read_capture(path)
         names = list_units(path)
@@ -70,8 +73,11 @@ class Capture:
         units: Collection[int] | None = None,
         where: Callable[[CallHeader], bool] | None = None,
     ) -> Iterator[Call]:
-        """Yields the calls in the order of recording: of one component, of the units with these indices, for which
-        `where` is true. Needs the memory of one call; the caller may change the tensors."""
+        """Yields the calls in the order of recording.
+
+        Only yields the calls of `component`, of the units with the indices `units`, and with headers for which `where`
+        returns True; None selects all. Needs the memory of one call. The caller may change the tensors.
+        """
         yield from (load() for _, load in self.later(component, units=units, where=where))
 
     def later(
@@ -81,8 +87,10 @@ class Capture:
         units: Collection[int] | None = None,
         where: Callable[[CallHeader], bool] | None = None,
     ) -> Iterator[tuple[CallHeader, Callable[[], Call]]]:
-        """Yields headers in the order of `calls`, each with a function that reads the call. The function must be called
-        before asking for the next header."""
+        """Yields the header of each call that `calls` would yield, with a function that reads the call.
+
+        The function must be called before the next header is requested.
+        """
         for unit in self._chosen(units):
             with _opened(self.directory, unit) as source:
                 yield from source.calls(component, where, source.tensor)
@@ -94,13 +102,13 @@ class Capture:
         units: Collection[int] | None = None,
         where: Callable[[CallHeader], bool] | None = None,
     ) -> Iterator[Call]:
-        """Yields the calls as `calls` does, with a TensorInfo in the place of each tensor; reads no data."""
+        """Yields the same calls as `calls`, but with a TensorInfo in place of each tensor; reads no tensor data."""
         for unit in self._chosen(units):
             with _opened(self.directory, unit) as source:
                 yield from (load() for _, load in source.calls(component, where, source.describe))
 
     def verify(self) -> None:
-        """Reads every byte; raises FileError on the first damage, naming the file and the remedy."""
+        """Reads and checks every byte. Raises FileError for the first damage, naming the file and the remedy."""
         for unit in self.units:
             with _opened(self.directory, unit) as source:
                 source.verify()
@@ -112,13 +120,13 @@ class Capture:
 
 
 def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
-    """The units that complete.json lists, which must be the stored units."""
+    """Reads the units that complete.json lists. Raises FileError unless exactly these units are stored, unchanged."""
     path = directory / COMPLETE
     remedy = f"Delete {path} and run capture --resume."
     try:
         digests = dict(read_sealed(path, remedy).body["units"])
     except MALFORMED as exc:
-        raise damage(path, f"not the list of a capture ({exc})", remedy) from exc
+        raise damage(path, f"not the list of a capture's units ({exc})", remedy) from exc
     for name in names.values():
         if name not in digests:
             raise damage(directory / UNITS / name, "not listed in complete.json", remedy_for(directory, name))
@@ -128,14 +136,14 @@ def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
             raise damage(directory / UNITS / name, "missing", "Run capture --resume.")
         unit, _ = read_unit(directory, name)
         if unit.digest != digests[name]:
-            fact = "not the unit complete.json lists (checksum)"
+            fact = "not the unit that complete.json lists (checksum)"
             raise damage(directory / UNITS / name, fact, remedy_for(directory, name))
         units.append(unit)
     return units
 
 
 class _Source:
-    """The open data files of one unit, and the keys of its blobs that were checked already."""
+    """Reads the calls of one unit from its open data files. `checked` has the keys of the blobs checked so far."""
 
     def __init__(self, folder: Path, remedy: str, body: dict[str, Any]) -> None:
         self.folder, self.remedy, self.body = folder, remedy, body
@@ -145,6 +153,7 @@ class _Source:
         self.checked: set[str] = set()
 
     def open(self, stack: ExitStack) -> None:
+        """Opens the data files, until `stack` closes them, and reads their headers."""
         for path, part in zip(self.paths, self.body["parts"], strict=True):
             descriptor, size = stack.enter_context(open_regular(path, self.remedy))
             self.blobs.append(read_header(descriptor, size, Part(**part), path, self.remedy))
@@ -153,6 +162,10 @@ class _Source:
     def calls(
         self, component: str | None, where: Callable[[CallHeader], bool] | None, get: Callable[[Any], Any]
     ) -> Iterator[tuple[CallHeader, Callable[[], Call]]]:
+        """Yields the headers of the selected calls, each with a function that reads the call's arguments.
+
+        `get` turns the number of a tensor in unit.json into a tensor or a description.
+        """
         for record in self.body["calls"]:
             header = CallHeader(*(record[name] for name in CallHeader._fields))
             header = header._replace(timestep=decode(header.timestep, get))
@@ -161,9 +174,10 @@ class _Source:
             yield header, partial(self.call, header, record, get)
 
     def call(self, header: CallHeader, record: dict[str, Any], get: Callable[[Any], Any]) -> Call:
+        """Decodes the arguments of one call. Raises FileError for a malformed record."""
         try:
             if not isinstance(record["args"], list):
-                raise TypeError("arguments that are no list")
+                raise TypeError("arguments that are not a list")
             args = tuple(decode(value, get) for value in record["args"])
             kwargs = {name: decode(value, get) for name, value in record["kwargs"]}
         except MALFORMED as exc:
@@ -171,33 +185,37 @@ class _Source:
         return Call(*header, args, kwargs)
 
     def tensor(self, entry: int) -> "torch.Tensor":
+        """Reads a tensor, given its number in unit.json. Raises FileError if a blob of it is damaged."""
         import torch
 
         from .blobs import memory_of
 
         name, shape, keys, *order = self.body["tensors"][entry]
-        found = [self._find(key) for key in keys]
-        split = 0 if len(keys) == 1 else 1 if len(keys) == shape[0] else 2  # leading dimensions that the rows lack
-        if any(blob.shape != tuple(shape[split:]) for _, blob in found) or math.prod(shape[:split]) != len(keys):
-            raise ValueError("a tensor whose rows do not fit")
-        tensor = torch.empty(shape, dtype=getattr(torch, WORDS[name]))
+        places = [self._find(key) for key in keys]
+        split = 0 if len(keys) == 1 else 1 if len(keys) == shape[0] else 2  # dimensions that rows do not have
+        if any(blob.shape != tuple(shape[split:]) for _, blob in places) or math.prod(shape[:split]) != len(keys):
+            raise ValueError("a tensor whose rows do not fit its shape")
+        tensor = torch.empty(shape, dtype=getattr(torch, TORCH_NAMES[name]))
         rows = [tensor] if split == 0 else list(tensor.flatten(0, split - 1).unbind(0))
-        for key, row, (part, blob) in zip(keys, rows, found, strict=True):
-            if blob.dtype != WORDS[name]:
-                raise ValueError("a tensor of another dtype than its bytes")
+        for key, row, (part, blob) in zip(keys, rows, places, strict=True):
+            if blob.dtype != TORCH_NAMES[name]:
+                raise ValueError("a tensor of another dtype than its blob")
             self._read(key, part, blob, memory_of(row))
         if not order:
             return tensor
         if sorted(order[0]) != list(range(len(shape))):
-            raise ValueError("a tensor whose dimensions have no order")
+            raise ValueError("a tensor with an invalid order of dimensions")
         return torch.empty_permuted(shape, order[0], dtype=tensor.dtype).copy_(tensor)
 
     def describe(self, entry: int) -> TensorInfo:
+        """Returns the description of a tensor, given its number in unit.json."""
         name, shape, keys, *_ = self.body["tensors"][entry]
-        stats = [self.body["blobs"][key][1] for key in keys]
-        return TensorInfo(WORDS[name], tuple(shape), join_stats([Stats(*found) if found else None for found in stats]))
+        parts = [self.body["blobs"][key][1] for key in keys]
+        stats = join_stats([Stats(*values) if values else None for values in parts])
+        return TensorInfo(TORCH_NAMES[name], tuple(shape), stats)
 
     def verify(self) -> None:
+        """Reads and checks every blob. Raises FileError for a damaged one."""
         for part, blobs in enumerate(self.blobs):
             for key, blob in blobs.items():
                 self._read(key, part, blob, memoryview(bytearray(blob.bytes)))
@@ -218,11 +236,12 @@ class _Source:
 
 @contextmanager
 def _opened(directory: Path, unit: Unit) -> Iterator[_Source]:
+    """Opens the data files of a unit. Raises FileError if the unit has changed since the capture was opened."""
     remedy = remedy_for(directory, unit.name)
     again, body = read_unit(directory, unit.name)
     folder = directory / UNITS / unit.name
     if again.digest != unit.digest:
-        raise damage(folder / "unit.json", "changed since it was opened", "Open the capture again.")
+        raise damage(folder / "unit.json", "changed since the capture was opened", "Open the capture again.")
     source = _Source(folder, remedy, body)
     with ExitStack() as stack:
         source.open(stack)

@@ -1,9 +1,9 @@
-"""Nested arguments as JSON, type by type, and back: `encode` of `tree_encoder` makes it, `decode` reads it.
+"""Decodes the JSON form of nested arguments, which keeps the type of every value; `tree_encoder` makes that form.
 
-A value of JSON stands for itself when reading gives it back exactly: null, true, 7, 0.5, "text", [lists]. Everything
-else is an object with one key, its tag: {"tuple": [...]}, {"dict": [[key, value], ...]}, {"Size": [...]},
+Values that JSON itself restores exactly are written as they are: null, true, 7, 0.5, "text", [lists]. Every other value
+is an object with one key, the tag of its type: {"tuple": [...]}, {"dict": [[key, value], ...]}, {"Size": [...]},
 {"dtype": "float16"}, {"device": "cuda:0"}, {"float": "inf"}, {"int": "0x..."}, {"str": hex}, {"bytes": hex},
-{"complex": [re, im]}, {"numpy": [dtype, hex]}, {"tensor": what put_tensor returned}.
+{"complex": [re, im]}, {"numpy": [dtype, hex]}, {"tensor": the value that put_tensor returned}.
 """
 
 import math
@@ -21,17 +21,18 @@ GetTensor = Callable[[Any], Any]
 
 
 def decode(tree: Any, get_tensor: GetTensor) -> Any:
-    """Restores the value from which `encode` made `tree`; `get_tensor` receives what `put_tensor` returned.
-    Imports torch for sizes, dtypes and devices alone.
+    """Restores the value from which `encode` made `tree`.
 
-    Raises ValueError, TypeError, KeyError or AttributeError for a `tree` that `encode` did not make.
+    `get_tensor` is called with the value that `put_tensor` returned for a tensor, and returns the tensor. Imports torch
+    only for sizes, dtypes and devices. Raises ValueError, TypeError, KeyError or AttributeError for a `tree` that
+    `encode` did not make.
     """
     return _decode(tree, get_tensor, 0)
 
 
 def _decode(tree: Any, get: GetTensor, depth: int) -> Any:
     if depth > MAX_DEPTH:
-        raise ValueError("nested too deep")
+        raise ValueError("nested too deeply")
     if tree is None or isinstance(tree, bool | int | float | str):
         return tree
     if isinstance(tree, list):
@@ -78,6 +79,7 @@ def _decode_numpy(content: list[str]) -> np.generic:
     return np.frombuffer(bytes.fromhex(raw), dtype=dtype, count=1)[0]
 
 
+# the functions that decode the content of each tag; `_decode` itself handles tensor, dict and tuple
 TAGS: dict[str, Callable[[Any], Any]] = {
     "Size": _decode_size,
     "int": lambda content: int(content, 16),

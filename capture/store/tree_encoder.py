@@ -1,4 +1,4 @@
-"""Converts nested arguments to JSON; `tree` describes the form."""
+"""Converts nested arguments to JSON, in the form that tree.py describes."""
 
 import math
 from collections import OrderedDict, defaultdict
@@ -11,18 +11,19 @@ import torch
 from ..errors import Unstorable
 from .tree import MAX_DEPTH
 
-MAX_VALUES = 100_000  # most values in one argument; lists that share parts can expand to far more than they hold
+# most values in one argument: lists that contain the same list several times can expand to a huge JSON
+MAX_VALUES = 100_000
 TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 PutTensor = Callable[[torch.Tensor, str], Any]
 
 
 def encode(value: object, put_tensor: PutTensor, path: str = "value", owner: str = "") -> Any:
-    """The JSON form of `value`. `put_tensor(tensor, path)` returns the JSON value that stands for a tensor.
+    """Returns the JSON form of `value`. `put_tensor(tensor, path)` returns the JSON value that represents a tensor.
 
-    In errors, `path` names the value ("added_cond_kwargs.time_ids") and `owner` its owner ("transformer input").
-    An OrderedDict or defaultdict becomes a dict. Raises Unstorable for another type that cannot be restored exactly,
-    for nesting deeper than MAX_DEPTH and for more than MAX_VALUES values.
+    Error messages name the value by `path` ("added_cond_kwargs.time_ids") and `owner` ("transformer input"). An
+    OrderedDict or defaultdict is stored as a dict. Raises Unstorable for any other type that cannot be restored
+    exactly, for nesting deeper than MAX_DEPTH and for more than MAX_VALUES values.
     """
     return _encode(value, put_tensor, path, owner, 0, iter(range(MAX_VALUES)))
 
@@ -61,12 +62,13 @@ def _encode_float(value: float) -> Any:
 
 
 def _encode_str(value: str) -> Any:
-    # JSON joins two neighbouring surrogates into one character
+    # reading JSON would join two neighbouring surrogates into one character
     if any("\ud800" <= character <= "\udfff" for character in value):
         return {"str": value.encode("utf-8", "surrogatepass").hex()}
     return value
 
 
+# the functions that encode a value without parts, by its type
 SCALARS: dict[type, Callable[[Any], Any]] = {
     type(None): lambda value: value,
     bool: lambda value: value,

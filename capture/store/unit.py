@@ -1,4 +1,4 @@
-"""Writes one unit of a capture: the calls of one prompt, in a staging directory."""
+"""Writes one unit of a capture, the calls of one prompt, to a staging directory."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +20,11 @@ from .stats import Stats, join_stats
 from .tree_encoder import encode
 
 
-class Heard(NamedTuple):
-    """The state of a tensor object when it was stored: version, memory, shape, and its entry in the unit's tensors."""
+class TensorState(NamedTuple):
+    """The state of a tensor object when it was stored, and its number in the unit's list of tensors.
+
+    An object in the same state still has the same values.
+    """
 
     version: int
     pointer: int
@@ -31,10 +34,12 @@ class Heard(NamedTuple):
 
 
 class UnitWriter:
-    """Takes calls one by one and writes their new tensors in parts; made by CaptureWriter.unit.
+    """Stores the calls of one prompt, one by one; `CaptureWriter.unit` makes it.
 
-    A tensor object not written to since it was last recorded is recognised at once; otherwise its bytes are hashed. Of
-    several tensors or rows with the same bytes one is stored.
+    Tensors or rows with the same bytes are stored once. They are recognised by the hash of their bytes; a tensor object
+    that was not changed since it was last stored is recognised without hashing. `calls`, `raw_bytes` and `stored_bytes`
+    count the calls, the bytes of all their tensors and the bytes of the distinct ones. `last` has the Stats of the last
+    call by path.
     """
 
     def __init__(self, staged: Path, modes: Modes, index: int, key: str, info: dict[str, Any]) -> None:
@@ -52,22 +57,22 @@ class UnitWriter:
         self._pending_bytes = 0
         self._part_of: dict[str, int] = {}
         self._parts: list[Part] = []
-        self._heard = WeakTensorKeyDictionary()
+        self._tensor_states = WeakTensorKeyDictionary()
 
     def add(self, call: Call, accept: Callable[[dict[str, Stats]], bool] | None = None) -> dict[str, Stats]:
-        """Stores a call and returns the Stats of its float tensors by their path, e.g. "added_cond_kwargs.time_ids".
+        """Stores a call; returns the Stats of its float tensors by path, such as "added_cond_kwargs.time_ids".
 
-        Keeps no reference to the call's memory. The call is not stored when `accept(stats)` is False or when an error
-        is raised: FileError for an input that cannot be stored, StorageError when the disk is full.
+        Keeps no reference to the call's tensors. Does not store the call if `accept(stats)` returns False. Raises
+        FileError for an input that cannot be stored, StorageError if the disk is full.
         """
-        mark = (len(self._entries), len(self._stats), self.raw_bytes, self.stored_bytes)
+        before = (len(self._entries), len(self._stats), self.raw_bytes, self.stored_bytes)
         stats: dict[str, Stats] = {}
         try:
             with torch.inference_mode(False), torch.no_grad():
                 record = self._encode(call, stats)
             accepted = accept is None or accept(stats)
         except BaseException:
-            self._forget(*mark)
+            self._forget(*before)
             raise
         self.last = stats
         if accepted:
@@ -76,19 +81,20 @@ class UnitWriter:
             if self._pending_bytes >= PART_BYTES:
                 self._flush(keep_last=True)
         else:
-            self._forget(*mark)
+            self._forget(*before)
         return stats
 
     def _encode(self, call: Call, stats: dict[str, Stats]) -> dict[str, Any]:
+        """Returns the JSON record of a call, and adds the Stats of its float tensors to `stats`, by path."""
         owner = f"{call.component} input"
 
         def put(tensor: torch.Tensor, path: str) -> int:
             check_storable(tensor, path, owner)
             entry = self._put(tensor)
             self.raw_bytes += tensor.nbytes
-            found = self._entry_stats[entry]
-            if found is not None:
-                stats[path] = found
+            entry_stats = self._entry_stats[entry]
+            if entry_stats is not None:
+                stats[path] = entry_stats
             return entry
 
         return {
@@ -102,18 +108,19 @@ class UnitWriter:
         }
 
     def _put(self, tensor: torch.Tensor) -> int:
-        """The entry of a tensor, made when its content was not recorded before."""
+        """Returns the number of a tensor in the unit's list of tensors, and adds a tensor with new content to it."""
         if tensor.is_inference():  # has no version counter
             return self._put_content(tensor)
         now = (tensor._version, tensor.data_ptr(), tensor.shape, tensor.stride())
-        before = self._heard.get(tensor)
+        before = self._tensor_states.get(tensor)
         if before is not None and before[:4] == now:
             return before.entry
         entry = self._put_content(tensor)
-        self._heard[tensor] = Heard(*now, entry)
+        self._tensor_states[tensor] = TensorState(*now, entry)
         return entry
 
     def _put_content(self, tensor: torch.Tensor) -> int:
+        """Does the same as `_put` by hashing the tensor's bytes; keeps new blobs until they are written."""
         settled, owned = settle(tensor)
         name = NAMES[settled.dtype]
         rows = rows_of(settled)
@@ -132,7 +139,10 @@ class UnitWriter:
         return entry
 
     def _forget(self, entries: int, blobs: int, raw_bytes: int, stored_bytes: int) -> None:
-        """Undoes the call being added: drops entries and blobs beyond these counts, and restores the byte totals."""
+        """Undoes the call that is being added: drops later entries and blobs, and restores the two totals of bytes.
+
+        `entries` and `blobs` are the numbers of entries and blobs before the call.
+        """
         for entry in list(self._entries)[entries:]:
             del self._entries[entry]
         for key in list(self._stats)[blobs:]:
@@ -141,9 +151,10 @@ class UnitWriter:
         del self._entry_stats[entries:]
         self._pending_bytes = sum(tensor.nbytes for tensor in self._pending.values())
         self.raw_bytes, self.stored_bytes = raw_bytes, stored_bytes
-        self._heard = WeakTensorKeyDictionary()
+        self._tensor_states = WeakTensorKeyDictionary()
 
     def _flush(self, keep_last: bool) -> None:
+        """Writes the pending blobs to data files; with `keep_last`, all but those of the last, unfilled file."""
         check_space(self._staged, self._pending_bytes)
         parts = list(split_parts(self._pending))
         last = parts.pop() if keep_last else {}
@@ -156,7 +167,10 @@ class UnitWriter:
         self._pending_bytes = sum(tensor.nbytes for tensor in last.values())
 
     def finish(self) -> None:
-        """Writes the pending tensors and unit.json; the staging directory is then ready to be committed."""
+        """Writes the pending tensors and unit.json. The staging directory can then be committed.
+
+        Raises MisfitError if no call was stored.
+        """
         if not self._records:
             raise MisfitError(f"unit {self._head['index']}: holds no calls. Nothing was stored.")
         self._flush(keep_last=False)

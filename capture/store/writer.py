@@ -1,10 +1,10 @@
 """Writes a capture to disk.
 
-CAPTURE/capture.json                 sealed: the schema and the manifest; written first
-CAPTURE/units/000007-KEY/            the calls of one prompt: whole, or absent
-    data-000.safetensors             blobs under their content keys, parts of at most 256 MiB
-    unit.json                        sealed: parts, blobs, tensors, calls
-CAPTURE/complete.json                sealed: the units and the digests of their unit.json; absent = not finished
+CAPTURE/capture.json                 sealed JSON: the schema and the manifest; written first
+CAPTURE/units/000007-KEY/            the calls of one prompt; appears only when complete
+    data-000.safetensors             tensors or rows of tensors, named by the hash of their content; at most 256 MiB
+    unit.json                        sealed JSON: the data files, blobs, tensors and calls
+CAPTURE/complete.json                sealed JSON: the units and the digests of their unit.json; missing until finished
 """
 
 import os
@@ -27,24 +27,25 @@ __all__ = ["Call", "CaptureWriter", "UnitWriter", "unit_key"]
 
 
 class CaptureWriter:
-    """A capture being written: `create` one, fill `unit`s, then `complete` and `close` it. One writer holds the
-    directory, but ranks of one run share it.
+    """Writes a capture: `create` it, fill one `unit` after the other, then `complete` and `close` it.
+
+    Only one writer can use the directory at a time, but the ranks of one run share it.
 
     with CaptureWriter.create("capture", {"pipeline": "...", "steps": 28, "prompts": 50}) as writer:
         with writer.unit(0, {"prompt": "an otter", "seed": 0}) as unit:
             unit.add(call)
         writer.complete()
 
-    `stored` maps the indices of the stored units to their keys (see unit_key).
+    `stored` maps the index of each unit that this process knows to be stored to its key (see unit_key).
     """
 
-    def __init__(self, directory: Path, manifest: dict[str, Any], modes: Modes, held: Lock | None) -> None:
+    def __init__(self, directory: Path, manifest: dict[str, Any], modes: Modes, directory_lock: Lock | None) -> None:
         self.directory = directory
         self.manifest = manifest
         self.stored: dict[int, str] = {}
         self.stored_bytes = 0
-        self._modes, self._held = modes, held
-        self._again = "run again"
+        self._modes, self._lock = modes, directory_lock
+        self._remedy = "run again"
 
     @classmethod
     def create(
@@ -56,47 +57,48 @@ class CaptureWriter:
         group_readable: bool = False,
         ranks: Ranks = ALONE,
     ) -> Self:
-        """Locks `directory` (made when absent) for a capture with this manifest.
+        """Locks `directory` for writing a capture with this manifest, and makes the directory if it does not exist.
 
-        `manifest["prompts"]` is the number of planned units. With `resume`, an existing capture is continued: its
-        manifest must equal this one except for top-level keys that begin with "prompt". A symbolic link is resolved
-        once, to `self.directory`. A capture without units is begun again, whatever its manifest. None for `resume` says
-        that the caller has no way to continue a capture.
+        `manifest["prompts"]` is the number of planned units. With `resume`, an existing capture is continued; its
+        manifest must equal this one except for top-level keys that begin with "prompt". An existing capture without
+        units is started again, whatever its manifest. `resume` is None if the caller has no option to continue a
+        capture; messages then do not suggest --resume. A symbolic link is resolved once, to `self.directory`.
 
-        Raises MisfitError when the manifests differ, StorageError when the directory cannot be written or is in use,
-        FileError when an existing capture is damaged.
+        Raises MisfitError if the manifests differ, StorageError if the directory cannot be written or is in use,
+        FileError if an existing capture is damaged.
 
-        Collective: of several `ranks` the first holds the lock, and cleans the directory before the others begin.
+        Collective: rank 0 locks and cleans the directory before the other `ranks` start.
         """
         path, modes = Path(os.path.realpath(directory)), Modes(group_readable)
         if ranks.rank:
             return cls._joined(path, manifest, modes, ranks)
         prepare(path, modes, resume)
-        held = lock(path)
+        directory_lock = lock(path)
         try:
-            writer = cls(path, manifest, modes, held)
-            writer._again += "" if resume is None else " with --resume"
+            writer = cls(path, manifest, modes, directory_lock)
+            writer._remedy += "" if resume is None else " with --resume"
             writer._start(resume)
             ranks.first(writer.stored)
         except BaseException:
-            held.release()
+            directory_lock.release()
             raise
         return writer
 
     @classmethod
     def _joined(cls, path: Path, manifest: dict[str, Any], modes: Modes, ranks: Ranks) -> Self:
-        """The writer of another rank than the first, once that has made the capture."""
+        """Makes the writer of a rank other than 0, after rank 0 has made the capture."""
         writer = cls(path, manifest, modes, None)
         writer.stored = ranks.first(writer.stored)
         if not (path / CAPTURE).exists():
-            fact = "rank 0 has made a capture, which is not to be seen from here"
+            fact = f"rank 0 created the capture, but rank {ranks.rank} does not see it"
             raise StorageError(f"{path}: {fact}. Use a directory that all machines share.")
         check_same(path, read_capture(path), manifest)
         return writer
 
     def _start(self, resume: bool | None) -> None:
+        """Writes the manifest, or checks that of the existing capture, and reads which units are stored."""
         clean(self.directory)
-        prepare(self.directory, self._modes, resume)  # again: under the lock no other process changes the directory
+        prepare(self.directory, self._modes, resume)  # again: only under the lock can no other process change it
         body = {"schema": SCHEMA, "manifest": self.manifest}
         canonical(body)
         path = self.directory / CAPTURE
@@ -119,13 +121,13 @@ class CaptureWriter:
 
     @contextmanager
     def unit(self, index: int, info: dict[str, Any]) -> Iterator[UnitWriter]:
-        """Opens a unit to fill: committed when the block ends well, dropped without a trace after an error.
+        """Yields a unit to fill; stores it if the block ends without an error, and leaves nothing of it otherwise.
 
-        `info` has everything the unit depends on (prompt, negative prompt, seed, size, steps, ...), as JSON.
+        `info` is a JSON object with everything that determines the unit: prompt, negative prompt, seed, size, steps.
         """
         key = unit_key(info)
         if index in self.stored:
-            raise MisfitError(f"{self.directory}: unit {index} is stored already. Choose another index.")
+            raise MisfitError(f"{self.directory}: unit {index} is already stored. Choose another index.")
         remove(self.directory / COMPLETE)
         target = self.directory / UNITS / f"{index:06d}-{key}"
         writer: UnitWriter | None = None
@@ -143,10 +145,13 @@ class CaptureWriter:
         self.stored_bytes += writer.stored_bytes
 
     def _with_count(self, exc: OctavoError, writer: UnitWriter | None) -> OctavoError:
-        """Adds to an error of a full disk how much is stored and how much is missing; returns other errors as is."""
+        """Extends the error of a full disk by the number of stored prompts and the space needed for the others.
+
+        Returns any other error unchanged. `writer` is the unit being written, if any.
+        """
         if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno in NO_SPACE):
             return exc
-        stored = len(self.there())
+        stored = len(self.unit_names())
         planned = max(int(self.manifest.get("prompts") or 0), stored + 1)
         unit = writer.stored_bytes if writer else 0
         if self.stored:
@@ -154,15 +159,15 @@ class CaptureWriter:
         needs = max(1, -(-unit * (planned - stored) >> 20))
         return StorageError(
             f"{self.directory}: no space left (needs about {needs} MiB more). {stored} of {planned} prompts "
-            f"are stored; free space and {self._again}.",
+            f"are stored; free space and {self._remedy}.",
         )
 
-    def there(self) -> dict[int, str]:
-        """The names of all stored units by index, whichever rank stored them."""
+    def unit_names(self) -> dict[int, str]:
+        """Returns the directory names of all stored units by index, including those that other ranks stored."""
         return list_units(self.directory)
 
     def complete(self) -> None:
-        """Marks the capture as finished: lists the units and their digests."""
+        """Finishes the capture: writes the list of its units with their digests."""
         names = list_units(self.directory)
         units = {name: read_unit(self.directory, name)[0].digest for name in names.values()}
         try:
@@ -172,11 +177,13 @@ class CaptureWriter:
 
     def close(self) -> None:
         """Releases the directory for other processes."""
-        if self._held is not None:
-            self._held.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

@@ -90,7 +90,7 @@ def _warn(job: Job, options: CaptureOptions, terminal: Terminal) -> None:
 
 def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: Terminal, seconds: float) -> None:
     """Prints warnings and the summary of a capture, and writes the --pth file."""
-    tally, stored = job.tally, len(writer.there())
+    tally, stored = job.tally, len(writer.unit_names())
     _warn(job, options, terminal)
     if options.pth is not None and job.ranks.rank == 0:
         from octavo.capture.pth.pth import save_pth

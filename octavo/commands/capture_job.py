@@ -85,12 +85,12 @@ class Job:
             self._share(writer, [self._info(text) for text in texts])
             tallies = self.ranks.gather(self.tally)
         except Interrupted as interrupt:
-            count = f"{len(writer.there())} of {len(texts)} prompts are stored"
+            count = f"{len(writer.unit_names())} of {len(texts)} prompts are stored"
             interrupt.note = f"Interrupted: {count}. Run again with --resume."
             raise
         self.tally = reduce(Tally.plus, tallies)
         self.tally.failed.sort()
-        if not writer.there():
+        if not writer.unit_names():
             raise OctavoError(f"{self.options.capture}: no prompt could be captured. See the errors above.")
         if self.ranks.rank == 0 and not self.tally.failed:
             writer.complete()
@@ -131,7 +131,7 @@ class Job:
                 fact = f"prompt {number} took another number of steps when it was run again"
                 raise MisfitError(f"{fact}, so --keep {self.options.keep} cannot choose steps. Use --keep every:N.")
         except Exception as error:
-            refusal = self._refusal(error, number, clock.step, len(writer.there()))
+            refusal = self._refusal(error, number, clock.step, len(writer.unit_names()))
             if not self.options.keep_going or isinstance(refusal, MisfitError | StorageError | DeviceError):
                 raise refusal from error
             self.tally.failed.append(number)
@@ -163,7 +163,7 @@ class Job:
                     show(step + 1)
 
                 run_prompt(self.pipe, info["prompt"], self.arguments, self.settings.seed, stepped)
-                if not any(recorder.heard for recorder in recorders):
+                if not any(recorder.call_count for recorder in recorders):
                     names = " or ".join(self.modules)
                     fact = f"the pipeline never called {names}"
                     raise MisfitError(f"prompt {number}: {fact}. Choose another --component.")
@@ -173,7 +173,7 @@ class Job:
         except _Miscounted:
             return None
         tally.recording = sum(r.seconds for r in recorders) + time.perf_counter() - pipeline_ended
-        tally.called = {recorder.name for recorder in recorders if recorder.heard}
+        tally.called = {recorder.name for recorder in recorders if recorder.call_count}
         tally.steps = {self.keep.count}
         tally.swapped = {recorder.name: recorder.swapped for recorder in recorders if recorder.swapped}
         tally.calls, tally.raw_bytes, tally.stored_bytes = unit.calls, unit.raw_bytes, unit.stored_bytes

@@ -81,7 +81,7 @@ class Probe:
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Passes the noise level of a call of the denoiser to the clock."""
         if not self._busy:
-            self.clock.hear(noise_level(bind(inspect.signature(module.forward), args, kwargs)[1]))
+            self.clock.observe(noise_level(bind(inspect.signature(module.forward), args, kwargs)[1]))
 
     def _range_of(self, name: str) -> Any:
         """Returns a hook that records the largest |x| of the inputs of the layer `name`."""

@@ -18,8 +18,8 @@ from octavo.capture import files
 from octavo.capture.errors import OctavoError
 from octavo.capture.files import (
     Modes,
+    OutputFile,
     SafeWriteUmask,
-    Sink,
     clean,
     commit_directory,
     create,
@@ -74,7 +74,7 @@ def test_a_file_of_mode_0400_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "f").read_bytes() == b"two"
 
 
-def interrupted_after(sink: Sink) -> None:
+def interrupted_after(sink: OutputFile) -> None:
     sink.write(b"half")
     raise KeyboardInterrupt
 
@@ -291,9 +291,9 @@ def test_lock_is_had_by_one_of_many(tmp_path: Path) -> None:
 ERRORS = {
     errno.ENOSPC: "no space left. Free space and run again.",
     errno.EDQUOT: "disk quota exceeded. Free space and run again.",
-    errno.EROFS: "read-only file system.",
-    errno.EACCES: f"permission denied for uid {os.geteuid()}.",
-    errno.ENAMETOOLONG: "name too long.",
+    errno.EROFS: "read-only file system. Use another directory.",
+    errno.EACCES: f"permission denied for uid {os.geteuid()}. Change its permissions or use another path.",
+    errno.ENAMETOOLONG: "name too long. Use a shorter one.",
     errno.EIO: "input/output error. Check the disk and run again.",
     errno.EINVAL: "the file system lacks rename, lock or sync (Invalid argument). Use another directory.",
 }
@@ -327,7 +327,7 @@ def test_sealed_json_comes_back_and_nothing_else_is_believed(tmp_path: Path) -> 
             refused(partial(read_sealed, path), 3, "damaged (checksum)")
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_sealed(path, {"a": float("nan")}, 0o600)
-    refused(lambda: write_sealed(path, {"a": ["file \udcff"]}, 0o600), 2, "not text that UTF-8 can hold")
+    refused(lambda: write_sealed(path, {"a": ["file \udcff"]}, 0o600), 2, "cannot be written as UTF-8")
 
 
 def _flip(data: bytes, position: int) -> bytes:

@@ -21,7 +21,7 @@ def call(module, timestep: float = 1.0) -> None:
 
 def test_a_call_outside_of_the_block_of_a_directory_is_refused(tmp_path):
     listener = Listener(Denoiser(), tmp_path / "captured")
-    refused(lambda: call(listener), 2, "filled inside a with block alone", "`with listener:`")
+    refused(lambda: call(listener), 2, "only written inside a with block", "`with listener:`")
     with listener:  # as the message says
         call(listener)
     assert len(list(Capture.open(tmp_path / "captured").calls())) == 1
@@ -49,7 +49,7 @@ def test_two_listeners_do_not_write_one_directory(tmp_path):
         refused(lambda: enter_and_leave(second), 5, "in use")
         refused(lambda: enter_and_leave(first), 2, "Enter it once")
         call(module)
-    refused(lambda: enter_and_leave(second), 5, "holds a capture already", "another directory")
+    refused(lambda: enter_and_leave(second), 5, "already holds a capture", "another directory")
     assert len(list(Capture.open(tmp_path / "captured").calls())) == 1
     assert not module._forward_pre_hooks
 
@@ -91,5 +91,5 @@ def test_processors_that_a_pipeline_swaps_are_warned_of_once(standing_in, caplog
     with caplog.at_level(logging.WARNING):
         assert listener.inputs
         assert listener.inputs
-    logged = [record.message for record in caplog.records if "swaps 1 attention processors" in record.message]
+    logged = [record.message for record in caplog.records if "replaces 1 attention processors" in record.message]
     assert len(logged) == 1

@@ -28,6 +28,7 @@ from ..zoo.hard_sd3 import bits, calibrated, hard, prompts, same
 from ..zoo.toy import toy
 
 PROMPTS = [f"a {colour} {shape}" for colour in ("red", "blue") for shape in ("circle", "ring", "cross", "square")]
+GONE = "of this run has ended or lost its connection. Run again; add --resume for a capture."
 CASES: dict[str, dict[str, Any]] = {
     **RECIPES,
     "sigma": {"observer": "sigma", "sqnr_calls": 5},
@@ -217,7 +218,7 @@ def test_a_survey_of_more_rows_than_it_keeps_is_the_same_however_calls_are_share
     [("cpu", "cpu"), ("cuda", "cuda:3"), ("cuda:1", "cuda:1"), ("npu", "npu:3"), ("nonsense", "nonsense")],
 )
 def test_the_number_of_a_rank_on_its_machine_picks_the_card_where_none_is_named(device, placed):
-    assert module._placed(device, 3)[0] == placed
+    assert module._device_and_backend(device, 3)[0] == placed
     assert ALONE.connect(device) == device
 
 
@@ -322,7 +323,7 @@ def test_a_rank_that_dies_ends_the_others_and_leaves_what_resumes(tiny_model, te
     ended = ranked(2, tmp_path, *arguments, before=at_call(5, dead, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     assert codes(ended) == ([-9, 7] if dead == 0 else [7, -9])
     assert len(error_lines(ended)) == 1
-    assert "of this run is gone. Run again, a capture with --resume." in error_lines(ended)[0]
+    assert GONE in error_lines(ended)[0]
     units = Capture.open(tmp_path / "capture", allow_incomplete=True).units
     assert 1 <= len(units) < 8
     ended = ranked(3, tmp_path, *arguments, "--resume")
@@ -335,7 +336,7 @@ def test_a_rank_that_dies_ends_a_calibration(captured_alone, tmp_path):
     arguments = ("calibrate", captured_alone, tmp_path / "out")
     ended = ranked(2, tmp_path, *arguments, before=at_call(5, 1, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     assert codes(ended) == [7, -9]
-    assert error_lines(ended) == ["Error: rank 0: rank 1 of this run is gone. Run again, a capture with --resume."]
+    assert error_lines(ended) == [f"Error: rank 0: rank 1 {GONE}"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])

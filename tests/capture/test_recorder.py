@@ -40,8 +40,8 @@ def test_replaying_a_stored_call_gives_the_recorded_output_bit_for_bit(name, tmp
     picture = run(pipe, arguments)
     for recorder in recorders:
         recorder.__exit__(None, None, None)
-    assert torch.equal(picture, expected), "hearing changed the picture"
-    assert sum(r.heard for r in recorders) > 0
+    assert torch.equal(picture, expected), "recording changed the picture"
+    assert sum(r.call_count for r in recorders) > 0
     recorded = {key: list(values) for key, values in outputs.tensors.items()}
     for key, module in modules.items():
         calls = sinks[key].calls
@@ -183,8 +183,8 @@ def test_a_listener_that_heard_nothing_says_so(tmp_path):
 
 def test_the_clock_follows_noise_levels_until_the_pipeline_speaks():
     clock = Clock()
-    assert [clock.hear(level) for level in (9.0, 9.0, 5.0, None, 5.0, 1.0)] == [0, 0, 1, 1, 1, 2]
+    assert [clock.observe(level) for level in (9.0, 9.0, 5.0, None, 5.0, 1.0)] == [0, 0, 1, 1, 1, 2]
     clock.tick()
-    assert [clock.hear(level) for level in (1.0, 0.5)] == [3, 3]
+    assert [clock.observe(level) for level in (1.0, 0.5)] == [3, 3]
     clock.tick(0)  # the pipeline counts anew
-    assert clock.hear(0.5) == 4
+    assert clock.observe(0.5) == 4

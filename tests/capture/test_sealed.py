@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from octavo.capture.json_kinds import checked, count, either, fields, list_of, maybe, number, object_of, text
+from octavo.capture.json_kinds import checked, count, fields, list_of, maybe, number, object_of, one_of, text
 from octavo.capture.sealed import digest_of, digest_of_file, json_object
 
 from ..helpers.damage import json_changed
@@ -34,7 +34,7 @@ def test_any_change_is_read_as_an_object_or_refused_by_name():
     ("content", "words"),
     [
         (b"{", "line 1"),
-        (b'{"a": 1, "a": 2}', "'a' stands twice"),
+        (b'{"a": 1, "a": 2}', "'a' occurs twice"),
         (b'{"a": NaN}', "NaN is not a number"),
         (b'{"a": 1e999}', "1e999 is not a number"),
         (b'{"a": "\\ud800"}', "not valid JSON"),
@@ -42,7 +42,7 @@ def test_any_change_is_read_as_an_object_or_refused_by_name():
         (b'{"a": ' + b"[" * 65 + b"]" * 65 + b"}", "nested too deeply"),
         (b'{"a": ' + b"[" * 10**6, "nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
-        (b"[]", "no JSON object"),
+        (b"[]", "does not hold a JSON object"),
     ],
 )
 def test_what_other_readers_would_take_is_refused(content, words):
@@ -55,7 +55,7 @@ def test_configs_of_other_libraries_may_be_infinite():
 
 KIND = fields(
     {"a": count, "b": list_of(number, 2)},
-    {"c": maybe(text), "d": either(number, list_of(number)), "e": object_of(text)},
+    {"c": maybe(text), "d": one_of(number, list_of(number)), "e": object_of(text)},
 )
 
 
@@ -64,9 +64,9 @@ KIND = fields(
     [
         ([], "the content is [], not an object"),
         ({"b": [1, 2]}, "the content has no a"),
-        ({"a": True, "b": [1, 2]}, "a is true, not a count"),
-        ({"a": -1, "b": [1, 2]}, "a is -1, not a count"),
-        ({"a": 2**64, "b": [1, 2]}, "a is 18446744073709551616, not a count"),
+        ({"a": True, "b": [1, 2]}, "a is true, not a whole number from 0 to 2^63 - 1"),
+        ({"a": -1, "b": [1, 2]}, "a is -1, not a whole number from 0 to 2^63 - 1"),
+        ({"a": 2**64, "b": [1, 2]}, "a is 18446744073709551616, not a whole number from 0 to 2^63 - 1"),
         ({"a": 1, "b": [1]}, "b is [1], not a list of 2"),
         ({"a": 1, "b": [1, "x"]}, 'b[1] is "x", not a number'),
         ({"a": 1, "b": [1, 10**400]}, "not a number"),

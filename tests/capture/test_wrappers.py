@@ -68,7 +68,11 @@ def test_a_call_without_names_is_refused_or_stored_by_position(module, tmp_path)
 
 
 def test_arguments_that_change_before_they_get_their_names_are_refused():
-    refused(lambda: Listener(Scaling(Denoiser()))(*positional()), 2, "Scaling.forward: changes its arguments in place")
+    refused(
+        lambda: Listener(Scaling(Denoiser()))(*positional()),
+        2,
+        "Scaling.forward: takes *args and changes them in place",
+    )
     compiled = graph(Decorated(Denoiser()))
     refused(lambda: Listener(compiled)(*positional()), 2, "positional arguments have no names")
 

@@ -134,6 +134,6 @@ def _row(
     never = sum(entry.reason == NEVER_RAN for entry in result.plan.entries)
     remarks += [f"{never} layers never called"] if never else []
     return WalkResult(
-        type(pipe).__name__, name, type(module).__name__, recorder.heard, exact, totals["quantized"],
+        type(pipe).__name__, name, type(module).__name__, recorder.call_count, exact, totals["quantized"],
         totals["kept_float"], totals["output_sqnr"], same, remarks=tuple(remarks),
     )  # fmt: skip

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from octavo.capture.errors import StorageError
-from octavo.capture.files import Modes, Sink, create, fsync_directory, staging, storage
+from octavo.capture.files import Modes, OutputFile, create, fsync_directory, staging, storage
 
 from ..manifest import manifest_for, remove_manifests, write_manifest
 from ..target import write_directory
@@ -35,7 +35,7 @@ def write_model(proto: "ModelProto", path: Path, mode: int, largest: int = LARGE
         sink.write(proto.SerializeToString(deterministic=True))
 
 
-def _move_tensors(proto: "ModelProto", sink: Sink, location: str) -> None:
+def _move_tensors(proto: "ModelProto", sink: OutputFile, location: str) -> None:
     from onnx import TensorProto
 
     offset = 0

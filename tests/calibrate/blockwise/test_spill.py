@@ -9,7 +9,7 @@ from torch import Tensor
 
 from octavo.calibrate.blockwise.spill import Spill, SpilledTensor, SpillFile
 from octavo.calibrate.replay.calls import replaced
-from octavo.capture.files import Sink
+from octavo.capture.files import OutputFile
 
 from ...helpers.refusals import refused
 from ...zoo.toy import DTYPES
@@ -55,7 +55,7 @@ def test_a_place_can_be_filled_with_a_value_in_its_layout(tmp_path):
 def test_a_full_disk_is_named():
     descriptor = os.open("/dev/full", os.O_WRONLY)
     refused(
-        lambda: SpillFile(Path("spill-1"), Sink(descriptor)).put([torch.ones(3)]),
+        lambda: SpillFile(Path("spill-1"), OutputFile(descriptor)).put([torch.ones(3)]),
         5,
         "spill-1: no space left. Free space",
     )

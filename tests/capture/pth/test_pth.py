@@ -132,7 +132,7 @@ def test_code_is_named_and_not_run(
     make, needs = EVIL[name]
     path = tmp_path / "f.pth"
     torch.save([{"x": make()}], path, _use_new_zipfile_serialization=FORMATS[form], pickle_protocol=protocol)
-    assert refused_load(path) == f": needs {needs}, which a data file may not. Not loaded."
+    assert refused_load(path) == f": needs {needs}, which is not allowed in a data file. Not loaded."
     assert not (tmp_path / "marker").exists()
 
 
@@ -314,7 +314,7 @@ def test_save_pth_writes_the_documented_list(tmp_path: Path) -> None:
     assert same(torch.load(path, weights_only=True), [call.kwargs for call in calls_of(0)])
     save_pth(path, [calls_of(0)[0]._replace(args=(torch.ones(1),), kwargs={})])
     assert same(torch.load(path, weights_only=True), [(torch.ones(1),)])
-    refused(lambda: save_pth(path, [calls_of(0)[0]._replace(args=(1,))]), 4, "positional and named inputs")
+    refused(lambda: save_pth(path, [calls_of(0)[0]._replace(args=(1,))]), 4, "both positional and keyword arguments")
 
 
 def test_save_pth_on_a_full_disk_is_a_storage_error(tmp_path: Path) -> None:

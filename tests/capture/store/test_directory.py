@@ -45,13 +45,15 @@ def test_an_existing_capture_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_directory_of_foreign_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("theirs")
     for resume in (False, True):
-        assert refused_create(tmp_path, 5, resume=resume) == ": not empty and not a capture (found x)."
+        assert refused_create(tmp_path, 5, resume=resume) == (
+            ": not empty and not a capture (found x). Use another directory."
+        )
     assert os.listdir(tmp_path) == ["x"]
 
 
 def test_a_file_in_place_of_the_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x")
-    assert refused_create(tmp_path / "f", 5) == ": exists and is not a directory."
+    assert refused_create(tmp_path / "f", 5) == ": exists and is not a directory. Use another path."
 
 
 def test_a_linked_directory_is_used_and_links_inside_are_refused(tmp_path: Path) -> None:
@@ -85,7 +87,9 @@ def test_a_directory_of_another_user_is_refused(open_directory: Path, exists: bo
 
     def as_another_user() -> None:
         os.setuid(1000)
-        assert refused_create(target, 5) == ": permission denied for uid 1000."
+        assert refused_create(target, 5) == (
+            ": permission denied for uid 1000. Change its permissions or use another path."
+        )
 
     assert in_child(as_another_user) == 0
     assert os.listdir(open_directory) == []
@@ -94,7 +98,7 @@ def test_a_directory_of_another_user_is_refused(open_directory: Path, exists: bo
 def test_a_read_only_file_system_is_refused(tmp_path: Path) -> None:
     target = tmp_path / "capture"
     with counting(0, failing(errno.EROFS)):
-        assert refused_create(target, 5) == ": read-only file system."
+        assert refused_create(target, 5) == ": read-only file system. Use another directory."
 
 
 def test_a_full_disk_tells_what_is_stored_and_resumes(tmp_path: Path) -> None:
@@ -185,5 +189,5 @@ def test_unusual_names_are_used(tmp_path: Path, name: str) -> None:
 def test_names_too_long_are_refused(tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*["d" * 200] * 20, "e" * (4080 - 20 * 201 - len(str(tmp_path))))
     for path in (tmp_path / ("x" * 256), tmp_path.joinpath(*["d" * 200] * 25), deep):
-        assert refused_create(path, 5) == ": name too long."
+        assert refused_create(path, 5) == ": name too long. Use a shorter one."
     assert os.listdir(tmp_path) == []

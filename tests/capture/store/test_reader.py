@@ -262,7 +262,7 @@ def test_units_of_another_capture_are_refused(tmp_path: Path) -> None:
         unit.add(calls_of(7)[0])
     shutil.rmtree(unit_of(store))
     shutil.copytree(unit_of(tmp_path / "third"), store / "units" / unit_of(tmp_path / "third").name)
-    assert "not the unit complete.json lists (checksum)" in refused_read(store)
+    assert "not the unit that complete.json lists (checksum)" in refused_read(store)
 
 
 def test_a_unit_under_another_name_is_refused(tmp_path: Path) -> None:
@@ -270,6 +270,6 @@ def test_a_unit_under_another_name_is_refused(tmp_path: Path) -> None:
         fill(writer, [0])
     unit = unit_of(tmp_path)
     unit.rename(unit.with_name(unit.name.replace("000000", "000005")))
-    assert "its name is not its content's" in refused_read(tmp_path, allow_incomplete=True)
+    assert "its directory name does not match its content" in refused_read(tmp_path, allow_incomplete=True)
     (tmp_path / "units" / "notes").mkdir()
     assert "/units/notes: not a unit of a capture" in refused_read(tmp_path, allow_incomplete=True)

@@ -94,7 +94,7 @@ class Store(RuleBasedStateMachine):
         """A unit and its first call; complete.json goes before there is more than it lists."""
         block = ExitStack()
         if index in self.writer.stored:
-            refused(lambda: block.enter_context(self.writer.unit(index, info_of(index))), 4, "stored already")
+            refused(lambda: block.enter_context(self.writer.unit(index, info_of(index))), 4, "already stored")
             return
         unit = block.enter_context(self.writer.unit(index, info_of(index)))
         self.listed = None

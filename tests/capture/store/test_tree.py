@@ -121,7 +121,7 @@ class Cache:
 )
 def test_unknown_types_name_the_input_and_the_remedy(value: Any, fact: str) -> None:
     message = refused(lambda: encode(value, lambda *_: 0, "cache", "transformer input"), 3)
-    assert message == f"transformer input {fact}. Make it plain tensors, numbers or texts, or leave it out."
+    assert message == f"transformer input {fact}. Pass tensors, numbers or text instead, or leave it out."
 
 
 def test_depth_is_bounded() -> None:

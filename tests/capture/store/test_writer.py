@@ -44,7 +44,7 @@ def test_resume_goes_on_and_an_index_is_used_once(tmp_path: Path) -> None:
         writer.complete()
     with CaptureWriter.create(tmp_path, MANIFEST | {"prompts": 4}, resume=True) as writer:
         assert writer.stored == {1: unit_key(info_of(1))}
-        refused(lambda: enter_and_leave(writer.unit(1, {})), 4, "unit 1 is stored already")
+        refused(lambda: enter_and_leave(writer.unit(1, {})), 4, "unit 1 is already stored")
         assert (tmp_path / "complete.json").exists()
         fill(writer, [0])
         assert not (tmp_path / "complete.json").exists()
@@ -65,7 +65,7 @@ def test_resume_goes_on_and_an_index_is_used_once(tmp_path: Path) -> None:
 )
 def test_resume_with_other_settings_names_the_first(tmp_path: Path, change: dict[str, Any], fact: str) -> None:
     make_store(tmp_path)
-    expected = f": captured with {fact}. Use the same or another directory."
+    expected = f": captured with {fact}. Use the same settings or another directory."
     assert refused_create(tmp_path, 4, MANIFEST | change, resume=True) == expected
 
 

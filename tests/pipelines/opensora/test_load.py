@@ -86,7 +86,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], int, str]] = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), 3, "Download the weights"),
     "no config": (lambda f: (f / "config.json").unlink(), 3, "config.json: it does not exist"),
     "config cut off": (lambda f: (f / "config.json").write_text('{"depth": 2,'), 3, "not valid JSON"),
-    "config no table": (lambda f: (f / "config.json").write_text("[]"), 3, "holds no JSON object"),
+    "config no table": (lambda f: (f / "config.json").write_text("[]"), 3, "does not hold a JSON object"),
     "impossible config": (lambda f: (f / "config.json").write_text('{"depth": "many"}'), 4, "no model can be built"),
 }
 
