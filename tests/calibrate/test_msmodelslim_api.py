@@ -250,7 +250,7 @@ def test_killed_at_any_call_of_the_system_no_mixture_is_left(foreign, fast_path)
     old = content()
     with counting() as counter:
         other.export_quant_safetensor(folder)
-    for at in some_of(len(counter.made)):
+    for at in some_of(len(counter.names)):
         fresh()
 
         def work(at: int = at) -> None:

@@ -8,7 +8,7 @@ import torch
 import transformers as t
 from tokenizers import pre_tokenizers
 
-from .parts import Made
+from .parts import PipelineCase
 from .unet_pipelines import controlnet
 
 _WIDTH = 32  # of the embeddings of texts and pictures
@@ -60,7 +60,7 @@ def kandinsky_combined() -> Any:
     )  # fmt: skip
 
 
-def cascade_combined() -> Made:
+def cascade_combined() -> PipelineCase:
     """A prior and a decoder of one class; diffusers saves this pipeline, and does not load it again."""
     torch.manual_seed(0)
     counts = ("down_num_layers_per_block", "up_num_layers_per_block")

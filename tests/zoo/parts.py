@@ -6,7 +6,7 @@ from typing import Any
 import diffusers
 import torch
 
-Made = tuple[Any, dict[str, Any]]
+PipelineCase = tuple[Any, dict[str, Any]]  # a pipeline and the arguments of a call of it
 
 
 def built(kind: str, **parts: Any) -> Any:

@@ -31,7 +31,7 @@ from diffusers import (
 )
 
 from .image_pipelines import IMAGES
-from .parts import Made, autoencoder, randn
+from .parts import PipelineCase, autoencoder, randn
 from .unet_pipelines import UNETS
 from .video_pipelines import VIDEOS
 
@@ -41,7 +41,7 @@ def _seeded(pipe: Any) -> Any:
     return pipe
 
 
-def sd3() -> Made:
+def sd3() -> PipelineCase:
     transformer = SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
         num_attention_heads=4, joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=16,
@@ -58,7 +58,7 @@ def sd3() -> Made:
     return _seeded(pipe), dict(**embeds, height=16, width=16, num_inference_steps=3)
 
 
-def flux() -> Made:
+def flux() -> PipelineCase:
     transformer = FluxTransformer2DModel(
         patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8),
@@ -79,7 +79,7 @@ def _wan_transformer() -> WanTransformer3DModel:
     )  # fmt: skip
 
 
-def wan22() -> Made:
+def wan22() -> PipelineCase:
     vae = AutoencoderKLWan(
         base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
     )
@@ -92,7 +92,7 @@ def wan22() -> Made:
     return _seeded(pipe), dict(**embeds, height=16, width=16, num_frames=5, num_inference_steps=4, output_type="latent")
 
 
-def cogvideox() -> Made:
+def cogvideox() -> PipelineCase:
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2,
         text_embed_dim=32, num_layers=1, sample_width=4, sample_height=4, sample_frames=9, patch_size=2,
@@ -111,7 +111,7 @@ def cogvideox() -> Made:
     return _seeded(pipe), dict(**embeds, **size, num_inference_steps=2, output_type="latent")
 
 
-def sana() -> Made:
+def sana() -> PipelineCase:
     transformer = SanaTransformer2DModel(
         patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
         num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=8,
@@ -136,7 +136,7 @@ def sana() -> Made:
     return _seeded(pipe), dict(**embeds, **size, num_inference_steps=2, output_type="latent")
 
 
-def sdxl() -> Made:
+def sdxl() -> PipelineCase:
     unet = UNet2DConditionModel(
         block_out_channels=(4, 8), layers_per_block=1, sample_size=8, in_channels=4, out_channels=4, norm_num_groups=2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -164,7 +164,7 @@ class InPlaceScheduler(FlowMatchEulerDiscreteScheduler):
         return (sample,)
 
 
-def writes_into_its_input() -> Made:
+def writes_into_its_input() -> PipelineCase:
     pipe, arguments = sd3()
     pipe.scheduler = InPlaceScheduler()
     for name in ("negative_prompt_embeds", "negative_pooled_prompt_embeds"):
@@ -186,7 +186,7 @@ TINY = {
 ZOO = TINY | IMAGES | UNETS | VIDEOS
 
 
-def make(name: str) -> Made:
+def make(name: str) -> PipelineCase:
     """Makes a tiny pipeline in evaluation mode, and the arguments of a call.
 
     The weights are the same each time, and no matrix is all zeros.

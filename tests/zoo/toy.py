@@ -77,6 +77,6 @@ def calls(count: int = 3, dtype: torch.dtype = torch.float32, batch: int = 2) ->
     ]
 
 
-def given(samples: list[Call]) -> Callable[[], list[Call]]:
+def source_of(samples: list[Call]) -> Callable[[], list[Call]]:
     """A source of calls, as calibrate wants it."""
     return lambda: samples
