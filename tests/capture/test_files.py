@@ -1,4 +1,5 @@
-"""Writing: whole or absent, private whatever the umask, durable, and refused in one line."""
+"""Checks that a file is written whole or not at all, durably, with modes independent of the umask, and that errors are
+one line."""
 
 # ruff: noqa: PTH208
 import errno
@@ -185,7 +186,7 @@ def test_replace_killed_anywhere_leaves_old_or_staged(
 
 
 def staging_of_a_killed_process(directory: Path) -> Path:
-    """The staging directory of a process that was killed while it filled it."""
+    """Returns the staging directory of a process that was killed while it filled the directory."""
 
     def killed() -> None:
         with staging(directory) as staged:
@@ -211,11 +212,14 @@ def test_the_next_writer_removes_what_a_killed_process_left_and_spares_the_livin
 
 
 def test_a_staging_directory_whose_process_may_live_elsewhere_stays(fast_path: Path) -> None:
-    """Locks of directories are not seen by other machines, whose kernels have other names."""
+    """Another machine does not see the lock of a directory; the name of a staging directory says which kernel made
+    it."""
     leftover = staging_of_a_killed_process(fast_path)
     elsewhere = leftover.rename(leftover.with_name(f".staging-{'0' * 8}{leftover.name[-8:]}"))
     write_bytes(fast_path / "f", b"x", 0o600)
-    assert elsewhere.exists() == (os.major(fast_path.stat().st_dev) == 0)  # a disk of its own has one machine
+    assert elsewhere.exists() == (
+        os.major(fast_path.stat().st_dev) == 0
+    )  # only one machine uses a block device, whose major number is not 0
     elsewhere.mkdir(exist_ok=True)
     for path in (*elsewhere.iterdir(), elsewhere):
         os.utime(path, (0, time.time() - files.UNTOUCHED - 60))
@@ -303,7 +307,7 @@ ERRORS = {
 def test_every_failing_call_is_one_line_and_leaves_the_old_file(tmp_path: Path, number: int) -> None:
     path = tmp_path / "f"
     write_bytes(path, b"old", 0o600)
-    # the calls of test_everything_is_synced_before_its_name_appears; the first and the last are allowed to fail
+    # the calls that test_everything_is_synced_before_its_name_appears lists; the first and the last may fail
     for index in range(1, 13):
         with counting(index, failing(number)) as calls:
             message = refused(lambda: write_bytes(path, b"new", 0o600), 5)

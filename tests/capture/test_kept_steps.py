@@ -1,4 +1,4 @@
-"""Which steps are kept."""
+"""Checks which steps of a run --keep stores."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_other_texts_are_refused(text):
 
 
 def one_run(kept_steps: KeptSteps, steps: list[int]) -> list[int]:
-    """The kept ones of the steps in which calls are made, of which some are made in one step."""
+    """Returns the steps that one run keeps. `steps` has an entry for each call; a step may have several calls."""
     kept_steps.begin()
     return [step for step in steps if kept_steps(step)]
 
@@ -38,7 +38,9 @@ def one_run(kept_steps: KeptSteps, steps: list[int]) -> list[int]:
 @pytest.mark.parametrize("steps", [1, 2, 3, 6, 11])
 def test_the_second_run_keeps_the_steps_asked_for_where_the_first_did_not(number, expected, steps):
     kept_steps = KeptSteps(keep_rule(f"spread:{number}"), expected)
-    calls = [step for step in range(5, 5 + steps) for _ in range(2)]  # two calls a step, and none in the first five
+    calls = [
+        step for step in range(5, 5 + steps) for _ in range(2)
+    ]  # two calls a step; the first five steps have no calls
     first = one_run(kept_steps, calls)
     final = one_run(kept_steps, calls) if (again := kept_steps.miscounted()) else first
     assert len(set(final)) == min(number, steps)

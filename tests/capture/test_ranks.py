@@ -1,4 +1,4 @@
-"""Several ranks do what one process does, and end as one."""
+"""Checks that several ranks write the same files as one process, and that they end together."""
 
 import json
 import os
@@ -43,7 +43,7 @@ QUICK = (("plain", 3), ("balanced", 2), ("sigma", 2), ("percentile", 3))
 
 
 def slow(*values: object) -> Any:
-    """A case for `make test-all`."""
+    """Returns a case that only `make test-all` runs."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
@@ -62,19 +62,19 @@ def captured_alone(tiny_model: Path, texts: Path, tmp_path_factory: pytest.TempP
 
 
 def capture_arguments(model: Path, out: Path, texts: Path, *more: object) -> list[object]:
-    """The arguments of a capture in three steps of 16 x 16 pixels."""
+    """Returns the arguments of a capture in three steps of 16 x 16 pixels."""
     small = ("--steps", 3, "--height", 16, "--width", 16, "--device", "cpu")
     return ["capture", model, out, "--prompts", texts, *small, *more]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file, but for what a report says of time and memory."""
+    """Returns the content of every file, without the time and memory in a report."""
     files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     if "report.json" in files:
         report = json.loads(files["report.json"])
         del report["seconds"], report["peak_memory"]
         files["report.json"] = json.dumps(report).encode()
-        del files[MANIFEST]  # has the digest of the report
+        del files[MANIFEST]  # holds the digest of the report
     return files
 
 
@@ -83,7 +83,7 @@ def codes(ended: list[RankResult]) -> list[int]:
 
 
 def error_lines(ended: list[RankResult]) -> list[str]:
-    """The lines on errors and interruptions, of all ranks."""
+    """Returns the lines about errors and interruptions, of all ranks."""
     lines = [line for rank in ended for line in rank.output.splitlines()]
     assert not [line for line in lines if "Traceback" in line], lines
     return [line for line in lines if line.startswith(("Error", "Interrupted"))]
@@ -120,7 +120,7 @@ def test_blocks_of_several_ranks_are_those_of_one(captured_alone, tmp_path, worl
     assert codes(ended) == [0] * world, ended
     assert contents(tmp_path / "several") == contents(tmp_path / "one")
     assert not any(rank.output for rank in ended[1:])
-    assert not list(tmp_path.glob(".*"))  # nor what each had beside it
+    assert not list(tmp_path.glob(".*"))  # no rank left temporary files
 
 
 def each_rank(world: int, folder: Path, work: Callable[[Ranks], Any]) -> list[Any]:
@@ -138,7 +138,7 @@ def each_rank(world: int, folder: Path, work: Callable[[Ranks], Any]) -> list[An
 
 
 def outcome(calls: list[Any], settings: dict[str, Any], ranks: Ranks) -> tuple[Any, dict[str, torch.Tensor], int]:
-    """The report of a calibration, the tensors of its layers, and how often this process ran the model."""
+    """Returns the report of a calibration, the tensors of its layers, and how often this process ran the model."""
     model, runs = hard(), 0
 
     def count(*_: object) -> None:
@@ -160,8 +160,10 @@ def test_every_calibration_of_several_ranks_is_the_same_bits(tmp_path, case, wor
     for other, theirs, _ in results:
         assert other == report
         assert same(theirs, tensors)
-    # each replays what the sums of its layers need; all else is done once
-    shared = sum(its for _, _, its in results) - (world - 1)  # each runs the first call once, to see what reads weights
+    # with weight rounding, each rank replays calls for the sums of its own layers; each other run is made once
+    shared = sum(its for _, _, its in results) - (
+        world - 1
+    )  # each rank runs the first call once, to find what reads weights
     assert shared == runs if not settings.get("weights") else runs < shared < world * runs
 
 
@@ -176,7 +178,7 @@ def test_there_may_be_more_ranks_than_calls(tmp_path, case):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_a_survey_of_more_rows_than_it_keeps_is_the_same_however_calls_are_shared(tmp_path, world):
-    """Layers that run in every call, in some, several times in a call, and with what another is given."""
+    """The layers run in every call, in some calls, several times in a call, and on the input of another layer."""
 
     def survey_inputs(ranks: Ranks) -> dict[str, Any]:
         current = CurrentCall(toy(), ranks)
@@ -242,7 +244,8 @@ def test_the_environment_says_which_rank_this_is(monkeypatch, variables, expecte
 
 
 def at_call(number: int, rank: int, action: Callable[[], None]) -> Callable[[int], Any]:
-    """Does `what` in a rank when a transformer is called for this time (from 1)."""
+    """Returns a function that makes one rank run `action` when its transformer is called for the given time, counted
+    from 1."""
     from diffusers import SD3Transformer2DModel
 
     def before(mine: int) -> None:
@@ -267,7 +270,7 @@ def broken() -> None:
 def test_an_error_of_one_rank_is_said_once_and_ends_all(tiny_model, texts, captured_alone, tmp_path):
     ended = ranked(
         2, tmp_path, *capture_arguments(tiny_model, tmp_path / "capture", texts), before=at_call(5, 1, broken)
-    )  # of prompts 2 and 4, the second one
+    )  # rank 1 has prompts 2 and 4; its fifth call belongs to prompt 4
     assert codes(ended) == [1, 1]
     (line,) = error_lines(ended)
     assert line.startswith("Error: rank 1: prompt 4: RuntimeError: broken. Change the settings")
@@ -358,7 +361,9 @@ def test_a_signal_to_all_ranks_is_said_once_and_a_launcher_may_pass_it_on(
     (line,) = error_lines(ended)
     stored, words = int(line.split()[1]), line.split(maxsplit=2)[2]
     assert words == "of 800 prompts are stored. Run again with --resume."
-    assert 0 <= len(list((out / "units").glob("0*"))) - stored <= 1  # the other rank may have been in its last rename
+    assert (
+        0 <= len(list((out / "units").glob("0*"))) - stored <= 1
+    )  # the other rank may have been renaming its last unit
     assert not list(out.rglob(".*"))
 
 

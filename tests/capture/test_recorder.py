@@ -1,4 +1,4 @@
-"""Hearing a module's calls: nothing is missed, nothing is changed, and a replay gives the same output."""
+"""Checks that a Recorder stores every call, changes none, and that a replay returns the recorded output."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from ..zoo.pipelines import TINY, make, run
 
 
 class Outputs:
-    """Forward hooks that keep what a module returned, in order."""
+    """Forward hooks that store copies of what each module returned, in order."""
 
     def __init__(self, modules):
         self.tensors = {name: [] for name in modules}
@@ -144,7 +144,7 @@ def test_inference_tensors_are_cloned_to_ordinary_ones():
     listener = Listener(module)
     with torch.inference_mode(), listener:
         module(torch.zeros(1, 3))
-    listener.inputs[0]["x"].add_(1)  # an inference tensor would refuse
+    listener.inputs[0]["x"].add_(1)  # an inference tensor would refuse to be changed
 
 
 def test_the_documented_form_stands_in_for_the_module():
@@ -186,5 +186,5 @@ def test_the_clock_follows_noise_levels_until_the_pipeline_speaks():
     assert [clock.observe(level) for level in (9.0, 9.0, 5.0, None, 5.0, 1.0)] == [0, 0, 1, 1, 1, 2]
     clock.tick()
     assert [clock.observe(level) for level in (1.0, 0.5)] == [3, 3]
-    clock.tick(0)  # the pipeline counts anew
+    clock.tick(0)  # the pipeline starts counting at 0 again
     assert clock.observe(0.5) == 4

@@ -1,4 +1,4 @@
-"""JSON of files: an object, or one error that names the file."""
+"""Checks that a JSON file is read as an object, or refused with one message that names the file."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Wrapped modules: every argument of a call gets its name or its place, and names are those of the module inside."""
+"""Checks that calls of a wrapped module are recorded with the argument names of the module inside, or by position."""
 
 import pytest
 import torch

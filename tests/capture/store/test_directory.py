@@ -1,4 +1,4 @@
-"""Which directories become a capture, which are refused, and how."""
+"""Checks which directories become a capture, and that all others are refused with the reason."""
 
 # ruff: noqa: PTH208
 import errno
@@ -73,7 +73,7 @@ def test_a_linked_directory_is_used_and_links_inside_are_refused(tmp_path: Path)
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """A directory other users can reach, as those of pytest are not."""
+    """Yields a directory that other users can reach, which those of pytest's tmp_path are not."""
     path = Path(mkdtemp())
     path.chmod(0o755)
     yield path

@@ -1,4 +1,4 @@
-"""Reading: whatever happened to the files, the answer is the calls that were written or one typed error."""
+"""Checks that reading a capture gives the stored calls or one OctavoError, whatever happened to the files."""
 
 import os
 import random
@@ -35,7 +35,7 @@ from ...helpers.stores import (
 __all__ = ["fast_path"]
 
 
-# What is read
+# Reading a sound capture
 
 
 def test_calls_come_back_in_order_and_by_choice(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_other_tools_can_read_the_data(tmp_path: Path) -> None:
     assert stored == {(8, 8, 8), (5, 128), (2,), (2, 2)}
 
 
-# The state of the capture
+# Unfinished, damaged and foreign captures
 
 
 def test_a_directory_without_a_capture_is_refused(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_damage_names_the_unit_to_delete(tmp_path: Path, damage: str, name: str)
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
-    """One random change of bytes or of length."""
+    """Returns the data with one random change of bytes or of length."""
     position, size = chance.randrange(len(data)), chance.choice([1, 1, 1, 8, 64])
     noise = chance.randbytes(size)
     return chance.choice(
@@ -180,7 +180,8 @@ def mutated(data: bytes, chance: random.Random) -> bytes:
 
 
 def survivors(store: Path, count: int) -> list[str]:
-    """The mutations, of `count` over all files, that reading did not notice; anything else raised is not caught."""
+    """Makes `count` mutations, spread over all files, and lists those that reading did not refuse with exit code 3 and
+    the path. An error that is no OctavoError is not caught."""
     chance = random.Random(0)
     files = {path: path.read_bytes() for path in files_of(store)}
     for path in files:
@@ -254,7 +255,7 @@ def test_units_of_another_capture_are_refused(tmp_path: Path) -> None:
     assert refused_read(store).startswith(f"/units/{name}: not listed in complete.json. Delete ")
     shutil.rmtree(store / "units" / name)
 
-    # the same prompt, captured otherwise
+    # the same prompt with other calls
     with (
         CaptureWriter.create(tmp_path / "third", MANIFEST) as writer,
         writer.unit(0, {"prompt": "prompt 0", "seed": 0}) as unit,

@@ -1,4 +1,4 @@
-"""Nested arguments survive as they are, type by type."""
+"""Checks that nested arguments come back with their values and types."""
 
 import json
 import math
@@ -23,7 +23,7 @@ LEAVES = st.one_of(
     st.booleans(),
     st.integers(),
     st.floats(),
-    st.text(st.characters()),  # lone surrogates too
+    st.text(st.characters()),  # includes lone surrogates
     st.binary(max_size=20),
     st.complex_numbers(),
     st.sampled_from(DTYPES),
@@ -43,7 +43,8 @@ VALUES = st.recursive(
 
 
 def spelled(value: Any) -> Any:
-    """A form in which equal means: same types, same order, same bits (-0.0 is not 0.0, nan is nan)."""
+    """Returns a form of the value that is equal only for the same types, order and bits: -0.0 differs from 0.0, nan
+    equals nan."""
     if isinstance(value, dict):
         return ("dict", [(spelled(key), spelled(item)) for key, item in value.items()])
     if isinstance(value, list | tuple):

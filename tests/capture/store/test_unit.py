@@ -1,4 +1,4 @@
-"""Units: the calls that are read are those that were written."""
+"""Checks that the calls that are read from a unit are those that were written."""
 
 import gc
 import resource
@@ -44,7 +44,7 @@ def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
 
 
 def test_a_dimension_of_one_may_have_any_stride(tmp_path: Path) -> None:
-    expanded = torch.tensor(981.0).expand(1)  # a timestep as pipelines pass it: contiguous, with stride 0
+    expanded = torch.tensor(981.0).expand(1)  # pipelines pass such timesteps: contiguous, with stride 0
     assert expanded.stride() == (0,)
     (back,) = stored_and_read(tmp_path, call(timestep=expanded))
     assert torch.equal(back.kwargs["timestep"], expanded)
@@ -63,7 +63,9 @@ def test_the_order_of_dimensions_in_memory_is_kept(tmp_path: Path) -> None:
 
 def test_channels_of_a_condition_are_stored_once(tmp_path: Path) -> None:
     condition = torch.randn(1, 20, 2, 16, 16)
-    steps = [torch.cat([torch.randn(1, 16, 2, 16, 16), condition], 1) for _ in range(4)]  # as Wan's I2V is called
+    steps = [
+        torch.cat([torch.randn(1, 16, 2, 16, 16), condition], 1) for _ in range(4)
+    ]  # the calls of Wan's image-to-video
     back = stored_and_read(tmp_path, *(call(hidden_states=step) for step in steps))
     assert all(torch.equal(one.kwargs["hidden_states"], step) for one, step in zip(back, steps, strict=True))
     (unit,) = Capture.open(tmp_path).units
@@ -78,7 +80,7 @@ DTYPES += [torch.bool, torch.complex64]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (5,), (2, 600), (3, 4, 200), (65, 2)], ids=str)
 def test_every_dtype_and_shape_comes_back(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    # cycles through all the bytes there are; for bool, both
+    # cycles through the byte values 0 to 250; for bool, 0 and 1
     count = dtype.itemsize * max(torch.Size(shape).numel(), 0)
     raw = torch.arange(count, dtype=torch.int64).remainder(251 if dtype != torch.bool else 2).to(torch.uint8)
     tensor = raw.view(dtype).reshape(shape)

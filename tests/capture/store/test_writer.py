@@ -1,4 +1,4 @@
-"""A capture goes on after whatever happened to it, and ends up the same."""
+"""Checks that an interrupted capture can be resumed after any fault, and is then the same as an uninterrupted one."""
 
 # ruff: noqa: PTH208
 import errno
@@ -99,13 +99,13 @@ def test_the_same_calls_give_the_same_digests(tmp_path: Path) -> None:
         assert (files[0] / "unit.json").read_bytes() == (files[1] / "unit.json").read_bytes()
 
 
-# Faults at every call
+# Faults at every call of os
 
 FEW = 2
 
 
 def session(directory: Path) -> None:
-    """A capture of FEW prompts from wherever it stands."""
+    """Captures FEW prompts, and continues a capture that exists."""
     with CaptureWriter.create(directory, MANIFEST | {"prompts": FEW}, resume=True) as writer:
         fill(writer, range(FEW))
         writer.complete()
@@ -117,7 +117,8 @@ def committed(directory: Path) -> dict[str, bytes]:
 
 
 def check_after_fault(directory: Path, index: int) -> None:
-    """Checks that committed units are whole, and that a second session writes the rest and leaves nothing else."""
+    """Checks that committed units are whole, and that a second session writes the rest and leaves no temporary
+    files."""
     before = committed(directory)
     session(directory)
     assert holds(directory, FEW), index
@@ -134,7 +135,7 @@ def sites(directory: Path) -> int:
 
 
 def refusal(directory: Path) -> OctavoError | None:
-    """The OctavoError a session ends with; None when it went well, as it may when what failed was tidying."""
+    """Returns the OctavoError that a session ends with. None if it succeeds, as it may when only tidying failed."""
     try:
         session(directory)
     except OctavoError as exc:
