@@ -1,4 +1,4 @@
-"""Options that are declared once, as fields of a dataclass."""
+"""Checks that the fields of a dataclass become options of a command."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How a process of ours ends when it is told to, told twice, or when others die."""
+"""Checks how commands end (signals, a dead worker, closed streams, a full disk) and what they print."""
 
 import datetime
 import io
@@ -39,7 +39,7 @@ def session(directory: Path) -> None:
 
 
 def interrupt_twice() -> None:
-    """A fault: an interruption, and another before anything could be tidied."""
+    """Interrupts this process, and again before it can tidy up."""
     try:
         signal.raise_signal(signal.SIGINT)
     finally:
@@ -64,7 +64,7 @@ def test_a_second_interruption_ends_at_once_wherever_the_store_is(fast_path: Pat
         assert holds(store, UNITS)
         assert before == {path: path.joinpath("unit.json").read_bytes() for path in before}
         assert not list(store.rglob(".*"))
-    assert leftovers  # it did not stay to tidy
+    assert leftovers  # the process did not stay to remove its temporary files
 
 
 def test_a_signal_that_a_launcher_passes_on_is_no_second_one() -> None:
@@ -82,7 +82,7 @@ def test_a_worker_that_outlives_its_capture_is_reported_and_not_waited_for(tmp_p
     def killed() -> None:
         writer = CaptureWriter.create(tmp_path, MANIFEST | {"prompts": UNITS})
         with writer.unit(0, info_of(0)):
-            if os.fork() == 0:  # holds what the capture held until `theirs` is closed
+            if os.fork() == 0:  # keeps the capture's lock until `theirs` is closed
                 os.close(theirs)
                 os.read(ours, 1)
                 os.closerange(3, alive)
@@ -104,7 +104,7 @@ def test_a_worker_that_outlives_its_capture_is_reported_and_not_waited_for(tmp_p
 
 
 def backwards() -> None:
-    """Sets the clocks of this process back a year, and by an hour more whenever they are asked."""
+    """Sets the clocks of this process back by a year, and by one hour more at each reading."""
     readings, now = itertools.count(1), time.time
     time.time = lambda: now() - 365 * 86400 - 3600 * next(readings)
     time.time_ns = lambda: int(time.time() * 1e9)
@@ -120,7 +120,7 @@ def backwards() -> None:
 def test_a_clock_that_goes_back_has_no_effect(
     tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The clock is a year behind what was stored before and goes back an hour whenever it is asked."""
+    """The stored files are from the future, and the clock goes back one hour at each reading."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\na blue ring")
 
@@ -240,9 +240,9 @@ def check_exit_code(work: Callable[[], None], code: int) -> None:
 def test_a_closed_stream_changes_no_exit_code(tmp_path: Path, descriptor: int) -> None:
     def closed() -> None:
         os.close(descriptor)
-        sys.stdout, sys.stderr = (None, sys.stderr) if descriptor == 1 else (sys.stdout, None)  # as Python does
+        sys.stdout, sys.stderr = (None, sys.stderr) if descriptor == 1 else (sys.stdout, None)  # as Python sets them
         check_exit_code(lambda: main(["inspect", str(tmp_path / "none")]), 2)
-        assert not os.fstat(descriptor).st_size  # no file of ours has that number
+        assert not os.fstat(descriptor).st_size  # Octavo opened no file with that descriptor
 
     assert in_child(closed) == 0
 

@@ -1,4 +1,5 @@
-"""`octavo calibrate` and `octavo inspect` from a capture to a checkpoint, and what they refuse."""
+"""Checks that `octavo calibrate` makes a checkpoint of a capture, that `octavo inspect` verifies it, and what both
+refuse."""
 
 import json
 import shutil
@@ -22,7 +23,8 @@ WEIGHTS = "quant_model_weight_w8a8.safetensors"
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """The files of a checkpoint but the report, which has seconds, and the manifest, which has the report's digest."""
+    """Returns the files of a checkpoint without the report, which holds times, and the manifest, which holds the
+    report's digest."""
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in ("report.json", MANIFEST)}
 
 

@@ -1,4 +1,4 @@
-"""`octavo calibrate --memory`: the same checkpoint, of a denoiser that is read from its files block by block."""
+"""Checks that `octavo calibrate --memory`, which reads the denoiser block by block, writes the same checkpoint."""
 
 import re
 from pathlib import Path
@@ -23,6 +23,8 @@ AMPLE_MEMORY = ("--memory", "1024GiB")
 
 
 def files(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a checkpoint without the report, which holds times, and the manifest, which holds the
+    report's digest."""
     paths = (file for file in folder.rglob("*") if file.is_file() and file.name not in ("report.json", MANIFEST))
     return {str(file.relative_to(folder)): file.read_bytes() for file in paths}
 
@@ -41,7 +43,7 @@ def test_the_checkpoint_is_the_same_to_the_last_byte(options, captured, checkpoi
     output = octavo("calibrate", captured, tmp_path / "b", *options, *AMPLE_MEMORY)
     assert "layers in 8-bit integers" in output
     blockwise, whole = files(tmp_path / "b"), files(checkpoint(*options))
-    if "diffusers,torchao" in options:  # smoothing is folded away, after the output was measured, and not before
+    if "diffusers,torchao" in options:  # blockwise calibration measures the output before it folds smoothing factors
         blockwise.pop("report.html")
         whole.pop("report.html")
     assert whole == blockwise
@@ -50,7 +52,7 @@ def test_the_checkpoint_is_the_same_to_the_last_byte(options, captured, checkpoi
         assert len(shards) > 4
         assert all(len(blockwise[name]) < 80_000 for name in shards)
         assert {"diffusion_pytorch_model.safetensors.index.json", "config.json"} < blockwise.keys()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]  # nothing is left beside it
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]  # no temporary files are left
     octavo("inspect", tmp_path / "b")
 
 
@@ -91,7 +93,7 @@ def test_weights_of_several_dtypes_are_those_of_the_pipeline(dtype, tiny_model, 
     save_file(stored, file, {"format": "pt"})
     whole = load_pipeline(tmp_path, dtype=dtype).transformer
     alone = mapped_denoiser(tmp_path, "transformer", GENERIC, dtype=dtype)
-    brought = alone.to(dtype)  # what every block becomes when it is fetched
+    brought = alone.to(dtype)  # the cast that every block gets when it is read
     assert fingerprint(brought) == fingerprint(whole)
 
 
@@ -118,4 +120,4 @@ def test_one_block_at_a_time_is_in_memory(tiny_model, tmp_path):
     )
     work.run()
     assert {tuple(row) for row in residency[:-2]} == {(True, False), (False, True)}
-    assert not any(map(in_memory, blocks))  # what they have become is in files too
+    assert not any(map(in_memory, blocks))  # the calibrated blocks are in files too

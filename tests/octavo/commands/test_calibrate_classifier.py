@@ -1,4 +1,4 @@
-"""`octavo calibrate-cnn`, and its old spelling: a directory of transformers, pictures or none, and what is refused."""
+"""Checks `octavo calibrate-cnn` and its old spelling, with pictures and without data, and what they refuse."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ OLD = ("calibrate", "--pipeline", "cnn")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet of random weights, with statistics."""
+    """Writes a ResNet with random weights and with batch norms that have statistics."""
     folder = tmp_path_factory.mktemp("resnet")
     torch.manual_seed(0)
     config = ResNetConfig(num_channels=3, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
@@ -39,7 +39,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """The files of a checkpoint but the report, which has seconds, and the manifest, which has the report's digest."""
+    """Returns the files of a checkpoint without the report, which holds times, and the manifest, which holds the
+    report's digest."""
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in ("report.json", MANIFEST)}
 
 

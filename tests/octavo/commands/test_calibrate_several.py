@@ -1,4 +1,5 @@
-"""`octavo calibrate` of several denoisers: finished ones are kept, and OUT is whole or as before."""
+"""Checks that `octavo calibrate` of several denoisers keeps finished ones for the next run, and replaces OUT only at
+the end."""
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,7 @@ NAMES = ["transformer", "transformer_2"]
 
 @pytest.fixture(scope="module")
 def captured(tmp_path_factory):
-    """A capture of both denoisers of a model of its own."""
+    """Captures both denoisers of a model that only these tests use."""
     folder = tmp_path_factory.mktemp("wan")
     octavo("capture", whole_wan(folder / "model"), folder / "captured", *WAN, "--steps", 4, "--device", "cpu")
     return folder / "captured"
@@ -22,7 +23,8 @@ def captured(tmp_path_factory):
 
 @pytest.fixture
 def weights_of_second(captured):
-    """Two functions: they give the second denoiser the weights that were captured, and others, which are refused."""
+    """Yields two functions that write weights of the second denoiser: the captured ones, and others, which calibrate
+    refuses."""
     file = captured.parent / "model" / "transformer_2" / "diffusion_pytorch_model.safetensors"
     before, tensors = file.read_bytes(), load_file(file)
     other = tensors | {"proj_out.bias": tensors["proj_out.bias"] + 1}

@@ -1,4 +1,4 @@
-"""`octavo capture` as a user meets it: what is stored, what is refused, how it ends."""
+"""Checks what `octavo capture` stores, what it refuses, and how it ends."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_keep_drop_and_pth(tiny_model, tmp_path, prompts):
 
 @pytest.fixture
 def editing(tiny_model: Path, tmp_path: Path) -> Path:
-    """`tiny_model` as a pipeline that changes a picture: of 10 steps in strength 0.5 it runs 5."""
+    """Writes `tiny_model` as a pipeline that edits a picture. With strength 0.5 it runs 5 of 10 steps."""
     from diffusers import StableDiffusion3Img2ImgPipeline
 
     StableDiffusion3Img2ImgPipeline(**load_pipeline(tiny_model).components).save_pretrained(tmp_path / "editing")
@@ -102,7 +102,7 @@ def test_spread_counts_the_steps_that_run(editing, tmp_path, prompts):
 def test_a_pipeline_that_announces_nothing_is_run_again_to_keep_its_last_step(tmp_path, prompts):
     from ...zoo.pipelines import make
 
-    pipe = make("ddpm")[0]  # takes no callback, and does not say how many steps there will be
+    pipe = make("ddpm")[0]  # takes no callback and does not announce its number of steps
     pipe.save_pretrained(tmp_path / "ddpm")
     more = ("--prompts", prompts, "--limit", 1, "--arg", 'output_type="np"', "--keep", "spread:2")
     octavo("capture", tmp_path / "ddpm", tmp_path / "a", *more, "--steps", 5)
@@ -226,7 +226,7 @@ def test_a_prompt_that_fails_is_dropped_and_the_others_go_on(tiny_model, tmp_pat
 
     def fail(module, args):
         matches.append(isinstance(module, CLIPTextModelWithProjection))
-        if sum(matches) == 9 and matches[-1]:  # two encoders, two prompts: the first encoder of the third prompt
+        if sum(matches) == 9 and matches[-1]:  # the first encoder of the third prompt
             raise RuntimeError("broken. Really")
 
     handle = register_module_forward_pre_hook(fail)
@@ -253,7 +253,7 @@ def test_signals_end_within_a_step_and_leave_whole_prompts(tiny_model, tmp_path,
         def hook(called: torch.nn.Module, args: object) -> None:
             nonlocal steps
             steps += isinstance(called, SD3Transformer2DModel)
-            if steps == 5 and isinstance(called, SD3Transformer2DModel):  # of the second prompt
+            if steps == 5 and isinstance(called, SD3Transformer2DModel):  # in the second prompt
                 os.kill(os.getpid(), number)
 
         register_module_forward_pre_hook(hook)

@@ -1,4 +1,4 @@
-"""`octavo compare`: its numbers, gates and refusals, on a tiny pipeline."""
+"""Checks the numbers, gates and refusals of `octavo compare` on a tiny pipeline."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def quantized(checkpoint: Callable[..., Path]) -> Path:
 
 
 def compared(tiny_model: Path, out: Path, layers: bool = True) -> Comparison:
-    """One prompt through both, or with no layer taken through the float one twice."""
+    """Compares the float and the quantized model on one prompt; without `layers`, the float model with itself."""
     pipe = load_pipeline(tiny_model)
     deployed = load_deployed(pipe, out, None, CPU) if layers else Deployed.itself(pipe, "transformer")
     comparison = Comparison(pipe, deployed, call_arguments(pipe, SD3, RunSettings(None, 3, 16, 16)), 0)
@@ -53,7 +53,7 @@ def compared(tiny_model: Path, out: Path, layers: bool = True) -> Comparison:
 
 
 def lines(output: str) -> dict[str, dict[str, Any]]:
-    events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]  # warnings are no JSON
+    events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]  # warnings are not JSON
     return {event["event"]: event for event in events if event["event"] != "prompt"}
 
 
@@ -64,7 +64,9 @@ def test_the_page_and_the_lines_hold_every_prompt(tiny_model, quantized, prompts
     rows = [json.loads(line) for line in output.splitlines() if '"event": "prompt"' in line]
     assert [row["prompt"] for row in rows] == ["a red circle", 'a <blue> "ring"']
     assert all(len(row["latent_error"]) == 3 and 10 < row["psnr"] < 90 and row["output_sqnr"] > 15 for row in rows)
-    assert text.count("data:image/png;base64,") == 2 + 2 * len(rows) + 2  # the viewer, the pairs, two in the heat map
+    assert (
+        text.count("data:image/png;base64,") == 2 + 2 * len(rows) + 2
+    )  # two in the viewer, two for each pair, two in the heat map
     assert "a &lt;blue&gt; &#34;ring&#34;" in text
     assert "<blue>" not in text
     done, report = events["done"], json.loads((quantized / "report.json").read_text())
@@ -77,7 +79,9 @@ def test_the_page_and_the_lines_hold_every_prompt(tiny_model, quantized, prompts
     assert file.stat().st_mode & 0o777 == 0o600
     assert f"torch {torch.__version__}" in text
     assert f"{torch.get_num_threads()} threads" in text
-    assert text.count(">float</span>") == text.count(">int8</span>") == len(rows) + 1  # each thumbnail, and the viewer
+    assert (
+        text.count(">float</span>") == text.count(">int8</span>") == len(rows) + 1
+    )  # one for each thumbnail, one for the viewer
 
 
 def test_sizes_are_those_of_the_dtype_in_which_the_model_is_stored(tiny_model, quantized):
@@ -203,7 +207,8 @@ def test_a_view_that_diffusers_loads_draws_as_the_layers_do(tiny_model, checkpoi
 
 
 def broken(tiny_model: Path, tmp_path: Path) -> Path:
-    """A model that is recognized and cannot be loaded: what is refused before, is refused before loading."""
+    """Copies the model without its weights. compare recognizes the copy but cannot load it, so every other refusal
+    comes before loading."""
     shutil.copytree(tiny_model, tmp_path / "broken")
     for file in (tmp_path / "broken" / "transformer").glob("*.safetensors"):
         file.unlink()

@@ -1,4 +1,4 @@
-"""Options from a TOML file."""
+"""Checks how options are read from a TOML file, and that mistakes name the file, the option and the value."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Damaged checkpoints: nothing damaged is called sound, drawn or compared with, and every refusal is one line."""
+"""Checks that no command accepts, draws or compares a damaged checkpoint, and that every refusal is one line."""
 
 import json
 import random
@@ -25,14 +25,14 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="module")
 def checkpoints(checkpoint: Callable[..., Path]) -> dict[str, Path]:
-    """Checkpoints of one capture: `ascend`, `diffusers` and `both`. Read only."""
+    """Calibrates one capture in the formats `ascend`, `diffusers` and `both`. Read only."""
     cases = zip(FORMATS, ("ascend", "diffusers", "ascend,diffusers"), strict=True)
     return {name: checkpoint("--format", formats, "--accuracy", "plain") for name, formats in cases}
 
 
 @pytest.fixture
 def out(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy of the checkpoint in both formats."""
+    """Copies the checkpoint in both formats."""
     return Path(shutil.copytree(checkpoints["both"], tmp_path / "out"))
 
 
@@ -43,7 +43,7 @@ def replaced(path: Path, content: bytes) -> None:
 
 
 def commands(model: Path, out: Path) -> list[tuple[object, ...]]:
-    """The commands that read the checkpoint `out`, and would write to files beside it."""
+    """Returns the commands that read the checkpoint `out`. generate and compare would write files beside it."""
     return [
         ("inspect", out),
         ("generate", out, "a ring", "-o", out.parent / "a.png", *SMALL),

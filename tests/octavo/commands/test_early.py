@@ -1,4 +1,5 @@
-"""Mistakes in options and paths are refused before torch is imported, and a missing path has one exit code."""
+"""Checks that mistakes in options and paths are refused without importing torch, and that a missing path has exit code
+2."""
 
 import json
 import subprocess

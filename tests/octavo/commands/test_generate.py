@@ -1,4 +1,5 @@
-"""`octavo generate` with float models, checkpoints of every format, and quantized pipelines; and what it refuses."""
+"""Checks `octavo generate` with float models, checkpoints of every format and quantized pipelines, and what it
+refuses."""
 
 import json
 import shutil
@@ -31,7 +32,7 @@ PROMPT = read_prompts("demo-heldout").texts[0]
 
 @pytest.fixture(scope="module")
 def checkpoints(checkpoint: Callable[..., Path]) -> dict[str, Path]:
-    """Checkpoints of one capture: `ascend`, `diffusers` and `both`. Read only."""
+    """Calibrates one capture in the formats `ascend`, `diffusers` and `both`. Read only."""
     cases = {"ascend": "ascend", "diffusers": "diffusers", "both": "ascend,diffusers,torchao"}
     return {name: checkpoint("--format", formats, "--accuracy", "plain") for name, formats in cases.items()}
 

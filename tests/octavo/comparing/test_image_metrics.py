@@ -1,4 +1,4 @@
-"""PSNR, SSIM and pictures of outputs."""
+"""Checks PSNR, SSIM and LPIPS, and how outputs of pipelines become pixels."""
 
 import math
 
@@ -18,12 +18,12 @@ def picture(*shape: int, seed: int = 0) -> np.ndarray:
 def test_psnr_of_a_constant_difference():
     a = np.full((1, 4, 5, 3), 100, np.uint8)
     assert psnr(mean_square(a, a + 5)) == pytest.approx(20 * math.log10(255 / 5))
-    assert mean_square(a, a - 5) == mean_square(a - 5, a) == 25  # no wrap of uint8
+    assert mean_square(a, a - 5) == mean_square(a - 5, a) == 25  # uint8 does not wrap around
     assert psnr(mean_square(a, a)) is None
 
 
 def by_the_book(a: np.ndarray, b: np.ndarray) -> float:
-    """SSIM of one channel window by window, as the paper writes it."""
+    """Computes the SSIM of one channel window by window, as the paper defines it."""
     offsets = np.arange(-5, 6)
     weight = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
     weight /= weight.sum()
@@ -41,7 +41,7 @@ def by_the_book(a: np.ndarray, b: np.ndarray) -> float:
 
 def test_ssim_is_that_of_the_paper():
     a, b = picture(14, 13), picture(14, 13, seed=1)
-    b[..., 0] = a[..., 0] // 2  # one channel that is alike
+    b[..., 0] = a[..., 0] // 2  # one channel is similar
     wanted = np.mean([by_the_book(a[0, :, :, c], b[0, :, :, c]) for c in range(3)])
     assert ssim(a, b) == pytest.approx(wanted, abs=1e-9)
 
@@ -53,7 +53,7 @@ def test_ssim_is_one_for_equal_pictures_symmetric_and_falls_with_noise():
     assert ssim(a, a) == pytest.approx(1.0)
     assert 1.0 > values[0] > values[1] > values[2]
     assert ssim(noisy[2], a) == pytest.approx(values[2])
-    assert ssim(a[:, :10], a[:, :10]) is None  # no whole window
+    assert ssim(a[:, :10], a[:, :10]) is None  # no window fits
 
 
 @pytest.mark.parametrize(

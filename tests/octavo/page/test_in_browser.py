@@ -1,4 +1,4 @@
-"""The page in a headless Chromium."""
+"""Checks in a headless Chromium that the page loads without errors or requests, and that its controls work."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ COUNT = 3
 
 
 def content() -> dict:
-    """A comparison of three prompts, five steps and sixty layers with long names."""
+    """Returns the content of a page: a comparison of three prompts, five steps and sixty layers with long names."""
     names = [f"transformer_blocks.{index // 6}.a_rather_long_name_of_a_part.to_{index % 6}" for index in range(60)]
     layers = [
         {
@@ -102,7 +102,7 @@ def test_text_of_page_and_figures_stands_out(tab, file, dark):
 
 
 def contrast(one: str, other: str) -> float:
-    """The contrast ratio of two colours (Web Content Accessibility Guidelines 2.1, 2018)."""
+    """Returns the contrast ratio of two colours (Web Content Accessibility Guidelines 2.1, 2018)."""
 
     def luminance(colour: str) -> float:
         values = [int(v) / 255 for v in colour[colour.index("(") + 1 : -1].split(",")[:3]]

@@ -1,4 +1,4 @@
-"""The words of the page: ratios and the verdict of a comparison."""
+"""Checks how the page words ratios and the verdict of a comparison."""
 
 import pytest
 
