@@ -113,7 +113,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "f").read_bytes() == b"0123456789"
 
 
-def test_commit_never_goes_over_anything(tmp_path: Path) -> None:
+def test_commit_never_replaces_anything(tmp_path: Path) -> None:
     for target in ("empty", "full"):
         (tmp_path / target).mkdir()
     (tmp_path / "full" / "f").write_text("old")
@@ -270,7 +270,7 @@ def test_lock_names_its_holder_at_once_and_ends_with_it(tmp_path: Path) -> None:
     lock(tmp_path).release()
 
 
-def test_lock_is_had_by_one_of_many(tmp_path: Path) -> None:
+def test_only_one_thread_holds_the_lock(tmp_path: Path) -> None:
     inside, most = [0], [0]
 
     def contend() -> None:

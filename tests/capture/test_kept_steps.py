@@ -18,7 +18,7 @@ from ..helpers.refusals import refused
         ("spread:99", 8, list(range(8))),
     ],
 )
-def test_rules(text, steps, expected):
+def test_a_rule_keeps_the_expected_steps(text, steps, expected):
     assert [step for step in range(8) if keep_rule(text).kept(steps)(step)] == expected
 
 

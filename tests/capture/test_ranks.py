@@ -267,7 +267,7 @@ def broken() -> None:
     raise RuntimeError("broken. Really")
 
 
-def test_an_error_of_one_rank_is_said_once_and_ends_all(tiny_model, texts, captured_alone, tmp_path):
+def test_an_error_of_one_rank_is_printed_once_and_ends_all(tiny_model, texts, captured_alone, tmp_path):
     ended = ranked(
         2, tmp_path, *capture_arguments(tiny_model, tmp_path / "capture", texts), before=at_call(5, 1, broken)
     )  # rank 1 has prompts 2 and 4; its fifth call belongs to prompt 4
@@ -293,7 +293,7 @@ def test_an_error_of_one_rank_is_said_once_and_ends_all(tiny_model, texts, captu
         (("--arg", "nonsense=1"), 2, "takes no argument nonsense"),
     ],
 )
-def test_what_no_rank_can_do_is_said_once(tiny_model, texts, tmp_path, more, code, words):
+def test_an_error_of_all_ranks_is_printed_once(tiny_model, texts, tmp_path, more, code, words):
     ended = ranked(2, tmp_path, *capture_arguments(tiny_model, tmp_path / "capture", texts, *more))
     assert codes(ended) == [code, code]
     (line,) = error_lines(ended)
@@ -343,7 +343,7 @@ def test_a_rank_that_dies_ends_a_calibration(captured_alone, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])
-def test_a_signal_to_all_ranks_is_said_once_and_a_launcher_may_pass_it_on(
+def test_a_signal_to_all_ranks_is_printed_once_and_a_launcher_may_pass_it_on(
     tiny_model, texts, captured_alone, tmp_path, number
 ):
     many = tmp_path / "many.txt"

@@ -176,7 +176,7 @@ def test_a_listener_with_a_directory_writes_a_finished_capture(tmp_path):
     assert [call.step for call in calls] == [0, 1, 2]
 
 
-def test_a_listener_that_heard_nothing_says_so(tmp_path):
+def test_a_listener_without_calls_is_refused(tmp_path):
     refused(lambda: enter_and_leave(Listener(Plain(), tmp_path / "captured")), 4, "never called")
     assert not list((tmp_path / "captured" / "units").iterdir())
 

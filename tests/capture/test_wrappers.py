@@ -87,7 +87,7 @@ def test_wrappers_are_looked_through_by_their_class(wrap):
     assert fingerprint(wrap(module)) == fingerprint(module)
 
 
-def test_a_child_that_is_called_module_is_no_reason():
+def test_a_child_called_module_does_not_make_a_wrapper():
     class Odd(nn.DataParallel):
         def forward(self, *args):
             return 2 * super().forward(*args)
@@ -96,7 +96,7 @@ def test_a_child_that_is_called_module_is_no_reason():
         assert inside(outer) is outer
 
 
-def test_what_compile_made_in_place_is_the_same_after_the_block():
+def test_recording_keeps_the_graph_of_a_module_compiled_in_place():
     module = Denoiser()
     module.compile(backend="eager")
     graph_of_it, memory = module._compiled_call_impl, Memory()

@@ -1,4 +1,4 @@
-"""Octavo's commands, run in this process."""
+"""Runs Octavo's commands in this process."""
 
 from pathlib import Path
 
@@ -22,5 +22,5 @@ def capture(model: Path, out: Path, prompts: Path, *more: object, code: int = 0)
 
 
 def errors(output: str) -> list[str]:
-    """The error lines of a command's output."""
+    """Returns the error lines of a command's output."""
     return [line for line in output.splitlines() if line.startswith("Error")]

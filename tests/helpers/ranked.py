@@ -1,4 +1,4 @@
-"""Runs of several ranks: real processes, forked from the one that runs the tests and connected by gloo."""
+"""Runs of several ranks: real processes, forked from the test process and connected by gloo."""
 
 import os
 import socket
@@ -13,14 +13,14 @@ from octavo.cli import main
 
 
 class RankResult(NamedTuple):
-    """The end of a rank: its exit code (negative: the signal that killed it) and its output."""
+    """Result of one rank: its exit code (negative: the signal that killed it) and its output."""
 
     code: int
     output: str
 
 
 class RunningRanks:
-    """The running ranks of a run; `pids` is in their order."""
+    """The ranks of a run while they run. `pids` lists their processes, `files` their outputs, both in order of rank."""
 
     def __init__(self, world: int, folder: Path, work: Callable[[int], Any]) -> None:
         with socket.socket() as free:
@@ -52,7 +52,7 @@ class RunningRanks:
             os._exit(code)
 
     def end(self) -> list[RankResult]:
-        """Waits for all ranks."""
+        """Waits for all ranks and returns their results."""
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
         return [RankResult(code, file.read_text()) for code, file in zip(codes, self.files, strict=True)]
 
@@ -72,7 +72,7 @@ def printing(*arguments: object) -> None:
 def ranked(
     world: int, folder: Path, *arguments: object, before: Callable[[int], Any] = lambda rank: None
 ) -> list[RankResult]:
-    """Runs an octavo command as `world` ranks; each calls `before` first."""
+    """Runs an octavo command as `world` ranks. Each rank calls `before(rank)` first."""
 
     def work(rank: int) -> None:
         before(rank)

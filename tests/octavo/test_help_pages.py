@@ -24,7 +24,7 @@ def shown(*arguments: str, columns: int = 100) -> list[str]:
 
 
 def options_in(lines: list[str]) -> list[str]:
-    """Returns the longest name of each option that stands at the start of a line."""
+    """Returns the first long name, or else the only name, of each option that stands at the start of a line."""
     starts = [re.match(r"  (?:-\w, )?(--?[\w-]+)", line) for line in lines]
     return [start[1] for start in starts if start]
 

@@ -103,7 +103,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_what_cannot_be_meant_is_refused_before_a_model_is_loaded(folder, text):
+def test_invalid_values_are_refused_before_a_model_is_loaded(folder, text):
     code, words = WRONG[text]
     refused(partial(value_of, text), code, "--arg", words)
 

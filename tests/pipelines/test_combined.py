@@ -1,4 +1,5 @@
-"""Networks beside the usual denoiser: a ControlNet, an image encoder, a prior, and the stages of combined pipelines."""
+"""Checks that networks beside the denoiser can be quantized: a ControlNet, an image encoder, a prior, both stages of a
+cascade."""
 
 import pytest
 from PIL import Image

@@ -1,4 +1,5 @@
-"""The table of families: which one a pipeline is of, what stays float, and inputs that are divided without a trace."""
+"""Checks the family of each pipeline, which layers it keeps float, and that its smoothing groups fold without changing
+the output."""
 
 import json
 
@@ -43,7 +44,7 @@ def test_each_pipeline_has_its_family_and_quantizes_more_than_half_of_the_blocks
 
 
 @pytest.mark.parametrize("name", DIVIDED)
-def test_what_a_family_says_can_be_divided_is_divided_without_a_trace(name):
+def test_the_smoothing_groups_of_a_family_fold_without_changing_the_output(name):
     pipe, arguments, module = denoiser(name)
     groups = family_of(type(pipe).__name__).groups(module)
     assert groups
@@ -132,7 +133,7 @@ def test_one_denoiser_of_wan_is_calibrated_alone_and_two_of_the_same_are_refused
     assert "holds several checkpoints of transformer_2. Give one of them" in output
 
 
-def test_a_denoiser_that_was_never_called_is_said_at_once(wan, tmp_path):
+def test_a_denoiser_that_was_never_called_is_reported_at_once(wan, tmp_path):
     output = octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 1)
     assert "transformer_2 was never called" in output
     words = "has no calls of 'transformer_2'. Capture with more --steps, or choose another with --component."
@@ -141,6 +142,6 @@ def test_a_denoiser_that_was_never_called_is_said_at_once(wan, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_a_denoiser_of_which_no_step_is_kept_is_said_at_once(wan, tmp_path):
+def test_a_denoiser_of_which_no_step_is_kept_is_reported_at_once(wan, tmp_path):
     output = octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 4, "--keep", "spread:1")
     assert "keeps no step in which transformer_2 is called" in output

@@ -1,4 +1,4 @@
-"""Folding factors into a model: what it computes stays, with the same operations on the same parameters."""
+"""Checks that folding factors into a model keeps its output, its operations and its parameters."""
 
 import copy
 from collections import Counter
@@ -25,7 +25,7 @@ SIZES = {
     "num_attention_heads": 2, "joint_attention_dim": 24, "caption_projection_dim": 32, "pooled_projection_dim": 16,
     "pos_embed_max_size": 8,
 }  # fmt: skip
-# of the largest output: factors round every weight and every input anew, at most by the last bit of the dtype each
+# Error relative to the largest output. Folding rounds each weight and each input once more, by at most the last bit.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 Case = tuple[nn.Module, Callable[[Any], list[Group]], tuple[Any, ...], dict[str, Any]]
 
@@ -63,7 +63,7 @@ every = pytest.mark.parametrize("case", CASES)
 
 
 class Operations(TorchDispatchMode):
-    """Counts what is computed inside."""
+    """Counts the torch operations that run inside the `with` block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Operations(TorchDispatchMode):
 
 
 def factors(model: nn.Module, groups: list[Group], seed: int = 0) -> list[tuple[Group, Tensor]]:
-    """From 1/8 to 8, at random."""
+    """Returns the groups with random factors from 1/8 to 8."""
     generator = torch.Generator().manual_seed(seed)
     widths = [model.get_submodule(group.layers[0]).in_features for group in groups]
     return [
@@ -94,13 +94,13 @@ def output(model: nn.Module, args: Any, arguments: dict[str, Any]) -> Tensor:
 
 
 def moved(one: Tensor, other: Tensor) -> float:
-    """The largest difference, of the largest value."""
+    """Returns the largest difference divided by the largest value of `other`."""
     return float((one - other).abs().max() / other.abs().max())
 
 
 @every
 @pytest.mark.parametrize("dtype", TOLERANCES)
-def test_the_output_stays(case, dtype):
+def test_folding_keeps_the_output(case, dtype):
     model, groups, args, arguments = CASES[case]()
     model = model.to(dtype)
     before = output(model, args, arguments)
@@ -124,13 +124,14 @@ def test_no_operation_and_no_parameter_is_added(case):
 
 
 @every
-def test_every_layer_is_divided_once_and_those_of_the_blocks_all_but_the_unreachable(case):
+def test_every_reachable_layer_of_the_blocks_is_divided_once(case):
     model, groups, _, _ = CASES[case]()
     fold_groups = groups(model)
     layers = [name for group in fold_groups for name in group.layers]
     assert len(set(layers)) == len(layers)
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "blocks." in name}
-    behind = (".net.2", ".fc2", ".q_linear", ".linear")  # activation functions, the residual stream, modulations
+    # layers behind an activation function or the residual stream, and modulations
+    behind = (".net.2", ".fc2", ".q_linear", ".linear")
     if model.config.get("skip_y_embedder"):
         behind = (*behind, ".kv_linear")
     assert {name for name in linears if not name.endswith(behind)} == set(layers)
@@ -138,7 +139,7 @@ def test_every_layer_is_divided_once_and_those_of_the_blocks_all_but_the_unreach
 
 @every
 @pytest.mark.parametrize("index", range(4))
-def test_each_layer_s_input_is_what_it_was_over_the_factors(case, index):
+def test_each_layer_s_input_is_divided_by_the_factors(case, index):
     model, groups, args, arguments = CASES[case]()
     other = copy.deepcopy(model)
     group, by = factors(model, groups(model))[-index - 1]
@@ -163,7 +164,7 @@ def inputs(model: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Tenso
 
 
 def exchanged(group: Group) -> Group:
-    """With shift and scale taken for each other."""
+    """Returns the group with the positions of shift and scale exchanged."""
     starts = [target.start for target in group.folds]
     return group._replace(
         folds=tuple(target._replace(start=start) for target, start in zip(group.folds, starts[::-1], strict=True))

@@ -1,4 +1,4 @@
-"""Pictures become what the image processors of transformers make of them."""
+"""Checks that pictures are prepared as the image processors of transformers prepare them."""
 
 import json
 from functools import partial
@@ -34,9 +34,9 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
 
 @pytest.mark.parametrize("name", PROCESSORS)
 @pytest.mark.parametrize("shape", [(30, 40), (41, 27), (15, 15)])
-def test_as_transformers_does(name, shape, tmp_path):
+def test_pictures_are_prepared_as_transformers_does(name, shape, tmp_path):
     kind, options = PROCESSORS[name]
-    by_pillow = getattr(transformers, kind + "Pil", None)  # the other one resizes with torchvision, where that is
+    by_pillow = getattr(transformers, kind + "Pil", None)  # the class without Pil may resize with torchvision
     processor = (by_pillow or getattr(transformers, kind))(**options, **NORMAL)
     processor.save_pretrained(tmp_path)
     wanted = processor(picture(*shape), return_tensors="pt")["pixel_values"][0]
@@ -56,7 +56,7 @@ CLASSIFIERS = sorted(
         for kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
         if "pil" in (names := IMAGE_PROCESSOR_MAPPING_NAMES.get(kind) or {})
     }
-    # make no picture of pixels; need timm; make 2560 x 1920 pixels, which takes long
+    # ImageGPT makes no pixels, TimmWrapper needs timm, and Donut makes 2560 x 1920 pixels, which takes long
     - {"ImageGPTImageProcessorPil", "TimmWrapperImageProcessor", "DonutImageProcessorPil"}
 )
 WITH_MORE = {"Gemma3ImageProcessorPil": "num_crops", "Siglip2ImageProcessorPil": "spatial_shapes"}
@@ -112,7 +112,7 @@ def test_a_grey_model_is_given_grey_pictures(tmp_path):
     refused(partial(preprocessing_of, tmp_path, 1), 3, "preprocessor_config")
 
 
-def test_what_is_no_configuration(tmp_path):
+def test_invalid_configurations_are_refused(tmp_path):
     for words in ({"size": 0.5j}, {"image_mean": [1], "image_std": []}, {"size": {"height": 3}}, [1], {"resample": 99}):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(words, default=str))
         refused(partial(preprocessing_of, tmp_path), 3, "preprocessor_config")

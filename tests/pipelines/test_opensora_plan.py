@@ -1,4 +1,5 @@
-"""Open-Sora-Plan 1.2: folders of its transformer, under its own names of fields, through all three commands."""
+"""Checks that folders of Open-Sora-Plan 1.2, with field names of their own, load and run through capture, calibrate and
+inspect."""
 
 import json
 
@@ -30,7 +31,7 @@ WORDS = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder as LanguageBind/Open-Sora-Plan-v1.2.0 has one for each size, tiny, and the model it holds."""
+    """Writes a tiny folder in the form of one size of LanguageBind/Open-Sora-Plan-v1.2.0. Returns it with its model."""
     torch.manual_seed(0)
     model = AllegroTransformer3DModel(**transformer_config(WORDS, tmp_path)).eval()
     folder = tmp_path / "93x480p"

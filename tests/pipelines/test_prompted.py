@@ -1,4 +1,4 @@
-"""A prompt is a text, a class, a row of embeddings or only a seed, depending on the pipeline."""
+"""Checks that a prompt is a text, a class, a row of embeddings or only a seed, depending on the pipeline."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def dit(names: dict[int, str] | None = NAMES, classes: int = 1000) -> d.DiTPipel
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory) -> Path:
-    """A DiT as it is published: with the names of its classes in model_index.json."""
+    """Writes a DiT as it is published, with the names of its classes in model_index.json."""
     folder = tmp_path_factory.mktemp("dit")
     dit().save_pretrained(folder)
     index = json.loads((folder / "model_index.json").read_text())
@@ -75,7 +75,7 @@ def test_a_line_that_is_no_class_is_refused_before_anything_is_drawn(stored, tmp
 
 
 class Texts(d.DiffusionPipeline):
-    """Takes prompts or embeddings, without a denoiser."""
+    """A pipeline without a denoiser that takes prompts or embeddings."""
 
     def __init__(self, vae: d.AutoencoderKL) -> None:
         super().__init__()

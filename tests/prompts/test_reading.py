@@ -1,4 +1,4 @@
-"""Prompt files, whoever wrote them, and the bundled sets."""
+"""Checks how text files of prompts are read or refused, and what the bundled sets hold."""
 
 import os
 import tracemalloc
@@ -18,7 +18,7 @@ def read(path: Path, data: bytes) -> Prompts:
 
 
 def refused_prompts(path: Path, data: bytes | None = None, exit_code: int = 3) -> str:
-    """Returns the message that reading ends with, without the path in front."""
+    """Checks that the prompts are refused with this exit code. Returns the message without the path in front."""
     if data is not None:
         path.write_bytes(data)
     message = refused(lambda: read_prompts(str(path)), exit_code)
@@ -103,7 +103,7 @@ def test_bytes_that_are_not_utf8_are_refused(path: Path) -> None:
         refused_prompts(path, "äö".encode() + b"\xff")
         == ": line 1: not UTF-8 (byte 0xff at column 3). Save it as UTF-8."
     )
-    assert "line 1: not UTF-8" in refused_prompts(path, b"\xed\xa0\x80")  # a surrogate
+    assert "line 1: not UTF-8" in refused_prompts(path, b"\xed\xa0\x80")  # the encoding of a surrogate
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])

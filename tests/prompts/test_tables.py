@@ -1,4 +1,4 @@
-"""Prompt sets that are tables: the column or key with the prompts is read, or the file is refused with what to do."""
+"""Checks that the prompts of a table file are found, or that the file is refused with advice."""
 
 import json
 from pathlib import Path

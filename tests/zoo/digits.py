@@ -1,4 +1,4 @@
-"""The bundled ResNet on digits: its calls, and the quality of its integers on held-out pictures."""
+"""The bundled ResNet on digits: its pictures, and the quality of its integers on held-out pictures."""
 
 from typing import NamedTuple
 
@@ -16,8 +16,8 @@ from octavo.pipelines.digits.train import inputs_of
 
 
 class Quality(NamedTuple):
-    """Quality of a quantized classifier: share of right answers, share of answers like the float model's, SQNR of the
-    logits in dB."""
+    """Quality of a quantized classifier: its accuracy, the share of answers that agree with the float model, and the
+    SQNR of the logits in dB."""
 
     accuracy: float
     agreement: float
@@ -25,7 +25,7 @@ class Quality(NamedTuple):
 
 
 def quality(exact: Tensor, outputs: Tensor, labels: Tensor) -> Quality:
-    """Compares logits (n, classes) with the float ones and with the labels."""
+    """Compares logits (n, classes) with the logits of the float model, `exact`, and with the labels."""
     power = Power()
     power.add(exact, outputs)
     answers = outputs.argmax(1)

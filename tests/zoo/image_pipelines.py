@@ -11,7 +11,7 @@ SIZE = {"height": 16, "width": 16, "num_inference_steps": 2}
 
 
 def guider() -> Any:
-    """Classifier-free guidance, as some pipelines take it as a part."""
+    """Returns the object for classifier-free guidance that some pipelines have as a component."""
     from diffusers.guiders import ClassifierFreeGuidance
 
     return ClassifierFreeGuidance(guidance_scale=3.0)
@@ -101,7 +101,7 @@ def flux2() -> PipelineCase:
 
 
 def flux2_cached() -> PipelineCase:
-    """A pipeline that calls its transformer with a live cache, which no file can hold."""
+    """Builds a pipeline that passes its transformer a live cache, which no file can hold."""
     pipe, _ = flux2()
     parts = {name: pipe.components[name] for name in ("transformer", "vae", "scheduler")}
     arguments = {"prompt_embeds": randn(1, 6, 16), **SIZE, "image": Image.new("RGB", (64, 64), "teal")}
@@ -260,7 +260,7 @@ def hidream() -> PipelineCase:
         force_inference_output=True,
     )  # fmt: skip
     pipe = built("HiDreamImagePipeline", transformer=transformer, vae=autoencoder(shift_factor=0.0), scheduler=flow())
-    pipe.default_sample_size = 8  # pictures are brought to its area
+    pipe.default_sample_size = 8  # the pipeline resizes pictures to this area
     embeds = {"prompt_embeds_t5": randn(1, 6, 32), "prompt_embeds_llama3": randn(2, 1, 6, 16)}
     negative = {f"negative_{name}": value * 0.5 for name, value in embeds.items()}
     pooled = {"pooled_prompt_embeds": randn(1, 64), "negative_pooled_prompt_embeds": randn(1, 64) * 0.5}

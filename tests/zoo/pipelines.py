@@ -1,6 +1,6 @@
-"""Tiny diffusers pipelines with random weights, made by code: name -> (pipeline, arguments of a call).
+"""Tiny diffusers pipelines with random weights, by name. Each function returns a pipeline and the arguments of a call.
 
-Text encoders are left out where the pipeline takes embeddings instead; nothing is downloaded.
+Pipelines that take embeddings have no text encoders. Nothing is downloaded.
 """
 
 import inspect
@@ -156,7 +156,7 @@ def sdxl() -> PipelineCase:
 
 
 class InPlaceScheduler(FlowMatchEulerDiscreteScheduler):
-    """A scheduler that writes the next latents into the latents it was given."""
+    """A scheduler that writes the next latents into the latents that it receives."""
 
     def step(self, model_output: Any, timestep: Any, sample: torch.Tensor, **kwargs: Any) -> Any:
         output = super().step(model_output, timestep, sample, **kwargs)
@@ -187,7 +187,7 @@ ZOO = TINY | IMAGES | UNETS | VIDEOS
 
 
 def make(name: str) -> PipelineCase:
-    """Makes a tiny pipeline in evaluation mode, and the arguments of a call.
+    """Builds a tiny pipeline in evaluation mode, and returns it with the arguments of a call.
 
     The weights are the same each time, and no matrix is all zeros.
     """
@@ -203,11 +203,11 @@ def make(name: str) -> PipelineCase:
 
 
 def run(pipe: Any, arguments: dict[str, Any]) -> torch.Tensor:
-    """Calls a pipeline with a fixed seed and returns its first output as a tensor, latents where it gives them."""
+    """Calls a pipeline with a fixed seed and returns its first output as a tensor, as latents if the pipeline can."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     options = {"output_type": "latent"} if "output_type" in parameters else {}
     seed = {"generator": torch.Generator().manual_seed(0)}
-    torch.manual_seed(0)  # some draw from it too
+    torch.manual_seed(0)  # some pipelines draw from the global generator too
     output = pipe(**options | arguments | seed, return_dict=False)[0]
     while isinstance(output, (list, tuple)) and len(output) == 1:
         output = output[0]

@@ -1,4 +1,4 @@
-"""Tiny pipelines whose denoiser is a UNet, or a prior before one."""
+"""Tiny pipelines whose denoiser is a UNet, with random weights."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def controlnet(**config: Any) -> Any:
     )  # fmt: skip
     with torch.no_grad():
         for part in (*net.controlnet_down_blocks, net.controlnet_mid_block):
-            part.weight.normal_(std=0.1)  # zero as they are made
+            part.weight.normal_(std=0.1)  # diffusers initializes these weights to zero
     return net
 
 

@@ -1,4 +1,4 @@
-"""Tiny pipelines that make videos or sound."""
+"""Tiny pipelines that make videos, with random weights."""
 
 from typing import Any
 

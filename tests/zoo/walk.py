@@ -31,8 +31,9 @@ Run = Callable[[Any, dict[str, Any]], Tensor]
 class WalkResult:
     """Results for one denoiser.
 
-    `exact`: replaying its stored calls gave the recorded outputs bit for bit; `same`: the integers that were read back
-    gave the outputs of those that were written. `sqnr` is that of its output in dB, `final` that of the pipeline's.
+    `exact`: replaying its stored calls gave the recorded outputs bit for bit. `same`: the layers that were read back
+    gave the outputs of the layers that were written. `sqnr` is the SQNR in dB of the denoiser's output, `final` the
+    SQNR of the pipeline's.
     """
 
     pipeline: str
@@ -49,9 +50,10 @@ class WalkResult:
 
 
 def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **settings: Any) -> list[WalkResult]:
-    """Takes `pipe` the whole way; `run(pipe, arguments)` gives the end of its trajectory. Returns a row a denoiser.
+    """Takes `pipe` the whole way and returns a result for each denoiser. `run(pipe, arguments)` returns the pipeline's
+    output.
 
-    Raises AssertionError when capturing changes what the pipeline makes, or reading back changes its integers.
+    Raises AssertionError if capturing changes that output, or if an output is not finite.
     """
     family, modules = family_of(type(pipe).__name__), denoisers(pipe)
     for module in modules.values():
@@ -60,7 +62,7 @@ def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **sett
     assert bool(expected.isfinite().all()), "the pipeline makes values that are not finite"
     with recording(modules, directory / "captured") as (recorders, outputs):
         output = run(pipe, arguments)
-    assert torch.equal(output, expected), "hearing changed what the pipeline makes"
+    assert torch.equal(output, expected), "recording changed what the pipeline makes"
     capture = Capture.open(directory / "captured")
     family_settings = {"defaults": family.keep_float, "more_float": family.more_float, "groups": family.groups}
     chosen = Settings(sqnr_calls=4, **family_settings, **settings)
@@ -92,7 +94,8 @@ def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **sett
 def recording(
     modules: dict[str, nn.Module], directory: Path
 ) -> Iterator[tuple[dict[str, Recorder], dict[str, list[Any]]]]:
-    """Inside, the calls of `modules` go to a capture of one unit, and their outputs to the lists."""
+    """Records the calls of `modules` in a capture of one unit while the block runs, and yields the recorders and the
+    outputs."""
     outputs: dict[str, list[Any]] = {name: [] for name in modules}
     recorders, clock = {}, Clock()
     with CaptureWriter.create(directory, {"prompts": 1}) as writer:
@@ -117,7 +120,7 @@ def _same(one: list[Tensor], other: list[Tensor]) -> bool:
 def _both(
     module: nn.Module, calls: list[Any], written: dict[str, QuantizedLayer], read: dict[str, QuantizedLayer]
 ) -> bool:
-    """Whether the layers that were made and those that were read back give the same outputs."""
+    """Returns whether the layers that were written and those that were read back give the same outputs."""
     outputs = []
     for layers in (written, read):
         with quantized(module, layers):

@@ -344,7 +344,7 @@ BROKEN: dict[str, tuple[object, str, Callable[..., object]]] = {
 
 @pytest.mark.slow  # Hypothesis draws enough examples for one to show the missing protection
 @pytest.mark.parametrize("protection", BROKEN)
-def test_control_without_a_protection_it_is_seen(protection: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_a_removed_protection_is_noticed(protection: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*BROKEN[protection])
     with pytest.raises(AssertionError):
         run_state_machine_as_test(

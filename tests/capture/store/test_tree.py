@@ -93,7 +93,7 @@ EDGES += [2**63, 2**64, -(2**63) - 1, 10**5000, torch.Size([]), {"a": {"b": (Non
     EDGES,
     ids=lambda value: f"{type(value).__name__}-{str(value)[:12]!a}" if value != 10**5000 else "huge",
 )
-def test_edges(value: Any) -> None:
+def test_edge_values_come_back(value: Any) -> None:
     with_types = spelled(value) if not (isinstance(value, int) and value > 2**70) else value
     back = through_json(value)
     assert (spelled(back) if with_types is not value else back) == with_types

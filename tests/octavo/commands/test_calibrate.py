@@ -90,7 +90,7 @@ def test_weight_only_and_symmetric(checkpoint):
     assert all(not tensor.any() for name, tensor in tensors.items() if name.endswith("input_offset"))
 
 
-def test_samples_are_spread_and_fewer(captured, tmp_path):
+def test_samples_limits_the_number_of_calls(captured, tmp_path):
     octavo("calibrate", captured, tmp_path / "a", "--samples", 2)
     assert json.loads((tmp_path / "a" / "report.json").read_text())["totals"]["calls"] == 2
 
@@ -238,7 +238,7 @@ def test_options_win_over_the_recipe(captured, tmp_path):
 
 
 @pytest.mark.parametrize("more", [("--accuracy", "most"), ("--activations", "none"), ("--weights", "floor")])
-def test_words_that_are_none_are_refused(captured, tmp_path, more):
+def test_unknown_words_are_refused(captured, tmp_path, more):
     octavo("calibrate", captured, tmp_path / "a", *more, code=2)
     assert not list(tmp_path.iterdir())
 

@@ -99,7 +99,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("spelling", [CNN, OLD], ids=["new", "old"])
 @pytest.mark.parametrize(("options", "fact", "code"), REFUSED, ids=lambda value: str(value)[:40])
-def test_what_is_refused(model, images, tmp_path, options, fact, code, spelling):
+def test_missing_and_contradicting_inputs_are_refused(model, images, tmp_path, options, fact, code, spelling):
     (tmp_path / "file").write_text("no directory")
     (tmp_path / "empty").mkdir()
     broken(images, tmp_path / "broken")

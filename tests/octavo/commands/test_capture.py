@@ -125,7 +125,7 @@ def test_a_capture_is_not_overwritten(tiny_model, tmp_path, prompts):
     assert units(tmp_path / "a") == before
 
 
-def test_other_things_are_not_touched(tiny_model, tmp_path, prompts):
+def test_directories_that_are_no_captures_and_files_are_not_touched(tiny_model, tmp_path, prompts):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x").touch()
     assert "found x" in capture(tiny_model, tmp_path / "full", prompts, code=5)
@@ -271,7 +271,7 @@ def test_signals_end_within_a_step_and_leave_whole_prompts(tiny_model, tmp_path,
     assert not list((out / "units").glob(".*"))
 
 
-def test_a_closed_stdout_is_no_traceback(tiny_model, tmp_path, prompts, capfd):
+def test_a_closed_stdout_prints_no_traceback(tiny_model, tmp_path, prompts, capfd):
     def gone() -> None:
         reader, writer = os.pipe()
         os.close(reader)

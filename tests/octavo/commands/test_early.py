@@ -57,7 +57,7 @@ def test_a_typo_in_a_config_file_is_named(tmp_path: Path, case: str) -> None:
     assert words in output
 
 
-def test_neither_imports_torch(tmp_path: Path) -> None:
+def test_refusals_version_and_help_import_no_torch(tmp_path: Path) -> None:
     commands = [arguments(words, tmp_path) for words in MISSING.values()]
     for number, (content, _) in enumerate(TYPOS.values()):
         (tmp_path / f"{number}.toml").write_text(content)

@@ -54,7 +54,7 @@ def test_every_format_draws_the_same_picture_and_the_float_model_another(tiny_mo
     assert drawn["float"] != drawn["diffusers"]
 
 
-def test_the_seed_decides_and_the_place_of_the_model_can_be_told(tiny_model, checkpoints, tmp_path):
+def test_the_seed_decides_and_model_gives_the_place_of_the_model(tiny_model, checkpoints, tmp_path):
     for name, more in (("a", ()), ("b", ("--model", tiny_model)), ("c", ("--seed", 1))):
         octavo("generate", checkpoints["diffusers"], "a ring", "-o", tmp_path / f"{name}.png", *SMALL, *more)
     drawn = {path.stem: pixels(path) for path in tmp_path.glob("*.png")}

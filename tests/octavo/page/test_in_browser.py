@@ -77,7 +77,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [375, 1200])
-def test_it_loads_whole_without_a_complaint_or_a_request_and_fits(tab, file, width, dark):
+def test_the_page_loads_whole_without_a_complaint_or_a_request_and_fits(tab, file, width, dark):
     tab.open(file, width, dark)
     assert tab.complaints() == []
     assert [url for url in tab.requests() if not url.startswith("data:")] == [file.resolve().as_uri()]

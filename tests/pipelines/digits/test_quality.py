@@ -1,4 +1,4 @@
-"""The bundled classifier of digits, quantized, on pictures held out."""
+"""Checks the quality of the bundled classifier of digits on held-out pictures, in float and in integers."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_nothing_held_out_was_trained_on():
 
 
 @pytest.mark.parametrize("recipe", ["plain", "balanced"])
-def test_with_pictures(data, recipe):
+def test_quality_after_calibration_with_pictures(data, recipe):
     exact = quality(data.exact, data.exact, data.labels)
     result = measured(data, calls(data.training[:64]), Settings(**RECIPES[recipe]))
     assert result.accuracy >= exact.accuracy - 0.005
@@ -52,7 +52,7 @@ def test_with_pictures(data, recipe):
     assert result.sqnr >= 25
 
 
-def test_without_data_and_with_noise_that_says_nothing(data):
+def test_synthetic_inputs_suffice_and_noise_does_not(data):
     exact = quality(data.exact, data.exact, data.labels)
     result = measured(data, synthetic_calls(data.model, [1, 3, 32, 32], most=15), Settings())
     assert result.accuracy >= exact.accuracy - 0.01

@@ -1,4 +1,5 @@
-"""Open-Sora through capture, calibrate and inspect, and a user's own checkout through the Python API."""
+"""Checks Open-Sora through capture, calibrate, inspect and compare, and a user's own checkout through the Python
+API."""
 
 import json
 from pathlib import Path
@@ -48,7 +49,9 @@ def test_capture_calibrate_inspect(model, prompts, tmp_path):
     official = set(transformer.state_dict())
     stored = load_file(tmp_path / "out" / "quant_model_weight_w8a8.safetensors")
     named = {name for name in stored if name.endswith((".weight", ".bias"))}
-    assert {name.replace(".linear.", ".") for name in named - official} <= official  # X.linear: behind a multiplier
+    assert {
+        name.replace(".linear.", ".") for name in named - official
+    } <= official  # a layer with a smoothing multiplier stores its parameters as X.linear
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["totals"]["output_sqnr"] > 20
     octavo("inspect", tmp_path / "captured")
@@ -95,7 +98,7 @@ def test_the_documented_recipe_on_our_own_transformer(prompts, tmp_path):
 
 
 class Own(nn.Module):
-    """A module of the call form of a user's own checkout: x and timestep positional, the rest by keyword."""
+    """A module with the signature of a user's own checkout: x and timestep positional, all others by keyword."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +114,7 @@ class Own(nn.Module):
 
 
 def sampled(model: nn.Module, frames: int) -> torch.Tensor:
-    """A sampling loop as a checkout has it: guidance halves in one call, latents written in place."""
+    """Samples as a checkout does: both guidance halves in one call, latents changed in place."""
     z = torch.randn(1, 8, frames, 4, 4, generator=torch.Generator().manual_seed(frames))
     sizes = dict(fps=torch.tensor([24.0]), height=torch.tensor([32.0]), width=torch.tensor([32.0]))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The pipeline: what its transformer is called with, and what it gives."""
+"""Checks with which arguments the Open-Sora pipeline calls its transformer, and what the pipeline returns."""
 
 import re
 from typing import Any
@@ -18,12 +18,13 @@ def run(pipe: OpenSoraPipeline, prompt: Any = "a cat", seed: int = 0, **changes:
 
 
 def two(pipe: OpenSoraPipeline, prompt: str, seed: int) -> Any:
-    """Videos of another prompt and of "a cat" with seed 0, in one batch."""
+    """Returns the videos of another prompt and of "a cat" with seed 0, run as one batch."""
     generators = [torch.Generator().manual_seed(number) for number in (seed, 0)]
     return pipe([prompt, "a cat"], generator=generators, **SMALL).frames
 
 
 def transformer_calls(pipe: OpenSoraPipeline, *args: Any, **changes: Any) -> list[tuple[tuple, dict]]:
+    """Runs the pipeline and returns the arguments of each call of its transformer."""
     calls: list[tuple[tuple, dict]] = []
     with pipe.transformer.register_forward_pre_hook(lambda m, a, k: calls.append((a, k)), with_kwargs=True):
         run(pipe, *args, **changes)
@@ -87,7 +88,8 @@ def test_the_same_seed_gives_the_same_video_and_rows_do_not_meet() -> None:
 
 
 def test_a_row_of_two_is_the_video_of_its_prompt_alone() -> None:
-    """In float64: sums over two rows may be added in another order than those over one, depending on threads."""
+    """Runs in float64, because sums over two rows may be added in another order than sums over one, depending on
+    threads."""
     pipe = tiny_pipeline(dtype=torch.float64)
     assert torch.allclose(two(pipe, "a small dog", 3)[1:], run(pipe), rtol=0, atol=1e-12)
 

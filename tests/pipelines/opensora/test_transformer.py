@@ -1,4 +1,4 @@
-"""STDiT3 against a slow implementation of its description, and what the rest of Octavo relies on."""
+"""Checks STDiT3 against a slow implementation of its description, and the properties that the rest of Octavo needs."""
 
 import inspect
 from fnmatch import fnmatch
@@ -18,7 +18,7 @@ SIZES = {"fps": [24.0], "height": [240.0], "width": [426.0]}
 
 
 def call(model: STDiT3, latents: tuple[int, int, int] = (3, 4, 6), rows: int = 2, **changes: Any) -> tuple[tuple, dict]:
-    """Arguments of one forward; `changes` take the place of keywords, None leaves one out."""
+    """Returns the arguments of one forward call. `changes` replace keyword arguments; None removes one."""
     generator = torch.Generator().manual_seed(7)
     config = model.config
     x = torch.randn(rows, config["in_channels"], *latents, generator=generator)
