@@ -217,9 +217,8 @@ def test_a_staging_directory_whose_process_may_live_elsewhere_stays(fast_path: P
     leftover = staging_of_a_killed_process(fast_path)
     elsewhere = leftover.rename(leftover.with_name(f".staging-{'0' * 8}{leftover.name[-8:]}"))
     write_bytes(fast_path / "f", b"x", 0o600)
-    assert elsewhere.exists() == (
-        os.major(fast_path.stat().st_dev) == 0
-    )  # only one machine uses a block device, whose major number is not 0
+    # only one machine uses a block device, whose major number is not 0
+    assert elsewhere.exists() == (os.major(fast_path.stat().st_dev) == 0)
     elsewhere.mkdir(exist_ok=True)
     for path in (*elsewhere.iterdir(), elsewhere):
         os.utime(path, (0, time.time() - files.UNTOUCHED - 60))

@@ -160,10 +160,9 @@ def test_every_calibration_of_several_ranks_is_the_same_bits(tmp_path, case, wor
     for other, theirs, _ in results:
         assert other == report
         assert same(theirs, tensors)
-    # with weight rounding, each rank replays calls for the sums of its own layers; each other run is made once
-    shared = sum(its for _, _, its in results) - (
-        world - 1
-    )  # each rank runs the first call once, to find what reads weights
+    # Each rank runs the first call once, to find what reads weights. With weight rounding, each rank also replays calls
+    # for the sums of its own layers. All other runs are made once.
+    shared = sum(its for _, _, its in results) - (world - 1)
     assert shared == runs if not settings.get("weights") else runs < shared < world * runs
 
 
@@ -244,8 +243,7 @@ def test_the_environment_says_which_rank_this_is(monkeypatch, variables, expecte
 
 
 def at_call(number: int, rank: int, action: Callable[[], None]) -> Callable[[int], Any]:
-    """Returns a function that makes one rank run `action` when its transformer is called for the given time, counted
-    from 1."""
+    """Returns a function that makes a rank run `action` in the call of its transformer with this number, from 1."""
     from diffusers import SD3Transformer2DModel
 
     def before(mine: int) -> None:
@@ -268,15 +266,14 @@ def broken() -> None:
 
 
 def test_an_error_of_one_rank_is_printed_once_and_ends_all(tiny_model, texts, captured_alone, tmp_path):
-    ended = ranked(
-        2, tmp_path, *capture_arguments(tiny_model, tmp_path / "capture", texts), before=at_call(5, 1, broken)
-    )  # rank 1 has prompts 2 and 4; its fifth call belongs to prompt 4
+    arguments = capture_arguments(tiny_model, tmp_path / "capture", texts)
+    ended = ranked(2, tmp_path, *arguments, before=at_call(5, 1, broken))  # rank 1 has prompts 2 and 4; call 5 is in 4
     assert codes(ended) == [1, 1]
     (line,) = error_lines(ended)
     assert line.startswith("Error: rank 1: prompt 4: RuntimeError: broken. Change the settings")
     there = Capture.open(tmp_path / "capture", allow_incomplete=True).units
     assert "a blue circle" not in [unit.info["prompt"] for unit in there if unit.index == 3]
-    octavo(*capture_arguments(tiny_model, tmp_path / "capture", texts, "--resume"))
+    octavo(*arguments, "--resume")
     assert contents(tmp_path / "capture") == contents(captured_alone)
     ended = ranked(3, tmp_path, "calibrate", captured_alone, tmp_path / "out", before=at_call(3, 2, broken))
     assert codes(ended) == [4, 4, 4]
@@ -361,9 +358,7 @@ def test_a_signal_to_all_ranks_is_printed_once_and_a_launcher_may_pass_it_on(
     (line,) = error_lines(ended)
     stored, words = int(line.split()[1]), line.split(maxsplit=2)[2]
     assert words == "of 800 prompts are stored. Run again with --resume."
-    assert (
-        0 <= len(list((out / "units").glob("0*"))) - stored <= 1
-    )  # the other rank may have been renaming its last unit
+    assert 0 <= len(list((out / "units").glob("0*"))) - stored <= 1  # the other rank may be renaming its last unit
     assert not list(out.rglob(".*"))
 
 

@@ -16,9 +16,8 @@ LONG = [name for name, command in COMMANDS.items() if any(getattr(item, "heading
 
 
 def shown(*arguments: str, columns: int = 100) -> list[str]:
-    done = CliRunner().invoke(
-        main, list(arguments), terminal_width=columns - 2
-    )  # click leaves two columns of the screen empty
+    # click leaves two columns of the screen empty
+    done = CliRunner().invoke(main, list(arguments), terminal_width=columns - 2)
     assert done.exit_code == 0, done.output
     return done.output.splitlines()
 

@@ -64,9 +64,8 @@ def test_the_page_and_the_lines_hold_every_prompt(tiny_model, quantized, prompts
     rows = [json.loads(line) for line in output.splitlines() if '"event": "prompt"' in line]
     assert [row["prompt"] for row in rows] == ["a red circle", 'a <blue> "ring"']
     assert all(len(row["latent_error"]) == 3 and 10 < row["psnr"] < 90 and row["output_sqnr"] > 15 for row in rows)
-    assert (
-        text.count("data:image/png;base64,") == 2 + 2 * len(rows) + 2
-    )  # two in the viewer, two for each pair, two in the heat map
+    # two in the viewer, two for each pair, two in the heat map
+    assert text.count("data:image/png;base64,") == 2 + 2 * len(rows) + 2
     assert "a &lt;blue&gt; &#34;ring&#34;" in text
     assert "<blue>" not in text
     done, report = events["done"], json.loads((quantized / "report.json").read_text())
@@ -79,9 +78,8 @@ def test_the_page_and_the_lines_hold_every_prompt(tiny_model, quantized, prompts
     assert file.stat().st_mode & 0o777 == 0o600
     assert f"torch {torch.__version__}" in text
     assert f"{torch.get_num_threads()} threads" in text
-    assert (
-        text.count(">float</span>") == text.count(">int8</span>") == len(rows) + 1
-    )  # one for each thumbnail, one for the viewer
+    # one for each thumbnail, one for the viewer
+    assert text.count(">float</span>") == text.count(">int8</span>") == len(rows) + 1
 
 
 def test_sizes_are_those_of_the_dtype_in_which_the_model_is_stored(tiny_model, quantized):
