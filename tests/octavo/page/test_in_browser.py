@@ -50,11 +50,8 @@ def content() -> dict:
             "memory": {"float": 5e8, "int8": 4e8}, "size": {"float": 9e6, "int8": 3e6, "dtype": "float16"},
         },
         "prompts": [
-            {
-                "prompt": f"prompt {index}", "psnr": 30.0, "ssim": 0.9, "frames": 1,
-                "judged": {"float": True, "int8": False},
-            }
-            for index in range(COUNT)
+            {"prompt": f"prompt {n}", "psnr": 30.0, "ssim": 0.9, "frames": 1, "judged": {"float": True, "int8": False}}
+            for n in range(COUNT)
         ],
         "ranges": {"layers": names, "steps": [1, 2, 3, 4, 5], "maximum": [[1.0 + index] * 5 for index in range(60)]},
         "report": {"layers": layers, "totals": totals, "settings": {"sigma": 25.0}},
