@@ -113,7 +113,7 @@ def measure(title: str, writer: Writer, wanted: int) -> int:
         writer.write(target, False)
         with counting() as counter:
             writer.write(target, False)
-        old, total = content(target), len(counter.made)
+        old, total = content(target), len(counter.names)
         for call in sorted(
             {round(index * (total - 1) / max(1, (wanted or total) - 1)) for index in range(wanted or total)}
         ):
@@ -162,7 +162,7 @@ def measure_capture(wanted: int) -> int:
     with counting() as counter, place() as folder:
         captures(folder / "capture", False)
         whole = content(folder / "capture")
-    total, leftovers, wrong, kills, messes = len(counter.made), 0, 0, 0, 0
+    total, leftovers, wrong, kills, messes = len(counter.names), 0, 0, 0, 0
     for call in sorted(
         {round(index * (total - 1) / max(1, (wanted or total) - 1)) for index in range(wanted or total)}
     ):

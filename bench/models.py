@@ -16,7 +16,7 @@ from pathlib import Path
 
 from octavo.pipelines.load import quiet
 from tests.zoo.pipelines import ZOO, make, run
-from tests.zoo.walk import Walked, walk
+from tests.zoo.walk import WalkResult, walk
 
 HEAD = (
     "| pipeline | denoiser | calls | replay exact | layers in integers / float | SQNR of the denoiser | "
@@ -34,11 +34,11 @@ def rows(names: list[str]) -> Iterator[str]:
         yield from map(line, walked)
 
 
-def line(row: Walked) -> str:
+def line(row: WalkResult) -> str:
     """Formats the line of one denoiser."""
     kind = row.kind if row.component in ("transformer", "unet") else f"{row.kind} ({row.component})"
     cells = (
-        row.pipeline, kind, row.calls, "yes" if row.exact else "no", f"{row.quantized} / {row.kept}",
+        row.pipeline, kind, row.calls, "yes" if row.exact else "no", f"{row.quantized} / {row.kept_float}",
         decibels(row.sqnr), decibels(row.final), "; ".join(row.remarks),
     )  # fmt: skip
     return f"| {' | '.join(map(str, cells))} |"

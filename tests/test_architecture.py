@@ -1,4 +1,5 @@
-"""The rooms import one way, and the front door opens fast."""
+"""Checks that packages import each other in one direction, that light modules import no torch, and that code stays
+short."""
 
 import ast
 import importlib
@@ -12,9 +13,9 @@ from statistics import median
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("capture", "calibrate", "pipelines", "prompts")  # folders at the root, links inside octavo/
-# what each package may import of the others
-MAY = {
+FOLDERS = ("capture", "calibrate", "pipelines", "prompts")  # folders at the root, links inside octavo/
+# The packages that each package may import.
+ALLOWED = {
     "octavo.capture": set(),
     "octavo.prompts": {"octavo.capture"},
     "octavo.pipelines": {"octavo.capture"},
@@ -25,7 +26,7 @@ MAY = {
 }
 
 
-# the rooms of calibrate: each may import those of the lines above its own
+# The parts of octavo/calibrate. A part may import those of the lines above its own.
 ORDER = (
     {"errors", "byte_sizes", "resources", "report_file", "torch_state"},
     {"layers"},
@@ -40,7 +41,7 @@ ORDER = (
     {"calibration"},
     {"blockwise", "msmodelslim_api"},
 )
-# signatures that torch's or diffusers' classes ask for
+# Base classes of torch and diffusers require these signatures.
 LONG = {
     "octavo.pipelines.opensora.pipeline.OpenSoraPipeline.__call__",
     "octavo.pipelines.opensora.transformer.STDiT3.__init__",
@@ -48,13 +49,13 @@ LONG = {
 
 
 def python_files(folder: str) -> Iterator[Path]:
-    """The files of a package with links followed, each as a path below the root."""
+    """Yields the Python files of a package, following links, as paths below the root."""
     for place, _, names in os.walk(ROOT / folder, followlinks=True):
         yield from (Path(place, name).relative_to(ROOT) for name in names if name.endswith(".py"))
 
 
 def module_of(file: Path) -> str:
-    """The name that a file is imported by."""
+    """Returns the name that a file is imported by."""
     parts = file.with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -63,19 +64,20 @@ FILES = {module_of(file): file for folder in ("octavo", "tests", "bench") for fi
 
 
 def package_of(module: str) -> str:
-    """The package that a module belongs to, a key of MAY."""
+    """Returns the package of a module, a key of ALLOWED."""
     parts = module.split(".")
-    return ".".join(parts[:2]) if parts[0] == "octavo" and parts[1:2] and parts[1] in ROOMS else parts[0]
+    return ".".join(parts[:2]) if parts[0] == "octavo" and parts[1:2] and parts[1] in FOLDERS else parts[0]
 
 
 def typing_only(tree: ast.AST) -> set[ast.AST]:
-    """The nodes below `if TYPE_CHECKING:`, which are never run."""
+    """Returns the nodes below `if TYPE_CHECKING:`, which never run."""
     blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
     return {inner for block in blocks for statement in block.body for inner in ast.walk(statement)}
 
 
 def imports_of(module: str, *, at_import: bool = False) -> Iterator[str]:
-    """The modules of ours that a module imports; `at_import` leaves out those of functions and of type checkers."""
+    """Yields the modules of this project that a module imports. With `at_import`, imports in functions and for type
+    checkers are left out."""
     file = FILES[module]
     tree = ast.parse((ROOT / file).read_text())
     skipped = typing_only(tree)
@@ -103,34 +105,34 @@ def imports_of(module: str, *, at_import: bool = False) -> Iterator[str]:
 def test_packages_import_one_way(module):
     package = package_of(module)
     for name in imports_of(module):
-        assert package_of(name) in MAY[package] | {package}, f"{module} imports {name}"
+        assert package_of(name) in ALLOWED[package] | {package}, f"{module} imports {name}"
 
 
-def test_nothing_imports_a_room_by_the_name_of_its_folder():
+def test_packages_are_imported_below_octavo():
     for module, file in FILES.items():
         for node in ast.walk(ast.parse((ROOT / file).read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module or ""]
-            assert not [name for name in names if name.split(".")[0] in ROOMS], module
+            assert not [name for name in names if name.split(".")[0] in FOLDERS], module
 
 
-def test_the_rooms_of_calibrate_import_one_way():
-    above = {room: line for line, rooms in enumerate(ORDER) for room in rooms}
-    rooms = {name: name.split(".")[2] for name in FILES if name.startswith("octavo.calibrate.")}
-    assert set(rooms.values()) == set(above)
-    for name, room in rooms.items():
+def test_the_parts_of_calibrate_import_one_way():
+    above = {part: line for line, parts in enumerate(ORDER) for part in parts}
+    parts = {name: name.split(".")[2] for name in FILES if name.startswith("octavo.calibrate.")}
+    assert set(parts.values()) == set(above)
+    for name, part in parts.items():
         for other in imports_of(name):
-            if other in rooms and rooms[other] != room:
-                assert above[rooms[other]] < above[room], f"{name} imports {other}"
+            if other in parts and parts[other] != part:
+                assert above[parts[other]] < above[part], f"{name} imports {other}"
 
 
 def test_no_files_import_each_other_in_a_circle():
-    """Imports inside functions and those for type checkers count too; the lazy names of faces do not."""
-    left = {module: set(imports_of(module)) - {module} for module in FILES}
-    while free := {module for module, names in left.items() if not names & left.keys()}:
-        left = {module: names for module, names in left.items() if module not in free}
-    assert not left, f"these import each other, or what does: {sorted(left)}"
+    """Imports in functions and for type checkers count too. Names that a package loads lazily do not."""
+    remaining = {module: set(imports_of(module)) - {module} for module in FILES}
+    while free := {module for module, names in remaining.items() if not names & remaining.keys()}:
+        remaining = {module: names for module, names in remaining.items() if module not in free}
+    assert not remaining, f"these import each other, or import files that do: {sorted(remaining)}"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +155,7 @@ def test_no_file_is_longer_than_400_lines_and_half_are_shorter_than_120():
 
 
 def functions(node: ast.AST, inside: str) -> Iterator[tuple[str, int]]:
-    """The functions below a node, by their full names, with their lengths in lines."""
+    """Yields the full name of each function below a node, and its length in lines."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.ClassDef):
             name = f"{inside}.{child.name}"
@@ -166,18 +168,20 @@ def functions(node: ast.AST, inside: str) -> Iterator[tuple[str, int]]:
 
 
 def test_no_function_is_longer_than_40_lines():
-    found = (each for name, file in FILES.items() for each in functions(ast.parse((ROOT / file).read_text()), name))
-    assert {name for name, length in found if length > 40} == LONG
+    sizes = (
+        function for name, file in FILES.items() for function in functions(ast.parse((ROOT / file).read_text()), name)
+    )
+    assert {name for name, length in sizes if length > 40} == LONG
 
 
-def test_every_package_has_a_face():
+def test_every_package_has_a_docstring():
     for module, file in FILES.items():
         if file.name == "__init__.py" and package_of(module) not in ("tests", "bench"):
-            assert ast.get_docstring(ast.parse((ROOT / file).read_text())), f"{file} says nothing"
+            assert ast.get_docstring(ast.parse((ROOT / file).read_text())), f"{file} has no docstring"
 
 
 @pytest.mark.parametrize("name", ["octavo", "octavo.capture", "octavo.calibrate"])
-def test_public_names_load_when_they_are_asked_for(name):
+def test_public_names_load_on_first_use(name):
     code = f"import sys, {name}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout == "False\n"
     module = importlib.import_module(name)

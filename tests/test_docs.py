@@ -1,4 +1,4 @@
-"""README.md and docs/: links that resolve, options that exist, a glossary that is in order."""
+"""Checks README.md and docs/: links resolve, options exist, and the glossary is sorted and linked."""
 
 import re
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 TEXTS = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")] + PAGES
 COMMANDS = dict(main.commands)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-CELL = re.compile(r"(?<!\\)\|")  # cells of a table end here; \| is a bar inside a cell
+CELL = re.compile(r"(?<!\\)\|")  # separates the cells of a table; \| is a bar inside a cell
 OPTION = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
 
 
 def prose(path: Path) -> str:
-    """The text of a page without its indented blocks of code."""
+    """Returns the text of a page without its indented code blocks."""
     return "\n".join(line for line in path.read_text().splitlines() if not line.startswith("    "))
 
 
 def anchors(path: Path) -> set[str]:
-    """The anchors that GitHub gives the headings of a page."""
+    """Returns the anchors that GitHub gives the headings of a page."""
     headings = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -37,7 +37,7 @@ def tables(path: Path) -> Iterator[list[list[str]]]:
 
 
 def documented() -> dict[str, list[str]]:
-    """The options of each command in the tables of docs/cli.md, whose header names the commands."""
+    """Returns the options of each command in the tables of docs/cli.md, whose headers name the commands."""
     options: dict[str, list[str]] = {name: [] for name in COMMANDS}
     for header, *rows in tables(ROOT / "docs" / "cli.md"):
         if header[0].startswith("option of"):
@@ -47,12 +47,12 @@ def documented() -> dict[str, list[str]]:
 
 
 def options_in(cell: str) -> list[str]:
-    """The options that stand in backquotes in a cell."""
+    """Returns the options in the backquoted parts of a cell."""
     return [option for code in re.findall(r"`[^`]*`", cell) for option in OPTION.findall(code)]
 
 
 def options_of(command: click.Command) -> list[str]:
-    """The options of a command that are not hidden, with their short forms and their negations."""
+    """Returns the options of a command that are not hidden, with short forms and negations."""
     context = click.Context(command, help_option_names=["-h", "--help"])
     options = [item for item in command.get_params(context) if isinstance(item, click.Option) and not item.hidden]
     return [name for option in options for name in [*option.opts, *option.secondary_opts]]

@@ -1,4 +1,4 @@
-"""Only `octavo` is installed, so folders of a user may have any name."""
+"""Checks that the archives install only the package octavo, so that a user's folders may have any name."""
 
 import os
 import subprocess
@@ -39,7 +39,7 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel and the sdist of this checkout."""
+    """Builds the wheel and the sdist of this checkout."""
     folder = tmp_path_factory.mktemp("archives")
     run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-t", "wheel", "-d", folder, cwd=ROOT)
     return folder
@@ -47,7 +47,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The python of an environment that holds the wheel and nothing else."""
+    """Returns the python of an environment that holds only the wheel."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     (wheel,) = archives.glob("*.whl")
@@ -58,7 +58,7 @@ def installed(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def crowded(tmp_path: Path) -> Path:
-    """A folder whose own modules have the names of rooms of ours."""
+    """Writes a folder whose modules have the names of folders of this project."""
     for name in ("pipelines/__init__.py", "prompts/__init__.py", "capture.py"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("MINE = True\n")
@@ -67,7 +67,7 @@ def crowded(tmp_path: Path) -> Path:
 
 
 def listed(archive: Path) -> list[str]:
-    """The paths in a wheel or an sdist."""
+    """Returns the paths in a wheel or an sdist."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as wheel:
             return wheel.namelist()
@@ -76,7 +76,7 @@ def listed(archive: Path) -> list[str]:
 
 
 def modules(names: list[str]) -> set[str]:
-    """The Python files among the paths of an archive, from `octavo/` on."""
+    """Returns the Python files among the paths of an archive, from `octavo/` on."""
     return {name[name.index("octavo/") :] for name in names if name.endswith(".py") and "octavo/" in name}
 
 

@@ -20,12 +20,12 @@ from octavo.calibrate.resources import peak_memory
 from octavo.calibrate.settings import Settings
 
 from ..helpers.refusals import refused
-from ..zoo.toy import DTYPES, Call, calls, given, toy
+from ..zoo.toy import DTYPES, Call, calls, source_of, toy
 
 
 def test_the_report_has_every_layer_and_adds_up():
     model = toy()
-    result = calibrate(model, given(calls()), Settings(observer="sigma", defaults={"proj_out": "why"}))
+    result = calibrate(model, source_of(calls()), Settings(observer="sigma", defaults={"proj_out": "why"}))
     report = json.loads(json.dumps(result.report, allow_nan=False))
     rows = {row["name"]: row for row in report["layers"]}
     assert set(rows) == {name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
@@ -52,7 +52,7 @@ def test_the_report_has_every_layer_and_adds_up():
 
 def test_the_output_s_sqnr_is_that_of_the_layers_that_are_exported():
     model = toy()
-    result = calibrate(model, given(calls()), Settings(defaults={}, sqnr_calls=3))
+    result = calibrate(model, source_of(calls()), Settings(defaults={}, sqnr_calls=3))
     power = Power()
     with torch.no_grad():
         for call in calls():
@@ -67,14 +67,14 @@ def test_the_output_s_sqnr_is_that_of_the_layers_that_are_exported():
 @pytest.mark.parametrize("observer", ["minmax", "sigma", "percentile", "mse"])
 def test_every_observer_in_every_dtype(dtype, observer):
     settings = Settings(observer=observer, defaults={}, symmetric=observer == "mse")
-    result = calibrate(toy(dtype=dtype), given(calls(dtype=dtype)), settings)
+    result = calibrate(toy(dtype=dtype), source_of(calls(dtype=dtype)), settings)
     assert result.report["totals"]["output_sqnr"] > 20
 
 
 def test_releasing_the_float_layers_gives_the_same_report_and_layers():
     one, other = toy(), toy()
-    original = calibrate(one, given(calls()), Settings(defaults={}))
-    released = calibrate(other, given(calls()), Settings(defaults={}, release=True))
+    original = calibrate(one, source_of(calls()), Settings(defaults={}))
+    released = calibrate(other, source_of(calls()), Settings(defaults={}, release=True))
     assert isinstance(other.proj_out, QuantizedLinear)
     assert other.proj_out is released.layers["proj_out"]
     assert original.report["layers"] == released.report["layers"]
@@ -89,13 +89,13 @@ def test_the_order_of_the_calls_and_their_batches_do_not_matter(order, observer)
     # a single layer, as a matmul before it would round differently in other batches
     model, samples = nn.Sequential(nn.Linear(6, 3)), [Call((torch.randn(4, 5, 6) * 10.0**k,), {}) for k in range(3)]
     parts = [Call((row[None],), {}) for call in samples for row in call.args[0]][::order]
-    one = calibrate(model, given(samples), settings).report["layers"]
-    assert one == calibrate(model, given(parts), settings).report["layers"]
+    one = calibrate(model, source_of(samples), settings).report["layers"]
+    assert one == calibrate(model, source_of(parts), settings).report["layers"]
 
 
 def test_a_layer_that_never_ran_is_an_error_if_strict():
     refused(
-        lambda: calibrate(toy(), given(calls()), Settings(defaults={}, strict=True)),
+        lambda: calibrate(toy(), source_of(calls()), Settings(defaults={}, strict=True)),
         6,
         "layer unused: never ran on the calibration calls. Keep it float",
     )
@@ -106,7 +106,7 @@ def test_an_input_of_zeros_keeps_its_layer_float_with_a_warning_so_that_its_bias
     model.blocks[0].down.weight.data.zero_()
     model.blocks[0].up.weight.data.zero_()
     model.blocks[0].up.bias.data.zero_()
-    result = calibrate(model, given(calls()), Settings(defaults={}))
+    result = calibrate(model, source_of(calls()), Settings(defaults={}))
     assert "blocks.0.down" not in result.layers
     assert "blocks.0.down: its input was zero in every call; it stays float." in result.warnings
     with torch.no_grad(), quantized(model, result.layers):
@@ -117,17 +117,17 @@ def test_layers_whose_numbers_do_not_fit_stay_float_with_a_warning():
     model = toy()
     model.blocks[0].up.weight.data.mul_(1e-9)
     model.blocks[0].up.bias.data.add_(100.0)
-    result = calibrate(model, given(calls()), Settings(defaults={}))
+    result = calibrate(model, source_of(calls()), Settings(defaults={}))
     assert "blocks.0.up: its accumulator could overflow int32; it stays float." in result.warnings
     half = toy(dtype=torch.float16)
     tiny = [Call((call.args[0] * 1e-6,), {}) for call in calls(dtype=torch.float16)]
-    result = calibrate(half, given(tiny), Settings(defaults={}))
+    result = calibrate(half, source_of(tiny), Settings(defaults={}))
     assert "patch: float16 cannot represent the scale of its input range; it stays float." in result.warnings
 
 
 def test_unsupported_kinds_are_listed_once_and_stay_float():
     model = nn.Sequential(nn.Conv1d(4, 4, 1), nn.Conv1d(4, 4, 1), nn.Flatten(), nn.Linear(4, 2))
-    result = calibrate(model, given([Call((torch.randn(2, 4, 1),), {})]), Settings())
+    result = calibrate(model, source_of([Call((torch.randn(2, 4, 1),), {})]), Settings())
     assert result.warnings == ["Conv1d has no integer form: 2 layers stay float."]
     assert list(result.layers) == ["3"]
 
@@ -146,7 +146,7 @@ def test_weights_that_are_not_finite_are_refused_before_the_first_call(key):
 
 
 def test_samples_limit_the_calls():
-    assert calibrate(toy(), given(calls()), Settings(defaults={}, samples=2)).report["totals"]["calls"] == 2
+    assert calibrate(toy(), source_of(calls()), Settings(defaults={}, samples=2)).report["totals"]["calls"] == 2
 
 
 def test_at_most_three_calls_are_in_memory():
@@ -176,7 +176,7 @@ def test_static_ranges_take_one_replay_of_convolutions_too(smoothing):
     model, runs = toy(), []
     given_calls = calls(40)
     with hooked(model, {"": lambda *_: runs.append(1)}):
-        result = calibrate(model, given(given_calls), Settings(defaults={}, smoothing=smoothing, sqnr_calls=0))
+        result = calibrate(model, source_of(given_calls), Settings(defaults={}, smoothing=smoothing, sqnr_calls=0))
     assert len(runs) == len(given_calls) + 1  # the first call runs once more, to find code that reads weights
     assert "patch" in result.layers
     ends = extremes(torch.cat([call.args[0] for call in given_calls]))
@@ -190,7 +190,7 @@ def test_progress_wraps_every_long_stage():
         stages.append(label)
         return items
 
-    calibrate(toy(), given(calls()), Settings(defaults={}, release=True), progress=progress)
+    calibrate(toy(), source_of(calls()), Settings(defaults={}, release=True), progress=progress)
     assert stages == ["replay", "freeze", "measure", "install"]
 
 

@@ -17,7 +17,7 @@ from octavo.calibrate.replay.sqnr import Power
 from octavo.calibrate.settings import Settings
 
 from ..zoo.hard_sd3 import bits, same
-from ..zoo.toy import given, toy
+from ..zoo.toy import source_of, toy
 
 
 class Call(NamedTuple):
@@ -63,7 +63,7 @@ def test_what_is_measured_again_is_about_a_tenth_of_the_replay():
 @pytest.mark.parametrize("more", [{}, {"observer": "mse"}, {"observer": "sigma"}], ids=str)
 def test_the_curve_rises_to_the_final_value(more, release):
     settings = Settings(defaults={}, sqnr_calls=2, release=release, **more)
-    report = calibrate(toy(), given(calls(40, growth=0.2)), settings).report
+    report = calibrate(toy(), source_of(calls(40, growth=0.2)), settings).report
     curve = json.loads(json.dumps(report, allow_nan=False))["enough"]
     assert [row["prompts"] for row in curve] == [8, 16, 32, 40]
     assert [row["calls"] for row in curve] == [16, 32, 64, 80]
@@ -77,8 +77,8 @@ def test_the_curve_rises_to_the_final_value(more, release):
 @pytest.mark.parametrize("observer", ["minmax", "sigma", "percentile", "mse"])
 def test_measuring_the_curve_changes_no_integer(observer):
     settings = Settings(defaults={}, observer=observer, sqnr_calls=1)
-    watched = calibrate(toy(), given(calls(12)), settings)
-    once = calibrate(toy(), given([call._replace(unit=3) for call in calls(12)]), settings)
+    watched = calibrate(toy(), source_of(calls(12)), settings)
+    once = calibrate(toy(), source_of([call._replace(unit=3) for call in calls(12)]), settings)
     assert watched.report["enough"]
     assert not once.report["enough"]
     assert same(bits(watched.layers), bits(once.layers))
@@ -88,8 +88,8 @@ def test_measuring_the_curve_changes_no_integer(observer):
 @pytest.mark.parametrize("smoothing", [False, True])
 def test_a_point_of_the_curve_is_what_a_shorter_capture_would_have_given(units, smoothing):
     model, every = toy(), calls(20)
-    result = calibrate(model, given(every), Settings(defaults={}, smoothing=smoothing, sqnr_calls=1))
-    shorter = calibrate(model, given(every[: 2 * units]), Settings(defaults={}, smoothing=smoothing, sqnr_calls=0))
+    result = calibrate(model, source_of(every), Settings(defaults={}, smoothing=smoothing, sqnr_calls=1))
+    shorter = calibrate(model, source_of(every[: 2 * units]), Settings(defaults={}, smoothing=smoothing, sqnr_calls=0))
     current, power = CurrentCall(model), Power()
     list(current.tracked(every))
     (call,) = (every[position] for position in measured_calls(current, 1))
@@ -112,21 +112,21 @@ def test_a_point_of_the_curve_is_what_a_shorter_capture_would_have_given(units, 
     ids=str,
 )
 def test_without_ranges_or_where_they_take_another_replay_there_is_no_curve(more):
-    assert calibrate(toy(), given(calls(12)), Settings(defaults={}, **more)).report["enough"] == []
+    assert calibrate(toy(), source_of(calls(12)), Settings(defaults={}, **more)).report["enough"] == []
 
 
 def test_weights_by_a_method_are_compared_as_rounded_to_the_nearest():
     model, every = toy(), calls(12)
     settings = Settings(defaults={}, smoothing=True, sqnr_calls=1)
-    plain = calibrate(model, given(every), settings).report
-    method = calibrate(model, given(every), replace(settings, weights=("gptq",))).report
+    plain = calibrate(model, source_of(every), settings).report
+    method = calibrate(model, source_of(every), replace(settings, weights=("gptq",))).report
     assert plain["enough"]
     assert plain["enough"] == method["enough"]
     assert plain["enough"][-1]["output_sqnr"] == plain["totals"]["output_sqnr"]
 
 
 def test_few_calls_give_no_curve_and_no_verdict():
-    assert calibrate(toy(), given(calls(7)), Settings(defaults={})).report["enough"] == []
+    assert calibrate(toy(), source_of(calls(7)), Settings(defaults={})).report["enough"] == []
     assert verdict([]) is None
 
 

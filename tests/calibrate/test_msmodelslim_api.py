@@ -250,7 +250,7 @@ def test_a_kill_at_any_system_call_leaves_no_mixture_of_checkpoints(foreign, fas
     old = content()
     with counting() as counter:
         other.export_quant_safetensor(folder)
-    for index in some_of(len(counter.made)):
+    for index in some_of(len(counter.names)):
         fresh()
 
         def work(index: int = index) -> None:

@@ -1,4 +1,4 @@
-"""Names of devices: those that are not there, and those that are none."""
+"""Checks that devices that are absent and words that name no device are refused."""
 
 import pytest
 import torch

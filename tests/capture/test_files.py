@@ -1,4 +1,5 @@
-"""Writing: whole or absent, private whatever the umask, durable, and refused in one line."""
+"""Checks that a file is written whole or not at all, durably, with modes independent of the umask, and that errors are
+one line."""
 
 # ruff: noqa: PTH208
 import errno
@@ -99,10 +100,10 @@ def test_everything_is_synced_before_its_name_appears(tmp_path: Path) -> None:
     with counting() as calls:
         write_bytes(tmp_path / "f", b"x", 0o400)
     written = ["open", "write", "fchmod", "fsync", "close", "replace", "open", "fsync", "close"]
-    assert calls.made == ["listdir", "mkdir", "chmod", "open", *written, "close"]
+    assert calls.names == ["listdir", "mkdir", "chmod", "open", *written, "close"]
     with staging(tmp_path) as staged, counting() as calls:
         commit_directory(staged, tmp_path / "d")
-    assert calls.made == ["chmod", "open", "fsync", "close", "rename", "open", "fsync", "close"]
+    assert calls.names == ["chmod", "open", "fsync", "close", "rename", "open", "fsync", "close"]
 
 
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +113,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (tmp_path / "f").read_bytes() == b"0123456789"
 
 
-def test_commit_never_goes_over_anything(tmp_path: Path) -> None:
+def test_commit_never_replaces_anything(tmp_path: Path) -> None:
     for target in ("empty", "full"):
         (tmp_path / target).mkdir()
     (tmp_path / "full" / "f").write_text("old")
@@ -170,22 +171,22 @@ def test_replace_killed_anywhere_leaves_old_or_staged(
     publish("0")
     with counting() as calls:
         publish("1")
-    for at in range(len(calls.made)):
+    for index in range(len(calls.names)):
 
-        def killed(at: int = at) -> None:
-            with counting(at, dying):
+        def killed(index: int = index) -> None:
+            with counting(index, dying):
                 publish("half")
 
         assert in_child(killed) == 9
-        found = {path.read_text() for path in (fast_path / "out").glob("*")}
-        assert len(found) == 1 or (not exchange and not found)
+        contents = {path.read_text() for path in (fast_path / "out").glob("*")}
+        assert len(contents) == 1 or (not exchange and not contents)
         clean(fast_path)
         publish("1")
         assert {path.name for path in fast_path.iterdir()} == {"out"}
 
 
-def left_by_a_killed_process(directory: Path) -> Path:
-    """The staging directory of a process that was killed while it filled it."""
+def staging_of_a_killed_process(directory: Path) -> Path:
+    """Returns the staging directory of a process that was killed while it filled the directory."""
 
     def killed() -> None:
         with staging(directory) as staged:
@@ -193,16 +194,16 @@ def left_by_a_killed_process(directory: Path) -> Path:
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(killed) == -signal.SIGKILL
-    (left,) = directory.glob(".staging-" + "[0-9a-f]" * 16)
-    return left
+    (leftover,) = directory.glob(".staging-" + "[0-9a-f]" * 16)
+    return leftover
 
 
 def test_the_next_writer_removes_what_a_killed_process_left_and_spares_the_living(tmp_path: Path) -> None:
     (tmp_path / ".staging-notes").mkdir()
     (tmp_path / ".staging-notes" / "mine").touch()
-    left = left_by_a_killed_process(tmp_path)
+    leftover = staging_of_a_killed_process(tmp_path)
     with staging(tmp_path) as mine:
-        assert not left.exists()
+        assert not leftover.exists()
         write_bytes(tmp_path / "f", b"x", 0o600)
         with staging(tmp_path) as other:
             assert {mine.name, other.name, "f", ".staging-notes"} == set(os.listdir(tmp_path))
@@ -211,11 +212,13 @@ def test_the_next_writer_removes_what_a_killed_process_left_and_spares_the_livin
 
 
 def test_a_staging_directory_whose_process_may_live_elsewhere_stays(fast_path: Path) -> None:
-    """Locks of directories are not seen by other machines, whose kernels have other names."""
-    left = left_by_a_killed_process(fast_path)
-    elsewhere = left.rename(left.with_name(f".staging-{'0' * 8}{left.name[-8:]}"))
+    """Another machine does not see the lock of a directory; the name of a staging directory says which kernel made
+    it."""
+    leftover = staging_of_a_killed_process(fast_path)
+    elsewhere = leftover.rename(leftover.with_name(f".staging-{'0' * 8}{leftover.name[-8:]}"))
     write_bytes(fast_path / "f", b"x", 0o600)
-    assert elsewhere.exists() == (os.major(fast_path.stat().st_dev) == 0)  # a disk of its own has one machine
+    # only one machine uses a block device, whose major number is not 0
+    assert elsewhere.exists() == (os.major(fast_path.stat().st_dev) == 0)
     elsewhere.mkdir(exist_ok=True)
     for path in (*elsewhere.iterdir(), elsewhere):
         os.utime(path, (0, time.time() - files.UNTOUCHED - 60))
@@ -225,16 +228,16 @@ def test_a_staging_directory_whose_process_may_live_elsewhere_stays(fast_path: P
 
 
 def test_clean_removes_what_no_process_of_this_machine_has_locked(tmp_path: Path) -> None:
-    left = left_by_a_killed_process(tmp_path)
-    left.rename(left.with_name(f".staging-{'0' * 16}"))
+    leftover = staging_of_a_killed_process(tmp_path)
+    leftover.rename(leftover.with_name(f".staging-{'0' * 16}"))
     with staging(tmp_path) as mine:
         clean(tmp_path)
         assert os.listdir(tmp_path) == [mine.name]
 
 
 def test_errors_of_the_disk_name_what_the_user_gave(tmp_path: Path) -> None:
-    def fill(at: int) -> None:
-        with counting(at, failing(errno.ENOSPC)), staging(tmp_path, tmp_path / "out") as staged:
+    def fill(index: int) -> None:
+        with counting(index, failing(errno.ENOSPC)), staging(tmp_path, tmp_path / "out") as staged:
             make_directory(staged / "folder", 0o700)
             with create(staged / "folder" / "f", 0o400) as sink:
                 sink.write(b"x")
@@ -243,19 +246,19 @@ def test_errors_of_the_disk_name_what_the_user_gave(tmp_path: Path) -> None:
     with counting() as calls:
         fill(10**6)
     assert (tmp_path / "out").is_dir()
-    for at, name in enumerate(calls.made[:-3]):
+    for index, name in enumerate(calls.names[:-3]):
         if name in ("mkdir", "open", "write", "fsync"):
-            message = refused(partial(fill, at), 5, "no space left")
+            message = refused(partial(fill, index), 5, "no space left")
             assert message.startswith((f"{tmp_path / 'out'}: ", f"{tmp_path}: "))
     assert os.listdir(tmp_path) == ["out"]
 
 
 def test_lock_names_its_holder_at_once_and_ends_with_it(tmp_path: Path) -> None:
-    held = lock(tmp_path)
+    directory_lock = lock(tmp_path)
     message = refused(lambda: lock(tmp_path), 5)
     assert message == f"{tmp_path}: in use by pid {os.getpid()} on host {os.uname().nodename}."
-    held.release()
-    held.release()
+    directory_lock.release()
+    directory_lock.release()
     assert os.listdir(tmp_path) == []
 
     def killed() -> None:
@@ -266,19 +269,19 @@ def test_lock_names_its_holder_at_once_and_ends_with_it(tmp_path: Path) -> None:
     lock(tmp_path).release()
 
 
-def test_lock_is_had_by_one_of_many(tmp_path: Path) -> None:
+def test_only_one_thread_holds_the_lock(tmp_path: Path) -> None:
     inside, most = [0], [0]
 
     def contend() -> None:
         for _ in range(50):
             try:
-                held = lock(tmp_path)
+                directory_lock = lock(tmp_path)
             except OctavoError:
                 continue
             inside[0] += 1
             most[0] = max(most[0], inside[0])
             inside[0] -= 1
-            held.release()
+            directory_lock.release()
 
     threads = [threading.Thread(target=contend) for _ in range(4)]
     for thread in threads:
@@ -303,13 +306,13 @@ ERRORS = {
 def test_every_failing_call_is_one_line_and_leaves_the_old_file(tmp_path: Path, number: int) -> None:
     path = tmp_path / "f"
     write_bytes(path, b"old", 0o600)
-    # the calls of test_everything_is_synced_before_its_name_appears; the first and the last are allowed to fail
-    for at in range(1, 13):
-        with counting(at, failing(number)) as calls:
+    # the calls that test_everything_is_synced_before_its_name_appears lists; the first and the last may fail
+    for index in range(1, 13):
+        with counting(index, failing(number)) as calls:
             message = refused(lambda: write_bytes(path, b"new", 0o600), 5)
-        shown = path if at < 10 else tmp_path
+        shown = path if index < 10 else tmp_path
         assert message == f"{shown}: {ERRORS[number]}"
-        assert path.read_bytes() == (b"old" if "replace" not in calls.made[:at] else b"new")
+        assert path.read_bytes() == (b"old" if "replace" not in calls.names[:index] else b"new")
         assert os.listdir(tmp_path) == ["f"]
         write_bytes(path, b"old", 0o600)
 

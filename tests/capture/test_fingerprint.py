@@ -1,4 +1,4 @@
-"""Fingerprints: any other value is another model, another dtype is not."""
+"""Checks that a fingerprint recognizes a model in another dtype, and no model with other values."""
 
 import pytest
 import torch

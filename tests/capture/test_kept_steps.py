@@ -1,4 +1,4 @@
-"""Which steps are kept."""
+"""Checks which steps of a run --keep stores."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from ..helpers.refusals import refused
 
 
 @pytest.mark.parametrize(
-    ("text", "steps", "kept"),
+    ("text", "steps", "expected"),
     [
         ("all", 0, [0, 1, 2, 3, 4, 5, 6, 7]),
         ("every:3", 0, [0, 3, 6]),
@@ -18,8 +18,8 @@ from ..helpers.refusals import refused
         ("spread:99", 8, list(range(8))),
     ],
 )
-def test_rules(text, steps, kept):
-    assert [step for step in range(8) if keep_rule(text).kept(steps)(step)] == kept
+def test_a_rule_keeps_the_expected_steps(text, steps, expected):
+    assert [step for step in range(8) if keep_rule(text).kept(steps)(step)] == expected
 
 
 @pytest.mark.parametrize("text", ["", "some", "every", "every:0", "every:-1", "every:x", "spread:", "all:2"])
@@ -27,33 +27,35 @@ def test_other_texts_are_refused(text):
     refused(lambda: keep_rule(text), 2, "not a rule")
 
 
-def one_run(kept: KeptSteps, steps: list[int]) -> list[int]:
-    """The kept ones of the steps in which calls are made, of which some are made in one step."""
-    kept.begin()
-    return [step for step in steps if kept(step)]
+def one_run(kept_steps: KeptSteps, steps: list[int]) -> list[int]:
+    """Returns the steps that one run keeps. `steps` has an entry for each call; a step may have several calls."""
+    kept_steps.begin()
+    return [step for step in steps if kept_steps(step)]
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("expected", [0, 3, 6, 20])
 @pytest.mark.parametrize("steps", [1, 2, 3, 6, 11])
 def test_the_second_run_keeps_the_steps_asked_for_where_the_first_did_not(number, expected, steps):
-    kept = KeptSteps(keep_rule(f"spread:{number}"), expected)
-    calls = [step for step in range(5, 5 + steps) for _ in range(2)]  # two calls a step, and none in the first five
-    first = one_run(kept, calls)
-    made = one_run(kept, calls) if (again := kept.miscounted()) else first
-    assert len(set(made)) == min(number, steps)
-    assert made[0] == 5
-    assert number == 1 or made[-1] == 5 + steps - 1
-    assert again == (first != made)
-    kept.begin()
-    assert [step for step in calls if kept(step)] == made
-    assert not kept.miscounted()
+    kept_steps = KeptSteps(keep_rule(f"spread:{number}"), expected)
+    calls = [
+        step for step in range(5, 5 + steps) for _ in range(2)
+    ]  # two calls a step; the first five steps have no calls
+    first = one_run(kept_steps, calls)
+    final = one_run(kept_steps, calls) if (again := kept_steps.miscounted()) else first
+    assert len(set(final)) == min(number, steps)
+    assert final[0] == 5
+    assert number == 1 or final[-1] == 5 + steps - 1
+    assert again == (first != final)
+    kept_steps.begin()
+    assert [step for step in calls if kept_steps(step)] == final
+    assert not kept_steps.miscounted()
 
 
 def test_what_the_pipeline_announces_is_believed_until_a_run_has_ended():
-    kept = KeptSteps(keep_rule("spread:2"), 20, lambda: 3)
-    assert one_run(kept, [0, 1, 2]) == [0, 2]
-    assert not kept.miscounted()
-    assert one_run(kept, [0, 1, 2, 3]) == [0, 2]
-    assert kept.miscounted()
-    assert one_run(kept, [0, 1, 2, 3]) == [0, 3]
+    kept_steps = KeptSteps(keep_rule("spread:2"), 20, lambda: 3)
+    assert one_run(kept_steps, [0, 1, 2]) == [0, 2]
+    assert not kept_steps.miscounted()
+    assert one_run(kept_steps, [0, 1, 2, 3]) == [0, 2]
+    assert kept_steps.miscounted()
+    assert one_run(kept_steps, [0, 1, 2, 3]) == [0, 3]

@@ -1,4 +1,4 @@
-"""A Listener with a directory: its block makes a capture, and nothing is recorded beside it."""
+"""Checks that the block of a Listener with a directory writes a capture, and that no call is recorded outside of it."""
 
 import logging
 from contextlib import suppress
@@ -22,7 +22,7 @@ def call(module, timestep: float = 1.0) -> None:
 def test_a_call_outside_of_the_block_of_a_directory_is_refused(tmp_path):
     listener = Listener(Denoiser(), tmp_path / "captured")
     refused(lambda: call(listener), 2, "only written inside a with block", "`with listener:`")
-    with listener:  # as the message says
+    with listener:  # follows the message
         call(listener)
     assert len(list(Capture.open(tmp_path / "captured").calls())) == 1
     refused(lambda: call(listener), 2, "put listener.module back")

@@ -1,4 +1,4 @@
-"""Several ranks do what one process does, and end as one."""
+"""Checks that several ranks write the same files as one process, and that they end together."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from octavo.capture.ranks import ALONE, Ranks, ranks_of_environment
 from octavo.capture.store.reader import Capture
 
 from ..helpers.commands import capture, errors, octavo
-from ..helpers.ranked import Ended, Started, printing, ranked
+from ..helpers.ranked import RankResult, RunningRanks, printing, ranked
 from ..zoo.hard_sd3 import bits, calibrated, hard, prompts, same
 from ..zoo.toy import toy
 
@@ -43,7 +43,7 @@ QUICK = (("plain", 3), ("balanced", 2), ("sigma", 2), ("percentile", 3))
 
 
 def slow(*values: object) -> Any:
-    """A case for `make test-all`."""
+    """Returns a case that only `make test-all` runs."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
@@ -61,47 +61,49 @@ def captured_alone(tiny_model: Path, texts: Path, tmp_path_factory: pytest.TempP
     return folder / "capture"
 
 
-def asked(model: Path, out: Path, texts: Path, *more: object) -> list[object]:
-    """The arguments of a capture in three steps of 16 x 16 pixels."""
+def capture_arguments(model: Path, out: Path, texts: Path, *more: object) -> list[object]:
+    """Returns the arguments of a capture in three steps of 16 x 16 pixels."""
     small = ("--steps", 3, "--height", 16, "--width", 16, "--device", "cpu")
     return ["capture", model, out, "--prompts", texts, *small, *more]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file, but for what a report says of time and memory."""
-    found = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    if "report.json" in found:
-        report = json.loads(found["report.json"])
+    """Returns the content of every file, without the time and memory in a report."""
+    files = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    if "report.json" in files:
+        report = json.loads(files["report.json"])
         del report["seconds"], report["peak_memory"]
-        found["report.json"] = json.dumps(report).encode()
-        del found[MANIFEST]  # has the digest of the report
-    return found
+        files["report.json"] = json.dumps(report).encode()
+        del files[MANIFEST]  # holds the digest of the report
+    return files
 
 
-def codes(ended: list[Ended]) -> list[int]:
-    return [each.code for each in ended]
+def codes(ended: list[RankResult]) -> list[int]:
+    return [rank.code for rank in ended]
 
 
-def error_lines(ended: list[Ended]) -> list[str]:
-    """The lines on errors and interruptions, of all ranks."""
-    lines = [line for each in ended for line in each.said.splitlines()]
+def error_lines(ended: list[RankResult]) -> list[str]:
+    """Returns the lines about errors and interruptions, of all ranks."""
+    lines = [line for rank in ended for line in rank.output.splitlines()]
     assert not [line for line in lines if "Traceback" in line], lines
     return [line for line in lines if line.startswith(("Error", "Interrupted"))]
 
 
 @pytest.mark.parametrize("world", [2, slow(3)])
 def test_several_ranks_store_and_write_what_one_process_does(tiny_model, texts, captured_alone, tmp_path, world):
-    ended = ranked(world, tmp_path, *asked(tiny_model, tmp_path / "capture", texts, "--pth", tmp_path / "calls.pth"))
+    ended = ranked(
+        world, tmp_path, *capture_arguments(tiny_model, tmp_path / "capture", texts, "--pth", tmp_path / "calls.pth")
+    )
     assert codes(ended) == [0] * world, ended
     assert contents(tmp_path / "capture") == contents(captured_alone)
-    assert "8 prompts, 24 calls" in ended[0].said
-    assert not any(each.said for each in ended[1:])
+    assert "8 prompts, 24 calls" in ended[0].output
+    assert not any(rank.output for rank in ended[1:])
     options = ("--samples", 11, "--device", "cpu", "--accuracy", "balanced")
     octavo("calibrate", captured_alone, tmp_path / "one", *options)
     ended = ranked(world, tmp_path, "calibrate", captured_alone, tmp_path / "several", *options)
     assert codes(ended) == [0] * world, ended
     assert contents(tmp_path / "several") == contents(tmp_path / "one")
-    assert not any(each.said for each in ended[1:])
+    assert not any(rank.output for rank in ended[1:])
 
 
 @pytest.mark.parametrize("world", [2, slow(3)])
@@ -117,8 +119,8 @@ def test_blocks_of_several_ranks_are_those_of_one(captured_alone, tmp_path, worl
     ended = ranked(world, tmp_path, "calibrate", captured_alone, tmp_path / "several", *options)
     assert codes(ended) == [0] * world, ended
     assert contents(tmp_path / "several") == contents(tmp_path / "one")
-    assert not any(each.said for each in ended[1:])
-    assert not list(tmp_path.glob(".*"))  # nor what each had beside it
+    assert not any(rank.output for rank in ended[1:])
+    assert not list(tmp_path.glob(".*"))  # no rank left temporary files
 
 
 def each_rank(world: int, folder: Path, work: Callable[[Ranks], Any]) -> list[Any]:
@@ -130,13 +132,13 @@ def each_rank(world: int, folder: Path, work: Callable[[Ranks], Any]) -> list[An
         torch.save(work(ranks), folder / f"rank-{rank}")
         ranks.close()
 
-    ended = Started(world, folder, connected).end()
+    ended = RunningRanks(world, folder, connected).end()
     assert codes(ended) == [0] * world, ended
     return [torch.load(folder / f"rank-{rank}") for rank in range(world)]
 
 
 def outcome(calls: list[Any], settings: dict[str, Any], ranks: Ranks) -> tuple[Any, dict[str, torch.Tensor], int]:
-    """The report of a calibration, the tensors of its layers, and how often this process ran the model."""
+    """Returns the report of a calibration, the tensors of its layers, and how often this process ran the model."""
     model, runs = hard(), 0
 
     def count(*_: object) -> None:
@@ -152,14 +154,15 @@ def outcome(calls: list[Any], settings: dict[str, Any], ranks: Ranks) -> tuple[A
 @pytest.mark.parametrize(("case", "world"), [(c, w) if (c, w) in QUICK else slow(c, w) for c in CASES for w in (2, 3)])
 def test_every_calibration_of_several_ranks_is_the_same_bits(tmp_path, case, world):
     calls, settings = prompts(9, 5), {"sqnr_calls": 1, **CASES[case]}
-    found = each_rank(world, tmp_path, lambda ranks: outcome(calls, settings, ranks))
+    results = each_rank(world, tmp_path, lambda ranks: outcome(calls, settings, ranks))
     report, tensors, runs = outcome(calls, settings, ALONE)
     assert bool(report["enough"]) == (case in ("plain", "fast", "balanced", "best", "percentile"))
-    for other, theirs, _ in found:
+    for other, theirs, _ in results:
         assert other == report
         assert same(theirs, tensors)
-    # each replays what the sums of its layers need; all else is done once
-    shared = sum(its for _, _, its in found) - (world - 1)  # each runs the first call once, to see what reads weights
+    # Each rank runs the first call once, to find what reads weights. With weight rounding, each rank also replays calls
+    # for the sums of its own layers. All other runs are made once.
+    shared = sum(its for _, _, its in results) - (world - 1)
     assert shared == runs if not settings.get("weights") else runs < shared < world * runs
 
 
@@ -174,39 +177,39 @@ def test_there_may_be_more_ranks_than_calls(tmp_path, case):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_a_survey_of_more_rows_than_it_keeps_is_the_same_however_calls_are_shared(tmp_path, world):
-    """Layers that run in every call, in some, several times in a call, and with what another is given."""
+    """The layers run in every call, in some calls, several times in a call, and on the input of another layer."""
 
     def survey_inputs(ranks: Ranks) -> dict[str, Any]:
         current = CurrentCall(toy(), ranks)
         surveys = {name: Survey(current, name) for name in ("all", "odd", "often", "like-all")}
-        for at in range(ranks.rank, 600, ranks.world):
-            current.position, current.held_out, current.level = at, at % 4 == 3, float(at)
+        for index in range(ranks.rank, 600, ranks.world):
+            current.position, current.held_out, current.level = index, index % 4 == 3, float(index)
             current.samples += 1
-            x = torch.randn(9, 5, generator=torch.Generator().manual_seed(at))
+            x = torch.randn(9, 5, generator=torch.Generator().manual_seed(index))
             reading = survey_of(x)
             surveys["all"].add(reading)
-            surveys["like-all"].add(reading if at != 77 else survey_of(x + 1))
-            if at % 2:
+            surveys["like-all"].add(reading if index != 77 else survey_of(x + 1))
+            if index % 2:
                 surveys["odd"].add(survey_of(-x))
-            for again in range(at % 5):
+            for again in range(index % 5):
                 surveys["often"].add(survey_of(x * again))
-        made = merge_ranks(SurveyState(current, surveys), ranks).surveys
+        merged = merge_ranks(SurveyState(current, surveys), ranks).surveys
         return {
             name: (
                 survey.train.rows, survey.all.low, survey.all.high, survey.leader, survey.has_tokens,
                 *((sample.rows, sample.levels) for sample in survey.samples),
             )
-            for name, survey in made.items()
+            for name, survey in merged.items()
         }  # fmt: skip
 
     expected = survey_inputs(ALONE)
-    assert all(256 <= len(rows) <= 512 for each in expected.values() for rows, _ in each[-2:])
+    assert all(256 <= len(rows) <= 512 for summary in expected.values() for rows, _ in summary[-2:])
     assert expected["all"][3] == "all"
     assert expected["like-all"][3] == "like-all"
-    for found in each_rank(world, tmp_path, survey_inputs):
-        assert str(found) == str(expected)
-        for name, each in expected.items():
-            for (rows, levels), (theirs, their_levels) in zip(each[-2:], found[name][-2:], strict=True):
+    for result in each_rank(world, tmp_path, survey_inputs):
+        assert str(result) == str(expected)
+        for name, summary in expected.items():
+            for (rows, levels), (theirs, their_levels) in zip(summary[-2:], result[name][-2:], strict=True):
                 assert torch.equal(rows, theirs)
                 assert torch.equal(levels, their_levels)
 
@@ -221,7 +224,7 @@ def test_the_number_of_a_rank_on_its_machine_picks_the_card_where_none_is_named(
 
 
 @pytest.mark.parametrize(
-    ("variables", "known"),
+    ("variables", "expected"),
     [
         ({}, (0, 1, 0)),
         ({"RANK": "0", "WORLD_SIZE": "1"}, (0, 1, 0)),
@@ -229,31 +232,31 @@ def test_the_number_of_a_rank_on_its_machine_picks_the_card_where_none_is_named(
         ({"RANK": "x", "WORLD_SIZE": "8"}, (0, 1, 0)),
     ],
 )
-def test_the_environment_says_which_rank_this_is(monkeypatch, variables, known):
+def test_the_environment_says_which_rank_this_is(monkeypatch, variables, expected):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    found = ranks_of_environment()
-    assert (found.rank, found.world, found.local) == known
-    assert found.share(list(range(20))) == [at for at in range(20) if found.owns(at)]
+    ranks = ranks_of_environment()
+    assert (ranks.rank, ranks.world, ranks.local) == expected
+    assert ranks.share(list(range(20))) == [index for index in range(20) if ranks.owns(index)]
 
 
-def at_call(number: int, rank: int, what: Callable[[], None]) -> Callable[[int], Any]:
-    """Does `what` in a rank when a transformer is called for this time (from 1)."""
+def at_call(number: int, rank: int, action: Callable[[], None]) -> Callable[[int], Any]:
+    """Returns a function that makes a rank run `action` in the call of its transformer with this number, from 1."""
     from diffusers import SD3Transformer2DModel
 
     def before(mine: int) -> None:
         module.BEAT, module.PATIENCE, module.LINGER = 0.1, 3.0, 0.5
-        seen = 0
+        count = 0
 
-        def hear(called: torch.nn.Module, args: object) -> None:
-            nonlocal seen
-            seen += isinstance(called, SD3Transformer2DModel)
-            if seen == number and isinstance(called, SD3Transformer2DModel) and mine == rank:
-                what()
+        def hook(called: torch.nn.Module, args: object) -> None:
+            nonlocal count
+            count += isinstance(called, SD3Transformer2DModel)
+            if count == number and isinstance(called, SD3Transformer2DModel) and mine == rank:
+                action()
 
-        register_module_forward_pre_hook(hear)
+        register_module_forward_pre_hook(hook)
 
     return before
 
@@ -262,16 +265,15 @@ def broken() -> None:
     raise RuntimeError("broken. Really")
 
 
-def test_an_error_of_one_rank_is_said_once_and_ends_all(tiny_model, texts, captured_alone, tmp_path):
-    ended = ranked(
-        2, tmp_path, *asked(tiny_model, tmp_path / "capture", texts), before=at_call(5, 1, broken)
-    )  # of prompts 2 and 4, the second one
+def test_an_error_of_one_rank_is_printed_once_and_ends_all(tiny_model, texts, captured_alone, tmp_path):
+    arguments = capture_arguments(tiny_model, tmp_path / "capture", texts)
+    ended = ranked(2, tmp_path, *arguments, before=at_call(5, 1, broken))  # rank 1 has prompts 2 and 4; call 5 is in 4
     assert codes(ended) == [1, 1]
     (line,) = error_lines(ended)
     assert line.startswith("Error: rank 1: prompt 4: RuntimeError: broken. Change the settings")
     there = Capture.open(tmp_path / "capture", allow_incomplete=True).units
     assert "a blue circle" not in [unit.info["prompt"] for unit in there if unit.index == 3]
-    octavo(*asked(tiny_model, tmp_path / "capture", texts, "--resume"))
+    octavo(*arguments, "--resume")
     assert contents(tmp_path / "capture") == contents(captured_alone)
     ended = ranked(3, tmp_path, "calibrate", captured_alone, tmp_path / "out", before=at_call(3, 2, broken))
     assert codes(ended) == [4, 4, 4]
@@ -288,8 +290,8 @@ def test_an_error_of_one_rank_is_said_once_and_ends_all(tiny_model, texts, captu
         (("--arg", "nonsense=1"), 2, "takes no argument nonsense"),
     ],
 )
-def test_what_no_rank_can_do_is_said_once(tiny_model, texts, tmp_path, more, code, words):
-    ended = ranked(2, tmp_path, *asked(tiny_model, tmp_path / "capture", texts, *more))
+def test_an_error_of_all_ranks_is_printed_once(tiny_model, texts, tmp_path, more, code, words):
+    ended = ranked(2, tmp_path, *capture_arguments(tiny_model, tmp_path / "capture", texts, *more))
     assert codes(ended) == [code, code]
     (line,) = error_lines(ended)
     assert words in line
@@ -300,51 +302,51 @@ def test_a_rank_that_does_not_see_the_directory_of_the_first_says_so(tiny_model,
         (tmp_path / str(rank)).mkdir()
         os.chdir(tmp_path / str(rank))
 
-    ended = ranked(2, tmp_path, *asked(tiny_model, Path("capture"), texts), before=elsewhere)
+    ended = ranked(2, tmp_path, *capture_arguments(tiny_model, Path("capture"), texts), before=elsewhere)
     assert codes(ended) == [5, 5]
     (line,) = error_lines(ended)
     assert line.endswith("Use a directory that all machines share.")
 
 
 def test_prompts_that_fail_are_left_out_by_whichever_rank_has_them(tiny_model, texts, tmp_path):
-    asked_for = asked(tiny_model, tmp_path / "capture", texts, "--keep-going")
-    ended = ranked(2, tmp_path, *asked_for, before=at_call(4, 1, broken))
+    arguments = capture_arguments(tiny_model, tmp_path / "capture", texts, "--keep-going")
+    ended = ranked(2, tmp_path, *arguments, before=at_call(4, 1, broken))
     assert codes(ended) == [1, 1]
-    assert "Warning: prompt 4: RuntimeError: broken" in ended[1].said
+    assert "Warning: prompt 4: RuntimeError: broken" in ended[1].output
     assert "1 prompt failed" in error_lines(ended)[0]
     assert len(Capture.open(tmp_path / "capture", allow_incomplete=True).units) == 7
 
 
 @pytest.mark.parametrize("dead", [slow(0), 1])
 def test_a_rank_that_dies_ends_the_others_and_leaves_what_resumes(tiny_model, texts, captured_alone, tmp_path, dead):
-    asked_for = asked(tiny_model, tmp_path / "capture", texts)
-    ended = ranked(2, tmp_path, *asked_for, before=at_call(5, dead, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    arguments = capture_arguments(tiny_model, tmp_path / "capture", texts)
+    ended = ranked(2, tmp_path, *arguments, before=at_call(5, dead, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     assert codes(ended) == ([-9, 7] if dead == 0 else [7, -9])
     assert len(error_lines(ended)) == 1
     assert GONE in error_lines(ended)[0]
     units = Capture.open(tmp_path / "capture", allow_incomplete=True).units
     assert 1 <= len(units) < 8
-    ended = ranked(3, tmp_path, *asked_for, "--resume")
+    ended = ranked(3, tmp_path, *arguments, "--resume")
     assert codes(ended) == [0, 0, 0], ended
     assert contents(tmp_path / "capture") == contents(captured_alone)
 
 
 @pytest.mark.slow
 def test_a_rank_that_dies_ends_a_calibration(captured_alone, tmp_path):
-    asked_for = ("calibrate", captured_alone, tmp_path / "out")
-    ended = ranked(2, tmp_path, *asked_for, before=at_call(5, 1, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+    arguments = ("calibrate", captured_alone, tmp_path / "out")
+    ended = ranked(2, tmp_path, *arguments, before=at_call(5, 1, lambda: os.kill(os.getpid(), signal.SIGKILL)))
     assert codes(ended) == [7, -9]
     assert error_lines(ended) == [f"Error: rank 0: rank 1 {GONE}"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])
-def test_a_signal_to_all_ranks_is_said_once_and_a_launcher_may_pass_it_on(
+def test_a_signal_to_all_ranks_is_printed_once_and_a_launcher_may_pass_it_on(
     tiny_model, texts, captured_alone, tmp_path, number
 ):
     many = tmp_path / "many.txt"
-    many.write_text("\n".join(f"{text} {at}" for at in range(100) for text in PROMPTS))
+    many.write_text("\n".join(f"{text} {index}" for index in range(100) for text in PROMPTS))
     out = tmp_path / "capture"
-    run = Started(2, tmp_path, lambda rank: printing(*asked(tiny_model, out, many, "--json")))
+    run = RunningRanks(2, tmp_path, lambda rank: printing(*capture_arguments(tiny_model, out, many, "--json")))
     while not all('"event": "prompt"' in file.read_text() for file in run.files if file.exists()) or not out.exists():
         if any(os.waitpid(pid, os.WNOHANG)[0] for pid in run.pids):
             pytest.fail(str([file.read_text() for file in run.files]))
@@ -356,7 +358,7 @@ def test_a_signal_to_all_ranks_is_said_once_and_a_launcher_may_pass_it_on(
     (line,) = error_lines(ended)
     stored, words = int(line.split()[1]), line.split(maxsplit=2)[2]
     assert words == "of 800 prompts are stored. Run again with --resume."
-    assert 0 <= len(list((out / "units").glob("0*"))) - stored <= 1  # the other rank may have been in its last rename
+    assert 0 <= len(list((out / "units").glob("0*"))) - stored <= 1  # the other rank may be renaming its last unit
     assert not list(out.rglob(".*"))
 
 
@@ -386,13 +388,13 @@ def test_torchrun_and_accelerate_start_the_ranks(tiny_model, texts, captured_alo
         assert done.returncode == code, done.stderr
         return done.stdout + done.stderr
 
-    said = launched(*asked(tiny_model, tmp_path / "capture", texts))
-    assert said.count("8 prompts, 24 calls") == 1
+    output = launched(*capture_arguments(tiny_model, tmp_path / "capture", texts))
+    assert output.count("8 prompts, 24 calls") == 1
     assert contents(tmp_path / "capture") == contents(captured_alone)
-    said = launched("calibrate", captured_alone, tmp_path / "several")
-    assert said.count("layers in 8-bit integers") == 1
+    output = launched("calibrate", captured_alone, tmp_path / "several")
+    assert output.count("layers in 8-bit integers") == 1
     octavo("calibrate", captured_alone, tmp_path / "one")
     assert contents(tmp_path / "several") == contents(tmp_path / "one")
-    said = launched("calibrate", captured_alone, tmp_path / "out", "--keep-float", "nothing", code=1)
-    assert len(errors(said)) == 1
-    assert "nothing" in errors(said)[0]
+    output = launched("calibrate", captured_alone, tmp_path / "out", "--keep-float", "nothing", code=1)
+    assert len(errors(output)) == 1
+    assert "nothing" in errors(output)[0]

@@ -1,4 +1,4 @@
-"""Hearing a module's calls: nothing is missed, nothing is changed, and a replay gives the same output."""
+"""Checks that a Recorder stores every call, changes none, and that a replay returns the recorded output."""
 
 import pytest
 import torch
@@ -14,12 +14,12 @@ from ..zoo.pipelines import TINY, make, run
 
 
 class Outputs:
-    """Forward hooks that keep what a module returned, in order."""
+    """Forward hooks that store copies of what each module returned, in order."""
 
     def __init__(self, modules):
-        self.kept = {name: [] for name in modules}
+        self.tensors = {name: [] for name in modules}
         for name, module in modules.items():
-            module.register_forward_hook(lambda m, a, out, name=name: self.kept[name].append(copied(first(out))))
+            module.register_forward_hook(lambda m, a, out, name=name: self.tensors[name].append(copied(first(out))))
 
 
 def first(output):
@@ -37,16 +37,16 @@ def test_replaying_a_stored_call_gives_the_recorded_output_bit_for_bit(name, tmp
     recorders = [Recorder(m, sinks[key], name=key, clock=clock) for key, m in modules.items()]
     for recorder in recorders:
         recorder.__enter__()
-    made = run(pipe, arguments)
+    picture = run(pipe, arguments)
     for recorder in recorders:
         recorder.__exit__(None, None, None)
-    assert torch.equal(made, expected), "hearing changed the picture"
+    assert torch.equal(picture, expected), "recording changed the picture"
     assert sum(r.call_count for r in recorders) > 0
-    kept = {key: list(values) for key, values in outputs.kept.items()}
+    recorded = {key: list(values) for key, values in outputs.tensors.items()}
     for key, module in modules.items():
         calls = sinks[key].calls
-        assert len(calls) == len(kept[key])
-        for call, output in reversed(list(zip(calls, kept[key], strict=True))):
+        assert len(calls) == len(recorded[key])
+        for call, output in reversed(list(zip(calls, recorded[key], strict=True))):
             with torch.no_grad():
                 again = first(module(*call.args, **copied(call.kwargs)))
             assert torch.equal(again, output)
@@ -144,7 +144,7 @@ def test_inference_tensors_are_cloned_to_ordinary_ones():
     listener = Listener(module)
     with torch.inference_mode(), listener:
         module(torch.zeros(1, 3))
-    listener.inputs[0]["x"].add_(1)  # an inference tensor would refuse
+    listener.inputs[0]["x"].add_(1)  # an inference tensor would refuse to be changed
 
 
 def test_the_documented_form_stands_in_for_the_module():
@@ -152,9 +152,9 @@ def test_the_documented_form_stands_in_for_the_module():
     expected = run(pipe, arguments)
     real = pipe.transformer
     pipe.transformer = Listener(pipe.transformer)
-    made = run(pipe, arguments)
+    picture = run(pipe, arguments)
     listener = pipe.transformer
-    assert torch.equal(made, expected)
+    assert torch.equal(picture, expected)
     assert len(listener.inputs) == arguments["num_inference_steps"]
     assert listener.config is real.config
     assert listener.dtype == real.dtype
@@ -176,7 +176,7 @@ def test_a_listener_with_a_directory_writes_a_finished_capture(tmp_path):
     assert [call.step for call in calls] == [0, 1, 2]
 
 
-def test_a_listener_that_heard_nothing_says_so(tmp_path):
+def test_a_listener_without_calls_is_refused(tmp_path):
     refused(lambda: enter_and_leave(Listener(Plain(), tmp_path / "captured")), 4, "never called")
     assert not list((tmp_path / "captured" / "units").iterdir())
 
@@ -186,5 +186,5 @@ def test_the_clock_follows_noise_levels_until_the_pipeline_speaks():
     assert [clock.observe(level) for level in (9.0, 9.0, 5.0, None, 5.0, 1.0)] == [0, 0, 1, 1, 1, 2]
     clock.tick()
     assert [clock.observe(level) for level in (1.0, 0.5)] == [3, 3]
-    clock.tick(0)  # the pipeline counts anew
+    clock.tick(0)  # the pipeline starts counting at 0 again
     assert clock.observe(0.5) == 4

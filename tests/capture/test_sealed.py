@@ -1,4 +1,4 @@
-"""JSON of files: an object, or one error that names the file."""
+"""Checks that a JSON file is read as an object, or refused with one message that names the file."""
 
 import json
 import random
@@ -45,11 +45,11 @@ def test_any_change_is_read_as_an_object_or_refused_by_name():
         (b"[]", "does not hold a JSON object"),
     ],
 )
-def test_what_other_readers_would_take_is_refused(content, words):
+def test_json_that_other_readers_accept_is_refused(content, words):
     refused(lambda: json_object(content, FILE), 3, words)
 
 
-def test_configs_of_other_libraries_may_be_infinite():
+def test_configs_of_other_libraries_may_hold_infinity():
     assert json_object(b'{"a": -Infinity}', FILE, finite=False) == {"a": -float("inf")}
 
 

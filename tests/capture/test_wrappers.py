@@ -1,4 +1,4 @@
-"""Wrapped modules: every argument of a call gets its name or its place, and names are those of the module inside."""
+"""Checks that calls of a wrapped module are recorded with the argument names of the module inside, or by position."""
 
 import pytest
 import torch
@@ -47,8 +47,8 @@ def test_positional_arguments_have_the_names_of_the_module_inside(wrap, tmp_path
             wrapped(*positional()[:2], encoder_hidden_states=None)
             wrapped(*positional())
     (call,) = listener.inputs
-    stored = [each.kwargs for each in Capture.open(tmp_path / "captured").calls()]
-    assert [set(each) for each in (call, *stored)] == [NAMES] * 3
+    stored = [stored_call.kwargs for stored_call in Capture.open(tmp_path / "captured").calls()]
+    assert [set(arguments) for arguments in (call, *stored)] == [NAMES] * 3
     assert torch.equal(call["sample"], torch.ones(2, 8))
     assert call["timestep"] == 5
     assert stored[0]["encoder_hidden_states"] is None
@@ -57,10 +57,12 @@ def test_positional_arguments_have_the_names_of_the_module_inside(wrap, tmp_path
 @pytest.mark.parametrize("module", [PositionalOnly, Straight, Reordering, Twice], ids=lambda kind: kind.__name__)
 def test_a_call_without_names_is_refused_or_stored_by_position(module, tmp_path):
     wrapped = module() if module in (PositionalOnly, Twice) else module(Denoiser())
-    given = positional()[1::-1] if module is Reordering else positional()
-    refused(lambda: Listener(wrapped)(*given), 2, f"{module.__name__}.forward: {len(given)} positional arguments")
+    arguments = positional()[1::-1] if module is Reordering else positional()
+    refused(
+        lambda: Listener(wrapped)(*arguments), 2, f"{module.__name__}.forward: {len(arguments)} positional arguments"
+    )
     with Listener(wrapped, tmp_path / "captured"):
-        expected = wrapped(*given)
+        expected = wrapped(*arguments)
     (call,) = Capture.open(tmp_path / "captured").calls()
     assert torch.equal(wrapped(*call.args, **call.kwargs), expected)
 
@@ -85,7 +87,7 @@ def test_wrappers_are_looked_through_by_their_class(wrap):
     assert fingerprint(wrap(module)) == fingerprint(module)
 
 
-def test_a_child_that_is_called_module_is_no_reason():
+def test_a_child_called_module_does_not_make_a_wrapper():
     class Odd(nn.DataParallel):
         def forward(self, *args):
             return 2 * super().forward(*args)
@@ -94,7 +96,7 @@ def test_a_child_that_is_called_module_is_no_reason():
         assert inside(outer) is outer
 
 
-def test_what_compile_made_in_place_is_the_same_after_the_block():
+def test_recording_keeps_the_graph_of_a_module_compiled_in_place():
     module = Denoiser()
     module.compile(backend="eager")
     graph_of_it, memory = module._compiled_call_impl, Memory()

@@ -1,8 +1,12 @@
-"""Tools of the tests: commands, refusals, faults, ranks, stores, a browser, and stand-ins for what a machine lacks.
+"""Tools of the tests.
 
 commands         octavo as a user runs it, in this process
-refusals         checks of an OctavoError: its exit code, its one line, the words in it
-faults           failing and dying calls of os, in this process or a forked one
+calibrators      calibrators of the toy network
+refusals         checks of an OctavoError: its exit code, its single line, the words in it
+examples         how many examples a property is tested on
+slow             cases for `make test-all`
+faults           os calls that fail or kill the process, in this process or a forked one
+damage           damaged files
 ranked           runs of several ranks
 stores           captures of a few calls, without a model
 browser          a headless Chromium

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven by the DevTools protocol over two pipes with the standard library alone."""
+"""A headless Chromium, driven with the DevTools protocol over two pipes, by the standard library alone."""
 
 import base64
 import json
@@ -13,13 +13,13 @@ from typing import Any
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
-def found() -> str | None:
-    """The path of a Chromium on this machine."""
+def chromium_path() -> str | None:
+    """Returns the path of a Chromium on this machine, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Page:
-    """One tab. `events` holds what the browser has sent since the last `open`."""
+    """One tab of the browser. `events` holds what the browser has sent since the last `open`."""
 
     def __init__(self, writing: int, reading: int) -> None:
         self._writing, self._reading = writing, os.fdopen(reading, "rb")
@@ -50,7 +50,7 @@ class Page:
         return json.loads(data)
 
     def open(self, file: Path, width: int = 1200, dark: bool = False) -> None:
-        """Loads a file and waits for its load event. Earlier events are forgotten."""
+        """Loads a file and waits for its load event. Earlier events are dropped."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
         self.call(
@@ -62,7 +62,7 @@ class Page:
             self.events.append(self._next())
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression, promises awaited."""
+        """Returns the value of a JavaScript expression. A promise is awaited."""
         answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
@@ -73,26 +73,26 @@ class Page:
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
     def complaints(self) -> list[dict[str, Any]]:
-        """The exceptions, console messages and log entries so far."""
-        heard = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
-        return [event for event in self.events if event["method"] in heard]
+        """Returns the exceptions, console messages and log entries so far."""
+        methods = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
+        return [event for event in self.events if event["method"] in methods]
 
     def requests(self) -> list[str]:
-        """The addresses of all requests so far."""
+        """Returns the addresses of all requests so far."""
         return [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
 
     def screenshot(self, file: Path) -> None:
         """Saves the whole page as a PNG."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
-        made = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
-        file.write_bytes(base64.b64decode(made["data"]))
+        image = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip)
+        file.write_bytes(base64.b64decode(image["data"]))
 
 
 @contextmanager
 def browser(profile: Path) -> Iterator[Page]:
     """Runs a Chromium with this profile directory and yields its one tab."""
-    path = found()
+    path = chromium_path()
     assert path, "no Chromium"
     to_browser, from_browser = os.pipe(), os.pipe()
     options = (

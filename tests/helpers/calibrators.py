@@ -1,4 +1,4 @@
-"""Calibrators of the toy network, and whether two of them chose the same integers."""
+"""Calibrators of the toy network, and a check that two of them chose the same integers."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ LABEL_FREE: dict[str, Any] = {"act_method": 1, "quant_mode": 1}
 
 
 def data() -> list[dict[str, Any]]:
-    """Samples of the toy network."""
+    """Returns samples of the toy network."""
     return [{"x": call.args[0], **call.kwargs} for call in calls(4)]
 
 
 def calibrated(model: nn.Module, samples: list[dict[str, Any]] | None = None, **config: Any) -> Calibrator:
-    """A calibrator of `model` that ran on the samples, by default those of the toy network."""
+    """Returns a calibrator of `model` after its run on the samples, by default those of the toy network."""
     calibrator = Calibrator(model, QuantConfig(**(LABEL_FREE | config)), data() if samples is None else samples)
     calibrator.run()
     return calibrator

@@ -1,4 +1,4 @@
-"""Octavo's commands, run in this process."""
+"""Runs Octavo's commands in this process."""
 
 from pathlib import Path
 
@@ -21,6 +21,6 @@ def capture(model: Path, out: Path, prompts: Path, *more: object, code: int = 0)
     return octavo("capture", model, out, "--prompts", prompts, "--steps", 3, *small, *more, code=code)
 
 
-def errors(said: str) -> list[str]:
-    """The error lines of a command's output."""
-    return [line for line in said.splitlines() if line.startswith("Error")]
+def errors(output: str) -> list[str]:
+    """Returns the error lines of a command's output."""
+    return [line for line in output.splitlines() if line.startswith("Error")]

@@ -1,4 +1,4 @@
-"""Damaged files: flipped bits, truncations, and JSON with other values, all from a seed."""
+"""Damaged files: flipped bits, truncations, and JSON with other values. All damage follows from a seed."""
 
 import json
 import random
@@ -9,7 +9,7 @@ from octavo.capture.sealed import HEAD, MIDDLE, TAIL, digest_of
 
 Changes = Iterator[tuple[str, bytes]]
 
-# JSON texts that stand in the place of a value
+# JSON texts that replace a value
 VALUES = {
     "null": "null",
     "true": "true",
@@ -47,14 +47,14 @@ _HOLE = "\x7fhole\x7f"
 
 
 def flipped(content: bytes, bit: int) -> bytes:
-    """The content with one bit changed."""
+    """Returns the content with one bit flipped."""
     changed = bytearray(content)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
 
 
 def bytes_changed(content: bytes, rng: random.Random) -> Changes:
-    """Yields (what was done, content) for changes that know nothing of the format."""
+    """Yields (name of the change, content) for changes that do not depend on the format."""
     size = len(content)
     place = rng.randrange(max(1, size - 64))
     yield "flip", flipped(content, rng.randrange(8 * size))
@@ -69,8 +69,11 @@ def bytes_changed(content: bytes, rng: random.Random) -> Changes:
 
 
 def json_changed(content: bytes, rng: random.Random, count: int) -> Changes:
-    """Yields (what was done, content) for JSON with another value at `count` random places for each of VALUES, with a
-    key that is lost or stands twice, and for what is no JSON object."""
+    """Yields (name of the change, content) for damaged JSON.
+
+    Each value of VALUES is put in `count` random places. `count` times, one entry is removed, and the first key is
+    duplicated. Last come the contents of WHOLE, none of which is a JSON object in UTF-8.
+    """
     value = json.loads(content)
     for name, text in VALUES.items():
         for _ in range(count):
@@ -93,12 +96,12 @@ def sealed_changed(content: bytes, rng: random.Random, count: int) -> Changes:
 
 
 def resealed(body: bytes) -> bytes:
-    """A sealed file with this body, canonical JSON or not."""
+    """Returns a sealed file with this body, whether or not the body is canonical JSON."""
     return HEAD + digest_of(body).encode() + MIDDLE + body + TAIL
 
 
 def header_changed(content: bytes, rng: random.Random, count: int) -> Changes:
-    """Yields (what was done, content) for a safetensors file with another header."""
+    """Yields (name of the change, content) for a safetensors file with a damaged header."""
     length = int.from_bytes(content[:8], "little")
     for name, header in json_changed(content[8 : 8 + length], rng, count):
         yield f"header: {name}", len(header).to_bytes(8, "little") + header + content[8 + length :]
@@ -107,7 +110,7 @@ def header_changed(content: bytes, rng: random.Random, count: int) -> Changes:
 
 
 def _place(value: Any, rng: random.Random) -> list[Any]:
-    """A random path into a value."""
+    """Returns a random path into a value."""
     path: list[Any] = []
     while isinstance(value, (dict, list)) and value and (not path or rng.random() < 0.8):
         key = rng.choice(list(value)) if isinstance(value, dict) else rng.randrange(len(value))

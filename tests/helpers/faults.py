@@ -1,4 +1,4 @@
-"""Faults at a chosen call of os: the call fails, or the process dies. And children to run such work in."""
+"""Faults at a chosen call of os, where the call fails or the process dies, and child processes to run such work in."""
 
 import os
 import traceback
@@ -13,35 +13,36 @@ import torch
 
 from octavo.capture import files, locks
 
-PURE = ("fsencode", "strerror", "getpid", "geteuid")  # ask nothing of a disk
+PURE = ("fsencode", "strerror", "getpid", "geteuid")  # these do not access a disk
 
 
 class CountingOs:
-    """Stands in for `os` where files are written: lists its calls in `made`, and runs `fault` before call `at`."""
+    """Replaces `os` in the modules that write files. It lists the calls by name in `names` and runs `fault` before call
+    number `index`."""
 
-    def __init__(self, at: int | None = None, fault: Callable[[], None] = lambda: None) -> None:
-        self.made: list[str] = []
-        self._at, self._fault = at, fault
+    def __init__(self, index: int | None = None, fault: Callable[[], None] = lambda: None) -> None:
+        self.names: list[str] = []
+        self._index, self._fault = index, fault
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(os, name)
-        if not callable(found) or name in PURE or isinstance(found, type):
-            return found
+        attribute = getattr(os, name)
+        if not callable(attribute) or name in PURE or isinstance(attribute, type):
+            return attribute
 
         def called(*args: Any, **kwargs: Any) -> Any:
-            self.made.append(name)
-            if len(self.made) - 1 == self._at:
+            self.names.append(name)
+            if len(self.names) - 1 == self._index:
                 self._fault()
-            return found(*args, **kwargs)
+            return attribute(*args, **kwargs)
 
         return called
 
 
 @contextmanager
-def counting(at: int | None = None, fault: Callable[[], None] = lambda: None) -> Iterator[CountingOs]:
-    """Gives files.py and locks.py a CountingOs inside the block."""
+def counting(index: int | None = None, fault: Callable[[], None] = lambda: None) -> Iterator[CountingOs]:
+    """Replaces `os` in files.py and locks.py by a CountingOs inside the block."""
     with pytest.MonkeyPatch.context() as patch:
-        counter = CountingOs(at, fault)
+        counter = CountingOs(index, fault)
         patch.setattr(files, "os", counter)
         patch.setattr(locks, "os", counter)
         yield counter
@@ -49,14 +50,14 @@ def counting(at: int | None = None, fault: Callable[[], None] = lambda: None) ->
 
 @pytest.fixture
 def fast_path() -> Iterator[Path]:
-    """A directory in memory, where syncing costs nothing: its tests are about the order of the calls."""
+    """Yields a directory in memory, where syncing is fast, for tests of the order of calls."""
     memory = Path("/dev/shm")
     with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as directory:
         yield Path(directory)
 
 
 def failing(number: int) -> Callable[[], None]:
-    """A fault that raises the OSError of this errno."""
+    """Returns a fault that raises the OSError of this errno."""
 
     def fault() -> None:
         raise OSError(number, os.strerror(number))
@@ -65,13 +66,16 @@ def failing(number: int) -> Callable[[], None]:
 
 
 def dying() -> None:
-    """A fault that ends the process at once, as kill -9 does."""
+    """Ends the process at once, as kill -9 does. This function is a fault."""
     os._exit(9)
 
 
 def in_child(work: Callable[[], None]) -> int:
-    """Runs `work` in a forked process and returns its exit status: 0 when it returned, 1 when it raised, 130 when that
-    was a KeyboardInterrupt, the code of a SystemExit, 9 when it died."""
+    """Runs `work` in a forked process and returns its exit status.
+
+    The status is 0 if `work` returned, 130 for a KeyboardInterrupt, the code of a SystemExit, 1 for any other
+    exception, and 9 if the process died by `dying`. A process killed by a signal has the negative number of the signal.
+    """
     child = os.fork()
     if child == 0:
         try:

@@ -1,7 +1,7 @@
-"""STDiT3 a second time, to test the first: slow, in plain formulas, one frame and one sample at a time.
+"""A second STDiT3, to test the first: slow, in plain formulas, one frame and one sample at a time.
 
-It follows the description step by step, from a state dict, and shares no code with the package. Its attention is right
-in fp32 and fp64 only; in bf16 it rounds where the description says.
+The code follows the description step by step from a state dict, and shares no code with the package. Its attention is
+correct only in fp32 and fp64; in bf16 it rounds where the description says.
 """
 
 import math
@@ -31,7 +31,7 @@ def norm(x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of one head in one sample: (tokens, d)."""
+    """Computes the attention of one head in one sample, with tensors of shape (tokens, d)."""
     logits = (q * q.shape[-1] ** -0.5) @ k.T
     return logits.float().softmax(-1).to(q.dtype) @ v
 
@@ -41,7 +41,7 @@ def heads_of(x: Tensor, heads: int) -> list[Tensor]:
 
 
 def rotated(x: Tensor, freqs: Tensor) -> Tensor:
-    """Rotary embedding of (frames, d), pair by pair."""
+    """Applies the rotary embedding to (frames, d), pair by pair."""
     out = x.clone()
     for frame in range(x.shape[0]):
         for j in range(x.shape[1] // 2):
@@ -53,7 +53,7 @@ def rotated(x: Tensor, freqs: Tensor) -> Tensor:
 
 
 def self_attention(state: State, name: str, x: Tensor, config: dict[str, Any], temporal: bool) -> Tensor:
-    """Self-attention of one sequence (tokens, C)."""
+    """Computes the self-attention of one sequence (tokens, C)."""
     heads = config["num_heads"]
     q, k, v = linear(state, f"{name}.qkv", x).chunk(3, dim=-1)
     outs = []
@@ -71,7 +71,7 @@ def self_attention(state: State, name: str, x: Tensor, config: dict[str, Any], t
 
 
 def cross_attention(state: State, name: str, x: Tensor, caption: Tensor, heads: int) -> Tensor:
-    """Attention from one sample's tokens (tokens, C) to its own caption tokens (length, C)."""
+    """Computes the attention from one sample's tokens (tokens, C) to its own caption tokens (length, C)."""
     q = linear(state, f"{name}.q_linear", x)
     k, v = linear(state, f"{name}.kv_linear", caption).chunk(2, dim=-1)
     triples = zip(heads_of(q, heads), heads_of(k, heads), heads_of(v, heads), strict=True)
@@ -81,7 +81,7 @@ def cross_attention(state: State, name: str, x: Tensor, caption: Tensor, heads: 
 def block(
     state: State, name: str, x: Tensor, caption: Tensor, times: list[Tensor], config: dict, temporal: bool
 ) -> Tensor:
-    """One block on one sample (T, S, C); times[frame] (6C) is the modulation of that frame."""
+    """Computes one block on one sample (T, S, C). times[frame] (6C) is the modulation of that frame."""
     table = state[f"{name}.scale_shift_table"]
     sets = [table + t.view(6, -1) for t in times]
     shift1, scale1, gate1, shift2, scale2, gate2 = (torch.stack([s[i] for s in sets])[:, None] for i in range(6))
@@ -116,7 +116,8 @@ def positions(height: int, width: int, channels: int, scale: float, dtype: torch
 
 
 def forward(state: State, config: dict[str, Any], x: Tensor, timestep: Tensor, y: Tensor, **kwargs: Any) -> Tensor:
-    """The whole model; takes the keywords mask, x_mask, fps, height, width and returns (B, out, Tx, Hx, Wx) in fp32."""
+    """Computes the whole model with the keywords mask, x_mask, fps, height, width. Returns (B, out, Tx, Hx, Wx) in
+    fp32."""
     dtype = state["x_embedder.proj.weight"].dtype
     x, timestep, y = x.to(dtype), timestep.to(dtype), y.to(dtype)
     mask, x_mask, fps = kwargs.get("mask"), kwargs.get("x_mask"), kwargs["fps"]

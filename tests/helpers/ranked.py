@@ -1,4 +1,4 @@
-"""Runs of several ranks: real processes, forked from the one that runs the tests and connected by gloo."""
+"""Runs of several ranks: real processes, forked from the test process and connected by gloo."""
 
 import os
 import socket
@@ -12,15 +12,15 @@ import torch
 from octavo.cli import main
 
 
-class Ended(NamedTuple):
-    """The end of a rank: its exit code (negative: the signal that killed it) and its output."""
+class RankResult(NamedTuple):
+    """Result of one rank: its exit code (negative: the signal that killed it) and its output."""
 
     code: int
-    said: str
+    output: str
 
 
-class Started:
-    """The running ranks of a run; `pids` is in their order."""
+class RunningRanks:
+    """The ranks of a run while they run. `pids` lists their processes, `files` their outputs, both in order of rank."""
 
     def __init__(self, world: int, folder: Path, work: Callable[[int], Any]) -> None:
         with socket.socket() as free:
@@ -36,9 +36,9 @@ class Started:
             return child
         code = 1
         try:
-            said = os.open(self.files[rank], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(said, 1)
-            os.dup2(said, 2)
+            descriptor = os.open(self.files[rank], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
             os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             torch.set_num_threads(1)  # the threads of a parallel region do not survive the fork
@@ -51,10 +51,10 @@ class Started:
         finally:
             os._exit(code)
 
-    def end(self) -> list[Ended]:
-        """Waits for all ranks."""
+    def end(self) -> list[RankResult]:
+        """Waits for all ranks and returns their results."""
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in self.pids]
-        return [Ended(code, file.read_text()) for code, file in zip(codes, self.files, strict=True)]
+        return [RankResult(code, file.read_text()) for code, file in zip(codes, self.files, strict=True)]
 
 
 def printing(*arguments: object) -> None:
@@ -71,11 +71,11 @@ def printing(*arguments: object) -> None:
 
 def ranked(
     world: int, folder: Path, *arguments: object, before: Callable[[int], Any] = lambda rank: None
-) -> list[Ended]:
-    """Runs an octavo command as `world` ranks; each calls `before` first."""
+) -> list[RankResult]:
+    """Runs an octavo command as `world` ranks. Each rank calls `before(rank)` first."""
 
     def work(rank: int) -> None:
         before(rank)
         printing(*arguments)
 
-    return Started(world, folder, work).end()
+    return RunningRanks(world, folder, work).end()

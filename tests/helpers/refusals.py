@@ -1,4 +1,4 @@
-"""Checks of refusals: an OctavoError with the right exit code, whose message is one line."""
+"""Checks of refusals: an OctavoError with the expected exit code and a message of one line."""
 
 import re
 from collections.abc import Callable
@@ -11,9 +11,9 @@ from octavo.capture.errors import OctavoError
 
 
 def refused(call: Callable[[], Any], code: int, *words: str | re.Pattern[str]) -> str:
-    """Checks that `call` raises an OctavoError of this exit code, whose message is one line and holds every word.
+    """Checks that `call` raises an OctavoError with this exit code, whose message is one line and holds every word.
 
-    A compiled pattern among the words is searched for. Returns the message.
+    A word may be a compiled pattern. Returns the message.
     """
     with pytest.raises(OctavoError) as caught:
         call()
@@ -26,13 +26,14 @@ def refused(call: Callable[[], Any], code: int, *words: str | re.Pattern[str]) -
 
 
 def enter_and_leave(context: AbstractContextManager[Any]) -> None:
-    """Runs a `with` block that does nothing, for contexts that refuse on the way in or out."""
+    """Runs a `with` block that does nothing, for contexts that refuse to be entered or left."""
     with context:
         pass
 
 
 def error_of(call: Callable[[], Any], code: int) -> str | None:
-    """The message of the OctavoError that `call` raises, which must be of this exit code; None where it returns."""
+    """Returns the message of the OctavoError that `call` raises, which must have this exit code, or None if `call`
+    returns."""
     try:
         call()
     except OctavoError:

@@ -1,4 +1,4 @@
-"""Cases of a test that are for `make test-all`."""
+"""Marks cases that only `make test-all` runs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,5 +7,5 @@ import pytest
 
 
 def marked(slow: Iterable[Any], values: Iterable[Any]) -> list[Any]:
-    """The values to parametrize a test with; those that are in `slow` too have the mark of that name."""
+    """Returns the values for parametrize. Values that are in `slow` too get pytest's marker `slow`."""
     return [pytest.param(value, marks=pytest.mark.slow) if value in slow else value for value in values]

@@ -1,4 +1,4 @@
-"""Small captures for the tests of the store, made without a model, and checks of what is read back."""
+"""Small captures for the tests of the store, written without a model, and checks of what is read back."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ PLANNED = MANIFEST | {"prompts": 50}
 
 
 def calls_of(unit: int, steps: int = 2, channels: int = 8) -> list[Call]:
-    """The calls of one prompt: both guidance halves of the latents alike, prompt states that do not change."""
+    """Returns the calls of one prompt. Both guidance halves of the latents are equal, and the prompt states do not
+    change."""
     generator = torch.Generator().manual_seed(unit)
     states = torch.randn(2, 5, 128, generator=generator).half()
     calls = []
@@ -34,7 +35,7 @@ def calls_of(unit: int, steps: int = 2, channels: int = 8) -> list[Call]:
 
 
 def info_of(unit: int) -> dict[str, Any]:
-    """The prompt and seed of a unit."""
+    """Returns the prompt and the seed of a unit."""
     return {"prompt": f"prompt {unit}", "seed": 0}
 
 
@@ -56,7 +57,7 @@ def make_store(directory: Path, units: int = 3, **options: bool) -> Path:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal in type, dtype and content, through containers."""
+    """Returns whether two values, containers included, are equal in type, dtype and content."""
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
@@ -69,36 +70,36 @@ def same(one: Any, other: Any) -> bool:
 
 
 def holds(directory: Path, units: int = 3) -> bool:
-    """Whether a finished capture is sound and reads back as `calls_of`."""
+    """Returns whether a finished capture is sound and returns the calls of `calls_of`."""
     capture = Capture.open(directory)
     capture.verify()
     expected = [call for unit in range(units) for call in calls_of(unit)]
-    found = list(capture.calls())
-    return len(found) == len(expected) and all(map(same, found, expected))
+    calls = list(capture.calls())
+    return len(calls) == len(expected) and all(map(same, calls, expected))
 
 
 def files_of(directory: Path) -> list[Path]:
-    """All files below a directory, sorted."""
+    """Returns all files below a directory, sorted."""
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
 def refused_create(directory: Path, exit_code: int, manifest: dict[str, Any] = PLANNED, **options: Any) -> str:
-    """Checks that CaptureWriter.create refuses the directory; returns its message without the directory in front."""
+    """Checks that CaptureWriter.create refuses the directory. Returns the message without the directory in front."""
     message = refused(lambda: CaptureWriter.create(directory, manifest, **{"resume": False} | options), exit_code)
     return message.removeprefix(f"{directory}")
 
 
 def refused_read(directory: Path, exit_code: int = 3, **options: bool) -> str:
-    """Checks that reading all of the capture is refused; returns the message without the directory in front."""
+    """Checks that reading the whole capture is refused. Returns the message without the directory in front."""
     message = refused(lambda: list(Capture.open(directory, **options).calls()), exit_code)
     return message.removeprefix(str(directory))
 
 
 def unit_of(store: Path, index: int = 0) -> Path:
-    """The directory of a unit."""
+    """Returns the directory of a unit."""
     return next((store / "units").glob(f"{index:06d}-*"))
 
 
 def remedy(unit: Path) -> str:
-    """The advice that ends a message about a damaged unit."""
+    """Returns the advice at the end of a message about a damaged unit."""
     return f"Delete {unit} and run capture --resume."

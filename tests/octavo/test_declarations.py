@@ -1,4 +1,4 @@
-"""Options that are declared once, as fields of a dataclass."""
+"""Checks that the fields of a dataclass become options of a command."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +27,12 @@ class Options(Base):
 
 
 def run(*arguments: str) -> Options | str:
-    kept = []
+    options = []
     command = click.Command(
-        "run", params=parameters_of(Options), callback=lambda **given: kept.append(Options(**given))
+        "run", params=parameters_of(Options), callback=lambda **values: options.append(Options(**values))
     )
     done = CliRunner().invoke(command, list(arguments))
-    return kept[0] if kept else done.output
+    return options[0] if options else done.output
 
 
 def test_fields_become_parameters_of_their_names_types_and_defaults():

@@ -1,4 +1,4 @@
-"""With `import octavo`, diffusers knows our checkpoints when it is imported; see test_diffusers_faults for the rest."""
+"""Checks that after `import octavo` diffusers knows the quantization method octavo, in either order of the imports."""
 
 import subprocess
 import sys

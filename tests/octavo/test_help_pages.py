@@ -1,4 +1,4 @@
-"""Help that fits a screen, and help that has all."""
+"""Checks that --help fits a screen, that --help-all lists every option, and that help imports no torch."""
 
 import re
 import subprocess
@@ -16,19 +16,21 @@ LONG = [name for name, command in COMMANDS.items() if any(getattr(item, "heading
 
 
 def shown(*arguments: str, columns: int = 100) -> list[str]:
-    done = CliRunner().invoke(main, list(arguments), terminal_width=columns - 2)  # click leaves two columns of a screen
+    # click leaves two columns of the screen empty
+    done = CliRunner().invoke(main, list(arguments), terminal_width=columns - 2)
     assert done.exit_code == 0, done.output
     return done.output.splitlines()
 
 
 def options_in(lines: list[str]) -> list[str]:
-    """The first long or only name of each option that stands at the start of a line."""
+    """Returns the first long name, or else the only name, of each option that stands at the start of a line."""
     starts = [re.match(r"  (?:-\w, )?(--?[\w-]+)", line) for line in lines]
     return [start[1] for start in starts if start]
 
 
 def names_of(command: click.Command, first: bool) -> list[str]:
-    """The names that help has to list: of all options that are not hidden, or only of those without a heading."""
+    """Returns the names that a help page has to list: all options that are not hidden, or with `first` those without a
+    heading."""
     options = [item for item in command.params if isinstance(item, click.Option) and not item.hidden]
     listed = [item for item in options if not (first and isinstance(item, Option) and item.heading)]
     return [max(item.opts, key=len) for item in listed] + ["--help"]

@@ -1,4 +1,5 @@
-"""Values of --arg: JSON, pictures, tensors; what they are known by, and what is refused before a model is loaded."""
+"""Checks the values of --arg: JSON, pictures and tensors, their descriptions in a capture, and what is refused
+early."""
 
 import json
 from functools import partial
@@ -28,7 +29,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # the orientation tag: rotated by 90 degrees
     Image.new("RGB", (96, 64), (40, 60, 200)).save("photo.jpg", exif=exif)
     for name in ("a.png", "b.bmp", "c.tif", "d.gif", "plain"):
         Image.new("RGB", (4, 3), (1, 2, 3)).save(name, None if "." in name else "PNG")
@@ -102,7 +103,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_what_cannot_be_meant_is_refused_before_a_model_is_loaded(folder, text):
+def test_invalid_values_are_refused_before_a_model_is_loaded(folder, text):
     code, words = WRONG[text]
     refused(partial(value_of, text), code, "--arg", words)
 

@@ -1,4 +1,4 @@
-"""How a process of ours ends when it is told to, told twice, or when others die."""
+"""Checks how commands end (signals, a dead worker, closed streams, a full disk) and what they print."""
 
 import datetime
 import io
@@ -38,8 +38,8 @@ def session(directory: Path) -> None:
         writer.complete()
 
 
-def told_twice() -> None:
-    """A fault: an interruption, and another before anything could be tidied."""
+def interrupt_twice() -> None:
+    """Interrupts this process, and again before it can tidy up."""
     try:
         signal.raise_signal(signal.SIGINT)
     finally:
@@ -49,28 +49,28 @@ def told_twice() -> None:
 def test_a_second_interruption_ends_at_once_wherever_the_store_is(fast_path: Path) -> None:
     with counting() as calls:
         session(fast_path / "whole")
-    left = 0
-    for at in some_of(len(calls.made)):
-        store = fast_path / str(at)
+    leftovers = 0
+    for index in some_of(len(calls.names)):
+        store = fast_path / str(index)
 
-        def interrupted(at: int = at, store: Path = store) -> None:
-            with interruptible(), counting(at, told_twice):
+        def interrupted(index: int = index, store: Path = store) -> None:
+            with interruptible(), counting(index, interrupt_twice):
                 session(store)
 
         assert in_child(interrupted) == 130
-        left += any(store.rglob(".staging-*"))
+        leftovers += any(store.rglob(".staging-*"))
         before = {path: (path / "unit.json").read_bytes() for path in store.glob("units/0*")}
         session(store)
         assert holds(store, UNITS)
         assert before == {path: path.joinpath("unit.json").read_bytes() for path in before}
         assert not list(store.rglob(".*"))
-    assert left  # it did not stay to tidy
+    assert leftovers  # the process did not stay to remove its temporary files
 
 
 def test_a_signal_that_a_launcher_passes_on_is_no_second_one() -> None:
     def interrupted() -> None:
         with pytest.raises(Interrupted), interruptible(launched=True):
-            told_twice()
+            interrupt_twice()
 
     assert in_child(interrupted) == 0
 
@@ -82,7 +82,7 @@ def test_a_worker_that_outlives_its_capture_is_reported_and_not_waited_for(tmp_p
     def killed() -> None:
         writer = CaptureWriter.create(tmp_path, MANIFEST | {"prompts": UNITS})
         with writer.unit(0, info_of(0)):
-            if os.fork() == 0:  # holds what the capture held until `theirs` is closed
+            if os.fork() == 0:  # keeps the capture's lock until `theirs` is closed
                 os.close(theirs)
                 os.read(ours, 1)
                 os.closerange(3, alive)
@@ -104,9 +104,9 @@ def test_a_worker_that_outlives_its_capture_is_reported_and_not_waited_for(tmp_p
 
 
 def backwards() -> None:
-    """Sets the clocks of this process back a year, and by an hour more whenever they are asked."""
-    asked, now = itertools.count(1), time.time
-    time.time = lambda: now() - 365 * 86400 - 3600 * next(asked)
+    """Sets the clocks of this process back by a year, and by one hour more at each reading."""
+    readings, now = itertools.count(1), time.time
+    time.time = lambda: now() - 365 * 86400 - 3600 * next(readings)
     time.time_ns = lambda: int(time.time() * 1e9)
 
     class Datetime(datetime.datetime):
@@ -120,7 +120,7 @@ def backwards() -> None:
 def test_a_clock_that_goes_back_has_no_effect(
     tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The clock is a year behind what was stored before and goes back an hour whenever it is asked."""
+    """The stored files are from the future, and the clock goes back one hour at each reading."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle\na blue ring")
 
@@ -154,9 +154,9 @@ def test_words_from_files_are_escaped_in_every_kind_of_line(capsys: pytest.Captu
     terminal.say(HOSTILE)
     terminal.warn(HOSTILE)
     terminal.table(HOSTILE, ["layer"], [[HOSTILE]])
-    said = capsys.readouterr()
-    assert said.out.count(ESCAPED) == 3
-    assert said.err == f"Warning: {ESCAPED}\n"
+    output = capsys.readouterr()
+    assert output.out.count(ESCAPED) == 3
+    assert output.err == f"Warning: {ESCAPED}\n"
     with pytest.raises(SystemExit), errors(debug=False):
         raise OctavoError(f"{HOSTILE}: damaged.")
     assert (
@@ -167,7 +167,7 @@ def test_words_from_files_are_escaped_in_every_kind_of_line(capsys: pytest.Captu
 
 WORST = ["layer", "SQNR", "range", "scale", "zero point"]
 LAYERS = [
-    [f"transformer_blocks.{at}.attn.add_k_proj", "36.1 dB", "-6.57 .. 6.89", "0.0528", "-4"] for at in range(2)
+    [f"transformer_blocks.{index}.attn.add_k_proj", "36.1 dB", "-6.57 .. 6.89", "0.0528", "-4"] for index in range(2)
 ] + [["single_transformer_blocks.23.norm.linear_with_a_name_wider_than_a_line", "9.0 dB", "", "1", "0"]]
 
 
@@ -192,10 +192,10 @@ def test_sentences_of_a_table_wrap_between_words(
     monkeypatch.setenv("COLUMNS", "60")
     names, why = "pos_embed.proj, time_text_embed and 12 more", "embedders stay float, as their inputs are few"
     Terminal().table("Kept float", ["layers", "why"], [[names, why]])
-    said = capsys.readouterr().out
-    assert max(map(len, said.splitlines())) <= 60
-    assert all(word in said.split() for word in f"{names} {why}".split())
-    assert "┃" in said
+    output = capsys.readouterr().out
+    assert max(map(len, output.splitlines())) <= 60
+    assert all(word in output.split() for word in f"{names} {why}".split())
+    assert "┃" in output
 
 
 def test_a_json_line_gives_back_what_it_was_given(capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,8 +212,9 @@ def test_a_narrow_encoding_gets_question_marks(monkeypatch: pytest.MonkeyPatch, 
     prepare_streams()
     Terminal().say("键 ▁▂ é")
     Terminal().table("", ["键"], [["é"]])
-    said = written.getvalue()
-    assert said.startswith("? ?? é".encode("latin-1") if encoding == "latin-1" else "键".encode())  # click knows ASCII
+    output = written.getvalue()
+    # click writes UTF-8 to a stream whose encoding is ASCII
+    assert output.startswith("? ?? é".encode("latin-1") if encoding == "latin-1" else "键".encode())
 
 
 def test_a_reader_that_goes_ends_the_command_as_it_ends_other_tools(capfd: pytest.CaptureFixture[str]) -> None:
@@ -224,11 +225,11 @@ def test_a_reader_that_goes_ends_the_command_as_it_ends_other_tools(capfd: pytes
         sys.stdout = os.fdopen(1, "w", closefd=False)
         main(["inspect", "demo-int8"])
 
-    assert in_child(lambda: code_of(gone, 128 + signal.SIGPIPE)) == 0
+    assert in_child(lambda: check_exit_code(gone, 128 + signal.SIGPIPE)) == 0
     assert "Traceback" not in capfd.readouterr().err
 
 
-def code_of(work: Callable[[], None], code: int) -> None:
+def check_exit_code(work: Callable[[], None], code: int) -> None:
     """Checks that `work` exits with this code."""
     with pytest.raises(SystemExit) as stop:
         work()
@@ -239,9 +240,9 @@ def code_of(work: Callable[[], None], code: int) -> None:
 def test_a_closed_stream_changes_no_exit_code(tmp_path: Path, descriptor: int) -> None:
     def closed() -> None:
         os.close(descriptor)
-        sys.stdout, sys.stderr = (None, sys.stderr) if descriptor == 1 else (sys.stdout, None)  # as Python does
-        code_of(lambda: main(["inspect", str(tmp_path / "none")]), 2)
-        assert not os.fstat(descriptor).st_size  # no file of ours has that number
+        sys.stdout, sys.stderr = (None, sys.stderr) if descriptor == 1 else (sys.stdout, None)  # as Python sets them
+        check_exit_code(lambda: main(["inspect", str(tmp_path / "none")]), 2)
+        assert not os.fstat(descriptor).st_size  # Octavo opened no file with that descriptor
 
     assert in_child(closed) == 0
 
@@ -263,8 +264,8 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(
         list(terminal.progress("freeze", range(3), 3))
         with terminal.bars("prompts", 2, 4) as show:
             show(1, 2)
-        said = capsys.readouterr()
-        lines = said.out.splitlines() if as_json else said.err.splitlines()
+        output = capsys.readouterr()
+        lines = output.out.splitlines() if as_json else output.err.splitlines()
         assert len(lines) == 4
         if as_json:
             events = [json.loads(line) for line in lines]
@@ -282,5 +283,5 @@ def test_help_that_cannot_be_written_is_an_error_of_storage(
 ) -> None:
     with open("/dev/full", "w") as full:  # noqa: PTH123
         monkeypatch.setattr(sys, "stdout", full)
-        code_of(lambda: main(arguments), 5)
+        check_exit_code(lambda: main(arguments), 5)
     assert capsys.readouterr().err == "Error: standard output: no space left. Free space and run again.\n"

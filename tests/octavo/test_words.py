@@ -1,4 +1,4 @@
-"""The words that options accept are the keys of the tables that the commands look them up in."""
+"""Checks that the words an option accepts are the keys of the table in which the command looks them up."""
 
 import subprocess
 import sys

@@ -1,4 +1,5 @@
-"""Networks beside the usual denoiser: a ControlNet, an image encoder, a prior, and the stages of combined pipelines."""
+"""Checks that networks beside the denoiser can be quantized: a ControlNet, an image encoder, a prior, both stages of a
+cascade."""
 
 import pytest
 from PIL import Image
@@ -24,18 +25,18 @@ def test_networks_beside_the_denoiser_go_the_whole_way(name, tmp_path):
     Image.new("RGB", (32, 32), (200, 40, 40)).save(tmp_path / "edges.png")
     (tmp_path / "prompts.txt").write_text("a cat")
     more = f"image={tmp_path / 'edges.png'}" if make is whole_controlnet else "prior_num_inference_steps=2"
-    components = [word for each in names for word in ("--component", each)]
+    components = [word for component in names for word in ("--component", component)]
     prompts = ("--prompts", tmp_path / "prompts.txt")
     octavo("capture", tmp_path / "model", tmp_path / "c", *prompts, *SMALL, "--arg", more, *components)
     octavo("calibrate", tmp_path / "c", tmp_path / "o", "--accuracy", "plain")
-    for each in names:
-        place = tmp_path / "o" if len(names) == 1 else tmp_path / "o" / each
+    for component in names:
+        place = tmp_path / "o" if len(names) == 1 else tmp_path / "o" / component
         report = read_report(place)
-        assert report["component"] == each
+        assert report["component"] == component
         assert report["totals"]["quantized"] >= 6
         assert report["totals"]["output_sqnr"] > 25
-    said = octavo("generate", tmp_path / "o", "a cat", *SMALL, "--arg", more, "-o", tmp_path / "cat.png")
-    assert "32 x 32, 2 steps" in said
+    output = octavo("generate", tmp_path / "o", "a cat", *SMALL, "--arg", more, "-o", tmp_path / "cat.png")
+    assert "32 x 32, 2 steps" in output
 
 
 def test_both_stages_of_a_combined_cascade_run_in_integers(tmp_path):

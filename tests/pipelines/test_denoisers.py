@@ -1,4 +1,4 @@
-"""The denoisers of a pipeline: which of its networks they are."""
+"""Checks which components of a pipeline are recognized as denoisers."""
 
 import warnings
 
@@ -18,21 +18,21 @@ def test_an_absent_component_is_refused_with_the_choices():
 
 
 @pytest.mark.parametrize(
-    ("name", "found"), [("sd3", ["transformer"]), ("sdxl", ["unet"]), ("wan22", ["transformer", "transformer_2"])]
+    ("name", "expected"), [("sd3", ["transformer"]), ("sdxl", ["unet"]), ("wan22", ["transformer", "transformer_2"])]
 )
-def test_denoisers_are_found_and_nothing_else(name, found):
-    assert sorted(denoisers(make(name)[0])) == found
+def test_denoisers_are_found_and_nothing_else(name, expected):
+    assert sorted(denoisers(make(name)[0])) == expected
 
 
 def test_plain_settings_of_a_pipeline_are_left_alone():
     pipe, _ = make("wan22")
     assert pipe.config["boundary_ratio"] == 0.875
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # diffusers warns where a setting is read as an attribute
+        warnings.simplefilter("error")  # diffusers warns if a setting is read as an attribute
         denoisers(pipe)
 
 
-def test_the_kinds_of_networks_that_denoise_are_told_by_their_class():
+def test_denoisers_are_recognized_by_their_class():
     def denoises(name: str) -> bool:
         kind = getattr(diffusers, name)
         return is_denoiser(kind.__new__(kind))

@@ -1,4 +1,5 @@
-"""The table of families: which one a pipeline is of, what stays float, and inputs that are divided without a trace."""
+"""Checks the family of each pipeline, which layers it keeps float, and that its smoothing groups fold without changing
+the output."""
 
 import json
 
@@ -43,29 +44,29 @@ def test_each_pipeline_has_its_family_and_quantizes_more_than_half_of_the_blocks
 
 
 @pytest.mark.parametrize("name", DIVIDED)
-def test_what_a_family_says_can_be_divided_is_divided_without_a_trace(name):
+def test_the_smoothing_groups_of_a_family_fold_without_changing_the_output(name):
     pipe, arguments, module = denoiser(name)
-    found = family_of(type(pipe).__name__).groups(module)
-    assert found
+    groups = family_of(type(pipe).__name__).groups(module)
+    assert groups
     memory = Memory()
     with Recorder(module, memory):
         run(pipe, arguments)
     call = memory.calls[0]
-    before = output(module.double(), call)
+    before = double_output(module.double(), call)
     generator = torch.Generator().manual_seed(0)
-    widths = [module.get_submodule(group.layers[0]).in_features for group in found]
+    widths = [module.get_submodule(group.layers[0]).in_features for group in groups]
     factors = [torch.exp2(4 * torch.rand(width, generator=generator) - 2) for width in widths]
-    fold(module, list(zip(found, factors, strict=True)))
-    after = output(module, call)
+    fold(module, list(zip(groups, factors, strict=True)))
+    after = double_output(module, call)
     assert torch.allclose(after, before, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
 
 
-def output(module, call):
+def double_output(module, call):
     def double(value):
         if isinstance(value, torch.Tensor):
             return value.double() if value.is_floating_point() else value
         if isinstance(value, dict):
-            return {key: double(each) for key, each in value.items()}
+            return {key: double(item) for key, item in value.items()}
         return type(value)(map(double, value)) if type(value) in (list, tuple) else value
 
     with torch.no_grad():
@@ -103,8 +104,8 @@ def test_both_denoisers_of_wan_run_in_integers_after_one_capture_and_one_calibra
     steps = ("--steps", 4, "--arg", "max_sequence_length=9")
     assert "5 frames" in octavo("generate", out, "a cat", "-o", tmp_path / "frames", *run, *steps)
     assert octavo("inspect", out).count("20 W8A8") == 2
-    found = octavo("compare", wan, out, *WAN, "--steps", 4, "-o", tmp_path / "r.html", "--json").splitlines()
-    done = next(event for line in found if line[0] == "{" and (event := json.loads(line))["event"] == "done")
+    lines = octavo("compare", wan, out, *WAN, "--steps", 4, "-o", tmp_path / "r.html", "--json").splitlines()
+    done = next(event for line in lines if line[0] == "{" and (event := json.loads(line))["event"] == "done")
     assert done["component"] == "transformer and transformer_2"
     assert [step["step"] for step in done["totals"]["step_sqnr"]] == [1, 2, 3, 4]
     assert "no checkpoint of vae. Choose one of transformer" in octavo(
@@ -116,10 +117,10 @@ def test_prompts_and_the_negative_prompt_beyond_max_sequence_length_are_counted_
     prompts = tmp_path / "p.txt"
     prompts.write_text("\n".join(["a b", *(f"{'a b c d ' * 4}{number}" for number in range(2))]))
     small = ("--height", 16, "--width", 16, "--frames", 5, "--steps", 1, "--arg", "max_sequence_length=9")
-    said = octavo("capture", wan, tmp_path / "c", "--prompts", prompts, *small, "--negative-prompt", "x y " * 9)
-    assert "2 of 3 prompts are longer than the 9 tokens of the tokenizer, which cuts off the rest." in said
-    assert "The negative prompt is longer than the 9 tokens" in said
-    assert said.count("truncated") == 0
+    output = octavo("capture", wan, tmp_path / "c", "--prompts", prompts, *small, "--negative-prompt", "x y " * 9)
+    assert "2 of 3 prompts are longer than the 9 tokens of the tokenizer, which cuts off the rest." in output
+    assert "The negative prompt is longer than the 9 tokens" in output
+    assert output.count("truncated") == 0
     assert "longer than" not in octavo("generate", wan, "a b", *small, "-o", tmp_path / "frames")
 
 
@@ -128,19 +129,19 @@ def test_one_denoiser_of_wan_is_calibrated_alone_and_two_of_the_same_are_refused
     for name in ("a", "b"):
         command = ("calibrate", tmp_path / "captured", tmp_path / "o" / name, "--component", "transformer_2")
         assert "20 layers in 8-bit integers" in octavo(*command, "--accuracy", "plain")
-    said = octavo("generate", tmp_path / "o", "a cat", "-o", tmp_path / "x", code=2)
-    assert "holds several checkpoints of transformer_2. Give one of them" in said
+    output = octavo("generate", tmp_path / "o", "a cat", "-o", tmp_path / "x", code=2)
+    assert "holds several checkpoints of transformer_2. Give one of them" in output
 
 
-def test_a_denoiser_that_was_never_called_is_said_at_once(wan, tmp_path):
-    said = octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 1)
-    assert "transformer_2 was never called" in said
+def test_a_denoiser_that_was_never_called_is_reported_at_once(wan, tmp_path):
+    output = octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 1)
+    assert "transformer_2 was never called" in output
     words = "has no calls of 'transformer_2'. Capture with more --steps, or choose another with --component."
     for more in ((), ("--component", "transformer_2")):
         assert words in octavo("calibrate", tmp_path / "captured", tmp_path / "o", *more, code=4)
     assert not (tmp_path / "o").exists()
 
 
-def test_a_denoiser_of_which_no_step_is_kept_is_said_at_once(wan, tmp_path):
-    said = octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 4, "--keep", "spread:1")
-    assert "keeps no step in which transformer_2 is called" in said
+def test_a_denoiser_of_which_no_step_is_kept_is_reported_at_once(wan, tmp_path):
+    output = octavo("capture", wan, tmp_path / "captured", *WAN, "--steps", 4, "--keep", "spread:1")
+    assert "keeps no step in which transformer_2 is called" in output

@@ -1,4 +1,4 @@
-"""Folding factors into a model: what it computes stays, with the same operations on the same parameters."""
+"""Checks that folding factors into a model keeps its output, its operations and its parameters."""
 
 import copy
 from collections import Counter
@@ -25,12 +25,12 @@ SIZES = {
     "num_attention_heads": 2, "joint_attention_dim": 24, "caption_projection_dim": 32, "pooled_projection_dim": 16,
     "pos_embed_max_size": 8,
 }  # fmt: skip
-# of the largest output: factors round every weight and every input anew, at most by the last bit of the dtype each
+# Error relative to the largest output. Folding rounds each weight and each input once more, by at most the last bit.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
-Made = tuple[nn.Module, Callable[[Any], list[Group]], tuple[Any, ...], dict[str, Any]]
+Case = tuple[nn.Module, Callable[[Any], list[Group]], tuple[Any, ...], dict[str, Any]]
 
 
-def sd3(**config: Any) -> Made:
+def sd3(**config: Any) -> Case:
     torch.manual_seed(0)
     model = SD3Transformer2DModel(**SIZES, **config).eval()
     arguments = {
@@ -43,7 +43,7 @@ def sd3(**config: Any) -> Made:
     return model, sd3_groups, (), arguments
 
 
-def stdit3(**config: Any) -> Made:
+def stdit3(**config: Any) -> Case:
     model = tiny_transformer(**config)
     more = {"x_mask": FRAMES} | ({} if config.get("skip_y_embedder") else {"mask": prefix(3, 17)})
     args, arguments = call(model, **more)
@@ -53,7 +53,7 @@ def stdit3(**config: Any) -> Made:
     return model, stdit3_groups, args, arguments
 
 
-CASES: dict[str, Callable[[], Made]] = {
+CASES: dict[str, Callable[[], Case]] = {
     "sd3": sd3,
     "sd3.5, dual attention": lambda: sd3(dual_attention_layers=(0,), qk_norm="rms_norm"),
     "stdit3": stdit3,
@@ -63,7 +63,7 @@ every = pytest.mark.parametrize("case", CASES)
 
 
 class Operations(TorchDispatchMode):
-    """Counts what is computed inside."""
+    """Counts the torch operations that run inside the `with` block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,13 +74,13 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def factors(model: nn.Module, found: list[Group], seed: int = 0) -> list[tuple[Group, Tensor]]:
-    """From 1/8 to 8, at random."""
+def factors(model: nn.Module, groups: list[Group], seed: int = 0) -> list[tuple[Group, Tensor]]:
+    """Returns the groups with random factors from 1/8 to 8."""
     generator = torch.Generator().manual_seed(seed)
-    widths = [model.get_submodule(group.layers[0]).in_features for group in found]
+    widths = [model.get_submodule(group.layers[0]).in_features for group in groups]
     return [
         (group, torch.exp2(6 * torch.rand(width, generator=generator) - 3))
-        for group, width in zip(found, widths, strict=True)
+        for group, width in zip(groups, widths, strict=True)
     ]
 
 
@@ -89,18 +89,18 @@ def output(model: nn.Module, args: Any, arguments: dict[str, Any]) -> Tensor:
     cast = [x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in (*args, *arguments.values())]
     named = dict(zip(arguments, cast[len(args) :], strict=True))
     with torch.no_grad():
-        found = model(*cast[: len(args)], **named)
-    return (found if isinstance(found, Tensor) else found[0]).double()
+        result = model(*cast[: len(args)], **named)
+    return (result if isinstance(result, Tensor) else result[0]).double()
 
 
 def moved(one: Tensor, other: Tensor) -> float:
-    """The largest difference, of the largest value."""
+    """Returns the largest difference divided by the largest value of `other`."""
     return float((one - other).abs().max() / other.abs().max())
 
 
 @every
 @pytest.mark.parametrize("dtype", TOLERANCES)
-def test_the_output_stays(case, dtype):
+def test_folding_keeps_the_output(case, dtype):
     model, groups, args, arguments = CASES[case]()
     model = model.to(dtype)
     before = output(model, args, arguments)
@@ -124,24 +124,25 @@ def test_no_operation_and_no_parameter_is_added(case):
 
 
 @every
-def test_every_layer_is_divided_once_and_those_of_the_blocks_all_but_the_unreachable(case):
+def test_every_reachable_layer_of_the_blocks_is_divided_once(case):
     model, groups, _, _ = CASES[case]()
-    found = groups(model)
-    layers = [name for group in found for name in group.layers]
+    fold_groups = groups(model)
+    layers = [name for group in fold_groups for name in group.layers]
     assert len(set(layers)) == len(layers)
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "blocks." in name}
-    behind = (".net.2", ".fc2", ".q_linear", ".linear")  # activation functions, the residual stream, modulations
+    # layers behind an activation function or the residual stream, and modulations
+    behind = (".net.2", ".fc2", ".q_linear", ".linear")
     if model.config.get("skip_y_embedder"):
         behind = (*behind, ".kv_linear")
     assert {name for name in linears if not name.endswith(behind)} == set(layers)
 
 
 @every
-@pytest.mark.parametrize("at", range(4))
-def test_each_layer_s_input_is_what_it_was_over_the_factors(case, at):
+@pytest.mark.parametrize("index", range(4))
+def test_each_layer_s_input_is_divided_by_the_factors(case, index):
     model, groups, args, arguments = CASES[case]()
     other = copy.deepcopy(model)
-    group, by = factors(model, groups(model))[-at - 1]
+    group, by = factors(model, groups(model))[-index - 1]
     fold(other, [(group, by)])
     with inputs(model, group.layers) as before, inputs(other, group.layers) as after:
         output(model, args, arguments)
@@ -152,26 +153,26 @@ def test_each_layer_s_input_is_what_it_was_over_the_factors(case, at):
 
 @contextmanager
 def inputs(model: nn.Module, names: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
-    heard: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     hooks = [
-        model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: heard.update({name: args[0]}))
+        model.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: tensors.update({name: args[0]}))
         for name in names
     ]
-    yield heard
+    yield tensors
     for hook in hooks:
         hook.remove()
 
 
 def exchanged(group: Group) -> Group:
-    """With shift and scale taken for each other."""
-    starts = [each.start for each in group.folds]
+    """Returns the group with the positions of shift and scale exchanged."""
+    starts = [target.start for target in group.folds]
     return group._replace(
-        folds=tuple(each._replace(start=start) for each, start in zip(group.folds, starts[::-1], strict=True))
+        folds=tuple(target._replace(start=start) for target, start in zip(group.folds, starts[::-1], strict=True))
     )
 
 
 def without_one(group: Group) -> Group:
-    return group._replace(folds=tuple(each._replace(plus_one=False) for each in group.folds))
+    return group._replace(folds=tuple(target._replace(plus_one=False) for target in group.folds))
 
 
 def but_the_last(group: Group) -> Group:
@@ -182,20 +183,20 @@ def but_the_last(group: Group) -> Group:
 @pytest.mark.parametrize("wrong", [exchanged, without_one, but_the_last])
 def test_a_wrong_group_changes_the_output(case, wrong):
     model, groups, args, arguments = CASES[case]()
-    found = [group for group in groups(model) if any(each.plus_one for each in group.folds)]
+    candidates = [group for group in groups(model) if any(target.plus_one for target in group.folds)]
     before = output(model, args, arguments)
-    fold(model, factors(model, [wrong(group) for group in found]))
+    fold(model, factors(model, [wrong(group) for group in candidates]))
     assert moved(output(model, args, arguments), before) > 1e-3
 
 
 def test_the_last_block_of_sd3_makes_scale_before_shift():
     model, groups, _, _ = sd3()
     first, last = (
-        next(group for group in groups(model) if f"transformer_blocks.{at}.attn.add_k_proj" in group.layers)
-        for at in (0, 1)
+        next(group for group in groups(model) if f"transformer_blocks.{index}.attn.add_k_proj" in group.layers)
+        for index in (0, 1)
     )
-    assert [(each.start, each.plus_one) for each in first.folds] == [(0, False), (32, True)]
-    assert [(each.start, each.plus_one) for each in last.folds] == [(32, False), (0, True)]
+    assert [(target.start, target.plus_one) for target in first.folds] == [(0, False), (32, True)]
+    assert [(target.start, target.plus_one) for target in last.folds] == [(32, False), (0, True)]
 
 
 def test_a_norm_is_divided_whole():

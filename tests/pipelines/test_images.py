@@ -1,4 +1,4 @@
-"""Pictures become what the image processors of transformers make of them."""
+"""Checks that pictures are prepared as the image processors of transformers prepare them."""
 
 import json
 from functools import partial
@@ -34,14 +34,14 @@ def picture(height: int, width: int, seed: int = 0) -> Image.Image:
 
 @pytest.mark.parametrize("name", PROCESSORS)
 @pytest.mark.parametrize("shape", [(30, 40), (41, 27), (15, 15)])
-def test_as_transformers_does(name, shape, tmp_path):
+def test_pictures_are_prepared_as_transformers_does(name, shape, tmp_path):
     kind, options = PROCESSORS[name]
-    by_pillow = getattr(transformers, kind + "Pil", None)  # the other one resizes with torchvision, where that is
-    made = (by_pillow or getattr(transformers, kind))(**options, **NORMAL)
-    made.save_pretrained(tmp_path)
-    wanted = made(picture(*shape), return_tensors="pt")["pixel_values"][0]
-    found = preprocessing_of(tmp_path)(picture(*shape))
-    assert torch.allclose(found, wanted, atol=1e-5)
+    by_pillow = getattr(transformers, kind + "Pil", None)  # the class without Pil may resize with torchvision
+    processor = (by_pillow or getattr(transformers, kind))(**options, **NORMAL)
+    processor.save_pretrained(tmp_path)
+    wanted = processor(picture(*shape), return_tensors="pt")["pixel_values"][0]
+    pixels = preprocessing_of(tmp_path)(picture(*shape))
+    assert torch.allclose(pixels, wanted, atol=1e-5)
 
 
 def test_without_a_configuration_the_size_of_the_model_and_values_of_0_to_1(tmp_path):
@@ -56,7 +56,7 @@ CLASSIFIERS = sorted(
         for kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
         if "pil" in (names := IMAGE_PROCESSOR_MAPPING_NAMES.get(kind) or {})
     }
-    # make no picture of pixels; need timm; make 2560 x 1920 pixels, which takes long
+    # ImageGPT makes no pixels, TimmWrapper needs timm, and Donut makes 2560 x 1920 pixels, which takes long
     - {"ImageGPTImageProcessorPil", "TimmWrapperImageProcessor", "DonutImageProcessorPil"}
 )
 WITH_MORE = {"Gemma3ImageProcessorPil": "num_crops", "Siglip2ImageProcessorPil": "spatial_shapes"}
@@ -64,15 +64,15 @@ WITH_MORE = {"Gemma3ImageProcessorPil": "num_crops", "Siglip2ImageProcessorPil":
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_every_processor_of_a_classifier_does_what_it_does_by_default(name, tmp_path):
-    made = getattr(transformers, name)()
-    made.save_pretrained(tmp_path)
+    processor = getattr(transformers, name)()
+    processor.save_pretrained(tmp_path)
     if name in WITH_MORE:
         refused(partial(preprocessing_of, tmp_path), 3, WITH_MORE[name])
         return
     prepare = preprocessing_of(tmp_path)
     sizes = set()
     for shape in ((60, 80), (90, 50)):
-        wanted = made(picture(*shape), return_tensors="pt")["pixel_values"][0]
+        wanted = processor(picture(*shape), return_tensors="pt")["pixel_values"][0]
         assert torch.equal(prepare(picture(*shape)), wanted)
         sizes.add(wanted.shape)
     assert prepare.fixed == (len(sizes) == 1)
@@ -112,7 +112,7 @@ def test_a_grey_model_is_given_grey_pictures(tmp_path):
     refused(partial(preprocessing_of, tmp_path, 1), 3, "preprocessor_config")
 
 
-def test_what_is_no_configuration(tmp_path):
+def test_invalid_configurations_are_refused(tmp_path):
     for words in ({"size": 0.5j}, {"image_mean": [1], "image_std": []}, {"size": {"height": 3}}, [1], {"resample": 99}):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(words, default=str))
         refused(partial(preprocessing_of, tmp_path), 3, "preprocessor_config")

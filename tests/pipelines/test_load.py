@@ -1,4 +1,4 @@
-"""A model directory is loaded as it is, or refused in one line that names the file."""
+"""Checks that a model directory is loaded unchanged, or refused in one line that names the file."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """Copies the tiny model for a test that damages it."""
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
@@ -51,9 +51,9 @@ def test_a_missing_directory_and_a_missing_index_are_refused(tmp_path):
 def test_a_model_in_one_file_is_refused_with_the_way_to_a_directory(tmp_path, suffix):
     file = tmp_path / f"model.{suffix}"
     file.touch()
-    made = "StableDiffusionXLPipeline.from_single_file('model."
-    refused_load(file, 2, "a single file, not a directory", made)
-    refused_load(tmp_path, 3, f"model.{suffix} is a single file", made)
+    advice = "StableDiffusionXLPipeline.from_single_file('model."
+    refused_load(file, 2, "a single file, not a directory", advice)
+    refused_load(tmp_path, 3, f"model.{suffix} is a single file", advice)
 
 
 def test_a_quantized_denoiser_in_one_file_and_any_other_file_are_refused(model, tmp_path):
@@ -162,7 +162,7 @@ def test_a_component_that_a_pipeline_has_as_optional_is_the_one_that_is_given(tm
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """A pipeline with text encoders and tokenizers. Read only."""
+    """Writes a pipeline with text encoders and tokenizers. Read only."""
     return whole_sd3(tmp_path_factory.mktemp("whole"))
 
 

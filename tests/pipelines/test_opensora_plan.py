@@ -1,4 +1,5 @@
-"""Open-Sora-Plan 1.2: folders of its transformer, under its own names of fields, through all three commands."""
+"""Checks that folders of Open-Sora-Plan 1.2, with field names of their own, load and run through capture, calibrate and
+inspect."""
 
 import json
 
@@ -30,7 +31,7 @@ WORDS = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder as LanguageBind/Open-Sora-Plan-v1.2.0 has one for each size, tiny, and the model it holds."""
+    """Writes a tiny folder in the form of one size of LanguageBind/Open-Sora-Plan-v1.2.0. Returns it with its model."""
     torch.manual_seed(0)
     model = AllegroTransformer3DModel(**transformer_config(WORDS, tmp_path)).eval()
     folder = tmp_path / "93x480p"
@@ -101,10 +102,10 @@ def test_a_pipeline_without_a_text_encoder_takes_embeddings(folder):
     pipe.set_progress_bar_config(disable=True)
     embeds = torch.randn(1, 5, CAPTION_CHANNELS)
     mask = torch.ones(1, 5, dtype=torch.long)
-    made = pipe(
+    video = pipe(
         prompt_embeds=embeds, prompt_attention_mask=mask, negative_prompt=None, negative_prompt_embeds=embeds * 0,
         negative_prompt_attention_mask=mask, num_inference_steps=2, height=48, width=64, num_frames=8,
         output_type="latent", return_dict=False,
     )[0]  # fmt: skip
-    assert made.shape == (1, 4, 2, 6, 8)
-    assert bool(made.isfinite().all())
+    assert video.shape == (1, 4, 2, 6, 8)
+    assert bool(video.isfinite().all())

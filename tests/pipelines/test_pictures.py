@@ -1,4 +1,4 @@
-"""Pictures that a user gives come out upright, RGB and in 8 bits, or are refused in one line."""
+"""Checks that a user's pictures are read upright, as RGB with 8 bits, or refused in one line."""
 
 from pathlib import Path
 

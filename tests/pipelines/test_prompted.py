@@ -1,4 +1,4 @@
-"""A prompt is a text, a class, a row of embeddings or only a seed, depending on the pipeline."""
+"""Checks that a prompt is a text, a class, a row of embeddings or only a seed, depending on the pipeline."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def dit(names: dict[int, str] | None = NAMES, classes: int = 1000) -> d.DiTPipel
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory) -> Path:
-    """A DiT as it is published: with the names of its classes in model_index.json."""
+    """Writes a DiT as it is published, with the names of its classes in model_index.json."""
     folder = tmp_path_factory.mktemp("dit")
     dit().save_pretrained(folder)
     index = json.loads((folder / "model_index.json").read_text())
@@ -59,8 +59,8 @@ def test_the_lines_of_the_prompts_are_the_classes(stored, tmp_path):
     prompts = tmp_path / "classes.txt"
     prompts.write_text("tench\n1\nGolden retriever\n")
     command = ("capture", stored, tmp_path / "a", "--prompts", prompts, "--steps", 1, "--device", "cpu")
-    said = octavo(*command, "--arg", "class_labels=[207]", code=2)
-    assert "the prompts are its classes, one a line" in errors(said)[0]
+    output = octavo(*command, "--arg", "class_labels=[207]", code=2)
+    assert "the prompts are its classes, one a line" in errors(output)[0]
     octavo(*command)
     assert [int(call.kwargs["class_labels"][0]) for call in Capture.open(tmp_path / "a").calls()] == [0, 1, 207]
 
@@ -69,13 +69,13 @@ def test_a_line_that_is_no_class_is_refused_before_anything_is_drawn(stored, tmp
     prompts = tmp_path / "classes.txt"
     for text, words in (("a photo of a fox", "is not one of them"), ("crane", "is the name of the classes 2 and 3")):
         prompts.write_text(f"tench\n{text}\n")
-        said = octavo("capture", stored, tmp_path / "a", "--prompts", prompts, "--device", "cpu", code=2)
-        assert words in errors(said)[0]
+        output = octavo("capture", stored, tmp_path / "a", "--prompts", prompts, "--device", "cpu", code=2)
+        assert words in errors(output)[0]
         assert not (tmp_path / "a" / "units").exists()
 
 
 class Texts(d.DiffusionPipeline):
-    """Takes prompts or embeddings, without a denoiser."""
+    """A pipeline without a denoiser that takes prompts or embeddings."""
 
     def __init__(self, vae: d.AutoencoderKL) -> None:
         super().__init__()
@@ -93,10 +93,10 @@ def test_embeddings_stand_for_the_prompt_and_their_rows_for_prompts():
         return call_arguments(pipe, Family("x"), RunSettings(arguments=values), prompts)
 
     for rows, first in ((1, 0.0), (2, 6.0)):
-        found = prompt_arguments(pipe, "b", arguments(rows, ("prompt_embeds", "negative_prompt_embeds")))
-        assert found["prompt"] is None
+        kwargs = prompt_arguments(pipe, "b", arguments(rows, ("prompt_embeds", "negative_prompt_embeds")))
+        assert kwargs["prompt"] is None
         for name in ("prompt_embeds", "negative_prompt_embeds"):
-            assert (found[name].shape, float(found[name].flatten()[0])) == ((1, 3, 2), first)
+            assert (kwargs[name].shape, float(kwargs[name].flatten()[0])) == ((1, 3, 2), first)
     refused(lambda: arguments(3), 2, "prompt_embeds: has 3 rows for 2 prompts. Give one row, or one for each")
     assert prompt_arguments(pipe, "b", arguments(1, ("negative_prompt_embeds",)))["prompt"] == "b"
     assert "gets the same embeddings for all prompts" in str(note_on_prompts(pipe, arguments(1)))
@@ -110,9 +110,9 @@ def test_a_pipeline_without_prompts_says_what_a_line_is_to_it(tmp_path):
     )  # fmt: skip
     d.DDPMPipeline(unet, d.DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
     (tmp_path / "p.txt").write_text("one\ntwo\n")
-    said = octavo(
+    output = octavo(
         "capture", tmp_path / "ddpm", tmp_path / "a", "--prompts", tmp_path / "p.txt", "--steps", 1, "--device", "cpu"
     )
-    assert "DDPMPipeline takes no prompt: each prompt only sets the seed of the noise" in said
+    assert "DDPMPipeline takes no prompt: each prompt only sets the seed of the noise" in output
     first, second = (call.kwargs or call.args for call in Capture.open(tmp_path / "a").calls())
     assert str(first) != str(second)

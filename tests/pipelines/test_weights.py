@@ -1,4 +1,4 @@
-"""Which files of a model's folders are loaded, and what is said where that is not clear."""
+"""Checks which weight files of a model folder are loaded, and that an unclear choice is refused."""
 
 import json
 import shutil
@@ -21,13 +21,13 @@ STEM = "diffusion_pytorch_model"
 
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
-    """A copy to change."""
+    """Copies the tiny model for a test that changes it."""
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
 @pytest.fixture
 def sharded(tiny_model: Path, tmp_path: Path) -> Path:
-    """A copy whose transformer is in several files of the variant fp16."""
+    """Copies the tiny model, with a transformer in several files of the variant fp16."""
     model = shutil.copytree(tiny_model, tmp_path / "sharded")
     transformer = diffusers.SD3Transformer2DModel.from_pretrained(model / "transformer")
     shutil.rmtree(model / "transformer")
@@ -36,7 +36,7 @@ def sharded(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 def same_weights(model: Path, other: Path) -> bool:
-    one, two = (load_pipeline(each).transformer.state_dict() for each in (model, other))
+    one, two = (load_pipeline(directory).transformer.state_dict() for directory in (model, other))
     return all(torch.equal(one[name], two[name]) for name in one)
 
 
@@ -85,9 +85,9 @@ def test_an_index_without_files_in_the_folder_is_refused(sharded, entries):
     refused(lambda: load_pipeline(sharded), 3, "index.fp16.json")
 
 
-def test_of_a_file_and_an_index_the_one_is_checked_that_is_loaded(sharded, tiny_model):
+def test_an_index_wins_over_a_single_file_beside_it(sharded, tiny_model):
     folder = sharded / "transformer"
-    for shard in weights_of(folder).files:  # as without a variant, beside a single file
+    for shard in weights_of(folder).files:  # the same shards without a variant
         shutil.copy(shard, folder / shard.name.replace(".fp16", ""))
     index = (folder / f"{STEM}.safetensors.index.fp16.json").read_text().replace(".fp16", "")
     (folder / f"{STEM}.safetensors.index.json").write_text(index)

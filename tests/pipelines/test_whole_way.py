@@ -1,4 +1,4 @@
-"""Tiny pipelines of many classes, each the whole way from capture to a run in integers."""
+"""Checks that tiny pipelines of many classes can be captured, calibrated and run in integers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Prompt files, whoever wrote them, and the bundled sets."""
+"""Checks how text files of prompts are read or refused, and what the bundled sets hold."""
 
 import os
 import tracemalloc
@@ -18,7 +18,7 @@ def read(path: Path, data: bytes) -> Prompts:
 
 
 def refused_prompts(path: Path, data: bytes | None = None, exit_code: int = 3) -> str:
-    """Returns the message that reading ends with, without the path in front."""
+    """Checks that the prompts are refused with this exit code. Returns the message without the path in front."""
     if data is not None:
         path.write_bytes(data)
     message = refused(lambda: read_prompts(str(path)), exit_code)
@@ -63,18 +63,18 @@ def test_a_byte_order_mark_is_stripped_in_front_only(path: Path) -> None:
 @pytest.mark.parametrize("final", [True, False])
 def test_line_ends_make_no_difference(path: Path, end: str, final: bool) -> None:
     lines = ["an otter", "", "a fox", "ein Fuchs "]
-    found = read(path, (end.join(lines) + (end if final else "")).encode())
-    assert found == Prompts(("an otter", "a fox", "ein Fuchs "), (1, 3, 4), (), found.digest)
-    assert found.digest == read(path, b"an otter\na fox\nein Fuchs ").digest
+    prompts = read(path, (end.join(lines) + (end if final else "")).encode())
+    assert prompts == Prompts(("an otter", "a fox", "ein Fuchs "), (1, 3, 4), (), prompts.digest)
+    assert prompts.digest == read(path, b"an otter\na fox\nein Fuchs ").digest
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=repr)
 def test_line_ends_are_found_where_blocks_meet(path: Path, end: bytes) -> None:
     for size in range((1 << 16) - 3, (1 << 16) + 3):
         first = b"a" * (size - 10) + end + b"b" * 5
-        found = read(path, first + end + b"c" + end)
-        assert found.lines == (1, 2, 3)
-        assert found.texts[1:] == ("bbbbb", "c")
+        prompts = read(path, first + end + b"c" + end)
+        assert prompts.lines == (1, 2, 3)
+        assert prompts.texts[1:] == ("bbbbb", "c")
 
 
 def test_only_line_ends_end_a_line(path: Path) -> None:
@@ -84,14 +84,14 @@ def test_only_line_ends_end_a_line(path: Path) -> None:
 
 
 def test_blank_lines_are_skipped_and_numbers_kept(path: Path) -> None:
-    found = read(path, b"\n\na\n   \nb\n")
-    assert (found.texts, found.lines) == (("a", "b"), (3, 5))
+    prompts = read(path, b"\n\na\n   \nb\n")
+    assert (prompts.texts, prompts.lines) == (("a", "b"), (3, 5))
 
 
 def test_repeated_lines_are_captured_once(path: Path) -> None:
-    found = read(path, b"\na\nb\n" + b"\n" * 5 + b"a\n" + b"a \n")
-    assert (found.texts, found.lines) == (("a", "b", "a "), (2, 3, 10))
-    assert found.warnings == (f"{path}: line 9 repeats line 2; captured once.",)
+    prompts = read(path, b"\na\nb\n" + b"\n" * 5 + b"a\n" + b"a \n")
+    assert (prompts.texts, prompts.lines) == (("a", "b", "a "), (2, 3, 10))
+    assert prompts.warnings == (f"{path}: line 9 repeats line 2; captured once.",)
     many = read(path, b"a\n" * 100)
     assert len(many.warnings) == 21
     assert many.warnings[-1] == f"{path}: 79 more lines repeat earlier ones; captured once."
@@ -103,7 +103,7 @@ def test_bytes_that_are_not_utf8_are_refused(path: Path) -> None:
         refused_prompts(path, "äö".encode() + b"\xff")
         == ": line 1: not UTF-8 (byte 0xff at column 3). Save it as UTF-8."
     )
-    assert "line 1: not UTF-8" in refused_prompts(path, b"\xed\xa0\x80")  # a surrogate
+    assert "line 1: not UTF-8" in refused_prompts(path, b"\xed\xa0\x80")  # the encoding of a surrogate
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
@@ -143,17 +143,17 @@ def test_too_many_prompts_are_refused(path: Path) -> None:
 
 def test_texts_come_back_byte_for_byte(path: Path) -> None:
     texts = ("一只水獭踩滑板", "👩‍🚀🦦", "ثعلب في الثلج", "cafe\u0301", "café", "  spaces  kept ", "A\u200d\u202eB")
-    found = read(path, "\n".join(texts).encode())
-    assert "\n".join(found.texts).encode() == path.read_bytes()
-    assert found.warnings == ()
+    prompts = read(path, "\n".join(texts).encode())
+    assert "\n".join(prompts.texts).encode() == path.read_bytes()
+    assert prompts.warnings == ()
 
 
 @pytest.mark.parametrize(("name", "count"), [("images", 64), ("videos", 32), ("demo", 64), ("demo-heldout", 200)])
 def test_bundled_sets(name: str, count: int) -> None:
     assert name in BUNDLED
-    found = read_prompts(name)
-    assert (len(found.texts), found.warnings, found.lines) == (count, (), tuple(range(1, count + 1)))
-    assert all(text == text.strip() and 20 < len(text) < 200 for text in found.texts)
+    prompts = read_prompts(name)
+    assert (len(prompts.texts), prompts.warnings, prompts.lines) == (count, (), tuple(range(1, count + 1)))
+    assert all(text == text.strip() and 20 < len(text) < 200 for text in prompts.texts)
 
 
 def test_videos_speak_of_motion_and_camera() -> None:

@@ -1,4 +1,4 @@
-"""Prompt sets that are tables: the column or key with the prompts is read, or the file is refused with what to do."""
+"""Checks that the prompts of a table file are found, or that the file is refused with advice."""
 
 import json
 from pathlib import Path
@@ -32,16 +32,16 @@ READ = {
 def test_the_prompts_of_a_table_are_read_with_their_numbers(name, tmp_path):
     text, lines = READ[name]
     (tmp_path / name).write_bytes(text.encode())
-    found = read_prompts(str(tmp_path / name))
-    assert (found.texts, found.lines, found.warnings) == (("a red cube", "a fox"), lines, ())
+    prompts = read_prompts(str(tmp_path / name))
+    assert (prompts.texts, prompts.lines, prompts.warnings) == (("a red cube", "a fox"), lines, ())
 
 
 def test_a_quoted_cell_holds_separators_quotes_and_lines(tmp_path):
     file = tmp_path / "a.csv"
     file.write_text('Prompt,Note\n"a cube, red\nand shiny",x\n"it says ""hi""",y\na fox,"z\nz"\na dog,\n')
-    found = read_prompts(str(file))
-    assert found.texts == ("a cube, red\nand shiny", 'it says "hi"', "a fox", "a dog")
-    assert found.lines == (2, 4, 5, 7)
+    prompts = read_prompts(str(file))
+    assert prompts.texts == ("a cube, red\nand shiny", 'it says "hi"', "a fox", "a dog")
+    assert prompts.lines == (2, 4, 5, 7)
 
 
 def test_quotes_that_are_no_pairs_are_text_in_a_tsv(tmp_path):
@@ -55,17 +55,17 @@ def test_quotes_that_are_no_pairs_are_text_in_a_tsv(tmp_path):
 def test_a_column_called_prompt_is_taken_and_the_other_is_named(tmp_path):
     file = tmp_path / "a.csv"
     file.write_text("caption,prompt\nno,yes\n")
-    found = read_prompts(str(file))
-    assert found.texts == ("yes",)
-    assert found.warnings == (f"{file}: 'prompt' holds the prompts; 'caption' is not read.",)
+    prompts = read_prompts(str(file))
+    assert prompts.texts == ("yes",)
+    assert prompts.warnings == (f"{file}: 'prompt' holds the prompts; 'caption' is not read.",)
 
 
 def test_repeated_entries_and_blank_cells(tmp_path):
     file = tmp_path / "a.json"
     file.write_text(json.dumps(["a", "", "b", "a"]))
-    found = read_prompts(str(file))
-    assert (found.texts, found.lines) == (("a", "b"), (1, 3))
-    assert found.warnings == (f"{file}: entry 4 repeats entry 1; captured once.",)
+    prompts = read_prompts(str(file))
+    assert (prompts.texts, prompts.lines) == (("a", "b"), (1, 3))
+    assert prompts.warnings == (f"{file}: entry 4 repeats entry 1; captured once.",)
 
 
 REFUSED = {

@@ -1,1 +1,2 @@
-"""Tiny models, networks and pipelines, and how they are run and measured. bench/ may import from here."""
+"""Tiny models, networks and pipelines for the tests, and functions that run and measure them. bench/ may import from
+here."""

@@ -8,18 +8,18 @@ import torch
 import transformers as t
 from tokenizers import pre_tokenizers
 
-from .parts import Made
+from .parts import PipelineCase
 from .unet_pipelines import controlnet
 
-_WIDTH = 32  # of the embeddings of texts and pictures
-_VOCABULARY = 514  # each byte alone and as the end of a word, begin and end of a text
+_WIDTH = 32  # width of the embeddings of texts and pictures
+_VOCABULARY = 514  # 256 bytes, 256 bytes that end a word, and the beginning and the end of a text
 _CLIP = {"hidden_size": _WIDTH, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def _tokenizer() -> Any:
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return t.CLIPTokenizer(vocab={word: at for at, word in enumerate(words)}, merges=[], model_max_length=77)
+    return t.CLIPTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[], model_max_length=77)
 
 
 def _text_encoder(kind: Any = t.CLIPTextModelWithProjection, width: int = _WIDTH) -> Any:
@@ -38,7 +38,7 @@ def _image_processor() -> Any:
 
 
 def kandinsky_combined() -> Any:
-    """A prior, an image encoder and a UNet."""
+    """Builds a pipeline with a prior, an image encoder and a UNet."""
     torch.manual_seed(0)
     prior = d.PriorTransformer(2, 12, num_layers=1, embedding_dim=_WIDTH, num_embeddings=77, additional_embeddings=4)
     prior.clip_std.data.fill_(1.0)
@@ -60,8 +60,9 @@ def kandinsky_combined() -> Any:
     )  # fmt: skip
 
 
-def cascade_combined() -> Made:
-    """A prior and a decoder of one class; diffusers saves this pipeline, and does not load it again."""
+def cascade_combined() -> PipelineCase:
+    """Builds a pipeline whose prior and decoder have one class. diffusers saves such a pipeline but does not load
+    it."""
     torch.manual_seed(0)
     counts = ("down_num_layers_per_block", "up_num_layers_per_block")
     repeats = ("down_blocks_repeat_mappers", "up_blocks_repeat_mappers")
@@ -94,7 +95,7 @@ def cascade_combined() -> Made:
 
 
 def whole_controlnet() -> Any:
-    """A UNet and its ControlNet, with text encoder and tokenizer."""
+    """Builds a pipeline with a UNet, its ControlNet, a text encoder and a tokenizer."""
     torch.manual_seed(0)
     cross = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
     unet = d.UNet2DConditionModel(

@@ -1,4 +1,4 @@
-"""Small convolutional networks whose batch norms have statistics, and random geometries of convolutions."""
+"""Small convolutional networks whose batch norms have statistics, and random options of convolutions."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ CHANNELS = 8
 
 @st.composite
 def geometries(draw: Any) -> dict[str, Any]:
-    """Options of an nn.Conv2d of CHANNELS to CHANNELS channels for images of at least 9 x 9."""
+    """Draws the options of an nn.Conv2d with CHANNELS input and output channels, for images of at least 9 x 9."""
     kernel = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
     mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
     same = draw(st.booleans())
@@ -25,7 +25,7 @@ def geometries(draw: Any) -> dict[str, Any]:
 
 
 def with_statistics(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Puts a model in evaluation mode and gives its batch norms statistics such as training might leave."""
+    """Puts a model in evaluation mode and gives its batch norms statistics as training might leave them."""
     generator = torch.Generator().manual_seed(seed)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
@@ -38,7 +38,7 @@ def with_statistics(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 class Residual(nn.Module):
-    """A residual block: conv, bn, relu, conv, bn, and the input added."""
+    """A residual block: convolution, batch norm, ReLU, convolution and batch norm, added to the input."""
 
     def __init__(self, first: dict[str, Any], second: dict[str, Any]) -> None:
         super().__init__()
@@ -55,7 +55,8 @@ class Residual(nn.Module):
 
 
 class Small(nn.Module):
-    """A classifier of pictures (batch, 3, 12, 12) in 4 classes: stem, depthwise and plain convolutions, a linear."""
+    """A classifier of pictures (batch, 3, 12, 12) in 4 classes, with a stem, depthwise and plain convolutions, and a
+    linear."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,12 +73,12 @@ class Small(nn.Module):
 
 
 def small(seed: int = 0) -> Small:
-    """A Small with frozen random weights."""
+    """Returns a Small with frozen random weights."""
     torch.manual_seed(seed)
     return with_statistics(Small(), seed).requires_grad_(False)
 
 
 def pictures(count: int = 6, batch: int = 4, seed: int = 3) -> list[Tensor]:
-    """Random batches of pictures for Small."""
+    """Returns random batches of pictures for Small."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(batch, 3, 12, 12, generator=generator) for _ in range(count)]

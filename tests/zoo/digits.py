@@ -1,4 +1,4 @@
-"""The bundled ResNet on digits: its calls, and the quality of its integers on held-out pictures."""
+"""The bundled ResNet on digits: its pictures, and the quality of its integers on held-out pictures."""
 
 from typing import NamedTuple
 
@@ -16,19 +16,19 @@ from octavo.pipelines.digits.train import inputs_of
 
 
 class Quality(NamedTuple):
-    """Quality of a quantized classifier: share of right answers, share of answers like the float model's, SQNR of the
-    logits in dB."""
+    """Quality of a quantized classifier: its accuracy, the share of answers that agree with the float model, and the
+    SQNR of the logits in dB."""
 
     accuracy: float
     agreement: float
     sqnr: float
 
 
-def quality(exact: Tensor, found: Tensor, labels: Tensor) -> Quality:
-    """Compares logits (n, classes) with the float ones and with the labels."""
+def quality(exact: Tensor, outputs: Tensor, labels: Tensor) -> Quality:
+    """Compares logits (n, classes) with the logits of the float model, `exact`, and with the labels."""
     power = Power()
-    power.add(exact, found)
-    answers = found.argmax(1)
+    power.add(exact, outputs)
+    answers = outputs.argmax(1)
     right, same = (answers == labels).float().mean(), (answers == exact.argmax(1)).float().mean()
     return Quality(float(right), float(same), power.sqnr or float("inf"))
 
@@ -38,7 +38,7 @@ class Digits(NamedTuple):
 
     model: nn.Module
     training: Tensor
-    held: Tensor
+    held_out: Tensor
     labels: Tensor
     exact: Tensor
 
@@ -47,14 +47,14 @@ def bundled() -> Digits:
     """Loads the bundled model and its pictures, and computes the float logits."""
     model, preprocessing = load_classifier(classifier_directory("digits"))
     parts: tuple[Part, Part] = digits()
-    training, held = (inputs_of(part, preprocessing) for part in parts)
+    training, held_out = (inputs_of(part, preprocessing) for part in parts)
     with torch.no_grad():
-        exact = model(held).logits
-    return Digits(model.requires_grad_(False), training, held, torch.from_numpy(parts[1].labels), exact)
+        exact = model(held_out).logits
+    return Digits(model.requires_grad_(False), training, held_out, torch.from_numpy(parts[1].labels), exact)
 
 
 def measured(data: Digits, calls: list[Sample], settings: Settings) -> Quality:
     """Calibrates on these calls and measures the quality of the result."""
     result, model = calibrate_folded(data.model, lambda: calls, settings)
     with torch.no_grad(), quantized(model, result.layers):
-        return quality(data.exact, model(data.held).logits, data.labels)
+        return quality(data.exact, model(data.held_out).logits, data.labels)

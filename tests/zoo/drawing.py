@@ -1,4 +1,4 @@
-"""Pictures drawn by the bundled pipeline, and the SQNR of its denoiser on held-out prompts."""
+"""Pictures that the bundled pipeline draws, and the SQNR of its denoiser on held-out prompts."""
 
 import math
 from typing import Any
@@ -13,18 +13,18 @@ from octavo.pipelines.run import prompt_seed
 
 
 def draw(pipe: Any, prompts: list[str], batch: int = 8) -> list[np.ndarray]:
-    """Draws a (64, 64, 3) uint8 picture of each prompt in 28 steps, from the noise of `octavo capture`."""
-    made: list[np.ndarray] = []
-    for at in range(0, len(prompts), batch):
-        some = prompts[at : at + batch]
+    """Draws a (64, 64, 3) uint8 picture for each prompt in 28 steps, from the noise that `octavo capture` uses."""
+    pictures: list[np.ndarray] = []
+    for start in range(0, len(prompts), batch):
+        some = prompts[start : start + batch]
         noise = [torch.Generator().manual_seed(prompt_seed(text, 0)) for text in some]
         images = pipe(some, generator=noise, num_inference_steps=28, output_type="np").images
-        made += list(np.rint(images * 255).astype(np.uint8))
-    return made
+        pictures += list(np.rint(images * 255).astype(np.uint8))
+    return pictures
 
 
 def held_out_sqnr(pipe: Any, layers: dict[str, QuantizedLayer], prompts: list[str]) -> float:
-    """SQNR in dB of the quantized denoiser over every call of `prompts`."""
+    """Returns the SQNR in dB of the quantized denoiser over all calls of the prompts."""
     signal = noise = 0.0
     for prompt in prompts:
         memory = Memory()

@@ -23,7 +23,7 @@ TO_Q = "transformer_blocks.0.attn.to_q"
 
 
 class Exported(NamedTuple):
-    """An exported checkpoint with the model, the result and the calls it came from."""
+    """An exported checkpoint, with the model, the result and the calls of its calibration."""
 
     folder: Path
     model: nn.Module
@@ -45,22 +45,22 @@ def exported(
 
 
 def load(folder: Path, **options: Any) -> SD3Transformer2DModel:
-    """Loads the checkpoint as diffusers does."""
+    """Loads the checkpoint with diffusers."""
     return SD3Transformer2DModel.from_pretrained(folder, **options)
 
 
 def integer_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
-    """The integer layers of a model, by name."""
+    """Returns the integer layers of a model by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
 
 
 def run(model: nn.Module, calls: list[Call]) -> Tensor:
-    """The outputs of all calls, flattened into one tensor."""
-    return torch.cat([each[0].flatten() for each in outputs(model, calls)])
+    """Returns the outputs of all calls, flattened into one tensor."""
+    return torch.cat([output[0].flatten() for output in outputs(model, calls)])
 
 
 def reconfigured(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the content of config.json, and drops the manifest."""
+    """Changes the content of config.json and deletes the manifest."""
     unlisted(folder)
     path = folder / "config.json"
     config = json.loads(path.read_text())

@@ -1,4 +1,5 @@
-"""Small networks as ONNX graphs, run by onnxruntime and by the evaluator of Ascend's graph."""
+"""Small networks as ONNX graphs, and functions that run graphs with onnxruntime and the evaluator of Ascend's
+graphs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,14 +23,14 @@ from octavo.calibrate.layers.products import sums_in_int32
 from octavo.calibrate.replay.user_data import Sample
 from octavo.calibrate.settings import Settings
 
-OLDER = EXPORTERS[-1:]  # some 50 times as fast for a layer
+OLDER = EXPORTERS[-1:]  # the older exporter traces a layer some 50 times as fast
 NAME = "input.1"
 
 
 class Mixed(nn.Module):
-    """A network from pictures (batch, 3, 12, 12) to numbers (batch, 8) with each kind of layer.
+    """A network with layers of every kind, from pictures (batch, 3, 12, 12) to numbers (batch, 8).
 
-    Some layers are used twice, some on inputs of another rank.
+    Some layers are used twice, and some on inputs with another number of axes.
     """
 
     def __init__(self) -> None:
@@ -60,13 +61,13 @@ def mixed_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
 
 
 def pictures(count: int, seed: int = 0, size: int = 12) -> list[Tensor]:
-    """Random batches of three pictures."""
+    """Returns random batches of three pictures."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(3, 3, size, size, generator=generator) for _ in range(count)]
 
 
 def integers(model: nn.Module, layers: Mapping[str, QuantizedLayer], x: Tensor) -> np.ndarray[Any, Any]:
-    """The output of the model with these integer layers."""
+    """Returns the output of the model with these integer layers."""
     with torch.no_grad(), quantized(model, layers):
         return model(x).numpy()
 
@@ -77,40 +78,40 @@ def older(model: nn.Module, layers: Mapping[str, QuantizedLayer], x: Tensor) -> 
 
 
 def on_runtime(proto: ModelProto, x: Tensor) -> np.ndarray[Any, Any]:
-    """The output of onnxruntime for a graph that onnx accepts."""
+    """Checks a graph with onnx and returns its output in onnxruntime."""
     onnx.checker.check_model(proto, full_check=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    if not sums_in_int32():  # its products of uint8 and int8 saturate in int16 then: it computes the graph in float
+    if not sums_in_int32():  # integer products would saturate in int16 on this CPU, so onnxruntime computes in float
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
 
 
 def on_ascend(proto: ModelProto, x: Tensor) -> np.ndarray[Any, Any]:
-    """The output of the evaluator for a graph that onnx accepts."""
+    """Checks a graph with onnx and returns its output in the evaluator of Ascend's graphs."""
     with ascend_operators():
         onnx.checker.check_model(proto)
     return AscendGraph(proto)(**{proto.graph.input[0].name: x.numpy()})[0]
 
 
 def both(traced: ModelProto, layers: Mapping[str, QuantizedLayer], x: Tensor) -> list[np.ndarray[Any, Any]]:
-    """The outputs of the QDQ graph on onnxruntime and of Ascend's graph on the evaluator."""
+    """Returns the outputs of the QDQ graph in onnxruntime and of Ascend's graph in the evaluator."""
     return [on_runtime(qdq(traced, layers), x), on_ascend(ascend(traced, layers), x)]
 
 
 def step(y: np.ndarray[Any, Any]) -> float:
-    """The size of one of the 255 steps of an output's range."""
+    """Returns the size of one of the 255 steps of an output's range."""
     return float(max(y.max(), 0.0) - min(y.min(), 0.0)) / 255
 
 
 def stored(proto: ModelProto) -> dict[str, np.ndarray[Any, Any]]:
-    """The initializers of a graph, by name."""
-    return {each.name: numpy_helper.to_array(each) for each in proto.graph.initializer}
+    """Returns the initializers of a graph by name."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
 
 
 def by_hand(opset: int = 18, ir_version: int = 10, size: int = 8) -> ModelProto:
-    """A graph of y = x + weight, with `size` float32 weights."""
+    """Builds a graph of y = x + weight, with `size` float32 weights."""
     weight = numpy_helper.from_array(np.arange(size, dtype=np.float32), "weight")
     around = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [size]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Add", ["x", "weight"], ["y"])], "g", around[:1], around[1:], [weight])

@@ -18,11 +18,11 @@ from octavo.pipelines.sd3 import SD3
 
 from .random_sd3 import put_outliers
 
-FEW = {"adaround": 10, "admm": 14, "easy-quant": 6}  # iterations of the weight methods
+FEW = {"adaround": 10, "admm": 14, "easy-quant": 6}  # iterations of each rounding method
 
 
 class Call(NamedTuple):
-    """One call of the transformer, of prompt `unit` at `step`."""
+    """One call of the transformer, for prompt `unit` at `step`."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -31,7 +31,8 @@ class Call(NamedTuple):
 
 
 def hard(seed: int = 0, outliers: int = 2, dtype: torch.dtype = torch.float32) -> SD3Transformer2DModel:
-    """Two blocks of 32 channels, of which `outliers` are 50 times as large before each attention and feed-forward."""
+    """Builds a transformer of two blocks and 32 channels; `outliers` channels before each attention and feed-forward
+    are 50 times as large."""
     torch.manual_seed(seed)
     model = SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16,
@@ -47,9 +48,10 @@ def hard(seed: int = 0, outliers: int = 2, dtype: torch.dtype = torch.float32) -
 def prompts(
     units: int = 8, steps: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32, first: int = 0
 ) -> list[Call]:
-    """Calls of several prompts, each at the noise levels of `steps` steps; `first` numbers the first prompt."""
+    """Returns calls of several prompts, each at the noise levels of `steps` steps. `first` is the number of the first
+    prompt."""
     generator = torch.Generator().manual_seed(seed)
-    made = []
+    calls = []
     for unit in range(first, first + units):
         text, pooled = torch.randn(2, 12, 24, generator=generator), torch.randn(2, 16, generator=generator)
         for step in range(steps):
@@ -58,18 +60,18 @@ def prompts(
             tensors = {"hidden_states": x, "encoder_hidden_states": text, "pooled_projections": pooled}
             kwargs = {name: value.to(dtype) for name, value in tensors.items()}
             kwargs |= {"timestep": torch.full((2,), 1000 * level), "return_dict": False}
-            made.append(Call((), kwargs, unit, step))
-    return made
+            calls.append(Call((), kwargs, unit, step))
+    return calls
 
 
 def calibrated(model: nn.Module, calls: Sequence[Call], ranks: Ranks = ALONE, **settings: Any) -> Result:
-    """Calibrates with the command's settings, but few iterations."""
+    """Calibrates with the settings of the command, but with few iterations."""
     chosen = {"defaults": SD3.keep_float, "groups": SD3.groups, "iterations": FEW, "sqnr_calls": 2} | settings
     return calibrate(model, lambda: calls, Settings(**chosen), ranks=ranks)
 
 
 def sqnr(model: nn.Module, layers: Mapping[str, QuantizedLayer], calls: Sequence[Call]) -> float:
-    """SQNR in dB of the quantized model's output over the calls."""
+    """Returns the SQNR in dB of the quantized model's output over the calls."""
     power = Power()
     exact = outputs(model, calls)
     with quantized(model, layers):
@@ -80,10 +82,10 @@ def sqnr(model: nn.Module, layers: Mapping[str, QuantizedLayer], calls: Sequence
 
 
 def bits(layers: Mapping[str, QuantizedLayer]) -> dict[str, Tensor]:
-    """Every tensor of the layers, by name."""
+    """Returns every tensor of the layers by name."""
     return {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.state_dict().items()}
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two sets of tensors are equal to the bit."""
+    """Returns whether two sets of tensors are equal to the bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

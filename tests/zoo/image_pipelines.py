@@ -5,13 +5,13 @@ from typing import Any
 import diffusers as d
 from PIL import Image
 
-from .parts import Made, autoencoder, built, flow, image, ones, prompts, randn
+from .parts import PipelineCase, autoencoder, built, flow, image, ones, prompts, randn
 
 SIZE = {"height": 16, "width": 16, "num_inference_steps": 2}
 
 
 def guider() -> Any:
-    """Classifier-free guidance, as some pipelines take it as a part."""
+    """Returns the object for classifier-free guidance that some pipelines have as a component."""
     from diffusers.guiders import ClassifierFreeGuidance
 
     return ClassifierFreeGuidance(guidance_scale=3.0)
@@ -31,26 +31,26 @@ SD3_PROMPTS = prompts(1, 7, 64) | {
 }  # fmt: skip
 
 
-def sd35() -> Made:
+def sd35() -> PipelineCase:
     parts = sd3_parts(qk_norm="rms_norm", dual_attention_layers=(0,))
     return built("StableDiffusion3Pipeline", **parts), SD3_PROMPTS | SIZE
 
 
-def sd3_image() -> Made:
+def sd3_image() -> PipelineCase:
     return built("StableDiffusion3Img2ImgPipeline", **sd3_parts()), SD3_PROMPTS | SIZE | {"image": image()}
 
 
-def sd3_inpaint() -> Made:
+def sd3_inpaint() -> PipelineCase:
     arguments = SD3_PROMPTS | SIZE | {"image": image(), "mask_image": ones(1, 1, 16, 16).float()}
     return built("StableDiffusion3InpaintPipeline", **sd3_parts(16)), arguments
 
 
-def sd3_pag() -> Made:
+def sd3_pag() -> PipelineCase:
     pipe = built("StableDiffusion3PAGPipeline", **sd3_parts(), pag_applied_layers=["blocks.0"])
     return pipe, SD3_PROMPTS | SIZE | {"pag_scale": 0.7}
 
 
-def sd3_controlnet() -> Made:
+def sd3_controlnet() -> PipelineCase:
     net = d.SD3ControlNetModel(
         sample_size=8, in_channels=4, out_channels=4, num_layers=1, attention_head_dim=8, num_attention_heads=4,
         joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=16, pos_embed_max_size=8,
@@ -70,15 +70,15 @@ def flux_parts(**config: Any) -> dict[str, Any]:
 FLUX_PROMPTS = {"prompt_embeds": randn(1, 6, 32), "pooled_prompt_embeds": randn(1, 16), "max_sequence_length": 6}
 
 
-def flux_dev() -> Made:
+def flux_dev() -> PipelineCase:
     return built("FluxPipeline", **flux_parts(guidance_embeds=True)), FLUX_PROMPTS | SIZE
 
 
-def flux_image() -> Made:
+def flux_image() -> PipelineCase:
     return built("FluxImg2ImgPipeline", **flux_parts()), FLUX_PROMPTS | SIZE | {"image": image()}
 
 
-def flux_controlnet() -> Made:
+def flux_controlnet() -> PipelineCase:
     net = d.FluxControlNetModel(
         in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=32, pooled_projection_dim=16, axes_dims_rope=[4, 4, 8],
@@ -87,7 +87,7 @@ def flux_controlnet() -> Made:
     return pipe, FLUX_PROMPTS | SIZE | {"control_image": image()}
 
 
-def flux2() -> Made:
+def flux2() -> PipelineCase:
     transformer = d.Flux2Transformer2DModel(
         in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=16, timestep_guidance_channels=32, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
@@ -100,15 +100,15 @@ def flux2() -> Made:
     return pipe, prompts(1, 6, 16) | SIZE
 
 
-def flux2_cached() -> Made:
-    """A pipeline that calls its transformer with a live cache, which no file can hold."""
+def flux2_cached() -> PipelineCase:
+    """Builds a pipeline that passes its transformer a live cache, which no file can hold."""
     pipe, _ = flux2()
     parts = {name: pipe.components[name] for name in ("transformer", "vae", "scheduler")}
     arguments = {"prompt_embeds": randn(1, 6, 16), **SIZE, "image": Image.new("RGB", (64, 64), "teal")}
     return built("Flux2KleinKVPipeline", **parts), arguments
 
 
-def chroma() -> Made:
+def chroma() -> PipelineCase:
     transformer = d.ChromaTransformer2DModel(
         in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=32, axes_dims_rope=(4, 4, 8), approximator_num_channels=8, approximator_hidden_dim=16,
@@ -119,7 +119,7 @@ def chroma() -> Made:
     return pipe, prompts(1, 6, 32, length=6) | masks | SIZE
 
 
-def auraflow() -> Made:
+def auraflow() -> PipelineCase:
     transformer = d.AuraFlowTransformer2DModel(
         sample_size=8, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1, attention_head_dim=8,
         num_attention_heads=4, joint_attention_dim=32, caption_projection_dim=32, pos_embed_max_size=64,
@@ -139,20 +139,20 @@ def pixart_parts(**config: Any) -> dict[str, Any]:
 PIXART = prompts(1, 6, 16, masked=True) | SIZE | {"negative_prompt": None, "use_resolution_binning": False}
 
 
-def pixart_alpha() -> Made:
+def pixart_alpha() -> PipelineCase:
     return built("PixArtAlphaPipeline", **pixart_parts()), PIXART
 
 
-def pixart_sigma() -> Made:
+def pixart_sigma() -> PipelineCase:
     return built("PixArtSigmaPipeline", **pixart_parts()), PIXART
 
 
-def pixart_pag() -> Made:
+def pixart_pag() -> PipelineCase:
     pipe = built("PixArtSigmaPAGPipeline", **pixart_parts(), pag_applied_layers=["blocks.1"])
     return pipe, PIXART | {"pag_scale": 2.0}
 
 
-def hunyuan_dit() -> Made:
+def hunyuan_dit() -> PipelineCase:
     transformer = d.HunyuanDiT2DModel(
         sample_size=8, patch_size=2, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
         hidden_size=16, cross_attention_dim=16, cross_attention_dim_t5=16, pooled_projection_dim=16, text_len=6,
@@ -165,7 +165,7 @@ def hunyuan_dit() -> Made:
     }
 
 
-def qwen_image() -> Made:
+def qwen_image() -> PipelineCase:
     transformer = d.QwenImageTransformer2DModel(
         in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=16, axes_dims_rope=(8, 4, 4),
@@ -179,7 +179,7 @@ def qwen_image() -> Made:
     return pipe, prompts(1, 6, 16) | masks | SIZE | {"true_cfg_scale": 2.0}
 
 
-def cogview4() -> Made:
+def cogview4() -> PipelineCase:
     transformer = d.CogView4Transformer2DModel(
         in_channels=4, out_channels=4, num_layers=2, attention_head_dim=4, num_attention_heads=4, text_embed_dim=32,
         time_embed_dim=8, condition_dim=4, sample_size=8, rope_axes_dim=(8, 8), pos_embed_max_size=8,
@@ -188,7 +188,7 @@ def cogview4() -> Made:
     return pipe, prompts(1, 6, 32) | SIZE
 
 
-def cogview3() -> Made:
+def cogview3() -> PipelineCase:
     transformer = d.CogView3PlusTransformer2DModel(
         in_channels=4, out_channels=4, num_layers=1, attention_head_dim=4, num_attention_heads=2, text_embed_dim=32,
         time_embed_dim=8, condition_dim=2, pos_embed_max_size=8, sample_size=8,
@@ -199,7 +199,7 @@ def cogview3() -> Made:
     return pipe, prompts(1, 6, 32) | SIZE
 
 
-def lumina2() -> Made:
+def lumina2() -> PipelineCase:
     transformer = d.Lumina2Transformer2DModel(
         sample_size=4, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1, num_attention_heads=3,
         num_kv_heads=1, multiple_of=2, ffn_dim_multiplier=2, axes_dim_rope=(4, 2, 2), axes_lens=(128, 128, 128),
@@ -209,7 +209,7 @@ def lumina2() -> Made:
     return pipe, prompts(1, 6, 16, masked=True) | SIZE
 
 
-def z_image() -> Made:
+def z_image() -> PipelineCase:
     transformer = d.ZImageTransformer2DModel(
         in_channels=4, dim=32, n_layers=1, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
         axes_dims=[8, 4, 4], axes_lens=[256, 32, 32],
@@ -218,7 +218,7 @@ def z_image() -> Made:
     return pipe, {"prompt_embeds": [randn(6, 16)], "negative_prompt_embeds": [randn(5, 16)], **SIZE}
 
 
-def ovis() -> Made:
+def ovis() -> PipelineCase:
     transformer = d.OvisImageTransformer2DModel(
         in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=32, axes_dims_rope=(4, 4, 8),
@@ -227,7 +227,7 @@ def ovis() -> Made:
     return pipe, prompts(1, 6, 32) | SIZE | {"negative_prompt": None}
 
 
-def bria() -> Made:
+def bria() -> PipelineCase:
     transformer = d.BriaTransformer2DModel(
         in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=32, axes_dims_rope=[0, 4, 4],
@@ -236,7 +236,7 @@ def bria() -> Made:
     return pipe, prompts(1, 6, 32) | SIZE
 
 
-def krea2() -> Made:
+def krea2() -> PipelineCase:
     transformer = d.Krea2Transformer2DModel(
         in_channels=16, num_layers=1, attention_head_dim=16, num_attention_heads=2, num_key_value_heads=1,
         intermediate_size=32, timestep_embed_dim=32, text_hidden_dim=16, num_text_layers=2, text_num_attention_heads=2,
@@ -252,7 +252,7 @@ def krea2() -> Made:
     return pipe, prompts(1, 6, 2, 16) | masks | SIZE
 
 
-def hidream() -> Made:
+def hidream() -> PipelineCase:
     transformer = d.HiDreamImageTransformer2DModel(
         patch_size=2, in_channels=4, out_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=8,
         num_attention_heads=4, caption_channels=[32, 16], text_emb_dim=64, num_routed_experts=4,
@@ -260,14 +260,14 @@ def hidream() -> Made:
         force_inference_output=True,
     )  # fmt: skip
     pipe = built("HiDreamImagePipeline", transformer=transformer, vae=autoencoder(shift_factor=0.0), scheduler=flow())
-    pipe.default_sample_size = 8  # pictures are brought to its area
+    pipe.default_sample_size = 8  # the pipeline resizes pictures to this area
     embeds = {"prompt_embeds_t5": randn(1, 6, 32), "prompt_embeds_llama3": randn(2, 1, 6, 16)}
     negative = {f"negative_{name}": value * 0.5 for name, value in embeds.items()}
     pooled = {"pooled_prompt_embeds": randn(1, 64), "negative_pooled_prompt_embeds": randn(1, 64) * 0.5}
     return pipe, embeds | negative | pooled | SIZE
 
 
-def hunyuan_image() -> Made:
+def hunyuan_image() -> PipelineCase:
     transformer = d.HunyuanImageTransformer2DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1, num_single_layers=1,
         num_refiner_layers=1, text_embed_dim=16, text_embed_2_dim=16, rope_axes_dim=(4, 4), guidance_embeds=False,
@@ -281,7 +281,7 @@ def hunyuan_image() -> Made:
     return pipe, embeds | {f"{name}_2": value for name, value in embeds.items()} | SIZE
 
 
-def lumina() -> Made:
+def lumina() -> PipelineCase:
     transformer = d.LuminaNextDiT2DModel(
         sample_size=4, in_channels=4, hidden_size=24, num_layers=2, num_attention_heads=3, num_kv_heads=1,
         multiple_of=16, ffn_dim_multiplier=None, cross_attention_dim=16, learn_sigma=True,
@@ -290,7 +290,7 @@ def lumina() -> Made:
     return pipe, prompts(1, 6, 16, masked=True) | SIZE | {"height": 32, "width": 32}
 
 
-def prx() -> Made:
+def prx() -> PipelineCase:
     transformer = d.PRXTransformer2DModel(
         in_channels=4, patch_size=1, context_in_dim=8, hidden_size=16, mlp_ratio=2.0, num_heads=2, depth=2,
         axes_dim=[4, 4],
@@ -300,7 +300,7 @@ def prx() -> Made:
     return pipe, prompts(1, 6, 8) | masks | SIZE | {"use_resolution_binning": False}
 
 
-def dit() -> Made:
+def dit() -> PipelineCase:
     transformer = d.DiTTransformer2DModel(
         sample_size=8, num_layers=2, attention_head_dim=8, num_attention_heads=2, out_channels=8
     )

@@ -1,4 +1,4 @@
-"""Integer layers of every scheme, made by hand, and a small denoiser with a time argument."""
+"""Integer layers of every scheme, built directly, and a small denoiser with a timestep argument."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,12 +20,12 @@ from octavo.calibrate.result import Result
 from .toy import nearest
 
 EDGES = (250.0, 500.0, 750.0)
-SCHEDULE = (1000.0, 800.0, 500.0, 499.5, 300.0, 20.0)  # of a deployment: two steps in one bin
+SCHEDULE = (1000.0, 800.0, 500.0, 499.5, 300.0, 20.0)  # noise levels of a deployment, two of them in one bin
 RANGES = (Range(-4.0, 4.0), Range(-2.0, 3.0), Range(0.0, 2.0), Range(-1.0, 0.5))
 
 
 class TimedToy(nn.Module):
-    """A denoiser that is given the noise level and makes nothing of it."""
+    """A denoiser that takes the noise level but does not use it."""
 
     def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -44,20 +44,20 @@ class TimedToy(nn.Module):
 
 
 def stacked(dtype: torch.dtype) -> QParams:
-    """The parameters of RANGES, stacked as one W8A8_TIMESTEP layer has them."""
-    each = [qparams_of(extent, ACTIVATION, dtype) for extent in RANGES]
-    return QParams(torch.stack([q.scale for q in each]), torch.stack([q.zero_point for q in each]))
+    """Returns the scales and zero points of RANGES, stacked as in one W8A8_TIMESTEP layer."""
+    qparams = [qparams_of(extent, ACTIVATION, dtype) for extent in RANGES]
+    return QParams(torch.stack([q.scale for q in qparams]), torch.stack([q.zero_point for q in qparams]))
 
 
 def static(extent: Range, dtype: torch.dtype) -> StaticInput:
-    """The static input of a range."""
+    """Returns the static input quantization of a range."""
     qparams = qparams_of(extent, ACTIVATION, dtype)
     assert qparams is not None
     return StaticInput(qparams)
 
 
 def input_of(kind: str, dtype: torch.dtype) -> Input:
-    """How the inputs of a layer of this scheme become integers."""
+    """Returns the input quantization of a layer of this scheme."""
     inputs: dict[str, Input] = {
         "W8A8": static(RANGES[0], dtype),
         "W8A8_TIMESTEP": TimestepInput(stacked(dtype), torch.tensor(EDGES)),
@@ -68,17 +68,17 @@ def input_of(kind: str, dtype: torch.dtype) -> Input:
 
 
 def frozen(module: nn.Module, kind: str, **options: Any) -> QuantizedLayer:
-    """A layer of this scheme in the place of a float one."""
+    """Returns an integer layer of this scheme for a float layer."""
     return build(nearest(module.weight, module.bias, input_of(kind, module.weight.dtype), **options), module)
 
 
-def static_of(module: nn.Module, at: int) -> QuantizedLayer:
-    """The W8A8 layer with the range of one bin."""
-    return build(nearest(module.weight, module.bias, static(RANGES[at], module.weight.dtype)), module)
+def static_of(module: nn.Module, index: int) -> QuantizedLayer:
+    """Returns the W8A8 layer with the range of one timestep bin."""
+    return build(nearest(module.weight, module.bias, static(RANGES[index], module.weight.dtype)), module)
 
 
 def layers_of(model: nn.Module, kinds: dict[str, str], **options: Any) -> dict[str, QuantizedLayer]:
-    """The integer layers of a model for these schemes, by name."""
+    """Returns the integer layers of a model for these schemes, by name."""
     return {name: frozen(model.get_submodule(name), kind, **options) for name, kind in kinds.items()}
 
 
@@ -90,19 +90,19 @@ def written(
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """The bytes of every file of a folder but the manifest, by name."""
+    """Returns the bytes of every file of a folder except the manifest, by name."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != MANIFEST}
 
 
 def unlisted(folder: Path) -> None:
-    """Drops the manifest, so that what is behind it can be tried."""
+    """Deletes the manifest, so that the checks behind it can be tested."""
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def changed(
     folder: Path, change: Callable[[dict[str, Tensor]], object], metadata: dict[str, str] | None = None
 ) -> None:
-    """Rewrites the weights file with other tensors, or with more metadata, and drops the manifest."""
+    """Rewrites the weights file with changed tensors or more metadata, and deletes the manifest."""
     unlisted(folder)
     path = next(folder.glob("*.safetensors"))
     with safe_open(path, "pt") as opened:

@@ -14,7 +14,7 @@ CAPTION_CHANNELS = 16
 
 
 def tiny_transformer(seed: int = 0, **config: Any) -> STDiT3:
-    """An STDiT3 of a few thousand parameters in which no layer is silent and no table small."""
+    """Builds an STDiT3 of a few thousand parameters. No parameter is all zeros, so every layer affects the output."""
     torch.manual_seed(seed)
     defaults = {"hidden_size": 32, "depth": 2, "num_heads": 4, "caption_channels": CAPTION_CHANNELS}
     model = STDiT3(**{**defaults, "model_max_length": CAPTION_LENGTH, **config}).eval()
@@ -30,7 +30,7 @@ def tiny_transformer(seed: int = 0, **config: Any) -> STDiT3:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of letters and common signs that ends a text with "</s>", as T5's does."""
+    """Returns a tokenizer of letters and common signs that ends a text with "</s>", as T5's does."""
     signs = ["<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyz0123456789.,:;-' "]
     tokenizer = Tokenizer(models.WordLevel({sign: i for i, sign in enumerate(signs)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -42,7 +42,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_text_encoder(seed: int = 1) -> T5EncoderModel:
-    """A T5 encoder of one layer, for tokens of `tiny_tokenizer`."""
+    """Builds a T5 encoder of one layer, for the tokens of `tiny_tokenizer`."""
     torch.manual_seed(seed)
     config = T5Config(
         vocab_size=64,
@@ -57,7 +57,7 @@ def tiny_text_encoder(seed: int = 1) -> T5EncoderModel:
 
 
 def tiny_vae(seed: int = 2) -> AutoencoderKL:
-    """A 2-D autoencoder of four latent channels and a factor of 8."""
+    """Builds a 2-D autoencoder with four latent channels and a spatial factor of 8."""
     torch.manual_seed(seed)
     blocks = 4
     return AutoencoderKL(
@@ -70,7 +70,7 @@ def tiny_vae(seed: int = 2) -> AutoencoderKL:
 
 
 def tiny_pipeline(vae: bool = False, dtype: torch.dtype = torch.float32, **config: Any) -> OpenSoraPipeline:
-    """The whole pipeline; call it with SMALL to stay under a second."""
+    """Builds the whole pipeline. A call with SMALL takes less than a second."""
     pipe = OpenSoraPipeline(
         transformer=tiny_transformer(**config).to(dtype),
         scheduler=RFlowScheduler(),
@@ -82,7 +82,7 @@ def tiny_pipeline(vae: bool = False, dtype: torch.dtype = torch.float32, **confi
     return pipe
 
 
-# Five latent frames of 5x6 positions: an odd height, padded to whole patches.
+# Arguments for five latent frames of 5x6 positions. The odd height is padded to whole patches.
 SMALL: dict[str, Any] = {
     "height": 40,
     "width": 50,

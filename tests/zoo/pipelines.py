@@ -1,6 +1,6 @@
-"""Tiny diffusers pipelines with random weights, made by code: name -> (pipeline, arguments of a call).
+"""Tiny diffusers pipelines with random weights, by name. Each function returns a pipeline and the arguments of a call.
 
-Text encoders are left out where the pipeline takes embeddings instead; nothing is downloaded.
+Pipelines that take embeddings have no text encoders. Nothing is downloaded.
 """
 
 import inspect
@@ -31,7 +31,7 @@ from diffusers import (
 )
 
 from .image_pipelines import IMAGES
-from .parts import Made, autoencoder, randn
+from .parts import PipelineCase, autoencoder, randn
 from .unet_pipelines import UNETS
 from .video_pipelines import VIDEOS
 
@@ -41,7 +41,7 @@ def _seeded(pipe: Any) -> Any:
     return pipe
 
 
-def sd3() -> Made:
+def sd3() -> PipelineCase:
     transformer = SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
         num_attention_heads=4, joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=16,
@@ -58,7 +58,7 @@ def sd3() -> Made:
     return _seeded(pipe), dict(**embeds, height=16, width=16, num_inference_steps=3)
 
 
-def flux() -> Made:
+def flux() -> PipelineCase:
     transformer = FluxTransformer2DModel(
         patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16,
         num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=16, axes_dims_rope=(4, 4, 8),
@@ -79,7 +79,7 @@ def _wan_transformer() -> WanTransformer3DModel:
     )  # fmt: skip
 
 
-def wan22() -> Made:
+def wan22() -> PipelineCase:
     vae = AutoencoderKLWan(
         base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
     )
@@ -92,7 +92,7 @@ def wan22() -> Made:
     return _seeded(pipe), dict(**embeds, height=16, width=16, num_frames=5, num_inference_steps=4, output_type="latent")
 
 
-def cogvideox() -> Made:
+def cogvideox() -> PipelineCase:
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2,
         text_embed_dim=32, num_layers=1, sample_width=4, sample_height=4, sample_frames=9, patch_size=2,
@@ -111,7 +111,7 @@ def cogvideox() -> Made:
     return _seeded(pipe), dict(**embeds, **size, num_inference_steps=2, output_type="latent")
 
 
-def sana() -> Made:
+def sana() -> PipelineCase:
     transformer = SanaTransformer2DModel(
         patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2, attention_head_dim=4,
         num_cross_attention_heads=2, cross_attention_head_dim=4, cross_attention_dim=8, caption_channels=8,
@@ -136,7 +136,7 @@ def sana() -> Made:
     return _seeded(pipe), dict(**embeds, **size, num_inference_steps=2, output_type="latent")
 
 
-def sdxl() -> Made:
+def sdxl() -> PipelineCase:
     unet = UNet2DConditionModel(
         block_out_channels=(4, 8), layers_per_block=1, sample_size=8, in_channels=4, out_channels=4, norm_num_groups=2,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -156,15 +156,15 @@ def sdxl() -> Made:
 
 
 class InPlaceScheduler(FlowMatchEulerDiscreteScheduler):
-    """A scheduler that writes the next latents into the latents it was given."""
+    """A scheduler that writes the next latents into the latents that it receives."""
 
     def step(self, model_output: Any, timestep: Any, sample: torch.Tensor, **kwargs: Any) -> Any:
-        made = super().step(model_output, timestep, sample, **kwargs)
-        sample.copy_(made[0])
+        output = super().step(model_output, timestep, sample, **kwargs)
+        sample.copy_(output[0])
         return (sample,)
 
 
-def writes_into_its_input() -> Made:
+def writes_into_its_input() -> PipelineCase:
     pipe, arguments = sd3()
     pipe.scheduler = InPlaceScheduler()
     for name in ("negative_prompt_embeds", "negative_pooled_prompt_embeds"):
@@ -186,8 +186,8 @@ TINY = {
 ZOO = TINY | IMAGES | UNETS | VIDEOS
 
 
-def make(name: str) -> Made:
-    """Makes a tiny pipeline in evaluation mode, and the arguments of a call.
+def make(name: str) -> PipelineCase:
+    """Builds a tiny pipeline in evaluation mode, and returns it with the arguments of a call.
 
     The weights are the same each time, and no matrix is all zeros.
     """
@@ -203,14 +203,14 @@ def make(name: str) -> Made:
 
 
 def run(pipe: Any, arguments: dict[str, Any]) -> torch.Tensor:
-    """Calls a pipeline with a fixed seed and returns its first output as a tensor, latents where it gives them."""
+    """Calls a pipeline with a fixed seed and returns its first output as a tensor, as latents if the pipeline can."""
     parameters = inspect.signature(type(pipe).__call__).parameters
-    asked = {"output_type": "latent"} if "output_type" in parameters else {}
+    options = {"output_type": "latent"} if "output_type" in parameters else {}
     seed = {"generator": torch.Generator().manual_seed(0)}
-    torch.manual_seed(0)  # some draw from it too
-    made = pipe(**asked | arguments | seed, return_dict=False)[0]
-    while isinstance(made, (list, tuple)) and len(made) == 1:
-        made = made[0]
-    if isinstance(made, (list, tuple)):
-        return torch.stack([torch.as_tensor(np.asarray(each)) for each in made])
-    return torch.as_tensor(np.asarray(made) if not isinstance(made, torch.Tensor) else made)
+    torch.manual_seed(0)  # some pipelines draw from the global generator too
+    output = pipe(**options | arguments | seed, return_dict=False)[0]
+    while isinstance(output, (list, tuple)) and len(output) == 1:
+        output = output[0]
+    if isinstance(output, (list, tuple)):
+        return torch.stack([torch.as_tensor(np.asarray(item)) for item in output])
+    return torch.as_tensor(np.asarray(output) if not isinstance(output, torch.Tensor) else output)

@@ -23,7 +23,8 @@ class Call(NamedTuple):
 
 
 def random_sd3(seed: int, modulation: float = 1.0, heads: int = 8, head: int = 32) -> SD3Transformer2DModel:
-    """Four layers of default initialisation; `modulation` multiplies the adaLN modulation's weights and biases."""
+    """Builds a transformer of four blocks with default initialisation; `modulation` multiplies the weights and biases
+    of the adaLN modulations."""
     torch.manual_seed(seed)
     width = heads * head
     model = SD3Transformer2DModel(
@@ -40,10 +41,10 @@ def random_sd3(seed: int, modulation: float = 1.0, heads: int = 8, head: int = 3
 
 
 def random_calls(count: int, seed: int, batch: int = 2, tokens: int = 77) -> list[Call]:
-    """Calls of `random_sd3` at 32x32 latents, each of a prompt and a noise level of its own.
+    """Returns calls of `random_sd3` at 32x32 latents, each with a prompt and a noise level of its own.
 
-    As in a rectified flow the latents are (1 - sigma) * clean + sigma * noise; what is clean, and the text, differ in
-    scale from prompt to prompt.
+    As in a rectified flow, the latents are (1 - sigma) * clean + sigma * noise. The clean latents and the text
+    embeddings differ in scale from prompt to prompt.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -51,8 +52,8 @@ def random_calls(count: int, seed: int, batch: int = 2, tokens: int = 77) -> lis
         return torch.randn(*shape, generator=generator)
 
     calls = []
-    for at in range(count):
-        sigma = 1 - at / count
+    for index in range(count):
+        sigma = 1 - index / count
         clean, text = (float(torch.exp(0.5 * normal(1))) for _ in range(2))
         kwargs = {
             "hidden_states": (1 - sigma) * clean * normal(batch, 16, 32, 32) + sigma * normal(batch, 16, 32, 32),
@@ -66,9 +67,10 @@ def random_calls(count: int, seed: int, batch: int = 2, tokens: int = 77) -> lis
 
 
 def put_outliers(model: nn.Module, seed: int, channels: int = CHANNELS, factor: float = FACTOR) -> None:
-    """Multiplies `channels` of the input of each attention and feed-forward by `factor`; the function stays.
+    """Multiplies `channels` input channels of each attention and feed-forward by `factor`, without changing the model's
+    output.
 
-    The model is an SD3Transformer2DModel; the weights behind are divided.
+    The model is an SD3Transformer2DModel. The weights that read these channels are divided by `factor`.
     """
     generator = torch.Generator().manual_seed(seed)
     folds: list[tuple[Group, torch.Tensor]] = []
@@ -79,5 +81,5 @@ def put_outliers(model: nn.Module, seed: int, channels: int = CHANNELS, factor: 
     fold(model, folds)
 
 
-def _behind_norms(found: Sequence[Group]) -> list[Group]:
-    return [group for group in found if any(each.plus_one for each in group.folds)]
+def _behind_norms(candidates: Sequence[Group]) -> list[Group]:
+    return [group for group in candidates if any(target.plus_one for target in group.folds)]

@@ -1,19 +1,19 @@
-"""ResNet-18 and ResNet-50 in plain torch: He et al., Deep residual learning for image recognition, 2015.
+"""ResNet-18 and ResNet-50 in plain torch (He et al., Deep residual learning for image recognition, 2015).
 
-The strides of a bottleneck are in its 3 x 3 convolution, as in torchvision's.
+In a bottleneck the 3 x 3 convolution has the stride, as in torchvision.
 """
 
 from torch import Tensor, nn
 
 
 def conv_norm(inputs: int, outputs: int, size: int, stride: int = 1) -> list[nn.Module]:
-    """A convolution that keeps the size but for its stride, and its batch norm."""
+    """Returns a convolution, which divides the size by its stride alone, and a batch norm."""
     conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
     return [conv, nn.BatchNorm2d(outputs)]
 
 
 class Block(nn.Module):
-    """Two 3 x 3 convolutions, or a bottleneck of 1 x 1, 3 x 3 and 1 x 1, and the input added."""
+    """Two 3 x 3 convolutions, or a bottleneck of 1 x 1, 3 x 3 and 1 x 1, added to the input."""
 
     def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A classifier of pictures (batch, 3, height, width); returns logits (batch, classes)."""
+    """A classifier of pictures (batch, 3, height, width). Returns logits (batch, classes)."""
 
     def __init__(self, depths: tuple[int, ...], bottleneck: bool, width: int = 64, classes: int = 1000) -> None:
         super().__init__()
@@ -38,8 +38,8 @@ class ResNet(nn.Module):
         blocks: list[nn.Module] = []
         inputs = width
         for stage, depth in enumerate(depths):
-            for at in range(depth):
-                blocks.append(Block(inputs, width << stage, 2 if stage and not at else 1, bottleneck))
+            for index in range(depth):
+                blocks.append(Block(inputs, width << stage, 2 if stage and not index else 1, bottleneck))
                 inputs = (width << stage) * (4 if bottleneck else 1)
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(inputs, classes)
@@ -49,10 +49,10 @@ class ResNet(nn.Module):
 
 
 def resnet18(**options: int) -> ResNet:
-    """ResNet-18, 11.7 million parameters."""
+    """Builds ResNet-18, with 11.7 million parameters."""
     return ResNet((2, 2, 2, 2), False, **options)
 
 
 def resnet50(**options: int) -> ResNet:
-    """ResNet-50, 25.6 million parameters."""
+    """Builds ResNet-50, with 25.6 million parameters."""
     return ResNet((3, 4, 6, 3), True, **options)

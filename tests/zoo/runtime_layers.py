@@ -1,4 +1,4 @@
-"""Reference layers of every scheme for the tests of the runtime, and how close an output has to be to theirs."""
+"""Reference layers of every scheme for the tests of the runtime, and a check that an output is close to theirs."""
 
 import torch
 from torch import Tensor, nn
@@ -11,21 +11,22 @@ from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, qparams_o
 from .toy import nearest
 
 SCHEMES = ("W8A8", "W8A8_DYNAMIC", "W8A8_TIMESTEP", "W8A16")
-EXTENTS = (Range(-2.0, 3.0), Range(0.0, 1.0), Range(-5.0, 0.0))  # zero points between the ends, and at both of them
+# Ranges whose zero points are inside the codes, at their lower end and at their upper end.
+EXTENTS = (Range(-2.0, 3.0), Range(0.0, 1.0), Range(-5.0, 0.0))
 
 
 def input_of(scheme: str, dtype: torch.dtype = torch.float32, extents=EXTENTS) -> Input:
-    """How the inputs of a layer of this scheme become codes."""
+    """Returns the input quantization of a layer of this scheme."""
     if not INPUTS[scheme].ranged:
         return INPUTS[scheme]()
-    found = [qparams_of(extent, ACTIVATION, dtype) for extent in extents]
+    qparams = [qparams_of(extent, ACTIVATION, dtype) for extent in extents]
     if scheme == "W8A8":
-        return StaticInput(found[0])
-    return TimestepInput(QParams(*map(torch.stack, zip(*found, strict=True))), torch.tensor([300.0, 700.0]))
+        return StaticInput(qparams[0])
+    return TimestepInput(QParams(*map(torch.stack, zip(*qparams, strict=True))), torch.tensor([300.0, 700.0]))
 
 
 def frozen(module: nn.Module, scheme: str, smoothed: bool = False, extents=EXTENTS) -> QuantizedLayer:
-    """The reference layer of `module`; for W8A8_TIMESTEP it is set to noise level 500."""
+    """Returns the reference layer of `module`. A layer of W8A8_TIMESTEP is set to noise level 500."""
     scale = torch.rand(module.weight.shape[1]) + 0.5 if smoothed else None
     input = input_of(scheme, module.weight.dtype, extents)
     layer = build(nearest(module.weight, module.bias, input, multiplier=scale), module)
@@ -34,14 +35,15 @@ def frozen(module: nn.Module, scheme: str, smoothed: bool = False, extents=EXTEN
 
 
 def near(layer: QuantizedLayer, y: Tensor, wanted: Tensor) -> bool:
-    """Whether each output is the reference's up to one rounding of its dtype.
+    """Returns whether each output equals the reference up to one rounding of its dtype.
 
-    Where the output is near zero because its sum nearly cancels the bias, the rounding is that of float32 at the bias.
+    Where the sum nearly cancels the bias and the output is near zero, one rounding of float32 at the bias is allowed
+    too.
     """
     assert (y.dtype, y.shape) == (wanted.dtype, wanted.shape)
     bias = torch.zeros(1) if layer.bias is None else layer.bias.detach()
     if isinstance(layer, QuantizedConv2d):
         bias = bias.view(-1, 1, 1)
-    eps = torch.finfo(wanted.dtype).eps  # one rounding, from one neighbour to the next
+    eps = torch.finfo(wanted.dtype).eps  # the relative distance of two neighbouring numbers
     allowed = eps * (1 + (wanted.dtype == torch.float32)) * wanted.double().abs() + 2.0**-22 * bias.double().abs()
     return bool(((y.double() - wanted.double()).abs() <= allowed + torch.finfo(wanted.dtype).tiny).all())

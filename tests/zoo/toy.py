@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def nearest(
     weight: Tensor, bias: Tensor | None, input: Input, *, multiplier: Tensor | None = None, **more: Tensor | None
 ) -> Numbers | str:
-    """The numbers of a layer whose weight is rounded to the nearest, or the reason why there are none."""
+    """Returns the Numbers of a layer whose weight is rounded to nearest, or the reason why it has none."""
     rounded = round_to_nearest(weight)
     assert rounded is not None
     return numbers_of(rounded, bias, input, weight.dtype, None if multiplier is None else Multiply(multiplier), **more)
@@ -33,7 +33,7 @@ class Call(NamedTuple):
 
 
 class Block(nn.Module):
-    """Two linears around a SiLU, and the input added."""
+    """Two linears with a SiLU between them, added to the input."""
 
     def __init__(self, width: int, bias: bool = True) -> None:
         super().__init__()
@@ -41,11 +41,11 @@ class Block(nn.Module):
         self.down = nn.Linear(2 * width, width, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(input=nn.functional.silu(self.up(x)))  # one by keyword, as AnimateDiff calls them
+        return x + self.down(input=nn.functional.silu(self.up(x)))  # input by keyword, as in AnimateDiff
 
 
 class Toy(nn.Module):
-    """A transformer in small: a patch convolution, two blocks, an output layer, and a layer that never runs."""
+    """A small transformer: a patch convolution, two blocks, an output layer, and a layer that never runs."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
@@ -63,20 +63,20 @@ class Toy(nn.Module):
 
 
 def toy(width: int = 16, dtype: torch.dtype = torch.float32, seed: int = 0) -> Toy:
-    """A Toy with random weights."""
+    """Returns a Toy with random weights."""
     torch.manual_seed(seed)
     return Toy(width).to(dtype).eval()
 
 
 def calls(count: int = 3, dtype: torch.dtype = torch.float32, batch: int = 2) -> list[Call]:
-    """Random calls of a Toy, one a step."""
+    """Returns random calls of a Toy, one for each step."""
     generator = torch.Generator().manual_seed(7)
     return [
-        Call((torch.randn(batch, 3, 4, 5, generator=generator).to(dtype),), {"scale": 1.0 + at, "extra": None}, at)
-        for at in range(count)
+        Call((torch.randn(batch, 3, 4, 5, generator=generator).to(dtype),), {"scale": 1.0 + step, "extra": None}, step)
+        for step in range(count)
     ]
 
 
-def given(samples: list[Call]) -> Callable[[], list[Call]]:
-    """A source of calls, as calibrate wants it."""
+def source_of(samples: list[Call]) -> Callable[[], list[Call]]:
+    """Returns a function that returns the calls, the form that calibrate takes."""
     return lambda: samples

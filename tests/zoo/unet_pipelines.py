@@ -1,11 +1,11 @@
-"""Tiny pipelines whose denoiser is a UNet, or a prior before one."""
+"""Tiny pipelines whose denoiser is a UNet, with random weights."""
 
 from typing import Any
 
 import diffusers as d
 import torch
 
-from .parts import Made, autoencoder, built, image, prompts, randn
+from .parts import PipelineCase, autoencoder, built, image, prompts, randn
 
 SIZE = {"height": 16, "width": 16, "num_inference_steps": 2}
 CROSS, PLAIN = ("DownBlock2D", "CrossAttnDownBlock2D"), ("CrossAttnUpBlock2D", "UpBlock2D")
@@ -26,21 +26,21 @@ def sd_parts(channels: int = 4, **config: Any) -> dict[str, Any]:
 SD = prompts(1, 7, 16) | SIZE
 
 
-def sd15() -> Made:
+def sd15() -> PipelineCase:
     return built("StableDiffusionPipeline", **sd_parts()), SD
 
 
-def sd_image() -> Made:
+def sd_image() -> PipelineCase:
     arguments = prompts(1, 7, 16) | {"image": image(), "num_inference_steps": 3}
     return built("StableDiffusionImg2ImgPipeline", **sd_parts()), arguments
 
 
-def sd_inpaint() -> Made:
+def sd_inpaint() -> PipelineCase:
     pictures = {"image": image(), "mask_image": torch.ones(1, 1, 16, 16)}
     return built("StableDiffusionInpaintPipeline", **sd_parts(9)), SD | pictures
 
 
-def sd_pag() -> Made:
+def sd_pag() -> PipelineCase:
     return built("StableDiffusionPAGPipeline", **sd_parts(), pag_applied_layers=["mid"]), SD | {"pag_scale": 3.0}
 
 
@@ -51,40 +51,40 @@ def controlnet(**config: Any) -> Any:
     )  # fmt: skip
     with torch.no_grad():
         for part in (*net.controlnet_down_blocks, net.controlnet_mid_block):
-            part.weight.normal_(std=0.1)  # zero as they are made
+            part.weight.normal_(std=0.1)  # diffusers initializes these weights to zero
     return net
 
 
-def sd_controlnet() -> Made:
+def sd_controlnet() -> PipelineCase:
     pipe = built("StableDiffusionControlNetPipeline", **sd_parts(), controlnet=controlnet())
     return pipe, prompts(1, 7, 16) | {"image": image(), "num_inference_steps": 2}
 
 
-def sd_adapter() -> Made:
+def sd_adapter() -> PipelineCase:
     adapter = d.T2IAdapter(in_channels=3, channels=[4, 8], num_res_blocks=1, downscale_factor=2)
     parts = sd_parts(down_block_types=CROSS[::-1], up_block_types=PLAIN[::-1])
     pipe = built("StableDiffusionAdapterPipeline", **parts, adapter=adapter)
     return pipe, SD | {"image": image()}
 
 
-def lcm() -> Made:
+def lcm() -> PipelineCase:
     parts = sd_parts(time_cond_proj_dim=8) | {"scheduler": d.LCMScheduler()}
     arguments = {name: value for name, value in SD.items() if name != "negative_prompt_embeds"}
     return built("LatentConsistencyModelPipeline", **parts), arguments
 
 
 def sdxl_parts() -> dict[str, Any]:
-    found = unet(
+    model = unet(
         use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
         transformer_layers_per_block=(1, 1), projection_class_embeddings_input_dim=80,
     )  # fmt: skip
-    return dict(unet=found, vae=autoencoder(), scheduler=d.EulerDiscreteScheduler(), add_watermarker=False)
+    return dict(unet=model, vae=autoencoder(), scheduler=d.EulerDiscreteScheduler(), add_watermarker=False)
 
 
 POOLED = {"pooled_prompt_embeds": randn(1, 32), "negative_pooled_prompt_embeds": randn(1, 32) * 0.5}
 
 
-def sdxl_controlnet() -> Made:
+def sdxl_controlnet() -> PipelineCase:
     net = controlnet(
         use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
         transformer_layers_per_block=(1, 1), projection_class_embeddings_input_dim=80,
@@ -93,12 +93,12 @@ def sdxl_controlnet() -> Made:
     return pipe, prompts(1, 7, 16) | POOLED | {"image": image(), "num_inference_steps": 2}
 
 
-def sdxl_pag() -> Made:
+def sdxl_pag() -> PipelineCase:
     pipe = built("StableDiffusionXLPAGPipeline", **sdxl_parts(), pag_applied_layers=["mid"])
     return pipe, SD | POOLED | {"pag_scale": 3.0}
 
 
-def ddpm() -> Made:
+def ddpm() -> PipelineCase:
     model = d.UNet2DModel(
         sample_size=8, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, attention_head_dim=2,
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
@@ -107,7 +107,7 @@ def ddpm() -> Made:
     return pipe, {"num_inference_steps": 2, "output_type": "np"}
 
 
-def animatediff() -> Made:
+def animatediff() -> PipelineCase:
     adapter = d.MotionAdapter(
         block_out_channels=(4, 8), motion_layers_per_block=1, motion_norm_num_groups=2, motion_num_attention_heads=2
     )
@@ -116,7 +116,7 @@ def animatediff() -> Made:
     return pipe, SD | {"num_frames": 4}
 
 
-def text_to_video() -> Made:
+def text_to_video() -> PipelineCase:
     model = d.UNet3DConditionModel(
         block_out_channels=(4, 8), layers_per_block=1, sample_size=8, norm_num_groups=2, cross_attention_dim=16,
         attention_head_dim=2, down_block_types=("DownBlock3D", "CrossAttnDownBlock3D"),
@@ -126,7 +126,7 @@ def text_to_video() -> Made:
     return pipe, SD | {"num_frames": 2}
 
 
-def kandinsky22() -> Made:
+def kandinsky22() -> PipelineCase:
     model = d.UNet2DConditionModel(
         block_out_channels=(4, 8), layers_per_block=1, sample_size=8, in_channels=4, out_channels=8,
         norm_num_groups=2, addition_embed_type="image", encoder_hid_dim=8, encoder_hid_dim_type="image_proj",
@@ -144,7 +144,7 @@ def kandinsky22() -> Made:
     return pipe, embeds | {"height": 64, "width": 64, "num_inference_steps": 2}
 
 
-def kandinsky3() -> Made:
+def kandinsky3() -> PipelineCase:
     model = d.Kandinsky3UNet(
         time_embedding_dim=4, groups=2, attention_head_dim=4, layers_per_block=3, block_out_channels=(8, 16),
         cross_attention_dim=4, encoder_hid_dim=16,
@@ -158,7 +158,7 @@ def kandinsky3() -> Made:
     return pipe, prompts(1, 7, 16) | masks | {"height": 64, "width": 64, "num_inference_steps": 2}
 
 
-def cascade() -> Made:
+def cascade() -> PipelineCase:
     decoder = d.StableCascadeUNet(
         in_channels=4, out_channels=4, conditioning_dim=16, block_out_channels=(8, 16), num_attention_heads=(-1, 2),
         down_num_layers_per_block=(1, 1), up_num_layers_per_block=(1, 1), effnet_in_channels=4, patch_size=1,
@@ -178,7 +178,7 @@ def cascade() -> Made:
     }  # fmt: skip
 
 
-def video_diffusion() -> Made:
+def video_diffusion() -> PipelineCase:
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
     model = d.UNetSpatioTemporalConditionModel(

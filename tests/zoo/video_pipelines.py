@@ -1,4 +1,4 @@
-"""Tiny pipelines that make videos or sound."""
+"""Tiny pipelines that make videos, with random weights."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import diffusers as d
 import torch
 
 from .image_pipelines import guider
-from .parts import Made, autoencoder, built, flow, image, ones, prompts, randn, wan_vae
+from .parts import PipelineCase, autoencoder, built, flow, image, ones, prompts, randn, wan_vae
 
 SIZE = {"height": 16, "width": 16, "num_frames": 5, "num_inference_steps": 2}
 WAN = dict(
@@ -19,26 +19,26 @@ def wan_parts(model: Any, **config: Any) -> dict[str, Any]:
     return dict(transformer=model(**WAN | config), vae=wan_vae(), scheduler=d.UniPCMultistepScheduler(flow_shift=3.0))
 
 
-def wan21() -> Made:
+def wan21() -> PipelineCase:
     return built("WanPipeline", **wan_parts(d.WanTransformer3DModel, in_channels=16)), prompts(1, 8, 32) | SIZE
 
 
-def wan_image() -> Made:
+def wan_image() -> PipelineCase:
     parts = wan_parts(d.WanTransformer3DModel, in_channels=36)
     return built("WanImageToVideoPipeline", **parts), prompts(1, 8, 32) | SIZE | {"image": image()}
 
 
-def wan_vace() -> Made:
+def wan_vace() -> PipelineCase:
     parts = wan_parts(d.WanVACETransformer3DModel, in_channels=16, vace_layers=[0], vace_in_channels=96)
     return built("WanVACEPipeline", **parts), prompts(1, 8, 32) | SIZE
 
 
-def skyreels() -> Made:
+def skyreels() -> PipelineCase:
     parts = wan_parts(d.SkyReelsV2Transformer3DModel, in_channels=16)
     return built("SkyReelsV2Pipeline", **parts), prompts(1, 8, 32) | SIZE
 
 
-def hunyuan_video() -> Made:
+def hunyuan_video() -> PipelineCase:
     transformer = d.HunyuanVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1, num_single_layers=1,
         num_refiner_layers=1, patch_size=1, patch_size_t=1, text_embed_dim=16, pooled_projection_dim=8,
@@ -57,7 +57,7 @@ def hunyuan_video() -> Made:
     return pipe, embeds | SIZE
 
 
-def hunyuan_video15() -> Made:
+def hunyuan_video15() -> PipelineCase:
     transformer = d.HunyuanVideo15Transformer3DModel(
         in_channels=9, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=2, num_refiner_layers=1,
         patch_size=1, patch_size_t=1, text_embed_dim=16, text_embed_2_dim=8, image_embed_dim=12,
@@ -74,7 +74,7 @@ def hunyuan_video15() -> Made:
     return pipe, embeds | {f"{name}_2": value for name, value in second.items()} | SIZE
 
 
-def ltx() -> Made:
+def ltx() -> PipelineCase:
     transformer = d.LTXVideoTransformer3DModel(
         in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32,
         num_layers=1, caption_channels=16,
@@ -89,7 +89,7 @@ def ltx() -> Made:
     return pipe, prompts(1, 6, 16, masked=True) | SIZE | {"height": 32, "width": 32, "num_frames": 9}
 
 
-def mochi() -> Made:
+def mochi() -> PipelineCase:
     transformer = d.MochiTransformer3DModel(
         patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16,
         in_channels=12, text_embed_dim=32, time_embed_dim=4, max_sequence_length=16,
@@ -102,7 +102,7 @@ def mochi() -> Made:
     return pipe, prompts(1, 6, 32, masked=True) | SIZE
 
 
-def latte() -> Made:
+def latte() -> PipelineCase:
     transformer = d.LatteTransformer3DModel(
         sample_size=8, num_layers=1, patch_size=2, attention_head_dim=8, num_attention_heads=3, caption_channels=32,
         in_channels=4, cross_attention_dim=24, out_channels=8, attention_bias=True, activation_fn="gelu-approximate",
@@ -114,7 +114,7 @@ def latte() -> Made:
     return pipe, prompts(1, 6, 32) | size | {"negative_prompt": None, "clean_caption": False, "mask_feature": False}
 
 
-def allegro() -> Made:
+def allegro() -> PipelineCase:
     transformer = d.AllegroTransformer3DModel(
         num_attention_heads=2, attention_head_dim=12, num_layers=2, cross_attention_dim=24, sample_width=8,
         sample_height=8, sample_frames=8, caption_channels=24,
@@ -129,7 +129,7 @@ def allegro() -> Made:
     return pipe, prompts(1, 6, 24, masked=True) | SIZE | {"negative_prompt": None, "num_frames": 8}
 
 
-def cogvideox_image() -> Made:
+def cogvideox_image() -> PipelineCase:
     transformer = d.CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=8, out_channels=4, time_embed_dim=2,
         text_embed_dim=32, num_layers=1, sample_width=2, sample_height=2, sample_frames=9, max_text_seq_length=16,
@@ -146,7 +146,7 @@ def cogvideox_image() -> Made:
     return pipe, prompts(1, 16, 32, length=16) | SIZE | {"image": image(), "num_frames": 9}
 
 
-def sana_video() -> Made:
+def sana_video() -> PipelineCase:
     transformer = d.SanaVideoTransformer3DModel(
         in_channels=16, out_channels=16, num_attention_heads=2, attention_head_dim=12, num_layers=2,
         num_cross_attention_heads=2, cross_attention_head_dim=12, cross_attention_dim=24, caption_channels=8,
@@ -157,7 +157,7 @@ def sana_video() -> Made:
     return pipe, prompts(1, 6, 8, masked=True) | size | {"negative_prompt": None}
 
 
-def easyanimate() -> Made:
+def easyanimate() -> PipelineCase:
     transformer = d.EasyAnimateTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=2,
         text_embed_dim=16, num_layers=1, sample_width=4, sample_height=4, patch_size=2,
@@ -171,7 +171,7 @@ def easyanimate() -> Made:
     return pipe, prompts(1, 6, 16, masked=True) | SIZE | {"negative_prompt": None}
 
 
-def kandinsky5() -> Made:
+def kandinsky5() -> PipelineCase:
     transformer = d.Kandinsky5Transformer3DModel(
         in_visual_dim=4, in_text_dim=16, in_text_dim2=8, time_dim=16, out_visual_dim=4, model_dim=16, ff_dim=32,
         num_text_blocks=1, num_visual_blocks=1, axes_dims=(2, 2, 4),

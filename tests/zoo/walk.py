@@ -28,11 +28,12 @@ Run = Callable[[Any, dict[str, Any]], Tensor]
 
 
 @dataclass
-class Walked:
+class WalkResult:
     """Results for one denoiser.
 
-    `exact`: replaying its stored calls gave the recorded outputs bit for bit; `same`: the integers that were read back
-    gave the outputs of those that were written. `sqnr` is that of its output in dB, `final` that of the pipeline's.
+    `exact`: replaying its stored calls gave the recorded outputs bit for bit. `same`: the layers that were read back
+    gave the outputs of the layers that were written. `sqnr` is the SQNR in dB of the denoiser's output, `final` the
+    SQNR of the pipeline's.
     """
 
     pipeline: str
@@ -41,17 +42,18 @@ class Walked:
     calls: int
     exact: bool
     quantized: int
-    kept: int
+    kept_float: int
     sqnr: float | None
     same: bool
     final: float | None = None
     remarks: tuple[str, ...] = ()
 
 
-def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **settings: Any) -> list[Walked]:
-    """Takes `pipe` the whole way; `run(pipe, arguments)` gives the end of its trajectory. Returns a row a denoiser.
+def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **settings: Any) -> list[WalkResult]:
+    """Takes `pipe` the whole way and returns a result for each denoiser. `run(pipe, arguments)` returns the pipeline's
+    output.
 
-    Raises AssertionError when capturing changes what the pipeline makes, or reading back changes its integers.
+    Raises AssertionError if capturing changes that output, or if an output is not finite.
     """
     family, modules = family_of(type(pipe).__name__), denoisers(pipe)
     for module in modules.values():
@@ -59,11 +61,11 @@ def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **sett
     expected = run(pipe, arguments)
     assert bool(expected.isfinite().all()), "the pipeline makes values that are not finite"
     with recording(modules, directory / "captured") as (recorders, outputs):
-        heard = run(pipe, arguments)
-    assert torch.equal(heard, expected), "hearing changed what the pipeline makes"
+        output = run(pipe, arguments)
+    assert torch.equal(output, expected), "recording changed what the pipeline makes"
     capture = Capture.open(directory / "captured")
-    known = {"defaults": family.keep_float, "more_float": family.more_float, "groups": family.groups}
-    chosen = Settings(sqnr_calls=4, **known, **settings)
+    family_settings = {"defaults": family.keep_float, "more_float": family.more_float, "groups": family.groups}
+    chosen = Settings(sqnr_calls=4, **family_settings, **settings)
     rows, layers = [], {}
     for name, module in modules.items():
         calls = list(capture.calls(name))
@@ -77,12 +79,12 @@ def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **sett
         same = _both(module, calls, result.layers, layers[name])
         rows.append(_row(pipe, name, module, result, exact, same, recorders[name]))
     with ExitStack() as stack:
-        for name, each in layers.items():
-            stack.enter_context(quantized(modules[name], each))
-        made = run(pipe, arguments)
-    assert bool(made.isfinite().all()), "the quantized pipeline makes values that are not finite"
+        for name, integer_layers in layers.items():
+            stack.enter_context(quantized(modules[name], integer_layers))
+        quantized_output = run(pipe, arguments)
+    assert bool(quantized_output.isfinite().all()), "the quantized pipeline makes values that are not finite"
     power = Power()
-    power.add(expected, made)
+    power.add(expected, quantized_output)
     for row in rows:
         row.final = power.sqnr
     return rows
@@ -92,14 +94,15 @@ def walk(pipe: Any, arguments: dict[str, Any], run: Run, directory: Path, **sett
 def recording(
     modules: dict[str, nn.Module], directory: Path
 ) -> Iterator[tuple[dict[str, Recorder], dict[str, list[Any]]]]:
-    """Inside, the calls of `modules` go to a capture of one unit, and their outputs to the lists."""
+    """Records the calls of `modules` in a capture of one unit while the block runs, and yields the recorders and the
+    outputs."""
     outputs: dict[str, list[Any]] = {name: [] for name in modules}
     recorders, clock = {}, Clock()
     with CaptureWriter.create(directory, {"prompts": 1}) as writer:
         with writer.unit(0, {"prompt": ""}) as unit, ExitStack() as stack:
             for name, module in modules.items():
                 recorders[name] = stack.enter_context(Recorder(module, unit, name=name, clock=clock))
-                keep = lambda module, args, out, kept=outputs[name]: kept.append(copied(tensors_in(out)))  # noqa: E731
+                keep = lambda module, args, out, records=outputs[name]: records.append(copied(tensors_in(out)))  # noqa: E731
                 stack.callback(module.register_forward_hook(keep).remove)
             yield recorders, outputs
         writer.complete()
@@ -115,11 +118,11 @@ def _same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 def _both(
-    module: nn.Module, calls: list[Any], made: dict[str, QuantizedLayer], read: dict[str, QuantizedLayer]
+    module: nn.Module, calls: list[Any], written: dict[str, QuantizedLayer], read: dict[str, QuantizedLayer]
 ) -> bool:
-    """Whether the layers that were made and those that were read back give the same outputs."""
+    """Returns whether the layers that were written and those that were read back give the same outputs."""
     outputs = []
-    for layers in (made, read):
+    for layers in (written, read):
         with quantized(module, layers):
             outputs.append([_output(module, call) for call in calls])
     return all(map(_same, *outputs))
@@ -127,13 +130,13 @@ def _both(
 
 def _row(
     pipe: Any, name: str, module: nn.Module, result: Result, exact: bool, same: bool, recorder: Recorder
-) -> Walked:
+) -> WalkResult:
     totals = result.report["totals"]
     remarks = [] if exact else ["replay differs"]
     remarks += [f"{recorder.swapped} attention processors swapped"] if recorder.swapped else []
     never = sum(entry.reason == NEVER_RAN for entry in result.plan.entries)
     remarks += [f"{never} layers never called"] if never else []
-    return Walked(
+    return WalkResult(
         type(pipe).__name__, name, type(module).__name__, recorder.call_count, exact, totals["quantized"],
         totals["kept_float"], totals["output_sqnr"], same, remarks=tuple(remarks),
     )  # fmt: skip

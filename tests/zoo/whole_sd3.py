@@ -1,4 +1,4 @@
-"""A whole SD3 pipeline of random weights, text encoders and tokenizers included."""
+"""A whole SD3 pipeline with random weights, including text encoders and tokenizers."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from .pipelines import make
 
 
 def whole_sd3(folder: Path) -> Path:
-    """Writes the pipeline to `folder`/model, which it returns."""
+    """Writes the pipeline to `folder`/model and returns that path."""
     tokens = tokenizer(folder / "tokenizer")
     parts = make("sd3")[0].components
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Modules around a small denoiser, as users and libraries wrap them."""
+"""Modules around a small denoiser, in the ways that users and libraries wrap modules."""
 
 import functools
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class PositionalOnly(Denoiser):
 
 
 class Decorated(nn.Module):
-    """A wrapper as users write them for logging or caching; its child has the name that DataParallel gives."""
+    """A wrapper as users write it for logging or caching. Its child has the same name as in DataParallel."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ class Decorated(nn.Module):
 
 
 class Straight(Decorated):
-    """A wrapper that calls the forward of its child, past the child's hooks."""
+    """A wrapper that calls the forward of its child directly, so that the child's hooks do not run."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module.forward(*args, **kwargs)
 
 
 class Reordering(Decorated):
-    """A wrapper that receives its arguments in another order than its child."""
+    """A wrapper that passes its arguments to its child in another order."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(args[1], args[0], **kwargs)
@@ -62,7 +62,7 @@ class Scaling(Decorated):
 
 
 class Twice(nn.Module):
-    """A wrapper with two modules to choose from."""
+    """A wrapper with two child modules, of which it calls the first."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,18 +73,18 @@ class Twice(nn.Module):
 
 
 def graph(module: nn.Module) -> Any:
-    """The module after torch.compile."""
+    """Returns the module compiled by torch.compile."""
     return torch.compile(module, backend="eager", fullgraph=True)
 
 
 def graph_in_place(module: nn.Module) -> nn.Module:
-    """The module, compiled in place."""
+    """Compiles the module in place and returns it."""
     module.compile(backend="eager", fullgraph=True)
     return module
 
 
 def replaced_forward(module: nn.Module) -> nn.Module:
-    """The module with another forward, which says what it wraps."""
+    """Replaces the module's forward by a function with functools.wraps, and returns the module."""
     before = module.forward
 
     @functools.wraps(before)
@@ -95,14 +95,14 @@ def replaced_forward(module: nn.Module) -> nn.Module:
     return module
 
 
-# wrappers that are looked through: the module inside is the model
+# wrappers that Octavo removes: the module inside is the model
 SEEN_THROUGH: dict[str, Callable[[nn.Module], nn.Module]] = {
     "DataParallel": nn.DataParallel,
     "AveragedModel": AveragedModel,
     "torch.compile": graph,
     "compiled DataParallel": lambda module: nn.DataParallel(graph(module)),
 }
-# what else may stand between a caller and the signature of a denoiser
+# other wrappers between a caller and the signature of a denoiser
 NAMING: dict[str, Callable[[nn.Module], nn.Module]] = {
     "nothing": lambda module: module,
     "compile in place": graph_in_place,

@@ -26,14 +26,16 @@ from ...helpers.refusals import refused
 from ...helpers.slow import marked
 from ...zoo.opensora import SMALL, tiny_pipeline
 from ...zoo.pipelines import TINY, make, run
-from ...zoo.toy import Block, Call, calls, given, toy
+from ...zoo.toy import Block, Call, calls, source_of, toy
 
 MEMORY_LIMIT = 1 << 40
 SAME = ("layers", "totals", "warnings", "settings")
 
 
 def block_by_block(model: nn.Module, samples: list[Call], settings: Settings, place: Path, **options) -> Result:
-    return BlockwiseCalibration(model, given(samples), settings, directory=place, limit=MEMORY_LIMIT, **options).run()
+    return BlockwiseCalibration(
+        model, source_of(samples), settings, directory=place, limit=MEMORY_LIMIT, **options
+    ).run()
 
 
 def recorded_calls(pipe, model: nn.Module, arguments: dict) -> list[Call]:
@@ -69,7 +71,7 @@ def test_every_pipeline_gets_the_same_integers(name, tmp_path):
     samples = recorded_calls(pipe, model, arguments)
     family = SD3 if name == "sd3" else GENERIC
     settings = Settings(defaults=family.keep_float, groups=family.groups, release=True, **RECIPES["fast"])
-    whole = calibrate(copy.deepcopy(model), given(samples), settings)
+    whole = calibrate(copy.deepcopy(model), source_of(samples), settings)
     assert_same(whole, block_by_block(model, samples, settings, tmp_path))
     assert not list(tmp_path.glob("spill-*"))  # spilled values are deleted once no block needs them
 
@@ -90,7 +92,7 @@ def test_every_recipe_gets_the_same_integers(recipe, tmp_path):
     pipe, arguments = make("sd3")
     samples = recorded_calls(pipe, pipe.transformer, arguments)
     settings = Settings(**{"defaults": SD3.keep_float, "groups": SD3.groups, "release": True} | OTHERS[recipe])
-    whole = calibrate(copy.deepcopy(pipe.transformer), given(samples), settings)
+    whole = calibrate(copy.deepcopy(pipe.transformer), source_of(samples), settings)
     assert_same(whole, block_by_block(pipe.transformer, samples, settings, tmp_path))
 
 
@@ -100,7 +102,7 @@ def test_blocks_that_share_factors_have_their_own(recipe, tmp_path):
     model = pipe.transformer
     samples = recorded_calls(pipe, model, {"prompt": "a wave"} | SMALL)
     settings = Settings(defaults=OPENSORA.keep_float, groups=OPENSORA.groups, release=True, **RECIPES[recipe])
-    whole = calibrate(copy.deepcopy(model), given(samples), settings)
+    whole = calibrate(copy.deepcopy(model), source_of(samples), settings)
     result = block_by_block(model, samples, settings, tmp_path)
     if recipe == "plain":
         return assert_same(whole, result)
@@ -116,7 +118,7 @@ def test_a_limit_below_the_memory_for_rounding_is_refused_before_the_first_call(
     plain, balanced = (Settings(defaults={}, **RECIPES[name]) for name in ("fast", "balanced"))
 
     def started(settings: Settings, limit: float) -> BlockwiseCalibration:
-        return BlockwiseCalibration(toy(width=1024), given(calls()), settings, directory=tmp_path, limit=limit)
+        return BlockwiseCalibration(toy(width=1024), source_of(calls()), settings, directory=tmp_path, limit=limit)
 
     sums = 2 * 2048**2 * 8  # bytes: two float64 matrices of `down`, the layer with the most inputs
     limit = resident_memory() + 3 * sums
@@ -268,7 +270,7 @@ def test_networks_of_no_family_get_the_same_integers_or_a_reason(name, tmp_path)
         )
         assert "without --memory" in message
         return
-    whole, by_block = calibrate(make(), given(calls), settings), block_by_block(make(), calls, settings, tmp_path)
+    whole, by_block = calibrate(make(), source_of(calls), settings), block_by_block(make(), calls, settings, tmp_path)
     assert whole.plan == by_block.plan
     assert whole.layers.keys() == by_block.layers.keys()
     for layer, integer_layer in whole.layers.items():

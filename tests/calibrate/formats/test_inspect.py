@@ -15,14 +15,14 @@ from octavo.calibrate.formats.inspect import check, shown_formats
 from octavo.calibrate.settings import Settings
 
 from ...helpers.refusals import refused
-from ...zoo.toy import calls, given, toy
+from ...zoo.toy import calls, source_of, toy
 
 WEIGHTS, DESCRIPTION = "quant_model_weight_w8a8.safetensors", "quant_model_description_w8a8.json"
 
 
 def written(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     model = toy(dtype=dtype)
-    result = calibrate(model, given(calls(dtype=dtype)), Settings(defaults={}, sqnr_calls=0))
+    result = calibrate(model, source_of(calls(dtype=dtype)), Settings(defaults={}, sqnr_calls=0))
     return export(result, model, folder / "out")
 
 

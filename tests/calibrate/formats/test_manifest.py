@@ -22,7 +22,7 @@ from octavo.capture.files import write_sealed
 from ...helpers.damage import bytes_changed, resealed, sealed_changed
 from ...helpers.refusals import error_of, refused
 from ...zoo.exported_sd3 import exported, load
-from ...zoo.toy import calls, given, toy
+from ...zoo.toy import calls, source_of, toy
 
 DESCRIPTION = "quant_model_description_w8a8.json"
 
@@ -179,7 +179,7 @@ def test_exports_beside_each_other_have_a_manifest_each(tmp_path):
 
 def test_an_export_over_a_part_of_another_removes_its_manifest(tmp_path):
     model = toy()
-    out = export(calibrate(model, given(calls()), Settings(defaults={})), model, tmp_path / "out")
+    out = export(calibrate(model, source_of(calls()), Settings(defaults={})), model, tmp_path / "out")
     calibrator(1).export_quant_safetensor(out)
     assert [manifest.path.name for manifest in manifests_of(out)] == [manifest_for("quant_model_description_w8a8")]
     verify(out)
@@ -189,7 +189,7 @@ def test_a_file_can_be_removed_from_an_export(out):
     shutil.rmtree(out / "torchao")
     (out / MANIFEST).unlink()
     model = toy()
-    out = export(calibrate(model, given(calls()), Settings(defaults={})), model, out.parent / "toy")
+    out = export(calibrate(model, source_of(calls()), Settings(defaults={})), model, out.parent / "toy")
     remove_file(out, "report.json")
     verification = verify(out)
     assert "report.json" not in verification.manifests[0].files

@@ -13,13 +13,13 @@ from octavo.calibrate.settings import Settings
 from octavo.capture.files import Modes
 
 from ...helpers.refusals import refused
-from ...zoo.toy import calls, given, toy
+from ...zoo.toy import calls, source_of, toy
 
 
 @pytest.mark.parametrize("name", TABLE)
 def test_layers_without_a_form_are_refused_before_a_file_is_written(name, tmp_path):
     model, record = toy(), format_named(name)
-    result = calibrate(model, given(calls()), Settings(defaults={}, sqnr_calls=0))
+    result = calibrate(model, source_of(calls()), Settings(defaults={}, sqnr_calls=0))
     layer = next(iter(result.layers))
     deployment = Deployment(None, None, {}, {}, 1)
 

@@ -15,7 +15,7 @@ from octavo.calibrate.settings import Settings
 from octavo.calibrate.smoothing.fold import FoldResult, fold, multiply_output
 from octavo.pipelines.family import Fold, Group
 
-from ...pipelines.test_fold_groups import CASES, Made
+from ...pipelines.test_fold_groups import CASES, Case
 from ...zoo.layer_kinds import frozen
 from ...zoo.toy import Call
 
@@ -23,7 +23,7 @@ KINDS = ("W8A8", "W8A8_TIMESTEP", "W8A8_DYNAMIC", "W8A16")
 ACTIVATIONS = ("static", "timestep", "dynamic")
 
 
-def smoothed(case: str, **settings: Any) -> tuple[Made, list[Call], dict[str, QuantizedLayer]]:
+def smoothed(case: str, **settings: Any) -> tuple[Case, list[Call], dict[str, QuantizedLayer]]:
     """Returns a case with large channels, its calls, and its integer layers, which have smoothing factors."""
     model, groups, args, arguments = CASES[case]()
     model.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Files of torch.save: data is loaded, anything else is named and not."""
+"""Checks that files of torch.save load if they hold only data, and that any other file is refused by what it holds."""
 
 import errno
 import functools
@@ -44,7 +44,8 @@ SAMPLE: dict[str, Any] = {
 
 
 def refused_load(path: Path, load: Callable[[Path], Any] = safe_torch_load) -> str:
-    """Returns the message of a refused file, without the path in front; standard input is not read."""
+    """Checks that `load` refuses the file, and returns the message without the path in front. Standard input is closed
+    meanwhile."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", None)
         return refused(lambda: load(path), 3).removeprefix(str(path))
@@ -92,7 +93,7 @@ def test_parameters_and_rarer_dtypes_load(tmp_path: Path) -> None:
 
 
 class Runs:
-    """Pickles to a call."""
+    """An object whose pickle calls `function` with `args` when it is loaded."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self.call = (function, args)
@@ -197,7 +198,7 @@ def test_claims_of_memory_are_refused(tmp_path: Path) -> None:
         torch.save([torch.zeros(1).expand(10**12)], path, _use_new_zipfile_serialization=form)
         assert refused_load(path).startswith(": tensor of 3.6 TiB in a ")
 
-    # a storage that claims more than is there
+    # a storage that claims more bytes than the file has
     with zipfile.ZipFile(io.BytesIO(saved([torch.zeros(5)]))) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     name = next(name for name in entries if name.endswith("data.pkl"))
@@ -216,7 +217,7 @@ def test_a_deflate_bomb_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
+    ("value", "fact"),
     [
         (torch.ones(2), "expected a list of samples, found Tensor."),
         (3, "expected a list of samples, found int."),
@@ -224,9 +225,9 @@ def test_a_deflate_bomb_is_refused(tmp_path: Path) -> None:
         ([{1: torch.ones(1)}], "sample 0 is a dict, not a dict, list or tuple of inputs."),
     ],
 )
-def test_anything_but_a_list_of_samples_is_refused(tmp_path: Path, value: Any, found: str) -> None:
+def test_anything_but_a_list_of_samples_is_refused(tmp_path: Path, value: Any, fact: str) -> None:
     torch.save(value, tmp_path / "f.pth")
-    assert refused_load(tmp_path / "f.pth", load_samples) == f": {found}"
+    assert refused_load(tmp_path / "f.pth", load_samples) == f": {fact}"
 
 
 def test_one_sample_and_positional_samples_load(tmp_path: Path) -> None:
@@ -237,23 +238,23 @@ def test_one_sample_and_positional_samples_load(tmp_path: Path) -> None:
 
 
 def proto4(opcodes: bytes) -> bytes:
-    """A pickle of protocol 5 with these opcodes."""
+    """Returns a pickle of protocol 5 that consists of these opcodes."""
     return pickle.PROTO + b"\x05" + opcodes + pickle.STOP
 
 
 def text(word: bytes) -> bytes:
-    """The opcode that pushes a short text."""
+    """Returns the opcode that pushes a short text."""
     return pickle.SHORT_BINUNICODE + bytes([len(word)]) + word
 
 
 def name(module: bytes, word: bytes) -> bytes:
-    """The opcodes that push what a name stands for, as protocol 4 writes them."""
+    """Returns the opcodes that push the object `word` of a module, as protocol 4 writes them."""
     return text(module) + text(word) + pickle.STACK_GLOBAL + pickle.MEMOIZE
 
 
 HUGE = (1 << 62).to_bytes(8, "little")
 REBUILD = name(b"torch._utils", b"_rebuild_tensor_v2")
-CRAFTED = {  # a pickle, and words of the refusal
+CRAFTED = {  # name: (opcodes of a pickle, words of the refusal)
     "call by protocol 4": (name(b"posix", b"system") + text(b"touch marker") + b"\x85R", "needs posix.system"),
     "dotted name": (name(b"collections", b"OrderedDict.__init__") + b")R", "needs collections.OrderedDict."),
     "dotted allowed name": (name(b"torch", b"_utils._rebuild_tensor_v2") + b")R", "not a file"),
@@ -320,9 +321,9 @@ def test_save_pth_writes_the_documented_list(tmp_path: Path) -> None:
 def test_save_pth_on_a_full_disk_is_a_storage_error(tmp_path: Path) -> None:
     with counting() as calls:
         save_pth(tmp_path / "f.pth", calls_of(0))
-    last = len(calls.made) - 1 - calls.made[::-1].index("write")
-    for at in (calls.made.index("write"), last):
-        with counting(at, failing(errno.ENOSPC)):
+    last = len(calls.names) - 1 - calls.names[::-1].index("write")
+    for index in (calls.names.index("write"), last):
+        with counting(index, failing(errno.ENOSPC)):
             refused(lambda: save_pth(tmp_path / "g.pth", calls_of(0)), 5, "no space left")
         assert [path.name for path in tmp_path.iterdir()] == ["f.pth"]
 
@@ -333,15 +334,15 @@ def test_a_disk_with_too_little_space_is_noticed_before_anything_is_written(tmp_
     refused(lambda: convert_pth(tmp_path / "f.pth", tmp_path / "capture"), 5, f"{tmp_path / 'capture'}: no space left")
     calls = [Call("transformer", 0, 0, None, None, (), {"x": torch.ones(1000)})]
     refused(lambda: save_pth(tmp_path / "g.pth", calls), 5, f"{tmp_path / 'g.pth'}: needs about 3.9 KiB")
-    refused(lambda: listened(tmp_path / "listened"), 5, f"{tmp_path / 'listened'}: no space left")
+    refused(lambda: record_a_call(tmp_path / "listened"), 5, f"{tmp_path / 'listened'}: no space left")
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".safetensors" or path.name == "g.pth"]
     monkeypatch.undo()
     convert_pth(tmp_path / "f.pth", tmp_path / "capture")
-    listened(tmp_path / "listened")
+    record_a_call(tmp_path / "listened")
 
 
-def listened(directory: Path) -> None:
-    """Records a call of a linear with an input of 4000 bytes."""
+def record_a_call(directory: Path) -> None:
+    """Records one call of a linear layer, whose input has 4000 bytes."""
     module = torch.nn.Linear(1000, 1)
     with Listener(module, directory):
         module(torch.ones(1, 1000))

@@ -1,4 +1,4 @@
-"""Which directories become a capture, which are refused, and how."""
+"""Checks which directories become a capture, and that all others are refused with the reason."""
 
 # ruff: noqa: PTH208
 import errno
@@ -73,7 +73,7 @@ def test_a_linked_directory_is_used_and_links_inside_are_refused(tmp_path: Path)
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """A directory other users can reach, as those of pytest are not."""
+    """Yields a directory that other users can reach, which those of pytest's tmp_path are not."""
     path = Path(mkdtemp())
     path.chmod(0o755)
     yield path
@@ -107,11 +107,11 @@ def test_a_full_disk_tells_what_is_stored_and_resumes(tmp_path: Path) -> None:
         with counting() as calls, writer.unit(4, info_of(4)) as unit:
             for one in calls_of(4):
                 unit.add(one)
-        at = calls.made.index("write")
+        index = calls.names.index("write")
     shutil.rmtree(tmp_path / "units" / f"000004-{unit_key(info_of(4))}")
     for number in (errno.ENOSPC, errno.EDQUOT):
         with CaptureWriter.create(tmp_path, PLANNED, resume=True) as writer:
-            with counting(at, failing(number)):
+            with counting(index, failing(number)):
                 message = refused(partial(fill, writer, [4]), 5)
             assert message == (
                 f"{tmp_path}: no space left (needs about 1 MiB more). 4 of 50 prompts are stored; "
@@ -132,7 +132,7 @@ def test_a_disk_with_too_little_space_is_noticed_before_tensors_are_written(tmp_
         with CaptureWriter.create(tmp_path / str(free), MANIFEST) as writer, counting() as calls:
             message = error_of(lambda: fill(writer, range(1)), 5)
             assert (message is None) == (code == 0)
-        assert ("write" in calls.made) == (code == 0)
+        assert ("write" in calls.names) == (code == 0)
         if message is not None:
             assert message.startswith(f"{tmp_path / str(free)}: no space left (needs about 1 MiB more). 0 of ")
 
@@ -162,7 +162,7 @@ def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
 def test_a_file_system_without_sync_is_refused(tmp_path: Path, number: int) -> None:
     with counting() as calls, CaptureWriter.create(tmp_path / "probe", MANIFEST):
         pass
-    with counting(calls.made.index("fsync"), failing(number)):
+    with counting(calls.names.index("fsync"), failing(number)):
         assert "the file system lacks rename, lock or sync" in refused_create(tmp_path / "capture", 5)
 
 

@@ -1,4 +1,4 @@
-"""Files made to deceive: everything is sealed well, and what is sealed makes no sense."""
+"""Checks that contents that make no sense are refused although their checksums are right."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ __all__ = ["fast_path"]
 
 
 def reseal(store: Path, change: Callable[[dict[str, Any]], None], index: int = 0) -> None:
-    """Changes a unit.json as one who knows about seals would."""
+    """Changes a unit.json and updates every checksum that covers it."""
     path = unit_of(store, index) / "unit.json"
     body = read_sealed(path).body
     change(body)
@@ -31,7 +31,7 @@ def reseal(store: Path, change: Callable[[dict[str, Any]], None], index: int = 0
 
 
 def replace_data(store: Path, data: bytes, header: bytes | None = None) -> None:
-    """Puts `data` in the place of the first unit's data file, with unit.json to match it."""
+    """Replaces the first unit's data file by `data`, and updates unit.json to match."""
     path = unit_of(store) / "data-000.safetensors"
     path.chmod(0o600)
     path.write_bytes(data)
@@ -112,17 +112,17 @@ def test_a_header_above_16_mib_is_not_read(tmp_path: Path) -> None:
 
 
 def test_control_the_library_takes_some_malformed_files(tmp_path: Path) -> None:
-    taken = []
+    names = []
     for name, data in HEADERS.items():
         path = tmp_path / "f.safetensors"
         path.write_bytes(data)
         try:
             with safe_open(path, "pt") as file:
                 [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118 - it is not a dict
-            taken.append(name)
+            names.append(name)
         except Exception:
             path.unlink()
-    assert {"no entries", "zero-size reuse", "sound but foreign"} <= set(taken)
+    assert {"no entries", "zero-size reuse", "sound but foreign"} <= set(names)
 
 
 def set_at(path: str, value: Any) -> Callable[[dict[str, Any]], None]:

@@ -1,4 +1,4 @@
-"""Reading: whatever happened to the files, the answer is the calls that were written or one typed error."""
+"""Checks that reading a capture gives the stored calls or one OctavoError, whatever happened to the files."""
 
 import os
 import random
@@ -35,7 +35,7 @@ from ...helpers.stores import (
 __all__ = ["fast_path"]
 
 
-# What is read
+# Reading a sound capture
 
 
 def test_calls_come_back_in_order_and_by_choice(tmp_path: Path) -> None:
@@ -53,21 +53,21 @@ def test_calls_come_back_in_order_and_by_choice(tmp_path: Path) -> None:
 def test_what_is_read_may_be_changed(tmp_path: Path) -> None:
     capture = Capture.open(make_store(tmp_path))
     expected = [call for unit in range(3) for call in calls_of(unit)]
-    for found, call in zip(capture.calls(), expected, strict=True):
-        assert same(found, call)
-        for tensor in found.kwargs.values():
+    for stored_call, call in zip(capture.calls(), expected, strict=True):
+        assert same(stored_call, call)
+        for tensor in stored_call.kwargs.values():
             if isinstance(tensor, torch.Tensor):
                 tensor.zero_()
 
 
 def test_descriptions_read_no_data(tmp_path: Path) -> None:
     store = make_store(tmp_path)
-    told = list(Capture.open(store).descriptions())
-    first = told[0].kwargs["hidden_states"]
+    descriptions = list(Capture.open(store).descriptions())
+    first = descriptions[0].kwargs["hidden_states"]
     expected = calls_of(0)[0].kwargs["hidden_states"]
     assert (first.dtype, first.shape) == ("float32", expected.shape)
     assert (first.stats.minimum, first.stats.maximum) == (expected.min().item(), expected.max().item())
-    assert told[0].kwargs["added"]["sizes"] == (1, 2.5, [True])
+    assert descriptions[0].kwargs["added"]["sizes"] == (1, 2.5, [True])
 
 
 def test_the_memory_is_that_of_one_call(fast_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_other_tools_can_read_the_data(tmp_path: Path) -> None:
     assert stored == {(8, 8, 8), (5, 128), (2,), (2, 2)}
 
 
-# The state of the capture
+# Unfinished, damaged and foreign captures
 
 
 def test_a_directory_without_a_capture_is_refused(tmp_path: Path) -> None:
@@ -160,27 +160,28 @@ def test_damage_names_the_unit_to_delete(tmp_path: Path, damage: str, name: str)
 
 
 def mutated(data: bytes, chance: random.Random) -> bytes:
-    """One random change of bytes or of length."""
-    at, size = chance.randrange(len(data)), chance.choice([1, 1, 1, 8, 64])
+    """Returns the data with one random change of bytes or of length."""
+    position, size = chance.randrange(len(data)), chance.choice([1, 1, 1, 8, 64])
     noise = chance.randbytes(size)
     return chance.choice(
         [
-            lambda: data[:at] + bytes([data[at] ^ 1 << chance.randrange(8)]) + data[at + 1 :],
-            lambda: data[:at] + noise + data[at + size :],
-            lambda: data[:at] + bytes(size) + data[at + size :],
-            lambda: data[:at],
+            lambda: data[:position] + bytes([data[position] ^ 1 << chance.randrange(8)]) + data[position + 1 :],
+            lambda: data[:position] + noise + data[position + size :],
+            lambda: data[:position] + bytes(size) + data[position + size :],
+            lambda: data[:position],
             lambda: data + noise,
-            lambda: data[:at] + noise + data[at:],
-            lambda: data[:at] + data[at + size :],
-            lambda: data[:at] + data[:at][-size:] + data[at + size :],
-            lambda: data[:at] + data[at:].swapcase(),
+            lambda: data[:position] + noise + data[position:],
+            lambda: data[:position] + data[position + size :],
+            lambda: data[:position] + data[:position][-size:] + data[position + size :],
+            lambda: data[:position] + data[position:].swapcase(),
             lambda: b"",
         ]
     )()
 
 
 def survivors(store: Path, count: int) -> list[str]:
-    """The mutations, of `count` over all files, that reading did not notice; anything else raised is not caught."""
+    """Makes `count` mutations, spread over all files, and lists those that reading did not refuse with exit code 3 and
+    the path. An error that is no OctavoError is not caught."""
     chance = random.Random(0)
     files = {path: path.read_bytes() for path in files_of(store)}
     for path in files:
@@ -254,7 +255,7 @@ def test_units_of_another_capture_are_refused(tmp_path: Path) -> None:
     assert refused_read(store).startswith(f"/units/{name}: not listed in complete.json. Delete ")
     shutil.rmtree(store / "units" / name)
 
-    # the same prompt, captured otherwise
+    # the same prompt with other calls
     with (
         CaptureWriter.create(tmp_path / "third", MANIFEST) as writer,
         writer.unit(0, {"prompt": "prompt 0", "seed": 0}) as unit,

@@ -1,4 +1,4 @@
-"""The store as a state machine: whatever order things happen in, a read gives what was sealed, or names the damage."""
+"""Checks the store as a state machine: in any order of events, a read returns the sealed units or names the damage."""
 
 import os
 import re
@@ -37,8 +37,12 @@ class Abandoned(Exception):
 
 
 class Store(RuleBasedStateMachine):
-    """A store and its expected content: `sealed` are its units, `listed` those that complete.json names, if it exists;
-    `flips` are the bits that differ from those written, `held` what an earlier `Capture.open` promised."""
+    """A store and its expected content.
+
+    `sealed` has the indices of the sealed units, `listed` the indices in complete.json, or None if that file does not
+    exist. `flips` has the bits that differ from the bits written. `open_capture` is an earlier result of
+    `Capture.open`, with the units sealed at that time.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,21 +54,21 @@ class Store(RuleBasedStateMachine):
         self.flips: set[tuple[Path, int, int]] = set()
         self.writer: CaptureWriter | None = None
         self.writing: tuple[int, ExitStack] | None = None
-        self.held: tuple[Capture, set[int]] | None = None
+        self.open_capture: tuple[Capture, set[int]] | None = None
 
     def unit(self, index: int) -> Path:
         return self.directory / "units" / NAMES[index]
 
     def damaged(self, path: Path) -> bool:
-        """Whether a bit of this file, or of a file below, is not as it was written."""
+        """Returns whether this file, or a file below this directory, has a flipped bit."""
         return any(flipped.is_relative_to(path) for flipped, _, _ in self.flips)
 
     def unreadable(self) -> bool:
-        """Whether a unit.json is damaged, which a session looks at; it does not read the data."""
+        """Returns whether a unit.json is damaged. A writing session reads unit.json, but not the data."""
         return any(path.name == "unit.json" for path, _, _ in self.flips)
 
     def changed(self, path: Path) -> None:
-        """Records that this file or directory was removed or rewritten."""
+        """Forgets the flipped bits of a file or directory that was removed or rewritten."""
         self.flips = {flip for flip in self.flips if not flip[0].is_relative_to(path)}
 
     def session(self) -> CaptureWriter:
@@ -75,7 +79,8 @@ class Store(RuleBasedStateMachine):
     @precondition(lambda self: self.writer is None)
     @rule()
     def resume(self) -> None:
-        """A new session knows every unit, tidies what the dead left, or names a unit.json that is damaged."""
+        """Starts a session: it finds every sealed unit and removes abandoned staging directories, or names a damaged
+        unit.json."""
         if self.unreadable():
             refused(self.session, 3, "damaged")
             return
@@ -91,7 +96,8 @@ class Store(RuleBasedStateMachine):
     @precondition(lambda self: self.writer is not None and self.writing is None)
     @rule(index=INDICES)
     def begin(self, index: int) -> None:
-        """A unit and its first call; complete.json goes before there is more than it lists."""
+        """Begins a unit with its first call. The writer removes complete.json before a unit is added that it does not
+        list."""
         block = ExitStack()
         if index in self.writer.stored:
             refused(lambda: block.enter_context(self.writer.unit(index, info_of(index))), 4, "already stored")
@@ -122,7 +128,7 @@ class Store(RuleBasedStateMachine):
     @precondition(lambda self: self.writer is not None and self.writing is None)
     @rule()
     def complete(self) -> None:
-        """The list is written, unless a unit cannot be read."""
+        """Writes complete.json, which is refused if a unit.json cannot be read."""
         if self.unreadable():
             refused(self.writer.complete, 3, "damaged")
             return
@@ -136,21 +142,21 @@ class Store(RuleBasedStateMachine):
         self.writer.close()
         self.writer = None
 
-    # What happens to it
+    # Deaths and damage
 
     @precondition(lambda self: self.writer is None)
-    @rule(indices=st.lists(INDICES, max_size=2, unique=True), at=st.integers(0, 70))
-    def die(self, indices: list[int], at: int) -> None:
-        """A session of another process that is gone at its call number `at` of os, or comes to its end."""
-        told = Path(self.memory.name) / "told"
-        told.write_bytes(b"")
+    @rule(indices=st.lists(INDICES, max_size=2, unique=True), position=st.integers(0, 70))
+    def die(self, indices: list[int], position: int) -> None:
+        """Runs a session in another process, which dies at call number `position` of os, or ends normally."""
+        report = Path(self.memory.name) / "told"
+        report.write_bytes(b"")
         before = self.complete_json.read_bytes() if self.complete_json.exists() else None
 
         def work() -> None:
-            with counting(at, dying), self.session() as writer:
+            with counting(position, dying), self.session() as writer:
                 for index in indices:
                     fill(writer, [index])
-                    told.write_bytes(told.read_bytes() + bytes([index]))
+                    report.write_bytes(report.read_bytes() + bytes([index]))
                 writer.complete()
 
         def session() -> None:
@@ -161,12 +167,12 @@ class Store(RuleBasedStateMachine):
                     raise
 
         assert in_child(session) in (0, 9)
-        self.see(set(indices), set(told.read_bytes()), before)
+        self.see(set(indices), set(report.read_bytes()), before)
 
     @precondition(lambda self: self.writer is None)
     @rule(index=INDICES)
     def abandon(self, index: int) -> None:
-        """A process that is gone in the middle of a unit, its staging directory still there."""
+        """Runs a process that dies in the middle of a unit and leaves the staging directory."""
         if index in self.sealed or self.damaged(self.directory / "units"):
             return
         before = self.complete_json.read_bytes() if self.complete_json.exists() else None
@@ -180,10 +186,10 @@ class Store(RuleBasedStateMachine):
         assert list((self.directory / "units").glob(".staging-*"))
         self.see(set(), set(), before)
 
-    def see(self, allowed: set[int], told: set[int], before: bytes | None) -> None:
-        """Checks what a process left: every sealed or reported unit is there, and nothing else is."""
+    def see(self, allowed: set[int], reports: set[int], before: bytes | None) -> None:
+        """Checks what a process left: every sealed or reported unit, and no unit that is not `allowed`."""
         there = {index for index in NAMES if self.unit(index).exists()}
-        assert self.sealed | told <= there <= self.sealed | allowed
+        assert self.sealed | reports <= there <= self.sealed | allowed
         self.sealed = there
         now = self.complete_json.read_bytes() if self.complete_json.exists() else None
         if now != before:
@@ -194,23 +200,24 @@ class Store(RuleBasedStateMachine):
 
     @rule(data=st.data(), bit=st.integers(0, 7))
     def corrupt(self, data: st.DataObject, bit: int) -> None:
-        """One bit of a file of a unit, or of complete.json, turns; a second time, and it is as it was."""
+        """Flips one bit of a file of a unit, or of complete.json. A second flip of the same bit restores the file."""
         files = [path for index in sorted(self.sealed) for path in sorted(self.unit(index).iterdir())]
         files += [self.complete_json] * (self.listed is not None)
         if not files:
             return
         path = data.draw(st.sampled_from(files))
         content = bytearray(path.read_bytes())
-        at = data.draw(st.integers(0, len(content) - 1))
-        content[at] ^= 1 << bit
+        position = data.draw(st.integers(0, len(content) - 1))
+        content[position] ^= 1 << bit
         path.chmod(0o600)
         path.write_bytes(content)
-        self.flips ^= {(path, at, bit)}
+        self.flips ^= {(path, position, bit)}
 
     @precondition(lambda self: self.writer is None and (self.flips or self.listed not in (None, self.sealed)))
     @rule()
     def follow_the_remedy(self) -> None:
-        """Follows a message: the file it says to delete is damaged, and a session writes missing units again."""
+        """Follows the advice of a message: deletes the file, which must be damaged, or runs a session that writes
+        missing units again."""
         message = self.message(lambda: Capture.open(self.directory, allow_incomplete=True).verify())
         assert message, self.flips
         if message.endswith("missing. Run capture --resume."):
@@ -219,9 +226,9 @@ class Store(RuleBasedStateMachine):
             self.sealed, self.listed = set(NAMES), set(NAMES)
             self.changed(self.complete_json)
             return
-        told = re.search(r"Delete (.+) and run capture --resume\.$", message)
-        assert told is not None, message
-        path = Path(told[1])
+        match = re.search(r"Delete (.+) and run capture --resume\.$", message)
+        assert match is not None, message
+        path = Path(match[1])
         assert self.damaged(path)
         if path == self.complete_json:
             path.unlink()
@@ -238,7 +245,7 @@ class Store(RuleBasedStateMachine):
 
     @staticmethod
     def message(work: Callable[[], None]) -> str:
-        """Returns the message that `work` is refused with; "" if it ends normally."""
+        """Returns the message of the refusal of `work`, or "" if it ends normally."""
         try:
             work()
         except OctavoError as exc:
@@ -247,14 +254,14 @@ class Store(RuleBasedStateMachine):
 
     # Reading
 
-    @precondition(lambda self: self.held is None or len(self.held[1]) < len(self.sealed))
+    @precondition(lambda self: self.open_capture is None or len(self.open_capture[1]) < len(self.sealed))
     @rule()
     def hold(self) -> None:
-        """A capture that is opened now and read again after each of the steps that follow."""
+        """Opens a capture that is read again after each of the following steps."""
         try:
-            self.held = (Capture.open(self.directory, allow_incomplete=True), set(self.sealed))
+            self.open_capture = (Capture.open(self.directory, allow_incomplete=True), set(self.sealed))
         except OctavoError:
-            self.held = None
+            self.open_capture = None
 
     @invariant()
     def a_read_gives_what_was_sealed_or_names_the_damage(self) -> None:
@@ -266,7 +273,7 @@ class Store(RuleBasedStateMachine):
                 assert self.are(calls, self.sealed)
 
     def expected(self, allow_incomplete: bool) -> int:
-        """The exit code of a read, 0 when it is to give all calls."""
+        """Returns the exit code that a read should have; 0 means that it returns all calls."""
         if not (self.directory / "capture.json").exists() or not (self.directory / "units").exists():
             return 3
         if self.listed is None and not allow_incomplete:
@@ -277,9 +284,9 @@ class Store(RuleBasedStateMachine):
 
     @invariant()
     def what_was_opened_before_reads_the_same_or_names_the_damage(self) -> None:
-        if self.held is None:
+        if self.open_capture is None:
             return
-        capture, units = self.held
+        capture, units = self.open_capture
         sound = units <= self.sealed and not any(self.damaged(self.unit(index)) for index in units)
         calls, code = self.read(lambda: capture)
         assert code == (0 if sound else 3)
@@ -287,7 +294,8 @@ class Store(RuleBasedStateMachine):
 
     @staticmethod
     def read(opened: Callable[[], Capture]) -> tuple[list[Call], int]:
-        """The calls and 0, or none and the exit code; what is raised and no OctavoError is not caught."""
+        """Reads a capture and returns its calls and 0, or no calls and the exit code. Errors other than OctavoError are
+        not caught."""
         try:
             capture = opened()
             capture.verify()
@@ -301,7 +309,7 @@ class Store(RuleBasedStateMachine):
         return len(calls) == len(expected) and all(map(same, calls, expected))
 
     def teardown(self) -> None:
-        """Whatever happened: who does what the messages say and runs it once more has the whole capture."""
+        """Checks that following the messages and running one more session leads to the whole capture."""
         try:
             if self.writing is not None:
                 self.drop()
@@ -334,9 +342,9 @@ BROKEN: dict[str, tuple[object, str, Callable[..., object]]] = {
 }
 
 
-@pytest.mark.slow  # examples are drawn: enough of them that one shows what is broken
+@pytest.mark.slow  # Hypothesis draws enough examples for one to show the missing protection
 @pytest.mark.parametrize("protection", BROKEN)
-def test_control_without_a_protection_it_is_seen(protection: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_a_removed_protection_is_noticed(protection: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*BROKEN[protection])
     with pytest.raises(AssertionError):
         run_state_machine_as_test(

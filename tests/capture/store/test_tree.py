@@ -1,4 +1,4 @@
-"""Nested arguments survive as they are, type by type."""
+"""Checks that nested arguments come back with their values and types."""
 
 import json
 import math
@@ -23,7 +23,7 @@ LEAVES = st.one_of(
     st.booleans(),
     st.integers(),
     st.floats(),
-    st.text(st.characters()),  # lone surrogates too
+    st.text(st.characters()),  # includes lone surrogates
     st.binary(max_size=20),
     st.complex_numbers(),
     st.sampled_from(DTYPES),
@@ -43,7 +43,8 @@ VALUES = st.recursive(
 
 
 def spelled(value: Any) -> Any:
-    """A form in which equal means: same types, same order, same bits (-0.0 is not 0.0, nan is nan)."""
+    """Returns a form of the value that is equal only for the same types, order and bits: -0.0 differs from 0.0, nan
+    equals nan."""
     if isinstance(value, dict):
         return ("dict", [(spelled(key), spelled(item)) for key, item in value.items()])
     if isinstance(value, list | tuple):
@@ -92,17 +93,17 @@ EDGES += [2**63, 2**64, -(2**63) - 1, 10**5000, torch.Size([]), {"a": {"b": (Non
     EDGES,
     ids=lambda value: f"{type(value).__name__}-{str(value)[:12]!a}" if value != 10**5000 else "huge",
 )
-def test_edges(value: Any) -> None:
+def test_edge_values_come_back(value: Any) -> None:
     with_types = spelled(value) if not (isinstance(value, int) and value > 2**70) else value
     back = through_json(value)
     assert (spelled(back) if with_types is not value else back) == with_types
 
 
 def test_tensors_are_put_and_got_under_their_paths() -> None:
-    seen = []
+    paths = []
     tensor = torch.ones(2)
-    tree = encode({"a": [tensor, {"b": (tensor,)}]}, lambda tensor, path: seen.append(path), "added")
-    assert seen == ["added.a[0]", "added.a[1].b[0]"]
+    tree = encode({"a": [tensor, {"b": (tensor,)}]}, lambda tensor, path: paths.append(path), "added")
+    assert paths == ["added.a[0]", "added.a[1].b[0]"]
     assert isinstance(decode(tree, lambda _: tensor)["a"][1]["b"][0], torch.Tensor)
 
 

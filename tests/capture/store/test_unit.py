@@ -1,4 +1,4 @@
-"""Units: the calls that are read are those that were written."""
+"""Checks that the calls that are read from a unit are those that were written."""
 
 import gc
 import resource
@@ -44,7 +44,7 @@ def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
 
 
 def test_a_dimension_of_one_may_have_any_stride(tmp_path: Path) -> None:
-    expanded = torch.tensor(981.0).expand(1)  # a timestep as pipelines pass it: contiguous, with stride 0
+    expanded = torch.tensor(981.0).expand(1)  # pipelines pass such timesteps: contiguous, with stride 0
     assert expanded.stride() == (0,)
     (back,) = stored_and_read(tmp_path, call(timestep=expanded))
     assert torch.equal(back.kwargs["timestep"], expanded)
@@ -63,7 +63,9 @@ def test_the_order_of_dimensions_in_memory_is_kept(tmp_path: Path) -> None:
 
 def test_channels_of_a_condition_are_stored_once(tmp_path: Path) -> None:
     condition = torch.randn(1, 20, 2, 16, 16)
-    steps = [torch.cat([torch.randn(1, 16, 2, 16, 16), condition], 1) for _ in range(4)]  # as Wan's I2V is called
+    steps = [
+        torch.cat([torch.randn(1, 16, 2, 16, 16), condition], 1) for _ in range(4)
+    ]  # the calls of Wan's image-to-video
     back = stored_and_read(tmp_path, *(call(hidden_states=step) for step in steps))
     assert all(torch.equal(one.kwargs["hidden_states"], step) for one, step in zip(back, steps, strict=True))
     (unit,) = Capture.open(tmp_path).units
@@ -78,12 +80,12 @@ DTYPES += [torch.bool, torch.complex64]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (5,), (2, 600), (3, 4, 200), (65, 2)], ids=str)
 def test_every_dtype_and_shape_comes_back(tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    # cycles through all the bytes there are; for bool, both
+    # cycles through the byte values 0 to 250; for bool, 0 and 1
     count = dtype.itemsize * max(torch.Size(shape).numel(), 0)
     raw = torch.arange(count, dtype=torch.int64).remainder(251 if dtype != torch.bool else 2).to(torch.uint8)
     tensor = raw.view(dtype).reshape(shape)
-    (found,) = stored_and_read(tmp_path, call(x=tensor))
-    back = found.kwargs["x"]
+    (stored,) = stored_and_read(tmp_path, call(x=tensor))
+    back = stored.kwargs["x"]
     assert (back.dtype, back.shape) == (dtype, tensor.shape)
     assert back.reshape(-1).view(torch.uint8).equal(raw)
 
@@ -104,13 +106,13 @@ def test_unusual_memory_layouts_come_back(tmp_path: Path) -> None:
         "base": base,
         "again": base,
     }
-    (found,) = stored_and_read(tmp_path, call(**tensors))
+    (stored,) = stored_and_read(tmp_path, call(**tensors))
     for name, tensor in tensors.items():
-        assert found.kwargs[name].equal(tensor), name
-        assert type(found.kwargs[name]) is torch.Tensor
-        assert not found.kwargs[name].requires_grad
-    found.kwargs["again"].zero_()
-    assert found.kwargs["base"].equal(base)
+        assert stored.kwargs[name].equal(tensor), name
+        assert type(stored.kwargs[name]) is torch.Tensor
+        assert not stored.kwargs[name].requires_grad
+    stored.kwargs["again"].zero_()
+    assert stored.kwargs["base"].equal(base)
 
 
 def test_inference_tensors_come_back(tmp_path: Path) -> None:
@@ -146,8 +148,8 @@ def test_a_tensor_that_cannot_be_stored_is_named_and_leaves_no_trace(tmp_path: P
         assert (unit.raw_bytes, unit.stored_bytes, unit.calls) == (0, 0, 0)
         unit.add(call(good=good))
         assert (unit.raw_bytes, unit.stored_bytes, unit.calls) == (2800, 2800, 1)
-    (found,) = Capture.open(tmp_path, allow_incomplete=True).calls()
-    assert found.kwargs["good"].equal(good)
+    (stored,) = Capture.open(tmp_path, allow_incomplete=True).calls()
+    assert stored.kwargs["good"].equal(good)
 
 
 def test_tensors_are_copied_before_add_returns(tmp_path: Path) -> None:
@@ -224,9 +226,9 @@ def test_float_tensors_have_stats(tmp_path: Path) -> None:
         "fp8": Stats(2.0, 2.0, 0, 0),
         "complex": Stats(-3.0, 1.0, 0, 0),
     }
-    (told,) = Capture.open(tmp_path, allow_incomplete=True).descriptions()
-    assert told.kwargs["broken"][0].stats == stats["broken[0]"]
-    assert (told.kwargs["ids"].stats, told.kwargs["ids"].shape) == (None, (3,))
+    (description,) = Capture.open(tmp_path, allow_incomplete=True).descriptions()
+    assert description.kwargs["broken"][0].stats == stats["broken[0]"]
+    assert (description.kwargs["ids"].stats, description.kwargs["ids"].shape) == (None, (3,))
 
 
 def test_a_call_that_is_not_accepted_is_not_stored(tmp_path: Path) -> None:
@@ -251,9 +253,9 @@ def test_arguments_nested_as_deep_as_allowed_come_back(tmp_path: Path) -> None:
 def test_arguments_keep_order_and_types(tmp_path: Path) -> None:
     kwargs = {"z": None, "a": (1, 2.0, [True]), "dtype": torch.float16, "size": torch.Size([2]), "f": float("inf")}
     one = Call("transformer", 3, None, float("-inf"), "cond", (torch.ones(2), "x"), kwargs)
-    (found,) = stored_and_read(tmp_path, one)
-    assert same(found, one)
-    assert list(found.kwargs) == list(kwargs)
+    (stored,) = stored_and_read(tmp_path, one)
+    assert same(stored, one)
+    assert list(stored.kwargs) == list(kwargs)
 
 
 def test_parts_are_bounded_and_a_large_tensor_is_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,8 +264,8 @@ def test_parts_are_bounded_and_a_large_tensor_is_alone(tmp_path: Path, monkeypat
     sizes = [300, 300, 300, 2000, 10, 1020, 1, 5]
     tensors = [torch.randn(size) for size in sizes]
     calls = [call(x=tensor, half=tensor.half()) for tensor in tensors]
-    found = stored_and_read(tmp_path, *calls)
-    assert all(map(same, found, calls))
+    stored = stored_and_read(tmp_path, *calls)
+    assert all(map(same, stored, calls))
     parts = sorted(tmp_path.rglob("*.safetensors"))
     assert [path.name for path in parts] == [f"data-{number:03d}.safetensors" for number in range(len(parts))]
     assert len(parts) > 4

@@ -1,4 +1,4 @@
-"""A capture goes on after whatever happened to it, and ends up the same."""
+"""Checks that an interrupted capture can be resumed after any fault, and is then the same as an uninterrupted one."""
 
 # ruff: noqa: PTH208
 import errno
@@ -99,13 +99,13 @@ def test_the_same_calls_give_the_same_digests(tmp_path: Path) -> None:
         assert (files[0] / "unit.json").read_bytes() == (files[1] / "unit.json").read_bytes()
 
 
-# Faults at every call
+# Faults at every call of os
 
 FEW = 2
 
 
 def session(directory: Path) -> None:
-    """A capture of FEW prompts from wherever it stands."""
+    """Captures FEW prompts, and continues a capture that exists."""
     with CaptureWriter.create(directory, MANIFEST | {"prompts": FEW}, resume=True) as writer:
         fill(writer, range(FEW))
         writer.complete()
@@ -116,25 +116,26 @@ def committed(directory: Path) -> dict[str, bytes]:
     return {path.name: (path / "unit.json").read_bytes() for path in units.glob("0*")} if units.exists() else {}
 
 
-def check_after_fault(directory: Path, at: int) -> None:
-    """Checks that committed units are whole, and that a second session writes the rest and leaves nothing else."""
+def check_after_fault(directory: Path, index: int) -> None:
+    """Checks that committed units are whole, and that a second session writes the rest and leaves no temporary
+    files."""
     before = committed(directory)
     session(directory)
-    assert holds(directory, FEW), at
-    assert before.items() <= committed(directory).items(), at
-    left = [path.name for path in directory.rglob(".*")]
-    assert not left, (at, left)
+    assert holds(directory, FEW), index
+    assert before.items() <= committed(directory).items(), index
+    leftovers = [path.name for path in directory.rglob(".*")]
+    assert not leftovers, (index, leftovers)
     shutil.rmtree(directory)
 
 
 def sites(directory: Path) -> int:
     with counting() as calls:
         session(directory)
-    return len(calls.made)
+    return len(calls.names)
 
 
 def refusal(directory: Path) -> OctavoError | None:
-    """The OctavoError a session ends with; None when it went well, as it may when what failed was tidying."""
+    """Returns the OctavoError that a session ends with. None if it succeeds, as it may when only tidying failed."""
     try:
         session(directory)
     except OctavoError as exc:
@@ -145,36 +146,36 @@ def refusal(directory: Path) -> OctavoError | None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
 def test_any_failing_call_is_a_storage_error_and_resumable(fast_path: Path, number: int) -> None:
     refusals = 0
-    for at in range(sites(fast_path / "whole")):
-        with counting(at, failing(number)):
+    for index in range(sites(fast_path / "whole")):
+        with counting(index, failing(number)):
             error = refusal(fast_path / "capture")
         if error is not None:
             refusals += 1
             assert (error.exit_code, str(error).count("\n")) == (5, 0)
-        check_after_fault(fast_path / "capture", at)
-    assert refusals > at * 0.7
+        check_after_fault(fast_path / "capture", index)
+    assert refusals > index * 0.7
 
 
 def test_killed_at_any_call_it_is_resumable(fast_path: Path) -> None:
-    for at in some_of(sites(fast_path / "whole")):
+    for index in some_of(sites(fast_path / "whole")):
 
-        def killed(at: int = at) -> None:
-            with counting(at, dying):
+        def killed(index: int = index) -> None:
+            with counting(index, dying):
                 session(fast_path / "capture")
 
         assert in_child(killed) == 9
-        check_after_fault(fast_path / "capture", at)
+        check_after_fault(fast_path / "capture", index)
 
 
 def test_interrupted_at_any_call_a_unit_is_whole_or_absent(fast_path: Path) -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    for at in some_of(sites(fast_path / "whole")):
+    for index in some_of(sites(fast_path / "whole")):
 
-        def interrupted(at: int = at) -> None:
-            with counting(at, interrupt):
+        def interrupted(index: int = index) -> None:
+            with counting(index, interrupt):
                 session(fast_path / "capture")
 
         assert in_child(interrupted) == 130
-        check_after_fault(fast_path / "capture", at)
+        check_after_fault(fast_path / "capture", index)

@@ -1,4 +1,4 @@
-"""A message names an option only where every command that can show it has the option."""
+"""Checks that a message names an option only if every command that can show the message has the option."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ from ...test_architecture import FILES, ROOT, package_of
 OPTION = re.compile(r"(?<![\w-])(-o\b|--[a-z][a-z-]*)")
 CAPTURE, CALIBRATE, CNN, GENERATE, COMPARE = "capture", "calibrate", "calibrate-cnn", "generate", "compare"
 BOTH, RUNS = (CALIBRATE, CNN), (CAPTURE, GENERATE, COMPARE)
-# the commands that show the messages of a module, or that a message names: "Finish with capture --resume"
+# The commands that show the messages of a module, or that these messages name, as in "Finish with capture --resume".
 SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.capture.kept_steps": (CAPTURE,),
     "octavo.capture.ranks": (CAPTURE,),
@@ -56,7 +56,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.run_options": RUNS,
     "octavo.commands.save_output": (GENERATE,),
 }
-# modules whose messages name options of only one of their commands, in words that say which
+# Modules whose messages name options that not all their commands have. These messages say which command they mean.
 ONE_OF_THEM = {
     "reader", "load", "checkpoints", "captured_model", "run_options",
     "calibrate", "calibrate_classifier", "calibrate_options", "compare", "early",
@@ -65,13 +65,15 @@ NO_MESSAGES = ("octavo.cli", "octavo.help_pages", "octavo.words", "octavo.declar
 
 
 def options_of(command: str) -> set[str]:
-    """The options of a command."""
-    found = main.commands[command].params
-    return {word for item in found if isinstance(item, click.Option) for word in (*item.opts, *item.secondary_opts)}
+    """Returns the options of a command."""
+    parameters = main.commands[command].params
+    return {
+        word for item in parameters if isinstance(item, click.Option) for word in (*item.opts, *item.secondary_opts)
+    }
 
 
 def named_in(module: str) -> set[str]:
-    """The options in the texts of a module that are no docstrings and declare nothing."""
+    """Returns the options that the messages of a module name. Docstrings and declarations of options are left out."""
     tree = ast.parse((ROOT / FILES[module]).read_text())
     skipped: set[ast.AST] = set()
     for node in ast.walk(tree):
@@ -86,8 +88,9 @@ def named_in(module: str) -> set[str]:
 
 
 def unlisted() -> list[str]:
-    """The modules that name options and have no line in the table, and the options that commands of theirs lack."""
-    found = []
+    """Returns the options in messages that a command does not have, with their modules, and modules that SHOWN_BY
+    lacks."""
+    problems = []
     for module in FILES:
         if package_of(module) in ("tests", "bench") or module.startswith(NO_MESSAGES) or module.endswith(".train"):
             continue
@@ -95,8 +98,8 @@ def unlisted() -> list[str]:
             commands = SHOWN_BY.get(module, ())
             having = [command for command in commands if option in options_of(command)]
             if not having or (len(having) < len(commands) and module.rpartition(".")[2] not in ONE_OF_THEM):
-                found.append(f"{module}: {option}")
-    return found
+                problems.append(f"{module}: {option}")
+    return problems
 
 
 def test_advice_names_options_that_the_commands_have() -> None:

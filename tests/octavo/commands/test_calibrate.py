@@ -1,4 +1,5 @@
-"""`octavo calibrate` and `octavo inspect` from a capture to a checkpoint, and what they refuse."""
+"""Checks that `octavo calibrate` makes a checkpoint of a capture, that `octavo inspect` verifies it, and what both
+refuse."""
 
 import json
 import shutil
@@ -22,16 +23,17 @@ WEIGHTS = "quant_model_weight_w8a8.safetensors"
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """The files of a checkpoint but the report, which has seconds, and the manifest, which has the report's digest."""
+    """Returns the files of a checkpoint without the report, which holds times, and the manifest, which holds the
+    report's digest."""
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in ("report.json", MANIFEST)}
 
 
 def test_the_checkpoint_is_the_same_twice_and_its_integers_compute_the_model(
     tiny_model, captured, checkpoint, tmp_path
 ):
-    said = octavo("calibrate", captured, tmp_path / "a")
-    assert "layers in 8-bit integers" in said
-    assert "context_embedder" in said
+    output = octavo("calibrate", captured, tmp_path / "a")
+    assert "layers in 8-bit integers" in output
+    assert "context_embedder" in output
     assert files(tmp_path / "a") == files(checkpoint())
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     layers = load_ascend(tmp_path / "a")
@@ -41,8 +43,8 @@ def test_the_checkpoint_is_the_same_twice_and_its_integers_compute_the_model(
     with torch.no_grad():
         exact = [transformer(**call.kwargs)[0] for call in calls]
         with quantized(transformer, layers):
-            made = [transformer(**call.kwargs)[0] for call in calls]
-    error = sum(float((a - b).square().sum()) for a, b in zip(exact, made, strict=True))
+            approximate = [transformer(**call.kwargs)[0] for call in calls]
+    error = sum(float((a - b).square().sum()) for a, b in zip(exact, approximate, strict=True))
     power = sum(float(a.square().sum()) for a in exact)
     assert 0 < error < power * 10 ** -(report["totals"]["output_sqnr"] / 10 - 1)
 
@@ -77,8 +79,8 @@ def test_the_dtype_of_the_deployment(checkpoint, dtype, deq):
     tensors = load_file(out / WEIGHTS)
     assert tensors["proj_out.weight"].dtype == getattr(torch, dtype)
     assert tensors["transformer_blocks.0.attn.to_q.deq_scale"].dtype == deq
-    said = octavo("inspect", out)
-    assert ("no  MindIE-SD  in bfloat16" in said) == (deq == torch.int64)
+    output = octavo("inspect", out)
+    assert ("no  MindIE-SD  in bfloat16" in output) == (deq == torch.int64)
 
 
 def test_weight_only_and_symmetric(checkpoint):
@@ -88,7 +90,7 @@ def test_weight_only_and_symmetric(checkpoint):
     assert all(not tensor.any() for name, tensor in tensors.items() if name.endswith("input_offset"))
 
 
-def test_samples_are_spread_and_fewer(captured, tmp_path):
+def test_samples_limits_the_number_of_calls(captured, tmp_path):
     octavo("calibrate", captured, tmp_path / "a", "--samples", 2)
     assert json.loads((tmp_path / "a" / "report.json").read_text())["totals"]["calls"] == 2
 
@@ -126,9 +128,9 @@ def test_a_config_file_gives_options_and_the_command_line_wins(captured, tmp_pat
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line_and_leaves_nothing(captured, tmp_path, more, code, words):
-    said = octavo("calibrate", captured, tmp_path / "a", *more, code=code)
-    assert len(errors(said)) == 1
-    assert words in errors(said)[0]
+    output = octavo("calibrate", captured, tmp_path / "a", *more, code=code)
+    assert len(errors(output)) == 1
+    assert words in errors(output)[0]
     assert not list(tmp_path.iterdir())
 
 
@@ -139,8 +141,8 @@ def test_another_model_is_refused(tiny_model, captured, tmp_path):
     weights["proj_out.bias"] += 1
     file.unlink()
     save_file(weights, file, metadata={"format": "pt"})
-    said = octavo("calibrate", captured, tmp_path / "a", "--model", other, code=4)
-    assert "this model is rev" in said
+    output = octavo("calibrate", captured, tmp_path / "a", "--model", other, code=4)
+    assert "this model is rev" in output
     octavo("calibrate", captured, tmp_path / "a", "--model", other, "--allow-revision")
     config = json.loads((other / "transformer" / "config.json").read_text())
     shutil.rmtree(other / "transformer")
@@ -148,8 +150,8 @@ def test_another_model_is_refused(tiny_model, captured, tmp_path):
 
     names = {name: value for name, value in config.items() if not name.startswith("_")}
     SD3Transformer2DModel(**names | {"num_layers": 1}).save_pretrained(other / "transformer")
-    said = octavo("calibrate", captured, tmp_path / "b", "--model", other, "--allow-revision", code=4)
-    assert "other tensors" in said
+    output = octavo("calibrate", captured, tmp_path / "b", "--model", other, "--allow-revision", code=4)
+    assert "other tensors" in output
 
 
 def test_an_old_checkpoint_stays_until_it_is_to_be_replaced(captured, checkpoint, tmp_path):
@@ -165,8 +167,8 @@ def test_inspect_finds_a_damaged_checkpoint(checkpoint, tmp_path):
     shutil.copytree(checkpoint("--accuracy", "plain"), tmp_path / "a")
     assert json.loads(octavo("inspect", tmp_path / "a", "--json"))["sound"] is True
     (tmp_path / "a" / WEIGHTS).chmod(0o644)
-    said = octavo("inspect", tmp_path / "a", code=3)
-    assert "mode 0644 allows more than 0640" in said
+    output = octavo("inspect", tmp_path / "a", code=3)
+    assert "mode 0644 allows more than 0640" in output
     tensors = load_file(tmp_path / "a" / WEIGHTS)
     del tensors["transformer_blocks.0.attn.to_q.quant_bias"]
     save_file(tensors, tmp_path / "a" / WEIGHTS)
@@ -183,9 +185,9 @@ def test_inspect_finds_integers_that_do_not_compute_the_layer(checkpoint, tmp_pa
     file.chmod(0o600)
     save_file(tensors, file)
     (tmp_path / "a" / MANIFEST).unlink()
-    said = octavo("inspect", tmp_path / "a", code=3)
-    assert "no  octavo     integers: computed as npu_quant_matmul does, the largest error is" in said
-    assert "(transformer_blocks.0.attn.to_q)" in said
+    output = octavo("inspect", tmp_path / "a", code=3)
+    assert "no  octavo     integers: computed as npu_quant_matmul does, the largest error is" in output
+    assert "(transformer_blocks.0.attn.to_q)" in output
 
 
 def test_the_documented_list_of_inputs_becomes_a_capture(tiny_model, captured, tmp_path):
@@ -236,7 +238,7 @@ def test_options_win_over_the_recipe(captured, tmp_path):
 
 
 @pytest.mark.parametrize("more", [("--accuracy", "most"), ("--activations", "none"), ("--weights", "floor")])
-def test_words_that_are_none_are_refused(captured, tmp_path, more):
+def test_unknown_words_are_refused(captured, tmp_path, more):
     octavo("calibrate", captured, tmp_path / "a", *more, code=2)
     assert not list(tmp_path.iterdir())
 
@@ -245,7 +247,7 @@ def test_how_many_calls_were_enough_is_said_and_written(tiny_model, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(f"a red circle and {number} rings" for number in range(10)))
     capture(tiny_model, tmp_path / "capture", prompts, "--steps", 16)
-    said = octavo("calibrate", tmp_path / "capture", tmp_path / "a", "--accuracy", "plain")
+    output = octavo("calibrate", tmp_path / "capture", tmp_path / "a", "--accuracy", "plain")
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     rows, totals = report["enough"], report["totals"]
     assert [(row["calls"], row["prompts"]) for row in rows] == [(128, 8), (160, 10)]
@@ -253,17 +255,17 @@ def test_how_many_calls_were_enough_is_said_and_written(tiny_model, tmp_path):
     assert low < totals["output_sqnr"] < high
     assert rows[-1]["output_sqnr"] == totals["output_sqnr"]
     quality = f"{totals['output_sqnr']:.1f} dB (95 % interval {low:.1f} to {high:.1f})"
-    assert f"output SQNR {quality} on 16 calls, 8 of them held out" in " ".join(said.split())
-    assert any(words in said for words in ("were enough", "was enough", "More calls would help", "still helped"))
+    assert f"output SQNR {quality} on 16 calls, 8 of them held out" in " ".join(output.split())
+    assert any(words in output for words in ("were enough", "was enough", "More calls would help", "still helped"))
 
 
 def test_a_converted_file_is_calibrated_with_the_model_that_is_named(tiny_model, captured, tmp_path):
     save_pth(tmp_path / "calls.pth", Capture.open(captured).calls())
     octavo("convert-pth", tmp_path / "calls.pth", tmp_path / "converted")
-    said = octavo("calibrate", tmp_path / "converted", tmp_path / "out", code=2)
-    assert "does not say which model it was recorded from. Give the model with --model." in said
-    said = octavo("calibrate", tmp_path / "converted", tmp_path / "out", "--model", tiny_model, "--accuracy", "plain")
-    assert "They are replayed through the transformer of" in said
+    output = octavo("calibrate", tmp_path / "converted", tmp_path / "out", code=2)
+    assert "does not say which model it was recorded from. Give the model with --model." in output
+    output = octavo("calibrate", tmp_path / "converted", tmp_path / "out", "--model", tiny_model, "--accuracy", "plain")
+    assert "They are replayed through the transformer of" in output
     assert load_ascend(tmp_path / "out")
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["component"] == "transformer"

@@ -1,4 +1,4 @@
-"""`octavo calibrate-cnn`, and its old spelling: a directory of transformers, pictures or none, and what is refused."""
+"""Checks `octavo calibrate-cnn` and its old spelling, with pictures and without data, and what they refuse."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ OLD = ("calibrate", "--pipeline", "cnn")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ResNet of random weights, with statistics."""
+    """Writes a ResNet with random weights and with batch norms that have statistics."""
     folder = tmp_path_factory.mktemp("resnet")
     torch.manual_seed(0)
     config = ResNetConfig(num_channels=3, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
@@ -39,13 +39,14 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """The files of a checkpoint but the report, which has seconds, and the manifest, which has the report's digest."""
+    """Returns the files of a checkpoint without the report, which holds times, and the manifest, which holds the
+    report's digest."""
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name not in ("report.json", MANIFEST)}
 
 
 def test_pictures_lead_to_a_checkpoint_the_same_twice(model, images, tmp_path):
-    said = octavo(*CNN, model, tmp_path / "a", "--images", images)
-    assert "7 layers in 8-bit integers, 0 float" in said
+    output = octavo(*CNN, model, tmp_path / "a", "--images", images)
+    assert "7 layers in 8-bit integers, 0 float" in output
     octavo(*OLD, model, tmp_path / "b", "--images", images)
     assert content(tmp_path / "a") == content(tmp_path / "b")
     report = json.loads((tmp_path / "a" / "report.json").read_text())
@@ -57,15 +58,15 @@ def test_pictures_lead_to_a_checkpoint_the_same_twice(model, images, tmp_path):
 
 
 def test_no_data_leads_to_a_checkpoint(model, tmp_path):
-    said = octavo(*CNN, model, tmp_path / "a", "--input-shape", "1,3,8,8", "--keep-float", "classifier*")
-    assert "6 layers in 8-bit integers, 1 float" in said
+    output = octavo(*CNN, model, tmp_path / "a", "--input-shape", "1,3,8,8", "--keep-float", "classifier*")
+    assert "6 layers in 8-bit integers, 1 float" in output
 
 
 def test_a_configuration_file_says_the_same(model, images, tmp_path):
     config = tmp_path / "c.toml"
     config.write_text(f'pipeline = "cnn"\nimages = "{images}"\nsamples = 4\n')
-    said = octavo("calibrate", model, tmp_path / "a", "--config", config, "--dtype", "float16")
-    assert "4 calls" in said
+    output = octavo("calibrate", model, tmp_path / "a", "--config", config, "--dtype", "float16")
+    assert "4 calls" in output
     assert "unknown option 'pipeline'" in octavo(*CNN, model, tmp_path / "b", "--config", config, code=2)
     config.write_text(f'images = "{images}"\nsamples = 4\n')
     octavo(*CNN, model, tmp_path / "b", "--config", config, "--dtype", "float16")
@@ -98,14 +99,14 @@ REFUSED = [
 
 @pytest.mark.parametrize("spelling", [CNN, OLD], ids=["new", "old"])
 @pytest.mark.parametrize(("options", "fact", "code"), REFUSED, ids=lambda value: str(value)[:40])
-def test_what_is_refused(model, images, tmp_path, options, fact, code, spelling):
+def test_missing_and_contradicting_inputs_are_refused(model, images, tmp_path, options, fact, code, spelling):
     (tmp_path / "file").write_text("no directory")
     (tmp_path / "empty").mkdir()
     broken(images, tmp_path / "broken")
-    given = [each.format(tmp=tmp_path, images=images) for each in options]
-    said = errors(octavo(*spelling, model, tmp_path / "out", *given, code=code))
-    assert len(said) == 1
-    assert fact in said[0]
+    words = [option.format(tmp=tmp_path, images=images) for option in options]
+    lines = errors(octavo(*spelling, model, tmp_path / "out", *words, code=code))
+    assert len(lines) == 1
+    assert fact in lines[0]
     assert not (tmp_path / "out").exists()
 
 
@@ -117,15 +118,15 @@ OTHERS = [
 
 @pytest.mark.parametrize("option", OTHERS, ids=lambda option: option[0])
 def test_options_of_denoisers_are_refused_in_the_old_spelling_and_unknown_in_the_new(images, tmp_path, option):
-    asked = (tmp_path, tmp_path / "out", "--images", images, *option)
-    assert f"{option[0]} does not work with --pipeline cnn." in errors(octavo(*OLD, *asked, code=2))[0]
-    assert f"No such option '{option[0]}'" in errors(octavo(*CNN, *asked, code=2))[0]
+    arguments = (tmp_path, tmp_path / "out", "--images", images, *option)
+    assert f"{option[0]} does not work with --pipeline cnn." in errors(octavo(*OLD, *arguments, code=2))[0]
+    assert f"No such option '{option[0]}'" in errors(octavo(*CNN, *arguments, code=2))[0]
 
 
 def test_a_classifier_has_no_noise_levels(images, tmp_path):
-    asked = (tmp_path, tmp_path / "out", "--images", images, "--activations", "timestep")
-    assert "no noise levels" in errors(octavo(*OLD, *asked, code=2))[0]
-    assert "'timestep' is not one of 'static', 'dynamic'" in errors(octavo(*CNN, *asked, code=2))[0]
+    arguments = (tmp_path, tmp_path / "out", "--images", images, "--activations", "timestep")
+    assert "no noise levels" in errors(octavo(*OLD, *arguments, code=2))[0]
+    assert "'timestep' is not one of 'static', 'dynamic'" in errors(octavo(*CNN, *arguments, code=2))[0]
 
 
 def test_a_size_of_files_is_taken_in_the_old_spelling_though_no_format_splits_them(model, images, tmp_path):
@@ -144,10 +145,10 @@ NO_FORM = [
 
 @pytest.mark.parametrize(("options", "fact"), NO_FORM, ids=lambda value: str(value)[:40])
 def test_what_a_format_has_no_form_for_is_refused_before_a_picture_is_read(tmp_path, options, fact):
-    said = errors(octavo(*CNN, tmp_path, tmp_path / "out", "--images", tmp_path, *options, code=2))
-    assert len(said) == 1
-    assert fact in said[0]
-    assert "Use --activations static." in said[0]
+    lines = errors(octavo(*CNN, tmp_path, tmp_path / "out", "--images", tmp_path, *options, code=2))
+    assert len(lines) == 1
+    assert fact in lines[0]
+    assert "Use --activations static." in lines[0]
 
 
 def without_config(folder: Path) -> None:
@@ -178,22 +179,22 @@ DAMAGES = [without_config, no_classifier, not_json, truncated, bad_preprocessing
 def test_damaged_models_are_refused(model, images, tmp_path, damage):
     shutil.copytree(model, tmp_path / "model")
     damage(tmp_path / "model")
-    said = errors(octavo(*CNN, tmp_path / "model", tmp_path / "out", "--images", images, code=3))
-    assert len(said) == 1
-    assert str(tmp_path / "model") in said[0]
+    lines = errors(octavo(*CNN, tmp_path / "model", tmp_path / "out", "--images", images, code=3))
+    assert len(lines) == 1
+    assert str(tmp_path / "model") in lines[0]
 
 
 def test_no_such_model_and_pictures_without_the_pipeline(images, tmp_path):
-    said = errors(octavo(*CNN, tmp_path / "none", tmp_path / "out", "--images", images, code=2))
-    assert "no such model directory" in said[0]
-    said = errors(octavo("calibrate", tmp_path, tmp_path / "out", "--images", images, code=2))
-    assert "--images only works with octavo calibrate-cnn" in said[0]
+    lines = errors(octavo(*CNN, tmp_path / "none", tmp_path / "out", "--images", images, code=2))
+    assert "no such model directory" in lines[0]
+    lines = errors(octavo("calibrate", tmp_path, tmp_path / "out", "--images", images, code=2))
+    assert "--images only works with octavo calibrate-cnn" in lines[0]
 
 
 def test_pictures_in_folders_and_of_other_formats_are_found(model, tmp_path):
-    for at, name in enumerate(["b/x.jpg", "a/y.bmp", "z.png", "c.txt"]):
+    for index, name in enumerate(["b/x.jpg", "a/y.bmp", "z.png", "c.txt"]):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new(["RGB", "L", "RGBA", "L"][at], (9 + at, 7), 90).save(
-            tmp_path / "images" / name, ["JPEG", "BMP", "PNG", "PNG"][at]
+        Image.new(["RGB", "L", "RGBA", "L"][index], (9 + index, 7), 90).save(
+            tmp_path / "images" / name, ["JPEG", "BMP", "PNG", "PNG"][index]
         )
     assert "3 calls" in octavo(*CNN, model, tmp_path / "out", "--images", tmp_path / "images")

@@ -1,4 +1,5 @@
-"""`octavo calibrate` of several denoisers: finished ones are kept, and OUT is whole or as before."""
+"""Checks that `octavo calibrate` of several denoisers keeps finished ones for the next run, and replaces OUT only at
+the end."""
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,7 @@ NAMES = ["transformer", "transformer_2"]
 
 @pytest.fixture(scope="module")
 def captured(tmp_path_factory):
-    """A capture of both denoisers of a model of its own."""
+    """Captures both denoisers of a model that only these tests use."""
     folder = tmp_path_factory.mktemp("wan")
     octavo("capture", whole_wan(folder / "model"), folder / "captured", *WAN, "--steps", 4, "--device", "cpu")
     return folder / "captured"
@@ -22,7 +23,8 @@ def captured(tmp_path_factory):
 
 @pytest.fixture
 def weights_of_second(captured):
-    """Two functions: they give the second denoiser the weights that were captured, and others, which are refused."""
+    """Yields two functions that write weights of the second denoiser: the captured ones, and others, which calibrate
+    refuses."""
     file = captured.parent / "model" / "transformer_2" / "diffusion_pytorch_model.safetensors"
     before, tensors = file.read_bytes(), load_file(file)
     other = tensors | {"proj_out.bias": tensors["proj_out.bias"] + 1}
@@ -49,25 +51,25 @@ def layers(out, name):
 def test_a_finished_denoiser_outlives_the_failure_of_the_next(captured, weights_of_second, tmp_path):
     out, (captured_ones, others) = tmp_path / "o", weights_of_second
     others()
-    said = calibrate(captured, out, code=4)
+    output = calibrate(captured, out, code=4)
     (parts,) = tmp_path.iterdir()
     assert parts.name.startswith("o.unfinished-")
     assert names(parts) == ["transformer"]
-    assert f"{parts}: holds transformer, already calibrated. Run the same command again to continue." in said
-    held = lock(parts)
+    assert f"{parts}: holds transformer, already calibrated. Run the same command again to continue." in output
+    directory_lock = lock(parts)
     assert f"{parts}: in use by pid" in calibrate(captured, out, code=5)
-    held.release()
+    directory_lock.release()
     captured_ones()
-    said = calibrate(captured, out, "--memory", "1GiB")
-    assert "transformer, which an earlier run finished." in said
-    assert said.count("layers in 8-bit integers") == 1
+    output = calibrate(captured, out, "--memory", "1GiB")
+    assert "transformer, which an earlier run finished." in output
+    assert output.count("layers in 8-bit integers") == 1
     assert names(tmp_path) == ["o"]
     assert names(out) == NAMES
 
     old = contents(out)
     others()
-    said = calibrate(captured, out, "--overwrite", "--symmetric", code=4)
-    assert "an earlier run" not in said
+    output = calibrate(captured, out, "--overwrite", "--symmetric", code=4)
+    assert "an earlier run" not in output
     assert contents(out) == old, "an old checkpoint was changed before all denoisers were done anew"
 
 
@@ -80,11 +82,11 @@ def test_several_ranks_write_what_one_process_does_and_go_on_after_a_failure(cap
     options, (captured_ones, others) = ("calibrate", captured, tmp_path / "o", "--accuracy", "plain"), weights_of_second
     others()
     ended = ranked(2, tmp_path / "said", *options)
-    assert [each.code for each in ended] == [4, 4]
+    assert [rank.code for rank in ended] == [4, 4]
     captured_ones()
     ended = ranked(2, tmp_path / "said", *options)
-    assert [each.code for each in ended] == [0, 0], ended
-    assert "transformer, which an earlier run finished." in ended[0].said
+    assert [rank.code for rank in ended] == [0, 0], ended
+    assert "transformer, which an earlier run finished." in ended[0].output
     calibrate(captured, tmp_path / "one")
     assert names(tmp_path) == ["o", "one", "said"]
     assert [layers(tmp_path / "o", name) for name in NAMES] == [layers(tmp_path / "one", name) for name in NAMES]

@@ -1,4 +1,4 @@
-"""`octavo compare`: its numbers, gates and refusals, on a tiny pipeline."""
+"""Checks the numbers, gates and refusals of `octavo compare` on a tiny pipeline."""
 
 import json
 import shutil
@@ -43,41 +43,43 @@ def quantized(checkpoint: Callable[..., Path]) -> Path:
 
 
 def compared(tiny_model: Path, out: Path, layers: bool = True) -> Comparison:
-    """One prompt through both, or with no layer taken through the float one twice."""
+    """Compares the float and the quantized model on one prompt; without `layers`, the float model with itself."""
     pipe = load_pipeline(tiny_model)
     deployed = load_deployed(pipe, out, None, CPU) if layers else Deployed.itself(pipe, "transformer")
-    made = Comparison(pipe, deployed, call_arguments(pipe, SD3, RunSettings(None, 3, 16, 16)), 0)
-    made.probe_denoiser("a red circle")
-    made.compare("a red circle")
-    return made
+    comparison = Comparison(pipe, deployed, call_arguments(pipe, SD3, RunSettings(None, 3, 16, 16)), 0)
+    comparison.probe_denoiser("a red circle")
+    comparison.compare("a red circle")
+    return comparison
 
 
-def lines(said: str) -> dict[str, dict[str, Any]]:
-    events = [json.loads(line) for line in said.splitlines() if line.startswith("{")]  # warnings are no JSON
+def lines(output: str) -> dict[str, dict[str, Any]]:
+    events = [json.loads(line) for line in output.splitlines() if line.startswith("{")]  # warnings are not JSON
     return {event["event"]: event for event in events if event["event"] != "prompt"}
 
 
 def test_the_page_and_the_lines_hold_every_prompt(tiny_model, quantized, prompts, tmp_path):
     file = tmp_path / "report.html"
-    said = octavo("compare", tiny_model, quantized, "--prompts", prompts, *SMALL, "-o", file, "--json")
-    found, text = lines(said), file.read_text()
-    rows = [json.loads(line) for line in said.splitlines() if '"event": "prompt"' in line]
+    output = octavo("compare", tiny_model, quantized, "--prompts", prompts, *SMALL, "-o", file, "--json")
+    events, text = lines(output), file.read_text()
+    rows = [json.loads(line) for line in output.splitlines() if '"event": "prompt"' in line]
     assert [row["prompt"] for row in rows] == ["a red circle", 'a <blue> "ring"']
     assert all(len(row["latent_error"]) == 3 and 10 < row["psnr"] < 90 and row["output_sqnr"] > 15 for row in rows)
-    assert text.count("data:image/png;base64,") == 2 + 2 * len(rows) + 2  # the viewer, the pairs, two in the heat map
+    # two in the viewer, two for each pair, two in the heat map
+    assert text.count("data:image/png;base64,") == 2 + 2 * len(rows) + 2
     assert "a &lt;blue&gt; &#34;ring&#34;" in text
     assert "<blue>" not in text
-    done, report = found["done"], json.loads((quantized / "report.json").read_text())
+    done, report = events["done"], json.loads((quantized / "report.json").read_text())
     assert done["totals"]["output_sqnr"] == pytest.approx(report["totals"]["output_sqnr"], abs=5)
     assert done["totals"]["size"]["int8"] < done["totals"]["size"]["float"]
-    assert found["layers"]["layers"] == report["layers"]
+    assert events["layers"]["layers"] == report["layers"]
     assert all(row["name"].replace(".", ".<wbr>") in text for row in report["layers"] if row["scheme"] is None)
-    assert found["ranges"]["steps"] == [1, 2, 3]
+    assert events["ranges"]["steps"] == [1, 2, 3]
     assert "://" not in text.replace("http://www.w3.org/", "")
     assert file.stat().st_mode & 0o777 == 0o600
     assert f"torch {torch.__version__}" in text
     assert f"{torch.get_num_threads()} threads" in text
-    assert text.count(">float</span>") == text.count(">int8</span>") == len(rows) + 1  # each thumbnail, and the viewer
+    # one for each thumbnail, one for the viewer
+    assert text.count(">float</span>") == text.count(">int8</span>") == len(rows) + 1
 
 
 def test_sizes_are_those_of_the_dtype_in_which_the_model_is_stored(tiny_model, quantized):
@@ -85,14 +87,16 @@ def test_sizes_are_those_of_the_dtype_in_which_the_model_is_stored(tiny_model, q
     deployed, run = load_deployed(pipe, quantized, None, CPU), call_arguments(pipe, SD3, RunSettings(None, 3, 16, 16))
     whole, half = (Comparison(pipe, deployed, run, 0, dtype).sizes for dtype in (None, torch.float16))
     assert (
-        whole["float"] == 2 * half["float"] == sum(4 * each.numel() for each in pipe.transformer.state_dict().values())
+        whole["float"]
+        == 2 * half["float"]
+        == sum(4 * tensor.numel() for tensor in pipe.transformer.state_dict().values())
     )
     assert half["int8"] < whole["int8"] < whole["float"]
 
 
 def test_a_model_does_not_differ_from_itself(tiny_model, quantized):
-    made = compared(tiny_model, quantized, layers=False)
-    totals, row = made.totals(), made.pairs[0].row
+    comparison = compared(tiny_model, quantized, layers=False)
+    totals, row = comparison.totals(), comparison.pairs[0].row
     assert (totals["psnr"], totals["output_sqnr"], totals["output_same"]) == (None, None, True)
     assert row["latent_error"] == [0.0] * 3
     assert row["mean_square"] == 0.0
@@ -100,59 +104,59 @@ def test_a_model_does_not_differ_from_itself(tiny_model, quantized):
 
 
 def test_the_same_content_makes_the_same_page(tiny_model, quantized):
-    made = compared(tiny_model, quantized)
-    pictures = [(pair.exact, pair.other) for pair in made.pairs]
+    comparison = compared(tiny_model, quantized)
+    pictures = [(pair.exact, pair.other) for pair in comparison.pairs]
     content = {
         "model": "m", "checkpoint": "c", "component": "transformer", "pipeline": "P", "runs_on": "cpu",
-        "prompts_source": "s", "settings": {}, "decoded": True, "totals": made.totals(), "gates": [],
-        "prompts": [pair.row for pair in made.pairs], "ranges": made.probe.heat(), "report": made.deployed.report,
-        "surroundings": surroundings(CPU),
+        "prompts_source": "s", "settings": {}, "decoded": True, "totals": comparison.totals(), "gates": [],
+        "prompts": [pair.row for pair in comparison.pairs], "ranges": comparison.probe.heat(),
+        "report": comparison.deployed.report, "surroundings": surroundings(CPU),
     }  # fmt: skip
     assert page(content, pictures) == page(json.loads(json.dumps(content)), pictures)
 
 
-def test_what_is_heard_inside_is_what_runs_and_nothing_stays(tiny_model, quantized):
-    made = compared(tiny_model, quantized)
-    model = made.deployed.module
+def test_the_probe_reads_the_inputs_that_run_and_leaves_no_hook(tiny_model, quantized):
+    comparison = compared(tiny_model, quantized)
+    model = comparison.deployed.module
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    memory, heard = Memory(), {}
-    with Recorder(model, memory, clock=made.probe.clock.__class__()) as recorder:
-        run_prompt(made.pipe, "a red circle", made.arguments, 0, recorder.clock.tick)
+    memory, maxima = Memory(), {}
+    with Recorder(model, memory, clock=comparison.probe.clock.__class__()) as recorder:
+        run_prompt(comparison.pipe, "a red circle", comparison.arguments, 0, recorder.clock.tick)
     name = "transformer_blocks.1.ff.net.0.proj"
     layer = model.get_submodule(name)
     with torch.no_grad():
         for call in memory.calls:
             hook = layer.register_forward_pre_hook(
-                lambda _, args, step=call.step: heard.setdefault(step, []).append(float(args[0].abs().max()))
+                lambda _, args, step=call.step: maxima.setdefault(step, []).append(float(args[0].abs().max()))
             )
             model(**call.kwargs)
             hook.remove()
-    heat = made.probe.heat()
+    heat = comparison.probe.heat()
     assert len(heat["layers"]) == sum(isinstance(m, (nn.Linear, nn.Conv2d)) for m in model.modules())
-    assert heat["maximum"][heat["layers"].index(name)] == [max(heard[step]) for step in range(3)]
+    assert heat["maximum"][heat["layers"].index(name)] == [max(maxima[step]) for step in range(3)]
 
 
 def test_the_output_sqnr_is_that_of_all_prompts(tiny_model, quantized):
     prompts, power = ("a red circle", "a small blue ring", ""), Power()
     pipe = load_pipeline(tiny_model)
     deployed = load_deployed(pipe, quantized, None, CPU)
-    made = Comparison(pipe, deployed, call_arguments(pipe, SD3, RunSettings(None, SAMPLED + 2, 16, 16)), 0)
-    made.probe_denoiser(prompts[0])
+    comparison = Comparison(pipe, deployed, call_arguments(pipe, SD3, RunSettings(None, SAMPLED + 2, 16, 16)), 0)
+    comparison.probe_denoiser(prompts[0])
     for prompt in prompts:
-        made.compare(prompt)
+        comparison.compare(prompt)
         memory = Memory()
         with Recorder(deployed.module, memory) as recorder:
-            run_prompt(pipe, prompt, made.arguments, 0, recorder.clock.tick)
-        for at in evenly_spaced(SAMPLED + 2, SAMPLED):
-            call = memory.calls[at]
+            run_prompt(pipe, prompt, comparison.arguments, 0, recorder.clock.tick)
+        for index in evenly_spaced(SAMPLED + 2, SAMPLED):
+            call = memory.calls[index]
             with torch.no_grad():
                 exact = deployed.module(**call.kwargs)[0]
                 with deployed.installed() as integers:
                     power.add(exact, integers(**call.kwargs)[0])
-    rows = [pair.row["output_sqnr"] for pair in made.pairs]
+    rows = [pair.row["output_sqnr"] for pair in comparison.pairs]
     assert len(set(rows)) == 3
-    assert made.totals()["output_sqnr"] == pytest.approx(power.sqnr, rel=1e-6)
-    assert min(rows) < made.totals()["output_sqnr"] < max(rows)
+    assert comparison.totals()["output_sqnr"] == pytest.approx(power.sqnr, rel=1e-6)
+    assert min(rows) < comparison.totals()["output_sqnr"] < max(rows)
 
 
 @pytest.mark.parametrize(
@@ -161,10 +165,10 @@ def test_the_output_sqnr_is_that_of_all_prompts(tiny_model, quantized):
 def test_a_gate_that_is_missed_ends_with_one_line_and_the_page_is_there(tiny_model, quantized, tmp_path, gate, code):
     file = tmp_path / "report.html"
     options = ("--prompts", "demo", "--limit", 1, *SMALL, "-o", file)
-    said = octavo("compare", tiny_model, quantized, *options, *gate, code=code)
-    assert len(errors(said)) == code
+    output = octavo("compare", tiny_model, quantized, *options, *gate, code=code)
+    assert len(errors(output)) == code
     assert ("Missed: " in file.read_text()) == bool(code)
-    assert ("below 99.0 dB" in said) == bool(code)
+    assert ("below 99.0 dB" in output) == bool(code)
 
 
 def test_ranges_by_noise_level_and_a_checkpoint_without_its_report(tiny_model, checkpoint, prompts, tmp_path):
@@ -172,9 +176,9 @@ def test_ranges_by_noise_level_and_a_checkpoint_without_its_report(tiny_model, c
     (tmp_path / "out" / "report.json").unlink()
     (tmp_path / "out" / MANIFEST).unlink()
     options = ("--prompts", prompts, *SMALL, "-o", tmp_path / "report.html")
-    found = lines(octavo("compare", tiny_model, tmp_path / "out", *options, "--json"))
-    assert found["done"]["totals"]["output_sqnr"] > 15
-    assert found["layers"]["layers"] == []
+    events = lines(octavo("compare", tiny_model, tmp_path / "out", *options, "--json"))
+    assert events["done"]["totals"]["output_sqnr"] > 15
+    assert events["layers"]["layers"] == []
     assert "exists. Use --overwrite" in octavo("compare", tiny_model, tmp_path / "out", *options, code=5)
 
 
@@ -194,14 +198,15 @@ def test_a_view_that_diffusers_loads_draws_as_the_layers_do(tiny_model, checkpoi
         for parameter in pipe.transformer.parameters():
             parameter.add_(1)
     pipe.save_pretrained(tmp_path / "other")
-    told = ("compare", tmp_path / "other", tmp_path / "view", *options, "-o", tmp_path / "no.html")
-    assert "was made from other weights of this model (fingerprint " in octavo(*told, code=4)
+    command = ("compare", tmp_path / "other", tmp_path / "view", *options, "-o", tmp_path / "no.html")
+    assert "was made from other weights of this model (fingerprint " in octavo(*command, code=4)
     (tmp_path / "view" / MANIFEST).unlink()
-    assert "no float parameter has" in octavo(*told, code=4)
+    assert "no float parameter has" in octavo(*command, code=4)
 
 
 def broken(tiny_model: Path, tmp_path: Path) -> Path:
-    """A model that is recognized and cannot be loaded: what is refused before, is refused before loading."""
+    """Copies the model without its weights. compare recognizes the copy but cannot load it, so every other refusal
+    comes before loading."""
     shutil.copytree(tiny_model, tmp_path / "broken")
     for file in (tmp_path / "broken" / "transformer").glob("*.safetensors"):
         file.unlink()
@@ -216,9 +221,9 @@ def test_what_cannot_be_done_is_said_before_the_model_is_loaded(tiny_model, quan
         (tmp_path / "missing", tmp_path / "report.html", 2, "no such directory"),
         (prompts.parent, tmp_path / "report.html", 3, "no ascend checkpoint"),
     ):
-        said = octavo("compare", model, out, *common, "-o", file, code=code)
-        assert words in said
-        assert len(errors(said)) == 1
+        output = octavo("compare", model, out, *common, "-o", file, code=code)
+        assert words in output
+        assert len(errors(output)) == 1
     assert not (tmp_path / "report.html").exists()
 
 
@@ -229,9 +234,9 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_model, quantized, prompts
     with torch.no_grad():
         pipe.transformer.proj_out.weight.mul_(2)
     pipe.save_pretrained(tmp_path / "other")
-    said = octavo("compare", tmp_path / "other", quantized, *common, code=4)
-    assert "was made from other weights of this model (fingerprint " in said
-    assert len(errors(said)) == 1
+    output = octavo("compare", tmp_path / "other", quantized, *common, code=4)
+    assert "was made from other weights of this model (fingerprint " in output
+    assert len(errors(output)) == 1
     bare = shutil.copytree(quantized, tmp_path / "bare")
     (bare / MANIFEST).unlink()
     assert "proj_out.weight has other values" in octavo("compare", tmp_path / "other", bare, *common, code=4)
@@ -250,8 +255,8 @@ def test_latents_of_a_video_without_a_decoder(tmp_path):
 
 
 def test_the_bundled_model_is_judged(tmp_path):
-    said = octavo("compare", "demo", "demo-int8", "--limit", 2, "--steps", 6, "-o", tmp_path / "r.html", "--json")
-    judged = lines(said)["done"]["totals"]["judged"]
+    output = octavo("compare", "demo", "demo-int8", "--limit", 2, "--steps", 6, "-o", tmp_path / "r.html", "--json")
+    judged = lines(output)["done"]["totals"]["judged"]
     assert judged["of"] == 2
     assert 0 <= judged["int8"] <= 2
     assert f"{judged['int8']} of 2" in (tmp_path / "r.html").read_text()

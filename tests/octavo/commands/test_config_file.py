@@ -1,4 +1,4 @@
-"""Options from a TOML file."""
+"""Checks how options are read from a TOML file, and that mistakes name the file, the option and the value."""
 
 from pathlib import Path
 
@@ -105,12 +105,12 @@ def test_a_command_ends_with_the_line_and_the_code_of_its_file(config, tmp_path,
 
 
 def test_the_command_line_wins_over_the_file(config):
-    given = {}
+    values = {}
     parameters = configurable(parameters_of(CalibrateOptions))
-    command = click.Command("calibrate", params=parameters, callback=lambda **options: given.update(options))
+    command = click.Command("calibrate", params=parameters, callback=lambda **options: values.update(options))
     path = config('weights = "gptq"\nsmoothing = false\nsamples = 3\noverwrite = true\nimages = "pictures"')
     words = ["captured", "out", "--samples", "5", "--smoothing", "--config", str(path)]
     assert CliRunner().invoke(command, words).exit_code == 0
-    options = CalibrateOptions(**given)
+    options = CalibrateOptions(**values)
     assert (options.samples, options.smoothing) == (5, True)
     assert (options.weights, options.overwrite, options.images) == (("gptq",), True, Path("pictures"))

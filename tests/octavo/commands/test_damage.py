@@ -1,4 +1,4 @@
-"""Damaged checkpoints: nothing damaged is called sound, drawn or compared with, and every refusal is one line."""
+"""Checks that no command accepts, draws or compares a damaged checkpoint, and that every refusal is one line."""
 
 import json
 import random
@@ -23,16 +23,16 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def made(checkpoint: Callable[..., Path]) -> dict[str, Path]:
-    """Checkpoints of one capture: `ascend`, `diffusers` and `both`. Read only."""
-    said = zip(FORMATS, ("ascend", "diffusers", "ascend,diffusers"), strict=True)
-    return {name: checkpoint("--format", formats, "--accuracy", "plain") for name, formats in said}
+def checkpoints(checkpoint: Callable[..., Path]) -> dict[str, Path]:
+    """Calibrates one capture in the formats `ascend`, `diffusers` and `both`. Read only."""
+    cases = zip(FORMATS, ("ascend", "diffusers", "ascend,diffusers"), strict=True)
+    return {name: checkpoint("--format", formats, "--accuracy", "plain") for name, formats in cases}
 
 
 @pytest.fixture
-def out(made: dict[str, Path], tmp_path: Path) -> Path:
-    """A copy of the checkpoint in both formats."""
-    return Path(shutil.copytree(made["both"], tmp_path / "out"))
+def out(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
+    """Copies the checkpoint in both formats."""
+    return Path(shutil.copytree(checkpoints["both"], tmp_path / "out"))
 
 
 def replaced(path: Path, content: bytes) -> None:
@@ -42,7 +42,7 @@ def replaced(path: Path, content: bytes) -> None:
 
 
 def commands(model: Path, out: Path) -> list[tuple[object, ...]]:
-    """The commands that read the checkpoint `out`, and would write to files beside it."""
+    """Returns the commands that read the checkpoint `out`. generate and compare would write files beside it."""
     return [
         ("inspect", out),
         ("generate", out, "a ring", "-o", out.parent / "a.png", *SMALL),
@@ -82,25 +82,25 @@ def test_without_a_manifest_nothing_is_verified_and_all_works(tiny_model, out):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_one_other_value_of_the_float_weights_is_another_model(tiny_model, made, name, tmp_path):
+def test_one_other_value_of_the_float_weights_is_another_model(tiny_model, checkpoints, name, tmp_path):
     other = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     (file,) = (other / "transformer").glob("*.safetensors")
     tensors = load_file(file)
     tensors["transformer_blocks.1.ff.net.2.weight"][0, 0] += 1e-3
     save_file(tensors, file, {"format": "pt"})
     for command in (
-        ("generate", made[name], "a ring", "-o", tmp_path / "a.png", "--model", other, *SMALL),
-        ("compare", other, made[name], "-o", tmp_path / "a.html", *SMALL),
+        ("generate", checkpoints[name], "a ring", "-o", tmp_path / "a.png", "--model", other, *SMALL),
+        ("compare", other, checkpoints[name], "-o", tmp_path / "a.html", *SMALL),
     ):
         (line,) = errors(octavo(*command, code=4))
-        assert line.startswith(f"Error: {made[name]}: was made from other weights of this model (fingerprint ")
+        assert line.startswith(f"Error: {checkpoints[name]}: was made from other weights of this model (fingerprint ")
     for dtype in ("bfloat16", "float16"):
         target = tmp_path / f"{dtype}.png"
-        octavo("generate", made[name], "a ring", "-o", target, "--dtype", dtype, *SMALL)
+        octavo("generate", checkpoints[name], "a ring", "-o", target, "--dtype", dtype, *SMALL)
 
 
-def test_values_that_are_not_finite_are_not_drawn(tiny_model, made, tmp_path):
-    out = Path(shutil.copytree(made["diffusers"], tmp_path / "out"))
+def test_values_that_are_not_finite_are_not_drawn(tiny_model, checkpoints, tmp_path):
+    out = Path(shutil.copytree(checkpoints["diffusers"], tmp_path / "out"))
     (out / MANIFEST).unlink()
     tensors = load_file(out / WEIGHTS)
     tensors["proj_out.bias"].fill_(3e38)
@@ -124,8 +124,8 @@ def test_a_damaged_report_is_a_damaged_file(out):
 
 
 @pytest.mark.parametrize("count", [10**7, 2**64, 1e300])
-def test_a_config_that_claims_more_layers_than_the_file_holds(tiny_model, made, count, tmp_path):
-    out = Path(shutil.copytree(made["diffusers"], tmp_path / "out"))
+def test_a_config_that_claims_more_layers_than_the_file_holds(tiny_model, checkpoints, count, tmp_path):
+    out = Path(shutil.copytree(checkpoints["diffusers"], tmp_path / "out"))
     (out / MANIFEST).unlink()
     config: dict[str, Any] = json.loads((out / "config.json").read_text())
     replaced(out / "config.json", json.dumps(config | {"num_layers": count}).encode())
@@ -137,8 +137,8 @@ def test_a_model_that_claims_more_layers_than_the_file_holds(tiny_model, tmp_pat
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     path = model / "transformer" / "config.json"
     replaced(path, json.dumps(json.loads(path.read_text()) | {"num_layers": 10**7}).encode())
-    said = octavo("generate", model, "a ring", "-o", tmp_path / "a.png", *SMALL, code=3)
-    assert errors(said)[0].startswith(f"Error: {path}: num_layers is 10000000")
+    output = octavo("generate", model, "a ring", "-o", tmp_path / "a.png", *SMALL, code=3)
+    assert errors(output)[0].startswith(f"Error: {path}: num_layers is 10000000")
 
 
 @pytest.mark.parametrize("change", ["lost", "broken", "without its method"])

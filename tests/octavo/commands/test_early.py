@@ -1,4 +1,5 @@
-"""Mistakes in options and paths are refused before torch is imported, and a missing path has one exit code."""
+"""Checks that mistakes in options and paths are refused without importing torch, and that a missing path has exit code
+2."""
 
 import json
 import subprocess
@@ -42,8 +43,8 @@ def arguments(words: tuple[str, ...], folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("case", MISSING)
 def test_a_missing_path_is_named_with_exit_code_2(tmp_path: Path, case: str) -> None:
-    said = octavo(*arguments(MISSING[case], tmp_path), code=2)
-    (line,) = errors(said)
+    output = octavo(*arguments(MISSING[case], tmp_path), code=2)
+    (line,) = errors(output)
     assert line.startswith(f"Error: {tmp_path / 'none'}: no such ")
     assert not list(tmp_path.iterdir())
 
@@ -52,11 +53,11 @@ def test_a_missing_path_is_named_with_exit_code_2(tmp_path: Path, case: str) -> 
 def test_a_typo_in_a_config_file_is_named(tmp_path: Path, case: str) -> None:
     content, words = TYPOS[case]
     (tmp_path / "config.toml").write_text(content)
-    said = octavo("calibrate", tmp_path, tmp_path / "out", "--config", tmp_path / "config.toml", code=2)
-    assert words in said
+    output = octavo("calibrate", tmp_path, tmp_path / "out", "--config", tmp_path / "config.toml", code=2)
+    assert words in output
 
 
-def test_neither_imports_torch(tmp_path: Path) -> None:
+def test_refusals_version_and_help_import_no_torch(tmp_path: Path) -> None:
     commands = [arguments(words, tmp_path) for words in MISSING.values()]
     for number, (content, _) in enumerate(TYPOS.values()):
         (tmp_path / f"{number}.toml").write_text(content)

@@ -1,4 +1,5 @@
-"""`octavo generate` with float models, checkpoints of every format, and quantized pipelines; and what it refuses."""
+"""Checks `octavo generate` with float models, checkpoints of every format and quantized pipelines, and what it
+refuses."""
 
 import json
 import shutil
@@ -30,10 +31,10 @@ PROMPT = read_prompts("demo-heldout").texts[0]
 
 
 @pytest.fixture(scope="module")
-def made(checkpoint: Callable[..., Path]) -> dict[str, Path]:
-    """Checkpoints of one capture: `ascend`, `diffusers` and `both`. Read only."""
-    said = {"ascend": "ascend", "diffusers": "diffusers", "both": "ascend,diffusers,torchao"}
-    return {name: checkpoint("--format", formats, "--accuracy", "plain") for name, formats in said.items()}
+def checkpoints(checkpoint: Callable[..., Path]) -> dict[str, Path]:
+    """Calibrates one capture in the formats `ascend`, `diffusers` and `both`. Read only."""
+    cases = {"ascend": "ascend", "diffusers": "diffusers", "both": "ascend,diffusers,torchao"}
+    return {name: checkpoint("--format", formats, "--accuracy", "plain") for name, formats in cases.items()}
 
 
 def pixels(path: Path) -> bytes:
@@ -41,10 +42,10 @@ def pixels(path: Path) -> bytes:
         return picture.convert("RGB").tobytes()
 
 
-def test_every_format_draws_the_same_picture_and_the_float_model_another(tiny_model, made, tmp_path):
+def test_every_format_draws_the_same_picture_and_the_float_model_another(tiny_model, checkpoints, tmp_path):
     for name in ("ascend", "diffusers", "both"):
-        said = octavo("generate", made[name], "a red circle", "-o", tmp_path / f"{name}.png", *SMALL)
-        assert "16 x 16, 2 steps" in said
+        output = octavo("generate", checkpoints[name], "a red circle", "-o", tmp_path / f"{name}.png", *SMALL)
+        assert "16 x 16, 2 steps" in output
     octavo("generate", tiny_model, "a red circle", "-o", tmp_path / "float.png", *SMALL)
     drawn = {path.stem: pixels(path) for path in tmp_path.glob("*.png")}
     assert drawn["diffusers"] == drawn["both"]
@@ -53,9 +54,9 @@ def test_every_format_draws_the_same_picture_and_the_float_model_another(tiny_mo
     assert drawn["float"] != drawn["diffusers"]
 
 
-def test_the_seed_decides_and_the_place_of_the_model_can_be_told(tiny_model, made, tmp_path):
+def test_the_seed_decides_and_model_gives_the_place_of_the_model(tiny_model, checkpoints, tmp_path):
     for name, more in (("a", ()), ("b", ("--model", tiny_model)), ("c", ("--seed", 1))):
-        octavo("generate", made["diffusers"], "a ring", "-o", tmp_path / f"{name}.png", *SMALL, *more)
+        octavo("generate", checkpoints["diffusers"], "a ring", "-o", tmp_path / f"{name}.png", *SMALL, *more)
     drawn = {path.stem: pixels(path) for path in tmp_path.glob("*.png")}
     assert drawn["a"] == drawn["b"] != drawn["c"]
 
@@ -66,8 +67,8 @@ def test_a_directory_takes_frames_and_safetensors_latents(tiny_model, tmp_path):
     octavo("generate", tiny_model, "a ring", "-o", tmp_path / "frames", "--overwrite", *SMALL)
     octavo("generate", tiny_model, "a ring", "-o", tmp_path / "made.safetensors", *SMALL)
     assert load_file(tmp_path / "made.safetensors")["latents"].shape[0] == 1
-    said = json.loads(octavo("generate", tiny_model, "x", "-o", tmp_path / "x.jpg", "--json", *SMALL))
-    assert said["made"] == "16 x 16"
+    event = json.loads(octavo("generate", tiny_model, "x", "-o", tmp_path / "x.jpg", "--json", *SMALL))
+    assert event["made"] == "16 x 16"
 
 
 def test_the_bundled_integers_draw_what_the_prompt_says(tmp_path):
@@ -94,17 +95,19 @@ def test_a_quantized_text_encoder_is_drawn_with(tiny_model, tmp_path):
     octavo("generate", tmp_path / "q", "a red circle", "-o", tmp_path / "a.png", *SMALL)
     octavo("generate", tiny_model, "a red circle", "-o", tmp_path / "b.png", *SMALL)
     assert pixels(tmp_path / "a.png") != pixels(tmp_path / "b.png")
-    said = octavo("calibrate", tmp_path / "c", tmp_path / "d", "--format", "ascend,diffusers", code=2)
-    assert "--format diffusers only works with models of diffusers, and text_encoder is not one" in said
+    output = octavo("calibrate", tmp_path / "c", tmp_path / "d", "--format", "ascend,diffusers", code=2)
+    assert "--format diffusers only works with models of diffusers, and text_encoder is not one" in output
 
 
-def test_a_quantized_pipeline_is_one_directory(tiny_model, made, tmp_path):
+def test_a_quantized_pipeline_is_one_directory(tiny_model, checkpoints, tmp_path):
     device = resolve_device("cpu")
-    pipe: Any = open_pipeline(str(made["diffusers"]), None, None, dtype=None, device=device)
+    pipe: Any = open_pipeline(str(checkpoints["diffusers"]), None, None, dtype=None, device=device)
     pipe.save_pretrained(tmp_path / "pipe")
-    assert (tmp_path / "pipe" / "transformer" / WEIGHTS).read_bytes() == (made["diffusers"] / WEIGHTS).read_bytes()
+    assert (tmp_path / "pipe" / "transformer" / WEIGHTS).read_bytes() == (
+        checkpoints["diffusers"] / WEIGHTS
+    ).read_bytes()
     octavo("generate", tmp_path / "pipe", "a ring", "-o", tmp_path / "a.png", *SMALL)
-    octavo("generate", made["diffusers"], "a ring", "-o", tmp_path / "b.png", *SMALL)
+    octavo("generate", checkpoints["diffusers"], "a ring", "-o", tmp_path / "b.png", *SMALL)
     assert max(abs(a - b) for a, b in zip(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"), strict=True)) <= 2
     assert "for diffusers with octavo" in octavo("inspect", tmp_path / "pipe")
     octavo("inspect", tiny_model, code=3)
@@ -130,28 +133,32 @@ def test_what_cannot_be_done_is_said_in_one_line(tiny_model, tmp_path, monkeypat
     Path("full").mkdir()
     Path("full/mine").touch()
     before = sorted(tmp_path.rglob("*"))
-    said = octavo("generate", tiny_model, "a ring", *more, code=code)
-    assert len(errors(said)) == 1
-    assert words in errors(said)[0]
+    output = octavo("generate", tiny_model, "a ring", *more, code=code)
+    assert len(errors(output)) == 1
+    assert words in errors(output)[0]
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_checkpoints_that_do_not_fit_are_refused(made, tmp_path, tiny_model):
+def test_checkpoints_that_do_not_fit_are_refused(checkpoints, tmp_path, tiny_model):
     out = ("-o", tmp_path / "a.png")
     assert "no such model directory" in octavo("generate", tmp_path / "nothing", "x", *out, code=2)
-    assert "has no component unet" in octavo("generate", made["diffusers"], "x", *out, "--component", "unet", code=2)
-    assert "is in the format of torchao" in octavo(
-        "generate", made["both"] / "torchao", "x", *out, "--model", tiny_model, code=2
+    assert "has no component unet" in octavo(
+        "generate", checkpoints["diffusers"], "x", *out, "--component", "unet", code=2
     )
-    assert "was made from another model" in octavo("generate", made["ascend"], "x", *out, "--model", "demo", code=4)
-    bare = Path(shutil.copytree(made["diffusers"], tmp_path / "bare"))
+    assert "is in the format of torchao" in octavo(
+        "generate", checkpoints["both"] / "torchao", "x", *out, "--model", tiny_model, code=2
+    )
+    assert "was made from another model" in octavo(
+        "generate", checkpoints["ascend"], "x", *out, "--model", "demo", code=4
+    )
+    bare = Path(shutil.copytree(checkpoints["diffusers"], tmp_path / "bare"))
     for name in ("report.json", MANIFEST):
         (bare / name).unlink()
     assert "Give the model with --model" in octavo("generate", bare, "x", *out, code=2)
 
 
 def test_a_video_is_not_a_picture(tmp_path):
-    frames = [[Image.new("RGB", (4, 2), (at, 0, 0)) for at in range(3)]]
+    frames = [[Image.new("RGB", (4, 2), (shade, 0, 0)) for shade in range(3)]]
     with pytest.raises(Exception, match="3 frames"):
         save(frames, Target(tmp_path / "a.png"), 8)
     assert save(frames, Target(tmp_path / "a"), 8) == "3 frames of 4 x 2"
@@ -166,24 +173,24 @@ def test_the_command_is_the_first_to_import_what_it_needs():
 
 def test_every_picture_of_a_batch_is_written_or_refused_before_it_is_drawn(tiny_model, tmp_path):
     batch = ("--arg", "num_images_per_prompt=3")
-    said = octavo("generate", tiny_model, "a ring", "-o", tmp_path / "a.png", *SMALL, *batch, code=2)
+    output = octavo("generate", tiny_model, "a ring", "-o", tmp_path / "a.png", *SMALL, *batch, code=2)
     assert (
-        "is one file, and --arg num_images_per_prompt makes 3 pictures or videos. Give a directory" in errors(said)[0]
+        "is one file, and --arg num_images_per_prompt makes 3 pictures or videos. Give a directory" in errors(output)[0]
     )
     assert not list(tmp_path.iterdir())
-    said = octavo("generate", tiny_model, "a ring", "-o", tmp_path / "a", *SMALL, *batch)
-    assert "3 pictures of 16 x 16" in said
+    output = octavo("generate", tiny_model, "a ring", "-o", tmp_path / "a", *SMALL, *batch)
+    assert "3 pictures of 16 x 16" in output
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["0000.png", "0001.png", "0002.png"]
     assert len({pixels(path) for path in (tmp_path / "a").iterdir()}) == 3
 
 
 def test_several_videos_are_folders_of_frames_that_can_be_written_over(tmp_path):
-    videos = [[Image.new("RGB", (4, 2), (10 * video + at, 0, 0)) for at in range(2)] for video in range(3)]
+    videos = [[Image.new("RGB", (4, 2), (10 * video + frame, 0, 0)) for frame in range(2)] for video in range(3)]
     with pytest.raises(Exception, match="made 3 videos"):
         save(videos, Target(tmp_path / "a.mp4"), 8)
     assert save(videos, Target(tmp_path / "a"), 8) == "3 videos of 2 frames of 4 x 2"
     names = [str(path.relative_to(tmp_path)) for path in sorted((tmp_path / "a").rglob("*.png"))]
-    assert names == [f"a/{video:04d}/{at:04d}.png" for video in range(3) for at in range(2)]
+    assert names == [f"a/{video:04d}/{frame:04d}.png" for video in range(3) for frame in range(2)]
     assert target_of(tmp_path / "a", overwrite=True).path == tmp_path / "a"
     (tmp_path / "a" / "0001" / "mine.txt").touch()
     with pytest.raises(Exception, match="not empty"):

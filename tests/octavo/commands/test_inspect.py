@@ -1,4 +1,4 @@
-"""`octavo inspect` answers without torch."""
+"""Checks that `octavo inspect` reads every kind of directory without importing torch."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from ...zoo.layer_kinds import TimedToy, layers_of, written
 
 ROOT = Path(__file__).parents[3]
 MIXTURE = {"patch": "W8A8", "up": "W8A8_TIMESTEP", "down": "W8A8_DYNAMIC", "out": "W8A16"}
-# prints for each path the exit code and which of the heavy packages are imported by then
+# prints, for each path, the exit code and the heavy packages imported by then
 CODE = """
 import json, sys
 from click.testing import CliRunner
@@ -36,7 +36,7 @@ print(json.dumps(done))
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """A checkpoint of each format and scheme, and a pipeline with a quantized transformer."""
+    """Writes a checkpoint of each format and scheme, and a pipeline with a quantized transformer."""
     model = TimedToy()
     together = exported(folder / "together", formats=("ascend", "diffusers", "torchao")).folder
     mixture = written(folder / "mixture", model, layers_of(model, MIXTURE))

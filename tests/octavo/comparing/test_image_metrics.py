@@ -1,4 +1,4 @@
-"""PSNR, SSIM and pictures of outputs."""
+"""Checks PSNR, SSIM and LPIPS, and how outputs of pipelines become pixels."""
 
 import math
 
@@ -18,16 +18,16 @@ def picture(*shape: int, seed: int = 0) -> np.ndarray:
 def test_psnr_of_a_constant_difference():
     a = np.full((1, 4, 5, 3), 100, np.uint8)
     assert psnr(mean_square(a, a + 5)) == pytest.approx(20 * math.log10(255 / 5))
-    assert mean_square(a, a - 5) == mean_square(a - 5, a) == 25  # no wrap of uint8
+    assert mean_square(a, a - 5) == mean_square(a - 5, a) == 25  # uint8 does not wrap around
     assert psnr(mean_square(a, a)) is None
 
 
 def by_the_book(a: np.ndarray, b: np.ndarray) -> float:
-    """SSIM of one channel window by window, as the paper writes it."""
-    at = np.arange(-5, 6)
-    weight = np.exp(-(at[:, None] ** 2 + at[None] ** 2) / (2 * 1.5**2))
+    """Computes the SSIM of one channel window by window, as the paper defines it."""
+    offsets = np.arange(-5, 6)
+    weight = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
     weight /= weight.sum()
-    found = []
+    similarities = []
     for y in range(a.shape[0] - 10):
         for x in range(a.shape[1] - 10):
             p, q = (v[y : y + 11, x : x + 11].astype(float) for v in (a, b))
@@ -35,13 +35,13 @@ def by_the_book(a: np.ndarray, b: np.ndarray) -> float:
             vp, vq = (weight * (p - mp) ** 2).sum(), (weight * (q - mq) ** 2).sum()
             both = (weight * (p - mp) * (q - mq)).sum()
             c1, c2 = 2.55**2, 7.65**2
-            found.append((2 * mp * mq + c1) * (2 * both + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
-    return float(np.mean(found))
+            similarities.append((2 * mp * mq + c1) * (2 * both + c2) / ((mp**2 + mq**2 + c1) * (vp + vq + c2)))
+    return float(np.mean(similarities))
 
 
 def test_ssim_is_that_of_the_paper():
     a, b = picture(14, 13), picture(14, 13, seed=1)
-    b[..., 0] = a[..., 0] // 2  # one channel that is alike
+    b[..., 0] = a[..., 0] // 2  # one channel is similar
     wanted = np.mean([by_the_book(a[0, :, :, c], b[0, :, :, c]) for c in range(3)])
     assert ssim(a, b) == pytest.approx(wanted, abs=1e-9)
 
@@ -53,17 +53,17 @@ def test_ssim_is_one_for_equal_pictures_symmetric_and_falls_with_noise():
     assert ssim(a, a) == pytest.approx(1.0)
     assert 1.0 > values[0] > values[1] > values[2]
     assert ssim(noisy[2], a) == pytest.approx(values[2])
-    assert ssim(a[:, :10], a[:, :10]) is None  # no whole window
+    assert ssim(a[:, :10], a[:, :10]) is None  # no window fits
 
 
 @pytest.mark.parametrize(
     ("latents", "shape"), [((1, 16, 4, 5), (1, 4, 5, 16)), ((1, 8, 3, 4, 5), (3, 4, 5, 8)), ((1, 6, 7), (1, 6, 7, 1))]
 )
 def test_outputs_have_frames_height_width_channels(latents, shape):
-    made = torch.randn(latents)
-    found = output_of((made,))
-    assert found.shape == output_of(made).shape == shape
-    a, b = as_pixels(found, found * 3, decoded=False)
+    output = torch.randn(latents)
+    array = output_of((output,))
+    assert array.shape == output_of(output).shape == shape
+    a, b = as_pixels(array, array * 3, decoded=False)
     assert a.shape == b.shape == (*shape[:3], 3)
     if shape[-1] == 1:
         assert (a[..., 0].min(), a[..., 0].max()) == (0, 255)
@@ -71,22 +71,22 @@ def test_outputs_have_frames_height_width_channels(latents, shape):
 
 def test_pictures_and_videos_keep_their_values():
     frames = picture(4, 6)[0]
-    for given in (
+    for output in (
         [frames / 255.0],
         [Image.fromarray(frames)],
         [[Image.fromarray(frames)] * 2],
         [np.stack([frames / 255.0] * 2)],
     ):
-        found, _ = as_pixels(output_of((given,)), output_of((given,)), decoded=True)
-        assert all(np.array_equal(frame, frames) for frame in found)
+        arrays, _ = as_pixels(output_of((output,)), output_of((output,)), decoded=True)
+        assert all(np.array_equal(frame, frames) for frame in arrays)
     assert png(frames) == png(frames.copy())
 
 
 def test_without_weights_lpips_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    found = Lpips.find()
-    assert "alexnet" in found.note
-    assert found.distance(picture(64, 64), picture(64, 64)) is None
+    lpips = Lpips.find()
+    assert "alexnet" in lpips.note
+    assert lpips.distance(picture(64, 64), picture(64, 64)) is None
 
 
 @pytest.mark.parametrize("kind", ["arrays", "pictures", "videos", "latents"])
@@ -94,6 +94,11 @@ def test_every_picture_of_a_batch_is_measured(kind):
     values = np.random.default_rng(0).integers(0, 256, (3, 5, 4, 3), dtype=np.uint8)
     pictures = [Image.fromarray(value) for value in values]
     latents = torch.from_numpy(values).permute(0, 3, 1, 2).float()
-    made = {"arrays": values / 255.0, "pictures": pictures, "videos": [pictures[:2], pictures[2:]], "latents": latents}
-    found = output_of((made[kind],))
-    assert np.allclose(found, values if kind == "latents" else values / 255.0)
+    outputs = {
+        "arrays": values / 255.0,
+        "pictures": pictures,
+        "videos": [pictures[:2], pictures[2:]],
+        "latents": latents,
+    }
+    arrays = output_of((outputs[kind],))
+    assert np.allclose(arrays, values if kind == "latents" else values / 255.0)

@@ -1,4 +1,4 @@
-"""The figures of the page: their axes have ticks, in plain numbers, for any extent of the values."""
+"""Checks that the axes of the page's figures have ticks in plain numbers, for any range of the values."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The page in a headless Chromium."""
+"""Checks in a headless Chromium that the page loads without errors or requests, and that its controls work."""
 
 import json
 from pathlib import Path
@@ -10,20 +10,22 @@ from octavo.page import page
 
 from ...helpers import browser
 
-pytestmark = pytest.mark.skipif(browser.found() is None, reason="no Chromium on this machine (apt install chromium)")
+pytestmark = pytest.mark.skipif(
+    browser.chromium_path() is None, reason="no Chromium on this machine (apt install chromium)"
+)
 COUNT = 3
 
 
 def content() -> dict:
-    """A comparison of three prompts, five steps and sixty layers with long names."""
-    names = [f"transformer_blocks.{at // 6}.a_rather_long_name_of_a_part.to_{at % 6}" for at in range(60)]
+    """Returns the content of a page: a comparison of three prompts, five steps and sixty layers with long names."""
+    names = [f"transformer_blocks.{index // 6}.a_rather_long_name_of_a_part.to_{index % 6}" for index in range(60)]
     layers = [
         {
-            "name": name, "scheme": None if at % 9 == 0 else "W8A8", "reason": "why not" if at % 9 == 0 else None,
-            "shape": [1536, 1536], "bytes_before": 4000, "bytes_after": 1000, "sqnr": 20.0 + at % 7,
+            "name": name, "scheme": None if index % 9 == 0 else "W8A8", "reason": "why not" if index % 9 == 0 else None,
+            "shape": [1536, 1536], "bytes_before": 4000, "bytes_after": 1000, "sqnr": 20.0 + index % 7,
             "range": [-1.5, 2.25], "scale": 0.01, "zero_point": 3,
         }
-        for at, name in enumerate(names)
+        for index, name in enumerate(names)
     ]  # fmt: skip
     totals = {
         "quantized": 53,
@@ -33,7 +35,7 @@ def content() -> dict:
         "output_sqnr": 30.0,
         "calls": 9,
     }
-    steps = [{"smallest": 0.01 * at, "median": 0.02 * at, "largest": 0.03 * at} for at in range(1, 6)]
+    steps = [{"smallest": 0.01 * index, "median": 0.02 * index, "largest": 0.03 * index} for index in range(1, 6)]
     sides = {"float": 2.0, "int8": 1.0}
     return {
         "model": "/models/" + "a-very-long-name" * 6, "checkpoint": "out", "component": "transformer",
@@ -43,15 +45,15 @@ def content() -> dict:
         "totals": {
             "psnr": 33.3, "ssim": 0.98, "lpips": None, "lpips_note": "LPIPS was not measured.", "output_sqnr": 31.0,
             "judged": {"float": 3, "int8": 2, "of": 3}, "latent_sqnr": 25.0, "latent_error": steps,
-            "step_sqnr": [{"step": at, "sqnr": 30.0} for at in range(1, 6)],
+            "step_sqnr": [{"step": index, "sqnr": 30.0} for index in range(1, 6)],
             "speed": sides | {"ratio": 2.0, "ratios": [1.9, 2.1], "runs": 3},
             "memory": {"float": 5e8, "int8": 4e8}, "size": {"float": 9e6, "int8": 3e6, "dtype": "float16"},
         },
         "prompts": [
-            {"prompt": f"prompt {at}", "psnr": 30.0, "ssim": 0.9, "frames": 1, "judged": {"float": True, "int8": False}}
-            for at in range(COUNT)
+            {"prompt": f"prompt {n}", "psnr": 30.0, "ssim": 0.9, "frames": 1, "judged": {"float": True, "int8": False}}
+            for n in range(COUNT)
         ],
-        "ranges": {"layers": names, "steps": [1, 2, 3, 4, 5], "maximum": [[1.0 + at] * 5 for at in range(60)]},
+        "ranges": {"layers": names, "steps": [1, 2, 3, 4, 5], "maximum": [[1.0 + index] * 5 for index in range(60)]},
         "report": {"layers": layers, "totals": totals, "settings": {"sigma": 25.0}},
     }  # fmt: skip
 
@@ -59,9 +61,9 @@ def content() -> dict:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures = np.random.default_rng(0).integers(0, 256, (COUNT, 2, 1, 64, 64, 3), dtype=np.uint8)
-    made = tmp_path_factory.mktemp("page") / "report.html"
-    made.write_bytes(page(content(), [tuple(pair) for pair in pictures]))
-    return made
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_bytes(page(content(), [tuple(pair) for pair in pictures]))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,7 @@ def tab(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [375, 1200])
-def test_it_loads_whole_without_a_complaint_or_a_request_and_fits(tab, file, width, dark):
+def test_the_page_loads_whole_without_a_complaint_or_a_request_and_fits(tab, file, width, dark):
     tab.open(file, width, dark)
     assert tab.complaints() == []
     assert [url for url in tab.requests() if not url.startswith("data:")] == [file.resolve().as_uri()]
@@ -97,7 +99,7 @@ def test_text_of_page_and_figures_stands_out(tab, file, dark):
 
 
 def contrast(one: str, other: str) -> float:
-    """The contrast ratio of two colours (Web Content Accessibility Guidelines 2.1, 2018)."""
+    """Returns the contrast ratio of two colours (Web Content Accessibility Guidelines 2.1, 2018)."""
 
     def luminance(colour: str) -> float:
         values = [int(v) / 255 for v in colour[colour.index("(") + 1 : -1].split(",")[:3]]

@@ -1,4 +1,4 @@
-"""The words of the page: ratios and the verdict of a comparison."""
+"""Checks how the page words ratios and the verdict of a comparison."""
 
 import pytest
 
@@ -25,14 +25,14 @@ def content(psnr: float | None, passed: list[bool]) -> dict:
         "psnr": psnr, "judged": {"float": 3, "int8": 2, "of": 4}, "speed": {"ratio": 0.5},
         "size": {"float": 4, "int8": 2},
     }  # fmt: skip
-    gates = [{"name": name, "passed": each} for name, each in zip(("PSNR", "SQNR"), passed, strict=False)]
+    gates = [{"name": name, "passed": flag} for name, flag in zip(("PSNR", "SQNR"), passed, strict=False)]
     return {"totals": totals, "decoded": True, "gates": gates}
 
 
 def test_a_verdict_says_whether_a_limit_was_missed_and_what_was_found():
-    said = [verdict(content(psnr, [])) for psnr in (None, 45.0, 35.0, 25.0, 15.0)]
-    assert len({text.partition("(")[0] for text in said}) == 5
-    assert all("2 of 4 show" in text and "2.0\u00a0× smaller and 2.0\u00a0× slower" in text for text in said)
-    assert all("No limit was set" in text for text in said)
+    verdicts = [verdict(content(psnr, [])) for psnr in (None, 45.0, 35.0, 25.0, 15.0)]
+    assert len({text.partition("(")[0] for text in verdicts}) == 5
+    assert all("2 of 4 show" in text and "2.0\u00a0× smaller and 2.0\u00a0× slower" in text for text in verdicts)
+    assert all("No limit was set" in text for text in verdicts)
     assert verdict(content(35.0, [True])).startswith("Passed all limits. ")
     assert verdict(content(35.0, [True, False])).startswith("Missed the limit for SQNR. ")

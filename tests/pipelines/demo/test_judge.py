@@ -1,4 +1,4 @@
-"""The judge reads what the scenes draw, also moved, resized and noised; it sees nothing in a plain picture."""
+"""Checks that the judge reads scenes as drawn, also moved, resized and noisy, and sees none in a plain picture."""
 
 import random
 from dataclasses import replace
@@ -49,7 +49,7 @@ def test_a_picture_that_differs_in_one_attribute_is_told_apart(attribute, values
             assert score([other.draw()], [scene])[attribute] == (other == scene)
 
 
-def test_prompts_and_scenes_are_each_other():
+def test_prompts_and_scenes_convert_into_each_other():
     for scene in random.Random(0).sample(TRAIN, 300):
         assert parse(str(scene)) == scene
     with pytest.raises(ValueError, match="not a scene"):
@@ -57,10 +57,10 @@ def test_prompts_and_scenes_are_each_other():
 
 
 def test_the_held_out_prompts_were_kept_out_of_training():
-    held = {parse(text) for text in read_prompts("demo-heldout").texts}
-    assert len(held) == 200
-    assert held <= set(HELD_OUT)
-    assert not held & set(TRAIN)
+    held_out = {parse(text) for text in read_prompts("demo-heldout").texts}
+    assert len(held_out) == 200
+    assert held_out <= set(HELD_OUT)
+    assert not held_out & set(TRAIN)
     shown = {parse(text) for text in read_prompts("demo").texts}
     assert len(shown) == 64
     assert shown <= set(TRAIN)

@@ -1,4 +1,4 @@
-"""The bundled pipeline draws what its prompt says, in float and in integers."""
+"""Checks that the bundled pipeline draws what the prompt says, in float and in integers."""
 
 import pytest
 
@@ -15,13 +15,13 @@ from ...zoo.drawing import draw, held_out_sqnr
 HELD_OUT = list(read_prompts("demo-heldout").texts)
 
 
-def test_it_is_small_and_has_no_pickles():
+def test_the_bundled_pipeline_is_small_and_has_no_pickles():
     files = [file for file in DEMO.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 16 * 2**20
     assert {file.suffix for file in files} == {".json", ".safetensors"}
 
 
-def test_it_draws_held_out_prompts():
+def test_the_bundled_pipeline_draws_held_out_prompts():
     prompts = HELD_OUT[:4]
     pictures = draw(load_pipeline(DEMO), prompts)
     assert [judge(picture) for picture in pictures] == [parse(prompt) for prompt in prompts]
@@ -36,6 +36,6 @@ def test_the_bars_of_the_bundled_pipeline(tmp_path):
     scenes = [parse(prompt) for prompt in HELD_OUT]
     exact = score(draw(pipe, HELD_OUT), scenes)["all"]
     with quantized(pipe.transformer, layers):
-        made = score(draw(pipe, HELD_OUT), scenes)["all"]
+        quantized_score = score(draw(pipe, HELD_OUT), scenes)["all"]
     assert exact >= 0.95
-    assert made >= exact - 0.01
+    assert quantized_score >= exact - 0.01

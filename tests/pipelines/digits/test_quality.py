@@ -1,4 +1,4 @@
-"""The bundled classifier of digits, quantized, on pictures held out."""
+"""Checks the quality of the bundled classifier of digits on held-out pictures, in float and in integers."""
 
 import numpy as np
 import pytest
@@ -36,27 +36,27 @@ def test_the_float_model_is_right_and_small(data):
 
 
 def test_nothing_held_out_was_trained_on():
-    training, held = digits()
-    assert len(training.labels) + len(held.labels) == 1797
-    assert set(held.labels) == set(range(10))
-    every = np.concatenate([training.pictures, held.pictures]).reshape(1797, -1)
+    training, held_out = digits()
+    assert len(training.labels) + len(held_out.labels) == 1797
+    assert set(held_out.labels) == set(range(10))
+    every = np.concatenate([training.pictures, held_out.pictures]).reshape(1797, -1)
     assert len(np.unique(every, axis=0)) == 1797
 
 
 @pytest.mark.parametrize("recipe", ["plain", "balanced"])
-def test_with_pictures(data, recipe):
+def test_quality_after_calibration_with_pictures(data, recipe):
     exact = quality(data.exact, data.exact, data.labels)
-    found = measured(data, calls(data.training[:64]), Settings(**RECIPES[recipe]))
-    assert found.accuracy >= exact.accuracy - 0.005
-    assert found.agreement >= 0.99
-    assert found.sqnr >= 25
+    result = measured(data, calls(data.training[:64]), Settings(**RECIPES[recipe]))
+    assert result.accuracy >= exact.accuracy - 0.005
+    assert result.agreement >= 0.99
+    assert result.sqnr >= 25
 
 
-def test_without_data_and_with_noise_that_says_nothing(data):
+def test_synthetic_inputs_suffice_and_noise_does_not(data):
     exact = quality(data.exact, data.exact, data.labels)
-    found = measured(data, synthetic_calls(data.model, [1, 3, 32, 32], most=15), Settings())
-    assert found.accuracy >= exact.accuracy - 0.01
-    assert found.agreement >= 0.99
+    result = measured(data, synthetic_calls(data.model, [1, 3, 32, 32], most=15), Settings())
+    assert result.accuracy >= exact.accuracy - 0.01
+    assert result.agreement >= 0.99
     noise = torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert measured(data, calls(noise), Settings()).accuracy < exact.accuracy - 0.1
 
@@ -85,10 +85,10 @@ def test_the_documented_snippet_runs_on_a_plain_resnet(maker):
 
 def test_pictures_are_moved_within_black():
     x = inputs_of(digits()[0], preprocessing_of(classifier_directory("digits")))[:8]
-    made = moved(x, torch.Generator().manual_seed(0))
-    assert made.shape == x.shape
-    assert float(made.min()) >= float(x.min()) - 1e-5
-    assert not torch.equal(made, x)
+    pictures = moved(x, torch.Generator().manual_seed(0))
+    assert pictures.shape == x.shape
+    assert float(pictures.min()) >= float(x.min()) - 1e-5
+    assert not torch.equal(pictures, x)
 
 
 @pytest.mark.slow
@@ -96,5 +96,5 @@ def test_training_again_is_as_good(data):
     training, _ = digits()
     model = train(data.training, torch.from_numpy(training.labels))
     with torch.no_grad():
-        logits = model(data.held).logits
+        logits = model(data.held_out).logits
     assert quality(logits, logits, data.labels).accuracy > 0.985

@@ -1,4 +1,5 @@
-"""Open-Sora through capture, calibrate and inspect, and a user's own checkout through the Python API."""
+"""Checks Open-Sora through capture, calibrate, inspect and compare, and a user's own checkout through the Python
+API."""
 
 import json
 from pathlib import Path
@@ -39,8 +40,8 @@ def test_capture_calibrate_inspect(model, prompts, tmp_path):
     assert len(calls) == 6
     assert {"x", "timestep", "y", "mask", "x_mask", "fps", "height", "width"} <= set(calls[0].kwargs)
     assert [call.step for call in calls] == [0, 1, 2] * 2
-    said = octavo("calibrate", tmp_path / "captured", tmp_path / "out")
-    assert "outside the blocks" in said
+    output = octavo("calibrate", tmp_path / "captured", tmp_path / "out")
+    assert "outside the blocks" in output
     layers = load_ascend(tmp_path / "out")
     transformer = load_transformer(model / "transformer")
     blocks = {n for n, m in transformer.named_modules() if isinstance(m, nn.Linear) and "_blocks." in n}
@@ -48,14 +49,18 @@ def test_capture_calibrate_inspect(model, prompts, tmp_path):
     official = set(transformer.state_dict())
     stored = load_file(tmp_path / "out" / "quant_model_weight_w8a8.safetensors")
     named = {name for name in stored if name.endswith((".weight", ".bias"))}
-    assert {name.replace(".linear.", ".") for name in named - official} <= official  # X.linear: behind a multiplier
+    assert {
+        name.replace(".linear.", ".") for name in named - official
+    } <= official  # a layer with a smoothing multiplier stores its parameters as X.linear
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["totals"]["output_sqnr"] > 20
     octavo("inspect", tmp_path / "captured")
     octavo("inspect", tmp_path / "out")
     page = tmp_path / "report.html"
-    said = octavo("compare", model, tmp_path / "out", "--prompts", prompts, "--limit", 1, *VIDEO, "-o", page, "--json")
-    done = json.loads(next(line for line in said.splitlines() if '"event": "done"' in line))
+    output = octavo(
+        "compare", model, tmp_path / "out", "--prompts", prompts, "--limit", 1, *VIDEO, "-o", page, "--json"
+    )
+    done = json.loads(next(line for line in output.splitlines() if '"event": "done"' in line))
     assert done["settings"]["fps"] == 24
     assert page.is_file()
 
@@ -93,7 +98,7 @@ def test_the_documented_recipe_on_our_own_transformer(prompts, tmp_path):
 
 
 class Own(nn.Module):
-    """A module of the call form of a user's own checkout: x and timestep positional, the rest by keyword."""
+    """A module with the signature of a user's own checkout: x and timestep positional, all others by keyword."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +114,7 @@ class Own(nn.Module):
 
 
 def sampled(model: nn.Module, frames: int) -> torch.Tensor:
-    """A sampling loop as a checkout has it: guidance halves in one call, latents written in place."""
+    """Samples as a checkout does: both guidance halves in one call, latents changed in place."""
     z = torch.randn(1, 8, frames, 4, 4, generator=torch.Generator().manual_seed(frames))
     sizes = dict(fps=torch.tensor([24.0]), height=torch.tensor([32.0]), width=torch.tensor([32.0]))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The golden data: the transformer within 5e-5 in fp32, the sampler within 1e-4 of its largest value."""
+"""Checks the recorded outputs: the transformer within 5e-5 in fp32, the sampler within 1e-4 of its largest value."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ DATA = Path(__file__).parents[2] / "data" / "opensora12"
 
 
 def cases(*folders: str) -> list[Any]:
-    found = [(folder, case) for folder in folders for case in json.loads((DATA / folder / "cases.json").read_text())]
-    return [pytest.param(folder, case, id=case.get("name") or case["case"]["name"]) for folder, case in found]
+    pairs = [(folder, case) for folder in folders for case in json.loads((DATA / folder / "cases.json").read_text())]
+    return [pytest.param(folder, case, id=case.get("name") or case["case"]["name"]) for folder, case in pairs]
 
 
 @pytest.mark.parametrize(("folder", "case"), cases("variant", "small_qk"))
@@ -31,7 +31,8 @@ def test_the_transformer_gives_the_recorded_velocity(folder: str, case: dict) ->
 
 
 class LinearVelocity:
-    """Stands for the transformer: linear in latents, time and text; the second half of the channels is junk."""
+    """Replaces the transformer by a function linear in latents, time and text. The second half of its channels is
+    junk."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -50,7 +51,7 @@ class LinearVelocity:
 
 
 def sampler_inputs(case: dict, seed: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor | None]:
-    """Latents, arguments and frame mask, drawn as the recording drew them."""
+    """Draws latents, arguments and frame mask with the seeds of the recording."""
     rows, dtype = case["n"], torch.bfloat16 if case.get("bf16") else torch.float32
     latents = torch.randn(rows, 4, case["T"], 3, 4, generator=torch.Generator().manual_seed(seed)).to(dtype)
     height, width = case["hw"]

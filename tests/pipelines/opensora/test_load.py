@@ -1,4 +1,5 @@
-"""Folders of the transformer as they are downloaded or written by diffusers, whole and damaged."""
+"""Checks that folders of the transformer, downloaded or written by diffusers, load, and that damaged ones are
+refused."""
 
 import json
 from collections.abc import Callable
@@ -17,7 +18,7 @@ FOREIGN = {"architectures": ["STDiT3"], "model_type": "STDiT3", "torch_dtype": "
 
 
 def downloaded(directory: Path, model: STDiT3) -> Path:
-    """A folder of the form of hpcai-tech/OpenSora-STDiT-v3."""
+    """Writes a folder in the form of hpcai-tech/OpenSora-STDiT-v3."""
     directory.mkdir()
     fields = {name: value for name, value in dict(model.config).items() if not name.startswith("_")}
     (directory / "config.json").write_text(json.dumps(fields | FOREIGN))

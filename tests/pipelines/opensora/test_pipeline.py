@@ -1,4 +1,4 @@
-"""The pipeline: what its transformer is called with, and what it gives."""
+"""Checks with which arguments the Open-Sora pipeline calls its transformer, and what the pipeline returns."""
 
 import re
 from typing import Any
@@ -18,12 +18,13 @@ def run(pipe: OpenSoraPipeline, prompt: Any = "a cat", seed: int = 0, **changes:
 
 
 def two(pipe: OpenSoraPipeline, prompt: str, seed: int) -> Any:
-    """Videos of another prompt and of "a cat" with seed 0, in one batch."""
-    generators = [torch.Generator().manual_seed(each) for each in (seed, 0)]
+    """Returns the videos of another prompt and of "a cat" with seed 0, run as one batch."""
+    generators = [torch.Generator().manual_seed(number) for number in (seed, 0)]
     return pipe([prompt, "a cat"], generator=generators, **SMALL).frames
 
 
-def heard(pipe: OpenSoraPipeline, *args: Any, **changes: Any) -> list[tuple[tuple, dict]]:
+def transformer_calls(pipe: OpenSoraPipeline, *args: Any, **changes: Any) -> list[tuple[tuple, dict]]:
+    """Runs the pipeline and returns the arguments of each call of its transformer."""
     calls: list[tuple[tuple, dict]] = []
     with pipe.transformer.register_forward_pre_hook(lambda m, a, k: calls.append((a, k)), with_kwargs=True):
         run(pipe, *args, **changes)
@@ -31,7 +32,7 @@ def heard(pipe: OpenSoraPipeline, *args: Any, **changes: Any) -> list[tuple[tupl
 
 
 def test_the_transformer_is_called_as_the_official_script_calls_it() -> None:
-    calls = heard(tiny_pipeline(dtype=torch.bfloat16), ["a cat", "a small dog"])
+    calls = transformer_calls(tiny_pipeline(dtype=torch.bfloat16), ["a cat", "a small dog"])
     assert len(calls) == SMALL["num_inference_steps"]
     for (x, timestep), kwargs in calls:
         assert set(kwargs) == {"y", "mask", "height", "width", "num_frames", "ar", "fps", "x_mask"}
@@ -47,30 +48,32 @@ def test_the_transformer_is_called_as_the_official_script_calls_it() -> None:
 
 def test_null_rows_are_the_null_caption() -> None:
     pipe = tiny_pipeline()
-    (_, kwargs), *_ = heard(pipe, ["a cat", "a dog"])
+    (_, kwargs), *_ = transformer_calls(pipe, ["a cat", "a dog"])
     assert torch.equal(kwargs["y"][2:, 0], pipe.transformer.y_embedder.y_embedding.expand(2, -1, -1))
 
 
 def test_a_negative_prompt_brings_its_own_mask() -> None:
-    (_, kwargs), *_ = heard(tiny_pipeline(), ["a cat", "a dog"], negative_prompt="blur")
+    (_, kwargs), *_ = transformer_calls(tiny_pipeline(), ["a cat", "a dog"], negative_prompt="blur")
     assert kwargs["mask"].shape == (4, CAPTION_LENGTH)
     assert kwargs["mask"].sum(1).tolist() == [CAPTION_LENGTH, CAPTION_LENGTH, 5, 5]
 
 
 def test_without_guidance_only_prompt_rows_are_run() -> None:
-    ((x, _), kwargs), *_ = heard(tiny_pipeline(), guidance_scale=1.0)
+    ((x, _), kwargs), *_ = transformer_calls(tiny_pipeline(), guidance_scale=1.0)
     assert len(x) == len(kwargs["y"]) == len(kwargs["x_mask"]) == 1
 
 
 def test_an_image_is_one_frame_at_its_own_rate() -> None:
     pipe = tiny_pipeline()
-    ((x, _), kwargs), *_ = heard(pipe, num_frames="image")
+    ((x, _), kwargs), *_ = transformer_calls(pipe, num_frames="image")
     assert x.shape[2] == 1
     assert kwargs["fps"].tolist() == [120.0]
 
 
 def test_half_precision_keeps_finite_times() -> None:
-    calls = heard(tiny_pipeline(dtype=torch.float16), resolution="240p", num_frames=1, height=240, width=426)
+    calls = transformer_calls(
+        tiny_pipeline(dtype=torch.float16), resolution="240p", num_frames=1, height=240, width=426
+    )
     assert all(timestep.isfinite().all() for (_, timestep), _ in calls)
 
 
@@ -85,14 +88,15 @@ def test_the_same_seed_gives_the_same_video_and_rows_do_not_meet() -> None:
 
 
 def test_a_row_of_two_is_the_video_of_its_prompt_alone() -> None:
-    """In float64: sums over two rows may be added in another order than those over one, depending on threads."""
+    """Runs in float64, because sums over two rows may be added in another order than sums over one, depending on
+    threads."""
     pipe = tiny_pipeline(dtype=torch.float64)
     assert torch.allclose(two(pipe, "a small dog", 3)[1:], run(pipe), rtol=0, atol=1e-12)
 
 
 def test_embeddings_take_the_place_of_the_prompt() -> None:
     pipe = tiny_pipeline()
-    (_, kwargs), *_ = heard(pipe)
+    (_, kwargs), *_ = transformer_calls(pipe)
     bare = OpenSoraPipeline(pipe.transformer, RFlowScheduler())
     bare.set_progress_bar_config(disable=True)
     again = run(bare, None, prompt_embeds=kwargs["y"][:1], prompt_attention_mask=kwargs["mask"])
@@ -102,7 +106,7 @@ def test_embeddings_take_the_place_of_the_prompt() -> None:
 def test_reference_frames_come_out_as_they_went_in() -> None:
     reference = torch.randn(4, 5, 5, 6)
     pipe = tiny_pipeline()
-    calls = heard(pipe, references=[[reference]], mask_strategy="0,0,0,0,2,0")
+    calls = transformer_calls(pipe, references=[[reference]], mask_strategy="0,0,0,0,2,0")
     assert calls[0][1]["x_mask"][0].tolist() == [False, False, True, True, True]
     out = run(pipe, references=[[reference]], mask_strategy="0,0,0,0,2,0")
     assert torch.equal(out[0, :, :2], reference[:, :2])
@@ -128,8 +132,8 @@ def test_interrupting_leaves_out_the_remaining_steps() -> None:
         pipe._interrupt = True
         return {}
 
-    assert len(heard(pipe, callback_on_step_end=stop)) == 1
-    assert len(heard(pipe)) == 3
+    assert len(transformer_calls(pipe, callback_on_step_end=stop)) == 1
+    assert len(transformer_calls(pipe)) == 3
 
 
 def test_pictures_in_every_form() -> None:

@@ -1,4 +1,4 @@
-"""The RFLOW scheduler and its loop beyond the recorded cases."""
+"""Checks the RFLOW scheduler and the sampling loop in cases that the recorded data does not cover."""
 
 import math
 from typing import Any
@@ -80,7 +80,7 @@ def test_the_scheduler_survives_its_config() -> None:
 
 
 class Recording:
-    """A velocity that depends on the caption, so that guidance can be seen; keeps its calls."""
+    """A velocity that depends on the caption, so that guidance has a visible effect. It records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Sizes, durations and what the front door of the family gives without torch."""
+"""Checks the tables of sizes and durations of Open-Sora, which need no torch."""
 
 import subprocess
 import sys
@@ -58,7 +58,7 @@ def test_unknown_sizes_are_usage_errors_that_list_the_known(call: object) -> Non
 
 
 @pytest.mark.parametrize("frames", ["", "soon", 0, -3])
-def test_durations_that_are_none_are_refused(frames: int | str) -> None:
+def test_invalid_durations_are_refused(frames: int | str) -> None:
     refused(lambda: frame_count(frames), 2, "frames")
 
 

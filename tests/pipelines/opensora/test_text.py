@@ -1,4 +1,4 @@
-"""Prompt to caption states."""
+"""Checks how a prompt becomes caption states."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""STDiT3 against a slow implementation of its description, and what the rest of Octavo relies on."""
+"""Checks STDiT3 against a slow implementation of its description, and the properties that the rest of Octavo needs."""
 
 import inspect
 from fnmatch import fnmatch
@@ -18,7 +18,7 @@ SIZES = {"fps": [24.0], "height": [240.0], "width": [426.0]}
 
 
 def call(model: STDiT3, latents: tuple[int, int, int] = (3, 4, 6), rows: int = 2, **changes: Any) -> tuple[tuple, dict]:
-    """Arguments of one forward; `changes` take the place of keywords, None leaves one out."""
+    """Returns the arguments of one forward call. `changes` replace keyword arguments; None removes one."""
     generator = torch.Generator().manual_seed(7)
     config = model.config
     x = torch.randn(rows, config["in_channels"], *latents, generator=generator)
@@ -157,15 +157,15 @@ def test_gradients_reach_every_parameter_of_the_blocks() -> None:
 def test_hooks_see_every_argument_and_bind_names_it() -> None:
     model = tiny_transformer()
     args, kwargs = call(model, mask=prefix(3), num_frames=torch.tensor([51.0]), ar=torch.tensor([0.56]))
-    seen: list[dict] = []
+    arguments: list[dict] = []
 
     def hook(module: nn.Module, a: tuple, k: dict) -> None:
-        seen.append(inspect.signature(module.forward).bind(*a, **k).arguments)
+        arguments.append(inspect.signature(module.forward).bind(*a, **k).arguments)
 
     with model.register_forward_pre_hook(hook, with_kwargs=True), torch.no_grad():
         model(*args, **kwargs)
-    assert set(seen[0]) == {"x", "timestep", "y", "mask", "fps", "height", "width", "ignored"}
-    assert set(seen[0]["ignored"]) == {"num_frames", "ar"}
+    assert set(arguments[0]) == {"x", "timestep", "y", "mask", "fps", "height", "width", "ignored"}
+    assert set(arguments[0]["ignored"]) == {"num_frames", "ar"}
 
 
 def test_sizes_left_out_are_named() -> None:

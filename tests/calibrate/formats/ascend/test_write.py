@@ -27,7 +27,7 @@ from octavo.calibrate.settings import Settings
 from ....helpers.examples import some_of
 from ....helpers.faults import counting, dying, failing, fast_path, in_child
 from ....helpers.refusals import refused
-from ....zoo.toy import DTYPES, Block, Call, Toy, calls, given, toy
+from ....zoo.toy import DTYPES, Block, Call, Toy, calls, source_of, toy
 
 __all__ = ["fast_path"]
 
@@ -37,7 +37,7 @@ W8A16 = ("quant_model_weight_w8a16.safetensors", "quant_model_description_w8a16.
 
 def model_and_result(dtype: torch.dtype = torch.float32, **settings) -> tuple[Toy, Result]:
     model = toy(dtype=dtype)
-    return model, calibrate(model, given(calls(dtype=dtype)), Settings(defaults={}, **settings))
+    return model, calibrate(model, source_of(calls(dtype=dtype)), Settings(defaults={}, **settings))
 
 
 def checkpoint(folder: Path) -> dict[str, bytes]:
@@ -139,7 +139,7 @@ def test_calibrating_twice_or_releasing_the_weights_gives_the_same_bytes(tmp_pat
 def test_the_caller_s_model_is_unchanged(tmp_path):
     model, _ = model_and_result()
     untouched = toy()
-    export(calibrate(model, given(calls()), Settings(defaults={})), model, tmp_path / "out")
+    export(calibrate(model, source_of(calls()), Settings(defaults={})), model, tmp_path / "out")
     assert all(
         torch.equal(a, b) for a, b in zip(model.state_dict().values(), untouched.state_dict().values(), strict=True)
     )
@@ -159,7 +159,7 @@ def test_tied_shared_and_strided_tensors(tmp_path):
         return model["head"](x)
 
     model.forward = forward
-    result = calibrate(model, given([Call((torch.randn(3, 4),), {})]), Settings())
+    result = calibrate(model, source_of([Call((torch.randn(3, 4),), {})]), Settings())
     tensors = load_file(export(result, model, tmp_path / "out") / W8A8[0])
     assert torch.equal(tensors["blocks.0.up.weight"], tensors["blocks.1.up.weight"])
     assert tensors["blocks.1.up.weight"].dtype == torch.int8
@@ -228,13 +228,13 @@ def test_a_second_export_needs_overwrite_and_replaces_files_of_mode_0400(tmp_pat
 @pytest.mark.parametrize("fault", ["kill", "full disk"])
 def test_a_fault_at_any_system_call_leaves_the_old_checkpoint_or_the_new_one(fault, fast_path):
     model, result = model_and_result()
-    other = calibrate(model, given(calls()), Settings(defaults={}, symmetric=True))
+    other = calibrate(model, source_of(calls()), Settings(defaults={}, symmetric=True))
     new, folder = checkpoint(export(other, model, fast_path / "new")), fast_path / "out"
     old = checkpoint(export(result, model, folder))
     with counting() as counter:
         export(other, model, folder, overwrite=True)
     outcomes = []
-    for index in some_of(len(counter.made)):
+    for index in some_of(len(counter.names)):
         export(result, model, folder, overwrite=True)
         assert {path.name for path in fast_path.iterdir()} == {"new", "out"}
 
@@ -244,7 +244,7 @@ def test_a_fault_at_any_system_call_leaves_the_old_checkpoint_or_the_new_one(fau
 
         # failures of listdir (finds leftovers) and close (of the lock) need not fail the export
         assert in_child(work) in (
-            (9,) if fault == "kill" else (1, 0) if counter.made[index] in ("listdir", "close") else (1,)
+            (9,) if fault == "kill" else (1, 0) if counter.names[index] in ("listdir", "close") else (1,)
         )
         assert checkpoint(folder) in (old, new)
         outcomes.append(checkpoint(folder) == new)
@@ -321,7 +321,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written_is_named_by_the_user
     model, result = model_and_result()
     with counting() as counter:
         export(result, model, tmp_path / "whole")
-    for index in [index for index, name in enumerate(counter.made) if name == "write"]:
+    for index in [index for index, name in enumerate(counter.names) if name == "write"]:
         with counting(index, failing(28)):
             message = refused(lambda: export(result, model, tmp_path / "out"), 5, "no space left")
         assert message.startswith(f"{tmp_path / 'out'}: ")
