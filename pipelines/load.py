@@ -145,14 +145,14 @@ def _load_diffusers(
 ) -> Any:
     index = inspect_model(directory, trust_remote_code)
     components = components_in(directory, index)
-    # the pipeline's own class: DiffusionPipeline ignores given modules for optional components and loads them from disk
-    own = getattr(diffusers, str(index.get("_class_name")), DiffusionPipeline)
     if unknown := sorted(set(given) - set(components)):
         raise UsageError(f"{directory}: has no component {unknown[0]}. Choose one with --component.")
     ours = [directory / name for name in sorted(components, reverse=True) if components[name].library == "diffusers"]
     dtype = dtype or default_dtype(ours, device)
     common: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
-    with quiet():
+    with quiet():  # importing a pipeline's module notes each class that would like torchvision
+        # the pipeline's own class: DiffusionPipeline ignores given modules for optional components
+        own = getattr(diffusers, str(index.get("_class_name")), DiffusionPipeline)
         # diffusers demands that a component saved as absent be passed as None
         parts: dict[str, Any] = {name: None for name, component in components.items() if component.kind is None}
         parts |= given
