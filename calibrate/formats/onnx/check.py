@@ -33,7 +33,7 @@ class Layer(NamedTuple):
 
 
 class _GraphIndex:
-    """A graph with its initializers by name, and the node that computes each tensor by the tensor's name."""
+    """Looks up the initializers of a graph by name, and the node that computes a tensor by the tensor's name."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph, proto = graph, graph.proto
@@ -79,8 +79,8 @@ def _bytes(index: _GraphIndex, tensor: Any) -> int:
 
 
 def verdicts(graph: Graph) -> list[Verdict]:
-    """Returns the verdicts on a graph: whether its numbers are ones that an export writes, and whether onnxruntime and
-    Ascend's compiler can load it."""
+    """Returns the verdicts on a graph: whether its numbers are within the bounds that an export keeps, and whether
+    onnxruntime and Ascend's compiler can load it."""
     fault = next(_faults(graph), None)
     layers = [layer for layer in layers_of(graph) if layer.scheme in _SCHEMES]
     fact = f"all numbers of {len(layers)} integer layers are within bounds"
