@@ -68,8 +68,8 @@ def _largest(values: Array) -> float:
 
 
 def _bins(layer: Integers) -> Iterator[tuple[Array, Array, Array, Array]]:
-    """Yields input scale, zero point, deq and quant_bias of each timestep bin (interval of noise levels), in float64; a
-    static layer has one bin."""
+    """Yields input scale, zero point, deq (the factor of the integer sum) and quant_bias (added to the sum) of each
+    timestep bin, an interval of noise levels, in float64. A static layer has one bin."""
     assert layer.input_scale is not None
     assert layer.zero_point is not None
     assert layer.deq is not None
@@ -83,7 +83,8 @@ def _bins(layer: Integers) -> Iterator[tuple[Array, Array, Array, Array]]:
 
 
 def has_bias_correction(layer: Integers) -> bool:
-    """Returns whether a layer's quant_bias includes a bias correction, besides the bias and the zero point's effect."""
+    """Returns whether a bias correction is part of a layer's quant_bias, the int32 number that is added to the sum of
+    products, besides the bias and the zero point's effect."""
     return layer.ranged and _correction(layer) > _HALF
 
 
@@ -99,8 +100,8 @@ def correction_ratio(layer: Integers) -> float:
 
 @np.errstate(all="ignore")
 def _correction(layer: Integers) -> float:
-    """Returns the largest difference between quant_bias and the quant_bias that the layer would have without a bias
-    correction, in steps of the int32 accumulator."""
+    """Returns the largest difference between quant_bias, which is added to the sum of products, and the quant_bias that
+    the layer would have without a bias correction, in steps of the int32 accumulator."""
     sums = layer.rows.sum(1, dtype=np.int64)
     return max(
         _largest(np.abs(quant_bias + zero_point * sums - layer.float_bias / deq))

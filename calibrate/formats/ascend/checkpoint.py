@@ -122,7 +122,8 @@ class Checkpoint:
         raise damage(self.weight_path, fact, _REMEDY)
 
     def has_bias_correction(self, name: str) -> bool:
-        """Returns whether quant_bias of the layer `name` includes a bias correction."""
+        """Returns whether a bias correction is part of quant_bias, the int32 number that the layer `name` adds to its
+        sum of products."""
         return self._listed(CORRECTED, name)
 
     def made_bias(self, name: str) -> bool:

@@ -186,8 +186,8 @@ def _dequant_faults(index: _GraphIndex, node: "NodeProto") -> Iterator[str]:
 
 
 def _largest_sum(weight: "Array", bias: "Array", offset: int) -> int:
-    """Returns the largest magnitude that the accumulator can have, after Ascend's compiler has subtracted offset times
-    the sum of the weights."""
+    """Returns the largest magnitude of a layer's int32 accumulator, the sum of products plus bias, after Ascend's
+    compiler has subtracted offset times the sum of the weights."""
     rows = weight.reshape(len(weight), -1).astype(np.int64)
     start = bias.reshape(-1).astype(np.int64) - offset * rows.sum(1)
     return int((np.abs(start) + 128 * np.abs(rows).sum(1)).max())

@@ -191,7 +191,7 @@ def int32_bias(use: Use) -> Tensor:
 def conv_attributes(layer: QuantizedConv2d) -> dict[str, Any]:
     """Returns the attributes of the Conv node of a convolution: kernel_shape, strides, pads, dilations and group.
 
-    `pads` are zero for a padding mode other than zeros, which is a Pad node before the Conv.
+    For a padding mode other than zeros, `pads` are zero, because a Pad node before the Conv pads.
     """
     geometry = layer.geometry
     left, right, top, bottom = geometry.padding if geometry.padding_mode == "zeros" else (0, 0, 0, 0)

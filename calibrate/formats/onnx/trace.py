@@ -153,7 +153,8 @@ def _with_two_rows(call: Any) -> Any:
 
 
 def _check_reached(proto: "ModelProto", layers: Mapping[str, QuantizedLayer]) -> None:
-    """Raises MisfitError for a layer whose placeholder is not in the graph, or is in a branch or loop of it."""
+    """Raises MisfitError for a layer whose placeholder node is not in the traced graph, or is inside a branch or loop
+    of the graph."""
     indices = {attribute(node, "index") for node in proto.graph.node if is_placeholder(node)}
     inner = {attribute(node, "index") for body in bodies(proto) for node in body if is_placeholder(node)}
     for index, name in enumerate(layers):
