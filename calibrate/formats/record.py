@@ -28,8 +28,8 @@ class Deployment(NamedTuple):
     |------------|--------------------------------------------------------------------------------------------------|
     | timesteps  | noise level of each denoising step of the deployment; None if no range depends on the noise level |
     | example    | a call of the model, to trace; None if there is none                                             |
-    | parameters | dict from the name of a float parameter that smoothing factors were folded into to a function    |
-    |            | that returns the new value                                                                       |
+    | parameters | the float parameters with smoothing factors folded in: a dict from name to a function that       |
+    |            | returns the new value                                                                            |
     | axes       | dict from the name of a layer to the number of axes of its input                                 |
     | shard      | largest size of a weight file in bytes                                                           |
     """

@@ -42,9 +42,9 @@ def write_diffusers(
     """Writes config.json and the weights into an existing directory.
 
     More than `shard` bytes of weights become several files and an index. `model` is the float model, or has `layers`
-    installed. `parameters` is a dict from the name of a float parameter that smoothing factors were folded into to a
-    function that returns the new value. W8A8_TIMESTEP layers are written with their timestep bins (intervals of noise
-    levels), and serve any number of denoising steps.
+    installed. `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function
+    that returns the new value. W8A8_TIMESTEP layers are written with their timestep bins (intervals of noise levels),
+    and serve any number of denoising steps.
 
     Raises UsageError for a model that is not a diffusers model, NumbersError for a number to be written that is not
     finite.
@@ -73,9 +73,9 @@ def state(
     """Yields name and tensor of everything to write for `model` with the integer `layers` in it, in the order of its
     state_dict.
 
-    `parameters` is a dict from the name of a float parameter that smoothing factors were folded into to a function that
-    returns the new value. Tensors that are mapped from a file, and new values, take no memory until they are written.
-    Raises NumbersError for a number that is not finite.
+    `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
+    the new value. Tensors that are mapped from a file, and new values, take no memory until they are written. Raises
+    NumbersError for a number that is not finite.
     """
     written: set[str] = set()
     for name, tensor in model.state_dict().items():

@@ -78,9 +78,9 @@ def write_torchao(
     """Writes config.json and the weights into an existing directory.
 
     `axes` is a dict from layer name to the number of axes of the layer's input, needed for static layers. `parameters`
-    has a function for each float parameter with smoothing factors folded in, which returns its value. More than `shard`
-    bytes of weights become several files. Raises UsageError for a layer that the format cannot hold and for a model not
-    of diffusers, NumbersError for a number to be written that is not finite.
+    are the float parameters with smoothing factors folded in, a dict from name to a function that returns the new
+    value. More than `shard` bytes of weights become several files. Raises UsageError for a layer that the format cannot
+    hold and for a model not of diffusers, NumbersError for a number to be written that is not finite.
     """
     config = config_of(model)
     axes = axes or {}
