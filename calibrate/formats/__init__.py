@@ -1,7 +1,7 @@
-"""The formats of checkpoints. Each has a folder here, whose module `format` has a record of how the format is written,
-found, checked, described and read.
+"""The formats of checkpoints. Each format has a folder here, whose module `format` has a record of how the format is
+written, found, checked, described and read.
 
-TABLE lists the formats without importing torch, for the command line. `format_named` imports the record of one.
+TABLE lists the formats without importing torch, for the command line. `format_named` returns the record of one.
 """
 
 from importlib import import_module

@@ -1,5 +1,5 @@
-"""Computes a checkpoint's layers in whole numbers, as the Ascend device does, and compares the result with floating
-point.
+"""Computes a checkpoint's layers in whole numbers, as the Ascend device does, and compares the result with that of the
+dequantized layers in floating point.
 
 Importing this module needs no torch. Whole numbers are stored as float64, which holds sums of products of codes
 exactly: a sum is at most 2**14 times the number of a layer's inputs, far below 2**53.
@@ -22,12 +22,13 @@ _SMALLEST = 2.0**-126  # the smallest normal float32
 
 
 class ErrorRatios(NamedTuple):
-    """The errors of a layer's integers, each divided by the largest error that rounding can cause; more than 1.0 is a
+    """The errors of a layer's numbers, each divided by the largest error that rounding can cause; more than 1.0 is a
     fault.
 
-    `scales` is for the error of deq against input scale times weight scale, or of the output of a W8A8_DYNAMIC layer
-    against float64. `bias` is for the error of quant_bias against the float bias. Both are 0.0 for a layer without such
-    numbers.
+    `scales` is for deq, by which the device multiplies the integer sum: how far it is from input scale times weight
+    scale. For a W8A8_DYNAMIC layer it is for the float32 output: how far it is from the output in float64. `bias` is
+    for quant_bias, which the device adds to the integer sum: how far it is from what the float bias needs. Both are 0.0
+    for a layer without such numbers.
     """
 
     scales: float
@@ -36,12 +37,12 @@ class ErrorRatios(NamedTuple):
 
 @np.errstate(all="ignore")  # damaged numbers overflow
 def error_ratios(layer: Integers) -> ErrorRatios:
-    """Computes the output of a layer from its integers and from the dequantized weights and inputs, and returns the
+    """Computes the output of a layer as the device does and from the dequantized weights and inputs, and returns the
     differences, divided by the largest that rounding can cause.
 
-    On the device npu_quantize gives int8 codes q, and npu_quant_matmul (sum_k q[k] * weight[n, k] + quant_bias[n]) *
-    deq[n]. Here both are computed in float64 on random codes with a fixed seed, for each bin of noise levels; a
-    convolution at one position.
+    The device computes int8 codes q of the input (npu_quantize) and then (sum_k q[k] * weight[n, k] + quant_bias[n]) *
+    deq[n] (npu_quant_matmul). Here both outputs are computed in float64 from random codes with a fixed seed, for each
+    timestep bin; for a convolution, at one output position.
     """
     if layer.dynamic:
         return ErrorRatios(_dynamic_error_ratio(layer), 0.0)
@@ -67,8 +68,8 @@ def _largest(values: Array) -> float:
 
 
 def _bins(layer: Integers) -> Iterator[tuple[Array, Array, Array, Array]]:
-    """Yields input scale, zero point, deq and quant_bias of each bin of noise levels, in float64; a static layer has
-    one bin."""
+    """Yields input scale, zero point, deq (the factor of the integer sum) and quant_bias (added to the sum) of each
+    timestep bin, an interval of noise levels, in float64. A static layer has one bin."""
     assert layer.input_scale is not None
     assert layer.zero_point is not None
     assert layer.deq is not None
@@ -82,12 +83,14 @@ def _bins(layer: Integers) -> Iterator[tuple[Array, Array, Array, Array]]:
 
 
 def has_bias_correction(layer: Integers) -> bool:
-    """Returns whether a layer's quant_bias includes a bias correction, besides the bias and the zero point's effect."""
+    """Returns whether a bias correction is part of a layer's quant_bias, the int32 number that is added to the sum of
+    products, besides the bias and the zero point's effect."""
     return layer.ranged and _correction(layer) > _HALF
 
 
 def correction_ratio(layer: Integers) -> float:
-    """Returns the largest bias correction in a layer's quant_bias, divided by the largest sum that the layer can have.
+    """Returns the largest bias correction in a layer's quant_bias, divided by the largest sum of products that the
+    layer can have.
 
     The largest sum is 255 * 127 times the number of inputs of an output channel: a code differs from the zero point by
     at most 255, and a weight is at most 127.
@@ -97,8 +100,8 @@ def correction_ratio(layer: Integers) -> float:
 
 @np.errstate(all="ignore")
 def _correction(layer: Integers) -> float:
-    """Returns the largest difference between quant_bias and the quant_bias that the layer would have without a bias
-    correction, in steps of the accumulator."""
+    """Returns the largest difference between quant_bias, which is added to the sum of products, and the quant_bias that
+    the layer would have without a bias correction, in steps of the int32 accumulator."""
     sums = layer.rows.sum(1, dtype=np.int64)
     return max(
         _largest(np.abs(quant_bias + zero_point * sums - layer.float_bias / deq))

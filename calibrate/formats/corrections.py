@@ -8,7 +8,8 @@ from .integers import Integers
 
 
 def has_bias_correction(layer: QuantizedLayer) -> bool:
-    """Returns whether a layer's quant_bias includes a bias correction, besides the bias and the zero point's effect."""
+    """Returns whether a bias correction is part of a layer's quant_bias, the int32 number that is added to the sum of
+    products, besides the bias and the zero point's effect."""
     result = arithmetic.has_bias_correction(Integers.of(layer))
     page_out(layer.weight)
     return result

@@ -35,15 +35,14 @@ def export(
     max_shard_size: int | str = SHARD,
     origin: Origin | None = None,
 ) -> Path:
-    """Writes a checkpoint with report and manifest to `directory`, completely or not at all, and returns its real path.
+    """Writes a checkpoint with report and manifest to `directory`, completely or not at all; returns its real path.
 
-    `model` is the float model, or has the layers of `result` installed. W8A8_TIMESTEP layers are written for the
-    timesteps of `result`. If two formats have files of the same names, the later one is written into a subfolder. More
-    weights than `max_shard_size`, in bytes or as "5GB", are split into several files. `files` gives further files to
-    write, contents by name. The manifest records `origin`, by default that of `model`, as the float model.
-
-    Raises UsageError for an unknown format or size, and if smoothing was folded into float parameters that the consumer
-    of a format would not load; StorageError as `check_target` does, NumbersError for numbers that are not finite.
+    `model` is the float model, or has the layers of `result` installed. If two formats have files of the same names,
+    the later one is written into a subfolder. More weights than `max_shard_size`, in bytes or as "5GB", are split into
+    several files. `files` is a dict from name to content of further files. The manifest records `origin`, the
+    fingerprint of the float model, by default computed from `model`. Raises UsageError for an unknown format or size,
+    and for smoothing factors folded into float parameters that a format's software would not load; StorageError if
+    `directory` cannot be written; NumbersError for numbers that are not finite.
     """
     check_formats(formats)
     _check_parameters(result, formats)
@@ -66,28 +65,28 @@ def export(
 
 
 def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> None:
-    """Writes `files`, contents by name, into the staging directory."""
+    """Writes `files`, a dict from name to content, into the staging directory, beside the formats' files."""
     for name, data in files.items():
         with create(staged / name, modes.manifest) as sink:
             sink.write(data)
 
 
 def folding(formats: Sequence[str]) -> bool:
-    """Returns whether smoothing can be folded into float parameters for all `formats`: whether all their consumers load
-    float parameters from the files."""
+    """Returns whether smoothing factors can be folded into float parameters: whether the software for each of `formats`
+    loads the float parameters from the checkpoint."""
     return all(format_named(name).folds for name in formats)
 
 
 def _check_parameters(result: Result, formats: Sequence[str]) -> None:
     unfit = [name for name in formats if not format_named(name).folds]
     if result.parameters and unfit:
-        fact = "its consumer would not load the float parameters that smoothing was folded into"
+        fact = "the software for it would not load the float parameters that smoothing factors were folded into"
         raise UsageError(f"format {unfit[0]}: {fact}. Calibrate with Settings(fold=False).")
 
 
 def folder_for(name: str, formats: Sequence[str]) -> str:
-    """Returns the folder that a format is written into: one of its name if a format before it has files of the same
-    names, else ".", the checkpoint's directory itself."""
+    """Returns the folder of the checkpoint that the format `name` is written into: a subfolder called `name` if a
+    format before it in `formats` has files of the same names, else ".", the checkpoint's directory itself."""
     before = formats[: list(formats).index(name)]
     return name if format_named(name).files in {format_named(other).files for other in before} else "."
 
@@ -96,7 +95,7 @@ def check_formats(formats: Sequence[str]) -> None:
     """Raises UsageError for a format that is unknown or listed twice, or whose packages are not installed."""
     for name in formats:
         if name not in TABLE:
-            raise UsageError(f"format: no '{name}'. Choose one of {', '.join(TABLE)}.")
+            raise UsageError(f"format: there is no format '{name}'. Choose one of {', '.join(TABLE)}.")
         if formats.count(name) > 1:
             raise UsageError(f"format: '{name}' is listed twice. List it once.")
         check_packages(f"format {name}", format_named(name).packages, format_named(name).extra)

@@ -15,22 +15,24 @@ def shown_formats() -> list[Format]:
 
 
 def views(directory: Path) -> dict[str, Path]:
-    """Returns the formats in the checkpoint in `directory`, and the path of each: `directory` itself, or a folder named
-    after the format."""
+    """Returns a dict from the name of each format in the checkpoint in `directory` to the path of its files:
+    `directory` itself, or a subfolder named after the format."""
     paths = {record.name: record.find(directory) for record in shown_formats()}
     return {name: path for name, path in paths.items() if path is not None}
 
 
 def quantized_parts(pipeline: Path) -> list[Path]:
-    """Returns the folders in a diffusers pipeline's directory that hold a quantized component for diffusers to load."""
+    """Returns the subfolders of the directory `pipeline` of a diffusers pipeline that hold a quantized component which
+    diffusers itself loads (format `diffusers` or `torchao`)."""
     folders = [path for path in sorted(pipeline.iterdir()) if path.is_dir()]
     return [folder for folder in folders if any(format_named(name).read is None for name in views(folder))]
 
 
 def check(directory: Path | str) -> list[Verdict]:
-    """Returns the verdicts on the checkpoint in `directory`, format by format, and one for each format that it lacks.
+    """Returns the verdicts on the checkpoint in `directory`, format by format, and a negative one for each format that
+    the checkpoint lacks.
 
-    A file that cannot be read gives a verdict, not an error.
+    A file that cannot be read gives a negative verdict, not an error.
     """
     directory = Path(directory)
     paths = views(directory)
@@ -45,8 +47,12 @@ def check(directory: Path | str) -> list[Verdict]:
 
 
 def sound(verdicts: list[Verdict], names: set[str]) -> bool:
-    """Returns whether a checkpoint with the formats `names` (DEFAULT if there are none) is sound: whether all verdicts
-    for Octavo and for the consumers of these formats are positive, optional ones excepted."""
+    """Returns whether a checkpoint is sound: whether all `verdicts` for Octavo and for the software that loads one of
+    its formats are positive.
+
+    `names` are the checkpoint's formats; an empty set stands for DEFAULT. Verdicts that the record of a format calls
+    optional do not count.
+    """
     records = [format_named(name) for name in names or {DEFAULT}]
     consumers = {"octavo", *(record.consumer for record in records)}
     optional = {(record.consumer, subject) for record in records for subject in record.optional}

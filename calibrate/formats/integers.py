@@ -23,10 +23,10 @@ class Integers(NamedTuple):
     | bias         | the float bias (out,); None without one                                                        |
     | input_scale  | float32 (bins,) for W8A8 and W8A8_TIMESTEP, else None                                          |
     | zero_point   | int32 (bins,) for W8A8 and W8A8_TIMESTEP, else None                                            |
-    | deq          | float32 (bins, out) for W8A8 and W8A8_TIMESTEP, else None                                      |
-    | quant_bias   | int32 (bins, out) for W8A8 and W8A8_TIMESTEP, else None                                        |
+    | deq          | input scale * weight scale, float32 (bins, out) for W8A8 and W8A8_TIMESTEP, else None          |
+    | quant_bias   | int32 added to the sum of products, (bins, out) for W8A8 and W8A8_TIMESTEP, else None          |
 
-    The arrays of a W8A8 layer, which has one bin, may lack the axis of bins.
+    A bin is an interval of noise levels. The arrays of a W8A8 layer, which has one bin, may lack the axis of bins.
     """
 
     scheme: str
@@ -50,7 +50,7 @@ class Integers(NamedTuple):
 
     @property
     def rows(self) -> Array:
-        """The weight as int8 (out, in)."""
+        """The weight as int8 (out, in), for a convolution with the kernel's positions in the last axis."""
         return self.weight.reshape(len(self.weight), -1)
 
     @property

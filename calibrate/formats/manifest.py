@@ -51,7 +51,7 @@ class Manifest(NamedTuple):
 
     @property
     def origin(self) -> "Origin | None":
-        """The float model that the files were made of, where that is known."""
+        """The fingerprint of the float model that the files were made from; None if it is not known."""
         from octavo.capture.fingerprint import Origin  # needs torch, which verifying does not
 
         model = self.model
@@ -64,8 +64,8 @@ class Manifest(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """The manifests that the files of a directory agree with, and in `extra` the names of files that no manifest lists,
-    where a manifest is for the whole directory."""
+    """Holds the manifests that the files of a directory agree with, and in `extra` the names of files that no manifest
+    lists. `extra` is empty unless a manifest is for the whole directory."""
 
     manifests: tuple[Manifest, ...]
     extra: tuple[str, ...]
@@ -82,7 +82,8 @@ def manifest_for(name: str) -> str:
 
 
 def write_manifest(directory: Path, names: Iterable[str], modes: Modes, origin: "Origin | None", name: str) -> None:
-    """Writes a manifest of the files `names` in `directory`, which have to be there, to the file `name`."""
+    """Writes a manifest of the files `names` in `directory`, which have to be there, to the file `name`. The manifest
+    records `origin`, the fingerprint of the float model, if it is known."""
     files = {
         file: {"bytes": (directory / file).stat().st_size, "sha256": digest_of_file(directory / file)}
         for file in sorted(names)
@@ -105,7 +106,7 @@ def write_manifests(directory: Path, modes: Modes, origin: "Origin | None") -> N
 
 
 def remove_file(directory: Path | str, name: str) -> None:
-    """Removes the file `name` from a directory that holds one export, and from the directory's manifest."""
+    """Removes the file `name` from a directory that holds one export, and its entry from the directory's manifest."""
     (manifest,) = manifests_of(Path(directory))
     (manifest.path.parent / name).unlink()
     manifest.path.unlink()
@@ -121,8 +122,8 @@ def remove_manifests(directory: Path, names: Collection[str]) -> None:
 
 
 def manifests_of(directory: Path, name: str | None = None) -> list[Manifest]:
-    """Returns the manifests in a directory, or only those that list the file `name`. Raises FileError for a manifest
-    that is damaged."""
+    """Returns the manifests in a directory; if `name` is given, only the manifests that list the file of this name.
+    Raises FileError for a manifest that is damaged."""
     manifests = [_read(path) for path in sorted(directory.glob(PATTERN))]
     return [manifest for manifest in manifests if name is None or name in manifest.files]
 
@@ -131,7 +132,7 @@ def _read(path: Path) -> Manifest:
     remedy = _REMEDY.format(path.name)
     body = read_sealed(Path(os.path.realpath(path)), remedy).body
     if isinstance(body, dict) and type(body.get("format")) is int and body["format"] > FORMAT:
-        raise FileError(f"{path}: written by format {body['format']}; this version reads {FORMAT}. Upgrade.")
+        raise FileError(f"{path}: has format {body['format']}, but this version reads {FORMAT}. Upgrade Octavo.")
     content = checked(body, _KIND, path, remedy)
     for name in content["files"]:
         if not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
@@ -143,8 +144,8 @@ def _read(path: Path) -> Manifest:
 def verify(directory: Path, names: Collection[str] | None = None, *, digests: bool = True) -> Verified:
     """Compares the files of a directory with its manifests: first the sizes, then the SHA-256 if `digests`.
 
-    With `names` only these files are compared. Returns the manifests, none for a directory without any. Raises
-    FileError for a file that is missing or differs, and for a manifest that is damaged.
+    With `names`, only the files of these names are compared. Returns the manifests, none for a directory without any.
+    Raises FileError for a file that is missing or differs, and for a manifest that is damaged.
     """
     manifests = manifests_of(directory)
     for manifest in manifests:
@@ -163,7 +164,7 @@ def verify(directory: Path, names: Collection[str] | None = None, *, digests: bo
 
 def _extra(directory: Path, manifests: Collection[Manifest]) -> Iterator[str]:
     """Yields the names of files and folders that no manifest lists, in the directory and in the folders with listed
-    files; none if no manifest is for the whole directory. Names that begin with a dot are left out."""
+    files. Yields none if no manifest is for the whole directory, and no names that begin with a dot."""
     if not any(manifest.covers_directory for manifest in manifests):
         return
     listed = {name for manifest in manifests for name in (*manifest.files, manifest.path.name)}

@@ -8,8 +8,8 @@ from ..layers.modules import QuantizedLayer
 
 
 def origin_of(model: nn.Module) -> Origin | None:
-    """Returns the fingerprint of the float `model`, to be recorded as the origin of a checkpoint; None for a model that
-    has integer layers installed."""
+    """Returns the fingerprint (digests of names, shapes and weights) of the float `model`, to be recorded as the origin
+    of a checkpoint; None for a model that has integer layers installed."""
     if any(isinstance(module, QuantizedLayer) for module in model.modules()):
         return None
     return Origin.of(model)

@@ -7,8 +7,8 @@ from octavo.capture.errors import UsageError
 
 
 def check_packages(what: str, packages: Iterable[str], extra: str) -> None:
-    """Raises UsageError if one of `packages` is not installed; the message starts with `what`, which needs it, and
-    names the `extra` of Octavo that installs it."""
+    """Raises UsageError if one of `packages` is not installed. The message says that `what` needs the package, and that
+    Octavo's `extra` installs it."""
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise UsageError(f"{what}: {missing[0]} is not installed. Install octavo[{extra}].")

@@ -28,8 +28,9 @@ class Deployment(NamedTuple):
     |------------|--------------------------------------------------------------------------------------------------|
     | timesteps  | noise level of each denoising step of the deployment; None if no range depends on the noise level |
     | example    | a call of the model, to trace; None if there is none                                             |
-    | parameters | functions that return the new values of float parameters, by the parameter's name                |
-    | axes       | number of axes of each layer's input, by the layer's name                                        |
+    | parameters | the float parameters with smoothing factors folded in: a dict from name to a function that       |
+    |            | returns the new value                                                                            |
+    | axes       | dict from the name of a layer to the number of axes of its input                                 |
     | shard      | largest size of a weight file in bytes                                                           |
     """
 
@@ -41,10 +42,11 @@ class Deployment(NamedTuple):
 
 
 class Writer(Protocol):
-    """A function that writes the files of one format into an existing directory.
+    """A function that writes the files of one format into an existing directory, with the permissions `modes`.
 
-    `layers` has the integer layers by name; `model` is the float model, or has the layers installed. Raises UsageError
-    for layers that the format cannot hold, and NumbersError for numbers that are not finite.
+    `layers` is a dict from layer name to integer layer; `model` is the float model, or has the integer layers
+    installed. Raises UsageError for layers that the format cannot hold, and NumbersError for numbers that are not
+    finite.
     """
 
     def __call__(
@@ -58,8 +60,8 @@ class Writer(Protocol):
 
 
 class Description(NamedTuple):
-    """Describes a checkpoint in one format: a title, lines of (subject, fact), and the number of layers of
-    each scheme."""
+    """Describes a checkpoint in one format: a title, lines of (subject, fact), and a dict from each scheme to its
+    number of layers."""
 
     title: str
     lines: tuple[tuple[str, str], ...]
@@ -74,19 +76,21 @@ class Readable(Protocol):
         """The names of the integer layers in the checkpoint."""
 
     def layer(self, name: str) -> "QuantizedLayer":
-        """Reads the integer layer `name`. Raises FileError for numbers that no export writes."""
+        """Reads the integer layer `name`. Raises FileError for numbers that no export writes, such as a negative
+        scale."""
 
     def difference(self, model: "nn.Module") -> str | None:
-        """Returns a sign, in words, that the checkpoint was not made from the float `model`; None if there is none."""
+        """Returns a sign, in words, that the checkpoint was not made from the float `model`; None if there is no
+        sign."""
 
 
 def nowhere(directory: Path) -> Path | None:
-    """Returns None. The `find` of a format that `octavo inspect` does not look for in a checkpoint's directory."""
+    """Returns None, as the `find` of a format that `octavo inspect` does not look for in a checkpoint's directory."""
     return None
 
 
 def unchecked(path: Path) -> list[Verdict]:
-    """Returns no verdicts. The `check` of a format whose files are not checked."""
+    """Returns no verdicts, as the `check` of a format whose files are not checked."""
     return []
 
 
@@ -110,7 +114,7 @@ class Format:
     | optional   | subjects of verdicts that a sound checkpoint may fail                                               |
     | describe   | function from that path to a short description; raises FileError                                    |
     | read       | function from that path to integer layers for a float model; None if the format is not run this way |
-    | folds      | whether the consumer loads float parameters from the files, so that smoothing can be folded in them |
+    | folds      | True if the consumer loads float parameters from the files: smoothing can then be folded into them  |
     | is_model   | whether diffusers loads the directory as a model once octavo is imported                            |
     """
 
@@ -139,15 +143,18 @@ class Format:
         modes: Modes,
         deployment: Deployment,
     ) -> None:
-        """Writes the files with `writer`. Raises UsageError for a layer whose element or transform the format cannot
-        hold, and the errors of `writer`."""
+        """Writes the files with `writer`, which may raise UsageError or NumbersError.
+
+        Raises UsageError itself for a layer whose element (the dtype of its codes) or transform (a map of its input)
+        the format cannot hold.
+        """
         for name, layer in layers.items():
             element, transform = str(layer.input_scheme.element.dtype), layer.transform
             if element not in self.elements:
                 fact = f"cannot hold layer {name}, whose codes are {element}"
                 raise UsageError(f"format {self.name}: {fact}. Choose another format.")
             if transform is not None and (kind := type(transform).__name__) not in self.transforms:
-                fact = f"cannot hold layer {name}, whose input has a {kind}"
+                fact = f"cannot hold layer {name}, whose input goes through the transform {kind}"
                 raise UsageError(f"format {self.name}: {fact}. Choose another format.")
         self.writer(layers, model, directory, modes, deployment)
 

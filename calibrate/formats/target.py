@@ -19,7 +19,7 @@ _COMMON = rf"report\.(json|html)|{re.escape(MANIFEST)}|{STAGING.pattern}"
 
 
 def is_export_name(name: str) -> bool:
-    """Returns whether an export writes files or folders of this name."""
+    """Returns whether `name` is the name of a file or folder that an export writes."""
     patterns = [_COMMON, *(format_named(word).files for word in TABLE), *map(re.escape, TABLE)]
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
@@ -60,7 +60,8 @@ def _check_content(shown: Path, target: Path, overwrite: bool) -> None:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Returns whether a folder holds an export and nothing else, as the folder of one of several denoisers does."""
+    """Returns whether a folder holds an export and nothing else, as each folder does in a checkpoint of several
+    denoisers."""
     return (folder / "report.json").is_file() and all(is_export_name(path.name) for path in folder.iterdir())
 
 

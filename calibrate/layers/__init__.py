@@ -1,2 +1,2 @@
-"""Integer layers: the quantization formula, the numbers of a layer, and modules that compute with these numbers
-exactly."""
+"""Integer layers: the quantization formula, the numbers of a layer, and modules that compute from these numbers exactly
+what the device computes."""

@@ -1,7 +1,8 @@
 """Finds what a layer does besides its class's computation: hooks, a replaced forward, a weight that is computed.
 
-An integer layer in its place would do none of this, so such a layer stays float. Hooks of the backward pass and of
-state dicts do not change the output; hooks of the modules around a layer stay in place.
+An integer layer in its place would do none of this, so such a layer stays float. Two kinds of hooks are no obstacle:
+hooks of the backward pass and of state dicts, which do not change the output, and hooks of the modules that contain the
+layer, which stay in place.
 """
 
 from typing import Any
@@ -14,8 +15,8 @@ _METHODS = ("forward", "_conv_forward")  # the methods in which linears and conv
 
 
 def change_of(layer: nn.Module) -> str:
-    """Returns why `layer` computes something else than its class does, or why an integer layer cannot replace it; ""
-    where neither is the case."""
+    """Returns the reason why an integer layer cannot replace `layer`, such as a forward hook or a weight that is
+    computed before each call; "" if there is none."""
     hooks = [_name(hook) for hook in layer._forward_pre_hooks.values()]
     if "weight" not in layer._parameters:
         if parametrize.is_parametrized(layer, "weight"):
@@ -33,7 +34,7 @@ def change_of(layer: nn.Module) -> str:
 
 
 def hooks_on_all_modules() -> str:
-    """Returns a warning if torch runs forward hooks around every module, else ""."""
+    """Returns a warning if torch runs forward hooks around every module (register_module_forward_hook), else ""."""
     if not (module._global_forward_hooks or module._global_forward_pre_hooks):
         return ""
     return "torch runs forward hooks around every module, integer layers too; a checkpoint cannot hold these hooks."
@@ -44,14 +45,15 @@ def _name(hook: Any) -> str:
 
 
 def _is_own_method(layer: nn.Module, method: str) -> bool:
-    """Returns whether the method stored on the layer itself is the method of its class. accelerate stores such
-    methods."""
+    """Returns whether the attribute `method` of the layer itself is just the method of its class, bound to the layer.
+    accelerate stores such attributes."""
     bound = vars(layer)[method]
     return getattr(bound, "__self__", None) is layer and bound.__func__ is getattr(type(layer), method)
 
 
 def _is_patched(layer: nn.Module, method: str) -> bool:
-    """Returns whether a method of torch's own class was replaced by a function of another module."""
+    """Returns whether `method` was replaced in nn.Linear or nn.Conv2d itself, by a function that was defined outside
+    torch's module."""
     for kind in (nn.Linear, nn.Conv2d):
         if isinstance(layer, kind) and hasattr(kind, method):
             function = getattr(kind, method)

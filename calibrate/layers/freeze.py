@@ -1,12 +1,19 @@
-"""Freezes a float layer: turns its weight, its bias and the choice for its input into the numbers of an integer layer.
+"""Freezes a float layer: turns its integer weight, its bias and the way in which its input becomes codes into the
+numbers of an integer layer.
 
-The same numbers are measured and exported. accumulator[n] = sum over k of x_q[k] * weight[n, k]
+Calibration measures the accuracy with these numbers, and export writes them. For output channel n, with the codes x_q
+of the input:
+
+    accumulator[n] = sum over k of x_q[k] * weight[n, k]
 
 static, and static for each noise level (TimestepInput):
+
     y[n]          = (accumulator[n] + quant_bias[n]) * deq[n]
     deq[n]        = input scale * weight scale[n], rounded to the upper 19 bits of a float32, which the device reads
     quant_bias[n] = round(bias[n] / deq[n] - input zero_point * sum over k of weight[n, k])
+
 dynamic, one scale for each token:
+
     y[n]          = accumulator[n] * (max |x| / 127) * weight scale[n] + bias[n]
 """
 
@@ -39,9 +46,10 @@ def numbers_of(
     """Returns the numbers of a layer with the integer weight `quantized`, or the reason why the layer has to stay
     float.
 
-    `correction` (out,) is added to the layer's output. For an input with ranges the correction becomes part of
-    quant_bias, and the bias stays the model's own. For other inputs the correction is added to the bias, or becomes the
-    bias of a layer without one. With a `transform`, `quantized` is the weight for the transformed input.
+    `correction` (out,), the bias correction, is added to the layer's output. For an input whose ranges are known
+    beforehand (static or by noise level) it becomes part of quant_bias, and the bias stays the model's own. For other
+    inputs it is added to the bias, or becomes the bias of a layer without one. With a `transform` of the input,
+    `quantized` is the weight for the transformed input.
     """
     device = quantized.weight.device
     bias = None if bias is None else bias.detach()
@@ -66,8 +74,9 @@ def numbers_of(
 def _without_ranges(
     quantized: QuantizedWeight, bias: Tensor | None, input: Input, dtype: torch.dtype, transform: Transform | None
 ) -> Numbers | str:
-    """Returns the numbers of a layer whose input has no ranges, or the reason why there are none. The device multiplies
-    by the weight scale itself, in the model's dtype."""
+    """Returns the numbers of a layer whose input has no ranges known beforehand (dynamic or float), or the reason why
+    the layer has to stay float. The weight scale is rounded to the model's dtype, in which the device multiplies by
+    it."""
     scale = quantized.scale.to(dtype).to(torch.float32)
     if not bool(((scale - quantized.scale).abs() <= _MAX_ROUNDING * quantized.scale).all()):
         return f"{_word(dtype)} cannot hold the scale of a channel's weights"
@@ -80,8 +89,9 @@ def _without_ranges(
 
 
 def _deq_and_quant_bias(quantized: QuantizedWeight, offset: Tensor, input: Input) -> tuple[Tensor, Tensor] | str:
-    """Returns deq and quant_bias, (out,) or (bins, out), for an input with ranges, or the reason why there are none;
-    `offset` (out,) is added to the layer's output."""
+    """Returns deq and quant_bias, as this module defines them, (out,) or (bins, out), or the reason why the layer has
+    to stay float. The ranges of `input` are known beforehand. `offset` (out,), bias plus bias correction, is added to
+    the layer's output."""
     input_scale, zero_point = input.tensors["input_scale"], input.tensors["input_zero_point"]
     deq = rounded_deq(input_scale.unsqueeze(-1) * quantized.scale)
     if not bool(((deq >= _SMALLEST) & deq.isfinite()).all()):
@@ -102,27 +112,26 @@ def _word(dtype: torch.dtype) -> str:
 
 
 def rounded_deq(deq: Tensor) -> Tensor:
-    """Rounds float32 numbers to the nearest numbers whose lower 13 bits are zero."""
+    """Rounds float32 numbers to the nearest ones whose lower 13 bits are zero, since the device ignores these bits of
+    deq (input scale times weight scale)."""
     bits = deq.to(torch.float32).view(torch.int32).to(torch.int64)
     return ((bits + 0x1000) & _DEQ_BITS).to(torch.int32).view(torch.float32)
 
 
 def _deq_without_weights(bias: Tensor) -> Tensor:
-    """Returns deq for channels whose weights are all zero: powers of two that divide the bias, so that y is exactly the
-    bias.
-
-    The deq of such a channel only scales its bias.
-    """
+    """Returns deq for output channels whose weights are all zero, where it only scales the bias: powers of two of which
+    the bias is a whole multiple, so that quant_bias * deq is exactly the bias."""
     exponent = torch.frexp(bias).exponent - _MANTISSA  # a float32 bias is 2**exponent times a whole number below 2**24
     powers = torch.ldexp(torch.ones_like(bias), exponent.clamp(-126, 100))
     return torch.where(bias == 0, torch.ones_like(bias), powers).to(torch.float32)
 
 
 def packed(deq: Tensor) -> Tensor:
-    """Returns the bits of float32 numbers in the low half of int64 numbers, the form that the device's matmul reads."""
+    """Returns int64 numbers with the bits of the float32 `deq` in their low half, the form in which the device's matmul
+    reads deq."""
     return deq.view(torch.int32).to(torch.int64) & 0xFFFFFFFF
 
 
 def unpacked(deq_scale: Tensor) -> Tensor:
-    """Returns the float32 numbers that `packed` stored."""
+    """Returns the float32 numbers whose bits are in the low half of the int64 `deq_scale`."""
     return deq_scale.to(torch.int32).view(torch.float32)

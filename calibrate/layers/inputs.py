@@ -1,6 +1,7 @@
-"""The ways in which the input of an integer layer becomes codes: one type for each way.
+"""Defines the ways in which the input of an integer layer becomes codes: static, with a range for each timestep bin,
+dynamic, or not at all.
 
-Everything that depends on the way is an attribute or method of its type.
+Each way is a type, and everything that depends on the way is an attribute or method of its type.
 """
 
 from collections.abc import Mapping
@@ -24,14 +25,14 @@ class Codes(NamedTuple):
 
 
 def weights_for(scheme: Scheme) -> Scheme:
-    """Returns the scheme of weights that are multiplied with codes of `scheme`: weights and codes share their
-    element."""
+    """Returns the scheme of the weights of a layer whose input codes have `scheme`. Both have the same element, the set
+    of integers that codes are taken from."""
     return WEIGHT if scheme.element == WEIGHT.element else replace(WEIGHT, element=scheme.element)
 
 
 @dataclass(frozen=True)
 class Input:
-    """The way in which the input of a layer becomes codes.
+    """Base of the ways in which the input of a layer becomes codes.
 
     |           | StaticInput | TimestepInput           | DynamicInput  | FloatInput  | meaning                        |
     |-----------|-------------|-------------------------|---------------|-------------|--------------------------------|
@@ -39,10 +40,11 @@ class Input:
     | rounded   | yes         | yes                     | yes           | no          | the input becomes codes        |
     | ranged    | yes         | yes                     | no            | no          | ranges are known beforehand    |
     | by_level  | no          | yes                     | no            | no          | ranges depend on noise level   |
-    | by_patch  | yes         | no                      | no            | yes         | a patch of an image alone has  |
-    |           |             |                         |               |             | the codes it has in the image  |
+    | by_patch  | yes         | no                      | no            | yes         | the codes of a patch do not    |
+    |           |             |                         |               |             | depend on the rest of an image |
 
-    `scheme`: the scheme of the codes. TENSORS: the names of the input's tensors in a layer's state dict.
+    `scheme` is the scheme of the codes. TENSORS are the names, in a layer's state dict, of the tensors that the way
+    needs, such as a scale.
     """
 
     rounded: ClassVar[bool] = True
@@ -54,25 +56,28 @@ class Input:
 
     @property
     def weights(self) -> Scheme:
-        """The scheme of the weights that are multiplied with these codes."""
+        """The scheme of the weights that are multiplied with the input's codes."""
         return weights_for(self.scheme)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor | None], scheme: Scheme) -> Self:
-        """Makes the input from `tensors`, by the names in TENSORS."""
+        """Makes the object from a layer's `tensors`, a dict that contains those named in TENSORS. `scheme` is the
+        scheme of the codes."""
         return cls(scheme=scheme)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of the input by the names in TENSORS."""
+        """The tensors that the way needs, such as a scale: a dict with the names in TENSORS as keys."""
         return {}
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
-        """Returns the codes of `x` at a noise level; a dynamic scale is computed over `axes`."""
+        """Returns the codes of `x`. `level` is the noise level of the call, on which the range of a TimestepInput
+        depends; None stands for 0. A DynamicInput computes one scale over the `axes` of `x`."""
         raise NotImplementedError
 
     def represented(self, x: Tensor, level: float | None = None) -> Tensor:
-        """Returns the float32 values that the codes of `x` (rows, in) float32 stand for, at a noise level."""
+        """Returns the float32 values that the codes of `x` (rows, in) float32 stand for. `level` is the noise level of
+        the call, on which the range of a TimestepInput depends."""
         q, scale, zero_point = self.codes(x, level)
         zero_point = torch.zeros_like(scale) if zero_point is None else zero_point
         return dequantize(q, QParams(scale, zero_point), self.scheme)
@@ -80,7 +85,11 @@ class Input:
 
 @dataclass(frozen=True)
 class StaticInput(Input):
-    """One range for all inputs: `qparams` are 0-d, or have a leading axis that broadcasts against the input."""
+    """Quantizes all inputs with one range, whose scale and zero point are `qparams`, 0-d.
+
+    A static input made by `TimestepInput.in_bins` may have `qparams` with a leading axis, one number for each row of
+    the input.
+    """
 
     ranged = by_patch = True
     TENSORS = ("input_scale", "input_zero_point")
@@ -101,9 +110,11 @@ class StaticInput(Input):
 
 @dataclass(frozen=True)
 class TimestepInput(Input):
-    """One range for each timestep bin: `qparams` (bins,); `edges` float32 (bins - 1,), ascending.
+    """Quantizes with one range for each timestep bin, an interval of noise levels. `qparams` are the scales and zero
+    points, (bins,).
 
-    The index of a noise level's bin is the number of edges not above the level.
+    `edges`, float32 (bins - 1,) and ascending, are the noise levels that separate the bins. A call belongs to the bin
+    whose index is the number of edges less than or equal to the call's noise level.
     """
 
     ranged = by_level = True
@@ -122,8 +133,8 @@ class TimestepInput(Input):
         return dict(zip(self.TENSORS, (*self.qparams, self.edges), strict=True))
 
     def in_bins(self, bins: Tensor) -> StaticInput:
-        """Returns the static input for one bin (`bins` 0-d), or with a leading axis for the bins of several rows
-        (`bins` 1-d)."""
+        """Returns the static input for the range of one bin, whose index is `bins` (0-d). For `bins` (rows,) its scale
+        and zero point have one number for each row of the input."""
         scale, zero_point = self.qparams
         return StaticInput(QParams(scale[bins], zero_point[bins]), scheme=self.scheme)
 
@@ -135,7 +146,7 @@ class TimestepInput(Input):
 
 @dataclass(frozen=True)
 class DynamicInput(Input):
-    """Quantizes each token with a symmetric range of its own, computed from the token itself."""
+    """Quantizes each token with a symmetric range of its own, computed from the token when the layer runs."""
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
         return Codes(*dynamic_codes(x, axes, self.weights), None)

@@ -11,8 +11,8 @@ from .noise_level import attach
 
 
 def names_of(model: nn.Module) -> dict[str, list[str]]:
-    """Returns, by the first name of each module, all names of the module; a module that two others share has
-    several."""
+    """Returns a dict from the first name of each module in `model` to all names of the module. A module that is used in
+    several places has several names."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
@@ -22,10 +22,11 @@ def names_of(model: nn.Module) -> dict[str, list[str]]:
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` into `model` under `name`; other names of a shared module keep the old module.
 
-    Adds a hook that does nothing to an integer layer inside nn.TransformerEncoderLayer: only with a hook does that
-    module run the layer, instead of reading its weight as a float weight. With the hook, that module takes no nested
-    tensors, which nn.TransformerEncoder makes from padded tensors, so nested tensors are switched off in encoders
-    around it.
+    nn.TransformerEncoderLayer has a fast path that reads the weights of its layers instead of running the layers; it
+    would take an integer weight for a float one. A forward pre-hook on such a layer switches the fast path off, so an
+    integer layer there gets a hook that does nothing. Without the fast path nested tensors are not accepted.
+    nn.TransformerEncoder makes nested tensors from padded batches, so this is switched off in the encoders that contain
+    the layer.
     """
     parent, _, child = name.rpartition(".")
     above = model.get_submodule(parent)
@@ -49,8 +50,8 @@ def _no_effect(module: nn.Module, args: Any) -> None:
 
 @contextmanager
 def swapped(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Puts `modules` into `model` under their names while the block runs, then restores the former modules, also after
-    an exception."""
+    """Puts `modules`, a dict from name to module, into `model` inside the `with` block, and restores the former modules
+    afterwards, also after an exception."""
     before = {name: model.get_submodule(name) for name in modules}
     nested = {encoder: encoder.use_nested_tensor for name in modules for encoder in _encoders(model, name)}
     try:
@@ -65,10 +66,11 @@ def swapped(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None
 
 
 def install(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Callable[[], None]:
-    """Replaces layers of `model` by the integer `layers`, and keeps no reference to the float ones.
+    """Replaces layers of `model` by the integer `layers`, a dict by layer name, and keeps no reference to the float
+    layers.
 
-    If the ranges of a layer depend on the noise level, hooks record the noise level of each call of `model`. Returns a
-    function that removes these hooks.
+    If the ranges of an integer layer depend on the noise level, hooks record the noise level of each call of `model`.
+    Returns a function that removes these hooks.
     """
     by_name = all_names(layers, model)
     detach = _share_noise_level(model, layers)
@@ -78,8 +80,8 @@ def install(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Callable[
 
 
 def _share_noise_level(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Callable[[], None]:
-    """Attaches hooks that record the noise level of each call of `model` for the layers, if one of them needs it.
-    Returns a function that removes the hooks."""
+    """Attaches hooks to `model` that record the noise level of each call, if the ranges of one of the integer `layers`
+    depend on it. Returns a function that removes the hooks."""
     if not any(layer.input_type.by_level for layer in layers.values()):
         return _detach_nothing
     noise, detach = attach(model)
@@ -89,13 +91,13 @@ def _share_noise_level(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -
 
 
 def _detach_nothing() -> None:
-    """Removes no hook."""
+    """Does nothing, in place of a function that removes hooks."""
 
 
 @contextmanager
 def quantized(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[nn.Module]:
-    """Makes `model` compute with the integer layers while the block runs, then restores the model, also after an
-    exception."""
+    """Makes `model` compute with the integer `layers`, a dict by layer name, inside the `with` block, and restores the
+    float layers afterwards, also after an exception."""
     levels = {name: layer.noise_level for name, layer in layers.items()}
     with swapped(model, all_names(layers, model)):
         detach = _share_noise_level(model, layers)
@@ -108,6 +110,7 @@ def quantized(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterato
 
 
 def all_names(layers: Mapping[str, QuantizedLayer], model: nn.Module) -> dict[str, QuantizedLayer]:
-    """Returns the layers by every name that `model` has for them."""
+    """Returns a dict with each of `layers` under all its names in `model`; `layers` has it under the first. A layer
+    that is used in several places has several names."""
     names = names_of(model)
     return {name: layer for first, layer in layers.items() for name in names[first]}

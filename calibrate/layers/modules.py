@@ -38,7 +38,8 @@ class Geometry(NamedTuple):
         return cls(_pair(conv.stride), padding, _pair(conv.dilation), conv.padding_mode, conv.groups)
 
     def padded(self, x: Tensor, value: float) -> Tensor:
-        """Pads `x` (..., height, width); with zero padding, `value` is the number that stands for 0.0."""
+        """Pads `x` (..., height, width). With padding mode "zeros" the padding is `value`, the number that stands for
+        0.0."""
         if not any(self.padding):
             return x
         if self.padding_mode == "zeros":
@@ -46,8 +47,8 @@ class Geometry(NamedTuple):
         return F.pad(x, self.padding, mode=self.padding_mode)
 
     def size(self, sides: Sequence[int], kernel: Sequence[int]) -> list[int]:
-        """Returns height and width of the output, from the `sides` (height, width) of the padded input and those of the
-        kernel."""
+        """Returns height and width of the output, from `sides`, height and width of the padded input, and `kernel`,
+        height and width of the kernel."""
         axes = zip(sides, kernel, self.stride, self.dilation, strict=True)
         return [(side - dilation * (extent - 1) - 1) // stride + 1 for side, extent, stride, dilation in axes]
 
@@ -57,7 +58,10 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 class RangedNumbers(NamedTuple):
-    """The numbers of a layer whose input has ranges: for one noise level, or with a leading axis for several rows."""
+    """Holds the numbers with which a layer with known ranges computes its output (sum + quant_bias) * deq in one call.
+
+    Where the rows of the input have different noise levels, the numbers have a leading axis of rows.
+    """
 
     input: StaticInput
     deq: Tensor
@@ -68,8 +72,9 @@ class IntegerLayer(nn.Module):
     """Base of the integer layers: stores the numbers of a layer as parameters and buffers, so that `to` moves them and
     parameter counts include them.
 
-    `input_type` is the way in which the input becomes codes. `noise_level` is shared by all layers of a denoiser, and
-    set where ranges depend on the noise level; see `install`.
+    `input_type` is the class that says how the input becomes codes, such as StaticInput. `noise_level` holds the noise
+    level of the denoiser's current call; `install` sets it if ranges depend on the noise level, and all layers of a
+    denoiser share it.
     """
 
     input_scale: Tensor
@@ -104,12 +109,13 @@ class IntegerLayer(nn.Module):
 
     @property
     def calibrated(self) -> bool:
-        """True if the ranges of the input are known beforehand; the layer then has input_scale, deq and quant_bias."""
+        """True if the ranges of the input are known beforehand (static or by noise level); the layer then has
+        input_scale, deq and quant_bias."""
         return self.input_type.ranged
 
     @property
     def input(self) -> Input:
-        """The way in which the input becomes codes, with its tensors."""
+        """The way in which the input becomes codes: an object with the layer's own scales, zero points and edges."""
         return self.input_type.of(self._buffers, self.input_scheme)
 
     @property
@@ -121,7 +127,7 @@ class IntegerLayer(nn.Module):
 
     @property
     def numbers(self) -> Numbers:
-        """All numbers of the layer."""
+        """All numbers of the layer, as the object from which such a layer is made."""
         bias = None if self.bias is None else self.bias.detach()
         deq, quant_bias = (self.deq, self.quant_bias) if self.calibrated else (None, None)
         return Numbers(
@@ -134,8 +140,8 @@ class IntegerLayer(nn.Module):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves all tensors. A cast of the model only changes the dtype of the bias and of the transform's tensors; the
-        other numbers keep theirs."""
+        """Applies `fn`, a move or a cast, to all tensors. A cast of the model only changes the dtype of the bias and of
+        the transform's tensors; the other tensors keep theirs."""
         cast = [self.bias, *(self._buffers[name] for kind in TRANSFORMS for name in kind.TENSORS)]
 
         def moved(tensor: Tensor) -> Tensor:
@@ -146,8 +152,8 @@ class IntegerLayer(nn.Module):
         return super()._apply(moved, recurse)
 
     def _ranged(self, rows: int | None) -> RangedNumbers:
-        """Returns the numbers for an input of `rows` rows: with a leading axis where each row has its own noise
-        level."""
+        """Returns the range, deq and quant_bias for the current call. Where each of the `rows` rows of the input has
+        its own noise level, they have a leading axis of rows."""
         input, deq, quant_bias = self.input, self.deq, self.quant_bias
         if isinstance(input, TimestepInput):
             bins = (self.noise_level or NoiseLevel()).bins(input.edges, rows)
@@ -156,12 +162,12 @@ class IntegerLayer(nn.Module):
         return RangedNumbers(input, deq, quant_bias)
 
     def transformed(self, x: Tensor, axis: int) -> Tensor:
-        """Returns `x` after the transform of the input; the channels of `x` are its `axis`, counted from the end."""
+        """Returns `x` after the transform of the input. The channels of `x` are along `axis`, a negative number."""
         return transformed(self.transform, x, axis)
 
     def _float_weight(self, dtype: torch.dtype, outputs: slice = _ALL) -> tuple[Tensor, Tensor | None]:
-        """Returns weight and bias of the outputs in the slice `outputs` as floats. Converts to float32 before it
-        multiplies: int8 times float32 in one operation is ten times slower."""
+        """Returns the dequantized weight and the bias of the output channels `outputs`, in `dtype`. Converts to float32
+        before it multiplies: int8 times float32 in one operation is ten times slower."""
         weight = self.weight[outputs].detach().to(torch.float32)
         weight.mul_(self.weight_scale[outputs].view([-1] + [1] * (weight.ndim - 1)))
         return weight.to(dtype), None if self.bias is None else self.bias[outputs].to(dtype)
@@ -178,7 +184,7 @@ class QuantizedLinear(IntegerLayer):
         return self.computed(input, integer_matmul)
 
     def computed(self, input: Tensor, matmul: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Returns the output, with the sums of products computed by `matmul`, which has the arguments and result of
+        """Returns the output for `input`. `matmul` computes the sums of products, with the arguments and the result of
         `integer_matmul`."""
         x = self.transformed(input, -1)
         if self.weight_only:
@@ -196,8 +202,8 @@ class QuantizedLinear(IntegerLayer):
 
 
 def _with_row_axis(numbers: RangedNumbers, ndim: int) -> RangedNumbers:
-    """Reshapes numbers that have a leading axis so that they broadcast over an input of `ndim` axes, whose last axis is
-    summed over."""
+    """Reshapes numbers with a leading axis of rows so that they broadcast against an input of `ndim` axes, rows first
+    and channels last. Returns numbers without that axis unchanged."""
     (scale, zero_point), deq, quant_bias = numbers.input.qparams, numbers.deq, numbers.quant_bias
     if scale.ndim == 0:
         return numbers
@@ -208,8 +214,8 @@ def _with_row_axis(numbers: RangedNumbers, ndim: int) -> RangedNumbers:
 
 
 class QuantizedConv2d(IntegerLayer):
-    """An nn.Conv2d in integers: input (batch, in, height, width), output (batch, out, ...), or both without the batch
-    axis.
+    """Computes an nn.Conv2d in integers: input (batch, in, height, width), output (batch, out, ...), or both without
+    the batch axis.
 
     Padding is applied to the codes, with the zero point, which stands for 0.0.
     """
@@ -226,8 +232,8 @@ class QuantizedConv2d(IntegerLayer):
         return self.computed(input, self._convolve_codes)
 
     def computed(self, input: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
-        """Returns the output, with the sums of products computed by `convolve` from padded codes in float32; `convolve`
-        returns int32."""
+        """Returns the output for `input`. `convolve` computes the int32 sums of products from padded codes in
+        float32."""
         x = self.transformed(input, -3)
         if self.weight_only:
             return self._convolved(self.geometry.padded(x, 0.0), *self._float_weight(x.dtype))
@@ -271,5 +277,5 @@ QuantizedLayer = QuantizedLinear | QuantizedConv2d
 
 
 def build(numbers: Numbers, module: nn.Module) -> QuantizedLayer:
-    """Returns the integer layer that replaces the float `module`."""
+    """Returns the integer layer with these numbers that replaces the float `module`."""
     return QuantizedConv2d(numbers, Geometry.of(module)) if isinstance(module, nn.Conv2d) else QuantizedLinear(numbers)

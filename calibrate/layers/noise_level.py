@@ -1,7 +1,8 @@
-"""The noise level of the current call of a denoiser, for layers with one range for each timestep bin.
+"""Records the noise level of the current call of a denoiser, for layers with one range for each timestep bin (an
+interval of noise levels).
 
-A denoiser receives the noise level as its time argument (mostly `timestep`), which is a monotone function of sigma and
-the same function for any number of steps. So ranges of bins that were calibrated in 28 steps also apply in 20 or 50.
+A denoiser receives the noise level as its time argument, mostly `timestep`. This number is a monotone function of
+sigma, which does not depend on the number of denoising steps. So ranges calibrated in 28 steps also apply in 20 or 50.
 """
 
 import inspect
@@ -16,10 +17,10 @@ from octavo.capture.errors import MisfitError
 
 
 class NoiseLevel:
-    """Stores the noise level of a denoiser's call, from `record` to `clear`. All layers of the denoiser share one
-    object.
+    """Stores the noise level of a denoiser's call while the call runs, for all integer layers of the denoiser.
 
-    A copy of a denoiser has its own NoiseLevel: the hooks are methods of this object, which is copied with the modules.
+    `record` and `clear` are hooks of the denoiser, before and after each call. A deep copy of the denoiser has a
+    NoiseLevel of its own, because the hooks and the object that they belong to are copied too.
     """
 
     def __init__(self) -> None:
@@ -27,13 +28,14 @@ class NoiseLevel:
 
     @classmethod
     def of(cls, levels: Tensor | None) -> "NoiseLevel":
-        """Makes an object with fixed noise levels, for rows passed to a single layer outside its denoiser."""
+        """Makes an object with fixed noise `levels`, 0-d or one for each row, to run a single layer outside its
+        denoiser."""
         noise = cls()
         noise._levels = levels
         return noise
 
     def record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Records the noise level of a call; a forward pre-hook of the denoiser."""
+        """Records the noise level of a call, as a forward pre-hook of the denoiser."""
         try:
             args, named = bind(inspect.signature(module.forward), args, kwargs)
         except TypeError:
@@ -41,15 +43,15 @@ class NoiseLevel:
         self._levels = levels_of(named)
 
     def clear(self, *_: Any) -> None:
-        """Clears the noise level after a call; a forward hook of the denoiser that also runs after an exception."""
+        """Clears the noise level after a call, as a forward hook of the denoiser that also runs after an exception."""
         self._levels = None
 
     def bins(self, edges: Tensor, rows: int | None) -> Tensor:
-        """Returns the bins of the current call: (rows,) where each of the `rows` rows has its own noise level, else
-        0-d.
+        """Returns the index of the current call's timestep bin, among the bins that `edges` separate: 0-d, or (rows,)
+        where each of the `rows` rows of a layer's input has its own noise level.
 
         Where the number of rows differs from the number of noise levels, the largest level applies to all rows. Raises
-        MisfitError outside a call, and in a call without a time argument.
+        MisfitError outside a call of the denoiser, and in a call without a time argument.
         """
         levels = self._levels
         if levels is None:
@@ -63,13 +65,14 @@ class NoiseLevel:
 
 
 def bins_of(levels: Tensor, edges: Tensor) -> Tensor:
-    """Returns the index of each noise level's bin: the number of edges not above the level."""
+    """Returns, for each of the noise `levels`, the index of its timestep bin: the number of `edges` less than or equal
+    to the level."""
     return torch.bucketize(levels.to(torch.float32), edges, right=True)
 
 
 def levels_of(arguments: Mapping[str, Any]) -> Tensor | None:
-    """Returns the time argument of a call as float32: 0-d where all its numbers are equal, else 1-d; None without a
-    time argument."""
+    """Returns the time argument among the `arguments` of a call, a dict by name, as float32: 0-d where all its numbers
+    are equal, else 1-d. Returns None without a time argument."""
     for name in TIME_ARGUMENTS:
         value = arguments.get(name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -81,8 +84,9 @@ def levels_of(arguments: Mapping[str, Any]) -> Tensor | None:
 
 
 def attach(model: nn.Module) -> tuple[NoiseLevel, Callable[[], None]]:
-    """Attaches a NoiseLevel to `model`; returns the NoiseLevel and a function that detaches it. Where `model` already
-    has one, returns that one and a function that does nothing."""
+    """Attaches a NoiseLevel to `model` with hooks that record each call's noise level. Returns the NoiseLevel and a
+    function that removes the hooks. If `model` already has a NoiseLevel, returns the existing one and a function that
+    does nothing."""
     for hook in model._forward_pre_hooks.values():
         owner = getattr(hook, "__self__", None)
         if isinstance(owner, NoiseLevel):

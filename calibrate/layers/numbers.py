@@ -15,15 +15,17 @@ class Numbers:
 
     | field        | meaning                                                                                        |
     |--------------|------------------------------------------------------------------------------------------------|
-    | weight       | int8 (out, in) or (out, in / groups, height, width)                                            |
+    | weight       | int8 codes (out, in), or (out, in / groups, height, width) for a convolution                   |
     | weight_scale | float32 (out,)                                                                                 |
-    | bias         | as in the float layer                                                                          |
+    | bias         | bias of the float layer; with a bias correction added if the layer has no quant_bias           |
     | input        | the way in which the input becomes codes                                                       |
     | dtype        | dtype of the float layer                                                                       |
     | transform    | applied in `dtype` to the input before it becomes codes; the weight carries the inverse        |
-    | deq          | for an input with ranges: float32 (out,), or (bins, out); see `freeze`                         |
-    | quant_bias   | for an input with ranges: int32 (out,), or (bins, out)                                         |
-    | made_bias    | True if the float layer has no bias, and `bias` only holds a correction                        |
+    | deq          | input scale * weight scale, float32 (out,), or (bins, out) for timestep bins; None for an      |
+    |              | input without ranges known beforehand                                                          |
+    | quant_bias   | int32 added to the sum of products: bias / deq, bias correction, and the zero point's part;    |
+    |              | shaped as deq, and None if deq is                                                              |
+    | made_bias    | True if the float layer has no bias, and `bias` only holds a bias correction                   |
     """
 
     weight: Tensor

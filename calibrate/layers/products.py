@@ -21,7 +21,8 @@ _PIECE = 1024  # products in one float32 sum, exact since 1024 * 128 * 127 < 2**
 
 
 def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> tuple[Tensor, Tensor]:
-    """Returns the codes of `x` in float32 and their scale, max |x| / qmax over `axes`; these axes stay with length 1.
+    """Returns the codes of `x` in float32 and their scale, max |x| / qmax over `axes`; the scale keeps these axes with
+    length 1.
 
     Where all values are zero, or too small for a normal float32 scale, the codes are zeros and the scale is 1.
     """
@@ -33,8 +34,8 @@ def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> 
 
 @cache
 def sums_in_int32() -> bool:
-    """Returns whether this CPU sums products of int8 numbers in int32. Without VNNI, sums of two products saturate in
-    int16."""
+    """Returns whether this CPU has VNNI and so sums products of int8 numbers in int32. Without VNNI it sums pairs of
+    products in int16, which saturates."""
     return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
 
 
@@ -49,7 +50,7 @@ def integer_matmul(q: Tensor, weight: Tensor) -> Tensor:
 
 
 def _in_float(q: Tensor, weight: Tensor) -> Tensor:
-    """Computes `integer_matmul` by sums of at most _PIECE products in float32."""
+    """Computes the product of `integer_matmul` from float32 sums of at most _PIECE products, which are exact."""
     total: Tensor | None = None
     for start in range(0, weight.shape[1], _PIECE):
         piece = weight[:, start : start + _PIECE].to(torch.float32)

@@ -38,11 +38,11 @@ def reciprocal_agrees(scales: Tensor, zero_points: Tensor) -> Tensor:
 
 
 def next_scale(scale: float, zero_point: Callable[[float], int]) -> float | None:
-    """Returns the smallest float32 scale found, not below `scale` > 0, for which multiplying by the reciprocal gives
-    the same codes as dividing by the scale.
+    """Returns the first float32 number not below `scale` > 0 that is found to be a scale for which multiplying by the
+    reciprocal gives the same codes as dividing.
 
-    `zero_point` returns the zero point of a scale. Returns None where no scale close to `scale` has this property, as
-    for scales whose reciprocal is not a normal float32.
+    `zero_point` is a function that returns the zero point for a scale. Returns None if no number close to `scale` has
+    this property, as where the reciprocal is not a normal float32.
     """
     first = torch.tensor(scale, dtype=torch.float32).view(torch.int32)
     scales = (first + torch.arange(_SEARCHED, dtype=torch.int32)).view(torch.float32)

@@ -72,7 +72,8 @@ class Scheme:
         return -self.qmax if self.narrow else self.element.lowest
 
     def nearest_(self, x: Tensor) -> Tensor:
-        """Rounds `x`, which is x / scale + zero_point, in place to the nearest codes."""
+        """Rounds `x` in place to the nearest codes, from qmin to qmax. The values of `x` have already been divided by
+        the scale, and the zero point added."""
         return self.element.round_(x).clamp_(self.qmin, self.qmax)
 
 
@@ -109,7 +110,7 @@ def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
 
 
 def codes(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """Returns the codes of `x` as float32 numbers."""
+    """Returns the codes of `x` as float32 numbers, unlike `quantize`, which stores them as integers."""
     return _codes(x, _broadcast(qparams.scale, x, scheme), _broadcast(qparams.zero_point, x, scheme), scheme)
 
 
@@ -136,8 +137,8 @@ def _broadcast(parameter: Tensor, x: Tensor, scheme: Scheme) -> Tensor:
 
 
 def exact_scale(extent: Range, scheme: Scheme) -> float:
-    """Returns the scale, before rounding to a dtype, at which the range `extent`, widened to contain zero, uses all
-    codes; 0.0 for the range 0.0 to 0.0."""
+    """Returns the scale at which the range `extent`, widened to contain zero, uses all codes; 0.0 for the range 0.0 to
+    0.0. The scale is not yet rounded to the dtype in which it will be stored."""
     low, high = min(extent.low, 0.0), max(extent.high, 0.0)
     if scheme.symmetric:
         return max(-low, high) / scheme.qmax
@@ -145,7 +146,7 @@ def exact_scale(extent: Range, scheme: Scheme) -> float:
 
 
 def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | None:
-    """Returns the parameters for the range `extent`, widened to contain zero; None where `dtype` cannot store the
+    """Returns scale and zero point for the range `extent`, widened to contain zero; None where `dtype` cannot store the
     scale.
 
     The scale is a value of `dtype`. The range 0.0 to 0.0 has scale 1. Raises ValueError for a range with ends that are
@@ -158,9 +159,12 @@ def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | N
 
 
 def stored_qparams(scale: float, low: float, dtype: torch.dtype, scheme: Scheme) -> QParams | None:
-    """Returns the parameters whose scale is the smallest value of `dtype` not below `scale`, and whose codes represent
-    values from `low` upwards. Returns None where `dtype` cannot store such a scale. For a `reciprocal` scheme and
-    float32, `reciprocals.next_scale` chooses the scale."""
+    """Returns a scale, the smallest value of `dtype` not below `scale`, and the zero point at which codes represent
+    values from `low` upwards. Returns None where `dtype` cannot store such a scale.
+
+    For a scheme with `reciprocal` and float32, the scale is raised until multiplying by its reciprocal gives the same
+    codes as dividing by it.
+    """
 
     def zero_point(stored: float) -> int:
         nearest = 0 if scheme.symmetric else scheme.qmin - round(low / stored)
@@ -175,8 +179,8 @@ def stored_qparams(scale: float, low: float, dtype: torch.dtype, scheme: Scheme)
 
 
 def stored_scale(scale: float, dtype: torch.dtype) -> float | None:
-    """Returns the smallest value of `dtype` that is not below `scale`; None where the nearest such value is too far
-    from `scale`.
+    """Returns the smallest value of `dtype` that is not below `scale`; None if it is more than 25 % above `scale`, or
+    no normal float32.
 
     float16 has no value between 0 and 6e-8, and few values up to 6e-5: a scale in that interval would be lost or grow
     by up to a half.

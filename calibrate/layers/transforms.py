@@ -19,20 +19,20 @@ class Transform(Protocol):
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor | None]) -> Self:
-        """Makes the transform from `tensors`, by the names in TENSORS."""
+        """Makes the transform from a layer's `tensors`, a dict that contains those named in TENSORS."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of the transform by the names in TENSORS."""
+        """The tensors of the transform: a dict with the names in TENSORS as keys."""
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
-        """Returns the transform on `device`, in the `dtype` of its layer."""
+        """Returns the transform with its tensors on `device` and in `dtype`, the dtype of the float layer."""
 
     def fault(self) -> str | None:
         """Returns the reason why the transform cannot be inverted in its dtype; None where it can."""
 
     def input(self, x: Tensor, axis: int = -1) -> Tensor:
-        """Returns T x, rounded to the dtype of `x`; the channels are `axis` of `x`, counted from the end."""
+        """Returns T x, rounded to the dtype of `x`. The channels are along `axis`, a negative number."""
 
     def weight(self, weight: Tensor) -> Tensor:
         """Returns W T^-1 in float32 for the float `weight` W (out, in)."""
@@ -40,7 +40,8 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Multiply:
-    """Multiplies each channel by a positive factor: `factors` (in,), which are 1 / s for SmoothQuant's s."""
+    """Multiplies each channel of the input by a positive factor: `factors` (in,), which are 1 / s for SmoothQuant's
+    s."""
 
     TENSORS: ClassVar[tuple[str, ...]] = ("mul_scale",)
     by_channel: ClassVar[bool] = True
@@ -74,17 +75,19 @@ TRANSFORMS: tuple[type[Transform], ...] = (Multiply,)
 
 
 def transformed(transform: Transform | None, x: Tensor, axis: int = -1) -> Tensor:
-    """Returns the input after `transform`; `x` itself where `transform` is None."""
+    """Returns the input `x` after `transform`, or `x` itself where `transform` is None. The channels are along
+    `axis`."""
     return x if transform is None else transform.input(x, axis)
 
 
 def same_transform(one: Transform | None, other: Transform | None) -> bool:
-    """Returns whether both transforms map an input to the same values."""
+    """Returns whether both transforms map every input to the same values. None stands for no transform."""
     if one is None or other is None or type(one) is not type(other):
         return one is other
     return all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
 
 
 def weight_for(transform: Transform | None, weight: Tensor) -> Tensor:
-    """Returns the float weight for the transformed input."""
+    """Returns the weight that gives the layer's output from the transformed input: `weight` with the inverse of
+    `transform` applied, or `weight` itself where `transform` is None."""
     return weight.detach() if transform is None else transform.weight(weight.detach())

@@ -42,8 +42,8 @@ def round_to_nearest(
     """Scales each channel so that its largest absolute value becomes the code 127 or -127, and rounds all values to the
     nearest code.
 
-    Has the arguments of a rounding method, but only uses the weight and the scheme. Costs 4 * out * in flops. Returns
-    None where a channel is so small that float32 has no scale for it.
+    Has the arguments of every rounding method, but does not use `inputs` and `iterations`. Costs 4 * out * in
+    floating-point operations. Returns None where a channel is so small that float32 has no scale for it.
     """
     scale = scales_of(weight, scheme)
     if scale is None:
@@ -52,8 +52,8 @@ def round_to_nearest(
 
 
 def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
-    """Returns the scale of each channel, (out,) float32; None where a channel is so small that float32 has no scale for
-    it."""
+    """Returns the scale of each output channel, (out,) float32, at which its largest absolute value becomes the largest
+    code; None where a channel is so small that float32 has no scale for it."""
     flat = weight.detach().reshape(weight.shape[0], -1)
     largest = torch.maximum(flat.amax(1), flat.amin(1).neg()).to(torch.float64)
     scale = (largest / scheme.qmax).to(torch.float32)

@@ -37,7 +37,8 @@ _REMEDY = "Copy the checkpoint again, or calibrate again."
 
 
 class Convolution(NamedTuple):
-    """The geometry of a convolution: `layers.modules.Geometry` for modules that do not import torch.
+    """The geometry of a convolution, with the fields of `layers.modules.Geometry`, for modules that do not import
+    torch.
 
     `padding` is (left, right, top, bottom); `stride` and `dilation` are (vertical, horizontal).
     """
@@ -64,13 +65,13 @@ class Checkpoint:
         self.tensors, self.metadata = read_header(self.weight_path)
         self.scheme = self.description.get(MODEL_TYPE)
         if self.scheme not in SCHEMES:
-            fact = f"{MODEL_TYPE} is {self.scheme!r}, which this version of Octavo cannot read"
-            raise damage(self.description_path, fact, f"It reads {', '.join(SCHEMES)}.")
+            fact = f"{MODEL_TYPE} is {self.scheme!r}, an unknown scheme"
+            raise damage(self.description_path, fact, f"Upgrade Octavo; this version reads {', '.join(SCHEMES)}.")
         self.schemes = self._schemes()
 
     def _schemes(self) -> dict[str, str]:
-        """Returns the scheme of each quantized layer by name. X.linear.weight is the weight of a layer X that has a
-        smoothing multiplier."""
+        """Returns a dict from the name of each quantized layer to its scheme. X.linear.weight is the weight of a layer
+        X that has a smoothing multiplier."""
         schemes = {}
         for key, word in self.description.items():
             if word in SCHEMES and key.endswith(_WEIGHT):
@@ -90,8 +91,8 @@ class Checkpoint:
         return f"{name}.{INNER}" if f"{name}.{MUL_SCALE}" in self.tensors else f"{name}."
 
     def read(self, key: str, dtypes: tuple[str, ...], shape: tuple[int, ...] | None = None) -> Array:
-        """Reads the tensor `key`, converting bfloat16 to float32. Raises FileError if it is missing, or has a dtype not
-        in `dtypes` or another shape than `shape`."""
+        """Reads the tensor called `key`, converting bfloat16 to float32. Raises FileError if it is missing, or has a
+        dtype not in `dtypes` or another shape than `shape`."""
         stored = self.tensors.get(key)
         if stored is None:
             raise damage(self.weight_path, f"{key} is missing", _REMEDY)
@@ -101,16 +102,16 @@ class Checkpoint:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """The noise level of each row of a W8A8_TIMESTEP layer, one row for each denoising step that the checkpoint was
-        written for. Empty without such layers."""
+        """The noise level of each row of numbers in a W8A8_TIMESTEP layer, which has one row for each denoising step
+        that the checkpoint was written for. Empty without such layers."""
         levels = self._metadata(LEVELS, [])
         if not (isinstance(levels, list) and all(_finite(level) for level in levels)):
             raise damage(self.weight_path, f"{LEVELS} in its metadata is not a list of numbers", _REMEDY)
         return tuple(map(float, levels))
 
     def edges(self, name: str) -> Array:
-        """Returns the noise levels that separate the bins of the W8A8_TIMESTEP layer `name`, (bins - 1,) float32,
-        increasing. Raises FileError where the metadata lack them."""
+        """Returns the noise levels that separate the timestep bins of the W8A8_TIMESTEP layer `name`, (bins - 1,)
+        float32, increasing. Raises FileError where the metadata lack them."""
         by_layer = self._metadata(EDGES, {})
         numbers = by_layer.get(name) if isinstance(by_layer, dict) else None
         if isinstance(numbers, list) and all(_finite(edge) for edge in numbers):
@@ -121,7 +122,8 @@ class Checkpoint:
         raise damage(self.weight_path, fact, _REMEDY)
 
     def has_bias_correction(self, name: str) -> bool:
-        """Returns whether quant_bias of the layer `name` includes a bias correction."""
+        """Returns whether a bias correction is part of quant_bias, the int32 number that the layer `name` adds to its
+        sum of products."""
         return self._listed(CORRECTED, name)
 
     def made_bias(self, name: str) -> bool:
@@ -171,13 +173,15 @@ def file_names_in(directory: Path) -> tuple[str, str]:
 
 
 def rank_of(stem: str) -> str:
-    """Returns the end of a file name's stem that stands for a rank, such as "_0", as MindIE-SD reads it; else ""."""
+    """Returns the end of a file name's stem that stands for a rank (a process of a distributed run), such as "_0", as
+    MindIE-SD reads it; else ""."""
     match = re.search(r"_\d+$", stem)
     return match[0] if match else ""
 
 
 def read_description(path: Path) -> dict[str, str]:
-    """Reads the description: the scheme of each tensor by name, or "FLOAT", and the scheme of the model.
+    """Reads the description, a dict from the name of each tensor to its scheme, or "FLOAT", and from "model_quant_type"
+    to the scheme of the model.
 
     Raises FileError for a file that is not a JSON object of texts.
     """

@@ -41,7 +41,8 @@ _KEYS = {  # the tensors that MindIE-SD needs for a layer of each scheme
 
 
 def mindie(checkpoint: Checkpoint) -> Iterator[Verdict]:
-    """Yields verdicts on whether MindIE-SD accepts the file names, layers and dtypes of a checkpoint."""
+    """Yields verdicts on whether MindIE-SD accepts the file names, layers and dtypes of a checkpoint. `check_modes`
+    checks the permissions."""
     yield from _names(checkpoint)
     yield from _layers(checkpoint)
     yield from _schemes(checkpoint)
@@ -141,10 +142,8 @@ def _made_biases(checkpoint: Checkpoint) -> Iterator[Verdict]:
 
 
 def _misfit(checkpoint: Checkpoint, name: str) -> str | None:
-    """Returns the first tensor of a layer whose dtype or shape MindIE-SD does not accept, with both; None if all fit.
-
-    Missing tensors are not looked at.
-    """
+    """Returns name, dtype and shape of the first tensor of the layer `name` that MindIE-SD does not accept; None if it
+    accepts all. Ignores missing tensors."""
     tensors, prefix = checkpoint.tensors, checkpoint.prefix(name)
     weight = tensors.get(prefix + "weight")
     if weight is None:

@@ -1,4 +1,5 @@
-"""Reads the numbers of an ascend checkpoint's integer layers, and refuses numbers that no export writes.
+"""Reads the numbers of an ascend checkpoint's integer layers, and refuses numbers that no export writes, such as a
+negative scale.
 
 Importing this module needs no torch.
 """
@@ -28,7 +29,7 @@ class LayerNumbers(NamedTuple):
 
     | field       | meaning                                                                                         |
     |-------------|-------------------------------------------------------------------------------------------------|
-    | integers    | weight, scales, ranges and bias                                                                 |
+    | integers    | weight, scales, zero points, deq, quant_bias and bias                                           |
     | dtype       | dtype of the float layer                                                                        |
     | bias        | the bias of `integers` with its dtype in the file; None without one                             |
     | multiplier  | the smoothing multiplier; None without one                                                      |
@@ -56,8 +57,8 @@ class LayerReader(NamedTuple):
         return self.checkpoint.read(self.checkpoint.prefix(self.name) + key, dtypes, shape)
 
     def floats(self, key: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = FLOATS) -> Floats:
-        """Reads one float tensor of the layer by the last part of its name, such as "bias". Raises FileError as `read`
-        does."""
+        """Reads one float tensor of the layer by the last part of its name, such as "bias". Raises FileError if it is
+        missing, or has a dtype not in `dtypes` or another shape than `shape`."""
         return _floats(self.checkpoint, self.checkpoint.prefix(self.name) + key, shape, dtypes)
 
     def fault(self, key: str, fact: str) -> OctavoError:
@@ -66,7 +67,8 @@ class LayerReader(NamedTuple):
         return FileError(f"{path}: {self.name}.{key} {fact}. Copy the checkpoint again, or calibrate again.")
 
     def positive(self, key: str, values: Array) -> Array:
-        """Returns the values of the layer's tensor `key`. Raises FileError unless all are finite and above zero."""
+        """Returns `values`, those of the layer's tensor `key`. Raises FileError unless all are finite and above
+        zero."""
         if not bool(((values > 0) & np.isfinite(values)).all()):
             raise self.fault(key, "is not positive and finite")
         return values
@@ -74,7 +76,8 @@ class LayerReader(NamedTuple):
 
 @np.errstate(invalid="ignore")  # damaged numbers
 def read_numbers(checkpoint: Checkpoint, name: str) -> LayerNumbers:
-    """Reads the numbers of the integer layer `name`. Raises FileError for numbers that no export writes."""
+    """Reads the numbers of the integer layer `name`. Raises FileError for numbers that no export writes, such as a
+    negative scale."""
     reader, scheme = LayerReader(checkpoint, name), checkpoint.schemes[name]
     weight = reader.read("weight", ("int8",))
     if weight.ndim not in (2, 4) or not weight.size:
@@ -126,8 +129,8 @@ def _multiplier(reader: LayerReader, inputs: int) -> Floats | None:
 
 
 def _ranged(reader: LayerReader, layer: LayerNumbers) -> LayerNumbers:
-    """Reads input scale, zero point, deq and quant_bias of a layer with stored ranges, and returns `layer` with these
-    numbers and with the dtype of the input scale."""
+    """Reads input scale, zero point, deq and quant_bias of a layer whose ranges are known beforehand, and returns
+    `layer` with these numbers and with the dtype of the input scale."""
     integers, levels = layer.integers, reader.checkpoint.levels
     by_level, weight = integers.scheme == TIMESTEP, integers.weight
     if by_level and not levels:
@@ -163,21 +166,22 @@ def _check_accumulator(reader: LayerReader, key: str, quant_bias: Array, weight:
 
 
 def _binned(reader: LayerReader, layer: LayerNumbers, levels: tuple[float, ...]) -> LayerNumbers:
-    """Returns `layer` with one row of numbers for each bin of noise levels, in place of one for each denoising step.
+    """Returns `layer` with one row of numbers for each timestep bin, in place of one for each denoising step. `levels`
+    are the noise levels of the steps.
 
-    Raises FileError for a bin that no step is in, and for steps of one bin whose rows differ.
+    Raises FileError for a bin without a step, and for steps of one bin whose rows differ.
     """
     edges, integers = reader.checkpoint.edges(reader.name), layer.integers
     bins = np.searchsorted(edges, np.array(levels, np.float32), side="right").tolist()  # as `noise_level.bins_of`
     missing = set(range(len(edges) + 1)) - set(bins)
     if missing:
-        raise reader.fault("input_scale", f"has no row for bin {min(missing)} of its noise levels")
+        raise reader.fault("input_scale", f"has no row for bin {min(missing)} of the layer's noise levels")
     first = [bins.index(number) for number in range(len(edges) + 1)]
     by_bin = {}
     for key in ("input_scale", "zero_point", "deq", "quant_bias"):
         rows = getattr(integers, key)
         by_bin[key] = rows[first]
         if not np.array_equal(by_bin[key][bins], rows):
-            fact = "or another tensor with rows has two rows that differ in one bin of noise levels"
+            fact = "or another tensor has different rows for two denoising steps in the same bin of noise levels"
             raise reader.fault("input_scale", fact)
     return layer._replace(integers=integers._replace(**by_bin), edges=edges)

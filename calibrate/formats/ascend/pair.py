@@ -1,4 +1,4 @@
-"""Writes the weight file and the description of a checkpoint into a directory that may hold other files."""
+"""Writes the weight file and the description of an ascend checkpoint into a directory that may hold other files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +14,14 @@ from ..target import write_directory
 def write_pair(
     target: Path, names: tuple[str, str], fill: Callable[[Path], None], modes: Modes, origin: Origin | None = None
 ) -> None:
-    """Puts the weight file and the description, and a manifest of both, into the directory `target`; other files stay.
+    """Puts the weight file and the description of a checkpoint, and a manifest of both, into the directory `target`;
+    other files stay.
 
-    `fill` writes the two files into a staging directory, under the two `names`. The manifest records `origin` as the
-    float model. If `target` has no other files, the whole directory is replaced at once. Otherwise the old description
-    is removed first, and the new one is put there last, after the manifest: at every instant `target` has the old
-    files, the new files, or no description, and without a description nothing loads the weights.
+    `fill` is called with a staging directory and writes the two files there, under the two `names`. The manifest
+    records `origin`, the fingerprint of the float model. If `target` has no other files, the whole directory is
+    replaced at once. Otherwise the old description is removed first, and the new one is put there last, after the
+    manifest: at every instant `target` has the old files, the new files, or no description, and without a description
+    nothing loads the weights.
 
     Raises UsageError for names that do not end in .safetensors and .json, StorageError where `target` is not a
     directory or cannot be written.

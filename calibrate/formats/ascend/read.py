@@ -30,16 +30,19 @@ class AscendLayers:
         return self._checkpoint.layer_names
 
     def layer(self, name: str) -> QuantizedLayer:
-        """Reads the integer layer `name`. Raises FileError for numbers that no export writes."""
+        """Reads the integer layer `name`. Raises FileError for numbers that no export writes, such as a negative
+        scale."""
         return read_layer(self._checkpoint, name)
 
     def difference(self, model: nn.Module) -> str | None:
-        """Returns a sign, in words, that the checkpoint was not made from the float `model`; None if there is none."""
+        """Returns a sign, in words, that the checkpoint was not made from the float `model`; None if there is no
+        sign."""
         return difference(self._checkpoint, model)
 
 
 def read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
-    """Reads the integer layer `name` from a checkpoint. Raises FileError for numbers that no export writes."""
+    """Reads the integer layer `name` from a checkpoint. Raises FileError for numbers that no export writes, such as a
+    negative scale."""
     layer = read_numbers(checkpoint, name)
     integers, scale, zero_point = layer.integers, layer.integers.input_scale, layer.integers.zero_point
     tensors = {
@@ -59,8 +62,8 @@ def read_layer(checkpoint: Checkpoint, name: str) -> QuantizedLayer:
 
 
 def _tensor(array: Array) -> Tensor:
-    """Returns an array as a tensor. A small array is copied into memory of torch; a large one, which has its own memory
-    pages, is shared."""
+    """Returns an array as a tensor. A small array is copied into memory that torch allocates; a large one, which has
+    its own memory pages, is shared."""
     return torch.from_numpy(array) if array.nbytes >= LARGE else torch.tensor(array)
 
 
@@ -73,7 +76,7 @@ def _floats(floats: Floats | None) -> Tensor | None:
 
 
 def load_ascend(directory: Path | str) -> dict[str, QuantizedLayer]:
-    """Reads the integer layers of the checkpoint in `directory`, by name, exactly as they were exported.
+    """Returns a dict from layer name to integer layer, read from the checkpoint in `directory` exactly as exported.
 
     Raises FileError for files that are missing or damaged, and for numbers that no export writes.
     """

@@ -1,5 +1,5 @@
-"""Converts the numbers of a W8A8_TIMESTEP layer from one row for each bin of noise levels to one for each denoising
-step of a deployment, as MindIE-SD reads them."""
+"""Converts the numbers of a W8A8_TIMESTEP layer from one row for each timestep bin (interval of noise levels) to one
+for each denoising step of a deployment, as MindIE-SD reads them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -14,26 +14,29 @@ from ...layers.noise_level import bins_of
 
 
 class StepRows(NamedTuple):
-    """Holds a layer's rows for a deployment: `bins` (steps,), the index of the layer's bin at each denoising step, and
-    `edges` (used bins - 1,), the noise levels that separate the bins that steps fall in."""
+    """Holds which rows of numbers a layer has for a deployment: `bins` (steps,), the index of the layer's timestep bin
+    at each denoising step, and `edges`, the noise levels that separate the bins in which there is a step."""
 
     bins: Tensor
     edges: Tensor
 
 
 def step_rows(edges: Tensor, levels: Sequence[float]) -> StepRows:
-    """Returns which bin a layer uses at each denoising step of a deployment, whose steps have the noise levels `levels`
-    in this order. `edges` are the noise levels that separate the layer's bins."""
+    """Returns which of its timestep bins a layer uses at each denoising step of a deployment.
+
+    `edges` are the noise levels that separate the layer's bins, `levels` the noise levels of the steps, in their order.
+    """
     bins = bins_of(torch.tensor(levels, dtype=torch.float32, device=edges.device), edges)
     used = bins.unique()
     return StepRows(bins, edges[(used[:-1] + used[1:] - 1) // 2])  # one edge between neighbouring used bins
 
 
 def deployed_levels(layers: Mapping[str, QuantizedLayer], timesteps: Iterable[float] | None) -> tuple[float, ...]:
-    """Returns the noise level of each row, rounded to float32, the same for all layers; () if no layer has bins.
+    """Returns the noise levels for which each W8A8_TIMESTEP layer gets a row of numbers, rounded to float32; () if
+    there are no such layers.
 
-    The levels are `timesteps`; if there are none, one level in each bin of every layer, from the highest to the lowest.
-    Raises UsageError for timesteps that are not finite.
+    The levels are `timesteps`; if there are none, one level in each timestep bin of every layer, from the highest to
+    the lowest. Raises UsageError for timesteps that are not finite.
     """
     edges_of_layers = [layer.edges for layer in layers.values() if layer.input_type.by_level]
     if not edges_of_layers:

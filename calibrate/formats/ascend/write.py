@@ -5,8 +5,8 @@ are those of the integer layers under other names; nothing is computed here. Lay
 file.
 
 A W8A8_TIMESTEP layer has one row of numbers for each denoising step of the deployment. The file's metadata give the
-noise level of each row and the edges of each layer's bins, so that Octavo can read the bins back. A layer X with a
-smoothing multiplier has the multiplier as X.div.mul_scale, and its other tensors as X.linear.*.
+noise level of each row, and the noise levels that separate each layer's timestep bins, so that Octavo can read the bins
+back. A layer X with a smoothing multiplier has the multiplier as X.div.mul_scale, and its other tensors as X.linear.*.
 """
 
 import json
@@ -49,8 +49,9 @@ def write_ascend(
     """Writes the weight file and the description into an existing directory, under `names`, by default MindIE-SD's.
 
     `model` is the float model, or has `layers` installed. `timesteps` are the noise levels at which the deployment
-    calls the denoiser, step by step; None writes one row for each bin. Smoothing multipliers are written as tensors
-    and never folded into float parameters, which MindIE-SD takes from the float model.
+    calls the denoiser, step by step. A W8A8_TIMESTEP layer gets one row of numbers for each of them, or for each
+    timestep bin if `timesteps` is None. Smoothing multipliers are written as tensors and never folded into float
+    parameters, which MindIE-SD takes from the float model.
 
     Raises NumbersError for a number to be written that is not finite, UsageError for timesteps that are not finite.
     """
@@ -67,10 +68,10 @@ def write_ascend(
 def tensors_and_description(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, levels: Sequence[float] = ()
 ) -> tuple[dict[str, Planned], dict[str, str]]:
-    """Returns the tensors of the checkpoint and the scheme of each tensor (the description), both by tensor name.
+    """Returns the tensors of the checkpoint and the scheme of each tensor (the description), two dicts by tensor name.
 
     `layers` has the integer layers by all their names, a shared layer under each of its names. `levels` is the noise
-    level of each row of W8A8_TIMESTEP layers.
+    level of each row of numbers in W8A8_TIMESTEP layers.
     """
     tensors: dict[str, Planned] = {}
     description = {MODEL_TYPE: scheme_of(layers)}
@@ -90,8 +91,8 @@ def tensors_and_description(
 
 
 def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterator[tuple[str, Planned]]:
-    """Yields the tensors of one layer with Ascend's names. Those of a W8A8_TIMESTEP layer have a row for each of
-    `levels`, the noise levels of the deployment."""
+    """Yields name and content of each tensor of one layer, under Ascend's names. The tensors of a W8A8_TIMESTEP layer
+    have a row for each of `levels`, the noise levels of the deployment."""
     outputs = layer.weight.shape[0]
     if layer.mul_scale is not None:
         yield MUL_SCALE, Planned.of(layer.mul_scale)

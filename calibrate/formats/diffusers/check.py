@@ -1,6 +1,7 @@
 """Checks whether diffusers with Octavo can load a directory in format `diffusers`, and says what is wrong if not.
 
-Names, dtypes and shapes are read from the headers of the files. The integers are checked as in an ascend checkpoint.
+Names, dtypes and shapes are read from the headers of the files. The integers are checked with the functions that check
+an ascend checkpoint.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ _READ = ("weight", "weight_scale", "bias", "input_scale", "input_zero_point", "d
 
 def check(directory: Path) -> list[Verdict]:
     """Returns the verdicts on a directory whose config.json has the quant_method "octavo"; files that cannot be read
-    give a verdict, not an error."""
+    give a negative verdict, not an error."""
     try:
         return list(_verdicts(Model.open(directory)))
     except OctavoError as error:
@@ -67,14 +68,15 @@ def _misfit(model: Model, structure: Structure) -> str | None:
 
 
 def _tensors_of(model: Model, name: str) -> dict[str, StoredTensor]:
-    """Returns the stored tensors of the layer `name` by the last part of their names."""
+    """Returns the stored tensors of the layer `name`, a dict by the last part of their names, such as "weight"."""
     parts = {key: key.rpartition(".") for key in model.tensors}
     return {leaf: model.tensors[key] for key, (owner, _, leaf) in parts.items() if owner == name}
 
 
 def _needed_tensors(kind: LayerKind, shape: tuple[int, ...]) -> dict[str, tuple[str | None, tuple[int, ...]]]:
-    """Returns dtype and shape of each tensor that an integer layer with a weight of this `shape` must have, by the last
-    part of the tensor's name. None stands for any float dtype. The bias of the float layer is optional and left out."""
+    """Returns a dict from the last part of a tensor's name, such as "deq", to dtype and shape, for each tensor that an
+    integer layer with a weight of this `shape` must have. The dtype None stands for any float dtype. The bias of the
+    float layer is optional and left out."""
     outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
     needed: dict[str, tuple[str | None, tuple[int, ...]]] = {
         "weight": ("int8", shape),
@@ -95,8 +97,8 @@ def _needed_tensors(kind: LayerKind, shape: tuple[int, ...]) -> dict[str, tuple[
 
 
 def _numbers(model: Model, structure: Structure) -> Verdict:
-    """Returns the verdict on whether the integers give the output of the dequantized layers, up to the errors that
-    rounding and bias corrections can cause."""
+    """Returns the verdict on whether the integer layers give the output of the dequantized layers, up to the errors
+    that rounding and bias corrections can cause."""
     ratio, worst = 0.0, ""
     for name, kind in structure.kinds.items():
         layer = _layer(model, name, kind)
@@ -109,7 +111,8 @@ def _numbers(model: Model, structure: Structure) -> Verdict:
 
 
 def _layer(model: Model, name: str, kind: LayerKind) -> Integers:
-    """Reads the numbers of the integer layer `name`, without its smoothing multiplier and edges."""
+    """Reads the numbers of the integer layer `name`, without its smoothing multiplier and the noise levels that
+    separate its timestep bins."""
     tensors = {leaf: model.tensors[f"{name}.{leaf}"].read() for leaf in _READ if f"{name}.{leaf}" in model.tensors}
     ranges = [tensors.get(leaf) for leaf in ("input_scale", "input_zero_point", "deq", "quant_bias")]
     return Integers(kind.scheme, tensors["weight"], tensors["weight_scale"], tensors.get("bias"), *ranges)

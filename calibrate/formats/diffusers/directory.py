@@ -32,8 +32,8 @@ class StoredTensor(NamedTuple):
 
 
 class Model(NamedTuple):
-    """Holds a diffusers model directory: the content of config.json, the stored tensors by name, and the metadata of
-    all weight files together."""
+    """Holds a diffusers model directory: the content of config.json, a dict from name to stored tensor, and the
+    metadata of all weight files together."""
 
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
@@ -68,8 +68,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """Returns the paths of the weight files in a directory: all that the index names, or the single file without an
-    index. Raises FileError for an index that is damaged."""
+    """Returns the paths of the weight files in a directory: all that the index lists, or the single file where there is
+    no index. Raises FileError for an index that is damaged."""
     if not (directory / INDEX_FILE).is_file():
         return [directory / WEIGHT_FILE]
     index = checked(read_json(directory / INDEX_FILE), fields({"weight_map": object_of(text)}), directory / INDEX_FILE)
@@ -78,10 +78,10 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def find_method(directory: Path, method: str, folder: str) -> Path | None:
-    """Returns the path of the model with the quant_method `method`: `directory` itself, or its subfolder `folder`.
+    """Returns the path of the model with the quant_method `method`: `directory` itself or its subfolder `folder`, None
+    if neither holds one.
 
-    A damaged model, whose quant_method cannot be read, counts too, so that a check reports it. None if there is
-    neither.
+    A damaged model, whose quant_method cannot be read, counts too, so that a check reports it.
     """
     for path in (directory, directory / folder):
         try:

@@ -17,7 +17,10 @@ from .structure import LayerKind, Structure
 
 
 def structure_of(layers: Mapping[str, QuantizedLayer]) -> Structure:
-    """Returns the structure of a model with these integer layers, given by all their names."""
+    """Returns the description of integer layers that quantization_config holds.
+
+    `layers` has each integer layer under all its names; a layer that is used in several places has several.
+    """
     dtype = next((layer.dtype for layer in layers.values()), torch.float32)
     return Structure(str(dtype).removeprefix("torch."), {name: _kind(layer) for name, layer in layers.items()})
 
@@ -41,7 +44,8 @@ def empty_layer(structure: Structure, name: str, module: nn.Module) -> Quantized
 
 
 def _empty(kind: LayerKind, shape: tuple[int, ...], biased: bool, dtype: torch.dtype) -> Numbers:
-    """Returns uninitialized numbers, on the meta device, for a layer with a weight of this `shape`."""
+    """Returns uninitialized numbers, on the meta device, for a layer with a weight of this `shape`. `biased` says
+    whether the float layer has a bias."""
     with torch.device("meta"):
         outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
         tensors: dict[str, Tensor | None] = {

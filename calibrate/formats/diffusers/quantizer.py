@@ -85,14 +85,15 @@ class OctavoQuantizer(DiffusersQuantizer):
             raise UsageError("device_map: integer layers cannot be offloaded to disk. Use devices, or CPU offload.")
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
-        """Returns the dtype that float tensors are loaded in: `torch_dtype`, or the checkpoint's for None."""
+        """Returns the dtype that float tensors are loaded in: `torch_dtype`, or the dtype that they have in the
+        checkpoint if `torch_dtype` is None."""
         stored: torch.dtype = getattr(torch, self.quantization_config.structure.dtype)
         self._dtype = None if torch_dtype == stored else torch_dtype
         return stored if torch_dtype is None else torch_dtype
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
         """Compares the sizes of the checkpoint's files with their manifest, reads the headers of the files, and returns
-        the keys unchanged.
+        `loaded_keys` unchanged.
 
         Raises FileError for a file that has another size than in the manifest, or a damaged header.
         """
@@ -133,8 +134,8 @@ class OctavoQuantizer(DiffusersQuantizer):
     ) -> None:
         """Puts the stored tensor `name` into the model, on `device` and in the dtype that the model needs.
 
-        A `value` that is not cast stays mapped from its file: its pages are read when the layer runs, and leave memory
-        when the weight is packed.
+        A `value` that is not cast stays mapped from its file, and takes memory only once the layer runs; a backend that
+        packs the weight into a layout of its own lets go of that memory again.
         """
         path, stored = self._stored[name]
         value, parts = value if value.dtype == torch_dtype(stored) else read_tensor(path, stored), name.split(".")
@@ -156,16 +157,16 @@ class OctavoQuantizer(DiffusersQuantizer):
 
 
 def check_stored(model: nn.Module, stored: Mapping[str, Stored], structure: Structure) -> None:
-    """Compares the tensors `stored` in a checkpoint with those of `model`, which has empty integer layers.
+    """Compares the tensors `stored` in a checkpoint with those of `model`, whose integer layers are still empty.
 
-    Raises MisfitError for another name or shape. Scales and integers must have the model's dtype; other tensors must be
-    floating-point where the model's are.
+    Raises MisfitError for a tensor that only one of the two has, and for another shape. Scales and integers must have
+    the model's dtype; other tensors must be floating-point where the model's are.
     """
     state = model.state_dict()
     missing, surplus = sorted(set(state) - set(stored)), sorted(set(stored) - set(state))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise _misfit(missing[0] + more, "not in the checkpoint; would be random in the model")
+        raise _misfit(missing[0] + more, "not in the checkpoint, so its values in the model would be random")
     if surplus:
         more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
         raise _misfit(surplus[0] + more, f"has no place in {type(model).__name__}")

@@ -7,10 +7,10 @@ The keys of quantization_config:
 | quant_method | "octavo"                                                                       |
 | format       | 1                                                                              |
 | dtype        | dtype of the float tensors: "float32", "float16" or "bfloat16"                 |
-| schemes      | names of the integer layers by scheme; every other layer is float              |
+| schemes      | dict from scheme to names of integer layers; every other layer is float        |
 | multiplied   | names of the layers with a smoothing multiplier                                |
 | made_biases  | names of the layers with a bias only for its correction, none in float         |
-| bins         | number of bins of noise levels of each W8A8_TIMESTEP layer, by name            |
+| bins         | dict from name to number of timestep bins, for each W8A8_TIMESTEP layer        |
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ _DTYPES = {dtype: dtype for dtype in ("float32", "float16", "bfloat16")}
 
 class LayerKind(NamedTuple):
     """The kind of an integer layer: its scheme, whether it has a smoothing multiplier, whether it has a bias that its
-    float layer has not, and its number of bins of noise levels, 0 without bins."""
+    float layer has not, and its number of timestep bins (intervals of noise levels), 0 for other schemes."""
 
     scheme: str
     multiplied: bool = False
@@ -37,7 +37,8 @@ class LayerKind(NamedTuple):
 
 @dataclass(frozen=True)
 class Structure:
-    """The dtype of a model's float tensors, by torch's name, and the kind of each integer layer by all its names."""
+    """The dtype of a model's float tensors, by torch's name, and a dict from layer name to the kind of each integer
+    layer. A layer that is used in several places is listed under each of its names."""
 
     dtype: str
     kinds: Mapping[str, LayerKind]

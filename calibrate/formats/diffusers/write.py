@@ -2,8 +2,8 @@
 
 config.json is the model's own with a quantization_config (see `structure`). Weight files and tensors have diffusers'
 names. An integer layer X has the tensors of its state_dict: X.weight in int8, X.weight_scale, X.input_scale, X.deq,
-X.quant_bias and so on, exactly as calibration measured them. Other tensors are those of the float model, changed only
-where a smoothing multiplier was folded into them.
+X.quant_bias and so on, exactly those with which calibration measured the accuracy. Other tensors are those of the float
+model, changed only where smoothing factors were folded into them.
 """
 
 import json
@@ -42,8 +42,9 @@ def write_diffusers(
     """Writes config.json and the weights into an existing directory.
 
     More than `shard` bytes of weights become several files and an index. `model` is the float model, or has `layers`
-    installed. `parameters` has a function for each float parameter with a new value, by name, which returns the value.
-    W8A8_TIMESTEP layers are written with their bins of noise levels, and serve any number of denoising steps.
+    installed. `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function
+    that returns the new value. W8A8_TIMESTEP layers are written with their timestep bins (intervals of noise levels),
+    and serve any number of denoising steps.
 
     Raises UsageError for a model that is not a diffusers model, NumbersError for a number to be written that is not
     finite.
@@ -69,10 +70,12 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 def state(
     model: nn.Module, layers: Mapping[str, QuantizedLayer], parameters: Mapping[str, Callable[[], Tensor]]
 ) -> Iterator[tuple[str, Planned]]:
-    """Yields the tensors to write for `model` with the integer `layers` in it, by name, in the order of its state_dict.
+    """Yields name and tensor of everything to write for `model` with the integer `layers` in it, in the order of its
+    state_dict.
 
-    `parameters` has a function for each float parameter with a new value, by name. Mapped tensors and new values take
-    no memory until they are written. Raises NumbersError for a number that is not finite.
+    `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
+    the new value. Tensors that are mapped from a file, and new values, take no memory until they are written. Raises
+    NumbersError for a number that is not finite.
     """
     written: set[str] = set()
     for name, tensor in model.state_dict().items():

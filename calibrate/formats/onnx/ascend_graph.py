@@ -1,8 +1,8 @@
 """Builds the graph for Ascend's compiler, `{arch}_quant.onnx`, with Ascend's operators in the default domain.
 
     AscendQuant(scale = 1 / input_scale, offset, quant_bit = 8)   x -> int8
-    Conv, Gemm or MatMul    on int8 weights, with an int32 bias = round(bias / deq)
-    AscendDequant(deq_scale)   int32 -> float; deq_scale is uint64 with the bits of a float32 in its low half
+    Conv, Gemm or MatMul    on int8 weights, with an int32 bias = round(bias / deq); deq = input scale * weight scale
+    AscendDequant(deq_scale)   int32 -> float; deq_scale is uint64 with the float32 bits of deq in its low half
 
 No bias contains the offset: Ascend's compiler itself subtracts offset times the sum of the weights from the
 accumulator, and pads with the offset, which stands for 0.0. So the accumulator ends with the same number as in Octavo's
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
 
 def ascend(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], *, fuse_add: bool = True) -> "ModelProto":
-    """Builds the graph for Ascend's compiler from a traced graph, whose placeholders stand for `layers` in order.
+    """Builds the graph for Ascend's compiler from `traced`, in which a placeholder node with the number i stands for
+    layer i of `layers`.
 
     With `fuse_add` the bias of a Conv or Gemm is its third input; without, an Add node adds the bias to the
     accumulator. The bias of a MatMul is always an Add node. The numbers are the same.
 
-    Raises UsageError for a layer that is not static W8A8, the only scheme that Ascend's operators have.
+    Raises UsageError for a layer that is not static W8A8, the only scheme that Ascend's operators have, and
+    NumbersError for a bias that int32 does not hold.
     """
     for name, layer in layers.items():
         if layer.scheme != "W8A8":

@@ -33,7 +33,7 @@ class Layer(NamedTuple):
 
 
 class _GraphIndex:
-    """A graph with its initializers by name, and the node that computes each tensor by the tensor's name."""
+    """Looks up the initializers of a graph by name, and the node that computes a tensor by the tensor's name."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph, proto = graph, graph.proto
@@ -79,8 +79,8 @@ def _bytes(index: _GraphIndex, tensor: Any) -> int:
 
 
 def verdicts(graph: Graph) -> list[Verdict]:
-    """Returns the verdicts on a graph: whether its numbers are ones that an export writes, and whether onnxruntime and
-    Ascend's compiler can load it."""
+    """Returns the verdicts on a graph: whether its numbers are within the bounds that an export keeps, and whether
+    onnxruntime and Ascend's compiler can load it."""
     fault = next(_faults(graph), None)
     layers = [layer for layer in layers_of(graph) if layer.scheme in _SCHEMES]
     fact = f"all numbers of {len(layers)} integer layers are within bounds"
@@ -186,8 +186,8 @@ def _dequant_faults(index: _GraphIndex, node: "NodeProto") -> Iterator[str]:
 
 
 def _largest_sum(weight: "Array", bias: "Array", offset: int) -> int:
-    """Returns the largest magnitude that the accumulator can have, after Ascend's compiler has subtracted offset times
-    the sum of the weights."""
+    """Returns the largest magnitude of a layer's int32 accumulator, the sum of products plus bias, after Ascend's
+    compiler has subtracted offset times the sum of the weights."""
     rows = weight.reshape(len(weight), -1).astype(np.int64)
     start = bias.reshape(-1).astype(np.int64) - offset * rows.sum(1)
     return int((np.abs(start) + 128 * np.abs(rows).sum(1)).max())

@@ -25,8 +25,8 @@ _SMALL = 1024  # bytes; tensors up to this size stay in the graph's own file
 def write_model(proto: "ModelProto", path: Path, mode: int, largest: int = LARGEST) -> None:
     """Writes the graph `proto` to `path`, which must not exist. The same graph gives the same bytes.
 
-    If its tensors have more than `largest` bytes in all, those above 1 KiB are written to `path` + ".data" and removed
-    from `proto`.
+    If the tensors of the graph have more than `largest` bytes together, those above 1 KiB are written to `path` +
+    ".data" and removed from `proto`.
     """
     if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > largest:
         with create(path.with_name(path.name + DATA), mode) as sink:
@@ -56,8 +56,8 @@ def write_graphs(
 ) -> None:
     """Puts the graphs that `fill` writes, and a manifest of them, into the directory `target`.
 
-    Creates `target` if it does not exist, and leaves other files in it alone. `name` becomes part of the manifest's
-    file name, and the manifest records `origin` as the float model.
+    `fill` is called with a staging directory. `target` is created if it does not exist; other files in it stay. `name`
+    becomes part of the manifest's file name, and the manifest records `origin`, the fingerprint of the float model.
 
     Each graph is replaced in one step, never overwritten in place; a symbolic link of its name is replaced too, not
     followed. While a data file is replaced its graph is absent, so nothing can load a graph with another graph's data.

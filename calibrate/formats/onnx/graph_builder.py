@@ -1,4 +1,5 @@
-"""Replaces the placeholders of a traced graph by the nodes and initializers of their layers, under unused names."""
+"""Replaces the placeholders of a traced graph, nodes that stand for integer layers, by ONNX nodes and initializers
+under names that the graph does not use yet."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ _SYMBOL = "batch"  # name of the first axis of inputs and outputs, where its len
 
 
 class Builder:
-    """Collects the nodes and initializers of a graph, under names that are not in `used` and used only once."""
+    """Collects the nodes and initializers of a graph, and gives each a name that is not in `used` and used only
+    once."""
 
     def __init__(self, used: set[str]) -> None:
         self.nodes: list[NodeProto] = []
@@ -38,7 +40,8 @@ class Builder:
         return unused
 
     def tensor(self, name: str, values: Tensor | np.ndarray) -> str:
-        """Adds an initializer with these values, unless `name` has one, and returns the initializer's name in the
+        """Adds an initializer with these values, and returns its name in the graph: `name`, with a number appended if
+        that is in use. A second call with the same `name` adds nothing and returns the first one's name in the
         graph."""
         from onnx import numpy_helper
 
@@ -50,7 +53,7 @@ class Builder:
         return self._names[key]
 
     def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Adds a node of operator `kind` with one output, and returns the name of the output."""
+        """Adds a node of the operator `kind` with one output, called `output`, and returns that name."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=f"{output}/{kind}", **attributes))
@@ -65,8 +68,8 @@ class Builder:
 
 @dataclass(frozen=True)
 class Use:
-    """One use of a layer in a graph: the layer and its name, the names of its input tensor `x` and output tensor `y`,
-    and `rank`, the number of axes of the input."""
+    """One use of a layer in a graph, which may use a layer several times: the layer and its name, the names of its
+    input tensor `x` and output tensor `y`, and `rank`, the number of axes of the input."""
 
     name: str
     layer: QuantizedLayer
@@ -79,10 +82,11 @@ Expand = Callable[[Builder, Use], None]
 
 
 def expand_placeholders(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], expand: Expand) -> "ModelProto":
-    """Returns a copy of the graph `traced` in which each placeholder is replaced by the nodes that `expand` adds.
+    """Returns a copy of the graph `traced` in which each placeholder, a node that stands for an integer layer, is
+    replaced by the nodes that `expand` adds.
 
-    `layers` are in the order of the placeholders' numbers. The copy contains nothing about the machine or the time of
-    the export.
+    The placeholder with the number i stands for layer i of `layers`. The copy contains nothing about the machine or the
+    time of the export.
     """
     from onnx import ModelProto, helper
 
@@ -113,13 +117,14 @@ def expand_placeholders(traced: "ModelProto", layers: Mapping[str, QuantizedLaye
 
 
 def float_graph(traced: "ModelProto") -> "ModelProto":
-    """Returns the graph to write for a float model, from `traced`, a traced graph without placeholders."""
+    """Returns the graph to write for a float model: `traced` without what the exporter notes about the machine and the
+    model's code."""
     return expand_placeholders(traced, {}, lambda builder, use: None)
 
 
 def _name_outputs(proto: "ModelProto", order: list[str], builder: Builder) -> None:
-    """Renames the output of each placeholder, which the exporter numbers, to the name of its layer, wherever the graph
-    uses it."""
+    """Renames the output of each placeholder to the name of its layer, wherever the graph uses it. The exporter gives
+    outputs only numbers."""
     graph = proto.graph
     placeholders = [node for node in graph.node if is_placeholder(node)]
     new_names = {node.output[0]: builder.free_name(order[attribute(node, "index")]) for node in placeholders}
@@ -158,7 +163,8 @@ def _remove_origins(proto: "ModelProto") -> None:
 
 
 def _name_batch_axis(graph: Any) -> None:
-    """Renames the first axis, where its length is open, to `batch` in inputs and outputs; the exporter numbers it."""
+    """Renames the first axis of inputs and outputs to `batch` where its length is open; the exporter gives it a
+    number."""
     symbol = next((d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim[:1] if d.dim_param), None)
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:
@@ -167,8 +173,8 @@ def _name_batch_axis(graph: Any) -> None:
 
 
 def int32_bias(use: Use) -> Tensor:
-    """Returns the int32 bias of a layer, round(bias / deq) with the bias correction: quant_bias without the effect of
-    the zero point.
+    """Returns the int32 bias of a layer: bias plus bias correction, divided by deq (input scale * weight scale) and
+    rounded. This is quant_bias without the part that the zero point adds.
 
     Raises NumbersError for a bias outside int32.
     """
@@ -185,7 +191,7 @@ def int32_bias(use: Use) -> Tensor:
 def conv_attributes(layer: QuantizedConv2d) -> dict[str, Any]:
     """Returns the attributes of the Conv node of a convolution: kernel_shape, strides, pads, dilations and group.
 
-    `pads` are zero for a padding mode other than zeros, which is a Pad node before the Conv.
+    For a padding mode other than zeros, `pads` are zero, because a Pad node before the Conv pads.
     """
     geometry = layer.geometry
     left, right, top, bottom = geometry.padding if geometry.padding_mode == "zeros" else (0, 0, 0, 0)

@@ -25,7 +25,8 @@ _SIZES = (  # attributes of layers that a model's own code may read, for example
 class Placeholder(nn.Module):
     """A module that stands for layer number `index` while the model is traced.
 
-    Its output has the shape, dtype and device of the layer's output. `torchscript` says which exporter traces.
+    Its output has the shape, dtype and device of the layer's output. `torchscript` is True if torch's TorchScript
+    exporter traces, False for its dynamo exporter.
     """
 
     mul_scale: Tensor | None
@@ -68,8 +69,8 @@ class Placeholder(nn.Module):
 
 @contextmanager
 def placeholders_installed(model: nn.Module, layers: Mapping[str, QuantizedLayer], torchscript: bool) -> Iterator[None]:
-    """Context manager inside which `model` is in eval mode and has placeholders instead of `layers`, numbered in their
-    order. The model is as before afterwards."""
+    """Context manager inside which `model` is in eval mode and has placeholders instead of `layers`, numbered in the
+    order of `layers`. Afterwards the model is as it was before."""
     names = names_of(model)
     before = {name: model.get_submodule(name) for first in layers for name in names[first]}
     training = [module for module in model.modules() if module.training]
@@ -105,7 +106,7 @@ def register_placeholder() -> None:
 
 
 def is_placeholder(node: "NodeProto") -> bool:
-    """Returns whether a node of a graph is the placeholder of a layer."""
+    """Returns whether a node of a traced graph is a placeholder, which stands for an integer layer."""
     return bool((node.domain, node.op_type) == (DOMAIN, OPERATOR))
 
 
@@ -115,7 +116,7 @@ def attribute(node: "NodeProto", name: str) -> int:
 
 
 def bodies(proto: "ModelProto") -> Iterator[Any]:
-    """Yields the list of nodes of each branch, loop and function of a graph, nested ones included."""
+    """Yields the list of nodes of each branch, loop and function of a graph, also of those inside others."""
     waiting = [*(function.node for function in proto.functions), *_inner(proto.graph.node)]
     while waiting:
         nodes = waiting.pop()

@@ -1,7 +1,8 @@
 """Builds the graph for onnxruntime and OpenVINO, with QuantizeLinear and DequantizeLinear around float operators.
 
-Activations are int8 with a zero point, weights int8 with a scale for each output channel, biases int32. The scale of a
-weight is deq / input_scale, so that its product with the input scale is the deq that the calibration measured with. A
+Activations are int8 with a zero point, weights int8 with a scale for each output channel, biases int32. Octavo's layers
+multiply the integer sum by deq, the rounded product of input scale and weight scale. So the scale of a weight is
+written as deq / input_scale, and the graph multiplies by the same deq with which calibration measured the accuracy. A
 Conv pads with the zero point, which stands for 0.0. A W8A16 layer has an int8 weight, dequantized, and a float bias.
 
 QuantizeLinear computes saturate(round(x / scale) + zero_point), while Octavo's layers round after they add the zero
@@ -29,10 +30,11 @@ _SMALLEST = torch.finfo(torch.float32).smallest_normal  # smallest scale of a we
 
 
 def qdq(traced: "ModelProto", layers: Mapping[str, QuantizedLayer]) -> "ModelProto":
-    """Builds the graph for onnxruntime from a traced graph, whose placeholders stand for `layers` in order.
+    """Builds the graph for onnxruntime from `traced`, in which a placeholder node with the number i stands for layer i
+    of `layers`.
 
     Raises UsageError for a layer that is neither static W8A8 nor W8A16, and NumbersError for a scale of a weight that
-    float32 does not hold.
+    float32 does not hold or a bias that int32 does not hold.
     """
     for name, layer in layers.items():
         if layer.scheme not in _SCHEMES:
@@ -66,7 +68,7 @@ def _expand(builder: Builder, use: Use) -> None:
 def _input(builder: Builder, use: Use) -> str:
     """Adds nodes that quantize and dequantize the input for this layer alone, and returns the name of their output.
 
-    onnxruntime leaves layers in float that share such nodes.
+    If several layers shared the nodes, onnxruntime would compute these layers in float.
     """
     scale, zero_point = use.layer.input_scale.float(), use.layer.input_zero_point.to(torch.int8)
     qparams = [builder.tensor(f"{use.name}.input_scale", scale), builder.tensor(f"{use.name}.zero_point", zero_point)]
@@ -84,7 +86,7 @@ def _weight_scale(use: Use) -> Tensor:
 def _weight(builder: Builder, use: Use, scale: Tensor, axis: int) -> str:
     """Adds the weight and a node that dequantizes it, and returns the name of the result.
 
-    The result is (out, in, ...) for `axis` 0 and (in, out) for `axis` 1, the axis of the output channels.
+    `axis` is the axis of the output channels: the result is (out, in, ...) for 0 and, transposed, (in, out) for 1.
     """
 
     def make() -> str:

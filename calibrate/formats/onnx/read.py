@@ -86,7 +86,8 @@ def _check_versions(path: Path, proto: "ModelProto") -> None:
 
 
 def opset_of(proto: "ModelProto") -> int | None:
-    """Returns the opset of the default domain; None if the graph names none."""
+    """Returns the version of the standard ONNX operators (the opset of the default domain) that the graph uses; None if
+    the graph names none."""
     return next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)
 
 
@@ -111,7 +112,8 @@ def _external(proto: "ModelProto") -> Iterator["TensorProto"]:
 
 
 def _checked(path: Path, tensor: "TensorProto") -> int:
-    """Returns the bytes of an external tensor. Raises FileError for data that must not be read."""
+    """Returns the number of bytes of an external tensor. Raises FileError for data that must not be read, such as a
+    file in another directory."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     if not location or location in (".", "..") or "/" in location or "\\" in location or "\0" in location:

@@ -97,11 +97,11 @@ def trace(
     input_names: Sequence[str] | None = None,
     exporters: Sequence[Exporter] = EXPORTERS,
 ) -> "ModelProto":
-    """Traces `model` to a graph in which each of `layers` is a placeholder node, numbered in their order.
+    """Traces `model` to a graph in which each of `layers` is a placeholder node, numbered in the order of `layers`.
 
-    `example` is a call of the model (args, kwargs) to trace. The inputs of the graph are the call's tensors, called
+    `example` is a call of the model, args and kwargs, to trace. The inputs of the graph are the call's tensors, called
     `input_names`, by default input.1, input.2 and so on. Any length of their first axis is allowed where the model
-    allows it. `exporters` are tried in turn.
+    allows it. `exporters` are tried one after the other until one succeeds.
 
     Raises UsageError unless there is a different name for each input, MisfitError for a model that no exporter can
     export and for a layer that the call does not reach.
@@ -139,7 +139,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _with_two_rows(call: Any) -> Any:
-    """Returns a copy of the call, which tracing may change, in which tensors with one row have that row twice.
+    """Returns a copy of the call, which tracing may change, in which each tensor with one row has that row twice.
 
     Exporters would write a first axis of length 1 as a constant.
     """
@@ -153,7 +153,8 @@ def _with_two_rows(call: Any) -> Any:
 
 
 def _check_reached(proto: "ModelProto", layers: Mapping[str, QuantizedLayer]) -> None:
-    """Raises MisfitError for a layer whose placeholder is not in the graph, or is in a branch or loop of it."""
+    """Raises MisfitError for a layer whose placeholder node is not in the traced graph, or is inside a branch or loop
+    of the graph."""
     indices = {attribute(node, "index") for node in proto.graph.node if is_placeholder(node)}
     inner = {attribute(node, "index") for body in bodies(proto) for node in body if is_placeholder(node)}
     for index, name in enumerate(layers):

@@ -25,8 +25,12 @@ NAME = "model"  # the name of the model in the file names of formats `onnx` and 
 def write_qdq(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, example: Any
 ) -> None:
-    """Writes format `onnx`: model_quant_qdq.onnx in `directory`. Raises the errors of `trace` and `qdq`, and UsageError
-    if `example`, the call to trace, is None or onnx is not installed."""
+    """Writes format `onnx`: model_quant_qdq.onnx in `directory`.
+
+    Raises UsageError if `example`, the call to trace, is None, if onnx is not installed, and for a layer that is
+    neither static W8A8 nor W8A16; MisfitError for a model that torch.onnx cannot export or a layer that the call does
+    not reach; NumbersError for a weight scale outside float32 or a bias outside int32.
+    """
     _check_example(example, "format onnx")
     write_model(qdq(trace(model, layers, example), layers), directory / QDQ_FILE.format(NAME), modes.data)
 
@@ -34,8 +38,12 @@ def write_qdq(
 def write_ascend_onnx(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, example: Any
 ) -> None:
-    """Writes format `ascend-onnx`: model_quant.onnx in `directory`. Raises the errors of `trace` and `ascend`, and
-    UsageError if `example`, the call to trace, is None or onnx is not installed."""
+    """Writes format `ascend-onnx`: model_quant.onnx in `directory`.
+
+    Raises UsageError if `example`, the call to trace, is None, if onnx is not installed, and for a layer that is not
+    static W8A8; MisfitError for a model that torch.onnx cannot export or a layer that the call does not reach;
+    NumbersError for a bias outside int32.
+    """
     _check_example(example, "format ascend-onnx")
     write_model(ascend(trace(model, layers, example), layers), directory / ASCEND_FILE.format(NAME), modes.data)
 
@@ -55,10 +63,14 @@ def write_all(
     """Writes {arch}_quant.onnx, {arch}_quant_qdq.onnx and, with `save_fp`, {arch}_fp.onnx into the directory `target`.
 
     Creates `target` if it does not exist, and leaves other files in it alone. `example` is the call of the model to
-    trace. See `trace` for `input_names`, `ascend` for `fuse_add` and `write_model` for `largest`.
+    trace, and `input_names` are the names of its tensors in the graph. With `fuse_add`, a bias is an input of its Conv
+    or Gemm, else an Add node. If a graph's tensors have more than `largest` bytes together, the larger ones go to a
+    file beside it.
 
-    Raises UsageError for an `arch` that cannot begin a file name, for `example` None and if onnx is not installed,
-    StorageError for a directory that cannot be written, and the errors of `trace`, `qdq` and `ascend`.
+    Raises UsageError for an `arch` that cannot begin a file name, for `example` None, if onnx is not installed, unless
+    there is a different name for each input, and for a layer that is not static W8A8; MisfitError for a model that
+    torch.onnx cannot export or a layer that the call does not reach; NumbersError for a weight scale outside float32 or
+    a bias outside int32; StorageError for a directory that cannot be written.
     """
     if not arch or Path(arch).name != arch or not arch.isprintable():
         raise UsageError(f"model_arch: {arch!r} cannot begin a file name. Give a name such as resnet50.")

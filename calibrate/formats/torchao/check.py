@@ -15,7 +15,7 @@ NAMES = "tensor_names"  # torchao's key in the metadata of a weight file
 
 def check(directory: Path) -> list[Verdict]:
     """Returns one verdict on a directory whose config.json has the quant_method "torchao"; files that cannot be read
-    give a verdict, not an error."""
+    give a negative verdict, not an error."""
     try:
         return [_described(Model.open(directory))]
     except OctavoError as error:
@@ -23,7 +23,8 @@ def check(directory: Path) -> list[Verdict]:
 
 
 def _described(model: Model) -> Verdict:
-    """Returns the verdict on whether the metadata describe every tensor, and every described tensor is there."""
+    """Returns the verdict on whether the metadata of the weight files describe every tensor, and every described tensor
+    is there."""
     try:
         names = json.loads(model.metadata[NAMES])
         described, integers = set(), 0

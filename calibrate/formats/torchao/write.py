@@ -6,9 +6,12 @@ name. Writing needs no torchao. A layer in torchao computes
 
 y = (sum over k of x_q[k] * weight[n, k] - zero_point * sum over k of weight[n, k]) * input scale * weight scale + bias
 
-So the bias is written with the bias correction that quant_bias includes, and the smoothing multiplier becomes
-act_pre_scale. The weight scale of a static layer is deq / input scale, so that its product with the input scale is the
-deq that calibration measured with, up to the rounding of float32.
+Octavo's layer computes y = (sum over k of x_q[k] * weight[n, k] + quant_bias[n]) * deq[n], where quant_bias holds the
+zero point's part, the bias and the bias correction. torchao computes the zero point's part itself, so only the bias is
+written, as a float with the bias correction added. deq is the product of both scales, rounded for the device. The
+weight scale of a static layer is written as deq / input scale, so that torchao multiplies by the same deq with which
+calibration measured the accuracy, up to the rounding of float32. The smoothing multiplier of the input becomes
+act_pre_scale.
 """
 
 import json
@@ -74,11 +77,10 @@ def write_torchao(
 ) -> None:
     """Writes config.json and the weights into an existing directory.
 
-    `axes` is the number of axes of each layer's input by the layer's name, needed for static layers. See
-    `write_diffusers` for `parameters` and `shard`.
-
-    Raises UsageError for a layer that the format cannot hold, NumbersError for a number to be written that is not
-    finite.
+    `axes` is a dict from layer name to the number of axes of the layer's input, needed for static layers. `parameters`
+    are the float parameters with smoothing factors folded in, a dict from name to a function that returns the new
+    value. More than `shard` bytes of weights become several files. Raises UsageError for a layer that the format cannot
+    hold and for a model not of diffusers, NumbersError for a number to be written that is not finite.
     """
     config = config_of(model)
     axes = axes or {}
@@ -105,7 +107,7 @@ def write_torchao(
 
 
 def refusal_of(layer: QuantizedLayer, rank: int | None) -> str | None:
-    """Returns why format torchao cannot hold a layer, and what to do; None if it can.
+    """Returns the reason why format torchao cannot hold a layer, and what to do; None if it can hold the layer.
 
     `rank` is the number of axes of the layer's input; None or 0 if it is unknown or changes between calls.
     """
@@ -121,7 +123,8 @@ def refusal_of(layer: QuantizedLayer, rank: int | None) -> str | None:
 
 
 def parts(ranked_layer: RankedLayer) -> Iterator[tuple[str, Tensor]]:
-    """Yields the tensors of a layer's weight as an Int8Tensor, by torchao's names."""
+    """Yields name and content of each tensor that torchao's Int8Tensor stores for a layer's weight, among them the
+    input's scale and smoothing multiplier."""
     layer, axes = ranked_layer.layer, [1] * ranked_layer.rank
     yield "qdata", layer.weight.detach()
     yield "scale", _weight_scale(layer).view(-1, 1)
@@ -134,9 +137,10 @@ def parts(ranked_layer: RankedLayer) -> Iterator[tuple[str, Tensor]]:
 
 
 def _weight_scale(layer: QuantizedLayer) -> Tensor:
-    """Returns the scales of the weight's output channels, (out,): deq / input scale for a static layer.
+    """Returns the scales of the weight's output channels, (out,). For a static layer they are deq / input scale, where
+    deq is the rounded product of input scale and weight scale.
 
-    The deq of a channel of zero weights scales its bias alone, so such a channel has its own weight scale.
+    The deq of a channel of zero weights only scales its bias, so such a channel gets its own weight scale.
     """
     if not layer.calibrated:
         return layer.weight_scale
@@ -167,9 +171,9 @@ def description(layer: QuantizedLayer) -> dict[str, Any]:
 
 
 def bias_of(name: str, layer: QuantizedLayer) -> Tensor:
-    """Returns the float bias of a layer, with the bias correction that its quant_bias includes.
+    """Returns the float bias of a layer, plus the bias correction that its quant_bias includes, if any.
 
-    `name` is for the message of the NumbersError for a bias that is not finite.
+    Raises NumbersError for a bias that is not finite; the message begins with `name`.
     """
     assert layer.bias is not None
     bias = layer.bias.detach()

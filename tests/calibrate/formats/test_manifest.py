@@ -122,7 +122,7 @@ def test_a_manifest_names_nothing_outside_its_directory(name, tmp_path):
 
 def test_a_newer_manifest_says_so(tmp_path):
     write_sealed(tmp_path / MANIFEST, {"format": 2}, 0o600)
-    refused(lambda: verify(tmp_path), 3, "written by format 2; this version reads 1. Upgrade.")
+    refused(lambda: verify(tmp_path), 3, "has format 2, but this version reads 1. Upgrade Octavo.")
 
 
 def test_a_manifest_with_other_content_and_the_right_seal_is_read_or_refused(out):

@@ -30,5 +30,5 @@ def test_layers_without_a_form_are_refused_before_a_file_is_written(name, tmp_pa
     numbers = result.layers[layer].numbers
     multiply = Multiply(numbers.weight_scale.new_ones(numbers.weight.shape[1]))
     result.layers[layer] = build(replace(numbers, transform=multiply), model.get_submodule(layer))
-    refused(lambda: write(transforms=()), 2, f"format {name}: cannot hold layer {layer}, whose input has a Multiply")
+    refused(lambda: write(transforms=()), 2, f"{layer}, whose input goes through the transform Multiply")
     assert not list(tmp_path.iterdir())

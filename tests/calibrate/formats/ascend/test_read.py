@@ -43,7 +43,7 @@ DAMAGE = [
     (put("down.linear.weight_scale", 1, -1.0), "down.weight_scale is not positive"),
     (put("down.linear.weight", 1, -128), "down.weight holds -128"),
     (put("up.input_scale", 4, 0.0), "up.input_scale is not positive"),
-    (put("up.input_scale", 4, 9.0), "differ in one bin"),
+    (put("up.input_scale", 4, 9.0), "in the same bin of noise levels"),
     (put("up.deq_scale", 3, -1), "does not hold the bits of positive float32"),
     (put("up.deq_scale", 3, 0), "up.deq_scale is not positive"),
     (put("up.deq_scale", 3, 1 << 40), "does not hold the bits of positive float32"),
@@ -51,7 +51,7 @@ DAMAGE = [
     (put("up.input_offset", 5, 128.0), "up.input_offset is 128.0"),
     (put("up.input_offset", 5, float("nan")), "up.input_offset is nan"),
     (put("up.quant_bias", 7, -(2**31)), "could overflow int32"),
-    (put("up.quant_bias", 7, 5), "differ in one bin"),
+    (put("up.quant_bias", 7, 5), "in the same bin of noise levels"),
 ]
 
 
@@ -79,7 +79,7 @@ METADATA = [
     ("octavo.edges", '{"up": [500, 250, 750]}', "does not give increasing noise levels for up"),
     ("octavo.edges", '{"up": [250, 500, 1e39]}', "does not give increasing noise levels for up"),
     ("octavo.edges", '{"up": [250, 500, 750, 760]}', "no row for bin 3"),
-    ("octavo.edges", '{"up": [250, 500]}', "differ in one bin"),
+    ("octavo.edges", '{"up": [250, 500]}', "in the same bin of noise levels"),
 ]
 
 
