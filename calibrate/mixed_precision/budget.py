@@ -54,8 +54,8 @@ class Budget:
     time: float | None = None
 
     def limit(self, before: Cost) -> Cost:
-        """Returns the most that layers may cost, given their cost `before` as floats; infinite where there is no
-        limit."""
+        """Returns the most that the layers may cost within this budget, given their cost `before` as floats; infinite
+        where there is no limit."""
         most = self.bytes if self.share is None else self.share * before.bytes
         time = float("inf") if self.time is None else self.time * before.time
         return Cost(float("inf") if most is None else most, time)
@@ -63,11 +63,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Search:
-    """The options to choose from, and the number of pipeline runs that the search may use.
+    """Holds the schemes to choose from, and the number of pipeline runs that the search may use.
 
     `inputs`: the ways in which inputs may become codes; a layer may always stay float. `runs`: the most runs for
     measuring groups of layers; layers are grouped, at most into whole blocks, to keep this number. `refining`: the most
-    runs for trying exchanges, where the errors of groups turn out not to add up.
+    runs for trying exchanges, in which one or two groups change their scheme; they are tried if the error of the
+    mixture is far above the sum of the groups' errors.
     """
 
     inputs: tuple[type[Input], ...] = (StaticInput, DynamicInput, FloatInput)

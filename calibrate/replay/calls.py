@@ -22,8 +22,11 @@ T = TypeVar("T")
 
 
 class Call(Protocol):
-    """The arguments of one call of a model, such as a `capture.store.unit.Call`. The attributes `unit`, `step` and
-    `index` are optional; so is `source`, the origin of a call that is not from a capture, for messages."""
+    """The arguments of one call of a model, such as a `capture.store.unit.Call`.
+
+    Optional attributes: `unit`, the number of the prompt that the call belongs to; `step`, the denoising step; `index`,
+    the position within the prompt; `source`, for messages the origin of a call that is not from a capture.
+    """
 
     @property
     def args(self) -> tuple[Any, ...]: ...
@@ -62,7 +65,7 @@ def first(calls: Calls, samples: int | None) -> Iterator[Call]:
 
 
 def calls_at(calls: Calls, positions: Collection[int]) -> Iterator[Call]:
-    """Yields the calls at these positions."""
+    """Yields the calls at these positions, counted from 0."""
     return (call for position, call in enumerate(first(calls, max(positions, default=-1) + 1)) if position in positions)
 
 

@@ -46,8 +46,8 @@ class CurrentCall:
     level: float | None
 
     def tracked(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """Yields the calls, and sets the attributes for each before it runs. Calls of other ranks are yielded and
-        counted too, but their arguments are not read."""
+        """Yields the calls, and sets the attributes for each before the caller runs it. Calls of other ranks are
+        yielded and counted too, but their arguments are not read."""
         for position, call in enumerate(calls):
             unit = getattr(call, "unit", None)
             self.position, self.held_out = position, held_out(position if unit is None else unit)

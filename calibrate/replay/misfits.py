@@ -14,8 +14,8 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 def misfit(model: nn.Module, call: Any) -> str:
-    """Returns the predicate of a message about `call`: why the forward of `model` does not take its arguments, and what
-    to do."""
+    """Returns the text that follows the name of `call` in a message: why the forward of `model` does not take the
+    call's arguments, and what to do."""
     forward = f"{type(model).__name__}.forward"
     parameters = inspect.signature(model.forward).parameters.values()
     positional = [parameter.name for parameter in parameters if parameter.kind in _BY_POSITION]
