@@ -26,8 +26,8 @@ _ADDING = 1.5  # ratio of measured to estimated error above which errors do not 
 @dataclass(frozen=True)
 class Mixture:
     """Holds the result of a search under a budget: the plan, the choices for its layers, and the entry in report.json.
-    `errors` maps the name of a layer and a scheme to the error of the final latents when only the layer's group has
-    this scheme."""
+    `errors` is a dict from layer name to a dict from scheme to the error of the final latents when only the layer's
+    group has this scheme."""
 
     plan: Plan
     choices: dict[str, Choice]
@@ -107,7 +107,8 @@ def _select(
 
     first = run(chosen)
     if not first < float("inf"):
-        raise NumbersError(f"budget '{budget.text}': the latents of the mixture are not finite. Give a larger budget.")
+        fact = "the final latents of the pipeline are not finite with the schemes that it allows"
+        raise NumbersError(f"budget '{budget.text}': {fact}. Give a larger budget.")
     if first <= _ADDING * estimated_error(options, chosen):
         return _Selection(tuple(chosen), first, first, 0)
     best, error, exchanges = refine(options, chosen, first, limit, run, search.refining, progress)
@@ -152,8 +153,8 @@ def _plan_with(plan: Plan, names: Iterable[str], kinds: Mapping[str, type[Input]
 
 
 def _errors_by_layer(groups: Iterable[LayerGroup]) -> dict[str, dict[str, float]]:
-    """Returns a dict from layer name and scheme to the error of the final latents when only the layer's group has this
-    scheme."""
+    """Returns a dict from layer name to a dict from scheme to the error of the final latents when only the layer's
+    group has this scheme."""
     return {
         name: {WORDS[option.kind]: option.error for option in group.options if option.kind}
         for group in groups
@@ -201,7 +202,7 @@ def _checked_limit(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -
 
 
 def _infeasible(budget: Budget, smallest: Cost, whole: Cost) -> OctavoError:
-    """Returns the error for a budget that no mixture keeps."""
+    """Returns the UsageError for a budget that no mixture keeps, which says what the layers need at least."""
     needs = []
     if budget.bytes is not None or budget.share is not None:
         needs.append(f"{size(smallest.bytes)} ({math.ceil(1000 * smallest.bytes / whole.bytes) / 10:.1f}%)")

@@ -64,8 +64,8 @@ class Candidates:
 
 @dataclass
 class Runs:
-    """Runs the pipeline with integer layers and compares the latents with those of the float run; `count` is the number
-    of runs."""
+    """Runs the pipeline with integer layers and compares its final latents with those of a run with the float model;
+    `count` is the number of runs so far."""
 
     model: nn.Module
     trajectory: Trajectory
@@ -110,7 +110,8 @@ class Runs:
 
 @contextmanager
 def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]]:
-    """Counts the multiply-accumulates of the layers `names` while the `with` block runs, in a dict by layer name."""
+    """Counts the multiply-accumulates of the layers `names` while the `with` block runs, in the dict by layer name that
+    is yielded."""
     counts = dict.fromkeys(names, 0)
 
     def hook_for(name: str) -> Callable[..., None]:
@@ -151,8 +152,8 @@ class LayerGroup:
     """Layers that change their scheme together.
 
     `options`: the float layers first, then each scheme that the layers can have. `kinds`: for each option, a dict from
-    layer name to the way in which the layer's input becomes codes, without layers that have no integer form and stay
-    float.
+    layer name to the way in which the layer's input becomes codes. A layer without an integer form is not in the dict
+    and stays float.
     """
 
     names: tuple[str, ...]

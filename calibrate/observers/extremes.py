@@ -23,7 +23,8 @@ class ChannelReading(NamedTuple):
 
 
 def channels_of(x: Tensor) -> ChannelReading:
-    """Returns the extremes of each channel of `x`. Raises ValueError if `x` is empty or contains NaN or infinities."""
+    """Returns the smallest and the largest value of each channel of `x` (..., channels), and the number of its rows.
+    Raises ValueError if `x` is empty or contains NaN or infinities."""
     rows = x.detach().reshape(-1, x.shape[-1])
     if rows.numel() == 0:
         raise ValueError("no values")

@@ -72,8 +72,8 @@ class Histogram:
 
 
 def _exponent(largest: float) -> int:
-    """Returns the exponent e of the bin width 2**e: the smallest with `largest` < _SIDE * 2**e, but at least -1000, so
-    that the width is a float64 number."""
+    """Returns the exponent e of the bin width 2**e: the smallest with which the _SIDE bins on one side of zero reach
+    beyond `largest`, but at least -1000, so that the width is a float64 number."""
     if largest == 0.0:
         return -1000
     return max(math.frexp(largest)[1] - (_SIDE.bit_length() - 1), -1000)

@@ -112,7 +112,7 @@ class Sigma:
 
 
 class Percentile:
-    """Observer of the range from percentile 100 - p to percentile p of all values, where p is `options.percentile`."""
+    """Observes the range from percentile 100 - p to percentile p of all values, where p is `options.percentile`."""
 
     read = staticmethod(Histogram.of)
 

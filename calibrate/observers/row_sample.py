@@ -13,7 +13,8 @@ _MOST = 512  # most rows of a sample: above it, the rows of the smallest depth, 
 
 class SampledRows(NamedTuple):
     """Holds rows of one tensor. `source` is the position of the call, and the index of the tensor among the layer's
-    inputs in that call; `depth` is `depth_of(source)`; `level` is the noise level of the call."""
+    inputs in that call. `depth` says which rows a sample that is too large drops first: those of the smallest depth.
+    `level` is the noise level of the call."""
 
     source: tuple[int, int]
     depth: int
@@ -22,8 +23,8 @@ class SampledRows(NamedTuple):
 
 
 def depth_of(source: tuple[int, int]) -> int:
-    """Returns the depth of a tensor, given its `source`: the position of its call, and its index among the layer's
-    inputs in that call. A sample that becomes too large drops the rows with the smallest depth first.
+    """Returns the depth of a tensor's rows: a sample that becomes too large drops the rows of the smallest depth first.
+    `source` is the position of the call, and the index of the tensor among the layer's inputs in that call.
 
     Half of all sources have depth 0, a quarter have depth 1, and so on; the sources of each depth are evenly spaced
     over any regular sequence. The depth comes from Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3,

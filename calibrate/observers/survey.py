@@ -98,7 +98,7 @@ class Survey:
 
     @property
     def has_held_out(self) -> bool:
-        """True if the layer had inputs in held-out calls and in other calls."""
+        """True if the layer had inputs both in held-out calls and in calls that are not held out."""
         return self.train.rows > 0 and self.held_out.rows > 0
 
     @property

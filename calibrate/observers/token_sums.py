@@ -47,7 +47,7 @@ class TokenSums:
     __slots__ = ("__weakref__", "cache", "copy", "count", "rows", "sums")
 
     def __init__(self, x: Tensor) -> None:
-        """Reads the values of `x`, a tensor of any rank that is not empty."""
+        """Reads the values of `x`, a tensor with any number of axes that is not empty."""
         self.count = x.numel()
         x = x.reshape(-1, x.shape[-1])
         self.rows = x.shape[0] * -(-x.shape[1] // _ROW)
@@ -113,7 +113,7 @@ class Moments:
         self._squares.merge(other._squares)
 
     def mean_and_std(self) -> tuple[float, float]:
-        """Returns the mean and the standard deviation of all added values (of the population), from their exact
+        """Returns the mean and the population standard deviation of all added values, computed from their exact
         sums."""
         mean = self._sum.value() / self.count
         variance = self._squares.value() / self.count - mean * mean

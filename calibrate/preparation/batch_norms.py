@@ -39,7 +39,8 @@ class Pair(NamedTuple):
 
 
 class FoldedModel(NamedTuple):
-    """A model whose batch norms in `pairs` are folded. `warning`: why nothing was folded, or ""."""
+    """A model in which the batch norms of `pairs` are folded into their convolutions. `warning`: why nothing was
+    folded, or ""."""
 
     model: nn.Module
     pairs: tuple[Pair, ...]
@@ -218,7 +219,7 @@ def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Conv2
     convolution = copy.deepcopy(conv)
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
-        raise ValueError("a batch norm without statistics of its own")
+        raise ValueError("the batch norm has no running statistics")
     scale = (var.double() + norm.eps).rsqrt()
     bias = mean.double().neg()
     if conv.bias is not None:

@@ -41,8 +41,9 @@ def synthetic_calls(
     deterministic. The number of iterations, at most `most`, depends on the model's number of operations. Works in
     inference mode.
 
-    Raises UsageError for an invalid shape and for a model whose batch norms get no gradients, MisfitError for a shape
-    that the model does not accept, NumbersError for inputs that become infinite, DeviceError when memory runs out.
+    Raises UsageError for an invalid shape, and for a model through which no gradient reaches a batch norm's input;
+    MisfitError for a shape that the model does not accept; NumbersError if the inputs do not stay finite; DeviceError
+    when memory runs out.
     """
     if not shape or min(shape) < 1:
         raise UsageError(f"input_shape: {list(shape)} is not a shape. Give sizes of at least 1.")
@@ -76,7 +77,7 @@ def _differentiable(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:  # of any type: modules may define how they are copied
-        fact = "distilling inputs needs gradients, which a model made in torch.inference_mode() has not"
+        fact = "distilling inputs needs gradients, which a model made in torch.inference_mode() does not have"
         raise UsageError(f"input_shape: {fact}. Load the model outside of torch.inference_mode().") from error
 
 
@@ -85,8 +86,8 @@ def warnings_of(model: nn.Module) -> list[str]:
     distil from."""
     if has_norms(model):
         return []
-    fact = "there are no data, and no batch norms to distil inputs from"
-    return [f"calib_data: {fact}; ranges come from uniform random numbers and fit no real inputs."]
+    fact = "there are no data, and the model has no batch norms to distil inputs from"
+    return [f"calib_data: {fact}. So ranges come from uniform random numbers and fit no real inputs. Give calib_data."]
 
 
 def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
@@ -105,8 +106,8 @@ def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _distilled(model: nn.Module, x: Tensor, iterations: int, steps: Iterator[int]) -> Tensor:
-    """Optimises `x` by so many iterations of Adam in float32; returns it in the model's dtype. `steps` is advanced by
-    one for each iteration, to show the progress."""
+    """Optimises the inputs `x` by `iterations` steps of Adam in float32, and returns them in the model's dtype. `steps`
+    is advanced by one for each step, to show the progress."""
     x, dtype = x.to(device_of(model), torch.float32).requires_grad_(), _dtype_of(model)
     optimizer = torch.optim.Adam([x], _RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)

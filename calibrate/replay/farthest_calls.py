@@ -24,7 +24,7 @@ _SAME = 1e-6  # a coordinate whose deviation over its largest magnitude is small
 
 
 class Descriptor(NamedTuple):
-    """The description of a call by which calls are compared.
+    """Describes a call by the numbers by which calls are compared.
 
     `level`: its noise level; None where it has none. `statistics`: for each floating-point tensor, by its path in the
     arguments, the minimum, maximum and mean square of groups of channels, (3, groups) float64. `held_out`: whether the
@@ -37,7 +37,8 @@ class Descriptor(NamedTuple):
 
 
 def descriptor_of(call: Call) -> Descriptor:
-    """Describes a call. Time arguments, recognized by their names, only give the noise level."""
+    """Describes a call by its noise level and the statistics of its tensors. Time arguments, recognized by their names,
+    give the noise level and no statistics."""
     level, unit = getattr(call, "timestep", None), getattr(call, "unit", None)
     kwargs = {name: value for name, value in call.kwargs.items() if name not in TIME_ARGUMENTS}
     statistics = {path: statistics_of(x) for path, x in floats_in([list(call.args), kwargs]) if x.numel()}

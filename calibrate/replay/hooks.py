@@ -27,7 +27,7 @@ class InputObserver(Protocol):
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """A function that returns the statistics of a tensor that are needed, such as its extremes. It raises
+        """A function that returns the statistics that the observer needs of a tensor, such as its extremes. It raises
         ValueError for a tensor that is empty or has values that are not finite."""
 
     def add(self, reading: Any) -> None:
@@ -68,7 +68,8 @@ def hooked(
     *,
     always_call: bool = False,
 ) -> Iterator[None]:
-    """Runs hooks before and after the forwards of the named modules, inside the `with` statement; "" is `model` itself.
+    """Runs hooks before and after the forwards of modules, inside the `with` statement. `before` and `after` are dicts
+    from module name to hook; "" is `model` itself.
 
     A hook is called with the module, its positional and its keyword arguments; a hook after the forward also with the
     output. With `always_call` hooks also run after a forward that raised an exception; the output is then None.
@@ -98,8 +99,8 @@ def _settled(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def axes(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, int]]:
-    """Records the number of axes of the input of each layer in `names`, inside the `with` statement, in the dict that
-    is yielded; 0 for a layer whose inputs differ in it."""
+    """Records the number of axes of the input of each layer in `names`, inside the `with` statement, in the dict by
+    layer name that is yielded; 0 for a layer where this number changes."""
     counts: dict[str, int] = {}
 
     def hook_for(name: str) -> Callable[..., None]:

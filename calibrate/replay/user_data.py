@@ -31,9 +31,9 @@ class Sample(NamedTuple):
 
 
 def sample_of(value: Any, position: int, model: nn.Module | None = None) -> Any:
-    """Makes a call from a dict of keyword arguments, a list or tuple of positional arguments, a pair (args, kwargs) if
-    `model` takes these, or a single tensor. NumPy arrays become tensors. A value that already is a call is returned
-    unchanged. `position` is the position in the data, for messages.
+    """Makes a call from a sample of the user's data: a dict of keyword arguments, a list or tuple of positional
+    arguments, a pair (args, kwargs) if `model` takes these, or a single tensor. NumPy arrays become tensors. A value
+    that already is a call is returned unchanged. `position` is the position in the data, for messages.
 
     Raises FileError for other values.
     """
@@ -184,7 +184,7 @@ class Passes:
         self._ended = True
 
     def _refuse(self, position: int) -> None:
-        fact = f"calib_data[{position}]: differs from the pass before, and the data are too large to keep in memory"
+        fact = f"calib_data[{position}]: differs from the first pass, and the data are too large to keep in memory"
         remedy = f"Turn off shuffling and augmentation, or give at most {self._limit >> 20} MiB of data"
         raise MisfitError(f"{fact}. {remedy}.")
 

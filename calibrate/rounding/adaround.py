@@ -21,11 +21,12 @@ def adaround(
 ) -> QuantizedWeight | None:
     """Rounds a weight by AdaRound (Nagel et al., Up or down? Adaptive rounding for post-training quantization, 2020).
 
-    Adam minimises the exact error of the layer's output, not an estimate from samples; the scale follows from each
-    output channel's largest value. The learned codes are then improved column by column, still only down or up, because
-    many choices forced by the regulariser are not optimal. Without inputs, rounds to the nearest, which is the optimum
-    for independent inputs of equal energy. Nothing is random. Costs 2 * out * in^2 flops for each iteration, in
-    float32. Returns None if a channel of the weight is too small for a float32 scale.
+    Adam minimises the exact error of the layer's output, not an estimate from samples, plus a regulariser that forces
+    each value to be rounded either down or up. The scale follows from each output channel's largest value. The learned
+    codes are then improved column by column, still only down or up, because many choices forced by the regulariser are
+    not optimal. Without inputs, rounds to the nearest, which is the optimum for independent inputs of equal energy.
+    Nothing is random. Costs 2 * out * in^2 flops for each iteration, in float32. Returns None if a channel of the
+    weight is too small for a float32 scale.
     """
     if inputs is None or round_to_nearest(weight, scheme=scheme) is None:
         return round_to_nearest(weight, scheme=scheme)
@@ -60,7 +61,7 @@ def learn_rounding(case: Case, low: Tensor, iterations: int) -> Tensor:
 
 
 def _beta(progress: float) -> float | None:
-    """Returns the exponent of the regulariser when the share `progress` of the iterations is done; None while the
+    """Returns the exponent of AdaRound's regulariser after the share `progress` of the iterations; None while the
     regulariser is off."""
     if progress < _WARM:
         return None

@@ -1,4 +1,5 @@
-"""EasyQuant: finds the scale at which the layer's output has the greatest cosine similarity to the float output."""
+"""EasyQuant: finds the scale of a weight, and that of an activation, at which the layer's output has the greatest
+cosine similarity to the float output."""
 
 import torch
 from torch import Tensor
@@ -49,8 +50,7 @@ def easy_quant(
 
 def _best_codes(w: Tensor, gram: Tensor, pull: Tensor, steps: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Returns the codes (out, in) whose output is most similar, by cosine, to the float output, and the best scales
-    (out,) for these codes. `gram` (in, in) is G and `pull` (out, in) is w (C - G)^T in the terms of objective.py; `w`
-    is the weight in units of its nearest-rounding scale.
+    (out,) for these codes. `gram` (in, in) is G and `pull` (out, in) is w (C - G)^T in the symbols of objective.py.
 
     Let y be the float output and yq the output of the codes. With the best scale for these codes, the squared error is
     |y|^2 (1 - cos^2), so the error is least where the cosine is greatest. It is computed without the difference of

@@ -46,6 +46,6 @@ def error_of(module: FloatLayer, choice: Choice, inputs: JudgedRows) -> float:
 
 
 def on_patches(layer: QuantizedConv2d) -> QuantizedConv2d:
-    """Returns a layer with the same numbers that takes patches (patches, in, kernel height, kernel width) and gives one
-    output position for each patch."""
+    """Returns a layer with the same weights and scales as `layer` that takes patches (patches, in, kernel height,
+    kernel width) and gives one output position for each patch."""
     return QuantizedConv2d(layer.numbers, Geometry((1, 1), (0, 0, 0, 0), (1, 1), "zeros", layer.groups))

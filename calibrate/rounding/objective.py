@@ -152,8 +152,8 @@ def damped(matrix: Tensor, damping: float) -> Tensor:
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """Returns the lower Cholesky factor of a positive matrix, with damping added where rounding made the matrix
-    indefinite. Costs in^3 / 3 flops.
+    """Returns the lower Cholesky factor of a positive definite matrix, with damping added where rounding made the
+    matrix indefinite. Costs in^3 / 3 flops.
 
     Raises ValueError for a matrix that is not finite.
     """

@@ -65,7 +65,8 @@ class Sums:
 
     @property
     def inputs(self) -> Inputs | None:
-        """The statistics that the rounding methods take; None without the sums `gram` and `residual`."""
+        """The second-order statistics that the rounding methods take; None if only biases are corrected, so that `gram`
+        and `residual` are not summed."""
         if self.gram is None or self.residual is None:
             return None
         return Inputs(self.gram, self.gram + self.residual, self.rows)

@@ -206,7 +206,7 @@ def _multiply_parameters(
 
 
 def _copy(value: Tensor) -> Tensor:
-    """Returns a contiguous copy of a parameter and pages the original out."""
+    """Returns a contiguous copy of a parameter. Drops the original from resident memory if it is mapped from a file."""
     copy = value.clone(memory_format=torch.contiguous_format)
     page_out(value)
     return copy

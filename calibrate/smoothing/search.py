@@ -144,8 +144,8 @@ class _Judge:
 
 
 def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
-    """Returns the product of the input codes `x` and the codes of `weight` as float32, without the bias; None where the
-    weight has no codes."""
+    """Returns the product of the input codes `x` and the integer codes of `weight` as float32, without the bias; None
+    if the weight has no codes, because a channel is too small."""
     scale = scales_of(weight, scheme)
     if scale is None:
         return None
