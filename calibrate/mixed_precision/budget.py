@@ -2,9 +2,9 @@
 
 | text      | limit                                                                                            |
 |-----------|--------------------------------------------------------------------------------------------------|
-| 5MiB      | bytes of all layers that a plan lists; B, KB, MB, GB or KiB, MiB, GiB                            |
-| 40%       | the same, as a share of the layers' bytes as floats                                              |
-| 0.7x      | time of these layers' multiplications, relative to all of them as floats; an estimate, see TIME  |
+| 5MiB      | bytes of all layers in the plan together; B, KB, MB, GB or KiB, MiB, GiB                         |
+| 40%       | the same bytes, as a share of the bytes of these layers as floats                                |
+| 0.7x      | time of these layers' multiplications, relative to all of them as floats; an estimate (TIME)     |
 | 40%,0.7x  | both                                                                                             |
 """
 
@@ -22,7 +22,7 @@ from ..layers.inputs import DynamicInput, FloatInput, Input, StaticInput, Timest
 # HC31, 2019: 512 to 256), and the peak limits large layers. W8A16 multiplies in half precision. The added tenth for a
 # dynamic scale, which needs one more pass over the input, is an assumption.
 TIME: Mapping[type[Input], float] = {FloatInput: 1.0, DynamicInput: 0.55, StaticInput: 0.5, TimestepInput: 0.5}
-_REMEDY = "Write 5MiB, 40% (of the float bytes), 0.7x (of the time), or 40%,0.7x"
+_REMEDY = "Write 5MiB, 40% (of the bytes as floats), 0.7x (of the time as floats), or 40%,0.7x"
 
 
 class Cost(NamedTuple):
@@ -45,8 +45,8 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget: `bytes` or `share` (of the float bytes) limits the size, `time` the time relative to float. None means
-    no limit."""
+    """Limits the size and the time of layers, as the user wrote it in `text`: the size by `bytes` or by `share`, a
+    share of the bytes as floats, and the time by `time`, relative to the float layers. None means no limit."""
 
     text: str
     bytes: float | None = None
@@ -54,8 +54,8 @@ class Budget:
     time: float | None = None
 
     def limit(self, before: Cost) -> Cost:
-        """Returns the most that layers may cost, given their cost `before` as floats; infinite where there is no
-        limit."""
+        """Returns the most that the layers may cost within this budget, given their cost `before` as floats; infinite
+        where there is no limit."""
         most = self.bytes if self.share is None else self.share * before.bytes
         time = float("inf") if self.time is None else self.time * before.time
         return Cost(float("inf") if most is None else most, time)
@@ -63,11 +63,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Search:
-    """The options to choose from, and the number of pipeline runs that the search may use.
+    """Holds the schemes to choose from, and the number of pipeline runs that the search may use.
 
     `inputs`: the ways in which inputs may become codes; a layer may always stay float. `runs`: the most runs for
     measuring groups of layers; layers are grouped, at most into whole blocks, to keep this number. `refining`: the most
-    runs for trying exchanges, where the errors of groups turn out not to add up.
+    runs for trying exchanges, in which one or two groups change their scheme; they are tried if the error of the
+    mixture is far above the sum of the groups' errors.
     """
 
     inputs: tuple[type[Input], ...] = (StaticInput, DynamicInput, FloatInput)

@@ -1,4 +1,5 @@
-"""Tries exchanges of options between groups within the limit, and keeps those that lower the error of whole runs."""
+"""Tries exchanges: one or two groups of layers change their option (a scheme, or float) within the limit of bytes and
+time. Keeps the exchanges that lower the error of whole runs of the pipeline."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,10 +21,12 @@ def refine(
     most: int,
     progress: Progress,
 ) -> tuple[Chosen, float, int]:
-    """Improves the choice `chosen`, whose measured error is `error`, by exchanges within `limit`.
+    """Improves `chosen`, the index of the option (a scheme, or float) of each group of layers, by exchanges: one or two
+    groups get another option, within `limit`.
 
-    Tries at most `most` exchanges, in ascending order of their estimated errors (the sums over groups). Returns the
-    best choice, its error as measured by `run`, and the number of exchanges that led to it.
+    `error` is the measured error of `chosen`; `run` measures the error of a choice. Tries at most `most` exchanges, in
+    ascending order of the estimated error, the sum of the groups' errors. Keeps an exchange that lowers the measured
+    error by at least 2 %. Returns the best choice, its measured error, and the number of exchanges that were kept.
     """
     best, accepted = tuple(chosen), 0
     measured = {best}
@@ -41,8 +44,8 @@ def refine(
 
 
 def _exchanges(groups: Groups, chosen: Chosen, limit: Cost) -> Iterator[Chosen]:
-    """Yields the choices in which one or two groups change their option within the limit, the least sum of errors
-    first."""
+    """Yields choices that differ from `chosen` in the options of one or two groups and keep `limit`, in ascending order
+    of the sum of the groups' errors."""
     cost_so_far = cost_of_choice(groups, chosen)
     steps = []
     for index, options in enumerate(groups):

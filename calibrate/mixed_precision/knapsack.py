@@ -1,10 +1,11 @@
-"""Chooses one option for each group so that the sum of errors is least under a limit: the multiple-choice knapsack
-problem.
+"""Chooses one option (a scheme, or float) for each group of layers so that the sum of errors is least under a limit:
+the multiple-choice knapsack problem.
 
-Solved by dynamic programming over the limit (Kellerer, Pferschy, Pisinger: Knapsack Problems, 2004, chapter 11). Costs
-are counted above each group's cheapest option and rounded up to cells, so the limit is kept in spite of the rounding. A
-second limit becomes a price of time that is added to the errors (Lagrange multiplier): the search finds the lowest
-price that keeps the limit. What remains of both limits is spent greedily.
+Solved by dynamic programming over the limit (Kellerer, Pferschy, Pisinger: Knapsack Problems, 2004, chapter 11). The
+program counts costs in cells, at most CELLS for the whole range of costs. An option's cost above the cheapest option of
+its group is rounded up to whole cells, so the limit is kept in spite of the rounding. A second limit becomes a price of
+time that is added to the errors (Lagrange multiplier): the search finds the lowest price that keeps the limit. What
+remains of both limits is spent greedily.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,8 @@ _TINY = 1e-9  # tolerance for the rounding of float sums, as a share of a cell o
 
 
 class Option(NamedTuple):
-    """Represents one way to treat a group: `kind`, how inputs become codes (None: float), its error and its cost."""
+    """Represents one way to treat a group of layers: `kind`, how their inputs become codes (None: the layers stay
+    float), `error`, the error of the final latents, and `cost`, the cost of the group's layers."""
 
     kind: type[Input] | None
     error: float
@@ -33,7 +35,7 @@ Groups = Sequence[Sequence[Option]]
 
 
 def cost_of_choice(groups: Groups, chosen: Sequence[int]) -> Cost:
-    """Returns the cost of a choice."""
+    """Returns the summed cost of the chosen options; `chosen` has the index of each group's option."""
     whole = Cost()
     for options, index in zip(groups, chosen, strict=True):
         whole = whole.plus(options[index].cost)
@@ -41,7 +43,8 @@ def cost_of_choice(groups: Groups, chosen: Sequence[int]) -> Cost:
 
 
 def lowest_cost(groups: Groups) -> Cost:
-    """Returns the smallest possible bytes and the smallest possible time; there may be no single choice with both."""
+    """Returns the smallest bytes and the smallest time that any choice can have; there may be no single choice with
+    both."""
     return Cost(
         sum(min(option.cost.bytes for option in options) for options in groups),
         sum(min(option.cost.time for option in options) for options in groups),
@@ -49,8 +52,8 @@ def lowest_cost(groups: Groups) -> Cost:
 
 
 def choose(groups: Groups, limit: Cost) -> list[int] | None:
-    """Returns the index of each group's option so that the sum of errors is least within `limit`, up to the size of a
-    cell. Of equal choices, returns the cheaper. Returns None where no choice keeps the limit."""
+    """Returns the index of each group's option so that the sum of errors is least within `limit`, up to the rounding of
+    costs to cells. Of choices with equal errors, returns the cheaper. Returns None if no choice keeps the limit."""
     limited = [axis for axis, bound in enumerate(limit) if bound != float("inf")]
     first = limited[0] if limited else 0
     errors = [[option.error for option in options] for options in groups]
@@ -69,8 +72,8 @@ def choose(groups: Groups, limit: Cost) -> list[int] | None:
 
 
 def _at_lowest_price(groups: Groups, limit: Cost, priced: Callable[[float], list[int] | None]) -> list[int] | None:
-    """Returns the choice at the lowest price of time that keeps both limits; None where no choice is found. `priced`
-    returns the best choice at a price."""
+    """Returns the choice at the lowest price of time at which both limits are kept; None if no such choice is found.
+    `priced(price)` returns the choice with the least sum of errors + price * time."""
     choice = priced(0.0)
     if choice is None or cost_of_choice(groups, choice).within(limit):
         return choice
@@ -89,7 +92,8 @@ def _at_lowest_price(groups: Groups, limit: Cost, priced: Callable[[float], list
 
 
 def _spend_rest(groups: Groups, chosen: list[int], limit: Cost) -> list[int]:
-    """Spends the rest of the limits on better options, one group at a time, the largest gain first."""
+    """Replaces options in `chosen` by options with smaller errors while the limits are kept, one group at a time, the
+    largest gain first. Returns the new choice."""
     cost = cost_of_choice(groups, chosen)
     while True:
         gains = [
@@ -108,7 +112,8 @@ def _spend_rest(groups: Groups, chosen: list[int], limit: Cost) -> list[int]:
 def _choose_within(
     errors: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], limit: float
 ) -> list[int] | None:
-    """Returns the choice with the least sum of errors under one limit; None where no choice keeps the limit."""
+    """Returns the index of each group's option so that the sum of errors is least under one limit; None if no choice
+    keeps the limit. `errors` and `costs` have a number for each option of each group."""
     lowest = [min(group) for group in costs]
     available, span = limit - sum(lowest), sum(map(max, costs)) - sum(lowest)
     slack = _TINY * max(span, sum(lowest), 1.0)
@@ -134,8 +139,12 @@ def _choose_within(
 
 
 def _add_group(best: Tensor, errors: Sequence[float], cells: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Adds one group to the dynamic program: returns the least error for each number of cells, and the index of the
-    group's option that gives it. Of equal options, the first is used."""
+    """Adds one group to the dynamic program: returns the least sum of errors for each number of cells (units of cost)
+    that may be spent, and the index of the group's option that gives this sum. Of equal options, the first is used.
+
+    `best` has the least sum of errors of the groups before; `errors` and `cells` have the error and the cost of each
+    option of this group, in ascending order of the cost.
+    """
     least = torch.full_like(best, float("inf"))
     option_index = torch.zeros(len(best), dtype=torch.uint8)
     for index, (error, count) in enumerate(zip(errors, cells, strict=True)):

@@ -25,8 +25,9 @@ _ADDING = 1.5  # ratio of measured to estimated error above which errors do not 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Holds the result of a search under a budget: the plan, the choices for its layers, the entry in report.json, and
-    `errors`: by layer, the error of each scheme of the layer's group."""
+    """Holds the result of a search under a budget: the plan, the choices for its layers, and the entry in report.json.
+    `errors` is a dict from layer name to a dict from scheme to the error of the final latents when only the layer's
+    group has this scheme."""
 
     plan: Plan
     choices: dict[str, Choice]
@@ -45,9 +46,11 @@ def mixed(
 ) -> Mixture:
     """Finds a mixture of schemes and float layers that keeps `budget` with a small error of the final latents.
 
-    Layers of the plan without a choice stay as they are. Raises UsageError for a budget that no mixture keeps and for a
-    budget that the float model keeps; NumbersError if the latents of the mixture are not finite; MisfitError and
-    NumbersError as `Runs.begin` does. Collective: the ranks of `work` share the runs for single groups.
+    Layers of the plan without an entry in `choices` stay as they are. `trajectory` runs the pipeline and returns its
+    final latents. Collective: the ranks of `work` share the runs that measure groups of layers.
+
+    Raises UsageError for a budget that no mixture keeps or that the float model keeps, MisfitError for a pipeline that
+    runs no layer of the model, and NumbersError if the latents of the float model or of the mixture are not finite.
     """
     runs, candidates = Runs(model, trajectory), Candidates(model, choices)
     runs.begin([entry.name for entry in plan.entries if entry.kind in KINDS.values()])
@@ -73,8 +76,8 @@ def mixed(
 
 
 class _Selection(NamedTuple):
-    """The selected options: the index of each group's option, the measured error, the error `before` exchanges, and the
-    number of exchanges."""
+    """The selected options: `chosen`, the index of each group's option; `error`, the measured error of the final
+    latents; `before`, this error before any exchange; `exchanges`, the number of exchanges that lowered it."""
 
     chosen: tuple[int, ...]
     error: float
@@ -91,8 +94,9 @@ def _select(
     search: Search,
     progress: Progress,
 ) -> _Selection | None:
-    """Chooses options within `limit`, measures the choice, and tries exchanges where the errors of groups do not add
-    up. Returns None where no choice keeps the limit."""
+    """Chooses an option for each group within `limit` and measures the choice. If its error is far above the sum of the
+    groups' errors, tries exchanges, in which one or two groups change their option. Returns None if no choice keeps the
+    limit; raises NumbersError if the latents are not finite."""
     options = [group.options for group in groups]
     chosen = choose(options, limit)
     if chosen is None:
@@ -103,7 +107,8 @@ def _select(
 
     first = run(chosen)
     if not first < float("inf"):
-        raise NumbersError(f"budget '{budget.text}': the latents of the mixture are not finite. Give a larger budget.")
+        fact = "the final latents of the pipeline are not finite with the schemes that it allows"
+        raise NumbersError(f"budget '{budget.text}': {fact}. Give a larger budget.")
     if first <= _ADDING * estimated_error(options, chosen):
         return _Selection(tuple(chosen), first, first, 0)
     best, error, exchanges = refine(options, chosen, first, limit, run, search.refining, progress)
@@ -128,18 +133,19 @@ def _error_report(groups: Sequence[LayerGroup], selection: _Selection, runs: Run
 
 
 def estimated_error(groups: Groups, chosen: Sequence[int]) -> float:
-    """Returns the sum of the errors of the chosen options."""
+    """Returns the sum of the errors of the chosen options, which estimates the error of the choice."""
     return sum(options[index].error for options, index in zip(groups, chosen, strict=True))
 
 
 def _schemes_of(groups: Sequence[LayerGroup], chosen: Sequence[int]) -> dict[str, type[Input]]:
-    """Returns, by name, the way in which the input of each integer layer becomes codes."""
+    """Returns a dict from the name of each layer that becomes integers to the way in which its input becomes codes."""
     pairs = zip(groups, chosen, strict=True)
     return {name: kind for group, option in pairs for name, kind in group.kinds[option].items()}
 
 
 def _plan_with(plan: Plan, names: Iterable[str], kinds: Mapping[str, type[Input]], budget: Budget) -> Plan:
-    """Returns the plan with the schemes of `kinds`; layers of `names` without an entry in `kinds` stay float."""
+    """Returns the plan with the scheme that `kinds` has for each layer; layers of `names` that are not in `kinds` stay
+    float."""
     words = {name: WORDS[kind] for name, kind in kinds.items()}
     plan = Plan(tuple(replace(entry, scheme=words.get(entry.name, entry.scheme)) for entry in plan.entries))
     reason = f"matters most within the budget of {budget.text}"
@@ -147,7 +153,8 @@ def _plan_with(plan: Plan, names: Iterable[str], kinds: Mapping[str, type[Input]
 
 
 def _errors_by_layer(groups: Iterable[LayerGroup]) -> dict[str, dict[str, float]]:
-    """Returns the error of each scheme of a layer's group, by layer and scheme."""
+    """Returns a dict from layer name to a dict from scheme to the error of the final latents when only the layer's
+    group has this scheme."""
     return {
         name: {WORDS[option.kind]: option.error for option in group.options if option.kind}
         for group in groups
@@ -156,7 +163,8 @@ def _errors_by_layer(groups: Iterable[LayerGroup]) -> dict[str, dict[str, float]
 
 
 def _budget_report(budget: Budget, limit: Cost, whole: Cost, used: Cost) -> dict[str, Any]:
-    """Returns, for report.json, the budget and how much of it is used: bytes, and time relative to float."""
+    """Returns, for report.json, the limits of the budget and how much of each is used: bytes, and time relative to
+    float."""
     limits = [None if part == float("inf") else part for part in (limit.bytes, limit.time / whole.time)]
     return {
         "budget": budget.text,
@@ -181,8 +189,8 @@ def _lower_bounds(
 
 
 def _checked_limit(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -> Cost:
-    """Returns the limit of the budget. Raises UsageError, before the long measurement, if no mixture keeps the limit or
-    if the float model does."""
+    """Returns the limit of the budget, given the layers' cost `before` as floats and the smallest cost of any mixture.
+    Raises UsageError, before the long measurement, if no mixture keeps the limit or if the float model does."""
     whole = summed(before.values())
     limit = budget.limit(whole)
     if not smallest.within(limit):
@@ -194,7 +202,7 @@ def _checked_limit(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -
 
 
 def _infeasible(budget: Budget, smallest: Cost, whole: Cost) -> OctavoError:
-    """Returns the error for a budget that no mixture keeps."""
+    """Returns the UsageError for a budget that no mixture keeps, which says what the layers need at least."""
     needs = []
     if budget.bytes is not None or budget.share is not None:
         needs.append(f"{size(smallest.bytes)} ({math.ceil(1000 * smallest.bytes / whole.bytes) / 10:.1f}%)")

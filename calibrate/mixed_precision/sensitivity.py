@@ -2,7 +2,7 @@
 
 The error of a model is the mean of (latents - float latents)**2 over all values of a few runs. Each group of layers is
 switched to each scheme while all other layers stay float. The search assumes that the errors of groups add up, as
-errors of independent roundings do; `mix` runs the chosen mixture and reports measured and estimated error.
+errors of independent roundings do; `mix` runs the chosen mixture and reports its measured error and the sum.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,8 +30,8 @@ Assignment = Mapping[str, type[Input]]  # input type of the scheme by layer name
 
 
 class Candidates:
-    """The integer forms of a float model's layers, one for each scheme, derived from `choices`, which were made for the
-    scheme of the calibration.
+    """Makes integer layers of any scheme from `choices`: a dict from layer name to the smoothing, integer weight and
+    bias correction that calibration chose for its own scheme.
 
     Weight-only layers get no smoothing factors, which MindIE-SD would ignore. Weight-only and dynamic layers get no
     bias correction, because corrections were measured for the scheme of the calibration.
@@ -41,7 +41,7 @@ class Candidates:
         self.model, self._choices = model, choices
 
     def choice(self, name: str, kind: type[Input]) -> Choice:
-        """Returns the choice for a layer whose input becomes codes in the way `kind`."""
+        """Returns what determines the integer form of the layer `name` if its input becomes codes in the way `kind`."""
         first = self._choices[name]
         if kind.ranged:
             return first
@@ -51,19 +51,21 @@ class Candidates:
         return replace(first, input=input, correction=None)
 
     def layer(self, name: str, kind: type[Input]) -> QuantizedLayer | str:
-        """Returns the integer layer, or the reason why there is none."""
+        """Returns the integer form of the layer `name` if its input becomes codes in the way `kind`, or a text with the
+        reason why there is none."""
         return layer_of(layer_at(self.model, name), self.choice(name, kind))
 
     def layers(self, assignment: Assignment) -> dict[str, QuantizedLayer]:
-        """Returns the integer layers of an assignment, without the layers that have no integer form."""
+        """Returns a dict from name to integer layer for the layers of `assignment`, without those that have no integer
+        form."""
         layers = {name: self.layer(name, kind) for name, kind in assignment.items()}
         return {name: layer for name, layer in layers.items() if not isinstance(layer, str)}
 
 
 @dataclass
 class Runs:
-    """Runs the pipeline with integer layers and compares the latents with those of the float run; `count` is the number
-    of runs."""
+    """Runs the pipeline with integer layers and compares its final latents with those of a run with the float model;
+    `count` is the number of runs so far."""
 
     model: nn.Module
     trajectory: Trajectory
@@ -72,9 +74,10 @@ class Runs:
     _exact: list[Tensor] = field(default_factory=list)
 
     def begin(self, names: Sequence[str]) -> None:
-        """Runs the float pipeline and counts the multiply-accumulates of the named layers.
+        """Runs the float pipeline, and counts the multiply-accumulates of the layers `names`. Call this before `error`.
 
-        Raises MisfitError for a pipeline that never calls the model, and NumbersError for latents that are not finite.
+        Raises MisfitError for a pipeline that runs none of these layers, and NumbersError for latents that are not
+        finite.
         """
         with _counting(self.model, names) as self.macs:
             self._exact = self._latents()
@@ -84,8 +87,8 @@ class Runs:
             raise MisfitError("trajectory: the pipeline runs no layer of the model. Give the pipeline of this model.")
 
     def error(self, layers: Mapping[str, QuantizedLayer]) -> float:
-        """Returns the mean squared error of the latents with these integer layers; infinite if a latent is not
-        finite."""
+        """Returns the mean squared error of the final latents when `layers` replace the float layers of the same names;
+        infinite if a latent is not finite."""
         with quantized(self.model, layers):
             latents = self._latents()
         pairs = zip(latents, self._exact, strict=True)
@@ -94,7 +97,7 @@ class Runs:
 
     @property
     def signal(self) -> float:
-        """The mean square of the float latents."""
+        """The mean square of the float pipeline's final latents."""
         return sum(float(tensor.square().sum()) for tensor in self._exact) / sum(
             tensor.numel() for tensor in self._exact
         )
@@ -107,7 +110,8 @@ class Runs:
 
 @contextmanager
 def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]]:
-    """Counts multiply-accumulates by layer name while the block runs."""
+    """Counts the multiply-accumulates of the layers `names` while the `with` block runs, in the dict by layer name that
+    is yielded."""
     counts = dict.fromkeys(names, 0)
 
     def hook_for(name: str) -> Callable[..., None]:
@@ -121,10 +125,12 @@ def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]
 
 
 def divide_layers(names: Sequence[str], blocks: Sequence[str], most: int) -> list[tuple[str, ...]]:
-    """Divides the layers into at most `most` groups, if possible.
+    """Divides the layers `names` into groups that change their scheme together, at most `most` groups if possible.
+    `blocks` are the names of the model's blocks.
 
-    Each layer is a group of its own if that keeps the number; else the layers of one part (attn, ff) of a block are a
-    group; else all layers of a block. Layers outside the blocks are always groups of their own.
+    If there are at most `most` layers, each is a group of its own. Otherwise the layers of one part of a block (attn,
+    ff) are a group, or, if these are still too many groups, all layers of a block. Layers outside the blocks are always
+    groups of their own.
     """
     block_of = {name: next((prefix for prefix in blocks if name.startswith(prefix + ".")), None) for name in names}
     divided: list[tuple[str, ...]] = []
@@ -145,8 +151,9 @@ def divide_layers(names: Sequence[str], blocks: Sequence[str], most: int) -> lis
 class LayerGroup:
     """Layers that change their scheme together.
 
-    `options`: float first, then each scheme that the layers can have. `kinds`: the assignment of each option, in which
-    a layer stays float if it has no integer form of the scheme.
+    `options`: the float layers first, then each scheme that the layers can have. `kinds`: for each option, a dict from
+    layer name to the way in which the layer's input becomes codes. A layer without an integer form is not in the dict
+    and stays float.
     """
 
     names: tuple[str, ...]
@@ -155,7 +162,8 @@ class LayerGroup:
 
 
 def float_cost(plan: Plan, macs: Mapping[str, int]) -> dict[str, Cost]:
-    """Returns the cost of each layer of a plan as floats, by name; only linears and convolutions take time."""
+    """Returns a dict from the name of each layer in the plan to its cost as a float layer. The time is the layer's
+    number of multiply-accumulates in `macs`; a layer that is not in `macs` takes none."""
     return {entry.name: Cost(entry.bytes, float(macs.get(entry.name, 0))) for entry in plan.entries}
 
 
@@ -167,8 +175,11 @@ def measure_groups(
     runs: Runs,
     work: Work,
 ) -> list[LayerGroup]:
-    """Measures the error and the cost of each option of each group, with one run of the pipeline for each option.
-    Leaves out a scheme whose latents are not finite. Collective: the ranks of `work` share the runs."""
+    """Measures the error and the cost of each scheme of each group of layers, with one run of the pipeline for each.
+    Leaves out a scheme whose latents are not finite. `kinds` are the schemes, `before` the cost of each layer as float.
+
+    Collective: the ranks of `work` share the runs.
+    """
     schedule = work.ranks.share([(group, kind) for group in groups for kind in kinds])
     results: dict[tuple[tuple[str, ...], type[Input]], tuple[Option, Assignment]] = {}
     began = runs.count

@@ -1,1 +1,2 @@
-"""Observations of layer inputs while calls are replayed: ranges, surveys, samples of rows."""
+"""Observes layer inputs while the float model runs on recorded calls: their ranges, the extremes of their channels, and
+samples of their rows."""

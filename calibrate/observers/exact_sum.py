@@ -41,7 +41,7 @@ class ExactSum:
                 self._units[lowest + index + shift] += int(total)
 
     def merge(self, other: "ExactSum") -> None:
-        """Adds the sum of `other`, which is not changed."""
+        """Adds all numbers that were added to `other`, which is not changed."""
         for exponent, units in other._units.items():
             self._units[exponent] += units
 

@@ -1,6 +1,6 @@
-"""Extremes of inputs, for the whole tensor and for each channel.
+"""Smallest and largest values of layer inputs, for the whole tensor and for each channel.
 
-The extremes of channels also give the range of an input whose channels are multiplied by factors.
+The extremes of the channels also give the range after smoothing, which multiplies each channel by a factor.
 """
 
 import math
@@ -14,7 +14,8 @@ from ..layers.transforms import Transform, transformed
 
 
 class ChannelReading(NamedTuple):
-    """Holds the smallest and the largest value of each channel of one tensor (..., channels): float32, (channels,)."""
+    """Holds the extremes of one tensor (..., channels): `low` and `high`, float32 (channels,), are the smallest and the
+    largest value of each channel; `rows` is the number of rows, the product of the other axes."""
 
     low: Tensor
     high: Tensor
@@ -22,7 +23,8 @@ class ChannelReading(NamedTuple):
 
 
 def channels_of(x: Tensor) -> ChannelReading:
-    """Returns the extremes of each channel of `x`. Raises ValueError if `x` is empty or contains NaN or infinities."""
+    """Returns the smallest and the largest value of each channel of `x` (..., channels), and the number of its rows.
+    Raises ValueError if `x` is empty or contains NaN or infinities."""
     rows = x.detach().reshape(-1, x.shape[-1])
     if rows.numel() == 0:
         raise ValueError("no values")
@@ -33,41 +35,44 @@ def channels_of(x: Tensor) -> ChannelReading:
 
 
 class Channels:
-    """The extremes of each channel over many tensors; the same bits for any order of the calls and any split between
-    ranks."""
+    """Gathers the extremes of each channel over many tensors. The result has the same bits for any order of the tensors
+    and any division of them among ranks."""
 
     def __init__(self) -> None:
         self._total: ChannelReading | None = None
 
     def add(self, reading: ChannelReading) -> None:
-        """Adds one reading."""
+        """Adds the extremes of one tensor, as `channels_of` returned them."""
         total = self._total or reading
         low, high = torch.minimum(total.low, reading.low), torch.maximum(total.high, reading.high)
         self._total = ChannelReading(low, high, reading.rows + (0 if self._total is None else total.rows))
 
     def merge(self, other: "Channels") -> None:
-        """Adds all readings of `other`."""
+        """Adds the extremes of all tensors that were added to `other`."""
         if other._total is not None:
             self.add(other._total)
 
     @property
     def rows(self) -> int:
-        """The number of rows read."""
+        """The number of rows of all added tensors."""
         return 0 if self._total is None else self._total.rows
 
     @property
     def low(self) -> Tensor:
-        """The smallest value of each channel, (channels,) float32. Raises ValueError without readings."""
+        """The smallest value of each channel over all added tensors, (channels,) float32. Raises ValueError if there
+        are none."""
         return self._readings().low
 
     @property
     def high(self) -> Tensor:
-        """The largest value of each channel, (channels,) float32. Raises ValueError without readings."""
+        """The largest value of each channel over all added tensors, (channels,) float32. Raises ValueError if there are
+        none."""
         return self._readings().high
 
     def range(self, transform: Transform | None = None) -> Range:
-        """Returns the range of all values after `transform`, which has to act on each channel by itself. Raises
-        ValueError without readings."""
+        """Returns the smallest and the largest value of all added tensors after `transform`, which has to act on each
+        channel by itself and to keep the order of its values, as smoothing does. Raises ValueError if no tensor was
+        added."""
         low, high = transformed(transform, self.low), transformed(transform, self.high)
         return Range(float(low.min()), float(high.max()))
 

@@ -2,7 +2,7 @@
 
 The bins are [k * 2**e, (k + 1) * 2**e) for whole numbers k: zero is an edge, and the width is a power of two. When the
 range grows or histograms are merged, pairs of bins are joined, which doubles the width and keeps the counts exact. The
-largest absolute value alone determines e.
+largest absolute value alone determines e, so the histogram does not depend on the order of the values.
 """
 
 import math
@@ -22,7 +22,7 @@ _COARSE, _FINE = 64, 3  # candidates that shrink both ends alike; later sweeps o
 
 
 class Histogram:
-    """Counts of values in bins, and the smallest and the largest value."""
+    """Counts how many values lie in each bin; `low` and `high` are the smallest and the largest value."""
 
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
@@ -44,7 +44,7 @@ class Histogram:
         return histogram
 
     def merge(self, other: "Histogram") -> None:
-        """Adds the counts of `other`, which is not changed."""
+        """Adds the counts and the extremes of `other`, which is not changed."""
         exponent = max(self._exponent, other._exponent)
         self._counts = _join_bins(self._counts, exponent - self._exponent) + _join_bins(
             other._counts, exponent - other._exponent
@@ -54,7 +54,7 @@ class Histogram:
 
     def bins(self) -> tuple[NDArray[np.int64], NDArray[np.float64], float]:
         """Returns the counts and the left edges of the bins that are not empty, in ascending order, and the width of a
-        bin. Raises ValueError without values."""
+        bin. Raises ValueError if the histogram has no values."""
         if self.low > self.high:
             raise ValueError("no input was observed")
         filled = np.nonzero(self._counts)[0]
@@ -62,8 +62,8 @@ class Histogram:
         return self._counts[filled], ((filled - _SIDE) * width).astype(np.float64), width
 
     def percentiles(self, percentile: float) -> Range:
-        """Returns the narrowest range of whole bins that excludes at most 100 - `percentile` per cent of the values at
-        each end, cut at the extremes."""
+        """Returns the narrowest range of whole bins that leaves out at most 100 - `percentile` per cent of the values
+        at each end. The range never reaches beyond the smallest and the largest value."""
         counts, edges, width = self.bins()
         cut = math.floor(int(counts.sum()) * (100 - Fraction(repr(percentile))) / 100)
         low = edges[int(np.searchsorted(np.cumsum(counts), cut, side="right"))]
@@ -72,8 +72,8 @@ class Histogram:
 
 
 def _exponent(largest: float) -> int:
-    """Returns the smallest e with `largest` < _SIDE * 2**e, and at least -1000, so that the width is a float64
-    number."""
+    """Returns the exponent e of the bin width 2**e: the smallest with which the _SIDE bins on one side of zero reach
+    beyond `largest`, but at least -1000, so that the width is a float64 number."""
     if largest == 0.0:
         return -1000
     return max(math.frexp(largest)[1] - (_SIDE.bit_length() - 1), -1000)
@@ -96,10 +96,11 @@ def _join_bins(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
 
 
 def best_clip(histogram: Histogram, scheme: Scheme) -> Range:
-    """Returns the range with the smallest squared error, with the values of each bin at its centre.
+    """Returns the range with the smallest squared error when values are quantized by `scheme`. All values of a bin
+    count as its centre.
 
     First tries ranges in which both ends are multiplied by the same factor, then changes each end alone around the best
-    range so far. The range of the extremes is among the candidates.
+    range so far. The range from the smallest to the largest value, extended to include 0, is tried too.
     """
     counts, edges, width = histogram.bins()
     low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)

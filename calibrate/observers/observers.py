@@ -1,8 +1,8 @@
-"""Observers: each finds the range of a layer's input that the codes have to represent.
+"""Observers: each finds the range of a layer's input that the integer codes have to represent.
 
-An observer reads statistics from tensors (`read`, called once for all layers that receive the same tensor), adds up the
-readings (`add`) and returns a range. The range has the same bits for any order of the tensors, for any batching of the
-samples, and for any number of observers that share the tensors and are merged afterwards.
+An observer reads statistics from tensors (`read`, called once for all layers that receive the same tensor), adds up
+these statistics (`add`) and returns a range (`range`). The range has the same bits for any order of the tensors and for
+any batching of the samples. The tensors may also be divided among several observers that are merged afterwards.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,8 @@ from .token_sums import BatchedMoments, TokenSums
 
 @dataclass(frozen=True)
 class Options:
-    """Holds the options of observers."""
+    """Holds the options of observers: `sigma` is for `Sigma`, `percentile` for `Percentile`; `scheme` is the kind of
+    codes, such as asymmetric int8, that inputs are quantized to."""
 
     sigma: float = 25.0  # half the width of the range, in standard deviations; 0: the range from minimum to maximum
     percentile: float = 99.99  # per cent of the values not above the top of the range; as many are not below its bottom
@@ -37,13 +38,13 @@ class Observer(Protocol):
         NaN or infinities."""
 
     def add(self, reading: Any) -> None:
-        """Adds a reading that `read` returned."""
+        """Adds the statistics of one tensor, which `read` returned."""
 
     def merge(self, other: Any) -> None:
-        """Adds all readings of `other`."""
+        """Adds all statistics that were added to `other`, an observer of the same class."""
 
     def range(self) -> Range:
-        """Returns the range that codes have to represent. Raises ValueError without readings."""
+        """Returns the range that codes have to represent. Raises ValueError if no statistics were added."""
 
 
 class MinMax:
@@ -69,14 +70,16 @@ class MinMax:
 
 
 class SigmaReading(NamedTuple):
-    """The statistics of one tensor for `Sigma`: its extremes and the sums of its rows."""
+    """The statistics of one tensor for the observer `Sigma`: its smallest and largest value, and the sums and sums of
+    squares of its rows."""
 
     extent: Extremes
     rows: TokenSums
 
 
 class Sigma:
-    """Observes the range mean - sigma * std to mean + sigma * std of all values, cut at the extremes."""
+    """Observes the range from mean - sigma * std to mean + sigma * std of all values, cut at the smallest and the
+    largest value. A sigma of 0 gives the range from the smallest to the largest value."""
 
     def __init__(self, options: Options) -> None:
         self._sigma = options.sigma
@@ -109,7 +112,7 @@ class Sigma:
 
 
 class Percentile:
-    """Observer of the range from percentile 100 - p to percentile p of all values, where p is `options.percentile`."""
+    """Observes the range from percentile 100 - p to percentile p of all values, where p is `options.percentile`."""
 
     read = staticmethod(Histogram.of)
 
@@ -128,7 +131,7 @@ class Percentile:
 
 
 class MSE:
-    """Observer of the range whose codes have the smallest squared error."""
+    """Observes the range with which quantizing all values has the smallest mean squared error."""
 
     read = staticmethod(Histogram.of)
 

@@ -1,7 +1,7 @@
 """Extracts patches of a convolution's padded input as rows (patches, in * kernel height * kernel width).
 
-A convolution is a linear layer applied to these rows, so surveys and sums treat its patches like the rows of a linear
-layer's input. Only a sample of the patches is extracted.
+A convolution is a linear layer applied to these rows, so its statistics are gathered from patches as those of a linear
+layer are from rows. Only a sample of the patches is extracted.
 """
 
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ _SURVEYED = 64  # most patches that a survey samples from each tensor
 @dataclass(frozen=True)
 class Patches:
     """Extracts at most `most` patches of an input (batch, in, height, width), a uniform random sample that is the same
-    each time."""
+    each time. `kernel` is the height and width of a patch; `geometry` has the stride, padding and dilation."""
 
     kernel: tuple[int, int]
     geometry: Geometry
@@ -32,8 +32,8 @@ class Patches:
         return cls((conv.kernel_size[0], conv.kernel_size[1]), Geometry.of(conv), most)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Returns patches of `x`, (patches, in * kernel height * kernel width), channels first as in a flattened
-        weight."""
+        """Returns patches of `x`, (patches, in * kernel height * kernel width). The columns have the order of the
+        convolution's weight, flattened after its first axis."""
         padded = self.geometry.padded(x.detach() if x.ndim == 4 else x.detach()[None], 0.0)
         for axis, size, step, dilation in zip(
             (2, 3), self.kernel, self.geometry.stride, self.geometry.dilation, strict=True
@@ -51,8 +51,8 @@ class Patches:
 
 
 class PatchSurvey(Survey):
-    """The survey of one convolution's input by a sample of its patches. Its extremes are those of the sample, not of
-    all patches."""
+    """Gathers the statistics of one convolution's input from a random sample of its patches, as `Survey` does from the
+    rows of a linear layer's input. The extremes are those of the sample, not of all patches."""
 
     def __init__(self, current: CurrentCall, name: str, conv: nn.Conv2d) -> None:
         super().__init__(current, name)
@@ -61,7 +61,8 @@ class PatchSurvey(Survey):
         self.tensors = 0
 
     def read(self, x: Tensor) -> SurveyReading:
-        """Reads the statistics of `survey.survey_of` from the patches of an input."""
+        """Returns a sample of the patches of `x`, an input of the convolution, as rows, and the extremes of each
+        column."""
         rows = self.patches(x)
         return SurveyReading(channels_of(rows), rows, [])
 
@@ -76,5 +77,5 @@ class PatchSurvey(Survey):
 
     def patches_for(self, most: int) -> Patches:
         """Returns an extractor for the same convolution that gives about `most` patches in total over as many tensors
-        as this survey observed."""
+        as this survey observed, but at least 64 for each tensor."""
         return replace(self.patches, most=max(_SURVEYED, -(-most // max(1, self.tensors))))

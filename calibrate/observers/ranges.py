@@ -1,4 +1,5 @@
-"""Computes ranges in a replay: observers record layer inputs after smoothing, separately for each timestep bin.
+"""Computes the ranges of layer inputs, after smoothing, in one replay (a run of the float model on recorded calls),
+separately for each timestep bin.
 
 The bins divide the noise levels of the calls so that all bins have about the same number of calls; the index of a
 level's bin is the number of edges not above the level. A level is the denoiser's time argument, so bins found in 28
@@ -6,8 +7,8 @@ steps also apply in 20 or 50.
 
 A bin has few calls, and a range computed from few calls clips values of other calls. So a bin of a layer gets a range
 of its own only if that range lowers the error on calls that it was not computed from; otherwise the bin gets the range
-of all bins, which is the static range. The calls of a bin are divided into folds by prompt. For each fold in turn, the
-range of the other folds is judged on that fold (cross-validation: Stone, Cross-Validatory Choice and Assessment of
+of all bins, which is the static range. The calls of a bin are divided into cross-validation folds by prompt. For each
+fold in turn, the range of the other folds is judged on that fold (Stone, Cross-Validatory Choice and Assessment of
 Statistical Predictions, 1974). Each fold has its own observers, so one replay suffices.
 """
 
@@ -41,8 +42,8 @@ _CLIPPED_SHARE, _CLIPPED_SHARE_SMOOTH = 1e-3, 1e-2
 
 
 class Bins(NamedTuple):
-    """A division of calls by noise level: `edges` between the bins, (bins - 1,) float32 ascending, and `folds`, the
-    fold of each call by the call's position."""
+    """Holds a division of calls into timestep bins. `edges` are the noise levels that separate the bins, (bins - 1,)
+    float32 ascending. `folds` is a dict from the position of a call to the number of its cross-validation fold."""
 
     edges: Tensor
     folds: Mapping[int, int] = {}
@@ -53,8 +54,8 @@ Ranges = dict[str, list[Range]]  # ranges of each layer's input by layer name, o
 
 
 def edges_of(levels: Iterable[float], bins: int = BINS) -> Tensor:
-    """Returns the edges between bins, (bins - 1,) float32 ascending, halfway between neighbouring levels; fewer edges
-    if there are fewer levels than bins."""
+    """Returns the noise levels that separate the timestep bins, (bins - 1,) float32 ascending, each halfway between two
+    neighbouring values of `levels`. If `levels` has fewer different values than `bins`, there are fewer bins."""
     distinct = sorted(set(levels))
     count = min(bins, len(distinct))
     starts = sorted({index * len(distinct) // count for index in range(1, count)})
@@ -62,10 +63,10 @@ def edges_of(levels: Iterable[float], bins: int = BINS) -> Tensor:
 
 
 def bins_for(levels: Mapping[int, float], units: Sequence[int | None]) -> Bins:
-    """Divides calls into bins by their noise `levels`, which are given by position, and the calls of each bin into
-    folds.
+    """Divides calls into timestep bins, and the calls of each bin into cross-validation folds.
 
-    `units` has the number of each call's prompt; calls of the same prompt are in the same fold of a bin.
+    `levels` is a dict from the position of a call to its noise level. `units` has the prompt number of each call (None:
+    unknown); calls of the same prompt are in the same fold of a bin.
     """
     edges = edges_of(levels.values())
     folds, groups = {}, [dict[int, int]() for _ in range(len(edges) + 1)]
@@ -76,7 +77,8 @@ def bins_for(levels: Mapping[int, float], units: Sequence[int | None]) -> Bins:
 
 
 class BinnedObserver:
-    """Observes one layer's transformed input with an observer for each fold of each timestep bin."""
+    """Observes one layer's input after `transform` with a separate observer for each cross-validation fold of each
+    timestep bin. `observer` is a key of OBSERVERS."""
 
     def __init__(
         self, observer: str, options: Options, current: CurrentCall, bins: Bins, transform: Transform | None
@@ -90,25 +92,26 @@ class BinnedObserver:
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """The function that reads the observers' statistics from an input after its transform."""
+        """The function that applies the transform to an input and returns the statistics that the observers need."""
         read, transform = self._observers[0][0].read, self._transform
         return read if transform is None else lambda x: read(transform.input(x.detach()))
 
     def add(self, reading: Any) -> None:
-        """Adds a reading to the observer of the current call's bin and fold."""
+        """Adds the statistics of one input, which `read` returned, to the observer for the timestep bin and the
+        cross-validation fold of the current call."""
         level, edges = self._current.level, self._bins.edges
         index = 0 if level is None or not len(edges) else int(bins_of(torch.tensor(level), edges))
         self._observers[index][self._bins.folds.get(self._current.position, 0)].add(reading)
 
     @property
     def observers(self) -> list[list[Observer]]:
-        """The observers of each bin, one for each fold."""
+        """The observers: a list for each timestep bin, with one observer for each cross-validation fold."""
         return self._observers
 
 
 def range_of(observers: Iterable[Observer]) -> Range | None:
-    """Returns the range of all readings of these observers together; None without readings. Changes none of the
-    observers."""
+    """Returns the range over everything that these observers observed together; None if they observed nothing. Changes
+    none of the observers."""
     total: Observer | None = None
     for observer in observers:
         if total is None:
@@ -122,13 +125,14 @@ def range_of(observers: Iterable[Observer]) -> Range | None:
 
 
 def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: float = _CLIPPED_SHARE) -> list[Range]:
-    """Returns the range of each bin of one layer: the bin's own range if it lowers the error on other calls, else the
-    range of all bins.
+    """Returns the range of each timestep bin for one layer's input: the bin's own range if it lowers the error on other
+    calls, else the range over all bins.
 
-    `observers` has the observers of each bin, one for each fold. The error of a range is the error of rounding, which
-    follows from its scale, plus the error of clipping a `share` of the values of a fold that the range was not computed
-    from. A bin has few folds, so its clipping error is taken to be at least the mean over all bins. Raises ValueError
-    if no bin has readings.
+    `observers` has a list for each bin, with one observer for each cross-validation fold of the calls. The error of a
+    range is the error of rounding, which follows from its scale, plus the error of clipping the values of a fold that
+    the range was not computed from. The share `share` of these values is assumed to lie as far outside the range as the
+    farthest value. A bin has few folds, so its clipping error is taken to be at least the mean over all bins. Raises
+    ValueError if nothing was observed.
     """
     static = range_of(itertools.chain(*observers))
     if static is None:
@@ -151,16 +155,18 @@ def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: fl
 
 
 def _error(extent: Range, clipped: float, scheme: Scheme) -> float:
-    """Returns the squared error of codes for a range, in units of the rounding error at scale 1; `clipped` is the ratio
-    of the clipping to the rounding error."""
+    """Returns the squared error of quantizing with the range `extent`: rounding plus clipping. The unit is the squared
+    rounding error at scale 1; `clipped` is the ratio of the clipping error to the rounding error."""
     return (1.0 + clipped) * exact_scale(extent, scheme) ** 2
 
 
 def _clipping(folds: Sequence[Observer], extents: Sequence[Range | None], scheme: Scheme, share: float) -> list[float]:
-    """Returns, for each fold with readings, the squared error of clipping the fold to the range of the same index in
-    `extents`, divided by the rounding error of that range.
+    """Returns the squared clipping error of each range in `extents` on the cross-validation fold of the same index,
+    divided by the squared rounding error of that range.
 
-    The ratio is infinite where clipping occurs and there is no range.
+    `folds` has the observer of each fold; a fold that observed nothing is left out. The share `share` of its values is
+    assumed to lie as far outside the range as the farthest value. The ratio is infinite where values are clipped and
+    the range is None or only contains 0.
     """
     errors = []
     for observer, extent in zip(folds, extents, strict=True):
@@ -187,10 +193,15 @@ def observe_ranges(
     bins: Bins,
     ranks: Ranks = ALONE,
 ) -> tuple[Ranges, CurrentCall, Snapshots]:
-    """Replays the calls and records the ranges of the inputs of the layers `names`, one for each bin.
+    """Runs the float model on `calls` and computes ranges for the inputs of the layers `names`, one for each timestep
+    bin of `bins`.
 
-    Returns the ranges of the layers that ran, the state of the calls, and snapshots of the ranges during the replay.
-    Collective: `ranks` share the calls, and all return the same ranges. Raises as `replay.hooks.observe` does.
+    `observer` is a key of OBSERVERS; `transforms` is a dict from layer name to the smoothing of its input. Returns the
+    ranges of the layers that ran, an object with the noise levels and prompts of all calls, and the ranges after the
+    first 1, 2, 4, ... prompts. Collective: `ranks` share the calls, and all return the same.
+
+    Raises MisfitError for a call that does not fit the model, and if there are no calls; NumbersError for an input that
+    is not finite; DeviceError when memory runs out.
     """
     current, share = CurrentCall(model, ranks), _CLIPPED_SHARE_SMOOTH if transforms else _CLIPPED_SHARE
     observers = {name: BinnedObserver(observer, options, current, bins, transforms.get(name)) for name in names}
@@ -200,8 +211,8 @@ def observe_ranges(
 
 
 def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: float = _CLIPPED_SHARE) -> Ranges:
-    """Returns the ranges that the observers of all ranks have found so far, for the layers that ran; `share` as in
-    `ranges_of`. Collective."""
+    """Returns the ranges that the observers of all ranks have found so far, for the layers that ran. `share` is the
+    share of values that are assumed to be clipped (see `ranges_of`). Collective: every rank calls this."""
     first, *other_ranks = ranks.gather({name: binned.observers for name, binned in observers.items()})
     ranges = {}
     for name, bins in first.items():
@@ -218,8 +229,8 @@ def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: 
 def input_with(
     ranges: list[Range], edges: Tensor, scheme: Scheme, dtype: torch.dtype
 ) -> StaticInput | TimestepInput | None:
-    """Returns the static or timestep input with these ranges, one for each bin of `edges`; None where `dtype` cannot
-    hold the scale of a range."""
+    """Returns the static input for one range, or the timestep input for one range for each of the bins that `edges`
+    separate. Returns None if `dtype` cannot hold the scale of a range."""
     parameters = [qparams_of(extent, scheme, dtype) for extent in ranges]
     qparams = [extent for extent in parameters if extent is not None]
     if len(qparams) < len(ranges):

@@ -12,8 +12,9 @@ _MOST = 512  # most rows of a sample: above it, the rows of the smallest depth, 
 
 
 class SampledRows(NamedTuple):
-    """Holds rows of one tensor. `source`: the position of the call, and the index of the tensor among the layer's
-    inputs in that call."""
+    """Holds rows of one tensor. `source` is the position of the call, and the index of the tensor among the layer's
+    inputs in that call. `depth` says which rows a sample that is too large drops first: those of the smallest depth.
+    `level` is the noise level of the call."""
 
     source: tuple[int, int]
     depth: int
@@ -22,20 +23,22 @@ class SampledRows(NamedTuple):
 
 
 def depth_of(source: tuple[int, int]) -> int:
-    """Returns the depth of a source: a sample drops the rows of small depths first.
+    """Returns the depth of a tensor's rows: a sample that becomes too large drops the rows of the smallest depth first.
+    `source` is the position of the call, and the index of the tensor among the layer's inputs in that call.
 
     Half of all sources have depth 0, a quarter have depth 1, and so on; the sources of each depth are evenly spaced
-    over any regular sequence. Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3, 1973, section 6.4)
-    of the position; the hashes of a call's tensors differ by multiples of the fractional part of the square root of 2.
+    over any regular sequence. The depth comes from Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3,
+    1973, section 6.4) of the position; the hashes of a call's tensors differ by multiples of the fractional part of the
+    square root of 2.
     """
     return 64 - ((source[0] * 0x9E3779B97F4A7C15 + source[1] * 0x6A09E667F3BCC909) % 2**64).bit_length()
 
 
 class Sample:
-    """A sample of at most `_MOST` rows, spaced evenly over all added rows, with their noise levels.
+    """A sample of at most 512 rows, spaced evenly over all added rows, with their noise levels.
 
-    While there are more rows, the rows with the smallest depth are dropped. So the sample depends only on the added
-    rows, not on their order or on which rank observed them.
+    While there are more rows, the rows with the smallest depth (`depth_of`) are dropped. So the sample depends only on
+    the added rows, not on their order or on which rank observed them.
     """
 
     def __init__(self) -> None:
@@ -43,7 +46,8 @@ class Sample:
         self._depth = 0
 
     def add(self, rows: Tensor, level: float | None, source: tuple[int, int]) -> None:
-        """Adds rows (rows, channels) of the tensor with this `source` (see SampledRows)."""
+        """Adds `rows` (rows, channels) of one tensor, observed at the noise level `level`. `source` is the position of
+        the call, and the index of the tensor among the layer's inputs in that call."""
         depth = depth_of(source)
         if depth >= self._depth:
             self._kept.append(SampledRows(source, depth, rows, level))
@@ -51,22 +55,23 @@ class Sample:
                 self.thin([self.sizes()])
 
     def sizes(self) -> Counter[int]:
-        """Returns the number of rows of each depth in the sample."""
+        """Returns the number of sampled rows of each depth (see `depth_of`), as a dict from depth to number."""
         sizes: Counter[int] = Counter()
         for entry in self._kept:
             sizes[entry.depth] += len(entry.rows)
         return sizes
 
     def thin(self, sizes: Iterable[Counter[int]]) -> None:
-        """Drops the rows of the smallest depths until the merged sample respects the limit; `sizes` are the sizes of
-        all samples to be merged."""
+        """Drops the rows of the smallest depths, so that several samples have at most 512 rows after they are merged.
+        `sizes` has the result of `Sample.sizes` for each of these samples, this one included."""
         total = sum(sizes, Counter[int]())
         while sum(count for depth, count in total.items() if depth >= self._depth) > _MOST:
             self._depth += 1
         self._kept = [entry for entry in self._kept if entry.depth >= self._depth]
 
     def merge(self, other: "Sample") -> None:
-        """Adds all rows of `other`. Both samples must have been thinned together before."""
+        """Adds all rows of `other`. `thin` must have been called on both samples before, with the sizes of all samples
+        to merge."""
         self._depth = max(self._depth, other._depth)
         self._kept = sorted(self._kept + other._kept, key=lambda entry: entry.source)
 

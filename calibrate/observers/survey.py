@@ -1,8 +1,8 @@
-"""The survey of a layer's input during one replay: statistics of channels and samples of rows, with a held-out split.
+"""Gathers statistics of a layer's input during a replay, a run of the float model on the recorded calls.
 
-A choice that was made from inputs is judged on the rows of other, held-out calls. So a choice cannot win by fitting
-only the calls that it was made from. Every fourth prompt is held out, or every fourth call where calls do not name
-their prompt.
+A choice that was made from inputs, such as smoothing factors, is judged on the rows of other, held-out calls. So a
+choice cannot win by fitting only the calls that it was made from. Every fourth prompt is held out, or every fourth call
+where calls do not name their prompt.
 """
 
 import copy
@@ -21,7 +21,8 @@ _FEW = 8  # rows for each sample of a batch: inputs with at most so many are tho
 
 
 class SurveyReading(NamedTuple):
-    """The statistics and sampled rows of one tensor; `surveys` lists the surveys that observed the tensor."""
+    """Holds the extremes of each channel and some rows of one tensor. `surveys` lists the surveys, one for each layer,
+    that observed the tensor so far."""
 
     channels: ChannelReading
     rows: Tensor  # (rows, channels), in the tensor's dtype
@@ -29,22 +30,26 @@ class SurveyReading(NamedTuple):
 
 
 def survey_of(x: Tensor) -> SurveyReading:
-    """Reads the statistics and a sample of rows of a tensor (..., channels). Raises ValueError if `x` is empty or
-    contains NaN or infinities."""
+    """Returns the extremes of each channel and a sample of rows of a tensor (..., channels). Raises ValueError if `x`
+    is empty or contains NaN or infinities."""
     rows = x.detach().reshape(-1, x.shape[-1])
     return SurveyReading(channels_of(x), rows[_row_indices(len(rows), x.device)], [])
 
 
 @lru_cache(64)
 def _row_indices(rows: int, device: torch.device) -> Tensor:
-    """Returns the indices of the sampled rows, spaced evenly."""
+    """Returns the indices of at most 8 rows to sample from a tensor with `rows` rows, spaced evenly."""
     count = min(_ROWS, rows)
     return torch.arange(count, device=device) * rows // max(count, 1)
 
 
 class Survey:
-    """The survey of the input of the layer `name`. A replay passes tensors to a survey as to an observer
-    (observers.py)."""
+    """Gathers the extremes of each channel and a sample of rows of the input of the layer `name`, separately for
+    held-out calls and for the other calls (`train`).
+
+    A replay passes the input to a survey as to an observer (observers.py). `current` says whether the call that is
+    running is held out.
+    """
 
     read = staticmethod(survey_of)
 
@@ -64,8 +69,8 @@ class Survey:
         self._leaders.add(reading.surveys[0].name)
 
     def copy(self, current: CurrentCall) -> "Survey":
-        """Returns a copy of the survey in its present state that refers to the call `current`, a copy of the original's
-        current call. The tensors are shared; no method writes to them."""
+        """Returns a copy of the survey in its present state, which refers to `current`, a copy of the original's
+        CurrentCall. The two surveys share their tensors; no method writes to these."""
         survey = copy.copy(self)
         survey._current = current
         survey.train, survey.held_out = copy.copy(self.train), copy.copy(self.held_out)
@@ -75,11 +80,11 @@ class Survey:
 
     @property
     def samples(self) -> tuple[Sample, Sample]:
-        """Two samples of rows: of the calls that are not held out, and of the held-out calls."""
+        """Two samples of the input's rows: from the calls that are not held out, and from the held-out calls."""
         return self._train_rows, self._held_rows
 
     def merge(self, other: "Survey") -> None:
-        """Adds all observations of `other`. The samples of both must have been thinned together before."""
+        """Adds everything that `other` observed. `Sample.thin` must have been called before on the samples of both."""
         self.train.merge(other.train)
         self.held_out.merge(other.held_out)
         for mine, theirs in zip(self.samples, other.samples, strict=True):
@@ -88,17 +93,17 @@ class Survey:
 
     @property
     def has_input(self) -> bool:
-        """True if the layer had any input."""
+        """True if the layer received any input."""
         return self.train.rows + self.held_out.rows > 0
 
     @property
     def has_held_out(self) -> bool:
-        """True if the layer had inputs in held-out calls and in other calls."""
+        """True if the layer had inputs both in held-out calls and in calls that are not held out."""
         return self.train.rows > 0 and self.held_out.rows > 0
 
     @property
     def all(self) -> Channels:
-        """The statistics of all calls."""
+        """The extremes of each input channel over all calls, held out or not."""
         merged = Channels()
         merged.merge(self.train)
         merged.merge(self.held_out)
@@ -106,34 +111,35 @@ class Survey:
 
     @property
     def fit_channels(self) -> Channels:
-        """The channel statistics from which choices may be made: of the calls that are not held out, or of all calls
-        where one of the two kinds is missing."""
+        """The extremes of each input channel from which choices, such as smoothing factors, are made: over the calls
+        that are not held out, or over all calls if the layer had no input in one of the two kinds of calls."""
         return self.train if self.has_held_out else self.all
 
     @property
     def fit_sample(self) -> Sample:
-        """The sample of rows from which choices may be made: of the calls that are not held out, or of the held-out
-        calls where there are no others. Raises ValueError where the layer had no input."""
+        """The sample of input rows from which choices, such as the scale of the input, are made: from the calls that
+        are not held out, or from the held-out calls if there are no others. Raises ValueError if the layer had no
+        input."""
         if not self.has_input:
             raise ValueError("no input was observed")
         return self._train_rows or self._held_rows
 
     @property
     def judge_sample(self) -> Sample:
-        """The sample of rows on which choices are judged: of the held-out calls, or of the other calls where none are
-        held out. Raises ValueError where the layer had no input."""
+        """The sample of input rows on which choices, such as smoothing factors, are judged: from the held-out calls, or
+        from the other calls if none are held out. Raises ValueError if the layer had no input."""
         if not self.has_input:
             raise ValueError("no input was observed")
         return self._held_rows or self._train_rows
 
     @property
     def leader(self) -> str:
-        """The name of the first layer that received the same tensors as this layer in every call; this layer's own name
-        where there is no such layer."""
+        """The name that stands for all layers with the same input: the first of the layers that received the same
+        tensors in every call. A layer that shares its input with no other has its own name."""
         return next(iter(self._leaders)) if len(self._leaders) == 1 else self.name
 
     @property
     def has_tokens(self) -> bool:
-        """True if the input consists of tokens, False if it has few rows for each sample of the batch, as a modulation
-        has."""
+        """True if the input has more than eight rows for each sample of the batch, as tokens have; False for fewer
+        rows, as in a modulation."""
         return self.train.rows + self.held_out.rows > _FEW * self._current.samples

@@ -1,4 +1,5 @@
-"""Replays calls with surveys of the layers' inputs, and merges the surveys of several processes."""
+"""Runs the float model on recorded calls with a survey (channel extremes and a sample of rows) of each layer's input,
+and merges the surveys of several processes."""
 
 import copy
 from collections.abc import Mapping
@@ -21,24 +22,25 @@ from .survey import Survey
 
 
 class SurveyState(NamedTuple):
-    """The surveys by layer name, and `current`, the state of the calls that the surveys observed."""
+    """Holds `surveys`, a dict from layer name to the survey of its input, and `current`, the CurrentCall that counts
+    the calls and samples that the surveys observed."""
 
     current: CurrentCall
     surveys: dict[str, Survey]
 
 
 class SurveyResult(NamedTuple):
-    """The observations of one replay.
+    """The observations of one replay. The snapshots show the state after the first 1, 2, 4, ... prompts.
 
     | field           | meaning                                                                                  |
     |-----------------|------------------------------------------------------------------------------------------|
     | state           | the surveys of all calls, merged over all ranks                                          |
     | calls           | the number of calls                                                                      |
-    | last            | the count at the end of the calls                                                        |
-    | snapshots       | the surveys of this process at each snapshot                                             |
-    | ranges          | ranges of the convolutions' inputs, where the range is minimum to maximum                |
-    | range_snapshots | the same ranges at each snapshot                                                         |
-    | silent          | the convolutions without input                                                           |
+    | last            | the number of calls and of prompts at the end                                            |
+    | snapshots       | for each snapshot, the surveys of this process alone                                     |
+    | ranges          | the convolutions' input ranges, from minimum to maximum; empty without `options`         |
+    | range_snapshots | for each snapshot, the same ranges                                                       |
+    | silent          | the convolutions that received no input; empty without `options`                         |
     """
 
     state: SurveyState
@@ -60,11 +62,12 @@ def survey_inputs(
     convolutions: bool,
     options: Options | None,
 ) -> SurveyResult:
-    """Replays the first `samples` calls with a survey of each linear of the plan; with `convolutions`, of each
-    convolution too.
+    """Runs the float model on the first `samples` calls (None: all) with a survey of the input of each linear layer in
+    `plan`, and with `convolutions` of each convolution too.
 
-    With `options` of observers, the replay also records the minimum-to-maximum range of every convolution's input, one
-    range for all noise levels. Collective: the ranks share the calls. Raises as `replay.hooks.observe` does.
+    With `options`, the options of observers, also records the minimum-to-maximum range of every convolution's input,
+    one for all noise levels. Collective: ranks share the calls. Raises MisfitError for a call that does not fit the
+    model, and without calls; NumbersError for an input that is not finite; DeviceError when memory runs out.
     """
     current = CurrentCall(model, work.ranks)
     modules = {entry.name: module for entry, module in named(model, plan)}
@@ -92,8 +95,8 @@ def survey_inputs(
 
 
 def merge_ranks(state: SurveyState, ranks: Ranks) -> SurveyState:
-    """Merges the observations of ranks that shared the calls; the result equals that of one process over all calls.
-    Collective.
+    """Merges the surveys of all ranks, each of which observed a part of the calls; the result equals that of one
+    process over all calls. Collective: every rank calls this with its own `state`.
 
     Sends no more rows between ranks than the merged samples keep.
     """

@@ -1,4 +1,4 @@
-"""Sum and sum of squares of every token, computed so that both depend on the token alone.
+"""Sum and sum of squares of every token (a row of a tensor), computed so that both depend on the token alone.
 
 torch sums the last axis of a contiguous tensor row by row, and the order of a row's additions depends only on the row's
 length. So the sum of a token is the same for any batching of tokens and any number of threads. The sums of tokens are
@@ -6,7 +6,7 @@ then added exactly (exact_sum.py).
 
 Within a token, float32 is precise enough if the token's values vary enough around their mean: sum and sum of squares
 then keep 6 digits of the variance. Float32 takes a third of the time of float64, in which other tokens are summed. The
-choice depends on the token alone.
+choice of the dtype depends on the token alone.
 """
 
 import weakref
@@ -38,7 +38,7 @@ class RowSums(NamedTuple):
 
 
 class TokenSums:
-    """Sums of each row of one tensor, shared by the layers that received the tensor.
+    """The sum and the sum of squares of each row of one tensor, shared by the layers that received the tensor.
 
     A small tensor is copied and summed later, together with others: summing one row of a modulation takes as long as
     summing a hundred rows.
@@ -47,7 +47,7 @@ class TokenSums:
     __slots__ = ("__weakref__", "cache", "copy", "count", "rows", "sums")
 
     def __init__(self, x: Tensor) -> None:
-        """Reads the values of `x`, a tensor of any rank that is not empty."""
+        """Reads the values of `x`, a tensor with any number of axes that is not empty."""
         self.count = x.numel()
         x = x.reshape(-1, x.shape[-1])
         self.rows = x.shape[0] * -(-x.shape[1] // _ROW)
@@ -62,7 +62,8 @@ def _row_sums(x: Tensor) -> list[RowSums]:
 
 
 def row_sums_of(rows: list[TokenSums]) -> list[RowSums]:
-    """Returns the sums of all rows, in any grouping and order; an exact sum over them is always the same."""
+    """Returns the sums of the rows of several tensors. Their grouping and order may vary; an exact sum over them is
+    always the same."""
     tensors_by_width: dict[tuple[int, torch.dtype], list[Tensor]] = {}
     for entry in rows:
         if entry.copy is not None:
@@ -96,7 +97,7 @@ class Moments:
         self._sum, self._squares = ExactSum(), ExactSum()
 
     def add(self, rows: list[TokenSums]) -> None:
-        """Adds the values of several tensors."""
+        """Adds the values of several tensors, given the row sums of each."""
         self.count += sum(entry.count for entry in rows)
         pieces = [piece for piece in row_sums_of(rows) if len(piece.sums)]
         for dtype in (np.float32, np.float64):
@@ -106,20 +107,22 @@ class Moments:
                 self._squares.add(np.concatenate([piece.squares for piece in selected]))
 
     def merge(self, other: "Moments") -> None:
-        """Adds the values of `other`."""
+        """Adds all values that were added to `other`."""
         self.count += other.count
         self._sum.merge(other._sum)
         self._squares.merge(other._squares)
 
     def mean_and_std(self) -> tuple[float, float]:
-        """Returns mean and standard deviation of the population, each rounded once."""
+        """Returns the mean and the population standard deviation of all added values, computed from their exact
+        sums."""
         mean = self._sum.value() / self.count
         variance = self._squares.value() / self.count - mean * mean
         return float(mean), float(max(variance, Fraction(0))) ** 0.5
 
 
 class BatchedMoments:
-    """Moments of rows that are collected and added in batches, which is faster."""
+    """Sums all values and their squares exactly, as `Moments` does, but collects rows and adds them in batches, which
+    is faster."""
 
     def __init__(self) -> None:
         self._moments = Moments()
@@ -135,11 +138,11 @@ class BatchedMoments:
             self._add_waiting()
 
     def merge(self, other: "BatchedMoments") -> None:
-        """Adds the rows of `other`."""
+        """Adds all rows that were added to `other`."""
         self._moments.merge(other.moments())
 
     def moments(self) -> Moments:
-        """Returns the moments of all added rows."""
+        """Returns the count, the sum and the sum of squares of all added rows."""
         self._add_waiting()
         return self._moments
 
@@ -154,9 +157,9 @@ class BatchedMoments:
 
 
 def _moments_of(rows: list[TokenSums]) -> Moments:
-    """Returns the moments of `rows`.
+    """Returns the count, the sum and the sum of squares of all values of `rows`.
 
-    Layers with the same inputs request the same rows one after another, so the last entry of `rows` caches the result.
+    Layers with the same inputs ask for the same rows one after another, so the last entry of `rows` caches the result.
     """
     cached = rows[-1].cache
     if cached is not None and [ref() for ref in cached[0]] == rows:  # TokenSums compare by identity

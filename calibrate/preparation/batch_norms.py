@@ -39,7 +39,8 @@ class Pair(NamedTuple):
 
 
 class FoldedModel(NamedTuple):
-    """A model whose batch norms in `pairs` are folded. `warning`: why nothing was folded, or ""."""
+    """A model in which the batch norms of `pairs` are folded into their convolutions. `warning`: why nothing was
+    folded, or ""."""
 
     model: nn.Module
     pairs: tuple[Pair, ...]
@@ -52,16 +53,19 @@ def has_norms(model: nn.Module) -> bool:
 
 
 def has_statistics(module: nn.Module) -> bool:
-    """Returns whether `module` is a batch norm with running statistics: in eval mode it treats all inputs alike."""
+    """Returns whether `module` is a batch norm with running statistics, which in eval mode scales and shifts each
+    channel by fixed numbers."""
     return isinstance(module, NORMS) and type(module) in NORMS and module.running_mean is not None
 
 
 def fold_norms(model: nn.Module, call: Call, *, changing: bool = False) -> FoldedModel:
     """Folds the model's batch norms into the convolutions before them, for eval mode.
 
-    Folds in a copy of the model, unless `changing`; returns the model itself where there is nothing to fold. `call` has
-    to run the whole model. If its output differs after folding, nothing is folded and the result has a warning. Raises
-    UsageError for a model that cannot be copied, and the errors of `calls.run`.
+    Folds in a copy of the model, unless `changing`; returns the model itself if there is nothing to fold. `call` has to
+    run the whole model. If its output differs after folding, nothing is folded and the result has a warning.
+
+    Raises UsageError for a model that cannot be copied, MisfitError for a call that does not fit the model, and
+    DeviceError when memory runs out.
     """
     pairs = pairs_of(model, call) if has_norms(model) else ()
     if not pairs:
@@ -92,10 +96,11 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 def pairs_of(model: nn.Module, call: Call) -> tuple[Pair, ...]:
-    """Returns the pairs of convolution and batch norm that can be folded, in the order of the model's modules.
+    """Runs `call`, and returns the pairs of convolution and batch norm that can be folded, in the order of the model's
+    modules.
 
-    In every call the batch norm is the only reader of the convolution's output, and this output is the batch norm's
-    only input. Nothing but the convolution reads its weight, and neither module has hooks.
+    A pair can be folded if the batch norm is the only reader of the convolution's output each time, and this output is
+    its only input. Nothing but the convolution may read its weight, and neither module may have hooks.
     """
     watch = _Watch(model)
     with evaluating(model), watch.hooks(), watch:
@@ -140,13 +145,14 @@ class _Watch(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _of(self, value: Tensor) -> _Output | None:
-        """Returns the record of `value` if it is an output of a convolution."""
+        """Returns the record of `value` if it is an output of a convolution, else None."""
         output = self._live.get(id(value))
         return output if output is not None and output.alive() is value else None
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
-        """Records the calls of convolutions and batch norms by hooks, inside the `with` statement."""
+        """Installs the hooks that record which convolutions and batch norms run, and with which tensors, inside the
+        `with` statement."""
         recorders = {name: self._records_output(name) for name in self._convs}
         entering = {name: self._enters(name) for name in self._norms}
         leaving = dict.fromkeys(self._norms, self._leaves)
@@ -174,7 +180,7 @@ class _Watch(TorchDispatchMode):
         self._inside.pop()
 
     def pairs(self) -> tuple[Pair, ...]:
-        """Returns the pairs that can be folded according to the recorded calls."""
+        """Returns the pairs that can be folded, according to what was recorded."""
         pairs = []
         for name in self._convs:
             outputs = [output for output in self._outputs if output.conv == name]
@@ -213,7 +219,7 @@ def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Conv2
     convolution = copy.deepcopy(conv)
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
-        raise ValueError("a batch norm without statistics of its own")
+        raise ValueError("the batch norm has no running statistics")
     scale = (var.double() + norm.eps).rsqrt()
     bias = mean.double().neg()
     if conv.bias is not None:

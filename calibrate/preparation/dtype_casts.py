@@ -21,8 +21,8 @@ REASON = "the model casts its inputs to the dtype of this weight"
 
 
 def layers_with_cast_inputs(model: nn.Module, call: Call, names: Sequence[str]) -> dict[str, str]:
-    """Returns the layers among `names` whose input the model would cast to integers if their weights were int8, with
-    the reason to keep them float.
+    """Finds the layers among `names` whose input the model would cast to integers if their weights were int8. Returns a
+    dict from layer name to the reason to keep the layer float.
 
     Runs `call` while the weights of these layers report the dtype int8. Errors of this run are ignored.
     """
@@ -47,7 +47,8 @@ def layers_with_cast_inputs(model: nn.Module, call: Call, names: Sequence[str]) 
 
 
 class _Int8(TorchFunctionMode):
-    """A mode in which the tensors with the given ids report the dtype int8."""
+    """A mode in which the weights with the given ids report the dtype int8, so that a model that casts an input to the
+    dtype of such a weight casts it to int8."""
 
     def __init__(self, ids: set[int]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Makes inputs for a calibration without data, distilled from the training statistics that batch norms store.
+"""Makes inputs for a calibration without data: distils them from the training statistics that batch norms store.
 
 Cai et al., ZeroQ: a novel zero shot quantization framework, arXiv 2001.00281, 2020: starting from normal noise, inputs
 are optimised until the input of each batch norm has the mean and the standard deviation that the batch norm stores.
@@ -34,14 +34,16 @@ _NARROW = 0.05
 def synthetic_calls(
     model: nn.Module, shape: Sequence[int], *, seed: int = 0, most: int = 200, progress: Progress = silent
 ) -> list[Sample]:
-    """Makes calls of `model` with one synthetic input each, of `shape` (batch, ...); the batch may be larger.
+    """Makes calls of `model` with one synthetic input each, of `shape` (batch, ...) or with a larger batch.
 
-    For a model that has batch norms with statistics, inputs are distilled from these. For other models, they are
-    uniform numbers from 0 to 1, and `warnings_of` warns of that. The result is deterministic. The number of iterations,
-    at most `most`, depends on the model's number of operations. Works in inference mode.
+    For a model that has batch norms with running statistics, inputs are optimised until they reproduce these
+    statistics. For other models, they are uniform numbers from 0 to 1, and `warnings_of` warns of that. The result is
+    deterministic. The number of iterations, at most `most`, depends on the model's number of operations. Works in
+    inference mode.
 
-    Raises UsageError for an invalid shape and for a model without gradients, MisfitError for a shape that the model
-    does not accept, DeviceError when memory runs out.
+    Raises UsageError for an invalid shape, and for a model through which no gradient reaches a batch norm's input;
+    MisfitError for a shape that the model does not accept; NumbersError if the inputs do not stay finite; DeviceError
+    when memory runs out.
     """
     if not shape or min(shape) < 1:
         raise UsageError(f"input_shape: {list(shape)} is not a shape. Give sizes of at least 1.")
@@ -75,21 +77,22 @@ def _differentiable(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:  # of any type: modules may define how they are copied
-        fact = "distilling inputs needs gradients, which a model made in torch.inference_mode() has not"
+        fact = "distilling inputs needs gradients, which a model made in torch.inference_mode() does not have"
         raise UsageError(f"input_shape: {fact}. Load the model outside of torch.inference_mode().") from error
 
 
 def warnings_of(model: nn.Module) -> list[str]:
-    """Returns the warnings about synthetic inputs of this model, one line each."""
+    """Returns the warnings about the synthetic inputs of this model, one line each: none if it has batch norms to
+    distil from."""
     if has_norms(model):
         return []
-    fact = "there are no data, and no batch norms to distil inputs from"
-    return [f"calib_data: {fact}; ranges come from uniform random numbers and fit no real inputs."]
+    fact = "there are no data, and the model has no batch norms to distil inputs from"
+    return [f"calib_data: {fact}. So ranges come from uniform random numbers and fit no real inputs. Give calib_data."]
 
 
 def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
-    """Returns the number of batches, the inputs in a batch and the number of iterations: the first row of _BATCHES that
-    the budget affords."""
+    """Returns the number of batches, the inputs in each batch and the number of iterations, such that the
+    floating-point operations stay within _BUDGET if possible: the first row of _BATCHES that does."""
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:
         run(model, _sample(torch.zeros(1, *shape[1:], dtype=_dtype_of(model))), 0)
@@ -103,8 +106,8 @@ def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _distilled(model: nn.Module, x: Tensor, iterations: int, steps: Iterator[int]) -> Tensor:
-    """Optimises `x` by so many iterations of Adam in float32; returns it in the model's dtype. `steps` is advanced by
-    one for each iteration, to show the progress."""
+    """Optimises the inputs `x` by `iterations` steps of Adam in float32, and returns them in the model's dtype. `steps`
+    is advanced by one for each step, to show the progress."""
     x, dtype = x.to(device_of(model), torch.float32).requires_grad_(), _dtype_of(model)
     optimizer = torch.optim.Adam([x], _RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)

@@ -22,8 +22,11 @@ CHANGED = "each call of the model changes its weight"
 
 
 def weights_used_elsewhere(model: nn.Module, call: Call, names: Iterable[str]) -> dict[str, str]:
-    """Returns the named layers whose weight `call` uses elsewhere or changes, with the reason why they stay float. Runs
-    the call once; raises the errors of `replay.calls.run`."""
+    """Runs `call` once, and finds the layers in `names` whose weight is used outside the layer's forward or changes.
+    Returns a dict from layer name to the reason why the layer stays float.
+
+    Raises MisfitError for a call that does not fit the model, DeviceError when memory runs out.
+    """
     with evaluating(model), watching(model, names) as reasons:
         run(model, call, 0)
     return reasons
@@ -31,8 +34,8 @@ def weights_used_elsewhere(model: nn.Module, call: Call, names: Iterable[str]) -
 
 @contextmanager
 def watching(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, str]]:
-    """Observes the weights of the named layers inside the `with` statement. Afterwards the dict has the layers whose
-    weight was used elsewhere or changed, with the reason."""
+    """Observes the weights of the layers `names` inside the `with` statement. Afterwards the dict that was yielded has
+    the layers whose weight was used outside the layer's forward or changed, with the reason why they stay float."""
     reasons: dict[str, str] = {}
     layers = {name: layer_at(model, name) for name in names}
     before = {name: (layer.weight, _state(layer.weight)) for name, layer in layers.items()}
@@ -49,7 +52,8 @@ def watching(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, str]]
 
 
 def _state(weight: Tensor) -> tuple[int, int | None]:
-    """Returns the address and the version of a tensor; the version is None for a tensor made in inference mode."""
+    """Returns the address and the version of a tensor, which show whether it was replaced or changed; the version is
+    None for a tensor made in inference mode."""
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
@@ -59,8 +63,8 @@ def _changed(after: Tensor, before: Tensor, state: tuple[int, int | None]) -> bo
 
 
 class _Watch(TorchDispatchMode):
-    """Records the addresses of weights that operations use while no module that owns the weight is running, in
-    `foreign`."""
+    """Records in `foreign` the addresses of weights that an operation used while no module that owns the weight was
+    running."""
 
     def __init__(self, addresses: set[int]) -> None:
         super().__init__()

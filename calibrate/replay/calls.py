@@ -22,8 +22,12 @@ T = TypeVar("T")
 
 
 class Call(Protocol):
-    """The arguments of one call of a model, such as a `capture.store.unit.Call`. The attributes `unit`, `step` and
-    `index` are optional; so is `source`, the origin of a call that is not from a capture, for messages."""
+    """The arguments of one call of a model, such as a `capture.store.layout.Call`.
+
+    Optional attributes: `unit`, the number of the prompt that the call belongs to; `step`, the denoising step; `index`,
+    the number of the call among those of its prompt; `source`, for messages the origin of a call that is not from a
+    capture.
+    """
 
     @property
     def args(self) -> tuple[Any, ...]: ...
@@ -57,12 +61,12 @@ def describe(call: Call, position: int) -> str:
 
 
 def first(calls: Calls, samples: int | None) -> Iterator[Call]:
-    """Returns the first `samples` calls; all calls for None."""
+    """Returns an iterator over the first `samples` calls; over all calls if `samples` is None."""
     return itertools.islice(iter(calls()), samples)
 
 
 def calls_at(calls: Calls, positions: Collection[int]) -> Iterator[Call]:
-    """Yields the calls at these positions."""
+    """Yields the calls at these positions, counted from 0."""
     return (call for position, call in enumerate(first(calls, max(positions, default=-1) + 1)) if position in positions)
 
 
@@ -152,8 +156,8 @@ def check_caches(model: nn.Module) -> None:
 
 
 def run(model: nn.Module, call: Call, position: int) -> Any:
-    """Runs the model on a copy of a call's arguments and returns its output; None where a hook or module raised
-    Stopped.
+    """Runs the model on a copy of a call's arguments and returns its output; None if a hook or module raised Stopped to
+    end the forward early. `position` counts the call from 0, for messages.
 
     Raises MisfitError for arguments that the forward does not take and for an error inside the forward, naming the
     layer that raised it; DeviceError when memory runs out. An OctavoError of a hook is raised again with the name of
@@ -199,7 +203,8 @@ def _layer_of(model: nn.Module, error: Exception) -> str:
 
 
 def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """Returns `wanted` evenly spaced positions out of 0 to `count` - 1; all positions where `count` is not larger."""
+    """Returns `wanted` evenly spaced positions out of 0 to `count` - 1; all positions if `count` is not larger than
+    `wanted`."""
     if wanted >= count:
         return list(range(count))
     return [(2 * index + 1) * count // (2 * wanted) for index in range(wanted)]

@@ -17,7 +17,8 @@ _FOLD = 4  # every fourth prompt is held out
 
 
 def held_out(number: int) -> bool:
-    """Returns whether the prompt (or call) of this number, counted from 0, is held out."""
+    """Returns whether the prompt (or call) of this number, counted from 0, is held out, as every fourth is, to judge
+    choices that were made from the others."""
     return number % _FOLD == _FOLD - 1
 
 
@@ -27,12 +28,12 @@ class CurrentCall:
     | attribute | meaning                                                                                           |
     |-----------|---------------------------------------------------------------------------------------------------|
     | position  | the position of the current call                                                                  |
-    | held_out  | whether the current call is held out                                                              |
+    | held_out  | whether the current call is held out, to judge choices that were made from the others             |
     | level     | the noise level of the current call; None where it has none                                       |
     | count     | the number of calls so far                                                                        |
     | units     | the prompt number of each call so far; None for a call that does not name its prompt              |
     | training  | the positions of the calls so far that are not held out                                           |
-    | levels    | the noise levels by position, of the calls that belong to this rank                               |
+    | levels    | a dict from position to noise level, for the calls that belong to this rank                       |
     | samples   | the number of samples in the batches of the calls that belong to this rank                        |
     """
 
@@ -46,8 +47,8 @@ class CurrentCall:
     level: float | None
 
     def tracked(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """Yields the calls, and sets the attributes for each before it runs. Calls of other ranks are yielded and
-        counted too, but their arguments are not read."""
+        """Yields the calls, and sets the attributes for each before the caller runs it. Calls of other ranks are
+        yielded and counted too, but their arguments are not read."""
         for position, call in enumerate(calls):
             unit = getattr(call, "unit", None)
             self.position, self.held_out = position, held_out(position if unit is None else unit)
@@ -76,7 +77,8 @@ class CurrentCall:
         return self.joined(sum(samples for samples, _ in parts), levels)
 
     def joined(self, samples: int, levels: dict[int, float]) -> "CurrentCall":
-        """Returns a copy with the given totals over all ranks: the number of samples, and the noise levels by call."""
+        """Returns a copy with the given totals over all ranks: `samples`, the number of samples, and `levels`, a dict
+        from the position of a call to its noise level."""
         joined = copy.copy(self)
         joined.samples, joined.levels = samples, levels
         return joined

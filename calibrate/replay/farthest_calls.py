@@ -24,7 +24,7 @@ _SAME = 1e-6  # a coordinate whose deviation over its largest magnitude is small
 
 
 class Descriptor(NamedTuple):
-    """The description of a call by which calls are compared.
+    """Describes a call by the numbers by which calls are compared.
 
     `level`: its noise level; None where it has none. `statistics`: for each floating-point tensor, by its path in the
     arguments, the minimum, maximum and mean square of groups of channels, (3, groups) float64. `held_out`: whether the
@@ -37,7 +37,8 @@ class Descriptor(NamedTuple):
 
 
 def descriptor_of(call: Call) -> Descriptor:
-    """Describes a call. Time arguments, recognized by their names, only give the noise level."""
+    """Describes a call by its noise level and the statistics of its tensors. Time arguments, recognized by their names,
+    give the noise level and no statistics."""
     level, unit = getattr(call, "timestep", None), getattr(call, "unit", None)
     kwargs = {name: value for name, value in call.kwargs.items() if name not in TIME_ARGUMENTS}
     statistics = {path: statistics_of(x) for path, x in floats_in([list(call.args), kwargs]) if x.numel()}
@@ -46,7 +47,8 @@ def descriptor_of(call: Call) -> Descriptor:
 
 
 def floats_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yields the real floating-point tensors inside containers, with the path of each."""
+    """Yields the floating-point tensors inside dicts, lists and tuples, each with its path: the keys and indices that
+    lead to it, joined by dots."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield path, value
@@ -57,7 +59,8 @@ def floats_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def statistics_of(x: Tensor) -> Tensor:
-    """Returns the minimum, maximum and mean square of groups of channels of `x`, (3, groups).
+    """Returns the minimum, maximum and mean square of groups of neighbouring channels of `x`, (3, groups); there are at
+    most 64 groups.
 
     Channels are the last axis of tensors with up to three axes, otherwise the second axis, as in images and videos.
     Values that are not finite count as 0, because the replay reports them.
@@ -72,11 +75,12 @@ def statistics_of(x: Tensor) -> Tensor:
 
 
 def farthest(calls: Iterable[Call], wanted: int, ranks: Ranks = ALONE) -> list[int]:
-    """Returns the positions of the `wanted` calls that differ most, ascending; all where there are not more calls.
+    """Returns the positions of the `wanted` calls whose arguments differ most, in ascending order; all positions if
+    there are not more calls.
 
-    Only one call is in memory at a time. Held-out calls get a share of the positions in proportion to their number.
-    Where more than one call is wanted and both kinds exist, at least one call of each kind is picked. Collective:
-    `ranks` share the reading of the calls.
+    Only one call is in memory at a time. Held-out calls get a share of the positions in proportion to their number. If
+    more than one call is wanted and there are held-out and other calls, at least one of each kind is picked.
+    Collective: `ranks` share the reading of the calls.
     """
     parts = ranks.gather([descriptor_of(call) for position, call in enumerate(calls) if ranks.owns(position)])
     descriptors = interleaved(parts)
@@ -90,13 +94,14 @@ def farthest(calls: Iterable[Call], wanted: int, ranks: Ranks = ALONE) -> list[i
 
 
 def interleaved(parts: Sequence[Sequence[Descriptor]]) -> list[Descriptor]:
-    """Merges the descriptors of all ranks, `parts`, into the order of the calls."""
+    """Merges the descriptors of all ranks into the order of the calls. `parts` has the descriptors of each rank's
+    calls; the ranks take calls in turns."""
     return [descriptor for row in itertools.zip_longest(*parts) for descriptor in row if descriptor is not None]
 
 
 def points_of(descriptors: Sequence[Descriptor]) -> Tensor:
-    """Returns the calls as points, (calls, coordinates) float64. The coordinates of the noise level and of each tensor
-    are scaled to the same total variance, so that each counts the same whatever its number of channels."""
+    """Returns the calls as points, (calls, coordinates) float64. The coordinates of the noise level and those of each
+    tensor are scaled to the same total variance, so that a tensor counts the same whatever its number of channels."""
     levels = torch.tensor(
         [[0.0 if descriptor.level is None else descriptor.level] for descriptor in descriptors], dtype=torch.float64
     )
@@ -114,7 +119,7 @@ def points_of(descriptors: Sequence[Descriptor]) -> Tensor:
 
 
 def _scaled(block: Tensor) -> Tensor:
-    """Scales the columns of a block (calls, n) to mean 0 and a total variance of 1, shared equally; drops columns that
+    """Scales the columns of `block` (calls, columns) to mean 0 and equal variances with the sum 1; drops columns that
     do not vary."""
     centred = block - block.mean(0)
     deviation = centred.square().mean(0).sqrt()
@@ -123,8 +128,8 @@ def _scaled(block: Tensor) -> Tensor:
 
 
 def _traversed(points: Tensor, held_out: Tensor, remaining: dict[bool, int]) -> Iterator[int]:
-    """Yields positions of points, farthest first; of equally far points the first. Yields as many held-out (True) and
-    other (False) points as `remaining` has."""
+    """Yields positions of points, farthest first; of equally far points the first. Yields as many held-out points as
+    `remaining[True]`, and as many other points as `remaining[False]`."""
     distance, nearest = points.square().sum(1), None
     while any(remaining.values()):
         allowed = torch.where(held_out, remaining[True] > 0, remaining[False] > 0)

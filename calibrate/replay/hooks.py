@@ -27,22 +27,23 @@ class InputObserver(Protocol):
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """A function that returns the reading of a tensor, such as its extremes. It raises ValueError for a tensor that
-        is empty or has values that are not finite."""
+        """A function that returns the statistics that the observer needs of a tensor, such as its extremes. It raises
+        ValueError for a tensor that is empty or has values that are not finite."""
 
     def add(self, reading: Any) -> None:
-        """Adds the reading of a tensor, which `read` returned, to the statistics."""
+        """Adds the statistics of one tensor, which `read` returned."""
 
 
 class Readings:
-    """A cache of the readings of the last tensors: a tensor that several layers in a row receive is read once."""
+    """Keeps what an observer's `read` returned for the last tensors, so that a tensor that several layers receive one
+    after another is read once."""
 
     def __init__(self, read: Callable[[Tensor], Any]) -> None:
         self._read = read
         self._known: list[tuple[weakref.ref[Tensor], int, Any]] = []
 
     def of(self, x: Tensor) -> Any:
-        """Returns the reading of `x`: from the cache, unless `x` has changed since or was not read yet."""
+        """Returns the result of `read` for `x`: the kept one, unless `x` has changed since or was not read yet."""
         if x.is_inference():  # it has no version, so a change in place would go unnoticed
             return self._read(x)
         version = x._version
@@ -67,7 +68,8 @@ def hooked(
     *,
     always_call: bool = False,
 ) -> Iterator[None]:
-    """Runs hooks before and after the forwards of the named modules, inside the `with` statement; "" is `model` itself.
+    """Runs hooks before and after the forwards of modules, inside the `with` statement. `before` and `after` are dicts
+    from module name to hook; "" is `model` itself.
 
     A hook is called with the module, its positional and its keyword arguments; a hook after the forward also with the
     output. With `always_call` hooks also run after a forward that raised an exception; the output is then None.
@@ -86,7 +88,7 @@ def hooked(
 
 
 def _settled(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a hook that calls `hook` with torch's state set as for calibration."""
+    """Returns a hook that calls `hook` with torch's default dtype and device set to float32 and CPU."""
 
     def settled(*args: Any) -> Any:
         with computing():
@@ -97,7 +99,8 @@ def _settled(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def axes(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, int]]:
-    """Records the number of axes of each named layer's input, inside the `with` statement; 0 where it changes."""
+    """Records the number of axes of the input of each layer in `names`, inside the `with` statement, in the dict by
+    layer name that is yielded; 0 for a layer where this number changes."""
     counts: dict[str, int] = {}
 
     def hook_for(name: str) -> Callable[..., None]:
@@ -113,11 +116,12 @@ def axes(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, int]]:
 
 @contextmanager
 def observing(model: nn.Module, observers: Mapping[str, InputObserver]) -> Iterator[None]:
-    """Passes the inputs of layers of `model` to their observers, inside the `with` statement. `observers`: by layer.
+    """Passes the inputs of layers of `model` to observers, inside the `with` statement. `observers` is a dict from
+    layer name to observer.
 
-    Observers with the same attribute `key` share their readings of a tensor; without it, observers of the same class.
-
-    A forward inside raises NumbersError for an input that is not finite.
+    If several layers receive the same tensor, its statistics are read once for all observers with an equal attribute
+    `key`; for observers without `key`, once for each class. A forward inside the statement raises NumbersError for an
+    input that is not finite.
     """
     shared: dict[Any, Readings] = {}
 
@@ -144,8 +148,8 @@ def observing(model: nn.Module, observers: Mapping[str, InputObserver]) -> Itera
 def observe(
     model: nn.Module, observers: Mapping[str, InputObserver], calls: Iterable[Call], ranks: Ranks = ALONE
 ) -> int:
-    """Runs the float `model` on the calls that belong to this rank, while `observers`, by layer name, observe the
-    layers' inputs. Returns the number of all calls.
+    """Runs the float `model` on the calls that belong to this rank, and passes the inputs of layers to `observers`, a
+    dict from layer name to observer. Returns the number of calls of all ranks.
 
     Raises MisfitError for a call that does not fit the model, and if there are no calls; NumbersError for an input that
     is not finite, naming layer and call; DeviceError when memory runs out.
@@ -162,10 +166,11 @@ def observe(
 
 
 def layers_called(model: nn.Module, names: Iterable[str], calls: Iterable[Call], ranks: Ranks = ALONE) -> set[str]:
-    """Runs the float `model` on `calls` until each of the named layers was called; returns the layers that were called.
+    """Runs the float `model` on `calls` until each of the layers `names` was called, and returns the names of the
+    layers that were called.
 
-    The other layers never run, or a function reads their weight directly; they must stay float. Collective: `ranks`
-    share the calls.
+    A layer that is not called never runs, or a function reads its weight directly; it must stay float. Collective:
+    `ranks` share the calls.
     """
     wanted, called = set(names), set[str]()
 

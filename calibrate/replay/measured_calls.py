@@ -21,8 +21,8 @@ _GOLDEN = 0.6180339887498949  # golden ratio: its multiples are not periodic, so
 
 
 def measured_calls(current: CurrentCall, wanted: int) -> list[int]:
-    """Returns the positions of the `wanted` calls to measure, ascending; all where there are not more. `current` is the
-    state at the end of a replay."""
+    """Returns the positions of the `wanted` calls to measure, in ascending order; all positions if there are not more
+    calls. `current` has the noise levels and prompts of all calls, as it is at the end of a replay."""
     count = current.count
     if wanted >= count:
         return list(range(count))
@@ -44,8 +44,8 @@ def measured_calls(current: CurrentCall, wanted: int) -> list[int]:
 
 
 def _ordered(current: CurrentCall) -> Sequence[int]:
-    """Returns the positions of all calls by descending noise level; where a call has none, by their order within the
-    prompt."""
+    """Returns the positions of all calls by descending noise level. If a call has no noise level, the calls are ordered
+    by their position within their prompt."""
     if len(current.levels) == current.count:
         return sorted(current.levels, key=lambda position: (-current.levels[position], position))
     places, counts = [], Counter[int]()

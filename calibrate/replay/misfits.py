@@ -14,15 +14,15 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 
 
 def misfit(model: nn.Module, call: Any) -> str:
-    """Returns the predicate of a message about `call`: why the forward of `model` does not take its arguments, and what
-    to do."""
+    """Returns the text that follows the name of `call` in a message: why the forward of `model` does not take the
+    call's arguments, and what to do."""
     forward = f"{type(model).__name__}.forward"
     parameters = inspect.signature(model.forward).parameters.values()
     positional = [parameter.name for parameter in parameters if parameter.kind in _BY_POSITION]
     variadic = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters)
     if len(call.args) > len(positional) and not variadic:
         takes = f"{len(positional)} ({', '.join(positional)})" if positional else "none by position"
-        remedy = "Remove the targets, or give a dict of keyword arguments."
+        remedy = "Remove the training targets, or give a dict of keyword arguments."
         return f"has {len(call.args)} inputs, but {forward} takes {takes}. {_remedy(call, remedy)}"
     by_name = [parameter.name for parameter in parameters if parameter.kind in _BY_NAME]
     unknown = [name for name in call.kwargs if name not in by_name]
@@ -46,8 +46,8 @@ def likely_remedy(model: nn.Module, call: Any, device: torch.device) -> str:
 
 
 def _remedy(call: Any, remedy: str) -> str:
-    """Returns the remedy to show: to capture again for a call of a capture, the call's own remedy if it has one,
-    otherwise `remedy`."""
+    """Returns the remedy to show in a message: to capture again if `call` is from a capture, else the call's own
+    remedy, or `remedy` if it has none."""
     if getattr(call, "unit", None) is not None:
         return _CAPTURED
     return str(getattr(call, "remedy", None) or remedy)

@@ -16,8 +16,11 @@ class CallCount(NamedTuple):
 
 
 class Snapshots:
-    """Calls `take` after 1, 2, 4, 8, ... prompts of a replay, or calls that do not name prompts, and keeps the results
-    in `by_count`. `last`: the number of calls and prompts so far."""
+    """Calls `take` after 1, 2, 4, 8, ... prompts of a replay, or after as many calls if these do not name their prompt.
+
+    `by_count`: a dict from the number of calls and prompts to the result of `take`. `last`: the number of calls and
+    prompts so far.
+    """
 
     def __init__(self, take: Callable[[], Any]) -> None:
         self._take = take
@@ -25,7 +28,8 @@ class Snapshots:
         self.last = CallCount(0, None)
 
     def taking(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """Yields the calls, and takes snapshots between them. Requesting the next call means that the last has run."""
+        """Yields the calls, and calls `take` between them. The caller must have run a call before it requests the
+        next."""
         units: set[int] = set()
         for count, call in enumerate(calls):
             unit = getattr(call, "unit", None)
@@ -38,7 +42,8 @@ class Snapshots:
 
 
 def affordable(snapshots: Iterable[CallCount], count: int, measured: int) -> list[CallCount]:
-    """Returns the latest snapshots that the learning curve can afford to measure: with `measured` calls for each, they
-    take at most about a tenth of the time of a replay of `count` calls. Returns [] where a tenth is too little."""
+    """Returns the latest of `snapshots` that the learning curve can afford to measure: with `measured` calls for each
+    of them, the measurement takes at most about a tenth of the time of a replay of `count` calls. Returns [] if that is
+    too little for one."""
     limit = count // (_SHARE * measured) if measured else 0
     return sorted(snapshots)[-limit:] if limit > 0 else []

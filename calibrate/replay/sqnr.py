@@ -31,7 +31,8 @@ _STUDENT = (1.96, 2.372, 2.823, 2.556, 1.587)
 
 @dataclass
 class Power:
-    """The sums of squares of a float signal and of the integer signal's error, from which the SQNR follows.
+    """The sums of squares of a float signal (a layer's or a model's output) and of the integer signal's error, from
+    which the SQNR follows.
 
     The sums do not depend on the order in which tensors are added. `count`: the number of values.
     """
@@ -49,7 +50,7 @@ class Power:
         self._noises.append(float(torch.linalg.vector_norm(noise, dtype=torch.float64)) ** 2)
 
     def plus(self, other: "Power") -> "Power":
-        """Returns the sum of both: the signal and noise power over the tensors added to either."""
+        """Returns the sum of both: the signal and noise power over all tensors that were added to either."""
         return Power(self.count + other.count, self._signals + other._signals, self._noises + other._noises)
 
     @property
@@ -63,7 +64,8 @@ class Power:
         return math.fsum(self._noises)
 
     def checked(self) -> "Power":
-        """Returns this power of a model's output unchanged. Raises NumbersError if the output was not finite."""
+        """Returns this object, the power of a model's output, unchanged. Raises NumbersError if the output was not
+        finite."""
         if math.isfinite(self.signal) and math.isfinite(self.noise):
             return self
         side = "integer" if math.isfinite(self.signal) else "float"
@@ -85,13 +87,14 @@ class Power:
 
 
 def interval(powers: Sequence[Power]) -> tuple[float, float] | None:
-    """Returns the 95 % confidence interval, in dB, of the SQNR of calls like these; `powers` holds one power a call.
+    """Returns the 95 % confidence interval, in dB, of the SQNR of calls like these; `powers` has the signal and noise
+    power of each call.
 
     To first order, a call changes the logarithm of the ratio of both sums by its share of the signal minus its share of
     the noise. These differences give the standard error (linearized ratio estimator: Cochran, Sampling Techniques,
     1977, section 6.4). Student's t, with one degree of freedom less than there are calls, gives the width. The estimate
     assumes calls drawn at random. Calls picked evenly over noise levels vary less than that, and calls of one prompt do
-    not show how prompts differ. Returns None for fewer than three calls, and where there is no SQNR.
+    not show how prompts differ. Returns None for fewer than three calls, and if the signal or the noise is zero.
     """
     count, signal, noise = len(powers), math.fsum(p.signal for p in powers), math.fsum(p.noise for p in powers)
     if count < 3 or not (signal > 0.0 and noise > 0.0):
@@ -105,7 +108,8 @@ def interval(powers: Sequence[Power]) -> tuple[float, float] | None:
 
 @contextmanager
 def at_noise_level(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
-    """Sets the noise level of a layer that is not part of a model, inside the `with` statement."""
+    """Sets the noise level that `layer` reads, inside the `with` statement, for a layer that is not part of a
+    denoiser."""
     before, layer.noise_level = layer.noise_level, noise
     try:
         yield
@@ -115,8 +119,11 @@ def at_noise_level(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
 
 @contextmanager
 def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLayer]]) -> Iterator[dict[str, Power]]:
-    """Compares each named layer of the float `model` with its integer form on the same inputs, inside the `with`
-    statement; sums signal and error by layer. `layer_of`: functions that return the integer layers, by name."""
+    """Compares layers of the float `model` with their integer forms on the same inputs, inside the `with` statement.
+
+    `layer_of` is a dict from layer name to a function that returns the integer layer. The dict that is yielded sums the
+    signal and the error of each layer's output, by layer name.
+    """
     powers = {name: Power() for name in layer_of}
 
     def hook_for(power: Power, make: Callable[[], QuantizedLayer]) -> Callable[..., None]:
@@ -145,7 +152,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def outputs(model: nn.Module, calls: Iterable[Call], ranks: Ranks = ALONE) -> list[list[Tensor]]:
-    """Returns the outputs of `model`, on the CPU, for each of the `calls` that belong to this rank."""
+    """Returns the tensors in the output of `model`, on the CPU, for each of the `calls` that belong to this rank."""
     with evaluating(model):
         return [
             [tensor.to("cpu", copy=True) for tensor in tensors_in(run(model, call, position))]
@@ -155,7 +162,8 @@ def outputs(model: nn.Module, calls: Iterable[Call], ranks: Ranks = ALONE) -> li
 
 
 def joined(powers: Mapping[str, Power], ranks: Ranks) -> dict[str, Power]:
-    """Returns the signal and noise powers by layer, summed over all ranks. Collective: every rank calls this."""
+    """Returns `powers`, a dict from layer name to signal and noise power, summed over all ranks. Collective: every rank
+    calls this."""
     parts = ranks.gather(dict(powers))
     return {name: reduce(Power.plus, (part[name] for part in parts)) for name in powers}
 

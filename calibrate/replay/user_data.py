@@ -31,9 +31,9 @@ class Sample(NamedTuple):
 
 
 def sample_of(value: Any, position: int, model: nn.Module | None = None) -> Any:
-    """Makes a call from a dict of keyword arguments, a list or tuple of positional arguments, a pair (args, kwargs) if
-    `model` takes these, or a single tensor. NumPy arrays become tensors. A value that already is a call is returned
-    unchanged. `position` is the position in the data, for messages.
+    """Makes a call from a sample of the user's data: a dict of keyword arguments, a list or tuple of positional
+    arguments, a pair (args, kwargs) if `model` takes these, or a single tensor. NumPy arrays become tensors. A value
+    that already is a call is returned unchanged. `position` is the position in the data, for messages.
 
     Raises FileError for other values.
     """
@@ -91,10 +91,11 @@ def _unknown(value: Any) -> str:
 
 
 def calls_of(data: Iterable[Any] | None, model: nn.Module | None = None) -> Callable[[], Iterable[Any]] | None:
-    """Returns a function that returns the calls each time it is called; None where there are no data.
+    """Returns a function that returns all calls of the data each time it is called; None if there are no data.
 
-    The samples of a list or an iterator are kept in memory. Those of other iterables, such as a DataLoader, are the
-    samples of the first pass over it (see `Passes`). Raises FileError for data that are not an iterable of samples.
+    The samples of a list or an iterator are kept in memory. Other iterables, such as a DataLoader, may be read again;
+    the calls are always the samples of the first pass (see `Passes`). Raises FileError for data that are not an
+    iterable of samples.
     """
     whole = isinstance(data, (Tensor, np.ndarray, Mapping, str))
     if whole or not (data is None or isinstance(data, Iterable)):
@@ -113,8 +114,8 @@ class Passes:
     shuffle or augment.
 
     Up to `limit` bytes of samples are copied and kept in memory. Larger data are read again in each pass, and each
-    sample is compared with its digest from the first pass. The samples up to `limit` are read again at once, so that
-    data that are shuffled or augmented are refused there, and not after a whole pass.
+    sample is compared with its digest from the first pass. When the limit is reached, the samples read so far are read
+    again at once. So data that are shuffled or augmented are refused there, and not after a whole pass.
     """
 
     def __init__(self, data: Iterable[Any], model: nn.Module | None = None, limit: int = KEPT) -> None:
@@ -138,8 +139,8 @@ class Passes:
         yield from islice(self._compared(iter(self._data)), position, None)
 
     def _extend(self, samples: list[Any]) -> bool:
-        """Adds the next sample of the first pass to `samples`; returns False at the end of the pass. Above the limit,
-        replaces the samples in memory by their digests."""
+        """Reads the next sample of the first pass and appends it to `samples`; returns False at the end of the pass.
+        When the samples exceed the limit, they are no longer kept in memory, only their digests."""
         if self._ended:
             return False
         self._source = iter(self._data) if self._source is None else self._source
@@ -167,7 +168,8 @@ class Passes:
             raise FileError(f"calib_data[{position}]: cannot be read ({fact}). Correct the data.") from error
 
     def _compared(self, source: Iterator[Any]) -> Iterator[Any]:
-        """Yields the samples of `source`; refuses a sample that differs from the passes before."""
+        """Yields the samples of `source`, another pass over the data. Raises MisfitError at a sample that differs from
+        the first pass."""
         position = 0
         while (sample := self._next(source, position)) is not None:
             digest = digest_of(sample)
@@ -182,7 +184,7 @@ class Passes:
         self._ended = True
 
     def _refuse(self, position: int) -> None:
-        fact = f"calib_data[{position}]: differs from the pass before, and the data are too large to keep in memory"
+        fact = f"calib_data[{position}]: differs from the first pass, and the data are too large to keep in memory"
         remedy = f"Turn off shuffling and augmentation, or give at most {self._limit >> 20} MiB of data"
         raise MisfitError(f"{fact}. {remedy}.")
 

@@ -19,12 +19,14 @@ _STRETCH, _SHIFT = 1.2, 0.1  # the sigmoid is stretched to -0.1 .. 1.1 and cut a
 def adaround(
     weight: Tensor, inputs: Inputs | None, *, scheme: Scheme = WEIGHT, iterations: int = 1000
 ) -> QuantizedWeight | None:
-    """Rounds by AdaRound (Nagel et al., Up or down? Adaptive rounding for post-training quantization, 2020).
+    """Rounds a weight by AdaRound (Nagel et al., Up or down? Adaptive rounding for post-training quantization, 2020).
 
-    Adam minimises the exact error of the layer's output, not an estimate from samples; the scale is that of the largest
-    value. The learned codes are then improved column by column, still only down or up, because many choices forced by
-    the regulariser are not optimal. Without inputs, rounds to the nearest, which is the optimum for independent inputs
-    of equal energy. Nothing is random. Costs 2 * out * in^2 flops an iteration, in float32.
+    Adam minimises the exact error of the layer's output, not an estimate from samples, plus a regulariser that forces
+    each value to be rounded either down or up. The scale follows from each output channel's largest value. The learned
+    codes are then improved column by column, still only down or up, because many choices forced by the regulariser are
+    not optimal. Without inputs, rounds to the nearest, which is the optimum for independent inputs of equal energy.
+    Nothing is random. Costs 2 * out * in^2 flops for each iteration, in float32. Returns None if a channel of the
+    weight is too small for a float32 scale.
     """
     if inputs is None or round_to_nearest(weight, scheme=scheme) is None:
         return round_to_nearest(weight, scheme=scheme)
@@ -36,7 +38,8 @@ def adaround(
 
 
 def learn_rounding(case: Case, low: Tensor, iterations: int) -> Tensor:
-    """Learns where to round up: returns 1 where a code of `low` (out, in) is to be rounded up, else 0."""
+    """Learns which values to round up: returns 1 where a value's code is to be `low` + 1, 0 where it is to be `low`,
+    the code rounded down; all (out, in)."""
     offset, hessian = (low - case.target).float(), (2 * case.hessian).float()
     logits = ((_SHIFT - offset.clamp(-1, 0)) / _STRETCH).logit_()
     optimizer = torch.optim.Adam([logits.requires_grad_()], lr=_RATE)
@@ -58,7 +61,7 @@ def learn_rounding(case: Case, low: Tensor, iterations: int) -> Tensor:
 
 
 def _beta(progress: float) -> float | None:
-    """Returns the exponent of the regulariser when the share `progress` of the iterations is done; None while the
+    """Returns the exponent of AdaRound's regulariser after the share `progress` of the iterations; None while the
     regulariser is off."""
     if progress < _WARM:
         return None

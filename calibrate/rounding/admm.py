@@ -17,7 +17,8 @@ _LOOK = 4  # iterations between computations of the error; computing it costs as
 
 
 class _Grid(NamedTuple):
-    """A weight on the grid: `codes` (out, in), to be multiplied by `multiple` (out,) times the case's scale."""
+    """A weight on the grid of values that codes can represent: `codes` (out, in) times `multiple` (out,), in units of
+    the scale of the case that is solved."""
 
     codes: Tensor
     multiple: Tensor
@@ -30,13 +31,17 @@ class _Grid(NamedTuple):
 def admm(
     weight: Tensor, inputs: Inputs | None, *, scheme: Scheme = WEIGHT, iterations: int = 1000
 ) -> QuantizedWeight | None:
-    """Rounds by ADMM (Leng et al., Extremely low bit neural network: squeeze the last bit out with ADMM, AAAI 2018).
+    """Rounds a weight by ADMM (Leng et al., Extremely low bit neural network: squeeze the last bit out with ADMM, AAAI
+    2018).
 
     The quadratic form of the output error replaces the training loss, so the step of the float weight has a closed
-    form. The projection chooses codes for the scale, then the scale for these codes. The best codes of each channel are
-    then improved column by column. Without inputs, the quadratic form is the squared error of the weight. Nothing is
-    random. Costs 7 * in^3 flops for the factors and 2.5 * out * in^2 flops an iteration, in float32; a stage ends early
-    when its codes stop changing.
+    form. The projection onto the grid chooses codes for the present scale, then the best scale for these codes. The
+    best codes of each output channel are then improved column by column. Without inputs, the quadratic form is the
+    squared error of the weight. Nothing is random.
+
+    The iterations are divided into seven stages with a rising penalty; a stage ends early when its codes stop changing.
+    Costs 7 * in^3 flops for the factors and 2.5 * out * in^2 flops for each iteration, in float32. Returns None if a
+    channel of the weight is too small for a float32 scale.
     """
     if round_to_nearest(weight, scheme=scheme) is None:
         return None
@@ -48,7 +53,8 @@ def admm(
 
 
 def run_stages(case: Case, iterations: int) -> _Grid:
-    """Runs all stages and returns the best codes and multiple of each channel."""
+    """Runs ADMM in seven stages with a rising penalty, and returns the codes and the multiple of the scale that had the
+    least error in each output channel."""
     target, hessian, slope = case.target.float(), case.hessian.float(), case.target @ case.hessian
     best = grid = _Grid(target.round(), torch.ones_like(target[:, 0]))
     lowest = torch.full_like(grid.multiple, torch.inf)

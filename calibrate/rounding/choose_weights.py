@@ -1,10 +1,11 @@
 """Chooses weights and biases that compensate the rounding error in the layer's output; held-out calls judge them.
 
-With x the inputs of a layer and xq the values of their codes, a replay sums xq xq^T and xq (x - xq)^T for as many
-layers at once as memory allows, at least for one. The methods of rounding/ choose the codes of the weights from these
-sums. The correction of the bias is the mean of W x - Wq xq over the same calls (Nagel et al., Data-Free Quantization
-Through Weight Equalization and Bias Correction, arXiv 1906.04721, 2019). A layer for which no result is better than
-rounding to the nearest keeps rounding to the nearest.
+With x the inputs of a layer and xq the values of their codes, a replay (a run of the float model on recorded calls)
+sums xq xq^T and xq (x - xq)^T for as many layers at once as memory allows, at least for one. The rounding methods
+choose the codes of the weights from these sums. The correction of the bias is the mean of W x - Wq xq over the same
+calls, where Wq are the values of the weight's codes (Nagel et al., Data-Free Quantization Through Weight Equalization
+and Bias Correction, arXiv 1906.04721, 2019). A layer for which no result is better than rounding to the nearest keeps
+rounding to the nearest.
 """
 
 from collections.abc import Mapping
@@ -42,11 +43,11 @@ def choose_weights(
     work: Work,
     sums_bytes: float = SUMS_BYTES,
 ) -> dict[str, Choice]:
-    """Returns the choices with weights and corrections computed by `method`, for layers where these are better on rows
-    of held-out calls.
+    """Returns `choices`, a dict from layer name to how the layer is quantized, with better weights and biases: a layer
+    gets those that `method` computes where they lower its output error on rows of held-out calls.
 
-    `calls` are calls that are not held out; the model replays them once for each batch of layers whose sums fit in
-    `sums_bytes` bytes. Deterministic; the result is the same for any `sums_bytes`.
+    `calls` are calls that are not held out. The model replays them once for each batch of layers; the sums that a batch
+    needs fit in `sums_bytes` bytes. The result is the same for any `sums_bytes`.
 
     Collective: the ranks of `work` share the layers. Each rank replays all of the calls, so that sums are added in the
     same order on any rank.
@@ -76,8 +77,9 @@ def choose_weights(
 
 
 def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -> list[Choice]:
-    """Returns `choice` itself and the choices that the method computes. For a convolution with groups, only the bias is
-    corrected: a weight method would need separate sums for each group."""
+    """Returns the choices to compare for one layer: `choice` itself, and the choices with integer weights and bias
+    corrections that `method` computes from `sums`. For a convolution with groups, only the bias is corrected: a weight
+    method would need separate sums for each group."""
     weight = weight_for(choice.transform, module.weight)
     options = [choice]
     # consumers drop the bias of a layer whose float layer has none, but always read quant_bias
@@ -94,12 +96,13 @@ def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -
 
 
 def easy_quant_choice(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -> Choice | None:
-    """Returns the choice in which EasyQuant sets the scales of weight and input alternately; None where EasyQuant must
-    not clip or is not among the methods.
+    """Returns the choice in which EasyQuant sets the scales of weight and input alternately, so that both may clip;
+    None where this is not applicable.
 
-    The input has to be static, and the layer no convolution with groups. Returns None for a smoothed input, where
-    clipping lowers the layer's error but raises the model's; without held-out calls; and where the sampled rows stay
-    far below the extremes, because a value that is large in few rows would be clipped unnoticed.
+    It is applicable if EasyQuant is among the methods, the input has one static range, and the layer is no convolution
+    with groups. It is not for a smoothed input, where clipping lowers the layer's error but raises the model's; not
+    without held-out calls; and not where the sampled rows stay far below the extremes, because a value that is large in
+    few rows would be clipped unnoticed.
     """
     applicable = "easy-quant" in method.weights and choice.transform is None and groups_of(module) == 1
     if not applicable or not survey.has_held_out or not isinstance(choice.input, StaticInput):
@@ -123,8 +126,8 @@ def groups_of(module: FloatLayer) -> int:
 
 
 def with_correction(weight: Tensor, choice: Choice, sums: Sums, groups: int = 1) -> Choice:
-    """Returns the choice with a bias correction: the mean, over the summed rows, of the float output minus the output
-    of the codes."""
+    """Returns the choice with a bias correction: the mean, over the rows in `sums`, of the float output minus the
+    output with quantized weight and input. `weight` is the float weight after smoothing."""
     quantized = choice.weight or round_to_nearest(weight, scheme=choice.input.weights)
     if quantized is None or sums.rows == 0:
         return choice
@@ -135,7 +138,8 @@ def with_correction(weight: Tensor, choice: Choice, sums: Sums, groups: int = 1)
 
 
 def _matrix_vector(weight: Tensor, inputs: Tensor, groups: int) -> Tensor:
-    """Returns `weight` (out, in / groups) times `inputs` (in,), group by group: (out,)."""
+    """Returns `weight` (out, in / groups) times `inputs` (in,) as a convolution with `groups` groups multiplies them:
+    (out,)."""
     if groups == 1:
         return weight @ inputs
     return (weight.view(groups, -1, weight.shape[1]) @ inputs.view(groups, -1, 1)).flatten()

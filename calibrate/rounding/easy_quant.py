@@ -1,4 +1,5 @@
-"""EasyQuant: finds the scale at which the layer's output has the greatest cosine similarity to the float output."""
+"""EasyQuant: finds the scale of a weight, and that of an activation, at which the layer's output has the greatest
+cosine similarity to the float output."""
 
 import torch
 from torch import Tensor
@@ -15,17 +16,18 @@ _ACTIVATION_STEPS = 36  # scales tried for an activation: one every 0.02
 def easy_quant(
     weight: Tensor, inputs: Inputs | None, *, scheme: Scheme = WEIGHT, iterations: int = _STEPS
 ) -> QuantizedWeight | None:
-    """Rounds by EasyQuant's weight step.
+    """Rounds a weight by EasyQuant's weight step.
 
     Wu et al., EasyQuant: post-training quantization via scale optimization, 2020.
 
-    Tries 71 scales between 0.5 and 1.2 times absmax / 127, or `iterations` scales if that is less. Each channel takes
-    the scale whose codes make its output most similar, by cosine, to the float output. Because the cosine ignores
+    Tries 71 scales between 0.5 and 1.2 times absmax / 127, or `iterations` scales if that is less. Each output channel
+    takes the scale whose codes make its output most similar, by cosine, to the float output. Because the cosine ignores
     lengths, this scale is then replaced by the scale at which the codes have the least squared error.
 
-    The sums are damped as for the other methods; otherwise clipping would cost nothing for a weight whose input was
-    near zero in the calibration. Without inputs, all inputs count as independent with equal energy. Nothing is random.
-    Costs 2 * out * in^2 flops a scale.
+    The sums in `inputs` are damped as for the other methods; otherwise clipping would cost nothing for a weight whose
+    input was near zero in the calibration. Without inputs, all inputs count as independent with equal energy. Nothing
+    is random. Costs 2 * out * in^2 flops for each scale tried. Returns None if a channel of the weight is too small for
+    a float32 scale.
     """
     nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None:
@@ -48,10 +50,11 @@ def easy_quant(
 
 def _best_codes(w: Tensor, gram: Tensor, pull: Tensor, steps: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Returns the codes (out, in) whose output is most similar, by cosine, to the float output, and the best scales
-    (out,) for these codes. `pull` (out, in) is (C - G) w in the terms of objective.py.
+    (out,) for these codes. `gram` (in, in) is G and `pull` (out, in) is w (C - G)^T in the symbols of objective.py.
 
-    With the best length of v, the squared error is |y|^2 (1 - cos^2). The error is least where the cosine is greatest,
-    and is computed without the difference of nearly equal numbers in 1 - cos^2.
+    Let y be the float output and yq the output of the codes. With the best scale for these codes, the squared error is
+    |y|^2 (1 - cos^2), so the error is least where the cosine is greatest. It is computed without the difference of
+    nearly equal numbers in 1 - cos^2.
     """
     weight_gram = w @ gram
     best, scale = w.round(), torch.ones_like(w[:, 0])
@@ -75,12 +78,12 @@ def _best_codes(w: Tensor, gram: Tensor, pull: Tensor, steps: int, scheme: Schem
 def activation_scale(
     weight: Tensor, quantized: QuantizedWeight, samples: Tensor, qparams: QParams, scheme: Scheme, dtype: torch.dtype
 ) -> QParams:
-    """EasyQuant's activation step: returns the parameters with the scale, 0.5 to 1.2 times the present scale, that
-    makes the output most similar to the float output.
+    """EasyQuant's activation step: returns the scale and zero point of the input with which the layer's output is most
+    similar, by cosine, to the float output.
 
-    `samples` (tokens, in) float32 are rows of the layer's input. `qparams`, the present parameters, are returned unless
-    another scale is better. The scale is a value of `dtype`, and a code still stands for exactly 0. Costs 74 * tokens *
-    in * out flops.
+    `samples` (tokens, in) float32 are rows of the layer's input. Tries scales from 0.5 to 1.2 times the one in
+    `qparams`, which is returned unless another scale is better. The scale is a value of `dtype`, and a code still
+    stands for exactly 0. Costs 74 * tokens * in * out flops.
     """
     w = weight.detach().reshape(len(weight), -1).float()
     v = quantized.weight.reshape(w.shape).float() * quantized.scale[:, None]
@@ -112,8 +115,9 @@ def easy_quant_pair(
     """Runs all of EasyQuant: alternates between the scales of weight and activation until neither changes, at most
     `alternations` times.
 
-    Takes the arguments of `activation_scale`, and `iterations` of `easy_quant`. Returns None where `easy_quant` does.
-    Each time costs as much as both functions.
+    `samples` (tokens, in) float32 are rows of the layer's input, `qparams` its scale and zero point at the start;
+    `iterations` is the number of weight scales that `easy_quant` tries. Each alternation costs as much as `easy_quant`
+    and `activation_scale` together. Returns None if a channel of the weight is too small for a float32 scale.
     """
     quantized: QuantizedWeight | None = None
     for _ in range(max(alternations, 1)):
@@ -133,7 +137,8 @@ def _same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
 
 
 def _scaled(qparams: QParams, factor: float, scheme: Scheme, dtype: torch.dtype) -> QParams | None:
-    """Returns the parameters for `factor` times the present range; None where `dtype` cannot hold the scale."""
+    """Returns the scale and zero point for `factor` times the range of `qparams`; None if `dtype` cannot hold the
+    scale."""
     scale = factor * float(qparams.scale)
     parameters = stored_qparams(scale, (scheme.qmin - int(qparams.zero_point)) * scale, dtype, scheme)
     return None if parameters is None else QParams(*(tensor.to(qparams.scale.device) for tensor in parameters))

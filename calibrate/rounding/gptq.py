@@ -1,4 +1,4 @@
-"""GPTQ: rounds one column after another, and lets the remaining columns compensate the error of each."""
+"""GPTQ: rounds one column of the weight after another, and lets the columns not yet rounded compensate the error."""
 
 import torch
 from torch import Tensor
@@ -11,13 +11,14 @@ from .objective import BLOCK, Case, Inputs, better_channels, case_of, cholesky
 def gptq(
     weight: Tensor, inputs: Inputs | None, *, scheme: Scheme = WEIGHT, iterations: int = 1
 ) -> QuantizedWeight | None:
-    """Rounds by GPTQ.
+    """Rounds a weight by GPTQ.
 
     Frantar et al., GPTQ: accurate post-training quantization for generative pre-trained transformers, 2022.
 
-    Rounds the columns in descending order of the energy of their inputs (act-order), at the scale of the largest value.
-    Without inputs, rounds to the nearest. Nothing is random. GPTQ does not iterate, so it ignores `iterations`. Costs
-    in^3 / 3 flops for the factor and out * in^2 flops for the columns.
+    Rounds the columns in descending order of the energy of their inputs (act-order), with the scale that follows from
+    each output channel's largest value. Without inputs, rounds to the nearest. Nothing is random. GPTQ does not
+    iterate, so it ignores `iterations`. Costs in^3 / 3 flops for the Cholesky factor and out * in^2 flops for the
+    columns. Returns None if a channel of the weight is too small for a float32 scale.
     """
     if inputs is None or round_to_nearest(weight, scheme=scheme) is None:
         return round_to_nearest(weight, scheme=scheme)
@@ -26,12 +27,12 @@ def gptq(
 
 
 def _codes(case: Case) -> Tensor:
-    """Returns the codes (out, in) of a case.
+    """Returns the codes (out, in) that GPTQ finds for a case: its float target t and its Hessian H.
 
     Uses the factor of the Hessian, not that of its inverse (Chen et al., The Geometry of LLM Quantization: GPTQ as
-    Babai's Nearest Plane Algorithm, 2025). With H = R R^T and R upper triangular, d H d is a sum of squares with one
-    square for each column, which depends on that column and the columns before it. So the squares are minimised one by
-    one.
+    Babai's Nearest Plane Algorithm, 2025). The error is d H d with d = codes - t. With H = R R^T and R upper
+    triangular, d H d is a sum of squares with one square for each column, which depends on that column and the columns
+    before it. So the squares are minimised one by one.
     """
     order = case.hessian.diagonal().argsort(descending=True, stable=True)
     factor = cholesky(case.hessian[order][:, order].flip(0, 1)).flip(0, 1)

@@ -1,4 +1,4 @@
-"""Judges a choice for one layer by the error of its integer form on rows of its input."""
+"""Judges how one layer is to be quantized (a `Choice`) by the error of its integer form on rows of its input."""
 
 from typing import Protocol
 
@@ -13,8 +13,8 @@ from ..plan import FloatLayer
 
 
 class JudgedRows(Protocol):
-    """Inputs that a choice is judged on: `rows` (rows, in), and `levels`, the noise level of each row, (rows,) or
-    None."""
+    """The rows of a layer's input that choices are judged on: `rows` (rows, in), and `levels`, the noise level of each
+    row, (rows,) or None."""
 
     @property
     def rows(self) -> Tensor: ...
@@ -25,8 +25,8 @@ class JudgedRows(Protocol):
 
 @torch.no_grad()  # a user's model may require gradients, and the graph would keep all tensors in memory
 def error_of(module: FloatLayer, choice: Choice, inputs: JudgedRows) -> float:
-    """Returns the squared error of the integer layer's output on rows, divided by the square of the float output;
-    infinite where the choice has no integer layer.
+    """Returns the squared error of the output of the layer that `choice` makes of `module`, divided by the sum of
+    squares of the float output, on the rows `inputs`; infinite if the choice gives no integer layer.
 
     A convolution's rows are patches of its input (patches.py).
     """
@@ -46,6 +46,6 @@ def error_of(module: FloatLayer, choice: Choice, inputs: JudgedRows) -> float:
 
 
 def on_patches(layer: QuantizedConv2d) -> QuantizedConv2d:
-    """Returns a layer with the same numbers that takes patches (patches, in, kernel height, kernel width) and gives one
-    output position for each patch."""
+    """Returns a layer with the same weights and scales as `layer` that takes patches (patches, in, kernel height,
+    kernel width) and gives one output position for each patch."""
     return QuantizedConv2d(layer.numbers, Geometry((1, 1), (0, 0, 0, 0), (1, 1), "zeros", layer.groups))

@@ -2,8 +2,8 @@
 
 Every method is a function of the weight, (out, in) or (out, in, height, width), and of second-order statistics of the
 layer's input (`Inputs`; None: unknown). A method returns int8 codes from -127 to 127 and a float32 scale for each
-channel, or None where rounding to the nearest returns None. The `error` of no channel is greater than with rounding to
-the nearest. The same arguments give the same bits.
+output channel, or None if a channel is too small for a float32 scale. In no channel is the output error
+(`objective.error`) greater than with rounding to the nearest. The same arguments give the same bits.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,8 +21,9 @@ WEIGHT_METHODS: dict[str, Callable[..., QuantizedWeight | None]] = {
 
 @dataclass(frozen=True)
 class Method:
-    """The rounding methods to try (`weights`, names in WEIGHT_METHODS; the best result is used), and whether to correct
-    biases (`correct`)."""
+    """Holds how weights and biases are chosen: `weights` names the rounding methods to try (keys of WEIGHT_METHODS), of
+    which the best result is used. `iterations` is a dict from the name of a method to its number of iterations.
+    `correct` says whether biases are corrected."""
 
     weights: tuple[str, ...] = ()
     iterations: Mapping[str, int] = field(default_factory=dict)
@@ -34,6 +35,6 @@ class Method:
         return not self.weights and not self.correct
 
     def limits(self, name: str) -> dict[str, int]:
-        """Returns the keyword argument `iterations` for a rounding method; empty where the method's own default
-        applies."""
+        """Returns the keyword argument `iterations` for the rounding method `name` as a dict, which is empty if the
+        method's own default applies."""
         return {"iterations": self.iterations[name]} if name in self.iterations else {}

@@ -30,9 +30,10 @@ class Inputs:
     """Second-order statistics of a layer's input over `tokens` rows; a convolution's rows are unfolded patches, (in *
     height * width,).
 
-    `gram` (in, in), float32 or float64: sum of xq xq^T; xq is x where only weights are quantized. `cross` (in, in): sum
-    of xq x^T; None means equal to `gram`. Do not sum `cross` directly in float32: its difference from `gram` would be
-    below the rounding error. Sum xq (x - xq)^T instead and add the sum to `gram`.
+    With x a row of the float input and xq the values of its codes (x itself if only weights are quantized): `gram` (in,
+    in), float32 or float64, is the sum of xq xq^T, and `cross` (in, in) the sum of xq x^T; None means equal to `gram`.
+    Do not sum `cross` directly in float32: its difference from `gram` would be below the rounding error. Sum xq (x -
+    xq)^T instead and add the sum to `gram`.
     """
 
     gram: Tensor
@@ -42,12 +43,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Case:
-    """The least-squares problem that every method solves: find codes q with small d H d, where d = q - t, in units of
-    `scale`.
+    """The least-squares problem that every rounding method solves for a weight: find codes q with small d H d, where d
+    = q - t.
 
-    `target` t (out, in) lies within the codes of `scheme`. `scale` (out,) follows from the target's largest value.
-    `hessian` H (in, in) is positive definite. The tensors are on the CPU or CUDA: float64 up to 2048 columns, float32
-    above.
+    `target` t (out, in) is the float weight to round, in units of `scale`, within the range of the codes of `scheme`.
+    `scale` (out,) follows from the target's largest value. `hessian` H (in, in) is positive definite. The tensors are
+    on the CPU or CUDA: float64 up to 2048 columns, float32 above.
     """
 
     target: Tensor
@@ -57,7 +58,8 @@ class Case:
 
 
 def inputs_of(x: Tensor, qparams: QParams | None, scheme: Scheme) -> Inputs:
-    """Returns the sums over the rows of `x` (tokens, in), in float64; without `qparams` the input stays float."""
+    """Returns second-order statistics of the rows of `x` (tokens, in), in float64. `qparams` and `scheme` say how the
+    input becomes codes; without `qparams` it stays float."""
     if qparams is None:
         return Inputs(x.double().T @ x.double(), None, len(x))
     xq = dequantize(quantize(x, qparams, scheme), qparams, scheme).double()
@@ -72,7 +74,8 @@ def as_matrix(tensor: Tensor) -> Tensor:
 
 
 def precision(columns: int) -> torch.dtype:
-    """Returns the dtype in which a case with so many columns is computed."""
+    """Returns the dtype in which a weight with so many columns (input channels) is rounded: float64 up to 2048, else
+    float32."""
     return torch.float64 if columns <= _PRECISE else torch.float32
 
 
@@ -92,8 +95,8 @@ def _values(quantized: QuantizedWeight) -> Tensor:
 
 
 def _error_difference(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None) -> Tensor:
-    """Returns the `error` of the values `v` (out, in) minus the `error` of the values `other`, computed as a difference
-    of squares."""
+    """Returns the `error` of a weight with the values `v` (out, in) minus that of a weight with the values `other`, for
+    the float weight `w`. Factors the difference, because the two errors may be nearly equal."""
     difference, total = v - other, v + other
     if inputs is None:
         return (difference * (total - 2 * w)).sum(1)
@@ -103,12 +106,13 @@ def _error_difference(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None
 
 
 def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> Case:
-    """Returns the case of a weight: the target is the best float weight for the quantized input, the Hessian the metric
-    to round it in.
+    """Returns the least-squares problem of rounding a weight. Its target is the float weight that best suits the
+    quantized input; its Hessian says what an error of the codes costs in the output.
 
-    The target v minimises sum (w x - v xq)^2 + lambda (v - w)^2, so v = w + w (C - G)^T (G + lambda I)^-1. lambda pulls
-    v towards the float weight in directions with little input. In directions without input, which occur with dead
-    columns or with fewer tokens than columns, v equals the float weight. Costs in^3 / 3 + 4 * out * in^2 flops.
+    In the symbols of this module, the target v minimises sum (w x - v xq)^2 + lambda (v - w)^2, so v = w + w (C - G)^T
+    (G + lambda I)^-1. lambda pulls v towards the float weight in directions with little input. In directions without
+    input, which occur with dead columns or with fewer tokens than columns, v equals the float weight. Costs in^3 / 3 +
+    4 * out * in^2 flops.
     """
     w = as_matrix(weight)
     dtype = precision(w.shape[1])
@@ -127,8 +131,8 @@ def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> C
 
 
 def _case_with_scale(target: Tensor, hessian: Tensor, scheme: Scheme) -> Case:
-    """Returns the case for a target weight: its target is `target` divided by the scale that follows from the largest
-    value."""
+    """Returns the case whose target is the float weight `target` divided by the scale that follows from each output
+    channel's largest value."""
     largest = target.abs().amax(1)
     scale = (largest / scheme.qmax).clamp_min(_SMALLEST)
     scale = torch.where(largest == 0, torch.ones_like(scale), scale).to(torch.float32).to(target.dtype)
@@ -148,8 +152,8 @@ def damped(matrix: Tensor, damping: float) -> Tensor:
 
 
 def cholesky(matrix: Tensor) -> Tensor:
-    """Returns the lower Cholesky factor of a positive matrix, with damping added where rounding made the matrix
-    indefinite. Costs in^3 / 3 flops.
+    """Returns the lower Cholesky factor of a positive definite matrix, with damping added where rounding made the
+    matrix indefinite. Costs in^3 / 3 flops.
 
     Raises ValueError for a matrix that is not finite.
     """
@@ -166,10 +170,10 @@ def cholesky(matrix: Tensor) -> Tensor:
 def better_channels(
     weight: Tensor, inputs: Inputs | None, codes: Tensor, scale: Tensor, scheme: Scheme = WEIGHT
 ) -> QuantizedWeight | None:
-    """Returns the channels of `codes` (out, in) and `scale` (out,) whose error is below that of rounding to the
-    nearest, with all other channels rounded to the nearest.
+    """Returns the integer weight that has `codes` (out, in) and `scale` (out,) in the output channels where their error
+    is below that of rounding to the nearest, and is rounded to the nearest in all other channels.
 
-    Returns None where rounding to the nearest does. Costs 4 * out * in^2 flops.
+    Returns None if a channel of the weight is too small for a float32 scale. Costs 4 * out * in^2 flops.
     """
     nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None:
@@ -192,7 +196,7 @@ def descend(case: Case, codes: Tensor, low: Tensor, high: Tensor, sweeps: int = 
     """Improves `codes` (out, in) in sweeps that set one column after another to its best value between `low` and
     `high`.
 
-    No step raises d H d. Costs 4 * out * in^2 flops a sweep.
+    No step raises the error d H d, where d = codes - target. Costs 4 * out * in^2 flops for each sweep.
     """
     codes, diagonal, columns = codes.clone(), case.hessian.diagonal(), codes.shape[1]
     slope = (codes - case.target) @ case.hessian

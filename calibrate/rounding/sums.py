@@ -1,5 +1,5 @@
-"""Sums over the calibration calls that weight rounding and bias correction need, one object for each distinct layer
-input."""
+"""Sums over the calibration calls that weight rounding and bias correction need. Layers that receive the same input
+share one object."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -18,7 +18,8 @@ from .objective import Inputs, precision
 
 
 class Strided:
-    """Takes every `stride`-th row of the sequence of all inputs (..., in)."""
+    """A function that is called with one input (..., in) after another, and returns every `stride`-th row of the
+    sequence of all their rows."""
 
     def __init__(self, stride: int) -> None:
         self._stride, self._seen = stride, 0
@@ -34,8 +35,9 @@ class Sums:
     """Sums over the calibration calls that weight rounding and bias correction need for one layer. Layers that receive
     the same tensor share one `Sums`.
 
-    `read` takes the rows to sum from an input. `exact` and `rounded` (in,) are the sums of the inputs and of the values
-    of their codes. `gram` and `residual` (in, in) are the sums of xq xq^T and xq (x - xq)^T; None without `squares`.
+    The function `read` takes the rows to sum from an input. With x the summed rows, after smoothing, and xq the values
+    of their codes: `exact` and `rounded` (in,) are the sums of x and of xq; `gram` and `residual` (in, in) are the sums
+    of xq xq^T and of xq (x - xq)^T. The latter two are None without `squares`, where only biases are corrected.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class Sums:
         self.key = id(self)
 
     def add(self, rows: Tensor) -> None:
-        """Adds the rows `rows` (rows, in)."""
+        """Adds rows of the layer's input, (rows, in), before smoothing."""
         x = transformed(self._choice.transform, rows).to(torch.float32)
         xq = self._choice.input.represented(x, self._current.level)
         difference = x - xq
@@ -63,15 +65,16 @@ class Sums:
 
     @property
     def inputs(self) -> Inputs | None:
-        """The statistics that the rounding methods take; None where only biases are corrected."""
+        """The second-order statistics that the rounding methods take; None if only biases are corrected, so that `gram`
+        and `residual` are not summed."""
         if self.gram is None or self.residual is None:
             return None
         return Inputs(self.gram, self.gram + self.residual, self.rows)
 
 
 def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Method) -> Sums:
-    """Returns empty sums for one layer. They read about `_ROWS_PER_CHANNEL` rows for each channel of the layer's input,
-    or all rows where there are fewer."""
+    """Returns a new, empty `Sums` for the layer that has this choice (how it is quantized) and this survey of its
+    input. It will sum about 32 rows for each channel of the input, or all rows where there are fewer."""
     columns = len(survey.all.low)
     rows = _ROWS_PER_CHANNEL * columns
     if isinstance(survey, PatchSurvey):
@@ -82,8 +85,8 @@ def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Metho
 
 
 def layers_by_input(choices: Mapping[str, Choice], surveys: Mapping[str, Survey], ranks: Ranks) -> list[list[str]]:
-    """Returns the layers of this rank, in lists of layers that share one input. Wide layers, which take longest, are
-    assigned to ranks first."""
+    """Divides the layers of `choices` among the ranks, and returns the names of this rank's layers, in lists of layers
+    that share one input. Layers with wide inputs, which take longest, are assigned first."""
     shared: dict[tuple[str, int], list[str]] = {}
     for name, choice in choices.items():
         if name in surveys and surveys[name].has_input:
@@ -96,8 +99,8 @@ def layers_by_input(choices: Mapping[str, Choice], surveys: Mapping[str, Survey]
 def batches_of(
     lists: Iterable[list[str]], surveys: Mapping[str, Survey], method: Method, sums_bytes: float
 ) -> Iterator[list[list[str]]]:
-    """Yields batches of `lists` (from `layers_by_input`) whose sums together fit in `sums_bytes` bytes; a list whose
-    sums alone are larger is a batch of its own."""
+    """Divides `lists`, each of layers that share one input, into batches of lists whose `Sums` together fit in
+    `sums_bytes` bytes, and yields the batches. A list whose sums alone are larger is a batch of its own."""
     batch: list[list[str]] = []
     batch_bytes = 0
     for members in lists:
@@ -112,7 +115,7 @@ def batches_of(
 
 
 def bytes_of_sums(columns: int, method: Method) -> int:
-    """Returns the bytes of the sums of a layer with so many columns."""
+    """Returns the number of bytes of a layer's `Sums`, where `columns` is the number of input channels."""
     return 2 * columns**2 * precision(columns).itemsize if method.weights else 16 * columns
 
 

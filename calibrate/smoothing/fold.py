@@ -1,10 +1,10 @@
-"""Folds the smoothing factor of a layer into whatever produces its input: a linear, a norm, a modulation.
+"""Folds the smoothing factors of a layer into whatever produces its input: a linear, a norm, a modulation.
 
-The weight of a layer with mul_scale already carries the inverse. So the multiplication can move to the source of the
-input's channels: into the weight scales and biases of integer layers, whose int8 codes stay the same, or into float
-parameters. The model then computes the same up to the rounding of these numbers, with fewer operations, and a consumer
-without smoothing factors can run it. A model is folded before it is measured, so the measurement applies to the written
-numbers.
+A smoothed layer multiplies the channels of its input by `mul_scale`, and its weight is divided by the same numbers. The
+multiplication can move to the source of the input's channels: into the weight scales and biases of integer layers,
+whose int8 codes stay the same, or into float parameters. The model then computes the same up to the rounding of these
+numbers, with fewer operations, and a program that does not know mul_scale can run it. Folding comes before the SQNR is
+measured, so the measurement applies to the numbers that are written.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,8 +27,8 @@ _MAX_ROUNDING = 0.51  # largest rounding error of quant_bias, in accumulator ste
 
 
 class Fold(Protocol):
-    """One source of an input's channels: the rows from `start` of `target`, which names a layer, a norm or a flattened
-    parameter.
+    """Names one source of the input of smoothed layers, into which their smoothing factors are folded: the rows from
+    `start` of `target`, a layer, a norm or a flattened parameter.
 
     `plus_one`: True if the source gives the scale of a modulation, which is applied as 1 + scale.
     """
@@ -44,10 +44,11 @@ class Fold(Protocol):
 
 
 class FoldGroup(Protocol):
-    """Layers that receive the same input, or inputs whose channels are to be divided by the same factors.
+    """A smoothing group: layers whose inputs are divided by the same smoothing factors, because they share an input or
+    because their inputs come from the same sources.
 
-    `folds` are the only sources of these inputs, and their outputs reach no other layers. Without `folds`, nothing can
-    be folded.
+    `folds` are the only sources of these inputs, and their outputs reach no other layers. If `folds` is empty, the
+    factors of these layers cannot be folded.
     """
 
     @property
@@ -58,7 +59,8 @@ class FoldGroup(Protocol):
 
 
 class FoldResult(NamedTuple):
-    """The integer layers, and functions that compute new values for float parameters of the model, both by name.
+    """The model after folding: `layers` is a dict from name to integer layer, `parameters` a dict from the name of a
+    float parameter to a function that computes its new value.
 
     A value is computed when its function is called, so the values of a large model need not be in memory together.
     `model.load_state_dict(values(), strict=False)` loads all values.
@@ -68,12 +70,13 @@ class FoldResult(NamedTuple):
     parameters: dict[str, Callable[[], Tensor]]
 
     def values(self) -> dict[str, Tensor]:
-        """Returns all new values by name."""
+        """Returns the new value of each changed float parameter, as a dict from parameter name to tensor."""
         return {name: make() for name, make in self.parameters.items()}
 
 
 def fold(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Iterable[FoldGroup]) -> FoldResult:
-    """Removes mul_scale, by folding, from the layers of each group that allows it; the other layers stay unchanged.
+    """Folds the smoothing factors of each group of layers into the sources of the layers' input, and removes mul_scale
+    from these layers. Layers of groups that do not allow this stay unchanged.
 
     A group allows folding if all its layers are integer layers with the same mul_scale and every source of their input
     can be multiplied. `model` is the float model, or has `layers` installed. Neither `model` nor `layers` are changed;
@@ -96,8 +99,8 @@ def fold(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Iterabl
 
 @contextmanager
 def temporary_values(model: nn.Module, parameters: Mapping[str, Callable[[], Tensor]]) -> Iterator[None]:
-    """Sets the float parameters of `model` to the values that `parameters` compute while the block runs, then restores
-    the former values, also after an exception."""
+    """Gives float parameters of `model` new values while the `with` block runs, then restores the former values, also
+    after an exception. `parameters` is a dict from parameter name to a function that computes the new value."""
     before = {name: model.get_parameter(name).data for name in parameters}
     try:
         for name, make in parameters.items():
@@ -109,7 +112,8 @@ def temporary_values(model: nn.Module, parameters: Mapping[str, Callable[[], Ten
 
 
 def _common_multiplier(members: Sequence[QuantizedLayer | None]) -> Tensor | None:
-    """Returns the mul_scale that all members share; None where a member has none or a different one."""
+    """Returns the mul_scale that all layers of `members` share; None if one of them has none or a different one, or is
+    not an integer layer (None)."""
     multipliers = [None if member is None else member.mul_scale for member in members]
     existing = [multiplier for multiplier in multipliers if multiplier is not None]
     equal = len(existing) == len(multipliers) > 0 and all(
@@ -119,14 +123,15 @@ def _common_multiplier(members: Sequence[QuantizedLayer | None]) -> Tensor | Non
 
 
 def _layer_with(layer: QuantizedLayer, numbers: Numbers) -> QuantizedLayer:
-    """Returns a layer of the same kind with other numbers."""
+    """Returns a layer of the same kind as `layer` with other `numbers` (weight, scales, bias and so on)."""
     copy = QuantizedConv2d(numbers, layer.geometry) if isinstance(layer, QuantizedConv2d) else QuantizedLinear(numbers)
     copy.noise_level = layer.noise_level
     return copy
 
 
 def _multiply_source(model: nn.Module, result: FoldResult, fold: Fold, multiplier: Tensor) -> bool:
-    """Multiplies the source that `fold` names; returns False where the source cannot be multiplied."""
+    """Multiplies the output of the source that `fold` names by `multiplier`, in the layers or parameters of `result`.
+    Returns False, with nothing changed, if this source cannot be multiplied."""
     layer = result.layers.get(fold.target)
     if layer is None:
         return _multiply_parameters(model, result.parameters, fold, multiplier)
@@ -142,8 +147,9 @@ def _multiply_source(model: nn.Module, result: FoldResult, fold: Fold, multiplie
 
 
 def multiply_output(layer: QuantizedLayer, factors: Tensor, plus: Tensor) -> Numbers | str:
-    """Returns the numbers of a layer whose output is that of `layer` times `factors` plus `plus`, both (out,) float64,
-    with the same int8 codes; or the reason why there are none."""
+    """Returns the numbers (weight, scales, bias and so on) of a layer whose output is that of `layer` times `factors`
+    plus `plus`, both (out,) float64, with the same int8 codes. Returns a text with the reason if there are no such
+    numbers."""
     numbers = layer.numbers
     scale = (numbers.weight_scale.to(torch.float64) * factors).to(torch.float32)
     bias = None
@@ -158,8 +164,11 @@ def multiply_output(layer: QuantizedLayer, factors: Tensor, plus: Tensor) -> Num
 
 
 def output_offset(numbers: Numbers) -> Tensor:
-    """Returns the offset that a layer with ranges adds to its output, float64 (out,): the value of quant_bias where it
-    contains a correction, else the bias."""
+    """Returns the offset that a layer with known input ranges adds to the product of weight and input, float64 (out,).
+
+    The offset of a channel is its float bias, unless the integer bias (quant_bias) differs from that by more than its
+    rounding, because it holds a bias correction. The offset is then the value that quant_bias stands for.
+    """
     assert numbers.deq is not None
     assert numbers.quant_bias is not None
     deq = numbers.deq.to(torch.float64).view(-1, len(numbers.weight))  # (bins, out)
@@ -176,7 +185,8 @@ def output_offset(numbers: Numbers) -> Tensor:
 def _multiply_parameters(
     model: nn.Module, parameters: dict[str, Callable[[], Tensor]], fold: Fold, multiplier: Tensor
 ) -> bool:
-    """Multiplies float parameters: those in `parameters`, or copies of the model's."""
+    """Multiplies the rows that `fold` names of a float layer, norm or parameter by `multiplier`: puts functions that
+    compute the new values into `parameters`. Returns False if this source cannot be multiplied."""
     parent, _, leaf = fold.target.rpartition(".")
     source = getattr(model.get_submodule(parent), leaf)
     weight, bias = getattr(source, "weight", None), getattr(source, "bias", None)
@@ -196,7 +206,7 @@ def _multiply_parameters(
 
 
 def _copy(value: Tensor) -> Tensor:
-    """Returns a contiguous copy of a parameter and pages the original out."""
+    """Returns a contiguous copy of a parameter. Drops the original from resident memory if it is mapped from a file."""
     copy = value.clone(memory_format=torch.contiguous_format)
     page_out(value)
     return copy
@@ -206,7 +216,7 @@ def _multiplied_rows(
     make: Callable[[], Tensor], start: int, multiplier: Tensor, plus_one: bool, *, flat: bool
 ) -> Tensor:
     """Returns the tensor that `make` computes, with the rows from `start` multiplied; with `flat`, numbers of the
-    flattened tensor instead of rows."""
+    flattened tensor instead of rows. With `plus_one`, 1 + value is multiplied and 1 subtracted again."""
     tensor = make()
     part = (tensor.view(-1) if flat else tensor)[start : start + len(multiplier)]
     factors = multiplier.to(part.device, torch.float64).view([-1] + [1] * (part.ndim - 1))

@@ -1,7 +1,9 @@
-"""Searches smoothing factors: channels with large values are divided before rounding, and their weights multiplied.
+"""Searches smoothing factors: input channels with large values are divided by them, and the weight's columns
+multiplied, before both are rounded.
 
 SmoothQuant (Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models,
-arXiv 2211.10438, 2022): y = W x = (W * s) (x / s) with s[k] = max|x[k]|**alpha / max|W[:, k]|**(1 - alpha).
+arXiv 2211.10438, 2022): y = W x = (W * s) (x / s) with the smoothing factors s[k] = max|x[k]|**alpha / max|W[:, k]|**(1
+- alpha) of the input channels k.
 
 Layers that share an input share its factors. alpha is searched for each such group of layers. Ranges and factors come
 from the calls that are not held out; the error of the integer layers' outputs is measured on rows of held-out calls. So
@@ -35,8 +37,9 @@ _MOST = 2.0**12  # largest ratio between any factor and the median factor
 
 
 class Smoothing(NamedTuple):
-    """The smoothing of a layer: `transform` multiplies each channel of the input by 1 / s, stored in the model's dtype;
-    `alpha` is the exponent; `gain` is the improvement in dB."""
+    """The smoothing of a layer. `transform` multiplies each channel of the input by 1 / s, where s are the smoothing
+    factors; `alpha` is SmoothQuant's exponent, from which s was computed. `gain` is by how many dB smoothing lowers the
+    relative error of the output, summed over all layers that share the factors."""
 
     transform: Multiply
     alpha: float
@@ -51,12 +54,17 @@ def smooth(
     scheme: Scheme,
     work: Work,
 ) -> dict[str, Smoothing]:
-    """Returns the smoothing of each layer that gains by smoothing. `kind` and `scheme` are the way in which inputs
-    become codes.
+    """Searches smoothing factors, and returns a dict from layer name to smoothing, for the layers whose output error it
+    lowers by at least 10 %.
 
-    Layers with one row for each sample are not smoothed: so few rows do not represent other calls. Where layers of a
-    group have different inputs, these get separate factors if the error is then much lower, because the blocks of a
-    network may have no large channels in common. Collective: the ranks of `work` share the groups.
+    `surveys` is a dict from layer name to the statistics and sampled rows of the layer's input. `groups` are smoothing
+    groups: layers whose factors have to be equal to be folded into the layers before. `kind` and `scheme` say how
+    inputs become codes.
+
+    Layers with at most eight rows for each sample of the batch are not smoothed: so few rows do not represent other
+    calls. Where layers of a group have different inputs, these get separate factors if the error is then much lower,
+    because the blocks of a network may have no large channels in common. Collective: the ranks of `work` share the
+    groups.
     """
     chosen: dict[str, Smoothing] = {}
     groups_of_rank = work.ranks.share(list(smoothing_groups(surveys, groups)))
@@ -74,8 +82,9 @@ def smooth(
 
 
 def smoothing_groups(surveys: Mapping[str, Survey], groups: Iterable[FoldGroup]) -> Iterable[list[str]]:
-    """Yields the names in `surveys` of layers whose input holds tokens: those of each group together, and other layers
-    by shared input."""
+    """Yields lists of layer names to search smoothing factors for together: first the layers of each group in `groups`,
+    then the other layers of `surveys`, in lists of layers that share an input. Layers whose input has no tokens
+    (`Survey.has_tokens`) are left out."""
     eligible = {name for name, survey in surveys.items() if survey.has_input and survey.has_tokens}
     for group in groups:
         names = [name for name in group.layers if name in eligible]
@@ -86,7 +95,7 @@ def smoothing_groups(surveys: Mapping[str, Survey], groups: Iterable[FoldGroup])
 
 
 def _by_input(names: Iterable[str], surveys: Mapping[str, Survey]) -> Iterable[list[str]]:
-    """Returns the names in lists of layers that share an input."""
+    """Divides the names into lists of layers that share an input, and returns the lists."""
     shared: dict[str, list[str]] = {}
     for name in names:
         shared.setdefault(surveys[name].leader, []).append(name)
@@ -94,8 +103,8 @@ def _by_input(names: Iterable[str], surveys: Mapping[str, Survey]) -> Iterable[l
 
 
 class _Judge:
-    """Judges smoothing factors for layers with one input by the squared errors of their outputs on rows of held-out
-    calls, each divided by the square of the float output.
+    """Measures how well smoothing factors suit the layers `modules`, which share one input: by the squared error of
+    each layer's output on rows of held-out calls, divided by the sum of squares of its float output.
 
     The products are those of the integer layers, up to the rounding of scales.
     """
@@ -111,7 +120,8 @@ class _Judge:
         ]
 
     def error(self, transform: Multiply | None) -> float:
-        """Returns the sum of the layers' errors; infinite where a layer has no integer form."""
+        """Returns the sum of the layers' relative squared errors when their input is smoothed by `transform` (None: not
+        smoothed); infinite if a layer has no integer form then."""
         x = self._codes(transform)
         if x is None:
             return math.inf
@@ -134,8 +144,8 @@ class _Judge:
 
 
 def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
-    """Returns the product of the input codes `x` and the codes of `weight` as float32, without the bias; None where the
-    weight has no codes."""
+    """Returns the product of the input codes `x` and the integer codes of `weight` as float32, without the bias; None
+    if the weight has no codes, because a channel is too small."""
     scale = scales_of(weight, scheme)
     if scale is None:
         return None
@@ -154,8 +164,8 @@ def _energy(x: Tensor) -> float:
 def _best_smoothing(
     model: nn.Module, names: Sequence[str], surveys: Mapping[str, Survey], kind: type[Input], scheme: Scheme
 ) -> tuple[Smoothing | None, float]:
-    """Returns the best smoothing of these layers, None where no smoothing helps enough, and the sum of the layers'
-    errors with it."""
+    """Returns the best smoothing with the same factors for all layers in `names`, or None if none lowers their error
+    enough, and the sum of the layers' relative output errors with it."""
     weights = largest_of([layer_at(model, name).weight.detach() for name in names])
     fitted = _merged(surveys[name].fit_channels for name in names)
     judges = [
@@ -184,17 +194,17 @@ def _merged(statistics: Iterable[Channels]) -> Channels:
 
 
 def largest_of(weights: Sequence[Tensor]) -> Tensor:
-    """Returns the largest |W| of each input channel, (in,), over `weights` (out, in)."""
+    """Returns the largest |W| of each input channel, (in,), over several weights W (out, in)."""
     extremes = [torch.maximum(weight.amax(0), weight.amin(0).neg()) for weight in weights]
     return torch.stack(extremes).amax(0)
 
 
 def multiplier_of(weight: Tensor, inputs: Channels, alpha: float) -> Tensor:
-    """Returns the multiplier 1 / s (in,), rounded to the model's dtype, so that weights are divided by exactly these
-    numbers.
+    """Returns the multiplier 1 / s (in,) of an input, where s are the smoothing factors, rounded to the model's dtype,
+    so that weights are divided by exactly these numbers.
 
-    `weight` is the result of `largest_of`. The median of s is 1; s is 1 too for channels that are always zero or have
-    no weights.
+    `weight` has the largest |W| of each input channel, as `largest_of` returns it; `inputs` has the extremes of each
+    channel. The median of s is 1; s is 1 too for channels that are always zero or have no weights.
     """
     largest, weights = torch.maximum(inputs.high, inputs.low.neg()).to(torch.float64), weight.to(torch.float64)
     used = (largest > 0) & (weights > 0)

@@ -151,7 +151,7 @@ def test_data_too_large_to_keep_that_vary_are_refused_before_a_pass_ends(name):
     torch.manual_seed(0)
     samples = []
     calls = Passes(SHUFFLED[name](), limit=4000)
-    refused(lambda: samples.extend(calls()), 4, "calib_data[", "differs from the pass before", "Turn off shuffling")
+    refused(lambda: samples.extend(calls()), 4, "calib_data[", "differs from the first pass", "Turn off shuffling")
     assert len(samples) <= 6
 
 
@@ -169,7 +169,7 @@ def test_another_number_of_samples_is_refused(other):
     calls = Passes(Growing(samples), limit=1)
     assert len(list(calls())) == 3
     samples[:] = [pictures()[0]] * other
-    refused(lambda: list(calls()), 4, f"calib_data[{min(other, 3)}]: differs from the pass before")
+    refused(lambda: list(calls()), 4, f"calib_data[{min(other, 3)}]: differs from the first pass")
 
 
 class Growing:
@@ -224,9 +224,9 @@ def test_every_form_of_a_sample_is_the_same_call(sample):
         (
             (X, torch.zeros(2)),
             4,
-            "calib_data[0] has 2 inputs, but Sequential.forward takes 1 (input). Remove the targets",
+            "calib_data[0] has 2 inputs, but Sequential.forward takes 1 (input). Remove the training targets",
         ),
-        (Labelled(X, torch.zeros(2)), 4, "Remove the targets"),
+        (Labelled(X, torch.zeros(2)), 4, "Remove the training targets"),
         ({"input": X, "labels": 1}, 4, "has the input 'labels', which Sequential.forward does not take"),
         ({}, 4, "lacks the input 'input' of Sequential.forward"),
         ({1: X}, 3, "the key 1 is not text"),
