@@ -47,10 +47,10 @@ def calibrate(
     """Calibrates `model` on `calls`, a function that returns an iterable over all calls each time it is called.
 
     With `settings.budget`, each layer gets a scheme of its own, chosen by the final latents of the pipeline that
-    `model` is part of: `trajectory` runs the pipeline and returns them, and `search` limits the number of runs. Each of
-    `ranks`, the processes that share the work, calls this function with the same arguments and returns the result of a
-    single process, except for seconds and memory. With `settings.release`, integer layers replace the layers of
-    `model`; otherwise its weights stay as they are.
+    `model` is part of: `trajectory` runs the pipeline and returns them, `search` limits its runs. Each of `ranks`, the
+    processes that share the work, calls this function with the same arguments and returns the result of a single
+    process, except for seconds and memory. With `settings.release`, the model's layers are replaced; otherwise they
+    stay as they are.
 
     Raises UsageError for settings that do not fit the model, FileError for a module name that a checkpoint cannot hold,
     MisfitError for no calls or calls that do not fit, NumbersError for numbers that are not finite, if no layer can
@@ -78,8 +78,7 @@ def calibrate(
 
 
 def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequence[Mixture], work: Work) -> Result:
-    """Measures the model with its integer layers, and returns the result. With `mixtures` (of schemes), no learning
-    curve."""
+    """Measures the integer model and returns the result; under a budget (`mixtures`) without a learning curve."""
     plan = _without_worst_layers(part.plan, part.powers, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []
