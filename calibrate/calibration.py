@@ -49,8 +49,7 @@ def calibrate(
     With `settings.budget`, each layer gets a scheme of its own, chosen by the final latents of the pipeline that
     `model` is part of: `trajectory` runs the pipeline and returns them, `search` limits its runs. Each of `ranks`, the
     processes that share the work, calls this function with the same arguments and returns the result of a single
-    process, except for seconds and memory. With `settings.release`, the model's layers are replaced; otherwise they
-    stay as they are.
+    process, except for seconds and memory. Only `settings.release` allows to replace the model's layers.
 
     Raises UsageError for settings that do not fit the model, FileError for a module name that a checkpoint cannot hold,
     MisfitError for no calls or calls that do not fit, NumbersError for numbers that are not finite, if no layer can
