@@ -36,7 +36,7 @@ def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
 
 def of_codes(layer: LinearState, q: Tensor, dtype: torch.dtype, gelu: str | None) -> Tensor:
     """Returns the output of a static layer for an input that is already quantized: `q` holds its codes, uint8 (rows,
-    in). `dtype` is the dtype of the output; `gelu` as in `linear`."""
+    in). `dtype` is the dtype of the output. With `gelu` ("none" or "tanh"), GELU of the output is returned."""
     if not len(q):
         return q.new_empty(0, layer.out_features, dtype=dtype)
     return _product(layer.packed, q, layer.packed.outputs[0], dtype, gelu)
