@@ -30,10 +30,11 @@ _KINDS: tuple[tuple[type[click.ParamType], tuple[type, ...], str], ...] = (
 
 
 def read_config(path: Path | str, parameters: Iterable[click.Parameter] | None = None) -> dict[str, Any]:
-    """Returns the values in a TOML file by the names of `parameters`, as click's `default_map` expects them.
+    """Returns the values in a TOML file, as a dict from the names of `parameters` to values, which click takes as
+    `default_map`.
 
-    Names may have hyphens or underscores. `parameters` are by default those of `octavo calibrate`. Raises FileError if
-    the file cannot be read, UsageError for an unknown option or a value that it does not accept.
+    Names in the file may have hyphens or underscores. `parameters` are by default those of `octavo calibrate`. Raises
+    FileError if the file cannot be read, UsageError for an unknown option or a value that the option does not accept.
     """
     path = Path(path)
     need(path, "file", "Give a TOML file of options")
@@ -57,7 +58,8 @@ def read_config(path: Path | str, parameters: Iterable[click.Parameter] | None =
 
 
 def options_by_name(parameters: Iterable[click.Parameter]) -> dict[str, click.Option]:
-    """Returns the options among `parameters` by their names in a file: --max-shard-size is max_shard_size."""
+    """Returns the options among `parameters` as a dict from the name in a TOML file, such as max_shard_size for
+    --max-shard-size."""
     options = [parameter for parameter in parameters if isinstance(parameter, click.Option)]
     return {max(option.opts, key=len).lstrip("-").replace("-", "_"): option for option in options}
 

@@ -26,7 +26,7 @@ PROMPTS, STEPS = 2, 8
 
 class Rerun:
     """A function that runs the pipeline on a few prompts of a capture, with the seed, size and guidance of the capture,
-    and returns their final latents. As long as the model stays the same, every call returns the same latents.
+    and returns the final latents. As long as the model stays the same, every call returns the same latents.
 
     `seconds` is the duration of the last call. Raises UsageError for a capture without prompts, and for one whose
     pipeline was called with arguments that the capture does not store.
