@@ -146,7 +146,7 @@ def _mixed(
     returns. Raises UsageError if `trajectory` is None."""
     assert settings.limits is not None
     if trajectory is None:
-        raise UsageError("budget: schemes are chosen by running the pipeline. Pass trajectory.")
+        raise UsageError("budget: schemes are chosen by running the pipeline. Pass a trajectory that runs it.")
     inputs = tuple(settings.input_type if kind.ranged else kind for kind in search.inputs)
     return mixed(model, plan, choices, settings.limits, replace(search, inputs=inputs), trajectory, work)
 
@@ -159,7 +159,7 @@ def _without_worst_layers(plan: Plan, powers: Mapping[str, Power], settings: Set
     order = sorted(plan.quantized, key=lambda name: (-powers[name].mean_square, name))
     worst = order[: settings.fallback]
     if len(worst) == len(order):
-        raise UsageError(f"amp_num {settings.fallback}: leaves no layer to quantize. Give a smaller number.")
+        raise UsageError(f"amp_num {settings.fallback}: keeps every layer float. Give a smaller number.")
     return plan.kept_float({name: f"among the {len(worst)} layers with the largest output error" for name in worst})
 
 

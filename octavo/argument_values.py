@@ -36,7 +36,9 @@ def parse_argument(text: str) -> tuple[str, Any]:
     """
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise UsageError(f"--arg {text}: not of the form NAME=VALUE. NAME is an argument of the pipeline's call.")
+        raise UsageError(
+            f"--arg {text}: is not of the form NAME=VALUE. Write the name of an argument, = and its value."
+        )
     try:
         parsed = json.loads(value)
     except (json.JSONDecodeError, RecursionError):

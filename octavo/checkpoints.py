@@ -241,7 +241,7 @@ def check_files(directory: Path) -> list[str]:
     places = [directory] if is_checkpoint(directory) else list(checkpoints_at(directory).values())
     for place in quantized_parts(directory) if _is_pipeline(directory) else places:
         files = verify(place)
-        notes += [f"{place / name}: not in the manifest of its directory." for name in files.extra]
+        notes += [f"{place / name}: is not in the manifest of its directory." for name in files.extra]
         notes += [] if files.manifests else [f"{place}: {NOT_VERIFIABLE}."]
     return notes
 
@@ -289,7 +289,7 @@ def chosen_place(directory: Path, places: dict[str, Path], component: str) -> Pa
     Raises UsageError if there are several, and none for `component`; `directory` is for the message.
     """
     if len(places) > 1 and component not in places:
-        raise UsageError(f"{directory}: no checkpoint of {component}. Choose one of {', '.join(places)}.")
+        raise UsageError(f"{directory}: has no checkpoint of {component}. Choose one of {', '.join(places)}.")
     return places.get(component) or next(iter(places.values()))
 
 

@@ -268,5 +268,6 @@ class BlockwiseCalibration:
 
     def _refuse(self, needed: float, fact: str) -> None:
         raise DeviceError(
-            f"--memory {size(self._limit)}: {size(needed)} is needed ({fact}). Give more memory, or smaller calls."
+            f"--memory {size(self._limit)}: {size(needed)} is needed ({fact}). "
+            "Give more memory, or capture smaller pictures."
         )

@@ -67,7 +67,7 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
         error = percent(budget["error"]["relative"])
         lines.append(
             f"Budget {budget['budget']}: {mixed}, {budget['float']} float. "
-            f"The mean squared error of the final latents is {error} of their power."
+            f"The mean squared error of the final latents is {error} of the mean square of the latents."
         )
     enough = verdict(report.get("enough", []))
     return [*lines, enough] if enough else lines
