@@ -41,7 +41,7 @@ def read_config(path: Path | str, parameters: Iterable[click.Parameter] | None =
     try:
         entries = tomllib.loads(read_bytes(path, _LIMIT).decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: is not encoded in UTF-8. Save it as UTF-8.") from error
+        raise UsageError(f"{path}: is not UTF-8. Save it as UTF-8.") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: is not valid TOML: {error}. Correct the file.") from error
     options = options_by_name(parameters_of(CalibrateOptions) if parameters is None else parameters)
