@@ -44,16 +44,16 @@ def calibrate(
     search: Search = SEARCH,
     ranks: Ranks = ALONE,
 ) -> Result:
-    """Calibrates `model` on `calls`, a function that returns all calls each time it is called.
+    """Calibrates `model` on `calls`, a function that returns an iterable over all calls each time it is called.
 
-    `settings.budget` needs `trajectory`, which runs the pipeline that `model` is part of, within the limits of
-    `search`: see `mixed_precision.mix`. `ranks` are the processes that share the work. Each of them calls this function
-    with the same arguments, and each returns the result of a single process, except for seconds and memory.
+    With `settings.budget`, each layer gets a scheme of its own, chosen by the final latents of the pipeline that
+    `model` is part of: `trajectory` runs the pipeline and returns them, `search` limits its runs. Each of `ranks`, the
+    processes that share the work, calls this function with the same arguments and returns the result of a single
+    process, except for seconds and memory. Only `settings.release` allows to replace the model's layers.
 
-    The model's weights stay as they are, unless `settings.release` is set: then integer layers replace its layers.
-
-    Raises the errors of its stages: plan.make_plan, replay.hooks.observe, layers.weights.check_finite; NumbersError for
-    a layer that never ran, when `settings.strict`.
+    Raises UsageError for settings that do not fit the model, FileError for a module name that a checkpoint cannot hold,
+    MisfitError for no calls or calls that do not fit, NumbersError for numbers that are not finite, if no layer can
+    become integers, and for a layer that never ran if `settings.strict`, DeviceError when memory runs out.
     """
     work = Work(progress, ranks)
     with work.watch.stage("prepare"):
@@ -77,7 +77,7 @@ def calibrate(
 
 
 def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequence[Mixture], work: Work) -> Result:
-    """Measures the model with its integer layers and writes the report. A mixture of schemes has no learning curve."""
+    """Measures the integer model and returns the result; under a budget (`mixtures`) without a learning curve."""
     plan = _without_worst_layers(part.plan, part.powers, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []
@@ -121,8 +121,9 @@ def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequen
 def _released(
     model: nn.Module, names: Sequence[str], makers: Mapping[str, Callable[[], QuantizedLayer]], progress: Progress
 ) -> dict[str, QuantizedLayer]:
-    """Returns the integer layers. Each replaces its float layer in the model before the next one is made, so that the
-    memory of the float layer is freed."""
+    """Makes the integer layers `names` with the functions in `makers`, a dict from layer name to function, and returns
+    them. Each layer replaces its float layer in `model` before the next one is made, so that the memory of the float
+    layer is freed."""
     layers = {}
     for name in progress("install", names, len(names)):
         weight = layer_at(model, name).weight
@@ -141,22 +142,24 @@ def _mixed(
     search: Search,
     work: Work,
 ) -> Mixture:
-    """Chooses a scheme for each layer within the budget of the settings."""
+    """Chooses a scheme for each layer within the limits of `settings.budget`, by the final latents that `trajectory`
+    returns. Raises UsageError if `trajectory` is None."""
     assert settings.limits is not None
     if trajectory is None:
-        raise UsageError("budget: schemes are chosen by running the pipeline. Pass trajectory.")
+        raise UsageError("budget: schemes are chosen by running the pipeline. Pass a trajectory that runs it.")
     inputs = tuple(settings.input_type if kind.ranged else kind for kind in search.inputs)
     return mixed(model, plan, choices, settings.limits, replace(search, inputs=inputs), trajectory, work)
 
 
 def _without_worst_layers(plan: Plan, powers: Mapping[str, Power], settings: Settings) -> Plan:
-    """Returns the plan in which the `settings.fallback` layers with the largest output error stay float."""
+    """Returns the plan in which the `settings.fallback` layers with the largest output error stay float. `powers` has
+    the measured error of each layer. Raises UsageError if no layer would be left to quantize."""
     if not settings.fallback:
         return plan
     order = sorted(plan.quantized, key=lambda name: (-powers[name].mean_square, name))
     worst = order[: settings.fallback]
     if len(worst) == len(order):
-        raise UsageError(f"amp_num {settings.fallback}: leaves no layer to quantize. Give a smaller number.")
+        raise UsageError(f"amp_num {settings.fallback}: keeps every layer float. Give a smaller number.")
     return plan.kept_float({name: f"among the {len(worst)} layers with the largest output error" for name in worst})
 
 
@@ -173,15 +176,18 @@ def calibrate_folded(
     graphs: bool = False,
     warnings: Sequence[str] = (),
 ) -> tuple[Result, nn.Module]:
-    """Folds the batch norms of `model`, then calibrates; returns the result and the model that its layers belong to.
+    """Folds the batch norms of `model` into its convolutions, then calibrates. Returns the result, and the model that
+    contains the layers named in it: a copy of `model` if batch norms were folded and `changing` is False, otherwise
+    `model` itself.
 
-    The returned model is a copy where batch norms were folded, unless `changing` allows to change `model` itself.
-    Otherwise it is `model`. Models with integer convolutions, and all models with `graphs`, may be exported as graphs
-    that multiply an input by the reciprocal of its scale. Their scales are chosen so that multiplying gives the same
-    codes as dividing (layers/reciprocals.py). The report lists the folded pairs, and its warnings begin with
-    `warnings`. The result holds the first call.
+    `changing`: whether `model` itself may be changed. `graphs`: whether the result may be exported as an ONNX graph. A
+    graph may multiply inputs by the reciprocals of their scales. So with `graphs`, and for models with convolutions,
+    scales are chosen for which multiplying by the reciprocal gives the same codes as dividing (layers/reciprocals.py).
 
-    Raises the errors of `calibrate` and of `batch_norms.fold_norms`.
+    The report lists the folded pairs of convolution and batch norm, and its warnings begin with `warnings`. The
+    attribute `example` of the result is the first call.
+
+    Raises the exceptions of `calibrate`; UsageError for a model with batch norms that cannot be copied.
     """
     norms, call = FoldedModel(model, ()), next(iter(calls()), None)
     if call is not None:
@@ -201,7 +207,8 @@ def calibrate_folded(
 
 
 def _with_float_layers(settings: Settings, reasons: Mapping[str, str]) -> Settings:
-    """Returns the settings with the layers of `reasons` added to those that stay float."""
+    """Returns the settings with further layers that stay float: the keys of `reasons`, a dict from layer name to the
+    reason."""
     if settings.defaults is None:
         return replace(settings, more_float={**reasons, **settings.more_float})
     return replace(settings, defaults={**reasons, **settings.defaults})

@@ -1,4 +1,5 @@
-"""Makes the choice for each layer of a float model from calls: survey, smoothing, ranges, weights."""
+"""Chooses the integer form of each layer of a float model, in four stages: survey of the inputs, smoothing factors,
+input ranges, integer weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,11 +29,12 @@ from .smoothing.search import smooth
 
 
 class Observations(NamedTuple):
-    """The results of the replays.
+    """The observations that the replays of the calls gave.
 
-    `ranges`: the ranges of the layers' inputs, by layer name. `silent`: layers that never ran, listed only for input
-    types without ranges. `current`: the state after the last call. `last`: the number of calls and prompts replayed.
-    `snapshots`: the ranges after the first 1, 2, 4, ... prompts, for the learning curve.
+    `ranges`: a dict from layer name to the ranges of the layer's input, one for each timestep bin. `silent`: the layers
+    that never ran; filled in only for input types without ranges, such as dynamic. `current`: the state after the last
+    call, with the prompt and the noise level of every call. `last`: how many calls and prompts were replayed.
+    `snapshots`: the `ranges` that the first 1, 2, 4, ... prompts gave, for the learning curve.
     """
 
     ranges: Ranges
@@ -51,15 +53,15 @@ class Observations(NamedTuple):
 class Selection:
     """The choices for the layers of a plan, and the observations that they were made from.
 
-    | field        | meaning                                                                                   |
-    |--------------|-------------------------------------------------------------------------------------------|
-    | choices      | the choice for each layer, by name                                                        |
-    | reasons      | layers that have to stay float, and why                                                   |
-    | nearest      | the choices with all weights rounded to the nearest, before a rounding method ran         |
-    | observations | ranges of inputs, and the number of calls                                                 |
-    | survey       | statistics of the inputs, where a survey was needed                                       |
-    | summed       | positions of the calls that the rounding method used                                      |
-    | timesteps    | the noise levels of the calls, descending, where ranges depend on them                    |
+    | field        | meaning                                                                                          |
+    |--------------|--------------------------------------------------------------------------------------------------|
+    | choices      | dict from layer name to choice                                                                   |
+    | reasons      | layers that have to stay float: dict from layer name to the reason                               |
+    | nearest      | `choices` as they were before a rounding method ran: all weights are rounded to the nearest      |
+    | observations | ranges of the inputs, and the number of calls                                                    |
+    | survey       | statistics of each input channel and sampled rows of the inputs; None where nothing needs them   |
+    | summed       | positions of the calls over which the rounding method summed its statistics                      |
+    | timesteps    | the noise levels of the calls, descending; None where ranges do not depend on the noise level    |
     """
 
     choices: dict[str, Choice]
@@ -79,11 +81,12 @@ def choose(
     work: Work,
     sums_memory: Callable[[], float] = lambda: SUMS_BYTES,
 ) -> Selection:
-    """Makes the choice for every layer of the plan. `sums_memory` is called before weights are rounded, and returns how
-    many bytes the sums for the rounding method may take.
+    """Chooses the integer form of every layer of the plan. `sums_memory` returns how many bytes the sums over calls
+    that the rounding method needs may take; it is called just before weights are rounded.
 
-    Collective: the ranks of `work` share the calls and the layers. Raises NumbersError for a layer that never ran, when
-    `settings.strict`, and the errors of the stages.
+    Collective: the ranks of `work` share the calls and the layers. Raises MisfitError if there are no calls or a call
+    does not fit the model; NumbersError for an input that is not finite and, with `settings.strict`, for a layer that
+    never ran; DeviceError when memory runs out.
     """
     survey = None
     if settings.surveying:
@@ -113,7 +116,9 @@ def choose(
 
 
 def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work: Work) -> SurveyResult:
-    """Replays the calls and surveys the inputs that the settings need statistics of."""
+    """Replays the calls with a survey of each linear layer's input: statistics of its channels, and sampled rows.
+    Convolutions are surveyed too if a rounding method needs patches of their inputs. With min-max ranges, the same
+    replay finds the ranges of convolutions."""
     convolutions = not settings.method.plain and settings.input_type.by_patch
     ends = settings.observer == "minmax" and settings.input_type.ranged and not settings.input_type.by_level
     options = settings.options if ends else None
@@ -123,7 +128,8 @@ def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work
 def transforms_of(
     model: nn.Module, surveys: Mapping[str, Survey], settings: Settings, work: Work
 ) -> dict[str, Transform]:
-    """Returns the transforms of the inputs of surveyed layers: smoothing, for the layers whose error it lowers."""
+    """Searches smoothing factors from the surveys, a dict from layer name to survey. Returns a dict from layer name to
+    the transform that divides the layer's input by its factors, only for layers whose output error this lowers."""
     if not settings.transforming:
         return {}
     groups = settings.groups(model) if settings.groups else []
@@ -132,8 +138,12 @@ def transforms_of(
 
 
 def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform]) -> Ranges:
-    """Returns the range of each surveyed linear's input after its transform. Leaves out layers without input, and those
-    whose transform mixes channels: the survey keeps extremes for each channel, which do not give their range."""
+    """Returns a dict from layer name to the range of the layer's input after its transform, for the linear layers in
+    `surveys`.
+
+    Leaves out layers that received no input. Leaves out layers whose transform mixes channels too, because a survey
+    keeps the extremes of single channels, which do not give the range of a mixture.
+    """
     return {
         name: [survey.all.range(transform)]
         for name, survey in _of_linears(surveys).items()
@@ -142,7 +152,8 @@ def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform])
 
 
 def _of_linears(surveys: Mapping[str, Survey]) -> dict[str, Survey]:
-    """Returns the surveys of linears, which observe whole inputs; those of convolutions observe patches."""
+    """Returns the surveys of linear layers, which observe whole inputs. The surveys of convolutions, which observe
+    patches of the input, are left out."""
     return {name: survey for name, survey in surveys.items() if not isinstance(survey, PatchSurvey)}
 
 
@@ -156,7 +167,8 @@ def _observations(
     transforms: Mapping[str, Transform],
     bins: Bins,
 ) -> Observations:
-    """Returns the ranges of the layers' inputs: from the surveys where these suffice, otherwise by another replay."""
+    """Returns the ranges of the layers' inputs after their transforms: from the surveys where these suffice, otherwise
+    from another replay, with an observer for each bin of noise levels."""
     surveys, last = (survey.state.surveys, survey.last) if survey else ({}, CallCount(0, None))
     current = survey.state.current if survey else CurrentCall(model, work.ranks)
     if not settings.input_type.ranged:
@@ -191,8 +203,9 @@ def nearest_choices(
     transforms: Mapping[str, Transform],
     edges: Tensor = ONE_BIN.edges,
 ) -> tuple[dict[str, Choice], dict[str, str]]:
-    """Returns the choices with weights rounded to the nearest, and for each layer without a choice the reason why it
-    stays float."""
+    """Returns the choices with weights rounded to the nearest, and a dict from the name of each layer without a choice
+    to the reason why it stays float. `edges`: the noise levels between timestep bins, for ranges that depend on the
+    bin."""
     choices, reasons = {}, {}
     for entry, module in named(model, plan):
         name, dtype = entry.name, module.weight.dtype

@@ -54,7 +54,7 @@ def _submodules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _below(name: str, others: dict[str, nn.Module]) -> bool:
-    """Returns whether the module `name` is inside one of the modules `others`."""
+    """Returns whether the module `name` is inside one of the modules that the keys of `others` name."""
     return any(name.startswith(f"{other}.") for other in others)
 
 
@@ -87,7 +87,7 @@ def _onloaded(model: nn.Module) -> Iterator[None]:
 
 
 def _moves(hook: Any) -> bool:
-    """Returns whether `hook`, a hook of accelerate, only moves weights and inputs between devices."""
+    """Returns whether a hook of accelerate only moves weights and inputs between devices. False for None."""
     if hook is None:
         return False
     from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook

@@ -29,8 +29,8 @@ MAX_SNAPSHOTS = 3  # largest number of snapshots that are measured: each costs a
 
 
 class LayerOnDemand(nn.Module):
-    """An integer layer that is made anew in every forward and freed afterwards, so that the choices of a whole model
-    need the memory of one layer only."""
+    """An integer layer that is made anew in every forward and freed afterwards. A model of such layers needs the memory
+    of only one integer layer at a time."""
 
     def __init__(self, module: FloatLayer, choice: Choice) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class LayerOnDemand(nn.Module):
         self.input_type, self.noise_level = StaticInput, None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Returns the output of the integer layer, or of the float layer where no integer layer can be made."""
+        """Returns the output of the integer layer; of the float layer, if the choice allows no integer layer."""
         layer = self.make()
         return self.make.args[0](input) if isinstance(layer, str) else layer(input)
 
@@ -53,13 +53,16 @@ def learning_curve(
     work: Work,
 ) -> list[dict[str, Any]]:
     """Measures the output SQNR that fewer calibration calls would have given, and returns the rows of `enough` in
-    report.json: {calls, prompts, output_sqnr in dB}, one for each snapshot.
+    report.json: {calls, prompts, output_sqnr in dB}, one for each snapshot. A snapshot has the observations of the
+    first 1, 2, 4, ... prompts; `chosen` holds the snapshots.
 
-    For each snapshot, the layers of `plan` in `model` become integer layers by the choices made from the calls up to
-    that snapshot. The SQNR is measured on `calls`, whose float outputs are `exact`. The row for all calls is missing
-    where all weights are rounded to the nearest, because the SQNR of the result is that row. Returns [] where measuring
-    would take too long, or where the choices from fewer calls are not known. Collective: the ranks of `work` share the
-    calls, and `exact` holds the outputs of this rank's calls.
+    For each snapshot, the choices are made from its observations, the layers of `plan` in `model` become integer
+    layers, and the SQNR is measured on `calls`, whose float outputs are `exact`. The last row is for all calls. It is
+    missing if all weights are rounded to the nearest, because the model would then be the result itself, whose SQNR the
+    caller measures. Returns [] where measuring would take too long, or where the choices from fewer calls are not
+    known.
+
+    Collective: the ranks of `work` share the calls, and `exact` holds the outputs of this rank's calls.
     """
     rows = []
     choices_by_count = earlier_choices(model, chosen, plan, settings, work)
@@ -79,11 +82,12 @@ def learning_curve(
 def earlier_choices(
     model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
 ) -> dict[CallCount, dict[str, Choice]]:
-    """Returns the choices made from the calls up to each snapshot to be measured, and the choices made from all calls.
+    """Returns a dict from number of calls to choices: for each snapshot that is measured, the choices made from the
+    observations so far, and for all calls the choices of `chosen`. All of them have weights rounded to the nearest.
 
-    All choices have weights rounded to the nearest. The dict is empty where choices from fewer calls would need another
-    replay (fallback, bins of noise levels, or a survey with an observer other than "minmax"), and where they do not
-    depend on the calls (weights only).
+    The dict is empty where choices do not depend on the calls (weight-only), where the layers that stay float are
+    picked by their error on all calls (`settings.fallback`), and where a snapshot does not hold all ranges (timestep
+    bins, or smoothing and rounding methods with an observer other than "minmax").
     """
     reusable = settings.input_type.rounded and not settings.fallback and chosen.timesteps is None
     if chosen.survey is not None:
@@ -100,7 +104,7 @@ def earlier_choices(
 def _choices_at(
     count: CallCount, model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
 ) -> dict[str, Choice]:
-    """Returns the choices that follow from the observations in the snapshot after `count` calls."""
+    """Returns the choices, a dict by layer name, that follow from the observations of the first `count` calls."""
     surveys = dict[str, Survey]()
     if chosen.survey is not None and count in chosen.survey.snapshots:
         surveys = merge_ranks(chosen.survey.snapshots[count], work.ranks).surveys
@@ -112,8 +116,8 @@ def _choices_at(
 def verdict(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """Returns a sentence for the user: whether more calls would help, or fewer would have been enough.
 
-    `rows` is the learning curve; its last row is for all calls, and is compared with the last row that has at most half
-    of them. Returns None for fewer than two rows.
+    `rows` is the learning curve. The last row, for all calls, is compared with the last row that has at most half as
+    many prompts. Returns None for fewer than two rows.
     """
     if len(rows) < 2:
         return None

@@ -225,12 +225,14 @@ class Calibrator:
         self._result: Result | None = None
 
     def run(self) -> None:
-        """Replays the calibration data and chooses the integers. Raises the errors of `calibration.calibrate`.
+        """Replays the calibration data and chooses the integers.
 
-        Logs progress to the logger `octavo.calibrate.msmodelslim_api` (INFO), at most every 30 seconds.
+        Afterwards the attribute `model` is the calibrated model: a copy of the caller's model if batch norms were
+        folded. Logs progress to the logger `octavo.calibrate.msmodelslim_api` (INFO), at most every 30 seconds.
 
-        Afterwards the attribute `model` is the calibrated model. Where batch norms were folded, it is a copy of the
-        caller's model.
+        Raises UsageError for a configuration that does not fit the model, FileError for a module name that a checkpoint
+        cannot hold, MisfitError if there are no samples or a sample does not fit the model, NumbersError for weights,
+        inputs or outputs that are not finite, DeviceError when memory runs out.
         """
         settings, samples, warnings = self.cfg.settings, list[Any](), list[str]()
         progress = Reports(lambda *report: log.info("%s", line(*report)))
@@ -302,7 +304,8 @@ class Calibrator:
             )  # fmt: skip
 
     def get_quant_params(self) -> tuple[dict[str, Any], ...]:
-        """Returns five dicts by layer: input_scale, input_offset, weight_scale, weight_offset, quant_weight (int8).
+        """Returns five dicts from layer name to tensor: input_scale, input_offset, weight_scale, weight_offset,
+        quant_weight (int8).
 
         input_scale and input_offset are None for a layer whose input has no stored range: W8A16 and W8A8_DYNAMIC.
         """

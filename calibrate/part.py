@@ -1,4 +1,4 @@
-"""Calibrates a part of a model, all of its layers or one block: from calls to measured integer layers."""
+"""Calibrates all layers of a model, or those of one block (a part): from calls to measured integer layers."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,12 +25,20 @@ from .settings import Settings
 
 @dataclass(frozen=True)
 class Part:
-    """The result of calibrating a part: its plan, the choices, the integer layers and their measurements.
+    """The result of calibrating a part of a model: all of its layers, or those of one block.
 
-    `makers`: functions that return the integer layers by name; where `layers` does not hold a layer, its function makes
-    the layer anew each time. `positions`: the positions of the calls that `measured` yields, on which layers and model
-    are measured. `powers`: signal and noise of each layer's output over these calls. `exact`: the float model's outputs
-    for these calls. `axes`: the number of axes of each layer's input, 0 where calls differ.
+    | field     | meaning                                                                                              |
+    |-----------|------------------------------------------------------------------------------------------------------|
+    | plan      | the plan, in which layers that could not become integers stay float                                  |
+    | selection | the choices and the observations that they were made from                                            |
+    | choices   | dict from layer name to choice; with a budget, the choices that keep it                              |
+    | layers    | dict from layer name to integer layer; empty if the layers are not to be kept in memory              |
+    | makers    | dict from layer name to a function that returns the integer layer, made anew if not in `layers`      |
+    | positions | positions of the measured calls among all calls                                                      |
+    | measured  | function that iterates over the measured calls                                                       |
+    | powers    | dict from layer name to signal and noise of the layer's output over the measured calls               |
+    | axes      | dict from layer name to the number of axes of the layer's input, 0 where calls differ                |
+    | exact     | the float model's outputs for the measured calls of this rank                                        |
     """
 
     plan: Plan
@@ -59,9 +67,10 @@ def calibrate_part(
 ) -> Part:
     """Chooses the integers of the layers of a plan, and measures each integer layer against its float layer.
 
-    `sums_memory` returns how many bytes the sums for the rounding method may take. `mix` may change plan and choices
-    before integer layers are made. With `keep_layers` all integer layers stay in memory; otherwise each is made when it
-    is needed. `announce` receives the positions of the calls that this rank runs for rounding and for measuring.
+    `keep_layers`: whether all integer layers stay in memory; otherwise each is made anew when it is needed.
+    `sums_memory` returns how many bytes the sums over calls that the rounding method needs may take. `mix`, if given,
+    returns another plan and other choices, from which the integer layers are then made. `announce` is called with the
+    positions of the calls that this rank runs for rounding and for measuring.
     """
     chosen = choose(model, calls, plan, settings, work, sums_memory)
     choices = chosen.choices
@@ -83,7 +92,8 @@ def calibrate_part(
 
 
 def planned(model: nn.Module, settings: Settings) -> Plan:
-    """Returns the plan for `model` that follows from the settings."""
+    """Returns the plan for `model` that follows from the settings: which layers become integers, and why the others
+    stay float."""
     scheme = WORDS[settings.input_type]
     return make_plan(
         model, scheme=scheme, keep_float=settings.keep_float, defaults=settings.defaults, more=settings.more_float,
@@ -108,8 +118,9 @@ def frozen(
     *,
     keep_layers: bool,
 ) -> tuple[Plan, dict[str, QuantizedLayer]]:
-    """Makes the integer layers, to find those that cannot be made. Returns the plan in which these and the layers of
-    `reasons` stay float, and the integer layers, which are only returned with `keep_layers`."""
+    """Makes every integer layer once, to find those that cannot be made. Returns the plan in which these stay float,
+    and so do the layers in `reasons`, a dict from layer name to reason. Also returns the integer layers by name;
+    without `keep_layers` an empty dict."""
     all_reasons, layers = dict(reasons), {}
     for entry, module in progress("freeze", named(model, plan), len(plan.quantized)):
         if entry.name in all_reasons:
@@ -132,7 +143,7 @@ def check_any_quantized(plan: Plan) -> None:
 def _integer_layer(
     model: nn.Module, name: str, choices: Mapping[str, Choice], layers: Mapping[str, QuantizedLayer]
 ) -> QuantizedLayer:
-    """Returns the integer layer `name`, from `layers` or made anew."""
+    """Returns the integer layer `name`: the one in `layers`, or a new one made from its choice."""
     if name in layers:
         return layers[name]
     layer = layer_of(layer_at(model, name), choices[name])

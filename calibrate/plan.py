@@ -44,7 +44,8 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")  # module names 
 
 @dataclass(frozen=True)
 class Entry:
-    """One layer of a plan: its scheme, such as "W8A8", or None and the reason why it stays float.
+    """One layer of a plan. `scheme`: how it becomes integers, such as "W8A8"; None for a layer that stays float, for
+    the `reason`.
 
     `bytes`: the size of its parameters. `unsupported`: whether it has no integer form, because of its class, its dtype
     or a change such as a hook. `forced`: whether it stays float only because its data or its weights cannot be
@@ -73,15 +74,18 @@ class Plan:
         return tuple(entry.name for entry in self.entries if entry.scheme)
 
     def forced_float(self, reasons: Mapping[str, str]) -> "Plan":
-        """Returns the plan in which the layers of `reasons` stay float too, because they cannot be quantized."""
+        """Returns the plan in which further layers stay float because they cannot be quantized: the keys of `reasons`,
+        a dict from layer name to the reason."""
         return self._without(reasons, forced=True)
 
     def kept_float(self, reasons: Mapping[str, str]) -> "Plan":
-        """Returns the plan in which the layers of `reasons` stay float too, because the user's options keep them."""
+        """Returns the plan in which further layers stay float because the user's options say so: the keys of `reasons`,
+        a dict from layer name to the reason."""
         return self._without(reasons, forced=False)
 
     def replaced(self, part: "Plan") -> "Plan":
-        """Returns the plan in which the entries of `part` replace the entries of the same names."""
+        """Returns this plan with the entries of `part`, a plan for some of its layers, in place of the entries of these
+        layers."""
         new_entries = {entry.name: entry for entry in part.entries}
         return Plan(tuple(new_entries.get(entry.name, entry) for entry in self.entries))
 
@@ -160,7 +164,8 @@ def _nothing_left(kind: str, plan: Plan, option: str) -> str:
 
 
 def _ruled(model: nn.Module, entry: Entry, rules: "Rules", blocks: Sequence[str]) -> Entry:
-    """Returns the entry after the rules: float with a reason if a rule keeps it float, otherwise unchanged."""
+    """Returns the entry as the rules change it: with a reason and without a scheme if a rule keeps the layer float,
+    otherwise unchanged. `blocks`: the names of the model's repeated blocks."""
     reason = _reason(model, entry, rules, blocks) if entry.scheme else None
     return replace(entry, scheme=None, reason=reason) if reason else entry
 
@@ -219,7 +224,8 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str], option: str) 
 
 
 class Rules(NamedTuple):
-    """The user's options and the defaults by which `make_plan` keeps layers float; see the parameters there."""
+    """The user's options and the model family's defaults by which `make_plan` keeps layers float; its docstring
+    explains each."""
 
     keep_float: Sequence[str]
     quantize: Sequence[str]

@@ -21,8 +21,10 @@ ZERO_INPUT = "its input was zero in every call"
 class Findings(NamedTuple):
     """The results of a calibration that the report shows.
 
-    `choices`, `ranges` of inputs and `powers` of outputs are by layer name. `calls`: the number of calibration calls.
-    `output`: signal and noise of the model's output in each measured call. `held_out`: how many of these are held out.
+    `choices`, `ranges` and `powers` are dicts from layer name: to the layer's choice, to the ranges of its input (one
+    for each timestep bin), and to signal and noise of its output. `calls`: the number of calibration calls. `output`:
+    signal and noise of the model's output in each measured call. `held_out`: how many of the measured calls are held
+    out.
     """
 
     choices: Mapping[str, Choice]
@@ -76,7 +78,7 @@ def report_of(
 
 
 def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, settings: Settings) -> dict[str, Any]:
-    """Returns one of the `layers` of report.json; `layer` is None for a layer that stays float."""
+    """Returns the row of one layer in `layers` of report.json. `layer` is None for a layer that stays float."""
     choice, power = findings.choices.get(entry.name), findings.powers.get(entry.name)
     ranges = findings.ranges.get(entry.name)
     before = entry.bytes
@@ -109,16 +111,18 @@ def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, setting
 
 
 def with_mixture(report: dict[str, Any], mixture: Mixture) -> dict[str, Any]:
-    """Returns the report of a calibration under a budget: `report` with these additions.
+    """Returns the report of a calibration under a budget: `report` with these additions. The search switches groups of
+    layers from float to a scheme together, and measures the error of the pipeline's final latents.
 
     | key    | content                                                                                               |
     |--------|-------------------------------------------------------------------------------------------------------|
-    | layers | trajectory_error: for each scheme of the layer's group, the mean squared error of the final latents   |
-    |        | with only that group switched to the scheme                                                           |
-    | budget | budget as the user wrote it; bytes and time (estimated, relative to float), each with float, limit,   |
-    |        | used; schemes: number of layers of each scheme; float: number of float layers; error of the final     |
-    |        | latents: measured (mean square), relative (to the float latents), estimated (sum over the groups,     |
-    |        | before exchanges); numbers of exchanges, groups and runs                                              |
+    | layers | trajectory_error: for each scheme, the mean squared error of the final latents with only the layer's  |
+    |        | group switched to the scheme                                                                          |
+    | budget | budget: as the user wrote it; bytes and time (estimated, relative to float): each with float, limit,  |
+    |        | used; schemes: number of layers of each scheme; float: number of float layers; error: mean squared    |
+    |        | error of the final latents: measured, relative (divided by the mean square of the float latents),     |
+    |        | estimated (sum of the groups' errors), before (measured before exchanges); exchanges: how many times  |
+    |        | one or two groups got another scheme because that lowered the error; groups; runs of the pipeline     |
     """
     errors = mixture.errors
     rows = [
@@ -158,6 +162,6 @@ def measured_on(totals: Mapping[str, Any]) -> str:
 
 
 def worst(report: Mapping[str, Any], count: int = 10) -> list[dict[str, Any]]:
-    """Returns the rows of the `count` quantized layers with the lowest SQNR, lowest first."""
+    """Returns the rows of the `count` quantized layers with the lowest SQNR, the lowest first."""
     rows = [row for row in report["layers"] if row.get("sqnr") is not None]
     return sorted(rows, key=lambda row: (row["sqnr"], row["name"]))[:count]

@@ -54,7 +54,7 @@ _REPORT: Kind = fields(
 
 
 def report_bytes(report: Mapping[str, Any]) -> bytes:
-    """Returns the bytes of report.json for a report."""
+    """Serializes a report as the content of report.json."""
     return (json.dumps(report, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Stopwatch:
-    """Sums the seconds spent in each stage, by name, in `seconds`."""
+    """Sums the seconds spent in each stage of a run: `seconds` is a dict from the name of a stage to its seconds."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

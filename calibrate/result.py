@@ -17,14 +17,14 @@ class Result:
 
     | field      | meaning                                                                                          |
     |------------|--------------------------------------------------------------------------------------------------|
-    | plan       | the final plan                                                                                   |
-    | layers     | the integer layers by name                                                                       |
+    | plan       | the final plan: which layers became integers, and why the others stay float                      |
+    | layers     | dict from layer name to integer layer                                                            |
     | report     | the content of report.json                                                                       |
     | timesteps  | the noise levels of the calls, descending; None where ranges do not depend on them               |
-    | example    | a call of the model                                                                              |
-    | axes       | the number of axes of each layer's input, 0 where calls differ                                   |
-    | parameters | functions that return new values of float parameters, by name, where smoothing factors were      |
-    |            | folded into these                                                                                |
+    | example    | a call of the model, from which a graph can be exported; None where no call was kept             |
+    | axes       | dict from layer name to the number of axes of the layer's input, 0 where calls differ            |
+    | parameters | float parameters that smoothing factors were folded into: dict from the name of a parameter to a |
+    |            | function that returns its new value                                                              |
     """
 
     plan: Plan

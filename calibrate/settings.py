@@ -63,7 +63,8 @@ class Settings:
                 raise UsageError(f"budget: {fact}. Remove one of the two options.")
 
     def measured(self, count: int) -> int:
-        """Returns how many of `count` calls the SQNR is measured on; all where `fallback` picks layers by error."""
+        """Returns how many of `count` calls the SQNR is measured on: all if `fallback` picks float layers by their
+        error."""
         if self.fallback:
             return count
         return MEASURED if self.sqnr_calls is None else self.sqnr_calls
@@ -75,12 +76,13 @@ class Settings:
 
     @property
     def input_scheme(self) -> Scheme:
-        """The scheme by which inputs become codes."""
+        """The rule by which inputs become codes: symmetric or not, and whether multiplying by 1 / scale has to give the
+        same codes."""
         return replace(SYMMETRIC_ACTIVATION if self.symmetric else ACTIVATION, reciprocal=self.reciprocal)
 
     @property
     def options(self) -> Options:
-        """The options of the observers."""
+        """The options of the observers, which find the ranges of inputs."""
         return Options(self.sigma, scheme=self.input_scheme)
 
     @property
@@ -110,7 +112,7 @@ class Settings:
 
     @property
     def limits(self) -> Budget | None:
-        """The limits of the budget; None without a budget."""
+        """The limits of `budget` on bytes and time; None without a budget."""
         return None if self.budget is None else budget_of(self.budget)
 
     @property
@@ -120,7 +122,8 @@ class Settings:
 
     @property
     def surveying(self) -> bool:
-        """Whether the inputs have to be surveyed: for smoothing, rounding methods, or bins of noise levels."""
+        """Whether a replay has to survey the inputs, which records statistics of each channel and samples of rows: for
+        smoothing, for rounding methods, and for timestep bins."""
         return self.smoothing or not self.method.plain or self.input_type.by_level
 
 

@@ -52,8 +52,8 @@ def settled() -> Iterator[None]:
 
 @contextmanager
 def calling() -> Iterator[None]:
-    """Restores the caller's default dtype and device, inside the `with` statement, because the model's forward may rely
-    on them. Used within `settled`."""
+    """Restores the default dtype and device that the caller of `settled` had, inside the `with` statement, because the
+    model's forward may rely on them. For use inside a `settled` block."""
     caller = _CALLER.get()
     if caller == PLAIN:
         yield
@@ -64,8 +64,8 @@ def calling() -> Iterator[None]:
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Sets the defaults to float32 and CPU again, inside the `with` statement, for hooks that compute. Used within
-    `calling`."""
+    """Sets the defaults to float32 and CPU again, inside the `with` statement, for hooks that compute. For use inside a
+    `calling` block."""
     if _CALLER.get() == PLAIN:
         yield
         return

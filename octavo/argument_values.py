@@ -28,14 +28,17 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def parse_argument(text: str) -> tuple[str, Any]:
-    """Returns the name and the value of NAME=VALUE. A list of paths becomes a list of pictures or tensors.
+    """Returns the name and the value in a text of the form NAME=VALUE. If VALUE is a list of paths, the value is a list
+    of pictures or tensors.
 
     Raises UsageError for a text of another form, for a file that does not exist and for a URL; FileError for a file
     that cannot be read.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise UsageError(f"--arg {text}: not of the form NAME=VALUE. NAME is an argument of the pipeline's call.")
+        raise UsageError(
+            f"--arg {text}: is not of the form NAME=VALUE. Write the name of an argument, = and its value."
+        )
     try:
         parsed = json.loads(value)
     except (json.JSONDecodeError, RecursionError):
@@ -63,7 +66,8 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _read_text(name: str, text: str, quoted: bool) -> Any:
-    """Returns the picture or tensor whose path `text` is, or `text` itself if it is no path."""
+    """Returns the picture or tensor whose path `text` is, or `text` itself if it is no path. `quoted`: whether the user
+    wrote it in quotes, so that the ending of the text does not make it a path."""
     path = Path(text).expanduser()
     ending = path.suffix.lower()
     tensors = bool(_TENSORS.search(name)) or (not quoted and ending in _FILES)
@@ -103,7 +107,8 @@ def _read_tensor(path: Path, name: str) -> torch.Tensor:
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Reads the tensors of a file, by name. A file that holds one tensor without a name gives it the name ""."""
+    """Returns the tensors of a file, as a dict from name to tensor. A file may hold a single tensor without a name; its
+    name is then ""."""
     try:
         if path.suffix.lower() == ".safetensors":
             with safe_open(path, "pt") as file:

@@ -35,8 +35,9 @@ class Deployed(NamedTuple):
     """A float denoiser of a pipeline together with its quantized form.
 
     `component` is the denoiser's name in the pipeline, `module` the float denoiser. Inside `with installed() as
-    integers` the pipeline runs the quantized denoiser `integers`. `report` is the report of its calibration, {} if
-    there is none. `runs_on` describes the kernels that compute, for the page of a comparison.
+    integers` the pipeline runs the quantized denoiser `integers`. `report` is the content of report.json, {} for a
+    checkpoint without one. `runs_on` says in words which kernels compute the quantized denoiser, for the page of a
+    comparison.
     """
 
     component: str
@@ -54,11 +55,11 @@ class Deployed(NamedTuple):
 
 
 def format_at(out: Path, remedy: str = "") -> Format:
-    """Returns the format that the checkpoint at `out` is loaded from.
+    """Returns the format in which to load the checkpoint at `out`, which may hold several.
 
-    If it holds several formats, one that diffusers loads as a whole model wins over one whose layers are put into the
-    float model. Raises UsageError for the format of another library, such as torchao; the message ends with `remedy`,
-    if the caller gives one.
+    A format that diffusers loads as a whole model wins over one whose layers are put into the float model. Raises
+    UsageError for the format of another library, such as torchao, with the advice `remedy` at the end of the message,
+    if given.
     """
     method = method_at(out)
     formats = [format_named(name) for name, place in views(out).items() if place == out]
@@ -74,10 +75,11 @@ def format_at(out: Path, remedy: str = "") -> Format:
 
 
 def check_deployed(out: Path) -> list[str]:
-    """Checks that `load_deployed` can load the checkpoint at `out`. Returns the warnings of `check_files`.
+    """Checks that `load_deployed` can load the checkpoint at `out`. Returns warnings: one if the checkpoint has no
+    manifest, and one for each file that the manifest does not list.
 
-    Raises UsageError if there is no directory or another library wrote it; FileError if there is no checkpoint in it
-    or if files are missing or damaged.
+    Raises UsageError if there is no directory or another library wrote it; FileError if there is no checkpoint in it or
+    if files are missing or damaged.
     """
     if not out.is_dir():
         raise UsageError(f"{out}: no such directory. Give a directory that octavo calibrate wrote.")
@@ -90,6 +92,7 @@ def check_deployed(out: Path) -> list[str]:
 
 def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.device) -> Deployed:
     """Loads the checkpoint at `out` onto `device`, and pairs it with the denoiser of `pipe` that it was made from.
+    `component`, the name of a denoiser, wins over the name in the checkpoint's report.
 
     Raises FileError for damaged files, MisfitError if the checkpoint was made from another model.
     """
@@ -113,8 +116,8 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
 
 @contextmanager
 def _with_layers(module: nn.Module, layers: dict[str, QuantizedLayer]) -> Iterator[nn.Module]:
-    """Inside the `with` block, the float `module` runs the integer `layers`; where a kernel can do so, a layer computes
-    the GELU behind it too."""
+    """Makes the float `module` run the integer `layers`, a dict from layer name to layer, inside the `with` block.
+    Where a kernel can compute a layer and the GELU behind it in one pass, it does."""
     before = dict(module.named_modules(remove_duplicate=False))
     with quantized(module, layers):
         accelerate(module)
@@ -132,7 +135,8 @@ def _is_fused(module: nn.Module, name: str) -> bool:
 
 
 def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: torch.device) -> Deployed:
-    """Loads a quantized denoiser with diffusers, and pairs it with the float denoiser of `choices` that it replaces."""
+    """Loads a quantized denoiser with diffusers, and pairs it with the float denoiser that it replaces, one of
+    `choices`, a dict from name to denoiser."""
     dtype = next(iter(choices.values())).dtype
     other: Any = load_denoiser(out, dtype if isinstance(dtype, torch.dtype) else None).to(device)
     facts = {name: _difference(module, other) for name, module in choices.items()}
@@ -184,11 +188,11 @@ def wrong_model(out: Path, fact: str) -> OctavoError:
 
 
 def matching_origin(out: Path, choices: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Returns the float denoisers among `choices` that the checkpoint at `out` may have been made from.
+    """Returns the float denoisers among `choices`, a dict from name to denoiser, from which the checkpoint at `out` may
+    have been made: those with the fingerprint (digests of class, names, shapes and weights) in its manifest.
 
-    The manifest at `out` holds the fingerprint of its float denoiser. Without a fingerprint, all `choices` are
-    returned. Raises MisfitError if no denoiser has this fingerprint. Hashes every weight: 0.4 s per 1e9 bytes on one
-    processor.
+    Without a fingerprint there, all `choices` are returned. Raises MisfitError if no denoiser has the fingerprint.
+    Hashes every weight: 0.4 s per 1e9 bytes on one processor.
     """
     origin = _origin_at(out)
     if origin is None:
@@ -207,14 +211,16 @@ def matching_origin(out: Path, choices: dict[str, nn.Module]) -> dict[str, nn.Mo
 
 
 def _origin_at(out: Path) -> Origin | None:
-    """Returns the fingerprint of the float model in the manifests at `out`, None if they hold none."""
+    """Returns the fingerprint of the float model that the checkpoint at `out` was made from; None if its manifests hold
+    none."""
     return next((manifest.origin for manifest in manifests_of(out) if manifest.origin is not None), None)
 
 
 def _check_stored_origin(out: Path, model: Path, component: str, *, trust_remote_code: bool = False, **_: Any) -> None:
-    """Checks that the checkpoint at `out` was made from the float `component` in the directory `model`.
+    """Raises MisfitError if the checkpoint at `out` was not made from the float denoiser `component` in the directory
+    `model`. Does nothing if the checkpoint holds no fingerprint, or if the denoiser has no folder of its own.
 
-    Maps the weights from disk instead of loading them. Raises as `matching_origin` does.
+    Maps the weights from disk instead of loading them. Raises FileError for files of the model that cannot be read.
     """
     if _origin_at(out) is None:
         return
@@ -235,7 +241,7 @@ def check_files(directory: Path) -> list[str]:
     places = [directory] if is_checkpoint(directory) else list(checkpoints_at(directory).values())
     for place in quantized_parts(directory) if _is_pipeline(directory) else places:
         files = verify(place)
-        notes += [f"{place / name}: not in the manifest of its directory." for name in files.extra]
+        notes += [f"{place / name}: is not in the manifest of its directory." for name in files.extra]
         notes += [] if files.manifests else [f"{place}: {NOT_VERIFIABLE}."]
     return notes
 
@@ -254,10 +260,11 @@ def is_checkpoint(directory: Path) -> bool:
 
 
 def checkpoints_at(directory: Path) -> dict[str, Path]:
-    """Returns the checkpoint that a directory is, or the checkpoints in its folders, by the component that each of them
-    replaces. Returns {} for a pipeline.
+    """Returns the checkpoints at `directory` as a dict from the name of the denoiser that each replaces to its path:
+    `directory` itself, if it is a checkpoint, otherwise the checkpoints in its direct subfolders. Returns {} for a
+    pipeline.
 
-    Raises UsageError if two checkpoints replace the same component.
+    Raises UsageError if two checkpoints replace the same denoiser.
     """
     if is_checkpoint(directory):
         return {read_report(directory).get("component") or "transformer": directory}
@@ -276,13 +283,13 @@ def checkpoints_at(directory: Path) -> dict[str, Path]:
 
 
 def chosen_place(directory: Path, places: dict[str, Path], component: str) -> Path:
-    """Returns the path of the checkpoint for `component` among `places` (paths by component). A single checkpoint is
-    returned whatever its component.
+    """Returns the path of the checkpoint for the denoiser `component` among `places`, a dict from denoiser to path. If
+    there is only one checkpoint, returns its path, whatever its denoiser.
 
-    Raises UsageError if `component` has none of several checkpoints; `directory` is for the message.
+    Raises UsageError if there are several, and none for `component`; `directory` is for the message.
     """
     if len(places) > 1 and component not in places:
-        raise UsageError(f"{directory}: no checkpoint of {component}. Choose one of {', '.join(places)}.")
+        raise UsageError(f"{directory}: has no checkpoint of {component}. Choose one of {', '.join(places)}.")
     return places.get(component) or next(iter(places.values()))
 
 
@@ -295,11 +302,12 @@ def open_pipeline(
     device: torch.device,
     **options: Any,
 ) -> Any:
-    """Loads the pipeline of the model directory `source`. If `source` is a checkpoint, or a directory of checkpoints,
+    """Loads the pipeline in the model directory `source`. If `source` is a checkpoint, or a directory of checkpoints,
     loads the float pipeline that it was calibrated in, with the quantized denoisers in it.
 
-    `model` and `component` win over the model and component that the checkpoint's report names. `options` are passed
-    to `load_pipeline`. Raises UsageError for a checkpoint without a model, and whatever loading raises.
+    `model` and `component` win over the model and the denoiser that the checkpoint's report names. `options` are
+    further arguments of `load_pipeline`. Raises UsageError for a checkpoint that does not name its model, and for
+    `model` or `component` with a pipeline; MisfitError for a checkpoint of another model; FileError for damaged files.
     """
     directory = model_directory(source)
     places = checkpoints_at(directory)
@@ -318,7 +326,8 @@ def open_pipeline(
 def _quantized_pipeline(
     places: dict[str, Path], model: Path, dtype: torch.dtype | None, device: torch.device, options: dict[str, Any]
 ) -> Any:
-    """Loads the pipeline at `model`, with the checkpoints at `places` (paths by component) as its denoisers."""
+    """Loads the float pipeline in the directory `model`, with quantized denoisers from the checkpoints `places`, a dict
+    from the name of a denoiser to the path of its checkpoint."""
     records = {n: format_at(place, f"Load it with diffusers and {method_at(place)}") for n, place in places.items()}
     models = [name for name, record in records.items() if record.read is None]
     if models and dtype is None and device.type == "cpu":

@@ -40,7 +40,8 @@ def debugging(heading: str = PRINTED) -> Option:
 
 
 def configurable(parameters: list[click.Parameter]) -> list[click.Parameter]:
-    """Returns `parameters` and the option --config FILE; the file sets defaults of the options in `parameters`."""
+    """Returns `parameters` and the option --config FILE. Entries of the TOML file become the defaults of the options
+    among `parameters`."""
 
     def set_defaults(context: click.Context, option: click.Parameter, path: Path | None) -> None:
         if path is None:
@@ -72,8 +73,8 @@ def ranked(debug: bool) -> Iterator[Ranks]:
 
 @contextmanager
 def error_of_all(ranks: Ranks) -> Iterator[None]:
-    """Handles an error that every process of a machine meets, such as a wrong option: the first process raises it, the
-    others exit with its code and print nothing."""
+    """Handles an error that every process of a machine meets, such as a wrong option. Inside the `with` block, the
+    first process of the machine raises the error; the others exit with its code and print nothing."""
     try:
         yield
     except OctavoError as error:

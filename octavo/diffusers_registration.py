@@ -29,15 +29,15 @@ def register_with_diffusers() -> None:
 def enter() -> None:
     """Imports Octavo's quantizer, whose last lines register it in the tables of `diffusers.quantizers.auto`.
 
-    If the quantizer's own import of diffusers leads here, this import finds the half-imported quantizer and does
-    nothing; the quantizer registers itself when its import ends.
+    If the import of the quantizer has itself imported diffusers, and so led here, the quantizer is half imported. Then
+    this import does nothing, and the quantizer registers itself at its end.
     """
     import_module(_QUANTIZER)
 
 
 class _ImportFinder(MetaPathFinder):
-    """A finder that waits for the import of `diffusers.quantizers.auto`, and then removes itself from `sys.meta_path`.
-    The finders behind it find the module."""
+    """A finder in `sys.meta_path` that waits for the import of `diffusers.quantizers.auto`. Then it removes itself,
+    lets the other finders find the module, and makes the module's loader register Octavo's quantizer."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != _HOME:

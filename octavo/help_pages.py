@@ -18,8 +18,8 @@ def _show_all(context: click.Context, option: click.Parameter, wanted: bool) -> 
 
 
 class Command(click.Command):
-    """A command with two pages of help. It has --help-all if any of its options has a heading, see
-    `declarations.Option`."""
+    """A command with two pages of help, --help and --help-all. It has --help-all only if one of its options has a
+    `heading`, under which the long page lists the option and the short page leaves it out."""
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
         super().__init__(*args, **attributes)

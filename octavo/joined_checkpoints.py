@@ -14,9 +14,11 @@ from .checkpoints import Deployed, checkpoints_at, chosen_place, is_checkpoint, 
 
 
 def places_in(out: Path, component: str | None) -> list[Path]:
-    """Returns the paths of the checkpoints to load: `out` itself, or the checkpoints in its folders.
+    """Returns the paths of the checkpoints to load: `out` itself if it is a checkpoint, otherwise those in its direct
+    subfolders, one for each denoiser. If there are none, returns `out`, and loading it raises the error.
 
-    With `component`, only the checkpoint of this denoiser is returned. Raises UsageError as `checkpoints_at` does.
+    With `component`, only the checkpoint of this denoiser is returned. Raises UsageError if several checkpoints are
+    there and none is of `component`, or if two are of the same denoiser.
     """
     if is_checkpoint(out):
         return [out]
@@ -27,9 +29,11 @@ def places_in(out: Path, component: str | None) -> list[Path]:
 
 
 def load_joined(pipe: Any, places: Sequence[Path], component: str | None, device: torch.device) -> Deployed:
-    """Loads the checkpoints at `places` and pairs them with the denoisers of `pipe`, joined into one `Deployed`.
+    """Loads the checkpoints at `places`, pairs them with the denoisers of `pipe` that they were made from, and joins
+    the pairs into one `Deployed`, whose modules and layers have the name of their denoiser in front.
 
-    Raises FileError for two checkpoints of the same denoiser, and as `load_deployed` does.
+    Raises FileError for damaged files and for two checkpoints of the same denoiser, MisfitError for a checkpoint that
+    was made from another model.
     """
     parts = [load_deployed(pipe, place, component, device) for place in places]
     if len(parts) == 1:
@@ -63,8 +67,8 @@ def _key(name: str) -> str:
 
 
 def _joined_totals(parts: list[Deployed]) -> dict[str, Any]:
-    """Joins the totals of several reports: adds counts and bytes, takes the lowest output SQNR, and sets its interval
-    to None."""
+    """Joins the `totals` in the reports of several checkpoints: adds numbers and bytes, and takes the lowest output
+    SQNR. Its confidence interval becomes None."""
     totals = [part.report.get("totals", {}) for part in parts]
     joined: dict[str, Any] = {}
     for name in totals[0]:

@@ -94,8 +94,8 @@ class RunOptions:
         )
 
     def _refuse_argument(self, name: str, previous: set[str]) -> None:
-        """Raises UsageError for the argument `name` of --arg if a `previous` one has the same name, or if it cannot be
-        set with --arg."""
+        """Raises UsageError for an --arg called `name` that may not be given: one that Octavo sets itself, one that has
+        an option of its own, or one that was given before, so that `previous` contains it."""
         if name in previous:
             raise UsageError(f"--arg {name}: is given twice. Give it once.")
         if name in self.own_arguments:

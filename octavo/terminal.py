@@ -40,11 +40,11 @@ class Interrupted(BaseException):
 
 @contextmanager
 def interruptible(launched: bool = False) -> Iterator[None]:
-    """Inside the `with` block, the first SIGINT, SIGTERM or SIGHUP raises Interrupted; a second one ends the process at
-    once.
+    """Makes the first SIGINT, SIGTERM or SIGHUP inside the `with` block raise Interrupted; a second one ends the
+    process at once.
 
-    A process that was `launched` may receive one signal twice, from the terminal and from the launcher. So it ignores a
-    second signal for a second.
+    `launched`: whether a launcher started the process. Then one signal may arrive twice, from the terminal and from the
+    launcher, so a second signal is ignored for a second.
     """
 
     def on_first(number: int, frame: FrameType | None) -> None:
@@ -71,7 +71,7 @@ def errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
     """Ends the process when an error leaves the `with` block: prints one line on stderr and exits with the error's
     code. With `debug` the error is raised instead, so that Python prints a traceback.
 
-    Of several `ranks`, only the first one that fails prints its error, and all exit with its code.
+    If several processes (`ranks`) run, only the first one that fails prints its error, and all exit with its code.
     """
     try:
         with interruptible(ranks.world > 1):
@@ -95,7 +95,8 @@ def errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
 
 
 def _end(ranks: Ranks, code: int, text: str) -> None:
-    """Exits with the code of the first rank that failed, which alone prints its `text`."""
+    """Announces that this process failed. All processes exit with the exit code of the first one that failed, and only
+    that one prints its `text`."""
     if ranks.world > 1:  # the launcher will soon send signals to the other processes
         for name in _SIGNALS:
             signal.signal(name, signal.SIG_IGN)
@@ -191,7 +192,8 @@ class Terminal:
     """Prints the output of a command on stdout: lines for people, or with `as_json` one JSON object per line for
     programs.
 
-    The terminals of all ranks but the first are `quiet`: they print only lines with `own`, which concern their rank.
+    If several processes run, the terminals of all but the first are `quiet`. They print only what is printed with
+    `own=True` because it concerns this process alone.
     """
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
@@ -204,12 +206,13 @@ class Terminal:
             show(text)
 
     def warn(self, text: str, own: bool = False) -> None:
-        """Prints a warning on stderr, with and without --json."""
+        """Prints a warning on stderr, with and without --json. `own`: print it in every process, even a quiet one."""
         if own or not self.quiet:
             show(f"Warning: {text}", err=True)
 
     def event(self, kind: str, own: bool = False, **values: Any) -> None:
-        """Prints a JSON object with `kind` as its "event"; nothing without --json."""
+        """Prints a JSON object of `values`, with `kind` under the key "event"; nothing without --json. `own`: print it
+        in every process, even a quiet one."""
         if self.as_json and (own or not self.quiet):
             text = json.dumps({"event": kind, **values}, sort_keys=True, allow_nan=False)
             _draw(text.replace("\x7f", "\\u007f"))  # the only control character that json.dumps does not escape
@@ -254,8 +257,8 @@ class Terminal:
     def bars(self, label: str, total: int, steps: int) -> Iterator[Callable[[int, int], None]]:
         """Shows two progress bars on stderr: one over `total` prompts, one over the `steps` of a prompt.
 
-        Yields a function that sets (prompts done, steps done). Without a terminal a line is printed about every 30
-        seconds, or with --json an event.
+        Yields a function that moves the bars; its arguments are the numbers of finished prompts and steps. Without a
+        terminal a line is printed about every 30 seconds, or with --json an event.
         """
         if self.quiet:
             yield lambda prompt, step: None

@@ -47,8 +47,8 @@ def every_position(position: int) -> bool:
 
 
 class Stub(nn.Module):
-    """A module in place of a block. `answer` returns its output. It has the attributes of the block, because models
-    read them."""
+    """A module in place of a block. `answer` receives the inputs and returns the block's output. Attributes of the
+    block can be read from the stub too, because models read them."""
 
     def __init__(self, block: nn.Module, answer: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -61,12 +61,13 @@ class Stub(nn.Module):
             return getattr(self.__dict__["_block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the output for the block; raises Stopped where the forward shall end."""
+        """Returns the output for the block. Raises Stopped to end the model's forward early."""
         return self._answer([args, kwargs])
 
 
 class BlockOutputs:
-    """The outputs of blocks in a sweep. A block that runs several times in a row has an output for each run."""
+    """The outputs that each block had for each call in a sweep, which visits all blocks in their order. A block that
+    runs several times in a row has an output for each run."""
 
     def __init__(self) -> None:
         self.outputs: dict[str, dict[int, list[Any]]] = {}  # by block, then by position of the call
@@ -74,10 +75,12 @@ class BlockOutputs:
 
 
 class Blocks:
-    """The blocks `names` of `model`, which are calibrated or run one after the other.
+    """The blocks `names` of `model`, which are calibrated or run one after the other, with the weights of one in
+    memory.
 
-    `layers`: the layers that become integers. Layers outside the blocks receive their inputs in the stage END, as in
-    the whole model. `order`: the order in which the blocks run, known after `rehearse`.
+    `parking` loads and frees the weights, `spill` stores the outputs. `layers`: the names of the layers that become
+    integers. Layers outside the blocks receive their inputs in the stage END, after all blocks. `order`: the order in
+    which the blocks run, known after `rehearse`.
     """
 
     def __init__(
@@ -105,9 +108,9 @@ class Blocks:
         self._expected: list[Tensor] = []  # the whole model's output for the first call
 
     def rehearse(self, calls: Iterable[Call]) -> None:
-        """Finds the order of the blocks and the outputs that each stage needs, by running one call of each kind. Calls
-        are of different kinds where arguments other than tensors and numbers differ, such as a list of layers to skip.
-        """
+        """Finds the order of the blocks and the outputs that each stage needs, by running one call of each kind. Two
+        calls are of different kinds if an argument that is neither a tensor nor a number differs, such as a list of
+        layers to skip."""
         kinds: list[Any] = []
         ran: list[str] = []
         needs: dict[str, set[str]] = {}
@@ -123,8 +126,9 @@ class Blocks:
         self._needs = {stage: needs.get(stage, set()) for stage in [*self.order, END]}
 
     def _shapes(self, call: Call, *, keep: bool) -> dict[str, list[Any]]:
-        """Runs `call`, and returns the outputs of each block in the order in which the blocks run. Their shapes and
-        dtypes stay usable; the file with their values is deleted. `keep`: whether to remember the model's output.
+        """Runs `call`, and returns a dict from block to outputs, one for each run of the block, in the order in which
+        the blocks run. Only shapes and dtypes can still be used: the file with the values is deleted. `keep`: whether
+        to remember the model's output, for `check_end`.
 
         Raises MisfitError if the model's output cannot be computed from the outputs of its blocks alone.
         """
@@ -172,7 +176,8 @@ class Blocks:
             yield
 
     def _check_passed_on(self, call: Call, outputs: dict[str, list[Any]], expected: list[Tensor]) -> None:
-        """Raises MisfitError unless the model computes `expected` again from the `outputs` of its blocks alone."""
+        """Raises MisfitError unless the model computes the output `expected` again when stubs return the `outputs` of
+        its blocks."""
         runs: dict[str, int] = {}
 
         def answer(name: str, inputs: Any) -> Any:
@@ -188,15 +193,16 @@ class Blocks:
             raise _hidden_state_error()
 
     def check_end(self) -> None:
-        """Raises MisfitError if the model's output for the first call, in the stage END, differs from the output of the
-        whole model."""
+        """Raises MisfitError if the model, whose blocks are stubs in the stage END, computes another output for the
+        first call than the whole model did in `rehearse`."""
         with evaluating(self._model):
             for call in first(self.calls, 1):
                 if not same(self._expected, tensors_in(run(self._model, call, 0))):
                     raise _hidden_state_error()
 
     def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
-        """Adds to `needs`, by stage, the blocks whose outputs the stage depends on in this call."""
+        """Adds to `needs`, a dict from stage to names of blocks, the blocks whose outputs the stage depends on in this
+        call. `shapes` has the outputs of each block, for their shapes and dtypes."""
         needed = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
         for poisoned, outputs in shapes.items():
             if not all(map(floating, outputs)):
@@ -233,12 +239,15 @@ class Blocks:
     def sweep(
         self, calls: Calls, visit: Visit = do_nothing, wanted: Callable[[int], bool] = every_position
     ) -> BlockOutputs:
-        """Visits all blocks in their order, each with its weights in memory and its inputs from `calls`.
+        """Visits all blocks in their order, each with its weights in memory and its inputs from `calls`, and returns
+        their outputs.
 
-        `visit` is called with the block's name. It may run all or some of `self.calls()` on the model, several times.
-        If it returns a function, that function is then called to change the block. Later blocks receive the outputs
-        that the block had before the change: for the calls that the visit ran, and for the calls whose position is
-        `wanted` after the visit. A later visit may not run other calls. The weights of each block are read once.
+        `visit` is called with the block's name. It may run some or all of `self.calls()` on the model, several times.
+        If it returns a function, that function is called afterwards to change the block, such as to install integer
+        layers.
+
+        Later blocks receive the outputs from before the change. They are kept for the calls that the visit ran, and for
+        the calls whose position is `wanted`, which are run after the visit; later visits may not run other calls.
         """
         self._source, self._count, self._track = calls, None, BlockOutputs()
         with self._stubbed(self._answer), self._counting():
@@ -258,8 +267,8 @@ class Blocks:
 
     @contextmanager
     def ended(self, calls: Calls, track: BlockOutputs) -> Iterator[None]:
-        """Makes the model compute its outputs for `calls`, inside the `with` statement, from the block outputs `track`
-        of a sweep over these calls. Afterwards the block outputs are deleted."""
+        """Makes the model run only the operations outside its blocks, inside the `with` statement: stubs return the
+        block outputs `track` of a sweep over the same `calls`. Afterwards these outputs are deleted."""
         self._source, self._track, self._frontier = calls, track, END
         with self._stubbed(self._answer), self._counting():
             yield
@@ -272,7 +281,7 @@ class Blocks:
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
-        """Resets the counters of block runs at the beginning of each forward, inside the `with` statement."""
+        """Resets the number of runs of each block at the beginning of each forward, inside the `with` statement."""
 
         def begin(*_: Any) -> None:
             self._runs = {}
@@ -286,7 +295,7 @@ class Blocks:
     @contextmanager
     def _real_one(self, name: str, file: SpillFile) -> Iterator[None]:
         """Puts the block `name`, with its weights in memory, in place of its stub, inside the `with` statement. Writes
-        its outputs to `file` when a call runs for the first time."""
+        the block's outputs to `file` for each call that runs for the first time."""
         block = self._real[name]
         self._parking.fetch(name, block)
         hooks = {"": self._check}, {"": partial(self._keep, name, file)}
@@ -303,7 +312,7 @@ class Blocks:
             self._track.outputs[name][self._position].append(file.put(output))
 
     def _complete(self, wanted: Callable[[int], bool]) -> None:
-        """Runs the wanted calls that the visit did not run."""
+        """Runs the calls whose position is `wanted` and that the visit of the block in memory did not run."""
         if len(self._track.outputs[self._frontier]) == self._count:
             return
         with evaluating(self._model):
@@ -312,8 +321,8 @@ class Blocks:
                     run(self._model, call, self._position)
 
     def _answer(self, name: str, inputs: Any) -> Any:
-        """Returns the output of a block that is not the frontier: read from disk if the stage needs it, else NaN.
-        Raises Stopped for a block after the frontier."""
+        """Returns the output of an earlier block than the one in memory: read from disk if the stage needs it,
+        otherwise NaN. Raises Stopped for a later block."""
         if name not in self._track.outputs:
             raise Stopped
         outputs, run_index = self._track.outputs[name].get(self._position, []), self._runs.get(name, 0)
@@ -326,7 +335,7 @@ class Blocks:
         return replaced(outputs[run_index], SpilledTensor, lambda place: _blank(place, float("nan"), self._device))
 
     def _forget(self, ahead: list[str]) -> None:
-        """Deletes the files of block outputs that none of the stages `ahead` needs."""
+        """Deletes the files of block outputs that no later stage needs. `ahead` lists the later stages."""
         needed = {name for stage in ahead for name in self._needs[stage]}
         for name in self._track.outputs.keys() - needed - self._track.deleted:
             self._track.deleted.add(name)
@@ -360,8 +369,8 @@ def _blank(place: SpilledTensor, value: float, device: torch.device) -> Tensor:
 
 
 def _kind_of(call: Call) -> Any:
-    """Returns the kind of a call: its arguments, with each tensor and each argument that is a number replaced by its
-    type."""
+    """Returns a value that is equal for calls of the same kind: the arguments of the call, with each tensor and each
+    argument that is a number replaced by its type."""
     arguments = [*enumerate(call.args), *call.kwargs.items()]
     plain = {name: type(value) if type(value) in (int, float) else value for name, value in arguments}
     return replaced(plain, Tensor, lambda tensor: Tensor)

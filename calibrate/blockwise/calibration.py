@@ -1,13 +1,13 @@
 """Calibrates a model that does not fit in memory block by block, with the same integers as `calibration.calibrate`.
 
-Every method needs only one layer, or the layers that share an input, so it needs only one block. Each block is
-calibrated as in `calibration.calibrate`, on calls of the whole model in which only that block has weights (blocks.py).
-There are two sweeps over the blocks: the first makes float blocks into integer blocks; the second runs the measured
-calls through the integer blocks.
+Smoothing, ranges and weight rounding need only one layer, or the layers that share an input, so they need only one
+block. Each block is calibrated as in `calibration.calibrate`, on calls of the whole model in which only that block has
+weights (blocks.py). There are two sweeps over the blocks: the first makes float blocks into integer blocks; the second
+runs the measured calls through the integer blocks.
 
-Differences from `calibrate`: in a smoothing group that spans blocks, each block has its own smoothing factors, and a
-warning says so; there is no learning curve; integer layers have replaced the model's layers afterwards, and their
-tensors are in files in `directory`.
+Differences from `calibrate`: where layers of several blocks should share smoothing factors, each block has its own
+factors, and a warning says so; there is no learning curve; integer layers have replaced the model's layers afterwards,
+and their tensors are in files in `directory`.
 """
 
 import gc
@@ -50,17 +50,18 @@ _AT_WORK = 2  # memory to calibrate a block, in multiples of its bytes: float we
 
 
 class _BlockGroup(NamedTuple):
-    """The layers of a smoothing group that are in one block. `folds` is empty: whole groups are folded, later."""
+    """A smoothing group (layers that share smoothing factors), limited to the layers of one block. `folds` is empty,
+    because factors are folded for the whole group, after all blocks are calibrated."""
 
     layers: tuple[str, ...]
     folds: tuple[Fold, ...] = ()
 
 
 class BlockwiseCalibration:
-    """Calibrates `model`, whose weights are parts of mapped files, in at most `limit` bytes of resident memory.
+    """Calibrates `model`, whose weights are memory-mapped files, in at most `limit` bytes of resident memory.
 
-    `ranks` share the observations of each block. A rank runs through a block only the calls that it needs in the next
-    block: its own share, and the calls that the rounding method uses.
+    `ranks` are the processes that share the calls of each block. A rank runs through a block only the calls that it
+    needs in the next block: its own share, and the calls that the rounding method uses.
 
     `directory` holds files of block outputs and weights, and has to exist until the result is exported. `cast` returns
     a weight in the dtype of the deployment.
@@ -110,9 +111,11 @@ class BlockwiseCalibration:
     _timesteps: tuple[float, ...] | None
 
     def run(self) -> Result:
-        """Calibrates all blocks and measures the integer model.
+        """Calibrates all blocks and the layers outside them, and measures the integer model.
 
-        Raises the errors of `calibration.calibrate`, and DeviceError if the memory limit is too small.
+        Raises DeviceError if the memory limit is too small, MisfitError if there are no calls, a call does not fit the
+        model, or the blocks pass on more than their outputs, NumbersError for numbers that are not finite, and if no
+        layer can become integers.
         """
         with self._work.watch.stage("prepare"):
             self._parking.settle(self._model, self._names)
@@ -137,8 +140,8 @@ class BlockwiseCalibration:
         return Result(self._plan, layers, report | additions, self._timesteps, axes=self._axes, parameters=parameters)
 
     def _folded(self) -> FoldResult:
-        """Returns the integer layers with smoothing factors folded, as for a model in memory. The output was measured
-        before this: folding changes it only by rounding the scales of the layers that take the factors."""
+        """Returns the integer layers with smoothing factors folded into the layers that produce the inputs. The output
+        was measured before: folding changes it only by rounding the scales of the layers that take the factors."""
         layers = {name: self._layers[name] for name in self._plan.quantized}
         if not self._settings.fold or self._settings.groups is None:
             return FoldResult(layers, {})
@@ -171,7 +174,8 @@ class BlockwiseCalibration:
         return calls_at(self._calls, self._work.ranks.share(self._positions()))
 
     def _wanted(self, position: int) -> bool:
-        """Returns whether this rank needs the outputs of a block for the call at this position."""
+        """Returns whether this rank needs the outputs of a block for the call at this position: because the call is its
+        own, or for rounding or measuring. Before the first block is calibrated, all calls count as needed."""
         return self._replayed is None or position in self._replayed or self._work.ranks.owns(position)
 
     def _calibrate_block(self, name: str) -> Callable[[], None]:
@@ -187,8 +191,8 @@ class BlockwiseCalibration:
         return change
 
     def _calibrate_outside(self, track: BlockOutputs) -> list[list[Tensor]]:
-        """Calibrates the layers outside the blocks, with the block outputs `track`. Returns the float model's outputs
-        for the measured calls of this rank."""
+        """Calibrates the layers outside the blocks, with the block outputs `track` of the sweep. Returns the float
+        model's outputs for the measured calls of this rank."""
         outside = {entry.name for entry in self._plan.entries if not self._block_of(entry.name)}
         with self._blocks.ended(self._calls, track):
             layers = self._calibrate_layers(outside, "outside the blocks")
@@ -200,8 +204,8 @@ class BlockwiseCalibration:
         return exact
 
     def _calibrate_layers(self, names: set[str], label: str) -> dict[str, QuantizedLayer]:
-        """Calibrates the layers `names` and returns their integer layers. Updates the plan and the attributes that the
-        report is made from."""
+        """Calibrates the layers `names` and returns a dict from name to integer layer. Updates the plan and what the
+        report shows of these layers. `label` is shown in front of the progress."""
         plan = Plan(tuple(entry for entry in self._plan.entries if entry.name in names))
         if not plan.quantized:
             return {}
@@ -225,12 +229,14 @@ class BlockwiseCalibration:
         self._replayed = positions
 
     def _settings_for(self, names: set[str]) -> Settings:
-        """Returns the settings with the smoothing groups limited to the layers `names`."""
+        """Returns the settings with each smoothing group (layers that share smoothing factors) limited to the layers
+        `names`."""
         parts = [_BlockGroup(tuple(layer for layer in group.layers if layer in names)) for group in self._groups]
         return replace(self._settings, groups=lambda _: [part for part in parts if part.layers])
 
     def _sums_memory(self) -> float:
-        """Returns how many bytes the sums of GPTQ may take if GPTQ then has to round the widest layer."""
+        """Returns how many bytes the sums that the rounding method collects may take, if enough memory is left to round
+        the widest layer with them afterwards."""
         return self._limit - resident_memory() - SUMS_AT_WORK * self._sums
 
     def _check_shared(self) -> None:
@@ -262,5 +268,6 @@ class BlockwiseCalibration:
 
     def _refuse(self, needed: float, fact: str) -> None:
         raise DeviceError(
-            f"--memory {size(self._limit)}: {size(needed)} is needed ({fact}). Give more memory, or smaller calls."
+            f"--memory {size(self._limit)}: {size(needed)} is needed ({fact}). "
+            "Give more memory, or capture smaller pictures."
         )

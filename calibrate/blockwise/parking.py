@@ -1,4 +1,4 @@
-"""Loads the weights of a module while it computes. Otherwise they are views of memory-mapped files ("parked")."""
+"""Loads the weights of a module while it computes. At other times they are views of memory-mapped files ("parked")."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -24,8 +24,8 @@ def unchanged(tensor: Tensor) -> Tensor:
 
 
 class _Slot(NamedTuple):
-    """A `tensor` of a module and where the module keeps it: under the name `leaf` in `table`, the module's dict of
-    parameters or buffers."""
+    """A `tensor` of a module, and where the module keeps it: as `table[leaf]`, where `table` is the module's dict of
+    parameters or of buffers."""
 
     table: dict[str, Tensor | None]
     leaf: str
@@ -37,10 +37,10 @@ class _Slot(NamedTuple):
 
 
 class Parking:
-    """Loads the tensors of modules into the memory of `device`, in the dtype that `cast` returns, and parks them again:
-    the tensors of a parked module are views of memory-mapped files.
+    """Loads the tensors of modules into the memory of `device`, cast by `cast`, and parks them again: the tensors of a
+    parked module are views of memory-mapped files.
 
-    The tensors of a changed module are first written to a file in `directory`.
+    A module that was changed while it was in memory is parked in a new file in `directory`.
     """
 
     def __init__(self, directory: Path, device: torch.device, cast: Cast = unchanged) -> None:
@@ -57,12 +57,14 @@ class Parking:
         return sum(self._cast(x.new_empty(0)).itemsize * x.numel() for x in tensors.values())
 
     def with_bytes(self, model: nn.Module, plan: Plan) -> Plan:
-        """Returns the plan with the bytes that each layer takes in memory once fetched."""
+        """Returns the plan with `bytes` of each layer set to the bytes that its parameters and buffers take in memory
+        once loaded."""
         entries = (replace(e, bytes=self._bytes(_own(model.get_submodule(e.name)))) for e in plan.entries)
         return Plan(tuple(entries))
 
     def settle(self, model: nn.Module, names: Iterable[str]) -> None:
-        """Loads every tensor outside the modules `names` into memory, where these tensors stay."""
+        """Loads every tensor of `model` into memory for good, except those in the modules `names`, which `fetch` loads
+        when needed."""
         inside = {id(part) for name in names for part in model.get_submodule(name).modules()}
         self._bring((slot for part in model.modules() if id(part) not in inside for slot in _own(part)), self._cast)
 
@@ -79,7 +81,7 @@ class Parking:
                 slot.put(values)
 
     def park(self, name: str) -> None:
-        """Frees the tensors that `fetch` loaded; the module has its mapped tensors again."""
+        """Frees the tensors that `fetch` loaded. The module has its memory-mapped tensors again."""
         for slot in self._parked.pop(name):
             slot.table[slot.leaf] = slot.tensor
             page_out(slot.tensor)
@@ -116,7 +118,8 @@ def _own(part: nn.Module) -> Iterator[_Slot]:
 
 
 def _mapped(path: Path, templates: list[Tensor]) -> Iterator[Tensor]:
-    """Yields the tensors of a file, each with the dtype and shape of its template, at the next multiple of _ALIGNED."""
+    """Yields the tensors of a file, memory-mapped, in the order in which they were written. `templates` have their
+    dtypes and shapes; each tensor begins at a multiple of _ALIGNED bytes."""
     if not templates:
         return
     whole: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)

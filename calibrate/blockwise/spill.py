@@ -20,7 +20,8 @@ from ..replay.calls import replaced
 
 
 class SpilledTensor(NamedTuple):
-    """A tensor that was written to a file. It is contiguous in the file, and has the strides `stride` in memory."""
+    """A tensor that was written to a file: `stored` has its dtype, shape and place in the file. In the file it is
+    contiguous; in memory it had the strides `stride`."""
 
     path: Path
     stored: Stored
@@ -74,7 +75,7 @@ class Spill:
 
     @contextmanager
     def writing(self) -> Iterator[SpillFile]:
-        """Opens a new file that values can be put into."""
+        """Creates a new file, and yields a SpillFile that values can be written to inside the `with` statement."""
         path = self.path()
         with scratch(path) as sink:
             yield SpillFile(path, sink)

@@ -1,4 +1,5 @@
-"""Fast forms of integer layers: they compute with the same integers; outputs are equal up to one rounding."""
+"""Fast forms of integer layers. They compute with the same integers as the exact layers; outputs are equal up to one
+rounding."""
 
 from .accelerate import accelerate, optimized
 from .attention import attend

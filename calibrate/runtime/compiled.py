@@ -23,13 +23,14 @@ def _sums_in_int32() -> bool:
 
 
 def supports(layer: Int8Layer) -> bool:
-    """Returns whether `layer` can run inside a graph. Layers with a range for each bin of noise levels cannot, because
-    the noise level of a call is known only outside graphs."""
+    """Returns whether `layer` can run inside a graph of torch.compile. A layer with a range for each bin of noise
+    levels cannot, because the noise level of a call is known only outside graphs."""
     return not layer.input_type.by_level
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
-    """Returns the output of `layer` for `x` inside a graph; with `gelu`, "none" or "tanh" as in torch, GELU of it."""
+    """Returns the output of `layer` for `x` inside a graph of torch.compile. `gelu`: None, or "none" or "tanh", the
+    name of torch's approximation; GELU of the output is then returned."""
     shape = *x.shape[:-1], layer.out_features
     if not layer.calibrated or not _sums_in_int32():
         return torch.ops.octavo.layer(x, layer.number, shape, gelu or "")
@@ -38,7 +39,7 @@ def linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
 
 
 def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
-    """Returns the output of `layer` for `x` inside a graph."""
+    """Returns the output of the convolution `layer` for `x` inside a graph of torch.compile."""
     left, right, top, bottom = layer.geometry.padding
     size = layer.geometry.size((x.shape[-2] + top + bottom, x.shape[-1] + left + right), layer.kernel_size)
     return torch.ops.octavo.layer(x, layer.number, [*x.shape[:-3], layer.out_channels, *size], "")

@@ -3,8 +3,9 @@
 Inductor cannot trace a packed weight, so graphs of torch.compile contain operators instead (`compiled`). Layers with a
 range for each bin of noise levels run outside of graphs, where the noise level of a call is known.
 
-Codes are uint8, because oneDNN is ten times slower for int8 with a zero point. The bias is added in float32. So an
-output close to 0 whose bias is large may differ from the reference by the rounding of the bias.
+Codes are uint8, because oneDNN is ten times slower for int8 with a zero point. oneDNN adds the bias in float32, where
+the reference adds quant_bias in int32. So an output close to 0 whose bias is large may differ from the reference by the
+rounding of the bias.
 """
 
 from collections.abc import Iterator
@@ -27,13 +28,15 @@ _OUT = (torch.float32, torch.bfloat16)  # dtypes in which oneDNN's kernels can w
 
 @torch.compiler.disable
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """Returns the output of `layer` for `x`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
+    """Returns the output of `layer` for `x`. `gelu`: None, or "none" or "tanh", the name of torch's approximation; GELU
+    of the output is then returned."""
     with torch._C.DisableTorchFunction():  # otherwise a mode, such as Attention, would be called in every small step
         return _linear(layer, x, gelu)
 
 
 def of_codes(layer: LinearState, q: Tensor, dtype: torch.dtype, gelu: str | None) -> Tensor:
-    """Returns the output of a static layer for an input with the codes `q`, uint8 (rows, in)."""
+    """Returns the output of a static layer for an input that is already quantized: `q` holds its codes, uint8 (rows,
+    in). `dtype` is the dtype of the output. With `gelu` ("none" or "tanh"), GELU of the output is returned."""
     if not len(q):
         return q.new_empty(0, layer.out_features, dtype=dtype)
     return _product(layer.packed, q, layer.packed.outputs[0], dtype, gelu)
@@ -55,8 +58,8 @@ def _linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
 
 
 def _weight_only(layer: LinearState, rows: Tensor) -> Tensor:
-    """Multiplies with the float weight, rounded as in the reference. Only so many rows of the weight are float at a
-    time as fit in the cache."""
+    """Multiplies with the dequantized weight, rounded as in the reference. Dequantizes only as many rows of the weight
+    at a time as fit in the cache."""
     x, y = layer.transformed(rows, -1), torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
     for start in range(0, layer.out_features, step := max(1, _AT_ONCE // layer.in_features)):
         channels = slice(start, start + step)
@@ -78,7 +81,7 @@ def _shared_codes(layer: LinearState, x: Tensor, index: int) -> Tensor:
 
 
 def _quantized(layer: LinearState, x: Tensor, index: int) -> Tensor:
-    """Returns the codes of `x` as uint8, (rows, in), in bin `index`."""
+    """Returns the codes of `x` as uint8 (rows, in), with scale and zero point of the timestep bin `index`."""
     rows = x.reshape(-1, x.shape[-1])
     q = torch.empty(rows.shape, dtype=torch.uint8)
     for out, piece in _pieces(q, rows):
@@ -87,7 +90,7 @@ def _quantized(layer: LinearState, x: Tensor, index: int) -> Tensor:
 
 
 def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
-    """Stores the codes of `x` in `out` as uint8, in one pass of Octavo's kernel or a few passes of torch.
+    """Writes the codes of `x` into `out` as uint8, in one pass of Octavo's kernel or a few passes of torch.
 
     Adding _WHOLE + SHIFT rounds to a whole number; both numbers are even, so ties are rounded to even. They are added
     after the zero point, because one sum of all three would round x / scale + zero_point differently.
@@ -116,7 +119,7 @@ def _pieces(out: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _store(out: Tensor, input_codes: Tensor) -> Tensor:
-    """Stores int8 codes, which are float32 numbers, in `out` as uint8. Overwrites `input_codes`.
+    """Writes int8 codes, given as whole float32 numbers, into `out` as uint8. Overwrites `input_codes`.
 
     The codes are read as int32, from which the CPU converts 16 at a time; from float32 it would convert one by one.
     """

@@ -1,4 +1,5 @@
-"""The state of a fast integer layer: its tensors, the weight packed for the CPU, and its number for graphs.
+"""The state of a fast integer layer: its tensors, the weight packed for the CPU, and the number by which graphs of
+torch.compile find it.
 
 Backends use `LinearState` and `Conv2dState`. `int8_modules` subclasses these and adds the forwards.
 """
@@ -23,8 +24,8 @@ LAYERS: "weakref.WeakValueDictionary[int, Int8Layer]" = weakref.WeakValueDiction
 
 
 def number_of(layer: "Int8Layer") -> Tensor:
-    """Registers `layer` in LAYERS and returns its number as a 0-d int64 tensor, for graphs, whose operators only accept
-    tensors."""
+    """Registers `layer` in LAYERS and returns its number, a 0-d int64 tensor. Graphs of torch.compile pass it to their
+    operators, which only accept tensors, to find the layer."""
     LAYERS[id(layer)] = layer
     return torch.tensor(id(layer), device="cpu")
 
@@ -49,7 +50,7 @@ class Int8Layer(IntegerLayer):
 
     @classmethod
     def of(cls, layer: QuantizedLayer) -> Self:
-        """Returns a fast layer that shares its tensors and its noise level with `layer`."""
+        """Returns a fast layer with the tensors and the noise level of `layer`, which are shared and not copied."""
         geometry = (layer.geometry,) if isinstance(layer, QuantizedConv2d) else ()
         fast = cls(layer.numbers, *geometry)
         fast.noise_level = layer.noise_level
@@ -86,15 +87,15 @@ class Int8Layer(IntegerLayer):
         return super().__getattr__(name)
 
     def bins(self, rows: int | None) -> int | list[int]:
-        """Returns the bin of noise levels of each of the `rows` samples of a batch, or one bin for all; 0 for layers
-        without bins."""
+        """Returns the index of the timestep bin: one for all samples, or a list with one for each of the `rows` samples
+        of a batch. Returns 0 for layers with a single range."""
         if not self.input_type.by_level:
             return 0
         bins: int | list[int] = (self.noise_level or NoiseLevel()).bins(self.edges, rows).tolist()
         return bins
 
     def qparams(self, index: int) -> QParams:
-        """Returns scale and zero point of the input in bin `index`."""
+        """Returns scale and zero point of the input in the timestep bin `index`."""
         return QParams(self.input_scale.view(-1)[index], self.input_zero_point.view(-1)[index])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -123,15 +124,16 @@ class Int8Layer(IntegerLayer):
         self.share(self.shared_codes)
 
     def share(self, shared_codes: SharedCodes | None) -> None:
-        """Makes this layer share `shared_codes` with other layers."""
+        """Makes this layer share the codes of inputs, by `shared_codes`, with the other layers that were given the same
+        object."""
         self.shared_codes = shared_codes
         if shared_codes is not None:
             shared_codes.layers.add(self)
 
 
 class LinearState(Int8Layer, QuantizedLinear):
-    """Holds the state of an integer linear layer, without a forward, for backends."""
+    """Holds the tensors of an integer linear layer for backends. The subclass Int8Linear adds the forward."""
 
 
 class Conv2dState(Int8Layer, QuantizedConv2d):
-    """Holds the state of an integer convolution, without a forward, for backends."""
+    """Holds the tensors of an integer convolution for backends. The subclass Int8Conv2d adds the forward."""

@@ -13,7 +13,8 @@ Matmul = Callable[[Tensor, Tensor], Tensor]
 
 
 def convolution(layer: QuantizedConv2d, matmul: Matmul) -> Callable[[Tensor], Tensor]:
-    """Returns a function that convolves padded codes in float32 with the weight of `layer`, by `matmul` on patches."""
+    """Returns a function that convolves codes, padded and as whole numbers in float32, with the weight of `layer`. It
+    cuts the codes into patches (im2col) and multiplies these with `matmul`."""
 
     def convolve(padded: Tensor) -> Tensor:
         images = padded if padded.ndim == 4 else padded.unsqueeze(0)
@@ -28,8 +29,8 @@ def convolution(layer: QuantizedConv2d, matmul: Matmul) -> Callable[[Tensor], Te
 
 
 def int_matmul(q: Tensor, weight: Tensor) -> Tensor:
-    """Multiplies by torch._int_mm: a `Matmul`. Pads the matrices with zeros, because CUDA needs more than 16 rows, and
-    multiples of 8 for the other sizes."""
+    """Multiplies codes `q` with an int8 `weight` by torch._int_mm, as a `Matmul` does. Pads the matrices with zeros,
+    because CUDA needs more than 16 rows, and multiples of 8 for the other sizes."""
     rows = q.reshape(-1, q.shape[-1]).to(torch.int8)
     outs, ins = weight.shape
     more_rows, more_ins, more_outs = max(0, 17 - len(rows)), -ins % 8, -outs % 8

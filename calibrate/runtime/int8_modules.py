@@ -24,7 +24,8 @@ class Int8Linear(LinearState):
     """A QuantizedLinear that runs on the fastest backend of its input's device."""
 
     def forward(self, input: Tensor, gelu: str | None = None) -> Tensor:
-        """Returns the output, in the input's dtype; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
+        """Returns the output, in the input's dtype. `gelu`: None, or "none" or "tanh", the name of torch's
+        approximation; GELU of the output is then returned."""
         y: Tensor = backend_of(self, input).linear(self, input, gelu)
         return y
 
@@ -38,8 +39,8 @@ class Int8Conv2d(Conv2dState):
 
 
 class Int8GELU(nn.Module):
-    """An Int8Linear and the GELU of its output, computed in one pass. It replaces diffusers' module GELU, and its
-    tensors have the same names."""
+    """An Int8Linear and the GELU of its output, computed in one pass. Takes the place of diffusers' module GELU, and
+    has tensors of the same names."""
 
     def __init__(self, proj: Int8Linear, approximate: str) -> None:
         super().__init__()

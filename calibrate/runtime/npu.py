@@ -22,7 +22,8 @@ _OUT = (torch.float16, torch.bfloat16)  # dtypes that npu_quant_matmul can retur
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """Returns the output of `layer` for `x`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
+    """Returns the output of `layer` for `x`. `gelu`: None, or "none" or "tanh", the name of torch's approximation; GELU
+    of the output is then returned."""
     if layer.weight_only or not x.numel():
         return reference_linear(layer, x, gelu)
     if x.dtype not in _OUT:

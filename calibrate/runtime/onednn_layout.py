@@ -28,8 +28,8 @@ class Layouts:
         self._same: WeakValueDictionary[torch.Size, Tensor] = WeakValueDictionary()
 
     def pack(self, weight: Tensor, sums: Tensor) -> Tensor:
-        """Packs a contiguous int8 weight (out, in) into the opaque tensor that `qlinear_prepack` would return. `sums`:
-        the sums of the weight's rows, int32."""
+        """Packs a contiguous int8 weight (out, in) into the opaque tensor that torch's `qlinear_prepack` would return.
+        `sums`: the sum of each row of the weight, int32."""
         words = _words(weight)
         negated_sums = F.pad(sums, (0, len(words) - len(sums))).neg()
         template = self._same.get(weight.shape)
@@ -45,7 +45,8 @@ class Layouts:
 
 
 def _words(weight: Tensor) -> Tensor:
-    """Returns a weight, padded, as int32 words (rows, words)."""
+    """Returns a weight, padded with zeros to multiples of 64, with four int8 values in each int32 word: (rows, columns
+    / 4)."""
     padding = [-side % _ROWS for side in weight.shape]
     if any(padding) or weight.storage_offset() % 4:
         weight = F.pad(weight, (0, padding[1], 0, padding[0]))
@@ -53,18 +54,19 @@ def _words(weight: Tensor) -> Tensor:
 
 
 def _blocks(words: Tensor) -> Tensor:
-    """Returns the words in the order of the layout."""
+    """Returns the words of a padded weight in the order of oneDNN's layout."""
     return words.view(len(words) // _ROWS, _ROWS, -1, 16).permute(0, 2, 3, 1)
 
 
 def _memory(packed: Tensor) -> Tensor:
-    """Returns the memory of an opaque tensor as int32 words, valid while the tensor lives."""
+    """Returns the memory of an opaque tensor as int32 words. They are valid only while `packed` is alive."""
     size = torch.ops.mkldnn._nbytes(packed) // 4
     return torch.frombuffer((ctypes.c_int32 * size).from_address(torch.ops.mkldnn.data_ptr(packed)), dtype=torch.int32)
 
 
 def _parts(memory: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Splits the memory of a packed weight into views of its blocks and of its negated row sums."""
+    """Splits the memory of a packed weight into two views: the blocks of the weight, and the negated sum of each
+    row."""
     weight, sums = memory.split([words.numel(), len(words)])
     return weight.view(len(words) // _ROWS, -1, 16, _ROWS), sums
 

@@ -1,10 +1,11 @@
 """Converts the tensors of an integer layer to oneDNN's form for the CPU; the weight can be converted back.
 
-oneDNN computes in float32
+A layer computes y[n] = (accumulator[n] + quant_bias[n]) * deq[n], where deq is input scale times weight scale, and
+quant_bias holds the bias and the effect of the zero point. oneDNN computes in float32
 
     y[n] = (accumulator[n] - zero_point * sum over k of weight[n, k]) * scale[n] + bias[n]
 
-so the quant_bias of the checkpoint becomes
+so scale is deq, and the bias for oneDNN leaves out the effect of the zero point:
 
     bias[n] = (quant_bias[n] + zero_point * sum over k of weight[n, k]) * deq[n]
 """
@@ -22,9 +23,9 @@ SHIFT = 128  # added to int8 codes to make them uint8
 
 
 class Output(NamedTuple):
-    """The numbers that turn integer sums into outputs, in one bin of noise levels.
+    """The numbers with which oneDNN turns integer sums into outputs, for one timestep bin.
 
-    `zero_point`: of the input, as a uint8 code. `scale` and `bias`: float32 (out,).
+    `zero_point`: the zero point of the input, as a uint8 code. `scale` and `bias`: float32 (out,).
     """
 
     zero_point: int
@@ -33,8 +34,8 @@ class Output(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Holds a layer's tensors in oneDNN's form: the packed `weight`, its `zero_points`, all of them 0, and an `Output`
-    for each bin of noise levels."""
+    """Holds a layer's tensors in oneDNN's form: the packed `weight`, the `zero_points` of its channels, all of them 0,
+    and in `outputs` an Output for each timestep bin."""
 
     weight: Tensor
     zero_points: Tensor
@@ -47,9 +48,10 @@ class Packed(NamedTuple):
 
 
 def pack(layer: QuantizedLayer, layouts: Layouts) -> Packed:
-    """Packs the tensors of a layer whose input becomes integers. A layer without bins has one Output.
+    """Packs the tensors of a layer whose input becomes integers. A layer with a single range gets one Output.
 
-    The Output of a dynamic layer has only the weight scale; the token's scale and the bias are applied later.
+    The Output of a dynamic layer has only the weight scale: the scale of each token and the bias are applied after
+    oneDNN's product.
     """
     weight = layer.weight.detach().contiguous()  # oneDNN ignores strides
     zeros = torch.zeros(len(weight), dtype=torch.int64)

@@ -8,7 +8,8 @@ from .int8_layer import Conv2dState, LinearState
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """Returns the output of `layer` for `x`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
+    """Returns the output of `layer` for `x`. `gelu`: None, or "none" or "tanh", the name of torch's approximation; GELU
+    of the output is then returned."""
     return activated(QuantizedLinear.forward(layer, x), gelu)
 
 
@@ -18,5 +19,5 @@ def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
 
 
 def activated(y: Tensor, gelu: str | None) -> Tensor:
-    """Returns GELU of `y`; with `gelu` None, `y` itself."""
+    """Returns GELU of `y` with torch's approximation `gelu`, "none" or "tanh"; `y` itself for None."""
     return y if gelu is None else F.gelu(y, approximate=gelu)

@@ -18,14 +18,15 @@ class Quantization(NamedTuple):
     transform: Transform | None
 
     def same(self, other: "Quantization") -> bool:
-        """Returns whether both give the same codes."""
+        """Returns whether both sets of parameters give the same codes."""
         return self[:2] == other[:2] and same_transform(self.transform, other.transform)
 
 
 class SharedCodes:
-    """The state that a model's layers share: the layers, the codes of their last input, the layouts of their weights.
+    """The state that the layers of a model share: the `layers` themselves, the codes of the last input, and the
+    `layouts` with which weights are packed for oneDNN.
 
-    A copy starts empty.
+    A copy or a pickle of this object is empty.
     """
 
     def __init__(self) -> None:
@@ -34,8 +35,8 @@ class SharedCodes:
         self._last: tuple[weakref.ref[Tensor], int, Quantization, Tensor] | None = None
 
     def of(self, x: Tensor, quantization: Quantization, make: Callable[[], Tensor]) -> Tensor:
-        """Returns the codes of the current values of `x`: the codes from the last call if `x` and `quantization` are
-        the same, otherwise those that `make` returns. Callers must not change them."""
+        """Returns the codes of `x`. If the last call had the same `quantization` and the same tensor, unchanged since,
+        returns its codes again; otherwise those that `make` computes. Callers must not change the returned tensor."""
         if x.is_inference():  # it has no version, so a change in place would go unnoticed
             return make()
         last = self._last

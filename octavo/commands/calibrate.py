@@ -35,7 +35,7 @@ from .rerun import AnnouncedProgress, Rerun
 
 
 def run(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
-    """Runs the command, in one process or in each of several `ranks`."""
+    """Runs the command. If several processes run it, each is one of `ranks` and does a part of the work."""
     if options.pipeline is not None:
         from .calibrate_classifier import run_classifier
 
@@ -55,7 +55,7 @@ def run(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
 
 
 def _calibrate(capture: Capture, component: str, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Result:
-    """Calibrates one denoiser of a capture. The first of `ranks` writes OUT."""
+    """Calibrates the denoiser `component` of a capture. Only the first of `ranks` writes OUT."""
     captured = _opened(capture, component, options, terminal, ranks)
     settings = settings_of(options, captured.family, captured.count)
     if options.memory is not None:
@@ -80,7 +80,8 @@ def _check(options: CalibrateOptions, ranks: Ranks) -> None:
 
 
 def _opened(capture: Capture, component: str, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Captured:
-    """Returns the denoiser to quantize, as its capture describes it, with the calls to replay."""
+    """Returns the denoiser to quantize, as its capture describes it, with the calls to replay. Warns if the capture,
+    converted from a .pth file, does not say which model its calls are from."""
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
     stored = component
     if not capture.manifest.get("components"):
@@ -96,7 +97,7 @@ def _opened(capture: Capture, component: str, options: CalibrateOptions, termina
 def _calibrate_whole(
     options: CalibrateOptions, captured: Captured, settings: Settings, terminal: Terminal, ranks: Ranks
 ) -> Result:
-    """Calibrates a model that is loaded as a whole (without --memory). The first of `ranks` writes OUT."""
+    """Calibrates a model that is loaded as a whole (without --memory). Only the first of `ranks` writes OUT."""
     model, rerun, origin = _model(captured, options, ranks)
     check_space(options.out, least_size(model, planned(model, settings).quantized, len(formats_of(options))))
     progress = terminal.progress if rerun is None else AnnouncedProgress(terminal, rerun)
@@ -112,9 +113,9 @@ def _model(
 ) -> tuple[nn.Module, Rerun | None, Origin | None]:
     """Loads the captured denoiser and casts it to the dtype of the deployment.
 
-    Also returns, with --budget, the function that reruns prompts of the capture, and, on the first of `ranks`, the
-    denoiser's fingerprint in the captured dtype; None otherwise. Raises MisfitError if the model is not the one that
-    was captured.
+    Also returns, with --budget, a function that runs a few prompts of the capture again, otherwise None; and, on the
+    first of `ranks`, the denoiser's fingerprint in the captured dtype, on the others None. Raises MisfitError if the
+    model is not the one that was captured.
     """
     capture, component = captured.capture, captured.component
     manifest = capture.manifest

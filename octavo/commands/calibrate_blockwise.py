@@ -31,9 +31,9 @@ from .captured_model import Captured, check_fingerprint, origin_of, source_of
 def calibrate_blockwise(
     options: CalibrateOptions, captured: Captured, settings: Settings, terminal: Terminal, ranks: Ranks
 ) -> Result:
-    """Calibrates a denoiser within the memory limit --memory. The first of `ranks` writes OUT.
+    """Calibrates a denoiser within the memory limit --memory, block by block. Only the first of `ranks` writes OUT.
 
-    During the calibration each of `ranks` keeps temporary files in a directory beside OUT: the inputs of the blocks,
+    During the calibration each of `ranks` keeps temporary files in a directory beside OUT: the outputs of the blocks,
     and the integer layers.
     """
     assert options.memory is not None
@@ -82,17 +82,17 @@ def _mapped(
 
 
 def _casts(model: nn.Module, captured: torch.dtype | None) -> Callable[[Tensor], Tensor]:
-    """Returns a function that casts a stored tensor to the dtype `captured`. Only tensors that have the dtype of the
-    model's first float parameter are cast."""
+    """Returns a function that casts a stored tensor to the dtype `captured`. It changes only tensors that have the
+    dtype of the model's first float parameter."""
     stored = next((x.dtype for x in model.parameters() if x.is_floating_point()), None)
     return lambda tensor: tensor.to(captured or stored) if tensor.dtype == stored else tensor
 
 
 def _as_captured(model: nn.Module, component: str, cast: Callable[[Tensor], Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """Yields the model's tensors by name in their captured dtype. The memory of a tensor is freed when the next one is
-    requested.
+    """Yields the name and the values of each tensor of the model, in the captured dtype. The memory of a tensor is
+    freed when the next one is requested.
 
-    Raises NumbersError for a tensor with NaN or Inf.
+    Raises NumbersError for a tensor with NaN or Inf; its message names the tensor and the denoiser `component`.
     """
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.is_floating_point():

@@ -97,7 +97,8 @@ def _sampled(files: list[Path], samples: int | None) -> list[Path]:
 
 
 def _calls(files: list[Path], classifier: Classifier, batch: int, dtype: torch.dtype) -> Callable[[], Iterator[Sample]]:
-    """Returns a function that iterates over the calibration calls: batches of at most `batch` preprocessed pictures."""
+    """Returns a function that iterates over the calibration calls: batches of at most `batch` pictures, preprocessed
+    for the classifier and cast to `dtype`."""
 
     def calls() -> Iterator[Sample]:
         return (Sample((x.to(dtype),), {}) for x in batches(files, classifier.preprocessing, batch))

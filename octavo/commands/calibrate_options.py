@@ -145,8 +145,8 @@ class ClassifierOptions(CalibrateOptions):
 
 
 def settings_of(options: CalibrateOptions, family: "Family", samples: int | None = None) -> "Settings":
-    """Returns the settings of a calibration: those of the recipe, changed by the other options and by the defaults of
-    the model `family`. `samples` is the number of calls.
+    """Returns the settings of a calibration: those of the recipe --accuracy, changed by the other options, and the
+    layers that stay float by default in the model `family`. `samples` is the number of calls to replay.
 
     Raises UsageError if a format cannot hold the result, and for options that contradict each other.
     """
@@ -180,7 +180,7 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
 
 
 def _refuse_contradictions(options: CalibrateOptions) -> None:
-    """Raises UsageError if one option takes away the effect of another."""
+    """Raises UsageError if one option makes another useless, or if two have the same pattern of layers."""
     rounding = {
         f"--activations {options.activations}": options.activations, f"--observer {options.observer}": options.observer,
         "--symmetric": options.symmetric, "--smoothing": options.smoothing,

@@ -18,8 +18,8 @@ from .calibrate_options import CalibrateOptions, formats_of
 
 
 def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
-    """Prints the schemes that were chosen under a budget, a table of the `most` sensitive layers, and the measured and
-    the estimated error of the final latents."""
+    """Prints the schemes that were chosen under a budget, a table of the `most` layers to which the final latents are
+    most sensitive, and the measured and the estimated error of the final latents."""
     spent, schemes = report["budget"], list(report["budget"]["schemes"])
     rows = [row for row in report["layers"] if row.get("trajectory_error")]
     terminal.table(
@@ -40,8 +40,8 @@ def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> N
     terminal.say(
         f"Budget {spent['budget']}: {', '.join(mixed)}; {size(count['used'])} ({share:.1%} of float), an estimated "
         f"{time['used']:.2f}x of the time. The mean squared error of the final latents is {error['measured']:.3g}, "
-        f"{error['relative']:.2g} of their power; the errors of the single layers add up to {error['estimated']:.3g}. "
-        f"The pipeline ran {spent['runs']} times."
+        f"{error['relative']:.2g} of the latents' mean square; measured alone, the errors of layers add up to "
+        f"{error['estimated']:.3g}. The pipeline ran {spent['runs']} times."
     )
     terminal.event("budget", **spent)
 
@@ -56,7 +56,8 @@ _COLUMNS = ("range", "scale", "zero_point")  # keys of a layer in the report: co
 def write(result: Result, model: nn.Module, options: CalibrateOptions, origin: Origin | None = None) -> None:
     """Writes the checkpoint in the formats of --format, with its report as a page.
 
-    `origin` is the fingerprint of the float model as it was captured; None: that of `model`.
+    `origin` is the fingerprint of the float model in the captured dtype, for the manifest; None: that of `model` as it
+    is.
     """
     export(
         result, model, options.out, formats_of(options), overwrite=options.overwrite,

@@ -35,7 +35,8 @@ def calibrate_all(
     terminal: Terminal,
     ranks: Ranks,
 ) -> None:
-    """Calibrates the denoisers `names` with `calibrate`, and writes each into the folder of OUT with its name.
+    """Calibrates the denoisers `names` one after the other with the function `calibrate`, and writes the checkpoint of
+    each into a folder of OUT with the denoiser's name.
 
     Until all denoisers are finished, their checkpoints are in a directory beside OUT. So OUT is written as a whole or
     stays as it was, and a later run with the same options reuses the finished checkpoints.
@@ -57,8 +58,8 @@ def calibrate_all(
 
 
 def _unfinished_directory(target: Path, capture: Capture, options: CalibrateOptions) -> Path:
-    """Returns the path of the directory beside `target` for finished denoisers. The path depends on the version of
-    Octavo, the capture, and the options that change the result."""
+    """Returns the path, beside `target`, of the directory for denoisers that are finished before all are. The path
+    depends on the version of Octavo, the capture, and the options that change the result."""
     relevant = {name: value for name, value in asdict(options).items() if name not in _IRRELEVANT}
     identity = (__version__, capture.manifest, [unit.digest for unit in capture.units], relevant)
     return target.with_name(f"{target.name[:_NAME]}.unfinished-{digest_of(repr(identity).encode())[:8]}")

@@ -68,7 +68,8 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
 
 
 def _warn(job: Job, options: CaptureOptions, terminal: Terminal) -> None:
-    """Prints warnings of calls that were left out, and of denoisers that the capture cannot calibrate."""
+    """Prints warnings of calls that were left out or may have overflowed, and of denoisers without stored calls, which
+    this capture cannot be used to calibrate."""
     tally = job.tally
     if tally.skipped:
         terminal.warn(f"Left out {count_of(tally.skipped, 'call')} with NaN or Inf (--nonfinite skip).")

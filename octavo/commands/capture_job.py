@@ -34,7 +34,8 @@ _RESUME = "Free space and run again with --resume"
 
 @dataclass
 class Tally:
-    """Counts and durations of the prompts that were captured so far."""
+    """Counts and durations of captured prompts: of one prompt, of the prompts of this process so far, or of all
+    processes."""
 
     calls: int = 0  # stored calls
     raw_bytes: int = 0  # bytes of their tensors
@@ -51,7 +52,7 @@ class Tally:
     running: float = 0.0  # seconds for whole prompts, recording included
 
     def plus(self, other: "Tally") -> "Tally":
-        """Returns the tally of the prompts of both."""
+        """Returns the sum of this tally and `other`, for the prompts of both."""
         pairs = {item.name: (getattr(self, item.name), getattr(other, item.name)) for item in fields(self)}
         joined: dict[str, Any] = {n: a | b if isinstance(a, (set, dict)) else a + b for n, (a, b) in pairs.items()}
         return Tally(**joined)
@@ -60,7 +61,8 @@ class Tally:
 class Job:
     """Captures the calls of a pipeline's denoisers, prompt by prompt.
 
-    `modules` are the denoisers by name, `arguments` those of the pipeline's call. `tally` counts the prompts so far.
+    `modules` is a dict from name to denoiser; `arguments` are those of the pipeline's call. `tally` counts the prompts
+    so far.
     """
 
     def __init__(
@@ -96,7 +98,8 @@ class Job:
             writer.complete()
 
     def _share(self, writer: CaptureWriter, infos: list[dict[str, Any]]) -> None:
-        """Captures this rank's prompts. After the first one, prints an estimate and checks the free space."""
+        """Captures this rank's prompts among `infos`, which describe all prompts. After the first one, prints an
+        estimate and checks the free space."""
         todo = _unstored(writer, infos, self.options)
         rest = len(todo) - self.ranks.world  # prompts that remain when each rank has captured one
         with self.terminal.bars("prompts", len(infos), self.steps) as show:
@@ -145,8 +148,8 @@ class Job:
         self, writer: CaptureWriter, index: int, info: dict[str, Any], number: int, show: Callable[[int], None],
         clock: Clock,
     ) -> Tally | None:  # fmt: skip
-        """Runs a prompt and stores its unit. Returns its tally, or None if nothing was stored, because the run had
-        another number of steps than expected and so kept the wrong ones."""
+        """Runs a prompt and stores its unit (its calls, as one entry of the capture). Returns its tally. Returns None,
+        with nothing stored, if the run had another number of steps than expected, so that the wrong ones were kept."""
         tally = Tally()
         self.keep.begin()
         try:
@@ -180,7 +183,8 @@ class Job:
         return tally
 
     def _refusal(self, error: Exception, number: int, step: int, stored: int) -> OctavoError:
-        """Returns the error to show for an exception in prompt `number` at a denoising `step`."""
+        """Returns the error to show for an exception in prompt `number` at a denoising `step`. `stored`: how many
+        prompts are stored."""
         if isinstance(error, Unstorable) and error.name is not None:
             return FileError(f"{error.fact}. Exclude it with --drop-input {error.name}.")
         if isinstance(error, OctavoError):
@@ -194,7 +198,8 @@ class Job:
         return OctavoError(f"prompt {number}: {type(error).__name__}: {fact}. {remedy}.")
 
     def _estimate(self, rest: int) -> None:
-        """Prints how much space and time the `rest` of the prompts will take, estimated from this rank's first one."""
+        """Prints how much space and time the `rest` remaining prompts will take, estimated from the first prompt of
+        this rank."""
         tally = self.tally
         disk, seconds = tally.stored_bytes * rest, tally.running * -(-rest // self.ranks.world)
         prompts = count_of(rest, "more prompt")
@@ -203,13 +208,14 @@ class Job:
 
 
 class _Miscounted(Exception):
-    """Raised inside a unit to discard it, because the run had another number of steps than expected and so the wrong
-    ones were kept; see `KeptSteps`."""
+    """Raised inside the block that writes a unit, to discard it: the run had another number of denoising steps than
+    expected, so --keep stored the wrong ones."""
 
 
 class CheckedSink:
-    """Stores the recorded calls of one prompt, and checks each for NaN and Inf first: with --nonfinite error, raises
-    NumbersError for such a call, and with skip leaves it out."""
+    """Stores the recorded calls of one prompt, and first checks each for NaN and Inf. Raises NumbersError for such a
+    call with --nonfinite error; leaves it out with --nonfinite skip. Counts in `tally` the calls that were left out,
+    and those with float16 values at the limit of 65504."""
 
     def __init__(self, unit: UnitWriter, number: int, options: CaptureOptions, tally: Tally) -> None:
         self.unit, self.number, self.options, self.tally = unit, number, options, tally
@@ -219,7 +225,8 @@ class CheckedSink:
         self.unit.add(call, lambda stats: self._accept(call, stats))
 
     def _accept(self, call: Any, stats: dict[str, Any]) -> bool:
-        """Returns whether to store a call; `stats` are the statistics of its tensors by path."""
+        """Returns whether to store a call; `stats` is a dict from the path of a tensor in the call's arguments to its
+        statistics."""
         bad = {path: s.nonfinite for path, s in stats.items() if s.nonfinite}
         if bad and self.options.nonfinite == "error":
             path, count = next(iter(bad.items()))
@@ -235,7 +242,8 @@ class CheckedSink:
 
 
 def _unstored(writer: CaptureWriter, infos: list[dict[str, Any]], options: CaptureOptions) -> list[tuple[int, int]]:
-    """Returns (index of the unit to write, index in `infos`) for each prompt that is not stored yet.
+    """Returns (index of the unit to write, index in `infos`) for each prompt of `infos` that is not stored yet. A unit
+    is the entry of one prompt in the capture.
 
     Raises MisfitError if a stored prompt is no longer among `infos`, unless --keep-removed is set.
     """

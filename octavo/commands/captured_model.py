@@ -21,8 +21,8 @@ from .calibrate_options import CalibrateOptions
 
 @dataclass(frozen=True)
 class Captured:
-    """A captured denoiser: the capture, the denoiser's name in the pipeline, the model family, and the calls to replay,
-    of which there are `count`."""
+    """A denoiser to be calibrated from a capture: the capture, the denoiser's name in the pipeline, the model family,
+    and the calls to replay, of which there are `count`."""
 
     capture: Capture
     component: str
@@ -32,8 +32,8 @@ class Captured:
 
 
 def origin_of(captured: Captured, options: CalibrateOptions) -> dict[str, str]:
-    """Returns the entries of the report that name the float model and the denoiser that was quantized, and the dtype if
-    it was chosen with --dtype."""
+    """Returns entries of the report: the float model, the denoiser that was quantized, and the dtype if --dtype chose
+    it."""
     source = source_of(captured.capture, options)
     origin = {"model": source if source == "demo" else str(Path(source).resolve()), "component": captured.component}
     return origin | ({"dtype": options.dtype} if options.dtype else {})
@@ -61,9 +61,11 @@ def _only_denoiser(capture: Capture, options: CalibrateOptions) -> str:
 
 
 def check_fingerprint(capture: Capture, component: str, now: dict[str, str], source: str, allow_revision: bool) -> None:
-    """Checks that a model's fingerprint `now` is that of the captured denoiser `component`. Raises MisfitError if not.
+    """Raises MisfitError unless `now`, the fingerprint of a model (its class, and digests of tensor names and weights),
+    is that of the captured denoiser `component`.
 
-    `source` is the model's directory, for the message. With `allow_revision`, other weights are accepted.
+    `source` is the model's directory, for the message. With `allow_revision`, other weights are accepted. A capture
+    that was converted from a .pth file has no fingerprint, and fits any model.
     """
     was = capture.manifest.get("components", {}).get(component)
     if was is None:  # a converted .pth file has no fingerprint; calls that do not fit fail when they are replayed
@@ -83,7 +85,7 @@ def check_fingerprint(capture: Capture, component: str, now: dict[str, str], sou
 def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
     """Returns a function that casts the arguments of a captured call to `dtype`, the dtype of the deployment.
 
-    Only tensors in the captured model's dtype are cast. Without `dtype` the function changes nothing.
+    The function casts only tensors that have the dtype of the captured model. If `dtype` is None, it changes nothing.
     """
     before, after = DTYPES.get(capture.manifest.get("dtype", "")), DTYPES.get(dtype or "")
     if after is None or before == after:

@@ -78,7 +78,8 @@ def check_output(path: Path, overwrite: bool) -> None:
 def _comparison(
     options: CompareOptions, directory: Path, places: Sequence[Path], family: Family, prompts: Sequence[str]
 ) -> Comparison:
-    """Loads both pipelines and prepares their comparison. `prompts` are all prompts of the set or file."""
+    """Loads the float pipeline and the quantized denoisers from the checkpoints `places`, and prepares their
+    comparison. `prompts` are all prompts of the set or file, not only those to draw."""
     device, settings = resolve_device(options.device), options.settings
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,

@@ -30,19 +30,20 @@ _KINDS: tuple[tuple[type[click.ParamType], tuple[type, ...], str], ...] = (
 
 
 def read_config(path: Path | str, parameters: Iterable[click.Parameter] | None = None) -> dict[str, Any]:
-    """Returns the values in a TOML file by the names of `parameters`, as click's `default_map` expects them.
+    """Returns the values in a TOML file, as a dict from the names of `parameters` to values, which click takes as
+    `default_map`.
 
-    Names may have hyphens or underscores. `parameters` are by default those of `octavo calibrate`. Raises FileError if
-    the file cannot be read, UsageError for an unknown option or a value that it does not accept.
+    Names in the file may have hyphens or underscores. `parameters` are by default those of `octavo calibrate`. Raises
+    FileError if the file cannot be read, UsageError for an unknown option or a value that the option does not accept.
     """
     path = Path(path)
     need(path, "file", "Give a TOML file of options")
     try:
         entries = tomllib.loads(read_bytes(path, _LIMIT).decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8. Save it as UTF-8.") from error
+        raise UsageError(f"{path}: is not UTF-8. Save it as UTF-8.") from error
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{path}: not valid TOML: {error}. Correct it.") from error
+        raise UsageError(f"{path}: is not valid TOML: {error}. Correct the file.") from error
     options = options_by_name(parameters_of(CalibrateOptions) if parameters is None else parameters)
     values: dict[str, Any] = {}
     for key, value in entries.items():
@@ -57,7 +58,8 @@ def read_config(path: Path | str, parameters: Iterable[click.Parameter] | None =
 
 
 def options_by_name(parameters: Iterable[click.Parameter]) -> dict[str, click.Option]:
-    """Returns the options among `parameters` by their names in a file: --max-shard-size is max_shard_size."""
+    """Returns the options among `parameters` as a dict from the name in a TOML file, such as max_shard_size for
+    --max-shard-size."""
     options = [parameter for parameter in parameters if isinstance(parameter, click.Option)]
     return {max(option.opts, key=len).lstrip("-").replace("-", "_"): option for option in options}
 

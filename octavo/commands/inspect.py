@@ -35,7 +35,8 @@ def _checkpoints_in(path: Path) -> list[Path]:
 
 
 def _inspect_directory(path: Path, terminal: Terminal) -> bool:
-    """Shows the checkpoints and ONNX graphs in a directory, which may be a pipeline. Returns whether all are sound."""
+    """Shows the checkpoints and ONNX graphs in a directory, which may be that of a pipeline. Returns whether all of
+    them are sound."""
     sound, graphs = True, sorted(path.glob("*.onnx"))
     if not graphs or any(path.glob("*.safetensors")):
         from octavo.calibrate.formats.inspect import quantized_parts

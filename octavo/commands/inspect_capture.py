@@ -69,8 +69,8 @@ def describe_capture(capture: Capture) -> dict[str, Any]:
 
 
 def _component(capture: Capture, name: str, headers: list[Any], arguments: dict[str, Counter[str]]) -> dict[str, Any]:
-    """Returns the contents of a capture that concern the denoiser `name`. `headers` are those of its calls, `arguments`
-    counts the kinds of values of each argument."""
+    """Returns what a capture holds of the denoiser `name`. `headers` are the headers of its calls; `arguments` counts,
+    for each argument, the kinds of values."""
     levels = [h.timestep for h in headers if h.timestep is not None] or [0.0]
     fingerprint = capture.manifest.get("components", {}).get(name, {})
     return {

@@ -16,7 +16,7 @@ from ..terminal import Terminal, size
 
 def inspect_checkpoint(path: Path, terminal: Terminal) -> bool:
     """Prints the contents of the checkpoint at `path`. Returns whether it is sound: each library whose format it holds
-    can load it.
+    can load its files.
 
     Raises FileError for a file that differs from the manifest.
     """
@@ -51,13 +51,14 @@ def inspect_checkpoint(path: Path, terminal: Terminal) -> bool:
 
 
 def verified(directory: Path, terminal: Terminal) -> Verified:
-    """Compares the files in a directory with their manifests, and warns of each file that no manifest lists.
+    """Compares the files in a directory with the digests in its manifests, and warns of each file that no manifest
+    lists.
 
-    Raises FileError for a file that differs.
+    Raises FileError for a file that is missing or differs.
     """
     files = verify(directory)
     for name in files.extra:
-        terminal.warn(f"{directory / name}: not in the manifest of its directory.")
+        terminal.warn(f"{directory / name}: is not in the manifest of its directory.")
     return files
 
 
@@ -72,7 +73,8 @@ def verified_text(manifests: Collection[Manifest]) -> str:
 
 
 def _show(name: str, place: Path, terminal: Terminal) -> dict[str, int]:
-    """Prints the description of the format `name` at `place`. Returns the number of layers of each scheme."""
+    """Prints what the files of the format `name` in the directory `place` contain. Returns a dict from scheme to number
+    of layers."""
     record = format_named(name)
     assert record.describe is not None
     description = record.describe(place)

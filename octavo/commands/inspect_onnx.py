@@ -16,8 +16,8 @@ from .inspect_checkpoint import verified_text
 
 
 def inspect_onnx(path: Path, terminal: Terminal) -> bool:
-    """Prints the contents of the ONNX graph at `path`. Returns whether it is sound: complete, with numbers as an export
-    writes them, and loadable by onnxruntime or Ascend.
+    """Prints the contents of the ONNX graph at `path`. Returns whether it is sound: complete, with numbers that an
+    export of Octavo could write, and loadable by onnxruntime or Ascend.
 
     Raises FileError for a file that cannot be read safely.
     """

@@ -13,10 +13,10 @@ from ..terminal import Terminal
 
 
 class StoredCall:
-    """A call in a capture. Its tensors are read from disk only when `args` or `kwargs` is used, because a rank replays
-    only some of the calls.
+    """A call in a capture. Its tensors are read from disk only when `args` or `kwargs` is used, because each process
+    replays only some of the calls.
 
-    `unit` is the number of the prompt; None if the capture has too few prompts to hold one out.
+    `unit` is the number of the prompt; None for all calls of a capture with too few prompts to hold one out.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class StoredCall:
 
 
 def chosen_calls(capture: Capture, component: str, samples: int | None, terminal: Terminal, ranks: Ranks) -> set[int]:
-    """Returns the indices of the calls to replay among all calls of a component: the `samples` calls that differ most
-    from each other, or all calls."""
+    """Returns the indices, among all calls of the denoiser `component`, of the calls to replay: the `samples` calls
+    that differ most from each other, or all calls for None."""
     count = sum(header.component == component for unit in capture.units for header in unit.calls)
     if samples is None or samples >= count:
         return set(range(count))
@@ -56,7 +56,8 @@ def replayed_calls(
 ) -> Callable[[], Iterator[StoredCall]]:
     """Returns a function that iterates over the calls to replay, from the first one each time it is called.
 
-    `chosen` are their indices among all calls of a component. `cast` is applied to their arguments.
+    `chosen` are the indices of these calls among all calls of the denoiser `component`. `cast` is applied to the
+    arguments of each call.
     """
     split = any(held_out(unit.index) for unit in capture.units)
 

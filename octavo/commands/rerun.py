@@ -26,7 +26,7 @@ PROMPTS, STEPS = 2, 8
 
 class Rerun:
     """A function that runs the pipeline on a few prompts of a capture, with the seed, size and guidance of the capture,
-    and returns their final latents. As long as the model stays the same, every call returns the same latents.
+    and returns the final latents. As long as the model stays the same, every call returns the same latents.
 
     `seconds` is the duration of the last call. Raises UsageError for a capture without prompts, and for one whose
     pipeline was called with arguments that the capture does not store.
@@ -36,7 +36,7 @@ class Rerun:
         texts = [unit.info["prompt"] for unit in capture.units if isinstance(unit.info.get("prompt"), str)]
         if not texts:
             raise UsageError(
-                f"{capture.directory}: stores no prompts, which --budget runs again. Make it with octavo capture."
+                f"{capture.directory}: stores no prompts for --budget to run again. Capture with octavo capture."
             )
         self._prompts = [texts[index] for index in evenly_spaced(len(texts), prompts)]
         self._settings = settings = _settings(capture)

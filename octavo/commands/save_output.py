@@ -61,7 +61,8 @@ def target_of(path: Path, overwrite: bool) -> Target:
 
 
 def _frames_only(path: Path) -> bool:
-    """Returns whether a directory holds nothing but files and folders as `save` writes them."""
+    """Returns whether a directory holds nothing but what `save` writes: pictures named 0000.png and so on, and folders
+    of these."""
 
     def is_frame(file: Path) -> bool:
         return file.suffix == ".png" and file.stem.isdecimal() and file.is_file()
@@ -88,8 +89,8 @@ def check_count(arguments: Mapping[str, Any], target: Target) -> None:
 
 
 def save(output: Any, target: Target, fps: int) -> str:
-    """Writes all pictures or videos in a pipeline's output, or its latents. Returns a description such as "512 x 512"
-    or "25 frames of 512 x 512".
+    """Writes all pictures or videos in a pipeline's output, or its latents, to the target. Returns a description such
+    as "512 x 512" or "25 frames of 512 x 512". `fps`: the frames per second of a video file.
 
     In a directory, pictures and the frames of a video are named 0000.png and so on; each of several videos gets a
     folder 0000 and so on. Raises UsageError if the output does not fit the target.

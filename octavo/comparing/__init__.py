@@ -1,2 +1,2 @@
-"""Compares a float pipeline with its quantized form: runs both from the same prompts and noise, and measures the
-difference."""
+"""Compares a float pipeline with its quantized form: runs both with the same prompts and noise, and measures how much
+the results differ."""

@@ -35,9 +35,10 @@ class RunResult(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """The pictures of one prompt, `exact` by the float and `other` by the quantized pipeline, and their measures `row`.
+    """The pictures that the float pipeline (`exact`) and the quantized one (`other`) drew of one prompt, and `row`, a
+    dict with the measures of their difference.
 
-    Both are uint8 (1, height, width, 3); of a video, the middle frame.
+    Both pictures are uint8 (1, height, width, 3). Of a video, they are the middle frame.
     """
 
     exact: np.ndarray
@@ -46,7 +47,8 @@ class Pair(NamedTuple):
 
 
 class Comparison:
-    """Compares a float pipeline with its quantized form, prompt by prompt. `pairs` holds what was compared so far."""
+    """Compares a float pipeline with its quantized form, prompt by prompt. `pairs` has the pictures and measures of
+    each prompt compared so far."""
 
     def __init__(
         self,
@@ -58,8 +60,9 @@ class Comparison:
     ) -> None:
         """Prepares a comparison.
 
-        `arguments` are those of the pipeline's call. `stored` is the dtype of the model on disk, in which the sizes of
-        float tensors are counted; None: in the dtype of the loaded model.
+        `deployed` is the float denoiser with its quantized form, `arguments` are those of the pipeline's call. The
+        sizes of float tensors are counted in `stored`, the dtype of the model on disk; None: in the dtype of the loaded
+        model.
         """
         output_type = output_arguments(inspect.signature(type(pipe).__call__).parameters, pipe)
         self.pipe, self.deployed, self.arguments, self.seed = pipe, deployed, {**arguments, **output_type}, seed
@@ -74,8 +77,9 @@ class Comparison:
         self._costs: dict[str, list[Cost]] = {"float": [], "int8": []}
 
     def probe_denoiser(self, prompt: str) -> None:
-        """Runs the float pipeline once while `self.probe` records its denoiser. The run also warms up the pipeline, so
-        that the runs of `compare` can be timed.
+        """Runs the float pipeline once while `self.probe` records the ranges of its layers' inputs and the error of the
+        quantized denoiser on the same inputs. The run also warms up the pipeline, so that the runs of `compare` can be
+        timed.
 
         Raises MisfitError if the pipeline never calls the denoiser.
         """
@@ -114,9 +118,10 @@ class Comparison:
         return self.pairs[-1]
 
     def totals(self) -> dict[str, Any]:
-        """Returns the measures over all prompts compared so far, JSON-able.
+        """Returns the measures over all prompts compared so far, as JSON-able values.
 
-        None means no difference for `psnr` and the values ending in `sqnr`, and not measured for all others.
+        For `psnr` and the values ending in `sqnr`, None means that there is no difference; for all others, that it was
+        not measured.
         """
         rows = [pair.row for pair in self.pairs]
         steps = list(zip(*(row["latent_error"] for row in rows), strict=True))
@@ -154,8 +159,8 @@ class Comparison:
         return RunResult(output_of(output), latents, cost)
 
     def _speed(self) -> dict[str, Any]:
-        """Returns the median seconds of both sides, their ratio (float over int8), and the range of the ratios of the
-        single prompts."""
+        """Returns the median seconds per prompt of the float and the int8 pipeline, their ratio (float divided by
+        int8), and the smallest and the largest ratio of a prompt."""
         medians = {side: statistics.median(cost.seconds for cost in costs) for side, costs in self._costs.items()}
         pairs = zip(*(self._costs[side] for side in ("float", "int8")), strict=True)
         ratios = [exact.seconds / other.seconds for exact, other in pairs]
@@ -166,7 +171,7 @@ class Comparison:
 def _sizes(deployed: Deployed, dtype: torch.dtype) -> dict[str, Any]:
     """Returns the bytes of all tensors of the float and of the quantized denoiser.
 
-    Tensors that both denoisers hold as floats are counted in `dtype`, as in the files of the model.
+    Tensors that are float in both denoisers are counted in `dtype`, the dtype that they have in the files of the model.
     """
     floats = {name for name, tensor in deployed.module.state_dict().items() if tensor.is_floating_point()}
 
@@ -198,7 +203,8 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _judged(prompt: str, exact: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """Returns whether each of two pictures shows what `prompt` describes, as {"judged": {"float": True, "int8": True}}.
+    """Returns whether the float and the int8 picture show what `prompt` describes: {"judged": {"float": True, "int8":
+    True}}.
 
     Only prompts and pictures of the bundled demo pipeline can be judged. Returns {} for all others.
     """

@@ -15,9 +15,10 @@ _WINDOW, _SIGMA = 11, 1.5  # pixels: side and standard deviation of SSIM's Gauss
 
 
 def output_arguments(parameters: Any, pipe: Any) -> dict[str, Any]:
-    """Returns the argument `output_type` with which `pipe` gives pictures as arrays, or latents if it has no decoder.
+    """Returns the argument `output_type` of the pipeline's call with which it returns arrays: pictures, or latents if
+    it has no decoder.
 
-    `parameters` are those of the pipeline's call. Returns {} if `output_type` is not among them.
+    `parameters` are the parameters of the call. Returns {} if `output_type` is not among them.
     """
     if "output_type" not in parameters:
         return {}
@@ -50,7 +51,8 @@ def _picture_frames(value: Any) -> np.ndarray:
 
 
 def _latent_frames(latents: np.ndarray) -> np.ndarray:
-    """Returns the latents of one prompt as (frames, height, width, channels). Tokens count as rows of one column."""
+    """Returns the latents of one prompt as (frames, height, width, channels). Latents (tokens, channels) become one
+    frame, one token wide."""
     if latents.ndim == 2:
         return latents[None, :, :, None]
     if latents.ndim == 3:

@@ -1,4 +1,4 @@
-"""Measures LPIPS if its weights are on this machine; Octavo does not download them."""
+"""Measures LPIPS, a learned distance of pictures, if its weights are on this machine; Octavo does not download them."""
 
 import warnings
 from pathlib import Path

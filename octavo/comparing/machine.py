@@ -11,8 +11,8 @@ _CPUINFO = Path("/proc/cpuinfo")  # exists on Linux only
 
 
 def surroundings(device: torch.device) -> dict[str, str]:
-    """Returns the date (UTC, to the minute), the versions of the libraries, the processor with its number of threads,
-    and the device if it is not a CPU, as texts by name."""
+    """Returns a dict from fact to text: the date (UTC, to the minute), the versions of the libraries, the processor
+    with its number of threads, and the device if it is not a CPU."""
     facts = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("octavo", "torch", "diffusers", "transformers")),

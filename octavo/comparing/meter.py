@@ -14,9 +14,9 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass
 class Cost:
-    """The cost of a run: seconds, and the peak memory in bytes.
+    """The cost of a run: its seconds, and `peak`, the peak memory in bytes.
 
-    `peak` is the peak memory of the device; on a CPU, that of the whole process. None: it could not be measured.
+    On a CPU the peak is that of the whole process, on other devices that of the device. None: it could not be measured.
     """
 
     seconds: float = 0.0

@@ -22,10 +22,11 @@ SAMPLED = 8  # calls of each run that the quantized denoiser computes too; bound
 
 
 class Probe:
-    """Statistics of a float denoiser that hooks record.
+    """Records statistics of a float denoiser with hooks while its pipeline runs.
 
     `maximum[layer][step]` is the largest |x| among the inputs of a linear layer or convolution in a denoising step.
-    `powers[step]` compares the output of the float denoiser with that of the quantized denoiser for the same inputs.
+    `powers[step]` has the sums of squares of the float denoiser's output and of the quantized denoiser's error for the
+    same inputs, from which the SQNR follows.
     """
 
     def __init__(self, deployed: Deployed) -> None:
@@ -38,7 +39,7 @@ class Probe:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Inside the `with` block, records every call of the denoiser. The block runs the pipeline once."""
+        """Records every call of the denoiser inside the `with` block, which runs the pipeline once."""
         kinds = (nn.Linear, nn.Conv2d)
         layers = [name for name, module in self._model.named_modules() if isinstance(module, kinds)]
         roots = self._deployed.roots
@@ -48,11 +49,11 @@ class Probe:
 
     @contextmanager
     def sampling(self) -> Iterator[Power]:
-        """Inside the `with` block, copies SAMPLED calls of the denoiser, spaced evenly over a run that is as long as
-        that of `recording`. When the block ends, the quantized denoiser computes these calls too, and the yielded power
-        holds the difference of the outputs.
+        """Copies SAMPLED calls of the denoiser inside the `with` block, which runs the pipeline. The calls are spaced
+        evenly over a run that is as long as the one inside `recording`.
 
-        So a block that is timed is longer only by the copies.
+        When the block ends, the quantized denoiser computes the same calls, and the yielded Power gets the sums of
+        squares of the float outputs and of their errors. So only the copies add to the time of the block.
         """
         power, samples, chosen, count = Power(), [], set(evenly_spaced(self._calls, SAMPLED)), itertools.count()
 
@@ -72,8 +73,8 @@ class Probe:
                 _add(power, exact, integers.get_submodule(root)(*args, **kwargs))
 
     def heat(self) -> dict[str, Any]:
-        """Returns `maximum` as a table for the heat map: a row per layer in the order in which the layers ran, and in
-        it a value per step, None where the layer did not run."""
+        """Returns `maximum` as a table for the heat map: a row for each layer, in the order in which the layers ran,
+        with a value for each step, None where the layer did not run."""
         steps = sorted({step for row in self.maximum.values() for step in row})
         rows = [[row.get(step) for step in steps] for row in self.maximum.values()]
         return {"layers": list(self.maximum), "steps": [step + 1 for step in steps], "maximum": rows}
@@ -95,8 +96,9 @@ class Probe:
         return record
 
     def _compare(self, root: str) -> Any:
-        """Returns a hook that runs the quantized denoiser on the inputs of a call, and records the difference of the
-        outputs. `root` is the denoiser's name, see `Deployed.roots`."""
+        """Returns a hook that runs the quantized denoiser on the inputs of a call of the float denoiser, and adds the
+        difference of the outputs to `powers`. `root` is the name, below the module in `Deployed`, of the denoiser that
+        is called."""
 
         def compare(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if self._busy:
@@ -114,6 +116,7 @@ class Probe:
 
 
 def _add(power: Power, exact: list[Tensor], output: Any) -> None:
-    """Adds the tensors of a quantized denoiser's `output` to `power`, with the float denoiser's tensors `exact`."""
+    """Adds a pair of outputs to `power`: the tensors `exact` of the float denoiser, and those in `output` of the
+    quantized one."""
     for expected, actual in zip(exact, tensors_in(output), strict=True):
         power.add(expected, actual)

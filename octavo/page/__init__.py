@@ -1,4 +1,4 @@
-"""Makes the HTML page of a comparison or of a calibration: one file that loads nothing else."""
+"""Makes the HTML page of a comparison or of a calibration, in one file that loads no other files."""
 
 from .page import page
 

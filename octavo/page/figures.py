@@ -88,7 +88,8 @@ def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
 
 
 def by_step(values: Sequence[Mapping[str, Any]]) -> str:
-    """Draws the SQNR of the denoiser's output for the same inputs, by denoising step."""
+    """Draws the SQNR of the quantized denoiser's output in each denoising step, where both denoisers get the same
+    inputs."""
     with _drawing(2.5) as (figure, axes):
         steps = [row["step"] for row in values]
         axes.plot(steps, [row["sqnr"] for row in values], color=SERIES, marker="o", markersize=3)
@@ -112,7 +113,8 @@ def layers(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def heat(ranges: Mapping[str, Any]) -> str:
-    """Draws the largest |input| of each layer in each denoising step as a heat map with a logarithmic colour scale."""
+    """Draws a heat map of the largest |input| of each layer in each denoising step, with a logarithmic colour scale.
+    `ranges` is the table that `Probe.heat` returns."""
     values = np.array([[np.nan if v is None else v for v in row] for row in ranges["maximum"]], dtype=float)
     values[values <= 0] = np.nan
     names, count = ranges["layers"], len(ranges["layers"])

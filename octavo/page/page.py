@@ -67,14 +67,14 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
         error = percent(budget["error"]["relative"])
         lines.append(
             f"Budget {budget['budget']}: {mixed}, {budget['float']} float. "
-            f"The mean squared error of the final latents is {error} of their power."
+            f"The mean squared error of the final latents is {error} of the mean square of the latents."
         )
     enough = verdict(report.get("enough", []))
     return [*lines, enough] if enough else lines
 
 
 def _has_values(heat: Mapping[str, Any]) -> bool:
-    """Returns whether any value of the heat map is above 0."""
+    """Returns whether any value of the heat map is above 0, so that it can be drawn with a logarithmic scale."""
     return any(value for row in heat.get("maximum", []) for value in row)
 
 

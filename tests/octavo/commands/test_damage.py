@@ -67,7 +67,7 @@ def test_a_flipped_bit_is_found_before_anything_is_computed(tiny_model, out):
 def test_missing_files_are_named_and_extra_ones_too(tiny_model, out):
     (out / "notes.txt").write_text("mine")
     for command in commands(tiny_model, out):
-        assert f"Warning: {out / 'notes.txt'}: not in the manifest" in octavo(*command)
+        assert f"Warning: {out / 'notes.txt'}: is not in the manifest" in octavo(*command)
         (out.parent / "a.png").unlink(missing_ok=True)
         (out.parent / "a.html").unlink(missing_ok=True)
     (out / WEIGHTS).unlink()
