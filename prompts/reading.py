@@ -60,7 +60,7 @@ def read_prompts(name_or_path: str) -> Prompts:
             if repeated <= MAX_WARNINGS:
                 warnings.append(f"{path}: {word} {number} repeats {word} {first}; captured once.")
     if not first_line:
-        raise FileError(f"{path}: holds no prompts. Write one a line.")
+        raise FileError(f"{path}: holds no prompts. Write one prompt in each line.")
     if repeated > MAX_WARNINGS:
         warnings.append(f"{path}: {repeated - MAX_WARNINGS} more {words} repeat earlier ones; captured once.")
     digest = sha256()
@@ -70,7 +70,10 @@ def read_prompts(name_or_path: str) -> Prompts:
 
 
 def _prompts(path: Path, notes: list[str]) -> Iterator[tuple[int, str]]:
-    """Yields the number of the line or entry and the checked text of each prompt, which may be blank."""
+    """Yields the number of the line or entry and the checked text of each prompt, which may be blank.
+
+    Appends to `notes` what the user should know about columns that are not read.
+    """
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         return _checked(path, "line", delimited(path, list(_lines(path, MAX_TABLE)), notes))
@@ -83,7 +86,10 @@ def _prompts(path: Path, notes: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def _checked(path: Path, word: str, prompts: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Yields the prompts of a table after checking them: quotes and escapes may hide control characters."""
+    """Yields the numbered prompts of a table after checking each text, since escapes may hide control characters.
+
+    `word`, line or entry, says in messages what the numbers count.
+    """
     for number, text in prompts:
         _check_text(path, f"{word} {number}", text)
         yield number, text
@@ -121,7 +127,7 @@ def _check_text(path: Path, where: str, text: str) -> None:
 
 
 def _too_long(path: Path, where: str) -> OctavoError:
-    return FileError(f"{path}: {where}: longer than {MAX_CHARACTERS} characters. Write one prompt a line.")
+    return FileError(f"{path}: {where}: longer than {MAX_CHARACTERS} characters. Write one prompt in each line.")
 
 
 def _raw_lines(path: Path, most: int | None) -> Iterator[bytes]:

@@ -51,7 +51,7 @@ def test_only_regular_files_are_read(path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\n", b" \t\r\n\n\r  ", b"\xef\xbb\xbf", b"\xe2\x80\xa8\n"], ids=repr)
 def test_a_file_without_prompts_is_refused(path: Path, data: bytes) -> None:
-    assert refused_prompts(path, data) == ": holds no prompts. Write one a line."
+    assert refused_prompts(path, data) == ": holds no prompts. Write one prompt in each line."
 
 
 def test_a_byte_order_mark_is_stripped_in_front_only(path: Path) -> None:
