@@ -1,4 +1,4 @@
-"""Reads a file of prompts: one prompt a line, or a table if the file's ending names one (`tables`).
+"""Reads a file of prompts: one prompt in each line, or a table if the file's ending names one (`tables`).
 
 Only LF, CRLF and CR end a line: prompts pasted from other programs contain U+2028, U+0085, VT, FF and FS to RS. Needs
 memory for the distinct prompts and one line.

@@ -17,7 +17,7 @@ OTHER_NAMES = (
     "prompt_en", "prompt_text", "text_prompt", "input_prompt", "caption", "captions", "text", "texts", "description",
     "sentence", "query", "instruction",
 )  # fmt: skip
-LINES = "one prompt a line in a .txt file"
+LINES = "one prompt in each line of a .txt file"
 # endings that are refused: neither text nor a table that this file reads
 CONVERTED = frozenset({
     ".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".yaml", ".yml", ".xml", ".html", ".toml", ".gz", ".zip",

@@ -82,8 +82,8 @@ def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]
         elif isinstance(sample, list | tuple):
             calls.append((tuple(sample), {}))
         else:
-            fact = f"sample {number} is a {type(sample).__name__}, not a dict, list or tuple of inputs"
-            raise FileError(f"{path}: {fact}. Save the arguments of each call as one of these.")
+            fact = f"sample {number} is a {type(sample).__name__}, not a dict with names as keys, a list or a tuple"
+            raise FileError(f"{path}: {fact}. Save the arguments of each call in this way.")
     if not calls:
         raise MisfitError(f"{path}: holds no samples. Save the arguments of at least one call.")
     return calls

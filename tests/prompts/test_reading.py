@@ -120,7 +120,7 @@ def test_control_characters_are_refused(path: Path, code: int) -> None:
 @pytest.mark.parametrize("character", ["a", "語", "🦦"])
 def test_long_lines_are_refused(path: Path, character: str) -> None:
     assert read(path, (character * 65_536 + "\nb").encode()).lines == (1, 2)
-    message = ": line 1: longer than 65536 characters. Write one prompt a line."
+    message = ": line 1: longer than 65536 characters. Write one prompt in each line."
     assert refused_prompts(path, (character * 65_537 + "\nb").encode()) == message
     assert refused_prompts(path, (character * 10_000_000).encode()) == message
 

@@ -89,7 +89,7 @@ REFUSED = {
     "broken.jsonl": ('{"prompt": "a"}\na fox\n', "line 2: not JSON"),
     "wide.csv": ("Prompt\na\n".encode("utf-16"), "looks like UTF-16"),
     "table.parquet": (b"PAR1", "Save it as .csv, .tsv, .json or .jsonl"),
-    "list.yaml": ("- a fox\n", "one prompt a line"),
+    "list.yaml": ("- a fox\n", "one prompt in each line"),
 }  # fmt: skip
 
 
