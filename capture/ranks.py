@@ -55,11 +55,11 @@ class Ranks:
         return device
 
     def owns(self, position: int) -> bool:
-        """Returns whether this process works on the item at this position of a list whose items the ranks share out."""
+        """Returns whether this process works on item number `position` of a list that all ranks share."""
         return position % self.world == self.rank
 
     def share(self, items: list[T]) -> list[T]:
-        """Returns the items that this process works on, of a list whose items the ranks share out."""
+        """Returns the items of a list that all ranks share on which this process works: one in every `world`."""
         return items[self.rank :: self.world]
 
     def gather(self, value: T) -> list[T]:

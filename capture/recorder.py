@@ -147,7 +147,7 @@ class Recorder:
 
     @property
     def swapped(self) -> int:
-        """The number of attention processors that were replaced between the start of the block and the first call."""
+        """The number of the module's attention processors that were replaced between `with` and the first call."""
         return swapped(self.processors, self._own) if self.call_count else 0
 
     def __enter__(self) -> Self:

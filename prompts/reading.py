@@ -42,7 +42,10 @@ class Prompts:
 
 
 def read_prompts(name_or_path: str) -> Prompts:
-    """Reads a bundled set of prompts or a file. Raises UsageError for a missing file, FileError for bad content."""
+    """Reads a bundled set of prompts, or the file at a path.
+
+    Raises UsageError for a missing file, FileError for a file without prompts, or that is not UTF-8 text.
+    """
     path = Path(__file__).with_name(f"{name_or_path}.txt") if name_or_path in BUNDLED else Path(name_or_path)
     first_line: dict[str, int] = {}
     warnings: list[str] = []

@@ -160,7 +160,7 @@ class DataUnpickler(pickle._Unpickler):
         raise NotAllowed(full)
 
     def named(self, full: str) -> Any:
-        """Returns the object for a name in NAMES."""
+        """Returns the class or function for `full`, a name in NAMES."""
         return NAMES[full]
 
     def storage(self, kind: str) -> Any:

@@ -1,4 +1,4 @@
-"""Reads the data files of a unit, which are safetensors files, and checks them before use.
+"""Reads the data files of a unit (the stored calls of one prompt), safetensors files, and checks them before use.
 
 Uses pread and not mmap: if a file is truncated meanwhile, pread reports an error, whereas access to the memory of a
 mapped file would kill the process.

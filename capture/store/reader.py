@@ -123,8 +123,9 @@ class Capture:
 
 
 def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
-    """Reads the descriptions of the units that complete.json lists; `names` maps the indices of stored ones to names.
+    """Reads the descriptions of the units that complete.json lists.
 
+    `names` maps the index of each unit in the directory, the calls of one prompt, to the name of its folder.
     Raises FileError unless exactly the listed units are stored, unchanged.
     """
     path = directory / COMPLETE
@@ -149,7 +150,11 @@ def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
 
 
 class _Source:
-    """Reads the calls of one unit from its open data files. `checked` has the keys of the blobs checked so far."""
+    """Reads the calls of one prompt from their open data files.
+
+    A tensor is stored as one or several blobs, byte strings with a hash as key. `checked` has the keys of the blobs
+    whose bytes were compared with their key.
+    """
 
     def __init__(self, folder: Path, remedy: str, body: dict[str, Any]) -> None:
         self.folder, self.remedy, self.body = folder, remedy, body
@@ -215,7 +220,7 @@ class _Source:
         return torch.empty_permuted(shape, order[0], dtype=tensor.dtype).copy_(tensor)
 
     def describe(self, entry: int) -> TensorInfo:
-        """Returns the description of a tensor, given its number in unit.json."""
+        """Returns dtype, shape and Stats of a tensor, given its number in unit.json; reads no values."""
         name, shape, keys, *_ = self.body["tensors"][entry]
         parts = [self.body["blobs"][key][1] for key in keys]
         stats = join_stats([Stats(*values) if values else None for values in parts])

@@ -1,4 +1,4 @@
-"""Defines the statistics of float tensors that unit.json holds for each blob."""
+"""Defines the statistics of float tensors that unit.json holds for each stored tensor or row of a tensor."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

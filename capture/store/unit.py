@@ -142,9 +142,10 @@ class UnitWriter:
         return entry
 
     def _forget(self, entries: int, blobs: int, raw_bytes: int, stored_bytes: int) -> None:
-        """Undoes the call that is being added: drops later entries and blobs, and restores the two totals of bytes.
+        """Undoes the call that is being added. The arguments are the unit's counts before that call.
 
-        `entries` and `blobs` are the numbers of entries and blobs before the call.
+        `entries` counts the tensors in the unit's list, `blobs` the distinct contents; later ones are dropped. The two
+        totals of bytes are restored.
         """
         for entry in list(self._entries)[entries:]:
             del self._entries[entry]

@@ -5,6 +5,8 @@ CAPTURE/units/000007-KEY/            the calls of one prompt; appears only when 
     data-000.safetensors             tensors or rows of tensors, named by the hash of their content; at most 256 MiB
     unit.json                        sealed JSON: the data files, blobs, tensors and calls
 CAPTURE/complete.json                sealed JSON: the units and the digests of their unit.json; missing until finished
+
+Sealed JSON holds its own SHA-256, so that every damage is found.
 """
 
 import os
