@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """Reads the header of a safetensors file; returns the position of each tensor, and the metadata.
+    """Reads the header of a safetensors file; returns a dict from tensor name to position, and the metadata.
 
     Raises FileError unless the tensors cover the rest of the file without gap or overlap.
     """

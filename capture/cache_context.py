@@ -26,7 +26,7 @@ class CacheContextHook:
 
     @property
     def name(self) -> str | None:
-        """The last cache context that the pipeline set, None without one."""
+        """The last cache context that the pipeline set; None if it has set none."""
         context = getattr(self.manager, "_context", None) or getattr(self.manager, "_current_context", None)
         return getattr(context, "name", context)
 

@@ -42,7 +42,8 @@ class FileError(OctavoError):
 class Unstorable(FileError):
     """Reports an argument of a call that a capture cannot store.
 
-    `fact` says which value and why. `name` is the name of the argument, None if it is positional.
+    `owner` and `path` say where the value is, such as "transformer input" and "added_cond_kwargs.time_ids". `fact`, as
+    an attribute, says which value and why. `name` is the name of the argument, None if it is positional.
     """
 
     def __init__(self, owner: str, path: str, fact: str) -> None:
@@ -87,7 +88,7 @@ def error_with(exit_code: int, message: str) -> OctavoError:
 
 
 def damage(path: Path, fact: str, remedy: str = "") -> FileError:
-    """Makes the FileError for a file that is damaged or of another format."""
+    """Makes the FileError for a damaged file at `path`: `fact` says what is wrong, `remedy` what the user can do."""
     return FileError(f"{path}: {fact}. {remedy}".rstrip())
 
 

@@ -109,7 +109,7 @@ class OutputFile:
 
 @contextmanager
 def create(path: Path, mode: int) -> Iterator[OutputFile]:
-    """Creates a file inside a staging directory; sets its mode and syncs it when the block ends.
+    """Creates a file inside a staging directory (see `staging`); sets its mode and syncs it when the block ends.
 
     Raises StorageError if the file exists.
     """
@@ -133,7 +133,7 @@ def create(path: Path, mode: int) -> Iterator[OutputFile]:
 
 @contextmanager
 def scratch(path: Path) -> Iterator[OutputFile]:
-    """Creates a temporary file that only this process reads, and so is not synced."""
+    """Creates a temporary file. It is not synced, because only this process reads it."""
     with storage(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -165,7 +165,7 @@ def write_bytes(path: Path, data: bytes | memoryview, mode: int) -> None:
 
 
 def write_sealed(path: Path, body: Any, mode: int) -> str:
-    """Writes `body` as sealed JSON (see sealed.py), replacing any file at `path`; returns the digest of the file."""
+    """Writes `body` and its SHA-256 as JSON, replacing any file at `path`; returns the digest of the whole file."""
     data = seal(body)
     write_bytes(path, data, mode)
     return digest_of(data)
@@ -278,10 +278,10 @@ def _clean_abandoned(directory: Path) -> None:
 
 
 def _is_removable(path: Path) -> bool:
-    """Returns whether a staging directory that another kernel made can only be abandoned.
+    """Returns whether the process that filled a staging directory under another kernel can no longer be running.
 
-    True if it is on a local disk of this machine, so that it is from before a restart, or if nothing was written to it
-    for UNTOUCHED seconds.
+    True if the directory is on a local disk, because this machine has then restarted since, or if nothing was written
+    to it for UNTOUCHED seconds.
     """
     try:
         if os.major(os.lstat(path).st_dev):  # a block device; network, memory and overlay file systems have major 0

@@ -53,8 +53,8 @@ class Origin(NamedTuple):
     """The fingerprint of the float model that a checkpoint was made from, in three dtypes.
 
     The three digests let Octavo recognise the model when it is loaded in another dtype. `kind` is the model's class,
-    `names` is as in `fingerprint`, `dtype` is the dtype of most of its values. `weights` maps float32, float16 and
-    bfloat16 to the digest of the tensors cast to that dtype.
+    `names` the digest of the names and shapes of its tensors, `dtype` the dtype of most of its values. `weights` maps
+    float32, float16 and bfloat16 to the digest of the tensors cast to that dtype.
     """
 
     kind: str
@@ -90,10 +90,10 @@ class Origin(NamedTuple):
         return None if names == self.names else "it has other tensors"
 
     def other_weights(self, module: nn.Module) -> str | None:
-        """Returns both digests, shortened, if the weights of `module` differ from this origin; None if they agree.
+        """Says how the weights of `module` differ from this origin, as text with both digests; None if they agree.
 
-        The weights are compared in the narrower of both dtypes. Returns None too if they cannot be compared: neither
-        dtype can represent the other's values (float16 and bfloat16), or a weight is on the meta device.
+        The weights are compared in the narrower of the two models' dtypes. Returns None too if they cannot be compared:
+        neither dtype can represent the other's values (float16 and bfloat16), or a weight is on the meta device.
         """
         tensors, values = sorted(module.state_dict().items()), Counter[torch.dtype]()
         for _, tensor in tensors:
@@ -114,7 +114,7 @@ def _most(values: Counter[torch.dtype]) -> torch.dtype:
 
 
 def _weights_in(tensors: list[tuple[str, Tensor]], dtype: torch.dtype) -> str:
-    """Returns the digest of all tensors cast to `dtype`. Threads hash in parallel: hashlib releases the GIL."""
+    """Returns the digest of all tensors cast to `dtype`, hashed by threads in parallel."""
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         digests = threads.map(lambda item: _digest(item[1], dtype), tensors)
         return _joined(zip((name for name, _ in tensors), digests, strict=True))

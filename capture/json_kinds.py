@@ -83,7 +83,10 @@ def _check_depth(value: Any) -> None:
 
 
 def checked(value: Any, kind: Kind, path: Path, remedy: str = "") -> Any:
-    """Returns `value`, which was read from the file at `path`. Raises FileError if it is not of this kind."""
+    """Returns `value`, which was read from the file at `path`, if the check `kind` accepts it; else raises FileError.
+
+    `remedy` ends the message and says what the user can do.
+    """
     try:
         kind(value, "")
     except ValueError as error:
@@ -114,7 +117,7 @@ def count(value: Any, where: str) -> None:
 
 
 def maybe(kind: Kind) -> Kind:
-    """Returns the kind of values that are null or of the given kind."""
+    """Makes a check that accepts null and every value that the check `kind` accepts."""
 
     def check(value: Any, where: str) -> None:
         if value is not None:
@@ -124,7 +127,7 @@ def maybe(kind: Kind) -> Kind:
 
 
 def list_of(kind: Kind, length: int | None = None) -> Kind:
-    """Returns the kind of lists whose values are of the given kind; with `length`, only lists of that length."""
+    """Makes a check that accepts lists of values that the check `kind` accepts; with `length`, only of that length."""
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, list) or length not in (None, len(value)):
@@ -136,7 +139,7 @@ def list_of(kind: Kind, length: int | None = None) -> Kind:
 
 
 def object_of(kind: Kind) -> Kind:
-    """Returns the kind of objects with any keys, whose values are of the given kind."""
+    """Makes a check that accepts JSON objects with any keys, if the check `kind` accepts each of their values."""
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, dict):
@@ -148,9 +151,9 @@ def object_of(kind: Kind) -> Kind:
 
 
 def fields(needed: Mapping[str, Kind], optional: Mapping[str, Kind] | None = None) -> Kind:
-    """Returns the kind of objects that have all keys of `needed` and may have the keys of `optional`.
+    """Makes a check that accepts JSON objects that have all keys of `needed` and may have the keys of `optional`.
 
-    The values of these keys must be of the given kinds; all other keys are ignored.
+    `needed` and `optional` map each key to the check of its value. Other keys are ignored.
     """
 
     def check(value: Any, where: str) -> None:
@@ -168,7 +171,7 @@ def fields(needed: Mapping[str, Kind], optional: Mapping[str, Kind] | None = Non
 
 
 def one_of(*kinds: Kind) -> Kind:
-    """Returns the kind of values that are of at least one of the given kinds."""
+    """Makes a check that accepts a value if at least one of the checks `kinds` accepts it."""
 
     def check(value: Any, where: str) -> None:
         errors = []

@@ -39,12 +39,12 @@ def keep_rule(text: str) -> KeepRule:
 
 
 class KeptSteps:
-    """Chooses the steps to store in a series of runs, although a run's number of steps is only certain at its end.
+    """Chooses the denoising steps to store in a series of runs of a pipeline, one run for each prompt.
 
-    Counts only the steps in which a call is recorded, from 0. A run is expected to have as many steps as the run
-    before, the first one `expected`. If `miscounted` returns True at the end of a run, other steps were stored than the
-    rule requires, and the run has to be repeated. `announced` returns the number of steps that the pipeline itself
-    reports; it is called at the first call of the first run, and returns None if the pipeline reports nothing.
+    The number of steps is only certain when a run ends. The first run is expected to have `expected` steps, each later
+    one as many as the run before. If `miscounted` returns True at the end of a run, other steps were stored than `rule`
+    requires, and the run has to be repeated. `announced` returns the number of steps that the pipeline itself reports,
+    or None; it is called at the first call of the first run. Steps without a recorded call are not counted.
     """
 
     def __init__(self, rule: KeepRule, expected: int, announced: Callable[[], int | None] = lambda: None) -> None:
@@ -60,7 +60,7 @@ class KeptSteps:
         self._kept = self.rule.kept(self.expected)
 
     def __call__(self, step: int) -> bool:
-        """Returns whether to store a call of the current run that a Clock counts in the denoising step `step`."""
+        """Returns whether to store a call in the current run. `step` is its denoising step, as a Clock counts it."""
         if self._step is None and (steps := self._announced()):
             self.expected = steps
             self._kept = self.rule.kept(steps)

@@ -23,7 +23,7 @@ _OWN = frozenset({"module", "inputs", "swapped", "forward"})
 
 @contextmanager
 def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWriter]:
-    """Yields a unit to fill; makes a finished capture of this one unit if the block ends without an error."""
+    """Yields a UnitWriter for the calls of the block; if it ends without an error, they become a finished capture."""
     if (directory / CAPTURE).exists() and any((directory / UNITS).glob("[0-9]*-*")):
         raise StorageError(f"{directory}: already holds a capture. Give the Listener another directory.")
     manifest = {"pipeline": None, "components": {name: fingerprint(module)}, "prompts": 1, "settings": {}}
@@ -36,7 +36,7 @@ def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWri
 
 
 class _Inputs(Memory):
-    """Keeps the calls of a Listener that has no store, as dicts of keyword arguments."""
+    """Keeps the calls of a Listener in memory if it has no directory to write to."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -56,8 +56,9 @@ class Listener(nn.Module):
         with Listener(pipe.transformer, "CAPTURE"):
             pipe("an otter on a skateboard")
 
-    `store` is the directory of a capture to write, a sink (`UnitWriter`), or None. With None the calls stay in memory,
-    and `inputs` lists them as dicts of keyword arguments; positional arguments get their names.
+    `store` is the directory of a capture to write, an object whose method `add` receives each call (`UnitWriter`), or
+    None. With None the calls stay in memory, and `inputs` lists them as dicts of keyword arguments; positional
+    arguments get their names.
 
     A Listener can also replace `module`, because it has all its attributes and records its own calls:
     `pipe.transformer = Listener(pipe.transformer)`. Put `listener.module` back afterwards. With a directory a Listener

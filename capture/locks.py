@@ -60,7 +60,7 @@ def _take(descriptor: int, path: Path, directory: Path) -> bool:
     except BlockingIOError as exc:
         holder = re.fullmatch(r"(\d+) (\S+)\n", os.read(descriptor, 400).decode(errors="replace"))
         who = f"pid {holder[1]} on host {holder[2]}" if holder else "another process"
-        raise StorageError(f"{directory}: in use by {who}.") from exc
+        raise StorageError(f"{directory}: in use by {who}. Wait until it ends, or use another directory.") from exc
     opened = os.fstat(descriptor)
     try:
         current = os.stat(path, follow_symlinks=False)

@@ -9,7 +9,7 @@ EVERY = 30.0  # least seconds between two reports, so that an hour adds at most 
 
 
 class Report(Protocol):
-    """A function that receives reports: the task, the items done, all items (None if unknown), the seconds left."""
+    """A function that shows the progress of a task: items done, all items (None if unknown), estimated seconds left."""
 
     def __call__(self, label: str, done: int, total: int | None, remaining: float | None, /) -> None: ...
 
@@ -21,14 +21,17 @@ class Reports:
         self._report, self._every, self._last = report, every, time.monotonic()
 
     def __call__(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
-        """Yields `items`; before each of them, reports the progress if a report is due."""
+        """Yields `items`; before each, reports the progress if the last report was at least `every` seconds ago."""
         began = time.monotonic()
         for done, item in enumerate(items):
             self.due(label, done, total, began, done / total if total else 0.0)
             yield item
 
     def due(self, label: str, done: int, total: int | None, began: float, share: float) -> None:
-        """Reports the progress if a report is due; `share`, 0 to 1, of the work was done since the time `began`."""
+        """Reports the progress if the last report was at least `every` seconds ago.
+
+        `share`, 0 to 1, is how much of the work was done since the time `began`; the time left is estimated from it.
+        """
         now = time.monotonic()
         if now - self._last >= self._every:
             self._last = now

@@ -55,11 +55,11 @@ class Ranks:
         return device
 
     def owns(self, position: int) -> bool:
-        """Returns whether the item at this position of a shared list belongs to this process."""
+        """Returns whether this process works on item number `position` of a list that all ranks share."""
         return position % self.world == self.rank
 
     def share(self, items: list[T]) -> list[T]:
-        """Returns the items of a shared list that belong to this process."""
+        """Returns the items of a list that all ranks share on which this process works: one in every `world`."""
         return items[self.rank :: self.world]
 
     def gather(self, value: T) -> list[T]:
@@ -70,22 +70,22 @@ class Ranks:
         return [value]
 
     def first(self, value: T) -> T:
-        """Returns the value of rank 0. Raises the errors of `gather`."""
+        """Returns the value of rank 0 on every rank. Raises an error if another rank failed or died."""
         return value
 
     def wait(self) -> None:
-        """Waits until all ranks have called this method. Raises the errors of `gather`."""
+        """Waits until all ranks have called this method. Raises an error if another rank failed or died."""
 
     def count(self, name: str, by: int = 0) -> int:
-        """Adds `by` to a counter that all ranks share, and returns its value. Not collective.
+        """Adds `by` to the counter `name`, which all ranks share, and returns its value.
 
-        Raises the errors of `gather`.
+        A rank may call it at any time, unlike the collective methods. Raises an error if another rank has failed.
         """
         self._counts[name] = self._counts.get(name, 0) + by
         return self._counts[name]
 
     def failed(self, code: int) -> Failure:
-        """Announces that this process failed with this exit code; returns the first failure that any rank announced."""
+        """Announces to all ranks that this process failed with this exit code; returns the run's first failure."""
         return Failure(self.rank, code)
 
     def close(self) -> None:
@@ -199,7 +199,7 @@ class ConnectedRanks(Ranks):
             announced = self._store.get("failed") if self._store.check(["failed"]) else None
         if announced is not None:
             first = Failure(*map(int, announced.split()))
-            raise error_with(first.code, f"rank {first.rank} ended the run.")
+            raise error_with(first.code, f"rank {first.rank} failed and ended the run. Its message says why.")
 
     def _check_heartbeats(self, beats: list[int], times: list[float]) -> None:
         """Raises an error for a rank without a heartbeat for PATIENCE seconds.

@@ -49,7 +49,7 @@ def copied(value: Any) -> Any:
 
 
 def processors_of(module: nn.Module) -> dict[str, Any]:
-    """Returns the attention processors of a diffusers model by name; {} for other modules."""
+    """Returns a dict from name to attention processor of a diffusers model; {} for other modules."""
     processors = getattr(inside(module), "attn_processors", None)
     return dict(processors) if isinstance(processors, dict) else {}
 
@@ -73,7 +73,7 @@ def _before_calls(module: nn.Module, hook: Callable[..., None]) -> Callable[[], 
 
 
 def swapped(used: Mapping[str, Any], own: Mapping[str, Any]) -> int:
-    """Counts the module's `own` attention processors that are replaced by others in `used`."""
+    """Counts the attention processors in `own` for which `used` has another object under the same name."""
     return sum(used.get(name) is not processor for name, processor in own.items())
 
 
@@ -111,9 +111,10 @@ class Clock:
 class Recorder:
     """Passes every call of `module` to `sink` while its `with` block runs; the module is unchanged afterwards.
 
-    A recorded call has the component's name, the index of the call in this recording, the denoising step, the noise
-    level and the cache context. With guidance one step takes one, two or three calls. `keep(step)` decides whether the
-    calls of a step are stored; `drop` names arguments that are not stored. Blocks of one recorder may be nested.
+    A recorded call has the denoiser's name, the index of the call in this recording, the denoising step, the noise
+    level and the cache context (diffusers' name for the call, such as "cond"). With guidance one step takes one, two or
+    three calls. `keep(step)` decides whether the calls of a step are stored; `drop` names arguments that are not
+    stored. Blocks of one recorder may be nested.
 
     Positional arguments are stored under the names in the signature of the module inside any wrapper. If that module
     takes *args and passes them unchanged to its only child, the names are those of the child; otherwise such arguments
@@ -146,7 +147,7 @@ class Recorder:
 
     @property
     def swapped(self) -> int:
-        """The number of attention processors that were replaced between the start of the block and the first call."""
+        """The number of the module's attention processors that were replaced between `with` and the first call."""
         return swapped(self.processors, self._own) if self.call_count else 0
 
     def __enter__(self) -> Self:
@@ -171,7 +172,10 @@ class Recorder:
             self._stack = None
 
     def _before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Records a call of the module, unless its names have to come from the callee. A forward pre-hook."""
+        """Records a call of the module. A forward pre-hook.
+
+        Waits for `_before_callee` if the names of the arguments have to come from the child that receives them.
+        """
         try:
             rest, named = bind(inspect.signature(inside(self.module).forward), args, kwargs)
         except TypeError:
@@ -191,7 +195,7 @@ class Recorder:
         return self._record(rest, named)
 
     def _after_call(self, *_: Any) -> None:
-        """Records the running call with positional arguments, if it is not recorded yet. A forward hook."""
+        """Records the running call with its positional arguments, if it is not recorded yet. A forward hook."""
         if self._pending is not None:
             self._record(self._pending.args, self._pending.kwargs)
 

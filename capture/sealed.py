@@ -28,7 +28,8 @@ TAIL = b"}\n"
 def open_regular(path: Path, remedy: str = "") -> Iterator[tuple[int, int]]:
     """Opens a regular file and yields its descriptor and size.
 
-    Raises FileError for a missing file and, without reading it, for a link, FIFO, device or directory.
+    Raises FileError for a missing file and, without reading it, for a link, FIFO, device or directory. `remedy` ends
+    the message and says what the user can do.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -134,7 +135,10 @@ def json_object(content: bytes, path: Path, remedy: str = "", *, finite: bool = 
 
 
 def seal(body: Any) -> bytes:
-    """Returns the bytes of a sealed file with this body. Raises StorageError above MANIFEST_LIMIT bytes."""
+    """Returns the content of a file that holds `body` as JSON, with its SHA-256.
+
+    Raises StorageError for more than MANIFEST_LIMIT bytes.
+    """
     content = canonical(body)
     data = HEAD + digest_of(content).encode() + MIDDLE + content + TAIL
     if len(data) > MANIFEST_LIMIT:
@@ -143,7 +147,7 @@ def seal(body: Any) -> bytes:
 
 
 def read_sealed(path: Path, remedy: str = "", limit: int = MANIFEST_LIMIT) -> Sealed:
-    """Reads a file that `write_sealed` wrote. Raises FileError if a single bit of the file has changed."""
+    """Reads a JSON file that holds its own SHA-256 (`write_sealed`). Raises FileError if a single bit has changed."""
     data = read_bytes(path, limit, remedy)
     start = len(HEAD) + 64 + len(MIDDLE)
     content = data[start : -len(TAIL)]

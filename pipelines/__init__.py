@@ -1,4 +1,4 @@
-"""Families of models: how to load and run a model, which modules denoise, which layers stay float."""
+"""Loads and runs models, and holds Octavo's defaults for each family of them, such as the layers that stay float."""
 
 from .families import TABLE
 from .family import Family
@@ -11,7 +11,10 @@ FAMILIES = {family.name: family for family in (SD3, OPENSORA, OPENSORA_PLAN, *TA
 
 
 def family_of(pipeline_class: str) -> Family:
-    """Returns the family with the longest prefix that a pipeline's class name begins with; else GENERIC."""
+    """Returns the family (defaults for one kind of pipeline) whose class-name prefix fits best; else GENERIC.
+
+    `pipeline_class` is the name of the pipeline's class. The longest prefix that it begins with decides.
+    """
     prefixes = {prefix: family for family in FAMILIES.values() for prefix in family.pipelines}
     matches = [prefix for prefix in prefixes if pipeline_class.startswith(prefix)]
     return prefixes[max(matches, key=len)] if matches else GENERIC

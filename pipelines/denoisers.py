@@ -27,7 +27,7 @@ def _parts(pipeline: Any, prefix: str = "", seen: frozenset[int] = frozenset()) 
 
 
 def is_denoiser(module: nn.Module) -> bool:
-    """Returns whether a component is a network that denoises: a diffusers transformer, UNet or prior."""
+    """Returns whether a component of a pipeline is a network that denoises: a diffusers transformer, UNet or prior."""
     kind = type(inside(module))
     return issubclass(kind, ModelMixin) and _denoises(kind.__name__)
 
@@ -43,9 +43,10 @@ def denoisers_in(index: Mapping[str, Any]) -> list[str]:
 
 
 def denoisers(pipeline: DiffusionPipeline, only: tuple[str, ...] = ()) -> dict[str, nn.Module]:
-    """Returns the denoisers of `pipeline` by dotted name, each module once; `only` selects modules by name instead.
+    """Returns a dict from dotted name to denoiser of `pipeline`, each module once.
 
-    Raises UsageError for a pipeline without a denoiser, and for a name in `only` that no module has.
+    If `only` names modules, these are returned instead. Raises UsageError for a pipeline without a denoiser, and for a
+    name in `only` that no module has.
     """
     parts = list(_parts(pipeline))
     modules: dict[str, nn.Module] = {}

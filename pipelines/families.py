@@ -1,7 +1,8 @@
-"""Lists the families of diffusers' own pipelines: further layers that stay float, inputs that smoothing can divide.
+"""Lists Octavo's defaults for diffusers' own pipelines: more layers that stay float, and the smoothing groups.
 
-The general rule in calibrate/plan.py keeps float what a model class itself lists. An entry here adds layers that
-another tool, named in the reason, keeps float, or that lose too much by measurement (python -m bench.models).
+A smoothing group is layers that share an input, with what produces that input and can be divided by their factors. The
+general rule in calibrate/plan.py keeps float what a model class itself lists. An entry here adds layers that another
+tool, named in the reason, keeps float, or that lose too much by measurement (python -m bench.models).
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,10 @@ _LATENT = {"output_type": "latent"}
 
 
 def single_groups(model: Any) -> list[Group]:
-    """Returns the groups of a model with double and single blocks, such as Flux and HunyuanVideo."""
+    """Returns the smoothing groups (layers that share an input, with what produces it) of a model such as Flux.
+
+    The model has double blocks, one stream each for picture and text, and single blocks.
+    """
     groups = joint_groups(model)
     for index, block in enumerate(model.single_transformer_blocks):
         name, width = f"single_transformer_blocks.{index}", block.norm.norm.normalized_shape[0]
@@ -26,7 +30,7 @@ def single_groups(model: Any) -> list[Group]:
 
 
 def qwen_groups(model: Any) -> list[Group]:
-    """Returns the groups of a QwenImageTransformer2DModel."""
+    """Returns the smoothing groups of a QwenImage transformer: layers that share an input, with what produces it."""
     groups = []
     for index, block in enumerate(model.transformer_blocks):
         name, width = f"transformer_blocks.{index}", block.img_norm1.normalized_shape[0]
@@ -38,10 +42,10 @@ def qwen_groups(model: Any) -> list[Group]:
 
 
 def value_groups(model: Any) -> Iterator[Group]:
-    """Yields the groups of attention output layers. Attention is linear in its values, so the value layers can divide
-    the input of the output layers.
+    """Yields a smoothing group for each attention: its output layers, with the value layers that produce their input.
 
-    Leaves out attention whose processor has weights of its own: these may add to the values.
+    Attention is linear in its values, so dividing the outputs of the value layers divides the input of the output
+    layers. Leaves out attention whose processor has weights of its own: these may add to the values.
     """
     from torch import nn
 

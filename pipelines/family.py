@@ -1,4 +1,4 @@
-"""Defines what Octavo knows of a family of models: defaults, layers that stay float, groups of layers."""
+"""Defines what Octavo knows of a family of models: defaults, layers that stay float, smoothing groups."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 
 class Fold(NamedTuple):
-    """The rows that produce a layer's input: those from `start` on of `target`, a Linear, a norm or a flat parameter.
+    """Names what produces the input of a layer, so that smoothing factors can be folded into it.
 
-    Dividing these rows divides the channels of the input. With `plus_one` the rows produce the scale of a modulation,
-    which the model applies as 1 + scale.
+    These are the rows from `start` on of `target`, a Linear, a norm or a flat parameter: dividing a row by a factor
+    divides one channel of the input. With `plus_one` the rows produce the scale of a modulation, which the model
+    applies as 1 + scale.
     """
 
     target: str
@@ -18,7 +19,10 @@ class Fold(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Layers that get their input only from `folds`, whose outputs reach only these layers."""
+    """A smoothing group: `layers` share an input, which only `folds` produce and no other layer reads.
+
+    The smoothing factors of the group can therefore be folded into the rows that `folds` name.
+    """
 
     layers: tuple[str, ...]
     folds: tuple[Fold, ...]
@@ -26,7 +30,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """The defaults of one family. Where a field is empty, the pipeline's own default holds."""
+    """Octavo's defaults for one kind of pipeline. Where a field is empty, the pipeline's own default holds."""
 
     name: str
     pipelines: tuple[str, ...] = ()  # prefixes of the pipeline class names
@@ -40,4 +44,4 @@ class Family:
     )  # patterns in addition to the general rule; only where keep_float is None
     # (directory, dtype or None, folder of the text encoder or None) -> pipeline; None: diffusers loads it
     load: Callable[[Any, Any, Any], Any] | None = None
-    groups: Callable[[Any], list[Group]] | None = None  # denoiser -> layers whose input channels can be divided
+    groups: Callable[[Any], list[Group]] | None = None  # denoiser -> its smoothing groups

@@ -17,7 +17,10 @@ DEMO_INT8 = Path(__file__).parent / "demo" / "int8"
 
 
 def model_directory(model: str) -> Path:
-    """Returns the directory that MODEL names; `demo` is the bundled pipeline, `demo-int8` its int8 denoiser."""
+    """Returns the directory that an argument of a command names; `demo` and `demo-int8` name the bundled ones.
+
+    `demo` is the bundled pipeline, `demo-int8` a checkpoint of its quantized denoiser.
+    """
     bundled = {"demo": DEMO, "demo-int8": DEMO_INT8}
     return bundled[model] if model in bundled and not Path(model).exists() else Path(model)
 

@@ -14,7 +14,7 @@ from .denoisers import denoisers
 
 @contextmanager
 def finite_outputs(pipe: Any) -> Iterator[None]:
-    """Within the context, raises NumbersError when a denoiser or decoder of `pipe` outputs NaN or infinity."""
+    """Inside the `with` block, raises NumbersError when a denoiser or decoder of `pipe` outputs NaN or infinity."""
     parts: dict[str, Any] = getattr(pipe, "components", {})
     decoders = {f"{name}.decoder": getattr(part, "decoder", None) for name, part in parts.items() if _decodes(part)}
     modules = {**denoisers(pipe), **decoders}

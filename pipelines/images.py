@@ -42,7 +42,7 @@ class Preprocessing:
 
     @cached_property
     def fixed(self) -> bool:
-        """True if all preprocessed pictures have the same size."""
+        """True if pictures of different sizes have the same size after preprocessing."""
         return len({self(Image.new("RGB", (width, height))).shape for height, width in _SHAPES}) == 1
 
     def __call__(self, picture: Image.Image) -> Tensor:

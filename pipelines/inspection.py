@@ -23,9 +23,10 @@ _ONE_FILE = (
 
 
 class Component(NamedTuple):
-    """A component listed in model_index.json: its library and class (both None for an absent component), its folders.
+    """Describes a component that model_index.json lists: its library, its class `kind`, its folders.
 
-    A class that holds several nets, such as MultiControlNetModel, has several folders.
+    Library and class are None for an absent component. A class that holds several nets, such as MultiControlNetModel,
+    has several folders.
     """
 
     library: str | None
@@ -34,7 +35,7 @@ class Component(NamedTuple):
 
 
 def components_in(directory: Path, index: dict[str, Any]) -> dict[str, Component]:
-    """Returns the components that `index`, the content of model_index.json, lists, by name; settings are left out."""
+    """Returns a dict from name to description of the components in `index`, the content of model_index.json."""
     components = {}
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or len(entry) != 2:
@@ -109,9 +110,10 @@ def _from_one_file(file: Path) -> str:
 
 
 def family_at(directory: Path, name: str | None = None) -> Family:
-    """Returns the family called `name`, or without a name the family that the files in `directory` name.
+    """Returns the family (defaults for one kind of pipeline) called `name`; without a name, the one for `directory`.
 
-    Raises UsageError for a missing directory, FileError as `inspect_model` does.
+    The class that model_index.json or config.json names decides. Raises UsageError for a missing directory, FileError
+    for a directory without a pipeline and for damaged files.
     """
     _check_directory(directory)
     if name is not None:

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Within the context, hides the progress bars and notes of diffusers and transformers; errors are still printed."""
+    """Inside the `with` block, hides the progress bars and notes of diffusers and transformers; errors are shown."""
     levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     diffusers_logging.set_verbosity_error()
@@ -53,7 +53,7 @@ def quiet() -> Iterator[None]:
 
 
 def default_dtype(folders: list[Path], device: torch.device) -> torch.dtype:
-    """Returns the dtype of the first stored weights; on a CPU float32, since half precision is slow there."""
+    """Returns the dtype to load a model in: that of the first weights in `folders`; on a CPU always float32."""
     stored = next((d for folder in folders if (d := stored_dtype(folder))), "float32")
     return torch.float32 if device.type == "cpu" else DTYPES[stored]
 
@@ -74,8 +74,9 @@ def load_pipeline(
 
     `family` (default: the family that the files name) may have a loader of its own, for a folder that holds only the
     denoiser; `text_encoder` is then the folder of the text encoder. The modules in `given` replace the components of
-    the same names. Raises as `inspect_model` does; UsageError for an unknown component; MisfitError for weights that
-    are missing or have the wrong shape (with `strict` also for surplus weights); NumbersError for NaN or infinity.
+    the same names. Raises UsageError for a missing directory or an unknown component; FileError for a directory without
+    a pipeline, damaged files, custom code or pickle weights; MisfitError for weights that are missing or have the wrong
+    shape (with `strict` also for surplus weights); NumbersError for NaN or infinity.
     """
     device = device or torch.device("cpu")
     family = family or family_at(directory)
@@ -104,10 +105,11 @@ def mapped_denoiser(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """Loads one denoiser of a pipeline, and nothing else, in its stored dtype and memory-mapped: a weight is read from
-    its file when it is used. Tensors that are stored in another dtype than the first weight are converted to `dtype`.
+    """Loads only the denoiser `component` of a pipeline, memory-mapped: a weight is read from its file when it is used.
 
-    Raises as `inspect_model` and `load_component` do; UsageError for a component without a folder.
+    Keeps the dtype of the first stored weight; tensors stored in another dtype are converted to `dtype`. Raises
+    UsageError for a missing directory or a component without a folder, FileError for damaged files, custom code or
+    pickle weights, MisfitError for missing or misshapen weights.
     """
     if family.load is not None:
         return denoisers(family.load(directory, None, None), (component,))[component]
@@ -181,10 +183,9 @@ def _check_tokenizers(pipe: Any, directory: Path) -> None:
 
 
 def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Module:
-    """Loads a denoiser from its own directory, in `dtype` or the stored dtype. config.json names the class.
+    """Loads a denoiser, float or quantized, from its own directory, in `dtype` or the stored dtype.
 
-    Raises FileError for files that do not load, MisfitError for weights of another model, and the errors of a quantizer
-    that is registered with diffusers.
+    config.json names the class. Raises FileError for files that do not load, MisfitError for weights of another model.
     """
     kind = _class_named_in(directory)
     with quiet():
@@ -193,7 +194,7 @@ def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Modul
 
 
 def _model_class(component: Component) -> Any:
-    """Returns the class of a component that is a model of diffusers, of one of its pipelines, or of transformers."""
+    """Returns the class of a component if it is a model of diffusers, of one of its pipelines, or of transformers."""
     library, name = component.library, component.kind
     if library is None or name is None:
         return None
@@ -211,7 +212,11 @@ def _holds_several(kind: Any) -> bool:
 
 
 def _load_class(folders: tuple[Path, ...], kind: Any, common: dict[str, Any], strict: bool) -> nn.Module:
-    """Loads a component of class `kind` from its folders. Raises as `load_component` does."""
+    """Loads a component of class `kind` from its folders; `common` are arguments of from_pretrained.
+
+    Raises FileError for damaged files, MisfitError for weights that are missing or have the wrong shape, with `strict`
+    also for surplus weights.
+    """
     if not _holds_several(kind):
         return load_component(folders[0], kind, common, strict)
     nets = [load_component(folder, _class_named_in(folder), common, strict) for folder in folders]
@@ -231,8 +236,11 @@ def _class_named_in(folder: Path) -> Any:
 
 
 def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool) -> nn.Module:
-    """Loads a model of class `kind` from a folder; `common` are arguments of from_pretrained. Raises as `load_pipeline`
-    does."""
+    """Loads a model of class `kind` from a folder; `common` are arguments of from_pretrained.
+
+    Raises FileError for damaged files, MisfitError for weights that are missing or have the wrong shape, with `strict`
+    also for surplus weights.
+    """
     variant, files = weights_of(folder)
     if (folder / "config.json").is_file():
         read_config(folder, files)
@@ -282,6 +290,9 @@ def _finite(tensor: torch.Tensor) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the first sentence of a library's error message, at most 300 characters; of a missing key, its name."""
+    """Returns the first sentence of a library's error message, cut to 300 characters.
+
+    A missing key or index is shown with the class of its error, because the message is only the key.
+    """
     kind = f"{type(error).__name__} " if isinstance(error, LookupError) else ""
     return kind + first_sentence(error)[:300]

@@ -1,4 +1,4 @@
-"""Counts the prompts that a pipeline's tokenizers cut, in place of the libraries' lines about each of them."""
+"""Counts the prompts that a pipeline's tokenizers cut, and hides the line that a library logs for each of them."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +13,9 @@ _LINES = ("input was truncated because", "Token indices sequence length is longe
 
 
 def long_prompts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any]) -> str | None:
-    """A sentence for each limit of tokens that some of `texts` exceed, in a call of `pipe` with `arguments`; None where
-    none does. The negative prompt is counted too.
+    """Returns a text with one sentence for each tokenizer that cuts some of the prompts `texts`; None if none does.
+
+    `arguments` are those of the call of `pipe`; their negative prompt is counted too.
     """
     negative = arguments.get("negative_prompt")
     negatives = negative if isinstance(negative, (list, tuple)) else [negative]
@@ -29,9 +30,9 @@ def long_prompts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any]) 
 
 
 def _limits(pipe: Any, arguments: Mapping[str, Any]) -> dict[int, tuple[str, Callable[..., Any]]]:
-    """The limits of the tokenizers of `pipe` in tokens, each with the name of a tokenizer that has it.
+    """Returns a dict from limit in tokens to the name and object of a tokenizer of `pipe` that cuts there.
 
-    Tokenizers of CLIP have a limit of their own, others that of the call.
+    Tokenizers of CLIP have a limit of their own; for others max_sequence_length in `arguments` is the limit.
     """
     parameter = parameters_of(pipe).get(_LENGTH)
     length = arguments.get(_LENGTH, None if parameter is None else parameter.default)
@@ -52,7 +53,10 @@ def _length(tokenizer: Callable[..., Any], text: str) -> int:
 
 @contextmanager
 def counted_elsewhere(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Keeps the lines of diffusers and transformers about a prompt that `long_prompts` counts off the terminal."""
+    """Inside the `with` block, hides what diffusers and transformers log about `prompt` being cut.
+
+    Does nothing for a prompt that `long_prompts` does not count.
+    """
     counted = long_prompts(pipe, [prompt], arguments) is not None
 
     def wanted(record: logging.LogRecord) -> bool:

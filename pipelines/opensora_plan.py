@@ -79,14 +79,14 @@ def load_transformer(directory: str | Path, torch_dtype: Any = None) -> Any:
             model = AllegroTransformer3DModel(**config)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
-        raise MisfitError(f"{path}: no model can be built ({reason}). Mend it.") from None
+        raise MisfitError(f"{path}: no model can be built ({reason}). Correct the file.") from None
     return fill(model, directory, torch_dtype)
 
 
 def load_pipeline(directory: str | Path, *, torch_dtype: Any = None, text_encoder: str | Path | None = None) -> Any:
     """Makes an AllegroPipeline around the transformer in `directory`.
 
-    text_encoder: folder of a T5 or mT5 encoder and its tokenizer (google/mt5-xxl). Without this folder the pipeline
+    `text_encoder` is the folder of a T5 or mT5 encoder and its tokenizer (google/mt5-xxl). Without it the pipeline
     takes prompt_embeds. Nothing is downloaded.
     """
     from diffusers import AllegroPipeline, EulerAncestralDiscreteScheduler

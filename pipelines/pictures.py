@@ -42,7 +42,8 @@ def open_picture(path: Path) -> Image.Image:
 def open_frames(path: Path, most: int | None = None) -> list[Image.Image]:
     """Opens all frames of an animation, or the first `most`, as upright RGB pictures; a still picture has one frame.
 
-    Raises as `open_picture` does.
+    Raises UsageError for a missing file or a directory, FileError for a file that is not a picture, is damaged, or has
+    values of an unknown range.
     """
     if not path.exists():
         raise UsageError(f"{path}: no such picture. Correct the path.")
@@ -71,7 +72,8 @@ def open_frames(path: Path, most: int | None = None) -> list[Image.Image]:
 
 
 def frames_of(opened: Image.Image) -> int:
-    """Returns the number of frames: 1 for a still picture, also for MPO, where a camera stored a second picture."""
+    """Returns the number of frames of an open file: 1 for a still picture, and for an MPO, whose second picture is not
+    a frame of an animation."""
     return 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
 
 

@@ -1,4 +1,4 @@
-"""Maps a prompt to a pipeline's arguments: as a text, as a class label, as a row of embeddings, or only as a seed."""
+"""Passes a prompt to a pipeline: as a text, as a class label, as a row of embeddings, or only as the seed of noise."""
 
 import difflib
 import inspect
@@ -30,7 +30,7 @@ def parameters_of(pipe: Any) -> Mapping[str, inspect.Parameter]:
 
 
 def embedded(arguments: Mapping[str, Any]) -> bool:
-    """Returns whether the arguments of a call contain embeddings, which replace the prompt."""
+    """Returns whether the arguments of a call contain prompt embeddings, so that the call takes no prompt."""
     return any(_EMBEDDINGS.match(name) for name in arguments)
 
 
@@ -43,7 +43,10 @@ def labelled(pipe: Any) -> bool:
 
 
 def prompt_arguments(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of the call for one prompt. Raises UsageError as `class_label` does."""
+    """Returns the arguments of the call for one prompt: `arguments`, which all prompts share, and the prompt itself.
+
+    Raises UsageError if the pipeline draws classes and the prompt names none, or several.
+    """
     call = {name: value.by_prompt[prompt] if isinstance(value, Rows) else value for name, value in arguments.items()}
     if labelled(pipe):
         call["class_labels"] = [class_label(pipe, prompt)]
@@ -53,7 +56,7 @@ def prompt_arguments(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> di
 
 
 def rows_of(arguments: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, Any]:
-    """Returns the arguments, with embeddings that have one row for each prompt split into `Rows`.
+    """Returns the arguments, where embeddings with one row for each prompt became `Rows`, a tensor for each prompt.
 
     A single prompt takes all rows, as a batch. Raises UsageError for embeddings that have neither one row nor one for
     each prompt.
@@ -86,7 +89,7 @@ def note_on_prompts(pipe: Any, arguments: Mapping[str, Any]) -> str | None:
 
 
 def class_label(pipe: Any, text: str) -> int:
-    """Returns the number of the class that a prompt names, by number or by a name in id2label, whatever its case.
+    """Returns the number of the class that a prompt gives: as a number, or as a name in id2label, in any case.
 
     Raises UsageError for an unknown number or name, and for a name that several classes have.
     """
@@ -123,9 +126,9 @@ def _classes(pipe: Any) -> int | None:
 
 
 def _names(pipe: Any) -> dict[str, set[int]]:
-    """Returns the numbers of the classes by name, in small letters. A class may have several names.
+    """Returns a dict from name, in small letters, to the numbers of the classes that have it.
 
-    A model of 1000 classes without names gets the names of ImageNet: `save_pretrained` drops the names of a DiT.
+    A model of 1000 classes without names gets the names of ImageNet, since `save_pretrained` drops the names of a DiT.
     """
     pairs = _own_names(pipe)
     if not pairs and _classes(pipe) == 1000:

@@ -19,7 +19,7 @@ from .prompted import class_label, embedded, labelled, parameters_of, prompt_arg
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The settings of a run. A setting that is None has the family's default, or else the pipeline's."""
+    """The settings of a run. A setting that is None has Octavo's default for the pipeline, or the pipeline's own."""
 
     negative_prompt: str | None = None
     steps: int | None = None
@@ -37,7 +37,7 @@ class RunSettings:
 
 
 def described(value: Any) -> str:
-    """Returns a text that equal values share in every process: a literal for a JSON value, else a digest in <>.
+    """Returns a text that is the same for equal values in every process: a literal for a JSON value, else a digest.
 
     Raises UsageError for a value that is neither JSON, nor a picture, nor a tensor.
     """
@@ -59,7 +59,7 @@ def described(value: Any) -> str:
 
 
 def prompt_seed(prompt: str, seed: int) -> int:
-    """Returns the seed of a prompt's noise. It depends on the text, not on the prompt's position in the file."""
+    """Returns the seed of a prompt's noise, from `seed` and the text; the position of the prompt does not matter."""
     return (zlib.crc32(prompt.encode()) + seed) % 2**32
 
 
@@ -129,7 +129,7 @@ def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
 
 
 def announced_steps(pipe: Any) -> int | None:
-    """Returns the number of steps that most diffusers pipelines set before the first step; None where it is not set."""
+    """Returns the number of steps that `pipe` has set for its current run, as most pipelines do; else None."""
     steps = vars(pipe).get("_num_timesteps")
     return steps if isinstance(steps, int) else None
 
@@ -142,7 +142,7 @@ def run_prompt(
     on_step: Callable[[int], None] = lambda step: None,
     on_latents: Callable[[torch.Tensor], None] = lambda latents: None,
 ) -> Any:
-    """Runs `pipe` on `prompt` and returns the output.
+    """Runs `pipe` on `prompt`, with noise from `seed` and the prompt's text, and returns the output.
 
     Calls `on_step(i)` when the pipeline reports the end of step i, then `on_latents` with the latents after that step
     if the pipeline passes them.

@@ -9,8 +9,10 @@ _CONTEXT_IN = ("add_q_proj", "add_k_proj", "add_v_proj")
 
 
 def groups(model: Any) -> list[Group]:
-    """Returns the groups of an SD3Transformer2DModel or a similar model: around each attention and before each
-    feed-forward."""
+    """Returns the smoothing groups (layers that share an input, with what produces it) of a model like SD3's.
+
+    They are the input layers and the output layers of each attention, and the first layer of each feed-forward.
+    """
     groups = []
     for index, block in enumerate(model.transformer_blocks):
         name = f"transformer_blocks.{index}"
@@ -42,10 +44,10 @@ def _attention(block: Any, name: str, width: int) -> list[Group]:
 
 
 def modulated(target: str, width: int, shift: int, scale: int, layers: list[str]) -> Group:
-    """Returns the group of `layers` whose input is a modulated norm.
+    """Returns the smoothing group of `layers` that share the output of a modulated norm as their input.
 
-    The output of `target` consists of chunks of `width` channels; the chunks with the indices `shift` and `scale`
-    modulate the norm.
+    Their factors are folded into the layer `target`, which computes the modulation. Its output consists of chunks of
+    `width` channels; the chunks with the indices `shift` and `scale` shift and scale the norm.
     """
     return Group(tuple(layers), (Fold(target, shift * width), Fold(target, scale * width, plus_one=True)))
 

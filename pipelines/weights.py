@@ -18,8 +18,8 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 class Weights(NamedTuple):
     """The weights that are loaded from a folder.
 
-    `variant` is the part of the file names such as fp16, or None without a variant; `files` are sorted by name. Other
-    files of the folder are not read.
+    `variant` is the variant in the file names, such as fp16, or None; `files` are sorted by name. Other files of the
+    folder are not read.
     """
 
     variant: str | None = None
@@ -52,7 +52,10 @@ def weights_of(folder: Path) -> Weights:
 
 
 def _by_variant(folder: Path, stem: str, rest: str) -> dict[str | None, Path]:
-    """Returns the files whose name is `stem` followed by a match of `rest`, by variant: the first group of `rest`."""
+    """Returns a dict from variant to file, of the files whose name is `stem` followed by a match of the regex `rest`.
+
+    The variant is the first group of the match, None without a variant.
+    """
     matches = ((re.fullmatch(stem + rest, file.name), file) for file in sorted(folder.iterdir()))
     return {match[1]: file for match, file in matches if match and not _SHARD.search(match[1] or "")}
 
@@ -76,7 +79,11 @@ def _shards(folder: Path, index: Path) -> tuple[Path, ...]:
 
 
 def check_weights(folder: Path) -> None:
-    """Raises FileError for a folder with only pickle weights and for a damaged file, and as `weights_of` does."""
+    """Checks the weight files of a component's folder without loading them.
+
+    Raises FileError for a damaged or missing file and for a folder with only pickle weights, UsageError for a folder
+    with several variants and no weights without one.
+    """
     files = weights_of(folder).files
     if not files and not any(folder.glob("*.safetensors")) and any(f.suffix in _PICKLES for f in folder.iterdir()):
         raise FileError(f"{folder}: no safetensors weights; pickle weights are not loaded. Convert them first.")

@@ -1,4 +1,4 @@
-"""Prompt sets, one prompt a line: the bundled ones by name, the user's own by path."""
+"""Prompt sets, one prompt in each line: the bundled ones by name, the user's own by path."""
 
 from .reading import BUNDLED, Prompts, read_prompts
 

@@ -1,4 +1,4 @@
-"""Reads a file of prompts: one prompt a line, or a table if the file's ending names one (`tables`).
+"""Reads a file of prompts: one prompt in each line, or a table if the file's ending names one (`tables`).
 
 Only LF, CRLF and CR end a line: prompts pasted from other programs contain U+2028, U+0085, VT, FF and FS to RS. Needs
 memory for the distinct prompts and one line.
@@ -42,7 +42,10 @@ class Prompts:
 
 
 def read_prompts(name_or_path: str) -> Prompts:
-    """Reads a bundled set of prompts or a file. Raises UsageError for a missing file, FileError for bad content."""
+    """Reads a bundled set of prompts, or the file at a path.
+
+    Raises UsageError for a missing file, FileError for a file without prompts, or that is not UTF-8 text.
+    """
     path = Path(__file__).with_name(f"{name_or_path}.txt") if name_or_path in BUNDLED else Path(name_or_path)
     first_line: dict[str, int] = {}
     warnings: list[str] = []
@@ -60,7 +63,7 @@ def read_prompts(name_or_path: str) -> Prompts:
             if repeated <= MAX_WARNINGS:
                 warnings.append(f"{path}: {word} {number} repeats {word} {first}; captured once.")
     if not first_line:
-        raise FileError(f"{path}: holds no prompts. Write one a line.")
+        raise FileError(f"{path}: holds no prompts. Write one prompt in each line.")
     if repeated > MAX_WARNINGS:
         warnings.append(f"{path}: {repeated - MAX_WARNINGS} more {words} repeat earlier ones; captured once.")
     digest = sha256()
@@ -70,7 +73,10 @@ def read_prompts(name_or_path: str) -> Prompts:
 
 
 def _prompts(path: Path, notes: list[str]) -> Iterator[tuple[int, str]]:
-    """Yields the number of the line or entry and the checked text of each prompt, which may be blank."""
+    """Yields the number of the line or entry and the checked text of each prompt, which may be blank.
+
+    Appends to `notes` what the user should know about columns that are not read.
+    """
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
         return _checked(path, "line", delimited(path, list(_lines(path, MAX_TABLE)), notes))
@@ -83,7 +89,10 @@ def _prompts(path: Path, notes: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def _checked(path: Path, word: str, prompts: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
-    """Yields the prompts of a table after checking them: quotes and escapes may hide control characters."""
+    """Yields the numbered prompts of a table after checking each text, since escapes may hide control characters.
+
+    `word`, line or entry, says in messages what the numbers count.
+    """
     for number, text in prompts:
         _check_text(path, f"{word} {number}", text)
         yield number, text
@@ -121,7 +130,7 @@ def _check_text(path: Path, where: str, text: str) -> None:
 
 
 def _too_long(path: Path, where: str) -> OctavoError:
-    return FileError(f"{path}: {where}: longer than {MAX_CHARACTERS} characters. Write one prompt a line.")
+    return FileError(f"{path}: {where}: longer than {MAX_CHARACTERS} characters. Write one prompt in each line.")
 
 
 def _raw_lines(path: Path, most: int | None) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ OTHER_NAMES = (
     "prompt_en", "prompt_text", "text_prompt", "input_prompt", "caption", "captions", "text", "texts", "description",
     "sentence", "query", "instruction",
 )  # fmt: skip
-LINES = "one prompt a line in a .txt file"
+LINES = "one prompt in each line of a .txt file"
 # endings that are refused: neither text nor a table that this file reads
 CONVERTED = frozenset({
     ".parquet", ".arrow", ".feather", ".xlsx", ".xls", ".ods", ".yaml", ".yml", ".xml", ".html", ".toml", ".gz", ".zip",
@@ -35,10 +35,11 @@ def refuse_unread(path: Path) -> None:
 
 
 def delimited(path: Path, lines: Sequence[tuple[int, str]], notes: list[str]) -> Numbered:
-    """Yields the line number and prompt of each row of a .csv or .tsv file. Adds a note on ignored columns to `notes`.
+    """Yields the line number and prompt of each row of a .csv or .tsv file.
 
     Quoted cells may contain separators and line ends. In a .tsv file with unpaired quotes, quotes are part of the text.
     Raises FileError for a table without a column of prompts, and for a row that is longer or shorter than the header.
+    Appends a note on ignored columns to `notes`.
     """
     tabs = path.suffix.lower() == ".tsv"
     header = next((text for _, text in lines if text.strip()), "")
@@ -84,7 +85,10 @@ def _rows(
 
 
 def json_lines(path: Path, lines: Iterable[tuple[int, str]], notes: list[str]) -> Numbered:
-    """Yields the line number and prompt of each line, a JSON string or object. Raises FileError for any other line."""
+    """Yields the line number and prompt of each line, a JSON string or object. Raises FileError for any other line.
+
+    Appends a note on ignored keys to `notes`.
+    """
     entries = []
     for number, text in lines:
         if text.strip():
@@ -100,7 +104,8 @@ def json_document(path: Path, text: str, notes: list[str]) -> Numbered:
     """Yields the number, from 1, and the prompt of each entry of a JSON file.
 
     The file holds a list of strings or objects, an object of objects, an object of columns (lists of one length), or an
-    object in which one list has objects with prompts. Raises FileError for anything else.
+    object in which one list has objects with prompts. Raises FileError for anything else. Appends a note on ignored
+    keys to `notes`.
     """
     try:
         document = json.loads(text)
@@ -117,7 +122,10 @@ def json_document(path: Path, text: str, notes: list[str]) -> Numbered:
 
 
 def _list_in(path: Path, document: Mapping[str, Any], notes: list[str]) -> list[Any]:
-    """Returns the list of prompts, or of entries with prompts, in a JSON object."""
+    """Returns the list of prompts, or of entries with prompts, in a JSON object.
+
+    Raises FileError if there is none, or if several may be meant. Appends a note on ignored keys to `notes`.
+    """
     values = list(document.values())
     if values and all(isinstance(value, dict) for value in values):
         return values
@@ -147,19 +155,22 @@ def _of_entries(path: Path, entries: Sequence[tuple[int, Any]], word: str, notes
 
 
 def _kind(name: str) -> int:
-    """Returns 2 for the name of a prompt column, 1 for a name that means prompts if no column has a 2, 0 otherwise."""
+    """Returns 2 for a column named prompt or prompts, 1 for a name that may mean prompts, such as caption, else 0."""
     word = name.strip().casefold().replace(" ", "_").replace("-", "_")
     return 2 if word in NAMES else int(word in OTHER_NAMES)
 
 
 def _chosen(path: Path, names: Sequence[str], notes: list[str]) -> str:
-    """Returns the name of the column with the prompts. Raises FileError for no such column and for several."""
+    """Returns which of the column names `names` holds the prompts. Raises FileError if none does, or several may.
+
+    Appends to `notes` which other columns may hold prompts and are not read.
+    """
     known = ", ".join(repr(name.strip()[:40]) for name in names[:8]) or "nothing"
     for kind in (2, 1):
         chosen = [name for name in names if _kind(name) == kind]
         if len(chosen) > 1:
             both = " and ".join(repr(name) for name in chosen)
-            raise FileError(f"{path}: {both} may hold the prompts. Name one of them prompt.")
+            raise FileError(f"{path}: {both} may hold the prompts. Rename the right one to prompt.")
         if chosen:
             if others := [name for name in names if _kind(name) and name != chosen[0]]:
                 notes.append(f"{path}: {chosen[0]!r} holds the prompts; {', '.join(map(repr, others))} is not read.")

@@ -28,7 +28,7 @@ NOT_LOADED = "Not loaded."
 
 
 class StorageClaim(NamedTuple):
-    """Describes a storage that the pickle refers to: key in the file, number of elements, bytes per element."""
+    """Describes a torch storage that the pickle refers to: key in the file, number of elements, bytes per element."""
 
     key: str
     elements: int
@@ -40,13 +40,13 @@ class StorageClaim(NamedTuple):
 
 
 class TensorClaim(NamedTuple):
-    """Represents a tensor by the size that the pickle claims."""
+    """Stands for a tensor while a pickle is inspected; `bytes` is the size that the pickle claims."""
 
     bytes: int
 
 
 class NotAllowed(Exception):
-    """Raised when a pickle needs a name, such as a function, that is not in NAMES."""
+    """Raised when a pickle needs a class or function that is not in NAMES, the names that data may need."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Claims:
     def tensor(
         self, storage: StorageClaim, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
     ) -> TensorClaim:
-        """Checks a tensor; the stand-in for torch._utils._rebuild_tensor_v2."""
+        """Checks that a tensor lies inside its storage; called in place of torch._utils._rebuild_tensor_v2."""
         numbers = (offset, *shape, *stride)
         if len(shape) != len(stride) or any(type(number) is not int or number < 0 for number in numbers):
             raise ValueError("a tensor of impossible shape")
@@ -88,7 +88,7 @@ class Claims:
     def tensor_v3(
         self, storage: StorageClaim, offset: int, shape: Any, stride: Any, grad: Any, hooks: Any, *rest: Any
     ) -> TensorClaim:
-        """Checks a tensor whose dtype is not its storage's; the stand-in for torch._utils._rebuild_tensor_v3."""
+        """Checks a tensor with another dtype than its storage; called in place of torch._utils._rebuild_tensor_v3."""
         return self.tensor(storage._replace(elements=storage.bytes // rest[0].itemsize), offset, shape, stride)
 
 
@@ -160,7 +160,7 @@ class DataUnpickler(pickle._Unpickler):
         raise NotAllowed(full)
 
     def named(self, full: str) -> Any:
-        """Returns the object for a name in NAMES."""
+        """Returns the class or function for `full`, a name in NAMES."""
         return NAMES[full]
 
     def storage(self, kind: str) -> Any:
@@ -265,7 +265,10 @@ def inspect_zip(file: IO[bytes], claims: Claims) -> None:
 
 
 def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
-    """Inspects a file in the format before torch 1.6, a sequence of pickles, with the checks of `inspect_zip`."""
+    """Inspects a file in the format before torch 1.6, a sequence of pickles.
+
+    Raises an error if it needs code, or more memory than it has bytes.
+    """
     if DryUnpickler(file, claims, claims.size).load() != LEGACY_MAGIC:
         raise foreign(claims.path, "a plain pickle")
     for _ in ("protocol", "system", "object", "storage keys"):
@@ -276,7 +279,7 @@ def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
 
 
 def foreign(path: Path, what: str) -> OctavoError:
-    """Makes the error for a file that torch.save did not write."""
+    """Makes the error for a file that torch.save did not write; `what` says what the file looks like."""
     return FileError(f"{path}: not a file of torch.save (looks like {what}). {NOT_LOADED}")
 
 

@@ -66,14 +66,15 @@ def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
 def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """Loads a list of samples from a file of torch.save; returns (args, kwargs) for each sample.
 
-    A sample is a dict of keyword arguments, or a list or tuple of positional ones. Raises FileError for a file that
-    `safe_torch_load` refuses or that holds no list of samples, MisfitError for an empty list.
+    A sample, the arguments of one call, is a dict of keyword arguments, or a list or tuple of positional ones. Raises
+    FileError for a file that needs code or holds no list of samples, MisfitError for an empty list.
     """
     samples = safe_torch_load(path)
     if isinstance(samples, dict):
         samples = [samples]
     if not isinstance(samples, list | tuple):
-        raise FileError(f"{path}: expected a list of samples, found {type(samples).__name__}.")
+        fact = f"expected a list of samples, found {type(samples).__name__}"
+        raise FileError(f"{path}: {fact}. Save a list with the arguments of one call in each entry.")
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     for number, sample in enumerate(samples):
         if isinstance(sample, dict) and all(isinstance(name, str) for name in sample):
@@ -81,10 +82,10 @@ def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]
         elif isinstance(sample, list | tuple):
             calls.append((tuple(sample), {}))
         else:
-            fact = f"sample {number} is a {type(sample).__name__}, not a dict, list or tuple of inputs"
-            raise FileError(f"{path}: {fact}.")
+            fact = f"sample {number} is a {type(sample).__name__}, not a dict with names as keys, a list or a tuple"
+            raise FileError(f"{path}: {fact}. Save the arguments of each call in this way.")
     if not calls:
-        raise MisfitError(f"{path}: holds no samples.")
+        raise MisfitError(f"{path}: holds no samples. Save the arguments of at least one call.")
     return calls
 
 
@@ -108,10 +109,11 @@ def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
 
 
 def convert_pth(path: str | Path, directory: str | Path, component: str = "transformer") -> None:
-    """Converts a file of samples to a capture with one unit; its manifest does not name a model.
+    """Converts a torch.save file with a list of calls to a capture, as the calls of one prompt.
 
-    Raises the errors of `load_samples`; FileError for a value that a capture cannot store; StorageError if the
-    directory holds a capture or cannot be written.
+    `component` is the denoiser that the calls count for. Raises FileError for a file that needs code or holds no such
+    list, and for a value that a capture cannot store; MisfitError for an empty list; StorageError if the directory
+    holds a capture or cannot be written.
     """
     samples = load_samples(path)
     manifest = {"pipeline": None, "source": Path(path).name, "prompts": 1, "dtype": _dtype(samples[0])}

@@ -1,1 +1,4 @@
-"""Stores a capture on disk: a directory with one sealed unit for each prompt, where equal tensors are written once."""
+"""Stores a capture on disk: a directory with one unit for each prompt, which holds the prompt's recorded calls.
+
+Equal tensors of a unit are written once, and digests protect every file.
+"""

@@ -1,4 +1,4 @@
-"""Converts tensors to blobs of bytes that a unit stores: checks them, divides them into rows, computes statistics."""
+"""Converts tensors to blobs, bytes that are stored under their hash: checks, divides into rows, computes statistics."""
 
 import math
 from collections.abc import Sequence
@@ -72,7 +72,10 @@ def memory_of(settled: torch.Tensor) -> memoryview:
 
 
 def stats_of(settled: torch.Tensor) -> Stats | None:
-    """Computes the Stats of a float tensor; of real and imaginary parts for a complex one; None for other dtypes."""
+    """Computes the Stats of a float tensor (extremes, number of NaN and Inf); None for integers and booleans.
+
+    For a complex tensor they are those of the real and imaginary parts together.
+    """
     if settled.is_complex():
         settled = torch.view_as_real(settled)
     if not settled.is_floating_point():
@@ -95,7 +98,7 @@ def stats_of(settled: torch.Tensor) -> Stats | None:
 
 
 def check_storable(tensor: torch.Tensor, path: str, owner: str = "") -> None:
-    """Raises Unstorable, naming the input by `owner` and `path`, for a tensor that cannot be stored."""
+    """Raises Unstorable for a tensor that cannot be stored. The message has `path` and `owner` (transformer input)."""
     fact = unsupported(tensor)
     if fact is not None:
         raise Unstorable(owner, path, fact)

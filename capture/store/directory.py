@@ -16,8 +16,8 @@ from .layout import CAPTURE, UNITS, list_units, read_capture
 def prepare(directory: Path, modes: Modes, resume: bool | None) -> None:
     """Makes `directory` if it does not exist. Raises StorageError if a capture cannot be written there.
 
-    That is so if `directory` is a file, if it holds other files, and if it holds a capture with units while `resume` is
-    not True. The message suggests --resume unless `resume` is None.
+    The reason may be that `directory` is a file, that it holds files of another kind, or that it holds the calls of
+    some prompts while `resume` is not True. In the last case the message suggests --resume unless `resume` is None.
     """
     with storage(directory):
         # the longest path that will be written: a name that is too long fails here, before any file is written
@@ -38,12 +38,15 @@ def prepare(directory: Path, modes: Modes, resume: bool | None) -> None:
 
 
 def count_units(directory: Path) -> int:
-    """Returns the number of stored units; 0 if the capture was interrupted before its folder of units was made."""
+    """Returns for how many prompts the capture in `directory` holds the calls; 0 if it was interrupted at its start."""
     return len(list_units(directory)) if os.path.lexists(directory / UNITS) else 0
 
 
 def check_same(directory: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises MisfitError, naming the first setting that differs between two manifests; prompts may differ."""
+    """Raises MisfitError if two manifests differ, `stored` in the capture at `directory` and `now` of this run.
+
+    The message names the first setting that differs. Top-level keys that begin with "prompt" may differ.
+    """
     difference = _difference(_settings(stored), _settings(json.loads(canonical(now))), "")
     if difference is not None:
         name, before, after = difference
@@ -57,7 +60,7 @@ def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _difference(before: Any, after: Any, name: str) -> tuple[str, Any, Any] | None:
-    """Returns the dotted name and both values of the first entry that differs, None if there is none."""
+    """Returns the first entry in which two JSON values differ: its dotted name and both values; None without any."""
     if not (isinstance(before, dict) and isinstance(after, dict)):
         return None if canonical(before) == canonical(after) else (name, before, after)
     for key in [*before, *(key for key in after if key not in before)]:

@@ -46,7 +46,10 @@ class Stored(NamedTuple):
 
 
 def key_of(name: str, shape: Sequence[int], data: memoryview) -> str:
-    """Computes the key of the blob `data`; `name` is the dtype's name in the safetensors format."""
+    """Returns the key under which the tensor bytes `data` are stored: the SHA-256 of dtype, shape and bytes.
+
+    `name` is the name of the dtype in the safetensors format, such as BF16.
+    """
     digest = sha256(f"{name}|{','.join(map(str, shape))}|".encode())
     digest.update(data)
     return digest.hexdigest()
@@ -60,7 +63,7 @@ def header_of(entries: dict[str, Any]) -> bytes:
 
 
 def tensors_of(entries: dict[str, Any], start: int, size: int) -> dict[str, Stored]:
-    """Returns the tensors in the `entries` of a header, in the order of their data.
+    """Returns a dict from tensor name to position, from the `entries` of a header, in the order of the data.
 
     Raises ValueError, TypeError, KeyError or AttributeError for a malformed header, or unless the tensors cover the
     file from byte `start` to byte `size` without gap or overlap.

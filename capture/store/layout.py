@@ -31,7 +31,7 @@ _MANIFEST: Kind = fields(
 
 
 class CallHeader(NamedTuple):
-    """Describes a recorded call, without its arguments; see Call."""
+    """Describes a recorded call without its arguments: denoiser, number, denoising step, noise level, cache context."""
 
     component: str
     index: int  # type: ignore[assignment]
@@ -41,7 +41,7 @@ class CallHeader(NamedTuple):
 
 
 class Call(NamedTuple):
-    """Holds a recorded call of a denoiser, with its arguments."""
+    """Holds a recorded call of the denoiser `component`; `step` is its denoising step, `timestep` its noise level."""
 
     component: str
     index: int  # type: ignore[assignment]  # number of the call among this component's calls in the unit
@@ -53,7 +53,11 @@ class Call(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """The content of a unit.json: describes the calls of one prompt, without their tensors."""
+    """The content of a unit.json: describes the calls of one prompt, without their tensors.
+
+    `info` is what determines the calls, such as prompt and seed, and `key` its digest. `raw_bytes` counts all tensors
+    of the calls, `stored_bytes` equal ones only once.
+    """
 
     index: int  # type: ignore[assignment]
     key: str
@@ -66,12 +70,15 @@ class Unit(NamedTuple):
 
 
 def unit_key(info: dict[str, Any]) -> str:
-    """Computes the key of a unit: the first 16 hexadecimal digits of the SHA-256 of `info` as canonical JSON."""
+    """Computes the key of the stored calls of one prompt from `info`, which determines them (prompt, seed, steps).
+
+    The key is the first 16 hexadecimal digits of the SHA-256 of `info` as canonical JSON.
+    """
     return digest_of(canonical(info))[:16]
 
 
 def remedy_for(directory: Path, name: str) -> str:
-    """Returns the sentence of a message that says how to repair a damaged unit."""
+    """Returns the sentence of a message that says how to repair `name`, the damaged directory of one prompt's calls."""
     return f"Delete {directory / UNITS / name} and run capture --resume."
 
 
@@ -96,7 +103,7 @@ def read_capture(directory: Path) -> dict[str, Any]:
 
 
 def list_units(directory: Path) -> dict[int, str]:
-    """Returns the directory names of the stored units by index, in ascending order.
+    """Returns a dict from index to directory name of the stored units (calls of one prompt each), in ascending order.
 
     Raises FileError for anything else in the folder of units, except for names that begin with a dot.
     """
@@ -124,9 +131,10 @@ def list_units(directory: Path) -> dict[int, str]:
 
 
 def read_unit(directory: Path, name: str) -> tuple[Unit, dict[str, Any]]:
-    """Reads the unit.json of a unit; returns the Unit and the whole body.
+    """Reads the unit.json in the directory `name`, which holds the calls of one prompt.
 
-    Raises FileError if unit.json is damaged, or if a data file is missing or of another size.
+    Returns it as a Unit, without the records of arguments and tensors, and as the whole JSON object. Raises FileError
+    if unit.json is damaged, or if a data file is missing or of another size.
     """
     remedy = remedy_for(directory, name)
     path = directory / UNITS / name / UNIT

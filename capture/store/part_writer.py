@@ -17,7 +17,10 @@ PART_BLOBS = 1 << 15  # most blobs of a data file, so that its header stays far 
 
 
 def write_part(path: Path, blobs: dict[str, torch.Tensor], mode: int) -> Part:
-    """Writes a data file, which must not exist yet: contiguous CPU tensors under their keys. Returns its Part."""
+    """Writes a safetensors file, which must not exist yet, and returns its description.
+
+    `blobs` maps the key of each contiguous CPU tensor, a hash of its content, to the tensor.
+    """
     # the widest elements first, so that every blob is aligned for its dtype
     ordered = sorted(blobs.items(), key=lambda item: -item[1].dtype.itemsize)
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -35,9 +38,9 @@ def write_part(path: Path, blobs: dict[str, torch.Tensor], mode: int) -> Part:
 
 
 def split_parts(blobs: dict[str, torch.Tensor]) -> Sequence[dict[str, torch.Tensor]]:
-    """Divides `blobs`, in order, into data files of at most PART_BYTES bytes and PART_BLOBS blobs.
+    """Divides `blobs`, a dict from key to tensor, into the contents of data files of at most PART_BYTES bytes each.
 
-    A blob larger than PART_BYTES gets a file of its own.
+    Keeps their order. A file has at most PART_BLOBS tensors; a tensor larger than PART_BYTES has a file of its own.
     """
     parts: list[dict[str, torch.Tensor]] = []
     filled = 0

@@ -1,4 +1,4 @@
-"""Reads the data files of a unit, which are safetensors files, and checks them before use.
+"""Reads the data files of a unit (the stored calls of one prompt), safetensors files, and checks them before use.
 
 Uses pread and not mmap: if a file is truncated meanwhile, pread reports an error, whereas access to the memory of a
 mapped file would kill the process.
@@ -24,7 +24,7 @@ class Part(NamedTuple):
 
 
 def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str) -> dict[str, Stored]:
-    """Reads the header of an open data file; returns the position of each blob by its key.
+    """Reads the header of an open data file; returns a dict from the key of each stored tensor to its position.
 
     Raises FileError if the size or the header differs from `part`, or if the header claims more than HEADER_LIMIT
     bytes; such a header is not read.
@@ -47,11 +47,11 @@ def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str)
 
 
 def read_blob(descriptor: int, blob: Stored, into: memoryview, path: Path, remedy: str) -> None:
-    """Reads a blob from an open data file into `into`, which has the blob's size."""
+    """Reads the bytes of `blob`, a stored tensor, from an open data file into `into`, which has its size."""
     if blob.bytes:
         pread(descriptor, into, blob.offset, path, remedy)
 
 
 def matches(key: str, blob: Stored, data: memoryview) -> bool:
-    """Returns whether `key` is the key of `blob` with these bytes, so that the data are undamaged."""
+    """Returns whether `data`, the bytes of `blob`, are undamaged: whether their hash is `key`."""
     return key_of(SAFETENSORS_NAMES[blob.dtype], blob.shape, data) == key

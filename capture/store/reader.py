@@ -32,8 +32,8 @@ class TensorInfo(NamedTuple):
 class Capture:
     """A capture on disk. `Capture.open(directory)` opens it; `calls()` yields its calls, any number of times.
 
-    `directory` is its path, `manifest` the settings it was recorded with, `units` describes the stored units (one for
-    each prompt), and `planned` is the number of units that the finished capture has.
+    `directory` is its path, `manifest` the settings it was recorded with. A unit holds the calls of one prompt: `units`
+    describes the stored units, and `planned` is the number of units that the finished capture has.
     """
 
     def __init__(self, directory: Path, manifest: dict[str, Any], units: list[Unit]) -> None:
@@ -75,8 +75,8 @@ class Capture:
     ) -> Iterator[Call]:
         """Yields the calls in the order of recording.
 
-        Only yields the calls of `component`, of the units with the indices `units`, and with headers for which `where`
-        returns True; None selects all. Needs the memory of one call. The caller may change the tensors.
+        Only yields the calls of the denoiser `component`, of the prompts with the indices `units`, and with headers for
+        which `where` returns True; None selects all. Needs the memory of one call. The caller may change the tensors.
         """
         yield from (load() for _, load in self.later(component, units=units, where=where))
 
@@ -102,13 +102,16 @@ class Capture:
         units: Collection[int] | None = None,
         where: Callable[[CallHeader], bool] | None = None,
     ) -> Iterator[Call]:
-        """Yields the same calls as `calls`, but with a TensorInfo in place of each tensor; reads no tensor data."""
+        """Yields the same calls as `calls`, but with a description (TensorInfo) in place of each tensor.
+
+        Reads no tensor data.
+        """
         for unit in self._chosen(units):
             with _opened(self.directory, unit) as source:
                 yield from (load() for _, load in source.calls(component, where, source.describe))
 
     def verify(self) -> None:
-        """Reads and checks every byte. Raises FileError for the first damage, naming the file and the remedy."""
+        """Reads and checks every byte of the capture. Raises FileError for the first damaged file, naming it."""
         for unit in self.units:
             with _opened(self.directory, unit) as source:
                 source.verify()
@@ -120,7 +123,11 @@ class Capture:
 
 
 def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
-    """Reads the units that complete.json lists. Raises FileError unless exactly these units are stored, unchanged."""
+    """Reads the descriptions of the units that complete.json lists.
+
+    `names` maps the index of each unit in the directory, the calls of one prompt, to the name of its folder.
+    Raises FileError unless exactly the listed units are stored, unchanged.
+    """
     path = directory / COMPLETE
     remedy = f"Delete {path} and run capture --resume."
     try:
@@ -143,7 +150,11 @@ def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
 
 
 class _Source:
-    """Reads the calls of one unit from its open data files. `checked` has the keys of the blobs checked so far."""
+    """Reads the calls of one prompt from their open data files.
+
+    A tensor is stored as one or several blobs, byte strings with a hash as key. `checked` has the keys of the blobs
+    whose bytes were compared with their key.
+    """
 
     def __init__(self, folder: Path, remedy: str, body: dict[str, Any]) -> None:
         self.folder, self.remedy, self.body = folder, remedy, body
@@ -153,7 +164,7 @@ class _Source:
         self.checked: set[str] = set()
 
     def open(self, stack: ExitStack) -> None:
-        """Opens the data files, until `stack` closes them, and reads their headers."""
+        """Opens the data files and reads their headers; `stack` will close the files."""
         for path, part in zip(self.paths, self.body["parts"], strict=True):
             descriptor, size = stack.enter_context(open_regular(path, self.remedy))
             self.blobs.append(read_header(descriptor, size, Part(**part), path, self.remedy))
@@ -164,7 +175,8 @@ class _Source:
     ) -> Iterator[tuple[CallHeader, Callable[[], Call]]]:
         """Yields the headers of the selected calls, each with a function that reads the call's arguments.
 
-        `get` turns the number of a tensor in unit.json into a tensor or a description.
+        Selects the calls of the denoiser `component` whose headers `where` accepts; None selects all. `get` turns the
+        number of a tensor in unit.json into a tensor or a description.
         """
         for record in self.body["calls"]:
             header = CallHeader(*(record[name] for name in CallHeader._fields))
@@ -185,7 +197,7 @@ class _Source:
         return Call(*header, args, kwargs)
 
     def tensor(self, entry: int) -> "torch.Tensor":
-        """Reads a tensor, given its number in unit.json. Raises FileError if a blob of it is damaged."""
+        """Reads a tensor, given its number in unit.json. Raises FileError if its bytes are damaged."""
         import torch
 
         from .blobs import memory_of
@@ -208,14 +220,14 @@ class _Source:
         return torch.empty_permuted(shape, order[0], dtype=tensor.dtype).copy_(tensor)
 
     def describe(self, entry: int) -> TensorInfo:
-        """Returns the description of a tensor, given its number in unit.json."""
+        """Returns dtype, shape and Stats of a tensor, given its number in unit.json; reads no values."""
         name, shape, keys, *_ = self.body["tensors"][entry]
         parts = [self.body["blobs"][key][1] for key in keys]
         stats = join_stats([Stats(*values) if values else None for values in parts])
         return TensorInfo(TORCH_NAMES[name], tuple(shape), stats)
 
     def verify(self) -> None:
-        """Reads and checks every blob. Raises FileError for a damaged one."""
+        """Reads and checks the bytes of every tensor. Raises FileError for a damaged one."""
         for part, blobs in enumerate(self.blobs):
             for key, blob in blobs.items():
                 self._read(key, part, blob, memoryview(bytearray(blob.bytes)))
@@ -236,7 +248,7 @@ class _Source:
 
 @contextmanager
 def _opened(directory: Path, unit: Unit) -> Iterator[_Source]:
-    """Opens the data files of a unit. Raises FileError if the unit has changed since the capture was opened."""
+    """Opens the data files of one prompt's calls. Raises FileError if they changed since the capture was opened."""
     remedy = remedy_for(directory, unit.name)
     again, body = read_unit(directory, unit.name)
     folder = directory / UNITS / unit.name

@@ -1,4 +1,4 @@
-"""Defines the statistics of float tensors that unit.json holds for each blob."""
+"""Defines the statistics of float tensors that unit.json holds for each stored tensor or row of a tensor."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,7 +21,7 @@ NO_STATS = Stats(None, None, 0, 0)
 
 
 def join_stats(parts: Sequence[Stats | None]) -> Stats | None:
-    """Combines the Stats of a tensor's blobs to the Stats of the tensor; None if no blob has Stats."""
+    """Combines the Stats of separately stored rows of a tensor to the Stats of the tensor; None if no row has Stats."""
     stats = [part for part in parts if part is not None]
     if not stats:
         return None

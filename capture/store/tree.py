@@ -21,11 +21,11 @@ GetTensor = Callable[[Any], Any]
 
 
 def decode(tree: Any, get_tensor: GetTensor) -> Any:
-    """Restores the value from which `encode` made `tree`.
+    """Restores an argument of a call from its JSON form `tree`, which `tree_encoder.encode` made.
 
-    `get_tensor` is called with the value that `put_tensor` returned for a tensor, and returns the tensor. Imports torch
-    only for sizes, dtypes and devices. Raises ValueError, TypeError, KeyError or AttributeError for a `tree` that
-    `encode` did not make.
+    `get_tensor` receives the JSON value that stands for a tensor (what the encoder's `put_tensor` returned) and returns
+    the tensor. Imports torch only for sizes, dtypes and devices. Raises ValueError, TypeError, KeyError or
+    AttributeError for a `tree` that `encode` did not make.
     """
     return _decode(tree, get_tensor, 0)
 

@@ -38,8 +38,8 @@ class UnitWriter:
 
     Tensors or rows with the same bytes are stored once. They are recognised by the hash of their bytes; a tensor object
     that was not changed since it was last stored is recognised without hashing. `calls`, `raw_bytes` and `stored_bytes`
-    count the calls, the bytes of all their tensors and the bytes of the distinct ones. `last` has the Stats of the last
-    call by path.
+    count the calls, the bytes of all their tensors and the bytes of the distinct ones. `last` maps the path of each
+    float tensor in the last call, such as "added_cond_kwargs.time_ids", to its Stats (extremes, NaN and Inf).
     """
 
     def __init__(self, staged: Path, modes: Modes, index: int, key: str, info: dict[str, Any]) -> None:
@@ -60,7 +60,7 @@ class UnitWriter:
         self._tensor_states = WeakTensorKeyDictionary()
 
     def add(self, call: Call, accept: Callable[[dict[str, Stats]], bool] | None = None) -> dict[str, Stats]:
-        """Stores a call; returns the Stats of its float tensors by path, such as "added_cond_kwargs.time_ids".
+        """Stores a call; returns a dict from the path of each float tensor ("added_cond_kwargs.time_ids") to its Stats.
 
         Keeps no reference to the call's tensors. Does not store the call if `accept(stats)` returns False. Raises
         FileError for an input that cannot be stored, StorageError if the disk is full.
@@ -85,7 +85,7 @@ class UnitWriter:
         return stats
 
     def _encode(self, call: Call, stats: dict[str, Stats]) -> dict[str, Any]:
-        """Returns the JSON record of a call, and adds the Stats of its float tensors to `stats`, by path."""
+        """Returns the JSON record of a call. Adds the path and the Stats of each float tensor to `stats`."""
         owner = f"{call.component} input"
 
         def put(tensor: torch.Tensor, path: str) -> int:
@@ -120,7 +120,10 @@ class UnitWriter:
         return entry
 
     def _put_content(self, tensor: torch.Tensor) -> int:
-        """Does the same as `_put` by hashing the tensor's bytes; keeps new blobs until they are written."""
+        """Returns the number of a tensor in the unit's list, found by hashing its bytes; adds it if its content is new.
+
+        Keeps the new content in memory until it is written.
+        """
         settled, owned = settle(tensor)
         name = NAMES[settled.dtype]
         rows = rows_of(settled)
@@ -139,9 +142,10 @@ class UnitWriter:
         return entry
 
     def _forget(self, entries: int, blobs: int, raw_bytes: int, stored_bytes: int) -> None:
-        """Undoes the call that is being added: drops later entries and blobs, and restores the two totals of bytes.
+        """Undoes the call that is being added. The arguments are the unit's counts before that call.
 
-        `entries` and `blobs` are the numbers of entries and blobs before the call.
+        `entries` counts the tensors in the unit's list, `blobs` the distinct contents; later ones are dropped. The two
+        totals of bytes are restored.
         """
         for entry in list(self._entries)[entries:]:
             del self._entries[entry]
@@ -154,7 +158,7 @@ class UnitWriter:
         self._tensor_states = WeakTensorKeyDictionary()
 
     def _flush(self, keep_last: bool) -> None:
-        """Writes the pending blobs to data files; with `keep_last`, all but those of the last, unfilled file."""
+        """Writes the tensors still in memory to data files; with `keep_last`, all but those of the last file."""
         check_space(self._staged, self._pending_bytes)
         parts = list(split_parts(self._pending))
         last = parts.pop() if keep_last else {}

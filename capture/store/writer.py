@@ -5,6 +5,8 @@ CAPTURE/units/000007-KEY/            the calls of one prompt; appears only when 
     data-000.safetensors             tensors or rows of tensors, named by the hash of their content; at most 256 MiB
     unit.json                        sealed JSON: the data files, blobs, tensors and calls
 CAPTURE/complete.json                sealed JSON: the units and the digests of their unit.json; missing until finished
+
+Sealed JSON holds its own SHA-256, so that every damage is found.
 """
 
 import os
@@ -59,15 +61,16 @@ class CaptureWriter:
     ) -> Self:
         """Locks `directory` for writing a capture with this manifest, and makes the directory if it does not exist.
 
-        `manifest["prompts"]` is the number of planned units. With `resume`, an existing capture is continued; its
-        manifest must equal this one except for top-level keys that begin with "prompt". An existing capture without
-        units is started again, whatever its manifest. `resume` is None if the caller has no option to continue a
-        capture; messages then do not suggest --resume. A symbolic link is resolved once, to `self.directory`.
+        A unit is the stored calls of one prompt; `manifest["prompts"]` is how many are planned. With `resume`, an
+        existing capture is continued; its manifest must equal this one except for top-level keys that begin with
+        "prompt". An existing capture without units is started again, whatever its manifest. `resume` is None if the
+        caller has no option to continue a capture; messages then do not suggest --resume. A symbolic link is resolved
+        once, to `self.directory`.
 
         Raises MisfitError if the manifests differ, StorageError if the directory cannot be written or is in use,
         FileError if an existing capture is damaged.
 
-        Collective: rank 0 locks and cleans the directory before the other `ranks` start.
+        Collective: rank 0 locks the directory and removes half-written units before the other `ranks` go on.
         """
         path, modes = Path(os.path.realpath(directory)), Modes(group_readable)
         if ranks.rank:
@@ -96,7 +99,7 @@ class CaptureWriter:
         return writer
 
     def _start(self, resume: bool | None) -> None:
-        """Writes the manifest, or checks that of the existing capture, and reads which units are stored."""
+        """Writes the manifest, or checks the manifest of the existing capture, and reads which units are stored."""
         clean(self.directory)
         prepare(self.directory, self._modes, resume)  # again: only under the lock can no other process change it
         body = {"schema": SCHEMA, "manifest": self.manifest}
@@ -121,9 +124,9 @@ class CaptureWriter:
 
     @contextmanager
     def unit(self, index: int, info: dict[str, Any]) -> Iterator[UnitWriter]:
-        """Yields a unit to fill; stores it if the block ends without an error, and leaves nothing of it otherwise.
+        """Yields a writer for the calls of one prompt; stores them if the block ends without an error, else nothing.
 
-        `info` is a JSON object with everything that determines the unit: prompt, negative prompt, seed, size, steps.
+        `info` is a JSON object with everything that determines the calls: prompt, negative prompt, seed, size, steps.
         """
         key = unit_key(info)
         if index in self.stored:
@@ -163,11 +166,11 @@ class CaptureWriter:
         )
 
     def unit_names(self) -> dict[int, str]:
-        """Returns the directory names of all stored units by index, including those that other ranks stored."""
+        """Returns a dict from index to directory name of all stored units, including those that other ranks stored."""
         return list_units(self.directory)
 
     def complete(self) -> None:
-        """Finishes the capture: writes the list of its units with their digests."""
+        """Finishes the capture: writes complete.json, the list of its units with their digests."""
         names = list_units(self.directory)
         units = {name: read_unit(self.directory, name)[0].digest for name in names.values()}
         try:

@@ -29,7 +29,7 @@ def _median3(picture: np.ndarray) -> np.ndarray:
 
 
 def _largest_blob(mask: np.ndarray) -> np.ndarray:
-    """The largest 4-connected region of a boolean mask."""
+    """Returns the largest 4-connected region of a boolean mask, as a mask."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:  # every pixel takes the largest label of its neighbours until nothing changes
         padded = np.pad(labels, 1)
@@ -46,7 +46,7 @@ def _largest_blob(mask: np.ndarray) -> np.ndarray:
 
 
 def judge(picture: np.ndarray) -> Scene | None:
-    """The scene shown by a (64, 64, 3) uint8 picture, or None when no shape stands out from the background."""
+    """Returns the scene that a (64, 64, 3) uint8 picture shows, None if no shape can be recognised."""
     smooth = _median3(picture.astype(float))
     border = np.concatenate([smooth[:2].reshape(-1, 3), smooth[-2:].reshape(-1, 3), smooth[:, 0], smooth[:, -1]])
     back = np.median(border, axis=0)
@@ -84,7 +84,7 @@ def judge(picture: np.ndarray) -> Scene | None:
 
 
 def score(pictures: Iterable[np.ndarray], wanted: Iterable[Scene]) -> dict[str, float]:
-    """Returns the share of pictures that show the wanted scene, per attribute and (`all`) in all five attributes."""
+    """Returns the share of pictures that show the wanted scene: in each attribute, and as `all` in all five at once."""
     pairs = [(judge(picture), scene) for picture, scene in zip(pictures, wanted, strict=True)]
     names = ("shape", "colour", "size", "place", "background")
     right = {n: [seen is not None and getattr(seen, n) == getattr(scene, n) for seen, scene in pairs] for n in names}

@@ -74,7 +74,7 @@ SHAPES = {  # signed distance to the outline, negative inside
 
 
 def coverage(shape: str, cx: float, cy: float, radius: float) -> np.ndarray:
-    """Returns the share of each pixel that the shape covers: (64, 64) in [0, 1], anti-aliased."""
+    """Returns the share of each pixel that a shape centred at (cx, cy) covers: (64, 64) in [0, 1], anti-aliased."""
     y, x = np.mgrid[:SIZE, :SIZE] + 0.5
     distance: np.ndarray = SHAPES[shape](x - cx, y - cy, radius)
     return np.clip(0.5 - distance, 0.0, 1.0)
@@ -82,7 +82,7 @@ def coverage(shape: str, cx: float, cy: float, radius: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scene:
-    """The content of a picture; `str(scene)` is the prompt for it."""
+    """Describes a picture of the bundled pipeline by five words; `str(scene)` is the prompt for it."""
 
     size: str
     colour: str
@@ -110,7 +110,7 @@ _PROMPT = re.compile(
 
 
 def parse(prompt: str) -> Scene:
-    """The scene that a prompt describes. Raises ValueError for text that `Scene.__str__` cannot give."""
+    """Returns the scene that a prompt describes. Raises ValueError for text that is not the prompt of a scene."""
     match = _PROMPT.fullmatch(prompt.strip())
     if match is None:
         raise ValueError(f"prompt {prompt!r}: not a scene of the bundled pipeline, such as {Scene(*_EXAMPLE)}")

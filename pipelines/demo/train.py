@@ -32,7 +32,7 @@ T5_TOKENS = 256  # zero tokens that StableDiffusion3Pipeline appends when there 
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP BPE tokenizer in which every word of the language is one token and any other text still encodes."""
+    """Makes and saves a CLIP BPE tokenizer: each word of the scenes' prompts is one token, other text needs more."""
     words = " ".join([*COLOURS, *RADII, *SHAPES, *PLACES, "a an on at in background"]).split()
     alphabet = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
     vocab = alphabet + [c + "</w>" for c in alphabet]
@@ -79,10 +79,10 @@ def transformer() -> Any:
 
 
 class CountedTokenProcessor:
-    """Attention in which the last context token stands for T5_TOKENS equal ones.
+    """Computes attention in which the last context token stands for T5_TOKENS equal ones.
 
-    n equal keys act as one key whose logit is larger by log n, so training on one zero token gives exactly the
-    function that inference computes on all T5_TOKENS.
+    At inference the context ends with T5_TOKENS zero tokens; in training one zero token stands for them. n equal keys
+    act as one key whose logit is larger by log n, so both compute the same function.
     """
 
     def __call__(
@@ -118,7 +118,11 @@ def rate(step: int, steps: int, peak: float) -> float:
 
 
 class Run:
-    """A training loop that shows progress, checkpoints every `every` steps and resumes from its checkpoint."""
+    """A training loop over the numbers of the steps, each with a generator seeded by that number.
+
+    Prints progress, saves its state to `file` every `every` steps, and resumes from it. `peak` is the largest learning
+    rate; `average` holds the moving average of the modules' weights.
+    """
 
     def __init__(self, file: Path, modules: nn.ModuleDict, steps: int, peak: float, every: int = 500) -> None:
         self.file, self.modules, self.steps, self.peak, self.every = file, modules, steps, peak, every
@@ -183,7 +187,10 @@ def train_autoencoder(work: Path, scenes: list[Scene], steps: int) -> Any:
 
 @torch.no_grad()
 def encode(vae: Any, scenes: list[Scene], work: Path, copies: int) -> Tensor:
-    """The latents of every scene drawn `copies` times, with zero mean and unit deviation: (copies, n, 8, 16, 16)."""
+    """Returns the latents of all n scenes, each drawn `copies` times: (copies, n, 8, 16, 16), mean 0, deviation 1.
+
+    Stores them before scaling in `work`, and reads them from there if they exist. Sets the scaling in the VAE's config.
+    """
     file = work / "latents.pt"
     if not file.exists():
         batches = []
@@ -199,7 +206,10 @@ def encode(vae: Any, scenes: list[Scene], work: Path, copies: int) -> Tensor:
 
 
 def text_states(ids: Tensor, modules: nn.ModuleDict) -> tuple[Tensor, Tensor]:
-    """Returns the text inputs for `ids`: states (n, 21, 160), with one zero token last, and pooled (n, 128)."""
+    """Returns the transformer's text inputs for token `ids` (n, 20): states (n, 21, 160) and pooled (n, 128).
+
+    The last state is the zero token that stands for the T5 tokens of inference.
+    """
     encoded = [modules[name](ids, output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")]
     states = torch.cat([e.hidden_states[-2] for e in encoded], dim=-1)
     return F.pad(states, (0, 0, 0, 1)), torch.cat([e.text_embeds for e in encoded], dim=-1)

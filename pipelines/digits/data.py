@@ -17,7 +17,7 @@ class Part(NamedTuple):
 
 
 def digits() -> tuple[Part, Part]:
-    """The pictures to train on and the held-out pictures; the split is always the same."""
+    """Returns the pictures to train on and the held-out pictures; the split is always the same."""
     from sklearn.datasets import load_digits
 
     dataset = load_digits()

@@ -52,7 +52,7 @@ def moved(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def accuracy(model: ResNetForImageClassification, x: Tensor, labels: Tensor) -> float:
-    """The share of pictures whose largest logit is that of their label."""
+    """Returns the share of pictures `x` whose largest logit is that of their label."""
     model.eval()
     with torch.no_grad():
         return float((model(x).logits.argmax(1) == labels).float().mean())

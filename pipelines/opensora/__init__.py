@@ -1,6 +1,6 @@
 """Open-Sora 1.2: its transformer STDiT3, its sampler RFLOW, and the pipeline around them.
 
-The classes and functions of models import torch and diffusers on first access; sizes and defaults need neither.
+Importing this package imports neither torch nor diffusers; the first use of a class or function that needs them does.
 """
 
 from importlib import import_module

@@ -10,7 +10,7 @@ from .embedders import Rotation
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root mean square of the last axis (eps 1e-6, in fp32), casts back, multiplies by the weight."""
+    """Divides by the root mean square of the last axis (eps 1e-6, in fp32), casts back, multiplies by a weight."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotates every pair of channels (2j, 2j + 1) of `x` (..., frames, heads, d) by the angle of its frame."""
+    """Rotates every pair of channels (2j, 2j + 1) of `x` (..., frames, heads, d) by the angle for its frame and j."""
     pairs = x.unflatten(-1, (-1, 2))
     if x.dtype == torch.float32:  # the same formula as below in one pass over memory
         current = torch.complex(rotation.cos.float(), rotation.sin.float())[:, None]
@@ -34,8 +34,10 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Self-attention, (batch, tokens, C) to the same shape; with a rotation, tokens are frames, and queries and keys
-    are rotated."""
+    """Computes self-attention, (batch, tokens, C) to the same shape.
+
+    In temporal blocks the tokens are the frames at one position, and queries and keys are rotated by `rotation`.
+    """
 
     def __init__(self, channels: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
@@ -55,10 +57,10 @@ class SelfAttention(nn.Module):
 
 
 class Captions(NamedTuple):
-    """The caption tokens of all samples, one after the other without padding.
+    """Holds the caption tokens of all samples, one after the other without padding.
 
-    tokens (1, sum of lengths, C). keep (B, longest) says which positions of the padded form are tokens; None where all
-    captions are equally long.
+    `tokens` is (1, sum of lengths, C). `keep` (B, longest) is True where a padded tensor of all captions would have a
+    token, None if all captions are equally long.
     """
 
     tokens: Tensor
@@ -66,7 +68,7 @@ class Captions(NamedTuple):
 
 
 def captions_of_lengths(tokens: Tensor, lengths: Tensor) -> Captions:
-    """Returns Captions of packed tokens (1, sum, C); `lengths` (B,) has the number of tokens of each sample."""
+    """Makes the Captions of tokens that are packed already, (1, sum, C); `lengths` (B,): tokens of each sample."""
     longest = int(lengths.max())
     if bool((lengths == longest).all()):
         return Captions(tokens, None)
@@ -75,9 +77,10 @@ def captions_of_lengths(tokens: Tensor, lengths: Tensor) -> Captions:
 
 
 def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
-    """Packs the tokens whose mask is not zero, row after row. y (B, L, C); mask (B, L) or (n, L), B a multiple of n.
+    """Packs the tokens of `y` (B, L, C) whose `mask` is not zero, row after row, without padding.
 
-    A mask of fewer rows is repeated as a block: the null rows of guidance get the mask of their prompt.
+    A mask of n rows, (n, L), is repeated to B rows: with guidance the n prompts are followed by n null captions, which
+    get the masks of their prompts.
     """
     if mask is None:
         return Captions(y.flatten(0, 1)[None], None)

@@ -9,7 +9,7 @@ from .embedders import Mlp, Rotation
 
 
 def multiply_add(base: Tensor, x: Tensor, factor: Tensor) -> Tensor:
-    """Computes base + x * factor; in half precision the product is rounded before the sum, as by two operations."""
+    """Computes base + x * factor; in half precision the product is rounded before it is added."""
     if base.dtype == x.dtype == torch.float32:
         return torch.addcmul(base, x, factor)
     return base + x * factor
@@ -23,7 +23,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class STDiT3Block(nn.Module):
     """Computes a block: self-attention over a frame (spatial) or over time (temporal), cross-attention, MLP.
 
-    x (B, T, S, C); modulation (B, T or 1, 6, C), one row for each frame or one for all; rotation for temporal blocks.
+    x is (B, T frames, S tokens of a frame, C); modulation (B, T or 1, 6, C) has shift, scale and gate of the attention
+    and of the MLP, for each frame or for all; rotation is given to temporal blocks.
     """
 
     def __init__(self, channels: int, heads: int, mlp_ratio: float, qk_norm: bool, temporal: bool) -> None:
@@ -49,10 +50,10 @@ class STDiT3Block(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """The last layer, (B, T, S, C) to (B, T, S, values of a patch), modulated by the time embedding t (B, C) itself.
+    """Computes the last layer, (B, T, S, C) to (B, T, S, values of a patch), modulated by the time embedding t (B, C).
 
-    Frames that are False in x_mask (B, T) are taken as clean: they are modulated a second time, with t0. The second
-    norm takes the modulated values because the model was trained so.
+    Frames that are False in x_mask (B, T) are taken as clean: after the modulation with t they are modulated once more,
+    with t0, the embedding of time 0, because the model was trained so.
     """
 
     def __init__(self, channels: int, outputs: int) -> None:

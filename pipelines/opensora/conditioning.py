@@ -1,4 +1,4 @@
-"""Conditioning frames: where reference latents go in a video, and how much of them may change."""
+"""Places conditioning frames: latents of given pictures or videos that a new video keeps, or changes a little."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,11 +14,11 @@ _DEFAULTS = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # the values of a span whose text st
 
 
 class ReferenceSpan(NamedTuple):
-    """A span of `length` latent frames of reference `reference`, from `reference_start`, to put at `target_start` of
-    clip `loop`.
+    """Says which latent frames of a reference to copy into the new video, and where.
 
-    Negative starts count from the end. edit_ratio 0 keeps the frames; between 0 and 1 the frames are redrawn from that
-    share of the time on.
+    Copies `length` frames of reference number `reference`, from `reference_start` on, to `target_start` in the clip
+    number `loop`. Negative starts count from the end. With edit_ratio 0 the frames are kept; with a ratio up to 1 they
+    are redrawn during that last share of the denoising.
     """
 
     loop: int
@@ -30,9 +30,10 @@ class ReferenceSpan(NamedTuple):
 
 
 def parse_mask_strategy(text: str) -> list[ReferenceSpan]:
-    """Reads "loop,reference,reference_start,target_start,length,edit_ratio", groups split by ";".
+    """Parses spans separated by ";", each "loop,reference,reference_start,target_start,length,edit_ratio".
 
-    A group may stop early; the rest is then 0,0,0,0,1,0. Empty text is no span.
+    A span may leave out its last values; the defaults are 0,0,0,0,1,0. Empty text has no span. Raises UsageError for
+    any other text.
     """
     spans = []
     for group in filter(None, (part.strip() for part in text.split(";"))):
@@ -51,10 +52,12 @@ def parse_mask_strategy(text: str) -> list[ReferenceSpan]:
 def place_references(
     latents: Tensor, references: Sequence[Sequence[Tensor]], strategies: Sequence[str], loop: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Places reference frames; returns the latents (n, C, T, H, W) and the sampler's frame mask (n, T).
+    """Copies reference frames into `latents` (n, C, T, H, W); returns the result and the sampler's frame mask (n, T).
 
-    references: for each sample its latents (C, T', H, W); strategies: for each sample its spans. The mask is 1 where
-    no frame was placed.
+    `references` has a list of latents (C, T', H, W) for each of the n samples, `strategies` the text that says which of
+    their frames go where (see parse_mask_strategy); only spans of the clip number `loop` are used. The mask is the
+    edit_ratio of a copied frame, and 1 for every other frame. Raises UsageError for a reference that is missing or has
+    another size.
     """
     latents = latents.clone()
     mask = torch.ones(latents.shape[0], latents.shape[2], device=latents.device)
@@ -84,7 +87,8 @@ def _place(target: Tensor, mask: Tensor, references: Sequence[Tensor], span: Ref
 
 
 def _snap(place: int, frames: int) -> int:
-    """The multiple of ALIGN inside the clip nearest to a frame; negative frames count from the clip's end."""
+    """Returns the multiple of ALIGN that is nearest to frame `place` and below `frames`; a negative place counts from
+    the end."""
     place = max(0, place + frames if place < 0 else place)
     clip, rest = divmod(place, ALIGN)
     if rest > ALIGN / 2 and clip < frames // ALIGN - 1:

@@ -15,7 +15,10 @@ _FRAMES_AT_ONCE = 4  # frames decoded together, to bound memory
 
 
 def check_form(output_type: str, vae: Any) -> None:
-    """Refuses, before the run, an output_type that is unknown or that `vae` (or None) cannot make."""
+    """Checks the argument output_type before the run.
+
+    Raises UsageError if it is unknown or needs a VAE and `vae` is None, MisfitError if the VAE has other channels.
+    """
     if output_type not in FORMS:
         raise UsageError(f"output_type: {output_type!r} is unknown. Use one of {', '.join(FORMS)}.")
     if output_type == "latent":
@@ -28,7 +31,7 @@ def check_form(output_type: str, vae: Any) -> None:
 
 
 def decode(latents: Tensor, vae: Any, processor: VideoProcessor, output_type: str) -> Any:
-    """Decodes latents (n, 4, T, H, W) to a picture for each latent frame, in the forms of diffusers' VideoProcessor."""
+    """Decodes latents (n, 4, T, H, W) to one picture for each latent frame, in the form `output_type` ("pil", "np")."""
     shift = latents.new_tensor(LATENT_SHIFT)[:, None, None, None]
     scale = latents.new_tensor(LATENT_SCALE)[:, None, None, None]
     frames = (latents * scale + shift).transpose(1, 2)  # (n, T, 4, H, W)

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 
 def sinusoid(values: Tensor, width: int = 256) -> Tensor:
-    """Returns the sinusoidal embedding of `values` (rows,): cosines, then sines, of values * 10000^(-2k / width), fp32
-    (rows, width)."""
+    """Returns the sinusoidal embedding of `values` (n,), float32 (n, width).
+
+    It has the cosines and then the sines of values * 10000^(-2k / width), for k from 0 to width / 2 - 1.
+    """
     half = width // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=values.device) / half)
     angles = values.float()[:, None] * frequencies
@@ -18,11 +20,11 @@ def sinusoid(values: Tensor, width: int = 256) -> Tensor:
 
 
 def position_table(height: int, width: int, channels: int, scale: float, like: Tensor) -> Tensor:
-    """The position embedding, (1, height * width, channels) in the dtype of `like`: the first half of the channels
-    encodes the column, the second the row, each as sines, then cosines.
+    """Returns the position embedding of a grid of patches, (1, height * width, channels) in the dtype of `like`.
 
-    `scale` stretches the grid to the resolution of training; the frequencies are rounded to the dtype of the model,
-    as its weights are, and multiplied in fp32.
+    The first half of the channels encodes the column, the second the row, each as sines, then cosines. `scale`
+    stretches the grid to the resolution of training. The frequencies are rounded to the dtype of the model, as its
+    weights are, and multiplied in float32.
     """
     base = round(math.sqrt(height * width))
     exponents = torch.arange(channels // 4, dtype=torch.float32, device=like.device) / (channels // 4)
@@ -54,8 +56,7 @@ class PatchEmbedder(nn.Module):
 
 
 class ScalarEmbedder(nn.Module):
-    """Embeds numbers, (rows,) to (rows, C): their sinusoids pass through a two-layer MLP, in the dtype of its
-    weights."""
+    """Embeds numbers, (n,) to (n, C): their sinusoids pass through a two-layer MLP, computed in `dtype`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class Mlp(nn.Module):
 
 
 class CaptionEmbedder(nn.Module):
-    """Embeds caption states, (..., E) to (..., C). `y_embedding` (L, E) holds the states of the null caption."""
+    """Embeds caption states, (..., E) to (..., C). `y_embedding` (L, E) holds the states for an empty caption."""
 
     y_embedding: Tensor
 
@@ -99,10 +100,10 @@ class Rotation(NamedTuple):
 
 
 class RotaryFrequencies(nn.Module):
-    """The rotary angles of the frame index; one set of frequencies serves all temporal blocks.
+    """Computes cosines and sines of the rotary embedding of frames, with frequencies that all temporal blocks share.
 
-    Position, frequency, product, cosine and sine are all in the dtype of the model, whose training included that
-    rounding.
+    Frame index, frequency, product, cosine and sine are all in the dtype of the model, because the model was trained
+    with that rounding.
     """
 
     def __init__(self, head_width: int) -> None:

@@ -1,4 +1,4 @@
-"""Defines the family of Open-Sora 1.2: loading, layers that stay float, and layers whose inputs can be divided."""
+"""Defines Octavo's defaults for Open-Sora 1.2: how to load it, which layers stay float, and its smoothing groups."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +16,11 @@ _SHIFT, _SCALE, _MLP_SHIFT, _MLP_SCALE = (
 
 
 def groups(model: Any) -> list[Group]:
-    """Returns the groups of an STDiT3: one for each output projection, and groups that span all blocks.
+    """Returns the smoothing groups of an STDiT3: the layers that share factors, with what the factors are folded into.
 
-    All blocks get their modulation from one t_block and their captions from one embedder. The outputs of these two can
-    only be divided by factors that all blocks share. cross_attn.q_linear is in no group: its input is the residual
-    stream, which other layers read too.
+    Each output projection is a group of its own. The other groups span all blocks, because all blocks get their
+    modulation from one t_block and their captions from one embedder, whose outputs can only be divided by factors that
+    all blocks share. cross_attn.q_linear is in no group: its input is the residual stream, which other layers read too.
     """
     width = model.config["hidden_size"]
     blocks = list(_blocks(model))
@@ -42,9 +42,10 @@ def _blocks(model: Any) -> Iterator[str]:
 
 
 def _modulated(blocks: list[str], layer: str, width: int, shift: int, scale: int) -> Group:
-    """Returns the group of `layer` in all blocks.
+    """Returns the smoothing group of `layer` in all blocks; `shift` and `scale` are indices of chunks of t_block.
 
-    The modulation scales by 1 + table + t, divided as (1 + table) / s + t / s: the fold of the table has the 1.
+    A block scales its norm by 1 + table + t, where t is the output of t_block. Dividing that by the factors s gives
+    (1 + table) / s + t / s, so the rows of each table are divided with the 1 (`plus_one`), the rows of t_block without.
     """
     folds = [Fold("t_block.1", shift * width), Fold("t_block.1", scale * width)]
     for name in blocks:

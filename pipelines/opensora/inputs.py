@@ -14,26 +14,32 @@ from .sizes import frame_count, video_size
 
 
 def listed(text: str | Sequence[str] | None) -> list[str]:
-    """Makes a list of one text or several; [] for None."""
+    """Returns a list: [text] for a single text, the texts for a sequence, [] for None."""
     return [] if text is None else [text] if isinstance(text, str) else list(text)
 
 
 def matched(name: str, text: str | Sequence[str] | None, count: int) -> list[str] | None:
-    """Matches texts to `count` prompts: repeats a single text, refuses another number; None stays None."""
+    """Returns one text for each of `count` prompts: a single text is repeated, None stays None.
+
+    Raises UsageError, with the argument's `name`, for another number of texts.
+    """
     if text is None:
         return None
     texts = listed(text)
     if len(texts) == 1:
         texts *= count
     if len(texts) != count:
-        raise UsageError(f"{name}: {len(texts)} are given for {count} prompts. Give one, or one a prompt.")
+        raise UsageError(f"{name}: {len(texts)} values for {count} prompts. Give one value, or one for each prompt.")
     return texts
 
 
 def given_embeds(
     prompt: str | Sequence[str] | None, embeds: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    """The caption states and mask that replace a prompt, or None with a prompt; exactly one of both must be given."""
+    """Returns the caption states and mask that the caller passed instead of a prompt; None if a prompt is given.
+
+    Raises UsageError if both or neither are given, if the list of prompts is empty, or if the shapes do not fit.
+    """
     if (prompt is None) == (embeds is None):
         raise UsageError("prompt: exactly one of prompt and prompt_embeds is needed. Give one of them.")
     if embeds is None:
@@ -49,14 +55,20 @@ def given_embeds(
 
 
 def checked_pixels(resolution: str, aspect: str, height: int | None, width: int | None) -> tuple[int, int]:
-    """Returns the size (height, width) in pixels: as given, or of the table of resolutions and aspects."""
+    """Returns the size (height, width) in pixels: as given, or from the table of resolutions and aspects if neither is.
+
+    Raises UsageError if only one of height and width is given, or for a resolution or aspect that is not in the table.
+    """
     if (height is None) != (width is None):
         raise UsageError("height, width: only one of them is given. Give both, or neither.")
     return video_size(resolution, aspect) if height is None or width is None else (height, width)
 
 
 def checked_frames(num_frames: int | str, transform: bool) -> int:
-    """The number of frames. With `transform` refuses 2 to 16, where the timestep transform divides zero by zero."""
+    """Returns the number of frames that `num_frames` means, a number or a name such as "2s".
+
+    With `transform` raises UsageError for 2 to 16 frames, where the timestep transform divides zero by zero.
+    """
     frames = frame_count(num_frames)
     if transform and 1 < frames < 17:
         raise UsageError(f"frames: the timestep transform is undefined for {frames} frames. Use 1, or at least 17.")
@@ -66,10 +78,10 @@ def checked_frames(num_frames: int | str, transform: bool) -> int:
 def size_arguments(
     pixels: tuple[int, int], frames: int, fps: float, rows: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
-    """The arguments height, width, num_frames, ar and fps, each (rows,), in the dtype of the model; a single frame has
-    its own fps.
+    """Returns the transformer's arguments height, width, num_frames, ar (height / width) and fps, each (rows,).
 
-    float16 cannot hold height * width, which the timestep transform needs: the arguments are then fp32.
+    They have the dtype of the model, but float32 for float16, which cannot hold the height * width that the timestep
+    transform computes. A single frame counts as IMAGE_FPS frames per second.
     """
     values = {
         "height": pixels[0],

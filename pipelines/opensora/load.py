@@ -21,7 +21,7 @@ _WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
 
 def transformer_config(directory: Path) -> dict[str, Any]:
-    """The fields of config.json that STDiT3 knows; fields of other libraries are left out."""
+    """Returns the fields of config.json in `directory` that STDiT3 takes, without those that other libraries added."""
     path = directory / "config.json"
     if not path.exists():
         raise FileError(f"{path}: it does not exist. Give the folder that holds config.json.")
@@ -46,7 +46,7 @@ def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = No
             model = STDiT3(**config)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         reason = str(error).splitlines()[0]
-        raise MisfitError(f"{directory / 'config.json'}: no model can be built ({reason}). Mend it.") from None
+        raise MisfitError(f"{directory / 'config.json'}: no model can be built ({reason}). Correct the file.") from None
     filled: STDiT3 = fill(model, directory, torch_dtype)
     return filled
 
@@ -54,7 +54,8 @@ def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = No
 def fill(model: Any, directory: Path, torch_dtype: torch.dtype | None) -> Any:
     """Fills a `model` on the meta device with the weights of a folder, in the stored dtype or `torch_dtype`.
 
-    Raises OctavoError as `load_transformer` does.
+    Raises FileError for a file that is missing or damaged, MisfitError for a tensor that is missing, surplus or
+    misshapen.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     state = {}
@@ -111,9 +112,9 @@ def load_pipeline(
 ) -> OpenSoraPipeline:
     """Loads a pipeline that OpenSoraPipeline.save_pretrained wrote, or makes one from a folder of only the transformer.
 
-    text_encoder: folder of a T5 encoder and its tokenizer (DeepFloyd/t5-v1_1-xxl), in fp32 by default, as the model was
-    sampled with. vae: folder of a 2-D AutoencoderKL. Without these folders the pipeline takes prompt_embeds and gives
-    latents. Nothing is downloaded.
+    `text_encoder` is the folder of a T5 encoder and its tokenizer (DeepFloyd/t5-v1_1-xxl), which Open-Sora itself runs
+    in float32; without it the pipeline takes prompt_embeds. `vae` is the folder of a 2-D AutoencoderKL; without it the
+    pipeline returns latents. Nothing is downloaded.
     """
     directory = Path(directory)
     parts: dict[str, Any] = {}

@@ -32,23 +32,28 @@ StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], Mapping[str, Tens
 
 @dataclass
 class OpenSoraPipelineOutput(BaseOutput):
-    """frames: latents (n, C, T, H, W); or pictures (n, T, height, width, 3) in 0..1; or n lists of T pictures."""
+    """The output of a run. `frames` is latents (n, C, T, H, W), an array (n, T, height, width, 3) in 0..1, or n lists
+    of T pictures, as output_type asks."""
 
     frames: Tensor | np.ndarray | list[list[PIL.Image.Image]]
 
 
 class Text(NamedTuple):
-    """Holds caption states (rows, 1, L, E), null or negative rows after the prompts' rows, and the mask of tokens."""
+    """Holds caption states (rows, 1, L, E) and the mask of their tokens.
+
+    With guidance the rows of the prompts are followed by as many rows of null captions or negative prompts.
+    """
 
     states: Tensor
     mask: Tensor
 
 
 class OpenSoraPipeline(DiffusionPipeline):
-    """Videos from prompts. Without a VAE it gives latents; the 2-D VAE decodes latent frames one by one.
+    """Makes videos from prompts with Open-Sora 1.2. Without a VAE it returns latents.
 
-    The temporal VAE of the family is not part of it: a decoded video has one picture a latent frame. Text encoder and
-    tokenizer may be missing too; prompt_embeds and prompt_attention_mask then take their place.
+    The 2-D VAE decodes latent frames one by one. Open-Sora's temporal VAE is not included, so a decoded video has one
+    picture for each latent frame. Text encoder and tokenizer may be missing too: then pass prompt_embeds and
+    prompt_attention_mask instead of prompts.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]
@@ -98,7 +103,7 @@ class OpenSoraPipeline(DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
-        """Set `_interrupt` in a callback to leave out the steps that remain."""
+        """True if a callback has set `_interrupt`, which leaves out the remaining steps."""
         return self._interrupt
 
     def encode_prompt(
@@ -109,7 +114,11 @@ class OpenSoraPipeline(DiffusionPipeline):
         clean_caption: bool = True,
         embeds: tuple[Tensor, Tensor] | None = None,
     ) -> Text:
-        """The rows the transformer reads. Null rows get the mask of their prompt, negative prompts their own."""
+        """Returns the caption states for the transformer: the prompts' rows, with guidance followed by as many others.
+
+        These are the null caption, with the mask of their prompts, or the negative prompts, with their own masks.
+        `embeds` are states and mask to use instead of `prompts`.
+        """
         states, mask = self._states(prompts, clean_caption) if embeds is None else embeds
         states, mask = states.to(self._execution_device), mask.to(self._execution_device)
         if not self.do_classifier_free_guidance:
@@ -148,13 +157,13 @@ class OpenSoraPipeline(DiffusionPipeline):
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> OpenSoraPipelineOutput | tuple[Any]:
-        """One video a prompt.
+        """Makes one video for each prompt.
 
-        height and width (both or none) take the place of resolution and aspect; num_frames is a number or a name
-        ("2s"). A guidance_scale of 1 or less switches guidance off. negative_prompt takes the place of the null
-        caption. prompt_embeds (n, 1, L, E) and prompt_attention_mask (n, L) take the place of prompt.
-        references and mask_strategy: see conditioning.py. output_type "latent", "pil", "np" or "pt"; all but the first
-        need a VAE. callback_on_step_end(pipe, step, timestep, {"latents"}) may return latents of its own.
+        height and width, given together, replace resolution and aspect; num_frames is a number or a name ("2s"). A
+        guidance_scale of 1 or less switches guidance off. negative_prompt replaces the null caption. prompt_embeds
+        (n, 1, L, E) and prompt_attention_mask (n, L) replace prompt. references are latents whose frames are copied
+        into the videos as mask_strategy says (see conditioning.py). output_type is "latent", or with a VAE "pil", "np"
+        or "pt". callback_on_step_end(pipe, step, timestep, {"latents": latents}) may return a dict with other latents.
         """
         check_form(output_type, self.vae)
         if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):

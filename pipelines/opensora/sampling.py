@@ -13,12 +13,12 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 class Conditions(NamedTuple):
-    """The conditions of a run of n samples.
+    """Holds what n samples are conditioned on: captions, guidance and frames to keep.
 
-    arguments: keyword arguments of the transformer, the same in all steps. guidance_scale None: y has n rows, no
-    guidance; else y has 2n rows, the prompts' rows first. frame_mask (n, T) fp32: 1 generates a frame, 0 keeps the
-    frame of the starting latents, a value between edits the frame from that share of the time on; None: no x_mask is
-    passed.
+    `arguments` are keyword arguments of the transformer, the same in all steps. Without guidance (guidance_scale None)
+    the caption states in them have n rows; with guidance 2n, the prompts' rows first. `frame_mask` (n, T) is float32: 1
+    generates a frame, 0 keeps the frame of the starting latents, and a value between redraws it during that last share
+    of the denoising. Without a mask all frames are generated.
     """
 
     arguments: Mapping[str, Tensor]
@@ -34,7 +34,7 @@ def denoise_step(
     conditions: Conditions,
     generator: Generators = None,
 ) -> Tensor:
-    """Makes step `index`; returns the latents (n, C, T, H, W), in the dtype of promotion: fp32 after the first step."""
+    """Makes denoising step `index`; returns the latents (n, C, T, H, W), which are float32 after the first step."""
     t = scheduler.timesteps[index]  # (n,)
     arguments = dict(conditions.arguments)
     rows = 1 if conditions.guidance_scale is None else 2
@@ -55,7 +55,7 @@ def denoise_step(
 
 
 def _active(scheduler: RFlowScheduler, frame_mask: Tensor, index: int) -> Tensor:
-    """The frames that step `index` moves, (n, T) bool; for a negative index the frames that start from noise."""
+    """Returns which frames step `index` denoises, (n, T) bool; for a negative index those that start from noise."""
     if index < 0:
         return frame_mask == 1
     return frame_mask * scheduler.config["num_timesteps"] >= scheduler.timesteps[index][:, None]
@@ -69,7 +69,7 @@ def sample(
     num_inference_steps: int = 30,
     generator: Generators = None,
 ) -> Tensor:
-    """Samples latents (n, C, T, H, W) from noise: the bare loop, for any callable with the transformer's arguments."""
+    """Samples latents (n, C, T, H, W) from the noise `latents`. `model` takes the transformer's arguments."""
     shape = VideoShape(*(conditions.arguments[name] for name in VideoShape._fields))
     scheduler.set_timesteps(num_inference_steps, latents.device, shape=shape)
     for index in range(num_inference_steps):

@@ -11,7 +11,10 @@ from octavo.capture.errors import UsageError
 
 
 class VideoShape(NamedTuple):
-    """Holds the size of n videos, in pixels and frames, each (n,), in the dtype in which the transform is computed."""
+    """Holds height and width in pixels and the number of frames of n videos, each (n,).
+
+    The timestep transform, which depends on them, is computed in their dtype.
+    """
 
     height: Tensor
     width: Tensor
@@ -19,9 +22,9 @@ class VideoShape(NamedTuple):
 
 
 def time_ratio(shape: VideoShape) -> Tensor:
-    """The ratio (n,) by which a video of this shape needs more noise than a 512 x 512 image.
+    """Returns the ratio (n,) by which a video of this shape needs more noise than a 512 x 512 image.
 
-    Evaluated in the dtype of `shape`. From 2 to 16 frames the ratio is 0, as in the source.
+    It is computed in the dtype of `shape`. From 2 to 16 frames it is 0, as in Open-Sora.
     """
     space = (shape.height * shape.width / (512 * 512)).sqrt()
     frames = shape.num_frames
@@ -41,7 +44,10 @@ def per_frame(values: Tensor) -> Tensor:
 
 
 class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both declare config_name
-    """A scheduler of Euler steps along the velocity, which points from noise to data. A step's times are a row (n,)."""
+    """A scheduler of Euler steps along the velocity, which points from noise to data.
+
+    The time of a step is a tensor (n,), one time for each sample, not a scalar.
+    """
 
     order = 1
 
@@ -71,13 +77,13 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
         shape: VideoShape | None = None,
         rows: int = 1,
     ) -> None:
-        """Sets the times of a run: `timesteps` is (steps, n), n from `shape`, or `rows` without a shape.
+        """Sets the times of a run: the attribute `timesteps` (steps, n), for the n videos of `shape`, or n = `rows`.
 
         The timestep transform, if on, needs `shape`. Its rounding can put the first time just above num_timesteps
-        (144p images in fp32); a frame mask then skips the first step, as in the source.
+        (144p images in float32). With a frame mask no frame is then denoised in the first step, as in Open-Sora.
         """
         if num_inference_steps < 1:
-            raise UsageError(f"steps: {num_inference_steps} are no steps. Use at least 1.")
+            raise UsageError(f"steps: {num_inference_steps} is too few. Use at least 1.")
         total = self.config["num_timesteps"]
         times = torch.tensor(
             even_times(num_inference_steps, total, self.config["use_discrete_timesteps"]), device=device
@@ -100,7 +106,7 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor]:
-        """Moves `sample` along the velocity `model_output` to the next time; `timestep` must be this step's row."""
+        """Moves `sample` along the velocity `model_output` to the next time; `timestep` (n,) is this step's time."""
         if self._step_index >= len(self.timesteps):
             raise UsageError("step: all steps are taken. Call set_timesteps before the next run.")
         following = self._step_index + 1
@@ -110,7 +116,10 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
         return SchedulerOutput(prev_sample=moved) if return_dict else (moved,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The point at `timesteps` (n,) of the straight line from the samples (0) to the noise (num_timesteps)."""
+        """Mixes the samples with noise, linearly in time: at time 0 only the samples, at num_timesteps only noise.
+
+        `timesteps` (n,) has the time of each sample.
+        """
         share = per_frame((timesteps / self.config["num_timesteps"]).reshape(-1))
         return (1 - share) * original_samples + share * noise
 

@@ -48,14 +48,14 @@ DURATIONS = {
 
 
 def video_size(resolution: str, aspect: str) -> tuple[int, int]:
-    """The size (height, width) in pixels of a tabled resolution ("240p") at an aspect ("9:16", height first).
+    """Returns the size (height, width) in pixels of a resolution ("240p") at an aspect ("9:16", height first).
 
     Raises UsageError for a name that is not in the table.
     """
     if aspect not in SIZES:
-        raise UsageError(f"aspect: {aspect!r} is not tabled. Use one of {', '.join(ASPECTS)}.")
+        raise UsageError(f"aspect: {aspect!r} is unknown. Use one of {', '.join(ASPECTS)}.")
     if resolution not in SIZES[aspect]:
-        raise UsageError(f"resolution: {resolution!r} is not tabled. Use one of {', '.join(RESOLUTIONS)}.")
+        raise UsageError(f"resolution: {resolution!r} is unknown. Use one of {', '.join(RESOLUTIONS)}.")
     return SIZES[aspect][resolution]
 
 
@@ -74,7 +74,7 @@ def frame_count(frames: int | str) -> int:
 
 
 def latent_frames(frames: int) -> int:
-    """Returns the number of latent frames: 5 for every 17 frames, and one for every 4 of the rest, rounded up."""
+    """Returns the number of latent frames of a video: 5 for every 17 frames, 1 for every 4 of the rest, rounded up."""
     clips, rest = divmod(frames, 17)
     return clips * 5 + -(-rest // 4)
 
@@ -82,13 +82,13 @@ def latent_frames(frames: int) -> int:
 def latent_size(height: int, width: int, frames: int, factor: int = VAE_FACTOR) -> tuple[int, int, int]:
     """Returns the latent size (frames, height, width) of a video of that many pixels and frames."""
     if min(height, width) < factor:
-        raise UsageError(f"size: {height}x{width} holds no latent. Use at least {factor}x{factor} pixels.")
+        raise UsageError(f"size: {height}x{width} pixels are too few. Use at least {factor}x{factor}.")
     return latent_frames(frames), height // factor, width // factor
 
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """The settings of one run. `aspect` is height:width; `frames` a number or a name of DURATIONS."""
+    """The settings of one run. `aspect` is height:width; `frames` a number or the name of a duration, such as "2s"."""
 
     resolution: str = "240p"
     aspect: str = "9:16"

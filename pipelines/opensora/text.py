@@ -16,7 +16,10 @@ def with_scores(
     motion: float | None = None,
     camera_motion: str | None = None,
 ) -> str:
-    """Appends to a prompt the scores that the model was trained with; scores already in the prompt stay as they are."""
+    """Appends scores to a prompt, in the words that the model was trained with ("motion score: 5.0.").
+
+    A score that is None or already in the prompt is not appended.
+    """
     scores = {
         "aesthetic score": None if aesthetic is None else f"{aesthetic:.1f}",
         "motion score": None if motion is None else f"{motion:.1f}",
@@ -46,7 +49,10 @@ def clean_caption(text: str) -> str:
 
 
 def encode(prompts: Sequence[str], tokenizer: Any, encoder: nn.Module, length: int) -> tuple[Tensor, Tensor]:
-    """Encodes prompts to T5 states (n, 1, length, E) and the token mask (n, length), int64. Keeps states of padding."""
+    """Encodes n prompts; returns T5 states (n, 1, length, E) and the mask (n, length), int64, 1 for tokens of the text.
+
+    The states of padding are not set to zero.
+    """
     tokens = tokenizer(
         list(prompts),
         max_length=length,

@@ -19,9 +19,9 @@ from .embedders import CaptionEmbedder, PatchEmbedder, RotaryFrequencies, Scalar
 class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare config_name
     """Alternating spatial and temporal blocks over patches of latent frames; predicts the rectified-flow velocity.
 
-    Parameter names and shapes are those of hpcai-tech/OpenSora-STDiT-v3. The fields from class_dropout_prob on that
-    concern training or kernels are kept in the config and change nothing here: this is the model in inference.
-    With skip_y_embedder, y is already projected and packed, (1, sum of lengths, C), and mask carries the lengths.
+    Parameter names and shapes are those of hpcai-tech/OpenSora-STDiT-v3. Fields of the config that only concern
+    training or kernels, such as class_dropout_prob, are kept and change nothing. With skip_y_embedder the argument y of
+    a call is already projected and packed without padding, (1, sum of lengths, C), and mask has the lengths.
     """
 
     _no_split_modules = ["STDiT3Block"]  # type: ignore[assignment]  # noqa: RUF012 - the form diffusers reads
@@ -84,11 +84,11 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
         width: Tensor | None = None,
         **ignored: Any,
     ) -> Tensor:
-        """Velocity and an unused second half: (B, out, Tx, Hx, Wx) in fp32.
+        """Returns (B, out, Tx, Hx, Wx) in float32: the first half of the channels is the velocity, the rest is unused.
 
-        x (B, in, Tx, Hx, Wx); timestep (B,) in 0..1000, 1000 = noise; y (B, 1, L, E); mask (B, L) or (n, L), not zero
-        where a token is real; x_mask (B, T) bool, False for frames taken as clean; fps, height, width (m,), frames a
-        second and pixels, B a multiple of m. num_frames and ar may be passed as well.
+        x is (B, in, Tx, Hx, Wx); timestep (B,) in 0..1000, where 1000 is noise; y (B, 1, L, E) the caption states;
+        mask (B, L) or (n, L) not zero where y has a token; x_mask (B, T) bool, False for frames taken as clean. fps
+        (frames per second), height and width (pixels) are (m,), where m divides B. num_frames and ar are ignored.
         """
         if fps is None or height is None or width is None:
             raise UsageError("forward: fps, height and width are missing. Pass all three as tensors.")
@@ -114,7 +114,7 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
         return self._unpatchify(x, grid)[:, :, : size[0], : size[1], : size[2]].float()
 
     def _times(self, timestep: Tensor, fps: Tensor, clean: bool) -> tuple[Tensor, Tensor | None]:
-        """The embedding (B, C) of time and fps, and that of time 0 if some frames may be clean."""
+        """Returns the embedding (B, C) of time and fps, and if `clean` is True that of time 0 and fps, else None."""
         rate = self.fps_embedder(fps.flatten().to(timestep.device), timestep.dtype)
         rate = rate.repeat(timestep.shape[0] // rate.shape[0], 1)
         t = self.t_embedder(timestep, timestep.dtype) + rate
@@ -128,13 +128,16 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
         return pack_captions(self.y_embedder(y).squeeze(1), mask)
 
     def _unpatchify(self, x: Tensor, grid: Sequence[int]) -> Tensor:
-        """(B, T, H * W, pt * ph * pw * out), channels fastest -> (B, out, T * pt, H * ph, W * pw)."""
+        """Joins patches: (B, T, H * W, pt * ph * pw * out) to (B, out, T * pt, H * ph, W * pw).
+
+        A patch has pt x ph x pw positions; in its values the channel changes fastest.
+        """
         x = x.unflatten(-1, (*self.patch, self.out_channels)).unflatten(2, (grid[1], grid[2]))
         return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
 def initialize(model: STDiT3) -> None:
-    """The values a training starts from: xavier-uniform Linears without bias, temporal blocks that add nothing."""
+    """Sets the values that training starts from: xavier-uniform weights, zero biases, idle temporal blocks."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)

@@ -256,7 +256,8 @@ def test_errors_of_the_disk_name_what_the_user_gave(tmp_path: Path) -> None:
 def test_lock_names_its_holder_at_once_and_ends_with_it(tmp_path: Path) -> None:
     directory_lock = lock(tmp_path)
     message = refused(lambda: lock(tmp_path), 5)
-    assert message == f"{tmp_path}: in use by pid {os.getpid()} on host {os.uname().nodename}."
+    who = f"pid {os.getpid()} on host {os.uname().nodename}"
+    assert message == f"{tmp_path}: in use by {who}. Wait until it ends, or use another directory."
     directory_lock.release()
     directory_lock.release()
     assert os.listdir(tmp_path) == []

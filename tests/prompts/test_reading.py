@@ -51,7 +51,7 @@ def test_only_regular_files_are_read(path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\n", b" \t\r\n\n\r  ", b"\xef\xbb\xbf", b"\xe2\x80\xa8\n"], ids=repr)
 def test_a_file_without_prompts_is_refused(path: Path, data: bytes) -> None:
-    assert refused_prompts(path, data) == ": holds no prompts. Write one a line."
+    assert refused_prompts(path, data) == ": holds no prompts. Write one prompt in each line."
 
 
 def test_a_byte_order_mark_is_stripped_in_front_only(path: Path) -> None:
@@ -120,7 +120,7 @@ def test_control_characters_are_refused(path: Path, code: int) -> None:
 @pytest.mark.parametrize("character", ["a", "語", "🦦"])
 def test_long_lines_are_refused(path: Path, character: str) -> None:
     assert read(path, (character * 65_536 + "\nb").encode()).lines == (1, 2)
-    message = ": line 1: longer than 65536 characters. Write one prompt a line."
+    message = ": line 1: longer than 65536 characters. Write one prompt in each line."
     assert refused_prompts(path, (character * 65_537 + "\nb").encode()) == message
     assert refused_prompts(path, (character * 10_000_000).encode()) == message
 

@@ -72,7 +72,7 @@ REFUSED = {
     "ragged.csv": ("Prompt,Category\na red cube, shiny,Colors\n", "line 2: 3 cells, where the header has 2"),
     "headless.csv": ("a red cube\na fox\n", "no column of prompts among 'a red cube'. Name it prompt"),
     "header.csv": ("Prompt,Category\n", "holds no prompts"),
-    "two.csv": ("text,caption\na,b\n", "'text' and 'caption' may hold the prompts. Name one of them prompt"),
+    "two.csv": ("text,caption\na,b\n", "'text' and 'caption' may hold the prompts. Rename the right one to prompt"),
     "same.csv": ("Prompt,prompt\na,b\n", "'Prompt' and 'prompt' may hold"),
     "open.csv": ('Prompt,C\nok,x\n"never closed,x\nmore,y\n', "line 3: unexpected end of data"),
     "lines.json": ('{"prompt": "a"}\n{"prompt": "b"}\n', "line 2: not JSON (Extra data). Name it .jsonl"),
@@ -89,7 +89,7 @@ REFUSED = {
     "broken.jsonl": ('{"prompt": "a"}\na fox\n', "line 2: not JSON"),
     "wide.csv": ("Prompt\na\n".encode("utf-16"), "looks like UTF-16"),
     "table.parquet": (b"PAR1", "Save it as .csv, .tsv, .json or .jsonl"),
-    "list.yaml": ("- a fox\n", "one prompt a line"),
+    "list.yaml": ("- a fox\n", "one prompt in each line"),
 }  # fmt: skip
 
 

@@ -219,15 +219,15 @@ def test_a_deflate_bomb_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "fact"),
     [
-        (torch.ones(2), "expected a list of samples, found Tensor."),
-        (3, "expected a list of samples, found int."),
-        ([SAMPLE, 3], "sample 1 is a int, not a dict, list or tuple of inputs."),
-        ([{1: torch.ones(1)}], "sample 0 is a dict, not a dict, list or tuple of inputs."),
+        (torch.ones(2), "expected a list of samples, found Tensor"),
+        (3, "expected a list of samples, found int"),
+        ([SAMPLE, 3], "sample 1 is a int, not a dict with names as keys, a list or a tuple"),
+        ([{1: torch.ones(1)}], "sample 0 is a dict, not a dict with names as keys, a list or a tuple"),
     ],
 )
 def test_anything_but_a_list_of_samples_is_refused(tmp_path: Path, value: Any, fact: str) -> None:
     torch.save(value, tmp_path / "f.pth")
-    assert refused_load(tmp_path / "f.pth", load_samples) == f": {fact}"
+    assert refused_load(tmp_path / "f.pth", load_samples).startswith(f": {fact}. Save ")
 
 
 def test_one_sample_and_positional_samples_load(tmp_path: Path) -> None:

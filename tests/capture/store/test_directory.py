@@ -154,7 +154,8 @@ def test_a_real_limit_on_file_size_is_refused_and_resumes(tmp_path: Path) -> Non
 
 def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
     with CaptureWriter.create(tmp_path, MANIFEST):
-        expected = f": in use by pid {os.getpid()} on host {os.uname().nodename}."
+        who = f"pid {os.getpid()} on host {os.uname().nodename}"
+        expected = f": in use by {who}. Wait until it ends, or use another directory."
         assert refused_create(tmp_path, 5, MANIFEST, resume=True) == expected
 
 
