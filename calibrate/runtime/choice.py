@@ -26,7 +26,7 @@ MANY_ROWS = 256  # from this number of rows on a product has the choice of the m
 # rows and keys of its measurement. With few heads all inputs would stay in the cache; torch's kernel works in larger
 # pieces from 768 rows on.
 _SIZES = {
-    "small": (LEAST_SCORES, (16, 64, 64)),
+    "small": (LEAST_SCORES, (4, 64, 64)),
     "medium": (1 << 15, (4, 256, 256)),
     "large": (1 << 18, (1, 768, 512)),
 }
@@ -59,8 +59,8 @@ def fastest(times: Mapping[str, float]) -> str:
 
 
 def size_class(scores: int) -> str:
-    """Returns the size class of a call of attention with so many scores in a head, at least LEAST_SCORES."""
-    return [name for name, (least, _) in _SIZES.items() if scores >= least][-1]
+    """Returns the size class of a call of attention with so many scores in a head."""
+    return next((name for name, (least, _) in reversed(_SIZES.items()) if scores >= least), "small")
 
 
 def attention_for(dtype: torch.dtype, size: str, word: str) -> str:

@@ -63,7 +63,7 @@ def _weight_only(layer: LinearState, rows: Tensor) -> Tensor:
     linear = partial(by_float32, F.linear) if linear_in_float32(x.dtype, len(rows)) else F.linear
     for start in range(0, layer.out_features, step := max(1, _AT_ONCE // layer.in_features)):
         channels = slice(start, start + step)
-        y[:, channels] = linear(x, *layer._float(x.dtype, channels))
+        y[:, channels] = linear(x, *layer._float_weight(x.dtype, channels))
     return y
 
 
