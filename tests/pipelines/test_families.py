@@ -104,7 +104,7 @@ def test_both_denoisers_of_wan_run_in_integers_after_one_capture_and_one_calibra
     assert "5 frames" in octavo("generate", out, "a cat", "-o", tmp_path / "frames", *run, *steps)
     assert octavo("inspect", out).count("20 W8A8") == 2
     found = octavo("compare", wan, out, *WAN, "--steps", 4, "-o", tmp_path / "r.html", "--json").splitlines()
-    done = next(event for line in found if (event := json.loads(line))["event"] == "done")
+    done = next(event for line in found if line[0] == "{" and (event := json.loads(line))["event"] == "done")
     assert done["component"] == "transformer and transformer_2"
     assert [step["step"] for step in done["totals"]["step_sqnr"]] == [1, 2, 3, 4]
     assert "no checkpoint of vae. Choose one of transformer" in octavo(

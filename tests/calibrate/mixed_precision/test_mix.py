@@ -117,7 +117,7 @@ def test_a_budget_needs_the_pipeline(tiny):
     refused(
         lambda: calibrate(tiny[0].transformer, lambda: tiny[2], Settings(budget="50%")),
         2,
-        re.compile(r"^budget: needs runs of the pipeline"),
+        re.compile(r"^budget: schemes are chosen by running the pipeline"),
     )
 
 

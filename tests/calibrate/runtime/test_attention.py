@@ -42,7 +42,7 @@ def mask_of(kind, rows, keys, dtype):
     st.integers(0, 2**31),
 )
 def test_any_shape_scale_and_mask(candidate, heads, lengths, widths, size, kind, scale, seed):
-    (name, dtype), attention = candidate, CANDIDATES[candidate[0]].run
+    attention, dtype = CANDIDATES[candidate[0]].run, candidate[1]
     torch.manual_seed(seed)
     (rows, keys), (width, out) = lengths, widths
     q = (size * torch.randn(*heads, rows, width)).to(dtype)

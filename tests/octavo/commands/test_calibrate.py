@@ -184,7 +184,7 @@ def test_inspect_finds_integers_that_do_not_compute_the_layer(checkpoint, tmp_pa
     save_file(tensors, file)
     (tmp_path / "a" / MANIFEST).unlink()
     said = octavo("inspect", tmp_path / "a", code=3)
-    assert "no  octavo     integers: as npu_quant_matmul computes them" in said
+    assert "no  octavo     integers: computed as npu_quant_matmul does, the largest error is" in said
     assert "(transformer_blocks.0.attn.to_q)" in said
 
 
