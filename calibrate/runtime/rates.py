@@ -35,5 +35,5 @@ def _int8(generator: torch.Generator) -> dict[str, Callable[[], Any]]:
     weight = torch.randint(-128, 128, (_OUT, _IN), dtype=torch.int8, generator=generator)
     numbers = torch.ones(_OUT), torch.zeros(_OUT, dtype=torch.int64), None
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
-    more = 1.0, 0, torch.float32, "none", [], ""
+    more: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
     return {"int8": lambda: torch.ops.onednn.qlinear_pointwise(codes, 1.0, 128, packed, *numbers, *more)}

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -19,15 +20,15 @@ from ..terminal import Terminal
 def run(terminal: Terminal) -> None:
     """Runs the command."""
     sets = instruction_sets()
-    facts = {
+    facts: dict[str, Any] = {
         "processor": processor(),
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "instruction sets": ", ".join(name for name, there in sets.items() if there) or "none of " + ", ".join(sets),
         "compiled kernels": kernels.absence() or f"{kernels.LIBRARY.name}: loaded",
         "integer layers": "oneDNN" if sums_in_int32() else "the exact reference, slowly: the processor has no VNNI",
     }
-    terminal.table("This machine", ["fact", "value"], [[name, value] for name, value in facts.items()])
+    terminal.table("This machine", ["fact", "value"], [[name, str(value)] for name, value in facts.items()])
     terminal.event("machine", **facts)
     _show_rates(terminal)
     _show_attention(terminal)
@@ -41,7 +42,8 @@ def _show_rates(terminal: Terminal) -> None:
         ["dtype", "rate"],
         [[name, f"{rate / 1e9:.0f} {_unit(name)}" if rate else "cannot run"] for name, rate in measured.items()],
     )
-    terminal.event("rates", **{name: round(rate) for name, rate in measured.items()})
+    rounded: dict[str, Any] = {name: round(rate) for name, rate in measured.items()}
+    terminal.event("rates", **rounded)
 
 
 def _unit(dtype: str) -> str:
