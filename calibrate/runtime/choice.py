@@ -27,13 +27,13 @@ MANY_ROWS = 256  # from this number of rows on a product has the choice of the m
 # pieces from 768 rows on.
 _SIZES = {
     "small": (LEAST_SCORES, (4, 64, 64)),
-    "medium": (1 << 15, (4, 256, 256)),
+    "medium": (1 << 15, (2, 256, 256)),
     "large": (1 << 18, (1, 768, 512)),
 }
 _WIDTH = 64  # width of a head in a measurement
 _CLEAR = 0.9  # a candidate is chosen if it takes less than this part of torch's time; less is noise of a busy machine
 _HOPELESS = 1.5  # a candidate that took this many times as long as the fastest is not measured again
-_ROUNDS, _SECONDS = 5, 0.008  # a measurement ends after so many rounds, or after two when it took so long
+_ROUNDS, _SECONDS = 5, 0.005  # a measurement ends after so many rounds, or after two once it took so many seconds
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
@@ -176,10 +176,10 @@ def _products(dtype: torch.dtype, kind: str) -> dict[str, Callable[[], Any]]:
     """Returns a product of a kind in its own dtype and in float32."""
     function = _PRODUCTS[kind]
     if kind == "convolution":
-        inputs = _randn(1, 16, 32, 32).to(dtype), _randn(64, 16, 2, 2).to(dtype), _randn(64).to(dtype)
+        inputs = _randn(1, 16, 16, 16).to(dtype), _randn(64, 16, 2, 2).to(dtype), _randn(64).to(dtype)
     else:
         rows = MANY_ROWS if kind == "many rows" else LEAST_ROWS
-        inputs = _randn(rows, 256).to(dtype), _randn(512, 256).to(dtype), _randn(512).to(dtype)
+        inputs = _randn(rows, 128).to(dtype), _randn(256, 128).to(dtype), _randn(256).to(dtype)
     return {_name(dtype): partial(function, *inputs), "float32": partial(by_float32, function, *inputs)}
 
 
