@@ -106,7 +106,7 @@ def test_the_same_content_makes_the_same_page(tiny_model, quantized):
         "model": "m", "checkpoint": "c", "component": "transformer", "pipeline": "P", "runs_on": "cpu",
         "prompts_source": "s", "settings": {}, "decoded": True, "totals": made.totals(), "gates": [],
         "prompts": [pair.row for pair in made.pairs], "ranges": made.probe.heat(), "report": made.deployed.report,
-        "surroundings": surroundings(CPU),
+        "surroundings": surroundings(CPU, made.dtype),
     }  # fmt: skip
     assert page(content, pictures) == page(json.loads(json.dumps(content)), pictures)
 
