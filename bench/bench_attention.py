@@ -1,9 +1,10 @@
-"""Compares Octavo's attention with torch's on a CPU: milliseconds of alternating calls, and errors against float64.
+"""Compares the chosen attention with torch's on a CPU: milliseconds of alternating calls, and errors against float64.
 
 OMP_NUM_THREADS=2 python -m bench.bench_attention [--rounds 7] [--processor]
 
 Inputs are normal random numbers; the queries are multiplied by the number in the column `queries`. An error is the
-norm of the difference to the output in float64, divided by the norm of that output. With --processor, times are
+norm of the difference to the output in float64, divided by the norm of that output. Where torch's own attention is
+chosen, both columns are of one function. With --processor, times are
 processor times and the smallest of all rounds, for a machine that other processes use too.
 """
 
@@ -16,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from octavo.calibrate.runtime.attention import attention
+from octavo.calibrate.runtime.choice import attention_for, size_class
+from octavo.calibrate.runtime.operators import attended
 
 CASES = [  # heads, rows, keys, width
     (24, 1357, 1357, 64),
@@ -58,11 +60,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--processor", action="store_true")
     options = parser.parse_args()
-    functions: dict[str, Function] = {"torch": F.scaled_dot_product_attention, "octavo": attention}
+    functions: dict[str, Function] = {"torch": F.scaled_dot_product_attention, "octavo": attended}
     print(
-        "| heads, rows, keys, width | queries | dtype | torch | Octavo | | error: torch | Octavo |\n" + "|---" * 8 + "|"
+        "| heads, rows, keys, width | queries | dtype | torch | Octavo | | choice | error: torch | Octavo |\n"
+        + "|---" * 9
+        + "|"
     )
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for case in CASES:
             for queries in (1.0, 3.0, 10.0) if case == CASES[0] else (1.0,):
                 inputs = make_inputs(case, queries, dtype)
@@ -73,8 +77,9 @@ def main() -> None:
                     exact = functions["torch"](*[x.double() for x in inputs])
                     results = [function(*inputs).double() for function in functions.values()]
                     errors = [f"{float((result - exact).norm() / exact.norm()):.2g}" for result in results]
+                choice = attention_for(dtype, size_class(case[1] * case[2]), "auto")
                 name = str(dtype).removeprefix("torch.")
-                print(f"| {case} | {queries:g} | {name} | {cells} | {' | '.join(errors)} |", flush=True)
+                print(f"| {case} | {queries:g} | {name} | {cells} | {choice} | {' | '.join(errors)} |", flush=True)
 
 
 if __name__ == "__main__":

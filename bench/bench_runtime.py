@@ -15,7 +15,7 @@ from torch import nn
 
 from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.install import install
-from octavo.calibrate.runtime import accelerate, attend
+from octavo.calibrate.runtime import accelerate
 from octavo.calibrate.settings import Settings
 from octavo.pipelines.sd3 import SD3
 from tests.zoo.random_sd3 import Call
@@ -108,7 +108,7 @@ def main() -> None:
     options = parser.parse_args()
     models = make_models(options.activations)
     if options.torch_attention:
-        attend(models["int8"][0], False)
+        accelerate(models["int8"][0], attention="torch")
     if options.memory:
         print_memory(models, options.tokens[0])
         return

@@ -127,7 +127,7 @@ def _with_layers(module: nn.Module, layers: dict[str, QuantizedLayer]) -> Iterat
         finally:
             for name in fused:
                 replace(module, name, before[name])
-            attend(module, False)
+            attend(module, None)
 
 
 def _is_fused(module: nn.Module, name: str) -> bool:

@@ -218,6 +218,21 @@ def compare(debug: bool, as_json: bool, **options: Any) -> None:
 
 
 @main.command(
+    cls=Command,
+    short_help="Show what the processor can do, and which kernels were chosen.",
+    params=printing(heading=""),
+)
+def doctor(as_json: bool, debug: bool) -> None:
+    """Measure this machine's processor; show the rates, and the kernels that models in integers run with."""
+    from .terminal import Terminal, errors
+
+    with errors(debug):
+        from .commands.doctor import run
+
+        run(Terminal(as_json))
+
+
+@main.command(
     name="convert-pth",
     cls=Command,
     short_help="Convert a .pth list of inputs into a capture.",

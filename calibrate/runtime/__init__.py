@@ -2,7 +2,7 @@
 rounding."""
 
 from .accelerate import accelerate, optimized
-from .attention import attend
 from .int8_modules import BACKENDS, Int8Conv2d, Int8Linear
+from .operators import attend
 
 __all__ = ["BACKENDS", "Int8Conv2d", "Int8Linear", "accelerate", "attend", "optimized"]

@@ -6,8 +6,9 @@ from octavo.capture.errors import UsageError
 
 from ..layers.install import names_of, replace
 from ..layers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear
-from .attention import attend, is_quick
+from .attention import ATTENTION
 from .int8_modules import BACKENDS, Int8Conv2d, Int8GELU, Int8Linear
+from .operators import attend
 from .shared_codes import SharedCodes
 
 Int8Layer = Int8Linear | Int8Conv2d
@@ -27,11 +28,18 @@ def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
     return layer
 
 
-def accelerate(model: nn.Module, backend: str | None = None, attention: bool = True) -> None:
+def accelerate(model: nn.Module, backend: str | None = None, attention: str | bool = "auto") -> None:
     """Makes all integer layers of `model` run on `backend`. Names, tensors and hooks of the model stay the same.
 
-    With `attention`, and backend "cpu" or None, forwards on a CPU also use Octavo's attention where it is faster.
+    With backend "cpu" or None, forwards on a CPU also compute attention, and the layers that stay float, by the kernels
+    that this processor was measured to be fastest with. `attention`, a key of ATTENTION, limits the kernels of
+    attention: "auto" or True allows all, "float" those that compute in floating point, "torch" or False only torch's.
+
+    Raises UsageError for an unknown backend or an unknown word.
     """
+    word = ("auto" if attention else "torch") if isinstance(attention, bool) else attention
+    if not isinstance(word, str) or word not in ATTENTION:
+        raise UsageError(f"attention: {attention!r} is unknown. Choose one of {', '.join(ATTENTION)}.")
     shared_codes = SharedCodes()
     for first, names in names_of(model).items():
         layer = model.get_submodule(first)
@@ -46,7 +54,7 @@ def accelerate(model: nn.Module, backend: str | None = None, attention: bool = T
             fused = Int8GELU(module.proj, module.approximate).train(module.training)  # type: ignore[arg-type]
             for name in names:
                 replace(model, name, fused)
-    attend(model, attention and backend in (None, "cpu") and is_quick())
+    attend(model, word if backend in (None, "cpu") else None)
 
 
 def _is_gelu(module: nn.Module) -> bool:

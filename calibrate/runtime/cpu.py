@@ -9,6 +9,7 @@ rounding of the bias.
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..layers.products import dynamic_codes, sums_in_int32
 from ..layers.scheme import QParams, codes, divided
 from . import kernels, reference
+from .choice import by_float32, linear_in_float32
 from .int8_layer import Conv2dState, LinearState
 from .onednn_weights import SHIFT, Output, Packed
 from .shared_codes import Quantization
@@ -61,9 +63,10 @@ def _weight_only(layer: LinearState, rows: Tensor) -> Tensor:
     """Multiplies with the dequantized weight, rounded as in the reference. Dequantizes only as many rows of the weight
     at a time as fit in the cache."""
     x, y = layer.transformed(rows, -1), torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
+    linear = partial(by_float32, F.linear) if linear_in_float32(x.dtype, len(rows)) else F.linear
     for start in range(0, layer.out_features, step := max(1, _AT_ONCE // layer.in_features)):
         channels = slice(start, start + step)
-        y[:, channels] = F.linear(x, *layer._float_weight(x.dtype, channels))
+        y[:, channels] = linear(x, *layer._float_weight(x.dtype, channels))
     return y
 
 

@@ -48,6 +48,17 @@ def library() -> ctypes.CDLL | None:
     return kernels
 
 
+def absence() -> str | None:
+    """Returns why there is no library, in words; None if there is one."""
+    if library() is not None:
+        return None
+    if not (torch.cpu._is_avx512_supported() and torch.cpu._is_avx512_bf16_supported()):
+        return "none: this processor lacks AVX512_BF16"
+    if not LIBRARY.exists():
+        return "none: they were not compiled. Install Octavo again where there is a C compiler"
+    return f"none: {LIBRARY} cannot be used. Install Octavo again"
+
+
 def attention(
     kernels: ctypes.CDLL, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
 ) -> None:

@@ -122,7 +122,10 @@ def content_of(comparison: Comparison, options: CompareOptions, source: str) -> 
         "component": deployed.component,
         "pipeline": type(comparison.pipe).__name__,
         "runs_on": deployed.runs_on,
-        "surroundings": {"dtype": str(comparison.dtype).removeprefix("torch."), **surroundings(comparison.device)},
+        "surroundings": {
+            "dtype": str(comparison.dtype).removeprefix("torch."),
+            **surroundings(comparison.device, comparison.dtype),
+        },
         "prompts_source": source,
         "settings": _settings(comparison.arguments) | {"seed": options.seed},
         "decoded": comparison.arguments.get("output_type") != "latent",

@@ -1,27 +1,17 @@
-"""Octavo's attention on a CPU agrees with float64, and runs only inside forwards of an accelerated model."""
-
-import copy
-import io
-import math
-import threading
+"""Every candidate for attention on a CPU computes what torch does in float64."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from octavo.calibrate.runtime import accelerate
-from octavo.calibrate.runtime import attention as home
-from octavo.calibrate.runtime.attention import Attention, attend, attention, is_faster, is_quick
-from octavo.capture.recorder import Memory, Recorder, copied
+from octavo.calibrate.runtime.attention import ATTENTION, CANDIDATES, DTYPES
 
-from ...pipelines.test_families import OF, denoiser, run
-from .test_compiled import compiled, transformer
-
-pytestmark = pytest.mark.skipif(not is_quick(), reason="this CPU has torch's attention")
 EPS = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
+# the candidates that this machine can run, each with a dtype; torch's own attention is what they are compared with
+FITTING = [(name, dtype) for name, each in CANDIDATES.items() for dtype in DTYPES if each.fits(dtype)]
+FITTING = [pair for pair in FITTING if pair[0] != "torch"]
 MASKS = ("none", "bool", "keys", "float", "lowest")
 
 
@@ -42,64 +32,63 @@ def mask_of(kind, rows, keys, dtype):
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.sampled_from(list(EPS)),
+    st.sampled_from(FITTING),
     st.sampled_from([(2,), (1, 3), (2, 1, 2)]),
     st.tuples(st.sampled_from([1, 17, 130]), st.sampled_from([1, 2, 77, 200])),
     st.tuples(st.sampled_from([1, 7, 40, 64, 128]), st.sampled_from([1, 8, 65])),
     st.sampled_from([0.01, 1.0, 5.0, 30.0]),
     st.sampled_from(MASKS),
     st.sampled_from([None, 0.3, -0.1, 0.0]),
-    st.booleans(),
     st.integers(0, 2**31),
 )
-def test_any_shape_scale_and_mask(dtype, heads, lengths, widths, size, kind, scale, compiled, seed):
+def test_any_shape_scale_and_mask(candidate, heads, lengths, widths, size, kind, scale, seed):
+    attention, dtype = CANDIDATES[candidate[0]].run, candidate[1]
     torch.manual_seed(seed)
     (rows, keys), (width, out) = lengths, widths
     q = (size * torch.randn(*heads, rows, width)).to(dtype)
     k, v = torch.randn(*heads, keys, width).to(dtype), torch.randn(*heads, keys, out).to(dtype)
     mask = None if kind == "none" else mask_of(kind, rows, keys, dtype)
-    with pytest.MonkeyPatch.context() as patch:
-        if not compiled:
-            patch.setattr(home.kernels, "library", lambda: None)
-        y, wanted = attention(q, k, v, mask, scale=scale), exact(q, k, v, mask, scale)
+    y, wanted = attention(q, k, v, mask, scale=scale), exact(q, k, v, mask, scale)
     assert (y.dtype, y.shape) == (dtype, wanted.shape)
-    # the rounding error of a score grows with the terms of its sum, and carries over to the attention weights
+    # a score is off by roundings of what it is a sum of, and then so are the weights
     factor = width**-0.5 if scale is None else abs(scale)
     terms = factor * (q.double().abs() @ k.double().abs().mT).amax() + (0 if kind != "float" else 4)
     allowed = EPS[dtype] * (4 + (terms if dtype != torch.float16 else 1)) * v.double().abs().amax()
     assert (y.double() - wanted).abs().max() <= allowed
 
 
-@pytest.mark.parametrize("dtype", list(EPS), ids=str)
+@pytest.mark.parametrize(("name", "dtype"), FITTING, ids=str)
 @pytest.mark.parametrize("size", [0.3, 1.0, 3.0, 10.0])
-def test_attention_is_about_as_exact_as_torch(dtype, size):
+def test_attention_is_about_as_exact_as_torch(name, dtype, size):
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 300, 2, 64).to(dtype).transpose(1, 2) for _ in range(3))
     q = q * size
     wanted = exact(q, k, v)
-    ours, torchs = ((y.double() - wanted).norm() for y in (attention(q, k, v), F.scaled_dot_product_attention(q, k, v)))
+    outputs = CANDIDATES[name].run(q, k, v), F.scaled_dot_product_attention(q, k, v)
+    ours, torchs = ((y.double() - wanted).norm() for y in outputs)
     assert ours < 1.5 * torchs + 1e-6 * wanted.norm()
 
 
+@pytest.mark.parametrize("name", [name for name, dtype in FITTING if dtype == torch.bfloat16])
 @pytest.mark.parametrize("keys", [300, 1357])
 @pytest.mark.parametrize("size", [0.0, 0.3, 3.0, 30.0])
-def test_a_value_that_all_keys_share_is_the_output(size, keys):
+def test_a_value_that_all_keys_share_is_the_output(name, size, keys):
     torch.manual_seed(0)
     q, k = size * torch.randn(1, 2, 300, 64).bfloat16(), torch.randn(1, 2, keys, 64).bfloat16()
     v = torch.tensor([1.0, -1.5, 0.0]).bfloat16().expand(1, 2, keys, 3)
-    assert torch.allclose(attention(q, k, v), v[:, :, :1], rtol=2**-7, atol=0)
+    assert torch.allclose(CANDIDATES[name].run(q, k, v), v[:, :, :1], rtol=2**-7, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "dtype"), [pair for pair in FITTING if pair[1] != torch.float16], ids=str)
 @pytest.mark.parametrize("size", [1e-30, 15.0, 25.0, 40.0, 1e4])
-def test_scores_of_any_size_are_finite_and_right(dtype, size):
-    """All vectors lie along one line, so that scores reach their bounds. Half of the rows point away from all keys."""
+def test_scores_of_any_size_are_finite_and_right(name, dtype, size):
+    """Vectors along one line, so that scores reach their bounds; half of the rows point away from all keys."""
     torch.manual_seed(0)
     line = F.normalize(torch.randn(64), dim=0)
     q = (torch.tensor([1.0, -1.0]).repeat(150)[:, None] * line * size).to(dtype)[None]
     k = ((1 + torch.rand(300, 1)) * line * 8).to(dtype)[None]
     v = torch.randn(1, 300, 16).to(dtype)
-    y, wanted = attention(q, k, v), exact(q, k, v)
+    y, wanted = CANDIDATES[name].run(q, k, v), exact(q, k, v)
     terms = float((q.double().abs() @ k.double().abs().mT).amax() / 8)
     assert y.isfinite().all()
     assert (y.double() - wanted).abs().max() <= EPS[dtype] * (4 + terms) * v.abs().max()
@@ -107,179 +96,25 @@ def test_scores_of_any_size_are_finite_and_right(dtype, size):
         assert (y.double() - wanted).norm() < 4 * EPS[dtype] * wanted.norm() + 1e-3 * wanted.norm()
 
 
-def test_rows_whose_keys_are_all_masked_are_zeros_as_in_torch():
-    q, k, v = (torch.randn(1, 2, 300, 8) for _ in range(3))
+@pytest.mark.parametrize(("name", "dtype"), FITTING, ids=str)
+def test_rows_whose_keys_are_all_masked_are_zeros_as_in_torch(name, dtype):
+    q, k, v = (torch.randn(1, 2, 300, 8).to(dtype) for _ in range(3))
     mask = torch.rand(300, 300) > 0.5
     mask[7] = False
-    y = attention(q, k, v, mask)
-    assert torch.equal(y[:, :, 7], torch.zeros(1, 2, 8))
-    assert torch.allclose(y, F.scaled_dot_product_attention(q, k, v, mask), atol=1e-6)
+    y = CANDIDATES[name].run(q, k, v, mask)
+    assert torch.equal(y[:, :, 7], torch.zeros(1, 2, 8).to(dtype))
+    assert torch.allclose(y.double(), exact(q, k, v, mask), atol=8 * EPS[dtype])
 
 
 def test_long_sequences_in_pieces_give_the_same_output():
+    attention = CANDIDATES["oneDNN products"].run
     q, k, v = (torch.randn(1, 1, 5000, 8) for _ in range(3))
     q, whole = q[:, :, :2000], attention(q[:, :, :2000], k, v)
     assert torch.allclose(whole, torch.cat([attention(some, k, v) for some in q.split(300, 2)], 2), atol=1e-6)
     assert torch.allclose(whole, exact(q, k, v).float(), atol=1e-5)
 
 
-Q = torch.randn(1, 4, 300, 8)
-NOT_OURS = {
-    "dropout": ((Q, Q, Q), {"dropout_p": 0.1}),
-    "causal": ((Q, Q, Q), {"is_causal": True}),
-    "groups": ((Q, Q[:, :2], Q[:, :2]), {"enable_gqa": True}),
-    "broadcast heads": ((Q, Q[:, :1], Q[:, :1]), {}),
-    "float64": ((Q.double(), Q.double(), Q.double()), {}),
-    "gradient": ((Q.clone().requires_grad_(), Q, Q), {}),
-    "few": ((Q[:, :, :5], Q[:, :, :5], Q[:, :, :5]), {}),
-    "none": ((Q[:, :, :0], Q, Q), {}),
-    "no keys": ((Q, Q[:, :, :0], Q[:, :, :0]), {}),
-    "matrices": ((Q[0, 0], Q[0, 0], Q[0, 0]), {}),
-    "mask that is trained": ((Q, Q, Q), {"attn_mask": torch.zeros(300, 300, requires_grad=True)}),
-}
-
-
-@pytest.mark.parametrize("name", NOT_OURS)
-def test_unsupported_calls_are_computed_by_torch_to_the_bit(name):
-    args, options = NOT_OURS[name]
-    torch.manual_seed(0)
-    wanted = F.scaled_dot_product_attention(*args, **options)
-    torch.manual_seed(0)
-    assert not is_faster(*args, **options)
-    with Attention():
-        y = F.scaled_dot_product_attention(*args, **options)
-    assert torch.equal(y, wanted)
-    assert y.requires_grad == wanted.requires_grad
-
-
-@pytest.mark.parametrize("name", NOT_OURS)
-def test_unsupported_calls_are_computed_by_torch_in_a_graph_too(name):
-    args, options = NOT_OURS[name]
-    function = compiled(lambda: F.scaled_dot_product_attention(*args, **options), "eager")
-    torch.manual_seed(0)
-    wanted = F.scaled_dot_product_attention(*args, **options)
-    torch.manual_seed(0)
-    with Attention():
-        y = function()
-    torch.testing.assert_close(y, wanted)
-    assert y.requires_grad == wanted.requires_grad
-
-
-def test_what_torch_refuses_is_refused():
-    with Attention(), pytest.raises(RuntimeError):
-        F.scaled_dot_product_attention(Q, Q, Q, torch.zeros(3, 300))
-    with Attention(), pytest.raises(RuntimeError):
-        F.scaled_dot_product_attention(Q, Q.bfloat16(), Q)
-
-
-def test_autocast_is_computed_by_torch():
-    with torch.autocast("cpu", torch.bfloat16), Attention():
-        assert F.scaled_dot_product_attention(Q, Q, Q).dtype == torch.bfloat16
-
-
-class Model(nn.Module):
-    """Self-attention that records for each forward whether Octavo's attention was active."""
-
-    def __init__(self):
-        super().__init__()
-        self.to_q = nn.Linear(8, 8)
-        self.inside: list[bool] = []
-
-    def forward(self, x, fail=None):
-        self.inside.append(isinstance(torch.overrides._get_current_function_mode(), Attention))
-        if fail:
-            raise fail
-        return F.scaled_dot_product_attention(self.to_q(x), x, x)
-
-
-def outside():
-    return torch.overrides._get_current_function_mode() is None
-
-
-@torch.no_grad()
-def test_attention_is_replaced_only_during_a_forward_and_in_copies_too():
-    model, x = Model(), Q[0]
-    wanted = model(x)
-    accelerate(model)
-    accelerate(model)
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    for instance in (model, copy.deepcopy(model), torch.load(file, weights_only=False)):
-        y = instance(x)
-        assert instance.inside[-1]
-        assert outside()
-        assert torch.allclose(y, wanted, atol=1e-6)
-    for options in ({"backend": "reference"}, {"attention": False}):
-        accelerate(model)
-        accelerate(model, **options)
-        assert torch.equal(model(x), wanted)
-        assert not model.inside[-1]
-        assert not model._forward_hooks
-        assert not model._forward_pre_hooks
-
-
-def test_a_forward_that_fails_leaves_nothing_behind():
-    model = Model()
-    attend(model, True)
-    with pytest.raises(ValueError, match="no"):
-        model(Q[0], ValueError("no"))
-    assert outside()
-    with pytest.raises(KeyboardInterrupt):
-        model(Q[0], KeyboardInterrupt())
-    with torch.no_grad():
-        model(Q[0])
-    assert outside()
-    model.register_forward_pre_hook(lambda *_: math.sqrt(-1), prepend=True)
-    with pytest.raises(ValueError, match="math"):
-        model(Q[0])
-    assert outside()
-
-
-def test_other_threads_are_not_affected():
-    outcomes = []
-
-    class Asks(Model):
-        def forward(self, x):
-            thread = threading.Thread(target=lambda: outcomes.append(outside()))
-            thread.start()
-            thread.join()
-            return super().forward(x)
-
-    model = Asks()
-    attend(model, True)
-    model(Q[0])
-    assert outcomes == [True]
-    assert model.inside == [True]
-
-
-@torch.no_grad()
-def test_a_transformer_keeps_its_output():
-    model = transformer("W8A16", size=64)
-    inputs = torch.randn(1, 16, 64, 64), torch.randn(1, 70, 16), torch.randn(1, 8), torch.tensor([500.0])
-    y = model(*inputs)[0]
-    attend(model, False)
-    wanted = model(*inputs)[0]
-    assert not torch.equal(y, wanted)
-    assert torch.allclose(y, wanted, rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", OF)
-def test_denoisers_of_all_families_keep_their_output(name, monkeypatch):
-    pipe, arguments, module = denoiser(name)
-    memory, uses = Memory(), []
-    with Recorder(module, memory):
-        run(pipe, arguments)
-    call = memory.calls[0]
-
-    def output():
-        return module(*copied(call.args), **copied(call.kwargs) | {"return_dict": False})[0]
-
-    wanted = output()
-    monkeypatch.setattr(home, "_LEAST_SCORES", 0)
-    monkeypatch.setattr(home, "attention", lambda *args, **options: uses.append(1) or attention(*args, **options))
-    attend(module, True)
-    y = output()
-    assert uses
-    assert torch.allclose(y, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+def test_each_word_allows_candidates_and_the_first_is_torchs_own():
+    for names in ATTENTION.values():
+        assert names[0] == "torch"
+        assert set(names) <= set(CANDIDATES)

@@ -11,7 +11,7 @@ from torch import nn
 from octavo.calibrate.layers.install import install
 from octavo.calibrate.layers.scheme import Range
 from octavo.calibrate.runtime import accelerate, attend, optimized
-from octavo.calibrate.runtime.attention import is_quick
+from octavo.calibrate.runtime.attention import ATTENTION
 from octavo.capture.recorder import Memory, Recorder, copied
 
 from ...helpers.slow import marked
@@ -125,9 +125,11 @@ def test_a_graph_computes_with_the_layer_it_is_given(gelu):
 
 
 @torch.no_grad()
-@pytest.mark.skipif(not is_quick(), reason="this CPU has torch's attention")
-def test_attention_is_in_the_graph():
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_attention_is_in_the_graph(monkeypatch):
+    monkeypatch.setitem(ATTENTION, "ours", ("oneDNN products",))
     model, graphs = transformer("W8A16", size=64), []
+    attend(model, "ours")
     wanted = model(*inputs_of(size=64))[0]
 
     def backend(module, _):
@@ -137,7 +139,7 @@ def test_attention_is_in_the_graph():
     y = compiled(copy.deepcopy(model), backend, fullgraph=True)(*inputs_of(size=64))[0]
     assert any("octavo.attention" in target for target in graphs[0])
     assert torch.equal(y, wanted)
-    attend(model, False)
+    attend(model, None)
     assert not torch.equal(model(*inputs_of(size=64))[0], wanted)
 
 

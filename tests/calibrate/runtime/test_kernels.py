@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 import hatch_build
 from octavo.calibrate.layers.scheme import ACTIVATION, QParams, codes
 from octavo.calibrate.runtime import cpu, kernels
-from octavo.calibrate.runtime.attention import attention
+from octavo.calibrate.runtime.attention import CANDIDATES
 
+attention = CANDIDATES["bfloat16 kernel"].run
 FITS = torch.cpu._is_avx512_supported() and torch.cpu._is_avx512_bf16_supported()
 pytestmark = pytest.mark.skipif(not FITS or shutil.which("cc") is None, reason="no such processor, or no compiler")
 

@@ -110,7 +110,7 @@ def test_the_same_content_makes_the_same_page(tiny_model, quantized):
         "model": "m", "checkpoint": "c", "component": "transformer", "pipeline": "P", "runs_on": "cpu",
         "prompts_source": "s", "settings": {}, "decoded": True, "totals": comparison.totals(), "gates": [],
         "prompts": [pair.row for pair in comparison.pairs], "ranges": comparison.probe.heat(),
-        "report": comparison.deployed.report, "surroundings": surroundings(CPU),
+        "report": comparison.deployed.report, "surroundings": surroundings(CPU, comparison.dtype),
     }  # fmt: skip
     assert page(content, pictures) == page(json.loads(json.dumps(content)), pictures)
 

@@ -1,0 +1,196 @@
+"""Chooses the float operators of accelerated models on a CPU by what this processor does in a few milliseconds.
+
+Feature flags do not say which kernel is fastest: bfloat16 products are twice as fast as float32 on one processor with
+AVX512_BF16 and half as fast on another. So the first use of a dtype measures the candidates on small inputs, once in a
+process. All threads and all later calls get the same answer.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .attention import ATTENTION, CANDIDATES, DTYPES
+
+LEAST_SCORES = 1 << 11  # with fewer scores in a head, torch's attention always serves: calls are too short to gain
+LEAST_ROWS = 16  # products of fewer rows keep their dtype: converting the weight would take longer than the product
+MANY_ROWS = 256  # from this number of rows on a product has the choice of the measurement with so many rows
+# size classes of attention by name: the number of scores in a head at which a class begins, and the heads of a thread,
+# rows and keys of its measurement. With few heads all inputs would stay in the cache; torch's kernel works in larger
+# pieces from 768 rows on.
+_SIZES = {
+    "small": (LEAST_SCORES, (4, 64, 64)),
+    "medium": (1 << 15, (2, 256, 256)),
+    "large": (1 << 18, (1, 768, 512)),
+}
+_WIDTH = 64  # width of a head in a measurement
+_CLEAR = 0.9  # a candidate is chosen if it takes less than this part of torch's time; less is noise of a busy machine
+_HOPELESS = 1.5  # a candidate that took this many times as long as the fastest is not measured again
+_ROUNDS, _SECONDS = 5, 0.005  # a measurement ends after so many rounds, or after two once it took so many seconds
+
+_log = logging.getLogger(__name__)
+_lock = threading.Lock()
+_measured: dict[torch.dtype, "Times"] = {}
+
+
+class Times(NamedTuple):
+    """Seconds of each candidate for inputs of one dtype; infinity for one that failed.
+
+    `attention`: by size class. `products`: of float layers, by kind: "few rows" and "many rows" of a linear layer, and
+    "convolution"; the candidates are the names of dtypes in which to compute.
+    """
+
+    attention: dict[str, dict[str, float]]
+    products: dict[str, dict[str, float]]
+
+
+def fastest(times: Mapping[str, float]) -> str:
+    """Returns the name of the candidate to use: the first one, which is torch's own, unless another is clearly
+    faster."""
+    first, best = next(iter(times)), min(times, key=times.__getitem__)
+    return best if times[best] < _CLEAR * times[first] else first
+
+
+def size_class(scores: int) -> str:
+    """Returns the size class of a call of attention with so many scores in a head."""
+    return next((name for name, (least, _) in reversed(_SIZES.items()) if scores >= least), "small")
+
+
+def attention_for(dtype: torch.dtype, size: str, word: str) -> str:
+    """Returns the candidate, a key of CANDIDATES, for inputs of `dtype` in a size class. `word`: a key of ATTENTION,
+    which limits the candidates."""
+    allowed = ATTENTION[word]
+    return allowed[0] if len(allowed) == 1 else choose_attention(times_of(dtype), size, word)
+
+
+def choose_attention(times: Times, size: str, word: str = "auto") -> str:
+    """Returns the candidate with these `times` for a size class, among those that `word` allows."""
+    return fastest({name: seconds for name, seconds in times.attention[size].items() if name in ATTENTION[word]})
+
+
+def in_float32(dtype: torch.dtype, kind: str) -> bool:
+    """Returns whether products of a kind, a key of `Times.products`, are computed in float32 for inputs of `dtype`."""
+    return dtype in DTYPES[1:] and fastest(times_of(dtype).products[kind]) == "float32"
+
+
+def linear_in_float32(dtype: torch.dtype, rows: int) -> bool:
+    """Returns whether a float linear layer with so many rows of input is computed in float32 for inputs of `dtype`."""
+    return rows >= LEAST_ROWS and in_float32(dtype, "many rows" if rows >= MANY_ROWS else "few rows")
+
+
+def attention_gains(dtype: torch.dtype, word: str) -> bool:
+    """Returns whether another attention than torch's serves any calls with inputs of `dtype`."""
+    return any(attention_for(dtype, size, word) != "torch" for size in _SIZES)
+
+
+def times_of(dtype: torch.dtype) -> Times:
+    """Returns the times of all candidates for a dtype; the first call measures them, and logs the choice."""
+    if dtype not in _measured:
+        with _lock:
+            if dtype not in _measured:
+                start = time.perf_counter()
+                times = _measure_all(dtype)
+                seconds = time.perf_counter() - start
+                _log.info("%s (measured in %.0f ms)", describe(dtype, times), 1000 * seconds)
+                _measured[dtype] = times
+    return _measured[dtype]
+
+
+def describe(dtype: torch.dtype, times: Times) -> str:
+    """Describes the choice for a dtype in one line."""
+    attention = {size: choose_attention(times, size) for size in _SIZES}
+    words = [f"attention by {_joined(attention)}"]
+    if times.products:
+        words.append(f"float layers in {_joined({kind: fastest(each) for kind, each in times.products.items()})}")
+    return f"{_name(dtype)}: {', '.join(words)}"
+
+
+def _joined(choices: Mapping[str, str]) -> str:
+    """Returns the choices as text: one word if all are the same, otherwise each with its class."""
+    if len(set(choices.values())) == 1:
+        return next(iter(choices.values()))
+    return "; ".join(f"{choice} ({name})" for name, choice in choices.items())
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@torch.no_grad()
+def _measure_all(dtype: torch.dtype) -> Times:
+    # modes of the caller, such as a default device or autocast, must not change what is measured
+    with torch._C.DisableTorchFunction(), torch.autocast("cpu", enabled=False):
+        attention = {size: measure(_attentions(dtype, *shape)) for size, (_, shape) in _SIZES.items()}
+        kinds: dict[str, Callable[..., Tensor]] = {} if dtype == torch.float32 else _PRODUCTS
+        return Times(attention, {kind: measure(_products(dtype, kind)) for kind in kinds})
+
+
+def measure(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Measures the seconds of a call of each function: the least of alternating calls, after a warm-up call of each.
+    A function that raises an exception takes infinitely long."""
+    times = {name: math.inf for name in functions}
+    left = {name: function for name, function in functions.items() if _seconds(name, function) < math.inf}
+    start = time.perf_counter()
+    for number in range(_ROUNDS):
+        for name, function in left.items():
+            times[name] = min(times[name], _seconds(name, function))
+        best = min(times.values(), default=math.inf)
+        left = {name: left[name] for name in left if times[name] <= _HOPELESS * best or name == next(iter(functions))}
+        if number and time.perf_counter() - start > _SECONDS:
+            break
+    return times
+
+
+def _seconds(name: str, function: Callable[[], Any]) -> float:
+    # with one thread its processor time counts, which other processes on a busy machine do not lengthen
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
+    try:
+        function()
+    except Exception as error:
+        _log.debug("%s: cannot run here: %s: %s", name, type(error).__name__, error)
+        return math.inf
+    return clock() - start
+
+
+def _randn(*shape: int) -> Tensor:
+    """Returns normal random numbers without a change to the state of torch's generators."""
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(0), dtype=torch.float32, device="cpu")
+
+
+def _attentions(dtype: torch.dtype, heads: int, rows: int, keys: int) -> dict[str, Callable[[], Any]]:
+    """Returns a call of each candidate that fits, on `heads` heads for each thread in the memory layout of models."""
+    shapes = [(1, length, heads * torch.get_num_threads(), _WIDTH) for length in (rows, keys, keys)]
+    inputs = [_randn(*shape).to(dtype).transpose(1, 2) for shape in shapes]
+    return {name: partial(each.run, *inputs) for name, each in CANDIDATES.items() if each.fits(dtype)}
+
+
+def _products(dtype: torch.dtype, kind: str) -> dict[str, Callable[[], Any]]:
+    """Returns a product of a kind in its own dtype and in float32."""
+    function = _PRODUCTS[kind]
+    if kind == "convolution":
+        inputs = _randn(1, 16, 16, 16).to(dtype), _randn(64, 16, 2, 2).to(dtype), _randn(64).to(dtype)
+    else:
+        rows = MANY_ROWS if kind == "many rows" else LEAST_ROWS
+        inputs = _randn(rows, 128).to(dtype), _randn(256, 128).to(dtype), _randn(256).to(dtype)
+    return {_name(dtype): partial(function, *inputs), "float32": partial(by_float32, function, *inputs)}
+
+
+def by_float32(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
+    """Computes a linear layer or a convolution, `function`, in float32 and returns the output in the dtype of `x`."""
+    y = function(x.float(), weight.float(), None if bias is None else bias.float(), *more)
+    return y.to(x.dtype)
+
+
+_PRODUCTS: dict[str, Callable[..., Tensor]] = {
+    "few rows": F.linear,
+    "many rows": F.linear,
+    "convolution": F.conv2d,
+}

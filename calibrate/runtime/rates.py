@@ -1,0 +1,39 @@
+"""Measures how fast this processor multiplies matrices, for `octavo doctor`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .choice import measure
+
+_ROWS, _IN, _OUT = 512, 768, 768  # sizes of the linear layer
+
+
+@torch.no_grad()
+def rates() -> dict[str, float]:
+    """Returns the operations per second of a linear layer in float32, bfloat16 and int8, by name; 0 where it cannot
+    run. A multiplication and an addition are two operations."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, _IN, generator=generator) for rows in (_ROWS, _OUT))
+    narrow = x.bfloat16(), weight.bfloat16()
+    functions: dict[str, Callable[[], Any]] = {
+        "float32": lambda: F.linear(x, weight),
+        "bfloat16": lambda: F.linear(*narrow),
+    }
+    seconds = measure(functions | _int8(generator))
+    seconds = {name: seconds.get(name, float("inf")) for name in ("float32", "bfloat16", "int8")}
+    return {name: 2 * _ROWS * _IN * _OUT / value for name, value in seconds.items()}
+
+
+def _int8(generator: torch.Generator) -> dict[str, Callable[[], Any]]:
+    """Returns oneDNN's product of uint8 and int8, where torch has oneDNN."""
+    if not torch.backends.mkldnn.is_available():
+        return {}
+    codes = torch.randint(0, 256, (_ROWS, _IN), dtype=torch.uint8, generator=generator)
+    weight = torch.randint(-128, 128, (_OUT, _IN), dtype=torch.int8, generator=generator)
+    numbers = torch.ones(_OUT), torch.zeros(_OUT, dtype=torch.int64), None
+    packed = torch.ops.onednn.qlinear_prepack(weight, None)
+    more: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")
+    return {"int8": lambda: torch.ops.onednn.qlinear_pointwise(codes, 1.0, 128, packed, *numbers, *more)}

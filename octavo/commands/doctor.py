@@ -1,0 +1,83 @@
+"""Runs `octavo doctor`: shows what this machine's processor was measured to do, and which kernels Octavo chose."""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from octavo.calibrate.layers.products import sums_in_int32
+from octavo.calibrate.runtime import kernels
+from octavo.calibrate.runtime.attention import CANDIDATES, DTYPES
+from octavo.calibrate.runtime.choice import choose_attention, fastest, times_of
+from octavo.calibrate.runtime.rates import rates
+
+from ..comparing.machine import instruction_sets, processor
+from ..terminal import Terminal
+
+
+def run(terminal: Terminal) -> None:
+    """Runs the command."""
+    sets = instruction_sets()
+    facts: dict[str, Any] = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instruction sets": ", ".join(name for name, there in sets.items() if there) or "none of " + ", ".join(sets),
+        "compiled kernels": kernels.absence() or f"{kernels.LIBRARY.name}: loaded",
+        "integer layers": "oneDNN" if sums_in_int32() else "the exact reference, slowly: the processor has no VNNI",
+    }
+    terminal.table("This machine", ["fact", "value"], [[name, str(value)] for name, value in facts.items()])
+    terminal.event("machine", **facts)
+    _show_rates(terminal)
+    _show_attention(terminal)
+    _show_float_layers(terminal)
+
+
+def _show_rates(terminal: Terminal) -> None:
+    measured = rates()
+    terminal.table(
+        "Linear layers",
+        ["dtype", "rate"],
+        [[name, f"{rate / 1e9:.0f} {_unit(name)}" if rate else "cannot run"] for name, rate in measured.items()],
+    )
+    rounded: dict[str, Any] = {name: round(rate) for name, rate in measured.items()}
+    terminal.event("rates", **rounded)
+
+
+def _unit(dtype: str) -> str:
+    return "GOPS" if dtype == "int8" else "GFLOPS"
+
+
+def _show_attention(terminal: Terminal) -> None:
+    rows = []
+    for dtype in DTYPES:
+        name, times = str(dtype).removeprefix("torch."), times_of(dtype)
+        for size, seconds in times.attention.items():
+            choice = choose_attention(times, size)
+            rows.append([name, size, *(_milliseconds(seconds, each) for each in CANDIDATES), choice])
+            terminal.event("attention", dtype=name, size=size, seconds=_finite(seconds), choice=choice)
+    terminal.table("Attention, milliseconds of each candidate", ["dtype", "size", *CANDIDATES, "choice"], rows)
+
+
+def _show_float_layers(terminal: Terminal) -> None:
+    rows = []
+    for dtype in DTYPES[1:]:
+        name = str(dtype).removeprefix("torch.")
+        for kind, seconds in times_of(dtype).products.items():
+            choice = fastest(seconds)
+            rows.append([name, kind, *(_milliseconds(seconds, each) for each in (name, "float32")), choice])
+            terminal.event("float_layers", dtype=name, layer=kind, seconds=_finite(seconds), choice=choice)
+    columns = ["dtype", "layer", "in its dtype", "in float32", "choice"]
+    terminal.table("Layers that stay float, milliseconds in each dtype", columns, rows)
+
+
+def _milliseconds(seconds: Mapping[str, float], name: str) -> str:
+    value = seconds.get(name, math.inf)
+    return f"{1000 * value:.2f}" if value < math.inf else "-"
+
+
+def _finite(seconds: Mapping[str, float]) -> dict[str, float | None]:
+    """Returns the seconds of all candidates, None for one that cannot run."""
+    return {name: round(value, 7) if value < math.inf else None for name, value in seconds.items()}
