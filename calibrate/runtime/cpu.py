@@ -60,7 +60,7 @@ def _weight_only(layer: LinearState, rows: Tensor) -> Tensor:
     x, y = layer.transformed(rows, -1), torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
     for start in range(0, layer.out_features, step := max(1, _AT_ONCE // layer.in_features)):
         channels = slice(start, start + step)
-        y[:, channels] = F.linear(x, *layer._float(x.dtype, channels))
+        y[:, channels] = F.linear(x, *layer._float_weight(x.dtype, channels))
     return y
 
 
