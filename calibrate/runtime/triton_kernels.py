@@ -19,7 +19,7 @@ _IN_ORDER = {"enable_fp_fusion": False}  # option of Triton: a product and a sum
 _WHOLE = tl.constexpr(1.5 * 2.0**23)  # added to a small float32, it rounds it to a whole number, ties to even
 _SMALLEST = tl.constexpr(2.0**-126)  # the smallest normal float32
 _SQRT_HALF = tl.constexpr(0.5**0.5)
-_TANH = tl.constexpr(2 * (2 / torch.pi) ** 0.5)  # GELU's 1 + tanh(a * f(y)) is 2 * sigmoid(2 * a * f(y))
+_TANH = tl.constexpr(-2 * (2 / torch.pi) ** 0.5)  # (1 + tanh(a)) / 2 in GELU is 1 / (1 + exp(-2 * a))
 _TANH_CUBE = tl.constexpr(0.044715)  # factor of y ** 3 in GELU with tanh
 
 
@@ -124,9 +124,9 @@ def _activated(y, GELU: tl.constexpr):
     """Returns GELU of `y` in float32; `y` itself if GELU is ""."""
     y = y.to(tl.float32)
     if GELU == "tanh":
-        y = y / (1 + tl.exp(-_TANH * (y + _TANH_CUBE * y * y * y)))
+        y = y / (tl.exp((y * y * y * _TANH_CUBE + y) * _TANH) + 1)
     elif GELU == "none":
-        y = 0.5 * y * (1 + tl.erf(y * _SQRT_HALF))
+        y = y * 0.5 * (tl.erf(y * _SQRT_HALF) + 1)
     return y
 
 

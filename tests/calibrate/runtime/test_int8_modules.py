@@ -117,7 +117,8 @@ def test_a_weight_whose_input_stays_float_is_never_float_as_a_whole(dtype):
         wanted = layer(x)
         with Largest() as largest:
             y = fast(x)
-        sums = x.double().abs() @ layer._float_weight(torch.float64)[0].abs().t()  # rounded as float32, in whatever order
+        # rounded as float32, in whatever order
+        sums = x.double().abs() @ layer._float_weight(torch.float64)[0].abs().t()
         allowed = torch.finfo(dtype).eps * wanted.double().abs() + 2.0**-20 * sums
         assert ((y.double() - wanted.double()).abs() <= allowed).all()
         assert y.dtype == dtype
