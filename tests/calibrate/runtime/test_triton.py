@@ -56,12 +56,12 @@ def layer_of(scheme, dtype, ins, outs, bias=True, smoothed=False, extents=None):
 
 
 @runs
-@pytest.mark.parametrize("seed", range(6 if INTERPRETED else 100))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_any_layer_and_any_size(scheme, seed):
     torch.manual_seed(seed)
-    draw = random.Random(seed)
-    dtype, gelu = DTYPES[seed % 3], GELUS[seed // 2 % 3]
+    draw = random.Random(f"{scheme} {seed}")
+    dtype, gelu = DTYPES[seed % 3], draw.choice(GELUS)
     if INTERPRETED and scheme == "W8A16" and dtype == torch.bfloat16:
         dtype = torch.float16  # the interpreter multiplies the bits of bfloat16 numbers
     rows, ins, outs = draw.choice([1, 2, 17, 21]), draw.randint(1, 200), draw.choice([1, 16, 33, 97])
@@ -83,7 +83,7 @@ def test_shapes_of_inputs(scheme):
 @runs
 @pytest.mark.parametrize("scheme", ["W8A8", "W8A16"])
 def test_the_largest_tile(scheme):
-    assert is_right(layer_of(scheme, torch.float16, 150, 130), torch.randn(130, 150).half())
+    assert is_right(layer_of(scheme, torch.float16, 150, 130), torch.randn(66, 150).half())
 
 
 @runs
