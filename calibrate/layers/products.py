@@ -27,7 +27,8 @@ def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> 
     Where all values are zero, or too small for a normal float32 scale, the codes are zeros and the scale is 1.
     """
     x = x.to(torch.float32)
-    scale = x.abs().amax(axes, keepdim=True) / scheme.qmax
+    # qmax is a tensor of the device: GPUs divide by a number of the host by multiplying with its rounded reciprocal
+    scale = x.abs().amax(axes, keepdim=True) / x.new_full((), scheme.qmax)
     scale = torch.where(scale < _SMALLEST, 1.0, scale)
     return scheme.nearest_(x / scale), scale
 

@@ -1,14 +1,32 @@
-"""The CUDA backend: cuBLAS multiplies the integers. All else is plain torch, which torch.compile makes one kernel."""
+"""The CUDA backend. Octavo's Triton kernels compute linear layers; without Triton, and for convolutions, cuBLAS
+multiplies the integers and plain torch computes the rest."""
 
+from importlib.util import find_spec
+
+import torch
 from torch import Tensor
 
 from .int8_layer import Conv2dState, LinearState
 from .int8_matmul import convolution, int_matmul
 from .reference import activated
 
+# a torch without CUDA has no use for the kernels, and importing Triton takes some tenths of a second
+if torch.backends.cuda.is_built() and find_spec("triton") is not None:
+    from . import triton_kernels
+else:
+    triton_kernels = None  # type: ignore[assignment]
+
+
+@torch.compiler.assume_constant_result
+def _runs_kernels(device: torch.device) -> bool:
+    """Returns whether `device` is a GPU for which Triton multiplies int8 matrices: for NVIDIA's, since Ampere."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
     """Returns the output of `layer` for `x`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
+    if triton_kernels is not None and _runs_kernels(x.device) and triton_kernels.supports(layer, x):
+        return triton_kernels.linear(layer, x, gelu)
     return activated(layer.computed(x, int_matmul), gelu)
 
 

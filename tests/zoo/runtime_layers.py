@@ -1,6 +1,9 @@
 """Reference layers of every scheme for the tests of the runtime, and a check that an output is close to theirs."""
 
+import copy
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from octavo.calibrate.layers.inputs import INPUTS, Input, StaticInput, TimestepInput
@@ -47,3 +50,20 @@ def near(layer: QuantizedLayer, y: Tensor, wanted: Tensor) -> bool:
     eps = torch.finfo(wanted.dtype).eps  # the relative distance of two neighbouring numbers
     allowed = eps * (1 + (wanted.dtype == torch.float32)) * wanted.double().abs() + 2.0**-22 * bias.double().abs()
     return bool(((y.double() - wanted.double()).abs() <= allowed + torch.finfo(wanted.dtype).tiny).all())
+
+
+def agrees(layer: QuantizedLayer, x: Tensor, y: Tensor, gelu: str | None = None) -> bool:
+    """Whether `y` is the output of the reference `layer` for `x`, with GELU of it if asked for, up to one rounding; for
+    a layer whose input stays float up to the rounding of sums in float32."""
+    wanted = layer(x)
+    if gelu is None and not layer.weight_only:
+        return near(layer, y, wanted)
+    allowed = 2 * torch.finfo(y.dtype).eps * wanted.double().abs() + 2.0**-21  # GELU is at most 1.13 times as steep
+    if layer.weight_only:
+        positive = copy.deepcopy(layer)
+        for tensor in (positive.weight, positive.bias):
+            if tensor is not None:
+                tensor.abs_()
+        allowed += 2.0**-20 * positive(x.double().abs())
+    right = wanted.double() if gelu is None else F.gelu(wanted.double(), approximate=gelu)
+    return (y.dtype, y.shape) == (wanted.dtype, wanted.shape) and bool(((y.double() - right).abs() <= allowed).all())
