@@ -1,7 +1,8 @@
-"""The formats of checkpoints. Each format has a folder here, whose module `format` has a record of how the format is
-written, found, checked, described and read.
+"""The formats of checkpoints. Each format has a folder here, whose module `format` has a `Format` object for it: how
+the format is written, found, checked, described and read.
 
-TABLE lists the formats without importing torch, for the command line. `format_named` returns the record of one.
+TABLE lists the formats without importing torch, for the command line. `format_named` returns the `Format` object of a
+format.
 """
 
 from importlib import import_module
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 
 
 class FormatFolder(NamedTuple):
-    """The folder with the record of a format, and the kinds of models (DENOISER, CLASSIFIER) that the format is for."""
+    """Holds the folder with the code of a format, and the kinds of models (DENOISER, CLASSIFIER) that can be written in
+    the format."""
 
     folder: str
     models: tuple[str, ...]
@@ -29,12 +31,12 @@ TABLE: dict[str, FormatFolder] = {
 
 
 def names_for(model: str) -> tuple[str, ...]:
-    """Returns the names of the formats for a kind of model, DENOISER or CLASSIFIER."""
+    """Returns the names of the formats that a kind of model, DENOISER or CLASSIFIER, can be written in."""
     return tuple(name for name, entry in TABLE.items() if model in entry.models)
 
 
 def format_named(name: str) -> "Format":
-    """Returns the record of the format called `name`, importing its folder."""
+    """Returns the `Format` object of the format called `name`, importing the format's code."""
     module = import_module(f".{TABLE[name].folder}.format", __name__)
     record: Format = next(record for record in module.FORMATS if record.name == name)
     return record

@@ -22,13 +22,14 @@ _SMALLEST = 2.0**-126  # the smallest normal float32
 
 
 class ErrorRatios(NamedTuple):
-    """The errors of a layer's numbers, each divided by the largest error that rounding can cause; more than 1.0 is a
-    fault.
+    """The errors of a layer's deq and quant_bias, each divided by the largest error that rounding can cause; more than
+    1.0 is a fault.
 
-    `scales` is for deq, by which the device multiplies the integer sum: how far it is from input scale times weight
-    scale. For a W8A8_DYNAMIC layer it is for the float32 output: how far it is from the output in float64. `bias` is
-    for quant_bias, which the device adds to the integer sum: how far it is from what the float bias needs. Both are 0.0
-    for a layer without such numbers.
+    `scales` is the difference between deq, by which the device multiplies the integer sum, and input scale times weight
+    scale. For a W8A8_DYNAMIC layer, which has no deq, it is the difference between the output in float32 and in
+    float64. `bias` is the difference that quant_bias, which the device adds to the integer sum, makes to the output,
+    compared with the float bias and the zero point. It is 0.0 for a W8A8_DYNAMIC layer, and both are 0.0 for a W8A16
+    layer.
     """
 
     scales: float
@@ -38,7 +39,7 @@ class ErrorRatios(NamedTuple):
 @np.errstate(all="ignore")  # damaged numbers overflow
 def error_ratios(layer: Integers) -> ErrorRatios:
     """Computes the output of a layer as the device does and from the dequantized weights and inputs, and returns the
-    differences, divided by the largest that rounding can cause.
+    largest differences, divided by the largest that rounding can cause.
 
     The device computes int8 codes q of the input (npu_quantize) and then (sum_k q[k] * weight[n, k] + quant_bias[n]) *
     deq[n] (npu_quant_matmul). Here both outputs are computed in float64 from random codes with a fixed seed, for each
@@ -110,8 +111,8 @@ def _correction(layer: Integers) -> float:
 
 
 def _dynamic_error_ratio(layer: Integers) -> float:
-    """Returns the largest error of a W8A8_DYNAMIC layer's float32 output against float64, divided by the largest that
-    rounding can cause."""
+    """Returns the largest difference between a W8A8_DYNAMIC layer's output in float32 and in float64, for random inputs
+    with a fixed seed, divided by the largest that rounding can cause."""
     x = np.random.default_rng(0).standard_normal((_ROWS, layer.rows.shape[1]), np.float32)
     token = np.abs(x).max(1, keepdims=True) / np.float32(127)
     total = np.rint(x / token).astype(np.float64) @ layer.rows.T.astype(np.float64)

@@ -37,12 +37,12 @@ def export(
 ) -> Path:
     """Writes a checkpoint with report and manifest to `directory`, completely or not at all; returns its real path.
 
-    `model` is the float model, or has the layers of `result` installed. If two formats have files of the same names,
-    the later one is written into a subfolder. More weights than `max_shard_size`, in bytes or as "5GB", are split into
-    several files. `files` is a dict from name to content of further files. The manifest records `origin`, the
-    fingerprint of the float model, by default computed from `model`. Raises UsageError for an unknown format or size,
-    and for smoothing factors folded into float parameters that a format's software would not load; StorageError if
-    `directory` cannot be written; NumbersError for numbers that are not finite.
+    `model` is the float model, or has the layers of `result` installed. If two of `formats` have files of the same
+    names, the later format is written into a subfolder with its name. More weights than `max_shard_size`, in bytes or
+    as "5GB", are split into several files. `files` is a dict from name to content of further files. The manifest
+    records `origin`, the fingerprint of the float model, by default computed from `model`. Raises UsageError for an
+    unknown format or size, and for smoothing factors folded into float parameters that a format's software would not
+    load; StorageError if `directory` cannot be written; NumbersError for numbers that are not finite.
     """
     check_formats(formats)
     _check_parameters(result, formats)

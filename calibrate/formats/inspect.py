@@ -1,4 +1,5 @@
-"""Finds the formats in a checkpoint, and checks which software can load each, and why not."""
+"""Finds the formats that a checkpoint is written in, and checks for each format whether the software for it can load
+the files."""
 
 from pathlib import Path
 
@@ -10,7 +11,7 @@ DEFAULT = "ascend"  # the format that a directory is checked for if it holds no 
 
 
 def shown_formats() -> list[Format]:
-    """Returns the records of the formats that `octavo inspect` looks for in a checkpoint."""
+    """Returns the `Format` objects of the formats that `octavo inspect` looks for in a checkpoint."""
     return [record for name in TABLE if (record := format_named(name)).shown]
 
 
@@ -29,8 +30,8 @@ def quantized_parts(pipeline: Path) -> list[Path]:
 
 
 def check(directory: Path | str) -> list[Verdict]:
-    """Returns the verdicts on the checkpoint in `directory`, format by format, and a negative one for each format that
-    the checkpoint lacks.
+    """Returns the verdicts on the checkpoint in `directory`, format by format, and a negative verdict for each other
+    format of `shown_formats`. A directory without files of any format is checked for DEFAULT only.
 
     A file that cannot be read gives a negative verdict, not an error.
     """
@@ -50,8 +51,8 @@ def sound(verdicts: list[Verdict], names: set[str]) -> bool:
     """Returns whether a checkpoint is sound: whether all `verdicts` for Octavo and for the software that loads one of
     its formats are positive.
 
-    `names` are the checkpoint's formats; an empty set stands for DEFAULT. Verdicts that the record of a format calls
-    optional do not count.
+    `names` are the checkpoint's formats; an empty set stands for DEFAULT. Verdicts on the subjects in a format's
+    `Format.optional` do not count.
     """
     records = [format_named(name) for name in names or {DEFAULT}]
     consumers = {"octavo", *(record.consumer for record in records)}

@@ -1,4 +1,5 @@
-"""Defines the numbers of an integer layer as numpy arrays, for checks. Importing this module needs no torch."""
+"""Defines Integers: the numbers of an integer layer, such as weight codes, scales and deq, as numpy arrays, for checks
+of checkpoints. Importing this module needs no torch."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,7 +41,7 @@ class Integers(NamedTuple):
 
     @classmethod
     def of(cls, layer: "QuantizedLayer") -> "Integers":
-        """Returns the numbers of an integer layer, copied to the CPU."""
+        """Returns the numbers of an integer layer, moved to the CPU if they are on another device."""
         weight, scale = layer.weight.detach().cpu().numpy(), layer.weight_scale.cpu().numpy()
         bias = None if layer.bias is None else layer.bias.detach().cpu().double().numpy()
         if layer.scheme not in RANGED:

@@ -1,10 +1,11 @@
 """Writes and verifies manifests. A manifest holds the SHA-256 and the size of each file of an export, the fingerprint
 of the float model, and the version of Octavo.
 
-A manifest lies beside the files, and is sealed like the files of a capture. Its name, octavo*.manifest, is one that no
-consumer takes for a file of the checkpoint: MindIE-SD opens the description that it is given and the weights named
-after it, SGLang the first file whose name begins with quant_model_description, diffusers config.json and
-diffusion_pytorch_model*, onnxruntime and Ascend's compiler the graph and the data files that the graph names.
+A manifest lies beside the files, and holds its own SHA-256, as the manifests of a capture do. Its name,
+octavo*.manifest, is one that no consumer takes for a file of the checkpoint: MindIE-SD opens the description that it is
+given and the weights named after it, SGLang the first file whose name begins with quant_model_description, diffusers
+config.json and diffusion_pytorch_model*, onnxruntime and Ascend's compiler the graph and the data files that the graph
+names.
 """
 
 import os
@@ -41,7 +42,7 @@ class Manifest(NamedTuple):
     | path    | path of the manifest                                                                         |
     | version | version of Octavo that wrote the manifest                                                    |
     | files   | size in bytes and SHA-256 of each file, by the file's path below the manifest's directory    |
-    | origin  | fingerprint of the float model that the files were made from; None if it is not known        |
+    | model   | fingerprint of the float model that the files were made from, as JSON; None if not known     |
     """
 
     path: Path
@@ -64,8 +65,8 @@ class Manifest(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """Holds the manifests that the files of a directory agree with, and in `extra` the names of files that no manifest
-    lists. `extra` is empty unless a manifest is for the whole directory."""
+    """Holds the manifests of a directory, whose files agree with them, and in `extra` the names of files that no
+    manifest lists. `extra` is empty unless a manifest is for the whole directory."""
 
     manifests: tuple[Manifest, ...]
     extra: tuple[str, ...]
@@ -114,7 +115,8 @@ def remove_file(directory: Path | str, name: str) -> None:
 
 
 def remove_manifests(directory: Path, names: Collection[str]) -> None:
-    """Removes the manifests in `directory` that list one of the files `names`, which are about to be replaced."""
+    """Removes the manifests in `directory` that list one of the files `names`, which are about to be replaced. Damaged
+    manifests stay."""
     for path in directory.glob(PATTERN):
         with suppress(OctavoError):
             if set(_read(path).files) & set(names):
@@ -144,8 +146,9 @@ def _read(path: Path) -> Manifest:
 def verify(directory: Path, names: Collection[str] | None = None, *, digests: bool = True) -> Verified:
     """Compares the files of a directory with its manifests: first the sizes, then the SHA-256 if `digests`.
 
-    With `names`, only the files of these names are compared. Returns the manifests, none for a directory without any.
-    Raises FileError for a file that is missing or differs, and for a manifest that is damaged.
+    With `names`, only the files of these names are compared. Returns a Verified with the manifests of the directory; it
+    is empty if the directory has none. Raises FileError for a file that is missing or differs, and for a manifest that
+    is damaged.
     """
     manifests = manifests_of(directory)
     for manifest in manifests:

@@ -1,6 +1,6 @@
-"""Defines the record of a format, with everything that export, inspect, compare and generate need to know about it.
+"""Defines the class Format, whose objects hold what export, inspect, compare and generate need to know about a format.
 
-Importing this module, and making a record, needs no torch: a record names schemes, dtypes and transforms by words, and
+Importing this module, and making a Format, needs no torch: a Format names schemes, dtypes and transforms by words, and
 functions that write or load import what they need.
 """
 
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 
 class Deployment(NamedTuple):
-    """The facts about a model and its deployment that the writers of formats need.
+    """Holds what the writers of formats need to know besides the layers, such as the noise levels of the denoising
+    steps.
 
     | field      | meaning                                                                                          |
     |------------|--------------------------------------------------------------------------------------------------|
     | timesteps  | noise level of each denoising step of the deployment; None if no range depends on the noise level |
-    | example    | a call of the model, to trace; None if there is none                                             |
+    | example    | a call of the model, args and kwargs, that an exporter can trace; None if there is none          |
     | parameters | the float parameters with smoothing factors folded in: a dict from name to a function that       |
     |            | returns the new value                                                                            |
     | axes       | dict from the name of a layer to the number of axes of its input                                 |
@@ -80,8 +81,8 @@ class Readable(Protocol):
         scale."""
 
     def difference(self, model: "nn.Module") -> str | None:
-        """Returns a sign, in words, that the checkpoint was not made from the float `model`; None if there is no
-        sign."""
+        """Returns a fact, in words, that shows that the checkpoint was not made from the float `model`, such as a layer
+        that the model lacks; None if there is no such fact."""
 
 
 def nowhere(directory: Path) -> Path | None:
@@ -96,7 +97,7 @@ def unchecked(path: Path) -> list[Verdict]:
 
 @dataclass(frozen=True)
 class Format:
-    """The record of one format of checkpoints.
+    """Describes one format of checkpoints: how it is written, found, checked, described and read.
 
     | field      | meaning                                                                                             |
     |------------|-----------------------------------------------------------------------------------------------------|
@@ -110,12 +111,12 @@ class Format:
     | extra      | name of Octavo's extra that installs `packages`                                                     |
     | consumer   | name of the software that loads the format, as verdicts call it                                     |
     | find       | function from a checkpoint's directory to the path of the format's files, or None without any       |
-    | check      | function from that path to verdicts; never raises FileError                                         |
+    | check      | function from the path that `find` returns to verdicts; never raises FileError                      |
     | optional   | subjects of verdicts that a sound checkpoint may fail                                               |
-    | describe   | function from that path to a short description; raises FileError                                    |
-    | read       | function from that path to integer layers for a float model; None if the format is not run this way |
+    | describe   | function from the path that `find` returns to a short description; raises FileError                 |
+    | read       | function from the path of `find` to layers for a float model; None if Octavo never puts them there  |
     | folds      | True if the consumer loads float parameters from the files: smoothing can then be folded into them  |
-    | is_model   | whether diffusers loads the directory as a model once octavo is imported                            |
+    | is_model   | True if diffusers loads the format's directory as a model once octavo is imported                   |
     """
 
     name: str

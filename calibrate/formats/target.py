@@ -80,7 +80,8 @@ def least_size(model: "nn.Module", integers: Collection[str], formats: int = 1) 
 
 
 def write_directory(target: Path, fill: Callable[[Path], None], modes: Modes) -> None:
-    """Calls `fill` with a staging directory beside `target`, then replaces `target` by that directory in one step."""
+    """Calls `fill` with the path of a new staging directory beside `target`, then replaces `target` by the staging
+    directory in one step."""
     if not target.parent.exists():
         make_directory(target.parent, modes.directory)
     with staging(target.parent, target) as staged:

@@ -1,5 +1,5 @@
-"""Freezes a float layer: turns its integer weight, its bias and the way in which its input becomes codes into the
-numbers of an integer layer.
+"""Freezes a layer: computes the numbers of an integer layer, such as deq and quant_bias (class Numbers), from its
+integer weight, its float bias and the way in which its input becomes codes.
 
 Calibration measures the accuracy with these numbers, and export writes them. For output channel n, with the codes x_q
 of the input:
@@ -43,13 +43,13 @@ def numbers_of(
     transform: Transform | None = None,
     correction: Tensor | None = None,
 ) -> Numbers | str:
-    """Returns the numbers of a layer with the integer weight `quantized`, or the reason why the layer has to stay
-    float.
+    """Returns the numbers of an integer layer with the weight `quantized`, or a text with the reason why the layer has
+    to stay float.
 
-    `correction` (out,), the bias correction, is added to the layer's output. For an input whose ranges are known
-    beforehand (static or by noise level) it becomes part of quant_bias, and the bias stays the model's own. For other
-    inputs it is added to the bias, or becomes the bias of a layer without one. With a `transform` of the input,
-    `quantized` is the weight for the transformed input.
+    `bias` and `dtype` are those of the float layer, and `correction` (out,) is the bias correction. For an input whose
+    ranges are known beforehand (static or by noise level) the correction becomes part of quant_bias, and the bias stays
+    that of the float layer. For other inputs the correction is added to the bias, or becomes the bias of a layer
+    without one. With a `transform` of the input, `quantized` is the weight for the transformed input.
     """
     device = quantized.weight.device
     bias = None if bias is None else bias.detach()
@@ -74,9 +74,9 @@ def numbers_of(
 def _without_ranges(
     quantized: QuantizedWeight, bias: Tensor | None, input: Input, dtype: torch.dtype, transform: Transform | None
 ) -> Numbers | str:
-    """Returns the numbers of a layer whose input has no ranges known beforehand (dynamic or float), or the reason why
-    the layer has to stay float. The weight scale is rounded to the model's dtype, in which the device multiplies by
-    it."""
+    """Returns the numbers of an integer layer whose input has no ranges known beforehand (dynamic or float), or a text
+    with the reason why the layer has to stay float. `bias` includes the bias correction. The weight scale is rounded to
+    `dtype`, the dtype of the float layer, in which the device multiplies by the weight scale."""
     scale = quantized.scale.to(dtype).to(torch.float32)
     if not bool(((scale - quantized.scale).abs() <= _MAX_ROUNDING * quantized.scale).all()):
         return f"{_word(dtype)} cannot hold the scale of a channel's weights"
@@ -89,9 +89,9 @@ def _without_ranges(
 
 
 def _deq_and_quant_bias(quantized: QuantizedWeight, offset: Tensor, input: Input) -> tuple[Tensor, Tensor] | str:
-    """Returns deq and quant_bias, as this module defines them, (out,) or (bins, out), or the reason why the layer has
-    to stay float. The ranges of `input` are known beforehand. `offset` (out,), bias plus bias correction, is added to
-    the layer's output."""
+    """Returns deq and quant_bias by the formulas at the top of this module, both (out,), or both (bins, out) for a
+    TimestepInput; or a text with the reason why the layer has to stay float. The ranges of `input` are known
+    beforehand. `offset` (out,), bias plus bias correction, is added to the layer's output."""
     input_scale, zero_point = input.tensors["input_scale"], input.tensors["input_zero_point"]
     deq = rounded_deq(input_scale.unsqueeze(-1) * quantized.scale)
     if not bool(((deq >= _SMALLEST) & deq.isfinite()).all()):
@@ -112,15 +112,16 @@ def _word(dtype: torch.dtype) -> str:
 
 
 def rounded_deq(deq: Tensor) -> Tensor:
-    """Rounds float32 numbers to the nearest ones whose lower 13 bits are zero, since the device ignores these bits of
-    deq (input scale times weight scale)."""
+    """Returns each number of `deq` (input scale times weight scale), rounded to the nearest float32 number whose lower
+    13 bits are zero: the device ignores these bits."""
     bits = deq.to(torch.float32).view(torch.int32).to(torch.int64)
     return ((bits + 0x1000) & _DEQ_BITS).to(torch.int32).view(torch.float32)
 
 
 def _deq_without_weights(bias: Tensor) -> Tensor:
-    """Returns deq for output channels whose weights are all zero, where it only scales the bias: powers of two of which
-    the bias is a whole multiple, so that quant_bias * deq is exactly the bias."""
+    """Returns for each output channel the deq to use if all weights of the channel are zero, (out,). Such a deq only
+    scales the channel's `bias`, so it is a power of two of which a float32 bias is a whole multiple: quant_bias * deq
+    is exactly the bias."""
     exponent = torch.frexp(bias).exponent - _MANTISSA  # a float32 bias is 2**exponent times a whole number below 2**24
     powers = torch.ldexp(torch.ones_like(bias), exponent.clamp(-126, 100))
     return torch.where(bias == 0, torch.ones_like(bias), powers).to(torch.float32)

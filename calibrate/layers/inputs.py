@@ -25,8 +25,8 @@ class Codes(NamedTuple):
 
 
 def weights_for(scheme: Scheme) -> Scheme:
-    """Returns the scheme of the weights of a layer whose input codes have `scheme`. Both have the same element, the set
-    of integers that codes are taken from."""
+    """Returns the `Scheme` of a layer's weights, where `scheme` is that of the codes of the layer's input. Both have
+    the same element, the set of integers that codes are taken from."""
     return WEIGHT if scheme.element == WEIGHT.element else replace(WEIGHT, element=scheme.element)
 
 
@@ -43,8 +43,9 @@ class Input:
     | by_patch  | yes         | no                      | no            | yes         | the codes of a patch do not    |
     |           |             |                         |               |             | depend on the rest of an image |
 
-    `scheme` is the scheme of the codes. TENSORS are the names, in a layer's state dict, of the tensors that the way
-    needs, such as a scale.
+    `scheme`, a `Scheme` and not a name such as W8A8, is the rule for the input's codes; dynamic and float inputs use
+    only its element. TENSORS are the names, in a layer's state dict, of the tensors that the way needs, such as a
+    scale.
     """
 
     rounded: ClassVar[bool] = True
@@ -56,13 +57,13 @@ class Input:
 
     @property
     def weights(self) -> Scheme:
-        """The scheme of the weights that are multiplied with the input's codes."""
+        """The `Scheme` of the weights that are multiplied with the input's codes."""
         return weights_for(self.scheme)
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor | None], scheme: Scheme) -> Self:
-        """Makes the object from a layer's `tensors`, a dict that contains those named in TENSORS. `scheme` is the
-        scheme of the codes."""
+        """Makes an input of this class from a layer's `tensors`, a dict from name to tensor with at least the names in
+        TENSORS. `scheme` is the rule for the input's codes."""
         return cls(scheme=scheme)
 
     @property
@@ -71,13 +72,14 @@ class Input:
         return {}
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
-        """Returns the codes of `x`. `level` is the noise level of the call, on which the range of a TimestepInput
-        depends; None stands for 0. A DynamicInput computes one scale over the `axes` of `x`."""
+        """Returns the codes of `x`. `level` is the noise level of the denoiser's call, on which the range of a
+        TimestepInput depends; None stands for 0. A DynamicInput computes each scale from the values along the `axes` of
+        `x`. Raises NotImplementedError for a FloatInput."""
         raise NotImplementedError
 
     def represented(self, x: Tensor, level: float | None = None) -> Tensor:
-        """Returns the float32 values that the codes of `x` (rows, in) float32 stand for. `level` is the noise level of
-        the call, on which the range of a TimestepInput depends."""
+        """Returns the float32 values that the codes of `x` (rows, in) float32 stand for; a FloatInput returns `x`
+        itself. `level` is the noise level of the denoiser's call, on which the range of a TimestepInput depends."""
         q, scale, zero_point = self.codes(x, level)
         zero_point = torch.zeros_like(scale) if zero_point is None else zero_point
         return dequantize(q, QParams(scale, zero_point), self.scheme)
@@ -133,8 +135,8 @@ class TimestepInput(Input):
         return dict(zip(self.TENSORS, (*self.qparams, self.edges), strict=True))
 
     def in_bins(self, bins: Tensor) -> StaticInput:
-        """Returns the static input for the range of one bin, whose index is `bins` (0-d). For `bins` (rows,) its scale
-        and zero point have one number for each row of the input."""
+        """Returns a StaticInput with the range of the bin whose index is `bins`, 0-d. If `bins` is (rows,), with an
+        index for each row of the layer's input, scale and zero point of the StaticInput are (rows,) too."""
         scale, zero_point = self.qparams
         return StaticInput(QParams(scale[bins], zero_point[bins]), scheme=self.scheme)
 
@@ -146,7 +148,8 @@ class TimestepInput(Input):
 
 @dataclass(frozen=True)
 class DynamicInput(Input):
-    """Quantizes each token with a symmetric range of its own, computed from the token when the layer runs."""
+    """Quantizes each token, or each image if the layer is a convolution, with a symmetric range of its own, computed
+    when the layer runs."""
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:
         return Codes(*dynamic_codes(x, axes, self.weights), None)

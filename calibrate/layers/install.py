@@ -25,8 +25,8 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     nn.TransformerEncoderLayer has a fast path that reads the weights of its layers instead of running the layers; it
     would take an integer weight for a float one. A forward pre-hook on such a layer switches the fast path off, so an
     integer layer there gets a hook that does nothing. Without the fast path nested tensors are not accepted.
-    nn.TransformerEncoder makes nested tensors from padded batches, so this is switched off in the encoders that contain
-    the layer.
+    nn.TransformerEncoder makes nested tensors from padded batches where its attribute use_nested_tensor is True, so the
+    attribute becomes False in the encoders that contain the layer.
     """
     parent, _, child = name.rpartition(".")
     above = model.get_submodule(parent)
@@ -66,8 +66,8 @@ def swapped(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None
 
 
 def install(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Callable[[], None]:
-    """Replaces layers of `model` by the integer `layers`, a dict by layer name, and keeps no reference to the float
-    layers.
+    """Replaces layers of `model` by the integer `layers`, a dict from layer name to layer, and keeps no reference to
+    the float layers.
 
     If the ranges of an integer layer depend on the noise level, hooks record the noise level of each call of `model`.
     Returns a function that removes these hooks.
@@ -96,8 +96,8 @@ def _detach_nothing() -> None:
 
 @contextmanager
 def quantized(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[nn.Module]:
-    """Makes `model` compute with the integer `layers`, a dict by layer name, inside the `with` block, and restores the
-    float layers afterwards, also after an exception."""
+    """Makes `model` compute with the integer `layers`, a dict from layer name to layer, inside the `with` block, and
+    restores the float layers afterwards, also after an exception."""
     levels = {name: layer.noise_level for name, layer in layers.items()}
     with swapped(model, all_names(layers, model)):
         detach = _share_noise_level(model, layers)
@@ -110,7 +110,7 @@ def quantized(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterato
 
 
 def all_names(layers: Mapping[str, QuantizedLayer], model: nn.Module) -> dict[str, QuantizedLayer]:
-    """Returns a dict with each of `layers` under all its names in `model`; `layers` has it under the first. A layer
-    that is used in several places has several names."""
+    """Returns a dict with each of `layers` under all its names in `model`; the dict `layers` has each layer under its
+    first name only. A layer that is used in several places has several names."""
     names = names_of(model)
     return {name: layer for first, layer in layers.items() for name in names[first]}

@@ -38,8 +38,8 @@ class Geometry(NamedTuple):
         return cls(_pair(conv.stride), padding, _pair(conv.dilation), conv.padding_mode, conv.groups)
 
     def padded(self, x: Tensor, value: float) -> Tensor:
-        """Pads `x` (..., height, width). With padding mode "zeros" the padding is `value`, the number that stands for
-        0.0."""
+        """Returns `x` (..., height, width) with the padding of the convolution. In padding mode "zeros" the padding is
+        filled with `value`: the zero point if `x` holds codes, else 0.0."""
         if not any(self.padding):
             return x
         if self.padding_mode == "zeros":
@@ -58,9 +58,11 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 class RangedNumbers(NamedTuple):
-    """Holds the numbers with which a layer with known ranges computes its output (sum + quant_bias) * deq in one call.
+    """Holds the range, deq and quant_bias for one call of a layer whose ranges are known beforehand; its output is (sum
+    + quant_bias) * deq.
 
-    Where the rows of the input have different noise levels, the numbers have a leading axis of rows.
+    Where the rows of the input have different noise levels, scale, zero point, deq and quant_bias have a leading axis
+    of rows.
     """
 
     input: StaticInput
@@ -69,12 +71,12 @@ class RangedNumbers(NamedTuple):
 
 
 class IntegerLayer(nn.Module):
-    """Base of the integer layers: stores the numbers of a layer as parameters and buffers, so that `to` moves them and
-    parameter counts include them.
+    """Base of the integer layers: stores the numbers of a layer (class Numbers) as parameters (weight and bias) and
+    buffers (all others), so that `to` moves them.
 
-    `input_type` is the class that says how the input becomes codes, such as StaticInput. `noise_level` holds the noise
-    level of the denoiser's current call; `install` sets it if ranges depend on the noise level, and all layers of a
-    denoiser share it.
+    `input_type` is the class that says how the input becomes codes, such as StaticInput. `noise_level`, an object that
+    all layers of a denoiser share, holds the noise level of the denoiser's current call. `install` sets it if ranges
+    depend on the noise level; otherwise it is None.
     """
 
     input_scale: Tensor
@@ -127,7 +129,7 @@ class IntegerLayer(nn.Module):
 
     @property
     def numbers(self) -> Numbers:
-        """All numbers of the layer, as the object from which such a layer is made."""
+        """All numbers of the layer, as an object from which an equal layer can be made."""
         bias = None if self.bias is None else self.bias.detach()
         deq, quant_bias = (self.deq, self.quant_bias) if self.calibrated else (None, None)
         return Numbers(
@@ -152,8 +154,8 @@ class IntegerLayer(nn.Module):
         return super()._apply(moved, recurse)
 
     def _ranged(self, rows: int | None) -> RangedNumbers:
-        """Returns the range, deq and quant_bias for the current call. Where each of the `rows` rows of the input has
-        its own noise level, they have a leading axis of rows."""
+        """Returns the range, deq and quant_bias for the denoiser's current call. If the call has a noise level for each
+        of the `rows` rows of the input, they have a leading axis of rows."""
         input, deq, quant_bias = self.input, self.deq, self.quant_bias
         if isinstance(input, TimestepInput):
             bins = (self.noise_level or NoiseLevel()).bins(input.edges, rows)
@@ -184,8 +186,8 @@ class QuantizedLinear(IntegerLayer):
         return self.computed(input, integer_matmul)
 
     def computed(self, input: Tensor, matmul: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Returns the output for `input`. `matmul` computes the sums of products, with the arguments and the result of
-        `integer_matmul`."""
+        """Returns the output for `input`. `matmul` computes the sums of products; it takes and returns what
+        `integer_matmul` does."""
         x = self.transformed(input, -1)
         if self.weight_only:
             return F.linear(x, *self._float_weight(x.dtype))
@@ -202,8 +204,8 @@ class QuantizedLinear(IntegerLayer):
 
 
 def _with_row_axis(numbers: RangedNumbers, ndim: int) -> RangedNumbers:
-    """Reshapes numbers with a leading axis of rows so that they broadcast against an input of `ndim` axes, rows first
-    and channels last. Returns numbers without that axis unchanged."""
+    """Returns `numbers`, which have a leading axis of rows, reshaped to broadcast against an input of `ndim` axes, rows
+    first and channels last. Returns `numbers` unchanged if they have no such axis."""
     (scale, zero_point), deq, quant_bias = numbers.input.qparams, numbers.deq, numbers.quant_bias
     if scale.ndim == 0:
         return numbers
@@ -214,10 +216,10 @@ def _with_row_axis(numbers: RangedNumbers, ndim: int) -> RangedNumbers:
 
 
 class QuantizedConv2d(IntegerLayer):
-    """Computes an nn.Conv2d in integers: input (batch, in, height, width), output (batch, out, ...), or both without
-    the batch axis.
+    """Computes an nn.Conv2d in integers: input (batch, in, height, width), output (batch, out, height, width), or both
+    without the batch axis.
 
-    Padding is applied to the codes, with the zero point, which stands for 0.0.
+    In padding mode "zeros" the codes of the input are padded with the zero point, the code that stands for 0.0.
     """
 
     def __init__(self, numbers: Numbers, geometry: Geometry) -> None:
@@ -232,8 +234,8 @@ class QuantizedConv2d(IntegerLayer):
         return self.computed(input, self._convolve_codes)
 
     def computed(self, input: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
-        """Returns the output for `input`. `convolve` computes the int32 sums of products from padded codes in
-        float32."""
+        """Returns the output for `input`. `convolve` takes the padded codes, whole numbers in float32, and returns the
+        int32 sums of products."""
         x = self.transformed(input, -3)
         if self.weight_only:
             return self._convolved(self.geometry.padded(x, 0.0), *self._float_weight(x.dtype))
@@ -277,5 +279,5 @@ QuantizedLayer = QuantizedLinear | QuantizedConv2d
 
 
 def build(numbers: Numbers, module: nn.Module) -> QuantizedLayer:
-    """Returns the integer layer with these numbers that replaces the float `module`."""
+    """Returns the integer layer with these `numbers`, to replace the float `module`, an nn.Linear or nn.Conv2d."""
     return QuantizedConv2d(numbers, Geometry.of(module)) if isinstance(module, nn.Conv2d) else QuantizedLinear(numbers)

@@ -48,10 +48,10 @@ class NoiseLevel:
 
     def bins(self, edges: Tensor, rows: int | None) -> Tensor:
         """Returns the index of the current call's timestep bin, among the bins that `edges` separate: 0-d, or (rows,)
-        where each of the `rows` rows of a layer's input has its own noise level.
+        if the call has a noise level for each of the `rows` rows of a layer's input.
 
-        Where the number of rows differs from the number of noise levels, the largest level applies to all rows. Raises
-        MisfitError outside a call of the denoiser, and in a call without a time argument.
+        If the call has several noise levels, but not as many as there are rows, the largest level applies to all rows.
+        Raises MisfitError outside a call of the denoiser, and in a call without a time argument.
         """
         levels = self._levels
         if levels is None:
@@ -71,8 +71,8 @@ def bins_of(levels: Tensor, edges: Tensor) -> Tensor:
 
 
 def levels_of(arguments: Mapping[str, Any]) -> Tensor | None:
-    """Returns the time argument among the `arguments` of a call, a dict by name, as float32: 0-d where all its numbers
-    are equal, else 1-d. Returns None without a time argument."""
+    """Returns the time argument (the noise level) among `arguments`, a dict from name to argument of a denoiser's call,
+    as float32: 0-d where all its numbers are equal, else 1-d. Returns None for a call without a time argument."""
     for name in TIME_ARGUMENTS:
         value = arguments.get(name)
         if isinstance(value, (int, float)) and not isinstance(value, bool):

@@ -1,4 +1,5 @@
-"""All numbers of one integer layer in one object."""
+"""Defines Numbers, which holds all numbers of one integer layer: weight codes, scales, zero points, bias, deq and
+quant_bias."""
 
 from dataclasses import dataclass
 

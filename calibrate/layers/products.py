@@ -21,8 +21,8 @@ _PIECE = 1024  # products in one float32 sum, exact since 1024 * 128 * 127 < 2**
 
 
 def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> tuple[Tensor, Tensor]:
-    """Returns the codes of `x` in float32 and their scale, max |x| / qmax over `axes`; the scale keeps these axes with
-    length 1.
+    """Returns the codes of `x` in float32 and their scale, max |x| over `axes` divided by the qmax of `scheme`; the
+    scale keeps these axes with length 1.
 
     Where all values are zero, or too small for a normal float32 scale, the codes are zeros and the scale is 1.
     """
@@ -64,8 +64,8 @@ def _in_float(q: Tensor, weight: Tensor) -> Tensor:
 def integer_convolution(
     q: Tensor, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int], groups: int
 ) -> Tensor:
-    """Returns the exact convolution, int32 (batch, out, ...), of padded codes `q` (batch, in, height, width) with an
-    int8 `weight` (out, in / groups, height, width). The codes are whole numbers in float32."""
+    """Returns the exact convolution, int32 (batch, out, height, width), of padded codes `q` (batch, in, height, width)
+    with an int8 `weight` (out, in / groups, height, width). The codes are whole numbers in float32."""
     channels, taps = weight.shape[1], weight[0, 0].numel()
     if not (q.device.type == "cpu" and torch.backends.mkldnn.is_available() and q.numel() and taps <= _PIECE):
         return F.conv2d(q.double(), weight.double(), None, stride, 0, dilation, groups).to(torch.int32)

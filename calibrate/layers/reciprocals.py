@@ -28,7 +28,7 @@ _AT_ONCE = 8  # scales tried together
 
 def reciprocal_agrees(scales: Tensor, zero_points: Tensor) -> Tensor:
     """Returns, for each of the `scales` float32 (n,), whether dividing by the scale and multiplying by its reciprocal
-    give the same codes for all float32 numbers. `zero_points` (n,) belong to the scales."""
+    give the same codes for all float32 numbers. `zero_points` (n,) has the zero point that belongs to each scale."""
     scale, zero_point = scales.view(-1, 1, 1, 1), zero_points.view(-1, 1, 1, 1).to(torch.float32)
     bits = ((_ENDS.unsqueeze(-1) - zero_point) * scale.double()).to(torch.float32).view(torch.int32)
     x = (bits + _AROUND).view(torch.float32)
@@ -38,11 +38,11 @@ def reciprocal_agrees(scales: Tensor, zero_points: Tensor) -> Tensor:
 
 
 def next_scale(scale: float, zero_point: Callable[[float], int]) -> float | None:
-    """Returns the first float32 number not below `scale` > 0 that is found to be a scale for which multiplying by the
-    reciprocal gives the same codes as dividing.
+    """Returns the smallest float32 scale found, not below `scale` > 0, for which multiplying by the reciprocal of the
+    scale gives the same codes as dividing by the scale.
 
-    `zero_point` is a function that returns the zero point for a scale. Returns None if no number close to `scale` has
-    this property, as where the reciprocal is not a normal float32.
+    `zero_point` is a function that returns the zero point for a scale. Returns None if no scale with this property is
+    found close above `scale`, for example because the reciprocals there are not normal float32 numbers.
     """
     first = torch.tensor(scale, dtype=torch.float32).view(torch.int32)
     scales = (first + torch.arange(_SEARCHED, dtype=torch.int32)).view(torch.float32)

@@ -45,7 +45,8 @@ INT8 = Element(torch.int8, -128, 127)
 
 @dataclass(frozen=True)
 class Scheme:
-    """The rule by which a tensor becomes codes.
+    """The rule by which one tensor becomes codes. (A name such as W8A8 stands for the rules of a layer's weight and
+    input together.)
 
     | field      | meaning                                                                           |
     |------------|-----------------------------------------------------------------------------------|
@@ -83,8 +84,8 @@ SYMMETRIC_ACTIVATION = Scheme(symmetric=True)
 
 
 class QParams(NamedTuple):
-    """Holds the parameters of the quantization formula: `scale` float32 and `zero_point` int32, both 0-d or both
-    (channels,)."""
+    """Holds the parameters of the quantization formula: `scale` float32 and `zero_point` int32, of the same shape: 0-d,
+    or 1-d with a number for each channel, timestep bin or row."""
 
     scale: Tensor
     zero_point: Tensor
@@ -98,8 +99,8 @@ class Range(NamedTuple):
 
 
 def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """Returns the codes of `x` (at least one dimension), in the dtype of the scheme's element. Computes in float32; a
-    scale for each channel applies along `scheme.axis`."""
+    """Returns the codes of `x`, which has at least one dimension, as integers of the dtype of `scheme.element`. If
+    `qparams` has a scale for each channel, the channels are dimension `scheme.axis` of `x`. Computes in float32."""
     scale, zero_point = (_broadcast(parameter, x, scheme).expand(x.shape) for parameter in qparams)
     q = torch.empty(x.shape, dtype=scheme.element.dtype, device=x.device)
     # in pieces: freed float32 copies of whole weights leave holes between the int8 weights, which malloc cannot reuse
@@ -130,15 +131,16 @@ def dequantize(q: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
 
 
 def _broadcast(parameter: Tensor, x: Tensor, scheme: Scheme) -> Tensor:
-    """Reshapes a parameter with one number for each channel so that it broadcasts against `x` along `scheme.axis`."""
+    """Returns `parameter`, scales or zero points of channels, reshaped to broadcast against `x` along dimension
+    `scheme.axis`; unchanged if it is 0-d or `scheme.axis` is None."""
     if scheme.axis is None or parameter.ndim == 0:
         return parameter
     return parameter.view([-1 if axis == scheme.axis else 1 for axis in range(x.ndim)])
 
 
 def exact_scale(extent: Range, scheme: Scheme) -> float:
-    """Returns the scale at which the range `extent`, widened to contain zero, uses all codes; 0.0 for the range 0.0 to
-    0.0. The scale is not yet rounded to the dtype in which it will be stored."""
+    """Returns the scale at which the codes of `scheme` just cover the range `extent`, widened to contain zero; 0.0 for
+    the range 0.0 to 0.0. The scale is not yet rounded to the dtype in which it will be stored."""
     low, high = min(extent.low, 0.0), max(extent.high, 0.0)
     if scheme.symmetric:
         return max(-low, high) / scheme.qmax
@@ -179,8 +181,8 @@ def stored_qparams(scale: float, low: float, dtype: torch.dtype, scheme: Scheme)
 
 
 def stored_scale(scale: float, dtype: torch.dtype) -> float | None:
-    """Returns the smallest value of `dtype` that is not below `scale`; None if it is more than 25 % above `scale`, or
-    no normal float32.
+    """Returns the smallest value of `dtype` that is not below `scale`; None if that value is more than 25 % above
+    `scale`, infinite, or below the normal float32 numbers.
 
     float16 has no value between 0 and 6e-8, and few values up to 6e-5: a scale in that interval would be lost or grow
     by up to a half.

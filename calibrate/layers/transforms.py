@@ -19,7 +19,8 @@ class Transform(Protocol):
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor | None]) -> Self:
-        """Makes the transform from a layer's `tensors`, a dict that contains those named in TENSORS."""
+        """Makes the transform from a layer's `tensors`, a dict from name to tensor with at least the names in
+        TENSORS."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:

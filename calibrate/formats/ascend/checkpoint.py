@@ -103,7 +103,8 @@ class Checkpoint:
     @property
     def levels(self) -> tuple[float, ...]:
         """The noise level of each row of numbers in a W8A8_TIMESTEP layer, which has one row for each denoising step
-        that the checkpoint was written for. Empty without such layers."""
+        that the checkpoint was written for. Empty without such layers. Reading it raises FileError where the metadata
+        of the weight file are damaged."""
         levels = self._metadata(LEVELS, [])
         if not (isinstance(levels, list) and all(_finite(level) for level in levels)):
             raise damage(self.weight_path, f"{LEVELS} in its metadata is not a list of numbers", _REMEDY)
@@ -111,7 +112,7 @@ class Checkpoint:
 
     def edges(self, name: str) -> Array:
         """Returns the noise levels that separate the timestep bins of the W8A8_TIMESTEP layer `name`, (bins - 1,)
-        float32, increasing. Raises FileError where the metadata lack them."""
+        float32, increasing. Raises FileError where the metadata of the weight file lack them."""
         by_layer = self._metadata(EDGES, {})
         numbers = by_layer.get(name) if isinstance(by_layer, dict) else None
         if isinstance(numbers, list) and all(_finite(edge) for edge in numbers):
@@ -132,7 +133,7 @@ class Checkpoint:
 
     def convolution(self, name: str) -> Convolution:
         """Returns the stride, padding, dilation and groups of the convolution `name`. Raises FileError where the
-        metadata lack them."""
+        metadata of the weight file lack them."""
         try:
             content = self._metadata(GEOMETRY, {})[name]
             values = [content["stride"], content["padding"], content["dilation"]]

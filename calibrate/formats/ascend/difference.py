@@ -11,8 +11,8 @@ CLOSE = 0.01  # relative tolerance for float tensors; rounding to bfloat16 chang
 
 
 def difference(checkpoint: Checkpoint, model: nn.Module) -> str | None:
-    """Returns a sign that the checkpoint was not made from the float `model`, such as a layer that the model lacks;
-    None if there is no sign.
+    """Returns a fact, in words, that shows that the checkpoint was not made from the float `model`, such as a layer
+    that the model lacks; None if there is no such fact.
 
     Layer names and the shapes of their weights are compared, and the values of float tensors up to a relative
     difference of 1 %.

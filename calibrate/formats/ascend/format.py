@@ -1,4 +1,4 @@
-"""Defines the record of the format `ascend`. Importing this module needs no torch."""
+"""Defines the `Format` object of the format `ascend`. Importing this module needs no torch."""
 
 from collections import Counter
 from collections.abc import Mapping

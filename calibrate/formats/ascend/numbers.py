@@ -1,5 +1,5 @@
-"""Reads the numbers of an ascend checkpoint's integer layers, and refuses numbers that no export writes, such as a
-negative scale.
+"""Reads the weight codes, scales, biases and other numbers of an ascend checkpoint's integer layers, and refuses
+numbers that no export writes, such as a negative scale.
 
 Importing this module needs no torch.
 """
@@ -25,7 +25,7 @@ class Floats(NamedTuple):
 
 
 class LayerNumbers(NamedTuple):
-    """The numbers of an integer layer.
+    """The numbers of an integer layer in an ascend checkpoint.
 
     | field       | meaning                                                                                         |
     |-------------|-------------------------------------------------------------------------------------------------|

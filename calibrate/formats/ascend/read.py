@@ -35,8 +35,8 @@ class AscendLayers:
         return read_layer(self._checkpoint, name)
 
     def difference(self, model: nn.Module) -> str | None:
-        """Returns a sign, in words, that the checkpoint was not made from the float `model`; None if there is no
-        sign."""
+        """Returns a fact, in words, that shows that the checkpoint was not made from the float `model`, such as a layer
+        that the model lacks; None if there is no such fact."""
         return difference(self._checkpoint, model)
 
 

@@ -1,5 +1,5 @@
-"""Converts the numbers of a W8A8_TIMESTEP layer from one row for each timestep bin (interval of noise levels) to one
-for each denoising step of a deployment, as MindIE-SD reads them."""
+"""Converts the input scales, zero points, deq and quant_bias of a W8A8_TIMESTEP layer from one row for each timestep
+bin (interval of noise levels) to one for each denoising step of a deployment, as MindIE-SD reads them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -14,8 +14,8 @@ from ...layers.noise_level import bins_of
 
 
 class StepRows(NamedTuple):
-    """Holds which rows of numbers a layer has for a deployment: `bins` (steps,), the index of the layer's timestep bin
-    at each denoising step, and `edges`, the noise levels that separate the bins in which there is a step."""
+    """Holds which timestep bins a W8A8_TIMESTEP layer uses in a deployment: `bins` (steps,), the index of the layer's
+    bin at each denoising step, and `edges`, the noise levels that separate the bins in which there is a step."""
 
     bins: Tensor
     edges: Tensor
@@ -35,8 +35,8 @@ def deployed_levels(layers: Mapping[str, QuantizedLayer], timesteps: Iterable[fl
     """Returns the noise levels for which each W8A8_TIMESTEP layer gets a row of numbers, rounded to float32; () if
     there are no such layers.
 
-    The levels are `timesteps`; if there are none, one level in each timestep bin of every layer, from the highest to
-    the lowest. Raises UsageError for timesteps that are not finite.
+    The levels are `timesteps`; if `timesteps` is None or empty, one level in each timestep bin of every layer, from the
+    highest to the lowest. Raises UsageError for timesteps that are not finite.
     """
     edges_of_layers = [layer.edges for layer in layers.values() if layer.input_type.by_level]
     if not edges_of_layers:

@@ -50,8 +50,8 @@ def write_ascend(
 
     `model` is the float model, or has `layers` installed. `timesteps` are the noise levels at which the deployment
     calls the denoiser, step by step. A W8A8_TIMESTEP layer gets one row of numbers for each of them, or for each
-    timestep bin if `timesteps` is None. Smoothing multipliers are written as tensors and never folded into float
-    parameters, which MindIE-SD takes from the float model.
+    timestep bin if `timesteps` is None or empty. Smoothing multipliers are written as tensors and never folded into
+    float parameters, which MindIE-SD takes from the float model.
 
     Raises NumbersError for a number to be written that is not finite, UsageError for timesteps that are not finite.
     """
@@ -70,8 +70,8 @@ def tensors_and_description(
 ) -> tuple[dict[str, Planned], dict[str, str]]:
     """Returns the tensors of the checkpoint and the scheme of each tensor (the description), two dicts by tensor name.
 
-    `layers` has the integer layers by all their names, a shared layer under each of its names. `levels` is the noise
-    level of each row of numbers in W8A8_TIMESTEP layers.
+    `layers` has the integer layers by all their names, a shared layer under each of its names. `levels` are the noise
+    levels for which each W8A8_TIMESTEP layer gets a row of numbers.
     """
     tensors: dict[str, Planned] = {}
     description = {MODEL_TYPE: scheme_of(layers)}
@@ -91,8 +91,9 @@ def tensors_and_description(
 
 
 def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterator[tuple[str, Planned]]:
-    """Yields name and content of each tensor of one layer, under Ascend's names. The tensors of a W8A8_TIMESTEP layer
-    have a row for each of `levels`, the noise levels of the deployment."""
+    """Yields (name, tensor) for each tensor of one layer, where the name is Ascend's without the layer's, such as
+    "weight". The tensors of a W8A8_TIMESTEP layer have a row for each of `levels`, the noise levels of the
+    deployment."""
     outputs = layer.weight.shape[0]
     if layer.mul_scale is not None:
         yield MUL_SCALE, Planned.of(layer.mul_scale)

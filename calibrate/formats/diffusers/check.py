@@ -1,7 +1,7 @@
 """Checks whether diffusers with Octavo can load a directory in format `diffusers`, and says what is wrong if not.
 
-Names, dtypes and shapes are read from the headers of the files. The integers are checked with the functions that check
-an ascend checkpoint.
+Names, dtypes and shapes are read from the headers of the files. Scales, deq and quant_bias are checked with the
+functions that check them in an ascend checkpoint.
 """
 
 from collections.abc import Iterator
@@ -68,7 +68,8 @@ def _misfit(model: Model, structure: Structure) -> str | None:
 
 
 def _tensors_of(model: Model, name: str) -> dict[str, StoredTensor]:
-    """Returns the stored tensors of the layer `name`, a dict by the last part of their names, such as "weight"."""
+    """Returns a dict from the last part of a tensor's name, such as "weight", to the stored tensor, for the layer
+    `name`."""
     parts = {key: key.rpartition(".") for key in model.tensors}
     return {leaf: model.tensors[key] for key, (owner, _, leaf) in parts.items() if owner == name}
 

@@ -44,8 +44,8 @@ def empty_layer(structure: Structure, name: str, module: nn.Module) -> Quantized
 
 
 def _empty(kind: LayerKind, shape: tuple[int, ...], biased: bool, dtype: torch.dtype) -> Numbers:
-    """Returns uninitialized numbers, on the meta device, for a layer with a weight of this `shape`. `biased` says
-    whether the float layer has a bias."""
+    """Returns the numbers of an integer layer with a weight of this `shape`, as tensors without values on the meta
+    device. `biased` says whether the float layer has a bias."""
     with torch.device("meta"):
         outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
         tensors: dict[str, Tensor | None] = {

@@ -132,7 +132,9 @@ class OctavoQuantizer(DiffusersQuantizer):
     def create_quantized_param(  # type: ignore[override]
         self, model: nn.Module, value: Tensor, name: str, device: Any, *_: Any, **__: Any
     ) -> None:
-        """Puts the stored tensor `name` into the model, on `device` and in the dtype that the model needs.
+        """Puts the stored tensor `name` into the model, on `device`. If torch_dtype differs from the stored dtype,
+        float tensors other than scales are cast to torch_dtype, or to float32 in modules that diffusers keeps in
+        float32.
 
         A `value` that is not cast stays mapped from its file, and takes memory only once the layer runs; a backend that
         packs the weight into a layout of its own lets go of that memory again.

@@ -1,4 +1,5 @@
-"""Lists the layers of an ONNX graph, and checks whether its numbers are valid and which runtimes can load it."""
+"""Lists the layers of an ONNX graph, and checks whether its scales, offsets and sums are valid and which runtimes can
+load it."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,8 +23,8 @@ _SCHEMES = ("W8A8", "W8A16")  # the schemes of integer layers in a graph
 
 
 class Layer(NamedTuple):
-    """A node of a graph that has a weight: its layer's name, operator, scheme (W8A8, W8A16 or float), the shape of the
-    weight and the bytes of the weight."""
+    """Describes a node of a graph that has a weight: the name of its layer, its operator, its scheme (W8A8, W8A16 or
+    float), and the shape and the bytes of the weight."""
 
     name: str
     operator: str
@@ -79,8 +80,8 @@ def _bytes(index: _GraphIndex, tensor: Any) -> int:
 
 
 def verdicts(graph: Graph) -> list[Verdict]:
-    """Returns the verdicts on a graph: whether its numbers are within the bounds that an export keeps, and whether
-    onnxruntime and Ascend's compiler can load it."""
+    """Returns the verdicts on a graph: whether its scales, offsets and sums are within the bounds that an export keeps,
+    and whether onnxruntime and Ascend's compiler can load it."""
     fault = next(_faults(graph), None)
     layers = [layer for layer in layers_of(graph) if layer.scheme in _SCHEMES]
     fact = f"all numbers of {len(layers)} integer layers are within bounds"
@@ -125,7 +126,7 @@ def _ascend(graph: Graph, layers: list[Layer]) -> Verdict:
 
 
 def _faults(graph: Graph) -> Iterator[str]:
-    """Yields a sentence for each fault of the numbers in a graph."""
+    """Yields a sentence for each fault of a scale, an offset or an integer layer in a graph."""
     index = _GraphIndex(graph)
     for node in graph.proto.graph.node:
         if node.op_type == QUANT:
@@ -156,7 +157,7 @@ def _quant_faults(node: "NodeProto") -> Iterator[str]:
 
 
 def _dequant_faults(index: _GraphIndex, node: "NodeProto") -> Iterator[str]:
-    """Yields the first fault of an AscendDequant node.
+    """Yields the first fault of an AscendDequant node in words, nothing if it has none.
 
     The node needs an integer layer before it that has one output for each scale, and whose accumulator fits into int32.
     """

@@ -87,7 +87,8 @@ def write_graphs(
 
 
 def _put(staged: Path, target: Path) -> None:
-    """Moves a graph and its data file, if any, from `staged` to `target`."""
+    """Moves a graph from the path `staged` to the path `target`, and its data file, if any, to the path beside
+    `target`."""
     data, old = (path.with_name(path.name + DATA) for path in (staged, target))
     if data.exists() or old.is_symlink() or old.exists():
         target.unlink(missing_ok=True)

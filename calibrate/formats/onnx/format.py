@@ -1,4 +1,5 @@
-"""Defines the records of the formats `onnx` and `ascend-onnx`. Importing this module needs neither onnx nor torch."""
+"""Defines the `Format` objects of the formats `onnx` and `ascend-onnx`. Importing this module needs neither onnx nor
+torch."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -21,8 +21,7 @@ _SYMBOL = "batch"  # name of the first axis of inputs and outputs, where its len
 
 
 class Builder:
-    """Collects the nodes and initializers of a graph, and gives each a name that is not in `used` and used only
-    once."""
+    """Collects the nodes and initializers of a graph. `free_name` gives no name that is in `used`, and none twice."""
 
     def __init__(self, used: set[str]) -> None:
         self.nodes: list[NodeProto] = []
@@ -41,8 +40,7 @@ class Builder:
 
     def tensor(self, name: str, values: Tensor | np.ndarray) -> str:
         """Adds an initializer with these values, and returns its name in the graph: `name`, with a number appended if
-        that is in use. A second call with the same `name` adds nothing and returns the first one's name in the
-        graph."""
+        that is in use. A second call with the same `name` adds nothing and returns what the first call returned."""
         from onnx import numpy_helper
 
         key = ("tensor", name)

@@ -128,9 +128,9 @@ def trace(
 
 
 def _cause(error: BaseException) -> str:
-    """Returns the text of the error that caused `error`, in one line of at most 200 characters.
+    """Returns the text of the first error in the chain of causes of `error`, in one line of at most 200 characters.
 
-    Exporters wrap that error in advice and terminal colours.
+    The exporters raise errors of their own from the first error, and add advice and terminal colours to its text.
     """
     while error.__cause__ is not None:
         error = error.__cause__

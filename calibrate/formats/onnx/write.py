@@ -1,4 +1,4 @@
-"""Writes the ONNX files of a calibration."""
+"""Writes a calibrated model as ONNX files: for onnxruntime and OpenVINO, for Ascend's compiler, and the float model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

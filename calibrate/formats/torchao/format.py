@@ -1,4 +1,4 @@
-"""Defines the record of the format `torchao`. Importing this module needs no torch."""
+"""Defines the `Format` object of the format `torchao`. Importing this module needs no torch."""
 
 from collections.abc import Mapping
 from functools import partial

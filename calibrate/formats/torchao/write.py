@@ -80,7 +80,7 @@ def write_torchao(
     `axes` is a dict from layer name to the number of axes of the layer's input, needed for static layers. `parameters`
     are the float parameters with smoothing factors folded in, a dict from name to a function that returns the new
     value. More than `shard` bytes of weights become several files. Raises UsageError for a layer that the format cannot
-    hold and for a model not of diffusers, NumbersError for a number to be written that is not finite.
+    hold and for a model that is not a diffusers model, NumbersError for a number to be written that is not finite.
     """
     config = config_of(model)
     axes = axes or {}
@@ -123,8 +123,8 @@ def refusal_of(layer: QuantizedLayer, rank: int | None) -> str | None:
 
 
 def parts(ranked_layer: RankedLayer) -> Iterator[tuple[str, Tensor]]:
-    """Yields name and content of each tensor that torchao's Int8Tensor stores for a layer's weight, among them the
-    input's scale and smoothing multiplier."""
+    """Yields (name, tensor) for each tensor that torchao's Int8Tensor stores for a layer's weight, among them the
+    input's scale and smoothing multiplier. The names are those in Int8Tensor, such as "scale"."""
     layer, axes = ranked_layer.layer, [1] * ranked_layer.rank
     yield "qdata", layer.weight.detach()
     yield "scale", _weight_scale(layer).view(-1, 1)
