@@ -41,7 +41,7 @@ class Integers(NamedTuple):
 
     @classmethod
     def of(cls, layer: "QuantizedLayer") -> "Integers":
-        """Returns the numbers of an integer layer, moved to the CPU if they are on another device."""
+        """Returns the numbers of an integer layer, moved to the CPU if the layer is on another device."""
         weight, scale = layer.weight.detach().cpu().numpy(), layer.weight_scale.cpu().numpy()
         bias = None if layer.bias is None else layer.bias.detach().cpu().double().numpy()
         if layer.scheme not in RANGED:

@@ -114,7 +114,7 @@ class Format:
     | check      | function from the path that `find` returns to verdicts; never raises FileError                      |
     | optional   | subjects of verdicts that a sound checkpoint may fail                                               |
     | describe   | function from the path that `find` returns to a short description; raises FileError                 |
-    | read       | function from the path of `find` to layers for a float model; None if Octavo never puts them there  |
+    | read       | function from the path of `find` to layers for a float model; None if other software loads them     |
     | folds      | True if the consumer loads float parameters from the files: smoothing can then be folded into them  |
     | is_model   | True if diffusers loads the format's directory as a model once octavo is imported                   |
     """

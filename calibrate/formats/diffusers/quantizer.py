@@ -133,8 +133,8 @@ class OctavoQuantizer(DiffusersQuantizer):
         self, model: nn.Module, value: Tensor, name: str, device: Any, *_: Any, **__: Any
     ) -> None:
         """Puts the stored tensor `name` into the model, on `device`. If torch_dtype differs from the stored dtype,
-        float tensors other than scales are cast to torch_dtype, or to float32 in modules that diffusers keeps in
-        float32.
+        float tensors other than the scales, deq and edges of integer layers are cast to torch_dtype, or to float32 in
+        modules that diffusers keeps in float32.
 
         A `value` that is not cast stays mapped from its file, and takes memory only once the layer runs; a backend that
         packs the weight into a layout of its own lets go of that memory again.

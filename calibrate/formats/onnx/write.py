@@ -1,4 +1,5 @@
-"""Writes a calibrated model as ONNX files: for onnxruntime and OpenVINO, for Ascend's compiler, and the float model."""
+"""Writes the ONNX files of a calibrated model: for onnxruntime and OpenVINO, for Ascend's compiler, and of the float
+model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
