@@ -135,8 +135,9 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
 
 @contextmanager
 def statistics_losses(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Appends a loss to the list for each call of a batch norm, inside the `with` statement: the squared distance
-    between its input's mean and deviation and the stored ones, in units of the stored deviation."""
+    """Appends a loss to the list that is yielded for each call of a batch norm, inside the `with` statement: the
+    squared distance of the mean and the standard deviation of the batch norm's input from those that it stores, in
+    units of the stored deviation."""
     losses: list[Tensor] = []
 
     def measure(norm: nn.BatchNorm2d, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:

@@ -175,7 +175,8 @@ def _product(
 
 
 def tile_of(rows: int, dtype: torch.dtype) -> dict[str, int]:
-    """Returns the tile in which the product is computed, and Triton's options, for an input of `rows` rows.
+    """Returns the size of the tile of `product_kernel` and Triton's options, as its keyword arguments, for an input
+    with `rows` rows in each sample and of `dtype`.
 
     The tiles fit in the 99 KiB of shared memory that every GPU since Ampere has. They are estimates, not measured.
     """
@@ -211,7 +212,8 @@ torch.library.register_fake("octavo::scaled_product", lambda x, weight, *more: _
 
 
 def supports(layer: LinearState, x: Tensor) -> bool:
-    """Returns whether the kernels compute `layer` for the input `x`: they compute no gradients."""
+    """Returns whether the kernels compute `layer` for the input `x`: a float tensor (a dtype of STORABLE) that is not
+    empty and needs no gradients."""
     return x.dtype in STORABLE and x.numel() > 0 and not (torch.is_grad_enabled() and x.requires_grad)
 
 

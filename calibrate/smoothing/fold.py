@@ -99,7 +99,7 @@ def fold(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Iterabl
 
 @contextmanager
 def temporary_values(model: nn.Module, parameters: Mapping[str, Callable[[], Tensor]]) -> Iterator[None]:
-    """Gives float parameters of `model` new values while the `with` block runs, then restores the former values, also
+    """Gives float parameters of `model` new values inside the `with` statement, then restores the former values, also
     after an exception. `parameters` is a dict from parameter name to a function that computes the new value."""
     before = {name: model.get_parameter(name).data for name in parameters}
     try:
@@ -164,7 +164,8 @@ def multiply_output(layer: QuantizedLayer, factors: Tensor, plus: Tensor) -> Num
 
 
 def output_offset(numbers: Numbers) -> Tensor:
-    """Returns the offset that a layer with known input ranges adds to the product of weight and input, float64 (out,).
+    """Returns the offset that a layer with known input ranges adds to the product of weight and input for each output
+    channel, float64 (out,).
 
     The offset of a channel is its float bias, unless the integer bias (quant_bias) differs from that by more than its
     rounding, because it holds a bias correction. The offset is then the value that quant_bias stands for.
@@ -215,8 +216,9 @@ def _copy(value: Tensor) -> Tensor:
 def _multiplied_rows(
     make: Callable[[], Tensor], start: int, multiplier: Tensor, plus_one: bool, *, flat: bool
 ) -> Tensor:
-    """Returns the tensor that `make` computes, with the rows from `start` multiplied; with `flat`, numbers of the
-    flattened tensor instead of rows. With `plus_one`, 1 + value is multiplied and 1 subtracted again."""
+    """Returns the tensor that `make` computes, with as many rows as `multiplier` has numbers, from row `start` on,
+    multiplied by these; with `flat`, numbers of the flattened tensor instead of rows. With `plus_one`, 1 + value is
+    multiplied and 1 subtracted again."""
     tensor = make()
     part = (tensor.view(-1) if flat else tensor)[start : start + len(multiplier)]
     factors = multiplier.to(part.device, torch.float64).view([-1] + [1] * (part.ndim - 1))

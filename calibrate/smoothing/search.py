@@ -58,8 +58,8 @@ def smooth(
     lowers by at least 10 %.
 
     `surveys` is a dict from layer name to the statistics and sampled rows of the layer's input. `groups` are smoothing
-    groups: layers whose factors have to be equal to be folded into the layers before. `kind` and `scheme` say how
-    inputs become codes.
+    groups: layers whose factors have to be equal to be folded into the layers before. `kind`, a subclass of Input, and
+    the Scheme object `scheme` say how inputs become codes.
 
     Layers with at most eight rows for each sample of the batch are not smoothed: so few rows do not represent other
     calls. Where layers of a group have different inputs, these get separate factors if the error is then much lower,
@@ -201,7 +201,7 @@ def largest_of(weights: Sequence[Tensor]) -> Tensor:
 
 def multiplier_of(weight: Tensor, inputs: Channels, alpha: float) -> Tensor:
     """Returns the multiplier 1 / s (in,) of an input, where s are the smoothing factors, rounded to the model's dtype,
-    so that weights are divided by exactly these numbers.
+    so that weights are divided by exactly the numbers that multiply the input.
 
     `weight` has the largest |W| of each input channel, as `largest_of` returns it; `inputs` has the extremes of each
     channel. The median of s is 1; s is 1 too for channels that are always zero or have no weights.
