@@ -202,7 +202,7 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _fold(model: nn.Module, pairs: tuple[Pair, ...]) -> list[tuple[str, nn.Module]]:
-    """Folds the pairs in `model`; returns the names and modules that were replaced, to undo it."""
+    """Folds the pairs in `model`. Returns the modules that were replaced, with their names, to undo the folding."""
     names, before = names_of(model), []
     for pair in pairs:
         conv, norm = model.get_submodule(pair.conv), model.get_submodule(pair.norm)

@@ -64,8 +64,8 @@ def _changed(after: Tensor, before: Tensor, state: tuple[int, int | None]) -> bo
 
 
 class _Watch(TorchDispatchMode):
-    """Records in `foreign` the data_ptr() of each observed weight that an operation used while the innermost running
-    module that owns an observed weight was not one that owns this weight."""
+    """Records in `foreign` the data_ptr() of each observed weight that an operation used outside the forwards of the
+    modules that own the weight."""
 
     def __init__(self, addresses: set[int]) -> None:
         super().__init__()

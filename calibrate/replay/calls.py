@@ -51,8 +51,8 @@ def silent(label: str, items: Iterable[T], total: int | None = None) -> Iterable
 
 
 def describe(call: Call, position: int) -> str:
-    """Names a call for messages: by its source, by prompt and step (prompt 3, step 5), or by its position, counted
-    from 1."""
+    """Names a call for messages: by its source, by prompt and step (prompt 3, step 5), or by `position`, which is
+    counted from 0 and shown counted from 1 (call 3)."""
     unit, step = getattr(call, "unit", None), getattr(call, "step", None)
     if source := getattr(call, "source", ""):
         return str(source)

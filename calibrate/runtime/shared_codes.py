@@ -11,8 +11,8 @@ from .onednn_layout import Layouts
 
 
 class Quantization(NamedTuple):
-    """Holds what determines the codes of an input: its scale and zero point, and the transform, such as smoothing,
-    before."""
+    """Holds what determines the codes of an input: its scale and zero point, and the transform that the input gets
+    first, such as smoothing (None: no transform)."""
 
     scale: float
     zero_point: int

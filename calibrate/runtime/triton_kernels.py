@@ -28,7 +28,8 @@ _TANH_CUBE = tl.constexpr(0.044715)  # factor of y ** 3 in GELU with tanh
 
 @triton.jit
 def codes_kernel(x, factors, scale, zero_point, q, rows, ins, DYNAMIC: tl.constexpr, BLOCK: tl.constexpr):
-    """Stores the int8 codes of one row of `x` (samples * rows, ins) in `q`; BLOCK >= ins is a power of two.
+    """Stores in `q` the int8 codes of one row of `x` (samples * rows, ins), whose index is the program's number; BLOCK
+    >= ins is a power of two.
 
     `factors` (ins,) multiply the row first; None for no factors. If DYNAMIC, the row's scale is computed and stored in
     `scale` (samples * rows,); otherwise `scale` and `zero_point` (samples,) are read.

@@ -147,9 +147,9 @@ def _multiply_source(model: nn.Module, result: FoldResult, fold: Fold, multiplie
 
 
 def multiply_output(layer: QuantizedLayer, factors: Tensor, plus: Tensor) -> Numbers | str:
-    """Returns the numbers (weight, scales, bias and so on) of a layer whose output is that of `layer` times `factors`
-    plus `plus`, both (out,) float64, with the same int8 codes. Returns a text with the reason if there are no such
-    numbers."""
+    """Returns the `Numbers` (weight, scales, bias and so on) of a layer whose output is that of `layer` times `factors`
+    plus `plus`, both (out,) float64, with the same int8 codes. Returns a text with the reason if such a layer cannot be
+    made."""
     numbers = layer.numbers
     scale = (numbers.weight_scale.to(torch.float64) * factors).to(torch.float32)
     bias = None
