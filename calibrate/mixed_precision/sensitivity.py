@@ -3,7 +3,7 @@
 The error of a model is the mean of (latents - float latents)**2 over all final latents that a `Trajectory`, one run of
 the pipeline, returns. Each group of layers is switched to each scheme while all other layers stay float. The search
 assumes that the errors of groups add up, as errors of independent roundings do; `mix` runs the chosen mixture and
-reports its measured error and the sum.
+reports its measured error and the sum of the errors of its groups.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ Assignment = Mapping[str, type[Input]]  # input type of the scheme by layer name
 
 class Candidates:
     """Makes integer layers of any scheme from `choices`: a dict from layer name to the smoothing, integer weight and
-    bias correction that calibration chose for its own scheme.
+    bias correction that calibration chose for the scheme it was given.
 
     Weight-only layers get no smoothing factors, which MindIE-SD would ignore. Weight-only and dynamic layers get no
     bias correction, because corrections were measured for the scheme of the calibration.

@@ -74,7 +74,7 @@ def as_matrix(tensor: Tensor) -> Tensor:
 
 
 def precision(columns: int) -> torch.dtype:
-    """Returns the dtype in which a weight with so many columns (input channels) is rounded: float64 up to 2048, else
+    """Returns the dtype in which a weight with `columns` columns (input channels) is rounded: float64 up to 2048, else
     float32."""
     return torch.float64 if columns <= _PRECISE else torch.float32
 

@@ -33,7 +33,8 @@ def accelerate(model: nn.Module, backend: str | None = None, attention: str | bo
 
     With backend "cpu" or None, forwards on a CPU also compute attention, and the layers that stay float, by the kernels
     that this processor was measured to be fastest with. `attention`, a key of ATTENTION, limits the kernels of
-    attention: "auto" or True allows all, "float" those that compute in floating point, "torch" or False only torch's.
+    attention: "auto" or True allows all, "float" the kernels that compute in floating point, "torch" or False only
+    torch's.
 
     Raises UsageError for an unknown `backend` or `attention`.
     """

@@ -3,8 +3,8 @@
 A smoothed layer multiplies the channels of its input by `mul_scale`, and its weight is divided by the same numbers. The
 multiplication can move to the source of the input's channels: into the weight scales and biases of integer layers,
 whose int8 codes stay the same, or into float parameters. The model then computes the same up to the rounding of these
-numbers, with fewer operations, and a program that does not know mul_scale can run it. Folding comes before the SQNR is
-measured, so the measurement applies to the numbers that are written.
+scales, biases and parameters, with fewer operations, and a program that does not know mul_scale can run it. Folding
+comes before the SQNR is measured, so the measurement applies to the layers that are written.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -57,9 +57,9 @@ def smooth(
     """Searches smoothing factors, and returns a dict from layer name to smoothing, for the layers whose output error it
     lowers by at least 10 %.
 
-    `surveys` is a dict from layer name to the statistics and sampled rows of the layer's input. `groups` are smoothing
-    groups: layers whose factors have to be equal to be folded into the layers before. `kind`, a subclass of Input, and
-    the Scheme object `scheme` say how inputs become codes.
+    `surveys` is a dict from layer name to the survey of the layer's input: channel extremes and sampled rows. `groups`
+    are smoothing groups: layers whose factors have to be equal to be folded into the layers before. `kind`, a subclass
+    of Input, and the Scheme object `scheme` say how inputs become codes.
 
     Layers with at most eight rows for each sample of the batch are not smoothed: so few rows do not represent other
     calls. Where layers of a group have different inputs, the layers of each input get factors of their own if that
