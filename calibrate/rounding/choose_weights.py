@@ -43,9 +43,8 @@ def choose_weights(
     work: Work,
     sums_bytes: float = SUMS_BYTES,
 ) -> dict[str, Choice]:
-    """Returns `choices`, a dict from layer name to how the layer is quantized, with better weights and biases: a layer
-    gets the codes and the bias correction that `method` computes if these lower its output error on rows of held-out
-    calls.
+    """Returns `choices`, a dict from layer name to how the layer is quantized, with the codes and bias corrections that
+    `method` computes, where these lower the layer's output error on rows of held-out calls.
 
     `calls` are calls that are not held out. The model replays them once for each batch of layers; the sums that a batch
     needs fit in `sums_bytes` bytes. The result is the same for any `sums_bytes`.

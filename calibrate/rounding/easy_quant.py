@@ -24,7 +24,7 @@ def easy_quant(
     takes the scale whose codes make its output most similar, by cosine, to the float output. Because the cosine ignores
     lengths, this scale is then replaced by the scale at which the codes have the least squared error.
 
-    The sums in `inputs` are damped by HESSIAN_DAMPING, as the other methods do; otherwise clipping would cost nothing
+    The sums in `inputs` are damped by HESSIAN_DAMPING, as in the other methods; otherwise clipping would cost nothing
     for a weight whose input was near zero in the calibration. Without inputs, all inputs count as independent with
     equal energy. Nothing is random. Costs 2 * out * in^2 flops for each scale tried. Returns None if a channel of the
     weight is too small for a float32 scale.
