@@ -54,8 +54,8 @@ class Budget:
     time: float | None = None
 
     def limit(self, before: Cost) -> Cost:
-        """Returns the most that the layers may cost within this budget, given their cost `before` as floats; infinite
-        where there is no limit."""
+        """Returns the most bytes and the most time that the layers may take within this budget, given their cost
+        `before` as floats; infinite where there is no limit."""
         most = self.bytes if self.share is None else self.share * before.bytes
         time = float("inf") if self.time is None else self.time * before.time
         return Cost(float("inf") if most is None else most, time)
@@ -65,10 +65,11 @@ class Budget:
 class Search:
     """Holds the schemes to choose from, and the number of pipeline runs that the search may use.
 
-    `inputs`: the ways in which inputs may become codes; a layer may always stay float. `runs`: the most runs for
-    measuring groups of layers; layers are grouped, at most into whole blocks, to keep this number. `refining`: the most
-    runs for trying exchanges, in which one or two groups change their scheme; they are tried if the error of the
-    mixture is far above the sum of the groups' errors.
+    `inputs`: the schemes, as subclasses of Input; a layer may also stay float. `runs`: the most runs for measuring the
+    error of each scheme; where a run for each layer would be too many, several layers of a transformer block, or all of
+    them, are measured together as a group. `refining`: the most runs for trying exchanges, in which one or two groups
+    change their scheme; exchanges are tried if the measured error of the mixture is more than 1.5 times the sum of its
+    groups' errors.
     """
 
     inputs: tuple[type[Input], ...] = (StaticInput, DynamicInput, FloatInput)
@@ -80,8 +81,8 @@ SEARCH = Search()
 
 
 def budget_of(text: str) -> Budget:
-    """Reads a budget from a user's text. Raises UsageError for a part that is not a limit, and for two limits of the
-    same kind."""
+    """Reads a budget from a user's text. Raises UsageError for a part between commas that is not a limit, and for two
+    limits of the same kind (size or time)."""
     limits: dict[str, float] = {}
     for part in text.split(","):
         kind, amount = _part(text, part.strip())

@@ -24,9 +24,10 @@ def refine(
     """Improves `chosen`, the index of the option (a scheme, or float) of each group of layers, by exchanges: one or two
     groups get another option, within `limit`.
 
-    `error` is the measured error of `chosen`; `run` measures the error of a choice. Tries at most `most` exchanges, in
-    ascending order of the estimated error, the sum of the groups' errors. Keeps an exchange that lowers the measured
-    error by at least 2 %. Returns the best choice, its measured error, and the number of exchanges that were kept.
+    `error` is the measured error of `chosen`, that of the final latents; `run` measures this error for another choice,
+    by a run of the pipeline. Tries at most `most` exchanges, in ascending order of the estimated error, the sum of the
+    groups' errors. Keeps an exchange that lowers the measured error by at least 2 %. Returns the best choice, its
+    measured error, and the number of exchanges that were kept.
     """
     best, accepted = tuple(chosen), 0
     measured = {best}

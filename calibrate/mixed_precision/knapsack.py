@@ -23,7 +23,7 @@ _TINY = 1e-9  # tolerance for the rounding of float sums, as a share of a cell o
 
 
 class Option(NamedTuple):
-    """Represents one way to treat a group of layers: `kind`, how their inputs become codes (None: the layers stay
+    """Represents one way to treat a group of layers: `kind`, their scheme as a subclass of Input (None: the layers stay
     float), `error`, the error of the final latents, and `cost`, the cost of the group's layers."""
 
     kind: type[Input] | None
@@ -43,8 +43,8 @@ def cost_of_choice(groups: Groups, chosen: Sequence[int]) -> Cost:
 
 
 def lowest_cost(groups: Groups) -> Cost:
-    """Returns the smallest bytes and the smallest time that any choice can have; there may be no single choice with
-    both."""
+    """Returns the smallest bytes and the smallest time that any choice of options can have; there may be no single
+    choice with both."""
     return Cost(
         sum(min(option.cost.bytes for option in options) for options in groups),
         sum(min(option.cost.time for option in options) for options in groups),
@@ -113,7 +113,7 @@ def _choose_within(
     errors: Sequence[Sequence[float]], costs: Sequence[Sequence[float]], limit: float
 ) -> list[int] | None:
     """Returns the index of each group's option so that the sum of errors is least under one limit; None if no choice
-    keeps the limit. `errors` and `costs` have a number for each option of each group."""
+    keeps the limit. `errors` and `costs` have, for each group, a number for each of its options."""
     lowest = [min(group) for group in costs]
     available, span = limit - sum(lowest), sum(map(max, costs)) - sum(lowest)
     slack = _TINY * max(span, sum(lowest), 1.0)
@@ -139,8 +139,9 @@ def _choose_within(
 
 
 def _add_group(best: Tensor, errors: Sequence[float], cells: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Adds one group to the dynamic program: returns the least sum of errors for each number of cells (units of cost)
-    that may be spent, and the index of the group's option that gives this sum. Of equal options, the first is used.
+    """Adds one group of layers to the dynamic program: returns the least sum of errors for each number of cells (units
+    of cost) that all groups so far may spend, and the index of the new group's option that gives this sum. Of equal
+    options, the first is used.
 
     `best` has the least sum of errors of the groups before; `errors` and `cells` have the error and the cost of each
     option of this group, in ascending order of the cost.

@@ -26,8 +26,8 @@ _ADDING = 1.5  # ratio of measured to estimated error above which errors do not 
 @dataclass(frozen=True)
 class Mixture:
     """Holds the result of a search under a budget: the plan, the choices for its layers, and the entry in report.json.
-    `errors` is a dict from layer name to a dict from scheme to the error of the final latents when only the layer's
-    group has this scheme."""
+    `errors` is a dict from layer name to a dict from scheme name to the error of the final latents when only the
+    layer's group has this scheme and all other layers are float."""
 
     plan: Plan
     choices: dict[str, Choice]
@@ -94,9 +94,9 @@ def _select(
     search: Search,
     progress: Progress,
 ) -> _Selection | None:
-    """Chooses an option for each group within `limit` and measures the choice. If its error is far above the sum of the
-    groups' errors, tries exchanges, in which one or two groups change their option. Returns None if no choice keeps the
-    limit; raises NumbersError if the latents are not finite."""
+    """Chooses an option for each group within `limit` and measures the choice. If the error of the choice is more than
+    1.5 times the sum of the groups' errors, tries exchanges, in which one or two groups change their option. Returns
+    None if no choice keeps the limit; raises NumbersError if the latents are not finite."""
     options = [group.options for group in groups]
     chosen = choose(options, limit)
     if chosen is None:
@@ -138,13 +138,14 @@ def estimated_error(groups: Groups, chosen: Sequence[int]) -> float:
 
 
 def _schemes_of(groups: Sequence[LayerGroup], chosen: Sequence[int]) -> dict[str, type[Input]]:
-    """Returns a dict from the name of each layer that becomes integers to the way in which its input becomes codes."""
+    """Returns a dict from the name of each layer that becomes an integer layer with the options `chosen` to its scheme,
+    as a subclass of Input."""
     pairs = zip(groups, chosen, strict=True)
     return {name: kind for group, option in pairs for name, kind in group.kinds[option].items()}
 
 
 def _plan_with(plan: Plan, names: Iterable[str], kinds: Mapping[str, type[Input]], budget: Budget) -> Plan:
-    """Returns the plan with the scheme that `kinds` has for each layer; layers of `names` that are not in `kinds` stay
+    """Returns `plan` with the scheme that `kinds` has for each layer; layers of `names` that are not in `kinds` stay
     float."""
     words = {name: WORDS[kind] for name, kind in kinds.items()}
     plan = Plan(tuple(replace(entry, scheme=words.get(entry.name, entry.scheme)) for entry in plan.entries))
@@ -153,8 +154,8 @@ def _plan_with(plan: Plan, names: Iterable[str], kinds: Mapping[str, type[Input]
 
 
 def _errors_by_layer(groups: Iterable[LayerGroup]) -> dict[str, dict[str, float]]:
-    """Returns a dict from layer name to a dict from scheme to the error of the final latents when only the layer's
-    group has this scheme."""
+    """Returns a dict from layer name to a dict from scheme name to the error of the final latents when only the layer's
+    group has this scheme and all other layers are float."""
     return {
         name: {WORDS[option.kind]: option.error for option in group.options if option.kind}
         for group in groups
@@ -176,7 +177,8 @@ def _budget_report(budget: Budget, limit: Cost, whole: Cost, used: Cost) -> dict
 def _lower_bounds(
     candidates: Candidates, names: Iterable[str], kinds: Sequence[type[Input]], before: Mapping[str, Cost]
 ) -> Cost:
-    """Returns the smallest possible bytes and the smallest possible time of the layers, each minimised on its own."""
+    """Returns the smallest bytes and the smallest time that the layers `names` can take, each minimised on its own, if
+    each layer has a scheme of `kinds` or stays float, with its cost in `before`."""
     bounds = Cost()
     for name in names:
         candidate_layers = [candidates.layer(name, kind) for kind in kinds]
@@ -202,7 +204,8 @@ def _checked_limit(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -
 
 
 def _infeasible(budget: Budget, smallest: Cost, whole: Cost) -> OctavoError:
-    """Returns the UsageError for a budget that no mixture keeps, which says what the layers need at least."""
+    """Returns the UsageError for a budget that no mixture keeps. The message says what the layers take at least
+    (`smallest`) of what the budget limits, bytes, time or both, also relative to their cost `whole` as floats."""
     needs = []
     if budget.bytes is not None or budget.share is not None:
         needs.append(f"{size(smallest.bytes)} ({math.ceil(1000 * smallest.bytes / whole.bytes) / 10:.1f}%)")

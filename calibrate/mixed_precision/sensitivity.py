@@ -1,8 +1,9 @@
 """Measures the effect of each layer's scheme on the final latents of whole runs of the pipeline.
 
-The error of a model is the mean of (latents - float latents)**2 over all values of a few runs. Each group of layers is
-switched to each scheme while all other layers stay float. The search assumes that the errors of groups add up, as
-errors of independent roundings do; `mix` runs the chosen mixture and reports its measured error and the sum.
+The error of a model is the mean of (latents - float latents)**2 over all final latents that a `Trajectory`, one run of
+the pipeline, returns. Each group of layers is switched to each scheme while all other layers stay float. The search
+assumes that the errors of groups add up, as errors of independent roundings do; `mix` runs the chosen mixture and
+reports its measured error and the sum of the errors of its groups.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ Assignment = Mapping[str, type[Input]]  # input type of the scheme by layer name
 
 class Candidates:
     """Makes integer layers of any scheme from `choices`: a dict from layer name to the smoothing, integer weight and
-    bias correction that calibration chose for its own scheme.
+    bias correction that calibration chose for the scheme it was given.
 
     Weight-only layers get no smoothing factors, which MindIE-SD would ignore. Weight-only and dynamic layers get no
     bias correction, because corrections were measured for the scheme of the calibration.
@@ -41,7 +42,8 @@ class Candidates:
         self.model, self._choices = model, choices
 
     def choice(self, name: str, kind: type[Input]) -> Choice:
-        """Returns what determines the integer form of the layer `name` if its input becomes codes in the way `kind`."""
+        """Returns how the layer `name` is quantized with the scheme `kind`: its input, smoothing, integer weight and
+        bias correction."""
         first = self._choices[name]
         if kind.ranged:
             return first
@@ -51,13 +53,13 @@ class Candidates:
         return replace(first, input=input, correction=None)
 
     def layer(self, name: str, kind: type[Input]) -> QuantizedLayer | str:
-        """Returns the integer form of the layer `name` if its input becomes codes in the way `kind`, or a text with the
-        reason why there is none."""
+        """Returns the integer form of the layer `name` with the scheme `kind`, or a text with the reason why there is
+        none."""
         return layer_of(layer_at(self.model, name), self.choice(name, kind))
 
     def layers(self, assignment: Assignment) -> dict[str, QuantizedLayer]:
-        """Returns a dict from name to integer layer for the layers of `assignment`, without those that have no integer
-        form."""
+        """Returns a dict from layer name to integer layer for the layers in `assignment`, without those that have no
+        integer form."""
         layers = {name: self.layer(name, kind) for name, kind in assignment.items()}
         return {name: layer for name, layer in layers.items() if not isinstance(layer, str)}
 
@@ -110,7 +112,7 @@ class Runs:
 
 @contextmanager
 def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]]:
-    """Counts the multiply-accumulates of the layers `names` while the `with` block runs, in the dict by layer name that
+    """Counts the multiply-accumulates of the layers `names` inside the `with` statement, in the dict by layer name that
     is yielded."""
     counts = dict.fromkeys(names, 0)
 
@@ -151,9 +153,9 @@ def divide_layers(names: Sequence[str], blocks: Sequence[str], most: int) -> lis
 class LayerGroup:
     """Layers that change their scheme together.
 
-    `options`: the float layers first, then each scheme that the layers can have. `kinds`: for each option, a dict from
-    layer name to the way in which the layer's input becomes codes. A layer without an integer form is not in the dict
-    and stays float.
+    `options`: first that all stay float, then an option for each scheme that was measured. `kinds`: for each option, a
+    dict from layer name to the scheme, as a subclass of Input. A layer without an integer form is not in the dict and
+    stays float.
     """
 
     names: tuple[str, ...]
@@ -175,8 +177,9 @@ def measure_groups(
     runs: Runs,
     work: Work,
 ) -> list[LayerGroup]:
-    """Measures the error and the cost of each scheme of each group of layers, with one run of the pipeline for each.
-    Leaves out a scheme whose latents are not finite. `kinds` are the schemes, `before` the cost of each layer as float.
+    """Measures the error of the final latents and the cost of each group of layers with each scheme, with one run of
+    the pipeline for each group and scheme. Leaves out a scheme whose latents are not finite. `kinds` are the schemes,
+    `before` the cost of each layer as float.
 
     Collective: the ranks of `work` share the runs.
     """

@@ -70,9 +70,9 @@ class Channels:
         return self._readings().high
 
     def range(self, transform: Transform | None = None) -> Range:
-        """Returns the smallest and the largest value of all added tensors after `transform`, which has to act on each
-        channel by itself and to keep the order of its values, as smoothing does. Raises ValueError if no tensor was
-        added."""
+        """Returns the smallest and the largest value of all added tensors after `transform` (None: as they are), which
+        has to act on each channel by itself and to keep the order of its values, as smoothing does. Raises ValueError
+        if no tensor was added."""
         low, high = transformed(transform, self.low), transformed(transform, self.high)
         return Range(float(low.min()), float(high.max()))
 

@@ -22,7 +22,8 @@ _COARSE, _FINE = 64, 3  # candidates that shrink both ends alike; later sweeps o
 
 
 class Histogram:
-    """Counts how many values lie in each bin; `low` and `high` are the smallest and the largest value."""
+    """Counts how many values lie in each bin; `low` and `high` are the smallest and the largest of the counted
+    values."""
 
     def __init__(self) -> None:
         self.low, self.high = math.inf, -math.inf
@@ -96,8 +97,8 @@ def _join_bins(counts: NDArray[np.int64], doublings: int) -> NDArray[np.int64]:
 
 
 def best_clip(histogram: Histogram, scheme: Scheme) -> Range:
-    """Returns the range with the smallest squared error when values are quantized by `scheme`. All values of a bin
-    count as its centre.
+    """Returns the range with which the values in `histogram`, as codes of the Scheme object `scheme`, have the smallest
+    squared error. All values of a bin count as its centre.
 
     First tries ranges in which both ends are multiplied by the same factor, then changes each end alone around the best
     range so far. The range from the smallest to the largest value, extended to include 0, is tried too.
@@ -123,8 +124,8 @@ def best_clip(histogram: Histogram, scheme: Scheme) -> Range:
 
 
 def squared_error(counts: NDArray[np.int64], values: NDArray[np.float64], extent: Range, scheme: Scheme) -> float:
-    """Returns the squared error of quantizing `values`, each of which occurs `counts` times, with the range
-    `extent`."""
+    """Returns the sum of squared errors of `values` as codes of the Scheme object `scheme` with the range `extent`.
+    `counts` has for each value how often it occurs."""
     scale = exact_scale(extent, scheme)
     if scale == 0.0:
         return float((counts * values**2).sum())

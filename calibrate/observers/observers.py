@@ -19,8 +19,8 @@ from .token_sums import BatchedMoments, TokenSums
 
 @dataclass(frozen=True)
 class Options:
-    """Holds the options of observers: `sigma` is for `Sigma`, `percentile` for `Percentile`; `scheme` is the kind of
-    codes, such as asymmetric int8, that inputs are quantized to."""
+    """Holds the options of observers: `sigma` is for `Sigma`, `percentile` for `Percentile`; `scheme`, a Scheme object,
+    says which codes inputs become, such as asymmetric int8."""
 
     sigma: float = 25.0  # half the width of the range, in standard deviations; 0: the range from minimum to maximum
     percentile: float = 99.99  # per cent of the values not above the top of the range; as many are not below its bottom
@@ -28,7 +28,8 @@ class Options:
 
 
 class Observer(Protocol):
-    """Gathers statistics of one layer's inputs and returns their range."""
+    """Gathers statistics of one layer's inputs, such as their extremes, and chooses the range of the input from
+    them."""
 
     def __init__(self, options: Options) -> None: ...
 
@@ -99,7 +100,7 @@ class Sigma:
         self._moments.merge(other._moments)
 
     def moments(self) -> tuple[float, float]:
-        """Returns mean and standard deviation of all values."""
+        """Returns mean and standard deviation of all values of the added tensors."""
         return self._moments.moments().mean_and_std()
 
     def range(self) -> Range:
@@ -131,7 +132,8 @@ class Percentile:
 
 
 class MSE:
-    """Observes the range with which quantizing all values has the smallest mean squared error."""
+    """Observes the range with which all values are quantized with the smallest mean squared error, clipping
+    included."""
 
     read = staticmethod(Histogram.of)
 

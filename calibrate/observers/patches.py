@@ -19,8 +19,9 @@ _SURVEYED = 64  # most patches that a survey samples from each tensor
 
 @dataclass(frozen=True)
 class Patches:
-    """Extracts at most `most` patches of an input (batch, in, height, width), a uniform random sample that is the same
-    each time. `kernel` is the height and width of a patch; `geometry` has the stride, padding and dilation."""
+    """Extracts at most `most` patches of an input (batch, in, height, width), a uniform random sample that is at the
+    same places for all inputs with as many patches. `kernel` is the height and width of a patch; `geometry` has the
+    stride, padding and dilation."""
 
     kernel: tuple[int, int]
     geometry: Geometry
@@ -28,7 +29,8 @@ class Patches:
 
     @classmethod
     def of(cls, conv: nn.Conv2d, most: int) -> "Patches":
-        """Returns the extractor of the patches that the convolution `conv` is applied to."""
+        """Returns an extractor of at most `most` of the patches that `conv` multiplies with its weight, for each
+        input."""
         return cls((conv.kernel_size[0], conv.kernel_size[1]), Geometry.of(conv), most)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -61,8 +63,8 @@ class PatchSurvey(Survey):
         self.tensors = 0
 
     def read(self, x: Tensor) -> SurveyReading:
-        """Returns a sample of the patches of `x`, an input of the convolution, as rows, and the extremes of each
-        column."""
+        """Returns a sample of the patches of `x`, an input of the convolution, as rows, and the extremes of each column
+        of these rows. Raises ValueError if they are empty or contain NaN or infinities."""
         rows = self.patches(x)
         return SurveyReading(channels_of(rows), rows, [])
 
@@ -76,6 +78,6 @@ class PatchSurvey(Survey):
         self.tensors += other.tensors
 
     def patches_for(self, most: int) -> Patches:
-        """Returns an extractor for the same convolution that gives about `most` patches in total over as many tensors
-        as this survey observed, but at least 64 for each tensor."""
+        """Returns an extractor for the same convolution that gives about `most` patches in all if it is called for as
+        many inputs as this survey observed. Its limit for one input is at least 64 patches."""
         return replace(self.patches, most=max(_SURVEYED, -(-most // max(1, self.tensors))))

@@ -77,8 +77,8 @@ def bins_for(levels: Mapping[int, float], units: Sequence[int | None]) -> Bins:
 
 
 class BinnedObserver:
-    """Observes one layer's input after `transform` with a separate observer for each cross-validation fold of each
-    timestep bin. `observer` is a key of OBSERVERS."""
+    """Observes one layer's input after `transform` (None: as it is) with a separate observer for each cross-validation
+    fold of each timestep bin. `observer` is a key of OBSERVERS."""
 
     def __init__(
         self, observer: str, options: Options, current: CurrentCall, bins: Bins, transform: Transform | None
@@ -92,7 +92,7 @@ class BinnedObserver:
 
     @property
     def read(self) -> Callable[[Tensor], Any]:
-        """The function that applies the transform to an input and returns the statistics that the observers need."""
+        """The function that applies `transform` to an input and returns the statistics that the observers need."""
         read, transform = self._observers[0][0].read, self._transform
         return read if transform is None else lambda x: read(transform.input(x.detach()))
 
@@ -110,8 +110,8 @@ class BinnedObserver:
 
 
 def range_of(observers: Iterable[Observer]) -> Range | None:
-    """Returns the range over everything that these observers observed together; None if they observed nothing. Changes
-    none of the observers."""
+    """Returns the range of one observer that would have observed all tensors of `observers`; None if they observed
+    nothing. Changes none of the observers."""
     total: Observer | None = None
     for observer in observers:
         if total is None:
@@ -197,8 +197,8 @@ def observe_ranges(
     bin of `bins`.
 
     `observer` is a key of OBSERVERS; `transforms` is a dict from layer name to the smoothing of its input. Returns the
-    ranges of the layers that ran, an object with the noise levels and prompts of all calls, and the ranges after the
-    first 1, 2, 4, ... prompts. Collective: `ranks` share the calls, and all return the same.
+    ranges of the layers that ran, a CurrentCall with the noise levels and prompt numbers of all calls, and snapshots of
+    the ranges after the first 1, 2, 4, ... prompts. Collective: `ranks` share the calls, and all return the same.
 
     Raises MisfitError for a call that does not fit the model, and if there are no calls; NumbersError for an input that
     is not finite; DeviceError when memory runs out.
@@ -211,8 +211,8 @@ def observe_ranges(
 
 
 def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: float = _CLIPPED_SHARE) -> Ranges:
-    """Returns the ranges that the observers of all ranks have found so far, for the layers that ran. `share` is the
-    share of values that are assumed to be clipped (see `ranges_of`). Collective: every rank calls this."""
+    """Returns the ranges that the observers of all ranks have found so far, for the layers that ran. `share` is that of
+    `ranges_of`: the share of values that are assumed to be clipped. Collective: every rank calls this."""
     first, *other_ranks = ranks.gather({name: binned.observers for name, binned in observers.items()})
     ranges = {}
     for name, bins in first.items():
@@ -229,8 +229,9 @@ def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: 
 def input_with(
     ranges: list[Range], edges: Tensor, scheme: Scheme, dtype: torch.dtype
 ) -> StaticInput | TimestepInput | None:
-    """Returns the static input for one range, or the timestep input for one range for each of the bins that `edges`
-    separate. Returns None if `dtype` cannot hold the scale of a range."""
+    """Returns how the input of a layer becomes codes of the Scheme object `scheme`: a StaticInput with the only range
+    if `edges` is empty, else a TimestepInput with a range for each of the bins that `edges` separate. Returns None if
+    `dtype` cannot hold the scale of a range."""
     parameters = [qparams_of(extent, scheme, dtype) for extent in ranges]
     qparams = [extent for extent in parameters if extent is not None]
     if len(qparams) < len(ranges):

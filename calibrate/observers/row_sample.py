@@ -14,7 +14,7 @@ _MOST = 512  # most rows of a sample: above it, the rows of the smallest depth, 
 class SampledRows(NamedTuple):
     """Holds rows of one tensor. `source` is the position of the call, and the index of the tensor among the layer's
     inputs in that call. `depth` says which rows a sample that is too large drops first: those of the smallest depth.
-    `level` is the noise level of the call."""
+    `level` is the noise level of the call; None where it has none."""
 
     source: tuple[int, int]
     depth: int
@@ -62,7 +62,7 @@ class Sample:
         return sizes
 
     def thin(self, sizes: Iterable[Counter[int]]) -> None:
-        """Drops the rows of the smallest depths, so that several samples have at most 512 rows after they are merged.
+        """Drops the rows of the smallest depths, so that several samples, once merged, have at most 512 rows in all.
         `sizes` has the result of `Sample.sizes` for each of these samples, this one included."""
         total = sum(sizes, Counter[int]())
         while sum(count for depth, count in total.items() if depth >= self._depth) > _MOST:

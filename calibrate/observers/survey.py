@@ -30,8 +30,8 @@ class SurveyReading(NamedTuple):
 
 
 def survey_of(x: Tensor) -> SurveyReading:
-    """Returns the extremes of each channel and a sample of rows of a tensor (..., channels). Raises ValueError if `x`
-    is empty or contains NaN or infinities."""
+    """Returns the extremes of each channel of `x` (..., channels), and at most 8 of its rows, spaced evenly. Raises
+    ValueError if `x` is empty or contains NaN or infinities."""
     rows = x.detach().reshape(-1, x.shape[-1])
     return SurveyReading(channels_of(x), rows[_row_indices(len(rows), x.device)], [])
 
@@ -47,8 +47,8 @@ class Survey:
     """Gathers the extremes of each channel and a sample of rows of the input of the layer `name`, separately for
     held-out calls and for the other calls (`train`).
 
-    A replay passes the input to a survey as to an observer (observers.py). `current` says whether the call that is
-    running is held out.
+    A replay calls `add` for each input of the layer, as for an observer (observers.py). `current` says whether the call
+    that is running is held out.
     """
 
     read = staticmethod(survey_of)

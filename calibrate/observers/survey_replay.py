@@ -30,13 +30,14 @@ class SurveyState(NamedTuple):
 
 
 class SurveyResult(NamedTuple):
-    """The observations of one replay. The snapshots show the state after the first 1, 2, 4, ... prompts.
+    """The observations of one replay. A snapshot is what was observed in the first 1, 2, 4, ... prompts; the dicts of
+    snapshots have the numbers of calls and prompts (CallCount) as keys.
 
     | field           | meaning                                                                                  |
     |-----------------|------------------------------------------------------------------------------------------|
     | state           | the surveys of all calls, merged over all ranks                                          |
-    | calls           | the number of calls                                                                      |
-    | last            | the number of calls and of prompts at the end                                            |
+    | calls           | the number of calls that all ranks together replayed                                     |
+    | last            | the numbers of calls and of prompts of the whole replay                                  |
     | snapshots       | for each snapshot, the surveys of this process alone                                     |
     | ranges          | the convolutions' input ranges, from minimum to maximum; empty without `options`         |
     | range_snapshots | for each snapshot, the same ranges                                                       |
@@ -67,7 +68,7 @@ def survey_inputs(
 
     With `options`, the options of observers, also records the minimum-to-maximum range of every convolution's input,
     one for all noise levels. Collective: ranks share the calls. Raises MisfitError for a call that does not fit the
-    model, and without calls; NumbersError for an input that is not finite; DeviceError when memory runs out.
+    model, and if there are no calls; NumbersError for an input that is not finite; DeviceError when memory runs out.
     """
     current = CurrentCall(model, work.ranks)
     modules = {entry.name: module for entry, module in named(model, plan)}

@@ -57,13 +57,14 @@ class TokenSums:
 
 
 def _row_sums(x: Tensor) -> list[RowSums]:
-    """Returns the sums of the rows of `x`; rows longer than _ROW are summed in pieces of _ROW values."""
+    """Returns the sums and sums of squares of the rows of `x`; rows longer than _ROW are summed in pieces of _ROW
+    values."""
     return [piece for first in range(0, x.shape[1], _ROW) for piece in _sum_rows(x[:, first : first + _ROW])]
 
 
 def row_sums_of(rows: list[TokenSums]) -> list[RowSums]:
-    """Returns the sums of the rows of several tensors. Their grouping and order may vary; an exact sum over them is
-    always the same."""
+    """Returns the sums and sums of squares of the rows of several tensors. The order of the rows, and which rows are in
+    one RowSums, may vary; an exact sum over all rows is always the same."""
     tensors_by_width: dict[tuple[int, torch.dtype], list[Tensor]] = {}
     for entry in rows:
         if entry.copy is not None:
@@ -73,8 +74,8 @@ def row_sums_of(rows: list[TokenSums]) -> list[RowSums]:
 
 
 def _sum_rows(x: Tensor) -> list[RowSums]:
-    """Returns the sums of the rows of `x`: in float32 for rows where float32 is precise enough, in float64 for the
-    others."""
+    """Returns the sums and sums of squares of the rows of `x`: in float32 for rows where float32 is precise enough, in
+    float64 for the others."""
     x = (x if x.dtype == torch.float64 else x.to(torch.float32)).contiguous()
     sums, norms = x.sum(-1).cpu().numpy(), torch.linalg.vector_norm(x, dim=-1).cpu().numpy()
     bound = ((1 - _MIN_VARIANCE) * x.shape[1]) ** 0.5  # |sum| / norm of a token with the lowest such variance
@@ -97,7 +98,7 @@ class Moments:
         self._sum, self._squares = ExactSum(), ExactSum()
 
     def add(self, rows: list[TokenSums]) -> None:
-        """Adds the values of several tensors, given the row sums of each."""
+        """Adds the values of several tensors; `rows` has the sums of the rows of each tensor."""
         self.count += sum(entry.count for entry in rows)
         pieces = [piece for piece in row_sums_of(rows) if len(piece.sums)]
         for dtype in (np.float32, np.float64):

@@ -61,8 +61,9 @@ def has_statistics(module: nn.Module) -> bool:
 def fold_norms(model: nn.Module, call: Call, *, changing: bool = False) -> FoldedModel:
     """Folds the model's batch norms into the convolutions before them, for eval mode.
 
-    Folds in a copy of the model, unless `changing`; returns the model itself if there is nothing to fold. `call` has to
-    run the whole model. If its output differs after folding, nothing is folded and the result has a warning.
+    Folds in `model` itself with `changing`, otherwise in a copy; returns `model` itself if there is nothing to fold.
+    `call` has to run the whole model. If its output differs after folding, nothing is folded and the result has a
+    warning.
 
     Raises UsageError for a model that cannot be copied, MisfitError for a call that does not fit the model, and
     DeviceError when memory runs out.
@@ -99,8 +100,8 @@ def pairs_of(model: nn.Module, call: Call) -> tuple[Pair, ...]:
     """Runs `call`, and returns the pairs of convolution and batch norm that can be folded, in the order of the model's
     modules.
 
-    A pair can be folded if the batch norm is the only reader of the convolution's output each time, and this output is
-    its only input. Nothing but the convolution may read its weight, and neither module may have hooks.
+    A pair can be folded if, each time the convolution runs, the batch norm is the only reader of its output, and if the
+    batch norm has no other inputs. Nothing but the convolution may read its weight, and neither module may have hooks.
     """
     watch = _Watch(model)
     with evaluating(model), watch.hooks(), watch:
@@ -145,7 +146,7 @@ class _Watch(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def _of(self, value: Tensor) -> _Output | None:
-        """Returns the record of `value` if it is an output of a convolution, else None."""
+        """Returns the `_Output` of `value` if it is an output of a convolution, else None."""
         output = self._live.get(id(value))
         return output if output is not None and output.alive() is value else None
 
@@ -180,7 +181,7 @@ class _Watch(TorchDispatchMode):
         self._inside.pop()
 
     def pairs(self) -> tuple[Pair, ...]:
-        """Returns the pairs that can be folded, according to what was recorded."""
+        """Returns the pairs that can be folded, according to the recorded reads of outputs and weights."""
         pairs = []
         for name in self._convs:
             outputs = [output for output in self._outputs if output.conv == name]
@@ -201,7 +202,7 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _fold(model: nn.Module, pairs: tuple[Pair, ...]) -> list[tuple[str, nn.Module]]:
-    """Folds the pairs in `model`; returns the names and modules that were replaced, to undo it."""
+    """Folds the pairs in `model`. Returns the modules that were replaced, with their names, to undo the folding."""
     names, before = names_of(model), []
     for pair in pairs:
         conv, norm = model.get_submodule(pair.conv), model.get_submodule(pair.norm)
@@ -237,7 +238,8 @@ def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Conv2
 
 
 def _close(before: Any, after: Any) -> bool:
-    """Returns whether two outputs of a model are equal up to rounding."""
+    """Returns whether two outputs of a model are equal up to rounding: each floating-point tensor up to 1e-4 of its
+    norm, or 64 eps of its dtype if that is more."""
     pairs = list(zip(tree_leaves(before), tree_leaves(after), strict=True))
     for old, new in pairs:
         if isinstance(old, Tensor) and old.is_floating_point():

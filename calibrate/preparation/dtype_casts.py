@@ -1,6 +1,6 @@
 """Finds layers whose input the model itself casts to `layer.weight.dtype`.
 
-With an int8 weight that cast would destroy the activations, so these layers stay float.
+If the weight were int8, this cast would make integers of the input, so these layers stay float.
 """
 
 from collections.abc import Sequence

@@ -38,8 +38,8 @@ def synthetic_calls(
 
     For a model that has batch norms with running statistics, inputs are optimised until they reproduce these
     statistics. For other models, they are uniform numbers from 0 to 1, and `warnings_of` warns of that. The result is
-    deterministic. The number of iterations, at most `most`, depends on the model's number of operations. Works in
-    inference mode.
+    deterministic. The number of iterations, at most `most`, depends on the model's number of operations. Also works
+    inside torch.inference_mode().
 
     Raises UsageError for an invalid shape, and for a model through which no gradient reaches a batch norm's input;
     MisfitError for a shape that the model does not accept; NumbersError if the inputs do not stay finite; DeviceError
@@ -135,8 +135,9 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
 
 @contextmanager
 def statistics_losses(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Appends a loss to the list for each call of a batch norm, inside the `with` statement: the squared distance
-    between its input's mean and deviation and the stored ones, in units of the stored deviation."""
+    """Appends a loss to the list that is yielded for each call of a batch norm, inside the `with` statement: the
+    squared distance of the mean and the standard deviation of the batch norm's input from those that it stores, in
+    units of the stored deviation."""
     losses: list[Tensor] = []
 
     def measure(norm: nn.BatchNorm2d, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> None:

@@ -52,19 +52,20 @@ def watching(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, str]]
 
 
 def _state(weight: Tensor) -> tuple[int, int | None]:
-    """Returns the address and the version of a tensor, which show whether it was replaced or changed; the version is
-    None for a tensor made in inference mode."""
+    """Returns data_ptr() and the version of a tensor, which show whether its memory was replaced or changed in place;
+    the version is None for a tensor made in inference mode."""
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 
 
 def _changed(after: Tensor, before: Tensor, state: tuple[int, int | None]) -> bool:
-    """Returns whether a weight `before`, which had this state, was replaced by `after` or changed in place."""
+    """Returns whether a weight `before` was replaced by `after` or changed in place since `_state` returned `state` for
+    it."""
     return after is not before or _state(after) != state
 
 
 class _Watch(TorchDispatchMode):
-    """Records in `foreign` the addresses of weights that an operation used while no module that owns the weight was
-    running."""
+    """Records in `foreign` the data_ptr() of each observed weight that an operation used outside the forwards of the
+    modules that own the weight."""
 
     def __init__(self, addresses: set[int]) -> None:
         super().__init__()
@@ -72,7 +73,8 @@ class _Watch(TorchDispatchMode):
         self.foreign = set[int]()
 
     def owned(self, module: nn.Module) -> set[int]:
-        """Returns the addresses of the observed weights that are parameters of the module itself."""
+        """Returns the data_ptr() of each observed weight that is a parameter of `module` directly, not of a
+        submodule."""
         return {x.data_ptr() for x in module._parameters.values() if x is not None} & self._places
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:

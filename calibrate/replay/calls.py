@@ -51,8 +51,8 @@ def silent(label: str, items: Iterable[T], total: int | None = None) -> Iterable
 
 
 def describe(call: Call, position: int) -> str:
-    """Names a call for messages: by its source, by prompt and step (prompt 3, step 5), or by its position, counted
-    from 1."""
+    """Names a call for messages: by its source, by prompt and step (prompt 3, step 5), or by `position`, which is
+    counted from 0 and shown counted from 1 (call 3)."""
     unit, step = getattr(call, "unit", None), getattr(call, "step", None)
     if source := getattr(call, "source", ""):
         return str(source)
@@ -66,7 +66,7 @@ def first(calls: Calls, samples: int | None) -> Iterator[Call]:
 
 
 def calls_at(calls: Calls, positions: Collection[int]) -> Iterator[Call]:
-    """Yields the calls at these positions, counted from 0."""
+    """Returns an iterator over the calls at these positions, counted from 0, in the order of `calls`."""
     return (call for position, call in enumerate(first(calls, max(positions, default=-1) + 1)) if position in positions)
 
 
@@ -160,8 +160,8 @@ def run(model: nn.Module, call: Call, position: int) -> Any:
     end the forward early. `position` counts the call from 0, for messages.
 
     Raises MisfitError for arguments that the forward does not take and for an error inside the forward, naming the
-    layer that raised it; DeviceError when memory runs out. An OctavoError of a hook is raised again with the name of
-    the call in front of its message.
+    layer that raised the error; DeviceError when memory runs out. An OctavoError of a hook is raised again with the
+    name of the call in front of its message.
     """
     call_name = describe(call, position)
     device = device_of(model)

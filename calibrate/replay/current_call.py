@@ -1,4 +1,4 @@
-"""Keeps track of the call being replayed: its position, whether it is held out for judging, its noise level."""
+"""Keeps track of the call being replayed: its position, whether it is held out to judge choices, its noise level."""
 
 import copy
 import inspect
@@ -47,8 +47,8 @@ class CurrentCall:
     level: float | None
 
     def tracked(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """Yields the calls, and sets the attributes for each before the caller runs it. Calls of other ranks are
-        yielded and counted too, but their arguments are not read."""
+        """Yields the calls, and sets the attributes of this object for each call before the caller runs the call. Calls
+        of other ranks are yielded and counted too, but their arguments are not read."""
         for position, call in enumerate(calls):
             unit = getattr(call, "unit", None)
             self.position, self.held_out = position, held_out(position if unit is None else unit)

@@ -27,8 +27,8 @@ class Descriptor(NamedTuple):
     """Describes a call by the numbers by which calls are compared.
 
     `level`: its noise level; None where it has none. `statistics`: for each floating-point tensor, by its path in the
-    arguments, the minimum, maximum and mean square of groups of channels, (3, groups) float64. `held_out`: whether the
-    call is held out.
+    arguments, the minimum, maximum and mean square of each group of neighbouring channels, (3, groups) float64.
+    `held_out`: whether the call is held out.
     """
 
     level: float | None
@@ -59,8 +59,8 @@ def floats_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def statistics_of(x: Tensor) -> Tensor:
-    """Returns the minimum, maximum and mean square of groups of neighbouring channels of `x`, (3, groups); there are at
-    most 64 groups.
+    """Returns the minimum, maximum and mean square of each group of neighbouring channels of `x`, (3, groups) float64;
+    there are at most 64 groups.
 
     Channels are the last axis of tensors with up to three axes, otherwise the second axis, as in images and videos.
     Values that are not finite count as 0, because the replay reports them.
@@ -119,8 +119,8 @@ def points_of(descriptors: Sequence[Descriptor]) -> Tensor:
 
 
 def _scaled(block: Tensor) -> Tensor:
-    """Scales the columns of `block` (calls, columns) to mean 0 and equal variances with the sum 1; drops columns that
-    do not vary."""
+    """Scales the columns of `block` (calls, columns), the coordinates of the noise level or of one tensor, to mean 0
+    and equal variances with the sum 1; drops columns that do not vary."""
     centred = block - block.mean(0)
     deviation = centred.square().mean(0).sqrt()
     varies = deviation > _SAME * block.abs().amax(0)
@@ -128,8 +128,10 @@ def _scaled(block: Tensor) -> Tensor:
 
 
 def _traversed(points: Tensor, held_out: Tensor, remaining: dict[bool, int]) -> Iterator[int]:
-    """Yields positions of points, farthest first; of equally far points the first. Yields as many held-out points as
-    `remaining[True]`, and as many other points as `remaining[False]`."""
+    """Yields positions of `points` (calls, coordinates): first the point farthest from the origin, then each time the
+    point farthest from all that were yielded; of equally far points the first. `held_out` says of each point whether
+    its call is held out. Yields as many held-out points as `remaining[True]`, and as many other points as
+    `remaining[False]`."""
     distance, nearest = points.square().sum(1), None
     while any(remaining.values()):
         allowed = torch.where(held_out, remaining[True] > 0, remaining[False] > 0)

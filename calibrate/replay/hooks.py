@@ -43,7 +43,8 @@ class Readings:
         self._known: list[tuple[weakref.ref[Tensor], int, Any]] = []
 
     def of(self, x: Tensor) -> Any:
-        """Returns the result of `read` for `x`: the kept one, unless `x` has changed since or was not read yet."""
+        """Returns the result of `read` for `x`: the kept result, or a new one if none is kept or `x` has changed
+        since."""
         if x.is_inference():  # it has no version, so a change in place would go unnoticed
             return self._read(x)
         version = x._version

@@ -28,8 +28,8 @@ class Snapshots:
         self.last = CallCount(0, None)
 
     def taking(self, calls: Iterable[Call]) -> Iterator[Call]:
-        """Yields the calls, and calls `take` between them. The caller must have run a call before it requests the
-        next."""
+        """Yields the calls, and calls `take` between two calls where a snapshot is due. The caller must have run a call
+        before it requests the next."""
         units: set[int] = set()
         for count, call in enumerate(calls):
             unit = getattr(call, "unit", None)
@@ -43,7 +43,7 @@ class Snapshots:
 
 def affordable(snapshots: Iterable[CallCount], count: int, measured: int) -> list[CallCount]:
     """Returns the latest of `snapshots` that the learning curve can afford to measure: with `measured` calls for each
-    of them, the measurement takes at most about a tenth of the time of a replay of `count` calls. Returns [] if that is
-    too little for one."""
+    of them, the measurement takes at most about a tenth of the time of a replay of `count` calls. Returns [] if that
+    time is too short for one snapshot."""
     limit = count // (_SHARE * measured) if measured else 0
     return sorted(snapshots)[-limit:] if limit > 0 else []

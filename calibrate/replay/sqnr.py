@@ -171,8 +171,9 @@ def joined(powers: Mapping[str, Power], ranks: Ranks) -> dict[str, Power]:
 def powers_of(
     exact: Sequence[Sequence[Tensor]], other: Sequence[Sequence[Tensor]], ranks: Ranks = ALONE
 ) -> list[Power]:
-    """Returns the signal and noise power of each call's output, for the calls of all ranks. `exact`: the float model's
-    outputs for the calls of this rank; `other`: the integer model's. Collective: every rank calls this."""
+    """Returns a list with the signal and noise power of each call's output, for the calls of all ranks, rank after
+    rank. `exact`: the float model's outputs for the calls of this rank; `other`: the integer model's. Collective: every
+    rank calls this."""
     powers = []
     for exact_tensors, other_tensors in zip(exact, other, strict=True):
         powers.append(Power())

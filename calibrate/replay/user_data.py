@@ -35,7 +35,8 @@ def sample_of(value: Any, position: int, model: nn.Module | None = None) -> Any:
     arguments, a pair (args, kwargs) if `model` takes these, or a single tensor. NumPy arrays become tensors. A value
     that already is a call is returned unchanged. `position` is the position in the data, for messages.
 
-    Raises FileError for other values.
+    Raises FileError for a value of any other type, for a PIL picture or an array without numbers in it, and for a key
+    that is not text.
     """
     source = f"calib_data[{position}]"
     args: tuple[Any, ...]
@@ -78,7 +79,8 @@ def _tensor(value: Any) -> Any:
 
 
 def _foreign(value: Any) -> str:
-    """Returns why a value cannot be an input of a model, and what to do; "" if it can be one."""
+    """Returns the end of a message: why a value cannot be an input of a model, and what to do; "" for a value that
+    can."""
     if type(value).__module__.partition(".")[0] == "PIL":
         return "holds a PIL picture. Give the tensor that the model's preprocessing makes of it."
     if isinstance(value, np.ndarray) and value.dtype.kind not in "biufc":
@@ -91,7 +93,8 @@ def _unknown(value: Any) -> str:
 
 
 def calls_of(data: Iterable[Any] | None, model: nn.Module | None = None) -> Callable[[], Iterable[Any]] | None:
-    """Returns a function that returns all calls of the data each time it is called; None if there are no data.
+    """Returns a function that returns the calls made of all samples in `data`, each time it is called; None if `data`
+    is None or an empty list or iterator.
 
     The samples of a list or an iterator are kept in memory. Other iterables, such as a DataLoader, may be read again;
     the calls are always the samples of the first pass (see `Passes`). Raises FileError for data that are not an
@@ -140,7 +143,7 @@ class Passes:
 
     def _extend(self, samples: list[Any]) -> bool:
         """Reads the next sample of the first pass and appends it to `samples`; returns False at the end of the pass.
-        When the samples exceed the limit, they are no longer kept in memory, only their digests."""
+        When the samples take more than the limit of bytes, only their digests are kept in memory."""
         if self._ended:
             return False
         self._source = iter(self._data) if self._source is None else self._source

@@ -18,7 +18,7 @@ _LOOK = 4  # iterations between computations of the error; computing it costs as
 
 class _Grid(NamedTuple):
     """A weight on the grid of values that codes can represent: `codes` (out, in) times `multiple` (out,), in units of
-    the scale of the case that is solved."""
+    `Case.scale`."""
 
     codes: Tensor
     multiple: Tensor

@@ -43,8 +43,8 @@ def choose_weights(
     work: Work,
     sums_bytes: float = SUMS_BYTES,
 ) -> dict[str, Choice]:
-    """Returns `choices`, a dict from layer name to how the layer is quantized, with better weights and biases: a layer
-    gets those that `method` computes where they lower its output error on rows of held-out calls.
+    """Returns `choices`, a dict from layer name to how the layer is quantized, with the codes and bias corrections that
+    `method` computes, where these lower the layer's output error on rows of held-out calls.
 
     `calls` are calls that are not held out. The model replays them once for each batch of layers; the sums that a batch
     needs fit in `sums_bytes` bytes. The result is the same for any `sums_bytes`.
@@ -96,13 +96,13 @@ def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -
 
 
 def easy_quant_choice(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -> Choice | None:
-    """Returns the choice in which EasyQuant sets the scales of weight and input alternately, so that both may clip;
-    None where this is not applicable.
+    """Returns `choice` with the scales of weight and input that EasyQuant sets alternately, so that both may clip; None
+    where EasyQuant is not applicable, or gives no codes.
 
-    It is applicable if EasyQuant is among the methods, the input has one static range, and the layer is no convolution
-    with groups. It is not for a smoothed input, where clipping lowers the layer's error but raises the model's; not
-    without held-out calls; and not where the sampled rows stay far below the extremes, because a value that is large in
-    few rows would be clipped unnoticed.
+    EasyQuant is applicable if it is among the methods, the input has one static range, and the layer is no convolution
+    with groups. It is not applicable for a smoothed input, where clipping lowers the layer's error but raises the
+    model's; not without held-out calls; and not where the sampled rows stay far below the extremes, because a value
+    that is large in few rows would be clipped unnoticed.
     """
     applicable = "easy-quant" in method.weights and choice.transform is None and groups_of(module) == 1
     if not applicable or not survey.has_held_out or not isinstance(choice.input, StaticInput):
@@ -127,7 +127,8 @@ def groups_of(module: FloatLayer) -> int:
 
 def with_correction(weight: Tensor, choice: Choice, sums: Sums, groups: int = 1) -> Choice:
     """Returns the choice with a bias correction: the mean, over the rows in `sums`, of the float output minus the
-    output with quantized weight and input. `weight` is the float weight after smoothing."""
+    output with quantized weight and input. `weight` is the float weight after smoothing. Returns `choice` itself if the
+    weight has no codes or `sums` has no rows."""
     quantized = choice.weight or round_to_nearest(weight, scheme=choice.input.weights)
     if quantized is None or sums.rows == 0:
         return choice

@@ -24,10 +24,10 @@ def easy_quant(
     takes the scale whose codes make its output most similar, by cosine, to the float output. Because the cosine ignores
     lengths, this scale is then replaced by the scale at which the codes have the least squared error.
 
-    The sums in `inputs` are damped as for the other methods; otherwise clipping would cost nothing for a weight whose
-    input was near zero in the calibration. Without inputs, all inputs count as independent with equal energy. Nothing
-    is random. Costs 2 * out * in^2 flops for each scale tried. Returns None if a channel of the weight is too small for
-    a float32 scale.
+    The sums in `inputs` are damped by HESSIAN_DAMPING, as in the other methods; otherwise clipping would cost nothing
+    for a weight whose input was near zero in the calibration. Without inputs, all inputs count as independent with
+    equal energy. Nothing is random. Costs 2 * out * in^2 flops for each scale tried. Returns None if a channel of the
+    weight is too small for a float32 scale.
     """
     nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None:
@@ -81,9 +81,10 @@ def activation_scale(
     """EasyQuant's activation step: returns the scale and zero point of the input with which the layer's output is most
     similar, by cosine, to the float output.
 
-    `samples` (tokens, in) float32 are rows of the layer's input. Tries scales from 0.5 to 1.2 times the one in
-    `qparams`, which is returned unless another scale is better. The scale is a value of `dtype`, and a code still
-    stands for exactly 0. Costs 74 * tokens * in * out flops.
+    `weight` is the float weight, `quantized` its codes and scales. `samples` (tokens, in) float32 are rows of the
+    layer's input, whose codes are those of the Scheme object `scheme`. Tries scales from 0.5 to 1.2 times the scale in
+    `qparams`, and returns `qparams` itself unless another scale is better. The scale is a value of `dtype`, and a code
+    still stands for exactly 0. Costs 74 * tokens * in * out flops.
     """
     w = weight.detach().reshape(len(weight), -1).float()
     v = quantized.weight.reshape(w.shape).float() * quantized.scale[:, None]
@@ -115,9 +116,10 @@ def easy_quant_pair(
     """Runs all of EasyQuant: alternates between the scales of weight and activation until neither changes, at most
     `alternations` times.
 
-    `samples` (tokens, in) float32 are rows of the layer's input, `qparams` its scale and zero point at the start;
-    `iterations` is the number of weight scales that `easy_quant` tries. Each alternation costs as much as `easy_quant`
-    and `activation_scale` together. Returns None if a channel of the weight is too small for a float32 scale.
+    `samples` (tokens, in) float32 are rows of the layer's input, `qparams` its scale and zero point at the start,
+    `scheme` the Scheme object of its codes, `dtype` the dtype that its scale is rounded to; `iterations` is the number
+    of weight scales that `easy_quant` tries. Each alternation costs as much as `easy_quant` and `activation_scale`
+    together. Returns None if a channel of the weight is too small for a float32 scale.
     """
     quantized: QuantizedWeight | None = None
     for _ in range(max(alternations, 1)):

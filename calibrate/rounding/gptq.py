@@ -27,7 +27,8 @@ def gptq(
 
 
 def _codes(case: Case) -> Tensor:
-    """Returns the codes (out, in) that GPTQ finds for a case: its float target t and its Hessian H.
+    """Returns the codes (out, in) that GPTQ finds for the least-squares problem `case`, with the float target t and the
+    Hessian H.
 
     Uses the factor of the Hessian, not that of its inverse (Chen et al., The Geometry of LLM Quantization: GPTQ as
     Babai's Nearest Plane Algorithm, 2025). The error is d H d with d = codes - t. With H = R R^T and R upper

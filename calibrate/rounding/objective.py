@@ -74,7 +74,7 @@ def as_matrix(tensor: Tensor) -> Tensor:
 
 
 def precision(columns: int) -> torch.dtype:
-    """Returns the dtype in which a weight with so many columns (input channels) is rounded: float64 up to 2048, else
+    """Returns the dtype in which a weight with `columns` columns (input channels) is rounded: float64 up to 2048, else
     float32."""
     return torch.float64 if columns <= _PRECISE else torch.float32
 
@@ -106,8 +106,8 @@ def _error_difference(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None
 
 
 def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> Case:
-    """Returns the least-squares problem of rounding a weight. Its target is the float weight that best suits the
-    quantized input; its Hessian says what an error of the codes costs in the output.
+    """Returns the least-squares problem of rounding a weight. The problem's target is the float weight that best suits
+    the quantized input; its Hessian says what an error of the codes costs in the output.
 
     In the symbols of this module, the target v minimises sum (w x - v xq)^2 + lambda (v - w)^2, so v = w + w (C - G)^T
     (G + lambda I)^-1. lambda pulls v towards the float weight in directions with little input. In directions without
@@ -131,8 +131,8 @@ def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> C
 
 
 def _case_with_scale(target: Tensor, hessian: Tensor, scheme: Scheme) -> Case:
-    """Returns the case whose target is the float weight `target` divided by the scale that follows from each output
-    channel's largest value."""
+    """Returns the least-squares problem whose target is the float weight `target` divided by the scale that follows
+    from each output channel's largest value."""
     largest = target.abs().amax(1)
     scale = (largest / scheme.qmax).clamp_min(_SMALLEST)
     scale = torch.where(largest == 0, torch.ones_like(scale), scale).to(torch.float32).to(target.dtype)
@@ -155,7 +155,7 @@ def cholesky(matrix: Tensor) -> Tensor:
     """Returns the lower Cholesky factor of a positive definite matrix, with damping added where rounding made the
     matrix indefinite. Costs in^3 / 3 flops.
 
-    Raises ValueError for a matrix that is not finite.
+    Raises ValueError for a matrix that contains NaN or infinities, or that is far from positive definite.
     """
     damping = 0.0
     while True:
@@ -193,8 +193,8 @@ def better_channels(
 
 
 def descend(case: Case, codes: Tensor, low: Tensor, high: Tensor, sweeps: int = 4) -> Tensor:
-    """Improves `codes` (out, in) in sweeps that set one column after another to its best value between `low` and
-    `high`.
+    """Improves `codes` (out, in) in at most `sweeps` sweeps, each of which sets one column after another to its best
+    codes between `low` and `high`, both (out, in).
 
     No step raises the error d H d, where d = codes - target. Costs 4 * out * in^2 flops for each sweep.
     """

@@ -37,7 +37,8 @@ class Sums:
 
     The function `read` takes the rows to sum from an input. With x the summed rows, after smoothing, and xq the values
     of their codes: `exact` and `rounded` (in,) are the sums of x and of xq; `gram` and `residual` (in, in) are the sums
-    of xq xq^T and of xq (x - xq)^T. The latter two are None without `squares`, where only biases are corrected.
+    of xq xq^T and of xq (x - xq)^T. Without `squares`, `gram` and `residual` are None, because only biases are
+    corrected.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class Sums:
 
 
 def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Method) -> Sums:
-    """Returns a new, empty `Sums` for the layer that has this choice (how it is quantized) and this survey of its
-    input. It will sum about 32 rows for each channel of the input, or all rows where there are fewer."""
+    """Returns a new, empty `Sums` for the layer that `choice` says how to quantize and whose input `survey` observed.
+    It will sum about 32 * n rows of an input with n channels, or all rows if there are fewer; of a convolution, about
+    65,536 patches at most. If `method` rounds weights, it also sums `gram` and `residual`, except for a convolution
+    with groups."""
     columns = len(survey.all.low)
     rows = _ROWS_PER_CHANNEL * columns
     if isinstance(survey, PatchSurvey):
@@ -115,7 +118,8 @@ def batches_of(
 
 
 def bytes_of_sums(columns: int, method: Method) -> int:
-    """Returns the number of bytes of a layer's `Sums`, where `columns` is the number of input channels."""
+    """Returns the number of bytes of the `Sums` that `method` needs for a layer, where `columns` is the number of input
+    channels (of a convolution: of numbers in a patch)."""
     return 2 * columns**2 * precision(columns).itemsize if method.weights else 16 * columns
 
 

@@ -15,8 +15,8 @@ Int8Layer = Int8Linear | Int8Conv2d
 
 
 def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
-    """Returns the fast form of a layer, with the same tensors. `backend` is a name in BACKENDS; None: the backend of
-    the input's device.
+    """Returns the form of `layer` that runs on a backend, with the same tensors; `layer` itself if it has this form
+    already. `backend` is a name in BACKENDS; None: the backend of the input's device.
 
     Raises UsageError for an unknown backend.
     """
@@ -33,9 +33,10 @@ def accelerate(model: nn.Module, backend: str | None = None, attention: str | bo
 
     With backend "cpu" or None, forwards on a CPU also compute attention, and the layers that stay float, by the kernels
     that this processor was measured to be fastest with. `attention`, a key of ATTENTION, limits the kernels of
-    attention: "auto" or True allows all, "float" those that compute in floating point, "torch" or False only torch's.
+    attention: "auto" or True allows all, "float" the kernels that compute in floating point, "torch" or False only
+    torch's.
 
-    Raises UsageError for an unknown backend or an unknown word.
+    Raises UsageError for an unknown `backend` or `attention`.
     """
     word = ("auto" if attention else "torch") if isinstance(attention, bool) else attention
     if not isinstance(word, str) or word not in ATTENTION:

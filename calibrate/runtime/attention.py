@@ -43,7 +43,8 @@ def _by_torch_in_float32(
 def _by_kernel(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """Computes attention by the compiled kernel, for bfloat16."""
+    """Computes attention in bfloat16 by the kernel of kernels.c; by oneDNN's products if the kernel is missing or the
+    scale is 0."""
     library = kernels.library()
     query, mask, scale = _in_base_2(query, key, attn_mask, scale)
     if library is None or not scale:  # the kernel needs a positive scale
@@ -92,7 +93,8 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def empty_output(query: Tensor, value: Tensor) -> Tensor:
-    """Returns memory for an output: all heads of a row side by side, the layout in which models read it next."""
+    """Returns memory for an output (..., heads, rows, e), in which all heads of a row lie side by side, as models read
+    them next."""
     y = query.new_empty((*query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1]))
     return y.transpose(-2, -3)
 
@@ -100,7 +102,8 @@ def empty_output(query: Tensor, value: Tensor) -> Tensor:
 def _in_base_2(
     query: Tensor, key: Tensor, mask: Tensor | None, scale: float | None
 ) -> tuple[Tensor, Tensor | None, float]:
-    """Returns the query, the mask to add to scores to base 2 (..., rows, keys), and the scale, which is not negative.
+    """Returns query, mask and scale for scores to base 2, where the weights are 2 ** score instead of exp(score):
+    `mask` as numbers to add to the scores, (..., rows, keys), and a scale that is not negative.
 
     Finite numbers of a mask stay finite: a row masked by the lowest float32 everywhere has equal scores, and is not
     fully masked.
@@ -121,7 +124,7 @@ def _in_base_2(
 
 
 def _side_by_side(x: Tensor) -> Tensor:
-    """Returns `x` with contiguous rows: `x` itself, or a copy."""
+    """Returns `x` with stride 1 in its last dimension: `x` itself if it has that already, else a contiguous copy."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
@@ -131,7 +134,8 @@ def _by_batch(x: Tensor) -> Tensor:
 
 
 class Candidate(NamedTuple):
-    """A way to compute attention: the function, and whether this machine can run it for inputs of a dtype."""
+    """A way to compute attention: the function `run`, and `fits`, which returns whether this machine can run it for
+    inputs of a dtype."""
 
     run: Callable[..., Tensor]
     fits: Callable[[torch.dtype], bool]

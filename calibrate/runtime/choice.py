@@ -1,4 +1,5 @@
-"""Chooses the float operators of accelerated models on a CPU by what this processor does in a few milliseconds.
+"""Chooses the float operators of accelerated models on a CPU by measuring them on this processor for a few
+milliseconds.
 
 Feature flags do not say which kernel is fastest: bfloat16 products are twice as fast as float32 on one processor with
 AVX512_BF16 and half as fast on another. So the first use of a dtype measures the candidates on small inputs, once in a
@@ -52,41 +53,43 @@ class Times(NamedTuple):
 
 
 def fastest(times: Mapping[str, float]) -> str:
-    """Returns the name of the candidate to use: the first one, which is torch's own, unless another is clearly
-    faster."""
+    """Returns the name of the candidate to use: the first one, which is torch's own, unless the fastest takes less than
+    90 % of its time. `times` is a dict from name to seconds."""
     first, best = next(iter(times)), min(times, key=times.__getitem__)
     return best if times[best] < _CLEAR * times[first] else first
 
 
 def size_class(scores: int) -> str:
-    """Returns the size class of a call of attention with so many scores in a head."""
+    """Returns the size class, such as "small", of a call of attention with `scores` scores (rows times keys) in a
+    head."""
     return next((name for name, (least, _) in reversed(_SIZES.items()) if scores >= least), "small")
 
 
 def attention_for(dtype: torch.dtype, size: str, word: str) -> str:
-    """Returns the candidate, a key of CANDIDATES, for inputs of `dtype` in a size class. `word`: a key of ATTENTION,
-    which limits the candidates."""
+    """Returns the candidate, a key of CANDIDATES, to compute attention for inputs of `dtype` in the size class `size`.
+    `word`: a key of ATTENTION, which limits the candidates."""
     allowed = ATTENTION[word]
     return allowed[0] if len(allowed) == 1 else choose_attention(times_of(dtype), size, word)
 
 
 def choose_attention(times: Times, size: str, word: str = "auto") -> str:
-    """Returns the candidate with these `times` for a size class, among those that `word` allows."""
+    """Returns the candidate to compute attention in the size class `size`, given its measured `times`, among the
+    candidates that `word` allows."""
     return fastest({name: seconds for name, seconds in times.attention[size].items() if name in ATTENTION[word]})
 
 
 def in_float32(dtype: torch.dtype, kind: str) -> bool:
-    """Returns whether products of a kind, a key of `Times.products`, are computed in float32 for inputs of `dtype`."""
+    """Returns whether float layers of `kind`, a key of `Times.products`, compute in float32 for inputs of `dtype`."""
     return dtype in DTYPES[1:] and fastest(times_of(dtype).products[kind]) == "float32"
 
 
 def linear_in_float32(dtype: torch.dtype, rows: int) -> bool:
-    """Returns whether a float linear layer with so many rows of input is computed in float32 for inputs of `dtype`."""
+    """Returns whether a float linear layer computes in float32 for inputs of `dtype` with `rows` rows."""
     return rows >= LEAST_ROWS and in_float32(dtype, "many rows" if rows >= MANY_ROWS else "few rows")
 
 
 def attention_gains(dtype: torch.dtype, word: str) -> bool:
-    """Returns whether another attention than torch's serves any calls with inputs of `dtype`."""
+    """Returns whether attention of any size class is computed by a candidate other than torch for inputs of `dtype`."""
     return any(attention_for(dtype, size, word) != "torch" for size in _SIZES)
 
 
@@ -104,7 +107,7 @@ def times_of(dtype: torch.dtype) -> Times:
 
 
 def describe(dtype: torch.dtype, times: Times) -> str:
-    """Describes the choice for a dtype in one line."""
+    """Describes in one line which candidates are used for inputs of `dtype`, given their measured `times`."""
     attention = {size: choose_attention(times, size) for size in _SIZES}
     words = [f"attention by {_joined(attention)}"]
     if times.products:
@@ -113,7 +116,8 @@ def describe(dtype: torch.dtype, times: Times) -> str:
 
 
 def _joined(choices: Mapping[str, str]) -> str:
-    """Returns the choices as text: one word if all are the same, otherwise each with its class."""
+    """Returns `choices`, a dict from size class or kind of layer to candidate, as text: one name if all candidates are
+    the same, otherwise each with its size class or kind."""
     if len(set(choices.values())) == 1:
         return next(iter(choices.values()))
     return "; ".join(f"{choice} ({name})" for name, choice in choices.items())
@@ -133,8 +137,8 @@ def _measure_all(dtype: torch.dtype) -> Times:
 
 
 def measure(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Measures the seconds of a call of each function: the least of alternating calls, after a warm-up call of each.
-    A function that raises an exception takes infinitely long."""
+    """Returns, by name, the seconds of a call of each function: the least of several calls, in which the functions
+    alternate, after a warm-up call of each. A function that raises an exception takes infinitely long."""
     times = {name: math.inf for name in functions}
     left = {name: function for name, function in functions.items() if _seconds(name, function) < math.inf}
     start = time.perf_counter()
@@ -166,14 +170,16 @@ def _randn(*shape: int) -> Tensor:
 
 
 def _attentions(dtype: torch.dtype, heads: int, rows: int, keys: int) -> dict[str, Callable[[], Any]]:
-    """Returns a call of each candidate that fits, on `heads` heads for each thread in the memory layout of models."""
+    """Returns, by name, a function without arguments for each candidate that fits `dtype`. It computes attention on
+    `heads` heads for each thread, in the memory layout of models."""
     shapes = [(1, length, heads * torch.get_num_threads(), _WIDTH) for length in (rows, keys, keys)]
     inputs = [_randn(*shape).to(dtype).transpose(1, 2) for shape in shapes]
     return {name: partial(each.run, *inputs) for name, each in CANDIDATES.items() if each.fits(dtype)}
 
 
 def _products(dtype: torch.dtype, kind: str) -> dict[str, Callable[[], Any]]:
-    """Returns a product of a kind in its own dtype and in float32."""
+    """Returns, by the name of the dtype, two functions without arguments. They compute a float layer of `kind` on
+    inputs of `dtype`: one in `dtype`, one in float32."""
     function = _PRODUCTS[kind]
     if kind == "convolution":
         inputs = _randn(1, 16, 16, 16).to(dtype), _randn(64, 16, 2, 2).to(dtype), _randn(64).to(dtype)

@@ -23,8 +23,8 @@ def _sums_in_int32() -> bool:
 
 
 def supports(layer: Int8Layer) -> bool:
-    """Returns whether `layer` can run inside a graph of torch.compile. A layer with a range for each bin of noise
-    levels cannot, because the noise level of a call is known only outside graphs."""
+    """Returns whether `layer` can run inside a graph of torch.compile. A layer with a range for each timestep bin
+    cannot, because the noise level of a call is known only outside graphs."""
     return not layer.input_type.by_level
 
 

@@ -1,7 +1,7 @@
 """The CPU backend: oneDNN's kernels for uint8 x int8 on packed weights, with scale, bias and GELU in the same pass.
 
 Inductor cannot trace a packed weight, so graphs of torch.compile contain operators instead (`compiled`). Layers with a
-range for each bin of noise levels run outside of graphs, where the noise level of a call is known.
+range for each timestep bin run outside of graphs, where the noise level of a call is known.
 
 Codes are uint8, because oneDNN is ten times slower for int8 with a zero point. oneDNN adds the bias in float32, where
 the reference adds quant_bias in int32. So an output close to 0 whose bias is large may differ from the reference by the
@@ -60,8 +60,8 @@ def _linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
 
 
 def _weight_only(layer: LinearState, rows: Tensor) -> Tensor:
-    """Multiplies with the dequantized weight, rounded as in the reference. Dequantizes only as many rows of the weight
-    at a time as fit in the cache."""
+    """Returns the output for `rows` by the values of the weight's codes, rounded to the dtype of `rows` as in the
+    reference. Dequantizes only as many rows of the weight at a time as fit in the cache."""
     x, y = layer.transformed(rows, -1), torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
     linear = partial(by_float32, F.linear) if linear_in_float32(x.dtype, len(rows)) else F.linear
     for start in range(0, layer.out_features, step := max(1, _AT_ONCE // layer.in_features)):

@@ -19,7 +19,7 @@ else:
 
 @torch.compiler.assume_constant_result
 def _runs_kernels(device: torch.device) -> bool:
-    """Returns whether `device` is a GPU for which Triton multiplies int8 matrices: for NVIDIA's, since Ampere."""
+    """Returns whether Octavo's Triton kernels run on `device`: on NVIDIA's GPUs since Ampere."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 

@@ -58,7 +58,8 @@ class Int8Layer(IntegerLayer):
 
     @property
     def packed(self) -> Packed:
-        """The tensors in the form that the CPU backend uses. The first access packs the weights of the whole model."""
+        """The tensors in the form that the CPU backend uses. The first access packs the weights of all layers of the
+        model."""
         if self._packed is None:
             self._pack()
             # all layers at once: weights packed later, between the tensors of calls, would fragment memory

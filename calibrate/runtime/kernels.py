@@ -49,7 +49,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def absence() -> str | None:
-    """Returns why there is no library, in words; None if there is one."""
+    """Returns a text that says why `library` returns None; None if there is a library."""
     if library() is not None:
         return None
     if not (torch.cpu._is_avx512_supported() and torch.cpu._is_avx512_bf16_supported()):
@@ -64,8 +64,8 @@ def attention(
 ) -> None:
     """Computes y = softmax(query @ key.T * scale + mask) @ value with the compiled kernel.
 
-    All tensors are (batch, heads, rows, columns) with contiguous rows. `mask` is float32, the others are bfloat16.
-    `mask` and the positive `scale` belong to scores to base 2: weights are 2 ** score.
+    All tensors are (batch, heads, rows, columns) with stride 1 in the last dimension. `mask` is float32, the others are
+    bfloat16. `mask` and the positive `scale` belong to scores to base 2: weights are 2 ** score.
     """
     (batch, heads, rows, width), (keys, out) = query.shape, value.shape[2:]
     call = _Attention(batch=batch, heads=heads, rows=rows, keys=keys, width=width, out=out, scale=scale)
@@ -79,8 +79,8 @@ def attention(
 
 
 def quantize(kernels: ctypes.CDLL, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
-    """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255) with the compiled kernel, for contiguous
-    tensors; the dtype of `x` is one of NARROW."""
+    """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255) with the compiled kernel. Both tensors are
+    contiguous; `x` has a dtype of NARROW, `out` is uint8."""
     kernels.quantize(
         ctypes.c_void_p(x.data_ptr()), NARROW[x.dtype], ctypes.c_void_p(out.data_ptr()), ctypes.c_int64(x.numel()),
         ctypes.c_float(scale), zero_point, torch.get_num_threads(),

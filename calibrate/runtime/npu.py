@@ -1,4 +1,5 @@
-"""The NPU backend: calls operators of torch_npu as MindIE-SD does, with the numbers of the checkpoint.
+"""The NPU backend: calls operators of torch_npu as MindIE-SD does, with the codes, scales, zero points and biases of
+the checkpoint.
 
 npu_quantize(x, scales, zero_points, qint8)     round(x / scales + zero_points)
 npu_dynamic_quant(x)                            round(x / scale), and scale, which is max |x| / 127 of each row

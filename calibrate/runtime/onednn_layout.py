@@ -54,7 +54,7 @@ def _words(weight: Tensor) -> Tensor:
 
 
 def _blocks(words: Tensor) -> Tensor:
-    """Returns the words of a padded weight in the order of oneDNN's layout."""
+    """Returns the words of a padded weight in the order of oneDNN's layout, (rows / 64, columns / 64, 16, 64)."""
     return words.view(len(words) // _ROWS, _ROWS, -1, 16).permute(0, 2, 3, 1)
 
 
@@ -65,8 +65,8 @@ def _memory(packed: Tensor) -> Tensor:
 
 
 def _parts(memory: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Splits the memory of a packed weight into two views: the blocks of the weight, and the negated sum of each
-    row."""
+    """Splits the memory of a packed weight into two views: the words of the weight, in the shape that `_blocks`
+    returns, and the negated sum of each row. `words` are those of the padded weight."""
     weight, sums = memory.split([words.numel(), len(words)])
     return weight.view(len(words) // _ROWS, -1, 16, _ROWS), sums
 

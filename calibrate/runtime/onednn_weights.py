@@ -23,7 +23,8 @@ SHIFT = 128  # added to int8 codes to make them uint8
 
 
 class Output(NamedTuple):
-    """The numbers with which oneDNN turns integer sums into outputs, for one timestep bin.
+    """The zero point, scale and bias with which oneDNN turns a layer's integer sums into its output, in one timestep
+    bin.
 
     `zero_point`: the zero point of the input, as a uint8 code. `scale` and `bias`: float32 (out,).
     """
@@ -48,7 +49,7 @@ class Packed(NamedTuple):
 
 
 def pack(layer: QuantizedLayer, layouts: Layouts) -> Packed:
-    """Packs the tensors of a layer whose input becomes integers. A layer with a single range gets one Output.
+    """Packs the tensors of a layer whose input becomes integers. A layer without timestep bins gets one Output.
 
     The Output of a dynamic layer has only the weight scale: the scale of each token and the bias are applied after
     oneDNN's product.

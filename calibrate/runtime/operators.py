@@ -25,9 +25,11 @@ _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 class FastOperators(TorchFunctionMode):
-    """A mode in which torch's functions for attention, linear layers and convolutions run the chosen kernels.
+    """Runs the chosen kernels in place of torch's functions for attention, linear layers and convolutions, while this
+    mode is entered.
 
-    `word`: a key of ATTENTION. `dtypes`: those of the model's parameters; products of other dtypes are torch's.
+    `word`: a key of ATTENTION. `dtypes`: the dtypes of the model's parameters; linear layers and convolutions of other
+    dtypes stay torch's.
     """
 
     def __init__(self, word: str, dtypes: Iterable[torch.dtype]) -> None:
@@ -94,8 +96,8 @@ class FastOperators(TorchFunctionMode):
 
 
 def _is_plain(dtypes: tuple[torch.dtype, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Returns whether a product may be computed in float32: all tensors are plain, on a CPU, of one of `dtypes`, and
-    need no gradients."""
+    """Returns whether a float layer may be computed in float32: its tensors are plain, on a CPU, of one of `dtypes`,
+    and need no gradients."""
     if x.dtype not in dtypes or torch.is_autocast_enabled("cpu"):
         return False
     tensors = [x, weight, *([] if bias is None else [bias])]
@@ -154,8 +156,9 @@ def attended(
     enable_gqa: bool = False,
     word: str = "auto",
 ) -> Tensor:
-    """Computes softmax(query @ key.T * scale + mask) @ value by the chosen candidate, or by torch if the others do not
-    support the call. The arguments are those of F.scaled_dot_product_attention, and a key of ATTENTION."""
+    """Computes softmax(query @ key.T * scale + mask) @ value by the candidate that `attention_for` chooses; by torch if
+    the call has few scores or the other candidates do not support it. The arguments are those of
+    F.scaled_dot_product_attention, and `word`, a key of ATTENTION."""
     scores = query.shape[-2] * key.shape[-2] if query.ndim > 1 and key.ndim > 1 else 0
     if not (dropout_p or is_causal or enable_gqa) and scores >= LEAST_SCORES and _fits(query, key, value, attn_mask):
         name = attention_for(query.dtype, size_class(scores), word)
@@ -190,8 +193,8 @@ def _fits(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -
 
 
 def attend(model: nn.Module, word: str | None) -> None:
-    """Makes forwards of `model` on a CPU use the operators that are fastest here. `word`, a key of ATTENTION, chooses
-    among kernels of attention; None: all operators are torch's."""
+    """Makes forwards of `model` on a CPU use the operators that were measured to be fastest on this processor. `word`,
+    a key of ATTENTION, limits the candidates for attention; None: all operators are torch's."""
     for hooks in (model._forward_pre_hooks, model._forward_hooks):
         for key in [key for key, hook in hooks.items() if isinstance(getattr(hook, "__self__", None), FastOperators)]:
             del hooks[key]

@@ -11,14 +11,15 @@ from .onednn_layout import Layouts
 
 
 class Quantization(NamedTuple):
-    """Holds the parameters by which an input becomes codes."""
+    """Holds what determines the codes of an input: its scale and zero point, and the transform that the input gets
+    first, such as smoothing (None: no transform)."""
 
     scale: float
     zero_point: int
     transform: Transform | None
 
     def same(self, other: "Quantization") -> bool:
-        """Returns whether both sets of parameters give the same codes."""
+        """Returns whether both give the same codes for the same input."""
         return self[:2] == other[:2] and same_transform(self.transform, other.transform)
 
 
@@ -36,7 +37,8 @@ class SharedCodes:
 
     def of(self, x: Tensor, quantization: Quantization, make: Callable[[], Tensor]) -> Tensor:
         """Returns the codes of `x`. If the last call had the same `quantization` and the same tensor, unchanged since,
-        returns its codes again; otherwise those that `make` computes. Callers must not change the returned tensor."""
+        returns its codes again; otherwise the codes that `make` computes. Callers must not change the returned
+        tensor."""
         if x.is_inference():  # it has no version, so a change in place would go unnoticed
             return make()
         last = self._last

@@ -28,7 +28,8 @@ _TANH_CUBE = tl.constexpr(0.044715)  # factor of y ** 3 in GELU with tanh
 
 @triton.jit
 def codes_kernel(x, factors, scale, zero_point, q, rows, ins, DYNAMIC: tl.constexpr, BLOCK: tl.constexpr):
-    """Stores the int8 codes of one row of `x` (samples * rows, ins) in `q`; BLOCK >= ins is a power of two.
+    """Stores in `q` the int8 codes of one row of `x` (samples * rows, ins), whose index is the program's number; BLOCK
+    >= ins is a power of two.
 
     `factors` (ins,) multiply the row first; None for no factors. If DYNAMIC, the row's scale is computed and stored in
     `scale` (samples * rows,); otherwise `scale` and `zero_point` (samples,) are read.
@@ -175,7 +176,8 @@ def _product(
 
 
 def tile_of(rows: int, dtype: torch.dtype) -> dict[str, int]:
-    """Returns the tile in which the product is computed, and Triton's options, for an input of `rows` rows.
+    """Returns the size of the tile of `product_kernel` and Triton's options, as its keyword arguments, for an input
+    with `rows` rows in each sample and of `dtype`.
 
     The tiles fit in the 99 KiB of shared memory that every GPU since Ampere has. They are estimates, not measured.
     """
@@ -211,7 +213,8 @@ torch.library.register_fake("octavo::scaled_product", lambda x, weight, *more: _
 
 
 def supports(layer: LinearState, x: Tensor) -> bool:
-    """Returns whether the kernels compute `layer` for the input `x`: they compute no gradients."""
+    """Returns whether the kernels compute `layer` for the input `x`: a float tensor (a dtype of STORABLE) that is not
+    empty and needs no gradients."""
     return x.dtype in STORABLE and x.numel() > 0 and not (torch.is_grad_enabled() and x.requires_grad)
 
 

@@ -3,8 +3,8 @@
 A smoothed layer multiplies the channels of its input by `mul_scale`, and its weight is divided by the same numbers. The
 multiplication can move to the source of the input's channels: into the weight scales and biases of integer layers,
 whose int8 codes stay the same, or into float parameters. The model then computes the same up to the rounding of these
-numbers, with fewer operations, and a program that does not know mul_scale can run it. Folding comes before the SQNR is
-measured, so the measurement applies to the numbers that are written.
+scales, biases and parameters, with fewer operations, and a program that does not know mul_scale can run it. Folding
+comes before the SQNR is measured, so the measurement applies to the layers that are written.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -99,7 +99,7 @@ def fold(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Iterabl
 
 @contextmanager
 def temporary_values(model: nn.Module, parameters: Mapping[str, Callable[[], Tensor]]) -> Iterator[None]:
-    """Gives float parameters of `model` new values while the `with` block runs, then restores the former values, also
+    """Gives float parameters of `model` new values inside the `with` statement, then restores the former values, also
     after an exception. `parameters` is a dict from parameter name to a function that computes the new value."""
     before = {name: model.get_parameter(name).data for name in parameters}
     try:
@@ -147,9 +147,9 @@ def _multiply_source(model: nn.Module, result: FoldResult, fold: Fold, multiplie
 
 
 def multiply_output(layer: QuantizedLayer, factors: Tensor, plus: Tensor) -> Numbers | str:
-    """Returns the numbers (weight, scales, bias and so on) of a layer whose output is that of `layer` times `factors`
-    plus `plus`, both (out,) float64, with the same int8 codes. Returns a text with the reason if there are no such
-    numbers."""
+    """Returns the `Numbers` (weight, scales, bias and so on) of a layer whose output is that of `layer` times `factors`
+    plus `plus`, both (out,) float64, with the same int8 codes. Returns a text with the reason if such a layer cannot be
+    made."""
     numbers = layer.numbers
     scale = (numbers.weight_scale.to(torch.float64) * factors).to(torch.float32)
     bias = None
@@ -164,7 +164,8 @@ def multiply_output(layer: QuantizedLayer, factors: Tensor, plus: Tensor) -> Num
 
 
 def output_offset(numbers: Numbers) -> Tensor:
-    """Returns the offset that a layer with known input ranges adds to the product of weight and input, float64 (out,).
+    """Returns the offset that a layer with known input ranges adds to the product of weight and input for each output
+    channel, float64 (out,).
 
     The offset of a channel is its float bias, unless the integer bias (quant_bias) differs from that by more than its
     rounding, because it holds a bias correction. The offset is then the value that quant_bias stands for.
@@ -215,8 +216,9 @@ def _copy(value: Tensor) -> Tensor:
 def _multiplied_rows(
     make: Callable[[], Tensor], start: int, multiplier: Tensor, plus_one: bool, *, flat: bool
 ) -> Tensor:
-    """Returns the tensor that `make` computes, with the rows from `start` multiplied; with `flat`, numbers of the
-    flattened tensor instead of rows. With `plus_one`, 1 + value is multiplied and 1 subtracted again."""
+    """Returns the tensor that `make` computes, with as many rows as `multiplier` has numbers, from row `start` on,
+    multiplied by these; with `flat`, numbers of the flattened tensor instead of rows. With `plus_one`, 1 + value is
+    multiplied and 1 subtracted again."""
     tensor = make()
     part = (tensor.view(-1) if flat else tensor)[start : start + len(multiplier)]
     factors = multiplier.to(part.device, torch.float64).view([-1] + [1] * (part.ndim - 1))

@@ -57,14 +57,14 @@ def smooth(
     """Searches smoothing factors, and returns a dict from layer name to smoothing, for the layers whose output error it
     lowers by at least 10 %.
 
-    `surveys` is a dict from layer name to the statistics and sampled rows of the layer's input. `groups` are smoothing
-    groups: layers whose factors have to be equal to be folded into the layers before. `kind` and `scheme` say how
-    inputs become codes.
+    `surveys` is a dict from layer name to the survey of the layer's input: channel extremes and sampled rows. `groups`
+    are smoothing groups: layers whose factors have to be equal to be folded into the layers before. `kind`, a subclass
+    of Input, and the Scheme object `scheme` say how inputs become codes.
 
     Layers with at most eight rows for each sample of the batch are not smoothed: so few rows do not represent other
-    calls. Where layers of a group have different inputs, these get separate factors if the error is then much lower,
-    because the blocks of a network may have no large channels in common. Collective: the ranks of `work` share the
-    groups.
+    calls. Where layers of a group have different inputs, the layers of each input get factors of their own if that
+    lowers the error by more than 20 %: the large channels of one transformer block may be small in another. Collective:
+    the ranks of `work` share the groups.
     """
     chosen: dict[str, Smoothing] = {}
     groups_of_rank = work.ranks.share(list(smoothing_groups(surveys, groups)))
@@ -164,8 +164,9 @@ def _energy(x: Tensor) -> float:
 def _best_smoothing(
     model: nn.Module, names: Sequence[str], surveys: Mapping[str, Survey], kind: type[Input], scheme: Scheme
 ) -> tuple[Smoothing | None, float]:
-    """Returns the best smoothing with the same factors for all layers in `names`, or None if none lowers their error
-    enough, and the sum of the layers' relative output errors with it."""
+    """Returns the best smoothing with the same factors for all layers in `names`, or None if none lowers their error by
+    at least 10 %. Also returns the sum of the layers' relative output errors with this smoothing; without smoothing for
+    None."""
     weights = largest_of([layer_at(model, name).weight.detach() for name in names])
     fitted = _merged(surveys[name].fit_channels for name in names)
     judges = [
@@ -201,7 +202,7 @@ def largest_of(weights: Sequence[Tensor]) -> Tensor:
 
 def multiplier_of(weight: Tensor, inputs: Channels, alpha: float) -> Tensor:
     """Returns the multiplier 1 / s (in,) of an input, where s are the smoothing factors, rounded to the model's dtype,
-    so that weights are divided by exactly these numbers.
+    so that weights are divided by exactly the numbers that multiply the input.
 
     `weight` has the largest |W| of each input channel, as `largest_of` returns it; `inputs` has the extremes of each
     channel. The median of s is 1; s is 1 too for channels that are always zero or have no weights.
