@@ -164,7 +164,7 @@ def cholesky(matrix: Tensor) -> Tensor:
             return factor
         damping = max(10 * damping, 1e-3)
         if damping > 1e6:
-            raise ValueError("the second-order statistics of a layer's input are not finite or not positive")
+            raise ValueError("the sums of x x^T over a layer's input rows are not finite or not positive definite")
 
 
 def better_channels(
