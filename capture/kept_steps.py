@@ -44,7 +44,7 @@ class KeptSteps:
     The number of steps is only certain when a run ends. The first run is expected to have `expected` steps, each later
     one as many as the run before. If `miscounted` returns True at the end of a run, other steps were stored than `rule`
     requires, and the run has to be repeated. `announced` returns the number of steps that the pipeline itself reports,
-    or None; it is called at the first call of the first run. Steps without a recorded call are not counted.
+    or None; it is asked when the first run first calls the denoiser. Steps without a recorded call are not counted.
     """
 
     def __init__(self, rule: KeepRule, expected: int, announced: Callable[[], int | None] = lambda: None) -> None:

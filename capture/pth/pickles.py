@@ -1,6 +1,6 @@
 """Inspects a file of torch.save before it is loaded: unpickles it with stand-ins that call and allocate nothing.
 
-Every name in the pickle must be in a short list, and the claimed size of every tensor must fit the bytes in the file.
+Every class or function that the pickle names must be in a short list, and every tensor must fit the bytes in the file.
 Only a file that passes is loaded with torch.load: with `weights_only`, or with `DataUnpickler` if its pickles have
 another protocol than 2, because `weights_only` reads no other.
 """
@@ -59,11 +59,14 @@ class Claims:
     protocols: set[int] = field(default_factory=set)  # pickle protocols of the inspected pickles
 
     def too_large(self, claimed: int) -> OctavoError:
-        """Makes the error for a tensor that claims more bytes than the file can hold."""
+        """Makes the FileError for tensors that claim `claimed` bytes, more than the file can hold."""
         return FileError(f"{self.path}: tensor of {human(claimed)} in a {human(self.size)} file. {NOT_LOADED}")
 
     def storage(self, identity: tuple[Any, ...]) -> StorageClaim:
-        """Checks the storage with this persistent id of torch.save: (kind, type, key, device, elements, ...)."""
+        """Checks and returns the storage with this persistent id of torch.save: (kind, type, key, device, elements).
+
+        Raises FileError if the storage claims more bytes than the file has, ValueError for another kind of id.
+        """
         kind, storage_type, key, _, elements = identity[:5]
         if kind != "storage" or type(elements) is not int or elements < 0:
             raise ValueError("a reference to something other than a storage")
@@ -75,7 +78,10 @@ class Claims:
     def tensor(
         self, storage: StorageClaim, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
     ) -> TensorClaim:
-        """Checks that a tensor lies inside its storage; called in place of torch._utils._rebuild_tensor_v2."""
+        """Checks that a tensor lies inside its storage; called in place of torch._utils._rebuild_tensor_v2.
+
+        Raises FileError if it does not, ValueError for an impossible shape.
+        """
         numbers = (offset, *shape, *stride)
         if len(shape) != len(stride) or any(type(number) is not int or number < 0 for number in numbers):
             raise ValueError("a tensor of impossible shape")
@@ -164,7 +170,7 @@ class DataUnpickler(pickle._Unpickler):
         return NAMES[full]
 
     def storage(self, kind: str) -> Any:
-        """Returns the object for a storage type, such as FloatStorage."""
+        """Returns torch's class for the storage type `kind`, such as FloatStorage."""
         return getattr(torch, kind)
 
     def get_extension(self, code: int) -> None:
@@ -242,7 +248,11 @@ class DryUnpickler(DataUnpickler):
 
 
 def inspect_zip(file: IO[bytes], claims: Claims) -> None:
-    """Inspects a zip archive of torch.save. Raises an error if it needs code, or more memory than it has bytes."""
+    """Inspects a zip archive of torch.save, without loading it.
+
+    Raises NotAllowed if it needs code, FileError if it claims more memory than it has bytes or is another kind of zip
+    archive. For a damaged archive zipfile and pickle raise errors of any class.
+    """
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         inflated = sum(info.file_size for info in entries.values())
@@ -265,9 +275,10 @@ def inspect_zip(file: IO[bytes], claims: Claims) -> None:
 
 
 def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
-    """Inspects a file in the format before torch 1.6, a sequence of pickles.
+    """Inspects a file in the format of torch.save before torch 1.6, a sequence of pickles, without loading it.
 
-    Raises an error if it needs code, or more memory than it has bytes.
+    Raises NotAllowed if it needs code, FileError if it claims more memory than it has bytes or is a plain pickle. For a
+    damaged file pickle raises errors of any class.
     """
     if DryUnpickler(file, claims, claims.size).load() != LEGACY_MAGIC:
         raise foreign(claims.path, "a plain pickle")

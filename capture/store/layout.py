@@ -31,7 +31,8 @@ _MANIFEST: Kind = fields(
 
 
 class CallHeader(NamedTuple):
-    """Describes a recorded call without its arguments: denoiser, number, denoising step, noise level, cache context."""
+    """Describes a recorded call without its arguments: denoiser, number among that denoiser's calls in the unit,
+    denoising step, noise level, cache context (the pipeline's name for the call, such as "cond")."""
 
     component: str
     index: int  # type: ignore[assignment]
@@ -105,7 +106,8 @@ def read_capture(directory: Path) -> dict[str, Any]:
 def list_units(directory: Path) -> dict[int, str]:
     """Returns a dict from index to directory name of the stored units (calls of one prompt each), in ascending order.
 
-    Raises FileError for anything else in the folder of units, except for names that begin with a dot.
+    Raises FileError for anything else in the folder of units, except for names that begin with a dot, and if two units
+    have the same index.
     """
     units = directory / UNITS
     with storage(units):

@@ -186,7 +186,10 @@ class _Source:
             yield header, partial(self.call, header, record, get)
 
     def call(self, header: CallHeader, record: dict[str, Any], get: Callable[[Any], Any]) -> Call:
-        """Decodes the arguments of one call. Raises FileError for a malformed record."""
+        """Returns a call, with its arguments decoded from `record`, the call's entry in unit.json.
+
+        Raises FileError for a malformed entry.
+        """
         try:
             if not isinstance(record["args"], list):
                 raise TypeError("arguments that are not a list")
@@ -197,7 +200,10 @@ class _Source:
         return Call(*header, args, kwargs)
 
     def tensor(self, entry: int) -> "torch.Tensor":
-        """Reads a tensor, given its number in unit.json. Raises FileError if its bytes are damaged."""
+        """Reads a tensor, given its number in unit.json. Raises FileError if its bytes are damaged.
+
+        Raises an error in MALFORMED if the description of the tensor is wrong.
+        """
         import torch
 
         from .blobs import memory_of
@@ -248,7 +254,10 @@ class _Source:
 
 @contextmanager
 def _opened(directory: Path, unit: Unit) -> Iterator[_Source]:
-    """Opens the data files of one prompt's calls. Raises FileError if they changed since the capture was opened."""
+    """Opens the data files of one prompt's calls while the `with` block runs.
+
+    Raises FileError if the unit.json of `unit` changed since the capture was opened.
+    """
     remedy = remedy_for(directory, unit.name)
     again, body = read_unit(directory, unit.name)
     folder = directory / UNITS / unit.name

@@ -31,7 +31,7 @@ __all__ = ["Call", "CaptureWriter", "UnitWriter", "unit_key"]
 class CaptureWriter:
     """Writes a capture: `create` it, fill one `unit` after the other, then `complete` and `close` it.
 
-    Only one writer can use the directory at a time, but the ranks of one run share it.
+    Only one run can write to the directory at a time; in it, each rank has a writer of its own.
 
     with CaptureWriter.create("capture", {"pipeline": "...", "steps": 28, "prompts": 50}) as writer:
         with writer.unit(0, {"prompt": "an otter", "seed": 0}) as unit:
@@ -89,7 +89,10 @@ class CaptureWriter:
 
     @classmethod
     def _joined(cls, path: Path, manifest: dict[str, Any], modes: Modes, ranks: Ranks) -> Self:
-        """Makes the writer of a rank other than 0, after rank 0 has made the capture."""
+        """Makes the writer of a rank other than 0, after rank 0 has made the capture.
+
+        Raises StorageError if this rank does not see the capture, MisfitError if its manifest differs from this one.
+        """
         writer = cls(path, manifest, modes, None)
         writer.stored = ranks.first(writer.stored)
         if not (path / CAPTURE).exists():
@@ -124,9 +127,10 @@ class CaptureWriter:
 
     @contextmanager
     def unit(self, index: int, info: dict[str, Any]) -> Iterator[UnitWriter]:
-        """Yields a writer for the calls of one prompt; stores them if the block ends without an error, else nothing.
+        """Yields a writer for the calls of one prompt; stores them if the `with` block ends without an error.
 
         `info` is a JSON object with everything that determines the calls: prompt, negative prompt, seed, size, steps.
+        Raises MisfitError if the unit `index` is stored already, or if the block added no call.
         """
         key = unit_key(info)
         if index in self.stored:
@@ -148,9 +152,9 @@ class CaptureWriter:
         self.stored_bytes += writer.stored_bytes
 
     def _with_count(self, exc: OctavoError, writer: UnitWriter | None) -> OctavoError:
-        """Extends the error of a full disk by the number of stored prompts and the space needed for the others.
+        """Returns, for the error of a full disk, one that also says how many prompts are stored and what the rest need.
 
-        Returns any other error unchanged. `writer` is the unit being written, if any.
+        Returns any other error unchanged. `writer` is that of the unit being written, None if there is none.
         """
         if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno in NO_SPACE):
             return exc
@@ -170,7 +174,7 @@ class CaptureWriter:
         return list_units(self.directory)
 
     def complete(self) -> None:
-        """Finishes the capture: writes complete.json, the list of its units with their digests."""
+        """Finishes the capture: writes complete.json, the list of its units with the digest of each unit.json."""
         names = list_units(self.directory)
         units = {name: read_unit(self.directory, name)[0].digest for name in names.values()}
         try:

@@ -87,8 +87,10 @@ def _place(target: Tensor, mask: Tensor, references: Sequence[Tensor], span: Ref
 
 
 def _snap(place: int, frames: int) -> int:
-    """Returns the multiple of ALIGN that is nearest to frame `place` and below `frames`; a negative place counts from
-    the end."""
+    """Returns the multiple of ALIGN below `frames` that is nearest to frame `place`, the lower of two equally near.
+
+    A negative place counts from the end.
+    """
     place = max(0, place + frames if place < 0 else place)
     clip, rest = divmod(place, ALIGN)
     if rest > ALIGN / 2 and clip < frames // ALIGN - 1:
