@@ -17,7 +17,7 @@ class KeepRule:
     number: int = 1
 
     def kept(self, steps: int) -> Callable[[int], bool]:
-        """Returns a predicate that says whether a step of a run of `steps` steps is stored.
+        """Returns a predicate: given the number of a step, from 0, of a run of `steps` steps, is the step stored?
 
         Only the rule spread:N depends on `steps`.
         """

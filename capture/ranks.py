@@ -59,7 +59,7 @@ class Ranks:
         return position % self.world == self.rank
 
     def share(self, items: list[T]) -> list[T]:
-        """Returns the items of a list that all ranks share on which this process works: one in every `world`."""
+        """Returns the items on which this process works, one in every `world`; `items` is the same on all ranks."""
         return items[self.rank :: self.world]
 
     def gather(self, value: T) -> list[T]:
@@ -86,7 +86,7 @@ class Ranks:
         return self._counts[name]
 
     def failed(self, code: int) -> Failure:
-        """Announces to all ranks that this process failed with this exit code; returns the run's first failure."""
+        """Announces to all ranks that this process failed with exit code `code`; returns the run's first failure."""
         return Failure(self.rank, code)
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ def _before_calls(module: nn.Module, hook: Callable[..., None]) -> Callable[[], 
 
 
 def swapped(used: Mapping[str, Any], own: Mapping[str, Any]) -> int:
-    """Counts the attention processors in `own` for which `used` has another object under the same name."""
+    """Counts the attention processors of a module (`own`) that a call replaces by others (`used`); both are by name."""
     return sum(used.get(name) is not processor for name, processor in own.items())
 
 

@@ -53,7 +53,10 @@ def quiet() -> Iterator[None]:
 
 
 def default_dtype(folders: list[Path], device: torch.device) -> torch.dtype:
-    """Returns the dtype to load a model in: that of the first weights in `folders`; on a CPU always float32."""
+    """Returns the dtype to load a model in: float32 on a CPU, else that of its stored weights.
+
+    Weights in the first of its components' `folders` that has float weights decide; without any it is float32.
+    """
     stored = next((d for folder in folders if (d := stored_dtype(folder))), "float32")
     return torch.float32 if device.type == "cpu" else DTYPES[stored]
 

@@ -56,8 +56,8 @@ class Call(NamedTuple):
 class Unit(NamedTuple):
     """The content of a unit.json: describes the calls of one prompt, without their tensors.
 
-    `info` is what determines the calls, such as prompt and seed, and `key` its digest. `raw_bytes` counts all tensors
-    of the calls, `stored_bytes` equal ones only once.
+    `info` is what determines the calls, such as prompt and seed, and `key` its digest. `raw_bytes` is the size of all
+    tensors of the calls, `stored_bytes` the size when equal tensors or rows count only once.
     """
 
     index: int  # type: ignore[assignment]

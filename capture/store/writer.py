@@ -62,7 +62,7 @@ class CaptureWriter:
         """Locks `directory` for writing a capture with this manifest, and makes the directory if it does not exist.
 
         A unit is the stored calls of one prompt; `manifest["prompts"]` is how many are planned. With `resume`, an
-        existing capture is continued; its manifest must equal this one except for top-level keys that begin with
+        existing capture is continued; its manifest must equal `manifest` except for top-level keys that begin with
         "prompt". An existing capture without units is started again, whatever its manifest. `resume` is None if the
         caller has no option to continue a capture; messages then do not suggest --resume. A symbolic link is resolved
         once, to `self.directory`.
@@ -91,7 +91,7 @@ class CaptureWriter:
     def _joined(cls, path: Path, manifest: dict[str, Any], modes: Modes, ranks: Ranks) -> Self:
         """Makes the writer of a rank other than 0, after rank 0 has made the capture.
 
-        Raises StorageError if this rank does not see the capture, MisfitError if its manifest differs from this one.
+        Raises StorageError if this rank does not see the capture, MisfitError if the capture has another manifest.
         """
         writer = cls(path, manifest, modes, None)
         writer.stored = ranks.first(writer.stored)
@@ -152,9 +152,9 @@ class CaptureWriter:
         self.stored_bytes += writer.stored_bytes
 
     def _with_count(self, exc: OctavoError, writer: UnitWriter | None) -> OctavoError:
-        """Returns, for the error of a full disk, one that also says how many prompts are stored and what the rest need.
+        """Returns the error of a full disk with another message: how many prompts are stored, what space the rest need.
 
-        Returns any other error unchanged. `writer` is that of the unit being written, None if there is none.
+        Returns any other error unchanged. `writer` is the writer of the current unit, None outside of `unit`.
         """
         if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno in NO_SPACE):
             return exc

@@ -17,8 +17,8 @@ class ReferenceSpan(NamedTuple):
     """Says which latent frames of a reference to copy into the new video, and where.
 
     Copies `length` frames of reference number `reference`, from `reference_start` on, to `target_start` in the clip
-    number `loop`. Negative starts count from the end. With edit_ratio 0 the frames are kept; with a ratio up to 1 they
-    are redrawn during that last share of the denoising.
+    number `loop`. Negative starts count from the end. With edit_ratio 0 the frames are kept; with a ratio r up to 1
+    they are redrawn during the last share r of the denoising.
     """
 
     loop: int

@@ -17,8 +17,8 @@ class Conditions(NamedTuple):
 
     `arguments` are keyword arguments of the transformer, the same in all steps. Without guidance (guidance_scale None)
     the caption states in them have n rows; with guidance 2n, the prompts' rows first. `frame_mask` (n, T) is float32: 1
-    generates a frame, 0 keeps the frame of the starting latents, and a value between redraws it during that last share
-    of the denoising. Without a mask all frames are generated.
+    generates a frame, 0 keeps the frame of the starting latents, and a value s between redraws this frame during the
+    last share s of the denoising. Without a mask all frames are generated.
     """
 
     arguments: Mapping[str, Tensor]
