@@ -39,7 +39,7 @@ def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWri
 
 
 class _Inputs(Memory):
-    """Keeps the calls of a Listener in memory if it has no directory to write to."""
+    """A sink that keeps the calls of a Listener in memory; a Listener without `store` has one."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

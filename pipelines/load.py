@@ -110,8 +110,8 @@ def mapped_denoiser(
 ) -> nn.Module:
     """Loads only the denoiser `component` of a pipeline, memory-mapped: a weight is read from its file when it is used.
 
-    Weights keep the dtype of the first stored weight. Those stored in another dtype are read into memory as `dtype`, or
-    for None as the dtype of the first. Raises UsageError for a missing directory or a component without a folder,
+    Weights stored in the dtype of the first weight keep it. All others are read into memory and become `dtype`, or, if
+    it is None, the dtype of the first. Raises UsageError for a missing directory or a component without a folder,
     FileError for damaged files, custom code or pickle weights, MisfitError for missing or misshapen weights.
     """
     if family.load is not None:

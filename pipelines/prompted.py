@@ -141,9 +141,9 @@ def _names(pipe: Any) -> dict[str, set[int]]:
 
 
 def _own_names(pipe: Any) -> list[tuple[str, int]]:
-    """Returns the names of the classes in the pipeline's model_index.json, with the number of each.
+    """Returns the name and number of each class in the pipeline's model_index.json; else those in `pipe.labels`.
 
-    The pipeline's own table keeps only the last of several classes that share a name.
+    `pipe.labels` comes second because it keeps only the last of several classes that share a name.
     """
     file = Path(str(getattr(pipe, "config", {}).get("_name_or_path") or "")) / "model_index.json"
     labels = read_json(file).get("id2label") if file.is_file() else None

@@ -46,7 +46,7 @@ class TensorClaim(NamedTuple):
 
 
 class NotAllowed(Exception):
-    """Raised when a pickle needs a class or function that is not in NAMES, the names that data may need."""
+    """Raised when a pickle needs what data does not need, such as a class or function that is not in NAMES."""
 
 
 @dataclass
@@ -142,9 +142,11 @@ NAMES: dict[str, Callable[..., Any]] = {
 
 
 class DataUnpickler(pickle._Unpickler):
-    """Unpickles data of any protocol. Refuses names outside NAMES, and state for any object but an OrderedDict.
+    """Unpickles data of any pickle protocol.
 
-    It derives from Python's own unpickler, since a file can make the memo of the one in C take any amount of memory.
+    Raises NotAllowed for a class or function that is not in NAMES and no storage type or dtype of torch, and for a
+    pickle that sets the attributes of anything but an OrderedDict. Derives from the unpickler written in Python, since
+    a file can make the memo of the unpickler written in C take any amount of memory.
     """
 
     stack: list[Any]  # as the base class keeps it
@@ -194,7 +196,10 @@ class DataUnpickler(pickle._Unpickler):
 
 
 class Bounded:
-    """Limits each read of a file to `size` bytes, because a reader may first allocate all that a pickle requests."""
+    """A file whose `read` raises EOFError for a `count` above `size` bytes.
+
+    Without this limit an unpickler may allocate as much memory as the pickle requests, before it reads.
+    """
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file, self._size, self.readline = file, size, file.readline
@@ -290,7 +295,7 @@ def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
 
 
 def foreign(path: Path, what: str) -> OctavoError:
-    """Makes the error for a file that torch.save did not write; `what` says what the file looks like."""
+    """Makes the FileError for a file that torch.save did not write; `what` says what the file looks like."""
     return FileError(f"{path}: not a file of torch.save (looks like {what}). {NOT_LOADED}")
 
 

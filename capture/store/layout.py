@@ -135,8 +135,8 @@ def list_units(directory: Path) -> dict[int, str]:
 def read_unit(directory: Path, name: str) -> tuple[Unit, dict[str, Any]]:
     """Reads the unit.json in the directory `name`, which holds the calls of one prompt.
 
-    Returns it as a Unit, without the records of arguments and tensors, and as the whole JSON object. Raises FileError
-    if unit.json is damaged, or if a data file is missing or of another size.
+    Returns its content as a Unit, which lacks the arguments of the calls, and as the whole JSON object. Raises
+    FileError if unit.json is damaged, or if a data file is missing or of another size.
     """
     remedy = remedy_for(directory, name)
     path = directory / UNITS / name / UNIT

@@ -47,7 +47,7 @@ def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str)
 
 
 def read_blob(descriptor: int, blob: Stored, into: memoryview, path: Path, remedy: str) -> None:
-    """Reads the bytes of `blob`, a stored tensor, from an open data file into `into`, which has its size."""
+    """Reads the bytes of the stored tensor `blob` from an open data file into `into`, which has the tensor's size."""
     if blob.bytes:
         pread(descriptor, into, blob.offset, path, remedy)
 

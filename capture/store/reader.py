@@ -76,7 +76,7 @@ class Capture:
         """Yields the calls in the order of recording.
 
         Only yields the calls of the denoiser `component`, of the prompts with the indices `units`, and with headers for
-        which `where` returns True; None selects all. Needs the memory of one call. The caller may change the tensors.
+        which `where` returns True; None selects all. Holds one call in memory. The caller may change its tensors.
         """
         yield from (load() for _, load in self.later(component, units=units, where=where))
 
@@ -123,9 +123,9 @@ class Capture:
 
 
 def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
-    """Reads the descriptions of the units that complete.json lists.
+    """Reads the unit.json of each unit (the calls of one prompt) that complete.json lists.
 
-    `names` maps the index of each unit in the directory, the calls of one prompt, to the name of its folder.
+    `names` maps the index of each unit that is stored in `directory` to the name of the unit's folder.
     Raises FileError unless exactly the listed units are stored, unchanged.
     """
     path = directory / COMPLETE
@@ -173,7 +173,7 @@ class _Source:
     def calls(
         self, component: str | None, where: Callable[[CallHeader], bool] | None, get: Callable[[Any], Any]
     ) -> Iterator[tuple[CallHeader, Callable[[], Call]]]:
-        """Yields the headers of the selected calls, each with a function that reads the call's arguments.
+        """Yields the header of each selected call, with a function that reads and returns the whole call.
 
         Selects the calls of the denoiser `component` whose headers `where` accepts; None selects all. `get` turns the
         number of a tensor in unit.json into a tensor or a description.

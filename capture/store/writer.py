@@ -102,7 +102,10 @@ class CaptureWriter:
         return writer
 
     def _start(self, resume: bool | None) -> None:
-        """Writes the manifest, or checks the manifest of the existing capture, and reads which units are stored."""
+        """Writes the manifest, or compares it with that of the existing capture; reads which units are stored.
+
+        Raises MisfitError if the manifests differ.
+        """
         clean(self.directory)
         prepare(self.directory, self._modes, resume)  # again: only under the lock can no other process change it
         body = {"schema": SCHEMA, "manifest": self.manifest}

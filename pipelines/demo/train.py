@@ -32,7 +32,10 @@ T5_TOKENS = 256  # zero tokens that StableDiffusion3Pipeline appends when there 
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
-    """Makes and saves a CLIP BPE tokenizer: each word of the scenes' prompts is one token, other text needs more."""
+    """Makes a CLIP BPE tokenizer and saves it to `folder`.
+
+    Each word of the scenes' prompts is one token; other words have several.
+    """
     words = " ".join([*COLOURS, *RADII, *SHAPES, *PLACES, "a an on at in background"]).split()
     alphabet = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
     vocab = alphabet + [c + "</w>" for c in alphabet]

@@ -36,12 +36,12 @@ def resnet() -> ResNetForImageClassification:
 
 
 def inputs_of(part: Part, preprocessing: Preprocessing) -> Tensor:
-    """Returns the preprocessed pictures, (n, 3, 32, 32)."""
+    """Returns the preprocessed pictures of `part`, (n, 3, 32, 32)."""
     return torch.stack([preprocessing(Image.fromarray(values)) for values in part.pictures])
 
 
 def moved(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Augments pictures: turns up to 15 degrees, scales up to 15 % larger or smaller, moves up to 3 pixels."""
+    """Augments pictures `x` (n, 3, 32, 32): rotates each up to 15 degrees, scales up to 15 %, moves up to 3 pixels."""
     current, grow, right, down = (torch.rand(4, len(x), generator=generator) * 2 - 1).unbind()
     angle, size = current * math.radians(15), 1 + 0.15 * grow
     across, along = size * angle.cos(), size * angle.sin()

@@ -87,9 +87,9 @@ def _place(target: Tensor, mask: Tensor, references: Sequence[Tensor], span: Ref
 
 
 def _snap(place: int, frames: int) -> int:
-    """Returns the multiple of ALIGN below `frames` that is nearest to frame `place`, the lower of two equally near.
+    """Returns the multiple of ALIGN that is nearest to frame `place` of `frames`; a negative place counts from the end.
 
-    A negative place counts from the end.
+    Rounds up only if at least ALIGN frames begin there, and always stays below `frames`.
     """
     place = max(0, place + frames if place < 0 else place)
     clip, rest = divmod(place, ALIGN)

@@ -87,8 +87,8 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
         """Returns (B, out, Tx, Hx, Wx) in float32: the first half of the channels is the velocity, the rest is unused.
 
         x is (B, in, Tx, Hx, Wx); timestep (B,) in 0..1000, where 1000 is noise; y (B, 1, L, E) the caption states;
-        mask (B, L) or (n, L) not zero where y has a token; x_mask (B, T) bool, False for frames taken as clean. fps,
-        height, width (pixels) are (m,), m divides B; UsageError if one is missing. num_frames and ar are ignored.
+        mask (B, L) or (n, L) not zero where y has a token; x_mask (B, T) bool, False for frames taken as clean. fps
+        (frames per second), height, width (pixels) are (m,), m divides B, and are required; ignores num_frames, ar.
         """
         if fps is None or height is None or width is None:
             raise UsageError("forward: fps, height and width are missing. Pass all three as tensors.")
