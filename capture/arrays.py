@@ -18,9 +18,9 @@ Array = np.ndarray[Any, Any]
 
 
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """Reads the header of a safetensors file; returns a dict from tensor name to position, and the metadata.
+    """Reads the header of a safetensors file; returns a dict from tensor name to Stored, and the metadata.
 
-    Raises FileError unless the tensors cover the rest of the file without gap or overlap.
+    Raises FileError if the file is damaged, or if its tensors do not cover the rest of it without gap or overlap.
     """
     with open_regular(path) as (descriptor, size):
         prefix = bytearray(min(8, size))
@@ -39,7 +39,7 @@ def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
 
 
 def check_memory(path: Path, stored: Stored) -> None:
-    """Raises FileError if the tensor is larger than the memory of this machine."""
+    """Raises FileError if the tensor that `stored` describes, in the file at `path`, exceeds this machine's memory."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if stored.bytes > memory:
         fact = f"has a tensor of {stored.bytes >> 30} GiB, more than this machine's memory of {memory >> 30} GiB"
@@ -47,17 +47,18 @@ def check_memory(path: Path, stored: Stored) -> None:
 
 
 def read_into(path: Path, stored: Stored, memory: memoryview) -> None:
-    """Reads the bytes of one tensor of the file at `path` into `memory`, which has the tensor's size."""
+    """Reads from the file at `path` the bytes of the tensor that `stored` describes into `memory`, of the same size."""
     if stored.bytes:
         with open_regular(path) as (descriptor, _):
             pread(descriptor, memory, stored.offset, path)
 
 
 def read_array(path: Path, stored: Stored) -> Array:
-    """Reads one tensor of a file as a numpy array; bfloat16 becomes float32 with the same values.
+    """Reads from the file at `path` the tensor that `stored` describes, as a numpy array.
 
-    A large tensor gets memory pages of its own, so that its memory returns to the system when the array is freed.
-    Raises FileError if the tensor is larger than the memory of this machine, TypeError for a float dtype of 8 bits.
+    bfloat16 becomes float32 with the same values. A large tensor gets memory pages of its own, which return to the
+    system when the array is freed. Raises FileError if the tensor is larger than the memory of this machine, TypeError
+    for a float dtype of 8 bits.
     """
     dtype = np.dtype(np.uint16 if stored.dtype == "bfloat16" else stored.dtype)
     check_memory(path, stored)

@@ -10,10 +10,10 @@ _KEY = "octavo_context"  # the name of the hook in diffusers' registry
 
 
 class CacheContextHook:
-    """A hook that receives the cache context of a module's calls while its `with` block runs.
+    """A hook that receives the cache context ("cond", "uncond", ...) of a module's calls while its `with` block runs.
 
-    diffusers passes the context to every stateful hook in the module's hook registry. This class registers itself
-    there without changing the module's forward. `name` is the last context passed. For a module without
+    diffusers passes the context to every stateful hook in the module's hook registry. This hook registers itself
+    there without changing the module's forward. `name` is the last context passed. For a module without the method
     `cache_context` nothing is registered, and `name` stays None.
     """
 

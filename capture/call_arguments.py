@@ -11,9 +11,10 @@ TIME_ARGUMENTS = ("timestep", "timesteps", "t", "time", "sigma", "timestep_ratio
 
 
 def noise_level(arguments: Mapping[str, Any]) -> float | None:
-    """Returns the noise level of a call: the value of its time argument, or None without such an argument.
+    """Returns the noise level of a call with these named arguments; None if there is no such argument.
 
-    Where each row or token has its own noise level, the largest is returned.
+    It is the first of TIME_ARGUMENTS that is a number or a tensor of numbers. Of a tensor, with a noise level for each
+    row or token, the largest value is returned.
     """
     for name in TIME_ARGUMENTS:
         value = arguments.get(name)
@@ -29,7 +30,7 @@ def bind(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Moves the positional arguments of a call into `kwargs`, under their names; returns the resulting (args, kwargs).
 
-    All arguments stay as they are if the call uses *args or the signature has positional-only parameters.
+    All arguments stay as they are if some fall to the signature's *args, or if it has positional-only parameters.
     Raises TypeError when the arguments do not fit the signature.
     """
     named = dict(signature.bind(*args, **kwargs).arguments)

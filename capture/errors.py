@@ -113,5 +113,5 @@ def storage_error(path: Path, exc: OSError) -> StorageError:
 
 
 def first_sentence(error: BaseException) -> str:
-    """Returns the first sentence of an error of a library, on one line and without its full stop."""
+    """Returns the first sentence of the message of a library's error, on one line and without its full stop."""
     return " ".join(str(error).split()).split(". ")[0].rstrip(".")

@@ -78,7 +78,7 @@ class Modes:
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Raises an OSError of the block as a StorageError about `path`, with the OSError as its __cause__."""
+    """Raises an OSError of the `with` block as a StorageError about `path`, with the OSError as its __cause__."""
     try:
         yield
     except OSError as exc:
@@ -109,9 +109,10 @@ class OutputFile:
 
 @contextmanager
 def create(path: Path, mode: int) -> Iterator[OutputFile]:
-    """Creates a file inside a staging directory (see `staging`); sets its mode and syncs it when the block ends.
+    """Creates a file inside a staging directory (see `staging`), which the `with` block writes.
 
-    Raises StorageError if the file exists.
+    When the block ends, sets the file's mode to `mode` and syncs the file. Raises StorageError if the file exists, or
+    if it cannot be written.
     """
     with storage(path):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -133,7 +134,7 @@ def create(path: Path, mode: int) -> Iterator[OutputFile]:
 
 @contextmanager
 def scratch(path: Path) -> Iterator[OutputFile]:
-    """Creates a temporary file. It is not synced, because only this process reads it."""
+    """Creates a temporary file, which the `with` block writes. Does not sync it, because only this process reads it."""
     with storage(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -144,7 +145,10 @@ def scratch(path: Path) -> Iterator[OutputFile]:
 
 @contextmanager
 def writing(path: Path, mode: int) -> Iterator[OutputFile]:
-    """Writes a file that replaces `path` in one step when the block ends without an error; else `path` is unchanged."""
+    """Makes a file, which the `with` block writes; it replaces `path` in one step if the block ends without an error.
+
+    Otherwise `path` is unchanged.
+    """
     with staging(path.parent, path) as staged:
         with create(staged / path.name, mode) as sink:
             yield sink
@@ -152,7 +156,7 @@ def writing(path: Path, mode: int) -> Iterator[OutputFile]:
 
 
 def replace_file(staged: Path, target: Path) -> None:
-    """Replaces `target` by a file of a staging directory in one step, and syncs the directory."""
+    """Replaces the file `target` by `staged`, a file of a staging directory, in one step; syncs target's directory."""
     with storage(target):
         os.replace(staged, target)
     fsync_directory(target.parent)
@@ -203,11 +207,11 @@ def make_directory(path: Path, mode: int) -> None:
 
 @contextmanager
 def staging(parent: Path, shown: Path | None = None) -> Iterator[Path]:
-    """Makes a staging directory in `parent`, to be filled and renamed; removes what remains of it when the block ends.
+    """Makes a staging directory in `parent`, which the `with` block fills and renames.
 
-    The directory is locked until the block ends or this process dies. First removes the unlocked staging directories
-    that dead processes have left in `parent`. Errors of the disk name the path `shown`, by default `parent`, and not
-    the staged file.
+    Removes what remains of it when the block ends. The directory is locked until then, or until this process dies.
+    First removes the unlocked staging directories that dead processes have left in `parent`. Errors of the disk name
+    the path `shown`, by default `parent`, and not the staged file.
     """
     shown = shown or parent
     _clean_abandoned(parent)
@@ -345,7 +349,10 @@ def _discard(old: Path) -> None:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchanges two names in one step (Linux renameat2); returns False if the kernel or file system cannot do that."""
+    """Exchanges the names of two files or directories in one step, by Linux's renameat2.
+
+    Returns False if the kernel or the file system lacks it. Raises OSError for any other failure.
+    """
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError):

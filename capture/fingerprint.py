@@ -28,8 +28,9 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 def fingerprint(module: nn.Module) -> dict[str, str]:
     """Returns the fingerprint of `module`; of the module inside it if `module` is a wrapper (see wrappers.py).
 
-    The keys are `class`, `names` (digest of the sorted names and shapes of the tensors) and `weights` (digest of names,
-    dtypes and bytes). A model with tensors on the meta device has `weights` "unknown", which matches any weights.
+    The keys are `class`, `names` (digest of the sorted names and shapes of the tensors in the state dict) and `weights`
+    (digest of their names, dtypes and bytes). A model with tensors on the meta device has `weights` "unknown", which
+    matches any weights.
     """
     module = inside(module)
     return fingerprint_of(type(module).__name__, sorted(module.state_dict().items()))
@@ -64,12 +65,15 @@ class Origin(NamedTuple):
 
     @classmethod
     def of(cls, module: nn.Module) -> "Origin | None":
-        """Returns the origin of a checkpoint made from `module`; None if a weight is on the meta device."""
+        """Returns the Origin, the fingerprint in three dtypes, of `module`; None if a weight is on the meta device."""
         return cls.of_tensors(type(module).__name__, sorted(module.state_dict().items()))
 
     @classmethod
     def of_tensors(cls, kind: str, tensors: Iterable[tuple[str, Tensor]]) -> "Origin | None":
-        """Returns the origin for a module of class `kind` with these tensors, which must be sorted by name."""
+        """Returns the Origin of a module of class `kind` with these tensors, which must be sorted by name.
+
+        Returns None if a tensor is on the meta device.
+        """
         names, values = hashlib.sha256(), Counter[torch.dtype]()
         digests: dict[str, dict[str, str]] = {_word(dtype): {} for dtype in _COMPARED}
         for name, tensor in tensors:
@@ -83,14 +87,17 @@ class Origin(NamedTuple):
         return cls(kind, names.hexdigest(), _word(_most(values)), weights)
 
     def other_structure(self, module: nn.Module) -> str | None:
-        """Says how the class, names or shapes of `module` differ from this origin; None if they agree."""
+        """Returns a text that says how the class or the tensors' names or shapes of `module` differ from this origin's.
+
+        Returns None if they agree.
+        """
         names = hashlib.sha256(b"".join(_line(*item) for item in sorted(module.state_dict().items()))).hexdigest()
         if type(module).__name__ != self.kind:
             return f"it is a {type(module).__name__} and not a {self.kind}"
         return None if names == self.names else "it has other tensors"
 
     def other_weights(self, module: nn.Module) -> str | None:
-        """Says how the weights of `module` differ from this origin, as text with both digests; None if they agree.
+        """Returns both digests as text if the weights of `module` differ from those of this origin; None if they agree.
 
         The weights are compared in the narrower of the two models' dtypes. Returns None too if they cannot be compared:
         neither dtype can represent the other's values (float16 and bfloat16), or a weight is on the meta device.
@@ -108,13 +115,19 @@ class Origin(NamedTuple):
 
 
 def _most(values: Counter[torch.dtype]) -> torch.dtype:
-    """Returns the dtype of most values; float32 if there are no values, or if that dtype is not in _COMPARED."""
+    """Returns the dtype with the largest count in `values`, which counts a model's float values by dtype.
+
+    Returns float32 if there are no counts, or if that dtype is not in _COMPARED.
+    """
     dtype = max(values, key=values.__getitem__, default=torch.float32)
     return dtype if dtype in _COMPARED else torch.float32
 
 
 def _weights_in(tensors: list[tuple[str, Tensor]], dtype: torch.dtype) -> str:
-    """Returns the digest of all tensors cast to `dtype`, hashed by threads in parallel."""
+    """Returns one digest of all `tensors`, pairs of name and tensor; float tensors are cast to `dtype` before hashing.
+
+    Threads hash several tensors at once.
+    """
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         digests = threads.map(lambda item: _digest(item[1], dtype), tensors)
         return _joined(zip((name for name, _ in tensors), digests, strict=True))
@@ -125,7 +138,7 @@ def _joined(digests: Iterable[tuple[str, str]]) -> str:
 
 
 def _digest(tensor: Tensor, dtype: torch.dtype) -> str:
-    """Returns the digest of a tensor's bytes, cast to `dtype` if it is a float tensor. Copies one piece at a time."""
+    """Returns the digest of a tensor's bytes; a float tensor is cast to `dtype` before, _PIECE values at a time."""
     digest, flat = hashlib.sha256(), tensor.detach().reshape(-1)
     for piece in flat.split(_PIECE):
         digest.update(tensor_bytes(piece.to(dtype) if tensor.is_floating_point() else piece))

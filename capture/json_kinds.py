@@ -99,19 +99,22 @@ def _refusal(value: Any, where: str, what: str) -> ValueError:
 
 
 def text(value: Any, where: str) -> None:
-    """Checks that `value` is a string. Raises ValueError, naming `where`, if it is not."""
+    """Checks that `value` is a string. Else raises ValueError, whose message calls the value `where`."""
     if not isinstance(value, str):
         raise _refusal(value, where, "text")
 
 
 def number(value: Any, where: str) -> None:
-    """Checks that `value` is a finite number. Raises ValueError, naming `where`, if it is not."""
+    """Checks that `value` is a finite number. Else raises ValueError, whose message calls the value `where`."""
     if type(value) not in (int, float) or not abs(value) <= _GREATEST:  # False for NaN
         raise _refusal(value, where, "a number")
 
 
 def count(value: Any, where: str) -> None:
-    """Checks that `value` is a whole number from 0 to 2^63 - 1. Raises ValueError, naming `where`, if it is not."""
+    """Checks that `value` is a whole number from 0 to 2^63 - 1.
+
+    Else raises ValueError, whose message calls the value `where`.
+    """
     if type(value) is not int or not 0 <= value < _LARGEST:
         raise _refusal(value, where, "a whole number from 0 to 2^63 - 1")
 

@@ -17,7 +17,7 @@ class KeepRule:
     number: int = 1
 
     def kept(self, steps: int) -> Callable[[int], bool]:
-        """Returns a predicate that says whether a step of a run of `steps` steps is stored.
+        """Returns a predicate: given the number of a step, from 0, of a run of `steps` steps, is the step stored?
 
         Only the rule spread:N depends on `steps`.
         """
@@ -44,7 +44,7 @@ class KeptSteps:
     The number of steps is only certain when a run ends. The first run is expected to have `expected` steps, each later
     one as many as the run before. If `miscounted` returns True at the end of a run, other steps were stored than `rule`
     requires, and the run has to be repeated. `announced` returns the number of steps that the pipeline itself reports,
-    or None; it is called at the first call of the first run. Steps without a recorded call are not counted.
+    or None; it is asked when the first run first calls the denoiser. Steps without a recorded call are not counted.
     """
 
     def __init__(self, rule: KeepRule, expected: int, announced: Callable[[], int | None] = lambda: None) -> None:

@@ -23,7 +23,10 @@ _OWN = frozenset({"module", "inputs", "swapped", "forward"})
 
 @contextmanager
 def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWriter]:
-    """Yields a UnitWriter for the calls of the block; if it ends without an error, they become a finished capture."""
+    """Yields a UnitWriter; if the `with` block ends without an error, its calls become a capture of one unit.
+
+    Raises StorageError if `directory` already holds a capture, MisfitError if the block stored no call.
+    """
     if (directory / CAPTURE).exists() and any((directory / UNITS).glob("[0-9]*-*")):
         raise StorageError(f"{directory}: already holds a capture. Give the Listener another directory.")
     manifest = {"pipeline": None, "components": {name: fingerprint(module)}, "prompts": 1, "settings": {}}
@@ -36,7 +39,7 @@ def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWri
 
 
 class _Inputs(Memory):
-    """Keeps the calls of a Listener in memory if it has no directory to write to."""
+    """A sink that keeps the calls of a Listener in memory; a Listener without `store` has one."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

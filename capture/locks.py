@@ -54,7 +54,11 @@ def lock(directory: Path) -> Lock:
 
 
 def _take(descriptor: int, path: Path, directory: Path) -> bool:
-    """Locks an open lock file and writes this process into it; returns False if the file was replaced meanwhile."""
+    """Locks the open lock file of `directory` and writes the id and the host of this process into it.
+
+    Returns False if `path` no longer names the open file, because its holder has removed it. Raises StorageError if
+    another process holds the lock.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:

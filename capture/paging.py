@@ -28,7 +28,7 @@ def page_out(weight: Tensor) -> None:
 
 
 def _unmodified(first: int, end: int) -> bool:
-    """Returns whether all pages between two addresses still belong to their file.
+    """Returns whether all pages of this process between the addresses `first` and `end` still belong to their file.
 
     A page that was written to may be a private copy, which must not be dropped. Bits 61 to 63 of an entry of pagemap
     mean: file page or shared, swapped, present (Linux, Documentation/admin-guide/mm/pagemap.rst).

@@ -30,7 +30,8 @@ class Reports:
     def due(self, label: str, done: int, total: int | None, began: float, share: float) -> None:
         """Reports the progress if the last report was at least `every` seconds ago.
 
-        `share`, 0 to 1, is how much of the work was done since the time `began`; the time left is estimated from it.
+        `share`, 0 to 1, is how much of the work was done since `began` (time.monotonic). The estimate of the seconds
+        left follows from the two.
         """
         now = time.monotonic()
         if now - self._last >= self._every:

@@ -59,7 +59,7 @@ class Ranks:
         return position % self.world == self.rank
 
     def share(self, items: list[T]) -> list[T]:
-        """Returns the items of a list that all ranks share on which this process works: one in every `world`."""
+        """Returns the items on which this process works, one in every `world`; `items` is the same on all ranks."""
         return items[self.rank :: self.world]
 
     def gather(self, value: T) -> list[T]:
@@ -70,22 +70,23 @@ class Ranks:
         return [value]
 
     def first(self, value: T) -> T:
-        """Returns the value of rank 0 on every rank. Raises an error if another rank failed or died."""
+        """Returns the `value` of rank 0 on every rank. If another rank failed or died, raises what `gather` raises."""
         return value
 
     def wait(self) -> None:
-        """Waits until all ranks have called this method. Raises an error if another rank failed or died."""
+        """Waits until all ranks have called `wait`. If another rank failed or died, raises what `gather` raises."""
 
     def count(self, name: str, by: int = 0) -> int:
         """Adds `by` to the counter `name`, which all ranks share, and returns its value.
 
-        A rank may call it at any time, unlike the collective methods. Raises an error if another rank has failed.
+        Unlike the collective methods, one rank alone may call it, at any time. If another rank has failed, raises an
+        error with the exit code of that rank.
         """
         self._counts[name] = self._counts.get(name, 0) + by
         return self._counts[name]
 
     def failed(self, code: int) -> Failure:
-        """Announces to all ranks that this process failed with this exit code; returns the run's first failure."""
+        """Announces to all ranks that this process failed with exit code `code`; returns the run's first failure."""
         return Failure(self.rank, code)
 
     def close(self) -> None:
@@ -179,7 +180,7 @@ class ConnectedRanks(Ranks):
                 self._store.add(f"beat/{self.rank}", 1)
 
     def _meet(self) -> None:
-        """Waits until all ranks have reached this point, checking for failed and dead ranks meanwhile."""
+        """Waits until all ranks have called this method equally often. Raises an error if a rank has failed or died."""
         self._met += 1
         name, pause = f"met/{self._met}", 0.001
         beats, times = [-1] * self.world, [0.0] * self.world
@@ -194,7 +195,7 @@ class ConnectedRanks(Ranks):
                 arrived = int(self._store.add(name, 0))
 
     def _check(self) -> None:
-        """Raises an error if a rank has announced that it failed."""
+        """Raises an error with the exit code of the first rank that has announced that it failed, if any."""
         with _connected():
             announced = self._store.get("failed") if self._store.check(["failed"]) else None
         if announced is not None:
@@ -202,9 +203,10 @@ class ConnectedRanks(Ranks):
             raise error_with(first.code, f"rank {first.rank} failed and ended the run. Its message says why.")
 
     def _check_heartbeats(self, beats: list[int], times: list[float]) -> None:
-        """Raises an error for a rank without a heartbeat for PATIENCE seconds.
+        """Raises DeviceError for a rank without a heartbeat for PATIENCE seconds.
 
-        `beats` has each rank's last count of heartbeats, `times` when that count was first read; both are updated.
+        `beats` has the last count of heartbeats of each rank, `times` when this process first read that count
+        (time.monotonic); both are updated.
         """
         now = time.monotonic()
         for rank in range(self.world):
@@ -265,7 +267,7 @@ def _packed(value: Any) -> bytes:
 
 
 def _gathered(data: bytes, world: int) -> list[bytes]:
-    """Gathers the bytes of all ranks. torch's all_gather_object would copy them two more times."""
+    """Returns what each of the `world` ranks passed as `data`. torch's all_gather_object would copy it twice more."""
     import torch
     import torch.distributed as dist
 
@@ -284,7 +286,7 @@ def _lost_process(who: str) -> OctavoError:
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """Raises a connection error of the block, such as after the death of another process, as a DeviceError."""
+    """Raises a RuntimeError of the `with` block, torch's connection error if a process died, as a DeviceError."""
     try:
         yield
     except RuntimeError as error:

@@ -73,7 +73,7 @@ def _before_calls(module: nn.Module, hook: Callable[..., None]) -> Callable[[], 
 
 
 def swapped(used: Mapping[str, Any], own: Mapping[str, Any]) -> int:
-    """Counts the attention processors in `own` for which `used` has another object under the same name."""
+    """Counts the attention processors of a module (`own`) that a call replaces by others (`used`); both are by name."""
     return sum(used.get(name) is not processor for name, processor in own.items())
 
 
@@ -114,13 +114,14 @@ class Recorder:
     A recorded call has the denoiser's name, the index of the call in this recording, the denoising step, the noise
     level and the cache context (diffusers' name for the call, such as "cond"). With guidance one step takes one, two or
     three calls. `keep(step)` decides whether the calls of a step are stored; `drop` names arguments that are not
-    stored. Blocks of one recorder may be nested.
+    stored. The `with` blocks of one recorder may be nested.
 
     Positional arguments are stored under the names in the signature of the module inside any wrapper. If that module
     takes *args and passes them unchanged to its only child, the names are those of the child; otherwise such arguments
     stay positional.
 
-    `call_count` is the number of calls so far. `processors` are the attention processors during the first call.
+    `call_count` is the number of calls so far, stored or not. `processors` maps names to the attention processors that
+    the module had at the first call.
     """
 
     def __init__(
@@ -172,9 +173,9 @@ class Recorder:
             self._stack = None
 
     def _before_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Records a call of the module. A forward pre-hook.
+        """Records a call of the recorder's module, as its forward pre-hook.
 
-        Waits for `_before_callee` if the names of the arguments have to come from the child that receives them.
+        Leaves the recording to `_before_callee` if the argument names have to come from the child that receives them.
         """
         try:
             rest, named = bind(inspect.signature(inside(self.module).forward), args, kwargs)
@@ -185,7 +186,7 @@ class Recorder:
             self._record(rest, named)
 
     def _before_callee(self, callee: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Records the running call with the argument names of `callee`. A forward pre-hook of `callee`."""
+        """Records the running call with the argument names of `callee`, as a forward pre-hook of `callee`."""
         if self._pending is None or not self._pending.same_objects(args, kwargs):
             return self._after_call()
         try:
@@ -195,7 +196,7 @@ class Recorder:
         return self._record(rest, named)
 
     def _after_call(self, *_: Any) -> None:
-        """Records the running call with its positional arguments, if it is not recorded yet. A forward hook."""
+        """Records the running call with nameless arguments, if it is not recorded yet. A forward hook of the module."""
         if self._pending is not None:
             self._record(self._pending.args, self._pending.kwargs)
 

@@ -12,9 +12,9 @@ from .wrappers import compiled, inside
 def callee_of(module: nn.Module) -> nn.Module | None:
     """Returns the module that receives the *args of `module` and has names for them.
 
-    That is the only child, or the only child of that child, and so on, until a forward without *args. Returns None if
-    `module` does not take *args, if a module on the way has several children, and if `module` is compiled, because
-    hooks of its child would then become part of the graph.
+    The search goes from `module` to its only child, to the only child of that child, and so on, until a forward without
+    *args. Returns None if `module` does not take *args, if a module on the way has no or several children, and if
+    `module` is compiled, because hooks of its child would then become part of the graph.
     """
     if compiled(module):
         return None
@@ -51,7 +51,7 @@ class ArgumentSnapshot(NamedTuple):
         return _versions(self.args, self.kwargs) != self.versions
 
     def same_objects(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Returns whether the arguments of another call are the same objects, not only equal ones."""
+        """Returns whether `args` and `kwargs` are the same objects as the arguments of this call, not only equal."""
         return (
             len(args) == len(self.args)
             and all(one is other for one, other in zip(args, self.args, strict=True))

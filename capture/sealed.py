@@ -26,7 +26,7 @@ TAIL = b"}\n"
 
 @contextmanager
 def open_regular(path: Path, remedy: str = "") -> Iterator[tuple[int, int]]:
-    """Opens a regular file and yields its descriptor and size.
+    """Opens a regular file and yields its descriptor and its size in bytes; closes it when the `with` block ends.
 
     Raises FileError for a missing file and, without reading it, for a link, FIFO, device or directory. `remedy` ends
     the message and says what the user can do.
@@ -135,9 +135,9 @@ def json_object(content: bytes, path: Path, remedy: str = "", *, finite: bool = 
 
 
 def seal(body: Any) -> bytes:
-    """Returns the content of a file that holds `body` as JSON, with its SHA-256.
+    """Returns the content of a sealed file: `body` as canonical JSON, with its SHA-256.
 
-    Raises StorageError for more than MANIFEST_LIMIT bytes.
+    Raises StorageError if that is more than MANIFEST_LIMIT bytes.
     """
     content = canonical(body)
     data = HEAD + digest_of(content).encode() + MIDDLE + content + TAIL

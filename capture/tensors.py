@@ -1,7 +1,7 @@
 """Writes safetensors files one tensor at a time, and reads them with checks of size.
 
 Each tensor is made just before it is written, is written from its own memory, and is freed afterwards. Writing a file
-therefore needs the memory of one tensor only. The pages of memory-mapped tensors are dropped too.
+therefore needs the memory of one tensor only. If a written tensor is memory-mapped, its pages leave resident memory.
 """
 
 import mmap
@@ -42,10 +42,10 @@ class Planned(NamedTuple):
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str], mode: int) -> None:
-    """Writes a safetensors file, which must not exist yet, with `metadata` and these tensors.
+    """Writes a safetensors file, which must not exist yet, with the file mode `mode`.
 
-    The bytes do not depend on the order of `tensors` and `metadata`. They equal those of
-    `safetensors.torch.save_file`, except that the latter does not sort the metadata.
+    `tensors` maps the name of each tensor to its plan. The bytes of the file do not depend on the order of `tensors`
+    and `metadata`. They equal those of `safetensors.torch.save_file`, except that it does not sort the metadata.
     """
     # the widest elements first, so that every tensor is aligned for its dtype
     order = sorted(tensors, key=lambda name: (-_ORDER.index(NAMES[tensors[name].dtype]), name))
@@ -67,11 +67,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[
 
 
 def read_tensor(path: Path, stored: Stored) -> Tensor:
-    """Reads one tensor of a file.
+    """Reads from the file at `path` the tensor that `stored`, its entry in the header, describes.
 
-    A large tensor gets memory pages of its own, which return to the system when it is freed. On the heap its memory
-    would stay unused, because later weights rarely fit into the gap. Raises FileError if the tensor is larger than the
-    memory of this machine.
+    A large tensor gets memory pages of its own, which return to the system when the tensor is freed. On the heap the
+    freed memory would stay unused, because later weights rarely fit into the gap. Raises FileError if the tensor is
+    larger than the memory of this machine, or if the file ends before it.
     """
     check_memory(path, stored)
     dtype = torch_dtype(stored)

@@ -45,8 +45,8 @@ def denoisers_in(index: Mapping[str, Any]) -> list[str]:
 def denoisers(pipeline: DiffusionPipeline, only: tuple[str, ...] = ()) -> dict[str, nn.Module]:
     """Returns a dict from dotted name to denoiser of `pipeline`, each module once.
 
-    If `only` names modules, these are returned instead. Raises UsageError for a pipeline without a denoiser, and for a
-    name in `only` that no module has.
+    If `only` has names, returns the modules of the pipeline with these names instead. Raises UsageError for a pipeline
+    without a denoiser, and for a name in `only` that no module has.
     """
     parts = list(_parts(pipeline))
     modules: dict[str, nn.Module] = {}

@@ -45,7 +45,7 @@ def value_groups(model: Any) -> Iterator[Group]:
     """Yields a smoothing group for each attention: its output layers, with the value layers that produce their input.
 
     Attention is linear in its values, so dividing the outputs of the value layers divides the input of the output
-    layers. Leaves out attention whose processor has weights of its own: these may add to the values.
+    layers. Leaves out attention whose processor has weights of its own: such a processor may add to the values.
     """
     from torch import nn
 

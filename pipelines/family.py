@@ -1,4 +1,4 @@
-"""Defines what Octavo knows of a family of models: defaults, layers that stay float, smoothing groups."""
+"""Defines a family, Octavo's defaults for one kind of pipeline, and the smoothing groups of its denoiser."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 
 class Fold(NamedTuple):
-    """Names what produces the input of a layer, so that smoothing factors can be folded into it.
+    """Names rows of a weight into which the smoothing factors of a group can be folded.
 
-    These are the rows from `start` on of `target`, a Linear, a norm or a flat parameter: dividing a row by a factor
-    divides one channel of the input. With `plus_one` the rows produce the scale of a modulation, which the model
-    applies as 1 + scale.
+    They are the rows from `start` on of `target`, a Linear, a norm or a flat parameter. Each row produces one channel
+    of the group's input: dividing the row by a factor divides the channel. With `plus_one` the rows produce the scale
+    of a modulation, which the model applies as 1 + scale.
     """
 
     target: str
@@ -19,9 +19,9 @@ class Fold(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A smoothing group: `layers` share an input, which only `folds` produce and no other layer reads.
+    """A smoothing group: the layers named `layers` share an input that no other layer reads.
 
-    The smoothing factors of the group can therefore be folded into the rows that `folds` name.
+    Only the rows that `folds` name produce that input, so the group's smoothing factors can be folded into these rows.
     """
 
     layers: tuple[str, ...]

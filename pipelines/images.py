@@ -88,7 +88,7 @@ def preprocessing_of(directory: Path, channels: int = 3, image_size: int = 224) 
 
 
 def image_files(directory: Path) -> list[Path]:
-    """Returns the pictures in a directory and its subdirectories, sorted by name.
+    """Returns the files of pictures in a directory and its subdirectories, sorted by path.
 
     Raises UsageError for a missing directory, FileError for a directory without pictures.
     """

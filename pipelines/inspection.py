@@ -57,8 +57,9 @@ def _folders(first: Path, kind: str | None) -> Iterator[Path]:
 def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str, Any]:
     """Checks that a diffusers directory is safe to load, and returns the content of its model_index.json.
 
-    Raises UsageError for a missing directory; FileError for a directory that is not a pipeline, for broken JSON, custom
-    code, a truncated weights file, and for a component that has only pickle weights.
+    Raises UsageError for a missing directory; FileError for a directory that is not a pipeline, for broken JSON, for
+    custom code unless `trust_remote_code` is True, for a truncated weights file, and for a component that has only
+    pickle weights.
     """
     _check_directory(directory)
     file = directory / "model_index.json"

@@ -53,7 +53,10 @@ def quiet() -> Iterator[None]:
 
 
 def default_dtype(folders: list[Path], device: torch.device) -> torch.dtype:
-    """Returns the dtype to load a model in: that of the first weights in `folders`; on a CPU always float32."""
+    """Returns the dtype to load a model in: float32 on a CPU, else that of its stored weights.
+
+    Weights in the first of its components' `folders` that has float weights decide; without any it is float32.
+    """
     stored = next((d for folder in folders if (d := stored_dtype(folder))), "float32")
     return torch.float32 if device.type == "cpu" else DTYPES[stored]
 
@@ -107,9 +110,9 @@ def mapped_denoiser(
 ) -> nn.Module:
     """Loads only the denoiser `component` of a pipeline, memory-mapped: a weight is read from its file when it is used.
 
-    Keeps the dtype of the first stored weight; tensors stored in another dtype are converted to `dtype`. Raises
-    UsageError for a missing directory or a component without a folder, FileError for damaged files, custom code or
-    pickle weights, MisfitError for missing or misshapen weights.
+    Weights stored in the dtype of the first weight keep it. All others are read into memory and become `dtype`, or, if
+    it is None, the dtype of the first. Raises UsageError for a missing directory or a component without a folder,
+    FileError for damaged files, custom code or pickle weights, MisfitError for missing or misshapen weights.
     """
     if family.load is not None:
         return denoisers(family.load(directory, None, None), (component,))[component]
@@ -194,7 +197,10 @@ def load_denoiser(directory: Path, dtype: torch.dtype | None = None) -> nn.Modul
 
 
 def _model_class(component: Component) -> Any:
-    """Returns the class of a component if it is a model of diffusers, of one of its pipelines, or of transformers."""
+    """Returns the class of a component if it is a model of diffusers, of one of its pipelines, or of transformers.
+
+    Returns None for any other component, such as a tokenizer.
+    """
     library, name = component.library, component.kind
     if library is None or name is None:
         return None
@@ -274,7 +280,7 @@ def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool
 
 
 def check_finite(module: nn.Module, name: str) -> None:
-    """Raises NumbersError when a floating weight of `module` holds NaN or infinity."""
+    """Raises NumbersError if a float parameter of `module`, the component `name`, holds NaN or infinity."""
     for key, tensor in module.named_parameters():
         if tensor.is_floating_point() and not tensor.is_meta and tensor.numel() and not _finite(tensor):
             bad = tensor.numel() - int(torch.isfinite(tensor).sum())

@@ -26,7 +26,7 @@ def _formats() -> tuple[str, ...]:
 
 @cache
 def suffixes() -> frozenset[str]:
-    """Returns the file endings that Pillow decodes, in small letters with the dot."""
+    """Returns the endings of the names of files that Pillow decodes, in small letters with the dot."""
     return frozenset(end.lower() for end, kind in Image.registered_extensions().items() if kind in _formats())
 
 

@@ -19,7 +19,7 @@ _IMAGENET = Path(__file__).with_name("imagenet.txt")  # the 1000 classes of ILSV
 
 
 class Rows(NamedTuple):
-    """Holds an argument of the pipeline's call that has a tensor of its own, (1, ...), for each prompt."""
+    """Holds an argument of the pipeline's call that differs by prompt: maps each prompt to its tensor, (1, ...)."""
 
     by_prompt: Mapping[str, Tensor]
 
@@ -43,7 +43,8 @@ def labelled(pipe: Any) -> bool:
 
 
 def prompt_arguments(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of the call for one prompt: `arguments`, which all prompts share, and the prompt itself.
+    """Returns the arguments of the call for one prompt: `arguments`, with the prompt's own tensor in place of `Rows`,
+    and the prompt itself, as text or class label.
 
     Raises UsageError if the pipeline draws classes and the prompt names none, or several.
     """
@@ -56,10 +57,10 @@ def prompt_arguments(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> di
 
 
 def rows_of(arguments: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, Any]:
-    """Returns the arguments, where embeddings with one row for each prompt became `Rows`, a tensor for each prompt.
+    """Returns the arguments, with `Rows` in place of embeddings that have one row for each prompt.
 
-    A single prompt takes all rows, as a batch. Raises UsageError for embeddings that have neither one row nor one for
-    each prompt.
+    For a single prompt nothing changes: it takes all rows, as a batch. Raises UsageError for embeddings that have
+    neither one row nor one for each prompt.
     """
     split = dict(arguments)
     for name, value in arguments.items():
@@ -140,9 +141,9 @@ def _names(pipe: Any) -> dict[str, set[int]]:
 
 
 def _own_names(pipe: Any) -> list[tuple[str, int]]:
-    """Returns the names of the classes in the pipeline's model_index.json, with the number of each.
+    """Returns the name and number of each class in the pipeline's model_index.json; else those in `pipe.labels`.
 
-    The pipeline's own table keeps only the last of several classes that share a name.
+    `pipe.labels` comes second because it keeps only the last of several classes that share a name.
     """
     file = Path(str(getattr(pipe, "config", {}).get("_name_or_path") or "")) / "model_index.json"
     labels = read_json(file).get("id2label") if file.is_file() else None
@@ -151,5 +152,8 @@ def _own_names(pipe: Any) -> list[tuple[str, int]]:
 
 
 def _split(labels: Iterable[tuple[Any, Any]]) -> list[tuple[str, int]]:
-    """Returns each label, and each of its names between commas, with the number of the class."""
+    """Returns each label, and each of its names between commas, with the number of its class.
+
+    `labels` are pairs of class number and label, such as (1, "goldfish, Carassius auratus").
+    """
     return [(name, int(number)) for number, label in labels for name in {str(label), *str(label).split(",")}]

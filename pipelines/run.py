@@ -19,7 +19,7 @@ from .prompted import class_label, embedded, labelled, parameters_of, prompt_arg
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The settings of a run. A setting that is None has Octavo's default for the pipeline, or the pipeline's own."""
+    """The settings of a run. For a setting that is None, Octavo's default for the pipeline holds, or else its own."""
 
     negative_prompt: str | None = None
     steps: int | None = None

@@ -44,10 +44,10 @@ def _attention(block: Any, name: str, width: int) -> list[Group]:
 
 
 def modulated(target: str, width: int, shift: int, scale: int, layers: list[str]) -> Group:
-    """Returns the smoothing group of `layers` that share the output of a modulated norm as their input.
+    """Returns the smoothing group of `layers`, whose shared input is a modulated norm: norm(x) * (1 + scale) + shift.
 
-    Their factors are folded into the layer `target`, which computes the modulation. Its output consists of chunks of
-    `width` channels; the chunks with the indices `shift` and `scale` shift and scale the norm.
+    The group's smoothing factors are folded into the layer `target`, which computes scale and shift. Its output
+    consists of chunks of `width` channels; the arguments `shift` and `scale` are the indices of their chunks.
     """
     return Group(tuple(layers), (Fold(target, shift * width), Fold(target, scale * width, plus_one=True)))
 

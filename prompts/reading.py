@@ -30,9 +30,10 @@ UTF16 = re.compile(b"\xff\xfe|\xfe\xff|[^\x00]\x00[^\x00]\x00|\x00[^\x00]\x00[^\
 
 @dataclass(frozen=True)
 class Prompts:
-    """The distinct prompts of a file in the file's order, the line number of each, and warnings for the user.
+    """The distinct prompts of a file in the file's order, the number of each one's line, and warnings for the user.
 
-    `digest` covers the texts alone: files that differ only in line ends or blank lines have the same digest.
+    For a .json file `lines` has the numbers of entries. `digest` covers the texts alone: files that differ only in line
+    ends or blank lines have the same digest.
     """
 
     texts: tuple[str, ...]
@@ -91,7 +92,8 @@ def _prompts(path: Path, notes: list[str]) -> Iterator[tuple[int, str]]:
 def _checked(path: Path, word: str, prompts: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
     """Yields the numbered prompts of a table after checking each text, since escapes may hide control characters.
 
-    `word`, line or entry, says in messages what the numbers count.
+    `word`, line or entry, says in messages what the numbers count. Raises FileError for a text that is too long or has
+    control characters.
     """
     for number, text in prompts:
         _check_text(path, f"{word} {number}", text)
@@ -99,7 +101,7 @@ def _checked(path: Path, word: str, prompts: Iterable[tuple[int, str]]) -> Itera
 
 
 def _text(path: Path, most: int) -> str:
-    """Returns the text of a UTF-8 file of at most `most` bytes."""
+    """Returns the text of a UTF-8 file. Raises FileError for another encoding and for more than `most` bytes."""
     data = b"".join(_blocks(path, most))
     try:
         return data.decode("utf-8")
@@ -109,7 +111,10 @@ def _text(path: Path, most: int) -> str:
 
 
 def _lines(path: Path, most: int | None = None) -> Iterator[tuple[int, str]]:
-    """Yields the number and the checked text of each line, of a file of at most `most` bytes."""
+    """Yields the number and the checked text of each line of a file.
+
+    Raises FileError for text that is not UTF-8 or not allowed in a prompt, and for more than `most` bytes.
+    """
     for number, raw in enumerate(_raw_lines(path, most), 1):
         try:
             text = raw.decode("utf-8")
@@ -134,7 +139,11 @@ def _too_long(path: Path, where: str) -> OctavoError:
 
 
 def _raw_lines(path: Path, most: int | None) -> Iterator[bytes]:
-    """Yields the lines of a file without line ends and byte order mark; holds one block and one line in memory."""
+    """Yields the lines of a file without line ends and byte order mark.
+
+    Holds one line and BLOCK bytes of the file in memory. Raises FileError for more than `most` bytes and for a line
+    that is longer than any prompt may be.
+    """
     rest, number = b"", 0
     for block in _blocks(path, most):
         # a CR at the end of a block may be the first half of a CRLF: keep it for the next block
@@ -151,7 +160,10 @@ def _raw_lines(path: Path, most: int | None) -> Iterator[bytes]:
 
 
 def _blocks(path: Path, most: int | None = None) -> Iterator[bytes]:
-    """Yields the content of a regular file in blocks. Raises FileError for UTF-16 and for more than `most` bytes."""
+    """Yields the content of a regular file, at most BLOCK bytes at a time.
+
+    Raises UsageError for a missing file, FileError for UTF-16, for more than `most` bytes, and for other files.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as exc:

@@ -72,7 +72,10 @@ def _tabbed(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[int, lis
 def _rows(
     path: Path, lines: Sequence[tuple[int, str]], separator: str, quoting: Any
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yields the rows that are not empty, each with the number of its first line."""
+    """Yields the cells of each row that is not empty, after the number of the row's first line.
+
+    Raises FileError for a row that is not valid CSV.
+    """
     reader = csv.reader((text + "\n" for _, text in lines), delimiter=separator, quoting=quoting, strict=True)
     first = 1
     try:

@@ -1,6 +1,6 @@
 """Inspects a file of torch.save before it is loaded: unpickles it with stand-ins that call and allocate nothing.
 
-Every name in the pickle must be in a short list, and the claimed size of every tensor must fit the bytes in the file.
+Every class or function that the pickle names must be in a short list, and every tensor must fit the bytes in the file.
 Only a file that passes is loaded with torch.load: with `weights_only`, or with `DataUnpickler` if its pickles have
 another protocol than 2, because `weights_only` reads no other.
 """
@@ -46,7 +46,7 @@ class TensorClaim(NamedTuple):
 
 
 class NotAllowed(Exception):
-    """Raised when a pickle needs a class or function that is not in NAMES, the names that data may need."""
+    """Raised when a pickle needs what data does not need, such as a class or function that is not in NAMES."""
 
 
 @dataclass
@@ -59,11 +59,14 @@ class Claims:
     protocols: set[int] = field(default_factory=set)  # pickle protocols of the inspected pickles
 
     def too_large(self, claimed: int) -> OctavoError:
-        """Makes the error for a tensor that claims more bytes than the file can hold."""
+        """Makes the FileError for tensors that claim `claimed` bytes, more than the file can hold."""
         return FileError(f"{self.path}: tensor of {human(claimed)} in a {human(self.size)} file. {NOT_LOADED}")
 
     def storage(self, identity: tuple[Any, ...]) -> StorageClaim:
-        """Checks the storage with this persistent id of torch.save: (kind, type, key, device, elements, ...)."""
+        """Checks and returns the storage with this persistent id of torch.save: (kind, type, key, device, elements).
+
+        Raises FileError if the storage claims more bytes than the file has, ValueError for another kind of id.
+        """
         kind, storage_type, key, _, elements = identity[:5]
         if kind != "storage" or type(elements) is not int or elements < 0:
             raise ValueError("a reference to something other than a storage")
@@ -75,7 +78,10 @@ class Claims:
     def tensor(
         self, storage: StorageClaim, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
     ) -> TensorClaim:
-        """Checks that a tensor lies inside its storage; called in place of torch._utils._rebuild_tensor_v2."""
+        """Checks that a tensor lies inside its storage; called in place of torch._utils._rebuild_tensor_v2.
+
+        Raises FileError if it does not, ValueError for an impossible shape.
+        """
         numbers = (offset, *shape, *stride)
         if len(shape) != len(stride) or any(type(number) is not int or number < 0 for number in numbers):
             raise ValueError("a tensor of impossible shape")
@@ -136,9 +142,11 @@ NAMES: dict[str, Callable[..., Any]] = {
 
 
 class DataUnpickler(pickle._Unpickler):
-    """Unpickles data of any protocol. Refuses names outside NAMES, and state for any object but an OrderedDict.
+    """Unpickles data of any pickle protocol.
 
-    It derives from Python's own unpickler, since a file can make the memo of the one in C take any amount of memory.
+    Raises NotAllowed for a class or function that is not in NAMES and no storage type or dtype of torch, and for a
+    pickle that sets the attributes of anything but an OrderedDict. Derives from the unpickler written in Python, since
+    a file can make the memo of the unpickler written in C take any amount of memory.
     """
 
     stack: list[Any]  # as the base class keeps it
@@ -164,7 +172,7 @@ class DataUnpickler(pickle._Unpickler):
         return NAMES[full]
 
     def storage(self, kind: str) -> Any:
-        """Returns the object for a storage type, such as FloatStorage."""
+        """Returns torch's class for the storage type `kind`, such as FloatStorage."""
         return getattr(torch, kind)
 
     def get_extension(self, code: int) -> None:
@@ -188,7 +196,10 @@ class DataUnpickler(pickle._Unpickler):
 
 
 class Bounded:
-    """Limits each read of a file to `size` bytes, because a reader may first allocate all that a pickle requests."""
+    """A file whose `read` raises EOFError for a `count` above `size` bytes.
+
+    Without this limit an unpickler may allocate as much memory as the pickle requests, before it reads.
+    """
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         self._file, self._size, self.readline = file, size, file.readline
@@ -242,7 +253,11 @@ class DryUnpickler(DataUnpickler):
 
 
 def inspect_zip(file: IO[bytes], claims: Claims) -> None:
-    """Inspects a zip archive of torch.save. Raises an error if it needs code, or more memory than it has bytes."""
+    """Inspects a zip archive of torch.save, without loading it.
+
+    Raises NotAllowed if it needs code, FileError if it claims more memory than it has bytes or is another kind of zip
+    archive. For a damaged archive zipfile and pickle raise errors of any class.
+    """
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         inflated = sum(info.file_size for info in entries.values())
@@ -265,9 +280,10 @@ def inspect_zip(file: IO[bytes], claims: Claims) -> None:
 
 
 def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
-    """Inspects a file in the format before torch 1.6, a sequence of pickles.
+    """Inspects a file in the format of torch.save before torch 1.6, a sequence of pickles, without loading it.
 
-    Raises an error if it needs code, or more memory than it has bytes.
+    Raises NotAllowed if it needs code, FileError if it claims more memory than it has bytes or is a plain pickle. For a
+    damaged file pickle raises errors of any class.
     """
     if DryUnpickler(file, claims, claims.size).load() != LEGACY_MAGIC:
         raise foreign(claims.path, "a plain pickle")
@@ -279,7 +295,7 @@ def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
 
 
 def foreign(path: Path, what: str) -> OctavoError:
-    """Makes the error for a file that torch.save did not write; `what` says what the file looks like."""
+    """Makes the FileError for a file that torch.save did not write; `what` says what the file looks like."""
     return FileError(f"{path}: not a file of torch.save (looks like {what}). {NOT_LOADED}")
 
 

@@ -90,10 +90,10 @@ def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]
 
 
 def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
-    """Writes calls with torch.save, as a list of dicts of keyword arguments; calls without keywords become tuples.
+    """Writes calls with torch.save, as a list with one entry for each call: a dict of its keyword arguments.
 
-    Keeps the whole list in memory. Raises MisfitError for a call that has both positional and keyword arguments,
-    StorageError if the disk is full.
+    The entry of a call without keyword arguments is the tuple of its positional ones. Keeps the whole list in memory.
+    Raises MisfitError for a call that has both kinds of arguments, StorageError if the disk is full.
     """
     samples: list[Any] = []
     for call in calls:

@@ -54,7 +54,8 @@ def rows_of(settled: torch.Tensor) -> Sequence[torch.Tensor] | None:
     """Divides a tensor into rows that are stored one by one; returns None if it is stored as one blob.
 
     The rows are those of dim 0: classifier-free guidance passes the same latents twice, which are then stored once. For
-    a single picture or video (dim 0 is 1) the rows are its channels: those of a condition are equal at every step.
+    a single picture or video (dim 0 is 1) the rows are its channels: the channels that hold a condition, such as a
+    masked picture, are equal at every step.
     """
     tensor = settled[0] if settled.ndim > 3 and settled.shape[0] == 1 else settled
     shape = tensor.shape
@@ -74,7 +75,7 @@ def memory_of(settled: torch.Tensor) -> memoryview:
 def stats_of(settled: torch.Tensor) -> Stats | None:
     """Computes the Stats of a float tensor (extremes, number of NaN and Inf); None for integers and booleans.
 
-    For a complex tensor they are those of the real and imaginary parts together.
+    Of a complex tensor, the real and the imaginary parts count as its values.
     """
     if settled.is_complex():
         settled = torch.view_as_real(settled)

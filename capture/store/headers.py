@@ -1,7 +1,8 @@
 """Makes and checks headers of safetensors files, and computes the keys of blobs, without importing torch.
 
-A header is eight bytes with its length, then JSON with the dtype, shape and offsets of each tensor. The key of a blob
-is sha256(dtype | shape | bytes). It serves to recognise a blob that is already stored, and to detect damage.
+A header is eight bytes with its length, then JSON with the dtype, shape and offsets of each tensor. A blob is a tensor,
+or a row of a tensor, that a unit stores under its key, sha256(dtype | shape | bytes). The key serves to recognise a
+blob that is already stored, and to detect damage.
 """
 
 import json
@@ -56,14 +57,17 @@ def key_of(name: str, shape: Sequence[int], data: memoryview) -> str:
 
 
 def header_of(entries: dict[str, Any]) -> bytes:
-    """Makes the header of a safetensors file: length and JSON, padded so that the data begin at a multiple of 8."""
+    """Makes the header of a safetensors file from `entries`, which maps names to dtype, shape and offsets of tensors.
+
+    It is the length and the JSON, padded with spaces so that the data begin at a multiple of 8 bytes.
+    """
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
 def tensors_of(entries: dict[str, Any], start: int, size: int) -> dict[str, Stored]:
-    """Returns a dict from tensor name to position, from the `entries` of a header, in the order of the data.
+    """Returns a dict from tensor name to Stored, made from the `entries` of a header, in the order of the data.
 
     Raises ValueError, TypeError, KeyError or AttributeError for a malformed header, or unless the tensors cover the
     file from byte `start` to byte `size` without gap or overlap.

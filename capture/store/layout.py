@@ -31,7 +31,8 @@ _MANIFEST: Kind = fields(
 
 
 class CallHeader(NamedTuple):
-    """Describes a recorded call without its arguments: denoiser, number, denoising step, noise level, cache context."""
+    """Describes a recorded call without its arguments: denoiser, number among that denoiser's calls in the unit,
+    denoising step, noise level, cache context (the pipeline's name for the call, such as "cond")."""
 
     component: str
     index: int  # type: ignore[assignment]
@@ -55,8 +56,8 @@ class Call(NamedTuple):
 class Unit(NamedTuple):
     """The content of a unit.json: describes the calls of one prompt, without their tensors.
 
-    `info` is what determines the calls, such as prompt and seed, and `key` its digest. `raw_bytes` counts all tensors
-    of the calls, `stored_bytes` equal ones only once.
+    `info` is what determines the calls, such as prompt and seed, and `key` its digest. `raw_bytes` is the size of all
+    tensors of the calls, `stored_bytes` the size when equal tensors or rows count only once.
     """
 
     index: int  # type: ignore[assignment]
@@ -105,7 +106,8 @@ def read_capture(directory: Path) -> dict[str, Any]:
 def list_units(directory: Path) -> dict[int, str]:
     """Returns a dict from index to directory name of the stored units (calls of one prompt each), in ascending order.
 
-    Raises FileError for anything else in the folder of units, except for names that begin with a dot.
+    Raises FileError for anything else in the folder of units, except for names that begin with a dot, and if two units
+    have the same index.
     """
     units = directory / UNITS
     with storage(units):
@@ -133,8 +135,8 @@ def list_units(directory: Path) -> dict[int, str]:
 def read_unit(directory: Path, name: str) -> tuple[Unit, dict[str, Any]]:
     """Reads the unit.json in the directory `name`, which holds the calls of one prompt.
 
-    Returns it as a Unit, without the records of arguments and tensors, and as the whole JSON object. Raises FileError
-    if unit.json is damaged, or if a data file is missing or of another size.
+    Returns its content as a Unit, which lacks the arguments of the calls, and as the whole JSON object. Raises
+    FileError if unit.json is damaged, or if a data file is missing or of another size.
     """
     remedy = remedy_for(directory, name)
     path = directory / UNITS / name / UNIT

@@ -1,4 +1,4 @@
-"""Writes the data files of a unit from the tensors' own memory."""
+"""Writes the data files of a unit (the stored calls of one prompt) from the tensors' own memory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ PART_BLOBS = 1 << 15  # most blobs of a data file, so that its header stays far 
 
 
 def write_part(path: Path, blobs: dict[str, torch.Tensor], mode: int) -> Part:
-    """Writes a safetensors file, which must not exist yet, and returns its description.
+    """Writes a safetensors file, which must not exist yet, with the file mode `mode`; returns its description.
 
     `blobs` maps the key of each contiguous CPU tensor, a hash of its content, to the tensor.
     """

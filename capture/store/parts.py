@@ -24,7 +24,7 @@ class Part(NamedTuple):
 
 
 def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str) -> dict[str, Stored]:
-    """Reads the header of an open data file; returns a dict from the key of each stored tensor to its position.
+    """Reads the header of an open data file; returns a dict from the key of each stored tensor to its description.
 
     Raises FileError if the size or the header differs from `part`, or if the header claims more than HEADER_LIMIT
     bytes; such a header is not read.
@@ -47,7 +47,7 @@ def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str)
 
 
 def read_blob(descriptor: int, blob: Stored, into: memoryview, path: Path, remedy: str) -> None:
-    """Reads the bytes of `blob`, a stored tensor, from an open data file into `into`, which has its size."""
+    """Reads the bytes of the stored tensor `blob` from an open data file into `into`, which has the tensor's size."""
     if blob.bytes:
         pread(descriptor, into, blob.offset, path, remedy)
 

@@ -76,7 +76,7 @@ class Capture:
         """Yields the calls in the order of recording.
 
         Only yields the calls of the denoiser `component`, of the prompts with the indices `units`, and with headers for
-        which `where` returns True; None selects all. Needs the memory of one call. The caller may change the tensors.
+        which `where` returns True; None selects all. Holds one call in memory. The caller may change its tensors.
         """
         yield from (load() for _, load in self.later(component, units=units, where=where))
 
@@ -123,9 +123,9 @@ class Capture:
 
 
 def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
-    """Reads the descriptions of the units that complete.json lists.
+    """Reads the unit.json of each unit (the calls of one prompt) that complete.json lists.
 
-    `names` maps the index of each unit in the directory, the calls of one prompt, to the name of its folder.
+    `names` maps the index of each unit that is stored in `directory` to the name of the unit's folder.
     Raises FileError unless exactly the listed units are stored, unchanged.
     """
     path = directory / COMPLETE
@@ -173,7 +173,7 @@ class _Source:
     def calls(
         self, component: str | None, where: Callable[[CallHeader], bool] | None, get: Callable[[Any], Any]
     ) -> Iterator[tuple[CallHeader, Callable[[], Call]]]:
-        """Yields the headers of the selected calls, each with a function that reads the call's arguments.
+        """Yields the header of each selected call, with a function that reads and returns the whole call.
 
         Selects the calls of the denoiser `component` whose headers `where` accepts; None selects all. `get` turns the
         number of a tensor in unit.json into a tensor or a description.
@@ -186,7 +186,10 @@ class _Source:
             yield header, partial(self.call, header, record, get)
 
     def call(self, header: CallHeader, record: dict[str, Any], get: Callable[[Any], Any]) -> Call:
-        """Decodes the arguments of one call. Raises FileError for a malformed record."""
+        """Returns a call, with its arguments decoded from `record`, the call's entry in unit.json.
+
+        Raises FileError for a malformed entry.
+        """
         try:
             if not isinstance(record["args"], list):
                 raise TypeError("arguments that are not a list")
@@ -197,7 +200,10 @@ class _Source:
         return Call(*header, args, kwargs)
 
     def tensor(self, entry: int) -> "torch.Tensor":
-        """Reads a tensor, given its number in unit.json. Raises FileError if its bytes are damaged."""
+        """Reads a tensor, given its number in unit.json. Raises FileError if its bytes are damaged.
+
+        Raises an error in MALFORMED if the description of the tensor is wrong.
+        """
         import torch
 
         from .blobs import memory_of
@@ -248,7 +254,10 @@ class _Source:
 
 @contextmanager
 def _opened(directory: Path, unit: Unit) -> Iterator[_Source]:
-    """Opens the data files of one prompt's calls. Raises FileError if they changed since the capture was opened."""
+    """Opens the data files of one prompt's calls while the `with` block runs.
+
+    Raises FileError if the unit.json of `unit` changed since the capture was opened.
+    """
     remedy = remedy_for(directory, unit.name)
     again, body = read_unit(directory, unit.name)
     folder = directory / UNITS / unit.name

@@ -7,7 +7,7 @@ from typing import NamedTuple
 class Stats(NamedTuple):
     """The statistics of a float tensor.
 
-    `minimum` and `maximum` are those of the finite values, None without any. `nonfinite` counts the other values.
+    `minimum` and `maximum` are taken over the finite values, None if there are none. `nonfinite` counts NaN and Inf.
     `saturated` counts float16 values of float16's largest magnitude, 65504, to which pipelines clip.
     """
 

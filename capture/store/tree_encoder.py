@@ -19,8 +19,9 @@ PutTensor = Callable[[torch.Tensor, str], Any]
 
 
 def encode(value: object, put_tensor: PutTensor, path: str = "value", owner: str = "") -> Any:
-    """Returns the JSON form of `value`, an argument of a call. `put_tensor(tensor, path)` stores a tensor elsewhere and
-    returns the JSON value that stands for it.
+    """Returns the JSON form (see tree.py) of `value`, an argument of a call.
+
+    `put_tensor(tensor, path)` stores a tensor elsewhere and returns the JSON value that stands for the tensor.
 
     Error messages name the value by `path` ("added_cond_kwargs.time_ids") and `owner` ("transformer input"). An
     OrderedDict or defaultdict is stored as a dict. Raises Unstorable for any other type that cannot be restored

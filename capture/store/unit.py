@@ -21,9 +21,9 @@ from .tree_encoder import encode
 
 
 class TensorState(NamedTuple):
-    """The state of a tensor object when it was stored, and its number in the unit's list of tensors.
+    """The version counter, address, shape and strides of a tensor object when it was stored.
 
-    An object in the same state still has the same values.
+    While an object has the same four, its values are unchanged. `entry` is its number in the unit's list of tensors.
     """
 
     version: int
@@ -63,7 +63,7 @@ class UnitWriter:
         """Stores a call; returns a dict from the path of each float tensor ("added_cond_kwargs.time_ids") to its Stats.
 
         Keeps no reference to the call's tensors. Does not store the call if `accept(stats)` returns False. Raises
-        FileError for an input that cannot be stored, StorageError if the disk is full.
+        Unstorable for an argument that cannot be stored, StorageError if the disk is full.
         """
         before = (len(self._entries), len(self._stats), self.raw_bytes, self.stored_bytes)
         stats: dict[str, Stats] = {}
@@ -85,7 +85,7 @@ class UnitWriter:
         return stats
 
     def _encode(self, call: Call, stats: dict[str, Stats]) -> dict[str, Any]:
-        """Returns the JSON record of a call. Adds the path and the Stats of each float tensor to `stats`."""
+        """Returns the call as JSON; stores its tensors, and adds path and Stats of each float tensor to `stats`."""
         owner = f"{call.component} input"
 
         def put(tensor: torch.Tensor, path: str) -> int:
@@ -144,8 +144,8 @@ class UnitWriter:
     def _forget(self, entries: int, blobs: int, raw_bytes: int, stored_bytes: int) -> None:
         """Undoes the call that is being added. The arguments are the unit's counts before that call.
 
-        `entries` counts the tensors in the unit's list, `blobs` the distinct contents; later ones are dropped. The two
-        totals of bytes are restored.
+        `entries` counts the tensors in the unit's list, `blobs` the distinct contents; those that the call added are
+        dropped. The two totals of bytes are restored.
         """
         for entry in list(self._entries)[entries:]:
             del self._entries[entry]
@@ -171,7 +171,7 @@ class UnitWriter:
         self._pending_bytes = sum(tensor.nbytes for tensor in last.values())
 
     def finish(self) -> None:
-        """Writes the pending tensors and unit.json. The staging directory can then be committed.
+        """Writes the tensors still in memory, and unit.json. The staging directory can then be renamed to its target.
 
         Raises MisfitError if no call was stored.
         """

@@ -31,7 +31,7 @@ __all__ = ["Call", "CaptureWriter", "UnitWriter", "unit_key"]
 class CaptureWriter:
     """Writes a capture: `create` it, fill one `unit` after the other, then `complete` and `close` it.
 
-    Only one writer can use the directory at a time, but the ranks of one run share it.
+    Only one run can write to the directory at a time; in it, each rank has a writer of its own.
 
     with CaptureWriter.create("capture", {"pipeline": "...", "steps": 28, "prompts": 50}) as writer:
         with writer.unit(0, {"prompt": "an otter", "seed": 0}) as unit:
@@ -62,7 +62,7 @@ class CaptureWriter:
         """Locks `directory` for writing a capture with this manifest, and makes the directory if it does not exist.
 
         A unit is the stored calls of one prompt; `manifest["prompts"]` is how many are planned. With `resume`, an
-        existing capture is continued; its manifest must equal this one except for top-level keys that begin with
+        existing capture is continued; its manifest must equal `manifest` except for top-level keys that begin with
         "prompt". An existing capture without units is started again, whatever its manifest. `resume` is None if the
         caller has no option to continue a capture; messages then do not suggest --resume. A symbolic link is resolved
         once, to `self.directory`.
@@ -89,7 +89,10 @@ class CaptureWriter:
 
     @classmethod
     def _joined(cls, path: Path, manifest: dict[str, Any], modes: Modes, ranks: Ranks) -> Self:
-        """Makes the writer of a rank other than 0, after rank 0 has made the capture."""
+        """Makes the writer of a rank other than 0, after rank 0 has made the capture.
+
+        Raises StorageError if this rank does not see the capture, MisfitError if the capture has another manifest.
+        """
         writer = cls(path, manifest, modes, None)
         writer.stored = ranks.first(writer.stored)
         if not (path / CAPTURE).exists():
@@ -99,7 +102,10 @@ class CaptureWriter:
         return writer
 
     def _start(self, resume: bool | None) -> None:
-        """Writes the manifest, or checks the manifest of the existing capture, and reads which units are stored."""
+        """Writes the manifest, or compares it with that of the existing capture; reads which units are stored.
+
+        Raises MisfitError if the manifests differ.
+        """
         clean(self.directory)
         prepare(self.directory, self._modes, resume)  # again: only under the lock can no other process change it
         body = {"schema": SCHEMA, "manifest": self.manifest}
@@ -124,9 +130,10 @@ class CaptureWriter:
 
     @contextmanager
     def unit(self, index: int, info: dict[str, Any]) -> Iterator[UnitWriter]:
-        """Yields a writer for the calls of one prompt; stores them if the block ends without an error, else nothing.
+        """Yields a writer for the calls of one prompt; stores them if the `with` block ends without an error.
 
         `info` is a JSON object with everything that determines the calls: prompt, negative prompt, seed, size, steps.
+        Raises MisfitError if the unit `index` is stored already, or if the block added no call.
         """
         key = unit_key(info)
         if index in self.stored:
@@ -148,9 +155,9 @@ class CaptureWriter:
         self.stored_bytes += writer.stored_bytes
 
     def _with_count(self, exc: OctavoError, writer: UnitWriter | None) -> OctavoError:
-        """Extends the error of a full disk by the number of stored prompts and the space needed for the others.
+        """Returns the error of a full disk with another message: how many prompts are stored, what space the rest need.
 
-        Returns any other error unchanged. `writer` is the unit being written, if any.
+        Returns any other error unchanged. `writer` is the writer of the current unit, None outside of `unit`.
         """
         if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno in NO_SPACE):
             return exc
@@ -170,7 +177,7 @@ class CaptureWriter:
         return list_units(self.directory)
 
     def complete(self) -> None:
-        """Finishes the capture: writes complete.json, the list of its units with their digests."""
+        """Finishes the capture: writes complete.json, the list of its units with the digest of each unit.json."""
         names = list_units(self.directory)
         units = {name: read_unit(self.directory, name)[0].digest for name in names.values()}
         try:

@@ -32,7 +32,10 @@ T5_TOKENS = 256  # zero tokens that StableDiffusion3Pipeline appends when there 
 
 
 def tokenizer(folder: Path) -> CLIPTokenizer:
-    """Makes and saves a CLIP BPE tokenizer: each word of the scenes' prompts is one token, other text needs more."""
+    """Makes a CLIP BPE tokenizer and saves it to `folder`.
+
+    Each word of the scenes' prompts is one token; other words have several.
+    """
     words = " ".join([*COLOURS, *RADII, *SHAPES, *PLACES, "a an on at in background"]).split()
     alphabet = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
     vocab = alphabet + [c + "</w>" for c in alphabet]
@@ -118,10 +121,10 @@ def rate(step: int, steps: int, peak: float) -> float:
 
 
 class Run:
-    """A training loop over the numbers of the steps, each with a generator seeded by that number.
+    """A training loop: iterating yields the number of each step, and a random generator seeded with the number.
 
-    Prints progress, saves its state to `file` every `every` steps, and resumes from it. `peak` is the largest learning
-    rate; `average` holds the moving average of the modules' weights.
+    Prints progress, saves weights and optimizer to `file` every `every` steps, and resumes from `file`. `peak` is the
+    largest learning rate; `average` holds copies of `modules` with the moving average of their weights.
     """
 
     def __init__(self, file: Path, modules: nn.ModuleDict, steps: int, peak: float, every: int = 500) -> None:
@@ -189,7 +192,7 @@ def train_autoencoder(work: Path, scenes: list[Scene], steps: int) -> Any:
 def encode(vae: Any, scenes: list[Scene], work: Path, copies: int) -> Tensor:
     """Returns the latents of all n scenes, each drawn `copies` times: (copies, n, 8, 16, 16), mean 0, deviation 1.
 
-    Stores them before scaling in `work`, and reads them from there if they exist. Sets the scaling in the VAE's config.
+    Stores the unscaled latents in `work`, or reads them from there if they exist. Sets the scaling in the VAE's config.
     """
     file = work / "latents.pt"
     if not file.exists():

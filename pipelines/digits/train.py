@@ -36,12 +36,12 @@ def resnet() -> ResNetForImageClassification:
 
 
 def inputs_of(part: Part, preprocessing: Preprocessing) -> Tensor:
-    """Returns the preprocessed pictures, (n, 3, 32, 32)."""
+    """Returns the preprocessed pictures of `part`, (n, 3, 32, 32)."""
     return torch.stack([preprocessing(Image.fromarray(values)) for values in part.pictures])
 
 
 def moved(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Augments pictures: turns up to 15 degrees, scales up to 15 % larger or smaller, moves up to 3 pixels."""
+    """Augments pictures `x` (n, 3, 32, 32): rotates each up to 15 degrees, scales up to 15 %, moves up to 3 pixels."""
     current, grow, right, down = (torch.rand(4, len(x), generator=generator) * 2 - 1).unbind()
     angle, size = current * math.radians(15), 1 + 0.15 * grow
     across, along = size * angle.cos(), size * angle.sin()
@@ -59,7 +59,10 @@ def accuracy(model: ResNetForImageClassification, x: Tensor, labels: Tensor) -> 
 
 
 def train(x: Tensor, labels: Tensor) -> ResNetForImageClassification:
-    """Trains the model with AdamW, at a rate that rises for two epochs and falls as a cosine."""
+    """Trains a new model on the pictures `x` with AdamW.
+
+    The learning rate rises for two epochs and then falls as a cosine.
+    """
     torch.manual_seed(0)
     model, generator = resnet(), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
@@ -83,7 +86,7 @@ def train(x: Tensor, labels: Tensor) -> ResNetForImageClassification:
 
 
 def main(folder: Path) -> None:
-    """Trains the model, writes it to `folder`, and prints its accuracy on held-out pictures."""
+    """Trains the model, writes it to `folder`, and prints which share of held-out pictures it gets right."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(PREPROCESSING, indent=2) + "\n")
     training, held_out = digits()

@@ -68,7 +68,7 @@ class Captions(NamedTuple):
 
 
 def captions_of_lengths(tokens: Tensor, lengths: Tensor) -> Captions:
-    """Makes the Captions of tokens that are packed already, (1, sum, C); `lengths` (B,): tokens of each sample."""
+    """Makes the Captions of packed tokens (1, sum of `lengths`, C); `lengths` (B,) counts each sample's tokens."""
     longest = int(lengths.max())
     if bool((lengths == longest).all()):
         return Captions(tokens, None)

@@ -17,8 +17,8 @@ class ReferenceSpan(NamedTuple):
     """Says which latent frames of a reference to copy into the new video, and where.
 
     Copies `length` frames of reference number `reference`, from `reference_start` on, to `target_start` in the clip
-    number `loop`. Negative starts count from the end. With edit_ratio 0 the frames are kept; with a ratio up to 1 they
-    are redrawn during that last share of the denoising.
+    number `loop`. Negative starts count from the end. With edit_ratio 0 the frames are kept; with a ratio r up to 1
+    they are redrawn during the last share r of the denoising.
     """
 
     loop: int
@@ -87,8 +87,10 @@ def _place(target: Tensor, mask: Tensor, references: Sequence[Tensor], span: Ref
 
 
 def _snap(place: int, frames: int) -> int:
-    """Returns the multiple of ALIGN that is nearest to frame `place` and below `frames`; a negative place counts from
-    the end."""
+    """Returns the multiple of ALIGN that is nearest to frame `place` of `frames`; a negative place counts from the end.
+
+    Rounds up only if at least ALIGN frames begin there, and always stays below `frames`.
+    """
     place = max(0, place + frames if place < 0 else place)
     clip, rest = divmod(place, ALIGN)
     if rest > ALIGN / 2 and clip < frames // ALIGN - 1:

@@ -17,7 +17,8 @@ _FRAMES_AT_ONCE = 4  # frames decoded together, to bound memory
 def check_form(output_type: str, vae: Any) -> None:
     """Checks the argument output_type before the run.
 
-    Raises UsageError if it is unknown or needs a VAE and `vae` is None, MisfitError if the VAE has other channels.
+    Raises UsageError if it is unknown, or if it needs a VAE and `vae` is None; MisfitError if it needs a VAE and the
+    latents of `vae` do not have 4 channels.
     """
     if output_type not in FORMS:
         raise UsageError(f"output_type: {output_type!r} is unknown. Use one of {', '.join(FORMS)}.")

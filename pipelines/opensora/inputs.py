@@ -97,7 +97,10 @@ def size_arguments(
 def starting_noise(
     latents: Tensor | None, shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Draws standard normal latents of `shape`, or returns the given latents, which must have that shape."""
+    """Draws standard normal latents of `shape`; if `latents` are given, returns them on the device instead.
+
+    Raises UsageError if the given latents have another shape.
+    """
     if latents is None:
         return randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
     if tuple(latents.shape) != tuple(shape):

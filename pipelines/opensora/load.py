@@ -21,7 +21,10 @@ _WEIGHTS = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
 
 def transformer_config(directory: Path) -> dict[str, Any]:
-    """Returns the fields of config.json in `directory` that STDiT3 takes, without those that other libraries added."""
+    """Returns the fields of config.json in `directory` that STDiT3 takes, without those that other libraries added.
+
+    Raises FileError for a missing or damaged file.
+    """
     path = directory / "config.json"
     if not path.exists():
         raise FileError(f"{path}: it does not exist. Give the folder that holds config.json.")
@@ -31,7 +34,7 @@ def transformer_config(directory: Path) -> dict[str, Any]:
 
 
 def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = None) -> STDiT3:
-    """Loads the transformer of a folder with config.json and safetensors, in the dtype of the file or `torch_dtype`.
+    """Loads the transformer of a folder with config.json and safetensors, in `torch_dtype` or, for None, as stored.
 
     A quantized transformer is loaded by its quantizer, which has to be registered with diffusers. Raises FileError for
     a file that is missing or damaged, MisfitError for a tensor that is missing, surplus or misshapen, named in the
@@ -52,7 +55,7 @@ def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = No
 
 
 def fill(model: Any, directory: Path, torch_dtype: torch.dtype | None) -> Any:
-    """Fills a `model` on the meta device with the weights of a folder, in the stored dtype or `torch_dtype`.
+    """Fills `model`, on the meta device, with the weights of a folder, in `torch_dtype` or, for None, as stored.
 
     Raises FileError for a file that is missing or damaged, MisfitError for a tensor that is missing, surplus or
     misshapen.

@@ -114,10 +114,10 @@ class OpenSoraPipeline(DiffusionPipeline):
         clean_caption: bool = True,
         embeds: tuple[Tensor, Tensor] | None = None,
     ) -> Text:
-        """Returns the caption states for the transformer: the prompts' rows, with guidance followed by as many others.
+        """Returns the caption states for the transformer, a row for each prompt, or `embeds` (states, mask) if given.
 
-        These are the null caption, with the mask of their prompts, or the negative prompts, with their own masks.
-        `embeds` are states and mask to use instead of `prompts`.
+        With guidance as many rows follow: those of the negative prompts, with masks of their own, or if there are none
+        the null caption in each, with the masks of the prompts. Raises UsageError for texts without a text encoder.
         """
         states, mask = self._states(prompts, clean_caption) if embeds is None else embeds
         states, mask = states.to(self._execution_device), mask.to(self._execution_device)

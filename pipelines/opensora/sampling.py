@@ -17,8 +17,8 @@ class Conditions(NamedTuple):
 
     `arguments` are keyword arguments of the transformer, the same in all steps. Without guidance (guidance_scale None)
     the caption states in them have n rows; with guidance 2n, the prompts' rows first. `frame_mask` (n, T) is float32: 1
-    generates a frame, 0 keeps the frame of the starting latents, and a value between redraws it during that last share
-    of the denoising. Without a mask all frames are generated.
+    generates a frame, 0 keeps the frame of the starting latents, and a value s between redraws this frame during the
+    last share s of the denoising. Without a mask all frames are generated.
     """
 
     arguments: Mapping[str, Tensor]
@@ -34,7 +34,7 @@ def denoise_step(
     conditions: Conditions,
     generator: Generators = None,
 ) -> Tensor:
-    """Makes denoising step `index`; returns the latents (n, C, T, H, W), which are float32 after the first step."""
+    """Makes denoising step `index` of `latents` (n, C, T, H, W); returns the latents after the step, in float32."""
     t = scheduler.timesteps[index]  # (n,)
     arguments = dict(conditions.arguments)
     rows = 1 if conditions.guidance_scale is None else 2
@@ -55,7 +55,7 @@ def denoise_step(
 
 
 def _active(scheduler: RFlowScheduler, frame_mask: Tensor, index: int) -> Tensor:
-    """Returns which frames step `index` denoises, (n, T) bool; for a negative index those that start from noise."""
+    """Returns which frames step `index` denoises, (n, T) bool; for a negative index the frames that start as noise."""
     if index < 0:
         return frame_mask == 1
     return frame_mask * scheduler.config["num_timesteps"] >= scheduler.timesteps[index][:, None]
@@ -69,7 +69,7 @@ def sample(
     num_inference_steps: int = 30,
     generator: Generators = None,
 ) -> Tensor:
-    """Samples latents (n, C, T, H, W) from the noise `latents`. `model` takes the transformer's arguments."""
+    """Denoises the noise `latents` (n, C, T, H, W) and returns the final latents; `model` is the transformer."""
     shape = VideoShape(*(conditions.arguments[name] for name in VideoShape._fields))
     scheduler.set_timesteps(num_inference_steps, latents.device, shape=shape)
     for index in range(num_inference_steps):

@@ -33,7 +33,10 @@ def time_ratio(shape: VideoShape) -> Tensor:
 
 
 def even_times(steps: int, num_timesteps: int, discrete: bool) -> list[float] | list[int]:
-    """Returns the times of `steps` equal steps from `num_timesteps` (noise) towards 0."""
+    """Returns the times at which `steps` equal steps from `num_timesteps` (noise) to 0 start.
+
+    With `discrete` they are rounded to whole numbers.
+    """
     times = [(1.0 - i / steps) * num_timesteps for i in range(steps)]
     return [round(t) for t in times] if discrete else times
 
@@ -80,7 +83,8 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
         """Sets the times of a run: the attribute `timesteps` (steps, n), for the n videos of `shape`, or n = `rows`.
 
         The timestep transform, if on, needs `shape`. Its rounding can put the first time just above num_timesteps
-        (144p images in float32). With a frame mask no frame is then denoised in the first step, as in Open-Sora.
+        (144p images in float32). With a frame mask no frame is then denoised in the first step, as in Open-Sora. Raises
+        UsageError for fewer than one step and for a timestep transform without `shape`.
         """
         if num_inference_steps < 1:
             raise UsageError(f"steps: {num_inference_steps} is too few. Use at least 1.")
@@ -106,7 +110,10 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor]:
-        """Moves `sample` along the velocity `model_output` to the next time; `timestep` (n,) is this step's time."""
+        """Moves `sample` along the velocity `model_output` to the next time; `timestep` (n,) is this step's time.
+
+        Raises UsageError if all steps since set_timesteps are taken.
+        """
         if self._step_index >= len(self.timesteps):
             raise UsageError("step: all steps are taken. Call set_timesteps before the next run.")
         following = self._step_index + 1

@@ -60,7 +60,10 @@ def video_size(resolution: str, aspect: str) -> tuple[int, int]:
 
 
 def frame_count(frames: int | str) -> int:
-    """Returns the number of frames of a duration: a whole number, its text, or a name ("2s", "1x", "image")."""
+    """Returns the number of frames of a duration: a whole number, its text, or a name ("2s", "1x", "image").
+
+    Raises UsageError for any other text, and for a number below 1.
+    """
     if isinstance(frames, str) and frames in DURATIONS:
         return DURATIONS[frames]
     try:
@@ -80,7 +83,10 @@ def latent_frames(frames: int) -> int:
 
 
 def latent_size(height: int, width: int, frames: int, factor: int = VAE_FACTOR) -> tuple[int, int, int]:
-    """Returns the latent size (frames, height, width) of a video of that many pixels and frames."""
+    """Returns the latent size (frames, height, width) of a video of this size in pixels and number of frames.
+
+    `factor` is the pixels of one latent position along a side. Raises UsageError for a smaller height or width.
+    """
     if min(height, width) < factor:
         raise UsageError(f"size: {height}x{width} pixels are too few. Use at least {factor}x{factor}.")
     return latent_frames(frames), height // factor, width // factor

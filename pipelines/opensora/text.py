@@ -35,7 +35,7 @@ def with_scores(
 def clean_caption(text: str) -> str:
     """Cleans a caption as DeepFloyd IF does, twice, as in training; the result is lower case.
 
-    Uses diffusers' implementation for PixArt. Needs ftfy and beautifulsoup4.
+    Uses diffusers' implementation for PixArt. Raises UsageError if ftfy or beautifulsoup4 is not installed.
     """
     missing = [name for name, module in (("ftfy", "ftfy"), ("beautifulsoup4", "bs4")) if find_spec(module) is None]
     if missing:
