@@ -35,9 +35,9 @@ class Deployed(NamedTuple):
     """A float denoiser of a pipeline together with its quantized form.
 
     `component` is the denoiser's name in the pipeline, `module` the float denoiser. Inside `with installed() as
-    integers` the pipeline runs the quantized denoiser `integers`. `report` is the content of report.json, {} for a
-    checkpoint without one. `runs_on` says in words which kernels compute the quantized denoiser, for the page of a
-    comparison.
+    integers` the pipeline runs the quantized denoiser, `integers`, instead of the float one. `report` is the content of
+    report.json, {} for a checkpoint without one. `runs_on` says in words which kernels compute the quantized denoiser,
+    for the page of a comparison.
     """
 
     component: str

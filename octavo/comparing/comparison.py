@@ -92,7 +92,7 @@ class Comparison:
     def compare(self, prompt: str) -> Pair:
         """Draws `prompt` with the float denoiser and then with the quantized one, and measures the difference.
 
-        Call `probe_denoiser` before, once. Raises NumbersError if an output or latents hold NaN or Inf.
+        Call `probe_denoiser` once before the first prompt. Raises NumbersError if an output or latents hold NaN or Inf.
         """
         with self.probe.sampling() as power:
             exact = self._draw(prompt, "float")
