@@ -1,4 +1,4 @@
-"""Reads sizes that a user writes (16GiB), and writes sizes for messages."""
+"""Reads numbers of bytes that a user writes, such as 16GiB, and writes them for messages."""
 
 import math
 import re

@@ -120,9 +120,9 @@ def make_plan(
     wildcards: `transformer_blocks.0` matches all layers of that block. `option`: the user's name of `keep_float`, for
     messages.
 
-    Raises UsageError for a pattern without a match, for a plan without a quantized layer, for a model whose layers are
-    not plain float layers (`check_model`), and for a model that is itself a layer; FileError for a module name that a
-    checkpoint cannot hold.
+    Raises UsageError for a pattern of `keep_float` or `quantize` without a match, for a plan without a quantized layer,
+    for a model whose layers are not plain float layers (`check_model`), and for a model that is itself a layer;
+    FileError for a module name that a checkpoint cannot hold.
     """
     if (alone := kind_of(model)) is not None:
         raise UsageError(f"model: is a single {KINDS[alone]} layer. Pass torch.nn.Sequential(layer).")
@@ -238,7 +238,7 @@ class Rules(NamedTuple):
 
 
 def _reason(model: nn.Module, entry: Entry, rules: Rules, blocks: Sequence[str]) -> str | None:
-    """Returns the reason why the rules keep a layer float; None for a layer to be quantized."""
+    """Returns the reason why `rules` keep the layer of `entry` float; None if they let it be quantized."""
     if any(matches(entry.name, pattern) for pattern in rules.keep_float):
         return _KEPT_BY_USER
     if any(matches(entry.name, pattern) for pattern in rules.quantize):

@@ -66,7 +66,8 @@ def run_classifier(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) 
 
 
 def _check(options: CalibrateOptions) -> None:
-    """Raises UsageError for options that do not work with image classifiers or contradict each other."""
+    """Raises UsageError for options that do not work with image classifiers, and for options that contradict each
+    other."""
     defaults = {field.name: field.default for field in fields(options)}
     for name in NOT_FOR_CLASSIFIERS:
         if name not in _ACCEPTED and getattr(options, name) != defaults[name]:

@@ -18,8 +18,9 @@ from .calibrate_options import CalibrateOptions, formats_of
 
 
 def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
-    """Prints, from `report`, how many layers got each scheme under a budget, a table of the `most` layers to which the
-    final latents are most sensitive, and the measured and the estimated error of the final latents."""
+    """Prints, from `report`, how many layers got each scheme (W8A8 and so on) under a budget, a table of the `most`
+    layers to which the final latents are most sensitive, and the measured and the estimated error of the final
+    latents."""
     spent, schemes = report["budget"], list(report["budget"]["schemes"])
     rows = [row for row in report["layers"] if row.get("trajectory_error")]
     terminal.table(

@@ -63,8 +63,9 @@ def _latent_frames(latents: np.ndarray) -> np.ndarray:
 def as_pixels(exact: np.ndarray, other: np.ndarray, decoded: bool) -> tuple[np.ndarray, np.ndarray]:
     """Converts two outputs (frames, height, width, channels) to uint8 pictures (frames, height, width, 3).
 
-    If they are latents, not `decoded` pictures, their first three channels become red, green and blue; the smallest
-    value of `exact` becomes 0, the largest 255. With fewer than three channels the first one becomes a grey picture.
+    If the outputs are latents, not `decoded` pictures, their first three channels become red, green and blue; the
+    smallest value of `exact` becomes 0, the largest 255. With fewer than three channels the first one becomes a grey
+    picture.
     """
     low, high = (0.0, 1.0) if decoded else (float(exact.min()), float(exact.max()))
 

@@ -168,5 +168,5 @@ def _block(name: str) -> str:
 
 
 def figure_or_none(draw: Callable[..., str], *content: Any) -> str | None:
-    """Returns the figure that `draw` makes of `content`, or None if any of the content is empty."""
+    """Returns the figure that `draw` makes of `content`, or None if one of the values in `content` is empty or None."""
     return draw(*content) if all(content) else None
