@@ -1,4 +1,4 @@
-"""Reads sizes that a user writes (16GiB), and writes sizes for messages."""
+"""Reads numbers of bytes that a user writes, such as 16GiB, and writes them for messages."""
 
 import math
 import re
@@ -14,7 +14,8 @@ SIZE_FORM = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z%]*)")
 
 
 def parse_size(text: str, option: str) -> float:
-    """Returns the bytes of a size such as 16GiB. Raises UsageError, naming `option`, for text that is no size."""
+    """Returns the number of bytes that a text such as 16GiB means. Raises UsageError, naming `option`, unless `text` is
+    a positive number and a unit in UNITS."""
     match = SIZE_FORM.fullmatch(text.strip())
     if match is None or match[2] not in UNITS or not float(match[1]) > 0:
         raise UsageError(

@@ -47,13 +47,13 @@ def calibrate(
     """Calibrates `model` on `calls`, a function that returns an iterable over all calls each time it is called.
 
     With `settings.budget`, each layer gets a scheme of its own, chosen by the final latents of the pipeline that
-    `model` is part of: `trajectory` runs the pipeline and returns them, `search` limits its runs. Each of `ranks`, the
-    processes that share the work, calls this function with the same arguments and returns the result of a single
-    process, except for seconds and memory. Only `settings.release` allows to replace the model's layers.
+    `model` is part of: `trajectory` runs the pipeline and returns the latents, `search` limits the number of runs. Each
+    of `ranks`, the processes that share the work, calls this function with the same arguments and returns what a single
+    process would, except for seconds and memory. `model` keeps its layers unless `settings.release`.
 
     Raises UsageError for settings that do not fit the model, FileError for a module name that a checkpoint cannot hold,
-    MisfitError for no calls or calls that do not fit, NumbersError for numbers that are not finite, if no layer can
-    become integers, and for a layer that never ran if `settings.strict`, DeviceError when memory runs out.
+    MisfitError for no calls or a call that does not fit, NumbersError for NaN or Inf in weights, inputs or outputs, if
+    no layer can become integers, and with `settings.strict` if a layer never ran, DeviceError when memory runs out.
     """
     work = Work(progress, ranks)
     with work.watch.stage("prepare"):
@@ -77,7 +77,7 @@ def calibrate(
 
 
 def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequence[Mixture], work: Work) -> Result:
-    """Measures the integer model and returns the result; under a budget (`mixtures`) without a learning curve."""
+    """Measures the integer model and returns the result; without a learning curve if there is a budget (`mixtures`)."""
     plan = _without_worst_layers(part.plan, part.powers, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []
@@ -152,8 +152,9 @@ def _mixed(
 
 
 def _without_worst_layers(plan: Plan, powers: Mapping[str, Power], settings: Settings) -> Plan:
-    """Returns the plan in which the `settings.fallback` layers with the largest output error stay float. `powers` has
-    the measured error of each layer. Raises UsageError if no layer would be left to quantize."""
+    """Returns the plan in which the `settings.fallback` layers with the largest output error stay float. `powers` is a
+    dict from layer name to the signal and noise of the layer's output. Raises UsageError if no layer would be left to
+    quantize."""
     if not settings.fallback:
         return plan
     order = sorted(plan.quantized, key=lambda name: (-powers[name].mean_square, name))
@@ -177,8 +178,7 @@ def calibrate_folded(
     warnings: Sequence[str] = (),
 ) -> tuple[Result, nn.Module]:
     """Folds the batch norms of `model` into its convolutions, then calibrates. Returns the result, and the model that
-    contains the layers named in it: a copy of `model` if batch norms were folded and `changing` is False, otherwise
-    `model` itself.
+    was calibrated: a copy of `model` if batch norms were folded and `changing` is False, otherwise `model` itself.
 
     `changing`: whether `model` itself may be changed. `graphs`: whether the result may be exported as an ONNX graph. A
     graph may multiply inputs by the reciprocals of their scales. So with `graphs`, and for models with convolutions,
@@ -187,7 +187,7 @@ def calibrate_folded(
     The report lists the folded pairs of convolution and batch norm, and its warnings begin with `warnings`. The
     attribute `example` of the result is the first call.
 
-    Raises the exceptions of `calibrate`; UsageError for a model with batch norms that cannot be copied.
+    Raises the exceptions of `calibrate`, and UsageError if `model` has batch norms and cannot be copied.
     """
     norms, call = FoldedModel(model, ()), next(iter(calls()), None)
     if call is not None:

@@ -1,4 +1,5 @@
-"""The choice for one layer (input, transform, weight, correction), and the integer layer that is made from it."""
+"""The choice for one layer: how its input becomes codes, its transform, integer weight and bias correction. Makes the
+integer layer from the choice."""
 
 from dataclasses import dataclass
 
@@ -18,9 +19,10 @@ NEAREST = "round-to-nearest"
 class Choice:
     """Everything that determines the integer form of a layer.
 
-    `input`: how the layer's input becomes codes. `transform`: applied to the input before it becomes codes. `weight`:
-    the integer weight that the rounding `method` chose; None: the weight is rounded to the nearest. `correction`
-    (out,) float64: the mean of the float layer's output minus the mean of the integer layer's output.
+    `input`: how the layer's input becomes codes. `transform`: what is done to the input before it becomes codes, such
+    as a division by smoothing factors; None: nothing. `weight`: the integer weight that the rounding `method` chose;
+    None: the weight is rounded to the nearest. `correction` (out,) float64: the mean of the float layer's output minus
+    the mean of the integer layer's output, which is added to the bias; None: nothing is added.
     """
 
     input: Input

@@ -29,12 +29,13 @@ from .smoothing.search import smooth
 
 
 class Observations(NamedTuple):
-    """The observations that the replays of the calls gave.
+    """Observations of the layers' inputs, made while the calls were replayed.
 
     `ranges`: a dict from layer name to the ranges of the layer's input, one for each timestep bin. `silent`: the layers
-    that never ran; filled in only for input types without ranges, such as dynamic. `current`: the state after the last
-    call, with the prompt and the noise level of every call. `last`: how many calls and prompts were replayed.
-    `snapshots`: the `ranges` that the first 1, 2, 4, ... prompts gave, for the learning curve.
+    that never ran; filled in only for input types without ranges, such as dynamic. `current`: holds the prompt and the
+    noise level of every replayed call. `last`: how many calls and prompts were replayed. `snapshots`: for the learning
+    curve, a dict from the number of calls of the first 1, 2, 4, ... prompts to the `ranges` that these calls alone
+    gave.
     """
 
     ranges: Ranges
@@ -128,8 +129,9 @@ def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work
 def transforms_of(
     model: nn.Module, surveys: Mapping[str, Survey], settings: Settings, work: Work
 ) -> dict[str, Transform]:
-    """Searches smoothing factors from the surveys, a dict from layer name to survey. Returns a dict from layer name to
-    the transform that divides the layer's input by its factors, only for layers whose output error this lowers."""
+    """Searches smoothing factors by `surveys`, a dict from layer name to the survey of the layer's input. Returns a
+    dict from layer name to the transform that divides the layer's input by its factors. The dict has only the layers
+    whose output error the division lowers."""
     if not settings.transforming:
         return {}
     groups = settings.groups(model) if settings.groups else []
@@ -141,8 +143,8 @@ def extremes(surveys: Mapping[str, Survey], transforms: Mapping[str, Transform])
     """Returns a dict from layer name to the range of the layer's input after its transform, for the linear layers in
     `surveys`.
 
-    Leaves out layers that received no input. Leaves out layers whose transform mixes channels too, because a survey
-    keeps the extremes of single channels, which do not give the range of a mixture.
+    Leaves out layers that received no input, and layers whose transform mixes channels: a survey keeps the extremes of
+    each channel, from which the range of a mixture of channels cannot be computed.
     """
     return {
         name: [survey.all.range(transform)]
@@ -167,8 +169,8 @@ def _observations(
     transforms: Mapping[str, Transform],
     bins: Bins,
 ) -> Observations:
-    """Returns the ranges of the layers' inputs after their transforms: from the surveys where these suffice, otherwise
-    from another replay, with an observer for each bin of noise levels."""
+    """Returns the ranges of the layers' inputs after their transforms: from `survey` for layers whose range it holds,
+    for the others from another replay, with an observer for each timestep bin in `bins`."""
     surveys, last = (survey.state.surveys, survey.last) if survey else ({}, CallCount(0, None))
     current = survey.state.current if survey else CurrentCall(model, work.ranks)
     if not settings.input_type.ranged:
@@ -203,9 +205,9 @@ def nearest_choices(
     transforms: Mapping[str, Transform],
     edges: Tensor = ONE_BIN.edges,
 ) -> tuple[dict[str, Choice], dict[str, str]]:
-    """Returns the choices with weights rounded to the nearest, and a dict from the name of each layer without a choice
-    to the reason why it stays float. `edges`: the noise levels between timestep bins, for ranges that depend on the
-    bin."""
+    """Returns a dict from layer name to the choice with weights rounded to the nearest, and a dict from the name of
+    each layer without a choice to the reason why it stays float. `edges`: the noise levels between two timestep bins,
+    for ranges that depend on the bin. With `settings.strict`, raises NumbersError for a layer that never ran."""
     choices, reasons = {}, {}
     for entry, module in named(model, plan):
         name, dtype = entry.name, module.weight.dtype

@@ -4,7 +4,8 @@ import re
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """Returns the device whose memory ran out, such as "cuda:0", if `error` reports that; otherwise None.
+    """Returns the device whose memory ran out, such as "cuda:0", if `error` reports that memory ran out; otherwise
+    None.
 
     Python raises MemoryError, the CPU allocator RuntimeError, CUDA torch.OutOfMemoryError, an NPU RuntimeError.
     """

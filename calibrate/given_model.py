@@ -21,10 +21,12 @@ _QUANTIZERS = ("torch.ao.nn.", "torchao.", "optimum.quanto.", "bitsandbytes.", "
 
 @contextmanager
 def opened(model: nn.Module) -> Iterator[None]:
-    """Prepares `model` for the `with` statement: takes out wrappers and accelerate's offloading hooks, loads the
-    weights, and resets torch's global state (`torch_state.settled`). Afterwards model and torch are as before.
+    """Context manager: prepares `model` for the statements in the body of `with`. Replaces wrappers by the modules
+    inside them, removes accelerate's offloading hooks, loads the weights, and resets torch's global state
+    (`torch_state.settled`). Afterwards model and torch are as before.
 
-    Raises UsageError for a model whose weights cannot be loaded, with a remedy.
+    Raises UsageError, with a remedy, if a weight stays on the meta device, and for the hooks that `_check_hooks`
+    refuses: group offloading and layerwise casting of diffusers.
     """
     with ExitStack() as stack:
         stack.enter_context(settled())
@@ -40,7 +42,8 @@ def opened(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _unwrapped(model: nn.Module) -> Iterator[None]:
-    """Replaces every wrapper in `model` by the module that it wraps, inside the `with` statement."""
+    """Replaces every wrapper in `model`, such as DataParallel, by the module that it wraps, inside the `with`
+    statement."""
     with ExitStack() as stack:
         while wrapped := {name: inside(module) for name, module in _submodules(model) if inside(module) is not module}:
             outer = {name: module for name, module in wrapped.items() if not _below(name, wrapped)}
@@ -49,7 +52,8 @@ def _unwrapped(model: nn.Module) -> Iterator[None]:
 
 
 def _submodules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Returns all modules inside `model` with their names; a module with several names is listed once for each."""
+    """Returns (name, module) for all modules inside `model`; a module with several names is listed once for each
+    name."""
     return [(name, module) for name, module in model.named_modules(remove_duplicate=False) if name]
 
 
@@ -61,7 +65,8 @@ def _below(name: str, others: dict[str, nn.Module]) -> bool:
 @contextmanager
 def _onloaded(model: nn.Module) -> Iterator[None]:
     """Loads the weights of a model that accelerate offloads, and removes the offloading hooks, inside the `with`
-    statement. Afterwards the model is offloaded as before."""
+    statement. Afterwards the model is offloaded as before. Does nothing for a model without such hooks, or with weights
+    on several devices."""
     hooked = [module for module in model.modules() if _moves(getattr(module, "_hf_hook", None))]
     if not hooked or len({parameter.device for parameter in model.parameters() if not parameter.is_meta}) > 1:
         yield
@@ -87,7 +92,8 @@ def _onloaded(model: nn.Module) -> Iterator[None]:
 
 
 def _moves(hook: Any) -> bool:
-    """Returns whether a hook of accelerate only moves weights and inputs between devices. False for None."""
+    """Returns whether `hook`, a hook of accelerate, does nothing else than move weights and inputs between devices.
+    False for None."""
     if hook is None:
         return False
     from accelerate.hooks import AlignDevicesHook, CpuOffload, SequentialHook

@@ -1,7 +1,8 @@
 """The learning curve: the model's output SQNR if only the first 1, 2, 4, 8, ... prompts had been captured.
 
-It shows whether fewer calls would have been enough. Prompts are counted in the order of the capture. For each number of
-prompts, ranges and smoothing factors are chosen from their calls alone, and weights are rounded to the nearest.
+The curve shows whether fewer calls would have been enough. The first prompts are those that come first in the capture.
+For each number of prompts, ranges and smoothing factors are chosen from the calls of these prompts alone, and weights
+are rounded to the nearest.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,8 +30,8 @@ MAX_SNAPSHOTS = 3  # largest number of snapshots that are measured: each costs a
 
 
 class LayerOnDemand(nn.Module):
-    """An integer layer that is made anew in every forward and freed afterwards. A model of such layers needs the memory
-    of only one integer layer at a time."""
+    """A module that makes an integer layer anew in every forward and frees it afterwards. A model of such modules needs
+    the memory of only one integer layer at a time."""
 
     def __init__(self, module: FloatLayer, choice: Choice) -> None:
         super().__init__()
@@ -38,7 +39,8 @@ class LayerOnDemand(nn.Module):
         self.input_type, self.noise_level = StaticInput, None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Returns the output of the integer layer; of the float layer, if the choice allows no integer layer."""
+        """Returns the output of the integer layer, or of the float layer if no integer layer can be made from the
+        choice (`layer_of`)."""
         layer = self.make()
         return self.make.args[0](input) if isinstance(layer, str) else layer(input)
 
@@ -53,14 +55,13 @@ def learning_curve(
     work: Work,
 ) -> list[dict[str, Any]]:
     """Measures the output SQNR that fewer calibration calls would have given, and returns the rows of `enough` in
-    report.json: {calls, prompts, output_sqnr in dB}, one for each snapshot. A snapshot has the observations of the
-    first 1, 2, 4, ... prompts; `chosen` holds the snapshots.
+    report.json: {calls, prompts, output_sqnr in dB}, one for each snapshot. A snapshot holds what was observed (ranges,
+    surveys) in the calls of the first 1, 2, 4, ... prompts; `chosen` holds the snapshots.
 
     For each snapshot, the choices are made from its observations, the layers of `plan` in `model` become integer
-    layers, and the SQNR is measured on `calls`, whose float outputs are `exact`. The last row is for all calls. It is
-    missing if all weights are rounded to the nearest, because the model would then be the result itself, whose SQNR the
-    caller measures. Returns [] where measuring would take too long, or where the choices from fewer calls are not
-    known.
+    layers, and the SQNR is measured on `calls`, whose float outputs are `exact`. The last row is for all calls. If all
+    weights are rounded to the nearest, this row is missing: its model would be the result itself, whose SQNR the caller
+    measures. Returns [] where measuring would take too long, and where `earlier_choices` returns {}.
 
     Collective: the ranks of `work` share the calls, and `exact` holds the outputs of this rank's calls.
     """
@@ -82,12 +83,13 @@ def learning_curve(
 def earlier_choices(
     model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
 ) -> dict[CallCount, dict[str, Choice]]:
-    """Returns a dict from number of calls to choices: for each snapshot that is measured, the choices made from the
-    observations so far, and for all calls the choices of `chosen`. All of them have weights rounded to the nearest.
+    """Returns a dict from number of calls to choices: for each snapshot that is measured, the choices made from what
+    was observed up to it, and for the number of all calls the choices of `chosen`. All of them have weights rounded to
+    the nearest.
 
     The dict is empty where choices do not depend on the calls (weight-only), where the layers that stay float are
-    picked by their error on all calls (`settings.fallback`), and where a snapshot does not hold all ranges (timestep
-    bins, or smoothing and rounding methods with an observer other than "minmax").
+    picked by their error on all calls (`settings.fallback`), and where a snapshot does not hold all ranges: with
+    timestep bins, and with smoothing or a rounding method if the observer is not "minmax".
     """
     reusable = settings.input_type.rounded and not settings.fallback and chosen.timesteps is None
     if chosen.survey is not None:
@@ -104,7 +106,8 @@ def earlier_choices(
 def _choices_at(
     count: CallCount, model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
 ) -> dict[str, Choice]:
-    """Returns the choices, a dict by layer name, that follow from the observations of the first `count` calls."""
+    """Returns a dict from layer name to the choice that is made from the observations of the first `count` calls
+    alone."""
     surveys = dict[str, Survey]()
     if chosen.survey is not None and count in chosen.survey.snapshots:
         surveys = merge_ranks(chosen.survey.snapshots[count], work.ranks).surveys
@@ -144,10 +147,12 @@ def _gain(last: Mapping[str, Any], half: Mapping[str, Any], decibels: str) -> st
 
 
 def _size(row: Mapping[str, Any]) -> int:
-    """Returns the number of prompts of a row, or of calls where the calls do not name prompts."""
+    """Returns the number of prompts of a row of the learning curve, or its number of calls where the calls do not name
+    their prompts."""
     return int(row["calls"] if row["prompts"] is None else row["prompts"])
 
 
 def _counted(row: Mapping[str, Any]) -> str:
-    """Returns the size of a row with its unit: 8 prompts, or 224 calls."""
+    """Returns as a text how many prompts, or else calls, a row of the learning curve is for: 8 prompts, or 224
+    calls."""
     return f"{_size(row)} {'calls' if row['prompts'] is None else 'prompts'}"

@@ -71,8 +71,8 @@ class QuantConfig:
     | sigma         | half width of the range in standard deviations, 0 to 100                                     |
     | device        | the model's device: "cpu", "cuda" or "npu"                                                   |
 
-    For a model without batch norms, synthetic inputs are uniform numbers from 0 to 1. Their ranges fit no real inputs,
-    so that W8A8 without data is then only for trials.
+    For a model without batch norms, synthetic inputs are uniform numbers from 0 to 1. The ranges of these numbers fit
+    no real inputs, so W8A8 without data is then only good for trying the API.
 
     Raises UsageError for an invalid value, NotImplementedError for a value of msModelSlim that Octavo does not support.
     """
@@ -180,12 +180,11 @@ class Calibrator:
         calibrator.export_quant_safetensor("output")
 
     `calib_data` is a list of calls. A call is a dict of keyword arguments, a list or tuple of positional arguments, or
-    a pair (args, kwargs); it holds any values that the model takes, and no targets. `calib_data` may also be another
-    iterable, such as a DataLoader that shuffles or augments: the samples of its first pass are kept in memory, up to
-    1 GiB. Larger data are read again in each pass, and refused if the samples differ from those of the first pass. The
-    calls are not changed.
-    `fuse_module_call_back(model)` is called first, and may change the model. Batch norms that remain are folded into
-    the convolutions before them, in a copy of the model.
+    a pair (args, kwargs); it holds the arguments of the model's forward, and no targets such as labels. `calib_data`
+    may also be another iterable, such as a DataLoader that shuffles or augments: the samples of its first pass are kept
+    in memory, up to 1 GiB. Larger data are read again in each pass; if a sample then differs from that of the first
+    pass, `run` raises MisfitError. The calls are not changed. `fuse_module_call_back(model)` is called first, and may
+    change the model. Batch norms that remain are folded into the convolutions before them, in a copy of the model.
 
     The model may be inside DataParallel, a Listener or another wrapper of capture/wrappers.py; layers then have the
     names that they have in the wrapped model. A compiled model runs uncompiled. A model that accelerate offloads is

@@ -1,4 +1,5 @@
-"""Calibrates all layers of a model, or those of one block (a part): from calls to measured integer layers."""
+"""Calibrates a part of a model: all of its layers, or those of one block. Goes from calls to measured integer
+layers."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -65,12 +66,14 @@ def calibrate_part(
     mix: Callable[[Plan, dict[str, Choice]], tuple[Plan, dict[str, Choice]]] | None = None,
     announce: Callable[[frozenset[int]], None] = lambda positions: None,
 ) -> Part:
-    """Chooses the integers of the layers of a plan, and measures each integer layer against its float layer.
+    """Chooses the integers of the layers of `plan`, and measures the error of each integer layer's output against that
+    of its float layer.
 
     `keep_layers`: whether all integer layers stay in memory; otherwise each is made anew when it is needed.
     `sums_memory` returns how many bytes the sums over calls that the rounding method needs may take. `mix`, if given,
-    returns another plan and other choices, from which the integer layers are then made. `announce` is called with the
-    positions of the calls that this rank runs for rounding and for measuring.
+    gets the plan and the choices, and returns another plan and other choices, from which the integer layers are then
+    made. `announce` is called with the positions, among all calls, of those that this rank runs for rounding and for
+    measuring.
     """
     chosen = choose(model, calls, plan, settings, work, sums_memory)
     choices = chosen.choices
@@ -102,7 +105,7 @@ def planned(model: nn.Module, settings: Settings) -> Plan:
 
 
 def check_weights(model: nn.Module, plan: Plan) -> None:
-    """Raises NumbersError if a layer of the plan has a weight or bias that is not finite."""
+    """Raises NumbersError if a layer that becomes integers in `plan` has a weight or bias with NaN or Inf."""
     for entry, module in named(model, plan):
         check_finite(f"{entry.name}.weight", module.weight)
         if module.bias is not None:
@@ -118,8 +121,8 @@ def frozen(
     *,
     keep_layers: bool,
 ) -> tuple[Plan, dict[str, QuantizedLayer]]:
-    """Makes every integer layer once, to find those that cannot be made. Returns the plan in which these stay float,
-    and so do the layers in `reasons`, a dict from layer name to reason. Also returns the integer layers by name;
+    """Makes every integer layer once, to find those that cannot be made. Returns the plan in which these layers stay
+    float, and so do the layers in `reasons`, a dict from layer name to reason. Also returns the integer layers by name;
     without `keep_layers` an empty dict."""
     all_reasons, layers = dict(reasons), {}
     for entry, module in progress("freeze", named(model, plan), len(plan.quantized)):

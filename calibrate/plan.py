@@ -47,9 +47,9 @@ class Entry:
     """One layer of a plan. `scheme`: how it becomes integers, such as "W8A8"; None for a layer that stays float, for
     the `reason`.
 
-    `bytes`: the size of its parameters. `unsupported`: whether it has no integer form, because of its class, its dtype
-    or a change such as a hook. `forced`: whether it stays float only because its data or its weights cannot be
-    quantized.
+    `bytes`: the size of the layer's parameters. `unsupported`: whether the layer has no integer form, because of its
+    class, its dtype or a change such as a hook. `forced`: whether it stays float only because its inputs or its weights
+    cannot be quantized.
     """
 
     name: str
@@ -64,7 +64,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """Lists the layers of a model and the scheme of each: `entries`, in the order of the model's modules."""
+    """Lists the layers of a model, with the scheme of each: `entries` has an Entry for each layer, in the order of the
+    model's modules."""
 
     entries: tuple[Entry, ...]
 
@@ -119,9 +120,9 @@ def make_plan(
     wildcards: `transformer_blocks.0` matches all layers of that block. `option`: the user's name of `keep_float`, for
     messages.
 
-    Raises UsageError for a pattern without a match, for a plan without a quantized layer, for a model whose layers are
-    not plain float layers (`check_model`), and for a model that is itself a layer; FileError for a module name that a
-    checkpoint cannot hold.
+    Raises UsageError for a pattern of `keep_float` or `quantize` without a match, for a plan without a quantized layer,
+    for a model whose layers are not plain float layers (`check_model`), and for a model that is itself a layer;
+    FileError for a module name that a checkpoint cannot hold.
     """
     if (alone := kind_of(model)) is not None:
         raise UsageError(f"model: is a single {KINDS[alone]} layer. Pass torch.nn.Sequential(layer).")
@@ -141,7 +142,8 @@ def make_plan(
 
 
 def reasons_of(entries: Iterable[Entry]) -> str:
-    """Writes the reasons why layers stay float as text, the most frequent first, each with its number of layers."""
+    """Returns a text of the reasons why the layers of `entries` stay float, the most frequent reason first, each with
+    its number of layers."""
     counts = Counter(entry.reason for entry in entries)
     return "; ".join(f"{count} layer{'s' * (count > 1)}: {reason}" for reason, count in counts.most_common())
 
@@ -164,8 +166,8 @@ def _nothing_left(kind: str, plan: Plan, option: str) -> str:
 
 
 def _ruled(model: nn.Module, entry: Entry, rules: "Rules", blocks: Sequence[str]) -> Entry:
-    """Returns the entry as the rules change it: with a reason and without a scheme if a rule keeps the layer float,
-    otherwise unchanged. `blocks`: the names of the model's repeated blocks."""
+    """Returns `entry` with a reason and without a scheme if one of `rules` keeps the layer float, otherwise `entry`
+    unchanged. `blocks`: the names of the model's repeated blocks."""
     reason = _reason(model, entry, rules, blocks) if entry.scheme else None
     return replace(entry, scheme=None, reason=reason) if reason else entry
 
@@ -176,7 +178,8 @@ def _listed(module: nn.Module) -> bool:
 
 
 def _entry(name: str, module: nn.Module, scheme: str) -> Entry:
-    """Returns the entry of a layer before any rule: with the scheme where the layer has an integer form."""
+    """Returns the entry of a layer before any rule is applied: with `scheme` if the layer has an integer form,
+    otherwise with the reason why it has none."""
     weight = getattr(module, "weight", None)
     shape = tuple(weight.shape) if weight is not None else ()
     size = sum(parameter.nbytes for parameter in module.parameters(recurse=False))
@@ -195,8 +198,9 @@ def _entry(name: str, module: nn.Module, scheme: str) -> Entry:
 def kind_of(module: nn.Module) -> type[nn.Module] | None:
     """Returns the class in KINDS whose computation `module` has, or None.
 
-    A module of a subclass counts where the subclass does not override the computation, as with parametrizations. The
-    output projection of nn.MultiheadAttention does not count, because the attention reads its weight directly.
+    A module of a subclass has that computation unless the subclass overrides it; parametrizations do not override it.
+    Returns None for the output projection of nn.MultiheadAttention, because the attention reads the weight without
+    calling the layer.
     """
     if type(module) in KINDS:
         return type(module)
@@ -224,8 +228,8 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str], option: str) 
 
 
 class Rules(NamedTuple):
-    """The user's options and the model family's defaults by which `make_plan` keeps layers float; its docstring
-    explains each."""
+    """The user's options and the model family's defaults by which `make_plan` keeps layers float; the docstring of
+    `make_plan` explains each field."""
 
     keep_float: Sequence[str]
     quantize: Sequence[str]
@@ -234,7 +238,7 @@ class Rules(NamedTuple):
 
 
 def _reason(model: nn.Module, entry: Entry, rules: Rules, blocks: Sequence[str]) -> str | None:
-    """Returns the reason why the rules keep a layer float; None for a layer to be quantized."""
+    """Returns the reason why `rules` keep the layer of `entry` float; None if they let it be quantized."""
     if any(matches(entry.name, pattern) for pattern in rules.keep_float):
         return _KEPT_BY_USER
     if any(matches(entry.name, pattern) for pattern in rules.quantize):
@@ -289,7 +293,7 @@ def layer_at(model: nn.Module, name: str) -> FloatLayer:
 
 
 def named(model: nn.Module, entries: Plan) -> Iterator[tuple[Entry, FloatLayer]]:
-    """Yields the entries of the layers that become integers, with the modules of these layers."""
+    """Yields (entry, float layer) for each of `entries` whose layer becomes integers."""
     for entry in entries.entries:
         if entry.scheme:
             yield entry, layer_at(model, entry.name)

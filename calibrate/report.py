@@ -23,8 +23,8 @@ class Findings(NamedTuple):
 
     `choices`, `ranges` and `powers` are dicts from layer name: to the layer's choice, to the ranges of its input (one
     for each timestep bin), and to signal and noise of its output. `calls`: the number of calibration calls. `output`:
-    signal and noise of the model's output in each measured call. `held_out`: how many of the measured calls are held
-    out.
+    signal (sum of squares) and noise (sum of squared errors) of the model's output in each measured call. `held_out`:
+    how many of the measured calls are held out.
     """
 
     choices: Mapping[str, Choice]

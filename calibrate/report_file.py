@@ -61,8 +61,8 @@ def report_bytes(report: Mapping[str, Any]) -> bytes:
 def read_report(directory: Path) -> dict[str, Any]:
     """Reads the report of the checkpoint in `directory`; returns {} if it has none. Raises FileError for a damaged one.
 
-    The entries that commands and pages show are checked to have the types that a calibration writes. Other entries may
-    be any JSON.
+    Also raises FileError if an entry that commands or pages show has another type than a calibration writes. Other
+    entries may be any JSON.
     """
     file = directory / REPORT_FILE
     if not file.exists():

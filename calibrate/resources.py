@@ -16,7 +16,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the time that the `with` block takes to the stage `name`."""
+        """Adds the seconds that the body of `with` takes to those of the stage `name`."""
         start = time.perf_counter()
         try:
             yield

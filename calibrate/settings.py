@@ -20,7 +20,8 @@ from .smoothing.fold import FoldGroup
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a calibration. The comments in the code describe each; docs/accuracy.md says what they gain."""
+    """The settings of a calibration. The comment behind each field describes it; docs/accuracy.md says how much
+    accuracy it brings."""
 
     observer: str = "minmax"  # how ranges are observed: a name of OBSERVERS
     sigma: float = 25.0  # for observer "sigma": half width of the range in standard deviations; 0: minimum and maximum
@@ -63,8 +64,8 @@ class Settings:
                 raise UsageError(f"budget: {fact}. Remove one of the two options.")
 
     def measured(self, count: int) -> int:
-        """Returns how many of `count` calls the SQNR is measured on: all if `fallback` picks float layers by their
-        error."""
+        """Returns on how many of `count` calls the SQNR is measured: on all of them if `fallback` picks the layers that
+        stay float by their output error, otherwise on `sqnr_calls`, or MEASURED if that is None."""
         if self.fallback:
             return count
         return MEASURED if self.sqnr_calls is None else self.sqnr_calls
@@ -76,8 +77,8 @@ class Settings:
 
     @property
     def input_scheme(self) -> Scheme:
-        """The rule by which inputs become codes: symmetric or not, and whether multiplying by 1 / scale has to give the
-        same codes."""
+        """The rule by which inputs become codes: whether their zero point is 0, and whether multiplying by 1 / scale
+        has to give the same codes as dividing by scale."""
         return replace(SYMMETRIC_ACTIVATION if self.symmetric else ACTIVATION, reciprocal=self.reciprocal)
 
     @property

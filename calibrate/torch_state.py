@@ -1,4 +1,5 @@
-"""Sets torch's global state: its initial state for calibration, the caller's defaults for the model's forward."""
+"""Sets torch's global state (default dtype and device, autocast, precision): for calibration to torch's initial state,
+for the model's forward to the defaults that the caller had set."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,7 @@ import torch
 
 
 class Defaults(NamedTuple):
-    """torch's default dtype and default device, for tensors that are made without naming them."""
+    """torch's default dtype and default device: those of tensors that are made without naming a dtype or a device."""
 
     dtype: torch.dtype
     device: torch.device
@@ -53,7 +54,7 @@ def settled() -> Iterator[None]:
 @contextmanager
 def calling() -> Iterator[None]:
     """Restores the default dtype and device that the caller of `settled` had, inside the `with` statement, because the
-    model's forward may rely on them. For use inside a `settled` block."""
+    model's forward may rely on them. Only for use inside `with settled()`."""
     caller = _CALLER.get()
     if caller == PLAIN:
         yield
@@ -64,8 +65,8 @@ def calling() -> Iterator[None]:
 
 @contextmanager
 def computing() -> Iterator[None]:
-    """Sets the defaults to float32 and CPU again, inside the `with` statement, for hooks that compute. For use inside a
-    `calling` block."""
+    """Sets the default dtype to float32 and the default device to CPU again, inside the `with` statement, for hooks
+    that compute during the model's forward. Only for use inside `with calling()`."""
     if _CALLER.get() == PLAIN:
         yield
         return

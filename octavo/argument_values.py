@@ -28,11 +28,11 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 def parse_argument(text: str) -> tuple[str, Any]:
-    """Returns the name and the value in a text of the form NAME=VALUE. If VALUE is a list of paths, the value is a list
-    of pictures or tensors.
+    """Returns the name and the value in `text`, which has the form NAME=VALUE. The value of a JSON list of paths is a
+    list of pictures or tensors.
 
-    Raises UsageError for a text of another form, for a file that does not exist and for a URL; FileError for a file
-    that cannot be read.
+    Raises UsageError for a text of another form, for a VALUE that looks like JSON but is not valid, and for a file that
+    does not exist or has a URL as its path; FileError for a file that cannot be read.
     """
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
@@ -66,8 +66,8 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _read_text(name: str, text: str, quoted: bool) -> Any:
-    """Returns the picture or tensor whose path `text` is, or `text` itself if it is no path. `quoted`: whether the user
-    wrote it in quotes, so that the ending of the text does not make it a path."""
+    """Returns the picture or tensor in the file whose path is `text`, or `text` itself if by `name` and by its ending
+    it is not a path. `quoted`: whether the user wrote `text` in quotes; then its ending does not make it a path."""
     path = Path(text).expanduser()
     ending = path.suffix.lower()
     tensors = bool(_TENSORS.search(name)) or (not quoted and ending in _FILES)
@@ -83,7 +83,8 @@ def _read_text(name: str, text: str, quoted: bool) -> Any:
 
 
 def _read_picture(path: Path, name: str) -> Any:
-    """Opens a picture. For an argument whose name ends in `video`, opens all frames of an animation."""
+    """Opens the picture at `path`: the first one, if the file holds several. If `name`, that of the argument, ends in
+    `video`, opens all frames of an animation."""
     if name.endswith("video"):
         return open_frames(path)
     picture = open_picture(path)
@@ -93,7 +94,9 @@ def _read_picture(path: Path, name: str) -> Any:
 
 
 def _read_tensor(path: Path, name: str) -> torch.Tensor:
-    """Reads the tensor `name` from a file, or the only tensor of the file, whatever its name."""
+    """Reads the tensor called `name` from the file at `path`, or the only tensor of the file, whatever its name. Raises
+    UsageError if there is no such file of tensors, FileError if the file holds several tensors and none is called
+    `name`."""
     if not path.exists():
         raise UsageError(f"{path}: no such file. Correct the path of the tensors.")
     if path.suffix.lower() not in _FILES or not path.is_file():

@@ -35,9 +35,9 @@ class Deployed(NamedTuple):
     """A float denoiser of a pipeline together with its quantized form.
 
     `component` is the denoiser's name in the pipeline, `module` the float denoiser. Inside `with installed() as
-    integers` the pipeline runs the quantized denoiser `integers`. `report` is the content of report.json, {} for a
-    checkpoint without one. `runs_on` says in words which kernels compute the quantized denoiser, for the page of a
-    comparison.
+    integers` the pipeline runs the quantized denoiser, `integers`, instead of the float one. `report` is the content of
+    report.json, {} for a checkpoint without one. `runs_on` says in words which kernels compute the quantized denoiser,
+    for the page of a comparison.
     """
 
     component: str
@@ -49,17 +49,18 @@ class Deployed(NamedTuple):
 
     @classmethod
     def itself(cls, pipe: Any, component: str) -> "Deployed":
-        """Returns the float denoiser in the role of its quantized form. A comparison with it finds no difference."""
+        """Returns a Deployed in which the float denoiser `component` of `pipe` stands for its quantized form too, so
+        that a comparison finds no difference."""
         module = denoisers(pipe, (component,))[component]
         return cls(component, module, lambda: nullcontext(module), {}, "float layers")
 
 
 def format_at(out: Path, remedy: str = "") -> Format:
-    """Returns the format in which to load the checkpoint at `out`, which may hold several.
+    """Returns the format in which to load the checkpoint at `out`, which may hold files of several formats.
 
-    A format that diffusers loads as a whole model wins over one whose layers are put into the float model. Raises
-    UsageError for the format of another library, such as torchao, with the advice `remedy` at the end of the message,
-    if given.
+    A format that diffusers loads as a whole model is preferred to one whose layers are put into the float model. Raises
+    UsageError if only another library, such as torchao, can load the checkpoint; `remedy`, if given, is the advice at
+    the end of the message.
     """
     method = method_at(out)
     formats = [format_named(name) for name, place in views(out).items() if place == out]
@@ -78,8 +79,8 @@ def check_deployed(out: Path) -> list[str]:
     """Checks that `load_deployed` can load the checkpoint at `out`. Returns warnings: one if the checkpoint has no
     manifest, and one for each file that the manifest does not list.
 
-    Raises UsageError if there is no directory or another library wrote it; FileError if there is no checkpoint in it or
-    if files are missing or damaged.
+    Raises UsageError if there is no directory or only another library, such as torchao, can load it; FileError if there
+    is no checkpoint in it or if files are missing or damaged.
     """
     if not out.is_dir():
         raise UsageError(f"{out}: no such directory. Give a directory that octavo calibrate wrote.")
@@ -94,7 +95,8 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
     """Loads the checkpoint at `out` onto `device`, and pairs it with the denoiser of `pipe` that it was made from.
     `component`, the name of a denoiser, wins over the name in the checkpoint's report.
 
-    Raises FileError for damaged files, MisfitError if the checkpoint was made from another model.
+    Raises FileError for damaged files, MisfitError if the checkpoint was made from none of the denoisers that it may
+    belong to.
     """
     report = read_report(out)
     only = component or report.get("component")
@@ -117,7 +119,7 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
 @contextmanager
 def _with_layers(module: nn.Module, layers: dict[str, QuantizedLayer]) -> Iterator[nn.Module]:
     """Makes the float `module` run the integer `layers`, a dict from layer name to layer, inside the `with` block.
-    Where a kernel can compute a layer and the GELU behind it in one pass, it does."""
+    Where a kernel can compute a layer and the GELU that follows it in one pass, that kernel is used."""
     before = dict(module.named_modules(remove_duplicate=False))
     with quantized(module, layers):
         accelerate(module)
@@ -135,8 +137,8 @@ def _is_fused(module: nn.Module, name: str) -> bool:
 
 
 def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: torch.device) -> Deployed:
-    """Loads a quantized denoiser with diffusers, and pairs it with the float denoiser that it replaces, one of
-    `choices`, a dict from name to denoiser."""
+    """Loads the quantized denoiser at `out` with diffusers, and pairs it with the float denoiser that it replaces: one
+    of `choices`, a dict from name to denoiser. Raises MisfitError if it was made from none of them."""
     dtype = next(iter(choices.values())).dtype
     other: Any = load_denoiser(out, dtype if isinstance(dtype, torch.dtype) else None).to(device)
     facts = {name: _difference(module, other) for name, module in choices.items()}
@@ -166,7 +168,7 @@ def _difference(module: nn.Module, other: nn.Module) -> str | None:
     agree.
 
     Export may have folded smoothing factors into float layers and norms of `other`. So some float parameters may
-    differ; the models disagree only if all of them do.
+    differ; the models agree if at least one has the same values in both.
     """
     if type(module) is not type(other):
         return f"it is a {type(module).__name__} and not a {type(other).__name__}"
@@ -191,8 +193,8 @@ def matching_origin(out: Path, choices: dict[str, nn.Module]) -> dict[str, nn.Mo
     """Returns the float denoisers among `choices`, a dict from name to denoiser, from which the checkpoint at `out` may
     have been made: those with the fingerprint (digests of class, names, shapes and weights) in its manifest.
 
-    Without a fingerprint there, all `choices` are returned. Raises MisfitError if no denoiser has the fingerprint.
-    Hashes every weight: 0.4 s per 1e9 bytes on one processor.
+    If no manifest holds a fingerprint, all `choices` are returned. Raises MisfitError if no denoiser has the
+    fingerprint. Hashes every weight: 0.4 s per 1e9 bytes on one processor.
     """
     origin = _origin_at(out)
     if origin is None:
@@ -326,8 +328,8 @@ def open_pipeline(
 def _quantized_pipeline(
     places: dict[str, Path], model: Path, dtype: torch.dtype | None, device: torch.device, options: dict[str, Any]
 ) -> Any:
-    """Loads the float pipeline in the directory `model`, with quantized denoisers from the checkpoints `places`, a dict
-    from the name of a denoiser to the path of its checkpoint."""
+    """Loads the float pipeline in the directory `model`, with the quantized denoisers of `places`, a dict from the name
+    of a denoiser to the path of its checkpoint, in place of the float ones."""
     records = {n: format_at(place, f"Load it with diffusers and {method_at(place)}") for n, place in places.items()}
     models = [name for name, record in records.items() if record.read is None]
     if models and dtype is None and device.type == "cpu":

@@ -27,7 +27,7 @@ from .run_options import FILES, PRINTED
 
 
 def printing(heading: str = PRINTED) -> list[click.Parameter]:
-    """Returns the options --json and --debug, which every command has, under a heading of the full help."""
+    """Returns the options --json and --debug, which every command has. --help-all lists them under `heading`."""
     return [
         Option(["--json", "as_json"], is_flag=True, heading=heading, help="Print JSON, one object per line."),
         debugging(heading),
@@ -35,13 +35,14 @@ def printing(heading: str = PRINTED) -> list[click.Parameter]:
 
 
 def debugging(heading: str = PRINTED) -> Option:
-    """Returns the option --debug. It is read before --config, so that an error in the file can show a traceback."""
+    """Returns the option --debug, which --help-all lists under `heading`. It is read before --config, so that an error
+    in the config file can show a traceback."""
     return Option(["--debug"], is_flag=True, is_eager=True, heading=heading, help="Show the traceback of an error.")
 
 
 def configurable(parameters: list[click.Parameter]) -> list[click.Parameter]:
-    """Returns `parameters` and the option --config FILE. Entries of the TOML file become the defaults of the options
-    among `parameters`."""
+    """Returns `parameters` and the option --config FILE, whose entries become the defaults of the options among
+    `parameters`. FILE is a TOML file."""
 
     def set_defaults(context: click.Context, option: click.Parameter, path: Path | None) -> None:
         if path is None:
@@ -62,8 +63,8 @@ def configurable(parameters: list[click.Parameter]) -> list[click.Parameter]:
 
 @contextmanager
 def ranked(debug: bool) -> Iterator[Ranks]:
-    """Yields the ranks of this run. An error inside the `with` block ends all ranks: one prints the error, and all exit
-    with its code."""
+    """Yields the ranks of this run. An error in the body of `with` ends all ranks: one prints the error, and all exit
+    with its exit code."""
     from .terminal import errors
 
     ranks = ranks_of_environment()
@@ -73,8 +74,9 @@ def ranked(debug: bool) -> Iterator[Ranks]:
 
 @contextmanager
 def error_of_all(ranks: Ranks) -> Iterator[None]:
-    """Handles an error that every process of a machine meets, such as a wrong option. Inside the `with` block, the
-    first process of the machine raises the error; the others exit with its code and print nothing."""
+    """Handles an error that every process of a machine meets, such as a wrong option. When the body of `with` raises an
+    OctavoError, the first process of the machine raises it again; the others exit with its exit code and print
+    nothing."""
     try:
         yield
     except OctavoError as error:
@@ -84,8 +86,8 @@ def error_of_all(ranks: Ranks) -> Iterator[None]:
 
 
 class Octavo(click.Group):
-    """The `octavo` command. Prepares the standard streams, so that printing works on a closed pipe, a missing stream or
-    an encoding that lacks characters."""
+    """The `octavo` command. Prepares stdout and stderr, so that printing does not fail if a pipe is closed, a stream is
+    missing or an encoding lacks characters."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         from .terminal import prepare_streams

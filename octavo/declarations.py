@@ -31,8 +31,8 @@ class Option(click.Option):
 
 
 class Within(click.FloatRange):
-    """The type of a number in a closed interval. Unlike `click.FloatRange` it refuses NaN, for which `x < low` and
-    `x > high` are both false."""
+    """The type of an option whose value is a number in a closed interval. Unlike `click.FloatRange` it refuses NaN, for
+    which `x < low` and `x > high` are both false."""
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__(low, high)
@@ -88,7 +88,8 @@ def parameters_of(options: type, without: Collection[str] = ()) -> list[click.Pa
 
 
 def _parameter(name: str, metadata: Any, default: Any, hint: Any) -> list[click.Parameter]:
-    """Returns the parameter that one field declares, as a list: empty if the field declares none."""
+    """Returns a list of the one parameter that a field declares, [] if the field is neither an option nor an
+    argument."""
     kind = next(kind for kind in get_args(hint) or (hint,) if kind is not NoneType)
     if "argument" in metadata:
         return [click.Argument([name], **{"type": _TYPES.get(kind)} | metadata["argument"])]

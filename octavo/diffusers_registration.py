@@ -19,7 +19,8 @@ _QUANTIZER = "octavo.calibrate.formats.diffusers.quantizer"
 
 
 def register_with_diffusers() -> None:
-    """Registers Octavo's quantizer in diffusers' tables: now, or as soon as diffusers imports its tables."""
+    """Registers Octavo's quantizer in the dicts of `diffusers.quantizers.auto`: now if this module is imported,
+    otherwise as soon as it is."""
     if _HOME in sys.modules:
         enter()
     elif not any(isinstance(finder, _ImportFinder) for finder in sys.meta_path):
@@ -29,8 +30,8 @@ def register_with_diffusers() -> None:
 def enter() -> None:
     """Imports Octavo's quantizer, whose last lines register it in the tables of `diffusers.quantizers.auto`.
 
-    If the import of the quantizer has itself imported diffusers, and so led here, the quantizer is half imported. Then
-    this import does nothing, and the quantizer registers itself at its end.
+    If importing the quantizer has imported diffusers, which then calls this function, the quantizer is half imported.
+    Then the import here does nothing, and the quantizer registers itself when its own import ends.
     """
     import_module(_QUANTIZER)
 

@@ -18,8 +18,8 @@ def _show_all(context: click.Context, option: click.Parameter, wanted: bool) -> 
 
 
 class Command(click.Command):
-    """A command with two pages of help, --help and --help-all. It has --help-all only if one of its options has a
-    `heading`, under which the long page lists the option and the short page leaves it out."""
+    """A command with two pages of help, --help and --help-all. An option with a `heading` is only on the long page,
+    --help-all, under this heading. A command without such options has no --help-all."""
 
     def __init__(self, *args: Any, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
@@ -39,7 +39,7 @@ class Command(click.Command):
             return super().make_context(*args, **options)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the list of options: on the short page those without a heading, on the full page all of them."""
+        """Writes the list of options: for --help those without a heading, for --help-all all of them."""
         sections: dict[str, list[tuple[str, str]]] = {"": []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)

@@ -15,10 +15,10 @@ from .checkpoints import Deployed, checkpoints_at, chosen_place, is_checkpoint, 
 
 def places_in(out: Path, component: str | None) -> list[Path]:
     """Returns the paths of the checkpoints to load: `out` itself if it is a checkpoint, otherwise those in its direct
-    subfolders, one for each denoiser. If there are none, returns `out`, and loading it raises the error.
+    subfolders, one for each denoiser. If there is no checkpoint, returns [`out`]; loading `out` then raises the error.
 
-    With `component`, only the checkpoint of this denoiser is returned. Raises UsageError if several checkpoints are
-    there and none is of `component`, or if two are of the same denoiser.
+    If `component` is given and the checkpoints are in subfolders, returns only the checkpoint of this denoiser. Raises
+    UsageError if there are several and none is of `component`, or if two are of the same denoiser.
     """
     if is_checkpoint(out):
         return [out]
@@ -30,7 +30,8 @@ def places_in(out: Path, component: str | None) -> list[Path]:
 
 def load_joined(pipe: Any, places: Sequence[Path], component: str | None, device: torch.device) -> Deployed:
     """Loads the checkpoints at `places`, pairs them with the denoisers of `pipe` that they were made from, and joins
-    the pairs into one `Deployed`, whose modules and layers have the name of their denoiser in front.
+    the pairs into one `Deployed`. In it, the name of a module or layer begins with the name of its denoiser if there
+    are several. If `component` is not None, every checkpoint is paired with this denoiser.
 
     Raises FileError for damaged files and for two checkpoints of the same denoiser, MisfitError for a checkpoint that
     was made from another model.

@@ -72,7 +72,7 @@ class RunOptions:
 
     @property
     def settings(self) -> "RunSettings":
-        """The settings of a run that these options describe.
+        """The settings of a run (`RunSettings`) that these options describe.
 
         Raises UsageError for an --arg that is not NAME=VALUE, is given twice or has an option of its own, and for a
         file that does not exist; FileError for a picture or file of tensors that cannot be read.
@@ -95,7 +95,7 @@ class RunOptions:
 
     def _refuse_argument(self, name: str, previous: set[str]) -> None:
         """Raises UsageError for an --arg called `name` that may not be given: one that Octavo sets itself, one that has
-        an option of its own, or one that was given before, so that `previous` contains it."""
+        an option of its own, or one that was given before (`previous`)."""
         if name in previous:
             raise UsageError(f"--arg {name}: is given twice. Give it once.")
         if name in self.own_arguments:

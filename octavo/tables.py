@@ -1,4 +1,4 @@
-"""Formats tables as text: as a grid if a row fits into the width of the terminal, otherwise as a list of rows."""
+"""Formats tables as text: as a grid if every row fits into the width of the terminal, otherwise as a list of rows."""
 
 from textwrap import wrap
 
@@ -44,7 +44,7 @@ def list_text(title: str, columns: list[str], rows: list[list[str]], width: int)
 
 
 def _numbers(cells: tuple[str, ...]) -> bool:
-    """Returns whether all cells of a column start as numbers do."""
+    """Returns whether all `cells` of a column start as numbers do: with a digit or a minus sign."""
     return all(cell[:1].isdigit() or cell[:1] == "-" for cell in cells)
 
 

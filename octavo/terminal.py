@@ -29,8 +29,8 @@ _SAME = 1.0  # seconds in which a second signal counts as the first one, passed 
 
 
 class Interrupted(BaseException):
-    """A signal asked this process to end. `exit_code` is that of a shell, 128 and the signal's number; `note` is the
-    line to print."""
+    """Raised when a signal asks this process to end. `exit_code` is 128 plus the signal's number, as in a shell; `note`
+    is the line to print."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -40,11 +40,11 @@ class Interrupted(BaseException):
 
 @contextmanager
 def interruptible(launched: bool = False) -> Iterator[None]:
-    """Makes the first SIGINT, SIGTERM or SIGHUP inside the `with` block raise Interrupted; a second one ends the
-    process at once.
+    """Makes the first SIGINT, SIGTERM or SIGHUP that arrives in the body of `with` raise Interrupted; a second signal
+    ends the process at once.
 
     `launched`: whether a launcher started the process. Then one signal may arrive twice, from the terminal and from the
-    launcher, so a second signal is ignored for a second.
+    launcher, so for one second after the first signal others are ignored.
     """
 
     def on_first(number: int, frame: FrameType | None) -> None:
@@ -68,10 +68,11 @@ def interruptible(launched: bool = False) -> Iterator[None]:
 
 @contextmanager
 def errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
-    """Ends the process when an error leaves the `with` block: prints one line on stderr and exits with the error's
-    code. With `debug` the error is raised instead, so that Python prints a traceback.
+    """Ends the process when an exception leaves the body of `with`: prints one line on stderr and exits with the
+    exception's exit code. With `debug` the exception is raised instead, so that Python prints a traceback.
 
-    If several processes (`ranks`) run, only the first one that fails prints its error, and all exit with its code.
+    If several processes (`ranks`) run, only the first process that fails prints its error, and all exit with its exit
+    code.
     """
     try:
         with interruptible(ranks.world > 1):
@@ -95,8 +96,8 @@ def errors(debug: bool, ranks: Ranks = ALONE) -> Iterator[None]:
 
 
 def _end(ranks: Ranks, code: int, text: str) -> None:
-    """Announces that this process failed. All processes exit with the exit code of the first one that failed, and only
-    that one prints its `text`."""
+    """Announces to the other ranks that this process failed with the exit code `code`, and exits. All processes exit
+    with the exit code of the first that failed, and only this first one prints its `text`."""
     if ranks.world > 1:  # the launcher will soon send signals to the other processes
         for name in _SIGNALS:
             signal.signal(name, signal.SIG_IGN)
@@ -141,10 +142,10 @@ def _draw(text: str, err: bool = False) -> None:
 
 
 def prepare_streams() -> None:
-    """Prepares the standard streams of this process for printing.
+    """Prepares stdin, stdout and stderr of this process for printing.
 
-    Characters that the encoding of a stream lacks are printed as question marks. If a stream is closed, its descriptor
-    is opened on /dev/null, so that no file that is opened later gets the number of a standard stream.
+    Characters that the encoding of a stream lacks are printed as question marks. If one of the three is closed, its
+    file descriptor (0, 1 or 2) is opened on /dev/null, so that no file that is opened later gets this number.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
@@ -156,8 +157,8 @@ def prepare_streams() -> None:
 
 @contextmanager
 def pipes() -> Iterator[None]:
-    """Inside the `with` block, printing into a pipe that nobody reads ends the process without a message, with the exit
-    code of SIGPIPE, as other command line tools do."""
+    """In the body of `with`, printing into a pipe that nobody reads ends the process without a message, with the exit
+    code of SIGPIPE, as in other command line tools."""
     try:
         yield
     except BrokenPipeError:
@@ -167,8 +168,8 @@ def pipes() -> Iterator[None]:
 
 @contextmanager
 def parsing() -> Iterator[None]:
-    """Inside the `with` block, in which click parses arguments and prints help, ends the process with one line and the
-    exit code of StorageError if stdout cannot be written."""
+    """Ends the process, with one line on stderr and the exit code of StorageError, if stdout cannot be written in the
+    body of `with`, in which click parses arguments and prints help."""
     try:
         yield
     except BrokenPipeError:
@@ -181,7 +182,8 @@ def parsing() -> Iterator[None]:
 
 
 def silence() -> None:
-    """Discards the buffered output of stdout. Otherwise Python would try to write it when it exits, and fail again."""
+    """Sends what stdout has in its buffer to /dev/null. Otherwise Python would try to write it to stdout when the
+    process exits, and fail again."""
     with suppress(OSError, ValueError, AttributeError):
         descriptor = os.open(os.devnull, os.O_WRONLY)
         os.dup2(descriptor, sys.stdout.fileno())
@@ -192,8 +194,8 @@ class Terminal:
     """Prints the output of a command on stdout: lines for people, or with `as_json` one JSON object per line for
     programs.
 
-    If several processes run, the terminals of all but the first are `quiet`. They print only what is printed with
-    `own=True` because it concerns this process alone.
+    If several processes run, the terminals of all but the first are `quiet`: they print only what is passed with
+    `own=True`, because it concerns one process alone.
     """
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
@@ -220,7 +222,8 @@ class Terminal:
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """Prints a table for people; nothing with --json or without rows.
 
-        Columns of numbers are aligned right. If a row is wider than the terminal, the rows are printed as a list.
+        Columns of numbers are aligned right. If a row is wider than the terminal, the table is printed as a list of its
+        rows.
         """
         if self.as_json or self.quiet or not rows:
             return
@@ -234,8 +237,9 @@ class Terminal:
         _draw(text)
 
     def progress(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
-        """Yields `items`, and shows the progress: on a terminal as a bar on stderr, otherwise as a line on stderr about
-        every 30 seconds. With --json, events are printed instead of lines."""
+        """Yields `items`, and shows how many of `total` were yielded: on a terminal as a bar on stderr, otherwise as a
+        line on stderr about every 30 seconds. With --json, events on stdout take the place of bar and lines. Shows
+        nothing if `quiet`."""
         if self.quiet:
             yield from items
         elif self.as_json or not _is_terminal(sys.stderr):
@@ -255,10 +259,12 @@ class Terminal:
 
     @contextmanager
     def bars(self, label: str, total: int, steps: int) -> Iterator[Callable[[int, int], None]]:
-        """Shows two progress bars on stderr: one over `total` prompts, one over the `steps` of a prompt.
+        """Shows two progress bars on stderr, inside the `with` statement: one over `total` prompts, one over the
+        `steps` of a prompt.
 
-        Yields a function that moves the bars; its arguments are the numbers of finished prompts and steps. Without a
-        terminal a line is printed about every 30 seconds, or with --json an event.
+        Yields a function that moves the bars; its arguments are the number of finished prompts, and the number of
+        finished steps of the current prompt. If stderr is no terminal, a line is printed about every 30 seconds
+        instead; with --json, an event on stdout.
         """
         if self.quiet:
             yield lambda prompt, step: None
@@ -288,5 +294,5 @@ def _is_terminal(stream: Any) -> bool:
 
 
 def count_of(count: int, noun: str) -> str:
-    """Returns a number and its noun: 1 prompt, 8 prompts."""
+    """Returns the text of `count` and `noun`, with an s unless `count` is 1: 1 prompt, 8 prompts."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -1,1 +1,1 @@
-"""Calibrates a model that does not fit in memory, block by block."""
+"""Calibrates a model that does not fit in memory: one block after the other, with the weights of one in memory."""

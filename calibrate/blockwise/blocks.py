@@ -1,15 +1,15 @@
 """Runs a model of repeated blocks with the weights of one block in memory at a time; block outputs are kept on disk.
 
-The model's own forward runs, with stubs in place of its blocks. There is one stage for each block. In a stage its
-block, the frontier, is real: its weights are in memory. The stubs of earlier blocks return the outputs that these
-blocks had in their own stages; the stub of the first later block ends the forward. So the operations between blocks
-run as in the whole model, a sweep over the blocks reads each weight once for any number of calls, and the order of the
-blocks need not be known beforehand.
+The model's own forward runs, with stubs in place of its blocks. There is one stage for each block. In the stage of a
+block, this block, called the frontier, is real: its weights are in memory. The stubs of earlier blocks return the
+outputs that these blocks had in their own stages; the stub of the first later block ends the forward. So the operations
+between blocks run as in the whole model. A sweep over the blocks reads each weight from disk once, however many calls
+there are.
 
 A stage reads from disk only the outputs that its block needs, mostly those of the block before. `rehearse` finds these:
-it runs the forward with outputs of zeros, sets the outputs of one block to NaN, and sees which blocks the NaN reach.
-Outputs that no later stage needs are deleted, and their stubs return NaN. A block that receives NaN all the same is
-reported as an error, so that it cannot lead to wrong numbers.
+it runs the forward with stubs that return zeros, except for one that returns NaN, and sees which blocks receive NaN.
+Outputs that no later stage needs are deleted, and their stubs return NaN. If a block receives NaN all the same,
+MisfitError is raised, so that a wrong rehearsal cannot lead to wrong numbers.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -42,13 +42,13 @@ def do_nothing(name: str) -> None:
 
 
 def every_position(position: int) -> bool:
-    """Returns True: the outputs of all calls are needed."""
+    """Returns True: the outputs for every call are needed."""
     return True
 
 
 class Stub(nn.Module):
-    """A module in place of a block. `answer` receives the inputs and returns the block's output. Attributes of the
-    block can be read from the stub too, because models read them."""
+    """A module in place of a block. `answer` receives the inputs as [args, kwargs] and returns the output that the
+    model gets from the block. Attributes of the block can be read from the stub too, because models read them."""
 
     def __init__(self, block: nn.Module, answer: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -61,13 +61,14 @@ class Stub(nn.Module):
             return getattr(self.__dict__["_block"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the output for the block. Raises Stopped to end the model's forward early."""
+        """Returns what `answer` gives. Raises Stopped, which ends the model's forward, if `answer` does: in a sweep,
+        for a block that comes after the one in memory."""
         return self._answer([args, kwargs])
 
 
 class BlockOutputs:
-    """The outputs that each block had for each call in a sweep, which visits all blocks in their order. A block that
-    runs several times in a row has an output for each run."""
+    """The outputs that each block had for each call in a sweep (a visit to every block, in the order in which the model
+    runs them). A block that runs several times in a row has an output for each run."""
 
     def __init__(self) -> None:
         self.outputs: dict[str, dict[int, list[Any]]] = {}  # by block, then by position of the call
@@ -78,9 +79,9 @@ class Blocks:
     """The blocks `names` of `model`, which are calibrated or run one after the other, with the weights of one in
     memory.
 
-    `parking` loads and frees the weights, `spill` stores the outputs. `layers`: the names of the layers that become
-    integers. Layers outside the blocks receive their inputs in the stage END, after all blocks. `order`: the order in
-    which the blocks run, known after `rehearse`.
+    `parking` loads and frees the weights, `spill` stores the outputs of blocks on disk. `layers`: the names of the
+    layers that become integers. Layers outside the blocks are calibrated in the stage END, after all blocks. `order`:
+    the order in which the blocks run, known after `rehearse`.
     """
 
     def __init__(
@@ -108,9 +109,9 @@ class Blocks:
         self._expected: list[Tensor] = []  # the whole model's output for the first call
 
     def rehearse(self, calls: Iterable[Call]) -> None:
-        """Finds the order of the blocks and the outputs that each stage needs, by running one call of each kind. Two
-        calls are of different kinds if an argument that is neither a tensor nor a number differs, such as a list of
-        layers to skip."""
+        """Finds the order of the blocks, and the blocks whose outputs each stage needs, by running one of `calls` of
+        each kind. Two calls are of different kinds if an argument that is neither a tensor nor a number differs, such
+        as a list of layers to skip."""
         kinds: list[Any] = []
         ran: list[str] = []
         needs: dict[str, set[str]] = {}
@@ -127,8 +128,8 @@ class Blocks:
 
     def _shapes(self, call: Call, *, keep: bool) -> dict[str, list[Any]]:
         """Runs `call`, and returns a dict from block to outputs, one for each run of the block, in the order in which
-        the blocks run. Only shapes and dtypes can still be used: the file with the values is deleted. `keep`: whether
-        to remember the model's output, for `check_end`.
+        the blocks run. Of the outputs only shapes and dtypes can still be used: the file with their values is deleted.
+        `keep`: whether to remember the model's output, for `check_end`.
 
         Raises MisfitError if the model's output cannot be computed from the outputs of its blocks alone.
         """
@@ -160,8 +161,8 @@ class Blocks:
 
     @contextmanager
     def _only_inside(self, running: list[str]) -> Iterator[None]:
-        """Raises MisfitError, inside the `with` statement, when a layer of a block is called while another block or no
-        block is running. The running block is the last of `running`."""
+        """Raises MisfitError, inside the `with` statement, when a layer inside a block is called while another block or
+        none is running. The running block is the last name in `running`."""
 
         def hook_for(block: str) -> Callable[..., None]:
             def check(*_: Any) -> None:
@@ -176,8 +177,8 @@ class Blocks:
             yield
 
     def _check_passed_on(self, call: Call, outputs: dict[str, list[Any]], expected: list[Tensor]) -> None:
-        """Raises MisfitError unless the model computes the output `expected` again when stubs return the `outputs` of
-        its blocks."""
+        """Raises MisfitError unless `call` gives the model's output `expected` again, up to rounding, when stubs return
+        the stored `outputs` of its blocks."""
         runs: dict[str, int] = {}
 
         def answer(name: str, inputs: Any) -> Any:
@@ -193,16 +194,16 @@ class Blocks:
             raise _hidden_state_error()
 
     def check_end(self) -> None:
-        """Raises MisfitError if the model, whose blocks are stubs in the stage END, computes another output for the
-        first call than the whole model did in `rehearse`."""
+        """Raises MisfitError if the model computes another output for the first call than the whole model did in
+        `rehearse`. For use in the stage END, in which all blocks are stubs."""
         with evaluating(self._model):
             for call in first(self.calls, 1):
                 if not same(self._expected, tensors_in(run(self._model, call, 0))):
                     raise _hidden_state_error()
 
     def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
-        """Adds to `needs`, a dict from stage to names of blocks, the blocks whose outputs the stage depends on in this
-        call. `shapes` has the outputs of each block, for their shapes and dtypes."""
+        """Adds to each stage in `needs`, a dict from stage to names of blocks, the blocks whose outputs the stage needs
+        for `call`. `shapes` is what `_shapes` returned for `call`."""
         needed = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
         for poisoned, outputs in shapes.items():
             if not all(map(floating, outputs)):
@@ -229,7 +230,8 @@ class Blocks:
                     needed[END].add(poisoned)
 
     def calls(self) -> Iterator[Call]:
-        """Yields the calls of the sweep. Only the call that was yielded last may run on the model."""
+        """Yields the calls of the current sweep. Between two of them the model may run only the call that was yielded
+        last."""
         position = -1
         for position, call in enumerate(self._source()):
             self._position = position
@@ -246,8 +248,9 @@ class Blocks:
         If it returns a function, that function is called afterwards to change the block, such as to install integer
         layers.
 
-        Later blocks receive the outputs from before the change. They are kept for the calls that the visit ran, and for
-        the calls whose position is `wanted`, which are run after the visit; later visits may not run other calls.
+        Later blocks receive the outputs that the block had before the change. Outputs are kept for the calls that the
+        visit ran, and for the calls whose position is `wanted`, which run after the visit. Later visits may run only
+        these calls.
         """
         self._source, self._count, self._track = calls, None, BlockOutputs()
         with self._stubbed(self._answer), self._counting():
@@ -267,8 +270,8 @@ class Blocks:
 
     @contextmanager
     def ended(self, calls: Calls, track: BlockOutputs) -> Iterator[None]:
-        """Makes the model run only the operations outside its blocks, inside the `with` statement: stubs return the
-        block outputs `track` of a sweep over the same `calls`. Afterwards these outputs are deleted."""
+        """Makes the model run only the operations outside its blocks, inside the `with` statement: stubs return
+        `track`, the block outputs of a sweep over the same `calls`. Afterwards these outputs are deleted."""
         self._source, self._track, self._frontier = calls, track, END
         with self._stubbed(self._answer), self._counting():
             yield
@@ -281,7 +284,7 @@ class Blocks:
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
-        """Resets the number of runs of each block at the beginning of each forward, inside the `with` statement."""
+        """Sets the number of runs of each block to 0 at the beginning of each forward, inside the `with` statement."""
 
         def begin(*_: Any) -> None:
             self._runs = {}
@@ -294,8 +297,8 @@ class Blocks:
 
     @contextmanager
     def _real_one(self, name: str, file: SpillFile) -> Iterator[None]:
-        """Puts the block `name`, with its weights in memory, in place of its stub, inside the `with` statement. Writes
-        the block's outputs to `file` for each call that runs for the first time."""
+        """Puts the block `name`, with its weights in memory, in place of its stub, inside the `with` statement. When a
+        call runs for the first time, writes the block's outputs for it to `file`."""
         block = self._real[name]
         self._parking.fetch(name, block)
         hooks = {"": self._check}, {"": partial(self._keep, name, file)}
@@ -321,8 +324,9 @@ class Blocks:
                     run(self._model, call, self._position)
 
     def _answer(self, name: str, inputs: Any) -> Any:
-        """Returns the output of an earlier block than the one in memory: read from disk if the stage needs it,
-        otherwise NaN. Raises Stopped for a later block."""
+        """Returns the output of `name`, a block before the one in memory: read from disk if the stage needs it,
+        otherwise NaN in its shape. Raises Stopped if `name` comes after the block in memory, MisfitError if the block
+        runs more often than it did in its own stage."""
         if name not in self._track.outputs:
             raise Stopped
         outputs, run_index = self._track.outputs[name].get(self._position, []), self._runs.get(name, 0)
@@ -335,7 +339,7 @@ class Blocks:
         return replaced(outputs[run_index], SpilledTensor, lambda place: _blank(place, float("nan"), self._device))
 
     def _forget(self, ahead: list[str]) -> None:
-        """Deletes the files of block outputs that no later stage needs. `ahead` lists the later stages."""
+        """Deletes the files of block outputs that none of the stages `ahead` needs."""
         needed = {name for stage in ahead for name in self._needs[stage]}
         for name in self._track.outputs.keys() - needed - self._track.deleted:
             self._track.deleted.add(name)
@@ -355,7 +359,8 @@ def _hidden_state_error() -> MisfitError:
 
 
 def same(expected: list[Tensor], computed: list[Tensor]) -> bool:
-    """Returns whether two outputs of the model are equal up to rounding."""
+    """Returns whether two outputs of the model, each as a list of its tensors, have equal shapes and equal values up to
+    rounding (_TOLERANCE)."""
     if [x.shape for x in expected] != [x.shape for x in computed]:
         return False
     pairs = zip(expected, computed, strict=True)
@@ -377,7 +382,8 @@ def _kind_of(call: Call) -> Any:
 
 
 def _merged(ran: list[str], names: list[str]) -> list[str]:
-    """Returns the order `ran` with the other `names` inserted, each after the name that it follows in `names`."""
+    """Returns `ran`, an order of blocks, with the missing ones of `names` inserted, each behind the name that precedes
+    it in `names`."""
     order = list(ran)
     for index, name in enumerate(names):
         if name not in order:

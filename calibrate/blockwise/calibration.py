@@ -1,13 +1,13 @@
 """Calibrates a model that does not fit in memory block by block, with the same integers as `calibration.calibrate`.
 
-Smoothing, ranges and weight rounding need only one layer, or the layers that share an input, so they need only one
-block. Each block is calibrated as in `calibration.calibrate`, on calls of the whole model in which only that block has
-weights (blocks.py). There are two sweeps over the blocks: the first makes float blocks into integer blocks; the second
-runs the measured calls through the integer blocks.
+Smoothing, ranges and weight rounding look at one layer, or at layers that share an input, so one block is enough for
+them. Each block is calibrated as in `calibration.calibrate`, on calls of the whole model in which only this block has
+its weights in memory (blocks.py). There are two sweeps, which go through the blocks one after the other: the first
+makes float blocks into integer blocks; the second runs the measured calls through the integer blocks.
 
 Differences from `calibrate`: where layers of several blocks should share smoothing factors, each block has its own
-factors, and a warning says so; there is no learning curve; integer layers have replaced the model's layers afterwards,
-and their tensors are in files in `directory`.
+factors, and a warning says so; there is no learning curve; afterwards the model contains the integer layers, whose
+tensors are in files in `directory`.
 """
 
 import gc
@@ -50,8 +50,8 @@ _AT_WORK = 2  # memory to calibrate a block, in multiples of its bytes: float we
 
 
 class _BlockGroup(NamedTuple):
-    """A smoothing group (layers that share smoothing factors), limited to the layers of one block. `folds` is empty,
-    because factors are folded for the whole group, after all blocks are calibrated."""
+    """A smoothing group (layers that share smoothing factors), limited to the layers of one block. `folds`, the layers
+    that factors are folded into, is empty: factors are folded for the whole group, after all blocks are calibrated."""
 
     layers: tuple[str, ...]
     folds: tuple[Fold, ...] = ()
@@ -60,11 +60,11 @@ class _BlockGroup(NamedTuple):
 class BlockwiseCalibration:
     """Calibrates `model`, whose weights are memory-mapped files, in at most `limit` bytes of resident memory.
 
-    `ranks` are the processes that share the calls of each block. A rank runs through a block only the calls that it
-    needs in the next block: its own share, and the calls that the rounding method uses.
+    `ranks` are the processes that share the calls of each block. A rank computes a block's outputs only for the calls
+    that it needs in the next block: its own share, the calls that the rounding method uses, and the measured calls.
 
-    `directory` holds files of block outputs and weights, and has to exist until the result is exported. `cast` returns
-    a weight in the dtype of the deployment.
+    The files of block outputs and weights are in `directory`, which has to exist until the result is exported. `cast`
+    returns a weight in the dtype of the deployment.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class BlockwiseCalibration:
         """Calibrates all blocks and the layers outside them, and measures the integer model.
 
         Raises DeviceError if the memory limit is too small, MisfitError if there are no calls, a call does not fit the
-        model, or the blocks pass on more than their outputs, NumbersError for numbers that are not finite, and if no
-        layer can become integers.
+        model, or blocks change their inputs or keep state, NumbersError for weights, inputs or outputs with NaN or Inf,
+        and if no layer can become integers.
         """
         with self._work.watch.stage("prepare"):
             self._parking.settle(self._model, self._names)
@@ -140,15 +140,17 @@ class BlockwiseCalibration:
         return Result(self._plan, layers, report | additions, self._timesteps, axes=self._axes, parameters=parameters)
 
     def _folded(self) -> FoldResult:
-        """Returns the integer layers with smoothing factors folded into the layers that produce the inputs. The output
-        was measured before: folding changes it only by rounding the scales of the layers that take the factors."""
+        """Returns the integer layers, with smoothing factors folded into the layers that produce their inputs if
+        `settings.fold`. The output SQNR was measured before; folding changes the output only because the scales of the
+        layers that take the factors are rounded again."""
         layers = {name: self._layers[name] for name in self._plan.quantized}
         if not self._settings.fold or self._settings.groups is None:
             return FoldResult(layers, {})
         return fold(self._model, layers, self._settings.groups(self._model))
 
     def _smoothing_warnings(self) -> Iterator[str]:
-        """Yields a warning if layers that should share smoothing factors are in different blocks."""
+        """Yields one warning if smoothing is on and the layers of a smoothing group are in different blocks, otherwise
+        nothing."""
         count = sum(len({self._block_of(layer) for layer in group.layers}) > 1 for group in self._groups)
         if count and self._settings.smoothing:
             fact = f"{count} groups of layers span several blocks. With --memory each block has its own factors"
@@ -162,11 +164,11 @@ class BlockwiseCalibration:
         self._check_peak("the first call")
 
     def _block_of(self, layer: str) -> str | None:
-        """Returns the block that contains `layer`; None for a layer outside the blocks."""
+        """Returns the name of the block that contains the layer named `layer`; None for a layer outside the blocks."""
         return next((name for name in self._names if layer.startswith(name + ".")), None)
 
     def _positions(self) -> list[int]:
-        """Returns the positions of the calls that the SQNR is measured on."""
+        """Returns the positions, among all calls, of the measured calls: those that the SQNR is measured on."""
         return measured_calls(self._current, self._settings.measured(self._current.count))
 
     def _measured(self) -> Iterator[Call]:
@@ -174,12 +176,12 @@ class BlockwiseCalibration:
         return calls_at(self._calls, self._work.ranks.share(self._positions()))
 
     def _wanted(self, position: int) -> bool:
-        """Returns whether this rank needs the outputs of a block for the call at this position: because the call is its
-        own, or for rounding or measuring. Before the first block is calibrated, all calls count as needed."""
+        """Returns whether this rank needs the outputs of a block for the call at `position`: because the call belongs
+        to this rank, or for rounding or measuring. Returns True for every call until the first block is calibrated."""
         return self._replayed is None or position in self._replayed or self._work.ranks.owns(position)
 
     def _calibrate_block(self, name: str) -> Callable[[], None]:
-        """Calibrates the block `name`; returns a function that installs its integer layers."""
+        """Calibrates the block `name`; returns a function that puts its integer layers into the model."""
         label = f"{name}, {self._blocks.order.index(name) + 1} of {len(self._blocks.order)}"
         layers = self._calibrate_layers({e.name for e in self._plan.entries if e.name.startswith(name + ".")}, label)
         gc.collect()  # a survey refers to itself, and the collector counts objects, not their bytes
@@ -191,8 +193,8 @@ class BlockwiseCalibration:
         return change
 
     def _calibrate_outside(self, track: BlockOutputs) -> list[list[Tensor]]:
-        """Calibrates the layers outside the blocks, with the block outputs `track` of the sweep. Returns the float
-        model's outputs for the measured calls of this rank."""
+        """Calibrates the layers outside the blocks; stubs return `track`, the outputs that the blocks had in the sweep.
+        Returns the float model's outputs for the measured calls of this rank."""
         outside = {entry.name for entry in self._plan.entries if not self._block_of(entry.name)}
         with self._blocks.ended(self._calls, track):
             layers = self._calibrate_layers(outside, "outside the blocks")
@@ -204,8 +206,9 @@ class BlockwiseCalibration:
         return exact
 
     def _calibrate_layers(self, names: set[str], label: str) -> dict[str, QuantizedLayer]:
-        """Calibrates the layers `names` and returns a dict from name to integer layer. Updates the plan and what the
-        report shows of these layers. `label` is shown in front of the progress."""
+        """Calibrates the layers `names` and returns a dict from name to integer layer. Updates `self._plan`, and what
+        the report shows of these layers: choices, ranges, signal and noise. `label` is shown in front of the
+        progress."""
         plan = Plan(tuple(entry for entry in self._plan.entries if entry.name in names))
         if not plan.quantized:
             return {}
@@ -235,20 +238,21 @@ class BlockwiseCalibration:
         return replace(self._settings, groups=lambda _: [part for part in parts if part.layers])
 
     def _sums_memory(self) -> float:
-        """Returns how many bytes the sums that the rounding method collects may take, if enough memory is left to round
-        the widest layer with them afterwards."""
+        """Returns how many bytes the sums over calls that the rounding method needs may take: what the limit leaves,
+        minus what rounding the widest layer takes afterwards."""
         return self._limit - resident_memory() - SUMS_AT_WORK * self._sums
 
     def _check_shared(self) -> None:
-        """Raises UsageError for a layer that several blocks share: its integers depend on its calls in all of them."""
+        """Raises UsageError for a layer that several blocks share: its integers depend on its inputs in all of these
+        blocks."""
         for layer, names in names_of(self._model).items():
             if layer in self._plan.quantized and len({self._block_of(name) for name in names}) > 1:
                 fact = f"several blocks share layer {layer}, which is also {names[-1]}"
                 raise UsageError(f"--memory: {fact}. Calibrate without --memory.")
 
     def _check_limit(self) -> None:
-        """Raises DeviceError, before the first call, if the limit is too small for the layers outside the blocks and
-        one block being calibrated."""
+        """Raises DeviceError, before the first call, if the limit is too small for what this process already uses, the
+        layers outside the blocks, and calibrating the largest block."""
         whole = self._parking.bytes_of(self._model)
         blocks = [self._parking.bytes_of(self._model.get_submodule(name)) for name in self._names]
         outside = whole - sum(blocks)

@@ -1,4 +1,5 @@
-"""Loads the weights of a module while it computes. At other times they are views of memory-mapped files ("parked")."""
+"""Loads the weights of a module into memory while the module computes. At other times the weights are views of
+memory-mapped files ("parked")."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ Cast = Callable[[Tensor], Tensor]
 
 
 def unchanged(tensor: Tensor) -> Tensor:
-    """Returns the tensor unchanged: the cast for a deployment in the model's own dtype."""
+    """Returns `tensor` itself: the default `cast`, for a deployment in the dtype that the weights already have."""
     return tensor
 
 
@@ -49,7 +50,8 @@ class Parking:
         self._written: set[str] = set()  # modules whose tensors are in files of `directory`
 
     def bytes_of(self, module: nn.Module) -> int:
-        """Returns the bytes that a module takes in memory once fetched."""
+        """Returns the bytes of memory that the parameters and buffers of `module` will take after `fetch` has loaded
+        and cast them."""
         return self._bytes(_slots(module))
 
     def _bytes(self, slots: Iterable[_Slot]) -> int:
@@ -57,8 +59,8 @@ class Parking:
         return sum(self._cast(x.new_empty(0)).itemsize * x.numel() for x in tensors.values())
 
     def with_bytes(self, model: nn.Module, plan: Plan) -> Plan:
-        """Returns the plan with `bytes` of each layer set to the bytes that its parameters and buffers take in memory
-        once loaded."""
+        """Returns `plan` with `bytes` of each entry set to the bytes of memory that the layer's parameters and buffers
+        will take after they are loaded and cast."""
         entries = (replace(e, bytes=self._bytes(_own(model.get_submodule(e.name)))) for e in plan.entries)
         return Plan(tuple(entries))
 
@@ -81,13 +83,15 @@ class Parking:
                 slot.put(values)
 
     def park(self, name: str) -> None:
-        """Frees the tensors that `fetch` loaded. The module has its memory-mapped tensors again."""
+        """Frees the tensors that `fetch` loaded for the module `name`, which then has its memory-mapped tensors
+        again."""
         for slot in self._parked.pop(name):
             slot.table[slot.leaf] = slot.tensor
             page_out(slot.tensor)
 
     def keep(self, name: str, module: nn.Module) -> None:
-        """Parks a fetched module that has changed: writes its new tensors to a file, and maps them from there."""
+        """Parks `module`, which was changed after `fetch` loaded it: writes its new tensors to a file, and maps them
+        from that file into memory."""
         before = self._parked.pop(name)
         addresses = {slot.tensor.data_ptr() for slot in before}
         changed = [slot for slot in _slots(module) if slot.tensor.data_ptr() not in addresses and slot.tensor.numel()]
@@ -118,8 +122,9 @@ def _own(part: nn.Module) -> Iterator[_Slot]:
 
 
 def _mapped(path: Path, templates: list[Tensor]) -> Iterator[Tensor]:
-    """Yields the tensors of a file, memory-mapped, in the order in which they were written. `templates` have their
-    dtypes and shapes; each tensor begins at a multiple of _ALIGNED bytes."""
+    """Yields the tensors in the file `path`, memory-mapped, in the order in which they were written. `templates` are
+    tensors with the same dtypes and shapes, in the same order. In the file each tensor begins at a multiple of _ALIGNED
+    bytes."""
     if not templates:
         return
     whole: Any = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)

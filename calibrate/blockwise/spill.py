@@ -1,6 +1,7 @@
 """Stores the outputs of blocks on disk, one file for each block.
 
-The system keeps the files in its page cache as far as memory allows. They do not count as resident memory of a process.
+The operating system keeps these files in its page cache as far as memory allows; the page cache does not count as
+resident memory of a process.
 """
 
 from collections.abc import Iterator
@@ -20,22 +21,24 @@ from ..replay.calls import replaced
 
 
 class SpilledTensor(NamedTuple):
-    """A tensor that was written to a file: `stored` has its dtype, shape and place in the file. In the file it is
-    contiguous; in memory it had the strides `stride`."""
+    """A tensor that was written to a file: `stored` has its dtype, shape and place in the file. In the file the tensor
+    is contiguous; in memory it had the strides `stride`."""
 
     path: Path
     stored: Stored
     stride: tuple[int, ...]
 
     def read(self) -> Tensor:
-        """Reads the tensor with its original values and strides: kernels may round differently for other strides."""
+        """Reads the tensor from the file, with the values and strides that it had when it was written: kernels may
+        round differently for other strides."""
         tensor = read_tensor(self.path, self.stored)
         if tensor.stride() == self.stride:
             return tensor
         return torch.empty_strided(self.stored.shape, self.stride, dtype=torch_dtype(self.stored)).copy_(tensor)
 
     def filled(self, value: float) -> Tensor:
-        """Returns a floating-point tensor of this shape and these strides, filled with `value`."""
+        """Returns a tensor filled with `value`, with the dtype, which has to be floating-point, the shape and the
+        strides of the tensor that was written."""
         return torch.empty_strided(self.stored.shape, self.stride, dtype=torch_dtype(self.stored)).fill_(value)
 
 
@@ -46,8 +49,8 @@ class SpillFile:
         self.path, self._sink, self._offset = path, sink, 0
 
     def put(self, value: Any) -> Any:
-        """Writes the tensors inside `value`; returns `value` with a SpilledTensor in place of each tensor. Raises
-        StorageError when the disk is full."""
+        """Appends the tensors inside `value`, a tensor or a container, to the file. Returns `value` with a
+        SpilledTensor in place of each tensor. Raises StorageError if the file cannot be written, as on a full disk."""
         return replaced(value, Tensor, self._put)
 
     def _put(self, tensor: Tensor) -> SpilledTensor:
@@ -63,13 +66,13 @@ class SpillFile:
 
 
 class Spill:
-    """Creates numbered spill files in `directory`, which the caller removes."""
+    """Creates numbered files for block outputs in `directory`. The caller removes the directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self._count = directory, 0
 
     def path(self) -> Path:
-        """Returns a path that no other file of this Spill has."""
+        """Returns the path of the next file, which is not that of any earlier file of this Spill."""
         self._count += 1
         return self.directory / f"spill-{self._count}"
 
@@ -82,7 +85,7 @@ class Spill:
 
 
 def floating(value: Any) -> bool:
-    """Returns whether all tensors in `value`, which `SpillFile.put` returned, are floating-point."""
+    """Returns whether all tensors that `value`, a result of `SpillFile.put`, stands for are floating-point."""
     kinds: list[bool] = []
     replaced(value, SpilledTensor, lambda place: kinds.append(torch_dtype(place.stored).is_floating_point))
     return all(kinds)

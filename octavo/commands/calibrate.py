@@ -35,7 +35,8 @@ from .rerun import AnnouncedProgress, Rerun
 
 
 def run(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
-    """Runs the command. If several processes run it, each is one of `ranks` and does a part of the work."""
+    """Runs `octavo calibrate` with `options`. If several processes run it, each is one of `ranks` and does a part of
+    the work."""
     if options.pipeline is not None:
         from .calibrate_classifier import run_classifier
 
@@ -55,7 +56,8 @@ def run(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
 
 
 def _calibrate(capture: Capture, component: str, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Result:
-    """Calibrates the denoiser `component` of a capture. Only the first of `ranks` writes OUT."""
+    """Calibrates the denoiser `component` of a capture. Only the first of `ranks` writes OUT, the directory of the
+    checkpoint."""
     captured = _opened(capture, component, options, terminal, ranks)
     settings = settings_of(options, captured.family, captured.count)
     if options.memory is not None:
@@ -66,8 +68,9 @@ def _calibrate(capture: Capture, component: str, options: CalibrateOptions, term
 
 
 def _check(options: CalibrateOptions, ranks: Ranks) -> None:
-    """Raises UsageError for options that contradict each other, and StorageError if OUT cannot be written, before any
-    file is read."""
+    """Checks the options before any file is read. Raises UsageError for options of `octavo calibrate-cnn`, for formats
+    of image classifiers and for a --max-shard-size that is no size, and on the first of `ranks` StorageError if OUT
+    cannot be written."""
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} only works with octavo calibrate-cnn. Remove it.")
@@ -80,8 +83,8 @@ def _check(options: CalibrateOptions, ranks: Ranks) -> None:
 
 
 def _opened(capture: Capture, component: str, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Captured:
-    """Returns the denoiser to quantize, as its capture describes it, with the calls to replay. Warns if the capture,
-    converted from a .pth file, does not say which model its calls are from."""
+    """Returns the denoiser `component`, as the capture describes it, with the calls to replay. Prints a warning if the
+    capture does not say which model its calls are from, because it was converted from a .pth file."""
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
     stored = component
     if not capture.manifest.get("components"):
@@ -97,7 +100,8 @@ def _opened(capture: Capture, component: str, options: CalibrateOptions, termina
 def _calibrate_whole(
     options: CalibrateOptions, captured: Captured, settings: Settings, terminal: Terminal, ranks: Ranks
 ) -> Result:
-    """Calibrates a model that is loaded as a whole (without --memory). Only the first of `ranks` writes OUT."""
+    """Calibrates a model whose weights are all loaded at once (without --memory). Only the first of `ranks` writes
+    OUT."""
     model, rerun, origin = _model(captured, options, ranks)
     check_space(options.out, least_size(model, planned(model, settings).quantized, len(formats_of(options))))
     progress = terminal.progress if rerun is None else AnnouncedProgress(terminal, rerun)
@@ -111,11 +115,11 @@ def _calibrate_whole(
 def _model(
     captured: Captured, options: CalibrateOptions, ranks: Ranks
 ) -> tuple[nn.Module, Rerun | None, Origin | None]:
-    """Loads the captured denoiser and casts it to the dtype of the deployment.
+    """Loads the captured denoiser and casts it to the dtype of the deployment (--dtype).
 
     Also returns, with --budget, a function that runs a few prompts of the capture again, otherwise None; and, on the
     first of `ranks`, the denoiser's fingerprint in the captured dtype, on the others None. Raises MisfitError if the
-    model is not the one that was captured.
+    model is not the one that was captured, UsageError if a format cannot hold a model of its class.
     """
     capture, component = captured.capture, captured.component
     manifest = capture.manifest

@@ -31,7 +31,8 @@ from .captured_model import Captured, check_fingerprint, origin_of, source_of
 def calibrate_blockwise(
     options: CalibrateOptions, captured: Captured, settings: Settings, terminal: Terminal, ranks: Ranks
 ) -> Result:
-    """Calibrates a denoiser within the memory limit --memory, block by block. Only the first of `ranks` writes OUT.
+    """Calibrates a denoiser block by block, in no more memory than --memory. Only the first of `ranks` writes OUT, the
+    directory of the checkpoint.
 
     During the calibration each of `ranks` keeps temporary files in a directory beside OUT: the outputs of the blocks,
     and the integer layers.
@@ -65,8 +66,8 @@ def _mapped(
 ) -> tuple[nn.Module, Callable[[Tensor], Tensor], Origin | None]:
     """Maps the captured denoiser: its weights stay in their files until they are used.
 
-    Also returns the function that casts a weight to its captured dtype, and the denoiser's fingerprint in that dtype.
-    Raises MisfitError if the model is not the one that was captured.
+    Also returns a function that casts a weight from its dtype on disk to the captured dtype, and the denoiser's
+    fingerprint in the captured dtype. Raises MisfitError if the model is not the one that was captured.
     """
     capture, component, family = captured.capture, captured.component, captured.family
     source = source_of(capture, options)
@@ -82,8 +83,8 @@ def _mapped(
 
 
 def _casts(model: nn.Module, captured: torch.dtype | None) -> Callable[[Tensor], Tensor]:
-    """Returns a function that casts a stored tensor to the dtype `captured`. It changes only tensors that have the
-    dtype of the model's first float parameter."""
+    """Returns a function that casts a tensor of `model` to the dtype `captured`, if that is not None. The function
+    changes only tensors that have the dtype of the model's first float parameter."""
     stored = next((x.dtype for x in model.parameters() if x.is_floating_point()), None)
     return lambda tensor: tensor.to(captured or stored) if tensor.dtype == stored else tensor
 

@@ -32,7 +32,8 @@ _BATCHES = 8  # smallest number of batches, if there are as many pictures: the m
 
 
 def run_classifier(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> None:
-    """Runs the command. Checks the options before the model is loaded."""
+    """Runs `octavo calibrate-cnn` with `options`, which are checked before the model is loaded. Raises UsageError if a
+    launcher started several processes."""
     began = time.monotonic()
     if ranks.world > 1:
         fact = f"{ranks.world} processes were started, and an image classifier is calibrated by one"
@@ -65,7 +66,8 @@ def run_classifier(options: CalibrateOptions, terminal: Terminal, ranks: Ranks) 
 
 
 def _check(options: CalibrateOptions) -> None:
-    """Raises UsageError for options that do not work with image classifiers or contradict each other."""
+    """Raises UsageError for options that do not work with image classifiers, and for options that contradict each
+    other."""
     defaults = {field.name: field.default for field in fields(options)}
     for name in NOT_FOR_CLASSIFIERS:
         if name not in _ACCEPTED and getattr(options, name) != defaults[name]:
@@ -84,7 +86,8 @@ def _check(options: CalibrateOptions) -> None:
 
 
 def shape_of(text: str) -> list[int]:
-    """Returns the four sizes in a text such as "1,3,224,224". Raises UsageError for any other text, and for a 0."""
+    """Returns the four sizes in a text such as "1,3,224,224". Raises UsageError for any other text, and if a size is
+    0."""
     parts = text.split(",")
     if len(parts) != 4 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"--input-shape: '{text}' is not batch,channels,height,width. Give a shape like 1,3,224,224.")
@@ -97,8 +100,8 @@ def _sampled(files: list[Path], samples: int | None) -> list[Path]:
 
 
 def _calls(files: list[Path], classifier: Classifier, batch: int, dtype: torch.dtype) -> Callable[[], Iterator[Sample]]:
-    """Returns a function that iterates over the calibration calls: batches of at most `batch` pictures, preprocessed
-    for the classifier and cast to `dtype`."""
+    """Returns a function that iterates over the calibration calls: batches of at most `batch` of the pictures in
+    `files`, preprocessed for the classifier and cast to `dtype`."""
 
     def calls() -> Iterator[Sample]:
         return (Sample((x.to(dtype),), {}) for x in batches(files, classifier.preprocessing, batch))

@@ -148,7 +148,8 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     """Returns the settings of a calibration: those of the recipe --accuracy, changed by the other options, and the
     layers that stay float by default in the model `family`. `samples` is the number of calls to replay.
 
-    Raises UsageError if a format cannot hold the result, and for options that contradict each other.
+    Raises UsageError if a format of --format cannot hold layers with such activations, and for options that contradict
+    each other.
     """
     from octavo.calibrate.formats.export import check_activations, folding
     from octavo.calibrate.settings import RECIPES, Settings
@@ -180,7 +181,8 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
 
 
 def _refuse_contradictions(options: CalibrateOptions) -> None:
-    """Raises UsageError if one option makes another useless, or if two have the same pattern of layers."""
+    """Raises UsageError if one option makes another useless, or if --keep-float and --quantize have the same pattern of
+    layers."""
     rounding = {
         f"--activations {options.activations}": options.activations, f"--observer {options.observer}": options.observer,
         "--symmetric": options.symmetric, "--smoothing": options.smoothing,
@@ -196,8 +198,8 @@ def _refuse_contradictions(options: CalibrateOptions) -> None:
 
 
 def formats_of(options: CalibrateOptions) -> tuple[str, ...]:
-    """Returns the names of the formats to write. Raises UsageError for an unknown format, or one whose libraries are
-    not installed."""
+    """Returns the names in --format: the formats to write. Raises UsageError for an unknown format, and for a format
+    whose libraries are not installed."""
     from octavo.calibrate.formats.export import check_formats
 
     names = tuple(name.strip() for name in options.formats.split(","))

@@ -18,8 +18,9 @@ from .calibrate_options import CalibrateOptions, formats_of
 
 
 def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
-    """Prints the schemes that were chosen under a budget, a table of the `most` layers to which the final latents are
-    most sensitive, and the measured and the estimated error of the final latents."""
+    """Prints, from `report`, how many layers got each scheme (W8A8 and so on) under a budget, a table of the `most`
+    layers to which the final latents are most sensitive, and the measured and the estimated error of the final
+    latents."""
     spent, schemes = report["budget"], list(report["budget"]["schemes"])
     rows = [row for row in report["layers"] if row.get("trajectory_error")]
     terminal.table(
@@ -54,10 +55,10 @@ _COLUMNS = ("range", "scale", "zero_point")  # keys of a layer in the report: co
 
 
 def write(result: Result, model: nn.Module, options: CalibrateOptions, origin: Origin | None = None) -> None:
-    """Writes the checkpoint in the formats of --format, with its report as a page.
+    """Writes the checkpoint in the formats of --format, with a page that shows its report.
 
-    `origin` is the fingerprint of the float model in the captured dtype, for the manifest; None: that of `model` as it
-    is.
+    `origin` is the fingerprint of the float model in the captured dtype, for the manifest; None: the manifest gets the
+    fingerprint of `model` in its present dtype.
     """
     export(
         result, model, options.out, formats_of(options), overwrite=options.overwrite,
@@ -67,7 +68,8 @@ def write(result: Result, model: nn.Module, options: CalibrateOptions, origin: O
 
 
 def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float, ranks: Ranks = ALONE) -> None:
-    """Prints the result: warnings, tables and a summary for people, or an event for programs."""
+    """Prints the result of a calibration: warnings, and tables and a summary for people or with --json an event for
+    programs. `seconds` is how long the calibration took."""
     for warning in result.warnings:
         terminal.warn(warning)
     report = result.report
@@ -112,7 +114,7 @@ def quality_of(totals: dict[str, Any]) -> str:
 
 
 def _extent(value: Any) -> str:
-    """Returns a number as a text, or the smallest and the largest of a list of numbers."""
+    """Returns as a text a number, or the smallest and the largest of a list of numbers."""
     if isinstance(value, list):
         low, high = min(value), max(value)
         return f"{low:.3g}" if low == high else f"{low:.3g} .. {high:.3g}"
@@ -120,5 +122,5 @@ def _extent(value: Any) -> str:
 
 
 def _first_names(names: list[str], most: int = 4) -> str:
-    """Returns the first names, and how many more there are."""
+    """Returns a text of the first `most` names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

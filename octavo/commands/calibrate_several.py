@@ -1,5 +1,5 @@
-"""Runs `octavo calibrate` for a pipeline with several denoisers. If one fails, the finished ones are kept for the next
-run, and OUT is not written."""
+"""Runs `octavo calibrate` for a pipeline with several denoisers. If the calibration of one fails, OUT is not written,
+and the checkpoints that are finished are kept for the next run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,10 +36,11 @@ def calibrate_all(
     ranks: Ranks,
 ) -> None:
     """Calibrates the denoisers `names` one after the other with the function `calibrate`, and writes the checkpoint of
-    each into a folder of OUT with the denoiser's name.
+    each into a subfolder of OUT, which has the denoiser's name. `calibrate` gets the name of a denoiser and the options
+    to calibrate it with.
 
-    Until all denoisers are finished, their checkpoints are in a directory beside OUT. So OUT is written as a whole or
-    stays as it was, and a later run with the same options reuses the finished checkpoints.
+    Until all denoisers are calibrated, their checkpoints are in a directory beside OUT. So OUT is written as a whole or
+    stays as it was, and a later run with the same options reuses the checkpoints that are finished.
     """
     target = check_target(options.out, overwrite=options.overwrite) if ranks.rank == 0 else options.out
     parts = _unfinished_directory(target, capture, options)
@@ -58,8 +59,8 @@ def calibrate_all(
 
 
 def _unfinished_directory(target: Path, capture: Capture, options: CalibrateOptions) -> Path:
-    """Returns the path, beside `target`, of the directory for denoisers that are finished before all are. The path
-    depends on the version of Octavo, the capture, and the options that change the result."""
+    """Returns the path of a directory beside `target`, for finished checkpoints until those of all denoisers are
+    finished. The path depends on the version of Octavo, the capture, and the options that change the result."""
     relevant = {name: value for name, value in asdict(options).items() if name not in _IRRELEVANT}
     identity = (__version__, capture.manifest, [unit.digest for unit in capture.units], relevant)
     return target.with_name(f"{target.name[:_NAME]}.unfinished-{digest_of(repr(identity).encode())[:8]}")
@@ -67,9 +68,10 @@ def _unfinished_directory(target: Path, capture: Capture, options: CalibrateOpti
 
 @contextmanager
 def _locked_directory(parts: Path, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Iterator[None]:
-    """Makes the directory `parts` and locks it during the `with` block; only the first of `ranks` does so.
+    """Context manager: makes the directory `parts` and locks it while the body of `with` runs; only the first of
+    `ranks` does so.
 
-    If the block fails, the directory is kept if it holds a finished checkpoint, and removed otherwise.
+    If the body raises an exception, the directory is kept if it holds a finished checkpoint, and removed otherwise.
     """
     if ranks.rank:
         yield

@@ -27,7 +27,8 @@ from .capture_options import CaptureOptions
 
 
 def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
-    """Runs the command. With --keep-going, raises OctavoError (exit code 1) at the end if any prompt failed."""
+    """Runs `octavo capture` with `options`. With --keep-going, raises OctavoError (exit code 1) at the end if any
+    prompt failed."""
     began = time.monotonic()
     device, settings = resolve_device(ranks.connect(options.device)), options.settings
     source = options.prompts or ("demo" if options.model == "demo" else "images")
@@ -68,8 +69,9 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
 
 
 def _warn(job: Job, options: CaptureOptions, terminal: Terminal) -> None:
-    """Prints warnings of calls that were left out or may have overflowed, and of denoisers without stored calls, which
-    this capture cannot be used to calibrate."""
+    """Prints warnings: of calls that were left out because of NaN or Inf or may have overflowed in float16, of
+    denoisers without stored calls, which this capture cannot be used to calibrate, of prompts with fewer steps than
+    --keep asks for, and of attention processors that the pipeline swapped."""
     tally = job.tally
     if tally.skipped:
         terminal.warn(f"Left out {count_of(tally.skipped, 'call')} with NaN or Inf (--nonfinite skip).")

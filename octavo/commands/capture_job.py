@@ -52,7 +52,8 @@ class Tally:
     running: float = 0.0  # seconds for whole prompts, recording included
 
     def plus(self, other: "Tally") -> "Tally":
-        """Returns the sum of this tally and `other`, for the prompts of both."""
+        """Returns the tally of the prompts of this tally and those of `other` together: sums of numbers, unions of
+        sets."""
         pairs = {item.name: (getattr(self, item.name), getattr(other, item.name)) for item in fields(self)}
         joined: dict[str, Any] = {n: a | b if isinstance(a, (set, dict)) else a + b for n, (a, b) in pairs.items()}
         return Tally(**joined)
@@ -61,8 +62,8 @@ class Tally:
 class Job:
     """Captures the calls of a pipeline's denoisers, prompt by prompt.
 
-    `modules` is a dict from name to denoiser; `arguments` are those of the pipeline's call. `tally` counts the prompts
-    so far.
+    `modules` is a dict from name to denoiser; `arguments` are those of the pipeline's call. `tally` sums up the prompts
+    captured so far.
     """
 
     def __init__(
@@ -82,7 +83,9 @@ class Job:
         self.tally = Tally()
 
     def capture(self, writer: CaptureWriter, texts: list[str]) -> None:
-        """Captures this rank's share of the prompts that are not stored yet. Afterwards `tally` covers all ranks."""
+        """Captures, into the capture of `writer`, this rank's share of those prompts in `texts` that are not stored
+        yet. Afterwards `tally` covers the prompts of all ranks. Raises OctavoError if the capture then holds no
+        prompt."""
         try:
             self._share(writer, [self._info(text) for text in texts])
             tallies = self.ranks.gather(self.tally)
@@ -98,8 +101,9 @@ class Job:
             writer.complete()
 
     def _share(self, writer: CaptureWriter, infos: list[dict[str, Any]]) -> None:
-        """Captures this rank's prompts among `infos`, which describe all prompts. After the first one, prints an
-        estimate and checks the free space."""
+        """Captures this rank's share of the prompts that `infos`, which describes all prompts, has and `writer` has not
+        stored yet. After its first prompt, prints an estimate for the others and checks that the disk has space for
+        them."""
         todo = _unstored(writer, infos, self.options)
         rest = len(todo) - self.ranks.world  # prompts that remain when each rank has captured one
         with self.terminal.bars("prompts", len(infos), self.steps) as show:
@@ -113,16 +117,18 @@ class Job:
                     check_space(self.options.capture, self.tally.stored_bytes * rest, _RESUME)
 
     def _info(self, text: str) -> dict[str, Any]:
-        """Returns the description of a prompt's unit: the settings of the run, the prompt and its seed."""
+        """Returns the description of a prompt for its unit (the stored calls of one prompt): the settings of the run,
+        the prompt and its seed."""
         settings = self.settings.as_dict() | {"steps": self.steps, "keep": self.options.keep}
         return settings | {"prompt": text, "seed": prompt_seed(text, self.settings.seed)}
 
     def _prompt(
         self, writer: CaptureWriter, index: int, info: dict[str, Any], number: int, show: Callable[[int], None]
     ) -> None:
-        """Captures one prompt. If it fails, raises the error, or with --keep-going prints it as a warning.
+        """Captures one prompt. If that fails, raises the error, or with --keep-going prints the error as a warning,
+        except MisfitError, StorageError and DeviceError, which are always raised.
 
-        `index` is that of the unit to write, `number` that of the prompt, from 1.
+        `index` is the number of the unit to write, from 0, `number` that of the prompt, from 1.
         """
         began, clock = time.perf_counter(), Clock()
         try:
@@ -148,8 +154,8 @@ class Job:
         self, writer: CaptureWriter, index: int, info: dict[str, Any], number: int, show: Callable[[int], None],
         clock: Clock,
     ) -> Tally | None:  # fmt: skip
-        """Runs a prompt and stores its unit (its calls, as one entry of the capture). Returns its tally. Returns None,
-        with nothing stored, if the run had another number of steps than expected, so that the wrong ones were kept."""
+        """Runs a prompt and stores its calls as one unit of the capture. Returns the prompt's tally. Returns None, with
+        nothing stored, if the run had another number of steps than expected, so that --keep chose the wrong steps."""
         tally = Tally()
         self.keep.begin()
         try:
@@ -183,8 +189,8 @@ class Job:
         return tally
 
     def _refusal(self, error: Exception, number: int, step: int, stored: int) -> OctavoError:
-        """Returns the error to show for an exception in prompt `number` at a denoising `step`. `stored`: how many
-        prompts are stored."""
+        """Returns the error to show for the exception `error`, raised in the denoising step `step` of prompt `number`.
+        `stored`: how many prompts are stored already."""
         if isinstance(error, Unstorable) and error.name is not None:
             return FileError(f"{error.fact}. Exclude it with --drop-input {error.name}.")
         if isinstance(error, OctavoError):
@@ -208,25 +214,27 @@ class Job:
 
 
 class _Miscounted(Exception):
-    """Raised inside the block that writes a unit, to discard it: the run had another number of denoising steps than
-    expected, so --keep stored the wrong ones."""
+    """Raised inside `with writer.unit(...)`, to discard the unit: the run had another number of denoising steps than
+    expected, so --keep chose the wrong steps."""
 
 
 class CheckedSink:
-    """Stores the recorded calls of one prompt, and first checks each for NaN and Inf. Raises NumbersError for such a
-    call with --nonfinite error; leaves it out with --nonfinite skip. Counts in `tally` the calls that were left out,
-    and those with float16 values at the limit of 65504."""
+    """Stores the recorded calls of one prompt in `unit`, and first checks each for NaN and Inf. For a call that has
+    any, raises NumbersError with --nonfinite error, and leaves the call out with --nonfinite skip. Counts in `tally`
+    the calls that were left out, and the calls with float16 values at the limit of 65504."""
 
     def __init__(self, unit: UnitWriter, number: int, options: CaptureOptions, tally: Tally) -> None:
         self.unit, self.number, self.options, self.tally = unit, number, options, tally
 
     def add(self, call: Any) -> None:
-        """Stores a recorded call, unless it is left out because of NaN or Inf."""
+        """Stores a recorded call, unless it has NaN or Inf: then leaves it out with --nonfinite skip, raises
+        NumbersError with --nonfinite error."""
         self.unit.add(call, lambda stats: self._accept(call, stats))
 
     def _accept(self, call: Any, stats: dict[str, Any]) -> bool:
-        """Returns whether to store a call; `stats` is a dict from the path of a tensor in the call's arguments to its
-        statistics."""
+        """Returns whether to store a call, and counts it in `tally`. `stats` is a dict from the path of a tensor in the
+        call's arguments to its statistics: how many values are NaN or Inf, and whether any is at the limit of float16.
+        Raises NumbersError for NaN or Inf with --nonfinite error."""
         bad = {path: s.nonfinite for path, s in stats.items() if s.nonfinite}
         if bad and self.options.nonfinite == "error":
             path, count = next(iter(bad.items()))
@@ -242,8 +250,8 @@ class CheckedSink:
 
 
 def _unstored(writer: CaptureWriter, infos: list[dict[str, Any]], options: CaptureOptions) -> list[tuple[int, int]]:
-    """Returns (index of the unit to write, index in `infos`) for each prompt of `infos` that is not stored yet. A unit
-    is the entry of one prompt in the capture.
+    """Returns (number of the unit to write, index in `infos`) for each prompt of `infos` that is not stored yet. A unit
+    is the stored calls of one prompt.
 
     Raises MisfitError if a stored prompt is no longer among `infos`, unless --keep-removed is set.
     """

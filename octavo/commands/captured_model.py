@@ -1,5 +1,5 @@
-"""Finds the model that a capture was recorded from, checks that its weights are the captured ones, and casts captured
-calls to the dtype of the deployment."""
+"""Finds the model that a capture was recorded from, checks by the fingerprint that it is the captured model, and casts
+captured calls to the dtype of the deployment."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,8 +32,8 @@ class Captured:
 
 
 def origin_of(captured: Captured, options: CalibrateOptions) -> dict[str, str]:
-    """Returns entries of the report: the float model, the denoiser that was quantized, and the dtype if --dtype chose
-    it."""
+    """Returns entries for report.json: `model`, the directory of the float model, or "demo"; `component`, the denoiser
+    that was quantized; `dtype`, only if --dtype is given."""
     source = source_of(captured.capture, options)
     origin = {"model": source if source == "demo" else str(Path(source).resolve()), "component": captured.component}
     return origin | ({"dtype": options.dtype} if options.dtype else {})
@@ -62,7 +62,7 @@ def _only_denoiser(capture: Capture, options: CalibrateOptions) -> str:
 
 def check_fingerprint(capture: Capture, component: str, now: dict[str, str], source: str, allow_revision: bool) -> None:
     """Raises MisfitError unless `now`, the fingerprint of a model (its class, and digests of tensor names and weights),
-    is that of the captured denoiser `component`.
+    equals the fingerprint of the captured denoiser `component`.
 
     `source` is the model's directory, for the message. With `allow_revision`, other weights are accepted. A capture
     that was converted from a .pth file has no fingerprint, and fits any model.
@@ -85,7 +85,8 @@ def check_fingerprint(capture: Capture, component: str, now: dict[str, str], sou
 def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
     """Returns a function that casts the arguments of a captured call to `dtype`, the dtype of the deployment.
 
-    The function casts only tensors that have the dtype of the captured model. If `dtype` is None, it changes nothing.
+    The function casts only tensors that have the dtype of the captured model. If `dtype` is None, the function changes
+    nothing.
     """
     before, after = DTYPES.get(capture.manifest.get("dtype", "")), DTYPES.get(dtype or "")
     if after is None or before == after:
@@ -106,9 +107,9 @@ def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
 def components_of(capture: Capture, options: CalibrateOptions) -> list[str]:
     """Returns the names of the denoisers to quantize: the one of --component, or all that were captured.
 
-    A capture that was converted from a .pth file does not name its denoiser; without --component it is the model's only
-    one. Raises UsageError if there is no denoiser of this name, or if --component is needed; MisfitError for a denoiser
-    without calls.
+    A capture that was converted from a .pth file does not name its denoiser; without --component, the model's only
+    denoiser is taken. Raises UsageError if --component names a denoiser that was not captured, or is needed because the
+    model has several; MisfitError for a denoiser without stored calls.
     """
     names, wanted = list(capture.manifest.get("components", {})), options.component
     if not names:

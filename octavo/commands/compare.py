@@ -33,8 +33,8 @@ _SIDES = ("float", "int8")
 
 
 def run(options: CompareOptions, terminal: Terminal) -> None:
-    """Runs the command. If the result misses a limit (--min-psnr, --min-sqnr), raises OctavoError (exit code 1) after
-    the page is written."""
+    """Runs `octavo compare` with `options`. If the result misses a limit (--min-psnr, --min-sqnr), raises OctavoError
+    (exit code 1) after the page is written."""
     began = time.monotonic()
     source = options.prompts or ("demo-heldout" if options.model == "demo" else "images")
     prompts = read_prompts(source)
@@ -64,7 +64,8 @@ def run(options: CompareOptions, terminal: Terminal) -> None:
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Raises StorageError if a page cannot be written to `path`. Leaves no file behind."""
+    """Raises StorageError if a page cannot be written to `path`, or if `path` exists without `overwrite`. Leaves no
+    file behind."""
     if path.is_dir():
         raise StorageError(f"{path}: is a directory. Give the name of a file with -o.")
     if not path.parent.is_dir():
@@ -93,7 +94,8 @@ def _comparison(
 
 
 def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:
-    """Compares every prompt. An error that is no OctavoError becomes one that names the prompt."""
+    """Compares the two pipelines on every prompt. An exception that is no OctavoError is turned into an OctavoError
+    that names the prompt."""
     number = 0
     try:
         comparison.probe_denoiser(texts[0])
@@ -111,8 +113,8 @@ def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:
 
 
 def content_of(comparison: Comparison, options: CompareOptions, source: str) -> dict[str, Any]:
-    """Returns everything that the page of a comparison shows, as JSON-able values; --json prints them too. `source`
-    names the set or the file that the prompts are from."""
+    """Returns everything that the page of a comparison shows but the pictures, as JSON-able values; --json prints these
+    values too. `source` is the prompt set or the file that the prompts are from."""
     deployed, totals = comparison.deployed, comparison.totals()
     same = {"PSNR": totals["psnr"] is None, "SQNR": totals["output_same"]}
     limits = {"PSNR": (totals["psnr"], options.min_psnr), "SQNR": (totals["output_sqnr"], options.min_sqnr)}
@@ -151,7 +153,7 @@ def _settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show(content: dict[str, Any], options: CompareOptions, terminal: Terminal, seconds: float) -> None:
-    """Prints the result of a comparison: a table and a summary for people, or events for programs."""
+    """Prints the result of a comparison: a table and a summary for people, or with --json events for programs."""
     totals = content["totals"]
     speed, bytes_, judged = totals["speed"], totals["size"], totals["judged"]
     rows = [["PSNR of the pictures", decibels(totals["psnr"])]]

@@ -1,6 +1,6 @@
 """Reads the options of a command from a TOML file.
 
-Options have the names of the command line; click's types check their values.
+Options have the same names as on the command line; click's types check their values.
 """
 
 import difflib
@@ -30,11 +30,12 @@ _KINDS: tuple[tuple[type[click.ParamType], tuple[type, ...], str], ...] = (
 
 
 def read_config(path: Path | str, parameters: Iterable[click.Parameter] | None = None) -> dict[str, Any]:
-    """Returns the values in a TOML file, as a dict from the names of `parameters` to values, which click takes as
-    `default_map`.
+    """Returns the values in the TOML file at `path`, as a dict from the names of `parameters` to values. Click takes
+    this dict as `default_map`.
 
     Names in the file may have hyphens or underscores. `parameters` are by default those of `octavo calibrate`. Raises
-    FileError if the file cannot be read, UsageError for an unknown option or a value that the option does not accept.
+    UsageError if there is no file, for a file that is not TOML, an option that is unknown or given twice, and a value
+    that the option does not accept; FileError if the file cannot be read.
     """
     path = Path(path)
     need(path, "file", "Give a TOML file of options")
@@ -58,8 +59,8 @@ def read_config(path: Path | str, parameters: Iterable[click.Parameter] | None =
 
 
 def options_by_name(parameters: Iterable[click.Parameter]) -> dict[str, click.Option]:
-    """Returns the options among `parameters` as a dict from the name in a TOML file, such as max_shard_size for
-    --max-shard-size."""
+    """Returns a dict from the name that an option has in a TOML file, such as max_shard_size for --max-shard-size, to
+    the option, for all options among `parameters`."""
     options = [parameter for parameter in parameters if isinstance(parameter, click.Option)]
     return {max(option.opts, key=len).lstrip("-").replace("-", "_"): option for option in options}
 
@@ -71,8 +72,8 @@ def _nearest(name: str, options: Mapping[str, click.Option]) -> str:
 
 
 def _converted(place: str, value: Any, option: click.Option) -> Any:
-    """Returns a TOML value converted by click. Raises UsageError if the option does not accept it; the message starts
-    with `place`, the path and the option."""
+    """Returns `value`, from a TOML file, converted to the type of `option`. Raises UsageError if the option does not
+    accept it; the message starts with `place`, the path of the file and the name of the option."""
     kinds, noun = next((kinds, noun) for kind, kinds, noun in _KINDS if isinstance(option.type, kind))
     values = value if option.multiple and isinstance(value, list) else [value]
     if not all(type(item) in kinds for item in values):

@@ -18,7 +18,7 @@ from ..terminal import Terminal
 
 
 def run(terminal: Terminal) -> None:
-    """Runs the command."""
+    """Runs `octavo doctor`: prints the measured rates and the chosen kernels on `terminal`."""
     sets = instruction_sets()
     facts: dict[str, Any] = {
         "processor": processor(),
@@ -79,5 +79,6 @@ def _milliseconds(seconds: Mapping[str, float], name: str) -> str:
 
 
 def _finite(seconds: Mapping[str, float]) -> dict[str, float | None]:
-    """Returns the seconds of all candidates, None for one that cannot run."""
+    """Returns the seconds of each candidate for a kernel, with None in place of infinite seconds: the candidate cannot
+    run here."""
     return {name: round(value, 7) if value < math.inf else None for name, value in seconds.items()}

@@ -22,7 +22,8 @@ _PATHS = {
 
 
 def need(path: str | Path, kind: str, remedy: str = "") -> None:
-    """Raises UsageError if `path` does not exist. `kind`, such as "directory", and `remedy` are for the message."""
+    """Raises UsageError if `path` does not exist. `kind` is what should be there, such as "directory", and `remedy` the
+    advice to the user; both are for the message."""
     try:
         exists = Path(path).exists()
     except OSError:  # the name is too long, or permission is missing: the command itself reports that
@@ -32,7 +33,7 @@ def need(path: str | Path, kind: str, remedy: str = "") -> None:
 
 
 def check(options: Any) -> None:
-    """Raises UsageError if a path among the options of a command does not exist."""
+    """Raises UsageError if the path in one of the `options` of a command does not exist."""
     for name, (kind, remedy) in _PATHS.items():
         value = getattr(options, name, None)
         if value and str(value) not in (*_BUNDLED, *(PROMPT_SETS if name == "prompts" else ())):
@@ -40,8 +41,8 @@ def check(options: Any) -> None:
 
 
 def check_calibration(options: Any) -> None:
-    """Raises UsageError if a path among the options of a calibration does not exist, a format is unknown, or a size
-    cannot be parsed."""
+    """Raises UsageError if the path in one of the `options` of a calibration does not exist, a format of --format is
+    unknown, or --max-shard-size or --memory is not a size."""
     if options.pipeline is None:
         check(options)
         need(options.capture, "capture", "Make a capture with octavo capture")

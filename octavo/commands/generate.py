@@ -22,7 +22,7 @@ from .save_output import Target, check_count, save, target_of
 
 
 def run(options: GenerateOptions, terminal: Terminal) -> None:
-    """Runs the command: loads the model, draws one picture or video, and writes it."""
+    """Runs `octavo generate` with `options`: loads the model, draws one picture or video, and writes it."""
     target, settings = target_of(options.out, options.overwrite), options.settings
     device, directory = resolve_device(options.device), model_directory(options.model)
     for warning in check_files(directory):
@@ -58,8 +58,8 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
 
 
 def _arguments(pipe: Any, settings: RunSettings, options: GenerateOptions, target: Target) -> dict[str, Any]:
-    """Returns the arguments of the pipeline's call. Raises UsageError if the file to write is for pictures, and the
-    pipeline makes only latents."""
+    """Returns the arguments of the pipeline's call. Raises UsageError if `target` is for pictures or a video, and the
+    pipeline has no VAE and so makes only latents."""
     out = options.out
     arguments = call_arguments(pipe, family_of(type(pipe).__name__), settings, [options.prompt])
     if "output_type" in parameters_of(pipe):
@@ -71,7 +71,7 @@ def _arguments(pipe: Any, settings: RunSettings, options: GenerateOptions, targe
 
 
 def _refusal(error: Exception) -> OctavoError:
-    """Returns the error to show for an exception inside a pipeline."""
+    """Returns the error to show for `error`, an exception that was raised while the pipeline ran."""
     if isinstance(error, OctavoError):
         return error
     if (where := out_of_memory(error)) is not None:

@@ -11,7 +11,10 @@ from .inspect_capture import inspect_capture
 
 
 def run(path: Path, terminal: Terminal) -> None:
-    """Runs the command. Exits with code 3 if a checkpoint or graph at `path` is not sound."""
+    """Runs `octavo inspect` on `path`. Exits with code 3 if a checkpoint or ONNX graph at `path` is not sound:
+    incomplete, or refused by a library that should load it. Raises UsageError if there is nothing at `path`, FileError
+    for damaged files, and if there is neither a capture nor a checkpoint nor a graph, MisfitError for a capture that is
+    not finished."""
     path = model_directory(str(path))
     if (path / "capture.json").exists() or (path / "units").exists():
         inspect_capture(path, terminal)
@@ -30,13 +33,13 @@ def run(path: Path, terminal: Terminal) -> None:
 
 
 def _checkpoints_in(path: Path) -> list[Path]:
-    """Returns the checkpoints in the folders of a directory, [] if the directory itself is a checkpoint."""
+    """Returns the paths of the checkpoints in the direct subfolders of `path`, [] if `path` itself is a checkpoint."""
     return [] if (path / "report.json").exists() else sorted(file.parent for file in path.glob("*/report.json"))
 
 
 def _inspect_directory(path: Path, terminal: Terminal) -> bool:
-    """Shows the checkpoints and ONNX graphs in a directory, which may be that of a pipeline. Returns whether all of
-    them are sound."""
+    """Shows the checkpoints and ONNX graphs in the directory `path`, which may be a pipeline with quantized denoisers.
+    Returns whether all of them are sound."""
     sound, graphs = True, sorted(path.glob("*.onnx"))
     if not graphs or any(path.glob("*.safetensors")):
         from octavo.calibrate.formats.inspect import quantized_parts

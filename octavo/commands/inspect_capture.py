@@ -15,7 +15,7 @@ BARS = " ▁▂▃▄▅▆▇█"  # characters of a histogram, from empty to f
 def inspect_capture(path: Path, terminal: Terminal) -> None:
     """Prints the contents of a capture, then reads and checks every byte.
 
-    Raises FileError for the first damage, MisfitError for a capture that is not finished.
+    Raises FileError for the first damaged file, MisfitError for a capture that is not finished.
     """
     capture = Capture.open(path, allow_incomplete=True)
     contents = describe_capture(capture)
@@ -69,8 +69,8 @@ def describe_capture(capture: Capture) -> dict[str, Any]:
 
 
 def _component(capture: Capture, name: str, headers: list[Any], arguments: dict[str, Counter[str]]) -> dict[str, Any]:
-    """Returns what a capture holds of the denoiser `name`. `headers` are the headers of its calls; `arguments` counts,
-    for each argument, the kinds of values."""
+    """Returns what a capture holds of the denoiser `name`, as JSON-able values. `headers` are the headers of the
+    denoiser's calls; `arguments` counts, for each argument, how many calls have each kind of value."""
     levels = [h.timestep for h in headers if h.timestep is not None] or [0.0]
     fingerprint = capture.manifest.get("components", {}).get(name, {})
     return {

@@ -1,4 +1,4 @@
-"""Shows a checkpoint: its layers, schemes and sizes, and for each library whether it can load the files."""
+"""Shows a checkpoint: its layers, schemes and sizes, and which libraries can load its files."""
 
 import re
 from collections.abc import Collection
@@ -51,10 +51,10 @@ def inspect_checkpoint(path: Path, terminal: Terminal) -> bool:
 
 
 def verified(directory: Path, terminal: Terminal) -> Verified:
-    """Compares the files in a directory with the digests in its manifests, and warns of each file that no manifest
-    lists.
+    """Compares the files in `directory` with the digests in its manifests. Returns what was verified, and prints a
+    warning for each file that no manifest lists.
 
-    Raises FileError for a file that is missing or differs.
+    Raises FileError for a file that a manifest lists and that is missing or has another digest.
     """
     files = verify(directory)
     for name in files.extra:
@@ -63,8 +63,8 @@ def verified(directory: Path, terminal: Terminal) -> Verified:
 
 
 def verified_text(manifests: Collection[Manifest]) -> str:
-    """Returns a text on the files that were verified with these manifests, such as "4 identical to what octavo 0.1.0
-    wrote (SHA-256)"."""
+    """Returns a text that says how many files were found equal to what `manifests` list, such as "4 identical to what
+    octavo 0.1.0 wrote (SHA-256)"."""
     if not manifests:
         return NOT_VERIFIABLE
     count = sum(len(manifest.files) for manifest in manifests)
@@ -73,8 +73,8 @@ def verified_text(manifests: Collection[Manifest]) -> str:
 
 
 def _show(name: str, place: Path, terminal: Terminal) -> dict[str, int]:
-    """Prints what the files of the format `name` in the directory `place` contain. Returns a dict from scheme to number
-    of layers."""
+    """Prints what the files of the format `name` in the directory `place` contain. Returns a dict from scheme to the
+    number of layers that have it."""
     record = format_named(name)
     assert record.describe is not None
     description = record.describe(place)

@@ -1,4 +1,4 @@
-"""Shows an ONNX graph: its layers, schemes and sizes, and for each runtime whether it can load the graph."""
+"""Shows an ONNX graph: its layers, schemes and sizes, and which runtimes can load it."""
 
 import os
 from collections import Counter
@@ -57,7 +57,8 @@ def inspect_onnx(path: Path, terminal: Terminal) -> bool:
 
 
 def _name_and_shape(value: object) -> str:
-    """Returns the name and the shape of an input or output, such as "input.1 (batch, 3, 224, 224)"."""
+    """Returns a text of the name and the shape of an input or output of a graph, such as "input.1 (batch, 3, 224,
+    224)"."""
     dims = value.type.tensor_type.shape.dim  # type: ignore[attr-defined]
     lengths = ", ".join(dim.dim_param or str(dim.dim_value) for dim in dims)
     return f"{value.name} ({lengths})"  # type: ignore[attr-defined]

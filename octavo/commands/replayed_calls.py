@@ -16,7 +16,8 @@ class StoredCall:
     """A call in a capture. Its tensors are read from disk only when `args` or `kwargs` is used, because each process
     replays only some of the calls.
 
-    `unit` is the number of the prompt; None for all calls of a capture with too few prompts to hold one out.
+    `unit` is the number of the call's prompt, from 0. In a capture with too few prompts to hold one out, it is None for
+    every call, so that calls are held out instead.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class StoredCall:
 
 def chosen_calls(capture: Capture, component: str, samples: int | None, terminal: Terminal, ranks: Ranks) -> set[int]:
     """Returns the indices, among all calls of the denoiser `component`, of the calls to replay: the `samples` calls
-    that differ most from each other, or all calls for None."""
+    that differ most from each other, or all calls if `samples` is None or not less than their number."""
     count = sum(header.component == component for unit in capture.units for header in unit.calls)
     if samples is None or samples >= count:
         return set(range(count))

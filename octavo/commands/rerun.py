@@ -25,11 +25,12 @@ PROMPTS, STEPS = 2, 8
 
 
 class Rerun:
-    """A function that runs the pipeline on a few prompts of a capture, with the seed, size and guidance of the capture,
-    and returns the final latents. As long as the model stays the same, every call returns the same latents.
+    """A callable object that runs the pipeline on at most `prompts` of the captured prompts, with the seed, size and
+    guidance of the capture and at most `steps` steps, and returns the final latents of each prompt. As long as the
+    model stays the same, every call returns the same latents.
 
-    `seconds` is the duration of the last call. Raises UsageError for a capture without prompts, and for one whose
-    pipeline was called with arguments that the capture does not store.
+    `seconds` is how long the last call took. Raises UsageError if the capture stores no prompts, or if its pipeline was
+    called with an argument whose value it does not store, such as a picture.
     """
 
     def __init__(self, pipe: Any, capture: Capture, family: Family, prompts: int = PROMPTS, steps: int = STEPS) -> None:
@@ -60,15 +61,15 @@ class Rerun:
 
     @property
     def words(self) -> str:
-        """The size of one call in words, such as "2 prompts in 8 steps"."""
+        """The number of prompts and steps of one call, in words, such as "2 prompts in 8 steps"."""
         steps = self._arguments.get("num_inference_steps")
         count = count_of(len(self._prompts), "prompt")
         return f"{count} in {steps} steps" if steps else count
 
 
 class AnnouncedProgress:
-    """The progress display of a calibration with --budget. Before the reruns of the pipeline it prints how many there
-    will be, and how long they will take."""
+    """The progress display of a calibration with --budget. Before the runs of the pipeline begin, prints how many runs
+    there will be, and how long they will take."""
 
     def __init__(self, terminal: Terminal, rerun: Rerun) -> None:
         self._terminal, self._rerun = terminal, rerun
@@ -103,7 +104,7 @@ def _settings(capture: Capture) -> RunSettings:
 
 
 def _refusal(error: Exception) -> OctavoError:
-    """Returns the error to show for an exception inside the pipeline."""
+    """Returns the error to show for `error`, an exception that was raised while the pipeline ran."""
     if out_of_memory(error) is not None:
         remedy = "Capture a smaller picture size, use another --device, or calibrate without --budget"
         return DeviceError(f"out of memory in a run of the pipeline for --budget. {remedy}.")

@@ -24,8 +24,8 @@ _VIDEO, _LATENTS = ".mp4", ".safetensors"
 
 
 class Target(NamedTuple):
-    """The file or directory to write. The ending of `path` means picture, video or latents; a path without an ending is
-    a directory of pictures or of the frames of a video."""
+    """The file or directory to write, `path`. The ending of the path says whether it is a picture, a video or latents;
+    a path without an ending is a directory of pictures or of the frames of a video."""
 
     path: Path
 
@@ -36,10 +36,11 @@ class Target(NamedTuple):
 
 
 def target_of(path: Path, overwrite: bool) -> Target:
-    """Returns the target for `path`. Checks that it can be written, so that mistakes show before a model is loaded.
+    """Returns the Target at `path`, and checks that it can be written, so that mistakes show before a model is loaded.
 
     Raises UsageError for an unknown ending, and for a video if the packages that write it are missing; StorageError if
-    `path` exists without `overwrite`, or if its directory does not exist.
+    `path` exists without `overwrite`, if it is a directory that holds other files than `save` writes, or if its parent
+    directory does not exist.
     """
     ending = path.suffix.lower()
     if ending and ending not in (*_FORMATS, _VIDEO, _LATENTS):
@@ -74,7 +75,8 @@ def _frames_only(path: Path) -> bool:
 
 
 def check_count(arguments: Mapping[str, Any], target: Target) -> None:
-    """Raises UsageError if a call with these arguments makes several pictures or videos, but the target is one file."""
+    """Raises UsageError if the pipeline, called with `arguments`, makes several pictures or videos, but `target` is the
+    file of one picture or video."""
     from torch import Tensor
 
     if target.latents or not target.path.suffix:

@@ -26,8 +26,8 @@ from .probe import Probe
 
 
 class RunResult(NamedTuple):
-    """The result of one run of a pipeline: its output, the latents after each step ([] if the pipeline does not pass
-    them to a callback), and the cost of the run."""
+    """The result of one run of a pipeline: its output as an array, the latents after each step ([] if the pipeline does
+    not pass latents to a callback), and the cost of the run."""
 
     output: np.ndarray
     latents: list[Tensor]
@@ -38,7 +38,7 @@ class Pair(NamedTuple):
     """The pictures that the float pipeline (`exact`) and the quantized one (`other`) drew of one prompt, and `row`, a
     dict with the measures of their difference.
 
-    Both pictures are uint8 (1, height, width, 3). Of a video, they are the middle frame.
+    Both pictures are uint8 (1, height, width, 3). Of a video, `exact` and `other` hold the middle frame.
     """
 
     exact: np.ndarray
@@ -77,9 +77,9 @@ class Comparison:
         self._costs: dict[str, list[Cost]] = {"float": [], "int8": []}
 
     def probe_denoiser(self, prompt: str) -> None:
-        """Runs the float pipeline once while `self.probe` records the ranges of its layers' inputs and the error of the
-        quantized denoiser on the same inputs. The run also warms up the pipeline, so that the runs of `compare` can be
-        timed.
+        """Runs the float pipeline on `prompt` while `self.probe` records the largest inputs of its denoiser's layers
+        and the error of the quantized denoiser for the same inputs. This run also warms up the pipeline, so that the
+        later runs of `compare` can be timed.
 
         Raises MisfitError if the pipeline never calls the denoiser.
         """
@@ -92,7 +92,7 @@ class Comparison:
     def compare(self, prompt: str) -> Pair:
         """Draws `prompt` with the float denoiser and then with the quantized one, and measures the difference.
 
-        Call `probe_denoiser` first, with as many steps. Raises NumbersError if an output holds NaN or Inf.
+        Call `probe_denoiser` once before the first prompt. Raises NumbersError if an output or latents hold NaN or Inf.
         """
         with self.probe.sampling() as power:
             exact = self._draw(prompt, "float")
@@ -120,8 +120,8 @@ class Comparison:
     def totals(self) -> dict[str, Any]:
         """Returns the measures over all prompts compared so far, as JSON-able values.
 
-        For `psnr` and the values ending in `sqnr`, None means that there is no difference; for all others, that it was
-        not measured.
+        For `psnr` and the keys ending in `sqnr`, a value of None means that there is no difference; for all other keys,
+        that the value was not measured.
         """
         rows = [pair.row for pair in self.pairs]
         steps = list(zip(*(row["latent_error"] for row in rows), strict=True))
@@ -147,7 +147,8 @@ class Comparison:
         }
 
     def _draw(self, prompt: str, side: str) -> RunResult:
-        """Runs the pipeline on `prompt` with the denoiser of a `side`, "float" or "int8", and measures the cost."""
+        """Runs the pipeline on `prompt` with the denoiser that `side` names, "float" or "int8", and measures seconds
+        and memory."""
         latents: list[Tensor] = []
         denoiser = self.deployed.installed() if side == "int8" else nullcontext()
         with denoiser, finite_outputs(self.pipe), measured(self.device) as cost:
@@ -160,7 +161,7 @@ class Comparison:
 
     def _speed(self) -> dict[str, Any]:
         """Returns the median seconds per prompt of the float and the int8 pipeline, their ratio (float divided by
-        int8), and the smallest and the largest ratio of a prompt."""
+        int8), and the smallest and the largest of the ratios of single prompts."""
         medians = {side: statistics.median(cost.seconds for cost in costs) for side, costs in self._costs.items()}
         pairs = zip(*(self._costs[side] for side in ("float", "int8")), strict=True)
         ratios = [exact.seconds / other.seconds for exact, other in pairs]

@@ -15,10 +15,10 @@ _WINDOW, _SIGMA = 11, 1.5  # pixels: side and standard deviation of SSIM's Gauss
 
 
 def output_arguments(parameters: Any, pipe: Any) -> dict[str, Any]:
-    """Returns the argument `output_type` of the pipeline's call with which it returns arrays: pictures, or latents if
-    it has no decoder.
+    """Returns the argument `output_type` with which a call of `pipe` returns arrays: pictures, or latents if `pipe` has
+    no decoder.
 
-    `parameters` are the parameters of the call. Returns {} if `output_type` is not among them.
+    `parameters` are the parameters that a call accepts. Returns {} if `output_type` is not among them.
     """
     if "output_type" not in parameters:
         return {}
@@ -30,8 +30,8 @@ def output_of(output: Any) -> np.ndarray:
     """Returns the pictures, videos or latents in the output of a pipeline as one array (frames, height, width,
     channels): all pictures or all frames of all videos, one after the other.
 
-    Values of pictures are in 0..1. Latents (channels, height, width), (channels, frames, height, width) or
-    (tokens, channels) keep their values.
+    Values of pictures are in 0..1. The latents of a prompt, (channels, height, width), (channels, frames, height,
+    width) or (tokens, channels), keep their values.
     """
     first = output if isinstance(output, Tensor) else output[0]
     if isinstance(first, Tensor):
@@ -63,8 +63,9 @@ def _latent_frames(latents: np.ndarray) -> np.ndarray:
 def as_pixels(exact: np.ndarray, other: np.ndarray, decoded: bool) -> tuple[np.ndarray, np.ndarray]:
     """Converts two outputs (frames, height, width, channels) to uint8 pictures (frames, height, width, 3).
 
-    If they are latents, not `decoded` pictures, their first three channels become red, green and blue; the smallest
-    value of `exact` becomes 0, the largest 255. With fewer than three channels the first one becomes a grey picture.
+    If the outputs are latents, not `decoded` pictures, their first three channels become red, green and blue; the
+    smallest value of `exact` becomes 0, the largest 255. With fewer than three channels the first one becomes a grey
+    picture.
     """
     low, high = (0.0, 1.0) if decoded else (float(exact.min()), float(exact.max()))
 

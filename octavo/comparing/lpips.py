@@ -15,7 +15,7 @@ class Lpips:
     """The learned perceptual distance of pictures, computed with AlexNet; 0 for equal pictures (Zhang, Isola, Efros,
     Shechtman and Wang, The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, 2018).
 
-    `note` says why LPIPS cannot be measured, "" if it can.
+    `note` says why LPIPS cannot be measured; it is "" if LPIPS can be measured.
     """
 
     def __init__(self, network: Any, note: str = "") -> None:
@@ -23,7 +23,8 @@ class Lpips:
 
     @classmethod
     def find(cls) -> "Lpips":
-        """Loads LPIPS from the package lpips and the weights of AlexNet in torch.hub's directory, if both exist."""
+        """Loads LPIPS from the package lpips and the weights of AlexNet in torch.hub's directory, if both exist;
+        otherwise returns a Lpips whose `note` says what is missing."""
         weights = Path(torch.hub.get_dir()) / "checkpoints" / _ALEXNET
         if not weights.is_file():
             return cls(None, f"LPIPS was not measured: its weights ({_ALEXNET}) are not on this machine.")
@@ -36,8 +37,8 @@ class Lpips:
             return cls(lpips.LPIPS(net="alex", verbose=False).eval())
 
     def distance(self, exact: np.ndarray, other: np.ndarray) -> float | None:
-        """Returns the mean distance of two batches of pictures, uint8 (pictures, height, width, 3), or None if LPIPS
-        cannot be loaded or a side is shorter than 31 pixels."""
+        """Returns the mean distance of the pictures in two batches, uint8 (pictures, height, width, 3), that are at the
+        same index, or None if LPIPS is not loaded or a side of the pictures is shorter than 31 pixels."""
         if self._network is None or min(exact.shape[1:3]) < _SMALLEST:
             return None
         batches = [torch.from_numpy(batch).permute(0, 3, 1, 2) for batch in (exact, other)]

@@ -39,12 +39,13 @@ def surroundings(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
 
 
 def instruction_sets() -> dict[str, bool]:
-    """Returns whether the processor has each instruction set that kernels of torch or Octavo use, by name."""
+    """Returns a dict from the name of an instruction set that kernels of torch or Octavo use to whether the processor
+    has it."""
     return {name: bool(getattr(torch.cpu, question)()) for name, question in _SETS.items()}
 
 
 def processor() -> str:
-    """Returns the name of the processor."""
+    """Returns the name of the processor, such as that in /proc/cpuinfo, or its architecture if the name is unknown."""
     lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor() or platform.machine()

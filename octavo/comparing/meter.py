@@ -1,4 +1,4 @@
-"""Measures the seconds and the peak memory of a block of code."""
+"""Measures the seconds and the peak memory of the statements inside a `with` statement."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,8 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class Cost:
     """The cost of a run: its seconds, and `peak`, the peak memory in bytes.
 
-    On a CPU the peak is that of the whole process, on other devices that of the device. None: it could not be measured.
+    On a CPU the peak is that of the whole process, on other devices that of the device. `peak` is None if it could not
+    be measured.
     """
 
     seconds: float = 0.0
@@ -25,8 +26,8 @@ class Cost:
 
 @contextmanager
 def measured(device: torch.device) -> Iterator[Cost]:
-    """Measures the cost of a `with` block that computes on `device`. The yielded `Cost` is filled in when the block
-    ends."""
+    """Measures the cost of the body of `with`, which computes on `device`. The yielded `Cost` is filled in when the
+    body ends."""
     cost = Cost()
     accelerator: Any = None if device.type == "cpu" else torch.get_device_module(device)
     peak_was_reset = _reset_peak() if accelerator is None else True
@@ -45,8 +46,8 @@ def measured(device: torch.device) -> Iterator[Cost]:
 
 
 def _reset_peak() -> bool:
-    """Resets the kernel's record of this process' peak memory to its current memory (Linux, see proc(5)). Returns
-    whether that worked."""
+    """Sets the peak memory that Linux records of this process (VmHWM, see proc(5)) back to its current memory. Returns
+    whether the system allowed it."""
     try:
         _CLEAR.write_text("5")
     except OSError:

@@ -1,5 +1,5 @@
-"""Records a float denoiser with hooks while its pipeline runs: the ranges of its layers' inputs, and the error of the
-quantized denoiser's output."""
+"""Observes a float denoiser with hooks while its pipeline runs: the largest inputs of its layers, and the error of the
+quantized denoiser's output for the same inputs."""
 
 import inspect
 import itertools
@@ -25,8 +25,8 @@ class Probe:
     """Records statistics of a float denoiser with hooks while its pipeline runs.
 
     `maximum[layer][step]` is the largest |x| among the inputs of a linear layer or convolution in a denoising step.
-    `powers[step]` has the sums of squares of the float denoiser's output and of the quantized denoiser's error for the
-    same inputs, from which the SQNR follows.
+    `powers[step]` has, for the calls of that step, the sums of squares of the float denoiser's outputs and of the
+    quantized denoiser's errors for the same inputs, from which the SQNR follows.
     """
 
     def __init__(self, deployed: Deployed) -> None:
@@ -39,7 +39,8 @@ class Probe:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Records every call of the denoiser inside the `with` block, which runs the pipeline once."""
+        """Fills `maximum` and `powers` from every call of the denoiser in the body of `with`, which runs the pipeline
+        once."""
         kinds = (nn.Linear, nn.Conv2d)
         layers = [name for name, module in self._model.named_modules() if isinstance(module, kinds)]
         roots = self._deployed.roots
@@ -49,11 +50,12 @@ class Probe:
 
     @contextmanager
     def sampling(self) -> Iterator[Power]:
-        """Copies SAMPLED calls of the denoiser inside the `with` block, which runs the pipeline. The calls are spaced
-        evenly over a run that is as long as the one inside `recording`.
+        """Copies SAMPLED of the calls of the denoiser in the body of `with`, which runs the pipeline. The copied calls
+        are spaced evenly over a run with as many calls as the run inside `recording` had.
 
-        When the block ends, the quantized denoiser computes the same calls, and the yielded Power gets the sums of
-        squares of the float outputs and of their errors. So only the copies add to the time of the block.
+        When the body ends, the quantized denoiser computes the copied calls, and the yielded Power gets the sums of
+        squares of the float outputs and of the quantized denoiser's errors. So only the copying adds to the time of the
+        body.
         """
         power, samples, chosen, count = Power(), [], set(evenly_spaced(self._calls, SAMPLED)), itertools.count()
 
@@ -80,7 +82,8 @@ class Probe:
         return {"layers": list(self.maximum), "steps": [step + 1 for step in steps], "maximum": rows}
 
     def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Passes the noise level of a call of the denoiser to the clock."""
+        """Passes the noise level of a call of the denoiser to `clock`, which counts denoising steps; a hook that runs
+        before the call."""
         if not self._busy:
             self.clock.observe(noise_level(bind(inspect.signature(module.forward), args, kwargs)[1]))
 

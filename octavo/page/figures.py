@@ -1,7 +1,7 @@
 """Draws the figures of the page as SVG elements.
 
-Their text can be searched and copied, their colours are those of the page, light or dark, and the same data gives the
-same bytes.
+The text of a figure can be searched and copied, its colours are those of the page, light or dark, and the same data
+gives the same bytes.
 """
 
 import io
@@ -40,8 +40,8 @@ def _drawing(height: float) -> Iterator[tuple[Figure, Axes]]:
 
 
 def _svg(figure: Figure, name: str, words: str) -> str:
-    """Returns the figure as an SVG element. Its ids start with `name`, so that they differ from those of other figures;
-    `words` is its label for screen readers."""
+    """Returns the figure as an SVG element. The ids inside the element start with `name`, so that they differ from
+    those of other figures; `words` is the label of the element for screen readers."""
     file = io.StringIO()
     figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = file.getvalue()
@@ -69,8 +69,8 @@ def _locator(low: float, high: float) -> Locator:
 
 
 def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
-    """Draws the relative error of the latents after each step: the median over prompts as a line, the smallest to the
-    largest error as a band."""
+    """Draws the relative error of the latents after each step: the median over prompts as a line, the interval from the
+    smallest to the largest error as a band."""
     with _drawing(2.5) as (figure, axes):
         numbers = range(1, len(steps) + 1)
         low, mid, high = ([100 * step[key] for step in steps] for key in ("smallest", "median", "largest"))
@@ -168,5 +168,5 @@ def _block(name: str) -> str:
 
 
 def figure_or_none(draw: Callable[..., str], *content: Any) -> str | None:
-    """Returns the figure that `draw` makes of `content`, or None if any of the content is empty."""
+    """Returns the figure that `draw` makes of `content`, or None if one of the values in `content` is empty or None."""
     return draw(*content) if all(content) else None

@@ -47,8 +47,8 @@ _CLOSENESS = (
 
 
 def verdict(content: Mapping[str, Any]) -> str:
-    """Returns the result of a comparison in a few sentences: how similar the pictures are, size and speed, and whether
-    a limit was missed."""
+    """Returns the result of a comparison in a few sentences: how similar the pictures are, size and speed of the int8
+    denoiser, and whether a limit (--min-psnr, --min-sqnr) was missed."""
     totals, noun = content["totals"], "pictures" if content["decoded"] else "latents"
     psnr, judged, speed = totals["psnr"], totals["judged"], totals["speed"]
     if psnr is None:
@@ -74,7 +74,8 @@ def number(value: float) -> str:
 
 
 def extent(value: list[float] | float) -> str:
-    """Returns the smallest and the largest of several numbers, such as -1.5 … 2.25, or a single number."""
+    """Returns `value` as a text: the smallest and the largest of several numbers, such as -1.5 … 2.25, or a single
+    number."""
     if not isinstance(value, list):
         return number(value)
     low, high = min(value), max(value)
@@ -96,7 +97,7 @@ def setting_text(value: object) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """Returns a dotted name as HTML that a narrow page may break after each dot."""
+    """Returns a dotted name, such as that of a layer, as HTML in which a line may end after each dot."""
     return Markup(".<wbr>").join(name.split("."))
 
 
