@@ -203,7 +203,7 @@ class Blocks:
 
     def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
         """Adds to each stage in `needs`, a dict from stage to names of blocks, the blocks whose outputs the stage needs
-        for `call`. `shapes` is what `_shapes` returned for `call`."""
+        for `call`. `shapes` has the shapes of the outputs of each block in `call`."""
         needed = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
         for poisoned, outputs in shapes.items():
             if not all(map(floating, outputs)):

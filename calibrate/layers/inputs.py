@@ -1,5 +1,5 @@
-"""Defines the ways in which the input of an integer layer becomes codes: static, with a range for each timestep bin,
-dynamic, or not at all.
+"""Defines the ways in which the input of an integer layer becomes codes: with one static range, with a static range
+for each timestep bin, with a range for each token (dynamic), or not at all.
 
 Each way is a type, and everything that depends on the way is an attribute or method of its type.
 """

@@ -117,7 +117,7 @@ class IntegerLayer(nn.Module):
 
     @property
     def input(self) -> Input:
-        """The way in which the input becomes codes: an object with the layer's own scales, zero points and edges."""
+        """The object that turns the layer's input into codes, with its scales, zero points and bin bounds."""
         return self.input_type.of(self._buffers, self.input_scheme)
 
     @property

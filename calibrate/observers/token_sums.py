@@ -31,7 +31,7 @@ FloatArray = NDArray[np.floating]
 
 
 class RowSums(NamedTuple):
-    """Sums and sums of squares of rows, all in float32 or all in float64."""
+    """Holds the sum and the sum of squares of each row, all in float32 or all in float64."""
 
     sums: FloatArray
     squares: FloatArray

@@ -1,5 +1,5 @@
 """Finds the model that a capture was recorded from, checks by the fingerprint that it is the captured model, and casts
-captured calls to the dtype of the deployment."""
+captured calls to the dtype in which the quantized model will run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

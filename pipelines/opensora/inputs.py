@@ -49,7 +49,7 @@ def given_embeds(
     if mask is None or embeds.ndim != 4 or tuple(mask.shape) != (embeds.shape[0], embeds.shape[2]):
         raise UsageError(
             f"prompt_embeds: {tuple(embeds.shape)} with a mask of {None if mask is None else tuple(mask.shape)}. "
-            "Give states (n, 1, L, E) and prompt_attention_mask (n, L).",
+            "Give prompt_embeds (prompts, 1, tokens, channels) and prompt_attention_mask (prompts, tokens).",
         )
     return embeds, mask
 

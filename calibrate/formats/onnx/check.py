@@ -1,5 +1,5 @@
-"""Lists the layers of an ONNX graph, and checks whether its scales, offsets and sums are valid and which runtimes can
-load it."""
+"""Lists the layers of an ONNX graph, and checks whether its scales and zero points are valid, whether an
+int32 sum can overflow, and which runtimes can load the graph."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
