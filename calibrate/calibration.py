@@ -49,7 +49,7 @@ def calibrate(
     With `settings.budget`, each layer gets a scheme of its own, chosen by the final latents of the pipeline that
     `model` is part of: `trajectory` runs the pipeline and returns the latents, `search` limits the number of runs. Each
     of `ranks`, the processes that share the work, calls this function with the same arguments and returns what a single
-    process would, except for seconds and memory. `model` keeps its layers unless `settings.release`.
+    process would, except for seconds and memory. `model` keeps its float layers, except with `settings.release`.
 
     Raises UsageError for settings that do not fit the model, FileError for a module name that a checkpoint cannot hold,
     MisfitError for no calls or a call that does not fit, NumbersError for NaN or Inf in weights, inputs or outputs, if
@@ -77,7 +77,7 @@ def calibrate(
 
 
 def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequence[Mixture], work: Work) -> Result:
-    """Measures the integer model and returns the result; without a learning curve if there is a budget (`mixtures`)."""
+    """Returns the result with the measured SQNR; without a learning curve under a budget (`mixtures` is not empty)."""
     plan = _without_worst_layers(part.plan, part.powers, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []

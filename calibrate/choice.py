@@ -33,7 +33,8 @@ class Choice:
 
 
 def layer_of(module: FloatLayer, choice: Choice) -> QuantizedLayer | str:
-    """Returns the integer form of a float layer, or a text with the reason why it has none."""
+    """Returns the integer layer that `choice` makes of the float layer `module`, or a text with the reason why it
+    cannot be made."""
     weight, scheme = weight_for(choice.transform, module.weight), choice.input.weights
     quantized = choice.weight or round_to_nearest(weight, scheme=scheme)
     if quantized is None:

@@ -61,7 +61,8 @@ def learning_curve(
     For each snapshot, the choices are made from its observations, the layers of `plan` in `model` become integer
     layers, and the SQNR is measured on `calls`, whose float outputs are `exact`. The last row is for all calls. If all
     weights are rounded to the nearest, this row is missing: its model would be the result itself, whose SQNR the caller
-    measures. Returns [] where measuring would take too long, and where `earlier_choices` returns {}.
+    measures. Returns [] where measuring would take too long, and where no choices can be made from fewer calls
+    (`earlier_choices`).
 
     Collective: the ranks of `work` share the calls, and `exact` holds the outputs of this rank's calls.
     """

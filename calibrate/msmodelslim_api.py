@@ -291,8 +291,9 @@ class Calibrator:
         `input_names` are the names of the model's inputs, by default input.1, input.2, ... With `fuse_add` the integer
         bias is an input of its Conv or Gemm; otherwise it is added by an Add node, with the same numbers.
 
-        Raises UsageError before `run`, for names that do not fit and for layers that are not static W8A8, MisfitError
-        for a model that torch.onnx cannot export, StorageError for a directory that cannot be written.
+        Raises UsageError before `run`; for `input_names` without a name of its own for each input; for a `model_arch`
+        that cannot begin a file name; and for layers that are not static W8A8. Raises MisfitError for a model that
+        torch.onnx cannot export, StorageError for a directory that cannot be written.
         """
         result = self.result
         with opened(self.model):

@@ -44,8 +44,8 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")  # module names 
 
 @dataclass(frozen=True)
 class Entry:
-    """One layer of a plan. `scheme`: how it becomes integers, such as "W8A8"; None for a layer that stays float, for
-    the `reason`.
+    """One layer of a plan: its `name` in the model, its class `kind` (such as "Linear"), the `shape` of its weight.
+    `scheme`: how the layer becomes integers, such as "W8A8"; None for a layer that stays float because of `reason`.
 
     `bytes`: the size of the layer's parameters. `unsupported`: whether the layer has no integer form, because of its
     class, its dtype or a change such as a hook. `forced`: whether it stays float only because its inputs or its weights
@@ -149,7 +149,8 @@ def reasons_of(entries: Iterable[Entry]) -> str:
 
 
 def _nothing_left(kind: str, plan: Plan, option: str) -> str:
-    """Returns the error message for a plan without a layer to quantize."""
+    """Returns the error message for a plan without a layer to quantize. `kind` is the class of the model, `option` the
+    name under which the user gave the layers to keep float."""
     supported = [entry for entry in plan.entries if not entry.unsupported]
     if not plan.entries:
         return f"{kind}: has no nn.Linear or nn.Conv2d to quantize. Choose another model."
@@ -173,7 +174,8 @@ def _ruled(model: nn.Module, entry: Entry, rules: "Rules", blocks: Sequence[str]
 
 
 def _listed(module: nn.Module) -> bool:
-    """Returns whether a plan lists `module`: a layer, or a module of a kind that has no integer form."""
+    """Returns whether a plan lists `module`: a layer that can become integers, or one of a class that cannot, such as
+    nn.Conv1d."""
     return isinstance(module, (nn.Linear, nn.Conv2d, *_UNSUPPORTED))
 
 
@@ -228,8 +230,9 @@ def _check_patterns(patterns: Sequence[str], names: Sequence[str], option: str) 
 
 
 class Rules(NamedTuple):
-    """The user's options and the model family's defaults by which `make_plan` keeps layers float; the docstring of
-    `make_plan` explains each field."""
+    """Decides which layers `make_plan` keeps float, by patterns of layer names: `keep_float` and `quantize` are the
+    user's patterns of layers to keep float or to quantize. `defaults` are the patterns of the model's family, with
+    reasons; None: the general rule applies, and the patterns of `more`, with reasons."""
 
     keep_float: Sequence[str]
     quantize: Sequence[str]
@@ -269,7 +272,8 @@ def general_reason(model: nn.Module, entry: Entry, blocks: Sequence[str]) -> str
     for a layer to be quantized.
 
     The rule quantizes layers inside repeated blocks, except those that diffusers keeps in a wider dtype and those known
-    to be sensitive. In a model without blocks it quantizes all layers except those that the model's class lists.
+    to be sensitive to 8 bits. In a model without blocks it quantizes all layers except those that the model's class, by
+    diffusers' attributes, keeps in a wider dtype.
     """
     if blocks and not any(entry.name.startswith(block + ".") for block in blocks):
         return "outside the repeated blocks"

@@ -29,7 +29,7 @@ class Settings:
     reciprocal: bool = False  # whether multiplying by 1 / input scale must give the same codes (layers/reciprocals.py)
     activations: str = "static"  # how inputs become codes: a name of ACTIVATIONS
     smoothing: bool = False  # whether inputs are divided by smoothing factors where that lowers the error
-    groups: Callable[[nn.Module], Sequence[FoldGroup]] | None = None  # layers that share smoothing factors
+    groups: Callable[[nn.Module], Sequence[FoldGroup]] | None = None  # returns the smoothing groups of a model
     fold: bool = False  # whether factors are folded into the layers that produce the inputs (smoothing/fold.py)
     weights: tuple[str, ...] = ()  # names of WEIGHT_METHODS: each layer takes the best; empty: round to the nearest
     iterations: Mapping[str, int] = field(default_factory=dict)  # limits by method; others use the method's own limit
@@ -37,8 +37,8 @@ class Settings:
     fallback: int = 0  # number of layers that stay float: those with the largest output error
     budget: str | None = None  # limits in the form of `budget.budget_of`; schemes are then chosen by running a pipeline
     keep_float: tuple[str, ...] = ()  # patterns of layers that stay float; each has to match a layer
-    defaults: Mapping[str, str] | None = None  # patterns and reasons of a model family; None: the general rule
-    more_float: Mapping[str, str] = field(default_factory=dict)  # patterns and reasons in addition to the general rule
+    defaults: Mapping[str, str] | None = None  # the family's patterns of float layers, with reasons; None: general rule
+    more_float: Mapping[str, str] = field(default_factory=dict)  # more such patterns, beside the general rule
     quantize: tuple[str, ...] = ()  # patterns of layers to quantize despite a default; each has to match a layer
     samples: int | None = None  # number of calls to replay; None: all
     sqnr_calls: int | None = None  # number of calls to measure the SQNR on; None: MEASURED

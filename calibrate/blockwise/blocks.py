@@ -38,11 +38,11 @@ Visit = Callable[[str], Callable[[], None] | None]
 
 
 def do_nothing(name: str) -> None:
-    """Does nothing: the default visit of a block."""
+    """Does nothing at the block `name`: the default of the argument `visit` of `sweep`."""
 
 
 def every_position(position: int) -> bool:
-    """Returns True: the outputs for every call are needed."""
+    """Returns True for the call at any `position`: block outputs are kept for every call."""
     return True
 
 
@@ -80,8 +80,8 @@ class Blocks:
     memory.
 
     `parking` loads and frees the weights, `spill` stores the outputs of blocks on disk. `layers`: the names of the
-    layers that become integers. Layers outside the blocks are calibrated in the stage END, after all blocks. `order`:
-    the order in which the blocks run, known after `rehearse`.
+    layers that become integers. A stage is the work on one block; in the last stage, END, the layers outside the blocks
+    are calibrated. `order`: the order in which the blocks run, known after `rehearse`.
     """
 
     def __init__(
@@ -109,9 +109,9 @@ class Blocks:
         self._expected: list[Tensor] = []  # the whole model's output for the first call
 
     def rehearse(self, calls: Iterable[Call]) -> None:
-        """Finds the order of the blocks, and the blocks whose outputs each stage needs, by running one of `calls` of
-        each kind. Two calls are of different kinds if an argument that is neither a tensor nor a number differs, such
-        as a list of layers to skip."""
+        """Finds the order of the blocks, and for each block the earlier blocks whose outputs it needs, by running one
+        of `calls` of each kind. Two calls are of different kinds if an argument that is neither a tensor nor a number
+        differs, such as a list of layers to skip."""
         kinds: list[Any] = []
         ran: list[str] = []
         needs: dict[str, set[str]] = {}
@@ -195,15 +195,16 @@ class Blocks:
 
     def check_end(self) -> None:
         """Raises MisfitError if the model computes another output for the first call than the whole model did in
-        `rehearse`. For use in the stage END, in which all blocks are stubs."""
+        `rehearse`. For use after all blocks, when each of them is a stub."""
         with evaluating(self._model):
             for call in first(self.calls, 1):
                 if not same(self._expected, tensors_in(run(self._model, call, 0))):
                     raise _hidden_state_error()
 
     def _find_needs(self, call: Call, shapes: dict[str, list[Any]], needs: dict[str, set[str]]) -> None:
-        """Adds to each stage in `needs`, a dict from stage to names of blocks, the blocks whose outputs the stage needs
-        for `call`. `shapes` has the shapes of the outputs of each block in `call`."""
+        """Adds to `needs`, for each stage, the blocks whose outputs the stage needs for `call`. `needs` is a dict from
+        stage (the name of its block, or END) to block names; `shapes` has the shapes of the blocks' outputs in
+        `call`."""
         needed = {stage: needs.setdefault(stage, set()) for stage in [*shapes, END]}
         for poisoned, outputs in shapes.items():
             if not all(map(floating, outputs)):
@@ -324,9 +325,9 @@ class Blocks:
                     run(self._model, call, self._position)
 
     def _answer(self, name: str, inputs: Any) -> Any:
-        """Returns the output of `name`, a block before the one in memory: read from disk if the stage needs it,
-        otherwise NaN in its shape. Raises Stopped if `name` comes after the block in memory, MisfitError if the block
-        runs more often than it did in its own stage."""
+        """Returns the output of `name`, a block before the one in memory: read from disk if the block in memory needs
+        it, otherwise NaN in its shape. Raises Stopped if `name` comes after the block in memory, MisfitError if the
+        block `name` runs more often in a call than it did when it was in memory."""
         if name not in self._track.outputs:
             raise Stopped
         outputs, run_index = self._track.outputs[name].get(self._position, []), self._runs.get(name, 0)
@@ -339,7 +340,7 @@ class Blocks:
         return replaced(outputs[run_index], SpilledTensor, lambda place: _blank(place, float("nan"), self._device))
 
     def _forget(self, ahead: list[str]) -> None:
-        """Deletes the files of block outputs that none of the stages `ahead` needs."""
+        """Deletes the files of block outputs that none of the later stages `ahead` (names of blocks, and END) needs."""
         needed = {name for stage in ahead for name in self._needs[stage]}
         for name in self._track.outputs.keys() - needed - self._track.deleted:
             self._track.deleted.add(name)

@@ -64,7 +64,7 @@ class BlockwiseCalibration:
     that it needs in the next block: its own share, the calls that the rounding method uses, and the measured calls.
 
     The files of block outputs and weights are in `directory`, which has to exist until the result is exported. `cast`
-    returns a weight in the dtype of the deployment.
+    converts a weight to the dtype in which the quantized model will run.
     """
 
     def __init__(
@@ -177,7 +177,8 @@ class BlockwiseCalibration:
 
     def _wanted(self, position: int) -> bool:
         """Returns whether this rank needs the outputs of a block for the call at `position`: because the call belongs
-        to this rank, or for rounding or measuring. Returns True for every call until the first block is calibrated."""
+        to this rank, or because weight rounding or the measurement of the SQNR runs it. Returns True for every call
+        until the first block is calibrated."""
         return self._replayed is None or position in self._replayed or self._work.ranks.owns(position)
 
     def _calibrate_block(self, name: str) -> Callable[[], None]:
@@ -232,8 +233,8 @@ class BlockwiseCalibration:
         self._replayed = positions
 
     def _settings_for(self, names: set[str]) -> Settings:
-        """Returns the settings with each smoothing group (layers that share smoothing factors) limited to the layers
-        `names`."""
+        """Returns the settings in which each smoothing group (layers that share smoothing factors) has only those of
+        its layers that are in `names`."""
         parts = [_BlockGroup(tuple(layer for layer in group.layers if layer in names)) for group in self._groups]
         return replace(self._settings, groups=lambda _: [part for part in parts if part.layers])
 

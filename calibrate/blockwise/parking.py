@@ -20,7 +20,8 @@ Cast = Callable[[Tensor], Tensor]
 
 
 def unchanged(tensor: Tensor) -> Tensor:
-    """Returns `tensor` itself: the default `cast`, for a deployment in the dtype that the weights already have."""
+    """Returns `tensor` itself: the default `cast`, for a model that will run in the dtype that its weights already
+    have."""
     return tensor
 
 
@@ -59,19 +60,19 @@ class Parking:
         return sum(self._cast(x.new_empty(0)).itemsize * x.numel() for x in tensors.values())
 
     def with_bytes(self, model: nn.Module, plan: Plan) -> Plan:
-        """Returns `plan` with `bytes` of each entry set to the bytes of memory that the layer's parameters and buffers
-        will take after they are loaded and cast."""
+        """Returns `plan` with new `bytes` in each entry: the bytes of memory that the parameters and buffers of the
+        entry's layer will take after they are loaded and cast."""
         entries = (replace(e, bytes=self._bytes(_own(model.get_submodule(e.name)))) for e in plan.entries)
         return Plan(tuple(entries))
 
     def settle(self, model: nn.Module, names: Iterable[str]) -> None:
-        """Loads every tensor of `model` into memory for good, except those in the modules `names`, which `fetch` loads
-        when needed."""
+        """Loads every tensor of `model` into memory for good, except the tensors of the modules `names`, which `fetch`
+        loads later, one module at a time."""
         inside = {id(part) for name in names for part in model.get_submodule(name).modules()}
         self._bring((slot for part in model.modules() if id(part) not in inside for slot in _own(part)), self._cast)
 
     def fetch(self, name: str, module: nn.Module) -> None:
-        """Loads the tensors of `module` into memory, so that it can compute."""
+        """Loads the tensors of `module`, the module `name` of the model, into memory, so that it can compute."""
         self._parked[name] = list(_slots(module))
         self._bring(self._parked[name], unchanged if name in self._written else self._cast)
 
@@ -90,8 +91,8 @@ class Parking:
             page_out(slot.tensor)
 
     def keep(self, name: str, module: nn.Module) -> None:
-        """Parks `module`, which was changed after `fetch` loaded it: writes its new tensors to a file, and maps them
-        from that file into memory."""
+        """Parks `module`, the module `name` of the model, which was changed after `fetch` loaded it: writes its new
+        tensors to a file, and maps them from that file into memory."""
         before = self._parked.pop(name)
         addresses = {slot.tensor.data_ptr() for slot in before}
         changed = [slot for slot in _slots(module) if slot.tensor.data_ptr() not in addresses and slot.tensor.numel()]

@@ -21,8 +21,8 @@ from ..replay.calls import replaced
 
 
 class SpilledTensor(NamedTuple):
-    """A tensor that was written to a file: `stored` has its dtype, shape and place in the file. In the file the tensor
-    is contiguous; in memory it had the strides `stride`."""
+    """A tensor that was written to a file: `stored` has its dtype, its shape and its position in the file. In the file
+    the tensor is contiguous; in memory it had the strides `stride`."""
 
     path: Path
     stored: Stored
@@ -72,7 +72,7 @@ class Spill:
         self.directory, self._count = directory, 0
 
     def path(self) -> Path:
-        """Returns the path of the next file, which is not that of any earlier file of this Spill."""
+        """Returns the path for the next file, a path that no earlier file of this Spill has."""
         self._count += 1
         return self.directory / f"spill-{self._count}"
 
@@ -85,7 +85,8 @@ class Spill:
 
 
 def floating(value: Any) -> bool:
-    """Returns whether all tensors that `value`, a result of `SpillFile.put`, stands for are floating-point."""
+    """Returns whether every SpilledTensor in `value`, a result of `SpillFile.put`, stands for a floating-point
+    tensor."""
     kinds: list[bool] = []
     replaced(value, SpilledTensor, lambda place: kinds.append(torch_dtype(place.stored).is_floating_point))
     return all(kinds)

@@ -1,5 +1,6 @@
-"""Defines the ways in which the input of an integer layer becomes codes: with one static range, with a static range
-for each timestep bin, with a range for each token (dynamic), or not at all.
+"""Defines the four ways to treat the input of an integer layer. It becomes codes with one range known beforehand
+(static); with one known range for each timestep bin; or with a range for each token, found when the layer runs
+(dynamic). Or it stays float (weight-only).
 
 Each way is a type, and everything that depends on the way is an attribute or method of its type.
 """
@@ -25,8 +26,8 @@ class Codes(NamedTuple):
 
 
 def weights_for(scheme: Scheme) -> Scheme:
-    """Returns the `Scheme` of a layer's weights, where `scheme` is that of the codes of the layer's input. Both have
-    the same element, the set of integers that codes are taken from."""
+    """Returns the rule (`Scheme`) by which the weights of a layer become codes, if the input becomes codes by the rule
+    `scheme`. Both rules take codes from the same set of integers (`element`)."""
     return WEIGHT if scheme.element == WEIGHT.element else replace(WEIGHT, element=scheme.element)
 
 
@@ -44,8 +45,8 @@ class Input:
     |           |             |                         |               |             | depend on the rest of an image |
 
     `scheme`, a `Scheme` and not a name such as W8A8, is the rule for the input's codes; dynamic and float inputs use
-    only its element. TENSORS are the names, in a layer's state dict, of the tensors that the way needs, such as a
-    scale.
+    only its `element`, the set of integers. TENSORS are the names, in a layer's state dict, of the tensors that turn
+    the input into codes, such as a scale.
     """
 
     rounded: ClassVar[bool] = True
@@ -57,7 +58,7 @@ class Input:
 
     @property
     def weights(self) -> Scheme:
-        """The `Scheme` of the weights that are multiplied with the input's codes."""
+        """The rule (`Scheme`) by which the weights that are multiplied with the input's codes become codes."""
         return weights_for(self.scheme)
 
     @classmethod
@@ -68,7 +69,7 @@ class Input:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that the way needs, such as a scale: a dict with the names in TENSORS as keys."""
+        """The tensors that turn the input into codes, such as a scale: a dict with the names in TENSORS as keys."""
         return {}
 
     def codes(self, x: Tensor, level: float | None = None, axes: tuple[int, ...] = (-1,)) -> Codes:

@@ -1,4 +1,4 @@
-"""Puts integer layers into a model, permanently or within a `with` block."""
+"""Puts integer layers into a model, permanently or inside a `with` statement."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -50,8 +50,8 @@ def _no_effect(module: nn.Module, args: Any) -> None:
 
 @contextmanager
 def swapped(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Puts `modules`, a dict from name to module, into `model` inside the `with` block, and restores the former modules
-    afterwards, also after an exception."""
+    """Puts `modules`, a dict from name to module, into `model` inside the `with` statement, and restores the former
+    modules afterwards, also after an exception."""
     before = {name: model.get_submodule(name) for name in modules}
     nested = {encoder: encoder.use_nested_tensor for name in modules for encoder in _encoders(model, name)}
     try:
@@ -96,8 +96,8 @@ def _detach_nothing() -> None:
 
 @contextmanager
 def quantized(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> Iterator[nn.Module]:
-    """Makes `model` compute with the integer `layers`, a dict from layer name to layer, inside the `with` block, and
-    restores the float layers afterwards, also after an exception."""
+    """Makes `model` compute with the integer `layers`, a dict from layer name to layer, inside the `with` statement,
+    and restores the float layers afterwards, also after an exception."""
     levels = {name: layer.noise_level for name, layer in layers.items()}
     with swapped(model, all_names(layers, model)):
         detach = _share_noise_level(model, layers)

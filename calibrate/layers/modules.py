@@ -142,8 +142,8 @@ class IntegerLayer(nn.Module):
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Applies `fn`, a move or a cast, to all tensors. A cast of the model only changes the dtype of the bias and of
-        the transform's tensors; the other tensors keep theirs."""
+        """Applies `fn`, a move or a cast, to all tensors of the layer (`recurse`: as in nn.Module). A cast of the model
+        only changes the dtype of the bias and of the transform's tensors; the other tensors keep theirs."""
         cast = [self.bias, *(self._buffers[name] for kind in TRANSFORMS for name in kind.TENSORS)]
 
         def moved(tensor: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class IntegerLayer(nn.Module):
 
     def _ranged(self, rows: int | None) -> RangedNumbers:
         """Returns the range, deq and quant_bias for the denoiser's current call. If the call has a noise level for each
-        of the `rows` rows of the input, they have a leading axis of rows."""
+        of the `rows` rows of the input, the scale, the zero point, deq and quant_bias have a leading axis of rows."""
         input, deq, quant_bias = self.input, self.deq, self.quant_bias
         if isinstance(input, TimestepInput):
             bins = (self.noise_level or NoiseLevel()).bins(input.edges, rows)
@@ -186,8 +186,8 @@ class QuantizedLinear(IntegerLayer):
         return self.computed(input, integer_matmul)
 
     def computed(self, input: Tensor, matmul: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Returns the output for `input`. `matmul` computes the sums of products; it takes and returns what
-        `integer_matmul` does."""
+        """Returns the output for `input`. `matmul` takes the codes of the input (..., in) and the int8 weight (out,
+        in), and returns their exact product, int32 (..., out)."""
         x = self.transformed(input, -1)
         if self.weight_only:
             return F.linear(x, *self._float_weight(x.dtype))

@@ -28,8 +28,8 @@ class NoiseLevel:
 
     @classmethod
     def of(cls, levels: Tensor | None) -> "NoiseLevel":
-        """Makes an object with fixed noise `levels`, 0-d or one for each row, to run a single layer outside its
-        denoiser."""
+        """Makes a NoiseLevel with fixed `levels`, to run a single layer outside its denoiser: 0-d, (rows,) with one
+        level for each row of the layer's input, or None for a layer that needs none."""
         noise = cls()
         noise._levels = levels
         return noise

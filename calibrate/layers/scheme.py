@@ -125,7 +125,8 @@ def divided(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def dequantize(q: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """Returns the float32 values that the codes `q` stand for."""
+    """Returns the float32 values that the codes `q` stand for, with the scales and zero points `qparams`. Channels are
+    dimension `scheme.axis`."""
     scale, zero_point = _broadcast(qparams.scale, q, scheme), _broadcast(qparams.zero_point, q, scheme)
     return (q.to(torch.float32) - zero_point) * scale
 

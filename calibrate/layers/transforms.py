@@ -12,7 +12,8 @@ from torch import Tensor
 
 
 class Transform(Protocol):
-    """Maps an input's channels by a linear map T, stored in `tensors`: W x = (W T^-1) (T x)."""
+    """Maps the channels of a layer's input x by an invertible linear map T, which `tensors` store. The weight W becomes
+    W T^-1, so the product stays the same: W x = (W T^-1) (T x)."""
 
     TENSORS: ClassVar[tuple[str, ...]]  # the names of the transform's tensors in a layer's state dict
     by_channel: ClassVar[bool]  # True if channel i of T x rises with channel i of x and depends on no other
@@ -76,8 +77,8 @@ TRANSFORMS: tuple[type[Transform], ...] = (Multiply,)
 
 
 def transformed(transform: Transform | None, x: Tensor, axis: int = -1) -> Tensor:
-    """Returns the input `x` after `transform`, or `x` itself where `transform` is None. The channels are along
-    `axis`."""
+    """Returns the input `x` after `transform`, or `x` itself where `transform` is None. The channels are along `axis`,
+    a negative number."""
     return x if transform is None else transform.input(x, axis)
 
 

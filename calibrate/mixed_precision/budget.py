@@ -45,8 +45,9 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits the size and the time of layers, as the user wrote it in `text`: the size by `bytes` or by `share`, a
-    share of the bytes as floats, and the time by `time`, relative to the float layers. None means no limit."""
+    """Limits the size and the time of layers; `text` is what the user wrote. The size is limited to `bytes` bytes, or
+    to the fraction `share` of the layers' bytes as floats. The estimated time is limited to the fraction `time` of the
+    time that the layers take as floats. None means no limit."""
 
     text: str
     bytes: float | None = None

@@ -53,7 +53,8 @@ def lowest_cost(groups: Groups) -> Cost:
 
 def choose(groups: Groups, limit: Cost) -> list[int] | None:
     """Returns the index of each group's option so that the sum of errors is least within `limit`, up to the rounding of
-    costs to cells. Of choices with equal errors, returns the cheaper. Returns None if no choice keeps the limit."""
+    costs to whole cells, the units that costs are counted in. Of choices with equal errors, returns the cheaper.
+    Returns None if no choice keeps the limit."""
     limited = [axis for axis, bound in enumerate(limit) if bound != float("inf")]
     first = limited[0] if limited else 0
     errors = [[option.error for option in options] for options in groups]
@@ -72,8 +73,8 @@ def choose(groups: Groups, limit: Cost) -> list[int] | None:
 
 
 def _at_lowest_price(groups: Groups, limit: Cost, priced: Callable[[float], list[int] | None]) -> list[int] | None:
-    """Returns the choice at the lowest price of time at which both limits are kept; None if no such choice is found.
-    `priced(price)` returns the choice with the least sum of errors + price * time."""
+    """Returns the choice that `priced` gives for the lowest price that keeps both limits, of bytes and of time; None if
+    no such choice is found. `priced(price)` returns the choice with the least sum of errors + price * time."""
     choice = priced(0.0)
     if choice is None or cost_of_choice(groups, choice).within(limit):
         return choice

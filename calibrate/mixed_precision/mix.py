@@ -138,15 +138,15 @@ def estimated_error(groups: Groups, chosen: Sequence[int]) -> float:
 
 
 def _schemes_of(groups: Sequence[LayerGroup], chosen: Sequence[int]) -> dict[str, type[Input]]:
-    """Returns a dict from the name of each layer that becomes an integer layer with the options `chosen` to its scheme,
-    as a subclass of Input."""
+    """Returns a dict from layer name to scheme, a subclass of Input, for the layers that become integer layers with the
+    options `chosen` (the index of the option of each group)."""
     pairs = zip(groups, chosen, strict=True)
     return {name: kind for group, option in pairs for name, kind in group.kinds[option].items()}
 
 
 def _plan_with(plan: Plan, names: Iterable[str], kinds: Mapping[str, type[Input]], budget: Budget) -> Plan:
-    """Returns `plan` with the scheme that `kinds` has for each layer; layers of `names` that are not in `kinds` stay
-    float."""
+    """Returns `plan` with the scheme that `kinds` has for each layer. Layers of `names` that are not in `kinds` stay
+    float; the reason in the plan names `budget`."""
     words = {name: WORDS[kind] for name, kind in kinds.items()}
     plan = Plan(tuple(replace(entry, scheme=words.get(entry.name, entry.scheme)) for entry in plan.entries))
     reason = f"matters most within the budget of {budget.text}"
@@ -164,8 +164,8 @@ def _errors_by_layer(groups: Iterable[LayerGroup]) -> dict[str, dict[str, float]
 
 
 def _budget_report(budget: Budget, limit: Cost, whole: Cost, used: Cost) -> dict[str, Any]:
-    """Returns, for report.json, the limits of the budget and how much of each is used: bytes, and time relative to
-    float."""
+    """Returns, for report.json, the limits on bytes and on time, and how much of each is used; time is relative to
+    float. `whole` is the layers' cost as floats, `used` their cost in the mixture."""
     limits = [None if part == float("inf") else part for part in (limit.bytes, limit.time / whole.time)]
     return {
         "budget": budget.text,
@@ -178,7 +178,7 @@ def _lower_bounds(
     candidates: Candidates, names: Iterable[str], kinds: Sequence[type[Input]], before: Mapping[str, Cost]
 ) -> Cost:
     """Returns the smallest bytes and the smallest time that the layers `names` can take, each minimised on its own, if
-    each layer has a scheme of `kinds` or stays float, with its cost in `before`."""
+    each layer has a scheme of `kinds` or stays float. `before` has the cost of each layer as float."""
     bounds = Cost()
     for name in names:
         candidate_layers = [candidates.layer(name, kind) for kind in kinds]

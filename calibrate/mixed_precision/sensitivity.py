@@ -32,7 +32,7 @@ Assignment = Mapping[str, type[Input]]  # input type of the scheme by layer name
 
 class Candidates:
     """Makes integer layers of any scheme from `choices`: a dict from layer name to the smoothing, integer weight and
-    bias correction that calibration chose for the scheme it was given.
+    bias correction that calibration chose for the scheme in the settings.
 
     Weight-only layers get no smoothing factors, which MindIE-SD would ignore. Weight-only and dynamic layers get no
     bias correction, because corrections were measured for the scheme of the calibration.
@@ -42,8 +42,8 @@ class Candidates:
         self.model, self._choices = model, choices
 
     def choice(self, name: str, kind: type[Input]) -> Choice:
-        """Returns how the layer `name` is quantized with the scheme `kind`: its input, smoothing, integer weight and
-        bias correction."""
+        """Returns how the layer `name` is quantized with the scheme `kind`, a subclass of Input: how its input becomes
+        codes, its smoothing, integer weight and bias correction."""
         first = self._choices[name]
         if kind.ranged:
             return first
@@ -53,13 +53,13 @@ class Candidates:
         return replace(first, input=input, correction=None)
 
     def layer(self, name: str, kind: type[Input]) -> QuantizedLayer | str:
-        """Returns the integer form of the layer `name` with the scheme `kind`, or a text with the reason why there is
-        none."""
+        """Returns the integer layer for the layer `name` with the scheme `kind`, a subclass of Input; or a text with
+        the reason why there is none."""
         return layer_of(layer_at(self.model, name), self.choice(name, kind))
 
     def layers(self, assignment: Assignment) -> dict[str, QuantizedLayer]:
-        """Returns a dict from layer name to integer layer for the layers in `assignment`, without those that have no
-        integer form."""
+        """Returns a dict from layer name to integer layer for the layers in `assignment`, a dict from layer name to
+        scheme. Layers without an integer form are left out."""
         layers = {name: self.layer(name, kind) for name, kind in assignment.items()}
         return {name: layer for name, layer in layers.items() if not isinstance(layer, str)}
 
@@ -112,8 +112,8 @@ class Runs:
 
 @contextmanager
 def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]]:
-    """Counts the multiply-accumulates of the layers `names` inside the `with` statement, in the dict by layer name that
-    is yielded."""
+    """Counts the multiply-accumulates of the layers `names` inside the `with` statement. Yields a dict from layer name
+    to the count so far."""
     counts = dict.fromkeys(names, 0)
 
     def hook_for(name: str) -> Callable[..., None]:
@@ -127,8 +127,8 @@ def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]
 
 
 def divide_layers(names: Sequence[str], blocks: Sequence[str], most: int) -> list[tuple[str, ...]]:
-    """Divides the layers `names` into groups that change their scheme together, at most `most` groups if possible.
-    `blocks` are the names of the model's blocks.
+    """Divides the layers `names` into groups that change their scheme together: at most `most` groups, or more if there
+    are more blocks and layers outside blocks. `blocks` are the names of the model's blocks.
 
     If there are at most `most` layers, each is a group of its own. Otherwise the layers of one part of a block (attn,
     ff) are a group, or, if these are still too many groups, all layers of a block. Layers outside the blocks are always

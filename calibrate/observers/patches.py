@@ -19,9 +19,9 @@ _SURVEYED = 64  # most patches that a survey samples from each tensor
 
 @dataclass(frozen=True)
 class Patches:
-    """Extracts at most `most` patches of an input (batch, in, height, width), a uniform random sample that is at the
-    same places for all inputs with as many patches. `kernel` is the height and width of a patch; `geometry` has the
-    stride, padding and dilation."""
+    """Extracts at most `most` patches of an input (batch, in, height, width): a uniform random sample. Inputs with
+    equal numbers of patches are sampled at the same positions. `kernel` is the height and width of a patch; `geometry`
+    has the stride, padding and dilation."""
 
     kernel: tuple[int, int]
     geometry: Geometry

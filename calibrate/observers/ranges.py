@@ -35,8 +35,8 @@ from .observers import OBSERVERS, Observer, Options
 
 BINS = 8  # most timestep bins, each with its own range (W8A8_TIMESTEP)
 FOLDS = 4  # folds of a bin's calls: ranges of three folds are judged on the fourth, as in the held-out split
-# weight of clipping, without and with smoothing: the share of a call's values that are assumed to lie as far outside a
-# range as the farthest value. About 1 in 1,000 do. A smoothed model has less other error that hides the clipping error
+# share of a call's values that are assumed to lie as far outside a range as the farthest value, without and with
+# smoothing. About 1 in 1,000 do. A smoothed model has less other error that hides the clipping error
 # (bench/bench_timesteps.py: with 1e-3 the bundled pipeline, smoothed, loses 0.7 dB with 32 calls)
 _CLIPPED_SHARE, _CLIPPED_SHARE_SMOOTH = 1e-3, 1e-2
 
@@ -78,7 +78,8 @@ def bins_for(levels: Mapping[int, float], units: Sequence[int | None]) -> Bins:
 
 class BinnedObserver:
     """Observes one layer's input after `transform` (None: as it is) with a separate observer for each cross-validation
-    fold of each timestep bin. `observer` is a key of OBSERVERS."""
+    fold of each timestep bin. `observer` is a key of OBSERVERS, `options` are its options. `bins` gives the bin and the
+    fold of the call that `current` says is running."""
 
     def __init__(
         self, observer: str, options: Options, current: CurrentCall, bins: Bins, transform: Transform | None
@@ -110,8 +111,8 @@ class BinnedObserver:
 
 
 def range_of(observers: Iterable[Observer]) -> Range | None:
-    """Returns the range of one observer that would have observed all tensors of `observers`; None if they observed
-    nothing. Changes none of the observers."""
+    """Returns the range that a single observer would choose after all tensors that `observers` observed; None if they
+    observed none. Changes none of `observers`."""
     total: Observer | None = None
     for observer in observers:
         if total is None:
@@ -211,8 +212,9 @@ def observe_ranges(
 
 
 def gather_ranges(observers: Mapping[str, BinnedObserver], ranks: Ranks, share: float = _CLIPPED_SHARE) -> Ranges:
-    """Returns the ranges that the observers of all ranks have found so far, for the layers that ran. `share` is that of
-    `ranges_of`: the share of values that are assumed to be clipped. Collective: every rank calls this."""
+    """Returns the ranges that the observers of all ranks have found so far, for the layers that ran. `share` is the
+    share of the values of a call that are assumed to be clipped (see `ranges_of`). Collective: every rank calls
+    this."""
     first, *other_ranks = ranks.gather({name: binned.observers for name, binned in observers.items()})
     ranges = {}
     for name, bins in first.items():

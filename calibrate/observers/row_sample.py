@@ -76,7 +76,7 @@ class Sample:
         self._kept = sorted(self._kept + other._kept, key=lambda entry: entry.source)
 
     def copy(self) -> "Sample":
-        """Returns a copy of the sample in its present state; the row tensors are shared."""
+        """Returns a copy of the sample as it is now; both share the tensors of rows."""
         sample = copy.copy(self)
         sample._kept = list(self._kept)
         return sample

@@ -69,8 +69,8 @@ class Survey:
         self._leaders.add(reading.surveys[0].name)
 
     def copy(self, current: CurrentCall) -> "Survey":
-        """Returns a copy of the survey in its present state, which refers to `current`, a copy of the original's
-        CurrentCall. The two surveys share their tensors; no method writes to these."""
+        """Returns a copy of the survey as it is now, with `current` (a copy of the original's CurrentCall) as its own.
+        The two surveys share their tensors; no method writes to these."""
         survey = copy.copy(self)
         survey._current = current
         survey.train, survey.held_out = copy.copy(self.train), copy.copy(self.held_out)

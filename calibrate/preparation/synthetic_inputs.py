@@ -91,8 +91,9 @@ def warnings_of(model: nn.Module) -> list[str]:
 
 
 def _plan(model: nn.Module, shape: Sequence[int]) -> tuple[int, int, int]:
-    """Returns the number of batches, the inputs in each batch and the number of iterations, such that the
-    floating-point operations stay within _BUDGET if possible: the first row of _BATCHES that does."""
+    """Returns the number of batches, the number of inputs in a batch, and the number of iterations. The batches are the
+    largest in _BATCHES with which _LEAST iterations stay within _BUDGET operations, but no smaller than the batch of
+    `shape`. The iterations use up _BUDGET."""
     counter = FlopCounterMode(display=False)
     with evaluating(model), counter:
         run(model, _sample(torch.zeros(1, *shape[1:], dtype=_dtype_of(model))), 0)
@@ -135,8 +136,8 @@ def _dtype_of(model: nn.Module) -> torch.dtype:
 
 @contextmanager
 def statistics_losses(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Appends a loss to the list that is yielded for each call of a batch norm, inside the `with` statement: the
-    squared distance of the mean and the standard deviation of the batch norm's input from those that it stores, in
+    """Yields a list, to which each call of a batch norm inside the `with` statement appends a loss: the squared
+    distance of the mean and the standard deviation of the batch norm's input from those that the batch norm stores, in
     units of the stored deviation."""
     losses: list[Tensor] = []
 

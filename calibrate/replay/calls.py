@@ -25,7 +25,7 @@ class Call(Protocol):
     """The arguments of one call of a model, such as a `capture.store.layout.Call`.
 
     Optional attributes: `unit`, the number of the prompt that the call belongs to; `step`, the denoising step; `index`,
-    the number of the call among those of its prompt; `source`, for messages the origin of a call that is not from a
+    the number of the call among those of its prompt; `source`, the name in messages of a call that is not from a
     capture.
     """
 

@@ -17,8 +17,8 @@ _FOLD = 4  # every fourth prompt is held out
 
 
 def held_out(number: int) -> bool:
-    """Returns whether the prompt (or call) of this number, counted from 0, is held out, as every fourth is, to judge
-    choices that were made from the others."""
+    """Returns whether the prompt with this number, counted from 0, is held out to judge choices that were made from the
+    others. Every fourth prompt is. Where calls do not name their prompt, `number` is the number of the call."""
     return number % _FOLD == _FOLD - 1
 
 

@@ -94,8 +94,8 @@ def farthest(calls: Iterable[Call], wanted: int, ranks: Ranks = ALONE) -> list[i
 
 
 def interleaved(parts: Sequence[Sequence[Descriptor]]) -> list[Descriptor]:
-    """Merges the descriptors of all ranks into the order of the calls. `parts` has the descriptors of each rank's
-    calls; the ranks take calls in turns."""
+    """Merges the descriptors of all ranks into the order of the calls. `parts` has a list for each rank, with the
+    descriptors of its calls: of n ranks, rank i has the calls i, i + n, i + 2 n and so on."""
     return [descriptor for row in itertools.zip_longest(*parts) for descriptor in row if descriptor is not None]
 
 

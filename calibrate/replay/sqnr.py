@@ -108,8 +108,7 @@ def interval(powers: Sequence[Power]) -> tuple[float, float] | None:
 
 @contextmanager
 def at_noise_level(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
-    """Sets the noise level that `layer` reads, inside the `with` statement, for a layer that is not part of a
-    denoiser."""
+    """Makes `layer`, which is not part of a denoiser, read its noise level from `noise` inside the `with` statement."""
     before, layer.noise_level = layer.noise_level, noise
     try:
         yield
@@ -121,8 +120,8 @@ def at_noise_level(layer: QuantizedLayer, noise: NoiseLevel) -> Iterator[None]:
 def comparing(model: nn.Module, layer_of: Mapping[str, Callable[[], QuantizedLayer]]) -> Iterator[dict[str, Power]]:
     """Compares layers of the float `model` with their integer forms on the same inputs, inside the `with` statement.
 
-    `layer_of` is a dict from layer name to a function that returns the integer layer. The dict that is yielded sums the
-    signal and the error of each layer's output, by layer name.
+    `layer_of` is a dict from layer name to a function that returns the integer layer. Yields a dict from layer name to
+    a Power, which sums the signal and the error of the layer's output.
     """
     powers = {name: Power() for name in layer_of}
 

@@ -11,8 +11,8 @@ from .calls import Progress, T, silent
 
 @dataclass(frozen=True)
 class Work:
-    """The context of a calibration: `progress` shows how many items of a stage are done, `ranks` are the processes that
-    share the work, `watch` sums the seconds of each stage."""
+    """The context of a calibration: `progress` shows how much of a stage (such as smoothing) is done, `ranks` are the
+    processes that share the work, `watch` sums the seconds of each stage."""
 
     progress: Progress = silent
     ranks: Ranks = ALONE

@@ -35,10 +35,11 @@ class Sums:
     """Sums over the calibration calls that weight rounding and bias correction need for one layer. Layers that receive
     the same tensor share one `Sums`.
 
-    The function `read` takes the rows to sum from an input. With x the summed rows, after smoothing, and xq the values
-    of their codes: `exact` and `rounded` (in,) are the sums of x and of xq; `gram` and `residual` (in, in) are the sums
-    of xq xq^T and of xq (x - xq)^T. Without `squares`, `gram` and `residual` are None, because only biases are
-    corrected.
+    `choice` says how the layer is quantized, `current` which call is running; `columns` is the number of input
+    channels. The function `read` takes the rows to sum from an input. With x the summed rows, after smoothing, and xq
+    the values of their codes: `exact` and `rounded` (in,) are the sums of x and of xq; `gram` and `residual` (in, in)
+    are the sums of xq xq^T and of xq (x - xq)^T. Without `squares`, `gram` and `residual` are None, because only biases
+    are corrected.
     """
 
     def __init__(

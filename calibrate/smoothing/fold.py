@@ -27,8 +27,8 @@ _MAX_ROUNDING = 0.51  # largest rounding error of quant_bias, in accumulator ste
 
 
 class Fold(Protocol):
-    """Names one source of the input of smoothed layers, into which their smoothing factors are folded: the rows from
-    `start` of `target`, a layer, a norm or a flattened parameter.
+    """Names one source of the input of smoothed layers, into which their smoothing factors are folded: the outputs from
+    index `start` on of the layer or norm `target`, or the numbers from `start` on of the flattened parameter `target`.
 
     `plus_one`: True if the source gives the scale of a modulation, which is applied as 1 + scale.
     """

@@ -61,10 +61,10 @@ def smooth(
     are smoothing groups: layers whose factors have to be equal to be folded into the layers before. `kind`, a subclass
     of Input, and the Scheme object `scheme` say how inputs become codes.
 
-    Layers with at most eight rows for each sample of the batch are not smoothed: so few rows do not represent other
-    calls. Where layers of a group have different inputs, the layers of each input get factors of their own if that
-    lowers the error by more than 20 %: the large channels of one transformer block may be small in another. Collective:
-    the ranks of `work` share the groups.
+    Layers whose input has at most eight rows (tokens) for each sample of the batch are not smoothed: so few rows do not
+    represent other calls. Where layers of a group have different inputs, the layers of each input get factors of their
+    own if that lowers the error by more than 20 %: the large channels of one transformer block may be small in another.
+    Collective: the ranks of `work` share the groups.
     """
     chosen: dict[str, Smoothing] = {}
     groups_of_rank = work.ranks.share(list(smoothing_groups(surveys, groups)))
@@ -83,8 +83,8 @@ def smooth(
 
 def smoothing_groups(surveys: Mapping[str, Survey], groups: Iterable[FoldGroup]) -> Iterable[list[str]]:
     """Yields lists of layer names to search smoothing factors for together: first the layers of each group in `groups`,
-    then the other layers of `surveys`, in lists of layers that share an input. Layers whose input has no tokens
-    (`Survey.has_tokens`) are left out."""
+    then the other layers of `surveys`, in lists of layers that share an input. Layers whose input has at most eight
+    rows (tokens) for each sample of the batch are left out."""
     eligible = {name for name, survey in surveys.items() if survey.has_input and survey.has_tokens}
     for group in groups:
         names = [name for name in group.layers if name in eligible]
