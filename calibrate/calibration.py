@@ -51,9 +51,9 @@ def calibrate(
     of `ranks`, the processes that share the work, calls this function with the same arguments and returns what a single
     process would, except for seconds and memory. `model` keeps its float layers, except with `settings.release`.
 
-    Raises UsageError for settings that do not fit the model, FileError for a module name that a checkpoint cannot hold,
-    MisfitError for no calls or a call that does not fit, NumbersError for NaN or Inf in weights, inputs or outputs, if
-    no layer can become integers, and with `settings.strict` if a layer never ran, DeviceError when memory runs out.
+    Raises UsageError for settings that do not fit the model; FileError for a module name that a checkpoint cannot hold;
+    MisfitError for no calls or a call that does not fit; NumbersError for NaN or Inf in weights, inputs or outputs, if
+    no layer can become integers, and with `settings.strict` if a layer never ran; DeviceError when memory runs out.
     """
     work = Work(progress, ranks)
     with work.watch.stage("prepare"):

@@ -82,7 +82,7 @@ def choose(
     work: Work,
     sums_memory: Callable[[], float] = lambda: SUMS_BYTES,
 ) -> Selection:
-    """Chooses the integer form of every layer of the plan. `sums_memory` returns how many bytes the sums over calls
+    """Chooses how each layer of the plan becomes integers. `sums_memory` returns how many bytes the sums over calls
     that the rounding method needs may take; it is called just before weights are rounded.
 
     Collective: the ranks of `work` share the calls and the layers. Raises MisfitError if there are no calls or a call

@@ -229,9 +229,9 @@ class Calibrator:
         Afterwards the attribute `model` is the calibrated model: a copy of the caller's model if batch norms were
         folded. Logs progress to the logger `octavo.calibrate.msmodelslim_api` (INFO), at most every 30 seconds.
 
-        Raises UsageError for a configuration that does not fit the model, FileError for a module name that a checkpoint
-        cannot hold, MisfitError if there are no samples or a sample does not fit the model, NumbersError for weights,
-        inputs or outputs that are not finite, DeviceError when memory runs out.
+        Raises UsageError for a configuration that does not fit the model; FileError for a module name that a checkpoint
+        cannot hold; MisfitError if there are no samples or a sample does not fit the model; NumbersError for weights,
+        inputs or outputs that are not finite; DeviceError when memory runs out.
         """
         settings, samples, warnings = self.cfg.settings, list[Any](), list[str]()
         progress = Reports(lambda *report: log.info("%s", line(*report)))

@@ -299,7 +299,7 @@ class Blocks:
     @contextmanager
     def _real_one(self, name: str, file: SpillFile) -> Iterator[None]:
         """Puts the block `name`, with its weights in memory, in place of its stub, inside the `with` statement. When a
-        call runs for the first time, writes the block's outputs for it to `file`."""
+        call runs for the first time, writes the block's outputs in this call to `file`."""
         block = self._real[name]
         self._parking.fetch(name, block)
         hooks = {"": self._check}, {"": partial(self._keep, name, file)}

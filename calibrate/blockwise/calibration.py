@@ -113,9 +113,9 @@ class BlockwiseCalibration:
     def run(self) -> Result:
         """Calibrates all blocks and the layers outside them, and measures the integer model.
 
-        Raises DeviceError if the memory limit is too small, MisfitError if there are no calls, a call does not fit the
-        model, or blocks change their inputs or keep state, NumbersError for weights, inputs or outputs with NaN or Inf,
-        and if no layer can become integers.
+        Raises DeviceError if the memory limit is too small; MisfitError if there are no calls, if a call does not fit
+        the model, or if blocks change their inputs or remember earlier calls; NumbersError for weights, inputs or
+        outputs with NaN or Inf, and if no layer can become integers.
         """
         with self._work.watch.stage("prepare"):
             self._parking.settle(self._model, self._names)
@@ -239,8 +239,8 @@ class BlockwiseCalibration:
         return replace(self._settings, groups=lambda _: [part for part in parts if part.layers])
 
     def _sums_memory(self) -> float:
-        """Returns how many bytes the sums over calls that the rounding method needs may take: what the limit leaves,
-        minus what rounding the widest layer takes afterwards."""
+        """Returns how many bytes the sums over calls that the rounding method needs may take: what the memory limit
+        leaves, minus what rounding the widest layer takes afterwards."""
         return self._limit - resident_memory() - SUMS_AT_WORK * self._sums
 
     def _check_shared(self) -> None:

@@ -58,8 +58,8 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 class RangedNumbers(NamedTuple):
-    """Holds the range, deq and quant_bias for one call of a layer whose ranges are known beforehand; its output is (sum
-    + quant_bias) * deq.
+    """Holds the range (`input`), deq and quant_bias with which a layer whose ranges are known beforehand computes one
+    call. The output of the layer is (sum of products + quant_bias) * deq.
 
     Where the rows of the input have different noise levels, scale, zero point, deq and quant_bias have a leading axis
     of rows.

@@ -21,8 +21,8 @@ _PIECE = 1024  # products in one float32 sum, exact since 1024 * 128 * 127 < 2**
 
 
 def dynamic_codes(x: Tensor, axes: tuple[int, ...], scheme: Scheme = WEIGHT) -> tuple[Tensor, Tensor]:
-    """Returns the codes of `x` in float32 and their scale, max |x| over `axes` divided by the qmax of `scheme`; the
-    scale keeps these axes with length 1.
+    """Returns the codes of `x` in float32 and their scale, max |x| over `axes` divided by the largest code of `scheme`;
+    the scale keeps these axes with length 1.
 
     Where all values are zero, or too small for a normal float32 scale, the codes are zeros and the scale is 1.
     """
@@ -51,7 +51,8 @@ def integer_matmul(q: Tensor, weight: Tensor) -> Tensor:
 
 
 def _in_float(q: Tensor, weight: Tensor) -> Tensor:
-    """Computes the product of `integer_matmul` from float32 sums of at most _PIECE products, which are exact."""
+    """Returns the exact product, int32 (..., out), of codes `q` (..., in) and an int8 `weight` (out, in), added up from
+    float32 sums of at most _PIECE products, which are exact."""
     total: Tensor | None = None
     for start in range(0, weight.shape[1], _PIECE):
         piece = weight[:, start : start + _PIECE].to(torch.float32)

@@ -153,9 +153,9 @@ def divide_layers(names: Sequence[str], blocks: Sequence[str], most: int) -> lis
 class LayerGroup:
     """Layers that change their scheme together.
 
-    `options`: first that all stay float, then an option for each scheme that was measured. `kinds`: for each option, a
-    dict from layer name to the scheme, as a subclass of Input. A layer without an integer form is not in the dict and
-    stays float.
+    `options`: first the option that all these layers stay float, then an option for each scheme that was measured.
+    `kinds`: for each option, a dict from layer name to the scheme, as a subclass of Input. A layer without an integer
+    form is not in the dict and stays float.
     """
 
     names: tuple[str, ...]

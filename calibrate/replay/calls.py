@@ -145,7 +145,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _uncompiled() -> AbstractContextManager[Any]:
-    """Returns a context in which torch.compile has no effect. Before torch._dynamo is imported nothing is compiled."""
+    """Returns a context in which torch.compile has no effect. The context does nothing if torch._dynamo was never
+    imported, because then nothing is compiled."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 

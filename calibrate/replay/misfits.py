@@ -41,7 +41,8 @@ def misfit(model: nn.Module, call: Any) -> str:
 
 
 def likely_remedy(model: nn.Module, call: Any, device: torch.device) -> str:
-    """Returns what to do about a call for which the forward of `model` raised an exception, with the likely cause."""
+    """Returns the likely cause of an exception that the forward of `model`, on `device`, raised for `call`, and what to
+    do about it."""
     return next(_reasons(model, call, device), _remedy(call, "Give calls that this model takes."))
 
 

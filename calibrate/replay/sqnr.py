@@ -87,8 +87,8 @@ class Power:
 
 
 def interval(powers: Sequence[Power]) -> tuple[float, float] | None:
-    """Returns the 95 % confidence interval, in dB, of the SQNR of calls like these; `powers` has the signal and noise
-    power of each call.
+    """Returns the 95 % confidence interval, in dB, of the SQNR of all calls of which the measured ones are a sample.
+    `powers` has the signal and noise power of each measured call.
 
     To first order, a call changes the logarithm of the ratio of both sums by its share of the signal minus its share of
     the noise. These differences give the standard error (linearized ratio estimator: Cochran, Sampling Techniques,

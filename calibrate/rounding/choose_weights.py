@@ -96,13 +96,13 @@ def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -
 
 
 def easy_quant_choice(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -> Choice | None:
-    """Returns `choice` with the scales of weight and input that EasyQuant sets alternately, so that both may clip; None
-    where EasyQuant is not applicable, or gives no codes.
+    """Returns `choice` with the scales of weight and input that EasyQuant finds in alternation on the rows in `survey`;
+    both may clip values. Returns None where EasyQuant is not applicable, or gives no codes.
 
     EasyQuant is applicable if it is among the methods, the input has one static range, and the layer is no convolution
     with groups. It is not applicable for a smoothed input, where clipping lowers the layer's error but raises the
-    model's; not without held-out calls; and not where the sampled rows stay far below the extremes, because a value
-    that is large in few rows would be clipped unnoticed.
+    model's; not without held-out calls; and not where the sampled rows do not reach half of the extremes, because a
+    value that is large in few rows would be clipped unnoticed.
     """
     applicable = "easy-quant" in method.weights and choice.transform is None and groups_of(module) == 1
     if not applicable or not survey.has_held_out or not isinstance(choice.input, StaticInput):

@@ -50,11 +50,12 @@ def easy_quant(
 
 def _best_codes(w: Tensor, gram: Tensor, pull: Tensor, steps: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Returns the codes (out, in) whose output is most similar, by cosine, to the float output, and the best scales
-    (out,) for these codes. `gram` (in, in) is G and `pull` (out, in) is w (C - G)^T in the symbols of objective.py.
+    (out,) for these codes. `w` (out, in) is the float weight, `steps` the number of scales tried; `gram` (in, in) is G
+    and `pull` (out, in) is w (C - G)^T in the symbols of objective.py.
 
     Let y be the float output and yq the output of the codes. With the best scale for these codes, the squared error is
-    |y|^2 (1 - cos^2), so the error is least where the cosine is greatest. It is computed without the difference of
-    nearly equal numbers in 1 - cos^2.
+    |y|^2 (1 - cos^2), so the error is least where the cosine is greatest. The code computes the error without
+    1 - cos^2, which would be the difference of nearly equal numbers.
     """
     weight_gram = w @ gram
     best, scale = w.round(), torch.ones_like(w[:, 0])

@@ -95,8 +95,9 @@ def _values(quantized: QuantizedWeight) -> Tensor:
 
 
 def _error_difference(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None) -> Tensor:
-    """Returns the `error` of a weight with the values `v` (out, in) minus that of a weight with the values `other`, for
-    the float weight `w`. Factors the difference, because the two errors may be nearly equal."""
+    """Returns for each output channel, (out,), the output error (see `error`) of the quantized weight `v` minus that of
+    the quantized weight `other`; `w` is the float weight, all (out, in). Computes the difference as a product, because
+    the two errors may be nearly equal."""
     difference, total = v - other, v + other
     if inputs is None:
         return (difference * (total - 2 * w)).sum(1)
@@ -131,8 +132,8 @@ def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> C
 
 
 def _case_with_scale(target: Tensor, hessian: Tensor, scheme: Scheme) -> Case:
-    """Returns the least-squares problem whose target is the float weight `target` divided by the scale that follows
-    from each output channel's largest value."""
+    """Returns the least-squares problem with the Hessian `hessian`, and with a target that is the float weight `target`
+    divided by the scale that follows from each output channel's largest value."""
     largest = target.abs().amax(1)
     scale = (largest / scheme.qmax).clamp_min(_SMALLEST)
     scale = torch.where(largest == 0, torch.ones_like(scale), scale).to(torch.float32).to(target.dtype)

@@ -167,8 +167,8 @@ def output_offset(numbers: Numbers) -> Tensor:
     """Returns the offset that a layer with known input ranges adds to the product of weight and input for each output
     channel, float64 (out,).
 
-    The offset of a channel is its float bias, unless the integer bias (quant_bias) differs from that by more than its
-    rounding, because it holds a bias correction. The offset is then the value that quant_bias stands for.
+    The offset of a channel is its float bias, unless the value of the integer bias (quant_bias) differs from the float
+    bias by more than rounding. Then quant_bias holds a bias correction, and the offset is the value of quant_bias.
     """
     assert numbers.deq is not None
     assert numbers.quant_bias is not None
@@ -186,8 +186,9 @@ def output_offset(numbers: Numbers) -> Tensor:
 def _multiply_parameters(
     model: nn.Module, parameters: dict[str, Callable[[], Tensor]], fold: Fold, multiplier: Tensor
 ) -> bool:
-    """Multiplies the rows that `fold` names of a float layer, norm or parameter by `multiplier`: puts functions that
-    compute the new values into `parameters`. Returns False if this source cannot be multiplied."""
+    """Multiplies the output of the source that `fold` names, a float layer, norm or parameter, by `multiplier`: puts
+    functions that compute the new values of parameters into `parameters`. Returns False if this source cannot be
+    multiplied."""
     parent, _, leaf = fold.target.rpartition(".")
     source = getattr(model.get_submodule(parent), leaf)
     weight, bias = getattr(source, "weight", None), getattr(source, "bias", None)

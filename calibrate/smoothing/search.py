@@ -144,8 +144,8 @@ class _Judge:
 
 
 def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
-    """Returns the product of the input codes `x` and the integer codes of `weight` as float32, without the bias; None
-    if the weight has no codes, because a channel is too small."""
+    """Returns the product of the values of the input codes `x` and of the integer codes of `weight`, in float32 and
+    without the bias. Returns None if a channel of the weight is too small for a float32 scale."""
     scale = scales_of(weight, scheme)
     if scale is None:
         return None
@@ -165,8 +165,8 @@ def _best_smoothing(
     model: nn.Module, names: Sequence[str], surveys: Mapping[str, Survey], kind: type[Input], scheme: Scheme
 ) -> tuple[Smoothing | None, float]:
     """Returns the best smoothing with the same factors for all layers in `names`, or None if none lowers their error by
-    at least 10 %. Also returns the sum of the layers' relative output errors with this smoothing; without smoothing for
-    None."""
+    at least 10 %. Also returns the sum of the layers' relative output errors with this smoothing, or without smoothing
+    if there is none."""
     weights = largest_of([layer_at(model, name).weight.detach() for name in names])
     fitted = _merged(surveys[name].fit_channels for name in names)
     judges = [
