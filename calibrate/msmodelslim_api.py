@@ -257,7 +257,8 @@ class Calibrator:
         self, output_path: str | Path, safetensors_name: str | None = None, json_name: str | None = None
     ) -> None:
         """Writes weights, description and manifest into the directory `output_path`, which is created if it does not
-        exist. Other files there stay.
+        exist. Other files there stay. `safetensors_name` and `json_name` are the file names of weights and description;
+        None: the names under which MindIE-SD looks for the files.
 
         Raises UsageError before `run` and for an invalid name, StorageError for a directory that cannot be written,
         NumbersError for numbers that are not finite.

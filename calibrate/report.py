@@ -21,8 +21,8 @@ ZERO_INPUT = "its input was zero in every call"
 class Findings(NamedTuple):
     """The results of a calibration that the report shows.
 
-    `choices`, `ranges` and `powers` are dicts from layer name: to the layer's choice, to the ranges of its input (one
-    for each timestep bin), and to signal and noise of its output. `calls`: the number of calibration calls. `output`:
+    Three dicts have layer names as keys: `choices` has the layer's choice, `ranges` the ranges of its input (one for
+    each timestep bin), `powers` the signal and noise of its output. `calls`: the number of calibration calls. `output`:
     signal (sum of squares) and noise (sum of squared errors) of the model's output in each measured call. `held_out`:
     how many of the measured calls are held out.
     """

@@ -316,7 +316,7 @@ class Blocks:
             self._track.outputs[name][self._position].append(file.put(output))
 
     def _complete(self, wanted: Callable[[int], bool]) -> None:
-        """Runs the calls whose position is `wanted` and that the visit of the block in memory did not run."""
+        """Runs the calls whose position is `wanted` and that `visit` did not run with the block in memory."""
         if len(self._track.outputs[self._frontier]) == self._count:
             return
         with evaluating(self._model):

@@ -39,7 +39,7 @@ class Cost(NamedTuple):
         return Cost(self.bytes - other.bytes, self.time - other.time)
 
     def within(self, limit: "Cost") -> bool:
-        """Returns whether bytes and time keep the limit, up to float rounding (1e-9)."""
+        """Returns whether bytes and time are at most those of `limit`, up to float rounding (1e-9)."""
         return all(own <= most * (1 + 1e-9) + 1e-9 for own, most in zip(self, limit, strict=True))
 
 

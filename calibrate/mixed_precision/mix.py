@@ -204,8 +204,9 @@ def _checked_limit(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -
 
 
 def _infeasible(budget: Budget, smallest: Cost, whole: Cost) -> OctavoError:
-    """Returns the UsageError for a budget that no mixture keeps. The message says what the layers take at least
-    (`smallest`) of what the budget limits, bytes, time or both, also relative to their cost `whole` as floats."""
+    """Returns the UsageError for a budget that no mixture keeps. The message gives the least bytes, the least time or
+    both, whichever the budget limits, that the layers can take (`smallest`), also as a fraction of their cost as floats
+    (`whole`)."""
     needs = []
     if budget.bytes is not None or budget.share is not None:
         needs.append(f"{size(smallest.bytes)} ({math.ceil(1000 * smallest.bytes / whole.bytes) / 10:.1f}%)")

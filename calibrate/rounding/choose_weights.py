@@ -78,8 +78,8 @@ def choose_weights(
 
 def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -> list[Choice]:
     """Returns the choices to compare for one layer: `choice` itself, and the choices with integer weights and bias
-    corrections that `method` computes from `sums`. For a convolution with groups, only the bias is corrected: a weight
-    method would need separate sums for each group."""
+    corrections that `method` computes from `sums`. For a convolution with groups, only the bias is corrected: a
+    rounding method would need separate sums for each group."""
     weight = weight_for(choice.transform, module.weight)
     options = [choice]
     # consumers drop the bias of a layer whose float layer has none, but always read quant_bias

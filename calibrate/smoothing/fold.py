@@ -217,8 +217,8 @@ def _copy(value: Tensor) -> Tensor:
 def _multiplied_rows(
     make: Callable[[], Tensor], start: int, multiplier: Tensor, plus_one: bool, *, flat: bool
 ) -> Tensor:
-    """Returns the tensor that `make` computes, with as many rows as `multiplier` has numbers, from row `start` on,
-    multiplied by these; with `flat`, numbers of the flattened tensor instead of rows. With `plus_one`, 1 + value is
+    """Returns the tensor that `make` computes, with row `start` + i multiplied by number i of `multiplier`, for every
+    i. With `flat`, numbers of the flattened tensor are multiplied instead of rows. With `plus_one`, 1 + value is
     multiplied and 1 subtracted again."""
     tensor = make()
     part = (tensor.view(-1) if flat else tensor)[start : start + len(multiplier)]

@@ -106,7 +106,7 @@ class _Judge:
     """Measures how well smoothing factors suit the layers `modules`, which share one input: by the squared error of
     each layer's output on rows of held-out calls, divided by the sum of squares of its float output.
 
-    The products are those of the integer layers, up to the rounding of scales.
+    Outputs are computed as the integer layers compute them, up to the rounding of scales.
     """
 
     def __init__(self, modules: Sequence[FloatLayer], survey: Survey, kind: type[Input], scheme: Scheme) -> None:
