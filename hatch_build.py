@@ -1,6 +1,9 @@
-"""Compiles calibrate/runtime/kernels.c where Octavo is installed or its wheel is built, on Linux with an x86-64.
+"""Compiles the kernels of calibrate/runtime/native/ where Octavo is installed or its wheel is built, on Linux with an
+x86-64 processor.
 
-Without a compiler that can, Octavo is installed without it, and says so.
+Every kernel is compiled once for each target, a set of vector instructions, into one library; kernels.py chooses a
+target when it runs. Targets that the compiler does not know are left out. Without a compiler Octovo is installed without
+the library, and says so.
 """
 
 import hashlib
@@ -11,13 +14,22 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE, LIBRARY = "octavo/calibrate/runtime/kernels.c", "libkernels.so"
-FLAGS = "-O3 -fno-math-errno -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16 -mfma -fopenmp -shared -fPIC"
+SOURCES, LIBRARY = "octavo/calibrate/runtime/native", "octavo/calibrate/runtime/libkernels.so"
+FLAGS = "-O3 -fno-math-errno -fopenmp -fPIC"
+_AVX2 = "-mavx2 -mfma -mf16c"
+_AVX512 = f"{_AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni"
+TARGETS = {
+    "avx2": _AVX2,
+    "avx_vnni": f"{_AVX2} -mavxvnni",
+    "avx512_vnni": _AVX512,
+    "avx512_bf16": f"{_AVX512} -mavx512bf16",
+}
 
 
 class Kernels(BuildHookInterface):
@@ -25,26 +37,62 @@ class Kernels(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Before the wheel is made; of an editable installation too."""
-        source = Path(self.root, SOURCE)
         if not (sys.platform == "linux" and platform.machine() == "x86_64"):
             return
+        library = Path(self.root, LIBRARY)
         try:
-            compile_to(source, source.with_name(LIBRARY))
+            missing = compile_to(Path(self.root, SOURCES), library)
         except (OSError, subprocess.CalledProcessError) as error:
             reason = getattr(error, "stderr", None) or str(error)
-            self.app.display_warning(f"{SOURCE}: not compiled, so integers run more slowly on this CPU. {reason}")
+            self.app.display_warning(f"{SOURCES}: not compiled, so models run more slowly on this CPU. {reason}")
             return
-        build_data["artifacts"].append(str(Path(SOURCE).with_name(LIBRARY)))
+        if missing:
+            self.app.display_warning(f"{SOURCES}: the compiler does not know the targets {', '.join(missing)}.")
+        build_data["artifacts"].append(LIBRARY)
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
 
 
-def compile_to(source: Path, library: Path) -> None:
-    """Raises OSError or CalledProcessError, and leaves `library` as it was, where it cannot be made."""
+def compile_to(sources: Path, library: Path) -> list[str]:
+    """Compiles the C files of the folder `sources` to `library`; returns the targets that the compiler does not know.
+
+    Raises OSError or CalledProcessError, and leaves `library` as it was, where it cannot be made.
+    """
     compiler = shlex.split(os.environ.get("CC", "cc"))
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        made = Path(folder, library.name)
-        command = [*compiler, *FLAGS.split(), f'-DSOURCE="{digest}"', str(source), "-lm", "-o", str(made)]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as name:
+        folder = Path(name)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            known = dict(zip(TARGETS, pool.map(lambda flags: _knows(compiler, flags, folder), TARGETS.values())))
+            commands = list(_commands(compiler, sources, [target for target in TARGETS if known[target]]))
+            objects = [folder / f"{index}.o" for index in range(len(commands))]
+            list(pool.map(lambda pair: _run([*pair[0], "-o", str(pair[1])]), zip(commands, objects)))
+        made = folder / library.name
+        _run([*compiler, *FLAGS.split(), "-shared", *map(str, objects), "-lm", "-o", str(made)])
         made.replace(library)  # processes that run keep the one they have
+    return [target for target in TARGETS if not known[target]]
+
+
+def _knows(compiler: list[str], flags: str, folder: Path) -> bool:
+    command = [*compiler, *flags.split(), "-E", "-x", "c", os.devnull, "-o", os.devnull]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def _commands(compiler: list[str], sources: Path, targets: list[str]) -> Any:
+    for source in sorted(sources.glob("*.c")):
+        if source.name == "targets.c":
+            yield [*compiler, *FLAGS.split(), f'-DSOURCE="{digest(sources)}"', "-c", str(source)]
+            continue
+        for target in targets:
+            yield [*compiler, *FLAGS.split(), *TARGETS[target].split(), f"-DTARGET={target}", "-c", str(source)]
+
+
+def digest(folder: Path) -> str:
+    """As kernels.digest, which cannot be imported before Octavo is installed."""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*.[ch]")):
+        found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True)

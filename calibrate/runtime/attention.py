@@ -43,16 +43,28 @@ def _by_torch_in_float32(
 def _by_kernel(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """Computes attention in bfloat16 by the kernel of kernels.c; by oneDNN's products if the kernel is missing or the
-    scale is 0."""
+    """Computes attention in bfloat16 by the kernel of native/bfloat16.c; by oneDNN's products if the kernel is missing
+    or the scale is 0."""
     library = kernels.library()
     query, mask, scale = _in_base_2(query, key, attn_mask, scale)
-    if library is None or not scale:  # the kernel needs a positive scale
+    if library is None or not library.computes_in_bfloat16 or not scale:  # the kernel needs a positive scale
         return _products(query, key, value, mask, scale)
     y = empty_output(query, value)
-    query, key, value = (_by_batch(_side_by_side(x)) for x in (query, key, value))
-    kernels.attention(library, query, key, value, None if mask is None else _by_batch(mask), _by_batch(y), scale)
+    library.bfloat16_attention(*_for_kernel(query, key, value, mask), _by_batch(y), scale)
     return y
+
+
+def _by_integers(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
+) -> Tensor | None:
+    """Computes attention by the kernel of native/attention.c. Returns None, so that another candidate has to serve, if
+    a number is NaN, infinite or above 1e15, except -infinity in the mask, or if there is no kernel."""
+    library = kernels.library()
+    if library is None or (attn_mask is not None and attn_mask.is_floating_point() and not (attn_mask < math.inf).all()):
+        return None
+    query, mask, scale = _in_base_2(query, key, attn_mask, scale)
+    y = empty_output(query, value)
+    return y if library.attention(*_for_kernel(query, key, value, mask), _by_batch(y), scale) else None
 
 
 def _by_products(
@@ -133,11 +145,23 @@ def _by_batch(x: Tensor) -> Tensor:
     return x.unsqueeze(0) if x.ndim == 3 else x.flatten(0, -4)
 
 
-class Candidate(NamedTuple):
-    """A way to compute attention: the function `run`, and `fits`, which returns whether this machine can run it for
-    inputs of a dtype."""
+def _for_kernel(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    query, key, value = (_by_batch(_side_by_side(x)) for x in (query, key, value))
+    return query, key, value, None if mask is None else _by_batch(mask)
 
-    run: Callable[..., Tensor]
+
+def _has_bfloat16_kernel() -> bool:
+    library = kernels.library()
+    return library is not None and library.computes_in_bfloat16
+
+
+class Candidate(NamedTuple):
+    """A way to compute attention: the function `run`, which returns None for inputs that it does not support, and
+    `fits`, which returns whether this machine can run it for inputs of a dtype."""
+
+    run: Callable[..., Tensor | None]
     fits: Callable[[torch.dtype], bool]
 
 
@@ -145,7 +169,13 @@ CANDIDATES = {
     "torch": Candidate(_by_torch, lambda dtype: True),
     "torch in float32": Candidate(_by_torch_in_float32, lambda dtype: dtype in DTYPES[1:]),
     "oneDNN products": Candidate(_by_products, lambda dtype: torch.backends.mkldnn.is_available()),
-    "bfloat16 kernel": Candidate(_by_kernel, lambda dtype: dtype == torch.bfloat16 and kernels.library() is not None),
+    "bfloat16 kernel": Candidate(_by_kernel, lambda dtype: dtype == torch.bfloat16 and _has_bfloat16_kernel()),
+    "integers": Candidate(_by_integers, lambda dtype: dtype in DTYPES and kernels.library() is not None),
 }
 # what `accelerate` accepts as `attention`: the candidates that each word allows
-ATTENTION = {"auto": tuple(CANDIDATES), "float": tuple(CANDIDATES), "torch": ("torch",)}
+ATTENTION = {
+    "auto": tuple(CANDIDATES),
+    "float": tuple(name for name in CANDIDATES if name != "integers"),
+    "integers": ("torch", "integers"),
+    "torch": ("torch",),
+}

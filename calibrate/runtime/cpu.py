@@ -99,8 +99,8 @@ def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
     after the zero point, because one sum of all three would round x / scale + zero_point differently.
     """
     library = kernels.library()
-    if library is not None and x.dtype in kernels.NARROW:
-        return kernels.quantize(library, x.contiguous(), out, float(qparams.scale), int(qparams.zero_point))
+    if library is not None and x.dtype in kernels.TYPES:
+        return library.quantize(x.contiguous(), out, float(qparams.scale), int(qparams.zero_point))
     q = divided(x, qparams.scale).add_(qparams.zero_point).add_(_WHOLE + SHIFT)
     out.copy_(q.clamp_(_WHOLE, _WHOLE + 255).view(torch.int32))
 

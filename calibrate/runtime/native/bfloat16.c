@@ -1,30 +1,17 @@
-/* Attention and quantization on the CPU, for processors with AVX-512 and its bfloat16 instructions.
+/* Attention by bfloat16 products, for targets with the bfloat16 instructions of AVX-512. */
 
-kernels.py calls these functions; hatch_build.py compiles them. Sizes and strides are numbers of elements. No function
-keeps state. */
+#include "vectors.h"
 
-#include <immintrin.h>
-#include <math.h>
-#include <omp.h>
-#include <stdint.h>
-#include <string.h>
+#ifdef __AVX512BF16__
 
 typedef uint16_t bfloat16;
 
-#define INLINE static inline __attribute__((always_inline))
-
 enum {
-    LANES = 16, /* number of float32 values in a register */
-    HIGH = 6, WIDE = 4, /* rows, and registers of columns, of the tile of sums that a product keeps in registers */
+    HIGH = 6, /* rows of a tile: the sums that a product keeps in registers, (HIGH, WIDE * LANES) */
     COLUMNS = WIDE * LANES,
     ROWS = 8 * HIGH, KEYS = 1024, /* rows and keys of a piece of scores, which fits in the second-level cache */
 };
 
-/* the SHA-256 digest of this file, by which kernels.py sees whether the library is up to date */
-const char *source = SOURCE;
-
-INLINE long up(long n, long to) { return (n + to - 1) / to * to; }
-INLINE long least(long a, long b) { return a < b ? a : b; }
 INLINE __mmask16 first(long n) { return n < LANES ? (1u << n) - 1 : 0xffff; }
 
 /* --- products --------------------------------------------------------------------------------------------------- */
@@ -84,6 +71,7 @@ typedef struct {
     int64_t at[5][3]; /* strides of batch, head and row of query, key, value, mask, y; rows are contiguous */
     int64_t batch, heads, rows, keys, width, out;
     float scale; /* makes scores to base 2 of the products; not negative */
+    int32_t type; /* BFLOAT16 */
 } Attention;
 
 /* The memory that a thread uses for a piece of scores. */
@@ -101,8 +89,8 @@ INLINE long of_work(const Attention *a) {
 /* Returns the number of heads that are packed at a time. */
 INLINE long together(const Attention *a, int threads) { return least(a->batch * a->heads, 4L * threads); }
 
-/* Returns the bytes of scratch memory that attention() needs. */
-long attention_scratch(const Attention *a, int threads) {
+/* Returns the bytes of scratch memory that `bfloat16_attention` needs. */
+long OF(bfloat16_attention_scratch)(const Attention *a, int threads) {
     return up(2 * together(a, threads) * (of_keys(a) + of_values(a)), 64) + threads * of_work(a);
 }
 
@@ -210,7 +198,7 @@ static void attend(const Attention *a, const bfloat16 *query, const bfloat16 *ke
 }
 
 /* Computes y = softmax(query @ key.T * scale + mask) @ value. Rows whose keys are all masked become zeros. */
-void attention(const Attention *a, void *scratch, int threads) {
+void OF(bfloat16_attention)(const Attention *a, void *scratch, int threads) {
     const long all = a->batch * a->heads, blocks = (a->rows + ROWS - 1) / ROWS, group = together(a, threads);
     const long keys = of_keys(a), head = keys + of_values(a);
     bfloat16 *packed = scratch;
@@ -238,23 +226,4 @@ void attention(const Attention *a, void *scratch, int threads) {
     }
 }
 
-/* --- codes ------------------------------------------------------------------------------------------------------ */
-
-/* Computes q = clamp(round(x / scale + zero_point) + 128, 0, 255). x is bfloat16 if `narrow`, otherwise float32.
-
-   The quotient is rounded to float32, then the sum, as in the reference. The 128 that make the code unsigned are added
-   after rounding to a whole number: added before, they would change how the sum is rounded. */
-void quantize(const void *x, int narrow, uint8_t *q, int64_t count, float scale, int zero_point, int threads) {
-    const __m512 far = _mm512_set1_ps(1024.f); /* larger than all codes */
-#pragma omp parallel for num_threads(threads) if (count > 1 << 15)
-    for (int64_t i = 0; i < count; i += LANES) {
-        const __mmask16 some = first(count - i);
-        __m512 value = narrow ? (__m512)_mm512_slli_epi32(
-                                    _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, (const bfloat16 *)x + i)), 16)
-                              : _mm512_maskz_loadu_ps(some, (const float *)x + i);
-        value = _mm512_add_ps(_mm512_div_ps(value, _mm512_set1_ps(scale)), _mm512_set1_ps((float)zero_point));
-        value = _mm512_max_ps(_mm512_min_ps(value, far), _mm512_sub_ps(_mm512_setzero_ps(), far));
-        __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(value), _mm512_set1_epi32(128));
-        _mm_mask_storeu_epi8(q + i, some, _mm512_cvtusepi32_epi8(_mm512_max_epi32(code, _mm512_setzero_si512())));
-    }
-}
+#endif
