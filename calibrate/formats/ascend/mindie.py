@@ -41,8 +41,8 @@ _KEYS = {  # the tensors that MindIE-SD needs for a layer of each scheme
 
 
 def mindie(checkpoint: Checkpoint) -> Iterator[Verdict]:
-    """Yields verdicts on whether MindIE-SD accepts the file names, layers and dtypes of a checkpoint. `check_modes`
-    checks the permissions."""
+    """Yields verdicts on whether MindIE-SD accepts the file names, layers and dtypes of a checkpoint. Permissions are
+    not checked here but in `check_modes`."""
     yield from _names(checkpoint)
     yield from _layers(checkpoint)
     yield from _schemes(checkpoint)
@@ -115,8 +115,8 @@ def _counted(checkpoint: Checkpoint) -> str:
 
 
 def _schemes(checkpoint: Checkpoint) -> Iterator[Verdict]:
-    """Yields verdicts on what MindIE-SD does with W8A8_TIMESTEP layers, and with W8A16 layers that have a smoothing
-    multiplier."""
+    """Yields verdicts on whether MindIE-SD can run the W8A8_TIMESTEP layers, and the W8A16 layers that have a smoothing
+    multiplier. Yields none if there are no such layers."""
     timed = [name for name, scheme in checkpoint.schemes.items() if scheme == "W8A8_TIMESTEP"]
     if timed:
         stored = [checkpoint.tensors.get(checkpoint.prefix(name) + "input_scale") for name in timed]

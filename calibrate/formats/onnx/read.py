@@ -35,7 +35,7 @@ class Graph(NamedTuple):
     external: int
 
     def array(self, tensor: "TensorProto") -> np.ndarray[Any, Any]:
-        """Returns the values of one of the graph's tensors, read from its external file if it has one."""
+        """Returns the values of `tensor`, one of the graph's tensors, read from its external file if it has one."""
         from onnx import numpy_helper
 
         return numpy_helper.to_array(tensor, str(self.path.parent))
