@@ -14,11 +14,11 @@ _DEFAULTS = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # the values of a span whose text st
 
 
 class ReferenceSpan(NamedTuple):
-    """Says which latent frames of a reference to copy into the new video, and where.
+    """Says which latent frames of a reference (a given picture or video) to copy into the new video, and where.
 
     Copies `length` frames of reference number `reference`, from `reference_start` on, to `target_start` in the clip
-    number `loop`. Negative starts count from the end. With edit_ratio 0 the frames are kept; with a ratio r up to 1
-    they are redrawn during the last share r of the denoising.
+    number `loop` of the new video. Negative starts count from the end. With edit_ratio 0 the frames are kept; with a
+    ratio r up to 1 they are redrawn during the last share r of the denoising.
     """
 
     loop: int

@@ -32,7 +32,8 @@ def check_form(output_type: str, vae: Any) -> None:
 
 
 def decode(latents: Tensor, vae: Any, processor: VideoProcessor, output_type: str) -> Any:
-    """Decodes latents (n, 4, T, H, W) to one picture for each latent frame, in the form `output_type` ("pil", "np")."""
+    """Decodes latents (n, 4, T, H, W) with `vae` to one picture for each of the T latent frames. `processor` brings the
+    pictures into the form `output_type`: "pil", "np" or "pt"."""
     shift = latents.new_tensor(LATENT_SHIFT)[:, None, None, None]
     scale = latents.new_tensor(LATENT_SCALE)[:, None, None, None]
     frames = (latents * scale + shift).transpose(1, 2)  # (n, T, 4, H, W)

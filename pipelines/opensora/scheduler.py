@@ -22,7 +22,7 @@ class VideoShape(NamedTuple):
 
 
 def time_ratio(shape: VideoShape) -> Tensor:
-    """Returns the ratio (n,) by which a video of this shape needs more noise than a 512 x 512 image.
+    """Returns the ratio (n,) by which each of n videos of this shape needs more noise than a 512 x 512 image.
 
     It is computed in the dtype of `shape`. From 2 to 16 frames it is 0, as in Open-Sora.
     """
@@ -33,9 +33,9 @@ def time_ratio(shape: VideoShape) -> Tensor:
 
 
 def even_times(steps: int, num_timesteps: int, discrete: bool) -> list[float] | list[int]:
-    """Returns the times at which `steps` equal steps from `num_timesteps` (noise) to 0 start.
+    """Returns the starting times of `steps` equal steps that lead from time `num_timesteps` (noise) to time 0 (data).
 
-    With `discrete` they are rounded to whole numbers.
+    With `discrete` the times are rounded to whole numbers.
     """
     times = [(1.0 - i / steps) * num_timesteps for i in range(steps)]
     return [round(t) for t in times] if discrete else times

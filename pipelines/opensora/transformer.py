@@ -114,7 +114,8 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
         return self._unpatchify(x, grid)[:, :, : size[0], : size[1], : size[2]].float()
 
     def _times(self, timestep: Tensor, fps: Tensor, clean: bool) -> tuple[Tensor, Tensor | None]:
-        """Returns the embedding (B, C) of time and fps; also the embedding of time 0 and fps if `clean`, else None."""
+        """Returns the embedding (B, C) of time plus fps, for B samples and C channels. If `clean` is True, also returns
+        the embedding of time 0 plus fps, for frames taken as clean; else None."""
         rate = self.fps_embedder(fps.flatten().to(timestep.device), timestep.dtype)
         rate = rate.repeat(timestep.shape[0] // rate.shape[0], 1)
         t = self.t_embedder(timestep, timestep.dtype) + rate
