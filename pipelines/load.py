@@ -78,8 +78,8 @@ def load_pipeline(
 
     `dtype` is by default that of the stored weights, on a CPU float32. `family` (default: the family that the files
     name) may have a loader of its own, for a folder that holds only the denoiser; `text_encoder` is then the folder of
-    the text encoder. With `offload` each component is on `device` only while it runs. The modules in `given` replace
-    the components of the same names. Raises UsageError for a missing directory or an unknown component; FileError for a
+    the text encoder. With `offload` a component moves to `device` only when it runs. The modules in `given` replace the
+    components of the same names. Raises UsageError for a missing directory or an unknown component; FileError for a
     directory without a pipeline, damaged files, custom code or pickle weights; MisfitError for weights that are missing
     or have the wrong shape (with `strict` also for surplus weights); NumbersError for NaN or infinity.
     """

@@ -19,7 +19,8 @@ _IMAGENET = Path(__file__).with_name("imagenet.txt")  # the 1000 classes of ILSV
 
 
 class Rows(NamedTuple):
-    """Holds an argument of the pipeline's call that differs by prompt: maps each prompt to its tensor, (1, ...)."""
+    """Holds one argument of the pipeline's call that differs between prompts: `by_prompt` maps each prompt to its
+    tensor, (1, ...), one row of the embeddings of all prompts."""
 
     by_prompt: Mapping[str, Tensor]
 

@@ -60,7 +60,8 @@ def described(value: Any) -> str:
 
 
 def prompt_seed(prompt: str, seed: int) -> int:
-    """Returns the seed of a prompt's noise, from `seed` and the text; the position of the prompt does not matter."""
+    """Returns the seed of a prompt's noise, computed from `seed` and the prompt's text; its position among the prompts
+    does not matter."""
     return (zlib.crc32(prompt.encode()) + seed) % 2**32
 
 

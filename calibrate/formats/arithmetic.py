@@ -27,8 +27,8 @@ class ErrorRatios(NamedTuple):
 
     `scales` compares deq, by which the device multiplies the integer sum, with input scale times weight scale. For a
     W8A8_DYNAMIC layer, which has no deq, it compares the output in float32 with the output in float64. `bias` compares
-    the output that quant_bias gives, which the device adds to the integer sum, with the output that the float bias and
-    the zero point give. `bias` is 0.0 for a W8A8_DYNAMIC layer; both are 0.0 for a W8A16 layer.
+    two outputs: with quant_bias, which the device adds to the integer sum, and with the float bias and the zero point
+    in its place. `bias` is 0.0 for a W8A8_DYNAMIC layer; both are 0.0 for a W8A16 layer.
     """
 
     scales: float
@@ -37,12 +37,13 @@ class ErrorRatios(NamedTuple):
 
 @np.errstate(all="ignore")  # damaged numbers overflow
 def error_ratios(layer: Integers) -> ErrorRatios:
-    """Computes the output of a layer as the device does and from the dequantized weights and inputs. Returns the
+    """Computes the output of a layer twice, as the device does and from the dequantized weights and inputs. Returns the
     largest errors of deq and quant_bias, divided by the largest that rounding can cause.
 
-    The device computes int8 codes q of the input (npu_quantize), and for output channel n (sum over k of q[k] *
-    weight[n, k] + quant_bias[n]) * deq[n] (npu_quant_matmul). Here both outputs are computed in float64 from random
-    codes with a fixed seed, for each timestep bin; for a convolution, at one output position.
+    The device computes int8 codes q of the input (npu_quantize), and for output channel n the sum over k of q[k] *
+    weight[n, k], to which it adds quant_bias[n] and which it then multiplies by deq[n] (npu_quant_matmul). Here both
+    outputs are computed in float64 from random codes with a fixed seed, for each timestep bin; for a convolution, at
+    one output position.
     """
     if layer.dynamic:
         return ErrorRatios(_dynamic_error_ratio(layer), 0.0)
@@ -84,7 +85,8 @@ def _bins(layer: Integers) -> Iterator[tuple[Array, Array, Array, Array]]:
 
 def has_bias_correction(layer: Integers) -> bool:
     """Returns whether a layer's quant_bias, the int32 numbers that are added to the sums of products, contain a bias
-    correction. Without one they contain only the float bias and the effect of the zero point."""
+    correction. Without one they contain only the float bias and the effect of the zero point. Returns False for a layer
+    that has no quant_bias."""
     return layer.ranged and _correction(layer) > _HALF
 
 

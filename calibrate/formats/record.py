@@ -117,7 +117,7 @@ class Format:
     | check      | function from the path that `find` returns to verdicts; never raises FileError                      |
     | optional   | subjects of verdicts that may be negative although the checkpoint is sound                          |
     | describe   | function from the path that `find` returns to a short description; raises FileError                 |
-    | read       | function from the path that `find` returns to layers for a float model; None: only others read them |
+    | read       | function from the path that `find` returns to a Readable; None if other software loads the layers   |
     | folds      | True if the consumer loads float parameters from the files: smoothing can then be folded into them  |
     | is_model   | True if diffusers loads the format's directory as a model once octavo is imported                   |
     """

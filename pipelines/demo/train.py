@@ -191,9 +191,11 @@ def train_autoencoder(work: Path, scenes: list[Scene], steps: int) -> Any:
 
 @torch.no_grad()
 def encode(vae: Any, scenes: list[Scene], work: Path, copies: int) -> Tensor:
-    """Returns the latents of all n scenes, each drawn `copies` times: (copies, n, 8, 16, 16), mean 0, deviation 1.
+    """Returns the latents of all n scenes, each drawn `copies` times: (copies, n, 8, 16, 16), scaled to mean 0 and
+    standard deviation 1.
 
-    Stores the unscaled latents in `work`, or reads them from there if they exist. Sets the scaling in the VAE's config.
+    Stores the unscaled latents in `work`, or reads them from there if they exist. Sets the scaling in the config of
+    `vae`.
     """
     file = work / "latents.pt"
     if not file.exists():

@@ -36,7 +36,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Computes self-attention, (batch, tokens, C) to the same shape.
+    """Computes self-attention, (batch, tokens, C) to the same shape, with C channels.
 
     In temporal blocks the tokens are the frames at one position, and queries and keys are rotated by `rotation`.
     """
@@ -70,7 +70,8 @@ class Captions(NamedTuple):
 
 
 def captions_of_lengths(tokens: Tensor, lengths: Tensor) -> Captions:
-    """Makes the Captions of packed tokens (1, sum of `lengths`, C); `lengths` (B,) counts each sample's tokens."""
+    """Makes the Captions of packed tokens (1, sum of `lengths`, channels); `lengths` (B,) counts each sample's
+    tokens."""
     longest = int(lengths.max())
     if bool((lengths == longest).all()):
         return Captions(tokens, None)
@@ -93,7 +94,8 @@ def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
 
 
 class CrossAttention(nn.Module):
-    """Computes cross-attention from image tokens (B, N, C) to the caption tokens of their own sample."""
+    """Computes cross-attention from N image tokens with C channels, (B, N, C), to the caption tokens of the same
+    sample."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()

@@ -32,8 +32,8 @@ class ReferenceSpan(NamedTuple):
 def parse_mask_strategy(text: str) -> list[ReferenceSpan]:
     """Parses spans separated by ";", each "loop,reference,reference_start,target_start,length,edit_ratio".
 
-    A span may leave out its last values; the defaults are 0,0,0,0,1,0. Empty text has no span. Raises UsageError for
-    any other text.
+    A span may leave out its last values; the defaults are 0,0,0,0,1,0. Empty text has no span. Raises UsageError for a
+    span that is not one to six numbers.
     """
     spans = []
     for group in filter(None, (part.strip() for part in text.split(";"))):

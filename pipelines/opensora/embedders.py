@@ -96,7 +96,7 @@ class CaptionEmbedder(nn.Module):
 
 
 class Rotation(NamedTuple):
-    """Holds cosines and sines of the rotary angles, each (frames, d / 2)."""
+    """Holds cosines and sines of the rotary angles, each (frames, d / 2), for the d channels of an attention head."""
 
     cos: Tensor
     sin: Tensor

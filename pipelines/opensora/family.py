@@ -16,7 +16,8 @@ _SHIFT, _SCALE, _MLP_SHIFT, _MLP_SCALE = (
 
 
 def groups(model: Any) -> list[Group]:
-    """Returns the smoothing groups of an STDiT3: layers that share smoothing factors, with what these are folded into.
+    """Returns the smoothing groups of an STDiT3: layers that share smoothing factors, with the weights that the factors
+    are folded into.
 
     Each output projection is a group of its own. The other groups span all blocks, because all blocks get their
     modulation from one t_block and their captions from one embedder, whose outputs can only be divided by factors that

@@ -39,8 +39,7 @@ class OpenSoraPipelineOutput(BaseOutput):
 
 
 class Text(NamedTuple):
-    """Holds caption states (rows, 1, tokens, channels) and the mask of their tokens, 1 for tokens of the text, 0 for
-    padding.
+    """Holds caption states (rows, 1, tokens, channels) and the mask of their tokens, which is zero for padding.
 
     With guidance the rows of the prompts are followed by as many rows of null captions or negative prompts.
     """

@@ -82,9 +82,9 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
     ) -> None:
         """Sets the times of a run: the attribute `timesteps` (steps, n), for the n videos of `shape`, or n = `rows`.
 
-        The timestep transform, if on, needs `shape`. Its rounding can put the first time just above num_timesteps
-        (144p images in float32). With a frame mask no frame is then denoised in the first step, as in Open-Sora. Raises
-        UsageError for fewer than one step and for a timestep transform without `shape`.
+        The timestep transform needs `shape`, if the config switches it on. Its rounding can put the first time just
+        above num_timesteps (144p images in float32). With a frame mask no frame is then denoised in the first step, as
+        in Open-Sora. Raises UsageError for fewer than one step and for a timestep transform without `shape`.
         """
         if num_inference_steps < 1:
             raise UsageError(f"steps: {num_inference_steps} is too few. Use at least 1.")
@@ -110,7 +110,8 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor]:
-        """Moves `sample` along the velocity `model_output` to the next time; `timestep` (n,) is this step's time.
+        """Moves `sample` along the velocity `model_output` to the next time and returns it, in a tuple if `return_dict`
+        is False. `timestep` (n,) is this step's time.
 
         Raises UsageError if all steps since set_timesteps are taken.
         """

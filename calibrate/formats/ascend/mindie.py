@@ -10,7 +10,7 @@
   NAME.linear.weight. Each layer has its own algorithm, whatever "model_quant_type" is.
 - X.div.mul_scale multiplies the input of layer X, whose other tensors are then X.linear.*. W8A16 layers ignore it.
 - The bias is read only if the layer of the float model has one.
-- W8A8 adds quant_bias and no bias. W8A8_DYNAMIC and W8A16 take weight_scale in the dtype of the deployment.
+- W8A8 adds quant_bias and no bias. W8A8_DYNAMIC and W8A16 take weight_scale in the dtype in which the model runs.
 - W8A8_TIMESTEP reads the tensors of W8A8 and of W8A8_DYNAMIC. TimestepManager.set_timestep_idx(i) selects row i, if the
   timestep_config given to `quantize` says "static" for step i; without a timestep_config every step is computed
   dynamically. The last layer's number of rows bounds i for all layers.
@@ -51,7 +51,7 @@ def mindie(checkpoint: Checkpoint) -> Iterator[Verdict]:
 
 
 def check_modes(directory: Path) -> Iterator[Verdict]:
-    """Yields verdicts on the modes of a checkpoint's directory and files: MindIE-SD refuses symbolic links, and
+    """Yields verdicts on the permissions of a checkpoint's directory and files: MindIE-SD refuses symbolic links, and
     permissions wider than 0750 for the directory and 0640 for files."""
     yield _mode(directory, _MOST_DIRECTORY)
     try:
