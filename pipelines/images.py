@@ -100,7 +100,7 @@ def image_files(directory: Path) -> list[Path]:
         raise FileError(f"{directory}: not a directory. Give one with pictures.")
     files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in suffixes() and path.is_file())
     if not files:
-        raise FileError(f"{directory}: holds no pictures that Pillow reads. Give others.")
+        raise FileError(f"{directory}: holds no pictures that Pillow reads. Give one with pictures.")
     return files
 
 

@@ -110,7 +110,7 @@ def _check_prompts(pipe: Any, family: Family, wanted: Mapping[str, Any], prompts
     kind = type(pipe).__name__
     if labelled(pipe):
         if "class_labels" in wanted:
-            raise UsageError(f"{kind}: the prompts are its classes, one a line. Leave --arg class_labels out.")
+            raise UsageError(f"{kind}: the prompts are its classes, one in each line. Leave --arg class_labels out.")
         for text in prompts:
             class_label(pipe, text)
     if "prompt" in parameters_of(pipe) and _lacks_text_encoder(pipe) and not embedded(wanted):

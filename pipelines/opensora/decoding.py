@@ -28,7 +28,7 @@ def check_form(output_type: str, vae: Any) -> None:
         raise UsageError("vae: the pipeline has none. Load it with vae=, or ask for output_type='latent'.")
     if vae.config.latent_channels != len(LATENT_SHIFT):
         channels = vae.config.latent_channels
-        raise MisfitError(f"vae: it has {channels} latent channels, not 4. Load the one the model is for.")
+        raise MisfitError(f"vae: it has {channels} latent channels, not 4. Load the VAE that belongs to the model.")
 
 
 def decode(latents: Tensor, vae: Any, processor: VideoProcessor, output_type: str) -> Any:

@@ -169,7 +169,7 @@ class OpenSoraPipeline(DiffusionPipeline):
         """
         check_form(output_type, self.vae)
         if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise UsageError("callback_on_step_end_tensor_inputs: only latents can be had. Leave out the rest.")
+            raise UsageError("callback_on_step_end_tensor_inputs: only 'latents' is allowed. Leave out the rest.")
         self._guidance_scale, self._interrupt = guidance_scale, False
         embeds = given_embeds(prompt, prompt_embeds, prompt_attention_mask)
         prompts = [with_scores(text, aesthetic_score, motion_score, camera_motion) for text in listed(prompt)]

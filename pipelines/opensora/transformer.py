@@ -91,7 +91,7 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
         per second), height, width (pixels) are (m,), m divides B, and are required; ignores num_frames, ar.
         """
         if fps is None or height is None or width is None:
-            raise UsageError("forward: fps, height and width are missing. Pass all three as tensors.")
+            raise UsageError("forward: fps, height or width is missing. Pass all three as tensors.")
         dtype = self.x_embedder.proj.weight.dtype
         size = x.shape[2:]
         t, t0 = self._times(timestep.to(dtype), fps, x_mask is not None)
@@ -124,7 +124,7 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
     def _captions(self, y: Tensor, mask: Tensor | None) -> Captions:
         if self.config["skip_y_embedder"]:
             if mask is None:
-                raise UsageError("mask: with skip_y_embedder it carries the caption lengths. Pass them.")
+                raise UsageError("mask: it is missing. With skip_y_embedder it holds the caption lengths. Pass them.")
             return captions_of_lengths(y.reshape(1, -1, y.shape[-1]), torch.as_tensor(mask).flatten().long())
         return pack_captions(self.y_embedder(y).squeeze(1), mask)
 
