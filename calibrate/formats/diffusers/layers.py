@@ -17,8 +17,8 @@ from .structure import LayerKind, Structure
 
 
 def structure_of(layers: Mapping[str, QuantizedLayer]) -> Structure:
-    """Returns the description of `layers` that quantization_config holds: the dtype of their float tensors, and the
-    kind of each layer.
+    """Returns what quantization_config holds about `layers`: the dtype of their float tensors, and the kind of each
+    layer.
 
     `layers` has each integer layer under all its names; a layer that is used in several places has several.
     """

@@ -61,8 +61,8 @@ def write_graphs(
     becomes part of the manifest's file name, and the manifest records `origin`, the fingerprint of the float model.
 
     Each graph is replaced in one step, never overwritten in place; a symbolic link of its name is replaced too, not
-    followed. While a data file is replaced its graph is absent, so nothing can load a graph with another graph's data.
-    The manifest is put there before the graphs, so it does not match until the last graph is there.
+    followed. While the data file of a graph is replaced, the graph is absent, so nothing can load it with another
+    graph's data. The manifest is put there before the graphs, so it does not match until the last graph is there.
 
     Raises StorageError if `target` exists and is not a directory, or cannot be written.
     """

@@ -85,7 +85,7 @@ Expand = Callable[[Builder, Use], None]
 
 def expand_placeholders(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], expand: Expand) -> "ModelProto":
     """Returns a copy of the graph `traced` in which each placeholder, a node that stands for an integer layer, is
-    replaced by the nodes that `expand` adds.
+    replaced by the nodes that `expand` adds to a Builder for this use of the layer.
 
     The placeholder with the number i stands for layer i of `layers`. The copy contains nothing about the machine or the
     time of the export.
