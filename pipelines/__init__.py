@@ -1,4 +1,4 @@
-"""Loads and runs models, and holds Octavo's defaults for each family of them, such as the layers that stay float."""
+"""Loads and runs models, and holds Octavo's defaults for each kind of pipeline, such as the layers that stay float."""
 
 from .families import TABLE
 from .family import Family
@@ -11,9 +11,10 @@ FAMILIES = {family.name: family for family in (SD3, OPENSORA, OPENSORA_PLAN, *TA
 
 
 def family_of(pipeline_class: str) -> Family:
-    """Returns the family (defaults for one kind of pipeline) whose class-name prefix fits best; else GENERIC.
+    """Returns the family (defaults for one kind of pipeline) of a pipeline's class; GENERIC if no family fits.
 
-    `pipeline_class` is the name of the pipeline's class. The longest prefix that it begins with decides.
+    `pipeline_class` is the name of the class. Each family lists prefixes of such names. If the name begins with several
+    of them, the longest decides.
     """
     prefixes = {prefix: family for family in FAMILIES.values() for prefix in family.pipelines}
     matches = [prefix for prefix in prefixes if pipeline_class.startswith(prefix)]

@@ -25,7 +25,8 @@ class Classifier(NamedTuple):
 
 
 def classifier_directory(model: str) -> Path:
-    """Returns the directory that the argument MODEL of calibrate-cnn names; `digits` is the bundled classifier."""
+    """Returns the directory that the argument MODEL of calibrate-cnn names. `digits` is the bundled classifier, unless
+    there is a directory of this name."""
     return BUNDLED.get(model, Path(model)) if not Path(model).exists() else Path(model)
 
 

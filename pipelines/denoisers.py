@@ -37,13 +37,13 @@ def _denoises(kind: str) -> bool:
 
 
 def denoisers_in(index: Mapping[str, Any]) -> list[str]:
-    """Returns the names of the denoisers among the components that a model_index.json lists."""
+    """Returns the names of the denoisers among the components in `index`, the content of a model_index.json."""
     kinds = {name: kind for name, kind in index.items() if isinstance(kind, list) and kind[-1] is not None}
     return [name for name, (library, kind) in kinds.items() if library == "diffusers" and _denoises(kind)]
 
 
 def denoisers(pipeline: DiffusionPipeline, only: tuple[str, ...] = ()) -> dict[str, nn.Module]:
-    """Returns a dict from dotted name to denoiser of `pipeline`, each module once.
+    """Returns a dict from dotted name to denoiser of `pipeline`; a denoiser with several names is listed once.
 
     If `only` has names, returns the modules of the pipeline with these names instead. Raises UsageError for a pipeline
     without a denoiser, and for a name in `only` that no module has.

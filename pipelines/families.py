@@ -1,8 +1,8 @@
 """Lists Octavo's defaults for diffusers' own pipelines: more layers that stay float, and the smoothing groups.
 
-A smoothing group is layers that share an input, with what produces that input and can be divided by their factors. The
-general rule in calibrate/plan.py keeps float what a model class itself lists. An entry here adds layers that another
-tool, named in the reason, keeps float, or that lose too much by measurement (python -m bench.models).
+A smoothing group is layers that share an input, with what produces that input and can be divided by their factors. By
+the general rule in calibrate/plan.py, the layers that a model class itself lists stay float. An entry here adds layers
+that another tool, named in the reason, keeps float, or that lose too much by measurement (python -m bench.models).
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,8 @@ _LATENT = {"output_type": "latent"}
 def single_groups(model: Any) -> list[Group]:
     """Returns the smoothing groups (layers that share an input, with what produces it) of a model such as Flux.
 
-    The model has double blocks, one stream each for picture and text, and single blocks.
+    The model has double blocks, with one stream for the picture and one for the text, and single blocks, with one
+    stream for both.
     """
     groups = joint_groups(model)
     for index, block in enumerate(model.single_transformer_blocks):
@@ -42,10 +43,11 @@ def qwen_groups(model: Any) -> list[Group]:
 
 
 def value_groups(model: Any) -> Iterator[Group]:
-    """Yields a smoothing group for each attention: its output layers, with the value layers that produce their input.
+    """Yields a smoothing group for each attention in `model`: its output layers, with the value layers that produce
+    their input.
 
     Attention is linear in its values, so dividing the outputs of the value layers divides the input of the output
-    layers. Leaves out attention whose processor has weights of its own: such a processor may add to the values.
+    layers. Leaves out an attention whose processor has weights of its own: such a processor may add to the values.
     """
     from torch import nn
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 class Fold(NamedTuple):
     """Names rows of a weight into which the smoothing factors of a group can be folded.
 
-    They are the rows from `start` on of `target`, a Linear, a norm or a flat parameter. Each row produces one channel
-    of the group's input: dividing the row by a factor divides the channel. With `plus_one` the rows produce the scale
-    of a modulation, which the model applies as 1 + scale.
+    The rows begin at number `start` of `target`, a Linear, a norm or a flattened parameter. There are as many rows as
+    channels in the group's input, and each row produces one channel: dividing the row by a factor divides the channel.
+    With `plus_one` the rows produce the scale of a modulation, which the model applies as 1 + scale.
     """
 
     target: str

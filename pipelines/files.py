@@ -17,9 +17,10 @@ DEMO_INT8 = Path(__file__).parent / "demo" / "int8"
 
 
 def model_directory(model: str) -> Path:
-    """Returns the directory that an argument of a command names; `demo` and `demo-int8` name the bundled ones.
+    """Returns the directory that the argument `model` of a command names.
 
-    `demo` is the bundled pipeline, `demo-int8` a checkpoint of its quantized denoiser.
+    `demo` is the bundled pipeline, `demo-int8` a checkpoint of its quantized denoiser, unless there is a directory of
+    this name.
     """
     bundled = {"demo": DEMO, "demo-int8": DEMO_INT8}
     return bundled[model] if model in bundled and not Path(model).exists() else Path(model)
@@ -34,7 +35,8 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def count_tensors(weights: Iterable[Path]) -> int:
-    """Returns the number of tensors in safetensors files. Raises FileError for a truncated or damaged file."""
+    """Returns the number of tensors in the safetensors files `weights`. Raises FileError for a truncated or damaged
+    file."""
     count = 0
     for file in weights:
         try:
@@ -47,10 +49,10 @@ def count_tensors(weights: Iterable[Path]) -> int:
 
 
 def read_config(folder: Path, weights: Sequence[Path] | None = None) -> dict[str, Any]:
-    """Reads the config.json of a model.
+    """Reads the config.json of a model in `folder`.
 
-    Raises FileError without a config.json, and for one that claims more layers than the safetensors files `weights`
-    can hold (default: all in the folder).
+    Raises FileError without a config.json, and for one that claims more layers than the safetensors files `weights` can
+    hold (default: all in the folder).
     """
     config = read_json(folder / "config.json")
     weights = list(folder.glob("*.safetensors")) if weights is None else weights

@@ -31,9 +31,10 @@ _SHAPES = (
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Preprocesses pictures with `processor`, an image processor of transformers.
+    """Preprocesses pictures with `processor`, an image processor of transformers. The model takes `channels` channels:
+    3 for RGB, 1 for grey.
 
-    Without a processor, pictures are resized to `size` (height, width) unless it is None, and scaled to 0..1.
+    Without a processor, pictures are resized to `size` (height, width) in pixels unless it is None, and scaled to 0..1.
     """
 
     channels: int = 3
@@ -57,7 +58,8 @@ class Preprocessing:
 
 
 def preprocessing_of(directory: Path, channels: int = 3, image_size: int = 224) -> Preprocessing:
-    """Reads preprocessor_config.json in `directory`. Without that file, pictures become `image_size` squares in 0..1.
+    """Reads preprocessor_config.json in `directory`. Without that file, pictures become squares of `image_size` pixels
+    a side, with values from 0 to 1.
 
     Raises FileError for a file that is not such a configuration, for a processor that needs torchvision, and for a
     processor that returns anything but one tensor with `channels` channels.
@@ -98,15 +100,16 @@ def image_files(directory: Path) -> list[Path]:
         raise FileError(f"{directory}: not a directory. Give one with pictures.")
     files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in suffixes() and path.is_file())
     if not files:
-        raise FileError(f"{directory}: holds no pictures that Pillow reads. Give others.")
+        raise FileError(f"{directory}: holds no pictures that Pillow reads. Give one with pictures.")
     return files
 
 
 def batches(files: Sequence[Path], preprocessing: Preprocessing, batch: int) -> Iterator[Tensor]:
-    """Yields batches of pictures (batch, channels, height, width), read when needed; the last may be smaller.
+    """Yields batches of at most `batch` pictures (pictures, channels, height, width), read when needed; the last may be
+    smaller.
 
-    Where the preprocessing keeps the pictures' own sizes, every batch has one picture. Raises FileError for a picture
-    that cannot be read.
+    If the preprocessing keeps the pictures' own sizes, every batch has one picture. Raises FileError for a picture that
+    cannot be read.
     """
     batch = batch if preprocessing.fixed else 1
     for start in range(0, len(files), batch):

@@ -35,7 +35,8 @@ class Component(NamedTuple):
 
 
 def components_in(directory: Path, index: dict[str, Any]) -> dict[str, Component]:
-    """Returns a dict from name to description of the components in `index`, the content of model_index.json."""
+    """Returns a dict from name to description of the components in `index`, the content of the model_index.json in
+    `directory`."""
     components = {}
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or len(entry) != 2:
@@ -46,7 +47,8 @@ def components_in(directory: Path, index: dict[str, Any]) -> dict[str, Component
 
 
 def _folders(first: Path, kind: str | None) -> Iterator[Path]:
-    """Yields the folders of a component: one, and for a class of several nets FOLDER_1, FOLDER_2, ... too."""
+    """Yields the folders of a component: `first`, and for a class of several nets also `first` with the endings _1, _2
+    and so on, as many as exist. Yields none for an absent component, whose class `kind` is None."""
     if kind is None:
         return
     yield first
@@ -76,7 +78,8 @@ def inspect_model(directory: Path, trust_remote_code: bool = False) -> dict[str,
 
 
 def _check_directory(directory: Path) -> None:
-    """Raises UsageError for a path that is not a directory; for a model in one file, the message says what to do."""
+    """Raises UsageError for a path that is not a directory. For a model in one file, the message says what to give
+    instead."""
     if directory.is_file() and directory.suffix in _ONE_FILE:
         raise UsageError(f"{directory}: a single file, not a directory. {_from_one_file(directory)}")
     if directory.is_file():
@@ -111,7 +114,8 @@ def _from_one_file(file: Path) -> str:
 
 
 def family_at(directory: Path, name: str | None = None) -> Family:
-    """Returns the family (defaults for one kind of pipeline) called `name`; without a name, the one for `directory`.
+    """Returns the family (defaults for one kind of pipeline) called `name`; if it is None, the family of the model in
+    `directory`.
 
     The class that model_index.json or config.json names decides. Raises UsageError for a missing directory, FileError
     for a directory without a pipeline and for damaged files.

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside the `with` block, hides the progress bars and notes of diffusers and transformers; errors are shown."""
+    """Inside the `with` block, hides the progress bars and warnings of diffusers and transformers; errors are shown."""
     levels = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     diffusers_logging.set_verbosity_error()
@@ -55,7 +55,8 @@ def quiet() -> Iterator[None]:
 def default_dtype(folders: list[Path], device: torch.device) -> torch.dtype:
     """Returns the dtype to load a model in: float32 on a CPU, else that of its stored weights.
 
-    Weights in the first of its components' `folders` that has float weights decide; without any it is float32.
+    `folders` are the folders of its components. The first folder with float weights decides; if none has any, the dtype
+    is float32.
     """
     stored = next((d for folder in folders if (d := stored_dtype(folder))), "float32")
     return torch.float32 if device.type == "cpu" else DTYPES[stored]
@@ -75,11 +76,12 @@ def load_pipeline(
 ) -> Any:
     """Loads the pipeline in a directory, in eval mode; downloads nothing, opens no pickle.
 
-    `family` (default: the family that the files name) may have a loader of its own, for a folder that holds only the
-    denoiser; `text_encoder` is then the folder of the text encoder. The modules in `given` replace the components of
-    the same names. Raises UsageError for a missing directory or an unknown component; FileError for a directory without
-    a pipeline, damaged files, custom code or pickle weights; MisfitError for weights that are missing or have the wrong
-    shape (with `strict` also for surplus weights); NumbersError for NaN or infinity.
+    `dtype` is by default that of the stored weights, on a CPU float32. `family` (default: the family that the files
+    name) may have a loader of its own, for a folder that holds only the denoiser; `text_encoder` is then the folder of
+    the text encoder. With `offload` a component moves to `device` only when it runs. The modules in `given` replace the
+    components of the same names. Raises UsageError for a missing directory or an unknown component; FileError for a
+    directory without a pipeline, damaged files, custom code or pickle weights; MisfitError for weights that are missing
+    or have the wrong shape (with `strict` also for surplus weights); NumbersError for NaN or infinity.
     """
     device = device or torch.device("cpu")
     family = family or family_at(directory)
@@ -220,8 +222,8 @@ def _holds_several(kind: Any) -> bool:
 def _load_class(folders: tuple[Path, ...], kind: Any, common: dict[str, Any], strict: bool) -> nn.Module:
     """Loads a component of class `kind` from its folders; `common` are arguments of from_pretrained.
 
-    Raises FileError for damaged files, MisfitError for weights that are missing or have the wrong shape, with `strict`
-    also for surplus weights.
+    Raises FileError for damaged files, MisfitError for weights that are missing or have the wrong shape. If `strict` is
+    True, it also raises MisfitError for weights that the model does not have.
     """
     if not _holds_several(kind):
         return load_component(folders[0], kind, common, strict)
@@ -244,8 +246,8 @@ def _class_named_in(folder: Path) -> Any:
 def load_component(folder: Path, kind: Any, common: dict[str, Any], strict: bool) -> nn.Module:
     """Loads a model of class `kind` from a folder; `common` are arguments of from_pretrained.
 
-    Raises FileError for damaged files, MisfitError for weights that are missing or have the wrong shape, with `strict`
-    also for surplus weights.
+    Raises FileError for damaged files, MisfitError for weights that are missing or have the wrong shape. Weights that
+    the model does not have are ignored with a warning; if `strict` is True, they raise MisfitError.
     """
     variant, files = weights_of(folder)
     if (folder / "config.json").is_file():

@@ -15,7 +15,7 @@ _LINES = ("input was truncated because", "Token indices sequence length is longe
 def long_prompts(pipe: Any, texts: Sequence[str], arguments: Mapping[str, Any]) -> str | None:
     """Returns a text with one sentence for each tokenizer that cuts some of the prompts `texts`; None if none does.
 
-    `arguments` are those of the call of `pipe`; their negative prompt is counted too.
+    `arguments` are the arguments of the call of `pipe`; the negative prompt among them is counted too.
     """
     negative = arguments.get("negative_prompt")
     negatives = negative if isinstance(negative, (list, tuple)) else [negative]
@@ -53,9 +53,9 @@ def _length(tokenizer: Callable[..., Any], text: str) -> int:
 
 @contextmanager
 def counted_elsewhere(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> Iterator[None]:
-    """Inside the `with` block, hides what diffusers and transformers log about `prompt` being cut.
+    """Inside the `with` block, hides what diffusers and transformers log when a tokenizer cuts `prompt`.
 
-    Does nothing for a prompt that `long_prompts` does not count.
+    Does nothing if `long_prompts`, which counts the prompts that are cut, does not count this prompt.
     """
     counted = long_prompts(pipe, [prompt], arguments) is not None
 

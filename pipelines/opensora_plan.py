@@ -60,7 +60,8 @@ def transformer_config(words: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def load_transformer(directory: str | Path, torch_dtype: Any = None) -> Any:
-    """Loads the transformer of a folder with config.json and safetensors, in `torch_dtype` or, for None, as stored.
+    """Loads the transformer in the folder `directory`, which holds config.json and safetensors files, in `torch_dtype`;
+    None stands for the stored dtype.
 
     Raises FileError for a file that is missing or damaged, MisfitError for a file of another model.
     """
@@ -84,7 +85,8 @@ def load_transformer(directory: str | Path, torch_dtype: Any = None) -> Any:
 
 
 def load_pipeline(directory: str | Path, *, torch_dtype: Any = None, text_encoder: str | Path | None = None) -> Any:
-    """Makes an AllegroPipeline around the transformer in `directory`, as `load_transformer` loads it.
+    """Makes an AllegroPipeline around the transformer in the folder `directory`, loaded in `torch_dtype`; None stands
+    for the stored dtype.
 
     `text_encoder` is the folder of a T5 or mT5 encoder and its tokenizer (google/mt5-xxl). Without it the pipeline
     takes prompt_embeds. Nothing is downloaded.

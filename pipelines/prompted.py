@@ -19,7 +19,8 @@ _IMAGENET = Path(__file__).with_name("imagenet.txt")  # the 1000 classes of ILSV
 
 
 class Rows(NamedTuple):
-    """Holds an argument of the pipeline's call that differs by prompt: maps each prompt to its tensor, (1, ...)."""
+    """Holds one argument of the pipeline's call that differs between prompts: `by_prompt` maps each prompt to its
+    tensor, (1, ...), one row of the embeddings of all prompts."""
 
     by_prompt: Mapping[str, Tensor]
 
@@ -43,8 +44,8 @@ def labelled(pipe: Any) -> bool:
 
 
 def prompt_arguments(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arguments of the call for one prompt: `arguments`, with the prompt's own tensor in place of `Rows`,
-    and the prompt itself, as text or class label.
+    """Returns the arguments of the call for one prompt: `arguments`, with the prompt's own tensor in place of each
+    `Rows` object, and the prompt itself, as text or class label.
 
     Raises UsageError if the pipeline draws classes and the prompt names none, or several.
     """
@@ -57,7 +58,8 @@ def prompt_arguments(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> di
 
 
 def rows_of(arguments: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, Any]:
-    """Returns the arguments, with `Rows` in place of embeddings that have one row for each prompt.
+    """Returns `arguments`, where a `Rows` object, which maps each prompt to its row, replaces each embedding tensor
+    that has one row for each of `prompts`.
 
     For a single prompt nothing changes: it takes all rows, as a batch. Raises UsageError for embeddings that have
     neither one row nor one for each prompt.
@@ -75,7 +77,8 @@ def rows_of(arguments: Mapping[str, Any], prompts: Sequence[str]) -> dict[str, A
 
 
 def note_on_prompts(pipe: Any, arguments: Mapping[str, Any]) -> str | None:
-    """Returns a warning if the pipeline ignores the texts of the prompts, or reads them as ImageNet's classes."""
+    """Returns a warning if the pipeline ignores the texts of the prompts, or reads them as names of ImageNet's classes;
+    else None. `arguments` are the arguments of its call."""
     kind = type(pipe).__name__
     if labelled(pipe):
         nameless = not _own_names(pipe) and bool(_names(pipe))
@@ -90,7 +93,8 @@ def note_on_prompts(pipe: Any, arguments: Mapping[str, Any]) -> str | None:
 
 
 def class_label(pipe: Any, text: str) -> int:
-    """Returns the number of the class that a prompt gives: as a number, or as a name in id2label, in any case.
+    """Returns the number of the class that the prompt `text` gives: as a number, or as a name in id2label, in small or
+    capital letters.
 
     Raises UsageError for an unknown number or name, and for a name that several classes have.
     """
@@ -118,7 +122,7 @@ def class_label(pipe: Any, text: str) -> int:
 
 
 def _classes(pipe: Any) -> int | None:
-    """Returns the number of classes in the denoiser's config; None where the config does not say."""
+    """Returns the number of classes in the denoiser's config; None if the config does not say."""
     for part, name in (("transformer", "num_embeds_ada_norm"), ("unet", "num_class_embeds")):
         count = getattr(getattr(getattr(pipe, part, None), "config", None), name, None)
         if isinstance(count, int):

@@ -19,7 +19,8 @@ from .prompted import class_label, embedded, labelled, parameters_of, prompt_arg
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The settings of a run. For a setting that is None, Octavo's default for the pipeline holds, or else its own."""
+    """The settings of a run. A setting that is None is replaced by Octavo's default for the pipeline, or, if there is
+    none, by the pipeline's own default."""
 
     negative_prompt: str | None = None
     steps: int | None = None
@@ -59,12 +60,14 @@ def described(value: Any) -> str:
 
 
 def prompt_seed(prompt: str, seed: int) -> int:
-    """Returns the seed of a prompt's noise, from `seed` and the text; the position of the prompt does not matter."""
+    """Returns the seed of a prompt's noise, computed from `seed` and the prompt's text; its position among the prompts
+    does not matter."""
     return (zlib.crc32(prompt.encode()) + seed) % 2**32
 
 
 def call_arguments(pipe: Any, family: Family, settings: RunSettings, prompts: Sequence[str] = ()) -> dict[str, Any]:
-    """Returns the keyword arguments of `pipe(...)` that all `prompts` share, so without prompt and generator.
+    """Returns the keyword arguments of `pipe(...)` for all `prompts`: `settings`, else the defaults of `family`. Prompt
+    and generator are left out. Embeddings with one row for each prompt become `Rows` objects.
 
     Raises UsageError for a setting that this pipeline does not take, for a missing argument, and for a prompt that
     names no class of a pipeline that draws classes.
@@ -107,7 +110,7 @@ def _check_prompts(pipe: Any, family: Family, wanted: Mapping[str, Any], prompts
     kind = type(pipe).__name__
     if labelled(pipe):
         if "class_labels" in wanted:
-            raise UsageError(f"{kind}: the prompts are its classes, one a line. Leave --arg class_labels out.")
+            raise UsageError(f"{kind}: the prompts are its classes, one in each line. Leave --arg class_labels out.")
         for text in prompts:
             class_label(pipe, text)
     if "prompt" in parameters_of(pipe) and _lacks_text_encoder(pipe) and not embedded(wanted):
@@ -142,7 +145,8 @@ def run_prompt(
     on_step: Callable[[int], None] = lambda step: None,
     on_latents: Callable[[torch.Tensor], None] = lambda latents: None,
 ) -> Any:
-    """Runs `pipe` on `prompt`, with noise from `seed` and the prompt's text, and returns the output.
+    """Runs `pipe` on `prompt`, with noise from `seed` and the prompt's text, and returns the output. `arguments` are
+    those of the pipeline's call that all prompts share.
 
     Calls `on_step(i)` when the pipeline reports the end of step i, then `on_latents` with the latents after that step
     if the pipeline passes them.
@@ -165,7 +169,8 @@ def run_prompt(
 
 
 def final_latents(pipe: Any, prompt: str, arguments: Mapping[str, Any], seed: int) -> torch.Tensor:
-    """Runs `pipe` on `prompt` and returns the final latents, without decoding.
+    """Runs `pipe` on `prompt` and returns the final latents, without decoding. `arguments` are those of the pipeline's
+    call that all prompts share.
 
     Raises UsageError for a pipeline whose output is not a tensor.
     """

@@ -47,7 +47,8 @@ def modulated(target: str, width: int, shift: int, scale: int, layers: list[str]
     """Returns the smoothing group of `layers`, whose shared input is a modulated norm: norm(x) * (1 + scale) + shift.
 
     The group's smoothing factors are folded into the layer `target`, which computes scale and shift. Its output
-    consists of chunks of `width` channels; the arguments `shift` and `scale` are the indices of their chunks.
+    consists of chunks of `width` channels; `shift` and `scale` are the numbers of the chunks that hold them, counted
+    from 0.
     """
     return Group(tuple(layers), (Fold(target, shift * width), Fold(target, scale * width, plus_one=True)))
 

@@ -52,7 +52,8 @@ def weights_of(folder: Path) -> Weights:
 
 
 def _by_variant(folder: Path, stem: str, rest: str) -> dict[str | None, Path]:
-    """Returns a dict from variant to file, of the files whose name is `stem` followed by a match of the regex `rest`.
+    """Returns a dict from variant to file, of the files in `folder` whose name is `stem` followed by a match of the
+    regex `rest`.
 
     The variant is the first group of the match, None without a variant.
     """

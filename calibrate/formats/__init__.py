@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 class FormatFolder(NamedTuple):
-    """Holds the folder with the code of a format, and the kinds of models (DENOISER, CLASSIFIER) that can be written in
-    the format."""
+    """Holds the name of the subfolder of this package that has a format's code, and the kinds of models that can be
+    written in the format: DENOISER, CLASSIFIER or both."""
 
     folder: str
     models: tuple[str, ...]
@@ -31,7 +31,7 @@ TABLE: dict[str, FormatFolder] = {
 
 
 def names_for(model: str) -> tuple[str, ...]:
-    """Returns the names of the formats that a kind of model, DENOISER or CLASSIFIER, can be written in."""
+    """Returns the names of the formats in which a model of the kind `model`, DENOISER or CLASSIFIER, can be written."""
     return tuple(name for name, entry in TABLE.items() if model in entry.models)
 
 

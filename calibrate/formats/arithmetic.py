@@ -22,14 +22,13 @@ _SMALLEST = 2.0**-126  # the smallest normal float32
 
 
 class ErrorRatios(NamedTuple):
-    """The errors of a layer's deq and quant_bias, each divided by the largest error that rounding can cause; more than
-    1.0 is a fault.
+    """The errors of a layer's deq and quant_bias, each divided by the largest error that rounding can cause. A ratio
+    above 1.0 is a fault.
 
-    `scales` is the difference between deq, by which the device multiplies the integer sum, and input scale times weight
-    scale. For a W8A8_DYNAMIC layer, which has no deq, it is the difference between the output in float32 and in
-    float64. `bias` is the difference that quant_bias, which the device adds to the integer sum, makes to the output,
-    compared with the float bias and the zero point. It is 0.0 for a W8A8_DYNAMIC layer, and both are 0.0 for a W8A16
-    layer.
+    `scales` compares deq, by which the device multiplies the integer sum, with input scale times weight scale. For a
+    W8A8_DYNAMIC layer, which has no deq, it compares the output in float32 with the output in float64. `bias` compares
+    two outputs: with quant_bias, which the device adds to the integer sum, and with the float bias and the zero point
+    in its place. `bias` is 0.0 for a W8A8_DYNAMIC layer; both are 0.0 for a W8A16 layer.
     """
 
     scales: float
@@ -38,12 +37,13 @@ class ErrorRatios(NamedTuple):
 
 @np.errstate(all="ignore")  # damaged numbers overflow
 def error_ratios(layer: Integers) -> ErrorRatios:
-    """Computes the output of a layer as the device does and from the dequantized weights and inputs, and returns the
-    largest differences, divided by the largest that rounding can cause.
+    """Computes the output of a layer twice, as the device does and from the dequantized weights and inputs. Returns the
+    largest errors of deq and quant_bias, divided by the largest that rounding can cause.
 
-    The device computes int8 codes q of the input (npu_quantize) and then (sum_k q[k] * weight[n, k] + quant_bias[n]) *
-    deq[n] (npu_quant_matmul). Here both outputs are computed in float64 from random codes with a fixed seed, for each
-    timestep bin; for a convolution, at one output position.
+    The device computes int8 codes q of the input (npu_quantize), and for output channel n the sum over k of q[k] *
+    weight[n, k], to which it adds quant_bias[n] and which it then multiplies by deq[n] (npu_quant_matmul). Here both
+    outputs are computed in float64 from random codes with a fixed seed, for each timestep bin; for a convolution, at
+    one output position.
     """
     if layer.dynamic:
         return ErrorRatios(_dynamic_error_ratio(layer), 0.0)
@@ -84,8 +84,9 @@ def _bins(layer: Integers) -> Iterator[tuple[Array, Array, Array, Array]]:
 
 
 def has_bias_correction(layer: Integers) -> bool:
-    """Returns whether a bias correction is part of a layer's quant_bias, the int32 number that is added to the sum of
-    products, besides the bias and the zero point's effect."""
+    """Returns whether a layer's quant_bias, the int32 numbers that are added to the sums of products, contain a bias
+    correction. Without one they contain only the float bias and the effect of the zero point. Returns False for a layer
+    that has no quant_bias."""
     return layer.ranged and _correction(layer) > _HALF
 
 
@@ -101,8 +102,8 @@ def correction_ratio(layer: Integers) -> float:
 
 @np.errstate(all="ignore")
 def _correction(layer: Integers) -> float:
-    """Returns the largest difference between quant_bias, which is added to the sum of products, and the quant_bias that
-    the layer would have without a bias correction, in steps of the int32 accumulator."""
+    """Returns the largest bias correction in a layer's quant_bias, in steps of the int32 accumulator: the difference
+    between quant_bias and the value that the float bias and the zero point alone give."""
     sums = layer.rows.sum(1, dtype=np.int64)
     return max(
         _largest(np.abs(quant_bias + zero_point * sums - layer.float_bias / deq))
@@ -111,8 +112,8 @@ def _correction(layer: Integers) -> float:
 
 
 def _dynamic_error_ratio(layer: Integers) -> float:
-    """Returns the largest difference between a W8A8_DYNAMIC layer's output in float32 and in float64, for random inputs
-    with a fixed seed, divided by the largest that rounding can cause."""
+    """Returns the largest difference between a W8A8_DYNAMIC layer's output in float32 and in float64, divided by the
+    largest difference that rounding can cause. The inputs are random with a fixed seed."""
     x = np.random.default_rng(0).standard_normal((_ROWS, layer.rows.shape[1]), np.float32)
     token = np.abs(x).max(1, keepdims=True) / np.float32(127)
     total = np.rint(x / token).astype(np.float64) @ layer.rows.T.astype(np.float64)

@@ -8,8 +8,9 @@ from .integers import Integers
 
 
 def has_bias_correction(layer: QuantizedLayer) -> bool:
-    """Returns whether a bias correction is part of a layer's quant_bias, the int32 number that is added to the sum of
-    products, besides the bias and the zero point's effect."""
+    """Returns whether a layer's quant_bias, the int32 numbers that are added to the sums of products, contain a bias
+    correction. Without one they contain only the float bias and the effect of the zero point. Returns False for a layer
+    that has no quant_bias."""
     result = arithmetic.has_bias_correction(Integers.of(layer))
     page_out(layer.weight)
     return result

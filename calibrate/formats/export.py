@@ -35,14 +35,15 @@ def export(
     max_shard_size: int | str = SHARD,
     origin: Origin | None = None,
 ) -> Path:
-    """Writes a checkpoint with report and manifest to `directory`, completely or not at all; returns its real path.
+    """Writes a checkpoint with report and manifest to `directory`, completely or not at all; returns its absolute path.
 
     `model` is the float model, or has the layers of `result` installed. If two of `formats` have files of the same
-    names, the later format is written into a subfolder with its name. More weights than `max_shard_size`, in bytes or
-    as "5GB", are split into several files. `files` is a dict from name to content of further files. The manifest
-    records `origin`, the fingerprint of the float model, by default computed from `model`. Raises UsageError for an
-    unknown format or size, and for smoothing factors folded into float parameters that a format's software would not
-    load; StorageError if `directory` cannot be written; NumbersError for numbers that are not finite.
+    names, the later format is written into a subfolder with its name. `overwrite` replaces a checkpoint in `directory`.
+    More weights than `max_shard_size`, in bytes or as "5GB", are split into several files. `files` maps names to
+    contents of further files. The manifest records `origin`, the fingerprint of the float model, by default computed
+    from `model`. Raises UsageError for an unknown format or size, and for smoothing factors folded into float
+    parameters that a format's software would not load; StorageError if `directory` cannot be written; NumbersError for
+    numbers that are not finite.
     """
     check_formats(formats)
     _check_parameters(result, formats)
@@ -65,7 +66,7 @@ def export(
 
 
 def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> None:
-    """Writes `files`, a dict from name to content, into the staging directory, beside the formats' files."""
+    """Writes `files`, a dict from name to content, into the staging directory `staged`, beside the formats' files."""
     for name, data in files.items():
         with create(staged / name, modes.manifest) as sink:
             sink.write(data)
@@ -102,7 +103,8 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def check_activations(formats: Sequence[str], activations: str) -> None:
-    """Raises UsageError for a format that cannot hold layers with `activations`, a value of `Settings.activations`."""
+    """Raises UsageError if one of `formats` cannot hold layers whose inputs become codes as `activations` says: a value
+    of `Settings.activations`, such as "dynamic"."""
     for name in formats:
         schemes = format_named(name).schemes
         if WORDS[ACTIVATIONS[activations]] not in schemes:

@@ -23,15 +23,16 @@ def views(directory: Path) -> dict[str, Path]:
 
 
 def quantized_parts(pipeline: Path) -> list[Path]:
-    """Returns the subfolders of the directory `pipeline` of a diffusers pipeline that hold a quantized component which
+    """Returns the subfolders of a diffusers pipeline in the directory `pipeline` that hold a quantized component which
     diffusers itself loads (format `diffusers` or `torchao`)."""
     folders = [path for path in sorted(pipeline.iterdir()) if path.is_dir()]
     return [folder for folder in folders if any(format_named(name).read is None for name in views(folder))]
 
 
 def check(directory: Path | str) -> list[Verdict]:
-    """Returns the verdicts on the checkpoint in `directory`, format by format, and a negative verdict for each other
-    format of `shown_formats`. A directory without files of any format is checked for DEFAULT only.
+    """Returns the verdicts on the checkpoint in `directory`, format by format, and one negative verdict for each format
+    that `octavo inspect` looks for and does not find. A directory without files of any format is checked for DEFAULT
+    only.
 
     A file that cannot be read gives a negative verdict, not an error.
     """
@@ -51,8 +52,8 @@ def sound(verdicts: list[Verdict], names: set[str]) -> bool:
     """Returns whether a checkpoint is sound: whether all `verdicts` for Octavo and for the software that loads one of
     its formats are positive.
 
-    `names` are the checkpoint's formats; an empty set stands for DEFAULT. Verdicts on the subjects in a format's
-    `Format.optional` do not count.
+    `names` are the checkpoint's formats; an empty set stands for DEFAULT. A verdict does not count if its subject is in
+    the `Format.optional` of a format.
     """
     records = [format_named(name) for name in names or {DEFAULT}]
     consumers = {"octavo", *(record.consumer for record in records)}

@@ -16,18 +16,19 @@ if TYPE_CHECKING:
 class Integers(NamedTuple):
     """The numbers of one integer layer, as numpy arrays.
 
-    | field        | meaning                                                                                        |
-    |--------------|------------------------------------------------------------------------------------------------|
-    | scheme       | W8A8, W8A8_TIMESTEP, W8A8_DYNAMIC or W8A16                                                     |
-    | weight       | int8 (out, ...)                                                                                |
-    | weight_scale | float32 (out,)                                                                                 |
-    | bias         | the float bias (out,); None without one                                                        |
-    | input_scale  | float32 (bins,) for W8A8 and W8A8_TIMESTEP, else None                                          |
-    | zero_point   | int32 (bins,) for W8A8 and W8A8_TIMESTEP, else None                                            |
-    | deq          | input scale * weight scale, float32 (bins, out) for W8A8 and W8A8_TIMESTEP, else None          |
-    | quant_bias   | int32 added to the sum of products, (bins, out) for W8A8 and W8A8_TIMESTEP, else None          |
+    | field        | meaning                                                                               |
+    |--------------|---------------------------------------------------------------------------------------|
+    | scheme       | W8A8, W8A8_TIMESTEP, W8A8_DYNAMIC or W8A16                                            |
+    | weight       | weight codes, int8 (out, in), or (out, in, height, width) for a convolution           |
+    | weight_scale | scale of each output channel, float32 (out,)                                          |
+    | bias         | the float bias (out,); None without one                                               |
+    | input_scale  | float32 (bins,) for W8A8 and W8A8_TIMESTEP, else None                                 |
+    | zero_point   | zero point of the input, int32 (bins,) for W8A8 and W8A8_TIMESTEP, else None          |
+    | deq          | input scale * weight scale, float32 (bins, out) for W8A8 and W8A8_TIMESTEP, else None |
+    | quant_bias   | int32 added to the sum of products, (bins, out) for W8A8 and W8A8_TIMESTEP, else None |
 
-    A bin is an interval of noise levels. The arrays of a W8A8 layer, which has one bin, may lack the axis of bins.
+    `out` and `in` count channels, `bins` the timestep bins (intervals of noise levels). The arrays of a W8A8 layer,
+    which has one bin, may lack the axis of bins.
     """
 
     scheme: str
@@ -41,7 +42,7 @@ class Integers(NamedTuple):
 
     @classmethod
     def of(cls, layer: "QuantizedLayer") -> "Integers":
-        """Returns the numbers of an integer layer, moved to the CPU if the layer is on another device."""
+        """Returns the numbers of the integer layer `layer`, copied to the CPU if the layer is on another device."""
         weight, scale = layer.weight.detach().cpu().numpy(), layer.weight_scale.cpu().numpy()
         bias = None if layer.bias is None else layer.bias.detach().cpu().double().numpy()
         if layer.scheme not in RANGED:
@@ -51,7 +52,8 @@ class Integers(NamedTuple):
 
     @property
     def rows(self) -> Array:
-        """The weight as int8 (out, in), for a convolution with the kernel's positions in the last axis."""
+        """The weight codes as int8 (out, in). For a convolution, each output channel has a row of all its kernel's
+        numbers: input channels x height x width."""
         return self.weight.reshape(len(self.weight), -1)
 
     @property
@@ -61,7 +63,8 @@ class Integers(NamedTuple):
 
     @property
     def ranged(self) -> bool:
-        """True if the layer has stored ranges of its input, and so input_scale, zero_point, deq and quant_bias."""
+        """True if ranges of the layer's input are stored (W8A8, W8A8_TIMESTEP); then input_scale, zero_point, deq and
+        quant_bias are not None."""
         return self.scheme in RANGED
 
     @property

@@ -66,7 +66,7 @@ class Manifest(NamedTuple):
 
 class Verified(NamedTuple):
     """Holds the manifests of a directory, whose files agree with them, and in `extra` the names of files that no
-    manifest lists. `extra` is empty unless a manifest is for the whole directory."""
+    manifest lists. `extra` is empty unless one of the manifests is for the whole directory."""
 
     manifests: tuple[Manifest, ...]
     extra: tuple[str, ...]
@@ -78,13 +78,14 @@ class Verified(NamedTuple):
 
 
 def manifest_for(name: str) -> str:
-    """Returns the file name of the manifest for the export `name`, in a directory that may hold other exports too."""
+    """Returns the file name of the manifest of the export called `name`, for a directory that may hold other exports
+    too."""
     return MANIFEST.replace(".", f"-{name}.")
 
 
 def write_manifest(directory: Path, names: Iterable[str], modes: Modes, origin: "Origin | None", name: str) -> None:
-    """Writes a manifest of the files `names` in `directory`, which have to be there, to the file `name`. The manifest
-    records `origin`, the fingerprint of the float model, if it is known."""
+    """Writes a manifest of the existing files `names` in `directory`, under the file name `name`. The manifest records
+    `origin`, the fingerprint of the float model, if it is not None."""
     files = {
         file: {"bytes": (directory / file).stat().st_size, "sha256": digest_of_file(directory / file)}
         for file in sorted(names)
@@ -107,7 +108,8 @@ def write_manifests(directory: Path, modes: Modes, origin: "Origin | None") -> N
 
 
 def remove_file(directory: Path | str, name: str) -> None:
-    """Removes the file `name` from a directory that holds one export, and its entry from the directory's manifest."""
+    """Removes the file `name` from a directory that holds one export, and its entry from the directory's only
+    manifest."""
     (manifest,) = manifests_of(Path(directory))
     (manifest.path.parent / name).unlink()
     manifest.path.unlink()
@@ -144,11 +146,11 @@ def _read(path: Path) -> Manifest:
 
 
 def verify(directory: Path, names: Collection[str] | None = None, *, digests: bool = True) -> Verified:
-    """Compares the files of a directory with its manifests: first the sizes, then the SHA-256 if `digests`.
+    """Compares the files of a directory with its manifests: first the sizes, then, if `digests` is True, the SHA-256.
 
-    With `names`, only the files of these names are compared. Returns a Verified with the manifests of the directory; it
-    is empty if the directory has none. Raises FileError for a file that is missing or differs, and for a manifest that
-    is damaged.
+    With `names`, only the files of these names are compared. Returns the manifests of the directory, and the files that
+    none of them lists; both are empty if the directory has no manifest. Raises FileError for a file that is missing or
+    differs, and for a manifest that is damaged.
     """
     manifests = manifests_of(directory)
     for manifest in manifests:
@@ -166,8 +168,9 @@ def verify(directory: Path, names: Collection[str] | None = None, *, digests: bo
 
 
 def _extra(directory: Path, manifests: Collection[Manifest]) -> Iterator[str]:
-    """Yields the names of files and folders that no manifest lists, in the directory and in the folders with listed
-    files. Yields none if no manifest is for the whole directory, and no names that begin with a dot."""
+    """Yields the names of files and folders that none of `manifests` lists, in the directory and in the folders with
+    listed files. Yields nothing if no manifest is for the whole directory, and leaves out names that begin with a
+    dot."""
     if not any(manifest.covers_directory for manifest in manifests):
         return
     listed = {name for manifest in manifests for name in (*manifest.files, manifest.path.name)}

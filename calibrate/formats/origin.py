@@ -8,8 +8,9 @@ from ..layers.modules import QuantizedLayer
 
 
 def origin_of(model: nn.Module) -> Origin | None:
-    """Returns the fingerprint (digests of names, shapes and weights) of the float `model`, to be recorded as the origin
-    of a checkpoint; None for a model that has integer layers installed, or a weight on the meta device."""
+    """Returns the fingerprint (digests of names, shapes and weights) of the float `model`, which a manifest records as
+    the origin of a checkpoint. Returns None if integer layers are installed in the model, or a weight is on the meta
+    device."""
     if any(isinstance(module, QuantizedLayer) for module in model.modules()):
         return None
     return Origin.of(model)

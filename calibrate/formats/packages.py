@@ -7,8 +7,8 @@ from octavo.capture.errors import UsageError
 
 
 def check_packages(what: str, packages: Iterable[str], extra: str) -> None:
-    """Raises UsageError if one of `packages` is not installed. The message says that `what` needs the package, and that
-    Octavo's `extra` installs it."""
+    """Raises UsageError if one of `packages` is not installed. The message begins with `what`, the thing that needs the
+    packages, and recommends Octavo's `extra`, which installs them."""
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise UsageError(f"{what}: {missing[0]} is not installed. Install octavo[{extra}].")

@@ -25,14 +25,15 @@ class Deployment(NamedTuple):
     """Holds what the writers of formats need to know besides the layers, such as the noise levels of the denoising
     steps.
 
-    | field      | meaning                                                                                          |
-    |------------|--------------------------------------------------------------------------------------------------|
-    | timesteps  | noise level of each denoising step of the deployment; None if no range depends on the noise level |
-    | example    | a call of the model, args and kwargs, that an exporter can trace; None if there is none          |
-    | parameters | the float parameters with smoothing factors folded in: a dict from name to a function that       |
-    |            | returns the new value                                                                            |
-    | axes       | dict from the name of a layer to the number of axes of its input                                 |
-    | shard      | largest size of a weight file in bytes                                                           |
+    | field      | meaning                                                                                    |
+    |------------|--------------------------------------------------------------------------------------------|
+    | timesteps  | noise level of each denoising step in which the checkpoint will be used; None if no range  |
+    |            | depends on the noise level                                                                 |
+    | example    | a call of the model, args and kwargs, that an exporter can trace; None if there is none    |
+    | parameters | the float parameters with smoothing factors folded in: a dict from name to a function that |
+    |            | returns the new value                                                                      |
+    | axes       | dict from the name of a layer to the number of axes of its input                           |
+    | shard      | largest size of a weight file in bytes                                                     |
     """
 
     timesteps: Sequence[float] | None
@@ -43,11 +44,12 @@ class Deployment(NamedTuple):
 
 
 class Writer(Protocol):
-    """A function that writes the files of one format into an existing directory, with the permissions `modes`.
+    """A function that writes the files of one format into the existing folder `directory`, with the permissions
+    `modes`.
 
-    `layers` is a dict from layer name to integer layer; `model` is the float model, or has the integer layers
-    installed. Raises UsageError for layers that the format cannot hold, and NumbersError for numbers that are not
-    finite.
+    `layers` is a dict from layer name to integer layer. `model` is the float model, or has the integer layers
+    installed. `deployment` holds what some formats need besides, such as noise levels. Raises UsageError for layers
+    that the format cannot hold, and NumbersError for a number to be written that is NaN or infinite.
     """
 
     def __call__(
@@ -61,8 +63,8 @@ class Writer(Protocol):
 
 
 class Description(NamedTuple):
-    """Describes a checkpoint in one format: a title, lines of (subject, fact), and a dict from each scheme to its
-    number of layers."""
+    """Describes a checkpoint in one format: a title; `lines`, each a (subject, fact) in words; and `schemes`, a dict
+    from each scheme to the number of its layers."""
 
     title: str
     lines: tuple[tuple[str, str], ...]
@@ -86,12 +88,13 @@ class Readable(Protocol):
 
 
 def nowhere(directory: Path) -> Path | None:
-    """Returns None, as the `find` of a format that `octavo inspect` does not look for in a checkpoint's directory."""
+    """Returns None for every directory. Formats that `octavo inspect` does not look for have this function as their
+    `find`."""
     return None
 
 
 def unchecked(path: Path) -> list[Verdict]:
-    """Returns no verdicts, as the `check` of a format whose files are not checked."""
+    """Returns no verdicts for any path. Formats whose files are not checked have this function as their `check`."""
     return []
 
 
@@ -101,7 +104,7 @@ class Format:
 
     | field      | meaning                                                                                             |
     |------------|-----------------------------------------------------------------------------------------------------|
-    | name       | name on the command line, and of the folder if another format in the checkpoint has the same files  |
+    | name       | name on the command line; also of a subfolder, if another format's files have the same names        |
     | files      | regular expression of the format's file names                                                       |
     | writer     | function that writes the files                                                                      |
     | schemes    | schemes of layers that the format can hold; messages recommend the first                            |
@@ -112,9 +115,9 @@ class Format:
     | consumer   | name of the software that loads the format, as verdicts call it                                     |
     | find       | function from a checkpoint's directory to the path of the format's files, or None without any       |
     | check      | function from the path that `find` returns to verdicts; never raises FileError                      |
-    | optional   | subjects of verdicts that a sound checkpoint may fail                                               |
+    | optional   | subjects of verdicts that may be negative although the checkpoint is sound                          |
     | describe   | function from the path that `find` returns to a short description; raises FileError                 |
-    | read       | function from the path of `find` to layers for a float model; None if other software loads them     |
+    | read       | function from the path that `find` returns to a Readable; None if other software loads the layers   |
     | folds      | True if the consumer loads float parameters from the files: smoothing can then be folded into them  |
     | is_model   | True if diffusers loads the format's directory as a model once octavo is imported                   |
     """
@@ -144,10 +147,10 @@ class Format:
         modes: Modes,
         deployment: Deployment,
     ) -> None:
-        """Writes the files with `writer`, which may raise UsageError or NumbersError.
+        """Passes all arguments to `writer`, which writes the files and may raise UsageError or NumbersError.
 
-        Raises UsageError itself for a layer whose element (the dtype of its codes) or transform (a map of its input)
-        the format cannot hold.
+        Raises UsageError before that for a layer that the format cannot hold: one whose codes have a dtype not in
+        `elements`, or whose input goes through a transform not in `transforms`.
         """
         for name, layer in layers.items():
             element, transform = str(layer.input_scheme.element.dtype), layer.transform

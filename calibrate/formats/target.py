@@ -25,10 +25,11 @@ def is_export_name(name: str) -> bool:
 
 
 def check_target(directory: Path | str, *, overwrite: bool = False) -> Path:
-    """Checks that a checkpoint can be written to `directory`, and returns the real path. Leaves no change on disk.
+    """Checks that a checkpoint can be written to `directory`, and returns its absolute path without links. Leaves no
+    change on disk.
 
-    Raises StorageError for any obstacle: a file of that name, files in the directory that are not a checkpoint's, an
-    earlier checkpoint without `overwrite`, no permission, a read-only file system, a name too long.
+    Raises StorageError for any obstacle: a file of that name; files in the directory that are not a checkpoint's; an
+    earlier checkpoint, unless `overwrite` is True; no permission; a read-only file system; a name that is too long.
     """
     directory = Path(directory)
     try:
@@ -66,10 +67,11 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def least_size(model: "nn.Module", integers: Collection[str], formats: int = 1) -> int:
-    """Returns a lower bound for the bytes of a checkpoint of `model` in which the layers called `integers` are int8.
+    """Returns a lower bound for the bytes of a checkpoint of `model`, where the weights of the layers called `integers`
+    are int8 and `formats` counts the formats that are written.
 
-    The bound counts one byte for each number in the weights of these layers, and all other tensors as they are, times
-    the number of `formats`.
+    The bound counts one byte for each number in these weights, and all other tensors with the bytes that they have in
+    `model`; all of it once for each format.
     """
     from torch import Tensor  # whoever has a model has torch
 
@@ -80,8 +82,8 @@ def least_size(model: "nn.Module", integers: Collection[str], formats: int = 1) 
 
 
 def write_directory(target: Path, fill: Callable[[Path], None], modes: Modes) -> None:
-    """Calls `fill` with the path of a new staging directory beside `target`, then replaces `target` by the staging
-    directory in one step."""
+    """Calls `fill` with the path of a new, empty staging directory beside `target`, then replaces `target`, if it
+    exists, by the staging directory in one step. `modes` are the permissions of new directories."""
     if not target.parent.exists():
         make_directory(target.parent, modes.directory)
     with staging(target.parent, target) as staged:

@@ -7,8 +7,8 @@ OCTAVO, TORCHAO = "diffusers", "torchao"
 
 
 class Verdict(NamedTuple):
-    """One line of a check of a checkpoint: the consumer that would load the checkpoint, the subject that was checked,
-    whether the subject is as the consumer needs it (`ok`), and the fact in words."""
+    """One line of a check of a checkpoint: the consumer (the software that would load the checkpoint), the subject that
+    was checked, whether the subject is as the consumer needs it (`ok`), and the fact in words."""
 
     consumer: str
     subject: str

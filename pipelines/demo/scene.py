@@ -95,7 +95,8 @@ class Scene:
         return f"a {self.size} {self.colour} {self.shape} {self.place} on {article} {self.background} background"
 
     def draw(self, dx: float = 0.0, dy: float = 0.0, grow: float = 0.0) -> np.ndarray:
-        """Draws the scene: (64, 64, 3) uint8, moved by (dx, dy) pixels and with a radius larger by `grow`."""
+        """Draws the scene: (64, 64, 3) uint8, moved by (dx, dy) pixels, with a radius that is larger by `grow`
+        pixels."""
         row, column = PLACES[self.place]
         mask = coverage(self.shape, CENTRES[column] + dx, CENTRES[row] + dy, RADII[self.size] + grow)
         back, front = np.array(COLOURS[self.background]), np.array(COLOURS[self.colour])

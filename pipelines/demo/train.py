@@ -115,7 +115,8 @@ def drawn(scenes: list[Scene], seed: int) -> Tensor:
 
 
 def rate(step: int, steps: int, peak: float) -> float:
-    """Returns the learning rate: linear warm-up over 200 steps, then a cosine to a hundredth of the peak."""
+    """Returns the learning rate at `step` of `steps`: linear warm-up to `peak` over 200 steps, then a cosine to a
+    hundredth of it."""
     warm = min(1.0, (step + 1) / 200)
     return peak * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
@@ -124,7 +125,7 @@ class Run:
     """A training loop: iterating yields the number of each step, and a random generator seeded with the number.
 
     Prints progress, saves weights and optimizer to `file` every `every` steps, and resumes from `file`. `peak` is the
-    largest learning rate; `average` holds copies of `modules` with the moving average of their weights.
+    largest learning rate. The attribute `average` is a copy of `modules` with the moving average of their weights.
     """
 
     def __init__(self, file: Path, modules: nn.ModuleDict, steps: int, peak: float, every: int = 500) -> None:
@@ -190,9 +191,11 @@ def train_autoencoder(work: Path, scenes: list[Scene], steps: int) -> Any:
 
 @torch.no_grad()
 def encode(vae: Any, scenes: list[Scene], work: Path, copies: int) -> Tensor:
-    """Returns the latents of all n scenes, each drawn `copies` times: (copies, n, 8, 16, 16), mean 0, deviation 1.
+    """Returns the latents of all n scenes, each drawn `copies` times: (copies, n, 8, 16, 16), scaled to mean 0 and
+    standard deviation 1.
 
-    Stores the unscaled latents in `work`, or reads them from there if they exist. Sets the scaling in the VAE's config.
+    Stores the unscaled latents in `work`, or reads them from there if they exist. Sets the scaling in the config of
+    `vae`.
     """
     file = work / "latents.pt"
     if not file.exists():
@@ -211,7 +214,7 @@ def encode(vae: Any, scenes: list[Scene], work: Path, copies: int) -> Tensor:
 def text_states(ids: Tensor, modules: nn.ModuleDict) -> tuple[Tensor, Tensor]:
     """Returns the transformer's text inputs for token `ids` (n, 20): states (n, 21, 160) and pooled (n, 128).
 
-    The last state is the zero token that stands for the T5 tokens of inference.
+    The last state is the zero token that stands for the T5_TOKENS zero tokens of inference.
     """
     encoded = [modules[name](ids, output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")]
     states = torch.cat([e.hidden_states[-2] for e in encoded], dim=-1)

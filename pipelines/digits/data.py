@@ -28,7 +28,8 @@ def digits() -> tuple[Part, Part]:
 
 
 def write_pictures(pictures: np.ndarray, folder: Path) -> Path:
-    """Writes pictures as 0000.png and so on into `folder`, which is made; returns the folder."""
+    """Writes `pictures` (n, 8, 8) as 0000.png, 0001.png and so on into `folder`, which is created if it does not exist;
+    returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for at, values in enumerate(pictures):
         Image.fromarray(values).save(folder / f"{at:04d}.png")

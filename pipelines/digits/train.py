@@ -52,14 +52,15 @@ def moved(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def accuracy(model: ResNetForImageClassification, x: Tensor, labels: Tensor) -> float:
-    """Returns the share of pictures `x` whose largest logit is that of their label."""
+    """Returns the share of the pictures `x` (n, 3, 32, 32) whose largest logit is that of their digit in `labels`
+    (n,)."""
     model.eval()
     with torch.no_grad():
         return float((model(x).logits.argmax(1) == labels).float().mean())
 
 
 def train(x: Tensor, labels: Tensor) -> ResNetForImageClassification:
-    """Trains a new model on the pictures `x` with AdamW.
+    """Trains a new model on the pictures `x` (n, 3, 32, 32) and their digits `labels` (n,) with AdamW.
 
     The learning rate rises for two epochs and then falls as a cosine.
     """

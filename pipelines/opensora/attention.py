@@ -10,7 +10,8 @@ from .embedders import Rotation
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root mean square of the last axis (eps 1e-6, in fp32), casts back, multiplies by a weight."""
+    """Divides by the root mean square of the last axis (eps 1e-6, in fp32), casts back, and multiplies each channel by
+    a learned factor."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -23,7 +24,8 @@ class RMSNorm(nn.Module):
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Rotates every pair of channels (2j, 2j + 1) of `x` (..., frames, heads, d) by the angle for its frame and j."""
+    """Rotates every pair of channels (2j, 2j + 1) of `x` (..., frames, heads, channels) by the angle for its frame and
+    j."""
     pairs = x.unflatten(-1, (-1, 2))
     if x.dtype == torch.float32:  # the same formula as below in one pass over memory
         current = torch.complex(rotation.cos.float(), rotation.sin.float())[:, None]
@@ -34,7 +36,7 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Computes self-attention, (batch, tokens, C) to the same shape.
+    """Computes self-attention, (batch, tokens, C) to the same shape, with C channels.
 
     In temporal blocks the tokens are the frames at one position, and queries and keys are rotated by `rotation`.
     """
@@ -57,10 +59,10 @@ class SelfAttention(nn.Module):
 
 
 class Captions(NamedTuple):
-    """Holds the caption tokens of all samples, one after the other without padding.
+    """Holds the caption tokens of all B samples, one sample after the other without padding.
 
-    `tokens` is (1, sum of lengths, C). `keep` (B, longest) is True where a padded tensor of all captions would have a
-    token, None if all captions are equally long.
+    `tokens` is (1, sum of lengths, channels). `keep` (B, longest length) is True where a padded tensor of all captions
+    would have a token; None if all captions are equally long.
     """
 
     tokens: Tensor
@@ -68,7 +70,8 @@ class Captions(NamedTuple):
 
 
 def captions_of_lengths(tokens: Tensor, lengths: Tensor) -> Captions:
-    """Makes the Captions of packed tokens (1, sum of `lengths`, C); `lengths` (B,) counts each sample's tokens."""
+    """Makes the Captions of packed tokens (1, sum of `lengths`, channels); `lengths` (B,) counts each sample's
+    tokens."""
     longest = int(lengths.max())
     if bool((lengths == longest).all()):
         return Captions(tokens, None)
@@ -77,7 +80,8 @@ def captions_of_lengths(tokens: Tensor, lengths: Tensor) -> Captions:
 
 
 def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
-    """Packs the tokens of `y` (B, L, C) whose `mask` is not zero, row after row, without padding.
+    """Packs the tokens of `y` (B, L, C), B captions of L tokens, whose `mask` is not zero, caption after caption,
+    without padding.
 
     A mask of n rows, (n, L), is repeated to B rows: with guidance the n prompts are followed by n null captions, which
     get the masks of their prompts.
@@ -90,7 +94,8 @@ def pack_captions(y: Tensor, mask: Tensor | None) -> Captions:
 
 
 class CrossAttention(nn.Module):
-    """Computes cross-attention from image tokens (B, N, C) to the caption tokens of their own sample."""
+    """Computes cross-attention from N image tokens with C channels, (B, N, C), to the caption tokens of the same
+    sample."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()

@@ -23,8 +23,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class STDiT3Block(nn.Module):
     """Computes a block: self-attention over a frame (spatial) or over time (temporal), cross-attention, MLP.
 
-    x is (B, T frames, S tokens of a frame, C); modulation (B, T or 1, 6, C) has shift, scale and gate of the attention
-    and of the MLP, for each frame or for all; rotation is given to temporal blocks.
+    x is (B samples, T frames, S tokens of a frame, C channels); modulation (B, T or 1, 6, C) has shift, scale and gate
+    of the attention and of the MLP, for each frame or for all; rotation is given to temporal blocks.
     """
 
     def __init__(self, channels: int, heads: int, mlp_ratio: float, qk_norm: bool, temporal: bool) -> None:
@@ -51,6 +51,7 @@ class STDiT3Block(nn.Module):
 
 class FinalLayer(nn.Module):
     """Computes the last layer, (B, T, S, C) to (B, T, S, values of a patch), modulated by the time embedding t (B, C).
+    x has B samples of T frames of S tokens with C channels.
 
     Frames that are False in x_mask (B, T) are taken as clean: after the modulation with t they are modulated once more,
     with t0, the embedding of time 0, because the model was trained so.

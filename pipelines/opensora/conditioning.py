@@ -14,11 +14,11 @@ _DEFAULTS = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0)  # the values of a span whose text st
 
 
 class ReferenceSpan(NamedTuple):
-    """Says which latent frames of a reference to copy into the new video, and where.
+    """Says which latent frames of a reference (a given picture or video) to copy into the new video, and where.
 
     Copies `length` frames of reference number `reference`, from `reference_start` on, to `target_start` in the clip
-    number `loop`. Negative starts count from the end. With edit_ratio 0 the frames are kept; with a ratio r up to 1
-    they are redrawn during the last share r of the denoising.
+    number `loop` of the new video. Negative starts count from the end. With edit_ratio 0 the frames are kept; with a
+    ratio r up to 1 they are redrawn during the last share r of the denoising.
     """
 
     loop: int
@@ -32,8 +32,8 @@ class ReferenceSpan(NamedTuple):
 def parse_mask_strategy(text: str) -> list[ReferenceSpan]:
     """Parses spans separated by ";", each "loop,reference,reference_start,target_start,length,edit_ratio".
 
-    A span may leave out its last values; the defaults are 0,0,0,0,1,0. Empty text has no span. Raises UsageError for
-    any other text.
+    A span may leave out its last values; the defaults are 0,0,0,0,1,0. Empty text has no span. Raises UsageError for a
+    span that is not one to six numbers.
     """
     spans = []
     for group in filter(None, (part.strip() for part in text.split(";"))):
@@ -71,7 +71,8 @@ def place_references(
 def _place(target: Tensor, mask: Tensor, references: Sequence[Tensor], span: ReferenceSpan) -> None:
     if not 0 <= span.reference < len(references):
         raise UsageError(
-            f"mask_strategy: reference {span.reference} of {len(references)} is named. Pass its latents in references.",
+            f"mask_strategy: names reference {span.reference}, counted from 0, but references has {len(references)}. "
+            "Pass its latents in references.",
         )
     source = references[span.reference]
     if source.shape[0] != target.shape[0] or source.shape[2:] != target.shape[2:]:

@@ -28,11 +28,12 @@ def check_form(output_type: str, vae: Any) -> None:
         raise UsageError("vae: the pipeline has none. Load it with vae=, or ask for output_type='latent'.")
     if vae.config.latent_channels != len(LATENT_SHIFT):
         channels = vae.config.latent_channels
-        raise MisfitError(f"vae: it has {channels} latent channels, not 4. Load the one the model is for.")
+        raise MisfitError(f"vae: it has {channels} latent channels, not 4. Load the VAE that belongs to the model.")
 
 
 def decode(latents: Tensor, vae: Any, processor: VideoProcessor, output_type: str) -> Any:
-    """Decodes latents (n, 4, T, H, W) to one picture for each latent frame, in the form `output_type` ("pil", "np")."""
+    """Decodes latents (n, 4, T, H, W) with `vae` to one picture for each of the T latent frames. `processor` brings the
+    pictures into the form `output_type`: "pil", "np" or "pt"."""
     shift = latents.new_tensor(LATENT_SHIFT)[:, None, None, None]
     scale = latents.new_tensor(LATENT_SCALE)[:, None, None, None]
     frames = (latents * scale + shift).transpose(1, 2)  # (n, T, 4, H, W)

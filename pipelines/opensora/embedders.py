@@ -20,11 +20,12 @@ def sinusoid(values: Tensor, width: int = 256) -> Tensor:
 
 
 def position_table(height: int, width: int, channels: int, scale: float, like: Tensor) -> Tensor:
-    """Returns the position embedding of a grid of patches, (1, height * width, channels) in the dtype of `like`.
+    """Returns the position embedding of a grid of `height` x `width` patches, (1, height * width, channels) in the
+    dtype of `like`.
 
     The first half of the channels encodes the column, the second the row, each as sines, then cosines. `scale`
-    stretches the grid to the resolution of training. The frequencies are rounded to the dtype of
-    `like`; their products with the positions are computed in float32.
+    stretches the grid to the resolution of training. The frequencies are rounded to the dtype of `like`; their products
+    with the positions are computed in float32.
     """
     base = round(math.sqrt(height * width))
     exponents = torch.arange(channels // 4, dtype=torch.float32, device=like.device) / (channels // 4)
@@ -41,7 +42,8 @@ def position_table(height: int, width: int, channels: int, scale: float, like: T
 
 
 class PatchEmbedder(nn.Module):
-    """Embeds patches, (B, in, Tx, Hx, Wx) to (B, C, T, H, W); pads axes with zeros at their ends to whole patches."""
+    """Embeds the patches of a video, (B, in, Tx, Hx, Wx) latents to (B, C, T, H, W) patches; pads each axis with zeros
+    at its end to whole patches."""
 
     def __init__(self, in_channels: int, channels: int, patch: tuple[int, int, int]) -> None:
         super().__init__()
@@ -79,7 +81,8 @@ class Mlp(nn.Module):
 
 
 class CaptionEmbedder(nn.Module):
-    """Embeds caption states, (..., E) to (..., C). `y_embedding` (L, E) holds the states for an empty caption."""
+    """Embeds caption states with E channels, (..., E) to (..., C). `y_embedding` (L, E) holds the states of the L
+    tokens of the null caption."""
 
     y_embedding: Tensor
 
@@ -93,7 +96,7 @@ class CaptionEmbedder(nn.Module):
 
 
 class Rotation(NamedTuple):
-    """Holds cosines and sines of the rotary angles, each (frames, d / 2)."""
+    """Holds cosines and sines of the rotary angles, each (frames, d / 2), for the d channels of an attention head."""
 
     cos: Tensor
     sin: Tensor

@@ -16,7 +16,8 @@ _SHIFT, _SCALE, _MLP_SHIFT, _MLP_SCALE = (
 
 
 def groups(model: Any) -> list[Group]:
-    """Returns the smoothing groups of an STDiT3: layers that share smoothing factors, with what these are folded into.
+    """Returns the smoothing groups of an STDiT3: layers that share smoothing factors, with the weights that the factors
+    are folded into.
 
     Each output projection is a group of its own. The other groups span all blocks, because all blocks get their
     modulation from one t_block and their captions from one embedder, whose outputs can only be divided by factors that
@@ -42,7 +43,8 @@ def _blocks(model: Any) -> Iterator[str]:
 
 
 def _modulated(blocks: list[str], layer: str, width: int, shift: int, scale: int) -> Group:
-    """Returns the smoothing group of `layer` in all blocks; `shift` and `scale` are chunks of the output of t_block.
+    """Returns the smoothing group of `layer`, a name within a block, in all `blocks`; `shift` and `scale` are the
+    numbers of their chunks in the output of t_block, counted from 0.
 
     A block scales its norm by 1 + table + t, where t is the output of t_block. Dividing this sum by the smoothing
     factors s gives (1 + table) / s + t / s: the 1 is divided with the rows of each table (`plus_one`), not with t's.

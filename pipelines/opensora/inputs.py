@@ -36,9 +36,11 @@ def matched(name: str, text: str | Sequence[str] | None, count: int) -> list[str
 def given_embeds(
     prompt: str | Sequence[str] | None, embeds: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
-    """Returns the caption states and mask that the caller passed instead of a prompt; None if a prompt is given.
+    """Returns the caption states `embeds` and their `mask` if the caller passed them instead of a prompt; None if a
+    prompt is given.
 
-    Raises UsageError if both or neither are given, if the list of prompts is empty, or if the shapes do not fit.
+    Raises UsageError if both or neither are given, if the list of prompts is empty, or unless the states are (prompts,
+    1, tokens, channels) and the mask is (prompts, tokens).
     """
     if (prompt is None) == (embeds is None):
         raise UsageError("prompt: exactly one of prompt and prompt_embeds is needed. Give one of them.")
@@ -55,7 +57,8 @@ def given_embeds(
 
 
 def checked_pixels(resolution: str, aspect: str, height: int | None, width: int | None) -> tuple[int, int]:
-    """Returns the size (height, width) in pixels: as given, or from the table of resolutions and aspects if neither is.
+    """Returns the size (height, width) in pixels: `height` and `width` if they are given, else the size of `resolution`
+    and `aspect` in the table.
 
     Raises UsageError if only one of height and width is given, or for a resolution or aspect that is not in the table.
     """
@@ -67,7 +70,8 @@ def checked_pixels(resolution: str, aspect: str, height: int | None, width: int 
 def checked_frames(num_frames: int | str, transform: bool) -> int:
     """Returns the number of frames that `num_frames` means, a number or a name such as "2s".
 
-    With `transform` raises UsageError for 2 to 16 frames, where the timestep transform divides zero by zero.
+    `transform` is True if the scheduler uses its timestep transform. It then raises UsageError for 2 to 16 frames, for
+    which the transform divides zero by zero.
     """
     frames = frame_count(num_frames)
     if transform and 1 < frames < 17:
@@ -78,9 +82,10 @@ def checked_frames(num_frames: int | str, transform: bool) -> int:
 def size_arguments(
     pixels: tuple[int, int], frames: int, fps: float, rows: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
-    """Returns the transformer's arguments height, width, num_frames, ar (height / width) and fps, each (rows,).
+    """Returns the transformer's arguments height, width, num_frames, ar (height / width) and fps for `rows` equal
+    videos, each (rows,).
 
-    They have the dtype of the model, but float32 for float16, which cannot hold the height * width that the timestep
+    They have the model's `dtype`, but float32 for float16, which cannot hold the height * width that the timestep
     transform computes. A single frame counts as IMAGE_FPS frames per second.
     """
     values = {

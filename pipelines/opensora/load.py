@@ -34,7 +34,8 @@ def transformer_config(directory: Path) -> dict[str, Any]:
 
 
 def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = None) -> STDiT3:
-    """Loads the transformer of a folder with config.json and safetensors, in `torch_dtype` or, for None, as stored.
+    """Loads the transformer in the folder `directory`, which holds config.json and safetensors files, in `torch_dtype`;
+    None stands for the stored dtype.
 
     A quantized transformer is loaded by its quantizer, which has to be registered with diffusers. Raises FileError for
     a file that is missing or damaged, MisfitError for a tensor that is missing, surplus or misshapen, named in the
@@ -55,7 +56,8 @@ def load_transformer(directory: str | Path, torch_dtype: torch.dtype | None = No
 
 
 def fill(model: Any, directory: Path, torch_dtype: torch.dtype | None) -> Any:
-    """Fills `model`, on the meta device, with the weights of a folder, in `torch_dtype` or, for None, as stored.
+    """Fills `model`, on the meta device, with the weights in the folder `directory`, in `torch_dtype`; None stands for
+    the stored dtype. Returns the model in eval mode.
 
     Raises FileError for a file that is missing or damaged, MisfitError for a tensor that is missing, surplus or
     misshapen.

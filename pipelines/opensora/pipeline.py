@@ -32,14 +32,14 @@ StepCallback = Callable[[Any, int, Tensor, dict[str, Tensor]], Mapping[str, Tens
 
 @dataclass
 class OpenSoraPipelineOutput(BaseOutput):
-    """The output of a run. `frames` is latents (n, C, T, H, W), an array (n, T, height, width, 3) in 0..1, or n lists
-    of T pictures, as output_type asks."""
+    """The output of a run. `frames` is what output_type asks for: latents (n, channels, T, height, width) of n videos
+    with T latent frames; an array (n, T, height, width, 3) in 0..1; or n lists of T pictures."""
 
     frames: Tensor | np.ndarray | list[list[PIL.Image.Image]]
 
 
 class Text(NamedTuple):
-    """Holds caption states (rows, 1, L, E) and the mask of their tokens.
+    """Holds caption states (rows, 1, tokens, channels) and the mask of their tokens, which is zero for padding.
 
     With guidance the rows of the prompts are followed by as many rows of null captions or negative prompts.
     """
@@ -114,10 +114,12 @@ class OpenSoraPipeline(DiffusionPipeline):
         clean_caption: bool = True,
         embeds: tuple[Tensor, Tensor] | None = None,
     ) -> Text:
-        """Returns the caption states for the transformer, a row for each prompt, or `embeds` (states, mask) if given.
+        """Returns the caption states for the transformer, one row for each prompt; they are `embeds` (states, mask) if
+        given.
 
-        With guidance as many rows follow: those of the negative prompts, with masks of their own, or if there are none
-        the null caption in each, with the masks of the prompts. Raises UsageError for texts without a text encoder.
+        With guidance as many rows follow. They are those of the negative prompts, with masks of their own. Without
+        negative prompts each is the null caption, with the mask of its prompt. Raises UsageError for texts if the
+        pipeline has no text encoder.
         """
         states, mask = self._states(prompts, clean_caption) if embeds is None else embeds
         states, mask = states.to(self._execution_device), mask.to(self._execution_device)
@@ -167,7 +169,7 @@ class OpenSoraPipeline(DiffusionPipeline):
         """
         check_form(output_type, self.vae)
         if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise UsageError("callback_on_step_end_tensor_inputs: only latents can be had. Leave out the rest.")
+            raise UsageError("callback_on_step_end_tensor_inputs: only 'latents' is allowed. Leave out the rest.")
         self._guidance_scale, self._interrupt = guidance_scale, False
         embeds = given_embeds(prompt, prompt_embeds, prompt_attention_mask)
         prompts = [with_scores(text, aesthetic_score, motion_score, camera_motion) for text in listed(prompt)]

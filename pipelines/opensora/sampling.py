@@ -16,9 +16,10 @@ class Conditions(NamedTuple):
     """Holds what n samples are conditioned on: captions, guidance and frames to keep.
 
     `arguments` are keyword arguments of the transformer, the same in all steps. Without guidance (guidance_scale None)
-    the caption states in them have n rows; with guidance 2n, the prompts' rows first. `frame_mask` (n, T) is float32: 1
-    generates a frame, 0 keeps the frame of the starting latents, and a value s between redraws this frame during the
-    last share s of the denoising. Without a mask all frames are generated.
+    the caption states among them have n rows. With guidance they have 2n: first the prompts' rows, then those of the
+    negative or null captions. `frame_mask` (n, T), for T latent frames, is float32: 1 generates a frame, 0 keeps the
+    frame of the starting latents, and a value s between redraws this frame during the last share s of the denoising.
+    Without a mask all frames are generated.
     """
 
     arguments: Mapping[str, Tensor]
@@ -34,7 +35,9 @@ def denoise_step(
     conditions: Conditions,
     generator: Generators = None,
 ) -> Tensor:
-    """Makes denoising step `index` of `latents` (n, C, T, H, W); returns the latents after the step, in float32."""
+    """Makes denoising step `index` of `latents` (n, channels, frames, height, width) with the transformer `model`;
+    returns the latents after the step, in float32. `generator` draws the noise of frames that are redrawn from this
+    step on."""
     t = scheduler.timesteps[index]  # (n,)
     arguments = dict(conditions.arguments)
     rows = 1 if conditions.guidance_scale is None else 2
@@ -55,7 +58,8 @@ def denoise_step(
 
 
 def _active(scheduler: RFlowScheduler, frame_mask: Tensor, index: int) -> Tensor:
-    """Returns which frames step `index` denoises, (n, T) bool; for a negative index the frames that start as noise."""
+    """Returns which latent frames step `index` denoises, (n, T) bool; for a negative index the frames that start as
+    noise."""
     if index < 0:
         return frame_mask == 1
     return frame_mask * scheduler.config["num_timesteps"] >= scheduler.timesteps[index][:, None]
@@ -69,7 +73,8 @@ def sample(
     num_inference_steps: int = 30,
     generator: Generators = None,
 ) -> Tensor:
-    """Denoises the noise `latents` (n, C, T, H, W) and returns the final latents; `model` is the transformer."""
+    """Denoises the noise `latents` (n, channels, frames, height, width) and returns the final latents. `model` is the
+    transformer; `generator` draws the noise of frames that are redrawn."""
     shape = VideoShape(*(conditions.arguments[name] for name in VideoShape._fields))
     scheduler.set_timesteps(num_inference_steps, latents.device, shape=shape)
     for index in range(num_inference_steps):

@@ -22,7 +22,7 @@ class VideoShape(NamedTuple):
 
 
 def time_ratio(shape: VideoShape) -> Tensor:
-    """Returns the ratio (n,) by which a video of this shape needs more noise than a 512 x 512 image.
+    """Returns the ratio (n,) by which each of n videos of this shape needs more noise than a 512 x 512 image.
 
     It is computed in the dtype of `shape`. From 2 to 16 frames it is 0, as in Open-Sora.
     """
@@ -33,9 +33,9 @@ def time_ratio(shape: VideoShape) -> Tensor:
 
 
 def even_times(steps: int, num_timesteps: int, discrete: bool) -> list[float] | list[int]:
-    """Returns the times at which `steps` equal steps from `num_timesteps` (noise) to 0 start.
+    """Returns the starting times of `steps` equal steps that lead from time `num_timesteps` (noise) to time 0 (data).
 
-    With `discrete` they are rounded to whole numbers.
+    With `discrete` the times are rounded to whole numbers.
     """
     times = [(1.0 - i / steps) * num_timesteps for i in range(steps)]
     return [round(t) for t in times] if discrete else times
@@ -82,9 +82,9 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
     ) -> None:
         """Sets the times of a run: the attribute `timesteps` (steps, n), for the n videos of `shape`, or n = `rows`.
 
-        The timestep transform, if on, needs `shape`. Its rounding can put the first time just above num_timesteps
-        (144p images in float32). With a frame mask no frame is then denoised in the first step, as in Open-Sora. Raises
-        UsageError for fewer than one step and for a timestep transform without `shape`.
+        The timestep transform needs `shape`, if the config switches it on. Its rounding can put the first time just
+        above num_timesteps (144p images in float32). With a frame mask no frame is then denoised in the first step, as
+        in Open-Sora. Raises UsageError for fewer than one step and for a timestep transform without `shape`.
         """
         if num_inference_steps < 1:
             raise UsageError(f"steps: {num_inference_steps} is too few. Use at least 1.")
@@ -110,7 +110,8 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
     def step(
         self, model_output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[Tensor]:
-        """Moves `sample` along the velocity `model_output` to the next time; `timestep` (n,) is this step's time.
+        """Moves `sample` along the velocity `model_output` to the next time and returns it, in a tuple if `return_dict`
+        is False. `timestep` (n,) is this step's time.
 
         Raises UsageError if all steps since set_timesteps are taken.
         """

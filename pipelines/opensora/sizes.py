@@ -83,9 +83,10 @@ def latent_frames(frames: int) -> int:
 
 
 def latent_size(height: int, width: int, frames: int, factor: int = VAE_FACTOR) -> tuple[int, int, int]:
-    """Returns the latent size (frames, height, width) of a video of this size in pixels and number of frames.
+    """Returns the latent size (frames, height, width) of a video of `height` x `width` pixels and `frames` frames.
 
-    `factor` is the pixels of one latent position along a side. Raises UsageError for a smaller height or width.
+    `factor` is the number of pixels of one latent position along a side. Raises UsageError for a height or width below
+    it.
     """
     if min(height, width) < factor:
         raise UsageError(f"size: {height}x{width} pixels are too few. Use at least {factor}x{factor}.")

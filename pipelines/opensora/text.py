@@ -49,9 +49,10 @@ def clean_caption(text: str) -> str:
 
 
 def encode(prompts: Sequence[str], tokenizer: Any, encoder: nn.Module, length: int) -> tuple[Tensor, Tensor]:
-    """Encodes n prompts; returns T5 states (n, 1, length, E) and the mask (n, length), int64, 1 for tokens of the text.
+    """Encodes n prompts. Returns the states of the T5 `encoder`, (n, 1, length, channels), and the mask (n, length),
+    int64, which is 1 for tokens of the text and 0 for padding.
 
-    The states of padding are not set to zero.
+    The states of padding are not set to zero. `length` is the number of tokens to which each prompt is padded or cut.
     """
     tokens = tokenizer(
         list(prompts),

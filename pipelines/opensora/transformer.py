@@ -86,12 +86,12 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
     ) -> Tensor:
         """Returns (B, out, Tx, Hx, Wx) in float32: the first half of the channels is the velocity, the rest is unused.
 
-        x is (B, in, Tx, Hx, Wx); timestep (B,) in 0..1000, where 1000 is noise; y (B, 1, L, E) the caption states;
-        mask (B, L) or (n, L) not zero where y has a token; x_mask (B, T) bool, False for frames taken as clean. fps
-        (frames per second), height, width (pixels) are (m,), m divides B, and are required; ignores num_frames, ar.
+        x is (B, in, Tx, Hx, Wx); timestep (B,) in 0..1000, where 1000 is noise; y (B, 1, L, E) the caption states; mask
+        (B, L) or (n, L), zero for the padding in y; x_mask (B, T) bool, False for frames taken as clean. fps (frames
+        per second), height, width (pixels) are (m,), m divides B, and are required; ignores num_frames, ar.
         """
         if fps is None or height is None or width is None:
-            raise UsageError("forward: fps, height and width are missing. Pass all three as tensors.")
+            raise UsageError("forward: fps, height or width is missing. Pass all three as tensors.")
         dtype = self.x_embedder.proj.weight.dtype
         size = x.shape[2:]
         t, t0 = self._times(timestep.to(dtype), fps, x_mask is not None)
@@ -114,7 +114,8 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
         return self._unpatchify(x, grid)[:, :, : size[0], : size[1], : size[2]].float()
 
     def _times(self, timestep: Tensor, fps: Tensor, clean: bool) -> tuple[Tensor, Tensor | None]:
-        """Returns the embedding (B, C) of time and fps; also the embedding of time 0 and fps if `clean`, else None."""
+        """Returns the sum of the embeddings of time and fps, (B, C), for B samples and C channels. If `clean` is True,
+        also returns the sum for time 0, for frames that are taken as clean; else None."""
         rate = self.fps_embedder(fps.flatten().to(timestep.device), timestep.dtype)
         rate = rate.repeat(timestep.shape[0] // rate.shape[0], 1)
         t = self.t_embedder(timestep, timestep.dtype) + rate
@@ -123,7 +124,7 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
     def _captions(self, y: Tensor, mask: Tensor | None) -> Captions:
         if self.config["skip_y_embedder"]:
             if mask is None:
-                raise UsageError("mask: with skip_y_embedder it carries the caption lengths. Pass them.")
+                raise UsageError("mask: it is missing. With skip_y_embedder it holds the caption lengths. Pass them.")
             return captions_of_lengths(y.reshape(1, -1, y.shape[-1]), torch.as_tensor(mask).flatten().long())
         return pack_captions(self.y_embedder(y).squeeze(1), mask)
 

@@ -13,8 +13,8 @@ from .numbers import read_numbers
 
 
 def check(directory: Path) -> list[Verdict]:
-    """Returns the verdicts on the checkpoint in a directory: whether Octavo's reader accepts it, and whether MindIE-SD
-    would load it."""
+    """Returns the verdicts on the checkpoint in `directory`: whether Octavo's reader accepts it, and whether MindIE-SD
+    would load it. Files that cannot be read give a negative verdict, not an error."""
     try:
         checkpoint = Checkpoint(directory)
     except OctavoError as error:

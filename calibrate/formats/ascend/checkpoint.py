@@ -37,8 +37,8 @@ _REMEDY = "Copy the checkpoint again, or calibrate again."
 
 
 class Convolution(NamedTuple):
-    """The geometry of a convolution, with the fields of `layers.modules.Geometry`, for modules that do not import
-    torch.
+    """The stride, padding, dilation and groups of a convolution, with the fields of `layers.modules.Geometry`, which
+    needs torch.
 
     `padding` is (left, right, top, bottom); `stride` and `dilation` are (vertical, horizontal).
     """
@@ -51,7 +51,7 @@ class Convolution(NamedTuple):
 
 
 class Checkpoint:
-    """An ascend checkpoint open for reading: its description, and the dtype, shape and offsets of each tensor.
+    """An ascend checkpoint open for reading: its description, and the dtype, shape and byte offsets of each tensor.
 
     `names` are the names of the weight file and the description; by default they are looked for in `directory`. Raises
     FileError for files that are missing, damaged or in another format.
@@ -86,13 +86,13 @@ class Checkpoint:
         return list(self.schemes)
 
     def prefix(self, name: str) -> str:
-        """Returns the prefix of the names of a layer's tensors: "NAME.", or "NAME.linear." with a smoothing
-        multiplier."""
+        """Returns the prefix of the names of a layer's tensors: "NAME.", or "NAME.linear." if the layer has a smoothing
+        multiplier. `name` is the layer's NAME."""
         return f"{name}.{INNER}" if f"{name}.{MUL_SCALE}" in self.tensors else f"{name}."
 
     def read(self, key: str, dtypes: tuple[str, ...], shape: tuple[int, ...] | None = None) -> Array:
         """Reads the tensor called `key`, converting bfloat16 to float32. Raises FileError if it is missing, or has a
-        dtype not in `dtypes` or another shape than `shape`."""
+        dtype not in `dtypes` or another shape than `shape`; None allows any shape."""
         stored = self.tensors.get(key)
         if stored is None:
             raise damage(self.weight_path, f"{key} is missing", _REMEDY)
@@ -102,9 +102,9 @@ class Checkpoint:
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """The noise level of each row of numbers in a W8A8_TIMESTEP layer, which has one row for each denoising step
-        that the checkpoint was written for. Empty without such layers. Reading it raises FileError where the metadata
-        of the weight file are damaged."""
+        """The noise level of each row of numbers in a W8A8_TIMESTEP layer. A row is for a denoising step that the
+        checkpoint was written for, or for a timestep bin if it was written without steps. Empty without such layers.
+        Reading it raises FileError if the metadata of the weight file are damaged."""
         levels = self._metadata(LEVELS, [])
         if not (isinstance(levels, list) and all(_finite(level) for level in levels)):
             raise damage(self.weight_path, f"{LEVELS} in its metadata is not a list of numbers", _REMEDY)
@@ -112,7 +112,7 @@ class Checkpoint:
 
     def edges(self, name: str) -> Array:
         """Returns the noise levels that separate the timestep bins of the W8A8_TIMESTEP layer `name`, (bins - 1,)
-        float32, increasing. Raises FileError where the metadata of the weight file lack them."""
+        float32, increasing. Raises FileError if the metadata of the weight file lack them."""
         by_layer = self._metadata(EDGES, {})
         numbers = by_layer.get(name) if isinstance(by_layer, dict) else None
         if isinstance(numbers, list) and all(_finite(edge) for edge in numbers):
@@ -132,8 +132,8 @@ class Checkpoint:
         return self._listed(MADE_BIASES, name)
 
     def convolution(self, name: str) -> Convolution:
-        """Returns the stride, padding, dilation and groups of the convolution `name`. Raises FileError where the
-        metadata of the weight file lack them."""
+        """Returns the stride, padding, dilation and groups of the convolution `name`. Raises FileError if the metadata
+        of the weight file lack them."""
         try:
             content = self._metadata(GEOMETRY, {})[name]
             values = [content["stride"], content["padding"], content["dilation"]]
@@ -162,8 +162,8 @@ def _finite(value: Any) -> bool:
 
 
 def file_names_in(directory: Path) -> tuple[str, str]:
-    """Returns the names of the weight file and the description in a directory: the pair of a single process, or else of
-    the first rank of a distributed run. Raises FileError if there is no description."""
+    """Returns the names of the weight file and the description in a directory: those that a single process wrote, or
+    else those of the first rank of a distributed run. Raises FileError if there is no description."""
     for scheme in SCHEMES:
         name = DESCRIPTION_FILE.format(scheme.lower())
         ranks = sorted(path.name for path in directory.glob(name.replace(".json", "_*.json")) if rank_of(path.stem))
@@ -174,8 +174,8 @@ def file_names_in(directory: Path) -> tuple[str, str]:
 
 
 def rank_of(stem: str) -> str:
-    """Returns the end of a file name's stem that stands for a rank (a process of a distributed run), such as "_0", as
-    MindIE-SD reads it; else ""."""
+    """Returns the ending of `stem`, a file name without its extension, that stands for a rank (a process of a
+    distributed run), such as "_0", as MindIE-SD reads it; "" if there is none."""
     match = re.search(r"_\d+$", stem)
     return match[0] if match else ""
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def write(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
-    """Writes a checkpoint in format `ascend`, weight file and description, into `directory`. See `write_ascend`."""
+    """Writes the weight file and the description of a checkpoint in format `ascend` into `directory`, with the
+    permissions `modes`: the integer `layers`, and the other tensors of `model`. `deployment` has the noise levels of
+    the denoising steps."""
     from .write import write_ascend
 
     write_ascend(layers, model, directory, modes, timesteps=deployment.timesteps)
@@ -43,7 +45,8 @@ def find(directory: Path) -> Path | None:
 
 
 def describe(path: Path) -> Description:
-    """Describes the ascend checkpoint at `path`: its schemes, and the noise levels of the deployment's steps, if any.
+    """Describes the ascend checkpoint at `path`: how many weights have each scheme, and, if it has W8A8_TIMESTEP
+    layers, the number and the noise levels of the denoising steps that it was written for.
 
     Raises FileError for files that are missing or damaged.
     """

@@ -10,7 +10,7 @@
   NAME.linear.weight. Each layer has its own algorithm, whatever "model_quant_type" is.
 - X.div.mul_scale multiplies the input of layer X, whose other tensors are then X.linear.*. W8A16 layers ignore it.
 - The bias is read only if the layer of the float model has one.
-- W8A8 adds quant_bias and no bias. W8A8_DYNAMIC and W8A16 take weight_scale in the dtype of the deployment.
+- W8A8 adds quant_bias and no bias. W8A8_DYNAMIC and W8A16 take weight_scale in the dtype in which the model runs.
 - W8A8_TIMESTEP reads the tensors of W8A8 and of W8A8_DYNAMIC. TimestepManager.set_timestep_idx(i) selects row i, if the
   timestep_config given to `quantize` says "static" for step i; without a timestep_config every step is computed
   dynamically. The last layer's number of rows bounds i for all layers.
@@ -41,8 +41,8 @@ _KEYS = {  # the tensors that MindIE-SD needs for a layer of each scheme
 
 
 def mindie(checkpoint: Checkpoint) -> Iterator[Verdict]:
-    """Yields verdicts on whether MindIE-SD accepts the file names, layers and dtypes of a checkpoint. `check_modes`
-    checks the permissions."""
+    """Yields verdicts on whether MindIE-SD accepts the file names, layers and dtypes of a checkpoint. Permissions are
+    not checked here but in `check_modes`."""
     yield from _names(checkpoint)
     yield from _layers(checkpoint)
     yield from _schemes(checkpoint)
@@ -51,7 +51,7 @@ def mindie(checkpoint: Checkpoint) -> Iterator[Verdict]:
 
 
 def check_modes(directory: Path) -> Iterator[Verdict]:
-    """Yields verdicts on the modes of a checkpoint's directory and files: MindIE-SD refuses symbolic links, and
+    """Yields verdicts on the permissions of a checkpoint's directory and files: MindIE-SD refuses symbolic links, and
     permissions wider than 0750 for the directory and 0640 for files."""
     yield _mode(directory, _MOST_DIRECTORY)
     try:
@@ -115,8 +115,8 @@ def _counted(checkpoint: Checkpoint) -> str:
 
 
 def _schemes(checkpoint: Checkpoint) -> Iterator[Verdict]:
-    """Yields verdicts on what MindIE-SD does with W8A8_TIMESTEP layers, and with W8A16 layers that have a smoothing
-    multiplier."""
+    """Yields verdicts on whether MindIE-SD can run the W8A8_TIMESTEP layers, and the W8A16 layers that have a smoothing
+    multiplier. Yields none if there are no such layers."""
     timed = [name for name, scheme in checkpoint.schemes.items() if scheme == "W8A8_TIMESTEP"]
     if timed:
         stored = [checkpoint.tensors.get(checkpoint.prefix(name) + "input_scale") for name in timed]

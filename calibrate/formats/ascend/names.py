@@ -18,5 +18,6 @@ MUL_SCALE, INNER = "div.mul_scale", "linear."
 
 
 def file_names(scheme: str) -> tuple[str, str]:
-    """Returns the names under which MindIE-SD looks for the weight file and the description of a `scheme`."""
+    """Returns the names under which MindIE-SD looks for the weight file and the description of a checkpoint with this
+    `scheme`, such as "W8A8"."""
     return WEIGHT_FILE.format(scheme.lower()), DESCRIPTION_FILE.format(scheme.lower())

@@ -46,28 +46,28 @@ class LayerNumbers(NamedTuple):
 
 
 class LayerReader(NamedTuple):
-    """Reads the tensors of the layer `name` from a checkpoint, and makes the errors for faults in them."""
+    """Reads the tensors of the layer `name` from `checkpoint`, and makes the errors for faults in them."""
 
     checkpoint: Checkpoint
     name: str
 
     def read(self, key: str, dtypes: tuple[str, ...], shape: tuple[int, ...] | None = None) -> Array:
-        """Reads one tensor of the layer by the last part of its name, such as "weight". Raises FileError if it is
-        missing, or has a dtype not in `dtypes` or another shape than `shape`."""
+        """Reads the layer's tensor `key`, the last part of the tensor's name, such as "weight". Raises FileError if it
+        is missing, or has a dtype not in `dtypes` or another shape than `shape`; None allows any shape."""
         return self.checkpoint.read(self.checkpoint.prefix(self.name) + key, dtypes, shape)
 
     def floats(self, key: str, shape: tuple[int, ...], dtypes: tuple[str, ...] = FLOATS) -> Floats:
-        """Reads one float tensor of the layer by the last part of its name, such as "bias". Raises FileError if it is
-        missing, or has a dtype not in `dtypes` or another shape than `shape`."""
+        """Reads the layer's float tensor `key`, the last part of the tensor's name, such as "bias". Raises FileError if
+        it is missing, or has a dtype not in `dtypes` or another shape than `shape`."""
         return _floats(self.checkpoint, self.checkpoint.prefix(self.name) + key, shape, dtypes)
 
     def fault(self, key: str, fact: str) -> OctavoError:
-        """Returns the FileError for a fault of the layer's tensor `key`, which `fact` describes."""
+        """Returns a FileError that says that the layer's tensor `key` has a fault, which `fact` describes."""
         path = self.checkpoint.weight_path
         return FileError(f"{path}: {self.name}.{key} {fact}. Copy the checkpoint again, or calibrate again.")
 
     def positive(self, key: str, values: Array) -> Array:
-        """Returns `values`, those of the layer's tensor `key`. Raises FileError unless all are finite and above
+        """Returns `values`, the values of the layer's tensor `key`. Raises FileError unless all are finite and above
         zero."""
         if not bool(((values > 0) & np.isfinite(values)).all()):
             raise self.fault(key, "is not positive and finite")
@@ -129,8 +129,8 @@ def _multiplier(reader: LayerReader, inputs: int) -> Floats | None:
 
 
 def _ranged(reader: LayerReader, layer: LayerNumbers) -> LayerNumbers:
-    """Reads input scale, zero point, deq and quant_bias of a layer whose ranges are known beforehand, and returns
-    `layer` with these numbers and with the dtype of the input scale."""
+    """Reads input scale, zero point, deq and quant_bias of a W8A8 or W8A8_TIMESTEP layer, and returns `layer` with
+    these numbers and with the dtype of the input scale."""
     integers, levels = layer.integers, reader.checkpoint.levels
     by_level, weight = integers.scheme == TIMESTEP, integers.weight
     if by_level and not levels:
@@ -166,10 +166,10 @@ def _check_accumulator(reader: LayerReader, key: str, quant_bias: Array, weight:
 
 
 def _binned(reader: LayerReader, layer: LayerNumbers, levels: tuple[float, ...]) -> LayerNumbers:
-    """Returns `layer` with one row of numbers for each timestep bin, in place of one for each denoising step. `levels`
-    are the noise levels of the steps.
+    """Returns `layer` with one row of numbers for each timestep bin, in place of one row for each denoising step.
+    `levels` are the noise levels of the steps.
 
-    Raises FileError for a bin without a step, and for steps of one bin whose rows differ.
+    Raises FileError if no step is in one of the bins, or if the rows of two steps in the same bin differ.
     """
     edges, integers = reader.checkpoint.edges(reader.name), layer.integers
     bins = np.searchsorted(edges, np.array(levels, np.float32), side="right").tolist()  # as `noise_level.bins_of`

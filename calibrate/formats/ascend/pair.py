@@ -23,8 +23,8 @@ def write_pair(
     manifest: at every instant `target` has the old files, the new files, or no description, and without a description
     nothing loads the weights.
 
-    Raises UsageError for names that do not end in .safetensors and .json, StorageError where `target` is not a
-    directory or cannot be written.
+    Raises UsageError unless the names end in .safetensors and .json, StorageError if `target` is not a directory or
+    cannot be written.
     """
     for name, ending in zip(names, (".safetensors", ".json"), strict=True):
         if Path(name).name != name or not name.endswith(ending):

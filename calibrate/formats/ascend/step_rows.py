@@ -1,5 +1,5 @@
 """Converts the input scales, zero points, deq and quant_bias of a W8A8_TIMESTEP layer from one row for each timestep
-bin (interval of noise levels) to one for each denoising step of a deployment, as MindIE-SD reads them."""
+bin (interval of noise levels) to one row for each denoising step of a run, as MindIE-SD reads them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -14,15 +14,15 @@ from ...layers.noise_level import bins_of
 
 
 class StepRows(NamedTuple):
-    """Holds which timestep bins a W8A8_TIMESTEP layer uses in a deployment: `bins` (steps,), the index of the layer's
-    bin at each denoising step, and `edges`, the noise levels that separate the bins in which there is a step."""
+    """Holds which timestep bins a W8A8_TIMESTEP layer uses in a run: `bins` (steps,), the index of the layer's bin at
+    each denoising step, and `edges`, the noise levels that separate those bins that have a step."""
 
     bins: Tensor
     edges: Tensor
 
 
 def step_rows(edges: Tensor, levels: Sequence[float]) -> StepRows:
-    """Returns which of its timestep bins a layer uses at each denoising step of a deployment.
+    """Returns which of its timestep bins a layer uses at each denoising step of a run.
 
     `edges` are the noise levels that separate the layer's bins, `levels` the noise levels of the steps, in their order.
     """
@@ -32,11 +32,12 @@ def step_rows(edges: Tensor, levels: Sequence[float]) -> StepRows:
 
 
 def deployed_levels(layers: Mapping[str, QuantizedLayer], timesteps: Iterable[float] | None) -> tuple[float, ...]:
-    """Returns the noise levels for which each W8A8_TIMESTEP layer gets a row of numbers, rounded to float32; () if
-    there are no such layers.
+    """Returns the noise levels for which each W8A8_TIMESTEP layer gets a row of numbers (input scale, zero point, deq,
+    quant_bias), rounded to float32; () if there are no such layers.
 
-    The levels are `timesteps`; if `timesteps` is None or empty, one level in each timestep bin of every layer, from the
-    highest to the lowest. Raises UsageError for timesteps that are not finite.
+    The levels are `timesteps`, the noise levels of the denoising steps. If `timesteps` is None or empty, they are one
+    level in each timestep bin of every layer, from the highest to the lowest. Raises UsageError for timesteps that are
+    not finite.
     """
     edges_of_layers = [layer.edges for layer in layers.values() if layer.input_type.by_level]
     if not edges_of_layers:

@@ -4,9 +4,10 @@ A checkpoint is one safetensors file and a JSON description that gives the schem
 are those of the integer layers under other names; nothing is computed here. Layers of several schemes may be in one
 file.
 
-A W8A8_TIMESTEP layer has one row of numbers for each denoising step of the deployment. The file's metadata give the
-noise level of each row, and the noise levels that separate each layer's timestep bins, so that Octavo can read the bins
-back. A layer X with a smoothing multiplier has the multiplier as X.div.mul_scale, and its other tensors as X.linear.*.
+A W8A8_TIMESTEP layer has one row of numbers for each denoising step of the run that the checkpoint is for. The file's
+metadata give the noise level of each row, and the noise levels that separate each layer's timestep bins, so that Octavo
+can read the bins back. A layer X with a smoothing multiplier has the multiplier as X.div.mul_scale, and its other
+tensors as X.linear.*.
 """
 
 import json
@@ -48,8 +49,8 @@ def write_ascend(
 ) -> None:
     """Writes the weight file and the description into an existing directory, under `names`, by default MindIE-SD's.
 
-    `model` is the float model, or has `layers` installed. `timesteps` are the noise levels at which the deployment
-    calls the denoiser, step by step. A W8A8_TIMESTEP layer gets one row of numbers for each of them, or for each
+    `model` is the float model, or has `layers` installed. `timesteps` are the noise levels at which the pipeline will
+    call the denoiser, step by step. A W8A8_TIMESTEP layer gets one row of numbers for each of them, or for each
     timestep bin if `timesteps` is None or empty. Smoothing multipliers are written as tensors and never folded into
     float parameters, which MindIE-SD takes from the float model.
 
@@ -68,10 +69,11 @@ def write_ascend(
 def tensors_and_description(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, levels: Sequence[float] = ()
 ) -> tuple[dict[str, Planned], dict[str, str]]:
-    """Returns the tensors of the checkpoint and the scheme of each tensor (the description), two dicts by tensor name.
+    """Returns two dicts by tensor name: the tensors of the checkpoint, and the description, which has each tensor's
+    scheme or "FLOAT".
 
-    `layers` has the integer layers by all their names, a shared layer under each of its names. `levels` are the noise
-    levels for which each W8A8_TIMESTEP layer gets a row of numbers.
+    `layers` has the integer layers by all their names; a layer that is used in several places has several. `levels` are
+    the noise levels for which each W8A8_TIMESTEP layer gets a row of numbers.
     """
     tensors: dict[str, Planned] = {}
     description = {MODEL_TYPE: scheme_of(layers)}
@@ -92,8 +94,8 @@ def tensors_and_description(
 
 def layer_tensors(layer: QuantizedLayer, levels: Sequence[float] = ()) -> Iterator[tuple[str, Planned]]:
     """Yields (name, tensor) for each tensor of one layer, where the name is Ascend's without the layer's, such as
-    "weight". The tensors of a W8A8_TIMESTEP layer have a row for each of `levels`, the noise levels of the
-    deployment."""
+    "weight". The tensors of a W8A8_TIMESTEP layer have a row for each of `levels`, the noise levels of the denoising
+    steps."""
     outputs = layer.weight.shape[0]
     if layer.mul_scale is not None:
         yield MUL_SCALE, Planned.of(layer.mul_scale)

@@ -22,8 +22,8 @@ _READ = ("weight", "weight_scale", "bias", "input_scale", "input_zero_point", "d
 
 
 def check(directory: Path) -> list[Verdict]:
-    """Returns the verdicts on a directory whose config.json has the quant_method "octavo"; files that cannot be read
-    give a negative verdict, not an error."""
+    """Returns the verdicts on whether diffusers with Octavo can load `directory`, whose config.json has the
+    quant_method "octavo". Files that cannot be read give a negative verdict, not an error."""
     try:
         return list(_verdicts(Model.open(directory)))
     except OctavoError as error:
@@ -68,16 +68,15 @@ def _misfit(model: Model, structure: Structure) -> str | None:
 
 
 def _tensors_of(model: Model, name: str) -> dict[str, StoredTensor]:
-    """Returns a dict from the last part of a tensor's name, such as "weight", to the stored tensor, for the layer
-    `name`."""
+    """Returns the stored tensors of the layer `name`, by the last part of their names, such as "weight"."""
     parts = {key: key.rpartition(".") for key in model.tensors}
     return {leaf: model.tensors[key] for key, (owner, _, leaf) in parts.items() if owner == name}
 
 
 def _needed_tensors(kind: LayerKind, shape: tuple[int, ...]) -> dict[str, tuple[str | None, tuple[int, ...]]]:
-    """Returns a dict from the last part of a tensor's name, such as "deq", to dtype and shape, for each tensor that an
-    integer layer with a weight of this `shape` must have. The dtype None stands for any float dtype. The bias of the
-    float layer is optional and left out."""
+    """Returns dtype and shape of each tensor that an integer layer of this `kind` must have, by the last part of the
+    tensor's name, such as "deq". `shape` is that of the layer's weight. The dtype None stands for any float dtype. The
+    bias of the float layer is optional and left out."""
     outputs, leading = shape[0], (kind.bins,) if kind.bins else ()
     needed: dict[str, tuple[str | None, tuple[int, ...]]] = {
         "weight": ("int8", shape),

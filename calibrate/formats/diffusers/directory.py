@@ -21,7 +21,7 @@ MODEL_FILES = r"config\.json|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(
 
 
 class StoredTensor(NamedTuple):
-    """Holds where a tensor is stored: the file's path, and the tensor's dtype, shape and offsets in it."""
+    """Holds where a tensor is stored: the path of its file, and its dtype, shape and byte offsets in the file."""
 
     path: Path
     stored: Stored
@@ -32,8 +32,8 @@ class StoredTensor(NamedTuple):
 
 
 class Model(NamedTuple):
-    """Holds a diffusers model directory: the content of config.json, a dict from name to stored tensor, and the
-    metadata of all weight files together."""
+    """Holds a diffusers model directory: the content of config.json; a dict from name to stored tensor; and the
+    metadata in the headers of the weight files, merged into one dict."""
 
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
@@ -63,7 +63,8 @@ class Model(NamedTuple):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads the JSON object in the file at `path`. Raises FileError for a file that is missing or holds none."""
+    """Reads the JSON object in the file at `path`. Raises FileError for a file that is missing or is not a JSON
+    object."""
     return json_object(read_bytes(path), path, finite=False)
 
 
@@ -78,10 +79,10 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def find_method(directory: Path, method: str, folder: str) -> Path | None:
-    """Returns the path of the model with the quant_method `method`: `directory` itself or its subfolder `folder`, None
+    """Returns the path of the model with the quant_method `method`: `directory` itself or its subfolder `folder`; None
     if neither holds one.
 
-    A damaged model, whose quant_method cannot be read, counts too, so that a check reports it.
+    Also returns the path of a damaged model, whose quant_method cannot be read, so that a check reports it.
     """
     for path in (directory, directory / folder):
         try:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 def write(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
-    """Writes a model in format `diffusers`, config.json and weights, into `directory`. See `write_diffusers`."""
+    """Writes config.json and the weights of `model`, with the integer `layers` in place of its float layers, into
+    `directory`, in format `diffusers`. `modes` are the permissions; `deployment` has the folded parameters and the size
+    limit of weight files."""
     from .write import write_diffusers
 
     write_diffusers(layers, model, directory, modes, parameters=deployment.parameters, shard=deployment.shard)

@@ -17,7 +17,8 @@ from .structure import LayerKind, Structure
 
 
 def structure_of(layers: Mapping[str, QuantizedLayer]) -> Structure:
-    """Returns the description of integer layers that quantization_config holds.
+    """Returns what quantization_config holds about `layers`: the dtype of their float tensors, and the kind of each
+    layer.
 
     `layers` has each integer layer under all its names; a layer that is used in several places has several.
     """
@@ -31,7 +32,8 @@ def _kind(layer: QuantizedLayer) -> LayerKind:
 
 
 def empty_layer(structure: Structure, name: str, module: nn.Module) -> QuantizedLayer:
-    """Returns the integer layer `name` of `structure` to replace the float `module`, with tensors on the meta device.
+    """Returns the integer layer that replaces the float `module`, as `structure` describes the layer `name`. Its
+    tensors are on the meta device, without values.
 
     Raises MisfitError if `module` is not an nn.Linear or nn.Conv2d.
     """

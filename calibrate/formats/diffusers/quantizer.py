@@ -133,8 +133,8 @@ class OctavoQuantizer(DiffusersQuantizer):
         self, model: nn.Module, value: Tensor, name: str, device: Any, *_: Any, **__: Any
     ) -> None:
         """Puts the stored tensor `name` into the model, on `device`. If torch_dtype differs from the stored dtype,
-        float tensors other than the scales, deq and edges of integer layers are cast to torch_dtype, or to float32 in
-        modules that diffusers keeps in float32.
+        float tensors are cast to torch_dtype, or to float32 in modules that diffusers keeps in float32. Not cast are
+        the scales, deq and bounds of timestep bins of integer layers.
 
         A `value` that is not cast stays mapped from its file, and takes memory only once the layer runs; a backend that
         packs the weight into a layout of its own lets go of that memory again.
@@ -161,8 +161,8 @@ class OctavoQuantizer(DiffusersQuantizer):
 def check_stored(model: nn.Module, stored: Mapping[str, Stored], structure: Structure) -> None:
     """Compares the tensors `stored` in a checkpoint with those of `model`, whose integer layers are still empty.
 
-    Raises MisfitError for a tensor that only one of the two has, and for another shape. Scales and integers must have
-    the model's dtype; other tensors must be floating-point where the model's are.
+    Raises MisfitError for a tensor that only one of the two has, and for one whose shape or dtype differs. Scales, deq
+    and integers must have exactly the model's dtype; another tensor must be floating-point if the model's is.
     """
     state = model.state_dict()
     missing, surplus = sorted(set(state) - set(stored)), sorted(set(stored) - set(state))
@@ -185,10 +185,10 @@ def check_stored(model: nn.Module, stored: Mapping[str, Stored], structure: Stru
 
 
 def adopt(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
-    """Puts integer layers into a diffusers model, so that it behaves like one loaded from a `diffusers` checkpoint:
+    """Puts integer layers into a diffusers model, so that it behaves like a model loaded from a `diffusers` checkpoint:
     save_pretrained writes the integer layers, and the model refuses to be cast.
 
-    `layers` has the integer layers by all their names, a shared layer under each of its names.
+    `layers` has the integer layers by all their names; a layer that is used in several places has several.
     """
     install(model, layers)
     accelerate(model)

@@ -47,7 +47,7 @@ class Structure:
     def read(cls, content: Mapping[str, Any], where: str = "quantization_config") -> "Structure":
         """Reads `content`, a quantization_config that `as_dict` returned.
 
-        Raises FileError for any other content; the message starts with `where`.
+        Raises FileError for any other content; the message starts with `where`, a name for the source of the content.
         """
         try:
             if content["format"] != FORMAT:

@@ -39,7 +39,7 @@ def write_diffusers(
     parameters: Mapping[str, Callable[[], Tensor]] = NONE,
     shard: int = SHARD,
 ) -> None:
-    """Writes config.json and the weights into an existing directory.
+    """Writes config.json and the weights of `model`, with the integer `layers` in it, into an existing directory.
 
     More than `shard` bytes of weights become several files and an index. `model` is the float model, or has `layers`
     installed. `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function
@@ -70,8 +70,8 @@ def config_of(model: nn.Module) -> dict[str, Any]:
 def state(
     model: nn.Module, layers: Mapping[str, QuantizedLayer], parameters: Mapping[str, Callable[[], Tensor]]
 ) -> Iterator[tuple[str, Planned]]:
-    """Yields name and tensor of everything to write for `model` with the integer `layers` in it, in the order of its
-    state_dict.
+    """Yields the name and the tensor of everything to write for `model` with the integer `layers` in it, in the order
+    of the model's state_dict.
 
     `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function that returns
     the new value. Tensors that are mapped from a file, and new values, take no memory until they are written. Raises
@@ -98,7 +98,7 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def write_config(directory: Path, config: Mapping[str, Any], modes: Modes) -> None:
-    """Writes config.json, formatted as diffusers does: sorted keys, indented by two."""
+    """Writes `config` to config.json in `directory`, formatted as diffusers does: sorted keys, indented by two."""
     with create(directory / CONFIG_FILE, modes.data) as sink:
         sink.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
@@ -106,8 +106,8 @@ def write_config(directory: Path, config: Mapping[str, Any], modes: Modes) -> No
 def write_weights(
     directory: Path, tensors: dict[str, Planned], metadata: Mapping[str, str], modes: Modes, shard: int
 ) -> None:
-    """Writes the weight files, each with `metadata`: one file, or several of at most `shard` bytes and an index, split
-    as diffusers splits them."""
+    """Writes `tensors`, a dict by name, to weight files with `metadata` in their headers: one file, or several of at
+    most `shard` bytes each and an index, split as diffusers splits them."""
     split = split_state_dict_into_shards_factory(
         tensors, get_storage_size=lambda planned: planned.bytes, filename_pattern=WEIGHT_PATTERN, max_shard_size=shard
     )

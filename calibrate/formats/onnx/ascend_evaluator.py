@@ -25,7 +25,8 @@ _INTEGER = ("Conv", "Gemm", "MatMul")
 
 
 class AscendGraph:
-    """A graph with Ascend's operators, ready to run. Raises FileError for operators that Ascend's compiler refuses."""
+    """The graph `proto` with Ascend's operators, ready to run. Raises FileError for operators that Ascend's compiler
+    refuses."""
 
     def __init__(self, proto: "ModelProto") -> None:
         from onnx.reference import ReferenceEvaluator
@@ -39,7 +40,7 @@ class AscendGraph:
 
 def compiled(proto: "ModelProto") -> "ModelProto":
     """Returns a copy of the graph in which each integer operator has, as an attribute, what Ascend's compiler derives:
-    the offset of its input's codes, or for AscendDequant the axis of the channels.
+    the offset of its input's codes (their zero point), or for AscendDequant the axis of the channels.
 
     Raises FileError for an operator other than Conv, Gemm and MatMul on the codes of an AscendQuant.
     """
@@ -86,7 +87,8 @@ def _dequantized(total: "Array", deq_scale: "Array", axis: int) -> "Array":
 
 
 def _exact(codes: "Array", offset: float) -> torch.Tensor:
-    """Returns the codes minus their offset, in float64, which holds sums of these whole numbers exactly."""
+    """Returns the codes minus their zero point `offset`, in float64, which holds sums of these whole numbers
+    exactly."""
     return torch.from_numpy(codes.astype(np.float64) - offset)
 
 

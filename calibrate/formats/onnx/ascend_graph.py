@@ -69,9 +69,9 @@ def _expand(builder: Builder, use: Use, fuse_add: bool) -> None:
 
 
 def _input(builder: Builder, use: Use) -> str:
-    """Returns the name of the input's codes, adding the AscendQuant node that computes them.
+    """Returns the name of the codes of the layer's input, adding the AscendQuant node that computes them.
 
-    Layers with the same input, scale and offset share one node.
+    Layers with the same input, scale and zero point share one node.
     """
     scale, offset = 1.0 / float(use.layer.input_scale), float(use.layer.input_zero_point)
     output = f"{use.x}.codes"

@@ -80,8 +80,8 @@ def _bytes(index: _GraphIndex, tensor: Any) -> int:
 
 
 def verdicts(graph: Graph) -> list[Verdict]:
-    """Returns the verdicts on a graph: whether its scales, offsets and sums are within the bounds that an export keeps,
-    and whether onnxruntime and Ascend's compiler can load it."""
+    """Returns the verdicts on a graph: whether its scales, zero points and int32 sums are within the bounds that an
+    export keeps, and whether onnxruntime and Ascend's compiler can load it."""
     fault = next(_faults(graph), None)
     layers = [layer for layer in layers_of(graph) if layer.scheme in _SCHEMES]
     fact = f"all numbers of {len(layers)} integer layers are within bounds"
@@ -126,7 +126,7 @@ def _ascend(graph: Graph, layers: list[Layer]) -> Verdict:
 
 
 def _faults(graph: Graph) -> Iterator[str]:
-    """Yields a sentence for each fault of a scale, an offset or an integer layer in a graph."""
+    """Yields a text for each fault of a scale, a zero point or an integer layer in a graph."""
     index = _GraphIndex(graph)
     for node in graph.proto.graph.node:
         if node.op_type == QUANT:
@@ -188,7 +188,7 @@ def _dequant_faults(index: _GraphIndex, node: "NodeProto") -> Iterator[str]:
 
 def _largest_sum(weight: "Array", bias: "Array", offset: int) -> int:
     """Returns the largest magnitude of a layer's int32 accumulator, the sum of products plus bias, after Ascend's
-    compiler has subtracted offset times the sum of the weights."""
+    compiler has subtracted `offset`, the input's zero point, times the sum of the weights."""
     rows = weight.reshape(len(weight), -1).astype(np.int64)
     start = bias.reshape(-1).astype(np.int64) - offset * rows.sum(1)
     return int((np.abs(start) + 128 * np.abs(rows).sum(1)).max())

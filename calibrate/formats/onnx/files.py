@@ -23,7 +23,8 @@ _SMALL = 1024  # bytes; tensors up to this size stay in the graph's own file
 
 
 def write_model(proto: "ModelProto", path: Path, mode: int, largest: int = LARGEST) -> None:
-    """Writes the graph `proto` to `path`, which must not exist. The same graph gives the same bytes.
+    """Writes the graph `proto` to `path`, which must not exist, with the permissions `mode`. The same graph gives the
+    same bytes.
 
     If the tensors of the graph have more than `largest` bytes together, those above 1 KiB are written to `path` +
     ".data" and removed from `proto`.
@@ -60,10 +61,10 @@ def write_graphs(
     becomes part of the manifest's file name, and the manifest records `origin`, the fingerprint of the float model.
 
     Each graph is replaced in one step, never overwritten in place; a symbolic link of its name is replaced too, not
-    followed. While a data file is replaced its graph is absent, so nothing can load a graph with another graph's data.
-    The manifest is put there before the graphs, so it does not match until the last graph is there.
+    followed. While the data file of a graph is replaced, the graph is absent, so nothing can load it with another
+    graph's data. The manifest is put there before the graphs, so it does not match until the last graph is there.
 
-    Raises StorageError where `target` exists and is not a directory, or cannot be written.
+    Raises StorageError if `target` exists and is not a directory, or cannot be written.
     """
     manifest = manifest_for(name)
 
@@ -87,8 +88,8 @@ def write_graphs(
 
 
 def _put(staged: Path, target: Path) -> None:
-    """Moves a graph from the path `staged` to the path `target`, and its data file, if any, to the path beside
-    `target`."""
+    """Moves a graph from the path `staged` to the path `target`, and its data file, if it has one, to `target` +
+    ".data". Removes an older data file of that name."""
     data, old = (path.with_name(path.name + DATA) for path in (staged, target))
     if data.exists() or old.is_symlink() or old.exists():
         target.unlink(missing_ok=True)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def write_onnx(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
-    """Writes the graph of format `onnx`, for onnxruntime and OpenVINO, into `directory`. See `write_qdq`."""
+    """Writes the graph of format `onnx`, for onnxruntime and OpenVINO, into `directory`: `model` with the integer
+    `layers` in it, traced on the call in `deployment`. `modes` are the permissions."""
     from .write import write_qdq
 
     write_qdq(layers, model, directory, modes, deployment.example)
@@ -29,7 +30,8 @@ def write_onnx(
 def write_ascend_onnx(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
-    """Writes the graph of format `ascend-onnx`, for Ascend's compiler, into `directory`."""
+    """Writes the graph of format `ascend-onnx`, for Ascend's compiler, into `directory`: `model` with the integer
+    `layers` in it, traced on the call in `deployment`. `modes` are the permissions."""
     from .write import write_ascend_onnx
 
     write_ascend_onnx(layers, model, directory, modes, deployment.example)

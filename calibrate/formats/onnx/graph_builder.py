@@ -21,7 +21,8 @@ _SYMBOL = "batch"  # name of the first axis of inputs and outputs, where its len
 
 
 class Builder:
-    """Collects the nodes and initializers of a graph. `free_name` gives no name that is in `used`, and none twice."""
+    """Collects the nodes and initializers of a graph. `used` are the names that the graph already has; `free_name`
+    gives none of them, and no name twice."""
 
     def __init__(self, used: set[str]) -> None:
         self.nodes: list[NodeProto] = []
@@ -40,7 +41,8 @@ class Builder:
 
     def tensor(self, name: str, values: Tensor | np.ndarray) -> str:
         """Adds an initializer with these values, and returns its name in the graph: `name`, with a number appended if
-        that is in use. A second call with the same `name` adds nothing and returns what the first call returned."""
+        that name is in use. A second call with the same `name` adds nothing and returns what the first call
+        returned."""
         from onnx import numpy_helper
 
         key = ("tensor", name)
@@ -51,14 +53,16 @@ class Builder:
         return self._names[key]
 
     def node(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        """Adds a node of the operator `kind` with one output, called `output`, and returns that name."""
+        """Adds a node of the operator `kind` with the named `inputs` and one output, called `output`. Returns
+        `output`."""
         from onnx import helper
 
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=f"{output}/{kind}", **attributes))
         return output
 
     def once(self, key: Any, make: Callable[[], str]) -> str:
-        """Returns the name that `make` returns, calling `make` only the first time that `key` is given."""
+        """Returns the name that `make` returns. Calls `make` only the first time that it gets `key`, and remembers the
+        name."""
         if key not in self._names:
             self._names[key] = make()
         return self._names[key]
@@ -81,7 +85,7 @@ Expand = Callable[[Builder, Use], None]
 
 def expand_placeholders(traced: "ModelProto", layers: Mapping[str, QuantizedLayer], expand: Expand) -> "ModelProto":
     """Returns a copy of the graph `traced` in which each placeholder, a node that stands for an integer layer, is
-    replaced by the nodes that `expand` adds.
+    replaced by the nodes that `expand` adds to a Builder for this use of the layer.
 
     The placeholder with the number i stands for layer i of `layers`. The copy contains nothing about the machine or the
     time of the export.
@@ -172,7 +176,7 @@ def _name_batch_axis(graph: Any) -> None:
 
 def int32_bias(use: Use) -> Tensor:
     """Returns the int32 bias of a layer: bias plus bias correction, divided by deq (input scale * weight scale) and
-    rounded. This is quant_bias without the part that the zero point adds.
+    rounded. It is quant_bias without the effect of the zero point.
 
     Raises NumbersError for a bias outside int32.
     """

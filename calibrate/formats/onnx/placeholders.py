@@ -23,7 +23,7 @@ _SIZES = (  # attributes of layers that a model's own code may read, for example
 
 
 class Placeholder(nn.Module):
-    """A module that stands for layer number `index` while the model is traced.
+    """A module that stands for the integer `layer`, with the number `index`, while the model is traced.
 
     Its output has the shape, dtype and device of the layer's output. `torchscript` is True if torch's TorchScript
     exporter traces, False for its dynamo exporter.
@@ -57,7 +57,8 @@ class Placeholder(nn.Module):
         return y if y.dtype == input.dtype else y.to(input.dtype)
 
     def shape_of(self, x: Tensor) -> tuple[Any, ...]:
-        """Returns the shape of the layer's output for the input `x`, which already has any padding other than zeros."""
+        """Returns the shape of the layer's output for the input `x`. If the layer pads with anything but zeros, `x` is
+        already padded."""
         if self.geometry is None:
             return (*x.shape[:-1], self.outputs)
         left, right, top, bottom = self.geometry.padding if self.geometry.padding_mode == "zeros" else (0, 0, 0, 0)

@@ -35,7 +35,7 @@ class Graph(NamedTuple):
     external: int
 
     def array(self, tensor: "TensorProto") -> np.ndarray[Any, Any]:
-        """Returns the values of one of the graph's tensors, read from its external file if it has one."""
+        """Returns the values of `tensor`, one of the graph's tensors, read from its external file if it has one."""
         from onnx import numpy_helper
 
         return numpy_helper.to_array(tensor, str(self.path.parent))
@@ -112,8 +112,8 @@ def _external(proto: "ModelProto") -> Iterator["TensorProto"]:
 
 
 def _checked(path: Path, tensor: "TensorProto") -> int:
-    """Returns the number of bytes of an external tensor. Raises FileError for data that must not be read, such as a
-    file in another directory."""
+    """Returns the number of bytes of `tensor`, a tensor of the graph at `path` whose data are in another file. Raises
+    FileError for data that must not be read, such as a file in another directory."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     if not location or location in (".", "..") or "/" in location or "\\" in location or "\0" in location:

@@ -139,7 +139,8 @@ def _cause(error: BaseException) -> str:
 
 
 def _with_two_rows(call: Any) -> Any:
-    """Returns a copy of the call, which tracing may change, in which each tensor with one row has that row twice.
+    """Returns a copy of the call, which tracing may change. In the copy, each tensor whose first axis has length 1 is
+    repeated to length 2.
 
     Exporters would write a first axis of length 1 as a constant.
     """

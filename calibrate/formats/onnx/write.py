@@ -26,7 +26,7 @@ NAME = "model"  # the name of the model in the file names of formats `onnx` and 
 def write_qdq(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, example: Any
 ) -> None:
-    """Writes format `onnx`: model_quant_qdq.onnx in `directory`.
+    """Writes format `onnx`: model_quant_qdq.onnx in `directory`, which is `model` with the integer `layers` in it.
 
     Raises UsageError if `example`, the call to trace, is None, if onnx is not installed, and for a layer that is
     neither static W8A8 nor W8A16; MisfitError for a model that torch.onnx cannot export or a layer that the call does
@@ -39,7 +39,7 @@ def write_qdq(
 def write_ascend_onnx(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, example: Any
 ) -> None:
-    """Writes format `ascend-onnx`: model_quant.onnx in `directory`.
+    """Writes format `ascend-onnx`: model_quant.onnx in `directory`, which is `model` with the integer `layers` in it.
 
     Raises UsageError if `example`, the call to trace, is None, if onnx is not installed, and for a layer that is not
     static W8A8; MisfitError for a model that torch.onnx cannot export or a layer that the call does not reach;

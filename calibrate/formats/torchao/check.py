@@ -14,8 +14,8 @@ NAMES = "tensor_names"  # torchao's key in the metadata of a weight file
 
 
 def check(directory: Path) -> list[Verdict]:
-    """Returns one verdict on a directory whose config.json has the quant_method "torchao"; files that cannot be read
-    give a negative verdict, not an error."""
+    """Returns one verdict on whether diffusers with torchao can load `directory`, whose config.json has the
+    quant_method "torchao". Files that cannot be read give a negative verdict, not an error."""
     try:
         return [_described(Model.open(directory))]
     except OctavoError as error:

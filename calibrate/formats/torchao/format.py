@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def write(
     layers: "Mapping[str, QuantizedLayer]", model: "nn.Module", directory: Path, modes: Modes, deployment: Deployment
 ) -> None:
-    """Writes a model in format `torchao`, config.json and weights, into `directory`. See `write_torchao`."""
+    """Writes config.json and the weights of `model`, with the integer `layers` in place of its float layers, into
+    `directory`, in format `torchao`. `modes` are the permissions; `deployment` has the folded parameters, the axes of
+    inputs and the size limit of weight files."""
     from .write import write_torchao
 
     write_torchao(

@@ -75,7 +75,7 @@ def write_torchao(
     axes: Mapping[str, int] | None = None,
     shard: int = SHARD,
 ) -> None:
-    """Writes config.json and the weights into an existing directory.
+    """Writes config.json and the weights of `model`, with the integer `layers` in it, into an existing directory.
 
     `axes` is a dict from layer name to the number of axes of the layer's input, needed for static layers. `parameters`
     are the float parameters with smoothing factors folded in, a dict from name to a function that returns the new
@@ -107,7 +107,8 @@ def write_torchao(
 
 
 def refusal_of(layer: QuantizedLayer, rank: int | None) -> str | None:
-    """Returns the reason why format torchao cannot hold a layer, and what to do; None if it can hold the layer.
+    """Returns the reason why the format torchao cannot hold a layer, and what the user can do; None if it can hold the
+    layer.
 
     `rank` is the number of axes of the layer's input; None or 0 if it is unknown or changes between calls.
     """
@@ -140,7 +141,7 @@ def _weight_scale(layer: QuantizedLayer) -> Tensor:
     """Returns the scales of the weight's output channels, (out,). For a static layer they are deq / input scale, where
     deq is the rounded product of input scale and weight scale.
 
-    The deq of a channel of zero weights only scales its bias, so such a channel gets its own weight scale.
+    A channel whose weights are all zero keeps its own weight scale: its deq only scales its bias.
     """
     if not layer.calibrated:
         return layer.weight_scale
@@ -171,7 +172,8 @@ def description(layer: QuantizedLayer) -> dict[str, Any]:
 
 
 def bias_of(name: str, layer: QuantizedLayer) -> Tensor:
-    """Returns the float bias of a layer, plus the bias correction that its quant_bias includes, if any.
+    """Returns the bias of a layer in its float dtype, plus the bias correction that the layer's quant_bias includes, if
+    any.
 
     Raises NumbersError for a bias that is not finite; the message begins with `name`.
     """

@@ -150,5 +150,5 @@ def test_references_are_placed_snapped_and_clipped() -> None:
     assert placed[0, 0, :, 0, 0].tolist() == [1.0, *[0.0] * 9, 6.0, 7.0, 8.0, 9.0, 10.0]
     assert mask[0].tolist() == [0.0, *[1.0] * 9, *[0.25] * 5]
     assert not latents.any()
-    refused(lambda: place_references(latents, [[reference]], ["0,1"]), 2, "reference 1 of 1")
+    refused(lambda: place_references(latents, [[reference]], ["0,1"]), 2, "names reference 1, counted from 0")
     refused(lambda: place_references(latents, [[reference[:, :, :1]]], ["0"]), 2, "do not fit")
