@@ -31,8 +31,11 @@ _MANIFEST: Kind = fields(
 
 
 class CallHeader(NamedTuple):
-    """Describes a recorded call without its arguments: denoiser, number among that denoiser's calls in the unit,
-    denoising step, noise level, cache context (the pipeline's name for the call, such as "cond")."""
+    """Describes a recorded call without its arguments.
+
+    `component` is the name of the denoiser, `index` the number of the call among its calls in the unit, `step` the
+    denoising step, `timestep` the noise level, and `context` the pipeline's name for the call, such as "cond".
+    """
 
     component: str
     index: int  # type: ignore[assignment]
@@ -133,9 +136,9 @@ def list_units(directory: Path) -> dict[int, str]:
 
 
 def read_unit(directory: Path, name: str) -> tuple[Unit, dict[str, Any]]:
-    """Reads the unit.json in the directory `name`, which holds the calls of one prompt.
+    """Reads a unit.json. `name` is the folder, in the capture `directory`, that holds the calls of one prompt.
 
-    Returns its content as a Unit, which lacks the arguments of the calls, and as the whole JSON object. Raises
+    Returns the content as a Unit, which lacks the arguments of the calls, and as the whole JSON object. Raises
     FileError if unit.json is damaged, or if a data file is missing or of another size.
     """
     remedy = remedy_for(directory, name)

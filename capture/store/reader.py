@@ -150,10 +150,10 @@ def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
 
 
 class _Source:
-    """Reads the calls of one prompt from their open data files.
+    """Reads the calls of one prompt from the open data files in `folder`. `body` is the content of their unit.json.
 
-    A tensor is stored as one or several blobs, byte strings with a hash as key. `checked` has the keys of the blobs
-    whose bytes were compared with their key.
+    `remedy` ends the messages of errors. A tensor is stored as one or several blobs, byte strings with a hash as key.
+    `checked` has the keys of the blobs whose bytes were compared with their key.
     """
 
     def __init__(self, folder: Path, remedy: str, body: dict[str, Any]) -> None:
@@ -188,7 +188,8 @@ class _Source:
     def call(self, header: CallHeader, record: dict[str, Any], get: Callable[[Any], Any]) -> Call:
         """Returns a call, with its arguments decoded from `record`, the call's entry in unit.json.
 
-        Raises FileError for a malformed entry.
+        `get` turns the number of a tensor in unit.json into a tensor or a description. Raises FileError for a malformed
+        entry.
         """
         try:
             if not isinstance(record["args"], list):
@@ -202,7 +203,7 @@ class _Source:
     def tensor(self, entry: int) -> "torch.Tensor":
         """Reads a tensor, given its number in unit.json. Raises FileError if its bytes are damaged.
 
-        Raises an error in MALFORMED if the description of the tensor is wrong.
+        Raises an error of a class in MALFORMED if unit.json describes the tensor wrongly.
         """
         import torch
 

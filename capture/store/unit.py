@@ -34,7 +34,7 @@ class TensorState(NamedTuple):
 
 
 class UnitWriter:
-    """Stores the calls of one prompt, one by one; `CaptureWriter.unit` makes it.
+    """Stores the calls of one prompt, one by one, in the staging directory `staged`; `CaptureWriter.unit` makes it.
 
     Tensors or rows with the same bytes are stored once. They are recognised by the hash of their bytes; a tensor object
     that was not changed since it was last stored is recognised without hashing. `calls`, `raw_bytes` and `stored_bytes`
@@ -62,8 +62,8 @@ class UnitWriter:
     def add(self, call: Call, accept: Callable[[dict[str, Stats]], bool] | None = None) -> dict[str, Stats]:
         """Stores a call; returns a dict from the path of each float tensor ("added_cond_kwargs.time_ids") to its Stats.
 
-        Keeps no reference to the call's tensors. Does not store the call if `accept(stats)` returns False. Raises
-        Unstorable for an argument that cannot be stored, StorageError if the disk is full.
+        Keeps no reference to the call's tensors. Does not store the call if `accept`, which receives that dict, returns
+        False. Raises Unstorable for an argument that cannot be stored, StorageError if the disk is full.
         """
         before = (len(self._entries), len(self._stats), self.raw_bytes, self.stored_bytes)
         stats: dict[str, Stats] = {}

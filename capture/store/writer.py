@@ -31,7 +31,7 @@ __all__ = ["Call", "CaptureWriter", "UnitWriter", "unit_key"]
 class CaptureWriter:
     """Writes a capture: `create` it, fill one `unit` after the other, then `complete` and `close` it.
 
-    Only one run can write to the directory at a time; in it, each rank has a writer of its own.
+    Only one run can write to the directory at a time; each rank of that run has a writer of its own.
 
     with CaptureWriter.create("capture", {"pipeline": "...", "steps": 28, "prompts": 50}) as writer:
         with writer.unit(0, {"prompt": "an otter", "seed": 0}) as unit:
@@ -64,8 +64,8 @@ class CaptureWriter:
         A unit is the stored calls of one prompt; `manifest["prompts"]` is how many are planned. With `resume`, an
         existing capture is continued; its manifest must equal `manifest` except for top-level keys that begin with
         "prompt". An existing capture without units is started again, whatever its manifest. `resume` is None if the
-        caller has no option to continue a capture; messages then do not suggest --resume. A symbolic link is resolved
-        once, to `self.directory`.
+        caller has no option to continue a capture; messages then do not suggest --resume. `group_readable` lets the
+        user's group read the files. A symbolic link is resolved once, to `self.directory`.
 
         Raises MisfitError if the manifests differ, StorageError if the directory cannot be written or is in use,
         FileError if an existing capture is damaged.
