@@ -36,7 +36,7 @@ def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWri
         with writer.unit(0, {"prompt": None}) as unit:
             yield unit
             if unit.calls == 0:
-                raise MisfitError(f"{directory}: the {name} was never called. Run it inside the block.")
+                raise MisfitError(f"{directory}: the {name} was never called. Run it inside the with block.")
         writer.complete()
 
 

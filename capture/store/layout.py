@@ -99,7 +99,7 @@ def read_capture(directory: Path) -> dict[str, Any]:
     schema = body.get("schema") if isinstance(body, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         versions = f"1-{SCHEMA}" if SCHEMA > 1 else "1"
-        raise FileError(f"{directory}: written by format {schema}; this version reads {versions}. Upgrade.")
+        raise FileError(f"{directory}: has layout {schema}, but this version reads {versions}. Upgrade Octavo.")
     if schema != SCHEMA or not isinstance(body.get("manifest"), dict):
         raise damage(path, "not the manifest of a capture", "Capture again into another directory.")
     manifest: dict[str, Any] = checked(body["manifest"], _MANIFEST, path, "Capture again into another directory.")

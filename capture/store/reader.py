@@ -63,7 +63,7 @@ class Capture:
                 "Finish with capture --resume or pass --allow-incomplete.",
             )
         if not any(unit.calls for unit in units):
-            raise MisfitError(f"{path}: holds no samples. Capture again.")
+            raise MisfitError(f"{path}: holds no calls. Capture again.")
         return cls(path, manifest, units)
 
     def calls(
