@@ -47,7 +47,8 @@ __all__ = [
     "writing",
 ]
 
-# the name of a staging directory; its group identifies the running kernel of the machine that made the directory
+# the name of a staging directory, which is renamed when its content is complete; the group identifies the running
+# kernel of the machine that made the directory
 STAGING = re.compile(r"\.staging-([0-9a-f]{8})[0-9a-f]{8}")
 # seconds without a write after which a staging directory counts as abandoned: a week, far longer than writing takes
 UNTOUCHED = 7 * 86400
@@ -109,7 +110,7 @@ class OutputFile:
 
 @contextmanager
 def create(path: Path, mode: int) -> Iterator[OutputFile]:
-    """Creates the file `path`, inside a staging directory (see `staging`), and yields it for the `with` block to write.
+    """Creates the file `path` in a temporary (staging) directory, and yields it for the `with` block to write.
 
     When the block ends, sets the file's mode to `mode` and syncs the file to disk. Raises StorageError if the file
     exists, or if it cannot be written.
@@ -159,7 +160,10 @@ def writing(path: Path, mode: int) -> Iterator[OutputFile]:
 
 
 def replace_file(staged: Path, target: Path) -> None:
-    """Replaces the file `target` by `staged`, a file of a staging directory, in one step; syncs target's directory."""
+    """Replaces the file `target` by `staged`, a file in a temporary (staging) directory, in one step.
+
+    Then syncs the directory of `target`.
+    """
     with storage(target):
         os.replace(staged, target)
     fsync_directory(target.parent)
@@ -210,7 +214,7 @@ def make_directory(path: Path, mode: int) -> None:
 
 @contextmanager
 def staging(parent: Path, shown: Path | None = None) -> Iterator[Path]:
-    """Makes a staging directory in `parent` and yields its path; the `with` block fills and renames the directory.
+    """Makes a temporary (staging) directory in `parent` and yields its path; the `with` block fills and renames it.
 
     Removes what remains of it when the block ends. The directory is locked until then, or until this process dies.
     First removes the unlocked staging directories that dead processes have left in `parent`. Messages about errors of
@@ -263,7 +267,7 @@ def _kernel() -> str:
 
 
 def clean(directory: Path) -> None:
-    """Removes the staging directories in `directory` that no process has locked.
+    """Removes the temporary (staging) directories in `directory` that no process has locked.
 
     The caller has to hold the lock of `directory` itself (locks.py): only that lock excludes processes of other
     machines, whose locks on staging directories are not visible here.
@@ -309,7 +313,7 @@ def _remove_unlocked(path: Path) -> None:
 
 
 def commit_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
-    """Renames the filled staging directory `staged` to `target`, with the mode `mode`, and syncs it to disk.
+    """Renames the filled temporary directory `staged` to `target`, with the mode `mode`, and syncs it to disk.
 
     Raises StorageError if `target` exists.
     """
@@ -323,9 +327,9 @@ def commit_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
 
 
 def replace_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
-    """Replaces `target` by the filled staging directory `staged`, in one step where Linux can exchange two names.
+    """Replaces `target` by the filled temporary directory `staged`, in one step where Linux can exchange two names.
 
-    Elsewhere the old directory is first renamed to `.previous-NAME`; if the process dies before the staged directory
+    Elsewhere the old directory is first renamed to `.previous-NAME`; if the process dies before the new directory
     has its name, the next call renames the old one back. If `target` is a symbolic link, the link is replaced, not
     the directory that it points to. Raises StorageError if `target` is a file.
     """

@@ -26,8 +26,7 @@ def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWri
     """Yields a UnitWriter for the `with` block to fill; when the block ends, its unit becomes a capture in `directory`.
 
     `module` is the recorded denoiser, `name` its name in the capture. If the block raises an error, no capture is
-    finished. Raises StorageError if `directory` already holds a capture, MisfitError if the block stored no
-    call.
+    finished. Raises StorageError if `directory` already holds a capture, MisfitError if the block stored no call.
     """
     if (directory / CAPTURE).exists() and any((directory / UNITS).glob("[0-9]*-*")):
         raise StorageError(f"{directory}: already holds a capture. Give the Listener another directory.")

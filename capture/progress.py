@@ -18,7 +18,7 @@ class Report(Protocol):
 
 
 class Reports:
-    """Reports the progress of all tasks of one run with `report`, and waits `every` seconds between two reports."""
+    """Reports the progress of all tasks of one run with `report`, at most once in `every` seconds."""
 
     def __init__(self, report: Report, every: float = EVERY) -> None:
         self._report, self._every, self._last = report, every, time.monotonic()

@@ -101,7 +101,7 @@ class Ranks:
 
 
 class ConnectedRanks(Ranks):
-    """The processes of a run of several, connected as the environment variables of torchrun say.
+    """The processes of a run that has more than one; they connect as the environment variables of torchrun say.
 
     `rank`, `world` and `local` have the same meaning as in Ranks.
     """

@@ -113,7 +113,7 @@ def canonical(body: Any) -> bytes:
 
 
 class Sealed(NamedTuple):
-    """Holds the body of a sealed file, which matched its digest, and the digest of the whole file."""
+    """Holds the body of a sealed file (JSON with its own SHA-256), and the SHA-256 of the whole file."""
 
     body: Any
     digest: str
@@ -150,7 +150,7 @@ def seal(body: Any) -> bytes:
 
 
 def read_sealed(path: Path, remedy: str = "", limit: int = MANIFEST_LIMIT) -> Sealed:
-    """Reads a sealed file, which `write_sealed` wrote. Raises FileError if a single bit of the file has changed.
+    """Reads a sealed file: JSON that holds its own SHA-256. Raises FileError if a single bit of it has changed.
 
     Also raises FileError if the file is larger than `limit` bytes. `remedy` ends the message.
     """

@@ -138,7 +138,7 @@ def _is_fused(module: nn.Module, name: str) -> bool:
 
 def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: torch.device) -> Deployed:
     """Loads the quantized denoiser at `out` with diffusers, and pairs it with the float denoiser that it replaces: one
-    of `choices`, a dict from name to denoiser. Raises MisfitError if it was made from none of them."""
+    of `choices`, a dict from name to denoiser. Raises MisfitError if the checkpoint was made from none of them."""
     dtype = next(iter(choices.values())).dtype
     other: Any = load_denoiser(out, dtype if isinstance(dtype, torch.dtype) else None).to(device)
     facts = {name: _difference(module, other) for name, module in choices.items()}

@@ -98,7 +98,11 @@ class Claims:
     def tensor_v3(
         self, storage: StorageClaim, offset: int, shape: Any, stride: Any, grad: Any, hooks: Any, *rest: Any
     ) -> TensorClaim:
-        """Checks a tensor with another dtype than its storage; called in place of torch._utils._rebuild_tensor_v3."""
+        """Checks a tensor with another dtype than its storage; called in place of torch._utils._rebuild_tensor_v3.
+
+        `rest` begins with the dtype of the tensor; `grad` and `hooks` are ignored. Raises FileError if the tensor does
+        not lie inside its storage, ValueError for a shape, offset or stride that no tensor can have.
+        """
         return self.tensor(storage._replace(elements=storage.bytes // rest[0].itemsize), offset, shape, stride)
 
 

@@ -112,8 +112,8 @@ def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
 def convert_pth(path: str | Path, directory: str | Path, component: str = "transformer") -> None:
     """Converts a torch.save file with a list of calls to a capture, as the calls of one prompt.
 
-    `component` is the name of the denoiser under which the calls are stored. Raises FileError for a file that
-    needs code or holds no list of calls, and for a value that a capture cannot store; MisfitError for an empty list;
+    `component` is the name of the denoiser under which the calls are stored. Raises FileError for a file that needs
+    code or holds no list of calls, and for a value that a capture cannot store; MisfitError for an empty list;
     StorageError if the directory holds a capture or cannot be written.
     """
     samples = load_samples(path)

@@ -18,7 +18,7 @@ UNIT_NAME = re.compile(r"(\d{6,12})-([0-9a-f]{16})")
 DATA_NAME = re.compile(r"data-\d{3,9}\.safetensors")
 # errors that reading the body of a sealed file can raise if its digest is right but Octavo did not write it
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
-# the kinds of the manifest's entries that commands read; each entry may be missing
+# the checks (json_kinds.py) of the manifest's entries that commands read; each entry may be missing
 _MANIFEST: Kind = fields(
     {},
     dict.fromkeys(("model", "pipeline", "family", "dtype", "prompts_source"), maybe(text))
@@ -89,7 +89,7 @@ def remedy_for(directory: Path, name: str) -> str:
 def read_capture(directory: Path) -> dict[str, Any]:
     """Reads the manifest of the capture in `directory`.
 
-    Raises FileError if there is no manifest, if it is damaged, or if it was written with another schema.
+    Raises FileError if there is no manifest, if it is damaged, or if it was written for another layout (SCHEMA).
     """
     path = directory / CAPTURE
     if not path.is_symlink() and not path.exists():

@@ -87,9 +87,10 @@ class Capture:
         units: Collection[int] | None = None,
         where: Callable[[CallHeader], bool] | None = None,
     ) -> Iterator[tuple[CallHeader, Callable[[], Call]]]:
-        """Yields the header of each call that `calls` would yield, with a function that reads the call.
+        """Yields the header of each selected call, with a function that reads the whole call.
 
-        The function must be called before the next header is requested.
+        Selects the calls of the denoiser `component`, of the prompts with the indices `units`, and with headers for
+        which `where` returns True; None selects all. Call the function before requesting the next header.
         """
         for unit in self._chosen(units):
             with _opened(self.directory, unit) as source:
@@ -102,9 +103,10 @@ class Capture:
         units: Collection[int] | None = None,
         where: Callable[[CallHeader], bool] | None = None,
     ) -> Iterator[Call]:
-        """Yields the same calls as `calls`, but with a description (TensorInfo) in place of each tensor.
+        """Yields the selected calls with a description (TensorInfo) in place of each tensor, and reads no tensor data.
 
-        Reads no tensor data.
+        Selects the calls of the denoiser `component`, of the prompts with the indices `units`, and with headers for
+        which `where` returns True; None selects all.
         """
         for unit in self._chosen(units):
             with _opened(self.directory, unit) as source:

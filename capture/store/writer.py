@@ -70,7 +70,7 @@ class CaptureWriter:
         Raises MisfitError if the manifests differ, StorageError if the directory cannot be written or is in use,
         FileError if an existing capture is damaged.
 
-        Collective: rank 0 locks the directory and removes half-written units before the other `ranks` go on.
+        Every rank has to call it: rank 0 locks the directory and removes half-written units before the others go on.
         """
         path, modes = Path(os.path.realpath(directory)), Modes(group_readable)
         if ranks.rank:
@@ -102,9 +102,10 @@ class CaptureWriter:
         return writer
 
     def _start(self, resume: bool | None) -> None:
-        """Writes the manifest, or compares it with that of the existing capture; reads which units are stored.
+        """Writes the manifest, or compares it with that of an existing capture; reads which units are stored.
 
-        Raises MisfitError if the manifests differ.
+        `resume` is whether the user wants to continue an existing capture. Raises StorageError if one with stored units
+        exists and `resume` is not True, MisfitError if the manifests differ.
         """
         clean(self.directory)
         prepare(self.directory, self._modes, resume)  # again: only under the lock can no other process change it
@@ -177,7 +178,7 @@ class CaptureWriter:
         return list_units(self.directory)
 
     def complete(self) -> None:
-        """Finishes the capture: writes complete.json, the list of its units with the digest of each unit.json."""
+        """Finishes the capture: writes complete.json, a list of the stored units and the digests of their unit.json."""
         names = list_units(self.directory)
         units = {name: read_unit(self.directory, name)[0].digest for name in names.values()}
         try:

@@ -26,8 +26,8 @@ from .probe import Probe
 
 
 class RunResult(NamedTuple):
-    """The result of one run of a pipeline: its output as an array, the latents after each step ([] if the pipeline does
-    not pass latents to a callback), and the cost of the run."""
+    """The result of one run of a pipeline: its output as an array (frames, height, width, channels), the latents after
+    each denoising step ([] if the pipeline does not pass latents to a callback), and the cost of the run."""
 
     output: np.ndarray
     latents: list[Tensor]
