@@ -41,7 +41,7 @@ def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> N
     terminal.say(
         f"Budget {spent['budget']}: {', '.join(mixed)}; {size(count['used'])} ({share:.1%} of float), an estimated "
         f"{time['used']:.2f}x of the time. The mean squared error of the final latents is {error['measured']:.3g}, "
-        f"{error['relative']:.2g} of the latents' mean square; the errors of each layer alone add up to "
+        f"{error['relative']:.2g} of the latents' mean square; the errors of one quantized layer at a time add up to "
         f"{error['estimated']:.3g}. The pipeline ran {spent['runs']} times."
     )
     terminal.event("budget", **spent)
