@@ -20,7 +20,8 @@ Array = np.ndarray[Any, Any]
 def read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     """Reads the header of a safetensors file; returns a dict from tensor name to Stored, and the metadata.
 
-    Raises FileError if the file is damaged, or if its tensors do not cover the rest of it without gap or overlap.
+    A Stored is the tensor's dtype, shape and place in the file. Raises FileError if the file is damaged, or if its
+    tensors do not cover the rest of the file without gap or overlap.
     """
     with open_regular(path) as (descriptor, size):
         prefix = bytearray(min(8, size))
@@ -47,7 +48,10 @@ def check_memory(path: Path, stored: Stored) -> None:
 
 
 def read_into(path: Path, stored: Stored, memory: memoryview) -> None:
-    """Reads from the file at `path` the bytes of the tensor that `stored` describes into `memory`, of the same size."""
+    """Fills `memory` with the bytes of the tensor that `stored` describes, from the file at `path`.
+
+    `memory` has the size of the tensor.
+    """
     if stored.bytes:
         with open_regular(path) as (descriptor, _):
             pread(descriptor, memory, stored.offset, path)
@@ -56,9 +60,9 @@ def read_into(path: Path, stored: Stored, memory: memoryview) -> None:
 def read_array(path: Path, stored: Stored) -> Array:
     """Reads from the file at `path` the tensor that `stored` describes, as a numpy array.
 
-    bfloat16 becomes float32 with the same values. A large tensor gets memory pages of its own, which return to the
-    system when the array is freed. Raises FileError if the tensor is larger than the memory of this machine, TypeError
-    for a float dtype of 8 bits.
+    bfloat16 becomes float32 with the same values. A tensor of LARGE bytes or more gets memory pages of its own, which
+    return to the system when the array is freed. Raises FileError if the tensor is larger than the memory of this
+    machine, TypeError for a float dtype of 8 bits.
     """
     dtype = np.dtype(np.uint16 if stored.dtype == "bfloat16" else stored.dtype)
     check_memory(path, stored)

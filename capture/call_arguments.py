@@ -11,10 +11,10 @@ TIME_ARGUMENTS = ("timestep", "timesteps", "t", "time", "sigma", "timestep_ratio
 
 
 def noise_level(arguments: Mapping[str, Any]) -> float | None:
-    """Returns the noise level of a call with these named arguments; None if there is no such argument.
+    """Returns the noise level of a call, None if it has none. `arguments` maps the names of its arguments to values.
 
-    It is the first of TIME_ARGUMENTS that is a number or a tensor of numbers. Of a tensor, with a noise level for each
-    row or token, the largest value is returned.
+    The noise level is the first of TIME_ARGUMENTS that is a number or a tensor of numbers. A tensor has a noise level
+    for each sample of the batch or each token; the largest is returned.
     """
     for name in TIME_ARGUMENTS:
         value = arguments.get(name)
@@ -30,8 +30,9 @@ def bind(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Moves the positional arguments of a call into `kwargs`, under their names; returns the resulting (args, kwargs).
 
-    All arguments stay as they are if some fall to the signature's *args, or if it has positional-only parameters.
-    Raises TypeError when the arguments do not fit the signature.
+    `signature` is the signature of the called function. All arguments stay as they are if some of them belong to a
+    parameter *args, or if the signature has positional-only parameters. Raises TypeError when the arguments do not fit
+    the signature.
     """
     named = dict(signature.bind(*args, **kwargs).arguments)
     kinds = {parameter.kind: parameter.name for parameter in signature.parameters.values()}

@@ -42,8 +42,9 @@ class FileError(OctavoError):
 class Unstorable(FileError):
     """Reports an argument of a call that a capture cannot store.
 
-    `owner` and `path` say where the value is, such as "transformer input" and "added_cond_kwargs.time_ids". `fact`, as
-    an attribute, says which value and why. `name` is the name of the argument, None if it is positional.
+    `owner` and `path` say where the value is, such as "transformer input" and "added_cond_kwargs.time_ids". The
+    argument `fact` says why it cannot be stored; the attribute `fact` says both where and why. `name` is the name of
+    the argument, None if it is positional.
     """
 
     def __init__(self, owner: str, path: str, fact: str) -> None:
@@ -78,7 +79,7 @@ class DeviceError(OctavoError):
 
 
 def error_with(exit_code: int, message: str) -> OctavoError:
-    """Makes the error whose class has this exit code; an OctavoError with this exit code if no class has it."""
+    """Makes an error of the class that has this exit code; an OctavoError with this exit code if no class has it."""
     for kind in OctavoError.__subclasses__():
         if kind.exit_code == exit_code:
             return kind(message)

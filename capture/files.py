@@ -47,7 +47,8 @@ __all__ = [
     "writing",
 ]
 
-# the name of a staging directory; its group identifies the running kernel of the machine that made the directory
+# the name of a staging directory, which is renamed when its content is complete; the group identifies the running
+# kernel of the machine that made the directory
 STAGING = re.compile(r"\.staging-([0-9a-f]{8})[0-9a-f]{8}")
 # seconds without a write after which a staging directory counts as abandoned: a week, far longer than writing takes
 UNTOUCHED = 7 * 86400
@@ -78,7 +79,7 @@ class Modes:
 
 @contextmanager
 def storage(path: Path) -> Iterator[None]:
-    """Raises an OSError of the `with` block as a StorageError about `path`, with the OSError as its __cause__."""
+    """Raises StorageError about `path` in place of an OSError in the `with` block; the OSError is its __cause__."""
     try:
         yield
     except OSError as exc:
@@ -86,7 +87,7 @@ def storage(path: Path) -> Iterator[None]:
 
 
 class OutputFile:
-    """A file open for writing that torch.save accepts. `write` always writes the whole buffer."""
+    """An open file to which torch.save can write. `write` always writes the whole buffer."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -109,10 +110,10 @@ class OutputFile:
 
 @contextmanager
 def create(path: Path, mode: int) -> Iterator[OutputFile]:
-    """Creates a file inside a staging directory (see `staging`), which the `with` block writes.
+    """Creates the file `path` in a temporary (staging) directory, and yields it for the `with` block to write.
 
-    When the block ends, sets the file's mode to `mode` and syncs the file. Raises StorageError if the file exists, or
-    if it cannot be written.
+    When the block ends, sets the file's mode to `mode` and syncs the file to disk. Raises StorageError if the file
+    exists, or if it cannot be written.
     """
     with storage(path):
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -134,7 +135,10 @@ def create(path: Path, mode: int) -> Iterator[OutputFile]:
 
 @contextmanager
 def scratch(path: Path) -> Iterator[OutputFile]:
-    """Creates a temporary file, which the `with` block writes. Does not sync it, because only this process reads it."""
+    """Creates the temporary file `path` and yields it for the `with` block to write.
+
+    Does not sync the file to disk, because only this process reads it.
+    """
     with storage(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -145,9 +149,9 @@ def scratch(path: Path) -> Iterator[OutputFile]:
 
 @contextmanager
 def writing(path: Path, mode: int) -> Iterator[OutputFile]:
-    """Makes a file, which the `with` block writes; it replaces `path` in one step if the block ends without an error.
+    """Yields a new file for the `with` block to write, and replaces `path` by it in one step when the block ends.
 
-    Otherwise `path` is unchanged.
+    The file gets the mode `mode`. If the block raises an error, `path` is unchanged.
     """
     with staging(path.parent, path) as staged:
         with create(staged / path.name, mode) as sink:
@@ -156,20 +160,23 @@ def writing(path: Path, mode: int) -> Iterator[OutputFile]:
 
 
 def replace_file(staged: Path, target: Path) -> None:
-    """Replaces the file `target` by `staged`, a file of a staging directory, in one step; syncs target's directory."""
+    """Replaces the file `target` by `staged`, a file in a temporary (staging) directory, in one step.
+
+    Then syncs the directory of `target`.
+    """
     with storage(target):
         os.replace(staged, target)
     fsync_directory(target.parent)
 
 
 def write_bytes(path: Path, data: bytes | memoryview, mode: int) -> None:
-    """Writes `data` to `path`, replacing any file there in one step."""
+    """Writes `data` to `path` with the file mode `mode`, replacing any file there in one step."""
     with writing(path, mode) as sink:
         sink.write(data)
 
 
 def write_sealed(path: Path, body: Any, mode: int) -> str:
-    """Writes `body` and its SHA-256 as JSON, replacing any file at `path`; returns the digest of the whole file."""
+    """Writes `body` and its SHA-256 as JSON, replacing any file at `path`; returns the SHA-256 of the whole file."""
     data = seal(body)
     write_bytes(path, data, mode)
     return digest_of(data)
@@ -207,11 +214,11 @@ def make_directory(path: Path, mode: int) -> None:
 
 @contextmanager
 def staging(parent: Path, shown: Path | None = None) -> Iterator[Path]:
-    """Makes a staging directory in `parent`, which the `with` block fills and renames.
+    """Makes a temporary (staging) directory in `parent` and yields its path; the `with` block fills and renames it.
 
     Removes what remains of it when the block ends. The directory is locked until then, or until this process dies.
-    First removes the unlocked staging directories that dead processes have left in `parent`. Errors of the disk name
-    the path `shown`, by default `parent`, and not the staged file.
+    First removes the unlocked staging directories that dead processes have left in `parent`. Messages about errors of
+    the disk name the path `shown`, by default `parent`, and not the file in the staging directory.
     """
     shown = shown or parent
     _clean_abandoned(parent)
@@ -260,7 +267,7 @@ def _kernel() -> str:
 
 
 def clean(directory: Path) -> None:
-    """Removes the staging directories in `directory` that no process has locked.
+    """Removes the temporary (staging) directories in `directory` that no process has locked.
 
     The caller has to hold the lock of `directory` itself (locks.py): only that lock excludes processes of other
     machines, whose locks on staging directories are not visible here.
@@ -282,10 +289,10 @@ def _clean_abandoned(directory: Path) -> None:
 
 
 def _is_removable(path: Path) -> bool:
-    """Returns whether the process that filled a staging directory under another kernel can no longer be running.
+    """Returns whether the process that filled the staging directory `path` can no longer be running.
 
-    True if the directory is on a local disk, because this machine has then restarted since, or if nothing was written
-    to it for UNTOUCHED seconds.
+    The process ran on another machine, or on this machine before it was last started. True if the directory
+    is on a local disk, which no other machine writes to, or if nothing was written to it for UNTOUCHED seconds.
     """
     try:
         if os.major(os.lstat(path).st_dev):  # a block device; network, memory and overlay file systems have major 0
@@ -306,7 +313,10 @@ def _remove_unlocked(path: Path) -> None:
 
 
 def commit_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
-    """Renames a filled staging directory to `target` and syncs it. Raises StorageError if `target` exists."""
+    """Renames the filled temporary directory `staged` to `target`, with the mode `mode`, and syncs it to disk.
+
+    Raises StorageError if `target` exists.
+    """
     with storage(target):
         os.chmod(staged, mode)
         fsync_directory(staged)
@@ -317,9 +327,9 @@ def commit_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
 
 
 def replace_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
-    """Replaces `target` by a filled staging directory, in one step where the system can exchange two names.
+    """Replaces `target` by the filled temporary directory `staged`, in one step where Linux can exchange two names.
 
-    Elsewhere the old directory is first renamed to `.previous-NAME`; if the process dies before the staged directory
+    Elsewhere the old directory is first renamed to `.previous-NAME`; if the process dies before the new directory
     has its name, the next call renames the old one back. If `target` is a symbolic link, the link is replaced, not
     the directory that it points to. Raises StorageError if `target` is a file.
     """
@@ -351,7 +361,7 @@ def _discard(old: Path) -> None:
 def _exchange(one: Path, other: Path) -> bool:
     """Exchanges the names of two files or directories in one step, by Linux's renameat2.
 
-    Returns False if the kernel or the file system lacks it. Raises OSError for any other failure.
+    Returns False if the kernel or the file system lacks renameat2. Raises OSError for any other failure.
     """
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2

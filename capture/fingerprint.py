@@ -37,7 +37,7 @@ def fingerprint(module: nn.Module) -> dict[str, str]:
 
 
 def fingerprint_of(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
-    """Returns the fingerprint of a module of class `kind` with these tensors, which must be sorted by name."""
+    """Returns the fingerprint of a module of class `kind` with `tensors`, pairs of name and tensor sorted by name."""
     names, weights = hashlib.sha256(), hashlib.sha256()
     complete = True
     for name, tensor in tensors:
@@ -70,7 +70,7 @@ class Origin(NamedTuple):
 
     @classmethod
     def of_tensors(cls, kind: str, tensors: Iterable[tuple[str, Tensor]]) -> "Origin | None":
-        """Returns the Origin of a module of class `kind` with these tensors, which must be sorted by name.
+        """Returns the Origin of a module of class `kind` with `tensors`, pairs of name and tensor sorted by name.
 
         Returns None if a tensor is on the meta device.
         """
@@ -124,7 +124,7 @@ def _most(values: Counter[torch.dtype]) -> torch.dtype:
 
 
 def _weights_in(tensors: list[tuple[str, Tensor]], dtype: torch.dtype) -> str:
-    """Returns one digest of all `tensors`, pairs of name and tensor; float tensors are cast to `dtype` before hashing.
+    """Returns one digest of all `tensors`, pairs of name and tensor; casts float tensors to `dtype` before hashing.
 
     Threads hash several tensors at once.
     """

@@ -17,9 +17,9 @@ class KeepRule:
     number: int = 1
 
     def kept(self, steps: int) -> Callable[[int], bool]:
-        """Returns a predicate: given the number of a step, from 0, of a run of `steps` steps, is the step stored?
+        """Returns a function that takes the number of a step, counted from 0, and returns whether the step is stored.
 
-        Only the rule spread:N depends on `steps`.
+        `steps` is the number of steps of the run; only the rule spread:N depends on it.
         """
         if self.kind != "spread":
             return lambda step: step % self.number == 0
@@ -42,9 +42,9 @@ class KeptSteps:
     """Chooses the denoising steps to store in a series of runs of a pipeline, one run for each prompt.
 
     The number of steps is only certain when a run ends. The first run is expected to have `expected` steps, each later
-    one as many as the run before. If `miscounted` returns True at the end of a run, other steps were stored than `rule`
-    requires, and the run has to be repeated. `announced` returns the number of steps that the pipeline itself reports,
-    or None; it is asked when the first run first calls the denoiser. Steps without a recorded call are not counted.
+    run as many as the run before. If `miscounted` returns True at the end of a run, other steps were stored than `rule`
+    requires, and the run has to be repeated. `announced` is called when the first run first calls the denoiser; it
+    returns the number of steps that the pipeline itself reports, or None. Steps without a recorded call do not count.
     """
 
     def __init__(self, rule: KeepRule, expected: int, announced: Callable[[], int | None] = lambda: None) -> None:
@@ -60,7 +60,10 @@ class KeptSteps:
         self._kept = self.rule.kept(self.expected)
 
     def __call__(self, step: int) -> bool:
-        """Returns whether to store a call in the current run. `step` is its denoising step, as a Clock counts it."""
+        """Returns whether to store a call of the current run.
+
+        `step` is the number of the call's denoising step, as recorder.Clock counts steps.
+        """
         if self._step is None and (steps := self._announced()):
             self.expected = steps
             self._kept = self.rule.kept(steps)

@@ -23,9 +23,10 @@ _OWN = frozenset({"module", "inputs", "swapped", "forward"})
 
 @contextmanager
 def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWriter]:
-    """Yields a UnitWriter; if the `with` block ends without an error, its calls become a capture of one unit.
+    """Yields a UnitWriter for the `with` block to fill; when the block ends, its unit becomes a capture in `directory`.
 
-    Raises StorageError if `directory` already holds a capture, MisfitError if the block stored no call.
+    `module` is the recorded denoiser, `name` its name in the capture. If the block raises an error, no capture is
+    finished. Raises StorageError if `directory` already holds a capture, MisfitError if the block stored no call.
     """
     if (directory / CAPTURE).exists() and any((directory / UNITS).glob("[0-9]*-*")):
         raise StorageError(f"{directory}: already holds a capture. Give the Listener another directory.")
@@ -34,12 +35,15 @@ def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWri
         with writer.unit(0, {"prompt": None}) as unit:
             yield unit
             if unit.calls == 0:
-                raise MisfitError(f"{directory}: the {name} was never called. Run it inside the block.")
+                raise MisfitError(f"{directory}: the {name} was never called. Run it inside the with block.")
         writer.complete()
 
 
 class _Inputs(Memory):
-    """A sink that keeps the calls of a Listener in memory; a Listener without `store` has one."""
+    """Keeps the recorded calls of a Listener without `store` in memory.
+
+    `kind` is the class name of the recorded module, for messages.
+    """
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -61,14 +65,14 @@ class Listener(nn.Module):
 
     `store` is the directory of a capture to write, an object whose method `add` receives each call (`UnitWriter`), or
     None. With None the calls stay in memory, and `inputs` lists them as dicts of keyword arguments; positional
-    arguments get their names.
+    arguments get their names. `name` is the name of the denoiser in the capture.
 
-    A Listener can also replace `module`, because it has all its attributes and records its own calls:
-    `pipe.transformer = Listener(pipe.transformer)`. Put `listener.module` back afterwards. With a directory a Listener
-    only records inside its `with` block, because the capture is finished at the end of the block.
+    A Listener can also replace `module`, because it has all attributes of the module and records the calls that it
+    receives: `pipe.transformer = Listener(pipe.transformer)`. Put `listener.module` back afterwards. With a
+    directory a Listener only records inside its `with` block, because the capture is finished at the end of the block.
 
-    A pipeline may replace attention processors of the module while it runs, as PAG does. `swapped` counts them, and a
-    warning is logged, because a replay runs without the replacement.
+    A pipeline may replace attention processors of the module while it runs, as PAG does. `swapped` counts the replaced
+    ones, and a warning is logged, because a replay runs the original ones.
 
     Raises UsageError for a call outside the block if there is a directory, and for arguments without names if calls
     stay in memory; MisfitError if a directory was given and no call was recorded; FileError for a value that cannot be

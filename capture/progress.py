@@ -9,19 +9,25 @@ EVERY = 30.0  # least seconds between two reports, so that an hour adds at most 
 
 
 class Report(Protocol):
-    """A function that shows the progress of a task: items done, all items (None if unknown), estimated seconds left."""
+    """A function that shows the progress of the task `label`.
+
+    `done` of `total` items are done (None if their number is unknown); `remaining` is the estimate of the seconds left.
+    """
 
     def __call__(self, label: str, done: int, total: int | None, remaining: float | None, /) -> None: ...
 
 
 class Reports:
-    """Reports the progress of all stages of one run, with at least `every` seconds between two reports."""
+    """Reports the progress of all tasks of one run with `report`, at most once in `every` seconds."""
 
     def __init__(self, report: Report, every: float = EVERY) -> None:
         self._report, self._every, self._last = report, every, time.monotonic()
 
     def __call__(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
-        """Yields `items`; before each, reports the progress if the last report was at least `every` seconds ago."""
+        """Yields `items`; before each, reports the progress if the last report was at least `every` seconds ago.
+
+        `label` names the task in the reports; `total` is the number of items, None if unknown.
+        """
         began = time.monotonic()
         for done, item in enumerate(items):
             self.due(label, done, total, began, done / total if total else 0.0)

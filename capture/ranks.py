@@ -37,8 +37,8 @@ class Ranks:
     """The processes of a run. This base class is a run of one process, and does not import torch.
 
     `rank` is the number of this process, `world` the number of processes, `local` the number of this process on its
-    machine, `sent` the bytes sent so far. Item i of a shared list belongs to rank i % world. `gather`, `first` and
-    `wait` are collective: every rank must call them in the same order.
+    machine, `sent` the bytes that this process has sent so far. Item i of a shared list belongs to rank i % world.
+    `gather`, `first` and `wait` are collective: every rank must call them in the same order.
     """
 
     rank, world, local = 0, 1, 0
@@ -50,7 +50,8 @@ class Ranks:
     def connect(self, device: str) -> str:
         """Connects the processes; returns the name of the device that this process uses.
 
-        With several processes, auto is resolved and a missing index is added; a single process uses `device` itself.
+        `device` is auto, cpu, cuda or npu, with or without an index as in cuda:1. With several processes, auto is
+        resolved and a missing index is added; a single process uses `device` itself.
         """
         return device
 
@@ -63,18 +64,24 @@ class Ranks:
         return items[self.rank :: self.world]
 
     def gather(self, value: T) -> list[T]:
-        """Returns the values of all ranks, in the order of the ranks, with tensors on this process's device.
+        """Returns the `value` of every rank, in the order of the ranks; their tensors are on this process's device.
 
         Raises DeviceError if a process has died. If a rank failed, raises an error with the exit code of that rank.
         """
         return [value]
 
     def first(self, value: T) -> T:
-        """Returns the `value` of rank 0 on every rank. If another rank failed or died, raises what `gather` raises."""
+        """Returns the `value` of rank 0 on every rank.
+
+        Raises DeviceError if a process has died. If a rank failed, raises an error with the exit code of that rank.
+        """
         return value
 
     def wait(self) -> None:
-        """Waits until all ranks have called `wait`. If another rank failed or died, raises what `gather` raises."""
+        """Waits until all ranks have called `wait`.
+
+        Raises DeviceError if a process has died. If a rank failed, raises an error with the exit code of that rank.
+        """
 
     def count(self, name: str, by: int = 0) -> int:
         """Adds `by` to the counter `name`, which all ranks share, and returns its value.
@@ -94,7 +101,10 @@ class Ranks:
 
 
 class ConnectedRanks(Ranks):
-    """Connects a run of several processes, as the environment variables of torchrun describe."""
+    """The processes of a run that has more than one; they connect as the environment variables of torchrun say.
+
+    `rank`, `world` and `local` have the same meaning as in Ranks.
+    """
 
     def __init__(self, rank: int, world: int, local: int) -> None:
         super().__init__()
@@ -234,7 +244,10 @@ ALONE = Ranks()  # a run of one process
 
 
 def ranks_of_environment() -> Ranks:
-    """Returns the ranks that RANK, WORLD_SIZE and LOCAL_RANK of the environment describe; one process without them."""
+    """Returns the processes that the environment variables RANK, WORLD_SIZE and LOCAL_RANK describe.
+
+    Returns a run of one process if the variables are missing or are not whole numbers.
+    """
     try:
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         return ConnectedRanks(rank, world, int(os.environ.get("LOCAL_RANK", rank))) if world > 1 else Ranks()
@@ -243,7 +256,10 @@ def ranks_of_environment() -> Ranks:
 
 
 def _device_and_backend(device: str, local: int) -> tuple[str, str]:
-    """Returns the device of process number `local` of a machine, and torch.distributed's backend for that device."""
+    """Returns the device of process number `local` of a machine, and torch.distributed's backend for that device.
+
+    `device` is the name that the user chose: it may be auto, and it may lack an index.
+    """
     import torch
 
     kind, _, index = device.partition(":")
@@ -267,7 +283,7 @@ def _packed(value: Any) -> bytes:
 
 
 def _gathered(data: bytes, world: int) -> list[bytes]:
-    """Returns what each of the `world` ranks passed as `data`. torch's all_gather_object would copy it twice more."""
+    """Returns the `data` of each of the `world` ranks. torch's all_gather_object would copy the data twice more."""
     import torch
     import torch.distributed as dist
 
@@ -286,7 +302,7 @@ def _lost_process(who: str) -> OctavoError:
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """Raises a RuntimeError of the `with` block, torch's connection error if a process died, as a DeviceError."""
+    """Raises DeviceError in place of a RuntimeError in the `with` block, with which torch reports a dead process."""
     try:
         yield
     except RuntimeError as error:

@@ -73,7 +73,10 @@ def _before_calls(module: nn.Module, hook: Callable[..., None]) -> Callable[[], 
 
 
 def swapped(used: Mapping[str, Any], own: Mapping[str, Any]) -> int:
-    """Counts the attention processors of a module (`own`) that a call replaces by others (`used`); both are by name."""
+    """Counts the attention processors that a call replaces by others.
+
+    `own` maps names to the processors of the module before the call, `used` to those during the call.
+    """
     return sum(used.get(name) is not processor for name, processor in own.items())
 
 
@@ -96,14 +99,14 @@ class Clock:
         self._ticked = False
 
     def observe(self, level: float | None) -> int:
-        """Takes the noise level of a call, None if unknown; returns the denoising step of the call."""
+        """Returns the number of a call's denoising step. `level` is the noise level of the call, None if unknown."""
         if not self._ticked and level is not None:
             self.step += self._level is not None and level != self._level
             self._level = level
         return self.step
 
     def tick(self, done: int | None = None) -> None:
-        """Advances the step by one. The pipeline's own number of the step, `done`, is ignored."""
+        """Advances the step by one. `done`, the number that the pipeline gives to the step, is ignored."""
         self.step += 1
         self._ticked = True
 
@@ -111,10 +114,10 @@ class Clock:
 class Recorder:
     """Passes every call of `module` to `sink` while its `with` block runs; the module is unchanged afterwards.
 
-    A recorded call has the denoiser's name, the index of the call in this recording, the denoising step, the noise
-    level and the cache context (diffusers' name for the call, such as "cond"). With guidance one step takes one, two or
-    three calls. `keep(step)` decides whether the calls of a step are stored; `drop` names arguments that are not
-    stored. The `with` blocks of one recorder may be nested.
+    A recorded call has the denoiser's `name`, the index of the call in this recording, the denoising step as `clock`
+    counts it, the noise level, and the cache context (diffusers' name for the call, such as "cond"). With guidance one
+    step takes one, two or three calls. `keep(step)` returns whether the calls of a step are stored; `drop` has the
+    names of arguments that are not stored. The `with` blocks of one recorder may be nested.
 
     Positional arguments are stored under the names in the signature of the module inside any wrapper. If that module
     takes *args and passes them unchanged to its only child, the names are those of the child; otherwise such arguments
@@ -148,7 +151,7 @@ class Recorder:
 
     @property
     def swapped(self) -> int:
-        """The number of the module's attention processors that were replaced between `with` and the first call."""
+        """The number of the module's attention processors that were replaced after `with` and before the first call."""
         return swapped(self.processors, self._own) if self.call_count else 0
 
     def __enter__(self) -> Self:
@@ -196,7 +199,7 @@ class Recorder:
         return self._record(rest, named)
 
     def _after_call(self, *_: Any) -> None:
-        """Records the running call with nameless arguments, if it is not recorded yet. A forward hook of the module."""
+        """Records the running call with positional arguments, unless it is recorded. A forward hook of the module."""
         if self._pending is not None:
             self._record(self._pending.args, self._pending.kwargs)
 

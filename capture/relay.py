@@ -51,7 +51,7 @@ class ArgumentSnapshot(NamedTuple):
         return _versions(self.args, self.kwargs) != self.versions
 
     def same_objects(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Returns whether `args` and `kwargs` are the same objects as the arguments of this call, not only equal."""
+        """Returns whether `args` and `kwargs` hold the same objects as the snapshot, and not only equal ones."""
         return (
             len(args) == len(self.args)
             and all(one is other for one, other in zip(args, self.args, strict=True))

@@ -57,7 +57,10 @@ def _open_error(path: Path, exc: OSError, remedy: str) -> OctavoError:
 
 
 def pread(descriptor: int, view: memoryview, offset: int, path: Path, remedy: str = "") -> None:
-    """Fills `view` with the bytes of an open file from `offset` on. Raises FileError if the file ends too early."""
+    """Fills `view` with the bytes of an open file from byte `offset` on. Raises FileError if the file ends too early.
+
+    `path` and `remedy`, what the user can do, are for the message.
+    """
     done = 0
     while done < view.nbytes:
         try:
@@ -70,7 +73,7 @@ def pread(descriptor: int, view: memoryview, offset: int, path: Path, remedy: st
 
 
 def read_bytes(path: Path, limit: int = MANIFEST_LIMIT, remedy: str = "") -> bytes:
-    """Reads a whole regular file. Raises FileError if the file is larger than `limit` bytes."""
+    """Reads a whole regular file. Raises FileError if it is larger than `limit` bytes; `remedy` ends the message."""
     with open_regular(path, remedy) as (descriptor, size):
         if size > limit:
             raise damage(path, f"larger than {limit >> 20} MiB", remedy)
@@ -80,7 +83,7 @@ def read_bytes(path: Path, limit: int = MANIFEST_LIMIT, remedy: str = "") -> byt
 
 
 def digest_of_file(path: Path, remedy: str = "") -> str:
-    """Returns the hexadecimal SHA-256 of a regular file, which is read in pieces."""
+    """Returns the hexadecimal SHA-256 of a regular file. `remedy` ends the message if the file cannot be read."""
     digest, piece = sha256(), memoryview(bytearray(_PIECE))
     with open_regular(path, remedy) as (descriptor, size):
         for offset in range(0, size, _PIECE):
@@ -110,7 +113,7 @@ def canonical(body: Any) -> bytes:
 
 
 class Sealed(NamedTuple):
-    """Holds the body of a sealed file, which matched its digest, and the digest of the whole file."""
+    """Holds the body of a sealed file (JSON with its own SHA-256), and the SHA-256 of the whole file."""
 
     body: Any
     digest: str
@@ -119,7 +122,7 @@ class Sealed(NamedTuple):
 def json_object(content: bytes, path: Path, remedy: str = "", *, finite: bool = True) -> dict[str, Any]:
     """Parses `content`, read from the file at `path`, as a JSON object.
 
-    Raises FileError for anything else and, with `finite`, for NaN and infinite numbers.
+    Raises FileError for anything else and, with `finite`, for NaN and infinite numbers; `remedy` ends the message.
     """
     try:
         value = parse_json(content, finite=finite)
@@ -147,7 +150,10 @@ def seal(body: Any) -> bytes:
 
 
 def read_sealed(path: Path, remedy: str = "", limit: int = MANIFEST_LIMIT) -> Sealed:
-    """Reads a JSON file that holds its own SHA-256 (`write_sealed`). Raises FileError if a single bit has changed."""
+    """Reads a sealed file: JSON that holds its own SHA-256. Raises FileError if a single bit of it has changed.
+
+    Also raises FileError if the file is larger than `limit` bytes. `remedy` ends the message.
+    """
     data = read_bytes(path, limit, remedy)
     start = len(HEAD) + 64 + len(MIDDLE)
     content = data[start : -len(TAIL)]

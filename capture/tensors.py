@@ -33,7 +33,7 @@ class Planned(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Planned":
-        """Plans a tensor that exists already."""
+        """Makes the plan of a tensor that exists already."""
         return cls(tensor.dtype, tuple(tensor.shape), lambda: tensor)
 
     @property
@@ -44,8 +44,9 @@ class Planned(NamedTuple):
 def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[str, str], mode: int) -> None:
     """Writes a safetensors file, which must not exist yet, with the file mode `mode`.
 
-    `tensors` maps the name of each tensor to its plan. The bytes of the file do not depend on the order of `tensors`
-    and `metadata`. They equal those of `safetensors.torch.save_file`, except that it does not sort the metadata.
+    `tensors` maps the name of each tensor to its plan, `metadata` names to texts. The bytes of the file do not depend
+    on the order of either. They equal those of `safetensors.torch.save_file`, except that save_file does not sort the
+    metadata.
     """
     # the widest elements first, so that every tensor is aligned for its dtype
     order = sorted(tensors, key=lambda name: (-_ORDER.index(NAMES[tensors[name].dtype]), name))
@@ -69,9 +70,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[
 def read_tensor(path: Path, stored: Stored) -> Tensor:
     """Reads from the file at `path` the tensor that `stored`, its entry in the header, describes.
 
-    A large tensor gets memory pages of its own, which return to the system when the tensor is freed. On the heap the
-    freed memory would stay unused, because later weights rarely fit into the gap. Raises FileError if the tensor is
-    larger than the memory of this machine, or if the file ends before it.
+    A tensor of LARGE bytes or more gets memory pages of its own, which return to the system when the tensor is freed.
+    On the heap the freed memory would stay unused, because later weights rarely fit into the gap. Raises FileError if
+    the tensor is larger than the memory of this machine, or if the file ends too early.
     """
     check_memory(path, stored)
     dtype = torch_dtype(stored)

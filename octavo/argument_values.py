@@ -66,8 +66,9 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _read_text(name: str, text: str, quoted: bool) -> Any:
-    """Returns the picture or tensor in the file whose path is `text`, or `text` itself if by `name` and by its ending
-    it is not a path. `quoted`: whether the user wrote `text` in quotes; then its ending does not make it a path."""
+    """Returns the picture or tensor in the file whose path is `text`, or `text` itself if neither `name`, that of the
+    argument, nor the ending of `text` says that it is a path. `quoted`: whether the user wrote `text` in quotes; then
+    only `name` counts."""
     path = Path(text).expanduser()
     ending = path.suffix.lower()
     tensors = bool(_TENSORS.search(name)) or (not quoted and ending in _FILES)
@@ -84,7 +85,7 @@ def _read_text(name: str, text: str, quoted: bool) -> Any:
 
 def _read_picture(path: Path, name: str) -> Any:
     """Opens the picture at `path`: the first one, if the file holds several. If `name`, that of the argument, ends in
-    `video`, opens all frames of an animation."""
+    `video`, returns all frames in the file instead."""
     if name.endswith("video"):
         return open_frames(path)
     picture = open_picture(path)

@@ -79,8 +79,8 @@ def check_deployed(out: Path) -> list[str]:
     """Checks that `load_deployed` can load the checkpoint at `out`. Returns warnings: one if the checkpoint has no
     manifest, and one for each file that the manifest does not list.
 
-    Raises UsageError if there is no directory or only another library, such as torchao, can load it; FileError if there
-    is no checkpoint in it or if files are missing or damaged.
+    Raises UsageError if `out` is not a directory, or if only another library, such as torchao, can load the checkpoint;
+    FileError if there is no checkpoint in `out`, or if files are missing or damaged.
     """
     if not out.is_dir():
         raise UsageError(f"{out}: no such directory. Give a directory that octavo calibrate wrote.")
@@ -95,8 +95,8 @@ def load_deployed(pipe: Any, out: Path, component: str | None, device: torch.dev
     """Loads the checkpoint at `out` onto `device`, and pairs it with the denoiser of `pipe` that it was made from.
     `component`, the name of a denoiser, wins over the name in the checkpoint's report.
 
-    Raises FileError for damaged files, MisfitError if the checkpoint was made from none of the denoisers that it may
-    belong to.
+    Raises FileError for damaged files; MisfitError if the checkpoint was not made from the denoiser that `component` or
+    the report names or, if neither names one, from any denoiser of `pipe`.
     """
     report = read_report(out)
     only = component or report.get("component")
@@ -138,7 +138,7 @@ def _is_fused(module: nn.Module, name: str) -> bool:
 
 def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: torch.device) -> Deployed:
     """Loads the quantized denoiser at `out` with diffusers, and pairs it with the float denoiser that it replaces: one
-    of `choices`, a dict from name to denoiser. Raises MisfitError if it was made from none of them."""
+    of `choices`, a dict from name to denoiser. Raises MisfitError if the checkpoint was made from none of them."""
     dtype = next(iter(choices.values())).dtype
     other: Any = load_denoiser(out, dtype if isinstance(dtype, torch.dtype) else None).to(device)
     facts = {name: _difference(module, other) for name, module in choices.items()}
@@ -308,8 +308,9 @@ def open_pipeline(
     loads the float pipeline that it was calibrated in, with the quantized denoisers in it.
 
     `model` and `component` win over the model and the denoiser that the checkpoint's report names. `options` are
-    further arguments of `load_pipeline`. Raises UsageError for a checkpoint that does not name its model, and for
-    `model` or `component` with a pipeline; MisfitError for a checkpoint of another model; FileError for damaged files.
+    further arguments of `load_pipeline`. Raises UsageError for a checkpoint that does not name its model, and if
+    `source` is a pipeline but `model` or `component` is not None; MisfitError for a checkpoint of another model;
+    FileError for damaged files.
     """
     directory = model_directory(source)
     places = checkpoints_at(directory)
@@ -329,7 +330,8 @@ def _quantized_pipeline(
     places: dict[str, Path], model: Path, dtype: torch.dtype | None, device: torch.device, options: dict[str, Any]
 ) -> Any:
     """Loads the float pipeline in the directory `model`, with the quantized denoisers of `places`, a dict from the name
-    of a denoiser to the path of its checkpoint, in place of the float ones."""
+    of a denoiser to the path of its checkpoint, in place of the float ones. `options` are further arguments of
+    `load_pipeline`."""
     records = {n: format_at(place, f"Load it with diffusers and {method_at(place)}") for n, place in places.items()}
     models = [name for name, record in records.items() if record.read is None]
     if models and dtype is None and device.type == "cpu":

@@ -64,7 +64,7 @@ def configurable(parameters: list[click.Parameter]) -> list[click.Parameter]:
 @contextmanager
 def ranked(debug: bool) -> Iterator[Ranks]:
     """Yields the ranks of this run. An error in the body of `with` ends all ranks: one prints the error, and all exit
-    with its exit code."""
+    with its exit code. With `debug`, Python prints a traceback instead."""
     from .terminal import errors
 
     ranks = ranks_of_environment()

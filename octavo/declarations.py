@@ -46,27 +46,35 @@ class Within(click.FloatRange):
 
 
 def argument(**attributes: Any) -> Any:
-    """Declares a field as an argument of the command line; `attributes` are those of `click.Argument`."""
+    """Declares a field as an argument of the command line; `attributes` are further arguments of `click.Argument`."""
     return field(metadata={"argument": attributes})
 
 
 def option(help: str, *names: str, default: Any = None, **attributes: Any) -> Any:
-    """Declares a field as an option. Its name is that of the field with hyphens, as in --max-shard-size, unless `names`
-    gives others.
+    """Declares a field as an option, with the text `help` in --help. The option has the name of the field, with hyphens
+    as in --max-shard-size, unless `names` has other names.
 
-    `attributes` are those of `Option`. With `required=True` the field has no default.
+    `attributes` are further arguments of `Option`. With `required=True` the field has no default.
     """
     metadata = {"option": (names, {"help": help, **attributes})}
     return field(default=MISSING if attributes.get("required") else default, metadata=metadata)
 
 
 def flag(help: str, *names: str, **attributes: Any) -> Any:
-    """Declares a bool field as an option without a value: the field is True if the option is on the command line."""
+    """Declares a bool field as an option without a value: the field is True if the option is on the command line.
+
+    `help` is its text in --help; `names`, if any, are its names in place of the field's; `attributes` are further
+    arguments of `Option`.
+    """
     return option(help, *names, default=False, is_flag=True, **attributes)
 
 
 def several(help: str, *names: str, **attributes: Any) -> Any:
-    """Declares a field of type tuple[str, ...] as an option that may be repeated."""
+    """Declares a field of type tuple[str, ...] as an option that may be repeated.
+
+    `help` is its text in --help; `names`, if any, are its names in place of the field's; `attributes` are further
+    arguments of `Option`.
+    """
     return option(help, *names, default=(), multiple=True, **attributes)
 
 
@@ -88,8 +96,8 @@ def parameters_of(options: type, without: Collection[str] = ()) -> list[click.Pa
 
 
 def _parameter(name: str, metadata: Any, default: Any, hint: Any) -> list[click.Parameter]:
-    """Returns a list of the one parameter that a field declares, [] if the field is neither an option nor an
-    argument."""
+    """Returns a list of the one parameter that the field `name` declares, [] if the field is neither an option nor an
+    argument. `hint` is the type of the field; `metadata` and `default` are those of the field."""
     kind = next(kind for kind in get_args(hint) or (hint,) if kind is not NoneType)
     if "argument" in metadata:
         return [click.Argument([name], **{"type": _TYPES.get(kind)} | metadata["argument"])]

@@ -22,7 +22,7 @@ PROMPTS = (
     f"A bundled set ({', '.join(PROMPT_SETS)}), a text file with one prompt per line, or a .csv, .tsv, .json or "
     ".jsonl table."
 )
-DEVICES = "Device: auto, cpu, cuda or npu; with an index, if needed, as in cuda:1."
+DEVICES = "Device: auto, cpu, cuda or npu; cuda:1 is the second of several."
 TRUST = "Run the Python files in the model directory. Read them first."
 READABLE = "Let the group read the files: modes 0440, 0640 and 0750 instead of 0400, 0600 and 0700."
 OFFLOAD = "Keep only the component that is running on the device, the others in main memory."
@@ -72,7 +72,7 @@ class RunOptions:
 
     @property
     def settings(self) -> "RunSettings":
-        """The settings of a run (`RunSettings`) that these options describe.
+        """The settings of a run of the pipeline (`RunSettings`) that these options describe.
 
         Raises UsageError for an --arg that is not NAME=VALUE, is given twice or has an option of its own, and for a
         file that does not exist; FileError for a picture or file of tensors that cannot be read.

@@ -157,8 +157,8 @@ def prepare_streams() -> None:
 
 @contextmanager
 def pipes() -> Iterator[None]:
-    """In the body of `with`, printing into a pipe that nobody reads ends the process without a message, with the exit
-    code of SIGPIPE, as in other command line tools."""
+    """Ends the process if the body of `with` prints into a pipe that nobody reads: without a message and with the exit
+    code of SIGPIPE, as other command line tools do."""
     try:
         yield
     except BrokenPipeError:
@@ -168,8 +168,8 @@ def pipes() -> Iterator[None]:
 
 @contextmanager
 def parsing() -> Iterator[None]:
-    """Ends the process, with one line on stderr and the exit code of StorageError, if stdout cannot be written in the
-    body of `with`, in which click parses arguments and prints help."""
+    """Ends the process if the body of `with`, in which click parses arguments and prints help, cannot write to stdout:
+    prints one line on stderr, and exits with the exit code of StorageError."""
     try:
         yield
     except BrokenPipeError:

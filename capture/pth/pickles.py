@@ -46,12 +46,15 @@ class TensorClaim(NamedTuple):
 
 
 class NotAllowed(Exception):
-    """Raised when a pickle needs what data does not need, such as a class or function that is not in NAMES."""
+    """Raised when a pickle needs something that no data needs, such as a class or function that is not in NAMES."""
 
 
 @dataclass
 class Claims:
-    """Checks the storages and tensors that a pickle claims against the size of its file."""
+    """Checks the storages and tensors that a pickle claims against the `size` in bytes of its file, at `path`.
+
+    `storages` maps the key of each claimed storage to the claim.
+    """
 
     path: Path
     size: int
@@ -63,7 +66,7 @@ class Claims:
         return FileError(f"{self.path}: tensor of {human(claimed)} in a {human(self.size)} file. {NOT_LOADED}")
 
     def storage(self, identity: tuple[Any, ...]) -> StorageClaim:
-        """Checks and returns the storage with this persistent id of torch.save: (kind, type, key, device, elements).
+        """Checks and returns a storage. `identity` is its id in torch.save: (kind, type, key, device, elements).
 
         Raises FileError if the storage claims more bytes than the file has, ValueError for another kind of id.
         """
@@ -80,7 +83,8 @@ class Claims:
     ) -> TensorClaim:
         """Checks that a tensor lies inside its storage; called in place of torch._utils._rebuild_tensor_v2.
 
-        Raises FileError if it does not, ValueError for an impossible shape.
+        `offset` and `stride` count elements. Raises FileError if the tensor does not lie inside, ValueError for a
+        shape, offset or stride that no tensor can have.
         """
         numbers = (offset, *shape, *stride)
         if len(shape) != len(stride) or any(type(number) is not int or number < 0 for number in numbers):
@@ -94,7 +98,11 @@ class Claims:
     def tensor_v3(
         self, storage: StorageClaim, offset: int, shape: Any, stride: Any, grad: Any, hooks: Any, *rest: Any
     ) -> TensorClaim:
-        """Checks a tensor with another dtype than its storage; called in place of torch._utils._rebuild_tensor_v3."""
+        """Checks a tensor with another dtype than its storage; called in place of torch._utils._rebuild_tensor_v3.
+
+        `rest` begins with the dtype of the tensor; `grad` and `hooks` are ignored. Raises FileError if the tensor does
+        not lie inside its storage, ValueError for a shape, offset or stride that no tensor can have.
+        """
         return self.tensor(storage._replace(elements=storage.bytes // rest[0].itemsize), offset, shape, stride)
 
 
@@ -144,7 +152,7 @@ NAMES: dict[str, Callable[..., Any]] = {
 class DataUnpickler(pickle._Unpickler):
     """Unpickles data of any pickle protocol.
 
-    Raises NotAllowed for a class or function that is not in NAMES and no storage type or dtype of torch, and for a
+    Raises NotAllowed for a class or function, unless it is in NAMES or is a storage type or dtype of torch, and for a
     pickle that sets the attributes of anything but an OrderedDict. Derives from the unpickler written in Python, since
     a file can make the memo of the unpickler written in C take any amount of memory.
     """
@@ -196,7 +204,7 @@ class DataUnpickler(pickle._Unpickler):
 
 
 class Bounded:
-    """A file whose `read` raises EOFError for a `count` above `size` bytes.
+    """Wraps `file` so that `read` raises EOFError for a `count` of more than `size` bytes.
 
     Without this limit an unpickler may allocate as much memory as the pickle requests, before it reads.
     """
@@ -219,7 +227,10 @@ DATA_PICKLE = SimpleNamespace(
 
 
 class DryUnpickler(DataUnpickler):
-    """Unpickles a file to stand-ins that call and allocate nothing, and records its pickle protocol in `claims`."""
+    """Unpickles a file to stand-ins that call and allocate nothing, and records its pickle protocol in `claims`.
+
+    `size` is the most bytes that one read may request.
+    """
 
     def __init__(self, file: IO[bytes], claims: Claims, size: int) -> None:
         super().__init__(Bounded(file, size))
@@ -253,7 +264,7 @@ class DryUnpickler(DataUnpickler):
 
 
 def inspect_zip(file: IO[bytes], claims: Claims) -> None:
-    """Inspects a zip archive of torch.save, without loading it.
+    """Inspects a zip archive of torch.save, without loading it; adds its storages and pickle protocol to `claims`.
 
     Raises NotAllowed if it needs code, FileError if it claims more memory than it has bytes or is another kind of zip
     archive. For a damaged archive zipfile and pickle raise errors of any class.
@@ -282,8 +293,8 @@ def inspect_zip(file: IO[bytes], claims: Claims) -> None:
 def inspect_legacy(file: IO[bytes], claims: Claims) -> None:
     """Inspects a file in the format of torch.save before torch 1.6, a sequence of pickles, without loading it.
 
-    Raises NotAllowed if it needs code, FileError if it claims more memory than it has bytes or is a plain pickle. For a
-    damaged file pickle raises errors of any class.
+    Adds the file's storages and pickle protocols to `claims`. Raises NotAllowed if the file needs code, FileError if it
+    claims more memory than it has bytes or is a plain pickle. For a damaged file pickle raises errors of any class.
     """
     if DryUnpickler(file, claims, claims.size).load() != LEGACY_MAGIC:
         raise foreign(claims.path, "a plain pickle")

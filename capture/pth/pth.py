@@ -35,8 +35,9 @@ LEGACY_START = f"L{LEGACY_MAGIC}L\n".encode()
 def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
     """Loads a file of torch.save that only holds data: tensors, numbers, strings and containers.
 
-    Never runs code from the file, even with TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD. Raises FileError if the file holds
-    anything but data, claims more memory than it has bytes, or is not a file of torch.save.
+    Never runs code from the file, even with TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD. `map_location` has the meaning that it
+    has in torch.load. Raises FileError if the file holds anything but data, claims more memory than it has bytes, or is
+    not a file of torch.save.
     """
     path = Path(path)
     with open_regular(Path(os.path.realpath(path))) as (descriptor, size), os.fdopen(os.dup(descriptor), "rb") as file:
@@ -111,9 +112,9 @@ def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
 def convert_pth(path: str | Path, directory: str | Path, component: str = "transformer") -> None:
     """Converts a torch.save file with a list of calls to a capture, as the calls of one prompt.
 
-    `component` is the denoiser that the calls count for. Raises FileError for a file that needs code or holds no such
-    list, and for a value that a capture cannot store; MisfitError for an empty list; StorageError if the directory
-    holds a capture or cannot be written.
+    `component` is the name of the denoiser under which the calls are stored. Raises FileError for a file that needs
+    code or holds no list of calls, and for a value that a capture cannot store; MisfitError for an empty list;
+    StorageError if the directory holds a capture or cannot be written.
     """
     samples = load_samples(path)
     manifest = {"pipeline": None, "source": Path(path).name, "prompts": 1, "dtype": _dtype(samples[0])}

@@ -53,9 +53,9 @@ def order_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
 def rows_of(settled: torch.Tensor) -> Sequence[torch.Tensor] | None:
     """Divides a tensor into rows that are stored one by one; returns None if it is stored as one blob.
 
-    The rows are those of dim 0: classifier-free guidance passes the same latents twice, which are then stored once. For
-    a single picture or video (dim 0 is 1) the rows are its channels: the channels that hold a condition, such as a
-    masked picture, are equal at every step.
+    The rows are the slices along dim 0: classifier-free guidance passes the same latents twice, which are then stored
+    once. For a single picture or video (dim 0 has size 1) the rows are its channels: the channels that hold a
+    condition, such as a masked picture, are equal at every step.
     """
     tensor = settled[0] if settled.ndim > 3 and settled.shape[0] == 1 else settled
     shape = tensor.shape
@@ -99,7 +99,10 @@ def stats_of(settled: torch.Tensor) -> Stats | None:
 
 
 def check_storable(tensor: torch.Tensor, path: str, owner: str = "") -> None:
-    """Raises Unstorable for a tensor that cannot be stored. The message has `path` and `owner` (transformer input)."""
+    """Raises Unstorable for a tensor that cannot be stored.
+
+    The message names the tensor by `path` ("added_cond_kwargs.time_ids") and `owner` ("transformer input").
+    """
     fact = unsupported(tensor)
     if fact is not None:
         raise Unstorable(owner, path, fact)

@@ -16,8 +16,9 @@ from .layout import CAPTURE, UNITS, list_units, read_capture
 def prepare(directory: Path, modes: Modes, resume: bool | None) -> None:
     """Makes `directory` if it does not exist. Raises StorageError if a capture cannot be written there.
 
-    The reason may be that `directory` is a file, that it holds files of another kind, or that it holds the calls of
-    some prompts while `resume` is not True. In the last case the message suggests --resume unless `resume` is None.
+    The reason may be that `directory` is a file, that it holds files that are not part of a capture, or that it
+    holds the calls of some prompts while `resume` is not True. In the last case the message suggests --resume unless
+    `resume` is None.
     """
     with storage(directory):
         # the longest path that will be written: a name that is too long fails here, before any file is written
@@ -43,7 +44,7 @@ def count_units(directory: Path) -> int:
 
 
 def check_same(directory: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises MisfitError if two manifests differ, `stored` in the capture at `directory` and `now` of this run.
+    """Raises MisfitError if the manifest `stored`, of the capture in `directory`, differs from `now`, that of this run.
 
     The message names the first setting that differs. Top-level keys that begin with "prompt" may differ.
     """
@@ -60,7 +61,10 @@ def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _difference(before: Any, after: Any, name: str) -> tuple[str, Any, Any] | None:
-    """Returns the first entry in which two JSON values differ: its dotted name and both values; None without any."""
+    """Returns the first entry in which two JSON values differ: its dotted name and both values; None if they are equal.
+
+    `name` is the dotted name of the two values themselves.
+    """
     if not (isinstance(before, dict) and isinstance(after, dict)):
         return None if canonical(before) == canonical(after) else (name, before, after)
     for key in [*before, *(key for key in after if key not in before)]:

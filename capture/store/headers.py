@@ -38,7 +38,8 @@ _SIZES |= {name: int(name[1:]) // 8 for name in TORCH_NAMES if name not in _SIZE
 
 
 class Stored(NamedTuple):
-    """Describes a tensor in a file: torch's name of its dtype, such as bfloat16, shape, offset in the file, bytes."""
+    """Describes a tensor in a file: dtype by torch's name (bfloat16), shape, offset of its bytes in the file, size in
+    bytes."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -59,7 +60,7 @@ def key_of(name: str, shape: Sequence[int], data: memoryview) -> str:
 def header_of(entries: dict[str, Any]) -> bytes:
     """Makes the header of a safetensors file from `entries`, which maps names to dtype, shape and offsets of tensors.
 
-    It is the length and the JSON, padded with spaces so that the data begin at a multiple of 8 bytes.
+    The header is the length and the JSON, padded with spaces so that the data begin at a multiple of 8 bytes.
     """
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

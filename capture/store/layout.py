@@ -18,7 +18,7 @@ UNIT_NAME = re.compile(r"(\d{6,12})-([0-9a-f]{16})")
 DATA_NAME = re.compile(r"data-\d{3,9}\.safetensors")
 # errors that reading the body of a sealed file can raise if its digest is right but Octavo did not write it
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
-# the kinds of the manifest's entries that commands read; each entry may be missing
+# the checks (json_kinds.py) of the manifest's entries that commands read; each entry may be missing
 _MANIFEST: Kind = fields(
     {},
     dict.fromkeys(("model", "pipeline", "family", "dtype", "prompts_source"), maybe(text))
@@ -31,8 +31,11 @@ _MANIFEST: Kind = fields(
 
 
 class CallHeader(NamedTuple):
-    """Describes a recorded call without its arguments: denoiser, number among that denoiser's calls in the unit,
-    denoising step, noise level, cache context (the pipeline's name for the call, such as "cond")."""
+    """Describes a recorded call without its arguments.
+
+    `component` is the name of the denoiser, `index` the number of the call among its calls in the unit, `step` the
+    denoising step, `timestep` the noise level, and `context` the pipeline's name for the call, such as "cond".
+    """
 
     component: str
     index: int  # type: ignore[assignment]
@@ -86,7 +89,7 @@ def remedy_for(directory: Path, name: str) -> str:
 def read_capture(directory: Path) -> dict[str, Any]:
     """Reads the manifest of the capture in `directory`.
 
-    Raises FileError if there is no manifest, if it is damaged, or if it was written with another schema.
+    Raises FileError if there is no manifest, if it is damaged, or if it was written for another layout (SCHEMA).
     """
     path = directory / CAPTURE
     if not path.is_symlink() and not path.exists():
@@ -96,7 +99,7 @@ def read_capture(directory: Path) -> dict[str, Any]:
     schema = body.get("schema") if isinstance(body, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         versions = f"1-{SCHEMA}" if SCHEMA > 1 else "1"
-        raise FileError(f"{directory}: written by format {schema}; this version reads {versions}. Upgrade.")
+        raise FileError(f"{directory}: has layout {schema}, but this version reads {versions}. Upgrade Octavo.")
     if schema != SCHEMA or not isinstance(body.get("manifest"), dict):
         raise damage(path, "not the manifest of a capture", "Capture again into another directory.")
     manifest: dict[str, Any] = checked(body["manifest"], _MANIFEST, path, "Capture again into another directory.")
@@ -133,9 +136,9 @@ def list_units(directory: Path) -> dict[int, str]:
 
 
 def read_unit(directory: Path, name: str) -> tuple[Unit, dict[str, Any]]:
-    """Reads the unit.json in the directory `name`, which holds the calls of one prompt.
+    """Reads a unit.json. `name` is the folder, in the capture `directory`, that holds the calls of one prompt.
 
-    Returns its content as a Unit, which lacks the arguments of the calls, and as the whole JSON object. Raises
+    Returns the content as a Unit, which lacks the arguments of the calls, and as the whole JSON object. Raises
     FileError if unit.json is damaged, or if a data file is missing or of another size.
     """
     remedy = remedy_for(directory, name)

@@ -26,8 +26,9 @@ class Part(NamedTuple):
 def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str) -> dict[str, Stored]:
     """Reads the header of an open data file; returns a dict from the key of each stored tensor to its description.
 
-    Raises FileError if the size or the header differs from `part`, or if the header claims more than HEADER_LIMIT
-    bytes; such a header is not read.
+    `size` is the size of the file in bytes. Raises FileError if the size or the header differs from `part`, the
+    description of the file in unit.json, or if the header claims more than HEADER_LIMIT bytes; such a header is not
+    read. `remedy` ends the message.
     """
     if size != part.bytes:
         raise damage(path, f"damaged (checksum: {size} bytes, not {part.bytes})", remedy)
@@ -47,7 +48,10 @@ def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str)
 
 
 def read_blob(descriptor: int, blob: Stored, into: memoryview, path: Path, remedy: str) -> None:
-    """Reads the bytes of the stored tensor `blob` from an open data file into `into`, which has the tensor's size."""
+    """Reads the bytes of the stored tensor `blob` from an open data file into `into`, which has the tensor's size.
+
+    Raises FileError if the file ends too early; `path` and `remedy`, what the user can do, are for the message.
+    """
     if blob.bytes:
         pread(descriptor, into, blob.offset, path, remedy)
 

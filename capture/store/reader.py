@@ -63,7 +63,7 @@ class Capture:
                 "Finish with capture --resume or pass --allow-incomplete.",
             )
         if not any(unit.calls for unit in units):
-            raise MisfitError(f"{path}: holds no samples. Capture again.")
+            raise MisfitError(f"{path}: holds no calls. Capture again.")
         return cls(path, manifest, units)
 
     def calls(
@@ -87,9 +87,10 @@ class Capture:
         units: Collection[int] | None = None,
         where: Callable[[CallHeader], bool] | None = None,
     ) -> Iterator[tuple[CallHeader, Callable[[], Call]]]:
-        """Yields the header of each call that `calls` would yield, with a function that reads the call.
+        """Yields the header of each selected call, with a function that reads the whole call.
 
-        The function must be called before the next header is requested.
+        Selects the calls of the denoiser `component`, of the prompts with the indices `units`, and with headers for
+        which `where` returns True; None selects all. Call the function before requesting the next header.
         """
         for unit in self._chosen(units):
             with _opened(self.directory, unit) as source:
@@ -102,9 +103,10 @@ class Capture:
         units: Collection[int] | None = None,
         where: Callable[[CallHeader], bool] | None = None,
     ) -> Iterator[Call]:
-        """Yields the same calls as `calls`, but with a description (TensorInfo) in place of each tensor.
+        """Yields the selected calls with a description (TensorInfo) in place of each tensor, and reads no tensor data.
 
-        Reads no tensor data.
+        Selects the calls of the denoiser `component`, of the prompts with the indices `units`, and with headers for
+        which `where` returns True; None selects all.
         """
         for unit in self._chosen(units):
             with _opened(self.directory, unit) as source:
@@ -150,10 +152,10 @@ def _listed(directory: Path, names: dict[int, str]) -> list[Unit]:
 
 
 class _Source:
-    """Reads the calls of one prompt from their open data files.
+    """Reads the calls of one prompt from the open data files in `folder`. `body` is the content of their unit.json.
 
-    A tensor is stored as one or several blobs, byte strings with a hash as key. `checked` has the keys of the blobs
-    whose bytes were compared with their key.
+    `remedy` ends the messages of errors. A tensor is stored as one or several blobs, byte strings with a hash as key.
+    `checked` has the keys of the blobs whose bytes were compared with their key.
     """
 
     def __init__(self, folder: Path, remedy: str, body: dict[str, Any]) -> None:
@@ -188,7 +190,8 @@ class _Source:
     def call(self, header: CallHeader, record: dict[str, Any], get: Callable[[Any], Any]) -> Call:
         """Returns a call, with its arguments decoded from `record`, the call's entry in unit.json.
 
-        Raises FileError for a malformed entry.
+        `get` turns the number of a tensor in unit.json into a tensor or a description. Raises FileError for a malformed
+        entry.
         """
         try:
             if not isinstance(record["args"], list):
@@ -202,7 +205,7 @@ class _Source:
     def tensor(self, entry: int) -> "torch.Tensor":
         """Reads a tensor, given its number in unit.json. Raises FileError if its bytes are damaged.
 
-        Raises an error in MALFORMED if the description of the tensor is wrong.
+        Raises an error of a class in MALFORMED if unit.json describes the tensor wrongly.
         """
         import torch
 

@@ -34,12 +34,14 @@ class TensorState(NamedTuple):
 
 
 class UnitWriter:
-    """Stores the calls of one prompt, one by one; `CaptureWriter.unit` makes it.
+    """Stores the calls of one prompt, one by one, in the staging directory `staged`; `CaptureWriter.unit` makes it.
 
-    Tensors or rows with the same bytes are stored once. They are recognised by the hash of their bytes; a tensor object
-    that was not changed since it was last stored is recognised without hashing. `calls`, `raw_bytes` and `stored_bytes`
-    count the calls, the bytes of all their tensors and the bytes of the distinct ones. `last` maps the path of each
-    float tensor in the last call, such as "added_cond_kwargs.time_ids", to its Stats (extremes, NaN and Inf).
+    `index` is the number of the unit, `info` what determines its calls (prompt, seed, steps), `key` the digest of
+    `info`. Tensors or rows with the same bytes are stored once. They are recognised by the hash of their bytes; a
+    tensor object that was not changed since it was last stored is recognised without hashing. `calls`, `raw_bytes` and
+    `stored_bytes` count the calls, the bytes of all their tensors and the bytes of the distinct ones. `last` maps the
+    path of each float tensor in the last call, such as "added_cond_kwargs.time_ids", to its Stats (extremes, NaN and
+    Inf).
     """
 
     def __init__(self, staged: Path, modes: Modes, index: int, key: str, info: dict[str, Any]) -> None:
@@ -62,8 +64,8 @@ class UnitWriter:
     def add(self, call: Call, accept: Callable[[dict[str, Stats]], bool] | None = None) -> dict[str, Stats]:
         """Stores a call; returns a dict from the path of each float tensor ("added_cond_kwargs.time_ids") to its Stats.
 
-        Keeps no reference to the call's tensors. Does not store the call if `accept(stats)` returns False. Raises
-        Unstorable for an argument that cannot be stored, StorageError if the disk is full.
+        Keeps no reference to the call's tensors. Does not store the call if `accept`, which receives that dict, returns
+        False. Raises Unstorable for an argument that cannot be stored, StorageError if the disk is full.
         """
         before = (len(self._entries), len(self._stats), self.raw_bytes, self.stored_bytes)
         stats: dict[str, Stats] = {}
@@ -158,7 +160,10 @@ class UnitWriter:
         self._tensor_states = WeakTensorKeyDictionary()
 
     def _flush(self, keep_last: bool) -> None:
-        """Writes the tensors still in memory to data files; with `keep_last`, all but those of the last file."""
+        """Writes the tensors still in memory to data files; with `keep_last`, all but those of the last file.
+
+        Raises StorageError if the disk is full.
+        """
         check_space(self._staged, self._pending_bytes)
         parts = list(split_parts(self._pending))
         last = parts.pop() if keep_last else {}

@@ -31,7 +31,7 @@ __all__ = ["Call", "CaptureWriter", "UnitWriter", "unit_key"]
 class CaptureWriter:
     """Writes a capture: `create` it, fill one `unit` after the other, then `complete` and `close` it.
 
-    Only one run can write to the directory at a time; in it, each rank has a writer of its own.
+    Only one run can write to the directory at a time; each rank of that run has a writer of its own.
 
     with CaptureWriter.create("capture", {"pipeline": "...", "steps": 28, "prompts": 50}) as writer:
         with writer.unit(0, {"prompt": "an otter", "seed": 0}) as unit:
@@ -64,13 +64,13 @@ class CaptureWriter:
         A unit is the stored calls of one prompt; `manifest["prompts"]` is how many are planned. With `resume`, an
         existing capture is continued; its manifest must equal `manifest` except for top-level keys that begin with
         "prompt". An existing capture without units is started again, whatever its manifest. `resume` is None if the
-        caller has no option to continue a capture; messages then do not suggest --resume. A symbolic link is resolved
-        once, to `self.directory`.
+        caller has no option to continue a capture; messages then do not suggest --resume. `group_readable` lets the
+        user's group read the files. A symbolic link is resolved once, to `self.directory`.
 
         Raises MisfitError if the manifests differ, StorageError if the directory cannot be written or is in use,
         FileError if an existing capture is damaged.
 
-        Collective: rank 0 locks the directory and removes half-written units before the other `ranks` go on.
+        Every rank has to call it: rank 0 locks the directory and removes half-written units before the others go on.
         """
         path, modes = Path(os.path.realpath(directory)), Modes(group_readable)
         if ranks.rank:
@@ -102,9 +102,10 @@ class CaptureWriter:
         return writer
 
     def _start(self, resume: bool | None) -> None:
-        """Writes the manifest, or compares it with that of the existing capture; reads which units are stored.
+        """Writes the manifest, or compares it with that of an existing capture; reads which units are stored.
 
-        Raises MisfitError if the manifests differ.
+        `resume` is whether the user wants to continue an existing capture. Raises StorageError if one with stored units
+        exists and `resume` is not True, MisfitError if the manifests differ.
         """
         clean(self.directory)
         prepare(self.directory, self._modes, resume)  # again: only under the lock can no other process change it
@@ -177,7 +178,7 @@ class CaptureWriter:
         return list_units(self.directory)
 
     def complete(self) -> None:
-        """Finishes the capture: writes complete.json, the list of its units with the digest of each unit.json."""
+        """Finishes the capture: writes complete.json, a list of the stored units and the digests of their unit.json."""
         names = list_units(self.directory)
         units = {name: read_unit(self.directory, name)[0].digest for name in names.values()}
         try:

@@ -83,8 +83,8 @@ def _check(options: CalibrateOptions, ranks: Ranks) -> None:
 
 
 def _opened(capture: Capture, component: str, options: CalibrateOptions, terminal: Terminal, ranks: Ranks) -> Captured:
-    """Returns the denoiser `component`, as the capture describes it, with the calls to replay. Prints a warning if the
-    capture does not say which model its calls are from, because it was converted from a .pth file."""
+    """Returns the denoiser `component` of a capture with its model family and the calls to replay. Prints a warning if
+    the capture does not say which model its calls are from, because it was converted from a .pth file."""
     family = FAMILIES.get(capture.manifest.get("family", ""), GENERIC)
     stored = component
     if not capture.manifest.get("components"):
@@ -115,10 +115,10 @@ def _calibrate_whole(
 def _model(
     captured: Captured, options: CalibrateOptions, ranks: Ranks
 ) -> tuple[nn.Module, Rerun | None, Origin | None]:
-    """Loads the captured denoiser and casts it to the dtype of the deployment (--dtype).
+    """Loads the captured denoiser and casts it to --dtype, the dtype in which the quantized model will run.
 
-    Also returns, with --budget, a function that runs a few prompts of the capture again, otherwise None; and, on the
-    first of `ranks`, the denoiser's fingerprint in the captured dtype, on the others None. Raises MisfitError if the
+    Also returns two things: a function that runs a few prompts of the capture again, None without --budget; and the
+    denoiser's fingerprint in the captured dtype, None on all but the first of `ranks`. Raises MisfitError if the
     model is not the one that was captured, UsageError if a format cannot hold a model of its class.
     """
     capture, component = captured.capture, captured.component

@@ -93,7 +93,8 @@ def _as_captured(model: nn.Module, component: str, cast: Callable[[Tensor], Tens
     """Yields the name and the values of each tensor of the model, in the captured dtype. The memory of a tensor is
     freed when the next one is requested.
 
-    Raises NumbersError for a tensor with NaN or Inf; its message names the tensor and the denoiser `component`.
+    `cast` casts a tensor to the captured dtype. Raises NumbersError for a tensor with NaN or Inf; the message names the
+    tensor and the denoiser `component`.
     """
     for name, tensor in sorted(model.state_dict().items()):
         if tensor.is_floating_point():

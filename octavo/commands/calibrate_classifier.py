@@ -86,8 +86,8 @@ def _check(options: CalibrateOptions) -> None:
 
 
 def shape_of(text: str) -> list[int]:
-    """Returns the four sizes in a text such as "1,3,224,224". Raises UsageError for any other text, and if a size is
-    0."""
+    """Returns the sizes (batch, channels, height, width) in a text such as "1,3,224,224". Raises UsageError for any
+    other text, and if a size is 0."""
     parts = text.split(",")
     if len(parts) != 4 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"--input-shape: '{text}' is not batch,channels,height,width. Give a shape like 1,3,224,224.")
@@ -95,7 +95,7 @@ def shape_of(text: str) -> list[int]:
 
 
 def _sampled(files: list[Path], samples: int | None) -> list[Path]:
-    """Returns `samples` pictures, spaced evenly among `files`, or all of them if `samples` is None."""
+    """Returns the paths of `samples` pictures, spaced evenly among `files`, or all paths if `samples` is None."""
     return files if samples is None else [files[index] for index in evenly_spaced(len(files), min(samples, len(files)))]
 
 

@@ -54,7 +54,9 @@ class CalibrateOptions:
     )  # fmt: skip
     memory: str | None = option("Calibrate block by block with at most this much memory.", metavar="16GiB")
     device: str = option(DEVICES, default="auto", metavar="NAME")
-    dtype: str | None = option("Dtype of the deployment  [default: as captured]", type=click.Choice(DTYPES))
+    dtype: str | None = option(
+        "Dtype in which the quantized model will run  [default: as captured]", type=click.Choice(DTYPES)
+    )
     formats: str = option(
         f"Formats to write: {', '.join(DENOISER_FORMATS)}; separate several with commas.", "--format",
         default="ascend", metavar="NAMES",
@@ -141,15 +143,17 @@ class ClassifierOptions(CalibrateOptions):
         default="ascend",
         metavar="NAMES",
     )
-    dtype: str | None = option("Dtype of the deployment  [default: float32]", type=click.Choice(DTYPES))
+    dtype: str | None = option(
+        "Dtype in which the quantized model will run  [default: float32]", type=click.Choice(DTYPES)
+    )
 
 
 def settings_of(options: CalibrateOptions, family: "Family", samples: int | None = None) -> "Settings":
     """Returns the settings of a calibration: those of the recipe --accuracy, changed by the other options, and the
     layers that stay float by default in the model `family`. `samples` is the number of calls to replay.
 
-    Raises UsageError if a format of --format cannot hold layers with such activations, and for options that contradict
-    each other.
+    Raises UsageError if a format of --format cannot hold layers whose inputs are rounded as --activations says, and for
+    options that contradict each other.
     """
     from octavo.calibrate.formats.export import check_activations, folding
     from octavo.calibrate.settings import RECIPES, Settings

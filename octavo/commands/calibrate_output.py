@@ -18,9 +18,9 @@ from .calibrate_options import CalibrateOptions, formats_of
 
 
 def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> None:
-    """Prints, from `report`, how many layers got each scheme (W8A8 and so on) under a budget, a table of the `most`
-    layers to which the final latents are most sensitive, and the measured and the estimated error of the final
-    latents."""
+    """Prints, from the content of report.json, how many layers got each scheme (W8A8 and so on) under --budget; a table
+    of the `most` layers to which the final latents are most sensitive; and the measured and the estimated error of the
+    final latents."""
     spent, schemes = report["budget"], list(report["budget"]["schemes"])
     rows = [row for row in report["layers"] if row.get("trajectory_error")]
     terminal.table(
@@ -41,7 +41,7 @@ def show_budget(report: dict[str, Any], terminal: Terminal, most: int = 10) -> N
     terminal.say(
         f"Budget {spent['budget']}: {', '.join(mixed)}; {size(count['used'])} ({share:.1%} of float), an estimated "
         f"{time['used']:.2f}x of the time. The mean squared error of the final latents is {error['measured']:.3g}, "
-        f"{error['relative']:.2g} of the latents' mean square; measured alone, the errors of layers add up to "
+        f"{error['relative']:.2g} of the latents' mean square; the errors of one quantized layer at a time add up to "
         f"{error['estimated']:.3g}. The pipeline ran {spent['runs']} times."
     )
     terminal.event("budget", **spent)
@@ -106,8 +106,8 @@ def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds:
 
 
 def quality_of(totals: dict[str, Any]) -> str:
-    """Returns the output SQNR in words, with its 95 % interval and the calls that it was measured on, such as
-    "36.3 dB (95 % interval 35.9 to 36.8) on 8 held-out calls"."""
+    """Returns the SQNR of the model's output in words, with its 95 % interval and the calls that it was measured on,
+    such as "36.3 dB (95 % interval 35.9 to 36.8) on 8 held-out calls". `totals` is the entry of report.json."""
     interval = totals["output_sqnr_interval"]
     around = "" if interval is None else f" (95 % interval {interval[0]:.1f} to {interval[1]:.1f})"
     return f"{totals['output_sqnr']:.1f} dB{around} {measured_on(totals)}"

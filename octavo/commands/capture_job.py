@@ -34,8 +34,8 @@ _RESUME = "Free space and run again with --resume"
 
 @dataclass
 class Tally:
-    """Counts and durations of captured prompts: of one prompt, of the prompts of this process so far, or of all
-    processes."""
+    """Counts and durations of captured prompts: of one prompt, of all prompts that this process has captured so far, or
+    of the prompts of all processes."""
 
     calls: int = 0  # stored calls
     raw_bytes: int = 0  # bytes of their tensors
@@ -46,14 +46,14 @@ class Tally:
     called: set[str] = field(default_factory=set)  # names of denoisers that were called
     stored: set[str] = field(default_factory=set)  # names of denoisers with stored calls
     steps: set[int] = field(default_factory=set)  # numbers of denoising steps of the prompts
-    # by denoiser: attention processors that the pipeline swapped for its own while it ran
+    # by denoiser: number of attention processors that the pipeline replaced by its own while it ran
     swapped: dict[str, int] = field(default_factory=dict)
     failed: list[int] = field(default_factory=list)  # numbers of the prompts that failed, from 1
     running: float = 0.0  # seconds for whole prompts, recording included
 
     def plus(self, other: "Tally") -> "Tally":
-        """Returns the tally of the prompts of this tally and those of `other` together: sums of numbers, unions of
-        sets."""
+        """Returns the tally of the prompts of this tally and those of `other` together: numbers are added, sets united,
+        and lists joined."""
         pairs = {item.name: (getattr(self, item.name), getattr(other, item.name)) for item in fields(self)}
         joined: dict[str, Any] = {n: a | b if isinstance(a, (set, dict)) else a + b for n, (a, b) in pairs.items()}
         return Tally(**joined)
@@ -101,8 +101,8 @@ class Job:
             writer.complete()
 
     def _share(self, writer: CaptureWriter, infos: list[dict[str, Any]]) -> None:
-        """Captures this rank's share of the prompts that `infos`, which describes all prompts, has and `writer` has not
-        stored yet. After its first prompt, prints an estimate for the others and checks that the disk has space for
+        """Captures this rank's share of the prompts that `writer` has not stored yet. `infos` describes all prompts.
+        After the first prompt of this rank, prints an estimate for the others and checks that the disk has space for
         them."""
         todo = _unstored(writer, infos, self.options)
         rest = len(todo) - self.ranks.world  # prompts that remain when each rank has captured one
@@ -128,7 +128,8 @@ class Job:
         """Captures one prompt. If that fails, raises the error, or with --keep-going prints the error as a warning,
         except MisfitError, StorageError and DeviceError, which are always raised.
 
-        `index` is the number of the unit to write, from 0, `number` that of the prompt, from 1.
+        `index` is the number of the unit to write, from 0, `info` the description of the prompt, and `number` its
+        number, from 1. `show` gets the number of finished denoising steps after each step.
         """
         began, clock = time.perf_counter(), Clock()
         try:
@@ -154,8 +155,9 @@ class Job:
         self, writer: CaptureWriter, index: int, info: dict[str, Any], number: int, show: Callable[[int], None],
         clock: Clock,
     ) -> Tally | None:  # fmt: skip
-        """Runs a prompt and stores its calls as one unit of the capture. Returns the prompt's tally. Returns None, with
-        nothing stored, if the run had another number of steps than expected, so that --keep chose the wrong steps."""
+        """Runs a prompt and stores its calls as one unit of the capture; `clock` counts its steps. Returns the prompt's
+        tally, or None, with nothing stored, if the run had another number of steps than expected, so that --keep chose
+        the wrong steps."""
         tally = Tally()
         self.keep.begin()
         try:
@@ -221,7 +223,8 @@ class _Miscounted(Exception):
 class CheckedSink:
     """Stores the recorded calls of one prompt in `unit`, and first checks each for NaN and Inf. For a call that has
     any, raises NumbersError with --nonfinite error, and leaves the call out with --nonfinite skip. Counts in `tally`
-    the calls that were left out, and the calls with float16 values at the limit of 65504."""
+    the calls that were left out, and the calls with float16 values at the limit of 65504. `number` is that of the
+    prompt, from 1, for messages."""
 
     def __init__(self, unit: UnitWriter, number: int, options: CaptureOptions, tally: Tally) -> None:
         self.unit, self.number, self.options, self.tally = unit, number, options, tally

@@ -83,7 +83,7 @@ def check_fingerprint(capture: Capture, component: str, now: dict[str, str], sou
 
 
 def casting(capture: Capture, dtype: str | None) -> Callable[[Any], Any]:
-    """Returns a function that casts the arguments of a captured call to `dtype`, the dtype of the deployment.
+    """Returns a function that casts the arguments of a captured call to `dtype`, in which the quantized model will run.
 
     The function casts only tensors that have the dtype of the captured model. If `dtype` is None, the function changes
     nothing.

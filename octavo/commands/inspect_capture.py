@@ -70,7 +70,8 @@ def describe_capture(capture: Capture) -> dict[str, Any]:
 
 def _component(capture: Capture, name: str, headers: list[Any], arguments: dict[str, Counter[str]]) -> dict[str, Any]:
     """Returns what a capture holds of the denoiser `name`, as JSON-able values. `headers` are the headers of the
-    denoiser's calls; `arguments` counts, for each argument, how many calls have each kind of value."""
+    denoiser's calls; `arguments` maps the name of each argument to a Counter: how many calls have a value of each
+    description, as `_kind` makes it."""
     levels = [h.timestep for h in headers if h.timestep is not None] or [0.0]
     fingerprint = capture.manifest.get("components", {}).get(name, {})
     return {
@@ -97,7 +98,10 @@ def _kind(value: Any) -> str:
 
 
 def histogram(values: list[float], bins: int = 24) -> str:
-    """Returns a histogram of `values`: a row of `bins` block characters, from the smallest to the largest value."""
+    """Returns a histogram of `values` as a text of `bins` characters, each a bar from empty to full.
+
+    The bins divide the interval from the smallest to the largest value evenly.
+    """
     low, high = min(values), max(values)
     counts = [0] * bins
     for value in values:

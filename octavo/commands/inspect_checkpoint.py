@@ -15,8 +15,8 @@ from ..terminal import Terminal, size
 
 
 def inspect_checkpoint(path: Path, terminal: Terminal) -> bool:
-    """Prints the contents of the checkpoint at `path`. Returns whether it is sound: each library whose format it holds
-    can load its files.
+    """Prints the contents of the checkpoint at `path`. Returns whether it is sound: whether each library whose format
+    it holds can load its files.
 
     Raises FileError for a file that differs from the manifest.
     """
@@ -51,8 +51,8 @@ def inspect_checkpoint(path: Path, terminal: Terminal) -> bool:
 
 
 def verified(directory: Path, terminal: Terminal) -> Verified:
-    """Compares the files in `directory` with the digests in its manifests. Returns what was verified, and prints a
-    warning for each file that no manifest lists.
+    """Compares the files in `directory` with the digests in its manifests. Returns the manifests and the files that no
+    manifest lists, and prints a warning for each of these files.
 
     Raises FileError for a file that a manifest lists and that is missing or has another digest.
     """

@@ -29,8 +29,8 @@ class Rerun:
     guidance of the capture and at most `steps` steps, and returns the final latents of each prompt. As long as the
     model stays the same, every call returns the same latents.
 
-    `seconds` is how long the last call took. Raises UsageError if the capture stores no prompts, or if its pipeline was
-    called with an argument whose value it does not store, such as a picture.
+    `seconds` is how long the last call took. Raises UsageError if the capture stores no prompts, or if the pipeline was
+    called with an argument whose value the capture does not store, such as a picture.
     """
 
     def __init__(self, pipe: Any, capture: Capture, family: Family, prompts: int = PROMPTS, steps: int = STEPS) -> None:

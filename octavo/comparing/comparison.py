@@ -26,8 +26,8 @@ from .probe import Probe
 
 
 class RunResult(NamedTuple):
-    """The result of one run of a pipeline: its output as an array, the latents after each step ([] if the pipeline does
-    not pass latents to a callback), and the cost of the run."""
+    """The result of one run of a pipeline: its output as an array (frames, height, width, channels), the latents after
+    each denoising step ([] if the pipeline does not pass latents to a callback), and the cost of the run."""
 
     output: np.ndarray
     latents: list[Tensor]
@@ -60,9 +60,9 @@ class Comparison:
     ) -> None:
         """Prepares a comparison.
 
-        `deployed` is the float denoiser with its quantized form, `arguments` are those of the pipeline's call. The
-        sizes of float tensors are counted in `stored`, the dtype of the model on disk; None: in the dtype of the loaded
-        model.
+        `deployed` is the float denoiser with its quantized form, `arguments` are those of the pipeline's call, and
+        `seed` is that of the initial noise. The sizes of float tensors are counted in `stored`, the dtype of the model
+        on disk; None: in the dtype of the loaded model.
         """
         output_type = output_arguments(inspect.signature(type(pipe).__call__).parameters, pipe)
         self.pipe, self.deployed, self.arguments, self.seed = pipe, deployed, {**arguments, **output_type}, seed

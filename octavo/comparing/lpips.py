@@ -37,8 +37,9 @@ class Lpips:
             return cls(lpips.LPIPS(net="alex", verbose=False).eval())
 
     def distance(self, exact: np.ndarray, other: np.ndarray) -> float | None:
-        """Returns the mean distance of the pictures in two batches, uint8 (pictures, height, width, 3), that are at the
-        same index, or None if LPIPS is not loaded or a side of the pictures is shorter than 31 pixels."""
+        """Returns the mean distance between picture i of `exact` and picture i of `other`, for all i. Both are uint8
+        (pictures, height, width, 3). Returns None if LPIPS is not loaded or a side of the pictures is shorter than 31
+        pixels."""
         if self._network is None or min(exact.shape[1:3]) < _SMALLEST:
             return None
         batches = [torch.from_numpy(batch).permute(0, 3, 1, 2) for batch in (exact, other)]

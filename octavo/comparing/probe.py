@@ -50,8 +50,8 @@ class Probe:
 
     @contextmanager
     def sampling(self) -> Iterator[Power]:
-        """Copies SAMPLED of the calls of the denoiser in the body of `with`, which runs the pipeline. The copied calls
-        are spaced evenly over a run with as many calls as the run inside `recording` had.
+        """Copies SAMPLED calls of the denoiser, spaced evenly, while the body of `with` runs the pipeline. Expects as
+        many calls as the earlier run had, which `recording` counted.
 
         When the body ends, the quantized denoiser computes the copied calls, and the yielded Power gets the sums of
         squares of the float outputs and of the quantized denoiser's errors. So only the copying adds to the time of the
@@ -75,8 +75,9 @@ class Probe:
                 _add(power, exact, integers.get_submodule(root)(*args, **kwargs))
 
     def heat(self) -> dict[str, Any]:
-        """Returns `maximum` as a table for the heat map: a row for each layer, in the order in which the layers ran,
-        with a value for each step, None where the layer did not run."""
+        """Returns `maximum` as a table for the heat map: `layers` and `steps` name its rows and columns, and `maximum`
+        has a row for each layer, in the order in which the layers ran, with a value for each step, None where the layer
+        did not run."""
         steps = sorted({step for row in self.maximum.values() for step in row})
         rows = [[row.get(step) for step in steps] for row in self.maximum.values()]
         return {"layers": list(self.maximum), "steps": [step + 1 for step in steps], "maximum": rows}

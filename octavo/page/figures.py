@@ -69,8 +69,9 @@ def _locator(low: float, high: float) -> Locator:
 
 
 def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
-    """Draws the relative error of the latents after each step: the median over prompts as a line, the interval from the
-    smallest to the largest error as a band."""
+    """Draws the relative error of the latents after each denoising step: the median over prompts as a line, the
+    interval from the smallest to the largest error as a band. Each of `steps` has these three under `median`,
+    `smallest` and `largest`."""
     with _drawing(2.5) as (figure, axes):
         numbers = range(1, len(steps) + 1)
         low, mid, high = ([100 * step[key] for step in steps] for key in ("smallest", "median", "largest"))
@@ -89,7 +90,7 @@ def trajectory(steps: Sequence[Mapping[str, float]]) -> str:
 
 def by_step(values: Sequence[Mapping[str, Any]]) -> str:
     """Draws the SQNR of the quantized denoiser's output in each denoising step, where both denoisers get the same
-    inputs."""
+    inputs. Each of `values` has a `step` and its `sqnr` in dB."""
     with _drawing(2.5) as (figure, axes):
         steps = [row["step"] for row in values]
         axes.plot(steps, [row["sqnr"] for row in values], color=SERIES, marker="o", markersize=3)
@@ -100,7 +101,8 @@ def by_step(values: Sequence[Mapping[str, Any]]) -> str:
 
 
 def layers(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Draws the SQNR of each quantized layer in the order of the network, and labels the three lowest."""
+    """Draws the SQNR of each quantized layer in the order of `rows`, the layers of report.json, and draws the three
+    lowest in another colour."""
     sqnrs = [row["sqnr"] for row in rows if row.get("sqnr") is not None]
     with _drawing(2.6) as (figure, axes):
         worst = sorted(range(len(sqnrs)), key=lambda index: (sqnrs[index], index))[:3]

@@ -60,7 +60,8 @@ def _measured(report: Mapping[str, Any]) -> str:
 
 
 def _notes(report: Mapping[str, Any]) -> list[str]:
-    """Returns the notes on a calibration: its warnings, what a budget chose, and whether there were enough calls."""
+    """Returns the notes on a calibration, from the content of report.json: its warnings, which schemes --budget chose,
+    and whether there were enough calls."""
     lines = list(report.get("warnings", []))
     if budget := report.get("budget"):
         mixed = ", ".join(f"{layers} {scheme}" for scheme, layers in budget["schemes"].items())
@@ -83,7 +84,8 @@ def _data_url(picture: np.ndarray) -> str:
 
 
 def _float_layers(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Returns a list of (reason, names): for each reason why layers stayed float, the names of these layers."""
+    """Returns a list of (reason, names): for each reason why layers stayed float, the names of these layers. `rows` are
+    the layers in report.json."""
     names: dict[str, list[str]] = {}
     for row in rows:
         if row["scheme"] is None:
@@ -92,8 +94,8 @@ def _float_layers(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str
 
 
 def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Returns the rows of the quantized layers, the lowest SQNR first. Layers without an SQNR come last: they have no
-    error or were not measured."""
+    """Returns those of `rows`, the layers in report.json, that are quantized, the lowest SQNR first. Layers without an
+    SQNR come last: they have no error or were not measured."""
 
     def sort_key(row: Mapping[str, Any]) -> tuple[bool, float, str]:
         sqnr = row.get("sqnr")

@@ -20,12 +20,12 @@ def percent(value: float) -> str:
 
 
 def speed_text(ratio: float) -> str:
-    """Returns the float time divided by the int8 time in words: 3.2 × faster for 3.2, 1.7 × slower for 0.58."""
+    """Returns `ratio`, float time divided by int8 time, in words: 3.2 × faster for 3.2, 1.7 × slower for 0.58."""
     return _ratio_text(ratio, "faster", "slower", "equally fast")
 
 
 def size_text(ratio: float) -> str:
-    """Returns the float size divided by the int8 size in words: 1.9 × smaller for 1.9."""
+    """Returns `ratio`, the float size divided by the int8 size, in words: 1.9 × smaller for 1.9."""
     return _ratio_text(ratio, "smaller", "larger", "equally large")
 
 

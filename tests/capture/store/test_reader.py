@@ -102,7 +102,7 @@ def test_a_directory_without_a_capture_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     write_sealed(tmp_path / "capture.json", {"schema": 3, "anything": []}, 0o600)
-    assert refused_read(tmp_path) == ": written by format 3; this version reads 1. Upgrade."
+    assert refused_read(tmp_path) == ": has layout 3, but this version reads 1. Upgrade Octavo."
 
 
 def test_an_unfinished_capture_is_refused_unless_allowed(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_an_unfinished_capture_is_refused_unless_allowed(tmp_path: Path) -> None
 def test_a_capture_without_samples_is_refused(tmp_path: Path) -> None:
     with CaptureWriter.create(tmp_path, PLANNED) as writer:
         writer.complete()
-    assert refused_read(tmp_path, 4) == ": holds no samples. Capture again."
+    assert refused_read(tmp_path, 4) == ": holds no calls. Capture again."
 
 
 MISSING = {
