@@ -2,7 +2,7 @@
 x86-64 processor.
 
 Every kernel is compiled once for each target, a set of vector instructions, into one library; kernels.py chooses a
-target when it runs. Targets that the compiler does not know are left out. Without a compiler Octovo is installed without
+target when it runs. Targets that the compiler does not know are left out. Without a compiler Octavo is installed without
 the library, and says so.
 """
 

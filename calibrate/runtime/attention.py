@@ -176,6 +176,6 @@ CANDIDATES = {
 ATTENTION = {
     "auto": tuple(CANDIDATES),
     "float": tuple(name for name in CANDIDATES if name != "integers"),
-    "integers": ("torch", "integers"),
+    "integers": ("integers",),
     "torch": ("torch",),
 }

@@ -161,10 +161,14 @@ def attended(
     F.scaled_dot_product_attention, and `word`, a key of ATTENTION."""
     scores = query.shape[-2] * key.shape[-2] if query.ndim > 1 and key.ndim > 1 else 0
     if not (dropout_p or is_causal or enable_gqa) and scores >= LEAST_SCORES and _fits(query, key, value, attn_mask):
-        name = attention_for(query.dtype, size_class(scores), word)
-        if name != "torch":
+        for allowed in (word, "float"):  # a candidate in floating point serves where integers cannot
+            name = attention_for(query.dtype, size_class(scores), allowed)
+            if name == "torch":
+                break
             with torch.no_grad():
-                return CANDIDATES[name].run(query, key, value, attn_mask, scale)
+                output = CANDIDATES[name].run(query, key, value, attn_mask, scale)
+            if output is not None:
+                return output
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )

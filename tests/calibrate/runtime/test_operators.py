@@ -206,9 +206,9 @@ def test_every_word_computes_what_torch_does(word, dtype):
     assert outside()
 
 
-@pytest.mark.parametrize("word", ["fast", "integers", "", None, 3, ["torch"]])
+@pytest.mark.parametrize("word", ["fast", "", None, 3, ["torch"]])
 def test_an_unknown_word_is_refused(word):
-    refused(lambda: accelerate(Model(), attention=word), 2, "attention", "auto, float, torch", repr(word))
+    refused(lambda: accelerate(Model(), attention=word), 2, "attention", "auto, float, integers, torch", repr(word))
 
 
 LAYERS = {
