@@ -15,10 +15,11 @@ Int8Layer = Int8Linear | Int8Conv2d
 
 
 def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
-    """Returns the form of `layer` that runs on a backend, with the same tensors; `layer` itself if it has this form
-    already. `backend` is a name in BACKENDS; None: the backend of the input's device.
+    """Returns the fast form of the integer layer `layer`, an Int8Linear or Int8Conv2d, with the same tensors; `layer`
+    itself if it is one already, with its backend changed. The fast form runs on `backend`, a name in BACKENDS; None:
+    on the backend of its input's device.
 
-    Raises UsageError for an unknown backend.
+    Raises UsageError if `backend` is not a name in BACKENDS.
     """
     if backend not in (None, *BACKENDS):
         raise UsageError(f"backend: {backend!r} is unknown. Choose one of {', '.join(BACKENDS)}.")
@@ -29,14 +30,15 @@ def optimized(layer: QuantizedLayer, backend: str | None = None) -> Int8Layer:
 
 
 def accelerate(model: nn.Module, backend: str | None = None, attention: str | bool = "auto") -> None:
-    """Makes all integer layers of `model` run on `backend`. Names, tensors and hooks of the model stay the same.
+    """Makes all integer layers of `model` run on `backend`, a name in BACKENDS; None: on the backend of their input's
+    device. Changes `model` in place; its names, tensors and hooks stay the same.
 
-    With backend "cpu" or None, forwards on a CPU also compute attention, and the layers that stay float, by the kernels
-    that this processor was measured to be fastest with. `attention`, a key of ATTENTION, limits the kernels of
-    attention: "auto" or True allows all, "float" the kernels that compute in floating point, "torch" or False only
+    With `backend` "cpu" or None, forwards of the model on a CPU also compute attention, and the layers that stay float,
+    by the kernels that were measured to be fastest on this processor. `attention` limits the kernels for attention:
+    "auto" or True allows all; "float" allows those that compute in floating point; "torch" or False allows only
     torch's.
 
-    Raises UsageError for an unknown `backend` or `attention`.
+    Raises UsageError if `backend` is not a name in BACKENDS, or `attention` is another word.
     """
     word = ("auto" if attention else "torch") if isinstance(attention, bool) else attention
     if not isinstance(word, str) or word not in ATTENTION:
@@ -59,7 +61,8 @@ def accelerate(model: nn.Module, backend: str | None = None, attention: str | bo
 
 
 def _is_gelu(module: nn.Module) -> bool:
-    """Returns whether `module` is diffusers' GELU, a linear layer followed by GELU, without hooks on either."""
+    """Returns whether `module` is diffusers' GELU, a linear layer followed by GELU, its linear layer is an Int8Linear,
+    and neither has hooks."""
     kind = type(module)
     if (kind.__module__, kind.__name__) != ("diffusers.models.activations", "GELU"):
         return False

@@ -1,8 +1,9 @@
 """Integer layers on a CPU inside graphs of torch.compile.
 
-The graph computes the codes of a static linear's input, so that this fuses with the operations before; a custom
-operator computes the rest. Operators only accept tensors, so a layer is passed as a tensor that holds its number, by
-which the operator finds it.
+For a static linear layer, the graph computes the codes of the input, so that torch.compile can fuse this with the
+operations before; a custom operator computes the rest. For all other layers a custom operator computes the whole layer.
+A layer cannot be an argument of an operator, so the operator gets a tensor that holds the layer's number, and finds the
+layer in LAYERS.
 """
 
 from collections.abc import Sequence
@@ -29,8 +30,8 @@ def supports(layer: Int8Layer) -> bool:
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
-    """Returns the output of `layer` for `x` inside a graph of torch.compile. `gelu`: None, or "none" or "tanh", the
-    name of torch's approximation; GELU of the output is then returned."""
+    """Returns the output of `layer` for `x`, a float tensor (..., in), inside a graph of torch.compile. With `gelu`,
+    the name of an approximation of torch's GELU ("none" or "tanh"), returns GELU of the output."""
     shape = *x.shape[:-1], layer.out_features
     if not layer.calibrated or not _sums_in_int32():
         return torch.ops.octavo.layer(x, layer.number, shape, gelu or "")
@@ -39,7 +40,8 @@ def linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
 
 
 def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
-    """Returns the output of the convolution `layer` for `x` inside a graph of torch.compile."""
+    """Returns the output of the convolution `layer` for `x`, a float tensor (batch, in, height, width) or (in, height,
+    width), inside a graph of torch.compile."""
     left, right, top, bottom = layer.geometry.padding
     size = layer.geometry.size((x.shape[-2] + top + bottom, x.shape[-1] + left + right), layer.kernel_size)
     return torch.ops.octavo.layer(x, layer.number, [*x.shape[:-3], layer.out_channels, *size], "")

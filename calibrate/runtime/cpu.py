@@ -1,11 +1,13 @@
-"""The CPU backend: oneDNN's kernels for uint8 x int8 on packed weights, with scale, bias and GELU in the same pass.
+"""The CPU backend: oneDNN's kernels multiply uint8 codes of the input by packed int8 weights, and apply scale, bias and
+GELU in the same pass.
 
-Inductor cannot trace a packed weight, so graphs of torch.compile contain operators instead (`compiled`). Layers with a
-range for each timestep bin run outside of graphs, where the noise level of a call is known.
+A packed weight is in oneDNN's own layout, which torch.compile cannot trace, so graphs of torch.compile contain custom
+operators instead (`compiled`). Layers with a range for each timestep bin run outside of graphs, where the noise level
+of a call is known.
 
-Codes are uint8, because oneDNN is ten times slower for int8 with a zero point. oneDNN adds the bias in float32, where
-the reference adds quant_bias in int32. So an output close to 0 whose bias is large may differ from the reference by the
-rounding of the bias.
+The codes of inputs are uint8, the int8 codes plus 128, because oneDNN is ten times slower for int8 with a zero point.
+oneDNN adds the bias in float32, where the reference backend adds quant_bias in int32. So an output close to 0 with a
+large bias may differ from that of the reference by the rounding of the bias.
 """
 
 from collections.abc import Iterator
@@ -30,15 +32,16 @@ _OUT = (torch.float32, torch.bfloat16)  # dtypes in which oneDNN's kernels can w
 
 @torch.compiler.disable
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """Returns the output of `layer` for `x`. `gelu`: None, or "none" or "tanh", the name of torch's approximation; GELU
-    of the output is then returned."""
+    """Returns the output of `layer` for `x`, a float tensor (..., in). With `gelu`, the name of an approximation of
+    torch's GELU ("none" or "tanh"), returns GELU of the output."""
     with torch._C.DisableTorchFunction():  # otherwise a mode, such as Attention, would be called in every small step
         return _linear(layer, x, gelu)
 
 
 def of_codes(layer: LinearState, q: Tensor, dtype: torch.dtype, gelu: str | None) -> Tensor:
-    """Returns the output of a static layer for an input that is already quantized: `q` holds its codes, uint8 (rows,
-    in). `dtype` is the dtype of the output. With `gelu` ("none" or "tanh"), GELU of the output is returned."""
+    """Returns the output (rows, out) of a static layer, in `dtype`, for an input that is already quantized: `q` holds
+    its uint8 codes (rows, in). With `gelu`, the name of an approximation of torch's GELU ("none" or "tanh"), returns
+    GELU of the output."""
     if not len(q):
         return q.new_empty(0, layer.out_features, dtype=dtype)
     return _product(layer.packed, q, layer.packed.outputs[0], dtype, gelu)
@@ -60,8 +63,9 @@ def _linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
 
 
 def _weight_only(layer: LinearState, rows: Tensor) -> Tensor:
-    """Returns the output for `rows` by the values of the weight's codes, rounded to the dtype of `rows` as in the
-    reference. Dequantizes only as many rows of the weight at a time as fit in the cache."""
+    """Returns the output (rows, out) of a weight-only layer for the float input `rows` (rows, in), computed with the
+    values that the weight's codes represent, in the dtype of `rows`. Computes these values for only as many output
+    channels at a time as fit in the cache."""
     x, y = layer.transformed(rows, -1), torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
     linear = partial(by_float32, F.linear) if linear_in_float32(x.dtype, len(rows)) else F.linear
     for start in range(0, layer.out_features, step := max(1, _AT_ONCE // layer.in_features)):
@@ -84,7 +88,8 @@ def _shared_codes(layer: LinearState, x: Tensor, index: int) -> Tensor:
 
 
 def _quantized(layer: LinearState, x: Tensor, index: int) -> Tensor:
-    """Returns the codes of `x` as uint8 (rows, in), with scale and zero point of the timestep bin `index`."""
+    """Returns the codes of `x` (..., in) as uint8 (rows, in), by scale and zero point of the layer's input in the
+    timestep bin with the index `index`; 0 for a layer with one range."""
     rows = x.reshape(-1, x.shape[-1])
     q = torch.empty(rows.shape, dtype=torch.uint8)
     for out, piece in _pieces(q, rows):
@@ -93,10 +98,11 @@ def _quantized(layer: LinearState, x: Tensor, index: int) -> Tensor:
 
 
 def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
-    """Writes the codes of `x` into `out` as uint8, in one pass of Octavo's kernel or a few passes of torch.
+    """Writes the codes of the float tensor `x` into `out`, uint8 of the same shape: in one pass of Octavo's compiled
+    kernel for the dtypes that it accepts, else in a few passes of torch.
 
-    Adding _WHOLE + SHIFT rounds to a whole number; both numbers are even, so ties are rounded to even. They are added
-    after the zero point, because one sum of all three would round x / scale + zero_point differently.
+    In torch, adding _WHOLE + SHIFT rounds to a whole number. Both numbers are even, so ties are rounded to even. They
+    are added after the zero point, because a single sum of zero_point, _WHOLE and SHIFT would be rounded differently.
     """
     library = kernels.library()
     if library is not None and x.dtype in kernels.TYPES:
@@ -122,9 +128,11 @@ def _pieces(out: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _store(out: Tensor, input_codes: Tensor) -> Tensor:
-    """Writes int8 codes, given as whole float32 numbers, into `out` as uint8. Overwrites `input_codes`.
+    """Writes `input_codes`, int8 codes as whole float32 numbers, into the uint8 tensor `out` of the same shape, with
+    SHIFT added. Returns `out`, and overwrites `input_codes`.
 
-    The codes are read as int32, from which the CPU converts 16 at a time; from float32 it would convert one by one.
+    After a sum with _WHOLE the codes are in the low bits of the float32 numbers, so they are read as int32: from int32
+    the CPU converts 16 numbers at a time, from float32 only one.
     """
     return out.copy_(input_codes.add_(_WHOLE + SHIFT).view(torch.int32))
 
@@ -139,7 +147,8 @@ def _product(packed: Packed, q: Tensor, output: Output, dtype: torch.dtype, gelu
 
 @torch.compiler.disable
 def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
-    """Returns the output of `layer` for `x`."""
+    """Returns the output of the convolution `layer` for `x`, a float tensor (batch, in, height, width) or (in, height,
+    width)."""
     if layer.weight_only or not sums_in_int32() or not x.numel():
         return reference.conv2d(layer, x)
     images = x if x.ndim == 4 else x.unsqueeze(0)

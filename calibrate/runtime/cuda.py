@@ -1,5 +1,5 @@
-"""The CUDA backend. Octavo's Triton kernels compute linear layers; without Triton, and for convolutions, cuBLAS
-multiplies the integers and plain torch computes the rest."""
+"""The CUDA backend. Octavo's Triton kernels compute linear layers. Where these cannot run, as without Triton, and for
+convolutions, cuBLAS multiplies the integers and plain torch computes the rest."""
 
 from importlib.util import find_spec
 
@@ -24,12 +24,14 @@ def _runs_kernels(device: torch.device) -> bool:
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """Returns the output of `layer` for `x`; with `gelu`, "none" or "tanh" as in torch, GELU of the output."""
+    """Returns the output of `layer` for `x`, a float tensor (..., in). With `gelu`, the name of an approximation of
+    torch's GELU ("none" or "tanh"), returns GELU of the output."""
     if triton_kernels is not None and _runs_kernels(x.device) and triton_kernels.supports(layer, x):
         return triton_kernels.linear(layer, x, gelu)
     return activated(layer.computed(x, int_matmul), gelu)
 
 
 def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
-    """Returns the output of `layer` for `x`."""
+    """Returns the output of the convolution `layer` for `x`, a float tensor (batch, in, height, width) or (in, height,
+    width)."""
     return layer.computed(x, convolution(layer, int_matmul))

@@ -1,7 +1,8 @@
-"""The state of a fast integer layer: its tensors, the weight packed for the CPU, and the number by which graphs of
-torch.compile find it.
+"""Defines the classes that hold a fast integer layer's tensors, its weight packed for the CPU, and the number by which
+operators in graphs of torch.compile find it.
 
-Backends use `LinearState` and `Conv2dState`. `int8_modules` subclasses these and adds the forwards.
+Backends compute layers of the classes `LinearState` and `Conv2dState`. `int8_modules` has their subclasses with a
+forward, which calls a backend.
 """
 
 import weakref
@@ -24,19 +25,19 @@ LAYERS: "weakref.WeakValueDictionary[int, Int8Layer]" = weakref.WeakValueDiction
 
 
 def number_of(layer: "Int8Layer") -> Tensor:
-    """Registers `layer` in LAYERS and returns its number, a 0-d int64 tensor. Graphs of torch.compile pass it to their
-    operators, which only accept tensors, to find the layer."""
+    """Registers `layer` in LAYERS and returns its key there, as a 0-d int64 tensor. Graphs of torch.compile pass this
+    number to their operators, which accept tensors but no layers."""
     LAYERS[id(layer)] = layer
     return torch.tensor(id(layer), device="cpu")
 
 
 class Int8Layer(IntegerLayer):
-    """An integer layer that runs on `backend`, a name in BACKENDS; None: the backend of the input's device, or the
-    reference if there is none.
+    """An integer layer that runs on `backend`, a name in BACKENDS; None: on the backend of the input's device, or on
+    the reference backend for a device without one.
 
-    On the CPU, the first forward of a layer packs the weights of all layers of its model and frees the plain weights,
-    so that only one copy is in memory. A plain weight is restored when it is read, and when the module is moved,
-    copied, saved or loaded; it exists until the next forward.
+    On the CPU, the first forward of a layer packs the weights of all integer layers of the model, that is, copies them
+    to oneDNN's layout, and frees the plain weights, so that only one copy is in memory. A plain weight is restored when
+    it is read, and when the module is moved, copied, saved or loaded; it is freed again in the next forward.
     """
 
     backend: str | None = None
@@ -50,7 +51,8 @@ class Int8Layer(IntegerLayer):
 
     @classmethod
     def of(cls, layer: QuantizedLayer) -> Self:
-        """Returns a fast layer with the tensors and the noise level of `layer`, which are shared and not copied."""
+        """Returns a fast layer that computes the same as the integer layer `layer`. Both share their tensors and their
+        NoiseLevel object."""
         geometry = (layer.geometry,) if isinstance(layer, QuantizedConv2d) else ()
         fast = cls(layer.numbers, *geometry)
         fast.noise_level = layer.noise_level
@@ -58,8 +60,8 @@ class Int8Layer(IntegerLayer):
 
     @property
     def packed(self) -> Packed:
-        """The tensors in the form that the CPU backend uses. The first access packs the weights of all layers of the
-        model."""
+        """The layer's tensors in the form that the CPU backend uses. The first access packs the weights of all integer
+        layers of the model that are on the CPU."""
         if self._packed is None:
             self._pack()
             # all layers at once: weights packed later, between the tensors of calls, would fragment memory
@@ -76,7 +78,8 @@ class Int8Layer(IntegerLayer):
             page_out(weight)
 
     def unpack(self) -> None:
-        """Restores the plain weight as a parameter, and drops the packed weight."""
+        """Restores the plain int8 weight as a parameter from the packed weight, and drops the packed weight. Does
+        nothing if the weight is not packed."""
         if self._packed is not None:
             weight = nn.Parameter(self._packed.plain(), requires_grad=False)
             self._parameters = {"weight": weight, **self._parameters}
@@ -88,21 +91,23 @@ class Int8Layer(IntegerLayer):
         return super().__getattr__(name)
 
     def bins(self, rows: int | None) -> int | list[int]:
-        """Returns the index of the timestep bin: one for all samples, or a list with one for each of the `rows` samples
-        of a batch. Returns 0 for layers with a single range."""
+        """Returns the index of the timestep bin to which the noise level of the current call belongs. If the samples of
+        a batch have noise levels of their own, returns a list with an index for each of the `rows` samples. `rows` is
+        None for an input without a batch. Returns 0 for a layer whose range does not depend on the noise level."""
         if not self.input_type.by_level:
             return 0
         bins: int | list[int] = (self.noise_level or NoiseLevel()).bins(self.edges, rows).tolist()
         return bins
 
     def qparams(self, index: int) -> QParams:
-        """Returns scale and zero point of the input in the timestep bin `index`."""
+        """Returns scale and zero point of the layer's input in the timestep bin with the index `index`."""
         return QParams(self.input_scale.view(-1)[index], self.input_zero_point.view(-1)[index])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         if fn(torch.empty(0)).dtype != torch.float32:
             raise MisfitError(
-                "an 8-bit layer cannot be cast: its scales are float32. Load it in another dtype instead."
+                "an 8-bit layer cannot be cast: its scales have to stay float32. "
+                "Load the model again with the torch_dtype you want."
             )
         self.unpack()
         return super()._apply(fn, recurse)
@@ -125,8 +130,8 @@ class Int8Layer(IntegerLayer):
         self.share(self.shared_codes)
 
     def share(self, shared_codes: SharedCodes | None) -> None:
-        """Makes this layer share the codes of inputs, by `shared_codes`, with the other layers that were given the same
-        object."""
+        """Makes this layer use `shared_codes`, by which layers that were given the same SharedCodes object compute the
+        codes of a common input only once. None: the layer computes all codes itself."""
         self.shared_codes = shared_codes
         if shared_codes is not None:
             shared_codes.layers.add(self)

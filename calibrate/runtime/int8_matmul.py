@@ -1,4 +1,5 @@
-"""Computes integer layers by plain int8 matrix products: for CUDA, and for the NPU with float32 inputs."""
+"""Computes integer layers by plain int8 matrix products: on CUDA without the Triton kernels, and on an NPU for float32
+inputs and convolutions."""
 
 from collections.abc import Callable
 
@@ -13,8 +14,9 @@ Matmul = Callable[[Tensor, Tensor], Tensor]
 
 
 def convolution(layer: QuantizedConv2d, matmul: Matmul) -> Callable[[Tensor], Tensor]:
-    """Returns a function that convolves codes, padded and as whole numbers in float32, with the weight of `layer`. It
-    cuts the codes into patches (im2col) and multiplies these with `matmul`."""
+    """Returns a function that convolves codes with the weight of `layer` and returns the sums. Its argument has the
+    codes of a padded input as whole float32 numbers, (batch, in, height, width) or (in, height, width). It cuts them
+    into patches (im2col) and multiplies the patches by the weight with `matmul`."""
 
     def convolve(padded: Tensor) -> Tensor:
         images = padded if padded.ndim == 4 else padded.unsqueeze(0)
@@ -29,8 +31,9 @@ def convolution(layer: QuantizedConv2d, matmul: Matmul) -> Callable[[Tensor], Te
 
 
 def int_matmul(q: Tensor, weight: Tensor) -> Tensor:
-    """Multiplies codes `q` with an int8 `weight` by torch._int_mm, as a `Matmul` does. Pads the matrices with zeros,
-    because CUDA needs more than 16 rows, and multiples of 8 for the other sizes."""
+    """Multiplies `q` (..., in), codes as whole numbers of any dtype, with the int8 `weight` (out, in) by torch._int_mm;
+    returns int32 (..., out). Pads both matrices with zeros, because torch._int_mm on CUDA needs more than 16 rows of
+    `q`, and multiples of 8 for `in` and `out`."""
     rows = q.reshape(-1, q.shape[-1]).to(torch.int8)
     outs, ins = weight.shape
     more_rows, more_ins, more_outs = max(0, 17 - len(rows)), -ins % 8, -outs % 8

@@ -1,4 +1,4 @@
-"""Integer layers that run on the fastest backend of their input's device."""
+"""Integer layers whose forward calls the backend for their input's device."""
 
 from types import ModuleType
 
@@ -12,26 +12,28 @@ BACKENDS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "npu": npu, "refere
 
 
 def backend_of(layer: Int8Layer, x: Tensor) -> ModuleType:
-    """Returns the backend, a module, that computes `layer` for the input `x`.
+    """Returns the backend, a module, that computes `layer` for the input `x`: the one that `layer.backend` names, else
+    that of the device of `x`, else the reference.
 
-    In a graph of torch.compile, `compiled` replaces `cpu`, because Inductor cannot trace a packed weight.
+    In a graph of torch.compile, the module `compiled` replaces `cpu` for layers that it supports, because torch.compile
+    cannot trace a packed weight.
     """
     backend = BACKENDS.get(layer.backend or x.device.type, reference)
     return compiled if backend is cpu and torch.compiler.is_compiling() and compiled.supports(layer) else backend
 
 
 class Int8Linear(LinearState):
-    """A QuantizedLinear that runs on the fastest backend of its input's device."""
+    """A QuantizedLinear that runs on the backend `backend`; None: on the backend for its input's device."""
 
     def forward(self, input: Tensor, gelu: str | None = None) -> Tensor:
-        """Returns the output, in the input's dtype. `gelu`: None, or "none" or "tanh", the name of torch's
-        approximation; GELU of the output is then returned."""
+        """Returns the output of the layer for a float `input` (..., in), in the input's dtype. With `gelu`, the name of
+        an approximation of torch's GELU ("none" or "tanh"), returns GELU of the output."""
         y: Tensor = backend_of(self, input).linear(self, input, gelu)
         return y
 
 
 class Int8Conv2d(Conv2dState):
-    """A QuantizedConv2d that runs on the fastest backend of its input's device."""
+    """A QuantizedConv2d that runs on the backend `backend`; None: on the backend for its input's device."""
 
     def forward(self, input: Tensor) -> Tensor:
         y: Tensor = backend_of(self, input).conv2d(self, input)
@@ -39,8 +41,8 @@ class Int8Conv2d(Conv2dState):
 
 
 class Int8GELU(nn.Module):
-    """An Int8Linear and the GELU of its output, computed in one pass. Takes the place of diffusers' module GELU, and
-    has tensors of the same names."""
+    """Computes the linear layer `proj` and GELU of its output in one pass. Takes the place of diffusers' module GELU,
+    and has tensors of the same names. `approximate` is the name of torch's approximation of GELU, "none" or "tanh"."""
 
     def __init__(self, proj: Int8Linear, approximate: str) -> None:
         super().__init__()

@@ -2,12 +2,13 @@
 the checkpoint.
 
 npu_quantize(x, scales, zero_points, qint8)     round(x / scales + zero_points)
-npu_dynamic_quant(x)                            round(x / scale), and scale, which is max |x| / 127 of each row
+npu_dynamic_quant(x)                            round(x / scale) and scale, with scale = max |x| / 127 for each row
 npu_quant_matmul(q, weight.T, scale, bias=b)    (q @ weight.T + b) * scale, where b is int32
   with pertoken_scale=s                         q @ weight.T * scale * s + b, where b is float32
 
-The operators return float16 or bfloat16. For a float32 input, npu_quant_matmul is called for the int32 sums instead,
-and torch computes the rest.
+q holds the int8 codes of the input. The scale of npu_quant_matmul is deq; for a dynamic layer it is the weight's scale,
+and s is the scale of each row of the input. npu_quant_matmul returns float16 or bfloat16. For a float32 input it is
+called only for the int32 sums q @ weight.T, and torch computes the rest.
 """
 
 import torch
@@ -23,8 +24,8 @@ _OUT = (torch.float16, torch.bfloat16)  # dtypes that npu_quant_matmul can retur
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """Returns the output of `layer` for `x`. `gelu`: None, or "none" or "tanh", the name of torch's approximation; GELU
-    of the output is then returned."""
+    """Returns the output of `layer` for `x`, a float tensor (..., in). With `gelu`, the name of an approximation of
+    torch's GELU ("none" or "tanh"), returns GELU of the output."""
     if layer.weight_only or not x.numel():
         return reference_linear(layer, x, gelu)
     if x.dtype not in _OUT:
@@ -71,5 +72,6 @@ def _matmul(q: Tensor, weight: Tensor) -> Tensor:
 
 
 def conv2d(layer: Conv2dState, x: Tensor) -> Tensor:
-    """Returns the output of `layer` for `x`."""
+    """Returns the output of the convolution `layer` for `x`, a float tensor (batch, in, height, width) or (in, height,
+    width)."""
     return layer.computed(x, convolution(layer, _matmul))

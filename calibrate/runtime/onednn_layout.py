@@ -1,8 +1,9 @@
-"""Packs weights of linear layers in oneDNN's layout for uint8 x int8 products, ten times as fast as oneDNN itself.
+"""Packs weights of linear layers: copies them to oneDNN's layout for uint8 x int8 products, ten times as fast as
+oneDNN's own function, which writes byte by byte.
 
-In this layout a weight (out, in) is padded with zeros to multiples of 64. Words of 4 inputs are stored in the order
-(out / 64, in / 64, 16, 64), followed by the negated sum of each row in int32. oneDNN calls the layout BA16a64b4a. It
-is slow because it writes byte by byte.
+In this layout, which oneDNN calls BA16a64b4a, a weight (out, in) is padded with zeros to multiples of 64. A word is the
+four int8 values of four neighbouring inputs of one row. The words are stored in the order (out / 64, in / 64, 16, 64),
+where 16 counts the words of 64 inputs and the last 64 the rows. The negated sum of each row follows, in int32.
 """
 
 import ctypes
@@ -17,19 +18,19 @@ _SAMPLED = 256  # number of words sampled from a weight to see whether its value
 
 
 class Layouts:
-    """Packs the weights of one model.
+    """Packs the weights of one model in oneDNN's layout.
 
-    oneDNN's layout depends on the CPU, the shape and the version. So oneDNN packs the first weight of each shape. If
-    the result is bit for bit what this class would write, this class packs later weights of that shape, into a copy of
-    the first result; otherwise oneDNN packs these too.
+    oneDNN's layout depends on the CPU, the shape of the weight and the version of oneDNN. So oneDNN packs the first
+    weight of each shape. If the result is bit for bit what this class would write, this class packs all later weights
+    of the shape itself, into a copy of the first result; otherwise oneDNN packs them too.
     """
 
     def __init__(self) -> None:
         self._same: WeakValueDictionary[torch.Size, Tensor] = WeakValueDictionary()
 
     def pack(self, weight: Tensor, sums: Tensor) -> Tensor:
-        """Packs a contiguous int8 weight (out, in) into the opaque tensor that torch's `qlinear_prepack` would return.
-        `sums`: the sum of each row of the weight, int32."""
+        """Returns the contiguous int8 `weight` (out, in) in oneDNN's layout: an opaque tensor, as torch's
+        `qlinear_prepack` returns it. `sums`: the sum of each row of the weight, int32 (out,)."""
         words = _words(weight)
         negated_sums = F.pad(sums, (0, len(words) - len(sums))).neg()
         template = self._same.get(weight.shape)
@@ -45,8 +46,8 @@ class Layouts:
 
 
 def _words(weight: Tensor) -> Tensor:
-    """Returns a weight, padded with zeros to multiples of 64, with four int8 values in each int32 word: (rows, columns
-    / 4)."""
+    """Returns an int8 weight (rows, columns), padded with zeros to multiples of 64, as int32 words (rows, columns / 4)
+    of four int8 values each."""
     padding = [-side % _ROWS for side in weight.shape]
     if any(padding) or weight.storage_offset() % 4:
         weight = F.pad(weight, (0, padding[1], 0, padding[0]))
@@ -54,25 +55,29 @@ def _words(weight: Tensor) -> Tensor:
 
 
 def _blocks(words: Tensor) -> Tensor:
-    """Returns the words of a padded weight in the order of oneDNN's layout, (rows / 64, columns / 64, 16, 64)."""
+    """Returns the words of a padded weight, (rows, columns / 4), in the order of oneDNN's layout: (rows / 64, columns /
+    64, 16, 64)."""
     return words.view(len(words) // _ROWS, _ROWS, -1, 16).permute(0, 2, 3, 1)
 
 
 def _memory(packed: Tensor) -> Tensor:
-    """Returns the memory of an opaque tensor as int32 words. They are valid only while `packed` is alive."""
+    """Returns a view of the memory of the opaque tensor `packed` as int32 words (n,). The view may be used only while
+    `packed` is alive."""
     size = torch.ops.mkldnn._nbytes(packed) // 4
     return torch.frombuffer((ctypes.c_int32 * size).from_address(torch.ops.mkldnn.data_ptr(packed)), dtype=torch.int32)
 
 
 def _parts(memory: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Splits the memory of a packed weight into two views: the words of the weight, in the shape that `_blocks`
-    returns, and the negated sum of each row. `words` are those of the padded weight."""
+    """Splits the memory of a packed weight into two views: the words of the weight, (rows / 64, columns / 64, 16, 64),
+    and the negated sum of each row, (rows,). `words` are the words (rows, columns / 4) of the padded weight; only their
+    shape is used."""
     weight, sums = memory.split([words.numel(), len(words)])
     return weight.view(len(words) // _ROWS, -1, 16, _ROWS), sums
 
 
 def _has_layout(memory: Tensor, words: Tensor, negated_sums: Tensor) -> bool:
-    """Returns whether the memory of a packed weight is what `Layouts` would write, bit for bit."""
+    """Returns whether `memory`, the int32 words of a packed weight's memory, is bit for bit what `Layouts` would write
+    for a padded weight with these `words` and `negated_sums` of rows."""
     if len(memory) != words.numel() + len(words):
         return False
     weight, sums = _parts(memory, words)
@@ -80,8 +85,8 @@ def _has_layout(memory: Tensor, words: Tensor, negated_sums: Tensor) -> bool:
 
 
 def _is_distinctive(words: Tensor) -> bool:
-    """Returns whether more than half of the sampled words of a weight are different, so that equal memory means an
-    equal layout; a weight of zeros looks the same in every layout."""
+    """Returns whether more than half of some 256 sampled words of a weight are different values. If so, two packed
+    forms of the weight with equal memory have the same layout; a weight of zeros has equal memory in every layout."""
     step = words.numel() // _SAMPLED | 1  # odd, so that the samples come from different columns
     sampled = words.flatten()[::step].tolist()
     return 2 * len(set(sampled)) > len(sampled)

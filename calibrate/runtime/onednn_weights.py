@@ -1,7 +1,8 @@
 """Converts the tensors of an integer layer to oneDNN's form for the CPU; the weight can be converted back.
 
-A layer computes y[n] = (accumulator[n] + quant_bias[n]) * deq[n], where deq is input scale times weight scale, and
-quant_bias holds the bias and the effect of the zero point. oneDNN computes in float32
+For output channel n a layer computes y[n] = (accumulator[n] + quant_bias[n]) * deq[n]. Here accumulator is the integer
+sum, deq is input scale times weight scale, and quant_bias holds the bias and the effect of the zero point. oneDNN
+computes in float32
 
     y[n] = (accumulator[n] - zero_point * sum over k of weight[n, k]) * scale[n] + bias[n]
 
@@ -23,10 +24,10 @@ SHIFT = 128  # added to int8 codes to make them uint8
 
 
 class Output(NamedTuple):
-    """The zero point, scale and bias with which oneDNN turns a layer's integer sums into its output, in one timestep
-    bin.
+    """The numbers with which oneDNN turns a layer's integer sums into its output, in one timestep bin.
 
-    `zero_point`: the zero point of the input, as a uint8 code. `scale` and `bias`: float32 (out,).
+    `zero_point`: the zero point of the input, as a uint8 code. `scale` and `bias`: float32 (out,); the sums, less the
+    effect of the zero point, are multiplied by `scale`, and `bias` is added. None: no bias is added.
     """
 
     zero_point: int
@@ -35,24 +36,25 @@ class Output(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Holds a layer's tensors in oneDNN's form: the packed `weight`, the `zero_points` of its channels, all of them 0,
-    and in `outputs` an Output for each timestep bin."""
+    """Holds a layer's tensors in oneDNN's form: `weight`, the weight in oneDNN's layout; `zero_points` (out,), the zero
+    points of the weight, all 0; and `outputs`, an Output for each timestep bin, or one if there are no bins."""
 
     weight: Tensor
     zero_points: Tensor
     outputs: tuple[Output, ...]
 
     def plain(self) -> Tensor:
-        """Returns the int8 weight in torch's layout."""
+        """Returns a copy of the int8 weight in torch's layout, in the shape that it had in the layer."""
         dense = self.weight.to_dense()
         return (dense.t() if dense.ndim == 2 else dense).contiguous()
 
 
 def pack(layer: QuantizedLayer, layouts: Layouts) -> Packed:
-    """Packs the tensors of a layer whose input becomes integers. A layer without timestep bins gets one Output.
+    """Returns the tensors of a static or dynamic layer in oneDNN's form. `layouts` packs the weights of linear layers;
+    use one Layouts object for all layers of a model. A layer without timestep bins gets one Output.
 
-    The Output of a dynamic layer has only the weight scale: the scale of each token and the bias are applied after
-    oneDNN's product.
+    The Output of a dynamic layer has no bias, and only the weight's scale: the scale of each token and the bias are
+    applied after oneDNN's product.
     """
     weight = layer.weight.detach().contiguous()  # oneDNN ignores strides
     zeros = torch.zeros(len(weight), dtype=torch.int64)

@@ -11,23 +11,23 @@ from .onednn_layout import Layouts
 
 
 class Quantization(NamedTuple):
-    """Holds what determines the codes of an input: its scale and zero point, and the transform that the input gets
-    first, such as smoothing (None: no transform)."""
+    """Holds what determines the codes of an input: its scale and zero point, and `transform`, which is applied to the
+    input first, such as smoothing (None: no transform)."""
 
     scale: float
     zero_point: int
     transform: Transform | None
 
     def same(self, other: "Quantization") -> bool:
-        """Returns whether both give the same codes for the same input."""
+        """Returns whether this object and `other` give the same codes for the same input."""
         return self[:2] == other[:2] and same_transform(self.transform, other.transform)
 
 
 class SharedCodes:
-    """The state that the layers of a model share: the `layers` themselves, the codes of the last input, and the
-    `layouts` with which weights are packed for oneDNN.
+    """Holds what the integer layers of a model share: the codes of the last quantized input; `layers`, the set of these
+    layers; and `layouts`, which packs their weights for oneDNN.
 
-    A copy or a pickle of this object is empty.
+    A copy of this object, and one that is unpickled, is empty.
     """
 
     def __init__(self) -> None:
@@ -36,9 +36,9 @@ class SharedCodes:
         self._last: tuple[weakref.ref[Tensor], int, Quantization, Tensor] | None = None
 
     def of(self, x: Tensor, quantization: Quantization, make: Callable[[], Tensor]) -> Tensor:
-        """Returns the codes of `x`. If the last call had the same `quantization` and the same tensor, unchanged since,
-        returns its codes again; otherwise the codes that `make` computes. Callers must not change the returned
-        tensor."""
+        """Returns the codes of `x` by `quantization`. If the last call of this method was for the same tensor object,
+        not changed since, and the same quantization, returns the codes of that call again; otherwise calls `make`,
+        which computes and returns them. The caller must not change the returned tensor."""
         if x.is_inference():  # it has no version, so a change in place would go unnoticed
             return make()
         last = self._last

@@ -1,8 +1,8 @@
 """Integer linear layers on a GPU by two Triton kernels: one makes the codes of the input, one multiplies.
 
-The order of operations is that of `layers.scheme` and of the reference, so that codes and sums are equal. Divisions are
-`div_rn`, because Triton's `/` is not rounded to the nearest number. Graphs of torch.compile contain the kernels as
-operators.
+The kernels compute in the same order as `layers.scheme` and the reference backend, so that codes and integer sums are
+equal to theirs. They divide by `div_rn`, because Triton's `/` does not round to the nearest number. Graphs of
+torch.compile contain the kernels as custom operators.
 """
 
 import torch
@@ -28,11 +28,12 @@ _TANH_CUBE = tl.constexpr(0.044715)  # factor of y ** 3 in GELU with tanh
 
 @triton.jit
 def codes_kernel(x, factors, scale, zero_point, q, rows, ins, DYNAMIC: tl.constexpr, BLOCK: tl.constexpr):
-    """Stores in `q` the int8 codes of one row of `x` (samples * rows, ins), whose index is the program's number; BLOCK
-    >= ins is a power of two.
+    """Writes the int8 codes of one row of the float input `x` into the same row of `q`; both are (samples * rows, ins).
+    The index of the row is Triton's program_id(0). BLOCK is a power of two, at least `ins`.
 
-    `factors` (ins,) multiply the row first; None for no factors. If DYNAMIC, the row's scale is computed and stored in
-    `scale` (samples * rows,); otherwise `scale` and `zero_point` (samples,) are read.
+    The row is first multiplied by `factors` (ins,); None: by nothing. If DYNAMIC, the kernel computes the row's scale
+    and writes it into `scale` (samples * rows,), and `zero_point` is None. Otherwise it reads `scale` and `zero_point`
+    (samples,).
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
@@ -59,9 +60,9 @@ def product_kernel(
     x, weight, scale, bias, row_scale, y, rows, ins, outs,
     KIND: tl.constexpr, GELU: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, INS: tl.constexpr,
 ):  # fmt: skip
-    """Stores a tile (ROWS, OUTS) of the output of a layer in `y` (samples, rows, outs).
-
-    `x` (samples, rows, ins), `weight` int8 (outs, ins), `bias` None or as below. GELU is "", "none" or "tanh".
+    """Writes a tile (ROWS, OUTS) of a layer's output into `y` (samples, rows, outs), or GELU of it if GELU is "none" or
+    "tanh". Reads INS of the `ins` columns of the input `x` (samples, rows, ins) and of the int8 `weight` (outs, ins) at
+    a time. `scale` is deq for KIND "static", else the weight's scale; `row_scale` that of x's rows. `bias` can be None.
 
     | KIND      | x     | scale           | row_scale         | bias                  |
     |-----------|-------|-----------------|-------------------|-----------------------|
@@ -102,8 +103,9 @@ def _sums(
     x, weight, scale, row, channel, ins,
     FLOAT: tl.constexpr, ROWS: tl.constexpr, OUTS: tl.constexpr, INS: tl.constexpr,
 ):  # fmt: skip
-    """Returns the sums of products of the rows of `x` and of the rows `channel` of `weight`: float32 if FLOAT, where
-    the weight becomes float in the dtype of `x`, otherwise int32."""
+    """Returns the sums (ROWS, OUTS) of products of the rows `row` of `x` and the rows `channel` of `weight`. Reads INS
+    of the `ins` columns at a time. Without FLOAT the sums are int32. With FLOAT they are float32, and the weight's
+    codes are first multiplied by `scale` (OUTS,) and rounded to the dtype of `x`."""
     column = tl.arange(0, INS)
     left = x + row[:, None] * ins + column[None, :]
     right = weight + channel[None, :] * ins + column[:, None]
@@ -122,7 +124,8 @@ def _sums(
 
 @triton.jit
 def _activated(y, GELU: tl.constexpr):
-    """Returns GELU of `y` in float32; `y` itself if GELU is ""."""
+    """Returns GELU of `y` in float32, by torch's approximation "none" or "tanh" that GELU names. If GELU is "", returns
+    `y` in float32."""
     y = y.to(tl.float32)
     if GELU == "tanh":
         y = y / (tl.exp((y * y * y * _TANH_CUBE + y) * _TANH) + 1)
@@ -176,10 +179,11 @@ def _product(
 
 
 def tile_of(rows: int, dtype: torch.dtype) -> dict[str, int]:
-    """Returns the size of the tile of `product_kernel` and Triton's options, as its keyword arguments, for an input
-    with `rows` rows in each sample and of `dtype`.
+    """Returns keyword arguments for `product_kernel`: the sizes ROWS, OUTS and INS of its tile, and Triton's options.
+    `rows` is the number of rows in each sample of the kernel's input, and `dtype` the dtype of this input.
 
-    The tiles fit in the 99 KiB of shared memory that every GPU since Ampere has. They are estimates, not measured.
+    The tiles fit in the 99 KiB of shared memory that every GPU since Ampere has. The sizes are estimates; their speed
+    was not measured.
     """
     high = 16 if rows <= 16 else 64 if rows <= 64 or dtype == torch.float32 else 128
     wide = 128 if high == 128 else 64
@@ -213,14 +217,14 @@ torch.library.register_fake("octavo::scaled_product", lambda x, weight, *more: _
 
 
 def supports(layer: LinearState, x: Tensor) -> bool:
-    """Returns whether the kernels compute `layer` for the input `x`: a float tensor (a dtype of STORABLE) that is not
-    empty and needs no gradients."""
+    """Returns whether the kernels can compute `layer` for the input `x`. They can for any layer, if `x` is float32,
+    float16 or bfloat16, is not empty, and needs no gradients."""
     return x.dtype in STORABLE and x.numel() > 0 and not (torch.is_grad_enabled() and x.requires_grad)
 
 
 def linear(layer: LinearState, x: Tensor, gelu: str | None = None) -> Tensor:
-    """Returns the output of `layer` for an input that `supports` accepts; with `gelu`, "none" or "tanh" as in torch,
-    GELU of the output."""
+    """Returns the output of `layer` for `x`, a float tensor (..., in) for which `supports` returns True. With `gelu`,
+    the name of an approximation of torch's GELU ("none" or "tanh"), returns GELU of the output."""
     operators, transform, factors = torch.ops.octavo, layer.transform, None
     if isinstance(transform, Multiply) and not layer.weight_only:
         factors, rows = transform.factors, x
