@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..layers.products import sums_in_int32
 from ..layers.scheme import codes
 from . import cpu
 from .int8_layer import LAYERS, Conv2dState, Int8Layer, LinearState
@@ -19,8 +18,8 @@ from .onednn_weights import SHIFT
 
 
 @torch.compiler.assume_constant_result
-def _sums_in_int32() -> bool:
-    return sums_in_int32()
+def _multiplies_codes() -> bool:
+    return cpu.multiplies_codes()
 
 
 def supports(layer: Int8Layer) -> bool:
@@ -33,7 +32,7 @@ def linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
     """Returns the output of `layer` for `x`, a float tensor (..., in), inside a graph of torch.compile. With `gelu`,
     the name of an approximation of torch's GELU ("none" or "tanh"), returns GELU of the output."""
     shape = *x.shape[:-1], layer.out_features
-    if not layer.calibrated or not _sums_in_int32():
+    if not layer.calibrated or not _multiplies_codes():
         return torch.ops.octavo.layer(x, layer.number, shape, gelu or "")
     input_codes = codes(layer.transformed(x, -1), layer.qparams(0), layer.input_scheme)
     return torch.ops.octavo.product((input_codes + SHIFT).to(torch.uint8), layer.number, shape, x.dtype, gelu or "")

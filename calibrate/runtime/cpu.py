@@ -22,12 +22,18 @@ from ..layers.scheme import QParams, codes, divided
 from . import kernels, reference
 from .choice import by_float32, linear_in_float32
 from .int8_layer import Conv2dState, LinearState
-from .onednn_weights import SHIFT, Output, Packed
+from .onednn_weights import SHIFT, Output
 from .shared_codes import Quantization
 
 _AT_ONCE = 1 << 20  # values quantized at once, so few that they stay in the cache between the steps of the formula
 _WHOLE = 1.5 * 2.0**23  # added to a float32, it rounds it to a whole number, which the low bits of the sum hold
 _OUT = (torch.float32, torch.bfloat16)  # dtypes in which oneDNN's kernels can write the output
+
+
+def multiplies_codes() -> bool:
+    """Returns whether linear layers multiply integers here: by oneDNN where it sums in int32, else by Octavo's kernel.
+    Otherwise the reference computes them."""
+    return sums_in_int32() or kernels.library() is not None
 
 
 @torch.compiler.disable
@@ -44,11 +50,11 @@ def of_codes(layer: LinearState, q: Tensor, dtype: torch.dtype, gelu: str | None
     GELU of the output."""
     if not len(q):
         return q.new_empty(0, layer.out_features, dtype=dtype)
-    return _product(layer.packed, q, layer.packed.outputs[0], dtype, gelu)
+    return _product(layer, q, 0, dtype, gelu)
 
 
 def _linear(layer: LinearState, x: Tensor, gelu: str | None) -> Tensor:
-    if not x.numel() or not (layer.weight_only or sums_in_int32()):
+    if not x.numel() or not (layer.weight_only or multiplies_codes()):
         return reference.linear(layer, x, gelu)
     rows = x.reshape(-1, x.shape[-1])
     if layer.weight_only:
@@ -75,8 +81,7 @@ def _weight_only(layer: LinearState, rows: Tensor) -> Tensor:
 
 
 def _static(layer: LinearState, x: Tensor, index: int, gelu: str | None) -> Tensor:
-    q, output = _shared_codes(layer, x, index), layer.packed.outputs[index]
-    return _product(layer.packed, q, output, x.dtype, gelu)
+    return _product(layer, _shared_codes(layer, x, index), index, x.dtype, gelu)
 
 
 def _shared_codes(layer: LinearState, x: Tensor, index: int) -> Tensor:
@@ -112,12 +117,11 @@ def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
 
 
 def _dynamic(layer: LinearState, rows: Tensor, gelu: str | None) -> Tensor:
-    packed = layer.packed
     y = torch.empty(len(rows), layer.out_features, dtype=rows.dtype)
     for out, piece in _pieces(y, rows):
         input_codes, scale = dynamic_codes(layer.transformed(piece, -1), (-1,))
         q = _store(torch.empty(piece.shape, dtype=torch.uint8), input_codes)
-        product = _product(packed, q, packed.outputs[0], torch.float32, None).mul_(scale)
+        product = _product(layer, q, 0, torch.float32, None).mul_(scale)
         out.copy_(product if layer.bias is None else product.add_(layer.bias))
     return reference.activated(y, gelu)
 
@@ -137,11 +141,28 @@ def _store(out: Tensor, input_codes: Tensor) -> Tensor:
     return out.copy_(input_codes.add_(_WHOLE + SHIFT).view(torch.int32))
 
 
-def _product(packed: Packed, q: Tensor, output: Output, dtype: torch.dtype, gelu: str | None) -> Tensor:
+def _product(layer: LinearState, q: Tensor, index: int, dtype: torch.dtype, gelu: str | None) -> Tensor:
+    """Returns the output, in `dtype`, for the codes `q`, uint8 (rows, in), in the timestep bin `index`; of a dynamic
+    layer, without the scale of each row and without bias."""
+    if not sums_in_int32():
+        return reference.activated(_product_by_kernel(layer, q, index, dtype), gelu)
+    packed, output = layer.packed, layer.packed.outputs[index]
     post: tuple[str, list, str] = ("none", [], "") if gelu is None else ("gelu", [], gelu)
     weight = packed.weight, output.scale, packed.zero_points, output.bias
     out = dtype if dtype in _OUT else torch.float32
     y = torch.ops.onednn.qlinear_pointwise(q, 1.0, output.zero_point, *weight, 1.0, 0, out, *post)
+    return y.to(dtype)
+
+
+def _product_by_kernel(layer: LinearState, q: Tensor, index: int, dtype: torch.dtype) -> Tensor:
+    library = kernels.library()
+    assert library is not None
+    y = torch.empty(len(q), layer.out_features, dtype=dtype if dtype in kernels.TYPES else torch.float32)
+    if layer.calibrated:
+        deq, offset = (x.view(-1, layer.out_features)[index] for x in (layer.deq, layer.quant_bias))
+        library.linear(q, layer.weight.contiguous(), offset, deq, y)
+    else:
+        library.linear(q, layer.weight.contiguous(), None, layer.weight_scale, y)
     return y.to(dtype)
 
 

@@ -37,6 +37,16 @@ class _Attention(ctypes.Structure):
     )
 
 
+class _Linear(ctypes.Structure):
+    """The arguments of the kernel for linear layers, with the memory layout of the struct in native/linear.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("codes", "weight", "offset", "scale", "y")),
+        *((name, ctypes.c_int64) for name in ("rows", "in_", "out")),
+        ("type", ctypes.c_int32),
+    )
+
+
 class Kernels:
     """The kernels of one target. `target`: its name, one of TARGETS. `computes_in_bfloat16`: whether it has the
     bfloat16 attention kernel."""
@@ -45,7 +55,7 @@ class Kernels:
         self.target = target
         self.computes_in_bfloat16 = target == "avx512_bf16"
         self._library = library
-        for name in ("attention_scratch", *(["bfloat16_attention_scratch"] if self.computes_in_bfloat16 else [])):
+        for name in ("attention_scratch", "linear_scratch", *(["bfloat16_attention_scratch"] if self.computes_in_bfloat16 else [])):
             self._function(name).restype = ctypes.c_long
 
     def _function(self, name: str) -> "ctypes._NamedFuncPointer":
@@ -80,9 +90,26 @@ class Kernels:
             if tensor is not None:
                 setattr(call, _TENSORS[index], tensor.data_ptr())
                 call.at[index][:] = tensor.stride()[:3]
+        return self._call_with_scratch(name, call)
+
+    def _call_with_scratch(self, name: str, call: ctypes.Structure) -> int:
         threads = torch.get_num_threads()
-        scratch = torch.empty(self._function(f"{name}_scratch")(ctypes.byref(call), threads), dtype=torch.uint8)
+        size = self._function(f"{name}_scratch")(ctypes.byref(call), threads)
+        scratch = torch.empty(size, dtype=torch.uint8, device="cpu")
         return int(self._function(name)(ctypes.byref(call), ctypes.c_void_p(scratch.data_ptr()), threads))
+
+    def linear(self, codes: Tensor, weight: Tensor, offset: Tensor | None, scale: Tensor, y: Tensor) -> None:
+        """Computes y = ((codes - 128) @ weight.T + offset) * scale; the sums before `scale` are exact int32 numbers.
+
+        `codes` (rows, in) uint8, `weight` (out, in) int8, `offset` (out,) int32 (None: 0), `scale` (out,) float32 and
+        `y` (rows, out), of a dtype in TYPES, are contiguous.
+        """
+        (rows, columns), out = codes.shape, len(weight)
+        call = _Linear(rows=rows, in_=columns, out=out, type=TYPES[y.dtype])
+        tensors = {"codes": codes, "weight": weight, "offset": offset, "scale": scale, "y": y}
+        for name, tensor in tensors.items():
+            setattr(call, name, None if tensor is None else tensor.data_ptr())
+        self._call_with_scratch("linear", call)
 
     def quantize(self, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
         """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255). Both tensors are contiguous; `x` has a

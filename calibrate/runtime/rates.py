@@ -1,11 +1,14 @@
 """Measures how fast this processor multiplies matrices, for `octavo doctor`."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..layers.products import sums_in_int32
+from . import kernels
 from .choice import measure
 
 _ROWS, _IN, _OUT = 512, 768, 768  # sizes of the linear layer
@@ -29,12 +32,14 @@ def rates() -> dict[str, float]:
 
 
 def _int8(generator: torch.Generator) -> dict[str, Callable[[], Any]]:
-    """Returns a dict with one entry, from "int8" to a function that multiplies a uint8 matrix by an int8 matrix with
-    oneDNN; an empty dict if torch was built without oneDNN. `generator` draws the matrices."""
-    if not torch.backends.mkldnn.is_available():
-        return {}
+    """Returns a dict with one entry, from "int8" to a function that multiplies a uint8 matrix by an int8 matrix as
+    integer layers do on this processor; an empty dict if the reference computes them. `generator` draws the
+    matrices."""
     codes = torch.randint(0, 256, (_ROWS, _IN), dtype=torch.uint8, generator=generator)
-    weight = torch.randint(-128, 128, (_OUT, _IN), dtype=torch.int8, generator=generator)
+    weight = torch.randint(-127, 128, (_OUT, _IN), dtype=torch.int8, generator=generator)
+    if not sums_in_int32():
+        library, y = kernels.library(), torch.empty(_ROWS, _OUT)
+        return {} if library is None else {"int8": partial(library.linear, codes, weight, None, torch.ones(_OUT), y)}
     numbers = torch.ones(_OUT), torch.zeros(_OUT, dtype=torch.int64), None
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
     more: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")

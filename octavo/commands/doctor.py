@@ -25,14 +25,29 @@ def run(terminal: Terminal) -> None:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "instruction sets": ", ".join(name for name, there in sets.items() if there) or "none of " + ", ".join(sets),
-        "compiled kernels": kernels.absence() or f"{kernels.LIBRARY.name}: loaded",
-        "integer layers": "oneDNN" if sums_in_int32() else "the exact reference, slowly: the processor has no VNNI",
+        "compiled kernels": _kernels(),
+        "integer layers": _integer_layers(),
     }
     terminal.table("This machine", ["fact", "value"], [[name, str(value)] for name, value in facts.items()])
     terminal.event("machine", **facts)
     _show_rates(terminal)
     _show_attention(terminal)
     _show_float_layers(terminal)
+
+
+def _kernels() -> str:
+    library = kernels.library()
+    if library is None:
+        return str(kernels.absence())
+    return f"{library.target}, of {', '.join(kernels.targets())}"
+
+
+def _integer_layers() -> str:
+    if sums_in_int32():
+        return "oneDNN"
+    if kernels.library() is not None:
+        return "Octavo's kernel, since oneDNN's sums saturate without VNNI"
+    return "the exact reference, slowly: the processor has no VNNI, and Octavo no compiled kernels"
 
 
 def _show_rates(terminal: Terminal) -> None:

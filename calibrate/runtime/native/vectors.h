@@ -80,8 +80,8 @@ INLINE ints add_products(ints sum, ints a, ints b) {
 #elif defined __AVXVNNI__
     return _mm256_dpwssd_avx_epi32(sum, a, b);
 #else
-    sum = V(add_epi32)(sum, V(madd_epi16)(a, b));
-    __asm__ volatile("" : "+x"(sum)); /* otherwise gcc has so many products in flight that sums leave the registers */
+    /* as an intrinsic, gcc would delay the addition, and with many products in flight sums would leave the registers */
+    __asm__ volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(V(madd_epi16)(a, b)));
     return sum;
 #endif
 }

@@ -18,7 +18,7 @@ from octavo.calibrate.layers.modules import QuantizedLinear
 from octavo.calibrate.layers.noise_level import NoiseLevel
 from octavo.calibrate.layers.products import sums_in_int32
 from octavo.calibrate.layers.scheme import ACTIVATION, QParams, Range, codes
-from octavo.calibrate.runtime import BACKENDS, Int8Linear, accelerate, cpu, optimized
+from octavo.calibrate.runtime import BACKENDS, Int8Linear, accelerate, cpu, kernels, optimized
 
 from ...helpers.refusals import refused
 from ...zoo.runtime_layers import SCHEMES, frozen, near
@@ -205,7 +205,7 @@ def saved(module):
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.skipif(not sums_in_int32(), reason="this CPU computes with the reference")
+@pytest.mark.skipif(not sums_in_int32(), reason="weights are not packed on this CPU")
 def test_there_is_one_copy_of_the_weight():
     fast = optimized(frozen(nn.Linear(70, 33), "W8A8"))
     assert [tuple(p.shape) for p in fast.parameters()] == [(33, 70), (33,)]
@@ -215,7 +215,7 @@ def test_there_is_one_copy_of_the_weight():
     assert list(dict(fast.named_parameters())) == ["weight", "bias"]
 
 
-@pytest.mark.skipif(not sums_in_int32(), reason="this CPU computes with the reference")
+@pytest.mark.skipif(not sums_in_int32(), reason="weights are not packed on this CPU")
 @pytest.mark.parametrize("copied", [False, True])
 def test_the_first_forward_packs_all_layers_that_need_packing(copied):
     schemes = ("W8A8", "W8A16", "W8A8_DYNAMIC", "W8A8")
@@ -249,11 +249,18 @@ def test_the_scales_stay_float32(dtype):
     assert fast.to(torch.float32) is fast.to("cpu") is fast
 
 
-def test_a_cpu_whose_products_saturate_computes_with_the_reference(monkeypatch):
+@pytest.mark.parametrize("target", [None, *kernels.targets()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_a_cpu_whose_products_saturate_computes_what_the_reference_does(target, dtype, monkeypatch):
     monkeypatch.setattr(cpu, "sums_in_int32", lambda: False)
-    for module, x in ((nn.Linear(8, 8), torch.randn(4, 8)), (nn.Conv2d(3, 4, 2), torch.randn(2, 3, 4, 4))):
-        layer = frozen(module, "W8A8")
-        assert torch.equal(optimized(layer)(x), layer(x))
+    monkeypatch.setattr(kernels, "library", lambda: kernels.targets().get(target))
+    for scheme in ("W8A8", "W8A8_DYNAMIC"):
+        for module, x in ((nn.Linear(70, 33), torch.randn(5, 70)), (nn.Conv2d(3, 4, 2), torch.randn(2, 3, 4, 4))):
+            layer, x = frozen(module, scheme), x.to(dtype)
+            fast, wanted = optimized(layer)(x), layer(x)
+            assert fast.dtype == dtype
+            # the scale of a row and that of a channel may be multiplied in another order
+            assert torch.equal(fast, wanted) if scheme == "W8A8" else torch.allclose(fast, wanted, rtol=2**-8)
 
 
 def feed_forward(approximate, scheme="W8A8"):
@@ -315,7 +322,7 @@ def test_one_thread_computes_what_two_do():
         torch.set_num_threads(threads)
 
 
-@pytest.mark.skipif(not sums_in_int32(), reason="this CPU multiplies floats, and keeps no codes")
+@pytest.mark.skipif(not cpu.multiplies_codes(), reason="the reference computes here, and keeps no codes")
 def test_layers_with_one_input_share_its_integers_and_see_when_it_changes():
     torch.manual_seed(0)
     model = nn.ModuleList(frozen(nn.Linear(32, 16), "W8A8") for _ in range(2))

@@ -136,6 +136,29 @@ def test_any_number_of_floats_becomes_the_codes_of_the_formula(name, count, scal
     assert torch.equal(quantized(kernels.targets()[name], x, scale, zero_point), wanted(x, scale, zero_point))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(TARGETS),
+    st.sampled_from(list(kernels.TYPES)),
+    st.sampled_from([1, 5, 6, 63, 64, 71, 130]),
+    st.sampled_from([1, 2, 31, 64, 511, 512, 513, 1100]),
+    st.sampled_from([1, 8, 15, 16, 17, 65, 200]),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_a_linear_layer_sums_exactly(name, dtype, rows, columns, out, extreme, seed):
+    torch.manual_seed(seed)
+    codes = torch.randint(0, 256, (rows, columns), dtype=torch.uint8)
+    weight = torch.randint(-127, 128, (out, columns), dtype=torch.int8)
+    if extreme:
+        codes, weight = torch.zeros_like(codes), torch.full_like(weight, -127)
+    offset = torch.randint(-(2**20), 2**20, (out,), dtype=torch.int32) if seed % 2 else None
+    scale, y = torch.rand(out) + 0.1, torch.full((rows, out), math.nan, dtype=dtype)
+    kernels.targets()[name].linear(codes, weight, offset, scale, y)
+    sums = (codes.long() - 128) @ weight.long().T + (0 if offset is None else offset.long())
+    assert torch.equal(y, (sums.to(torch.int32).float() * scale).to(dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_torch_makes_the_same_codes(target, dtype, monkeypatch):
     torch.manual_seed(0)
