@@ -23,7 +23,6 @@ from . import kernels, reference
 from .choice import by_float32, linear_in_float32
 from .int8_layer import Conv2dState, LinearState
 from .onednn_weights import SHIFT, Output
-from .shared_codes import Quantization
 
 _AT_ONCE = 1 << 20  # values quantized at once, so few that they stay in the cache between the steps of the formula
 _WHOLE = 1.5 * 2.0**23  # added to a float32, it rounds it to a whole number, which the low bits of the sum hold
@@ -87,16 +86,18 @@ def _static(layer: LinearState, x: Tensor, index: int, gelu: str | None) -> Tens
 def _shared_codes(layer: LinearState, x: Tensor, index: int) -> Tensor:
     if layer.shared_codes is None:
         return _quantized(layer, x, index)
-    scale, zero_point = layer.qparams(index)
-    quantization = Quantization(float(scale), int(zero_point), layer.transform)
-    return layer.shared_codes.of(x, quantization, lambda: _quantized(layer, x, index))
+    return layer.shared_codes.of(x, layer.quantization(index), lambda: _quantized(layer, x, index))
 
 
 def _quantized(layer: LinearState, x: Tensor, index: int) -> Tensor:
     """Returns the codes of `x` (..., in) as uint8 (rows, in), by scale and zero point of the layer's input in the
     timestep bin with the index `index`; 0 for a layer with one range."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows, library = x.reshape(-1, x.shape[-1]), kernels.library()
     q = torch.empty(rows.shape, dtype=torch.uint8)
+    scale, zero_point, transform = layer.quantization(index)
+    if transform is None and library is not None and x.dtype in kernels.TYPES:
+        library.quantize(rows.contiguous(), q, scale, zero_point)
+        return q
     for out, piece in _pieces(q, rows):
         _quantize(out, layer.transformed(piece, -1), layer.qparams(index))
     return q
@@ -145,24 +146,14 @@ def _product(layer: LinearState, q: Tensor, index: int, dtype: torch.dtype, gelu
     """Returns the output, in `dtype`, for the codes `q`, uint8 (rows, in), in the timestep bin `index`; of a dynamic
     layer, without the scale of each row and without bias."""
     if not sums_in_int32():
-        return reference.activated(_product_by_kernel(layer, q, index, dtype), gelu)
+        library = kernels.library()
+        assert library is not None
+        return layer.product(library, index)(q, dtype if dtype in kernels.TYPES else torch.float32, gelu).to(dtype)
     packed, output = layer.packed, layer.packed.outputs[index]
     post: tuple[str, list, str] = ("none", [], "") if gelu is None else ("gelu", [], gelu)
     weight = packed.weight, output.scale, packed.zero_points, output.bias
     out = dtype if dtype in _OUT else torch.float32
     y = torch.ops.onednn.qlinear_pointwise(q, 1.0, output.zero_point, *weight, 1.0, 0, out, *post)
-    return y.to(dtype)
-
-
-def _product_by_kernel(layer: LinearState, q: Tensor, index: int, dtype: torch.dtype) -> Tensor:
-    library = kernels.library()
-    assert library is not None
-    y = torch.empty(len(q), layer.out_features, dtype=dtype if dtype in kernels.TYPES else torch.float32)
-    if layer.calibrated:
-        deq, offset = (x.view(-1, layer.out_features)[index] for x in (layer.deq, layer.quant_bias))
-        library.linear(q, layer.weight.contiguous(), offset, deq, y)
-    else:
-        library.linear(q, layer.weight.contiguous(), None, layer.weight_scale, y)
     return y.to(dtype)
 
 

@@ -18,8 +18,9 @@ from octavo.capture.paging import page_out
 from ..layers.modules import IntegerLayer, QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ..layers.noise_level import NoiseLevel
 from ..layers.scheme import QParams
+from . import kernels
 from .onednn_weights import Packed, pack
-from .shared_codes import SharedCodes
+from .shared_codes import Quantization, SharedCodes
 
 LAYERS: "weakref.WeakValueDictionary[int, Int8Layer]" = weakref.WeakValueDictionary()  # all living layers, by number
 
@@ -44,6 +45,8 @@ class Int8Layer(IntegerLayer):
     number: Tensor  # 0-d int64; the key of the layer in LAYERS
     shared_codes: SharedCodes | None = None  # the codes of the last input, shared with the other layers of the model
     _packed: Packed | None = None
+    _quantizations: tuple[Quantization, ...] | None = None  # of the input, for each timestep bin
+    _products: tuple[kernels.Linear, ...] | None = None  # of a linear layer, for each timestep bin
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -78,8 +81,9 @@ class Int8Layer(IntegerLayer):
             page_out(weight)
 
     def unpack(self) -> None:
-        """Restores the plain int8 weight as a parameter from the packed weight, and drops the packed weight. Does
-        nothing if the weight is not packed."""
+        """Restores the plain int8 weight as a parameter from the packed weight, and drops what was made from the
+        layer's tensors for forwards."""
+        self._quantizations = self._products = None
         if self._packed is not None:
             weight = nn.Parameter(self._packed.plain(), requires_grad=False)
             self._parameters = {"weight": weight, **self._parameters}
@@ -98,6 +102,13 @@ class Int8Layer(IntegerLayer):
             return 0
         bins: int | list[int] = (self.noise_level or NoiseLevel()).bins(self.edges, rows).tolist()
         return bins
+
+    def quantization(self, index: int) -> Quantization:
+        """Returns scale, zero point and transform of the layer's input in the timestep bin with the index `index`."""
+        if self._quantizations is None:
+            numbers = zip(self.input_scale.view(-1).tolist(), self.input_zero_point.view(-1).tolist(), strict=True)
+            self._quantizations = tuple(Quantization(*pair, self.transform) for pair in numbers)
+        return self._quantizations[index]
 
     def qparams(self, index: int) -> QParams:
         """Returns scale and zero point of the layer's input in the timestep bin with the index `index`."""
@@ -139,6 +150,17 @@ class Int8Layer(IntegerLayer):
 
 class LinearState(Int8Layer, QuantizedLinear):
     """Holds the tensors of an integer linear layer for backends. The subclass Int8Linear adds the forward."""
+
+    def product(self, library: kernels.Kernels, index: int) -> kernels.Linear:
+        """Returns the layer for the kernel of `library`, with the numbers of the timestep bin with the index `index`.
+        Of a dynamic layer, it is without the scale of each row and without bias."""
+        if self._products is None:
+            weight = self.weight.detach().contiguous()
+            deq = self.deq if self.calibrated else self.weight_scale
+            offsets = self.quant_bias.view(-1, self.out_features) if self.calibrated else [None]
+            rows = zip(offsets, deq.view(-1, self.out_features), strict=True)
+            self._products = tuple(library.linear(weight, offset, scale) for offset, scale in rows)
+        return self._products[index]
 
 
 class Conv2dState(Int8Layer, QuantizedConv2d):

@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ LIBRARY = Path(__file__).with_name("libkernels.so")
 TARGETS = ("avx512_bf16", "avx512_vnni", "avx_vnni", "avx2")  # best first
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the number by which kernels know a dtype
 
+_GELU = {None: 0, "none": 1, "tanh": 2}
 _TENSORS = ("query", "key", "value", "mask", "y")
 _log = logging.getLogger(__name__)
 
@@ -44,7 +46,34 @@ class _Linear(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("codes", "weight", "offset", "scale", "y")),
         *((name, ctypes.c_int64) for name in ("rows", "in_", "out")),
         ("type", ctypes.c_int32),
+        ("gelu", ctypes.c_int32),
     )
+
+
+class Linear:
+    """A linear layer for the kernel `function`. `weight` (out, in) int8, `offset` (out,) int32 (None: 0) and `scale`
+    (out,) float32 are contiguous."""
+
+    def __init__(self, function: Callable[..., int], weight: Tensor, offset: Tensor | None, scale: Tensor) -> None:
+        self._function, self._tensors = function, (weight, offset, scale)  # the kernel reads their memory
+        self._out, columns = weight.shape
+        self._call = _Linear(in_=columns, out=self._out, weight=weight.data_ptr(), scale=scale.data_ptr())
+        self._call.offset = None if offset is None else offset.data_ptr()
+
+    def __call__(self, codes: Tensor, dtype: torch.dtype, gelu: str | None = None) -> Tensor:
+        """Returns y = ((codes - 128) @ weight.T + offset) * scale, (rows, out), in `dtype`, a key of TYPES. The sums
+        before `scale` are exact int32 numbers. `codes` (rows, in) uint8 are contiguous. With `gelu`, the name of an
+        approximation of torch's GELU ("none" or "tanh"), returns GELU of y, with an error of up to 2e-7 * |y|.
+
+        Raises MemoryError where memory ran out.
+        """
+        y = torch.empty(len(codes), self._out, dtype=dtype, device="cpu")
+        call = _Linear.from_buffer_copy(self._call)  # other threads may use this layer at the same time
+        call.codes, call.y, call.rows, call.type = codes.data_ptr(), y.data_ptr(), len(codes), TYPES[dtype]
+        call.gelu = _GELU[gelu]
+        if not self._function(ctypes.byref(call), torch.get_num_threads()):
+            raise MemoryError("a linear layer in integers")
+        return y
 
 
 class Kernels:
@@ -54,70 +83,59 @@ class Kernels:
     def __init__(self, library: ctypes.CDLL, target: str) -> None:
         self.target = target
         self.computes_in_bfloat16 = target == "avx512_bf16"
-        self._library = library
-        for name in ("attention_scratch", "linear_scratch", *(["bfloat16_attention_scratch"] if self.computes_in_bfloat16 else [])):
-            self._function(name).restype = ctypes.c_long
-
-    def _function(self, name: str) -> "ctypes._NamedFuncPointer":
-        return getattr(self._library, f"{name}_{self.target}")
+        self._attention = getattr(library, f"attention_{target}")
+        self._linear = getattr(library, f"linear_{target}")
+        self._quantize = getattr(library, f"quantize_{target}")
+        self._quantize.argtypes = (
+            ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_int
+        )  # fmt: skip
+        if self.computes_in_bfloat16:
+            self._bfloat16_attention = getattr(library, f"bfloat16_attention_{target}")
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
     ) -> bool:
         """Computes y = softmax(query @ key.T * scale + mask) @ value from products of integers, and returns whether `y`
-        is valid: not if a number is NaN, infinite or above 1e15.
+        is valid: not if a number is NaN, infinite or above 1e15, nor if memory ran out.
 
         All tensors are (batch, heads, rows, columns) with stride 1 in the last dimension. `mask` is float32, the others
         have the same dtype, a key of TYPES. `mask` and `scale`, which is not negative, belong to scores to base 2: the
         weights of the softmax are 2 ** score.
         """
-        return bool(self._attend("attention", query, key, value, mask, y, scale))
+        return _attend(self._attention, query, key, value, mask, y, scale)
 
     def bfloat16_attention(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
     ) -> None:
         """Computes the same as `attention` for bfloat16 tensors, from products of bfloat16 numbers. `scale` is
-        positive."""
-        self._attend("bfloat16_attention", query, key, value, mask, y, scale)
+        positive. Raises MemoryError where memory ran out."""
+        if not _attend(self._bfloat16_attention, query, key, value, mask, y, scale):
+            raise MemoryError("attention in bfloat16")
 
-    def _attend(
-        self, name: str, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
-    ) -> int:
-        (batch, heads, rows, width), (keys, out) = query.shape, value.shape[2:]
-        call = _Attention(batch=batch, heads=heads, rows=rows, keys=keys, width=width, out=out, scale=scale)
-        call.type = TYPES[query.dtype]
-        for index, tensor in enumerate((query, key, value, mask, y)):
-            if tensor is not None:
-                setattr(call, _TENSORS[index], tensor.data_ptr())
-                call.at[index][:] = tensor.stride()[:3]
-        return self._call_with_scratch(name, call)
-
-    def _call_with_scratch(self, name: str, call: ctypes.Structure) -> int:
-        threads = torch.get_num_threads()
-        size = self._function(f"{name}_scratch")(ctypes.byref(call), threads)
-        scratch = torch.empty(size, dtype=torch.uint8, device="cpu")
-        return int(self._function(name)(ctypes.byref(call), ctypes.c_void_p(scratch.data_ptr()), threads))
-
-    def linear(self, codes: Tensor, weight: Tensor, offset: Tensor | None, scale: Tensor, y: Tensor) -> None:
-        """Computes y = ((codes - 128) @ weight.T + offset) * scale; the sums before `scale` are exact int32 numbers.
-
-        `codes` (rows, in) uint8, `weight` (out, in) int8, `offset` (out,) int32 (None: 0), `scale` (out,) float32 and
-        `y` (rows, out), of a dtype in TYPES, are contiguous.
-        """
-        (rows, columns), out = codes.shape, len(weight)
-        call = _Linear(rows=rows, in_=columns, out=out, type=TYPES[y.dtype])
-        tensors = {"codes": codes, "weight": weight, "offset": offset, "scale": scale, "y": y}
-        for name, tensor in tensors.items():
-            setattr(call, name, None if tensor is None else tensor.data_ptr())
-        self._call_with_scratch("linear", call)
+    def linear(self, weight: Tensor, offset: Tensor | None, scale: Tensor) -> Linear:
+        """Returns a linear layer for the kernel; the arguments are those of `Linear`."""
+        return Linear(self._linear, weight, offset, scale)
 
     def quantize(self, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
         """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255). Both tensors are contiguous; `x` has a
         dtype of TYPES, `out` is uint8."""
-        self._function("quantize")(
-            ctypes.c_void_p(x.data_ptr()), TYPES[x.dtype], ctypes.c_void_p(out.data_ptr()), ctypes.c_int64(x.numel()),
-            ctypes.c_float(scale), zero_point, torch.get_num_threads(),
-        )  # fmt: skip
+        self._quantize(
+            x.data_ptr(), TYPES[x.dtype], out.data_ptr(), x.numel(), scale, zero_point, torch.get_num_threads()
+        )
+
+
+def _attend(
+    function: Callable[..., int], query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
+) -> bool:
+    """Calls an attention kernel, `function`, and returns whether it succeeded."""
+    (batch, heads, rows, width), (keys, out) = query.shape, value.shape[2:]
+    call = _Attention(batch=batch, heads=heads, rows=rows, keys=keys, width=width, out=out, scale=scale)
+    call.type = TYPES[query.dtype]
+    for index, tensor in enumerate((query, key, value, mask, y)):
+        if tensor is not None:
+            setattr(call, _TENSORS[index], tensor.data_ptr())
+            call.at[index][:] = tensor.stride()[:3]
+    return bool(function(ctypes.byref(call), torch.get_num_threads()))
 
 
 def digest(folder: Path) -> str:

@@ -38,8 +38,10 @@ def _int8(generator: torch.Generator) -> dict[str, Callable[[], Any]]:
     codes = torch.randint(0, 256, (_ROWS, _IN), dtype=torch.uint8, generator=generator)
     weight = torch.randint(-127, 128, (_OUT, _IN), dtype=torch.int8, generator=generator)
     if not sums_in_int32():
-        library, y = kernels.library(), torch.empty(_ROWS, _OUT)
-        return {} if library is None else {"int8": partial(library.linear, codes, weight, None, torch.ones(_OUT), y)}
+        library = kernels.library()
+        if library is None:
+            return {}
+        return {"int8": partial(library.linear(weight, None, torch.ones(_OUT)), codes, torch.float32)}
     numbers = torch.ones(_OUT), torch.zeros(_OUT, dtype=torch.int64), None
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
     more: tuple[Any, ...] = (1.0, 0, torch.float32, "none", [], "")

@@ -69,13 +69,6 @@ static long lay_out_work(const Attention *a, char *memory, Work *work) {
 /* Returns the number of heads that are packed at a time. */
 INLINE long together(const Attention *a, int threads) { return least(a->batch * a->heads, 4L * threads); }
 
-/* Returns the bytes of scratch memory that `attention` needs. */
-long OF(attention_scratch)(const Attention *a, int threads) {
-    Head head;
-    Work work;
-    return 64 + together(a, threads) * lay_out_head(a, NULL, &head) + threads * lay_out_work(a, NULL, &work);
-}
-
 /* Returns the bits of the magnitudes of x. As integers they have the order of the magnitudes, and those of NaN are the
    largest. */
 INLINE ints magnitudes(floats x) { return both(as_ints(x), V(set1_epi32)(0x7fffffff)); }
@@ -287,18 +280,20 @@ static int attend(const Attention *a, Head head, const char *query, const float 
 }
 
 /* Computes y = softmax(query @ key.T * scale + mask) @ value. Rows whose keys are all masked become zeros. Returns
-   whether y is valid: not if a number is NaN, infinite or too large for the range of the products. */
-int OF(attention)(const Attention *a, void *scratch, int threads) {
+   whether y is valid: not if a number is NaN, infinite or too large for the range of the products, nor if memory ran
+   out. */
+int OF(attention)(const Attention *a, int threads) {
     const long all = a->batch * a->heads, rows = (a->rows + ROWS - 1) / ROWS, group = together(a, threads);
     const long size = bytes_of(a->type);
-    char *memory = (char *)up((long)scratch, 64);
-    Head unused;
-    const long head_bytes = lay_out_head(a, NULL, &unused);
+    Head any_head;
+    Work any_work;
+    const long head_bytes = lay_out_head(a, NULL, &any_head), work_bytes = lay_out_work(a, NULL, &any_work);
+    char *memory = aligned_alloc(64, group * head_bytes + threads * work_bytes);
+    if (!memory) return 0;
     int in_range = 1;
 #pragma omp parallel num_threads(threads) reduction(&& : in_range)
     {
         Work work;
-        const long work_bytes = lay_out_work(a, NULL, &work);
         lay_out_work(a, memory + group * head_bytes + omp_get_thread_num() * work_bytes, &work);
         for (long start = 0; start < all; start += group) {
             const long end = least(start + group, all);
@@ -322,5 +317,6 @@ int OF(attention)(const Attention *a, void *scratch, int threads) {
             }
         }
     }
+    free(memory);
     return in_range;
 }

@@ -89,11 +89,6 @@ INLINE long of_work(const Attention *a) {
 /* Returns the number of heads that are packed at a time. */
 INLINE long together(const Attention *a, int threads) { return least(a->batch * a->heads, 4L * threads); }
 
-/* Returns the bytes of scratch memory that `bfloat16_attention` needs. */
-long OF(bfloat16_attention_scratch)(const Attention *a, int threads) {
-    return up(2 * together(a, threads) * (of_keys(a) + of_values(a)), 64) + threads * of_work(a);
-}
-
 /* Packs key (keys, width) into blocks of COLUMNS keys, (width / 2, COLUMNS, 2), padded with zeros. */
 static void pack_keys(bfloat16 *to, const bfloat16 *key, const Attention *a) {
     const long width = a->width, block = COLUMNS * up(width, 2);
@@ -197,12 +192,14 @@ static void attend(const Attention *a, const bfloat16 *query, const bfloat16 *ke
     }
 }
 
-/* Computes y = softmax(query @ key.T * scale + mask) @ value. Rows whose keys are all masked become zeros. */
-void OF(bfloat16_attention)(const Attention *a, void *scratch, int threads) {
+/* Computes y = softmax(query @ key.T * scale + mask) @ value. Rows whose keys are all masked become zeros.
+   Returns whether there was memory for it. */
+int OF(bfloat16_attention)(const Attention *a, int threads) {
     const long all = a->batch * a->heads, blocks = (a->rows + ROWS - 1) / ROWS, group = together(a, threads);
     const long keys = of_keys(a), head = keys + of_values(a);
-    bfloat16 *packed = scratch;
-    char *works = (char *)scratch + up(2 * group * head, 64);
+    bfloat16 *packed = aligned_alloc(64, up(2 * group * head, 64) + threads * of_work(a));
+    if (!packed) return 0;
+    char *works = (char *)packed + up(2 * group * head, 64);
 #pragma omp parallel num_threads(threads)
     for (long start = 0; start < all; start += group) {
         const long end = least(start + group, all);
@@ -224,6 +221,8 @@ void OF(bfloat16_attention)(const Attention *a, void *scratch, int threads) {
                    least(a->rows - row, ROWS), work);
         }
     }
+    free(packed);
+    return 1;
 }
 
 #endif

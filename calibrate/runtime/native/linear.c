@@ -7,6 +7,8 @@ enum {
     FEW = 64, /* with fewer rows, the weight is read as it lies: interleaving it would take as long as the products */
 };
 
+enum { NONE, EXACT, TANH }; /* GELU of the output: none, or by the formula that torch calls "none" or "tanh" */
+
 typedef struct {
     const uint8_t *codes; /* (rows, in): codes of the input, plus 128 */
     const int8_t *weight; /* (out, in) */
@@ -14,33 +16,72 @@ typedef struct {
     const float *scale; /* (out) */
     void *y; /* (rows, out) */
     int64_t rows, in, out;
-    int32_t type; /* of y */
+    int32_t type, gelu; /* of y */
 } Linear;
 
-/* The memory that all threads share, and that of one thread. */
-INLINE long row_of(const Linear *l) { return up(l->in, 2 * LANES); }
-INLINE long of_rows(const Linear *l) { return up(2 * up(l->rows, HIGH) * row_of(l), 64); }
-INLINE long of_thread(const Linear *l) { return up(2 * DEPTH * COLUMNS + 4 * up(l->rows, HIGH) * COLUMNS, 64); }
+/* Returns 2 ** x for |x| <= 126, with a relative error of 1e-7: the Taylor polynomial of degree 7 about 0, on the
+   distance to the nearest whole number. */
+INLINE floats exp2_of(floats x) {
+    floats whole = floor_of(V(add_ps)(x, V(set1_ps)(.5f))), part = V(sub_ps)(x, whole), y = V(set1_ps)(1.5252734e-5f);
+    y = V(fmadd_ps)(y, part, V(set1_ps)(1.5403530e-4f));
+    y = V(fmadd_ps)(y, part, V(set1_ps)(1.3333558e-3f));
+    y = V(fmadd_ps)(y, part, V(set1_ps)(9.6181291e-3f));
+    y = V(fmadd_ps)(y, part, V(set1_ps)(5.5504109e-2f));
+    y = V(fmadd_ps)(y, part, V(set1_ps)(2.4022651e-1f));
+    y = V(fmadd_ps)(y, part, V(set1_ps)(6.9314718e-1f));
+    y = V(fmadd_ps)(y, part, V(set1_ps)(1));
+    return as_floats(V(add_epi32)(as_ints(y), V(slli_epi32)(V(cvtps_epi32)(whole), 23)));
+}
 
-/* Returns the bytes of scratch memory that `linear` needs. */
-long OF(linear_scratch)(const Linear *l, int threads) { return 64 + of_rows(l) + threads * of_thread(l); }
+INLINE floats clamped(floats x, float limit) {
+    return V(max_ps)(V(min_ps)(x, V(set1_ps)(limit)), V(set1_ps)(-limit));
+}
 
-/* Writes y = (sum + offset) * scale for `some` columns, at most LANES, of row i, from column n on. */
-INLINE void finish(const Linear *l, long i, long n, long some, const int32_t *sums) {
-    int32_t all[LANES] = {0}, offset[LANES] = {0};
+/* Returns x / (1 + exp(-2 u)), which is x (1 + tanh(u)) / 2, with u = sqrt(2 / pi) (x + 0.044715 x ** 3). */
+INLINE floats gelu_by_tanh(floats x) {
+    floats u = V(fmadd_ps)(V(mul_ps)(x, x), V(set1_ps)(0.044715f), V(set1_ps)(1));
+    floats exponent = V(mul_ps)(V(mul_ps)(x, u), V(set1_ps)(-2.3022082f)); /* -2 sqrt(2 / pi) log2(e) u */
+    return V(div_ps)(x, V(add_ps)(V(set1_ps)(1), exp2_of(clamped(exponent, 126))));
+}
+
+/* Returns x (1 + erf(x / sqrt(2))) / 2. The error function has an error of 1.5e-7: formula 7.1.26 of Abramowitz and
+   Stegun, Handbook of Mathematical Functions, 1964. */
+INLINE floats gelu_exactly(floats x) {
+    const floats one = V(set1_ps)(1);
+    floats z = clamped(V(mul_ps)(x, V(set1_ps)(0.70710678f)), 9);
+    floats size = V(max_ps)(z, V(sub_ps)(V(set1_ps)(0), z));
+    floats t = V(div_ps)(one, V(fmadd_ps)(size, V(set1_ps)(0.3275911f), one)), sum = V(set1_ps)(1.061405429f);
+    sum = V(fmadd_ps)(sum, t, V(set1_ps)(-1.453152027f));
+    sum = V(fmadd_ps)(sum, t, V(set1_ps)(1.421413741f));
+    sum = V(fmadd_ps)(sum, t, V(set1_ps)(-0.284496736f));
+    sum = V(fmadd_ps)(sum, t, V(set1_ps)(0.254829592f));
+    floats tail = V(mul_ps)(V(mul_ps)(sum, t), exp2_of(V(mul_ps)(V(mul_ps)(z, z), V(set1_ps)(-1.4426950f))));
+    /* half of 1 - erf(|z|) is half of `tail` */
+    floats half = V(mul_ps)(V(set1_ps)(.5f), tail), positive = V(max_ps)(x, V(set1_ps)(0));
+    return V(fmadd_ps)(V(sub_ps)(x, V(add_ps)(positive, positive)), half, positive);
+}
+
+/* Writes y = (sum + offset) * scale, or GELU of it, for LANES columns of row i from column n on, or fewer at the end of
+   a row. */
+INLINE void finish(const Linear *l, long i, long n, ints sum) {
+    const long some = least(LANES, l->out - n);
+    int32_t offset[LANES] = {0};
     float scale[LANES] = {0};
     if (some < LANES) {
-        memcpy(all, sums, some * sizeof *sums), memcpy(scale, l->scale + n, some * sizeof *scale);
+        memcpy(scale, l->scale + n, some * sizeof *scale);
         if (l->offset) memcpy(offset, l->offset + n, some * sizeof *offset);
     }
-    const int whole = some == LANES;
-    ints sum = read_ints(whole ? sums : all);
-    if (l->offset) sum = V(add_epi32)(sum, read_ints(whole ? l->offset + n : offset));
-    floats y = V(mul_ps)(V(cvtepi32_ps)(sum), V(loadu_ps)(whole ? l->scale + n : scale));
+    if (l->offset) sum = V(add_epi32)(sum, read_ints(some < LANES ? offset : l->offset + n));
+    floats y = V(mul_ps)(V(cvtepi32_ps)(sum), V(loadu_ps)(some < LANES ? scale : l->scale + n));
+    if (l->gelu == TANH) y = gelu_by_tanh(y);
+    if (l->gelu == EXACT) y = gelu_exactly(y);
     void *to = (char *)l->y + (i * l->out + n) * bytes_of(l->type);
-    if (whole) write_lanes(to, l->type, 0, y);
+    if (some == LANES) write_lanes(to, l->type, 0, y);
     else V(storeu_ps)(scale, y), write_row(to, l->type, scale, some);
 }
+
+/* Returns the length of a row of codes in memory, padded with zeros. */
+INLINE long row_of(const Linear *l) { return up(l->in, 2 * LANES); }
 
 /* Interleaves `some` inputs from `from` of up to COLUMNS rows of the weight, from row n on, as add_tile reads them. */
 static void interleave(int16_t *to, const Linear *l, long n, long from, long some) {
@@ -57,15 +98,21 @@ static void interleave(int16_t *to, const Linear *l, long n, long from, long som
     }
 }
 
-INLINE void sum_tile(int32_t *sums, const int16_t *rows, long row, const int16_t *panel, long pairs, int more,
-                     const int vectors) {
+/* Multiplies up to DEPTH inputs of HIGH rows, from row i on, with the weight of the columns from n on. Sums are kept in
+   `sums`, except those of the `last` inputs of a row, which are finished. */
+INLINE void sum_tile(const Linear *l, long i, long n, int32_t *sums, const int16_t *rows, const int16_t *panel,
+                     long pairs, int first, int last, const int vectors) {
     ints sum[HIGH][WIDE];
-    for (int i = 0; i < HIGH; i++)
+    for (int k = 0; k < HIGH; k++)
         for (int j = 0; j < vectors; j++)
-            sum[i][j] = more ? read_ints(sums + i * COLUMNS + j * LANES) : V(set1_epi32)(0);
-    add_tile(sum, rows, row, panel, 2 * COLUMNS, pairs, vectors);
-    for (int i = 0; i < HIGH; i++)
-        for (int j = 0; j < vectors; j++) write_ints(sums + i * COLUMNS + j * LANES, sum[i][j]);
+            sum[k][j] = first ? V(set1_epi32)(0) : read_ints(sums + k * COLUMNS + j * LANES);
+    add_tile(sum, rows, row_of(l), panel, 2 * COLUMNS, pairs, vectors);
+    int32_t tile[HIGH * COLUMNS];
+    if (last) sums = tile;
+    for (int k = 0; k < HIGH; k++)
+        for (int j = 0; j < vectors; j++) write_ints(sums + k * COLUMNS + j * LANES, sum[k][j]);
+    for (long k = 0; last && k < least(HIGH, l->rows - i); k++)
+        for (long j = 0; j < vectors; j++) finish(l, i + k, n + j * LANES, read_ints(sums + k * COLUMNS + j * LANES));
 }
 
 /* Computes up to COLUMNS columns of y, from column n on, for many rows. */
@@ -75,11 +122,9 @@ static void many_rows(const Linear *l, const int16_t *rows, long n, int16_t *pan
         const long some = least(DEPTH, l->in - from), pairs = (some + 1) / 2;
         interleave(panel, l, n, from, some);
         for (long i = 0; i < l->rows; i += HIGH)
-            BY_VECTORS(columns, sum_tile, sums + i * COLUMNS, rows + i * row + from, row, panel, pairs, from > 0)
+            BY_VECTORS(columns, sum_tile, l, i, n, sums + i * COLUMNS, rows + i * row + from, panel, pairs, from == 0,
+                       from + some == l->in)
     }
-    for (long i = 0; i < l->rows; i++)
-        for (long j = 0; j < columns; j += LANES)
-            finish(l, i, n + j, least(LANES, columns - j), sums + i * COLUMNS + j);
 }
 
 /* Computes the sums of one output channel for HIGH rows, whose inputs are padded with zeros. */
@@ -99,24 +144,26 @@ INLINE void dot(int32_t *sums, const int16_t *rows, long row, const int8_t *weig
 static void few_rows(const Linear *l, const int16_t *rows, long n) {
     const long row = row_of(l), columns = least(COLUMNS, l->out - n);
     for (long i = 0; i < l->rows; i += HIGH) {
-        int32_t sums[COLUMNS][HIGH], by_row[HIGH][COLUMNS];
+        int32_t sums[HIGH], by_row[HIGH][COLUMNS] = {0};
         for (long j = 0; j < columns; j++) {
-            dot(sums[j], rows + i * row, row, l->weight + (n + j) * l->in, l->in);
-            for (int k = 0; k < HIGH; k++) by_row[k][j] = sums[j][k];
+            dot(sums, rows + i * row, row, l->weight + (n + j) * l->in, l->in);
+            for (int k = 0; k < HIGH; k++) by_row[k][j] = sums[k];
         }
         for (long k = 0; k < least(HIGH, l->rows - i); k++)
-            for (long j = 0; j < columns; j += LANES) finish(l, i + k, n + j, least(LANES, columns - j), by_row[k] + j);
+            for (long j = 0; j < columns; j += LANES) finish(l, i + k, n + j, read_ints(by_row[k] + j));
     }
 }
 
-/* Computes y = ((codes - 128) @ weight.T + offset) * scale. */
-void OF(linear)(const Linear *l, void *scratch, int threads) {
-    char *memory = (char *)up((long)scratch, 64);
+/* Computes y = ((codes - 128) @ weight.T + offset) * scale, or GELU of it. Returns whether there was memory for it. */
+int OF(linear)(const Linear *l, int threads) {
+    const long row = row_of(l), size = up(2 * up(l->rows, HIGH) * row, 64);
+    const long of_thread = l->rows < FEW ? 0 : up(2 * DEPTH * COLUMNS + 4 * up(l->rows, HIGH) * COLUMNS, 64);
+    char *memory = aligned_alloc(64, size + threads * of_thread);
+    if (!memory) return 0;
     int16_t *rows = (int16_t *)memory;
-    const long row = row_of(l);
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (l->rows * l->in * l->out > 1 << 16)
     {
-        int16_t *panel = (int16_t *)(memory + of_rows(l) + omp_get_thread_num() * of_thread(l));
+        int16_t *panel = (int16_t *)(memory + size + omp_get_thread_num() * of_thread);
 #pragma omp for
         for (long i = 0; i < up(l->rows, HIGH); i++) {
             for (long k = 0; k < l->in && i < l->rows; k++) rows[i * row + k] = l->codes[i * l->in + k] - 128;
@@ -128,4 +175,6 @@ void OF(linear)(const Linear *l, void *scratch, int threads) {
             if (l->rows < FEW) few_rows(l, rows, n);
             else many_rows(l, rows, n, panel, (int32_t *)(panel + DEPTH * COLUMNS));
     }
+    free(memory);
+    return 1;
 }

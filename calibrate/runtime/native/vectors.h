@@ -8,6 +8,7 @@ compute the same numbers. Sizes and strides are numbers of elements. No function
 #include <math.h>
 #include <omp.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))

@@ -153,10 +153,22 @@ def test_a_linear_layer_sums_exactly(name, dtype, rows, columns, out, extreme, s
     if extreme:
         codes, weight = torch.zeros_like(codes), torch.full_like(weight, -127)
     offset = torch.randint(-(2**20), 2**20, (out,), dtype=torch.int32) if seed % 2 else None
-    scale, y = torch.rand(out) + 0.1, torch.full((rows, out), math.nan, dtype=dtype)
-    kernels.targets()[name].linear(codes, weight, offset, scale, y)
+    scale = torch.rand(out) + 0.1
+    y = kernels.targets()[name].linear(weight, offset, scale)(codes, dtype)
     sums = (codes.long() - 128) @ weight.long().T + (0 if offset is None else offset.long())
     assert torch.equal(y, (sums.to(torch.int32).float() * scale).to(dtype))
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_gelu_is_that_of_torch(target, approximate):
+    # whole numbers times 2 ** -9, up to 64 in magnitude
+    weight = torch.arange(-127, 128, dtype=torch.int8)[:, None]
+    codes, scale = torch.arange(0, 256, dtype=torch.uint8)[:, None], torch.full((255,), 2.0**-8)
+    layer = target.linear(weight, None, scale)
+    x, y = layer(codes, torch.float32), layer(codes, torch.float32, approximate)
+    assert float(x.max()) > 60
+    wanted = F.gelu(x.double(), approximate=approximate)
+    assert ((y - wanted).abs() <= 2e-7 * x.abs() + 1e-9).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
