@@ -10,7 +10,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,8 +24,8 @@ from .attention import ATTENTION, CANDIDATES, DTYPES
 LEAST_SCORES = 1 << 11  # with fewer scores in a head, torch's attention always serves: calls are too short to gain
 LEAST_ROWS = 16  # products of fewer rows keep their dtype: converting the weight would take longer than the product
 MANY_ROWS = 256  # from this number of rows on a product has the choice of the measurement with so many rows
-# size classes of attention by name: the number of scores in a head at which a class begins, and the heads of a thread,
-# rows and keys of its measurement. With few heads all inputs would stay in the cache; torch's kernel works in larger
+# size classes of attention by name: the number of scores in a head at which a class begins, and the heads, rows and
+# keys of its measurement. With few heads all inputs would stay in the cache; torch's kernel works in larger
 # pieces from 768 rows on.
 _SIZES = {
     "small": (LEAST_SCORES, (4, 64, 64)),
@@ -130,15 +131,28 @@ def _name(dtype: torch.dtype) -> str:
 @torch.no_grad()
 def _measure_all(dtype: torch.dtype) -> Times:
     # modes of the caller, such as a default device or autocast, must not change what is measured
-    with torch._C.DisableTorchFunction(), torch.autocast("cpu", enabled=False):
+    with torch._C.DisableTorchFunction(), torch.autocast("cpu", enabled=False), one_thread():
         attention = {size: measure(_attentions(dtype, *shape)) for size, (_, shape) in _SIZES.items()}
         kinds: dict[str, Callable[..., Tensor]] = {} if dtype == torch.float32 else _PRODUCTS
         return Times(attention, {kind: measure(_products(dtype, kind)) for kind in kinds})
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Makes torch compute with one thread inside `with`. Threads that other processes keep from running would make the
+    others wait, so that on a busy machine all candidates would seem equally slow."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def measure(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Returns, by name, the seconds of a call of each function: the least of several calls, in which the functions
-    alternate, after a warm-up call of each. A function that raises an exception takes infinitely long."""
+    """Returns, by name, the seconds of processor time that a call of each function takes in the calling thread: the
+    least of several calls, in which the functions alternate, after a warm-up call of each. A function that raises an
+    exception takes infinitely long."""
     times = {name: math.inf for name in functions}
     left = {name: function for name, function in functions.items() if _seconds(name, function) < math.inf}
     start = time.perf_counter()
@@ -153,15 +167,13 @@ def measure(functions: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def _seconds(name: str, function: Callable[[], Any]) -> float:
-    # with one thread its processor time counts, which other processes on a busy machine do not lengthen
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    start = clock()
+    start = time.thread_time()
     try:
         function()
     except Exception as error:
         _log.debug("%s: cannot run here: %s: %s", name, type(error).__name__, error)
         return math.inf
-    return clock() - start
+    return time.thread_time() - start
 
 
 def _randn(*shape: int) -> Tensor:
@@ -171,8 +183,8 @@ def _randn(*shape: int) -> Tensor:
 
 def _attentions(dtype: torch.dtype, heads: int, rows: int, keys: int) -> dict[str, Callable[[], Any]]:
     """Returns, by name, a function without arguments for each candidate that fits `dtype`. It computes attention on
-    `heads` heads for each thread, in the memory layout of models."""
-    shapes = [(1, length, heads * torch.get_num_threads(), _WIDTH) for length in (rows, keys, keys)]
+    `heads` heads, in the memory layout of models."""
+    shapes = [(1, length, heads, _WIDTH) for length in (rows, keys, keys)]
     inputs = [_randn(*shape).to(dtype).transpose(1, 2) for shape in shapes]
     return {name: partial(each.run, *inputs) for name, each in CANDIDATES.items() if each.fits(dtype)}
 

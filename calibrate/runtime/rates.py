@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ..layers.products import sums_in_int32
 from . import kernels
-from .choice import measure
+from .choice import measure, one_thread
 
 _ROWS, _IN, _OUT = 512, 768, 768  # sizes of the linear layer
 
@@ -17,7 +17,7 @@ _ROWS, _IN, _OUT = 512, 768, 768  # sizes of the linear layer
 @torch.no_grad()
 def rates() -> dict[str, float]:
     """Measures a linear layer of fixed sizes in three dtypes. Returns a dict from "float32", "bfloat16" and "int8" to
-    the operations per second; 0 for a dtype in which this processor cannot run the layer. A multiplication and an
+    the operations per second of one thread; 0 for a dtype in which this processor cannot run the layer. A multiplication and an
     addition are two operations."""
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(rows, _IN, generator=generator) for rows in (_ROWS, _OUT))
@@ -26,7 +26,8 @@ def rates() -> dict[str, float]:
         "float32": lambda: F.linear(x, weight),
         "bfloat16": lambda: F.linear(*narrow),
     }
-    seconds = measure(functions | _int8(generator))
+    with one_thread():
+        seconds = measure(functions | _int8(generator))
     seconds = {name: seconds.get(name, float("inf")) for name in ("float32", "bfloat16", "int8")}
     return {name: 2 * _ROWS * _IN * _OUT / value for name, value in seconds.items()}
 
