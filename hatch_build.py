@@ -2,8 +2,8 @@
 x86-64 processor.
 
 Every kernel is compiled once for each target, a set of vector instructions, into one library; kernels.py chooses a
-target when it runs. Targets that the compiler does not know are left out. Without a compiler Octavo is installed without
-the library, and says so.
+target when it runs. Targets that the compiler does not know are left out. Without a compiler Octavo is installed
+without the library, and says so.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -59,31 +60,38 @@ def compile_to(sources: Path, library: Path) -> list[str]:
     Raises OSError or CalledProcessError, and leaves `library` as it was, where it cannot be made.
     """
     compiler = shlex.split(os.environ.get("CC", "cc"))
-    with tempfile.TemporaryDirectory(dir=library.parent) as name:
+    with tempfile.TemporaryDirectory(dir=library.parent) as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(name)
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            known = dict(zip(TARGETS, pool.map(lambda flags: _knows(compiler, flags, folder), TARGETS.values())))
-            commands = list(_commands(compiler, sources, [target for target in TARGETS if known[target]]))
-            objects = [folder / f"{index}.o" for index in range(len(commands))]
-            list(pool.map(lambda pair: _run([*pair[0], "-o", str(pair[1])]), zip(commands, objects)))
+        known = list(pool.map(lambda target: _knows(compiler, TARGETS[target]), TARGETS))
+        targets = [target for target, is_known in zip(TARGETS, known, strict=True) if is_known]
+        objects = list(pool.map(lambda command: _object(command, folder), _commands(compiler, sources, targets)))
         made = folder / library.name
-        _run([*compiler, *FLAGS.split(), "-shared", *map(str, objects), "-lm", "-o", str(made)])
+        _run([*compiler, *FLAGS.split(), "-shared", *objects, "-lm", "-o", str(made)])
         made.replace(library)  # processes that run keep the one they have
-    return [target for target in TARGETS if not known[target]]
+    return [target for target in TARGETS if target not in targets]
 
 
-def _knows(compiler: list[str], flags: str, folder: Path) -> bool:
+def _knows(compiler: list[str], flags: str) -> bool:
     command = [*compiler, *flags.split(), "-E", "-x", "c", os.devnull, "-o", os.devnull]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
-def _commands(compiler: list[str], sources: Path, targets: list[str]) -> Any:
+def _commands(compiler: list[str], sources: Path, targets: list[str]) -> Iterator[list[str]]:
+    """Yields the commands that compile the sources, without the name of the output."""
     for source in sorted(sources.glob("*.c")):
         if source.name == "targets.c":
             yield [*compiler, *FLAGS.split(), f'-DSOURCE="{digest(sources)}"', "-c", str(source)]
             continue
         for target in targets:
             yield [*compiler, *FLAGS.split(), *TARGETS[target].split(), f"-DTARGET={target}", "-c", str(source)]
+
+
+def _object(command: list[str], folder: Path) -> str:
+    """Runs a command that compiles a source; returns the name of the output, a file in `folder`."""
+    handle, name = tempfile.mkstemp(".o", dir=folder)
+    os.close(handle)
+    _run([*command, "-o", name])
+    return name
 
 
 def digest(folder: Path) -> str:

@@ -60,7 +60,9 @@ def _by_integers(
     """Computes attention by the kernel of native/attention.c. Returns None, so that another candidate has to serve, if
     a number is NaN, infinite or above 1e15, except -infinity in the mask, or if there is no kernel."""
     library = kernels.library()
-    if library is None or (attn_mask is not None and attn_mask.is_floating_point() and not (attn_mask < math.inf).all()):
+    if library is None or (
+        attn_mask is not None and attn_mask.is_floating_point() and not (attn_mask < math.inf).all()
+    ):
         return None
     query, mask, scale = _in_base_2(query, key, attn_mask, scale)
     y = empty_output(query, value)

@@ -125,7 +125,13 @@ class Kernels:
 
 
 def _attend(
-    function: Callable[..., int], query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
+    function: Callable[..., int],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    y: Tensor,
+    scale: float,
 ) -> bool:
     """Calls an attention kernel, `function`, and returns whether it succeeded."""
     (batch, heads, rows, width), (keys, out) = query.shape, value.shape[2:]

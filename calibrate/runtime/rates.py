@@ -17,8 +17,8 @@ _ROWS, _IN, _OUT = 512, 768, 768  # sizes of the linear layer
 @torch.no_grad()
 def rates() -> dict[str, float]:
     """Measures a linear layer of fixed sizes in three dtypes. Returns a dict from "float32", "bfloat16" and "int8" to
-    the operations per second of one thread; 0 for a dtype in which this processor cannot run the layer. A multiplication and an
-    addition are two operations."""
+    the operations per second of one thread; 0 for a dtype in which this processor cannot run the layer. A
+    multiplication and an addition are two operations."""
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(rows, _IN, generator=generator) for rows in (_ROWS, _OUT))
     narrow = x.bfloat16(), weight.bfloat16()

@@ -1,0 +1,85 @@
+"""Measures what attention in integers costs in accuracy on the bundled pipeline, with or without added outliers.
+
+    python -m bench.attention_error [--outliers] [--recipes fast balanced] [--prompts 8] [--held 4] [--pictures 200]
+
+Each row has the SQNR in dB of the transformer's output over all calls of held-out prompts, against the float model with
+torch's attention, and the share of pictures that show what the prompt says. Both are measured twice: with torch's
+attention, and with attention in integers.
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from torch import nn
+
+from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.replay.sqnr import Power, outputs
+from octavo.calibrate.runtime.operators import attend
+from octavo.calibrate.settings import RECIPES, Settings
+from octavo.pipelines.demo.judge import score
+from octavo.pipelines.demo.scene import parse
+from octavo.pipelines.load import load_pipeline, model_directory
+from octavo.pipelines.sd3 import SD3
+from octavo.prompts import read_prompts
+from tests.zoo.drawing import draw
+from tests.zoo.random_sd3 import put_outliers
+
+from .accuracy import recorded
+
+WORDS = ("torch", "integers")  # kernels of attention, as `accelerate` names them
+
+
+@contextmanager
+def attending(model: nn.Module, word: str) -> Iterator[None]:
+    """Makes forwards of `model` compute attention as `word` says, inside `with`."""
+    attend(model, word)
+    try:
+        yield
+    finally:
+        attend(model, None)
+
+
+def sqnr(model: nn.Module, layers: Any, calls: list[Any], word: str) -> float:
+    """Computes the SQNR in dB of the model's output with these integer layers (None: float) and this attention."""
+    power = Power()
+    exact = outputs(model, calls)
+    with quantized(model, layers) if layers else nullcontext(), attending(model, word):
+        for one, other in zip(exact, outputs(model, calls), strict=True):
+            power.add(one[0], other[0])
+    return power.sqnr or float("inf")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", nargs="*", default=["fast", "balanced"])
+    parser.add_argument("--outliers", action="store_true")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--held", type=int, default=4)
+    parser.add_argument("--pictures", type=int, default=0)
+    options = parser.parse_args()
+    pipe = load_pipeline(model_directory("demo"))
+    model = pipe.transformer.requires_grad_(False)
+    if options.outliers:
+        put_outliers(model, seed=0)
+    held_out = list(read_prompts("demo-heldout").texts)
+    held_out_calls = recorded(pipe, held_out[-options.held :])
+    scenes = [parse(prompt) for prompt in held_out[: options.pictures]]
+    calls = recorded(pipe, list(read_prompts("demo").texts[: options.prompts])) if options.recipes else []
+    print("| layers | SQNR: torch | integers | pictures: torch | integers |\n|---|---|---|---|---|")
+    for name in ("float", *options.recipes):
+        layers: Any = None
+        if name != "float":
+            settings = Settings(defaults=SD3.keep_float, groups=SD3.groups, sqnr_calls=0, **RECIPES[name])
+            layers = calibrate(model, lambda: calls, settings).layers
+        cells = [f"{sqnr(model, layers, held_out_calls, word):.2f} dB" for word in WORDS]
+        for word in WORDS if scenes else ():
+            with quantized(model, layers) if layers else nullcontext(), attending(model, word):
+                cells.append(f"{score(draw(pipe, held_out[: options.pictures]), scenes)['all']:.1%}")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
