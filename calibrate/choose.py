@@ -25,7 +25,7 @@ from .report import NEVER_RAN, ZERO_INPUT
 from .rounding.choose_weights import choose_weights
 from .rounding.sums import CALLS, SUMS_BYTES
 from .settings import Settings
-from .smoothing.search import smooth
+from .smoothing.search import ALPHAS, Tried, smooth
 
 
 class Observations(NamedTuple):
@@ -129,13 +129,14 @@ def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work
 def transforms_of(
     model: nn.Module, surveys: Mapping[str, Survey], settings: Settings, work: Work
 ) -> dict[str, Transform]:
-    """Searches smoothing factors by `surveys`, a dict from layer name to the survey of the layer's input. Returns a
+    """Searches smoothing factors and rotations by `surveys`, a dict from layer name to the survey of the layer's input. Returns a
     dict from layer name to the transform that divides the layer's input by its factors. The dict has only the layers
     whose output error the division lowers."""
     if not settings.transforming:
         return {}
     groups = settings.groups(model) if settings.groups else []
-    smoothings = smooth(model, _of_linears(surveys), groups, settings.input_type, settings.input_scheme, work)
+    tried = Tried(ALPHAS if settings.smoothing else (), settings.rotations)
+    smoothings = smooth(model, _of_linears(surveys), groups, settings.input_type, settings.input_scheme, work, tried)
     return {name: smoothing.transform for name, smoothing in smoothings.items()}
 
 

@@ -7,6 +7,7 @@ from .choice import NEAREST, Choice
 from .layers.changes import hooks_on_all_modules
 from .layers.modules import QuantizedLayer
 from .layers.scheme import Range
+from .layers.transforms import Rotate
 from .mixed_precision.mix import Mixture
 from .plan import Entry, Plan
 from .replay.sqnr import Power, interval, total
@@ -44,7 +45,9 @@ def report_of(
     |-------------|--------------------------------------------------------------------------------------------------|
     | layers      | for each plan entry: name, kind, shape, scheme (null: float), reason, bytes_before, bytes_after; |
     |             | for a quantized layer: weight_scale [smallest, largest], sqnr in dB (null: no error),            |
-    |             | and range, scale, zero_point of its input (scheme W8A8_TIMESTEP: a list, one for each bin)       |
+    |             | and range, scale, zero_point of its input (scheme W8A8_TIMESTEP: a list, one for each bin);      |
+    |             | multiplier [smallest, largest] if its input is smoothed, and rotation, the number of channels    |
+    |             | in a group, if its input is rotated                                                              |
     | totals      | quantized, kept_float: numbers of layers; bytes_before, bytes_after; output_sqnr in dB and its   |
     |             | 95 % interval output_sqnr_interval [low, high] (null: too few calls); calls: calibration calls;  |
     |             | calls_measured: the calls that output_sqnr and the sqnr of layers are measured on;               |
@@ -101,8 +104,11 @@ def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, setting
     row["weights"], row["corrected"] = choice.method, choice.correction is not None
     if settings.weights and choice.method == NEAREST:
         row["note"] = f"{', '.join(settings.weights)}: no better than rounding to the nearest on held-out calls"
-    for tensor in [] if choice.transform is None else choice.transform.tensors.values():
-        row["multiplier"] = [tensor.min().item(), tensor.max().item()]
+    tensors = {} if choice.transform is None else choice.transform.tensors
+    if (multiplier := tensors.get("mul_scale")) is not None:
+        row["multiplier"] = [multiplier.min().item(), multiplier.max().item()]
+    if (rotation := tensors.get("rotation")) is not None:
+        row["rotation"] = Rotate(rotation).size
     if ranges and layer.calibrated:
         row["range"] = [min(extent.low for extent in ranges), max(extent.high for extent in ranges)]
     if layer.calibrated:

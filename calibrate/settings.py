@@ -11,11 +11,15 @@ from octavo.capture.errors import UsageError
 from .choice import NEAREST
 from .layers.inputs import ACTIVATIONS, Input
 from .layers.scheme import ACTIVATION, SYMMETRIC_ACTIVATION, Scheme
+from .layers.schemes import ROTATIONS
 from .mixed_precision.budget import Budget, budget_of
 from .observers.observers import OBSERVERS, Options
 from .replay.measured_calls import MEASURED
 from .rounding.methods import WEIGHT_METHODS, Method
 from .smoothing.fold import FoldGroup
+
+# the words of `Settings.rotation`, with the numbers of channels in a group that are tried; the first is preferred
+ROTATION = {"off": (), "auto": (256, 64, 16), **{str(size): (size,) for size in ROTATIONS}}
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Settings:
     reciprocal: bool = False  # whether multiplying by 1 / input scale must give the same codes (layers/reciprocals.py)
     activations: str = "static"  # how inputs become codes: a name of ACTIVATIONS
     smoothing: bool = False  # whether inputs are divided by smoothing factors where that lowers the error
+    rotation: str = "off"  # whether inputs are rotated where that lowers the error: a name of ROTATION
     groups: Callable[[nn.Module], Sequence[FoldGroup]] | None = None  # returns the smoothing groups of a model
     fold: bool = False  # whether factors are folded into the layers that produce the inputs (smoothing/fold.py)
     weights: tuple[str, ...] = ()  # names of WEIGHT_METHODS: each layer takes the best; empty: round to the nearest
@@ -51,6 +56,7 @@ class Settings:
         for word in self.weights:
             _one_of("weights", word, WEIGHT_METHODS)
         _one_of("activations", self.activations, ACTIVATIONS)
+        _one_of("rotation", self.rotation, ROTATION)
         if not 0.0 <= self.sigma <= 100.0:
             raise UsageError(f"sigma: {self.sigma} is outside 0 to 100. Give a number from 0 to 100.")
         if self.samples is not None and self.samples < 1:
@@ -102,6 +108,7 @@ class Settings:
             "symmetric": self.symmetric,
             "activations": self.activations,
             "smoothing": self.smoothing,
+            "rotation": self.rotation,
             "weights": list(self.weights) or [NEAREST],
             "iterations": dict(self.iterations),
             "bias_correction": self.bias_correction,
@@ -118,14 +125,19 @@ class Settings:
 
     @property
     def transforming(self) -> bool:
-        """Whether inputs may be transformed (smoothed) before they become codes."""
-        return self.smoothing and self.input_type.rounded
+        """Whether inputs may be transformed (smoothed or rotated) before they become codes."""
+        return (self.smoothing or bool(self.rotations)) and self.input_type.rounded
+
+    @property
+    def rotations(self) -> tuple[int, ...]:
+        """The numbers of channels in a group that a rotation may mix; empty: no input is rotated."""
+        return ROTATION[self.rotation]
 
     @property
     def surveying(self) -> bool:
         """Whether a replay has to survey the inputs, which records statistics of each channel and samples of rows: for
         smoothing, for rounding methods, and for timestep bins."""
-        return self.smoothing or not self.method.plain or self.input_type.by_level
+        return self.transforming or self.smoothing or not self.method.plain or self.input_type.by_level
 
 
 def _one_of(name: str, word: str, words: Mapping[str, Any]) -> None:

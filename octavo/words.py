@@ -11,6 +11,7 @@ from octavo.calibrate.formats import CLASSIFIER, DENOISER, TABLE, names_for
 OBSERVERS = ("minmax", "sigma", "percentile", "mse")
 WEIGHT_METHODS = tuple(rounding.TABLE)
 RECIPES = ("plain", "fast", "balanced", "best")
+ROTATION = ("off", "auto", "16", "64", "256")
 ACTIVATIONS = ("static", "timestep", "dynamic")  # the table also has "float", which --weight-only chooses
 FORMATS = tuple(TABLE)
 DENOISER_FORMATS, CLASSIFIER_FORMATS = names_for(DENOISER), names_for(CLASSIFIER)

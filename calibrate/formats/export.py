@@ -72,6 +72,17 @@ def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> Non
             sink.write(data)
 
 
+def check_rotation(formats: Sequence[str], rotation: str) -> None:
+    """Raises UsageError if one of `formats` cannot hold layers whose inputs are rotated, and `rotation`, a value of
+    `Settings.rotation`, is not "off"."""
+    for name in formats:
+        if rotation != "off" and "Rotate" not in format_named(name).transforms:
+            able = ", ".join(word for word in TABLE if "Rotate" in format_named(word).transforms)
+            raise UsageError(
+                f"--rotation {rotation}: format {name} cannot hold rotated inputs. Use --rotation off or --format {able}."
+            )
+
+
 def folding(formats: Sequence[str]) -> bool:
     """Returns whether smoothing factors can be folded into float parameters: whether the software for each of `formats`
     loads the float parameters from the checkpoint."""

@@ -85,6 +85,7 @@ class IntegerLayer(nn.Module):
     quant_bias: Tensor
     edges: Tensor
     mul_scale: Tensor | None
+    rotation: Tensor | None
     weight_scale: Tensor
 
     def __init__(self, numbers: Numbers) -> None:
@@ -96,7 +97,7 @@ class IntegerLayer(nn.Module):
         self.bias = None if numbers.bias is None else nn.Parameter(numbers.bias, requires_grad=False)
         self.register_buffer("weight_scale", numbers.weight_scale)
         tensors = {} if numbers.transform is None else numbers.transform.tensors
-        for name in (name for kind in TRANSFORMS for name in kind.TENSORS):
+        for name in dict.fromkeys(name for kind in TRANSFORMS for name in kind.TENSORS):
             self.register_buffer(name, tensors.get(name))
         for name, tensor in numbers.input.tensors.items():
             self.register_buffer(name, tensor)

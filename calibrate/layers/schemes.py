@@ -1,5 +1,8 @@
-"""Defines the names of the schemes of integer layers, as msModelSlim has them. Importing this module needs no torch."""
+"""Defines the names of the schemes of integer layers, as msModelSlim has them, and the sizes of rotations. Importing
+this module needs no torch."""
 
 STATIC, TIMESTEP, DYNAMIC, WEIGHT_ONLY = "W8A8", "W8A8_TIMESTEP", "W8A8_DYNAMIC", "W8A16"
 SCHEMES = (STATIC, WEIGHT_ONLY, DYNAMIC, TIMESTEP)  # in the order in which the files of a checkpoint are looked for
 RANGED = (STATIC, TIMESTEP)  # the ranges of inputs are known beforehand
+# the sizes of groups of channels that a rotation may mix, and the number of 4 x 4 matrices whose Kronecker product mixes
+ROTATIONS = {16: 2, 64: 3, 256: 4}

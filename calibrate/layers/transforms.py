@@ -5,10 +5,13 @@ A transform is a frozen object of a type in TRANSFORMS; None stands for no trans
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
+
+from .schemes import ROTATIONS
 
 
 class Transform(Protocol):
@@ -73,7 +76,103 @@ class Multiply:
         return weight.to(torch.float32) / self.factors.to(torch.float32)
 
 
-TRANSFORMS: tuple[type[Transform], ...] = (Multiply,)
+@dataclass(frozen=True)
+class Rotate:
+    """Rotates each group of neighbouring channels by a regular Hadamard matrix, which spreads a large channel over its
+    group (ConvRot, arXiv 2512.03673, 2025).
+
+    The matrix of a group of 16, 64 or 256 channels is a Kronecker power of H4 = [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1,
+    1, 1], [-1, 1, 1, 1]] / 2. It is symmetric and its own inverse. `rotation` (factors,) int32 has the order of each
+    Kronecker factor, which is always 4: three factors stand for groups of 64 channels.
+    """
+
+    TENSORS: ClassVar[tuple[str, ...]] = ("rotation",)
+    by_channel: ClassVar[bool] = False
+    rotation: Tensor
+
+    @classmethod
+    def by(cls, size: int) -> Self:
+        """Makes the rotation of groups of `size` channels, a key of ROTATIONS."""
+        return cls(torch.full((ROTATIONS[size],), 4, dtype=torch.int32, device="cpu"))
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor | None]) -> Self:
+        rotation = tensors["rotation"]
+        assert rotation is not None
+        return cls(rotation)
+
+    @property
+    def size(self) -> int:
+        """The number of channels of a group."""
+        return 4 ** len(self.rotation)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {"rotation": self.rotation}
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        return type(self)(self.rotation.to(device))
+
+    def fault(self) -> str | None:
+        return None
+
+    def input(self, x: Tensor, axis: int = -1) -> Tensor:
+        return x.movedim(axis, -1).unflatten(-1, (-1, self.size)).matmul(
+            _regular_hadamard(self.size, x.dtype, x.device)
+        ).flatten(-2).movedim(-1, axis)  # fmt: skip
+
+    def weight(self, weight: Tensor) -> Tensor:
+        return self.input(weight.to(torch.float32))
+
+
+@dataclass(frozen=True)
+class MultiplyRotate:
+    """Multiplies each channel of the input by a factor, as `multiply` says, and rotates the result, as `rotate`
+    says."""
+
+    TENSORS: ClassVar[tuple[str, ...]] = (*Multiply.TENSORS, *Rotate.TENSORS)
+    by_channel: ClassVar[bool] = False
+    multiply: Multiply
+    rotate: Rotate
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor | None]) -> Self:
+        return cls(Multiply.of(tensors), Rotate.of(tensors))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self.multiply.tensors | self.rotate.tensors
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        return type(self)(self.multiply.to(device, dtype), self.rotate.to(device, dtype))
+
+    def fault(self) -> str | None:
+        return self.multiply.fault()
+
+    def input(self, x: Tensor, axis: int = -1) -> Tensor:
+        return self.rotate.input(self.multiply.input(x, axis), axis)
+
+    def weight(self, weight: Tensor) -> Tensor:
+        return self.rotate.weight(self.multiply.weight(weight))
+
+
+# a layer has the first of these transforms all of whose tensors it has
+TRANSFORMS: tuple[type[Transform], ...] = (MultiplyRotate, Multiply, Rotate)
+
+
+@lru_cache(32)
+def _regular_hadamard(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Returns the regular Hadamard matrix of a rotation, (size, size)."""
+    h4 = (torch.ones(4, 4) - 2 * torch.eye(4).flip(1)) / 2
+    matrix = torch.ones(1, 1)
+    while len(matrix) < size:
+        matrix = torch.kron(matrix, h4)
+    return matrix.to(device, dtype)
+
+
+def without_multiplier(transform: Transform | None) -> Transform | None:
+    """Returns `transform` without the multiplication of channels."""
+    return transform.rotate if isinstance(transform, MultiplyRotate) else None
 
 
 def transformed(transform: Transform | None, x: Tensor, axis: int = -1) -> Tensor:

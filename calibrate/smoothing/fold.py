@@ -21,6 +21,7 @@ from octavo.capture.paging import page_out
 from ..layers.freeze import numbers_of
 from ..layers.modules import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from ..layers.numbers import Numbers
+from ..layers.transforms import without_multiplier
 from ..layers.weights import QuantizedWeight
 
 _MAX_ROUNDING = 0.51  # largest rounding error of quant_bias, in accumulator steps; larger differences are corrections
@@ -90,9 +91,9 @@ def fold(model: nn.Module, layers: Mapping[str, QuantizedLayer], groups: Iterabl
         attempt = FoldResult(dict(result.layers), dict(result.parameters))
         if all(_multiply_source(model, attempt, fold, multiplier) for fold in group.folds):
             for name in group.layers:
-                attempt.layers[name] = _layer_with(
-                    attempt.layers[name], replace(attempt.layers[name].numbers, transform=None)
-                )
+                numbers = attempt.layers[name].numbers
+                transform = without_multiplier(numbers.transform)
+                attempt.layers[name] = _layer_with(attempt.layers[name], replace(numbers, transform=transform))
             result = attempt
     return result
 

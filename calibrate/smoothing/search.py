@@ -1,5 +1,7 @@
-"""Searches smoothing factors: input channels with large values are divided by them, and the weight's columns
-multiplied, before both are rounded.
+"""Searches a transform for the input of each layer: smoothing factors, a rotation, or both.
+
+With smoothing, input channels with large values are divided by factors, and the weight's columns multiplied, before
+both are rounded.
 
 SmoothQuant (Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models,
 arXiv 2211.10438, 2022): y = W x = (W * s) (x / s) with the smoothing factors s[k] = max|x[k]|**alpha / max|W[:, k]|**(1
@@ -7,7 +9,8 @@ arXiv 2211.10438, 2022): y = W x = (W * s) (x / s) with the smoothing factors s[
 
 Layers that share an input share its factors. alpha is searched for each such group of layers. Ranges and factors come
 from the calls that are not held out; the error of the integer layers' outputs is measured on rows of held-out calls. So
-factors that only fit the calls they were computed from are not chosen.
+factors that only fit the calls they were computed from are not chosen. A rotation (`Rotate`) is tried without and with
+the smoothing that was chosen.
 """
 
 import math
@@ -20,8 +23,8 @@ from torch import Tensor, nn
 
 from ..layers.inputs import Codes, Input, StaticInput, weights_for
 from ..layers.products import integer_matmul
-from ..layers.scheme import QParams, Scheme, codes, qparams_of
-from ..layers.transforms import Multiply, transformed, weight_for
+from ..layers.scheme import QParams, Range, Scheme, codes, qparams_of
+from ..layers.transforms import Multiply, MultiplyRotate, Rotate, Transform, transformed, weight_for
 from ..layers.weights import scales_of
 from ..observers.extremes import Channels
 from ..observers.survey import Survey
@@ -37,13 +40,21 @@ _MOST = 2.0**12  # largest ratio between any factor and the median factor
 
 
 class Smoothing(NamedTuple):
-    """The smoothing of a layer. `transform` multiplies each channel of the input by 1 / s, where s are the smoothing
-    factors; `alpha` is SmoothQuant's exponent, from which s was computed. `gain` is by how many dB smoothing lowers the
-    relative error of the output, summed over all layers that share the factors."""
+    """The transform of a layer's input. Smoothing multiplies each channel by 1 / s, where s are the smoothing factors;
+    `alpha` is SmoothQuant's exponent, from which s was computed, or None without smoothing. `gain` is by how many dB the
+    transform lowers the relative error of the output, summed over all layers that share it."""
 
-    transform: Multiply
-    alpha: float
+    transform: Transform
+    alpha: float | None
     gain: float
+
+
+class Tried(NamedTuple):
+    """The transforms to try: smoothing with each of the exponents `alphas`, and rotations of groups of each of the
+    `rotations`, numbers of channels."""
+
+    alphas: tuple[float, ...] = ALPHAS
+    rotations: tuple[int, ...] = ()
 
 
 def smooth(
@@ -53,9 +64,10 @@ def smooth(
     kind: type[Input],
     scheme: Scheme,
     work: Work,
+    tried: Tried = Tried(),  # noqa: B008 - a constant
 ) -> dict[str, Smoothing]:
-    """Searches smoothing factors, and returns a dict from layer name to smoothing, for the layers whose output error it
-    lowers by at least 10 %.
+    """Searches the best of the transforms `tried`, and returns a dict from layer name to transform, for the layers
+    whose output error it lowers by at least 10 %.
 
     `surveys` is a dict from layer name to the survey of the layer's input: channel extremes and sampled rows. `groups`
     are smoothing groups: layers whose factors have to be equal to be folded into the layers before. `kind`, a subclass
@@ -69,10 +81,10 @@ def smooth(
     chosen: dict[str, Smoothing] = {}
     groups_of_rank = work.ranks.share(list(smoothing_groups(surveys, groups)))
     for names in work.progress("smooth", groups_of_rank, len(groups_of_rank)):
-        shared, error = _best_smoothing(model, names, surveys, kind, scheme)
+        shared, error = _best_smoothing(model, names, surveys, kind, scheme, tried)
         results = {tuple(names): shared}
         if len(parts := list(_by_input(names, surveys))) > 1:
-            separate = {tuple(part): _best_smoothing(model, part, surveys, kind, scheme) for part in parts}
+            separate = {tuple(part): _best_smoothing(model, part, surveys, kind, scheme, tried) for part in parts}
             if sum(part_error for _, part_error in separate.values()) < _SEPARATE * error:
                 results = {part: smoothing for part, (smoothing, _) in separate.items()}
         for part, smoothing in results.items():
@@ -119,9 +131,9 @@ class _Judge:
             for module, y in zip(modules, self._exact, strict=True)
         ]
 
-    def error(self, transform: Multiply | None) -> float:
-        """Returns the sum of the layers' relative squared errors when their input is smoothed by `transform` (None: not
-        smoothed); infinite if a layer has no integer form then."""
+    def error(self, transform: Transform | None) -> float:
+        """Returns the sum of the layers' relative squared errors when their input goes through `transform`; infinite if
+        a layer has no integer form then."""
         x = self._codes(transform)
         if x is None:
             return math.inf
@@ -134,11 +146,14 @@ class _Judge:
             total += noise / signal if signal else noise
         return total
 
-    def _codes(self, transform: Multiply | None) -> Codes | None:
+    def _codes(self, transform: Transform | None) -> Codes | None:
         x = transformed(transform, self._rows).to(torch.float32)
         if not self._kind.ranged:
             return self._kind(scheme=self._scheme).codes(x)
-        extent = self._survey.fit_channels.range(transform)
+        if transform is None or transform.by_channel:
+            extent = self._survey.fit_channels.range(transform)
+        else:  # the extremes of channels do not give those of mixed channels: sampled rows have to do
+            extent = Range(*map(float, transformed(transform, self._survey.fit_sample.rows).aminmax()))
         qparams = qparams_of(extent, self._scheme, self._modules[0].weight.dtype)
         return None if qparams is None else StaticInput(qparams, scheme=self._scheme).codes(x)
 
@@ -162,11 +177,16 @@ def _energy(x: Tensor) -> float:
 
 
 def _best_smoothing(
-    model: nn.Module, names: Sequence[str], surveys: Mapping[str, Survey], kind: type[Input], scheme: Scheme
+    model: nn.Module,
+    names: Sequence[str],
+    surveys: Mapping[str, Survey],
+    kind: type[Input],
+    scheme: Scheme,
+    tried: Tried,
 ) -> tuple[Smoothing | None, float]:
-    """Returns the best smoothing with the same factors for all layers in `names`, or None if none lowers their error by
-    at least 10 %. Also returns the sum of the layers' relative output errors with this smoothing, or without smoothing
-    if there is none."""
+    """Returns the best transform, the same for all layers in `names`, or None if none lowers their error by at least 10
+    %. Also returns the sum of the layers' relative output errors with this transform, or without one if there is
+    none."""
     weights = largest_of([layer_at(model, name).weight.detach() for name in names])
     fitted = _merged(surveys[name].fit_channels for name in names)
     judges = [
@@ -174,17 +194,34 @@ def _best_smoothing(
         for part in _by_input(names, surveys)
     ]
 
-    def error(transform: Multiply | None) -> float:
+    def error(transform: Transform | None) -> float:
         return sum(judge.error(transform) for judge in judges)
 
-    before = error(None)
-    errors = [error(Multiply(multiplier_of(weights, fitted, alpha))) for alpha in ALPHAS]
-    if not min(errors) < _MAX_ERROR_RATIO * before:
-        return None, before
-    alpha, after = next((a, e) for a, e in zip(ALPHAS, errors, strict=True) if e <= _NEAR * min(errors))
-    everything = _merged(surveys[name].all for name in names)
+    before = after = error(None)
+    errors = {alpha: error(Multiply(multiplier_of(weights, fitted, alpha))) for alpha in tried.alphas}
+    alpha, multiply, rotate = None, None, None
+    if errors and min(errors.values()) < _MAX_ERROR_RATIO * before:
+        alpha, after = next((a, e) for a, e in errors.items() if e <= _NEAR * min(errors.values()))
+        multiply = Multiply(multiplier_of(weights, fitted, alpha))
+    rotations = [Rotate.by(size) for size in tried.rotations if not len(weights) % size]
+    errors_rotated = {(m, r): error(_joined(m, r)) for m in dict.fromkeys([None, multiply]) for r in rotations}
+    if errors_rotated and min(errors_rotated.values()) < _MAX_ERROR_RATIO * after:
+        (multiply, rotate), after = next(
+            (pair, e) for pair, e in errors_rotated.items() if e <= _NEAR * min(errors_rotated.values())
+        )
+        alpha = alpha if multiply else None
+    if multiply is not None and alpha is not None:
+        multiply = Multiply(multiplier_of(weights, _merged(surveys[name].all for name in names), alpha))
+    transform = _joined(multiply, rotate)
     gain = 10 * float(torch.tensor(before / max(after, 1e-300)).log10())
-    return Smoothing(Multiply(multiplier_of(weights, everything, alpha)), alpha, gain), after
+    return None if transform is None else Smoothing(transform, alpha, gain), after
+
+
+def _joined(multiply: Multiply | None, rotate: Rotate | None) -> Transform | None:
+    """Returns the transform that does both, where one may be None."""
+    if multiply is None or rotate is None:
+        return multiply or rotate
+    return MultiplyRotate(multiply, rotate)
 
 
 def _merged(statistics: Iterable[Channels]) -> Channels:

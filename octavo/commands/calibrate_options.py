@@ -11,7 +11,16 @@ from octavo.capture.errors import UsageError
 
 from ..declarations import Within, argument, flag, option, several
 from ..run_options import DEVICES, FILES, PLACE, READABLE, TRUST
-from ..words import ACTIVATIONS, CLASSIFIER_FORMATS, DENOISER_FORMATS, DTYPES, OBSERVERS, RECIPES, WEIGHT_METHODS
+from ..words import (
+    ACTIVATIONS,
+    CLASSIFIER_FORMATS,
+    DENOISER_FORMATS,
+    DTYPES,
+    OBSERVERS,
+    RECIPES,
+    ROTATION,
+    WEIGHT_METHODS,
+)
 
 if TYPE_CHECKING:
     from octavo.calibrate.settings import Settings
@@ -74,6 +83,10 @@ class CalibrateOptions:
     smoothing: bool | None = option(
         "Move outliers of the inputs into the weights.", "--smoothing/--no-smoothing", heading=INPUTS
     )
+    rotation: str = option(
+        "Channels of the inputs that are mixed to spread outliers; auto: what is best for each layer.",
+        default="off", heading=INPUTS, type=click.Choice(ROTATION),
+    )  # fmt: skip
     weights: tuple[str, ...] = several(
         "Rounding method; if repeated, each layer gets the method with the least error.",
         heading=WEIGHTS, type=click.Choice(WEIGHT_METHODS),
@@ -155,7 +168,7 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
     Raises UsageError if a format of --format cannot hold layers whose inputs are rounded as --activations says, and for
     options that contradict each other.
     """
-    from octavo.calibrate.formats.export import check_activations, folding
+    from octavo.calibrate.formats.export import check_activations, check_rotation, folding
     from octavo.calibrate.settings import RECIPES, Settings
 
     _refuse_contradictions(options)
@@ -175,9 +188,10 @@ def settings_of(options: CalibrateOptions, family: "Family", samples: int | None
         sigma=options.sigma, symmetric=options.symmetric, groups=family.groups,
         fold=folding(formats_of(options)), keep_float=options.keep_float,
         defaults=defaults, more_float=family.more_float, quantize=options.quantize_too if defaults is None else (),
-        samples=samples, budget=options.budget, release=True, name="--keep-float", **recipe,
+        rotation=options.rotation, samples=samples, budget=options.budget, release=True, name="--keep-float", **recipe,
     )  # fmt: skip
     check_activations(formats_of(options), settings.activations)
+    check_rotation(formats_of(options), settings.rotation)
     if options.observer is not None and not settings.input_type.ranged:
         fact = f"has no effect, because {settings.activations} activations have no range that is chosen before a run"
         raise UsageError(f"--observer {options.observer} {fact}. Remove it, or add --activations static.")
@@ -190,6 +204,7 @@ def _refuse_contradictions(options: CalibrateOptions) -> None:
     rounding = {
         f"--activations {options.activations}": options.activations, f"--observer {options.observer}": options.observer,
         "--symmetric": options.symmetric, "--smoothing": options.smoothing,
+        f"--rotation {options.rotation}": options.rotation != "off",
     }  # fmt: skip
     input_options = [words for words, value in rounding.items() if value]
     if options.weight_only and input_options:

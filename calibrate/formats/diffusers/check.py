@@ -9,7 +9,7 @@ from pathlib import Path
 
 from octavo.capture.errors import OctavoError
 
-from ...layers.schemes import RANGED
+from ...layers.schemes import RANGED, ROTATIONS
 from ..arithmetic import correction_ratio, error_ratios
 from ..integers import Integers
 from ..verdict import OCTAVO, Verdict
@@ -84,6 +84,8 @@ def _needed_tensors(kind: LayerKind, shape: tuple[int, ...]) -> dict[str, tuple[
     }
     if kind.multiplied:
         needed["mul_scale"] = (None, shape[1:2])
+    if kind.rotation:
+        needed["rotation"] = ("int32", (ROTATIONS[kind.rotation],))
     if kind.made_bias:
         needed["bias"] = (None, (outputs,))
     if kind.scheme in RANGED:

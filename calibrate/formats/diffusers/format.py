@@ -50,7 +50,7 @@ FORMATS = (
         name="diffusers",
         files=MODEL_FILES,
         writer=write,
-        transforms=("Multiply",),
+        transforms=("Multiply", "Rotate", "MultiplyRotate"),
         consumer=OCTAVO,
         find=partial(find_method, method=QUANT_METHOD, folder="diffusers"),
         check=check,

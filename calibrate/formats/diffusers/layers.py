@@ -12,7 +12,8 @@ from ...layers.inputs import INPUTS
 from ...layers.modules import QuantizedLayer, build
 from ...layers.numbers import Numbers
 from ...layers.scheme import ACTIVATION
-from ...layers.transforms import Multiply
+from ...layers.schemes import ROTATIONS
+from ...layers.transforms import Multiply, MultiplyRotate, Rotate, Transform
 from .structure import LayerKind, Structure
 
 
@@ -28,7 +29,8 @@ def structure_of(layers: Mapping[str, QuantizedLayer]) -> Structure:
 
 def _kind(layer: QuantizedLayer) -> LayerKind:
     bins = len(layer.input_scale) if layer.input_type.by_level else 0
-    return LayerKind(layer.scheme, layer.transform is not None, layer.made_bias, bins)
+    rotation = 0 if layer.rotation is None else Rotate(layer.rotation).size
+    return LayerKind(layer.scheme, layer.mul_scale is not None, layer.made_bias, bins, rotation)
 
 
 def empty_layer(structure: Structure, name: str, module: nn.Module) -> QuantizedLayer:
@@ -58,7 +60,15 @@ def _empty(kind: LayerKind, shape: tuple[int, ...], biased: bool, dtype: torch.d
         return Numbers(
             torch.empty(shape, dtype=input.weights.element.dtype), torch.empty(outputs),
             torch.empty(outputs, dtype=dtype) if biased or kind.made_bias else None,
-            input, dtype, Multiply(torch.empty(shape[1], dtype=dtype)) if kind.multiplied else None,
+            input, dtype, _empty_transform(kind, shape[1], dtype),
             torch.empty(*leading, outputs) if input.ranged else None,
             torch.empty(*leading, outputs, dtype=torch.int32) if input.ranged else None, kind.made_bias,
         )  # fmt: skip
+
+
+def _empty_transform(kind: LayerKind, channels: int, dtype: torch.dtype) -> Transform | None:
+    multiply = Multiply(torch.empty(channels, dtype=dtype))
+    if not kind.rotation:
+        return multiply if kind.multiplied else None
+    rotate = Rotate(torch.empty(ROTATIONS[kind.rotation], dtype=torch.int32))
+    return MultiplyRotate(multiply, rotate) if kind.multiplied else rotate

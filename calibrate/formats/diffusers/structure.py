@@ -11,6 +11,8 @@ The keys of quantization_config:
 | multiplied   | names of the layers with a smoothing multiplier                                |
 | made_biases  | names of the layers with a bias only for its correction, none in float         |
 | bins         | dict from name to number of timestep bins, for each W8A8_TIMESTEP layer        |
+| rotations    | dict from name to size of a group, for each rotated layer; absent if there are |
+|              | none                                                                           |
 """
 
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ from typing import Any, NamedTuple
 
 from octavo.capture.errors import FileError
 
-from ...layers.schemes import SCHEMES
+from ...layers.schemes import ROTATIONS, SCHEMES
 
 QUANT_METHOD, FORMAT = "octavo", 1  # the name registered with diffusers, and the version of quantization_config
 _DTYPES = {dtype: dtype for dtype in ("float32", "float16", "bfloat16")}
@@ -27,12 +29,14 @@ _DTYPES = {dtype: dtype for dtype in ("float32", "float16", "bfloat16")}
 
 class LayerKind(NamedTuple):
     """The kind of an integer layer: its scheme, whether it has a smoothing multiplier, whether it has a bias that its
-    float layer has not, and its number of timestep bins (intervals of noise levels), 0 for other schemes."""
+    float layer has not, its number of timestep bins (intervals of noise levels), 0 for other schemes, and the number of
+    channels in a group that its rotation mixes, 0 without a rotation."""
 
     scheme: str
     multiplied: bool = False
     made_bias: bool = False
     bins: int = 0
+    rotation: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,11 @@ class Structure:
                 raise FileError(f"{where}: {fact}. Upgrade Octavo.")
             multiplied, made_biases = set(content["multiplied"]), set(content["made_biases"])
             bins = {str(name): int(count) for name, count in content["bins"].items()}
+            rotations = {str(name): int(size) for name, size in content.get("rotations", {}).items()}
             kinds = {
-                str(name): LayerKind(scheme, name in multiplied, name in made_biases, bins.get(name, 0))
+                str(name): LayerKind(
+                    scheme, name in multiplied, name in made_biases, bins.get(name, 0), rotations.get(name, 0)
+                )
                 for scheme, names in content["schemes"].items()
                 for name in names
             }
@@ -68,6 +75,8 @@ class Structure:
         if unknown or not kinds:
             fact = f"has an unknown scheme {sorted(unknown)[0]}" if unknown else "names no layer"
             raise FileError(f"{where}: {fact}. Calibrate again.")
+        if wrong := {kind.rotation for kind in kinds.values()} - {0, *ROTATIONS}:
+            raise FileError(f"{where}: has a rotation of {min(wrong)} channels. Calibrate again.")
         return structure
 
     def as_dict(self) -> dict[str, Any]:
@@ -75,6 +84,7 @@ class Structure:
         schemes: dict[str, list[str]] = {}
         for name, kind in sorted(self.kinds.items()):
             schemes.setdefault(kind.scheme, []).append(name)
+        rotations = {name: kind.rotation for name, kind in sorted(self.kinds.items()) if kind.rotation}
         return {
             "quant_method": QUANT_METHOD,
             "format": FORMAT,
@@ -83,4 +93,4 @@ class Structure:
             "multiplied": sorted(name for name, kind in self.kinds.items() if kind.multiplied),
             "made_biases": sorted(name for name, kind in self.kinds.items() if kind.made_bias),
             "bins": {name: kind.bins for name, kind in sorted(self.kinds.items()) if kind.bins},
-        }
+        } | ({"rotations": rotations} if rotations else {})

@@ -6,10 +6,19 @@ from torch import nn
 
 from octavo.calibrate.choice import Choice, layer_of
 from octavo.calibrate.layers.inputs import DynamicInput
-from octavo.calibrate.layers.transforms import TRANSFORMS, Multiply, same_transform
+from octavo.calibrate.layers.schemes import ROTATIONS
+from octavo.calibrate.layers.transforms import (
+    TRANSFORMS,
+    Multiply,
+    MultiplyRotate,
+    Rotate,
+    same_transform,
+    without_multiplier,
+)
 
-COLUMNS = 24
-EXAMPLES = {Multiply: Multiply(torch.rand(COLUMNS) + 0.5)}
+COLUMNS = 128
+MULTIPLY, ROTATE = Multiply(torch.rand(COLUMNS) + 0.5), Rotate.by(64)
+EXAMPLES = {Multiply: MULTIPLY, Rotate: ROTATE, MultiplyRotate: MultiplyRotate(MULTIPLY, ROTATE)}
 every = pytest.mark.parametrize("kind", TRANSFORMS)
 
 
@@ -34,3 +43,31 @@ def test_a_layer_holds_its_transform_and_gives_it_back(kind):
     assert same_transform(layer.transform, transform)
     assert set(kind.TENSORS) <= set(layer.state_dict())
     assert float((layer(x) - module(x)).square().sum() / module(x).square().sum()) < 1e-3
+
+
+@pytest.mark.parametrize("size", ROTATIONS)
+def test_a_rotation_keeps_lengths_and_is_its_own_inverse(size):
+    rotate, x = Rotate.by(size), torch.randn(5, 7, 2 * size, dtype=torch.float64)
+    y = rotate.input(x)
+    assert rotate.size == size
+    torch.testing.assert_close(rotate.input(y), x)
+    torch.testing.assert_close(y.unflatten(-1, (2, size)).norm(dim=-1), x.unflatten(-1, (2, size)).norm(dim=-1))
+    torch.testing.assert_close(rotate.input(x.mT, -2), y.mT)
+
+
+@pytest.mark.parametrize("size", ROTATIONS)
+def test_a_rotation_spreads_one_channel_evenly_over_its_group(size):
+    x = torch.zeros(2 * size)
+    x[3] = 1.0
+    y = Rotate.by(size).input(x)
+    torch.testing.assert_close(y.abs(), torch.cat([torch.full((size,), size**-0.5), torch.zeros(size)]))
+
+
+def test_the_matrix_of_four_channels_is_that_of_convrot():
+    expected = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2
+    torch.testing.assert_close(Rotate.by(16).input(torch.eye(16)), torch.kron(expected, expected))
+
+
+def test_a_folded_multiplier_leaves_the_rotation():
+    assert without_multiplier(EXAMPLES[MultiplyRotate]) is ROTATE
+    assert without_multiplier(MULTIPLY) is None
