@@ -130,7 +130,7 @@ class Kernels:
     def extremes(self, x: Tensor) -> tuple[float, float] | None:
         """Returns the smallest and the largest number of `x`, neither of them -0.0; None if a number is NaN or
         infinite. `x` (..., columns) is not empty and has a dtype of TYPES."""
-        rows, kept = _rows_of(x)  # `kept` owns the memory
+        rows, _owner = _rows_of(x)
         ends = _Ends()
         finite = self._row_statistics(ctypes.byref(rows), ends, None, None)
         return (ends[0], ends[1]) if finite else None
@@ -138,7 +138,7 @@ class Kernels:
     def row_statistics(self, x: Tensor) -> RowStatistics | None:
         """Returns the statistics of the rows of `x` (..., columns); None if a number is NaN or infinite. `x` is not
         empty and has a dtype of TYPES. The sums of a row are computed in float64, always in the same order."""
-        rows, kept = _rows_of(x)  # `kept` owns the memory
+        rows, _owner = _rows_of(x)
         count = rows.batch * rows.rows
         ends, sums = _Ends(), np.empty((2, count))
         start = sums.ctypes.data
@@ -150,7 +150,7 @@ class Kernels:
     def column_extremes(self, x: Tensor) -> Tensor | None:
         """Returns the smallest and the largest number of each column of `x` (..., columns), (2, columns) float32
         without -0.0; None if a number is NaN or infinite. `x` is not empty and has a dtype of TYPES."""
-        rows, kept = _rows_of(x)  # `kept` owns the memory
+        rows, _owner = _rows_of(x)
         ends = torch.empty(2, rows.columns, dtype=torch.float32, device="cpu")
         low = ends.data_ptr()
         low_at, high_at = ctypes.c_void_p(low), ctypes.c_void_p(low + 4 * rows.columns)
