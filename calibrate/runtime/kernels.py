@@ -62,7 +62,7 @@ def _rows_of(x: Tensor) -> tuple[_Rows, Tensor]:
 
 
 class RowStatistics(NamedTuple):
-    """The smallest and the largest number of a tensor, and the sum and the sum of squares of each row."""
+    """Holds the smallest and the largest number of a tensor, and the sum and the sum of squares of each row."""
 
     low: float
     high: float
