@@ -11,8 +11,11 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo.capture.errors import UsageError
@@ -24,6 +27,7 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the number by
 
 _GELU = {None: 0, "none": 1, "tanh": 2}
 _TENSORS = ("query", "key", "value", "mask", "y")
+_Ends = ctypes.c_float * 2
 _log = logging.getLogger(__name__)
 
 
@@ -76,6 +80,35 @@ class Linear:
         return y
 
 
+class _Rows(ctypes.Structure):
+    """A tensor (batch, rows, columns), with the memory layout of the struct in native/statistics.c."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "rows", "columns", "batch_stride", "row_stride")),
+        *((name, ctypes.c_int32) for name in ("type", "threads")),
+    )
+
+
+def _rows_of(x: Tensor) -> tuple[_Rows, Tensor]:
+    """Returns the description of `x` (..., columns) as a tensor (batch, rows, columns), and the tensor that holds the
+    numbers: `x` itself or, if its last dimensions do not lie side by side in memory, a contiguous copy of it."""
+    if x.ndim != 3 or x.stride(2) != 1:
+        x = x.reshape(1, -1, x.shape[-1] if x.ndim else 1).contiguous()
+    (batch, rows, columns), (batch_stride, row_stride, _) = x.shape, x.stride()
+    threads = torch.get_num_threads()
+    return _Rows(x.data_ptr(), batch, rows, columns, batch_stride, row_stride, TYPES[x.dtype], threads), x
+
+
+class RowStatistics(NamedTuple):
+    """Holds the smallest and the largest number of a tensor, and the sum and the sum of squares of each row."""
+
+    low: float
+    high: float
+    sums: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+
 class Kernels:
     """The kernels of one target. `target`: its name, one of TARGETS. `computes_in_bfloat16`: whether it has the
     bfloat16 attention kernel."""
@@ -91,6 +124,9 @@ class Kernels:
         )  # fmt: skip
         if self.computes_in_bfloat16:
             self._bfloat16_attention = getattr(library, f"bfloat16_attention_{target}")
+        self._row_statistics = getattr(library, f"row_statistics_{target}")
+        self._column_extremes = getattr(library, f"column_extremes_{target}")
+        self._add_exactly = getattr(library, f"add_exactly_{target}")
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
@@ -122,6 +158,48 @@ class Kernels:
         self._quantize(
             x.data_ptr(), TYPES[x.dtype], out.data_ptr(), x.numel(), scale, zero_point, torch.get_num_threads()
         )
+
+    def extremes(self, x: Tensor) -> tuple[float, float] | None:
+        """Returns the smallest and the largest number of `x`, neither of them -0.0; None if a number is NaN or
+        infinite. `x` (..., columns) is not empty and has a dtype of TYPES."""
+        rows, _owner = _rows_of(x)
+        ends = _Ends()
+        finite = self._row_statistics(ctypes.byref(rows), ends, None, None)
+        return (ends[0], ends[1]) if finite else None
+
+    def row_statistics(self, x: Tensor) -> RowStatistics | None:
+        """Returns the statistics of the rows of `x` (..., columns); None if a number is NaN or infinite. `x` is not
+        empty and has a dtype of TYPES. The sums of a row are computed in float64, always in the same order."""
+        rows, _owner = _rows_of(x)
+        count = rows.batch * rows.rows
+        ends, sums = _Ends(), np.empty((2, count))
+        start = sums.ctypes.data
+        sums_at, squares_at = ctypes.c_void_p(start), ctypes.c_void_p(start + 8 * count)
+        if not self._row_statistics(ctypes.byref(rows), ends, sums_at, squares_at):
+            return None
+        return RowStatistics(ends[0], ends[1], sums[0], sums[1])
+
+    def column_extremes(self, x: Tensor) -> Tensor | None:
+        """Returns the smallest and the largest number of each column of `x` (..., columns), (2, columns) float32
+        without -0.0; None if a number is NaN or infinite. `x` is not empty and has a dtype of TYPES."""
+        rows, _owner = _rows_of(x)
+        ends = torch.empty(2, rows.columns, dtype=torch.float32, device="cpu")
+        low = ends.data_ptr()
+        low_at, high_at = ctypes.c_void_p(low), ctypes.c_void_p(low + 4 * rows.columns)
+        return ends if self._column_extremes(ctypes.byref(rows), low_at, high_at) else None
+
+    def exact_units(self, values: NDArray[np.float64]) -> dict[int, int]:
+        """Returns the exact sum of finite numbers, a contiguous array, as a dict from exponent to the integer that is
+        multiplied by 2**exponent. There are at most 2**36 numbers."""
+        bins = np.zeros(2 * 2047, dtype=np.int64)
+        numbers, sums = (ctypes.c_void_p(array.ctypes.data) for array in (values, bins))
+        self._add_exactly(numbers, ctypes.c_int64(values.size), sums)
+        filled = np.flatnonzero(bins)
+        exponents = (filled >> 1) - 1075 + 26 * (filled & 1)
+        units: dict[int, int] = {}
+        for exponent, unit in zip(exponents.tolist(), bins[filled].tolist(), strict=True):
+            units[exponent] = units.get(exponent, 0) + unit
+        return units
 
 
 def _attend(
@@ -170,6 +248,14 @@ def library() -> Kernels | None:
     if name == "none" or not usable:
         return None
     return usable[name] if name in TARGETS else next(iter(usable.values()))
+
+
+def kernels_for(x: Tensor) -> Kernels | None:
+    """Returns the kernels that can read `x`; None where there is no library, and for tensors on other devices, of other
+    dtypes than those of TYPES, and without values."""
+    if x.dtype not in TYPES or x.device.type != "cpu" or x.layout != torch.strided or x.numel() == 0:
+        return None
+    return library()
 
 
 @cache
