@@ -13,6 +13,7 @@ from ..layers.transforms import transformed
 from ..observers.patches import PatchSurvey
 from ..observers.survey import Survey
 from ..replay.current_call import CurrentCall
+from ..runtime import kernels
 from .methods import Method
 from .objective import Inputs, precision
 
@@ -38,8 +39,12 @@ class Sums:
     `choice` says how the layer is quantized, `current` which call is running; `columns` is the number of input
     channels. The function `read` takes the rows to sum from an input. With x the summed rows, after smoothing, and xq
     the values of their codes: `exact` and `rounded` (in,) are the sums of x and of xq; `gram` and `residual` (in, in)
-    are the sums of xq xq^T and of xq (x - xq)^T. Without `squares`, `gram` and `residual` are None, because only biases
-    are corrected.
+    are the sums of xq xq^T and of xq (x - xq)^T; `gram` is only summed on and above the diagonal, until `inputs`
+    mirrors it. Without `squares`, `gram` and `residual` are None, because only biases are corrected.
+
+    Where all rows of an input on the CPU have one scale, xq is this scale times whole numbers. There a compiled kernel
+    sums products of integers: the products for `gram` are exact, and for `residual` x - xq is rounded (see
+    `Kernels.add_sums`). Otherwise, and without the kernels, torch sums products of float32 numbers.
     """
 
     def __init__(
@@ -56,14 +61,28 @@ class Sums:
     def add(self, rows: Tensor) -> None:
         """Adds rows of the layer's input, (rows, in), before smoothing."""
         x = transformed(self._choice.transform, rows).to(torch.float32)
-        xq = self._choice.input.represented(x, self._current.level)
+        xq, steps, scale = self._quantized(x)
         difference = x - xq
         self.rows += len(x)
         self.exact += x.sum(0, dtype=torch.float64).cpu()
         self.rounded += xq.sum(0, dtype=torch.float64).cpu()
-        if self.gram is not None and self.residual is not None:
+        if self.gram is None or self.residual is None:
+            return
+        compiled = kernels.library()
+        if compiled is not None and steps is not None and x.device.type == "cpu":
+            compiled.add_sums(steps.contiguous(), difference.contiguous(), scale, self.gram, self.residual)
+        else:
             self.gram += (xq.T @ xq).cpu()
             self.residual += (xq.T @ difference).cpu()
+
+    def _quantized(self, x: Tensor) -> tuple[Tensor, Tensor | None, float]:
+        """Returns the values xq that the codes of `x` stand for, and, if all rows have one scale, the whole numbers
+        xq / scale and the scale; otherwise None and 1."""
+        if not self._choice.input.ranged:
+            return self._choice.input.represented(x, self._current.level), None, 1.0
+        q, scale, zero_point = self._choice.input.codes(x, self._current.level)
+        steps = q if zero_point is None else q.sub_(zero_point)
+        return steps * scale, steps, float(scale)
 
     @property
     def inputs(self) -> Inputs | None:
@@ -71,7 +90,17 @@ class Sums:
         and `residual` are not summed."""
         if self.gram is None or self.residual is None:
             return None
+        _mirror(self.gram)
         return Inputs(self.gram, self.gram + self.residual, self.rows)
+
+
+def _mirror(matrix: Tensor) -> None:
+    """Makes a square matrix symmetric in place: copies the numbers above its diagonal to below."""
+    for start in range(0, len(matrix), _MIRRORED):
+        block = matrix[start : start + _MIRRORED]
+        block[:, :start] = matrix[:start, start : start + _MIRRORED].T
+        square = block[:, start : start + _MIRRORED]
+        square.copy_(square.triu() + square.triu(1).T)
 
 
 def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Method) -> Sums:
@@ -125,6 +154,9 @@ def bytes_of_sums(columns: int, method: Method) -> int:
 
 
 _ROWS_PER_CHANNEL = 32  # rows to sum for each channel of an input: more rows change the sums little
+
+
+_MIRRORED = 256  # rows that are mirrored at a time: a block of them fits in the caches
 
 
 _PATCHES = 1 << 16  # most patches of a convolution's input to sum, over all calls

@@ -37,6 +37,18 @@ class _Attention(ctypes.Structure):
     )
 
 
+class _Sums(ctypes.Structure):
+    """The arguments of `add_sums`, with the memory layout of the struct in native/sums.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("steps", "errors", "gram", "residual")),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+        ("is_double", ctypes.c_int32),
+    )
+
+
 class Kernels:
     """The kernels of one target. `target`: its name, one of TARGETS. `computes_in_bfloat16`: whether it has the
     bfloat16 attention kernel."""
@@ -45,8 +57,9 @@ class Kernels:
         self.target = target
         self.computes_in_bfloat16 = target == "avx512_bf16"
         self._library = library
-        for name in ("attention_scratch", *(["bfloat16_attention_scratch"] if self.computes_in_bfloat16 else [])):
-            self._function(name).restype = ctypes.c_long
+        sized = ["attention", "add_sums", *(["bfloat16_attention"] if self.computes_in_bfloat16 else [])]
+        for name in sized:
+            self._function(f"{name}_scratch").restype = ctypes.c_long
 
     def _function(self, name: str) -> "ctypes._NamedFuncPointer":
         return getattr(self._library, f"{name}_{self.target}")
@@ -80,9 +93,25 @@ class Kernels:
             if tensor is not None:
                 setattr(call, _TENSORS[index], tensor.data_ptr())
                 call.at[index][:] = tensor.stride()[:3]
+        return self._call(name, call)
+
+    def _call(self, name: str, call: ctypes.Structure) -> int:
+        """Calls a kernel that needs scratch memory and uses several threads."""
         threads = torch.get_num_threads()
         scratch = torch.empty(self._function(f"{name}_scratch")(ctypes.byref(call), threads), dtype=torch.uint8)
         return int(self._function(name)(ctypes.byref(call), ctypes.c_void_p(scratch.data_ptr()), threads))
+
+    def add_sums(self, steps: Tensor, errors: Tensor, scale: float, gram: Tensor, residual: Tensor) -> None:
+        """Computes gram += scale ** 2 * steps.T @ steps, only on and above the diagonal, and residual += scale *
+        steps.T @ errors. Below the diagonal the numbers of `gram` become arbitrary.
+
+        `steps` are whole numbers from -255 to 255. Both `steps` and `errors` are (rows, in), float32 and contiguous;
+        `gram` and `residual` (in, in) are contiguous and both float32 or both float64. The products of `steps` are
+        exact. For each column and 512 rows, `errors` are rounded to multiples of 1 / 16383 of their largest magnitude.
+        """
+        call = _Sums(*(tensor.data_ptr() for tensor in (steps, errors, gram, residual)), *steps.shape, scale)
+        call.is_double = gram.dtype == torch.float64
+        self._call("add_sums", call)
 
     def quantize(self, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
         """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255). Both tensors are contiguous; `x` has a
