@@ -61,28 +61,34 @@ class Sums:
     def add(self, rows: Tensor) -> None:
         """Adds rows of the layer's input, (rows, in), before smoothing."""
         x = transformed(self._choice.transform, rows).to(torch.float32)
-        xq, steps, scale = self._quantized(x)
-        difference = x - xq
+        compiled = kernels.library() if self._choice.input.ranged and x.device.type == "cpu" else None
         self.rows += len(x)
-        self.exact += x.sum(0, dtype=torch.float64).cpu()
-        self.rounded += xq.sum(0, dtype=torch.float64).cpu()
-        if self.gram is None or self.residual is None:
+        if compiled is None:
+            self._add_products(x, self._choice.input.represented(x, self._current.level))
             return
-        compiled = kernels.library()
-        if compiled is not None and steps is not None and x.device.type == "cpu":
-            compiled.add_sums(steps.contiguous(), difference.contiguous(), scale, self.gram, self.residual)
-        else:
-            self.gram += (xq.T @ xq).cpu()
-            self.residual += (xq.T @ difference).cpu()
+        for piece in x.split(_PIECE):
+            self._add_integers(piece, compiled)
 
-    def _quantized(self, x: Tensor) -> tuple[Tensor, Tensor | None, float]:
-        """Returns the values xq that the codes of `x` stand for, and, if all rows have one scale, the whole numbers
-        xq / scale and the scale; otherwise None and 1."""
-        if not self._choice.input.ranged:
-            return self._choice.input.represented(x, self._current.level), None, 1.0
+    def _add_products(self, x: Tensor, xq: Tensor) -> None:
+        """Adds the rows `x` whose codes stand for `xq`, both (rows, in) float32, with torch's products of float32
+        numbers."""
+        self._add_columns(x, xq)
+        if self.gram is not None and self.residual is not None:
+            self.gram += (xq.T @ xq).cpu()
+            self.residual += (xq.T @ (x - xq)).cpu()
+
+    def _add_integers(self, x: Tensor, compiled: kernels.Kernels) -> None:
+        """Adds the rows `x`, (rows, in) float32 on the CPU, whose codes have one scale, with products of integers."""
         q, scale, zero_point = self._choice.input.codes(x, self._current.level)
         steps = q if zero_point is None else q.sub_(zero_point)
-        return steps * scale, steps, float(scale)
+        xq = steps * scale
+        self._add_columns(x, xq)
+        if self.gram is not None and self.residual is not None:
+            compiled.add_sums(steps.contiguous(), (x - xq).contiguous(), float(scale), self.gram, self.residual)
+
+    def _add_columns(self, x: Tensor, xq: Tensor) -> None:
+        self.exact += x.sum(0, dtype=torch.float64).cpu()
+        self.rounded += xq.sum(0, dtype=torch.float64).cpu()
 
     @property
     def inputs(self) -> Inputs | None:
@@ -154,6 +160,9 @@ def bytes_of_sums(columns: int, method: Method) -> int:
 
 
 _ROWS_PER_CHANNEL = 32  # rows to sum for each channel of an input: more rows change the sums little
+
+
+_PIECE = 512  # rows that become codes together, for products of integers: they stay in the caches
 
 
 _MIRRORED = 256  # rows that are mirrored at a time: a block of them fits in the caches
