@@ -109,6 +109,18 @@ class RowStatistics(NamedTuple):
     squares: NDArray[np.float64]
 
 
+class _Sums(ctypes.Structure):
+    """The arguments of `add_sums`, with the memory layout of the struct in native/sums.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("steps", "errors", "gram", "residual")),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+        ("is_double", ctypes.c_int32),
+    )
+
+
 class Kernels:
     """The kernels of one target. `target`: its name, one of TARGETS. `computes_in_bfloat16`: whether it has the
     bfloat16 attention kernel."""
@@ -127,6 +139,7 @@ class Kernels:
         self._row_statistics = getattr(library, f"row_statistics_{target}")
         self._column_extremes = getattr(library, f"column_extremes_{target}")
         self._add_exactly = getattr(library, f"add_exactly_{target}")
+        self._add_sums = getattr(library, f"add_sums_{target}")
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
@@ -151,6 +164,19 @@ class Kernels:
     def linear(self, weight: Tensor, offset: Tensor | None, scale: Tensor) -> Linear:
         """Returns a linear layer for the kernel; the arguments are those of `Linear`."""
         return Linear(self._linear, weight, offset, scale)
+
+    def add_sums(self, steps: Tensor, errors: Tensor, scale: float, gram: Tensor, residual: Tensor) -> None:
+        """Computes gram += scale ** 2 * steps.T @ steps, only on and above the diagonal, and residual += scale *
+        steps.T @ errors. Below the diagonal the numbers of `gram` become arbitrary.
+
+        `steps` are whole numbers from -255 to 255. Both `steps` and `errors` are (rows, in), float32 and contiguous;
+        `gram` and `residual` (in, in) are contiguous and both float32 or both float64. The products of `steps` are
+        exact. For each column and 512 rows, `errors` are rounded to multiples of 1 / 16383 of their largest magnitude. Raises MemoryError where memory ran out.
+        """
+        call = _Sums(*(tensor.data_ptr() for tensor in (steps, errors, gram, residual)), *steps.shape, scale)
+        call.is_double = gram.dtype == torch.float64
+        if not self._add_sums(ctypes.byref(call), torch.get_num_threads()):
+            raise MemoryError("sums for a rounding method")
 
     def quantize(self, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
         """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255). Both tensors are contiguous; `x` has a
