@@ -220,7 +220,7 @@ class _Source:
         rows = [tensor] if split == 0 else list(tensor.flatten(0, split - 1).unbind(0))
         for key, row, (part, blob) in zip(keys, rows, places, strict=True):
             if blob.dtype != TORCH_NAMES[name]:
-                raise ValueError("it says another dtype of a tensor than the data file")
+                raise ValueError("it gives a tensor another dtype than the data file does")
             self._read(key, part, blob, memory_of(row))
         if not order:
             return tensor
