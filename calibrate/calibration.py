@@ -146,7 +146,9 @@ def _mixed(
     returns. Raises UsageError if `trajectory` is None."""
     assert settings.limits is not None
     if trajectory is None:
-        raise UsageError("budget: schemes are chosen by running the pipeline. Pass a trajectory that runs it.")
+        raise UsageError(
+            "budget: needs a function that runs the pipeline and returns its latents. Pass it as trajectory."
+        )
     inputs = tuple(settings.input_type if kind.ranged else kind for kind in search.inputs)
     return mixed(model, plan, choices, settings.limits, replace(search, inputs=inputs), trajectory, work)
 

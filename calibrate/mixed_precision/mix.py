@@ -204,9 +204,11 @@ def _checked_limit(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -
 
 
 def _infeasible(budget: Budget, smallest: Cost, whole: Cost) -> OctavoError:
-    """Returns the UsageError for a budget that no mixture keeps. The message gives the least bytes, the least time or
-    both, whichever the budget limits, that the layers can take (`smallest`), also as a fraction of their cost as floats
-    (`whole`)."""
+    """Returns the UsageError for a budget that is too small for the layers.
+
+    If the budget limits bytes, the message gives the fewest bytes that the layers can take, also in percent of their
+    bytes as floats. If it limits the time, it gives their least time as a fraction of their time as floats. `smallest`
+    is the least cost of the layers, `whole` their cost as floats."""
     needs = []
     if budget.bytes is not None or budget.share is not None:
         needs.append(f"{size(smallest.bytes)} ({math.ceil(1000 * smallest.bytes / whole.bytes) / 10:.1f}%)")

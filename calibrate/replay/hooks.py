@@ -139,7 +139,7 @@ def observing(model: nn.Module, observers: Mapping[str, InputObserver]) -> Itera
                 observer.add(readings.of(x))
             except ValueError as error:
                 raise NumbersError(
-                    f"layer {name}: its input is not finite ({error}). Check the calibration calls and their dtype."
+                    f"layer {name}: its input is not finite ({error}). Check the data of the calls and their dtype."
                 ) from error
 
         return observe_input

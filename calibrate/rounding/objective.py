@@ -165,7 +165,9 @@ def cholesky(matrix: Tensor) -> Tensor:
             return factor
         damping = max(10 * damping, 1e-3)
         if damping > 1e6:
-            raise ValueError("the sums of x x^T over a layer's input rows are not finite or not positive definite")
+            raise ValueError(
+                "the sum of x x^T over the rows x of a layer's input has NaN or Inf, or is not positive definite"
+            )
 
 
 def better_channels(
@@ -194,10 +196,12 @@ def better_channels(
 
 
 def descend(case: Case, codes: Tensor, low: Tensor, high: Tensor, sweeps: int = 4) -> Tensor:
-    """Improves `codes` (out, in) in at most `sweeps` sweeps, each of which sets one column after another to its best
-    codes between `low` and `high`, both (out, in).
+    """Returns better codes of a layer's weight than `codes` (out, in), by coordinate descent.
 
-    No step raises the error d H d, where d = codes - target. Costs 4 * out * in^2 flops for each sweep.
+    Each of at most `sweeps` sweeps sets one column after another to the codes, between `low` and `high` (both (out,
+    in)), with the smallest error while all other columns stay as they are. The error of an output channel is d^T H d,
+    where d is its row of codes - case.target, and H is case.hessian. No step makes the error larger. A sweep costs
+    4 * out * in^2 flops.
     """
     codes, diagonal, columns = codes.clone(), case.hessian.diagonal(), codes.shape[1]
     slope = (codes - case.target) @ case.hessian
