@@ -171,7 +171,8 @@ class Kernels:
 
         `steps` are whole numbers from -255 to 255. Both `steps` and `errors` are (rows, in), float32 and contiguous;
         `gram` and `residual` (in, in) are contiguous and both float32 or both float64. The products of `steps` are
-        exact. For each column and 512 rows, `errors` are rounded to multiples of 1 / 16383 of their largest magnitude. Raises MemoryError where memory ran out.
+        exact. For each column and 512 rows, `errors` are rounded to multiples of 1 / 16383 of their largest magnitude.
+        Raises MemoryError where memory ran out.
         """
         call = _Sums(*(tensor.data_ptr() for tensor in (steps, errors, gram, residual)), *steps.shape, scale)
         call.is_double = gram.dtype == torch.float64
