@@ -77,7 +77,7 @@ def calibrate(
 
 
 def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequence[Mixture], work: Work) -> Result:
-    """Returns the result with the measured SQNR; without a learning curve under a budget (`mixtures` is not empty)."""
+    """Returns the result of calibrating `part`, with its SQNR; no learning curve if a budget gave `mixtures`."""
     plan = _without_worst_layers(part.plan, part.powers, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []
@@ -143,7 +143,8 @@ def _mixed(
     work: Work,
 ) -> Mixture:
     """Chooses a scheme for each layer within the limits of `settings.budget`, by the final latents that `trajectory`
-    returns. Raises UsageError if `trajectory` is None."""
+    returns. `choices` are the layers' choices without a budget; `search` has the schemes to choose from and the number
+    of pipeline runs. Raises UsageError if `trajectory` is None."""
     assert settings.limits is not None
     if trajectory is None:
         raise UsageError(

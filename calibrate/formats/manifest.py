@@ -84,8 +84,8 @@ def manifest_for(name: str) -> str:
 
 
 def write_manifest(directory: Path, names: Iterable[str], modes: Modes, origin: "Origin | None", name: str) -> None:
-    """Writes a manifest of the existing files `names` in `directory`, under the file name `name`. The manifest records
-    `origin`, the fingerprint of the float model, if it is not None."""
+    """Writes a manifest of the existing files `names` in `directory`, under the file name `name`, with the permissions
+    `modes`. The manifest records `origin`, the fingerprint of the float model, if it is not None."""
     files = {
         file: {"bytes": (directory / file).stat().st_size, "sha256": digest_of_file(directory / file)}
         for file in sorted(names)

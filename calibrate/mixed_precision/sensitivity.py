@@ -181,7 +181,7 @@ def measure_groups(
 ) -> list[LayerGroup]:
     """Measures the error of the final latents and the cost of each group of layers with each scheme, with one run of
     the pipeline for each group and scheme. Leaves out a scheme whose latents are not finite. `kinds` are the schemes,
-    `before` the cost of each layer as float.
+    `before` has the cost of each layer as float. `candidates` makes the integer layers, `runs` runs the pipeline.
 
     Collective: the ranks of `work` share the runs.
     """

@@ -110,8 +110,9 @@ def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> C
     """Returns the least-squares problem of rounding a weight. The problem's target is the float weight that best suits
     the quantized input; its Hessian says what an error of the codes costs in the output.
 
-    In the symbols of this module, the target v minimises sum (w x - v xq)^2 + lambda (v - w)^2, so v = w + w (C - G)^T
-    (G + lambda I)^-1. lambda pulls v towards the float weight in directions with little input. In directions without
+    With w the float weight, x the layer's input and xq the values of its codes, the target v minimises
+    sum (w x - v xq)^2 + lambda (v - w)^2. So v = w + w (C - G)^T (G + lambda I)^-1, with G = sum xq xq^T and
+    C = sum xq x^T. lambda pulls v towards the float weight in directions with little input. In directions without
     input, which occur with dead columns or with fewer tokens than columns, v equals the float weight. Costs in^3 / 3 +
     4 * out * in^2 flops.
     """

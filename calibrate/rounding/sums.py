@@ -110,10 +110,13 @@ def _mirror(matrix: Tensor) -> None:
 
 
 def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Method) -> Sums:
-    """Returns a new, empty `Sums` for the layer that `choice` says how to quantize and whose input `survey` observed.
-    It will sum about 32 * n rows of an input with n channels, or all rows if there are fewer; of a convolution, about
-    65,536 patches at most. If `method` rounds weights, it also sums `gram` and `residual`, except for a convolution
-    with groups."""
+    """Returns a new `Sums` for one layer, to which no rows were added yet. `choice` says how the layer is quantized,
+    `survey` has observed its input, and `current` will say which call is running.
+
+    For an input with n channels, the object sums about 32 * n rows, or all rows if there are fewer. For a convolution
+    it sums patches, about 65,536 at most. The matrices `gram` and `residual` are summed only if `method` rounds
+    weights, and not for a convolution with groups.
+    """
     columns = len(survey.all.low)
     rows = _ROWS_PER_CHANNEL * columns
     if isinstance(survey, PatchSurvey):
@@ -125,7 +128,8 @@ def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Metho
 
 def layers_by_input(choices: Mapping[str, Choice], surveys: Mapping[str, Survey], ranks: Ranks) -> list[list[str]]:
     """Divides the layers of `choices` among the ranks, and returns the names of this rank's layers, in lists of layers
-    that share one input. Layers with wide inputs, which take longest, are assigned first."""
+    that share one input. `surveys` say which layers do. Layers with wide inputs, which take longest, are assigned
+    first."""
     shared: dict[tuple[str, int], list[str]] = {}
     for name, choice in choices.items():
         if name in surveys and surveys[name].has_input:
@@ -139,7 +143,8 @@ def batches_of(
     lists: Iterable[list[str]], surveys: Mapping[str, Survey], method: Method, sums_bytes: float
 ) -> Iterator[list[list[str]]]:
     """Divides `lists`, each of layers that share one input, into batches of lists whose `Sums` together fit in
-    `sums_bytes` bytes, and yields the batches. A list whose sums alone are larger is a batch of its own."""
+    `sums_bytes` bytes, and yields the batches. A list whose sums alone are larger is a batch of its own. `surveys`
+    give the number of channels of each input, and `method` what is summed."""
     batch: list[list[str]] = []
     batch_bytes = 0
     for members in lists:

@@ -238,7 +238,7 @@ def _attend(
     y: Tensor,
     scale: float,
 ) -> bool:
-    """Calls an attention kernel, `function`, and returns whether it succeeded."""
+    """Calls the attention kernel `function`, which writes its output into `y`. Returns whether it succeeded."""
     (batch, heads, rows, width), (keys, out) = query.shape, value.shape[2:]
     call = _Attention(batch=batch, heads=heads, rows=rows, keys=keys, width=width, out=out, scale=scale)
     call.type = TYPES[query.dtype]

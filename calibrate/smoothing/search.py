@@ -144,8 +144,9 @@ class _Judge:
 
 
 def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
-    """Returns the product of the values of the input codes `x` and of the integer codes of `weight`, in float32 and
-    without the bias. Returns None if a channel of the weight is too small for a float32 scale."""
+    """Returns the product of an input and a float `weight` after both became codes, in float32 and without the bias.
+    `x` holds the codes of the input; the Scheme object `scheme` is the rule for those of the weight. Returns None if a
+    channel of the weight is too small for a float32 scale."""
     scale = scales_of(weight, scheme)
     if scale is None:
         return None
@@ -166,7 +167,7 @@ def _best_smoothing(
 ) -> tuple[Smoothing | None, float]:
     """Returns the best smoothing with the same factors for all layers in `names`, or None if none lowers their error by
     at least 10 %. Also returns the sum of the layers' relative output errors with this smoothing, or without smoothing
-    if there is none."""
+    if there is none. `kind`, a subclass of Input, and the Scheme object `scheme` say how inputs become codes."""
     weights = largest_of([layer_at(model, name).weight.detach() for name in names])
     fitted = _merged(surveys[name].fit_channels for name in names)
     judges = [

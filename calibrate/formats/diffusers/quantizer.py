@@ -129,8 +129,8 @@ class OctavoQuantizer(DiffusersQuantizer):
         return True
 
     def check_quantized_param_shape(self, name: str, current: Tensor, loaded: Tensor) -> bool:
-        """Raises MisfitError. diffusers calls this method for a tensor whose shape differs from the model's, but
-        `check_stored` refuses such tensors earlier."""
+        """Raises MisfitError. diffusers calls this method for a stored tensor, `loaded`, whose shape differs from that
+        of the model's tensor `current`. `check_stored` refuses such tensors earlier."""
         raise _misfit(name, f"has shape {list(loaded.shape)} in the checkpoint and {list(current.shape)} in the model")
 
     def create_quantized_param(  # type: ignore[override]
