@@ -77,7 +77,7 @@ def calibrate(
 
 
 def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequence[Mixture], work: Work) -> Result:
-    """Returns the result with the measured SQNR; without a learning curve under a budget (`mixtures` is not empty)."""
+    """Returns the result of calibrating `part`, with its SQNR; no learning curve if a budget gave `mixtures`."""
     plan = _without_worst_layers(part.plan, part.powers, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []
@@ -143,10 +143,13 @@ def _mixed(
     work: Work,
 ) -> Mixture:
     """Chooses a scheme for each layer within the limits of `settings.budget`, by the final latents that `trajectory`
-    returns. Raises UsageError if `trajectory` is None."""
+    returns. `choices` are the layers' choices without a budget; `search` has the schemes to choose from and the number
+    of pipeline runs. Raises UsageError if `trajectory` is None."""
     assert settings.limits is not None
     if trajectory is None:
-        raise UsageError("budget: schemes are chosen by running the pipeline. Pass a trajectory that runs it.")
+        raise UsageError(
+            "budget: needs a function that runs the pipeline and returns its latents. Pass it as trajectory."
+        )
     inputs = tuple(settings.input_type if kind.ranged else kind for kind in search.inputs)
     return mixed(model, plan, choices, settings.limits, replace(search, inputs=inputs), trajectory, work)
 

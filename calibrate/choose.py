@@ -129,9 +129,9 @@ def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work
 def transforms_of(
     model: nn.Module, surveys: Mapping[str, Survey], settings: Settings, work: Work
 ) -> dict[str, Transform]:
-    """Searches smoothing factors and rotations by `surveys`, a dict from layer name to the survey of the layer's input. Returns a
-    dict from layer name to the transform that divides the layer's input by its factors. The dict has only the layers
-    whose output error the division lowers."""
+    """Searches smoothing factors and rotations by `surveys`, a dict from layer name to the survey of the layer's input.
+    Returns a dict from layer name to the transform of the layer's input. The dict has only the layers whose output
+    error the transform lowers."""
     if not settings.transforming:
         return {}
     groups = settings.groups(model) if settings.groups else []

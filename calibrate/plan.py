@@ -129,7 +129,9 @@ def make_plan(
     check_model(model)
     for name in model.state_dict():
         if not _SAFE_NAME.fullmatch(name):
-            raise FileError(f"{name!r}: a checkpoint cannot hold this name. Rename the module.")
+            raise FileError(
+                f"{name!r}: a checkpoint cannot hold a tensor of this name. Rename its module in the model."
+            )
     candidates = [_entry(name, module, scheme) for name, module in model.named_modules() if _listed(module)]
     names = [entry.name for entry in candidates if entry.scheme]
     _check_patterns(keep_float, [entry.name for entry in candidates], option)

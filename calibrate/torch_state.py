@@ -63,6 +63,13 @@ def calling() -> Iterator[None]:
         yield
 
 
+def initial() -> bool:
+    """Returns whether the caller of `settled` had torch's initial default dtype and device, so that `calling` and
+    `computing` have nothing to change."""
+    caller = _CALLER.get()
+    return caller is PLAIN or caller == PLAIN
+
+
 @contextmanager
 def computing() -> Iterator[None]:
     """Sets the default dtype to float32 and the default device to CPU again, inside the `with` statement, for hooks

@@ -208,7 +208,7 @@ class Recorder:
         if self._pending is not None and self._pending.changed:
             kind = type(inside(self.module)).__name__
             fact = f"{kind}.forward: takes *args and changes them in place before it passes them on"
-            raise UsageError(f"{fact}. Record the module inside, or pass the arguments by name.")
+            raise UsageError(f"{fact}. Record the module that it wraps, or pass the arguments by name.")
         self._pending = None
         if self.call_count == 0:
             self.processors = processors_of(self.module)

@@ -145,7 +145,8 @@ def seal(body: Any) -> bytes:
     content = canonical(body)
     data = HEAD + digest_of(content).encode() + MIDDLE + content + TAIL
     if len(data) > MANIFEST_LIMIT:
-        raise StorageError(f"manifest: larger than {MANIFEST_LIMIT >> 20} MiB. Store fewer calls for each prompt.")
+        fact = f"capture: a JSON file would be larger than {MANIFEST_LIMIT >> 20} MiB"
+        raise StorageError(f"{fact}. Capture fewer prompts, or store fewer steps of each with --keep spread:K.")
     return data
 
 

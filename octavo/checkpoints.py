@@ -316,7 +316,9 @@ def open_pipeline(
     places = checkpoints_at(directory)
     if not places:
         if model is not None or component is not None:
-            raise UsageError(f"{source}: is a pipeline, not a checkpoint. Remove --model and --component.")
+            raise UsageError(
+                f"{source}: is a pipeline, but --model and --component only work with a checkpoint. Remove them."
+            )
         return load_pipeline(directory, dtype=dtype, device=device, **options)
     if component is not None:
         places = {component: chosen_place(directory, places, component)}

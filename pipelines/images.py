@@ -85,7 +85,9 @@ def preprocessing_of(directory: Path, channels: int = 3, image_size: int = 224) 
         raise FileError(f"{path}: {kind} makes {', '.join(outputs)}, not one tensor. Use --input-shape.")
     if outputs["pixel_values"].ndim != 4 or outputs["pixel_values"].shape[1] != channels:
         shape = " x ".join(map(str, outputs["pixel_values"].shape[1:]))
-        raise FileError(f"{path}: {kind} makes pictures of {shape}, the model takes {channels} channels. Correct it.")
+        raise FileError(
+            f"{path}: {kind} makes pictures of {shape}, but the model takes {channels} channels. Correct the file."
+        )
     return Preprocessing(channels, processor=processor)
 
 

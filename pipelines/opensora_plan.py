@@ -41,7 +41,9 @@ def transformer_config(words: dict[str, Any], path: Path) -> dict[str, Any]:
     """
     for name, value in _FIXED.items():
         if words.get(name, value) != value:
-            raise MisfitError(f"{path}: {name} is {words[name]!r}, not {value!r}. Give Open-Sora-Plan 1.2.")
+            raise MisfitError(
+                f"{path}: {name} is {words[name]!r}, not {value!r}. Give the transformer of Open-Sora-Plan 1.2."
+            )
     missing = [name for name in _NEEDED if words.get(name) is None]
     if missing:
         raise MisfitError(f"{path}: {missing[0]} is missing. Give the config.json of an OpenSoraT2V.")

@@ -91,7 +91,7 @@ def _upright(opened: Image.Image) -> Image.Image:
         values = np.asarray(picture).astype(np.float64)
         return Image.fromarray(np.rint(values / _SIXTEEN_BITS).clip(0, 255).astype(np.uint8)).convert("RGB")
     if mode in ("I", "F"):
-        fact = f"has values of {'32-bit integers' if mode == 'I' else '32-bit floats'}, whose white is unknown"
+        fact = f"has values of {'32-bit integers' if mode == 'I' else '32-bit floats'}, which do not say what white is"
         raise FileError(f"{fact}. Save the picture with 8 or 16 bits.")
     if mode in ("P", "PA"):
         picture = picture.convert("RGBA")  # converting to RGB directly would warn about transparent colours

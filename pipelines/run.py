@@ -110,7 +110,9 @@ def _check_prompts(pipe: Any, family: Family, wanted: Mapping[str, Any], prompts
     kind = type(pipe).__name__
     if labelled(pipe):
         if "class_labels" in wanted:
-            raise UsageError(f"{kind}: the prompts are its classes, one in each line. Leave --arg class_labels out.")
+            raise UsageError(
+                f"{kind}: takes its classes from the prompts, one in each line. Leave out --arg class_labels."
+            )
         for text in prompts:
             class_label(pipe, text)
     if "prompt" in parameters_of(pipe) and _lacks_text_encoder(pipe) and not embedded(wanted):

@@ -176,7 +176,7 @@ def _blocks(path: Path, most: int | None = None) -> Iterator[bytes]:
             raise FileError(f"{path}: looks like UTF-16; save it as UTF-8.")
         block = block.removeprefix(b"\xef\xbb\xbf")
         if most is not None and os.fstat(descriptor).st_size > most:
-            raise FileError(f"{path}: a table of more than {most >> 20} MiB. Write {LINES}.")
+            raise FileError(f"{path}: a table larger than {most >> 20} MiB. Instead write {LINES}.")
         while block:
             yield block
             block = os.read(descriptor, BLOCK)

@@ -87,7 +87,7 @@ class BlockwiseCalibration:
         if not self._names:
             raise UsageError(f"{type(model).__name__}: has no repeated blocks. Calibrate without --memory.")
         if settings.budget is not None or settings.fallback:
-            raise UsageError("--memory: --budget compares the layers of the whole model. Remove one of the two.")
+            raise UsageError("--memory: --budget needs the whole model in memory. Remove one of the two.")
         check_caches(model)
         self._groups = list(settings.groups(model)) if settings.groups else []
         self._parking = Parking(directory, device or torch.device("cpu"), cast)
@@ -274,5 +274,5 @@ class BlockwiseCalibration:
     def _refuse(self, needed: float, fact: str) -> None:
         raise DeviceError(
             f"--memory {size(self._limit)}: {size(needed)} is needed ({fact}). "
-            "Give more memory, or capture smaller pictures."
+            "Give a larger --memory, or capture smaller pictures."
         )

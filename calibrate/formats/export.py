@@ -78,9 +78,8 @@ def check_rotation(formats: Sequence[str], rotation: str) -> None:
     for name in formats:
         if rotation != "off" and "Rotate" not in format_named(name).transforms:
             able = ", ".join(word for word in TABLE if "Rotate" in format_named(word).transforms)
-            raise UsageError(
-                f"--rotation {rotation}: format {name} cannot hold rotated inputs. Use --rotation off or --format {able}."
-            )
+            fact = f"format {name} cannot hold layers with rotated inputs"
+            raise UsageError(f"--rotation {rotation}: {fact}. Use --format {able}, or --rotation off.")
 
 
 def folding(formats: Sequence[str]) -> bool:

@@ -84,8 +84,8 @@ def manifest_for(name: str) -> str:
 
 
 def write_manifest(directory: Path, names: Iterable[str], modes: Modes, origin: "Origin | None", name: str) -> None:
-    """Writes a manifest of the existing files `names` in `directory`, under the file name `name`. The manifest records
-    `origin`, the fingerprint of the float model, if it is not None."""
+    """Writes a manifest of the existing files `names` in `directory`, under the file name `name`, with the permissions
+    `modes`. The manifest records `origin`, the fingerprint of the float model, if it is not None."""
     files = {
         file: {"bytes": (directory / file).stat().st_size, "sha256": digest_of_file(directory / file)}
         for file in sorted(names)
@@ -100,7 +100,10 @@ def write_manifest(directory: Path, names: Iterable[str], modes: Modes, origin: 
 
 def write_manifests(directory: Path, modes: Modes, origin: "Origin | None") -> None:
     """Writes a manifest of all files of the export in `directory`, and another one in each of its folders, so that a
-    folder can be verified after it is moved elsewhere."""
+    folder can be verified after it is moved elsewhere.
+
+    `modes` gives the manifests their file mode. `origin`, the fingerprint of the float model, is written into each
+    manifest, or left out if it is None."""
     for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
         write_manifest(folder, [path.name for path in folder.iterdir()], modes, origin, MANIFEST)
     names = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
@@ -160,7 +163,7 @@ def verify(directory: Path, names: Collection[str] | None = None, *, digests: bo
             path = Path(os.path.realpath(directory / name))  # the cache of a hub holds links
             with open_regular(path, f"{manifest.path.name} lists it. {remedy}") as (_, actual):
                 if actual != size:
-                    raise damage(directory / name, f"damaged (checksum: {actual} bytes, not {size})", remedy)
+                    raise damage(directory / name, f"damaged (checksum: has {actual} bytes, not {size})", remedy)
         for name, (_, digest) in files.items() if digests else ():
             if digest_of_file(Path(os.path.realpath(directory / name)), remedy) != digest:
                 raise damage(directory / name, "damaged (checksum)", remedy)

@@ -45,8 +45,8 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Multiply:
-    """Multiplies each channel of the input by a positive factor: `factors` (in,), which are 1 / s for SmoothQuant's
-    s."""
+    """Multiplies each channel of the input by a positive factor: `factors` (in,), which are 1 / s, where s are the
+    smoothing factors (SmoothQuant)."""
 
     TENSORS: ClassVar[tuple[str, ...]] = ("mul_scale",)
     by_channel: ClassVar[bool] = True

@@ -67,4 +67,6 @@ def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
 def check_finite_tensor(name: str, tensor: Tensor) -> None:
     """Raises NumbersError if the tensor called `name`, which is about to be written, contains NaN or infinities."""
     if not finite(tensor):
-        raise NumbersError(f"{name}: contains values that are not finite and was not written. Check the model's files.")
+        raise NumbersError(
+            f"{name}: was not written, because it has values that are not finite. Check the model's files."
+        )

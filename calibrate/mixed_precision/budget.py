@@ -89,8 +89,8 @@ def budget_of(text: str) -> Budget:
         kind, amount = _part(text, part.strip())
         same = {"bytes", "share"} if kind in ("bytes", "share") else {kind}
         if same & set(limits):
-            word = "times" if kind == "time" else "sizes"
-            raise UsageError(f"budget '{text}': it gives two {word}. Give one.")
+            word = "the time" if kind == "time" else "the size"
+            raise UsageError(f"budget '{text}': limits {word} twice. Give one limit.")
         limits[kind] = amount
     return Budget(text, **limits)
 

@@ -94,9 +94,10 @@ def _select(
     search: Search,
     progress: Progress,
 ) -> _Selection | None:
-    """Chooses an option for each group within `limit` and measures the choice. If the error of the choice is more than
-    1.5 times the sum of the groups' errors, tries exchanges, in which one or two groups change their option. Returns
-    None if no choice keeps the limit; raises NumbersError if the latents are not finite."""
+    """Chooses an option for each group within `limit` and measures the choice: `candidates` makes its integer layers,
+    and `runs` runs the pipeline with them. If the error of the choice is more than 1.5 times the sum of the groups'
+    errors, tries exchanges, in which one or two groups change their option. Returns None if no choice keeps the limit.
+    Raises NumbersError, naming `budget`, if the latents are not finite."""
     options = [group.options for group in groups]
     chosen = choose(options, limit)
     if chosen is None:
@@ -178,7 +179,8 @@ def _lower_bounds(
     candidates: Candidates, names: Iterable[str], kinds: Sequence[type[Input]], before: Mapping[str, Cost]
 ) -> Cost:
     """Returns the smallest bytes and the smallest time that the layers `names` can take, each minimised on its own, if
-    each layer has a scheme of `kinds` or stays float. `before` has the cost of each layer as float."""
+    each layer has a scheme of `kinds` or stays float. `before` has the cost of each layer as float; `candidates` makes
+    the integer layers."""
     bounds = Cost()
     for name in names:
         candidate_layers = [candidates.layer(name, kind) for kind in kinds]
@@ -204,9 +206,11 @@ def _checked_limit(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -
 
 
 def _infeasible(budget: Budget, smallest: Cost, whole: Cost) -> OctavoError:
-    """Returns the UsageError for a budget that no mixture keeps. The message gives the least bytes, the least time or
-    both, whichever the budget limits, that the layers can take (`smallest`), also as a fraction of their cost as floats
-    (`whole`)."""
+    """Returns the UsageError for a budget that is too small for the layers.
+
+    If the budget limits bytes, the message gives the fewest bytes that the layers can take, also in percent of their
+    bytes as floats. If it limits the time, it gives their least time as a fraction of their time as floats. `smallest`
+    is the least cost of the layers, `whole` their cost as floats."""
     needs = []
     if budget.bytes is not None or budget.share is not None:
         needs.append(f"{size(smallest.bytes)} ({math.ceil(1000 * smallest.bytes / whole.bytes) / 10:.1f}%)")

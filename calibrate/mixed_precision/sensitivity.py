@@ -86,7 +86,9 @@ class Runs:
         if not self._exact or not all(bool(latents.isfinite().all()) for latents in self._exact):
             raise NumbersError("trajectory: the float model's latents are not finite. Use another dtype.")
         if not any(self.macs.values()):
-            raise MisfitError("trajectory: the pipeline runs no layer of the model. Give the pipeline of this model.")
+            raise MisfitError(
+                "trajectory: its pipeline calls no layer of this model. Run the pipeline that contains the model."
+            )
 
     def error(self, layers: Mapping[str, QuantizedLayer]) -> float:
         """Returns the mean squared error of the final latents when `layers` replace the float layers of the same names;
@@ -179,7 +181,7 @@ def measure_groups(
 ) -> list[LayerGroup]:
     """Measures the error of the final latents and the cost of each group of layers with each scheme, with one run of
     the pipeline for each group and scheme. Leaves out a scheme whose latents are not finite. `kinds` are the schemes,
-    `before` the cost of each layer as float.
+    `before` has the cost of each layer as float. `candidates` makes the integer layers, `runs` runs the pipeline.
 
     Collective: the ranks of `work` share the runs.
     """

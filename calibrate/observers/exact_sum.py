@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.kernels import library
+
 _SPLIT = 26  # bits of the low half of a float64 mantissa; the two halves are summed separately
 _BATCH = 1 << 24  # numbers summed together: 2**24 half mantissas, each below 2**27, have an exact sum in float64
 
@@ -22,7 +24,12 @@ class ExactSum:
         self._units: Counter[int] = Counter()
 
     def add(self, values: NDArray[np.floating]) -> None:
-        """Adds every number of a 1-d array."""
+        """Adds every number of a 1-d array. The compiled kernels, where there are any, add float64 numbers."""
+        kernels = library() if values.dtype == np.float64 else None
+        if kernels is not None:
+            for exponent, units in kernels.exact_units(np.ascontiguousarray(values)).items():
+                self._units[exponent] += units
+            return
         bits = np.finfo(values.dtype).nmant + 1
         for start in range(0, len(values), _BATCH):
             fraction, exponent = np.frexp(values[start : start + _BATCH])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..layers.scheme import Range
 from ..layers.transforms import Transform, transformed
+from ..runtime.kernels import kernels_for
 
 
 class ChannelReading(NamedTuple):
@@ -24,11 +25,14 @@ class ChannelReading(NamedTuple):
 
 def channels_of(x: Tensor) -> ChannelReading:
     """Returns the smallest and the largest value of each channel of `x` (..., channels), and the number of its rows.
-    Raises ValueError if `x` is empty or contains NaN or infinities."""
+    The compiled kernels, where there are any, read `x` once and give the same bits as torch. Raises ValueError if `x`
+    is empty or contains NaN or infinities."""
+    if (kernels := kernels_for(x)) and (ends := kernels.column_extremes(x)) is not None:
+        return ChannelReading(ends[0], ends[1], x.numel() // x.shape[-1])
     rows = x.detach().reshape(-1, x.shape[-1])
     if rows.numel() == 0:
         raise ValueError("no values")
-    low, high = rows.amin(0).to(torch.float32), rows.amax(0).to(torch.float32)
+    low, high = (end.to(torch.float32) + 0.0 for end in (rows.amin(0), rows.amax(0)))  # turns -0.0 into 0.0
     if not (math.isfinite(low.amin()) and math.isfinite(high.amax())):
         raise ValueError(f"{rows.numel() - int(rows.isfinite().sum())} non-finite values")
     return ChannelReading(low, high, len(rows))
@@ -90,8 +94,14 @@ class Extremes(NamedTuple):
 
 
 def extremes(x: Tensor) -> Extremes:
-    """Returns the smallest and the largest value of `x`. Raises ValueError if `x` is empty or contains NaN or
-    infinities."""
+    """Returns the smallest and the largest value of `x`: with the compiled kernels, where there are any, and otherwise
+    with torch, which gives the same bits. Raises ValueError if `x` is empty or contains NaN or infinities."""
+    if (kernels := kernels_for(x)) and (ends := kernels.extremes(x)) is not None:
+        return Extremes(*ends)
+    return _torch_extremes(x)
+
+
+def _torch_extremes(x: Tensor) -> Extremes:
     if x.numel() == 0:
         raise ValueError("no values")
     x = x.detach()

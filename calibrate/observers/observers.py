@@ -14,7 +14,7 @@ from torch import Tensor
 from ..layers.scheme import ACTIVATION, Range, Scheme
 from .extremes import Extremes, extremes
 from .histogram import Histogram, best_clip
-from .token_sums import BatchedMoments, TokenSums
+from .token_sums import BatchedMoments, TokenSums, read_tokens
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Sigma:
 
     @staticmethod
     def read(x: Tensor) -> SigmaReading:
-        return SigmaReading(extremes(x), TokenSums(x.detach()))
+        return SigmaReading(*read_tokens(x))
 
     def add(self, reading: SigmaReading) -> None:
         self._extent.add(reading.extent)

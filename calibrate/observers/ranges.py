@@ -130,10 +130,10 @@ def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: fl
     calls, else the range over all bins.
 
     `observers` has a list for each bin, with one observer for each cross-validation fold of the calls. The error of a
-    range is the error of rounding, which follows from its scale, plus the error of clipping the values of a fold that
-    the range was not computed from. The share `share` of these values is assumed to lie as far outside the range as the
-    farthest value. A bin has few folds, so its clipping error is taken to be at least the mean over all bins. Raises
-    ValueError if nothing was observed.
+    range is the error of rounding, which follows from its scale by `scheme`, plus the error of clipping the values of a
+    fold that the range was not computed from. The share `share` of these values is assumed to lie as far outside the
+    range as the farthest value. A bin has few folds, so its clipping error is taken to be at least the mean over all
+    bins. Raises ValueError if nothing was observed.
     """
     static = range_of(itertools.chain(*observers))
     if static is None:
@@ -156,18 +156,20 @@ def ranges_of(observers: Sequence[Sequence[Observer]], scheme: Scheme, share: fl
 
 
 def _error(extent: Range, clipped: float, scheme: Scheme) -> float:
-    """Returns the squared error of quantizing with the range `extent`: rounding plus clipping. The unit is the squared
-    rounding error at scale 1; `clipped` is the ratio of the clipping error to the rounding error."""
+    """Returns the squared error, rounding plus clipping, of codes of the Scheme object `scheme` with the range
+    `extent`. The unit is the squared rounding error at scale 1; `clipped` is the ratio of the clipping error to the
+    rounding error."""
     return (1.0 + clipped) * exact_scale(extent, scheme) ** 2
 
 
 def _clipping(folds: Sequence[Observer], extents: Sequence[Range | None], scheme: Scheme, share: float) -> list[float]:
-    """Returns the squared clipping error of each range in `extents` on the cross-validation fold of the same index,
-    divided by the squared rounding error of that range.
+    """Returns a list of ratios: for each range in `extents`, its squared clipping error divided by its squared rounding
+    error, which follows from its scale by the Scheme object `scheme`.
 
-    `folds` has the observer of each fold; a fold that observed nothing is left out. The share `share` of its values is
-    assumed to lie as far outside the range as the farthest value. The ratio is infinite where values are clipped and
-    the range is None or only contains 0.
+    The clipping error of a range is that on one cross-validation fold of the calls. `folds` has the observers of these
+    folds, in the order of `extents`; where a fold observed nothing, the list has no ratio. The share `share` of a
+    fold's values is assumed to lie as far outside the range as the farthest of them. A ratio is infinite if values are
+    clipped and the range is None or contains only 0.
     """
     errors = []
     for observer, extent in zip(folds, extents, strict=True):

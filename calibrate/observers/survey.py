@@ -32,15 +32,20 @@ class SurveyReading(NamedTuple):
 def survey_of(x: Tensor) -> SurveyReading:
     """Returns the extremes of each channel of `x` (..., channels), and at most 8 of its rows, spaced evenly. Raises
     ValueError if `x` is empty or contains NaN or infinities."""
-    rows = x.detach().reshape(-1, x.shape[-1])
-    return SurveyReading(channels_of(x), rows[_row_indices(len(rows), x.device)], [])
+    channels = channels_of(x)
+    return SurveyReading(channels, x.detach()[_row_indices(x.shape[:-1], x.device)], [])
 
 
 @lru_cache(64)
-def _row_indices(rows: int, device: torch.device) -> Tensor:
-    """Returns the indices of at most 8 rows to sample from a tensor with `rows` rows, spaced evenly."""
+def _row_indices(shape: torch.Size, device: torch.device) -> tuple[Tensor | None, ...]:
+    """Returns the indices of at most 8 rows to sample from a tensor with the shape (*shape, channels), spaced evenly:
+    one tensor for each axis of `shape`, so that a slice of a tensor is not copied whole."""
+    if not shape:
+        return (None,)  # the tensor is a single row
+    rows = shape.numel()
     count = min(_ROWS, rows)
-    return torch.arange(count, device=device) * rows // max(count, 1)
+    index = torch.arange(count, device=device) * rows // max(count, 1)
+    return torch.unravel_index(index, shape)
 
 
 class Survey:

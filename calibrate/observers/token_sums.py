@@ -1,5 +1,9 @@
 """Sum and sum of squares of every token (a row of a tensor), computed so that both depend on the token alone.
 
+The compiled kernels (native/statistics.c) sum a row in float64 in a fixed order, in the pass that also finds the
+extremes. Without them, and for tensors on other devices or in float64, torch computes the sums, and the last digits of
+a token's sums may differ from those of the kernels.
+
 torch sums the last axis of a contiguous tensor row by row, and the order of a row's additions depends only on the row's
 length. So the sum of a token is the same for any batching of tokens and any number of threads. The sums of tokens are
 then added exactly (exact_sum.py).
@@ -18,7 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..runtime.kernels import kernels_for
 from .exact_sum import ExactSum
+from .extremes import Extremes, extremes
 
 _MIN_VARIANCE = 0.05  # lowest ratio of a token's variance to its mean square at which float32 is used
 _SMALLEST, _LARGEST = 1e-12, 1e17  # bounds on float32 norms whose squares neither vanish nor overflow
@@ -40,25 +46,41 @@ class RowSums(NamedTuple):
 class TokenSums:
     """The sum and the sum of squares of each row of one tensor, shared by the layers that received the tensor.
 
-    A small tensor is copied and summed later, together with others: summing one row of a modulation takes as long as
-    summing a hundred rows.
+    Without kernels, a small tensor is copied and summed later, together with others: with torch, summing one row of a
+    modulation takes as long as summing a hundred rows.
     """
 
     __slots__ = ("__weakref__", "cache", "copy", "count", "rows", "sums")
 
-    def __init__(self, x: Tensor) -> None:
-        """Reads the values of `x`, a tensor with any number of axes that is not empty."""
+    def __init__(self, x: Tensor, sums: RowSums | None = None) -> None:
+        """Reads the values of `x`, a tensor with any number of axes that is not empty. `sums` has the sums of the rows
+        where they are known already."""
         self.count = x.numel()
+        self.cache: tuple[list[weakref.ref[TokenSums]], Moments] | None = None
+        self.copy: Tensor | None = None
+        if sums is not None:
+            self.sums, self.rows = [sums], len(sums.sums)
+            return
         x = x.reshape(-1, x.shape[-1])
         self.rows = x.shape[0] * -(-x.shape[1] // _ROW)
         self.copy = x.clone() if self.count <= _SMALL else None
         self.sums = _row_sums(x) if self.copy is None else []
-        self.cache: tuple[list[weakref.ref[TokenSums]], Moments] | None = None
+
+
+def read_tokens(x: Tensor) -> tuple[Extremes, TokenSums]:
+    """Returns the smallest and the largest value of `x`, and the sums of its tokens. The compiled kernels, where there
+    are any, read `x` once for both. Raises ValueError if `x` is empty or contains NaN or infinities."""
+    x = x.detach()
+    if (kernels := kernels_for(x)) and (statistics := kernels.row_statistics(x)) is not None:
+        low, high, sums, squares = statistics
+        return Extremes(low, high), TokenSums(x, RowSums(sums, squares))
+    return extremes(x), TokenSums(x)
 
 
 def _row_sums(x: Tensor) -> list[RowSums]:
-    """Returns the sums and sums of squares of the rows of `x`; rows longer than _ROW are summed in pieces of _ROW
-    values."""
+    """Returns, for each row of `x` (rows, channels), the sum of its values and the sum of their squares. A row longer
+    than _ROW is cut into pieces of at most _ROW values, and each piece gets its own two sums. One RowSums holds the
+    sums of many rows or pieces."""
     return [piece for first in range(0, x.shape[1], _ROW) for piece in _sum_rows(x[:, first : first + _ROW])]
 
 

@@ -112,7 +112,8 @@ def pairs_of(model: nn.Module, call: Call) -> tuple[Pair, ...]:
 
 
 class _Output(NamedTuple):
-    """One output of the convolution `conv`, and what reads it."""
+    """One output of the convolution `conv`, as a weak reference `alive`, and what reads it: `readers` has for each read
+    the name of the batch norm; None for another reader."""
 
     conv: str
     alive: "weakref.ref[Tensor]"  # returns the output while it is alive, else None

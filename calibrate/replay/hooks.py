@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from octavo.capture.errors import MisfitError, NumbersError
 from octavo.capture.ranks import ALONE, Ranks
 
-from ..torch_state import computing
+from ..torch_state import computing, initial
 from .calls import Call, check_caches, evaluating, run
 
 _REMEMBERED = 4  # number of tensors whose readings are kept: to_q, to_k and to_v run one after the other
@@ -92,6 +92,8 @@ def _settled(hook: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a hook that calls `hook` with torch's default dtype and device set to float32 and CPU."""
 
     def settled(*args: Any) -> Any:
+        if initial():
+            return hook(*args)
         with computing():
             return hook(*args)
 
@@ -137,7 +139,7 @@ def observing(model: nn.Module, observers: Mapping[str, InputObserver]) -> Itera
                 observer.add(readings.of(x))
             except ValueError as error:
                 raise NumbersError(
-                    f"layer {name}: its input is not finite ({error}). Check the calibration calls and their dtype."
+                    f"layer {name}: its input is not finite ({error}). Check the data of the calls and their dtype."
                 ) from error
 
         return observe_input

@@ -53,8 +53,9 @@ def admm(
 
 
 def run_stages(case: Case, iterations: int) -> _Grid:
-    """Runs ADMM in seven stages with a rising penalty, which have about `iterations` iterations in all. Returns, for
-    each output channel, the codes and the multiple of the scale that had the least error."""
+    """Solves the least-squares problem `case` by ADMM in seven stages with a rising penalty, which have about
+    `iterations` iterations in all. Returns, for each output channel, the codes with the least error, and the multiple
+    of the scale that belongs to them."""
     target, hessian, slope = case.target.float(), case.hessian.float(), case.target @ case.hessian
     best = grid = _Grid(target.round(), torch.ones_like(target[:, 0]))
     lowest = torch.full_like(grid.multiple, torch.inf)
@@ -85,8 +86,8 @@ def run_stages(case: Case, iterations: int) -> _Grid:
 
 
 def _project(aim: Tensor, multiple: Tensor, scheme: Scheme) -> _Grid:
-    """Returns the codes nearest to the float values `aim` (out, in) at the scales `multiple` (out,), with the best
-    scales for these codes. A channel whose codes are all zero keeps its scale."""
+    """Returns the codes of `scheme` nearest to the float values `aim` (out, in) at the scales `multiple` (out,), with
+    the best scales for these codes. A channel whose codes are all zero keeps its scale."""
     codes = scheme.nearest_(aim / multiple[:, None])
     energy = codes.square().sum(1)
     return _Grid(codes, torch.where(energy > 0, (aim * codes).sum(1) / energy.clamp_min(1), multiple))

@@ -44,7 +44,7 @@ def choose_weights(
     sums_bytes: float = SUMS_BYTES,
 ) -> dict[str, Choice]:
     """Returns `choices`, a dict from layer name to how the layer is quantized, with the codes and bias corrections that
-    `method` computes, where these lower the layer's output error on rows of held-out calls.
+    `method` computes, where these lower the layer's output error on rows of held-out calls, which `surveys` hold.
 
     `calls` are calls that are not held out. The model replays them once for each batch of layers; the sums that a batch
     needs fit in `sums_bytes` bytes. The result is the same for any `sums_bytes`.
@@ -127,8 +127,8 @@ def groups_of(module: FloatLayer) -> int:
 
 def with_correction(weight: Tensor, choice: Choice, sums: Sums, groups: int = 1) -> Choice:
     """Returns the choice with a bias correction: the mean, over the rows in `sums`, of the float output minus the
-    output with quantized weight and input. `weight` is the float weight after smoothing. Returns `choice` itself if the
-    weight has no codes or `sums` has no rows."""
+    output with quantized weight and input. `weight` is the float weight after smoothing, `groups` the number of groups
+    of a convolution. Returns `choice` itself if the weight has no codes or `sums` has no rows."""
     quantized = choice.weight or round_to_nearest(weight, scheme=choice.input.weights)
     if quantized is None or sums.rows == 0:
         return choice

@@ -50,8 +50,9 @@ def easy_quant(
 
 def _best_codes(w: Tensor, gram: Tensor, pull: Tensor, steps: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Returns the codes (out, in) whose output is most similar, by cosine, to the float output, and the best scales
-    (out,) for these codes. `w` (out, in) is the float weight, `steps` the number of scales tried; `gram` (in, in) is G
-    and `pull` (out, in) is w (C - G)^T in the symbols of objective.py.
+    (out,) for these codes. `w` (out, in) is the float weight, `steps` the number of scales tried. With x a row of
+    the layer's input and xq the values of its codes, let G be the sum of xq xq^T and C that of xq x^T over all rows:
+    `gram` (in, in) is G with damping, and `pull` (out, in) is w (C - G)^T, both in the same unit.
 
     Let y be the float output and yq the output of the codes. With the best scale for these codes, the squared error is
     |y|^2 (1 - cos^2), so the error is least where the cosine is greatest. The code computes the error without
@@ -140,8 +141,8 @@ def _same(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> bool:
 
 
 def _scaled(qparams: QParams, factor: float, scheme: Scheme, dtype: torch.dtype) -> QParams | None:
-    """Returns the scale and zero point for `factor` times the range of `qparams`; None if `dtype` cannot hold the
-    scale."""
+    """Returns the scale and zero point for `factor` times the range that codes of the Scheme object `scheme` represent
+    with `qparams`; None if `dtype` cannot hold the scale."""
     scale = factor * float(qparams.scale)
     parameters = stored_qparams(scale, (scheme.qmin - int(qparams.zero_point)) * scale, dtype, scheme)
     return None if parameters is None else QParams(*(tensor.to(qparams.scale.device) for tensor in parameters))

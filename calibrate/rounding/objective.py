@@ -110,8 +110,9 @@ def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> C
     """Returns the least-squares problem of rounding a weight. The problem's target is the float weight that best suits
     the quantized input; its Hessian says what an error of the codes costs in the output.
 
-    In the symbols of this module, the target v minimises sum (w x - v xq)^2 + lambda (v - w)^2, so v = w + w (C - G)^T
-    (G + lambda I)^-1. lambda pulls v towards the float weight in directions with little input. In directions without
+    With w the float weight, x the layer's input and xq the values of its codes, the target v minimises
+    sum (w x - v xq)^2 + lambda (v - w)^2. So v = w + w (C - G)^T (G + lambda I)^-1, with G = sum xq xq^T and
+    C = sum xq x^T. lambda pulls v towards the float weight in directions with little input. In directions without
     input, which occur with dead columns or with fewer tokens than columns, v equals the float weight. Costs in^3 / 3 +
     4 * out * in^2 flops.
     """
@@ -165,7 +166,9 @@ def cholesky(matrix: Tensor) -> Tensor:
             return factor
         damping = max(10 * damping, 1e-3)
         if damping > 1e6:
-            raise ValueError("the sums of x x^T over a layer's input rows are not finite or not positive definite")
+            raise ValueError(
+                "the sum of x x^T over the rows x of a layer's input has NaN or Inf, or is not positive definite"
+            )
 
 
 def better_channels(
@@ -194,10 +197,12 @@ def better_channels(
 
 
 def descend(case: Case, codes: Tensor, low: Tensor, high: Tensor, sweeps: int = 4) -> Tensor:
-    """Improves `codes` (out, in) in at most `sweeps` sweeps, each of which sets one column after another to its best
-    codes between `low` and `high`, both (out, in).
+    """Returns better codes of a layer's weight than `codes` (out, in), by coordinate descent.
 
-    No step raises the error d H d, where d = codes - target. Costs 4 * out * in^2 flops for each sweep.
+    Each of at most `sweeps` sweeps sets one column after another to the codes, between `low` and `high` (both (out,
+    in)), with the smallest error while all other columns stay as they are. The error of an output channel is d^T H d,
+    where d is its row of codes - case.target, and H is case.hessian. No step makes the error larger. A sweep costs
+    4 * out * in^2 flops.
     """
     codes, diagonal, columns = codes.clone(), case.hessian.diagonal(), codes.shape[1]
     slope = (codes - case.target) @ case.hessian

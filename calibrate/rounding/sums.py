@@ -13,6 +13,7 @@ from ..layers.transforms import transformed
 from ..observers.patches import PatchSurvey
 from ..observers.survey import Survey
 from ..replay.current_call import CurrentCall
+from ..runtime import kernels
 from .methods import Method
 from .objective import Inputs, precision
 
@@ -38,8 +39,12 @@ class Sums:
     `choice` says how the layer is quantized, `current` which call is running; `columns` is the number of input
     channels. The function `read` takes the rows to sum from an input. With x the summed rows, after smoothing, and xq
     the values of their codes: `exact` and `rounded` (in,) are the sums of x and of xq; `gram` and `residual` (in, in)
-    are the sums of xq xq^T and of xq (x - xq)^T. Without `squares`, `gram` and `residual` are None, because only biases
-    are corrected.
+    are the sums of xq xq^T and of xq (x - xq)^T; `gram` is only summed on and above the diagonal, until `inputs`
+    mirrors it. Without `squares`, `gram` and `residual` are None, because only biases are corrected.
+
+    Where all rows of an input on the CPU have one scale, xq is this scale times whole numbers. There a compiled kernel
+    sums products of integers: the products for `gram` are exact, and for `residual` x - xq is rounded (see
+    `Kernels.add_sums`). Otherwise, and without the kernels, torch sums products of float32 numbers.
     """
 
     def __init__(
@@ -56,14 +61,34 @@ class Sums:
     def add(self, rows: Tensor) -> None:
         """Adds rows of the layer's input, (rows, in), before smoothing."""
         x = transformed(self._choice.transform, rows).to(torch.float32)
-        xq = self._choice.input.represented(x, self._current.level)
-        difference = x - xq
+        compiled = kernels.library() if self._choice.input.ranged and x.device.type == "cpu" else None
         self.rows += len(x)
-        self.exact += x.sum(0, dtype=torch.float64).cpu()
-        self.rounded += xq.sum(0, dtype=torch.float64).cpu()
+        if compiled is None:
+            self._add_products(x, self._choice.input.represented(x, self._current.level))
+            return
+        for piece in x.split(_PIECE):
+            self._add_integers(piece, compiled)
+
+    def _add_products(self, x: Tensor, xq: Tensor) -> None:
+        """Adds the rows `x` whose codes stand for `xq`, both (rows, in) float32, with torch's products of float32
+        numbers."""
+        self._add_columns(x, xq)
         if self.gram is not None and self.residual is not None:
             self.gram += (xq.T @ xq).cpu()
-            self.residual += (xq.T @ difference).cpu()
+            self.residual += (xq.T @ (x - xq)).cpu()
+
+    def _add_integers(self, x: Tensor, compiled: kernels.Kernels) -> None:
+        """Adds the rows `x`, (rows, in) float32 on the CPU, whose codes have one scale, with products of integers."""
+        q, scale, zero_point = self._choice.input.codes(x, self._current.level)
+        steps = q if zero_point is None else q.sub_(zero_point)
+        xq = steps * scale
+        self._add_columns(x, xq)
+        if self.gram is not None and self.residual is not None:
+            compiled.add_sums(steps.contiguous(), (x - xq).contiguous(), float(scale), self.gram, self.residual)
+
+    def _add_columns(self, x: Tensor, xq: Tensor) -> None:
+        self.exact += x.sum(0, dtype=torch.float64).cpu()
+        self.rounded += xq.sum(0, dtype=torch.float64).cpu()
 
     @property
     def inputs(self) -> Inputs | None:
@@ -71,14 +96,27 @@ class Sums:
         and `residual` are not summed."""
         if self.gram is None or self.residual is None:
             return None
+        _mirror(self.gram)
         return Inputs(self.gram, self.gram + self.residual, self.rows)
 
 
+def _mirror(matrix: Tensor) -> None:
+    """Makes a square matrix symmetric in place: copies the numbers above its diagonal to below."""
+    for start in range(0, len(matrix), _MIRRORED):
+        block = matrix[start : start + _MIRRORED]
+        block[:, :start] = matrix[:start, start : start + _MIRRORED].T
+        square = block[:, start : start + _MIRRORED]
+        square.copy_(square.triu() + square.triu(1).T)
+
+
 def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Method) -> Sums:
-    """Returns a new, empty `Sums` for the layer that `choice` says how to quantize and whose input `survey` observed.
-    It will sum about 32 * n rows of an input with n channels, or all rows if there are fewer; of a convolution, about
-    65,536 patches at most. If `method` rounds weights, it also sums `gram` and `residual`, except for a convolution
-    with groups."""
+    """Returns a new `Sums` for one layer, to which no rows were added yet. `choice` says how the layer is quantized,
+    `survey` has observed its input, and `current` will say which call is running.
+
+    For an input with n channels, the object sums about 32 * n rows, or all rows if there are fewer. For a convolution
+    it sums patches, about 65,536 at most. The matrices `gram` and `residual` are summed only if `method` rounds
+    weights, and not for a convolution with groups.
+    """
     columns = len(survey.all.low)
     rows = _ROWS_PER_CHANNEL * columns
     if isinstance(survey, PatchSurvey):
@@ -90,7 +128,8 @@ def sums_for(choice: Choice, survey: Survey, current: CurrentCall, method: Metho
 
 def layers_by_input(choices: Mapping[str, Choice], surveys: Mapping[str, Survey], ranks: Ranks) -> list[list[str]]:
     """Divides the layers of `choices` among the ranks, and returns the names of this rank's layers, in lists of layers
-    that share one input. Layers with wide inputs, which take longest, are assigned first."""
+    that share one input. `surveys` say which layers do. Layers with wide inputs, which take longest, are assigned
+    first."""
     shared: dict[tuple[str, int], list[str]] = {}
     for name, choice in choices.items():
         if name in surveys and surveys[name].has_input:
@@ -104,7 +143,8 @@ def batches_of(
     lists: Iterable[list[str]], surveys: Mapping[str, Survey], method: Method, sums_bytes: float
 ) -> Iterator[list[list[str]]]:
     """Divides `lists`, each of layers that share one input, into batches of lists whose `Sums` together fit in
-    `sums_bytes` bytes, and yields the batches. A list whose sums alone are larger is a batch of its own."""
+    `sums_bytes` bytes, and yields the batches. A list whose sums alone are larger is a batch of its own. `surveys`
+    give the number of channels of each input, and `method` what is summed."""
     batch: list[list[str]] = []
     batch_bytes = 0
     for members in lists:
@@ -125,6 +165,12 @@ def bytes_of_sums(columns: int, method: Method) -> int:
 
 
 _ROWS_PER_CHANNEL = 32  # rows to sum for each channel of an input: more rows change the sums little
+
+
+_PIECE = 512  # rows that become codes together, for products of integers: they stay in the caches
+
+
+_MIRRORED = 256  # rows that are mirrored at a time: a block of them fits in the caches
 
 
 _PATCHES = 1 << 16  # most patches of a convolution's input to sum, over all calls

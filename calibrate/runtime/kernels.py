@@ -11,8 +11,11 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from octavo.capture.errors import UsageError
@@ -24,6 +27,7 @@ TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the number by
 
 _GELU = {None: 0, "none": 1, "tanh": 2}
 _TENSORS = ("query", "key", "value", "mask", "y")
+_Ends = ctypes.c_float * 2
 _log = logging.getLogger(__name__)
 
 
@@ -76,6 +80,47 @@ class Linear:
         return y
 
 
+class _Rows(ctypes.Structure):
+    """A tensor (batch, rows, columns), with the memory layout of the struct in native/statistics.c."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "rows", "columns", "batch_stride", "row_stride")),
+        *((name, ctypes.c_int32) for name in ("type", "threads")),
+    )
+
+
+def _rows_of(x: Tensor) -> tuple[_Rows, Tensor]:
+    """Returns the description of `x` (..., columns) as a tensor (batch, rows, columns), and the tensor that holds the
+    numbers: `x` itself or, if its last dimensions do not lie side by side in memory, a contiguous copy of it."""
+    if x.ndim != 3 or x.stride(2) != 1:
+        x = x.reshape(1, -1, x.shape[-1] if x.ndim else 1).contiguous()
+    (batch, rows, columns), (batch_stride, row_stride, _) = x.shape, x.stride()
+    threads = torch.get_num_threads()
+    return _Rows(x.data_ptr(), batch, rows, columns, batch_stride, row_stride, TYPES[x.dtype], threads), x
+
+
+class RowStatistics(NamedTuple):
+    """Holds the smallest and the largest number of a tensor, and the sum and the sum of squares of each row."""
+
+    low: float
+    high: float
+    sums: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+
+class _Sums(ctypes.Structure):
+    """The arguments of `add_sums`, with the memory layout of the struct in native/sums.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("steps", "errors", "gram", "residual")),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+        ("is_double", ctypes.c_int32),
+    )
+
+
 class Kernels:
     """The kernels of one target. `target`: its name, one of TARGETS. `computes_in_bfloat16`: whether it has the
     bfloat16 attention kernel."""
@@ -91,6 +136,10 @@ class Kernels:
         )  # fmt: skip
         if self.computes_in_bfloat16:
             self._bfloat16_attention = getattr(library, f"bfloat16_attention_{target}")
+        self._row_statistics = getattr(library, f"row_statistics_{target}")
+        self._column_extremes = getattr(library, f"column_extremes_{target}")
+        self._add_exactly = getattr(library, f"add_exactly_{target}")
+        self._add_sums = getattr(library, f"add_sums_{target}")
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
@@ -116,12 +165,68 @@ class Kernels:
         """Returns a linear layer for the kernel; the arguments are those of `Linear`."""
         return Linear(self._linear, weight, offset, scale)
 
+    def add_sums(self, steps: Tensor, errors: Tensor, scale: float, gram: Tensor, residual: Tensor) -> None:
+        """Computes gram += scale ** 2 * steps.T @ steps, only on and above the diagonal, and residual += scale *
+        steps.T @ errors. Below the diagonal the numbers of `gram` become arbitrary.
+
+        `steps` are whole numbers from -255 to 255. Both `steps` and `errors` are (rows, in), float32 and contiguous;
+        `gram` and `residual` (in, in) are contiguous and both float32 or both float64. The products of `steps` are
+        exact. For each column and 512 rows, `errors` are rounded to multiples of 1 / 16383 of their largest magnitude.
+        Raises MemoryError where memory ran out.
+        """
+        call = _Sums(*(tensor.data_ptr() for tensor in (steps, errors, gram, residual)), *steps.shape, scale)
+        call.is_double = gram.dtype == torch.float64
+        if not self._add_sums(ctypes.byref(call), torch.get_num_threads()):
+            raise MemoryError("sums for a rounding method")
+
     def quantize(self, x: Tensor, out: Tensor, scale: float, zero_point: int) -> None:
         """Computes out = clamp(round(x / scale + zero_point) + 128, 0, 255). Both tensors are contiguous; `x` has a
         dtype of TYPES, `out` is uint8."""
         self._quantize(
             x.data_ptr(), TYPES[x.dtype], out.data_ptr(), x.numel(), scale, zero_point, torch.get_num_threads()
         )
+
+    def extremes(self, x: Tensor) -> tuple[float, float] | None:
+        """Returns the smallest and the largest number of `x`, neither of them -0.0; None if a number is NaN or
+        infinite. `x` (..., columns) is not empty and has a dtype of TYPES."""
+        rows, _owner = _rows_of(x)
+        ends = _Ends()
+        finite = self._row_statistics(ctypes.byref(rows), ends, None, None)
+        return (ends[0], ends[1]) if finite else None
+
+    def row_statistics(self, x: Tensor) -> RowStatistics | None:
+        """Returns the statistics of the rows of `x` (..., columns); None if a number is NaN or infinite. `x` is not
+        empty and has a dtype of TYPES. The sums of a row are computed in float64, always in the same order."""
+        rows, _owner = _rows_of(x)
+        count = rows.batch * rows.rows
+        ends, sums = _Ends(), np.empty((2, count))
+        start = sums.ctypes.data
+        sums_at, squares_at = ctypes.c_void_p(start), ctypes.c_void_p(start + 8 * count)
+        if not self._row_statistics(ctypes.byref(rows), ends, sums_at, squares_at):
+            return None
+        return RowStatistics(ends[0], ends[1], sums[0], sums[1])
+
+    def column_extremes(self, x: Tensor) -> Tensor | None:
+        """Returns the smallest and the largest number of each column of `x` (..., columns), (2, columns) float32
+        without -0.0; None if a number is NaN or infinite. `x` is not empty and has a dtype of TYPES."""
+        rows, _owner = _rows_of(x)
+        ends = torch.empty(2, rows.columns, dtype=torch.float32, device="cpu")
+        low = ends.data_ptr()
+        low_at, high_at = ctypes.c_void_p(low), ctypes.c_void_p(low + 4 * rows.columns)
+        return ends if self._column_extremes(ctypes.byref(rows), low_at, high_at) else None
+
+    def exact_units(self, values: NDArray[np.float64]) -> dict[int, int]:
+        """Returns the exact sum of finite numbers, a contiguous array, as a dict from exponent to the integer that is
+        multiplied by 2**exponent. There are at most 2**36 numbers."""
+        bins = np.zeros(2 * 2047, dtype=np.int64)
+        numbers, sums = (ctypes.c_void_p(array.ctypes.data) for array in (values, bins))
+        self._add_exactly(numbers, ctypes.c_int64(values.size), sums)
+        filled = np.flatnonzero(bins)
+        exponents = (filled >> 1) - 1075 + 26 * (filled & 1)
+        units: dict[int, int] = {}
+        for exponent, unit in zip(exponents.tolist(), bins[filled].tolist(), strict=True):
+            units[exponent] = units.get(exponent, 0) + unit
+        return units
 
 
 def _attend(
@@ -133,7 +238,7 @@ def _attend(
     y: Tensor,
     scale: float,
 ) -> bool:
-    """Calls an attention kernel, `function`, and returns whether it succeeded."""
+    """Calls the attention kernel `function`, which writes its output into `y`. Returns whether it succeeded."""
     (batch, heads, rows, width), (keys, out) = query.shape, value.shape[2:]
     call = _Attention(batch=batch, heads=heads, rows=rows, keys=keys, width=width, out=out, scale=scale)
     call.type = TYPES[query.dtype]
@@ -170,6 +275,14 @@ def library() -> Kernels | None:
     if name == "none" or not usable:
         return None
     return usable[name] if name in TARGETS else next(iter(usable.values()))
+
+
+def kernels_for(x: Tensor) -> Kernels | None:
+    """Returns the kernels that can read `x`; None where there is no library, and for tensors on other devices, of other
+    dtypes than those of TYPES, and without values."""
+    if x.dtype not in TYPES or x.device.type != "cpu" or x.layout != torch.strided or x.numel() == 0:
+        return None
+    return library()
 
 
 @cache

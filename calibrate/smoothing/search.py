@@ -14,8 +14,8 @@ the smoothing that was chosen.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -39,10 +39,13 @@ _SEPARATE = 0.8  # separate factors have to lower the error by 20 % against shar
 _MOST = 2.0**12  # largest ratio between any factor and the median factor
 
 
+T = TypeVar("T")
+
+
 class Smoothing(NamedTuple):
     """The transform of a layer's input. Smoothing multiplies each channel by 1 / s, where s are the smoothing factors;
-    `alpha` is SmoothQuant's exponent, from which s was computed, or None without smoothing. `gain` is by how many dB the
-    transform lowers the relative error of the output, summed over all layers that share it."""
+    `alpha` is SmoothQuant's exponent, from which s was computed, or None without smoothing. `gain` is by how many dB
+    the transform lowers the relative error of the output, summed over all layers that share it."""
 
     transform: Transform
     alpha: float | None
@@ -159,8 +162,9 @@ class _Judge:
 
 
 def _product(x: Codes, weight: Tensor, scheme: Scheme) -> Tensor | None:
-    """Returns the product of the values of the input codes `x` and of the integer codes of `weight`, in float32 and
-    without the bias. Returns None if a channel of the weight is too small for a float32 scale."""
+    """Returns the product of an input and a float `weight` after both became codes, in float32 and without the bias.
+    `x` holds the codes of the input; the Scheme object `scheme` is the rule for those of the weight. Returns None if a
+    channel of the weight is too small for a float32 scale."""
     scale = scales_of(weight, scheme)
     if scale is None:
         return None
@@ -185,8 +189,8 @@ def _best_smoothing(
     tried: Tried,
 ) -> tuple[Smoothing | None, float]:
     """Returns the best transform, the same for all layers in `names`, or None if none lowers their error by at least 10
-    %. Also returns the sum of the layers' relative output errors with this transform, or without one if there is
-    none."""
+    %. Also returns the sum of the layers' relative output errors with this transform, or without one if there is none.
+    `kind`, a subclass of Input, and the Scheme object `scheme` say how inputs become codes."""
     weights = largest_of([layer_at(model, name).weight.detach() for name in names])
     fitted = _merged(surveys[name].fit_channels for name in names)
     judges = [
@@ -197,31 +201,29 @@ def _best_smoothing(
     def error(transform: Transform | None) -> float:
         return sum(judge.error(transform) for judge in judges)
 
-    before = after = error(None)
-    errors = {alpha: error(Multiply(multiplier_of(weights, fitted, alpha))) for alpha in tried.alphas}
-    alpha, multiply, rotate = None, None, None
-    if errors and min(errors.values()) < _MAX_ERROR_RATIO * before:
-        alpha, after = next((a, e) for a, e in errors.items() if e <= _NEAR * min(errors.values()))
-        multiply = Multiply(multiplier_of(weights, fitted, alpha))
+    before = error(None)
+    multipliers = [Multiply(multiplier_of(weights, fitted, alpha)) for alpha in tried.alphas]
+    best, after = _better(None, before, multipliers, error)
+    alpha = next((alpha for alpha, each in zip(tried.alphas, multipliers, strict=True) if each is best), None)
     rotations = [Rotate.by(size) for size in tried.rotations if not len(weights) % size]
-    errors_rotated = {(m, r): error(_joined(m, r)) for m in dict.fromkeys([None, multiply]) for r in rotations}
-    if errors_rotated and min(errors_rotated.values()) < _MAX_ERROR_RATIO * after:
-        (multiply, rotate), after = next(
-            (pair, e) for pair, e in errors_rotated.items() if e <= _NEAR * min(errors_rotated.values())
-        )
-        alpha = alpha if multiply else None
-    if multiply is not None and alpha is not None:
+    rotated: list[Transform] = [*rotations, *(MultiplyRotate(best, rotate) for rotate in rotations if best is not None)]
+    transform, after = _better(best, after, rotated, error)
+    if isinstance(transform, Rotate):
+        alpha = None
+    elif alpha is not None:  # the factors for all calls, not only for those that are not held out
         multiply = Multiply(multiplier_of(weights, _merged(surveys[name].all for name in names), alpha))
-    transform = _joined(multiply, rotate)
+        transform = MultiplyRotate(multiply, transform.rotate) if isinstance(transform, MultiplyRotate) else multiply
     gain = 10 * float(torch.tensor(before / max(after, 1e-300)).log10())
     return None if transform is None else Smoothing(transform, alpha, gain), after
 
 
-def _joined(multiply: Multiply | None, rotate: Rotate | None) -> Transform | None:
-    """Returns the transform that does both, where one may be None."""
-    if multiply is None or rotate is None:
-        return multiply or rotate
-    return MultiplyRotate(multiply, rotate)
+def _better(former: T, former_error: float, others: Sequence[T], error: Callable[[T], float]) -> tuple[T, float]:
+    """Returns the first of the transforms `others` whose error is within 7 % of the least, and its error, if the least
+    is at least 10 % below the `former_error` of the transform `former`; otherwise returns these two."""
+    errors = [error(other) for other in others]
+    if not errors or not min(errors) < _MAX_ERROR_RATIO * former_error:
+        return former, former_error
+    return next((o, e) for o, e in zip(others, errors, strict=True) if e <= _NEAR * min(errors))
 
 
 def _merged(statistics: Iterable[Channels]) -> Channels:

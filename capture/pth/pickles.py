@@ -72,7 +72,7 @@ class Claims:
         """
         kind, storage_type, key, _, elements = identity[:5]
         if kind != "storage" or type(elements) is not int or elements < 0:
-            raise ValueError("a reference to something other than a storage")
+            raise ValueError("it refers to something other than the storage of a tensor")
         storage = StorageClaim(str(key), elements, ITEMSIZES[storage_type])
         if storage.bytes > self.size:
             raise self.too_large(storage.bytes)
@@ -189,7 +189,7 @@ class DataUnpickler(pickle._Unpickler):
     def load_build(self) -> None:
         state, owner = self.stack.pop(), self.stack[-1]
         if type(owner) is not OrderedDict or type(state) is not dict:
-            raise NotAllowed(f"a state of {getattr(type(owner), '__qualname__', 'an object')}")
+            raise NotAllowed(f"attributes for an object of class {getattr(type(owner), '__qualname__', 'object')}")
         vars(owner).update(state)
 
     def load_bytearray8(self) -> None:
@@ -259,7 +259,9 @@ class DryUnpickler(DataUnpickler):
     def persistent_load(self, pid: Any) -> StorageClaim:
         if isinstance(pid, str):
             fact = "has pickle protocol 0, in which torch.save writes no tensors"
-            raise FileError(f"{self._claims.path}: {fact}. Make the file again with the default protocol.")
+            raise FileError(
+                f"{self._claims.path}: {fact}. Save it again with torch.save and its default pickle_protocol."
+            )
         return self._claims.storage(pid)
 
 

@@ -54,7 +54,9 @@ def safe_torch_load(path: str | Path, map_location: Any = "cpu") -> Any:
                 return torch.load(file, map_location=map_location, weights_only=True, mmap=False)
             if os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0") not in ("", "0"):
                 fact = f"has pickle protocol {max(claims.protocols)}, which TORCH_FORCE_WEIGHTS_ONLY_LOAD refuses"
-                raise FileError(f"{path}: {fact}. Unset it, or save the file again with the default protocol.")
+                raise FileError(
+                    f"{path}: {fact}. Unset the variable, or save the file again with the default pickle_protocol."
+                )
             return torch.load(file, map_location=map_location, weights_only=False, pickle_module=DATA_PICKLE)
         except OctavoError:
             raise
@@ -84,7 +86,7 @@ def load_samples(path: str | Path) -> list[tuple[tuple[Any, ...], dict[str, Any]
             calls.append((tuple(sample), {}))
         else:
             fact = f"sample {number} is a {type(sample).__name__}, not a dict with names as keys, a list or a tuple"
-            raise FileError(f"{path}: {fact}. Save the arguments of each call in this way.")
+            raise FileError(f"{path}: {fact}. Save the arguments of each call as one of these three.")
     if not calls:
         raise MisfitError(f"{path}: holds no samples. Save the arguments of at least one call.")
     return calls
@@ -100,7 +102,7 @@ def save_pth(path: str | Path, calls: Iterable[Call]) -> None:
     for call in calls:
         if call.args and call.kwargs:
             raise MisfitError(
-                f"{path}: call {call.index} has both positional and keyword arguments. Use the capture instead."
+                f"{path}: call {call.index} has both positional and keyword arguments. Use the capture, without --pth."
             )
         samples.append(call.args or call.kwargs)
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in _tensors(samples)}

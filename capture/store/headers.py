@@ -80,14 +80,14 @@ def tensors_of(entries: dict[str, Any], start: int, size: int) -> dict[str, Stor
         dtype, shape = TORCH_NAMES[entry["dtype"]], tuple(entry["shape"])
         begin, end = entry["data_offsets"]
         if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
-            raise ValueError("negative or fractional size")
+            raise ValueError("its header has a negative or fractional size")
         count = _SIZES[entry["dtype"]]
         for extent in shape:
             count *= extent
         if start + begin != expected or end - begin != count:
-            raise ValueError("offsets that do not match the tensors' sizes")
+            raise ValueError("its header has an offset that does not match the size of the tensor")
         stored[name] = Stored(dtype, shape, start + begin, count)
         expected = start + end
     if expected != size:
-        raise ValueError("tensors that do not cover the file")
+        raise ValueError("its tensors do not cover the whole file")
     return stored

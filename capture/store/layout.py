@@ -130,7 +130,7 @@ def list_units(directory: Path) -> dict[int, str]:
         index = int(matched[1])
         if index in units_by_index:
             fact = f"a second unit {index} beside {units_by_index[index]}"
-            raise damage(path, fact, "Delete the one that does not belong to this capture.")
+            raise damage(path, fact, "Delete the one of the two that does not belong to this capture.")
         units_by_index[index] = name
     return dict(sorted(units_by_index.items()))
 
@@ -158,7 +158,9 @@ def read_unit(directory: Path, name: str) -> tuple[Unit, dict[str, Any]]:
     for part in parts:
         with open_regular(path.with_name(part.file), remedy) as (_, size):
             if size != part.bytes:
-                raise damage(path.with_name(part.file), f"damaged (checksum: {size} bytes, not {part.bytes})", remedy)
+                raise damage(
+                    path.with_name(part.file), f"damaged (checksum: has {size} bytes, not {part.bytes})", remedy
+                )
     return unit, body
 
 
@@ -166,5 +168,5 @@ def _header(record: dict[str, Any]) -> CallHeader:
     component, index, step, context = (record[field] for field in ("component", "index", "step", "context"))
     timestep = decode(record["timestep"], lambda _: None)
     if not isinstance(component, str) or type(index) is not int:
-        raise ValueError("a call without a component or an index")
+        raise ValueError("it has a call without a component or an index")
     return CallHeader(component, index, step, timestep, context)

@@ -215,17 +215,17 @@ class _Source:
         places = [self._find(key) for key in keys]
         split = 0 if len(keys) == 1 else 1 if len(keys) == shape[0] else 2  # dimensions that rows do not have
         if any(blob.shape != tuple(shape[split:]) for _, blob in places) or math.prod(shape[:split]) != len(keys):
-            raise ValueError("a tensor whose rows do not fit its shape")
+            raise ValueError("its data do not fit the shape of a tensor")
         tensor = torch.empty(shape, dtype=getattr(torch, TORCH_NAMES[name]))
         rows = [tensor] if split == 0 else list(tensor.flatten(0, split - 1).unbind(0))
         for key, row, (part, blob) in zip(keys, rows, places, strict=True):
             if blob.dtype != TORCH_NAMES[name]:
-                raise ValueError("a tensor of another dtype than its blob")
+                raise ValueError("it gives a tensor another dtype than the data file does")
             self._read(key, part, blob, memory_of(row))
         if not order:
             return tensor
         if sorted(order[0]) != list(range(len(shape))):
-            raise ValueError("a tensor with an invalid order of dimensions")
+            raise ValueError("it has a tensor with an invalid order of dimensions")
         return torch.empty_permuted(shape, order[0], dtype=tensor.dtype).copy_(tensor)
 
     def describe(self, entry: int) -> TensorInfo:

@@ -109,7 +109,8 @@ def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:
             remedy = "Use a smaller --height and --width, or another --device"
             raise DeviceError(f"{where}: out of memory on {device}. {remedy}.") from error
         fact = first_sentence(error)
-        raise OctavoError(f"{where}: {type(error).__name__}: {fact}. Change the settings of the call.") from error
+        remedy = "Change the options for the pipeline's call, such as --steps or --arg"
+        raise OctavoError(f"{where}: {type(error).__name__}: {fact}. {remedy}.") from error
 
 
 def content_of(comparison: Comparison, options: CompareOptions, source: str) -> dict[str, Any]:

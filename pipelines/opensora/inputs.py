@@ -109,5 +109,7 @@ def starting_noise(
     if latents is None:
         return randn_tensor(tuple(shape), generator=generator, device=device, dtype=dtype)
     if tuple(latents.shape) != tuple(shape):
-        raise UsageError(f"latents: shape {tuple(latents.shape)}, expected {tuple(shape)}. Give that shape.")
+        raise UsageError(
+            f"latents: have shape {tuple(latents.shape)}, expected {tuple(shape)}. Give latents of the expected shape."
+        )
     return latents.to(device=device)

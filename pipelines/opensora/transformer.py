@@ -124,7 +124,7 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
     def _captions(self, y: Tensor, mask: Tensor | None) -> Captions:
         if self.config["skip_y_embedder"]:
             if mask is None:
-                raise UsageError("mask: it is missing. With skip_y_embedder it holds the caption lengths. Pass them.")
+                raise UsageError("mask: it is missing. With skip_y_embedder, pass the lengths of the captions as mask.")
             return captions_of_lengths(y.reshape(1, -1, y.shape[-1]), torch.as_tensor(mask).flatten().long())
         return pack_captions(self.y_embedder(y).squeeze(1), mask)
 

@@ -127,7 +127,7 @@ def test_keeping_all_layers_float_is_refused():
 def test_names_that_no_file_should_hold_are_refused(name):
     model = nn.Module()
     model._modules[name] = nn.Linear(2, 2)
-    refused(lambda: make_plan(model), 3, "a checkpoint cannot hold this name")
+    refused(lambda: make_plan(model), 3, "a checkpoint cannot hold a tensor of this name")
 
 
 def test_a_model_without_layers_is_refused():

@@ -59,7 +59,7 @@ def test_sixteen_bits_become_eight(ending, tmp_path):
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_values_of_an_unknown_range_are_refused(dtype, tmp_path):
     Image.fromarray(VALUES[:, :, 0].astype(dtype)).save(tmp_path / "a.tif")
-    words = "whose white is unknown. Save the picture with 8 or 16 bits"
+    words = "which do not say what white is. Save the picture with 8 or 16 bits"
     refused(lambda: open_picture(tmp_path / "a.tif"), 3, "a.tif", words)
 
 

@@ -60,7 +60,7 @@ def test_the_lines_of_the_prompts_are_the_classes(stored, tmp_path):
     prompts.write_text("tench\n1\nGolden retriever\n")
     command = ("capture", stored, tmp_path / "a", "--prompts", prompts, "--steps", 1, "--device", "cpu")
     output = octavo(*command, "--arg", "class_labels=[207]", code=2)
-    assert "the prompts are its classes, one in each line" in errors(output)[0]
+    assert "takes its classes from the prompts, one in each line" in errors(output)[0]
     octavo(*command)
     assert [int(call.kwargs["class_labels"][0]) for call in Capture.open(tmp_path / "a").calls()] == [0, 1, 207]
 

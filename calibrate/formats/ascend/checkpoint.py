@@ -188,7 +188,7 @@ def read_description(path: Path) -> dict[str, str]:
     """
     description = json_object(read_bytes(path, _DESCRIPTION_LIMIT), path)
     if not all(isinstance(word, str) for word in description.values()):
-        raise damage(path, "not a description of tensors: it holds values other than texts", _REMEDY)
+        raise damage(path, "not a description of tensors, because a value in it is not a string", _REMEDY)
     return description
 
 

@@ -134,7 +134,9 @@ def _ranged(reader: LayerReader, layer: LayerNumbers) -> LayerNumbers:
     integers, levels = layer.integers, reader.checkpoint.levels
     by_level, weight = integers.scheme == TIMESTEP, integers.weight
     if by_level and not levels:
-        raise reader.fault("input_scale", "has a row for each noise level, but the metadata list no noise levels")
+        raise reader.fault(
+            "input_scale", "has a row for each noise level, but the file's metadata list no noise levels"
+        )
     leading = (len(levels),) if by_level else ()
     scale, dtype = reader.floats("input_scale", (*leading, 1))
     reader.positive("input_scale", scale)
@@ -156,13 +158,13 @@ def _deq(reader: LayerReader, dtype: str, shape: tuple[int, ...]) -> Array:
         return reader.positive("deq_scale", reader.read("deq_scale", ("float32",), shape))
     bits = reader.read("deq_scale", ("int64",), shape)
     if bool(((bits < 0) | (bits >> 31 != 0)).any()):
-        raise reader.fault("deq_scale", "does not hold the bits of positive float32 numbers")
+        raise reader.fault("deq_scale", "has an int64 value that is not the bits of a positive float32 number")
     return reader.positive("deq_scale", bits.astype(np.int32).view(np.float32))
 
 
 def _check_accumulator(reader: LayerReader, key: str, quant_bias: Array, weight: Array, largest: int) -> None:
     if int(np.abs(quant_bias.astype(np.int64)).max()) + largest * 127 * weight[0].size >= 2**31:
-        raise reader.fault(key, "is so large that the accumulator could overflow int32")
+        raise reader.fault(key, "is so large that the layer's sum could overflow int32")
 
 
 def _binned(reader: LayerReader, layer: LayerNumbers, levels: tuple[float, ...]) -> LayerNumbers:
@@ -175,7 +177,7 @@ def _binned(reader: LayerReader, layer: LayerNumbers, levels: tuple[float, ...])
     bins = np.searchsorted(edges, np.array(levels, np.float32), side="right").tolist()  # as `noise_level.bins_of`
     missing = set(range(len(edges) + 1)) - set(bins)
     if missing:
-        raise reader.fault("input_scale", f"has no row for bin {min(missing)} of the layer's noise levels")
+        raise reader.fault("input_scale", f"has no row for timestep bin {min(missing)} of the layer")
     first = [bins.index(number) for number in range(len(edges) + 1)]
     by_bin = {}
     for key in ("input_scale", "zero_point", "deq", "quant_bias"):

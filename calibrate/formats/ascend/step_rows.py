@@ -49,5 +49,5 @@ def deployed_levels(layers: Mapping[str, QuantizedLayer], timesteps: Iterable[fl
         levels = torch.cat([lowest, edges]).flip(0).tolist()
     rounded = torch.tensor(levels, dtype=torch.float32)
     if not bool(rounded.isfinite().all()):
-        raise UsageError("timesteps: not all are finite numbers. Give the time arguments that the denoiser gets.")
+        raise UsageError("timesteps: not all are finite numbers. Give the noise levels of the denoising steps.")
     return tuple(rounded.tolist())

@@ -103,7 +103,7 @@ def method_at(directory: Path) -> str | None:
     weights = [name for name in (WEIGHT_FILE, INDEX_FILE) if (directory / name).is_file()]
     if not path.is_file():
         if weights:
-            raise damage(path, "missing", f"Copy the file to where {weights[0]} is, or calibrate again.")
+            raise damage(path, "missing", f"Copy the file into the directory of {weights[0]}, or calibrate again.")
         return None
     content = read_json(path).get("quantization_config")
     if isinstance(content, dict):

@@ -42,7 +42,7 @@ def empty_layer(structure: Structure, name: str, module: nn.Module) -> Quantized
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not isinstance(module, (nn.Linear, nn.Conv2d)) or weight is None:
         fact = f"is a {type(module).__name__} in this model, no Linear or Conv2d"
-        raise MisfitError(f"{name}: {fact}. Load the checkpoint into the class in its config.json.")
+        raise MisfitError(f"{name}: {fact}. Load the checkpoint with the class that its config.json names.")
     dtype = getattr(torch, structure.dtype)
     return build(_empty(structure.kinds[name], tuple(weight.shape), bias is not None, dtype), module)
 

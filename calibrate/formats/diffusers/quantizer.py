@@ -82,7 +82,9 @@ class OctavoQuantizer(DiffusersQuantizer):
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
         """Raises UsageError for a device_map with "disk": accelerate would cast the integers before writing them."""
         if isinstance(device_map, dict) and "disk" in device_map.values():
-            raise UsageError("device_map: integer layers cannot be offloaded to disk. Use devices, or CPU offload.")
+            raise UsageError(
+                "device_map: integer layers cannot be offloaded to disk. Replace 'disk' in it by a device or 'cpu'."
+            )
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype:
         """Returns the dtype that float tensors are loaded in: `torch_dtype`, or the dtype that they have in the
@@ -114,7 +116,9 @@ class OctavoQuantizer(DiffusersQuantizer):
         missing = sorted(set(structure.kinds) - set(modules))
         if missing:
             fact = f"has no layer {missing[0]}, which quantization_config names"
-            raise MisfitError(f"{type(model).__name__}: {fact}. Load the checkpoint into the class in its config.json.")
+            raise MisfitError(
+                f"{type(model).__name__}: {fact}. Load the checkpoint with the class that its config.json names."
+            )
         install(model, {name: empty_layer(structure, name, modules[name]) for name in structure.kinds})
         check_stored(model, {name: stored for name, (_, stored) in self._stored.items()}, structure)
         accelerate(model, self.quantization_config.backend)
@@ -125,8 +129,8 @@ class OctavoQuantizer(DiffusersQuantizer):
         return True
 
     def check_quantized_param_shape(self, name: str, current: Tensor, loaded: Tensor) -> bool:
-        """Raises MisfitError. diffusers calls this method for a tensor whose shape differs from the model's, but
-        `check_stored` refuses such tensors earlier."""
+        """Raises MisfitError. diffusers calls this method for a stored tensor, `loaded`, whose shape differs from that
+        of the model's tensor `current`. `check_stored` refuses such tensors earlier."""
         raise _misfit(name, f"has shape {list(loaded.shape)} in the checkpoint and {list(current.shape)} in the model")
 
     def create_quantized_param(  # type: ignore[override]
@@ -199,7 +203,7 @@ def adopt(model: nn.Module, layers: Mapping[str, QuantizedLayer]) -> None:
 
 
 def _misfit(name: str, fact: str) -> OctavoError:
-    remedy = "Calibrate again, or load the checkpoint into the class in its config.json."
+    remedy = "Calibrate again, or load the checkpoint with the class that its config.json names."
     return MisfitError(f"{name}: {fact}. {remedy}")
 
 

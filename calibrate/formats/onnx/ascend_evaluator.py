@@ -55,7 +55,7 @@ def compiled(proto: "ModelProto") -> "ModelProto":
         if any(name in offsets for name in node.input):
             if node.op_type not in _INTEGER or node.input[0] not in offsets:
                 raise FileError(
-                    f"{node.name}: {node.op_type} on the codes of an AscendQuant, which Ascend's compiler refuses. "
+                    f"{node.name}: Ascend's compiler refuses a {node.op_type} that reads the codes of an AscendQuant. "
                     "Export the graph again."
                 )
             node.attribute.append(helper.make_attribute("offset", offsets[node.input[0]]))

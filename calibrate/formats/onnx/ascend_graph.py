@@ -69,7 +69,8 @@ def _expand(builder: Builder, use: Use, fuse_add: bool) -> None:
 
 
 def _input(builder: Builder, use: Use) -> str:
-    """Returns the name of the codes of the layer's input, adding the AscendQuant node that computes them.
+    """Adds the AscendQuant node that computes the codes of the input of the layer in `use`. Returns the name of these
+    codes in the graph.
 
     Layers with the same input, scale and zero point share one node.
     """

@@ -165,8 +165,8 @@ def _remove_origins(proto: "ModelProto") -> None:
 
 
 def _name_batch_axis(graph: Any) -> None:
-    """Renames the first axis of inputs and outputs to `batch` where its length is open; the exporter gives it a
-    number."""
+    """Gives the first axis of the graph's inputs and outputs the name `batch`, in place, where any length is allowed.
+    The exporter names such an axis by a number."""
     symbol = next((d.dim_param for v in graph.input for d in v.type.tensor_type.shape.dim[:1] if d.dim_param), None)
     for value in (*graph.input, *graph.output):
         for dim in value.type.tensor_type.shape.dim:

@@ -118,18 +118,22 @@ def _checked(path: Path, tensor: "TensorProto") -> int:
     location = entries.get("location", "")
     if not location or location in (".", "..") or "/" in location or "\\" in location or "\0" in location:
         raise damage(
-            path, f"the data of {tensor.name} are outside the graph's directory ({location!r})", "Do not use the graph."
+            path,
+            f"tensor {tensor.name} has its data outside the graph's directory, in {location!r}",
+            "Do not use the graph.",
         )
     file = path.parent / location
     if file.is_symlink():
-        raise damage(file, f"a symbolic link where {path.name} has its data", "Do not use the graph.")
+        raise damage(
+            file, f"a symbolic link, where {path.name} expects the file with its data", "Do not use the graph."
+        )
     with open_regular(file, f"{path.name} needs it. {_REMEDY}") as (descriptor, size):
         if os.fstat(descriptor).st_nlink > 1:
             fact = f"a hard link: the data of {path.name} have other file names too"
             raise damage(file, fact, "Copy the file in its place.")
     offset, length = _number(file, entries.get("offset", "0")), _length(tensor, file)
     if _number(file, entries.get("length", str(length))) != length:
-        raise damage(file, f"{tensor.name} has {entries['length']} bytes here, but needs {length}", _REMEDY)
+        raise damage(file, f"tensor {tensor.name} has {entries['length']} bytes here, but needs {length}", _REMEDY)
     if offset + length > size:
         fact = f"{tensor.name} ends at byte {offset + length}, but the file has {size} bytes"
         raise damage(file, fact, _REMEDY)

@@ -69,9 +69,7 @@ static long lay_out_work(const Attention *a, char *memory, Work *work) {
 /* Returns the number of heads that are packed at a time. */
 INLINE long together(const Attention *a, int threads) { return least(a->batch * a->heads, 4L * threads); }
 
-/* Returns the bits of the magnitudes of x. As integers they have the order of the magnitudes, and those of NaN are the
-   largest. */
-INLINE ints magnitudes(floats x) { return both(as_ints(x), V(set1_epi32)(0x7fffffff)); }
+/* Returns whether all magnitudes are at most `limit`. */
 INLINE int fits(ints magnitudes, float limit) {
     int bits;
     memcpy(&bits, &limit, sizeof bits);
@@ -120,7 +118,7 @@ INLINE int pack_channels(int16_t *to, float *scales, const float *value, long so
     for (long k = 0; k < some; k += 2) {
         ints low = V(cvtps_epi32)(V(mul_ps)(V(loadu_ps)(value + k * out), V(loadu_ps)(by)));
         ints high = V(cvtps_epi32)(V(mul_ps)(V(loadu_ps)(value + (k + 1) * out), V(loadu_ps)(by)));
-        write_ints(to + k * out, either(both(low, V(set1_epi32)(0xffff)), V(slli_epi32)(high, 16)));
+        write_ints(to + k * out, in_pairs(low, high));
     }
     return fits(largest, HUGE_VALUE);
 }
@@ -147,7 +145,7 @@ INLINE void score_tile(float *score, const int16_t *query, const float *query_sc
                        const int16_t *keys, const float *key_scales, const float *bias, const int vectors) {
     ints sum[HIGH][WIDE];
     clear(sum, vectors);
-    add_tile(sum, query, width, keys, 2 * COLUMNS, pairs, vectors);
+    add_tile(sum, query, width, 2, keys, 2 * COLUMNS, pairs, vectors);
     for (int j = 0; j < vectors; j++) {
         const floats by = V(loadu_ps)(key_scales + j * LANES), more = V(loadu_ps)(bias + j * LANES);
         for (int i = 0; i < HIGH; i++) {
@@ -162,7 +160,7 @@ INLINE void output_tile(float *y, long out, const int16_t *weights, const int16_
                         const float *factors, long pairs, const int vectors) {
     ints sum[HIGH][WIDE];
     clear(sum, vectors);
-    add_tile(sum, weights, KEYS, values, 2 * out, pairs, vectors);
+    add_tile(sum, weights, KEYS, 2, values, 2 * out, pairs, vectors);
     for (int j = 0; j < vectors; j++) {
         const floats by = V(loadu_ps)(scales + j * LANES);
         for (int i = 0; i < HIGH; i++) {

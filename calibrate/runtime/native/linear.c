@@ -106,7 +106,7 @@ INLINE void sum_tile(const Linear *l, long i, long n, int32_t *sums, const int16
     for (int k = 0; k < HIGH; k++)
         for (int j = 0; j < vectors; j++)
             sum[k][j] = first ? V(set1_epi32)(0) : read_ints(sums + k * COLUMNS + j * LANES);
-    add_tile(sum, rows, row_of(l), panel, 2 * COLUMNS, pairs, vectors);
+    add_tile(sum, rows, row_of(l), 2, panel, 2 * COLUMNS, pairs, vectors);
     int32_t tile[HIGH * COLUMNS];
     if (last) sums = tile;
     for (int k = 0; k < HIGH; k++)

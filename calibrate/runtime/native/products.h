@@ -7,16 +7,17 @@ enum {
     COLUMNS = WIDE * LANES,
 };
 
-/* sum (HIGH, vectors * LANES) += a (HIGH, 2 * pairs) @ b. b has the layout (pairs, b_pair / 2, 2): its rows are
+/* sum (HIGH, vectors * LANES) += a (HIGH, 2 * pairs) @ b. Two neighbours in a row of a lie side by side in memory;
+   a_row and a_pair are the strides of rows and of such pairs. b has the layout (pairs, b_pair / 2, 2): its rows are
    interleaved two by two. The caller makes sure that no sum leaves the range of int32. */
-INLINE void add_tile(ints sum[HIGH][WIDE], const int16_t *a, long a_row, const int16_t *b, long b_pair, long pairs,
-                     const int vectors) {
+INLINE void add_tile(ints sum[HIGH][WIDE], const int16_t *a, long a_row, long a_pair, const int16_t *b, long b_pair,
+                     long pairs, const int vectors) {
     for (long k = 0; k < pairs; k++) {
         ints right[WIDE];
         for (int j = 0; j < vectors; j++) right[j] = read_ints(b + k * b_pair + j * 2 * LANES);
         for (int i = 0; i < HIGH; i++) {
             int pair;
-            memcpy(&pair, a + i * a_row + 2 * k, sizeof pair);
+            memcpy(&pair, a + i * a_row + k * a_pair, sizeof pair);
             for (int j = 0; j < vectors; j++)
                 sum[i][j] = add_products(sum[i][j], V(set1_epi32)(pair), right[j]);
         }

@@ -23,12 +23,15 @@ enum { FLOAT32, BFLOAT16, FLOAT16 };
 enum { LANES = 16, WIDE = 4 }; /* 32-bit numbers in a vector; vectors side by side in a tile of sums */
 typedef __m512 floats;
 typedef __m512i ints;
-typedef __m256i halves; /* LANES 16-bit numbers */
+typedef __m256i halves; /* LANES 16-bit numbers, or LANES / 2 32-bit numbers */
+typedef __m512d doubles; /* LANES / 2 numbers */
 #define V(function) _mm512_##function
 INLINE ints read_ints(const void *from) { return _mm512_loadu_si512(from); }
 INLINE void write_ints(void *to, ints x) { _mm512_storeu_si512(to, x); }
 INLINE halves read_halves(const void *from) { return _mm256_loadu_si256(from); }
 INLINE void write_halves(void *to, halves x) { _mm256_storeu_si256(to, x); }
+INLINE doubles read_as_doubles(const float *from) { return _mm512_cvtps_pd(_mm256_loadu_ps(from)); }
+INLINE void write_as_floats(float *to, doubles x) { _mm256_storeu_ps(to, _mm512_cvtpd_ps(x)); }
 /* Returns the low 16 bits of numbers that int16 holds. */
 INLINE halves narrowed(ints x) { return _mm512_cvtepi32_epi16(x); }
 INLINE floats floor_of(floats x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
@@ -45,11 +48,14 @@ enum { LANES = 8, WIDE = 2 };
 typedef __m256 floats;
 typedef __m256i ints;
 typedef __m128i halves;
+typedef __m256d doubles;
 #define V(function) _mm256_##function
 INLINE ints read_ints(const void *from) { return _mm256_loadu_si256(from); }
 INLINE void write_ints(void *to, ints x) { _mm256_storeu_si256(to, x); }
 INLINE halves read_halves(const void *from) { return _mm_loadu_si128(from); }
 INLINE void write_halves(void *to, halves x) { _mm_storeu_si128(to, x); }
+INLINE doubles read_as_doubles(const float *from) { return _mm256_cvtps_pd(_mm_loadu_ps(from)); }
+INLINE void write_as_floats(float *to, doubles x) { _mm_storeu_ps(to, _mm256_cvtpd_ps(x)); }
 INLINE halves narrowed(ints x) { return _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)); }
 INLINE floats floor_of(floats x) { return _mm256_floor_ps(x); }
 INLINE floats as_floats(ints x) { return _mm256_castsi256_ps(x); }
@@ -85,6 +91,15 @@ INLINE ints add_products(ints sum, ints a, ints b) {
     __asm__ volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(V(madd_epi16)(a, b)));
     return sum;
 #endif
+}
+
+/* Returns the bits of the magnitudes of x. As integers they have the order of the magnitudes, and those of NaN are the
+   largest. */
+INLINE ints magnitudes(floats x) { return both(as_ints(x), V(set1_epi32)(0x7fffffff)); }
+
+/* Returns pairs of 16-bit numbers: the low 16 bits of each number of `first`, followed by those of `second`. */
+INLINE ints in_pairs(ints first, ints second) {
+    return either(both(first, V(set1_epi32)(0xffff)), V(slli_epi32)(second, 16));
 }
 
 INLINE long up(long n, long to) { return (n + to - 1) / to * to; }

@@ -79,7 +79,7 @@ def test_modes_and_links(tmp_path):
     [
         ({"proj_out__quant_bias": None}, "proj_out.quant_bias is missing"),
         ({"proj_out__quant_bias": torch.zeros(3, dtype=torch.int32)}, "proj_out.quant_bias is int32 [3]"),
-        ({"proj_out__deq_scale": torch.full((4,), -1)}, "does not hold the bits of positive float32"),
+        ({"proj_out__deq_scale": torch.full((4,), -1)}, "not the bits of a positive float32"),
         ({"proj_out__deq_scale": torch.zeros(4, dtype=torch.int64)}, "deq_scale is not positive"),
         ({"proj_out__input_scale": torch.zeros(1)}, "input_scale is not positive"),
         ({"proj_out__input_scale": torch.full((1,), float("nan"))}, "input_scale is not positive"),

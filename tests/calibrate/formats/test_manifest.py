@@ -90,7 +90,7 @@ def test_a_check_without_digests_compares_sizes(out):
     assert verify(out, digests=False).manifests
     refused(lambda: verify(out), 3, f"{path}: damaged (checksum).")
     replaced(path, content + b"\n")
-    refused(lambda: verify(out, digests=False), 3, f"{path}: damaged (checksum: {len(content) + 1} bytes")
+    refused(lambda: verify(out, digests=False), 3, f"{path}: damaged (checksum: has {len(content) + 1} bytes")
     assert verify(out, {DESCRIPTION}).manifests
 
 

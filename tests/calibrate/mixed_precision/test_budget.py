@@ -36,8 +36,8 @@ def test_a_budget_limits_bytes_a_share_of_them_the_time_or_two(text, before, lim
         ("-1x", "'-1x' is not a limit"),
         ("0%", "'0%' is not above 0"),
         ("5 MiBs", "'MiBs' is not a unit"),
-        ("5MiB,40%", "it gives two sizes"),
-        ("0.5x,0.6x", "it gives two times"),
+        ("5MiB,40%", "limits the size twice"),
+        ("0.5x,0.6x", "limits the time twice"),
     ],
 )
 def test_invalid_budgets_are_refused_in_one_line(text, words):

@@ -118,7 +118,7 @@ def test_a_budget_needs_the_pipeline(tiny):
     refused(
         lambda: calibrate(tiny[0].transformer, lambda: tiny[2], Settings(budget="50%")),
         2,
-        re.compile(r"^budget: schemes are chosen by running the pipeline"),
+        re.compile(r"^budget: needs a function that runs the pipeline"),
     )
 
 
@@ -128,7 +128,7 @@ def test_a_pipeline_that_does_not_run_the_model_is_refused(tiny):
             tiny[0].transformer, lambda: tiny[2], Settings(budget="50%"), trajectory=lambda: [torch.zeros(3)]
         ),
         4,
-        "runs no layer of the model",
+        "calls no layer of this model",
     )
 
 

@@ -239,7 +239,7 @@ def test_every_form_of_a_sample_is_the_same_call(sample):
         (Image.new("RGB", (4, 4)), 3, "holds a PIL picture. Give the tensor"),
         ([Image.new("RGB", (4, 4)), 1], 3, "holds a PIL picture"),
         (X[:, :2], 4, re.compile("layer 0: .*Give calls that this model takes")),
-        (X / 0, 6, "Check the calibration calls"),
+        (X / 0, 6, "Check the data of the calls"),
     ],
 )  # fmt: skip
 def test_the_error_says_what_is_wrong_with_a_sample(sample, code, words):

@@ -44,9 +44,9 @@ DAMAGE = [
     (put("down.linear.weight", 1, -128), "down.weight holds -128"),
     (put("up.input_scale", 4, 0.0), "up.input_scale is not positive"),
     (put("up.input_scale", 4, 9.0), "in the same bin of noise levels"),
-    (put("up.deq_scale", 3, -1), "does not hold the bits of positive float32"),
+    (put("up.deq_scale", 3, -1), "not the bits of a positive float32"),
     (put("up.deq_scale", 3, 0), "up.deq_scale is not positive"),
-    (put("up.deq_scale", 3, 1 << 40), "does not hold the bits of positive float32"),
+    (put("up.deq_scale", 3, 1 << 40), "not the bits of a positive float32"),
     (put("up.input_offset", 5, 0.5), "up.input_offset is 0.5"),
     (put("up.input_offset", 5, 128.0), "up.input_offset is 128.0"),
     (put("up.input_offset", 5, float("nan")), "up.input_offset is nan"),
@@ -65,7 +65,7 @@ def test_what_no_export_writes_is_refused(change, fact, tmp_path):
 METADATA = [
     ("octavo.timesteps", "[]", "list no noise levels"),
     ("octavo.timesteps", "[1000, 800, 500, 499, 300]", "up.input_scale is"),
-    ("octavo.timesteps", "[1000, 800, 500, 499, 300, 280]", "no row for bin 0"),
+    ("octavo.timesteps", "[1000, 800, 500, 499, 300, 280]", "no row for timestep bin 0"),
     ("octavo.timesteps", '["now"]', "not a list of numbers"),
     ("octavo.timesteps", "[NaN]", "not a list of numbers"),
     ("octavo.timesteps", "[1" + "0" * 400 + "]", "not a list of numbers"),
@@ -78,7 +78,7 @@ METADATA = [
     ("octavo.edges", '{"up": 5}', "does not give increasing noise levels for up"),
     ("octavo.edges", '{"up": [500, 250, 750]}', "does not give increasing noise levels for up"),
     ("octavo.edges", '{"up": [250, 500, 1e39]}', "does not give increasing noise levels for up"),
-    ("octavo.edges", '{"up": [250, 500, 750, 760]}', "no row for bin 3"),
+    ("octavo.edges", '{"up": [250, 500, 750, 760]}', "no row for timestep bin 3"),
     ("octavo.edges", '{"up": [250, 500]}', "in the same bin of noise levels"),
 ]
 

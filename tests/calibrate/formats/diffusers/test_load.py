@@ -11,14 +11,17 @@ from safetensors.torch import load_file
 
 import octavo
 from octavo.calibrate.calibration import calibrate
+from octavo.calibrate.formats import format_named
 from octavo.calibrate.formats.ascend.read import load_ascend
 from octavo.calibrate.formats.diffusers.quantizer import adopt
 from octavo.calibrate.formats.diffusers.write import write_diffusers
-from octavo.calibrate.formats.export import export
+from octavo.calibrate.formats.export import check_rotation, export
 from octavo.calibrate.layers.install import quantized
+from octavo.calibrate.layers.transforms import Rotate
 from octavo.calibrate.replay.hooks import hooked
 from octavo.calibrate.replay.sqnr import tensors_in
 from octavo.calibrate.settings import Settings
+from octavo.calibrate.smoothing import search
 from octavo.capture.files import Modes
 from octavo.pipelines.load import load_denoiser, load_pipeline
 from octavo.pipelines.opensora import STDiT3
@@ -81,6 +84,35 @@ def test_smoothing_factors_are_folded_into_the_layers_before_where_possible(tmp_
         torch.equal(layer.weight, original.result.layers[name].weight) for name, layer in integer_layers(loaded).items()
     )
     torch.testing.assert_close(run(loaded, calls), run(load(original.folder), calls), atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("activations", ["static", "timestep", "dynamic"])
+@pytest.mark.parametrize("smoothing", [False, True])
+def test_rotated_layers_are_saved_and_loaded(tmp_path, monkeypatch, activations, smoothing):
+    monkeypatch.setattr(search, "_MAX_ERROR_RATIO", 1.5)  # so small a model gains little by a rotation of smooth inputs
+    settings = {"activations": activations, "smoothing": smoothing, "rotation": "auto", "weights": ("gptq",)}
+    folder, model, result, calls = exported(tmp_path / "out", formats=("diffusers",), fold=True, **settings)
+    rotated = {name: Rotate(layer.rotation).size for name, layer in result.layers.items() if layer.rotation is not None}
+    assert rotated
+    assert set(rotated.values()) <= {16, 64}  # the model is 32 wide, its feed-forwards 128
+    assert {row["name"]: row["rotation"] for row in result.report["layers"] if "rotation" in row} == rotated
+    assert smoothing == any(layer.mul_scale is not None for layer in result.layers.values())
+    loaded = load(folder)
+    with quantized(model, result.layers):
+        wanted = run(model, calls)
+    octavo.accelerate(loaded, "reference")
+    torch.testing.assert_close(run(loaded, calls), wanted, atol=0.05 if smoothing else 1e-5, rtol=1e-5)
+    assert not [verdict for verdict in format_named("diffusers").check(folder) if not verdict.ok]
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+
+
+def test_formats_that_cannot_hold_rotated_layers_refuse_them(tmp_path):
+    for name in ("ascend", "torchao"):
+        refused(lambda name=name: check_rotation([name], "auto"), 2, "--rotation auto", name, "diffusers")
+        refused(lambda name=name: exported(tmp_path / name, formats=(name,), rotation="16"), 2, name, "Rotate")
+    check_rotation(["ascend"], "off")
+    check_rotation(["diffusers"], "auto")
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

@@ -94,7 +94,7 @@ def test_a_backend_can_be_asked_for_in_the_config(out):
 
 
 def test_another_class_and_a_disk_are_refused(out):
-    refused_load(out.folder, 4, "load the checkpoint into the class in its config.json", FluxTransformer2DModel)
+    refused_load(out.folder, 4, "load the checkpoint with the class that its config.json names", FluxTransformer2DModel)
     refused_load(out.folder, 2, "cannot be offloaded to disk", device_map={"": "disk"}, offload_folder=out.folder)
 
 
