@@ -44,10 +44,9 @@ def report_of(
     | key         | content                                                                                          |
     |-------------|--------------------------------------------------------------------------------------------------|
     | layers      | for each plan entry: name, kind, shape, scheme (null: float), reason, bytes_before, bytes_after; |
-    |             | for a quantized layer: weight_scale [smallest, largest], sqnr in dB (null: no error),            |
-    |             | and range, scale, zero_point of its input (scheme W8A8_TIMESTEP: a list, one for each bin);      |
-    |             | multiplier [smallest, largest] if its input is smoothed, and rotation, the number of channels    |
-    |             | in a group, if its input is rotated                                                              |
+    |             | quantized: weight_scale [smallest, largest], sqnr in dB (null: no error), range, scale,          |
+    |             | zero_point of its input (W8A8_TIMESTEP: one for each bin); smoothed: multiplier [smallest,       |
+    |             | largest]; rotated: rotation, the number of channels in a group                                   |
     | totals      | quantized, kept_float: numbers of layers; bytes_before, bytes_after; output_sqnr in dB and its   |
     |             | 95 % interval output_sqnr_interval [low, high] (null: too few calls); calls: calibration calls;  |
     |             | calls_measured: the calls that output_sqnr and the sqnr of layers are measured on;               |
@@ -57,8 +56,7 @@ def report_of(
     | seconds     | seconds by stage                                                                                 |
     | peak_memory | largest memory of the process, in bytes                                                          |
     """
-    rows = [_row(entry, layers.get(entry.name), findings, settings) for entry in plan.entries]
-    extent = interval(findings.output)
+    rows, extent = [_row(e, layers.get(e.name), findings, settings) for e in plan.entries], interval(findings.output)
     return {
         "format": FORMAT,
         "settings": settings.reported,

@@ -84,7 +84,7 @@ class CalibrateOptions:
         "Move outliers of the inputs into the weights.", "--smoothing/--no-smoothing", heading=INPUTS
     )
     rotation: str = option(
-        "Channels of the inputs that are mixed to spread outliers; auto: what is best for each layer.",
+        "Mix so many neighbouring channels of an input, against outliers; auto: the best for each layer.",
         default="off", heading=INPUTS, type=click.Choice(ROTATION),
     )  # fmt: skip
     weights: tuple[str, ...] = several(
@@ -129,7 +129,7 @@ class CalibrateOptions:
 
 # fields of CalibrateOptions that are no options of `octavo calibrate-cnn`
 NOT_FOR_CLASSIFIERS = (
-    "pipeline", "model", "component", "budget", "quantize_too", "memory", "allow_incomplete", "allow_revision",
+    "rotation", "pipeline", "model", "component", "budget", "quantize_too", "memory", "allow_incomplete", "allow_revision",
     "trust_remote_code", "max_shard_size",
 )  # fmt: skip
 
