@@ -291,8 +291,8 @@ def _clean_abandoned(directory: Path) -> None:
 def _is_removable(path: Path) -> bool:
     """Returns whether the process that filled the staging directory `path` can no longer be running.
 
-    The process ran on another machine, or on this machine before it was last started. True if the directory
-    is on a local disk, which no other machine writes to, or if nothing was written to it for UNTOUCHED seconds.
+    The process ran on another machine, or on this machine before its last start. Returns True if the directory is on
+    a local disk, which no other machine writes to, or if nothing was written to it for UNTOUCHED seconds.
     """
     try:
         if os.major(os.lstat(path).st_dev):  # a block device; network, memory and overlay file systems have major 0

@@ -19,9 +19,9 @@ class Fold(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A smoothing group: the layers named `layers` share an input that no other layer reads.
+    """A smoothing group: layers that share an input, which no other layer reads. `layers` are their names.
 
-    Only the rows that `folds` name produce that input, so the group's smoothing factors can be folded into these rows.
+    `folds` name the rows of weights that produce the input. The group's smoothing factors can be folded into them.
     """
 
     layers: tuple[str, ...]
@@ -30,7 +30,14 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """Octavo's defaults for one kind of pipeline. Where a field is empty, the pipeline's own default holds."""
+    """Octavo's defaults for one kind of pipeline. Where a field is empty, the general default holds.
+
+    `pipelines` are prefixes of the names of the pipeline classes, `defaults` arguments of the pipeline's call. `models`
+    are names that config.json may give to the model in a folder that holds only the denoiser. `keep_float` maps
+    patterns of names of layers that stay float to the reason, and replaces the general rule; `more_float` adds layers
+    to that rule. `load(directory, dtype, text_encoder)` loads the pipeline; `groups(denoiser)` returns the smoothing
+    groups.
+    """
 
     name: str
     pipelines: tuple[str, ...] = ()  # prefixes of the pipeline class names

@@ -97,7 +97,8 @@ def call_arguments(pipe: Any, family: Family, settings: RunSettings, prompts: Se
 
 
 def _placed(name: str, value: Any, pipe: Any) -> Any:
-    """Moves a tensor to the pipeline's device, embeddings to its dtype too; returns other values unchanged."""
+    """Returns `value`, the argument `name` of a call of `pipe`; a tensor is moved to the device of `pipe`, and cast to
+    its dtype if `name` says that it holds embeddings. A list of tensors becomes a list of moved tensors."""
     if isinstance(value, list):
         return [_placed(name, item, pipe) for item in value]
     if not isinstance(value, torch.Tensor):

@@ -158,9 +158,7 @@ def read_unit(directory: Path, name: str) -> tuple[Unit, dict[str, Any]]:
     for part in parts:
         with open_regular(path.with_name(part.file), remedy) as (_, size):
             if size != part.bytes:
-                raise damage(
-                    path.with_name(part.file), f"damaged (checksum: has {size} bytes, not {part.bytes})", remedy
-                )
+                raise damage(path.with_name(part.file), f"damaged (has {size} bytes, not {part.bytes})", remedy)
     return unit, body
 
 

@@ -70,7 +70,7 @@ def checked_pixels(resolution: str, aspect: str, height: int | None, width: int 
 def checked_frames(num_frames: int | str, transform: bool) -> int:
     """Returns the number of frames that `num_frames` means, a number or a name such as "2s".
 
-    `transform` is True if the scheduler uses its timestep transform. It then raises UsageError for 2 to 16 frames, for
+    `transform` says whether the scheduler uses its timestep transform. If so, raises UsageError for 2 to 16 frames, for
     which the transform divides zero by zero.
     """
     frames = frame_count(num_frames)
