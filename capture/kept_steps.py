@@ -8,7 +8,7 @@ from .errors import UsageError
 
 @dataclass(frozen=True)
 class KeepRule:
-    """A rule that says which steps of a run are stored: all, every:N or spread:N, with N = `number`.
+    """A rule that says which steps of a run are stored: all, every:N or spread:N. `kind` is the word, `number` is N.
 
     every:N stores the steps 0, N, 2N, ...; spread:N stores N steps, evenly spaced from the first to the last.
     """

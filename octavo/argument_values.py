@@ -48,7 +48,8 @@ def parse_argument(text: str) -> tuple[str, Any]:
 
 
 def _refuse_misspelt(name: str, value: str) -> None:
-    """Raises UsageError for a value that is probably meant as JSON, but would reach the pipeline as a text."""
+    """Raises UsageError if `value`, given to the argument `name`, is probably meant as JSON, but would reach the
+    pipeline as a text."""
     word = value.strip()
     if word in ("True", "False", "None"):
         word_in_json = "null" if word == "None" else word.lower()

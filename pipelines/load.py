@@ -111,6 +111,7 @@ def mapped_denoiser(
     trust_remote_code: bool = False,
 ) -> nn.Module:
     """Loads only the denoiser `component` of a pipeline, memory-mapped: a weight is read from its file when it is used.
+    If `family` has a loader of its own, that loader loads the denoiser instead.
 
     Weights stored in the dtype of the first weight keep it. All others are read into memory and cast: to `dtype`, or to
     the dtype of the first weight if `dtype` is None. Raises UsageError for a missing directory or a component without a

@@ -20,7 +20,7 @@ from .prompted import class_label, embedded, labelled, parameters_of, prompt_arg
 @dataclass(frozen=True)
 class RunSettings:
     """The settings of a run. A setting that is None is replaced by Octavo's default for the pipeline, or, if there is
-    none, by the pipeline's own default."""
+    none, by the pipeline's own default. `arguments` are further arguments of the pipeline's call."""
 
     negative_prompt: str | None = None
     steps: int | None = None
@@ -172,8 +172,8 @@ def run_prompt(
 
 
 def final_latents(pipe: Any, prompt: str, arguments: Mapping[str, Any], seed: int) -> torch.Tensor:
-    """Runs `pipe` on `prompt` and returns the final latents, without decoding. `arguments` are those of the pipeline's
-    call that all prompts share.
+    """Runs `pipe` on `prompt`, with noise from `seed` and the prompt's text, and returns the final latents, without
+    decoding. `arguments` are those of the pipeline's call that all prompts share.
 
     Raises UsageError for a pipeline whose output is not a tensor.
     """

@@ -35,7 +35,13 @@ _RESUME = "Free space and run again with --resume"
 @dataclass
 class Tally:
     """Counts and durations of captured prompts: of one prompt, of all prompts that this process has captured so far, or
-    of the prompts of all processes."""
+    of the prompts of all processes.
+
+    `recording` and `running` are seconds: for recording and storing the calls, and for whole prompts. `skipped` and
+    `saturated` count calls left out because of NaN or Inf, and calls with float16 values at the limit. `called` and
+    `stored` name the denoisers that were called, and those with stored calls. `swapped` counts replaced attention
+    processors by denoiser; `failed` has the numbers of the failed prompts.
+    """
 
     calls: int = 0  # stored calls
     raw_bytes: int = 0  # bytes of their tensors
@@ -253,8 +259,8 @@ class CheckedSink:
 
 
 def _unstored(writer: CaptureWriter, infos: list[dict[str, Any]], options: CaptureOptions) -> list[tuple[int, int]]:
-    """Returns (number of the unit to write, index in `infos`) for each prompt of `infos` that is not stored yet. A unit
-    is the stored calls of one prompt.
+    """Returns (number of the unit to write, index in `infos`) for each prompt of `infos` that `writer` has not stored
+    yet. A unit is the stored calls of one prompt.
 
     Raises MisfitError if a stored prompt is no longer among `infos`, unless --keep-removed is set.
     """

@@ -83,7 +83,7 @@ def size_arguments(
     pixels: tuple[int, int], frames: int, fps: float, rows: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     """Returns the transformer's arguments height, width, num_frames, ar (height / width) and fps for `rows` equal
-    videos, each (rows,).
+    videos, each (rows,). `pixels` is (height, width).
 
     They have the model's `dtype`, but float32 for float16, which cannot hold the height * width that the timestep
     transform computes. A single frame counts as IMAGE_FPS frames per second.
