@@ -8,9 +8,10 @@ from .errors import UsageError
 
 @dataclass(frozen=True)
 class KeepRule:
-    """A rule that says which steps of a run are stored: all, every:N or spread:N. `kind` is the word, `number` is N.
+    """A rule that says which steps of a run are stored: all, every:N or spread:N. `number` is N.
 
-    every:N stores the steps 0, N, 2N, ...; spread:N stores N steps, evenly spaced from the first to the last.
+    every:N stores the steps 0, N, 2N, ...; spread:N stores N steps, evenly spaced from the first to the last. `kind` is
+    "all", "every" or "spread".
     """
 
     kind: str

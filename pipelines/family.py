@@ -30,13 +30,16 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """Octavo's defaults for one kind of pipeline. Where a field is empty, the general default holds.
+    """Octavo's defaults for one kind of pipeline.
 
-    `pipelines` are prefixes of the names of the pipeline classes, `defaults` arguments of the pipeline's call. `models`
-    are names that config.json may give to the model in a folder that holds only the denoiser. `keep_float` maps
-    patterns of names of layers that stay float to the reason, and replaces the general rule; `more_float` adds layers
-    to that rule. `load(directory, dtype, text_encoder)` loads the pipeline; `groups(denoiser)` returns the smoothing
-    groups.
+    pipelines    prefixes of the names of the pipeline classes
+    models       names of the model in the config.json of a folder that holds only the denoiser
+    defaults     arguments of the pipeline's call
+    keep_float   dict from a pattern of layer names to the reason why these layers stay float; None: the general rule in
+                 calibrate/plan.py decides
+    more_float   such a dict of layers that stay float in addition to those of the general rule
+    load         loads the pipeline, given its directory, a dtype and the folder of a text encoder; None: diffusers does
+    groups       returns the smoothing groups of a denoiser
     """
 
     name: str

@@ -173,7 +173,7 @@ def run_prompt(
 
 def final_latents(pipe: Any, prompt: str, arguments: Mapping[str, Any], seed: int) -> torch.Tensor:
     """Runs `pipe` on `prompt`, with noise from `seed` and the prompt's text, and returns the final latents, without
-    decoding. `arguments` are those of the pipeline's call that all prompts share.
+    decoding. `arguments` are the arguments of the pipeline's call that all prompts share.
 
     Raises UsageError for a pipeline whose output is not a tensor.
     """
