@@ -149,7 +149,7 @@ def run_prompt(
     on_latents: Callable[[torch.Tensor], None] = lambda latents: None,
 ) -> Any:
     """Runs `pipe` on `prompt`, with noise from `seed` and the prompt's text, and returns the output. `arguments` are
-    those of the pipeline's call that all prompts share.
+    the arguments of the pipeline's call that all prompts share.
 
     Calls `on_step(i)` when the pipeline reports the end of step i, then `on_latents` with the latents after that step
     if the pipeline passes them.
