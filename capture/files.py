@@ -176,7 +176,8 @@ def write_bytes(path: Path, data: bytes | memoryview, mode: int) -> None:
 
 
 def write_sealed(path: Path, body: Any, mode: int) -> str:
-    """Writes `body` and its SHA-256 as JSON, replacing any file at `path`; returns the SHA-256 of the whole file."""
+    """Writes `body` and its SHA-256 as JSON, with the file mode `mode`, replacing any file at `path`; returns the
+    SHA-256 of the whole file."""
     data = seal(body)
     write_bytes(path, data, mode)
     return digest_of(data)
@@ -291,8 +292,8 @@ def _clean_abandoned(directory: Path) -> None:
 def _is_removable(path: Path) -> bool:
     """Returns whether the process that filled the staging directory `path` can no longer be running.
 
-    The process ran on another machine, or on this machine before it was last started. True if the directory
-    is on a local disk, which no other machine writes to, or if nothing was written to it for UNTOUCHED seconds.
+    The process ran on another machine, or on this machine before its last start. Returns True if the directory is on
+    a local disk, which no other machine writes to, or if nothing was written to it for UNTOUCHED seconds.
     """
     try:
         if os.major(os.lstat(path).st_dev):  # a block device; network, memory and overlay file systems have major 0
@@ -331,7 +332,7 @@ def replace_directory(staged: Path, target: Path, mode: int = 0o700) -> None:
 
     Elsewhere the old directory is first renamed to `.previous-NAME`; if the process dies before the new directory
     has its name, the next call renames the old one back. If `target` is a symbolic link, the link is replaced, not
-    the directory that it points to. Raises StorageError if `target` is a file.
+    the directory that it points to. The directory gets the mode `mode`. Raises StorageError if `target` is a file.
     """
     previous = target.with_name(f".previous-{target.name}"[:250])
     with storage(target):

@@ -117,7 +117,7 @@ class Origin(NamedTuple):
 def _most(values: Counter[torch.dtype]) -> torch.dtype:
     """Returns the dtype with the largest count in `values`, which counts a model's float values by dtype.
 
-    Returns float32 if there are no counts, or if that dtype is not in _COMPARED.
+    Returns float32 if there are no counts, or if that dtype is not float32, float16 or bfloat16.
     """
     dtype = max(values, key=values.__getitem__, default=torch.float32)
     return dtype if dtype in _COMPARED else torch.float32

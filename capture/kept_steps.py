@@ -8,9 +8,10 @@ from .errors import UsageError
 
 @dataclass(frozen=True)
 class KeepRule:
-    """A rule that says which steps of a run are stored: all, every:N or spread:N, with N = `number`.
+    """A rule that says which steps of a run are stored: all, every:N or spread:N.
 
-    every:N stores the steps 0, N, 2N, ...; spread:N stores N steps, evenly spaced from the first to the last.
+    every:N stores the steps 0, N, 2N, ...; spread:N stores N steps, evenly spaced from the first to the last. `kind` is
+    the rule's word without the N, which is `number`.
     """
 
     kind: str

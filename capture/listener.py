@@ -40,7 +40,7 @@ def _one_unit(directory: Path, module: nn.Module, name: str) -> Iterator[UnitWri
 
 
 class _Inputs(Memory):
-    """Keeps the recorded calls of a Listener without `store` in memory.
+    """Keeps in memory the recorded calls of a Listener that has no `store`.
 
     `kind` is the class name of the recorded module, for messages.
     """

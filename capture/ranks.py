@@ -60,7 +60,7 @@ class Ranks:
         return position % self.world == self.rank
 
     def share(self, items: list[T]) -> list[T]:
-        """Returns the items on which this process works, one in every `world`; `items` is the same on all ranks."""
+        """Returns this process's part of `items`: of n processes, each gets every n-th item of the same list."""
         return items[self.rank :: self.world]
 
     def gather(self, value: T) -> list[T]:

@@ -199,7 +199,7 @@ class Recorder:
         return self._record(rest, named)
 
     def _after_call(self, *_: Any) -> None:
-        """Records the running call with positional arguments, unless it is recorded. A forward hook of the module."""
+        """Records the running call with positional arguments, unless it was recorded already; a forward hook."""
         if self._pending is not None:
             self._record(self._pending.args, self._pending.kwargs)
 

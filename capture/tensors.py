@@ -45,8 +45,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Planned], metadata: Mapping[
     """Writes a safetensors file, which must not exist yet, with the file mode `mode`.
 
     `tensors` maps the name of each tensor to its plan, `metadata` names to texts. The bytes of the file do not depend
-    on the order of either. They equal those of `safetensors.torch.save_file`, except that save_file does not sort the
-    metadata.
+    on the order of these two dicts. `safetensors.torch.save_file` would write the same bytes, except that it does not
+    sort the metadata.
     """
     # the widest elements first, so that every tensor is aligned for its dtype
     order = sorted(tensors, key=lambda name: (-_ORDER.index(NAMES[tensors[name].dtype]), name))

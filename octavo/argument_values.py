@@ -48,7 +48,8 @@ def parse_argument(text: str) -> tuple[str, Any]:
 
 
 def _refuse_misspelt(name: str, value: str) -> None:
-    """Raises UsageError for a value that is probably meant as JSON, but would reach the pipeline as a text."""
+    """Raises UsageError if `value`, given to the argument `name`, is probably meant as JSON, but would reach the
+    pipeline as a text."""
     word = value.strip()
     if word in ("True", "False", "None"):
         word_in_json = "null" if word == "None" else word.lower()
@@ -66,8 +67,8 @@ def _read(name: str, value: Any) -> Any:
 
 
 def _read_text(name: str, text: str, quoted: bool) -> Any:
-    """Returns the picture or tensor in the file whose path is `text`, or `text` itself if neither `name`, that of the
-    argument, nor the ending of `text` says that it is a path. `quoted`: whether the user wrote `text` in quotes; then
+    """Returns the picture or tensor in the file whose path is `text`. Returns `text` itself if neither the argument's
+    `name` nor the ending of `text` says that it is a path. `quoted` says whether the user wrote `text` in quotes; then
     only `name` counts."""
     path = Path(text).expanduser()
     ending = path.suffix.lower()
@@ -84,7 +85,7 @@ def _read_text(name: str, text: str, quoted: bool) -> Any:
 
 
 def _read_picture(path: Path, name: str) -> Any:
-    """Opens the picture at `path`: the first one, if the file holds several. If `name`, that of the argument, ends in
+    """Opens the picture at `path`: the first one, if the file holds several. If the argument's `name` ends in
     `video`, returns all frames in the file instead."""
     if name.endswith("video"):
         return open_frames(path)

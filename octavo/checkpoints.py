@@ -37,7 +37,8 @@ class Deployed(NamedTuple):
     `component` is the denoiser's name in the pipeline, `module` the float denoiser. Inside `with installed() as
     integers` the pipeline runs the quantized denoiser, `integers`, instead of the float one. `report` is the content of
     report.json, {} for a checkpoint without one. `runs_on` says in words which kernels compute the quantized denoiser,
-    for the page of a comparison.
+    for the page of a comparison. If `module` joins several denoisers, `roots` are their names inside it; otherwise
+    the only name is "", for `module` itself.
     """
 
     component: str

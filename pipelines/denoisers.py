@@ -17,7 +17,10 @@ _OTHER = re.compile(
 
 
 def _parts(pipeline: Any, prefix: str = "", seen: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any]]:
-    """Yields every module of a pipeline and of the pipelines inside it, with the module's dotted name."""
+    """Yields the dotted name and the module, for every module of a pipeline and of the pipelines inside it.
+
+    `prefix` is put before the names; `seen` has the ids of the pipelines around this one, which are not searched again.
+    """
     for name, part in vars(pipeline).items():
         if isinstance(part, DiffusionPipeline):
             if id(part) not in seen:

@@ -43,8 +43,8 @@ def qwen_groups(model: Any) -> list[Group]:
 
 
 def value_groups(model: Any) -> Iterator[Group]:
-    """Yields a smoothing group for each attention in `model`: its output layers, with the value layers that produce
-    their input.
+    """Yields a smoothing group for each attention in `model`. The group is the attention's output layers, with the
+    value layers that produce their input.
 
     Attention is linear in its values, so dividing the outputs of the value layers divides the input of the output
     layers. Leaves out an attention whose processor has weights of its own: such a processor may add to the values.

@@ -19,9 +19,9 @@ class Fold(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A smoothing group: the layers named `layers` share an input that no other layer reads.
+    """A smoothing group: layers that share an input, which no other layer reads. `layers` are their names.
 
-    Only the rows that `folds` name produce that input, so the group's smoothing factors can be folded into these rows.
+    `folds` name the rows of weights that produce the input. The group's smoothing factors can be folded into them.
     """
 
     layers: tuple[str, ...]
@@ -30,7 +30,17 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Family:
-    """Octavo's defaults for one kind of pipeline. Where a field is empty, the pipeline's own default holds."""
+    """Octavo's defaults for one kind of pipeline.
+
+    pipelines    prefixes of the names of the pipeline classes
+    models       names of the model in the config.json of a folder that holds only the denoiser
+    defaults     arguments of the pipeline's call
+    keep_float   dict from a pattern of layer names to the reason why these layers stay float; None: the general rule in
+                 calibrate/plan.py decides
+    more_float   such a dict of layers that stay float in addition to those of the general rule
+    load         loads the pipeline, given its directory, a dtype and the folder of a text encoder; None: diffusers does
+    groups       returns the smoothing groups of a denoiser
+    """
 
     name: str
     pipelines: tuple[str, ...] = ()  # prefixes of the pipeline class names

@@ -111,10 +111,11 @@ def mapped_denoiser(
     trust_remote_code: bool = False,
 ) -> nn.Module:
     """Loads only the denoiser `component` of a pipeline, memory-mapped: a weight is read from its file when it is used.
+    If `family` has a loader of its own, that loader loads the denoiser instead.
 
-    Weights stored in the dtype of the first weight keep it. All others are read into memory and become `dtype`, or, if
-    it is None, the dtype of the first. Raises UsageError for a missing directory or a component without a folder,
-    FileError for damaged files, custom code or pickle weights, MisfitError for missing or misshapen weights.
+    Weights stored in the dtype of the first weight keep it. All others are read into memory and cast: to `dtype`, or to
+    the dtype of the first weight if `dtype` is None. Raises UsageError for a missing directory or a component without a
+    folder, FileError for damaged files, custom code or pickle weights, MisfitError for missing or misshapen weights.
     """
     if family.load is not None:
         return denoisers(family.load(directory, None, None), (component,))[component]
@@ -133,7 +134,8 @@ def mapped_denoiser(
 
 
 def _read_others(module: nn.Module, folder: Path, stored: torch.dtype, dtype: torch.dtype | None) -> None:
-    """Replaces the tensors of `module` that the files store in another dtype than `stored` by copies in `dtype`."""
+    """Replaces some tensors of `module` by copies in `dtype`: those that the files in `folder` have in another dtype
+    than `stored`."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     for file in weights_of(folder).files:
         with safe_open(file, "pt") as weights:

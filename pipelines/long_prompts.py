@@ -55,7 +55,8 @@ def _length(tokenizer: Callable[..., Any], text: str) -> int:
 def counted_elsewhere(pipe: Any, prompt: str, arguments: Mapping[str, Any]) -> Iterator[None]:
     """Inside the `with` block, hides what diffusers and transformers log when a tokenizer cuts `prompt`.
 
-    Does nothing if `long_prompts`, which counts the prompts that are cut, does not count this prompt.
+    `arguments` are the arguments of the call of `pipe`. Does nothing if `long_prompts`, which counts the prompts that
+    are cut, does not count this prompt.
     """
     counted = long_prompts(pipe, [prompt], arguments) is not None
 

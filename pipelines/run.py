@@ -20,7 +20,7 @@ from .prompted import class_label, embedded, labelled, parameters_of, prompt_arg
 @dataclass(frozen=True)
 class RunSettings:
     """The settings of a run. A setting that is None is replaced by Octavo's default for the pipeline, or, if there is
-    none, by the pipeline's own default."""
+    none, by the pipeline's own default. `arguments` are further arguments of the pipeline's call."""
 
     negative_prompt: str | None = None
     steps: int | None = None
@@ -97,7 +97,8 @@ def call_arguments(pipe: Any, family: Family, settings: RunSettings, prompts: Se
 
 
 def _placed(name: str, value: Any, pipe: Any) -> Any:
-    """Moves a tensor to the pipeline's device, embeddings to its dtype too; returns other values unchanged."""
+    """Returns `value`, the argument `name` of a call of `pipe`; a tensor is moved to the device of `pipe`, and cast to
+    its dtype if `name` says that it holds embeddings. A list of tensors becomes a list of moved tensors."""
     if isinstance(value, list):
         return [_placed(name, item, pipe) for item in value]
     if not isinstance(value, torch.Tensor):
@@ -148,7 +149,7 @@ def run_prompt(
     on_latents: Callable[[torch.Tensor], None] = lambda latents: None,
 ) -> Any:
     """Runs `pipe` on `prompt`, with noise from `seed` and the prompt's text, and returns the output. `arguments` are
-    those of the pipeline's call that all prompts share.
+    the arguments of the pipeline's call that all prompts share.
 
     Calls `on_step(i)` when the pipeline reports the end of step i, then `on_latents` with the latents after that step
     if the pipeline passes them.
@@ -171,8 +172,8 @@ def run_prompt(
 
 
 def final_latents(pipe: Any, prompt: str, arguments: Mapping[str, Any], seed: int) -> torch.Tensor:
-    """Runs `pipe` on `prompt` and returns the final latents, without decoding. `arguments` are those of the pipeline's
-    call that all prompts share.
+    """Runs `pipe` on `prompt`, with noise from `seed` and the prompt's text, and returns the final latents, without
+    decoding. `arguments` are the arguments of the pipeline's call that all prompts share.
 
     Raises UsageError for a pipeline whose output is not a tensor.
     """

@@ -35,7 +35,7 @@ def refuse_unread(path: Path) -> None:
 
 
 def delimited(path: Path, lines: Sequence[tuple[int, str]], notes: list[str]) -> Numbered:
-    """Yields the line number and prompt of each row of a .csv or .tsv file.
+    """Yields the line number and prompt of each row of a .csv or .tsv file. `lines` are its lines with their numbers.
 
     Quoted cells may contain separators and line ends. In a .tsv file with unpaired quotes, quotes are part of the text.
     Raises FileError for a table without a column of prompts, and for a row that is longer or shorter than the header.
@@ -57,7 +57,10 @@ def delimited(path: Path, lines: Sequence[tuple[int, str]], notes: list[str]) ->
 
 
 def _tabbed(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[int, list[str]]]:
-    """Returns the rows of a .tsv file, and decides whether its quotes enclose cells or are part of the text."""
+    """Returns the rows of a .tsv file, each as the number of its first line and its cells.
+
+    Decides whether quotes enclose cells or are part of the text. `lines` are the numbered lines of the file.
+    """
     plain = list(_rows(path, lines, "\t", csv.QUOTE_NONE))
     try:
         quoted = list(_rows(path, lines, "\t", csv.QUOTE_MINIMAL))
@@ -72,9 +75,10 @@ def _tabbed(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[int, lis
 def _rows(
     path: Path, lines: Sequence[tuple[int, str]], separator: str, quoting: Any
 ) -> Iterator[tuple[int, list[str]]]:
-    """Yields the cells of each row that is not empty, after the number of the row's first line.
+    """Yields, for each row that is not empty, the number of its first line and its cells.
 
-    Raises FileError for a row that is not valid CSV.
+    `lines` are the numbered lines of the file, `separator` is the character between cells, and `quoting` says whether
+    quotes enclose cells, as in the csv module. Raises FileError for a row that is not valid CSV.
     """
     reader = csv.reader((text + "\n" for _, text in lines), delimiter=separator, quoting=quoting, strict=True)
     first = 1
@@ -88,7 +92,7 @@ def _rows(
 
 
 def json_lines(path: Path, lines: Iterable[tuple[int, str]], notes: list[str]) -> Numbered:
-    """Yields the line number and prompt of each line, a JSON string or object. Raises FileError for any other line.
+    """Yields the number and prompt of each of `lines`, a JSON string or object. Raises FileError for any other line.
 
     Appends a note on ignored keys to `notes`.
     """

@@ -163,7 +163,7 @@ def verify(directory: Path, names: Collection[str] | None = None, *, digests: bo
             path = Path(os.path.realpath(directory / name))  # the cache of a hub holds links
             with open_regular(path, f"{manifest.path.name} lists it. {remedy}") as (_, actual):
                 if actual != size:
-                    raise damage(directory / name, f"damaged (checksum: has {actual} bytes, not {size})", remedy)
+                    raise damage(directory / name, f"damaged (has {actual} bytes, not {size})", remedy)
         for name, (_, digest) in files.items() if digests else ():
             if digest_of_file(Path(os.path.realpath(directory / name)), remedy) != digest:
                 raise damage(directory / name, "damaged (checksum)", remedy)

@@ -53,7 +53,7 @@ class NotAllowed(Exception):
 class Claims:
     """Checks the storages and tensors that a pickle claims against the `size` in bytes of its file, at `path`.
 
-    `storages` maps the key of each claimed storage to the claim.
+    `storages` maps the key of each claimed storage to the claim; `protocols` has the pickle protocols of the file.
     """
 
     path: Path

@@ -44,7 +44,7 @@ def count_units(directory: Path) -> int:
 
 
 def check_same(directory: Path, stored: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises MisfitError if the manifest `stored`, of the capture in `directory`, differs from `now`, that of this run.
+    """Raises MisfitError if the manifest `stored`, of the capture in `directory`, differs from this run's, `now`.
 
     The message names the first setting that differs. Top-level keys that begin with "prompt" may differ.
     """

@@ -45,7 +45,11 @@ class CallHeader(NamedTuple):
 
 
 class Call(NamedTuple):
-    """Holds a recorded call of the denoiser `component`; `step` is its denoising step, `timestep` its noise level."""
+    """Holds a recorded call of the denoiser `component`.
+
+    `index` is the number of the call among its calls in the unit, `step` the denoising step, `timestep` the noise
+    level, and `context` the pipeline's name for the call, such as "cond". `args` and `kwargs` are the arguments.
+    """
 
     component: str
     index: int  # type: ignore[assignment]  # number of the call among this component's calls in the unit
@@ -60,7 +64,8 @@ class Unit(NamedTuple):
     """The content of a unit.json: describes the calls of one prompt, without their tensors.
 
     `info` is what determines the calls, such as prompt and seed, and `key` its digest. `raw_bytes` is the size of all
-    tensors of the calls, `stored_bytes` the size when equal tensors or rows count only once.
+    tensors of the calls, `stored_bytes` the size when equal tensors or rows count only once. `name` is the
+    name of the unit's directory, `digest` that of the file.
     """
 
     index: int  # type: ignore[assignment]
@@ -158,9 +163,7 @@ def read_unit(directory: Path, name: str) -> tuple[Unit, dict[str, Any]]:
     for part in parts:
         with open_regular(path.with_name(part.file), remedy) as (_, size):
             if size != part.bytes:
-                raise damage(
-                    path.with_name(part.file), f"damaged (checksum: has {size} bytes, not {part.bytes})", remedy
-                )
+                raise damage(path.with_name(part.file), f"damaged (has {size} bytes, not {part.bytes})", remedy)
     return unit, body
 
 

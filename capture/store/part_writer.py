@@ -19,7 +19,7 @@ PART_BLOBS = 1 << 15  # most blobs of a data file, so that its header stays far 
 def write_part(path: Path, blobs: dict[str, torch.Tensor], mode: int) -> Part:
     """Writes a safetensors file, which must not exist yet, with the file mode `mode`; returns its description.
 
-    `blobs` maps the key of each contiguous CPU tensor, a hash of its content, to the tensor.
+    `blobs` is a dict from key to contiguous CPU tensor; the key is a hash of the tensor's content.
     """
     # the widest elements first, so that every blob is aligned for its dtype
     ordered = sorted(blobs.items(), key=lambda item: -item[1].dtype.itemsize)

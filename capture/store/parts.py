@@ -31,12 +31,12 @@ def read_header(descriptor: int, size: int, part: Part, path: Path, remedy: str)
     read. `remedy` ends the message.
     """
     if size != part.bytes:
-        raise damage(path, f"damaged (checksum: has {size} bytes, not {part.bytes})", remedy)
+        raise damage(path, f"damaged (has {size} bytes, not {part.bytes})", remedy)
     prefix = bytearray(8)
     pread(descriptor, memoryview(prefix), 0, path, remedy)
     length = int.from_bytes(prefix, "little")
     if length > min(HEADER_LIMIT, size - 8):
-        raise damage(path, f"damaged (checksum: its header claims {length} bytes)", remedy)
+        raise damage(path, f"damaged (its header claims {length} bytes)", remedy)
     text = bytearray(length)
     pread(descriptor, memoryview(text), 8, path, remedy)
     if digest_of(bytes(prefix + text)) != part.header:

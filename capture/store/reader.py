@@ -205,7 +205,7 @@ class _Source:
     def tensor(self, entry: int) -> "torch.Tensor":
         """Reads a tensor, given its number in unit.json. Raises FileError if its bytes are damaged.
 
-        Raises an error of a class in MALFORMED if unit.json describes the tensor wrongly.
+        Raises one of the errors in the tuple MALFORMED if unit.json describes the tensor wrongly.
         """
         import torch
 

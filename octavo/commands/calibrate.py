@@ -69,8 +69,8 @@ def _calibrate(capture: Capture, component: str, options: CalibrateOptions, term
 
 def _check(options: CalibrateOptions, ranks: Ranks) -> None:
     """Checks the options before any file is read. Raises UsageError for options of `octavo calibrate-cnn`, for formats
-    of image classifiers and for a --max-shard-size that is no size, and on the first of `ranks` StorageError if OUT
-    cannot be written."""
+    of image classifiers, and for a --max-shard-size that is no size. The first of `ranks` also raises StorageError if
+    OUT cannot be written."""
     for name in ("images", "input_shape"):
         if getattr(options, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} only works with octavo calibrate-cnn. Remove it.")

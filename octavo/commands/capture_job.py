@@ -35,7 +35,13 @@ _RESUME = "Free space and run again with --resume"
 @dataclass
 class Tally:
     """Counts and durations of captured prompts: of one prompt, of all prompts that this process has captured so far, or
-    of the prompts of all processes."""
+    of the prompts of all processes.
+
+    `recording` and `running` are seconds: for recording and storing the calls, and for whole prompts. `skipped` and
+    `saturated` count calls left out because of NaN or Inf, and calls with float16 values at the limit of 65504.
+    `called` and `stored` name the denoisers that were called, and those with stored calls. `swapped` counts the
+    replaced attention processors of each denoiser; `failed` has the numbers of the failed prompts.
+    """
 
     calls: int = 0  # stored calls
     raw_bytes: int = 0  # bytes of their tensors
@@ -62,8 +68,8 @@ class Tally:
 class Job:
     """Captures the calls of a pipeline's denoisers, prompt by prompt.
 
-    `modules` is a dict from name to denoiser; `arguments` are those of the pipeline's call. `tally` sums up the prompts
-    captured so far.
+    `modules` is a dict from name to denoiser; `arguments` are the arguments of the pipeline's call. `tally` sums up the
+    prompts captured so far.
     """
 
     def __init__(
@@ -223,8 +229,8 @@ class _Miscounted(Exception):
 class CheckedSink:
     """Stores the recorded calls of one prompt in `unit`, and first checks each for NaN and Inf. For a call that has
     any, raises NumbersError with --nonfinite error, and leaves the call out with --nonfinite skip. Counts in `tally`
-    the calls that were left out, and the calls with float16 values at the limit of 65504. `number` is that of the
-    prompt, from 1, for messages."""
+    the calls that were left out, and the calls with float16 values at the limit of 65504. `number` is the
+    number of the prompt, from 1, for messages."""
 
     def __init__(self, unit: UnitWriter, number: int, options: CaptureOptions, tally: Tally) -> None:
         self.unit, self.number, self.options, self.tally = unit, number, options, tally
@@ -253,8 +259,8 @@ class CheckedSink:
 
 
 def _unstored(writer: CaptureWriter, infos: list[dict[str, Any]], options: CaptureOptions) -> list[tuple[int, int]]:
-    """Returns (number of the unit to write, index in `infos`) for each prompt of `infos` that is not stored yet. A unit
-    is the stored calls of one prompt.
+    """Returns (number of the unit to write, index in `infos`) for each prompt of `infos` that `writer` has not stored
+    yet. A unit is the stored calls of one prompt.
 
     Raises MisfitError if a stored prompt is no longer among `infos`, unless --keep-removed is set.
     """

@@ -12,9 +12,8 @@ from .inspect_capture import inspect_capture
 
 def run(path: Path, terminal: Terminal) -> None:
     """Runs `octavo inspect` on `path`. Exits with code 3 if a checkpoint or ONNX graph at `path` is not sound:
-    incomplete, or refused by a library that should load it. Raises UsageError if there is nothing at `path`, FileError
-    for damaged files, and if there is neither a capture nor a checkpoint nor a graph, MisfitError for a capture that is
-    not finished."""
+    incomplete, or refused by a library that should load it. Raises UsageError if there is nothing at `path`; FileError
+    for damaged files, or if there is no capture, checkpoint or graph; MisfitError for an unfinished capture."""
     path = model_directory(str(path))
     if (path / "capture.json").exists() or (path / "units").exists():
         inspect_capture(path, terminal)

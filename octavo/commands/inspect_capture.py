@@ -70,8 +70,8 @@ def describe_capture(capture: Capture) -> dict[str, Any]:
 
 def _component(capture: Capture, name: str, headers: list[Any], arguments: dict[str, Counter[str]]) -> dict[str, Any]:
     """Returns what a capture holds of the denoiser `name`, as JSON-able values. `headers` are the headers of the
-    denoiser's calls; `arguments` maps the name of each argument to a Counter: how many calls have a value of each
-    description, as `_kind` makes it."""
+    denoiser's calls. `arguments` maps the name of each argument to a Counter, which maps descriptions of values, such
+    as "float16 (2, 16, 64, 64)", to how many calls have such a value."""
     levels = [h.timestep for h in headers if h.timestep is not None] or [0.0]
     fingerprint = capture.manifest.get("components", {}).get(name, {})
     return {

@@ -14,7 +14,8 @@ from ..terminal import Terminal
 
 class StoredCall:
     """A call in a capture. Its tensors are read from disk only when `args` or `kwargs` is used, because each process
-    replays only some of the calls. `load` reads the call; `cast` is applied to its arguments.
+    replays only some of the calls. `load` reads the call; `cast` is applied to its arguments. `step` is its denoising
+    step, `timestep` its noise level.
 
     `unit` is the number of the call's prompt, from 0. In a capture with too few prompts to hold one out, it is None for
     every call, so that calls are held out instead.
@@ -44,7 +45,8 @@ class StoredCall:
 
 def chosen_calls(capture: Capture, component: str, samples: int | None, terminal: Terminal, ranks: Ranks) -> set[int]:
     """Returns the indices, among all calls of the denoiser `component`, of the calls to replay: the `samples` calls
-    that differ most from each other, or all calls if `samples` is None or not less than their number."""
+    that differ most from each other, or all calls if `samples` is None or not less than their number. The `ranks` share
+    the work, and `terminal` shows the progress."""
     count = sum(header.component == component for unit in capture.units for header in unit.calls)
     if samples is None or samples >= count:
         return set(range(count))

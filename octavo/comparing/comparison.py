@@ -60,9 +60,9 @@ class Comparison:
     ) -> None:
         """Prepares a comparison.
 
-        `deployed` is the float denoiser with its quantized form, `arguments` are those of the pipeline's call, and
-        `seed` is that of the initial noise. The sizes of float tensors are counted in `stored`, the dtype of the model
-        on disk; None: in the dtype of the loaded model.
+        `deployed` is the float denoiser with its quantized form, `arguments` are the arguments of the pipeline's
+        call, and `seed` is the seed of the initial noise. The sizes of float tensors are counted in `stored`, the dtype
+        of the model on disk; None: in the dtype of the loaded model.
         """
         output_type = output_arguments(inspect.signature(type(pipe).__call__).parameters, pipe)
         self.pipe, self.deployed, self.arguments, self.seed = pipe, deployed, {**arguments, **output_type}, seed

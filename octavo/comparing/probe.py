@@ -75,9 +75,9 @@ class Probe:
                 _add(power, exact, integers.get_submodule(root)(*args, **kwargs))
 
     def heat(self) -> dict[str, Any]:
-        """Returns `maximum` as a table for the heat map: `layers` and `steps` name its rows and columns, and `maximum`
-        has a row for each layer, in the order in which the layers ran, with a value for each step, None where the layer
-        did not run."""
+        """Returns the attribute `maximum` as a table for the heat map: a dict in which `layers` names the rows, `steps`
+        the columns, and `maximum` is a list of the rows. A row has a value for each step, None where the layer did not
+        run. The layers are in the order in which they ran."""
         steps = sorted({step for row in self.maximum.values() for step in row})
         rows = [[row.get(step) for step in steps] for row in self.maximum.values()]
         return {"layers": list(self.maximum), "steps": [step + 1 for step in steps], "maximum": rows}

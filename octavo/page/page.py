@@ -94,7 +94,7 @@ def _float_layers(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str
 
 
 def _worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Returns those of `rows`, the layers in report.json, that are quantized, the lowest SQNR first. Layers without an
+    """Returns the quantized layers among `rows`, the layers in report.json, the lowest SQNR first. Layers without an
     SQNR come last: they have no error or were not measured."""
 
     def sort_key(row: Mapping[str, Any]) -> tuple[bool, float, str]:

@@ -30,7 +30,8 @@ def size_text(ratio: float) -> str:
 
 
 def _ratio_text(ratio: float, above: str, below: str, same: str) -> str:
-    """Returns a ratio in words: `above` or `below` with the factor, or `same` if the ratio is rounded to 1.0."""
+    """Returns a ratio in words: the factor and `above` if the ratio is above 1, the factor and `below` if it is below
+    1, and only `same` if it is rounded to 1.0."""
     if round(ratio, 1) == 1.0:
         return same
     factor = max(ratio, 1 / ratio)

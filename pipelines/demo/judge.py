@@ -84,8 +84,8 @@ def judge(picture: np.ndarray) -> Scene | None:
 
 
 def score(pictures: Iterable[np.ndarray], wanted: Iterable[Scene]) -> dict[str, float]:
-    """Returns the share of pictures that show the scene in `wanted`, in a dict: for each of the five attributes, and
-    under "all" for all five at once."""
+    """Returns the share of pictures that show what they should, in a dict: for each of the five attributes of a scene,
+    and under "all" for all five at once. `wanted` has the scene that each picture should show."""
     pairs = [(judge(picture), scene) for picture, scene in zip(pictures, wanted, strict=True)]
     names = ("shape", "colour", "size", "place", "background")
     right = {n: [seen is not None and getattr(seen, n) == getattr(scene, n) for seen, scene in pairs] for n in names}

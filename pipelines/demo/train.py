@@ -214,7 +214,8 @@ def encode(vae: Any, scenes: list[Scene], work: Path, copies: int) -> Tensor:
 def text_states(ids: Tensor, modules: nn.ModuleDict) -> tuple[Tensor, Tensor]:
     """Returns the transformer's text inputs for token `ids` (n, 20): states (n, 21, 160) and pooled (n, 128).
 
-    The last state is the zero token that stands for the T5_TOKENS zero tokens of inference.
+    `modules` has the two text encoders. The last state is the zero token that stands for the T5_TOKENS zero tokens of
+    inference.
     """
     encoded = [modules[name](ids, output_hidden_states=True) for name in ("text_encoder", "text_encoder_2")]
     states = torch.cat([e.hidden_states[-2] for e in encoded], dim=-1)

@@ -43,8 +43,8 @@ def _blocks(model: Any) -> Iterator[str]:
 
 
 def _modulated(blocks: list[str], layer: str, width: int, shift: int, scale: int) -> Group:
-    """Returns the smoothing group of `layer`, a name within a block, in all `blocks`; `shift` and `scale` are the
-    numbers of their chunks in the output of t_block, counted from 0.
+    """Returns the smoothing group of `layer`, a name within a block, in all `blocks`. The output of t_block consists of
+    chunks of `width` channels; those with the numbers `shift` and `scale`, from 0, modulate this layer.
 
     A block scales its norm by 1 + table + t, where t is the output of t_block. Dividing this sum by the smoothing
     factors s gives (1 + table) / s + t / s: the 1 is divided with the rows of each table (`plus_one`), not with t's.

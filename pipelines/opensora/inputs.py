@@ -70,7 +70,7 @@ def checked_pixels(resolution: str, aspect: str, height: int | None, width: int 
 def checked_frames(num_frames: int | str, transform: bool) -> int:
     """Returns the number of frames that `num_frames` means, a number or a name such as "2s".
 
-    `transform` is True if the scheduler uses its timestep transform. It then raises UsageError for 2 to 16 frames, for
+    `transform` says whether the scheduler uses its timestep transform. If so, raises UsageError for 2 to 16 frames, for
     which the transform divides zero by zero.
     """
     frames = frame_count(num_frames)
@@ -83,7 +83,7 @@ def size_arguments(
     pixels: tuple[int, int], frames: int, fps: float, rows: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     """Returns the transformer's arguments height, width, num_frames, ar (height / width) and fps for `rows` equal
-    videos, each (rows,).
+    videos, each (rows,). `pixels` is (height, width).
 
     They have the model's `dtype`, but float32 for float16, which cannot hold the height * width that the timestep
     transform computes. A single frame counts as IMAGE_FPS frames per second.

@@ -59,7 +59,7 @@ def denoise_step(
 
 def _active(scheduler: RFlowScheduler, frame_mask: Tensor, index: int) -> Tensor:
     """Returns which latent frames step `index` denoises, (n, T) bool; for a negative index the frames that start as
-    noise."""
+    noise. `frame_mask` (n, T) is 1 for these, 0 for frames to keep, and a value between for frames to redraw."""
     if index < 0:
         return frame_mask == 1
     return frame_mask * scheduler.config["num_timesteps"] >= scheduler.timesteps[index][:, None]

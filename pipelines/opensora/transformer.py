@@ -131,7 +131,8 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
     def _unpatchify(self, x: Tensor, grid: Sequence[int]) -> Tensor:
         """Joins patches: (B, T, H * W, pt * ph * pw * out) to (B, out, T * pt, H * ph, W * pw).
 
-        A patch has pt x ph x pw positions; in its values the channel changes fastest.
+        `grid` is (T, H, W), the number of patches along each axis. A patch has pt x ph x pw positions; in its values
+        the channel changes fastest.
         """
         x = x.unflatten(-1, (*self.patch, self.out_channels)).unflatten(2, (grid[1], grid[2]))
         return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)

@@ -78,7 +78,7 @@ def test_every_change_of_every_file_is_named(out):
             if content != sound:
                 replaced(path, content)
                 message = refused(partial(verify, out), 3, str(path))
-                assert "damaged (checksum" in message or "larger than" in message, name
+                assert "damaged (" in message or "larger than" in message, name
         replaced(path, sound)
     verify(out)
 
@@ -90,7 +90,7 @@ def test_a_check_without_digests_compares_sizes(out):
     assert verify(out, digests=False).manifests
     refused(lambda: verify(out), 3, f"{path}: damaged (checksum).")
     replaced(path, content + b"\n")
-    refused(lambda: verify(out, digests=False), 3, f"{path}: damaged (checksum: has {len(content) + 1} bytes")
+    refused(lambda: verify(out, digests=False), 3, f"{path}: damaged (has {len(content) + 1} bytes")
     assert verify(out, {DESCRIPTION}).manifests
 
 
@@ -144,7 +144,7 @@ def test_from_pretrained_compares_sizes(out):
     tensors = load_file(path)
     path.unlink()
     save_file(tensors, path, {"format": "pt", "note": "written by another tool"})
-    refused(lambda: SD3Transformer2DModel.from_pretrained(out), 3, f"{path}: damaged (checksum")
+    refused(lambda: SD3Transformer2DModel.from_pretrained(out), 3, f"{path}: damaged (")
 
 
 def test_a_checkpoint_without_a_manifest_is_not_verified(out):

@@ -155,7 +155,7 @@ def test_damage_names_the_unit_to_delete(tmp_path: Path, damage: str, name: str)
     path.chmod(0o600)
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     message = refused_read(store)
-    assert message.startswith(f"/units/{path.parent.name}/{name}: damaged (checksum")
+    assert message.startswith(f"/units/{path.parent.name}/{name}: damaged (")
     assert message.endswith(remedy(path.parent))
 
 

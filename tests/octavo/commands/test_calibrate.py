@@ -172,7 +172,7 @@ def test_inspect_finds_a_damaged_checkpoint(checkpoint, tmp_path):
     tensors = load_file(tmp_path / "a" / WEIGHTS)
     del tensors["transformer_blocks.0.attn.to_q.quant_bias"]
     save_file(tensors, tmp_path / "a" / WEIGHTS)
-    assert "damaged (checksum" in octavo("inspect", tmp_path / "a", code=3)
+    assert "damaged (" in octavo("inspect", tmp_path / "a", code=3)
     (tmp_path / "a" / MANIFEST).unlink()
     assert "quant_bias" in octavo("inspect", tmp_path / "a", code=3)
 

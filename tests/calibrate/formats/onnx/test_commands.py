@@ -177,7 +177,7 @@ def test_the_command_writes_all_formats(tmp_path):
     assert "holds a checkpoint" in octavo(*command, "--format", "onnx", code=5)
     (tmp_path / "out" / graphs[0]).unlink()
     (tmp_path / "out" / graphs[0]).write_bytes(b"")
-    assert "damaged (checksum" in octavo("inspect", tmp_path / "out", code=3)
+    assert "damaged (" in octavo("inspect", tmp_path / "out", code=3)
 
 
 def test_a_format_that_has_no_form_for_a_layer(tmp_path):
