@@ -129,8 +129,8 @@ class CalibrateOptions:
 
 # fields of CalibrateOptions that are no options of `octavo calibrate-cnn`
 NOT_FOR_CLASSIFIERS = (
-    "rotation", "pipeline", "model", "component", "budget", "quantize_too", "memory", "allow_incomplete", "allow_revision",
-    "trust_remote_code", "max_shard_size",
+    "rotation", "pipeline", "model", "component", "budget", "quantize_too", "memory", "allow_incomplete",
+    "allow_revision", "trust_remote_code", "max_shard_size",
 )  # fmt: skip
 
 

@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from octavo.calibrate.calibration import calibrate
 from octavo.calibrate.layers.inputs import StaticInput
 from octavo.calibrate.layers.modules import QuantizedLinear
 from octavo.calibrate.layers.scheme import ACTIVATION
 from octavo.calibrate.replay.work import Work
 from octavo.calibrate.result import Result
+from octavo.calibrate.settings import Settings
 from octavo.calibrate.smoothing.search import largest_of, multiplier_of, smooth, smoothing_groups
 from octavo.pipelines.opensora.family import OPENSORA, groups
 from octavo.pipelines.sd3 import SD3
@@ -174,3 +176,25 @@ def test_factors_are_positive_and_one_for_channels_that_say_nothing():
 def test_the_groups_of_the_family_are_those_of_the_model_it_loads():
     assert OPENSORA.groups is groups
     assert SD3.groups is not None
+
+
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+def test_a_rotation_gains_where_one_channel_is_large_and_its_weights_are_too(activations):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 48, bias=False)).requires_grad_(False)
+    calls = [Call((torch.randn(2, 40, 64) * torch.where(torch.arange(64) == 5, 40.0, 1.0),), {}) for _ in range(8)]
+    errors = {}
+    for rotation in ("off", "auto", "16"):
+        settings = Settings(activations=activations, rotation=rotation, sqnr_calls=8, defaults={})
+        result = calibrate(model, lambda: calls, settings)
+        errors[rotation] = result.report["totals"]["output_sqnr"]
+        assert (result.layers["0"].rotation is not None) == (rotation != "off")
+    assert errors["auto"] >= errors["16"] > errors["off"] + 3
+
+
+def test_only_sizes_that_divide_the_channels_are_tried():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 8, bias=False), nn.Linear(8, 8)).requires_grad_(False)
+    calls = [Call((torch.randn(2, 40, 24) * torch.where(torch.arange(24) == 5, 40.0, 1.0),), {}) for _ in range(4)]
+    result = calibrate(model, lambda: calls, Settings(rotation="auto", activations="dynamic", defaults={}))
+    assert all(layer.rotation is None for layer in result.layers.values())
