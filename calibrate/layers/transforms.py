@@ -79,7 +79,7 @@ class Multiply:
 @dataclass(frozen=True)
 class Rotate:
     """Rotates each group of neighbouring channels by a regular Hadamard matrix, which divides an outlier among all
-    channels of the group (ConvRot, arXiv 2512.03673, 2025).
+    channels of the group (ConvRot, Huang et al., arXiv 2512.03673, 2025).
 
     The matrix of a group of 16, 64 or 256 channels is a Kronecker power of H4 = [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1,
     1, 1], [-1, 1, 1, 1]] / 2. It is symmetric and its own inverse. `rotation` (factors,) int32 has the order of each
