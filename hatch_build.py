@@ -60,14 +60,17 @@ def compile_to(sources: Path, library: Path) -> list[str]:
     Raises OSError or CalledProcessError, and leaves `library` as it was, where it cannot be made.
     """
     compiler = shlex.split(os.environ.get("CC", "cc"))
-    with tempfile.TemporaryDirectory(dir=library.parent) as name, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(name)
         known = list(pool.map(lambda target: _knows(compiler, TARGETS[target]), TARGETS))
         targets = [target for target, is_known in zip(TARGETS, known, strict=True) if is_known]
         objects = list(pool.map(lambda command: _object(command, folder), _commands(compiler, sources, targets)))
-        made = folder / library.name
-        _run([*compiler, *FLAGS.split(), "-shared", *objects, "-lm", "-o", str(made)])
-        made.replace(library)  # processes that run keep the one they have
+        made = library.with_name(f"{library.name}.{os.getpid()}")  # git ignores it, so it gets into no wheel
+        try:
+            _run([*compiler, *FLAGS.split(), "-shared", *objects, "-lm", "-o", str(made)])
+            made.replace(library)  # processes that run keep the one they have
+        finally:
+            made.unlink(missing_ok=True)
     return [target for target in TARGETS if target not in targets]
 
 

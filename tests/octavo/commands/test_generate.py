@@ -122,7 +122,7 @@ def test_a_quantized_pipeline_is_one_directory(tiny_model, checkpoints, tmp_path
         (("-o", "full"), 5, "not empty"),
         (("-o", "a.png", "--frames", 3), 2, "takes no argument num_frames"),
         (("-o", "a.png", "--arg", "strength"), 2, "not of the form NAME=VALUE"),
-        (("-o", "a.png", "--component", "transformer"), 2, "Remove --model and --component"),
+        (("-o", "a.png", "--component", "transformer"), 2, "--model and --component only work with a checkpoint"),
         (("-o", "a.png", "--device", "npu"), 7, "torch_npu is not installed"),
         (("-o", "a.png", "--height", 17), 4, "the pipeline failed"),
     ],
