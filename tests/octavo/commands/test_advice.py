@@ -27,7 +27,6 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
     "octavo.calibrate.formats.export": BOTH,
     "octavo.calibrate.formats.inspect": BOTH,
     "octavo.calibrate.formats.target": BOTH,
-    "octavo.calibrate.formats.export": (CALIBRATE,),
     "octavo.calibrate.formats.torchao.write": (CALIBRATE,),
     "octavo.capture.pth.pth": (CAPTURE,),
     "octavo.capture.sealed": (CAPTURE,),
@@ -61,7 +60,7 @@ SHOWN_BY: dict[str, tuple[str, ...]] = {
 }
 # Modules whose messages name options that not all their commands have. These messages say which command they mean.
 ONE_OF_THEM = {
-    "reader", "load", "checkpoints", "captured_model", "run_options",
+    "reader", "load", "checkpoints", "captured_model", "run_options", "export",
     "calibrate", "calibrate_classifier", "calibrate_options", "compare", "early",
 }  # fmt: skip
 NO_MESSAGES = ("octavo.cli", "octavo.help_pages", "octavo.words", "octavo.declarations", "octavo.page")
