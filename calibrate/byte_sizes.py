@@ -25,7 +25,7 @@ def parse_size(text: str, option: str) -> float:
 
 
 def size(count: float) -> str:
-    """Writes a number of bytes as text, rounded up to a tenth of a unit, so that a user who passes the text as a limit
+    """Writes `count` bytes as text, rounded up to a tenth of a unit, so that a user who passes the text as a limit
     allows at least that many bytes."""
     unit = next((word for word in ("GiB", "MiB", "KiB") if count >= UNITS[word]), "B")
     amount = math.ceil(10 * count / UNITS[unit]) / 10

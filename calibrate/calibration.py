@@ -123,7 +123,7 @@ def _released(
 ) -> dict[str, QuantizedLayer]:
     """Makes the integer layers `names` with the functions in `makers`, a dict from layer name to function, and returns
     them. Each layer replaces its float layer in `model` before the next one is made, so that the memory of the float
-    layer is freed."""
+    layer is freed. `progress` shows how many are made."""
     layers = {}
     for name in progress("install", names, len(names)):
         weight = layer_at(model, name).weight
@@ -144,7 +144,7 @@ def _mixed(
 ) -> Mixture:
     """Chooses a scheme for each layer within the limits of `settings.budget`, by the final latents that `trajectory`
     returns. `choices` are the layers' choices without a budget; `search` has the schemes to choose from and the number
-    of pipeline runs. Raises UsageError if `trajectory` is None."""
+    of pipeline runs, and `work` the processes that share the runs. Raises UsageError if `trajectory` is None."""
     assert settings.limits is not None
     if trajectory is None:
         raise UsageError(

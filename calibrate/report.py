@@ -78,7 +78,8 @@ def report_of(
 
 
 def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, settings: Settings) -> dict[str, Any]:
-    """Returns the row of one layer in `layers` of report.json. `layer` is None for a layer that stays float."""
+    """Returns the row of the layer of `entry` in `layers` of report.json. `layer` is None for a layer that stays float.
+    `findings` has the results for all layers."""
     choice, power = findings.choices.get(entry.name), findings.powers.get(entry.name)
     ranges = findings.ranges.get(entry.name)
     before = entry.bytes
@@ -150,7 +151,8 @@ def warnings_of(plan: Plan) -> list[str]:
 
 
 def measured_on(totals: Mapping[str, Any]) -> str:
-    """Describes the calls that the SQNR of a report was measured on, such as "on 16 calls, 4 of them held out"."""
+    """Describes the calls that the SQNR of a report was measured on, given the `totals` of the report, such as "on 16
+    calls, 4 of them held out"."""
     count, held_out = totals.get("calls_measured"), totals.get("calls_held_out", 0)
     if not count:
         return "on calibration calls"

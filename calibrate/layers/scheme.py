@@ -111,8 +111,8 @@ def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
 
 
 def codes(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """Returns the codes of `x` with the scales and zero points `qparams`, as float32 numbers (`quantize` returns
-    integers)."""
+    """Returns the codes of `x` in the set of numbers of `scheme`, with the scales and zero points `qparams`, as float32
+    numbers (`quantize` returns integers)."""
     return _codes(x, _broadcast(qparams.scale, x, scheme), _broadcast(qparams.zero_point, x, scheme), scheme)
 
 

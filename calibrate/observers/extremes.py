@@ -46,7 +46,7 @@ class Channels:
         self._total: ChannelReading | None = None
 
     def add(self, reading: ChannelReading) -> None:
-        """Adds the extremes of one tensor, as `channels_of` returned them."""
+        """Adds the extremes of one tensor, which `channels_of` returned as `reading`."""
         total = self._total or reading
         low, high = torch.minimum(total.low, reading.low), torch.maximum(total.high, reading.high)
         self._total = ChannelReading(low, high, reading.rows + (0 if self._total is None else total.rows))

@@ -67,8 +67,9 @@ def survey_inputs(
     `plan`, and with `convolutions` of each convolution too.
 
     With `options`, the options of observers, also records the minimum-to-maximum range of every convolution's input,
-    one for all noise levels. Collective: ranks share the calls. Raises MisfitError for a call that does not fit the
-    model, and if there are no calls; NumbersError for an input that is not finite; DeviceError when memory runs out.
+    one for all noise levels. Collective: the ranks of `work` share the calls. Raises MisfitError for a call that does
+    not fit the model, and if there are no calls; NumbersError for an input that is not finite; DeviceError when memory
+    runs out.
     """
     current = CurrentCall(model, work.ranks)
     modules = {entry.name: module for entry, module in named(model, plan)}

@@ -47,8 +47,8 @@ def descriptor_of(call: Call) -> Descriptor:
 
 
 def floats_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yields the floating-point tensors inside dicts, lists and tuples, each with its path: the keys and indices that
-    lead to it, joined by dots."""
+    """Yields the floating-point tensors in `value`, nested dicts, lists and tuples, each with its path: the keys and
+    indices that lead to it, joined by dots."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield path, value

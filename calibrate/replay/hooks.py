@@ -31,7 +31,7 @@ class InputObserver(Protocol):
         ValueError for a tensor that is empty or has values that are not finite."""
 
     def add(self, reading: Any) -> None:
-        """Adds the statistics of one tensor, which `read` returned."""
+        """Adds `reading`, the statistics of one tensor, which `read` returned."""
 
 
 class Readings:

@@ -18,10 +18,10 @@ def write_pair(
     other files stay.
 
     `fill` is called with a staging directory and writes the two files there, under the two `names`. The manifest
-    records `origin`, the fingerprint of the float model. If `target` has no other files, the whole directory is
-    replaced at once. Otherwise the old description is removed first, and the new one is put there last, after the
-    manifest: at every instant `target` has the old files, the new files, or no description, and without a description
-    nothing loads the weights.
+    records `origin`, the fingerprint of the float model; `modes` has the permissions of the files. If `target` has no
+    other files, the whole directory is replaced at once. Otherwise the old description is removed first, and the new
+    one is put there last, after the manifest: at every instant `target` has the old files, the new files, or no
+    description, and without a description nothing loads the weights.
 
     Raises UsageError unless the names end in .safetensors and .json, StorageError if `target` is not a directory or
     cannot be written.
