@@ -19,7 +19,7 @@ def parse_size(text: str, option: str) -> float:
     match = SIZE_FORM.fullmatch(text.strip())
     if match is None or match[2] not in UNITS or not float(match[1]) > 0:
         raise UsageError(
-            f"{option} '{text}': is not a size. Write a number and a unit ({', '.join(UNITS)}), as in 16GiB."
+            f"{option}: '{text}' is not a size. Write a number and a unit ({', '.join(UNITS)}), as in 16GiB."
         )
     return float(match[1]) * UNITS[match[2]]
 

@@ -148,7 +148,7 @@ def _mixed(
     assert settings.limits is not None
     if trajectory is None:
         raise UsageError(
-            "budget: needs a function that runs the pipeline and returns its latents. Pass it as trajectory."
+            "budget: needs a function that runs the pipeline and returns its latents. Pass it as `trajectory`."
         )
     inputs = tuple(settings.input_type if kind.ranged else kind for kind in search.inputs)
     return mixed(model, plan, choices, settings.limits, replace(search, inputs=inputs), trajectory, work)
@@ -163,7 +163,7 @@ def _without_worst_layers(plan: Plan, powers: Mapping[str, Power], settings: Set
     order = sorted(plan.quantized, key=lambda name: (-powers[name].mean_square, name))
     worst = order[: settings.fallback]
     if len(worst) == len(order):
-        raise UsageError(f"amp_num {settings.fallback}: keeps every layer float. Give a smaller number.")
+        raise UsageError(f"amp_num {settings.fallback}: keeps every layer float. Set amp_num to a smaller number.")
     return plan.kept_float({name: f"among the {len(worst)} layers with the largest output error" for name in worst})
 
 

@@ -50,7 +50,7 @@ def _open_error(path: Path, exc: OSError, remedy: str) -> OctavoError:
     if exc.errno in (errno.ENOENT, errno.ENOTDIR):
         return damage(path, "missing", remedy)
     if exc.errno == errno.ELOOP:
-        return damage(path, "symbolic link inside the capture", remedy)
+        return damage(path, "is a symbolic link inside the capture", remedy)
     if exc.errno in (errno.ENXIO, errno.ENODEV):
         return damage(path, "not a regular file", remedy)
     return storage_error(path, exc)

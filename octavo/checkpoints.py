@@ -138,8 +138,9 @@ def _is_fused(module: nn.Module, name: str) -> bool:
 
 
 def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: torch.device) -> Deployed:
-    """Loads the quantized denoiser at `out` with diffusers, and pairs it with the float denoiser that it replaces: one
-    of `choices`, a dict from name to denoiser. Raises MisfitError if the checkpoint was made from none of them."""
+    """Loads the quantized denoiser at `out` with diffusers, on `device`, and pairs it with the float denoiser that it
+    replaces: one of `choices`, a dict from name to denoiser. Raises MisfitError if the checkpoint was made from none of
+    them."""
     dtype = next(iter(choices.values())).dtype
     other: Any = load_denoiser(out, dtype if isinstance(dtype, torch.dtype) else None).to(device)
     facts = {name: _difference(module, other) for name, module in choices.items()}
@@ -308,10 +309,10 @@ def open_pipeline(
     """Loads the pipeline in the model directory `source`. If `source` is a checkpoint, or a directory of checkpoints,
     loads the float pipeline that it was calibrated in, with the quantized denoisers in it.
 
-    `model` and `component` win over the model and the denoiser that the checkpoint's report names. `options` are
-    further arguments of `load_pipeline`. Raises UsageError for a checkpoint that does not name its model, and if
-    `source` is a pipeline but `model` or `component` is not None; MisfitError for a checkpoint of another model;
-    FileError for damaged files.
+    `model` and `component` win over the model and the denoiser that the checkpoint's report names. `dtype` and `device`
+    are those of the float pipeline. `options` are further arguments of `load_pipeline`. Raises UsageError for a
+    checkpoint that does not name its model, and if `source` is a pipeline but `model` or `component` is not None;
+    MisfitError for a checkpoint of another model; FileError for damaged files.
     """
     directory = model_directory(source)
     places = checkpoints_at(directory)

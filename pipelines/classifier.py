@@ -53,7 +53,7 @@ def load_classifier(directory: Path, dtype: torch.dtype = torch.float32) -> Clas
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = words.get("model_type") or one_line(error)
             raise FileError(
-                f"{directory}: not an image classifier that transformers knows ({reason}). Give one."
+                f"{directory}: not an image classifier that transformers knows ({reason}). Give the directory of one."
             ) from error
         options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True, "config": config}
         model = load_component(directory, kind[0] if isinstance(kind, tuple) else kind, options, strict=False)

@@ -78,10 +78,11 @@ def load_pipeline(
 
     `dtype` is by default that of the stored weights, on a CPU float32. `family` (default: the family that the files
     name) may have a loader of its own, for a folder that holds only the denoiser; `text_encoder` is then the folder of
-    the text encoder. With `offload` a component moves to `device` only when it runs. The modules in `given` replace the
-    components of the same names. Raises UsageError for a missing directory or an unknown component; FileError for a
-    directory without a pipeline, damaged files, custom code or pickle weights; MisfitError for weights that are missing
-    or have the wrong shape (with `strict` also for surplus weights); NumbersError for NaN or infinity.
+    the text encoder. With `trust_remote_code`, code in the directory may run. With `offload` a component moves to
+    `device` only when it runs. The modules in `given` replace the components of the same names. Raises UsageError for a
+    missing directory or an unknown component; FileError for a directory without a pipeline, damaged files, custom code
+    or pickle weights; MisfitError for weights that are missing or have the wrong shape (with `strict` also for surplus
+    weights); NumbersError for NaN or infinity.
     """
     device = device or torch.device("cpu")
     family = family or family_at(directory)
@@ -111,7 +112,8 @@ def mapped_denoiser(
     trust_remote_code: bool = False,
 ) -> nn.Module:
     """Loads only the denoiser `component` of a pipeline, memory-mapped: a weight is read from its file when it is used.
-    If `family` has a loader of its own, that loader loads the denoiser instead.
+    If `family` has a loader of its own, that loader loads the denoiser instead. With `trust_remote_code`, code in the
+    directory may run.
 
     Weights stored in the dtype of the first weight keep it. All others are read into memory and cast: to `dtype`, or to
     the dtype of the first weight if `dtype` is None. Raises UsageError for a missing directory or a component without a
@@ -180,7 +182,7 @@ def _load_diffusers(
 
 
 def _check_tokenizers(pipe: Any, directory: Path) -> None:
-    """Raises FileError for a tokenizer of `pipe` that cannot encode a text."""
+    """Raises FileError for a tokenizer of `pipe` that cannot encode a text; the message names `directory`."""
     for name, part in vars(pipe).items():
         if "tokenizer" in name and callable(part):
             try:

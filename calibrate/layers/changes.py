@@ -52,7 +52,7 @@ def _is_own_method(layer: nn.Module, method: str) -> bool:
 
 
 def _is_patched(layer: nn.Module, method: str) -> bool:
-    """Returns whether `method` was replaced in the class of `layer`, nn.Linear or nn.Conv2d,, by a function that was
+    """Returns whether `method` was replaced in the class of `layer`, nn.Linear or nn.Conv2d, by a function that was
     defined outside torch's module."""
     for kind in (nn.Linear, nn.Conv2d):
         if isinstance(layer, kind) and hasattr(kind, method):

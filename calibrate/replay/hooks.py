@@ -164,7 +164,7 @@ def observe(
             if ranks.owns(count - 1):
                 run(model, call, count - 1)
     if count == 0:
-        raise MisfitError("calls: there are no calls to replay. Give at least one.")
+        raise MisfitError("calls: there are no calls to replay. Give at least one call.")
     return count
 
 

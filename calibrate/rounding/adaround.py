@@ -39,7 +39,7 @@ def adaround(
 
 def learn_rounding(case: Case, low: Tensor, iterations: int) -> Tensor:
     """Learns which values to round up: returns 1 where the code of a value of `case.target` is to be `low` + 1, and 0
-    where it is to be `low`, the value rounded down; all (out, in)."""
+    where it is to be `low`, the value rounded down; all (out, in). `iterations` is the number of Adam's steps."""
     offset, hessian = (low - case.target).float(), (2 * case.hessian).float()
     logits = ((_SHIFT - offset.clamp(-1, 0)) / _STRETCH).logit_()
     optimizer = torch.optim.Adam([logits.requires_grad_()], lr=_RATE)

@@ -121,7 +121,7 @@ def easy_quant_choice(module: FloatLayer, choice: Choice, survey: Survey, method
 
 
 def groups_of(module: FloatLayer) -> int:
-    """Returns the number of groups of a convolution; 1 for other layers."""
+    """Returns the number of groups of `module`, a convolution; 1 for other layers."""
     return module.groups if isinstance(module, nn.Conv2d) else 1
 
 

@@ -189,7 +189,9 @@ class DataUnpickler(pickle._Unpickler):
     def load_build(self) -> None:
         state, owner = self.stack.pop(), self.stack[-1]
         if type(owner) is not OrderedDict or type(state) is not dict:
-            raise NotAllowed(f"attributes for an object of class {getattr(type(owner), '__qualname__', 'object')}")
+            raise NotAllowed(
+                f"to set attributes of an object of class {getattr(type(owner), '__qualname__', 'object')}"
+            )
         vars(owner).update(state)
 
     def load_bytearray8(self) -> None:

@@ -14,11 +14,12 @@ from .layout import CAPTURE, UNITS, list_units, read_capture
 
 
 def prepare(directory: Path, modes: Modes, resume: bool | None) -> None:
-    """Makes `directory` if it does not exist. Raises StorageError if a capture cannot be written there.
+    """Makes `directory`, with the permissions in `modes`, if it does not exist. Raises StorageError if a capture cannot
+    be written there.
 
-    The reason may be that `directory` is a file, that it holds files that are not part of a capture, or that it
-    holds the calls of some prompts while `resume` is not True. In the last case the message suggests --resume unless
-    `resume` is None.
+    The reason may be that `directory` is a file, that it holds files that are not part of a capture, or that it holds
+    the calls of some prompts while `resume` is not True. In the last case the message suggests --resume unless `resume`
+    is None.
     """
     with storage(directory):
         # the longest path that will be written: a name that is too long fails here, before any file is written

@@ -28,7 +28,7 @@ def write_pair(
     """
     for name, ending in zip(names, (".safetensors", ".json"), strict=True):
         if Path(name).name != name or not name.endswith(ending):
-            raise UsageError(f"{name!r}: not a file name that ends in {ending}. Give a name such as model{ending}.")
+            raise UsageError(f"{name!r} is not a file name that ends in {ending}. Give a name such as model{ending}.")
     if target.exists() and not target.is_dir():
         raise StorageError(f"{target}: exists and is not a directory. Choose another name.")
     with storage(target):
