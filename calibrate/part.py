@@ -67,7 +67,7 @@ def calibrate_part(
     announce: Callable[[frozenset[int]], None] = lambda positions: None,
 ) -> Part:
     """Chooses the integers of the layers of `plan`, and measures the error of each integer layer's output against that
-    of its float layer.
+    of its float layer. `work` holds the progress display and the ranks that take part.
 
     `keep_layers`: whether all integer layers stay in memory; otherwise each is made anew when it is needed.
     `sums_memory` returns how many bytes the sums over calls that the rounding method needs may take. `mix`, if given,

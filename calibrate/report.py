@@ -38,7 +38,7 @@ class Findings(NamedTuple):
 def report_of(
     plan: Plan, layers: Mapping[str, QuantizedLayer], findings: Findings, settings: Settings, watch: Stopwatch
 ) -> dict[str, Any]:
-    """Returns the content of report.json.
+    """Returns the content of report.json; `findings` has the results, `watch` the seconds by stage.
 
     | key         | content                                                                                          |
     |-------------|--------------------------------------------------------------------------------------------------|
@@ -112,8 +112,8 @@ def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, setting
 
 
 def with_mixture(report: dict[str, Any], mixture: Mixture) -> dict[str, Any]:
-    """Returns the report of a calibration under a budget: `report` with these additions. The search switches groups of
-    layers from float to a scheme together, and measures the error of the pipeline's final latents.
+    """Returns the report of a calibration under a budget: `report` with these additions from `mixture`. The search
+    switches groups of layers from float to a scheme together, and measures the error of the pipeline's final latents.
 
     | key    | content                                                                                               |
     |--------|-------------------------------------------------------------------------------------------------------|

@@ -139,8 +139,8 @@ def _is_fused(module: nn.Module, name: str) -> bool:
 
 def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: torch.device) -> Deployed:
     """Loads the quantized denoiser at `out` with diffusers, on `device`, and pairs it with the float denoiser that it
-    replaces: one of `choices`, a dict from name to denoiser. Raises MisfitError if the checkpoint was made from none of
-    them."""
+    replaces: one of `choices`, a dict from name to denoiser of `pipe`. Raises MisfitError if the checkpoint was made
+    from none of them."""
     dtype = next(iter(choices.values())).dtype
     other: Any = load_denoiser(out, dtype if isinstance(dtype, torch.dtype) else None).to(device)
     facts = {name: _difference(module, other) for name, module in choices.items()}
@@ -224,7 +224,8 @@ def _check_stored_origin(out: Path, model: Path, component: str, *, trust_remote
     """Raises MisfitError if the checkpoint at `out` was not made from the float denoiser `component` in the directory
     `model`. Does nothing if the checkpoint holds no fingerprint, or if the denoiser has no folder of its own.
 
-    Maps the weights from disk instead of loading them. Raises FileError for files of the model that cannot be read.
+    `trust_remote_code`: whether code in `model` may run. Maps the weights from disk instead of loading them. Raises
+    FileError for files of the model that cannot be read.
     """
     if _origin_at(out) is None:
         return
@@ -334,8 +335,8 @@ def _quantized_pipeline(
     places: dict[str, Path], model: Path, dtype: torch.dtype | None, device: torch.device, options: dict[str, Any]
 ) -> Any:
     """Loads the float pipeline in the directory `model`, with the quantized denoisers of `places`, a dict from the name
-    of a denoiser to the path of its checkpoint, in place of the float ones. `options` are further arguments of
-    `load_pipeline`."""
+    of a denoiser to the path of its checkpoint, in place of the float ones, in `dtype` on `device`. `options` are
+    further arguments of `load_pipeline`."""
     records = {n: format_at(place, f"Load it with diffusers and {method_at(place)}") for n, place in places.items()}
     models = [name for name, record in records.items() if record.read is None]
     if models and dtype is None and device.type == "cpu":

@@ -219,7 +219,8 @@ def _model_class(component: Component) -> Any:
 
 
 def _holds_several(kind: Any) -> bool:
-    """Returns whether a diffusers class holds several nets, each in its own folder, as MultiControlNetModel does."""
+    """Returns whether `kind`, a diffusers class, holds several nets, each in its own folder, as MultiControlNetModel
+    does."""
     return issubclass(kind, diffusers.ModelMixin) and "from_pretrained" in vars(kind)
 
 

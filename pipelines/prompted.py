@@ -93,8 +93,8 @@ def note_on_prompts(pipe: Any, arguments: Mapping[str, Any]) -> str | None:
 
 
 def class_label(pipe: Any, text: str) -> int:
-    """Returns the number of the class that the prompt `text` gives: as a number, or as a name in id2label, in small or
-    capital letters.
+    """Returns the number of the class that the prompt `text` gives: as a number, or as a name in id2label of `pipe`, in
+    small or capital letters.
 
     Raises UsageError for an unknown number or name, and for a name that several classes have.
     """

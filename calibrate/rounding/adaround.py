@@ -25,8 +25,8 @@ def adaround(
     each value to be rounded either down or up. The scale follows from each output channel's largest value. The learned
     codes are then improved column by column, still only down or up, because many choices forced by the regulariser are
     not optimal. Without inputs, rounds to the nearest, which is the optimum for independent inputs of equal energy.
-    Nothing is random. Costs 2 * out * in^2 flops for each iteration, in float32. Returns None if a channel of the
-    weight is too small for a float32 scale.
+    `scheme` says which codes a weight can have. Nothing is random. Costs 2 * out * in^2 flops for each iteration, in
+    float32. Returns None if a channel of the weight is too small for a float32 scale.
     """
     if inputs is None or round_to_nearest(weight, scheme=scheme) is None:
         return round_to_nearest(weight, scheme=scheme)

@@ -204,8 +204,8 @@ def _products(dtype: torch.dtype, kind: str) -> dict[str, Callable[[], Any]]:
 
 
 def by_float32(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
-    """Computes `function`, a linear layer or a convolution, in float32 and returns the output in the dtype of `x`.
-    `more` are further arguments, such as the stride."""
+    """Computes `function`, a linear layer or a convolution of `x` with `weight` and `bias`, in float32 and returns the
+    output in the dtype of `x`. `more` are further arguments, such as the stride."""
     y = function(x.float(), weight.float(), None if bias is None else bias.float(), *more)
     return y.to(x.dtype)
 

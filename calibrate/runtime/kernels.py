@@ -162,7 +162,7 @@ class Kernels:
             raise MemoryError("attention in bfloat16")
 
     def linear(self, weight: Tensor, offset: Tensor | None, scale: Tensor) -> Linear:
-        """Returns a linear layer for the kernel; the arguments are those of `Linear`."""
+        """Returns a linear layer for the kernel; the arguments are those of the class `Linear`."""
         return Linear(self._linear, weight, offset, scale)
 
     def add_sums(self, steps: Tensor, errors: Tensor, scale: float, gram: Tensor, residual: Tensor) -> None:

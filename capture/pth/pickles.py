@@ -315,7 +315,7 @@ def foreign(path: Path, what: str) -> OctavoError:
 
 
 def looks_like(head: bytes) -> str:
-    """Guesses the format of an unreadable file from its first bytes."""
+    """Guesses the format of an unreadable file from its first bytes, `head`."""
     if not head:
         return "an empty file"
     if head.startswith(b"PK\x03\x04"):

@@ -62,7 +62,8 @@ def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _difference(before: Any, after: Any, name: str) -> tuple[str, Any, Any] | None:
-    """Returns the first entry in which two JSON values differ: its dotted name and both values; None if they are equal.
+    """Returns the first entry in which the JSON values `before` and `after` differ: its dotted name and both values;
+    None if they are equal.
 
     `name` is the dotted name of the two values themselves.
     """

@@ -70,7 +70,8 @@ class CaptureWriter:
         Raises MisfitError if the manifests differ, StorageError if the directory cannot be written or is in use,
         FileError if an existing capture is damaged.
 
-        Every rank has to call it: rank 0 locks the directory and removes half-written units before the others go on.
+        Every one of `ranks`, the processes of the capture, has to call it: rank 0 locks the directory and removes
+        half-written units before the others go on.
         """
         path, modes = Path(os.path.realpath(directory)), Modes(group_readable)
         if ranks.rank:

@@ -52,7 +52,7 @@ def given_embeds(
         return None
     if mask is None or embeds.ndim != 4 or tuple(mask.shape) != (embeds.shape[0], embeds.shape[2]):
         raise UsageError(
-            f"prompt_embeds: shape {tuple(embeds.shape)} and mask {None if mask is None else tuple(mask.shape)} do not fit. "
+            f"prompt_embeds: {tuple(embeds.shape)} does not fit mask {None if mask is None else tuple(mask.shape)}. "
             "Give prompt_embeds (prompts, 1, tokens, channels) and prompt_attention_mask (prompts, tokens).",
         )
     return embeds, mask

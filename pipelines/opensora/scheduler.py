@@ -81,7 +81,7 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
         rows: int = 1,
     ) -> None:
         """Sets the times of a run with `num_inference_steps` steps: the attribute `timesteps` (steps, n), for the n
-        videos of `shape`, or n = `rows`.
+        videos of `shape`, or n = `rows`, on `device`.
 
         The timestep transform needs `shape`, if the config switches it on. Its rounding can put the first time just
         above num_timesteps (144p images in float32). With a frame mask no frame is then denoised in the first step, as

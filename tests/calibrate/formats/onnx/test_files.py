@@ -184,7 +184,7 @@ def test_external_tensors_are_found_wherever_they_are(tmp_path):
     branch = helper.make_graph([helper.make_node("Constant", [], ["c"], value=tensor)], "b", [], [])
     proto.graph.node.append(helper.make_node("If", ["x"], ["c"], then_branch=branch, else_branch=branch))
     path.write_bytes(proto.SerializeToString())
-    refused_read(path, "the data of hidden are outside")
+    refused_read(path, "tensor hidden has its data outside")
 
 
 def test_files_that_are_no_graph(tmp_path):
