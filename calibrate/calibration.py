@@ -77,8 +77,7 @@ def calibrate(
 
 
 def _finished(model: nn.Module, part: Part, settings: Settings, mixtures: Sequence[Mixture], work: Work) -> Result:
-    """Returns the result of calibrating `part`, with its SQNR; no learning curve if a budget gave `mixtures`. `work`
-    has the progress display and the ranks."""
+    """Returns the result of calibrating `part`, with its SQNR; no learning curve if a budget gave `mixtures`."""
     plan = _without_worst_layers(part.plan, part.powers, settings)
     layers = {name: layer for name, layer in part.layers.items() if name in plan.quantized}
     curve: list[dict[str, Any]] = []

@@ -145,7 +145,7 @@ def seal(body: Any) -> bytes:
     content = canonical(body)
     data = HEAD + digest_of(content).encode() + MIDDLE + content + TAIL
     if len(data) > MANIFEST_LIMIT:
-        fact = f"capture: a JSON file would be larger than {MANIFEST_LIMIT >> 20} MiB"
+        fact = f"a JSON file of the capture would be larger than {MANIFEST_LIMIT >> 20} MiB"
         raise StorageError(f"{fact}. Capture fewer prompts, or store fewer steps of each with --keep spread:K.")
     return data
 

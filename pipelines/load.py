@@ -291,7 +291,7 @@ def check_finite(module: nn.Module, name: str) -> None:
     for key, tensor in module.named_parameters():
         if tensor.is_floating_point() and not tensor.is_meta and tensor.numel() and not _finite(tensor):
             bad = tensor.numel() - int(torch.isfinite(tensor).sum())
-            fact = f"{bad} of {tensor.numel()} values not finite"
+            fact = f"{bad} of {tensor.numel()} values are not finite"
             raise NumbersError(f"{name}.{key}: {fact}. Download the weights again or use another dtype.")
 
 

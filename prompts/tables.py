@@ -51,7 +51,7 @@ def delimited(path: Path, lines: Sequence[tuple[int, str]], notes: list[str]) ->
     column = names.index(_chosen(path, names, notes))
     for number, cells in rows[1:]:
         if len(cells) != len(names):
-            fact = f"{len(cells)} cells, where the header has {len(names)}"
+            fact = f"has {len(cells)} cells, but the header has {len(names)}"
             raise FileError(f"{path}: line {number}: {fact}. Correct it, or put quotes around the prompt.")
         yield number, cells[column]
 

@@ -109,5 +109,5 @@ def _torch_extremes(x: Tensor) -> Extremes:
     ends = torch.aminmax(x) if x.is_contiguous() else (torch.amin(x), torch.amax(x))
     low, high = (end.item() for end in ends)
     if not (low - low == 0.0 and high - high == 0.0):  # a NaN or infinity in `x` is one of the ends
-        raise ValueError(f"{int((~x.isfinite()).sum())} of {x.numel()} values not finite")
+        raise ValueError(f"{int((~x.isfinite()).sum())} of {x.numel()} values are not finite")
     return Extremes(low + 0.0, high + 0.0)  # turns -0.0 into 0.0: which of them is found depends on the order

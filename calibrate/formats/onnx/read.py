@@ -131,7 +131,7 @@ def _checked(path: Path, tensor: "TensorProto") -> int:
         )
     with open_regular(file, f"{path.name} needs it. {_REMEDY}") as (descriptor, size):
         if os.fstat(descriptor).st_nlink > 1:
-            fact = f"a hard link: the data of {path.name} have other file names too"
+            fact = f"is a hard link, so the data of {path.name} have other file names too"
             raise damage(file, fact, "Copy the file in its place.")
     offset, length = _number(file, entries.get("offset", "0")), _length(tensor, file)
     if _number(file, entries.get("length", str(length))) != length:
