@@ -173,7 +173,7 @@ def check_stored(model: nn.Module, stored: Mapping[str, Stored], structure: Stru
     missing, surplus = sorted(set(state) - set(stored)), sorted(set(stored) - set(state))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise _misfit(missing[0] + more, "is not in the checkpoint, so its values in the model would be random")
+        raise _misfit(missing[0] + more, "not in the checkpoint, so its values in the model would be random")
     if surplus:
         more = f" and {len(surplus) - 1} more" if len(surplus) > 1 else ""
         raise _misfit(surplus[0] + more, f"has no place in {type(model).__name__}")

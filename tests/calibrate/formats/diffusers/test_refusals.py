@@ -45,7 +45,7 @@ def refused_load(folder: Path, code: int, words: str, kind: Any = SD3Transformer
     ("change", "words"),
     [
         (lambda t: t.pop(f"{TO_Q}.deq"), f"{TO_Q}.deq: not in the checkpoint"),
-        (lambda t: t.pop("proj_out.bias"), "proj_out.bias: is not in the checkpoint, so its values"),
+        (lambda t: t.pop("proj_out.bias"), "proj_out.bias: not in the checkpoint, so its values"),
         (lambda t: t.update(more=torch.ones(1)), "more: has no place in SD3Transformer2DModel"),
         (lambda t: t.update({f"{TO_Q}.weight": t[f"{TO_Q}.weight"].float()}), "is float32, but the model needs int8"),
         (lambda t: t.update({f"{TO_Q}.deq": t[f"{TO_Q}.deq"].half()}), "is float16, but the model needs float32"),
