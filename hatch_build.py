@@ -78,8 +78,8 @@ def _knows(compiler: list[str], flags: str) -> bool:
 
 
 def _commands(compiler: list[str], sources: Path, targets: list[str]) -> Iterator[list[str]]:
-    """Yields the commands that compile the sources, without the name of the output: one command for each source and
-    each of `targets`, the kinds of processors."""
+    """Yields the commands that compile the sources, without the name of the output: one command for targets.c, and for
+    each other source a command for each of `targets`, the kinds of processors."""
     for source in sorted(sources.glob("*.c")):
         if source.name == "targets.c":
             yield [*compiler, *FLAGS.split(), f'-DSOURCE="{digest(sources)}"', "-c", str(source)]

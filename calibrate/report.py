@@ -151,8 +151,8 @@ def warnings_of(plan: Plan) -> list[str]:
 
 
 def measured_on(totals: Mapping[str, Any]) -> str:
-    """Describes the calls that the SQNR of a report was measured on, given the `totals` of the report, such as "on 16
-    calls, 4 of them held out"."""
+    """Returns a text such as "on 16 calls, 4 of them held out", which describes the calls that the SQNR of a report was
+    measured on, given the `totals` of the report."""
     count, held_out = totals.get("calls_measured"), totals.get("calls_held_out", 0)
     if not count:
         return "on calibration calls"

@@ -21,9 +21,9 @@ def easy_quant(
     Wu et al., EasyQuant: post-training quantization via scale optimization, 2020.
 
     Tries 71 scales for each output channel, or `iterations` scales if that is less, between 0.5 and 1.2 times the scale
-    at which the largest value of the channel becomes 127. Each output channel takes the scale whose codes make its
-    output most similar, by cosine, to the float output. Because the cosine ignores the length of the output, this scale
-    is then replaced by the scale at which the same codes have the least squared error.
+    at which the largest value of the channel becomes the code 127. Each output channel takes the scale whose codes make
+    its output most similar, by cosine, to the float output. Because the cosine ignores the length of the output, this
+    scale is then replaced by the scale at which the same codes have the least squared error.
 
     `inputs` has sums of products of the layer's inputs. A small number (HESSIAN_DAMPING) is added to their diagonal, as
     in the other methods; otherwise clipping would cost nothing for a weight whose input was near zero in the

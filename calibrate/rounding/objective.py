@@ -177,8 +177,9 @@ def better_channels(
     """Returns the integer weight that has `codes` (out, in) and `scale` (out,) in the output channels where their error
     is below that of rounding to the nearest, and is rounded to the nearest in all other channels.
 
-    `inputs` has sums of products of the layer's inputs, which give the errors; `scheme` says which codes a weight can
-    have. Returns None if a channel of the weight is too small for a float32 scale. Costs 4 * out * in^2 flops.
+    `inputs` has sums of products of the layer's inputs, from which the errors follow; `scheme` says which codes a
+    weight can have. Returns None if a channel of the weight is too small for a float32 scale. Costs 4 * out * in^2
+    flops.
     """
     nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None:

@@ -52,7 +52,8 @@ def given_embeds(
         return None
     if mask is None or embeds.ndim != 4 or tuple(mask.shape) != (embeds.shape[0], embeds.shape[2]):
         raise UsageError(
-            f"prompt_embeds: {tuple(embeds.shape)} does not fit mask {None if mask is None else tuple(mask.shape)}. "
+            f"prompt_embeds: the shape {tuple(embeds.shape)} does not fit the shape of prompt_attention_mask, "
+            f"{None if mask is None else tuple(mask.shape)}. "
             "Give prompt_embeds (prompts, 1, tokens, channels) and prompt_attention_mask (prompts, tokens).",
         )
     return embeds, mask
