@@ -37,7 +37,8 @@ class Kernels(BuildHookInterface):
     """Puts the library beside its source, and into the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Before the wheel is made; of an editable installation too."""
+        """Compiles the library before a wheel or an editable installation is made, and adds it to the files in
+        `build_data`. hatchling calls this method; `version` is the kind of wheel."""
         if not (sys.platform == "linux" and platform.machine() == "x86_64"):
             return
         library = Path(self.root, LIBRARY)
@@ -80,7 +81,8 @@ def _knows(compiler: list[str], flags: str) -> bool:
 
 
 def _commands(compiler: list[str], sources: Path, targets: list[str]) -> Iterator[list[str]]:
-    """Yields the commands that compile the sources, without the name of the output."""
+    """Yields the commands that compile the sources, without the name of the output: one command for targets.c, and for
+    each other source a command for each of `targets`, the kinds of processors."""
     for source in sorted(sources.glob("*.c")):
         if source.name == "targets.c":
             yield [*compiler, *FLAGS.split(), f'-DSOURCE="{digest(sources)}"', "-c", str(source)]
@@ -98,7 +100,8 @@ def _object(command: list[str], folder: Path) -> str:
 
 
 def digest(folder: Path) -> str:
-    """As kernels.digest, which cannot be imported before Octavo is installed."""
+    """Returns the SHA-256 digest of the C files in `folder`, as kernels.digest does, which cannot be imported before
+    Octavo is installed."""
     found = hashlib.sha256()
     for path in sorted(folder.glob("*.[ch]")):
         found.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")

@@ -19,13 +19,13 @@ def parse_size(text: str, option: str) -> float:
     match = SIZE_FORM.fullmatch(text.strip())
     if match is None or match[2] not in UNITS or not float(match[1]) > 0:
         raise UsageError(
-            f"{option} '{text}': is not a size. Write a number and a unit ({', '.join(UNITS)}), as in 16GiB."
+            f"{option}: '{text}' is not a size. Write a number and a unit ({', '.join(UNITS)}), as in 16GiB."
         )
     return float(match[1]) * UNITS[match[2]]
 
 
 def size(count: float) -> str:
-    """Writes a number of bytes as text, rounded up to a tenth of a unit, so that a user who passes the text as a limit
+    """Writes `count` bytes as text, rounded up to a tenth of a unit, so that a user who passes the text as a limit
     allows at least that many bytes."""
     unit = next((word for word in ("GiB", "MiB", "KiB") if count >= UNITS[word]), "B")
     amount = math.ceil(10 * count / UNITS[unit]) / 10

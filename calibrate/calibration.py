@@ -123,7 +123,7 @@ def _released(
 ) -> dict[str, QuantizedLayer]:
     """Makes the integer layers `names` with the functions in `makers`, a dict from layer name to function, and returns
     them. Each layer replaces its float layer in `model` before the next one is made, so that the memory of the float
-    layer is freed."""
+    layer is freed. `progress` shows how many are made."""
     layers = {}
     for name in progress("install", names, len(names)):
         weight = layer_at(model, name).weight
@@ -144,11 +144,11 @@ def _mixed(
 ) -> Mixture:
     """Chooses a scheme for each layer within the limits of `settings.budget`, by the final latents that `trajectory`
     returns. `choices` are the layers' choices without a budget; `search` has the schemes to choose from and the number
-    of pipeline runs. Raises UsageError if `trajectory` is None."""
+    of pipeline runs, and `work` the processes that share the runs. Raises UsageError if `trajectory` is None."""
     assert settings.limits is not None
     if trajectory is None:
         raise UsageError(
-            "budget: needs a function that runs the pipeline and returns its latents. Pass it as trajectory."
+            "budget: needs a function that runs the pipeline and returns its latents. Pass it as `trajectory`."
         )
     inputs = tuple(settings.input_type if kind.ranged else kind for kind in search.inputs)
     return mixed(model, plan, choices, settings.limits, replace(search, inputs=inputs), trajectory, work)
@@ -163,7 +163,7 @@ def _without_worst_layers(plan: Plan, powers: Mapping[str, Power], settings: Set
     order = sorted(plan.quantized, key=lambda name: (-powers[name].mean_square, name))
     worst = order[: settings.fallback]
     if len(worst) == len(order):
-        raise UsageError(f"amp_num {settings.fallback}: keeps every layer float. Give a smaller number.")
+        raise UsageError(f"amp_num {settings.fallback}: keeps every layer float. Set amp_num to a smaller number.")
     return plan.kept_float({name: f"among the {len(worst)} layers with the largest output error" for name in worst})
 
 

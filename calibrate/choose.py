@@ -119,7 +119,7 @@ def choose(
 def _survey(model: nn.Module, calls: Calls, plan: Plan, settings: Settings, work: Work) -> SurveyResult:
     """Replays the calls with a survey of each linear layer's input: statistics of its channels, and sampled rows.
     Convolutions are surveyed too if a rounding method needs patches of their inputs. With min-max ranges, the same
-    replay finds the ranges of convolutions."""
+    replay finds the ranges of convolutions. `work` holds the progress display and the ranks that take part."""
     convolutions = not settings.method.plain and settings.input_type.by_patch
     ends = settings.observer == "minmax" and settings.input_type.ranged and not settings.input_type.by_level
     options = settings.options if ends else None
@@ -131,7 +131,7 @@ def transforms_of(
 ) -> dict[str, Transform]:
     """Searches smoothing factors and rotations by `surveys`, a dict from layer name to the survey of the layer's input.
     Returns a dict from layer name to the transform of the layer's input. The dict has only the layers whose output
-    error the transform lowers."""
+    error the transform lowers. `work` holds the progress display and the ranks that take part."""
     if not settings.transforming:
         return {}
     groups = settings.groups(model) if settings.groups else []
@@ -171,7 +171,8 @@ def _observations(
     bins: Bins,
 ) -> Observations:
     """Returns the ranges of the layers' inputs after their transforms: from `survey` for layers whose range it holds,
-    for the others from another replay, with an observer for each timestep bin in `bins`."""
+    for the others from another replay, with an observer for each timestep bin in `bins`. `work` holds the progress
+    display and the ranks that take part."""
     surveys, last = (survey.state.surveys, survey.last) if survey else ({}, CallCount(0, None))
     current = survey.state.current if survey else CurrentCall(model, work.ranks)
     if not settings.input_type.ranged:
@@ -206,9 +207,10 @@ def nearest_choices(
     transforms: Mapping[str, Transform],
     edges: Tensor = ONE_BIN.edges,
 ) -> tuple[dict[str, Choice], dict[str, str]]:
-    """Returns a dict from layer name to the choice with weights rounded to the nearest, and a dict from the name of
-    each layer without a choice to the reason why it stays float. `edges`: the noise levels between two timestep bins,
-    for ranges that depend on the bin. With `settings.strict`, raises NumbersError for a layer that never ran."""
+    """Returns a dict from layer name to the choice with weights rounded to the nearest, the range in `observations` and
+    the transform in `transforms`, and a dict from the name of each layer without a choice to the reason why it stays
+    float. `edges`: the noise levels between two timestep bins, for ranges that depend on the bin. With
+    `settings.strict`, raises NumbersError for a layer that never ran."""
     choices, reasons = {}, {}
     for entry, module in named(model, plan):
         name, dtype = entry.name, module.weight.dtype

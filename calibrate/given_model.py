@@ -146,8 +146,8 @@ def check_model(model: nn.Module) -> None:
 
 
 def _refuse(name: str, weight: Tensor, owner: str) -> NoReturn:
-    """Raises UsageError for `weight`, which is not a float parameter: it is sharded or already quantized. `owner` is
-    the class of its layer."""
+    """Raises UsageError for `weight`, which is not a float parameter: it is sharded or already quantized. `name` is the
+    name of the weight, `owner` the class of its layer."""
     kind, dtype = type(weight).__name__, str(weight.dtype).removeprefix("torch.")
     if kind == "DTensor":
         raise UsageError(f"{name}: is sharded over several processes. Pass the whole model, before sharding.")

@@ -86,7 +86,7 @@ def earlier_choices(
 ) -> dict[CallCount, dict[str, Choice]]:
     """Returns a dict from number of calls to choices: for each snapshot that is measured, the choices made from what
     was observed up to it, and for the number of all calls the choices of `chosen`. All of them have weights rounded to
-    the nearest.
+    the nearest. `work` holds the progress display and the ranks that take part.
 
     The dict is empty where choices do not depend on the calls (weight-only), where the layers that stay float are
     picked by their error on all calls (`settings.fallback`), and where a snapshot does not hold all ranges: with
@@ -107,8 +107,8 @@ def earlier_choices(
 def _choices_at(
     count: CallCount, model: nn.Module, chosen: Selection, plan: Plan, settings: Settings, work: Work
 ) -> dict[str, Choice]:
-    """Returns a dict from layer name to the choice that is made from the observations of the first `count` calls
-    alone."""
+    """Returns a dict from layer name to the choice that is made from the observations of the first `count` calls alone,
+    which `chosen` holds. `work` holds the progress display and the ranks that take part."""
     surveys = dict[str, Survey]()
     if chosen.survey is not None and count in chosen.survey.snapshots:
         surveys = merge_ranks(chosen.survey.snapshots[count], work.ranks).surveys

@@ -220,7 +220,9 @@ class Calibrator:
         self.model, self.cfg = model, cfg
         self._calls = calls_of(calib_data, model)
         if self._calls is None and cfg.act_quant and not cfg.input_shape:
-            raise UsageError("calib_data: there are no samples. Give some, or set input_shape for synthetic inputs.")
+            raise UsageError(
+                "calib_data: there are no samples. Give at least one, or set input_shape for synthetic inputs."
+            )
         self._result: Result | None = None
 
     def run(self) -> None:

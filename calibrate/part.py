@@ -67,7 +67,7 @@ def calibrate_part(
     announce: Callable[[frozenset[int]], None] = lambda positions: None,
 ) -> Part:
     """Chooses the integers of the layers of `plan`, and measures the error of each integer layer's output against that
-    of its float layer.
+    of its float layer. `work` holds the progress display and the ranks that take part.
 
     `keep_layers`: whether all integer layers stay in memory; otherwise each is made anew when it is needed.
     `sums_memory` returns how many bytes the sums over calls that the rounding method needs may take. `mix`, if given,
@@ -122,8 +122,8 @@ def frozen(
     keep_layers: bool,
 ) -> tuple[Plan, dict[str, QuantizedLayer]]:
     """Makes every integer layer once, to find those that cannot be made. Returns the plan in which these layers stay
-    float, and so do the layers in `reasons`, a dict from layer name to reason. Also returns the integer layers by name;
-    without `keep_layers` an empty dict."""
+    float, and so do the layers in `reasons`, a dict from layer name to reason. `choices` has the choice for each layer.
+    Also returns the integer layers by name; without `keep_layers` an empty dict."""
     all_reasons, layers = dict(reasons), {}
     for entry, module in progress("freeze", named(model, plan), len(plan.quantized)):
         if entry.name in all_reasons:
@@ -146,7 +146,7 @@ def check_any_quantized(plan: Plan) -> None:
 def _integer_layer(
     model: nn.Module, name: str, choices: Mapping[str, Choice], layers: Mapping[str, QuantizedLayer]
 ) -> QuantizedLayer:
-    """Returns the integer layer `name`: the one in `layers`, or a new one made from its choice."""
+    """Returns the integer layer `name`: the one in `layers`, or a new one made from its choice in `choices`."""
     if name in layers:
         return layers[name]
     layer = layer_of(layer_at(model, name), choices[name])

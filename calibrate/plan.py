@@ -48,8 +48,8 @@ class Entry:
     `scheme`: how the layer becomes integers, such as "W8A8"; None for a layer that stays float because of `reason`.
 
     `bytes`: the size of the layer's parameters. `unsupported`: whether the layer has no integer form, because of its
-    class, its dtype or a change such as a hook. `forced`: whether it stays float only because its inputs or its weights
-    cannot be quantized.
+    class, its dtype or a change such as a hook. `forced`: whether a layer that was to become integers stays float,
+    because its inputs or its weights cannot be quantized.
     """
 
     name: str
@@ -182,8 +182,8 @@ def _listed(module: nn.Module) -> bool:
 
 
 def _entry(name: str, module: nn.Module, scheme: str) -> Entry:
-    """Returns the entry of a layer before any rule is applied: with `scheme` if the layer has an integer form,
-    otherwise with the reason why it has none."""
+    """Returns the entry of the layer `module` before any rule is applied: with `scheme` if the layer has an integer
+    form, otherwise with the reason why it has none."""
     weight = getattr(module, "weight", None)
     shape = tuple(weight.shape) if weight is not None else ()
     size = sum(parameter.nbytes for parameter in module.parameters(recurse=False))
@@ -243,7 +243,8 @@ class Rules(NamedTuple):
 
 
 def _reason(model: nn.Module, entry: Entry, rules: Rules, blocks: Sequence[str]) -> str | None:
-    """Returns the reason why `rules` keep the layer of `entry` float; None if they let it be quantized."""
+    """Returns the reason why `rules` keep the layer of `entry` float; None if they let it be quantized. `blocks` are
+    the names of the model's repeated blocks."""
     if any(matches(entry.name, pattern) for pattern in rules.keep_float):
         return _KEPT_BY_USER
     if any(matches(entry.name, pattern) for pattern in rules.quantize):
@@ -270,12 +271,12 @@ def block_names(model: nn.Module) -> list[str]:
 
 
 def general_reason(model: nn.Module, entry: Entry, blocks: Sequence[str]) -> str | None:
-    """Returns the reason why a layer stays float under the general rule, for models without defaults of a family; None
-    for a layer to be quantized.
+    """Returns the reason why the layer of `entry` stays float under the general rule, for models without defaults of a
+    family; None for a layer to be quantized.
 
     The rule quantizes layers inside repeated blocks, except those that diffusers keeps in a wider dtype and those known
-    to be sensitive to 8 bits. In a model without blocks it quantizes all layers except those that the model's class, by
-    diffusers' attributes, keeps in a wider dtype.
+    to be sensitive to 8 bits; `blocks` are the names of the blocks. In a model without blocks it quantizes all layers
+    except those that the model's class, by diffusers' attributes, keeps in a wider dtype.
     """
     if blocks and not any(entry.name.startswith(block + ".") for block in blocks):
         return "outside the repeated blocks"

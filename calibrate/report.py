@@ -39,7 +39,7 @@ class Findings(NamedTuple):
 def report_of(
     plan: Plan, layers: Mapping[str, QuantizedLayer], findings: Findings, settings: Settings, watch: Stopwatch
 ) -> dict[str, Any]:
-    """Returns the content of report.json.
+    """Returns the content of report.json; `findings` has the results, `watch` the seconds by stage.
 
     | key         | content                                                                                          |
     |-------------|--------------------------------------------------------------------------------------------------|
@@ -79,7 +79,8 @@ def report_of(
 
 
 def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, settings: Settings) -> dict[str, Any]:
-    """Returns the row of one layer in `layers` of report.json. `layer` is None for a layer that stays float."""
+    """Returns the row of the layer of `entry` in `layers` of report.json. `layer` is None for a layer that stays float.
+    `findings` has the results for all layers."""
     choice, power = findings.choices.get(entry.name), findings.powers.get(entry.name)
     ranges = findings.ranges.get(entry.name)
     before = entry.bytes
@@ -115,8 +116,8 @@ def _row(entry: Entry, layer: QuantizedLayer | None, findings: Findings, setting
 
 
 def with_mixture(report: dict[str, Any], mixture: Mixture) -> dict[str, Any]:
-    """Returns the report of a calibration under a budget: `report` with these additions. The search switches groups of
-    layers from float to a scheme together, and measures the error of the pipeline's final latents.
+    """Returns the report of a calibration under a budget: `report` with these additions from `mixture`. The search
+    switches groups of layers from float to a scheme together, and measures the error of the pipeline's final latents.
 
     | key    | content                                                                                               |
     |--------|-------------------------------------------------------------------------------------------------------|
@@ -154,7 +155,8 @@ def warnings_of(plan: Plan) -> list[str]:
 
 
 def measured_on(totals: Mapping[str, Any]) -> str:
-    """Describes the calls that the SQNR of a report was measured on, such as "on 16 calls, 4 of them held out"."""
+    """Returns a text such as "on 16 calls, 4 of them held out", which describes the calls that the SQNR of a report was
+    measured on, given the `totals` of the report."""
     count, held_out = totals.get("calls_measured"), totals.get("calls_held_out", 0)
     if not count:
         return "on calibration calls"

@@ -22,7 +22,7 @@ def resolve_device(name: str) -> torch.device:
     if kind == "cpu":
         return torch.device("cpu")
     if kind not in ("cuda", "npu") or (index and not index.isdecimal()):
-        raise UsageError(f"device {name}: not a device. Choose auto, cpu, cuda or npu.")
+        raise UsageError(f"device: '{name}' is not a device. Choose auto, cpu, cuda or npu.")
     if kind == "npu":
         try:
             importlib.import_module("torch_npu")

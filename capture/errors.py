@@ -79,7 +79,8 @@ class DeviceError(OctavoError):
 
 
 def error_with(exit_code: int, message: str) -> OctavoError:
-    """Makes an error of the class that has this exit code; an OctavoError with this exit code if no class has it."""
+    """Makes an error with this `message`, of the class that has this exit code; an OctavoError with this exit code if
+    no class has it."""
     for kind in OctavoError.__subclasses__():
         if kind.exit_code == exit_code:
             return kind(message)
@@ -94,7 +95,7 @@ def damage(path: Path, fact: str, remedy: str = "") -> FileError:
 
 
 def storage_error(path: Path, exc: OSError) -> StorageError:
-    """Makes the StorageError for an OSError about `path`, with a message that says what to do."""
+    """Makes the StorageError for `exc`, an OSError about `path`, with a message that says what to do."""
     facts = {
         errno.ENOSPC: "no space left. Free space and run again.",
         errno.EDQUOT: "disk quota exceeded. Free space and run again.",

@@ -35,7 +35,7 @@ def keep_rule(text: str) -> KeepRule:
     if text == "all":
         return KeepRule("all")
     if kind not in ("every", "spread") or not number.isdecimal() or int(number) < 1:
-        raise UsageError(f"--keep {text}: not a rule. Use all, every:N or spread:K.")
+        raise UsageError(f"--keep: '{text}' is not a rule. Use all, every:N or spread:K.")
     return KeepRule(kind, int(number))
 
 

@@ -34,7 +34,8 @@ class Reports:
             yield item
 
     def due(self, label: str, done: int, total: int | None, began: float, share: float) -> None:
-        """Reports the progress if the last report was at least `every` seconds ago.
+        """Reports the progress of the work `label`, of which `done` of `total` items are finished, if the last report
+        was at least `every` seconds ago.
 
         `share`, 0 to 1, is how much of the work was done since `began` (time.monotonic). The estimate of the seconds
         left follows from the two.
@@ -46,7 +47,8 @@ class Reports:
 
 
 def line(label: str, done: int, total: int | None, remaining: float | None) -> str:
-    """Formats a report as text, such as "freeze: 12 of 48, about 3 min 10 s left"."""
+    """Formats a report as text: what `label` names, how many of `total` are `done`, and the `remaining` seconds, such
+    as "freeze: 12 of 48, about 3 min 10 s left"."""
     count = f"{done} of {total}" if total is not None else f"{done} done"
     return f"{label}: {count}" + ("" if remaining is None else f", about {duration(remaining)} left")
 

@@ -50,7 +50,7 @@ def _open_error(path: Path, exc: OSError, remedy: str) -> OctavoError:
     if exc.errno in (errno.ENOENT, errno.ENOTDIR):
         return damage(path, "missing", remedy)
     if exc.errno == errno.ELOOP:
-        return damage(path, "symbolic link inside the capture", remedy)
+        return damage(path, "is a symbolic link inside the capture", remedy)
     if exc.errno in (errno.ENXIO, errno.ENODEV):
         return damage(path, "not a regular file", remedy)
     return storage_error(path, exc)
@@ -145,7 +145,7 @@ def seal(body: Any) -> bytes:
     content = canonical(body)
     data = HEAD + digest_of(content).encode() + MIDDLE + content + TAIL
     if len(data) > MANIFEST_LIMIT:
-        fact = f"capture: a JSON file would be larger than {MANIFEST_LIMIT >> 20} MiB"
+        fact = f"a JSON file of the capture would be larger than {MANIFEST_LIMIT >> 20} MiB"
         raise StorageError(f"{fact}. Capture fewer prompts, or store fewer steps of each with --keep spread:K.")
     return data
 

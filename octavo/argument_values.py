@@ -37,7 +37,7 @@ def parse_argument(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise UsageError(
-            f"--arg {text}: is not of the form NAME=VALUE. Write the name of an argument, = and its value."
+            f"--arg: '{text}' is not of the form NAME=VALUE. Write the name of an argument, = and its value."
         )
     try:
         parsed = json.loads(value)

@@ -138,8 +138,9 @@ def _is_fused(module: nn.Module, name: str) -> bool:
 
 
 def _load_model(pipe: Any, out: Path, choices: dict[str, nn.Module], device: torch.device) -> Deployed:
-    """Loads the quantized denoiser at `out` with diffusers, and pairs it with the float denoiser that it replaces: one
-    of `choices`, a dict from name to denoiser. Raises MisfitError if the checkpoint was made from none of them."""
+    """Loads the quantized denoiser at `out` with diffusers, on `device`, and pairs it with the float denoiser that it
+    replaces: one of `choices`, a dict from name to denoiser of `pipe`. Raises MisfitError if the checkpoint was made
+    from none of them."""
     dtype = next(iter(choices.values())).dtype
     other: Any = load_denoiser(out, dtype if isinstance(dtype, torch.dtype) else None).to(device)
     facts = {name: _difference(module, other) for name, module in choices.items()}
@@ -223,7 +224,8 @@ def _check_stored_origin(out: Path, model: Path, component: str, *, trust_remote
     """Raises MisfitError if the checkpoint at `out` was not made from the float denoiser `component` in the directory
     `model`. Does nothing if the checkpoint holds no fingerprint, or if the denoiser has no folder of its own.
 
-    Maps the weights from disk instead of loading them. Raises FileError for files of the model that cannot be read.
+    `trust_remote_code`: whether code in `model` may run. Maps the weights from disk instead of loading them. Raises
+    FileError for files of the model that cannot be read.
     """
     if _origin_at(out) is None:
         return
@@ -308,10 +310,10 @@ def open_pipeline(
     """Loads the pipeline in the model directory `source`. If `source` is a checkpoint, or a directory of checkpoints,
     loads the float pipeline that it was calibrated in, with the quantized denoisers in it.
 
-    `model` and `component` win over the model and the denoiser that the checkpoint's report names. `options` are
-    further arguments of `load_pipeline`. Raises UsageError for a checkpoint that does not name its model, and if
-    `source` is a pipeline but `model` or `component` is not None; MisfitError for a checkpoint of another model;
-    FileError for damaged files.
+    `model` and `component` win over the model and the denoiser that the checkpoint's report names. `dtype` and `device`
+    are those of the float pipeline. `options` are further arguments of `load_pipeline`. Raises UsageError for a
+    checkpoint that does not name its model, and if `source` is a pipeline but `model` or `component` is not None;
+    MisfitError for a checkpoint of another model; FileError for damaged files.
     """
     directory = model_directory(source)
     places = checkpoints_at(directory)
@@ -333,8 +335,8 @@ def _quantized_pipeline(
     places: dict[str, Path], model: Path, dtype: torch.dtype | None, device: torch.device, options: dict[str, Any]
 ) -> Any:
     """Loads the float pipeline in the directory `model`, with the quantized denoisers of `places`, a dict from the name
-    of a denoiser to the path of its checkpoint, in place of the float ones. `options` are further arguments of
-    `load_pipeline`."""
+    of a denoiser to the path of its checkpoint, in place of the float ones, in `dtype` on `device`. `options` are
+    further arguments of `load_pipeline`."""
     records = {n: format_at(place, f"Load it with diffusers and {method_at(place)}") for n, place in places.items()}
     models = [name for name, record in records.items() if record.read is None]
     if models and dtype is None and device.type == "cpu":

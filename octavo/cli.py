@@ -74,9 +74,9 @@ def ranked(debug: bool) -> Iterator[Ranks]:
 
 @contextmanager
 def error_of_all(ranks: Ranks) -> Iterator[None]:
-    """Handles an error that every process of a machine meets, such as a wrong option. When the body of `with` raises an
-    OctavoError, the first process of the machine raises it again; the others exit with its exit code and print
-    nothing."""
+    """Handles an error that each of `ranks`, the processes of a run, meets, such as a wrong option. When the body of
+    `with` raises an OctavoError, the first process of the machine raises it again; the others exit with its exit code
+    and print nothing."""
     try:
         yield
     except OctavoError as error:

@@ -29,9 +29,9 @@ def places_in(out: Path, component: str | None) -> list[Path]:
 
 
 def load_joined(pipe: Any, places: Sequence[Path], component: str | None, device: torch.device) -> Deployed:
-    """Loads the checkpoints at `places`, pairs them with the denoisers of `pipe` that they were made from, and joins
-    the pairs into one `Deployed`. If there are several, the names of modules and layers in the `Deployed` begin with
-    the name of their denoiser. If `component` is not None, every checkpoint is paired with this denoiser.
+    """Loads the checkpoints at `places` on `device`, pairs them with the denoisers of `pipe` that they were made from,
+    and joins the pairs into one `Deployed`. If there are several, the names of modules and layers in the `Deployed`
+    begin with the name of their denoiser. If `component` is not None, every checkpoint is paired with this denoiser.
 
     Raises FileError for damaged files and for two checkpoints of the same denoiser, MisfitError for a checkpoint that
     was made from another model.
@@ -68,8 +68,8 @@ def _key(name: str) -> str:
 
 
 def _joined_totals(parts: list[Deployed]) -> dict[str, Any]:
-    """Joins the `totals` in the reports of several checkpoints: adds numbers and bytes, and takes the lowest output
-    SQNR. Its confidence interval becomes None."""
+    """Joins the `totals` in the reports of several checkpoints, `parts`: adds numbers and bytes, and takes the lowest
+    output SQNR. Its confidence interval becomes None."""
     totals = [part.report.get("totals", {}) for part in parts]
     joined: dict[str, Any] = {}
     for name in totals[0]:

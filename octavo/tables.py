@@ -49,8 +49,8 @@ def _numbers(cells: tuple[str, ...]) -> bool:
 
 
 def _wrapped(parts: list[str], width: int, indent: str) -> list[str]:
-    """Joins `parts` with commas and wraps them into lines of `width` characters. A part is broken only if it is longer
-    than a line."""
+    """Joins `parts` with commas and wraps them into lines of `width` characters. Each line begins with `indent`. A part
+    is broken only if it is longer than a line."""
     line_width = width - len(indent)
     unbreakable = (part if cell_len(part) > line_width else part.replace(" ", "\xa0") for part in parts)
     text = ", ".join(unbreakable)

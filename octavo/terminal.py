@@ -122,7 +122,7 @@ def printable(text: str) -> str:
 
 
 def show(text: str, err: bool = False) -> None:
-    """Prints one line on stdout, or with `err` on stderr.
+    """Prints `text` as one line on stdout, or with `err` on stderr.
 
     Raises StorageError if stdout is a file that cannot be written. If stderr cannot be written, the line is lost.
     """
@@ -237,9 +237,9 @@ class Terminal:
         _draw(text)
 
     def progress(self, label: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
-        """Yields `items`, and shows how many of `total` were yielded: on a terminal as a bar on stderr, otherwise as a
-        line on stderr about every 30 seconds. With --json, events on stdout take the place of bar and lines. Shows
-        nothing if `quiet`."""
+        """Yields `items`, and shows how many of `total` were yielded, with the name `label`: on a terminal as a bar on
+        stderr, otherwise as a line on stderr about every 30 seconds. With --json, events on stdout take the place of
+        bar and lines. Shows nothing if `quiet`."""
         if self.quiet:
             yield from items
         elif self.as_json or not _is_terminal(sys.stderr):
@@ -259,8 +259,8 @@ class Terminal:
 
     @contextmanager
     def bars(self, label: str, total: int, steps: int) -> Iterator[Callable[[int, int], None]]:
-        """Shows two progress bars on stderr, inside the `with` statement: one over `total` prompts, one over the
-        `steps` of a prompt.
+        """Shows two progress bars on stderr, named `label`, inside the `with` statement: one over `total` prompts, one
+        over the `steps` of a prompt.
 
         Yields a function that moves the bars; its arguments are the number of finished prompts, and the number of
         finished steps of the current prompt. If stderr is no terminal, a line is printed about every 30 seconds

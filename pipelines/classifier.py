@@ -43,7 +43,7 @@ def load_classifier(directory: Path, dtype: torch.dtype = torch.float32) -> Clas
         raise FileError(f"{directory}: no config.json. Give the directory of an image classifier.")
     words = read_json(directory / "config.json")
     if "pretrained_cfg" in words or words.get("model_type") == "timm_wrapper":
-        fact = "a model of timm, whose preprocessing is not read"
+        fact = "is a model of timm, whose preprocessing is not read"
         raise FileError(f"{directory}: {fact}. Give octavo.Calibrator the model and its inputs in Python.")
     check_weights(directory)
     with quiet():
@@ -53,7 +53,7 @@ def load_classifier(directory: Path, dtype: torch.dtype = torch.float32) -> Clas
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = words.get("model_type") or one_line(error)
             raise FileError(
-                f"{directory}: not an image classifier that transformers knows ({reason}). Give one."
+                f"{directory}: not an image classifier that transformers knows ({reason}). Give the directory of one."
             ) from error
         options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True, "config": config}
         model = load_component(directory, kind[0] if isinstance(kind, tuple) else kind, options, strict=False)

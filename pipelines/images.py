@@ -97,12 +97,12 @@ def image_files(directory: Path) -> list[Path]:
     Raises UsageError for a missing directory, FileError for a directory without pictures.
     """
     if not directory.exists():
-        raise UsageError(f"{directory}: no such directory. Give one with pictures.")
+        raise UsageError(f"{directory}: no such directory. Give a directory with pictures.")
     if not directory.is_dir():
-        raise FileError(f"{directory}: not a directory. Give one with pictures.")
+        raise FileError(f"{directory}: is not a directory. Give a directory with pictures.")
     files = sorted(path for path in directory.rglob("*") if path.suffix.lower() in suffixes() and path.is_file())
     if not files:
-        raise FileError(f"{directory}: holds no pictures that Pillow reads. Give one with pictures.")
+        raise FileError(f"{directory}: holds no pictures that Pillow reads. Give a directory with pictures.")
     return files
 
 

@@ -81,9 +81,9 @@ def _check_directory(directory: Path) -> None:
     """Raises UsageError for a path that is not a directory. For a model in one file, the message says what to give
     instead."""
     if directory.is_file() and directory.suffix in _ONE_FILE:
-        raise UsageError(f"{directory}: a single file, not a directory. {_from_one_file(directory)}")
+        raise UsageError(f"{directory}: is a single file, not a directory. {_from_one_file(directory)}")
     if directory.is_file():
-        raise UsageError(f"{directory}: a file. Give the directory of a whole diffusers pipeline.")
+        raise UsageError(f"{directory}: is a file. Give the directory of a whole diffusers pipeline.")
     if not directory.is_dir():
         raise UsageError(f"{directory}: no such model directory. Give a diffusers directory, or demo.")
 

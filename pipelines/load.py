@@ -78,10 +78,11 @@ def load_pipeline(
 
     `dtype` is by default that of the stored weights, on a CPU float32. `family` (default: the family that the files
     name) may have a loader of its own, for a folder that holds only the denoiser; `text_encoder` is then the folder of
-    the text encoder. With `offload` a component moves to `device` only when it runs. The modules in `given` replace the
-    components of the same names. Raises UsageError for a missing directory or an unknown component; FileError for a
-    directory without a pipeline, damaged files, custom code or pickle weights; MisfitError for weights that are missing
-    or have the wrong shape (with `strict` also for surplus weights); NumbersError for NaN or infinity.
+    the text encoder. With `trust_remote_code`, code in the directory may run. With `offload` a component moves to
+    `device` only when it runs. The modules in `given` replace the components of the same names. Raises UsageError for a
+    missing directory or an unknown component; FileError for a directory without a pipeline, damaged files, custom code
+    or pickle weights; MisfitError for weights that are missing or have the wrong shape (with `strict` also for surplus
+    weights); NumbersError for NaN or infinity.
     """
     device = device or torch.device("cpu")
     family = family or family_at(directory)
@@ -111,7 +112,8 @@ def mapped_denoiser(
     trust_remote_code: bool = False,
 ) -> nn.Module:
     """Loads only the denoiser `component` of a pipeline, memory-mapped: a weight is read from its file when it is used.
-    If `family` has a loader of its own, that loader loads the denoiser instead.
+    If `family` has a loader of its own, that loader loads the denoiser instead. With `trust_remote_code`, code in the
+    directory may run.
 
     Weights stored in the dtype of the first weight keep it. All others are read into memory and cast: to `dtype`, or to
     the dtype of the first weight if `dtype` is None. Raises UsageError for a missing directory or a component without a
@@ -180,7 +182,7 @@ def _load_diffusers(
 
 
 def _check_tokenizers(pipe: Any, directory: Path) -> None:
-    """Raises FileError for a tokenizer of `pipe` that cannot encode a text."""
+    """Raises FileError for a tokenizer of `pipe` that cannot encode a text; the message names `directory`."""
     for name, part in vars(pipe).items():
         if "tokenizer" in name and callable(part):
             try:
@@ -217,7 +219,8 @@ def _model_class(component: Component) -> Any:
 
 
 def _holds_several(kind: Any) -> bool:
-    """Returns whether a diffusers class holds several nets, each in its own folder, as MultiControlNetModel does."""
+    """Returns whether `kind`, a diffusers class, holds several nets, each in its own folder, as MultiControlNetModel
+    does."""
     return issubclass(kind, diffusers.ModelMixin) and "from_pretrained" in vars(kind)
 
 
@@ -288,7 +291,7 @@ def check_finite(module: nn.Module, name: str) -> None:
     for key, tensor in module.named_parameters():
         if tensor.is_floating_point() and not tensor.is_meta and tensor.numel() and not _finite(tensor):
             bad = tensor.numel() - int(torch.isfinite(tensor).sum())
-            fact = f"{bad} of {tensor.numel()} values not finite"
+            fact = f"{bad} of {tensor.numel()} values are not finite"
             raise NumbersError(f"{name}.{key}: {fact}. Download the weights again or use another dtype.")
 
 

@@ -48,7 +48,7 @@ def open_frames(path: Path, most: int | None = None) -> list[Image.Image]:
     if not path.exists():
         raise UsageError(f"{path}: no such picture. Correct the path.")
     if path.is_dir():
-        raise UsageError(f"{path}: a directory, not a picture. Give a file.")
+        raise UsageError(f"{path}: is a directory, not a picture. Give the file of a picture.")
     if not path.is_file():
         raise FileError(f"{path}: not a regular file. Give the file of a picture.")
     try:

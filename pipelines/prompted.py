@@ -93,8 +93,8 @@ def note_on_prompts(pipe: Any, arguments: Mapping[str, Any]) -> str | None:
 
 
 def class_label(pipe: Any, text: str) -> int:
-    """Returns the number of the class that the prompt `text` gives: as a number, or as a name in id2label, in small or
-    capital letters.
+    """Returns the number of the class that the prompt `text` gives: as a number, or as a name in id2label of `pipe`, in
+    small or capital letters.
 
     Raises UsageError for an unknown number or name, and for a name that several classes have.
     """
@@ -122,7 +122,7 @@ def class_label(pipe: Any, text: str) -> int:
 
 
 def _classes(pipe: Any) -> int | None:
-    """Returns the number of classes in the denoiser's config; None if the config does not say."""
+    """Returns the number of classes in the config of the denoiser of `pipe`; None if the config does not say."""
     for part, name in (("transformer", "num_embeds_ada_norm"), ("unet", "num_class_embeds")):
         count = getattr(getattr(getattr(pipe, part, None), "config", None), name, None)
         if isinstance(count, int):

@@ -128,7 +128,8 @@ def _lacks_text_encoder(pipe: Any) -> bool:
 
 
 def total_steps(pipe: Any, arguments: Mapping[str, Any]) -> int:
-    """Returns the number of denoising steps for a prompt, from the call's arguments or defaults; 0 if neither says."""
+    """Returns the number of denoising steps that `pipe` takes for a prompt, by the `arguments` of its call or else by
+    the call's defaults; 0 if neither says."""
     parameter = parameters_of(pipe).get("num_inference_steps")
     steps = arguments.get("num_inference_steps", parameter.default if parameter else 0)
     return steps if isinstance(steps, int) else 0

@@ -162,7 +162,8 @@ def _raw_lines(path: Path, most: int | None) -> Iterator[bytes]:
 def _blocks(path: Path, most: int | None = None) -> Iterator[bytes]:
     """Yields the content of a regular file, at most BLOCK bytes at a time.
 
-    Raises UsageError for a missing file, FileError for UTF-16, for more than `most` bytes, and for other files.
+    Raises UsageError for a missing file; FileError for a directory or a device, for a file in UTF-16, and for a file of
+    more than `most` bytes.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -173,10 +174,10 @@ def _blocks(path: Path, most: int | None = None) -> Iterator[bytes]:
             raise FileError(f"{path}: not a regular file. Give a text file.")
         block = os.read(descriptor, BLOCK)
         if UTF16.match(block):
-            raise FileError(f"{path}: looks like UTF-16; save it as UTF-8.")
+            raise FileError(f"{path}: looks like UTF-16. Save it as UTF-8.")
         block = block.removeprefix(b"\xef\xbb\xbf")
         if most is not None and os.fstat(descriptor).st_size > most:
-            raise FileError(f"{path}: a table larger than {most >> 20} MiB. Instead write {LINES}.")
+            raise FileError(f"{path}: is a table larger than {most >> 20} MiB. Instead write {LINES}.")
         while block:
             yield block
             block = os.read(descriptor, BLOCK)

@@ -51,7 +51,7 @@ def delimited(path: Path, lines: Sequence[tuple[int, str]], notes: list[str]) ->
     column = names.index(_chosen(path, names, notes))
     for number, cells in rows[1:]:
         if len(cells) != len(names):
-            fact = f"{len(cells)} cells, where the header has {len(names)}"
+            fact = f"has {len(cells)} cells, but the header has {len(names)}"
             raise FileError(f"{path}: line {number}: {fact}. Correct it, or put quotes around the prompt.")
         yield number, cells[column]
 
@@ -108,7 +108,7 @@ def json_lines(path: Path, lines: Iterable[tuple[int, str]], notes: list[str]) -
 
 
 def json_document(path: Path, text: str, notes: list[str]) -> Numbered:
-    """Yields the number, from 1, and the prompt of each entry of a JSON file.
+    """Yields the number, from 1, and the prompt of each entry of `text`, the content of the JSON file `path`.
 
     The file holds a list of strings or objects, an object of objects, an object of columns (lists of one length), or an
     object in which one list has objects with prompts. Raises FileError for anything else. Appends a note on ignored
@@ -129,7 +129,7 @@ def json_document(path: Path, text: str, notes: list[str]) -> Numbered:
 
 
 def _list_in(path: Path, document: Mapping[str, Any], notes: list[str]) -> list[Any]:
-    """Returns the list of prompts, or of entries with prompts, in a JSON object.
+    """Returns the list of prompts, or of entries with prompts, in the JSON object `document`.
 
     Raises FileError if there is none, or if several may be meant. Appends a note on ignored keys to `notes`.
     """

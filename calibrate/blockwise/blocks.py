@@ -360,8 +360,8 @@ def _hidden_state_error() -> MisfitError:
 
 
 def same(expected: list[Tensor], computed: list[Tensor]) -> bool:
-    """Returns whether two outputs of the model, each as a list of its tensors, have equal shapes and equal values up to
-    rounding (_TOLERANCE)."""
+    """Returns whether `expected` and `computed`, two outputs of the model as lists of tensors, have equal shapes and
+    equal values up to rounding (_TOLERANCE)."""
     if [x.shape for x in expected] != [x.shape for x in computed]:
         return False
     pairs = zip(expected, computed, strict=True)

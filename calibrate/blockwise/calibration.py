@@ -158,7 +158,7 @@ class BlockwiseCalibration:
 
     def _rehearse(self) -> None:
         if next(iter(self._calls()), None) is None:
-            raise MisfitError("calls: there are no calls to replay. Give at least one.")
+            raise MisfitError("calls: there are no calls to replay. Give at least one call.")
         self._blocks.rehearse(self._calls())
         self._plan = self._plan.forced_float(self._blocks.used)
         self._check_peak("the first call")

@@ -61,7 +61,7 @@ class Parking:
 
     def with_bytes(self, model: nn.Module, plan: Plan) -> Plan:
         """Returns `plan` with new `bytes` in each entry: the bytes of memory that the parameters and buffers of the
-        entry's layer will take after they are loaded and cast."""
+        entry's layer in `model` will take after they are loaded and cast."""
         entries = (replace(e, bytes=self._bytes(_own(model.get_submodule(e.name)))) for e in plan.entries)
         return Plan(tuple(entries))
 

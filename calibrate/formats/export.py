@@ -38,12 +38,12 @@ def export(
     """Writes a checkpoint with report and manifest to `directory`, completely or not at all; returns its absolute path.
 
     `model` is the float model, or has the layers of `result` installed. If two of `formats` have files of the same
-    names, the later format is written into a subfolder with its name. `overwrite` replaces a checkpoint in `directory`.
-    More weights than `max_shard_size`, in bytes or as "5GB", are split into several files. `files` maps names to
-    contents of further files. The manifest records `origin`, the fingerprint of the float model, by default computed
-    from `model`. Raises UsageError for an unknown format or size, and for smoothing factors folded into float
-    parameters that a format's software would not load; StorageError if `directory` cannot be written; NumbersError for
-    numbers that are not finite.
+    names, the later format is written into a subfolder with its name. `overwrite` replaces a checkpoint in `directory`;
+    `group_readable` lets the user's group read the files. More weights than `max_shard_size`, in bytes or as "5GB", are
+    split into several files. `files` maps names to contents of further files. The manifest records `origin`, the
+    fingerprint of the float model, by default computed from `model`. Raises UsageError for an unknown format or size,
+    and for smoothing factors folded into float parameters that a format's software would not load; StorageError if
+    `directory` cannot be written; NumbersError for numbers that are not finite.
     """
     check_formats(formats)
     _check_parameters(result, formats)
@@ -66,7 +66,8 @@ def export(
 
 
 def _write_beside(staged: Path, files: Mapping[str, bytes], modes: Modes) -> None:
-    """Writes `files`, a dict from name to content, into the staging directory `staged`, beside the formats' files."""
+    """Writes `files`, a dict from name to content, into the staging directory `staged`, beside the formats' files.
+    `modes` has the permissions of new files."""
     for name, data in files.items():
         with create(staged / name, modes.manifest) as sink:
             sink.write(data)

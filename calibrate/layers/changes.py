@@ -52,8 +52,8 @@ def _is_own_method(layer: nn.Module, method: str) -> bool:
 
 
 def _is_patched(layer: nn.Module, method: str) -> bool:
-    """Returns whether `method` was replaced in nn.Linear or nn.Conv2d itself, by a function that was defined outside
-    torch's module."""
+    """Returns whether `method` was replaced in the class of `layer`, nn.Linear or nn.Conv2d, by a function that was
+    defined outside torch's module."""
     for kind in (nn.Linear, nn.Conv2d):
         if isinstance(layer, kind) and hasattr(kind, method):
             function = getattr(kind, method)

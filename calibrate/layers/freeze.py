@@ -75,8 +75,9 @@ def _without_ranges(
     quantized: QuantizedWeight, bias: Tensor | None, input: Input, dtype: torch.dtype, transform: Transform | None
 ) -> Numbers | str:
     """Returns the numbers of an integer layer whose input has no ranges known beforehand (dynamic or float), or a text
-    with the reason why the layer has to stay float. `bias` includes the bias correction. The weight scale is rounded to
-    `dtype`, the dtype of the float layer, in which the device multiplies by the weight scale."""
+    with the reason why the layer has to stay float. `quantized` has the codes of the weight, after `transform`. `bias`
+    includes the bias correction. The weight scale is rounded to `dtype`, the dtype of the float layer, in which the
+    device multiplies by the weight scale."""
     scale = quantized.scale.to(dtype).to(torch.float32)
     if not bool(((scale - quantized.scale).abs() <= _MAX_ROUNDING * quantized.scale).all()):
         return f"{_word(dtype)} cannot hold the scale of a channel's weights"

@@ -57,7 +57,7 @@ class NoiseLevel:
         if levels is None:
             names = " or ".join(TIME_ARGUMENTS[:2])
             raise MisfitError(
-                f"noise level: unknown in this call. Call the whole denoiser with {names}, not one layer."
+                f"the noise level of this call is unknown. Call the whole denoiser with {names}, not one layer."
             )
         if levels.ndim and len(levels) != rows:
             levels = levels.max()

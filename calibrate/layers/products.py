@@ -66,7 +66,8 @@ def integer_convolution(
     q: Tensor, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int], groups: int
 ) -> Tensor:
     """Returns the exact convolution, int32 (batch, out, height, width), of padded codes `q` (batch, in, height, width)
-    with an int8 `weight` (out, in / groups, height, width). The codes are whole numbers in float32."""
+    with an int8 `weight` (out, in / groups, height, width). The codes are whole numbers in float32. `stride`,
+    `dilation` and `groups` are those of the convolution."""
     channels, taps = weight.shape[1], weight[0, 0].numel()
     if not (q.device.type == "cpu" and torch.backends.mkldnn.is_available() and q.numel() and taps <= _PIECE):
         return F.conv2d(q.double(), weight.double(), None, stride, 0, dilation, groups).to(torch.int32)

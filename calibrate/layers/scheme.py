@@ -111,8 +111,8 @@ def quantize(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
 
 
 def codes(x: Tensor, qparams: QParams, scheme: Scheme) -> Tensor:
-    """Returns the codes of `x` with the scales and zero points `qparams`, as float32 numbers (`quantize` returns
-    integers)."""
+    """Returns the codes of `x` in the set of numbers of `scheme`, with the scales and zero points `qparams`, as float32
+    numbers (`quantize` returns integers)."""
     return _codes(x, _broadcast(qparams.scale, x, scheme), _broadcast(qparams.zero_point, x, scheme), scheme)
 
 
@@ -151,7 +151,7 @@ def exact_scale(extent: Range, scheme: Scheme) -> float:
 
 def qparams_of(extent: Range, scheme: Scheme, dtype: torch.dtype) -> QParams | None:
     """Returns scale and zero point for the range `extent`, widened to contain zero; None where `dtype` cannot store the
-    scale.
+    scale. `scheme` says which codes there are and whether the range is symmetric.
 
     The scale is a value of `dtype`. The range 0.0 to 0.0 has scale 1. Raises ValueError for a range with ends that are
     not finite or in the wrong order.

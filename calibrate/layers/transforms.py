@@ -182,7 +182,7 @@ def transformed(transform: Transform | None, x: Tensor, axis: int = -1) -> Tenso
 
 
 def same_transform(one: Transform | None, other: Transform | None) -> bool:
-    """Returns whether both transforms map every input to the same values. None stands for no transform."""
+    """Returns whether `one` and `other` map every input to the same values. None stands for no transform."""
     if one is None or other is None or type(one) is not type(other):
         return one is other
     return all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())

@@ -39,11 +39,12 @@ def finite(tensor: Tensor) -> bool:
 def round_to_nearest(
     weight: Tensor, inputs: object = None, *, scheme: Scheme = WEIGHT, iterations: int = 0
 ) -> QuantizedWeight | None:
-    """Scales each channel so that its largest absolute value becomes the code 127 or -127, and rounds all values to the
-    nearest code.
+    """Scales each output channel so that its largest absolute value becomes the code 127 or -127, and rounds all values
+    to the nearest code.
 
-    Has the arguments of every rounding method, but does not use `inputs` and `iterations`. Costs 4 * out * in
-    floating-point operations. Returns None where a channel is so small that float32 has no scale for it.
+    Has the arguments of every rounding method, but does not use `inputs` and `iterations`; `scheme` is the set of
+    numbers that codes are chosen from. Costs 4 * out * in floating-point operations. Returns None where a channel is so
+    small that float32 has no scale for it.
     """
     scale = scales_of(weight, scheme)
     if scale is None:
@@ -52,8 +53,8 @@ def round_to_nearest(
 
 
 def scales_of(weight: Tensor, scheme: Scheme = WEIGHT) -> Tensor | None:
-    """Returns the scale of each output channel, (out,) float32, at which its largest absolute value becomes the largest
-    code; None where a channel is so small that float32 has no scale for it."""
+    """Returns the scale of each output channel of `weight`, (out,) float32, at which its largest absolute value becomes
+    the largest code of `scheme`; None where a channel is so small that float32 has no scale for it."""
     flat = weight.detach().reshape(weight.shape[0], -1)
     largest = torch.maximum(flat.amax(1), flat.amin(1).neg()).to(torch.float64)
     scale = (largest / scheme.qmax).to(torch.float32)

@@ -25,9 +25,10 @@ def refine(
     groups get another option, within `limit`.
 
     `error` is the measured error of `chosen`, that of the final latents; `run` measures this error for another choice,
-    by a run of the pipeline. Tries at most `most` exchanges, in ascending order of the estimated error, the sum of the
-    groups' errors. Keeps an exchange that lowers the measured error by at least 2 %. Returns the best choice, its
-    measured error, and the number of exchanges that were kept.
+    by a run of the pipeline. `groups` has the options of each group, with their errors and costs. Tries at most `most`
+    exchanges, in ascending order of the estimated error, the sum of the groups' errors. Keeps an exchange that lowers
+    the measured error by at least 2 %. Returns the best choice, its measured error, and the number of exchanges that
+    were kept. `progress` shows how many were tried.
     """
     best, accepted = tuple(chosen), 0
     measured = {best}

@@ -43,8 +43,8 @@ def cost_of_choice(groups: Groups, chosen: Sequence[int]) -> Cost:
 
 
 def lowest_cost(groups: Groups) -> Cost:
-    """Returns the smallest bytes and the smallest time that any choice of options can have; there may be no single
-    choice with both."""
+    """Returns the smallest bytes and the smallest time that any choice of an option for each of `groups` can have;
+    there may be no single choice with both."""
     return Cost(
         sum(min(option.cost.bytes for option in options) for options in groups),
         sum(min(option.cost.time for option in options) for options in groups),
@@ -74,7 +74,8 @@ def choose(groups: Groups, limit: Cost) -> list[int] | None:
 
 def _at_lowest_price(groups: Groups, limit: Cost, priced: Callable[[float], list[int] | None]) -> list[int] | None:
     """Returns the choice that `priced` gives for the lowest price that keeps both limits, of bytes and of time; None if
-    no such choice is found. `priced(price)` returns the choice with the least sum of errors + price * time."""
+    no such choice is found. `groups` has the options of each group of layers. `priced(price)` returns the choice with
+    the least sum of errors + price * time."""
     choice = priced(0.0)
     if choice is None or cost_of_choice(groups, choice).within(limit):
         return choice

@@ -47,7 +47,8 @@ def mixed(
     """Finds a mixture of schemes and float layers that keeps `budget` with a small error of the final latents.
 
     Layers of the plan without an entry in `choices` stay as they are. `trajectory` runs the pipeline and returns its
-    final latents. Collective: the ranks of `work` share the runs that measure groups of layers.
+    final latents; `search` has the schemes and the number of runs. Collective: the ranks of `work` share the runs that
+    measure groups of layers.
 
     Raises UsageError for a budget that no mixture keeps or that the float model keeps, MisfitError for a pipeline that
     runs no layer of the model, and NumbersError if the latents of the float model or of the mixture are not finite.
@@ -96,8 +97,8 @@ def _select(
 ) -> _Selection | None:
     """Chooses an option for each group within `limit` and measures the choice: `candidates` makes its integer layers,
     and `runs` runs the pipeline with them. If the error of the choice is more than 1.5 times the sum of the groups'
-    errors, tries exchanges, in which one or two groups change their option. Returns None if no choice keeps the limit.
-    Raises NumbersError, naming `budget`, if the latents are not finite."""
+    errors, tries exchanges, in which one or two groups change their option; `search` limits the runs for them. Returns
+    None if no choice keeps the limit. Raises NumbersError, naming `budget`, if the latents are not finite."""
     options = [group.options for group in groups]
     chosen = choose(options, limit)
     if chosen is None:
@@ -117,7 +118,8 @@ def _select(
 
 
 def _error_report(groups: Sequence[LayerGroup], selection: _Selection, runs: Runs) -> dict[str, Any]:
-    """Returns the errors of the final latents for report.json, with the numbers of exchanges, groups and runs."""
+    """Returns the errors of the final latents of the choice `selection` for report.json, with the numbers of exchanges,
+    groups and runs."""
     estimated = estimated_error([group.options for group in groups], selection.chosen)
     relative = selection.error / (runs.signal or 1.0)
     return {
@@ -134,7 +136,8 @@ def _error_report(groups: Sequence[LayerGroup], selection: _Selection, runs: Run
 
 
 def estimated_error(groups: Groups, chosen: Sequence[int]) -> float:
-    """Returns the sum of the errors of the chosen options, which estimates the error of the choice."""
+    """Returns the sum of the errors of the options that `chosen` names by their index in each of `groups`, which
+    estimates the error of the choice."""
     return sum(options[index].error for options, index in zip(groups, chosen, strict=True))
 
 
@@ -166,7 +169,8 @@ def _errors_by_layer(groups: Iterable[LayerGroup]) -> dict[str, dict[str, float]
 
 def _budget_report(budget: Budget, limit: Cost, whole: Cost, used: Cost) -> dict[str, Any]:
     """Returns, for report.json, the limits on bytes and on time, and how much of each is used; time is relative to
-    float. `whole` is the layers' cost as floats, `used` their cost in the mixture."""
+    float. `budget` is what the user wrote, `limit` the two limits. `whole` is the layers' cost as floats, `used` their
+    cost in the mixture."""
     limits = [None if part == float("inf") else part for part in (limit.bytes, limit.time / whole.time)]
     return {
         "budget": budget.text,

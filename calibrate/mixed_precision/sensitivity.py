@@ -84,10 +84,12 @@ class Runs:
         with _counting(self.model, names) as self.macs:
             self._exact = self._latents()
         if not self._exact or not all(bool(latents.isfinite().all()) for latents in self._exact):
-            raise NumbersError("trajectory: the float model's latents are not finite. Use another dtype.")
+            raise NumbersError(
+                "the float pipeline's final latents have NaN or Inf. Load it in another dtype (--dtype)."
+            )
         if not any(self.macs.values()):
             raise MisfitError(
-                "trajectory: its pipeline calls no layer of this model. Run the pipeline that contains the model."
+                "the pipeline of `trajectory` calls no layer of this model. Run the pipeline that contains the model."
             )
 
     def error(self, layers: Mapping[str, QuantizedLayer]) -> float:

@@ -24,7 +24,8 @@ class ExactSum:
         self._units: Counter[int] = Counter()
 
     def add(self, values: NDArray[np.floating]) -> None:
-        """Adds every number of a 1-d array. The compiled kernels, where there are any, add float64 numbers."""
+        """Adds every number of `values`, a 1-d array. The compiled kernels, where there are any, add float64
+        numbers."""
         kernels = library() if values.dtype == np.float64 else None
         if kernels is not None:
             for exponent, units in kernels.exact_units(np.ascontiguousarray(values)).items():

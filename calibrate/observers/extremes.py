@@ -46,7 +46,7 @@ class Channels:
         self._total: ChannelReading | None = None
 
     def add(self, reading: ChannelReading) -> None:
-        """Adds the extremes of one tensor, as `channels_of` returned them."""
+        """Adds the extremes of one tensor, which `channels_of` returned as `reading`."""
         total = self._total or reading
         low, high = torch.minimum(total.low, reading.low), torch.maximum(total.high, reading.high)
         self._total = ChannelReading(low, high, reading.rows + (0 if self._total is None else total.rows))
@@ -109,5 +109,5 @@ def _torch_extremes(x: Tensor) -> Extremes:
     ends = torch.aminmax(x) if x.is_contiguous() else (torch.amin(x), torch.amax(x))
     low, high = (end.item() for end in ends)
     if not (low - low == 0.0 and high - high == 0.0):  # a NaN or infinity in `x` is one of the ends
-        raise ValueError(f"{int((~x.isfinite()).sum())} of {x.numel()} values not finite")
+        raise ValueError(f"{int((~x.isfinite()).sum())} of {x.numel()} values are not finite")
     return Extremes(low + 0.0, high + 0.0)  # turns -0.0 into 0.0: which of them is found depends on the order

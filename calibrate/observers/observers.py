@@ -39,7 +39,7 @@ class Observer(Protocol):
         NaN or infinities."""
 
     def add(self, reading: Any) -> None:
-        """Adds the statistics of one tensor, which `read` returned."""
+        """Adds `reading`, the statistics of one tensor, which `read` returned."""
 
     def merge(self, other: Any) -> None:
         """Adds all statistics that were added to `other`, an observer of the same class."""

@@ -98,8 +98,8 @@ class BinnedObserver:
         return read if transform is None else lambda x: read(transform.input(x.detach()))
 
     def add(self, reading: Any) -> None:
-        """Adds the statistics of one input, which `read` returned, to the observer for the timestep bin and the
-        cross-validation fold of the current call."""
+        """Adds `reading`, the statistics of one input, which `read` returned, to the observer for the timestep bin and
+        the cross-validation fold of the current call."""
         level, edges = self._current.level, self._bins.edges
         index = 0 if level is None or not len(edges) else int(bins_of(torch.tensor(level), edges))
         self._observers[index][self._bins.folds.get(self._current.position, 0)].add(reading)
@@ -199,9 +199,10 @@ def observe_ranges(
     """Runs the float model on `calls` and computes ranges for the inputs of the layers `names`, one for each timestep
     bin of `bins`.
 
-    `observer` is a key of OBSERVERS; `transforms` is a dict from layer name to the smoothing of its input. Returns the
-    ranges of the layers that ran, a CurrentCall with the noise levels and prompt numbers of all calls, and snapshots of
-    the ranges after the first 1, 2, 4, ... prompts. Collective: `ranks` share the calls, and all return the same.
+    `observer` is a key of OBSERVERS, `options` the options of observers; `transforms` is a dict from layer name to the
+    smoothing of its input. Returns the ranges of the layers that ran, a CurrentCall with the noise levels and prompt
+    numbers of all calls, and snapshots of the ranges after the first 1, 2, 4, ... prompts. Collective: `ranks` share
+    the calls, and all return the same.
 
     Raises MisfitError for a call that does not fit the model, and if there are no calls; NumbersError for an input that
     is not finite; DeviceError when memory runs out.

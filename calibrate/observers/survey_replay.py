@@ -63,12 +63,12 @@ def survey_inputs(
     convolutions: bool,
     options: Options | None,
 ) -> SurveyResult:
-    """Runs the float model on the first `samples` calls (None: all) with a survey of the input of each linear layer in
-    `plan`, and with `convolutions` of each convolution too.
+    """Runs `model` on the first `samples` calls (None: all) with a survey of the input of each linear layer in `plan`,
+    and with `convolutions` of each convolution too.
 
-    With `options`, the options of observers, also records the minimum-to-maximum range of every convolution's input,
-    one for all noise levels. Collective: ranks share the calls. Raises MisfitError for a call that does not fit the
-    model, and if there are no calls; NumbersError for an input that is not finite; DeviceError when memory runs out.
+    With `options` of observers, also records the minimum-to-maximum range of every convolution's input, one for all
+    noise levels. Collective for `work.ranks`. Raises MisfitError for a call that does not fit the model, and if there
+    are no calls; NumbersError for an input that is not finite; DeviceError when memory runs out.
     """
     current = CurrentCall(model, work.ranks)
     modules = {entry.name: module for entry, module in named(model, plan)}

@@ -239,8 +239,8 @@ def merged(conv: nn.Conv2d, norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> nn.Conv2
 
 
 def _close(before: Any, after: Any) -> bool:
-    """Returns whether two outputs of a model are equal up to rounding: each floating-point tensor up to 1e-4 of its
-    norm, or 64 eps of its dtype if that is more."""
+    """Returns whether `before` and `after`, two outputs of a model, are equal up to rounding: each floating-point
+    tensor up to 1e-4 of its norm, or 64 eps of its dtype if that is more."""
     pairs = list(zip(tree_leaves(before), tree_leaves(after), strict=True))
     for old, new in pairs:
         if isinstance(old, Tensor) and old.is_floating_point():

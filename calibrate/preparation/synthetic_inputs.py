@@ -37,9 +37,9 @@ def synthetic_calls(
     """Makes calls of `model` with one synthetic input each, of `shape` (batch, ...) or with a larger batch.
 
     For a model that has batch norms with running statistics, inputs are optimised until they reproduce these
-    statistics. For other models, they are uniform numbers from 0 to 1, and `warnings_of` warns of that. The result is
-    deterministic. The number of iterations, at most `most`, depends on the model's number of operations. Also works
-    inside torch.inference_mode().
+    statistics. For other models, they are uniform numbers from 0 to 1, and `warnings_of` warns of that. The result
+    depends only on the arguments; `seed` is the seed of the random numbers. The number of iterations, at most `most`,
+    depends on the model's number of operations. Also works inside torch.inference_mode().
 
     Raises UsageError for an invalid shape, and for a model through which no gradient reaches a batch norm's input;
     MisfitError for a shape that the model does not accept; NumbersError if the inputs do not stay finite; DeviceError

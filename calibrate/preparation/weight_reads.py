@@ -52,7 +52,7 @@ def watching(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, str]]
 
 
 def _state(weight: Tensor) -> tuple[int, int | None]:
-    """Returns data_ptr() and the version of a tensor, which show whether its memory was replaced or changed in place;
+    """Returns data_ptr() and the version of `weight`, which show whether its memory was replaced or changed in place;
     the version is None for a tensor made in inference mode."""
     return weight.data_ptr(), None if weight.is_inference() else weight._version
 

@@ -46,7 +46,7 @@ class Progress(Protocol):
 
 
 def silent(label: str, items: Iterable[T], total: int | None = None) -> Iterable[T]:
-    """Returns the items unchanged: a Progress that shows nothing."""
+    """Returns `items` unchanged: a Progress that shows nothing."""
     return items
 
 
@@ -183,7 +183,8 @@ def run(model: nn.Module, call: Call, position: int) -> Any:
 
 
 def _explained(model: nn.Module, call: Call, call_name: str, device: torch.device, error: Exception) -> OctavoError:
-    """Returns the OctavoError to raise for `error`, which the forward of `model` raised at the call `call_name`."""
+    """Returns the OctavoError to raise for `error`, which the forward of `model` raised at the call `call_name`.
+    `device` is where the model runs."""
     if out_of_memory(error) is not None:
         return DeviceError(
             f"out of memory on {device} at {call_name}. Use fewer layers, a smaller size or another device."

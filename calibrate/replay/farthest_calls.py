@@ -47,8 +47,8 @@ def descriptor_of(call: Call) -> Descriptor:
 
 
 def floats_in(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yields the floating-point tensors inside dicts, lists and tuples, each with its path: the keys and indices that
-    lead to it, joined by dots."""
+    """Yields the floating-point tensors in `value`, nested dicts, lists and tuples, each with its path: the keys and
+    indices that lead to it, joined by dots."""
     if isinstance(value, Tensor):
         if value.is_floating_point():
             yield path, value
@@ -100,8 +100,9 @@ def interleaved(parts: Sequence[Sequence[Descriptor]]) -> list[Descriptor]:
 
 
 def points_of(descriptors: Sequence[Descriptor]) -> Tensor:
-    """Returns the calls as points, (calls, coordinates) float64. The coordinates of the noise level and those of each
-    tensor are scaled to the same total variance, so that a tensor counts the same whatever its number of channels."""
+    """Returns the calls that `descriptors` describe as points, (calls, coordinates) float64. The coordinates of the
+    noise level and those of each tensor are scaled to the same total variance, so that a tensor counts the same
+    whatever its number of channels."""
     levels = torch.tensor(
         [[0.0 if descriptor.level is None else descriptor.level] for descriptor in descriptors], dtype=torch.float64
     )

@@ -31,7 +31,7 @@ class InputObserver(Protocol):
         ValueError for a tensor that is empty or has values that are not finite."""
 
     def add(self, reading: Any) -> None:
-        """Adds the statistics of one tensor, which `read` returned."""
+        """Adds `reading`, the statistics of one tensor, which `read` returned."""
 
 
 class Readings:
@@ -164,7 +164,7 @@ def observe(
             if ranks.owns(count - 1):
                 run(model, call, count - 1)
     if count == 0:
-        raise MisfitError("calls: there are no calls to replay. Give at least one.")
+        raise MisfitError("calls: there are no calls to replay. Give at least one call.")
     return count
 
 

@@ -56,7 +56,7 @@ def _remedy(call: Any, remedy: str) -> str:
 
 def _reasons(model: nn.Module, call: Any, device: torch.device) -> Iterator[str]:
     """Yields likely reasons why a sample of the user's data does not fit the model, each with its remedy; none for a
-    call that is not from the user's data or has a remedy of its own."""
+    call that is not from the user's data or has a remedy of its own. `device` is where the model runs."""
     source, remedy = (getattr(call, name, None) for name in ("source", "remedy"))
     if not source or remedy:
         return
@@ -79,7 +79,7 @@ def _word(dtype: torch.dtype) -> str:
 
 
 def _runs_as_a_batch(model: nn.Module, call: Any, device: torch.device) -> bool:
-    """Returns whether the model runs when each tensor of the call gets one more axis in front."""
+    """Returns whether the model runs on `device` when each tensor of the call gets one more axis in front."""
 
     def widened(value: Any) -> Any:
         return value.to(device, copy=True)[None] if isinstance(value, Tensor) else value

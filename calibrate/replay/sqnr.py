@@ -50,7 +50,8 @@ class Power:
         self._noises.append(float(torch.linalg.vector_norm(noise, dtype=torch.float64)) ** 2)
 
     def plus(self, other: "Power") -> "Power":
-        """Returns the sum of both: the signal and noise power over all tensors that were added to either."""
+        """Returns the sum of this power and `other`: the signal and noise power over all tensors that were added to
+        either."""
         return Power(self.count + other.count, self._signals + other._signals, self._noises + other._noises)
 
     @property
@@ -151,7 +152,8 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def outputs(model: nn.Module, calls: Iterable[Call], ranks: Ranks = ALONE) -> list[list[Tensor]]:
-    """Returns the tensors in the output of `model`, on the CPU, for each of the `calls` that belong to this rank."""
+    """Returns the tensors in the output of `model`, on the CPU, for each of the `calls` that belong to this one of
+    `ranks`."""
     with evaluating(model):
         return [
             [tensor.to("cpu", copy=True) for tensor in tensors_in(run(model, call, position))]

@@ -63,7 +63,8 @@ def sample_of(value: Any, position: int, model: nn.Module | None = None) -> Any:
 
 
 def _is_pair(value: Any, model: nn.Module | None) -> bool:
-    """Returns whether a sample is a pair (args, kwargs) of arguments of `model`, the form that torch.export uses."""
+    """Returns whether `value`, a sample, is a pair (args, kwargs) of arguments of `model`, the form that torch.export
+    uses."""
     shaped = isinstance(value, (list, tuple)) and [type(part) for part in value] == [tuple, dict]
     if not shaped or model is None:
         return False

@@ -25,8 +25,8 @@ def adaround(
     each value to be rounded either down or up. The scale follows from each output channel's largest value. The learned
     codes are then improved column by column, still only down or up, because many choices forced by the regulariser are
     not optimal. Without inputs, rounds to the nearest, which is the optimum for independent inputs of equal energy.
-    Nothing is random. Costs 2 * out * in^2 flops for each iteration, in float32. Returns None if a channel of the
-    weight is too small for a float32 scale.
+    `scheme` says which codes a weight can have. Nothing is random. Costs 2 * out * in^2 flops for each iteration, in
+    float32. Returns None if a channel of the weight is too small for a float32 scale.
     """
     if inputs is None or round_to_nearest(weight, scheme=scheme) is None:
         return round_to_nearest(weight, scheme=scheme)
@@ -39,7 +39,7 @@ def adaround(
 
 def learn_rounding(case: Case, low: Tensor, iterations: int) -> Tensor:
     """Learns which values to round up: returns 1 where the code of a value of `case.target` is to be `low` + 1, and 0
-    where it is to be `low`, the value rounded down; all (out, in)."""
+    where it is to be `low`, the value rounded down; all (out, in). `iterations` is the number of Adam's steps."""
     offset, hessian = (low - case.target).float(), (2 * case.hessian).float()
     logits = ((_SHIFT - offset.clamp(-1, 0)) / _STRETCH).logit_()
     optimizer = torch.optim.Adam([logits.requires_grad_()], lr=_RATE)

@@ -37,7 +37,7 @@ def admm(
     The quadratic form of the output error replaces the training loss, so the step of the float weight has a closed
     form. The projection onto the grid chooses codes for the present scale, then the best scale for these codes. The
     best codes of each output channel are then improved column by column. Without inputs, the quadratic form is the
-    squared error of the weight. Nothing is random.
+    squared error of the weight. `scheme` says which codes a weight can have. Nothing is random.
 
     The iterations are divided into seven stages with a rising penalty; a stage ends early when its codes stop changing.
     Costs 7 * in^3 flops for the factors and 2.5 * out * in^2 flops for each iteration, in float32. Returns None if a

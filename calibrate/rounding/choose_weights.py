@@ -77,8 +77,8 @@ def choose_weights(
 
 
 def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -> list[Choice]:
-    """Returns the choices to compare for one layer: `choice` itself, and the choices with integer weights and bias
-    corrections that `method` computes from `sums`. For a convolution with groups, only the bias is corrected: a
+    """Returns the choices to compare for the layer `module`: `choice` itself, and the choices with integer weights and
+    bias corrections that `method` computes from `sums`. For a convolution with groups, only the bias is corrected: a
     rounding method would need separate sums for each group."""
     weight = weight_for(choice.transform, module.weight)
     options = [choice]
@@ -97,7 +97,8 @@ def candidates(module: FloatLayer, choice: Choice, sums: Sums, method: Method) -
 
 def easy_quant_choice(module: FloatLayer, choice: Choice, survey: Survey, method: Method) -> Choice | None:
     """Returns `choice` with the scales of weight and input that EasyQuant finds in alternation on the rows in `survey`;
-    both may clip values. Returns None where EasyQuant is not applicable, or gives no codes.
+    both may clip values. `module` is the float layer. Returns None where EasyQuant is not applicable, or gives no
+    codes.
 
     EasyQuant is applicable if it is among the methods, the input has one static range, and the layer is no convolution
     with groups. It is not applicable for a smoothed input, where clipping lowers the layer's error but raises the
@@ -121,7 +122,7 @@ def easy_quant_choice(module: FloatLayer, choice: Choice, survey: Survey, method
 
 
 def groups_of(module: FloatLayer) -> int:
-    """Returns the number of groups of a convolution; 1 for other layers."""
+    """Returns the number of groups of `module`, a convolution; 1 for other layers."""
     return module.groups if isinstance(module, nn.Conv2d) else 1
 
 

@@ -20,14 +20,16 @@ def easy_quant(
 
     Wu et al., EasyQuant: post-training quantization via scale optimization, 2020.
 
-    Tries 71 scales between 0.5 and 1.2 times absmax / 127, or `iterations` scales if that is less. Each output channel
-    takes the scale whose codes make its output most similar, by cosine, to the float output. Because the cosine ignores
-    lengths, this scale is then replaced by the scale at which the codes have the least squared error.
+    Tries 71 scales for each output channel, or `iterations` scales if that is less, between 0.5 and 1.2 times the scale
+    at which the largest value of the channel becomes the code 127. Each output channel takes the scale whose codes make
+    its output most similar, by cosine, to the float output. Because the cosine ignores the length of the output, this
+    scale is then replaced by the scale at which the same codes have the least squared error.
 
-    The sums in `inputs` are damped by HESSIAN_DAMPING, as in the other methods; otherwise clipping would cost nothing
-    for a weight whose input was near zero in the calibration. Without inputs, all inputs count as independent with
-    equal energy. Nothing is random. Costs 2 * out * in^2 flops for each scale tried. Returns None if a channel of the
-    weight is too small for a float32 scale.
+    `inputs` has sums of products of the layer's inputs. A small number (HESSIAN_DAMPING) is added to their diagonal, as
+    in the other methods; otherwise clipping would cost nothing for a weight whose input was near zero in the
+    calibration. `scheme` says which codes a weight can have. Without inputs, all inputs count as independent with equal
+    energy. Nothing is random. Costs 2 * out * in^2 flops for each scale tried. Returns None if a channel of the weight
+    is too small for a float32 scale.
     """
     nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None:
@@ -50,9 +52,10 @@ def easy_quant(
 
 def _best_codes(w: Tensor, gram: Tensor, pull: Tensor, steps: int, scheme: Scheme) -> tuple[Tensor, Tensor]:
     """Returns the codes (out, in) whose output is most similar, by cosine, to the float output, and the best scales
-    (out,) for these codes. `w` (out, in) is the float weight, `steps` the number of scales tried. With x a row of
-    the layer's input and xq the values of its codes, let G be the sum of xq xq^T and C that of xq x^T over all rows:
-    `gram` (in, in) is G with damping, and `pull` (out, in) is w (C - G)^T, both in the same unit.
+    (out,) for these codes. `w` (out, in) is the float weight, `steps` the number of scales tried. With x a row of the
+    layer's input and xq the values of its codes, let G be the sum of xq xq^T and C that of xq x^T over all rows: `gram`
+    (in, in) is G with damping, and `pull` (out, in) is w (C - G)^T, both in the same unit. The codes are numbers of the
+    set of `scheme`.
 
     Let y be the float output and yq the output of the codes. With the best scale for these codes, the squared error is
     |y|^2 (1 - cos^2), so the error is least where the cosine is greatest. The code computes the error without
@@ -149,8 +152,8 @@ def _scaled(qparams: QParams, factor: float, scheme: Scheme, dtype: torch.dtype)
 
 
 def _dissimilarity(exact: Tensor, output: Tensor) -> float:
-    """Returns 1 - cosine^2 of two outputs, computed from their difference: the cosine itself is 1 up to the last
-    digits."""
+    """Returns 1 - cosine^2 of the outputs `exact` and `output`, computed from their difference: the cosine itself is 1
+    up to the last digits."""
     difference = (output - exact).double()
     y, yq = exact.double().flatten(), output.double().flatten()
     difference = difference.flatten()

@@ -16,9 +16,10 @@ def gptq(
     Frantar et al., GPTQ: accurate post-training quantization for generative pre-trained transformers, 2022.
 
     Rounds the columns in descending order of the energy of their inputs (act-order), with the scale that follows from
-    each output channel's largest value. Without inputs, rounds to the nearest. Nothing is random. GPTQ does not
-    iterate, so it ignores `iterations`. Costs in^3 / 3 flops for the Cholesky factor and out * in^2 flops for the
-    columns. Returns None if a channel of the weight is too small for a float32 scale.
+    each output channel's largest value. Without inputs, rounds to the nearest. `scheme` says which codes a weight can
+    have. Nothing is random. GPTQ does not iterate, so it ignores `iterations`. Costs in^3 / 3 flops for the Cholesky
+    factor and out * in^2 flops for the columns. Returns None if a channel of the weight is too small for a float32
+    scale.
     """
     if inputs is None or round_to_nearest(weight, scheme=scheme) is None:
         return round_to_nearest(weight, scheme=scheme)

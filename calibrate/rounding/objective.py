@@ -80,8 +80,8 @@ def precision(columns: int) -> torch.dtype:
 
 
 def error(weight: Tensor, quantized: QuantizedWeight, inputs: Inputs | None) -> Tensor:
-    """Returns the part of each output channel's squared error that depends on the codes of the weight: float64 (out,),
-    summed over tokens.
+    """Returns the part of each output channel's squared error that depends on the codes of `quantized`, the rounded
+    `weight`: float64 (out,), summed over tokens.
 
     The part is negative where these codes compensate the rounding of the input. Without inputs, returns the squared
     error of the weight itself. Costs 4 * out * in^2 flops.
@@ -96,8 +96,8 @@ def _values(quantized: QuantizedWeight) -> Tensor:
 
 def _error_difference(v: Tensor, other: Tensor, w: Tensor, inputs: Inputs | None) -> Tensor:
     """Returns for each output channel, (out,), the output error (see `error`) of the quantized weight `v` minus that of
-    the quantized weight `other`; `w` is the float weight, all (out, in). Computes the difference as a product, because
-    the two errors may be nearly equal."""
+    the quantized weight `other`; `w` is the float weight, all (out, in). `inputs` has sums of products of the layer's
+    inputs. Computes the difference as a product, because the two errors may be nearly equal."""
     difference, total = v - other, v + other
     if inputs is None:
         return (difference * (total - 2 * w)).sum(1)
@@ -110,11 +110,11 @@ def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> C
     """Returns the least-squares problem of rounding a weight. The problem's target is the float weight that best suits
     the quantized input; its Hessian says what an error of the codes costs in the output.
 
-    With w the float weight, x the layer's input and xq the values of its codes, the target v minimises
-    sum (w x - v xq)^2 + lambda (v - w)^2. So v = w + w (C - G)^T (G + lambda I)^-1, with G = sum xq xq^T and
-    C = sum xq x^T. lambda pulls v towards the float weight in directions with little input. In directions without
-    input, which occur with dead columns or with fewer tokens than columns, v equals the float weight. Costs in^3 / 3 +
-    4 * out * in^2 flops.
+    With w the float weight, x the layer's input and xq the values of its codes, the target v minimises sum (w x - v
+    xq)^2 + lambda (v - w)^2. So v = w + w (C - G)^T (G + lambda I)^-1, with G = sum xq xq^T and C = sum xq x^T. lambda
+    pulls v towards the float weight in directions with little input. In directions without input, which occur with dead
+    columns or with fewer tokens than columns, v equals the float weight. `scheme` gives the scale. Costs in^3 / 3 + 4 *
+    out * in^2 flops.
     """
     w = as_matrix(weight)
     dtype = precision(w.shape[1])
@@ -134,7 +134,7 @@ def case_of(weight: Tensor, inputs: Inputs | None, scheme: Scheme = WEIGHT) -> C
 
 def _case_with_scale(target: Tensor, hessian: Tensor, scheme: Scheme) -> Case:
     """Returns the least-squares problem with the Hessian `hessian`, and with a target that is the float weight `target`
-    divided by the scale that follows from each output channel's largest value."""
+    divided by the scale that follows from each output channel's largest value, under `scheme`."""
     largest = target.abs().amax(1)
     scale = (largest / scheme.qmax).clamp_min(_SMALLEST)
     scale = torch.where(largest == 0, torch.ones_like(scale), scale).to(torch.float32).to(target.dtype)
@@ -142,7 +142,7 @@ def _case_with_scale(target: Tensor, hessian: Tensor, scheme: Scheme) -> Case:
 
 
 def quadratic_form(d: Tensor, hessian: Tensor) -> Tensor:
-    """Returns the quadratic form d H d for each row of `d` (out, in): (out,)."""
+    """Returns the quadratic form d H d for each row of `d` (out, in), with H the matrix `hessian` (in, in): (out,)."""
     return (d @ hessian).mul_(d).sum(1)
 
 
@@ -177,7 +177,9 @@ def better_channels(
     """Returns the integer weight that has `codes` (out, in) and `scale` (out,) in the output channels where their error
     is below that of rounding to the nearest, and is rounded to the nearest in all other channels.
 
-    Returns None if a channel of the weight is too small for a float32 scale. Costs 4 * out * in^2 flops.
+    `inputs` has sums of products of the layer's inputs, from which the errors follow; `scheme` says which codes a
+    weight can have. Returns None if a channel of the weight is too small for a float32 scale. Costs 4 * out * in^2
+    flops.
     """
     nearest = round_to_nearest(weight, scheme=scheme)
     if nearest is None:

@@ -78,7 +78,8 @@ class Sums:
             self.residual += (xq.T @ (x - xq)).cpu()
 
     def _add_integers(self, x: Tensor, compiled: kernels.Kernels) -> None:
-        """Adds the rows `x`, (rows, in) float32 on the CPU, whose codes have one scale, with products of integers."""
+        """Adds the rows `x`, (rows, in) float32 on the CPU, whose codes have one scale, with products of integers,
+        which the kernels `compiled` compute."""
         q, scale, zero_point = self._choice.input.codes(x, self._current.level)
         steps = q if zero_point is None else q.sub_(zero_point)
         xq = steps * scale

@@ -44,7 +44,7 @@ def _by_kernel(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
     """Computes attention in bfloat16 by the kernel of native/bfloat16.c; by oneDNN's products if the kernel is missing
-    or the scale is 0."""
+    or the scale is 0. `query`, `key`, `value`, `attn_mask` and `scale` are those of F.scaled_dot_product_attention."""
     library = kernels.library()
     query, mask, scale = _in_base_2(query, key, attn_mask, scale)
     if library is None or not library.computes_in_bfloat16 or not scale:  # the kernel needs a positive scale
@@ -58,7 +58,8 @@ def _by_integers(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor | None:
     """Computes attention by the kernel of native/attention.c. Returns None, so that another candidate has to serve, if
-    a number is NaN, infinite or above 1e15, except -infinity in the mask, or if there is no kernel."""
+    a number is NaN, infinite or above 1e15, except -infinity in the mask, or if there is no kernel. `query`, `key`,
+    `value`, `attn_mask` and `scale` are those of F.scaled_dot_product_attention."""
     library = kernels.library()
     if library is None or (
         attn_mask is not None and attn_mask.is_floating_point() and not (attn_mask < math.inf).all()
@@ -72,7 +73,8 @@ def _by_integers(
 def _by_products(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """Computes attention by oneDNN's matrix products."""
+    """Computes attention by oneDNN's matrix products. `query`, `key`, `value`, `attn_mask` and `scale` are those of
+    F.scaled_dot_product_attention."""
     query, mask, scale = _in_base_2(query, key, attn_mask, scale)
     return _products(query, key, value, mask, scale)
 
@@ -107,8 +109,8 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def empty_output(query: Tensor, value: Tensor) -> Tensor:
-    """Returns memory for an output (..., heads, rows, e), in which all heads of a row lie side by side, as models read
-    them next."""
+    """Returns memory for the output (..., heads, rows, e) of attention on `query` and `value`, in which all heads of a
+    row lie side by side, as models read them next."""
     y = query.new_empty((*query.shape[:-3], query.shape[-2], query.shape[-3], value.shape[-1]))
     return y.transpose(-2, -3)
 

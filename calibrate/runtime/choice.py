@@ -90,7 +90,8 @@ def linear_in_float32(dtype: torch.dtype, rows: int) -> bool:
 
 
 def attention_gains(dtype: torch.dtype, word: str) -> bool:
-    """Returns whether attention of any size class is computed by a candidate other than torch for inputs of `dtype`."""
+    """Returns whether attention of any size class is computed by a candidate other than torch for inputs of `dtype`, if
+    the candidates that `word`, a key of ATTENTION, allows are compared."""
     return any(attention_for(dtype, size, word) != "torch" for size in _SIZES)
 
 
@@ -108,7 +109,8 @@ def times_of(dtype: torch.dtype) -> Times:
 
 
 def describe(dtype: torch.dtype, times: Times) -> str:
-    """Describes in one line which candidates are used for inputs of `dtype`, given their measured `times`."""
+    """Returns a line of text: which implementation of attention and which dtype for float layers are the fastest for
+    inputs of `dtype`, by the seconds in `times`."""
     attention = {size: choose_attention(times, size) for size in _SIZES}
     words = [f"attention by {_joined(attention)}"]
     if times.products:
@@ -182,8 +184,8 @@ def _randn(*shape: int) -> Tensor:
 
 
 def _attentions(dtype: torch.dtype, heads: int, rows: int, keys: int) -> dict[str, Callable[[], Any]]:
-    """Returns, by name, a function without arguments for each candidate that fits `dtype`. It computes attention on
-    `heads` heads, in the memory layout of models."""
+    """Returns, by name, a function without arguments for each candidate that fits `dtype`. The function computes
+    attention on `heads` heads with `rows` queries and `keys` keys each, in the memory layout of models."""
     shapes = [(1, length, heads, _WIDTH) for length in (rows, keys, keys)]
     inputs = [_randn(*shape).to(dtype).transpose(1, 2) for shape in shapes]
     return {name: partial(each.run, *inputs) for name, each in CANDIDATES.items() if each.fits(dtype)}
@@ -202,8 +204,8 @@ def _products(dtype: torch.dtype, kind: str) -> dict[str, Callable[[], Any]]:
 
 
 def by_float32(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, *more: Any) -> Tensor:
-    """Computes `function`, a linear layer or a convolution, in float32 and returns the output in the dtype of `x`.
-    `more` are further arguments, such as the stride."""
+    """Computes `function`, a linear layer or a convolution of `x` with `weight` and `bias`, in float32 and returns the
+    output in the dtype of `x`. `more` are further arguments, such as the stride."""
     y = function(x.float(), weight.float(), None if bias is None else bias.float(), *more)
     return y.to(x.dtype)
 

@@ -104,8 +104,8 @@ def _quantized(layer: LinearState, x: Tensor, index: int) -> Tensor:
 
 
 def _quantize(out: Tensor, x: Tensor, qparams: QParams) -> None:
-    """Writes the codes of the float tensor `x` into `out`, uint8 of the same shape: in one pass of Octavo's compiled
-    kernel for the dtypes that it accepts, else in a few passes of torch.
+    """Writes the codes of the float tensor `x` into `out`, uint8 of the same shape, with the scale and zero point
+    `qparams`: in one pass of Octavo's compiled kernel for the dtypes that it accepts, else in a few passes of torch.
 
     In torch, adding _WHOLE + SHIFT rounds to a whole number. Both numbers are even, so ties are rounded to even. They
     are added after the zero point, because a single sum of zero_point, _WHOLE and SHIFT would be rounded differently.
@@ -144,7 +144,8 @@ def _store(out: Tensor, input_codes: Tensor) -> Tensor:
 
 def _product(layer: LinearState, q: Tensor, index: int, dtype: torch.dtype, gelu: str | None) -> Tensor:
     """Returns the output, in `dtype`, for the codes `q`, uint8 (rows, in), in the timestep bin `index`; of a dynamic
-    layer, without the scale of each row and without bias."""
+    layer, without the scale of each row and without bias. `gelu`: None, or the approximation of the GELU that is
+    applied to the output, "none" or "tanh"."""
     if not sums_in_int32():
         library = kernels.library()
         assert library is not None

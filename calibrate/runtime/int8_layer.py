@@ -1,8 +1,9 @@
-"""Defines the classes that hold a fast integer layer's tensors, its weight packed for the CPU, and the number by which
-operators in graphs of torch.compile find it.
+"""Defines the classes of the integer layers that a backend computes. Each holds the tensors of the layer, and for the
+CPU the weight in the memory layout that the CPU's products need.
 
-Backends compute layers of the classes `LinearState` and `Conv2dState`. `int8_modules` has their subclasses with a
-forward, which calls a backend.
+The classes are `LinearState` and `Conv2dState`. The module `int8_modules` has subclasses of both, with a forward that
+calls the backend. Operators in graphs of torch.compile get a number instead of a layer, and find the layer by this
+number in LAYERS.
 """
 
 import weakref

@@ -156,13 +156,13 @@ class Kernels:
     def bfloat16_attention(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, y: Tensor, scale: float
     ) -> None:
-        """Computes the same as `attention` for bfloat16 tensors, from products of bfloat16 numbers. `scale` is
-        positive. Raises MemoryError where memory ran out."""
+        """Computes the same as `attention` for bfloat16 tensors, from products of bfloat16 numbers. The arguments are
+        the same, but `scale` is positive. Raises MemoryError where memory ran out."""
         if not _attend(self._bfloat16_attention, query, key, value, mask, y, scale):
             raise MemoryError("attention in bfloat16")
 
     def linear(self, weight: Tensor, offset: Tensor | None, scale: Tensor) -> Linear:
-        """Returns a linear layer for the kernel; the arguments are those of `Linear`."""
+        """Returns a linear layer for the kernel; the arguments are those of the class `Linear`."""
         return Linear(self._linear, weight, offset, scale)
 
     def add_sums(self, steps: Tensor, errors: Tensor, scale: float, gram: Tensor, residual: Tensor) -> None:
@@ -216,8 +216,8 @@ class Kernels:
         return ends if self._column_extremes(ctypes.byref(rows), low_at, high_at) else None
 
     def exact_units(self, values: NDArray[np.float64]) -> dict[int, int]:
-        """Returns the exact sum of finite numbers, a contiguous array, as a dict from exponent to the integer that is
-        multiplied by 2**exponent. There are at most 2**36 numbers."""
+        """Returns the exact sum of `values`, finite numbers in a contiguous array, as a dict from exponent to the
+        integer that is multiplied by 2**exponent. There are at most 2**36 numbers."""
         bins = np.zeros(2 * 2047, dtype=np.int64)
         numbers, sums = (ctypes.c_void_p(array.ctypes.data) for array in (values, bins))
         self._add_exactly(numbers, ctypes.c_int64(values.size), sums)
@@ -238,7 +238,8 @@ def _attend(
     y: Tensor,
     scale: float,
 ) -> bool:
-    """Calls the attention kernel `function`, which writes its output into `y`. Returns whether it succeeded."""
+    """Calls the attention kernel `function`, which writes its output into `y`. Returns whether it succeeded. The other
+    arguments are those of `Kernels.attention`."""
     (batch, heads, rows, width), (keys, out) = query.shape, value.shape[2:]
     call = _Attention(batch=batch, heads=heads, rows=rows, keys=keys, width=width, out=out, scale=scale)
     call.type = TYPES[query.dtype]

@@ -96,8 +96,8 @@ class FastOperators(TorchFunctionMode):
 
 
 def _is_plain(dtypes: tuple[torch.dtype, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Returns whether a float layer may be computed in float32: its tensors are plain, on a CPU, of one of `dtypes`,
-    and need no gradients."""
+    """Returns whether a float layer may be computed in float32: its input `x`, `weight` and `bias` are plain, on a CPU,
+    of one of `dtypes`, and need no gradients."""
     if x.dtype not in dtypes or torch.is_autocast_enabled("cpu"):
         return False
     tensors = [x, weight, *([] if bias is None else [bias])]
@@ -116,8 +116,8 @@ def _needs_gradients(*tensors: Tensor) -> bool:
 
 
 def _fits_graph(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **__: Any) -> bool:
-    """Returns whether a graph of torch.compile can contain the operator `octavo::attention` for these inputs: the
-    output's shape is known from them, and no gradients are needed."""
+    """Returns whether a graph of torch.compile can contain the operator `octavo::attention` for these inputs, the
+    arguments of F.scaled_dot_product_attention: the output's shape is known from them, and no gradients are needed."""
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     return _have_the_same_heads(query, key, value) and not _needs_gradients(*tensors)
 
@@ -175,7 +175,7 @@ def attended(
 
 
 def _fits(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None) -> bool:
-    """Returns whether candidates other than torch's accept these inputs."""
+    """Returns whether candidates other than torch's accept these inputs of attention."""
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     if any(type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or x.is_nested for x in tensors):
         return False

@@ -165,8 +165,8 @@ def multiply_output(layer: QuantizedLayer, factors: Tensor, plus: Tensor) -> Num
 
 
 def output_offset(numbers: Numbers) -> Tensor:
-    """Returns the offset that a layer with known input ranges adds to the product of weight and input for each output
-    channel, float64 (out,).
+    """Returns the offset that a layer with these `numbers`, whose input ranges are known, adds to the product of weight
+    and input for each output channel, float64 (out,).
 
     The offset of a channel is its float bias, unless the value of the integer bias (quant_bias) differs from the float
     bias by more than rounding. Then quant_bias holds a bias correction, and the offset is the value of quant_bias.

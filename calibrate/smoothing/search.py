@@ -110,7 +110,8 @@ def smoothing_groups(surveys: Mapping[str, Survey], groups: Iterable[FoldGroup])
 
 
 def _by_input(names: Iterable[str], surveys: Mapping[str, Survey]) -> Iterable[list[str]]:
-    """Divides the names into lists of layers that share an input, and returns the lists."""
+    """Divides the names into lists of layers that share an input, and returns the lists. `surveys` has the survey of
+    each layer's input."""
     shared: dict[str, list[str]] = {}
     for name in names:
         shared.setdefault(surveys[name].leader, []).append(name)
@@ -190,7 +191,8 @@ def _best_smoothing(
 ) -> tuple[Smoothing | None, float]:
     """Returns the best transform, the same for all layers in `names`, or None if none lowers their error by at least 10
     %. Also returns the sum of the layers' relative output errors with this transform, or without one if there is none.
-    `kind`, a subclass of Input, and the Scheme object `scheme` say how inputs become codes."""
+    `kind`, a subclass of Input, and the Scheme object `scheme` say how inputs become codes. `surveys` has the survey of
+    each layer's input; `tried` has the transforms to try."""
     weights = largest_of([layer_at(model, name).weight.detach() for name in names])
     fitted = _merged(surveys[name].fit_channels for name in names)
     judges = [
@@ -244,7 +246,9 @@ def multiplier_of(weight: Tensor, inputs: Channels, alpha: float) -> Tensor:
     so that weights are divided by exactly the numbers that multiply the input.
 
     `weight` has the largest |W| of each input channel, as `largest_of` returns it; `inputs` has the extremes of each
-    channel. The median of s is 1; s is 1 too for channels that are always zero or have no weights.
+    channel. `alpha`, 0 to 1, is the exponent of the input's extremes: with 1 all channels of the input become equally
+    large, with 0 those of the weight. The median of s is 1; s is 1 too for channels that are always zero or have no
+    weights.
     """
     largest, weights = torch.maximum(inputs.high, inputs.low.neg()).to(torch.float64), weight.to(torch.float64)
     used = (largest > 0) & (weights > 0)

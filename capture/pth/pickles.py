@@ -189,7 +189,9 @@ class DataUnpickler(pickle._Unpickler):
     def load_build(self) -> None:
         state, owner = self.stack.pop(), self.stack[-1]
         if type(owner) is not OrderedDict or type(state) is not dict:
-            raise NotAllowed(f"attributes for an object of class {getattr(type(owner), '__qualname__', 'object')}")
+            raise NotAllowed(
+                f"to set attributes of an object of class {getattr(type(owner), '__qualname__', 'object')}"
+            )
         vars(owner).update(state)
 
     def load_bytearray8(self) -> None:
@@ -313,7 +315,7 @@ def foreign(path: Path, what: str) -> OctavoError:
 
 
 def looks_like(head: bytes) -> str:
-    """Guesses the format of an unreadable file from its first bytes."""
+    """Guesses the format of an unreadable file from its first bytes, `head`."""
     if not head:
         return "an empty file"
     if head.startswith(b"PK\x03\x04"):

@@ -51,7 +51,8 @@ def order_of(tensor: torch.Tensor) -> tuple[int, ...] | None:
 
 
 def rows_of(settled: torch.Tensor) -> Sequence[torch.Tensor] | None:
-    """Divides a tensor into rows that are stored one by one; returns None if it is stored as one blob.
+    """Divides `settled`, a contiguous CPU tensor, into rows that are stored one by one; returns None if it is stored as
+    one blob.
 
     The rows are the slices along dim 0: classifier-free guidance passes the same latents twice, which are then stored
     once. For a single picture or video (dim 0 has size 1) the rows are its channels: the channels that hold a
@@ -65,7 +66,7 @@ def rows_of(settled: torch.Tensor) -> Sequence[torch.Tensor] | None:
 
 
 def memory_of(settled: torch.Tensor) -> memoryview:
-    """Returns the memory of a contiguous CPU tensor, without a copy. Writing to it changes the tensor."""
+    """Returns the memory of `settled`, a contiguous CPU tensor, without a copy. Writing to it changes the tensor."""
     if settled.numel() == 0:
         return memoryview(bytearray())
     flat = settled.as_strided((settled.numel(),), (1,))  # a dimension of size 1 may have any stride
@@ -73,7 +74,7 @@ def memory_of(settled: torch.Tensor) -> memoryview:
 
 
 def stats_of(settled: torch.Tensor) -> Stats | None:
-    """Computes the Stats of a float tensor (extremes, number of NaN and Inf); None for integers and booleans.
+    """Computes the Stats (extremes, number of NaN and Inf) of the tensor `settled`; None for integers and booleans.
 
     Of a complex tensor, the real and the imaginary parts count as its values.
     """

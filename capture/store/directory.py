@@ -14,11 +14,12 @@ from .layout import CAPTURE, UNITS, list_units, read_capture
 
 
 def prepare(directory: Path, modes: Modes, resume: bool | None) -> None:
-    """Makes `directory` if it does not exist. Raises StorageError if a capture cannot be written there.
+    """Makes `directory`, with the permissions in `modes`, if it does not exist. Raises StorageError if a capture cannot
+    be written there.
 
-    The reason may be that `directory` is a file, that it holds files that are not part of a capture, or that it
-    holds the calls of some prompts while `resume` is not True. In the last case the message suggests --resume unless
-    `resume` is None.
+    The reason may be that `directory` is a file, that it holds files that are not part of a capture, or that it holds
+    the calls of some prompts while `resume` is not True. In the last case the message suggests --resume unless `resume`
+    is None.
     """
     with storage(directory):
         # the longest path that will be written: a name that is too long fails here, before any file is written
@@ -61,7 +62,8 @@ def _settings(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _difference(before: Any, after: Any, name: str) -> tuple[str, Any, Any] | None:
-    """Returns the first entry in which two JSON values differ: its dotted name and both values; None if they are equal.
+    """Returns the first entry in which the JSON values `before` and `after` differ: its dotted name and both values;
+    None if they are equal.
 
     `name` is the dotted name of the two values themselves.
     """

@@ -120,7 +120,7 @@ def list_units(directory: Path) -> dict[int, str]:
     units = directory / UNITS
     with storage(units):
         if units.is_symlink():
-            raise damage(units, "symbolic link inside the capture", "Replace the link by the directory itself.")
+            raise damage(units, "is a symbolic link inside the capture", "Replace the link by the directory itself.")
         if not units.is_dir():
             raise damage(units, "missing", "Run capture --resume.")
         names = sorted(entry.name for entry in units.iterdir() if not entry.name.startswith("."))
@@ -129,12 +129,12 @@ def list_units(directory: Path) -> dict[int, str]:
         matched = UNIT_NAME.fullmatch(name)
         path = units / name
         if path.is_symlink():
-            raise damage(path, "symbolic link inside the capture", remedy_for(directory, name))
+            raise damage(path, "is a symbolic link inside the capture", remedy_for(directory, name))
         if matched is None or not path.is_dir():
             raise damage(path, "not a unit of a capture", f"Delete {path}.")
         index = int(matched[1])
         if index in units_by_index:
-            fact = f"a second unit {index} beside {units_by_index[index]}"
+            fact = f"is a second unit {index}, beside {units_by_index[index]}"
             raise damage(path, fact, "Delete the one of the two that does not belong to this capture.")
         units_by_index[index] = name
     return dict(sorted(units_by_index.items()))

@@ -188,7 +188,8 @@ class _Source:
             yield header, partial(self.call, header, record, get)
 
     def call(self, header: CallHeader, record: dict[str, Any], get: Callable[[Any], Any]) -> Call:
-        """Returns a call, with its arguments decoded from `record`, the call's entry in unit.json.
+        """Returns the call with this `header`, and with its arguments decoded from `record`, the call's entry in
+        unit.json.
 
         `get` turns the number of a tensor in unit.json into a tensor or a description. Raises FileError for a malformed
         entry.
@@ -203,7 +204,7 @@ class _Source:
         return Call(*header, args, kwargs)
 
     def tensor(self, entry: int) -> "torch.Tensor":
-        """Reads a tensor, given its number in unit.json. Raises FileError if its bytes are damaged.
+        """Reads a tensor, given `entry`, its number in unit.json. Raises FileError if its bytes are damaged.
 
         Raises one of the errors in the tuple MALFORMED if unit.json describes the tensor wrongly.
         """
@@ -229,7 +230,7 @@ class _Source:
         return torch.empty_permuted(shape, order[0], dtype=tensor.dtype).copy_(tensor)
 
     def describe(self, entry: int) -> TensorInfo:
-        """Returns dtype, shape and Stats of a tensor, given its number in unit.json; reads no values."""
+        """Returns dtype, shape and Stats of a tensor, given `entry`, its number in unit.json; reads no values."""
         name, shape, keys, *_ = self.body["tensors"][entry]
         parts = [self.body["blobs"][key][1] for key in keys]
         stats = join_stats([Stats(*values) if values else None for values in parts])

@@ -21,7 +21,8 @@ NO_STATS = Stats(None, None, 0, 0)
 
 
 def join_stats(parts: Sequence[Stats | None]) -> Stats | None:
-    """Combines the Stats of separately stored rows of a tensor to the Stats of the tensor; None if no row has Stats."""
+    """Combines `parts`, the Stats of separately stored rows of a tensor to the Stats of the tensor; None if no row has
+    Stats."""
     stats = [part for part in parts if part is not None]
     if not stats:
         return None

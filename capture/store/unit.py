@@ -147,7 +147,7 @@ class UnitWriter:
         """Undoes the call that is being added. The arguments are the unit's counts before that call.
 
         `entries` counts the tensors in the unit's list, `blobs` the distinct contents; those that the call added are
-        dropped. The two totals of bytes are restored.
+        dropped. `raw_bytes` and `stored_bytes`, the two totals of bytes, are restored.
         """
         for entry in list(self._entries)[entries:]:
             del self._entries[entry]

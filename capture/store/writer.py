@@ -70,7 +70,8 @@ class CaptureWriter:
         Raises MisfitError if the manifests differ, StorageError if the directory cannot be written or is in use,
         FileError if an existing capture is damaged.
 
-        Every rank has to call it: rank 0 locks the directory and removes half-written units before the others go on.
+        Every one of `ranks`, the processes of the capture, has to call it: rank 0 locks the directory and removes
+        half-written units before the others go on.
         """
         path, modes = Path(os.path.realpath(directory)), Modes(group_readable)
         if ranks.rank:
@@ -92,6 +93,7 @@ class CaptureWriter:
         """Makes the writer of a rank other than 0, after rank 0 has made the capture.
 
         Raises StorageError if this rank does not see the capture, MisfitError if the capture has another manifest.
+        `modes` has the permissions of new files.
         """
         writer = cls(path, manifest, modes, None)
         writer.stored = ranks.first(writer.stored)
@@ -156,7 +158,8 @@ class CaptureWriter:
         self.stored_bytes += writer.stored_bytes
 
     def _with_count(self, exc: OctavoError, writer: UnitWriter | None) -> OctavoError:
-        """Returns the error of a full disk with another message: how many prompts are stored, what space the rest need.
+        """Returns `exc`, if it is the error of a full disk, with another message: how many prompts are stored, what
+        space the rest need.
 
         Returns any other error unchanged. `writer` is the writer of the current unit, None outside of `unit`.
         """

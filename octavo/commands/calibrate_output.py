@@ -68,7 +68,7 @@ def write(result: Result, model: nn.Module, options: CalibrateOptions, origin: O
 
 
 def show(result: Result, options: CalibrateOptions, terminal: Terminal, seconds: float, ranks: Ranks = ALONE) -> None:
-    """Prints the result of a calibration: warnings, and tables and a summary for people or with --json an event for
+    """Prints `result`, that of a calibration: warnings, and tables and a summary for people or with --json an event for
     programs. `seconds` is how long the calibration took."""
     for warning in result.warnings:
         terminal.warn(warning)

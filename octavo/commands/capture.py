@@ -69,9 +69,10 @@ def run(options: CaptureOptions, terminal: Terminal, ranks: Ranks) -> None:
 
 
 def _warn(job: Job, options: CaptureOptions, terminal: Terminal) -> None:
-    """Prints warnings: for calls that were left out because of NaN or Inf; for calls that may have overflowed in
-    float16; for denoisers without stored calls, which this capture cannot calibrate; for prompts with fewer steps than
-    --keep asks for; and for attention processors that the pipeline replaced while it ran."""
+    """Prints warnings about a capture, given its finished `job`: for calls that were left out because of NaN or Inf;
+    for calls that may have overflowed in float16; for denoisers without stored calls, which this capture cannot
+    calibrate; for prompts with fewer steps than --keep asks for; and for attention processors that the pipeline
+    replaced while it ran."""
     tally = job.tally
     if tally.skipped:
         terminal.warn(f"Left out {count_of(tally.skipped, 'call')} with NaN or Inf (--nonfinite skip).")
@@ -92,7 +93,8 @@ def _warn(job: Job, options: CaptureOptions, terminal: Terminal) -> None:
 
 
 def _finish(job: Job, writer: CaptureWriter, options: CaptureOptions, terminal: Terminal, seconds: float) -> None:
-    """Prints warnings and the summary of a capture, and writes the --pth file."""
+    """Prints warnings and the summary of a capture, and writes the --pth file. `seconds` is how long the capture
+    took."""
     tally, stored = job.tally, len(writer.unit_names())
     _warn(job, options, terminal)
     if options.pth is not None and job.ranks.rank == 0:

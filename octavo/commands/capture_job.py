@@ -123,8 +123,8 @@ class Job:
                     check_space(self.options.capture, self.tally.stored_bytes * rest, _RESUME)
 
     def _info(self, text: str) -> dict[str, Any]:
-        """Returns the description of a prompt for its unit (the stored calls of one prompt): the settings of the run,
-        the prompt and its seed."""
+        """Returns the description of the prompt `text` for its unit (the stored calls of one prompt): the settings of
+        the run, the prompt and its seed."""
         settings = self.settings.as_dict() | {"steps": self.steps, "keep": self.options.keep}
         return settings | {"prompt": text, "seed": prompt_seed(text, self.settings.seed)}
 
@@ -161,9 +161,10 @@ class Job:
         self, writer: CaptureWriter, index: int, info: dict[str, Any], number: int, show: Callable[[int], None],
         clock: Clock,
     ) -> Tally | None:  # fmt: skip
-        """Runs a prompt and stores its calls as one unit of the capture; `clock` counts its steps. Returns the prompt's
-        tally, or None, with nothing stored, if the run had another number of steps than expected, so that --keep chose
-        the wrong steps."""
+        """Runs the prompt described by `info` and stores its calls with `writer` as unit `index`. `number` is the
+        prompt's number in messages; `show` is called with the number of finished steps, and `clock` counts steps.
+        Returns the prompt's tally, or None, with nothing stored, if the run had another number of steps than expected,
+        so that --keep chose the wrong steps."""
         tally = Tally()
         self.keep.begin()
         try:

@@ -80,7 +80,8 @@ def _comparison(
     options: CompareOptions, directory: Path, places: Sequence[Path], family: Family, prompts: Sequence[str]
 ) -> Comparison:
     """Loads the float pipeline and the quantized denoisers from the checkpoints `places`, and prepares their
-    comparison. `prompts` are all prompts of the set or file, not only those to draw."""
+    comparison. `directory` holds the float pipeline, of the model family `family`. `prompts` are all prompts of the set
+    or file, not only those to draw."""
     device, settings = resolve_device(options.device), options.settings
     pipe = load_pipeline(
         directory, dtype=DTYPES[options.dtype] if options.dtype else None, device=device, family=family,
@@ -94,8 +95,8 @@ def _comparison(
 
 
 def _run(comparison: Comparison, texts: list[str], terminal: Terminal) -> None:
-    """Compares the two pipelines on every prompt. An exception that is no OctavoError is turned into an OctavoError
-    that names the prompt."""
+    """Compares the two pipelines on every prompt of `texts`. An exception that is no OctavoError is turned into an
+    OctavoError that names the prompt."""
     number = 0
     try:
         comparison.probe_denoiser(texts[0])
@@ -154,7 +155,8 @@ def _settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show(content: dict[str, Any], options: CompareOptions, terminal: Terminal, seconds: float) -> None:
-    """Prints the result of a comparison: a table and a summary for people, or with --json events for programs."""
+    """Prints the result of a comparison, `content`, which took `seconds`: a table and a summary for people, or with
+    --json events for programs."""
     totals = content["totals"]
     speed, bytes_, judged = totals["speed"], totals["size"], totals["judged"]
     rows = [["PSNR of the pictures", decibels(totals["psnr"])]]

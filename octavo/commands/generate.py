@@ -58,8 +58,8 @@ def run(options: GenerateOptions, terminal: Terminal) -> None:
 
 
 def _arguments(pipe: Any, settings: RunSettings, options: GenerateOptions, target: Target) -> dict[str, Any]:
-    """Returns the arguments of the pipeline's call. Raises UsageError if `target` is for pictures or a video, and the
-    pipeline has no VAE and so makes only latents."""
+    """Returns the arguments of the pipeline's call, from `settings` (seed, steps and so on) and `options`. Raises
+    UsageError if `target` is for pictures or a video, and the pipeline has no VAE and so makes only latents."""
     out = options.out
     arguments = call_arguments(pipe, family_of(type(pipe).__name__), settings, [options.prompt])
     if "output_type" in parameters_of(pipe):

@@ -136,7 +136,7 @@ def _save_directory(items: Sequence[Any], path: Path) -> None:
 
 
 def _fill(folder: Path, items: Sequence[Any]) -> None:
-    """Writes pictures into `folder`, and the frames of each video into a folder below it."""
+    """Writes `items`, the pictures, into `folder`, and the frames of each video into a folder below it."""
     for index, item in enumerate(items):
         if isinstance(item, list):
             make_directory(folder / f"{index:04d}", _DIRECTORY_MODE)

@@ -170,7 +170,7 @@ class Comparison:
 
 
 def _sizes(deployed: Deployed, dtype: torch.dtype) -> dict[str, Any]:
-    """Returns the bytes of all tensors of the float and of the quantized denoiser.
+    """Returns the bytes of all tensors of the float and of the quantized denoiser in `deployed`.
 
     Tensors that are float in both denoisers are counted in `dtype`, the dtype that they have in the files of the model.
     """
@@ -204,8 +204,8 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _judged(prompt: str, exact: np.ndarray, other: np.ndarray) -> dict[str, Any]:
-    """Returns whether the float and the int8 picture show what `prompt` describes: {"judged": {"float": True, "int8":
-    True}}.
+    """Returns whether `exact`, the float picture, and `other`, the int8 picture, show what `prompt` describes:
+    {"judged": {"float": True, "int8": True}}.
 
     Only prompts and pictures of the bundled demo pipeline can be judged. Returns {} for all others.
     """

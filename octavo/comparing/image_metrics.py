@@ -61,7 +61,8 @@ def _latent_frames(latents: np.ndarray) -> np.ndarray:
 
 
 def as_pixels(exact: np.ndarray, other: np.ndarray, decoded: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Converts two outputs (frames, height, width, channels) to uint8 pictures (frames, height, width, 3).
+    """Converts two outputs, `exact` and `other`, (frames, height, width, channels) to uint8 pictures (frames, height,
+    width, 3).
 
     If the outputs are latents, not `decoded` pictures, their first three channels become red, green and blue; the
     smallest value of `exact` becomes 0, the largest 255. With fewer than three channels the first one becomes a grey
@@ -77,7 +78,7 @@ def as_pixels(exact: np.ndarray, other: np.ndarray, decoded: bool) -> tuple[np.n
 
 
 def mean_square(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns the mean squared difference of two uint8 pictures or videos."""
+    """Returns the mean squared difference of `a` and `b`, two uint8 pictures or videos."""
     return float(np.square(a.astype(np.float64) - b).mean())
 
 

@@ -144,7 +144,7 @@ def heat(ranges: Mapping[str, Any]) -> str:
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     """Labels the rows of the heat map with the blocks of their layers, such as transformer_blocks.3: one label for all
-    consecutive layers of a block, and a line between two blocks."""
+    consecutive layers of a block, and a line between two blocks. `names` has the name of the layer of each row."""
     runs: list[tuple[str, int, int]] = []  # block, first row, last row
     for row, name in enumerate(names):
         block = _block(name)

@@ -48,8 +48,8 @@ _CLOSENESS = (
 
 
 def verdict(content: Mapping[str, Any]) -> str:
-    """Returns the result of a comparison in a few sentences: how similar the pictures are, size and speed of the int8
-    denoiser, and whether a limit (--min-psnr, --min-sqnr) was missed."""
+    """Returns the result of a comparison, given what its page shows (`content`), in a few sentences: how similar the
+    pictures are, size and speed of the int8 denoiser, and whether a limit (--min-psnr, --min-sqnr) was missed."""
     totals, noun = content["totals"], "pictures" if content["decoded"] else "latents"
     psnr, judged, speed = totals["psnr"], totals["judged"], totals["speed"]
     if psnr is None:

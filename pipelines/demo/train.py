@@ -108,7 +108,8 @@ class CountedTokenProcessor:
 
 
 def drawn(scenes: list[Scene], seed: int) -> Tensor:
-    """Draws pictures of `scenes`, each moved and resized a little: (n, 3, 64, 64) in [-1, 1]."""
+    """Draws pictures of `scenes`, each moved and resized a little: (n, 3, 64, 64) in [-1, 1]. `seed` determines the
+    moves and sizes."""
     rng = np.random.default_rng(seed)
     pictures = [s.draw(rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(-0.4, 0.4)) for s in scenes]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1.0

@@ -41,7 +41,8 @@ def inputs_of(part: Part, preprocessing: Preprocessing) -> Tensor:
 
 
 def moved(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Augments pictures `x` (n, 3, 32, 32): rotates each up to 15 degrees, scales up to 15 %, moves up to 3 pixels."""
+    """Augments pictures `x` (n, 3, 32, 32): rotates each up to 15 degrees, scales up to 15 %, moves up to 3 pixels, by
+    random numbers of `generator`."""
     current, grow, right, down = (torch.rand(4, len(x), generator=generator) * 2 - 1).unbind()
     angle, size = current * math.radians(15), 1 + 0.15 * grow
     across, along = size * angle.cos(), size * angle.sin()

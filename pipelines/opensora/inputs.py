@@ -29,7 +29,9 @@ def matched(name: str, text: str | Sequence[str] | None, count: int) -> list[str
     if len(texts) == 1:
         texts *= count
     if len(texts) != count:
-        raise UsageError(f"{name}: {len(texts)} values for {count} prompts. Give one value, or one for each prompt.")
+        raise UsageError(
+            f"{name}: has {len(texts)} values for {count} prompts. Give one value, or one for each prompt."
+        )
     return texts
 
 
@@ -50,7 +52,8 @@ def given_embeds(
         return None
     if mask is None or embeds.ndim != 4 or tuple(mask.shape) != (embeds.shape[0], embeds.shape[2]):
         raise UsageError(
-            f"prompt_embeds: {tuple(embeds.shape)} with a mask of {None if mask is None else tuple(mask.shape)}. "
+            f"prompt_embeds: the shape {tuple(embeds.shape)} does not fit the shape of prompt_attention_mask, "
+            f"{None if mask is None else tuple(mask.shape)}. "
             "Give prompt_embeds (prompts, 1, tokens, channels) and prompt_attention_mask (prompts, tokens).",
         )
     return embeds, mask
@@ -83,7 +86,7 @@ def size_arguments(
     pixels: tuple[int, int], frames: int, fps: float, rows: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     """Returns the transformer's arguments height, width, num_frames, ar (height / width) and fps for `rows` equal
-    videos, each (rows,). `pixels` is (height, width).
+    videos, each (rows,), on `device`. `pixels` is (height, width).
 
     They have the model's `dtype`, but float32 for float16, which cannot hold the height * width that the timestep
     transform computes. A single frame counts as IMAGE_FPS frames per second.
@@ -102,7 +105,8 @@ def size_arguments(
 def starting_noise(
     latents: Tensor | None, shape: Sequence[int], generator: Generators, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Draws standard normal latents of `shape`; if `latents` are given, returns them on the device instead.
+    """Draws standard normal latents of `shape` and `dtype` with `generator`; if `latents` are given, returns them on
+    the device instead.
 
     Raises UsageError if the given latents have another shape.
     """

@@ -115,7 +115,7 @@ class OpenSoraPipeline(DiffusionPipeline):
         embeds: tuple[Tensor, Tensor] | None = None,
     ) -> Text:
         """Returns the caption states for the transformer, one row for each prompt; they are `embeds` (states, mask) if
-        given.
+        given. `clean_caption`: whether texts are cleaned first, as in training (`text.clean_caption`).
 
         With guidance as many rows follow. They are those of the negative prompts, with masks of their own. Without
         negative prompts each is the null caption, with the mask of its prompt. Raises UsageError for texts if the
@@ -161,11 +161,14 @@ class OpenSoraPipeline(DiffusionPipeline):
     ) -> OpenSoraPipelineOutput | tuple[Any]:
         """Makes one video for each prompt.
 
-        height and width, given together, replace resolution and aspect; num_frames is a number or a name ("2s"). A
-        guidance_scale of 1 or less switches guidance off. negative_prompt replaces the null caption. prompt_embeds
-        (n, 1, L, E) and prompt_attention_mask (n, L) replace prompt. references are latents whose frames are copied
-        into the videos as mask_strategy says (see conditioning.py). output_type is "latent", or with a VAE "pil", "np"
-        or "pt". callback_on_step_end(pipe, step, timestep, {"latents": latents}) may return a dict with other latents.
+        The steps are num_inference_steps, the noise comes from generator, and fps is the frame rate. The scores and
+        camera_motion are written into the prompts, which clean_caption cleans. height and width, given together,
+        replace resolution and aspect; num_frames is a number or a name ("2s"). A guidance_scale of 1 or less switches
+        guidance off. negative_prompt replaces the null caption. prompt_embeds (n, 1, L, E) and prompt_attention_mask
+        (n, L) replace prompt. references are latents whose frames are copied into the videos as mask_strategy says (see
+        conditioning.py). output_type is "latent", or with a VAE "pil", "np" or "pt". callback_on_step_end(pipe, step,
+        timestep, {"latents": latents}) may return a dict with other latents; callback_on_step_end_tensor_inputs may
+        name only "latents".
         """
         check_form(output_type, self.vae)
         if set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):

@@ -36,8 +36,8 @@ def denoise_step(
     generator: Generators = None,
 ) -> Tensor:
     """Makes denoising step `index` of `latents` (n, channels, frames, height, width) with the transformer `model`;
-    returns the latents after the step, in float32. `generator` draws the noise of frames that are redrawn from this
-    step on."""
+    returns the latents after the step, in float32. `scheduler` has the times of the steps, and `conditions` the
+    captions and the frames to keep. `generator` draws the noise of frames that are redrawn from this step on."""
     t = scheduler.timesteps[index]  # (n,)
     arguments = dict(conditions.arguments)
     rows = 1 if conditions.guidance_scale is None else 2
@@ -58,8 +58,9 @@ def denoise_step(
 
 
 def _active(scheduler: RFlowScheduler, frame_mask: Tensor, index: int) -> Tensor:
-    """Returns which latent frames step `index` denoises, (n, T) bool; for a negative index the frames that start as
-    noise. `frame_mask` (n, T) is 1 for these, 0 for frames to keep, and a value between for frames to redraw."""
+    """Returns which latent frames step `index` of `scheduler` denoises, (n, T) bool; for a negative index the frames
+    that start as noise. `frame_mask` (n, T) is 1 for these, 0 for frames to keep, and a value between for frames to
+    redraw."""
     if index < 0:
         return frame_mask == 1
     return frame_mask * scheduler.config["num_timesteps"] >= scheduler.timesteps[index][:, None]
@@ -73,8 +74,9 @@ def sample(
     num_inference_steps: int = 30,
     generator: Generators = None,
 ) -> Tensor:
-    """Denoises the noise `latents` (n, channels, frames, height, width) and returns the final latents. `model` is the
-    transformer; `generator` draws the noise of frames that are redrawn."""
+    """Denoises the noise `latents` (n, channels, frames, height, width) and returns the final latents. Takes
+    `num_inference_steps` steps, whose times `scheduler` sets. `model` is the transformer; `conditions` has the captions
+    and the frames to keep; `generator` draws the noise of frames that are redrawn."""
     shape = VideoShape(*(conditions.arguments[name] for name in VideoShape._fields))
     scheduler.set_timesteps(num_inference_steps, latents.device, shape=shape)
     for index in range(num_inference_steps):

@@ -80,14 +80,15 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
         shape: VideoShape | None = None,
         rows: int = 1,
     ) -> None:
-        """Sets the times of a run: the attribute `timesteps` (steps, n), for the n videos of `shape`, or n = `rows`.
+        """Sets the times of a run with `num_inference_steps` steps: the attribute `timesteps` (steps, n), for the n
+        videos of `shape`, or n = `rows`, on `device`.
 
         The timestep transform needs `shape`, if the config switches it on. Its rounding can put the first time just
         above num_timesteps (144p images in float32). With a frame mask no frame is then denoised in the first step, as
         in Open-Sora. Raises UsageError for fewer than one step and for a timestep transform without `shape`.
         """
         if num_inference_steps < 1:
-            raise UsageError(f"steps: {num_inference_steps} is too few. Use at least 1.")
+            raise UsageError(f"num_inference_steps: {num_inference_steps} is too few. Use at least 1.")
         total = self.config["num_timesteps"]
         times = torch.tensor(
             even_times(num_inference_steps, total, self.config["use_discrete_timesteps"]), device=device
@@ -104,7 +105,8 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
         self._step_index = 0
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | None = None) -> Tensor:
-        """Returns the sample unchanged: this sampler scales no input."""
+        """Returns the sample unchanged: this sampler scales no input. diffusers passes `timestep`, which is not
+        used."""
         return sample
 
     def step(
@@ -124,7 +126,8 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # both
         return SchedulerOutput(prev_sample=moved) if return_dict else (moved,)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Mixes the samples with noise, linearly in time: at time 0 only the samples, at num_timesteps only noise.
+        """Mixes `original_samples` with `noise`, linearly in time: at time 0 only the samples, at num_timesteps only
+        noise.
 
         `timesteps` (n,) has the time of each sample.
         """

@@ -16,7 +16,8 @@ def with_scores(
     motion: float | None = None,
     camera_motion: str | None = None,
 ) -> str:
-    """Appends scores to a prompt, in the words that the model was trained with ("motion score: 5.0.").
+    """Appends an aesthetic score, a motion score and the camera motion (such as "zoom in") to a prompt, in the words
+    that the model was trained with ("motion score: 5.0.").
 
     A score that is None or already in the prompt is not appended.
     """

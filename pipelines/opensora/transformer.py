@@ -114,8 +114,8 @@ class STDiT3(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare con
         return self._unpatchify(x, grid)[:, :, : size[0], : size[1], : size[2]].float()
 
     def _times(self, timestep: Tensor, fps: Tensor, clean: bool) -> tuple[Tensor, Tensor | None]:
-        """Returns the sum of the embeddings of time and fps, (B, C), for B samples and C channels. If `clean` is True,
-        also returns the sum for time 0, for frames that are taken as clean; else None."""
+        """Returns the sum of the embeddings of `timestep` (the time) and `fps`, (B, C), for B samples and C channels.
+        If `clean` is True, also returns the sum for time 0, for frames that are taken as clean; else None."""
         rate = self.fps_embedder(fps.flatten().to(timestep.device), timestep.dtype)
         rate = rate.repeat(timestep.shape[0] // rate.shape[0], 1)
         t = self.t_embedder(timestep, timestep.dtype) + rate

@@ -140,7 +140,7 @@ def test_a_misshapen_weight_is_refused(model):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(model, value):
     edit(model / "transformer" / WEIGHTS, lambda weights: weights["proj_out.bias"][2:3].fill_(value))
-    refused_load(model, 6, "transformer.proj_out.bias: 1 of 16 values not finite")
+    refused_load(model, 6, "transformer.proj_out.bias: 1 of 16 values are not finite")
 
 
 def test_a_folder_that_the_index_names_is_missing(model):

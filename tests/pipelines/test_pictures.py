@@ -91,7 +91,7 @@ WRONG = {
     "text": (lambda path: path.write_text("a fox"), 3, "not a picture that Pillow reads"),
     "bomb": (bomb, 3, "decompression bomb"),
     "postscript": (postscript, 3, "not a picture that Pillow reads"),
-    "directory": (Path.mkdir, 2, "a directory, not a picture"),
+    "directory": (Path.mkdir, 2, "is a directory, not a picture"),
     "missing": (lambda path: None, 2, "no such picture. Correct the path"),
 }
 

@@ -108,7 +108,7 @@ def test_bytes_that_are_not_utf8_are_refused(path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_utf16_is_refused_by_name(path: Path, encoding: str) -> None:
-    assert refused_prompts(path, "an otter\n".encode(encoding)) == ": looks like UTF-16; save it as UTF-8."
+    assert refused_prompts(path, "an otter\n".encode(encoding)) == ": looks like UTF-16. Save it as UTF-8."
 
 
 @pytest.mark.parametrize("code", [0, 1, 7, 8, 0x0E, 0x1B, 0x1F])

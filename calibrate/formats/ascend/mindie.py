@@ -115,8 +115,8 @@ def _counted(checkpoint: Checkpoint) -> str:
 
 
 def _schemes(checkpoint: Checkpoint) -> Iterator[Verdict]:
-    """Yields verdicts on whether MindIE-SD can run the W8A8_TIMESTEP layers, and the W8A16 layers that have a smoothing
-    multiplier. Yields none if there are no such layers."""
+    """Yields verdicts on whether MindIE-SD can run the W8A8_TIMESTEP layers of `checkpoint`, and the W8A16 layers that
+    have a smoothing multiplier. Yields none if there are no such layers."""
     timed = [name for name, scheme in checkpoint.schemes.items() if scheme == "W8A8_TIMESTEP"]
     if timed:
         stored = [checkpoint.tensors.get(checkpoint.prefix(name) + "input_scale") for name in timed]

@@ -129,8 +129,8 @@ def _multiplier(reader: LayerReader, inputs: int) -> Floats | None:
 
 
 def _ranged(reader: LayerReader, layer: LayerNumbers) -> LayerNumbers:
-    """Reads input scale, zero point, deq and quant_bias of a W8A8 or W8A8_TIMESTEP layer, and returns `layer` with
-    these numbers and with the dtype of the input scale."""
+    """Reads with `reader` the input scale, zero point, deq and quant_bias of a W8A8 or W8A8_TIMESTEP layer, and returns
+    `layer` with these numbers and with the dtype of the input scale."""
     integers, levels = layer.integers, reader.checkpoint.levels
     by_level, weight = integers.scheme == TIMESTEP, integers.weight
     if by_level and not levels:
@@ -169,7 +169,7 @@ def _check_accumulator(reader: LayerReader, key: str, quant_bias: Array, weight:
 
 def _binned(reader: LayerReader, layer: LayerNumbers, levels: tuple[float, ...]) -> LayerNumbers:
     """Returns `layer` with one row of numbers for each timestep bin, in place of one row for each denoising step.
-    `levels` are the noise levels of the steps.
+    `levels` are the noise levels of the steps; `reader` reads the rows.
 
     Raises FileError if no step is in one of the bins, or if the rows of two steps in the same bin differ.
     """

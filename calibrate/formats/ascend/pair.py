@@ -18,17 +18,17 @@ def write_pair(
     other files stay.
 
     `fill` is called with a staging directory and writes the two files there, under the two `names`. The manifest
-    records `origin`, the fingerprint of the float model. If `target` has no other files, the whole directory is
-    replaced at once. Otherwise the old description is removed first, and the new one is put there last, after the
-    manifest: at every instant `target` has the old files, the new files, or no description, and without a description
-    nothing loads the weights.
+    records `origin`, the fingerprint of the float model; `modes` has the permissions of the files. If `target` has no
+    other files, the whole directory is replaced at once. Otherwise the old description is removed first, and the new
+    one is put there last, after the manifest: at every instant `target` has the old files, the new files, or no
+    description, and without a description nothing loads the weights.
 
     Raises UsageError unless the names end in .safetensors and .json, StorageError if `target` is not a directory or
     cannot be written.
     """
     for name, ending in zip(names, (".safetensors", ".json"), strict=True):
         if Path(name).name != name or not name.endswith(ending):
-            raise UsageError(f"{name!r}: not a file name that ends in {ending}. Give a name such as model{ending}.")
+            raise UsageError(f"{name!r} is not a file name that ends in {ending}. Give a name such as model{ending}.")
     if target.exists() and not target.is_dir():
         raise StorageError(f"{target}: exists and is not a directory. Choose another name.")
     with storage(target):

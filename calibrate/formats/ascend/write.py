@@ -48,6 +48,7 @@ def write_ascend(
     timesteps: Sequence[float] | None = None,
 ) -> None:
     """Writes the weight file and the description into an existing directory, under `names`, by default MindIE-SD's.
+    `modes` has the permissions of new files.
 
     `model` is the float model, or has `layers` installed. `timesteps` are the noise levels at which the pipeline will
     call the denoiser, step by step. A W8A8_TIMESTEP layer gets one row of numbers for each of them, or for each

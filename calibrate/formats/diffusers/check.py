@@ -45,7 +45,7 @@ def _verdicts(model: Model) -> Iterator[Verdict]:
 
 def _misfit(model: Model, structure: Structure) -> str | None:
     """Returns what is wrong with the first tensor of an integer layer that is missing, superfluous, or of another dtype
-    or shape than the layer needs; None if all fit."""
+    or shape than `structure`, read from the checkpoint's config, requires; None if all fit."""
     for name, kind in structure.kinds.items():
         weight = model.tensors.get(f"{name}.weight")
         if weight is None:
@@ -99,8 +99,8 @@ def _needed_tensors(kind: LayerKind, shape: tuple[int, ...]) -> dict[str, tuple[
 
 
 def _numbers(model: Model, structure: Structure) -> Verdict:
-    """Returns the verdict on whether the integer layers give the output of the dequantized layers, up to the errors
-    that rounding and bias corrections can cause."""
+    """Returns the verdict on whether the integer layers, which `structure` lists, give the output of the dequantized
+    layers, up to the errors that rounding and bias corrections can cause."""
     ratio, worst = 0.0, ""
     for name, kind in structure.kinds.items():
         layer = _layer(model, name, kind)
@@ -113,8 +113,8 @@ def _numbers(model: Model, structure: Structure) -> Verdict:
 
 
 def _layer(model: Model, name: str, kind: LayerKind) -> Integers:
-    """Reads the numbers of the integer layer `name`, without its smoothing multiplier and the noise levels that
-    separate its timestep bins."""
+    """Reads the numbers of the integer layer `name`, a layer of the given `kind`, without its smoothing multiplier and
+    the noise levels that separate its timestep bins."""
     tensors = {leaf: model.tensors[f"{name}.{leaf}"].read() for leaf in _READ if f"{name}.{leaf}" in model.tensors}
     ranges = [tensors.get(leaf) for leaf in ("input_scale", "input_zero_point", "deq", "quant_bias")]
     return Integers(kind.scheme, tensors["weight"], tensors["weight_scale"], tensors.get("bias"), *ranges)

@@ -164,6 +164,7 @@ class OctavoQuantizer(DiffusersQuantizer):
 
 def check_stored(model: nn.Module, stored: Mapping[str, Stored], structure: Structure) -> None:
     """Compares the tensors `stored` in a checkpoint with those of `model`, whose integer layers are still empty.
+    `structure` lists these layers.
 
     Raises MisfitError for a tensor that only one of the two has, and for one whose shape or dtype differs. Scales, deq
     and integers must have exactly the model's dtype; another tensor must be floating-point if the model's is.

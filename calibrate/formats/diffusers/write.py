@@ -40,6 +40,7 @@ def write_diffusers(
     shard: int = SHARD,
 ) -> None:
     """Writes config.json and the weights of `model`, with the integer `layers` in it, into an existing directory.
+    `modes` has the permissions of new files.
 
     More than `shard` bytes of weights become several files and an index. `model` is the float model, or has `layers`
     installed. `parameters` are the float parameters with smoothing factors folded in, a dict from name to a function
@@ -98,7 +99,8 @@ def _same(tensor: Tensor) -> Tensor:
 
 
 def write_config(directory: Path, config: Mapping[str, Any], modes: Modes) -> None:
-    """Writes `config` to config.json in `directory`, formatted as diffusers does: sorted keys, indented by two."""
+    """Writes `config` to config.json in `directory`, formatted as diffusers does: sorted keys, indented by two. `modes`
+    has the permissions of new files."""
     with create(directory / CONFIG_FILE, modes.data) as sink:
         sink.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
@@ -107,7 +109,7 @@ def write_weights(
     directory: Path, tensors: dict[str, Planned], metadata: Mapping[str, str], modes: Modes, shard: int
 ) -> None:
     """Writes `tensors`, a dict by name, to weight files with `metadata` in their headers: one file, or several of at
-    most `shard` bytes each and an index, split as diffusers splits them."""
+    most `shard` bytes each and an index, split as diffusers splits them. `modes` has the permissions of new files."""
     split = split_state_dict_into_shards_factory(
         tensors, get_storage_size=lambda planned: planned.bytes, filename_pattern=WEIGHT_PATTERN, max_shard_size=shard
     )

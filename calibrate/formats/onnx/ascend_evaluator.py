@@ -39,8 +39,8 @@ class AscendGraph:
 
 
 def compiled(proto: "ModelProto") -> "ModelProto":
-    """Returns a copy of the graph in which each integer operator has, as an attribute, what Ascend's compiler derives:
-    the offset of its input's codes (their zero point), or for AscendDequant the axis of the channels.
+    """Returns a copy of the graph `proto` in which each integer operator has, as an attribute, what Ascend's compiler
+    derives: the offset of its input's codes (their zero point), or for AscendDequant the axis of the channels.
 
     Raises FileError for an operator other than Conv, Gemm and MatMul on the codes of an AscendQuant.
     """

@@ -157,7 +157,8 @@ def _quant_faults(node: "NodeProto") -> Iterator[str]:
 
 
 def _dequant_faults(index: _GraphIndex, node: "NodeProto") -> Iterator[str]:
-    """Yields the first fault of an AscendDequant node in words, nothing if it has none.
+    """Yields the first fault of an AscendDequant node in words, nothing if it has none. `index` finds the nodes and
+    tensors of the graph by name.
 
     The node needs an integer layer before it that has one output for each scale, and whose accumulator fits into int32.
     """

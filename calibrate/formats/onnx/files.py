@@ -55,7 +55,8 @@ def _move_tensors(proto: "ModelProto", sink: OutputFile, location: str) -> None:
 def write_graphs(
     target: Path, fill: Callable[[Path], None], modes: Modes, name: str, origin: "Origin | None" = None
 ) -> None:
-    """Puts the graphs that `fill` writes, and a manifest of them, into the directory `target`.
+    """Puts the graphs that `fill` writes, and a manifest of them, into the directory `target`. `modes` has the
+    permissions of new files.
 
     `fill` is called with a staging directory. `target` is created if it does not exist; other files in it stay. `name`
     becomes part of the manifest's file name, and the manifest records `origin`, the fingerprint of the float model.

@@ -71,7 +71,8 @@ class Placeholder(nn.Module):
 @contextmanager
 def placeholders_installed(model: nn.Module, layers: Mapping[str, QuantizedLayer], torchscript: bool) -> Iterator[None]:
     """Context manager inside which `model` is in eval mode and has placeholders in place of the layers that `layers`
-    names, numbered in the order of `layers`. Afterwards the model is as it was before."""
+    names, numbered in the order of `layers`. `torchscript`: whether torch's older exporter, which traces with
+    TorchScript, exports the model. Afterwards the model is as it was before."""
     names = names_of(model)
     before = {name: model.get_submodule(name) for first in layers for name in names[first]}
     training = [module for module in model.modules() if module.training]

@@ -66,8 +66,8 @@ def _expand(builder: Builder, use: Use) -> None:
 
 
 def _input(builder: Builder, use: Use) -> str:
-    """Adds nodes that quantize and dequantize the input of the layer in `use`, for this layer alone, and returns the
-    name of their output.
+    """Adds to `builder` nodes that quantize and dequantize the input of the layer in `use`, for this layer alone, and
+    returns the name of their output.
 
     If several layers shared the nodes, onnxruntime would compute these layers in float.
     """
@@ -85,8 +85,8 @@ def _weight_scale(use: Use) -> Tensor:
 
 
 def _weight(builder: Builder, use: Use, scale: Tensor, axis: int) -> str:
-    """Adds the weight codes of the layer in `use`, and a node that dequantizes them with `scale`, (out,). Returns the
-    name of the result.
+    """Adds to `builder` the weight codes of the layer in `use`, and a node that dequantizes them with `scale`, (out,).
+    Returns the name of the result.
 
     `axis` is the axis of the output channels: the result is (out, in, ...) for 0 and, transposed, (in, out) for 1.
     """
@@ -103,8 +103,8 @@ def _weight(builder: Builder, use: Use, scale: Tensor, axis: int) -> str:
 
 
 def _bias(builder: Builder, use: Use) -> str | None:
-    """Adds the int32 bias of the layer in `use`, and a node that dequantizes it. Returns the name of the result, or
-    None if the bias is zero."""
+    """Adds to `builder` the int32 bias of the layer in `use`, and a node that dequantizes it. Returns the name of the
+    result, or None if the bias is zero."""
     bias = int32_bias(use)
     if not bool(bias.any()):
         return None

@@ -125,15 +125,19 @@ def _checked(path: Path, tensor: "TensorProto") -> int:
     file = path.parent / location
     if file.is_symlink():
         raise damage(
-            file, f"a symbolic link, where {path.name} expects the file with its data", "Do not use the graph."
+            file,
+            f"is a symbolic link, but the data of {path.name} have to be in a regular file",
+            "Do not use the graph.",
         )
     with open_regular(file, f"{path.name} needs it. {_REMEDY}") as (descriptor, size):
         if os.fstat(descriptor).st_nlink > 1:
-            fact = f"a hard link: the data of {path.name} have other file names too"
+            fact = f"is a hard link, so the data of {path.name} have other file names too"
             raise damage(file, fact, "Copy the file in its place.")
     offset, length = _number(file, entries.get("offset", "0")), _length(tensor, file)
     if _number(file, entries.get("length", str(length))) != length:
-        raise damage(file, f"tensor {tensor.name} has {entries['length']} bytes here, but needs {length}", _REMEDY)
+        raise damage(
+            file, f"tensor {tensor.name} has {entries['length']} bytes in this file, but needs {length}", _REMEDY
+        )
     if offset + length > size:
         fact = f"{tensor.name} ends at byte {offset + length}, but the file has {size} bytes"
         raise damage(file, fact, _REMEDY)

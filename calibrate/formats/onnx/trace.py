@@ -162,5 +162,5 @@ def _check_reached(proto: "ModelProto", layers: Mapping[str, QuantizedLayer]) ->
         if index in inner:
             raise MisfitError(f"{name}: is in a branch or loop of the graph. Keep the layer float.")
         if index not in indices:
-            fact = "not in the traced graph. Keep the layer float, or give a call that reaches it."
+            fact = "is not in the traced graph. Keep the layer float, or give a call that reaches it."
             raise MisfitError(f"{name}: {fact}")

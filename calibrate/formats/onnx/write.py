@@ -27,6 +27,7 @@ def write_qdq(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, example: Any
 ) -> None:
     """Writes format `onnx`: model_quant_qdq.onnx in `directory`, which is `model` with the integer `layers` in it.
+    `modes` has the permissions of new files.
 
     Raises UsageError if `example`, the call to trace, is None, if onnx is not installed, and for a layer that is
     neither static W8A8 nor W8A16; MisfitError for a model that torch.onnx cannot export or a layer that the call does
@@ -40,6 +41,7 @@ def write_ascend_onnx(
     layers: Mapping[str, QuantizedLayer], model: nn.Module, directory: Path, modes: Modes, example: Any
 ) -> None:
     """Writes format `ascend-onnx`: model_quant.onnx in `directory`, which is `model` with the integer `layers` in it.
+    `modes` has the permissions of new files.
 
     Raises UsageError if `example`, the call to trace, is None, if onnx is not installed, and for a layer that is not
     static W8A8; MisfitError for a model that torch.onnx cannot export or a layer that the call does not reach;

@@ -76,6 +76,7 @@ def write_torchao(
     shard: int = SHARD,
 ) -> None:
     """Writes config.json and the weights of `model`, with the integer `layers` in it, into an existing directory.
+    `modes` has the permissions of new files.
 
     `axes` is a dict from layer name to the number of axes of the layer's input, needed for static layers. `parameters`
     are the float parameters with smoothing factors folded in, a dict from name to a function that returns the new
@@ -124,8 +125,8 @@ def refusal_of(layer: QuantizedLayer, rank: int | None) -> str | None:
 
 
 def parts(ranked_layer: RankedLayer) -> Iterator[tuple[str, Tensor]]:
-    """Yields (name, tensor) for each tensor that torchao's Int8Tensor stores for a layer's weight, among them the
-    input's scale and smoothing multiplier. The names are those in Int8Tensor, such as "scale"."""
+    """Yields (name, tensor) for each tensor that torchao's Int8Tensor stores for the weight of `ranked_layer`, among
+    them the input's scale and smoothing multiplier. The names are those in Int8Tensor, such as "scale"."""
     layer, axes = ranked_layer.layer, [1] * ranked_layer.rank
     yield "qdata", layer.weight.detach()
     yield "scale", _weight_scale(layer).view(-1, 1)

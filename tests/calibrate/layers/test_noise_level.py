@@ -37,8 +37,8 @@ def test_a_model_gives_its_layers_the_noise_level_for_one_call_only(by_name):
     x, level = torch.randn(2, 5, 8), torch.tensor([600.0, 600.0])
     with quantized(model, layers):
         y = model(hidden=x, timestep=level) if by_name else model(x, level)
-        refused(lambda: model.up(x), 4, "noise level: unknown in this call")
-        refused(lambda: model(x, None), 4, "noise level: unknown in this call")
+        refused(lambda: model.up(x), 4, "the noise level of this call is unknown")
+        refused(lambda: model(x, None), 4, "the noise level of this call is unknown")
         with pytest.raises(TypeError):
             model(x)
         with pytest.raises(RuntimeError):

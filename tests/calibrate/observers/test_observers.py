@@ -151,7 +151,7 @@ def test_a_power_of_two_scales_the_range(seed, power, name):
 def test_values_that_are_not_finite_are_refused(name, bad):
     x = torch.zeros(4, 5)
     x[1, 2] = bad
-    with pytest.raises(ValueError, match="1 of 20 values not finite"):
+    with pytest.raises(ValueError, match="1 of 20 values are not finite"):
         OBSERVERS[name](Options()).read(x)
 
 

@@ -267,10 +267,13 @@ CRAFTED = {  # name: (opcodes of a pickle, words of the refusal)
     "huge bytes": (pickle.BINBYTES8 + HUGE, "not a file"),
     "state of a function": (
         REBUILD + b"N}" + text(b"__defaults__") + b")s\x86b",
-        "needs attributes for an object of class ",
+        "needs to set attributes of an object of class ",
     ),
-    "attributes of a function": (REBUILD + b"}" + text(b"marker") + b"Nsb", "needs attributes for an object of class "),
-    "state of a set": (pickle.EMPTY_SET + b"}b", "needs attributes for an object of class set"),
+    "attributes of a function": (
+        REBUILD + b"}" + text(b"marker") + b"Nsb",
+        "needs to set attributes of an object of class ",
+    ),
+    "state of a set": (pickle.EMPTY_SET + b"}b", "needs to set attributes of an object of class set"),
     "extension": (b"\x82\x01", "needs copyreg extension 1"),
     "memo of nothing": (b"h\x07", "not a file"),
     "instance": (b"(iposix\nsystem\n", "needs posix.system"),

@@ -66,7 +66,7 @@ def test_a_linked_directory_is_used_and_links_inside_are_refused(tmp_path: Path)
     unit = next((tmp_path / "real" / "units").iterdir())
     unit.rename(tmp_path / "elsewhere")
     unit.symlink_to(tmp_path / "elsewhere")
-    message = f"/units/{unit.name}: symbolic link inside the capture. "
+    message = f"/units/{unit.name}: is a symbolic link inside the capture. "
     assert refused_create(tmp_path / "real", 3, MANIFEST, resume=True).startswith(message)
     refused(lambda: Capture.open(tmp_path / "real"), 3, "symbolic link inside the capture")
 

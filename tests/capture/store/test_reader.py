@@ -224,7 +224,7 @@ def test_a_file_truncated_while_open_is_refused(tmp_path: Path) -> None:
 
 
 KINDS: dict[str, Callable[[Path], None]] = {
-    "symbolic link": lambda path: path.symlink_to("/etc/passwd"),
+    "is a symbolic link": lambda path: path.symlink_to("/etc/passwd"),
     "not a regular file": os.mkfifo,
     "not a regular file.": Path.mkdir,
 }

@@ -62,7 +62,7 @@ def test_the_checkpoint_is_the_same_to_the_last_byte(options, captured, checkpoi
         (("--memory", "1MiB"), 7, r"is needed \(.* in use, .* outside the blocks, .* for a block\)"),
         (("--memory", "much"), 2, r"is not a size\. Write a number and a unit \(B, KB"),
         (("--memory", "1024GiB", "--budget", "40%"), 2, "--memory: --budget needs the whole model"),
-        (("--max-shard-size", "large"), 2, "--max-shard-size 'large': is not a size"),
+        (("--max-shard-size", "large"), 2, "--max-shard-size: 'large' is not a size"),
         (("--memory", "1024GiB", "--pipeline", "cnn"), 2, "--memory does not work with --pipeline cnn. Remove it."),
     ],
 )

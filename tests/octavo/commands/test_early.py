@@ -32,8 +32,8 @@ TYPOS = {
     "a name": ("accuracyy = 'fast'", "did you mean 'accuracy'?"),
     "a word": ("accuracy = 'fats'", "'fats' is not one of"),
     "a format": ("format = 'ascnd'", "there is no format 'ascnd'. Choose one of ascend"),
-    "a size": ("max-shard-size = '5 parsecs'", "'5 parsecs': is not a size"),
-    "the memory": ("memory = '16GX'", "'16GX': is not a size"),
+    "a size": ("max-shard-size = '5 parsecs'", "'5 parsecs' is not a size"),
+    "the memory": ("memory = '16GX'", "'16GX' is not a size"),
 }
 
 

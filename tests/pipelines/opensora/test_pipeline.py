@@ -162,7 +162,7 @@ REFUSED: dict[str, tuple[dict, str]] = {
     "half a size": ({"width": None}, "height, width"),
     "no latent": ({"height": 4}, "size: 4x50"),
     "too few frames": ({"num_frames": 8}, "frames"),
-    "no steps": ({"num_inference_steps": 0}, "steps"),
+    "no steps": ({"num_inference_steps": 0}, "num_inference_steps"),
     "no prompt": ({"prompt": None}, "prompt"),
     "empty list": ({"prompt": []}, "prompt"),
     "embeds without mask": ({"prompt": None, "prompt_embeds": torch.zeros(1, 1, 20, 16)}, "prompt_embeds"),

@@ -146,8 +146,8 @@ def test_data_that_are_no_file(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "word"),
     [
-        ({"length": 10**15}, "has 1000000000000000 bytes here, but needs 4000"),
-        ({"length": 3999}, "has 3999 bytes here, but needs 4000"),
+        ({"length": 10**15}, "has 1000000000000000 bytes in this file, but needs 4000"),
+        ({"length": 3999}, "has 3999 bytes in this file, but needs 4000"),
         ({"length": -1}, "'-1' is not"),
         ({"length": "9" * 400}, "is not a valid offset"),
         ({"offset": -1}, "'-1' is not"),
