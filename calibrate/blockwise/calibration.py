@@ -239,8 +239,8 @@ class BlockwiseCalibration:
         return replace(self._settings, groups=lambda _: [part for part in parts if part.layers])
 
     def _sums_memory(self) -> float:
-        """Returns how many bytes the sums over calls that the rounding method needs may take: what the memory limit
-        leaves, minus what rounding the widest layer takes afterwards."""
+        """Returns how many bytes the sums of products of inputs, which the rounding method needs, may take while calls
+        run: what the memory limit leaves, minus what rounding the widest layer takes afterwards."""
         return self._limit - resident_memory() - SUMS_AT_WORK * self._sums
 
     def _check_shared(self) -> None:

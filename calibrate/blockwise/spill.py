@@ -86,7 +86,7 @@ class Spill:
 
 def floating(value: Any) -> bool:
     """Returns whether every SpilledTensor in `value`, a result of `SpillFile.put`, stands for a floating-point
-    tensor."""
+    tensor, in whose place a tensor of NaN can be returned."""
     kinds: list[bool] = []
     replaced(value, SpilledTensor, lambda place: kinds.append(torch_dtype(place.stored).is_floating_point))
     return all(kinds)

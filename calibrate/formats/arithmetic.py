@@ -28,7 +28,8 @@ class ErrorRatios(NamedTuple):
     `scales` compares deq, by which the device multiplies the integer sum, with input scale times weight scale. For a
     W8A8_DYNAMIC layer, which has no deq, it compares the output in float32 with the output in float64. `bias` compares
     two outputs: with quant_bias, which the device adds to the integer sum, and with the float bias and the zero point
-    in its place. `bias` is 0.0 for a W8A8_DYNAMIC layer; both are 0.0 for a W8A16 layer.
+    in its place. `bias` is 0.0 for a W8A8_DYNAMIC layer, which has no quant_bias. Both are 0.0 for a W8A16 layer,
+    which computes no integer sums.
     """
 
     scales: float
@@ -92,7 +93,7 @@ def has_bias_correction(layer: Integers) -> bool:
 
 def correction_ratio(layer: Integers) -> float:
     """Returns the largest bias correction in a layer's quant_bias, divided by the largest sum of products that the
-    layer can have.
+    layer can have. Above 1.0, the difference is too large to be a bias correction, so quant_bias is wrong.
 
     The largest sum is 255 * 127 times the number of inputs of an output channel: a code differs from the zero point by
     at most 255, and a weight is at most 127.

@@ -60,7 +60,7 @@ class Manifest(NamedTuple):
 
     @property
     def covers_directory(self) -> bool:
-        """True if the directory holds only the export of this manifest."""
+        """True if this manifest is for its whole directory, so that a file which it does not list is out of place."""
         return self.path.name == MANIFEST
 
 

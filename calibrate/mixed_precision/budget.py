@@ -3,8 +3,8 @@
 | text      | limit                                                                                            |
 |-----------|--------------------------------------------------------------------------------------------------|
 | 5MiB      | bytes of all layers in the plan together; B, KB, MB, GB or KiB, MiB, GiB                         |
-| 40%       | the same bytes, as a share of the bytes of these layers as floats                                |
-| 0.7x      | time of these layers' multiplications, relative to all of them as floats; an estimate (TIME)     |
+| 40%       | the same bytes, as a share of the bytes that these layers have as float layers                   |
+| 0.7x      | time of these layers' multiplications, as a share of that of the float layers; estimated (TIME)  |
 | 40%,0.7x  | both                                                                                             |
 """
 
@@ -46,8 +46,8 @@ class Cost(NamedTuple):
 @dataclass(frozen=True)
 class Budget:
     """Limits the size and the time of layers; `text` is what the user wrote. The size is limited to `bytes` bytes, or
-    to the fraction `share` of the layers' bytes as floats. The estimated time is limited to the fraction `time` of the
-    time that the layers take as floats. None means no limit."""
+    to the fraction `share` of the bytes of the float layers. The estimated time is limited to the fraction `time` of
+    the time that the float layers take. None means no limit."""
 
     text: str
     bytes: float | None = None
@@ -55,8 +55,8 @@ class Budget:
     time: float | None = None
 
     def limit(self, before: Cost) -> Cost:
-        """Returns the most bytes and the most time that the layers may take within this budget, given their cost
-        `before` as floats; infinite where there is no limit."""
+        """Returns the most bytes and the most time that the layers may take within this budget; infinite where there is
+        no limit. `before` is the cost of the layers when all are float, of which a budget may name a share."""
         most = self.bytes if self.share is None else self.share * before.bytes
         time = float("inf") if self.time is None else self.time * before.time
         return Cost(float("inf") if most is None else most, time)

@@ -24,7 +24,7 @@ def refine(
     """Improves `chosen`, the index of the option (a scheme, or float) of each group of layers, by exchanges: one or two
     groups get another option, within `limit`.
 
-    `error` is the measured error of `chosen`, that of the final latents; `run` measures this error for another choice,
+    `error` is the measured error of the final latents with `chosen`; `run` measures this error for another choice,
     by a run of the pipeline. `groups` has the options of each group, with their errors and costs. Tries at most `most`
     exchanges, in ascending order of the estimated error, the sum of the groups' errors. Keeps an exchange that lowers
     the measured error by at least 2 %. Returns the best choice, its measured error, and the number of exchanges that

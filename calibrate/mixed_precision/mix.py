@@ -25,8 +25,8 @@ _ADDING = 1.5  # ratio of measured to estimated error above which errors do not 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Holds the result of a search under a budget: the plan, the choices for its layers, and the entry in report.json.
-    `errors` is a dict from layer name to a dict from scheme name to the error of the final latents when only the
+    """Holds the result of a search under a budget: the plan, the choices for its layers, and what report.json says of
+    it. `errors` is a dict from layer name to a dict from scheme name to the error of the final latents when only the
     layer's group has this scheme and all other layers are float."""
 
     plan: Plan
@@ -77,8 +77,9 @@ def mixed(
 
 
 class _Selection(NamedTuple):
-    """The selected options: `chosen`, the index of each group's option; `error`, the measured error of the final
-    latents; `before`, this error before any exchange; `exchanges`, the number of exchanges that lowered it."""
+    """The selected options (a scheme, or float, for each group of layers). `chosen`: the index of each group's option.
+    `error`: the measured error of the final latents with these options. `exchanges`: how often one or two groups were
+    given another option because that lowered the error. `before`: the error before the first such exchange."""
 
     chosen: tuple[int, ...]
     error: float
@@ -168,9 +169,9 @@ def _errors_by_layer(groups: Iterable[LayerGroup]) -> dict[str, dict[str, float]
 
 
 def _budget_report(budget: Budget, limit: Cost, whole: Cost, used: Cost) -> dict[str, Any]:
-    """Returns, for report.json, the limits on bytes and on time, and how much of each is used; time is relative to
-    float. `budget` is what the user wrote, `limit` the two limits. `whole` is the layers' cost as floats, `used` their
-    cost in the mixture."""
+    """Returns, for report.json, the limits on bytes and on time, and what the float layers and the mixture take of
+    both; times are fractions of the time of the float layers. `budget` has the text that the user wrote, `limit` the
+    bytes and the time that it allows. `whole` is the cost of the float layers, `used` the cost of the mixture."""
     limits = [None if part == float("inf") else part for part in (limit.bytes, limit.time / whole.time)]
     return {
         "budget": budget.text,
@@ -183,8 +184,8 @@ def _lower_bounds(
     candidates: Candidates, names: Iterable[str], kinds: Sequence[type[Input]], before: Mapping[str, Cost]
 ) -> Cost:
     """Returns the smallest bytes and the smallest time that the layers `names` can take, each minimised on its own, if
-    each layer has a scheme of `kinds` or stays float. `before` has the cost of each layer as float; `candidates` makes
-    the integer layers."""
+    each layer has a scheme of `kinds` or stays float. `before` has the cost of each layer as a float layer;
+    `candidates` makes the integer layers."""
     bounds = Cost()
     for name in names:
         candidate_layers = [candidates.layer(name, kind) for kind in kinds]
@@ -197,7 +198,9 @@ def _lower_bounds(
 
 
 def _checked_limit(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -> Cost:
-    """Returns the limit of the budget, given the layers' cost `before` as floats and the smallest cost of any mixture.
+    """Returns the bytes and the time that the budget allows. `before` has the cost of each layer as a float layer;
+    `smallest` has the fewest bytes and the least time that a mixture can take.
+
     Raises UsageError, before the long measurement, if no mixture keeps the limit or if the float model does."""
     whole = summed(before.values())
     limit = budget.limit(whole)
@@ -212,9 +215,9 @@ def _checked_limit(budget: Budget, before: Mapping[str, Cost], smallest: Cost) -
 def _infeasible(budget: Budget, smallest: Cost, whole: Cost) -> OctavoError:
     """Returns the UsageError for a budget that is too small for the layers.
 
-    If the budget limits bytes, the message gives the fewest bytes that the layers can take, also in percent of their
-    bytes as floats. If it limits the time, it gives their least time as a fraction of their time as floats. `smallest`
-    is the least cost of the layers, `whole` their cost as floats."""
+    If the budget limits bytes, the message gives the fewest bytes that the layers can take, also in percent of the
+    bytes of the float layers. If the budget limits the time, the message gives the least time as a fraction of the time
+    of the float layers. `smallest` is the least cost of the layers, `whole` the cost of the float layers."""
     needs = []
     if budget.bytes is not None or budget.share is not None:
         needs.append(f"{size(smallest.bytes)} ({math.ceil(1000 * smallest.bytes / whole.bytes) / 10:.1f}%)")

@@ -131,12 +131,12 @@ def _counting(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, int]
 
 
 def divide_layers(names: Sequence[str], blocks: Sequence[str], most: int) -> list[tuple[str, ...]]:
-    """Divides the layers `names` into groups that change their scheme together: at most `most` groups, or more if there
-    are more blocks and layers outside blocks. `blocks` are the names of the model's blocks.
+    """Divides the layers `names` into groups that change their scheme together: at most `most` groups,
+    unless there are more blocks and layers outside blocks than that. `blocks` are the names of the model's blocks.
 
-    If there are at most `most` layers, each is a group of its own. Otherwise the layers of one part of a block (attn,
-    ff) are a group, or, if these are still too many groups, all layers of a block. Layers outside the blocks are always
-    groups of their own.
+    If there are at most `most` layers, each is a group of its own. Otherwise the layers of one submodule of a block,
+    such as attn or ff, are a group, or, if these are still too many groups, all layers of a block. Each layer outside
+    the blocks is always a group of its own.
     """
     block_of = {name: next((prefix for prefix in blocks if name.startswith(prefix + ".")), None) for name in names}
     divided: list[tuple[str, ...]] = []
@@ -169,7 +169,7 @@ class LayerGroup:
 
 def float_cost(plan: Plan, macs: Mapping[str, int]) -> dict[str, Cost]:
     """Returns a dict from the name of each layer in the plan to its cost as a float layer. The time is the layer's
-    number of multiply-accumulates in `macs`; a layer that is not in `macs` takes none."""
+    number of multiply-accumulates in `macs`; it is 0 for a layer not in `macs`, which the pipeline never runs."""
     return {entry.name: Cost(entry.bytes, float(macs.get(entry.name, 0))) for entry in plan.entries}
 
 

@@ -43,10 +43,12 @@ _measured: dict[torch.dtype, "Times"] = {}
 
 
 class Times(NamedTuple):
-    """Seconds of each candidate for inputs of one dtype; infinity for one that failed.
+    """The measured seconds of each candidate, a way to compute the same output, for inputs of one dtype; infinity for a
+    candidate that failed.
 
-    `attention`: by size class. `products`: of float layers, by kind: "few rows" and "many rows" of a linear layer, and
-    "convolution"; the candidates are the names of dtypes in which to compute.
+    `attention`: a dict from size class to the seconds of the candidates for attention (keys of CANDIDATES).
+    `products`: a dict from kind of float layer ("few rows" and "many rows" of a linear layer's input, and
+    "convolution") to the seconds that it takes in each of two dtypes, which are the candidates.
     """
 
     attention: dict[str, dict[str, float]]
@@ -54,8 +56,8 @@ class Times(NamedTuple):
 
 
 def fastest(times: Mapping[str, float]) -> str:
-    """Returns the name of the candidate to use: the first one, which is torch's own, unless the fastest takes less than
-    90 % of its time. `times` is a dict from name to seconds."""
+    """Returns the name of the candidate to use: the fastest if it takes less than 90 % of the time of the first, which
+    is torch's own; otherwise the first. `times` is a dict from name to seconds."""
     first, best = next(iter(times)), min(times, key=times.__getitem__)
     return best if times[best] < _CLEAR * times[first] else first
 
@@ -80,18 +82,20 @@ def choose_attention(times: Times, size: str, word: str = "auto") -> str:
 
 
 def in_float32(dtype: torch.dtype, kind: str) -> bool:
-    """Returns whether float layers of `kind`, a key of `Times.products`, compute in float32 for inputs of `dtype`."""
+    """Returns whether float layers of `kind`, a key of `Times.products`, should compute in float32 for inputs of
+    `dtype`, because that was measured to be faster on this processor. Returns False if `dtype` is float32 itself."""
     return dtype in DTYPES[1:] and fastest(times_of(dtype).products[kind]) == "float32"
 
 
 def linear_in_float32(dtype: torch.dtype, rows: int) -> bool:
-    """Returns whether a float linear layer computes in float32 for inputs of `dtype` with `rows` rows."""
+    """Returns whether a linear layer should compute in float32 for an input of `dtype` with `rows` rows, because that
+    was measured to be faster. Returns False for few rows, where converting the weight takes longer than it saves."""
     return rows >= LEAST_ROWS and in_float32(dtype, "many rows" if rows >= MANY_ROWS else "few rows")
 
 
 def attention_gains(dtype: torch.dtype, word: str) -> bool:
-    """Returns whether attention of any size class is computed by a candidate other than torch for inputs of `dtype`, if
-    the candidates that `word`, a key of ATTENTION, allows are compared."""
+    """Returns whether, for inputs of `dtype` of at least one size class, attention should be computed by another
+    candidate than torch's, because that is faster. `word`, a key of ATTENTION, limits the candidates."""
     return any(attention_for(dtype, size, word) != "torch" for size in _SIZES)
 
 
@@ -141,8 +145,8 @@ def _measure_all(dtype: torch.dtype) -> Times:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Makes torch compute with one thread inside `with`. Threads that other processes keep from running would make the
-    others wait, so that on a busy machine all candidates would seem equally slow."""
+    """Makes torch compute with one thread inside the `with` statement. With several threads, those that other processes
+    keep from running would make the rest wait, so that on a busy machine all candidates would seem equally slow."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -30,8 +30,8 @@ _OUT = (torch.float32, torch.bfloat16)  # dtypes in which oneDNN's kernels can w
 
 
 def multiplies_codes() -> bool:
-    """Returns whether linear layers multiply integers here: by oneDNN where it sums in int32, else by Octavo's kernel.
-    Otherwise the reference computes them."""
+    """Returns whether this processor can multiply the integers of linear layers fast: by oneDNN where it sums in int32,
+    else by Octavo's kernel. If not, the reference backend computes the layers."""
     return sums_in_int32() or kernels.library() is not None
 
 
@@ -91,7 +91,7 @@ def _shared_codes(layer: LinearState, x: Tensor, index: int) -> Tensor:
 
 def _quantized(layer: LinearState, x: Tensor, index: int) -> Tensor:
     """Returns the codes of `x` (..., in) as uint8 (rows, in), by scale and zero point of the layer's input in the
-    timestep bin with the index `index`; 0 for a layer with one range."""
+    timestep bin with the index `index`, which is 0 for a layer with one range."""
     rows, library = x.reshape(-1, x.shape[-1]), kernels.library()
     q = torch.empty(rows.shape, dtype=torch.uint8)
     scale, zero_point, transform = layer.quantization(index)

@@ -216,8 +216,8 @@ class Kernels:
         return ends if self._column_extremes(ctypes.byref(rows), low_at, high_at) else None
 
     def exact_units(self, values: NDArray[np.float64]) -> dict[int, int]:
-        """Returns the exact sum of `values`, finite numbers in a contiguous array, as a dict from exponent to the
-        integer that is multiplied by 2**exponent. There are at most 2**36 numbers."""
+        """Returns the exact sum of `values`, at most 2**36 finite numbers in a contiguous array, as a dict from
+        exponent to integer: the sum is that of integer * 2**exponent over the items of the dict."""
         bins = np.zeros(2 * 2047, dtype=np.int64)
         numbers, sums = (ctypes.c_void_p(array.ctypes.data) for array in (values, bins))
         self._add_exactly(numbers, ctypes.c_int64(values.size), sums)
@@ -279,8 +279,8 @@ def library() -> Kernels | None:
 
 
 def kernels_for(x: Tensor) -> Kernels | None:
-    """Returns the kernels that can read `x`; None where there is no library, and for tensors on other devices, of other
-    dtypes than those of TYPES, and without values."""
+    """Returns the kernels that can read `x`; None if there is no library, or if `x` is not a dense tensor on the
+    CPU, is empty, or has a dtype that is not in TYPES."""
     if x.dtype not in TYPES or x.device.type != "cpu" or x.layout != torch.strided or x.numel() == 0:
         return None
     return library()

@@ -83,21 +83,21 @@ class FastOperators(TorchFunctionMode):
         return func(input, weight, bias, *args, **kwargs)
 
     def enter(self, model: nn.Module, *_: Any) -> None:
-        """Enters the mode before a forward of `model` on a CPU; a pre-hook. A mode that is still active, because the
+        """The pre-hook of `model`: enters the mode before a forward on a CPU. A mode that is still active, because the
         forward before was interrupted, is not entered again."""
         first = next(model.parameters(), None)
         if (first is None or first.device.type == "cpu") and _get_current_function_mode() is not self:
             self.__enter__()
 
     def leave(self, *_: Any) -> None:
-        """Leaves the mode after a forward, also after one that raised an exception; a forward hook."""
+        """The forward hook: leaves the mode after a forward, also after one that raised an exception."""
         if _get_current_function_mode() is self:
             self.__exit__(None, None, None)
 
 
 def _is_plain(dtypes: tuple[torch.dtype, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Returns whether a float layer may be computed in float32: its input `x`, `weight` and `bias` are plain, on a CPU,
-    of one of `dtypes`, and need no gradients."""
+    """Returns whether a float layer may be computed in float32: if its input `x`, `weight` and `bias` are tensors of no
+    subclass but Parameter, are on a CPU, have one dtype, which is in `dtypes`, and need no gradients."""
     if x.dtype not in dtypes or torch.is_autocast_enabled("cpu"):
         return False
     tensors = [x, weight, *([] if bias is None else [bias])]

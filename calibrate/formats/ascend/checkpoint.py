@@ -128,7 +128,7 @@ class Checkpoint:
         return self._listed(CORRECTED, name)
 
     def made_bias(self, name: str) -> bool:
-        """Returns whether the layer `name` has a bias only for its bias correction, and none in the float model."""
+        """Returns whether the layer `name` has a bias only for its bias correction: its float layer has no bias."""
         return self._listed(MADE_BIASES, name)
 
     def convolution(self, name: str) -> Convolution:

@@ -46,7 +46,7 @@ class LayerNumbers(NamedTuple):
 
 
 class LayerReader(NamedTuple):
-    """Reads the tensors of the layer `name` from `checkpoint`, and makes the errors for faults in them."""
+    """Reads the tensors of the layer `name` from `checkpoint`, and makes the FileErrors for faults in them."""
 
     checkpoint: Checkpoint
     name: str

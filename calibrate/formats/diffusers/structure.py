@@ -9,7 +9,7 @@ The keys of quantization_config:
 | dtype        | dtype of the float tensors: "float32", "float16" or "bfloat16"                 |
 | schemes      | dict from scheme to names of integer layers; every other layer is float        |
 | multiplied   | names of the layers with a smoothing multiplier                                |
-| made_biases  | names of the layers with a bias only for its correction, none in float         |
+| made_biases  | names of the layers with a bias only for their bias correction                 |
 | bins         | dict from name to number of timestep bins, for each W8A8_TIMESTEP layer        |
 | rotations    | dict from name to size of a group, for each rotated layer; absent if there are |
 |              | none                                                                           |

@@ -61,8 +61,8 @@ class Builder:
         return output
 
     def once(self, key: Any, make: Callable[[], str]) -> str:
-        """Returns the name that `make` returns. Calls `make` only the first time that it gets `key`, and remembers the
-        name."""
+        """Returns the name in the graph that `make` returns. Only the first call with this `key` calls `make`; later
+        calls return the same name again."""
         if key not in self._names:
             self._names[key] = make()
         return self._names[key]

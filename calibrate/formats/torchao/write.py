@@ -111,7 +111,8 @@ def refusal_of(layer: QuantizedLayer, rank: int | None) -> str | None:
     """Returns the reason why the format torchao cannot hold a layer, and what the user can do; None if it can hold the
     layer.
 
-    `rank` is the number of axes of the layer's input; None or 0 if it is unknown or changes between calls.
+    `rank` is the number of axes of the layer's input; None or 0 if it is unknown or changes between calls,
+    in which case the format cannot hold a static layer.
     """
     if not isinstance(layer, QuantizedLinear):
         return "is a convolution, which torchao does not quantize. Keep the layer float."
