@@ -84,8 +84,8 @@ def check_rotation(formats: Sequence[str], rotation: str) -> None:
 
 
 def folding(formats: Sequence[str]) -> bool:
-    """Returns whether smoothing factors can be folded into float parameters: whether the software for each of `formats`
-    loads the float parameters from the checkpoint."""
+    """Returns whether smoothing factors may be folded into float parameters, because the software for each of `formats`
+    loads these parameters from the checkpoint."""
     return all(format_named(name).folds for name in formats)
 
 

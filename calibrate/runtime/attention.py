@@ -57,8 +57,8 @@ def _by_kernel(
 def _by_integers(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor | None:
-    """Computes attention by the kernel of native/attention.c. Returns None, so that another candidate has to serve, if
-    a number is NaN, infinite or above 1e15, except -infinity in the mask, or if there is no kernel. `query`, `key`,
+    """Computes attention by the kernel of native/attention.c. Returns None, so that the caller uses another candidate,
+    if a number is NaN, infinite or above 1e15, except -infinity in the mask, or if there is no kernel. `query`, `key`,
     `value`, `attn_mask` and `scale` are those of F.scaled_dot_product_attention."""
     library = kernels.library()
     if library is None or (

@@ -19,7 +19,7 @@ else:
 
 @torch.compiler.assume_constant_result
 def _runs_kernels(device: torch.device) -> bool:
-    """Returns whether Octavo's Triton kernels run on `device`: on NVIDIA's GPUs since Ampere."""
+    """Returns whether Octavo's Triton kernels can run on `device`: they can on NVIDIA's GPUs since Ampere."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 

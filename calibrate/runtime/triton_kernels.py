@@ -217,8 +217,8 @@ torch.library.register_fake("octavo::scaled_product", lambda x, weight, *more: _
 
 
 def supports(layer: LinearState, x: Tensor) -> bool:
-    """Returns whether the kernels can compute `layer` for the input `x`. They can for any layer, if `x` is float32,
-    float16 or bfloat16, is not empty, and needs no gradients."""
+    """Returns whether the kernels can compute `layer` for the input `x`. They can compute any layer, if `x` is
+    float32, float16 or bfloat16, is not empty, and needs no gradients."""
     return x.dtype in STORABLE and x.numel() > 0 and not (torch.is_grad_enabled() and x.requires_grad)
 
 
